@@ -1,0 +1,62 @@
+"""What can go wrong, as a tree.
+
+::
+
+    SoupError                 everything that this package raises on purpose
+    ├── RecipeError           the recipe, or the command line, asks for something that makes no sense
+    ├── ResolveError          a model or a data set cannot be found, reached, read or trusted
+    ├── IncompatibleError     the models cannot be averaged: architecture, ancestor, labels, vocabulary
+    ├── MergeError            the average itself failed: a tensor, the disk, the output folder
+    ├── ScoringError          held-out or report data cannot be used, or a score cannot be believed
+    └── PublishError          the soup could not be pushed
+
+An error names the thing, shows the values and says what to do: the first argument is the whole message
+and ``hint`` is the part that says what to do. Nothing else is caught by the command line, so a traceback
+is always a defect of this package.
+"""
+
+
+class SoupError(Exception):
+    """Base of every error that this package raises on purpose.
+
+    Args:
+        message: What is wrong: names the thing and shows the values.
+        hint: What to do about it, as a sentence of its own.
+
+    >>> error = RecipeError("'weight' of acme/a is -1.", hint="Use a weight of zero or more.")
+    >>> print(error)
+    'weight' of acme/a is -1.
+    Use a weight of zero or more.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+class RecipeError(SoupError):
+    """The recipe or the command line asks for something that makes no sense."""
+
+
+class ResolveError(SoupError):
+    """A model or a data set cannot be found, reached, read or trusted."""
+
+
+class IncompatibleError(SoupError):
+    """The models cannot be averaged with each other."""
+
+
+class MergeError(SoupError):
+    """The average itself failed."""
+
+
+class ScoringError(SoupError):
+    """Held-out or report data cannot be used, or a score cannot be believed."""
+
+
+class PublishError(SoupError):
+    """The soup could not be pushed."""

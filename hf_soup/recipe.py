@@ -1,0 +1,326 @@
+"""What was asked for: `Recipe`, its `Ingredient`s and the `Scoring` of held-out and report data.
+
+A recipe is a frozen value, read from YAML with unknown keys refused, and written back the same. The resolved
+recipe of a soup (``soup.yaml``) is a recipe too: every revision is a full commit and every weight is final.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import unquote, urlsplit
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from hf_soup.errors import RecipeError
+
+#: A recipe in a published repo is a stranger's text, so its size is bounded before it is parsed.
+MAX_BYTES = 1 << 20
+MAX_INGREDIENTS = 1000
+
+_Text = Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+
+
+class Ingredient(_Value):
+    """A model that goes into the soup.
+
+    Args:
+        model: A Hub id, ``id@revision``, a huggingface.co address or a folder.
+        revision: A branch, tag, pull request reference or commit; what stands after ``@`` says the same.
+        weight: Its share, finite and not negative; shares are divided by their sum.
+
+    >>> Ingredient.model_validate("acme/a@v2")
+    Ingredient(model='acme/a', revision='v2', weight=1.0)
+    """
+
+    model: _Text
+    revision: str | None = None
+    weight: float = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_revision(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = {"model": value}
+        if isinstance(value, Mapping) and isinstance(value.get("model"), str):
+            model, found, revision = split_revision(value["model"])
+            if found:
+                if value.get("revision") not in (None, revision):
+                    raise ValueError(f"two revisions: '{revision}' and '{value['revision']}'")
+                return {**value, "model": model, "revision": revision}
+        return value
+
+    @field_validator("weight")
+    @classmethod
+    def _weight_is_a_share(cls, weight: float) -> float:
+        if not math.isfinite(weight) or weight < 0:
+            raise ValueError(f"a weight is a finite number of zero or more, not {weight}")
+        return weight
+
+    @model_serializer(mode="wrap")
+    def _to_text(self, handler: Any) -> object:
+        given: dict[str, object] = handler(self)
+        if self.weight == 1.0:
+            given.pop("weight", None)
+        if self.revision is None:
+            given.pop("revision", None)
+        return self.model if list(given) == ["model"] else given
+
+    def __str__(self) -> str:
+        return f"{self.model}@{self.revision}" if self.revision else self.model
+
+
+def split_revision(model: str) -> tuple[str, bool, str]:
+    """Split ``owner/name@revision`` or a huggingface.co address; a folder that exists is left whole.
+
+    >>> split_revision("https://huggingface.co/acme/a/tree/v2")
+    ('acme/a', True, 'v2')
+    """
+    if Path(model).exists():
+        return model, False, ""
+    if model.startswith(("https://huggingface.co/", "http://huggingface.co/", "https://hf.co/")):
+        parts = urlsplit(model).path.strip("/").split("/")
+        if parts[:1] == ["models"]:
+            parts = parts[1:]
+        revision = "/".join(parts[3:]) if parts[2:3] in (["tree"], ["commit"], ["blob"]) else ""
+        return "/".join(parts[:2]), bool(revision), unquote(revision)
+    name, at, revision = model.partition("@")
+    return name, bool(at), revision
+
+
+class Named(_Value):
+    """A method or a selection: its name, and its parameters beside it.
+
+    >>> Named.model_validate({"name": "greedy", "accept": ">"}).parameters
+    {'accept': '>'}
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", str_strip_whitespace=True)
+    name: _Text
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_serializer(mode="wrap")
+    def _to_text(self, handler: Any) -> object:
+        given: dict[str, object] = handler(self)
+        return self.name if list(given) == ["name"] else given
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Everything beside the name."""
+        return dict(self.model_extra or {})
+
+
+class Override(_Value):
+    """A method of its own for the tensors whose names match a glob; the first match wins."""
+
+    tensors: _Text
+    method: Named
+
+
+class Scoring(_Value):
+    """Labelled data and the number that is read off it.
+
+    Args:
+        task: ``image-classification`` or ``text-classification``.
+        dataset: A Hub id, or a local csv, jsonl or parquet file or image folder.
+        split: The split, also as a slice (``validation[:500]``); for a local file it may be left out.
+        metric: ``accuracy`` or another built-in metric.
+        config: The dataset's configuration, where it has several.
+        revision: The dataset's commit; filled in when the recipe is resolved.
+        labels: The class names in the order of the dataset's numbers, where nobody else says it.
+        label_column, input_columns: Columns, where the usual names do not fit.
+        name: What the score is called in tables; ``dataset split`` by default.
+        batch_size: Examples in one forward pass.
+    """
+
+    task: Literal["image-classification", "text-classification"]
+    dataset: _Text
+    split: str | None = None
+    metric: _Text = "accuracy"
+    config: str | None = None
+    revision: str | None = None
+    labels: tuple[str, ...] | None = None
+    label_column: str | None = None
+    input_columns: tuple[str, ...] | None = None
+    name: str | None = None
+    batch_size: Annotated[int, Field(ge=1, le=65536)] = 32
+
+    @property
+    def title(self) -> str:
+        """What the score is called in tables."""
+        last = Path(self.dataset).name if Path(self.dataset).exists() else self.dataset
+        return self.name or " ".join(part for part in (last, self.config, self.split) if part)
+
+
+class Recipe(_Value):
+    """What was asked for.
+
+    Args:
+        ingredients: The models, in the order that decides every other order.
+        base: The pretrained ancestor; found through the Hub when absent.
+        method: How tensors are combined.
+        overrides: Methods for some tensors, the first matching glob wins.
+        select: Which ingredients go in: ``uniform`` (all) or ``greedy``.
+        score: The held-out data that selection may look at.
+        report: Data that is looked at once, at the end.
+        dtype: ``bfloat16``, ``float16``, ``float32`` or ``float64``; the ingredients' by default.
+        seed: Of every random number.
+        allow_pickle: Read ``pytorch_model.bin`` where there is nothing else (weights only).
+
+    >>> recipe = Recipe(ingredients=["acme/a", {"model": "acme/b", "weight": 2}])
+    >>> print(recipe.to_yaml(), end="")
+    ingredients:
+    - acme/a
+    - model: acme/b
+      weight: 2.0
+    """
+
+    base: str | None = None
+    ingredients: Annotated[tuple[Ingredient, ...], Field(min_length=1, max_length=MAX_INGREDIENTS)]
+    method: Named = Named(name="linear")
+    overrides: tuple[Override, ...] = ()
+    select: Named = Named(name="uniform")
+    score: Scoring | None = None
+    report: tuple[Scoring, ...] = ()
+    dtype: Literal["bfloat16", "float16", "float32", "float64"] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    allow_pickle: bool = False
+
+    def __init__(self, **values: Any) -> None:
+        # pydantic's own signature knows only the final types; a recipe is written with the short ones.
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise RecipeError(_explain(error, "the recipe")) from None
+
+    @model_validator(mode="after")
+    def _weights_have_a_sum(self) -> Self:
+        total = math.fsum(ingredient.weight for ingredient in self.ingredients)
+        if total == 0 or not math.isfinite(total):
+            shown = ", ".join(f"{ingredient.weight:g}" for ingredient in self.ingredients)
+            raise ValueError(f"the weights ({shown}) sum to {total:g}; give at least one ingredient a share")
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a recipe from a YAML file.
+
+        Raises:
+            RecipeError: The file cannot be read or is not a recipe; every fault is listed.
+        """
+        path = Path(path)
+        try:
+            size = path.stat().st_size
+            if size > MAX_BYTES:
+                raise RecipeError(f"'{path.name}' has {size:,} bytes; a recipe has at most {MAX_BYTES:,}.")
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise RecipeError(f"Cannot read the recipe '{path}': {reason}.") from None
+        return cls.parse(text, path.name)
+
+    @classmethod
+    def parse(cls, text: str, name: str = "the recipe") -> Self:
+        """Read a recipe from YAML text; ``name`` is what errors call it."""
+        try:
+            values = yaml.load(text, Loader=_Loader)
+        except (yaml.YAMLError, RecursionError) as error:
+            raise RecipeError(f"Cannot read {name}: it is not valid YAML.\n{error}") from None
+        if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+            raise RecipeError(
+                f"Cannot read {name}: a recipe is a mapping with the key 'ingredients'; "
+                f"this is {'empty' if values is None else type(values).__name__}.",
+                hint="Start from `hf-soup check MODEL... -o recipe.yaml`, which writes one.",
+            )
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise RecipeError(_explain(error, name)) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values that differ from their defaults, as plain data."""
+        dumped: dict[str, Any] = self.model_dump(mode="json", exclude_defaults=True)
+        for scoring in [dumped.get("score"), *dumped.get("report", [])]:
+            if isinstance(scoring, dict):
+                for key in [key for key, value in scoring.items() if value is None]:
+                    del scoring[key]
+        return dumped
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML, without what is a default anyway."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=110)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases (they can grow without bound) and duplicate keys (they hide each other)."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.get_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "a recipe has no aliases", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for position, key in enumerate(keys):
+            if key in keys[:position]:
+                mark = node.value[position][0].start_mark
+                message = f"the key '{key}' stands there twice"
+                raise yaml.constructor.ConstructorError(None, None, message, mark)
+        return super().construct_mapping(node, deep)
+
+
+def _explain(error: ValidationError, name: str) -> str:
+    """All faults of a recipe, a line each, with the key, the value and what is allowed."""
+    lines = [f"Cannot read {name}:"]
+    for fault in error.errors(include_url=False):
+        where = ".".join(str(part) for part in fault["loc"]) or "recipe"
+        message = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            known = sorted(_keys_at(fault["loc"]))
+            message = "unknown key" + (f"; known here: {', '.join(known)}" if known else "")
+        elif fault["type"] != "value_error" and fault["type"] != "missing":
+            message = f"{message} (it is {json.dumps(fault['input'], default=str)[:80]})"
+        lines.append(f"  {where}: {message}")
+    return "\n".join(lines)
+
+
+def _keys_at(location: Sequence[int | str]) -> set[str]:
+    """The keys that a recipe may have where a fault lies."""
+    children: dict[object, type[BaseModel]] = {
+        "ingredients": Ingredient,
+        "score": Scoring,
+        "report": Scoring,
+        "overrides": Override,
+    }
+    owners = [children[part] for part in location[:-1] if part in children]
+    return set((owners[-1] if owners else Recipe).model_fields)
+
+
+def as_recipe(value: Recipe | str | Path | Sequence[str]) -> Recipe:
+    """A recipe from what a caller may give: a recipe, a YAML file, or a list of models."""
+    if isinstance(value, Recipe):
+        return value
+    if isinstance(value, str | Path):
+        return Recipe.load(value)
+    return Recipe(ingredients=list(value))
