@@ -1,13 +1,57 @@
-"""One pinned model: where every tensor lies (file, offset, dtype, shape), on the Hub or in a folder."""
+"""One pinned model: where every tensor lies (file, offset, dtype, shape), on the Hub or in a folder.
+
+Opening a checkpoint reads its config, index and safetensors headers, and no weights. What a stranger wrote in
+them is bounded and validated before it is believed.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+import math
+import re
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
-#: safetensors' names of element types → bytes an element; whatever is not here cannot be averaged.
+import yaml
+
+from hf_soup import hub
+from hf_soup.errors import ResolveError, SoupError
+from hf_soup.recipe import Ingredient, parse_yaml
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: safetensors' names of element types that can be averaged or passed through → bytes an element.
 ITEM_BYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
+    "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
 }  # fmt: skip
+#: Those that are averaged.
+FLOATS = ("F64", "F32", "F16", "BF16")
+#: Those that only quantised checkpoints use; known so that they can be refused by name.
+_QUANTISED = ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2")
+
+_MAX_HEADER = 100_000_000  # safetensors' own limit
+_MAX_JSON = 100_000_000
+_FIRST_READ = 100_000  # nearly every header fits, so nearly every file costs one request
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_PICKLE = "pytorch_model.bin"
+_PICKLE_INDEX = "pytorch_model.bin.index.json"
+
+#: What a model needs beside its weights, by name. Everything else in a repo stays out of the soup.
+ASSETS = re.compile(
+    r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|preprocessor_config"
+    r"|processor_config|image_processor_config|video_preprocessor_config|feature_extractor_config|normalizer"
+    r"|chat_template)\.json"
+    r"|vocab\.txt|merges\.txt|bpe\.codes|chat_template\.jinja|additional_chat_templates/[\w.-]+\.jinja"
+    r"|[\w.-]+\.(model|spm|tiktoken)|dict\.txt|entity_vocab\.json|emoji_map\.json"
+    r"|modules\.json|config_sentence_transformers\.json|sentence_[\w]+_config\.json|\d_[A-Za-z]+/config\.json"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +73,500 @@ class TensorInfo:
     file: str
     offset: int
     size: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model whose weights are known by name and place, pinned to a commit or to the sha256 of its weight files.
+
+    Args:
+        model: ``owner/name`` as the Hub answers, or ``local:name`` for a folder, whose path is nobody's business.
+        revision: The full commit, or ``sha256:…`` over a folder's weight files.
+        config: ``config.json``.
+        card: The front matter of ``README.md``.
+        tensors: Every tensor by its name on disk.
+        files: Every file's size in bytes.
+        repo: Where it is on the Hub, or None.
+        folder: Where it is here, or None; ``files`` are relative to it.
+        converted: Weight files that were converted from a pickle, by their name in ``files``.
+        notes: What was unusual about opening it.
+    """
+
+    model: str
+    revision: str
+    config: Mapping[str, Any] = field(repr=False)
+    card: Mapping[str, Any] = field(repr=False)
+    tensors: Mapping[str, TensorInfo] = field(repr=False)
+    files: Mapping[str, int] = field(repr=False)
+    repo: hub.Repo | None = field(default=None, repr=False)
+    folder: Path | None = field(default=None, repr=False)
+    converted: Mapping[str, Path] = field(default_factory=dict, repr=False)
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.model}@{self.revision.removeprefix('sha256:')[:7]}"
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers its floating-point tensors hold."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values() if tensor.dtype in FLOATS)
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """The element types of its floating-point tensors, the commonest (by numbers held) first."""
+        held: dict[str, int] = {}
+        for tensor in self.tensors.values():
+            if tensor.dtype in FLOATS:
+                held[tensor.dtype] = held.get(tensor.dtype, 0) + math.prod(tensor.shape)
+        return tuple(sorted(held, key=lambda dtype: -held[dtype]))
+
+    @property
+    def weight_files(self) -> tuple[str, ...]:
+        """The files that hold tensors, in the order of their first tensor."""
+        return tuple(dict.fromkeys(tensor.file for tensor in self.tensors.values()))
+
+    def read(self, tensor: TensorInfo, start: int, stop: int) -> bytes:
+        """Bytes ``start`` to ``stop`` of a tensor, by a range request where it is not here.
+
+        Raises:
+            ResolveError: The file is shorter than its header says, or cannot be read.
+        """
+        return _reader(self.repo, self.folder, self.converted)(tensor.file, tensor.offset + start, tensor.offset + stop)
+
+    def fetch_assets(self, pattern: re.Pattern[str] = ASSETS) -> Path:
+        """A folder here that holds the files that match, apart from weights: config, tokenizer, processor."""
+        if self.folder is not None:
+            return self.folder
+        assert self.repo is not None
+        wanted = [(self.repo, path) for path in self.files if pattern.fullmatch(path)]
+        paths = hub.fetch(wanted, quiet=True)
+        return paths[0].parents[len(PurePosixPath(wanted[0][1]).parts) - 1]
+
+
+def missing_weights(checkpoints: Sequence[Checkpoint]) -> list[tuple[hub.Repo, str]]:
+    """Weight files that are not on this machine yet, each once."""
+    return list(
+        {
+            (checkpoint.repo.id, checkpoint.repo.revision, file): (checkpoint.repo, file)
+            for checkpoint in checkpoints
+            if checkpoint.repo is not None and not checkpoint.converted
+            for file in checkpoint.weight_files
+            if not hub.is_cached(checkpoint.repo, file)
+        }.values()
+    )
+
+
+def fetch_weights(checkpoints: Sequence[Checkpoint], *, quiet: bool = False) -> list[dict[str, Path]]:
+    """Where the weight files of each checkpoint lie on this machine, downloaded and checked where they must be.
+
+    Raises:
+        ResolveError: A file cannot be had or its sha256 is wrong.
+    """
+    wanted = {
+        (checkpoint.repo.id, checkpoint.repo.revision, file): (checkpoint.repo, file)
+        for checkpoint in checkpoints
+        if checkpoint.repo is not None and not checkpoint.converted
+        for file in checkpoint.weight_files
+    }
+    paths = dict(zip(wanted, hub.fetch(list(wanted.values()), quiet=quiet), strict=True))
+    for checkpoint in checkpoints:
+        if checkpoint.repo is not None:
+            hub.remember(checkpoint.repo)
+
+    def place(checkpoint: Checkpoint, file: str) -> Path:
+        if file in checkpoint.converted:
+            return checkpoint.converted[file]
+        if checkpoint.repo is not None:
+            return paths[checkpoint.repo.id, checkpoint.repo.revision, file]
+        assert checkpoint.folder is not None
+        return checkpoint.folder / file
+
+    return [{file: place(checkpoint, file) for file in checkpoint.weight_files} for checkpoint in checkpoints]
+
+
+def open_checkpoint(ingredient: Ingredient | str, *, allow_pickle: bool = False, token: hub.Token = None) -> Checkpoint:
+    """Pin a model and read its config, card and tensor headers.
+
+    Args:
+        ingredient: A Hub id, ``id@revision``, a huggingface.co address or a folder.
+        allow_pickle: Convert ``pytorch_model.bin`` (read with ``weights_only=True``) where there is nothing else.
+        token: As everywhere in huggingface_hub.
+
+    Raises:
+        ResolveError: It cannot be found or reached, has no safetensors, or its headers are not to be believed.
+    """
+    if isinstance(ingredient, str):
+        ingredient = Ingredient.model_validate(ingredient)
+    folder = Path(ingredient.model).expanduser()
+    if folder.is_dir():
+        return _open_folder(folder, ingredient, allow_pickle)
+    if folder.exists() or ingredient.model.startswith((".", "/", "~")) or ingredient.model.count("/") > 1:
+        raise ResolveError(
+            f"'{ingredient.model}' is neither a folder nor a Hub id.",
+            hint="Name a folder with config.json and model.safetensors, or a Hub id `owner/name`.",
+        )
+    if ingredient.model.startswith("local:"):
+        raise ResolveError(
+            f"'{ingredient.model}' was a folder on the machine where the recipe was resolved.",
+            hint="Put that folder's path in its place.",
+        )
+    return _open_repo(hub.resolve(ingredient.model, ingredient.revision, token=token), allow_pickle)
+
+
+def open_all(
+    ingredients: Sequence[Ingredient | str], *, allow_pickle: bool = False, token: hub.Token = None
+) -> list[Checkpoint]:
+    """`open_checkpoint` for several at once; when some fail, the error lists every one.
+
+    Raises:
+        ResolveError: At least one cannot be opened.
+    """
+
+    def attempt(ingredient: Ingredient | str) -> Checkpoint | SoupError:
+        try:
+            return open_checkpoint(ingredient, allow_pickle=allow_pickle, token=token)
+        except SoupError as error:
+            return error
+
+    unique = {str(ingredient): ingredient for ingredient in ingredients}
+    found = dict(zip(unique, hub.in_parallel(attempt, list(unique.values())), strict=True))
+    errors = [error for error in found.values() if isinstance(error, SoupError)]
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        hints = dict.fromkeys(error.hint for error in errors if error.hint)
+        raise ResolveError(
+            f"{len(errors)} of {len(unique)} models cannot be used:\n"
+            + "\n".join(f"  {error.message}" for error in errors),
+            hint=" ".join(hints),
+        )
+    return [checkpoint for i in ingredients if isinstance(checkpoint := found[str(i)], Checkpoint)]
+
+
+# ---- opening ------------------------------------------------------------------------------------------------
+
+_Read = Callable[[str, int, int], bytes]
+
+
+def _reader(repo: hub.Repo | None, folder: Path | None, converted: Mapping[str, Path]) -> _Read:
+    def read(file: str, start: int, stop: int) -> bytes:
+        if repo is not None and file not in converted:
+            return hub.read_range(repo, file, start, stop)
+        path = converted[file] if file in converted else (folder or Path()) / file
+        try:
+            with path.open("rb") as opened:
+                opened.seek(start)
+                data = opened.read(stop - start)
+        except OSError as error:
+            raise ResolveError(f"Cannot read '{path}': {error.strerror}.") from None
+        if len(data) != stop - start:
+            raise ResolveError(f"'{path}' is shorter than its header says: {start + len(data):,} bytes of {stop:,}.")
+        return data
+
+    return read
+
+
+def _open_repo(repo: hub.Repo, allow_pickle: bool) -> Checkpoint:
+    notes = []
+    if repo.from_cache:
+        notes.append("the Hub was not reached; the commit is the one in the cache")
+    if not {_SINGLE, _INDEX} & set(repo.files) and repo.requested in (None, "main"):
+        offered = hub.conversion_of(repo)
+        if offered is not None:
+            notes.append(f"its safetensors are in the conversion bot's pull request ({offered.requested})")
+            repo = offered
+    name = f"{repo.id}@{repo.revision[:7]}"
+    files = {path: file.size for path, file in repo.files.items()}
+    read = _reader(repo, None, {})
+    card = dict(repo.card)
+    if not card and "README.md" in files:
+        card = _front_matter(read("README.md", 0, min(files["README.md"], _FIRST_READ)))
+    return _assemble(
+        name=name,
+        model=repo.id,
+        revision=repo.revision,
+        files=files,
+        read=read,
+        card=card,
+        repo=repo,
+        folder=None,
+        allow_pickle=allow_pickle,
+        notes=notes,
+    )
+
+
+def _open_folder(folder: Path, ingredient: Ingredient, allow_pickle: bool) -> Checkpoint:
+    folder = folder.resolve()
+    if ingredient.revision is not None and not ingredient.revision.startswith("sha256:"):
+        raise ResolveError(
+            f"'{ingredient.model}' is a folder, which has no revision '{ingredient.revision}'.",
+            hint="Leave the part after '@' out.",
+        )
+    files = {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted([*folder.glob("*"), *folder.glob("*/*")])
+        if path.is_file()
+    }
+    read = _reader(None, folder, {})
+    card = _front_matter(read("README.md", 0, files["README.md"])) if files.get("README.md", 0) else {}
+    checkpoint = _assemble(
+        name=f"'{ingredient.model}'",
+        model=f"local:{folder.name}",
+        revision="",
+        files=files,
+        read=read,
+        card=card,
+        repo=None,
+        folder=folder,
+        allow_pickle=allow_pickle,
+        notes=[],
+    )
+    paths = [checkpoint.converted.get(file, folder / file) for file in sorted(checkpoint.weight_files)]
+    hashes = hub.in_parallel(hub.sha256_of, paths, threads=4)
+    lines = "".join(f"{file} {digest}\n" for file, digest in zip(sorted(checkpoint.weight_files), hashes, strict=True))
+    revision = "sha256:" + hashlib.sha256(lines.encode()).hexdigest()
+    if ingredient.revision not in (None, revision):
+        raise ResolveError(
+            f"The weights in '{ingredient.model}' are not the ones that the recipe names.\n"
+            f"  recipe {ingredient.revision}\n  folder {revision}",
+            hint="Use the folder as it was, or take the revision out of the recipe.",
+        )
+    return Checkpoint(**{**vars(checkpoint), "revision": revision})
+
+
+def _assemble(
+    *,
+    name: str,
+    model: str,
+    revision: str,
+    files: Mapping[str, int],
+    read: _Read,
+    card: Mapping[str, Any],
+    repo: hub.Repo | None,
+    folder: Path | None,
+    allow_pickle: bool,
+    notes: Sequence[str],
+) -> Checkpoint:
+    if "config.json" not in files:
+        kind = "an adapter, not a whole model" if "adapter_config.json" in files else "not a transformers model"
+        raise ResolveError(
+            f"{name} has no config.json: it is {kind}.",
+            hint="Merge the adapter into its base first (peft's `merge_and_unload`)."
+            if "adapter_config.json" in files
+            else f"It holds {_some(files)}.",
+        )
+    config = _json(read, "config.json", files, name)
+    converted: dict[str, Path] = {}
+    if _SINGLE in files:
+        shards: Sequence[str] = [_SINGLE]
+        listed: Mapping[str, str] = {}
+    elif _INDEX in files:
+        listed = _weight_map(_json(read, _INDEX, files, name), _INDEX, files, name)
+        shards = list(dict.fromkeys(listed.values()))
+    elif {_PICKLE, _PICKLE_INDEX} & set(files) and allow_pickle:
+        listed = {}
+        converted = {_SINGLE: _convert_pickle(name, files, read, repo, folder)}
+        shards = [_SINGLE]
+        files = {**files, _SINGLE: converted[_SINGLE].stat().st_size}
+        read = _reader(repo, folder, converted)
+        notes = [*notes, "its weights were converted from pytorch_model.bin"]
+    else:
+        raise _no_safetensors(name, model, files, repo)
+    headers = hub.in_parallel(lambda file: read_header(read, file, files[file], name), shards)
+    tensors: dict[str, TensorInfo] = {}
+    for header in headers:
+        for tensor in header:
+            if tensor.name in tensors:
+                places = f"{tensors[tensor.name].file} and {tensor.file}"
+                raise ResolveError(
+                    f"{name} has the tensor '{tensor.name}' twice: in {places}.",
+                    hint="The upload mixes two versions of the model; ask its owner.",
+                )
+            tensors[tensor.name] = tensor
+    absent = [tensor for tensor, file in listed.items() if tensor not in tensors or tensors[tensor].file != file]
+    if absent:
+        raise ResolveError(
+            f"{name}: {_INDEX} names {len(absent)} tensors that are not in the file it says: {_some(absent)}.",
+            hint="The upload is incomplete or mixes two versions; ask its owner.",
+        )
+    if not tensors:
+        raise ResolveError(f"{name} has a weight file without a single tensor.")
+    return Checkpoint(
+        model=model,
+        revision=revision,
+        config=config,
+        card=card,
+        tensors=tensors,
+        files=files,
+        repo=repo,
+        folder=folder,
+        converted=converted,
+        notes=tuple(notes),
+    )
+
+
+def _no_safetensors(name: str, model: str, files: Mapping[str, int], repo: hub.Repo | None) -> ResolveError:
+    pickled = [file for file in files if re.fullmatch(r"pytorch_model.*\.bin", file)]
+    variants = [file for file in files if file.endswith(".safetensors")]
+    if pickled:
+        convert = "https://huggingface.co/spaces/safetensors/convert" if repo else "`model.save_pretrained(folder)`"
+        return ResolveError(
+            f"{name} has no safetensors, only {_some(pickled)}: a pickle can run code when it is read.",
+            hint=f"Have it converted ({convert}) and use the result, or set `allow_pickle: true` in the recipe, "
+            "which reads tensors only and converts them once into the cache.",
+        )
+    if variants:
+        return ResolveError(
+            f"{name} has neither {_SINGLE} nor {_INDEX}; its safetensors files are {_some(variants)}.",
+            hint="Only the names that transformers loads by default are used; save the model under them.",
+        )
+    return ResolveError(
+        f"{name} has no weights: neither {_SINGLE} nor {_INDEX}.",
+        hint=f"It holds {_some(files)}. Check that this is a transformers model in PyTorch format.",
+    )
+
+
+def read_header(read: _Read, file: str, size: int, name: str) -> list[TensorInfo]:
+    """The tensors of a safetensors file, validated: bounded, in range, without holes or overlaps.
+
+    Args:
+        read: Gives bytes of a file.
+        file: Its path.
+        size: Its size in bytes.
+        name: What errors call the model.
+
+    Raises:
+        ResolveError: The header is not one that safetensors would write.
+    """
+
+    def bad(reason: str) -> ResolveError:
+        return ResolveError(
+            f"{name}: {file} is not a valid safetensors file: {reason}.",
+            hint="It is damaged or was cut off; download or upload it again.",
+        )
+
+    if size < 10:
+        raise bad(f"it has {size} bytes")
+    start = read(file, 0, min(size, _FIRST_READ))
+    (length,) = struct.unpack("<Q", start[:8])
+    if length > _MAX_HEADER or length + 8 > size:
+        raise bad(f"its header says it is {length:,} bytes long, in a file of {size:,}")
+    if len(start) < length + 8:
+        start += read(file, len(start), length + 8)
+    try:
+        header = json.loads(start[8 : 8 + length])
+    except (ValueError, RecursionError):
+        raise bad("its header is not JSON") from None
+    if not isinstance(header, dict):
+        raise bad("its header is not a mapping")
+    header.pop("__metadata__", None)
+    data, tensors = 8 + length, []
+    for tensor, entry in header.items():
+        try:
+            dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        except (TypeError, KeyError, ValueError):
+            raise bad(f"the entry of '{tensor}' is {json.dumps(entry)[:80]}") from None
+        if dtype in _QUANTISED:
+            raise ResolveError(
+                f"{name} is quantised: '{tensor}' is stored as {dtype}.",
+                hint="Averages need the weights before quantisation; use the original model.",
+            )
+        if dtype not in ITEM_BYTES:
+            raise bad(f"'{tensor}' has the element type {dtype!r}")
+        if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+            raise bad(f"the shape or offsets of '{tensor}' are not whole numbers: {json.dumps(entry)[:80]}")
+        expected = math.prod(shape) * ITEM_BYTES[dtype]
+        if end - begin != expected:
+            raise bad(f"'{tensor}' of shape {shape} and type {dtype} needs {expected:,} bytes, not {end - begin:,}")
+        tensors.append(TensorInfo(tensor, dtype, shape, file, data + begin, expected))
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.size))
+    position = data
+    for info in tensors:
+        if info.offset != position:
+            relation = "overlaps the tensor before it" if info.offset < position else "leaves a hole before it"
+            raise bad(f"'{info.name}' {relation}")
+        position += info.size
+    if position != size:
+        raise bad(f"its header describes {position:,} bytes, the file has {size:,}")
+    return tensors
+
+
+def _json(read: _Read, file: str, files: Mapping[str, int], name: str) -> dict[str, Any]:
+    if files[file] > _MAX_JSON:
+        raise ResolveError(f"{name}: {file} has {files[file]:,} bytes, more than any such file needs.")
+    try:
+        value = json.loads(read(file, 0, files[file])) if files[file] else None
+    except (ValueError, RecursionError) as error:
+        raise ResolveError(f"{name}: {file} is not valid JSON ({error}).") from None
+    if not isinstance(value, dict):
+        raise ResolveError(f"{name}: {file} is not a mapping but {type(value).__name__}.")
+    return value
+
+
+def _weight_map(index: Mapping[str, Any], file: str, files: Mapping[str, int], name: str) -> dict[str, str]:
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise ResolveError(f"{name}: {file} has no weight_map from tensors to files.")
+    # Only files that the listing shows are ever opened, so a path that leads elsewhere ends here as well.
+    absent = sorted(set(weight_map.values()) - set(files))
+    if absent:
+        raise ResolveError(
+            f"{name}: {file} names {len(absent)} files that are not there: {_some(absent)}.",
+            hint="The upload is incomplete; ask its owner, or name another revision.",
+        )
+    return weight_map
+
+
+def _some(names: Sequence[str] | Mapping[str, object], most: int = 4) -> str:
+    shown = list(names)
+    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
+
+
+def _front_matter(data: bytes) -> dict[str, Any]:
+    """The YAML between the first two lines of dashes; a card that cannot be parsed says nothing."""
+    found = re.match(r"\A\s*---\r?\n(.*?)\r?\n---", data.decode("utf-8", "replace"), re.DOTALL)
+    try:
+        value = parse_yaml(found[1]) if found else None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _convert_pickle(
+    name: str, files: Mapping[str, int], read: _Read, repo: hub.Repo | None, folder: Path | None
+) -> Path:
+    """Tensors of ``pytorch_model.bin`` as one safetensors file in the cache, made once for each content."""
+    import torch
+    from safetensors.torch import save_file
+
+    if _PICKLE in files:
+        parts: Sequence[str] = [_PICKLE]
+    else:
+        index = _json(read, _PICKLE_INDEX, files, name)
+        parts = sorted(set(_weight_map(index, _PICKLE_INDEX, files, name).values()))
+    paths = hub.fetch([(repo, part) for part in parts]) if repo else [(folder or Path()) / part for part in parts]
+    key = hashlib.sha256("".join(hub.sha256_of(path) for path in paths).encode()).hexdigest()
+    target = hub.own_cache_folder() / "converted" / f"{key}.safetensors"
+    if target.exists():
+        return target
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # noqa: BLE001 -- a pickle from a stranger can raise anything at all
+            raise ResolveError(
+                f"{name}: {path.name} cannot be read as tensors alone ({type(error).__name__}).",
+                hint="It holds more than tensors, or is damaged; have its owner upload safetensors.",
+            ) from None
+        if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+            raise ResolveError(f"{name}: {path.name} is not a mapping from names to tensors.")
+        # Tied tensors share memory in a pickle, which safetensors does not store: each gets bytes of its own.
+        tensors |= {str(key): value.detach().contiguous().clone() for key, value in loaded.items()}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(f".{id(tensors):x}.partial")
+    try:
+        save_file(tensors, partial, metadata={"format": "pt"})
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return target

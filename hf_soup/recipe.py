@@ -243,7 +243,7 @@ class Recipe(_Value):
     def parse(cls, text: str, name: str = "the recipe") -> Self:
         """Read a recipe from YAML text; ``name`` is what errors call it."""
         try:
-            values = yaml.load(text, Loader=_Loader)
+            values = parse_yaml(text)
         except (yaml.YAMLError, RecursionError) as error:
             raise RecipeError(f"Cannot read {name}: it is not valid YAML.\n{error}") from None
         if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -288,6 +288,15 @@ class _Loader(yaml.SafeLoader):
                 message = f"the key '{key}' stands there twice"
                 raise yaml.constructor.ConstructorError(None, None, message, mark)
         return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str) -> Any:
+    """Plain data from a stranger's YAML: no tags that make objects, no aliases, no key twice.
+
+    Raises:
+        yaml.YAMLError: It is not such YAML.
+    """
+    return yaml.load(text, Loader=_Loader)
 
 
 def _explain(error: ValidationError, name: str) -> str:

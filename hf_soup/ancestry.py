@@ -1,0 +1,265 @@
+"""Where do these models come from? What their cards say, and what samples of their weights say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from hf_soup import architecture, hub, kinship
+from hf_soup.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from hf_soup.compatibility import Reason
+from hf_soup.errors import IncompatibleError, ResolveError, SoupError
+from hf_soup.kinship import Kinship
+
+_CHAIN = 5  # how far back ancestors of ancestors are followed
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """The pretrained model that the ingredients come from, and who says so (``recipe`` or ``card``)."""
+
+    model: str
+    revision: str | None
+    source: str
+    checkpoint: Checkpoint | None = field(default=None, repr=False)
+
+
+def find_ancestor(
+    checkpoints: Sequence[Checkpoint], names: Sequence[str], base: str | None, token: hub.Token
+) -> tuple[Ancestor | None, bool, list[Reason]]:
+    """The ancestor that the recipe or all ingredients name; whether every ingredient says so; what contradicts."""
+    reasons: list[Reason] = []
+    known: dict[str, Checkpoint | SoupError] = {}
+
+    def look(model: str) -> Checkpoint | SoupError:
+        if model not in known:
+            try:
+                known[model] = open_checkpoint(model, token=token)
+            except SoupError as error:
+                known[model] = error
+        return known[model]
+
+    def called(model: str) -> str:
+        """The name that the Hub answers with, as bases are renamed."""
+        found = look(model)
+        return found.model if isinstance(found, Checkpoint) else model
+
+    chains: list[list[str]] = []
+    for checkpoint in checkpoints:
+        chain: list[str] = []
+        here: Checkpoint | SoupError = checkpoint
+        while isinstance(here, Checkpoint) and len(chain) < _CHAIN:
+            parents = [called(parent) for parent in declared_bases(here)]
+            parents = [parent for parent in parents if parent not in chain and parent != checkpoint.model]
+            if not parents:
+                break
+            chain += parents[:1]
+            here = look(parents[0])
+        chains.append(chain)
+    speaking = [(name, chain) for name, chain in zip(names, chains, strict=True) if chain]
+    shared = [each for each in speaking[0][1] if all(each in chain for _, chain in speaking)] if speaking else []
+    declared = bool(shared) and len(speaking) == len(checkpoints)
+    if base is not None:
+        found = look(base)
+        if isinstance(found, SoupError):
+            raise ResolveError(f"The base cannot be used: {found.message}", hint=found.hint)
+        others = [(name, chain[0]) for name, chain in speaking if found.model not in chain]
+        for name, other in others:
+            message = f"{name} says that it comes from {other}, not from {found.model}; its weights decide."
+            reasons.append(Reason("base-contradicted", message, (name,)))
+        return Ancestor(found.model, found.revision, "recipe", found), not others, reasons
+    if speaking and not shared:
+        lines = "; ".join(f"{name} from {chain[0]}" for name, chain in speaking)
+        reasons.append(
+            Reason(
+                "ancestors-differ",
+                f"The models say that they come from different ancestors: {lines}. If that is wrong, name the "
+                "right one with --base.",
+                tuple(name for name, _ in speaking),
+                refuses=True,
+            )
+        )
+        return None, False, reasons
+    if not shared:
+        reasons.append(
+            Reason(
+                "ancestor-unknown",
+                "No card or config names an ancestor, so only the weights speak; two ancestors that began from the "
+                "same random numbers would not be told apart. Name it with --base.",
+                tuple(names),
+            )
+        )
+        return None, False, reasons
+    silent = [name for name, chain in zip(names, chains, strict=True) if not chain]
+    if silent:
+        message = f"{', '.join(silent)} {'names' if len(silent) == 1 else 'name'} no ancestor; the weights decide."
+        reasons.append(Reason("ancestor-undeclared", message, tuple(silent)))
+    found = look(shared[0])
+    if isinstance(found, SoupError):
+        message = f"The ancestor {shared[0]} cannot be compared: {found.message}"
+        reasons.append(Reason("ancestor-unreadable", message, ()))
+        return Ancestor(shared[0], None, "card"), declared, reasons
+    return Ancestor(found.model, found.revision, "card", found), declared, reasons
+
+
+def declared_bases(checkpoint: Checkpoint) -> list[str]:
+    """The models that a checkpoint says it comes from: its card, the Hub's own reading, its config."""
+    stated = checkpoint.card.get("base_model")
+    found = [stated] if isinstance(stated, str) else stated if isinstance(stated, list) else []
+    if not found and checkpoint.repo is not None:
+        found = list(hub.base_models(checkpoint.repo))
+    if not found:
+        name = checkpoint.config.get("_name_or_path")
+        # A folder on somebody's machine, or the repo itself, names no ancestor.
+        found = [name] if isinstance(name, str) and name != checkpoint.model else []
+    return [name for name in found if isinstance(name, str) and hub.is_repo_id(name)]
+
+
+def weigh(
+    checkpoints: Sequence[Checkpoint],
+    names: Sequence[str],
+    tensors: Sequence[Mapping[str, TensorInfo]],
+    ancestor: Ancestor | None,
+) -> tuple[list[Kinship], bool, list[Reason]]:
+    """Compare rows: the ingredients with each other and with the ancestor, body and head apart."""
+    reasons: list[Reason] = []
+    evidence: list[Kinship] = []
+    common = set.intersection(*(set(each) for each in tensors))
+    shapes = {name: info.shape for name, info in tensors[0].items() if name in common}
+    heads = architecture.head_names(checkpoints[0].config, checkpoints[0].tensors, names[0])
+    body = kinship.choose({name: shape for name, shape in shapes.items() if tensors[0][name].name not in heads})
+    head = kinship.choose({name: shape for name, shape in shapes.items() if tensors[0][name].name in heads}, 2)
+    wanted = list(zip(checkpoints, tensors, strict=True))
+    founder = ancestor.checkpoint if ancestor else None
+    if founder is not None:
+        try:
+            wanted.append((founder, _as_named(checkpoints[0], founder, tensors[0])))
+        except IncompatibleError as error:
+            message = f"The ancestor {founder.model} cannot be compared: {error.message}"
+            reasons.append(Reason("ancestor-unreadable", message))
+            founder = None
+    samples = kinship.sample(wanted, body)
+    count = len(checkpoints)
+    cosines: dict[tuple[int, int], float] = {}
+    for a in range(count):
+        for b in range(a + 1, count):
+            found = kinship.compare(samples[a], samples[b], names=(names[a], names[b]), part="body")
+            if found is not None:
+                evidence.append(found)
+                cosines[a, b] = found.cosine
+    reasons += _strangers(cosines, names)
+    if head and not any(reason.code in ("labels", "shapes") for reason in reasons):
+        reasons += _heads(kinship.sample(wanted[:count], head), names, evidence)
+    if founder is None or ancestor is None:
+        return evidence, False, reasons
+    to_base = [
+        kinship.compare(sample, samples[count], names=(name, founder.model), part="body")
+        for sample, name in zip(samples[:count], names, strict=True)
+    ]
+    evidence += [found for found in to_base if found is not None]
+    strangers = [found.a for found in to_base if found is not None and found.cosine < kinship.STRANGERS]
+    if len(strangers) == count and count > 1 and not any(reason.refuses for reason in reasons):
+        reasons.append(
+            Reason(
+                "base-wrong",
+                f"The models are siblings, but {founder.model} is not their ancestor: their weights have nothing in "
+                f"common with it. The {ancestor.source} is wrong; name the right base with --base.",
+                tuple(names),
+                refuses=True,
+            )
+        )
+    elif strangers:
+        reasons.append(
+            Reason(
+                "not-from-base",
+                f"{', '.join(strangers)}: the weights have nothing in common with {founder.model}'s.",
+                tuple(strangers),
+                refuses=True,
+            )
+        )
+    cosine = kinship.task_vector_cosine(samples[:count], samples[count])
+    if cosine is not None and cosine > kinship.WRONG_BASE and not strangers:
+        reasons.append(
+            Reason(
+                "base-doubtful",
+                f"Measured from {founder.model} the models all moved the same way (cosine {cosine:.2f}): they share a "
+                "later ancestor, or this is not theirs.",
+                tuple(names),
+            )
+        )
+    return evidence, all(found is not None for found in to_base), reasons
+
+
+def _as_named(donor: Checkpoint, founder: Checkpoint, tensors: Mapping[str, TensorInfo]) -> Mapping[str, TensorInfo]:
+    """The ancestor's tensors under the soup's names, where they correspond and have the same shape."""
+    if not set(tensors) <= set(founder.tensors):
+        ours = architecture.correspondence(donor.config, {n: i.shape for n, i in donor.tensors.items()}, donor.model)
+        shapes = {name: info.shape for name, info in founder.tensors.items()}
+        theirs = architecture.correspondence(donor.config, shapes, founder.model)
+        by_key = {key: founder.tensors[disk] for disk, key in theirs.parameters.items()}
+        found = {disk: by_key[key] for disk, key in ours.parameters.items() if key in by_key}
+    else:
+        found = dict(founder.tensors)
+    return {name: found[name] for name, info in tensors.items() if name in found and found[name].shape == info.shape}
+
+
+def _strangers(cosines: Mapping[tuple[int, int], float], names: Sequence[str]) -> list[Reason]:
+    groups = kinship.families(cosines, len(names))
+    if len(groups) > 1 and cosines:
+        family, *rest = groups
+        outside = [names[index] for group in rest for index in group]
+        highest = max(
+            (cosine for (a, b), cosine in cosines.items() if (a in family) != (b in family)), default=float("nan")
+        )
+        kin = ", ".join(names[index] for index in family)
+        return [
+            Reason(
+                "strangers",
+                f"{', '.join(outside)}: the weights have nothing in common with those of {kin} (cosine {highest:.3f} "
+                f"at most; siblings have {kinship.STRANGERS} or more). They were not fine-tuned from the same model, and "
+                "their average would be noise. Leave them out.",
+                tuple(outside),
+                refuses=True,
+            )
+        ]
+    drifted = sorted(
+        {index for pair, cosine in cosines.items() if cosine < kinship.DRIFTED for index in pair},
+        key=lambda index: sum(cosine for pair, cosine in cosines.items() if index in pair),
+    )
+    if drifted:
+        pair, cosine = min(cosines.items(), key=lambda item: item[1])
+        return [
+            Reason(
+                "drifted",
+                f"{names[pair[0]]} and {names[pair[1]]} are kin but far apart (cosine {cosine:.2f}), as after training "
+                f"with a high learning rate; {names[drifted[0]]} is the farthest from the others. `--select greedy` "
+                "finds out who helps.",
+                tuple(names[index] for index in drifted),
+            )
+        ]
+    return []
+
+
+def _heads(
+    samples: Sequence[Mapping[str, kinship.Array]], names: Sequence[str], evidence: list[Kinship]
+) -> list[Reason]:
+    cosines: dict[tuple[int, int], float] = {}
+    for a in range(len(names)):
+        for b in range(a + 1, len(names)):
+            found = kinship.compare(samples[a], samples[b], names=(names[a], names[b]), part="head")
+            if found is not None:
+                evidence.append(found)
+                cosines[a, b] = found.cosine
+    groups = kinship.families(cosines, len(names), kinship.HEADS_APART)
+    if len(groups) < 2 or not cosines:
+        return []
+    shown = "; ".join(", ".join(names[index] for index in group) for group in groups[:6])
+    return [
+        Reason(
+            "heads-apart",
+            f"The heads were not initialised together (lowest cosine {min(cosines.values()):.2f}; groups: {shown}), "
+            "the commonest reason for a soup that is worse than its ingredients. Use `--select greedy`, which keeps "
+            "only what helps.",
+            tuple(names[index] for group in groups[1:] for index in group),
+        )
+    ]

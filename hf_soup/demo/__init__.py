@@ -1,0 +1,278 @@
+"""The whole story on real data, without a network and without an account: ``hf-soup demo``.
+
+The demo trains a small zoo, publishes it on a Hub on loopback and then does, in processes of their own, what
+anybody would do: check, cook, push, load. Every command is shown before it runs. What comes out is a table;
+whether the soup is better in it is up to the digits, and the demo says which.
+
+::
+
+    FOLDER/hub     what was published; `hf-soup hub --root FOLDER/hub` serves it again
+    FOLDER/home    the HF_HOME of the demo's processes: the user's own caches and token are not touched
+    FOLDER/1       recipes and soups of the first run; a second run makes FOLDER/2 and trains nothing
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hf_soup.demo.cache import ANCESTOR, DATASET, OWNER, POOR, Progress, Zoo, cache_folder, prepare
+from hf_soup.errors import SoupError
+from hf_soup.recipe import Recipe
+
+Say = Callable[[str], None]
+
+
+def demo_recipe(fine_tunes: Sequence[str] = Zoo().fine_tunes) -> Recipe:
+    """The recipe that the demo cooks: chosen on held-out digits, reported on a shifted test first."""
+    data = {"task": "image-classification", "dataset": f"{OWNER}/{DATASET}", "metric": "accuracy"}
+    return Recipe(
+        base=f"{OWNER}/{ANCESTOR}",
+        ingredients=[f"{OWNER}/{name}" for name in fine_tunes],
+        select="greedy",
+        score={**data, "split": "validation"},
+        report=[{**data, "split": "shifted", "name": "shifted test"}, {**data, "split": "test", "name": "test"}],
+    )
+
+
+def run_demo(output: Path, *, say: Say, progress: Progress, zoo: Zoo = Zoo()) -> dict[str, Any]:
+    """Train, publish, check, cook, push, load, and compare.
+
+    Args:
+        output: The demo's folder; in that of an earlier demo nothing is overwritten.
+        say: Where results go, some lines at a time.
+        progress: Where it goes what is being done.
+        zoo: Another zoo than the documented one.
+
+    Returns:
+        ``folder``, ``repo``, ``table`` (row → title → ``{metric, value, low, high, n}``), ``comparisons``
+        (title → sentence) and ``seconds`` (by step).
+
+    Raises:
+        SoupError: The folder holds something else, or a command failed.
+    """
+    from hf_soup.local_hub import LocalHub
+
+    folder, number = _next_run(output)
+    started = time.monotonic()
+    trained = prepare(cache_folder(), progress, zoo, _make)
+    token = f"hf_{secrets.token_hex(17)}"
+    with LocalHub(output / "hub", users={token: OWNER}) as hub:
+        progress(f"Publishing {len(zoo.repos)} repos on a local Hub, {hub.endpoint}")
+        environment = child_environment(os.environ, output / "home", hub.endpoint, token)
+        shell = Shell(environment, say)
+        shell.seconds["train"] = time.monotonic() - started
+        shell.run([sys.executable, "-m", "hf_soup.demo.publish", str(trained)])
+        return _story(shell, folder, "" if number == 1 else f"-{number}", zoo)
+
+
+def _make(folder: Path, progress: Progress, zoo: Zoo) -> None:
+    from hf_soup.demo.zoo import make_all  # torch and transformers, which a second run does without
+
+    make_all(folder, progress, zoo)
+
+
+def _next_run(output: Path) -> tuple[Path, int]:
+    """A new folder for this run, and its number."""
+    if output.exists() and not output.is_dir():
+        raise SoupError(f"'{output}' is a file.", hint="Give the demo a folder with `-o`.")
+    if output.is_dir() and any(output.iterdir()) and not (output / "hub").is_dir():
+        raise SoupError(f"'{output}' holds something else than a demo.", hint="Name another folder with `-o`.")
+    (output / "hub").mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        try:
+            (output / str(number)).mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return output / str(number), number
+
+
+def child_environment(ours: Mapping[str, str], home: Path, endpoint: str, token: str) -> dict[str, str]:
+    """The environment of the demo's processes: they know the local Hub, and nothing of the user's account.
+
+    All settings of the libraries are dropped and not only the known ones: ``HF_HUB_OFFLINE`` would block
+    loopback too, and ``HF_HUB_CACHE`` would fill the user's cache with models that exist nowhere else.
+    """
+    foreign = ("HF_", "HUGGING_FACE_", "HUGGINGFACE_", "TRANSFORMERS_", "DATASETS_", "EVALUATE_")
+    kept = {
+        name: value
+        for name, value in ours.items()
+        if not name.startswith(foreign) and not name.lower().endswith("_proxy")
+    }
+    return kept | {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(home.resolve()),
+        "HF_TOKEN": token,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "NO_PROXY": "127.0.0.1,localhost",
+        "no_proxy": "127.0.0.1,localhost",
+    }
+
+
+@dataclass
+class Shell:
+    """Runs commands as a user would, shows them, and takes their time."""
+
+    environment: Mapping[str, str]
+    say: Say
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def hf_soup(self, *arguments: str | Path) -> str:
+        """Show and run ``hf-soup ARGUMENTS``; the same as typing it, wherever the script was installed."""
+        shown = [str(argument) for argument in arguments]
+        self.say(f"\n$ hf-soup {shlex.join(shown)}")
+        return self.run([sys.executable, "-m", "hf_soup", *shown])
+
+    def run(self, command: Sequence[str]) -> str:
+        """Run a command to its end and return its stdout; its stderr goes where ours goes.
+
+        Raises:
+            SoupError: It failed.
+        """
+        started = time.monotonic()
+        done = subprocess.run(command, env=self.environment, stdout=subprocess.PIPE, encoding="utf-8", check=False)
+        name = shlex.join(command[1:])
+        self.seconds[name] = round(time.monotonic() - started, 2)
+        if done.returncode:
+            raise SoupError(
+                f"The demo stopped: `{name}` ended with exit code {done.returncode}.\n{done.stdout}".rstrip(),
+                hint="The reason stands above. The demo can be run again; what was trained is kept.",
+            )
+        return done.stdout
+
+
+# The story ---------------------------------------------------------------------------------------------------
+
+_LOAD = '''\
+"""Reads the demo's test pictures with a model from the Hub, as any program would: there is no hf-soup in it."""
+
+import sys
+
+import torch
+from datasets import load_dataset
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+repo = sys.argv[1]
+processor = AutoImageProcessor.from_pretrained(repo)
+model = AutoModelForImageClassification.from_pretrained(repo)
+test = load_dataset("{dataset}", split="test")
+with torch.no_grad():
+    answers = model(**processor(test["image"][:], return_tensors="pt")).logits.argmax(-1).tolist()
+names = test.features["label"].names
+right = sum(model.config.id2label[a] == names[b] for a, b in zip(answers, test["label"], strict=True))
+print(f"{{repo}} reads {{right:,}} of {{len(test):,}} test pictures ({{right / len(test):.1%}}).")
+'''
+
+#: A figure as cook's JSON has it: metric, value, low, high, n.
+Figure = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cooked:
+    """What the demo reads from the JSON of ``hf-soup cook``; nothing else here knows its keys.
+
+    Args:
+        figures: Name → title → figure, for each ingredient (by its id), ``soup`` and ``ensemble``.
+        comparisons: Title → the soup against the best ingredient, in words.
+        weights: Ingredient → weight, of those that are in the soup.
+    """
+
+    figures: dict[str, dict[str, Figure]]
+    comparisons: dict[str, str]
+    weights: dict[str, float]
+
+    @classmethod
+    def parse(cls, text: str) -> Cooked:
+        """Read what ``hf-soup cook --json`` wrote."""
+        values = json.loads(text)
+        # A pinned ingredient may be named `owner/name@commit`; here the id alone is enough.
+        weights = {name.split("@")[0]: weight for name, weight in values["weights"].items() if weight}
+        figures = {name.split("@")[0]: titles for name, titles in values["scores"].items()}
+        return cls(figures, values["comparisons"], weights)
+
+
+def _story(shell: Shell, folder: Path, suffix: str, zoo: Zoo) -> dict[str, Any]:
+    say, recipe = shell.say, demo_recipe(zoo.fine_tunes)
+    everything, good = folder / "recipe.yaml", folder / "without-the-poor-one.yaml"
+    everything.write_text(recipe.to_yaml(), encoding="utf-8")
+    rest = recipe.model_copy(update={"ingredients": recipe.ingredients[:-1]})
+    good.write_text(rest.to_yaml(), encoding="utf-8")
+    models = [ingredient.model for ingredient in recipe.ingredients]
+
+    say("Can they be averaged?")
+    say(shell.hf_soup("check", *models, "--base", f"{OWNER}/{ANCESTOR}").rstrip())
+    say("\nA soup of those that help each other on held-out data; and, to compare, of all, and of all but one:")
+    greedy = Cooked.parse(shell.hf_soup("cook", everything, "-o", folder / "soup", "--json"))
+    uniform = ("--select", "uniform")
+    plain = Cooked.parse(shell.hf_soup("cook", everything, *uniform, "-o", folder / "uniform", "--json"))
+    chosen = Cooked.parse(shell.hf_soup("cook", good, *uniform, "-o", folder / "uniform-good", "--json"))
+
+    say("\nPublish it, and load it as any other model:")
+    repo = f"{OWNER}/vit-digits-soup{suffix}"
+    say(shell.hf_soup("push", folder / "soup", repo).rstrip())
+    script = folder / "load.py"
+    script.write_text(_LOAD.format(dataset=f"{OWNER}/{DATASET}"), encoding="utf-8")
+    say(f"\n$ python {script} {repo}")
+    say(shell.run([sys.executable, str(script), repo]).rstrip())
+
+    table = {name: greedy.figures[name] for name in models}
+    table |= {
+        f"uniform soup of all {len(models)}": plain.figures["soup"],
+        f"uniform soup without {POOR}": chosen.figures["soup"],
+        f"greedy soup of {len(greedy.weights)}": greedy.figures["soup"],
+        "probability ensemble": greedy.figures["ensemble"],
+    }
+    titles = [scoring.title for scoring in recipe.report]
+    say("\n" + _render(table, titles))
+    for title in titles:
+        say(f"The greedy soup against the best single model on {title}: {greedy.comparisons[title]}.")
+    say(_FAREWELL.format(root=shlex.quote(str(folder.parent / "hub"))))
+    return {
+        "folder": str(folder),
+        "repo": repo,
+        "table": table,
+        "comparisons": greedy.comparisons,
+        "seconds": shell.seconds,
+    }
+
+
+_FAREWELL = """
+The best single model is the one that is best on held-out data, where the soup was chosen too; test data were looked
+at once. An ensemble runs all models for every picture, a soup is one. Another seed gives other figures.
+
+To look at what was published:   hf-soup hub --root {root}
+With models of your own:         hf-soup check OWNER/MODEL OWNER/MODEL -o recipe.yaml
+                                 hf-soup cook recipe.yaml -o soup"""
+
+
+def _render(table: Mapping[str, Mapping[str, Figure]], titles: Sequence[str]) -> str:
+    """The table as text: percentages with their 95 % intervals.
+
+    >>> figure = {"metric": "accuracy", "value": 0.5, "low": 0.25, "high": 0.75, "n": 8}
+    >>> print(_render({"hf-soup-demo/a": {"test": figure}}, ["test"]))
+    accuracy in %, with 95 % intervals   test (n = 8)
+    a                                    50.0 (25.0 to 75.0)
+    """
+    first = next(iter(table.values()))
+    rows = [[f"{first[titles[0]]['metric']} in %, with 95 % intervals"]]
+    rows[0] += [f"{title} (n = {first[title]['n']:,})" for title in titles]
+    for name, figures in table.items():
+        shown = [figures[title] for title in titles]
+        cells = [f"{100 * f['value']:.1f} ({100 * f['low']:.1f} to {100 * f['high']:.1f})" for f in shown]
+        rows.append([name.removeprefix(f"{OWNER}/"), *cells])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(titles) + 1)]
+    lines = ["   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)

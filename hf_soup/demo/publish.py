@@ -1,0 +1,22 @@
+"""``python -m hf_soup.demo.publish FOLDER``: the zoo's repos to the Hub that ``HF_ENDPOINT`` names.
+
+A process of its own, because the Hub's client takes endpoint, token and caches from the environment when it is
+imported, and in the demo's own process these are the user's.
+"""
+
+import sys
+from pathlib import Path
+
+from hf_soup import hub
+from hf_soup.demo.cache import DATASET, OWNER
+
+
+def publish(folder: Path) -> None:
+    """Push each folder in ``folder`` as the repo of its name; what is there already makes no commit."""
+    for repo in sorted(path for path in folder.iterdir() if path.is_dir()):
+        kind = "dataset" if repo.name == DATASET else "model"
+        hub.upload_folder(f"{OWNER}/{repo.name}", repo, repo_type=kind)
+
+
+if __name__ == "__main__":
+    publish(Path(sys.argv[1]))

@@ -1,0 +1,671 @@
+"""The Hub, as far as soups need it: pin, read ranges, fetch, commit. The only importer of huggingface_hub.
+
+What the client leaves open is closed here: requests that it does not retry are retried, downloads are compared
+with the sha256 that the Hub states, a lost answer to a commit is looked up instead of repeated, and every
+failure becomes one `ResolveError` or `PublishError` that says what to do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import httpx2
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    get_session,
+    get_token,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import (
+    BadRequestError,
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils._headers import build_hf_headers
+from huggingface_hub.utils._http import default_client_factory, hf_raise_for_status, set_client_factory
+from tqdm import tqdm
+
+from hf_soup import __version__
+from hf_soup.errors import PublishError, ResolveError, SoupError
+
+_T = TypeVar("_T")
+_P = ParamSpec("_P")
+
+#: Seconds before the Hub counts as silent.
+TIMEOUT = 30.0
+_ATTEMPTS = 5
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_BOT = "SFconvertbot"
+_BOT_TITLE = "Adding `safetensors` variant of this model"
+_UNREACHABLE = (httpx2.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError)
+
+Token = str | bool | None
+
+
+@dataclass(frozen=True)
+class RepoFile:
+    """A file of a repo: its size in bytes, its git id, and the sha256 of its content where it is a large file."""
+
+    size: int
+    blob: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Repo:
+    """A repo pinned to one commit.
+
+    Args:
+        id: As the Hub answers, which is the new name where a repo was renamed.
+        revision: The full commit.
+        requested: The reference that was asked for; None is the default branch.
+        files: Every file by its path.
+        card: The front matter of the model card.
+        tags: As the Hub derives them.
+        private: Whether others cannot see it.
+        from_cache: The Hub was not reached, so this is what it looked like when it last was.
+    """
+
+    id: str
+    revision: str
+    requested: str | None
+    files: Mapping[str, RepoFile] = field(repr=False)
+    card: Mapping[str, Any] = field(repr=False)
+    tags: tuple[str, ...] = field(repr=False)
+    private: bool = False
+    from_cache: bool = False
+    token: Token = field(default=None, repr=False, compare=False)
+
+
+def api(token: Token = None) -> HfApi:
+    """The client, with this package's name in its user agent."""
+    return HfApi(token=token, library_name="hf-soup", library_version=__version__)
+
+
+def patient() -> None:
+    """Give every request of this process a timeout; the client's default is to wait for ever."""
+
+    def factory() -> httpx2.Client:
+        client = default_client_factory()
+        client.timeout = httpx2.Timeout(TIMEOUT, read=120.0)
+        return client
+
+    set_client_factory(factory)
+
+
+def endpoint() -> str:
+    """The address of the Hub in use."""
+    return str(constants.ENDPOINT)
+
+
+# ---- errors -------------------------------------------------------------------------------------------------
+
+
+def _status(error: BaseException) -> int | None:
+    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
+
+
+def _is_passing(error: BaseException) -> bool:
+    """Whether the same request may succeed in a moment."""
+    if isinstance(error, httpx2.TransportError):
+        return not isinstance(error, httpx2.UnsupportedProtocol | httpx2.ProxyError)
+    status = _status(error)
+    return status in (408, 425, 429) or (status is not None and status >= 500)
+
+
+def retrying(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Call the client, again after a pause where the failure may pass (rate limit, 5xx, a broken connection)."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            return call(*args, **kwargs)
+        except (HfHubHTTPError, httpx2.TransportError) as error:
+            refused = isinstance(error, httpx2.ConnectError) and attempt >= 2
+            if attempt == _ATTEMPTS - 1 or not _is_passing(error) or refused:
+                raise
+            pause = min(8.0, 0.5 * 2**attempt)
+            if isinstance(error, HfHubHTTPError):
+                after = error.response.headers.get("Retry-After", "")
+                pause = min(60.0, float(after)) if after.isdigit() else pause
+            # Jitter, so that parallel requests that failed together do not come back together.
+            time.sleep(pause * random.uniform(0.8, 1.2))
+    raise AssertionError("the loop returns or raises")
+
+
+def explain(error: Exception, what: str, *, kind: type[SoupError] = ResolveError) -> SoupError:
+    """One clear error for whatever the client raised while it looked at ``what``."""
+    status = _status(error)
+    said = (error.server_message or "") if isinstance(error, HfHubHTTPError) else ""
+    if isinstance(error, SoupError):
+        return error
+    if isinstance(error, GatedRepoError):
+        page = f"{endpoint()}/{what.split('@', maxsplit=1)[0].strip(chr(39))}"
+        return kind(
+            f"{what} is gated: its owner asks for agreement to terms before anyone reads it.",
+            hint=f"Accept the terms at {page} and log in with `hf auth login`, or set HF_TOKEN.",
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return kind(f"{what}: there is no such branch, tag or commit.", hint="Check the part after '@'.")
+    if isinstance(error, RepositoryNotFoundError):
+        if get_token():
+            hint = "Check the spelling; a private repo needs a token that may read it (see `hf auth whoami`)."
+        else:
+            hint = "Check the spelling; if it is private, log in with `hf auth login` or set HF_TOKEN."
+        return kind(f"{what} does not exist on {endpoint()}, or it is private.", hint=hint)
+    if isinstance(error, HFValidationError):
+        return kind(
+            f"{what} is neither a folder nor a Hub id.",
+            hint="A Hub id is `owner/name` (letters, digits, '-', '_' and '.'); a folder must exist.",
+        )
+    if isinstance(error, OfflineModeIsEnabled):
+        return kind(
+            f"{what} is not in the cache, and offline mode is on.",
+            hint="Unset HF_HUB_OFFLINE, or fetch it once while online.",
+        )
+    if isinstance(error, _UNREACHABLE):
+        return kind(
+            f"{what}: {endpoint()} cannot be reached ({type(error).__name__}), and the cache does not hold it.",
+            hint="Check the network and HF_ENDPOINT, and try again.",
+        )
+    if isinstance(error, EntryNotFoundError):
+        return kind(f"{what}: the file is not in the repo.")
+    if status == 401:
+        return kind(f"{what}: the Hub does not accept the token.", hint="Log in again with `hf auth login`.")
+    if status == 403:
+        return kind(f"{what}: the token has no right to do this. {said}".strip(), hint="See `hf auth whoami`.")
+    if status == 429:
+        return kind(f"{what}: the Hub's rate limit is reached.", hint="Wait some minutes and run this again.")
+    if status is not None:
+        return kind(f"{what}: the Hub answered {status}. {said}".strip(), hint="Try again later.")
+    reason = getattr(error, "strerror", None) or str(error)
+    return kind(f"{what}: {reason}")
+
+
+_EXPLAINED = (
+    HfHubHTTPError,
+    HFValidationError,
+    httpx2.HTTPError,
+    OfflineModeIsEnabled,
+    EntryNotFoundError,
+    OSError,
+)
+
+
+# ---- pin ----------------------------------------------------------------------------------------------------
+
+
+def resolve(repo_id: str, revision: str | None = None, *, token: Token = None) -> Repo:
+    """Pin a model repo to a full commit and list its files, with one request.
+
+    Args:
+        repo_id: ``owner/name``, or the name of one of the oldest repos.
+        revision: A branch, tag, pull request reference or commit; the default branch when None.
+        token: As everywhere in huggingface_hub.
+
+    Raises:
+        ResolveError: It does not exist, is private or gated, or the Hub cannot be reached and the cache has no
+            copy.
+    """
+    what = f"'{repo_id}@{revision}'" if revision else f"'{repo_id}'"
+    try:
+        info = retrying(api(token).model_info, repo_id, revision=revision, files_metadata=True, timeout=TIMEOUT)
+    except (httpx2.TransportError, OfflineModeIsEnabled) as error:
+        cached = _resolve_in_cache(repo_id, revision, token)
+        if cached is None:
+            raise explain(error, what) from None
+        return cached
+    except _EXPLAINED as error:
+        raise explain(error, what) from None
+    if not _COMMIT.fullmatch(info.sha or "") or any(file.size is None for file in info.siblings or ()):
+        raise ResolveError(f"{what}: the Hub's answer has no commit or no file sizes.")
+    files = {
+        file.rfilename: RepoFile(file.size or 0, file.blob_id or "", file.lfs.sha256 if file.lfs else None)
+        for file in info.siblings or ()
+    }
+    card: dict[str, Any] = dict(info.card_data.__dict__) if info.card_data else {}
+    return Repo(
+        id=info.id,
+        revision=str(info.sha),
+        requested=revision,
+        files=files,
+        card=card,
+        tags=tuple(info.tags or ()),
+        private=bool(info.private),
+        token=token,
+    )
+
+
+def _resolve_in_cache(repo_id: str, revision: str | None, token: Token) -> Repo | None:
+    """What the cache knows of a repo, from its references and from one snapshot's links."""
+    root = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type="model")
+    commit = revision or constants.DEFAULT_REVISION
+    reference = root / "refs" / commit
+    if not _COMMIT.fullmatch(commit):
+        if not reference.is_file() or root not in reference.resolve().parents:
+            return None
+        commit = reference.read_text().strip()
+    snapshot = root / "snapshots" / commit
+    if not _COMMIT.fullmatch(commit) or not snapshot.is_dir():
+        return None
+    files = {}
+    for path in sorted(snapshot.rglob("*")):
+        if path.is_file():
+            # The cache names a blob after the Hub's ETag: sha256 of a large file, git id of a small one.
+            blob = path.resolve().name
+            sha256 = blob if re.fullmatch(r"[0-9a-f]{64}", blob) else None
+            files[path.relative_to(snapshot).as_posix()] = RepoFile(path.stat().st_size, blob, sha256)
+    return Repo(repo_id, commit, revision, files, card={}, tags=(), from_cache=True, token=token)
+
+
+def conversion_of(repo: Repo) -> Repo | None:
+    """The open pull request in which the Hub's conversion bot offers safetensors for the head of main, pinned.
+
+    As transformers does, it is believed only when the bot wrote it and its parent is the head.
+    """
+    if repo.from_cache:
+        return None
+    try:
+        for discussion in api(repo.token).get_repo_discussions(repo.id, author=_BOT, discussion_type="pull_request"):
+            if discussion.author != _BOT or discussion.title != _BOT_TITLE or discussion.status != "open":
+                continue
+            offered = resolve(repo.id, f"refs/pr/{discussion.num}", token=repo.token)
+            commits = retrying(api(repo.token).list_repo_commits, repo.id, revision=offered.revision)
+            if repo.revision in [commit.commit_id for commit in commits[1:2]]:
+                return offered
+    except _EXPLAINED as error:
+        raise explain(error, f"'{repo.id}': its pull requests") from None
+    return None
+
+
+def base_models(repo: Repo) -> tuple[str, ...]:
+    """The ancestors that the Hub itself derived, from tags and from ``baseModels``."""
+    found = [tag.split(":")[-1] for tag in repo.tags if tag.startswith("base_model:")]
+    if not found and not repo.from_cache:
+        try:
+            stated = retrying(api(repo.token).model_info, repo.id, expand=["baseModels"], timeout=TIMEOUT).base_models
+        except _EXPLAINED:
+            return ()  # Only a hint: the card, the config and the weights speak as well.
+        entries: object = stated.get("models") if isinstance(stated, dict) else stated
+        for entry in entries if isinstance(entries, list) else []:
+            name = entry.get("id") if isinstance(entry, dict) else entry
+            found += [name] if isinstance(name, str) else []
+    return tuple(dict.fromkeys(found))
+
+
+def resolve_dataset(dataset: str, revision: str | None, *, token: Token = None) -> tuple[str, str]:
+    """The id that the Hub answers with, and the full commit, of a dataset repo.
+
+    Raises:
+        ResolveError: As `resolve`.
+    """
+    what = f"the data set '{dataset}@{revision}'" if revision else f"the data set '{dataset}'"
+    try:
+        info = retrying(api(token).dataset_info, dataset, revision=revision, timeout=TIMEOUT)
+    except (httpx2.TransportError, OfflineModeIsEnabled) as error:
+        root = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=dataset, repo_type="dataset")
+        reference = root / "refs" / (revision or constants.DEFAULT_REVISION)
+        if _COMMIT.fullmatch(revision or "") and (root / "snapshots" / str(revision)).is_dir():
+            return dataset, str(revision)
+        if not reference.is_file():
+            raise explain(error, what) from None
+        return dataset, reference.read_text().strip()
+    except _EXPLAINED as error:
+        raise explain(error, what) from None
+    return info.id, str(info.sha)
+
+
+_HERE = threading.Lock()
+_received = 0
+
+
+def traffic() -> int:
+    """Bytes of headers, indexes and samples that this process has read from the Hub so far."""
+    return _received
+
+
+def is_repo_id(name: str) -> bool:
+    """Whether a name can be a repo's, rather than a folder on somebody's machine.
+
+    >>> is_repo_id("google/vit-base-patch16-224"), is_repo_id("./results/checkpoint-500")
+    (True, False)
+    """
+    return re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", name) is not None and len(name) <= 96
+
+
+# ---- read ---------------------------------------------------------------------------------------------------
+
+
+def read_range(repo: Repo, path: str, start: int, stop: int) -> bytes:
+    """Bytes ``start`` to ``stop`` of a file, from the cache where it is, else by a range request.
+
+    Raises:
+        ResolveError: They cannot be read, or the answer is shorter than asked for.
+    """
+    what = f"'{repo.id}@{repo.revision[:7]}', file '{path}'"
+    cached = try_to_load_from_cache(repo.id, path, revision=repo.revision)
+    if isinstance(cached, str):
+        with Path(cached).open("rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
+    try:
+        data = retrying(_request_range, repo, path, start, stop)
+    except _EXPLAINED as error:
+        raise explain(error, what) from None
+    global _received
+    with _HERE:
+        _received += len(data)
+    if len(data) != stop - start:
+        raise ResolveError(
+            f"{what}: asked for bytes {start} to {stop}, got {len(data)} bytes.",
+            hint="The file is shorter than the repo says; its owner may have to upload it again.",
+        )
+    return data
+
+
+def _request_range(repo: Repo, path: str, start: int, stop: int) -> bytes:
+    url = hf_hub_url(repo.id, path, revision=repo.revision)
+    headers = build_hf_headers(token=repo.token, library_name="hf-soup", library_version=__version__)
+    headers |= {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+    with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT) as response:
+        if response.status_code >= 400:
+            response.read()
+        hf_raise_for_status(response)
+        # A server that ignores the range answers 200 with the whole file: skip to the range, and stop after it.
+        skip = 0 if response.status_code == 206 else start
+        data = bytearray()
+        for chunk in response.iter_raw():
+            data += chunk[skip:] if skip < len(chunk) else b""
+            skip = max(0, skip - len(chunk))
+            if len(data) >= stop - start:
+                break
+    return bytes(data[: stop - start])
+
+
+def fetch(
+    wanted: Sequence[tuple[Repo, str]], *, quiet: bool = False, verify: bool = True, threads: int = 4
+) -> list[Path]:
+    """Files in the ordinary cache, downloaded where they are not there yet, each compared with its sha256.
+
+    Args:
+        wanted: Repos and paths in them.
+        quiet: No progress bar.
+        verify: Compare large files with the sha256 that the Hub states; the client does not.
+        threads: Files at a time.
+
+    Raises:
+        ResolveError: A file cannot be had, or its bytes are wrong twice; the wrong copy is taken out of the cache.
+    """
+    total = sum(repo.files[path].size for repo, path in wanted if not is_cached(repo, path))
+    bar = tqdm(total=total, unit="B", unit_scale=True, desc="Fetching", disable=quiet or total == 0, leave=False)
+    lock = threading.Lock()
+
+    class Share(tqdm):  # type: ignore[type-arg]
+        """A download's own bar, unseen, whose bytes go to the one that is seen."""
+
+        def __init__(self, *_: object, **__: object) -> None:
+            super().__init__(disable=True)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            with lock:
+                return bar.update(n)
+
+    def get(item: tuple[Repo, str]) -> Path:
+        repo, path = item
+        what = f"'{repo.id}@{repo.revision[:7]}', file '{path}'"
+        try:
+            local = retrying(_download, repo, path, Share)
+            expected = repo.files[path].sha256
+            if verify and expected and sha256_of(local) != expected:
+                local = retrying(_download, repo, path, Share, force=True)
+                found = sha256_of(local)
+                if found != expected:
+                    blob = local.resolve()
+                    local.unlink()
+                    blob.unlink(missing_ok=True)
+                    raise ResolveError(
+                        f"{what}: the bytes that arrived are not the ones that the Hub states, twice.\n"
+                        f"  stated  {expected}\n  arrived {found}",
+                        hint="Something between here and the Hub changes data. The wrong copy was removed.",
+                    )
+        except _EXPLAINED as error:
+            raise explain(error, what) from None
+        return local
+
+    with bar:
+        return in_parallel(get, wanted, threads)
+
+
+def _download(repo: Repo, path: str, bar: type[tqdm[Any]], *, force: bool = False) -> Path:
+    """One file through the client; by its commit, so that a file in the cache costs no request."""
+    return Path(
+        hf_hub_download(
+            repo.id,
+            path,
+            revision=repo.revision,
+            token=repo.token,
+            force_download=force,
+            tqdm_class=bar,
+            library_name="hf-soup",
+            library_version=__version__,
+        )
+    )
+
+
+def remember(repo: Repo) -> None:
+    """Note in the cache which commit a branch or tag pointed to, so that offline runs find it by its name."""
+    if not repo.from_cache and not _COMMIT.fullmatch(repo.requested or ""):
+        try:
+            api(repo.token).resolve_revision(repo.id, revision=repo.requested)
+        except _EXPLAINED as error:
+            raise explain(error, f"'{repo.id}'") from None
+
+
+def is_cached(repo: Repo, path: str) -> bool:
+    """Whether a file needs no download."""
+    return isinstance(try_to_load_from_cache(repo.id, path, revision=repo.revision), str)
+
+
+def cache_folder() -> Path:
+    """Where downloads go."""
+    return Path(constants.HF_HUB_CACHE)
+
+
+def own_cache_folder() -> Path:
+    """Where this package keeps what it derived from downloads, beside the Hub's cache."""
+    return Path(constants.HF_HOME) / "hf-soup"
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def in_parallel(call: Callable[[Any], _T], items: Sequence[Any], threads: int = 8) -> list[_T]:
+    """``[call(item) for item in items]`` on several threads, in order; the first error in order is raised."""
+    if len(items) < 2:
+        return [call(item) for item in items]
+    with ThreadPoolExecutor(min(threads, len(items))) as pool:
+        futures = [pool.submit(call, item) for item in items]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+# ---- publish ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """Where a soup went: the repo, the full commit, its address, and whether there was anything to send."""
+
+    repo: str
+    commit: str
+    url: str
+    changed: bool
+
+
+def require_token(token: Token = None) -> None:
+    """Refuse to start a push that cannot end.
+
+    Raises:
+        PublishError: Nobody is logged in.
+    """
+    if token is False or not (token if isinstance(token, str) else get_token()):
+        raise PublishError(
+            "No token: pushing needs to know who you are.",
+            hint="Log in with `hf auth login`, or set HF_TOKEN to a token that may write.",
+        )
+
+
+def commit_folder(
+    repo_id: str,
+    files: Mapping[str, Path],
+    *,
+    message: str,
+    private: bool | None = None,
+    replace: bool = False,
+    token: Token = None,
+) -> Pushed:
+    """Publish files as one commit, creating the repo where it is not there.
+
+    The commit names its parent, so nobody else's commit is overwritten. When the answer gets lost the head is
+    read again and compared before anything is sent a second time, so there is never a second commit.
+
+    Args:
+        repo_id: ``owner/name``.
+        files: Paths in the repo and the files here.
+        message: The commit's title.
+        private: Create the repo as private; None is the owner's default.
+        replace: Delete what the repo holds beside these files, and accept a repo that holds something else.
+        token: As everywhere in huggingface_hub.
+
+    Raises:
+        PublishError: No token, no right to write, a repo that holds something else, or the Hub fails.
+    """
+    require_token(token)
+    client = api(token)
+    what = f"'{repo_id}'"
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise PublishError(f"{what} is not a name for a repo.", hint="Use `owner/name`.")
+    try:
+        retrying(client.create_repo, repo_id, private=private, exist_ok=True)
+        head = resolve(repo_id, token=token)
+    except _EXPLAINED as error:
+        if _status(error) == 403:
+            raise PublishError(
+                f"{what}: the token may not write there; the name may be taken by someone else.",
+                hint=f"Push to a name of your own, `{_user(client)}/{repo_id.rsplit('/', maxsplit=1)[-1]}`.",
+            ) from None
+        raise explain(error, what, kind=PublishError) from None
+    except ResolveError as error:
+        raise PublishError(error.message, hint=error.hint) from None
+    ids = {path: _content_ids(local) for path, local in files.items()}
+    others = sorted(set(head.files) - set(files) - {".gitattributes"})
+    _refuse_foreign(head, ids, others, replace)
+
+    def is_there(repo: Repo) -> bool:
+        same = all(
+            path in repo.files and {repo.files[path].sha256, repo.files[path].blob} & ids[path] for path in files
+        )
+        return same and not (replace and set(others) & set(repo.files))
+
+    attempt = 0
+    while not is_there(head):
+        operations = [CommitOperationAdd(path, str(local)) for path, local in files.items()]
+        deletions = [CommitOperationDelete(path) for path in others if replace and path in head.files]
+        try:
+            client.create_commit(
+                head.id, [*operations, *deletions], commit_message=message, parent_commit=head.revision
+            )
+        except (BadRequestError, HFValidationError, ValueError) as error:
+            raise explain(error, f"{what}: the Hub refuses the commit", kind=PublishError) from None
+        except (HfHubHTTPError, httpx2.TransportError) as error:
+            before = head
+            try:
+                head = resolve(repo_id, token=token)
+            except ResolveError:
+                raise explain(error, what, kind=PublishError) from None
+            if is_there(head):
+                break  # Only the answer was lost.
+            if head.revision != before.revision:
+                raise PublishError(
+                    f"{what}: somebody else committed {head.revision[:7]} while this was being pushed.",
+                    hint="Look at what they changed, and push again.",
+                ) from None
+            attempt += 1
+            if attempt == _ATTEMPTS or not _is_passing(error):
+                raise explain(error, what, kind=PublishError) from None
+            time.sleep(min(8.0, 2.0**attempt) * random.uniform(0.5, 1.0))
+            continue
+        head = resolve(repo_id, token=token)
+        if not is_there(head):
+            raise PublishError(f"{what}: commit {head.revision[:7]} does not hold the files that were sent.")
+        return Pushed(head.id, head.revision, f"{endpoint()}/{head.id}", changed=True)
+    return Pushed(head.id, head.revision, f"{endpoint()}/{head.id}", changed=attempt > 0)
+
+
+def _refuse_foreign(head: Repo, ids: Mapping[str, object], others: Sequence[str], replace: bool) -> None:
+    """Stop before a repo that holds another kind of model, or weights that would stand beside the new ones."""
+    weights = [path for path in others if path.endswith((".safetensors", ".safetensors.index.json"))]
+    taken = set(head.files) - {".gitattributes", "README.md"} and "soup.json" not in head.files
+    if replace or not (taken or weights):
+        return
+    shown = ", ".join((weights or sorted(head.files))[:4])
+    reason = "holds weights that are not of this soup" if weights else "is taken: it holds something else"
+    raise PublishError(
+        f"'{head.id}' {reason} ({shown}).",
+        hint="Push to another name, or delete what is there with `--replace`.",
+    )
+
+
+def _content_ids(path: Path) -> set[str | None]:
+    """The names under which the Hub may know a content: its sha256 (large files) and its git id (small ones)."""
+    size = path.stat().st_size
+    git = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+    sha256 = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            git.update(block)
+            sha256.update(block)
+    return {git.hexdigest(), sha256.hexdigest()}
+
+
+def _user(client: HfApi) -> str:
+    try:
+        return str(client.whoami()["name"])
+    except _EXPLAINED:
+        return "you"
+
+
+def upload_folder(repo_id: str, folder: Path, *, repo_type: str, token: Token = None, private: bool = False) -> str:
+    """Publish a folder as it is, as the demo does with its data and models; returns the commit."""
+    client = api(token)
+    try:
+        retrying(client.create_repo, repo_id, repo_type=repo_type, private=private, exist_ok=True)
+        done = client.upload_folder(repo_id=repo_id, folder_path=folder, repo_type=repo_type)
+    except _EXPLAINED as error:
+        raise explain(error, f"'{repo_id}'", kind=PublishError) from None
+    return str(done.oid)

@@ -1,0 +1,316 @@
+"""A small Hub on loopback, on disk: for the demo, for tests, and for work without a network.
+
+The real ``huggingface_hub``, ``datasets`` and ``transformers`` work against it unchanged, through
+``HF_ENDPOINT``. It is no mirror and no server for others: it listens on this machine only, keeps no
+history of downloads and does not scale.
+
+::
+
+    with LocalHub(Path("hub")) as hub:
+        api = HfApi(endpoint=hub.endpoint, token=hub.token)
+        api.create_repo("local/tiny")
+"""
+
+import ipaddress
+import logging
+import secrets
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import uvicorn
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from hf_soup.errors import SoupError
+from hf_soup.local_hub.app import App, Intercept, Record, Transform
+from hf_soup.local_hub.names import HubError, valid_path, wants_lfs
+from hf_soup.local_hub.store import Change, File, Kind, Note, Repo, Store
+from hf_soup.local_hub.wire import Hub
+
+__all__ = ["Hangup", "LocalHub", "Record", "serve"]
+
+_START_SECONDS = 30.0
+
+
+class Hangup(Response):
+    """An answer that is lost on its way: what a client sees when the connection breaks.
+
+    Return it from `LocalHub.intercept` to lose a request before anything is done, and from
+    `LocalHub.transform` to lose the answer to one that has been done.
+
+    Args:
+        response: The answer to send a part of; without it, nothing is sent.
+        keep: Bytes of its body that still arrive.
+        reset: Break the connection with a TCP reset instead of closing it.
+    """
+
+    def __init__(self, response: Response | None = None, keep: int = 0, *, reset: bool = False) -> None:
+        super().__init__(status_code=response.status_code if response else 500)
+        self._response, self._keep, self._reset = response, keep, reset
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send what is to be sent, then break the connection."""
+        left = self._keep
+
+        async def sending(message: Any) -> None:
+            nonlocal left
+            if message["type"] == "http.response.body":
+                message = {**message, "body": message.get("body", b"")[:left], "more_body": True}
+                left -= len(message["body"])
+            await send(message)
+
+        if self._response is not None:
+            await self._response(scope, receive, sending)
+        # ASGI has no word for this; uvicorn's `send` is a method of the object that holds the connection.
+        transport = send.__self__.transport  # type: ignore[attr-defined]
+        if self._reset:
+            connection = transport.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            transport.abort()
+        transport.close()
+
+
+class LocalHub:
+    """A Hub on loopback, between ``__enter__`` and ``__exit__``.
+
+    Args:
+        root: Folder that everything is kept in; made if absent. A later hub on it goes on from there.
+        port: TCP port; 0 for a free one.
+        users: User names by token; each may write in the namespace of that name. With None there is one
+            user, ``local``, who may write in every namespace and whose token is kept in ``root/token``.
+        read_only: Those of the tokens that may not write.
+        host: An IPv4 address of the loopback interface, or ``localhost``.
+
+    Attributes:
+        endpoint: What to set ``HF_ENDPOINT`` to, or to give to ``HfApi(endpoint=…)``.
+        token: The token of the first user.
+        store: What is on disk.
+
+    Raises:
+        SoupError: The host is not on loopback, the port is taken, or another hub has the folder.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        port: int = 0,
+        users: dict[str, str] | None = None,
+        read_only: Collection[str] = (),
+        host: str = "127.0.0.1",
+    ) -> None:
+        self._host, self._port, self.root = _loopback(host), port, Path(root)
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.store = Store(self.root)
+        known = {_own_token(self.root): "local"} if users is None else users
+        self._hub = Hub(self.store, known, read_only, everywhere=users is None)
+        self._app = App(self._hub)
+        self.token = next(iter(known), "")
+        self._server: uvicorn.Server | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """Address of the API."""
+        return self._hub.endpoint
+
+    @property
+    def requests(self) -> list[Record]:
+        """All requests so far, in the order in which they were answered."""
+        return list(self._app.records)
+
+    @property
+    def page_size(self) -> int:
+        """Entries a page of every list; lower it to see a client turn pages."""
+        return self._hub.page_size
+
+    @page_size.setter
+    def page_size(self, size: int) -> None:
+        self._hub.page_size = size
+
+    @property
+    def part_bytes(self) -> int:
+        """LFS files above this size are uploaded in parts of it."""
+        return self._hub.part_bytes
+
+    @part_bytes.setter
+    def part_bytes(self, size: int) -> None:
+        self._hub.part_bytes = size
+
+    @property
+    def intercept(self) -> Intercept | None:
+        """Called with every request before anything is done; its answer, if not None, is the answer.
+
+        It runs in the server's event loop: to delay a request, use a coroutine function that sleeps.
+        """
+        return self._app.intercept
+
+    @intercept.setter
+    def intercept(self, function: Intercept | None) -> None:
+        self._app.intercept = function
+
+    @property
+    def transform(self) -> Transform | None:
+        """Called with every request and its finished answer; what it returns is sent instead."""
+        return self._app.transform
+
+    @transform.setter
+    def transform(self, function: Transform | None) -> None:
+        self._app.transform = function
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Serve from a thread; back as soon as requests are accepted."""
+        # asyncio turns Nagle's delay off only where the protocol is named: 40 ms for every POST otherwise.
+        listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((self._host, self._port))
+        except OSError as error:
+            listening.close()
+            self.store.close()
+            raise SoupError(
+                f"Cannot listen on {self._host}:{self._port}: {error.strerror}.", hint="Use another port."
+            ) from error
+        port = listening.getsockname()[1]
+        self._hub.endpoint = f"http://{self._host}:{port}"
+        # Another host name for the same socket is another origin for every client, as the real CDN is.
+        self._hub.cdn = f"http://localhost:{port}"
+        # Without a check of the Host header a web page could point its name to loopback and read private repos.
+        guarded = TrustedHostMiddleware(self._app, [self._host, "localhost"], www_redirect=False)
+        logging.getLogger("uvicorn.error").addFilter(_is_news)
+        config = uvicorn.Config(
+            guarded,
+            http="h11",
+            ws="none",
+            lifespan="off",
+            loop="asyncio",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=2,
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [listening]}, name="local-hub", daemon=True
+        )
+        self._thread.start()
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._server.started:
+            if not self._thread.is_alive() or time.monotonic() > deadline:
+                raise SoupError(f"The local Hub did not start on {self.endpoint}.")
+            time.sleep(0.005)
+
+    def stop(self) -> None:
+        """Finish what is being answered, and let go of the port and the folder."""
+        if self._server and self._thread:
+            self._server.should_exit = True
+            self._thread.join()
+        self.store.close()
+
+    def _repo(self, kind: Kind, repo_id: str) -> Repo:
+        repo = self.store.repos.get((kind, repo_id))
+        if repo is None:
+            raise SoupError(f"The local Hub has no {kind} {repo_id!r}.")
+        return repo
+
+    def rename(self, kind: Kind, old_id: str, new_id: str) -> None:
+        """Move a repo, whoever owns it; the old id answers 307 from then on."""
+        try:
+            self.store.move(self._repo(kind, old_id), new_id)
+        except HubError as error:
+            raise SoupError(error.message) from error
+
+    def gate(self, kind: Kind, repo_id: str, *, allowed: Collection[str] = ()) -> None:
+        """Let only the owner and the users `allowed` read files; info and tree stay readable for all."""
+        repo = self._repo(kind, repo_id)
+        with self.store.lock:
+            repo.gated, repo.allowed = "auto", sorted(allowed)
+            self.store.save(repo)
+
+    def bot_pull_request(
+        self,
+        kind: Kind,
+        repo_id: str,
+        files: dict[str, bytes | Path],
+        author: str = "SFconvertbot",
+        title: str = "Adding `safetensors` variant of this model",
+    ) -> int:
+        """Open a pull request on main's head as somebody else would, and return its number."""
+        repo = self._repo(kind, repo_id)
+        try:
+            changes: list[Change] = [(valid_path(path), self._keep(repo, path, files[path])) for path in files]
+            with self.store.lock:
+                base = self.store.revision(repo, "main")
+                return self.store.discuss(repo, Note(title, "", author), base, changes)
+        except HubError as error:
+            raise SoupError(error.message) from error
+
+    def _keep(self, repo: Repo, path: str, source: bytes | Path) -> File:
+        size = len(source) if isinstance(source, bytes) else source.stat().st_size
+        if wants_lfs(path, size):
+            return self.store.put_lfs(repo, source)
+        return self.store.put(source if isinstance(source, bytes) else source.read_bytes())
+
+
+def serve(
+    root: Path,
+    host: str = "127.0.0.1",
+    port: int = 8760,
+    on_ready: Callable[[LocalHub], None] | None = None,
+) -> None:
+    """Run a local Hub until it is interrupted.
+
+    Args:
+        root: As for `LocalHub`.
+        host: As for `LocalHub`.
+        port: As for `LocalHub`.
+        on_ready: Called with the hub once it accepts requests, to say where it is and what its token is.
+    """
+    with LocalHub(root, port=port, host=host) as hub:
+        try:
+            if on_ready:
+                on_ready(hub)
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            return
+
+
+def _loopback(host: str) -> str:
+    try:
+        address = ipaddress.IPv4Address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        address = None
+    if address is None or not address.is_loopback:
+        raise SoupError(f"The local Hub cannot listen on {host!r}: it is for this machine only.", hint="Use 127.0.0.1.")
+    return str(address)
+
+
+def _own_token(root: Path) -> str:
+    # Kept, so that a login with it survives a restart; readable by its owner only, from the first byte on.
+    path = root / "token"
+    if not path.exists():
+        path.touch(mode=0o600)
+        path.write_text(f"hf_local_{secrets.token_hex(16)}\n")
+    return path.read_text().strip()
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    # `Hangup` breaks off on purpose, which uvicorn would report as an error of the application.
+    return not record.getMessage().startswith("ASGI callable returned without")

@@ -1,0 +1,423 @@
+"""The streaming engine: read slices of every ingredient, combine, round once, write, hash; and continue.
+
+Work is cut into blocks of the output (4 MiB), which threads and processes share out by byte range. A block's
+bytes depend on the plan alone, so neither the number of threads or processes nor an interruption shows in them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from hf_soup.checkpoint import ITEM_BYTES, TensorInfo
+from hf_soup.errors import MergeError
+from hf_soup.methods import METHODS
+from hf_soup.plan import BLOCK_BYTES, Plan, PlannedTensor
+from hf_soup.staging import Block, Staging
+
+if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
+
+    from typing_extensions import Buffer
+
+TORCH = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+#: Elements that are combined at once: large enough that Python does not show, small enough for the cache.
+SLICE_ELEMENTS = 1 << 18
+#: Most bytes of output that one thread finishes before it notes them.
+_UNIT_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that merge together: this one's number, how many, and how to wait for all."""
+
+    rank: int = 0
+    size: int = 1
+    barrier: Callable[[], None] = field(default=lambda: None, repr=False)
+
+
+def world() -> World:
+    """The world that Accelerate sees; a single process when none was launched.
+
+    Raises:
+        MergeError: A launcher started several processes, but Accelerate sees one: each would do all the work.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched == 1:
+        return World()
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.cuda.is_available())
+    if state.num_processes != launched:
+        raise MergeError(
+            f"{launched} processes were launched, but Accelerate sees {state.num_processes}.",
+            hint="Start them with `accelerate launch --multi_gpu --num_processes N -m hf_soup …` or "
+            "`torchrun --nproc-per-node N -m hf_soup …`.",
+        )
+    return World(state.process_index, state.num_processes, state.wait_for_everyone)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What a merge leaves behind.
+
+    Args:
+        digest: Over all tensors: sha256 of the lines ``name dtype shape root`` in name order, ``root`` the sha256
+            of the concatenated sha256s of a tensor's 4 MiB blocks.
+        roots: ``root`` of every tensor.
+        resumed: Bytes that an interrupted run had already written.
+        differing: Integer and boolean tensors on which the sources disagree; the first source's were kept.
+    """
+
+    digest: str
+    roots: Mapping[str, str] = field(repr=False)
+    resumed: int
+    differing: tuple[str, ...]
+
+
+def merge(
+    plan: Plan,
+    paths: Sequence[Mapping[str, Path]],
+    staging: Staging,
+    *,
+    world: World | None = None,
+    threads: int | None = None,
+    quiet: bool = False,
+) -> Merged:
+    """Write the output files of a plan into a staging folder.
+
+    Args:
+        plan: What to write.
+        paths: For every source, its weight files on this machine.
+        staging: Where; blocks that an interrupted run finished are checked again and kept.
+        world: The processes that share the work.
+        threads: Of this process; by default one a core.
+        quiet: No progress bar.
+
+    Raises:
+        MergeError: An ingredient holds NaN or Inf, a file is shorter than its header says, or the disk is full.
+    """
+    world = world or World()
+    threads = threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(1)  # the threads below are the parallelism; torch's own would fight them for the cores
+    with ExitStack() as stack:
+        try:
+            if world.rank == 0:
+                _preallocate(plan, staging.folder)
+            world.barrier()
+            outputs = [open_file(stack, staging.folder / file.name, os.O_RDWR) for file in plan.files]
+            inputs = [{file: open_file(stack, path) for file, path in source.items()} for source in paths]
+            kept = _still_right(plan, outputs, staging.finished(), threads)
+            # Every process must see the same journals before any of them writes to one.
+            world.barrier()
+            engine = _Engine(plan, inputs, outputs)
+            bar = tqdm(
+                total=plan.size,
+                initial=sum(_block_bytes(plan.tensors[t], b) for t, b in kept),
+                unit="B",
+                unit_scale=True,
+                desc="Merging",
+                disable=True if quiet or world.rank > 0 else None,
+                leave=False,
+            )
+            units = _units(plan, kept, world, threads)
+            with bar:
+                _run(engine, units, partial(staging.note, world.rank), threads, bar.update)
+        except OSError as error:
+            raise _disk_error(error, staging) from None
+    world.barrier()
+    if world.rank > 0:
+        return Merged("", {}, 0, ())
+    roots = tensor_roots(plan, {(tensor, block): digest for tensor, block, digest in staging.finished()})
+    return Merged(
+        digest=digest_of((tensor.name, tensor.dtype, tensor.shape, roots[tensor.name]) for tensor in plan.tensors),
+        roots=roots,
+        resumed=sum(_block_bytes(plan.tensors[t], b) for t, b in kept),
+        differing=tuple(sorted(engine.differing)),
+    )
+
+
+def tensor_roots(plan: Plan, blocks: Mapping[tuple[int, int], str]) -> dict[str, str]:
+    """The root of every tensor, from the sha256s of its blocks."""
+    return {
+        tensor.name: hashlib.sha256(
+            b"".join(bytes.fromhex(blocks[number, block]) for block in range(tensor.blocks))
+        ).hexdigest()
+        for number, tensor in enumerate(plan.tensors)
+    }
+
+
+def digest_of(tensors: Iterator[tuple[str, str, tuple[int, ...], str]]) -> str:
+    """The digest of a soup from ``(name, dtype, shape, root)`` of its tensors.
+
+    >>> digest_of(iter([]))
+    'e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855'
+    """
+    lines = sorted((name, f"{name} {dtype} {list(shape)} {root}\n") for name, dtype, shape, root in tensors)
+    return hashlib.sha256("".join(line for _, line in lines).encode()).hexdigest()
+
+
+class _Engine:
+    """Computes blocks of a plan's output from open files."""
+
+    def __init__(self, plan: Plan, inputs: Sequence[Mapping[str, int]], outputs: Sequence[int]) -> None:
+        self.plan = plan
+        self.inputs = inputs
+        self.outputs = outputs
+        self.method = METHODS[plan.method]
+        self.differing: set[str] = set()
+
+    def write(self, number: int, block: int, buffers: _Buffers) -> str:
+        """Compute a block, write it, and return its sha256."""
+        tensor = self.plan.tensors[number]
+        item = ITEM_BYTES[tensor.dtype]
+        start = block * BLOCK_BYTES // item
+        stop = min(tensor.elements, start + BLOCK_BYTES // item)
+        out = buffers.output((stop - start) * item).view(TORCH[tensor.dtype])
+        step = max(1 << 14, min(SLICE_ELEMENTS, (1 << 22) // len(tensor.parts)))
+        for begin in range(start, stop, step):
+            end = min(stop, begin + step)
+            parts = [
+                self._read(source, part, begin, end, buffers.part(source, (end - begin) * ITEM_BYTES[part.dtype]))
+                for source, part in enumerate(tensor.parts)
+            ]
+            piece = out[begin - start : end - start]
+            if tensor.averaged:
+                self._combine(tensor, parts, begin, piece)
+            else:
+                piece.copy_(parts[0])
+                if any(not torch.equal(part, parts[0]) for part in parts[1:]):
+                    self.differing.add(tensor.name)
+        data = _bytes_of(out.view(torch.uint8))
+        _write_all(self.outputs[tensor.file], data, tensor.offset + block * BLOCK_BYTES)
+        return hashlib.sha256(data).hexdigest()
+
+    def _combine(self, tensor: PlannedTensor, parts: list[Tensor], begin: int, piece: Tensor) -> None:
+        mixed = self.method.function(parts, self.plan.weights, **self.plan.parameters)
+        if not _fits(mixed, piece.dtype):
+            mixed = self._settle(tensor, parts, begin, piece.dtype, mixed)
+        piece.copy_(mixed)
+
+    def _settle(
+        self, tensor: PlannedTensor, parts: list[Tensor], begin: int, dtype: torch.dtype, mixed: Tensor
+    ) -> Tensor:
+        """Tell what is wrong with a slice that holds NaN or Inf, or give the result where nothing is."""
+        infinite = [part.isinf() & (part.to(parts[0].dtype) == parts[0]) for part in parts]
+        shared = torch.stack(infinite).all(0)
+        for label, part in zip(self.plan.sources, parts, strict=True):
+            bad = ~(part.isfinite() | shared)
+            if bad.any():
+                index = int(bad.nonzero()[0])
+                place = _unravel(begin + index, tensor.shape)
+                raise MergeError(
+                    f"'{tensor.name}' of {label} holds {part[index].item()} at {place}.",
+                    hint="That model is broken, most likely by a training run that diverged; leave it out.",
+                )
+        if any(part.element_size() == 2 for part in parts) and not (mixed.isfinite() | shared).all():
+            # Finite numbers whose sum is too large for float32: add them up in float64.
+            mixed = self.method.function([part.double() for part in parts], self.plan.weights, **self.plan.parameters)
+        rounded = mixed.to(dtype)
+        lost = ~(rounded.isfinite() | shared)
+        if lost.any():
+            index = int(lost.nonzero()[0])
+            raise MergeError(
+                f"'{tensor.name}' at {_unravel(begin + index, tensor.shape)} would be {mixed[index].item():g}, "
+                f"which {str(dtype).removeprefix('torch.')} cannot hold.",
+                hint="Set `dtype: bfloat16` or `dtype: float32` in the recipe.",
+            )
+        return mixed
+
+    def _read(self, source: int, part: TensorInfo, begin: int, end: int, buffer: Tensor) -> Tensor:
+        item = ITEM_BYTES[part.dtype]
+        read_all(self.inputs[source][part.file], buffer, part.offset + begin * item, self.plan.sources[source], part)
+        return buffer.view(TORCH[part.dtype])
+
+
+class _Buffers:
+    """Memory that a thread reads into and writes from, again and again."""
+
+    def __init__(self) -> None:
+        self._parts: dict[int, Tensor] = {}
+        self._output = torch.empty(BLOCK_BYTES, dtype=torch.uint8)
+
+    def output(self, size: int) -> Tensor:
+        return self._output[:size]
+
+    def part(self, source: int, size: int) -> Tensor:
+        held = self._parts.get(source)
+        if held is None or held.numel() < size:
+            held = self._parts[source] = torch.empty(size, dtype=torch.uint8)
+        return held[:size]
+
+
+def _fits(mixed: Tensor, dtype: torch.dtype) -> bool:
+    """Whether every number is finite and stays so in ``dtype``; one pass, as NaN passes through min and max."""
+    low, high = mixed.aminmax()
+    largest = torch.finfo(dtype).max
+    return bool(low >= -largest) and bool(high <= largest)
+
+
+def _run(
+    engine: _Engine,
+    units: Sequence[Sequence[tuple[int, int]]],
+    note: Callable[[Sequence[Block]], None],
+    threads: int,
+    progress: Callable[[int], object],
+) -> None:
+    """Compute all units on several threads; when one fails, the others stop after their block."""
+    todo = deque(units)
+    stopped = threading.Event()
+
+    def work() -> None:
+        buffers = _Buffers()
+        while todo and not stopped.is_set():
+            try:
+                unit = todo.popleft()
+            except IndexError:  # another thread took the last one
+                return
+            done: list[Block] = []
+            try:
+                for number, block in unit:
+                    if stopped.is_set():
+                        return
+                    done.append((number, block, engine.write(number, block, buffers)))
+                    progress(_block_bytes(engine.plan.tensors[number], block))
+            finally:
+                if done:
+                    note(done)
+
+    with ThreadPoolExecutor(threads) as pool:
+        futures = [pool.submit(work) for _ in range(threads)]
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            stopped.set()
+        for future in done:
+            future.result()
+
+
+def _units(plan: Plan, kept: AbstractSet[tuple[int, int]], world: World, threads: int) -> list[list[tuple[int, int]]]:
+    """This process's share of the blocks that are to be done, in runs that a thread finishes at a time."""
+    todo = [
+        (number, block)
+        for number, tensor in enumerate(plan.tensors)
+        for block in range(tensor.blocks)
+        if (number, block) not in kept
+    ]
+    sizes = [_block_bytes(plan.tensors[number], block) for number, block in todo]
+    total = sum(sizes)
+    unit_bytes = min(_UNIT_BYTES, max(BLOCK_BYTES, total // (world.size * threads * 8)))
+    low, high = total * world.rank // world.size, total * (world.rank + 1) // world.size
+    units: list[list[tuple[int, int]]] = [[]]
+    position = held = 0
+    for entry, size in zip(todo, sizes, strict=True):
+        # The first process does all that is not averaged, because it reports where the sources disagree.
+        if low <= position < high if plan.tensors[entry[0]].averaged else world.rank == 0:
+            if units[-1] and held + size > unit_bytes:
+                units.append([])
+                held = 0
+            units[-1].append(entry)
+            held += size
+        position += size
+    return units
+
+
+def _still_right(
+    plan: Plan, outputs: Sequence[int], finished: Iterator[Block], threads: int
+) -> frozenset[tuple[int, int]]:
+    """The finished blocks whose bytes still have the sha256 that was noted."""
+
+    def check(entry: Block) -> tuple[int, int] | None:
+        number, block, noted = entry
+        if not (0 <= number < len(plan.tensors) and 0 <= block < plan.tensors[number].blocks):
+            return None
+        tensor = plan.tensors[number]
+        if not tensor.averaged:
+            return None  # small, and done again to see whether the sources agree
+        data = os.pread(outputs[tensor.file], _block_bytes(tensor, block), tensor.offset + block * BLOCK_BYTES)
+        return (number, block) if hashlib.sha256(data).hexdigest() == noted else None
+
+    with ThreadPoolExecutor(threads) as pool:
+        return frozenset(found for found in pool.map(check, finished) if found is not None)
+
+
+def _preallocate(plan: Plan, folder: Path) -> None:
+    for file in plan.files:
+        path = folder / file.name
+        if path.exists() and path.stat().st_size == file.size:
+            continue
+        with path.open("wb") as opened:
+            opened.write(file.header)
+            opened.flush()
+            # Reserves the space now, so that a full disk is known before the work and not in its middle.
+            os.posix_fallocate(opened.fileno(), 0, file.size)
+
+
+def _bytes_of(buffer: Tensor) -> memoryview:
+    # numpy's stubs do not say that an array is a buffer.
+    return memoryview(cast("Buffer", buffer.numpy()))
+
+
+def open_file(stack: ExitStack, path: Path, flags: int = os.O_RDONLY) -> int:
+    """A descriptor that is closed with the stack."""
+    descriptor = os.open(path, flags)
+    stack.callback(os.close, descriptor)
+    return descriptor
+
+
+def read_all(descriptor: int, buffer: Tensor, offset: int, label: str, part: TensorInfo) -> None:
+    view = _bytes_of(buffer)
+    while view:
+        count = os.preadv(descriptor, [view], offset)
+        if count == 0:
+            raise MergeError(
+                f"{label}: {part.file} ended in the middle of '{part.name}'; it changed while it was read.",
+                hint="Leave the ingredients alone while they are averaged, and run this again.",
+            )
+        view = view[count:]
+        offset += count
+
+
+def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    while len(data):
+        count = os.pwrite(descriptor, data, offset)
+        data = data[count:]
+        offset += count
+
+
+def _block_bytes(tensor: PlannedTensor, block: int) -> int:
+    return min(BLOCK_BYTES, tensor.size - block * BLOCK_BYTES)
+
+
+def _unravel(index: int, shape: tuple[int, ...]) -> str:
+    place: list[int] = []
+    for length in reversed(shape):
+        place.append(index % length)
+        index //= length
+    return f"[{', '.join(str(number) for number in reversed(place))}]"
+
+
+def _disk_error(error: OSError, staging: Staging) -> MergeError:
+    place = error.filename or staging.folder
+    return MergeError(
+        f"Cannot merge into '{staging.output.name}': {error.strerror} ('{place}').",
+        hint="What is finished is kept; make room or mend the cause, and run the same command again.",
+    )

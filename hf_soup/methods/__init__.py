@@ -1,0 +1,74 @@
+"""The ways of mixing: one pure function a file, registered by its decorator. Imports torch and nothing else.
+
+A method gets slices (or whole tensors, where it is not elementwise) of the same tensor of every ingredient, as
+stored, and their weights; it returns the mix in the accumulator's dtype, and the engine rounds once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Function = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered method.
+
+    Args:
+        name: As recipes spell it.
+        function: ``function(tensors, weights, **parameters) -> Tensor``.
+        elementwise: Whether slices give what whole tensors give.
+        neutral: Parameters with which equal ingredients return themselves.
+    """
+
+    name: str
+    function: Function
+    elementwise: bool
+    neutral: Mapping[str, Any]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Parameters and their defaults."""
+        signature = inspect.signature(self.function).parameters.values()
+        return {p.name: p.default for p in signature if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    @property
+    def summary(self) -> str:
+        """The first line of the docstring."""
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+
+METHODS: dict[str, Method] = {}
+
+
+def merge_method(*, elementwise: bool, neutral: Mapping[str, Any]) -> Callable[[Function], Function]:
+    """Register a function as a method under its own name."""
+
+    def register(function: Function) -> Function:
+        name = function.__name__
+        METHODS[name] = Method(name, function, elementwise, neutral)
+        return function
+
+    return register
+
+
+def accumulator(tensors: Sequence[Tensor]) -> torch.dtype:
+    """The dtype to add up in: float32 where everything is stored in 16 bits, else float64.
+
+    >>> accumulator([torch.zeros(1, dtype=torch.bfloat16)])
+    torch.float32
+    """
+    return torch.float32 if all(tensor.element_size() == 2 for tensor in tensors) else torch.float64
+
+
+for _file in sorted(Path(__file__).parent.glob("[a-z]*.py")):
+    import_module(f"{__name__}.{_file.stem}")

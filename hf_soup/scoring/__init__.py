@@ -1,0 +1,22 @@
+"""Held-out and report data → `Score`. The only importer of ``evaluate`` and ``datasets``, and a lazy one.
+
+`prepare` reads the data of a recipe and gives one `Bench` for each `Scoring`; `build_model` makes a model of
+merged tensors; `Bench.logits` runs it, `Bench.score` judges it, `compare` says whether two differ.
+"""
+
+from hf_soup.scoring.bench import Bench, Logits, compare, ensemble, prepare
+from hf_soup.scoring.metrics import METRICS
+from hf_soup.scoring.model import build_model
+from hf_soup.scoring.statistics import Comparison, Score
+
+__all__ = [
+    "METRICS",
+    "Bench",
+    "Comparison",
+    "Logits",
+    "Score",
+    "build_model",
+    "compare",
+    "ensemble",
+    "prepare",
+]

@@ -1,0 +1,239 @@
+"""Intervals and paired tests: how much of a score is luck.
+
+Everything here works on counts. Rows with the same (label, answer) are interchangeable, so drawing rows with
+replacement is drawing the counts of those pairs from a multinomial distribution: a thousand resamples cost
+one matrix product, and the order of the rows cannot matter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: The 97.5 % point of the normal distribution: two sides of 2.5 % leave 95 %.
+Z = 1.959963984540054
+RESAMPLES = 1000
+#: Key of the generator; fixed, so that a score is the same number every time.
+SEED = 20220310
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+#: hits, support, predicted, each ``(..., classes)`` counts → the metric, ``(...)``.
+FromCounts = Callable[[Floats, Floats, Floats], Floats]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric on one data set, with its 95 % interval ``low`` to ``high`` and the number of rows."""
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain data, for ``soup.json``."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.metric} {self.value:.4f} (95 % interval {self.low:.4f} to {self.high:.4f}, n = {self.n:,})"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same rows: ``difference`` is the first minus the second, as a share of one.
+
+    ``sentence`` claims a difference only where ``p`` is below 0.05 and zero lies outside the interval.
+    """
+
+    metric: str
+    difference: float
+    low: float
+    high: float
+    p: float
+    n: int
+
+    @property
+    def significant(self) -> bool:
+        """Whether a difference can be claimed."""
+        return self.p < 0.05 and (self.low > 0 or self.high < 0)
+
+    @property
+    def sentence(self) -> str:
+        """The comparison in plain words.
+
+        >>> Comparison("accuracy", 0.009, 0.002, 0.016, 0.01, 2000).sentence
+        'better by 0.9 points (95 % interval 0.2 to 1.6, p = 0.01, n = 2,000)'
+        >>> Comparison("accuracy", 0.01, -0.02, 0.04, 0.6, 200).sentence
+        'no difference can be seen with n = 200'
+        """
+        if not self.significant:
+            return f"no difference can be seen with n = {self.n:,}"
+        word = "better" if self.difference > 0 else "worse"
+        low, high = sorted((abs(self.low), abs(self.high)))
+        p = f"p = {self.p:.2g}" if self.p >= 0.001 else "p < 0.001"
+        return (
+            f"{word} by {100 * abs(self.difference):.1f} points "
+            f"(95 % interval {100 * low:.1f} to {100 * high:.1f}, {p}, n = {self.n:,})"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields and the sentence as plain data."""
+        return {**asdict(self), "sentence": self.sentence}
+
+
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    r"""The 95 % interval of a share, good for small ``n`` and for shares near zero and one.
+
+    .. math:: \frac{1}{1 + z^2/n}\left(\hat p + \frac{z^2}{2n}
+        \pm z\sqrt{\frac{\hat p(1-\hat p)}{n} + \frac{z^2}{4n^2}}\right)
+
+    Args:
+        correct: Rows answered correctly, of ``n >= 1``.
+
+    Reference:
+        Wilson, Probable inference, the law of succession, and statistical inference, JASA 1927.
+
+    >>> [round(bound, 4) for bound in wilson(10, 10)]
+    [0.7225, 1.0]
+    """
+    share = correct / n
+    middle = share + Z * Z / (2 * n)
+    half = Z * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
+    scale = 1 + Z * Z / n
+    # At the ends the formula gives 0 and 1 exactly, up to rounding.
+    low = 0.0 if correct == 0 else (middle - half) / scale
+    high = 1.0 if correct == n else (middle + half) / scale
+    return low, high
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    r"""The exact two-sided p of McNemar's test: are two models equally often right on the same rows?
+
+    With :math:`m` rows that just one of them gets right, :math:`p = 2\,P(X \le \min(b, c))` for
+    :math:`X \sim \mathrm{Binomial}(m, \tfrac12)`, at most one.
+
+    Args:
+        only_first: Rows that only the first model gets right.
+        only_second: Rows that only the second model gets right.
+
+    Reference:
+        McNemar, Note on the sampling error of the difference between correlated proportions, 1947.
+
+    >>> mcnemar(1, 9)
+    0.021484375
+    """
+    from scipy.stats import binom
+
+    together = only_first + only_second
+    if together == 0:
+        return 1.0
+    return min(1.0, 2.0 * float(binom.cdf(min(only_first, only_second), together, 0.5)))
+
+
+def paired_interval(only_first: int, only_second: int, n: int) -> tuple[float, float]:
+    r"""The 95 % interval of the difference of two accuracies on the same ``n`` rows.
+
+    Half a row is added to each of the four cells, and Wald's interval taken: with
+    :math:`b, c` so raised and :math:`N = n + 2`,
+    :math:`\frac{b - c}{N} \pm \frac{z}{N}\sqrt{b + c - (b - c)^2/N}`.
+
+    Reference:
+        Agresti & Min, Simple improved confidence intervals for comparing matched proportions, 2005.
+
+    >>> [round(bound, 4) for bound in paired_interval(9, 1, 98)]
+    [0.0169, 0.1431]
+    """
+    first, second, total = only_first + 0.5, only_second + 0.5, n + 2
+    middle = (first - second) / total
+    half = Z * math.sqrt(first + second - (first - second) ** 2 / total) / total
+    return max(-1.0, middle - half), min(1.0, middle + half)
+
+
+def bootstrap(labels: Ints, answers: Ints, classes: int, metric: FromCounts) -> tuple[float, float]:
+    """The 95 % percentile interval of a metric over 1,000 resamples of the rows, always the same ones.
+
+    Where every resample gives one value (all rows right, say) the interval is that value: a limit of the
+    bootstrap, not knowledge.
+
+    Args:
+        labels, answers: ``(n,)`` int64 class numbers.
+        metric: The metric as a function of counts.
+
+    Reference:
+        Efron, Bootstrap methods: another look at the jackknife, 1979.
+    """
+    cells, counts = np.unique(np.stack([labels, answers], axis=1), axis=0, return_counts=True)
+    drawn = _generator(0).multinomial(len(labels), counts / len(labels), size=RESAMPLES)
+    values = metric(*count(cells[:, 0], cells[:, 1], drawn, classes))
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def paired_bootstrap(
+    labels: Ints, first: Ints, second: Ints, classes: int, metric: FromCounts
+) -> tuple[float, float, float]:
+    """Interval and p of the difference of a metric between two models on the same rows.
+
+    The interval is the bootstrap's over rows. p comes from a permutation test: were the two models alike,
+    exchanging their answers row by row at random would change nothing;
+    ``p = (1 + #{|d*| >= |d|}) / (1 + 1000)``.
+
+    Args:
+        labels, first, second: ``(n,)`` int64: the labels, and what each model answers.
+
+    Returns:
+        Low, high (first minus second) and p.
+    """
+    cells, counts = np.unique(np.stack([labels, first, second], axis=1), axis=0, return_counts=True)
+    label, one, two = cells.T
+
+    def difference(forward: Ints, exchanged: Ints | None = None) -> Floats:
+        swapped = np.zeros_like(forward) if exchanged is None else exchanged
+        rows = np.concatenate([forward, swapped], axis=-1)
+        twice = np.concatenate([label, label])
+        left = metric(*count(twice, np.concatenate([one, two]), rows, classes))
+        right = metric(*count(twice, np.concatenate([two, one]), rows, classes))
+        return left - right
+
+    drawn = _generator(1).multinomial(len(labels), counts / len(labels), size=RESAMPLES)
+    low, high = np.quantile(difference(drawn), [0.025, 0.975])
+    seen = float(difference(counts[None])[0])
+    exchanged = _generator(2).binomial(counts, 0.5, size=(RESAMPLES, len(counts)))
+    null = difference(counts - exchanged, exchanged)
+    # A hair below: the same difference summed in another order is still the same difference.
+    extreme = int(np.sum(np.abs(null) >= abs(seen) - 1e-12))
+    return float(low), float(high), (1 + extreme) / (1 + RESAMPLES)
+
+
+def count(labels: Ints, answers: Ints, cells: Ints, classes: int) -> tuple[Floats, Floats, Floats]:
+    """Sum cell counts by class.
+
+    Args:
+        labels, answers: ``(cells,)`` class numbers of each cell.
+        cells: ``(resamples, cells)`` how many rows are in it.
+
+    Returns:
+        hits, support (rows of the class) and predicted (answers of the class), each
+        ``(resamples, classes)`` float64.
+    """
+    from scipy.sparse import csr_matrix
+
+    def by(classes_of: Ints, chosen: NDArray[np.bool_]) -> Floats:
+        (columns,) = np.nonzero(chosen)
+        shape = (classes, cells.shape[1])
+        member = csr_matrix((np.ones(len(columns)), (classes_of[columns], columns)), shape=shape)
+        return np.asarray(member @ cells.T, dtype=np.float64).T
+
+    everywhere = np.ones(len(labels), dtype=np.bool_)
+    return by(labels, labels == answers), by(labels, everywhere), by(answers, everywhere)
+
+
+def _generator(stream: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=SEED + stream))

@@ -1,0 +1,581 @@
+"""The local Hub, through the real client over HTTP."""
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from httpx2 import RemoteProtocolError
+from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi, constants
+from huggingface_hub.errors import (
+    BadRequestError,
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+
+from hf_soup.errors import SoupError
+from hf_soup.local_hub import Hangup, LocalHub
+
+pytestmark = [
+    # The client hands files to its HTTP library in a way that the library deprecates.
+    pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning"),
+    pytest.mark.usefixtures("_without_xet"),
+]
+
+WEIGHTS = bytes(range(256)) * 400
+CARD = "---\nlicense: mit\nbase_model: acme/base\ntags: [soup]\ndatasets: acme/rows\n---\n# Tiny\n"
+
+
+@pytest.fixture
+def _without_xet(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Read from the environment when the client is imported, which another test may have done already.
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[LocalHub]:
+    users = {"t-acme": "acme", "t-acme-read": "acme", "t-other": "other"}
+    with LocalHub(tmp_path / "hub", users=users, read_only={"t-acme-read"}) as running:
+        yield running
+
+
+@pytest.fixture
+def api(hub: LocalHub) -> HfApi:
+    return client(hub, "t-acme")
+
+
+@pytest.fixture
+def tiny(api: HfApi, tmp_path: Path) -> str:
+    """The id of a repo with a card, a config, weights and a name that has to be quoted."""
+    folder = tmp_path / "tiny"
+    (folder / "notes").mkdir(parents=True)
+    (folder / "README.md").write_text(CARD)
+    config = {"model_type": "bert", "architectures": ["BertForSequenceClassification"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.bin").write_bytes(WEIGHTS)
+    (folder / "notes" / "a b#c.txt").write_text("text")
+    api.create_repo("acme/tiny")
+    api.upload_folder(repo_id="acme/tiny", folder_path=folder)
+    return "acme/tiny"
+
+
+def client(hub: LocalHub, token: str | bool) -> HfApi:
+    return HfApi(endpoint=hub.endpoint, token=token)
+
+
+def fetch(
+    url: str, method: str = "GET", body: bytes | None = None, **headers: str
+) -> tuple[int, dict[str, str], bytes]:
+    """A request that follows no redirect and raises on no status."""
+
+    class Stay(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, *_: object) -> None:
+            return None
+
+    request = urllib.request.Request(url, body, headers, method=method)
+    try:
+        answer = urllib.request.build_opener(urllib.request.ProxyHandler({}), Stay).open(request)
+    except urllib.error.HTTPError as error:
+        answer = error
+    with answer:
+        return answer.status, {key.lower(): value for key, value in answer.headers.items()}, answer.read()
+
+
+def python(hub: LocalHub, home: Path, code: str, *argv: str) -> str:
+    """Output of a script in a process of its own, with nothing but the local Hub to talk to."""
+    env = {k: v for k, v in os.environ.items() if "proxy" not in k.lower() and not k.startswith("HF_")}
+    env |= {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "t-acme", "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    done = subprocess.run(
+        argv or [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def status(error: pytest.ExceptionInfo[HfHubHTTPError]) -> int:
+    return error.value.response.status_code
+
+
+def test_a_folder_comes_back_as_it_was_pushed(hub: LocalHub, api: HfApi, tiny: str, tmp_path: Path) -> None:
+    folder = Path(api.snapshot_download(tiny, cache_dir=tmp_path / "cache"))
+    assert (folder / "model.bin").read_bytes() == WEIGHTS
+    assert (folder / "notes" / "a b#c.txt").read_text() == "text"
+    assert api.verify_repo_checksums(tiny, local_dir=folder).mismatches == []
+    assert [commit.title for commit in api.list_repo_commits(tiny)][-1] == "initial commit"
+
+
+def test_no_token_reaches_the_cdn(hub: LocalHub, api: HfApi, tiny: str, tmp_path: Path) -> None:
+    api.hf_hub_download(tiny, "model.bin", cache_dir=tmp_path / "cache")
+    downloads = [record for record in hub.requests if record.path.startswith("/cdn/")]
+    assert [(record.status, record.authorization) for record in downloads] == [(200, "")]
+    assert any(record.authorization == "Bearer t-acme" for record in hub.requests)
+    _, headers, _ = fetch(f"{hub.endpoint}/{tiny}/resolve/main/model.bin")
+    assert fetch(headers["location"], Authorization="Bearer t-acme")[0] == 400
+    _, signature, sha256 = headers["location"].rsplit("/", 2)
+    assert fetch(f"{hub.endpoint}/cdn/{'0' * len(signature)}/{sha256}")[0] == 403
+
+
+def test_headers_and_ranges_of_an_lfs_file(hub: LocalHub, api: HfApi, tiny: str) -> None:
+    code, headers, _ = fetch(f"{hub.endpoint}/{tiny}/resolve/main/model.bin", "HEAD")
+    sha256 = hashlib.sha256(WEIGHTS).hexdigest()
+    assert (code, headers["x-linked-etag"], headers["x-linked-size"]) == (302, f'"{sha256}"', str(len(WEIGHTS)))
+    assert headers["x-repo-commit"] == api.model_info(tiny).sha
+    url = headers["location"]
+    assert fetch(url, Range="bytes=10-19")[::2] == (206, WEIGHTS[10:20])
+    assert fetch(url, Range="bytes=-7")[::2] == (206, WEIGHTS[-7:])
+    assert fetch(url, Range=f"bytes={len(WEIGHTS)}-")[0] == 416
+
+
+def test_headers_of_a_small_file(hub: LocalHub, api: HfApi, tiny: str) -> None:
+    url = f"{hub.endpoint}/{tiny}/resolve/main/notes/a%20b%23c.txt"
+    code, headers, _ = fetch(url, "HEAD")
+    oid = hashlib.sha1(b"blob 4\0text").hexdigest()
+    assert (code, headers["etag"]) == (307, f'"{oid}"')
+    assert headers["location"].startswith("/")
+    assert fetch(hub.endpoint + headers["location"], Range="bytes=1-2")[::2] == (206, b"ex")
+    assert fetch(hub.endpoint + headers["location"])[1]["etag"] == f'"{oid}"'
+
+
+def test_info_has_what_the_card_and_the_config_say(api: HfApi, tiny: str) -> None:
+    info = api.model_info(tiny, files_metadata=True)
+    assert {"soup", "license:mit", "dataset:acme/rows", "bert", "transformers"} <= {*(info.tags or [])}
+    assert {"base_model:acme/base", "base_model:finetune:acme/base"} <= {*(info.tags or [])}
+    assert (info.author, info.pipeline_tag, info.private) == ("acme", "text-classification", False)
+    weights = {s.rfilename: s for s in info.siblings or []}["model.bin"]
+    assert weights.lfs is not None
+    assert weights.lfs.sha256 == hashlib.sha256(WEIGHTS).hexdigest()
+    expanded = api.model_info(tiny, expand=["baseModels", "sha"])
+    assert expanded.base_models == {"relation": "finetune", "models": [{"id": "acme/base"}]}
+    assert (expanded.sha, expanded.tags) == (info.sha, None)
+
+
+def test_lists_are_filtered(hub: LocalHub, api: HfApi, tiny: str) -> None:
+    api.create_repo("acme/hidden", private=True)
+    api.create_repo("acme/rows", repo_type="dataset")
+    listed = client(hub, False).list_models
+    assert [m.id for m in listed()] == [tiny]
+    assert [m.id for m in listed(filter="base_model:finetune:acme/base")] == [tiny]
+    assert [m.id for m in listed(filter=["soup", "absent"])] == []
+    assert [m.id for m in listed(author="nobody")] == []
+    assert [m.id for m in api.list_models(search="HID")] == ["acme/hidden"]
+    assert [d.id for d in api.list_datasets()] == ["acme/rows"]
+
+
+def test_pages_of_a_tree_belong_to_one_commit(hub: LocalHub, api: HfApi, tiny: str) -> None:
+    hub.page_size = 2
+    entries = api.list_repo_tree(tiny, recursive=True, expand=True)
+    first = next(iter(entries))
+    api.upload_file(repo_id=tiny, path_in_repo="aaa.txt", path_or_fileobj=b"new")
+    names = [first.path, *(entry.path for entry in entries)]
+    assert names == [".gitattributes", "README.md", "config.json", "model.bin", "notes", "notes/a b#c.txt"]
+    assert len(list(api.list_models(limit=5))) == 1
+    assert len(api.list_repo_commits(tiny)) == 3
+    assert [e.path for e in api.get_paths_info(tiny, ["notes", "absent", "model.bin"])] == ["notes", "model.bin"]
+
+
+def test_large_files_go_in_parts(hub: LocalHub, api: HfApi, tiny: str, tmp_path: Path) -> None:
+    hub.part_bytes = 30_000
+    content = os.urandom(100_001)
+    api.upload_file(repo_id=tiny, path_in_repo="big.bin", path_or_fileobj=content)
+    assert Path(api.hf_hub_download(tiny, "big.bin", cache_dir=tmp_path / "cache")).read_bytes() == content
+    assert sum(r.method == "PUT" for r in hub.requests if r.path.startswith("/lfs/")) >= 4
+
+
+def test_an_upload_must_be_what_was_announced(hub: LocalHub, api: HfApi, tiny: str) -> None:
+    sha256, auth = hashlib.sha256(b"right").hexdigest(), {"Authorization": "Bearer t-acme"}
+    batch = json.dumps({"objects": [{"oid": sha256, "size": 5}]}).encode()
+    url = f"{hub.endpoint}/{tiny}.git/info/lfs/objects/batch"
+    href = json.loads(fetch(url, "POST", batch, **auth)[2])["objects"][0]["actions"]["upload"]["href"]
+    assert fetch(href, "PUT", b"wrong")[0] == 400
+    assert fetch(href, "PUT", b"right and more")[0] == 400
+    commit = f"{hub.endpoint}/api/models/{tiny}/commit/main"
+    header = {"key": "header", "value": {"summary": "s"}}
+    lines = [header, {"key": "lfsFile", "value": {"path": "x.bin", "algo": "sha256", "oid": sha256, "size": 5}}]
+    body = "\n".join(map(json.dumps, lines)).encode()
+    assert fetch(commit, "POST", body, **auth)[0] == 400
+    assert fetch(href, "PUT", b"right")[0] == 200
+    assert fetch(commit, "POST", body, **auth)[0] == 200
+    assert [p.name for p in (hub.root / "incoming").iterdir()] == []
+
+
+def test_the_hash_of_a_private_file_does_not_give_the_file(hub: LocalHub, api: HfApi, tiny: str) -> None:
+    client(hub, "t-other").create_repo("other/thief")
+    lines = [
+        {"key": "header", "value": {"summary": "s"}},
+        {"key": "lfsFile", "value": {"path": "x.bin", "oid": hashlib.sha256(WEIGHTS).hexdigest()}},
+    ]
+    body = "\n".join(map(json.dumps, lines)).encode()
+    url = f"{hub.endpoint}/api/models/other/thief/commit/main"
+    assert fetch(url, "POST", body, Authorization="Bearer t-other")[0] == 400
+
+
+@pytest.mark.parametrize("path", ["../up", "/abs", "a/../b", ".git/config", "a//b", "a\\b", "a/.GIT/x", "nul\0"])
+def test_paths_that_leave_the_repo_are_refused(hub: LocalHub, tiny: str, path: str) -> None:
+    lines = [{"key": "header", "value": {"summary": "s"}}, {"key": "file", "value": {"path": path, "content": ""}}]
+    body = "\n".join(map(json.dumps, lines)).encode()
+    url = f"{hub.endpoint}/api/models/{tiny}/commit/main"
+    assert fetch(url, "POST", body, Authorization="Bearer t-acme")[0] == 400
+
+
+def test_hostile_requests_are_answered_with_an_error(hub: LocalHub, tiny: str) -> None:
+    auth = {"Authorization": "Bearer t-acme"}
+    for repo_id in ("acme/..", "../x", "acme/a--b", "acme/x.git", "acme/" + "x" * 96):
+        owner, _, name = repo_id.partition("/")
+        body = json.dumps({"organization": owner, "name": name}).encode()
+        assert fetch(f"{hub.endpoint}/api/repos/create", "POST", body, **auth)[0] in (400, 403)
+    assert fetch(f"{hub.endpoint}/{tiny}/resolve/main/..%2F..%2F..%2Ftoken", **auth)[0] == 404
+    assert fetch(f"{hub.endpoint}/{tiny}/resolve/..%2F..%2Frepo/x", **auth)[0] == 404
+    assert fetch(f"{hub.endpoint}/api/models/{tiny}/preupload/main", "POST", b'{"files": [1]}', **auth)[0] == 400
+    assert fetch(f"{hub.endpoint}/api/models/{tiny}/preupload/main", "POST", b"[" * 9999, **auth)[0] == 400
+    many = json.dumps({"objects": [{"oid": "0" * 64, "size": 10**18}]}).encode()
+    answer = fetch(f"{hub.endpoint}/{tiny}.git/info/lfs/objects/batch", "POST", many, **auth)
+    assert "actions" not in json.loads(answer[2])["objects"][0]
+    title = b'{"title": "\\ud800", "description": ""}'
+    assert fetch(f"{hub.endpoint}/api/models/{tiny}/discussions", "POST", title, **auth)[0] == 400
+    assert fetch(f"{hub.endpoint}/api/models/{tiny}/discussions/{'9' * 5000}", **auth)[0] == 404
+    assert fetch(f"{hub.endpoint}/api/models?limit={'9' * 5000}", **auth)[0] == 200
+    assert fetch(f"{hub.endpoint}/api/whoami-v2", Authorization="Bearer wrong")[0] == 401
+    assert fetch(f"{hub.endpoint}/api/models", Host="evil.example")[0] == 400
+    assert fetch(f"{hub.endpoint}/api/models/{tiny}/xet-read-token/main", **auth)[0] == 404
+
+
+def test_a_stale_parent_is_refused_and_nothing_has_changed(api: HfApi, tiny: str) -> None:
+    before = api.model_info(tiny).sha
+    add = CommitOperationAdd("new.txt", b"1")
+    made = api.create_commit(tiny, [add], commit_message="one", parent_commit=before)
+    with pytest.raises(HfHubHTTPError) as error:
+        api.create_commit(tiny, [CommitOperationAdd("x.txt", b"2")], commit_message="two", parent_commit=before)
+    assert status(error) == 412
+    assert api.model_info(tiny).sha == made.oid
+    assert api.model_info(tiny, revision=before).sha == before
+    assert "new.txt" not in api.list_repo_files(tiny, revision=before)
+
+
+def test_deletes_and_copies(hub: LocalHub, api: HfApi, tiny: str) -> None:
+    operations = [
+        CommitOperationCopy("model.bin", "copy.bin"),
+        CommitOperationCopy("config.json", "copy.json"),
+        CommitOperationDelete("notes/"),
+        CommitOperationDelete("model.bin"),
+    ]
+    api.create_commit(tiny, operations, commit_message="tidy")
+    assert api.list_repo_files(tiny) == [".gitattributes", "README.md", "config.json", "copy.bin", "copy.json"]
+    api.create_repo("acme/second")
+    puts = sum(record.method == "PUT" for record in hub.requests)
+    copy = CommitOperationCopy("copy.bin", "model.bin", src_repo_id=tiny, src_repo_type="model")
+    api.create_commit("acme/second", [copy], commit_message="copy between repos")
+    assert api.get_paths_info("acme/second", "model.bin")[0].size == len(WEIGHTS)  # type: ignore[union-attr]
+    assert sum(record.method == "PUT" for record in hub.requests) == puts
+
+
+def test_branches_and_tags(api: HfApi, tiny: str) -> None:
+    api.create_branch(tiny, branch="feature/x")
+    with pytest.raises(HfHubHTTPError) as error:
+        api.create_branch(tiny, branch="feature/x")
+    assert status(error) == 409
+    api.create_branch(tiny, branch="feature/x", exist_ok=True)
+    api.upload_file(repo_id=tiny, path_in_repo="x.txt", path_or_fileobj=b"x", revision="feature/x")
+    api.create_tag(tiny, tag="v1", revision="feature/x")
+    assert "x.txt" in api.list_repo_files(tiny, revision="v1")
+    assert "x.txt" not in api.list_repo_files(tiny)
+    refs = api.list_repo_refs(tiny)
+    assert ([b.name for b in refs.branches], [t.name for t in refs.tags]) == (["feature/x", "main"], ["v1"])
+    api.delete_tag(tiny, tag="v1")
+    api.delete_branch(tiny, branch="feature/x")
+    with pytest.raises(RevisionNotFoundError):
+        api.model_info(tiny, revision="v1")
+    with pytest.raises(BadRequestError):
+        api.create_branch(tiny, branch="refs/pr/9")
+
+
+def test_what_is_absent_has_the_code_of_the_hub(hub: LocalHub, api: HfApi, tiny: str, tmp_path: Path) -> None:
+    with pytest.raises(EntryNotFoundError):
+        api.hf_hub_download(tiny, "absent.txt", cache_dir=tmp_path / "cache")
+    with pytest.raises(RevisionNotFoundError):
+        api.hf_hub_download(tiny, "config.json", revision="absent", cache_dir=tmp_path / "cache")
+    for repo_id in ("acme/absent", "gpt2"):
+        with pytest.raises(RepositoryNotFoundError) as error:
+            api.model_info(repo_id)
+        assert status(error) == 404
+        with pytest.raises(RepositoryNotFoundError) as error:
+            client(hub, False).model_info(repo_id)
+        assert status(error) == 401
+
+
+def test_private_repos_do_not_exist_for_others(hub: LocalHub, api: HfApi, tiny: str) -> None:
+    api.update_repo_settings(tiny, private=True)
+    assert api.model_info(tiny).private
+    for token, code in ((False, 401), ("t-other", 404)):
+        for call in (
+            client(hub, token).model_info,
+            client(hub, token).list_repo_files,
+            client(hub, token).auth_check,
+        ):
+            with pytest.raises(RepositoryNotFoundError) as error:
+                call(tiny)
+            assert status(error) == code
+
+
+def test_who_may_push(hub: LocalHub, api: HfApi, tiny: str) -> None:
+    for token, code in ((False, 401), ("t-other", 403), ("t-acme-read", 403)):
+        with pytest.raises(HfHubHTTPError) as error:
+            client(hub, token).upload_file(repo_id=tiny, path_in_repo="x.txt", path_or_fileobj=b"x")
+        assert status(error) == code
+        with pytest.raises(HfHubHTTPError) as error:
+            client(hub, token).create_repo("acme/mine")
+        assert status(error) == code
+    assert api.whoami()["name"] == "acme"
+    assert api.create_repo("acme/tiny", exist_ok=True).repo_id == tiny
+    with pytest.raises(HfHubHTTPError) as error:
+        api.create_repo("acme/tiny")
+    assert status(error) == 409
+
+
+def test_gated_content_is_closed_and_the_rest_is_open(
+    hub: LocalHub, api: HfApi, tiny: str, tmp_path: Path
+) -> None:
+    hub.gate("model", tiny)
+    for token, code in ((False, 401), ("t-other", 403)):
+        outside = client(hub, token)
+        assert outside.model_info(tiny).gated == "auto"
+        assert "model.bin" in outside.list_repo_files(tiny)
+        for name in ("model.bin", "config.json"):
+            with pytest.raises(GatedRepoError) as error:
+                outside.hf_hub_download(tiny, name, cache_dir=tmp_path / "cache")
+            assert status(error) == code
+    api.hf_hub_download(tiny, "model.bin", cache_dir=tmp_path / "cache")
+    hub.gate("model", tiny, allowed=["other"])
+    client(hub, "t-other").auth_check(tiny)
+
+
+def test_an_old_name_leads_to_the_new_one(hub: LocalHub, api: HfApi, tiny: str, tmp_path: Path) -> None:
+    hub.rename("model", tiny, "other/moved")
+    assert api.model_info(tiny).id == "other/moved"
+    path = api.hf_hub_download(tiny, "model.bin", cache_dir=tmp_path / "cache")
+    assert Path(path).read_bytes() == WEIGHTS
+    client(hub, "t-other").move_repo("other/moved", "other/again")
+    assert api.model_info(tiny).id == "other/again"
+    api.create_repo(tiny)
+    assert api.model_info(tiny).id == tiny
+    client(hub, "t-other").delete_repo("other/again")
+    with pytest.raises(RepositoryNotFoundError):
+        api.model_info("other/moved")
+
+
+def test_pull_requests(hub: LocalHub, api: HfApi, tiny: str, tmp_path: Path) -> None:
+    before = api.model_info(tiny).sha
+    outside = client(hub, "t-other")
+    add = CommitOperationAdd("x.bin", b"binary\0")
+    made = outside.create_commit(tiny, [add], commit_message="Add x", create_pr=True)
+    assert (made.pr_num, made.pr_revision) == (1, "refs/pr/1")
+    assert "x.bin" in api.list_repo_files(tiny, revision="refs/pr/1")
+    assert api.model_info(tiny).sha == before
+    folder = tmp_path / "more"
+    folder.mkdir()
+    (folder / "y.txt").write_text("y")
+    made = outside.upload_folder(repo_id=tiny, folder_path=folder, create_pr=True)
+    found = list(api.get_repo_discussions(tiny))
+    assert [(d.num, d.author, d.is_pull_request) for d in found] == [(2, "other", True), (1, "other", True)]
+    details = api.get_discussion_details(tiny, 1)
+    assert details.target_branch == "refs/heads/main"
+    assert [event.type for event in details.events] == ["commit", "comment"]
+    refs = api.list_repo_refs(tiny, include_pull_requests=True)
+    assert [ref.ref for ref in refs.pull_requests or []] == ["refs/pr/1", "refs/pr/2"]
+
+
+def test_a_bot_opens_a_pull_request(hub: LocalHub, api: HfApi, tiny: str, tmp_path: Path) -> None:
+    weights = tmp_path / "w.safetensors"
+    header = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+    weights.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    num = hub.bot_pull_request("model", tiny, {"model.safetensors": weights, "note.txt": b"n"})
+    found = next(iter(api.get_repo_discussions(tiny)))
+    assert (found.num, found.author, found.status) == (num, "SFconvertbot", "open")
+    parents = [commit.commit_id for commit in api.list_repo_commits(tiny, revision=f"refs/pr/{num}")]
+    assert parents[1] == api.model_info(tiny).sha
+    metadata = api.get_safetensors_metadata(tiny, revision=f"refs/pr/{num}")
+    assert metadata.parameter_count == {"F32": 2}
+    info = api.model_info(tiny, revision=f"refs/pr/{num}")
+    assert info.safetensors is not None
+    assert info.safetensors.total == 2
+
+
+@pytest.mark.parametrize(
+    "metadata", ["a: [", "base_model: {a: b}", "base_model_relation: cousin", "a: &x 1\nb: *x"]
+)
+def test_a_bad_card_is_refused(api: HfApi, tiny: str, metadata: str) -> None:
+    with pytest.raises(ValueError, match=r"Invalid metadata in README\.md"):
+        api.upload_file(repo_id=tiny, path_in_repo="README.md", path_or_fileobj=f"---\n{metadata}\n---\n".encode())
+
+
+def test_everything_survives_a_restart(tmp_path: Path) -> None:
+    with LocalHub(tmp_path / "hub") as hub:
+        api, token = client(hub, hub.token), hub.token
+        api.create_repo("any/one", private=True)
+        api.upload_file(repo_id="any/one", path_in_repo="w.bin", path_or_fileobj=WEIGHTS)
+        api.create_tag("any/one", tag="v1")
+        hub.rename("model", "any/one", "any/two")
+        with pytest.raises(SoupError, match="in use"):
+            LocalHub(tmp_path / "hub")
+    with LocalHub(tmp_path / "hub") as hub:
+        assert hub.token == token
+        path = client(hub, token).hf_hub_download("any/one", "w.bin", revision="v1", cache_dir=tmp_path / "cache")
+        assert Path(path).read_bytes() == WEIGHTS
+
+
+def test_serve_until_interrupted(tmp_path: Path) -> None:
+    code = f"""
+import os, pathlib, signal
+from hf_soup.local_hub import serve
+def ready(hub):
+    print(hub.endpoint, bool(hub.token), flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+serve(pathlib.Path({str(tmp_path / "hub")!r}), port=0, on_ready=ready)
+print("stopped")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "stopped"
+    assert (tmp_path / "hub" / "token").stat().st_mode & 0o77 == 0
+
+
+def test_a_commit_larger_than_any_one_file(api: HfApi, tiny: str) -> None:
+    add = [CommitOperationAdd(f"part/{n}.txt", b"x" * 900_000 + bytes([48 + n])) for n in range(5)]
+    api.create_commit(tiny, add, commit_message="many")
+    assert sum(path.startswith("part/") for path in api.list_repo_files(tiny)) == 5
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.2", "example.org", "::1", ""])
+def test_only_loopback(tmp_path: Path, host: str) -> None:
+    with pytest.raises(SoupError, match="cannot listen"):
+        LocalHub(tmp_path / "hub", host=host)
+
+
+def test_a_port_that_is_taken(hub: LocalHub, tmp_path: Path) -> None:
+    with pytest.raises(SoupError, match="Cannot listen"):
+        LocalHub(tmp_path / "second", port=int(hub.endpoint.rsplit(":", 1)[1])).start()
+
+
+def test_faults_can_be_injected(hub: LocalHub, api: HfApi, tiny: str, tmp_path: Path) -> None:
+    async def refuse(request: Request) -> Response | None:
+        return JSONResponse({"error": "later"}, 503) if request.url.path.endswith("/refs") else None
+
+    hub.intercept = refuse
+    with pytest.raises(HfHubHTTPError) as error:
+        api.list_repo_refs(tiny)
+    assert status(error) == 503
+    hub.intercept = None
+
+    def flip(request: Request, response: Response) -> Response:
+        if not isinstance(response, FileResponse) or not request.url.path.startswith("/cdn/"):
+            return response
+        content = Path(response.path).read_bytes()
+        return Response(content[:-1] + bytes([content[-1] ^ 1]), headers={"etag": response.headers["etag"]})
+
+    hub.transform = flip
+    path = api.hf_hub_download(tiny, "model.bin", cache_dir=tmp_path / "cache")
+    assert Path(path).read_bytes() != WEIGHTS
+
+    def lose(request: Request, response: Response) -> Response:
+        return Hangup() if "/commit/" in request.url.path else response
+
+    hub.transform, before = lose, api.model_info(tiny).sha
+    with pytest.raises(RemoteProtocolError):
+        api.create_commit(tiny, [CommitOperationAdd("x.txt", b"x")], commit_message="landed all the same")
+    assert api.list_repo_commits(tiny)[0].title == "landed all the same"
+    assert api.list_repo_commits(tiny)[1].commit_id == before
+
+
+def test_a_download_goes_on_after_a_broken_connection(
+    hub: LocalHub, api: HfApi, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The client keeps whole chunks only, of 10 MB unless told otherwise.
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+    broken = list[str]()
+
+    def cut(request: Request, response: Response) -> Response:
+        if request.url.path.startswith("/cdn/") and not broken:
+            broken.append(request.url.path)
+            return Hangup(response, keep=2500)
+        return response
+
+    hub.transform = cut
+    path = api.hf_hub_download(tiny, "model.bin", cache_dir=tmp_path / "cache")
+    assert Path(path).read_bytes() == WEIGHTS
+    assert [r.range for r in hub.requests if r.path.startswith("/cdn/")] == ["", "bytes=2000-"]
+
+
+def test_a_reset_connection(hub: LocalHub, tiny: str) -> None:
+    hub.intercept = lambda request: Hangup(reset=True)
+    with pytest.raises(OSError, match="reset"):
+        fetch(f"{hub.endpoint}/api/models/{tiny}")
+
+
+def test_datasets_load(hub: LocalHub, api: HfApi, tmp_path: Path) -> None:
+    from PIL import Image
+
+    api.create_repo("acme/rows", repo_type="dataset")
+    api.create_repo("acme/pictures", repo_type="dataset")
+    card = "---\nconfigs:\n- config_name: table\n  data_files:\n  - {split: held, path: csv/held.csv}\n---\n"
+    files = {"README.md": card.encode(), "csv/held.csv": b"text,label\na,0\nb,1\n"}
+    add = [CommitOperationAdd(path, content) for path, content in files.items()]
+    api.create_commit("acme/rows", add, commit_message="rows", repo_type="dataset")
+    for label in ("cat", "dog"):
+        picture = io.BytesIO()
+        Image.new("RGB", (2, 2)).save(picture, "PNG")
+        path = f"train/{label}/0.png"
+        api.upload_file(
+            repo_id="acme/pictures", path_in_repo=path, path_or_fileobj=picture.getvalue(), repo_type="dataset"
+        )
+    out = python(
+        hub,
+        tmp_path / "home",
+        """
+import datasets, json
+datasets.Dataset.from_dict({"x": [1, 2, 3]}).push_to_hub("acme/pushed")
+print(json.dumps([
+    datasets.load_dataset("acme/pushed", split="train")["x"][:],
+    datasets.load_dataset("acme/rows", "table", split="held")["text"][:],
+    datasets.load_dataset("acme/pictures", split="train").features["label"].names,
+]))
+""",
+    )
+    assert json.loads(out.splitlines()[-1]) == [[1, 2, 3], ["a", "b"], ["cat", "dog"]]
+    assert "data/train-00000-of-00001.parquet" in api.list_repo_files("acme/pushed", repo_type="dataset")
+
+
+def test_transformers_push_and_load(hub: LocalHub, api: HfApi, tmp_path: Path) -> None:
+    out = python(
+        hub,
+        tmp_path / "home",
+        """
+import torch, transformers
+config = transformers.BertConfig(
+    vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+)
+model = transformers.BertForSequenceClassification(config)
+model.push_to_hub("acme/bert")
+again = transformers.AutoModelForSequenceClassification.from_pretrained("acme/bert")
+print(all(torch.equal(a, again.state_dict()[name]) for name, a in model.state_dict().items()))
+""",
+    )
+    assert out.splitlines()[-1] == "True"
+    info = api.model_info("acme/bert")
+    assert info.safetensors is not None
+    assert info.pipeline_tag == "text-classification"
+
+
+def test_the_command_line_of_the_hub(hub: LocalHub, tiny: str, tmp_path: Path) -> None:
+    hf = str(Path(sys.executable).with_name("hf"))
+    python(hub, tmp_path / "home", "", hf, "download", tiny, "--local-dir", str(tmp_path / "out"), "--quiet")
+    assert (tmp_path / "out" / "model.bin").read_bytes() == WEIGHTS

@@ -1,0 +1,117 @@
+"""Data sets of a Hub over HTTP: pinned once, read at the commit, and refused in one clear error."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import CommitOperationAdd, HfApi
+
+from hf_soup.local_hub import LocalHub
+
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+
+#: Reads one scoring in a process of its own, because the Hub client fixes its endpoint when it is imported.
+CODE = """
+import json, sys, tempfile
+from pathlib import Path
+from hf_soup.errors import SoupError
+from hf_soup.recipe import Scoring
+from hf_soup.scoring import data
+said = json.loads(sys.argv[1])
+try:
+    with tempfile.TemporaryDirectory() as cache:
+        scoring, rows = data.load([Scoring(task="text-classification", **said)], Path(cache), token=None)[0]
+        print(json.dumps({
+            "dataset": scoring.dataset, "revision": scoring.revision, "config": rows.origin.config,
+            "texts": data.read_column(rows.table, "text"), "classes": data.declared_classes(rows.table, "label"),
+        }))
+except SoupError as error:
+    print(json.dumps({"error": type(error).__name__, "message": error.message, "hint": error.hint}))
+"""
+CARD = """---
+dataset_info:
+  features:
+  - name: text
+    dtype: string
+  - name: label
+    dtype:
+      class_label:
+        names:
+          '0': sad
+          '1': glad
+---
+"""
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[LocalHub]:
+    with LocalHub(tmp_path / "hub", users={"t-acme": "acme"}) as running:
+        api = HfApi(endpoint=running.endpoint, token="t-acme")
+        api.create_repo("acme/mood", repo_type="dataset")
+        commit(api, "first")
+        yield running
+
+
+def commit(api: HfApi, text: str) -> str:
+    lines = "".join(json.dumps({"text": f"{text} {i}", "label": i % 2}) + "\n" for i in range(6))
+    files = {"README.md": CARD, "train.jsonl": lines, "test.jsonl": lines[: len(lines) // 2]}
+    operations = [CommitOperationAdd(path, content.encode()) for path, content in files.items()]
+    done = api.create_commit("acme/mood", operations, commit_message=text, repo_type="dataset")
+    return str(done.oid)
+
+
+def load(hub: LocalHub, home: Path, environment: dict[str, str] | None = None, **said: Any) -> dict[str, Any]:
+    env = {k: v for k, v in os.environ.items() if "proxy" not in k.lower() and not k.startswith("HF_")}
+    env |= {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "t-acme", "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    env |= environment or {}
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, json.dumps(said)], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "it/s" not in done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_a_data_set_is_pinned_and_read_at_its_commit(hub: LocalHub, tmp_path: Path) -> None:
+    said = {"dataset": "acme/mood", "split": "train[:2]"}
+    first = load(hub, tmp_path / "home", **said)
+    assert first["texts"] == ["first 0", "first 1"]
+    assert first["classes"] == ["sad", "glad"]
+    assert len(first["revision"]) == 40
+    second = commit(HfApi(endpoint=hub.endpoint, token="t-acme"), "second")
+    now = load(hub, tmp_path / "home", **said)
+    assert (now["revision"], now["texts"]) == (second, ["second 0", "second 1"])
+    # A resolved recipe names the commit, and reads what it read then.
+    again = load(hub, tmp_path / "home", revision=first["revision"], **said)
+    assert again == first
+
+
+def test_what_is_wrong_is_said(hub: LocalHub, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    missing = load(hub, home, dataset="acme/nothing", split="test")
+    assert missing["error"] == "ResolveError"
+    assert "acme/nothing" in missing["message"]
+    split = load(hub, home, dataset="acme/mood", split="validation")
+    assert "no split 'validation': its splits are train (6 rows), test (3 rows)" in split["message"]
+    config = load(hub, home, dataset="acme/mood", split="test", config="french")
+    assert "french" in config["message"]
+    assert "default" in config["message"]
+
+
+def test_a_cached_data_set_is_read_without_a_network(hub: LocalHub, tmp_path: Path) -> None:
+    said = {"dataset": "acme/mood", "split": "test"}
+    first = load(hub, tmp_path / "home", **said)
+    offline = {"HF_HUB_OFFLINE": "1"}
+    assert load(hub, tmp_path / "home", offline, revision=first["revision"], **said) == first
+    nowhere = load(hub, tmp_path / "other", offline, **said)
+    assert nowhere["error"] == "ResolveError"
+    # Pinned, so that only the reading itself needs the network.
+    unread = load(hub, tmp_path / "other", {"HF_ENDPOINT": "http://127.0.0.1:9"}, **said)
+    assert unread["error"] in ("ResolveError", "ScoringError")
+    assert unread["hint"]

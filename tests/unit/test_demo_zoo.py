@@ -1,0 +1,198 @@
+"""The demo's zoo: the repos that it writes, and the cache that keeps them."""
+
+import io
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from hf_soup.demo import demo_recipe
+from hf_soup.demo.cache import ANCESTOR, DATASET, OWNER, POOR, Zoo, prepare
+from hf_soup.demo.data import DIGITS, LETTERS, make_dataset, splits_of
+from hf_soup.demo.zoo import make_all, make_zoo
+from hf_soup.recipe import Recipe
+
+TINY = Zoo(letters=256, letter_epochs=1, good=2, epochs=(1, 2))
+RECIPE = Path(__file__).parents[2] / "recipes" / "demo-digits.yaml"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def zoo(cache):
+    return prepare(cache, lambda text: None, TINY, make_all)
+
+
+def card_of(folder):
+    front, text = (folder / "README.md").read_text(encoding="utf-8").removeprefix("---\n").split("---\n", 1)
+    return yaml.safe_load(front), text
+
+
+def test_every_model_is_a_complete_repo_with_an_honest_card(zoo):
+    """Config, weights, processor, card; the card names ancestor and data, and the poor model says that it is."""
+    assert TINY.fine_tunes == ("vit-digits-1", "vit-digits-2", POOR)
+    for name in (ANCESTOR, *TINY.fine_tunes):
+        assert {path.name for path in (zoo / name).iterdir()} == {
+            "README.md",
+            "config.json",
+            "model.safetensors",
+            "preprocessor_config.json",
+        }
+        front, text = card_of(zoo / name)
+        assert front["license"] == "apache-2.0"
+        assert front["pipeline_tag"] == "image-classification"
+        assert ("learning rate is about ten times too high" in text) == (name == POOR)
+        assert "{" not in text
+        if name != ANCESTOR:
+            assert front["base_model"] == f"{OWNER}/{ANCESTOR}"
+            assert front["base_model_relation"] == "finetune"
+            assert front["datasets"] == [f"{OWNER}/{DATASET}"]
+            assert "learning rate: " in text
+
+
+@pytest.mark.parametrize(("name", "labels"), [(ANCESTOR, LETTERS), ("vit-digits-1", DIGITS), (POOR, DIGITS)])
+def test_a_model_loads_as_anybody_would_load_it(zoo, name, labels):
+    """The processor makes one channel of the pictures that the data set stores, and the model knows its labels."""
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    model = AutoModelForImageClassification.from_pretrained(zoo / name)
+    processor = AutoImageProcessor.from_pretrained(zoo / name)
+    assert model.config.id2label == dict(enumerate(labels))
+    assert model.config.label2id == {label: index for index, label in enumerate(labels)}
+    pixels = processor([Image.new("L", (8, 8), 255)] * 3, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixels, torch.full((3, 1, 8, 8), (1 - 0.3) / 0.35))
+    assert model(pixels).logits.shape == (3, len(labels))
+
+
+def test_training_and_scoring_see_the_same_pictures(zoo):
+    """What the model was trained on is what the stored PNGs decode to."""
+    from transformers import AutoImageProcessor
+
+    images, labels = splits_of(0)["shifted"]
+    table = pq.read_table(zoo / DATASET / "data" / "shifted-00000-of-00001.parquet")
+    stored = [Image.open(io.BytesIO(row["bytes"])) for row in table["image"].to_pylist()]
+    assert {(picture.mode, picture.size) for picture in stored} == {("L", (8, 8))}
+    pixels = AutoImageProcessor.from_pretrained(zoo / POOR)(stored, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixels, (images - 0.3) / 0.35)
+    assert table["label"].to_pylist() == labels.tolist()
+
+
+def test_the_data_set_loads_by_its_card(zoo, tmp_path):
+    """`datasets` finds the splits, decodes pictures and names classes."""
+    import datasets
+
+    loaded = datasets.load_dataset(str(zoo / DATASET), cache_dir=str(tmp_path))
+    assert {name: len(split) for name, split in loaded.items()} == {
+        "train": 200,
+        "validation": 450,
+        "test": 1147,
+        "shifted": 1147,
+    }
+    assert loaded["train"].features["label"].names == list(DIGITS)
+    assert loaded["train"][0]["image"].size == (8, 8)
+    front, text = card_of(zoo / DATASET)
+    assert front["license"] == "cc-by-4.0"
+    assert "The same 13 people" in text
+    assert "{" not in text
+
+
+def test_no_picture_is_in_two_splits():
+    """Neither the same row nor an equal picture, shifted ones included."""
+    rows = [bytes(row) for images, _ in splits_of(0).values() for row in (images * 255).byte().flatten(1).tolist()]
+    assert len(set(rows)) == len(rows) == 1797 + 1147
+
+
+def test_equal_seeds_give_equal_bytes(zoo, tmp_path):
+    """Data and models are a function of the settings: made again, every file is the same."""
+    make_dataset(tmp_path / DATASET)
+    make_zoo(tmp_path, lambda text: None, TINY)
+    for path in sorted(path for path in tmp_path.rglob("*") if path.is_file()):
+        assert path.read_bytes() == (zoo / path.relative_to(tmp_path)).read_bytes(), path.name
+    make_dataset(tmp_path / "other", seed=1)
+    split = Path("data") / "train-00000-of-00001.parquet"
+    assert (tmp_path / "other" / split).read_bytes() != (tmp_path / DATASET / split).read_bytes()
+
+
+class Maker:
+    """Stands in for the training, and counts how often it was asked for."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, folder, progress, zoo):
+        self.calls += 1
+        (folder / ANCESTOR).mkdir()
+        (folder / ANCESTOR / "config.json").write_text("{}")
+
+
+def test_a_second_run_trains_nothing(cache, zoo):
+    """A finished zoo is found again, and nothing is left beside it."""
+    make = Maker()
+    assert prepare(cache, lambda text: None, TINY, make) == zoo
+    assert make.calls == 0
+    assert [path.name for path in cache.iterdir()] == [TINY.key]
+
+
+@pytest.mark.parametrize("damage", ["no marker", "a file less", "a file changed", "a file more"])
+def test_an_incomplete_zoo_is_made_again(tmp_path, damage):
+    """What the marker does not vouch for, file by file, is not used."""
+    make = Maker()
+    folder = prepare(tmp_path, lambda text: None, TINY, make)
+    if damage == "no marker":
+        (folder / "complete.json").unlink()
+    elif damage == "a file less":
+        (folder / ANCESTOR / "config.json").unlink()
+    elif damage == "a file changed":
+        (folder / ANCESTOR / "config.json").write_text("{ }")
+    else:
+        (folder / ANCESTOR / "more").write_text("")
+    assert prepare(tmp_path, lambda text: None, TINY, make) == folder
+    assert make.calls == 2
+    assert (folder / ANCESTOR / "config.json").read_text() == "{}"
+    assert not (folder / ANCESTOR / "more").exists()
+
+
+def test_an_interrupted_training_leaves_nothing(tmp_path):
+    """Ctrl-C in the middle: the next run starts anew."""
+
+    def interrupted(folder, progress, zoo):
+        (folder / ANCESTOR).mkdir()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path, lambda text: None, TINY, interrupted)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_settings_are_another_zoo():
+    """Every setting is part of the key under which a zoo is kept."""
+    others = [Zoo(seed=1), Zoo(letters=1), Zoo(letter_epochs=1), Zoo(good=1), Zoo(epochs=(1, 2))]
+    assert len({zoo.key for zoo in (Zoo(), *others)}) == 6
+
+
+def test_the_recipe_names_what_the_zoo_holds():
+    """All nine, the ancestor, held-out data that is neither training nor test data, and the shifted test first."""
+    recipe = Recipe.load(RECIPE)
+    assert recipe == demo_recipe(Zoo().fine_tunes)
+    assert recipe.base == f"{OWNER}/{ANCESTOR}"
+    assert [i.model for i in recipe.ingredients] == [f"{OWNER}/{name}" for name in Zoo().fine_tunes]
+    assert recipe.select.name == "greedy"
+    assert recipe.score is not None
+    assert recipe.score.split == "validation"
+    assert [scoring.split for scoring in recipe.report] == ["shifted", "test"]
+    assert {scoring.dataset for scoring in (recipe.score, *recipe.report)} == {f"{OWNER}/{DATASET}"}
+
+
+def test_progress_names_each_model(tmp_path):
+    """One line before each training, so that a minute of work is not a minute of silence."""
+    lines = []
+    make_zoo(tmp_path, lines.append, Zoo(letters=128, letter_epochs=1, good=0, epochs=(1, 1)))
+    assert len(lines) == 2
+    assert ANCESTOR in lines[0]
+    assert POOR in lines[1]

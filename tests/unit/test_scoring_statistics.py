@@ -1,0 +1,174 @@
+"""Intervals, paired tests and metrics: numbers worked by hand, and against scipy and scikit-learn."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from hf_soup.errors import ScoringError
+from hf_soup.scoring import METRICS, Comparison, Score, metrics, statistics
+
+RNG = np.random.default_rng(0)
+LABELS = RNG.integers(0, 4, 300)
+ANSWERS = np.where(RNG.random(300) < 0.7, LABELS, RNG.integers(0, 5, 300))
+
+
+@pytest.mark.parametrize(("correct", "n"), [(0, 10), (10, 10), (81, 100), (129, 133), (1, 2000)])
+def test_wilson_is_scipys(correct: int, n: int) -> None:
+    expected = binomtest(correct, n).proportion_ci(method="wilson")
+    assert statistics.wilson(correct, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_wilson_by_hand() -> None:
+    # Wilson for 1 of 2: (0.5 + z²/4) / (1 + z²/2) ± z·sqrt(1/8 + z²/16) / (1 + z²/2), z² = 3.8414588
+    assert statistics.wilson(1, 2) == pytest.approx((0.0945312, 0.9054688), abs=1e-6)
+
+
+@pytest.mark.parametrize("pair", [(0, 0), (5, 5), (1, 9), (9, 1), (44, 63), (0, 20)])
+def test_mcnemar_is_the_exact_binomial_test(pair: tuple[int, int]) -> None:
+    expected = binomtest(pair[0], sum(pair)).pvalue if sum(pair) else 1.0
+    assert statistics.mcnemar(*pair) == pytest.approx(expected, rel=1e-12)
+
+
+def test_mcnemar_by_hand() -> None:
+    # 2 · (1 + 10 + 45) / 2¹⁰
+    assert statistics.mcnemar(2, 8) == 112 / 1024
+
+
+def test_paired_interval_is_symmetric_and_covers_no_difference() -> None:
+    low, high = statistics.paired_interval(3, 3, 100)
+    assert low == pytest.approx(-high)
+    assert high > 0
+    first, second = statistics.paired_interval(20, 2, 500), statistics.paired_interval(2, 20, 500)
+    assert first == pytest.approx((-second[1], -second[0]))
+    assert first[0] > 0
+
+
+@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("case", range(4))
+def test_counts_and_scikit_learn_agree(name: str, case: int) -> None:
+    """The formula that is resampled is the metric that is reported, also with absent and unasked classes."""
+    labels, answers = [
+        (LABELS, ANSWERS),
+        (np.array([0, 0, 1]), np.array([2, 2, 2])),
+        (np.array([0, 1, 1]), np.array([0, 1, 1])),
+        (np.array([3, 3, 1]), np.array([3, 1, 1])),
+    ][case]
+    ones = np.ones((1, len(labels)), dtype=np.int64)
+    (from_counts,) = METRICS[name].from_counts(*statistics.count(labels, answers, ones, 6))
+    assert from_counts == pytest.approx(METRICS[name].value(labels, answers), abs=1e-12)
+    assert metrics.compute(name, labels, answers) == METRICS[name].value(labels, answers)
+
+
+def test_f1_by_hand() -> None:
+    # class 0: P 1/2, R 1 → 2/3; class 1: P 1, R 1/2 → 2/3
+    assert metrics.compute("f1", np.array([0, 1, 1]), np.array([0, 0, 1])) == pytest.approx(2 / 3)
+
+
+def test_accuracy_has_wilsons_interval() -> None:
+    score = metrics.score("accuracy", LABELS, ANSWERS, 5)
+    correct = int((LABELS == ANSWERS).sum())
+    assert score == Score("accuracy", correct / 300, *statistics.wilson(correct, 300), 300)
+    assert score.to_dict() == {
+        "metric": "accuracy",
+        "value": score.value,
+        "low": score.low,
+        "high": score.high,
+        "n": 300,
+    }
+
+
+@pytest.mark.parametrize("name", [name for name in METRICS if name != "accuracy"])
+def test_the_bootstrap_is_seeded_and_blind_to_the_order_of_rows(name: str) -> None:
+    first = metrics.score(name, LABELS, ANSWERS, 5)
+    order = np.random.default_rng(1).permutation(300)
+    assert metrics.score(name, LABELS[order], ANSWERS[order], 5) == first
+    assert first.low < first.value < first.high
+
+
+def test_the_bootstrap_finds_the_width_that_theory_gives() -> None:
+    labels, answers = np.zeros(400, dtype=np.int64), np.repeat([0, 1], [300, 100])
+    low, high = statistics.bootstrap(labels, answers, 2, METRICS["accuracy"].from_counts)
+    assert high - low == pytest.approx(2 * 1.96 * (0.75 * 0.25 / 400) ** 0.5, rel=0.1)
+    assert (low + high) / 2 == pytest.approx(0.75, abs=0.005)
+
+
+def test_paired_bootstrap_sees_a_difference_and_none() -> None:
+    formula = METRICS["f1"].from_counts
+    good = np.where(np.random.default_rng(2).random(300) < 0.95, LABELS, 0)
+    low, high, p = statistics.paired_bootstrap(LABELS, good, ANSWERS, 5, formula)
+    assert 0 < low < high
+    assert p == 1 / 1001
+    worse = statistics.paired_bootstrap(LABELS, ANSWERS, good, 5, formula)
+    assert worse[1] < 0
+    assert statistics.paired_bootstrap(LABELS, good, good, 5, formula) == (0.0, 0.0, 1.0)
+
+
+def test_permutation_p_by_hand() -> None:
+    # Two discordant rows, both won by the first model: |d*| reaches |d| when neither or both are exchanged: ½.
+    labels = np.array([0, 0, 1, 1])
+    first, second = np.array([0, 0, 1, 1]), np.array([1, 0, 0, 1])
+    _, _, p = statistics.paired_bootstrap(labels, first, second, 2, METRICS["accuracy"].from_counts)
+    assert p == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "sentence"),
+    [
+        (0.002, 0.016, 0.01, "better by 0.9 points (95 % interval 0.2 to 1.6, p = 0.01, n = 2,000)"),
+        (0.002, 0.016, 0.0002, "better by 0.9 points (95 % interval 0.2 to 1.6, p < 0.001, n = 2,000)"),
+        (-0.002, 0.016, 0.04, "no difference can be seen with n = 2,000"),
+        (0.002, 0.016, 0.06, "no difference can be seen with n = 2,000"),
+    ],
+)
+def test_a_difference_is_claimed_only_where_both_agree(low: float, high: float, p: float, sentence: str) -> None:
+    comparison = Comparison("accuracy", 0.009, low, high, p, 2000)
+    assert comparison.sentence == sentence
+    assert comparison.to_dict()["sentence"] == sentence
+
+
+def test_worse_is_said_in_positive_numbers() -> None:
+    comparison = Comparison("f1", -0.05, -0.08, -0.02, 0.004, 300)
+    assert comparison.sentence == "worse by 5.0 points (95 % interval 2.0 to 8.0, p = 0.004, n = 300)"
+
+
+def test_an_unknown_metric_lists_those_that_there_are() -> None:
+    with pytest.raises(ScoringError, match="no metric 'bleu'") as raised:
+        metrics.compute("bleu", LABELS, ANSWERS)
+    assert all(name in raised.value.hint for name in METRICS)
+
+
+def test_a_metric_that_is_no_number_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = metrics.Formula("broken", lambda labels, answers: float("nan"), lambda hits, *_: hits.sum(-1))
+    monkeypatch.setitem(METRICS, "broken", broken)
+    with pytest.raises(ScoringError, match="'broken' gives nan on 300 rows"):
+        metrics.score("broken", LABELS, ANSWERS, 5)
+
+
+def test_metrics_need_no_network_and_no_home() -> None:
+    """A home that cannot be written (a folder below a device, so that root cannot either), and no network."""
+    code = (
+        "import numpy as np; from hf_soup.scoring import metrics;"
+        "print(metrics.score('f1', np.array([0, 1, 1]), np.array([0, 1, 0]), 2).value)"
+    )
+    home = "/dev/null/home"
+    environment = {**os.environ, "HOME": home, "HF_HOME": f"{home}/hf", "HF_HUB_OFFLINE": "1"}
+    environment.pop("HF_METRICS_CACHE", None)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(2 / 3)
+
+
+def test_importing_scoring_is_light() -> None:
+    code = (
+        "import sys, hf_soup.scoring;"
+        "heavy = {'torch', 'transformers', 'datasets', 'evaluate', 'sklearn', 'scipy'};"
+        "print(*heavy & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
