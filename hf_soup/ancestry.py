@@ -216,8 +216,8 @@ def _strangers(cosines: Mapping[tuple[int, int], float], names: Sequence[str]) -
             Reason(
                 "strangers",
                 f"{', '.join(outside)}: the weights have nothing in common with those of {kin} (cosine {highest:.3f} "
-                f"at most; siblings have {kinship.STRANGERS} or more). They were not fine-tuned from the same model, and "
-                "their average would be noise. Leave them out.",
+                f"at most; siblings have {kinship.STRANGERS} or more). They were not fine-tuned from the same "
+                "model, and their average would be noise. Leave them out.",
                 tuple(outside),
                 refuses=True,
             )

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 #: A config is a stranger's text: a model of more layers would be built for hours, even without memory.
 MAX_LAYERS = 4096
+MAX_EXPERTS = 65536
 MAX_LABELS = 1_000_000
 
 #: Fields that name kernels or backbones to fetch, or code. They say how a model is computed or where it began,
@@ -174,10 +175,9 @@ def model_class(config: PreTrainedConfig, name: str = "the model") -> type[PreTr
     import transformers
 
     named = config.architectures[0] if config.architectures else None
+    body: Any = transformers.MODEL_MAPPING.get(type(config), None)
+    body = body[0] if isinstance(body, tuple) else body
     if named is None:
-        # Read from transformers 5.23: a mapping from config classes to the bodies that belong to them.
-        body: Any = transformers.MODEL_MAPPING.get(type(config), None)
-        body = body[0] if isinstance(body, tuple) else body
         if body is None:
             raise IncompatibleError(f"The config of {name} names no class, and '{config.model_type}' has no body.")
         return cast("type[PreTrainedModel]", body)
@@ -187,9 +187,12 @@ def model_class(config: PreTrainedConfig, name: str = "the model") -> type[PreTr
             f"{name} is a '{str(named)[:80]}', which is no model class of this transformers.",
             hint="Code of a repo is never run; upgrade transformers if the class is newer than it.",
         )
-    if found.config_class is not None and not isinstance(config, found.config_class):
+    # Some types borrow the classes of another (InternLM3 is a Llama), so the body's config class will do too.
+    suits = found.config_class is None or isinstance(config, found.config_class)
+    if not suits and found is not body and found.config_class is not getattr(body, "config_class", None):
         raise IncompatibleError(
-            f"The config of {name} contradicts itself: '{named}' is no class for a '{config.model_type}'."
+            f"The config of {name} contradicts itself: '{named}' is no class for a '{config.model_type}'.",
+            hint="Correct 'architectures' or 'model_type' in its config.json, or drop the model.",
         )
     return found
 
@@ -461,9 +464,7 @@ def same_processing(
             # that takes no pictures: whatever it is, nothing was compared, and that is what the note says.
             except Exception as error:  # noqa: BLE001
                 shown = " and ".join(called)
-                findings.append(
-                    Finding("note", f"the {kind}s of {shown} could not be compared: {_first_line(error)}")
-                )
+                findings.append(Finding("note", f"the {kind}s of {shown} could not be compared: {_first_line(error)}"))
                 continue
         findings += [Finding("difference", f"{kind}: {what}") for what in found]
     return findings
@@ -509,9 +510,7 @@ def _image_differences(a: Any, b: Any, channels: int) -> list[str]:
         ramp = np.linspace(0, 200, height * width * channels).reshape(height, width, channels)
         image = (ramp + noise.integers(0, 56, ramp.shape)).astype(np.uint8)
         one, other = (
-            np.asarray(
-                processor(images=image, input_data_format="channels_last", return_tensors="np")["pixel_values"]
-            )
+            np.asarray(processor(images=image, input_data_format="channels_last", return_tensors="np")["pixel_values"])
             for processor in (a, b)
         )
         if one.shape != other.shape:
@@ -647,15 +646,14 @@ def _build(cls: type[PreTrainedModel], config: PreTrainedConfig, name: str) -> P
 def _check_bounds(config: Mapping[str, Any], name: str) -> None:
     for part in _parts(config):
         for key, value in part.items():
+            counted = re.search(r"(layers?|depths?|blocks?|stages?|groups?|experts|labels)$", str(key))
             counts = value if isinstance(value, list) else [value]
-            numbers = [count for count in counts if isinstance(count, int) and not isinstance(count, bool)]
-            limit = MAX_LABELS if key == "num_labels" else MAX_LAYERS
-            if (
-                re.search(r"(layers?|depths?|blocks?|stages?|groups?|experts|labels)$", str(key))
-                and max(numbers, default=0) > limit
-            ):
+            most = max((count for count in counts if isinstance(count, int)), default=0)
+            limit = {"experts": MAX_EXPERTS, "labels": MAX_LABELS}.get(counted[1], MAX_LAYERS) if counted else most
+            if most > limit:
                 raise IncompatibleError(
-                    f"The config of {name} asks for {key} = {max(numbers):,}; at most {limit:,} are taken."
+                    f"The config of {name} asks for {key} = {most:,}; at most {limit:,} are taken.",
+                    hint="Its config.json is damaged or hostile; correct it, or drop the model.",
                 )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -35,10 +34,8 @@ class Blend:
         self._sum: list[Tensor] = []
         self._summed: dict[int, float] = {}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Close the files."""
         self._stack.close()
 
     def tensors(self, weights: Mapping[int, float]) -> dict[str, Tensor]:

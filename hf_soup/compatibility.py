@@ -258,14 +258,18 @@ def processing(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[
     return reasons
 
 
+def processing_files(checkpoint: Checkpoint) -> list[str]:
+    """The files of a model that decide how its inputs are prepared: tokenizer and processors."""
+    return [path for path in checkpoint.files if ASSETS.fullmatch(path) and path not in _NOT_PROCESSING]
+
+
 def _processing_ids(checkpoint: Checkpoint) -> dict[str, str]:
-    """Content ids of the files that decide how inputs are prepared, by name."""
-    wanted = [path for path in checkpoint.files if ASSETS.fullmatch(path) and path not in _NOT_PROCESSING]
+    """Content ids of those files, by name."""
     if checkpoint.repo is not None:
         files = checkpoint.repo.files
-        return {path: files[path].sha256 or files[path].blob for path in wanted}
+        return {path: files[path].sha256 or files[path].blob for path in processing_files(checkpoint)}
     assert checkpoint.folder is not None
-    return {path: hub.sha256_of(checkpoint.folder / path) for path in wanted}
+    return {path: hub.sha256_of(checkpoint.folder / path) for path in processing_files(checkpoint)}
 
 
 def some(names: Sequence[str], most: int = 4) -> str:

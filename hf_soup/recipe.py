@@ -130,13 +130,6 @@ class Named(_Value):
         return dict(self.model_extra or {})
 
 
-class Override(_Value):
-    """A method of its own for the tensors whose names match a glob; the first match wins."""
-
-    tensors: _Text
-    method: Named
-
-
 class Scoring(_Value):
     """Labelled data and the number that is read off it.
 
@@ -149,7 +142,7 @@ class Scoring(_Value):
         revision: The dataset's commit; filled in when the recipe is resolved.
         labels: The class names in the order of the dataset's numbers, where nobody else says it.
         label_column, input_columns: Columns, where the usual names do not fit.
-        name: What the score is called in tables; ``dataset split`` by default.
+        name: What the data is called in tables; ``dataset split`` by default.
         batch_size: Examples in one forward pass.
     """
 
@@ -167,9 +160,10 @@ class Scoring(_Value):
 
     @property
     def title(self) -> str:
-        """What the score is called in tables."""
+        """What the score is called in tables, such as ``AI-Lab-Makerere/beans test accuracy``."""
         last = Path(self.dataset).name if Path(self.dataset).exists() else self.dataset
-        return self.name or " ".join(part for part in (last, self.config, self.split) if part)
+        data = self.name or " ".join(part for part in (last, self.config, self.split) if part)
+        return f"{data} {self.metric}"
 
 
 class Recipe(_Value):
@@ -179,7 +173,6 @@ class Recipe(_Value):
         ingredients: The models, in the order that decides every other order.
         base: The pretrained ancestor; found through the Hub when absent.
         method: How tensors are combined.
-        overrides: Methods for some tensors, the first matching glob wins.
         select: Which ingredients go in: ``uniform`` (all) or ``greedy``.
         score: The held-out data that selection may look at.
         report: Data that is looked at once, at the end.
@@ -198,7 +191,6 @@ class Recipe(_Value):
     base: str | None = None
     ingredients: Annotated[tuple[Ingredient, ...], Field(min_length=1, max_length=MAX_INGREDIENTS)]
     method: Named = Named(name="linear")
-    overrides: tuple[Override, ...] = ()
     select: Named = Named(name="uniform")
     score: Scoring | None = None
     report: tuple[Scoring, ...] = ()
@@ -320,7 +312,6 @@ def _keys_at(location: Sequence[int | str]) -> set[str]:
         "ingredients": Ingredient,
         "score": Scoring,
         "report": Scoring,
-        "overrides": Override,
     }
     owners = [children[part] for part in location[:-1] if part in children]
     return set((owners[-1] if owners else Recipe).model_fields)

@@ -15,7 +15,7 @@ from hf_soup.errors import ScoringError
 from hf_soup.recipe import Scoring
 from hf_soup.scoring import data, labels, metrics
 from hf_soup.scoring.statistics import Comparison, Ints, Score, mcnemar, paired_bootstrap, paired_interval
-from hf_soup.scoring.tasks import TASKS, Inputs, Task
+from hf_soup.scoring.tasks import TASKS, Inputs, Task, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Logits = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bench:
     """One `Scoring` with its rows preprocessed and held in memory.
 
@@ -51,9 +51,10 @@ class Bench:
     references: Ints = field(repr=False)
     inputs: Inputs = field(repr=False)
     _labels: labels.LabelMap = field(repr=False)
+    _name: str = field(repr=False)
 
     def logits(
-        self, model: PreTrainedModel, *, device: str = "cpu", progress: Callable[[int], None] | None = None
+        self, model: PreTrainedModel, *, device: str = "cpu", progress: Callable[[int], object] | None = None
     ) -> Logits:
         """What a model answers, row by row.
 
@@ -70,7 +71,7 @@ class Bench:
             ``(n, classes)`` float32 in row order.
 
         Raises:
-            ScoringError: An output is NaN or infinite, or of another number of classes.
+            ScoringError: The model fails, or an output is NaN, infinite, or of another number of classes.
         """
         import torch
 
@@ -83,7 +84,15 @@ class Bench:
                     name: value.to(device, model.dtype if value.is_floating_point() else value.dtype)
                     for name, value in batch.items()
                 }
-                answers = model(**placed).logits.to(torch.float32).cpu().numpy()  # (rows, classes)
+                try:
+                    answers = model(**placed).logits.to(torch.float32).cpu().numpy()  # (rows, classes)
+                except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                    shapes = {name: tuple(value.shape) for name, value in placed.items()}
+                    raise ScoringError(
+                        f"The model fails on '{self._name}' ({shapes}): {first_line(error)}",
+                        hint="Do the donor's tokenizer or image processor and its config belong to these weights? "
+                        "Out of memory: a smaller `batch_size`.",
+                    ) from error
                 if found is None:
                     found = np.empty((self.n, answers.shape[-1]), dtype=np.float32)
                 found[rows] = answers
@@ -151,7 +160,7 @@ class Bench:
         raise ScoringError(
             "\n".join(
                 [
-                    f"{name} answers {correct / self.n:.1%} of the {self.n:,} rows of '{self.title}' correctly; "
+                    f"{name} answers {correct / self.n:.1%} of the {self.n:,} rows of '{self._name}' correctly; "
                     f"always answering '{majority}' gets {share:.1%}.",
                     f"With its outputs in another order it would get {permuted / self.n:.1%}:",
                     *moved[:20],
@@ -168,17 +177,17 @@ class Bench:
 
     def _check(self, logits: Logits) -> None:
         if logits.ndim != 2 or len(logits) != self.n:
-            raise ScoringError(f"'{self.title}' has {self.n:,} rows; these logits are {logits.shape}.")
+            raise ScoringError(f"'{self._name}' has {self.n:,} rows; these logits are {logits.shape}.")
         if logits.shape[1] != len(self.class_names):
             raise ScoringError(
                 f"The model has {logits.shape[1]} outputs, and the config names {len(self.class_names)} classes "
-                f"for '{self.title}'.",
+                f"for '{self._name}'.",
                 hint="The config does not belong to these weights.",
             )
         if not np.isfinite(logits).all():
             row = int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])
             raise ScoringError(
-                f"The model's output for row {row} of '{self.title}' is {logits[row]}.",
+                f"The model's output for row {row} of '{self._name}' is {logits[row]}.",
                 hint="A merge that is not finite: look at the ingredients' weights, and at the dtype "
                 "(float16 overflows at 65,504).",
             )
@@ -214,21 +223,19 @@ def prepare(
     for _, scoring in scorings:
         metrics.find(scoring.metric)
     if config.get("problem_type") in ("regression", "multi_label_classification"):
-        raise ScoringError(
-            f"The model's problem type is {config['problem_type']}; only one label a row can be scored."
-        )
+        raise ScoringError(f"The model's problem type is {config['problem_type']}; only one label a row can be scored.")
     model_names = labels.model_classes(config)
     if len(model_names) < 2:
         raise ScoringError("The model has one output: a regression, which cannot be scored as classes.")
     tasks: dict[str, Task] = {}
     with tempfile.TemporaryDirectory(prefix="hf-soup-data-") as cache:
         loaded = data.load([scoring for _, scoring in scorings], Path(cache), token)
-        titles = [scoring.title for _, scoring in scorings]
+        names = [data.name_of(scoring) for _, scoring in scorings]
         roles = [role for role, _ in scorings]
         for i, role in enumerate(roles):
             for j, other in enumerate(roles):
                 if role == "score" and other == "report":
-                    data.refuse_overlap((titles[i], loaded[i][1]), (titles[j], loaded[j][1]))
+                    data.refuse_overlap((names[i], loaded[i][1]), (names[j], loaded[j][1]))
         benches: dict[int, Bench] = {}
         reported: set[bytes] = set()
         # Reports first: what they hold is what held-out may not hold.
@@ -236,9 +243,10 @@ def prepare(
             scoring, rows = loaded[place]
             if scoring.task not in tasks:
                 tasks[scoring.task] = TASKS[scoring.task](folder, config)
-            notes = _train_notes(titles[place], scoring, scorings[place][1], rows, train_data)
+            notes = _train_notes(names[place], scoring, scorings[place][1], rows, train_data)
             benches[place] = _prepare_one(
-                titles[place],
+                names[place],
+                scorings[place][1].title,
                 scoring,
                 rows.table,
                 tasks[scoring.task],
@@ -251,6 +259,7 @@ def prepare(
 
 
 def _prepare_one(
+    name: str,
     title: str,
     scoring: Scoring,
     table: Any,
@@ -262,24 +271,22 @@ def _prepare_one(
     is_report: bool,
 ) -> Bench:
     """One bench; ``reported`` holds the hashes of all report rows, and grows by those of this report."""
-    label_name = data.label_column(scoring, title, table, len(model_names))
-    names = data.input_columns(scoring, title, table, task.columns)
-    column = labels.clean(title, data.read_column(table, label_name), label_name)
-    mapped = labels.match(title, model_names, column, data.declared_classes(table, label_name), scoring.labels)
-    references = labels.to_outputs(mapped, column, title)
-    contents = _contents(title, table, names, task)
+    label_name = data.label_column(scoring, name, table, len(model_names))
+    columns = data.input_columns(scoring, name, table, task.columns)
+    column = labels.clean(name, data.read_column(table, label_name), label_name)
+    mapped = labels.match(name, model_names, column, data.declared_classes(table, label_name), scoring.labels)
+    references = labels.to_outputs(mapped, column, name)
+    contents = _contents(name, table, columns, task)
     digests = [task.digest(content) for content in contents]
     if is_report:
         reported.update(digests)
     kept = [row for row, digest in enumerate(digests) if is_report or digest not in reported]
     if len(kept) < len(contents):
         dropped = len(contents) - len(kept)
-        notes.append(
-            f"{title}: {dropped:,} of {len(contents):,} rows equal a report row in content and were dropped"
-        )
+        notes.append(f"{name}: {dropped:,} of {len(contents):,} rows equal a report row in content and were dropped")
         if not kept:
             raise ScoringError(
-                f"Every row of the held-out data '{title}' is in the report too.",
+                f"Every row of the held-out data '{name}' is in the report too.",
                 hint="What selection has looked at cannot test it: use other rows.",
             )
     if mapped.note:
@@ -287,7 +294,7 @@ def _prepare_one(
     references = references[kept]
     if len(np.unique(references)) == 1:
         raise ScoringError(
-            f"All {len(kept):,} rows of {title} have the label '{column[kept[0]]}'; a score would mean nothing.",
+            f"All {len(kept):,} rows of {name} have the label '{column[kept[0]]}'; a score would mean nothing.",
             hint="Use rows of several classes; a slice of a sorted split may hold only one.",
         )
     return Bench(
@@ -298,8 +305,9 @@ def _prepare_one(
         class_names=mapped.class_names,
         label_map=mapped.outputs,
         references=references,
-        inputs=task.preprocess(title, [contents[row] for row in kept]),
+        inputs=task.preprocess(name, [contents[row] for row in kept]),
         _labels=mapped,
+        _name=name,
     )
 
 
@@ -310,17 +318,15 @@ def _contents(title: str, table: Any, names: tuple[str, ...], task: Task) -> lis
         try:
             values = inputs[row]
             contents.append(task.read([values[name] for name in names]))
-        except (OSError, ValueError, SyntaxError, TypeError) as error:  # Pillow raises each of them
+        except Exception as error:  # of Pillow on broken files and bombs, too: no common class
             raise ScoringError(
-                f"Cannot read row {row} of {title} ({', '.join(names)}): {error}",
+                f"Cannot read row {row} of {title} ({', '.join(names)}): {first_line(error)}",
                 hint="Remove the row, or name other `input_columns`.",
             ) from error
     return contents
 
 
-def _train_notes(
-    title: str, pinned: Scoring, asked: Scoring, rows: data.Rows, train_data: Sequence[str]
-) -> list[str]:
+def _train_notes(title: str, pinned: Scoring, asked: Scoring, rows: data.Rows, train_data: Sequence[str]) -> list[str]:
     """The warning that an ingredient may have seen these rows in training."""
     known = {pinned.dataset.casefold(), asked.dataset.casefold()}
     # Old cards leave the owner out: `beans` is AI-Lab-Makerere/beans.
@@ -358,9 +364,7 @@ def compare(bench: Bench, logits_a: Logits, logits_b: Logits) -> Comparison:
         b, c = int(np.sum(right & ~other)), int(np.sum(other & ~right))
         low, high = paired_interval(b, c, bench.n)
         return Comparison(metric, (b - c) / bench.n, low, high, mcnemar(b, c), bench.n)
-    difference = metrics.compute(metric, bench.references, first) - metrics.compute(
-        metric, bench.references, second
-    )
+    difference = metrics.compute(metric, bench.references, first) - metrics.compute(metric, bench.references, second)
     low, high, p = paired_bootstrap(
         bench.references, first, second, logits_a.shape[1], metrics.find(metric).from_counts
     )

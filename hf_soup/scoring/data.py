@@ -16,6 +16,7 @@ import numpy as np
 from hf_soup.errors import ResolveError, ScoringError
 from hf_soup.recipe import Scoring
 from hf_soup.scoring.statistics import Ints
+from hf_soup.scoring.tasks import first_line
 
 LABEL_COLUMNS = ("label", "labels", "coarse_label", "fine_label")
 _BUILDERS = {
@@ -87,15 +88,24 @@ def load(
         pinned = scoring.model_copy(update={"dataset": dataset, "revision": revision})
         where = (dataset, scoring.config, revision)
         if where not in splits:
-            splits[where] = _read(pinned, scoring.title, cache_folder, token)
+            splits[where] = _read(pinned, name_of(scoring), cache_folder, token)
         tables = splits[where]
-        numbers, table = _choose(scoring.title, scoring.split, tables)
+        numbers, table = _choose(name_of(scoring), scoring.split, tables)
         local = revision.startswith("sha256:")
         config = next(iter(tables.values())).config_name or ""
         # A folder and a file are named by their content; the builder's name for a file depends on its path.
         origin = Origin("" if local else dataset, (scoring.config or "") if local else config, revision)
         loaded.append((pinned, Rows(origin, numbers, table)))
     return loaded
+
+
+def name_of(scoring: Scoring) -> str:
+    """What errors and notes call the data: the title of the score without its metric.
+
+    >>> name_of(Scoring(task="text-classification", dataset="dair-ai/emotion", split="test"))
+    'dair-ai/emotion test'
+    """
+    return scoring.title.removesuffix(f" {scoring.metric}")
 
 
 def is_local(dataset: str) -> bool:
@@ -105,9 +115,7 @@ def is_local(dataset: str) -> bool:
     (True, False)
     """
     path = Path(dataset)
-    return (
-        path.exists() or path.suffix in _BUILDERS or path.is_absolute() or dataset.startswith((".", "~", "local:"))
-    )
+    return path.exists() or path.suffix in _BUILDERS or path.is_absolute() or dataset.startswith((".", "~", "local:"))
 
 
 def refuse_overlap(first: tuple[str, Rows], second: tuple[str, Rows]) -> None:
@@ -161,15 +169,20 @@ def input_columns(scoring: Scoring, title: str, table: Any, usual: Sequence[tupl
     Raises:
         ScoringError: There is none.
     """
+    most = max(len(names) for names in usual)
     if scoring.input_columns is not None:
+        if not 1 <= len(scoring.input_columns) <= most:
+            raise ScoringError(
+                f"{title} has {len(scoring.input_columns)} `input_columns`; "
+                f"the task '{scoring.task}' reads {'one' if most == 1 else f'1 to {most}'}."
+            )
         return tuple(_existing(title, table, name, "input_columns") for name in scoring.input_columns)
     for names in usual:
         if set(names) <= set(table.column_names):
             return names
     shown = ", ".join(" + ".join(names) for names in usual)
     raise ScoringError(
-        f"{title} has no input column with a usual name ({shown}); "
-        f"its columns are {', '.join(table.column_names)}.",
+        f"{title} has no input column with a usual name ({shown}); its columns are {', '.join(table.column_names)}.",
         hint="Name it: `input_columns: [...]`.",
     )
 
@@ -250,7 +263,7 @@ def content_hash(path: Path) -> str:
 def _read(scoring: Scoring, title: str, cache_folder: Path, token: str | bool | None) -> Mapping[str, Any]:
     """All splits of a pinned data set; never with remote code."""
     import datasets
-    from datasets.exceptions import DatasetsError
+    from datasets.exceptions import DatasetGenerationError
 
     path = Path(scoring.dataset)
     arguments: dict[str, Any]
@@ -272,12 +285,11 @@ def _read(scoring: Scoring, title: str, cache_folder: Path, token: str | bool | 
     try:
         with quiet():
             splits: Mapping[str, Any] = datasets.load_dataset(name=scoring.config, **arguments)
-    except (DatasetsError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+    except Exception as error:  # of datasets, pyarrow, pandas, fsspec, the HTTP client: no common class
         # DatasetGenerationError says only that something failed; its cause says what.
-        cause = error.__cause__ or error
-        reason = str(cause).strip().split("\n")[0] or type(cause).__name__
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
         raise ScoringError(
-            f"Cannot load the data of {title}: {reason}",
+            f"Cannot load the data of {title}: {first_line(cause)}",
             hint="Check `dataset`, `config` and, for gated or private data, that you are logged in."
             if not is_local(scoring.dataset)
             else "Check that the file is what its name says.",

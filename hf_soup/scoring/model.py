@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_soup.errors import ScoringError
-from hf_soup.scoring.tasks import TASKS
+from hf_soup.scoring.tasks import TASKS, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -42,9 +42,9 @@ def build_model(
 
     try:
         config = AutoConfig.from_pretrained(config_folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # a stranger's config, and no common class
         raise ScoringError(
-            f"Cannot read the model's config: {str(error).strip().splitlines()[0]}",
+            f"Cannot read the model's config: {first_line(error)}",
             hint="Only models that transformers itself knows can be scored; code from a repo is never run.",
         ) from error
     model_class = _class_of(config, task)
@@ -59,8 +59,8 @@ def build_model(
                 # Only so that mismatches come back with the rest of the report; they are refused below.
                 ignore_mismatched_sizes=True,
             )
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise ScoringError(f"Cannot make {model_class.__name__} from the tensors: {error}") from error
+        except Exception as error:  # what a stranger's config makes of a model's constructor
+            raise ScoringError(f"Cannot make {model_class.__name__} from the tensors: {first_line(error)}") from error
     faults = [f"  missing     {name}" for name in sorted(info["missing_keys"])]
     faults += [f"  left over   {name}" for name in sorted(info["unexpected_keys"])]
     faults += [

@@ -91,8 +91,8 @@ class ImageClassification:
             self.processor: Any = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
                 folder, backend="pil", local_files_only=True, trust_remote_code=False
             )
-        except (OSError, ValueError, ImportError, TypeError, AttributeError) as error:
-            raise ScoringError(f"Cannot read the donor's image processor: {_first_line(error)}") from error
+        except Exception as error:  # a stranger's files, and no common class
+            raise ScoringError(f"Cannot read the donor's image processor: {first_line(error)}") from error
 
     def read(self, values: Sequence[Any]) -> NDArray[np.uint8]:
         """``(height, width, channels)`` uint8 from a Pillow image, an array or nested lists.
@@ -137,7 +137,7 @@ class ImageClassification:
             except (ValueError, TypeError, KeyError, RuntimeError) as error:
                 sizes = sorted({content.shape for content in chunk})
                 raise ScoringError(
-                    f"The donor's image processor fails on {title} (images of {sizes[:4]}): {_first_line(error)}",
+                    f"The donor's image processor fails on {title} (images of {sizes[:4]}): {first_line(error)}",
                     hint="Check `do_resize`, `size` and the means in its preprocessor_config.json.",
                 ) from error
         assert pixels is not None, "data.load refuses empty splits"
@@ -196,11 +196,9 @@ class TextClassification:
                 hint="Put the tokenizer's files beside its weights, for instance the ancestor's.",
             )
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-        except (OSError, ValueError, ImportError, TypeError, AttributeError) as error:
-            raise ScoringError(f"Cannot read the donor's tokenizer: {_first_line(error)}") from error
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # a stranger's files; tokenizers raises Exception itself
+            raise ScoringError(f"Cannot read the donor's tokenizer: {first_line(error)}") from error
 
     def read(self, values: Sequence[Any]) -> tuple[str, ...]:
         """One text or two.
@@ -279,5 +277,6 @@ def _image_from_array(value: Any) -> Any:
     return Image.fromarray(array.astype(np.uint8))
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line."""
     return str(error).strip().split("\n")[0] or type(error).__name__

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
 
-from hf_soup.local_hub import LocalHub
+from hf_soup.local_hub import Hangup, LocalHub
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 
@@ -50,7 +50,7 @@ dataset_info:
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[LocalHub]:
-    with LocalHub(tmp_path / "hub", users={"t-acme": "acme"}) as running:
+    with LocalHub(tmp_path / "hub", users={"t-acme": "acme", "t-other": "other"}) as running:
         api = HfApi(endpoint=running.endpoint, token="t-acme")
         api.create_repo("acme/mood", repo_type="dataset")
         commit(api, "first")
@@ -102,6 +102,27 @@ def test_what_is_wrong_is_said(hub: LocalHub, tmp_path: Path) -> None:
     config = load(hub, home, dataset="acme/mood", split="test", config="french")
     assert "french" in config["message"]
     assert "default" in config["message"]
+
+
+def test_a_moved_data_set_is_known_by_its_new_name(hub: LocalHub, tmp_path: Path) -> None:
+    api = HfApi(endpoint=hub.endpoint, token="t-acme")
+    api.move_repo("acme/mood", "acme/moods", repo_type="dataset")
+    found = load(hub, tmp_path / "home", dataset="acme/mood", split="test")
+    assert found["dataset"] == "acme/moods"
+
+
+def test_a_gated_data_set_and_a_lost_connection(hub: LocalHub, tmp_path: Path) -> None:
+    api = HfApi(endpoint=hub.endpoint, token="t-acme")
+    hub.intercept = lambda request: Hangup() if request.url.path.endswith("test.jsonl") else None
+    lost = load(hub, tmp_path / "home", dataset="acme/mood", split="test")
+    assert lost["error"] == "ScoringError"
+    assert "Cannot load the data of acme/mood test" in lost["message"]
+    hub.intercept = None
+    api.update_repo_settings("acme/mood", gated="auto", repo_type="dataset")
+    gated = load(hub, tmp_path / "home", {"HF_TOKEN": "t-other"}, dataset="acme/mood", split="test")
+    assert gated["error"] in ("ResolveError", "ScoringError")
+    assert "gated" in gated["message"] + gated["hint"]
+    assert "t-other" not in json.dumps(gated)
 
 
 def test_a_cached_data_set_is_read_without_a_network(hub: LocalHub, tmp_path: Path) -> None:

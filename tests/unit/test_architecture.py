@@ -158,9 +158,9 @@ def test_names_in_memory_and_names_on_disk_correspond(tmp_path: Path) -> None:
 def test_an_old_bert_has_gamma_beta_and_position_ids(tmp_path: Path) -> None:
     config, tensors = _saved(_bert(), tmp_path / "new")
     old = {
-        re.sub(
-            r"LayerNorm\.(weight|bias)", lambda m: f"LayerNorm.{'gamma' if m[1] == 'weight' else 'beta'}", name
-        ): (tensor)
+        re.sub(r"LayerNorm\.(weight|bias)", lambda m: f"LayerNorm.{'gamma' if m[1] == 'weight' else 'beta'}", name): (
+            tensor
+        )
         for name, tensor in tensors.items()
     }
     old["bert.embeddings.position_ids"] = torch.arange(32.0)[None]
@@ -310,9 +310,7 @@ VIT = {"model_type": "vit", "architectures": ["ViTForImageClassification"], **SE
 )
 def test_what_is_no_config_is_an_error_that_says_whose(config: Any, error: str) -> None:
     with pytest.raises(IncompatibleError, match=error):
-        correspondence(config, {"x": (1,)}, "acme/a") if isinstance(config, dict) else read_config(
-            config, "acme/a"
-        )
+        correspondence(config, {"x": (1,)}, "acme/a") if isinstance(config, dict) else read_config(config, "acme/a")
 
 
 def test_impossible_shapes_are_an_error() -> None:
@@ -339,6 +337,16 @@ def test_nothing_that_a_config_names_is_fetched(monkeypatch: pytest.MonkeyPatch)
 def test_a_known_type_with_code_of_its_own_is_read_by_the_library() -> None:
     config = {**VIT, "auto_map": {"AutoModel": "evil--evil.Model"}}
     assert model_class(read_config(config, "acme/a")) is transformers.ViTForImageClassification
+
+
+def test_a_type_may_borrow_the_classes_of_another() -> None:
+    config = {"model_type": "internlm3", "architectures": ["LlamaForCausalLM"], **GROUPED}
+    assert model_class(read_config(config, "acme/a")) is transformers.LlamaForCausalLM
+
+
+def test_large_numbers_that_real_configs_have_are_taken() -> None:
+    read_config({"model_type": "doge", "num_experts": 16384}, "acme/a")
+    read_config({"model_type": "lxmert", "num_qa_labels": 9500}, "acme/a")
 
 
 def test_without_a_named_class_it_is_the_body() -> None:

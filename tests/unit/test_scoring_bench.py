@@ -157,9 +157,7 @@ def test_text_logits_do_not_depend_on_the_batch(bert: Any, sentences: Path, batc
         with torch.inference_mode():
             alone = model(input_ids=torch.tensor([tokens])).logits[0]
         np.testing.assert_allclose(logits[row], alone, atol=1e-5)
-    assert bench.notes == (
-        f"{bench.title}: labels matched by number, because the model's config names no classes",
-    )
+    assert bench.notes == ("moods.jsonl: labels matched by number, because the model's config names no classes",)
 
 
 def test_pairs_are_read_as_pairs(bert: Any, tmp_path: Path) -> None:
@@ -289,16 +287,19 @@ def test_donors_without_tokenizer_or_image_processor(
     (tmp_path / "preprocessor_config.json").write_text("{}")
     with pytest.raises(ScoringError, match="image processor"):
         bench_of(image_scoring(digits), (tmp_path, vit[1]))
-    (tmp_path / "tokenizer_config.json").write_text("{}")
-    with pytest.raises(ScoringError, match="tokenizer"):
-        bench_of(text_scoring(sentences), (tmp_path, bert[1]))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    for broken in ("{}", "nonsense"):
+        (tmp_path / "tokenizer.json").write_text(broken)
+        with pytest.raises(ScoringError, match="Cannot read the donor's tokenizer"):
+            bench_of(text_scoring(sentences), (tmp_path, bert[1]))
 
 
 def test_no_code_of_the_donor_is_run(vit: Any, digits: Path, tmp_path: Path) -> None:
     """A processor that names code in its folder is an error, not an import."""
     remote = {"auto_map": {"AutoImageProcessor": "own.Own"}, "image_processor_type": "Own"}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(remote))
-    (tmp_path / "own.py").write_text("from pathlib import Path\nPath(__file__).with_name('ran').touch()\n")
+    # Code that runs is copied elsewhere first, so it leaves its mark by a full path.
+    (tmp_path / "own.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n")
     with pytest.raises(ScoringError, match="image processor"):
         bench_of(image_scoring(digits), (tmp_path, vit[1]))
     assert not (tmp_path / "ran").exists()
@@ -347,20 +348,15 @@ def test_reports_may_share_rows_and_the_order_is_kept(vit: Any, digits: Path) ->
         folder=vit[0],
         config=vit[1],
     )
-    assert [(bench.title, bench.n) for bench in benches] == [
-        ("train[40:]", 20),
-        ("train[:40]", 40),
-        ("train[40:60]", 20),
-    ]
+    titles = [image_scoring(digits, name=name).title for name in ("train[40:]", "train[:40]", "train[40:60]")]
+    assert [(bench.title, bench.n) for bench in benches] == list(zip(titles, (20, 40, 20), strict=True))
 
 
 def test_the_same_file_under_two_names_overlaps(bert: Any, sentences: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.jsonl"
     copy.write_bytes(sentences.read_bytes())
     with pytest.raises(ScoringError, match="share 8 rows: train rows 0-7"):
-        prepare(
-            [("score", text_scoring(copy)), ("report", text_scoring(sentences))], folder=bert[0], config=bert[1]
-        )
+        prepare([("score", text_scoring(copy)), ("report", text_scoring(sentences))], folder=bert[0], config=bert[1])
 
 
 def test_equal_rows_elsewhere_are_dropped_from_held_out(bert: Any, sentences: Path, tmp_path: Path) -> None:
@@ -377,9 +373,7 @@ def test_equal_rows_elsewhere_are_dropped_from_held_out(bert: Any, sentences: Pa
     assert logits.shape == (2, 2)
     some = write_rows(tmp_path / "some.jsonl", SENTENCES[:3])
     with pytest.raises(ScoringError, match=r"Every row of the held-out data 'some\.jsonl' is in the report too"):
-        prepare(
-            [("score", text_scoring(some)), ("report", text_scoring(sentences))], folder=bert[0], config=bert[1]
-        )
+        prepare([("score", text_scoring(some)), ("report", text_scoring(sentences))], folder=bert[0], config=bert[1])
 
 
 def test_equal_images_are_found_by_their_pixels(vit: Any, digits: Path, tmp_path: Path) -> None:
@@ -434,6 +428,12 @@ def test_logits_that_are_no_numbers(vit: Any, digits: Path) -> None:
         bench.score(np.zeros((60, 9), dtype=np.float32))
 
 
+def test_a_model_that_reads_other_images(vit: Any, digits: Path, tmp_path: Path) -> None:
+    other = ViTForImageClassification(ViTConfig(**{**vit[1], "image_size": 16}))
+    with pytest.raises(ScoringError, match=r"fails on 'digits.parquet' \(.*\(32, 1, 8, 8\)"):
+        bench_of(image_scoring(digits), vit).logits(other)
+
+
 def test_a_permuted_ingredient_is_refused_with_its_permutation(vit: Any, digits: Path) -> None:
     bench = bench_of(image_scoring(digits), vit)
     answers = (bench.references + 1) % 10
@@ -451,9 +451,7 @@ def test_a_permuted_ingredient_is_refused_with_its_permutation(vit: Any, digits:
     assert again.score(one_hot(again, answers)).value == 1.0
 
 
-def test_ingredients_that_are_merely_poor_are_not_refused(
-    vit: Any, digits: Path, bert: Any, tmp_path: Path
-) -> None:
+def test_ingredients_that_are_merely_poor_are_not_refused(vit: Any, digits: Path, bert: Any, tmp_path: Path) -> None:
     bench = bench_of(image_scoring(digits), vit)
     for answers in (bench.references, np.zeros(60, dtype=int), np.random.default_rng(0).integers(0, 10, 60)):
         bench.refuse_worse_than_majority("acme/a", one_hot(bench, answers))
@@ -508,8 +506,7 @@ def test_disk_names_make_the_model_that_the_folder_makes(vit: Any, capsys: pytes
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in model.state_dict().items())
     assert next(model.parameters()).dtype == torch.float32
     assert (
-        next(build_model(vit[0], tensors, "image-classification", torch.bfloat16).parameters()).dtype
-        == torch.bfloat16
+        next(build_model(vit[0], tensors, "image-classification", torch.bfloat16).parameters()).dtype == torch.bfloat16
     )
     capsys.readouterr()
     build_model(vit[0], tensors, "image-classification", torch.float32)
@@ -562,7 +559,13 @@ def test_an_ancestor_and_a_model_of_another_task(vit: Any, tmp_path: Path) -> No
 
 
 def test_configs_that_cannot_be_read(tmp_path: Path) -> None:
-    for config in ("", "{}", '{"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}'):
+    for config in (
+        "",
+        "[]",
+        '{"model_type": "vit", "hidden_size": "x"}',
+        "{}",
+        '{"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}',
+    ):
         (tmp_path / "config.json").write_text(config)
         with pytest.raises(ScoringError, match="Cannot read the model's config"):
             build_model(tmp_path, {}, "image-classification", torch.float32)

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -152,6 +155,21 @@ def test_missing_files(name: str, tmp_path: Path) -> None:
     assert raised.value.hint
 
 
+def test_local_data_needs_no_network_and_no_home(tmp_path: Path) -> None:
+    """A home that cannot be written: a folder below a device, so that root cannot either."""
+    code = (
+        "import sys; from pathlib import Path; from hf_soup.recipe import Scoring; from hf_soup.scoring import data;"
+        "scoring = Scoring(task='text-classification', dataset=sys.argv[1]);"
+        "print(len(data.load([scoring], Path(sys.argv[2]))[0][1].table))"
+    )
+    home = "/dev/null/home"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    environment |= {"HOME": home, "HF_HOME": f"{home}/hf", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", code, str(write_csv(tmp_path / "d.csv")), str(tmp_path / "cache")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "10\n", "")
+
+
 def test_two_scorings_of_one_file_hash_and_read_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, calls = write_csv(tmp_path / "d.csv"), []
     real = datasets.load_dataset
@@ -244,7 +262,7 @@ def test_columns_by_usual_names_and_by_the_recipe() -> None:
 
 
 @pytest.mark.parametrize(
-    "said", [{}, {"label_column": "mood"}, {"input_columns": ("words",)}, {"input_columns": ("q", "words")}]
+    "said", [{}, {"label_column": "mood"}, {"input_columns": ("words",)}, {"input_columns": ("y", "words")}]
 )
 def test_missing_columns_are_answered_with_those_that_there_are(said: dict[str, Any]) -> None:
     table = datasets.Dataset.from_dict({"q": ["x"], "y": [0]})
@@ -254,7 +272,16 @@ def test_missing_columns_are_answered_with_those_that_there_are(said: dict[str, 
             data.label_column(scoring, "d", table, 2)
     if "label_column" not in said:
         with pytest.raises(ScoringError, match="its columns are q, y"):
-            data.input_columns(scoring, "d", table, (("text",),))
+            data.input_columns(scoring, "d", table, (("text", "other"),))
+
+
+@pytest.mark.parametrize(
+    ("columns", "usual"), [(("q", "y"), (("image",),)), ((), (("text",),)), (("q",) * 3, (("a", "b"),))]
+)
+def test_too_many_columns(columns: tuple[str, ...], usual: Any) -> None:
+    table = datasets.Dataset.from_dict({"q": ["x"], "y": ["z"]})
+    with pytest.raises(ScoringError, match=f"has {len(columns)} `input_columns`"):
+        data.input_columns(text_scoring("d", input_columns=columns), "d", table, usual)
 
 
 def test_progress_bars_come_back(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

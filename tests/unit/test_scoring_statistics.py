@@ -157,9 +157,7 @@ def test_metrics_need_no_network_and_no_home() -> None:
     home = "/dev/null/home"
     environment = {**os.environ, "HOME": home, "HF_HOME": f"{home}/hf", "HF_HUB_OFFLINE": "1"}
     environment.pop("HF_METRICS_CACHE", None)
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == pytest.approx(2 / 3)
 

@@ -1,0 +1,195 @@
+"""The model card: front matter that the Hub reads, and a page that a person reads.
+
+Text from other people's cards is data here: it is written through a YAML writer into the front matter, and with
+every character that Markdown or HTML would act on escaped into the page.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from hf_soup.checkpoint import Checkpoint
+from hf_soup.lineage import Lineage
+
+#: What a model is for, from the end of its class's name.
+_PIPELINES = {"ImageClassification": "image-classification", "SequenceClassification": "text-classification"}
+_MARKUP = re.compile(r"([\\`*_{}\[\]()<>#+!|~&])")
+
+
+@dataclass(frozen=True)
+class License:
+    """The licence of a soup.
+
+    Args:
+        fields: For the front matter: ``license`` and, where the ingredients do not agree, ``license_name``.
+        rows: Model and licence of every leaf and of the base.
+        agreed: Whether all are the same. Nothing is claimed about which licences go together.
+    """
+
+    fields: Mapping[str, str]
+    rows: tuple[tuple[str, str], ...]
+    agreed: bool
+
+
+def license_of(leaves: Sequence[Checkpoint], base: Checkpoint | None) -> License:
+    """The ingredients' licence when all agree, the base included; else ``other``."""
+    models = [*leaves, *([base] if base else [])]
+    rows = tuple(dict.fromkeys((model.model, _license(model)) for model in models))
+    found = {license for _, license in rows}
+    if len(found) == 1 and found & {license for license in found if license not in ("", "other", "unknown")}:
+        return License({"license": found.pop()}, rows, agreed=True)
+    return License({"license": "other", "license_name": "see-ingredients"}, rows, agreed=False)
+
+
+def _license(checkpoint: Checkpoint) -> str:
+    """As the card states it, spelled as the Hub spells it; a list is joined, nothing is empty."""
+    stated = checkpoint.card.get("license")
+    if isinstance(stated, list):
+        return ", ".join(sorted(str(each).strip().lower() for each in stated))
+    license = str(stated or "").strip().lower()
+    name = checkpoint.card.get("license_name")
+    return f"{license} ({name})" if license == "other" and isinstance(name, str) else license
+
+
+def front_matter(
+    *, title: str, lineage: Lineage, used: Sequence[str], license: License, summary: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the Hub reads.
+
+    Args:
+        title: The soup's name, for ``model-index``.
+        lineage: All ingredients.
+        used: Names of those that were averaged.
+        license: From `license_of`.
+        summary: What ``soup.json`` holds.
+    """
+    leaves = [c for name, c in zip(lineage.names, lineage.checkpoints, strict=True) if name in used]
+    bases = [leaf.model for leaf in leaves if leaf.repo is not None]
+    if any(leaf.repo is None for leaf in leaves) and lineage.ancestor:
+        # A folder has no address that a reader could follow, so its ancestor stands for it.
+        bases.append(lineage.ancestor.model)
+    bases = [base for base in dict.fromkeys(bases) if not base.startswith("local:")]
+    architecture = (lineage.donor.config.get("architectures") or [""])[0]
+    cards = [leaf.card for leaf in leaves]
+    tags = [card.get("pipeline_tag") for card in cards]
+    fields: dict[str, Any] = {**license.fields, "library_name": "transformers"}
+    known = [tag for suffix, tag in _PIPELINES.items() if str(architecture).endswith(suffix)]
+    if known:
+        fields["pipeline_tag"] = known[0]
+    elif len({str(tag) for tag in tags}) == 1 and isinstance(tags[0], str):
+        fields["pipeline_tag"] = tags[0]
+    if bases:
+        fields |= {"base_model": bases, "base_model_relation": "merge"}
+    datasets = dict.fromkeys(name for card in cards for name in strings(card.get("datasets")))
+    if datasets:
+        fields["datasets"] = list(datasets)
+    languages = {tuple(strings(card.get("language"))) for card in cards}
+    if len(languages) == 1 and (language := languages.pop()):
+        fields["language"] = list(language)
+    fields["tags"] = list(dict.fromkeys(["model-soup", "merge", "hf-soup", summary["method"]]))
+    results = _results(summary)
+    if results:
+        fields["model-index"] = [{"name": title, "results": results}]
+    return fields
+
+
+def _results(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """``model-index`` entries of the reports whose data is on the Hub."""
+    results = []
+    for report in summary["report"]:
+        if report["dataset"].startswith("local:") or not summary["scores"]:
+            continue
+        dataset = {"type": report["dataset"], "name": report["name"], "split": report["split"]}
+        dataset |= {"config": report["config"], "revision": report["revision"]}
+        score = summary["scores"]["soup"][report["title"]]
+        results.append(
+            {
+                "task": {"type": report["task"]},
+                "dataset": {key: value for key, value in dataset.items() if value},
+                "metrics": [{"type": report["metric"], "value": round(score["value"], 6), "name": report["metric"]}],
+            }
+        )
+    return results
+
+
+def strings(value: object) -> list[str]:
+    """The texts of a card's field that may hold one or a list."""
+    found = value if isinstance(value, list) else [value]
+    return [each for each in found if isinstance(each, str)]
+
+
+def escape(text: object) -> str:
+    """Text that Markdown and HTML show as it is.
+
+    >>> print(escape("a|b <script> [x](y)"))
+    a\\|b \\<script\\> \\[x\\]\\(y\\)
+    """
+    return _MARKUP.sub(r"\\\1", " ".join(str(text).split()))
+
+
+def render(
+    *, title: str, lineage: Lineage, used: Sequence[str], license: License, summary: Mapping[str, Any], recipe: str
+) -> str:
+    """The whole ``README.md`` of a soup.
+
+    Args:
+        title, lineage, used, license, summary: As in `front_matter`.
+        recipe: ``soup.yaml``.
+    """
+    fields = front_matter(title=title, lineage=lineage, used=used, license=license, summary=summary)
+    environment = Environment(
+        loader=PackageLoader("hf_soup", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True, autoescape=False,
+    )  # fmt: skip
+    environment.filters["md"] = escape
+    environment.filters["score"] = lambda s: f"{100 * s['value']:.2f} ({100 * s['low']:.2f} – {100 * s['high']:.2f})"
+    body = environment.get_template("card.md.j2").render(
+        title=title, lineage=lineage, used=used, license=license, summary=summary, recipe=recipe
+    )
+    return _with_front_matter(fields, body)
+
+
+def with_fields(card: str, fields: Mapping[str, Any]) -> str:
+    """A card with some fields of its front matter replaced, as at a push, when the address is known."""
+    _, matter, body = card.split("---\n", 2)
+    return _with_front_matter({**yaml.safe_load(matter), **fields}, body.lstrip("\n"))
+
+
+def _with_front_matter(fields: Mapping[str, Any], body: str) -> str:
+    return f"---\n{yaml.safe_dump(dict(fields), sort_keys=False, allow_unicode=True, width=110)}---\n\n{body}"
+
+
+def plot(path: Path, summary: Mapping[str, Any]) -> None:
+    """A picture of the scores with their intervals: a panel for each data set, the soup on top."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    scores = summary["scores"]
+    names = list(scores)
+    titles = list(scores["soup"])
+    figure = Figure(figsize=(1.5 + 3.6 * len(titles), 1.2 + 0.3 * len(names)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
+    for panel, title in zip(panels, titles, strict=True):
+        for row, name in enumerate(names):
+            score = scores[name][title]
+            color = "#d62728" if name == "soup" else "#2ca02c" if name == "ensemble" else "#1f77b4"
+            panel.plot([100 * score["low"], 100 * score["high"]], [row, row], color=color, linewidth=1.5)
+            panel.plot([100 * score["value"]], [row], "o", color=color, markersize=5)
+        panel.axvline(100 * scores["soup"][title]["value"], color="#d62728", linewidth=0.6, linestyle=":")
+        # A dollar sign would start a formula, and names are strangers' text.
+        panel.set_title(title.replace("$", r"\$"), fontsize=9)
+        panel.grid(axis="x", linewidth=0.3)
+    panels[0].set_yticks(range(len(names)), [name.replace("$", r"\$") for name in names], fontsize=8)
+    panels[0].invert_yaxis()
+    figure.supxlabel("percent, with 95 % intervals", fontsize=8)
+    path.parent.mkdir(exist_ok=True)
+    # Without the date and version that matplotlib adds, the same soup has the same picture.
+    figure.savefig(path, dpi=120, metadata={"Software": None})

@@ -1,0 +1,376 @@
+"""The ``hf-soup`` command. Results go to stdout, progress and warnings to stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from hf_soup import __version__
+from hf_soup.errors import RecipeError, SoupError
+
+if TYPE_CHECKING:
+    from hf_soup.recipe import Recipe
+
+_MODELS = "A MODEL is a Hub id (owner/name, owner/name@revision, a huggingface.co address) or a folder."
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+_QUIET = click.option("--quiet", is_flag=True, help="No progress bars.")
+_DEVICE = click.option("--device", default="cpu", show_default=True, help="Where models run when they are scored.")
+
+
+class _InOrder(click.Group):
+    """Lists commands in the order in which they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="hf-soup")
+def cli() -> None:
+    """Make a better model out of fine-tuned models that already exist.
+
+    \b
+    hf-soup demo                                       the whole story, no network, no account
+    hf-soup check owner/run-1 owner/run-2              may these be averaged?
+    hf-soup cook owner/run-1 owner/run-2 -o soup       average them
+    hf-soup push soup me/my-soup                       publish the result
+    """
+
+
+@cli.command()
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), default=Path("hf-soup-demo"), show_default=True, help="Folder."
+)
+def demo(output: Path) -> None:
+    """Show the whole story on real data, without network or account.
+
+    Trains a small ancestor and nine fine-tunes of it, publishes them on a local Hub, and then does what you would do:
+    check, cook, push, load. Takes two minutes the first time.
+
+    Example: hf-soup demo
+    """
+    from hf_soup.demo import run_demo
+
+    run_demo(output)
+
+
+@cli.command(epilog=_MODELS)
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option("--base", metavar="MODEL", help="The pretrained ancestor, where cards do not name it.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="RECIPE", help="Write a recipe of them.")
+@_JSON
+@click.pass_context
+def check(ctx: click.Context, models: tuple[str, ...], base: str | None, output: Path | None, as_json: bool) -> None:
+    """Say whether models may be averaged, before anything is downloaded.
+
+    Reads configs, cards, tensor headers and samples of weights. Exit code 3 when they may not.
+
+    Example: hf-soup check owner/run-1 owner/run-2 -o recipe.yaml
+    """
+    from hf_soup.soup import check as examine
+
+    _patient()
+    recipe = _recipe(models, base=base)
+    lineage = examine(recipe)
+    if as_json:
+        click.echo(json.dumps(lineage.to_dict(), indent=2))
+    else:
+        click.echo(str(lineage))
+    if lineage.verdict == "refused":
+        ctx.exit(3)
+    if output is not None:
+        if lineage.ancestor and recipe.base is None:
+            recipe = recipe.model_copy(update={"base": lineage.ancestor.model})
+        _write_new(output, recipe.to_yaml())
+        click.echo(f"Wrote {output}. Next: hf-soup cook {output} -o soup", err=True)
+
+
+@cli.command(epilog=f"RECIPE is a YAML file. {_MODELS}")
+@click.argument("models", nargs=-1, required=True, metavar="RECIPE | MODEL...")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FOLDER", help="The soup.")
+@click.option("--base", metavar="MODEL", help="The pretrained ancestor, where cards do not name it.")
+@click.option("--method", metavar="NAME", help="How tensors are combined; see `hf-soup methods`.")
+@click.option("--select", metavar="NAME", help="Which ingredients go in: uniform or greedy.")
+@click.option("--data", metavar="ID_OR_PATH[:SPLIT]", help="Held-out data that selection may look at.")
+@click.option("--task", metavar="TASK", help="image-classification or text-classification.")
+@click.option("--metric", metavar="METRIC", help="accuracy, f1, …; accuracy by default.")
+@click.option("--set", "parameters", multiple=True, metavar="KEY=VALUE", help="A parameter of the method.")
+@click.option("--dry-run", is_flag=True, help="Check, and say what would be fetched and written.")
+@click.option("--push", metavar="REPO", help="Publish the soup when it is done.")
+@_DEVICE
+@_QUIET
+@_JSON
+def cook(
+    models: tuple[str, ...],
+    output: Path,
+    base: str | None,
+    method: str | None,
+    select: str | None,
+    data: str | None,
+    task: str | None,
+    metric: str | None,
+    parameters: tuple[str, ...],
+    dry_run: bool,
+    push: str | None,
+    device: str,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Average models into a new one, score it, and write it to a folder.
+
+    \b
+    Example: hf-soup cook recipes/beans.yaml -o soup
+             hf-soup cook owner/run-1 owner/run-2 -o soup --select greedy \\
+                 --data owner/dataset:validation --task image-classification
+    """
+    from hf_soup import hub
+    from hf_soup import soup as kitchen
+
+    _patient()
+    changes: dict[str, Any] = {"base": base}
+    if data or task or metric:
+        changes["score"] = _scoring(data, task, metric)
+    recipe = _recipe(models, method=method, select=select, parameters=parameters, **changes)
+    if dry_run:
+        planned = kitchen.preview(recipe, output)
+        click.echo(json.dumps(planned, indent=2) if as_json else _shown_plan(planned))
+        return
+    if push:
+        hub.require_token()
+    soup = kitchen.cook(recipe, output, device=device, quiet=quiet)
+    if int(os.environ.get("RANK", "0")) > 0:
+        return
+    pushed = soup.push(push) if push else None
+    if as_json:
+        report = {
+            "folder": str(soup.folder),
+            "weights": soup.weights,
+            "scores": soup.scores,
+            "comparisons": {title: each["sentence"] for title, each in soup.summary["comparisons"].items()},
+            "best": soup.summary["best"],
+            "selected": soup.summary["selected"],
+            "trace": soup.summary["trace"],
+            "digest": soup.digest,
+            "seconds": soup.seconds,
+            "resumed": soup.resumed,
+            "pushed": pushed and {"repo": pushed.repo, "commit": pushed.commit, "url": pushed.url},
+        }
+        click.echo(json.dumps(report, indent=2))
+        return
+    click.echo(_shown_soup(soup))
+    click.echo(f"Pushed to {pushed.url}" if pushed else f"Next: hf-soup push {soup.folder} OWNER/NAME")
+
+
+@cli.command(epilog=_MODELS)
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option("--recipe", type=click.Path(path_type=Path), required=True, help="Whose data to use.")
+@_DEVICE
+@_QUIET
+@_JSON
+def score(models: tuple[str, ...], recipe: Path, device: str, quiet: bool, as_json: bool) -> None:
+    """Score any models on a recipe's held-out and report data.
+
+    Example: hf-soup score owner/run-1 soup --recipe recipes/beans.yaml
+    """
+    from hf_soup.evaluation import table
+    from hf_soup.recipe import Recipe
+    from hf_soup.soup import score as measure
+
+    _patient()
+    scores = measure(models, Recipe.load(recipe), device=device, quiet=quiet)
+    if as_json:
+        click.echo(json.dumps({"scores": scores}, indent=2))
+    else:
+        click.echo("Percent, with 95 % intervals.\n\n" + table(scores))
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("repo")
+@click.option("--private", is_flag=True, default=None, help="Create the repo as private.")
+@click.option("--license", "license_id", metavar="ID", help="The card's licence, such as apache-2.0.")
+@click.option("--replace", is_flag=True, help="Delete what the repo holds beside the soup.")
+@_JSON
+def push(folder: Path, repo: str, private: bool | None, license_id: str | None, replace: bool, as_json: bool) -> None:
+    """Publish a soup as one commit to a model repo on the Hub.
+
+    Example: hf-soup push soup me/my-soup --private
+    """
+    from hf_soup.soup import Soup
+
+    _patient()
+    done = Soup.open(folder).push(repo, private=private, license=license_id, replace=replace)
+    if as_json:
+        click.echo(json.dumps({"repo": done.repo, "commit": done.commit, "url": done.url, "pull_request": None}))
+    elif done.changed:
+        click.echo(f"Pushed {done.repo} as commit {done.commit[:7]}: {done.url}")
+    else:
+        click.echo(f"{done.repo} holds this soup already, in commit {done.commit[:7]}: {done.url}")
+
+
+@cli.command()
+@click.argument("name", required=False)
+@_JSON
+def methods(name: str | None, as_json: bool) -> None:
+    """List the ways of combining tensors, or explain one.
+
+    Example: hf-soup methods linear
+    """
+    import inspect
+
+    from hf_soup.methods import METHODS
+
+    if name is not None and name not in METHODS:
+        raise RecipeError(f"There is no method '{name}'.", hint=f"Known are: {', '.join(sorted(METHODS))}.")
+    chosen = [METHODS[name]] if name else list(METHODS.values())
+    if as_json:
+        found = [
+            {"name": m.name, "summary": m.summary, "parameters": m.parameters, "elementwise": m.elementwise}
+            for m in chosen
+        ]
+        click.echo(json.dumps({"methods": found}, indent=2))
+    elif name:
+        click.echo(f"{name}\n\n{inspect.getdoc(chosen[0].function)}")
+    else:
+        for each in chosen:
+            takes = ", ".join(f"{key}={value!r}" for key, value in each.parameters.items())
+            click.echo(f"{each.name}({takes})\n    {each.summary}")
+
+
+@cli.command()
+@click.option("--root", type=click.Path(path_type=Path), default=Path("local-hub"), show_default=True, help="Folder.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8760, show_default=True, help="0 takes a free one.")
+def hub(root: Path, port: int) -> None:
+    """Serve a small local Hub, for demos, tests and work without a network.
+
+    Point any Hugging Face tool at it with HF_ENDPOINT and HF_TOKEN. Ctrl-C stops it.
+
+    Example: hf-soup hub --root local-hub --port 8760
+    """
+    from hf_soup.local_hub import LocalHub, serve
+
+    def ready(server: LocalHub) -> None:
+        click.echo(f"export HF_ENDPOINT={server.endpoint} HF_TOKEN={server.token} HF_HUB_DISABLE_XET=1")
+        sys.stdout.flush()
+
+    serve(root, port=port, on_ready=ready)
+
+
+# ---- helpers ------------------------------------------------------------------------------------------------
+
+
+def _patient() -> None:
+    from hf_soup import hub
+
+    hub.patient()
+
+
+def _recipe(
+    models: Sequence[str],
+    *,
+    method: str | None = None,
+    select: str | None = None,
+    parameters: Sequence[str] = (),
+    **changes: Any,
+) -> Recipe:
+    """The recipe that the arguments name or spell out, with what the options change."""
+    from hf_soup.recipe import Recipe, parse_yaml
+
+    if len(models) == 1 and models[0].endswith((".yaml", ".yml")):
+        values = Recipe.load(models[0]).to_dict()
+    else:
+        values = {"ingredients": list(models)}
+    given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
+    if method or parameters:
+        named = {} if method else values.get("method", {})
+        named = {"name": named} if isinstance(named, str) else dict(named)
+        named.setdefault("name", method or "linear")
+        for parameter in parameters:
+            key, equals, value = parameter.partition("=")
+            if not equals or not key:
+                raise click.UsageError(f"--set takes KEY=VALUE, not '{parameter}'")
+            named[key] = parse_yaml(value)
+        given["method"] = named
+    if select:
+        given["select"] = select
+    return Recipe(**{**values, **given})
+
+
+def _scoring(data: str | None, task: str | None, metric: str | None) -> dict[str, Any]:
+    if not data or not task:
+        raise click.UsageError("--data and --task go together")
+    dataset, colon, split = data.rpartition(":")
+    if not colon or Path(data).exists():
+        dataset, split = data, ""
+    return {"task": task, "dataset": dataset, "split": split or None, "metric": metric or "accuracy"}
+
+
+def _write_new(path: Path, text: str) -> None:
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise RecipeError(f"'{path}' exists already, and nothing is overwritten.", hint="Name another file.") from None
+    except OSError as error:
+        raise RecipeError(f"Cannot write '{path}': {error.strerror}.") from None
+
+
+def _shown_plan(planned: dict[str, Any]) -> str:
+    lines = [f"verdict   {planned['verdict']}"]
+    lines += [f"model     {pinned}" for pinned in planned["ingredients"].values()]
+    lines += [f"write     {name}  {size / 1e6:,.1f} MB" for name, size in planned["files"].items()]
+    lines += [
+        f"tensors   {planned['tensors']:,} in {planned['dtype']}",
+        f"fetch     {planned['fetch_bytes'] / 1e6:,.1f} MB ({planned['cache_free_bytes'] / 1e9:,.1f} GB free)",
+        f"output    {planned['output_bytes'] / 1e6:,.1f} MB ({planned['output_free_bytes'] / 1e9:,.1f} GB free)",
+    ]
+    return "\n".join(lines)
+
+
+def _shown_soup(soup: Any) -> str:
+    from hf_soup.evaluation import table
+
+    lines = []
+    if soup.scores:
+        lines += ["Percent, with 95 % intervals; * went into the soup.", "", table(soup.scores, list(soup.weights)), ""]
+        for title, each in soup.summary["comparisons"].items():
+            lines.append(f"{title}: soup against {each['against']}: {each['sentence']}.")
+        lines.append("")
+    shares = ", ".join(f"{name} {weight:g}" for name, weight in soup.weights.items())
+    lines += [f"Weights: {shares}", f"Digest:  {soup.digest}", f"Soup:    {soup.folder} ({soup.seconds:.1f} s)"]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and end the process with its exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    as_json = "--json" in arguments
+    try:
+        code = cli.main(list(arguments), prog_name="hf-soup", standalone_mode=False)
+    except SoupError as error:
+        if as_json:
+            report = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
+            click.echo(json.dumps({"error": report}, indent=2))
+        else:
+            click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted. Nothing half-made is left; the same command continues where it can.", err=True)
+        # Threads that wait for the network would keep the process alive.
+        sys.stderr.flush()
+        os._exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        # The reader of the output went away, as `head` does; Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)

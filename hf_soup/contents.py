@@ -1,0 +1,166 @@
+"""What a soup's folder holds beside its weights: config, tokenizer or processor, recipe, results, card, picture."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_soup import architecture
+from hf_soup.card import license_of, plot, render
+from hf_soup.checkpoint import ASSETS, Checkpoint
+from hf_soup.compatibility import processing_files
+from hf_soup.lineage import Lineage
+from hf_soup.plan import Plan
+from hf_soup.recipe import Ingredient, Named, Recipe, Scoring
+
+if TYPE_CHECKING:
+    from hf_soup.evaluation import Results
+    from hf_soup.merge import Merged
+    from hf_soup.scoring import Bench
+    from hf_soup.selection import Selected
+
+_PACKAGES = ("hf-soup", "torch", "transformers", "safetensors", "huggingface_hub", "datasets", "evaluate")
+
+
+def soup_config(lineage: Lineage, dtype: str) -> dict[str, Any]:
+    """The donor's config with the dtype that is written, and with label names where any ingredient has them."""
+    config = architecture.output_dtype_config(lineage.donor.config, dtype)
+    config.pop("_name_or_path", None)  # it names the base, or a folder on somebody's machine
+    for name, checkpoint in zip(lineage.names, lineage.checkpoints, strict=True):
+        labels = architecture.label_names(checkpoint.config, name)
+        if labels is not None:
+            config["id2label"] = {str(number): label for number, label in enumerate(labels)}
+            config["label2id"] = {label: number for number, label in enumerate(labels)}
+            break
+    return config
+
+
+def write_assets(folder: Path, config: Mapping[str, Any], lineage: Lineage) -> None:
+    """Write the config, and copy what loading needs beside it.
+
+    The donor gives its files. Where it has no tokenizer or processor, the first ingredient that has one gives that,
+    else the ancestor.
+    """
+    founder = lineage.ancestor.checkpoint if lineage.ancestor else None
+    sources = [*lineage.checkpoints, *([founder] if founder else [])]
+    having = next((checkpoint for checkpoint in sources if processing_files(checkpoint)), lineage.donor)
+    for checkpoint, files in ((having, processing_files(having)), (lineage.donor, _assets(lineage.donor))):
+        source = checkpoint.fetch_assets()
+        for file in files:
+            target = folder / file
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source / file, target)
+    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+
+def _assets(checkpoint: Checkpoint) -> list[str]:
+    return [file for file in checkpoint.files if ASSETS.fullmatch(file) and file != "config.json"]
+
+
+def write_contents(
+    folder: Path,
+    recipe: Recipe,
+    lineage: Lineage,
+    plan: Plan,
+    found: Selected,
+    *,
+    merged: Merged,
+    results: Results | None,
+    benches: Sequence[Bench],
+    title: str,
+) -> None:
+    """Everything beside the weight files, which are in the folder already.
+
+    Args:
+        folder: The soup's.
+        recipe: As it was asked for.
+        lineage: All ingredients.
+        plan: What was averaged.
+        found: The selection.
+        merged: From the engine.
+        results: The scores, where the recipe names data.
+        benches: That data, pinned.
+        title: The soup's name.
+    """
+    config = soup_config(lineage, plan.dtype)
+    write_assets(folder, config, lineage)
+    index = plan.index()
+    if index is not None:
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    resolved = resolve_recipe(recipe, lineage, found.weights, benches)
+    (folder / "soup.yaml").write_text(resolved.to_yaml())
+    base = lineage.ancestor.checkpoint if lineage.ancestor else None
+    used = list(found.weights)
+    license = license_of([c for n, c in zip(lineage.names, lineage.checkpoints, strict=True) if n in used], base)
+    summary: dict[str, Any] = {
+        "digest": merged.digest,
+        "weights": dict(found.weights),
+        "selected": used,
+        "method": recipe.method.name,
+        "select": recipe.select.name,
+        "architecture": (config.get("architectures") or ["AutoModel"])[0],
+        "held_out": recipe.score.title if recipe.score else None,
+        "scores": {},
+        "best": {},
+        "comparisons": {},
+        "trace": [
+            {"ingredients": list(step.ingredients), "score": step.score, "kept": step.kept} for step in found.trace
+        ],
+        "report": [
+            {**scoring.model_dump(mode="json"), "title": bench.title, "name": scoring.name or bench.scoring.dataset}
+            for scoring, bench in zip(resolved.report, benches[1 if recipe.score else 0 :], strict=True)
+        ],
+        "license_agreed": license.agreed,
+        "notes": [note for bench in benches for note in bench.notes]
+        + [f"The ingredients disagree on '{name}', which is not averaged." for name in merged.differing],
+        "lineage": lineage.to_dict(),
+        "versions": {name: version(name) for name in _PACKAGES},
+    }
+    if results is not None:
+        summary["scores"] = {
+            name: {at: score.to_dict() for at, score in scores.items()} for name, scores in results.scores.items()
+        }
+        summary["best"] = dict(results.best)
+        summary["comparisons"] = {
+            at: {**each.to_dict(), "against": results.best[at], "significant": each.significant}
+            for at, each in results.comparisons.items()
+        }
+        plot(folder / "plots" / "scores.png", summary)
+    (folder / "soup.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    card = render(title=title, lineage=lineage, used=used, license=license, summary=summary, recipe=resolved.to_yaml())
+    (folder / "README.md").write_text(card)
+
+
+def resolve_recipe(recipe: Recipe, lineage: Lineage, weights: Mapping[str, float], benches: Sequence[Bench]) -> Recipe:
+    """The recipe with every choice made: the leaves that went in, by commit, with their shares; no local paths."""
+    leaves = [lineage.checkpoints[lineage.names.index(name)] for name in weights]
+    scorings = [_public(bench.scoring) for bench in benches]
+    ancestor = lineage.ancestor
+    base = None
+    if ancestor and not ancestor.model.startswith("local:"):
+        base = f"{ancestor.model}@{ancestor.revision}" if ancestor.revision else ancestor.model
+    return recipe.model_copy(
+        update={
+            "base": base,
+            "ingredients": tuple(
+                Ingredient(model=leaf.model, revision=leaf.revision, weight=weight)
+                for leaf, weight in zip(leaves, weights.values(), strict=True)
+            ),
+            # The choice is made; a weight that came out of data is not derived again.
+            "select": Named(name="uniform"),
+            "score": scorings.pop(0) if recipe.score else None,
+            "report": tuple(scorings),
+        }
+    )
+
+
+def _public(scoring: Scoring) -> Scoring:
+    """A scoring without the path of a local file, which is nobody's business."""
+    if not (scoring.revision or "").startswith("sha256:"):
+        return scoring
+    return scoring.model_copy(update={"dataset": f"local:{Path(scoring.dataset).name}"})

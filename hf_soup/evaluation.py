@@ -1,0 +1,213 @@
+"""Scores of ingredients, of candidate soups that were never written, and of the soup that was."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from hf_soup.blend import Blend
+from hf_soup.checkpoint import ITEM_BYTES
+from hf_soup.errors import ScoringError
+from hf_soup.plan import Plan
+from hf_soup.scoring import Bench, Comparison, Logits, Score, build_model, compare, ensemble
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hf_soup.selection import Weights
+
+SOUP, ENSEMBLE = "soup", "ensemble"
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was measured.
+
+    Args:
+        scores: Name of a model (every ingredient, ``soup``, ``ensemble``) → title of the data → its score.
+        best: The ingredient that is best on the held-out data; without such data, on each report by itself.
+        comparisons: Title of the data → the soup against the best ingredient there.
+    """
+
+    scores: Mapping[str, Mapping[str, Score]]
+    best: Mapping[str, str]
+    comparisons: Mapping[str, Comparison]
+
+
+class Evaluation:
+    """Models of one kind on the benches of one recipe.
+
+    An ingredient is loaded once for the held-out data, and once more at the end for the reports, which nothing
+    looks at before. Held in memory at a time: one model, its tensors, and the running sum of the soup.
+
+    Args:
+        benches: The held-out one first, where there is one.
+        held_out: Whether there is one.
+        names: The ingredients, in the order of the plan's sources.
+        plan: All ingredients, under the names of the soup.
+        paths: For every ingredient, its weight files.
+        config_folder: A folder with the soup's ``config.json``.
+        device: Where models run.
+        quiet: No progress bar.
+    """
+
+    def __init__(
+        self,
+        benches: Sequence[Bench],
+        *,
+        held_out: bool,
+        names: Sequence[str],
+        plan: Plan,
+        paths: Sequence[Mapping[str, Path]],
+        config_folder: Path,
+        device: str = "cpu",
+        quiet: bool = False,
+    ) -> None:
+        self.benches = benches
+        self.names = list(names)
+        self._held_out = benches[0] if held_out else None
+        self._reports = benches[1:] if held_out else benches
+        self._plan = plan
+        self._blend = Blend(plan, paths)
+        self._config_folder = config_folder
+        self._device = device
+        self._quiet = quiet
+        self._logits: dict[tuple[str, str], Logits] = {}
+        self._found: dict[tuple[tuple[str, float], ...], float] = {}
+
+    def __enter__(self) -> Evaluation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._blend.close()
+
+    def held_out(self, weights: Weights) -> float:
+        """The held-out score of a soup that is not written; of an ingredient when only one is named.
+
+        Raises:
+            ScoringError: An ingredient answers as if its labels were in another order.
+        """
+        bench = self._held_out
+        assert bench is not None, "the recipe was checked: a selection that looks at scores has held-out data"
+        key = tuple(sorted(weights.items()))
+        if key not in self._found:
+            tensors = self._blend.tensors({self.names.index(name): share for name, share in weights.items()})
+            title = next(iter(weights)) if len(weights) == 1 else f"{len(weights)} ingredients"
+            logits = self._run(tensors, [bench], title)[bench.title]
+            if len(weights) == 1:
+                bench.refuse_worse_than_majority(title, logits)
+                self._logits[title, bench.title] = logits
+            self._found[key] = bench.score(logits).value
+        return self._found[key]
+
+    def alone(self) -> dict[str, Score]:
+        """The scores of the only model, on all benches."""
+        logits = self._run(self._blend.tensors({0: 1.0}), self.benches, self.names[0])
+        return {bench.title: bench.score(logits[bench.title]) for bench in self.benches}
+
+    def finish(self, folder: Path) -> Results:
+        """Score the soup that was written, and every ingredient, on all benches; the reports for the first time."""
+        from safetensors.torch import load_file
+
+        for index, name in enumerate(self.names):
+            missing = [bench for bench in self.benches if (name, bench.title) not in self._logits]
+            if missing:
+                for title, logits in self._run(self._blend.tensors({index: 1.0}), missing, name).items():
+                    self._logits[name, title] = logits
+                missing[0].refuse_worse_than_majority(name, self._logits[name, missing[0].title])
+        tensors: dict[str, Tensor] = {}
+        for file in sorted(folder.glob("model*.safetensors")):
+            tensors |= load_file(file)
+        for title, logits in self._run(tensors, self.benches, SOUP).items():
+            self._logits[SOUP, title] = logits
+        scores: dict[str, dict[str, Score]] = {name: {} for name in [SOUP, *self.names, ENSEMBLE]}
+        best: dict[str, str] = {}
+        comparisons: dict[str, Comparison] = {}
+        for bench in self.benches:
+            title = bench.title
+            self._logits[ENSEMBLE, title] = ensemble([self._logits[name, title] for name in self.names])
+            for name, found in scores.items():
+                found[title] = bench.score(self._logits[name, title])
+            judge = self._held_out.title if self._held_out else title
+            best[title] = max(self.names, key=lambda name: scores[name][judge].value)
+            comparisons[title] = compare(bench, self._logits[SOUP, title], self._logits[best[title], title])
+        return Results(scores, best, comparisons)
+
+    def _run(self, tensors: dict[str, Tensor], benches: Sequence[Bench], name: str) -> dict[str, Logits]:
+        import torch
+
+        # One model at a time: torch's own threads have the cores to themselves here, unlike in a merge.
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        model = build_model(self._config_folder, tensors, benches[0].scoring.task, getattr(torch, self._plan.dtype))
+        tensors.clear()
+        logits = {}
+        with tqdm(
+            total=sum(bench.n for bench in benches),
+            desc=f"Scoring {name}",
+            unit="row",
+            disable=True if self._quiet else None,
+            leave=False,
+        ) as bar:
+            for bench in benches:
+                try:
+                    logits[bench.title] = bench.logits(model, device=self._device, progress=bar.update)
+                except ScoringError as error:
+                    raise ScoringError(f"{name}: {error.message}", hint=error.hint) from None
+        return logits
+
+
+def require_memory(plan: Plan) -> None:
+    """Refuse a selection that would not fit into memory, before anything is fetched for it.
+
+    The running sum takes the accumulator's 4 bytes a number for 16-bit weights and 8 for others; the candidate and
+    the model that is built of it take what is stored, twice.
+
+    Raises:
+        ScoringError: It does not fit.
+    """
+    need = sum(
+        tensor.elements * (4 if all(ITEM_BYTES[part.dtype] == 2 for part in tensor.parts) else 8) + 2 * tensor.size
+        for tensor in plan.tensors
+    )
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return  # not Linux: nothing says how much is free
+    free = next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")), need)
+    if need > free:
+        raise ScoringError(
+            f"Scoring candidates takes {need / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free.",
+            hint="Use `select: uniform` without `score` and `report`, or a larger machine.",
+        )
+
+
+def table(results: Mapping[str, Mapping[str, Mapping[str, Any]]], marked: Sequence[str] = ()) -> str:
+    """Scores as lines of text: a row for each model, a column for each data set, in percent with intervals.
+
+    Args:
+        results: Model → title → a score as plain data.
+        marked: Models that get an asterisk.
+
+    >>> print(table({"soup": {"test accuracy": {"value": 0.9, "low": 0.85, "high": 0.95, "n": 99}}}))
+            test accuracy
+      soup  90.0 (85.0 to 95.0)
+    """
+    titles = list(dict.fromkeys(title for scores in results.values() for title in scores))
+    rows = [["", *titles]]
+    for name, scores in results.items():
+        cells = []
+        for title in titles:
+            score = scores.get(title)
+            cells.append(
+                f"{100 * score['value']:.1f} ({100 * score['low']:.1f} to {100 * score['high']:.1f})" if score else ""
+            )
+        rows.append([f"{name} *" if name in marked else name, *cells])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

@@ -1,0 +1,46 @@
+"""Best first, and whoever does not hurt."""
+
+from __future__ import annotations
+
+from hf_soup.errors import RecipeError
+from hf_soup.selection import ScoreFunction, Selected, Step, Weights, selection
+
+
+@selection(needs_score=True)
+def greedy(weights: Weights, score: ScoreFunction, *, accept: str = ">=") -> Selected:
+    """Start from the best ingredient and keep each next one with which the soup scores no worse.
+
+    The ingredients are taken in the order of their own held-out scores, best first, equal ones in the order of the
+    recipe. With ``accept=">="`` an ingredient is kept when the soup with it scores at least as well as before, as in
+    Recipe 1 of the paper; with ``">"`` only when it scores better, as in the paper's code.
+
+    Args:
+        weights: The ingredients and their shares; the shares of those that are kept stay as they are.
+        score: The held-out score of a soup.
+        accept: ``>=`` or ``>``.
+
+    Raises:
+        RecipeError: ``accept`` is something else.
+
+    Reference:
+        Wortsman et al., Model soups, ICML 2022, arXiv:2203.05482, Recipe 1.
+
+    >>> gains = {"a": 0.9, "b": 0.8, "c": 0.5}
+    >>> found = greedy(gains, lambda soup: 0.5 if "c" in soup else 0.9 if "a" in soup else 0.8)
+    >>> found.weights
+    {'a': 0.9, 'b': 0.8}
+    """
+    if accept not in (">=", ">"):
+        raise RecipeError(f"greedy: `accept` is '{accept}'; it is '>=' or '>'.")
+    alone = {name: score({name: weight}) for name, weight in weights.items()}
+    first, *others = sorted(weights, key=lambda name: -alone[name])
+    kept, best = {first: weights[first]}, alone[first]
+    trace = [Step((first,), best, kept=True)]
+    for name in others:
+        candidate = {**kept, name: weights[name]}
+        found = score(candidate)
+        better = found >= best if accept == ">=" else found > best
+        trace.append(Step(tuple(candidate), found, better))
+        if better:
+            kept, best = candidate, found
+    return Selected(kept, tuple(trace))

@@ -1,0 +1,440 @@
+"""The story in one page: check, cook, and what comes out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_soup import architecture, hub
+from hf_soup.card import strings, with_fields
+from hf_soup.checkpoint import fetch_weights, missing_weights, open_all
+from hf_soup.contents import soup_config, write_assets, write_contents
+from hf_soup.errors import MergeError, RecipeError, ResolveError
+from hf_soup.lineage import Lineage, examine
+from hf_soup.methods import METHODS
+from hf_soup.plan import Plan, make_plan
+from hf_soup.recipe import Recipe, as_recipe
+from hf_soup.selection import SELECTIONS, Selection
+from hf_soup.staging import Staging, refuse_existing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hf_soup.evaluation import Evaluation
+    from hf_soup.scoring import Bench
+
+Say = Callable[[str], None]
+
+
+def _to_stderr(message: str) -> None:
+    print(message, file=sys.stderr)  # noqa: T201 -- the default way to tell a person at a terminal
+
+
+@dataclass(frozen=True)
+class Soup:
+    """A soup in a folder.
+
+    Args:
+        folder: Where it is.
+        summary: What ``soup.json`` holds: weights, scores, evidence, digest, versions.
+        resumed: Bytes that an interrupted run had written already.
+        seconds: How long it took to cook.
+    """
+
+    folder: Path
+    summary: Mapping[str, Any] = field(repr=False)
+    resumed: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Soup:
+        """A soup that was cooked earlier.
+
+        Raises:
+            ResolveError: There is none in the folder.
+        """
+        folder = Path(folder)
+        try:
+            summary = json.loads((folder / "soup.json").read_text())
+        except (OSError, ValueError):
+            raise ResolveError(
+                f"'{folder}' is not a soup: it has no readable soup.json.",
+                hint="Name a folder that `hf-soup cook` made.",
+            ) from None
+        return cls(folder, summary)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The share of every ingredient that went in."""
+        return dict(self.summary["weights"])
+
+    @property
+    def scores(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Model → data → ``{metric, value, low, high, n}``, for the soup, its ingredients and their ensemble."""
+        return dict(self.summary["scores"])
+
+    @property
+    def recipe(self) -> Recipe:
+        """The resolved recipe; cooking it again gives the same bytes."""
+        return Recipe.load(self.folder / "soup.yaml")
+
+    @property
+    def digest(self) -> str:
+        """The digest over all tensors."""
+        return str(self.summary["digest"])
+
+    def load(self) -> PreTrainedModel:
+        """The soup as a transformers model."""
+        model = architecture.model_class(
+            architecture.read_config(json.loads((self.folder / "config.json").read_text()), str(self.folder))
+        )
+        return model.from_pretrained(self.folder)
+
+    def push(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        license: str | None = None,
+        replace: bool = False,
+        commit_message: str | None = None,
+        token: hub.Token = None,
+        say: Say = _to_stderr,
+    ) -> hub.Pushed:
+        """Publish the soup as one commit to a model repo.
+
+        Args:
+            repo_id: ``owner/name``.
+            private: Create the repo as private.
+            license: The card's licence, in place of what the ingredients' licences give.
+            replace: Delete what the repo holds beside the soup.
+            commit_message: The commit's title.
+            token: As everywhere in huggingface_hub.
+            say: Gets warnings.
+
+        Raises:
+            PublishError: No token, no right, or a repo that holds something else.
+        """
+        hub.require_token(token)
+        files = {
+            path.relative_to(self.folder).as_posix(): path for path in sorted(self.folder.rglob("*")) if path.is_file()
+        }
+        fields: dict[str, Any] = {}
+        if license is not None:
+            fields = {"license": license}
+        elif not self.summary["license_agreed"]:
+            say(
+                "warning: the ingredients' licences are not all the same or not all stated, so the card says "
+                "`license: other` and lists them. Set the right one with --license."
+            )
+            fields = {"license_link": f"https://huggingface.co/{repo_id}#licenses"}
+        card = with_fields((self.folder / "README.md").read_text(), fields).replace("THIS_REPO", repo_id)
+        with tempfile.TemporaryDirectory(prefix="hf-soup-card-") as folder:
+            files["README.md"] = Path(folder) / "README.md"
+            files["README.md"].write_text(card)
+            return hub.commit_folder(
+                repo_id,
+                files,
+                message=commit_message or f"Model soup of {len(self.weights)} models",
+                private=private,
+                replace=replace,
+                token=token,
+            )
+
+
+def check(
+    models: Recipe | str | Path | Sequence[str],
+    *,
+    base: str | None = None,
+    allow_pickle: bool = False,
+    token: hub.Token = None,
+) -> Lineage:
+    """May these models be averaged? Reads configs, cards, headers and samples of rows; no whole weight file.
+
+    Args:
+        models: Hub ids or folders, a recipe, or the path of one.
+        base: The pretrained ancestor; by default what the recipe, the cards or the configs name.
+        allow_pickle: As in a recipe.
+        token: As everywhere in huggingface_hub.
+
+    Returns:
+        The verdict with all reasons; ``refused`` is a verdict too, not an error.
+
+    Raises:
+        ResolveError: A model cannot be found, reached or read.
+    """
+    recipe = as_recipe(models)
+    checkpoints = open_all(recipe.ingredients, allow_pickle=allow_pickle or recipe.allow_pickle, token=token)
+    return examine(checkpoints, base=base or recipe.base, token=token)
+
+
+def cook(
+    recipe: Recipe | str | Path | Sequence[str],
+    out: str | Path,
+    *,
+    token: hub.Token = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    quiet: bool = True,
+    say: Say = _to_stderr,
+) -> Soup:
+    """Check, fetch, select, average, score, and write a soup folder that appears complete or not at all.
+
+    Args:
+        recipe: A recipe, the path of one, or a list of models.
+        out: The folder to make; nothing that exists is overwritten.
+        token: As everywhere in huggingface_hub.
+        device: Where models run when they are scored.
+        threads: For averaging; by default one a core.
+        quiet: No progress bars.
+        say: Gets warnings.
+
+    Raises:
+        SoupError: Anything that stands against it; whatever headers, configs and cards can tell is told before
+            the first weight is fetched.
+    """
+    from hf_soup.merge import merge, world
+
+    started = time.monotonic()
+    recipe, out = as_recipe(recipe), Path(out)
+    selection = _validate(recipe)
+    refuse_existing(out)
+    here = world()
+    if here.rank > 0:
+        here.barrier()
+        staging = Staging(out)
+        values, places = staging.read_plan()
+        merge(Plan.from_dict(values), places, staging, world=here, threads=threads, quiet=True)
+        return Soup(out, {"weights": {}, "scores": {}, "digest": ""})
+    lineage = _checked(recipe, token, say)
+    with Staging(out) as staging, tempfile.TemporaryDirectory(prefix="hf-soup-") as kitchen:
+        everyone = _plan(recipe, lineage, _weights(recipe, lineage))
+        config = soup_config(lineage, everyone.dtype)
+        write_assets(Path(kitchen), config, lineage)
+        benches = _benches(recipe, lineage, Path(kitchen), config, token, say)
+        _require_disk(lineage, everyone, out)
+        paths = fetch_weights(lineage.checkpoints, quiet=quiet)
+        with _evaluation(recipe, lineage, benches, everyone, paths, Path(kitchen), device, quiet) as evaluation:
+            weights = {name: weight for name, weight in _weights(recipe, lineage).items() if weight > 0}
+            found = selection.function(weights, evaluation and evaluation.held_out, **recipe.select.parameters)
+            plan = _plan(recipe, lineage, found.weights)
+            chosen = [paths[lineage.names.index(name)] for name in found.weights]
+            said = staging.begin(plan.fingerprint, plan.to_dict(), chosen)
+            if said not in (None, "continued"):
+                say(f"note: {said}")
+            here.barrier()
+            merged = merge(plan, chosen, staging, world=here, threads=threads, quiet=quiet)
+            for name in merged.differing:
+                say(f"warning: the ingredients disagree on '{name}', which is not averaged; the first one's is kept")
+            results = evaluation.finish(staging.folder) if evaluation else None
+            made = {"merged": merged, "results": results, "benches": benches, "title": out.name}
+            write_contents(staging.folder, recipe, lineage, plan, found, **made)
+        seconds = time.monotonic() - started
+        folder = staging.publish()
+    return Soup(folder, json.loads((folder / "soup.json").read_text()), merged.resumed, round(seconds, 3))
+
+
+def preview(recipe: Recipe, out: Path, *, token: hub.Token = None, say: Say = _to_stderr) -> dict[str, Any]:
+    """What `cook` would do, as plain data: files, bytes to fetch, disk needed and free. Fetches no weights."""
+    _validate(recipe)
+    refuse_existing(out)
+    lineage = _checked(recipe, token, say)
+    plan = _plan(recipe, lineage, _weights(recipe, lineage))
+    missing = missing_weights(lineage.checkpoints)
+    return {
+        "verdict": lineage.verdict,
+        "ingredients": dict(zip(lineage.names, [str(each) for each in lineage.checkpoints], strict=True)),
+        "files": {file.name: file.size for file in plan.files},
+        "tensors": len(plan.tensors),
+        "dtype": plan.dtype,
+        "fetch_bytes": sum(repo.files[file].size for repo, file in missing),
+        "output_bytes": plan.size,
+        "output_free_bytes": _free(out.absolute().parent),
+        "cache_free_bytes": _free(hub.cache_folder()),
+    }
+
+
+# ---- the steps of cook --------------------------------------------------------------------------------------
+
+
+def _validate(recipe: Recipe) -> Selection:
+    """Everything that can be wrong with a recipe by itself."""
+    for title, wanted, registry in (("method", recipe.method, METHODS), ("select", recipe.select, SELECTIONS)):
+        known = registry.get(wanted.name)
+        if known is None:
+            raise RecipeError(f"`{title}` is '{wanted.name}'.", hint=f"Known are: {', '.join(sorted(registry))}.")
+        unknown = set(wanted.parameters) - set(known.parameters)
+        if unknown:
+            takes = ", ".join(known.parameters) or "none"
+            raise RecipeError(f"{wanted.name} has no parameter '{min(unknown)}'.", hint=f"It takes: {takes}.")
+        for name, value in wanted.parameters.items():
+            default = known.parameters[name]
+            fits = isinstance(value, int | float) if type(default) is float else type(value) is type(default)
+            if not fits or (isinstance(value, bool) and type(default) is not bool):
+                raise RecipeError(
+                    f"{wanted.name}: '{name}' is {value!r}; it is of type {type(default).__name__}, "
+                    f"such as {default!r}."
+                )
+    selection = SELECTIONS[recipe.select.name]
+    if selection.needs_score and recipe.score is None:
+        raise RecipeError(
+            f"`select: {selection.name}` looks at held-out scores, and the recipe has no `score`.",
+            hint="Add `score: {task: …, dataset: …, split: validation, metric: accuracy}`, or on the command line "
+            "--data, --task and --metric.",
+        )
+    scorings = [*([recipe.score] if recipe.score else []), *recipe.report]
+    titles = [scoring.title for scoring in scorings]
+    for title in titles:
+        if titles.count(title) > 1:
+            raise RecipeError(f"Two scores are called '{title}'.", hint="Give one of them a `name`.")
+    for scoring in scorings:
+        if scoring.dataset.startswith("local:"):
+            raise RecipeError(
+                f"'{scoring.dataset}' was a file on the machine where the recipe was resolved.",
+                hint="Put that file's path in its place, or leave the score out.",
+            )
+    return selection
+
+
+def _checked(recipe: Recipe, token: hub.Token, say: Say) -> Lineage:
+    lineage = check(recipe, token=token)
+    lineage.raise_if_refused()
+    for reason in lineage.reasons:
+        say(f"warning: [{reason.code}] {reason.message}")
+    for name, checkpoint in zip(lineage.names, lineage.checkpoints, strict=True):
+        for note in checkpoint.notes:
+            say(f"note: {name}: {note}")
+    return lineage
+
+
+def _weights(recipe: Recipe, lineage: Lineage) -> dict[str, float]:
+    return {name: each.weight for name, each in zip(lineage.names, recipe.ingredients, strict=True)}
+
+
+def _plan(recipe: Recipe, lineage: Lineage, weights: Mapping[str, float]) -> Plan:
+    indices = [lineage.names.index(name) for name in weights]
+    return make_plan(
+        [f"{lineage.checkpoints[index].model}@{lineage.checkpoints[index].revision}" for index in indices],
+        [lineage.tensors[index] for index in indices],
+        list(weights.values()),
+        method=recipe.method.name,
+        parameters=recipe.method.parameters,
+        dtype=recipe.dtype,
+    )
+
+
+def _benches(
+    recipe: Recipe, lineage: Lineage, folder: Path, config: Mapping[str, Any], token: hub.Token, say: Say
+) -> list[Bench]:
+    """The held-out and report data, prepared once for all models, before any weight is fetched."""
+    scorings = [("score", recipe.score)] if recipe.score else []
+    scorings += [("report", scoring) for scoring in recipe.report]
+    if not scorings:
+        return []
+    from hf_soup.evaluation import require_memory
+    from hf_soup.scoring import prepare
+
+    require_memory(_plan(recipe, lineage, _weights(recipe, lineage)))
+    trained = [name for checkpoint in lineage.checkpoints for name in strings(checkpoint.card.get("datasets"))]
+    benches = prepare(scorings, folder=folder, config=config, train_data=trained, token=token)
+    for bench in benches:
+        for note in bench.notes:
+            say(f"warning: {note}")
+    return benches
+
+
+def _evaluation(
+    recipe: Recipe,
+    lineage: Lineage,
+    benches: Sequence[Bench],
+    plan: Plan,
+    paths: Sequence[Mapping[str, Path]],
+    folder: Path,
+    device: str,
+    quiet: bool,
+) -> AbstractContextManager[Evaluation | None]:
+    if not benches:
+        return nullcontext()
+    from hf_soup.evaluation import Evaluation
+
+    return Evaluation(
+        benches,
+        held_out=recipe.score is not None,
+        names=lineage.names,
+        plan=plan,
+        paths=paths,
+        config_folder=folder,
+        device=device,
+        quiet=quiet,
+    )
+
+
+def _require_disk(lineage: Lineage, plan: Plan, out: Path) -> None:
+    """Refuse before the download what would fill the disk."""
+    missing = missing_weights(lineage.checkpoints)
+    fetch = sum(repo.files[file].size for repo, file in missing)
+    places = {"output": (out.absolute().parent, plan.size), "cache": (hub.cache_folder(), fetch)}
+    devices = {title: _existing(folder).stat().st_dev for title, (folder, _) in places.items()}
+    if devices["output"] == devices["cache"]:
+        places = {"output and cache": (out.absolute().parent, plan.size + fetch)}
+    for title, (folder, need) in places.items():
+        free = _free(folder)
+        if need > free:
+            raise MergeError(
+                f"The disk of the {title} has {free / 1e9:.1f} GB free; {need / 1e9:.1f} GB are needed "
+                f"({fetch / 1e9:.1f} GB to fetch, {plan.size / 1e9:.1f} GB to write).",
+                hint="Make room, choose another output with -o, or another cache with HF_HOME.",
+            )
+
+
+def _existing(folder: Path) -> Path:
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def _free(folder: Path) -> int:
+    return shutil.disk_usage(_existing(folder)).free
+
+
+def score(
+    models: Sequence[str],
+    recipe: Recipe,
+    *,
+    token: hub.Token = None,
+    device: str = "cpu",
+    quiet: bool = True,
+    say: Say = _to_stderr,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """The recipe's held-out and report data on any models: model → data → score as plain data.
+
+    Raises:
+        SoupError: A model or the data cannot be used.
+    """
+    from hf_soup.evaluation import Evaluation
+
+    if recipe.score is None and not recipe.report:
+        raise RecipeError("The recipe names no data: it has neither `score` nor `report`.")
+    checkpoints = open_all(models, allow_pickle=recipe.allow_pickle, token=token)
+    scores: dict[str, dict[str, dict[str, Any]]] = {}
+    for checkpoint in checkpoints:
+        alone = Lineage("likely", None, (checkpoint,), (checkpoint.model,), (), (), (), (checkpoint.tensors,), 0)
+        plan = _plan(Recipe(ingredients=[checkpoint.model]), alone, {checkpoint.model: 1.0})
+        with tempfile.TemporaryDirectory(prefix="hf-soup-") as folder:
+            config = soup_config(alone, plan.dtype)
+            write_assets(Path(folder), config, alone)
+            benches = _benches(recipe, alone, Path(folder), config, token, say)
+            with Evaluation(
+                benches, held_out=False, names=[checkpoint.model], plan=plan,
+                paths=fetch_weights([checkpoint], quiet=quiet), config_folder=Path(folder), device=device, quiet=quiet,
+            ) as evaluation:  # fmt: skip
+                scores[str(checkpoint)] = {at: each.to_dict() for at, each in evaluation.alone().items()}
+    return scores
