@@ -58,7 +58,7 @@ def demo(output: Path) -> None:
     """
     from hf_soup.demo import run_demo
 
-    run_demo(output)
+    run_demo(output, say=click.echo, progress=lambda text: click.echo(text, err=True))
 
 
 @cli.command(epilog=_MODELS)

@@ -416,7 +416,7 @@ def fetch(
         ResolveError: A file cannot be had, or its bytes are wrong twice; the wrong copy is taken out of the cache.
     """
     total = sum(repo.files[path].size for repo, path in wanted if not is_cached(repo, path))
-    bar = tqdm(total=total, unit="B", unit_scale=True, desc="Fetching", disable=quiet or total == 0, leave=False)
+    bar = tqdm(total=total, unit="B", unit_scale=True, desc="Fetching", disable=True if quiet or total == 0 else None, leave=False)
     lock = threading.Lock()
 
     class Share(tqdm):  # type: ignore[type-arg]

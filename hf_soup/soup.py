@@ -235,8 +235,17 @@ def cook(
             for name in merged.differing:
                 say(f"warning: the ingredients disagree on '{name}', which is not averaged; the first one's is kept")
             results = evaluation.finish(staging.folder) if evaluation else None
-            made = {"merged": merged, "results": results, "benches": benches, "title": out.name}
-            write_contents(staging.folder, recipe, lineage, plan, found, **made)
+            write_contents(
+                staging.folder,
+                recipe,
+                lineage,
+                plan,
+                found,
+                merged=merged,
+                results=results,
+                benches=benches,
+                title=out.name,
+            )
         seconds = time.monotonic() - started
         folder = staging.publish()
     return Soup(folder, json.loads((folder / "soup.json").read_text()), merged.resumed, round(seconds, 3))

@@ -69,8 +69,11 @@ class Staging:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._lock is not None:
-            self._lock.close()
+        if self._lock is None:
+            return
+        if self.folder.is_dir() and not (self.folder / _PLAN).exists():
+            shutil.rmtree(self.folder)  # nothing was begun, so there is nothing to continue
+        self._lock.close()
 
     def begin(self, fingerprint: str, plan: Mapping[str, Any], paths: Sequence[Mapping[str, Path]]) -> str | None:
         """Start a merge, or continue the one that was interrupted.
