@@ -22,7 +22,7 @@ from hf_soup.lineage import Lineage, examine
 from hf_soup.methods import METHODS
 from hf_soup.plan import Plan, make_plan
 from hf_soup.recipe import Recipe, as_recipe
-from hf_soup.selection import SELECTIONS, Selection
+from hf_soup.selection import SELECTIONS, Selected, Selection
 from hf_soup.staging import Staging, refuse_existing
 
 if TYPE_CHECKING:
@@ -225,13 +225,16 @@ def cook(
         with _evaluation(recipe, lineage, benches, everyone, paths, Path(kitchen), device, quiet) as evaluation:
             weights = {name: weight for name, weight in _weights(recipe, lineage).items() if weight > 0}
             found = selection.function(weights, evaluation and evaluation.held_out, **recipe.select.parameters)
-            plan = _plan(recipe, lineage, found.weights)
-            chosen = [paths[lineage.names.index(name)] for name in found.weights]
-            said = staging.begin(plan.fingerprint, plan.to_dict(), chosen)
+            # In the recipe's order, whatever the order in which they were chosen: sums are rounded in order.
+            chosen = {name: found.weights[name] for name in lineage.names if name in found.weights}
+            found = Selected(chosen, found.trace)
+            plan = _plan(recipe, lineage, chosen)
+            places = [paths[lineage.names.index(name)] for name in chosen]
+            said = staging.begin(plan.fingerprint, plan.to_dict(), places)
             if said not in (None, "continued"):
                 say(f"note: {said}")
             here.barrier()
-            merged = merge(plan, chosen, staging, world=here, threads=threads, quiet=quiet)
+            merged = merge(plan, places, staging, world=here, threads=threads, quiet=quiet)
             for name in merged.differing:
                 say(f"warning: the ingredients disagree on '{name}', which is not averaged; the first one's is kept")
             results = evaluation.finish(staging.folder) if evaluation else None
