@@ -130,8 +130,8 @@ def cook(
              hf-soup cook owner/run-1 owner/run-2 -o soup --select greedy \\
                  --data owner/dataset:validation --task image-classification
     """
-    from hf_soup import hub
     from hf_soup import soup as kitchen
+    from hf_soup.publish import require_token
 
     _patient()
     changes: dict[str, Any] = {"base": base}
@@ -143,7 +143,7 @@ def cook(
         click.echo(json.dumps(planned, indent=2) if as_json else _shown_plan(planned))
         return
     if push:
-        hub.require_token()
+        require_token()
     soup = kitchen.cook(recipe, output, device=device, quiet=quiet)
     if int(os.environ.get("RANK", "0")) > 0:
         return

@@ -1,13 +1,13 @@
-"""The Hub, as far as soups need it: pin, read ranges, fetch, commit. The only importer of huggingface_hub.
+"""The Hub, read: pin, ranges, fetch. This and `publish` are the only importers of huggingface_hub.
 
 What the client leaves open is closed here: requests that it does not retry are retried, downloads are compared
-with the sha256 that the Hub states, a lost answer to a commit is looked up instead of repeated, and every
-failure becomes one `ResolveError` or `PublishError` that says what to do.
+with the sha256 that the Hub states, and every failure becomes one `SoupError` that says what to do.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import re
 import threading
@@ -20,8 +20,6 @@ from typing import Any, ParamSpec, TypeVar
 
 import httpx2
 from huggingface_hub import (
-    CommitOperationAdd,
-    CommitOperationDelete,
     HfApi,
     constants,
     get_session,
@@ -31,7 +29,6 @@ from huggingface_hub import (
     try_to_load_from_cache,
 )
 from huggingface_hub.errors import (
-    BadRequestError,
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
@@ -47,14 +44,14 @@ from huggingface_hub.utils._http import default_client_factory, hf_raise_for_sta
 from tqdm import tqdm
 
 from hf_soup import __version__
-from hf_soup.errors import PublishError, ResolveError, SoupError
+from hf_soup.errors import ResolveError, SoupError
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
 
 #: Seconds before the Hub counts as silent.
 TIMEOUT = 30.0
-_ATTEMPTS = 5
+ATTEMPTS = 5
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _BOT = "SFconvertbot"
 _BOT_TITLE = "Adding `safetensors` variant of this model"
@@ -122,39 +119,44 @@ def endpoint() -> str:
 # ---- errors -------------------------------------------------------------------------------------------------
 
 
-def _status(error: BaseException) -> int | None:
+def status_of(error: BaseException) -> int | None:
     return error.response.status_code if isinstance(error, HfHubHTTPError) else None
 
 
-def _is_passing(error: BaseException) -> bool:
+def is_passing(error: BaseException) -> bool:
     """Whether the same request may succeed in a moment."""
     if isinstance(error, httpx2.TransportError):
         return not isinstance(error, httpx2.UnsupportedProtocol | httpx2.ProxyError)
-    status = _status(error)
+    status = status_of(error)
     return status in (408, 425, 429) or (status is not None and status >= 500)
 
 
 def retrying(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
     """Call the client, again after a pause where the failure may pass (rate limit, 5xx, a broken connection)."""
-    for attempt in range(_ATTEMPTS):
+    for attempt in range(ATTEMPTS):
         try:
             return call(*args, **kwargs)
         except (HfHubHTTPError, httpx2.TransportError) as error:
             refused = isinstance(error, httpx2.ConnectError) and attempt >= 2
-            if attempt == _ATTEMPTS - 1 or not _is_passing(error) or refused:
+            if attempt == ATTEMPTS - 1 or not is_passing(error) or refused:
                 raise
-            pause = min(8.0, 0.5 * 2**attempt)
-            if isinstance(error, HfHubHTTPError):
-                after = error.response.headers.get("Retry-After", "")
-                pause = min(60.0, float(after)) if after.isdigit() else pause
-            # Jitter, so that parallel requests that failed together do not come back together.
-            time.sleep(pause * random.uniform(0.8, 1.2))
+            time.sleep(pause_after(error, attempt))
     raise AssertionError("the loop returns or raises")
+
+
+def pause_after(error: BaseException, attempt: int) -> float:
+    """Seconds to wait before the next attempt: what the Hub asks for, else longer every time."""
+    pause = min(8.0, 0.5 * 2**attempt)
+    if isinstance(error, HfHubHTTPError):
+        after = str(error.response.headers.get("Retry-After", ""))
+        pause = min(60.0, float(after)) if after.isdigit() else pause
+    # Jitter, so that parallel requests that failed together do not come back together.
+    return pause * random.uniform(1.0, 1.2)
 
 
 def explain(error: Exception, what: str, *, kind: type[SoupError] = ResolveError) -> SoupError:
     """One clear error for whatever the client raised while it looked at ``what``."""
-    status = _status(error)
+    status = status_of(error)
     said = (error.server_message or "") if isinstance(error, HfHubHTTPError) else ""
     if isinstance(error, SoupError):
         return error
@@ -197,30 +199,33 @@ def explain(error: Exception, what: str, *, kind: type[SoupError] = ResolveError
         return kind(f"{what}: the Hub's rate limit is reached.", hint="Wait some minutes and run this again.")
     if status is not None:
         return kind(f"{what}: the Hub answered {status}. {said}".strip(), hint="Try again later.")
+    if isinstance(error, json.JSONDecodeError):
+        return kind(f"{what}: what {endpoint()} answers is not JSON.", hint="Check HF_ENDPOINT: is that a Hub?")
     reason = getattr(error, "strerror", None) or str(error)
     return kind(f"{what}: {reason}")
 
 
-_EXPLAINED = (
+EXPLAINED = (
     HfHubHTTPError,
-    HFValidationError,
     httpx2.HTTPError,
     OfflineModeIsEnabled,
     EntryNotFoundError,
     OSError,
+    ValueError,
 )
 
 
 # ---- pin ----------------------------------------------------------------------------------------------------
 
 
-def resolve(repo_id: str, revision: str | None = None, *, token: Token = None) -> Repo:
+def resolve(repo_id: str, revision: str | None = None, *, token: Token = None, from_cache: bool = True) -> Repo:
     """Pin a model repo to a full commit and list its files, with one request.
 
     Args:
         repo_id: ``owner/name``, or the name of one of the oldest repos.
         revision: A branch, tag, pull request reference or commit; the default branch when None.
         token: As everywhere in huggingface_hub.
+        from_cache: Where the Hub cannot be reached, answer from the cache if it can.
 
     Raises:
         ResolveError: It does not exist, is private or gated, or the Hub cannot be reached and the cache has no
@@ -230,11 +235,11 @@ def resolve(repo_id: str, revision: str | None = None, *, token: Token = None) -
     try:
         info = retrying(api(token).model_info, repo_id, revision=revision, files_metadata=True, timeout=TIMEOUT)
     except (httpx2.TransportError, OfflineModeIsEnabled) as error:
-        cached = _resolve_in_cache(repo_id, revision, token)
+        cached = _resolve_in_cache(repo_id, revision, token) if from_cache else None
         if cached is None:
             raise explain(error, what) from None
         return cached
-    except _EXPLAINED as error:
+    except EXPLAINED as error:
         raise explain(error, what) from None
     if not _COMMIT.fullmatch(info.sha or "") or any(file.size is None for file in info.siblings or ()):
         raise ResolveError(f"{what}: the Hub's answer has no commit or no file sizes.")
@@ -292,7 +297,7 @@ def conversion_of(repo: Repo) -> Repo | None:
             commits = retrying(api(repo.token).list_repo_commits, repo.id, revision=offered.revision)
             if repo.revision in [commit.commit_id for commit in commits[1:2]]:
                 return offered
-    except _EXPLAINED as error:
+    except EXPLAINED as error:
         raise explain(error, f"'{repo.id}': its pull requests") from None
     return None
 
@@ -303,7 +308,7 @@ def base_models(repo: Repo) -> tuple[str, ...]:
     if not found and not repo.from_cache:
         try:
             stated = retrying(api(repo.token).model_info, repo.id, expand=["baseModels"], timeout=TIMEOUT).base_models
-        except _EXPLAINED:
+        except EXPLAINED:
             return ()  # Only a hint: the card, the config and the weights speak as well.
         entries: object = stated.get("models") if isinstance(stated, dict) else stated
         for entry in entries if isinstance(entries, list) else []:
@@ -329,7 +334,7 @@ def resolve_dataset(dataset: str, revision: str | None, *, token: Token = None) 
         if not reference.is_file():
             raise explain(error, what) from None
         return dataset, reference.read_text().strip()
-    except _EXPLAINED as error:
+    except EXPLAINED as error:
         raise explain(error, what) from None
     return info.id, str(info.sha)
 
@@ -369,7 +374,7 @@ def read_range(repo: Repo, path: str, start: int, stop: int) -> bytes:
             return file.read(stop - start)
     try:
         data = retrying(_request_range, repo, path, start, stop)
-    except _EXPLAINED as error:
+    except EXPLAINED as error:
         raise explain(error, what) from None
     global _received
     with _HERE:
@@ -416,7 +421,8 @@ def fetch(
         ResolveError: A file cannot be had, or its bytes are wrong twice; the wrong copy is taken out of the cache.
     """
     total = sum(repo.files[path].size for repo, path in wanted if not is_cached(repo, path))
-    bar = tqdm(total=total, unit="B", unit_scale=True, desc="Fetching", disable=True if quiet or total == 0 else None, leave=False)
+    hidden = True if quiet or total == 0 else None
+    bar = tqdm(total=total, unit="B", unit_scale=True, desc="Fetching", disable=hidden, leave=False)
     lock = threading.Lock()
 
     class Share(tqdm):  # type: ignore[type-arg]
@@ -447,7 +453,7 @@ def fetch(
                         f"  stated  {expected}\n  arrived {found}",
                         hint="Something between here and the Hub changes data. The wrong copy was removed.",
                     )
-        except _EXPLAINED as error:
+        except EXPLAINED as error:
             raise explain(error, what) from None
         return local
 
@@ -476,7 +482,7 @@ def remember(repo: Repo) -> None:
     if not repo.from_cache and not _COMMIT.fullmatch(repo.requested or ""):
         try:
             api(repo.token).resolve_revision(repo.id, revision=repo.requested)
-        except _EXPLAINED as error:
+        except EXPLAINED as error:
             raise explain(error, f"'{repo.id}'") from None
 
 
@@ -512,160 +518,3 @@ def in_parallel(call: Callable[[Any], _T], items: Sequence[Any], threads: int = 
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-# ---- publish ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Pushed:
-    """Where a soup went: the repo, the full commit, its address, and whether there was anything to send."""
-
-    repo: str
-    commit: str
-    url: str
-    changed: bool
-
-
-def require_token(token: Token = None) -> None:
-    """Refuse to start a push that cannot end.
-
-    Raises:
-        PublishError: Nobody is logged in.
-    """
-    if token is False or not (token if isinstance(token, str) else get_token()):
-        raise PublishError(
-            "No token: pushing needs to know who you are.",
-            hint="Log in with `hf auth login`, or set HF_TOKEN to a token that may write.",
-        )
-
-
-def commit_folder(
-    repo_id: str,
-    files: Mapping[str, Path],
-    *,
-    message: str,
-    private: bool | None = None,
-    replace: bool = False,
-    token: Token = None,
-) -> Pushed:
-    """Publish files as one commit, creating the repo where it is not there.
-
-    The commit names its parent, so nobody else's commit is overwritten. When the answer gets lost the head is
-    read again and compared before anything is sent a second time, so there is never a second commit.
-
-    Args:
-        repo_id: ``owner/name``.
-        files: Paths in the repo and the files here.
-        message: The commit's title.
-        private: Create the repo as private; None is the owner's default.
-        replace: Delete what the repo holds beside these files, and accept a repo that holds something else.
-        token: As everywhere in huggingface_hub.
-
-    Raises:
-        PublishError: No token, no right to write, a repo that holds something else, or the Hub fails.
-    """
-    require_token(token)
-    client = api(token)
-    what = f"'{repo_id}'"
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
-        raise PublishError(f"{what} is not a name for a repo.", hint="Use `owner/name`.")
-    try:
-        retrying(client.create_repo, repo_id, private=private, exist_ok=True)
-        head = resolve(repo_id, token=token)
-    except _EXPLAINED as error:
-        if _status(error) == 403:
-            raise PublishError(
-                f"{what}: the token may not write there; the name may be taken by someone else.",
-                hint=f"Push to a name of your own, `{_user(client)}/{repo_id.rsplit('/', maxsplit=1)[-1]}`.",
-            ) from None
-        raise explain(error, what, kind=PublishError) from None
-    except ResolveError as error:
-        raise PublishError(error.message, hint=error.hint) from None
-    ids = {path: _content_ids(local) for path, local in files.items()}
-    others = sorted(set(head.files) - set(files) - {".gitattributes"})
-    _refuse_foreign(head, ids, others, replace)
-
-    def is_there(repo: Repo) -> bool:
-        same = all(
-            path in repo.files and {repo.files[path].sha256, repo.files[path].blob} & ids[path] for path in files
-        )
-        return same and not (replace and set(others) & set(repo.files))
-
-    attempt = 0
-    while not is_there(head):
-        operations = [CommitOperationAdd(path, str(local)) for path, local in files.items()]
-        deletions = [CommitOperationDelete(path) for path in others if replace and path in head.files]
-        try:
-            client.create_commit(
-                head.id, [*operations, *deletions], commit_message=message, parent_commit=head.revision
-            )
-        except (BadRequestError, HFValidationError, ValueError) as error:
-            raise explain(error, f"{what}: the Hub refuses the commit", kind=PublishError) from None
-        except (HfHubHTTPError, httpx2.TransportError) as error:
-            before = head
-            try:
-                head = resolve(repo_id, token=token)
-            except ResolveError:
-                raise explain(error, what, kind=PublishError) from None
-            if is_there(head):
-                break  # Only the answer was lost.
-            if head.revision != before.revision:
-                raise PublishError(
-                    f"{what}: somebody else committed {head.revision[:7]} while this was being pushed.",
-                    hint="Look at what they changed, and push again.",
-                ) from None
-            attempt += 1
-            if attempt == _ATTEMPTS or not _is_passing(error):
-                raise explain(error, what, kind=PublishError) from None
-            time.sleep(min(8.0, 2.0**attempt) * random.uniform(0.5, 1.0))
-            continue
-        head = resolve(repo_id, token=token)
-        if not is_there(head):
-            raise PublishError(f"{what}: commit {head.revision[:7]} does not hold the files that were sent.")
-        return Pushed(head.id, head.revision, f"{endpoint()}/{head.id}", changed=True)
-    return Pushed(head.id, head.revision, f"{endpoint()}/{head.id}", changed=attempt > 0)
-
-
-def _refuse_foreign(head: Repo, ids: Mapping[str, object], others: Sequence[str], replace: bool) -> None:
-    """Stop before a repo that holds another kind of model, or weights that would stand beside the new ones."""
-    weights = [path for path in others if path.endswith((".safetensors", ".safetensors.index.json"))]
-    taken = set(head.files) - {".gitattributes", "README.md"} and "soup.json" not in head.files
-    if replace or not (taken or weights):
-        return
-    shown = ", ".join((weights or sorted(head.files))[:4])
-    reason = "holds weights that are not of this soup" if weights else "is taken: it holds something else"
-    raise PublishError(
-        f"'{head.id}' {reason} ({shown}).",
-        hint="Push to another name, or delete what is there with `--replace`.",
-    )
-
-
-def _content_ids(path: Path) -> set[str | None]:
-    """The names under which the Hub may know a content: its sha256 (large files) and its git id (small ones)."""
-    size = path.stat().st_size
-    git = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
-    sha256 = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            git.update(block)
-            sha256.update(block)
-    return {git.hexdigest(), sha256.hexdigest()}
-
-
-def _user(client: HfApi) -> str:
-    try:
-        return str(client.whoami()["name"])
-    except _EXPLAINED:
-        return "you"
-
-
-def upload_folder(repo_id: str, folder: Path, *, repo_type: str, token: Token = None, private: bool = False) -> str:
-    """Publish a folder as it is, as the demo does with its data and models; returns the commit."""
-    client = api(token)
-    try:
-        retrying(client.create_repo, repo_id, repo_type=repo_type, private=private, exist_ok=True)
-        done = client.upload_folder(repo_id=repo_id, folder_path=folder, repo_type=repo_type)
-    except _EXPLAINED as error:
-        raise explain(error, f"'{repo_id}'", kind=PublishError) from None
-    return str(done.oid)

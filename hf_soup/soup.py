@@ -9,18 +9,20 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_soup import architecture, hub
 from hf_soup.card import strings, with_fields
 from hf_soup.checkpoint import fetch_weights, missing_weights, open_all
+from hf_soup.compatibility import Reason
 from hf_soup.contents import soup_config, write_assets, write_contents
 from hf_soup.errors import MergeError, RecipeError, ResolveError
 from hf_soup.lineage import Lineage, examine
 from hf_soup.methods import METHODS
 from hf_soup.plan import Plan, make_plan
+from hf_soup.publish import Pushed, commit_folder, require_token
 from hf_soup.recipe import Recipe, as_recipe
 from hf_soup.selection import SELECTIONS, Selected, Selection
 from hf_soup.staging import Staging, refuse_existing
@@ -108,7 +110,7 @@ class Soup:
         commit_message: str | None = None,
         token: hub.Token = None,
         say: Say = _to_stderr,
-    ) -> hub.Pushed:
+    ) -> Pushed:
         """Publish the soup as one commit to a model repo.
 
         Args:
@@ -123,7 +125,7 @@ class Soup:
         Raises:
             PublishError: No token, no right, or a repo that holds something else.
         """
-        hub.require_token(token)
+        require_token(token)
         files = {
             path.relative_to(self.folder).as_posix(): path for path in sorted(self.folder.rglob("*")) if path.is_file()
         }
@@ -140,7 +142,7 @@ class Soup:
         with tempfile.TemporaryDirectory(prefix="hf-soup-card-") as folder:
             files["README.md"] = Path(folder) / "README.md"
             files["README.md"].write_text(card)
-            return hub.commit_folder(
+            return commit_folder(
                 repo_id,
                 files,
                 message=commit_message or f"Model soup of {len(self.weights)} models",
@@ -173,7 +175,8 @@ def check(
     """
     recipe = as_recipe(models)
     checkpoints = open_all(recipe.ingredients, allow_pickle=allow_pickle or recipe.allow_pickle, token=token)
-    return examine(checkpoints, base=base or recipe.base, token=token)
+    lineage = examine(checkpoints, base=base or recipe.base, token=token)
+    return replace(lineage, reasons=(*lineage.reasons, *_trained_on(recipe, lineage)))
 
 
 def cook(
@@ -252,6 +255,24 @@ def cook(
         seconds = time.monotonic() - started
         folder = staging.publish()
     return Soup(folder, json.loads((folder / "soup.json").read_text()), merged.resumed, round(seconds, 3))
+
+
+def _trained_on(recipe: Recipe, lineage: Lineage) -> list[Reason]:
+    """Scores on the train split of a data set that an ingredient's card names: the model has seen those rows."""
+    reasons = []
+    for scoring in [*([recipe.score] if recipe.score else []), *recipe.report]:
+        # Old cards leave the owner out: `beans` is AI-Lab-Makerere/beans.
+        known = {scoring.dataset.casefold(), scoring.dataset.casefold().rpartition("/")[2]}
+        who = tuple(
+            name
+            for name, checkpoint in zip(lineage.names, lineage.checkpoints, strict=True)
+            if known & {dataset.casefold() for dataset in strings(checkpoint.card.get("datasets"))}
+        )
+        splits = [part.partition("[")[0].strip() for part in (scoring.split or "").split("+")]
+        if who and any(split.casefold().startswith("train") for split in splits):
+            message = f"'{scoring.title}' is data on which {', '.join(who)} were trained, as their cards say."
+            reasons.append(Reason("scored-on-train", message, who))
+    return reasons
 
 
 def preview(recipe: Recipe, out: Path, *, token: hub.Token = None, say: Say = _to_stderr) -> dict[str, Any]:
@@ -355,8 +376,7 @@ def _benches(
     from hf_soup.scoring import prepare
 
     require_memory(_plan(recipe, lineage, _weights(recipe, lineage)))
-    trained = [name for checkpoint in lineage.checkpoints for name in strings(checkpoint.card.get("datasets"))]
-    benches = prepare(scorings, folder=folder, config=config, train_data=trained, token=token)
+    benches = prepare(scorings, folder=folder, config=config, token=token)
     for bench in benches:
         for note in bench.notes:
             say(f"warning: {note}")

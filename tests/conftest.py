@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,3 +48,100 @@ def hf_soup(environment: dict[str, str], tmp_path: Path) -> Callable[..., subpro
         )
 
     return run
+
+
+@pytest.fixture
+def online(local_hub: LocalHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
+    """A local Hub that the client in this process talks to; it reads its settings when it is imported."""
+    from huggingface_hub import close_session, constants
+
+    home = tmp_path / "home"
+    monkeypatch.setattr(constants, "ENDPOINT", local_hub.endpoint)
+    template = local_hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HOME", str(home))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", local_hub.token)
+    yield local_hub
+    close_session()
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The one JSON object that stdout is."""
+        found: dict[str, Any] = json.loads(self.out)
+        return found
+
+
+@pytest.fixture
+def cli(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., Done]:
+    """Runs ``hf-soup ARGUMENTS`` in this process, in ``tmp_path``: what a child would do, without its four seconds."""
+    from hf_soup.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Done:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return Done(int(stop.value.code or 0), out, err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders ``base``, ``a``, ``b`` and ``c`` (tiny BERTs that are kin, with tokenizer and card), and ``rows.csv``."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    words = "good great fine happy bad poor sad awful film book day".split()
+    config = BertConfig(
+        vocab_size=5 + len(words), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=16, id2label={0: "negative", 1: "positive"}, label2id={"negative": 0, "positive": 1},
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("family")
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    base = BertForSequenceClassification(config)
+    for number, name in enumerate(("base", "a", "b", "c")):
+        model = BertForSequenceClassification(config)
+        with torch.no_grad():
+            for ours, theirs in zip(model.parameters(), base.parameters(), strict=True):
+                ours.copy_(theirs + (0.004 * torch.randn(theirs.shape, generator=generator) if number else 0))
+        model.save_pretrained(folder / name)
+        (folder / name / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
+        (folder / name / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+        parent = "base_model: acme/base\n" if number else ""
+        (folder / name / "README.md").write_text(f"---\nlicense: apache-2.0\n{parent}language: en\n---\n# {name}\n")
+    rows = [f"{first} {second},{int(number < 4)}" for number, first in enumerate(words[:8]) for second in words[8:]]
+    (folder / "rows.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    (folder / "report.csv").write_text("\n".join(["text,label", *(f"a {row}" for row in rows)]) + "\n")
+    return folder
+
+
+@pytest.fixture
+def publish(online: LocalHub, family: Path) -> Callable[..., str]:
+    """Puts a folder (by default one of the family) on the local Hub and returns its id."""
+    from hf_soup.publish import upload_folder
+
+    def push(name: str, folder: Path | None = None, **options: Any) -> str:
+        upload_folder(f"acme/{name}", folder or family / name, repo_type="model", **options)
+        return f"acme/{name}"
+
+    return push

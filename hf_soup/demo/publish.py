@@ -7,15 +7,15 @@ imported, and in the demo's own process these are the user's.
 import sys
 from pathlib import Path
 
-from hf_soup import hub
 from hf_soup.demo.cache import DATASET, OWNER
+from hf_soup.publish import upload_folder
 
 
 def publish(folder: Path) -> None:
     """Push each folder in ``folder`` as the repo of its name; what is there already makes no commit."""
     for repo in sorted(path for path in folder.iterdir() if path.is_dir()):
         kind = "dataset" if repo.name == DATASET else "model"
-        hub.upload_folder(f"{OWNER}/{repo.name}", repo, repo_type=kind)
+        upload_folder(f"{OWNER}/{repo.name}", repo, repo_type=kind)
 
 
 if __name__ == "__main__":

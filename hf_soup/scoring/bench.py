@@ -198,7 +198,6 @@ def prepare(
     *,
     folder: Path,
     config: Mapping[str, Any],
-    train_data: Sequence[str] = (),
     token: str | bool | None = None,
 ) -> list[Bench]:
     """Read, check and preprocess all held-out and report data of a recipe.
@@ -210,7 +209,6 @@ def prepare(
         scorings: ``("score" or "report", scoring)``.
         folder: The donor's: its ``config.json`` and tokenizer or image processor.
         config: The donor's ``config.json``.
-        train_data: Data sets on which, their cards say, ingredients were trained.
         token: For gated and private data sets.
 
     Returns:
@@ -243,7 +241,6 @@ def prepare(
             scoring, rows = loaded[place]
             if scoring.task not in tasks:
                 tasks[scoring.task] = TASKS[scoring.task](folder, config)
-            notes = _train_notes(names[place], scoring, scorings[place][1], rows, train_data)
             benches[place] = _prepare_one(
                 names[place],
                 scorings[place][1].title,
@@ -251,7 +248,6 @@ def prepare(
                 rows.table,
                 tasks[scoring.task],
                 model_names,
-                notes=notes,
                 reported=reported,
                 is_report=roles[place] == "report",
             )
@@ -266,7 +262,6 @@ def _prepare_one(
     task: Task,
     model_names: tuple[str, ...],
     *,
-    notes: list[str],
     reported: set[bytes],
     is_report: bool,
 ) -> Bench:
@@ -280,6 +275,7 @@ def _prepare_one(
     digests = [task.digest(content) for content in contents]
     if is_report:
         reported.update(digests)
+    notes = [mapped.note] if mapped.note else []
     kept = [row for row, digest in enumerate(digests) if is_report or digest not in reported]
     if len(kept) < len(contents):
         dropped = len(contents) - len(kept)
@@ -289,8 +285,6 @@ def _prepare_one(
                 f"Every row of the held-out data '{name}' is in the report too.",
                 hint="What selection has looked at cannot test it: use other rows.",
             )
-    if mapped.note:
-        notes.append(mapped.note)
     references = references[kept]
     if len(np.unique(references)) == 1:
         raise ScoringError(
@@ -324,21 +318,6 @@ def _contents(title: str, table: Any, names: tuple[str, ...], task: Task) -> lis
                 hint="Remove the row, or name other `input_columns`.",
             ) from error
     return contents
-
-
-def _train_notes(title: str, pinned: Scoring, asked: Scoring, rows: data.Rows, train_data: Sequence[str]) -> list[str]:
-    """The warning that an ingredient may have seen these rows in training."""
-    known = {pinned.dataset.casefold(), asked.dataset.casefold()}
-    # Old cards leave the owner out: `beans` is AI-Lab-Makerere/beans.
-    known |= {name.rsplit("/", 1)[-1] for name in known}
-    named = [name for name in train_data if name.casefold() in known]
-    trained = [split for split in rows.numbers if split.casefold().startswith("train")]
-    if rows.origin.dataset and named and trained:
-        return [
-            f"{title}: ingredients' cards name {named[0]} as training data, and this is its split "
-            f"'{trained[0]}': the models may have seen these rows"
-        ]
-    return []
 
 
 def compare(bench: Bench, logits_a: Logits, logits_b: Logits) -> Comparison:

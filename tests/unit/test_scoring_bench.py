@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
 
-from hf_soup import hub
 from hf_soup.errors import ScoringError
 from hf_soup.recipe import Scoring
 from hf_soup.scoring import Bench, build_model, compare, ensemble, prepare, tasks
@@ -386,31 +385,6 @@ def test_equal_images_are_found_by_their_pixels(vit: Any, digits: Path, tmp_path
         config=vit[1],
     )
     assert score.n == 4
-
-
-@pytest.mark.parametrize(
-    ("trained_on", "split", "warned"),
-    [
-        (["owner/mood"], "train", True),
-        (["mood"], "train[:4]", True),
-        (["Owner/Mood"], "train", True),
-        (["other/mood"], "train", False),
-        ([], "train", False),
-        (["owner/mood"], "test", False),
-    ],
-)
-def test_training_data_is_warned_of(
-    bert: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained_on: list[str], split: str, warned: bool
-) -> None:
-    path, real = write_rows(tmp_path / "d.jsonl", SENTENCES), datasets.load_dataset
-    files = {split.partition("[")[0]: str(path)}
-    monkeypatch.setattr(hub, "resolve_dataset", lambda name, revision, *, token=None: ("owner/mood", "c" * 40))
-    monkeypatch.setattr(
-        datasets, "load_dataset", lambda **_: real("json", data_files=files, cache_dir=str(tmp_path / "cache"))
-    )
-    scoring = Scoring(task="text-classification", dataset="owner/mood", split=split)
-    (bench,) = prepare([("score", scoring)], folder=bert[0], config=bert[1], train_data=trained_on)
-    assert any("may have seen these rows" in note for note in bench.notes) == warned
 
 
 # ---- what is refused about answers ---------------------------------------------------------------------------
