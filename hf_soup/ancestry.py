@@ -29,40 +29,32 @@ def find_ancestor(
 ) -> tuple[Ancestor | None, bool, list[Reason]]:
     """The ancestor that the recipe or all ingredients name; whether every ingredient says so; what contradicts."""
     reasons: list[Reason] = []
-    known: dict[str, Checkpoint | SoupError] = {}
+    known: dict[str, _Seen] = {}
 
-    def look(model: str) -> Checkpoint | SoupError:
+    def look(model: str) -> _Seen:
         if model not in known:
-            try:
-                known[model] = open_checkpoint(model, token=token)
-            except SoupError as error:
-                known[model] = error
+            known[model] = _look(model, token)
         return known[model]
-
-    def called(model: str) -> str:
-        """The name that the Hub answers with, as bases are renamed."""
-        found = look(model)
-        return found.model if isinstance(found, Checkpoint) else model
 
     chains: list[list[str]] = []
     for checkpoint in checkpoints:
         chain: list[str] = []
-        here: Checkpoint | SoupError = checkpoint
-        while isinstance(here, Checkpoint) and len(chain) < _CHAIN:
-            parents = [called(parent) for parent in declared_bases(here)]
-            parents = [parent for parent in parents if parent not in chain and parent != checkpoint.model]
-            if not parents:
-                break
-            chain += parents[:1]
-            here = look(parents[0])
+        bases = declared_bases(checkpoint)
+        while bases and len(chain) < _CHAIN:
+            # By the names that the Hub answers with, as bases are renamed.
+            parents = [parent for parent in map(look, bases) if parent.name not in (*chain, checkpoint.model)]
+            chain += [parent.name for parent in parents[:1]]
+            bases = parents[0].bases if parents else []
         chains.append(chain)
     speaking = [(name, chain) for name, chain in zip(names, chains, strict=True) if chain]
     shared = [each for each in speaking[0][1] if all(each in chain for _, chain in speaking)] if speaking else []
     declared = bool(shared) and len(speaking) == len(checkpoints)
     if base is not None:
-        found = look(base)
-        if isinstance(found, SoupError):
-            raise ResolveError(f"The base cannot be used: {found.message}", hint=found.hint)
+        seen = look(base)
+        if seen.error is not None:
+            raise ResolveError(f"The base cannot be used: {seen.error.message}", hint=seen.error.hint)
+        found = seen.checkpoint
+        assert found is not None
         others = [(name, chain[0]) for name, chain in speaking if found.model not in chain]
         for name, other in others:
             message = f"{name} says that it comes from {other}, not from {found.model}; its weights decide."
@@ -94,25 +86,50 @@ def find_ancestor(
     if silent:
         message = f"{', '.join(silent)} {'names' if len(silent) == 1 else 'name'} no ancestor; the weights decide."
         reasons.append(Reason("ancestor-undeclared", message, tuple(silent)))
-    found = look(shared[0])
-    if isinstance(found, SoupError):
-        message = f"The ancestor {shared[0]} cannot be compared: {found.message}"
+    seen = look(shared[0])
+    if seen.checkpoint is None:
+        message = f"The ancestor {shared[0]} cannot be compared: {seen.error.message if seen.error else 'unknown'}"
         reasons.append(Reason("ancestor-unreadable", message, ()))
         return Ancestor(shared[0], None, "card"), declared, reasons
-    return Ancestor(found.model, found.revision, "card", found), declared, reasons
+    return Ancestor(seen.checkpoint.model, seen.checkpoint.revision, "card", seen.checkpoint), declared, reasons
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """An ancestor that somebody names: what the Hub calls it, and what can be read of it."""
+
+    name: str
+    bases: list[str]
+    checkpoint: Checkpoint | None = None
+    error: SoupError | None = None
+
+
+def _look(model: str, token: hub.Token) -> _Seen:
+    try:
+        checkpoint = open_checkpoint(model, token=token)
+    except SoupError as error:
+        # Gated, or without safetensors: its weights cannot be compared, but its name and its card still count.
+        try:
+            repo = hub.resolve(model, token=token)
+        except SoupError:
+            return _Seen(model, [], error=error)
+        return _Seen(repo.id, _models(repo.card.get("base_model")) or list(hub.base_models(repo)), error=error)
+    return _Seen(checkpoint.model, declared_bases(checkpoint), checkpoint)
 
 
 def declared_bases(checkpoint: Checkpoint) -> list[str]:
     """The models that a checkpoint says it comes from: its card, the Hub's own reading, its config."""
-    stated = checkpoint.card.get("base_model")
-    found = [stated] if isinstance(stated, str) else stated if isinstance(stated, list) else []
+    found = _models(checkpoint.card.get("base_model"))
     if not found and checkpoint.repo is not None:
         found = list(hub.base_models(checkpoint.repo))
-    if not found:
-        name = checkpoint.config.get("_name_or_path")
-        # A folder on somebody's machine, or the repo itself, names no ancestor.
-        found = [name] if isinstance(name, str) and name != checkpoint.model else []
-    return [name for name in found if isinstance(name, str) and hub.is_repo_id(name)]
+    # A folder on somebody's machine, or the repo itself, names no ancestor.
+    return found or [name for name in _models(checkpoint.config.get("_name_or_path")) if name != checkpoint.model]
+
+
+def _models(stated: object) -> list[str]:
+    """The repo ids in a card's field that may hold one or several, or anything at all."""
+    named = stated if isinstance(stated, list) else [stated]
+    return [name for name in named if isinstance(name, str) and hub.is_repo_id(name)]
 
 
 def weigh(

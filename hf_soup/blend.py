@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,16 +11,18 @@ import torch
 from torch import Tensor
 
 from hf_soup.checkpoint import TensorInfo
-from hf_soup.merge import TORCH, open_file, read_all
-from hf_soup.methods import accumulator
-from hf_soup.plan import Plan
+from hf_soup.files import open_file, read_all
+from hf_soup.merge import TORCH
+from hf_soup.methods import accumulator, round_into
+from hf_soup.methods.linear import shares
+from hf_soup.plan import Plan, PlannedTensor
 
 
 class Blend:
     """Soups of changing weights, in memory, for scoring: each costs reading the ingredients that are new.
 
     It holds a running sum of the ingredients that stay (in the accumulator's dtype) beside the tensors that it
-    hands out, so with 16-bit weights three times the model and with 32-bit weights three times as well; the
+    hands out, three times the model, be its weights of 16 or of 32 bits; the
     model that is built of them may hold a copy more.
 
     Args:
@@ -41,46 +44,54 @@ class Blend:
     def tensors(self, weights: Mapping[int, float]) -> dict[str, Tensor]:
         """The weighted mean of some sources, under the output's names and in its dtypes.
 
+        Bit for bit what `linear` makes of them in this order, if their sum does not overflow the accumulator.
+
         Args:
             weights: Source number → share. Where it extends an earlier call's by one, only that one is read.
 
         Raises:
             MergeError: A file is shorter than its header says.
         """
-        if any(weights.get(source) != weight for source, weight in self._summed.items()):
+        normalize = self.plan.parameters.get("normalize", True)
+        given = shares(list(weights.values())) if normalize else weights.values()
+        factors = dict(zip(weights, given, strict=True))
+        if any(factors.get(source) != factor for source, factor in self._summed.items()) or not (
+            factors.keys() - self._summed.keys()
+        ):
             self._sum, self._summed = [], {}
-        *stay, last = [source for source in weights if source not in self._summed] or list(weights)[-1:]
-        if last in self._summed:
-            self._sum, self._summed = [], {}
-            stay = [source for source in weights if source != last]
+        *stay, last = [source for source in factors if source not in self._summed]
         for source in stay:
-            self._fold(source, weights[source])
-        total = sum(weights.values())
+            self._fold(source, factors[source])
+        total = math.fsum(factors.values()) if normalize else 1.0
         result = {}
         for number, tensor in enumerate(self.plan.tensors):
-            part = tensor.parts[last]
-            value = self._load(last, part)
             if tensor.averaged:
-                dtype = accumulator([torch.empty(0, dtype=TORCH[p.dtype]) for p in tensor.parts])
-                value = value.to(dtype)
+                value = self._product(last, tensor, factors[last])
                 if self._sum:
-                    value = value.mul_(weights[last]).add_(self._sum[number]).div_(total)
-                value = value.to(TORCH[tensor.dtype])
-            result[tensor.name] = value.reshape(tensor.shape)
+                    value.add_(self._sum[number])
+                rounded = torch.empty(tensor.elements, dtype=TORCH[tensor.dtype])
+                round_into(value.div_(total), rounded)
+            else:
+                rounded = self._sum[number].clone() if self._sum else self._load(last, tensor.parts[last])
+            result[tensor.name] = rounded.reshape(tensor.shape)
         return result
 
-    def _fold(self, source: int, weight: float) -> None:
+    def _fold(self, source: int, factor: float) -> None:
         fresh = not self._sum
         for number, tensor in enumerate(self.plan.tensors):
-            value = self._load(source, tensor.parts[source])
-            if tensor.averaged:
-                dtype = accumulator([torch.empty(0, dtype=TORCH[p.dtype]) for p in tensor.parts])
-                value = value.to(dtype).mul_(weight)
-            if fresh:
-                self._sum.append(value)
-            elif tensor.averaged:
-                self._sum[number].add_(value)
-        self._summed[source] = weight
+            if not tensor.averaged:
+                if fresh:
+                    self._sum.append(self._load(source, tensor.parts[source]))
+            elif fresh:
+                self._sum.append(self._product(source, tensor, factor))
+            else:
+                self._sum[number].add_(self._product(source, tensor, factor))
+        self._summed[source] = factor
+
+    def _product(self, source: int, tensor: PlannedTensor, factor: float) -> Tensor:
+        dtype = accumulator([torch.empty(0, dtype=TORCH[part.dtype]) for part in tensor.parts])
+        value = self._load(source, tensor.parts[source]).to(dtype)
+        return value if factor == 1.0 else value.mul_(factor)
 
     def _load(self, source: int, part: TensorInfo) -> Tensor:
         buffer = torch.empty(part.size, dtype=torch.uint8)

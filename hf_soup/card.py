@@ -16,11 +16,14 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hf_soup.checkpoint import Checkpoint
+from hf_soup.errors import PublishError
+from hf_soup.hub import is_repo_id
 from hf_soup.lineage import Lineage
 
 #: What a model is for, from the end of its class's name.
 _PIPELINES = {"ImageClassification": "image-classification", "SequenceClassification": "text-classification"}
-_MARKUP = re.compile(r"([\\`*_{}\[\]()<>#+!|~&])")
+_MARKUP = re.compile(r"([\\`*_{}\[\]()<>#+!|~&$])")
+_FRONT = re.compile(r"\A---\n(.*?)^---\n", re.DOTALL | re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -43,19 +46,19 @@ def license_of(leaves: Sequence[Checkpoint], base: Checkpoint | None) -> License
     models = [*leaves, *([base] if base else [])]
     rows = tuple(dict.fromkeys((model.model, _license(model)) for model in models))
     found = {license for _, license in rows}
-    if len(found) == 1 and found & {license for license in found if license not in ("", "other", "unknown")}:
-        return License({"license": found.pop()}, rows, agreed=True)
+    # What is no single identifier, such as `other (its name)` or a list, is not for us to put in a word.
+    if len(found) == 1 and re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license := found.pop()):
+        if license not in ("other", "unknown"):
+            return License({"license": license}, rows, agreed=True)
     return License({"license": "other", "license_name": "see-ingredients"}, rows, agreed=False)
 
 
 def _license(checkpoint: Checkpoint) -> str:
     """As the card states it, spelled as the Hub spells it; a list is joined, nothing is empty."""
     stated = checkpoint.card.get("license")
-    if isinstance(stated, list):
-        return ", ".join(sorted(str(each).strip().lower() for each in stated))
-    license = str(stated or "").strip().lower()
-    name = checkpoint.card.get("license_name")
-    return f"{license} ({name})" if license == "other" and isinstance(name, str) else license
+    license = ", ".join(sorted(strings(stated))).lower()
+    name = strings(checkpoint.card.get("license_name"))
+    return f"{license} ({name[0]})" if license == "other" and name else license
 
 
 def front_matter(
@@ -83,11 +86,11 @@ def front_matter(
     known = [tag for suffix, tag in _PIPELINES.items() if str(architecture).endswith(suffix)]
     if known:
         fields["pipeline_tag"] = known[0]
-    elif len({str(tag) for tag in tags}) == 1 and isinstance(tags[0], str):
+    elif len({str(tag) for tag in tags}) == 1 and re.fullmatch(r"[a-z0-9-]+", str(tags[0])):
         fields["pipeline_tag"] = tags[0]
     if bases:
         fields |= {"base_model": bases, "base_model_relation": "merge"}
-    datasets = dict.fromkeys(name for card in cards for name in strings(card.get("datasets")))
+    datasets = dict.fromkeys(name for card in cards for name in strings(card.get("datasets")) if is_repo_id(name))
     if datasets:
         fields["datasets"] = list(datasets)
     languages = {tuple(strings(card.get("language"))) for card in cards}
@@ -120,9 +123,13 @@ def _results(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def strings(value: object) -> list[str]:
-    """The texts of a card's field that may hold one or a list."""
+    """The texts of a card's field that may hold one or a list, each on one line and of bounded length.
+
+    >>> strings(["mit", 3, "a\\n---\\nb: c"])
+    ['mit', 'a --- b: c']
+    """
     found = value if isinstance(value, list) else [value]
-    return [each for each in found if isinstance(each, str)]
+    return [text for each in found[:100] if isinstance(each, str) and (text := " ".join(each.split())[:200])]
 
 
 def escape(text: object) -> str:
@@ -151,15 +158,26 @@ def render(
     environment.filters["md"] = escape
     environment.filters["score"] = lambda s: f"{100 * s['value']:.2f} ({100 * s['low']:.2f} – {100 * s['high']:.2f})"
     body = environment.get_template("card.md.j2").render(
-        title=title, lineage=lineage, used=used, license=license, summary=summary, recipe=recipe
-    )
-    return _with_front_matter(fields, body)
+        title=title, lineage=lineage, used=used, license=license, summary=summary, recipe=recipe,
+        task=fields.get("pipeline_tag"), hidden=[name for name in used if name.startswith("local:")],
+    )  # fmt: skip
+    return _with_front_matter(fields, re.sub(r"\n{3,}", "\n\n", body))
 
 
 def with_fields(card: str, fields: Mapping[str, Any]) -> str:
-    """A card with some fields of its front matter replaced, as at a push, when the address is known."""
-    _, matter, body = card.split("---\n", 2)
-    return _with_front_matter({**yaml.safe_load(matter), **fields}, body.lstrip("\n"))
+    """A card with some fields of its front matter replaced, or taken out where they are None.
+
+    Raises:
+        PublishError: Somebody edited the front matter, and it is no longer YAML.
+    """
+    found = _FRONT.match(card)
+    try:
+        matter = yaml.safe_load(found[1]) if found else {}
+        merged = {**(matter or {}), **fields}
+    except (yaml.YAMLError, TypeError):
+        raise PublishError("The front matter of README.md is not a YAML mapping.", hint="Mend it, or cook again.") from None
+    body = card[found.end() :] if found else card
+    return _with_front_matter({key: value for key, value in merged.items() if value is not None}, body.lstrip("\n"))
 
 
 def _with_front_matter(fields: Mapping[str, Any], body: str) -> str:

@@ -37,6 +37,7 @@ _QUANTISED = ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2")
 
 _MAX_HEADER = 100_000_000  # safetensors' own limit
 _MAX_JSON = 100_000_000
+_MAX_NAME, _MAX_DIMENSIONS = 500, 32
 _FIRST_READ = 100_000  # nearly every header fits, so nearly every file costs one request
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -462,18 +463,22 @@ def read_header(read: _Read, file: str, size: int, name: str) -> list[TensorInfo
     header.pop("__metadata__", None)
     data, tensors = 8 + length, []
     for tensor, entry in header.items():
+        if len(tensor) > _MAX_NAME:
+            raise bad(f"a tensor's name has {len(tensor):,} characters")
         try:
             dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         except (TypeError, KeyError, ValueError):
             raise bad(f"the entry of '{tensor}' is {json.dumps(entry)[:80]}") from None
+        if not isinstance(dtype, str) or len(shape) > _MAX_DIMENSIONS:
+            raise bad(f"the entry of '{tensor}' is {json.dumps(entry)[:80]}")
         if dtype in _QUANTISED:
             raise ResolveError(
                 f"{name} is quantised: '{tensor}' is stored as {dtype}.",
                 hint="Averages need the weights before quantisation; use the original model.",
             )
         if dtype not in ITEM_BYTES:
-            raise bad(f"'{tensor}' has the element type {dtype!r}")
-        if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+            raise bad(f"'{tensor}' has the element type {dtype[:80]!r}")
+        if not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, begin, end)):
             raise bad(f"the shape or offsets of '{tensor}' are not whole numbers: {json.dumps(entry)[:80]}")
         expected = math.prod(shape) * ITEM_BYTES[dtype]
         if end - begin != expected:

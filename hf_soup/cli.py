@@ -78,18 +78,17 @@ def check(ctx: click.Context, models: tuple[str, ...], base: str | None, output:
 
     _patient()
     recipe = _recipe(models, base=base)
-    lineage = examine(recipe)
-    if as_json:
-        click.echo(json.dumps(lineage.to_dict(), indent=2))
-    else:
-        click.echo(str(lineage))
-    if lineage.verdict == "refused":
-        ctx.exit(3)
     if output is not None:
+        _refuse_existing(output)
+    lineage = examine(recipe)
+    if output is not None and lineage.verdict != "refused":
         if lineage.ancestor and recipe.base is None:
             recipe = recipe.model_copy(update={"base": lineage.ancestor.model})
         _write_new(output, recipe.to_yaml())
         click.echo(f"Wrote {output}. Next: hf-soup cook {output} -o soup", err=True)
+    click.echo(json.dumps(lineage.to_dict(), indent=2) if as_json else str(lineage))
+    if lineage.verdict == "refused":
+        ctx.exit(3)
 
 
 @cli.command(epilog=f"RECIPE is a YAML file. {_MODELS}")
@@ -281,6 +280,8 @@ def _recipe(
     **changes: Any,
 ) -> Recipe:
     """The recipe that the arguments name or spell out, with what the options change."""
+    import yaml
+
     from hf_soup.recipe import Recipe, parse_yaml
 
     if len(models) == 1 and models[0].endswith((".yaml", ".yml")):
@@ -296,7 +297,10 @@ def _recipe(
             key, equals, value = parameter.partition("=")
             if not equals or not key:
                 raise click.UsageError(f"--set takes KEY=VALUE, not '{parameter}'")
-            named[key] = parse_yaml(value)
+            try:
+                named[key] = parse_yaml(value)
+            except yaml.YAMLError:
+                raise click.UsageError(f"--set {key}: '{value}' is not valid YAML") from None
         given["method"] = named
     if select:
         given["select"] = select
@@ -312,12 +316,15 @@ def _scoring(data: str | None, task: str | None, metric: str | None) -> dict[str
     return {"task": task, "dataset": dataset, "split": split or None, "metric": metric or "accuracy"}
 
 
+def _refuse_existing(path: Path) -> None:
+    if path.exists() or path.is_symlink():
+        raise RecipeError(f"'{path}' exists already, and nothing is overwritten.", hint="Name another file.")
+
+
 def _write_new(path: Path, text: str) -> None:
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
-    except FileExistsError:
-        raise RecipeError(f"'{path}' exists already, and nothing is overwritten.", hint="Name another file.") from None
     except OSError as error:
         raise RecipeError(f"Cannot write '{path}': {error.strerror}.") from None
 

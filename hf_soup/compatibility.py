@@ -42,6 +42,7 @@ class Reason:
 
 
 def duplicates(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[Reason]:
+    """Models that stand there more than once: they count as often, which may not be meant."""
     seen: dict[tuple[str, str], list[str]] = {}
     for checkpoint, name in zip(checkpoints, names, strict=True):
         seen.setdefault((checkpoint.model, checkpoint.revision), []).append(name)
@@ -53,6 +54,7 @@ def duplicates(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[
 
 
 def quantised(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[Reason]:
+    """Models whose weights are codes and not numbers."""
     return [
         Reason(
             "quantised",
@@ -67,6 +69,7 @@ def quantised(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[R
 
 
 def architectures(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[Reason]:
+    """Models that transformers would build differently from the first one."""
     reasons = []
     donor = checkpoints[0]
     architecture.read_config(donor.config, names[0])
@@ -88,6 +91,7 @@ def architectures(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> li
 
 
 def labels(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[Reason]:
+    """Labels that contradict each other, and models that give theirs no names."""
     reasons = []
     named = [
         architecture.label_names(checkpoint.config, name) for checkpoint, name in zip(checkpoints, names, strict=True)
@@ -273,5 +277,6 @@ def _processing_ids(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def some(names: Sequence[str], most: int = 4) -> str:
+    """The first few of many names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -112,7 +112,7 @@ def write_contents(
             {"ingredients": list(step.ingredients), "score": step.score, "kept": step.kept} for step in found.trace
         ],
         "report": [
-            {**scoring.model_dump(mode="json"), "title": bench.title, "name": scoring.name or bench.scoring.dataset}
+            {**scoring.model_dump(mode="json"), "title": bench.title, "name": scoring.name or scoring.dataset}
             for scoring, bench in zip(resolved.report, benches[1 if recipe.score else 0 :], strict=True)
         ],
         "license_agreed": license.agreed,

@@ -29,7 +29,7 @@ class SoupError(Exception):
     Use a weight of zero or more.
     """
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message, hint)
         self.message = message
         self.hint = hint

@@ -161,6 +161,21 @@ class Evaluation:
         return logits
 
 
+def require_device(device: str) -> None:
+    """Refuse a device that torch does not have, before anything is fetched for it.
+
+    Raises:
+        ScoringError: It has not.
+    """
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ScoringError(f"torch cannot use the device '{device}': {reason}", hint="Use `cpu`, or `cuda`.") from None
+
+
 def require_memory(plan: Plan) -> None:
     """Refuse a selection that would not fit into memory, before anything is fetched for it.
 

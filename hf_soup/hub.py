@@ -120,6 +120,7 @@ def endpoint() -> str:
 
 
 def status_of(error: BaseException) -> int | None:
+    """The HTTP status of the Hub's answer, where there was one."""
     return error.response.status_code if isinstance(error, HfHubHTTPError) else None
 
 
@@ -151,10 +152,10 @@ def pause_after(error: BaseException, attempt: int) -> float:
         after = str(error.response.headers.get("Retry-After", ""))
         pause = min(60.0, float(after)) if after.isdigit() else pause
     # Jitter, so that parallel requests that failed together do not come back together.
-    return pause * random.uniform(1.0, 1.2)
+    return float(pause * random.uniform(1.0, 1.2))
 
 
-def explain(error: Exception, what: str, *, kind: type[SoupError] = ResolveError) -> SoupError:
+def explain(error: BaseException, what: str, *, kind: type[SoupError] = ResolveError) -> SoupError:
     """One clear error for whatever the client raised while it looked at ``what``."""
     status = status_of(error)
     said = (error.server_message or "") if isinstance(error, HfHubHTTPError) else ""
@@ -453,7 +454,7 @@ def fetch(
                         f"  stated  {expected}\n  arrived {found}",
                         hint="Something between here and the Hub changes data. The wrong copy was removed.",
                     )
-        except EXPLAINED as error:
+        except (*EXPLAINED, RuntimeError) as error:  # hf_xet raises plain RuntimeErrors
             raise explain(error, what) from None
         return local
 
@@ -463,18 +464,24 @@ def fetch(
 
 def _download(repo: Repo, path: str, bar: type[tqdm[Any]], *, force: bool = False) -> Path:
     """One file through the client; by its commit, so that a file in the cache costs no request."""
-    return Path(
-        hf_hub_download(
-            repo.id,
-            path,
-            revision=repo.revision,
-            token=repo.token,
-            force_download=force,
-            tqdm_class=bar,
-            library_name="hf-soup",
-            library_version=__version__,
+    try:
+        return Path(
+            hf_hub_download(
+                repo.id,
+                path,
+                revision=repo.revision,
+                token=repo.token,
+                force_download=force,
+                tqdm_class=bar,
+                library_name="hf-soup",
+                library_version=__version__,
+            )
         )
-    )
+    except (LocalEntryNotFoundError, ValueError) as error:
+        # The client says that the cache has no copy; why it had to look there is what matters.
+        if isinstance(error.__cause__, HfHubHTTPError | httpx2.TransportError):
+            raise error.__cause__ from None
+        raise
 
 
 def remember(repo: Repo) -> None:

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,14 +25,13 @@ from tqdm import tqdm
 
 from hf_soup.checkpoint import ITEM_BYTES, TensorInfo
 from hf_soup.errors import MergeError
-from hf_soup.methods import METHODS
+from hf_soup.files import bytes_of, open_file, read_all, write_all
+from hf_soup.methods import METHODS, round_into
 from hf_soup.plan import BLOCK_BYTES, Plan, PlannedTensor
 from hf_soup.staging import Block, Staging
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
-
-    from typing_extensions import Buffer
 
 TORCH = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -58,21 +58,41 @@ def world() -> World:
     """The world that Accelerate sees; a single process when none was launched.
 
     Raises:
-        MergeError: A launcher started several processes, but Accelerate sees one: each would do all the work.
+        MergeError: Several processes are announced, but they cannot find each other: each would do all the work.
     """
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    launched = int(os.environ.get("WORLD_SIZE") or 1)
     if launched == 1:
         return World()
+    hint = (
+        "Start them with `accelerate launch --multi_gpu --num_processes N -m hf_soup …` or "
+        "`torchrun --nproc-per-node N -m hf_soup …`."
+    )
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        # Without them Accelerate waits for processes that nobody starts.
+        raise MergeError(f"WORLD_SIZE is {launched}, but {', '.join(missing)} is not set.", hint=hint)
     from accelerate import PartialState
 
-    state = PartialState(cpu=not torch.cuda.is_available())
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # else Accelerate warns that it sets torch's threads, as we do
+    try:
+        # On the CPU also where there are GPUs, as the work is; and the first process downloads and scores for hours
+        # while the others wait.
+        state = PartialState(cpu=True, timeout=timedelta(days=30))
+    except (RuntimeError, ValueError) as error:
+        raise MergeError(f"{launched} processes were launched, but they cannot meet: {error}", hint=hint) from None
     if state.num_processes != launched:
-        raise MergeError(
-            f"{launched} processes were launched, but Accelerate sees {state.num_processes}.",
-            hint="Start them with `accelerate launch --multi_gpu --num_processes N -m hf_soup …` or "
-            "`torchrun --nproc-per-node N -m hf_soup …`.",
-        )
-    return World(state.process_index, state.num_processes, state.wait_for_everyone)
+        raise MergeError(f"{launched} processes were launched, but Accelerate sees {state.num_processes}.", hint=hint)
+
+    def barrier() -> None:
+        try:
+            state.wait_for_everyone()
+        except RuntimeError:
+            raise MergeError(
+                "Another of the processes that merge together has ended early.",
+                hint="Its own error says why. What is finished is kept; run the same command again.",
+            ) from None
+
+    return World(state.process_index, state.num_processes, barrier)
 
 
 @dataclass(frozen=True)
@@ -119,38 +139,46 @@ def merge(
     threads = threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(1)  # the threads below are the parallelism; torch's own would fight them for the cores
     with ExitStack() as stack:
-        try:
-            if world.rank == 0:
-                _preallocate(plan, staging.folder)
-            world.barrier()
-            outputs = [open_file(stack, staging.folder / file.name, os.O_RDWR) for file in plan.files]
-            inputs = [{file: open_file(stack, path) for file, path in source.items()} for source in paths]
-            kept = _still_right(plan, outputs, staging.finished(), threads)
-            # Every process must see the same journals before any of them writes to one.
-            world.barrier()
-            engine = _Engine(plan, inputs, outputs)
-            bar = tqdm(
-                total=plan.size,
-                initial=sum(_block_bytes(plan.tensors[t], b) for t, b in kept),
-                unit="B",
-                unit_scale=True,
-                desc="Merging",
-                disable=True if quiet or world.rank > 0 else None,
-                leave=False,
-            )
-            units = _units(plan, kept, world, threads)
-            with bar:
-                _run(engine, units, partial(staging.note, world.rank), threads, bar.update)
-        except OSError as error:
-            raise _disk_error(error, staging) from None
+        stack.enter_context(staging.disk_errors())
+        if world.rank == 0:
+            staging.allocate((file.name, file.header, file.size) for file in plan.files)
+        world.barrier()
+        outputs = [open_file(stack, staging.folder / file.name, os.O_RDWR) for file in plan.files]
+        inputs = [{file: open_file(stack, path) for file, path in source.items()} for source in paths]
+        if world.rank == 0:
+            staging.restart(_still_right(plan, outputs, staging.finished(), threads))
+        world.barrier()
+        kept = {(tensor, block) for tensor, block, _ in staging.finished()}
+        # Every process must see the same journal before any of them writes to one.
+        world.barrier()
+        resumed = sum(_block_bytes(plan.tensors[tensor], block) for tensor, block in kept)
+        engine = _Engine(plan, inputs, outputs)
+        bar = tqdm(
+            total=plan.size,
+            initial=resumed,
+            unit="B",
+            unit_scale=True,
+            desc="Merging",
+            disable=True if quiet or world.rank > 0 else None,
+            leave=False,
+        )
+        with bar:
+            _run(engine, _units(plan, kept, world, threads), partial(staging.note, world.rank), threads, bar.update)
     world.barrier()
     if world.rank > 0:
         return Merged("", {}, 0, ())
-    roots = tensor_roots(plan, {(tensor, block): digest for tensor, block, digest in staging.finished()})
+    blocks = {(tensor, block): digest for tensor, block, digest in staging.finished()}
+    missing = sum(tensor.blocks for tensor in plan.tensors) - len(blocks)
+    if missing:
+        raise MergeError(
+            f"{missing} blocks of '{staging.output.name}' were not written.",
+            hint="All processes need the same file system, and the same output folder.",
+        )
+    roots = tensor_roots(plan, blocks)
     return Merged(
         digest=digest_of((tensor.name, tensor.dtype, tensor.shape, roots[tensor.name]) for tensor in plan.tensors),
         roots=roots,
-        resumed=sum(_block_bytes(plan.tensors[t], b) for t, b in kept),
+        resumed=resumed,
         differing=tuple(sorted(engine.differing)),
     )
 
@@ -192,7 +220,7 @@ class _Engine:
         start = block * BLOCK_BYTES // item
         stop = min(tensor.elements, start + BLOCK_BYTES // item)
         out = buffers.output((stop - start) * item).view(TORCH[tensor.dtype])
-        step = max(1 << 14, min(SLICE_ELEMENTS, (1 << 22) // len(tensor.parts)))
+        step = min(SLICE_ELEMENTS, max(1 << 14, (1 << 22) // len(tensor.parts)))
         for begin in range(start, stop, step):
             end = min(stop, begin + step)
             parts = [
@@ -206,15 +234,15 @@ class _Engine:
                 piece.copy_(parts[0])
                 if any(not torch.equal(part, parts[0]) for part in parts[1:]):
                     self.differing.add(tensor.name)
-        data = _bytes_of(out.view(torch.uint8))
-        _write_all(self.outputs[tensor.file], data, tensor.offset + block * BLOCK_BYTES)
+        data = bytes_of(out.view(torch.uint8))
+        write_all(self.outputs[tensor.file], data, tensor.offset + block * BLOCK_BYTES)
         return hashlib.sha256(data).hexdigest()
 
     def _combine(self, tensor: PlannedTensor, parts: list[Tensor], begin: int, piece: Tensor) -> None:
         mixed = self.method.function(parts, self.plan.weights, **self.plan.parameters)
         if not _fits(mixed, piece.dtype):
             mixed = self._settle(tensor, parts, begin, piece.dtype, mixed)
-        piece.copy_(mixed)
+        round_into(mixed, piece)
 
     def _settle(
         self, tensor: PlannedTensor, parts: list[Tensor], begin: int, dtype: torch.dtype, mixed: Tensor
@@ -231,10 +259,14 @@ class _Engine:
                     f"'{tensor.name}' of {label} holds {part[index].item()} at {place}.",
                     hint="That model is broken, most likely by a training run that diverged; leave it out.",
                 )
-        if any(part.element_size() == 2 for part in parts) and not (mixed.isfinite() | shared).all():
-            # Finite numbers whose sum is too large for float32: add them up in float64.
-            mixed = self.method.function([part.double() for part in parts], self.plan.weights, **self.plan.parameters)
-        rounded = mixed.to(dtype)
+        fine = mixed.isfinite() | shared
+        if mixed.dtype == torch.float32 and not fine.all():
+            # Finite numbers whose sum is too large for float32: those, and no others, are added up in float64, so
+            # that no entry's bits depend on the slice that it is in.
+            wide = self.method.function([part.double() for part in parts], self.plan.weights, **self.plan.parameters)
+            mixed = torch.where(fine, mixed.double(), wide)
+        rounded = torch.empty_like(mixed, dtype=dtype)
+        round_into(mixed, rounded)
         lost = ~(rounded.isfinite() | shared)
         if lost.any():
             index = int(lost.nonzero()[0])
@@ -271,8 +303,8 @@ class _Buffers:
 def _fits(mixed: Tensor, dtype: torch.dtype) -> bool:
     """Whether every number is finite and stays so in ``dtype``; one pass, as NaN passes through min and max."""
     low, high = mixed.aminmax()
-    largest = torch.finfo(dtype).max
-    return bool(low >= -largest) and bool(high <= largest)
+    # As Python's numbers: in a float32 tensor's comparison the largest float64 would be infinity, which Inf equals.
+    return -torch.finfo(dtype).max <= low.item() and high.item() <= torch.finfo(dtype).max
 
 
 def _run(
@@ -340,67 +372,22 @@ def _units(plan: Plan, kept: AbstractSet[tuple[int, int]], world: World, threads
     return units
 
 
-def _still_right(
-    plan: Plan, outputs: Sequence[int], finished: Iterator[Block], threads: int
-) -> frozenset[tuple[int, int]]:
+def _still_right(plan: Plan, outputs: Sequence[int], finished: Iterator[Block], threads: int) -> list[Block]:
     """The finished blocks whose bytes still have the sha256 that was noted."""
 
-    def check(entry: Block) -> tuple[int, int] | None:
+    def check(entry: Block) -> bool:
         number, block, noted = entry
         if not (0 <= number < len(plan.tensors) and 0 <= block < plan.tensors[number].blocks):
-            return None
+            return False
         tensor = plan.tensors[number]
         if not tensor.averaged:
-            return None  # small, and done again to see whether the sources agree
+            return False  # small, and done again to see whether the sources agree
         data = os.pread(outputs[tensor.file], _block_bytes(tensor, block), tensor.offset + block * BLOCK_BYTES)
-        return (number, block) if hashlib.sha256(data).hexdigest() == noted else None
+        return hashlib.sha256(data).hexdigest() == noted
 
+    entries = list(dict.fromkeys(finished))
     with ThreadPoolExecutor(threads) as pool:
-        return frozenset(found for found in pool.map(check, finished) if found is not None)
-
-
-def _preallocate(plan: Plan, folder: Path) -> None:
-    for file in plan.files:
-        path = folder / file.name
-        if path.exists() and path.stat().st_size == file.size:
-            continue
-        with path.open("wb") as opened:
-            opened.write(file.header)
-            opened.flush()
-            # Reserves the space now, so that a full disk is known before the work and not in its middle.
-            os.posix_fallocate(opened.fileno(), 0, file.size)
-
-
-def _bytes_of(buffer: Tensor) -> memoryview:
-    # numpy's stubs do not say that an array is a buffer.
-    return memoryview(cast("Buffer", buffer.numpy()))
-
-
-def open_file(stack: ExitStack, path: Path, flags: int = os.O_RDONLY) -> int:
-    """A descriptor that is closed with the stack."""
-    descriptor = os.open(path, flags)
-    stack.callback(os.close, descriptor)
-    return descriptor
-
-
-def read_all(descriptor: int, buffer: Tensor, offset: int, label: str, part: TensorInfo) -> None:
-    view = _bytes_of(buffer)
-    while view:
-        count = os.preadv(descriptor, [view], offset)
-        if count == 0:
-            raise MergeError(
-                f"{label}: {part.file} ended in the middle of '{part.name}'; it changed while it was read.",
-                hint="Leave the ingredients alone while they are averaged, and run this again.",
-            )
-        view = view[count:]
-        offset += count
-
-
-def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
-    while len(data):
-        count = os.pwrite(descriptor, data, offset)
-        data = data[count:]
-        offset += count
+        return [entry for entry, right in zip(entries, pool.map(check, entries), strict=True) if right]
 
 
 def _block_bytes(tensor: PlannedTensor, block: int) -> int:
@@ -413,11 +400,3 @@ def _unravel(index: int, shape: tuple[int, ...]) -> str:
         place.append(index % length)
         index //= length
     return f"[{', '.join(str(number) for number in reversed(place))}]"
-
-
-def _disk_error(error: OSError, staging: Staging) -> MergeError:
-    place = error.filename or staging.folder
-    return MergeError(
-        f"Cannot merge into '{staging.output.name}': {error.strerror} ('{place}').",
-        hint="What is finished is kept; make room or mend the cause, and run the same command again.",
-    )

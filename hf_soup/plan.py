@@ -171,12 +171,12 @@ def make_plan(
         IncompatibleError: A tensor is missing in a source, or has another shape.
     """
     laid: list[tuple[str, str, tuple[TensorInfo, ...]]] = []
-    for name, first in tensors[0].items():
+    for name in dict.fromkeys(name for source in tensors for name in source):
         parts = tuple(source[name] for source in tensors if name in source)
         if len(parts) != len(tensors):
             lacking = next(label for label, source in zip(sources, tensors, strict=True) if name not in source)
             raise IncompatibleError(f"Cannot average '{name}': {lacking} does not have it.")
-        if any(part.shape != first.shape for part in parts):
+        if any(part.shape != parts[0].shape for part in parts):
             shown = "\n".join(f"  {label}  {part.shape}" for label, part in zip(sources, parts, strict=True))
             raise IncompatibleError(f"Cannot average '{name}': the ingredients disagree on its shape.\n{shown}")
         laid.append((name, _written(name, parts, dtype), parts))

@@ -15,6 +15,8 @@ from huggingface_hub.errors import HFValidationError
 from hf_soup import hub
 from hf_soup.errors import PublishError, ResolveError
 
+_ATTEMPTS = 3  # the client makes its own for every step of an upload but the last
+
 
 @dataclass(frozen=True)
 class Pushed:
@@ -96,7 +98,7 @@ def commit_folder(
     address = f"{hub.endpoint()}/{head.id}"
     if is_there(head):
         return Pushed(head.id, head.revision, address, changed=False)
-    for attempt in range(hub.ATTEMPTS):
+    for attempt in range(_ATTEMPTS):
         operations = [CommitOperationAdd(path, str(local)) for path, local in files.items()]
         deletions = [CommitOperationDelete(path) for path in others if replace]
         try:
@@ -108,7 +110,9 @@ def commit_folder(
             raise hub.explain(error, f"{what}: the Hub refuses the commit", kind=PublishError) from None
         except (*hub.EXPLAINED, RuntimeError) as error:
             # The client wraps the failed upload of a large file in a RuntimeError.
-            failure = error.__cause__ if isinstance(error.__cause__, Exception) else error
+            failure: BaseException = error
+            if isinstance(error, RuntimeError) and error.__cause__ is not None:
+                failure = error.__cause__
             # Perhaps only the answer was lost: look before anything is sent again.
             try:
                 found = hub.resolve(repo_id, token=token, from_cache=False)
@@ -121,7 +125,7 @@ def commit_folder(
                     f"{what}: somebody else committed {found.revision[:7]} while this was being pushed.",
                     hint="Look at what they changed, and push again.",
                 ) from None
-            if attempt == hub.ATTEMPTS - 1 or not hub.is_passing(failure):
+            if attempt == _ATTEMPTS - 1 or not hub.is_passing(failure):
                 raise hub.explain(failure, what, kind=PublishError) from None
             time.sleep(hub.pause_after(failure, attempt))
     raise AssertionError("the loop returns or raises")

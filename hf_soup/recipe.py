@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -29,6 +30,9 @@ from hf_soup.errors import RecipeError
 #: A recipe in a published repo is a stranger's text, so its size is bounded before it is parsed.
 MAX_BYTES = 1 << 20
 MAX_INGREDIENTS = 1000
+
+#: pydantic's words, and those of somebody who writes YAML.
+_YAML_WORDS = {"Tuple": "List", "tuple": "list", "(dictionary|object)( or instance of [A-Za-z]+)?": "mapping"}
 
 _Text = Annotated[str, Field(min_length=1, max_length=1024)]
 
@@ -60,10 +64,11 @@ class Ingredient(_Value):
             value = {"model": value}
         if isinstance(value, Mapping) and isinstance(value.get("model"), str):
             model, found, revision = split_revision(value["model"])
+            value = {**value, "model": model}
             if found:
                 if value.get("revision") not in (None, revision):
                     raise ValueError(f"two revisions: '{revision}' and '{value['revision']}'")
-                return {**value, "model": model, "revision": revision}
+                value["revision"] = revision
         return value
 
     @field_validator("weight")
@@ -207,7 +212,7 @@ class Recipe(_Value):
 
     @model_validator(mode="after")
     def _weights_have_a_sum(self) -> Self:
-        total = math.fsum(ingredient.weight for ingredient in self.ingredients)
+        total = sum(ingredient.weight for ingredient in self.ingredients)
         if total == 0 or not math.isfinite(total):
             shown = ", ".join(f"{ingredient.weight:g}" for ingredient in self.ingredients)
             raise ValueError(f"the weights ({shown}) sum to {total:g}; give at least one ingredient a share")
@@ -245,9 +250,10 @@ class Recipe(_Value):
                 hint="Start from `hf-soup check MODEL... -o recipe.yaml`, which writes one.",
             )
         try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise RecipeError(_explain(error, name)) from None
+            return cls(**values)
+        except RecipeError as error:
+            assert isinstance(error.__context__, ValidationError)
+            raise RecipeError(_explain(error.__context__, name)) from None
 
     def to_dict(self) -> dict[str, Any]:
         """The values that differ from their defaults, as plain data."""
@@ -294,9 +300,14 @@ def parse_yaml(text: str) -> Any:
 def _explain(error: ValidationError, name: str) -> str:
     """All faults of a recipe, a line each, with the key, the value and what is allowed."""
     lines = [f"Cannot read {name}:"]
-    for fault in error.errors(include_url=False):
+    faults = error.errors(include_url=False)
+    for fault in faults:
         where = ".".join(str(part) for part in fault["loc"]) or "recipe"
         message = fault["msg"].removeprefix("Value error, ")
+        for theirs, ours in _YAML_WORDS.items():
+            message = re.sub(theirs, ours, message)
+        if fault["type"] == "too_short" and any(other["loc"][:-1][: len(fault["loc"])] == fault["loc"] for other in faults):
+            continue  # only because what is wrong in it was left out
         if fault["type"] == "extra_forbidden":
             known = sorted(_keys_at(fault["loc"]))
             message = "unknown key" + (f"; known here: {', '.join(known)}" if known else "")

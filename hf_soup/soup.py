@@ -18,7 +18,7 @@ from hf_soup.card import strings, with_fields
 from hf_soup.checkpoint import fetch_weights, missing_weights, open_all
 from hf_soup.compatibility import Reason
 from hf_soup.contents import soup_config, write_assets, write_contents
-from hf_soup.errors import MergeError, RecipeError, ResolveError
+from hf_soup.errors import MergeError, PublishError, RecipeError, ResolveError
 from hf_soup.lineage import Lineage, examine
 from hf_soup.methods import METHODS
 from hf_soup.plan import Plan, make_plan
@@ -66,6 +66,8 @@ class Soup:
         folder = Path(folder)
         try:
             summary = json.loads((folder / "soup.json").read_text())
+            if not isinstance(summary, dict) or not {"weights", "scores", "digest", "license_agreed"} <= summary.keys():
+                raise ValueError("it is another program's")
         except (OSError, ValueError):
             raise ResolveError(
                 f"'{folder}' is not a soup: it has no readable soup.json.",
@@ -126,12 +128,18 @@ class Soup:
             PublishError: No token, no right, or a repo that holds something else.
         """
         require_token(token)
+        paths = {path.relative_to(self.folder): path for path in sorted(self.folder.rglob("*"))}
+        # What is hidden was put there by others: caches, a desktop's notes.
         files = {
-            path.relative_to(self.folder).as_posix(): path for path in sorted(self.folder.rglob("*")) if path.is_file()
+            name.as_posix(): path
+            for name, path in paths.items()
+            if path.is_file() and not any(part.startswith(".") for part in name.parts)
         }
+        if "README.md" not in files:
+            raise PublishError(f"'{self.folder}' has no README.md.", hint="Cook the soup again, or write a card.")
         fields: dict[str, Any] = {}
         if license is not None:
-            fields = {"license": license}
+            fields = {"license": license, "license_name": None, "license_link": None}
         elif not self.summary["license_agreed"]:
             say(
                 "warning: the ingredients' licences are not all the same or not all stated, so the card says "
@@ -222,7 +230,7 @@ def cook(
         everyone = _plan(recipe, lineage, _weights(recipe, lineage))
         config = soup_config(lineage, everyone.dtype)
         write_assets(Path(kitchen), config, lineage)
-        benches = _benches(recipe, lineage, Path(kitchen), config, token, say)
+        benches = _benches(recipe, lineage, Path(kitchen), config, device, token, say)
         _require_disk(lineage, everyone, out)
         paths = fetch_weights(lineage.checkpoints, quiet=quiet)
         with _evaluation(recipe, lineage, benches, everyone, paths, Path(kitchen), device, quiet) as evaluation:
@@ -365,16 +373,17 @@ def _plan(recipe: Recipe, lineage: Lineage, weights: Mapping[str, float]) -> Pla
 
 
 def _benches(
-    recipe: Recipe, lineage: Lineage, folder: Path, config: Mapping[str, Any], token: hub.Token, say: Say
+    recipe: Recipe, lineage: Lineage, folder: Path, config: Mapping[str, Any], device: str, token: hub.Token, say: Say
 ) -> list[Bench]:
     """The held-out and report data, prepared once for all models, before any weight is fetched."""
     scorings = [("score", recipe.score)] if recipe.score else []
     scorings += [("report", scoring) for scoring in recipe.report]
     if not scorings:
         return []
-    from hf_soup.evaluation import require_memory
+    from hf_soup.evaluation import require_device, require_memory
     from hf_soup.scoring import prepare
 
+    require_device(device)
     require_memory(_plan(recipe, lineage, _weights(recipe, lineage)))
     benches = prepare(scorings, folder=folder, config=config, token=token)
     for bench in benches:
@@ -463,7 +472,7 @@ def score(
         with tempfile.TemporaryDirectory(prefix="hf-soup-") as folder:
             config = soup_config(alone, plan.dtype)
             write_assets(Path(folder), config, alone)
-            benches = _benches(recipe, alone, Path(folder), config, token, say)
+            benches = _benches(recipe, alone, Path(folder), config, device, token, say)
             with Evaluation(
                 benches, held_out=False, names=[checkpoint.model], plan=plan,
                 paths=fetch_weights([checkpoint], quiet=quiet), config_folder=Path(folder), device=device, quiet=quiet,

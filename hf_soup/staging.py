@@ -9,8 +9,9 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -20,17 +21,16 @@ from hf_soup.errors import MergeError
 _PLAN = "plan.json"
 _LOCK = "lock"
 _JOURNAL = "journal"
-_OWN = (_PLAN, _LOCK)
 
 #: A finished block: (tensor number, block number, sha256 in hexadecimal).
 Block = tuple[int, int, str]
 
 
 class Staging:
-    """The folder ``.NAME.cooking`` beside an output folder.
+    """The folder ``.NAME.cooking`` beside an output folder: a lock, a plan, journals, and the soup that grows in it.
 
     It is locked while a process works in it. It stays when the work is interrupted, so that the next run can
-    continue; it is renamed to the output when the soup is complete. Nothing that exists is replaced.
+    continue; the soup in it is renamed to the output when it is complete. Nothing that exists is replaced.
 
     Args:
         output: The folder that the soup will be.
@@ -41,39 +41,68 @@ class Staging:
 
     def __init__(self, output: Path) -> None:
         self.output = Path(os.path.abspath(output))  # noqa: PTH100 -- resolve() would follow the last link
-        self.folder = self.output.parent / f".{self.output.name}.cooking"
+        self.root = self.output.parent / f".{self.output.name}.cooking"
+        self.folder = self.root / "soup"
         self._lock: IO[bytes] | None = None
         self._guard = threading.Lock()
 
     def __enter__(self) -> Self:
         refuse_existing(self.output)
         try:
-            self.output.parent.mkdir(parents=True, exist_ok=True)
-            self.folder.mkdir(exist_ok=True)
-            self._lock = (self.folder / _LOCK).open("ab")
+            while not self._locked():
+                pass
+        except BlockingIOError:
+            raise MergeError(
+                f"Another process is cooking '{self.output.name}' right now.",
+                hint="Wait until it is done, or choose another output folder with -o.",
+            ) from None
         except OSError as error:
             raise MergeError(
                 f"Cannot write beside '{self.output}': {error.strerror}.",
                 hint="Choose another output folder with -o.",
             ) from None
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise MergeError(
-                f"Another process is cooking '{self.output.name}' right now.",
-                hint="Wait until it is done, or choose another output folder with -o.",
-            ) from None
+            refuse_existing(self.output)  # the process that had the lock may have finished it
+        except MergeError:
+            self.__exit__(None, None, None)
+            raise
         return self
+
+    def _locked(self) -> bool:
+        """Take the lock; False where the process that had it took the folder away, so that the lock is no one's."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack, suppress(FileNotFoundError):
+            lock = stack.enter_context((self.root / _LOCK).open("ab"))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock.fileno()), (self.root / _LOCK).stat()):
+                self._lock = lock
+                stack.pop_all()
+                return True
+        return False
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._lock is None:
             return
-        if self.folder.is_dir() and not (self.folder / _PLAN).exists():
-            shutil.rmtree(self.folder)  # nothing was begun, so there is nothing to continue
+        if not (self.root / _PLAN).exists():
+            # Nothing was begun, or all is done: there is nothing to continue.
+            with suppress(OSError):
+                (self.root / _LOCK).unlink()
+                self.root.rmdir()
         self._lock.close()
+        self._lock = None
+
+    @contextmanager
+    def disk_errors(self) -> Iterator[None]:
+        """Turn what the file system refuses into a `MergeError` that says what is kept."""
+        try:
+            yield
+        except OSError as error:
+            raise MergeError(
+                f"Cannot make '{self.output.name}': {error.strerror} ('{error.filename or self.folder}').",
+                hint="What is finished is kept; make room or mend the cause, and run the same command again.",
+            ) from None
 
     def begin(self, fingerprint: str, plan: Mapping[str, Any], paths: Sequence[Mapping[str, Path]]) -> str | None:
         """Start a merge, or continue the one that was interrupted.
@@ -83,15 +112,13 @@ class Staging:
         """
         said = None
         try:
-            earlier = json.loads((self.folder / _PLAN).read_text())["fingerprint"]
+            earlier = json.loads((self.root / _PLAN).read_text())["fingerprint"]
         except (OSError, ValueError, KeyError, TypeError):
             earlier = None
         if earlier == fingerprint:
             said = "continued"
-        else:
-            if earlier is not None:
-                said = "an interrupted run had another recipe or other ingredients, so this one starts anew"
-            self._clear()
+        elif earlier is not None:
+            said = "an interrupted run had another recipe or other ingredients, so this one starts anew"
         text = json.dumps(
             {
                 "fingerprint": fingerprint,
@@ -99,9 +126,10 @@ class Staging:
                 "paths": [{file: str(path) for file, path in source.items()} for source in paths],
             }
         )
-        partial = self.folder / f"{_PLAN}.partial"
-        partial.write_text(text)
-        partial.replace(self.folder / _PLAN)
+        with self.disk_errors():
+            self._clear({file["name"] for file in plan["files"]} if said == "continued" else set())
+            self._write(_PLAN, text)
+            self.folder.mkdir(exist_ok=True)
         return said
 
     def read_plan(self) -> tuple[dict[str, Any], list[dict[str, Path]]]:
@@ -111,62 +139,86 @@ class Staging:
             MergeError: It is not there: the processes see different folders.
         """
         try:
-            values = json.loads((self.folder / _PLAN).read_text())
+            values = json.loads((self.root / _PLAN).read_text())
         except (OSError, ValueError):
             raise MergeError(
-                f"This process does not see '{self.folder}', which the first one wrote.",
+                f"This process does not see '{self.root}', which the first one wrote.",
                 hint="All processes need the same file system, and the same output folder.",
             ) from None
         return values["plan"], [{file: Path(path) for file, path in source.items()} for source in values["paths"]]
 
+    def allocate(self, files: Iterable[tuple[str, bytes, int]]) -> None:
+        """Make the output files, ``(name, first bytes, size)``, as large as they will be; what they hold stays.
+
+        That reserves the space, so that a full disk is known before the work and not in its middle.
+        """
+        for name, header, size in files:
+            with open(os.open(self.folder / name, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:  # noqa: PTH123
+                file.write(header)
+                file.truncate(size)
+                try:
+                    os.posix_fallocate(file.fileno(), 0, size)
+                except OSError as error:
+                    if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+                        raise
+
+    def restart(self, kept: Sequence[Block]) -> None:
+        """Put one journal of the blocks that are kept in the place of all journals."""
+        self._write(f"{_JOURNAL}.0", json.dumps(kept) + "\n")
+        for journal in self.root.glob(f"{_JOURNAL}.*"):
+            if journal.name != f"{_JOURNAL}.0":
+                journal.unlink()
+
     def note(self, rank: int, blocks: Sequence[Block]) -> None:
         """Append finished blocks to this process's journal, after their bytes were written."""
-        with self._guard, (self.folder / f"{_JOURNAL}.{rank}").open("a") as journal:
+        with self._guard, (self.root / f"{_JOURNAL}.{rank}").open("a") as journal:
             journal.write(json.dumps(blocks) + "\n")
 
     def finished(self) -> Iterator[Block]:
         """The blocks that any process noted; a line that was cut off when the process died is passed over."""
-        for journal in sorted(self.folder.glob(f"{_JOURNAL}.*")):
-            for line in journal.read_text().splitlines():
-                with suppress(ValueError):
-                    yield from ((int(tensor), int(block), str(digest)) for tensor, block, digest in json.loads(line))
+        for journal in sorted(self.root.glob(f"{_JOURNAL}.*")):
+            for line in journal.read_text(errors="replace").splitlines():
+                with suppress(ValueError, TypeError):
+                    yield from [(int(tensor), int(block), str(digest)) for tensor, block, digest in json.loads(line)]
 
     def publish(self) -> Path:
         """Make the folder appear as the output, durably, replacing nothing.
 
         Raises:
-            MergeError: Something with that name appeared meanwhile.
+            MergeError: Something with that name appeared meanwhile; the soup waits in the staging folder.
         """
-        for journal in self.folder.glob(f"{_JOURNAL}.*"):
-            journal.unlink()
-        for name in _OWN:
-            (self.folder / name).unlink(missing_ok=True)
-        for path in [*self.folder.rglob("*"), self.folder]:
-            _sync(path)
-        try:
-            _rename(self.folder, self.output)
-        except OSError as error:
-            if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-                refuse_existing(self.output)
-            raise MergeError(
-                f"The soup is complete in '{self.folder}', but cannot be renamed to '{self.output.name}': "
-                f"{error.strerror}.",
-                hint="Rename the folder by hand.",
-            ) from None
-        _sync(self.output.parent)
+        with self.disk_errors():
+            for path in [*self.folder.rglob("*"), self.folder]:
+                _sync(path)
+            try:
+                _rename(self.folder, self.output)
+            except OSError as error:
+                if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                    refuse_existing(self.output)
+                raise
+            _sync(self.output.parent)
+            self._clear(set())
         return self.output
 
-    def discard(self) -> None:
-        """Remove the staging folder; only ever this one."""
-        shutil.rmtree(self.folder)
+    def _write(self, name: str, text: str) -> None:
+        """Write a file so that it is there whole or not at all."""
+        partial = self.root / f"partial.{name}"
+        partial.write_text(text)
+        partial.replace(self.root / name)
 
-    def _clear(self) -> None:
-        for path in self.folder.iterdir():
-            if path.name != _LOCK:
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
+    def _clear(self, keep: AbstractSet[str]) -> None:
+        """Remove what an earlier run left, but of the soup the files to ``keep``, and the plan and journals with them.
+
+        Whatever else lies there was not put there by this package, and stays.
+        """
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            if path.name not in keep:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        if not keep:
+            for path in [self.root / _PLAN, *self.root.glob(f"{_JOURNAL}.*"), *self.root.glob("partial.*")]:
+                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                self.folder.rmdir()
 
 
 def refuse_existing(output: Path) -> None:
@@ -175,7 +227,7 @@ def refuse_existing(output: Path) -> None:
     Raises:
         MergeError: It exists.
     """
-    if output.is_symlink() or output.exists():
+    if os.path.lexists(output):
         kind = "is a mount point" if output.is_mount() else "exists already"
         raise MergeError(
             f"The output '{output}' {kind}, and nothing that exists is overwritten.",
@@ -202,6 +254,6 @@ def _rename(source: Path, target: Path) -> None:
         if code not in (errno.EINVAL, errno.ENOSYS):
             raise OSError(code, os.strerror(code))
     # A file system that cannot promise it: look, then rename, which still refuses everything but an empty folder.
-    if target.exists():
+    if os.path.lexists(target):
         raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
     source.rename(target)

@@ -84,7 +84,7 @@ class Done:
 
 @pytest.fixture
 def cli(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    online: LocalHub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[..., Done]:
     """Runs ``hf-soup ARGUMENTS`` in this process, in ``tmp_path``: what a child would do, without its four seconds."""
     from hf_soup.cli import main

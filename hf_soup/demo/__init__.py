@@ -25,14 +25,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_soup.demo.cache import ANCESTOR, DATASET, OWNER, POOR, Progress, Zoo, cache_folder, prepare
+from hf_soup.demo.cache import ANCESTOR, DATASET, DEFAULT, OWNER, POOR, Progress, Zoo, cache_folder, prepare
 from hf_soup.errors import SoupError
 from hf_soup.recipe import Recipe
 
 Say = Callable[[str], None]
 
 
-def demo_recipe(fine_tunes: Sequence[str] = Zoo().fine_tunes) -> Recipe:
+def demo_recipe(fine_tunes: Sequence[str] = DEFAULT.fine_tunes) -> Recipe:
     """The recipe that the demo cooks: chosen on held-out digits, reported on a shifted test first."""
     data = {"task": "image-classification", "dataset": f"{OWNER}/{DATASET}", "metric": "accuracy"}
     return Recipe(
@@ -44,7 +44,7 @@ def demo_recipe(fine_tunes: Sequence[str] = Zoo().fine_tunes) -> Recipe:
     )
 
 
-def run_demo(output: Path, *, say: Say, progress: Progress, zoo: Zoo = Zoo()) -> dict[str, Any]:
+def run_demo(output: Path, *, say: Say, progress: Progress, zoo: Zoo = DEFAULT) -> dict[str, Any]:
     """Train, publish, check, cook, push, load, and compare.
 
     Args:
@@ -70,8 +70,8 @@ def run_demo(output: Path, *, say: Say, progress: Progress, zoo: Zoo = Zoo()) ->
         progress(f"Publishing {len(zoo.repos)} repos on a local Hub, {hub.endpoint}")
         environment = child_environment(os.environ, output / "home", hub.endpoint, token)
         shell = Shell(environment, say)
-        shell.seconds["train"] = time.monotonic() - started
-        shell.run([sys.executable, "-m", "hf_soup.demo.publish", str(trained)])
+        shell.seconds["train"] = round(time.monotonic() - started, 2)
+        shell.run("publish", "-m", "hf_soup.demo.publish", str(trained))
         return _story(shell, folder, "" if number == 1 else f"-{number}", zoo)
 
 
@@ -119,6 +119,7 @@ def child_environment(ours: Mapping[str, str], home: Path, endpoint: str, token:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "NO_PROXY": "127.0.0.1,localhost",
         "no_proxy": "127.0.0.1,localhost",
+        "PYTHONUTF8": "1",  # their stdout is read as UTF-8, whatever the user's locale
     }
 
 
@@ -131,20 +132,22 @@ class Shell:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def hf_soup(self, *arguments: str | Path) -> str:
-        """Show and run ``hf-soup ARGUMENTS``; the same as typing it, wherever the script was installed."""
+        """Show and run ``hf-soup ARGUMENTS``, wherever the script was installed."""
         shown = [str(argument) for argument in arguments]
-        self.say(f"\n$ hf-soup {shlex.join(shown)}")
-        return self.run([sys.executable, "-m", "hf_soup", *shown])
+        command = f"hf-soup {shlex.join(shown)}"
+        self.say(f"\n$ {command}")
+        return self.run(command, "-m", "hf_soup", *shown)
 
-    def run(self, command: Sequence[str]) -> str:
-        """Run a command to its end and return its stdout; its stderr goes where ours goes.
+    def run(self, name: str, *arguments: str) -> str:
+        """Run Python with these arguments to the end and return its stdout; its stderr goes where ours goes.
 
         Raises:
             SoupError: It failed.
         """
         started = time.monotonic()
-        done = subprocess.run(command, env=self.environment, stdout=subprocess.PIPE, encoding="utf-8", check=False)
-        name = shlex.join(command[1:])
+        done = subprocess.run(
+            [sys.executable, *arguments], env=self.environment, stdout=subprocess.PIPE, encoding="utf-8", check=False
+        )
         self.seconds[name] = round(time.monotonic() - started, 2)
         if done.returncode:
             raise SoupError(
@@ -187,21 +190,21 @@ class Cooked:
     Args:
         figures: Name → title → figure, for each ingredient (by its id), ``soup`` and ``ensemble``.
         comparisons: Title → the soup against the best ingredient, in words.
-        weights: Ingredient → weight, of those that are in the soup.
+        best: The ingredient that is best on held-out data.
+        selected: The ingredients that are in the soup.
     """
 
     figures: dict[str, dict[str, Figure]]
     comparisons: dict[str, str]
-    weights: dict[str, float]
+    best: str
+    selected: list[str]
 
     @classmethod
     def parse(cls, text: str) -> Cooked:
         """Read what ``hf-soup cook --json`` wrote."""
         values = json.loads(text)
-        # A pinned ingredient may be named `owner/name@commit`; here the id alone is enough.
-        weights = {name.split("@")[0]: weight for name, weight in values["weights"].items() if weight}
-        figures = {name.split("@")[0]: titles for name, titles in values["scores"].items()}
-        return cls(figures, values["comparisons"], weights)
+        best = next(iter(values["best"].values()))  # one and the same for all data, as there is held-out data
+        return cls(values["scores"], values["comparisons"], best, values["selected"])
 
 
 def _story(shell: Shell, folder: Path, suffix: str, zoo: Zoo) -> dict[str, Any]:
@@ -216,6 +219,7 @@ def _story(shell: Shell, folder: Path, suffix: str, zoo: Zoo) -> dict[str, Any]:
     say(shell.hf_soup("check", *models, "--base", f"{OWNER}/{ANCESTOR}").rstrip())
     say("\nA soup of those that help each other on held-out data; and, to compare, of all, and of all but one:")
     greedy = Cooked.parse(shell.hf_soup("cook", everything, "-o", folder / "soup", "--json"))
+    say(f"In the soup: {', '.join(_short(name) for name in greedy.selected)}")
     uniform = ("--select", "uniform")
     plain = Cooked.parse(shell.hf_soup("cook", everything, *uniform, "-o", folder / "uniform", "--json"))
     chosen = Cooked.parse(shell.hf_soup("cook", good, *uniform, "-o", folder / "uniform-good", "--json"))
@@ -226,19 +230,20 @@ def _story(shell: Shell, folder: Path, suffix: str, zoo: Zoo) -> dict[str, Any]:
     script = folder / "load.py"
     script.write_text(_LOAD.format(dataset=f"{OWNER}/{DATASET}"), encoding="utf-8")
     say(f"\n$ python {script} {repo}")
-    say(shell.run([sys.executable, str(script), repo]).rstrip())
+    say(shell.run("load", str(script), repo).rstrip())
 
-    table = {name: greedy.figures[name] for name in models}
+    table = {f"{_short(name)}{' *' * (name == greedy.best)}": greedy.figures[name] for name in models}
     table |= {
         f"uniform soup of all {len(models)}": plain.figures["soup"],
         f"uniform soup without {POOR}": chosen.figures["soup"],
-        f"greedy soup of {len(greedy.weights)}": greedy.figures["soup"],
+        f"greedy soup of {len(greedy.selected)}": greedy.figures["soup"],
         "probability ensemble": greedy.figures["ensemble"],
     }
     titles = [scoring.title for scoring in recipe.report]
     say("\n" + _render(table, titles))
+    say("* best on the held-out data, on which the soup was chosen too. The greedy soup against it:\n")
     for title in titles:
-        say(f"The greedy soup against the best single model on {title}: {greedy.comparisons[title]}.")
+        say(f"{title}: {greedy.comparisons[title]}")
     say(_FAREWELL.format(root=shlex.quote(str(folder.parent / "hub"))))
     return {
         "folder": str(folder),
@@ -250,29 +255,32 @@ def _story(shell: Shell, folder: Path, suffix: str, zoo: Zoo) -> dict[str, Any]:
 
 
 _FAREWELL = """
-The best single model is the one that is best on held-out data, where the soup was chosen too; test data were looked
-at once. An ensemble runs all models for every picture, a soup is one. Another seed gives other figures.
+Test data were looked at once. An ensemble runs all models for every picture; a soup is one model. Another seed, or
+other data, gives other figures: see what your own say.
 
 To look at what was published:   hf-soup hub --root {root}
 With models of your own:         hf-soup check OWNER/MODEL OWNER/MODEL -o recipe.yaml
                                  hf-soup cook recipe.yaml -o soup"""
 
 
+def _short(name: str) -> str:
+    return name.removeprefix(f"{OWNER}/")
+
+
 def _render(table: Mapping[str, Mapping[str, Figure]], titles: Sequence[str]) -> str:
     """The table as text: percentages with their 95 % intervals.
 
     >>> figure = {"metric": "accuracy", "value": 0.5, "low": 0.25, "high": 0.75, "n": 8}
-    >>> print(_render({"hf-soup-demo/a": {"test": figure}}, ["test"]))
-    accuracy in %, with 95 % intervals   test (n = 8)
-    a                                    50.0 (25.0 to 75.0)
+    >>> print(_render({"a": {"test accuracy": figure}}, ["test accuracy"]))
+    in %, with 95 % intervals   test accuracy (n = 8)
+    a                           50.0 (25.0 to 75.0)
     """
     first = next(iter(table.values()))
-    rows = [[f"{first[titles[0]]['metric']} in %, with 95 % intervals"]]
-    rows[0] += [f"{title} (n = {first[title]['n']:,})" for title in titles]
+    rows = [["in %, with 95 % intervals", *(f"{title} (n = {first[title]['n']:,})" for title in titles)]]
     for name, figures in table.items():
         shown = [figures[title] for title in titles]
         cells = [f"{100 * f['value']:.1f} ({100 * f['low']:.1f} to {100 * f['high']:.1f})" for f in shown]
-        rows.append([name.removeprefix(f"{OWNER}/"), *cells])
+        rows.append([name, *cells])
     widths = [max(len(row[column]) for row in rows) for column in range(len(titles) + 1)]
     lines = ["   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     return "\n".join(line.rstrip() for line in lines)

@@ -60,6 +60,10 @@ class Zoo:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+#: The documented zoo.
+DEFAULT = Zoo()
+
+
 def cache_folder() -> Path:
     """Where zoos are kept: ``$XDG_CACHE_HOME/hf-soup/demo``."""
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))

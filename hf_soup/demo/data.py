@@ -71,9 +71,7 @@ def splits_of(seed: int) -> dict[str, Split]:
     images = (torch.from_numpy(digits.images).float() / 16 * 255).round()[:, None] / 255  # (1797, 1, 8, 8)
     labels = torch.from_numpy(digits.target)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(labels)))
-    parts = dict(
-        zip(("train", "validation", "test"), torch.split(order, [200, 450, len(order) - 650]), strict=True)
-    )
+    parts = dict(zip(("train", "validation", "test"), torch.split(order, [200, 450, len(order) - 650]), strict=True))
     splits = {name: (images[rows], labels[rows]) for name, rows in parts.items()}
     test, answers = splits["test"]
     splits["shifted"] = (_shifted(test, torch.Generator().manual_seed(seed)), answers)
@@ -150,6 +148,7 @@ def _png(image: Tensor) -> bytes:
 
 
 def write_card(folder: Path, front: Mapping[str, object], text: str) -> None:
+    """Write a repo's ``README.md``: front matter, then text."""
     yaml_text = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     (folder / "README.md").write_text(f"---\n{yaml_text}---\n{text}", encoding="utf-8")
 

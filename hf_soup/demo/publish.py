@@ -4,6 +4,7 @@ A process of its own, because the Hub's client takes endpoint, token and caches 
 imported, and in the demo's own process these are the user's.
 """
 
+import logging
 import sys
 from pathlib import Path
 
@@ -19,4 +20,6 @@ def publish(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    # In a second demo every repo is there already, and the client would say so eleven times.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     publish(Path(sys.argv[1]))

@@ -24,7 +24,7 @@ from torch.nn import functional
 from transformers import ViTConfig, ViTForImageClassification
 from transformers.utils import logging
 
-from hf_soup.demo.cache import ANCESTOR, DATASET, OWNER, POOR, Progress, Zoo
+from hf_soup.demo.cache import ANCESTOR, DATASET, DEFAULT, OWNER, POOR, Progress, Zoo
 from hf_soup.demo.data import DIGITS, LETTERS, Split, draw_letters, make_dataset, splits_of, warp, write_card
 
 MEAN, STD = 0.3, 0.35
@@ -49,9 +49,9 @@ def make_all(folder: Path, progress: Progress, zoo: Zoo) -> None:
     make_zoo(folder, progress, zoo)
 
 
-def make_zoo(folder: Path, progress: Progress, zoo: Zoo = Zoo()) -> None:
+def make_zoo(folder: Path, progress: Progress, zoo: Zoo = DEFAULT) -> None:
     """Train the ancestor and its fine-tunes, and save each as a model repo in a folder of its name."""
-    threads, bars = torch.get_num_threads(), logging.is_progress_bar_enabled()  # type: ignore[no-untyped-call]
+    threads, bars = torch.get_num_threads(), logging.is_progress_bar_enabled()
     # One thread: the model is so small that a second one costs more than it gives, above all when the machine
     # has something else to do; and sums do not depend on how many cores there are.
     torch.set_num_threads(1)
@@ -105,9 +105,7 @@ def _make_zoo(folder: Path, progress: Progress, zoo: Zoo) -> None:
             accuracy=accuracy,
             count=len(answers),
             warning=_POOR_WARNING if name == POOR else "",
-            parameters="\n".join(
-                f"- {key.replace('_', ' ')}: {value:g}" for key, value in asdict(training).items()
-            ),
+            parameters="\n".join(f"- {key.replace('_', ' ')}: {value:g}" for key, value in asdict(training).items()),
         )
         write_card(folder / name, front, text + _USE.format(repo=f"{OWNER}/{name}"))
 

@@ -12,7 +12,6 @@ history of downloads and does not scale.
 """
 
 import ipaddress
-import logging
 import secrets
 import socket
 import struct
@@ -20,7 +19,6 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import uvicorn
@@ -29,14 +27,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from hf_soup.errors import SoupError
-from hf_soup.local_hub.app import App, Intercept, Record, Transform
-from hf_soup.local_hub.names import HubError, valid_path, wants_lfs
-from hf_soup.local_hub.store import Change, File, Kind, Note, Repo, Store
-from hf_soup.local_hub.wire import Hub
+from hf_soup.local_hub import files, repos
+from hf_soup.local_hub.store import Change, HubError, Kind, Repo, Store
+from hf_soup.local_hub.wire import Hub, Record
 
 __all__ = ["Hangup", "LocalHub", "Record", "serve"]
-
-_START_SECONDS = 30.0
 
 
 class Hangup(Response):
@@ -75,9 +70,12 @@ class Hangup(Response):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             transport.abort()
         transport.close()
+        # Until it is closed, or uvicorn would report that the answer is not complete.
+        while (await receive())["type"] != "http.disconnect":
+            continue
 
 
-class LocalHub:
+class LocalHub(Hub):
     """A Hub on loopback, between ``__enter__`` and ``__exit__``.
 
     Args:
@@ -92,6 +90,12 @@ class LocalHub:
         endpoint: What to set ``HF_ENDPOINT`` to, or to give to ``HfApi(endpoint=…)``.
         token: The token of the first user.
         store: What is on disk.
+        requests: A `Record` of every request so far, in the order in which they were answered.
+        page_size: Entries a page of every list; lower it to see a client turn pages.
+        part_bytes: LFS files above this size are uploaded in parts of it.
+        intercept: Called with every request before anything is done; its answer, if not None, is the answer.
+            It runs in the server's event loop: to delay a request, use a coroutine function that sleeps.
+        transform: Called with every request and its finished answer; what it returns is sent instead.
 
     Raises:
         SoupError: The host is not on loopback, the port is taken, or another hub has the folder.
@@ -108,74 +112,12 @@ class LocalHub:
     ) -> None:
         self._host, self._port, self.root = _loopback(host), port, Path(root)
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.store = Store(self.root)
         known = {_own_token(self.root): "local"} if users is None else users
-        self._hub = Hub(self.store, known, read_only, everywhere=users is None)
-        self._app = App(self._hub)
+        super().__init__(Store(self.root), known, read_only, everywhere=users is None)
+        self.route(repos.ROUTES | files.ROUTES)
         self.token = next(iter(known), "")
-        self._server: uvicorn.Server | None = None
-        self._thread: threading.Thread | None = None
-
-    @property
-    def endpoint(self) -> str:
-        """Address of the API."""
-        return self._hub.endpoint
-
-    @property
-    def requests(self) -> list[Record]:
-        """All requests so far, in the order in which they were answered."""
-        return list(self._app.records)
-
-    @property
-    def page_size(self) -> int:
-        """Entries a page of every list; lower it to see a client turn pages."""
-        return self._hub.page_size
-
-    @page_size.setter
-    def page_size(self, size: int) -> None:
-        self._hub.page_size = size
-
-    @property
-    def part_bytes(self) -> int:
-        """LFS files above this size are uploaded in parts of it."""
-        return self._hub.part_bytes
-
-    @part_bytes.setter
-    def part_bytes(self, size: int) -> None:
-        self._hub.part_bytes = size
-
-    @property
-    def intercept(self) -> Intercept | None:
-        """Called with every request before anything is done; its answer, if not None, is the answer.
-
-        It runs in the server's event loop: to delay a request, use a coroutine function that sleeps.
-        """
-        return self._app.intercept
-
-    @intercept.setter
-    def intercept(self, function: Intercept | None) -> None:
-        self._app.intercept = function
-
-    @property
-    def transform(self) -> Transform | None:
-        """Called with every request and its finished answer; what it returns is sent instead."""
-        return self._app.transform
-
-    @transform.setter
-    def transform(self, function: Transform | None) -> None:
-        self._app.transform = function
 
     def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def start(self) -> None:
-        """Serve from a thread; back as soon as requests are accepted."""
         # asyncio turns Nagle's delay off only where the protocol is named: 40 ms for every POST otherwise.
         listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -188,60 +130,42 @@ class LocalHub:
                 f"Cannot listen on {self._host}:{self._port}: {error.strerror}.", hint="Use another port."
             ) from error
         port = listening.getsockname()[1]
-        self._hub.endpoint = f"http://{self._host}:{port}"
+        self.endpoint = f"http://{self._host}:{port}"
         # Another host name for the same socket is another origin for every client, as the real CDN is.
-        self._hub.cdn = f"http://localhost:{port}"
+        self.cdn = f"http://localhost:{port}"
         # Without a check of the Host header a web page could point its name to loopback and read private repos.
-        guarded = TrustedHostMiddleware(self._app, [self._host, "localhost"], www_redirect=False)
-        logging.getLogger("uvicorn.error").addFilter(_is_news)
-        config = uvicorn.Config(
-            guarded,
-            http="h11",
-            ws="none",
-            lifespan="off",
-            loop="asyncio",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            timeout_graceful_shutdown=2,
-        )
+        guarded = TrustedHostMiddleware(self, [self._host, "localhost"], www_redirect=False)
+        quiet: dict[str, Any] = {"log_config": None, "access_log": False, "lifespan": "off", "ws": "none"}
+        config = uvicorn.Config(guarded, http="h11", loop="asyncio", timeout_graceful_shutdown=2, **quiet)
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(
-            target=self._server.run, kwargs={"sockets": [listening]}, name="local-hub", daemon=True
-        )
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listening]}, daemon=True)
         self._thread.start()
-        deadline = time.monotonic() + _START_SECONDS
-        while not self._server.started:
-            if not self._thread.is_alive() or time.monotonic() > deadline:
-                raise SoupError(f"The local Hub did not start on {self.endpoint}.")
+        while not self._server.started and self._thread.is_alive():
             time.sleep(0.005)
+        return self
 
-    def stop(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """Finish what is being answered, and let go of the port and the folder."""
-        if self._server and self._thread:
-            self._server.should_exit = True
-            self._thread.join()
+        self._server.should_exit = True
+        self._thread.join()
         self.store.close()
 
-    def _repo(self, kind: Kind, repo_id: str) -> Repo:
-        repo = self.store.repos.get((kind, repo_id))
-        if repo is None:
-            raise SoupError(f"The local Hub has no {kind} {repo_id!r}.")
-        return repo
-
     def rename(self, kind: Kind, old_id: str, new_id: str) -> None:
-        """Move a repo, whoever owns it; the old id answers 307 from then on."""
+        """Let the old id answer 307, to the new one.
+
+        The repo of the old id moves there, whoever owns it. If there is none, the old id becomes a second name
+        of the repo that has the new one; it may lack a namespace, as ``bert-base-uncased`` does on the Hub.
+        """
         try:
-            self.store.move(self._repo(kind, old_id), new_id)
+            self.store.rename(kind, old_id, new_id)
         except HubError as error:
             raise SoupError(error.message) from error
 
-    def gate(self, kind: Kind, repo_id: str, *, allowed: Collection[str] = ()) -> None:
-        """Let only the owner and the users `allowed` read files; info and tree stay readable for all."""
+    def gate(self, kind: Kind, repo_id: str) -> None:
+        """Let only the owner read files; info and tree stay readable for all."""
         repo = self._repo(kind, repo_id)
         with self.store.lock:
-            repo.gated, repo.allowed = "auto", sorted(allowed)
+            repo.gated = "auto"
             self.store.save(repo)
 
     def bot_pull_request(
@@ -253,36 +177,22 @@ class LocalHub:
         title: str = "Adding `safetensors` variant of this model",
     ) -> int:
         """Open a pull request on main's head as somebody else would, and return its number."""
-        repo = self._repo(kind, repo_id)
-        try:
-            changes: list[Change] = [(valid_path(path), self._keep(repo, path, files[path])) for path in files]
-            with self.store.lock:
-                base = self.store.revision(repo, "main")
-                return self.store.discuss(repo, Note(title, "", author), base, changes)
-        except HubError as error:
-            raise SoupError(error.message) from error
+        repo, changes = self._repo(kind, repo_id), list[Change]()
+        for path, source in files.items():
+            changes.append(self.store.put(path, source.read_bytes() if isinstance(source, Path) else source))
+        return self.store.open_pull_request(repo, self.store.revision(repo, "main"), changes, (title, "", author))
 
-    def _keep(self, repo: Repo, path: str, source: bytes | Path) -> File:
-        size = len(source) if isinstance(source, bytes) else source.stat().st_size
-        if wants_lfs(path, size):
-            return self.store.put_lfs(repo, source)
-        return self.store.put(source if isinstance(source, bytes) else source.read_bytes())
+    def _repo(self, kind: Kind, repo_id: str) -> Repo:
+        repo = self.store.find(kind, repo_id)
+        if repo is None:
+            raise SoupError(f"The local Hub has no {kind} {repo_id!r}.")
+        return repo
 
 
 def serve(
-    root: Path,
-    host: str = "127.0.0.1",
-    port: int = 8760,
-    on_ready: Callable[[LocalHub], None] | None = None,
+    root: Path, host: str = "127.0.0.1", port: int = 8760, on_ready: Callable[[LocalHub], None] | None = None
 ) -> None:
-    """Run a local Hub until it is interrupted.
-
-    Args:
-        root: As for `LocalHub`.
-        host: As for `LocalHub`.
-        port: As for `LocalHub`.
-        on_ready: Called with the hub once it accepts requests, to say where it is and what its token is.
-    """
+    """Run a local Hub until it is interrupted, with ``on_ready`` called once it accepts requests."""
     with LocalHub(root, port=port, host=host) as hub:
         try:
             if on_ready:
@@ -309,8 +219,3 @@ def _own_token(root: Path) -> str:
         path.touch(mode=0o600)
         path.write_text(f"hf_local_{secrets.token_hex(16)}\n")
     return path.read_text().strip()
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    # `Hangup` breaks off on purpose, which uvicorn would report as an error of the application.
-    return not record.getMessage().startswith("ASGI callable returned without")

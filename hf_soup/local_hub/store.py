@@ -5,9 +5,9 @@
     root/
       blobs/ab/ab12…                     every content once, named by its sha256
       incoming/                          uploads under way; emptied at start
-      repos/models/acme/tiny/repo.json   settings, refs, discussions: the only file of a repo that changes
+      repos/models/acme/tiny/repo.json   settings, refs, pull requests: the only file of a repo that changes
       repos/models/acme/tiny/commits/    one immutable JSON a commit: {path: (git oid, size, sha256, is LFS)}
-      renames.json                       {"models/acme/old": "acme/new"}
+      renames.json                       {"models/acme/old": "acme/new", "models/old": "acme/new"}
 
 A commit is written before the ref that names it, and every file appears by one rename, so a killed server
 leaves at worst a content or a commit that nothing refers to.
@@ -25,14 +25,67 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 
 from hf_soup.errors import SoupError
-from hf_soup.local_hub.names import LFS_SUFFIXES, HubError, git_oid, pointer, valid_id, valid_path, valid_sha256
 
 Kind = Literal["model", "dataset"]
-_GIT_ATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES).encode()
+MAX_REGULAR_BYTES = 10_000_000
+"""Above this a file is LFS, whatever its name."""
+
+_LFS_SUFFIXES = (
+    *(".7z", ".arrow", ".bin", ".bz2", ".ckpt", ".ftz", ".gguf", ".gif", ".gz", ".h5", ".jpeg", ".jpg", ".joblib"),
+    *(".model", ".mp3", ".mp4", ".msgpack", ".npy", ".npz", ".onnx", ".ot", ".parquet", ".pb", ".pdf", ".pickle"),
+    *(".pkl", ".png", ".pt", ".pth", ".rar", ".safetensors", ".tar", ".tflite", ".tgz", ".tiff", ".wav", ".webp"),
+    *(".xz", ".zip", ".zst"),
+)
+_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?")
+_REF = re.compile(r"(?!refs/)[A-Za-z0-9_][A-Za-z0-9._/-]{,127}")
+_GIT_ATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in _LFS_SUFFIXES).encode()
+
+
+class HubError(Exception):
+    """An answer other than a good one: raised where it is known, and sent the way the Hub sends it.
+
+    ``code`` is the ``X-Error-Code`` from which the client picks its exception; ``body`` is added to the JSON.
+    """
+
+    def __init__(
+        self, status: int, message: str, code: str = "", headers: Mapping[str, str] | None = None, **body: object
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code = status, message, code
+        self.headers, self.body = dict(headers or {}), body
+
+
+def valid_id(repo_id: str, *, bare: bool = False) -> str:
+    """``owner/name`` if the Hub would take it as an id; with ``bare``, a name alone will do."""
+    parts = repo_id.split("/")
+    fitting = len(parts) in ((1, 2) if bare else (2,)) and len(repo_id) <= 96 and all(map(_NAME.fullmatch, parts))
+    if not fitting or ".." in repo_id or "--" in repo_id or repo_id.endswith(".git"):
+        raise HubError(400, f"Invalid repository id {repo_id!r:.120}.")
+    return repo_id
+
+
+def valid_path(path: str) -> str:
+    """A path inside a repo, or an error: nothing that git would refuse and nothing that leaves the folder."""
+    parts = path.split("/")
+    wrong = any(part in ("", ".", "..") or part.lower() == ".git" or "\\" in part for part in parts)
+    if wrong or not path.isprintable() or len(path) > 1024:
+        raise HubError(400, f"Invalid path {path!r:.120}.")
+    return path
+
+
+def valid_ref(name: str) -> str:
+    """A branch or tag name, or an error; the ``refs/`` names belong to the server."""
+    if not _REF.fullmatch(name) or re.search(r"\.\.|//|/$|\.lock$|\.$", name):
+        raise HubError(400, f"Invalid reference name {name!r:.120}.")
+    return name
+
+
+def wants_lfs(path: str, size: int, sample: bytes = b"") -> bool:
+    """Whether the Hub would keep this file out of git: by name, by size, or because it is not text."""
+    return size > MAX_REGULAR_BYTES or path.lower().endswith(_LFS_SUFFIXES) or b"\0" in sample
 
 
 class File(NamedTuple):
@@ -43,13 +96,16 @@ class File(NamedTuple):
     sha256: str
     lfs: bool
 
+    def details(self) -> dict[str, Any]:
+        """What trees and infos say of an LFS file; they do not agree on the name of its hash."""
+        size = len(_pointer(self.sha256, self.size))
+        return {"lfs": {"oid": self.sha256, "sha256": self.sha256, "size": self.size, "pointerSize": size}}
 
-class Note(NamedTuple):
-    """What a commit or a discussion says about itself."""
 
-    title: str
-    message: str
-    author: str
+Change = tuple[str, File | None]
+"""A path and its new file; None deletes the path, or all that is below it if it ends in a slash."""
+Note = tuple[str, str, str]
+"""Title, message and author of a commit or a pull request."""
 
 
 @dataclass(frozen=True)
@@ -74,83 +130,13 @@ class Repo:
     created: str
     private: bool = False
     gated: str | bool = False
-    allowed: list[str] = field(default_factory=list)
     refs: dict[str, str] = field(default_factory=dict)
-    discussions: list[dict[str, Any]] = field(default_factory=list)
-    objects: list[str] = field(default_factory=list)
-    """sha256 of every LFS content that was uploaded *to this repo*: knowing the hash of somebody's private
-    file must not be enough to put that file into a repo of one's own."""
+    pull_requests: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def namespace(self) -> str:
         """The part of the id before the slash."""
         return self.id.partition("/")[0]
-
-
-Change = tuple[str, File | None]
-"""A path and its new file; None deletes the path, or all that is below it if it ends in a slash."""
-
-
-def now() -> str:
-    """The time in the Hub's spelling."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-class Incoming:
-    """A content on its way in: hashed while it is written, in place only when whole, else gone."""
-
-    def __init__(self, store: "Store") -> None:
-        self._store = store
-        self._path = store.root / "incoming" / secrets.token_hex(16)
-        self._file = self._path.open("xb")
-        self._hash = hashlib.sha256()
-        self.size = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-        self._path.unlink(missing_ok=True)
-
-    def write(self, data: bytes) -> None:
-        """Append `data`."""
-        self._file.write(data)
-        self._hash.update(data)
-        self.size += len(data)
-
-    def keep(self, sha256: str | None = None, size: int | None = None) -> str:
-        """Move the content in place and return its sha256, unless it is not what was announced."""
-        self._file.close()
-        got = self._hash.hexdigest()
-        if sha256 not in (None, got) or size not in (None, self.size):
-            raise HubError(400, f"The content is {self.size} bytes of sha256 {got}, not {size} of {sha256}.")
-        target = self._store.blob(got)
-        target.parent.mkdir(exist_ok=True)
-        self._path.replace(target)
-        return got
-
-
-@lru_cache(maxsize=512)
-def _read_commit(path: Path) -> Commit:
-    # A commit's name is the hash of what is in it, so an entry of this cache can never be out of date.
-    data = json.loads(path.read_text())
-    data["files"] = {name: File(*entry) for name, entry in data["files"].items()}
-    return Commit(**data)
-
-
-def _read_repo(path: Path) -> Repo:
-    # The folder has the last word on the id: a server killed during a move leaves the old one inside.
-    owner, name = path.parts[-3:-1]
-    return Repo(**{**json.loads(path.read_text()), "id": f"{owner}/{name}"})
-
-
-def _write_json(path: Path, data: object) -> None:
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    draft.write_text(json.dumps(data))
-    draft.replace(path)
 
 
 class Store:
@@ -173,8 +159,11 @@ class Store:
             raise SoupError(f"{root} is in use by another local Hub.", hint="Stop it or use another root.") from None
         shutil.rmtree(root / "incoming", ignore_errors=True)
         (root / "incoming").mkdir()
-        found = [_read_repo(path) for path in sorted(root.glob("repos/*/*/*/repo.json"))]
-        self.repos: dict[tuple[Kind, str], Repo] = {(repo.kind, repo.id): repo for repo in found}
+        self.repos: dict[tuple[Kind, str], Repo] = {}
+        for path in root.glob("repos/*/*/*/repo.json"):
+            # The folder has the last word on the id: a server killed during a move leaves the old one inside.
+            repo = Repo(**{**json.loads(path.read_text()), "id": "/".join(path.parts[-3:-1])})
+            self.repos[repo.kind, repo.id] = repo
         renames = root / "renames.json"
         self._renames: dict[str, str] = json.loads(renames.read_text()) if renames.exists() else {}
 
@@ -184,121 +173,84 @@ class Store:
 
     def blob(self, sha256: str) -> Path:
         """Where the content of this sha256 is, or would be."""
-        return self.root / "blobs" / valid_sha256(sha256)[:2] / sha256
-
-    def folder(self, repo: Repo) -> Path:
-        """The folder of a repo."""
-        return self.root / "repos" / f"{repo.kind}s" / valid_id(repo.id)
+        if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+            raise HubError(400, f"Invalid sha256 {sha256!r:.80}.")
+        return self.root / "blobs" / sha256[:2] / sha256
 
     def save(self, repo: Repo) -> None:
         """Write the changing part of a repo; this is the moment at which a change has happened."""
-        _write_json(self.folder(repo) / "repo.json", asdict(repo))
+        _write_json(self._folder(repo.kind, repo.id) / "repo.json", asdict(repo))
 
-    # Contents
+    def _folder(self, kind: Kind, repo_id: str) -> Path:
+        return self.root / "repos" / f"{kind}s" / valid_id(repo_id)
 
-    def put(self, content: bytes) -> File:
-        """Keep a small content as a plain file."""
-        with Incoming(self) as incoming:
-            incoming.write(content)
-            return File(git_oid(content), len(content), incoming.keep(), lfs=False)
+    def put(self, path: str, content: bytes) -> Change:
+        """Keep a content, the way the Hub would keep it under this path."""
+        draft = self.root / "incoming" / secrets.token_hex(16)
+        draft.write_bytes(content)
+        sha256 = self.keep(draft)
+        lfs = wants_lfs(path, len(content))
+        return path, self.lfs_file(sha256) if lfs else File(_git_oid(content), len(content), sha256, lfs=False)
 
-    def put_lfs(self, repo: Repo, source: Path | bytes) -> File:
-        """Keep a content as an LFS file of `repo`."""
-        with Incoming(self) as incoming:
-            if isinstance(source, bytes):
-                incoming.write(source)
-            else:
-                with source.open("rb") as file:
-                    while block := file.read(1 << 20):
-                        incoming.write(block)
-            sha256 = incoming.keep()
-        self.own(repo, [sha256])
-        return self.lfs_file(repo, sha256)
+    def keep(self, draft: Path, announced: str | None = None) -> str:
+        """Move a file in place and return its sha256, or remove the file if that is not the announced one."""
+        with draft.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if announced not in (None, sha256):
+            draft.unlink()
+            raise HubError(400, f"The content has the sha256 {sha256}, not {announced}.")
+        self.blob(sha256).parent.mkdir(exist_ok=True)
+        draft.replace(self.blob(sha256))
+        return sha256
 
-    def own(self, repo: Repo, objects: Iterable[str]) -> None:
-        """Note that these LFS contents were uploaded to `repo`."""
-        with self.lock:
-            self._check_alive(repo)
-            repo.objects = sorted({*repo.objects, *objects})
-            self.save(repo)
-
-    def _check_alive(self, repo: Repo) -> None:
-        # A request that takes long may come to its end after somebody else deleted the repo.
-        if self.repos.get((repo.kind, repo.id)) is not repo:
-            raise HubError(404, "The repository was deleted meanwhile.", "RepoNotFound")
-
-    def lfs_file(self, repo: Repo, sha256: str) -> File:
-        """The file that an LFS content of this repo makes."""
-        if sha256 not in repo.objects:
-            raise HubError(400, f"The LFS object {sha256:.64} was never uploaded to {repo.id}.")
+    def lfs_file(self, sha256: str) -> File:
+        """The file that an LFS content makes."""
+        if not self.blob(sha256).exists():
+            raise HubError(400, f"The LFS object {sha256} was never uploaded.")
         size = self.blob(sha256).stat().st_size
-        return File(git_oid(pointer(sha256, size)), size, sha256, lfs=True)
+        return File(_git_oid(_pointer(sha256, size)), size, sha256, lfs=True)
 
-    # Repos
+    def find(self, kind: Kind, repo_id: str) -> Repo | None:
+        """The repo that has, or once had, this id."""
+        return self.repos.get((kind, repo_id)) or self.repos.get((kind, self._renames.get(f"{kind}s/{repo_id}", "")))
 
     def create(self, kind: Kind, repo_id: str, *, private: bool, author: str) -> Repo:
         """Make a repo with the first commit that the Hub makes."""
         with self.lock:
-            repo = Repo(kind, valid_id(repo_id), now(), private)
-            if (kind, repo.id) in self.repos:
-                raise HubError(409, f"You already created this {kind} repo")
-            # What is in the way has no repo.json: the rest of a repo that was half made or half removed.
-            shutil.rmtree(self.folder(repo), ignore_errors=True)
-            (self.folder(repo) / "commits").mkdir(parents=True)
-            attributes = (".gitattributes", self.put(_GIT_ATTRIBUTES))
-            first = self._write_commit(repo, None, [attributes], Note("initial commit", "", author))
-            repo.refs["refs/heads/main"] = first.sha
+            repo = Repo(kind, valid_id(repo_id), _now(), private)
+            (self._folder(kind, repo_id) / "commits").mkdir(parents=True, exist_ok=True)
+            attributes = self.put(".gitattributes", _GIT_ATTRIBUTES)
+            repo.refs["refs/heads/main"] = self._write(repo, None, [attributes], ("initial commit", "", author)).sha
             self.save(repo)
-            self._rename(f"{kind}s/{repo.id}", None)
-            self.repos[kind, repo.id] = repo
+            self.repos[kind, repo_id] = repo
             return repo
 
-    def delete(self, repo: Repo) -> None:
-        """Remove a repo; contents stay, because other repos may name them."""
+    def rename(self, kind: Kind, old_id: str, new_id: str) -> None:
+        """Let an old id lead to a new one: the repo of that name moves there; without one, it must be there."""
         with self.lock:
-            del self.repos[repo.kind, repo.id]
-            # repo.json first: a half-removed folder without it is not taken for a repo at the next start.
-            (self.folder(repo) / "repo.json").unlink()
-            shutil.rmtree(self.folder(repo))
-
-    def move(self, repo: Repo, new_id: str) -> None:
-        """Give a repo a new id; the old one leads to it from now on."""
-        with self.lock:
-            new_id = valid_id(new_id)
-            if (repo.kind, new_id) in self.repos:
+            valid_id(old_id, bare=True)
+            target, taken = self._folder(kind, new_id), (kind, new_id) in self.repos
+            repo = self.repos.get((kind, old_id))
+            if repo and taken:
                 raise HubError(409, f"{new_id} exists already.")
-            old_id, target = repo.id, self.root / "repos" / f"{repo.kind}s" / new_id
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(target, ignore_errors=True)
-            self.folder(repo).rename(target)
-            repo.id = new_id
-            self.save(repo)
-            self.repos[repo.kind, new_id] = self.repos.pop((repo.kind, old_id))
-            self._rename(f"{repo.kind}s/{new_id}", None)
-            self._rename(f"{repo.kind}s/{old_id}", new_id)
-
-    def _rename(self, old: str, new: str | None) -> None:
-        if new:
-            self._renames[old] = new
-        elif self._renames.pop(old, None) is None:
-            return
-        _write_json(self.root / "renames.json", self._renames)
-
-    def renamed(self, kind: Kind, repo_id: str) -> Repo | None:
-        """The repo that once had this id."""
-        seen = set[str]()
-        while (kind, repo_id) not in self.repos:
-            if repo_id in seen or (following := self._renames.get(f"{kind}s/{repo_id}")) is None:
-                return None
-            seen.add(repo_id)
-            repo_id = following
-        return self.repos[kind, repo_id]
-
-    # Commits
+            if not repo and not taken:
+                raise HubError(404, f"There is no {kind} {old_id} and no {kind} {new_id}.", "RepoNotFound")
+            if repo:
+                target.parent.mkdir(exist_ok=True)
+                self._folder(kind, old_id).rename(target)
+                repo.id = new_id
+                self.save(repo)
+                self.repos[kind, new_id] = self.repos.pop((kind, old_id))
+            # What led to the old id leads to the new one at once, so there are no chains.
+            for key, led_to in self._renames.items():
+                if led_to == old_id and key.startswith(f"{kind}s/"):
+                    self._renames[key] = new_id
+            self._renames[f"{kind}s/{old_id}"] = new_id
+            _write_json(self.root / "renames.json", self._renames)
 
     def revision(self, repo: Repo, revision: str) -> Commit:
         """The commit that a branch, a tag, a full ref, or a sha of at least seven digits names."""
-        commits = self.folder(repo) / "commits"
+        commits = self._folder(repo.kind, repo.id) / "commits"
         for ref in (revision, f"refs/heads/{revision}", f"refs/tags/{revision}"):
             if ref in repo.refs:
                 return _read_commit(commits / f"{repo.refs[ref]}.json")
@@ -315,54 +267,30 @@ class Store:
             commit = self.revision(repo, commit.parent)
             yield commit
 
-    def commit(self, repo: Repo, ref: str, changes: list[Change], note: Note, parent: str | None) -> Commit:
-        """Put one commit on a branch or pull request, if `parent`, where given, is still its head."""
+    def commit(self, repo: Repo, ref: str, changes: Sequence[Change], note: Note, parent: str | None) -> Commit:
+        """Put one commit on a branch or pull request, if ``parent``, where given, is still its head."""
         with self.lock:
-            self._check_alive(repo)
             full = ref if ref in repo.refs else f"refs/heads/{ref}"
             if full not in repo.refs or full.startswith("refs/tags/"):
                 raise HubError(404, f"There is no branch {ref:.120}.", "RevisionNotFound")
             if parent not in (None, repo.refs[full]):
                 raise HubError(412, "A commit has happened since. Please refresh and try again.")
-            made = self._write_commit(repo, self.revision(repo, full), changes, note)
+            made = self._write(repo, self.revision(repo, full), changes, note)
             repo.refs[full] = made.sha
-            for discussion in repo.discussions:
-                if full == f"refs/pr/{discussion['num']}":
-                    discussion["events"].append(_commit_event(made))
             self.save(repo)
             return made
 
-    def discuss(self, repo: Repo, note: Note, base: Commit | None = None, changes: Sequence[Change] = ()) -> int:
-        """Open a discussion, or a pull request on `base`; one without changes is a draft, as on the Hub."""
+    def open_pull_request(self, repo: Repo, base: Commit, changes: Sequence[Change], note: Note) -> int:
+        """Put one commit beside main, and return the number of the pull request that offers it."""
         with self.lock:
-            self._check_alive(repo)
-            num, status = 1 + len(repo.discussions), "open" if changes or base is None else "draft"
-            events: list[dict[str, Any]] = []
-            if base:
-                made = self._write_commit(repo, base, changes, note) if changes else base
-                repo.refs[f"refs/pr/{num}"] = made.sha
-                events = [_commit_event(made)] if changes else []
-            opened = {"num": num, "title": note.title, "author": {"name": note.author}, "createdAt": now()}
-            opened |= {"status": status, "isPullRequest": base is not None, "events": events}
-            repo.discussions.append(opened)
-            self.comment(repo, num, note.message, note.author)
+            num, made = 1 + len(repo.pull_requests), self._write(repo, base, changes, note)
+            about = {"num": num, "title": note[0], "author": {"name": note[2]}, "createdAt": made.date}
+            repo.pull_requests.append({**about, "status": "open", "base": base.sha})
+            repo.refs[f"refs/pr/{num}"] = made.sha
+            self.save(repo)
             return num
 
-    def comment(self, repo: Repo, num: int, text: str, author: str) -> dict[str, Any]:
-        """Add a comment to a discussion."""
-        latest = {"edited": False, "hidden": False, "latest": {"raw": text}}
-        return self.add_event(repo, num, "comment", latest, author)
-
-    def add_event(self, repo: Repo, num: int, kind: str, data: Any, author: str) -> dict[str, Any]:
-        """Add an event to a discussion."""
-        event = {"id": secrets.token_hex(12), "type": kind, "createdAt": now(), "data": data}
-        event["author"] = {"name": author}
-        with self.lock:
-            repo.discussions[num - 1]["events"].append(event)
-            self.save(repo)
-        return event
-
-    def _write_commit(self, repo: Repo, base: Commit | None, changes: Sequence[Change], note: Note) -> Commit:
+    def _write(self, repo: Repo, base: Commit | None, changes: Sequence[Change], note: Note) -> Commit:
         files = dict(base.files) if base else {}
         for path, file in changes:
             if file:
@@ -373,16 +301,34 @@ class Store:
                 raise HubError(404, f"There is no {path:.120} to delete.", "EntryNotFound")
             for name in gone:
                 del files[name]
-        folders = {name[:at] for name in files for at, letter in enumerate(name) if letter == "/"}
-        if clash := sorted(folders & set(files)):
-            raise HubError(400, f"{clash[0]} would be both a file and a folder.")
-        content = (base.sha if base else None, *note, now(), dict(sorted(files.items())))
+        content = (base.sha if base else None, *note, _now(), dict(sorted(files.items())))
         sha = hashlib.sha1(json.dumps(content).encode(), usedforsecurity=False).hexdigest()
         made = Commit(sha, *content)
-        _write_json(self.folder(repo) / "commits" / f"{sha}.json", asdict(made))
+        _write_json(self._folder(repo.kind, repo.id) / "commits" / f"{sha}.json", asdict(made))
         return made
 
 
-def _commit_event(commit: Commit) -> dict[str, Any]:
-    event = {"id": commit.sha[:24], "type": "commit", "createdAt": commit.date}
-    return {**event, "author": {"name": commit.author}, "data": {"subject": commit.title, "oid": commit.sha}}
+@lru_cache(maxsize=512)
+def _read_commit(path: Path) -> Commit:
+    # A commit's name is the hash of what is in it, so an entry of this cache can never be out of date.
+    data = json.loads(path.read_text())
+    return Commit(**{**data, "files": {name: File(*entry) for name, entry in data["files"].items()}})
+
+
+def _write_json(path: Path, data: object) -> None:
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    draft.write_text(json.dumps(data))
+    draft.replace(path)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _pointer(sha256: str, size: int) -> bytes:
+    # The text that git keeps in place of an LFS file.
+    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+
+
+def _git_oid(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

@@ -70,5 +70,24 @@ def accumulator(tensors: Sequence[Tensor]) -> torch.dtype:
     return torch.float32 if all(tensor.element_size() == 2 for tensor in tensors) else torch.float64
 
 
+def round_into(mixed: Tensor, out: Tensor) -> None:
+    """Round the accumulator's values to the output's dtype, to nearest, ties to even.
+
+    >>> out = torch.empty(1, dtype=torch.bfloat16)
+    >>> round_into(torch.tensor([1 + 2**-8 + 2**-30], dtype=torch.float64), out)
+    >>> out.item()  # torch's own cast gives 1.0, because it goes through float32, which falls on the tie
+    1.0078125
+    """
+    if mixed.dtype == torch.float64 and out.element_size() == 2:
+        # To float32 with the last bit set where anything was lost ("rounding to odd"), so that nothing that was not
+        # a tie becomes one.
+        near = mixed.float()
+        back = near.double()
+        bits = near.view(torch.int32)
+        bits.sub_((back.abs() > mixed.abs()).int()).bitwise_or_((back != mixed).int())
+        mixed = near
+    out.copy_(mixed)
+
+
 for _file in sorted(Path(__file__).parent.glob("[a-z]*.py")):
     import_module(f"{__name__}.{_file.stem}")

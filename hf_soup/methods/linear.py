@@ -10,16 +10,43 @@ from torch import Tensor
 from hf_soup.methods import accumulator, merge_method
 
 
+def shares(weights: Sequence[float]) -> list[float]:
+    """Weights as `linear` multiplies with them: ones where all are equal, else scaled by a power of two.
+
+    That scaling rounds nothing, and no product or sum of shares under- or overflows that would not have to.
+
+    >>> shares([0.1, 0.1]), shares([3.0, 1.0])
+    ([1.0, 1.0], [0.75, 0.25])
+    """
+    if len(set(weights)) == 1:
+        return [1.0] * len(weights)
+    exponent = math.frexp(max(weights))[1]
+    return [math.ldexp(weight, -exponent) for weight in weights]
+
+
 @merge_method(elementwise=True, neutral={})
 def linear(tensors: Sequence[Tensor], weights: Sequence[float], *, normalize: bool = True) -> Tensor:
     r"""Average the weights of the ingredients.
 
     .. math:: \theta = \frac{\sum_i w_i \theta_i}{\sum_i w_i}
 
-    With equal weights this is the uniform soup, and the result is the exact mean rounded once to the accumulator
-    whenever the sum is exact in it. With other weights every product and every sum is rounded to the accumulator,
-    so the error is at most :math:`n\,2^{-24}\sum_i|w_i\theta_i|/\sum_i w_i` in float32 and :math:`2^{-53}` in
-    place of :math:`2^{-24}` in float64.
+    **Equal weights** are the uniform soup. Where the sum is exact in the accumulator, the result is the exact mean
+    rounded once, and it stays the correctly rounded mean when it is rounded again to a narrower type, for up to 4,096
+    ingredients. For that second rounding to err, the first would have to move the mean :math:`S/n` onto a tie
+    :math:`m` of the narrow type. Such an :math:`m` has at most 12 bits (25 under a float64 accumulator), so
+    :math:`nm` fits into the accumulator's mantissa, and :math:`S \ne nm` differ by a unit in its last place or more;
+    but then :math:`S/n` and :math:`m` differ by more than half a unit, and the first rounding keeps them apart.
+
+    **Other weights**, and sums that are not exact: shares, products, sums and quotient are rounded to the accumulator,
+    so before the last rounding the error is at most
+
+    .. math:: (n+4)\,u\,\frac{\sum_i|w_i\theta_i|}{\sum_i w_i} + \Bigl(n+1+\sum_i|\theta_i|\Bigr)\,s
+
+    with :math:`u = 2^{-24}`, :math:`s = 2^{-149}` in float32 and :math:`u = 2^{-53}`, :math:`s = 2^{-1074}` in
+    float64; the second term counts where shares or products are subnormal. The result is then within half a unit in
+    the last place, plus that.
+
+    A mean of zero is −0 where every product is −0 (or a negative mean is too small for the type), else +0.
 
     Args:
         tensors: ``n`` tensors of one shape, as stored.
@@ -36,16 +63,14 @@ def linear(tensors: Sequence[Tensor], weights: Sequence[float], *, normalize: bo
     >>> linear([torch.tensor([1.0, 2.0]), torch.tensor([2.0, 6.0])], [3.0, 1.0])
     tensor([1.2500, 3.0000], dtype=torch.float64)
     """
-    shares = list(weights)
-    if normalize and len(set(weights)) == 1:
-        shares = [1.0] * len(weights)
-    elif normalize:
-        # Scaled by a power of two, which rounds nothing, so that no product or sum under- or overflows.
-        exponent = math.frexp(max(weights))[1]
-        shares = [math.ldexp(weight, -exponent) for weight in weights]
-    total = tensors[0].new_zeros(tensors[0].shape, dtype=accumulator(tensors))
-    for tensor, share in zip(tensors, shares, strict=True):
-        # Not `add_(tensor, alpha=share)`: whether that fuses product and sum depends on the processor and on the
+    factors = shares(weights) if normalize else list(weights)
+    dtype = accumulator(tensors)
+    # Starts from the first product, not from zero: 0 + −0 is +0, and a model full of −0 would not give itself back.
+    total = tensors[0].to(dtype, copy=True)
+    if factors[0] != 1.0:
+        total.mul_(factors[0])
+    for tensor, factor in zip(tensors[1:], factors[1:], strict=True):
+        # Not `add_(tensor, alpha=factor)`: whether that fuses product and sum depends on the processor and on the
         # position in the slice, and so would the bytes.
-        total.add_(tensor if share == 1.0 else tensor.to(total.dtype).mul_(share))
-    return total.div_(math.fsum(shares)) if normalize else total
+        total.add_(tensor if factor == 1.0 else tensor.to(dtype, copy=True).mul_(factor))
+    return total.div_(math.fsum(factors)) if normalize else total

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from httpx2 import RemoteProtocolError
-from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi, constants
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub.errors import (
     BadRequestError,
     EntryNotFoundError,
@@ -97,9 +97,7 @@ def python(hub: LocalHub, home: Path, code: str, *argv: str) -> str:
     """Output of a script in a process of its own, with nothing but the local Hub to talk to."""
     env = {k: v for k, v in os.environ.items() if "proxy" not in k.lower() and not k.startswith("HF_")}
     env |= {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "t-acme", "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-    done = subprocess.run(
-        argv or [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(argv or [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -210,17 +208,6 @@ def test_an_upload_must_be_what_was_announced(hub: LocalHub, api: HfApi, tiny: s
     assert [p.name for p in (hub.root / "incoming").iterdir()] == []
 
 
-def test_the_hash_of_a_private_file_does_not_give_the_file(hub: LocalHub, api: HfApi, tiny: str) -> None:
-    client(hub, "t-other").create_repo("other/thief")
-    lines = [
-        {"key": "header", "value": {"summary": "s"}},
-        {"key": "lfsFile", "value": {"path": "x.bin", "oid": hashlib.sha256(WEIGHTS).hexdigest()}},
-    ]
-    body = "\n".join(map(json.dumps, lines)).encode()
-    url = f"{hub.endpoint}/api/models/other/thief/commit/main"
-    assert fetch(url, "POST", body, Authorization="Bearer t-other")[0] == 400
-
-
 @pytest.mark.parametrize("path", ["../up", "/abs", "a/../b", ".git/config", "a//b", "a\\b", "a/.GIT/x", "nul\0"])
 def test_paths_that_leave_the_repo_are_refused(hub: LocalHub, tiny: str, path: str) -> None:
     lines = [{"key": "header", "value": {"summary": "s"}}, {"key": "file", "value": {"path": path, "content": ""}}]
@@ -237,13 +224,10 @@ def test_hostile_requests_are_answered_with_an_error(hub: LocalHub, tiny: str) -
         assert fetch(f"{hub.endpoint}/api/repos/create", "POST", body, **auth)[0] in (400, 403)
     assert fetch(f"{hub.endpoint}/{tiny}/resolve/main/..%2F..%2F..%2Ftoken", **auth)[0] == 404
     assert fetch(f"{hub.endpoint}/{tiny}/resolve/..%2F..%2Frepo/x", **auth)[0] == 404
-    assert fetch(f"{hub.endpoint}/api/models/{tiny}/preupload/main", "POST", b'{"files": [1]}', **auth)[0] == 400
-    assert fetch(f"{hub.endpoint}/api/models/{tiny}/preupload/main", "POST", b"[" * 9999, **auth)[0] == 400
     many = json.dumps({"objects": [{"oid": "0" * 64, "size": 10**18}]}).encode()
-    answer = fetch(f"{hub.endpoint}/{tiny}.git/info/lfs/objects/batch", "POST", many, **auth)
-    assert "actions" not in json.loads(answer[2])["objects"][0]
-    title = b'{"title": "\\ud800", "description": ""}'
-    assert fetch(f"{hub.endpoint}/api/models/{tiny}/discussions", "POST", title, **auth)[0] == 400
+    assert fetch(f"{hub.endpoint}/{tiny}.git/info/lfs/objects/batch", "POST", many, **auth)[0] == 422
+    large = json.dumps({"name": "x" * 33_000_000}).encode()
+    assert fetch(f"{hub.endpoint}/api/repos/create", "POST", large, **auth)[0] == 413
     assert fetch(f"{hub.endpoint}/api/models/{tiny}/discussions/{'9' * 5000}", **auth)[0] == 404
     assert fetch(f"{hub.endpoint}/api/models?limit={'9' * 5000}", **auth)[0] == 200
     assert fetch(f"{hub.endpoint}/api/whoami-v2", Authorization="Bearer wrong")[0] == 401
@@ -263,21 +247,10 @@ def test_a_stale_parent_is_refused_and_nothing_has_changed(api: HfApi, tiny: str
     assert "new.txt" not in api.list_repo_files(tiny, revision=before)
 
 
-def test_deletes_and_copies(hub: LocalHub, api: HfApi, tiny: str) -> None:
-    operations = [
-        CommitOperationCopy("model.bin", "copy.bin"),
-        CommitOperationCopy("config.json", "copy.json"),
-        CommitOperationDelete("notes/"),
-        CommitOperationDelete("model.bin"),
-    ]
+def test_deletes(api: HfApi, tiny: str) -> None:
+    operations = [CommitOperationDelete("notes/"), CommitOperationDelete("model.bin")]
     api.create_commit(tiny, operations, commit_message="tidy")
-    assert api.list_repo_files(tiny) == [".gitattributes", "README.md", "config.json", "copy.bin", "copy.json"]
-    api.create_repo("acme/second")
-    puts = sum(record.method == "PUT" for record in hub.requests)
-    copy = CommitOperationCopy("copy.bin", "model.bin", src_repo_id=tiny, src_repo_type="model")
-    api.create_commit("acme/second", [copy], commit_message="copy between repos")
-    assert api.get_paths_info("acme/second", "model.bin")[0].size == len(WEIGHTS)  # type: ignore[union-attr]
-    assert sum(record.method == "PUT" for record in hub.requests) == puts
+    assert api.list_repo_files(tiny) == [".gitattributes", "README.md", "config.json"]
 
 
 def test_branches_and_tags(api: HfApi, tiny: str) -> None:
@@ -292,10 +265,6 @@ def test_branches_and_tags(api: HfApi, tiny: str) -> None:
     assert "x.txt" not in api.list_repo_files(tiny)
     refs = api.list_repo_refs(tiny)
     assert ([b.name for b in refs.branches], [t.name for t in refs.tags]) == (["feature/x", "main"], ["v1"])
-    api.delete_tag(tiny, tag="v1")
-    api.delete_branch(tiny, branch="feature/x")
-    with pytest.raises(RevisionNotFoundError):
-        api.model_info(tiny, revision="v1")
     with pytest.raises(BadRequestError):
         api.create_branch(tiny, branch="refs/pr/9")
 
@@ -321,7 +290,7 @@ def test_private_repos_do_not_exist_for_others(hub: LocalHub, api: HfApi, tiny: 
         for call in (
             client(hub, token).model_info,
             client(hub, token).list_repo_files,
-            client(hub, token).auth_check,
+            client(hub, token).list_repo_refs,
         ):
             with pytest.raises(RepositoryNotFoundError) as error:
                 call(tiny)
@@ -343,9 +312,7 @@ def test_who_may_push(hub: LocalHub, api: HfApi, tiny: str) -> None:
     assert status(error) == 409
 
 
-def test_gated_content_is_closed_and_the_rest_is_open(
-    hub: LocalHub, api: HfApi, tiny: str, tmp_path: Path
-) -> None:
+def test_gated_content_is_closed_and_the_rest_is_open(hub: LocalHub, api: HfApi, tiny: str, tmp_path: Path) -> None:
     hub.gate("model", tiny)
     for token, code in ((False, 401), ("t-other", 403)):
         outside = client(hub, token)
@@ -356,8 +323,6 @@ def test_gated_content_is_closed_and_the_rest_is_open(
                 outside.hf_hub_download(tiny, name, cache_dir=tmp_path / "cache")
             assert status(error) == code
     api.hf_hub_download(tiny, "model.bin", cache_dir=tmp_path / "cache")
-    hub.gate("model", tiny, allowed=["other"])
-    client(hub, "t-other").auth_check(tiny)
 
 
 def test_an_old_name_leads_to_the_new_one(hub: LocalHub, api: HfApi, tiny: str, tmp_path: Path) -> None:
@@ -369,9 +334,72 @@ def test_an_old_name_leads_to_the_new_one(hub: LocalHub, api: HfApi, tiny: str, 
     assert api.model_info(tiny).id == "other/again"
     api.create_repo(tiny)
     assert api.model_info(tiny).id == tiny
-    client(hub, "t-other").delete_repo("other/again")
+    assert api.model_info("other/moved").id == "other/again"
+
+
+@pytest.fixture
+def old_names(hub: LocalHub, api: HfApi) -> LocalHub:
+    """A model and a dataset that were there before namespaces, and are reached under their old names too."""
+    config = {"model_type": "distilbert", "dim": 8, "n_heads": 2, "hidden_dim": 8}
+    contents = {"model": {"config.json": json.dumps(config).encode(), "model.bin": WEIGHTS}}
+    contents["dataset"] = {"train.csv": b"text,label\na,0\nb,1\n", "test.parquet.bin": WEIGHTS}
+    for kind, repo_id in (("model", "acme/distilbert-base-uncased"), ("dataset", "acme/beans")):
+        api.create_repo(repo_id, repo_type=kind)
+        add = [CommitOperationAdd(path, content) for path, content in contents[kind].items()]
+        api.create_commit(repo_id, add, commit_message="all", repo_type=kind)
+    hub.rename("model", "distilbert-base-uncased", "acme/distilbert-base-uncased")
+    hub.rename("dataset", "beans", "acme/beans")
+    return hub
+
+
+def test_a_name_without_a_namespace_leads_to_the_repo(old_names: LocalHub, api: HfApi, tmp_path: Path) -> None:
+    bare, full, cache = "distilbert-base-uncased", "acme/distilbert-base-uncased", tmp_path / "cache"
+    sha = api.model_info(full).sha
+    assert fetch(f"{old_names.endpoint}/api/models/{bare}")[0] == 307
+    assert fetch(f"{old_names.endpoint}/{bare}/resolve/main/model.bin", "HEAD")[0] == 307
+    for info in (api.model_info(bare), api.model_info(bare, revision=sha), api.model_info(bare, expand=["sha"])):
+        assert (info.id, info.sha) == (full, sha)
+    assert api.list_repo_files(bare) == [".gitattributes", "config.json", "model.bin"]
+    assert [entry.path for entry in api.get_paths_info(bare, ["model.bin"])] == ["model.bin"]
+    assert [branch.name for branch in api.list_repo_refs(bare).branches] == ["main"]
+    assert [commit.title for commit in api.list_repo_commits(bare)] == ["all", "initial commit"]
+    assert list(api.get_repo_discussions(bare)) == []
+    assert Path(api.hf_hub_download(bare, "model.bin", cache_dir=cache)).read_bytes() == WEIGHTS
+    assert "dim" in Path(api.hf_hub_download(bare, "config.json", revision=sha, cache_dir=cache)).read_text()
+    assert api.dataset_info("beans").id == "acme/beans"
+    assert api.list_repo_files("beans", repo_type="dataset") == [".gitattributes", "test.parquet.bin", "train.csv"]
+    path = api.hf_hub_download("beans", "train.csv", repo_type="dataset", cache_dir=cache)
+    assert Path(path).read_text().startswith("text,label")
+
+
+def test_a_name_without_a_namespace_is_a_second_name_only(old_names: LocalHub, api: HfApi) -> None:
+    for ask in (api.model_info, api.list_repo_files, api.list_repo_refs):
+        with pytest.raises(RepositoryNotFoundError):
+            ask("beans")
+    with pytest.raises(SoupError, match="There is no model gpt2 and no model openai/gpt2"):
+        old_names.rename("model", "gpt2", "openai/gpt2")
+    with pytest.raises(SoupError, match="Invalid repository id"):
+        old_names.rename("model", "../gpt2", "acme/distilbert-base-uncased")
+    old_names.rename("dataset", "acme/beans", "other/beans")
+    assert api.dataset_info("beans").id == api.dataset_info("acme/beans").id == "other/beans"
+    client(old_names, "t-other").update_repo_settings("beans", private=True, repo_type="dataset")
     with pytest.raises(RepositoryNotFoundError):
-        api.model_info("other/moved")
+        api.dataset_info("beans")
+
+
+def test_libraries_follow_a_name_without_a_namespace(old_names: LocalHub, tmp_path: Path) -> None:
+    out = python(
+        old_names,
+        tmp_path / "home",
+        """
+import datasets, json, transformers
+print(json.dumps([
+    transformers.AutoConfig.from_pretrained("distilbert-base-uncased").dim,
+    datasets.load_dataset("beans", split="train")["text"][:],
+]))
+""",
+    )
+    assert json.loads(out.splitlines()[-1]) == [8, ["a", "b"]]
 
 
 def test_pull_requests(hub: LocalHub, api: HfApi, tiny: str, tmp_path: Path) -> None:
@@ -382,15 +410,12 @@ def test_pull_requests(hub: LocalHub, api: HfApi, tiny: str, tmp_path: Path) -> 
     assert (made.pr_num, made.pr_revision) == (1, "refs/pr/1")
     assert "x.bin" in api.list_repo_files(tiny, revision="refs/pr/1")
     assert api.model_info(tiny).sha == before
-    folder = tmp_path / "more"
-    folder.mkdir()
-    (folder / "y.txt").write_text("y")
-    made = outside.upload_folder(repo_id=tiny, folder_path=folder, create_pr=True)
+    outside.upload_file(repo_id=tiny, path_in_repo="y.txt", path_or_fileobj=b"y", create_pr=True)
     found = list(api.get_repo_discussions(tiny))
     assert [(d.num, d.author, d.is_pull_request) for d in found] == [(2, "other", True), (1, "other", True)]
     details = api.get_discussion_details(tiny, 1)
     assert details.target_branch == "refs/heads/main"
-    assert [event.type for event in details.events] == ["commit", "comment"]
+    assert [event.type for event in details.events] == ["commit"]
     refs = api.list_repo_refs(tiny, include_pull_requests=True)
     assert [ref.ref for ref in refs.pull_requests or []] == ["refs/pr/1", "refs/pr/2"]
 
@@ -406,14 +431,10 @@ def test_a_bot_opens_a_pull_request(hub: LocalHub, api: HfApi, tiny: str, tmp_pa
     assert parents[1] == api.model_info(tiny).sha
     metadata = api.get_safetensors_metadata(tiny, revision=f"refs/pr/{num}")
     assert metadata.parameter_count == {"F32": 2}
-    info = api.model_info(tiny, revision=f"refs/pr/{num}")
-    assert info.safetensors is not None
-    assert info.safetensors.total == 2
+    assert "safetensors" in (api.model_info(tiny, revision=f"refs/pr/{num}").tags or [])
 
 
-@pytest.mark.parametrize(
-    "metadata", ["a: [", "base_model: {a: b}", "base_model_relation: cousin", "a: &x 1\nb: *x"]
-)
+@pytest.mark.parametrize("metadata", ["a: [", "base_model: {a: b}", "base_model_relation: cousin", "a: &x [*x]"])
 def test_a_bad_card_is_refused(api: HfApi, tiny: str, metadata: str) -> None:
     with pytest.raises(ValueError, match=r"Invalid metadata in README\.md"):
         api.upload_file(repo_id=tiny, path_in_repo="README.md", path_or_fileobj=f"---\n{metadata}\n---\n".encode())
@@ -426,12 +447,14 @@ def test_everything_survives_a_restart(tmp_path: Path) -> None:
         api.upload_file(repo_id="any/one", path_in_repo="w.bin", path_or_fileobj=WEIGHTS)
         api.create_tag("any/one", tag="v1")
         hub.rename("model", "any/one", "any/two")
+        hub.rename("model", "one", "any/two")
         with pytest.raises(SoupError, match="in use"):
             LocalHub(tmp_path / "hub")
     with LocalHub(tmp_path / "hub") as hub:
         assert hub.token == token
         path = client(hub, token).hf_hub_download("any/one", "w.bin", revision="v1", cache_dir=tmp_path / "cache")
         assert Path(path).read_bytes() == WEIGHTS
+        assert client(hub, token).model_info("one").id == "any/two"
 
 
 def test_serve_until_interrupted(tmp_path: Path) -> None:
@@ -462,8 +485,9 @@ def test_only_loopback(tmp_path: Path, host: str) -> None:
 
 
 def test_a_port_that_is_taken(hub: LocalHub, tmp_path: Path) -> None:
-    with pytest.raises(SoupError, match="Cannot listen"):
-        LocalHub(tmp_path / "second", port=int(hub.endpoint.rsplit(":", 1)[1])).start()
+    second = LocalHub(tmp_path / "second", port=int(hub.endpoint.rsplit(":", 1)[1]))
+    with pytest.raises(SoupError, match="Cannot listen"), second:
+        pass
 
 
 def test_faults_can_be_injected(hub: LocalHub, api: HfApi, tiny: str, tmp_path: Path) -> None:
@@ -571,7 +595,7 @@ print(all(torch.equal(a, again.state_dict()[name]) for name, a in model.state_di
     )
     assert out.splitlines()[-1] == "True"
     info = api.model_info("acme/bert")
-    assert info.safetensors is not None
+    assert "safetensors" in (info.tags or [])
     assert info.pipeline_tag == "text-classification"
 
 

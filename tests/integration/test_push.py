@@ -1,10 +1,271 @@
+"""A soup on its way to the Hub: one commit, a card that says what is in it, a repo that anybody can load."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
+import torch
+import yaml
+from huggingface_hub import HfApi, ModelCard
+from safetensors.torch import load_file
+
+from hf_soup import Recipe, Soup, cook
+from hf_soup.local_hub import LocalHub
+
+# The client hands files to its HTTP library in a way that the library deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
-def test_x(cli, publish, family, tmp_path):
-    for n in ("base","a","b"): publish(n)
-    d = cli("check","acme/a","acme/b","-o","r.yaml"); print(d)
-    d = cli("cook","r.yaml","-o","soup"); print(d.code); print(d.out, d.err)
-    d = cli("push","soup","acme/soup"); print(d.out,d.err, d.code)
-    d = cli("push","soup","acme/soup"); print(d.out,d.err, d.code)
-    print((tmp_path/"soup/README.md").read_text())
-    assert 0
+
+Cli = Callable[..., Any]
+Publish = Callable[..., str]
+
+EVIL = "apache-2.0\n---\nevil: true\n---\n# <b>Owned</b> | `x` [y](z)"
+
+
+@pytest.fixture
+def api(online: LocalHub) -> HfApi:
+    return HfApi(endpoint=online.endpoint, token=online.token)
+
+
+def with_card(family: Path, name: str, target: Path, **front: object) -> Path:
+    """A copy of a model with other front matter."""
+    shutil.copytree(family / name, target)
+    (target / "README.md").write_text(f"---\n{yaml.safe_dump({'base_model': 'acme/base', **front})}---\n# {name}\n")
+    return target
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    """As anybody's YAML parser sees it: the text between the first two lines of dashes."""
+    found = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)
+    assert found is not None
+    values: dict[str, Any] = yaml.safe_load(found[1])
+    return values
+
+
+def tables(card: str) -> list[list[list[str]]]:
+    """The tables of a card, row by row and cell by cell, as GitHub's Markdown splits and shows them."""
+    found: list[list[list[str]]] = [[]]
+    for line in card.splitlines():
+        if line.startswith("|"):
+            cells = re.split(r"(?<!\\)\|", line)[1:-1]
+            found[-1].append([re.sub(r"\\(.)", r"\1", cell.strip()) for cell in cells])
+        elif found[-1]:
+            found.append([])
+    return [table for table in found if table]
+
+
+def commits(api: HfApi, repo: str) -> list[str]:
+    return [commit.title for commit in api.list_repo_commits(repo)]
+
+
+def test_a_soup_is_pushed_once_and_loads_by_its_name(
+    cli: Cli, publish: Publish, api: HfApi, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """One commit; none for the same soup; one for another; and plain transformers needs no more than the id."""
+    for name in ("base", "a", "b", "c"):
+        publish(name)
+    assert cli("cook", "acme/a", "acme/b", "-o", "soup", "--quiet", "--push", "acme/soup").code == 0
+    assert commits(api, "acme/soup") == ["Model soup of 2 models", "initial commit"]
+    (tmp_path / "soup" / ".DS_Store").write_text("a desktop's")
+
+    again = cli("push", "soup", "acme/soup")
+    assert "holds this soup already" in again.out
+    assert len(commits(api, "acme/soup")) == 2
+
+    assert cli("cook", "acme/a", "acme/b", "acme/c", "-o", "better").code == 0
+    assert cli("push", "better", "acme/soup", "--json").json["pull_request"] is None
+    assert commits(api, "acme/soup") == ["Model soup of 3 models", "Model soup of 2 models", "initial commit"]
+    assert ".DS_Store" not in api.list_repo_files("acme/soup")
+
+    code = (
+        "import json, sys\n"
+        "from transformers import AutoModelForSequenceClassification, pipeline\n"
+        "model = AutoModelForSequenceClassification.from_pretrained('acme/soup')\n"
+        "weight = model.bert.encoder.layer[1].output.dense.weight\n"
+        "classify = pipeline('text-classification', model='acme/soup')\n"
+        "print(json.dumps([float(weight.sum()), classify('good film')[0]['label']]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    total, label = json.loads(done.stdout.splitlines()[-1])
+    name = "bert.encoder.layer.1.output.dense.weight"
+    assert total == pytest.approx(float(load_file(tmp_path / "better" / "model.safetensors")[name].sum()), rel=1e-6)
+    assert label in ("negative", "positive")
+
+
+def test_the_card_is_one_that_the_hub_takes(cli: Cli, publish: Publish, api: HfApi, family: Path) -> None:
+    for name in ("base", "a", "b"):
+        publish(name)
+    report = cli("cook", "acme/a", "acme/b", "-o", "soup", "--data", family / "rows.csv", "--task",
+                 "text-classification", "--json", "--push", "acme/soup").json  # fmt: skip
+    card = ModelCard.load("acme/soup")
+    card.validate()
+    assert front_matter(card.content) == {
+        "license": "apache-2.0",
+        "library_name": "transformers",
+        "pipeline_tag": "text-classification",
+        "base_model": ["acme/a", "acme/b"],
+        "base_model_relation": "merge",
+        "language": ["en"],
+        "tags": ["model-soup", "merge", "hf-soup", "linear"],
+    }
+    assert report["pushed"]["repo"] == "acme/soup"
+    assert report["digest"] in card.content
+    assert "THIS_REPO" not in card.content
+    assert 'from_pretrained("acme/soup")' in card.content
+    assert "hf download acme/soup soup.yaml" in card.content
+    assert "## Licenses" not in card.content
+    assert "\n\n\n" not in card.content
+    scores, ingredients = tables(card.content)
+    assert [row[0] for row in scores[2:]] == [
+        "**this soup**", "acme/a (in the soup)", "acme/b (in the soup)", "ensemble of all 2 (costs 2 times as much)"
+    ]  # fmt: skip
+    assert {len(row) for row in scores} == {2}
+    assert [row[2:] for row in ingredients[2:]] == [["50 %", "apache-2.0"]] * 2
+    assert "plots/scores.png" in api.list_repo_files("acme/soup")
+
+
+def test_licences_that_differ_are_listed_and_said(cli: Cli, publish: Publish, family: Path, tmp_path: Path) -> None:
+    publish("base")
+    publish("a")
+    publish("b", with_card(family, "b", tmp_path / "b", license="mit"))
+    assert cli("cook", "acme/a", "acme/b", "-o", "soup").code == 0
+    said = cli("push", "soup", "acme/soup")
+    assert "warning: the ingredients' licences are not all the same" in said.err
+    assert "--license" in said.err
+    card = ModelCard.load("acme/soup").content
+    front = front_matter(card)
+    assert front["license"] == "other"
+    assert front["license_name"] == "see-ingredients"
+    assert front["license_link"] == "https://huggingface.co/acme/soup#licenses"
+    assert tables(card)[-1][2:] == [["acme/a", "apache-2.0"], ["acme/b", "mit"], ["acme/base", "apache-2.0"]]
+
+    said = cli("push", "soup", "acme/soup", "--license", "mit")
+    assert "warning" not in said.err
+    front = front_matter(ModelCard.load("acme/soup", ignore_metadata_errors=False).content)
+    assert front["license"] == "mit"
+    assert not {"license_name", "license_link"} & set(front)
+
+
+def test_the_base_has_a_licence_too(cli: Cli, publish: Publish, family: Path, tmp_path: Path) -> None:
+    """One that says nothing is not passed over, and `other` is not one licence."""
+    publish("base", with_card(family, "base", tmp_path / "base", base_model=None, license="openrail"))
+    for name in ("a", "b"):
+        publish(name)
+    assert cli("cook", "acme/a", "acme/b", "-o", "soup").code == 0
+    front = front_matter((tmp_path / "soup" / "README.md").read_text())
+    assert front["license"] == "other"
+    for name in ("a", "b"):
+        other = with_card(family, name, tmp_path / f"{name}-2", license="other", license_name="llama")
+        publish(f"{name}-2", other)
+    assert cli("cook", "acme/a-2", "acme/b-2", "-o", "soup-2").code == 0
+    card = (tmp_path / "soup-2" / "README.md").read_text()
+    assert front_matter(card)["license_name"] == "see-ingredients"
+    assert ["acme/a-2", "other (llama)"] in tables(card)[-1]
+
+
+def test_nothing_breaks_out_of_a_card(cli: Cli, publish: Publish, family: Path, tmp_path: Path) -> None:
+    """What strangers wrote in theirs is text in ours."""
+    publish("base")
+    name = "x|y `z` <img src=q onerror=alert(1)> [a](b) $m$ ![c](d)"
+    evil = with_card(
+        family, "a", tmp_path / name, license=EVIL, datasets=["acme/rows", "my own | data", "x\n---\ny"],
+        language=["en\n---\nz: 1"], pipeline_tag="x\n---\nevil: 2", tags=[EVIL],
+    )  # fmt: skip
+    publish("b")
+    assert cli("cook", evil, "acme/b", "-o", "soup", "--base", "acme/base").code == 0
+    assert cli("push", "soup", "acme/soup").code == 0
+    card = ModelCard.load("acme/soup").content
+    front = front_matter(card)
+    assert set(front) == {
+        "license", "license_name", "license_link", "library_name", "pipeline_tag", "base_model",
+        "base_model_relation", "datasets", "tags",
+    }  # fmt: skip
+    assert front["datasets"] == ["acme/rows"]
+    assert front["license"] == "other"
+    # A folder has no address, so its ancestor stands for it.
+    assert front["base_model"] == ["acme/b", "acme/base"]
+    for table in tables(card):
+        assert {len(row) for row in table} == {len(table[0])}
+    body = re.sub(r"```.*?```|\\.", "", card.split("\n---\n", 1)[1], flags=re.DOTALL)
+    assert "<" not in body
+    assert "evil: true" not in front
+    assert not re.search(r"^evil", card, re.MULTILINE)
+    assert yaml.safe_load(re.search(r"```yaml\n(.*?)```", card, re.DOTALL)[1])["ingredients"][0]["model"]
+
+
+def test_no_path_of_this_machine_is_pushed(
+    cli: Cli, online: LocalHub, api: HfApi, family: Path, tmp_path: Path
+) -> None:
+    """Nor the token. Folders are called `local:<name>`, and so is local data."""
+    recipe = {
+        "ingredients": [str(family / "a"), str(family / "b")], "base": str(family / "base"),
+        "score": {"task": "text-classification", "dataset": str(family / "rows.csv")},
+        "report": [{"task": "text-classification", "dataset": str(family / "report.csv")}],
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert cli("cook", "recipe.yaml", "-o", "soup").code == 0
+    assert cli("push", "soup", "acme/soup").code == 0
+    pushed = Path(api.snapshot_download("acme/soup", cache_dir=tmp_path / "cache"))
+    files = [path for path in pushed.rglob("*") if path.is_file()]
+    assert {path.name for path in files} >= {"README.md", "soup.yaml", "soup.json", "config.json", "scores.png"}
+    for path in files:
+        content = path.read_bytes()
+        for secret in (str(family), str(tmp_path), str(Path.home()) + "/", online.token):
+            assert secret.encode() not in content, f"{secret} in {path.name}"
+    resolved = Recipe.load(pushed / "soup.yaml")
+    assert [ingredient.model for ingredient in resolved.ingredients] == ["local:a", "local:b"]
+    assert resolved.base is None
+    assert resolved.score is not None
+    assert resolved.score.dataset == "local:rows.csv"
+    card = (pushed / "README.md").read_text()
+    assert "local:a, local:b were folders on the cook's machine: put their paths there first." in card
+    assert "base_model" not in front_matter(card)
+
+
+def test_private_stays_private(cli: Cli, api: HfApi, family: Path) -> None:
+    assert cli("cook", family / "a", family / "b", "-o", "soup").code == 0
+    assert cli("push", "soup", "acme/hidden", "--private").code == 0
+    assert api.model_info("acme/hidden").private
+    assert not api.repo_exists("acme/hidden", token=False)
+
+
+def test_a_repo_that_holds_something_else_is_kept(
+    cli: Cli, publish: Publish, api: HfApi, family: Path, tmp_path: Path
+) -> None:
+    """Unless it is to be replaced."""
+    publish("a")
+    assert cli("cook", family / "a", family / "b", "-o", "soup").code == 0
+    refused = cli("push", "soup", "acme/a")
+    assert refused.code == 1
+    assert "'acme/a' is taken: it holds something else" in refused.err
+    assert "--replace" in refused.err
+    assert "soup.json" not in api.list_repo_files("acme/a")
+    api.upload_file(repo_id="acme/a", path_in_repo="model-00001-of-00002.safetensors", path_or_fileobj=b"old")
+    assert cli("push", "soup", "acme/a", "--replace").code == 0
+    pushed = set(api.list_repo_files("acme/a")) - {".gitattributes"}
+    assert pushed == {path.relative_to(tmp_path / "soup").as_posix() for path in (tmp_path / "soup").rglob("*")}
+    # Old weights of another layout would be loaded beside the new ones.
+    api.upload_file(repo_id="acme/a", path_in_repo="model-00001-of-00002.safetensors", path_or_fileobj=b"old")
+    assert "weights that are not of this soup" in cli("push", "soup", "acme/a").err
+
+
+def test_a_soup_is_pushed_from_python(online: LocalHub, api: HfApi, family: Path, tmp_path: Path) -> None:
+    """And is an ingredient again."""
+    said: list[str] = []
+    soup = cook([str(family / "a"), str(family / "b")], tmp_path / "soup", say=said.append)
+    done = soup.push("acme/soup", commit_message="First", token=online.token, say=said.append)
+    assert commits(api, "acme/soup")[0] == "First"
+    assert done.commit == api.model_info("acme/soup").sha
+    assert Soup.open(tmp_path / "soup").digest == soup.digest
+    again = cook(["acme/soup", str(family / "c")], tmp_path / "again", say=said.append)
+    mixed = load_file(tmp_path / "again" / "model.safetensors")["classifier.weight"]
+    parts = [load_file(path / "model.safetensors")["classifier.weight"] for path in (soup.folder, family / "c")]
+    torch.testing.assert_close(mixed, (parts[0].double() + parts[1].double()).div(2).float(), rtol=0, atol=0)
+    assert again.weights == {"acme/soup": 1.0, "local:c": 1.0}

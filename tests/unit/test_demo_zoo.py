@@ -1,6 +1,8 @@
-"""The demo's zoo: the repos that it writes, and the cache that keeps them."""
+"""The demo: the repos of its zoo, the cache that keeps them, and the story that is told with them."""
 
 import io
+import json
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -9,10 +11,11 @@ import torch
 import yaml
 from PIL import Image
 
-from hf_soup.demo import demo_recipe
+from hf_soup.demo import Shell, child_environment, demo_recipe, run_demo
 from hf_soup.demo.cache import ANCESTOR, DATASET, OWNER, POOR, Zoo, prepare
 from hf_soup.demo.data import DIGITS, LETTERS, make_dataset, splits_of
 from hf_soup.demo.zoo import make_all, make_zoo
+from hf_soup.errors import SoupError
 from hf_soup.recipe import Recipe
 
 TINY = Zoo(letters=256, letter_epochs=1, good=2, epochs=(1, 2))
@@ -196,3 +199,138 @@ def test_progress_names_each_model(tmp_path):
     assert len(lines) == 2
     assert ANCESTOR in lines[0]
     assert POOR in lines[1]
+
+
+def test_the_demos_processes_know_nothing_of_the_users_account(tmp_path):
+    """Token, caches, offline mode and proxies of the user are gone, under whatever name they were set."""
+    ours = {
+        "PATH": "/bin",
+        "HF_TOKEN": "hf_real",
+        "HF_TOKEN_PATH": "/token",
+        "HUGGING_FACE_HUB_TOKEN": "hf_real",
+        "HF_HUB_CACHE": "/cache",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+        "https_proxy": "http://proxy",
+        "ALL_PROXY": "http://proxy",
+        "NO_PROXY": "example.org",
+    }
+    assert child_environment(ours, tmp_path, "http://127.0.0.1:1", "hf_made") == {
+        "PATH": "/bin",
+        "PYTHONUTF8": "1",
+        "HF_ENDPOINT": "http://127.0.0.1:1",
+        "HF_HOME": str(tmp_path.resolve()),
+        "HF_TOKEN": "hf_made",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "NO_PROXY": "127.0.0.1,localhost",
+        "no_proxy": "127.0.0.1,localhost",
+    }
+
+
+def test_a_command_that_fails_stops_the_demo(tmp_path):
+    """The error names the command and its exit code; what the command itself said stands above it on stderr."""
+    shell = Shell({}, lambda text: None)
+    with pytest.raises(SoupError, match=r"`hf-soup cook` ended with exit code 3\.\nrefused"):
+        shell.run("hf-soup cook", "-c", "print('refused'); raise SystemExit(3)")
+    assert shell.run("python", "-c", "import sys; print(sys.executable)").strip() == sys.executable
+    assert list(shell.seconds) == ["hf-soup cook", "python"]
+
+
+def figures(*values):
+    titles = ("hf-soup-demo/digits validation accuracy", "shifted test accuracy", "test accuracy")
+    return {
+        title: {"metric": "accuracy", "value": value, "low": value - 0.02, "high": value + 0.02, "n": 1147}
+        for title, value in zip(titles, values, strict=True)
+    }
+
+
+def cooked(models):
+    """What `hf-soup cook --json` prints, as far as the demo reads it."""
+    scores = {model: figures(0.9 - 0.1 * place, 0.5, 0.8 + 0.01 * place) for place, model in enumerate(models)}
+    titles = list(figures(0, 0, 0))
+    return json.dumps(
+        {
+            "scores": {"soup": figures(0.91, 0.6, 0.85), **scores, "ensemble": figures(0.92, 0.61, 0.86)},
+            "comparisons": dict.fromkeys(titles, "no difference can be seen with n = 1,147"),
+            "best": dict.fromkeys(titles, models[0]),
+            "selected": models[:2],
+        }
+    )
+
+
+@pytest.fixture
+def told(tmp_path, monkeypatch):
+    """Tells the story with a zoo that is there and commands that answer at once; gives what was said and run."""
+    models = [f"{OWNER}/{name}" for name in TINY.fine_tunes]
+    ran = []
+
+    def run(shell, name, *arguments):
+        ran.append(name)
+        return cooked(models) if name.startswith("hf-soup cook") else f"did {name.split()[1:2]}\n"
+
+    monkeypatch.setattr(Shell, "run", run)
+    monkeypatch.setattr("hf_soup.demo.prepare", lambda *arguments: tmp_path / "zoo")
+    monkeypatch.chdir(tmp_path)
+
+    def tell():
+        said = []
+        ran.clear()
+        result = run_demo(Path("demo"), say=said.append, progress=lambda text: None, zoo=TINY)
+        return result, "\n".join(said), list(ran)
+
+    return tell
+
+
+def test_the_story_shows_every_command_and_ends_in_a_table(told):
+    """What ran is what was shown; the table has every ingredient and four ways to use them; no win is claimed."""
+    result, text, ran = told()
+    assert [name.split()[1] for name in ran if name.startswith("hf-soup")] == ["check", "cook", "cook", "cook", "push"]
+    assert [line[2:] for line in text.splitlines() if line.startswith("$ hf-soup")] == [
+        name for name in ran if name.startswith("hf-soup")
+    ]
+    assert list(result["table"]) == [
+        "vit-digits-1 *",
+        "vit-digits-2",
+        POOR,
+        "uniform soup of all 3",
+        f"uniform soup without {POOR}",
+        "greedy soup of 2",
+        "probability ensemble",
+    ]
+    row = next(line for line in text.splitlines() if line.startswith("greedy soup"))
+    assert row.split("   ")[0] == "greedy soup of 2"
+    assert "   60.0 (58.0 to 62.0)   " in row
+    assert row.endswith("   85.0 (83.0 to 87.0)")
+    assert text.index("shifted test accuracy (n = 1,147)") < text.index("  test accuracy (n = 1,147)")
+    assert "test accuracy: no difference can be seen with n = 1,147" in text.splitlines()
+    assert [i.model for i in Recipe.load(Path("demo/1/without-the-poor-one.yaml")).ingredients] == [
+        f"{OWNER}/vit-digits-1",
+        f"{OWNER}/vit-digits-2",
+    ]
+    assert text.rstrip().endswith("hf-soup cook recipe.yaml -o soup")
+
+
+def test_a_second_demo_overwrites_nothing(told):
+    """It goes on in the next folder, and pushes to the next name."""
+    first, _, _ = told()
+    second, _, ran = told()
+    assert (first["folder"], second["folder"]) == ("demo/1", "demo/2")
+    assert (first["repo"], second["repo"]) == (f"{OWNER}/vit-digits-soup", f"{OWNER}/vit-digits-soup-2")
+    assert f"hf-soup push demo/2/soup {OWNER}/vit-digits-soup-2" in ran
+
+
+@pytest.mark.parametrize(("make", "message"), [("file", "is a file"), ("folder", "holds something else")])
+def test_a_place_that_holds_something_else_is_left_alone(told, make, message):
+    """Neither a file nor somebody's folder becomes a demo."""
+    if make == "file":
+        Path("demo").write_text("mine")
+    else:
+        Path("demo").mkdir()
+        Path("demo/thesis.tex").write_text("mine")
+    with pytest.raises(SoupError, match=message):
+        told()
+    assert not Path("demo/hub").exists()

@@ -1,0 +1,68 @@
+"""Positioned reads and writes between files and tensors.
+
+Not memory maps: these show how much memory is used, and a file that shrinks meanwhile is an error, not a SIGBUS.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from torch import Tensor
+
+from hf_soup.checkpoint import TensorInfo
+from hf_soup.errors import MergeError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+def bytes_of(buffer: Tensor) -> memoryview:
+    """A tensor's memory, for reading into and writing from."""
+    # numpy's stubs do not say that an array is a buffer.
+    return memoryview(cast("Buffer", buffer.numpy()))
+
+
+def open_file(stack: ExitStack, path: Path, flags: int = os.O_RDONLY) -> int:
+    """A descriptor that is closed with the stack."""
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        # Many ingredients in many shards pass the usual limit of 1,024, which every process may raise for itself.
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        descriptor = os.open(path, flags)
+    stack.callback(os.close, descriptor)
+    return descriptor
+
+
+def read_all(descriptor: int, buffer: Tensor, offset: int, label: str, part: TensorInfo) -> None:
+    """Fill a buffer from a file, from ``offset`` on.
+
+    Raises:
+        MergeError: The file ends before that; ``label`` and ``part`` say what was read.
+    """
+    view = bytes_of(buffer)
+    while view:
+        count = os.preadv(descriptor, [view], offset)
+        if count == 0:
+            raise MergeError(
+                f"{label}: {part.file} ended in the middle of '{part.name}'; it changed while it was read.",
+                hint="Leave the ingredients alone while they are averaged, and run this again.",
+            )
+        view = view[count:]
+        offset += count
+
+
+def write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    """Write all of ``data`` into a file, from ``offset`` on."""
+    while len(data):
+        count = os.pwrite(descriptor, data, offset)
+        data = data[count:]
+        offset += count

@@ -1,0 +1,371 @@
+"""What a network does: the resolver and the publisher through the real client, over HTTP, to the local Hub."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import HfApi, constants
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from hf_soup import hub
+from hf_soup.errors import PublishError, ResolveError
+from hf_soup.local_hub import Hangup, LocalHub
+from hf_soup.publish import commit_folder
+
+pytestmark = [
+    # The client hands files to its HTTP library in a way that the library deprecates.
+    pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning"),
+    # An iterator of a body that broke off is closed by the garbage collector.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+WEIGHTS = bytes(range(256)) * 4000
+NAME = "model.safetensors"
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that would have been made, ours and the client's; none takes longer than a moment."""
+    made: list[float] = []
+    sleep = time.sleep
+
+    def short(seconds: float) -> None:
+        made.append(seconds)
+        sleep(min(seconds, 0.005))
+
+    monkeypatch.setattr(time, "sleep", short)
+    return made
+
+
+@pytest.fixture
+def repo(publish: Callable[..., str], tmp_path: Path) -> str:
+    folder = tmp_path / "repo"
+    folder.mkdir()
+    (folder / NAME).write_bytes(WEIGHTS)
+    (folder / "config.json").write_text("{}")
+    return publish("tiny", folder)
+
+
+@pytest.fixture
+def soup(tmp_path: Path) -> dict[str, Path]:
+    """The files of a soup, as the publisher sees them."""
+    folder = tmp_path / "soup"
+    folder.mkdir()
+    for name, content in ((NAME, WEIGHTS), ("soup.json", b"{}"), ("README.md", b"---\nlicense: mit\n---\n# Soup\n")):
+        (folder / name).write_bytes(content)
+    return {path.name: path for path in folder.iterdir()}
+
+
+def first(times: int, path: str, answer: Callable[[], Response], method: str = "GET") -> Callable[[Request], Any]:
+    """An intercept: the first so many requests whose path holds ``path`` get that answer."""
+    left = [times]
+
+    def intercept(request: Request) -> Response | None:
+        if path not in request.url.path or request.method != method or not left[0]:
+            return None
+        left[0] -= 1
+        return answer()
+
+    return intercept
+
+
+def broken(times: int, path: str, keep: int, *, reset: bool) -> Callable[[Request, Response], Response]:
+    """A transform: the first so many answers to such requests break off after ``keep`` bytes."""
+    left = [times]
+
+    def transform(request: Request, response: Response) -> Response:
+        if path not in request.url.path or request.method != "GET" or not left[0]:
+            return response
+        left[0] -= 1
+        return Hangup(response, keep, reset=reset)
+
+    return transform
+
+
+def commits(online: LocalHub, repo_id: str) -> list[str]:
+    api = HfApi(endpoint=online.endpoint, token=online.token)
+    return [commit.title for commit in api.list_repo_commits(repo_id)]
+
+
+# ---- reading ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "asked"),
+    [
+        (lambda: Response(status_code=429, headers={"Retry-After": "7"}), 7.0),
+        (lambda: Response(status_code=503), 0.5),
+        (lambda: Response(status_code=500), 0.5),
+        (lambda: Hangup(), 0.5),
+        (lambda: Hangup(reset=True), 0.5),
+    ],
+    ids=["429", "503", "500", "closed", "reset"],
+)
+def test_a_fault_that_passes_is_waited_for(
+    online: LocalHub, repo: str, pauses: list[float], answer: Callable[[], Response], asked: float
+) -> None:
+    """As long as the Hub asks for, where it does; the client itself would not try the info again."""
+    online.intercept = first(1, "/api/models", answer)
+    assert hub.resolve(repo).id == repo
+    online.intercept = first(1, "/resolve/", answer)
+    assert hub.read_range(hub.resolve(repo), NAME, 10, 20) == WEIGHTS[10:20]
+    assert len(pauses) == 2
+    online.intercept = first(1, "/resolve/", answer, "HEAD")
+    assert hub.fetch([(hub.resolve(repo), NAME)], quiet=True)[0].read_bytes() == WEIGHTS
+    assert all(asked <= pause <= 1.2 * asked for pause in pauses)
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+def test_a_range_that_breaks_off_is_asked_for_again(
+    online: LocalHub, repo: str, pauses: list[float], reset: bool
+) -> None:
+    found = hub.resolve(repo)
+    before = hub.traffic()
+    online.transform = broken(2, "/cdn/", 1000, reset=reset)
+    assert hub.read_range(found, NAME, 5, 500_000) == WEIGHTS[5:500_000]
+    assert hub.traffic() - before == 499_995
+    assert len(pauses) == 2
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+def test_a_download_that_breaks_off_goes_on(
+    online: LocalHub, repo: str, pauses: list[float], reset: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The client notes what arrived in steps of 10 MB.
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100_000)
+    online.transform = broken(1, "/cdn/", 500_000, reset=reset)
+    (path,) = hub.fetch([(hub.resolve(repo), NAME)], quiet=True)
+    assert path.read_bytes() == WEIGHTS
+    ranges = [request.range for request in online.requests if request.path.startswith("/cdn/")]
+    # What arrived before a reset is discarded by the operating system, perhaps all of it.
+    assert ranges[0] == ""
+    assert reset or ranges[1] == "bytes=500000-"
+
+
+def test_a_flipped_byte_is_fetched_again(online: LocalHub, repo: str) -> None:
+    """The client does not compare what arrives with the sha256 that the Hub states."""
+    wrong = bytearray(WEIGHTS)
+    wrong[123_456] ^= 1
+    flips = [True]
+
+    def flip(request: Request, response: Response) -> Response:
+        if request.url.path.startswith("/cdn/") and flips and flips.pop():
+            return Response(bytes(wrong), headers=dict(response.headers))
+        return response
+
+    online.transform = flip
+    (path,) = hub.fetch([(hub.resolve(repo), NAME)], quiet=True)
+    assert path.read_bytes() == WEIGHTS
+
+
+def test_a_byte_that_stays_wrong_leaves_no_poison(online: LocalHub, repo: str) -> None:
+    wrong = bytearray(WEIGHTS)
+    wrong[-1] ^= 1
+    online.transform = lambda request, response: (
+        Response(bytes(wrong), headers=dict(response.headers)) if request.url.path.startswith("/cdn/") else response
+    )
+    found = hub.resolve(repo)
+    with pytest.raises(ResolveError, match="not the ones that the Hub states") as raised:
+        hub.fetch([(found, NAME)], quiet=True)
+    assert hashlib.sha256(WEIGHTS).hexdigest() in str(raised.value)
+    assert hashlib.sha256(wrong).hexdigest() in str(raised.value)
+    assert not hub.is_cached(found, NAME)
+    held = [path.read_bytes() for path in hub.cache_folder().rglob("*") if path.is_file()]
+    assert bytes(wrong) not in held
+    online.transform = None
+    assert hub.fetch([(found, NAME)], quiet=True)[0].read_bytes() == WEIGHTS
+
+
+def test_a_server_without_ranges_is_read_no_further_than_asked(online: LocalHub, repo: str) -> None:
+    sent = []
+
+    class Slowly(Response):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            for start in range(0, len(WEIGHTS), 4000):
+                try:
+                    await send({"type": "http.response.body", "body": WEIGHTS[start : start + 4000], "more_body": True})
+                except OSError:
+                    return
+                sent.append(4000)
+            await send({"type": "http.response.body", "body": b""})
+
+    found = hub.resolve(repo)
+    online.intercept = lambda request: Slowly() if "/resolve/" in request.url.path else None
+    before = hub.traffic()
+    assert hub.read_range(found, NAME, 3000, 9000) == WEIGHTS[3000:9000]
+    assert hub.read_range(found, NAME, 0, 10) == WEIGHTS[:10]
+    assert hub.traffic() - before == 6010
+
+
+def test_an_answer_that_is_too_short_is_no_answer(online: LocalHub, repo: str) -> None:
+    found = hub.resolve(repo)
+    online.intercept = lambda request: Response(b"abc", 206) if "/resolve/" in request.url.path else None
+    with pytest.raises(ResolveError, match="asked for bytes 0 to 10, got 3 bytes"):
+        hub.read_range(found, NAME, 0, 10)
+
+
+def test_what_stays_broken_is_given_up_and_said(online: LocalHub, repo: str, pauses: list[float]) -> None:
+    """In a number of tries that is bounded."""
+    found = hub.resolve(repo)
+    online.intercept = lambda request: JSONResponse({"error": "the database is on fire"}, 500)
+    count = len(online.requests)
+    with pytest.raises(ResolveError, match="the Hub answered 500. the database is on fire"):
+        hub.resolve(repo)
+    with pytest.raises(ResolveError, match=rf"'{repo}@{found.revision[:7]}', file '{NAME}': the Hub answered 500"):
+        hub.read_range(found, NAME, 0, 10)
+    assert len(online.requests) - count == 2 * hub.ATTEMPTS
+    assert sum(pauses) < 30
+    with pytest.raises(ResolveError, match=f"'{NAME}': the Hub answered 500"):
+        hub.fetch([(found, NAME)], quiet=True)
+    online.intercept = lambda request: Response(status_code=429, headers={"Retry-After": "3600"})
+    with pytest.raises(ResolveError, match="rate limit is reached.\nWait some minutes"):
+        hub.resolve(repo)
+    assert max(pauses) <= 72
+
+
+def test_an_answer_that_is_not_from_a_hub(online: LocalHub, repo: str) -> None:
+    """A hotel's login page, say."""
+    online.intercept = lambda request: Response("<html>Welcome!</html>", media_type="text/html")
+    with pytest.raises(ResolveError, match="is not JSON.\nCheck HF_ENDPOINT"):
+        hub.resolve(repo)
+    online.intercept = lambda request: JSONResponse({"id": repo, "sha": "main", "siblings": []})
+    with pytest.raises(ResolveError, match="no commit or no file sizes"):
+        hub.resolve(repo)
+
+
+def test_no_network_is_said_at_once(
+    online: LocalHub, repo: str, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what the cache holds is used, and said to be from there."""
+    found = hub.resolve(repo)
+    (path,) = hub.fetch([(found, NAME)], quiet=True)
+    hub.remember(found)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        nowhere = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    monkeypatch.setattr(constants, "ENDPOINT", nowhere)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", nowhere + "/{repo_id}/resolve/{revision}/{filename}")
+    started = time.monotonic()
+    with pytest.raises(ResolveError, match=rf"'acme/other': {nowhere} cannot be reached"):
+        hub.resolve("acme/other")
+    with pytest.raises(PublishError, match="cannot be reached"):
+        commit_folder("acme/other", {}, message="soup")
+    assert time.monotonic() - started + sum(pauses) < 10
+    again = hub.resolve(repo)
+    assert again.from_cache
+    assert again.revision == found.revision
+    assert hub.fetch([(again, NAME)], quiet=True) == [path]
+    assert again.files[NAME].sha256 == found.files[NAME].sha256
+    with pytest.raises(ResolveError, match=r"file 'config.json': .* cannot be reached"):
+        hub.read_range(found, "config.json", 0, 1)
+
+
+def test_a_token_that_nobody_knows(online: LocalHub, repo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong_and_secret")
+    for look in (lambda: hub.resolve(repo), lambda: commit_folder("acme/x", {}, message="soup")):
+        with pytest.raises((ResolveError, PublishError), match="token") as raised:
+            look()
+        assert "hf_wrong_and_secret" not in str(raised.value)
+
+
+def test_the_token_goes_to_the_hub_and_nowhere_else(online: LocalHub, repo: str) -> None:
+    found = hub.resolve(repo)
+    hub.read_range(found, NAME, 0, 10)
+    hub.fetch([(found, NAME), (found, "config.json")], quiet=True)
+    elsewhere = [request for request in online.requests if request.path.startswith("/cdn/") and request.method == "GET"]
+    assert len(elsewhere) == 2
+    assert {request.authorization for request in elsewhere} == {""}
+    assert online.token not in repr(found)
+
+
+def test_a_renamed_repo_is_called_by_its_new_name(online: LocalHub, repo: str) -> None:
+    online.rename("model", repo, "acme/new")
+    found = hub.resolve(repo)
+    assert found.id == "acme/new"
+    assert hub.read_range(found, NAME, 0, 3) == WEIGHTS[:3]
+
+
+# ---- publishing ---------------------------------------------------------------------------------------------
+
+
+def test_a_push_is_one_commit_and_again_none(online: LocalHub, soup: dict[str, Path]) -> None:
+    done = commit_folder("acme/soup", soup, message="Soup")
+    assert done.changed
+    assert done.url == f"{online.endpoint}/acme/soup"
+    assert commits(online, "acme/soup") == ["Soup", "initial commit"]
+    assert hub.resolve("acme/soup").revision == done.commit
+    assert commit_folder("acme/soup", soup, message="Soup") == type(done)(done.repo, done.commit, done.url, False)
+    soup["soup.json"].write_text('{"new": 1}')
+    assert commit_folder("acme/soup", soup, message="Better").changed
+    assert commits(online, "acme/soup") == ["Better", "Soup", "initial commit"]
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+def test_a_lost_answer_makes_no_second_commit(
+    online: LocalHub, soup: dict[str, Path], pauses: list[float], reset: bool
+) -> None:
+    """`create_commit` raises although the commit landed."""
+    lost = [True]
+
+    def lose(request: Request, response: Response) -> Response:
+        return Hangup(reset=reset) if "/commit/" in request.url.path and lost and lost.pop() else response
+
+    online.transform = lose
+    done = commit_folder("acme/soup", soup, message="Soup")
+    assert done.changed
+    assert done.commit == hub.resolve("acme/soup").revision
+    assert commits(online, "acme/soup") == ["Soup", "initial commit"]
+
+
+def test_a_commit_that_did_not_land_is_sent_again(
+    online: LocalHub, soup: dict[str, Path], pauses: list[float]
+) -> None:
+    online.intercept = first(2, "/commit/", lambda: Response(status_code=503), method="POST")
+    assert commit_folder("acme/soup", soup, message="Soup").changed
+    assert commits(online, "acme/soup") == ["Soup", "initial commit"]
+    assert len(pauses) == 2
+
+
+def test_somebody_elses_commit_is_not_overwritten(online: LocalHub, soup: dict[str, Path]) -> None:
+    """412: the parent that the commit names is no longer the head."""
+    api = HfApi(endpoint=online.endpoint, token=online.token)
+    interrupted = [True]
+
+    def interrupt(request: Request) -> None:
+        if "/preupload/" in request.url.path and interrupted and interrupted.pop():
+            online.bot_pull_request("model", "acme/soup", {"theirs.txt": b"theirs"})
+            # In the server's own loop no request can be made, so the head is moved as the store moves it.
+            repo = online.store.repos["model", "acme/soup"]
+            repo.refs["refs/heads/main"] = repo.refs["refs/pr/1"]
+
+    online.intercept = interrupt
+    with pytest.raises(PublishError, match="somebody else committed"):
+        commit_folder("acme/soup", soup, message="Soup")
+    online.intercept = None
+    assert "Soup" not in [commit.title for commit in api.list_repo_commits("acme/soup")]
+
+
+def test_a_hub_that_takes_nothing_is_given_up(online: LocalHub, soup: dict[str, Path], pauses: list[float]) -> None:
+    """In bounded time: at every step of an upload."""
+    for number, (path, method) in enumerate(
+        [("/api/repos/create", "POST"), ("/preupload/", "POST"), ("/objects/batch", "POST"), ("/lfs/", "PUT"),
+         ("/commit/", "POST")]
+    ):  # fmt: skip
+        online.intercept = first(1000, path, lambda: JSONResponse({"error": "no disk"}, 500), method)
+        with pytest.raises(PublishError, match="500. no disk"):
+            commit_folder(f"acme/soup-{number}", soup, message="Soup")
+    assert sum(pauses) < 300
+
+
+def test_an_upload_that_breaks_off_goes_on(online: LocalHub, soup: dict[str, Path], pauses: list[float]) -> None:
+    online.intercept = first(2, "/lfs/", lambda: Hangup(reset=True), "PUT")
+    assert commit_folder("acme/soup", soup, message="Soup").changed
+    assert commits(online, "acme/soup") == ["Soup", "initial commit"]

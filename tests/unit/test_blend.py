@@ -1,0 +1,160 @@
+"""Soups in memory: the bytes that a merge would write, for no more reading than is documented."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hf_soup.blend import Blend
+from hf_soup.checkpoint import TensorInfo, read_header
+from hf_soup.errors import MergeError
+from hf_soup.merge import merge
+from hf_soup.plan import make_plan
+from hf_soup.staging import Staging
+
+N = 4
+SHAPES: dict[str, tuple[int, ...]] = {"a": (37, 41), "b": (5,), "scale": (), "empty": (0, 3)}
+
+
+class Shelf:
+    """Ingredients in files; soups of some of them, in memory and on disk."""
+
+    def __init__(self, folder: Path, dtypes: Sequence[torch.dtype], written: str | None, **parameters: Any) -> None:
+        self.folder, self.written, self.parameters = folder, written, parameters
+        self.paths: list[dict[str, Path]] = []
+        self.headers: list[Mapping[str, TensorInfo]] = []
+        generator = torch.Generator().manual_seed(0)
+        for number, dtype in enumerate(dtypes):
+            tensors = {k: (0.05 * torch.randn(s, generator=generator)).to(dtype) for k, s in SHAPES.items()}
+            path = folder / f"{number}.safetensors"
+            save_file({**tensors, "ids": torch.arange(5)}, path)
+            data = path.read_bytes()
+            self.headers.append({t.name: t for t in read_header(lambda _, i, j, d=data: d[i:j], "m", len(data), "m")})
+            self.paths.append({"m": path})
+        self.size = sum(info.size for info in self.headers[0].values())
+        self.averaged = self.size - self.headers[0]["ids"].size
+        self.blend = Blend(self._plan(dict.fromkeys(range(len(dtypes)), 1.0)), self.paths)
+
+    def _plan(self, weights: Mapping[int, float]) -> Any:
+        return make_plan(
+            [str(source) for source in weights],
+            [self.headers[source] for source in weights],
+            list(weights.values()),
+            dtype=self.written,
+            parameters=self.parameters,
+        )
+
+    def written_by_a_merge(self, weights: Mapping[int, float]) -> dict[str, Tensor]:
+        plan, paths = self._plan(weights), [self.paths[source] for source in weights]
+        output = self.folder / str(len(list(self.folder.iterdir())))
+        with Staging(output) as staging:
+            staging.begin(plan.fingerprint, plan.to_dict(), paths)
+            merge(plan, paths, staging, threads=1, quiet=True)
+            return load_file(staging.publish() / "model.safetensors")
+
+
+def same_bits(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(
+        tensor.dtype == right[name].dtype
+        and tensor.shape == right[name].shape
+        and torch.equal(tensor.reshape(-1).view(torch.uint8), right[name].reshape(-1).view(torch.uint8))
+        for name, tensor in left.items()
+    )
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Iterator[Shelf]:
+    shelf = Shelf(tmp_path, [torch.bfloat16] * N, None)
+    yield shelf
+    shelf.blend.close()
+
+
+KINDS = {
+    "bfloat16": ([torch.bfloat16] * N, None),
+    "float16": ([torch.float16] * N, None),
+    "float32": ([torch.float32] * N, None),
+    "float64 → bfloat16": ([torch.float64] * N, "bfloat16"),
+    "float32 → float16": ([torch.float32] * N, "float16"),
+    "mixed": ([torch.bfloat16, torch.bfloat16, torch.bfloat16, torch.float32], "float32"),
+}
+
+
+@pytest.mark.parametrize("weights", [(1.0,) * N, (0.1,) * N, (0.1, 3.0, 0.7, 2.0**70)], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_subset_in_every_order_is_what_a_merge_writes(
+    tmp_path: Path, kind: str, weights: tuple[float, ...]
+) -> None:
+    """One blend for all of them, one after the other, so that what it keeps from one call is tried in the next."""
+    shelf = Shelf(tmp_path, *KINDS[kind])
+    mixed = kind == "mixed"  # a merge of some of them may have a narrower accumulator than the plan of all
+    for n in (1, 2, N):
+        for order in itertools.permutations(range(N), n):
+            if (n == N and order[0] > order[1]) or (mixed and N - 1 not in order):
+                continue
+            shares = {source: weights[source] for source in order}
+            assert same_bits(shelf.blend.tensors(shares), shelf.written_by_a_merge(shares)), order
+    shelf.blend.close()
+
+
+def test_a_plain_sum_is_one_here_too(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path, [torch.bfloat16] * 3, None, normalize=False)
+    for shares in ({0: 0.5}, {0: 0.5, 1: 0.5}, {0: 0.5, 1: 0.5, 2: 3.0}):
+        assert same_bits(shelf.blend.tensors(shares), shelf.written_by_a_merge(shares))
+    shelf.blend.close()
+
+
+def test_what_is_handed_out_may_be_written_to(shelf: Shelf) -> None:
+    """Models change their buffers; the next soup does not see it."""
+    expected = shelf.written_by_a_merge({0: 1.0, 1: 1.0})
+    for _ in range(3):
+        found = shelf.blend.tensors({0: 1.0, 1: 1.0})
+        assert same_bits(found, expected)
+        for tensor in found.values():
+            tensor.zero_()
+
+
+def test_a_greedy_search_reads_what_is_documented(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every ingredient alone; then one for each candidate, and the one that was kept when it joins the sum."""
+    read = 0
+    original = os.preadv
+
+    def counted(descriptor: int, buffers: Sequence[Any], offset: int) -> int:
+        nonlocal read
+        count = original(descriptor, buffers, offset)
+        read += count
+        return count
+
+    monkeypatch.setattr(os, "preadv", counted)
+    for chosen, models in [
+        ([0], 1), ([1], 1), ([2], 1), ([3], 1),
+        ([2, 0], 2),  # 2 goes into the sum
+        ([2, 1], 1),  # 0 was not kept
+        ([2, 1, 3], 2),  # 1 was, and goes into the sum
+        ([2, 1, 0], 1),
+        ([2, 1], 2),  # nothing new: begun again
+        ([3], 1),
+    ]:  # fmt: skip
+        before = read
+        shelf.blend.tensors(dict.fromkeys(chosen, 1.0))
+        # Integers are read once, as they are not added up.
+        assert models * shelf.averaged <= read - before <= models * shelf.size, chosen
+
+
+def test_a_file_that_shrinks_is_named(shelf: Shelf) -> None:
+    os.truncate(shelf.paths[1]["m"], 2000)
+    with pytest.raises(MergeError, match="1: m ended in the middle of"):
+        shelf.blend.tensors({0: 1.0, 1: 1.0})
+
+
+def test_closed_is_closed(tmp_path: Path) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    Shelf(tmp_path, [torch.bfloat16] * 2, None).blend.close()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

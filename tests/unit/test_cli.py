@@ -1,0 +1,188 @@
+"""The command line: what goes to stdout, what to stderr, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+
+from hf_soup import Recipe
+from hf_soup.cli import cli as commands
+
+# The client hands files to its HTTP library in a way that the library deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+
+Cli = Callable[..., Any]
+
+
+def recipe_of(family: Path, folder: Path, **values: Any) -> Path:
+    path = folder / "recipe.yaml"
+    score = {"task": "text-classification", "dataset": str(family / "rows.csv")}
+    report = [{"task": "text-classification", "dataset": str(family / "report.csv"), "name": "test"}]
+    models = [str(family / name) for name in "abc"]
+    path.write_text(yaml.safe_dump({"ingredients": models, "score": score, "report": report, **values}))
+    return path
+
+
+@pytest.mark.parametrize("name", ["", *commands.commands])
+def test_help(cli: Cli, name: str) -> None:
+    for flag in ("--help", "-h"):
+        done = cli(*filter(None, [name, flag]))
+        assert done.code == 0
+        assert done.err == ""
+        assert done.out.startswith(f"Usage: hf-soup {name}".rstrip())
+        assert max(map(len, done.out.splitlines())) <= 100
+
+
+def test_version(cli: Cli) -> None:
+    assert cli("--version").out.startswith("hf-soup, version ")
+    assert cli().code in (0, 2)
+
+
+def test_json_is_one_object_on_stdout(cli: Cli, family: Path, tmp_path: Path) -> None:
+    """For every command that takes ``--json``, with the keys that scripts may rely on; warnings are on stderr."""
+    a, b = family / "a", family / "b"
+    recipe = recipe_of(family, tmp_path, select="greedy")
+    keys = {
+        "check": {"verdict", "ancestor", "ingredients", "reasons", "alignments", "transferred_bytes"},
+        "cook": {"folder", "weights", "scores", "selected", "digest", "seconds", "resumed", "pushed"},
+        "score": {"scores"},
+        "push": {"repo", "commit", "url", "pull_request"},
+        "methods": {"methods"},
+    }
+    done = {
+        "check": cli("check", a, b, "-o", "new.yaml", "--json"),
+        "cook": cli("cook", recipe, "-o", "soup", "--json", "--quiet"),
+        "score": cli("score", a, "soup", "--recipe", recipe, "--json"),
+        "push": cli("push", "soup", "acme/soup", "--json"),
+        "methods": cli("methods", "--json"),
+    }
+    takes = {name for name, each in commands.commands.items() if "--json" in str([p.opts for p in each.params])}
+    assert takes == set(keys)
+    for name, each in done.items():
+        assert each.code == 0, each
+        assert keys[name] <= set(each.json), name
+        assert each.out.count("\n{") == 0
+    assert "Wrote new.yaml" in done["check"].err
+    assert "warning:" in done["cook"].err
+    cooked = done["cook"].json
+    assert set(cooked["scores"]) == {"soup", "ensemble", "local:a", "local:b", "local:c"}
+    assert set(cooked["scores"]["soup"]["test accuracy"]) == {"metric", "value", "low", "high", "n"}
+    assert cooked["selected"] == list(cooked["weights"])
+    assert cooked["pushed"] is None
+    assert len(done["score"].json["scores"]) == 2
+    plan = cli("cook", recipe, "-o", "soup-2", "--dry-run", "--json").json
+    assert {"verdict", "files", "fetch_bytes", "output_bytes"} <= set(plan)
+
+
+def test_words_for_people(cli: Cli, family: Path, tmp_path: Path) -> None:
+    """Next steps that can be copied, and nothing on stderr that is no warning."""
+    checked = cli("check", family / "a", family / "b", "-o", "recipe.yaml")
+    assert checked.code == 0
+    assert checked.out.startswith(("proven: ", "likely: "))
+    assert checked.err == "Wrote recipe.yaml. Next: hf-soup cook recipe.yaml -o soup\n"
+    again = cli("check", family / "a", family / "b", "-o", "recipe.yaml")
+    assert (again.code, again.out) == (1, "")
+    planned = cli("cook", "recipe.yaml", "-o", "soup", "--dry-run")
+    assert re.search(r"^write     model.safetensors  0.0 MB$", planned.out, re.MULTILINE)
+    assert not (tmp_path / "soup").exists()
+    cooked = cli("cook", "recipe.yaml", "-o", "soup", "--quiet")
+    assert re.search(r"^Weights: local:a 1, local:b 1$", cooked.out, re.MULTILINE)
+    assert re.search(r"^Next: hf-soup push .*soup OWNER/NAME$", cooked.out, re.MULTILINE)
+    scored = cli("score", "soup", "--recipe", recipe_of(family, tmp_path))
+    assert scored.out.startswith("Percent, with 95 % intervals.")
+    assert "rows.csv accuracy" in scored.out
+    pushed = cli("push", "soup", "acme/soup")
+    assert re.search(r"^Pushed acme/soup as commit [0-9a-f]{7}: http", pushed.out)
+
+
+def test_options_change_the_recipe(cli: Cli, family: Path, tmp_path: Path) -> None:
+    """What the command line says is in the soup's recipe, and wins over the file."""
+    recipe = recipe_of(family, tmp_path, select="greedy", report=[])
+    done = cli(
+        "cook", recipe, "-o", "soup", "--select", "uniform", "--base", family / "base", "--method", "linear",
+        "--data", f"{family / 'report.csv'}", "--task", "text-classification", "--metric", "f1",
+    )  # fmt: skip
+    assert done.code == 0, done
+    resolved = Recipe.load(tmp_path / "soup" / "soup.yaml")
+    assert resolved.score is not None
+    assert resolved.score.metric == "f1"
+    assert resolved.score.dataset == "local:report.csv"
+    summary = json.loads((tmp_path / "soup" / "soup.json").read_text())
+    assert summary["select"] == "uniform"
+    assert summary["lineage"]["ancestor"]["source"] == "recipe"
+
+
+def test_set_gives_values_with_types(cli: Cli, monkeypatch: pytest.MonkeyPatch, family: Path, tmp_path: Path) -> None:
+    """YAML's: a number is a number. They change the file's method, unless another one is named."""
+    recipe = recipe_of(family, tmp_path, method={"name": "linear", "x": 1})
+    for arguments, said in [
+        (("--set", "y=0.5"), "linear has no parameter 'x'"),
+        (("--method", "linear", "--set", "y=0.5"), "linear has no parameter 'y'"),
+        (("--method", "ties", "--set", "y=0.5"), "`method` is 'ties'"),
+    ]:
+        assert said in cli("cook", recipe, "-o", "soup", *arguments).err
+
+
+def test_methods_explain_themselves(cli: Cli) -> None:
+    listed = cli("methods")
+    assert listed.out.startswith("linear(")
+    explained = cli("methods", "linear")
+    for part in ("linear\n", "Args:", "Returns:", "Reference:"):
+        assert part in explained.out
+    assert cli("methods", "linear", "--json").json["methods"][0]["elementwise"] is True
+
+
+def test_a_refusal_has_its_own_exit_code(cli: Cli, family: Path, tmp_path: Path) -> None:
+    """The whole report is printed all the same, and no recipe is written."""
+    done = cli("check", family / "a", "-o", "recipe.yaml")
+    assert done.code == 3
+    assert done.out.startswith("refused: ")
+    assert done.err == ""
+    assert not (tmp_path / "recipe.yaml").exists()
+    done = cli("check", family / "a", "--json")
+    assert (done.code, done.json["verdict"]) == (3, "refused")
+
+
+def test_the_hub_serves_until_it_is_stopped(environment: dict[str, str], tmp_path: Path) -> None:
+    """It prints what to export, and Ctrl-C ends it without a word."""
+    command = [sys.executable, "-m", "hf_soup", "hub", "--root", str(tmp_path / "served"), "--port", "0"]
+    child = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    assert child.stdout is not None
+    line = child.stdout.readline()
+    found = re.fullmatch(r"export HF_ENDPOINT=(http://127\.0\.0\.1:\d+) HF_TOKEN=(\w+) HF_HUB_DISABLE_XET=1\n", line)
+    assert found is not None, line
+    from huggingface_hub import HfApi
+
+    assert HfApi(endpoint=found[1], token=found[2]).whoami()["name"] == "local"
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=15)
+    assert child.returncode in (0, 130)
+    assert (out, err) == ("", "")
+
+
+def test_a_closed_pipe_is_no_error(environment: dict[str, str], tmp_path: Path) -> None:
+    """``hf-soup methods linear | head -1``"""
+    done = subprocess.run(
+        f"{sys.executable} -m hf_soup methods linear | head -1", shell=True, env=environment, cwd=tmp_path,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout == "linear\n"
+    assert done.stderr == ""
+
+
+def test_every_option_of_a_command_is_documented() -> None:
+    page = commands.get_help(click.Context(commands, info_name="hf-soup"))
+    for name in commands.commands:
+        assert re.search(rf"^  {name}\b", page, re.MULTILINE)

@@ -1,0 +1,33 @@
+"""The error tree, as its docstring draws it."""
+
+from __future__ import annotations
+
+import pickle
+import re
+
+import pytest
+
+from hf_soup import errors
+from hf_soup.errors import PublishError, RecipeError, SoupError
+
+KINDS = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, SoupError)]
+
+
+def test_the_tree_is_the_one_that_is_drawn() -> None:
+    drawn = re.findall(r"[├└]── (\w+)", errors.__doc__ or "")
+    assert drawn == [kind.__name__ for kind in KINDS if kind is not SoupError]
+    assert all(kind.__mro__[1] is SoupError for kind in KINDS if kind is not SoupError)
+    assert SoupError.__mro__[1] is Exception
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: str(kind.__name__))
+def test_an_error_says_what_to_do_on_a_line_of_its_own(kind: type[SoupError]) -> None:
+    assert str(kind("It broke.")) == "It broke."
+    assert str(kind("It broke.", hint="Mend it.")) == "It broke.\nMend it."
+
+
+def test_an_error_passes_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(PublishError("a", hint="b")))
+    assert isinstance(error, PublishError)
+    assert (error.message, error.hint) == ("a", "b")
+    assert not isinstance(error, RecipeError)

@@ -1,0 +1,512 @@
+"""The streaming engine on real files: the same bytes however the work is cut, and errors that name the place."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hf_soup import merge as engine
+from hf_soup.checkpoint import TensorInfo, read_header
+from hf_soup.errors import MergeError
+from hf_soup.merge import Merged, World, digest_of, merge
+from hf_soup.methods import round_into
+from hf_soup.methods.linear import linear
+from hf_soup.plan import BLOCK_BYTES, Plan, make_plan
+from hf_soup.staging import Staging
+
+Model = Mapping[str, Tensor]
+SHAPES: dict[str, tuple[int, ...]] = {
+    "embed.weight": (1300, 1700),  # more than one block
+    "layer.weight": (37, 41),
+    "norm.bias": (41,),
+    "scale": (),
+    "empty": (0, 5),
+}
+
+
+def model(seed: int, dtype: torch.dtype = torch.bfloat16, shapes: Mapping[str, tuple[int, ...]] = SHAPES) -> Model:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: (0.05 * torch.randn(shape, generator=generator)).to(dtype) for name, shape in shapes.items()}
+
+
+class Pot:
+    """Ingredients in files, what to make of them, and where."""
+
+    def __init__(self, folder: Path, models: Sequence[Model], weights: Sequence[float] | None = None, **options: Any):
+        folder.mkdir(exist_ok=True)
+        self.folder = folder
+        self.paths: list[dict[str, Path]] = []
+        found: list[dict[str, TensorInfo]] = []
+        for number, tensors in enumerate(models):
+            path = folder / f"{number}.safetensors"
+            save_file(dict(tensors), path)
+            data = path.read_bytes()
+            header = read_header(lambda _, start, stop, data=data: data[start:stop], "m", len(data), "m")
+            found.append({info.name: info for info in header})
+            self.paths.append({"m": path})
+        names = [f"acme/{number}@0" for number in range(len(models))]
+        self.plan: Plan = make_plan(names, found, weights or [1.0] * len(models), **options)
+
+    def cook(self, name: str = "soup", **options: Any) -> tuple[Merged, Path]:
+        with Staging(self.folder / name) as staging:
+            staging.begin(self.plan.fingerprint, self.plan.to_dict(), self.paths)
+            options = {"threads": 2, "quiet": True} | options
+            return merge(self.plan, self.paths, staging, **options), staging.publish()
+
+    def refused(self, name: str = "soup", **options: Any) -> str:
+        with pytest.raises(MergeError) as error:
+            self.cook(name, **options)
+        assert not (self.folder / name).exists()
+        return str(error.value)
+
+
+def loaded(folder: Path) -> dict[str, Tensor]:
+    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def pot(tmp_path_factory: pytest.TempPathFactory) -> Pot:
+    """Three models of several blocks, whose weights make every product and sum round."""
+    return Pot(tmp_path_factory.mktemp("pot"), [model(seed) for seed in range(3)], [0.1, 3.0, 0.7], max_file_bytes=3000)
+
+
+@pytest.fixture(scope="module")
+def reference(pot: Pot) -> tuple[str, dict[str, str]]:
+    merged, folder = pot.cook("reference", threads=1)
+    return merged.digest, file_hashes(folder)
+
+
+# ---- what comes out -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("read", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("written", [None, "bfloat16", "float16", "float32", "float64"], ids=str)
+def test_the_files_hold_what_the_method_gives(tmp_path: Path, read: torch.dtype, written: str | None) -> None:
+    """Every tensor, of every shape, rounded once to the type that is written."""
+    models = [model(seed, read, {**SHAPES, "embed.weight": (13, 17)}) for seed in range(3)]
+    pot = Pot(tmp_path, models, [0.1, 3.0, 0.7], dtype=written)
+    _, folder = pot.cook()
+    found = loaded(folder)
+    assert found.keys() == SHAPES.keys()
+    for name, tensor in found.items():
+        mixed = linear([each[name] for each in models], [0.1, 3.0, 0.7])
+        expected = torch.empty_like(mixed, dtype=getattr(torch, written) if written else read)
+        round_into(mixed, expected)
+        assert tensor.dtype == expected.dtype
+        assert tensor.shape == expected.shape
+        assert torch.equal(tensor, expected)
+    assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors"]
+
+
+def test_every_file_is_one_that_safetensors_reads(pot: Pot, tmp_path: Path) -> None:
+    """Cut by size and listed in the index; headers are padded, so that tensors are aligned."""
+    _, folder = pot.cook("many")
+    index = pot.plan.index()
+    assert index is not None
+    assert len(pot.plan.files) == len(set(index["weight_map"].values())) == 4
+    for file in pot.plan.files:
+        path = folder / file.name
+        assert path.stat().st_size == file.size
+        assert path.read_bytes()[: len(file.header)] == file.header
+        assert len(file.header) % 8 == 0
+        with safe_open(path, "pt") as opened:
+            assert opened.metadata() == {"format": "pt"}
+            for name in opened.keys():  # noqa: SIM118 -- it is no mapping
+                assert index["weight_map"][name] == file.name
+                assert tuple(opened.get_tensor(name).shape) == SHAPES[name]
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in loaded(folder).values())
+
+
+def test_the_digest_is_the_one_that_is_documented(pot: Pot) -> None:
+    """sha256 over the lines ``name dtype shape root``, worked out from the files by themselves."""
+    merged, folder = pot.cook("digest")
+    lines = []
+    for name, tensor in sorted(loaded(folder).items()):
+        data = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+        blocks = [data[start : start + (4 << 20)] for start in range(0, len(data), 4 << 20)]
+        root = hashlib.sha256(b"".join(hashlib.sha256(block).digest() for block in blocks)).hexdigest()
+        assert merged.roots[name] == root
+        lines.append(f"{name} BF16 {list(tensor.shape)} {root}\n")
+    assert merged.digest == hashlib.sha256("".join(lines).encode()).hexdigest()
+    assert BLOCK_BYTES == 4 << 20
+    entries = [("b", "F32", (2, 3), "00"), ("a", "I64", (), "11")]
+    assert digest_of(iter(entries)) == digest_of(iter(entries[::-1]))
+
+
+def test_a_soup_of_one_is_that_model(tmp_path: Path) -> None:
+    """Its −0 too, and its integers."""
+    one = {**model(0), "zeros": torch.tensor([0.0, -0.0]), "ids": torch.arange(5)}
+    _, folder = Pot(tmp_path, [one]).cook()
+    found = loaded(folder)
+    assert all(torch.equal(found[name], tensor) for name, tensor in one.items())
+    assert found["zeros"].signbit().tolist() == [False, True]
+
+
+def test_types_that_differ_between_ingredients(tmp_path: Path) -> None:
+    kinds = [(torch.bfloat16, torch.float16), (torch.bfloat16, torch.float32), (torch.float64, torch.float16)]
+    models: list[dict[str, Tensor]] = [{}, {}]
+    for number, pair in enumerate(kinds):
+        for tensors, dtype in zip(models, pair, strict=True):
+            tensors[str(number)] = torch.tensor([1.0, 1 / 1024], dtype=dtype)
+    _, folder = Pot(tmp_path, models).cook()
+    found = loaded(folder)
+    assert [found[str(number)].dtype for number in range(3)] == [torch.float32, torch.float32, torch.float64]
+    assert all(tensor.tolist() == [1.0, 1 / 1024] for tensor in found.values())
+
+
+INTEGERS = [
+    torch.int64, torch.int32, torch.int16, torch.int8,
+    torch.uint64, torch.uint32, torch.uint16, torch.uint8, torch.bool,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+def test_what_is_not_averaged_passes_and_is_reported_where_it_differs(tmp_path: Path, dtype: torch.dtype) -> None:
+    same, first, second = (torch.tensor(values, dtype=dtype) for values in ([1, 0, 1], [1, 0, 0], [1, 1, 0]))
+    models = [{"w": torch.ones(2), "same": same, "other": first}, {"w": torch.ones(2), "same": same, "other": second}]
+    merged, folder = Pot(tmp_path, models, dtype="float16").cook()
+    assert merged.differing == ("other",)
+    found = loaded(folder)
+    assert torch.equal(found["same"], same)
+    assert torch.equal(found["other"], first)
+    assert found["w"].dtype == torch.float16
+
+
+# ---- the same bytes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("slice_elements", [None, 100_003, (1 << 18) + 1])
+def test_threads_and_slices_do_not_show(
+    pot: Pot, reference: tuple[str, Any], monkeypatch: pytest.MonkeyPatch, threads: int, slice_elements: int | None
+) -> None:
+    if slice_elements:
+        monkeypatch.setattr(engine, "SLICE_ELEMENTS", slice_elements)
+    merged, folder = pot.cook(f"t{threads}s{slice_elements}", threads=threads)
+    assert (merged.digest, file_hashes(folder)) == reference
+
+
+def in_a_world(pot: Pot, staging: Staging, size: int) -> list[Merged | BaseException]:
+    """What every process of a world would do, on threads."""
+    meeting = threading.Barrier(size, timeout=30)
+
+    def process(rank: int) -> Merged | BaseException:
+        try:
+            here = World(rank, size, lambda: meeting.wait() and None)
+            return merge(pot.plan, pot.paths, staging, world=here, threads=2, quiet=True)
+        except Exception as error:  # noqa: BLE001 -- handed back
+            meeting.abort()
+            return error
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(process, range(size)))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_the_number_of_processes_does_not_show(pot: Pot, reference: tuple[str, Any], size: int) -> None:
+    with Staging(pot.folder / f"world{size}") as staging:
+        staging.begin(pot.plan.fingerprint, pot.plan.to_dict(), pot.paths)
+        first, *others = in_a_world(pot, staging, size)
+        assert isinstance(first, Merged)
+        assert all(isinstance(other, Merged) and not other.digest for other in others)
+        wrote = {path.name for path in staging.root.glob("journal.*") if path.stat().st_size > len("[]\n")}
+        folder = staging.publish()
+    assert wrote <= {f"journal.{rank}" for rank in range(size)}
+    assert len(wrote) == min(size, 2)  # there are two blocks of some size
+    assert (first.digest, file_hashes(folder)) == reference
+
+
+def test_a_share_is_every_block_once(pot: Pot) -> None:
+    everything = sorted((number, block) for number, t in enumerate(pot.plan.tensors) for block in range(t.blocks))
+    for size in (1, 2, 3, 7, 50):
+        for threads in (1, 3):
+            shares = [engine._units(pot.plan, set(), World(rank, size), threads) for rank in range(size)]
+            assert sorted(entry for units in shares for unit in units for entry in unit) == everything
+
+
+def test_too_large_a_sum_changes_no_other_entry_of_its_slice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is added up in float64, its neighbours are not: else bits would depend on where slices are cut."""
+    models = [{"w": model(seed)["embed.weight"].reshape(-1)[:40_000].clone()} for seed in range(3)]
+    weights = [0.1, 3.0, 0.7]
+    for each in models:
+        each["w"][20_000] = torch.finfo(torch.bfloat16).max
+    pot = Pot(tmp_path, models, [1.0] * 3, dtype="float32")
+    _, folder = pot.cook("uniform")
+    assert loaded(folder)["w"][20_000].item() == torch.finfo(torch.bfloat16).max
+    plain = linear([each["w"] for each in models], weights, normalize=False)
+    assert plain[20_000].isinf()
+    pot = Pot(tmp_path, models, weights, dtype="float64", parameters={"normalize": False})
+    digests = set()
+    for number, elements in enumerate((1 << 18, 16_385, 20_001)):
+        monkeypatch.setattr(engine, "SLICE_ELEMENTS", elements)
+        merged, folder = pot.cook(f"cut{number}")
+        digests.add(merged.digest)
+        found = loaded(folder)["w"]
+        assert found[20_000].item() == pytest.approx(3.8 * torch.finfo(torch.bfloat16).max)
+        keep = torch.arange(40_000) != 20_000
+        assert torch.equal(found[keep], plain.double()[keep])
+    assert len(digests) == 1
+
+
+# ---- what cannot be averaged --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("written", [None, "float64"])
+def test_a_broken_ingredient_is_named_with_the_place(
+    tmp_path: Path, value: str, dtype: torch.dtype, written: str | None
+) -> None:
+    models = [{"a.b": torch.ones(700, 600, 2, dtype=dtype)} for _ in range(3)]
+    models[1]["a.b"][655, 432, 1] = float(value)
+    said = Pot(tmp_path, models, dtype=written).refused()
+    assert f"'a.b' of acme/1@0 holds {value} at [655, 432, 1]." in said
+    assert "leave it out" in said
+
+
+def test_infinity_that_all_share_passes(tmp_path: Path) -> None:
+    """A mask of −Inf is a constant of the model, not a fault; a NaN beside it still is one."""
+    mask = torch.tensor([1.0, -torch.inf, torch.inf], dtype=torch.float16)
+    _, folder = Pot(tmp_path, [{"mask": mask}, {"mask": mask}], [0.3, 0.9], dtype="bfloat16").cook()
+    assert loaded(folder)["mask"].tolist() == mask.tolist()
+    said = Pot(tmp_path, [{"mask": mask}, {"mask": -mask}]).refused(name="soup2")
+    assert "'mask' of acme/0@0 holds -inf at [1]." in said
+
+
+@pytest.mark.parametrize(("value", "fits"), [(65_504.0, True), (65_519.0, True), (65_520.0, False), (1e30, False)])
+def test_what_float16_cannot_hold_is_named(tmp_path: Path, value: float, fits: bool) -> None:
+    models = [{"w": torch.tensor([[0.0, -value]])} for _ in range(2)]
+    pot = Pot(tmp_path, models, dtype="float16")
+    if fits:
+        assert loaded(pot.cook()[1])["w"].tolist() == [[0.0, -65_504.0]]
+    else:
+        said = pot.refused()
+        assert f"'w' at [0, 1] would be -{value:g}, which float16 cannot hold." in said
+        assert "`dtype: bfloat16`" in said
+
+
+def test_a_file_that_shrinks_is_named(tmp_path: Path) -> None:
+    pot = Pot(tmp_path, [model(0), model(1)])
+    os.truncate(pot.paths[1]["m"], pot.paths[1]["m"].stat().st_size - 10_000)
+    said = pot.refused()
+    assert "acme/1@0: m ended in the middle of '" in said
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    pot = Pot(tmp_path, [model(0), model(1)])
+    pot.paths[1]["m"].unlink()
+    said = pot.refused()
+    assert "No such file" in said
+    assert "1.safetensors" in said
+
+
+def test_blocks_that_nobody_wrote_are_missed(pot: Pot) -> None:
+    """As when a process of the world works in another folder."""
+    meeting = threading.Barrier(2, timeout=30)
+    with Staging(pot.folder / "alone") as staging, ThreadPoolExecutor(1) as pool:
+        staging.begin(pot.plan.fingerprint, pot.plan.to_dict(), pot.paths)
+        idle = pool.submit(lambda: [meeting.wait() for _ in range(4)])
+        with pytest.raises(MergeError, match="blocks of 'alone' were not written"):
+            merge(pot.plan, pot.paths, staging, world=World(0, 2, lambda: meeting.wait() and None), quiet=True)
+        idle.result()
+
+
+# ---- the disk -----------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_known_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pot = Pot(tmp_path, [model(0), model(1)])
+
+    def full(descriptor: int, start: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", full)
+        said = pot.refused()
+    assert "No space left on device" in said
+    assert "make room" in said
+    assert pot.cook()[0].digest == pot.cook("again")[0].digest
+
+
+def test_a_limit_on_the_size_of_files_is_one_clear_error(tmp_path: Path) -> None:
+    """The same on a real descriptor: the kernel refuses to make the file that large."""
+    pot = Pot(tmp_path, [model(0), model(1)])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        said = pot.refused()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "Cannot make 'soup': File too large" in said
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_file_system_that_reserves_nothing_will_do(
+    pot: Pot, reference: tuple[str, Any], monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def unsupported(descriptor: int, start: int, size: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "posix_fallocate", unsupported)
+    merged, folder = pot.cook(f"plain{code}")
+    assert (merged.digest, file_hashes(folder)) == reference
+
+
+def test_a_disk_that_fails_in_the_middle_keeps_what_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = {str(number): (1 << 21,) for number in range(4)}  # a block each
+    pot = Pot(tmp_path, [model(seed, shapes=shapes) for seed in range(2)])
+    write, calls = os.pwrite, []
+
+    def failing(descriptor: int, data: memoryview, offset: int) -> int:
+        calls.append(offset)
+        if len(calls) == 3:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return write(descriptor, data, offset)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", failing)
+        assert "Input/output error" in pot.refused(threads=1)
+    merged, _ = pot.cook()
+    assert merged.resumed == 2 * BLOCK_BYTES
+    assert merged.digest == pot.cook("fresh")[0].digest
+
+
+def test_short_reads_and_writes_are_continued(
+    pot: Pot, reference: tuple[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As network file systems do, and Linux beyond 2 GiB."""
+    read, write = os.preadv, os.pwrite
+    monkeypatch.setattr(os, "preadv", lambda file, views, offset: read(file, [views[0][:99_999]], offset))
+    monkeypatch.setattr(os, "pwrite", lambda file, data, offset: write(file, data[:999_999], offset))
+    merged, folder = pot.cook("short")
+    assert (merged.digest, file_hashes(folder)) == reference
+
+
+def test_more_files_than_a_process_may_open_at_first(tmp_path: Path) -> None:
+    pot = Pot(tmp_path, [model(seed, shapes={"w": (3,)}) for seed in range(40)])
+    code = (
+        "import json, resource, sys\nfrom pathlib import Path\nfrom hf_soup.merge import merge\n"
+        "from hf_soup.plan import Plan\nfrom hf_soup.staging import Staging\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (30, 200))\n"
+        "with Staging(Path(sys.argv[1])) as staging:\n"
+        "    values, paths = staging.read_plan()\n"
+        "    print(merge(Plan.from_dict(values), paths, staging, threads=1, quiet=True).digest)\n"
+    )
+    with Staging(tmp_path / "soup") as staging:
+        staging.begin(pot.plan.fingerprint, pot.plan.to_dict(), pot.paths)
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "soup"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == pot.cook("other")[0].digest
+
+
+# ---- stopping -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """A disk that takes 20 ms for a block; the list holds the blocks that it wrote."""
+    write, calls = os.pwrite, []
+
+    def slowly(descriptor: int, data: memoryview, offset: int) -> int:
+        time.sleep(0.02)
+        calls.append(offset)
+        return write(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", slowly)
+    yield calls
+    monkeypatch.undo()
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Pot:
+    """Sixteen blocks."""
+    shapes = {f"{number:02}": (1 << 21,) for number in range(16)}
+    return Pot(tmp_path_factory.mktemp("long"), [model(seed, shapes=shapes) for seed in range(2)])
+
+
+def test_ctrl_c_stops_the_threads_and_what_is_finished_stays(long: Pot, slow: list[int]) -> None:
+    """The main thread gets the signal while the others write; none of them goes on after its block."""
+    main = threading.get_ident()
+
+    def interrupt() -> None:
+        while len(slow) < 4:
+            time.sleep(0.001)
+        import signal
+
+        signal.pthread_kill(main, signal.SIGINT)
+
+    before = threading.active_count()
+    killer = threading.Thread(target=interrupt)
+    killer.start()
+    with pytest.raises(KeyboardInterrupt):
+        long.cook()
+    killer.join()
+    assert threading.active_count() <= before
+    written = len(slow)
+    assert 4 <= written <= 8
+    time.sleep(0.1)
+    assert len(slow) == written
+    merged, _ = long.cook()
+    assert merged.resumed == written * BLOCK_BYTES
+    assert merged.digest == long.cook("fresh")[0].digest
+
+
+def test_an_error_in_one_thread_stops_the_others(tmp_path: Path, slow: list[int]) -> None:
+    shapes = {f"{number:02}": (1 << 21,) for number in range(16)}
+    models = [dict(model(seed, shapes=shapes)) for seed in range(2)]
+    models[1]["01"][77] = torch.nan
+    said = Pot(tmp_path, models).refused(threads=2)
+    assert "'01' of acme/1@0 holds nan at [77]." in said
+    assert len(slow) <= 6
+
+
+# ---- memory -------------------------------------------------------------------------------------------------
+
+
+def test_memory_grows_neither_with_the_model_nor_with_the_number_of_ingredients(tmp_path: Path) -> None:
+    """Peaks of whole processes: two ingredients of 8 MB against sixteen of 64 MB."""
+    code = (
+        "import resource, sys\nfrom pathlib import Path\nfrom hf_soup.merge import merge\n"
+        "from hf_soup.plan import Plan\nfrom hf_soup.staging import Staging\n"
+        "with Staging(Path(sys.argv[1])) as staging:\n"
+        "    values, paths = staging.read_plan()\n"
+        "    merge(Plan.from_dict(values), paths, staging, threads=2, quiet=True)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    peaks = []
+    for name, rows, n in (("small", 4, 2), ("large", 32, 16)):
+        pot = Pot(tmp_path / name, [{"w": torch.full((rows, 1 << 20), 0.5, dtype=torch.bfloat16)}])
+        info = pot.plan.tensors[0].parts[0]
+        plan = make_plan([f"acme/{i}@0" for i in range(n)], [{"w": info}] * n, [1.0 + i for i in range(n)])
+        out = tmp_path / name / "soup"
+        with Staging(out) as staging:
+            staging.begin(plan.fingerprint, plan.to_dict(), pot.paths * n)
+        done = subprocess.run([sys.executable, "-c", code, out], capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout) << 10)
+    assert peaks[1] - peaks[0] < 60 << 20, [peak >> 20 for peak in peaks]
+
+
+def test_a_plan_passes_between_processes(pot: Pot) -> None:
+    assert Plan.from_dict(json.loads(json.dumps(pot.plan.to_dict()))) == pot.plan

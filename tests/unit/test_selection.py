@@ -1,0 +1,87 @@
+"""Selections against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from hf_soup.errors import RecipeError
+from hf_soup.selection import SELECTIONS, ScoreFunction, Step, Weights
+from hf_soup.selection.greedy import greedy
+from hf_soup.selection.uniform import uniform
+
+
+def table(scores: dict[str, float]) -> tuple[ScoreFunction, list[str]]:
+    """A score function that looks soups up by their sorted names, and the list of what it was asked."""
+    asked: list[str] = []
+
+    def score(weights: Weights) -> float:
+        asked.append("".join(weights))
+        return scores["".join(sorted(weights))]
+
+    return score, asked
+
+
+#: b is best alone; with c it gains, with a it is equal, with d it loses.
+BY_HAND = {"a": 0.7, "b": 0.9, "c": 0.8, "d": 0.6, "bc": 0.92, "abc": 0.92, "abcd": 0.5, "bcd": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("accept", "kept", "tried"),
+    [
+        (">=", {"b": 1.0, "c": 2.0, "a": 0.5}, [("b", 0.9, True), ("bc", 0.92, True), ("bca", 0.92, True),
+                                               ("bcad", 0.5, False)]),
+        (">", {"b": 1.0, "c": 2.0}, [("b", 0.9, True), ("bc", 0.92, True), ("bca", 0.92, False),
+                                     ("bcd", 0.5, False)]),
+    ],
+)  # fmt: skip
+def test_greedy_by_hand(accept: str, kept: dict[str, float], tried: list[tuple[str, float, bool]]) -> None:
+    """Best first; each next one stays when the soup is no worse (``>=``), or better (``>``); shares are kept."""
+    score, asked = table(BY_HAND)
+    found = greedy({"a": 0.5, "b": 1.0, "c": 2.0, "d": 1.0}, score, accept=accept)
+    assert found.weights == kept
+    assert list(found.weights) == list(kept)
+    assert found.trace == tuple(Step(tuple(names), value, was) for names, value, was in tried)
+    assert asked == ["a", "b", "c", "d", *(names for names, _, _ in tried[1:])]
+
+
+def test_greedy_takes_equal_ones_in_the_order_of_the_recipe() -> None:
+    for order in ("abc", "cba", "bca"):
+        score, _ = table({"a": 0.8, "b": 0.8, "c": 0.8, "ab": 0.8, "ac": 0.8, "bc": 0.8, "abc": 0.8})
+        found = greedy(dict.fromkeys(order, 1.0), score)
+        assert "".join(found.weights) == order
+
+
+def test_greedy_goes_on_after_one_that_hurts() -> None:
+    """Measured against the best soup so far, not against the last one."""
+    score, _ = table({"a": 0.9, "b": 0.8, "c": 0.7, "ab": 0.5, "ac": 0.95})
+    found = greedy({"a": 1.0, "b": 1.0, "c": 1.0}, score)
+    assert "".join(found.weights) == "ac"
+
+
+def test_greedy_is_never_below_the_best_ingredient_on_held_out() -> None:
+    score, _ = table({"a": 0.9, "b": 0.8, "ab": 0.1})
+    assert greedy({"a": 1.0, "b": 1.0}, score).weights == {"a": 1.0}
+    score, _ = table({"a": 0.9})
+    assert greedy({"a": 1.0}, score).weights == {"a": 1.0}
+
+
+@pytest.mark.parametrize("accept", ["=>", "", 3])
+def test_greedy_refuses_another_word(accept: str) -> None:
+    with pytest.raises(RecipeError, match="`accept` is .*; it is '>=' or '>'"):
+        greedy({"a": 1.0}, len, accept=accept)
+
+
+def test_uniform_asks_nothing() -> None:
+    def score(_: Weights) -> float:
+        raise AssertionError
+
+    assert uniform({"a": 1.0, "b": 3.0}, score).weights == {"a": 1.0, "b": 3.0}
+
+
+def test_every_selection_is_registered_under_its_name() -> None:
+    assert {name: (each.needs_score, each.parameters) for name, each in SELECTIONS.items()} == {
+        "greedy": (True, {"accept": ">="}),
+        "uniform": (False, {}),
+    }
+    for each in SELECTIONS.values():
+        assert "Reference:" in (each.function.__doc__ or "")

@@ -1,0 +1,188 @@
+"""The arrows between modules, the public names, and how light it is to start."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import click
+import pytest
+
+import hf_soup
+from hf_soup.cli import cli
+
+ROOT = Path(hf_soup.__file__).parent
+FILES = {
+    ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+TREES = {name: ast.parse(path.read_text(), str(path)) for name, path in FILES.items()}
+HEAVY = {"torch", "transformers", "datasets", "evaluate", "huggingface_hub"}
+#: Third-party package → the rooms (a module and what lies in it) that may import it.
+ONLY = {
+    "huggingface_hub": ("hf_soup.hub", "hf_soup.publish"),
+    "httpx2": ("hf_soup.hub", "hf_soup.publish"),
+    "evaluate": ("hf_soup.scoring",),
+    "datasets": ("hf_soup.scoring",),
+    "pydantic": ("hf_soup.recipe",),
+    "starlette": ("hf_soup.local_hub",),
+    "uvicorn": ("hf_soup.local_hub",),
+    "click": ("hf_soup.cli",),
+    "jinja2": ("hf_soup.card",),
+    "accelerate": ("hf_soup.merge",),
+    "sklearn": ("hf_soup.scoring", "hf_soup.demo"),
+}
+#: Room → all that it may import beside the standard library and itself.
+MAY = {
+    "hf_soup.errors": set(),
+    "hf_soup.recipe": {"pydantic", "yaml", "hf_soup.errors"},
+    "hf_soup.methods": {"torch"},
+    "hf_soup.selection": {"hf_soup.errors"},
+    "hf_soup.local_hub": {"starlette", "uvicorn", "yaml", "hf_soup.errors"},
+    "hf_soup.staging": {"hf_soup.errors"},
+}
+#: Files that are longer than one sitting, and how long they may be; a file leaves this list for good.
+LONG = {"hf_soup.architecture": 750, "hf_soup.checkpoint": 572, "hf_soup.hub": 520, "hf_soup.soup": 480}
+
+
+def imports(name: str, *, late: bool = True) -> Iterator[str]:
+    """What a module imports, in full; with ``late=False`` only what it imports when it is imported itself."""
+    package = name if FILES[name].name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(TREES[name]) if late else _at_import(TREES[name]):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{name} imports relatively to {package}"
+            for alias in node.names:
+                longer = f"{node.module}.{alias.name}"
+                yield longer if longer in FILES else str(node.module)
+
+
+def _at_import(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        typing_only = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and not typing_only:
+            yield child
+            yield from _at_import(child)
+
+
+def within(module: str, room: str) -> bool:
+    return module == room or module.startswith(f"{room}.")
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    """A package and its registered files are one room: they import it, and it loads them last."""
+    rooms = [name for name in FILES if FILES[name].name == "__init__.py" and name != "hf_soup"]
+    room = {name: next((each for each in rooms if within(name, each)), name) for name in FILES}
+    graph: dict[str, set[str]] = {}
+    for name in FILES:
+        mine = graph.setdefault(room[name], set())
+        for found in imports(name):
+            # `hf_soup` itself holds the version, and looks its other names up when they are used.
+            if found in FILES and found != "hf_soup" and room[found] != room[name]:
+                mine.add(room[found])
+    assert list(TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize("package", ONLY)
+def test_a_library_is_imported_by_its_room_only(package: str) -> None:
+    for name in FILES:
+        if any(found.partition(".")[0] == package for found in imports(name)):
+            assert any(within(name, room) for room in ONLY[package]), f"{name} imports {package}"
+
+
+@pytest.mark.parametrize("room", MAY)
+def test_a_room_imports_no_more_than_it_may(room: str) -> None:
+    for name in (name for name in FILES if within(name, room)):
+        for found in imports(name):
+            if found.partition(".")[0] in sys.stdlib_module_names or within(found, room):
+                continue
+            assert any(within(found, allowed) for allowed in MAY[room]), f"{name} imports {found}"
+
+
+def test_the_demo_knows_the_hub_through_this_package_only() -> None:
+    """What it does, it does as a user would: with the command line, and with the public names."""
+    for name in (name for name in FILES if within(name, "hf_soup.demo")):
+        found = {each for each in imports(name) if each.startswith("hf_soup.") and not within(each, "hf_soup.demo")}
+        allowed = {"hf_soup.errors", "hf_soup.recipe", "hf_soup.local_hub", "hf_soup.publish"}
+        assert found <= allowed, f"{name} imports {found - allowed}"
+
+
+def test_the_public_names() -> None:
+    assert hf_soup.__all__ == [
+        "IncompatibleError", "Ingredient", "Lineage", "MergeError", "PublishError", "Recipe", "RecipeError",
+        "ResolveError", "Scoring", "ScoringError", "Soup", "SoupError", "check", "cook", "score",
+    ]  # fmt: skip
+    for name in hf_soup.__all__:
+        assert getattr(hf_soup, name).__module__.startswith("hf_soup.")
+        assert name in dir(hf_soup)
+    with pytest.raises(AttributeError, match="no attribute 'soups'"):
+        _ = hf_soup.soups
+
+
+def test_what_is_public_is_documented() -> None:
+    missing = []
+    for name, tree in TREES.items():
+        if ast.get_docstring(tree) is None:
+            missing.append(name)
+        for owner in [tree, *(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name[0] != "_")]:
+            for node in owner.body:
+                public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+                setter = public and any(ast.unparse(each).endswith(".setter") for each in node.decorator_list)
+                if public and not setter and ast.get_docstring(node) is None:
+                    missing.append(f"{name}:{node.lineno} {node.name}")
+    assert missing == []
+
+
+def test_no_error_is_passed_over_in_silence() -> None:
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ExceptHandler):
+                silent = all(isinstance(each, ast.Pass) for each in node.body)
+                assert not silent, f"{name}:{node.lineno}"
+                assert node.type is not None, f"{name}:{node.lineno}"
+
+
+def test_a_file_is_read_in_one_sitting() -> None:
+    lengths = {name: len(path.read_text().splitlines()) for name, path in FILES.items()}
+    assert {name for name, lines in lengths.items() if lines > LONG.get(name, 430)} == set()
+
+
+def test_starting_loads_nothing_heavy() -> None:
+    """Neither an import, nor a recipe, nor a help page pays for torch."""
+    code = (
+        "import sys, hf_soup; from hf_soup.cli import main; from hf_soup import Recipe, SoupError\n"
+        "Recipe(ingredients=['a/b'])\n"
+        "for arguments in (['--help'], ['cook', '--help'], ['push', '--help'], ['--version']):\n"
+        "    try: main(arguments)\n"
+        "    except SystemExit: pass\n"
+        f"print('loaded', sorted({HEAVY!r} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "loaded []"
+
+
+def test_help_comes_at_once() -> None:
+    """Under 0.3 s for the best of five, interpreter included."""
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "hf_soup", "--help"], capture_output=True, check=True)
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 0.3
+
+
+@pytest.mark.parametrize("name", cli.commands)
+def test_every_command_shows_an_example(name: str) -> None:
+    """And explains each of its options."""
+    command = cli.commands[name]
+    page = command.get_help(click.Context(command, info_name=name))
+    assert f"Example: hf-soup {name}" in " ".join(page.split())
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, parameter.name
