@@ -82,7 +82,8 @@ def check(ctx: click.Context, models: tuple[str, ...], base: str | None, output:
         _refuse_existing(output)
     lineage = examine(recipe)
     if output is not None and lineage.verdict != "refused":
-        if lineage.ancestor and recipe.base is None:
+        # One that cannot be read would stop the cook, for which it is only a hint here.
+        if lineage.ancestor and lineage.ancestor.checkpoint and recipe.base is None:
             recipe = recipe.model_copy(update={"base": lineage.ancestor.model})
         _write_new(output, recipe.to_yaml())
         click.echo(f"Wrote {output}. Next: hf-soup cook {output} -o soup", err=True)

@@ -70,14 +70,13 @@ def world() -> World:
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         # Without them Accelerate waits for processes that nobody starts.
-        raise MergeError(f"WORLD_SIZE is {launched}, but {', '.join(missing)} is not set.", hint=hint)
+        raise MergeError(f"WORLD_SIZE is {launched}, but no launcher set {', '.join(missing)}.", hint=hint)
     from accelerate import PartialState
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # else Accelerate warns that it sets torch's threads, as we do
     try:
-        # On the CPU also where there are GPUs, as the work is; and the first process downloads and scores for hours
-        # while the others wait.
-        state = PartialState(cpu=True, timeout=timedelta(days=30))
+        # On the CPU also where there are GPUs, as the work is.
+        state = PartialState(cpu=True, backend="gloo")
     except (RuntimeError, ValueError) as error:
         raise MergeError(f"{launched} processes were launched, but they cannot meet: {error}", hint=hint) from None
     if state.num_processes != launched:
@@ -85,7 +84,8 @@ def world() -> World:
 
     def barrier() -> None:
         try:
-            state.wait_for_everyone()
+            # Accelerate's own gives up after half an hour; the first process may download and score for longer.
+            torch.distributed.monitored_barrier(timeout=timedelta(days=30))
         except RuntimeError:
             raise MergeError(
                 "Another of the processes that merge together has ended early.",

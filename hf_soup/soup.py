@@ -230,7 +230,7 @@ def cook(
         everyone = _plan(recipe, lineage, _weights(recipe, lineage))
         config = soup_config(lineage, everyone.dtype)
         write_assets(Path(kitchen), config, lineage)
-        benches = _benches(recipe, lineage, Path(kitchen), config, device, token, say)
+        benches = _benches(recipe, everyone, Path(kitchen), config, device, token, say)
         _require_disk(lineage, everyone, out)
         paths = fetch_weights(lineage.checkpoints, quiet=quiet)
         with _evaluation(recipe, lineage, benches, everyone, paths, Path(kitchen), device, quiet) as evaluation:
@@ -373,7 +373,7 @@ def _plan(recipe: Recipe, lineage: Lineage, weights: Mapping[str, float]) -> Pla
 
 
 def _benches(
-    recipe: Recipe, lineage: Lineage, folder: Path, config: Mapping[str, Any], device: str, token: hub.Token, say: Say
+    recipe: Recipe, plan: Plan, folder: Path, config: Mapping[str, Any], device: str, token: hub.Token, say: Say
 ) -> list[Bench]:
     """The held-out and report data, prepared once for all models, before any weight is fetched."""
     scorings = [("score", recipe.score)] if recipe.score else []
@@ -384,7 +384,7 @@ def _benches(
     from hf_soup.scoring import prepare
 
     require_device(device)
-    require_memory(_plan(recipe, lineage, _weights(recipe, lineage)))
+    require_memory(plan)
     benches = prepare(scorings, folder=folder, config=config, token=token)
     for bench in benches:
         for note in bench.notes:
@@ -472,7 +472,7 @@ def score(
         with tempfile.TemporaryDirectory(prefix="hf-soup-") as folder:
             config = soup_config(alone, plan.dtype)
             write_assets(Path(folder), config, alone)
-            benches = _benches(recipe, alone, Path(folder), config, device, token, say)
+            benches = _benches(recipe, plan, Path(folder), config, device, token, say)
             with Evaluation(
                 benches, held_out=False, names=[checkpoint.model], plan=plan,
                 paths=fetch_weights([checkpoint], quiet=quiet), config_folder=Path(folder), device=device, quiet=quiet,

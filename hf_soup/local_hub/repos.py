@@ -87,11 +87,7 @@ def _about(call: Call, repo: Repo, commit: Commit) -> dict[str, Any]:
     if call.flag("blobs"):
         for sibling, file in zip(siblings, commit.files.values(), strict=True):
             sibling |= {"blobId": file.oid, "size": file.size, **(file.details() if file.lfs else {})}
-    about: dict[str, Any] = {
-        "_id": commit.sha[:24],
-        "id": repo.id,
-        "modelId": repo.id if repo.kind == "model" else None,
-    }
+    about: dict[str, Any] = {"_id": commit.sha[:24], "id": repo.id, "modelId": repo.id}
     about |= {"author": repo.namespace, "sha": commit.sha, "createdAt": repo.created, "lastModified": commit.date}
     about |= {"private": repo.private, "gated": repo.gated, "disabled": False, "downloads": 0, "likes": 0}
     about |= {"cardData": data or None, "model-index": data.get("model-index"), "siblings": siblings}

@@ -225,7 +225,10 @@ def number_in(value: str) -> int:
 
 def kind_of(name: str | None) -> Kind:
     """``model`` or ``dataset``, from either, its plural, or the beginning of a path."""
-    return "dataset" if name and name.startswith("dataset") else "model"
+    match (name or "model").rstrip("s/"):
+        case "model" | "dataset" as kind:
+            return kind
+    raise HubError(400, f"The local Hub has models and datasets, and no {name!r:.40}.")
 
 
 def not_found(user: str | None) -> HubError:

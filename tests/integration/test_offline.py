@@ -1,0 +1,62 @@
+"""Without a network: what was fetched once is enough, and what was not is named."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_soup import Recipe
+from hf_soup.local_hub import LocalHub
+
+# The client hands files to its HTTP library in a way that the library deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+
+
+def test_what_was_cooked_once_is_cooked_again_offline(
+    cli: Callable[..., Any],
+    publish: Callable[..., str],
+    online: LocalHub,
+    hf_soup: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+) -> None:
+    """By a branch or by a commit, and it says that the Hub was not asked; with the same bytes."""
+    for name in ("base", "a", "b", "c"):
+        publish(name)
+    first = cli("cook", "acme/a", "acme/b", "-o", "first", "--json").json
+    before = len(online.requests)
+
+    again = hf_soup("cook", "acme/a", "acme/b", "-o", "again", "--json", HF_HUB_OFFLINE="1")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["digest"] == first["digest"]
+    assert "note: acme/a: the Hub was not reached; the commit is the one in the cache" in again.stderr
+    resolved = hf_soup("cook", "first/soup.yaml", "-o", "resolved", "--json", HF_ENDPOINT="http://127.0.0.1:9")
+    assert resolved.returncode == 0, resolved.stderr
+    assert json.loads(resolved.stdout)["digest"] == first["digest"]
+    assert len(online.requests) == before
+    for name in ("again", "resolved"):
+        assert Recipe.load(tmp_path / name / "soup.yaml") == Recipe.load(tmp_path / "first" / "soup.yaml")
+
+    missing = hf_soup("cook", "acme/a", "acme/c", "-o", "more", HF_HUB_OFFLINE="1")
+    assert missing.returncode == 1
+    assert "'acme/c' is not in the cache, and offline mode is on.\nUnset HF_HUB_OFFLINE" in missing.stderr
+    assert "Traceback" not in missing.stderr
+
+
+def test_the_commit_that_is_named_is_the_one_that_is_used(
+    cli: Callable[..., Any], publish: Callable[..., str], family: Path, tmp_path: Path
+) -> None:
+    """A branch that moved does not move the soup."""
+    for name in ("base", "a", "b"):
+        publish(name)
+    first = cli("cook", "acme/a", "acme/b", "-o", "first", "--json").json
+    (tmp_path / "c").mkdir()
+    for path in (family / "c").iterdir():
+        (tmp_path / "c" / path.name).write_bytes(path.read_bytes())
+    publish("a", tmp_path / "c")
+    assert cli("cook", "first/soup.yaml", "-o", "again", "--json").json["digest"] == first["digest"]
+    assert cli("cook", "acme/a", "acme/b", "-o", "moved", "--json").json["digest"] != first["digest"]

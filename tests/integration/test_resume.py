@@ -1,0 +1,266 @@
+"""A run that was killed, wherever, is continued by the same command, and its bytes do not show it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hf_soup.checkpoint import TensorInfo, read_header
+from hf_soup.merge import Merged, merge
+from hf_soup.plan import BLOCK_BYTES, Plan, make_plan
+from hf_soup.staging import Staging
+
+#: Merges in a child of its own for every point: it dies by SIGKILL at that step on the disk, in the middle of it.
+DRIVER = '''
+import json, os, signal, sys
+from pathlib import Path
+from hf_soup import staging as staging_module
+from hf_soup.merge import merge
+from hf_soup.plan import Plan
+from hf_soup.staging import Staging
+
+folder = Path(sys.argv[1])
+job = json.loads((folder / "job.json").read_text())
+plan = Plan.from_dict(job["plan"])
+paths = [{file: Path(path) for file, path in source.items()} for source in job["paths"]]
+steps = 0
+
+def step(kind, half=None):
+    """Count a step; at the point, do half of it and die."""
+    global steps
+    steps += 1
+    kinds.append(kind)
+    if steps == point:
+        if half:
+            half()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def slow_disk():
+    pwrite, fallocate, fsync = os.pwrite, os.posix_fallocate, os.fsync
+    note, write, rename, clear = Staging.note, Staging._write, staging_module._rename, Staging._clear
+
+    def noting(self, rank, blocks):
+        def half():
+            line = json.dumps(blocks)
+            with (self.root / f"journal.{rank}").open("a") as journal:
+                journal.write(line[: len(line) // 2])
+        step("note", half)
+        note(self, rank, blocks)
+
+    def writing(fd, data, offset):
+        step("block", lambda: pwrite(fd, data[: len(data) // 2], offset))
+        return pwrite(fd, data, offset)
+
+    def wrapped(kind, function):
+        def call(*arguments):
+            step(kind)
+            return function(*arguments)
+        return call
+
+    os.pwrite, Staging.note = writing, noting
+    os.posix_fallocate, os.fsync = wrapped("allocate", fallocate), wrapped("sync", fsync)
+    Staging._write, Staging._clear = wrapped("text", write), wrapped("clear", clear)
+    staging_module._rename = wrapped("rename", rename)
+
+def cook(name):
+    with Staging(folder / name) as staging:
+        staging.begin(plan.fingerprint, plan.to_dict(), paths)
+        merge(plan, paths, staging, threads=1, quiet=True)
+        staging.publish()
+
+kinds, point = [], 0
+pid = os.fork()
+if pid == 0:
+    slow_disk()
+    cook("whole")
+    (folder / "steps.json").write_text(json.dumps(kinds))
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+kinds = json.loads((folder / "steps.json").read_text())
+blocks = [number for number, kind in enumerate(kinds, 1) if kind == "block"]
+notes = [number for number, kind in enumerate(kinds, 1) if kind == "note"]
+others = [number for number, kind in enumerate(kinds, 1) if kind not in ("block", "note")]
+points = sorted({*others, *blocks[:: max(1, len(blocks) // 3)], notes[0], notes[2], notes[-1]})
+for point in points:
+    pid = os.fork()
+    if pid == 0:
+        kinds = []
+        slow_disk()
+        cook(f"killed{point}")
+        os._exit(0)
+    status = os.waitpid(pid, 0)[1]
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (point, status)
+print(json.dumps({str(point): kinds[point - 1] for point in points}))
+'''
+
+
+@dataclass
+class Job:
+    """Two models of six blocks, in two output files."""
+
+    folder: Path
+    plan: Plan
+    paths: list[dict[str, Path]]
+
+    def cook(self, name: str, plan: Plan | None = None) -> tuple[str | None, Merged, str]:
+        """What `begin` said, what came out, and the sha256 of all files."""
+        plan = plan or self.plan
+        with Staging(self.folder / name) as staging:
+            said = staging.begin(plan.fingerprint, plan.to_dict(), self.paths)
+            merged = merge(plan, self.paths, staging, threads=2, quiet=True)
+            output = staging.publish()
+        total = hashlib.sha256()
+        for path in sorted(output.iterdir()):
+            total.update(path.name.encode() + path.read_bytes())
+        assert not (self.folder / f".{name}.cooking").exists()
+        return said, merged, total.hexdigest()
+
+
+def make_job(folder: Path) -> Job:
+    paths, found = [], []
+    generator = torch.Generator().manual_seed(0)
+    for number in range(2):
+        path = folder / f"{number}.safetensors"
+        tensors = {f"t{i}": torch.randn(1 << 20, 3, generator=generator).bfloat16() for i in range(3)}
+        save_file({**tensors, "ids": torch.arange(3)}, path)
+        with path.open("rb") as file:
+
+            def read(_: str, start: int, stop: int, file=file) -> bytes:  # type: ignore[no-untyped-def]
+                file.seek(start)
+                return bytes(file.read(stop - start))
+
+            header: dict[str, TensorInfo] = {t.name: t for t in read_header(read, "m", path.stat().st_size, "m")}
+        found.append(header)
+        paths.append({"m": path})
+    plan = make_plan(["a@0", "b@0"], found, [0.3, 0.9], max_file_bytes=13_000_000)
+    (folder / "job.json").write_text(
+        json.dumps({"plan": plan.to_dict(), "paths": [{"m": str(each["m"])} for each in paths]})
+    )
+    return Job(folder, plan, paths)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    return make_job(tmp_path_factory.mktemp("job"))
+
+
+def test_killed_at_any_step(job: Job) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, job.folder], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    points: dict[str, str] = json.loads(done.stdout)
+    assert {"allocate", "text", "block", "note", "sync", "rename", "clear"} <= set(points.values())
+    assert len(points) >= 12
+    _, whole, files = job.cook("reference")
+    continued = 0
+    for number, kind in points.items():
+        output = job.folder / f"killed{number}"
+        if output.exists():
+            # Killed after the rename: the soup is whole, and only what was beside it is left.
+            assert kind in ("sync", "clear")
+            assert sorted(path.name for path in output.iterdir()) == [file.name for file in job.plan.files]
+            continue
+        noted = sum(each in ("note",) for at, each in points.items() if int(at) < int(number))
+        said, merged, now = job.cook(output.name)
+        assert (merged.digest, now) == (whole.digest, files), (number, kind)
+        assert merged.resumed % BLOCK_BYTES in (0, (6 << 20) % BLOCK_BYTES)
+        if noted:
+            assert said == "continued"
+            assert merged.resumed > 0, (number, kind)
+            continued += 1
+        if kind in ("rename", "sync"):
+            assert merged.resumed == sum(tensor.size for tensor in job.plan.tensors if tensor.averaged)
+    assert continued >= 5
+    assert whole.resumed == 0
+
+
+def interrupted(job: Job, name: str) -> Staging:
+    """A staging folder in which all blocks are finished."""
+    with Staging(job.folder / name) as staging:
+        staging.begin(job.plan.fingerprint, job.plan.to_dict(), job.paths)
+        merge(job.plan, job.paths, staging, threads=2, quiet=True)
+    return staging
+
+
+def test_finished_blocks_are_checked_again(job: Job) -> None:
+    """One was changed on the disk, one sha256 in a journal is wrong, and a header is gone: all are made again."""
+    _, whole, files = job.cook("clean")
+    staging = interrupted(job, "damaged")
+    number, first = next((number, tensor) for number, tensor in enumerate(job.plan.tensors) if tensor.blocks == 2)
+    with (staging.folder / job.plan.files[first.file].name).open("r+b") as file:
+        file.write(bytes(100))
+        file.seek(first.offset + BLOCK_BYTES + 5)
+        file.write(b"\x55")
+    with (staging.root / "journal.7").open("a") as journal:
+        journal.write(json.dumps([[number, 0, "0" * 64], [99, 0, "0" * 64], [0, 99, "0" * 64]]) + "\n")
+    size = sum(tensor.size for tensor in job.plan.tensors if tensor.averaged)
+    said, merged, now = job.cook("damaged")
+    assert said == "continued"
+    assert merged.resumed == size - (first.size - BLOCK_BYTES)
+    assert (merged.digest, now) == (whole.digest, files)
+
+
+def test_a_file_that_was_cut_is_made_again(job: Job) -> None:
+    _, whole, files = job.cook("full")
+    staging = interrupted(job, "cut")
+    os.truncate(staging.folder / job.plan.files[0].name, 5_000_000)
+    (staging.folder / job.plan.files[1].name).unlink()
+    said, merged, now = job.cook("cut")
+    assert said == "continued"
+    assert merged.resumed == BLOCK_BYTES
+    assert (merged.digest, now) == (whole.digest, files)
+
+
+def test_another_recipe_starts_anew_and_says_why(job: Job) -> None:
+    interrupted(job, "changed")
+    plan = make_plan(
+        ["a@0", "b@0"],
+        [{tensor.name: tensor.parts[number] for tensor in job.plan.tensors} for number in range(2)],
+        [0.5, 0.5],
+    )
+    said, merged, _ = job.cook("changed", plan)
+    assert said is not None
+    assert "another recipe or other ingredients" in said
+    assert merged.resumed == 0
+    assert sorted(path.name for path in (job.folder / "changed").iterdir()) == ["model.safetensors"]
+    assert load_file(job.folder / "changed" / "model.safetensors")["t0"].shape == (1 << 20, 3)
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_what_is_finished(job: Job, signal_number: signal.Signals) -> None:
+    """A real process with a slow disk, stopped from outside when its journal has two lines."""
+    name = f"stopped{signal_number.value}"
+    code = (
+        "import os, sys, time\nfrom pathlib import Path\nfrom hf_soup.merge import merge\n"
+        "from hf_soup.plan import Plan\nfrom hf_soup.staging import Staging\n"
+        "write = os.pwrite\n"
+        "def slowly(*arguments):\n    time.sleep(0.2)\n    return write(*arguments)\n"
+        "os.pwrite = slowly\n"
+        "with Staging(Path(sys.argv[1])) as staging:\n"
+        "    values, paths = staging.read_plan()\n"
+        "    merge(Plan.from_dict(values), paths, staging, threads=1, quiet=True)\n"
+    )
+    with Staging(job.folder / name) as staging:
+        staging.begin(job.plan.fingerprint, job.plan.to_dict(), job.paths)
+    child = subprocess.Popen([sys.executable, "-c", code, job.folder / name], stderr=subprocess.DEVNULL)
+    journal = staging.root / "journal.0"
+    while child.poll() is None and (not journal.exists() or len(journal.read_text().splitlines()) < 3):
+        pass
+    child.send_signal(signal_number)
+    child.wait(timeout=10)
+    assert child.returncode != 0
+    said, merged, now = job.cook(name)
+    assert said == "continued"
+    assert merged.resumed > 0
+    assert now == job.cook(f"beside{signal_number.value}")[2]

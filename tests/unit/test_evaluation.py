@@ -1,0 +1,172 @@
+"""What is scored, when, and on what: held-out first, reports once at the end, and the files that were written."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hf_soup import Recipe, Soup, blend, cook, score
+from hf_soup.errors import ScoringError
+from hf_soup.evaluation import require_device, table
+from hf_soup.scoring import Bench
+
+# The cards name an ancestor on the Hub, which must not be the real one.
+pytestmark = pytest.mark.usefixtures("online")
+
+HELD_OUT, REPORT = "rows.csv accuracy", "test accuracy"
+
+
+@pytest.fixture(scope="module")
+def trained(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Relatives: one that learned its rows, one that is often wrong, one that has one answer to everything."""
+    from transformers import BertForSequenceClassification, BertTokenizer
+
+    folder = tmp_path_factory.mktemp("trained")
+    lines = [line.rsplit(",", 1) for line in (family / "rows.csv").read_text().splitlines()[1:]]
+    tokens = BertTokenizer.from_pretrained(family / "base")([text for text, _ in lines], return_tensors="pt")
+    labels = torch.tensor([int(label) for _, label in lines])
+    model = BertForSequenceClassification.from_pretrained(family / "base")
+    model.eval()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(40):
+        optimizer.zero_grad()
+        model(**tokens, labels=labels).loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        logits = model(**tokens).logits
+    # A shift of the first answer that turns half of the second ones, and one that turns them all.
+    half = float((logits[:, 1] - logits[:, 0])[labels == 1].median())
+    for name, shift in (("good", 0.0), ("fair", half), ("poor", 100.0)):
+        shutil.copytree(family / "a", folder / name)
+        tensors = {key: value.detach().clone() for key, value in model.state_dict().items()}
+        tensors["classifier.bias"][0] += shift
+        save_file(tensors, folder / name / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.fixture
+def recipe(family: Path, trained: Path) -> Recipe:
+    data = {"task": "text-classification", "dataset": str(family / "rows.csv")}
+    return Recipe(
+        ingredients=[str(trained / name) for name in ("poor", "fair", "good")],
+        select="greedy",
+        score=data,
+        report=[{**data, "dataset": str(family / "report.csv"), "name": "test"}],
+        base=str(family / "base"),
+    )
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The titles of the data that models were run on, in order."""
+    titles: list[str] = []
+    run = Bench.logits
+
+    def logits(self: Bench, *arguments: Any, **options: Any) -> Any:
+        titles.append(self.title)
+        return run(self, *arguments, **options)
+
+    monkeypatch.setattr(Bench, "logits", logits)
+    return titles
+
+
+@pytest.fixture
+def soup(recipe: Recipe, asked: list[str], tmp_path: Path) -> Soup:
+    return cook(recipe, tmp_path / "soup", say=lambda _: None)
+
+
+def test_reports_are_looked_at_once_at_the_end(soup: Soup, asked: list[str]) -> None:
+    """Every ingredient alone and every candidate sees held-out data; only then does anything see a report."""
+    steps = len(soup.summary["trace"])
+    assert steps == 3
+    candidates = 3 + (steps - 1)
+    assert asked == [HELD_OUT] * candidates + [REPORT] * 3 + [HELD_OUT, REPORT]
+
+
+def test_greedy_starts_with_the_best_and_leaves_out_what_hurts(soup: Soup) -> None:
+    scores = {name: each[HELD_OUT]["value"] for name, each in soup.scores.items()}
+    assert scores["local:good"] == 1.0
+    assert scores["local:good"] > scores["local:fair"] > scores["local:poor"]
+    assert list(soup.weights) == ["local:fair", "local:good"]  # the recipe's order, not the one of the steps
+    assert soup.summary["trace"][0] == {"ingredients": ["local:good"], "score": 1.0, "kept": True}
+    assert soup.summary["trace"][-1]["kept"] is False
+    assert "local:poor" not in soup.weights
+    assert soup.summary["best"] == {HELD_OUT: "local:good", REPORT: "local:good"}
+    assert soup.summary["comparisons"][REPORT]["against"] == "local:good"
+
+
+def test_the_scores_are_those_of_the_files(soup: Soup, recipe: Recipe) -> None:
+    """Measured again, on the folder that came out, they are the same."""
+    (again,) = score([str(soup.folder)], recipe, say=lambda _: None).values()
+    assert again == soup.scores["soup"]
+    last = [step for step in soup.summary["trace"] if step["kept"]][-1]
+    assert last["score"] == soup.scores["soup"][HELD_OUT]["value"]
+    assert set(last["ingredients"]) == set(soup.weights)
+
+
+def test_the_ensemble_is_the_mean_of_probabilities(soup: Soup, recipe: Recipe, family: Path) -> None:
+    from transformers import BertForSequenceClassification, BertTokenizer
+
+    lines = [line.rsplit(",", 1) for line in (family / "report.csv").read_text().splitlines()[1:]]
+    tokens = BertTokenizer.from_pretrained(family / "base")([text for text, _ in lines], return_tensors="pt")
+    labels = np.array([int(label) for _, label in lines])
+    with torch.inference_mode():
+        parts = [
+            BertForSequenceClassification.from_pretrained(each.model)(**tokens).logits.softmax(-1)
+            for each in recipe.ingredients
+        ]
+    answers = torch.stack(parts).mean(0).argmax(-1).numpy()
+    assert soup.scores["ensemble"][REPORT]["value"] == pytest.approx(float((answers == labels).mean()))
+    assert soup.scores["ensemble"][REPORT]["n"] == len(labels)
+
+
+def test_each_step_of_greedy_reads_little(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: Path
+) -> None:
+    """A candidate costs the ingredient that is tried, and once the one before it when that was kept."""
+    read: Counter[str] = Counter()
+    through = blend.read_all
+
+    def count(descriptor: int, buffer: Any, offset: int, label: str, part: Any) -> None:
+        read[label.partition("@")[0]] += 1
+        through(descriptor, buffer, offset, label, part)
+
+    monkeypatch.setattr(blend, "read_all", count)
+    cook(recipe, tmp_path / "soup", say=lambda _: None)
+    tensors = len(load_file(trained / "good" / "model.safetensors"))
+    # Alone, as a candidate and in the report; the ones that were kept are once folded into the sum.
+    assert read["local:poor"] == 3 * tensors
+    assert read["local:fair"] <= 4 * tensors
+    assert read["local:good"] == 3 * tensors
+
+
+def test_without_held_out_data_each_report_has_its_own_best(recipe: Recipe, tmp_path: Path, asked: list[str]) -> None:
+    uniform = recipe.model_copy(update={"score": None, "select": Recipe(ingredients=["x/y"]).select})
+    soup = cook(uniform, tmp_path / "soup", say=lambda _: None)
+    assert asked == [REPORT] * 4
+    assert soup.summary["held_out"] is None
+    assert soup.summary["best"] == {REPORT: "local:good"}
+    assert soup.weights == {"local:poor": 1.0, "local:fair": 1.0, "local:good": 1.0}
+
+
+def test_a_device_that_is_not_there() -> None:
+    require_device("cpu")
+    for device in ("tpu9", "", "cuda:99"):
+        with pytest.raises(ScoringError, match=f"the device '{device}'"):
+            require_device(device)
+
+
+def test_a_table_is_aligned() -> None:
+    score = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 4}
+    assert table({"soup": {"x accuracy": score}, "a": {"x accuracy": score, "y f1": score}}, marked=["a"]) == (
+        "        x accuracy           y f1\n"
+        "  soup  50.0 (25.0 to 75.0)\n"
+        "  a *   50.0 (25.0 to 75.0)  50.0 (25.0 to 75.0)"
+    )
