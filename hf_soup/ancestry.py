@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from hf_soup import architecture, hub, kinship
 from hf_soup.checkpoint import Checkpoint, TensorInfo, open_checkpoint
@@ -12,6 +13,16 @@ from hf_soup.errors import IncompatibleError, ResolveError, SoupError
 from hf_soup.kinship import Kinship
 
 _CHAIN = 5  # how far back ancestors of ancestors are followed
+
+
+class Bases(NamedTuple):
+    """Models that a model says it comes from; ``stated`` on its card or by the Hub, not only in its config."""
+
+    names: list[str]
+    stated: bool = True
+
+
+NOBODY = Bases([])
 
 
 @dataclass(frozen=True)
@@ -40,18 +51,25 @@ def find_ancestor(
     for checkpoint in checkpoints:
         chain: list[str] = []
         bases = declared_bases(checkpoint)
-        while bases and len(chain) < _CHAIN:
+        while bases.names and len(chain) < _CHAIN:
             # By the names that the Hub answers with, as bases are renamed.
-            parents = [parent for parent in map(look, bases) if parent.name not in (*chain, checkpoint.model)]
+            seen = [each for each in map(look, bases.names) if each.name not in (*chain, checkpoint.model)]
+            parents = [each for each in seen if bases.stated or each.found]
             chain += [parent.name for parent in parents[:1]]
-            bases = parents[0].bases if parents else []
+            bases = parents[0].bases if parents else NOBODY
         chains.append(chain)
     speaking = [(name, chain) for name, chain in zip(names, chains, strict=True) if chain]
     shared = [each for each in speaking[0][1] if all(each in chain for _, chain in speaking)] if speaking else []
     declared = bool(shared) and len(speaking) == len(checkpoints)
+    offline = any(checkpoint.repo and checkpoint.repo.from_cache for checkpoint in checkpoints)
     if base is not None:
-        seen = look(base)
+        seen = _look(base, token, on_hub=False)
         if seen.error is not None:
+            if offline:
+                # Without a network only what was fetched is here, and of an ancestor only samples were read.
+                message = f"The ancestor {base} cannot be compared: {seen.error.message}"
+                reasons.append(Reason("ancestor-unreadable", message, ()))
+                return Ancestor(base, None, "recipe"), False, reasons
             raise ResolveError(f"The base cannot be used: {seen.error.message}", hint=seen.error.hint)
         found = seen.checkpoint
         assert found is not None
@@ -62,6 +80,11 @@ def find_ancestor(
         return Ancestor(found.model, found.revision, "recipe", found), not others, reasons
     if speaking and not shared:
         lines = "; ".join(f"{name} from {chain[0]}" for name, chain in speaking)
+        if offline and not all(look(chain[0]).found for _, chain in speaking):
+            # One ancestor may have two names, and only the Hub knows.
+            message = f"The Hub was not reached, so it is not known whether these are one ancestor: {lines}."
+            reasons.append(Reason("ancestor-unreadable", message, tuple(name for name, _ in speaking)))
+            return None, False, reasons
         reasons.append(
             Reason(
                 "ancestors-differ",
@@ -96,34 +119,39 @@ def find_ancestor(
 
 @dataclass(frozen=True)
 class _Seen:
-    """An ancestor that somebody names: what the Hub calls it, and what can be read of it."""
+    """An ancestor that somebody names: what the Hub calls it, whether there is one, and what can be read of it."""
 
     name: str
-    bases: list[str]
+    bases: Bases
+    found: bool = True
     checkpoint: Checkpoint | None = None
     error: SoupError | None = None
 
 
-def _look(model: str, token: hub.Token) -> _Seen:
+def _look(model: str, token: hub.Token, *, on_hub: bool = True) -> _Seen:
     try:
-        checkpoint = open_checkpoint(model, token=token)
+        checkpoint = open_checkpoint(model, token=token, on_hub=on_hub)
     except SoupError as error:
         # Gated, or without safetensors: its weights cannot be compared, but its name and its card still count.
         try:
             repo = hub.resolve(model, token=token)
         except SoupError:
-            return _Seen(model, [], error=error)
-        return _Seen(repo.id, _models(repo.card.get("base_model")) or list(hub.base_models(repo)), error=error)
-    return _Seen(checkpoint.model, declared_bases(checkpoint), checkpoint)
+            return _Seen(model, NOBODY, found=False, error=error)
+        names = _models(repo.card.get("base_model")) or list(hub.base_models(repo))
+        return _Seen(repo.id, Bases(names), error=error)
+    return _Seen(checkpoint.model, declared_bases(checkpoint), checkpoint=checkpoint)
 
 
-def declared_bases(checkpoint: Checkpoint) -> list[str]:
+def declared_bases(checkpoint: Checkpoint) -> Bases:
     """The models that a checkpoint says it comes from: its card, the Hub's own reading, its config."""
     found = _models(checkpoint.card.get("base_model"))
     if not found and checkpoint.repo is not None:
         found = list(hub.base_models(checkpoint.repo))
-    # A folder on somebody's machine, or the repo itself, names no ancestor.
-    return found or [name for name in _models(checkpoint.config.get("_name_or_path")) if name != checkpoint.model]
+    if found:
+        return Bases(found)
+    # The library writes there what was given to `from_pretrained`: the base, the repo itself, or a folder, whose
+    # name may look like a repo's. So only what is on the Hub counts.
+    return Bases([name for name in _models(checkpoint.config.get("_name_or_path")) if name != checkpoint.model], False)
 
 
 def _models(stated: object) -> list[str]:
@@ -137,15 +165,21 @@ def weigh(
     names: Sequence[str],
     tensors: Sequence[Mapping[str, TensorInfo]],
     ancestor: Ancestor | None,
+    *,
+    heads_correspond: bool = True,
 ) -> tuple[list[Kinship], bool, list[Reason]]:
-    """Compare rows: the ingredients with each other and with the ancestor, body and head apart."""
+    """Compare rows: the ingredients with each other and with the ancestor, body and head apart.
+
+    Heads are left out where their labels or shapes were found to differ: what they were initialised with is then
+    beside the point.
+    """
     reasons: list[Reason] = []
     evidence: list[Kinship] = []
     common = set.intersection(*(set(each) for each in tensors))
     shapes = {name: info.shape for name, info in tensors[0].items() if name in common}
-    heads = architecture.head_names(checkpoints[0].config, checkpoints[0].tensors, names[0])
-    body = kinship.choose({name: shape for name, shape in shapes.items() if tensors[0][name].name not in heads})
-    head = kinship.choose({name: shape for name, shape in shapes.items() if tensors[0][name].name in heads}, 2)
+    in_head = architecture.head_names(checkpoints[0].config, checkpoints[0].tensors, names[0])
+    body = kinship.choose({name: shape for name, shape in shapes.items() if tensors[0][name].name not in in_head})
+    head = kinship.choose({name: shape for name, shape in shapes.items() if tensors[0][name].name in in_head}, 2)
     wanted = list(zip(checkpoints, tensors, strict=True))
     founder = ancestor.checkpoint if ancestor else None
     if founder is not None:
@@ -165,7 +199,7 @@ def weigh(
                 evidence.append(found)
                 cosines[a, b] = found.cosine
     reasons += _strangers(cosines, names)
-    if head and not any(reason.code in ("labels", "shapes") for reason in reasons):
+    if head and heads_correspond:
         reasons += _heads(kinship.sample(wanted[:count], head), names, evidence)
     if founder is None or ancestor is None:
         return evidence, False, reasons

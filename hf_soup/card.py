@@ -47,9 +47,8 @@ def license_of(leaves: Sequence[Checkpoint], base: Checkpoint | None) -> License
     rows = tuple(dict.fromkeys((model.model, _license(model)) for model in models))
     found = {license for _, license in rows}
     # What is no single identifier, such as `other (its name)` or a list, is not for us to put in a word.
-    if len(found) == 1 and re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license := found.pop()):
-        if license not in ("other", "unknown"):
-            return License({"license": license}, rows, agreed=True)
+    if len(found) == 1 and re.fullmatch(r"(?!(other|unknown)$)[a-z0-9][a-z0-9.+-]*", license := found.pop()):
+        return License({"license": license}, rows, agreed=True)
     return License({"license": "other", "license_name": "see-ingredients"}, rows, agreed=False)
 
 
@@ -175,7 +174,8 @@ def with_fields(card: str, fields: Mapping[str, Any]) -> str:
         matter = yaml.safe_load(found[1]) if found else {}
         merged = {**(matter or {}), **fields}
     except (yaml.YAMLError, TypeError):
-        raise PublishError("The front matter of README.md is not a YAML mapping.", hint="Mend it, or cook again.") from None
+        said = "The front matter of README.md is not a YAML mapping."
+        raise PublishError(said, hint="Mend it, or cook again.") from None
     body = card[found.end() :] if found else card
     return _with_front_matter({key: value for key, value in merged.items() if value is not None}, body.lstrip("\n"))
 

@@ -170,9 +170,14 @@ def fetch_weights(checkpoints: Sequence[Checkpoint], *, quiet: bool = False) -> 
         for file in checkpoint.weight_files
     }
     paths = dict(zip(wanted, hub.fetch(list(wanted.values()), quiet=quiet), strict=True))
-    for checkpoint in checkpoints:
-        if checkpoint.repo is not None:
-            hub.remember(checkpoint.repo)
+    # What a check reads, so that the next one works without a network: the small files, and where the branch was.
+    repos = list({(each.repo.id, each.repo.revision): each.repo for each in checkpoints if each.repo}.values())
+    small = [
+        (repo, file) for repo in repos for file in repo.files if file in ("README.md", _INDEX) or ASSETS.fullmatch(file)
+    ]
+    hub.fetch(small, quiet=True)
+    for repo in repos:
+        hub.remember(repo)
 
     def place(checkpoint: Checkpoint, file: str) -> Path:
         if file in checkpoint.converted:
@@ -185,13 +190,16 @@ def fetch_weights(checkpoints: Sequence[Checkpoint], *, quiet: bool = False) -> 
     return [{file: place(checkpoint, file) for file in checkpoint.weight_files} for checkpoint in checkpoints]
 
 
-def open_checkpoint(ingredient: Ingredient | str, *, allow_pickle: bool = False, token: hub.Token = None) -> Checkpoint:
+def open_checkpoint(
+    ingredient: Ingredient | str, *, allow_pickle: bool = False, token: hub.Token = None, on_hub: bool = False
+) -> Checkpoint:
     """Pin a model and read its config, card and tensor headers.
 
     Args:
         ingredient: A Hub id, ``id@revision``, a huggingface.co address or a folder.
         allow_pickle: Convert ``pytorch_model.bin`` (read with ``weights_only=True``) where there is nothing else.
         token: As everywhere in huggingface_hub.
+        on_hub: It is an id that a card names, and no folder that happens to be called so.
 
     Raises:
         ResolveError: It cannot be found or reached, has no safetensors, or its headers are not to be believed.
@@ -199,9 +207,9 @@ def open_checkpoint(ingredient: Ingredient | str, *, allow_pickle: bool = False,
     if isinstance(ingredient, str):
         ingredient = Ingredient.model_validate(ingredient)
     folder = Path(ingredient.model).expanduser()
-    if folder.is_dir():
+    if folder.is_dir() and not on_hub:
         return _open_folder(folder, ingredient, allow_pickle)
-    if folder.exists() or ingredient.model.startswith((".", "/", "~")) or ingredient.model.count("/") > 1:
+    if (folder.exists() and not on_hub) or ingredient.model.startswith((".", "/", "~")) or ingredient.model.count("/") > 1:
         raise ResolveError(
             f"'{ingredient.model}' is neither a folder nor a Hub id.",
             hint="Name a folder with config.json and model.safetensors, or a Hub id `owner/name`.",

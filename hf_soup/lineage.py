@@ -164,7 +164,10 @@ def examine(
         ancestor, declared, found = find_ancestor(checkpoints, names, base, token)
         reasons += found
         if not any(reason.code in ("architecture", "quantised") for reason in reasons):
-            evidence, compared, found = weigh(checkpoints, names, tensors, ancestor)
+            correspond = not any(reason.code in ("labels", "shapes") for reason in reasons)
+            evidence, compared, found = weigh(
+                checkpoints, names, tensors, ancestor, heads_correspond=correspond
+            )
             reasons += found
     except IncompatibleError as error:
         reasons.append(Reason("architecture", str(error), refuses=True))

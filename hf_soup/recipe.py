@@ -252,8 +252,8 @@ class Recipe(_Value):
         try:
             return cls(**values)
         except RecipeError as error:
-            assert isinstance(error.__context__, ValidationError)
-            raise RecipeError(_explain(error.__context__, name)) from None
+            faults = error.__context__
+            raise RecipeError(_explain(faults, name)) if isinstance(faults, ValidationError) else error from None
 
     def to_dict(self) -> dict[str, Any]:
         """The values that differ from their defaults, as plain data."""
@@ -306,7 +306,8 @@ def _explain(error: ValidationError, name: str) -> str:
         message = fault["msg"].removeprefix("Value error, ")
         for theirs, ours in _YAML_WORDS.items():
             message = re.sub(theirs, ours, message)
-        if fault["type"] == "too_short" and any(other["loc"][:-1][: len(fault["loc"])] == fault["loc"] for other in faults):
+        within = [other for other in faults if other["loc"][:-1][: len(fault["loc"])] == fault["loc"]]
+        if fault["type"] == "too_short" and within:
             continue  # only because what is wrong in it was left out
         if fault["type"] == "extra_forbidden":
             known = sorted(_keys_at(fault["loc"]))

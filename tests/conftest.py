@@ -110,7 +110,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    words = "good great fine happy bad poor sad awful film book day".split()
+    words = ["good", "great", "fine", "happy", "bad", "poor", "sad", "awful", "film", "book", "day"]
     config = BertConfig(
         vocab_size=5 + len(words), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
         max_position_embeddings=16, id2label={0: "negative", 1: "positive"}, label2id={"negative": 0, "positive": 1},

@@ -15,7 +15,7 @@ from hf_soup.errors import ScoringError
 from hf_soup.recipe import Scoring
 from hf_soup.scoring import data, labels, metrics
 from hf_soup.scoring.statistics import Comparison, Ints, Score, mcnemar, paired_bootstrap, paired_interval
-from hf_soup.scoring.tasks import TASKS, Inputs, Task, first_line
+from hf_soup.scoring.tasks import TASKS, ImageInputs, TextInputs, digest, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,7 +37,6 @@ class Bench:
         n: Rows.
         notes: Warnings that a reader of the score should see.
         class_names: In the order of the model's outputs.
-        label_map: For each class of the data, in its order, the number of the model's output.
         references: ``(n,)`` int64, the right output for each row.
         inputs: The preprocessed rows.
     """
@@ -47,9 +46,8 @@ class Bench:
     n: int
     notes: tuple[str, ...]
     class_names: tuple[str, ...]
-    label_map: tuple[int, ...]
     references: Ints = field(repr=False)
-    inputs: Inputs = field(repr=False)
+    inputs: ImageInputs | TextInputs = field(repr=False)
     _labels: labels.LabelMap = field(repr=False)
     _name: str = field(repr=False)
 
@@ -77,28 +75,27 @@ class Bench:
 
         model.eval()  # type: ignore[no-untyped-call]
         model.to(device)  # type: ignore[arg-type]  # transformers types its wrapper as taking no string
-        found: Logits | None = None
-        with torch.inference_mode():
-            for rows, batch in self.inputs.batches(self.scoring.batch_size):
-                placed = {
-                    name: value.to(device, model.dtype if value.is_floating_point() else value.dtype)
-                    for name, value in batch.items()
-                }
-                try:
-                    answers = model(**placed).logits.to(torch.float32).cpu().numpy()  # (rows, classes)
-                except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                    shapes = {name: tuple(value.shape) for name, value in placed.items()}
-                    raise ScoringError(
-                        f"The model fails on '{self._name}' ({shapes}): {first_line(error)}",
-                        hint="Do the donor's tokenizer or image processor and its config belong to these weights? "
-                        "Out of memory: a smaller `batch_size`.",
-                    ) from error
-                if found is None:
-                    found = np.empty((self.n, answers.shape[-1]), dtype=np.float32)
-                found[rows] = answers
-                if progress is not None:
-                    progress(len(rows))
-        assert found is not None, "prepare refuses empty data"
+        found = np.empty((0, 0), dtype=np.float32)
+        for rows, batch in self.inputs.batches(self.scoring.batch_size):
+            placed = {
+                name: value.to(device, model.dtype if value.is_floating_point() else value.dtype)
+                for name, value in batch.items()
+            }
+            try:
+                with torch.inference_mode():
+                    answers = model(**placed).logits.float().cpu().numpy()  # (rows, classes)
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                shapes = {name: tuple(value.shape) for name, value in placed.items()}
+                raise ScoringError(
+                    f"The model fails on '{self._name}' ({shapes}): {first_line(error)}",
+                    hint="Do the donor's tokenizer or image processor and its config belong to these weights? "
+                    "Out of memory: a smaller `batch_size`.",
+                ) from error
+            if not found.size:
+                found = np.empty((self.n, answers.shape[-1]), dtype=np.float32)
+            found[rows] = answers
+            if progress is not None:
+                progress(len(rows))
         self._check(found)
         return found
 
@@ -111,8 +108,7 @@ class Bench:
         Raises:
             ScoringError: The metric is no number, or the logits do not belong to this data.
         """
-        answers = self.answers(logits)
-        return metrics.score(self.scoring.metric, self.references, answers, logits.shape[1])
+        return metrics.score(self.scoring.metric, self.references, self.answers(logits))
 
     def answers(self, logits: Logits) -> Ints:
         """``(n,)`` int64: the output that each row's logits name."""
@@ -137,42 +133,31 @@ class Bench:
         """
         from scipy.optimize import linear_sum_assignment
         from scipy.stats import binom
+        from sklearn.metrics import confusion_matrix
 
-        answers, classes = self.answers(logits), logits.shape[1]
-        confusion = np.zeros((classes, classes), dtype=np.int64)  # (label, answer)
-        np.add.at(confusion, (self.references, answers), 1)
-        correct, most = int(np.trace(confusion)), confusion.sum(axis=1).max()
-        share = float(most) / self.n
-        if binom.cdf(correct, self.n, share) >= 0.001:
-            return
+        names, n = self.class_names, self.n
+        confusion = confusion_matrix(self.references, self.answers(logits), labels=range(len(names)))  # (label, answer)
+        support, correct = confusion.sum(axis=1), int(np.trace(confusion))
+        share = float(support.max()) / n
         _, permutation = linear_sum_assignment(confusion, maximize=True)
-        permuted = int(confusion[np.arange(classes), permutation].sum())
-        if binom.sf(permuted - 1, self.n, share) >= 0.05:
+        permuted = int(confusion[np.arange(len(names)), permutation].sum())
+        if binom.cdf(correct, n, share) >= 0.001 or binom.sf(permuted - 1, n, share) >= 0.05:
             return
-        majority = self.class_names[int(confusion.sum(axis=1).argmax())]
         moved = [
-            f"  '{self.class_names[output]}' is answered as '{self.class_names[answer]}' "
-            f"({confusion[output, answer]:,} of {confusion[output].sum():,} rows)"
+            f"  '{names[output]}' is answered as '{names[answer]}' "
+            f"({confusion[output, answer]:,} of {support[output]:,} rows)"
             for output, answer in enumerate(permutation)
             if output != answer
         ]
+        if len(moved) > 20:
+            moved[20:] = [f"  … {len(moved) - 20} more"]
         order = labels.suggestion(self._labels, [int(answer) for answer in permutation])
+        said = f"If all ingredients are so, say the order: `labels: [{', '.join(order)}]`." if order else ""
         raise ScoringError(
-            "\n".join(
-                [
-                    f"{name} answers {correct / self.n:.1%} of the {self.n:,} rows of '{self._name}' correctly; "
-                    f"always answering '{majority}' gets {share:.1%}.",
-                    f"With its outputs in another order it would get {permuted / self.n:.1%}:",
-                    *moved[:20],
-                    *([f"  … {len(moved) - 20} more"] if len(moved) > 20 else []),
-                ]
-            ),
-            hint=(
-                f"If all ingredients are so, say the order: `labels: [{', '.join(order)}]`. "
-                if order
-                else "Its config names its classes wrongly. "
-            )
-            + "If it is only this one, leave it out.",
+            f"{name} answers {correct / n:.1%} of the {n:,} rows of '{self._name}' correctly; "
+            f"always answering '{names[support.argmax()]}' gets {share:.1%}.\n"
+            f"With its outputs in another order it would get {permuted / n:.1%}:\n" + "\n".join(moved),
+            hint=f"{said or 'Its config names its classes wrongly.'} If it is only this one, leave it out.",
         )
 
     def _check(self, logits: Logits) -> None:
@@ -225,102 +210,24 @@ def prepare(
     model_names = labels.model_classes(config)
     if len(model_names) < 2:
         raise ScoringError("The model has one output: a regression, which cannot be scored as classes.")
-    tasks: dict[str, Task] = {}
+    benches: dict[int, Bench] = {}
+    reported: set[bytes] = set()
     with tempfile.TemporaryDirectory(prefix="hf-soup-data-") as cache:
-        loaded = data.load([scoring for _, scoring in scorings], Path(cache), token)
-        names = [data.name_of(scoring) for _, scoring in scorings]
-        roles = [role for role, _ in scorings]
-        for i, role in enumerate(roles):
-            for j, other in enumerate(roles):
-                if role == "score" and other == "report":
-                    data.refuse_overlap((names[i], loaded[i][1]), (names[j], loaded[j][1]))
-        benches: dict[int, Bench] = {}
-        reported: set[bytes] = set()
+        loaded = [
+            (role, data.name_of(scoring), *found)
+            for (role, scoring), found in zip(
+                scorings, data.load([scoring for _, scoring in scorings], Path(cache), token), strict=True
+            )
+        ]
+        for role, name, _, rows in loaded:
+            for other_role, other_name, _, others in loaded:
+                if role == "score" and other_role == "report":
+                    data.refuse_overlap((name, rows), (other_name, others))
         # Reports first: what they hold is what held-out may not hold.
-        for place in sorted(range(len(loaded)), key=lambda place: roles[place] != "report"):
-            scoring, rows = loaded[place]
-            if scoring.task not in tasks:
-                tasks[scoring.task] = TASKS[scoring.task](folder, config)
-            benches[place] = _prepare_one(
-                names[place],
-                scorings[place][1].title,
-                scoring,
-                rows.table,
-                tasks[scoring.task],
-                model_names,
-                reported=reported,
-                is_report=roles[place] == "report",
-            )
-    return [benches[place] for place in range(len(loaded))]
-
-
-def _prepare_one(
-    name: str,
-    title: str,
-    scoring: Scoring,
-    table: Any,
-    task: Task,
-    model_names: tuple[str, ...],
-    *,
-    reported: set[bytes],
-    is_report: bool,
-) -> Bench:
-    """One bench; ``reported`` holds the hashes of all report rows, and grows by those of this report."""
-    label_name = data.label_column(scoring, name, table, len(model_names))
-    columns = data.input_columns(scoring, name, table, task.columns)
-    column = labels.clean(name, data.read_column(table, label_name), label_name)
-    mapped = labels.match(name, model_names, column, data.declared_classes(table, label_name), scoring.labels)
-    references = labels.to_outputs(mapped, column, name)
-    contents = _contents(name, table, columns, task)
-    digests = [task.digest(content) for content in contents]
-    if is_report:
-        reported.update(digests)
-    notes = [mapped.note] if mapped.note else []
-    kept = [row for row, digest in enumerate(digests) if is_report or digest not in reported]
-    if len(kept) < len(contents):
-        dropped = len(contents) - len(kept)
-        notes.append(f"{name}: {dropped:,} of {len(contents):,} rows equal a report row in content and were dropped")
-        if not kept:
-            raise ScoringError(
-                f"Every row of the held-out data '{name}' is in the report too.",
-                hint="What selection has looked at cannot test it: use other rows.",
-            )
-    references = references[kept]
-    if len(np.unique(references)) == 1:
-        raise ScoringError(
-            f"All {len(kept):,} rows of {name} have the label '{column[kept[0]]}'; a score would mean nothing.",
-            hint="Use rows of several classes; a slice of a sorted split may hold only one.",
-        )
-    return Bench(
-        title=title,
-        scoring=scoring,
-        n=len(kept),
-        notes=tuple(notes),
-        class_names=mapped.class_names,
-        label_map=mapped.outputs,
-        references=references,
-        inputs=task.preprocess(name, [contents[row] for row in kept]),
-        _labels=mapped,
-        _name=name,
-    )
-
-
-def _contents(title: str, table: Any, names: tuple[str, ...], task: Task) -> list[Any]:
-    inputs = table.select_columns(list(names))
-    contents = []
-    for row in range(len(inputs)):
-        try:
-            values = inputs[row]
-            contents.append(task.read([values[name] for name in names]))
-        except Exception as error:  # of Pillow on broken files and bombs, too: no common class
-            raise ScoringError(
-                f"Cannot read row {row} of {title} ({', '.join(names)}): {first_line(error)}",
-                hint="Remove the row, or name other `input_columns`.",
-            ) from error
-    return contents
-
-
-def compare(bench: Bench, logits_a: Logits, logits_b: Logits) -> Comparison:
+        for place in sorted(range(len(loaded)), key=lambda place: loaded[place][0] != "report"):
+            role, name, scoring, rows = loaded[place]
+            held_out = role != "report"
+def comparedef compare(bench: Bench, logits_a: Logits, logits_b: Logits) -> Comparison:
     """Is the first model better than the second, on the same rows?
 
     Accuracy: the exact McNemar test, and the interval of Agresti and Min for matched shares. Other metrics:

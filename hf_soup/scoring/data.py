@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import glob
 import hashlib
-import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,18 +18,10 @@ from hf_soup.scoring.statistics import Ints
 from hf_soup.scoring.tasks import first_line
 
 LABEL_COLUMNS = ("label", "labels", "coarse_label", "fine_label")
-_BUILDERS = {
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".jsonl": "json",
-    ".json": "json",
-    ".parquet": "parquet",
-}
-_BASE = re.compile(r"\s*(\w+(?:\.\w+)*)\s*(?:\[|\(|$)")
+_BUILDERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(NamedTuple):
     """What pins a data set: two scorings read the same rows when this and the row numbers are equal.
 
     Args:
@@ -77,25 +68,20 @@ def load(
         ResolveError: The data set cannot be found or reached.
         ScoringError: It cannot be read, or has no such split or no rows in it.
     """
-    pins: dict[tuple[str, str | None], tuple[str, str]] = {}
-    splits: dict[tuple[str, str | None, str], Mapping[str, Any]] = {}
+    known: dict[tuple[str, str | None, str | None], tuple[str, str, Mapping[str, Any]]] = {}
     loaded = []
     for scoring in scorings:
-        wanted = (scoring.dataset, scoring.revision)
-        if wanted not in pins:
-            pins[wanted] = _pin(scoring, token)
-        dataset, revision = pins[wanted]
-        pinned = scoring.model_copy(update={"dataset": dataset, "revision": revision})
-        where = (dataset, scoring.config, revision)
-        if where not in splits:
-            splits[where] = _read(pinned, name_of(scoring), cache_folder, token)
-        tables = splits[where]
-        numbers, table = _choose(name_of(scoring), scoring.split, tables)
-        local = revision.startswith("sha256:")
-        config = next(iter(tables.values())).config_name or ""
+        key = (scoring.dataset, scoring.config, scoring.revision)
+        if key not in known:
+            dataset, revision = _pin(scoring, token)
+            known[key] = dataset, revision, _read(scoring, dataset, revision, cache_folder, token)
+        dataset, revision, tables = known[key]
         # A folder and a file are named by their content; the builder's name for a file depends on its path.
-        origin = Origin("" if local else dataset, (scoring.config or "") if local else config, revision)
-        loaded.append((pinned, Rows(origin, numbers, table)))
+        local = revision.startswith("sha256:")
+        config = scoring.config if local else next(iter(tables.values())).config_name
+        origin = Origin("" if local else dataset, config or "", revision)
+        pinned = scoring.model_copy(update={"dataset": dataset, "revision": revision})
+        loaded.append((pinned, Rows(origin, *_choose(name_of(pinned), scoring.split, tables))))
     return loaded
 
 
@@ -106,16 +92,6 @@ def name_of(scoring: Scoring) -> str:
     'dair-ai/emotion test'
     """
     return scoring.title.removesuffix(f" {scoring.metric}")
-
-
-def is_local(dataset: str) -> bool:
-    """Whether a data set is a file or folder and not a Hub id.
-
-    >>> is_local("./beans.csv"), is_local("AI-Lab-Makerere/beans")
-    (True, False)
-    """
-    path = Path(dataset)
-    return path.exists() or path.suffix in _BUILDERS or path.is_absolute() or dataset.startswith((".", "~", "local:"))
 
 
 def refuse_overlap(first: tuple[str, Rows], second: tuple[str, Rows]) -> None:
@@ -130,11 +106,11 @@ def refuse_overlap(first: tuple[str, Rows], second: tuple[str, Rows]) -> None:
     common = {
         split: both
         for split, rows in held_out.numbers.items()
-        if split in report.numbers and len(both := np.intersect1d(rows, report.numbers[split]))
+        if len(both := np.intersect1d(rows, report.numbers.get(split, [])))
     }
     if common:
-        shown = "; ".join(f"{split} {_ranges(rows)}" for split, rows in common.items())
         total = sum(len(rows) for rows in common.values())
+        shown = "; ".join(f"{split} {_ranges(rows)}" for split, rows in common.items())
         raise ScoringError(
             f"The held-out data '{first_title}' and the report '{second_title}' share {total:,} rows: {shown}.",
             hint="What selection has looked at cannot test it: use another split, or slices that do not meet, "
@@ -151,7 +127,7 @@ def label_column(scoring: Scoring, title: str, table: Any, classes: int) -> str:
         ScoringError: There is none.
     """
     if scoring.label_column is not None:
-        return _existing(title, table, scoring.label_column, "label_column")
+        return _existing(title, table, (scoring.label_column,), "label_column")[0]
     found = [name for name in LABEL_COLUMNS if name in table.column_names]
     if not found:
         raise ScoringError(
@@ -159,8 +135,7 @@ def label_column(scoring: Scoring, title: str, table: Any, classes: int) -> str:
             f"its columns are {', '.join(table.column_names)}.",
             hint="Name it: `label_column: …`.",
         )
-    fitting = [name for name in found if len(declared_classes(table, name) or ()) == classes]
-    return (fitting or found)[0]
+    return next((name for name in found if len(declared_classes(table, name) or ()) == classes), found[0])
 
 
 def input_columns(scoring: Scoring, title: str, table: Any, usual: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
@@ -169,14 +144,13 @@ def input_columns(scoring: Scoring, title: str, table: Any, usual: Sequence[tupl
     Raises:
         ScoringError: There is none.
     """
-    most = max(len(names) for names in usual)
     if scoring.input_columns is not None:
+        most = max(len(names) for names in usual)
         if not 1 <= len(scoring.input_columns) <= most:
             raise ScoringError(
-                f"{title} has {len(scoring.input_columns)} `input_columns`; "
-                f"the task '{scoring.task}' reads {'one' if most == 1 else f'1 to {most}'}."
+                f"{title} has {len(scoring.input_columns)} `input_columns`; the task '{scoring.task}' reads 1 to {most}."
             )
-        return tuple(_existing(title, table, name, "input_columns") for name in scoring.input_columns)
+        return _existing(title, table, scoring.input_columns, "input_columns")
     for names in usual:
         if set(names) <= set(table.column_names):
             return names
@@ -198,30 +172,16 @@ def read_column(table: Any, column: str) -> list[Any]:
     return list(table.select_columns([column])[:][column])
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars of datasets unless a person is watching."""
-    import datasets
-
-    shown = not datasets.are_progress_bars_disabled()
-    if shown and not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
-
-
 def _pin(scoring: Scoring, token: str | bool | None) -> tuple[str, str]:
-    """The canonical name of a data set and its full revision."""
-    if not is_local(scoring.dataset):
+    """The canonical name of a data set and its full revision; the hash of a file or folder, which no Hub id names."""
+    path = Path(scoring.dataset).expanduser()
+    foreign = scoring.dataset.startswith("local:")
+    named = path.suffix in _BUILDERS or path.is_absolute() or scoring.dataset.startswith((".", "~"))
+    if not path.exists() and not named and not foreign:
         from hf_soup.hub import resolve_dataset
 
         return resolve_dataset(scoring.dataset, scoring.revision, token=token)
-    path = Path(scoring.dataset).expanduser()
     if not path.exists():
-        foreign = scoring.dataset.startswith("local:")
         raise ResolveError(
             f"There is no file or folder '{scoring.dataset}'.",
             hint="It was a file on another machine, which only its owner has; name your copy as `dataset`."
@@ -249,51 +209,46 @@ def content_hash(path: Path) -> str:
         if path.is_file():
             with path.open("rb") as stream:
                 return hashlib.file_digest(stream, "sha256").hexdigest()
-        files = {
-            file.relative_to(path).as_posix(): file
-            for file in path.rglob("*")
-            if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
-        }
+        names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
     except OSError as error:
         raise ResolveError(f"Cannot read '{path.name}': {error.strerror}.") from None
-    lines = (f"{name} {content_hash(files[name])}\n" for name in sorted(files))
+    lines = (f"{name} {content_hash(path / name)}\n" for name in names if "/." not in f"/{name}")
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _read(scoring: Scoring, title: str, cache_folder: Path, token: str | bool | None) -> Mapping[str, Any]:
+def _read(
+    scoring: Scoring, dataset: str, revision: str, cache_folder: Path, token: str | bool | None
+) -> Mapping[str, Any]:
     """All splits of a pinned data set; never with remote code."""
     import datasets
     from datasets.exceptions import DatasetGenerationError
 
-    path = Path(scoring.dataset)
-    arguments: dict[str, Any]
-    if not is_local(scoring.dataset):
-        arguments = {"path": scoring.dataset, "revision": scoring.revision, "token": token}
-    elif path.is_dir():
-        arguments = {"path": str(path), "cache_dir": str(cache_folder)}
-    elif path.suffix in _BUILDERS:
-        # A name is not a pattern: [ ] * ? in it stand for themselves.
-        name = re.sub(r"([*?\[])", r"[\1]", str(path))
-        arguments = {"path": _BUILDERS[path.suffix], "data_files": name, "cache_dir": str(cache_folder)}
+    path, hint = Path(dataset), "Check that the file is what its name says."
+    arguments: dict[str, Any] = {"path": dataset, "cache_dir": str(cache_folder)}
+    if not revision.startswith("sha256:"):
+        arguments = {"path": dataset, "revision": revision, "token": token}
+        hint = "Check `dataset`, `config` and, for gated or private data, that you are logged in."
+    elif not path.is_dir():
+        if path.suffix not in _BUILDERS:
+            raise ScoringError(
+                f"Cannot read '{path.name}' as data.",
+                hint=f"Use a file that ends in {', '.join(_BUILDERS)}, or a folder of images.",
+            )
+        arguments |= {"path": _BUILDERS[path.suffix], "data_files": glob.escape(dataset)}
         if path.suffix == ".tsv":
             arguments["sep"] = "\t"
-    else:
-        raise ScoringError(
-            f"Cannot read '{path.name}' as data.",
-            hint=f"Use a file that ends in {', '.join(_BUILDERS)}, or a folder of images.",
-        )
+    bars = not datasets.are_progress_bars_disabled()
+    if bars and not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     try:
-        with quiet():
-            splits: Mapping[str, Any] = datasets.load_dataset(name=scoring.config, **arguments)
+        splits: Mapping[str, Any] = datasets.load_dataset(name=scoring.config, **arguments)
     except Exception as error:  # of datasets, pyarrow, pandas, fsspec, the HTTP client: no common class
         # DatasetGenerationError says only that something failed; its cause says what.
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
-        raise ScoringError(
-            f"Cannot load the data of {title}: {first_line(cause)}",
-            hint="Check `dataset`, `config` and, for gated or private data, that you are logged in."
-            if not is_local(scoring.dataset)
-            else "Check that the file is what its name says.",
-        ) from error
+        raise ScoringError(f"Cannot load the data of {name_of(scoring)}: {first_line(cause)}", hint=hint) from error
+    finally:
+        if bars:
+            datasets.enable_progress_bars()
     return splits
 
 
@@ -306,41 +261,40 @@ def _choose(title: str, spec: str | None, splits: Mapping[str, Any]) -> tuple[di
         if len(splits) > 1:
             raise ScoringError(f"{title} needs a split: {there}.", hint="Say it: `split: …`.")
         spec = next(iter(splits))
-    numbers: dict[str, list[Ints]] = {}
-    parts = []
     for part in spec.split("+"):
-        base = _BASE.match(part)
-        if base is None or base[1] not in splits:
+        if part.partition("[")[0].strip() not in splits:
             raise ScoringError(f"{title} has no split '{part.strip()}': {there}.")
-        table = splits[base[1]]
-        try:
-            instruction = datasets.ReadInstruction.from_spec(part.strip())
-            (chosen,) = instruction.to_absolute({base[1]: len(table)})
-        except (ValueError, AssertionError) as error:
-            raise ScoringError(
-                f"Cannot read the split '{part.strip()}' of {title}: {error}.",
-                hint="Write slices as `train[:500]` or `train[80%:]`.",
-            ) from None
-        rows = np.arange(chosen.from_, chosen.to, dtype=np.int64)
-        numbers.setdefault(base[1], []).append(rows)
-        parts.append(table.select(rows))
-    table = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+    try:
+        instruction = datasets.ReadInstruction.from_spec(spec.strip())
+        chosen = instruction.to_absolute({name: len(table) for name, table in splits.items()})
+    except (ValueError, AssertionError) as error:
+        raise ScoringError(
+            f"Cannot read the split '{spec}' of {title}: {error}.",
+            hint="Write slices as `train[:500]` or `train[80%:]`.",
+        ) from None
+    numbers: dict[str, Ints] = {}
+    for part in chosen:
+        rows = np.arange(part.from_, part.to, dtype=np.int64)
+        numbers[part.splitname] = np.concatenate([numbers.get(part.splitname, rows[:0]), rows])
+    table = datasets.concatenate_datasets(
+        [splits[part.splitname].select(range(part.from_, part.to)) for part in chosen]
+    )
     if len(table) == 0:
         raise ScoringError(f"{title} is empty: there are no rows in the split '{spec}'; {there}.")
-    return {base: np.concatenate(rows) for base, rows in numbers.items()}, table
+    return numbers, table
 
 
-def _existing(title: str, table: Any, name: str, key: str) -> str:
-    if name not in table.column_names:
-        raise ScoringError(
-            f"{title} has no column '{name}' (`{key}`); its columns are {', '.join(table.column_names)}."
-        )
-    return name
+def _existing(title: str, table: Any, names: tuple[str, ...], key: str) -> tuple[str, ...]:
+    for name in names:
+        if name not in table.column_names:
+            raise ScoringError(
+                f"{title} has no column '{name}' (`{key}`); its columns are {', '.join(table.column_names)}."
+            )
+    return names
 
 
 def _ranges(rows: Ints) -> str:
     """Sorted row numbers as ranges, both ends included: ``0-9, 20``."""
-    breaks = np.flatnonzero(np.diff(rows) > 1) + 1
-    runs = np.split(rows, breaks)
+    runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
     shown = [f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs[:8]]
     return "rows " + ", ".join(shown) + (", …" if len(runs) > 8 else "")

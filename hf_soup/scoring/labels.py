@@ -49,15 +49,17 @@ def model_classes(config: Mapping[str, Any]) -> tuple[str, ...]:
     """
     names = config.get("id2label")
     if not names:
-        number = config.get("num_labels")
-        if not isinstance(number, int) or number < 1:
-            number = _default_classes(config.get("model_type"))
-        return tuple(f"LABEL_{i}" for i in range(number))
-    keys = [str(key) for key in names]
-    if sorted(keys) != sorted(str(i) for i in range(len(keys))):
+        from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+        # Most families make two outputs where the config says nothing; BART makes three.
+        kind = str(config.get("model_type"))
+        family = CONFIG_MAPPING[kind] if kind in CONFIG_MAPPING else PreTrainedConfig
+        return tuple(f"LABEL_{i}" for i in range(config.get("num_labels") or family().num_labels or 2))
+    numbers = {str(i): i for i in range(len(names))}
+    if {str(key) for key in names} != set(numbers):
         raise ScoringError(
-            f"'id2label' of the model's config numbers its {len(keys)} classes {_listed(keys)}, "
-            f"not 0 to {len(keys) - 1}.",
+            f"'id2label' of the model's config numbers its {len(names)} classes {_listed([*map(str, names)])}, "
+            f"not 0 to {len(names) - 1}.",
             hint="Correct the config of the first ingredient.",
         )
     return tuple(str(name) for _, name in sorted((int(key), name) for key, name in names.items()))
@@ -91,36 +93,44 @@ def match(
     for names in (values or (), labels or (), model):
         if len(_keys(names)) < len(names):
             raise ScoringError(f"Two classes of {title} or of the model have one name: {_listed(names)}.")
-    nameless = _nameless(model)
-    if labels is not None:
-        if nameless and values and not _nameless(values) and _keys(values) <= _keys(labels):
-            _refuse_more(title, len(labels), model)
-            order = (*labels, *model[len(labels) :])
-            return LabelMap(_by_name(values, order), tuple(values), order, tuple(model), text)
-        if not text:
-            values = labels
+    nameless, names, note = _nameless(model), tuple(model), ""
+    ordered = labels if nameless and values and not _nameless(values) and _keys(values) <= _keys(labels or ()) else None
+    if ordered:
+        names = (*ordered, *model[len(ordered) :])
+    elif labels and not text:
+        values = labels
     if values is None:
         values = tuple(str(number) for number in range(int(max(column)) + 1))
-    elif _keys(values) == _keys(model) or (_keys(values) <= _keys(model) and (text or labels)):
-        # `LABEL_1` and `1` are one, but nobody has said that they mean the same.
-        spelled = {name.strip().casefold() for name in values} <= {name.strip().casefold() for name in model}
-        note = "" if labels or spelled or not nameless else _by_number(title, nameless)
-        return LabelMap(_by_name(values, model), tuple(values), tuple(model), tuple(model), text, note)
-    elif not nameless and not _nameless(values):
+        by_name = False
+    else:
+        by_name = _keys(values) <= _keys(names) and bool(text or labels or len(values) == len(names))
+        if not by_name and not _nameless(values) and not nameless:
+            raise ScoringError(
+                f"The classes of {title} are not the model's.\n"
+                f"  {'labels' if values is labels else 'data'}:  {_listed(values)}\n  model: {_listed(model)}",
+                hint="Say which of the model's names each of the data's numbers is: `labels: [...]`.",
+            )
+        if not by_name and text:
+            raise ScoringError(
+                f"Cannot match the labels of {title}: its rows say {_listed(values)}, "
+                f"and the model's config says {_listed(model)}.",
+                hint=f"Say the order of the model's classes, for instance `labels: [{', '.join(values)}]`.",
+            )
+    number = len(ordered or values)
+    if number > len(model):
         raise ScoringError(
-            f"The classes of {title} are not the model's.\n"
-            f"  {'labels' if values is labels else 'data'}:  {_listed(values)}\n  model: {_listed(model)}",
-            hint="Say which of the model's names each of the data's numbers is: `labels: [...]`.",
+            f"{title} has {number} classes and the model has {len(model)} outputs ({_listed(model)}).",
+            hint="Use data that the model was trained for, or name another `label_column`.",
         )
-    elif text:
-        raise ScoringError(
-            f"Cannot match the labels of {title}: its rows say {_listed(values)}, "
-            f"and the model's config says {_listed(model)}.",
-            hint=f"Say the order of the model's classes, for instance `labels: [{', '.join(values)}]`.",
-        )
-    _refuse_more(title, len(values), model)
-    names = (*values, *model[len(values) :]) if nameless and not _nameless(values) else tuple(model)
-    outputs, note = tuple(range(len(values))), _by_number(title, nameless)
+    places = {_key(name): place for place, name in enumerate(names)}
+    outputs = tuple(places[_key(value)] if by_name else place for place, value in enumerate(values))
+    # `LABEL_1` and `1` are one, but nobody has said that they mean the same.
+    spelled = {name.strip().casefold() for name in values} <= {name.strip().casefold() for name in model}
+    if not by_name or (nameless and not labels and not spelled):
+        side = "the model's config" if nameless else "the data"
+        note = f"{title}: labels matched by number, because {side} names no classes"
+    if not by_name and nameless and not _nameless(values):
+        names = (*values, *model[len(values) :])
     return LabelMap(outputs, tuple(values), names, tuple(model), text, note)
 
 
@@ -133,24 +143,25 @@ def clean(title: str, column: Sequence[Any], name: str) -> list[Any]:
     cleaned: list[Any] = []
     for row, value in enumerate(column):
         # A float that is a whole number is how pandas writes integers beside a gap.
-        whole = isinstance(value, float) and value.is_integer()
-        if value is None or (not whole and not isinstance(value, str | int)):
+        if not isinstance(value, str | int) and not (isinstance(value, float) and value.is_integer()):
             raise ScoringError(
                 f"Row {row} of {title} has no usable label: '{name}' is {value!r}.",
                 hint="Remove such rows, or name another `label_column`.",
             )
-        cleaned.append(int(value) if not isinstance(value, str) else value.strip())
-    if len({isinstance(value, str) for value in cleaned}) > 1:
+        cleaned.append(value.strip() if isinstance(value, str) else int(value))
+    texts = [value for value in cleaned if isinstance(value, str)]
+    if 0 < len(texts) < len(cleaned):
         raise ScoringError(f"Column '{name}' of {title} mixes names and numbers.")
-    if cleaned and isinstance(cleaned[0], str) and all(value.isdecimal() for value in cleaned):
-        cleaned = [int(value) for value in cleaned]
-    if cleaned and not isinstance(cleaned[0], str) and min(cleaned) < 0:
-        row = next(row for row, value in enumerate(cleaned) if value < 0)
-        raise ScoringError(
-            f"Row {row} of {title} has the label {cleaned[row]}: the labels of this split are hidden.",
-            hint="Use another split, such as validation.",
-        )
-    return cleaned
+    if not all(value.isdecimal() for value in texts):
+        return cleaned
+    numbers = [int(value) for value in cleaned]
+    for row, number in enumerate(numbers):
+        if number < 0:
+            raise ScoringError(
+                f"Row {row} of {title} has the label {number}: the labels of this split are hidden.",
+                hint="Use another split, such as validation.",
+            )
+    return numbers
 
 
 def to_outputs(labels: LabelMap, column: Sequence[Any], title: str) -> Ints:
@@ -162,8 +173,8 @@ def to_outputs(labels: LabelMap, column: Sequence[Any], title: str) -> Ints:
     places: dict[Any, int] = {_key(value): place for place, value in enumerate(labels.values)}
     rows = np.empty(len(column), dtype=np.int64)
     for row, value in enumerate(column):
-        place = places.get(_key(value)) if isinstance(value, str) else value
-        if place is None or place >= len(labels.outputs):
+        place = places[_key(value)] if labels.text else value
+        if place >= len(labels.outputs):
             raise ScoringError(
                 f"Row {row} of {title} has the label {value!r}, which is none of {_listed(labels.values)}."
             )
@@ -184,14 +195,6 @@ def suggestion(labels: LabelMap, permutation: Sequence[int]) -> tuple[str, ...] 
     return tuple(order[output] for output in range(len(order)))
 
 
-def _default_classes(model_type: Any) -> int:
-    """How many outputs transformers builds when a config does not say: two, but three for BART."""
-    from transformers import CONFIG_MAPPING
-
-    known = isinstance(model_type, str) and model_type in CONFIG_MAPPING
-    return int(CONFIG_MAPPING[model_type]().num_labels or 2) if known else 2
-
-
 def _key(name: str) -> str:
     """What two spellings of one class have in common; ``LABEL_2`` and ``2`` are both number 2."""
     key = " ".join(name.casefold().split())
@@ -208,24 +211,5 @@ def _nameless(names: Sequence[str]) -> bool:
     return all(_SAYS_NOTHING.fullmatch(_key(name)) for name in names)
 
 
-def _by_name(values: Sequence[str], model: Sequence[str]) -> tuple[int, ...]:
-    places = {_key(name): place for place, name in enumerate(model)}
-    return tuple(places[_key(value)] for value in values)
-
-
-def _by_number(title: str, nameless: bool) -> str:
-    side = "the model's config" if nameless else "the data"
-    return f"{title}: labels matched by number, because {side} names no classes"
-
-
-def _refuse_more(title: str, number: int, model: Sequence[str]) -> None:
-    if number > len(model):
-        raise ScoringError(
-            f"{title} has {number} classes and the model has {len(model)} outputs ({_listed(model)}).",
-            hint="Use data that the model was trained for, or name another `label_column`.",
-        )
-
-
-def _listed(names: Sequence[str], most: int = 12) -> str:
-    shown = ", ".join(names[:most])
-    return f"{shown}, … ({len(names)} in all)" if len(names) > most else shown
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:12]) + (f", … ({len(names)} in all)" if len(names) > 12 else "")

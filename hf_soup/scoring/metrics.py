@@ -1,133 +1,58 @@
-"""The built-in metrics: one function of counts each, and the `evaluate.Metric` that reports the value.
+"""The built-in metrics: scikit-learn's, reported through `evaluate`.
 
-``evaluate.load`` would download a script, so each metric is a subclass of ``evaluate.Metric`` over
-scikit-learn, kept in memory. A new metric is one `Formula` in `METRICS`.
+``evaluate.load`` would download a script, so the metrics are one subclass of ``evaluate.Metric``, kept in memory.
+A new metric is one line in `METRICS`.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+import warnings
 from functools import cache
 from typing import Any
 
 import numpy as np
 
 from hf_soup.errors import ScoringError
-from hf_soup.scoring.statistics import Floats, FromCounts, Ints, Score, bootstrap, wilson
+from hf_soup.scoring.statistics import Ints, Metric, Score, bootstrap, wilson
 
 
-@dataclass(frozen=True)
-class Formula:
-    """A metric twice: scikit-learn's for the value, a function of counts for a thousand resamples.
+def _scikit_learn(function: str, **options: Any) -> Metric:
+    def metric(labels: Ints, answers: Ints, rows: Ints) -> float:
+        import sklearn.metrics
 
-    Args:
-        summary: One line for people.
-        value: ``(labels, answers)`` → the number, through scikit-learn.
-        from_counts: The same from counts by class; a test holds the two together.
-    """
+        drawn = rows > 0  # a class of no rows would count as one with a score of zero
+        with warnings.catch_warnings():
+            # That an answer is a class that no row has, or that there is one class only: both happen in resamples.
+            warnings.simplefilter("ignore", UserWarning)
+            value = getattr(sklearn.metrics, function)(
+                labels[drawn], answers[drawn], sample_weight=rows[drawn], **options
+            )
+        return float(value)
 
-    summary: str
-    value: Callable[[Ints, Ints], float]
-    from_counts: FromCounts
-
-
-def _accuracy(labels: Ints, answers: Ints) -> float:
-    from sklearn.metrics import accuracy_score
-
-    return float(accuracy_score(labels, answers))
-
-
-def _f1(labels: Ints, answers: Ints) -> float:
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(labels, answers, average="macro", zero_division=0.0))
-
-
-def _precision(labels: Ints, answers: Ints) -> float:
-    from sklearn.metrics import precision_score
-
-    return float(precision_score(labels, answers, average="macro", zero_division=0.0))
-
-
-def _recall(labels: Ints, answers: Ints) -> float:
-    from sklearn.metrics import recall_score
-
-    return float(recall_score(labels, answers, average="macro", zero_division=0.0))
-
-
-def _balanced_accuracy(labels: Ints, answers: Ints) -> float:
-    from sklearn.metrics import recall_score
-
-    # balanced_accuracy_score is this number, and warns when an answer is a class that no row has.
-    return float(recall_score(labels, answers, labels=np.unique(labels), average="macro"))
-
-
-def _matthews(labels: Ints, answers: Ints) -> float:
-    from sklearn.metrics import matthews_corrcoef
-
-    return float(matthews_corrcoef(labels, answers))
-
-
-def _mean_over(values: Floats, used: Floats) -> Floats:
-    """The mean over the classes that are used; there is always one, since there is always a row."""
-    return np.asarray(np.where(used > 0, values, 0.0).sum(-1) / (used > 0).sum(-1))
-
-
-def _share(part: Floats, whole: Floats) -> Floats:
-    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
-
-
-def _matthews_from_counts(hits: Floats, support: Floats, predicted: Floats) -> Floats:
-    n = support.sum(-1)
-    covariance = hits.sum(-1) * n - (support * predicted).sum(-1)
-    spread = (n**2 - (predicted**2).sum(-1)) * (n**2 - (support**2).sum(-1))
-    return _share(covariance, np.sqrt(spread))
+    return metric
 
 
 #: Name → metric. Averages are macro: every class counts the same, however rare; a class that neither the
 #: labels nor the answers have does not count, and a share of nothing is zero.
-METRICS: dict[str, Formula] = {
-    "accuracy": Formula(
-        "share of rows answered correctly", _accuracy, lambda hits, support, _: hits.sum(-1) / support.sum(-1)
-    ),
-    "f1": Formula(
-        "harmonic mean of precision and recall, averaged over classes",
-        _f1,
-        lambda hits, support, predicted: _mean_over(_share(2 * hits, support + predicted), support + predicted),
-    ),
-    "precision": Formula(
-        "share of a class's answers that are right, averaged over classes",
-        _precision,
-        lambda hits, support, predicted: _mean_over(_share(hits, predicted), support + predicted),
-    ),
-    "recall": Formula(
-        "share of a class's rows that are found, averaged over classes",
-        _recall,
-        lambda hits, support, predicted: _mean_over(_share(hits, support), support + predicted),
-    ),
-    "balanced_accuracy": Formula(
-        "recall averaged over the classes that the rows have",
-        _balanced_accuracy,
-        lambda hits, support, predicted: _mean_over(_share(hits, support), support),
-    ),
-    "matthews_correlation": Formula(
-        "correlation of labels and answers, from -1 to 1", _matthews, _matthews_from_counts
-    ),
+METRICS: dict[str, Metric] = {
+    "accuracy": _scikit_learn("accuracy_score"),
+    "f1": _scikit_learn("f1_score", average="macro", zero_division=0.0),
+    "precision": _scikit_learn("precision_score", average="macro", zero_division=0.0),
+    "recall": _scikit_learn("recall_score", average="macro", zero_division=0.0),
+    "balanced_accuracy": _scikit_learn("balanced_accuracy_score"),
+    "matthews_correlation": _scikit_learn("matthews_corrcoef"),
 }
 
 
-def find(metric: str) -> Formula:
+def find(metric: str) -> Metric:
     """The metric of that name.
 
     Raises:
         ScoringError: There is none; the message lists those that there are.
     """
     if metric not in METRICS:
-        raise ScoringError(
-            f"There is no metric '{metric}'.", hint=f"Use one of the built-in metrics: {', '.join(METRICS)}."
-        )
+        raise ScoringError(f"There is no metric '{metric}'.", hint=f"Use one of {', '.join(METRICS)}.")
     return METRICS[metric]
 
 
@@ -140,20 +65,20 @@ def compute(metric: str, labels: Ints, answers: Ints) -> float:
     Raises:
         ScoringError: There is no such metric, or it gives no number.
     """
-    formula = find(metric)
-    # evaluate makes a folder even for a metric in memory, by default below HF_HOME, which may be read-only.
+    find(metric)
+    # evaluate makes a folder even for a metric in memory, by default below HF_HOME, which may be read-only. A seed
+    # of its own: by default evaluate reads numpy's global state.
     with tempfile.TemporaryDirectory(prefix="hf-soup-metric-") as folder:
-        module = _metric_class()(metric, formula, folder)
+        module = _metric_class()(metric, keep_in_memory=True, cache_dir=folder, seed=0)
         value = float(module.compute(predictions=answers, references=labels)[metric])
     if not np.isfinite(value):
         raise ScoringError(
-            f"The metric '{metric}' gives {value} on {len(labels):,} rows.",
-            hint="Use more rows, or another metric.",
+            f"The metric '{metric}' gives {value} on {len(labels):,} rows.", hint="Use more rows, or another metric."
         )
     return value
 
 
-def score(metric: str, labels: Ints, answers: Ints, classes: int) -> Score:
+def score(metric: str, labels: Ints, answers: Ints) -> Score:
     """A metric with its 95 % interval: Wilson's for accuracy, the bootstrap's for others.
 
     Raises:
@@ -163,32 +88,23 @@ def score(metric: str, labels: Ints, answers: Ints, classes: int) -> Score:
     if metric == "accuracy":
         low, high = wilson(int(np.sum(labels == answers)), n)
     else:
-        low, high = bootstrap(labels, answers, classes, find(metric).from_counts)
+        low, high = bootstrap(labels, answers, METRICS[metric])
     return Score(metric, value, min(low, value), max(high, value), n)
 
 
 @cache
 def _metric_class() -> Any:
-    """The subclass of ``evaluate.Metric``; made at first use because the import takes five seconds."""
+    """Made at first use, because importing ``evaluate`` takes five seconds."""
     import evaluate
     from datasets import Features, Value
 
     class SoupMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate is not typed
-        def __init__(self, metric: str, formula: Formula, folder: str) -> None:
-            self._metric, self._formula = metric, formula
-            # A seed of its own: by default evaluate reads numpy's global state.
-            super().__init__(config_name=metric, keep_in_memory=True, cache_dir=folder, seed=0)
-
         def _info(self) -> Any:
-            return evaluate.MetricInfo(
-                description=self._formula.summary,
-                citation="",
-                inputs_description="predictions and references: class numbers.",
-                features=Features({"predictions": Value("int64"), "references": Value("int64")}),
-            )
+            features = Features({"predictions": Value("int64"), "references": Value("int64")})
+            return evaluate.MetricInfo(description=self.config_name, citation="", features=features)
 
         def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
             labels, answers = np.asarray(references), np.asarray(predictions)
-            return {self._metric: self._formula.value(labels, answers)}
+            return {self.config_name: METRICS[self.config_name](labels, answers, np.ones_like(labels))}
 
     return SoupMetric

@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_soup.errors import ScoringError
 from hf_soup.scoring.tasks import TASKS, first_line
@@ -38,18 +38,26 @@ def build_model(
         ScoringError: The config is no such model, or tensors are missing, left over or of another shape.
             Tied tensors may be missing.
     """
-    from transformers import AutoConfig
+    import transformers
 
     try:
-        config = AutoConfig.from_pretrained(config_folder, local_files_only=True, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(config_folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a stranger's config, and no common class
         raise ScoringError(
             f"Cannot read the model's config: {first_line(error)}",
             hint="Only models that transformers itself knows can be scored; code from a repo is never run.",
         ) from error
-    model_class = _class_of(config, task)
-    with _quiet():
-        try:
+    classes = getattr(transformers, TASKS[task].models).get(type(config))
+    if classes is None:
+        raise ScoringError(
+            f"A model of type '{config.model_type}' has no {TASKS[task].head}.",
+            hint=f"The recipe says `task: {task}`; is that what the ingredients do?",
+        )
+    # Some families have several, such as DeiT's with and without its teacher.
+    several = classes if isinstance(classes, tuple) else (classes,)
+    model_class = next((found for found in several if found.__name__ in (config.architectures or ())), several[0])
+    try:
+        with _quiet():
             model, info = model_class.from_pretrained(
                 None,
                 config=config,
@@ -59,15 +67,17 @@ def build_model(
                 # Only so that mismatches come back with the rest of the report; they are refused below.
                 ignore_mismatched_sizes=True,
             )
-        except Exception as error:  # what a stranger's config makes of a model's constructor
-            raise ScoringError(f"Cannot make {model_class.__name__} from the tensors: {first_line(error)}") from error
-    faults = [f"  missing     {name}" for name in sorted(info["missing_keys"])]
-    faults += [f"  left over   {name}" for name in sorted(info["unexpected_keys"])]
-    faults += [
-        f"  other shape {name}: {tuple(given)}, the config says {tuple(wanted)}"
-        for name, given, wanted in sorted(info["mismatched_keys"], key=lambda fault: str(fault[0]))
+    except Exception as error:  # what a stranger's config makes of a model's constructor
+        raise ScoringError(f"Cannot make {model_class.__name__} from the tensors: {first_line(error)}") from error
+    faults = [
+        *(f"  missing     {name}" for name in sorted(info["missing_keys"])),
+        *(f"  left over   {name}" for name in sorted(info["unexpected_keys"])),
+        *(
+            f"  other shape {name}: {tuple(given)}, the config says {tuple(wanted)}"
+            for name, given, wanted in sorted(info["mismatched_keys"])
+        ),
+        *(f"  {message}" for message in info["error_msgs"]),
     ]
-    faults += [f"  {message}" for message in info.get("error_msgs") or ()]
     if faults:
         more = [f"  … {len(faults) - 20} more"] if len(faults) > 20 else []
         raise ScoringError(
@@ -76,29 +86,6 @@ def build_model(
         )
     result: PreTrainedModel = model.eval()
     return result
-
-
-def _class_of(config: Any, task: str) -> Any:
-    """The class that the config names, if it is one for the task; else the library's for this config."""
-    import torch
-    import transformers
-
-    if task not in TASKS:
-        raise ScoringError(f"There is no task '{task}'.", hint=f"Use one of {', '.join(TASKS)}.")
-    automatic = getattr(transformers, TASKS[task].model_class)
-    kind = TASKS[task].model_class.removeprefix("Auto").removeprefix("Model")
-    for name in config.architectures or ():
-        found = getattr(transformers, name, None) if kind in name else None
-        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
-            return found
-    try:
-        with torch.device("meta"):
-            return type(automatic.from_config(config, trust_remote_code=False))
-    except ValueError as error:
-        raise ScoringError(
-            f"A model of type '{config.model_type}' has no {kind}.",
-            hint=f"The recipe says `task: {task}`; is that what the ingredients do?",
-        ) from error
 
 
 @contextlib.contextmanager

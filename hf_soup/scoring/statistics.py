@@ -1,8 +1,7 @@
 """Intervals and paired tests: how much of a score is luck.
 
-Everything here works on counts. Rows with the same (label, answer) are interchangeable, so drawing rows with
-replacement is drawing the counts of those pairs from a multinomial distribution: a thousand resamples cost
-one matrix product, and the order of the rows cannot matter.
+Rows with the same label and the same answers are interchangeable. Drawing rows is therefore drawing how many there
+are of each kind, which scikit-learn takes as weights: it is quick, and the order of the rows cannot matter.
 """
 
 from __future__ import annotations
@@ -21,10 +20,9 @@ RESAMPLES = 1000
 #: Key of the generator; fixed, so that a score is the same number every time.
 SEED = 20220310
 
-Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-#: hits, support, predicted, each ``(..., classes)`` counts → the metric, ``(...)``.
-FromCounts = Callable[[Floats, Floats, Floats], Floats]
+#: labels, answers, and how many rows each pair stands for; all ``(n,)``.
+Metric = Callable[[Ints, Ints, Ints], float]
 
 
 @dataclass(frozen=True)
@@ -103,14 +101,10 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
     >>> [round(bound, 4) for bound in wilson(10, 10)]
     [0.7225, 1.0]
     """
-    share = correct / n
-    middle = share + Z * Z / (2 * n)
-    half = Z * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
-    scale = 1 + Z * Z / n
-    # At the ends the formula gives 0 and 1 exactly, up to rounding.
-    low = 0.0 if correct == 0 else (middle - half) / scale
-    high = 1.0 if correct == n else (middle + half) / scale
-    return low, high
+    from scipy.stats import binomtest
+
+    low, high = binomtest(correct, n).proportion_ci(method="wilson")
+    return float(low), float(high)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -129,12 +123,10 @@ def mcnemar(only_first: int, only_second: int) -> float:
     >>> mcnemar(1, 9)
     0.021484375
     """
-    from scipy.stats import binom
+    from scipy.stats import binomtest
 
     together = only_first + only_second
-    if together == 0:
-        return 1.0
-    return min(1.0, 2.0 * float(binom.cdf(min(only_first, only_second), together, 0.5)))
+    return float(binomtest(only_first, together).pvalue) if together else 1.0
 
 
 def paired_interval(only_first: int, only_second: int, n: int) -> tuple[float, float]:
@@ -156,7 +148,7 @@ def paired_interval(only_first: int, only_second: int, n: int) -> tuple[float, f
     return max(-1.0, middle - half), min(1.0, middle + half)
 
 
-def bootstrap(labels: Ints, answers: Ints, classes: int, metric: FromCounts) -> tuple[float, float]:
+def bootstrap(labels: Ints, answers: Ints, metric: Metric) -> tuple[float, float]:
     """The 95 % percentile interval of a metric over 1,000 resamples of the rows, always the same ones.
 
     Where every resample gives one value (all rows right, say) the interval is that value: a limit of the
@@ -164,21 +156,15 @@ def bootstrap(labels: Ints, answers: Ints, classes: int, metric: FromCounts) -> 
 
     Args:
         labels, answers: ``(n,)`` int64 class numbers.
-        metric: The metric as a function of counts.
 
     Reference:
         Efron, Bootstrap methods: another look at the jackknife, 1979.
     """
-    cells, counts = np.unique(np.stack([labels, answers], axis=1), axis=0, return_counts=True)
-    drawn = _generator(0).multinomial(len(labels), counts / len(labels), size=RESAMPLES)
-    values = metric(*count(cells[:, 0], cells[:, 1], drawn, classes))
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
+    (label, answer), counts = _kinds(labels, answers)
+    return _interval(lambda rows: metric(label, answer, rows), counts, _generator(0))
 
 
-def paired_bootstrap(
-    labels: Ints, first: Ints, second: Ints, classes: int, metric: FromCounts
-) -> tuple[float, float, float]:
+def paired_bootstrap(labels: Ints, first: Ints, second: Ints, metric: Metric) -> tuple[float, float, float]:
     """Interval and p of the difference of a metric between two models on the same rows.
 
     The interval is the bootstrap's over rows. p comes from a permutation test: were the two models alike,
@@ -191,48 +177,33 @@ def paired_bootstrap(
     Returns:
         Low, high (first minus second) and p.
     """
-    cells, counts = np.unique(np.stack([labels, first, second], axis=1), axis=0, return_counts=True)
-    label, one, two = cells.T
+    (label, one, two), counts = _kinds(labels, first, second)
+    twice, forward, exchanged = np.tile(label, 2), np.concatenate([one, two]), np.concatenate([two, one])
 
-    def difference(forward: Ints, exchanged: Ints | None = None) -> Floats:
-        swapped = np.zeros_like(forward) if exchanged is None else exchanged
-        rows = np.concatenate([forward, swapped], axis=-1)
-        twice = np.concatenate([label, label])
-        left = metric(*count(twice, np.concatenate([one, two]), rows, classes))
-        right = metric(*count(twice, np.concatenate([two, one]), rows, classes))
-        return left - right
+    def difference(rows: Ints) -> float:
+        return metric(twice, forward, rows) - metric(twice, exchanged, rows)
 
-    drawn = _generator(1).multinomial(len(labels), counts / len(labels), size=RESAMPLES)
-    low, high = np.quantile(difference(drawn), [0.025, 0.975])
-    seen = float(difference(counts[None])[0])
-    exchanged = _generator(2).binomial(counts, 0.5, size=(RESAMPLES, len(counts)))
-    null = difference(counts - exchanged, exchanged)
+    def seen(rows: Ints) -> float:
+        return difference(np.concatenate([rows, np.zeros_like(rows)]))
+
+    low, high = _interval(seen, counts, _generator(1))
+    moved = _generator(2).binomial(counts, 0.5, size=(RESAMPLES, len(counts)))
+    null = [difference(np.concatenate([counts - rows, rows])) for rows in moved]
     # A hair below: the same difference summed in another order is still the same difference.
-    extreme = int(np.sum(np.abs(null) >= abs(seen) - 1e-12))
-    return float(low), float(high), (1 + extreme) / (1 + RESAMPLES)
+    extreme = int(np.sum(np.abs(null) >= abs(seen(counts)) - 1e-12))
+    return low, high, (1 + extreme) / (1 + RESAMPLES)
 
 
-def count(labels: Ints, answers: Ints, cells: Ints, classes: int) -> tuple[Floats, Floats, Floats]:
-    """Sum cell counts by class.
+def _kinds(*columns: Ints) -> tuple[Ints, Ints]:
+    """The distinct rows of some columns, ``(columns, kinds)``, and how many there are of each."""
+    kinds, counts = np.unique(np.stack(columns), axis=1, return_counts=True)
+    return kinds, counts
 
-    Args:
-        labels, answers: ``(cells,)`` class numbers of each cell.
-        cells: ``(resamples, cells)`` how many rows are in it.
 
-    Returns:
-        hits, support (rows of the class) and predicted (answers of the class), each
-        ``(resamples, classes)`` float64.
-    """
-    from scipy.sparse import csr_matrix
-
-    def by(classes_of: Ints, chosen: NDArray[np.bool_]) -> Floats:
-        (columns,) = np.nonzero(chosen)
-        shape = (classes, cells.shape[1])
-        member = csr_matrix((np.ones(len(columns)), (classes_of[columns], columns)), shape=shape)
-        return np.asarray(member @ cells.T, dtype=np.float64).T
-
-    everywhere = np.ones(len(labels), dtype=np.bool_)
-    return by(labels, labels == answers), by(labels, everywhere), by(answers, everywhere)
+def _interval(value: Callable[[Ints], float], counts: Ints, generator: np.random.Generator) -> tuple[float, float]:
+    n = counts.sum()
+    low, high = np.quantile([value(rows) for rows in generator.multinomial(n, counts / n, RESAMPLES)], [0.025, 0.975])
+    return float(low), float(high)
 
 
 def _generator(stream: int) -> np.random.Generator:

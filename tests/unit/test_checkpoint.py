@@ -6,6 +6,7 @@ import json
 import shutil
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -132,19 +133,19 @@ def test_any_header_is_tensors_or_an_error(header: object, data: bytes) -> None:
     try:
         found = tensors_of(content)
     except SoupError as error:
-        assert len(str(error)) < 1000
+        said = str(error)
     else:
-        assert sum(tensor.size for tensor in found) + len(content) - len(data) == len(content)
+        said = "tensors"
+        assert sum(tensor.size for tensor in found) == len(data)
+    assert 0 < len(said) < 1000
 
 
 @given(st.binary(max_size=200), st.integers(0, 300) | st.integers(0, 2**64 - 1))
 @settings(deadline=None, derandomize=True, max_examples=300)
 def test_any_bytes_are_tensors_or_an_error(text: bytes, length: int) -> None:
     for content in (text, file_of(text, length=length)):
-        try:
+        with suppress(SoupError):
             tensors_of(content)
-        except SoupError as error:
-            assert str(error)
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def test_greedy_is_never_below_the_best_ingredient_on_held_out() -> None:
 
 @pytest.mark.parametrize("accept", ["=>", "", 3])
 def test_greedy_refuses_another_word(accept: str) -> None:
-    with pytest.raises(RecipeError, match="`accept` is .*; it is '>=' or '>'"):
+    with pytest.raises(RecipeError, match=r"`accept` is .*; it is '>=' or '>'"):
         greedy({"a": 1.0}, len, accept=accept)
 
 

@@ -166,6 +166,37 @@ def test_many_processes_at_once_make_one_soup(tmp_path: Path) -> None:
     assert sum(map(len, won.values())) == len(listing(tmp_path)) // 2 == 40
 
 
+@pytest.mark.parametrize("finishes", [True, False])
+def test_the_lock_of_a_folder_that_is_gone_is_not_taken_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finishes: bool
+) -> None:
+    """One process opens the file of the lock; the other, which has it, ends; then the first locks the file."""
+    output = tmp_path / "soup"
+    first = Staging(output).__enter__()
+    flock = module.fcntl.flock
+
+    def late(lock: object, how: int) -> None:
+        monkeypatch.setattr(module.fcntl, "flock", flock)
+        if finishes:
+            first.begin("f", PLAN, [])
+            first.publish()
+        first.__exit__(None, None, None)
+        flock(lock, how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module.fcntl, "flock", late)
+    if finishes:
+        with pytest.raises(MergeError, match="exists already"), Staging(output):
+            pass
+        assert listing(tmp_path) == ["soup"]
+    else:
+        with Staging(output) as second:
+            second.begin("f", PLAN, [])
+            with pytest.raises(MergeError, match="Another process"), Staging(output):
+                pass
+            second.publish()
+        assert listing(tmp_path) == ["soup"]
+
+
 def test_a_folder_in_which_nothing_was_begun_goes(tmp_path: Path) -> None:
     with Staging(tmp_path / "soup"):
         assert listing(tmp_path) == [".soup.cooking", ".soup.cooking/lock"]

@@ -1,0 +1,102 @@
+"""`check`, `cook`, `score` and `Soup` from Python."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import hf_soup
+from hf_soup import IncompatibleError, MergeError, Recipe, RecipeError, ResolveError, Soup
+from hf_soup.soup import preview
+
+# The cards name an ancestor on the Hub, which must not be the real one.
+pytestmark = pytest.mark.usefixtures("online")
+
+
+@pytest.fixture
+def models(family: Path) -> list[str]:
+    return [str(family / name) for name in "abc"]
+
+
+def test_a_soup_is_the_mean_of_its_ingredients(models: list[str], family: Path, tmp_path: Path) -> None:
+    """By its weights; it loads; and what it says of itself is true."""
+    said: list[str] = []
+    recipe = Recipe(
+        ingredients=[models[0], {"model": models[1], "weight": 3}, {"model": models[2], "weight": 0}],
+        base=str(family / "base"),
+    )
+    soup = hf_soup.cook(recipe, tmp_path / "soup", say=said.append)
+    assert soup.weights == {"local:a": 1.0, "local:b": 3.0}
+    parts = [load_file(Path(model) / "model.safetensors") for model in models[:2]]
+    for name, tensor in load_file(soup.folder / "model.safetensors").items():
+        mean = (parts[0][name].double() + 3 * parts[1][name].double()) / 4
+        torch.testing.assert_close(tensor, mean.float(), rtol=1e-6, atol=0)
+    loaded = soup.load()
+    assert type(loaded).__name__ == "BertForSequenceClassification"
+    assert loaded.config.id2label == {0: "negative", 1: "positive"}
+    assert soup.scores == {}
+    opened = Soup.open(soup.folder)
+    assert (opened.weights, opened.digest, opened.recipe) == (soup.weights, soup.digest, soup.recipe)
+    assert [str(each.weight) for each in soup.recipe.ingredients] == ["1.0", "3.0"]
+    assert not [path for path in soup.folder.rglob("*") if path.name.startswith(".") or path.suffix == ".partial"]
+
+
+def test_a_soup_cooked_from_its_own_recipe_has_its_bytes(
+    models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: Path
+) -> None:
+    """Every file, the card's and the recipe's included, where nothing was looked up anew."""
+    first = hf_soup.cook(models, tmp_path / "1" / "soup", say=lambda _: None)
+    second = hf_soup.cook(models, tmp_path / "2" / "soup", threads=1, say=lambda _: None)
+    names = [path.relative_to(first.folder) for path in sorted(first.folder.rglob("*")) if path.is_file()]
+    assert [path.relative_to(second.folder) for path in sorted(second.folder.rglob("*")) if path.is_file()] == names
+    for name in names:
+        assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes(), name
+
+
+def test_check_gives_a_verdict(models: list[str], family: Path) -> None:
+    lineage = hf_soup.check(models, base=str(family / "base"))
+    assert lineage.verdict in ("proven", "likely")
+    assert lineage.names == ("local:a", "local:b", "local:c")
+    assert json.loads(json.dumps(lineage.to_dict()))["verdict"] == lineage.verdict
+    alone = hf_soup.check(models[:1])
+    assert alone.verdict == "refused"
+    with pytest.raises(IncompatibleError, match="needs two models or more"):
+        alone.raise_if_refused()
+
+
+def test_a_preview_writes_nothing(models: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "soup"
+    planned = preview(Recipe(ingredients=models, dtype="bfloat16"), out, say=lambda _: None)
+    assert planned["files"].keys() == {"model.safetensors"}
+    assert planned["dtype"] == "bfloat16"
+    assert planned["fetch_bytes"] == 0
+    assert not out.parent.exists()
+    soup = hf_soup.cook(Recipe(ingredients=models, dtype="bfloat16"), out, say=lambda _: None)
+    assert planned["files"]["model.safetensors"] == (soup.folder / "model.safetensors").stat().st_size
+    assert {tensor.dtype for tensor in load_file(soup.folder / "model.safetensors").values()} == {torch.bfloat16}
+    assert json.loads((soup.folder / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_warnings_are_told_and_not_printed(
+    models: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+    hf_soup.cook([models[0], models[0]], tmp_path / "soup", say=said.append)
+    assert any("counts 2 times" in each for each in said)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_is_wrong_is_one_of_the_errors(models: list[str], tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(MergeError, match="exists already"):
+        hf_soup.cook(models, tmp_path / "there")
+    with pytest.raises(ResolveError, match="is not a soup"):
+        Soup.open(tmp_path / "there")
+    with pytest.raises(RecipeError, match="names no data"):
+        hf_soup.score(models, Recipe(ingredients=models))
+    with pytest.raises(RecipeError, match="Cannot read"):
+        hf_soup.cook(tmp_path / "none.yaml", tmp_path / "soup")
