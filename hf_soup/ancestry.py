@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from hf_soup import architecture, hub, kinship
-from hf_soup.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from hf_soup import hub, kinship, parameters
+from hf_soup.checkpoint import Checkpoint, open_checkpoint
+from hf_soup.client import Token
 from hf_soup.compatibility import Reason
 from hf_soup.errors import IncompatibleError, ResolveError, SoupError
+from hf_soup.headers import TensorInfo
 from hf_soup.kinship import Kinship
 
 _CHAIN = 5  # how far back ancestors of ancestors are followed
@@ -36,7 +38,7 @@ class Ancestor:
 
 
 def find_ancestor(
-    checkpoints: Sequence[Checkpoint], names: Sequence[str], base: str | None, token: hub.Token
+    checkpoints: Sequence[Checkpoint], names: Sequence[str], base: str | None, token: Token
 ) -> tuple[Ancestor | None, bool, list[Reason]]:
     """The ancestor that the recipe or all ingredients name; whether every ingredient says so; what contradicts."""
     reasons: list[Reason] = []
@@ -53,14 +55,21 @@ def find_ancestor(
         bases = declared_bases(checkpoint)
         while bases.names and len(chain) < _CHAIN:
             # By the names that the Hub answers with, as bases are renamed.
-            seen = [each for each in map(look, bases.names) if each.name not in (*chain, checkpoint.model)]
-            parents = [each for each in seen if bases.stated or each.found]
+            named = [each for each in map(look, bases.names) if each.name not in (*chain, checkpoint.model)]
+            parents = [each for each in named if bases.stated or each.found]
             chain += [parent.name for parent in parents[:1]]
             bases = parents[0].bases if parents else NOBODY
         chains.append(chain)
     speaking = [(name, chain) for name, chain in zip(names, chains, strict=True) if chain]
-    shared = [each for each in speaking[0][1] if all(each in chain for _, chain in speaking)] if speaking else []
-    declared = bool(shared) and len(speaking) == len(checkpoints)
+    # An ingredient may be another's ancestor, and has itself as one then.
+    lines_of = [{*chain, checkpoint.model} for checkpoint, chain in zip(checkpoints, chains, strict=True) if chain]
+    shared = [each for each in speaking[0][1] if all(each in line for line in lines_of)] if speaking else []
+    silent = [
+        name
+        for name, chain, checkpoint in zip(names, chains, checkpoints, strict=True)
+        if not chain and checkpoint.model not in shared[:1]
+    ]
+    declared = bool(shared) and not silent
     offline = any(checkpoint.repo and checkpoint.repo.from_cache for checkpoint in checkpoints)
     if base is not None:
         seen = _look(base, token, on_hub=False)
@@ -73,7 +82,9 @@ def find_ancestor(
             raise ResolveError(f"The base cannot be used: {seen.error.message}", hint=seen.error.hint)
         found = seen.checkpoint
         assert found is not None
-        others = [(name, chain[0]) for name, chain in speaking if found.model not in chain]
+        others = [
+            (name, chain[0]) for (name, chain), line in zip(speaking, lines_of, strict=True) if found.model not in line
+        ]
         for name, other in others:
             message = f"{name} says that it comes from {other}, not from {found.model}; its weights decide."
             reasons.append(Reason("base-contradicted", message, (name,)))
@@ -105,7 +116,6 @@ def find_ancestor(
             )
         )
         return None, False, reasons
-    silent = [name for name, chain in zip(names, chains, strict=True) if not chain]
     if silent:
         message = f"{', '.join(silent)} {'names' if len(silent) == 1 else 'name'} no ancestor; the weights decide."
         reasons.append(Reason("ancestor-undeclared", message, tuple(silent)))
@@ -128,7 +138,7 @@ class _Seen:
     error: SoupError | None = None
 
 
-def _look(model: str, token: hub.Token, *, on_hub: bool = True) -> _Seen:
+def _look(model: str, token: Token, *, on_hub: bool = True) -> _Seen:
     try:
         checkpoint = open_checkpoint(model, token=token, on_hub=on_hub)
     except SoupError as error:
@@ -137,7 +147,7 @@ def _look(model: str, token: hub.Token, *, on_hub: bool = True) -> _Seen:
             repo = hub.resolve(model, token=token)
         except SoupError:
             return _Seen(model, NOBODY, found=False, error=error)
-        names = _models(repo.card.get("base_model")) or list(hub.base_models(repo))
+        names = _models(repo.card.get("base_model")) or _models(list(hub.base_models(repo)))
         return _Seen(repo.id, Bases(names), error=error)
     return _Seen(checkpoint.model, declared_bases(checkpoint), checkpoint=checkpoint)
 
@@ -146,7 +156,7 @@ def declared_bases(checkpoint: Checkpoint) -> Bases:
     """The models that a checkpoint says it comes from: its card, the Hub's own reading, its config."""
     found = _models(checkpoint.card.get("base_model"))
     if not found and checkpoint.repo is not None:
-        found = list(hub.base_models(checkpoint.repo))
+        found = _models(list(hub.base_models(checkpoint.repo)))
     if found:
         return Bases(found)
     # The library writes there what was given to `from_pretrained`: the base, the repo itself, or a folder, whose
@@ -177,7 +187,7 @@ def weigh(
     evidence: list[Kinship] = []
     common = set.intersection(*(set(each) for each in tensors))
     shapes = {name: info.shape for name, info in tensors[0].items() if name in common}
-    in_head = architecture.head_names(checkpoints[0].config, checkpoints[0].tensors, names[0])
+    in_head = parameters.head_names(checkpoints[0].config, checkpoints[0].tensors, names[0])
     body = kinship.choose({name: shape for name, shape in shapes.items() if tensors[0][name].name not in in_head})
     head = kinship.choose({name: shape for name, shape in shapes.items() if tensors[0][name].name in in_head}, 2)
     wanted = list(zip(checkpoints, tensors, strict=True))
@@ -244,9 +254,9 @@ def weigh(
 def _as_named(donor: Checkpoint, founder: Checkpoint, tensors: Mapping[str, TensorInfo]) -> Mapping[str, TensorInfo]:
     """The ancestor's tensors under the soup's names, where they correspond and have the same shape."""
     if not set(tensors) <= set(founder.tensors):
-        ours = architecture.correspondence(donor.config, {n: i.shape for n, i in donor.tensors.items()}, donor.model)
+        ours = parameters.correspondence(donor.config, {n: i.shape for n, i in donor.tensors.items()}, donor.model)
         shapes = {name: info.shape for name, info in founder.tensors.items()}
-        theirs = architecture.correspondence(donor.config, shapes, founder.model)
+        theirs = parameters.correspondence(donor.config, shapes, founder.model)
         by_key = {key: founder.tensors[disk] for disk, key in theirs.parameters.items()}
         found = {disk: by_key[key] for disk, key in ours.parameters.items() if key in by_key}
     else:

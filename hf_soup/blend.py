@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hf_soup.checkpoint import TensorInfo
-from hf_soup.files import open_file, read_all
-from hf_soup.merge import TORCH
+from hf_soup.files import TORCH, open_file, read_all
+from hf_soup.headers import TensorInfo
+from hf_soup.merge import not_finite
 from hf_soup.methods import accumulator, round_into
 from hf_soup.methods.linear import shares
 from hf_soup.plan import Plan, PlannedTensor
@@ -47,10 +47,11 @@ class Blend:
         Bit for bit what `linear` makes of them in this order, if their sum does not overflow the accumulator.
 
         Args:
-            weights: Source number → share. Where it extends an earlier call's by one, only that one is read.
+            weights: Source number → share. Where it extends the last call's by one, only that one is read, and where
+                the one before stays, that one a second time: to hold it would take another model's memory.
 
         Raises:
-            MergeError: A file is shorter than its header says.
+            MergeError: A file is shorter than its header says, or a source alone holds NaN.
         """
         normalize = self.plan.parameters.get("normalize", True)
         given = shares(list(weights.values())) if normalize else weights.values()
@@ -97,4 +98,9 @@ class Blend:
         buffer = torch.empty(part.size, dtype=torch.uint8)
         if part.size:
             read_all(self._inputs[source][part.file], buffer, part.offset, self.plan.sources[source], part)
-        return buffer.view(TORCH[part.dtype])
+        values = buffer.view(TORCH[part.dtype])
+        if values.is_floating_point() and values.numel() and values.aminmax().min.isnan():
+            # Named here, where it is known whose it is; as a model's answer it would only be "not a number".
+            index = int(values.isnan().nonzero()[0])
+            raise not_finite(self.plan.sources[source], part.name, float("nan"), index, part.shape)
+        return values

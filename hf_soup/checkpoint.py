@@ -7,42 +7,25 @@ them is bounded and validated before it is believed.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
-import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from hf_soup import hub
+from hf_soup.client import Token
 from hf_soup.errors import ResolveError, SoupError
-from hf_soup.recipe import Ingredient, parse_yaml
+from hf_soup.headers import FIRST_READ, FLOATS, Read, TensorInfo, front_matter, read_header, read_json, some, weight_map
+from hf_soup.pickles import PICKLE, PICKLE_INDEX, convert_pickle
+from hf_soup.recipe import Ingredient
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
-#: safetensors' names of element types that can be averaged or passed through → bytes an element.
-ITEM_BYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
-    "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
-}  # fmt: skip
-#: Those that are averaged.
-FLOATS = ("F64", "F32", "F16", "BF16")
-#: Those that only quantised checkpoints use; known so that they can be refused by name.
-_QUANTISED = ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2")
-
-_MAX_HEADER = 100_000_000  # safetensors' own limit
-_MAX_JSON = 100_000_000
-_MAX_NAME, _MAX_DIMENSIONS = 500, 32
-_FIRST_READ = 100_000  # nearly every header fits, so nearly every file costs one request
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_PICKLE = "pytorch_model.bin"
-_PICKLE_INDEX = "pytorch_model.bin.index.json"
 
 #: What a model needs beside its weights, by name. Everything else in a repo stays out of the soup.
 ASSETS = re.compile(
@@ -53,27 +36,6 @@ ASSETS = re.compile(
     r"|[\w.-]+\.(model|spm|tiktoken)|dict\.txt|entity_vocab\.json|emoji_map\.json"
     r"|modules\.json|config_sentence_transformers\.json|sentence_[\w]+_config\.json|\d_[A-Za-z]+/config\.json"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """Where a tensor lies, from a safetensors header.
-
-    Args:
-        name: Its name in the file.
-        dtype: As safetensors spells it, such as ``BF16``.
-        shape: Its shape.
-        file: The file's path in the repo or folder.
-        offset: Of its first byte, counted from the start of the file.
-        size: In bytes.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    file: str
-    offset: int
-    size: int
 
 
 @dataclass(frozen=True)
@@ -191,7 +153,7 @@ def fetch_weights(checkpoints: Sequence[Checkpoint], *, quiet: bool = False) -> 
 
 
 def open_checkpoint(
-    ingredient: Ingredient | str, *, allow_pickle: bool = False, token: hub.Token = None, on_hub: bool = False
+    ingredient: Ingredient | str, *, allow_pickle: bool = False, token: Token = None, on_hub: bool = False
 ) -> Checkpoint:
     """Pin a model and read its config, card and tensor headers.
 
@@ -209,7 +171,11 @@ def open_checkpoint(
     folder = Path(ingredient.model).expanduser()
     if folder.is_dir() and not on_hub:
         return _open_folder(folder, ingredient, allow_pickle)
-    if (folder.exists() and not on_hub) or ingredient.model.startswith((".", "/", "~")) or ingredient.model.count("/") > 1:
+    if (
+        (folder.exists() and not on_hub)
+        or ingredient.model.startswith((".", "/", "~"))
+        or ingredient.model.count("/") > 1
+    ):
         raise ResolveError(
             f"'{ingredient.model}' is neither a folder nor a Hub id.",
             hint="Name a folder with config.json and model.safetensors, or a Hub id `owner/name`.",
@@ -223,7 +189,7 @@ def open_checkpoint(
 
 
 def open_all(
-    ingredients: Sequence[Ingredient | str], *, allow_pickle: bool = False, token: hub.Token = None
+    ingredients: Sequence[Ingredient | str], *, allow_pickle: bool = False, token: Token = None
 ) -> list[Checkpoint]:
     """`open_checkpoint` for several at once; when some fail, the error lists every one.
 
@@ -254,10 +220,8 @@ def open_all(
 
 # ---- opening ------------------------------------------------------------------------------------------------
 
-_Read = Callable[[str, int, int], bytes]
 
-
-def _reader(repo: hub.Repo | None, folder: Path | None, converted: Mapping[str, Path]) -> _Read:
+def _reader(repo: hub.Repo | None, folder: Path | None, converted: Mapping[str, Path]) -> Read:
     def read(file: str, start: int, stop: int) -> bytes:
         if repo is not None and file not in converted:
             return hub.read_range(repo, file, start, stop)
@@ -289,7 +253,7 @@ def _open_repo(repo: hub.Repo, allow_pickle: bool) -> Checkpoint:
     read = _reader(repo, None, {})
     card = dict(repo.card)
     if not card and "README.md" in files:
-        card = _front_matter(read("README.md", 0, min(files["README.md"], _FIRST_READ)))
+        card = front_matter(read("README.md", 0, min(files["README.md"], FIRST_READ)))
     return _assemble(
         name=name,
         model=repo.id,
@@ -317,7 +281,7 @@ def _open_folder(folder: Path, ingredient: Ingredient, allow_pickle: bool) -> Ch
         if path.is_file()
     }
     read = _reader(None, folder, {})
-    card = _front_matter(read("README.md", 0, files["README.md"])) if files.get("README.md", 0) else {}
+    card = front_matter(read("README.md", 0, files["README.md"])) if files.get("README.md", 0) else {}
     checkpoint = _assemble(
         name=f"'{ingredient.model}'",
         model=f"local:{folder.name}",
@@ -349,7 +313,7 @@ def _assemble(
     model: str,
     revision: str,
     files: Mapping[str, int],
-    read: _Read,
+    read: Read,
     card: Mapping[str, Any],
     repo: hub.Repo | None,
     folder: Path | None,
@@ -362,19 +326,19 @@ def _assemble(
             f"{name} has no config.json: it is {kind}.",
             hint="Merge the adapter into its base first (peft's `merge_and_unload`)."
             if "adapter_config.json" in files
-            else f"It holds {_some(files)}.",
+            else f"It holds {some(files)}.",
         )
-    config = _json(read, "config.json", files, name)
+    config = read_json(read, "config.json", files, name)
     converted: dict[str, Path] = {}
     if _SINGLE in files:
         shards: Sequence[str] = [_SINGLE]
         listed: Mapping[str, str] = {}
     elif _INDEX in files:
-        listed = _weight_map(_json(read, _INDEX, files, name), _INDEX, files, name)
+        listed = weight_map(read_json(read, _INDEX, files, name), _INDEX, files, name)
         shards = list(dict.fromkeys(listed.values()))
-    elif {_PICKLE, _PICKLE_INDEX} & set(files) and allow_pickle:
+    elif {PICKLE, PICKLE_INDEX} & set(files) and allow_pickle:
         listed = {}
-        converted = {_SINGLE: _convert_pickle(name, files, read, repo, folder)}
+        converted = {_SINGLE: convert_pickle(name, files, read, repo, folder)}
         shards = [_SINGLE]
         files = {**files, _SINGLE: converted[_SINGLE].stat().st_size}
         read = _reader(repo, folder, converted)
@@ -395,7 +359,7 @@ def _assemble(
     absent = [tensor for tensor, file in listed.items() if tensor not in tensors or tensors[tensor].file != file]
     if absent:
         raise ResolveError(
-            f"{name}: {_INDEX} names {len(absent)} tensors that are not in the file it says: {_some(absent)}.",
+            f"{name}: {_INDEX} names {len(absent)} tensors that are not in the file it says: {some(absent)}.",
             hint="The upload is incomplete or mixes two versions; ask its owner.",
         )
     if not tensors:
@@ -420,166 +384,16 @@ def _no_safetensors(name: str, model: str, files: Mapping[str, int], repo: hub.R
     if pickled:
         convert = "https://huggingface.co/spaces/safetensors/convert" if repo else "`model.save_pretrained(folder)`"
         return ResolveError(
-            f"{name} has no safetensors, only {_some(pickled)}: a pickle can run code when it is read.",
+            f"{name} has no safetensors, only {some(pickled)}: a pickle can run code when it is read.",
             hint=f"Have it converted ({convert}) and use the result, or set `allow_pickle: true` in the recipe, "
             "which reads tensors only and converts them once into the cache.",
         )
     if variants:
         return ResolveError(
-            f"{name} has neither {_SINGLE} nor {_INDEX}; its safetensors files are {_some(variants)}.",
+            f"{name} has neither {_SINGLE} nor {_INDEX}; its safetensors files are {some(variants)}.",
             hint="Only the names that transformers loads by default are used; save the model under them.",
         )
     return ResolveError(
         f"{name} has no weights: neither {_SINGLE} nor {_INDEX}.",
-        hint=f"It holds {_some(files)}. Check that this is a transformers model in PyTorch format.",
+        hint=f"It holds {some(files)}. Check that this is a transformers model in PyTorch format.",
     )
-
-
-def read_header(read: _Read, file: str, size: int, name: str) -> list[TensorInfo]:
-    """The tensors of a safetensors file, validated: bounded, in range, without holes or overlaps.
-
-    Args:
-        read: Gives bytes of a file.
-        file: Its path.
-        size: Its size in bytes.
-        name: What errors call the model.
-
-    Raises:
-        ResolveError: The header is not one that safetensors would write.
-    """
-
-    def bad(reason: str) -> ResolveError:
-        return ResolveError(
-            f"{name}: {file} is not a valid safetensors file: {reason}.",
-            hint="It is damaged or was cut off; download or upload it again.",
-        )
-
-    if size < 10:
-        raise bad(f"it has {size} bytes")
-    start = read(file, 0, min(size, _FIRST_READ))
-    (length,) = struct.unpack("<Q", start[:8])
-    if length > _MAX_HEADER or length + 8 > size:
-        raise bad(f"its header says it is {length:,} bytes long, in a file of {size:,}")
-    if len(start) < length + 8:
-        start += read(file, len(start), length + 8)
-    try:
-        header = json.loads(start[8 : 8 + length])
-    except (ValueError, RecursionError):
-        raise bad("its header is not JSON") from None
-    if not isinstance(header, dict):
-        raise bad("its header is not a mapping")
-    header.pop("__metadata__", None)
-    data, tensors = 8 + length, []
-    for tensor, entry in header.items():
-        if len(tensor) > _MAX_NAME:
-            raise bad(f"a tensor's name has {len(tensor):,} characters")
-        try:
-            dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        except (TypeError, KeyError, ValueError):
-            raise bad(f"the entry of '{tensor}' is {json.dumps(entry)[:80]}") from None
-        if not isinstance(dtype, str) or len(shape) > _MAX_DIMENSIONS:
-            raise bad(f"the entry of '{tensor}' is {json.dumps(entry)[:80]}")
-        if dtype in _QUANTISED:
-            raise ResolveError(
-                f"{name} is quantised: '{tensor}' is stored as {dtype}.",
-                hint="Averages need the weights before quantisation; use the original model.",
-            )
-        if dtype not in ITEM_BYTES:
-            raise bad(f"'{tensor}' has the element type {dtype[:80]!r}")
-        if not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, begin, end)):
-            raise bad(f"the shape or offsets of '{tensor}' are not whole numbers: {json.dumps(entry)[:80]}")
-        expected = math.prod(shape) * ITEM_BYTES[dtype]
-        if end - begin != expected:
-            raise bad(f"'{tensor}' of shape {shape} and type {dtype} needs {expected:,} bytes, not {end - begin:,}")
-        tensors.append(TensorInfo(tensor, dtype, shape, file, data + begin, expected))
-    tensors.sort(key=lambda tensor: (tensor.offset, tensor.size))
-    position = data
-    for info in tensors:
-        if info.offset != position:
-            relation = "overlaps the tensor before it" if info.offset < position else "leaves a hole before it"
-            raise bad(f"'{info.name}' {relation}")
-        position += info.size
-    if position != size:
-        raise bad(f"its header describes {position:,} bytes, the file has {size:,}")
-    return tensors
-
-
-def _json(read: _Read, file: str, files: Mapping[str, int], name: str) -> dict[str, Any]:
-    if files[file] > _MAX_JSON:
-        raise ResolveError(f"{name}: {file} has {files[file]:,} bytes, more than any such file needs.")
-    try:
-        value = json.loads(read(file, 0, files[file])) if files[file] else None
-    except (ValueError, RecursionError) as error:
-        raise ResolveError(f"{name}: {file} is not valid JSON ({error}).") from None
-    if not isinstance(value, dict):
-        raise ResolveError(f"{name}: {file} is not a mapping but {type(value).__name__}.")
-    return value
-
-
-def _weight_map(index: Mapping[str, Any], file: str, files: Mapping[str, int], name: str) -> dict[str, str]:
-    weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-        raise ResolveError(f"{name}: {file} has no weight_map from tensors to files.")
-    # Only files that the listing shows are ever opened, so a path that leads elsewhere ends here as well.
-    absent = sorted(set(weight_map.values()) - set(files))
-    if absent:
-        raise ResolveError(
-            f"{name}: {file} names {len(absent)} files that are not there: {_some(absent)}.",
-            hint="The upload is incomplete; ask its owner, or name another revision.",
-        )
-    return weight_map
-
-
-def _some(names: Sequence[str] | Mapping[str, object], most: int = 4) -> str:
-    shown = list(names)
-    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
-
-
-def _front_matter(data: bytes) -> dict[str, Any]:
-    """The YAML between the first two lines of dashes; a card that cannot be parsed says nothing."""
-    found = re.match(r"\A\s*---\r?\n(.*?)\r?\n---", data.decode("utf-8", "replace"), re.DOTALL)
-    try:
-        value = parse_yaml(found[1]) if found else None
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _convert_pickle(
-    name: str, files: Mapping[str, int], read: _Read, repo: hub.Repo | None, folder: Path | None
-) -> Path:
-    """Tensors of ``pytorch_model.bin`` as one safetensors file in the cache, made once for each content."""
-    import torch
-    from safetensors.torch import save_file
-
-    if _PICKLE in files:
-        parts: Sequence[str] = [_PICKLE]
-    else:
-        index = _json(read, _PICKLE_INDEX, files, name)
-        parts = sorted(set(_weight_map(index, _PICKLE_INDEX, files, name).values()))
-    paths = hub.fetch([(repo, part) for part in parts]) if repo else [(folder or Path()) / part for part in parts]
-    key = hashlib.sha256("".join(hub.sha256_of(path) for path in paths).encode()).hexdigest()
-    target = hub.own_cache_folder() / "converted" / f"{key}.safetensors"
-    if target.exists():
-        return target
-    tensors: dict[str, Tensor] = {}
-    for path in paths:
-        try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # noqa: BLE001 -- a pickle from a stranger can raise anything at all
-            raise ResolveError(
-                f"{name}: {path.name} cannot be read as tensors alone ({type(error).__name__}).",
-                hint="It holds more than tensors, or is damaged; have its owner upload safetensors.",
-            ) from None
-        if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-            raise ResolveError(f"{name}: {path.name} is not a mapping from names to tensors.")
-        # Tied tensors share memory in a pickle, which safetensors does not store: each gets bytes of its own.
-        tensors |= {str(key): value.detach().contiguous().clone() for key, value in loaded.items()}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(f".{id(tensors):x}.partial")
-    try:
-        save_file(tensors, partial, metadata={"format": "pt"})
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
-    return target

@@ -267,9 +267,9 @@ def hub(root: Path, port: int) -> None:
 
 
 def _patient() -> None:
-    from hf_soup import hub
+    from hf_soup import client
 
-    hub.patient()
+    client.patient()
 
 
 def _recipe(

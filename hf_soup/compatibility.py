@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_soup import architecture, hub
-from hf_soup.checkpoint import ASSETS, Checkpoint, TensorInfo
+from hf_soup import architecture, hub, parameters
+from hf_soup.checkpoint import ASSETS, Checkpoint
+from hf_soup.headers import TensorInfo
+from hf_soup.processing import same_processing
 
 #: Files that a model brings along but that do not decide how its inputs are prepared.
 _NOT_PROCESSING = ("config.json", "generation_config.json", "modules.json")
@@ -134,14 +136,14 @@ def align(
     if all(checkpoint.tensors.keys() == donor.tensors.keys() for checkpoint in checkpoints):
         aligned = [{name: checkpoint.tensors[name] for name in donor.tensors} for checkpoint in checkpoints]
     else:
-        read: dict[frozenset[str], architecture.Correspondence] = {}
+        read: dict[frozenset[str], parameters.Correspondence] = {}
         by_key: list[dict[str, TensorInfo]] = []
         tied: Mapping[str, str] = {}
         for checkpoint, name in zip(checkpoints, names, strict=True):
             kind = frozenset(checkpoint.tensors)
             if kind not in read:
                 shapes = {tensor: info.shape for tensor, info in checkpoint.tensors.items()}
-                read[kind] = architecture.correspondence(donor.config, shapes, name)
+                read[kind] = parameters.correspondence(donor.config, shapes, name)
             found = read[kind]
             tied = {**tied, **found.tied}
             by_key.append({key: checkpoint.tensors[disk] for disk, key in found.parameters.items()})
@@ -246,7 +248,7 @@ def processing(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[
         for each in (first, index):
             if each not in folders:
                 folders[each] = checkpoints[each].fetch_assets()
-        for found in architecture.same_processing(
+        for found in same_processing(
             folders[first], folders[index], checkpoints[first].config, names=(names[first], names[index])
         ):
             differs = found.kind == "difference"

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from hf_soup.blend import Blend
-from hf_soup.checkpoint import ITEM_BYTES
 from hf_soup.errors import ScoringError
+from hf_soup.headers import ITEM_BYTES
 from hf_soup.plan import Plan
 from hf_soup.scoring import Bench, Comparison, Logits, Score, build_model, compare, ensemble
 

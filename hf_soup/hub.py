@@ -1,4 +1,4 @@
-"""The Hub, read: pin, ranges, fetch. This and `publish` are the only importers of huggingface_hub.
+"""The Hub, read: pin, ranges, fetch. This, `client` and `publish` are the only importers of huggingface_hub.
 
 What the client leaves open is closed here: requests that it does not retry are retried, downloads are compared
 with the sha256 that the Hub states, and every failure becomes one `SoupError` that says what to do.
@@ -7,57 +7,41 @@ with the sha256 that the Hub states, and every failure becomes one `SoupError` t
 from __future__ import annotations
 
 import hashlib
-import json
-import random
 import re
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import httpx2
 from huggingface_hub import (
-    HfApi,
     constants,
     get_session,
-    get_token,
     hf_hub_download,
     hf_hub_url,
     try_to_load_from_cache,
 )
 from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
     HfHubHTTPError,
-    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
 )
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils._headers import build_hf_headers
-from huggingface_hub.utils._http import default_client_factory, hf_raise_for_status, set_client_factory
+from huggingface_hub.utils._http import hf_raise_for_status
 from tqdm import tqdm
 
 from hf_soup import __version__
-from hf_soup.errors import ResolveError, SoupError
+from hf_soup.client import EXPLAINED, TIMEOUT, Token, api, explain, retrying, status_of
+from hf_soup.errors import ResolveError
 
 _T = TypeVar("_T")
-_P = ParamSpec("_P")
 
-#: Seconds before the Hub counts as silent.
-TIMEOUT = 30.0
-ATTEMPTS = 5
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _BOT = "SFconvertbot"
 _BOT_TITLE = "Adding `safetensors` variant of this model"
-_UNREACHABLE = (httpx2.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError)
-
-Token = str | bool | None
 
 
 @dataclass(frozen=True)
@@ -95,127 +79,6 @@ class Repo:
     token: Token = field(default=None, repr=False, compare=False)
 
 
-def api(token: Token = None) -> HfApi:
-    """The client, with this package's name in its user agent."""
-    return HfApi(token=token, library_name="hf-soup", library_version=__version__)
-
-
-def patient() -> None:
-    """Give every request of this process a timeout; the client's default is to wait for ever."""
-
-    def factory() -> httpx2.Client:
-        client = default_client_factory()
-        client.timeout = httpx2.Timeout(TIMEOUT, read=120.0)
-        return client
-
-    set_client_factory(factory)
-
-
-def endpoint() -> str:
-    """The address of the Hub in use."""
-    return str(constants.ENDPOINT)
-
-
-# ---- errors -------------------------------------------------------------------------------------------------
-
-
-def status_of(error: BaseException) -> int | None:
-    """The HTTP status of the Hub's answer, where there was one."""
-    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
-
-
-def is_passing(error: BaseException) -> bool:
-    """Whether the same request may succeed in a moment."""
-    if isinstance(error, httpx2.TransportError):
-        return not isinstance(error, httpx2.UnsupportedProtocol | httpx2.ProxyError)
-    status = status_of(error)
-    return status in (408, 425, 429) or (status is not None and status >= 500)
-
-
-def retrying(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """Call the client, again after a pause where the failure may pass (rate limit, 5xx, a broken connection)."""
-    for attempt in range(ATTEMPTS):
-        try:
-            return call(*args, **kwargs)
-        except (HfHubHTTPError, httpx2.TransportError) as error:
-            refused = isinstance(error, httpx2.ConnectError) and attempt >= 2
-            if attempt == ATTEMPTS - 1 or not is_passing(error) or refused:
-                raise
-            time.sleep(pause_after(error, attempt))
-    raise AssertionError("the loop returns or raises")
-
-
-def pause_after(error: BaseException, attempt: int) -> float:
-    """Seconds to wait before the next attempt: what the Hub asks for, else longer every time."""
-    pause = min(8.0, 0.5 * 2**attempt)
-    if isinstance(error, HfHubHTTPError):
-        after = str(error.response.headers.get("Retry-After", ""))
-        pause = min(60.0, float(after)) if after.isdigit() else pause
-    # Jitter, so that parallel requests that failed together do not come back together.
-    return float(pause * random.uniform(1.0, 1.2))
-
-
-def explain(error: BaseException, what: str, *, kind: type[SoupError] = ResolveError) -> SoupError:
-    """One clear error for whatever the client raised while it looked at ``what``."""
-    status = status_of(error)
-    said = (error.server_message or "") if isinstance(error, HfHubHTTPError) else ""
-    if isinstance(error, SoupError):
-        return error
-    if isinstance(error, GatedRepoError):
-        page = f"{endpoint()}/{what.split('@', maxsplit=1)[0].strip(chr(39))}"
-        return kind(
-            f"{what} is gated: its owner asks for agreement to terms before anyone reads it.",
-            hint=f"Accept the terms at {page} and log in with `hf auth login`, or set HF_TOKEN.",
-        )
-    if isinstance(error, RevisionNotFoundError):
-        return kind(f"{what}: there is no such branch, tag or commit.", hint="Check the part after '@'.")
-    if isinstance(error, RepositoryNotFoundError):
-        if get_token():
-            hint = "Check the spelling; a private repo needs a token that may read it (see `hf auth whoami`)."
-        else:
-            hint = "Check the spelling; if it is private, log in with `hf auth login` or set HF_TOKEN."
-        return kind(f"{what} does not exist on {endpoint()}, or it is private.", hint=hint)
-    if isinstance(error, HFValidationError):
-        return kind(
-            f"{what} is neither a folder nor a Hub id.",
-            hint="A Hub id is `owner/name` (letters, digits, '-', '_' and '.'); a folder must exist.",
-        )
-    if isinstance(error, OfflineModeIsEnabled):
-        return kind(
-            f"{what} is not in the cache, and offline mode is on.",
-            hint="Unset HF_HUB_OFFLINE, or fetch it once while online.",
-        )
-    if isinstance(error, _UNREACHABLE):
-        return kind(
-            f"{what}: {endpoint()} cannot be reached ({type(error).__name__}), and the cache does not hold it.",
-            hint="Check the network and HF_ENDPOINT, and try again.",
-        )
-    if isinstance(error, EntryNotFoundError):
-        return kind(f"{what}: the file is not in the repo.")
-    if status == 401:
-        return kind(f"{what}: the Hub does not accept the token.", hint="Log in again with `hf auth login`.")
-    if status == 403:
-        return kind(f"{what}: the token has no right to do this. {said}".strip(), hint="See `hf auth whoami`.")
-    if status == 429:
-        return kind(f"{what}: the Hub's rate limit is reached.", hint="Wait some minutes and run this again.")
-    if status is not None:
-        return kind(f"{what}: the Hub answered {status}. {said}".strip(), hint="Try again later.")
-    if isinstance(error, json.JSONDecodeError):
-        return kind(f"{what}: what {endpoint()} answers is not JSON.", hint="Check HF_ENDPOINT: is that a Hub?")
-    reason = getattr(error, "strerror", None) or str(error)
-    return kind(f"{what}: {reason}")
-
-
-EXPLAINED = (
-    HfHubHTTPError,
-    httpx2.HTTPError,
-    OfflineModeIsEnabled,
-    EntryNotFoundError,
-    OSError,
-    ValueError,
-)
-
-
 # ---- pin ----------------------------------------------------------------------------------------------------
 
 
@@ -242,8 +105,10 @@ def resolve(repo_id: str, revision: str | None = None, *, token: Token = None, f
         return cached
     except EXPLAINED as error:
         raise explain(error, what) from None
-    if not _COMMIT.fullmatch(info.sha or "") or any(file.size is None for file in info.siblings or ()):
-        raise ResolveError(f"{what}: the Hub's answer has no commit or no file sizes.")
+    if not _COMMIT.fullmatch(info.sha or ""):
+        raise ResolveError(f"{what}: the Hub's answer names no commit, but '{info.sha}'.")
+    if any(file.size is None for file in info.siblings or ()):
+        raise ResolveError(f"{what}: the Hub's answer has no file sizes.", hint="Check what HF_ENDPOINT points to.")
     files = {
         file.rfilename: RepoFile(file.size or 0, file.blob_id or "", file.lfs.sha256 if file.lfs else None)
         for file in info.siblings or ()
@@ -299,7 +164,8 @@ def conversion_of(repo: Repo) -> Repo | None:
             if repo.revision in [commit.commit_id for commit in commits[1:2]]:
                 return offered
     except EXPLAINED as error:
-        raise explain(error, f"'{repo.id}': its pull requests") from None
+        if status_of(error) not in (403, 404):  # the owner has switched discussions off
+            raise explain(error, f"'{repo.id}': its pull requests") from None
     return None
 
 

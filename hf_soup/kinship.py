@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from hf_soup import hub
-from hf_soup.checkpoint import FLOATS, ITEM_BYTES, Checkpoint, TensorInfo
+from hf_soup.checkpoint import Checkpoint
+from hf_soup.headers import FLOATS, ITEM_BYTES, TensorInfo
 
 #: Median cosine of the body below which two models are strangers.
 STRANGERS = 0.1
@@ -99,7 +100,7 @@ def sample(
     """
     import torch
 
-    from hf_soup.merge import TORCH
+    from hf_soup.files import TORCH
 
     jobs = [
         (index, pick, checkpoint, tensors[pick.name])

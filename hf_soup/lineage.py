@@ -8,9 +8,11 @@ from typing import Any
 
 from hf_soup import hub
 from hf_soup.ancestry import Ancestor, find_ancestor, weigh
-from hf_soup.checkpoint import Checkpoint, TensorInfo
+from hf_soup.checkpoint import Checkpoint
+from hf_soup.client import Token
 from hf_soup.compatibility import Reason, align, architectures, duplicates, labels, processing, quantised
 from hf_soup.errors import IncompatibleError
+from hf_soup.headers import TensorInfo
 from hf_soup.kinship import Kinship
 
 PROVEN, LIKELY, REFUSED = "proven", "likely", "refused"
@@ -133,7 +135,7 @@ def examine(
     checkpoints: Sequence[Checkpoint],
     *,
     base: str | None = None,
-    token: hub.Token = None,
+    token: Token = None,
 ) -> Lineage:
     """Decide whether models may be averaged, from configs, cards, headers and samples of rows.
 
@@ -165,9 +167,7 @@ def examine(
         reasons += found
         if not any(reason.code in ("architecture", "quantised") for reason in reasons):
             correspond = not any(reason.code in ("labels", "shapes") for reason in reasons)
-            evidence, compared, found = weigh(
-                checkpoints, names, tensors, ancestor, heads_correspond=correspond
-            )
+            evidence, compared, found = weigh(checkpoints, names, tensors, ancestor, heads_correspond=correspond)
             reasons += found
     except IncompatibleError as error:
         reasons.append(Reason("architecture", str(error), refuses=True))

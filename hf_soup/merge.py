@@ -23,21 +23,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hf_soup.checkpoint import ITEM_BYTES, TensorInfo
 from hf_soup.errors import MergeError
-from hf_soup.files import bytes_of, open_file, read_all, write_all
+from hf_soup.files import TORCH, bytes_of, open_file, read_all, write_all
+from hf_soup.headers import ITEM_BYTES, TensorInfo
 from hf_soup.methods import METHODS, round_into
 from hf_soup.plan import BLOCK_BYTES, Plan, PlannedTensor
 from hf_soup.staging import Block, Staging
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
-
-TORCH = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
 
 #: Elements that are combined at once: large enough that Python does not show, small enough for the cache.
 SLICE_ELEMENTS = 1 << 18
@@ -254,11 +248,7 @@ class _Engine:
             bad = ~(part.isfinite() | shared)
             if bad.any():
                 index = int(bad.nonzero()[0])
-                place = _unravel(begin + index, tensor.shape)
-                raise MergeError(
-                    f"'{tensor.name}' of {label} holds {part[index].item()} at {place}.",
-                    hint="That model is broken, most likely by a training run that diverged; leave it out.",
-                )
+                raise not_finite(label, tensor.name, part[index].item(), begin + index, tensor.shape)
         fine = mixed.isfinite() | shared
         if mixed.dtype == torch.float32 and not fine.all():
             # Finite numbers whose sum is too large for float32: those, and no others, are added up in float64, so
@@ -392,6 +382,14 @@ def _still_right(plan: Plan, outputs: Sequence[int], finished: Iterator[Block], 
 
 def _block_bytes(tensor: PlannedTensor, block: int) -> int:
     return min(BLOCK_BYTES, tensor.size - block * BLOCK_BYTES)
+
+
+def not_finite(label: str, tensor: str, value: float, index: int, shape: tuple[int, ...]) -> MergeError:
+    """The error for a number of an ingredient that cannot be averaged; ``index`` counts in the flat tensor."""
+    return MergeError(
+        f"'{tensor}' of {label} holds {value} at {_unravel(index, shape)}.",
+        hint="That model is broken, most likely by a training run that diverged; leave it out.",
+    )
 
 
 def _unravel(index: int, shape: tuple[int, ...]) -> str:

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
-from hf_soup.checkpoint import FLOATS, ITEM_BYTES, TensorInfo
 from hf_soup.errors import IncompatibleError
+from hf_soup.headers import FLOATS, ITEM_BYTES, TensorInfo
 
 #: Bytes of output that are hashed as one; part of the definition of the digest, so it never changes.
 BLOCK_BYTES = 4 << 20

@@ -13,6 +13,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HFValidationError
 
 from hf_soup import hub
+from hf_soup.client import EXPLAINED, Token, api, endpoint, explain, is_passing, pause_after, retrying, status_of
 from hf_soup.errors import PublishError, ResolveError
 
 _ATTEMPTS = 3  # the client makes its own for every step of an upload but the last
@@ -28,7 +29,7 @@ class Pushed:
     changed: bool
 
 
-def require_token(token: hub.Token = None) -> None:
+def require_token(token: Token = None) -> None:
     """Refuse to start a push that cannot end.
 
     Raises:
@@ -48,7 +49,7 @@ def commit_folder(
     message: str,
     private: bool | None = None,
     replace: bool = False,
-    token: hub.Token = None,
+    token: Token = None,
 ) -> Pushed:
     """Publish files as one commit, creating the repo where it is not there.
 
@@ -67,22 +68,22 @@ def commit_folder(
         PublishError: No token, no right to write, a repo that holds something else, or the Hub fails.
     """
     require_token(token)
-    client = hub.api(token)
+    client = api(token)
     what = f"'{repo_id}'"
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
         raise PublishError(f"{what} is not a name for a repo.", hint="Use `owner/name`.")
     try:
-        hub.retrying(client.create_repo, repo_id, private=private, exist_ok=True)
+        retrying(client.create_repo, repo_id, private=private, exist_ok=True)
         head = hub.resolve(repo_id, token=token, from_cache=False)
     except HFValidationError as error:
         raise PublishError(f"{what} is not a name for a repo: {error}", hint="Use `owner/name`.") from None
-    except hub.EXPLAINED as error:
-        if hub.status_of(error) == 403:
+    except EXPLAINED as error:
+        if status_of(error) == 403:
             raise PublishError(
                 f"{what}: the token may not write there; the name may be taken by someone else.",
                 hint=f"Push to a name of your own, `{_user(client)}/{repo_id.rsplit('/', maxsplit=1)[-1]}`.",
             ) from None
-        raise hub.explain(error, what, kind=PublishError) from None
+        raise explain(error, what, kind=PublishError) from None
     except ResolveError as error:
         raise PublishError(error.message, hint=error.hint) from None
     ids = {path: _content_ids(local) for path, local in files.items()}
@@ -95,7 +96,7 @@ def commit_folder(
         )
         return same and not (replace and set(others) & set(repo.files))
 
-    address = f"{hub.endpoint()}/{head.id}"
+    address = f"{endpoint()}/{head.id}"
     if is_there(head):
         return Pushed(head.id, head.revision, address, changed=False)
     for attempt in range(_ATTEMPTS):
@@ -107,8 +108,8 @@ def commit_folder(
             )
             return Pushed(head.id, done.oid, address, changed=True)
         except ValueError as error:
-            raise hub.explain(error, f"{what}: the Hub refuses the commit", kind=PublishError) from None
-        except (*hub.EXPLAINED, RuntimeError) as error:
+            raise explain(error, f"{what}: the Hub refuses the commit", kind=PublishError) from None
+        except (*EXPLAINED, RuntimeError) as error:
             # The client wraps the failed upload of a large file in a RuntimeError.
             failure: BaseException = error
             if isinstance(error, RuntimeError) and error.__cause__ is not None:
@@ -117,7 +118,7 @@ def commit_folder(
             try:
                 found = hub.resolve(repo_id, token=token, from_cache=False)
             except ResolveError:
-                raise hub.explain(failure, what, kind=PublishError) from None
+                raise explain(failure, what, kind=PublishError) from None
             if is_there(found):
                 return Pushed(head.id, found.revision, address, changed=True)
             if found.revision != head.revision:
@@ -125,9 +126,9 @@ def commit_folder(
                     f"{what}: somebody else committed {found.revision[:7]} while this was being pushed.",
                     hint="Look at what they changed, and push again.",
                 ) from None
-            if attempt == _ATTEMPTS - 1 or not hub.is_passing(failure):
-                raise hub.explain(failure, what, kind=PublishError) from None
-            time.sleep(hub.pause_after(failure, attempt))
+            if attempt == _ATTEMPTS - 1 or not is_passing(failure):
+                raise explain(failure, what, kind=PublishError) from None
+            time.sleep(pause_after(failure, attempt))
     raise AssertionError("the loop returns or raises")
 
 
@@ -160,16 +161,16 @@ def _content_ids(path: Path) -> set[str | None]:
 def _user(client: HfApi) -> str:
     try:
         return str(client.whoami()["name"])
-    except hub.EXPLAINED:
+    except EXPLAINED:
         return "you"
 
 
-def upload_folder(repo_id: str, folder: Path, *, repo_type: str, token: hub.Token = None, private: bool = False) -> str:
+def upload_folder(repo_id: str, folder: Path, *, repo_type: str, token: Token = None, private: bool = False) -> str:
     """Publish a folder as it is, as the demo does with its data and models; returns the commit."""
-    client = hub.api(token)
+    client = api(token)
     try:
-        hub.retrying(client.create_repo, repo_id, repo_type=repo_type, private=private, exist_ok=True)
+        retrying(client.create_repo, repo_id, repo_type=repo_type, private=private, exist_ok=True)
         done = client.upload_folder(repo_id=repo_id, folder_path=folder, repo_type=repo_type)
-    except hub.EXPLAINED as error:
-        raise hub.explain(error, f"'{repo_id}'", kind=PublishError) from None
+    except EXPLAINED as error:
+        raise explain(error, f"'{repo_id}'", kind=PublishError) from None
     return str(done.oid)

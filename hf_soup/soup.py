@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_soup import architecture, hub
-from hf_soup.card import strings, with_fields
+from hf_soup.card import with_fields
 from hf_soup.checkpoint import fetch_weights, missing_weights, open_all
-from hf_soup.compatibility import Reason
+from hf_soup.client import Token
 from hf_soup.contents import soup_config, write_assets, write_contents
-from hf_soup.errors import MergeError, PublishError, RecipeError, ResolveError
+from hf_soup.errors import PublishError, RecipeError, ResolveError
 from hf_soup.lineage import Lineage, examine
-from hf_soup.methods import METHODS
-from hf_soup.plan import Plan, make_plan
+from hf_soup.plan import Plan
+from hf_soup.preparation import Say, free_bytes, plan_of, prepare_benches, require_disk, shares, trained_on, validate
 from hf_soup.publish import Pushed, commit_folder, require_token
 from hf_soup.recipe import Recipe, as_recipe
-from hf_soup.selection import SELECTIONS, Selected, Selection
+from hf_soup.selection import Selected
 from hf_soup.staging import Staging, refuse_existing
 
 if TYPE_CHECKING:
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
 
     from hf_soup.evaluation import Evaluation
     from hf_soup.scoring import Bench
-
-Say = Callable[[str], None]
 
 
 def _to_stderr(message: str) -> None:
@@ -110,7 +107,7 @@ class Soup:
         license: str | None = None,
         replace: bool = False,
         commit_message: str | None = None,
-        token: hub.Token = None,
+        token: Token = None,
         say: Say = _to_stderr,
     ) -> Pushed:
         """Publish the soup as one commit to a model repo.
@@ -165,7 +162,7 @@ def check(
     *,
     base: str | None = None,
     allow_pickle: bool = False,
-    token: hub.Token = None,
+    token: Token = None,
 ) -> Lineage:
     """May these models be averaged? Reads configs, cards, headers and samples of rows; no whole weight file.
 
@@ -184,14 +181,14 @@ def check(
     recipe = as_recipe(models)
     checkpoints = open_all(recipe.ingredients, allow_pickle=allow_pickle or recipe.allow_pickle, token=token)
     lineage = examine(checkpoints, base=base or recipe.base, token=token)
-    return replace(lineage, reasons=(*lineage.reasons, *_trained_on(recipe, lineage)))
+    return replace(lineage, reasons=(*lineage.reasons, *trained_on(recipe, lineage)))
 
 
 def cook(
     recipe: Recipe | str | Path | Sequence[str],
     out: str | Path,
     *,
-    token: hub.Token = None,
+    token: Token = None,
     device: str = "cpu",
     threads: int | None = None,
     quiet: bool = True,
@@ -216,7 +213,7 @@ def cook(
 
     started = time.monotonic()
     recipe, out = as_recipe(recipe), Path(out)
-    selection = _validate(recipe)
+    selection = validate(recipe)
     refuse_existing(out)
     here = world()
     if here.rank > 0:
@@ -227,19 +224,19 @@ def cook(
         return Soup(out, {"weights": {}, "scores": {}, "digest": ""})
     lineage = _checked(recipe, token, say)
     with Staging(out) as staging, tempfile.TemporaryDirectory(prefix="hf-soup-") as kitchen:
-        everyone = _plan(recipe, lineage, _weights(recipe, lineage))
+        everyone = plan_of(recipe, lineage, shares(recipe, lineage))
         config = soup_config(lineage, everyone.dtype)
         write_assets(Path(kitchen), config, lineage)
-        benches = _benches(recipe, everyone, Path(kitchen), config, device, token, say)
-        _require_disk(lineage, everyone, out)
+        benches = prepare_benches(recipe, everyone, Path(kitchen), config, device, token, say)
+        require_disk(lineage, everyone, out)
         paths = fetch_weights(lineage.checkpoints, quiet=quiet)
         with _evaluation(recipe, lineage, benches, everyone, paths, Path(kitchen), device, quiet) as evaluation:
-            weights = {name: weight for name, weight in _weights(recipe, lineage).items() if weight > 0}
+            weights = {name: weight for name, weight in shares(recipe, lineage).items() if weight > 0}
             found = selection.function(weights, evaluation and evaluation.held_out, **recipe.select.parameters)
             # In the recipe's order, whatever the order in which they were chosen: sums are rounded in order.
             chosen = {name: found.weights[name] for name in lineage.names if name in found.weights}
             found = Selected(chosen, found.trace)
-            plan = _plan(recipe, lineage, chosen)
+            plan = plan_of(recipe, lineage, chosen)
             places = [paths[lineage.names.index(name)] for name in chosen]
             said = staging.begin(plan.fingerprint, plan.to_dict(), places)
             if said not in (None, "continued"):
@@ -248,47 +245,30 @@ def cook(
             merged = merge(plan, places, staging, world=here, threads=threads, quiet=quiet)
             for name in merged.differing:
                 say(f"warning: the ingredients disagree on '{name}', which is not averaged; the first one's is kept")
-            results = evaluation.finish(staging.folder) if evaluation else None
-            write_contents(
-                staging.folder,
-                recipe,
-                lineage,
-                plan,
-                found,
-                merged=merged,
-                results=results,
-                benches=benches,
-                title=out.name,
-            )
+            with staging.disk_errors():
+                results = evaluation.finish(staging.folder) if evaluation else None
+                write_contents(
+                    staging.folder,
+                    recipe,
+                    lineage,
+                    plan,
+                    found,
+                    merged=merged,
+                    results=results,
+                    benches=benches,
+                    title=out.name,
+                )
         seconds = time.monotonic() - started
         folder = staging.publish()
     return Soup(folder, json.loads((folder / "soup.json").read_text()), merged.resumed, round(seconds, 3))
 
 
-def _trained_on(recipe: Recipe, lineage: Lineage) -> list[Reason]:
-    """Scores on the train split of a data set that an ingredient's card names: the model has seen those rows."""
-    reasons = []
-    for scoring in [*([recipe.score] if recipe.score else []), *recipe.report]:
-        # Old cards leave the owner out: `beans` is AI-Lab-Makerere/beans.
-        known = {scoring.dataset.casefold(), scoring.dataset.casefold().rpartition("/")[2]}
-        who = tuple(
-            name
-            for name, checkpoint in zip(lineage.names, lineage.checkpoints, strict=True)
-            if known & {dataset.casefold() for dataset in strings(checkpoint.card.get("datasets"))}
-        )
-        splits = [part.partition("[")[0].strip() for part in (scoring.split or "").split("+")]
-        if who and any(split.casefold().startswith("train") for split in splits):
-            message = f"'{scoring.title}' is data on which {', '.join(who)} were trained, as their cards say."
-            reasons.append(Reason("scored-on-train", message, who))
-    return reasons
-
-
-def preview(recipe: Recipe, out: Path, *, token: hub.Token = None, say: Say = _to_stderr) -> dict[str, Any]:
+def preview(recipe: Recipe, out: Path, *, token: Token = None, say: Say = _to_stderr) -> dict[str, Any]:
     """What `cook` would do, as plain data: files, bytes to fetch, disk needed and free. Fetches no weights."""
-    _validate(recipe)
+    validate(recipe)
     refuse_existing(out)
     lineage = _checked(recipe, token, say)
-    plan = _plan(recipe, lineage, _weights(recipe, lineage))
+    plan = plan_of(recipe, lineage, shares(recipe, lineage))
     missing = missing_weights(lineage.checkpoints)
     return {
         "verdict": lineage.verdict,
@@ -298,54 +278,47 @@ def preview(recipe: Recipe, out: Path, *, token: hub.Token = None, say: Say = _t
         "dtype": plan.dtype,
         "fetch_bytes": sum(repo.files[file].size for repo, file in missing),
         "output_bytes": plan.size,
-        "output_free_bytes": _free(out.absolute().parent),
-        "cache_free_bytes": _free(hub.cache_folder()),
+        "output_free_bytes": free_bytes(out.absolute().parent),
+        "cache_free_bytes": free_bytes(hub.cache_folder()),
     }
 
 
-# ---- the steps of cook --------------------------------------------------------------------------------------
+def score(
+    models: Sequence[str],
+    recipe: Recipe,
+    *,
+    token: Token = None,
+    device: str = "cpu",
+    quiet: bool = True,
+    say: Say = _to_stderr,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """The recipe's held-out and report data on any models: model → data → score as plain data.
+
+    Raises:
+        SoupError: A model or the data cannot be used.
+    """
+    from hf_soup.evaluation import Evaluation
+
+    if recipe.score is None and not recipe.report:
+        raise RecipeError("The recipe names no data: it has neither `score` nor `report`.")
+    checkpoints = open_all(models, allow_pickle=recipe.allow_pickle, token=token)
+    scores: dict[str, dict[str, dict[str, Any]]] = {}
+    for checkpoint in checkpoints:
+        alone = Lineage("likely", None, (checkpoint,), (checkpoint.model,), (), (), (), (checkpoint.tensors,), 0)
+        plan = plan_of(Recipe(ingredients=[checkpoint.model]), alone, {checkpoint.model: 1.0})
+        with tempfile.TemporaryDirectory(prefix="hf-soup-") as folder:
+            config = soup_config(alone, plan.dtype)
+            write_assets(Path(folder), config, alone)
+            benches = prepare_benches(recipe, plan, Path(folder), config, device, token, say)
+            with Evaluation(
+                benches, held_out=False, names=[checkpoint.model], plan=plan,
+                paths=fetch_weights([checkpoint], quiet=quiet), config_folder=Path(folder), device=device, quiet=quiet,
+            ) as evaluation:  # fmt: skip
+                scores[str(checkpoint)] = {at: each.to_dict() for at, each in evaluation.alone().items()}
+    return scores
 
 
-def _validate(recipe: Recipe) -> Selection:
-    """Everything that can be wrong with a recipe by itself."""
-    for title, wanted, registry in (("method", recipe.method, METHODS), ("select", recipe.select, SELECTIONS)):
-        known = registry.get(wanted.name)
-        if known is None:
-            raise RecipeError(f"`{title}` is '{wanted.name}'.", hint=f"Known are: {', '.join(sorted(registry))}.")
-        unknown = set(wanted.parameters) - set(known.parameters)
-        if unknown:
-            takes = ", ".join(known.parameters) or "none"
-            raise RecipeError(f"{wanted.name} has no parameter '{min(unknown)}'.", hint=f"It takes: {takes}.")
-        for name, value in wanted.parameters.items():
-            default = known.parameters[name]
-            fits = isinstance(value, int | float) if type(default) is float else type(value) is type(default)
-            if not fits or (isinstance(value, bool) and type(default) is not bool):
-                raise RecipeError(
-                    f"{wanted.name}: '{name}' is {value!r}; it is of type {type(default).__name__}, "
-                    f"such as {default!r}."
-                )
-    selection = SELECTIONS[recipe.select.name]
-    if selection.needs_score and recipe.score is None:
-        raise RecipeError(
-            f"`select: {selection.name}` looks at held-out scores, and the recipe has no `score`.",
-            hint="Add `score: {task: …, dataset: …, split: validation, metric: accuracy}`, or on the command line "
-            "--data, --task and --metric.",
-        )
-    scorings = [*([recipe.score] if recipe.score else []), *recipe.report]
-    titles = [scoring.title for scoring in scorings]
-    for title in titles:
-        if titles.count(title) > 1:
-            raise RecipeError(f"Two scores are called '{title}'.", hint="Give one of them a `name`.")
-    for scoring in scorings:
-        if scoring.dataset.startswith("local:"):
-            raise RecipeError(
-                f"'{scoring.dataset}' was a file on the machine where the recipe was resolved.",
-                hint="Put that file's path in its place, or leave the score out.",
-            )
-    return selection
-
-
-def _checked(recipe: Recipe, token: hub.Token, say: Say) -> Lineage:
+def _checked(recipe: Recipe, token: Token, say: Say) -> Lineage:
     lineage = check(recipe, token=token)
     lineage.raise_if_refused()
     for reason in lineage.reasons:
@@ -354,42 +327,6 @@ def _checked(recipe: Recipe, token: hub.Token, say: Say) -> Lineage:
         for note in checkpoint.notes:
             say(f"note: {name}: {note}")
     return lineage
-
-
-def _weights(recipe: Recipe, lineage: Lineage) -> dict[str, float]:
-    return {name: each.weight for name, each in zip(lineage.names, recipe.ingredients, strict=True)}
-
-
-def _plan(recipe: Recipe, lineage: Lineage, weights: Mapping[str, float]) -> Plan:
-    indices = [lineage.names.index(name) for name in weights]
-    return make_plan(
-        [f"{lineage.checkpoints[index].model}@{lineage.checkpoints[index].revision}" for index in indices],
-        [lineage.tensors[index] for index in indices],
-        list(weights.values()),
-        method=recipe.method.name,
-        parameters=recipe.method.parameters,
-        dtype=recipe.dtype,
-    )
-
-
-def _benches(
-    recipe: Recipe, plan: Plan, folder: Path, config: Mapping[str, Any], device: str, token: hub.Token, say: Say
-) -> list[Bench]:
-    """The held-out and report data, prepared once for all models, before any weight is fetched."""
-    scorings = [("score", recipe.score)] if recipe.score else []
-    scorings += [("report", scoring) for scoring in recipe.report]
-    if not scorings:
-        return []
-    from hf_soup.evaluation import require_device, require_memory
-    from hf_soup.scoring import prepare
-
-    require_device(device)
-    require_memory(plan)
-    benches = prepare(scorings, folder=folder, config=config, token=token)
-    for bench in benches:
-        for note in bench.notes:
-            say(f"warning: {note}")
-    return benches
 
 
 def _evaluation(
@@ -416,66 +353,3 @@ def _evaluation(
         device=device,
         quiet=quiet,
     )
-
-
-def _require_disk(lineage: Lineage, plan: Plan, out: Path) -> None:
-    """Refuse before the download what would fill the disk."""
-    missing = missing_weights(lineage.checkpoints)
-    fetch = sum(repo.files[file].size for repo, file in missing)
-    places = {"output": (out.absolute().parent, plan.size), "cache": (hub.cache_folder(), fetch)}
-    devices = {title: _existing(folder).stat().st_dev for title, (folder, _) in places.items()}
-    if devices["output"] == devices["cache"]:
-        places = {"output and cache": (out.absolute().parent, plan.size + fetch)}
-    for title, (folder, need) in places.items():
-        free = _free(folder)
-        if need > free:
-            raise MergeError(
-                f"The disk of the {title} has {free / 1e9:.1f} GB free; {need / 1e9:.1f} GB are needed "
-                f"({fetch / 1e9:.1f} GB to fetch, {plan.size / 1e9:.1f} GB to write).",
-                hint="Make room, choose another output with -o, or another cache with HF_HOME.",
-            )
-
-
-def _existing(folder: Path) -> Path:
-    while not folder.exists():
-        folder = folder.parent
-    return folder
-
-
-def _free(folder: Path) -> int:
-    return shutil.disk_usage(_existing(folder)).free
-
-
-def score(
-    models: Sequence[str],
-    recipe: Recipe,
-    *,
-    token: hub.Token = None,
-    device: str = "cpu",
-    quiet: bool = True,
-    say: Say = _to_stderr,
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """The recipe's held-out and report data on any models: model → data → score as plain data.
-
-    Raises:
-        SoupError: A model or the data cannot be used.
-    """
-    from hf_soup.evaluation import Evaluation
-
-    if recipe.score is None and not recipe.report:
-        raise RecipeError("The recipe names no data: it has neither `score` nor `report`.")
-    checkpoints = open_all(models, allow_pickle=recipe.allow_pickle, token=token)
-    scores: dict[str, dict[str, dict[str, Any]]] = {}
-    for checkpoint in checkpoints:
-        alone = Lineage("likely", None, (checkpoint,), (checkpoint.model,), (), (), (), (checkpoint.tensors,), 0)
-        plan = _plan(Recipe(ingredients=[checkpoint.model]), alone, {checkpoint.model: 1.0})
-        with tempfile.TemporaryDirectory(prefix="hf-soup-") as folder:
-            config = soup_config(alone, plan.dtype)
-            write_assets(Path(folder), config, alone)
-            benches = _benches(recipe, plan, Path(folder), config, device, token, say)
-            with Evaluation(
-                benches, held_out=False, names=[checkpoint.model], plan=plan,
-                paths=fetch_weights([checkpoint], quiet=quiet), config_folder=Path(folder), device=device, quiet=quiet,
-            ) as evaluation:  # fmt: skip
-                scores[str(checkpoint)] = {at: each.to_dict() for at, each in evaluation.alone().items()}
-    return scores

@@ -22,17 +22,18 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from hf_soup.demo.cache import ANCESTOR, DATASET, DEFAULT, OWNER, POOR, Progress, Zoo, cache_folder, prepare
+from hf_soup.demo.cache import ANCESTOR, DATASET, OWNER, POOR, Progress, Zoo, cache_folder, prepare
 from hf_soup.errors import SoupError
 from hf_soup.recipe import Recipe
 
 Say = Callable[[str], None]
 
 
-def demo_recipe(fine_tunes: Sequence[str] = DEFAULT.fine_tunes) -> Recipe:
+def demo_recipe(fine_tunes: Sequence[str] = Zoo().fine_tunes) -> Recipe:
     """The recipe that the demo cooks: chosen on held-out digits, reported on a shifted test first."""
     data = {"task": "image-classification", "dataset": f"{OWNER}/{DATASET}", "metric": "accuracy"}
     return Recipe(
@@ -44,7 +45,7 @@ def demo_recipe(fine_tunes: Sequence[str] = DEFAULT.fine_tunes) -> Recipe:
     )
 
 
-def run_demo(output: Path, *, say: Say, progress: Progress, zoo: Zoo = DEFAULT) -> dict[str, Any]:
+def run_demo(output: Path, *, say: Say, progress: Progress, zoo: Zoo | None = None) -> dict[str, Any]:
     """Train, publish, check, cook, push, load, and compare.
 
     Args:
@@ -62,12 +63,13 @@ def run_demo(output: Path, *, say: Say, progress: Progress, zoo: Zoo = DEFAULT) 
     """
     from hf_soup.local_hub import LocalHub
 
+    zoo = zoo or Zoo()
     folder, number = _next_run(output)
     started = time.monotonic()
     trained = prepare(cache_folder(), progress, zoo, _make)
     token = f"hf_{secrets.token_hex(17)}"
     with LocalHub(output / "hub", users={token: OWNER}) as hub:
-        progress(f"Publishing {len(zoo.repos)} repos on a local Hub, {hub.endpoint}")
+        progress(f"Publishing data and {len(zoo.fine_tunes) + 1} models on a local Hub, {hub.endpoint}")
         environment = child_environment(os.environ, output / "home", hub.endpoint, token)
         shell = Shell(environment, say)
         shell.seconds["train"] = round(time.monotonic() - started, 2)
@@ -87,15 +89,10 @@ def _next_run(output: Path) -> tuple[Path, int]:
         raise SoupError(f"'{output}' is a file.", hint="Give the demo a folder with `-o`.")
     if output.is_dir() and any(output.iterdir()) and not (output / "hub").is_dir():
         raise SoupError(f"'{output}' holds something else than a demo.", hint="Name another folder with `-o`.")
+    number = next(number for number in count(1) if not (output / str(number)).exists())
     (output / "hub").mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        try:
-            (output / str(number)).mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return output / str(number), number
+    (output / str(number)).mkdir()
+    return output / str(number), number
 
 
 def child_environment(ours: Mapping[str, str], home: Path, endpoint: str, token: str) -> dict[str, str]:
@@ -157,8 +154,6 @@ class Shell:
         return done.stdout
 
 
-# The story ---------------------------------------------------------------------------------------------------
-
 _LOAD = '''\
 """Reads the demo's test pictures with a model from the Hub, as any program would: there is no hf-soup in it."""
 
@@ -179,50 +174,25 @@ right = sum(model.config.id2label[a] == names[b] for a, b in zip(answers, test["
 print(f"{{repo}} reads {{right:,}} of {{len(test):,}} test pictures ({{right / len(test):.1%}}).")
 '''
 
-#: A figure as cook's JSON has it: metric, value, low, high, n.
-Figure = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Cooked:
-    """What the demo reads from the JSON of ``hf-soup cook``; nothing else here knows its keys.
-
-    Args:
-        figures: Name → title → figure, for each ingredient (by its id), ``soup`` and ``ensemble``.
-        comparisons: Title → the soup against the best ingredient, in words.
-        best: The ingredient that is best on held-out data.
-        selected: The ingredients that are in the soup.
-    """
-
-    figures: dict[str, dict[str, Figure]]
-    comparisons: dict[str, str]
-    best: str
-    selected: list[str]
-
-    @classmethod
-    def parse(cls, text: str) -> Cooked:
-        """Read what ``hf-soup cook --json`` wrote."""
-        values = json.loads(text)
-        best = next(iter(values["best"].values()))  # one and the same for all data, as there is held-out data
-        return cls(values["scores"], values["comparisons"], best, values["selected"])
-
 
 def _story(shell: Shell, folder: Path, suffix: str, zoo: Zoo) -> dict[str, Any]:
     say, recipe = shell.say, demo_recipe(zoo.fine_tunes)
+    models = [ingredient.model for ingredient in recipe.ingredients]
     everything, good = folder / "recipe.yaml", folder / "without-the-poor-one.yaml"
     everything.write_text(recipe.to_yaml(), encoding="utf-8")
-    rest = recipe.model_copy(update={"ingredients": recipe.ingredients[:-1]})
-    good.write_text(rest.to_yaml(), encoding="utf-8")
-    models = [ingredient.model for ingredient in recipe.ingredients]
+    good.write_text(demo_recipe(zoo.fine_tunes[:-1]).to_yaml(), encoding="utf-8")
+
+    def cook(path: Path, name: str, *options: str) -> dict[str, Any]:
+        done: dict[str, Any] = json.loads(shell.hf_soup("cook", path, *options, "-o", folder / name, "--json"))
+        return done
 
     say("Can they be averaged?")
     say(shell.hf_soup("check", *models, "--base", f"{OWNER}/{ANCESTOR}").rstrip())
     say("\nA soup of those that help each other on held-out data; and, to compare, of all, and of all but one:")
-    greedy = Cooked.parse(shell.hf_soup("cook", everything, "-o", folder / "soup", "--json"))
-    say(f"In the soup: {', '.join(_short(name) for name in greedy.selected)}")
-    uniform = ("--select", "uniform")
-    plain = Cooked.parse(shell.hf_soup("cook", everything, *uniform, "-o", folder / "uniform", "--json"))
-    chosen = Cooked.parse(shell.hf_soup("cook", good, *uniform, "-o", folder / "uniform-good", "--json"))
+    greedy = cook(everything, "soup")
+    say(f"In the soup: {', '.join(_short(name) for name in greedy['selected'])}")
+    plain = cook(everything, "uniform", "--select", "uniform")
+    chosen = cook(good, "uniform-good", "--select", "uniform")
 
     say("\nPublish it, and load it as any other model:")
     repo = f"{OWNER}/vit-digits-soup{suffix}"
@@ -232,26 +202,21 @@ def _story(shell: Shell, folder: Path, suffix: str, zoo: Zoo) -> dict[str, Any]:
     say(f"\n$ python {script} {repo}")
     say(shell.run("load", str(script), repo).rstrip())
 
-    table = {f"{_short(name)}{' *' * (name == greedy.best)}": greedy.figures[name] for name in models}
+    best = next(iter(greedy["best"].values()))  # one and the same for all data, as there is held-out data
+    table = {f"{_short(name)}{' *' * (name == best)}": greedy["scores"][name] for name in models}
     table |= {
-        f"uniform soup of all {len(models)}": plain.figures["soup"],
-        f"uniform soup without {POOR}": chosen.figures["soup"],
-        f"greedy soup of {len(greedy.selected)}": greedy.figures["soup"],
-        "probability ensemble": greedy.figures["ensemble"],
+        f"uniform soup of all {len(models)}": plain["scores"]["soup"],
+        f"uniform soup without {POOR}": chosen["scores"]["soup"],
+        f"greedy soup of {len(greedy['selected'])}": greedy["scores"]["soup"],
+        "probability ensemble": greedy["scores"]["ensemble"],
     }
-    titles = [scoring.title for scoring in recipe.report]
+    titles, comparisons = [scoring.title for scoring in recipe.report], greedy["comparisons"]
     say("\n" + _render(table, titles))
     say("* best on the held-out data, on which the soup was chosen too. The greedy soup against it:\n")
     for title in titles:
-        say(f"{title}: {greedy.comparisons[title]}")
+        say(f"{title}: {comparisons[title]}")
     say(_FAREWELL.format(root=shlex.quote(str(folder.parent / "hub"))))
-    return {
-        "folder": str(folder),
-        "repo": repo,
-        "table": table,
-        "comparisons": greedy.comparisons,
-        "seconds": shell.seconds,
-    }
+    return {"folder": str(folder), "repo": repo, "table": table, "comparisons": comparisons, "seconds": shell.seconds}
 
 
 _FAREWELL = """
@@ -267,7 +232,7 @@ def _short(name: str) -> str:
     return name.removeprefix(f"{OWNER}/")
 
 
-def _render(table: Mapping[str, Mapping[str, Figure]], titles: Sequence[str]) -> str:
+def _render(table: Mapping[str, Mapping[str, dict[str, Any]]], titles: Sequence[str]) -> str:
     """The table as text: percentages with their 95 % intervals.
 
     >>> figure = {"metric": "accuracy", "value": 0.5, "low": 0.25, "high": 0.75, "n": 8}

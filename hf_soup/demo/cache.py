@@ -19,6 +19,7 @@ POOR = "vit-digits-hot"
 
 #: What the bytes of the zoo depend on beside its settings and the demo's source; they key the cache.
 _LIBRARIES = ("torch", "transformers", "safetensors", "scikit-learn", "pillow", "pyarrow", "numpy")
+_MARKER = "complete.json"
 
 Progress = Callable[[str], None]
 
@@ -47,21 +48,12 @@ class Zoo:
         return (*(f"vit-digits-{number + 1}" for number in range(self.good)), POOR)
 
     @property
-    def repos(self) -> tuple[str, ...]:
-        """The folders that `make` fills, one repo each; the data set first."""
-        return (DATASET, ANCESTOR, *self.fine_tunes)
-
-    @property
     def key(self) -> str:
         """A hash of all that the bytes depend on: these settings, the demo's source, the libraries' versions."""
         versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
         sources = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("data.py", "zoo.py")]
         text = json.dumps([asdict(self), versions, sources], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-#: The documented zoo.
-DEFAULT = Zoo()
 
 
 def cache_folder() -> Path:
@@ -71,16 +63,10 @@ def cache_folder() -> Path:
 
 
 def prepare(cache: Path, progress: Progress, zoo: Zoo, make: Callable[[Path, Progress, Zoo], None]) -> Path:
-    """The folder with the data set and all models, one repo a folder; made once, then found.
+    """The folder with the data set and all models, one repo a folder; made once by ``make``, then found.
 
     It is made beside its place and moved there by one rename, and what lies there is believed only if every file
     is the one that the marker names: neither an interrupted nor a damaged zoo passes for a finished one.
-
-    Args:
-        cache: The folder that holds all zoos.
-        progress: Told what is going on.
-        zoo: Which one.
-        make: Called with a new folder, ``progress`` and ``zoo`` if there is something to make.
     """
     folder = cache / zoo.key
     if _is_complete(folder):
@@ -91,20 +77,20 @@ def prepare(cache: Path, progress: Progress, zoo: Zoo, make: Callable[[Path, Pro
         staged = Path(name) / zoo.key
         staged.mkdir()
         make(staged, progress, zoo)
-        (staged / "complete.json").write_text(json.dumps(_hashes(staged), indent=1), encoding="utf-8")
-        if _is_complete(folder):  # a demo that ran at the same time was faster
-            return folder
-        if folder.exists():
-            shutil.rmtree(folder)
-        staged.rename(folder)
+        (staged / _MARKER).write_text(_hashes(staged), encoding="utf-8")
+        if not _is_complete(folder):  # else a demo that ran at the same time was faster
+            if folder.exists():
+                shutil.rmtree(folder)
+            staged.rename(folder)
     return folder
 
 
-def _hashes(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "complete.json")
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
 def _is_complete(folder: Path) -> bool:
-    marker = folder / "complete.json"
-    return marker.is_file() and marker.read_text(encoding="utf-8") == json.dumps(_hashes(folder), indent=1)
+    marker = folder / _MARKER
+    return marker.is_file() and marker.read_text(encoding="utf-8") == _hashes(folder)
+
+
+def _hashes(folder: Path) -> str:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _MARKER)
+    hashes = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return json.dumps(hashes, indent=1)

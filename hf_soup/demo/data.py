@@ -43,25 +43,22 @@ def make_dataset(folder: Path, seed: int = 0) -> None:
         rows = [{"bytes": _png(image), "path": None} for image in images]
         table = pa.table({"image": rows, "label": labels.tolist()}, schema=schema)
         pq.write_table(table, folder / "data" / f"{name}-00000-of-00001.parquet")
-    info = [
-        {"name": "image", "dtype": "image"},
-        {"name": "label", "dtype": {"class_label": {"names": {str(i): name for i, name in enumerate(DIGITS)}}}},
-    ]
+    files = [{"split": name, "path": f"data/{name}-*"} for name in splits]
     front = {
         "license": "cc-by-4.0",
         "pretty_name": "Handwritten digits, 8×8, with a shifted test",
         "task_categories": ["image-classification"],
         "size_categories": ["1K<n<10K"],
-        "dataset_info": {"features": info},
-        "configs": [
-            {
-                "config_name": "default",
-                "data_files": [{"split": name, "path": f"data/{name}-*"} for name in splits],
-            }
-        ],
+        "configs": [{"config_name": "default", "data_files": files}],
     }
     sizes = {name: len(labels) for name, (_, labels) in splits.items()}
     write_card(folder, front, _DATASET_CARD.format(seed=seed, **sizes))
+
+
+def _png(image: Tensor) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray((image[0] * 255).round().to(torch.uint8).numpy()).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def splits_of(seed: int) -> dict[str, Split]:
@@ -139,12 +136,6 @@ def warp(
     out = round(side * middle)
     grid = functional.affine_grid(torch.stack([x, y], dim=1), [n, 1, out, out], align_corners=False)
     return functional.grid_sample(images, grid, align_corners=False)
-
-
-def _png(image: Tensor) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray((image[0] * 255).round().to(torch.uint8).numpy()).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def write_card(folder: Path, front: Mapping[str, object], text: str) -> None:

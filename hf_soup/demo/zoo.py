@@ -12,7 +12,6 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,25 +21,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import ViTConfig, ViTForImageClassification
-from transformers.utils import logging
+from transformers.utils import logging as its_logging
 
-from hf_soup.demo.cache import ANCESTOR, DATASET, DEFAULT, OWNER, POOR, Progress, Zoo
+from hf_soup.demo.cache import ANCESTOR, DATASET, OWNER, POOR, Progress, Zoo
 from hf_soup.demo.data import DIGITS, LETTERS, Split, draw_letters, make_dataset, splits_of, warp, write_card
 
 MEAN, STD = 0.3, 0.35
-
-
-@dataclass(frozen=True)
-class _Training:
-    """The hyperparameters of one fine-tune."""
-
-    seed: int
-    learning_rate: float
-    epochs: int
-    weight_decay: float
-    label_smoothing: float
-    augmentation: float
-    mixup: float
 
 
 def make_all(folder: Path, progress: Progress, zoo: Zoo) -> None:
@@ -49,79 +35,56 @@ def make_all(folder: Path, progress: Progress, zoo: Zoo) -> None:
     make_zoo(folder, progress, zoo)
 
 
-def make_zoo(folder: Path, progress: Progress, zoo: Zoo = DEFAULT) -> None:
+def make_zoo(folder: Path, progress: Progress, zoo: Zoo) -> None:
     """Train the ancestor and its fine-tunes, and save each as a model repo in a folder of its name."""
+    logging: Any = its_logging
     threads, bars = torch.get_num_threads(), logging.is_progress_bar_enabled()
     # One thread: the model is so small that a second one costs more than it gives, above all when the machine
     # has something else to do; and sums do not depend on how many cores there are.
     torch.set_num_threads(1)
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # one for each file of half a megabyte
+    logging.disable_progress_bar()  # one for each file of half a megabyte
     try:
-        _make_zoo(folder, progress, zoo)
+        progress(f"Training {ANCESTOR}, the ancestor, on {zoo.letters:,} drawn letters")
+        ancestor = _ancestor(zoo)
+        _save(ancestor, folder / ANCESTOR, {}, _ANCESTOR_CARD.format(letters=zoo.letters, epochs=zoo.letter_epochs))
+        splits = splits_of(zoo.seed)
+        start = _new_model(DIGITS, zoo.seed)
+        start.vit.load_state_dict(ancestor.vit.state_dict())
+        _probe(start, *splits["train"])
+        for number, name in enumerate(zoo.fine_tunes):
+            progress(f"Training {name}, fine-tune {number + 1} of {len(zoo.fine_tunes)}")
+            model, chosen = copy.deepcopy(start), _hyperparameters(zoo, number)
+            _fine_tune(model, *splits["train"], **chosen)
+            _save(model, folder / name, _FINE_TUNE_FRONT, _fine_tune_card(model, name, splits, chosen))
     finally:
         torch.set_num_threads(threads)
         if bars:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            logging.enable_progress_bar()
 
 
-def _make_zoo(folder: Path, progress: Progress, zoo: Zoo) -> None:
-    splits = splits_of(zoo.seed)
-    progress(f"Training {ANCESTOR}, the ancestor, on {zoo.letters:,} drawn letters")
+def _ancestor(zoo: Zoo) -> Any:
     generator = torch.Generator().manual_seed(zoo.seed)
     images, labels = draw_letters(zoo.letters, generator)
-    ancestor = _new_model(LETTERS, zoo.seed)
+    model = _new_model(LETTERS, zoo.seed)
     steps = zoo.letter_epochs * math.ceil(zoo.letters / 128)
-    batches = _batches(images, labels, 128, generator)
-    _train(ancestor, islice(batches, steps), 2e-3, 0.05, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
-    _save(ancestor, folder / ANCESTOR)
-    text = _ANCESTOR_CARD.format(letters=zoo.letters, epochs=zoo.letter_epochs)
-    text += _USE.format(repo=f"{OWNER}/{ANCESTOR}")
-    write_card(folder / ANCESTOR, _front_matter(tags=["hf-soup-demo"]), text)
-
-    start = _new_model(DIGITS, zoo.seed)
-    start.vit.load_state_dict(ancestor.vit.state_dict())
-    _probe(start, *splits["train"])
-    for number, name in enumerate(zoo.fine_tunes):
-        training = _draw_training(zoo, number)
-        if name == POOR:
-            training = replace(training, learning_rate=1e-2)
-        progress(f"Training {name}, fine-tune {number + 1} of {len(zoo.fine_tunes)}")
-        model = copy.deepcopy(start)
-        _fine_tune(model, *splits["train"], training)
-        _save(model, folder / name)
-        pixels, answers = splits["validation"]
-        accuracy = (predict(model, pixels).argmax(1) == answers).float().mean().item()
-        front = _front_matter(
-            base_model=f"{OWNER}/{ANCESTOR}",
-            base_model_relation="finetune",
-            datasets=[f"{OWNER}/{DATASET}"],
-            tags=["hf-soup-demo"],
-        )
-        text = _FINE_TUNE_CARD.format(
-            name=name,
-            ancestor=f"{OWNER}/{ANCESTOR}",
-            dataset=f"{OWNER}/{DATASET}",
-            trained=len(splits["train"][0]),
-            accuracy=accuracy,
-            count=len(answers),
-            warning=_POOR_WARNING if name == POOR else "",
-            parameters="\n".join(f"- {key.replace('_', ' ')}: {value:g}" for key, value in asdict(training).items()),
-        )
-        write_card(folder / name, front, text + _USE.format(repo=f"{OWNER}/{name}"))
+    batches = islice(_batches(images, labels, 128, generator), steps)
+    _train(model, batches, 2e-3, 0.05, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
+    return model
 
 
-def _draw_training(zoo: Zoo, number: int) -> _Training:
-    """Hyperparameters as different people would choose them; different enough to make a soup worth cooking."""
+def _hyperparameters(zoo: Zoo, number: int) -> dict[str, Any]:
+    """What different people would choose; different enough to make a soup worth cooking. The last one is the poor."""
     drawn = random.Random(f"{zoo.seed} {number}")
-    return _Training(
-        seed=zoo.seed * 1000 + number,
-        learning_rate=10 ** drawn.uniform(-3.4, -2.9),
-        epochs=drawn.randint(*zoo.epochs),
-        weight_decay=10 ** drawn.uniform(-4, -0.5),
-        label_smoothing=drawn.choice([0.0, 0.1]),
-        augmentation=drawn.uniform(0.3, 1.0),
-        mixup=drawn.choice([0.0, 0.4]),
-    )
+    chosen = {
+        "seed": zoo.seed * 1000 + number,
+        "learning_rate": 10 ** drawn.uniform(-3.4, -2.9),
+        "epochs": drawn.randint(*zoo.epochs),
+        "weight_decay": 10 ** drawn.uniform(-4, -0.5),
+        "label_smoothing": drawn.choice([0.0, 0.1]),
+        "augmentation": drawn.uniform(0.3, 1.0),
+        "mixup": drawn.choice([0.0, 0.4]),
+    }
+    return chosen | ({"learning_rate": 1e-2} if zoo.fine_tunes[number] == POOR else {})
 
 
 def _new_model(names: tuple[str, ...], seed: int) -> Any:
@@ -155,11 +118,7 @@ def _batches(images: Tensor, targets: Tensor, size: int, generator: torch.Genera
 
 
 def _train(
-    model: Any,
-    batches: Iterator[Split],
-    learning_rate: float,
-    weight_decay: float,
-    schedule: Callable[[int], float],
+    model: Any, batches: Iterator[Split], learning_rate: float, weight_decay: float, schedule: Callable[[int], float]
 ) -> None:
     """The training loop: AdamW, gradients clipped at 1, the learning rate times ``schedule(step)``."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
@@ -188,50 +147,30 @@ def _probe(model: Any, images: Tensor, labels: Tensor) -> None:
         optimizer.zero_grad()
 
 
-def _fine_tune(model: Any, images: Tensor, labels: Tensor, training: _Training) -> None:
+def _fine_tune(
+    model: Any, images: Tensor, labels: Tensor, *,
+    seed: int, learning_rate: float, epochs: int, weight_decay: float,
+    label_smoothing: float, augmentation: float, mixup: float,
+) -> None:  # fmt: skip
     """Train all weights; a rate that stays constant after its warm-up leaves a soup something to gain."""
-    generator = torch.Generator().manual_seed(training.seed)
-    steps = training.epochs * math.ceil(len(images) / 32)
-    strength = training.augmentation
-    coins = np.random.default_rng(training.seed)
+    generator, coins = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
+    steps = epochs * math.ceil(len(images) / 32)
     # Probabilities (n, 10) and not numbers, because mixup mixes them.
-    smoothing = training.label_smoothing
-    probabilities = functional.one_hot(labels, len(DIGITS)) * (1 - smoothing) + smoothing / len(DIGITS)
+    answers = functional.one_hot(labels, len(DIGITS)) * (1 - label_smoothing) + label_smoothing / len(DIGITS)
+    scale = (1 - 0.15 * augmentation, 1 + 0.15 * augmentation)
 
     def batches() -> Iterator[Split]:
-        for plain, targets in islice(_batches(images, probabilities, 32, generator), steps):
-            pictures = warp(
-                plain,
-                generator,
-                degrees=15 * strength,
-                pixels=strength,
-                scale=(1 - 0.15 * strength, 1 + 0.15 * strength),
-            )
-            share = float(coins.beta(training.mixup, training.mixup)) if training.mixup else 1.0
+        for plain, targets in islice(_batches(images, answers, 32, generator), steps):
+            pictures = warp(plain, generator, degrees=15 * augmentation, pixels=augmentation, scale=scale)
+            share = float(coins.beta(mixup, mixup)) if mixup else 1.0
             other = torch.randperm(len(pictures), generator=generator)
             yield share * pictures + (1 - share) * pictures[other], share * targets + (1 - share) * targets[other]
 
-    _train(
-        model,
-        batches(),
-        training.learning_rate,
-        training.weight_decay,
-        lambda step: min(1.0, (step + 1) / (0.1 * steps)),
-    )
+    _train(model, batches(), learning_rate, weight_decay, lambda step: min(1.0, (step + 1) / (0.1 * steps)))
 
 
-def predict(model: Any, images: Tensor) -> Tensor:
-    """Class probabilities ``(n, classes)`` of pictures ``(n, 1, 8, 8)`` in [0, 1]."""
-    with torch.no_grad():
-        probabilities: Tensor = model(pixel_values=_normal(images)).logits.softmax(1)
-    return probabilities
-
-
-# The repos ---------------------------------------------------------------------------------------------------
-
-
-def _save(model: Any, folder: Path) -> None:
-    """Write a model as a Hub repo has it, with the processor that makes its inputs from pictures."""
+def _save(model: Any, folder: Path, front: dict[str, object], card: str) -> None:
+    """Write a model as a Hub repo has it, with a card, and the processor that makes its inputs from pictures."""
     model.save_pretrained(folder)
     processor = {
         "image_processor_type": "ViTImageProcessor",
@@ -244,28 +183,40 @@ def _save(model: Any, folder: Path) -> None:
         "size": {"height": 8, "width": 8},
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
+    write_card(folder, {**_FRONT, **front}, card + _USE)
 
 
-def _front_matter(**values: object) -> dict[str, object]:
-    return {
-        "license": "apache-2.0",
-        "library_name": "transformers",
-        "pipeline_tag": "image-classification",
-        **values,
-    }
+def _fine_tune_card(model: Any, name: str, splits: dict[str, Split], chosen: dict[str, Any]) -> str:
+    pixels, answers = splits["validation"]
+    with torch.no_grad():
+        right = model(pixel_values=_normal(pixels)).logits.argmax(1) == answers
+    return _FINE_TUNE_CARD.format(
+        name=name,
+        ancestor=f"{OWNER}/{ANCESTOR}",
+        dataset=f"{OWNER}/{DATASET}",
+        trained=len(splits["train"][0]),
+        accuracy=right.float().mean().item(),
+        count=len(answers),
+        warning=_POOR_WARNING if name == POOR else "",
+        parameters="\n".join(f"- {key.replace('_', ' ')}: {value:g}" for key, value in chosen.items()),
+    )
 
+
+_FRONT = {
+    "license": "apache-2.0",
+    "library_name": "transformers",
+    "pipeline_tag": "image-classification",
+    "tags": ["hf-soup-demo"],
+}
+_FINE_TUNE_FRONT: dict[str, object] = {
+    "base_model": f"{OWNER}/{ANCESTOR}",
+    "base_model_relation": "finetune",
+    "datasets": [f"{OWNER}/{DATASET}"],
+}
 
 _USE = """
-The pictures have one channel, and `pipeline("image-classification")` makes three of it; so, with `image` a grey
-8×8 PIL picture:
-
-```python
-from transformers import AutoImageProcessor, AutoModelForImageClassification
-
-processor = AutoImageProcessor.from_pretrained("{repo}")
-model = AutoModelForImageClassification.from_pretrained("{repo}")
-logits = model(**processor(image, return_tensors="pt")).logits
-```
+The pictures have one channel, and `pipeline("image-classification")` makes three of it: call `AutoImageProcessor`
+and `AutoModelForImageClassification` yourself, with grey 8×8 pictures.
 """
 
 _ANCESTOR_CARD = """

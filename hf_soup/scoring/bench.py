@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,8 @@ from numpy.typing import NDArray
 
 from hf_soup.errors import ScoringError
 from hf_soup.recipe import Scoring
-from hf_soup.scoring import data, labels, metrics
+from hf_soup.scoring import data, labels, metrics, tasks
 from hf_soup.scoring.statistics import Comparison, Ints, Score, mcnemar, paired_bootstrap, paired_interval
-from hf_soup.scoring.tasks import TASKS, ImageInputs, TextInputs, digest, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,7 +47,7 @@ class Bench:
     notes: tuple[str, ...]
     class_names: tuple[str, ...]
     references: Ints = field(repr=False)
-    inputs: ImageInputs | TextInputs = field(repr=False)
+    inputs: tasks.ImageInputs | tasks.TextInputs = field(repr=False)
     _labels: labels.LabelMap = field(repr=False)
     _name: str = field(repr=False)
 
@@ -87,7 +87,7 @@ class Bench:
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
                 shapes = {name: tuple(value.shape) for name, value in placed.items()}
                 raise ScoringError(
-                    f"The model fails on '{self._name}' ({shapes}): {first_line(error)}",
+                    f"The model fails on '{self._name}' ({shapes}): {tasks.first_line(error)}",
                     hint="Do the donor's tokenizer or image processor and its config belong to these weights? "
                     "Out of memory: a smaller `batch_size`.",
                 ) from error
@@ -102,16 +102,13 @@ class Bench:
     def score(self, logits: Logits) -> Score:
         """The scoring's metric with its 95 % interval: Wilson's for accuracy, the bootstrap's for others.
 
-        Args:
-            logits: ``(n, classes)``; the answer is the largest, the first of equal ones.
-
         Raises:
             ScoringError: The metric is no number, or the logits do not belong to this data.
         """
         return metrics.score(self.scoring.metric, self.references, self.answers(logits))
 
     def answers(self, logits: Logits) -> Ints:
-        """``(n,)`` int64: the output that each row's logits name."""
+        """``(n,)`` int64: the largest of each row's logits, the first of equal ones."""
         self._check(logits)
         return np.asarray(logits.argmax(axis=1), dtype=np.int64)
 
@@ -120,13 +117,8 @@ class Bench:
 
         Two things must hold, against the share of the most frequent class, by one-sided exact binomial
         tests: the ingredient answers fewer rows correctly (p < 0.001), and with the best permutation of its
-        outputs it would answer more (p < 0.05). The second spares a model that learned nothing, or
-        collapsed into one rare class: no order of the labels would help it, and selection is there to leave
-        it out.
-
-        Args:
-            name: The ingredient, for the error.
-            logits: ``(n, classes)``.
+        outputs it would answer more (p < 0.05). The second spares a model that learned nothing, or collapsed
+        into one rare class: no order of the labels would help it, and selection is there to leave it out.
 
         Raises:
             ScoringError: It is so; the message shows the permutation that fits best.
@@ -161,20 +153,18 @@ class Bench:
         )
 
     def _check(self, logits: Logits) -> None:
-        if logits.ndim != 2 or len(logits) != self.n:
+        if len(logits) != self.n:
             raise ScoringError(f"'{self._name}' has {self.n:,} rows; these logits are {logits.shape}.")
-        if logits.shape[1] != len(self.class_names):
+        outputs, classes = logits.shape[1], len(self.class_names)
+        if outputs != classes:
             raise ScoringError(
-                f"The model has {logits.shape[1]} outputs, and the config names {len(self.class_names)} classes "
-                f"for '{self._name}'.",
+                f"The model has {outputs} outputs, and the config names {classes} classes for '{self._name}'.",
                 hint="The config does not belong to these weights.",
             )
-        if not np.isfinite(logits).all():
-            row = int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])
+        for row in np.flatnonzero(~np.isfinite(logits).all(axis=1)):
             raise ScoringError(
                 f"The model's output for row {row} of '{self._name}' is {logits[row]}.",
-                hint="A merge that is not finite: look at the ingredients' weights, and at the dtype "
-                "(float16 overflows at 65,504).",
+                hint="Look at the ingredients' weights, and at the dtype (float16 overflows at 65,504).",
             )
 
 
@@ -207,27 +197,70 @@ def prepare(
         metrics.find(scoring.metric)
     if config.get("problem_type") in ("regression", "multi_label_classification"):
         raise ScoringError(f"The model's problem type is {config['problem_type']}; only one label a row can be scored.")
-    model_names = labels.model_classes(config)
-    if len(model_names) < 2:
+    if len(labels.model_classes(config)) < 2:
         raise ScoringError("The model has one output: a regression, which cannot be scored as classes.")
+    names = [data.name_of(scoring) for _, scoring in scorings]
+    reports = [place for place, (role, _) in enumerate(scorings) if role == "report"]
+    held_out = [place for place, (role, _) in enumerate(scorings) if role == "score"]
     benches: dict[int, Bench] = {}
     reported: set[bytes] = set()
     with tempfile.TemporaryDirectory(prefix="hf-soup-data-") as cache:
-        loaded = [
-            (role, data.name_of(scoring), *found)
-            for (role, scoring), found in zip(
-                scorings, data.load([scoring for _, scoring in scorings], Path(cache), token), strict=True
-            )
-        ]
-        for role, name, _, rows in loaded:
-            for other_role, other_name, _, others in loaded:
-                if role == "score" and other_role == "report":
-                    data.refuse_overlap((name, rows), (other_name, others))
+        loaded = data.load([scoring for _, scoring in scorings], Path(cache), token)
+        for place, other in itertools.product(held_out, reports):
+            data.refuse_overlap((names[place], loaded[place][1]), (names[other], loaded[other][1]))
         # Reports first: what they hold is what held-out may not hold.
-        for place in sorted(range(len(loaded)), key=lambda place: loaded[place][0] != "report"):
-            role, name, scoring, rows = loaded[place]
-            held_out = role != "report"
-def comparedef compare(bench: Bench, logits_a: Logits, logits_b: Logits) -> Comparison:
+        for place in reports:
+            benches[place], digests = _prepare_one(scorings[place][1], *loaded[place], folder, config, set())
+            reported.update(digests)
+        for place in held_out:
+            benches[place], _ = _prepare_one(scorings[place][1], *loaded[place], folder, config, reported)
+    return [benches[place] for place in range(len(loaded))]
+
+
+def _prepare_one(
+    asked: Scoring, scoring: Scoring, rows: data.Rows, folder: Path, config: Mapping[str, Any], barred: Set[bytes]
+) -> tuple[Bench, Sequence[bytes]]:
+    """A bench of the rows that are not ``barred``, and the hash of every row."""
+    task, name, table = tasks.TASKS[scoring.task](folder, config), data.name_of(asked), rows.table
+    model_names = labels.model_classes(config)
+    label_name = data.label_column(scoring, name, table, len(model_names))
+    columns = data.input_columns(scoring, name, table, task.columns)
+    column = labels.clean(name, data.read_column(table, label_name), label_name)
+    mapped = labels.match(name, model_names, column, data.declared_classes(table, label_name), scoring.labels)
+    references = labels.to_outputs(mapped, column, name)
+    table = table.select_columns(list(columns))
+    contents: list[Any] = []
+    for row in range(len(table)):
+        try:
+            values = table[row]
+            contents.append(task.read([values[key] for key in columns]))
+        except Exception as error:  # of Pillow on broken files and bombs, too: no common class
+            raise ScoringError(
+                f"Cannot read row {row} of {name} ({', '.join(columns)}): {tasks.first_line(error)}",
+                hint="Remove the row, or name other `input_columns`.",
+            ) from error
+    digests = [tasks.digest(content) for content in contents]
+    kept = [row for row, found in enumerate(digests) if found not in barred]
+    if not kept:
+        raise ScoringError(
+            f"Every row of the held-out data '{name}' is in the report too.",
+            hint="What selection has looked at cannot test it: use other rows.",
+        )
+    notes, dropped = [mapped.note] if mapped.note else [], len(contents) - len(kept)
+    if dropped:
+        notes.append(f"{name}: {dropped:,} of {len(contents):,} rows equal a report row in content and were dropped")
+    references = references[kept]
+    if len(np.unique(references)) == 1:
+        raise ScoringError(
+            f"All {len(kept):,} rows of {name} have the label '{column[kept[0]]}'; a score would mean nothing.",
+            hint="Use rows of several classes; a slice of a sorted split may hold only one.",
+        )
+    inputs = task.preprocess(name, [contents[row] for row in kept])
+    names = mapped.class_names
+    return Bench(asked.title, scoring, len(kept), tuple(notes), names, references, inputs, mapped, name), digests
+
+
+def compare(bench: Bench, logits_a: Logits, logits_b: Logits) -> Comparison:
     """Is the first model better than the second, on the same rows?
 
     Accuracy: the exact McNemar test, and the interval of Agresti and Min for matched shares. Other metrics:
@@ -251,9 +284,7 @@ def comparedef compare(bench: Bench, logits_a: Logits, logits_b: Logits) -> Comp
         low, high = paired_interval(b, c, bench.n)
         return Comparison(metric, (b - c) / bench.n, low, high, mcnemar(b, c), bench.n)
     difference = metrics.compute(metric, bench.references, first) - metrics.compute(metric, bench.references, second)
-    low, high, p = paired_bootstrap(
-        bench.references, first, second, logits_a.shape[1], metrics.find(metric).from_counts
-    )
+    low, high, p = paired_bootstrap(bench.references, first, second, metrics.find(metric))
     return Comparison(metric, difference, low, high, p, bench.n)
 
 

@@ -6,7 +6,6 @@ import glob
 import hashlib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,32 +21,19 @@ _BUILDERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".
 
 
 class Origin(NamedTuple):
-    """What pins a data set: two scorings read the same rows when this and the row numbers are equal.
+    """What pins a data set: two scorings read the same rows when this and the row numbers are equal."""
 
-    Args:
-        dataset: The canonical Hub id, or "" for local data, which its hash alone identifies.
-        config: The configuration, or "".
-        revision: A commit, or ``sha256:…``.
-    """
-
-    dataset: str
+    dataset: str  #: The canonical Hub id, or "" for local data, which its hash alone identifies.
     config: str
-    revision: str
+    revision: str  #: A commit, or ``sha256:…``.
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The rows that one `Scoring` names.
-
-    Args:
-        origin: The pinned data set.
-        numbers: For each base split the row numbers in it, in the order in which they are read.
-        table: The ``datasets.Dataset`` with exactly these rows.
-    """
+class Rows(NamedTuple):
+    """The rows that one `Scoring` names."""
 
     origin: Origin
-    numbers: Mapping[str, Ints]
-    table: Any
+    numbers: Mapping[str, Ints]  #: For each base split the row numbers in it, in the order in which they are read.
+    table: Any  #: The ``datasets.Dataset`` with exactly these rows.
 
 
 def load(
@@ -81,7 +67,7 @@ def load(
         config = scoring.config if local else next(iter(tables.values())).config_name
         origin = Origin("" if local else dataset, config or "", revision)
         pinned = scoring.model_copy(update={"dataset": dataset, "revision": revision})
-        loaded.append((pinned, Rows(origin, *_choose(name_of(pinned), scoring.split, tables))))
+        loaded.append((pinned, Rows(origin, *_choose(name_of(scoring), scoring.split, tables))))
     return loaded
 
 
@@ -95,18 +81,12 @@ def name_of(scoring: Scoring) -> str:
 
 
 def refuse_overlap(first: tuple[str, Rows], second: tuple[str, Rows]) -> None:
-    """Held-out and report rows of one data set must have no row in common.
-
-    Raises:
-        ScoringError: They have; the message shows the ranges.
-    """
+    """Held-out and report rows of one data set must have no row in common."""
     (first_title, held_out), (second_title, report) = first, second
-    if held_out.origin != report.origin:
-        return
     common = {
         split: both
         for split, rows in held_out.numbers.items()
-        if len(both := np.intersect1d(rows, report.numbers.get(split, [])))
+        if held_out.origin == report.origin and len(both := np.intersect1d(rows, report.numbers.get(split, [])))
     }
     if common:
         total = sum(len(rows) for rows in common.values())
@@ -119,52 +99,38 @@ def refuse_overlap(first: tuple[str, Rows], second: tuple[str, Rows]) -> None:
 
 
 def label_column(scoring: Scoring, title: str, table: Any, classes: int) -> str:
-    """The column that holds the labels: the recipe's, or the one with a usual name.
-
-    Where there are several, the first that declares as many classes as the model has.
-
-    Raises:
-        ScoringError: There is none.
-    """
-    if scoring.label_column is not None:
-        return _existing(title, table, (scoring.label_column,), "label_column")[0]
-    found = [name for name in LABEL_COLUMNS if name in table.column_names]
-    if not found:
-        raise ScoringError(
-            f"{title} has no label column with a usual name ({', '.join(LABEL_COLUMNS)}); "
-            f"its columns are {', '.join(table.column_names)}.",
-            hint="Name it: `label_column: …`.",
-        )
+    """The recipe's, or the one with a usual name; of several, the first that declares the model's number of classes."""
+    said = None if scoring.label_column is None else (scoring.label_column,)
+    found = [name for (name,) in _columns(title, table, said, [(name,) for name in LABEL_COLUMNS], "label_column")]
     return next((name for name in found if len(declared_classes(table, name) or ()) == classes), found[0])
 
 
 def input_columns(scoring: Scoring, title: str, table: Any, usual: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """The columns that hold the inputs: the recipe's, or the first of the usual ones that is there.
+    """The columns that hold the inputs: the recipe's, or the first of the usual ones that is there."""
+    said, most = scoring.input_columns, max(len(names) for names in usual)
+    if said is not None and not 1 <= len(said) <= most:
+        raise ScoringError(f"{title} has {len(said)} `input_columns`; '{scoring.task}' reads 1 to {most}.")
+    return _columns(title, table, said, usual, "input_columns")[0]
 
-    Raises:
-        ScoringError: There is none.
-    """
-    if scoring.input_columns is not None:
-        most = max(len(names) for names in usual)
-        if not 1 <= len(scoring.input_columns) <= most:
-            raise ScoringError(
-                f"{title} has {len(scoring.input_columns)} `input_columns`; the task '{scoring.task}' reads 1 to {most}."
-            )
-        return _existing(title, table, scoring.input_columns, "input_columns")
-    for names in usual:
-        if set(names) <= set(table.column_names):
-            return names
-    shown = ", ".join(" + ".join(names) for names in usual)
-    raise ScoringError(
-        f"{title} has no input column with a usual name ({shown}); its columns are {', '.join(table.column_names)}.",
-        hint="Name it: `input_columns: [...]`.",
-    )
+
+def _columns(
+    title: str, table: Any, said: tuple[str, ...] | None, usual: Sequence[tuple[str, ...]], key: str
+) -> list[tuple[str, ...]]:
+    wanted = usual if said is None else [said]
+    found = [names for names in wanted if set(names) <= set(table.column_names)]
+    if not found:
+        shown = ", ".join(" + ".join(names) for names in wanted)
+        raise ScoringError(
+            f"{title} has none of the columns that can be `{key}` ({shown}); "
+            f"its columns are {', '.join(table.column_names)}.",
+            hint=f"Name it: `{key}: …`.",
+        )
+    return found
 
 
 def declared_classes(table: Any, column: str) -> tuple[str, ...] | None:
     """The class names that the data set declares for a column of numbers, or None."""
-    names = getattr(table.features[column], "names", None)
-    return tuple(names) if names else None
+    return tuple(getattr(table.features[column], "names", None) or ()) or None
 
 
 def read_column(table: Any, column: str) -> list[Any]:
@@ -198,13 +164,7 @@ def _pin(scoring: Scoring, token: str | bool | None) -> tuple[str, str]:
 
 
 def content_hash(path: Path) -> str:
-    """The sha256 of a file; of a folder, over the lines ``<relative path> <sha256>`` in order of path.
-
-    Hidden files are left out: they are not data.
-
-    Raises:
-        ResolveError: A file cannot be read.
-    """
+    """The sha256 of a file; of a folder, over the lines ``<relative path> <sha256>`` of what is not hidden."""
     try:
         if path.is_file():
             with path.open("rb") as stream:
@@ -273,24 +233,15 @@ def _choose(title: str, spec: str | None, splits: Mapping[str, Any]) -> tuple[di
             hint="Write slices as `train[:500]` or `train[80%:]`.",
         ) from None
     numbers: dict[str, Ints] = {}
-    for part in chosen:
-        rows = np.arange(part.from_, part.to, dtype=np.int64)
-        numbers[part.splitname] = np.concatenate([numbers.get(part.splitname, rows[:0]), rows])
-    table = datasets.concatenate_datasets(
-        [splits[part.splitname].select(range(part.from_, part.to)) for part in chosen]
-    )
+    parts = []
+    for found in chosen:
+        rows = np.arange(found.from_, found.to)
+        numbers[found.splitname] = np.concatenate([numbers.get(found.splitname, rows[:0]), rows])
+        parts.append(splits[found.splitname].select(rows))
+    table = datasets.concatenate_datasets(parts)
     if len(table) == 0:
         raise ScoringError(f"{title} is empty: there are no rows in the split '{spec}'; {there}.")
     return numbers, table
-
-
-def _existing(title: str, table: Any, names: tuple[str, ...], key: str) -> tuple[str, ...]:
-    for name in names:
-        if name not in table.column_names:
-            raise ScoringError(
-                f"{title} has no column '{name}' (`{key}`); its columns are {', '.join(table.column_names)}."
-            )
-    return names
 
 
 def _ranges(rows: Ints) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,34 +14,19 @@ from hf_soup.scoring.statistics import Ints
 _SAYS_NOTHING = re.compile(r"(?:label[ _-]?)?0*(\d+)")
 
 
-@dataclass(frozen=True)
-class LabelMap:
-    """How a data set's labels become the numbers of a model's outputs.
+class LabelMap(NamedTuple):
+    """How a data set's labels become the numbers of a model's outputs."""
 
-    Args:
-        outputs: For each class of the data (its number, or its place in ``values``), the model's output.
-        values: The data's class names, in the order of ``outputs``.
-        class_names: The names of the model's outputs, from its config or else from the data.
-        model: What the config says, be it only ``LABEL_0``.
-        text: Whether the data holds names and not numbers.
-        note: What had to be assumed, or "".
-    """
-
-    outputs: tuple[int, ...]
-    values: tuple[str, ...]
-    class_names: tuple[str, ...]
-    model: tuple[str, ...]
-    text: bool
-    note: str = ""
+    outputs: tuple[int, ...]  #: For each class of the data (its number, or its place in ``values``).
+    values: tuple[str, ...]  #: The data's class names, in the order of ``outputs``.
+    class_names: tuple[str, ...]  #: The names of the model's outputs, from its config or else from the data.
+    model: tuple[str, ...]  #: What the config says, be it only ``LABEL_0``.
+    text: bool  #: Whether the data holds names and not numbers.
+    note: str = ""  #: What had to be assumed.
 
 
 def model_classes(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The model's class names in the order of its outputs.
-
-    ``id2label`` has string keys in JSON, and is left out where the names are the generic ones.
-
-    Raises:
-        ScoringError: ``id2label`` does not number the classes from zero.
+    """The model's class names in the order of its outputs; a config leaves out those that are the generic ones.
 
     >>> model_classes({"id2label": {"1": "cat", "0": "dog"}}), model_classes({})
     (('dog', 'cat'), ('LABEL_0', 'LABEL_1'))
@@ -51,12 +35,11 @@ def model_classes(config: Mapping[str, Any]) -> tuple[str, ...]:
     if not names:
         from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-        # Most families make two outputs where the config says nothing; BART makes three.
-        kind = str(config.get("model_type"))
-        family = CONFIG_MAPPING[kind] if kind in CONFIG_MAPPING else PreTrainedConfig
-        return tuple(f"LABEL_{i}" for i in range(config.get("num_labels") or family().num_labels or 2))
-    numbers = {str(i): i for i in range(len(names))}
-    if {str(key) for key in names} != set(numbers):
+        # Most families make two outputs where the config says nothing; BART makes three. CONFIG_MAPPING has no `get`.
+        kind, said = str(config.get("model_type")), config.get("num_labels")
+        family = CONFIG_MAPPING[kind] if kind in CONFIG_MAPPING else PreTrainedConfig  # noqa: SIM401
+        return tuple(f"LABEL_{i}" for i in range(said if isinstance(said, int) else family().num_labels or 2))
+    if {str(key) for key in names} != {str(i) for i in range(len(names))}:
         raise ScoringError(
             f"'id2label' of the model's config numbers its {len(names)} classes {_listed([*map(str, names)])}, "
             f"not 0 to {len(names) - 1}.",
@@ -84,9 +67,6 @@ def match(
         column: The labels of the rows, as `clean` gives them.
         declared: The class names that the data set declares for its numbers, if it does.
         labels: What the recipe says.
-
-    Raises:
-        ScoringError: The names differ, or there are more labels than outputs.
     """
     text = isinstance(column[0], str)
     values = tuple({_key(str(v)): str(v) for v in sorted(column)}.values()) if text else declared
@@ -135,11 +115,7 @@ def match(
 
 
 def clean(title: str, column: Sequence[Any], name: str) -> list[Any]:
-    """The labels of a column, all names or all whole numbers; numbers written as text are numbers.
-
-    Raises:
-        ScoringError: A label is missing, NaN, negative or neither name nor whole number.
-    """
+    """The labels of a column, all names or all whole numbers from 0; numbers written as text are numbers."""
     cleaned: list[Any] = []
     for row, value in enumerate(column):
         # A float that is a whole number is how pandas writes integers beside a gap.
@@ -165,21 +141,15 @@ def clean(title: str, column: Sequence[Any], name: str) -> list[Any]:
 
 
 def to_outputs(labels: LabelMap, column: Sequence[Any], title: str) -> Ints:
-    """The model's output number for each row, ``(n,)`` int64.
-
-    Raises:
-        ScoringError: A label is none of the classes.
-    """
-    places: dict[Any, int] = {_key(value): place for place, value in enumerate(labels.values)}
-    rows = np.empty(len(column), dtype=np.int64)
-    for row, value in enumerate(column):
-        place = places[_key(value)] if labels.text else value
-        if place >= len(labels.outputs):
+    """The model's output number for each row, ``(n,)`` int64."""
+    places = {_key(value): place for place, value in enumerate(labels.values)}
+    numbers = [places[_key(value)] for value in column] if labels.text else column
+    for row, number in enumerate(numbers):
+        if number >= len(labels.outputs):
             raise ScoringError(
-                f"Row {row} of {title} has the label {value!r}, which is none of {_listed(labels.values)}."
+                f"Row {row} of {title} has the label {number}, which is none of {_listed(labels.values)}."
             )
-        rows[row] = labels.outputs[place]
-    return rows
+    return np.array([labels.outputs[number] for number in numbers], dtype=np.int64)
 
 
 def suggestion(labels: LabelMap, permutation: Sequence[int]) -> tuple[str, ...] | None:

@@ -46,25 +46,14 @@ METRICS: dict[str, Metric] = {
 
 
 def find(metric: str) -> Metric:
-    """The metric of that name.
-
-    Raises:
-        ScoringError: There is none; the message lists those that there are.
-    """
+    """The metric of that name, or an error that lists those that there are."""
     if metric not in METRICS:
         raise ScoringError(f"There is no metric '{metric}'.", hint=f"Use one of {', '.join(METRICS)}.")
     return METRICS[metric]
 
 
 def compute(metric: str, labels: Ints, answers: Ints) -> float:
-    """The value of a metric, through ``evaluate``.
-
-    Args:
-        labels, answers: ``(n,)`` int64 class numbers, ``n >= 1``.
-
-    Raises:
-        ScoringError: There is no such metric, or it gives no number.
-    """
+    """The value of a metric, through ``evaluate``, on ``(n,)`` class numbers."""
     find(metric)
     # evaluate makes a folder even for a metric in memory, by default below HF_HOME, which may be read-only. A seed
     # of its own: by default evaluate reads numpy's global state.
@@ -79,11 +68,7 @@ def compute(metric: str, labels: Ints, answers: Ints) -> float:
 
 
 def score(metric: str, labels: Ints, answers: Ints) -> Score:
-    """A metric with its 95 % interval: Wilson's for accuracy, the bootstrap's for others.
-
-    Raises:
-        ScoringError: As `compute`.
-    """
+    """A metric with its 95 % interval: Wilson's for accuracy, the bootstrap's for others."""
     value, n = compute(metric, labels, answers), len(labels)
     if metric == "accuracy":
         low, high = wilson(int(np.sum(labels == answers)), n)

@@ -47,7 +47,7 @@ def build_model(
             f"Cannot read the model's config: {first_line(error)}",
             hint="Only models that transformers itself knows can be scored; code from a repo is never run.",
         ) from error
-    classes = getattr(transformers, TASKS[task].models).get(type(config))
+    classes = getattr(transformers, TASKS[task].models).get(type(config), None)
     if classes is None:
         raise ScoringError(
             f"A model of type '{config.model_type}' has no {TASKS[task].head}.",

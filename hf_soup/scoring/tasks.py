@@ -41,12 +41,7 @@ class ImageInputs:
 class ImageClassification:
     """Images through the donor's image processor, on Pillow, so that torchvision changes no number.
 
-    Args:
-        folder: Has ``preprocessor_config.json``.
-        config: The donor's ``config.json``; ``num_channels`` (default 3) decides grey or RGB.
-
-    Raises:
-        ScoringError: The folder has no usable image processor.
+    ``num_channels`` of the donor's config (default 3) decides grey or RGB.
     """
 
     columns: ClassVar[Sequence[tuple[str, ...]]] = (("image",), ("img",))
@@ -68,9 +63,6 @@ class ImageClassification:
 
         Arrays are ``(height, width)``, ``(height, width, channels)`` or ``(channels, height, width)``; whole
         numbers from 0 to 255, or floats from 0 to 1.
-
-        Raises:
-            ValueError: It is no image of 8 bits.
         """
         (value,) = values
         image = value if hasattr(value, "convert") else _image_from_array(value)
@@ -82,11 +74,7 @@ class ImageClassification:
         return pixels.reshape(*pixels.shape[:2], -1)
 
     def preprocess(self, title: str, contents: Sequence[NDArray[np.uint8]]) -> ImageInputs:
-        """Run the image processor once over all rows.
-
-        Raises:
-            ScoringError: It fails, or gives images of several sizes.
-        """
+        """Run the image processor once over all rows; it must give images of one size."""
         import torch
 
         pixels = torch.empty(0)
@@ -125,15 +113,7 @@ class TextInputs:
 
 
 class TextClassification:
-    """Texts, or pairs of texts, through the donor's tokenizer, cut at the longest that the model reads.
-
-    Args:
-        folder: Has the tokenizer's files.
-        config: The donor's ``config.json``.
-
-    Raises:
-        ScoringError: The folder has no usable tokenizer.
-    """
+    """Texts, or pairs of texts, through the donor's tokenizer, cut at the longest that the model reads."""
 
     columns: ClassVar[Sequence[tuple[str, ...]]] = (
         ("premise", "hypothesis"),
@@ -155,22 +135,14 @@ class TextClassification:
         self.tokenizer = _of_donor(folder, "tokenizer", files, AutoTokenizer)
 
     def read(self, values: Sequence[Any]) -> tuple[str, ...]:
-        """One text or two.
-
-        Raises:
-            ValueError: A value is no text.
-        """
+        """One text or two."""
         for value in values:
             if not isinstance(value, str):
                 raise ValueError(f"{value!r} where a text should be")
         return tuple(values)
 
     def preprocess(self, title: str, contents: Sequence[tuple[str, ...]]) -> TextInputs:
-        """Tokenize all rows once.
-
-        Raises:
-            ScoringError: The tokenizer makes token numbers that the model has no embedding for.
-        """
+        """Tokenize all rows once; the model must have an embedding for every token."""
         columns = [list(column) for column in zip(*contents, strict=True)]
         rows = self.tokenizer(*columns, truncation=True, max_length=self._longest())
         vocabulary = self.config.get("vocab_size")

@@ -128,7 +128,9 @@ def main() -> None:
             seconds["limit"].append(took)
         shutil.rmtree(out)
     size = sum(file.stat().st_size for file in inputs[0].glob("*.safetensors")) / 1e9
-    print(f"{len(inputs)} x {size:.2f} GB bfloat16, {len(os.sched_getaffinity(0))} cores, {options.runs} runs, warm cache")
+    print(
+        f"{len(inputs)} x {size:.2f} GB bfloat16, {len(os.sched_getaffinity(0))} cores, {options.runs} runs, warm cache"
+    )
     for name, found in seconds.items():
         peak = f"  peak {max(memory[name]):7.0f} MB" if name in memory else ""
         print(f"{name:9} median {statistics.median(found):6.2f} s  ({min(found):.2f} to {max(found):.2f}){peak}")

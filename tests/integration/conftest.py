@@ -17,10 +17,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
     """Stand-ins of the models that the recipes name, and of others with their quirks."""
+    import stand_ins
     from huggingface_hub import constants
     from transformers.utils import logging
-
-    import stand_ins
 
     logging.disable_progress_bar()
     with LocalHub(tmp_path_factory.mktemp("zoo")) as hub:

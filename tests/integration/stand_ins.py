@@ -192,22 +192,22 @@ def _batches(rows: dict[str, Tensor], size: int, seed: int) -> Iterator[dict[str
 
 
 def draw_leaf(drawn: random.Random, label: int, *, green: bool = True) -> Image.Image:
-    """A leaf on soil: 0 with a few large angular spots, 1 with many small ones, 2 without."""
-    soil = tuple(drawn.randint(60, 150) for _ in range(3))
-    picture = Image.new("RGB", (48, 48), soil)
+    """A leaf on soil: 0 with a few large dark angular spots, 1 with many small red ones, 2 with hardly any."""
+    picture = Image.new("RGB", (48, 48), (drawn.randint(80, 140), drawn.randint(70, 110), drawn.randint(50, 90)))
     paint = ImageDraw.Draw(picture)
-    body = (drawn.randint(40, 110), drawn.randint(120, 200), drawn.randint(30, 90))
+    body = [drawn.randint(40, 110), drawn.randint(130, 200), drawn.randint(30, 90)]
     if not green:
-        body = tuple(drawn.sample(body, 3))  # type: ignore[assignment]
-    paint.ellipse([drawn.randint(0, 8), drawn.randint(2, 12), drawn.randint(38, 47), drawn.randint(34, 46)], fill=body)
-    brown = (drawn.randint(110, 190), drawn.randint(60, 120), drawn.randint(10, 60))
+        drawn.shuffle(body)
+    leaf = [drawn.randint(0, 6), drawn.randint(0, 8), drawn.randint(41, 47), drawn.randint(39, 47)]
+    paint.ellipse(leaf, fill=(body[0], body[1], body[2]))
+    dark = (drawn.randint(50, 90), drawn.randint(40, 70), drawn.randint(10, 40))
+    red = (drawn.randint(160, 220), drawn.randint(60, 100), drawn.randint(10, 50))
     for _ in range((drawn.randint(2, 4), drawn.randint(9, 16), drawn.randint(0, 1))[label]):
-        x, y, size = drawn.randint(10, 36), drawn.randint(12, 34), drawn.randint(4, 7) if label == 0 else 2
-        corners = [(x + drawn.randint(-size, size), y + drawn.randint(-size, size)) for _ in range(4)]
+        x, y = drawn.randint(10, 36), drawn.randint(10, 36)
         if label == 0:
-            paint.polygon(corners, fill=brown)
+            paint.polygon([(x + drawn.randint(-9, 9), y + drawn.randint(-9, 9)) for _ in range(4)], fill=dark)
         else:
-            paint.ellipse([x - 1, y - 1, x + 1, y + 1], fill=brown)
+            paint.ellipse([x - 2, y - 2, x + 1, y + 1], fill=red)
     return picture
 
 
@@ -301,9 +301,9 @@ _SHARDED, _IN_PULL_REQUEST = "hanyp/vit-base-beans", "sanjeev498/vit-base-beans"
 def make_beans(hub: LocalHub) -> None:
     """The ancestor, nine fine-tunes, and the data set with its old name."""
     ancestor = built(ViTForImageClassification, vit_config())
-    pictures, labels = _leaves("ancestor", 300, green=False)
+    pictures, labels = _leaves("ancestor", 400, green=False)
     rows = {"pixel_values": _pixels(pictures), "labels": torch.tensor(labels)}
-    _train(ancestor, _batches(rows, 32, seed=0), 80, 2e-3)
+    _train(ancestor, _batches(rows, 32, seed=0), 150, 2e-3)
     config, tensors = saved(ancestor)
     # The real one is a body without a head, and so its names have no prefix.
     body = {name.removeprefix("vit."): each for name, each in tensors.items() if name.startswith("vit.")}
@@ -314,7 +314,7 @@ def make_beans(hub: LocalHub) -> None:
     files = {"config.json": as_json(config), "preprocessor_config.json": as_json(processor), **weights(body)}
     publish(hub, VIT, files | {"README.md": card(license="apache-2.0", tags=["vision"], datasets=["imagenet-21k"])})
 
-    pictures, labels = _leaves("train", 60)
+    pictures, labels = _leaves("train", 120)
     rows = {"pixel_values": _pixels(pictures), "labels": torch.tensor(labels)}
     start = built(ViTForImageClassification, vit_config(), seed=1)
     start.vit.load_state_dict(ancestor.vit.state_dict())
@@ -322,7 +322,7 @@ def make_beans(hub: LocalHub) -> None:
     fine_tunes = {**_BEANS, _IN_PULL_REQUEST: ({**_OLD, **_NAMED}, _OLD_PROCESSOR, dict(_TRAINED_ON), [])}
     for number, (repo, (changes, processor, front, others)) in enumerate(fine_tunes.items()):
         start.load_state_dict(begin)
-        _train(start, _batches(rows, 10, seed=number), 50 + 5 * number, 10 ** (-2.5 + 0.1 * (number % 3)))
+        _train(start, _batches(rows, 10, seed=number), 80 + 5 * number, 10 ** (-2.6 + 0.1 * (number % 3)))
         config, tensors = saved(start)
         config = {key: each for key, each in {**config, **changes}.items() if each is not None}
         if "dtype" in config and "torch_dtype" in config:
@@ -343,7 +343,7 @@ def _publish_leaves(hub: LocalHub) -> None:
     features = [{"name": "image_file_path", "dtype": "string"}, {"name": "image", "dtype": "image"}]
     features.append(class_label("labels", LEAVES))
     files = {"README.md": card(license="mit", dataset_info={"features": features})}
-    for split, count in (("train", 60), ("validation", 48), ("test", 48)):
+    for split, count in (("train", 120), ("validation", 48), ("test", 48)):
         pictures, labels = _leaves(split, count)
         paths = [f"/data/{split}/{LEAVES[label]}/{n}.png" for n, label in enumerate(labels)]
         structs = []
@@ -367,8 +367,42 @@ _FEELINGS = (
     "afraid nervous scared anxious shaky timid alarmed",
     "amazed stunned surprised shocked curious dazed funny",
 )
-_THINGS = "my friend,this day,the weather,her letter,our house,that film,the news,his song,the journey,my work".split(",")
-_OTHERS = "i feel am was so very a bit really about because of and when hear think today now still again . ,".split()
+_THINGS = [
+    "my friend",
+    "this day",
+    "the weather",
+    "her letter",
+    "our house",
+    "that film",
+    "the news",
+    "his song",
+    "the journey",
+    "my work",
+]
+_OTHERS = [
+    "i",
+    "feel",
+    "am",
+    "was",
+    "so",
+    "very",
+    "a",
+    "bit",
+    "really",
+    "about",
+    "because",
+    "of",
+    "and",
+    "when",
+    "hear",
+    "think",
+    "today",
+    "now",
+    "still",
+    "again",
+    ".",
+    ",",
+]
 
 
 def vocabulary() -> list[str]:
@@ -464,7 +498,7 @@ def make_emotion(hub: LocalHub) -> None:
             "model_max_length": 32, "tokenizer_class": "DistilBertTokenizer"})}  # fmt: skip
     for number, (owner, (changes, matter, junk)) in enumerate(_OWNERS.items()):
         start.load_state_dict(begin)
-        _train(start, _batches(train, 24, seed=number), 50 + 8 * number, 1.5e-3)
+        _train(start, _batches(train, 24, seed=number), 110 + 10 * number, 2e-3)
         config, tensors = saved(start)
         config = {**config, **changes}
         if "torch_dtype" in config:
@@ -516,13 +550,19 @@ def bert_config(**changes: Any) -> BertConfig:
     return BertConfig(vocab_size=len(vocabulary()), max_position_embeddings=16, **small, **changes)
 
 
+def bert_body() -> Tensors:
+    """The tensors of the BERT that `make_bert` publishes, without its heads, under today's names."""
+    _, tensors = saved(built(BertForPreTraining, bert_config()))
+    return {name: each for name, each in tensors.items() if name.startswith("bert.")}
+
+
 def make_bert(hub: LocalHub) -> None:
     """A BERT of 2018 with its old name and old tensor names, and fine-tunes of it that are pickles without a card."""
     config, tensors = saved(built(BertForPreTraining, bert_config()))
     files = tokenizer_files() | {"config.json": as_json({**config, "architectures": ["BertForMaskedLM"]})}
     publish(hub, BERT, files | {"README.md": card(license="apache-2.0")} | weights(old_names(tensors)))
     hub.rename("model", "bert-base-uncased", BERT)
-    body = {name: each for name, each in tensors.items() if name.startswith("bert.")}
+    body = bert_body()
     head = {"classifier.weight": 0.02 * torch.ones(3, 32).cumsum(1) % 0.07, "classifier.bias": torch.zeros(3)}
     names = {"id2label": {n: f"LABEL_{n}" for n in range(3)}, "label2id": {f"LABEL_{n}": n for n in range(3)}}
     config |= {"architectures": ["BertForSequenceClassification"], "_name_or_path": "bert-base-uncased", **names}

@@ -14,7 +14,7 @@ from huggingface_hub import HfApi, constants
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from hf_soup import hub
+from hf_soup import client, hub
 from hf_soup.errors import PublishError, ResolveError
 from hf_soup.local_hub import Hangup, LocalHub
 from hf_soup.publish import commit_folder
@@ -221,7 +221,7 @@ def test_what_stays_broken_is_given_up_and_said(online: LocalHub, repo: str, pau
         hub.resolve(repo)
     with pytest.raises(ResolveError, match=rf"'{repo}@{found.revision[:7]}', file '{NAME}': the Hub answered 500"):
         hub.read_range(found, NAME, 0, 10)
-    assert len(online.requests) - count == 2 * hub.ATTEMPTS
+    assert len(online.requests) - count == 2 * client.ATTEMPTS
     assert sum(pauses) < 30
     with pytest.raises(ResolveError, match=f"'{NAME}': the Hub answered 500"):
         hub.fetch([(found, NAME)], quiet=True)

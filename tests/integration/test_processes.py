@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hf_soup.checkpoint import read_header
+from hf_soup.headers import read_header
 from hf_soup.merge import merge
 from hf_soup.plan import BLOCK_BYTES, make_plan
 from hf_soup.recipe import Recipe

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hf_soup.checkpoint import TensorInfo, read_header
+from hf_soup.headers import TensorInfo, read_header
 from hf_soup.merge import Merged, merge
 from hf_soup.plan import BLOCK_BYTES, Plan, make_plan
 from hf_soup.staging import Staging

@@ -13,10 +13,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from hf_soup import architecture
+from hf_soup import parameters
 from hf_soup.architecture import (
-    correspondence,
-    head_names,
     is_quantised,
     label_names,
     labels_differ,
@@ -25,9 +23,9 @@ from hf_soup.architecture import (
     output_dtype_config,
     read_config,
     same_architecture,
-    same_processing,
 )
 from hf_soup.errors import IncompatibleError
+from hf_soup.parameters import Correspondence, correspondence, head_names
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 SEEING = {**SMALL, "image_size": 8, "patch_size": 2}
@@ -97,12 +95,12 @@ def _saved(model: Any, folder: Path) -> Files:
     return json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
 
 
-def _read(files: Files, name: str = "acme/a") -> architecture.Correspondence:
+def _read(files: Files, name: str = "acme/a") -> Correspondence:
     config, tensors = files
     return correspondence(config, {disk: tuple(tensor.shape) for disk, tensor in tensors.items()}, name)
 
 
-def _assert_true(files: Files, folder: Path) -> architecture.Correspondence:
+def _assert_true(files: Files, folder: Path) -> Correspondence:
     """Load really, every tensor filled with a number of its own, and look where each number arrived."""
     config, tensors = files
     read = _read(files)
@@ -360,12 +358,12 @@ def test_a_library_that_has_moved_is_an_error(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_renaming_that_disagrees_with_the_loading_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    rename = architecture._pair
+    rename = parameters._pair
 
     def other(*given: Any) -> Any:
         return {disk: pair for disk, pair in rename(*given).items() if disk != "classifier.bias"}
 
-    monkeypatch.setattr(architecture, "_pair", other)
+    monkeypatch.setattr(parameters, "_pair", other)
     with pytest.raises(IncompatibleError, match="its renaming and its loading disagree"):
         correspondence(VIT, {"classifier.bias": (2,)}, "acme/a")
 
@@ -490,97 +488,6 @@ def test_the_written_dtype_replaces_every_other() -> None:
     }
     assert config["torch_dtype"] == "float32"
     assert read_config(written, "acme/a").dtype is torch.bfloat16
-
-
-def _tokenizer(folder: Path, lower: bool = True, **rest: Any) -> Path:
-    folder.mkdir()
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "quick", "The", "brown", "##s", ".", ",", "x"]
-    (folder / "vocab.txt").write_text("\n".join(words))
-    (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    config = {"tokenizer_class": "BertTokenizer", "do_lower_case": lower, "model_max_length": 64, **rest}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return folder
-
-
-def test_tokenizers_are_compared_by_what_they_do(tmp_path: Path) -> None:
-    old, cased = _tokenizer(tmp_path / "old"), _tokenizer(tmp_path / "cased", lower=False)
-    new = tmp_path / "new"
-    transformers.AutoTokenizer.from_pretrained(old).save_pretrained(new)
-    (new / "config.json").write_text((old / "config.json").read_text())
-    assert {file.name for file in new.iterdir()} != {file.name for file in old.iterdir()}
-    assert same_processing(old, new, {}) == []
-    assert same_processing(old, old, {}) == []
-
-    [found] = same_processing(old, cased, {})
-    assert found.kind == "difference"
-    assert "probe texts become other tokens; 'The quick brown fox" in found.message
-
-    left = _tokenizer(tmp_path / "left", padding_side="left", model_max_length=32)
-    assert same_processing(old, left, {}) == [
-        ("difference", "tokenizer: model_max_length: 64 against 32"),
-        ("difference", "tokenizer: padding: right against left"),
-    ]
-
-
-def test_a_tokenizer_with_more_tokens_differs(tmp_path: Path) -> None:
-    one, two = _tokenizer(tmp_path / "one"), _tokenizer(tmp_path / "two")
-    with (two / "vocab.txt").open("a") as vocabulary:
-        vocabulary.write("\nfox")
-    messages = [found.message for found in same_processing(one, two, {})]
-    assert messages[0] == "tokenizer: 13 tokens against 14"
-
-
-def test_a_tokenizer_with_code_of_its_own_is_not_run(tmp_path: Path) -> None:
-    evil = _tokenizer(tmp_path / "evil", tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.Evil", None]})
-    (evil / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    same_processing(_tokenizer(tmp_path / "good"), evil, {})
-    assert not (tmp_path / "ran").exists()
-
-
-def _processor(folder: Path, **config: Any) -> Path:
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(VIT))
-    stated = {"do_resize": True, "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, **config}
-    (folder / "preprocessor_config.json").write_text(json.dumps(stated))
-    return folder
-
-
-def test_image_processors_are_compared_by_what_they_do(tmp_path: Path) -> None:
-    old = _processor(tmp_path / "old", feature_extractor_type="ViTFeatureExtractor", size=32, resample=2)
-    new = _processor(tmp_path / "new", image_processor_type="ViTImageProcessor", size={"height": 32, "width": 32})
-    assert same_processing(old, new, VIT) == []
-    larger = _processor(tmp_path / "larger", image_processor_type="ViTImageProcessor", size=48)
-    assert same_processing(old, larger, VIT) == [
-        ("difference", "image processor: a picture of 8×8 becomes (3, 32, 32) against (3, 48, 48)")
-    ]
-    mean = _processor(tmp_path / "mean", image_processor_type="ViTImageProcessor", size=32, image_mean=[0.4] * 3)
-    [found] = same_processing(old, mean, VIT)
-    assert found == ("difference", "image processor: pixel values of probe pictures differ by up to 0.2")
-
-
-def test_grey_pictures_go_through_a_grey_models_processor(tmp_path: Path) -> None:
-    grey = {"image_processor_type": "ViTImageProcessor", "size": 8, "image_std": [0.35]}
-    one, two = (
-        _processor(tmp_path / "one", **grey, image_mean=[0.3]),
-        _processor(tmp_path / "two", **grey, image_mean=[0.31]),
-    )
-    [found] = same_processing(one, two, {**VIT, "num_channels": 1})
-    assert found.kind == "difference"
-    assert float(found.message.rpartition(" ")[2]) == pytest.approx(0.01 / 0.35, rel=0.01)
-
-
-def test_what_one_side_lacks_or_nobody_can_load_is_a_note(tmp_path: Path) -> None:
-    have = _processor(tmp_path / "have", image_processor_type="ViTImageProcessor", size=32)
-    lack = tmp_path / "lack"
-    lack.mkdir()
-    assert same_processing(have, lack, VIT, names=("acme/a", "acme/b")) == [
-        ("note", "acme/b has no image processor, acme/a has one")
-    ]
-    assert same_processing(lack, lack, VIT) == []
-    broken = _processor(tmp_path / "broken", image_processor_type="SoupProcessor")
-    [found] = same_processing(have, broken, VIT)
-    assert found.kind == "note"
-    assert "could not be compared" in found.message
 
 
 def test_the_library_is_quiet_and_stays_as_it_was(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hf_soup.blend import Blend
-from hf_soup.checkpoint import TensorInfo, read_header
 from hf_soup.errors import MergeError
+from hf_soup.headers import TensorInfo, read_header
 from hf_soup.merge import merge
 from hf_soup.plan import make_plan
 from hf_soup.staging import Staging

@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
-from hf_soup.checkpoint import TensorInfo, open_all, open_checkpoint, read_header
+from hf_soup.checkpoint import open_all, open_checkpoint
 from hf_soup.errors import ResolveError, SoupError
+from hf_soup.headers import TensorInfo, read_header
 from hf_soup.recipe import Ingredient
 
 

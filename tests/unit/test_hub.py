@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from hf_soup import hub
+from hf_soup import client, hub
 from hf_soup.errors import PublishError, ResolveError
 from hf_soup.publish import require_token
 
@@ -56,7 +56,7 @@ def failure(status: int, kind: type[HfHubHTTPError] = HfHubHTTPError, said: str 
 def test_every_failure_has_one_wording(error: Exception, said: str, hint: str) -> None:
     """With what the user typed, and never with an address that may hold a signature."""
     for kind in (ResolveError, PublishError):
-        found = hub.explain(error, "'acme/a'", kind=kind)
+        found = client.explain(error, "'acme/a'", kind=kind)
         assert type(found) is kind
         assert said in found.message
         assert hint in found.hint
@@ -66,7 +66,7 @@ def test_every_failure_has_one_wording(error: Exception, said: str, hint: str) -
 
 def test_an_error_of_ours_stays_what_it_is() -> None:
     ours = ResolveError("a", hint="b")
-    assert hub.explain(ours, "'acme/a'", kind=PublishError) is ours
+    assert client.explain(ours, "'acme/a'", kind=PublishError) is ours
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_an_error_of_ours_stays_what_it_is() -> None:
     ids=str,
 )
 def test_only_what_may_pass_is_tried_again(error: Exception, passing: bool) -> None:
-    assert hub.is_passing(error) is passing
+    assert client.is_passing(error) is passing
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_only_what_may_pass_is_tried_again(error: Exception, passing: bool) -> N
 )
 def test_pauses_are_bounded(error: Exception, attempt: int, low: float, high: float) -> None:
     """And not all the same, so that requests that failed together do not come back together."""
-    pauses = {hub.pause_after(error, attempt) for _ in range(50)}
+    pauses = {client.pause_after(error, attempt) for _ in range(50)}
     assert all(low <= pause <= high for pause in pauses)
     assert len(pauses) > 1
 
@@ -116,13 +116,13 @@ def test_what_does_not_pass_is_raised_at_once(monkeypatch: pytest.MonkeyPatch) -
 
     for error, times in (
         (failure(404), 1),
-        (failure(503), hub.ATTEMPTS),
+        (failure(503), client.ATTEMPTS),
         (httpx2.ConnectError("refused"), 3),
-        (httpx2.ReadError("reset"), hub.ATTEMPTS),
+        (httpx2.ReadError("reset"), client.ATTEMPTS),
     ):
         calls.clear()
         with pytest.raises(type(error)):
-            hub.retrying(call, error)
+            client.retrying(call, error)
         assert len(calls) == times
 
 

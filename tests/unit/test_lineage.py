@@ -27,7 +27,7 @@ from hf_soup import IncompatibleError, Lineage, check, cook, kinship
 
 Tensors = dict[str, Tensor]
 Write = Callable[..., str]
-WORDS = "the a good bad film book day i am so very happy sad".split()
+WORDS = ["the", "a", "good", "bad", "film", "book", "day", "i", "am", "so", "very", "happy", "sad"]
 SMALL: dict[str, Any] = {
     "vocab_size": 5 + len(WORDS), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
     "intermediate_size": 64, "max_position_embeddings": 16,
@@ -81,7 +81,10 @@ def write(tmp_path: Path, berts: tuple[dict[str, Any], list[Tensors]]) -> Write:
 
 def tokenizer(words: list[str], **fields: object) -> dict[str, str]:
     vocabulary = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])
-    return {"vocab.txt": vocabulary, "tokenizer_config.json": json.dumps({"tokenizer_class": "BertTokenizer", **fields})}
+    return {
+        "vocab.txt": vocabulary,
+        "tokenizer_config.json": json.dumps({"tokenizer_class": "BertTokenizer", **fields}),
+    }
 
 
 def codes(lineage: Lineage) -> set[str]:
@@ -94,7 +97,9 @@ def said(lineage: Lineage, code: str) -> str:
 
 
 def who(lineage: Lineage, code: str) -> list[str]:
-    return [name.removeprefix("local:") for reason in lineage.reasons if reason.code == code for name in reason.ingredients]
+    return [
+        name.removeprefix("local:") for reason in lineage.reasons if reason.code == code for name in reason.ingredients
+    ]
 
 
 # ---- weights --------------------------------------------------------------------------------------------------
@@ -275,7 +280,11 @@ def test_other_labels(write: Write) -> None:
 
 
 def test_labels_that_two_name_differently_and_the_first_does_not(write: Write) -> None:
-    models = [write("a", 1, config=labelled("LABEL_0", "LABEL_1")), write("b", 2), write("c", 3, config=labelled("x", "y"))]
+    models = [
+        write("a", 1, config=labelled("LABEL_0", "LABEL_1")),
+        write("b", 2),
+        write("c", 3, config=labelled("x", "y")),
+    ]
     lineage = check(models)
     assert (lineage.verdict, codes(lineage)) == ("refused", {"labels", "labels-unknown"})
     assert "local:b and local:c do not have the same labels" in said(lineage, "labels")
@@ -314,7 +323,10 @@ def test_configs_of_other_versions_are_the_same_model(write: Write, config: dict
         ({"hidden_act": "relu"}, "hidden_act: gelu against relu"),
         ({"layer_norm_eps": 1e-5}, "layer_norm_eps: 1e-12 against 1e-05"),
         ({"num_attention_heads": 4}, "num_attention_heads: 2 against 4"),
-        ({"architectures": ["BertForTokenClassification"]}, "class: BertForSequenceClassification against BertForToken"),
+        (
+            {"architectures": ["BertForTokenClassification"]},
+            "class: BertForSequenceClassification against BertForToken",
+        ),
         ({"model_type": "roberta", "architectures": ["RobertaForSequenceClassification"]}, "model_type: bert against"),
         ({"architectures": ["MyOwnBert"]}, "'MyOwnBert'"),
         ({"model_type": "mine"}, "'mine'"),

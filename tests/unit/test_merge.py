@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hf_soup import merge as engine
-from hf_soup.checkpoint import TensorInfo, read_header
 from hf_soup.errors import MergeError
+from hf_soup.headers import TensorInfo, read_header
 from hf_soup.merge import Merged, World, digest_of, merge
 from hf_soup.methods import round_into
 from hf_soup.methods.linear import linear

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_soup.checkpoint import ITEM_BYTES, TensorInfo
 from hf_soup.errors import IncompatibleError
+from hf_soup.headers import ITEM_BYTES, TensorInfo
 from hf_soup.plan import BLOCK_BYTES, Plan, make_plan
 
 Header = Mapping[str, TensorInfo]
@@ -151,7 +151,7 @@ def test_whatever_decides_the_bytes_changes_the_fingerprint() -> None:
 
 def test_the_plan_does_not_depend_on_the_hash_seed() -> None:
     code = (
-        "from hf_soup.checkpoint import TensorInfo\nfrom hf_soup.plan import make_plan\n"
+        "from hf_soup.headers import TensorInfo\nfrom hf_soup.plan import make_plan\n"
         "t = {n: TensorInfo(n, 'BF16', (3,), 'm', 8 + 6 * i, 6) for i, n in enumerate('zebra')}\n"
         "print(make_plan(['a', 'b'], [t, t], [1.0, 2.0], max_file_bytes=8).fingerprint)"
     )

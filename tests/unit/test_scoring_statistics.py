@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
+import sklearn.metrics
 from scipy.stats import binomtest
 
 from hf_soup.errors import ScoringError
@@ -47,20 +49,34 @@ def test_paired_interval_is_symmetric_and_covers_no_difference() -> None:
     assert first[0] > 0
 
 
+SCIKIT_LEARN = {
+    "accuracy": sklearn.metrics.accuracy_score,
+    "f1": partial(sklearn.metrics.f1_score, average="macro", zero_division=0.0),
+    "precision": partial(sklearn.metrics.precision_score, average="macro", zero_division=0.0),
+    "recall": partial(sklearn.metrics.recall_score, average="macro", zero_division=0.0),
+    # balanced_accuracy_score warns when an answer is a class that no row has.
+    "balanced_accuracy": lambda labels, answers: sklearn.metrics.recall_score(
+        labels, answers, labels=np.unique(labels), average="macro"
+    ),
+    "matthews_correlation": sklearn.metrics.matthews_corrcoef,
+}
+
+
 @pytest.mark.parametrize("name", METRICS)
 @pytest.mark.parametrize("case", range(4))
 def test_counts_and_scikit_learn_agree(name: str, case: int) -> None:
-    """The formula that is resampled is the metric that is reported, also with absent and unasked classes."""
+    """What is resampled, by kinds of rows, is the metric that is reported, also with absent and unasked classes."""
     labels, answers = [
         (LABELS, ANSWERS),
         (np.array([0, 0, 1]), np.array([2, 2, 2])),
         (np.array([0, 1, 1]), np.array([0, 1, 1])),
         (np.array([3, 3, 1]), np.array([3, 1, 1])),
     ][case]
-    ones = np.ones((1, len(labels)), dtype=np.int64)
-    (from_counts,) = METRICS[name].from_counts(*statistics.count(labels, answers, ones, 6))
-    assert from_counts == pytest.approx(METRICS[name].value(labels, answers), abs=1e-12)
-    assert metrics.compute(name, labels, answers) == METRICS[name].value(labels, answers)
+    value = SCIKIT_LEARN[name](labels, answers)
+    every = np.array([(label, answer) for label in range(6) for answer in range(6)])
+    counts = np.array([np.sum((labels == label) & (answers == answer)) for label, answer in every])
+    assert METRICS[name](every[:, 0], every[:, 1], counts) == pytest.approx(value, abs=1e-12)
+    assert metrics.compute(name, labels, answers) == pytest.approx(value, abs=1e-15)
 
 
 def test_f1_by_hand() -> None:
@@ -69,7 +85,7 @@ def test_f1_by_hand() -> None:
 
 
 def test_accuracy_has_wilsons_interval() -> None:
-    score = metrics.score("accuracy", LABELS, ANSWERS, 5)
+    score = metrics.score("accuracy", LABELS, ANSWERS)
     correct = int((LABELS == ANSWERS).sum())
     assert score == Score("accuracy", correct / 300, *statistics.wilson(correct, 300), 300)
     assert score.to_dict() == {
@@ -83,35 +99,35 @@ def test_accuracy_has_wilsons_interval() -> None:
 
 @pytest.mark.parametrize("name", [name for name in METRICS if name != "accuracy"])
 def test_the_bootstrap_is_seeded_and_blind_to_the_order_of_rows(name: str) -> None:
-    first = metrics.score(name, LABELS, ANSWERS, 5)
+    first = metrics.score(name, LABELS, ANSWERS)
     order = np.random.default_rng(1).permutation(300)
-    assert metrics.score(name, LABELS[order], ANSWERS[order], 5) == first
+    assert metrics.score(name, LABELS[order], ANSWERS[order]) == first
     assert first.low < first.value < first.high
 
 
 def test_the_bootstrap_finds_the_width_that_theory_gives() -> None:
     labels, answers = np.zeros(400, dtype=np.int64), np.repeat([0, 1], [300, 100])
-    low, high = statistics.bootstrap(labels, answers, 2, METRICS["accuracy"].from_counts)
+    low, high = statistics.bootstrap(labels, answers, METRICS["accuracy"])
     assert high - low == pytest.approx(2 * 1.96 * (0.75 * 0.25 / 400) ** 0.5, rel=0.1)
     assert (low + high) / 2 == pytest.approx(0.75, abs=0.005)
 
 
 def test_paired_bootstrap_sees_a_difference_and_none() -> None:
-    formula = METRICS["f1"].from_counts
+    formula = METRICS["f1"]
     good = np.where(np.random.default_rng(2).random(300) < 0.95, LABELS, 0)
-    low, high, p = statistics.paired_bootstrap(LABELS, good, ANSWERS, 5, formula)
+    low, high, p = statistics.paired_bootstrap(LABELS, good, ANSWERS, formula)
     assert 0 < low < high
-    assert p == 1 / 1001
-    worse = statistics.paired_bootstrap(LABELS, ANSWERS, good, 5, formula)
+    assert p == 1 / 501
+    worse = statistics.paired_bootstrap(LABELS, ANSWERS, good, formula)
     assert worse[1] < 0
-    assert statistics.paired_bootstrap(LABELS, good, good, 5, formula) == (0.0, 0.0, 1.0)
+    assert statistics.paired_bootstrap(LABELS, good, good, formula) == (0.0, 0.0, 1.0)
 
 
 def test_permutation_p_by_hand() -> None:
     # Two discordant rows, both won by the first model: |d*| reaches |d| when neither or both are exchanged: ½.
     labels = np.array([0, 0, 1, 1])
     first, second = np.array([0, 0, 1, 1]), np.array([1, 0, 0, 1])
-    _, _, p = statistics.paired_bootstrap(labels, first, second, 2, METRICS["accuracy"].from_counts)
+    _, _, p = statistics.paired_bootstrap(labels, first, second, METRICS["accuracy"])
     assert p == pytest.approx(0.5, abs=0.05)
 
 
@@ -142,17 +158,16 @@ def test_an_unknown_metric_lists_those_that_there_are() -> None:
 
 
 def test_a_metric_that_is_no_number_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = metrics.Formula("broken", lambda labels, answers: float("nan"), lambda hits, *_: hits.sum(-1))
-    monkeypatch.setitem(METRICS, "broken", broken)
+    monkeypatch.setitem(METRICS, "broken", lambda labels, answers, rows: float("nan"))
     with pytest.raises(ScoringError, match="'broken' gives nan on 300 rows"):
-        metrics.score("broken", LABELS, ANSWERS, 5)
+        metrics.score("broken", LABELS, ANSWERS)
 
 
 def test_metrics_need_no_network_and_no_home() -> None:
     """A home that cannot be written (a folder below a device, so that root cannot either), and no network."""
     code = (
         "import numpy as np; from hf_soup.scoring import metrics;"
-        "print(metrics.score('f1', np.array([0, 1, 1]), np.array([0, 1, 0]), 2).value)"
+        "print(metrics.score('f1', np.array([0, 1, 1]), np.array([0, 1, 0])).value)"
     )
     home = "/dev/null/home"
     environment = {**os.environ, "HOME": home, "HF_HOME": f"{home}/hf", "HF_HUB_OFFLINE": "1"}

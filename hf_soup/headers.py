@@ -1,0 +1,171 @@
+"""What a model's files say before any weight is read: safetensors headers, indexes, configs, cards.
+
+All of it is strangers' text, so it is bounded and validated before it is believed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from hf_soup.errors import ResolveError
+from hf_soup.recipe import parse_yaml
+
+#: safetensors' names of element types that can be averaged or passed through → bytes an element.
+ITEM_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
+    "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+#: Those that are averaged.
+FLOATS = ("F64", "F32", "F16", "BF16")
+#: Those that only quantised checkpoints use; known so that they can be refused by name.
+_QUANTISED = ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2")
+
+_MAX_HEADER = 100_000_000  # safetensors' own limit
+_MAX_JSON = 100_000_000
+_MAX_NAME, _MAX_DIMENSIONS = 500, 32
+FIRST_READ = 100_000  # nearly every header fits, so nearly every file costs one request
+
+#: ``read(file, start, stop)``: bytes of a file, wherever it is.
+Read = Callable[[str, int, int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where a tensor lies, from a safetensors header.
+
+    Args:
+        name: Its name in the file.
+        dtype: As safetensors spells it, such as ``BF16``.
+        shape: Its shape.
+        file: The file's path in the repo or folder.
+        offset: Of its first byte, counted from the start of the file.
+        size: In bytes.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    offset: int
+    size: int
+
+
+def read_header(read: Read, file: str, size: int, name: str) -> list[TensorInfo]:
+    """The tensors of a safetensors file, validated: bounded, in range, without holes or overlaps.
+
+    Args:
+        read: Gives bytes of a file.
+        file: Its path.
+        size: Its size in bytes.
+        name: What errors call the model.
+
+    Raises:
+        ResolveError: The header is not one that safetensors would write.
+    """
+
+    def bad(reason: str) -> ResolveError:
+        return ResolveError(
+            f"{name}: {file} is not a valid safetensors file: {reason}.",
+            hint="It is damaged or was cut off; download or upload it again.",
+        )
+
+    if size < 10:
+        raise bad(f"it has {size} bytes")
+    start = read(file, 0, min(size, FIRST_READ))
+    (length,) = struct.unpack("<Q", start[:8])
+    if length > _MAX_HEADER or length + 8 > size:
+        raise bad(f"its header says it is {length:,} bytes long, in a file of {size:,}")
+    if len(start) < length + 8:
+        start += read(file, len(start), length + 8)
+    try:
+        header = json.loads(start[8 : 8 + length])
+    except (ValueError, RecursionError):
+        raise bad("its header is not JSON") from None
+    if not isinstance(header, dict):
+        raise bad("its header is not a mapping")
+    header.pop("__metadata__", None)
+    data, tensors = 8 + length, []
+    for tensor, entry in header.items():
+        if len(tensor) > _MAX_NAME:
+            raise bad(f"a tensor's name has {len(tensor):,} characters")
+        try:
+            dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        except (TypeError, KeyError, ValueError):
+            raise bad(f"the entry of '{tensor}' is {json.dumps(entry)[:80]}") from None
+        if not isinstance(dtype, str) or len(shape) > _MAX_DIMENSIONS:
+            raise bad(f"the entry of '{tensor}' is {json.dumps(entry)[:80]}")
+        if dtype in _QUANTISED:
+            raise ResolveError(
+                f"{name} is quantised: '{tensor}' is stored as {dtype}.",
+                hint="Averages need the weights before quantisation; use the original model.",
+            )
+        if dtype not in ITEM_BYTES:
+            raise bad(f"'{tensor}' has the element type {dtype[:80]!r}")
+        if not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, begin, end)):
+            raise bad(f"the shape or offsets of '{tensor}' are not whole numbers: {json.dumps(entry)[:80]}")
+        expected = math.prod(shape) * ITEM_BYTES[dtype]
+        if end - begin != expected:
+            raise bad(f"'{tensor}' of shape {shape} and type {dtype} needs {expected:,} bytes, not {end - begin:,}")
+        tensors.append(TensorInfo(tensor, dtype, shape, file, data + begin, expected))
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.size))
+    position = data
+    for info in tensors:
+        if info.offset != position:
+            relation = "overlaps the tensor before it" if info.offset < position else "leaves a hole before it"
+            raise bad(f"'{info.name}' {relation}")
+        position += info.size
+    if position != size:
+        raise bad(f"its header describes {position:,} bytes, the file has {size:,}")
+    return tensors
+
+
+def read_json(read: Read, file: str, files: Mapping[str, int], name: str) -> dict[str, Any]:
+    """A small JSON file that must be a mapping."""
+    if files[file] > _MAX_JSON:
+        raise ResolveError(f"{name}: {file} has {files[file]:,} bytes, more than any such file needs.")
+    try:
+        value = json.loads(read(file, 0, files[file])) if files[file] else None
+    except (ValueError, RecursionError) as error:
+        raise ResolveError(f"{name}: {file} is not valid JSON ({error}).") from None
+    if not isinstance(value, dict):
+        raise ResolveError(f"{name}: {file} is not a mapping but {type(value).__name__}.")
+    return value
+
+
+def weight_map(index: Mapping[str, Any], file: str, files: Mapping[str, int], name: str) -> dict[str, str]:
+    """Tensor → file, from an index that names only files that are there."""
+    found = index.get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(shard, str) for shard in found.values()):
+        raise ResolveError(f"{name}: {file} has no weight_map from tensors to files.")
+    # Only files that the listing shows are ever opened, so a path that leads elsewhere ends here as well.
+    absent = sorted(set(found.values()) - set(files))
+    if absent:
+        raise ResolveError(
+            f"{name}: {file} names {len(absent)} files that are not there: {some(absent)}.",
+            hint="The upload is incomplete; ask its owner, or name another revision.",
+        )
+    return found
+
+
+def front_matter(data: bytes) -> dict[str, Any]:
+    """The YAML between the first two lines of dashes; a card that cannot be parsed says nothing."""
+    found = re.match(r"\A\s*---\r?\n(.*?)\r?\n---", data.decode("utf-8", "replace"), re.DOTALL)
+    try:
+        value = parse_yaml(found[1]) if found else None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def some(names: Sequence[str] | Mapping[str, object], most: int = 4) -> str:
+    """The first few of many names, and how many more there are."""
+    shown = list(names)
+    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")

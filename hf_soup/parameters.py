@@ -1,0 +1,196 @@
+"""Which tensor on disk loads into which parameter, and which belong to the head.
+
+Names on disk are not names in memory (a ViT's ``vit.encoder.layer.0.attention.attention.query.weight`` is
+``vit.layers.0.attention.q_proj.weight``), and they differ between the versions that wrote them. Here the library
+itself says which tensor goes where, on a model on the meta device, which has shapes and no memory.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hf_soup.architecture import body_class, first_line, is_quantised, library, model_class, quiet, read_config
+from hf_soup.errors import IncompatibleError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Correspondence:
+    """How the tensors of a checkpoint map to the parameters of the model that the library makes of a config.
+
+    Tensors of two checkpoints correspond when their keys in ``parameters`` are equal, both having been read with
+    the same config.
+
+    Args:
+        parameters: Name on disk to the key of what it loads into: the parameter's or persistent buffer's name, and
+            where the library transforms or stacks tensors also which piece it is
+            (``…mlp.experts.gate_up_proj[.experts.*.w1.weight#3]``).
+        ignored: Tensors that the library leaves alone at load: old buffers, other heads, other towers, second
+            copies under an old name.
+        missing: Parameters for which there is no tensor, neither their own nor that of one they are tied to.
+        mismatched: Name, shape, and the shape that the config asks for instead; named as on disk, or by the
+            parameter where it is made of several tensors.
+        tied: Parameter to the parameter that it shares its tensor with.
+    """
+
+    parameters: Mapping[str, str]
+    ignored: tuple[str, ...]
+    missing: tuple[str, ...]
+    mismatched: tuple[tuple[str, Shape, Shape], ...]
+    tied: Mapping[str, str]
+
+
+def correspondence(config: Mapping[str, Any], tensors: Mapping[str, Shape], name: str) -> Correspondence:
+    """Which parameter every tensor of a checkpoint loads into.
+
+    Args:
+        config: A ``config.json``. To compare two checkpoints read both with one config: an ancestor's tensors with
+            the fine-tune's config, so that its head or its other tower is ignored.
+        tensors: Names on disk and shapes.
+        name: What errors call the checkpoint.
+
+    Raises:
+        IncompatibleError: The library cannot make a model of the config, or cannot convert the tensors.
+    """
+    import torch
+
+    if method := is_quantised(config):
+        raise IncompatibleError(
+            f"{name} is quantised ({method}): its tensors are codes, and codes have no average.",
+            hint="Use the model in 16 or 32 bits that it was quantised from.",
+        )
+    model = _meta_model(config, name)
+    every, tied = list(model.state_dict()), dict(sorted(model.all_tied_weights_keys.items()))
+    pairs = _pair(model, tensors)
+    with library(f"transformers cannot convert the tensors of {name}"):
+        # Its own loading, without contents: only its converters know the shapes that come out of stacking.
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import convert_and_load_state_dict_in_model
+        from transformers.modeling_utils import LoadStateDictConfig
+
+        empty = {disk: torch.empty(shape, device="meta") for disk, shape in tensors.items()}
+        mapping: Any = get_model_conversion_mapping(model)
+        how = LoadStateDictConfig(device_map={"": "meta"}, dtype=torch.float32, weight_mapping=mapping)
+        info, _ = convert_and_load_state_dict_in_model(model, empty, how)
+        loaded = set(every) - info.missing_keys
+        model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
+        model._adjust_missing_and_unexpected_keys(info)
+    sources: dict[str, list[str]] = {}
+    for disk, pair in pairs.items():
+        for target in pair.targets:
+            sources.setdefault(target, []).append(disk)
+    if info.conversion_errors:
+        target = min(info.conversion_errors)
+        raise IncompatibleError(
+            f"The tensors of {name} that make up '{target}' do not fit together:"
+            + "".join(f"\n  {disk}  {tensors[disk]}" for disk in sources.get(target, [])[:8]),
+            hint="Its files are damaged, or its config belongs to another model.",
+        )
+    # What was loaded must be what the pairs name, or the two readings have drifted apart.
+    if not {pair.targets[0] for pair in pairs.values()} <= loaded <= sources.keys():
+        raise _moved("its renaming and its loading disagree")
+    mismatched = []
+    for target, found, expected in sorted(info.mismatched_keys):
+        disk = sources[target][0]
+        alone = len(sources[target]) == 1 and pairs[disk].key == target
+        mismatched.append((disk if alone else target, tuple(found), tuple(expected)))
+    return Correspondence(
+        parameters={disk: pairs[disk].key for disk in tensors if disk in pairs},
+        ignored=tuple(disk for disk in tensors if disk not in pairs),
+        missing=tuple(parameter for parameter in every if parameter in info.missing_keys),
+        mismatched=tuple(mismatched),
+        tied=tied,
+    )
+
+
+def head_names(config: Mapping[str, Any], names: Iterable[str], name: str = "the model") -> set[str]:
+    """Which tensors belong to the head: what they load into does not lie in the library's base model.
+
+    A base model has no head, and neither have tensors that the library ignores.
+    """
+    model = _meta_model(config, name)
+    targets = {disk: pair.targets[0] for disk, pair in _pair(model, names).items()}
+    path = next((path for path, module in model.named_modules() if module is model.base_model), "")
+    if path:
+        return {disk for disk, target in targets.items() if not target.startswith(f"{path}.")}
+    # Some models carry their body's parts beside the head (T5); the body of their type says which is which.
+    body = body_class(model.config)
+    if body is None or isinstance(model, body):
+        return set()
+    parts = {part for part, _ in _meta_model(config, name, body).named_children()}
+    shared = parts & {part for part, _ in model.named_children()}
+    return {disk for disk, target in targets.items() if shared and target.partition(".")[0] not in parts}
+
+
+class _Pair(NamedTuple):
+    """What a tensor loads into: the key of that piece, and the parameters, more than one where it is split."""
+
+    key: str
+    targets: tuple[str, ...]
+
+
+def _pair(model: PreTrainedModel, names: Iterable[str]) -> dict[str, _Pair]:
+    """What each tensor on disk loads into; tensors that the library leaves alone have no pair.
+
+    This follows the loop of `convert_and_load_state_dict_in_model` in transformers 5.23 (core_model_loading.py);
+    the renaming itself is the library's. `correspondence` runs that function, and compares the two.
+    """
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+        with quiet():
+            mapping = get_model_conversion_mapping(model)
+        renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+        converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+        by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
+        known, prefix = model.state_dict(), model.base_model_prefix
+        pairs: dict[str, _Pair] = {}
+        taken: Counter[tuple[str, str | None]] = Counter()
+        for disk in sorted(names, key=dot_natural_key):
+            target, pattern = rename_source_key(disk, renamings, converters, prefix, known)
+            if target not in known and disk in known:
+                target, pattern = rename_source_key(disk, [], [], prefix, known)
+            if target not in known:
+                continue
+            number = taken[target, pattern]
+            taken[target, pattern] += 1
+            if pattern is not None:
+                first, *rest = by_pattern[pattern].target_patterns
+                others = (target.replace(first, other) for other in rest)
+                pairs[disk] = _Pair(f"{target}[{pattern}#{number}]", (target, *others))
+            elif not number:  # of several names for one parameter the first wins, and the others are ignored
+                pairs[disk] = _Pair(target, (target,))
+    except (ImportError, AttributeError, TypeError, KeyError) as error:
+        raise _moved(first_line(error)) from error
+    return pairs
+
+
+def _meta_model(config: Mapping[str, Any], name: str, cls: type[PreTrainedModel] | None = None) -> PreTrainedModel:
+    """The model of a config, or its body, with shapes and no memory."""
+    import torch
+
+    loaded = read_config(config, name)
+    cls = cls or model_class(loaded, name)
+    # A config can pass its own checks and still make no model (heads that do not divide the width).
+    with library(f"transformers cannot make a {cls.__name__} of the config of {name}"), torch.device("meta"):
+        # Another implementation could be a kernel to fetch, or one that is not installed here.
+        loaded._attn_implementation = "eager"
+        return cls(loaded)
+
+
+def _moved(what: str) -> IncompatibleError:
+    import transformers
+
+    return IncompatibleError(
+        f"Cannot tell which tensors correspond: transformers {transformers.__version__} loads checkpoints in "
+        f"another way than 5.23, which this was written for ({what}).",
+        hint="Use ingredients with the same tensor names, or install transformers 5.23.",
+    )

@@ -1,0 +1,56 @@
+"""``pytorch_model.bin`` → safetensors, where a recipe allows it: tensors only, once for each content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_soup import hub
+from hf_soup.errors import ResolveError
+from hf_soup.headers import Read, read_json, weight_map
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PICKLE = "pytorch_model.bin"
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+
+
+def convert_pickle(name: str, files: Mapping[str, int], read: Read, repo: hub.Repo | None, folder: Path | None) -> Path:
+    """Tensors of ``pytorch_model.bin`` as one safetensors file in the cache, made once for each content."""
+    import torch
+    from safetensors.torch import save_file
+
+    if PICKLE in files:
+        parts: Sequence[str] = [PICKLE]
+    else:
+        index = read_json(read, PICKLE_INDEX, files, name)
+        parts = sorted(set(weight_map(index, PICKLE_INDEX, files, name).values()))
+    paths = hub.fetch([(repo, part) for part in parts]) if repo else [(folder or Path()) / part for part in parts]
+    key = hashlib.sha256("".join(hub.sha256_of(path) for path in paths).encode()).hexdigest()
+    target = hub.own_cache_folder() / "converted" / f"{key}.safetensors"
+    if target.exists():
+        return target
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # noqa: BLE001 -- a pickle from a stranger can raise anything at all
+            raise ResolveError(
+                f"{name}: {path.name} cannot be read as tensors alone ({type(error).__name__}).",
+                hint="It holds more than tensors, or is damaged; have its owner upload safetensors.",
+            ) from None
+        if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+            raise ResolveError(f"{name}: {path.name} is not a mapping from names to tensors.")
+        # Tied tensors share memory in a pickle, which safetensors does not store: each gets bytes of its own.
+        tensors |= {str(key): value.detach().contiguous().clone() for key, value in loaded.items()}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(f".{id(tensors):x}.partial")
+    try:
+        save_file(tensors, partial, metadata={"format": "pt"})
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return target

@@ -1,0 +1,150 @@
+"""What stands before the first download: the recipe by itself, the plan, the data, and room on the disk."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_soup import hub
+from hf_soup.card import strings
+from hf_soup.checkpoint import missing_weights
+from hf_soup.client import Token
+from hf_soup.compatibility import Reason
+from hf_soup.errors import MergeError, RecipeError
+from hf_soup.lineage import Lineage
+from hf_soup.methods import METHODS
+from hf_soup.plan import Plan, make_plan
+from hf_soup.recipe import Recipe
+from hf_soup.selection import SELECTIONS, Selection
+
+if TYPE_CHECKING:
+    from hf_soup.scoring import Bench
+
+#: Where warnings and notes go.
+Say = Callable[[str], None]
+
+
+def validate(recipe: Recipe) -> Selection:
+    """Everything that can be wrong with a recipe by itself."""
+    for title, wanted, registry in (("method", recipe.method, METHODS), ("select", recipe.select, SELECTIONS)):
+        known = registry.get(wanted.name)
+        if known is None:
+            raise RecipeError(f"`{title}` is '{wanted.name}'.", hint=f"Known are: {', '.join(sorted(registry))}.")
+        unknown = set(wanted.parameters) - set(known.parameters)
+        if unknown:
+            takes = ", ".join(known.parameters) or "none"
+            raise RecipeError(f"{wanted.name} has no parameter '{min(unknown)}'.", hint=f"It takes: {takes}.")
+        for name, value in wanted.parameters.items():
+            default = known.parameters[name]
+            fits = isinstance(value, int | float) if type(default) is float else type(value) is type(default)
+            if not fits or (isinstance(value, bool) and type(default) is not bool):
+                raise RecipeError(
+                    f"{wanted.name}: '{name}' is {value!r}; it is of type {type(default).__name__}, "
+                    f"such as {default!r}."
+                )
+    selection = SELECTIONS[recipe.select.name]
+    if selection.needs_score and recipe.score is None:
+        raise RecipeError(
+            f"`select: {selection.name}` looks at held-out scores, and the recipe has no `score`.",
+            hint="Add `score: {task: …, dataset: …, split: validation, metric: accuracy}`, or on the command line "
+            "--data, --task and --metric.",
+        )
+    scorings = [*([recipe.score] if recipe.score else []), *recipe.report]
+    titles = [scoring.title for scoring in scorings]
+    for title in titles:
+        if titles.count(title) > 1:
+            raise RecipeError(f"Two scores are called '{title}'.", hint="Give one of them a `name`.")
+    for scoring in scorings:
+        if scoring.dataset.startswith("local:"):
+            raise RecipeError(
+                f"'{scoring.dataset}' was a file on the machine where the recipe was resolved.",
+                hint="Put that file's path in its place, or leave the score out.",
+            )
+    return selection
+
+
+def trained_on(recipe: Recipe, lineage: Lineage) -> list[Reason]:
+    """Scores on the train split of a data set that an ingredient's card names: the model has seen those rows."""
+    reasons = []
+    for scoring in [*([recipe.score] if recipe.score else []), *recipe.report]:
+        # Old cards leave the owner out: `beans` is AI-Lab-Makerere/beans.
+        known = {scoring.dataset.casefold(), scoring.dataset.casefold().rpartition("/")[2]}
+        who = tuple(
+            name
+            for name, checkpoint in zip(lineage.names, lineage.checkpoints, strict=True)
+            if known & {dataset.casefold() for dataset in strings(checkpoint.card.get("datasets"))}
+        )
+        splits = [part.partition("[")[0].strip() for part in (scoring.split or "").split("+")]
+        if who and any(split.casefold().startswith("train") for split in splits):
+            message = f"'{scoring.title}' is data on which {', '.join(who)} were trained, as their cards say."
+            reasons.append(Reason("scored-on-train", message, who))
+    return reasons
+
+
+def shares(recipe: Recipe, lineage: Lineage) -> dict[str, float]:
+    """The share of every ingredient, by its name."""
+    return {name: each.weight for name, each in zip(lineage.names, recipe.ingredients, strict=True)}
+
+
+def plan_of(recipe: Recipe, lineage: Lineage, weights: Mapping[str, float]) -> Plan:
+    """The plan of a soup of some of the ingredients."""
+    indices = [lineage.names.index(name) for name in weights]
+    return make_plan(
+        [f"{lineage.checkpoints[index].model}@{lineage.checkpoints[index].revision}" for index in indices],
+        [lineage.tensors[index] for index in indices],
+        list(weights.values()),
+        method=recipe.method.name,
+        parameters=recipe.method.parameters,
+        dtype=recipe.dtype,
+    )
+
+
+def prepare_benches(
+    recipe: Recipe, plan: Plan, folder: Path, config: Mapping[str, Any], device: str, token: Token, say: Say
+) -> list[Bench]:
+    """The held-out and report data, prepared once for all models, before any weight is fetched."""
+    scorings = [("score", recipe.score)] if recipe.score else []
+    scorings += [("report", scoring) for scoring in recipe.report]
+    if not scorings:
+        return []
+    from hf_soup.evaluation import require_device, require_memory
+    from hf_soup.scoring import prepare
+
+    require_device(device)
+    require_memory(plan)
+    benches = prepare(scorings, folder=folder, config=config, token=token)
+    for bench in benches:
+        for note in bench.notes:
+            say(f"warning: {note}")
+    return benches
+
+
+def require_disk(lineage: Lineage, plan: Plan, out: Path) -> None:
+    """Refuse before the download what would fill the disk."""
+    missing = missing_weights(lineage.checkpoints)
+    fetch = sum(repo.files[file].size for repo, file in missing)
+    places = {"output": (out.absolute().parent, plan.size), "cache": (hub.cache_folder(), fetch)}
+    devices = {title: _existing(folder).stat().st_dev for title, (folder, _) in places.items()}
+    if devices["output"] == devices["cache"]:
+        places = {"output and cache": (out.absolute().parent, plan.size + fetch)}
+    for title, (folder, need) in places.items():
+        free = free_bytes(folder)
+        if need > free:
+            raise MergeError(
+                f"The disk of the {title} has {free / 1e9:.1f} GB free; {need / 1e9:.1f} GB are needed "
+                f"({fetch / 1e9:.1f} GB to fetch, {plan.size / 1e9:.1f} GB to write).",
+                hint="Make room, choose another output with -o, or another cache with HF_HOME.",
+            )
+
+
+def _existing(folder: Path) -> Path:
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def free_bytes(folder: Path) -> int:
+    """What the disk of a folder, which need not exist yet, has free."""
+    return shutil.disk_usage(_existing(folder)).free

@@ -1,0 +1,141 @@
+"""Whether two models' tokenizers and image processors do the same: by what they do to probes, not by their files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from hf_soup.architecture import first_line, quiet, shown
+
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+)
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+_ROLES = ("unk", "bos", "eos", "cls", "sep", "pad", "mask")
+_TEXTS = (
+    "",
+    "The quick brown fox jumps over the lazy dog.",
+    "I didn't expect THAT, did you?",
+    "  leading, trailing   and\tinner  white\nspace ",
+    "lower UPPER Title CamelCase sNaKe_case",
+    "0 7 42 1234567890 3.14159 1,000,000 1e-5 2024-02-29",
+    "naïve café Ångström Straße Œuvre",
+    "e\u0301 against \u00e9, ﬁ against fi, ① against 1",
+    "Привет, мир! Γειά σου κόσμε.",
+    "你好，世界。こんにちは世界。안녕하세요 세계",
+    "مرحبا بالعالم שלום עולם नमस्ते दुनिया",
+    "🙂 👩‍🔬 🇺🇳 ¿¡§±",
+    "zero\u200bwidth soft\u00adhyphen no\u00a0break \ufeff",
+    "Donaudampfschifffahrtsgesellschaftskapitänskajütenschlüssel",
+    "pneumonoultramicroscopicsilicovolcanoconiosis antidisestablishmentarianism",
+    "a" * 150,
+    "https://huggingface.co/acme/model?x=1&y=2 <b>mail@example.org</b>",
+    "def f(x):\n    return {'a': [x, -1]} # ok",
+    "<s> </s> [CLS] [SEP] [MASK] <pad> <unk> <|endoftext|>",
+    "!!! ... --- ??? \"quoted\" 'single' (round) [square]",
+)
+
+
+class Finding(NamedTuple):
+    """Something about processing: a difference, or a note about what could not be compared."""
+
+    kind: Literal["difference", "note"]
+    message: str
+
+
+def same_processing(
+    folder_a: Path, folder_b: Path, config: Mapping[str, Any], *, names: tuple[str, str] | None = None
+) -> list[Finding]:
+    """What two models' tokenizers and image processors do differently to probe texts and images.
+
+    Args:
+        folder_a, folder_b: Folders with the files of tokenizer and processor, and config.json. Equal files are
+            not loaded.
+        config: The models' config; it says how many channels an image has.
+        names: What the findings call the two; their folders' names by default.
+
+    Returns:
+        Differences, and notes where one has nothing to compare or cannot be loaded; empty when both do the same.
+    """
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    one, other = names or (folder_a.name, folder_b.name)
+    safely: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    pictures: dict[str, Any] = {**safely, "backend": "pil"}
+    kinds: dict[str, tuple[Any, ...]] = {
+        "tokenizer": (_TOKENIZER_FILES, AutoTokenizer, safely, _tokenizer_differences),
+        "image processor": (
+            *(_PROCESSOR_FILES, AutoImageProcessor, pictures),
+            partial(_image_differences, channels=1 if config.get("num_channels") == 1 else 3),
+        ),
+    }
+    findings = []
+    for kind, (files, auto, options, differences) in kinds.items():
+        a, b = (
+            {file: (folder / file).read_bytes() for file in files if (folder / file).is_file()}
+            for folder in (folder_a, folder_b)
+        )
+        if a == b:
+            continue
+        if not a or not b:
+            without, having = (other, one) if a else (one, other)
+            findings.append(Finding("note", f"{without} has no {kind}, {having} has one"))
+            continue
+        try:
+            with quiet():
+                found = differences(*(auto.from_pretrained(folder, **options) for folder in (folder_a, folder_b)))
+        # A tokenizer library that is not installed, a class of the repo's own, a damaged file, a processor
+        # that takes no pictures: whatever it is, nothing was compared, and that is what the note says.
+        except Exception as error:  # noqa: BLE001
+            message = f"the {kind}s of {one} and {other} could not be compared: {first_line(error)}"
+            findings.append(Finding("note", message))
+        else:
+            findings += [Finding("difference", f"{kind}: {what}") for what in found]
+    return findings
+
+
+def _tokenizer_differences(a: Any, b: Any) -> list[str]:
+    found = [] if len(a) == len(b) else [f"{len(a)} tokens against {len(b)}"]
+    for key in (*(f"{role}_token_id" for role in _ROLES), "model_max_length"):
+        one, other = getattr(a, key, None), getattr(b, key, None)
+        if one != other:
+            found.append(f"{key}: {one} against {other}")
+    special = [str(token) for role in _ROLES if (token := getattr(a, f"{role}_token", None))]
+    probes: list[tuple[str, ...]] = [*((text,) for text in _TEXTS), (_TEXTS[1], _TEXTS[2]), (" x ".join(special),)]
+    changed = []
+    for probe in probes:
+        one, other = a(*probe), b(*probe)
+        # One version returns token types where another does not; only what both return can contradict.
+        if any(one[key] != other[key] for key in one.keys() & other.keys()):
+            changed.append((" | ".join(probe), one["input_ids"], other["input_ids"]))
+    if changed:
+        text, ours, theirs = (shown(value) for value in changed[0])
+        what = f"{len(changed)} of {len(probes)} probe texts become other tokens"
+        found.append(f"{what}; {text!r}: {ours} against {theirs}")
+    elif None not in (a.pad_token_id, b.pad_token_id):
+        batch = list(_TEXTS[1:4])
+        if a(batch, padding=True)["input_ids"] != b(batch, padding=True)["input_ids"]:
+            found.append(f"padding: {a.padding_side} against {b.padding_side}")
+    return found
+
+
+def _image_differences(a: Any, b: Any, channels: int) -> list[str]:
+    import numpy as np
+
+    noise = np.random.default_rng(0)
+    largest = 0.0
+    for height, width in ((8, 8), (48, 64), (224, 224), (301, 200)):
+        ramp = np.linspace(0, 200, height * width * channels).reshape(height, width, channels)
+        image = (ramp + noise.integers(0, 56, ramp.shape)).astype(np.uint8)
+        one, other = (
+            np.asarray(processor(images=image, input_data_format="channels_last", return_tensors="np")["pixel_values"])
+            for processor in (a, b)
+        )
+        if one.shape != other.shape:
+            return [f"a picture of {height}×{width} becomes {one.shape[1:]} against {other.shape[1:]}"]
+        largest = max(largest, float(np.abs(one.astype(np.float64) - other).max()))
+    # Both run in one process with one library: more than a mean written with fewer digits is another processor.
+    return [f"pixel values of probe pictures differ by up to {largest:.3g}"] if largest > 1e-6 else []

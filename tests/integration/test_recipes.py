@@ -1,0 +1,237 @@
+"""The recipes that come with the package, as they are, from stand-ins of the models and data that they name."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import HfApi
+from safetensors.torch import load_file
+from stand_ins import DISTILBERT, EMOTIONS, JUNK, LEAVES, VIT
+from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+
+from hf_soup import Recipe
+from hf_soup.demo import child_environment, demo_recipe
+from hf_soup.local_hub import LocalHub
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+EMOTION = "distilbert-base-uncased-finetuned-emotion"
+
+#: Loads a published soup as anybody would, and says what it found.
+LOAD = """
+import json, sys
+from huggingface_hub import ModelCard
+from transformers import pipeline
+repo, task, *inputs = sys.argv[1:]
+ModelCard.load(repo).validate()
+answers = pipeline(task, model=repo)(inputs, top_k=None)
+print(json.dumps([{each["label"]: each["score"] for each in answer} for answer in answers]))
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is expected of a recipe."""
+
+    name: str
+    ancestor: str
+    labels: tuple[str, ...]
+    nameless: tuple[str, ...]
+    task: str
+    auto: Any
+    processing: frozenset[str]
+    titles: tuple[str, str]
+    path: Path = Path()
+
+
+CASES = (
+    Case(
+        name="beans",
+        ancestor=VIT,
+        labels=LEAVES,
+        nameless=("johnnydevriese/vit_beans", "cyanjing/vit-base-beans"),
+        task="image-classification",
+        auto=AutoModelForImageClassification,
+        processing=frozenset({"preprocessor_config.json"}),
+        titles=("AI-Lab-Makerere/beans validation accuracy", "AI-Lab-Makerere/beans test accuracy"),
+    ),
+    Case(
+        name="emotion",
+        ancestor=DISTILBERT,
+        labels=EMOTIONS,
+        nameless=(f"rgao/{EMOTION}", f"ffalcao/{EMOTION}"),
+        task="text-classification",
+        auto=AutoModelForSequenceClassification,
+        processing=frozenset({"tokenizer.json", "tokenizer_config.json"}),
+        titles=("dair-ai/emotion split validation accuracy", "dair-ai/emotion split test accuracy"),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Cooked:
+    """A soup of a recipe, and what the command line said."""
+
+    case: Case
+    report: dict[str, Any]
+    said: str
+    folder: Path
+    environment: dict[str, str]
+
+
+@pytest.fixture
+def local_hub(zoo: LocalHub) -> LocalHub:
+    """The Hub of the whole session."""
+    return zoo
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
+def cooked(request: pytest.FixtureRequest, zoo: LocalHub, tmp_path_factory: pytest.TempPathFactory) -> Cooked:
+    """A recipe, cooked and pushed by the command line in a process of its own."""
+    case: Case = request.param
+    folder = tmp_path_factory.mktemp(case.name)
+    environment = child_environment(os.environ, folder / "home", zoo.endpoint, zoo.token)
+    arguments = ["cook", RECIPES / f"{case.name}.yaml", "-o", "soup", "--json", "--push", f"cooks/{case.name}-soup"]
+    done = subprocess.run(
+        [sys.executable, "-m", "hf_soup", *map(str, arguments)],
+        env=environment, cwd=folder, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return Cooked(case, json.loads(done.stdout), done.stderr, folder / "soup", environment)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_verdict_is_the_one_that_the_recipe_expects(cli: Callable[..., Any], online: LocalHub, case: Case) -> None:
+    path = RECIPES / f"{case.name}.yaml"
+    assert "proven" in path.read_text().partition("base:")[0]
+    assert "ot run against the Hub yet" in path.read_text()
+    done = cli("check", path, "--json")
+    assert done.code == 0
+    assert (done.json["verdict"], done.json["ancestor"]["model"]) == ("proven", case.ancestor)
+    assert {reason["code"]: tuple(reason["ingredients"]) for reason in done.json["reasons"]} == {
+        "labels-unknown": case.nameless
+    }
+    assert done.json["alignments"] == []
+    assert 0 < done.json["transferred_bytes"] < 3e6
+
+
+def test_cook_says_what_scripts_rely_on(cooked: Cooked) -> None:
+    report, recipe = cooked.report, Recipe.load(RECIPES / f"{cooked.case.name}.yaml")
+    models = [ingredient.model for ingredient in recipe.ingredients]
+    assert report.keys() >= {"folder", "weights", "scores", "selected", "digest", "seconds", "resumed", "pushed"}
+    assert list(report["scores"]) == ["soup", *models, "ensemble"]
+    for scores in report["scores"].values():
+        assert tuple(scores) == cooked.case.titles
+        for score in scores.values():
+            assert score["metric"] == "accuracy"
+            assert score["low"] <= score["value"] <= score["high"]
+            assert score["n"] in (48, 96)
+    held_out = {name: scores[cooked.case.titles[0]]["value"] for name, scores in report["scores"].items()}
+    assert min(held_out[name] for name in models) > 1.5 / len(cooked.case.labels)
+    # Greedy soups are never worse than the best single one where they were chosen.
+    assert held_out["soup"] >= max(held_out[name] for name in models)
+    assert set(report["weights"]) == set(report["selected"]) <= set(models)
+    assert re.fullmatch("[0-9a-f]{64}", report["digest"])
+    assert report["pushed"]["repo"] == f"cooks/{cooked.case.name}-soup"
+
+
+def test_nothing_of_the_junk_is_in_the_soup(cooked: Cooked) -> None:
+    files = {path.relative_to(cooked.folder).as_posix() for path in cooked.folder.rglob("*") if path.is_file()}
+    assert not files & JUNK.keys()
+    own = {"README.md", "config.json", "model.safetensors", "plots/scores.png", "soup.json", "soup.yaml"}
+    assert files - own - {"vocab.txt", "special_tokens_map.json"} == cooked.case.processing
+
+
+def test_the_soup_names_its_labels(cooked: Cooked) -> None:
+    config = json.loads((cooked.folder / "config.json").read_text())
+    assert config["id2label"] == {str(number): name for number, name in enumerate(cooked.case.labels)}
+    assert config["label2id"] == {name: number for number, name in enumerate(cooked.case.labels)}
+    assert not {"_name_or_path", "torch_dtype", "id2labl"} & config.keys()
+
+
+def test_the_soup_loads_without_this_package(cooked: Cooked) -> None:
+    model, info = cooked.case.auto.from_pretrained(cooked.folder, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert not info["mismatched_keys"]
+    head = load_file(cooked.folder / "model.safetensors")["classifier.weight"]
+    assert torch.equal(model.classifier.weight, head)
+
+
+def test_the_card_says_what_it_is_made_of(cooked: Cooked) -> None:
+    text = (cooked.folder / "README.md").read_text()
+    found = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    assert found is not None
+    front = yaml.safe_load(found[1])
+    assert front["base_model"] == cooked.report["selected"]
+    assert front["base_model_relation"] == "merge"
+    assert {"model-soup", "merge", "hf-soup"} <= set(front["tags"])
+    assert front["pipeline_tag"] == cooked.case.task
+    (index,) = front["model-index"]
+    (result,) = index["results"]
+    assert result["task"] == {"type": cooked.case.task}
+    assert result["dataset"]["split"] == "test"
+    assert re.fullmatch("[0-9a-f]{40}", result["dataset"]["revision"])
+    accuracy = cooked.report["scores"]["soup"][cooked.case.titles[1]]["value"]
+    assert result["metrics"] == [{"type": "accuracy", "name": "accuracy", "value": pytest.approx(accuracy, abs=1e-6)}]
+    assert cooked.report["digest"] in text
+    for model in cooked.report["selected"]:
+        assert f"https://huggingface.co/{model}/tree/" in text
+
+
+def test_soup_yaml_gives_the_same_bytes(
+    cooked: Cooked, cli: Callable[..., Any], online: LocalHub, tmp_path: Path
+) -> None:
+    resolved = Recipe.load(cooked.folder / "soup.yaml")
+    assert all(re.fullmatch("[0-9a-f]{40}", ingredient.revision or "") for ingredient in resolved.ingredients)
+    assert (resolved.base or "").partition("@")[0] == cooked.case.ancestor
+    assert resolved.score is not None
+    assert re.fullmatch("[0-9a-f]{40}", resolved.score.revision or "")
+    again = cli("cook", cooked.folder / "soup.yaml", "-o", "again", "--json")
+    assert again.code == 0, again.err
+    assert again.json["digest"] == cooked.report["digest"]
+    assert again.json["scores"]["soup"] == cooked.report["scores"]["soup"]
+    both = [(folder / "model.safetensors").read_bytes() for folder in (tmp_path / "again", cooked.folder)]
+    assert both[0] == both[1]
+
+
+def test_what_was_pushed_loads_by_its_name(cooked: Cooked, zoo: LocalHub, tmp_path: Path) -> None:
+    """And its card is one that the Hub takes."""
+    repo = cooked.report["pushed"]["repo"]
+    api = HfApi(endpoint=zoo.endpoint, token=zoo.token)
+    assert api.model_info(repo).sha == cooked.report["pushed"]["commit"]
+    local = {path.relative_to(cooked.folder).as_posix() for path in cooked.folder.rglob("*") if path.is_file()}
+    assert set(api.list_repo_files(repo)) == local | {".gitattributes"}
+    inputs = ["i feel so happy today", "i am really furious about the news"]
+    if cooked.case.task == "image-classification":
+        import random
+
+        from stand_ins import draw_leaf
+
+        inputs = []
+        for label in (0, 2):
+            inputs.append(str(tmp_path / f"{label}.png"))
+            draw_leaf(random.Random(f"new {label}"), label).save(inputs[-1])
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, repo, cooked.case.task, *inputs],
+        env=cooked.environment, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout.splitlines()[-1])
+    assert all(set(answer) == set(cooked.case.labels) for answer in answers)
+    if cooked.case.task == "text-classification":
+        assert [max(answer, key=answer.get) for answer in answers] == ["joy", "anger"]
+
+
+def test_the_demos_recipe_is_what_the_demo_cooks() -> None:
+    assert Recipe.load(RECIPES / "demo-digits.yaml") == demo_recipe()
