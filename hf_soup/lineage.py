@@ -135,6 +135,7 @@ def examine(
     checkpoints: Sequence[Checkpoint],
     *,
     base: str | None = None,
+    alone: bool = False,
     token: Token = None,
 ) -> Lineage:
     """Decide whether models may be averaged, from configs, cards, headers and samples of rows.
@@ -142,13 +143,15 @@ def examine(
     Args:
         checkpoints: Opened ingredients.
         base: The ancestor, where the user names one.
+        alone: A single model may be a soup, as where a selection kept only one.
         token: As everywhere in huggingface_hub.
     """
     before = hub.traffic()
     names = tuple(distinct_names(checkpoints))
     reasons: list[Reason] = []
     if len(checkpoints) < 2:
-        reasons.append(Reason("single", "A soup needs two models or more; only one was named.", names, refuses=True))
+        message = "A soup needs two models or more; only one was named."
+        reasons.append(Reason("single", message, names, refuses=not alone))
     reasons += duplicates(checkpoints, names)
     reasons += quantised(checkpoints, names)
     alignments: tuple[str, ...] = ()

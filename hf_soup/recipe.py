@@ -218,6 +218,11 @@ class Recipe(_Value):
             raise ValueError(f"the weights ({shown}) sum to {total:g}; give at least one ingredient a share")
         return self
 
+    @property
+    def resolved(self) -> bool:
+        """Whether every ingredient is pinned, as in the ``soup.yaml`` of a soup; one alone is a soup only there."""
+        return all(re.fullmatch(r"[0-9a-f]{40}|sha256:[0-9a-f]{64}", each.revision or "") for each in self.ingredients)
+
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read a recipe from a YAML file.

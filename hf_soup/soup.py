@@ -180,7 +180,7 @@ def check(
     """
     recipe = as_recipe(models)
     checkpoints = open_all(recipe.ingredients, allow_pickle=allow_pickle or recipe.allow_pickle, token=token)
-    lineage = examine(checkpoints, base=base or recipe.base, token=token)
+    lineage = examine(checkpoints, base=base or recipe.base, alone=recipe.resolved, token=token)
     return replace(lineage, reasons=(*lineage.reasons, *trained_on(recipe, lineage)))
 
 

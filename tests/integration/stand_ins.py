@@ -420,7 +420,7 @@ def _sentences(split: str, count: int) -> tuple[list[str], list[int]]:
         word = drawn.choice(_FEELINGS[label].split())
         text = f"i {drawn.choice(['feel', 'am', 'was'])} {drawn.choice(['so', 'very', 'really', 'a bit'])} {word}"
         text += f" about {drawn.choice(_THINGS)} {drawn.choice(['today', 'now', 'still', 'again'])}"
-        if drawn.random() < 0.3:
+        if drawn.random() < 0.6:
             text += f" and {drawn.choice(drawn.choice(_FEELINGS).split())}"
         found.setdefault(text, label)
     return list(found), list(found.values())
@@ -498,7 +498,7 @@ def make_emotion(hub: LocalHub) -> None:
             "model_max_length": 32, "tokenizer_class": "DistilBertTokenizer"})}  # fmt: skip
     for number, (owner, (changes, matter, junk)) in enumerate(_OWNERS.items()):
         start.load_state_dict(begin)
-        _train(start, _batches(train, 24, seed=number), 110 + 10 * number, 2e-3)
+        _train(start, _batches(train, 24, seed=number), 90 + number, 1.8e-3)
         config, tensors = saved(start)
         config = {**config, **changes}
         if "torch_dtype" in config:

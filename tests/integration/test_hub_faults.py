@@ -237,7 +237,7 @@ def test_an_answer_that_is_not_from_a_hub(online: LocalHub, repo: str) -> None:
     with pytest.raises(ResolveError, match=r"is not JSON\.\nCheck HF_ENDPOINT"):
         hub.resolve(repo)
     online.intercept = lambda request: JSONResponse({"id": repo, "sha": "main", "siblings": []})
-    with pytest.raises(ResolveError, match="no commit or no file sizes"):
+    with pytest.raises(ResolveError, match="names no commit"):
         hub.resolve(repo)
 
 

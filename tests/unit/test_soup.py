@@ -100,3 +100,17 @@ def test_what_is_wrong_is_one_of_the_errors(models: list[str], tmp_path: Path) -
         hf_soup.score(models, Recipe(ingredients=models))
     with pytest.raises(RecipeError, match="Cannot read"):
         hf_soup.cook(tmp_path / "none.yaml", tmp_path / "soup")
+
+
+def test_a_soup_of_one_is_a_soup_only_where_it_is_pinned(models: list[str], tmp_path: Path) -> None:
+    """A selection may keep one model; its ``soup.yaml`` is cooked again as any other."""
+    with pytest.raises(IncompatibleError, match="needs two models or more"):
+        hf_soup.cook(models[:1], tmp_path / "refused", say=lambda _: None)
+    revision = hf_soup.check(models[:1]).checkpoints[0].revision
+    said: list[str] = []
+    recipe = Recipe(ingredients=[{"model": models[0], "revision": revision}])
+    soup = hf_soup.cook(recipe, tmp_path / "soup", say=said.append)
+    assert any("[single]" in line for line in said)
+    ours, theirs = (load_file(Path(folder) / "model.safetensors") for folder in (soup.folder, models[0]))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
