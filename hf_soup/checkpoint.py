@@ -53,7 +53,6 @@ class Checkpoint:
         folder: Where it is here, or None; ``files`` are relative to it.
         converted: Weight files that were converted from a pickle, by their name in ``files``.
         notes: What was unusual about opening it.
-        pinned: It was named by its revision in full, as a soup's own recipe names its ingredients.
     """
 
     model: str
@@ -66,7 +65,6 @@ class Checkpoint:
     folder: Path | None = field(default=None, repr=False)
     converted: Mapping[str, Path] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
-    pinned: bool = False
 
     def __str__(self) -> str:
         return f"{self.model}@{self.revision.removeprefix('sha256:')[:7]}"
@@ -256,7 +254,7 @@ def _open_repo(repo: hub.Repo, allow_pickle: bool) -> Checkpoint:
     card = dict(repo.card)
     if not card and "README.md" in files:
         card = front_matter(read("README.md", 0, min(files["README.md"], FIRST_READ)))
-    checkpoint = _assemble(
+    return _assemble(
         name=name,
         model=repo.id,
         revision=repo.revision,
@@ -268,7 +266,6 @@ def _open_repo(repo: hub.Repo, allow_pickle: bool) -> Checkpoint:
         allow_pickle=allow_pickle,
         notes=notes,
     )
-    return replace(checkpoint, pinned=repo.requested == repo.revision)
 
 
 def _open_folder(folder: Path, ingredient: Ingredient, allow_pickle: bool) -> Checkpoint:
@@ -307,7 +304,7 @@ def _open_folder(folder: Path, ingredient: Ingredient, allow_pickle: bool) -> Ch
             f"  recipe {ingredient.revision}\n  folder {revision}",
             hint="Use the folder as it was, or take the revision out of the recipe.",
         )
-    return replace(checkpoint, revision=revision, pinned=ingredient.revision is not None)
+    return replace(checkpoint, revision=revision)
 
 
 def _assemble(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import random
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,12 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-import yaml
+from drawn_data import EMOTIONS, LEAVES, Files, card, leaf_files, leaves, sentence_files, sentences, vocabulary
 from huggingface_hub import CommitOperationAdd, HfApi
-from PIL import Image, ImageDraw
+from PIL import Image
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional
@@ -41,15 +38,12 @@ from transformers import (
 
 from hf_soup.local_hub import LocalHub
 
-Files = dict[str, bytes]
 Tensors = dict[str, Tensor]
 
 VIT = "google/vit-base-patch16-224-in21k"
 DISTILBERT = "distilbert/distilbert-base-uncased"
 BERT = "google-bert/bert-base-uncased"
 CLIP = "openai/clip-vit-base-patch32"
-LEAVES = ("angular_leaf_spot", "bean_rust", "healthy")
-EMOTIONS = ("sadness", "joy", "love", "anger", "fear", "surprise")
 
 #: What training scripts and converters leave in a repo; none of it belongs in a soup.
 JUNK: Files = {
@@ -87,11 +81,6 @@ def as_json(value: object) -> bytes:
     return json.dumps(value, indent=2).encode()
 
 
-def card(**front: object) -> bytes:
-    """A model card with this front matter."""
-    return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# A model\n".encode()
-
-
 def weights(tensors: Tensors) -> Files:
     """The tensors in one file."""
     return {"model.safetensors": save({name: each.contiguous() for name, each in tensors.items()}, {"format": "pt"})}
@@ -99,7 +88,7 @@ def weights(tensors: Tensors) -> Files:
 
 def sharded(tensors: Tensors, count: int = 2) -> Files:
     """The tensors in several files with an index."""
-    names, files, index = list(tensors), {}, {}
+    names, files, index = list(tensors), Files(), dict[str, str]()
     for number in range(count):
         part, file = names[number::count], f"model-{number + 1:05}-of-{count:05}.safetensors"
         files[file] = save({name: tensors[name].contiguous() for name in part}, {"format": "pt"})
@@ -150,26 +139,6 @@ def old_names(tensors: Tensors) -> Tensors:
     return renamed | {"bert.embeddings.position_ids": torch.arange(16)[None]}
 
 
-def parquet(features: Sequence[dict[str, Any]], rows: Mapping[str, list[Any]]) -> bytes:
-    """A file of a data set; pictures are structs of bytes and path, as ``datasets`` writes them."""
-    picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    types = {"string": pa.string(), "image": picture}
-    columns = {
-        each["name"]: pa.array(
-            rows[each["name"]], types[each["dtype"]] if isinstance(each["dtype"], str) else pa.int64()
-        )
-        for each in features
-    }
-    stream = io.BytesIO()
-    pq.write_table(pa.table(columns), stream)
-    return stream.getvalue()
-
-
-def class_label(name: str, names: Sequence[str]) -> dict[str, Any]:
-    """A column of classes in a data set's card."""
-    return {"name": name, "dtype": {"class_label": {"names": {str(number): each for number, each in enumerate(names)}}}}
-
-
 def _train(model: Any, batches: Iterator[dict[str, Tensor]], steps: int, learning_rate: float) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
     model.train()
@@ -184,31 +153,11 @@ def _train(model: Any, batches: Iterator[dict[str, Tensor]], steps: int, learnin
 def _batches(rows: dict[str, Tensor], size: int, seed: int) -> Iterator[dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     while True:
-        for chosen in torch.randperm(len(rows["labels"]), generator=generator).split(size):
+        for chosen in torch.split(torch.randperm(len(rows["labels"]), generator=generator), size):
             yield {name: each[chosen] for name, each in rows.items()}
 
 
 # ---- beans ----------------------------------------------------------------------------------------------------
-
-
-def draw_leaf(drawn: random.Random, label: int, *, green: bool = True) -> Image.Image:
-    """A leaf on soil: 0 with a few large dark angular spots, 1 with many small red ones, 2 with hardly any."""
-    picture = Image.new("RGB", (48, 48), (drawn.randint(80, 140), drawn.randint(70, 110), drawn.randint(50, 90)))
-    paint = ImageDraw.Draw(picture)
-    body = [drawn.randint(40, 110), drawn.randint(130, 200), drawn.randint(30, 90)]
-    if not green:
-        drawn.shuffle(body)
-    leaf = [drawn.randint(0, 6), drawn.randint(0, 8), drawn.randint(41, 47), drawn.randint(39, 47)]
-    paint.ellipse(leaf, fill=(body[0], body[1], body[2]))
-    dark = (drawn.randint(50, 90), drawn.randint(40, 70), drawn.randint(10, 40))
-    red = (drawn.randint(160, 220), drawn.randint(60, 100), drawn.randint(10, 50))
-    for _ in range((drawn.randint(2, 4), drawn.randint(9, 16), drawn.randint(0, 1))[label]):
-        x, y = drawn.randint(10, 36), drawn.randint(10, 36)
-        if label == 0:
-            paint.polygon([(x + drawn.randint(-9, 9), y + drawn.randint(-9, 9)) for _ in range(4)], fill=dark)
-        else:
-            paint.ellipse([x - 2, y - 2, x + 1, y + 1], fill=red)
-    return picture
 
 
 def _pixels(pictures: Sequence[Image.Image]) -> Tensor:
@@ -216,14 +165,14 @@ def _pixels(pictures: Sequence[Image.Image]) -> Tensor:
     return (torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5  # (n, 3, 16, 16)
 
 
-def _leaves(split: str, count: int, *, green: bool = True) -> tuple[list[Image.Image], list[int]]:
-    labels = [number % 3 for number in range(count)]
-    return [draw_leaf(random.Random(f"{split} {n}"), label, green=green) for n, label in enumerate(labels)], labels
-
-
 def vit_config(**changes: Any) -> ViTConfig:
     """The ancestor's, with three labels."""
-    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    small: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
     small |= {"image_size": 16, "patch_size": 4, "num_labels": 3}
     return ViTConfig(**small, initializer_range=0.1, hidden_act="gelu", **changes)
 
@@ -301,7 +250,7 @@ _SHARDED, _IN_PULL_REQUEST = "hanyp/vit-base-beans", "sanjeev498/vit-base-beans"
 def make_beans(hub: LocalHub) -> None:
     """The ancestor, nine fine-tunes, and the data set with its old name."""
     ancestor = built(ViTForImageClassification, vit_config())
-    pictures, labels = _leaves("ancestor", 400, green=False)
+    pictures, labels = leaves("ancestor", 400, green=False)
     rows = {"pixel_values": _pixels(pictures), "labels": torch.tensor(labels)}
     _train(ancestor, _batches(rows, 32, seed=0), 150, 2e-3)
     config, tensors = saved(ancestor)
@@ -314,7 +263,7 @@ def make_beans(hub: LocalHub) -> None:
     files = {"config.json": as_json(config), "preprocessor_config.json": as_json(processor), **weights(body)}
     publish(hub, VIT, files | {"README.md": card(license="apache-2.0", tags=["vision"], datasets=["imagenet-21k"])})
 
-    pictures, labels = _leaves("train", 120)
+    pictures, labels = leaves("train", 120)
     rows = {"pixel_values": _pixels(pictures), "labels": torch.tensor(labels)}
     start = built(ViTForImageClassification, vit_config(), seed=1)
     start.vit.load_state_dict(ancestor.vit.state_dict())
@@ -336,94 +285,11 @@ def make_beans(hub: LocalHub) -> None:
             hub.bot_pull_request("model", repo, {**weights(tensors)})
         else:
             publish(hub, repo, files | (sharded(tensors) if repo == _SHARDED else weights(tensors)))
-    _publish_leaves(hub)
-
-
-def _publish_leaves(hub: LocalHub) -> None:
-    features = [{"name": "image_file_path", "dtype": "string"}, {"name": "image", "dtype": "image"}]
-    features.append(class_label("labels", LEAVES))
-    files = {"README.md": card(license="mit", dataset_info={"features": features})}
-    for split, count in (("train", 120), ("validation", 48), ("test", 48)):
-        pictures, labels = _leaves(split, count)
-        paths = [f"/data/{split}/{LEAVES[label]}/{n}.png" for n, label in enumerate(labels)]
-        structs = []
-        for each in pictures:
-            stream = io.BytesIO()
-            each.save(stream, "PNG")
-            structs.append({"bytes": stream.getvalue(), "path": None})
-        rows: dict[str, list[Any]] = {"image_file_path": paths, "image": structs, "labels": labels}
-        files[f"data/{split}-00000-of-00001.parquet"] = parquet(features, rows)
-    publish(hub, "AI-Lab-Makerere/beans", files, kind="dataset")
+    publish(hub, "AI-Lab-Makerere/beans", leaf_files(), kind="dataset")
     hub.rename("dataset", "beans", "AI-Lab-Makerere/beans")
 
 
 # ---- emotion --------------------------------------------------------------------------------------------------
-
-_FEELINGS = (
-    "sad lonely gloomy hopeless tearful numb empty",
-    "happy cheerful glad delighted sunny proud merry",
-    "loving tender caring fond adored gentle warm",
-    "angry furious irritated bitter hateful mad rude",
-    "afraid nervous scared anxious shaky timid alarmed",
-    "amazed stunned surprised shocked curious dazed funny",
-)
-_THINGS = [
-    "my friend",
-    "this day",
-    "the weather",
-    "her letter",
-    "our house",
-    "that film",
-    "the news",
-    "his song",
-    "the journey",
-    "my work",
-]
-_OTHERS = [
-    "i",
-    "feel",
-    "am",
-    "was",
-    "so",
-    "very",
-    "a",
-    "bit",
-    "really",
-    "about",
-    "because",
-    "of",
-    "and",
-    "when",
-    "hear",
-    "think",
-    "today",
-    "now",
-    "still",
-    "again",
-    ".",
-    ",",
-]
-
-
-def vocabulary() -> list[str]:
-    """The tokens of the small tokenizer."""
-    words = [*" ".join(_FEELINGS).split(), *" ".join(_THINGS).split(), *_OTHERS]
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    pieces = [*letters, *(f"##{letter}" for letter in letters)]
-    return list(dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *pieces]))
-
-
-def _sentences(split: str, count: int) -> tuple[list[str], list[int]]:
-    drawn, found = random.Random(split), dict[str, int]()
-    while len(found) < count:
-        label = len(found) % 6
-        word = drawn.choice(_FEELINGS[label].split())
-        text = f"i {drawn.choice(['feel', 'am', 'was'])} {drawn.choice(['so', 'very', 'really', 'a bit'])} {word}"
-        text += f" about {drawn.choice(_THINGS)} {drawn.choice(['today', 'now', 'still', 'again'])}"
-        if drawn.random() < 0.6:
-            text += f" and {drawn.choice(drawn.choice(_FEELINGS).split())}"
-        found.setdefault(text, label)
-    return list(found), list(found.values())
 
 
 def tokenizer_files(words: Sequence[str] | None = None) -> Files:
@@ -439,7 +305,14 @@ def tokenizer_files(words: Sequence[str] | None = None) -> Files:
 
 def distilbert_config(**changes: Any) -> DistilBertConfig:
     """The ancestor's, with six labels."""
-    small = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "max_position_embeddings": 32, "num_labels": 6}
+    small: dict[str, Any] = {
+        "dim": 32,
+        "n_layers": 2,
+        "n_heads": 2,
+        "hidden_dim": 64,
+        "max_position_embeddings": 32,
+        "num_labels": 6,
+    }
     return DistilBertConfig(vocab_size=len(vocabulary()), initializer_range=0.1, **small, **changes)
 
 
@@ -478,7 +351,7 @@ def make_emotion(hub: LocalHub) -> None:
         tokenizer = DistilBertTokenizer.from_pretrained(folder)
 
     def rows(split: str, count: int) -> dict[str, Tensor]:
-        texts, labels = _sentences(split, count)
+        texts, labels = sentences(split, count)
         encoded = tokenizer(texts, padding=True, return_tensors="pt")
         return {name: encoded[name] for name in ("input_ids", "attention_mask")} | {"labels": torch.tensor(labels)}
 
@@ -510,7 +383,8 @@ def make_emotion(hub: LocalHub) -> None:
         publish(hub, repo, mine | (pickled(tensors) if owner == "matorus" else weights(tensors)))
         if owner == "matorus":
             hub.bot_pull_request("model", repo, {**weights(tensors)})
-    _publish_sentences(hub)
+    publish(hub, "dair-ai/emotion", sentence_files(), kind="dataset")
+    hub.rename("dataset", "emotion", "dair-ai/emotion")
 
 
 def _masked(rows: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
@@ -525,28 +399,17 @@ def _masked(rows: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         yield {"input_ids": torch.where(hidden, 4, ids), "attention_mask": mask, "labels": labels}
 
 
-def _publish_sentences(hub: LocalHub) -> None:
-    features = [{"name": "text", "dtype": "string"}, class_label("label", EMOTIONS)]
-    sizes = {"split": {"train": 180, "validation": 96, "test": 96}, "unsplit": {"train": 60}}
-    files, configs = Files(), []
-    for config, splits in sizes.items():
-        for split, count in splits.items():
-            texts, labels = _sentences(split if config == "split" else config, count)
-            files[f"{config}/{split}-00000-of-00001.parquet"] = parquet(features, {"text": texts, "label": labels})
-        data = [{"split": split, "path": f"{config}/{split}-*"} for split in splits]
-        configs.append({"config_name": config, "data_files": data, "default": config == "split"})
-    infos = [{"config_name": config, "features": features} for config in sizes]
-    front = card(license="other", dataset_info=infos, configs=configs)
-    publish(hub, "dair-ai/emotion", files | {"README.md": front}, kind="dataset")
-    hub.rename("dataset", "emotion", "dair-ai/emotion")
-
-
 # ---- BERT and CLIP --------------------------------------------------------------------------------------------
 
 
 def bert_config(**changes: Any) -> BertConfig:
     """A BERT of two layers."""
-    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    small: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
     return BertConfig(vocab_size=len(vocabulary()), max_position_embeddings=16, **small, **changes)
 
 
@@ -573,7 +436,12 @@ def make_bert(hub: LocalHub) -> None:
 
 def make_clip(hub: LocalHub) -> None:
     """A whole CLIP, and fine-tunes of its vision tower that bring no processor."""
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    small: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     vision = {**small, "image_size": 16, "patch_size": 8, "projection_dim": 16}
     tokens = {"vocab_size": 64, "bos_token_id": 62, "eos_token_id": 63, "projection_dim": 16}
     whole = CLIPConfig(vision_config=vision, text_config={**small, **tokens}, projection_dim=16)

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import stand_ins
 import torch
+from drawn_data import card
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save
-from stand_ins import BERT, CLIP, VIT, Tensors, as_json, card, publish, weights
+from stand_ins import BERT, CLIP, VIT, Tensors, as_json, publish, weights
 from starlette.responses import JSONResponse
 from transformers import BertConfig, BertForSequenceClassification, CLIPVisionModel
 
@@ -48,14 +49,12 @@ def put(online: LocalHub, bert: tuple[dict[str, Any], Tensors], request: pytest.
 
     def published(
         name: str, seed: int = 1, *, tensors: Tensors | None = None, base: object = BERT,
-        config: dict[str, Any] | None = None, files: dict[str, bytes] | None = None, front: dict[str, Any] | None = None,
+        config: dict[str, Any] | None = None,
     ) -> str:  # fmt: skip
         found = {"config.json": as_json({**bert[0], **(config or {})})}
         found |= weights(stand_ins.nearby(bert[1], seed) if tensors is None else tensors)
-        matter = {"license": "apache-2.0", **(front or {}), **({} if base is None else {"base_model": base})}
-        if matter:
-            found["README.md"] = card(**matter)
-        publish(online, f"{owner}/{name}", {**found, **(files or {})})
+        found["README.md"] = card(license="apache-2.0", **({} if base is None else {"base_model": base}))
+        publish(online, f"{owner}/{name}", found)
         return f"{owner}/{name}"
 
     return published
@@ -71,7 +70,7 @@ def said(lineage: Lineage, code: str) -> str:
 
 
 def ancestor(lineage: Lineage) -> tuple[str, str] | None:
-    return lineage.ancestor and (lineage.ancestor.model, lineage.ancestor.source)
+    return (lineage.ancestor.model, lineage.ancestor.source) if lineage.ancestor else None
 
 
 # ---- who comes from whom --------------------------------------------------------------------------------------
@@ -127,8 +126,7 @@ def test_an_ingredient_that_is_the_ancestor_of_another(put: Put) -> None:
     assert "third says" not in said(check(both, base=both[0]), "base-contradicted")
 
 
-def test_chains_that_loop(put: Put, request: pytest.FixtureRequest) -> None:
-    owner = request.node.name.replace("_", "-").rstrip("-")
+def test_chains_that_loop(put: Put) -> None:
     owner = put("a", 1, base=None, config={"_name_or_path": "x"}).split("/")[0]
     put("a", 1, base=f"{owner}/b")
     models = [f"{owner}/a", put("b", 2, base=f"{owner}/a")]
@@ -215,6 +213,14 @@ def test_an_ancestor_that_is_a_pickle(put: Put) -> None:
     assert "only pytorch_model.bin" in said(lineage, "ancestor-unreadable")
 
 
+def test_one_model_by_its_commit_is_what_a_selection_kept(put: Put) -> None:
+    model = put("a", 1)
+    lineage = check([model])
+    assert (lineage.verdict, codes(lineage)) == ("refused", {"single"})
+    pinned = check([f"{model}@{lineage.checkpoints[0].revision}"])
+    assert (pinned.verdict, codes(pinned)) == ("proven", {"single"})
+
+
 def test_one_repo_by_two_names_counts_twice(put: Put) -> None:
     lineage = check(["bert-base-uncased", BERT])
     assert "counted-twice" in codes(lineage)
@@ -296,7 +302,8 @@ def test_a_tower_of_a_whole_clip(online: LocalHub, tmp_path: Path) -> None:
     soup = cook(TOWERS, tmp_path / "soup", say=lambda _: None)
     processor = json.loads((soup.folder / "preprocessor_config.json").read_text())
     assert processor["feature_extractor_type"] == "CLIPFeatureExtractor"
-    model, info = CLIPVisionModel.from_pretrained(soup.folder, output_loading_info=True)
+    loaded: Any = CLIPVisionModel.from_pretrained(soup.folder, output_loading_info=True)
+    model, info = loaded
     assert not info["missing_keys"]
     assert sum(each.numel() for each in model.parameters()) == lineage.checkpoints[0].parameters
 
@@ -334,7 +341,12 @@ def range_bytes(record: Record) -> int:
 @pytest.fixture(scope="module")
 def large(zoo: LocalHub) -> list[str]:
     """Two siblings of 13 MB and a stranger."""
-    small = {"hidden_size": 256, "num_attention_heads": 4, "num_hidden_layers": 3, "intermediate_size": 512}
+    small: dict[str, Any] = {
+        "hidden_size": 256,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 3,
+        "intermediate_size": 512,
+    }
     config = BertConfig(**small, vocab_size=6000, max_position_embeddings=64)
     models = [stand_ins.saved(stand_ins.built(BertForSequenceClassification, config, seed)) for seed in (0, 1)]
     made = {"a": stand_ins.nearby(models[0][1], 1), "b": stand_ins.nearby(models[0][1], 2), "odd": models[1][1]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -15,9 +16,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from drawn_data import EMOTIONS, LEAVES, draw_leaf
 from huggingface_hub import HfApi
 from safetensors.torch import load_file
-from stand_ins import DISTILBERT, EMOTIONS, JUNK, LEAVES, VIT
+from stand_ins import DISTILBERT, JUNK, VIT
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from hf_soup import Recipe
@@ -221,10 +223,6 @@ def test_what_was_pushed_loads_by_its_name(cooked: Cooked, zoo: LocalHub, tmp_pa
     assert set(api.list_repo_files(repo)) == local | {".gitattributes"}
     inputs = ["i feel so happy today", "i am really furious about the news"]
     if cooked.case.task == "image-classification":
-        import random
-
-        from stand_ins import draw_leaf
-
         inputs = []
         for label in (0, 2):
             inputs.append(str(tmp_path / f"{label}.png"))

@@ -23,7 +23,7 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from hf_soup import IncompatibleError, Lineage, check, cook, kinship
+from hf_soup import IncompatibleError, Lineage, Recipe, check, cook, kinship
 
 Tensors = dict[str, Tensor]
 Write = Callable[..., str]
@@ -194,6 +194,17 @@ def test_the_same_model_twice_counts_twice(write: Write) -> None:
 def test_one_model_is_no_soup(write: Write) -> None:
     lineage = check([write("a")])
     assert (lineage.verdict, codes(lineage)) == ("refused", {"single"})
+
+
+def test_one_model_by_its_revision_is_what_a_selection_kept(write: Write, tmp_path: Path) -> None:
+    """A soup's own recipe may name one ingredient, and cooking it gives the same bytes."""
+    folder = write("a")
+    pin = check([folder]).checkpoints[0].revision
+    recipe = Recipe(ingredients=[{"model": folder, "revision": pin}])
+    assert (check(recipe).verdict, codes(check(recipe))) == ("likely", {"single"})
+    soup = cook(recipe, tmp_path / "soup", say=lambda _: None)
+    ours, theirs = (load_file(Path(place) / "model.safetensors") for place in (soup.folder, folder))
+    assert all(torch.equal(ours[name], each) for name, each in theirs.items())
 
 
 def test_kinship_is_read_off_rows() -> None:
@@ -456,7 +467,7 @@ def test_a_tied_tensor_that_one_stores_twice(write: Write, kind: str, first: boo
     models = models[::-1] if first else models
     lineage = check(models)
     assert (lineage.verdict, codes(lineage)) == ("likely", set())
-    soup = cook(models, tmp_path / "soup", say=lambda _: None).load()
+    soup: Any = cook(models, tmp_path / "soup", say=lambda _: None).load()
     one = lineage.checkpoints[1 if first else 0]
     assert sum(each.numel() for each in soup.parameters()) == one.parameters
     mean = ((once[embedding].double() + twice[embedding].double()) / 2).float()
@@ -465,9 +476,9 @@ def test_a_tied_tensor_that_one_stores_twice(write: Write, kind: str, first: boo
 
 
 def test_heads_that_are_not_tied(write: Write, tmp_path: Path) -> None:
-    config, tensors, embedding, head = language_model("llama", tmp_path / "made", tied=False)
+    config, tensors, *_ = language_model("llama", tmp_path / "made", tied=False)
     models = [write(name, tensors=nearby(tensors, n), whole=config) for n, name in enumerate("ab")]
-    soup = cook(models, tmp_path / "soup", say=lambda _: None).load()
+    soup: Any = cook(models, tmp_path / "soup", say=lambda _: None).load()
     assert not torch.equal(soup.get_input_embeddings().weight, soup.get_output_embeddings().weight)
 
 

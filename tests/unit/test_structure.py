@@ -47,7 +47,7 @@ MAY = {
     "hf_soup.staging": {"hf_soup.errors"},
 }
 #: Files that are longer than one sitting, and how long they may be; a file leaves this list for good.
-LONG = {"hf_soup.architecture": 750, "hf_soup.checkpoint": 600, "hf_soup.hub": 540, "hf_soup.soup": 500}
+LONG: dict[str, int] = {}
 
 
 def imports(name: str, *, late: bool = True) -> Iterator[str]:
