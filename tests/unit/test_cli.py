@@ -183,6 +183,6 @@ def test_a_closed_pipe_is_no_error(environment: dict[str, str], tmp_path: Path) 
 
 
 def test_every_option_of_a_command_is_documented() -> None:
-    page = commands.get_help(click.Context(commands, info_name="hf-soup"))
+    page = commands.get_help(click.Context(commands, info_name="hf-soup", **commands.context_settings))
     for name in commands.commands:
         assert re.search(rf"^  {name}\b", page, re.MULTILINE)

@@ -181,7 +181,8 @@ def test_help_comes_at_once() -> None:
 def test_every_command_shows_an_example(name: str) -> None:
     """And explains each of its options."""
     command = cli.commands[name]
-    page = command.get_help(click.Context(command, info_name=name))
+    # Under its parent: click keeps the first help option that it makes, and its names come from there.
+    page = command.get_help(click.Context(command, click.Context(cli, **cli.context_settings), name))
     assert f"Example: hf-soup {name}" in " ".join(page.split())
     for parameter in command.params:
         if isinstance(parameter, click.Option):
