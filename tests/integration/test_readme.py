@@ -1,0 +1,50 @@
+"""What the README shows is run as it stands there: its recipe and commands, and its Python."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from hf_soup.demo import child_environment
+from hf_soup.local_hub import LocalHub
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def block(language: str, containing: str) -> str:
+    """The code block of a language that holds a text."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    (found,) = [text for name, text in blocks if name == language and containing in text]
+    return str(found)
+
+
+def test_the_recipe_and_the_commands(zoo: LocalHub, tmp_path: Path) -> None:
+    """In their order, against stand-ins of the models that they name."""
+    (tmp_path / "recipe.yaml").write_text(block("yaml", "ingredients:"))
+    environment = child_environment(os.environ, tmp_path / "home", zoo.endpoint, zoo.token)
+    commands = [shlex.split(line, comments=True) for line in block("", "hf-soup check").splitlines()]
+    assert [command[:2] for command in commands] == [["hf-soup", name] for name in ("check", "cook", "push", "score")]
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, "-m", "hf_soup", *command[1:]],
+            env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, (command, done.stderr)
+    assert "me/vit-beans-soup" in done.stdout
+
+
+def test_the_python(local_hub: LocalHub, environment: dict[str, str], family: Path, tmp_path: Path) -> None:
+    """With two folders of fine-tunes in the place of the reader's."""
+    for name in "ab":
+        shutil.copytree(family / name, tmp_path / "runs" / name)
+    done = subprocess.run(
+        [sys.executable, "-c", block("python", "import hf_soup")],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [record.path for record in local_hub.requests if record.path.endswith("/me/my-soup/commit/main")]
