@@ -13,6 +13,7 @@ from hf_soup import architecture
 from hf_soup.card import license_of, plot, render
 from hf_soup.checkpoint import ASSETS, Checkpoint
 from hf_soup.compatibility import processing_files
+from hf_soup.errors import RecipeError
 from hf_soup.lineage import Lineage
 from hf_soup.plan import Plan
 from hf_soup.recipe import Ingredient, Named, Recipe, Scoring
@@ -26,27 +27,37 @@ if TYPE_CHECKING:
 _PACKAGES = ("hf-soup", "torch", "transformers", "safetensors", "huggingface_hub", "datasets", "evaluate")
 
 
-def soup_config(lineage: Lineage, dtype: str) -> dict[str, Any]:
-    """The donor's config with the dtype that is written, and with label names where any ingredient has them."""
-    config = architecture.output_dtype_config(lineage.donor.config, dtype)
-    config.pop("_name_or_path", None)  # it names the base, or a folder on somebody's machine
+def label_names(lineage: Lineage) -> tuple[str, ...] | None:
+    """The names of the outputs, from the first ingredient that gives any."""
     for name, checkpoint in zip(lineage.names, lineage.checkpoints, strict=True):
         labels = architecture.label_names(checkpoint.config, name)
         if labels is not None:
-            config["id2label"] = {str(number): label for number, label in enumerate(labels)}
-            config["label2id"] = {label: number for number, label in enumerate(labels)}
-            break
+            return labels
+    return None
+
+
+def soup_config(lineage: Lineage, dtype: str, labels: tuple[str, ...] | None = None) -> dict[str, Any]:
+    """The donor's config with the dtype that is written, and with label names; ``labels`` where no model has any."""
+    config = architecture.output_dtype_config(lineage.donor.config, dtype)
+    config.pop("_name_or_path", None)  # it names the base, or a folder on somebody's machine
+    names = label_names(lineage) or labels
+    if names is not None:
+        known = architecture.num_labels(config)
+        if known not in (None, len(names)):
+            raise RecipeError(f"The recipe gives {len(names)} `labels`; the models have {known} outputs.")
+        config["id2label"] = {str(number): label for number, label in enumerate(names)}
+        config["label2id"] = {label: number for number, label in enumerate(names)}
     return config
 
 
-def write_assets(folder: Path, config: Mapping[str, Any], lineage: Lineage) -> None:
+def write_assets(folder: Path, config: Mapping[str, Any], lineage: Lineage, others: Sequence[Checkpoint] = ()) -> None:
     """Write the config, and copy what loading needs beside it.
 
     The donor gives its files. Where it has no tokenizer or processor, the first ingredient that has one gives that,
-    else the ancestor.
+    else the ancestor, else one of the ``others``, which are not in the soup.
     """
     founder = lineage.ancestor.checkpoint if lineage.ancestor else None
-    sources = [*lineage.checkpoints, *([founder] if founder else [])]
+    sources = [*lineage.checkpoints, *([founder] if founder else []), *others]
     having = next((checkpoint for checkpoint in sources if processing_files(checkpoint)), lineage.donor)
     for checkpoint, files in ((having, processing_files(having)), (lineage.donor, _assets(lineage.donor))):
         source = checkpoint.fetch_assets()
@@ -87,12 +98,16 @@ def write_contents(
         benches: That data, pinned.
         title: The soup's name.
     """
-    config = soup_config(lineage, plan.dtype)
-    write_assets(folder, config, lineage)
+    leaves = lineage.only(found.weights)
+    labels = label_names(lineage) or recipe.labels
+    config = soup_config(leaves, plan.dtype, labels)
+    write_assets(folder, config, leaves, lineage.checkpoints)
     index = plan.index()
     if index is not None:
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-    resolved = resolve_recipe(recipe, lineage, found.weights, benches)
+    resolved = resolve_recipe(recipe, leaves, found.weights, benches)
+    if label_names(leaves) is None and labels is not None:
+        resolved = resolved.model_copy(update={"labels": labels})
     (folder / "soup.yaml").write_text(resolved.to_yaml())
     base = lineage.ancestor.checkpoint if lineage.ancestor else None
     used = list(found.weights)
@@ -136,20 +151,19 @@ def write_contents(
     (folder / "README.md").write_text(card)
 
 
-def resolve_recipe(recipe: Recipe, lineage: Lineage, weights: Mapping[str, float], benches: Sequence[Bench]) -> Recipe:
+def resolve_recipe(recipe: Recipe, leaves: Lineage, weights: Mapping[str, float], benches: Sequence[Bench]) -> Recipe:
     """The recipe with every choice made: the leaves that went in, by commit, with their shares; no local paths."""
-    leaves = [lineage.checkpoints[lineage.names.index(name)] for name in weights]
     scorings = [_public(bench.scoring) for bench in benches]
-    ancestor = lineage.ancestor
-    base = None
-    if ancestor and not ancestor.model.startswith("local:"):
-        base = f"{ancestor.model}@{ancestor.revision}" if ancestor.revision else ancestor.model
+    ancestor, base = leaves.ancestor, None
+    # One that could not be read would stop the next cook, where it is only a hint in a card.
+    if ancestor and ancestor.revision and not ancestor.model.startswith("local:"):
+        base = f"{ancestor.model}@{ancestor.revision}"
     return recipe.model_copy(
         update={
             "base": base,
             "ingredients": tuple(
                 Ingredient(model=leaf.model, revision=leaf.revision, weight=weight)
-                for leaf, weight in zip(leaves, weights.values(), strict=True)
+                for leaf, weight in zip(leaves.checkpoints, weights.values(), strict=True)
             ),
             # The choice is made; a weight that came out of data is not derived again.
             "select": Named(name="uniform"),

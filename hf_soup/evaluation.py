@@ -102,7 +102,7 @@ class Evaluation:
             if len(weights) == 1:
                 bench.refuse_worse_than_majority(title, logits)
                 self._logits[title, bench.title] = logits
-            self._found[key] = bench.score(logits).value
+            self._found[key] = bench.value(logits)
         return self._found[key]
 
     def alone(self) -> dict[str, Score]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hf_soup import hub
 from hf_soup.ancestry import Ancestor, find_ancestor, weigh
 from hf_soup.checkpoint import Checkpoint
 from hf_soup.client import Token
@@ -43,12 +42,23 @@ class Lineage:
     alignments: tuple[str, ...]
     evidence: tuple[Kinship, ...]
     tensors: tuple[Mapping[str, TensorInfo], ...] = field(repr=False)
-    transferred_bytes: int
+    transferred_bytes: int = 0
 
     @property
     def donor(self) -> Checkpoint:
         """The first ingredient: its config and the names of its tensors are the soup's."""
         return self.checkpoints[0]
+
+    def only(self, names: Collection[str]) -> Lineage:
+        """Some of the ingredients, the first of them as the donor: what a selection leaves.
+
+        So the soup has the names and the config that cooking it again from those alone gives.
+        """
+        kept = [index for index, name in enumerate(self.names) if name in names]
+        checkpoints = tuple(self.checkpoints[index] for index in kept)
+        called = tuple(self.names[index] for index in kept)
+        tensors, _, _ = align(checkpoints, called)
+        return replace(self, checkpoints=checkpoints, names=called, tensors=tensors)
 
     def raise_if_refused(self) -> None:
         """Stop before anything is averaged.
@@ -146,7 +156,6 @@ def examine(
         alone: A single model may be a soup, as where a selection kept only one.
         token: As everywhere in huggingface_hub.
     """
-    before = hub.traffic()
     names = tuple(distinct_names(checkpoints))
     reasons: list[Reason] = []
     if len(checkpoints) < 2:
@@ -188,7 +197,6 @@ def examine(
         alignments=alignments,
         evidence=tuple(evidence),
         tensors=tensors,
-        transferred_bytes=hub.traffic() - before,
     )
 
 

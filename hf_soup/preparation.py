@@ -89,11 +89,10 @@ def shares(recipe: Recipe, lineage: Lineage) -> dict[str, float]:
 
 
 def plan_of(recipe: Recipe, lineage: Lineage, weights: Mapping[str, float]) -> Plan:
-    """The plan of a soup of some of the ingredients."""
-    indices = [lineage.names.index(name) for name in weights]
+    """The plan of a soup of all ingredients of a lineage."""
     return make_plan(
-        [f"{lineage.checkpoints[index].model}@{lineage.checkpoints[index].revision}" for index in indices],
-        [lineage.tensors[index] for index in indices],
+        [f"{checkpoint.model}@{checkpoint.revision}" for checkpoint in lineage.checkpoints],
+        lineage.tensors,
         list(weights.values()),
         method=recipe.method.name,
         parameters=recipe.method.parameters,

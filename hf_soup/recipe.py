@@ -182,6 +182,7 @@ class Recipe(_Value):
         score: The held-out data that selection may look at.
         report: Data that is looked at once, at the end.
         dtype: ``bfloat16``, ``float16``, ``float32`` or ``float64``; the ingredients' by default.
+        labels: Names of the outputs, where no ingredient gives any.
         seed: Of every random number.
         allow_pickle: Read ``pytorch_model.bin`` where there is nothing else (weights only).
 
@@ -200,6 +201,7 @@ class Recipe(_Value):
     score: Scoring | None = None
     report: tuple[Scoring, ...] = ()
     dtype: Literal["bfloat16", "float16", "float32", "float64"] | None = None
+    labels: tuple[str, ...] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     allow_pickle: bool = False
 

@@ -178,10 +178,15 @@ def check(
     Raises:
         ResolveError: A model cannot be found, reached or read.
     """
+    before = hub.traffic()
     recipe = as_recipe(models)
     checkpoints = open_all(recipe.ingredients, allow_pickle=allow_pickle or recipe.allow_pickle, token=token)
     lineage = examine(checkpoints, base=base or recipe.base, alone=recipe.resolved, token=token)
-    return replace(lineage, reasons=(*lineage.reasons, *trained_on(recipe, lineage)))
+    return replace(
+        lineage,
+        reasons=(*lineage.reasons, *trained_on(recipe, lineage)),
+        transferred_bytes=hub.traffic() - before,  # with the headers, indexes and cards of the ingredients
+    )
 
 
 def cook(
@@ -225,7 +230,7 @@ def cook(
     lineage = _checked(recipe, token, say)
     with Staging(out) as staging, tempfile.TemporaryDirectory(prefix="hf-soup-") as kitchen:
         everyone = plan_of(recipe, lineage, shares(recipe, lineage))
-        config = soup_config(lineage, everyone.dtype)
+        config = soup_config(lineage, everyone.dtype, recipe.labels)
         write_assets(Path(kitchen), config, lineage)
         benches = prepare_benches(recipe, everyone, Path(kitchen), config, device, token, say)
         require_disk(lineage, everyone, out)
@@ -236,7 +241,7 @@ def cook(
             # In the recipe's order, whatever the order in which they were chosen: sums are rounded in order.
             chosen = {name: found.weights[name] for name in lineage.names if name in found.weights}
             found = Selected(chosen, found.trace)
-            plan = plan_of(recipe, lineage, chosen)
+            plan = plan_of(recipe, lineage.only(chosen), chosen)
             places = [paths[lineage.names.index(name)] for name in chosen]
             said = staging.begin(plan.fingerprint, plan.to_dict(), places)
             if said not in (None, "continued"):
@@ -304,7 +309,7 @@ def score(
     checkpoints = open_all(models, allow_pickle=recipe.allow_pickle, token=token)
     scores: dict[str, dict[str, dict[str, Any]]] = {}
     for checkpoint in checkpoints:
-        alone = Lineage("likely", None, (checkpoint,), (checkpoint.model,), (), (), (), (checkpoint.tensors,), 0)
+        alone = Lineage("likely", None, (checkpoint,), (checkpoint.model,), (), (), (), (checkpoint.tensors,))
         plan = plan_of(Recipe(ingredients=[checkpoint.model]), alone, {checkpoint.model: 1.0})
         with tempfile.TemporaryDirectory(prefix="hf-soup-") as folder:
             config = soup_config(alone, plan.dtype)

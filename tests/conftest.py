@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# Before torch is loaded: threads of OpenMP that spin while they wait make small models slow on shared cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 
 from hf_soup.demo import child_environment

@@ -107,6 +107,10 @@ class Bench:
         """
         return metrics.score(self.scoring.metric, self.references, self.answers(logits))
 
+    def value(self, logits: Logits) -> float:
+        """The metric alone, without the interval, for whoever asks it of many candidates."""
+        return metrics.compute(self.scoring.metric, self.references, self.answers(logits))
+
     def answers(self, logits: Logits) -> Ints:
         """``(n,)`` int64: the largest of each row's logits, the first of equal ones."""
         self._check(logits)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import hf_soup
 from hf_soup import IncompatibleError, MergeError, Recipe, RecipeError, ResolveError, Soup
@@ -114,3 +115,32 @@ def test_a_soup_of_one_is_a_soup_only_where_it_is_pinned(models: list[str], tmp_
     ours, theirs = (load_file(Path(folder) / "model.safetensors") for folder in (soup.folder, models[0]))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_what_was_left_out_leaves_no_trace_in_the_bytes(models: list[str], family: Path, tmp_path: Path) -> None:
+    """The first ingredient has old tensor names and is dropped; only it names the labels. The soup is the leaves'."""
+    old, *rest = (tmp_path / name for name in ("old", "b", "c"))
+    for folder, model in zip([old, *rest], models, strict=True):
+        shutil.copytree(model, folder)
+    tensors = load_file(old / "model.safetensors")
+    renamed = {name.replace("LayerNorm.weight", "LayerNorm.gamma"): tensor for name, tensor in tensors.items()}
+    assert renamed.keys() != tensors.keys()
+    save_file(renamed, old / "model.safetensors", metadata={"format": "pt"})
+    for folder in rest:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if "label" not in k}))
+    first = hf_soup.cook(
+        Recipe(ingredients=[{"model": str(old), "weight": 0}, *map(str, rest)], base=str(family / "base")),
+        tmp_path / "first",
+        say=lambda _: None,
+    )
+    assert json.loads((first.folder / "config.json").read_text())["id2label"] == {"0": "negative", "1": "positive"}
+    assert not any("gamma" in name for name in load_file(first.folder / "model.safetensors"))
+    leaves = [
+        {"model": str(folder), "revision": leaf.revision}
+        for folder, leaf in zip(rest, first.recipe.ingredients, strict=True)
+    ]
+    again = Recipe(**{**first.recipe.to_dict(), "ingredients": leaves})
+    second = hf_soup.cook(again, tmp_path / "second", say=lambda _: None)
+    assert second.digest == first.digest
+    assert (second.folder / "config.json").read_bytes() == (first.folder / "config.json").read_bytes()
