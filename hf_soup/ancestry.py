@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from hf_soup.headers import TensorInfo
 from hf_soup.kinship import Kinship
 
 _CHAIN = 5  # how far back ancestors of ancestors are followed
+_PARENTS = 16  # how many of one generation, so that a card cannot ask for a thousand requests
 
 
 class Bases(NamedTuple):
@@ -38,7 +39,7 @@ class Ancestor:
 
 
 def find_ancestor(
-    checkpoints: Sequence[Checkpoint], names: Sequence[str], base: str | None, token: Token
+    checkpoints: Sequence[Checkpoint], names: Sequence[str], base: str | None, *, allow_pickle: bool, token: Token
 ) -> tuple[Ancestor | None, bool, list[Reason]]:
     """The ancestor that the recipe or all ingredients name; whether every ingredient says so; what contradicts."""
     reasons: list[Reason] = []
@@ -49,17 +50,16 @@ def find_ancestor(
             known[model] = _look(model, token)
         return known[model]
 
-    chains: list[list[str]] = []
-    for checkpoint in checkpoints:
-        chain: list[str] = []
-        bases = declared_bases(checkpoint)
-        while bases.names and len(chain) < _CHAIN:
-            # By the names that the Hub answers with, as bases are renamed.
-            named = [each for each in map(look, bases.names) if each.name not in (*chain, checkpoint.model)]
-            parents = [each for each in named if bases.stated or each.found]
-            chain += [parent.name for parent in parents[:1]]
-            bases = parents[0].bases if parents else NOBODY
-        chains.append(chain)
+    chains = [_chain(checkpoint, look) for checkpoint in checkpoints]
+    # A name that nobody can find contradicts nobody: where others can be found, that model's weights decide.
+    lost = [index for index, chain in enumerate(chains) if chain and not any(look(each).found for each in chain)]
+    if lost and any(chain for index, chain in enumerate(chains) if index not in lost):
+        for index in lost:
+            message = (
+                f"{names[index]} says that it comes from {chains[index][0]}, which is not there; its weights decide."
+            )
+            reasons.append(Reason("ancestor-unreadable", message, (names[index],)))
+            chains[index] = []
     speaking = [(name, chain) for name, chain in zip(names, chains, strict=True) if chain]
     # An ingredient may be another's ancestor, and has itself as one then.
     lines_of = [{*chain, checkpoint.model} for checkpoint, chain in zip(checkpoints, chains, strict=True) if chain]
@@ -72,7 +72,7 @@ def find_ancestor(
     declared = bool(shared) and not silent
     offline = any(checkpoint.repo and checkpoint.repo.from_cache for checkpoint in checkpoints)
     if base is not None:
-        seen = _look(base, token, on_hub=False)
+        seen = _look(base, token, on_hub=False, allow_pickle=allow_pickle)
         if seen.error is not None:
             if offline:
                 # Without a network only what was fetched is here, and of an ancestor only samples were read.
@@ -127,6 +127,25 @@ def find_ancestor(
     return Ancestor(seen.checkpoint.model, seen.checkpoint.revision, "card", seen.checkpoint), declared, reasons
 
 
+def _chain(checkpoint: Checkpoint, look: Callable[[str], _Seen]) -> list[str]:
+    """The ancestors of a model, nearest first, by the names that the Hub answers with, as bases are renamed.
+
+    All parents are followed, as a soup has several.
+    """
+    chain: list[str] = []
+    front = [declared_bases(checkpoint)]
+    for _ in range(_CHAIN):
+        parents = {
+            seen.name: seen
+            for bases in front
+            for seen in map(look, bases.names[:_PARENTS])
+            if seen.name not in (*chain, checkpoint.model) and (bases.stated or seen.found)
+        }
+        chain += parents
+        front = [seen.bases for seen in list(parents.values())[:_PARENTS]]
+    return chain
+
+
 @dataclass(frozen=True)
 class _Seen:
     """An ancestor that somebody names: what the Hub calls it, whether there is one, and what can be read of it."""
@@ -138,9 +157,9 @@ class _Seen:
     error: SoupError | None = None
 
 
-def _look(model: str, token: Token, *, on_hub: bool = True) -> _Seen:
+def _look(model: str, token: Token, *, on_hub: bool = True, allow_pickle: bool = False) -> _Seen:
     try:
-        checkpoint = open_checkpoint(model, token=token, on_hub=on_hub)
+        checkpoint = open_checkpoint(model, token=token, on_hub=on_hub, allow_pickle=allow_pickle)
     except SoupError as error:
         # Gated, or without safetensors: its weights cannot be compared, but its name and its card still count.
         try:

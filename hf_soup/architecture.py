@@ -104,7 +104,13 @@ def model_class(config: PreTrainedConfig, name: str = "the model") -> type[PreTr
     return found
 
 
-def same_architecture(a: Mapping[str, Any], b: Mapping[str, Any], *, body_only: bool = False) -> list[str]:
+def same_architecture(
+    a: Mapping[str, Any],
+    b: Mapping[str, Any],
+    *,
+    body_only: bool = False,
+    names: tuple[str, str] = ("the first model", "the second model"),
+) -> list[str]:
     """How the models differ that the library reads out of two configs; empty when they do not.
 
     The loaded values are compared, defaults included, so fields that come and go between versions do not count;
@@ -115,18 +121,19 @@ def same_architecture(a: Mapping[str, Any], b: Mapping[str, Any], *, body_only: 
         a, b: Two ``config.json``.
         body_only: Compare no classes, and where one config is that of a part of the other (the vision tower of a
             CLIP), compare that part. For an ancestor.
+        names: What errors call them.
 
     >>> vit = {"model_type": "vit", "hidden_size": 64, "num_attention_heads": 4, "torch_dtype": "float32"}
     >>> same_architecture(vit, {**vit, "hidden_act": "relu", "dtype": "bfloat16"}, body_only=True)
     ['hidden_act: gelu against relu']
     """
-    left, right = read_config(a, "the first model"), read_config(b, "the second model")
+    left, right = read_config(a, names[0]), read_config(b, names[1])
     differences = []
     ignore_tokens = body_only
     if body_only:
         left, right = _part_like(left, right), _part_like(right, left)
     else:
-        first, second = model_class(left, "the first model"), model_class(right, "the second model")
+        first, second = model_class(left, names[0]), model_class(right, names[1])
         ignore_tokens = first.can_generate() and second.can_generate()
         if first is not second:
             differences.append(f"class: {first.__name__} against {second.__name__}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from hf_soup import hub
 from hf_soup.client import Token
-from hf_soup.errors import ResolveError, SoupError
+from hf_soup.errors import MergeError, ResolveError, SoupError
 from hf_soup.headers import FIRST_READ, FLOATS, Read, TensorInfo, front_matter, read_header, read_json, some, weight_map
 from hf_soup.pickles import PICKLE, PICKLE_INDEX, convert_pickle
-from hf_soup.recipe import Ingredient
+from hf_soup.recipe import Ingredient, is_here
 
 if TYPE_CHECKING:
     pass
@@ -53,6 +54,7 @@ class Checkpoint:
         folder: Where it is here, or None; ``files`` are relative to it.
         converted: Weight files that were converted from a pickle, by their name in ``files``.
         notes: What was unusual about opening it.
+        stamps: Size, time and inode of a folder's weight files when they were pinned.
     """
 
     model: str
@@ -65,6 +67,7 @@ class Checkpoint:
     folder: Path | None = field(default=None, repr=False)
     converted: Mapping[str, Path] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
+    stamps: Mapping[Path, tuple[int, int, int]] = field(default_factory=dict, repr=False, compare=False)
 
     def __str__(self) -> str:
         return f"{self.model}@{self.revision.removeprefix('sha256:')[:7]}"
@@ -132,14 +135,12 @@ def fetch_weights(checkpoints: Sequence[Checkpoint], *, quiet: bool = False) -> 
         for file in checkpoint.weight_files
     }
     paths = dict(zip(wanted, hub.fetch(list(wanted.values()), quiet=quiet), strict=True))
-    # What a check reads, so that the next one works without a network: the small files, and where the branch was.
+    # What a check reads, so that the next one works without a network: the small files.
     repos = list({(each.repo.id, each.repo.revision): each.repo for each in checkpoints if each.repo}.values())
     small = [
         (repo, file) for repo in repos for file in repo.files if file in ("README.md", _INDEX) or ASSETS.fullmatch(file)
     ]
     hub.fetch(small, quiet=True)
-    for repo in repos:
-        hub.remember(repo)
 
     def place(checkpoint: Checkpoint, file: str) -> Path:
         if file in checkpoint.converted:
@@ -168,14 +169,11 @@ def open_checkpoint(
     """
     if isinstance(ingredient, str):
         ingredient = Ingredient.model_validate(ingredient)
-    folder = Path(ingredient.model).expanduser()
-    if folder.is_dir() and not on_hub:
+    folder = Path(os.path.expanduser(ingredient.model))  # noqa: PTH111 -- the other raises for an unknown user
+    here = is_here(str(folder)) and not on_hub
+    if here and folder.is_dir():
         return _open_folder(folder, ingredient, allow_pickle)
-    if (
-        (folder.exists() and not on_hub)
-        or ingredient.model.startswith((".", "/", "~"))
-        or ingredient.model.count("/") > 1
-    ):
+    if here or ingredient.model.startswith((".", "/", "~")) or ingredient.model.count("/") > 1:
         raise ResolveError(
             f"'{ingredient.model}' is neither a folder nor a Hub id.",
             hint="Name a folder with config.json and model.safetensors, or a Hub id `owner/name`.",
@@ -247,6 +245,7 @@ def _open_repo(repo: hub.Repo, allow_pickle: bool) -> Checkpoint:
         offered = hub.conversion_of(repo)
         if offered is not None:
             notes.append(f"its safetensors are in the conversion bot's pull request ({offered.requested})")
+            hub.remember("model", repo.id, repo.requested, found=offered.id, commit=offered.revision)
             repo = offered
     name = f"{repo.id}@{repo.revision[:7]}"
     files = {path: file.size for path, file in repo.files.items()}
@@ -284,7 +283,7 @@ def _open_folder(folder: Path, ingredient: Ingredient, allow_pickle: bool) -> Ch
     card = front_matter(read("README.md", 0, files["README.md"])) if files.get("README.md", 0) else {}
     checkpoint = _assemble(
         name=f"'{ingredient.model}'",
-        model=f"local:{folder.name}",
+        model=f"local:{folder.name.replace('@', '-')}",  # what stands after an @ is a revision
         revision="",
         files=files,
         read=read,
@@ -295,6 +294,7 @@ def _open_folder(folder: Path, ingredient: Ingredient, allow_pickle: bool) -> Ch
         notes=[],
     )
     paths = [checkpoint.converted.get(file, folder / file) for file in sorted(checkpoint.weight_files)]
+    stamps = {path: _stamp(path) for path in paths}
     hashes = hub.in_parallel(hub.sha256_of, paths, threads=4)
     lines = "".join(f"{file} {digest}\n" for file, digest in zip(sorted(checkpoint.weight_files), hashes, strict=True))
     revision = "sha256:" + hashlib.sha256(lines.encode()).hexdigest()
@@ -304,7 +304,27 @@ def _open_folder(folder: Path, ingredient: Ingredient, allow_pickle: bool) -> Ch
             f"  recipe {ingredient.revision}\n  folder {revision}",
             hint="Use the folder as it was, or take the revision out of the recipe.",
         )
-    return replace(checkpoint, revision=revision)
+    return replace(checkpoint, revision=revision, stamps=stamps)
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns, state.st_ino
+
+
+def require_unchanged(checkpoints: Sequence[Checkpoint]) -> None:
+    """Refuse folders whose weights are not those that were pinned any more, as where training goes on.
+
+    Raises:
+        MergeError: A file was written to since.
+    """
+    for checkpoint in checkpoints:
+        for path, stamp in checkpoint.stamps.items():
+            if not path.exists() or _stamp(path) != stamp:
+                raise MergeError(
+                    f"{checkpoint}: '{path.name}' changed while it was read.",
+                    hint="Leave the ingredients alone while they are averaged, and run this again.",
+                )
 
 
 def _assemble(

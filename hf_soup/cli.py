@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -311,9 +312,11 @@ def _recipe(
 def _scoring(data: str | None, task: str | None, metric: str | None) -> dict[str, Any]:
     if not data or not task:
         raise click.UsageError("--data and --task go together")
-    dataset, colon, split = data.rpartition(":")
-    if not colon or Path(data).exists():
-        dataset, split = data, ""
+    from hf_soup.recipe import is_here
+
+    # A split may have a colon of its own: `owner/data:validation[:500]`.
+    found = re.fullmatch(r"(.+?):(\w[^:\[\]]*(?:\[[^\]]*\][^:\[\]]*)*)", data)
+    dataset, split = (data, "") if found is None or is_here(data) else found.groups()
     return {"task": task, "dataset": dataset, "split": split or None, "metric": metric or "accuracy"}
 
 

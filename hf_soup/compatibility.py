@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from hf_soup.checkpoint import ASSETS, Checkpoint
 from hf_soup.headers import TensorInfo
 from hf_soup.processing import same_processing
 
+_MODULE_WEIGHTS = re.compile(r"\d+_[A-Za-z]+/(model\.safetensors|pytorch_model\.bin)")
 #: Files that a model brings along but that do not decide how its inputs are prepared.
 _NOT_PROCESSING = ("config.json", "generation_config.json", "modules.json")
 
@@ -70,6 +72,20 @@ def quantised(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[R
     ]
 
 
+def modules(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[Reason]:
+    """Models with weights of their own outside the transformer, which nobody would average."""
+    reasons = []
+    for checkpoint, name in zip(checkpoints, names, strict=True):
+        found = [path for path in checkpoint.files if _MODULE_WEIGHTS.fullmatch(path)]
+        if found:
+            message = (
+                f"{name} has weights in {some(found)}, outside the transformer; they would be missing in the soup. "
+                "Only sentence-transformers modules without weights (pooling, normalisation) are taken over."
+            )
+            reasons.append(Reason("module-weights", message, (name,), refuses=True))
+    return reasons
+
+
 def architectures(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[Reason]:
     """Models that transformers would build differently from the first one."""
     reasons = []
@@ -78,7 +94,7 @@ def architectures(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> li
     for checkpoint, name in zip(checkpoints[1:], names[1:], strict=True):
         if checkpoint.config == donor.config:
             continue
-        differences = architecture.same_architecture(donor.config, checkpoint.config)
+        differences = architecture.same_architecture(donor.config, checkpoint.config, names=(names[0], name))
         if differences:
             shown = "; ".join(differences[:6])
             reasons.append(

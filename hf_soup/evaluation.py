@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,8 +140,6 @@ class Evaluation:
     def _run(self, tensors: dict[str, Tensor], benches: Sequence[Bench], name: str) -> dict[str, Logits]:
         import torch
 
-        # One model at a time: torch's own threads have the cores to themselves here, unlike in a merge.
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
         model = build_model(self._config_folder, tensors, benches[0].scoring.task, getattr(torch, self._plan.dtype))
         tensors.clear()
         logits = {}

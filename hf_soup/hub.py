@@ -7,10 +7,12 @@ with the sha256 that the Hub states, and every failure becomes one `SoupError` t
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +25,7 @@ from huggingface_hub import (
     hf_hub_url,
     try_to_load_from_cache,
 )
+from huggingface_hub.community import Discussion
 from huggingface_hub.errors import (
     HfHubHTTPError,
     LocalEntryNotFoundError,
@@ -114,6 +117,7 @@ def resolve(repo_id: str, revision: str | None = None, *, token: Token = None, f
         for file in info.siblings or ()
     }
     card: dict[str, Any] = dict(info.card_data.__dict__) if info.card_data else {}
+    remember("model", repo_id, revision, found=info.id, commit=str(info.sha))
     return Repo(
         id=info.id,
         revision=str(info.sha),
@@ -128,6 +132,8 @@ def resolve(repo_id: str, revision: str | None = None, *, token: Token = None, f
 
 def _resolve_in_cache(repo_id: str, revision: str | None, token: Token) -> Repo | None:
     """What the cache knows of a repo, from its references and from one snapshot's links."""
+    requested = revision
+    repo_id, revision = _remembered("model", repo_id, revision) or (repo_id, revision)
     root = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type="model")
     commit = revision or constants.DEFAULT_REVISION
     reference = root / "refs" / commit
@@ -145,7 +151,7 @@ def _resolve_in_cache(repo_id: str, revision: str | None, token: Token) -> Repo 
             blob = path.resolve().name
             sha256 = blob if re.fullmatch(r"[0-9a-f]{64}", blob) else None
             files[path.relative_to(snapshot).as_posix()] = RepoFile(path.stat().st_size, blob, sha256)
-    return Repo(repo_id, commit, revision, files, card={}, tags=(), from_cache=True, token=token)
+    return Repo(repo_id, commit, requested, files, card={}, tags=(), from_cache=True, token=token)
 
 
 def conversion_of(repo: Repo) -> Repo | None:
@@ -156,7 +162,7 @@ def conversion_of(repo: Repo) -> Repo | None:
     if repo.from_cache:
         return None
     try:
-        for discussion in api(repo.token).get_repo_discussions(repo.id, author=_BOT, discussion_type="pull_request"):
+        for discussion in retrying(_pull_requests_of_the_bot, repo):
             if discussion.author != _BOT or discussion.title != _BOT_TITLE or discussion.status != "open":
                 continue
             offered = resolve(repo.id, f"refs/pr/{discussion.num}", token=repo.token)
@@ -167,6 +173,10 @@ def conversion_of(repo: Repo) -> Repo | None:
         if status_of(error) not in (403, 404):  # the owner has switched discussions off
             raise explain(error, f"'{repo.id}': its pull requests") from None
     return None
+
+
+def _pull_requests_of_the_bot(repo: Repo) -> list[Discussion]:
+    return list(api(repo.token).get_repo_discussions(repo.id, author=_BOT, discussion_type="pull_request"))
 
 
 def base_models(repo: Repo) -> tuple[str, ...]:
@@ -194,6 +204,8 @@ def resolve_dataset(dataset: str, revision: str | None, *, token: Token = None) 
     try:
         info = retrying(api(token).dataset_info, dataset, revision=revision, timeout=TIMEOUT)
     except (httpx2.TransportError, OfflineModeIsEnabled) as error:
+        if (known := _remembered("dataset", dataset, revision)) is not None:
+            return known
         root = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=dataset, repo_type="dataset")
         reference = root / "refs" / (revision or constants.DEFAULT_REVISION)
         if _COMMIT.fullmatch(revision or "") and (root / "snapshots" / str(revision)).is_dir():
@@ -203,6 +215,7 @@ def resolve_dataset(dataset: str, revision: str | None, *, token: Token = None) 
         return dataset, reference.read_text().strip()
     except EXPLAINED as error:
         raise explain(error, what) from None
+    remember("dataset", dataset, revision, found=info.id, commit=str(info.sha))
     return info.id, str(info.sha)
 
 
@@ -350,13 +363,34 @@ def _download(repo: Repo, path: str, bar: type[tqdm[Any]], *, force: bool = Fals
         raise
 
 
-def remember(repo: Repo) -> None:
-    """Note in the cache which commit a branch or tag pointed to, so that offline runs find it by its name."""
-    if not repo.from_cache and not _COMMIT.fullmatch(repo.requested or ""):
-        try:
-            api(repo.token).resolve_revision(repo.id, revision=repo.requested)
-        except EXPLAINED as error:
-            raise explain(error, f"'{repo.id}'") from None
+def remember(kind: str, asked: str, revision: str | None, *, found: str, commit: str) -> None:
+    """Note what a name and a reference stood for, so that offline runs know it: repos are renamed, branches move.
+
+    Args:
+        kind: ``model`` or ``dataset``.
+        asked, revision: As somebody spelled them.
+        found, commit: The id that the Hub answered with, and the full commit.
+    """
+    note = _note(kind, asked, revision)
+    with suppress(OSError):  # a home that cannot be written costs nothing but this
+        note.parent.mkdir(parents=True, exist_ok=True)
+        partial = note.with_name(f"{note.name}.{os.getpid()}.{threading.get_ident()}")
+        partial.write_text(f"{found}\n{commit}\n")
+        partial.replace(note)
+
+
+def _remembered(kind: str, asked: str, revision: str | None) -> tuple[str, str] | None:
+    """The id and commit that `remember` noted."""
+    try:
+        found, commit = _note(kind, asked, revision).read_text().split()
+    except (OSError, ValueError):
+        return None
+    return (found, commit) if _COMMIT.fullmatch(commit) and is_repo_id(found) else None
+
+
+def _note(kind: str, asked: str, revision: str | None) -> Path:
+    name = hashlib.sha256(f"{asked}\n{revision or ''}".encode()).hexdigest()
+    return own_cache_folder() / "resolved" / kind / name
 
 
 def is_cached(repo: Repo, path: str) -> bool:

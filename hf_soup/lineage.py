@@ -9,7 +9,7 @@ from typing import Any
 from hf_soup.ancestry import Ancestor, find_ancestor, weigh
 from hf_soup.checkpoint import Checkpoint
 from hf_soup.client import Token
-from hf_soup.compatibility import Reason, align, architectures, duplicates, labels, processing, quantised
+from hf_soup.compatibility import Reason, align, architectures, duplicates, labels, modules, processing, quantised
 from hf_soup.errors import IncompatibleError
 from hf_soup.headers import TensorInfo
 from hf_soup.kinship import Kinship
@@ -90,7 +90,7 @@ class Lineage:
                     "revision": checkpoint.revision,
                     "parameters": checkpoint.parameters,
                     "dtype": checkpoint.dtypes[0] if checkpoint.dtypes else None,
-                    "license": checkpoint.card.get("license"),
+                    "license": ", ".join(str(each) for each in _listed(checkpoint.card.get("license"))) or None,
                     "notes": list(checkpoint.notes),
                 }
                 for name, checkpoint in zip(self.names, self.checkpoints, strict=True)
@@ -104,7 +104,7 @@ class Lineage:
     def __str__(self) -> str:
         lines = [f"{self.verdict}: {_VERDICTS[self.verdict]}", ""]
         if self.ancestor:
-            revision = f"@{self.ancestor.revision[:7]}" if self.ancestor.revision else ""
+            revision = f"@{self.ancestor.revision.removeprefix('sha256:')[:7]}" if self.ancestor.revision else ""
             lines.append(f"  ancestor  {self.ancestor.model}{revision} (from the {self.ancestor.source})")
         else:
             lines.append("  ancestor  unknown: no card or config names one, and no base was given")
@@ -134,6 +134,11 @@ class Lineage:
         return "\n".join(lines)
 
 
+def _listed(value: object) -> list[object]:
+    """A card's field that may hold one value, several or none."""
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
 _VERDICTS = {
     PROVEN: "these models share an architecture and a pretrained ancestor; they can be averaged.",
     LIKELY: "these models look like siblings, but not everything confirms it; they can be averaged.",
@@ -146,6 +151,7 @@ def examine(
     *,
     base: str | None = None,
     alone: bool = False,
+    allow_pickle: bool = False,
     token: Token = None,
 ) -> Lineage:
     """Decide whether models may be averaged, from configs, cards, headers and samples of rows.
@@ -154,6 +160,7 @@ def examine(
         checkpoints: Opened ingredients.
         base: The ancestor, where the user names one.
         alone: A single model may be a soup, as where a selection kept only one.
+        allow_pickle: Read the base's ``pytorch_model.bin`` too.
         token: As everywhere in huggingface_hub.
     """
     names = tuple(distinct_names(checkpoints))
@@ -163,6 +170,7 @@ def examine(
         reasons.append(Reason("single", message, names, refuses=not alone))
     reasons += duplicates(checkpoints, names)
     reasons += quantised(checkpoints, names)
+    reasons += modules(checkpoints, names)
     alignments: tuple[str, ...] = ()
     tensors: tuple[Mapping[str, TensorInfo], ...] = tuple(checkpoint.tensors for checkpoint in checkpoints)
     ancestor: Ancestor | None = None
@@ -175,7 +183,7 @@ def examine(
             tensors, alignments, found = align(checkpoints, names)
             reasons += found
             reasons += processing(checkpoints, names)
-        ancestor, declared, found = find_ancestor(checkpoints, names, base, token)
+        ancestor, declared, found = find_ancestor(checkpoints, names, base, allow_pickle=allow_pickle, token=token)
         reasons += found
         if not any(reason.code in ("architecture", "quantised") for reason in reasons):
             correspond = not any(reason.code in ("labels", "shapes") for reason in reasons)

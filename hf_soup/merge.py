@@ -131,8 +131,10 @@ def merge(
     """
     world = world or World()
     threads = threads or len(os.sched_getaffinity(0))
-    torch.set_num_threads(1)  # the threads below are the parallelism; torch's own would fight them for the cores
     with ExitStack() as stack:
+        # The threads below are the parallelism; torch's own would fight them for the cores.
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(1)
         stack.enter_context(staging.disk_errors())
         if world.rank == 0:
             staging.allocate((file.name, file.header, file.size) for file in plan.files)
@@ -255,6 +257,8 @@ class _Engine:
             # that no entry's bits depend on the slice that it is in.
             wide = self.method.function([part.double() for part in parts], self.plan.weights, **self.plan.parameters)
             mixed = torch.where(fine, mixed.double(), wide)
+        # Where all have the same infinity it stays, also where a share is so small that their sum is no number.
+        mixed = torch.where(shared, parts[0].to(mixed.dtype), mixed)
         rounded = torch.empty_like(mixed, dtype=dtype)
         round_into(mixed, rounded)
         lost = ~(rounded.isfinite() | shared)

@@ -46,11 +46,16 @@ def convert_pickle(name: str, files: Mapping[str, int], read: Read, repo: hub.Re
             raise ResolveError(f"{name}: {path.name} is not a mapping from names to tensors.")
         # Tied tensors share memory in a pickle, which safetensors does not store: each gets bytes of its own.
         tensors |= {str(key): value.detach().contiguous().clone() for key, value in loaded.items()}
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(f".{id(tensors):x}.partial")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, partial, metadata={"format": "pt"})
         partial.replace(target)
+    except OSError as error:
+        raise ResolveError(
+            f"{name}: its converted weights cannot be written to '{target.parent}': {error.strerror or error}.",
+            hint="Make room there, or choose another cache with HF_HOME.",
+        ) from None
     finally:
         partial.unlink(missing_ok=True)
     return target

@@ -16,7 +16,7 @@ from hf_soup.errors import MergeError, RecipeError
 from hf_soup.lineage import Lineage
 from hf_soup.methods import METHODS
 from hf_soup.plan import Plan, make_plan
-from hf_soup.recipe import Recipe
+from hf_soup.recipe import Recipe, is_here
 from hf_soup.selection import SELECTIONS, Selection
 
 if TYPE_CHECKING:
@@ -65,19 +65,24 @@ def validate(recipe: Recipe) -> Selection:
     return selection
 
 
-def trained_on(recipe: Recipe, lineage: Lineage) -> list[Reason]:
+def trained_on(recipe: Recipe, lineage: Lineage, token: Token = None) -> list[Reason]:
     """Scores on the train split of a data set that an ingredient's card names: the model has seen those rows."""
     reasons = []
     for scoring in [*([recipe.score] if recipe.score else []), *recipe.report]:
+        splits = [part.partition("[")[0].strip() for part in (scoring.split or "").split("+")]
+        if not any(split.casefold().startswith("train") for split in splits):
+            continue
+        asked = {scoring.dataset}
+        if hub.is_repo_id(scoring.dataset) and not is_here(scoring.dataset):
+            asked.add(hub.resolve_dataset(scoring.dataset, scoring.revision, token=token)[0])
         # Old cards leave the owner out: `beans` is AI-Lab-Makerere/beans.
-        known = {scoring.dataset.casefold(), scoring.dataset.casefold().rpartition("/")[2]}
+        known = {each for name in asked for each in (name.casefold(), name.casefold().rpartition("/")[2])}
         who = tuple(
             name
             for name, checkpoint in zip(lineage.names, lineage.checkpoints, strict=True)
             if known & {dataset.casefold() for dataset in strings(checkpoint.card.get("datasets"))}
         )
-        splits = [part.partition("[")[0].strip() for part in (scoring.split or "").split("+")]
-        if who and any(split.casefold().startswith("train") for split in splits):
+        if who:
             message = f"'{scoring.title}' is data on which {', '.join(who)} were trained, as their cards say."
             reasons.append(Reason("scored-on-train", message, who))
     return reasons
@@ -139,7 +144,7 @@ def require_disk(lineage: Lineage, plan: Plan, out: Path) -> None:
 
 
 def _existing(folder: Path) -> Path:
-    while not folder.exists():
+    while not is_here(str(folder)):
         folder = folder.parent
     return folder
 

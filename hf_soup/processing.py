@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -94,17 +95,40 @@ def same_processing(
             findings.append(Finding("note", message))
         else:
             findings += [Finding("difference", f"{kind}: {what}") for what in found]
+            if kind == "tokenizer":
+                findings += _lengths(folder_a, folder_b, one, other)
     return findings
+
+
+def _lengths(folder_a: Path, folder_b: Path, one: str, other: str) -> list[Finding]:
+    """Where two say how long a text may be, and differ: said, but no reason against an average."""
+    found = []
+    for folder in (folder_a, folder_b):
+        path = folder / "tokenizer_config.json"
+        stated = json.loads(path.read_text()).get("model_max_length") if path.is_file() else None
+        # What is beyond any model is how transformers writes that nobody said.
+        found.append(stated if isinstance(stated, int | float) and stated < 1e9 else None)
+    if None in found or found[0] == found[1]:
+        return []
+    return [Finding("note", f"texts are cut at {found[0]} tokens in {one} and at {found[1]} in {other}")]
 
 
 def _tokenizer_differences(a: Any, b: Any) -> list[str]:
     found = [] if len(a) == len(b) else [f"{len(a)} tokens against {len(b)}"]
-    for key in (*(f"{role}_token_id" for role in _ROLES), "model_max_length"):
+    ours, theirs = a.get_vocab(), b.get_vocab()
+    moved = sorted((number, token) for token, number in ours.items() if theirs.get(token) != number)
+    if moved and not found:
+        number, token = moved[0]
+        found.append(f"{len(moved)} tokens have other numbers; {shown(token)!r}: {number} against {theirs.get(token)}")
+    for key in (f"{role}_token_id" for role in _ROLES):
         one, other = getattr(a, key, None), getattr(b, key, None)
         if one != other:
             found.append(f"{key}: {one} against {other}")
     special = [str(token) for role in _ROLES if (token := getattr(a, f"{role}_token", None))]
-    probes: list[tuple[str, ...]] = [*((text,) for text in _TEXTS), (_TEXTS[1], _TEXTS[2]), (" x ".join(special),)]
+    # Words of the vocabulary itself: to one of molecules or genes, every text above is unknown.
+    words = " ".join(sorted(ours, key=lambda token: ours[token])[:: max(1, len(ours) // 64)])
+    texts = (*_TEXTS, words, words.upper())
+    probes: list[tuple[str, ...]] = [*((text,) for text in texts), (_TEXTS[1], _TEXTS[2]), (" x ".join(special),)]
     changed = []
     for probe in probes:
         one, other = a(*probe), b(*probe)
@@ -112,9 +136,9 @@ def _tokenizer_differences(a: Any, b: Any) -> list[str]:
         if any(one[key] != other[key] for key in one.keys() & other.keys()):
             changed.append((" | ".join(probe), one["input_ids"], other["input_ids"]))
     if changed:
-        text, ours, theirs = (shown(value) for value in changed[0])
+        text, left, right = (shown(value) for value in changed[0])
         what = f"{len(changed)} of {len(probes)} probe texts become other tokens"
-        found.append(f"{what}; {text!r}: {ours} against {theirs}")
+        found.append(f"{what}; {text!r}: {left} against {right}")
     elif None not in (a.pad_token_id, b.pad_token_id):
         batch = list(_TEXTS[1:4])
         if a(batch, padding=True)["input_ids"] != b(batch, padding=True)["input_ids"]:

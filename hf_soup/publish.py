@@ -13,10 +13,16 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HFValidationError
 
 from hf_soup import hub
+from hf_soup.checkpoint import ASSETS
 from hf_soup.client import EXPLAINED, Token, api, endpoint, explain, is_passing, pause_after, retrying, status_of
 from hf_soup.errors import PublishError, ResolveError
 
 _ATTEMPTS = 3  # the client makes its own for every step of an upload but the last
+
+
+def _of_a_soup(path: str) -> bool:
+    """Whether `cook` makes files of this name."""
+    return ASSETS.fullmatch(path) is not None or path in ("soup.yaml", "plots/scores.png")
 
 
 @dataclass(frozen=True)
@@ -89,19 +95,21 @@ def commit_folder(
     ids = {path: _content_ids(local) for path, local in files.items()}
     others = sorted(set(head.files) - set(files) - {".gitattributes"})
     _refuse_foreign(head, others, replace)
+    # Of the soup that was there before, nothing may stay beside the new one: its tokenizer would be loaded.
+    stale = others if replace else [path for path in others if "soup.json" in head.files and _of_a_soup(path)]
 
     def is_there(repo: hub.Repo) -> bool:
         same = all(
             path in repo.files and {repo.files[path].sha256, repo.files[path].blob} & ids[path] for path in files
         )
-        return same and not (replace and set(others) & set(repo.files))
+        return same and not set(stale) & set(repo.files)
 
     address = f"{endpoint()}/{head.id}"
     if is_there(head):
         return Pushed(head.id, head.revision, address, changed=False)
     for attempt in range(_ATTEMPTS):
         operations = [CommitOperationAdd(path, str(local)) for path, local in files.items()]
-        deletions = [CommitOperationDelete(path) for path in others if replace]
+        deletions = [CommitOperationDelete(path) for path in stale]
         try:
             done = client.create_commit(
                 head.id, [*operations, *deletions], commit_message=message, parent_commit=head.revision

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import unquote, urlsplit
@@ -30,6 +31,7 @@ from hf_soup.errors import RecipeError
 #: A recipe in a published repo is a stranger's text, so its size is bounded before it is parsed.
 MAX_BYTES = 1 << 20
 MAX_INGREDIENTS = 1000
+_MOST_FAULTS = 50
 
 #: pydantic's words, and those of somebody who writes YAML.
 _YAML_WORDS = {"Tuple": "List", "tuple": "list", "(dictionary|object)( or instance of [A-Za-z]+)?": "mapping"}
@@ -91,13 +93,18 @@ class Ingredient(_Value):
         return f"{self.model}@{self.revision}" if self.revision else self.model
 
 
+def is_here(path: str) -> bool:
+    """Whether a file or folder of this name exists; no where the name is too long, or the way to it closed."""
+    return os.path.exists(path)  # noqa: PTH110 -- Path.exists raises there
+
+
 def split_revision(model: str) -> tuple[str, bool, str]:
     """Split ``owner/name@revision`` or a huggingface.co address; a folder that exists is left whole.
 
     >>> split_revision("https://huggingface.co/acme/a/tree/v2")
     ('acme/a', True, 'v2')
     """
-    if Path(model).exists():
+    if is_here(model):
         return model, False, ""
     if model.startswith(("https://huggingface.co/", "http://huggingface.co/", "https://hf.co/")):
         parts = urlsplit(model).path.strip("/").split("/")
@@ -166,7 +173,7 @@ class Scoring(_Value):
     @property
     def title(self) -> str:
         """What the score is called in tables, such as ``AI-Lab-Makerere/beans test accuracy``."""
-        last = Path(self.dataset).name if Path(self.dataset).exists() else self.dataset
+        last = Path(self.dataset).name if is_here(self.dataset) else self.dataset
         data = self.name or " ".join(part for part in (last, self.config, self.split) if part)
         return f"{data} {self.metric}"
 
@@ -286,12 +293,14 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for position, key in enumerate(keys):
-            if key in keys[:position]:
-                mark = node.value[position][0].start_mark
-                message = f"the key '{key}' stands there twice"
-                raise yaml.constructor.ConstructorError(None, None, message, mark)
+        seen: set[Any] = set()
+        for written, _ in node.value:
+            key = self.construct_object(written, deep=True)
+            if isinstance(key, Hashable):
+                if key in seen:
+                    message = f"the key '{key}' stands there twice"
+                    raise yaml.constructor.ConstructorError(None, None, message, written.start_mark)
+                seen.add(key)
         return super().construct_mapping(node, deep)
 
 
@@ -301,13 +310,18 @@ def parse_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError: It is not such YAML.
     """
-    return yaml.load(text, Loader=_Loader)
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        # What PyYAML raises for a value that its tag, or its looks, do not fit: `!!int foo`, `2001-99-99`.
+        raise yaml.YAMLError(f"a value is not what it looks like: {error}") from None
 
 
 def _explain(error: ValidationError, name: str) -> str:
     """All faults of a recipe, a line each, with the key, the value and what is allowed."""
     lines = [f"Cannot read {name}:"]
-    faults = error.errors(include_url=False)
+    every = error.errors(include_url=False)
+    faults = every[:_MOST_FAULTS]
     for fault in faults:
         where = ".".join(str(part) for part in fault["loc"]) or "recipe"
         message = fault["msg"].removeprefix("Value error, ")
@@ -322,6 +336,8 @@ def _explain(error: ValidationError, name: str) -> str:
         elif fault["type"] != "value_error" and fault["type"] != "missing":
             message = f"{message} (it is {json.dumps(fault['input'], default=str)[:80]})"
         lines.append(f"  {where}: {message}")
+    if len(every) > len(faults):
+        lines.append(f"  … and {len(every) - len(faults):,} more faults")
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_soup import architecture, hub
 from hf_soup.card import with_fields
-from hf_soup.checkpoint import fetch_weights, missing_weights, open_all
+from hf_soup.checkpoint import fetch_weights, missing_weights, open_all, require_unchanged
 from hf_soup.client import Token
 from hf_soup.contents import soup_config, write_assets, write_contents
 from hf_soup.errors import PublishError, RecipeError, ResolveError
@@ -180,11 +180,14 @@ def check(
     """
     before = hub.traffic()
     recipe = as_recipe(models)
-    checkpoints = open_all(recipe.ingredients, allow_pickle=allow_pickle or recipe.allow_pickle, token=token)
-    lineage = examine(checkpoints, base=base or recipe.base, alone=recipe.resolved, token=token)
+    allow_pickle = allow_pickle or recipe.allow_pickle
+    checkpoints = open_all(recipe.ingredients, allow_pickle=allow_pickle, token=token)
+    lineage = examine(
+        checkpoints, base=base or recipe.base, alone=recipe.resolved, allow_pickle=allow_pickle, token=token
+    )
     return replace(
         lineage,
-        reasons=(*lineage.reasons, *trained_on(recipe, lineage)),
+        reasons=(*lineage.reasons, *trained_on(recipe, lineage, token)),
         transferred_bytes=hub.traffic() - before,  # with the headers, indexes and cards of the ingredients
     )
 
@@ -231,7 +234,8 @@ def cook(
     with Staging(out) as staging, tempfile.TemporaryDirectory(prefix="hf-soup-") as kitchen:
         everyone = plan_of(recipe, lineage, shares(recipe, lineage))
         config = soup_config(lineage, everyone.dtype, recipe.labels)
-        write_assets(Path(kitchen), config, lineage)
+        with staging.disk_errors():
+            write_assets(Path(kitchen), config, lineage)
         benches = prepare_benches(recipe, everyone, Path(kitchen), config, device, token, say)
         require_disk(lineage, everyone, out)
         paths = fetch_weights(lineage.checkpoints, quiet=quiet)
@@ -248,6 +252,7 @@ def cook(
                 say(f"note: {said}")
             here.barrier()
             merged = merge(plan, places, staging, world=here, threads=threads, quiet=quiet)
+            require_unchanged(lineage.checkpoints)
             for name in merged.differing:
                 say(f"warning: the ingredients disagree on '{name}', which is not averaged; the first one's is kept")
             with staging.disk_errors():
@@ -328,6 +333,8 @@ def _checked(recipe: Recipe, token: Token, say: Say) -> Lineage:
     lineage.raise_if_refused()
     for reason in lineage.reasons:
         say(f"warning: [{reason.code}] {reason.message}")
+    for alignment in lineage.alignments:
+        say(f"note: {alignment}")
     for name, checkpoint in zip(lineage.names, lineage.checkpoints, strict=True):
         for note in checkpoint.notes:
             say(f"note: {name}: {note}")

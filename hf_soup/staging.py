@@ -228,7 +228,8 @@ def refuse_existing(output: Path) -> None:
         MergeError: It exists.
     """
     if os.path.lexists(output):
-        kind = "is a mount point" if output.is_mount() and not output.is_symlink() else "exists already"
+        whole = output.absolute()
+        kind = "is a mount point" if whole.is_mount() and not whole.is_symlink() else "exists already"
         raise MergeError(
             f"The output '{output}' {kind}, and nothing that exists is overwritten.",
             hint="Choose another folder with -o, or move that one away.",

@@ -247,7 +247,6 @@ def test_no_network_is_said_at_once(
     """And what the cache holds is used, and said to be from there."""
     found = hub.resolve(repo)
     (path,) = hub.fetch([(found, NAME)], quiet=True)
-    hub.remember(found)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         nowhere = f"http://127.0.0.1:{closed.getsockname()[1]}"

@@ -436,7 +436,7 @@ def test_everything_that_is_wrong_is_said_at_once(write: Write) -> None:
     assert codes(lineage) >= {"labels", "strangers", "processing"}
     with pytest.raises(IncompatibleError) as caught:
         lineage.raise_if_refused()
-    assert caught.value.message.count("\n- ") == 3
+    assert caught.value.message.count("\n- ") == len([reason for reason in lineage.reasons if reason.refuses]) >= 3
 
 
 # ---- language models ------------------------------------------------------------------------------------------
@@ -515,10 +515,9 @@ def test_tokenizers_that_differ_in_their_files_only(write: Write) -> None:
 @pytest.mark.parametrize(
     ("files", "shown"),
     [
-        (tokenizer([*WORDS[::-1]]), "probe texts become other tokens"),
+        (tokenizer([*WORDS[::-1]]), "12 tokens have other numbers; 'the': 5 against 17"),
         (tokenizer([*WORDS, "more"]), "18 tokens against 19"),
         (tokenizer(WORDS, do_lower_case=False), "probe texts become other tokens"),
-        (tokenizer(WORDS, model_max_length=8), "model_max_length"),
     ],
 )
 def test_another_tokenizer(write: Write, files: dict[str, str], shown: str) -> None:
