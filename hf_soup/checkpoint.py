@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 
+_MAX_ASSET = 500_000_000
+
 #: What a model needs beside its weights, by name. Everything else in a repo stays out of the soup.
 ASSETS = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|preprocessor_config"
@@ -348,6 +350,10 @@ def _assemble(
             if "adapter_config.json" in files
             else f"It holds {some(files)}.",
         )
+    large = next((path for path, size in files.items() if ASSETS.fullmatch(path) and size > _MAX_ASSET), None)
+    if large is not None:
+        # These are fetched before any disk is looked at, so a stranger's file must not be able to fill one.
+        raise ResolveError(f"{name}: {large} has {files[large]:,} bytes, more than any such file needs.")
     config = read_json(read, "config.json", files, name)
     converted: dict[str, Path] = {}
     if _SINGLE in files:

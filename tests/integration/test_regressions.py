@@ -161,3 +161,13 @@ def test_splits_on_the_command_line(data: str, dataset: str, split: str | None) 
 def test_a_name_that_is_too_long_for_a_file(family: Path) -> None:
     with pytest.raises(hf_soup.ResolveError, match="neither a folder nor a Hub id"):
         hf_soup.check([str(family / "a"), "x" * 300])
+
+
+@pytest.mark.usefixtures("online")
+def test_a_tokenizer_that_would_fill_the_disk(family: Path, tmp_path: Path) -> None:
+    """It is refused for the size that the listing says, before it is fetched."""
+    huge = copied(family, "b", tmp_path / "huge")
+    with (huge / "tokenizer.json").open("wb") as file:
+        file.truncate(600_000_000)  # a hole, which takes no room here
+    with pytest.raises(hf_soup.ResolveError, match=r"tokenizer.json has 600,000,000 bytes"):
+        hf_soup.check([str(family / "a"), str(huge)])
