@@ -92,6 +92,11 @@ class Cooked:
     environment: dict[str, str]
 
 
+def plain(name: str) -> str:
+    """A label without the case and spaces that the leaf which names it may have."""
+    return name.strip().casefold()
+
+
 def python(folder: Path, environment: Mapping[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run Python to a good end, with the client's settings of its own."""
     command = [sys.executable, *map(str, arguments)]
@@ -169,8 +174,9 @@ def test_nothing_of_the_junk_is_in_the_soup(cooked: Cooked) -> None:
 
 def test_the_soup_names_its_labels(cooked: Cooked) -> None:
     config = json.loads((cooked.folder / "config.json").read_text())
-    assert config["id2label"] == {str(number): name for number, name in enumerate(cooked.case.labels)}
-    assert config["label2id"] == {name: number for number, name in enumerate(cooked.case.labels)}
+    named = {number: plain(name) for number, name in config["id2label"].items()}
+    assert named == {str(number): name for number, name in enumerate(cooked.case.labels)}
+    assert config["label2id"] == {name: int(number) for number, name in config["id2label"].items()}
     assert not {"_name_or_path", "torch_dtype", "id2labl"} & config.keys()
 
 
@@ -234,6 +240,7 @@ def test_what_was_pushed_loads_by_its_name(cooked: Cooked, zoo: LocalHub, tmp_pa
             draw_leaf(random.Random(f"new {label}"), label).save(inputs[-1])
     done = python(tmp_path, cooked.environment, "-c", LOAD, repo, cooked.case.task, *inputs)
     answers = json.loads(done.stdout.splitlines()[-1])
+    answers = [{plain(name): score for name, score in answer.items()} for answer in answers]
     assert all(set(answer) == set(cooked.case.labels) for answer in answers)
     if cooked.case.task == "text-classification":
         assert [max(answer, key=answer.get) for answer in answers] == ["joy", "anger"]
