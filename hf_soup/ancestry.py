@@ -13,6 +13,7 @@ from hf_soup.compatibility import Reason
 from hf_soup.errors import IncompatibleError, ResolveError, SoupError
 from hf_soup.headers import TensorInfo
 from hf_soup.kinship import Kinship
+from hf_soup.memo import remembered
 
 _CHAIN = 5  # how far back ancestors of ancestors are followed
 _PARENTS = 16  # how many of one generation, so that a card cannot ask for a thousand requests
@@ -33,9 +34,13 @@ class Ancestor:
     """The pretrained model that the ingredients come from, and who says so (``recipe`` or ``card``)."""
 
     model: str
-    revision: str | None
     source: str
     checkpoint: Checkpoint | None = field(default=None, repr=False)
+
+    @property
+    def revision(self) -> str | None:
+        """Its revision, where it could be read and is known."""
+        return self.checkpoint.known_revision if self.checkpoint else None
 
 
 def find_ancestor(
@@ -78,7 +83,7 @@ def find_ancestor(
                 # Without a network only what was fetched is here, and of an ancestor only samples were read.
                 message = f"The ancestor {base} cannot be compared: {seen.error.message}"
                 reasons.append(Reason("ancestor-unreadable", message, ()))
-                return Ancestor(base, None, "recipe"), False, reasons
+                return Ancestor(base, "recipe"), False, reasons
             raise ResolveError(f"The base cannot be used: {seen.error.message}", hint=seen.error.hint)
         found = seen.checkpoint
         assert found is not None
@@ -88,7 +93,7 @@ def find_ancestor(
         for name, other in others:
             message = f"{name} says that it comes from {other}, not from {found.model}; its weights decide."
             reasons.append(Reason("base-contradicted", message, (name,)))
-        return Ancestor(found.model, found.revision, "recipe", found), not others, reasons
+        return Ancestor(found.model, "recipe", found), not others, reasons
     if speaking and not shared:
         lines = "; ".join(f"{name} from {chain[0]}" for name, chain in speaking)
         if offline and not all(look(chain[0]).found for _, chain in speaking):
@@ -123,8 +128,8 @@ def find_ancestor(
     if seen.checkpoint is None:
         message = f"The ancestor {shared[0]} cannot be compared: {seen.error.message if seen.error else 'unknown'}"
         reasons.append(Reason("ancestor-unreadable", message, ()))
-        return Ancestor(shared[0], None, "card"), declared, reasons
-    return Ancestor(seen.checkpoint.model, seen.checkpoint.revision, "card", seen.checkpoint), declared, reasons
+        return Ancestor(shared[0], "card"), declared, reasons
+    return Ancestor(seen.checkpoint.model, "card", seen.checkpoint), declared, reasons
 
 
 def _chain(checkpoint: Checkpoint, look: Callable[[str], _Seen]) -> list[str]:
@@ -206,7 +211,8 @@ def weigh(
     evidence: list[Kinship] = []
     common = set.intersection(*(set(each) for each in tensors))
     shapes = {name: info.shape for name, info in tensors[0].items() if name in common}
-    in_head = parameters.head_names(checkpoints[0].config, checkpoints[0].tensors, names[0])
+    config, stored = checkpoints[0].config, list(checkpoints[0].tensors)
+    in_head = set(remembered("head", [config, stored], lambda: sorted(parameters.head_names(config, stored, names[0]))))
     body = kinship.choose({name: shape for name, shape in shapes.items() if tensors[0][name].name not in in_head})
     head = kinship.choose({name: shape for name, shape in shapes.items() if tensors[0][name].name in in_head}, 2)
     wanted = list(zip(checkpoints, tensors, strict=True))

@@ -10,12 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hf_soup.files import TORCH, open_file, read_all
-from hf_soup.headers import TensorInfo
+from hf_soup.files import TORCH, ShortReadError, bytes_of, open_file, read_all, shrunk
 from hf_soup.merge import not_finite
 from hf_soup.methods import accumulator, round_into
 from hf_soup.methods.linear import shares
-from hf_soup.plan import Plan, PlannedTensor
+from hf_soup.plan import Plan
 
 
 class Blend:
@@ -34,6 +33,7 @@ class Blend:
         self.plan = plan
         self._stack = ExitStack()
         self._inputs = [{file: open_file(self._stack, path) for file, path in source.items()} for source in paths]
+        self._parts = [plan.parts_of(n) if tensor.size else () for n, tensor in enumerate(plan.tensors)]
         self._sum: list[Tensor] = []
         self._summed: dict[int, float] = {}
 
@@ -67,13 +67,13 @@ class Blend:
         result = {}
         for number, tensor in enumerate(self.plan.tensors):
             if tensor.averaged:
-                value = self._product(last, tensor, factors[last])
+                value = self._product(last, number, factors[last])
                 if self._sum:
                     value.add_(self._sum[number])
                 rounded = torch.empty(tensor.elements, dtype=TORCH[tensor.dtype])
                 round_into(value.div_(total), rounded)
             else:
-                rounded = self._sum[number].clone() if self._sum else self._load(last, tensor.parts[last])
+                rounded = self._sum[number].clone() if self._sum else self._load(last, number)
             result[tensor.name] = rounded.reshape(tensor.shape)
         return result
 
@@ -82,25 +82,31 @@ class Blend:
         for number, tensor in enumerate(self.plan.tensors):
             if not tensor.averaged:
                 if fresh:
-                    self._sum.append(self._load(source, tensor.parts[source]))
+                    self._sum.append(self._load(source, number))
             elif fresh:
-                self._sum.append(self._product(source, tensor, factor))
+                self._sum.append(self._product(source, number, factor))
             else:
-                self._sum[number].add_(self._product(source, tensor, factor))
+                self._sum[number].add_(self._product(source, number, factor))
         self._summed[source] = factor
 
-    def _product(self, source: int, tensor: PlannedTensor, factor: float) -> Tensor:
-        dtype = accumulator([torch.empty(0, dtype=TORCH[part.dtype]) for part in tensor.parts])
-        value = self._load(source, tensor.parts[source]).to(dtype)
+    def _product(self, source: int, number: int, factor: float) -> Tensor:
+        value = self._load(source, number)
+        if value.numel():
+            value = value.to(accumulator([torch.empty(0, dtype=TORCH[part.dtype]) for part in self._parts[number]]))
         return value if factor == 1.0 else value.mul_(factor)
 
-    def _load(self, source: int, part: TensorInfo) -> Tensor:
-        buffer = torch.empty(part.size, dtype=torch.uint8)
-        if part.size:
-            read_all(self._inputs[source][part.file], buffer, part.offset, self.plan.sources[source], part)
-        values = buffer.view(TORCH[part.dtype])
-        if values.is_floating_point() and values.numel() and values.aminmax().min.isnan():
+    def _load(self, source: int, number: int) -> Tensor:
+        tensor = self.plan.tensors[number]
+        if not tensor.elements:
+            return torch.empty(0, dtype=TORCH[tensor.dtype])
+        part, label = self._parts[number][source], self.plan.sources[source]
+        values = torch.empty(tensor.elements, dtype=TORCH[part.dtype])
+        try:
+            read_all(self._inputs[source][part.file], bytes_of(values.view(torch.uint8)), part.offset)
+        except ShortReadError:
+            raise shrunk(label, part.file, tensor.name) from None
+        if values.is_floating_point() and values.aminmax().min.isnan():
             # Named here, where it is known whose it is; as a model's answer it would only be "not a number".
             index = int(values.isnan().nonzero()[0])
-            raise not_finite(self.plan.sources[source], part.name, float("nan"), index, part.shape)
+            raise not_finite(label, tensor.name, float("nan"), index, tensor.shape)
         return values

@@ -12,21 +12,20 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hf_soup import hub
+from hf_soup import digests, hub, transfer
 from hf_soup.client import Token
+from hf_soup.digests import Stamp
 from hf_soup.errors import MergeError, ResolveError, SoupError
 from hf_soup.headers import FIRST_READ, FLOATS, Read, TensorInfo, front_matter, read_header, read_json, some, weight_map
 from hf_soup.pickles import PICKLE, PICKLE_INDEX, convert_pickle
 from hf_soup.recipe import Ingredient, is_here
 
-if TYPE_CHECKING:
-    pass
-
 _SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
 
 _MAX_ASSET = 500_000_000
 
@@ -47,7 +46,6 @@ class Checkpoint:
 
     Args:
         model: ``owner/name`` as the Hub answers, or ``local:name`` for a folder, whose path is nobody's business.
-        revision: The full commit, or ``sha256:…`` over a folder's weight files.
         config: ``config.json``.
         card: The front matter of ``README.md``.
         tensors: Every tensor by its name on disk.
@@ -56,11 +54,10 @@ class Checkpoint:
         folder: Where it is here, or None; ``files`` are relative to it.
         converted: Weight files that were converted from a pickle, by their name in ``files``.
         notes: What was unusual about opening it.
-        stamps: Size, time and inode of a folder's weight files when they were pinned.
+        stamps: The states of a folder's weight files when it was opened.
     """
 
     model: str
-    revision: str
     config: Mapping[str, Any] = field(repr=False)
     card: Mapping[str, Any] = field(repr=False)
     tensors: Mapping[str, TensorInfo] = field(repr=False)
@@ -69,10 +66,41 @@ class Checkpoint:
     folder: Path | None = field(default=None, repr=False)
     converted: Mapping[str, Path] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
-    stamps: Mapping[Path, tuple[int, int, int]] = field(default_factory=dict, repr=False, compare=False)
+    stamps: Mapping[Path, Stamp] = field(default_factory=dict, repr=False, compare=False)
 
     def __str__(self) -> str:
-        return f"{self.model}@{self.revision.removeprefix('sha256:')[:7]}"
+        return f"{self.model}@{self.short}" if self.short else self.model
+
+    @cached_property
+    def revision(self) -> str:
+        """The full commit, or ``sha256:…`` over a folder's weight files, which are read where it is not known yet."""
+        if self.repo is not None:
+            return self.repo.revision
+        hashes = hub.in_parallel(digests.sha256_of, self._paths(), threads=4)
+        lines = (f"{file} {digest}\n" for file, digest in zip(sorted(self.weight_files), hashes, strict=True))
+        return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    @property
+    def known_revision(self) -> str | None:
+        """The revision, where it costs no reading."""
+        known = self.repo or "revision" in self.__dict__ or all(digests.known_sha256(path) for path in self._paths())
+        return self.revision if known else None
+
+    @property
+    def short(self) -> str:
+        """The first seven digits of the revision, where it is known."""
+        return (self.known_revision or "").removeprefix("sha256:")[:7]
+
+    @property
+    def identity(self) -> str:
+        """What tells whether an interrupted merge had the same weights: the commit, or the state of the files."""
+        if self.repo is not None:
+            return f"{self.model}@{self.repo.revision}"
+        return f"{self.model} {sorted(self.stamps.values())}"
+
+    def _paths(self) -> list[Path]:
+        """A folder's weight files, in the order of their names."""
+        return [self.converted.get(file, (self.folder or Path()) / file) for file in sorted(self.weight_files)]
 
     @property
     def parameters(self) -> int:
@@ -107,52 +135,8 @@ class Checkpoint:
             return self.folder
         assert self.repo is not None
         wanted = [(self.repo, path) for path in self.files if pattern.fullmatch(path)]
-        paths = hub.fetch(wanted, quiet=True)
+        paths = transfer.fetch(wanted, quiet=True)
         return paths[0].parents[len(PurePosixPath(wanted[0][1]).parts) - 1]
-
-
-def missing_weights(checkpoints: Sequence[Checkpoint]) -> list[tuple[hub.Repo, str]]:
-    """Weight files that are not on this machine yet, each once."""
-    return list(
-        {
-            (checkpoint.repo.id, checkpoint.repo.revision, file): (checkpoint.repo, file)
-            for checkpoint in checkpoints
-            if checkpoint.repo is not None and not checkpoint.converted
-            for file in checkpoint.weight_files
-            if not hub.is_cached(checkpoint.repo, file)
-        }.values()
-    )
-
-
-def fetch_weights(checkpoints: Sequence[Checkpoint], *, quiet: bool = False) -> list[dict[str, Path]]:
-    """Where the weight files of each checkpoint lie on this machine, downloaded and checked where they must be.
-
-    Raises:
-        ResolveError: A file cannot be had or its sha256 is wrong.
-    """
-    wanted = {
-        (checkpoint.repo.id, checkpoint.repo.revision, file): (checkpoint.repo, file)
-        for checkpoint in checkpoints
-        if checkpoint.repo is not None and not checkpoint.converted
-        for file in checkpoint.weight_files
-    }
-    paths = dict(zip(wanted, hub.fetch(list(wanted.values()), quiet=quiet), strict=True))
-    # What a check reads, so that the next one works without a network: the small files.
-    repos = list({(each.repo.id, each.repo.revision): each.repo for each in checkpoints if each.repo}.values())
-    small = [
-        (repo, file) for repo in repos for file in repo.files if file in ("README.md", _INDEX) or ASSETS.fullmatch(file)
-    ]
-    hub.fetch(small, quiet=True)
-
-    def place(checkpoint: Checkpoint, file: str) -> Path:
-        if file in checkpoint.converted:
-            return checkpoint.converted[file]
-        if checkpoint.repo is not None:
-            return paths[checkpoint.repo.id, checkpoint.repo.revision, file]
-        assert checkpoint.folder is not None
-        return checkpoint.folder / file
-
-    return [{file: place(checkpoint, file) for file in checkpoint.weight_files} for checkpoint in checkpoints]
 
 
 def open_checkpoint(
@@ -224,7 +208,7 @@ def open_all(
 def _reader(repo: hub.Repo | None, folder: Path | None, converted: Mapping[str, Path]) -> Read:
     def read(file: str, start: int, stop: int) -> bytes:
         if repo is not None and file not in converted:
-            return hub.read_range(repo, file, start, stop)
+            return transfer.read_range(repo, file, start, stop)
         path = converted[file] if file in converted else (folder or Path()) / file
         try:
             with path.open("rb") as opened:
@@ -243,7 +227,7 @@ def _open_repo(repo: hub.Repo, allow_pickle: bool) -> Checkpoint:
     notes = []
     if repo.from_cache:
         notes.append("the Hub was not reached; the commit is the one in the cache")
-    if not {_SINGLE, _INDEX} & set(repo.files) and repo.requested in (None, "main"):
+    if not {_SINGLE, INDEX} & set(repo.files) and repo.requested in (None, "main"):
         offered = hub.conversion_of(repo)
         if offered is not None:
             notes.append(f"its safetensors are in the conversion bot's pull request ({offered.requested})")
@@ -258,7 +242,6 @@ def _open_repo(repo: hub.Repo, allow_pickle: bool) -> Checkpoint:
     return _assemble(
         name=name,
         model=repo.id,
-        revision=repo.revision,
         files=files,
         read=read,
         card=card,
@@ -276,17 +259,16 @@ def _open_folder(folder: Path, ingredient: Ingredient, allow_pickle: bool) -> Ch
             f"'{ingredient.model}' is a folder, which has no revision '{ingredient.revision}'.",
             hint="Leave the part after '@' out.",
         )
-    files = {
-        path.relative_to(folder).as_posix(): path.stat().st_size
-        for path in sorted([*folder.glob("*"), *folder.glob("*/*")])
-        if path.is_file()
+    # Taken before anything is read, so that no later change goes unseen.
+    found = {
+        path: digests.stamp_of(path) for path in sorted([*folder.glob("*"), *folder.glob("*/*")]) if path.is_file()
     }
+    files = {path.relative_to(folder).as_posix(): stamp[2] for path, stamp in found.items()}
     read = _reader(None, folder, {})
     card = front_matter(read("README.md", 0, files["README.md"])) if files.get("README.md", 0) else {}
     checkpoint = _assemble(
         name=f"'{ingredient.model}'",
         model=f"local:{folder.name.replace('@', '-')}",  # what stands after an @ is a revision
-        revision="",
         files=files,
         read=read,
         card=card,
@@ -295,23 +277,14 @@ def _open_folder(folder: Path, ingredient: Ingredient, allow_pickle: bool) -> Ch
         allow_pickle=allow_pickle,
         notes=[],
     )
-    paths = [checkpoint.converted.get(file, folder / file) for file in sorted(checkpoint.weight_files)]
-    stamps = {path: _stamp(path) for path in paths}
-    hashes = hub.in_parallel(hub.sha256_of, paths, threads=4)
-    lines = "".join(f"{file} {digest}\n" for file, digest in zip(sorted(checkpoint.weight_files), hashes, strict=True))
-    revision = "sha256:" + hashlib.sha256(lines.encode()).hexdigest()
-    if ingredient.revision not in (None, revision):
+    checkpoint = replace(checkpoint, stamps={p: found.get(p) or digests.stamp_of(p) for p in checkpoint._paths()})
+    if ingredient.revision is not None and ingredient.revision != checkpoint.revision:
         raise ResolveError(
             f"The weights in '{ingredient.model}' are not the ones that the recipe names.\n"
-            f"  recipe {ingredient.revision}\n  folder {revision}",
+            f"  recipe {ingredient.revision}\n  folder {checkpoint.revision}",
             hint="Use the folder as it was, or take the revision out of the recipe.",
         )
-    return replace(checkpoint, revision=revision, stamps=stamps)
-
-
-def _stamp(path: Path) -> tuple[int, int, int]:
-    state = path.stat()
-    return state.st_size, state.st_mtime_ns, state.st_ino
+    return checkpoint
 
 
 def require_unchanged(checkpoints: Sequence[Checkpoint]) -> None:
@@ -322,7 +295,7 @@ def require_unchanged(checkpoints: Sequence[Checkpoint]) -> None:
     """
     for checkpoint in checkpoints:
         for path, stamp in checkpoint.stamps.items():
-            if not path.exists() or _stamp(path) != stamp:
+            if not path.exists() or digests.stamp_of(path) != stamp:
                 raise MergeError(
                     f"{checkpoint}: '{path.name}' changed while it was read.",
                     hint="Leave the ingredients alone while they are averaged, and run this again.",
@@ -333,7 +306,6 @@ def _assemble(
     *,
     name: str,
     model: str,
-    revision: str,
     files: Mapping[str, int],
     read: Read,
     card: Mapping[str, Any],
@@ -359,8 +331,8 @@ def _assemble(
     if _SINGLE in files:
         shards: Sequence[str] = [_SINGLE]
         listed: Mapping[str, str] = {}
-    elif _INDEX in files:
-        listed = weight_map(read_json(read, _INDEX, files, name), _INDEX, files, name)
+    elif INDEX in files:
+        listed = weight_map(read_json(read, INDEX, files, name), INDEX, files, name)
         shards = list(dict.fromkeys(listed.values()))
     elif {PICKLE, PICKLE_INDEX} & set(files) and allow_pickle:
         listed = {}
@@ -385,14 +357,13 @@ def _assemble(
     absent = [tensor for tensor, file in listed.items() if tensor not in tensors or tensors[tensor].file != file]
     if absent:
         raise ResolveError(
-            f"{name}: {_INDEX} names {len(absent)} tensors that are not in the file it says: {some(absent)}.",
+            f"{name}: {INDEX} names {len(absent)} tensors that are not in the file it says: {some(absent)}.",
             hint="The upload is incomplete or mixes two versions; ask its owner.",
         )
     if not tensors:
         raise ResolveError(f"{name} has a weight file without a single tensor.")
     return Checkpoint(
         model=model,
-        revision=revision,
         config=config,
         card=card,
         tensors=tensors,
@@ -416,10 +387,10 @@ def _no_safetensors(name: str, model: str, files: Mapping[str, int], repo: hub.R
         )
     if variants:
         return ResolveError(
-            f"{name} has neither {_SINGLE} nor {_INDEX}; its safetensors files are {some(variants)}.",
+            f"{name} has neither {_SINGLE} nor {INDEX}; its safetensors files are {some(variants)}.",
             hint="Only the names that transformers loads by default are used; save the model under them.",
         )
     return ResolveError(
-        f"{name} has no weights: neither {_SINGLE} nor {_INDEX}.",
+        f"{name} has no weights: neither {_SINGLE} nor {INDEX}.",
         hint=f"It holds {some(files)}. Check that this is a transformers model in PyTorch format.",
     )

@@ -6,6 +6,7 @@ import json
 import random
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import httpx2
@@ -55,6 +56,11 @@ def patient() -> None:
 def endpoint() -> str:
     """The address of the Hub in use."""
     return str(constants.ENDPOINT)
+
+
+def own_cache_folder() -> Path:
+    """Where this package keeps what it derived from downloads, beside the Hub's cache."""
+    return Path(constants.HF_HOME) / "hf-soup"
 
 
 def status_of(error: BaseException) -> int | None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hf_soup import architecture, hub, parameters
+from hf_soup import architecture, digests, parameters
 from hf_soup.checkpoint import ASSETS, Checkpoint
 from hf_soup.headers import TensorInfo
+from hf_soup.memo import remembered
 from hf_soup.processing import same_processing
 
 _MODULE_WEIGHTS = re.compile(r"\d+_[A-Za-z]+/(model\.safetensors|pytorch_model\.bin)")
@@ -49,7 +51,7 @@ def duplicates(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[
     """Models that stand there more than once: they count as often, which may not be meant."""
     seen: dict[tuple[str, str], list[str]] = {}
     for checkpoint, name in zip(checkpoints, names, strict=True):
-        seen.setdefault((checkpoint.model, checkpoint.revision), []).append(name)
+        seen.setdefault((checkpoint.model, checkpoint.identity), []).append(name)
     return [
         Reason("counted-twice", f"{model} stands there {len(who)} times and counts {len(who)} times.", tuple(who))
         for (model, _), who in seen.items()
@@ -90,11 +92,20 @@ def architectures(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> li
     """Models that transformers would build differently from the first one."""
     reasons = []
     donor = checkpoints[0]
-    architecture.read_config(donor.config, names[0])
+
+    def readable() -> bool:
+        architecture.read_config(donor.config, names[0])
+        return True
+
+    remembered("readable", donor.config, readable)
     for checkpoint, name in zip(checkpoints[1:], names[1:], strict=True):
         if checkpoint.config == donor.config:
             continue
-        differences = architecture.same_architecture(donor.config, checkpoint.config, names=(names[0], name))
+        differences = remembered(
+            "same-architecture",
+            [donor.config, checkpoint.config],
+            partial(architecture.same_architecture, donor.config, checkpoint.config, names=(names[0], name)),
+        )
         if differences:
             shown = "; ".join(differences[:6])
             reasons.append(
@@ -291,7 +302,7 @@ def _processing_ids(checkpoint: Checkpoint) -> dict[str, str]:
         files = checkpoint.repo.files
         return {path: files[path].sha256 or files[path].blob for path in processing_files(checkpoint)}
     assert checkpoint.folder is not None
-    return {path: hub.sha256_of(checkpoint.folder / path) for path in processing_files(checkpoint)}
+    return {path: digests.sha256_of(checkpoint.folder / path) for path in processing_files(checkpoint)}
 
 
 def some(names: Sequence[str], most: int = 4) -> str:

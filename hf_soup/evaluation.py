@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from hf_soup.blend import Blend
 from hf_soup.errors import ScoringError
 from hf_soup.headers import ITEM_BYTES
 from hf_soup.plan import Plan
+from hf_soup.progress import bar
 from hf_soup.scoring import Bench, Comparison, Logits, Score, build_model, compare, ensemble
 
 if TYPE_CHECKING:
@@ -143,16 +142,10 @@ class Evaluation:
         model = build_model(self._config_folder, tensors, benches[0].scoring.task, getattr(torch, self._plan.dtype))
         tensors.clear()
         logits = {}
-        with tqdm(
-            total=sum(bench.n for bench in benches),
-            desc=f"Scoring {name}",
-            unit="row",
-            disable=True if self._quiet else None,
-            leave=False,
-        ) as bar:
+        with bar(f"Scoring {name}", sum(bench.n for bench in benches), unit="row", quiet=self._quiet) as shown:
             for bench in benches:
                 try:
-                    logits[bench.title] = bench.logits(model, device=self._device, progress=bar.update)
+                    logits[bench.title] = bench.logits(model, device=self._device, progress=shown.update)
                 except ScoringError as error:
                     raise ScoringError(f"{name}: {error.message}", hint=error.hint) from None
         return logits
@@ -183,8 +176,9 @@ def require_memory(plan: Plan) -> None:
         ScoringError: It does not fit.
     """
     need = sum(
-        tensor.elements * (4 if all(ITEM_BYTES[part.dtype] == 2 for part in tensor.parts) else 8) + 2 * tensor.size
-        for tensor in plan.tensors
+        run.elements
+        * ((4 if all(ITEM_BYTES[part.dtype] == 2 for part in run.parts) else 8) + 2 * ITEM_BYTES[run.dtype])
+        for run in plan.runs
     )
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()

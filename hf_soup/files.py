@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from hf_soup.errors import MergeError
-from hf_soup.headers import TensorInfo
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -50,22 +49,30 @@ def open_file(stack: ExitStack, path: Path, flags: int = os.O_RDONLY) -> int:
     return descriptor
 
 
-def read_all(descriptor: int, buffer: Tensor, offset: int, label: str, part: TensorInfo) -> None:
-    """Fill a buffer from a file, from ``offset`` on.
+class ShortReadError(Exception):
+    """A file ended before it should."""
+
+
+def read_all(descriptor: int, view: memoryview, offset: int) -> None:
+    """Fill memory from a file, from ``offset`` on.
 
     Raises:
-        MergeError: The file ends before that; ``label`` and ``part`` say what was read.
+        ShortReadError: The file ends before that.
     """
-    view = bytes_of(buffer)
     while view:
         count = os.preadv(descriptor, [view], offset)
         if count == 0:
-            raise MergeError(
-                f"{label}: {part.file} ended in the middle of '{part.name}'; it changed while it was read.",
-                hint="Leave the ingredients alone while they are averaged, and run this again.",
-            )
+            raise ShortReadError
         view = view[count:]
         offset += count
+
+
+def shrunk(label: str, file: str, tensor: str) -> MergeError:
+    """The error for a `ShortReadError` of a source's file."""
+    return MergeError(
+        f"{label}: {file} ended in the middle of '{tensor}'; it changed while it was read.",
+        hint="Leave the ingredients alone while they are averaged, and run this again.",
+    )
 
 
 def write_all(descriptor: int, data: memoryview, offset: int) -> None:
@@ -74,3 +81,10 @@ def write_all(descriptor: int, data: memoryview, offset: int) -> None:
         count = os.pwrite(descriptor, data, offset)
         data = data[count:]
         offset += count
+
+
+def begin_writing(descriptor: int, offset: int, size: int) -> None:
+    """Have a range go to the disk now, in the background, so that there is less to wait for at the end."""
+    if hasattr(os, "posix_fadvise"):
+        # Linux begins to write dirty pages back when told that they will not be needed.
+        os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_DONTNEED)

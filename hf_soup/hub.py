@@ -1,7 +1,7 @@
-"""The Hub, read: pin, ranges, fetch. This, `client` and `publish` are the only importers of huggingface_hub.
+"""The Hub, read: what a reference stands for. This, `transfer`, `client` and `publish` alone import huggingface_hub.
 
-What the client leaves open is closed here: requests that it does not retry are retried, downloads are compared
-with the sha256 that the Hub states, and every failure becomes one `SoupError` that says what to do.
+What the client leaves open is closed here: requests that it does not retry are retried, and every failure becomes one
+`SoupError` that says what to do.
 """
 
 from __future__ import annotations
@@ -18,26 +18,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
-from huggingface_hub import (
-    constants,
-    get_session,
-    hf_hub_download,
-    hf_hub_url,
-    try_to_load_from_cache,
-)
+from huggingface_hub import constants
 from huggingface_hub.community import Discussion
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-)
+from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.file_download import repo_folder_name
-from huggingface_hub.utils._headers import build_hf_headers
-from huggingface_hub.utils._http import hf_raise_for_status
-from tqdm import tqdm
 
-from hf_soup import __version__
-from hf_soup.client import EXPLAINED, TIMEOUT, Token, api, explain, retrying, status_of
+from hf_soup.client import EXPLAINED, TIMEOUT, Token, api, explain, own_cache_folder, retrying, status_of
 from hf_soup.errors import ResolveError
 
 _T = TypeVar("_T")
@@ -219,15 +205,6 @@ def resolve_dataset(dataset: str, revision: str | None, *, token: Token = None) 
     return info.id, str(info.sha)
 
 
-_HERE = threading.Lock()
-_received = 0
-
-
-def traffic() -> int:
-    """Bytes of headers, indexes and samples that this process has read from the Hub so far."""
-    return _received
-
-
 def is_repo_id(name: str) -> bool:
     """Whether a name can be a repo's, rather than a folder on somebody's machine.
 
@@ -235,132 +212,6 @@ def is_repo_id(name: str) -> bool:
     (True, False)
     """
     return re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", name) is not None and len(name) <= 96
-
-
-# ---- read ---------------------------------------------------------------------------------------------------
-
-
-def read_range(repo: Repo, path: str, start: int, stop: int) -> bytes:
-    """Bytes ``start`` to ``stop`` of a file, from the cache where it is, else by a range request.
-
-    Raises:
-        ResolveError: They cannot be read, or the answer is shorter than asked for.
-    """
-    what = f"'{repo.id}@{repo.revision[:7]}', file '{path}'"
-    cached = try_to_load_from_cache(repo.id, path, revision=repo.revision)
-    if isinstance(cached, str):
-        with Path(cached).open("rb") as file:
-            file.seek(start)
-            return file.read(stop - start)
-    try:
-        data = retrying(_request_range, repo, path, start, stop)
-    except EXPLAINED as error:
-        raise explain(error, what) from None
-    global _received
-    with _HERE:
-        _received += len(data)
-    if len(data) != stop - start:
-        raise ResolveError(
-            f"{what}: asked for bytes {start} to {stop}, got {len(data)} bytes.",
-            hint="The file is shorter than the repo says; its owner may have to upload it again.",
-        )
-    return data
-
-
-def _request_range(repo: Repo, path: str, start: int, stop: int) -> bytes:
-    url = hf_hub_url(repo.id, path, revision=repo.revision)
-    headers = build_hf_headers(token=repo.token, library_name="hf-soup", library_version=__version__)
-    headers |= {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-    with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT) as response:
-        if response.status_code >= 400:
-            response.read()
-        hf_raise_for_status(response)
-        # A server that ignores the range answers 200 with the whole file: skip to the range, and stop after it.
-        skip = 0 if response.status_code == 206 else start
-        data = bytearray()
-        for chunk in response.iter_raw():
-            data += chunk[skip:] if skip < len(chunk) else b""
-            skip = max(0, skip - len(chunk))
-            if len(data) >= stop - start:
-                break
-    return bytes(data[: stop - start])
-
-
-def fetch(
-    wanted: Sequence[tuple[Repo, str]], *, quiet: bool = False, verify: bool = True, threads: int = 4
-) -> list[Path]:
-    """Files in the ordinary cache, downloaded where they are not there yet, each compared with its sha256.
-
-    Args:
-        wanted: Repos and paths in them.
-        quiet: No progress bar.
-        verify: Compare large files with the sha256 that the Hub states; the client does not.
-        threads: Files at a time.
-
-    Raises:
-        ResolveError: A file cannot be had, or its bytes are wrong twice; the wrong copy is taken out of the cache.
-    """
-    total = sum(repo.files[path].size for repo, path in wanted if not is_cached(repo, path))
-    hidden = True if quiet or total == 0 else None
-    bar = tqdm(total=total, unit="B", unit_scale=True, desc="Fetching", disable=hidden, leave=False)
-    lock = threading.Lock()
-
-    class Share(tqdm):  # type: ignore[type-arg]
-        """A download's own bar, unseen, whose bytes go to the one that is seen."""
-
-        def __init__(self, *_: object, **__: object) -> None:
-            super().__init__(disable=True)
-
-        def update(self, n: float | None = 1) -> bool | None:
-            with lock:
-                return bar.update(n)
-
-    def get(item: tuple[Repo, str]) -> Path:
-        repo, path = item
-        what = f"'{repo.id}@{repo.revision[:7]}', file '{path}'"
-        try:
-            local = retrying(_download, repo, path, Share)
-            expected = repo.files[path].sha256
-            if verify and expected and sha256_of(local) != expected:
-                local = retrying(_download, repo, path, Share, force=True)
-                found = sha256_of(local)
-                if found != expected:
-                    blob = local.resolve()
-                    local.unlink()
-                    blob.unlink(missing_ok=True)
-                    raise ResolveError(
-                        f"{what}: the bytes that arrived are not the ones that the Hub states, twice.\n"
-                        f"  stated  {expected}\n  arrived {found}",
-                        hint="Something between here and the Hub changes data. The wrong copy was removed.",
-                    )
-        except (*EXPLAINED, RuntimeError) as error:  # hf_xet raises plain RuntimeErrors
-            raise explain(error, what) from None
-        return local
-
-    with bar:
-        return in_parallel(get, wanted, threads)
-
-
-def _download(repo: Repo, path: str, bar: type[tqdm[Any]], *, force: bool = False) -> Path:
-    """One file through the client; by its commit, so that a file in the cache costs no request."""
-    try:
-        return Path(
-            hf_hub_download(
-                repo.id,
-                path,
-                revision=repo.revision,
-                token=repo.token,
-                force_download=force,
-                tqdm_class=bar,
-                library_name="hf-soup",
-                library_version=__version__,
-            )
-        )
-    except (LocalEntryNotFoundError, ValueError) as error:
-        # The client says that the cache has no copy; why it had to look there is what matters.
-        if isinstance(error.__cause__, HfHubHTTPError | httpx2.TransportError):
-            raise error.__cause__ from None
-        raise
 
 
 def remember(kind: str, asked: str, revision: str | None, *, found: str, commit: str) -> None:
@@ -391,27 +242,6 @@ def _remembered(kind: str, asked: str, revision: str | None) -> tuple[str, str] 
 def _note(kind: str, asked: str, revision: str | None) -> Path:
     name = hashlib.sha256(f"{asked}\n{revision or ''}".encode()).hexdigest()
     return own_cache_folder() / "resolved" / kind / name
-
-
-def is_cached(repo: Repo, path: str) -> bool:
-    """Whether a file needs no download."""
-    return isinstance(try_to_load_from_cache(repo.id, path, revision=repo.revision), str)
-
-
-def cache_folder() -> Path:
-    """Where downloads go."""
-    return Path(constants.HF_HUB_CACHE)
-
-
-def own_cache_folder() -> Path:
-    """Where this package keeps what it derived from downloads, beside the Hub's cache."""
-    return Path(constants.HF_HOME) / "hf-soup"
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def in_parallel(call: Callable[[Any], _T], items: Sequence[Any], threads: int = 8) -> list[_T]:

@@ -98,10 +98,6 @@ def sample(
         wanted: Checkpoints, and their tensors under the names that the picks use.
         picks: From `choose`.
     """
-    import torch
-
-    from hf_soup.files import TORCH
-
     jobs = [
         (index, pick, checkpoint, tensors[pick.name])
         for index, (checkpoint, tensors) in enumerate(wanted)
@@ -115,14 +111,22 @@ def sample(
         columns = int(np.prod(tensor.shape[1:]))
         start = pick.start * columns * item
         stop = min(pick.stop * columns, pick.start * columns + _ELEMENTS) * item
-        data = bytearray(checkpoint.read(tensor, start, stop))
-        flat = torch.frombuffer(data, dtype=TORCH[tensor.dtype]).float()
-        return np.asarray(flat.reshape(-1, min(columns, flat.numel())).numpy(), dtype=np.float32)
+        flat = _numbers(checkpoint.read(tensor, start, stop), tensor.dtype)
+        return flat.reshape(-1, min(columns, flat.size))
 
     found: list[dict[str, Array]] = [{} for _ in wanted]
     for (index, pick, _, _), rows in zip(jobs, hub.in_parallel(read, jobs, threads=16), strict=True):
         found[index][pick.name] = rows
     return found
+
+
+def _numbers(data: bytes, dtype: str) -> Array:
+    """Stored numbers as float32, without torch, which takes a second to import."""
+    if dtype == "BF16":
+        # The upper half of a float32.
+        return (np.frombuffer(data, dtype="<u2").astype(np.uint32) << 16).view(np.float32)
+    with np.errstate(over="ignore"):
+        return np.frombuffer(data, dtype={"F16": "<f2", "F32": "<f4", "F64": "<f8"}[dtype]).astype(np.float32)
 
 
 def compare(a: Mapping[str, Array], b: Mapping[str, Array], *, names: tuple[str, str], part: str) -> Kinship | None:

@@ -60,6 +60,12 @@ class Lineage:
         tensors, _, _ = align(checkpoints, called)
         return replace(self, checkpoints=checkpoints, names=called, tensors=tensors)
 
+    def pin(self) -> None:
+        """Know every revision from now on; folders are read whose sha256 is not known."""
+        founder = self.ancestor.checkpoint if self.ancestor else None
+        for checkpoint in (*self.checkpoints, *([founder] if founder else [])):
+            _ = checkpoint.revision
+
     def raise_if_refused(self) -> None:
         """Stop before anything is averaged.
 
@@ -87,7 +93,7 @@ class Lineage:
                 {
                     "name": name,
                     "model": checkpoint.model,
-                    "revision": checkpoint.revision,
+                    "revision": checkpoint.known_revision,
                     "parameters": checkpoint.parameters,
                     "dtype": checkpoint.dtypes[0] if checkpoint.dtypes else None,
                     "license": ", ".join(str(each) for each in _listed(checkpoint.card.get("license"))) or None,
@@ -111,7 +117,7 @@ class Lineage:
         for name, checkpoint in zip(self.names, self.checkpoints, strict=True):
             dtype = checkpoint.dtypes[0] if checkpoint.dtypes else "?"
             lines.append(
-                f"  model     {name}@{checkpoint.revision.removeprefix('sha256:')[:7]}"
+                f"  model     {name}{f'@{checkpoint.short}' if checkpoint.short else ''}"
                 f"  {checkpoint.parameters:,} parameters, {dtype}"
             )
             lines += [f"            ({note})" for note in checkpoint.notes]
@@ -211,8 +217,11 @@ def examine(
 def distinct_names(checkpoints: Sequence[Checkpoint]) -> list[str]:
     """What to call each checkpoint: its model; where two share it, with the revision, and then with a number."""
     names = [checkpoint.model for checkpoint in checkpoints]
-    short = [f"{c.model}@{c.revision.removeprefix('sha256:')[:7]}" for c in checkpoints]
-    names = [long if names.count(name) > 1 else name for name, long in zip(names, short, strict=True)]
+    twice = {name for name in names if names.count(name) > 1}
+    names = [
+        f"{each.model}@{each.revision.removeprefix('sha256:')[:7]}" if each.model in twice else each.model
+        for each in checkpoints
+    ]
     return [
         f"{name}#{names[: index + 1].count(name)}" if names.count(name) > 1 else name
         for index, name in enumerate(names)

@@ -1,92 +1,41 @@
-"""The streaming engine: read slices of every ingredient, combine, round once, write, hash; and continue.
+"""The streaming engine: read slices of every ingredient, combine, round once, hash, write; and continue.
 
-Work is cut into blocks of the output (4 MiB), which threads and processes share out by byte range. A block's
-bytes depend on the plan alone, so neither the number of threads or processes nor an interruption shows in them.
+The output is cut into units of 16 MiB, which processes and threads share out. A unit's bytes depend on the plan alone,
+so neither the number of threads or processes nor the size of slices nor an interruption shows in them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import threading
-from collections import deque
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import timedelta
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from hf_soup.digests import remember, stamp_of
 from hf_soup.errors import MergeError
-from hf_soup.files import TORCH, bytes_of, open_file, read_all, write_all
-from hf_soup.headers import ITEM_BYTES, TensorInfo
+from hf_soup.files import TORCH, ShortReadError, begin_writing, bytes_of, open_file, read_all, shrunk, write_all
+from hf_soup.headers import ITEM_BYTES
 from hf_soup.methods import METHODS, round_into
-from hf_soup.plan import BLOCK_BYTES, Plan, PlannedTensor
-from hf_soup.staging import Block, Staging
+from hf_soup.plan import Plan, PlannedTensor, Run, Unit
+from hf_soup.progress import bar
+from hf_soup.staging import Finished, Staging
+from hf_soup.supply import SourceFile, Supply
+from hf_soup.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
 #: Elements that are combined at once: large enough that Python does not show, small enough for the cache.
 SLICE_ELEMENTS = 1 << 18
-#: Most bytes of output that one thread finishes before it notes them.
-_UNIT_BYTES = 64 << 20
-
-
-@dataclass(frozen=True)
-class World:
-    """The processes that merge together: this one's number, how many, and how to wait for all."""
-
-    rank: int = 0
-    size: int = 1
-    barrier: Callable[[], None] = field(default=lambda: None, repr=False)
-
-
-def world() -> World:
-    """The world that Accelerate sees; a single process when none was launched.
-
-    Raises:
-        MergeError: Several processes are announced, but they cannot find each other: each would do all the work.
-    """
-    launched = int(os.environ.get("WORLD_SIZE") or 1)
-    if launched == 1:
-        return World()
-    hint = (
-        "Start them with `accelerate launch --multi_gpu --num_processes N -m hf_soup …` or "
-        "`torchrun --nproc-per-node N -m hf_soup …`."
-    )
-    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        # Without them Accelerate waits for processes that nobody starts.
-        raise MergeError(f"WORLD_SIZE is {launched}, but no launcher set {', '.join(missing)}.", hint=hint)
-    from accelerate import PartialState
-
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # else Accelerate warns that it sets torch's threads, as we do
-    try:
-        # On the CPU also where there are GPUs, as the work is.
-        state = PartialState(cpu=True, backend="gloo")
-    except (RuntimeError, ValueError) as error:
-        raise MergeError(f"{launched} processes were launched, but they cannot meet: {error}", hint=hint) from None
-    if state.num_processes != launched:
-        raise MergeError(f"{launched} processes were launched, but Accelerate sees {state.num_processes}.", hint=hint)
-
-    def barrier() -> None:
-        try:
-            # Accelerate's own gives up after half an hour; the first process may download and score for longer.
-            torch.distributed.monitored_barrier(timeout=timedelta(days=30))
-        except RuntimeError:
-            raise MergeError(
-                "Another of the processes that merge together has ended early.",
-                hint="Its own error says why. What is finished is kept; run the same command again.",
-            ) from None
-
-    return World(state.process_index, state.num_processes, barrier)
+#: Bytes of slices that all threads of a process hold together; with many threads or ingredients slices get smaller.
+_SLICES_BYTES = 96 << 20
 
 
 @dataclass(frozen=True)
@@ -109,7 +58,7 @@ class Merged:
 
 def merge(
     plan: Plan,
-    paths: Sequence[Mapping[str, Path]],
+    supply: Supply,
     staging: Staging,
     *,
     world: World | None = None,
@@ -120,14 +69,15 @@ def merge(
 
     Args:
         plan: What to write.
-        paths: For every source, its weight files on this machine.
-        staging: Where; blocks that an interrupted run finished are checked again and kept.
+        supply: The sources' weight files.
+        staging: Where; units that an interrupted run finished are checked again and kept.
         world: The processes that share the work.
         threads: Of this process; by default one a core.
         quiet: No progress bar.
 
     Raises:
         MergeError: An ingredient holds NaN or Inf, a file is shorter than its header says, or the disk is full.
+        ResolveError: A file could not be fetched.
     """
     world = world or World()
     threads = threads or len(os.sched_getaffinity(0))
@@ -140,51 +90,62 @@ def merge(
             staging.allocate((file.name, file.header, file.size) for file in plan.files)
         world.barrier()
         outputs = [open_file(stack, staging.folder / file.name, os.O_RDWR) for file in plan.files]
-        inputs = [{file: open_file(stack, path) for file, path in source.items()} for source in paths]
         if world.rank == 0:
-            staging.restart(_still_right(plan, outputs, staging.finished(), threads))
+            staging.restart(_still_right(plan, outputs, staging.finished(), threads, quiet))
         world.barrier()
-        kept = {(tensor, block) for tensor, block, _ in staging.finished()}
+        kept = {entry.unit for entry in staging.finished()}
         # Every process must see the same journal before any of them writes to one.
         world.barrier()
-        resumed = sum(_block_bytes(plan.tensors[tensor], block) for tensor, block in kept)
-        engine = _Engine(plan, inputs, outputs)
-        bar = tqdm(
-            total=plan.size,
-            initial=resumed,
-            unit="B",
-            unit_scale=True,
-            desc="Merging",
-            disable=True if quiet or world.rank > 0 else None,
-            leave=False,
-        )
-        with bar:
-            _run(engine, _units(plan, kept, world, threads), partial(staging.note, world.rank), threads, bar.update)
+        resumed = sum(plan.units[number].size for number in kept)
+        stack.callback(supply.close)
+        followed = [file for file in supply.files() if file.follow]
+        for number, file in enumerate(followed):
+            file.follow = number % world.size == world.rank
+        mine = [file for file in followed if file.follow]
+        engine = _Engine(plan, supply, outputs, threads)
+        fetch = sum(file.missing for file in supply.files())
+        title = "Fetching and merging" if fetch else "Merging"
+        with bar(title, plan.size + fetch, initial=resumed, quiet=quiet or world.rank > 0) as shown:
+            supply.fetched = shown.update
+            share = _share(plan, kept, world)
+            _run(engine, share, lambda entries: staging.note(world.rank, entries), threads, shown.update)
+            with ThreadPoolExecutor(threads) as pool:
+                hashes = list(pool.map(SourceFile.finish, mine))
+        if world.size > 1:
+            staging.note_hashes(world.rank, [(str(f.path), digest) for f, digest in zip(mine, hashes, strict=True)])
     world.barrier()
     if world.rank > 0:
         return Merged("", {}, 0, ())
-    blocks = {(tensor, block): digest for tensor, block, digest in staging.finished()}
-    missing = sum(tensor.blocks for tensor in plan.tensors) - len(blocks)
+    finished = {entry.unit: entry for entry in staging.finished()}
+    missing = len(plan.units) - len(finished)
     if missing:
         raise MergeError(
-            f"{missing} blocks of '{staging.output.name}' were not written.",
+            f"{missing} parts of '{staging.output.name}' were not written.",
             hint="All processes need the same file system, and the same output folder.",
         )
-    roots = tensor_roots(plan, blocks)
+    for path, digest in staging.hashes():
+        # Whether a file changed meanwhile is seen by those who hold its stamp from before.
+        stamp = stamp_of(path)
+        remember(path, stamp, digest, since=max(stamp[3:]) + 100_000_000)
+    roots = tensor_roots(plan, finished)
+    differing = {number for entry in finished.values() for number in entry.differing}
     return Merged(
         digest=digest_of((tensor.name, tensor.dtype, tensor.shape, roots[tensor.name]) for tensor in plan.tensors),
         roots=roots,
         resumed=resumed,
-        differing=tuple(sorted(engine.differing)),
+        differing=tuple(sorted(plan.tensors[number].name for number in differing)),
     )
 
 
-def tensor_roots(plan: Plan, blocks: Mapping[tuple[int, int], str]) -> dict[str, str]:
-    """The root of every tensor, from the sha256s of its blocks."""
+def tensor_roots(plan: Plan, finished: Mapping[int, Finished]) -> dict[str, str]:
+    """The root of every tensor, from the sha256s of the blocks of all units."""
+    blocks: dict[int, list[bytes]] = {}
+    for number, unit in enumerate(plan.units):
+        digests = bytes.fromhex(finished[number].digests)
+        for place, (tensor, _, _) in enumerate(plan.blocks_of(unit)):
+            blocks.setdefault(tensor, []).append(digests[32 * place : 32 * place + 32])
     return {
-        tensor.name: hashlib.sha256(
-            b"".join(bytes.fromhex(blocks[number, block]) for block in range(tensor.blocks))
-        ).hexdigest()
+        tensor.name: hashlib.sha256(b"".join(blocks.get(number, ()))).hexdigest()
         for number, tensor in enumerate(plan.tensors)
     }
 
@@ -200,49 +161,84 @@ def digest_of(tensors: Iterator[tuple[str, str, tuple[int, ...], str]]) -> str:
 
 
 class _Engine:
-    """Computes blocks of a plan's output from open files."""
+    """Computes units of a plan's output from the sources' files."""
 
-    def __init__(self, plan: Plan, inputs: Sequence[Mapping[str, int]], outputs: Sequence[int]) -> None:
+    def __init__(self, plan: Plan, supply: Supply, outputs: Sequence[int], threads: int) -> None:
         self.plan = plan
-        self.inputs = inputs
+        self.supply = supply
         self.outputs = outputs
+        self.threads = threads
         self.method = METHODS[plan.method]
-        self.differing: set[str] = set()
 
-    def write(self, number: int, block: int, buffers: _Buffers) -> str:
-        """Compute a block, write it, and return its sha256."""
-        tensor = self.plan.tensors[number]
-        item = ITEM_BYTES[tensor.dtype]
-        start = block * BLOCK_BYTES // item
-        stop = min(tensor.elements, start + BLOCK_BYTES // item)
-        out = buffers.output((stop - start) * item).view(TORCH[tensor.dtype])
-        step = min(SLICE_ELEMENTS, max(1 << 14, (1 << 22) // len(tensor.parts)))
-        for begin in range(start, stop, step):
-            end = min(stop, begin + step)
-            parts = [
-                self._read(source, part, begin, end, buffers.part(source, (end - begin) * ITEM_BYTES[part.dtype]))
-                for source, part in enumerate(tensor.parts)
-            ]
-            piece = out[begin - start : end - start]
-            if tensor.averaged:
-                self._combine(tensor, parts, begin, piece)
+    def write(self, number: int, buffers: _Buffers) -> Finished:
+        """Compute a unit and write it."""
+        plan = self.plan
+        unit = plan.units[number]
+        run = plan.runs[unit.run]
+        item = ITEM_BYTES[run.dtype]
+        files = [source[part.file] for source, part in zip(self.supply.sources, run.parts, strict=True)]
+        descriptors = [file.open() for file in files]
+        output = self.outputs[run.file]
+        blocks = _Blocks([size for _, _, size in plan.blocks_of(unit)])
+        differing: set[int] = set()
+        step = self._step(run)
+        for begin in range(unit.begin, unit.end, step):
+            end = min(unit.end, begin + step)
+            parts = []
+            for source, part in enumerate(run.parts):
+                each = ITEM_BYTES[part.dtype]
+                values, memory = buffers.part(source, (end - begin) * each, part.dtype)
+                try:
+                    read_all(descriptors[source], memory, part.offset + begin * each)
+                except ShortReadError:
+                    raise shrunk(plan.sources[source], part.file, self._at(run, begin)[0].name) from None
+                parts.append(values)
+            piece, data = buffers.output((end - begin) * item, run.dtype)
+            if run.averaged:
+                self._combine(run, parts, begin, piece)
             else:
                 piece.copy_(parts[0])
                 if any(not torch.equal(part, parts[0]) for part in parts[1:]):
-                    self.differing.add(tensor.name)
-        data = bytes_of(out.view(torch.uint8))
-        write_all(self.outputs[tensor.file], data, tensor.offset + block * BLOCK_BYTES)
-        return hashlib.sha256(data).hexdigest()
+                    differing |= self._differing(run, parts, begin)
+            blocks.update(data)
+            write_all(output, data, run.offset + begin * item)
+        begin_writing(output, run.offset + unit.begin * item, unit.size)
+        for file, part in zip(files, run.parts, strict=True):
+            file.read_up_to(part.offset + unit.end * ITEM_BYTES[part.dtype])
+        return Finished(number, blocks.hex(), tuple(sorted(differing)))
 
-    def _combine(self, tensor: PlannedTensor, parts: list[Tensor], begin: int, piece: Tensor) -> None:
+    def _step(self, run: Run) -> int:
+        """How many elements to combine at once."""
+        wide = 4 if all(ITEM_BYTES[part.dtype] == 2 for part in run.parts) else 8
+        # The slices themselves, the accumulator, what a method makes on the way, and the output.
+        each = sum(ITEM_BYTES[part.dtype] for part in run.parts) + 3 * wide
+        return min(SLICE_ELEMENTS, max(1 << 13, _SLICES_BYTES // (each * self.threads)))
+
+    def _at(self, run: Run, element: int) -> tuple[PlannedTensor, int]:
+        """The tensor of an element of a run, and which of its elements that is."""
+        tensors = self.plan.tensors
+        offset = run.offset + element * ITEM_BYTES[run.dtype]
+        number = bisect_right(tensors, offset, run.first, run.stop, key=lambda tensor: tensor.offset) - 1
+        return tensors[number], (offset - tensors[number].offset) // ITEM_BYTES[run.dtype]
+
+    def _differing(self, run: Run, parts: Sequence[Tensor], begin: int) -> set[int]:
+        """Numbers of the tensors on which a slice of the sources disagrees."""
+        found, length = set(), len(parts[0])
+        for number in range(run.first, run.stop):
+            tensor = self.plan.tensors[number]
+            start = (tensor.offset - run.offset) // ITEM_BYTES[run.dtype] - begin
+            low, high = max(0, start), min(length, start + tensor.elements)
+            if low < high and any(not torch.equal(part[low:high], parts[0][low:high]) for part in parts[1:]):
+                found.add(number)
+        return found
+
+    def _combine(self, run: Run, parts: list[Tensor], begin: int, piece: Tensor) -> None:
         mixed = self.method.function(parts, self.plan.weights, **self.plan.parameters)
         if not _fits(mixed, piece.dtype):
-            mixed = self._settle(tensor, parts, begin, piece.dtype, mixed)
+            mixed = self._settle(run, parts, begin, piece.dtype, mixed)
         round_into(mixed, piece)
 
-    def _settle(
-        self, tensor: PlannedTensor, parts: list[Tensor], begin: int, dtype: torch.dtype, mixed: Tensor
-    ) -> Tensor:
+    def _settle(self, run: Run, parts: list[Tensor], begin: int, dtype: torch.dtype, mixed: Tensor) -> Tensor:
         """Tell what is wrong with a slice that holds NaN or Inf, or give the result where nothing is."""
         infinite = [part.isinf() & (part.to(parts[0].dtype) == parts[0]) for part in parts]
         shared = torch.stack(infinite).all(0)
@@ -250,7 +246,8 @@ class _Engine:
             bad = ~(part.isfinite() | shared)
             if bad.any():
                 index = int(bad.nonzero()[0])
-                raise not_finite(label, tensor.name, part[index].item(), begin + index, tensor.shape)
+                tensor, place = self._at(run, begin + index)
+                raise not_finite(label, tensor.name, part[index].item(), place, tensor.shape)
         fine = mixed.isfinite() | shared
         if mixed.dtype == torch.float32 and not fine.all():
             # Finite numbers whose sum is too large for float32: those, and no others, are added up in float64, so
@@ -264,34 +261,58 @@ class _Engine:
         lost = ~(rounded.isfinite() | shared)
         if lost.any():
             index = int(lost.nonzero()[0])
+            tensor, place = self._at(run, begin + index)
             raise MergeError(
-                f"'{tensor.name}' at {_unravel(begin + index, tensor.shape)} would be {mixed[index].item():g}, "
+                f"'{tensor.name}' at {_unravel(place, tensor.shape)} would be {mixed[index].item():g}, "
                 f"which {str(dtype).removeprefix('torch.')} cannot hold.",
                 hint="Set `dtype: bfloat16` or `dtype: float32` in the recipe.",
             )
         return mixed
-
-    def _read(self, source: int, part: TensorInfo, begin: int, end: int, buffer: Tensor) -> Tensor:
-        item = ITEM_BYTES[part.dtype]
-        read_all(self.inputs[source][part.file], buffer, part.offset + begin * item, self.plan.sources[source], part)
-        return buffer.view(TORCH[part.dtype])
 
 
 class _Buffers:
     """Memory that a thread reads into and writes from, again and again."""
 
     def __init__(self) -> None:
-        self._parts: dict[int, Tensor] = {}
-        self._output = torch.empty(BLOCK_BYTES, dtype=torch.uint8)
+        self._held: dict[int, Tensor] = {}
 
-    def output(self, size: int) -> Tensor:
-        return self._output[:size]
-
-    def part(self, source: int, size: int) -> Tensor:
-        held = self._parts.get(source)
+    def part(self, source: int, size: int, dtype: str) -> tuple[Tensor, memoryview]:
+        """``size`` bytes for a source, as elements and as memory."""
+        held = self._held.get(source)
         if held is None or held.numel() < size:
-            held = self._parts[source] = torch.empty(size, dtype=torch.uint8)
-        return held[:size]
+            held = self._held[source] = torch.empty(size, dtype=torch.uint8)
+        return held[:size].view(TORCH[dtype]), bytes_of(held[:size])
+
+    def output(self, size: int, dtype: str) -> tuple[Tensor, memoryview]:
+        """The same for what is written."""
+        return self.part(-1, size, dtype)
+
+
+class _Blocks:
+    """The sha256s of blocks of known sizes, of bytes that come in pieces of any size."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self._sizes = iter(sizes)
+        self._left = next(self._sizes)
+        self._hash = hashlib.sha256()
+        self._digests: list[bytes] = []
+
+    def update(self, data: memoryview) -> None:
+        """Take the next bytes."""
+        start, stop = 0, len(data)
+        while start < stop:
+            end = min(stop, start + self._left)
+            self._hash.update(data[start:end])
+            self._left -= end - start
+            start = end
+            if not self._left:
+                self._digests.append(self._hash.digest())
+                self._hash = hashlib.sha256()
+                self._left = next(self._sizes, 0)
+
+    def hex(self) -> str:
+        """All of them, one after the other."""
+        return b"".join(self._digests).hex()
 
 
 def _fits(mixed: Tensor, dtype: torch.dtype) -> bool:
@@ -303,89 +324,69 @@ def _fits(mixed: Tensor, dtype: torch.dtype) -> bool:
 
 def _run(
     engine: _Engine,
-    units: Sequence[Sequence[tuple[int, int]]],
-    note: Callable[[Sequence[Block]], None],
+    share: Sequence[int],
+    note: Callable[[Sequence[Finished]], None],
     threads: int,
     progress: Callable[[int], object],
 ) -> None:
-    """Compute all units on several threads; when one fails, the others stop after their block."""
-    todo = deque(units)
-    stopped = threading.Event()
+    """Compute units on several threads; when one fails, the others stop after theirs."""
+    supply, units = engine.supply, engine.plan.units
+    numbers = {units[number]: number for number in share}
+    written: dict[Unit, Finished] = {}
 
     def work() -> None:
         buffers = _Buffers()
-        while todo and not stopped.is_set():
-            try:
-                unit = todo.popleft()
-            except IndexError:  # another thread took the last one
-                return
-            done: list[Block] = []
-            try:
-                for number, block in unit:
-                    if stopped.is_set():
-                        return
-                    done.append((number, block, engine.write(number, block, buffers)))
-                    progress(_block_bytes(engine.plan.tensors[number], block))
-            finally:
-                if done:
-                    note(done)
+        while (unit := supply.take()) is not None:
+            written[unit] = engine.write(numbers[unit], buffers)
+            sure = supply.done(unit)
+            note([written.pop(each) for each in sure])
+            progress(unit.size)
 
+    supply.begin(engine.plan, [units[number] for number in share])
     with ThreadPoolExecutor(threads) as pool:
         futures = [pool.submit(work) for _ in range(threads)]
         try:
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+            note([written.pop(each) for each in supply.wait()])
         finally:
-            stopped.set()
-        for future in done:
-            future.result()
+            supply.stop()
 
 
-def _units(plan: Plan, kept: AbstractSet[tuple[int, int]], world: World, threads: int) -> list[list[tuple[int, int]]]:
-    """This process's share of the blocks that are to be done, in runs that a thread finishes at a time."""
-    todo = [
-        (number, block)
-        for number, tensor in enumerate(plan.tensors)
-        for block in range(tensor.blocks)
-        if (number, block) not in kept
-    ]
-    sizes = [_block_bytes(plan.tensors[number], block) for number, block in todo]
-    total = sum(sizes)
-    unit_bytes = min(_UNIT_BYTES, max(BLOCK_BYTES, total // (world.size * threads * 8)))
+def _share(plan: Plan, kept: AbstractSet[int], world: World) -> list[int]:
+    """Numbers of the units that this process does: as many bytes as every other's, one after the other."""
+    todo = [number for number in range(len(plan.units)) if number not in kept]
+    total = sum(plan.units[number].size for number in todo)
     low, high = total * world.rank // world.size, total * (world.rank + 1) // world.size
-    units: list[list[tuple[int, int]]] = [[]]
-    position = held = 0
-    for entry, size in zip(todo, sizes, strict=True):
-        # The first process does all that is not averaged, because it reports where the sources disagree.
-        if low <= position < high if plan.tensors[entry[0]].averaged else world.rank == 0:
-            if units[-1] and held + size > unit_bytes:
-                units.append([])
-                held = 0
-            units[-1].append(entry)
-            held += size
-        position += size
-    return units
+    share, position = [], 0
+    for number in todo:
+        if low <= position < high:
+            share.append(number)
+        position += plan.units[number].size
+    return share
 
 
-def _still_right(plan: Plan, outputs: Sequence[int], finished: Iterator[Block], threads: int) -> list[Block]:
-    """The finished blocks whose bytes still have the sha256 that was noted."""
+def _still_right(
+    plan: Plan, outputs: Sequence[int], finished: Iterator[Finished], threads: int, quiet: bool
+) -> list[Finished]:
+    """The finished units whose bytes still have the sha256s that were noted."""
+    entries = [entry for entry in dict.fromkeys(finished) if 0 <= entry.unit < len(plan.units)]
+    total = sum(plan.units[entry.unit].size for entry in entries)
 
-    def check(entry: Block) -> bool:
-        number, block, noted = entry
-        if not (0 <= number < len(plan.tensors) and 0 <= block < plan.tensors[number].blocks):
-            return False
-        tensor = plan.tensors[number]
-        if not tensor.averaged:
-            return False  # small, and done again to see whether the sources agree
-        data = os.pread(outputs[tensor.file], _block_bytes(tensor, block), tensor.offset + block * BLOCK_BYTES)
-        return hashlib.sha256(data).hexdigest() == noted
+    def check(entry: Finished) -> bool:
+        unit = plan.units[entry.unit]
+        run = plan.runs[unit.run]
+        offset = run.offset + unit.begin * ITEM_BYTES[run.dtype]
+        found = []
+        for _, _, size in plan.blocks_of(unit):
+            found.append(hashlib.sha256(os.pread(outputs[run.file], size, offset)).hexdigest())
+            offset += size
+        shown.update(unit.size)
+        return "".join(found) == entry.digests
 
-    entries = list(dict.fromkeys(finished))
-    with ThreadPoolExecutor(threads) as pool:
+    with bar("Checking what is finished", total, quiet=quiet) as shown, ThreadPoolExecutor(threads) as pool:
         return [entry for entry, right in zip(entries, pool.map(check, entries), strict=True) if right]
-
-
-def _block_bytes(tensor: PlannedTensor, block: int) -> int:
-    return min(BLOCK_BYTES, tensor.size - block * BLOCK_BYTES)
 
 
 def not_finite(label: str, tensor: str, value: float, index: int, shape: tuple[int, ...]) -> MergeError:

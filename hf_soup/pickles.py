@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_soup import hub
+from hf_soup import client, digests, hub, transfer
 from hf_soup.errors import ResolveError
 from hf_soup.headers import Read, read_json, weight_map
 
@@ -28,9 +28,9 @@ def convert_pickle(name: str, files: Mapping[str, int], read: Read, repo: hub.Re
     else:
         index = read_json(read, PICKLE_INDEX, files, name)
         parts = sorted(set(weight_map(index, PICKLE_INDEX, files, name).values()))
-    paths = hub.fetch([(repo, part) for part in parts]) if repo else [(folder or Path()) / part for part in parts]
-    key = hashlib.sha256("".join(hub.sha256_of(path) for path in paths).encode()).hexdigest()
-    target = hub.own_cache_folder() / "converted" / f"{key}.safetensors"
+    paths = transfer.fetch([(repo, part) for part in parts]) if repo else [(folder or Path()) / part for part in parts]
+    key = hashlib.sha256("".join(digests.sha256_of(path) for path in paths).encode()).hexdigest()
+    target = client.own_cache_folder() / "converted" / f"{key}.safetensors"
     if target.exists():
         return target
     tensors: dict[str, Tensor] = {}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,13 +16,15 @@ from hf_soup.headers import FLOATS, ITEM_BYTES, TensorInfo
 
 #: Bytes of output that are hashed as one; part of the definition of the digest, so it never changes.
 BLOCK_BYTES = 4 << 20
+#: Bytes of output that a thread finishes before it notes them.
+UNIT_BYTES = 16 << 20
 #: Output files are cut at this size, whatever the number of processes.
 MAX_FILE_BYTES = 5_000_000_000
 #: torch's names of what can be written → safetensors' names.
 DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PlannedTensor:
     """One tensor of the output.
 
@@ -31,7 +34,8 @@ class PlannedTensor:
         shape: Its shape.
         file: Which output file it is in.
         offset: Of its first byte in that file.
-        parts: Where it lies in every source.
+        elements: How many numbers it holds.
+        size: In bytes, as written.
     """
 
     name: str
@@ -39,17 +43,8 @@ class PlannedTensor:
     shape: tuple[int, ...]
     file: int
     offset: int
-    parts: tuple[TensorInfo, ...]
-
-    @property
-    def elements(self) -> int:
-        """How many numbers it holds."""
-        return math.prod(self.shape)
-
-    @property
-    def size(self) -> int:
-        """In bytes, as written."""
-        return self.elements * ITEM_BYTES[self.dtype]
+    elements: int
+    size: int
 
     @property
     def averaged(self) -> bool:
@@ -60,6 +55,63 @@ class PlannedTensor:
     def blocks(self) -> int:
         """How many blocks it is hashed in; an empty tensor has none."""
         return -(-self.size // BLOCK_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Where the elements of a run lie in one source: the file, the offset of the first, and their type there."""
+
+    file: str
+    offset: int
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Tensors that follow each other in the output and in every source, so that they are read and written as one.
+
+    A model of a hundred thousand small tensors that all sources store alike is a run for each file.
+
+    Args:
+        first, stop: Numbers of its tensors, none of them empty, all of one dtype.
+        dtype: As written.
+        file: Which output file it is in.
+        offset: Of its first byte in that file.
+        elements: How many numbers it holds.
+        parts: Where it lies in every source.
+    """
+
+    first: int
+    stop: int
+    dtype: str
+    file: int
+    offset: int
+    elements: int
+    parts: tuple[Part, ...]
+
+    @property
+    def averaged(self) -> bool:
+        """As its tensors."""
+        return self.dtype in FLOATS
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Blocks of a run that are finished, noted and checked together: 16 MiB, or what is left of the run.
+
+    Args:
+        run: Its number.
+        begin, end: Elements of the run.
+        tensor, block: Where its first block belongs.
+        size: In bytes, as written.
+    """
+
+    run: int
+    begin: int
+    end: int
+    tensor: int
+    block: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -76,33 +128,91 @@ class Plan:
     """Output files and tensors, and what goes into them.
 
     Args:
-        sources: ``model@revision`` of every source, in the order of the recipe.
+        sources: What errors call every source, in the order of the recipe.
+        states: What identifies their bytes: ``model@revision``, or the state of a folder's weight files.
         weights: Their shares, as given.
         method: Its name.
         parameters: Its parameters.
-        tensors: In the order of the output.
         files: In order.
+        runs: In the order of the output.
     """
 
     sources: tuple[str, ...]
+    states: tuple[str, ...]
     weights: tuple[float, ...]
     method: str
     parameters: Mapping[str, Any]
-    tensors: tuple[PlannedTensor, ...] = field(repr=False)
     files: tuple[OutputFile, ...]
+    runs: tuple[Run, ...] = field(repr=False)
 
     @property
     def size(self) -> int:
         """Bytes of all output files."""
         return sum(file.size for file in self.files)
 
+    @cached_property
+    def tensors(self) -> tuple[PlannedTensor, ...]:
+        """All tensors, in the order of the output; read back from the headers, which are what says it."""
+        found = []
+        for number, file in enumerate(self.files):
+            entries = json.loads(file.header[8:])
+            del entries["__metadata__"]
+            for name, entry in entries.items():
+                begin, end = entry["data_offsets"]
+                size, dtype = end - begin, entry["dtype"]
+                offset, elements = len(file.header) + begin, size // ITEM_BYTES[dtype]
+                found.append(PlannedTensor(name, dtype, tuple(entry["shape"]), number, offset, elements, size))
+        return tuple(found)
+
+    @cached_property
+    def units(self) -> tuple[Unit, ...]:
+        """The pieces in which the work is done, the same for any number of threads and processes."""
+        units = []
+        for number, run in enumerate(self.runs):
+            item = ITEM_BYTES[run.dtype]
+            begin = end = 0
+            head = (run.first, 0)
+            for tensor, block, size in self.blocks(run.first, 0):
+                if tensor == run.stop:
+                    break
+                if (end - begin) * item + size > UNIT_BYTES and end > begin:
+                    units.append(Unit(number, begin, end, *head, (end - begin) * item))
+                    begin, head = end, (tensor, block)
+                end += size // item
+            units.append(Unit(number, begin, end, *head, (end - begin) * item))
+        return tuple(units)
+
+    def blocks(self, tensor: int, block: int) -> Iterator[tuple[int, int, int]]:
+        """``(tensor number, block number, size in bytes)`` of all blocks from one on."""
+        for number in range(tensor, len(self.tensors)):
+            size = self.tensors[number].size
+            for start in range(block * BLOCK_BYTES, size, BLOCK_BYTES):
+                yield number, start // BLOCK_BYTES, min(BLOCK_BYTES, size - start)
+            block = 0
+
+    def blocks_of(self, unit: Unit) -> list[tuple[int, int, int]]:
+        """Those of a unit."""
+        found, left = [], unit.size
+        for entry in self.blocks(unit.tensor, unit.block):
+            if not left:
+                break
+            found.append(entry)
+            left -= entry[2]
+        return found
+
+    def parts_of(self, tensor: int) -> tuple[Part, ...]:
+        """Where a tensor, which must not be empty, lies in every source."""
+        run = self.runs[bisect_right(self.runs, tensor, key=lambda run: run.first) - 1]
+        before = (self.tensors[tensor].offset - run.offset) // ITEM_BYTES[run.dtype]
+        return tuple(Part(p.file, p.offset + before * ITEM_BYTES[p.dtype], p.dtype) for p in run.parts)
+
     @property
     def dtype(self) -> str:
         """torch's name of the commonest floating-point type that is written."""
         held: dict[str, int] = {}
-        for tensor in self.tensors:
-            if tensor.averaged:
-                held[tensor.dtype] = held.get(tensor.dtype, 0) + tensor.elements
+        for run in self.runs:
+            if run.averaged:
+                held[run.dtype] = held.get(run.dtype, 0) + run.elements
         spelled = {value: key for key, value in DTYPES.items()}
         return spelled[max(held, key=lambda dtype: held[dtype])] if held else "float32"
 
@@ -113,28 +223,29 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data, for the other processes of a world."""
-        files = [{"name": file.name, "header": file.header.decode("latin-1"), "size": file.size} for file in self.files]
-        return {**asdict(self), "files": files}
+        return {
+            "sources": list(self.sources),
+            "states": list(self.states),
+            "weights": list(self.weights),
+            "method": self.method,
+            "parameters": dict(self.parameters),
+            "files": [
+                {"name": file.name, "header": file.header.decode("latin-1"), "size": file.size} for file in self.files
+            ],
+            "runs": [asdict(run) for run in self.runs],
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
         """The inverse of `to_dict`."""
-
-        def info(part: Mapping[str, Any]) -> TensorInfo:
-            return TensorInfo(**{**part, "shape": tuple(part["shape"])})
-
-        tensors = tuple(
-            PlannedTensor(**{**t, "shape": tuple(t["shape"]), "parts": tuple(info(part) for part in t["parts"])})
-            for t in values["tensors"]
-        )
-        files = tuple(OutputFile(f["name"], f["header"].encode("latin-1"), f["size"]) for f in values["files"])
         return cls(
             tuple(values["sources"]),
+            tuple(values["states"]),
             tuple(values["weights"]),
             values["method"],
             dict(values["parameters"]),
-            tensors,
-            files,
+            tuple(OutputFile(f["name"], f["header"].encode("latin-1"), f["size"]) for f in values["files"]),
+            tuple(Run(**{**run, "parts": tuple(Part(**part) for part in run["parts"])}) for run in values["runs"]),
         )
 
     def index(self) -> dict[str, Any] | None:
@@ -155,43 +266,44 @@ def make_plan(
     method: str = "linear",
     parameters: Mapping[str, Any] | None = None,
     dtype: str | None = None,
+    states: Sequence[str] | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> Plan:
     """Lay out the output.
 
     Args:
-        sources: ``model@revision`` of every source.
+        sources: What errors call every source.
         tensors: For every source, its tensors under the names that the output will use; all have the same names.
         weights: Their shares.
         method, parameters: How they are combined.
         dtype: torch's name of the type to write; by default each tensor's common one, or the widest.
+        states: What identifies the bytes of every source; by default its name.
         max_file_bytes: Where output files are cut.
 
     Raises:
         IncompatibleError: A tensor is missing in a source, or has another shape.
     """
     laid: list[tuple[str, str, tuple[TensorInfo, ...]]] = []
-    for name in dict.fromkeys(name for source in tensors for name in source):
-        parts = tuple(source[name] for source in tensors if name in source)
-        if len(parts) != len(tensors):
-            lacking = next(label for label, source in zip(sources, tensors, strict=True) if name not in source)
-            raise IncompatibleError(f"Cannot average '{name}': {lacking} does not have it.")
-        if any(part.shape != parts[0].shape for part in parts):
+    names = tensors[0].keys()
+    if any(source.keys() != names for source in tensors[1:]):
+        for name in dict.fromkeys(name for source in tensors for name in source):
+            lacking = [label for label, source in zip(sources, tensors, strict=True) if name not in source]
+            if lacking:
+                raise IncompatibleError(f"Cannot average '{name}': {lacking[0]} does not have it.")
+    for name in names:
+        parts = tuple([source[name] for source in tensors])
+        shape = parts[0].shape
+        if any(part.shape != shape for part in parts):
             shown = "\n".join(f"  {label}  {part.shape}" for label, part in zip(sources, parts, strict=True))
             raise IncompatibleError(f"Cannot average '{name}': the ingredients disagree on its shape.\n{shown}")
         laid.append((name, _written(name, parts, dtype), parts))
-    # The donor's own order, so that inputs are read forwards; wide types first, so that every tensor is aligned.
-    laid.sort(key=lambda entry: (-ITEM_BYTES[entry[1]], entry[2][0].file, entry[2][0].offset, entry[0]))
-    groups: list[list[tuple[str, str, tuple[TensorInfo, ...]]]] = [[]]
-    held = 0
-    for entry in laid:
-        size = math.prod(entry[2][0].shape) * ITEM_BYTES[entry[1]]
-        if groups[-1] and held + size > max_file_bytes:
-            groups.append([])
-            held = 0
-        groups[-1].append(entry)
-        held += size
-    planned, files = [], []
+    # The donor's own order, so that inputs are read forwards; wide types first, so that every tensor is aligned; empty
+    # tensors where they interrupt no run.
+    laid.sort(key=lambda entry: (-ITEM_BYTES[entry[1]], not entry[2][0].size, entry[2][0].file, entry[2][0].offset))
+    files: list[OutputFile] = []
+    groups = _cut(laid, max_file_bytes)
+    runs: list[Run] = []
+    first = 0
     for number, group in enumerate(groups):
         entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         position = 0
@@ -206,15 +318,68 @@ def make_plan(
         text = json.dumps(entries, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         header = len(text).to_bytes(8, "little") + text
-        offset = len(header)
-        for name, written, parts in group:
-            planned.append(PlannedTensor(name, written, parts[0].shape, number, offset, parts))
-            offset += planned[-1].size
         title = "model.safetensors"
         if len(groups) > 1:
             title = f"model-{number + 1:05}-of-{len(groups):05}.safetensors"
         files.append(OutputFile(title, header, len(header) + position))
-    return Plan(tuple(sources), tuple(weights), method, dict(parameters or {}), tuple(planned), tuple(files))
+        runs += _runs(group, number, first, len(header))
+        first += len(group)
+    return Plan(
+        tuple(sources),
+        tuple(states or sources),
+        tuple(weights),
+        method,
+        dict(parameters or {}),
+        tuple(files),
+        tuple(runs),
+    )
+
+
+_Laid = tuple[str, str, tuple[TensorInfo, ...]]
+
+
+def _cut(laid: Sequence[_Laid], max_file_bytes: int) -> list[list[_Laid]]:
+    """Tensors in files: a new one where the next tensor would not fit."""
+    groups: list[list[_Laid]] = [[]]
+    held = 0
+    for entry in laid:
+        size = math.prod(entry[2][0].shape) * ITEM_BYTES[entry[1]]
+        if groups[-1] and held + size > max_file_bytes:
+            groups.append([])
+            held = 0
+        groups[-1].append(entry)
+        held += size
+    return groups
+
+
+def _runs(group: Sequence[_Laid], file: int, first: int, offset: int) -> list[Run]:
+    """The runs of one output file, whose first tensor has the number ``first`` and begins at ``offset``."""
+    runs: list[Run] = []
+    begin = elements = 0
+    ends: list[tuple[str, int, str]] = []  # where the run ends in every source
+
+    def close(stop: int) -> None:
+        nonlocal offset, elements
+        if stop > begin:
+            _, written, parts = group[begin]
+            places = tuple(Part(part.file, part.offset, part.dtype) for part in parts)
+            runs.append(Run(first + begin, first + stop, written, file, offset, elements, places))
+            offset += elements * ITEM_BYTES[written]
+        elements = 0
+
+    for number, (_, written, parts) in enumerate(group):
+        if not parts[0].size:
+            close(number)
+            begin, ends = number + 1, []
+            continue
+        starts = [(part.file, part.offset, part.dtype) for part in parts]
+        if starts != ends or written != group[begin][1]:
+            close(number)
+            begin = number
+        elements += math.prod(parts[0].shape)
+        ends = [(part.file, part.offset + part.size, part.dtype) for part in parts]
+    close(len(group))
+    return runs
 
 
 def _written(name: str, parts: Sequence[TensorInfo], dtype: str | None) -> str:

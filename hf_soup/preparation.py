@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_soup import hub
+from hf_soup import hub, transfer
 from hf_soup.card import strings
-from hf_soup.checkpoint import missing_weights
 from hf_soup.client import Token
 from hf_soup.compatibility import Reason
 from hf_soup.errors import MergeError, RecipeError
@@ -18,6 +17,7 @@ from hf_soup.methods import METHODS
 from hf_soup.plan import Plan, make_plan
 from hf_soup.recipe import Recipe, is_here
 from hf_soup.selection import SELECTIONS, Selection
+from hf_soup.weights import missing_weights, supply_of
 
 if TYPE_CHECKING:
     from hf_soup.scoring import Bench
@@ -26,8 +26,13 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 
-def validate(recipe: Recipe) -> Selection:
+def validate(recipe: Recipe, *, stream: bool = False) -> Selection:
     """Everything that can be wrong with a recipe by itself."""
+    if stream and (recipe.score or recipe.report):
+        raise RecipeError(
+            "`--stream` drops every file after its last use, and scoring reads the ingredients again and again.",
+            hint="Cook without --stream, or take `score` and `report` out of the recipe and score the soup afterwards.",
+        )
     for title, wanted, registry in (("method", recipe.method, METHODS), ("select", recipe.select, SELECTIONS)):
         known = registry.get(wanted.name)
         if known is None:
@@ -96,9 +101,10 @@ def shares(recipe: Recipe, lineage: Lineage) -> dict[str, float]:
 def plan_of(recipe: Recipe, lineage: Lineage, weights: Mapping[str, float]) -> Plan:
     """The plan of a soup of all ingredients of a lineage."""
     return make_plan(
-        [f"{checkpoint.model}@{checkpoint.revision}" for checkpoint in lineage.checkpoints],
+        [str(c) if c.repo else name for name, c in zip(lineage.names, lineage.checkpoints, strict=True)],
         lineage.tensors,
         list(weights.values()),
+        states=[checkpoint.identity for checkpoint in lineage.checkpoints],
         method=recipe.method.name,
         parameters=recipe.method.parameters,
         dtype=recipe.dtype,
@@ -125,21 +131,31 @@ def prepare_benches(
     return benches
 
 
-def require_disk(lineage: Lineage, plan: Plan, out: Path) -> None:
-    """Refuse before the download what would fill the disk."""
-    missing = missing_weights(lineage.checkpoints)
-    fetch = sum(repo.files[file].size for repo, file in missing)
-    places = {"output": (out.absolute().parent, plan.size), "cache": (hub.cache_folder(), fetch)}
+def disk_needs(lineage: Lineage, plan: Plan, out: Path, stream: bool) -> dict[str, tuple[Path, int]]:
+    """What a cook writes: title of a place → a folder on its disk, and bytes."""
+    beside = 0
+    if stream:
+        beside, fetch = supply_of(lineage.checkpoints, out).peak_bytes(plan), 0
+    else:
+        fetch = sum(repo.files[file].size for repo, file in missing_weights(lineage.checkpoints))
+    return {"output": (out.absolute().parent, plan.size + beside), "cache": (transfer.cache_folder(), fetch)}
+
+
+def require_disk(lineage: Lineage, plan: Plan, out: Path, *, stream: bool, held: int) -> None:
+    """Refuse before the download what would fill the disk; ``held`` bytes of it are there from an interrupted run."""
+    places = disk_needs(lineage, plan, out, stream)
+    fetch = places["cache"][1]
     devices = {title: _existing(folder).stat().st_dev for title, (folder, _) in places.items()}
     if devices["output"] == devices["cache"]:
-        places = {"output and cache": (out.absolute().parent, plan.size + fetch)}
+        places = {"output and cache": (out.absolute().parent, places["output"][1] + fetch)}
     for title, (folder, need) in places.items():
-        free = free_bytes(folder)
+        free = free_bytes(folder) + (held if title.startswith("output") else 0)
         if need > free:
             raise MergeError(
                 f"The disk of the {title} has {free / 1e9:.1f} GB free; {need / 1e9:.1f} GB are needed "
                 f"({fetch / 1e9:.1f} GB to fetch, {plan.size / 1e9:.1f} GB to write).",
-                hint="Make room, choose another output with -o, or another cache with HF_HOME.",
+                hint="Make room, choose another output with -o, or another cache with HF_HOME; `--stream` keeps no "
+                "more of the ingredients than it is reading.",
             )
 
 

@@ -12,19 +12,30 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_soup import architecture, hub
+from hf_soup import architecture, transfer
 from hf_soup.card import with_fields
-from hf_soup.checkpoint import fetch_weights, missing_weights, open_all, require_unchanged
+from hf_soup.checkpoint import open_all, require_unchanged
 from hf_soup.client import Token
 from hf_soup.contents import soup_config, write_assets, write_contents
-from hf_soup.errors import PublishError, RecipeError, ResolveError
+from hf_soup.errors import MergeError, PublishError, RecipeError, ResolveError
 from hf_soup.lineage import Lineage, examine
 from hf_soup.plan import Plan
-from hf_soup.preparation import Say, free_bytes, plan_of, prepare_benches, require_disk, shares, trained_on, validate
+from hf_soup.preparation import (
+    Say,
+    disk_needs,
+    free_bytes,
+    plan_of,
+    prepare_benches,
+    require_disk,
+    shares,
+    trained_on,
+    validate,
+)
 from hf_soup.publish import Pushed, commit_folder, require_token
 from hf_soup.recipe import Recipe, as_recipe
 from hf_soup.selection import Selected
 from hf_soup.staging import Staging, refuse_existing
+from hf_soup.weights import fetch_small, fetch_weights, missing_weights, supply_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -178,7 +189,7 @@ def check(
     Raises:
         ResolveError: A model cannot be found, reached or read.
     """
-    before = hub.traffic()
+    before = transfer.traffic()
     recipe = as_recipe(models)
     allow_pickle = allow_pickle or recipe.allow_pickle
     checkpoints = open_all(recipe.ingredients, allow_pickle=allow_pickle, token=token)
@@ -188,7 +199,7 @@ def check(
     return replace(
         lineage,
         reasons=(*lineage.reasons, *trained_on(recipe, lineage, token)),
-        transferred_bytes=hub.traffic() - before,  # with the headers, indexes and cards of the ingredients
+        transferred_bytes=transfer.traffic() - before,  # with the headers, indexes and cards of the ingredients
     )
 
 
@@ -199,6 +210,7 @@ def cook(
     token: Token = None,
     device: str = "cpu",
     threads: int | None = None,
+    stream: bool = False,
     quiet: bool = True,
     say: Say = _to_stderr,
 ) -> Soup:
@@ -210,6 +222,8 @@ def cook(
         token: As everywhere in huggingface_hub.
         device: Where models run when they are scored.
         threads: For averaging; by default one a core.
+        stream: Keep no ingredient: fetch files beside the output in the order in which they are averaged, and drop
+            each after its last use. Nothing can be scored then.
         quiet: No progress bars.
         say: Gets warnings.
 
@@ -217,18 +231,26 @@ def cook(
         SoupError: Anything that stands against it; whatever headers, configs and cards can tell is told before
             the first weight is fetched.
     """
-    from hf_soup.merge import merge, world
+    from hf_soup.merge import merge
+    from hf_soup.supply import Supply
+    from hf_soup.world import world
 
     started = time.monotonic()
     recipe, out = as_recipe(recipe), Path(out)
-    selection = validate(recipe)
+    selection = validate(recipe, stream=stream)
     refuse_existing(out)
     here = world()
+    if stream and here.size > 1:
+        raise MergeError(
+            f"`--stream` fetches for one process, and there are {here.size}.",
+            hint="Start one process, which uses all cores by itself; or leave --stream out.",
+        )
     if here.rank > 0:
         here.barrier()
         staging = Staging(out)
-        values, places = staging.read_plan()
-        merge(Plan.from_dict(values), places, staging, world=here, threads=threads, quiet=True)
+        values, places, follow = staging.read_plan()
+        supply = Supply.here(places, follow)
+        merge(Plan.from_dict(values), supply, staging, world=here, threads=threads, quiet=True)
         return Soup(out, {"weights": {}, "scores": {}, "digest": ""})
     lineage = _checked(recipe, token, say)
     with Staging(out) as staging, tempfile.TemporaryDirectory(prefix="hf-soup-") as kitchen:
@@ -237,21 +259,26 @@ def cook(
         with staging.disk_errors():
             write_assets(Path(kitchen), config, lineage)
         benches = prepare_benches(recipe, everyone, Path(kitchen), config, device, token, say)
-        require_disk(lineage, everyone, out)
-        paths = fetch_weights(lineage.checkpoints, quiet=quiet)
-        with _evaluation(recipe, lineage, benches, everyone, paths, Path(kitchen), device, quiet) as evaluation:
+        require_disk(lineage, everyone, out, stream=stream, held=staging.held_bytes())
+        fetch_small(lineage.checkpoints)
+        with _evaluation(recipe, lineage, benches, everyone, Path(kitchen), device, quiet) as evaluation:
             weights = {name: weight for name, weight in shares(recipe, lineage).items() if weight > 0}
             found = selection.function(weights, evaluation and evaluation.held_out, **recipe.select.parameters)
             # In the recipe's order, whatever the order in which they were chosen: sums are rounded in order.
             chosen = {name: found.weights[name] for name in lineage.names if name in found.weights}
             found = Selected(chosen, found.trace)
-            plan = plan_of(recipe, lineage.only(chosen), chosen)
-            places = [paths[lineage.names.index(name)] for name in chosen]
-            said = staging.begin(plan.fingerprint, plan.to_dict(), places)
+            leaves = lineage.only(chosen)
+            plan = plan_of(recipe, leaves, chosen)
+            supply = supply_of(leaves.checkpoints, staging.fetched if stream else None)
+            if here.size > 1:
+                supply.fetch_all()
+            follow = [file.path for file in supply.files() if file.follow and file.path]
+            said = staging.begin(plan.fingerprint, plan.to_dict(), supply.paths(), follow)
             if said not in (None, "continued"):
                 say(f"note: {said}")
             here.barrier()
-            merged = merge(plan, places, staging, world=here, threads=threads, quiet=quiet)
+            merged = merge(plan, supply, staging, world=here, threads=threads, quiet=quiet)
+            lineage.pin()
             require_unchanged(lineage.checkpoints)
             for name in merged.differing:
                 say(f"warning: the ingredients disagree on '{name}', which is not averaged; the first one's is kept")
@@ -273,13 +300,18 @@ def cook(
     return Soup(folder, json.loads((folder / "soup.json").read_text()), merged.resumed, round(seconds, 3))
 
 
-def preview(recipe: Recipe, out: Path, *, token: Token = None, say: Say = _to_stderr) -> dict[str, Any]:
-    """What `cook` would do, as plain data: files, bytes to fetch, disk needed and free. Fetches no weights."""
-    validate(recipe)
+def preview(
+    recipe: Recipe, out: Path, *, stream: bool = False, token: Token = None, say: Say = _to_stderr
+) -> dict[str, Any]:
+    """What `cook` would do, as plain data: files, bytes to fetch, disk needed and free, seconds. Fetches no weights."""
+    from hf_soup.estimate import estimated_seconds
+
+    validate(recipe, stream=stream)
     refuse_existing(out)
     lineage = _checked(recipe, token, say)
     plan = plan_of(recipe, lineage, shares(recipe, lineage))
     missing = missing_weights(lineage.checkpoints)
+    (_, output), (_, cache) = disk_needs(lineage, plan, out, stream).values()
     return {
         "verdict": lineage.verdict,
         "ingredients": dict(zip(lineage.names, [str(each) for each in lineage.checkpoints], strict=True)),
@@ -288,8 +320,11 @@ def preview(recipe: Recipe, out: Path, *, token: Token = None, say: Say = _to_st
         "dtype": plan.dtype,
         "fetch_bytes": sum(repo.files[file].size for repo, file in missing),
         "output_bytes": plan.size,
+        "output_disk_bytes": output,
         "output_free_bytes": free_bytes(out.absolute().parent),
-        "cache_free_bytes": free_bytes(hub.cache_folder()),
+        "cache_disk_bytes": cache,
+        "cache_free_bytes": free_bytes(transfer.cache_folder()),
+        "estimated_seconds": estimated_seconds(plan, lineage.checkpoints, missing),
     }
 
 
@@ -346,7 +381,6 @@ def _evaluation(
     lineage: Lineage,
     benches: Sequence[Bench],
     plan: Plan,
-    paths: Sequence[Mapping[str, Path]],
     folder: Path,
     device: str,
     quiet: bool,
@@ -360,7 +394,7 @@ def _evaluation(
         held_out=recipe.score is not None,
         names=lineage.names,
         plan=plan,
-        paths=paths,
+        paths=fetch_weights(lineage.checkpoints, quiet=quiet),
         config_folder=folder,
         device=device,
         quiet=quiet,

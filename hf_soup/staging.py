@@ -14,7 +14,7 @@ from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, NamedTuple, Self
 
 from hf_soup.errors import MergeError
 
@@ -22,8 +22,19 @@ _PLAN = "plan.json"
 _LOCK = "lock"
 _JOURNAL = "journal"
 
-#: A finished block: (tensor number, block number, sha256 in hexadecimal).
-Block = tuple[int, int, str]
+
+class Finished(NamedTuple):
+    """A finished unit.
+
+    Args:
+        unit: Its number.
+        digests: The sha256s of its blocks in hexadecimal, one after the other.
+        differing: Numbers of its tensors that are not averaged and on which the sources disagree.
+    """
+
+    unit: int
+    digests: str
+    differing: tuple[int, ...] = ()
 
 
 class Staging:
@@ -104,36 +115,59 @@ class Staging:
                 hint="What is finished is kept; make room or mend the cause, and run the same command again.",
             ) from None
 
-    def begin(self, fingerprint: str, plan: Mapping[str, Any], paths: Sequence[Mapping[str, Path]]) -> str | None:
+    @property
+    def fetched(self) -> Path:
+        """Where files lie that are dropped after use."""
+        return self.root / "fetched"
+
+    def held_bytes(self) -> int:
+        """What an interrupted run left on the disk."""
+        return sum(path.lstat().st_blocks * 512 for path in self.root.rglob("*") if path.is_file())
+
+    def begin(
+        self,
+        fingerprint: str,
+        plan: Mapping[str, Any],
+        paths: Sequence[Mapping[str, Path]] = (),
+        follow: Sequence[Path] = (),
+    ) -> str | None:
         """Start a merge, or continue the one that was interrupted.
+
+        Args:
+            fingerprint: Of the plan.
+            plan: As plain data.
+            paths: The weight files of every source, where other processes need them.
+            follow: Those whose sha256 is not known.
 
         Returns:
             None at a fresh start; ``continued`` where the same merge was interrupted; else why it starts anew.
         """
         said = None
         try:
-            earlier = json.loads((self.root / _PLAN).read_text())["fingerprint"]
+            earlier = json.loads((self.root / _PLAN).read_text())
+            if earlier["fingerprint"] == fingerprint:
+                said = "continued"
+            else:
+                said = f"an interrupted run had {_difference(earlier['plan'], plan)}, so this one starts anew"
         except (OSError, ValueError, KeyError, TypeError):
             earlier = None
-        if earlier == fingerprint:
-            said = "continued"
-        elif earlier is not None:
-            said = "an interrupted run had another recipe or other ingredients, so this one starts anew"
         text = json.dumps(
             {
                 "fingerprint": fingerprint,
                 "plan": plan,
                 "paths": [{file: str(path) for file, path in source.items()} for source in paths],
+                "follow": [str(path) for path in follow],
             }
         )
         with self.disk_errors():
             self._clear({file["name"] for file in plan["files"]} if said == "continued" else set())
             self._write(_PLAN, text)
             self.folder.mkdir(exist_ok=True)
+            self.fetched.mkdir(exist_ok=True)
         return said
 
-    def read_plan(self) -> tuple[dict[str, Any], list[dict[str, Path]]]:
-        """What the first process of a world wrote with `begin`.
+    def read_plan(self) -> tuple[dict[str, Any], list[dict[str, Path]], list[Path]]:
+        """What the first process of a world wrote with `begin`: the plan, paths, and those to follow.
 
         Raises:
             MergeError: It is not there: the processes see different folders.
@@ -145,7 +179,8 @@ class Staging:
                 f"This process does not see '{self.root}', which the first one wrote.",
                 hint="All processes need the same file system, and the same output folder.",
             ) from None
-        return values["plan"], [{file: Path(path) for file, path in source.items()} for source in values["paths"]]
+        paths = [{file: Path(path) for file, path in source.items()} for source in values["paths"]]
+        return values["plan"], paths, [Path(path) for path in values["follow"]]
 
     def allocate(self, files: Iterable[tuple[str, bytes, int]]) -> None:
         """Make the output files, ``(name, first bytes, size)``, as large as they will be; what they hold stays.
@@ -162,24 +197,45 @@ class Staging:
                     if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
                         raise
 
-    def restart(self, kept: Sequence[Block]) -> None:
-        """Put one journal of the blocks that are kept in the place of all journals."""
-        self._write(f"{_JOURNAL}.0", json.dumps(kept) + "\n")
+    def restart(self, kept: Sequence[Finished]) -> None:
+        """Put one journal of the units that are kept in the place of all journals."""
+        self._write(f"{_JOURNAL}.0", "".join(f"{json.dumps(entry)}\n" for entry in kept))
         for journal in self.root.glob(f"{_JOURNAL}.*"):
             if journal.name != f"{_JOURNAL}.0":
                 journal.unlink()
 
-    def note(self, rank: int, blocks: Sequence[Block]) -> None:
-        """Append finished blocks to this process's journal, after their bytes were written."""
-        with self._guard, (self.root / f"{_JOURNAL}.{rank}").open("a") as journal:
-            journal.write(json.dumps(blocks) + "\n")
+    def note(self, rank: int, entries: Sequence[Finished]) -> None:
+        """Append finished units to this process's journal, after their bytes were written."""
+        self._append(rank, "".join(f"{json.dumps(entry)}\n" for entry in entries))
 
-    def finished(self) -> Iterator[Block]:
-        """The blocks that any process noted; a line that was cut off when the process died is passed over."""
+    def note_hashes(self, rank: int, hashes: Sequence[tuple[str, str]]) -> None:
+        """Append paths of sources and their sha256s, which this process computed."""
+        self._append(rank, "".join(f"{json.dumps(entry)}\n" for entry in hashes))
+
+    def finished(self) -> Iterator[Finished]:
+        """The units that any process noted."""
+        for entry in self._entries():
+            with suppress(ValueError, TypeError):
+                unit, digests, differing = entry
+                yield Finished(int(unit), str(digests), tuple(int(number) for number in differing))
+
+    def hashes(self) -> Iterator[tuple[Path, str]]:
+        """The sha256s of sources that any process noted."""
+        for entry in self._entries():
+            if isinstance(entry, list) and len(entry) == 2:
+                yield Path(entry[0]), str(entry[1])
+
+    def _append(self, rank: int, text: str) -> None:
+        if text:
+            with self._guard, (self.root / f"{_JOURNAL}.{rank}").open("a") as journal:
+                journal.write(text)
+
+    def _entries(self) -> Iterator[Any]:
+        """The lines of all journals; one that was cut off when the process died is passed over."""
         for journal in sorted(self.root.glob(f"{_JOURNAL}.*")):
             for line in journal.read_text(errors="replace").splitlines():
-                with suppress(ValueError, TypeError):
-                    yield from [(int(tensor), int(block), str(digest)) for tensor, block, digest in json.loads(line)]
+                with suppress(ValueError):
+                    yield json.loads(line)
 
     def publish(self) -> Path:
         """Make the folder appear as the output, durably, replacing nothing.
@@ -217,8 +273,28 @@ class Staging:
         if not keep:
             for path in [self.root / _PLAN, *self.root.glob(f"{_JOURNAL}.*"), *self.root.glob("partial.*")]:
                 path.unlink(missing_ok=True)
+            shutil.rmtree(self.fetched, ignore_errors=True)
             with suppress(FileNotFoundError):
                 self.folder.rmdir()
+
+
+#: Part of a plan → what a run is said to have had when it was different.
+_PARTS = {
+    "sources": "other ingredients",
+    "states": "the same ingredients before they changed",
+    "weights": "other weights",
+    "method": "another method",
+    "parameters": "other parameters of the method",
+}
+
+
+def _difference(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """In what two plans differ, for people."""
+    found = [said for part, said in _PARTS.items() if earlier.get(part) != now[part]]
+    if "sources" in now and earlier.get("sources") != now["sources"]:
+        found = [said for said in found if said != _PARTS["states"]]
+        found[0] += f" ({', '.join(map(str, earlier.get('sources', [])))})"
+    return " and ".join(found) or "another layout of the output"
 
 
 def refuse_existing(output: Path) -> None:

@@ -115,10 +115,10 @@ def test_a_fault_that_passes_is_waited_for(
     online.intercept = first(1, "/api/models", answer)
     assert hub.resolve(repo).id == repo
     online.intercept = first(1, "/resolve/", answer)
-    assert hub.read_range(hub.resolve(repo), NAME, 10, 20) == WEIGHTS[10:20]
+    assert transfer.read_range(hub.resolve(repo), NAME, 10, 20) == WEIGHTS[10:20]
     assert len(pauses) == 2
     online.intercept = first(1, "/resolve/", answer, "HEAD")
-    assert hub.fetch([(hub.resolve(repo), NAME)], quiet=True)[0].read_bytes() == WEIGHTS
+    assert transfer.fetch([(hub.resolve(repo), NAME)], quiet=True)[0].read_bytes() == WEIGHTS
     assert all(asked <= pause <= 1.2 * asked for pause in pauses)
 
 
@@ -127,10 +127,10 @@ def test_a_range_that_breaks_off_is_asked_for_again(
     online: LocalHub, repo: str, pauses: list[float], reset: bool
 ) -> None:
     found = hub.resolve(repo)
-    before = hub.traffic()
+    before = transfer.traffic()
     online.transform = broken(2, "/cdn/", 1000, reset=reset)
-    assert hub.read_range(found, NAME, 5, 500_000) == WEIGHTS[5:500_000]
-    assert hub.traffic() - before == 499_995
+    assert transfer.read_range(found, NAME, 5, 500_000) == WEIGHTS[5:500_000]
+    assert transfer.traffic() - before == 499_995
     assert len(pauses) == 2
 
 
@@ -141,7 +141,7 @@ def test_a_download_that_breaks_off_goes_on(
     # The client notes what arrived in steps of 10 MB.
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100_000)
     online.transform = broken(1, "/cdn/", 500_000, reset=reset)
-    (path,) = hub.fetch([(hub.resolve(repo), NAME)], quiet=True)
+    (path,) = transfer.fetch([(hub.resolve(repo), NAME)], quiet=True)
     assert path.read_bytes() == WEIGHTS
     ranges = [request.range for request in online.requests if request.path.startswith("/cdn/")]
     # What arrived before a reset is discarded by the operating system, perhaps all of it.
@@ -161,7 +161,7 @@ def test_a_flipped_byte_is_fetched_again(online: LocalHub, repo: str) -> None:
         return response
 
     online.transform = flip
-    (path,) = hub.fetch([(hub.resolve(repo), NAME)], quiet=True)
+    (path,) = transfer.fetch([(hub.resolve(repo), NAME)], quiet=True)
     assert path.read_bytes() == WEIGHTS
 
 
@@ -173,14 +173,14 @@ def test_a_byte_that_stays_wrong_leaves_no_poison(online: LocalHub, repo: str) -
     )
     found = hub.resolve(repo)
     with pytest.raises(ResolveError, match="not the ones that the Hub states") as raised:
-        hub.fetch([(found, NAME)], quiet=True)
+        transfer.fetch([(found, NAME)], quiet=True)
     assert hashlib.sha256(WEIGHTS).hexdigest() in str(raised.value)
     assert hashlib.sha256(wrong).hexdigest() in str(raised.value)
-    assert not hub.is_cached(found, NAME)
-    held = [path.read_bytes() for path in hub.cache_folder().rglob("*") if path.is_file()]
+    assert not transfer.is_cached(found, NAME)
+    held = [path.read_bytes() for path in transfer.cache_folder().rglob("*") if path.is_file()]
     assert bytes(wrong) not in held
     online.transform = None
-    assert hub.fetch([(found, NAME)], quiet=True)[0].read_bytes() == WEIGHTS
+    assert transfer.fetch([(found, NAME)], quiet=True)[0].read_bytes() == WEIGHTS
 
 
 def test_a_server_without_ranges_is_read_no_further_than_asked(online: LocalHub, repo: str) -> None:
@@ -199,17 +199,17 @@ def test_a_server_without_ranges_is_read_no_further_than_asked(online: LocalHub,
 
     found = hub.resolve(repo)
     online.intercept = lambda request: Slowly() if "/resolve/" in request.url.path else None
-    before = hub.traffic()
-    assert hub.read_range(found, NAME, 3000, 9000) == WEIGHTS[3000:9000]
-    assert hub.read_range(found, NAME, 0, 10) == WEIGHTS[:10]
-    assert hub.traffic() - before == 6010
+    before = transfer.traffic()
+    assert transfer.read_range(found, NAME, 3000, 9000) == WEIGHTS[3000:9000]
+    assert transfer.read_range(found, NAME, 0, 10) == WEIGHTS[:10]
+    assert transfer.traffic() - before == 6010
 
 
 def test_an_answer_that_is_too_short_is_no_answer(online: LocalHub, repo: str) -> None:
     found = hub.resolve(repo)
     online.intercept = lambda request: Response(b"abc", 206) if "/resolve/" in request.url.path else None
     with pytest.raises(ResolveError, match="asked for bytes 0 to 10, got 3 bytes"):
-        hub.read_range(found, NAME, 0, 10)
+        transfer.read_range(found, NAME, 0, 10)
 
 
 def test_what_stays_broken_is_given_up_and_said(online: LocalHub, repo: str, pauses: list[float]) -> None:
@@ -220,11 +220,11 @@ def test_what_stays_broken_is_given_up_and_said(online: LocalHub, repo: str, pau
     with pytest.raises(ResolveError, match=r"the Hub answered 500\. the database is on fire"):
         hub.resolve(repo)
     with pytest.raises(ResolveError, match=rf"'{repo}@{found.revision[:7]}', file '{NAME}': the Hub answered 500"):
-        hub.read_range(found, NAME, 0, 10)
+        transfer.read_range(found, NAME, 0, 10)
     assert len(online.requests) - count == 2 * client.ATTEMPTS
     assert sum(pauses) < 30
     with pytest.raises(ResolveError, match=f"'{NAME}': the Hub answered 500"):
-        hub.fetch([(found, NAME)], quiet=True)
+        transfer.fetch([(found, NAME)], quiet=True)
     online.intercept = lambda request: Response(status_code=429, headers={"Retry-After": "3600"})
     with pytest.raises(ResolveError, match=r"rate limit is reached\.\nWait some minutes"):
         hub.resolve(repo)
@@ -246,7 +246,7 @@ def test_no_network_is_said_at_once(
 ) -> None:
     """And what the cache holds is used, and said to be from there."""
     found = hub.resolve(repo)
-    (path,) = hub.fetch([(found, NAME)], quiet=True)
+    (path,) = transfer.fetch([(found, NAME)], quiet=True)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         nowhere = f"http://127.0.0.1:{closed.getsockname()[1]}"
@@ -261,10 +261,10 @@ def test_no_network_is_said_at_once(
     again = hub.resolve(repo)
     assert again.from_cache
     assert again.revision == found.revision
-    assert hub.fetch([(again, NAME)], quiet=True) == [path]
+    assert transfer.fetch([(again, NAME)], quiet=True) == [path]
     assert again.files[NAME].sha256 == found.files[NAME].sha256
     with pytest.raises(ResolveError, match=r"file 'config.json': .* cannot be reached"):
-        hub.read_range(found, "config.json", 0, 1)
+        transfer.read_range(found, "config.json", 0, 1)
 
 
 def test_a_token_that_nobody_knows(online: LocalHub, repo: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,8 +277,8 @@ def test_a_token_that_nobody_knows(online: LocalHub, repo: str, monkeypatch: pyt
 
 def test_the_token_goes_to_the_hub_and_nowhere_else(online: LocalHub, repo: str) -> None:
     found = hub.resolve(repo)
-    hub.read_range(found, NAME, 0, 10)
-    hub.fetch([(found, NAME), (found, "config.json")], quiet=True)
+    transfer.read_range(found, NAME, 0, 10)
+    transfer.fetch([(found, NAME), (found, "config.json")], quiet=True)
     elsewhere = [request for request in online.requests if request.path.startswith("/cdn/") and request.method == "GET"]
     assert len(elsewhere) == 2
     assert {request.authorization for request in elsewhere} == {""}
@@ -289,7 +289,7 @@ def test_a_renamed_repo_is_called_by_its_new_name(online: LocalHub, repo: str) -
     online.rename("model", repo, "acme/new")
     found = hub.resolve(repo)
     assert found.id == "acme/new"
-    assert hub.read_range(found, NAME, 0, 3) == WEIGHTS[:3]
+    assert transfer.read_range(found, NAME, 0, 3) == WEIGHTS[:3]
 
 
 # ---- publishing ---------------------------------------------------------------------------------------------

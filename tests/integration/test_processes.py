@@ -16,12 +16,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from hf_soup import plan as plan_module
 from hf_soup.headers import read_header
 from hf_soup.merge import merge
 from hf_soup.plan import BLOCK_BYTES, make_plan
 from hf_soup.recipe import Recipe
 from hf_soup.soup import cook
 from hf_soup.staging import Staging
+from hf_soup.supply import Supply
 
 # Python runs this file at its start in every process: it tells, from outside, which process opened a journal to write.
 WITNESS = """
@@ -44,25 +46,29 @@ LAUNCHERS = {
 DYING = """
 import os, signal, sys
 from pathlib import Path
+from hf_soup import plan as plan_module
 from hf_soup.errors import MergeError
-from hf_soup.merge import merge, world
+from hf_soup.merge import merge
 from hf_soup.plan import Plan
 from hf_soup.staging import Staging
+from hf_soup.supply import Supply
+from hf_soup.world import world
 
+plan_module.UNIT_BYTES = 4 << 20
 here = world()
 staging = Staging(Path("soup"))
 note = staging.note
 
-def noting(rank, blocks):
-    note(rank, blocks)
-    if rank == int(sys.argv[1]):
+def noting(rank, entries):
+    note(rank, entries)
+    if entries and rank == int(sys.argv[1]):
         os.kill(os.getpid(), signal.SIGKILL)
 
 staging.note = noting
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # else the launcher may end the other before it can say anything
-values, paths = staging.read_plan()
+values, paths, _ = staging.read_plan()
 try:
-    merge(Plan.from_dict(values), paths, staging, world=here, threads=1, quiet=True)
+    merge(Plan.from_dict(values), Supply.here(paths), staging, world=here, threads=1, quiet=True)
 except MergeError as error:
     print("SAID", here.rank, error.message, flush=True)
 """
@@ -139,7 +145,9 @@ def test_processes_that_nobody_launched_are_one_clear_error(launch: Launch, fami
 
 
 @pytest.mark.parametrize("dies", [0, 1])
-def test_a_process_that_dies_leaves_what_is_finished(launch: Launch, tmp_path: Path, dies: int) -> None:
+def test_a_process_that_dies_leaves_what_is_finished(
+    launch: Launch, tmp_path: Path, dies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The other one says so instead of waiting; the same command continues, here with a single process."""
     paths, headers = [], []
     for number in range(2):
@@ -151,15 +159,16 @@ def test_a_process_that_dies_leaves_what_is_finished(launch: Launch, tmp_path: P
     plan = make_plan(["a@0", "b@0"], headers, [0.3, 0.9])
     with Staging(tmp_path / "soup") as staging:
         staging.begin(plan.fingerprint, plan.to_dict(), paths)
+    monkeypatch.setattr(plan_module, "UNIT_BYTES", BLOCK_BYTES)
     (tmp_path / "dying.py").write_text(DYING)
     done = launch(*LAUNCHERS["torchrun"], "dying.py", dies)
     assert done.returncode != 0
     assert f"SAID {1 - dies} Another of the processes that merge together has ended early." in done.stdout, done.stderr
     with Staging(tmp_path / "soup") as staging:
         assert staging.begin(plan.fingerprint, plan.to_dict(), paths) == "continued"
-        merged = merge(plan, paths, staging, threads=1, quiet=True)
+        merged = merge(plan, Supply.here(paths), staging, threads=1, quiet=True)
         staging.publish()
     assert merged.resumed == 4 * BLOCK_BYTES  # three of the living one, one of the other
     with Staging(tmp_path / "fresh") as staging:
         staging.begin(plan.fingerprint, plan.to_dict(), paths)
-        assert merge(plan, paths, staging, threads=1, quiet=True).digest == merged.digest
+        assert merge(plan, Supply.here(paths), staging, threads=1, quiet=True).digest == merged.digest

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from hf_soup import plan as plan_module
 from hf_soup.headers import TensorInfo, read_header
 from hf_soup.merge import Merged, merge
 from hf_soup.plan import BLOCK_BYTES, Plan, make_plan
 from hf_soup.staging import Staging
+from hf_soup.supply import Supply
 
 #: Merges in a child of its own for every point: it dies by SIGKILL at that step on the disk, in the middle of it.
 DRIVER = '''
 import json, os, signal, sys
 from pathlib import Path
-from hf_soup import staging as staging_module
+from hf_soup import plan as plan_module, staging as staging_module
 from hf_soup.merge import merge
 from hf_soup.plan import Plan
 from hf_soup.staging import Staging
+from hf_soup.supply import Supply
 
+plan_module.UNIT_BYTES = 4 << 20
 folder = Path(sys.argv[1])
 job = json.loads((folder / "job.json").read_text())
 plan = Plan.from_dict(job["plan"])
@@ -49,13 +55,14 @@ def slow_disk():
     pwrite, fallocate, fsync = os.pwrite, os.posix_fallocate, os.fsync
     note, write, rename, clear = Staging.note, Staging._write, staging_module._rename, Staging._clear
 
-    def noting(self, rank, blocks):
+    def noting(self, rank, entries):
         def half():
-            line = json.dumps(blocks)
+            line = json.dumps(entries[0])
             with (self.root / f"journal.{rank}").open("a") as journal:
                 journal.write(line[: len(line) // 2])
-        step("note", half)
-        note(self, rank, blocks)
+        if entries:
+            step("note", half)
+        note(self, rank, entries)
 
     def writing(fd, data, offset):
         step("block", lambda: pwrite(fd, data[: len(data) // 2], offset))
@@ -75,7 +82,7 @@ def slow_disk():
 def cook(name):
     with Staging(folder / name) as staging:
         staging.begin(plan.fingerprint, plan.to_dict(), paths)
-        merge(plan, paths, staging, threads=1, quiet=True)
+        merge(plan, Supply.here(paths), staging, threads=1, quiet=True)
         staging.publish()
 
 kinds, point = [], 0
@@ -117,7 +124,7 @@ class Job:
         plan = plan or self.plan
         with Staging(self.folder / name) as staging:
             said = staging.begin(plan.fingerprint, plan.to_dict(), self.paths)
-            merged = merge(plan, self.paths, staging, threads=2, quiet=True)
+            merged = merge(plan, Supply.here(self.paths), staging, threads=2, quiet=True)
             output = staging.publish()
         total = hashlib.sha256()
         for path in sorted(output.iterdir()):
@@ -149,6 +156,14 @@ def make_job(folder: Path) -> Job:
     return Job(folder, plan, paths)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small_units() -> Iterator[None]:
+    """A block each, so that a small model has many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_module, "UNIT_BYTES", BLOCK_BYTES)
+        yield
+
+
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     return make_job(tmp_path_factory.mktemp("job"))
@@ -174,13 +189,13 @@ def test_killed_at_any_step(job: Job) -> None:
         noted = sum(each in ("note",) for at, each in points.items() if int(at) < int(number))
         said, merged, now = job.cook(output.name)
         assert (merged.digest, now) == (whole.digest, files), (number, kind)
-        assert merged.resumed % BLOCK_BYTES in (0, (6 << 20) % BLOCK_BYTES)
+        assert merged.resumed % (1 << 20) in (0, 24)  # the three integers
         if noted:
             assert said == "continued"
             assert merged.resumed > 0, (number, kind)
             continued += 1
         if kind in ("rename", "sync"):
-            assert merged.resumed == sum(tensor.size for tensor in job.plan.tensors if tensor.averaged)
+            assert merged.resumed == sum(tensor.size for tensor in job.plan.tensors)
     assert continued >= 5
     assert whole.resumed == 0
 
@@ -189,7 +204,7 @@ def interrupted(job: Job, name: str) -> Staging:
     """A staging folder in which all blocks are finished."""
     with Staging(job.folder / name) as staging:
         staging.begin(job.plan.fingerprint, job.plan.to_dict(), job.paths)
-        merge(job.plan, job.paths, staging, threads=2, quiet=True)
+        merge(job.plan, Supply.here(job.paths), staging, threads=2, quiet=True)
     return staging
 
 
@@ -197,14 +212,15 @@ def test_finished_blocks_are_checked_again(job: Job) -> None:
     """One was changed on the disk, one sha256 in a journal is wrong, and a header is gone: all are made again."""
     _, whole, files = job.cook("clean")
     staging = interrupted(job, "damaged")
-    number, first = next((number, tensor) for number, tensor in enumerate(job.plan.tensors) if tensor.blocks == 2)
+    first = next(tensor for tensor in job.plan.tensors if tensor.blocks == 2)
     with (staging.folder / job.plan.files[first.file].name).open("r+b") as file:
         file.write(bytes(100))
         file.seek(first.offset + BLOCK_BYTES + 5)
         file.write(b"\x55")
     with (staging.root / "journal.7").open("a") as journal:
-        journal.write(json.dumps([[number, 0, "0" * 64], [99, 0, "0" * 64], [0, 99, "0" * 64]]) + "\n")
-    size = sum(tensor.size for tensor in job.plan.tensors if tensor.averaged)
+        for unit in (0, 99, -1, len(job.plan.units)):
+            journal.write(json.dumps([unit, "0" * 64, []]) + "\n")
+    size = sum(tensor.size for tensor in job.plan.tensors)
     said, merged, now = job.cook("damaged")
     assert said == "continued"
     assert merged.resumed == size - (first.size - BLOCK_BYTES)
@@ -218,23 +234,37 @@ def test_a_file_that_was_cut_is_made_again(job: Job) -> None:
     (staging.folder / job.plan.files[1].name).unlink()
     said, merged, now = job.cook("cut")
     assert said == "continued"
-    assert merged.resumed == BLOCK_BYTES
+    assert merged.resumed == BLOCK_BYTES + 24  # the integers come first
     assert (merged.digest, now) == (whole.digest, files)
 
 
 def test_another_recipe_starts_anew_and_says_why(job: Job) -> None:
     interrupted(job, "changed")
-    plan = make_plan(
-        ["a@0", "b@0"],
-        [{tensor.name: tensor.parts[number] for tensor in job.plan.tensors} for number in range(2)],
-        [0.5, 0.5],
-    )
+    plan = dataclasses.replace(job.plan, weights=(0.5, 0.5))
     said, merged, _ = job.cook("changed", plan)
-    assert said is not None
-    assert "another recipe or other ingredients" in said
+    assert said == "an interrupted run had other weights, so this one starts anew"
     assert merged.resumed == 0
-    assert sorted(path.name for path in (job.folder / "changed").iterdir()) == ["model.safetensors"]
-    assert load_file(job.folder / "changed" / "model.safetensors")["t0"].shape == (1 << 20, 3)
+    assert merged.digest == job.cook("changed anew", plan)[1].digest
+
+
+CHANGES = {
+    "other ingredients (a@0, b@0)": {"sources": ("a@0", "c@0"), "states": ("a@0", "c@0")},
+    "the same ingredients before they changed": {"states": ("a@0", "b@1")},
+    "another method": {"method": "other"},
+    "other parameters of the method": {"parameters": {"normalize": False}},
+    "other weights and other parameters of the method": {"weights": (1.0, 1.0), "parameters": {"normalize": False}},
+    "another layout of the output": {"files": ()},
+}
+
+
+@pytest.mark.parametrize("had", CHANGES)
+def test_what_was_different_is_said(job: Job, had: str) -> None:
+    interrupted(job, f"was {had}")
+    plan = dataclasses.replace(job.plan, **CHANGES[had])
+    with Staging(job.folder / f"was {had}") as staging:
+        said = staging.begin(plan.fingerprint, plan.to_dict())
+        assert said == f"an interrupted run had {had}, so this one starts anew"
+        assert list(staging.finished()) == []
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
@@ -243,13 +273,14 @@ def test_a_signal_leaves_what_is_finished(job: Job, signal_number: signal.Signal
     name = f"stopped{signal_number.value}"
     code = (
         "import os, sys, time\nfrom pathlib import Path\nfrom hf_soup.merge import merge\n"
-        "from hf_soup.plan import Plan\nfrom hf_soup.staging import Staging\n"
+        "from hf_soup.plan import Plan\nfrom hf_soup.staging import Staging\nfrom hf_soup.supply import Supply\n"
+        "from hf_soup import plan as plan_module\nplan_module.UNIT_BYTES = 4 << 20\n"
         "write = os.pwrite\n"
-        "def slowly(*arguments):\n    time.sleep(0.2)\n    return write(*arguments)\n"
+        "def slowly(*arguments):\n    time.sleep(0.03)\n    return write(*arguments)\n"
         "os.pwrite = slowly\n"
         "with Staging(Path(sys.argv[1])) as staging:\n"
-        "    values, paths = staging.read_plan()\n"
-        "    merge(Plan.from_dict(values), paths, staging, threads=1, quiet=True)\n"
+        "    values, paths, _ = staging.read_plan()\n"
+        "    merge(Plan.from_dict(values), Supply.here(paths), staging, threads=1, quiet=True)\n"
     )
     with Staging(job.folder / name) as staging:
         staging.begin(job.plan.fingerprint, job.plan.to_dict(), job.paths)

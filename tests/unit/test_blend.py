@@ -19,6 +19,7 @@ from hf_soup.headers import TensorInfo, read_header
 from hf_soup.merge import merge
 from hf_soup.plan import make_plan
 from hf_soup.staging import Staging
+from hf_soup.supply import Supply
 
 N = 4
 SHAPES: dict[str, tuple[int, ...]] = {"a": (37, 41), "b": (5,), "scale": (), "empty": (0, 3)}
@@ -57,7 +58,7 @@ class Shelf:
         output = self.folder / str(len(list(self.folder.iterdir())))
         with Staging(output) as staging:
             staging.begin(plan.fingerprint, plan.to_dict(), paths)
-            merge(plan, paths, staging, threads=1, quiet=True)
+            merge(plan, Supply.here(paths), staging, threads=1, quiet=True)
             return load_file(staging.publish() / "model.safetensors")
 
 

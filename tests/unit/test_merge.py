@@ -23,15 +23,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hf_soup import merge as engine
+from hf_soup import plan as plan_module
 from hf_soup.errors import MergeError
 from hf_soup.headers import TensorInfo, read_header
-from hf_soup.merge import Merged, World, digest_of, merge
+from hf_soup.merge import Merged, digest_of, merge
 from hf_soup.methods import round_into
 from hf_soup.methods.linear import linear
 from hf_soup.plan import BLOCK_BYTES, Plan, make_plan
 from hf_soup.staging import Staging
+from hf_soup.supply import Supply
+from hf_soup.world import World
 
 Model = Mapping[str, Tensor]
+#: In which a block of 16-bit numbers is written.
+SLICES = BLOCK_BYTES // (2 * engine.SLICE_ELEMENTS)
 SHAPES: dict[str, tuple[int, ...]] = {
     "embed.weight": (1300, 1700),  # more than one block
     "layer.weight": (37, 41),
@@ -68,7 +73,7 @@ class Pot:
         with Staging(self.folder / name) as staging:
             staging.begin(self.plan.fingerprint, self.plan.to_dict(), self.paths)
             options = {"threads": 2, "quiet": True} | options
-            return merge(self.plan, self.paths, staging, **options), staging.publish()
+            return merge(self.plan, Supply.here(self.paths), staging, **options), staging.publish()
 
     def refused(self, name: str = "soup", **options: Any) -> str:
         with pytest.raises(MergeError) as error:
@@ -83,6 +88,14 @@ def loaded(folder: Path) -> dict[str, Tensor]:
 
 def file_hashes(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_units() -> Iterator[None]:
+    """A block each, so that small models have many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_module, "UNIT_BYTES", BLOCK_BYTES)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +137,7 @@ def test_every_file_is_one_that_safetensors_reads(pot: Pot, tmp_path: Path) -> N
     _, folder = pot.cook("many")
     index = pot.plan.index()
     assert index is not None
-    assert len(pot.plan.files) == len(set(index["weight_map"].values())) == 4
+    assert len(pot.plan.files) == len(set(index["weight_map"].values())) == 3
     for file in pot.plan.files:
         path = folder / file.name
         assert path.stat().st_size == file.size
@@ -214,7 +227,7 @@ def in_a_world(pot: Pot, staging: Staging, size: int) -> list[Merged | BaseExcep
     def process(rank: int) -> Merged | BaseException:
         try:
             here = World(rank, size, lambda: meeting.wait() and None)
-            return merge(pot.plan, pot.paths, staging, world=here, threads=2, quiet=True)
+            return merge(pot.plan, Supply.here(pot.paths), staging, world=here, threads=2, quiet=True)
         except Exception as error:  # noqa: BLE001 -- handed back
             meeting.abort()
             return error
@@ -237,12 +250,15 @@ def test_the_number_of_processes_does_not_show(pot: Pot, reference: tuple[str, A
     assert (first.digest, file_hashes(folder)) == reference
 
 
-def test_a_share_is_every_block_once(pot: Pot) -> None:
-    everything = sorted((number, block) for number, t in enumerate(pot.plan.tensors) for block in range(t.blocks))
-    for size in (1, 2, 3, 7, 50):
-        for threads in (1, 3):
-            shares = [engine._units(pot.plan, set(), World(rank, size), threads) for rank in range(size)]
-            assert sorted(entry for units in shares for unit in units for entry in unit) == everything
+def test_a_share_is_every_unit_once(pot: Pot, long: Pot) -> None:
+    """And every unit is blocks that follow each other, no more than fit, within one run."""
+    for each in (pot, long):
+        plan = each.plan
+        assert [entry for unit in plan.units for entry in plan.blocks_of(unit)] == list(plan.blocks(0, 0))
+        assert all(sum(size for _, _, size in plan.blocks_of(unit)) == unit.size <= BLOCK_BYTES for unit in plan.units)
+        for size in (1, 2, 3, 7, 50):
+            shares = [engine._share(plan, set(), World(rank, size)) for rank in range(size)]
+            assert [number for share in shares for number in share] == list(range(len(plan.units)))
 
 
 def test_too_large_a_sum_changes_no_other_entry_of_its_slice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,8 +343,14 @@ def test_blocks_that_nobody_wrote_are_missed(pot: Pot) -> None:
     with Staging(pot.folder / "alone") as staging, ThreadPoolExecutor(1) as pool:
         staging.begin(pot.plan.fingerprint, pot.plan.to_dict(), pot.paths)
         idle = pool.submit(lambda: [meeting.wait() for _ in range(4)])
-        with pytest.raises(MergeError, match="blocks of 'alone' were not written"):
-            merge(pot.plan, pot.paths, staging, world=World(0, 2, lambda: meeting.wait() and None), quiet=True)
+        with pytest.raises(MergeError, match="parts of 'alone' were not written"):
+            merge(
+                pot.plan,
+                Supply.here(pot.paths),
+                staging,
+                world=World(0, 2, lambda: meeting.wait() and None),
+                quiet=True,
+            )
         idle.result()
 
 
@@ -382,7 +404,7 @@ def test_a_disk_that_fails_in_the_middle_keeps_what_is_finished(
 
     def failing(descriptor: int, data: memoryview, offset: int) -> int:
         calls.append(offset)
-        if len(calls) == 3:
+        if len(calls) == 2 * SLICES + 3:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return write(descriptor, data, offset)
 
@@ -409,11 +431,11 @@ def test_more_files_than_a_process_may_open_at_first(tmp_path: Path) -> None:
     pot = Pot(tmp_path, [model(seed, shapes={"w": (3,)}) for seed in range(40)])
     code = (
         "import json, resource, sys\nfrom pathlib import Path\nfrom hf_soup.merge import merge\n"
-        "from hf_soup.plan import Plan\nfrom hf_soup.staging import Staging\n"
+        "from hf_soup.plan import Plan\nfrom hf_soup.staging import Staging\nfrom hf_soup.supply import Supply\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (30, 200))\n"
         "with Staging(Path(sys.argv[1])) as staging:\n"
-        "    values, paths = staging.read_plan()\n"
-        "    print(merge(Plan.from_dict(values), paths, staging, threads=1, quiet=True).digest)\n"
+        "    values, paths, _ = staging.read_plan()\n"
+        "    print(merge(Plan.from_dict(values), Supply.here(paths), staging, threads=1, quiet=True).digest)\n"
     )
     with Staging(tmp_path / "soup") as staging:
         staging.begin(pot.plan.fingerprint, pot.plan.to_dict(), pot.paths)
@@ -426,11 +448,11 @@ def test_more_files_than_a_process_may_open_at_first(tmp_path: Path) -> None:
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """A disk that takes 20 ms for a block; the list holds the blocks that it wrote."""
+    """A disk that takes 3 ms for a slice; the list holds those that it wrote."""
     write, calls = os.pwrite, []
 
     def slowly(descriptor: int, data: memoryview, offset: int) -> int:
-        time.sleep(0.02)
+        time.sleep(0.003)
         calls.append(offset)
         return write(descriptor, data, offset)
 
@@ -451,7 +473,7 @@ def test_ctrl_c_stops_the_threads_and_what_is_finished_stays(long: Pot, slow: li
     main = threading.get_ident()
 
     def interrupt() -> None:
-        while len(slow) < 4:
+        while len(slow) < 4 * SLICES:
             time.sleep(0.001)
         import signal
 
@@ -464,12 +486,13 @@ def test_ctrl_c_stops_the_threads_and_what_is_finished_stays(long: Pot, slow: li
     killer.join()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
     written = len(slow)
-    assert 4 <= written <= 8
+    assert 4 * SLICES <= written <= 8 * SLICES
+    assert written % SLICES == 0
     time.sleep(0.1)
     assert len(slow) == written
     merged, _ = long.cook()
-    assert merged.resumed == written * BLOCK_BYTES
-    assert len(slow) == 16  # and no finished block was written again
+    assert merged.resumed == written // SLICES * BLOCK_BYTES
+    assert len(slow) == 16 * SLICES  # and no finished block was written again
     assert merged.digest == long.cook("fresh")[0].digest
 
 
@@ -479,7 +502,7 @@ def test_an_error_in_one_thread_stops_the_others(tmp_path: Path, slow: list[int]
     models[1]["01"][77] = torch.nan
     said = Pot(tmp_path, models).refused(threads=2)
     assert "'01' of acme/1@0 holds nan at [77]." in said
-    assert len(slow) <= 6
+    assert len(slow) <= 6 * SLICES
 
 
 # ---- memory -------------------------------------------------------------------------------------------------
@@ -489,16 +512,17 @@ def test_memory_grows_neither_with_the_model_nor_with_the_number_of_ingredients(
     """Peaks of whole processes: two ingredients of 8 MB against sixteen of 64 MB."""
     code = (
         "import resource, sys\nfrom pathlib import Path\nfrom hf_soup.merge import merge\n"
-        "from hf_soup.plan import Plan\nfrom hf_soup.staging import Staging\n"
+        "from hf_soup.plan import Plan\nfrom hf_soup.staging import Staging\nfrom hf_soup.supply import Supply\n"
         "with Staging(Path(sys.argv[1])) as staging:\n"
-        "    values, paths = staging.read_plan()\n"
-        "    merge(Plan.from_dict(values), paths, staging, threads=2, quiet=True)\n"
+        "    values, paths, _ = staging.read_plan()\n"
+        "    merge(Plan.from_dict(values), Supply.here(paths), staging, threads=2, quiet=True)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
     )
     peaks = []
     for name, rows, n in (("small", 4, 2), ("large", 32, 16)):
         pot = Pot(tmp_path / name, [{"w": torch.full((rows, 1 << 20), 0.5, dtype=torch.bfloat16)}])
-        info = pot.plan.tensors[0].parts[0]
+        part = pot.plan.parts_of(0)[0]
+        info = TensorInfo("w", part.dtype, pot.plan.tensors[0].shape, part.file, part.offset, pot.plan.tensors[0].size)
         plan = make_plan([f"acme/{i}@0" for i in range(n)], [{"w": info}] * n, [1.0 + i for i in range(n)])
         out = tmp_path / name / "soup"
         with Staging(out) as staging:

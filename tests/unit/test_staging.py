@@ -14,10 +14,13 @@ import pytest
 
 from hf_soup import staging as module
 from hf_soup.errors import MergeError
-from hf_soup.staging import Block, Staging
+from hf_soup.staging import Finished, Staging
 
-PLAN = {"files": [{"name": "model.safetensors"}]}
-BLOCKS: list[Block] = [(0, 0, "aa"), (0, 1, "bb"), (1, 0, "cc")]
+PLAN = {
+    "files": [{"name": "model.safetensors"}],
+    "sources": ["a", "b"], "states": ["a@0", "b@0"], "weights": [1.0, 1.0], "method": "linear", "parameters": {},
+}  # fmt: skip
+BLOCKS = [Finished(0, "aa"), Finished(1, "bbbb", (4, 5)), Finished(2, "cc")]
 
 
 def state(path: Path) -> tuple[int, ...]:
@@ -214,7 +217,7 @@ def test_the_same_merge_continues_and_another_starts_anew(tmp_path: Path) -> Non
             assert answer == said or (answer and said and said in answer)
             assert listing(staging.folder) == (["model.safetensors"] if said == "continued" else [])
             assert list(staging.finished()) == (BLOCKS if said == "continued" else [])
-            assert staging.read_plan() == (PLAN, [{"m": Path("/x/m")}])
+            assert staging.read_plan() == (PLAN, [{"m": Path("/x/m")}], [])
             if said != "continued":
                 staging.note(0, BLOCKS)
             (staging.folder / "model.safetensors").write_text("soup")

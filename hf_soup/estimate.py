@@ -1,0 +1,83 @@
+"""How long will it take? From short trials of what the work consists of, on this machine and with this Hub."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+
+import torch
+
+from hf_soup import transfer
+from hf_soup.checkpoint import Checkpoint
+from hf_soup.files import TORCH, bytes_of
+from hf_soup.hub import Repo
+from hf_soup.methods import METHODS, round_into
+from hf_soup.plan import Plan
+
+#: Numbers that are mixed for a trial, and bytes that are read and fetched for one.
+_ELEMENTS = 1 << 18
+_READ = 64 << 20
+_FETCHED = 4 << 20
+
+
+def estimated_seconds(
+    plan: Plan, checkpoints: Sequence[Checkpoint], missing: Sequence[tuple[Repo, str]]
+) -> dict[str, float]:
+    """Seconds to fetch what is missing and to merge; both go on at the same time.
+
+    Args:
+        plan: What is written.
+        checkpoints: The sources, of which one is read for a trial.
+        missing: Weight files that are to be fetched, of which the beginning of one is.
+    """
+    cores = len(os.sched_getaffinity(0))
+    merge = 0.0
+    for kinds in {(run.dtype, tuple(part.dtype for part in run.parts)) for run in plan.runs if run.averaged}:
+        runs = [run for run in plan.runs if (run.dtype, tuple(part.dtype for part in run.parts)) == kinds]
+        merge += _mixing(plan, *kinds) * sum(run.elements for run in runs) / cores
+    total = sum(tensor.size for checkpoint in checkpoints for tensor in checkpoint.tensors.values())
+    here = [
+        (checkpoint.folder / file, checkpoint.files[file])
+        for checkpoint in checkpoints
+        if checkpoint.folder is not None
+        for file in checkpoint.weight_files
+        if file not in checkpoint.converted
+    ]
+    if here:
+        path, size = max(here, key=lambda entry: entry[1])
+        started = time.perf_counter()
+        with path.open("rb", buffering=0) as file:
+            file.seek(max(0, size // 2 - _READ // 2))
+            count = len(file.read(_READ))
+        # Reading overlaps computing, so the slower of the two counts.
+        merge = max(merge, (time.perf_counter() - started) / max(1, count) * total)
+    fetch = 0.0
+    if missing:
+        repo, name = max(missing, key=lambda entry: entry[0].files[entry[1]].size)
+        stop = min(_FETCHED, repo.files[name].size)
+        started = time.perf_counter()
+        transfer.read_range(repo, name, 0, stop)
+        fetch = (time.perf_counter() - started) / stop * sum(repo.files[name].size for repo, name in missing)
+    return {"fetch": round(fetch, 1), "merge": round(merge, 1), "total": round(max(fetch, merge), 1)}
+
+
+def _mixing(plan: Plan, written: str, read: Sequence[str]) -> float:
+    """Seconds of one core for one number of the output: mixing, rounding, hashing."""
+    parts = [torch.ones(_ELEMENTS, dtype=TORCH[dtype]) for dtype in read]
+    out = torch.empty(_ELEMENTS, dtype=TORCH[written])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        seconds = []
+        for _ in range(5):
+            started = time.perf_counter()
+            mixed = METHODS[plan.method].function(parts, plan.weights, **plan.parameters)
+            mixed.aminmax()
+            round_into(mixed, out)
+            hashlib.sha256(bytes_of(out.view(torch.uint8)))
+            seconds.append(time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(threads)
+    return sorted(seconds)[2] / _ELEMENTS

@@ -1,0 +1,61 @@
+"""One way of showing long work: a bar at a terminal, lines elsewhere, nothing when asked to be quiet."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import Any
+
+from tqdm import tqdm
+
+#: Seconds between lines where there is no terminal.
+_PAUSE = 10.0
+
+
+class _Bar(tqdm):  # type: ignore[type-arg]
+    """A bar that several threads may move."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._guard = threading.Lock()
+        super().__init__(*arguments, **options)
+
+    def update(self, n: float | None = 1) -> bool | None:
+        """Move on by ``n``."""
+        with self._guard:
+            return super().update(n)
+
+
+class _Lines(_Bar):
+    """A bar as lines for a log: the first after ten seconds, so that short work says nothing."""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Print what a bar would show, without the bar."""
+        now = self.format_dict
+        if now["elapsed"] >= _PAUSE and msg != "":
+            line = "{desc}: {percentage:.0f} %, {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left"
+            print(self.format_meter(**{**now, "bar_format": line}), file=sys.stderr, flush=True)  # noqa: T201
+
+
+def bar(desc: str, total: int, *, quiet: bool, unit: str = "B", initial: int = 0) -> tqdm[Any]:
+    """Progress of ``total`` bytes (or other units) to stderr, with rate and time left.
+
+    Args:
+        desc: What is done.
+        total: How much there is.
+        quiet: Show nothing.
+        unit: ``B`` is shown with its multiples.
+        initial: How much is done already.
+    """
+    lines = not sys.stderr.isatty()
+    kind = _Lines if lines else _Bar
+    return kind(
+        total=total,
+        initial=initial,
+        unit=unit,
+        unit_scale=unit == "B",
+        desc=desc,
+        disable=quiet or total == 0,
+        leave=False,
+        mininterval=_PAUSE if lines else 0.1,
+        miniters=1,
+    )

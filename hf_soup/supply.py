@@ -1,0 +1,307 @@
+"""The weight files of all sources, as they come: which bytes may be read by now, and which unit can be done next.
+
+A file is here from the start, or is fetched into the cache, or (`stream`) is fetched beside the output, may be read
+up to where it has arrived, and is dropped after its last use. Where the sha256 of a file is not known yet, it is
+computed in the wake of the merge, so that no byte leaves the disk twice.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from itertools import accumulate, islice
+from pathlib import Path
+
+from hf_soup.digests import Follower
+from hf_soup.files import open_file
+from hf_soup.headers import ITEM_BYTES
+from hf_soup.plan import Plan, Unit
+
+#: Files that are fetched at a time.
+_CONNECTIONS = 32
+#: Units that are looked at for one whose files have arrived.
+_LOOK_AHEAD = 64
+
+
+class SourceFile:
+    """A weight file of a source.
+
+    Args:
+        size: In bytes, where it is to be fetched.
+        path: Where it is, or will be if it is dropped after use.
+        fetch: Brings it: sets ``path``, and calls ``arrive`` with the bytes that may be read; returns when its sha256
+            was right. None where it is here.
+        dropped: Remove it after its last use; until its sha256 was right nothing that was made of it counts.
+        follow: Compute its sha256 while it is read.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        path: Path | None,
+        *,
+        fetch: Callable[[SourceFile], None] | None = None,
+        dropped: bool = False,
+        follow: bool = False,
+    ) -> None:
+        self.size = size
+        self.path = path
+        self.fetch = fetch
+        self.missing = size if fetch else 0
+        self.dropped = dropped
+        self.follow = follow
+        self.arrived = 0 if fetch else sys.maxsize  # whether it is long enough is seen when it is read
+        self.right = fetch is None
+        self.uses = 0
+        self.first = 0
+        self.moved: Callable[[], None] = lambda: None
+        self._descriptor: int | None = None
+        self._stack = ExitStack()
+        self._lock = threading.Lock()
+        self._follower: Follower | None = None
+
+    def arrive(self, arrived: int) -> None:
+        """Say up to where the file may be read."""
+        self.arrived = arrived
+        self.moved()
+
+    def open(self) -> int:
+        """A descriptor, opened at the first use."""
+        if self._descriptor is None:
+            with self._lock:
+                if self._descriptor is None:
+                    assert self.path is not None, "a file is opened when it has arrived"
+                    if self.follow:
+                        self._follower = Follower(self.path)
+                    self._descriptor = open_file(self._stack, self.path)
+        return self._descriptor
+
+    def read_up_to(self, stop: int) -> None:
+        """What is before ``stop`` was just read, and is still in memory."""
+        if self._follower is not None and self._descriptor is not None:
+            self._follower.follow(self._descriptor, stop)
+
+    def finish(self) -> str:
+        """The sha256 of a file that was followed."""
+        descriptor = self.open()
+        assert self._follower is not None
+        return self._follower.finish(descriptor)
+
+    def close(self) -> None:
+        """Close it, and remove it where it is in the way now."""
+        self._stack.close()
+        self._descriptor = None
+        if self.dropped and self.right and self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+class Supply:
+    """Hands out units whose files have arrived, and fetches what the next ones need.
+
+    Args:
+        sources: For every source, its weight files.
+    """
+
+    def __init__(self, sources: Sequence[Mapping[str, SourceFile]]) -> None:
+        self.sources = sources
+        self.fetched: Callable[[int], object] = lambda count: None
+        self._changed = threading.Condition()
+        self._todo: deque[Unit] = deque()
+        self._held: list[Unit] = []
+        self._recheck = False
+        self._waiting: list[SourceFile] = []
+        self._flying: set[SourceFile] = set()
+        self._busy: set[Unit] = set()
+        self._owners: dict[SourceFile, set[int]] = {}
+        self._error: BaseException | None = None
+        self._stopped = False
+        self._plan: Plan | None = None
+        self._pool: ThreadPoolExecutor | None = None
+
+    @classmethod
+    def here(cls, sources: Sequence[Mapping[str, Path]], follow: Collection[Path] = ()) -> Supply:
+        """Of files that are all on this machine; those to ``follow`` are hashed meanwhile."""
+        files = {path: SourceFile(0, path, follow=path in follow) for source in sources for path in source.values()}
+        return cls([{name: files[path] for name, path in source.items()} for source in sources])
+
+    def paths(self) -> list[dict[str, Path]]:
+        """Where the files of every source are, once they are."""
+        return [{name: file.path for name, file in source.items() if file.path} for source in self.sources]
+
+    def peak_bytes(self, plan: Plan) -> int:
+        """How many bytes lie beside the output at most, of files that are dropped after their last use."""
+        self._plan = plan
+        first: dict[SourceFile, int] = {}
+        last: dict[SourceFile, int] = {}
+        for number, unit in enumerate(plan.units):
+            for file, _ in self._needs(unit):
+                if file.dropped:
+                    first.setdefault(file, number)
+                    last[file] = number
+        free = [0] * len(self.sources)  # from which unit on a source has none
+        steps: dict[int, int] = {}
+        for file, earliest in first.items():
+            owners = [number for number, source in enumerate(self.sources) if file in source.values()]
+            start = min(earliest, max(free[owner] for owner in owners))
+            steps[start] = steps.get(start, 0) + file.size
+            steps[last[file] + 1] = steps.get(last[file] + 1, 0) - file.size
+            for owner in owners:
+                free[owner] = max(free[owner], last[file] + 1)
+        return max(accumulate((steps[number] for number in sorted(steps)), initial=0))
+
+    def files(self) -> list[SourceFile]:
+        """Every file once."""
+        return list(dict.fromkeys(file for source in self.sources for file in source.values()))
+
+    def fetch_all(self) -> None:
+        """Wait until every file is here, as other processes need them."""
+        with ThreadPoolExecutor(_CONNECTIONS) as pool:
+            list(pool.map(self._fetch, [file for file in self.files() if not file.right]))
+        if self._error:
+            raise self._error
+
+    def begin(self, plan: Plan, units: Iterable[Unit]) -> None:
+        """Take the units that are to be done, in order, and begin to fetch what they need."""
+        self._plan = plan
+        self._todo = deque(units)
+        for number, unit in enumerate(self._todo):
+            for file, _ in self._needs(unit):
+                file.first = file.first if file.uses else number
+                file.uses += 1
+        missing = [file for file in self.files() if file.uses and not file.right]
+        self._waiting = sorted(missing, key=lambda file: file.first)
+        for number, source in enumerate(self.sources):
+            for file in source.values():
+                self._owners.setdefault(file, set()).add(number)
+        if missing:
+            self._pool = ThreadPoolExecutor(min(_CONNECTIONS, len(missing)))
+            for file in missing:
+                file.moved = self._wake
+            with self._changed:
+                self._launch()
+
+    def take(self) -> Unit | None:
+        """The next unit whose bytes are all here; waits for one; None when all were handed out.
+
+        Raises:
+            SoupError: A file could not be had.
+        """
+        with self._changed:
+            while not self._stopped:
+                if self._error is not None:
+                    raise self._error
+                for index in range(min(_LOOK_AHEAD, len(self._todo))):
+                    unit = self._todo[index]
+                    if all(file.arrived >= stop for file, stop in self._needs(unit)):
+                        del self._todo[index]
+                        self._busy.add(unit)
+                        return unit
+                if not self._todo:
+                    return None
+                self._changed.wait()
+        return None
+
+    def done(self, unit: Unit) -> list[Unit]:
+        """A unit was written: lets go of files that no other needs. Returns the units that may be noted now."""
+        with self._changed:
+            self._busy.discard(unit)
+            needs = self._needs(unit)
+            self._held.append(unit)
+            self._recheck |= all(file.right for file, _ in needs)
+            for file, _ in needs:
+                file.uses -= 1
+                if not file.uses and file.right:
+                    self._let_go(file)
+            return self._sure()
+
+    def wait(self) -> list[Unit]:
+        """Wait until all that is fetched was right. Returns the units that may be noted now."""
+        with self._changed:
+            while not self._stopped and self._error is None and (self._waiting or self._flying):
+                self._changed.wait()
+            if self._error is not None:
+                raise self._error
+            return self._sure()
+
+    def stop(self) -> None:
+        """Let everyone who waits go, and fetch nothing more."""
+        with self._changed:
+            self._stopped = True
+            self._waiting = []
+            self._changed.notify_all()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called: a fetch that sees it ends."""
+        return self._stopped
+
+    def close(self) -> None:
+        """Close all files."""
+        for file in self.files():
+            file.close()
+
+    def _needs(self, unit: Unit) -> list[tuple[SourceFile, int]]:
+        """The files of a unit, and up to where each must have arrived."""
+        assert self._plan is not None
+        return [
+            (source[part.file], part.offset + unit.end * ITEM_BYTES[part.dtype])
+            for source, part in zip(self.sources, self._plan.runs[unit.run].parts, strict=True)
+        ]
+
+    def _sure(self) -> list[Unit]:
+        """Units that were made of right bytes alone."""
+        if not self._recheck:
+            return []
+        self._recheck = False
+        sure: list[Unit] = []
+        held: list[Unit] = []
+        for unit in self._held:
+            (sure if all(file.right for file, _ in self._needs(unit)) else held).append(unit)
+        self._held = held
+        return sure
+
+    def _launch(self) -> None:
+        """Begin to fetch: all into the cache; beside the output one of each source, and what the next unit needs."""
+        assert self._pool is not None
+        front = min([*self._busy, *islice(self._todo, 1)], key=lambda unit: (unit.run, unit.begin), default=None)
+        urgent = {file for file, _ in self._needs(front)} if front else set()
+        taken = {number for file in self._flying if file.dropped for number in self._owners[file]}
+        for file in list(self._waiting):
+            if not file.dropped or file in urgent or not taken & self._owners[file]:
+                self._waiting.remove(file)
+                self._flying.add(file)
+                taken |= self._owners[file]
+                self._pool.submit(self._fetch, file)
+
+    def _fetch(self, file: SourceFile) -> None:
+        assert file.fetch is not None
+        try:
+            file.fetch(file)
+        except BaseException as error:  # noqa: BLE001 -- raised again by whoever waits for the file
+            self._error = self._error or error
+        with self._changed:
+            if self._error is None and not self._stopped:
+                file.right = self._recheck = True
+                file.arrived = sys.maxsize
+                if not file.dropped:
+                    self._flying.discard(file)
+                elif not file.uses:
+                    self._let_go(file)
+            self._changed.notify_all()
+
+    def _let_go(self, file: SourceFile) -> None:
+        """Its last use is over."""
+        if file.dropped:
+            file.close()
+            self._flying.discard(file)
+            self._launch()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()

@@ -1,0 +1,104 @@
+"""The weight files of checkpoints: which are missing here, and how they come."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from hf_soup import digests, hub, transfer
+from hf_soup.checkpoint import ASSETS, INDEX, Checkpoint
+from hf_soup.supply import SourceFile, Supply
+
+
+def missing_weights(checkpoints: Sequence[Checkpoint]) -> list[tuple[hub.Repo, str]]:
+    """Weight files that are not on this machine yet, each once."""
+    return list(
+        {
+            (checkpoint.repo.id, checkpoint.repo.revision, file): (checkpoint.repo, file)
+            for checkpoint in checkpoints
+            if checkpoint.repo is not None and not checkpoint.converted
+            for file in checkpoint.weight_files
+            if not transfer.is_cached(checkpoint.repo, file)
+        }.values()
+    )
+
+
+def fetch_small(checkpoints: Sequence[Checkpoint]) -> None:
+    """The files that a check reads, so that the next one works without a network."""
+    repos = list({(each.repo.id, each.repo.revision): each.repo for each in checkpoints if each.repo}.values())
+    small = [
+        (repo, file) for repo in repos for file in repo.files if file in ("README.md", INDEX) or ASSETS.fullmatch(file)
+    ]
+    transfer.fetch(small, quiet=True)
+
+
+def fetch_weights(checkpoints: Sequence[Checkpoint], *, quiet: bool = False) -> list[dict[str, Path]]:
+    """Where the weight files of each checkpoint lie on this machine, downloaded and checked where they must be.
+
+    Raises:
+        ResolveError: A file cannot be had or its sha256 is wrong.
+    """
+    wanted = {
+        (checkpoint.repo.id, checkpoint.repo.revision, file): (checkpoint.repo, file)
+        for checkpoint in checkpoints
+        if checkpoint.repo is not None and not checkpoint.converted
+        for file in checkpoint.weight_files
+    }
+    paths = dict(zip(wanted, transfer.fetch(list(wanted.values()), quiet=quiet), strict=True))
+
+    def place(checkpoint: Checkpoint, file: str) -> Path:
+        if file in checkpoint.converted:
+            return checkpoint.converted[file]
+        if checkpoint.repo is not None:
+            return paths[checkpoint.repo.id, checkpoint.repo.revision, file]
+        assert checkpoint.folder is not None
+        return checkpoint.folder / file
+
+    return [{file: place(checkpoint, file) for file in checkpoint.weight_files} for checkpoint in checkpoints]
+
+
+def supply_of(checkpoints: Sequence[Checkpoint], beside: Path | None = None) -> Supply:
+    """The weight files of checkpoints, as a merge needs them: from here, from the cache, or fetched into it.
+
+    Args:
+        checkpoints: In the order of the plan's sources.
+        beside: A folder for files that are dropped after their last use, instead of the cache.
+    """
+    made: dict[tuple[str, ...], SourceFile] = {}
+
+    def source_file(checkpoint: Checkpoint, name: str) -> SourceFile:
+        repo = checkpoint.repo
+        if repo is None or name in checkpoint.converted:
+            path = checkpoint.converted.get(name) or (checkpoint.folder or Path()) / name
+            follow = repo is None and digests.known_sha256(path) is None
+            return made.setdefault((str(path),), SourceFile(0, path, follow=follow))
+        key = (repo.id, repo.revision, name)
+        if key not in made:
+            made[key] = (
+                _streamed(repo, name, beside) if beside and not transfer.is_cached(repo, name) else _cached(repo, name)
+            )
+        return made[key]
+
+    def _cached(repo: hub.Repo, name: str) -> SourceFile:
+        def fetch(file: SourceFile) -> None:
+            file.path = transfer.obtain(repo, name, supply.fetched)
+
+        file = SourceFile(repo.files[name].size, None, fetch=fetch)
+        file.missing = 0 if transfer.is_cached(repo, name) else file.size
+        return file
+
+    def _streamed(repo: hub.Repo, name: str, beside: Path) -> SourceFile:
+        def fetch(file: SourceFile) -> None:
+            def arrived(count: int) -> None:
+                supply.fetched(count - file.arrived)
+                file.arrive(count)
+
+            assert file.path is not None
+            transfer.download(repo, name, file.path, arrived=arrived, stopped=lambda: supply.stopped)
+
+        title = hashlib.sha256("\n".join((repo.id, repo.revision, name)).encode()).hexdigest()[:32]
+        return SourceFile(repo.files[name].size, beside / title, fetch=fetch, dropped=True)
+
+    supply = Supply([{name: source_file(each, name) for name in each.weight_files} for each in checkpoints])
+    return supply

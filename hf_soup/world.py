@@ -1,0 +1,61 @@
+"""The processes that merge together, as Accelerate sees them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from hf_soup.errors import MergeError
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that merge together: this one's number, how many, and how to wait for all."""
+
+    rank: int = 0
+    size: int = 1
+    barrier: Callable[[], None] = field(default=lambda: None, repr=False)
+
+
+def world() -> World:
+    """The world that Accelerate sees; a single process when none was launched.
+
+    Raises:
+        MergeError: Several processes are announced, but they cannot find each other: each would do all the work.
+    """
+    launched = int(os.environ.get("WORLD_SIZE") or 1)
+    if launched == 1:
+        return World()
+    hint = (
+        "Start them with `accelerate launch --multi_gpu --num_processes N -m hf_soup …` or "
+        "`torchrun --nproc-per-node N -m hf_soup …`."
+    )
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        # Without them Accelerate waits for processes that nobody starts.
+        raise MergeError(f"WORLD_SIZE is {launched}, but no launcher set {', '.join(missing)}.", hint=hint)
+    import torch
+    from accelerate import PartialState
+
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # else Accelerate warns that it sets torch's threads, as we do
+    try:
+        # On the CPU also where there are GPUs, as the work is.
+        state = PartialState(cpu=True, backend="gloo")
+    except (RuntimeError, ValueError) as error:
+        raise MergeError(f"{launched} processes were launched, but they cannot meet: {error}", hint=hint) from None
+    if state.num_processes != launched:
+        raise MergeError(f"{launched} processes were launched, but Accelerate sees {state.num_processes}.", hint=hint)
+
+    def barrier() -> None:
+        try:
+            # Accelerate's own gives up after half an hour; the first process may download and score for longer.
+            torch.distributed.monitored_barrier(timeout=timedelta(days=30))
+        except RuntimeError:
+            raise MergeError(
+                "Another of the processes that merge together has ended early.",
+                hint="Its own error says why. What is finished is kept; run the same command again.",
+            ) from None
+
+    return World(state.process_index, state.num_processes, barrier)
