@@ -14,7 +14,7 @@ from huggingface_hub import HfApi, constants
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from hf_soup import client, hub
+from hf_soup import client, hub, transfer
 from hf_soup.errors import PublishError, ResolveError
 from hf_soup.local_hub import Hangup, LocalHub
 from hf_soup.publish import commit_folder

@@ -135,6 +135,13 @@ def test_the_hash_seed_does_not_show(launch: Launch, family: Path, alone: Path, 
         assert (tmp_path / "soup" / name).read_bytes() == (alone / name).read_bytes(), name
 
 
+def test_several_processes_do_not_stream(launch: Launch, family: Path, tmp_path: Path) -> None:
+    done = launch(*LAUNCHERS["torchrun"], "-m", "hf_soup", "cook", *ingredients(family), "-o", "soup", "--stream")
+    assert done.returncode != 0
+    assert "Error: `--stream` fetches for one process, and there are 2." in done.stderr
+    assert not list(tmp_path.glob("*soup*"))
+
+
 def test_processes_that_nobody_launched_are_one_clear_error(launch: Launch, family: Path, tmp_path: Path) -> None:
     """Two are announced, one is there: it does not wait for the other."""
     done = launch("hf_soup", "cook", *ingredients(family), "-o", "soup", WORLD_SIZE="2")

@@ -14,7 +14,7 @@ import yaml
 from huggingface_hub import HfApi, constants
 
 import hf_soup
-from hf_soup import MergeError, Recipe, RecipeError, hub
+from hf_soup import MergeError, Recipe, RecipeError, hub, transfer
 from hf_soup.cli import _scoring
 from hf_soup.local_hub import LocalHub
 
