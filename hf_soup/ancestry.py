@@ -209,7 +209,8 @@ def weigh(
     """
     reasons: list[Reason] = []
     evidence: list[Kinship] = []
-    common = set.intersection(*(set(each) for each in tensors))
+    others = [set(each) for each in tensors[1:] if each is not tensors[0]]
+    common = set(tensors[0]).intersection(*others)
     shapes = {name: info.shape for name, info in tensors[0].items() if name in common}
     config, stored = checkpoints[0].config, list(checkpoints[0].tensors)
     in_head = set(remembered("head", [config, stored], lambda: sorted(parameters.head_names(config, stored, names[0]))))

@@ -7,7 +7,6 @@ them is bounded and validated before it is believed.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,19 @@ from hf_soup import digests, hub, transfer
 from hf_soup.client import Token
 from hf_soup.digests import Stamp
 from hf_soup.errors import MergeError, ResolveError, SoupError
-from hf_soup.headers import FIRST_READ, FLOATS, Read, TensorInfo, front_matter, read_header, read_json, some, weight_map
+from hf_soup.headers import (
+    FIRST_READ,
+    FLOATS,
+    ITEM_BYTES,
+    Read,
+    TensorInfo,
+    front_matter,
+    joined,
+    read_header,
+    read_json,
+    some,
+    weight_map,
+)
 from hf_soup.pickles import PICKLE, PICKLE_INDEX, convert_pickle
 from hf_soup.recipe import Ingredient, is_here
 
@@ -105,18 +116,22 @@ class Checkpoint:
     @property
     def parameters(self) -> int:
         """How many numbers its floating-point tensors hold."""
-        return sum(math.prod(tensor.shape) for tensor in self.tensors.values() if tensor.dtype in FLOATS)
+        return sum(self._numbers.values())
 
     @property
     def dtypes(self) -> tuple[str, ...]:
         """The element types of its floating-point tensors, the commonest (by numbers held) first."""
+        return tuple(sorted(self._numbers, key=lambda dtype: -self._numbers[dtype]))
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        """How many numbers there are of each floating-point type."""
         held: dict[str, int] = {}
         for tensor in self.tensors.values():
-            if tensor.dtype in FLOATS:
-                held[tensor.dtype] = held.get(tensor.dtype, 0) + math.prod(tensor.shape)
-        return tuple(sorted(held, key=lambda dtype: -held[dtype]))
+            held[tensor.dtype] = held.get(tensor.dtype, 0) + tensor.size
+        return {dtype: size // ITEM_BYTES[dtype] for dtype, size in held.items() if dtype in FLOATS}
 
-    @property
+    @cached_property
     def weight_files(self) -> tuple[str, ...]:
         """The files that hold tensors, in the order of their first tensor."""
         return tuple(dict.fromkeys(tensor.file for tensor in self.tensors.values()))
@@ -332,7 +347,7 @@ def _assemble(
         shards: Sequence[str] = [_SINGLE]
         listed: Mapping[str, str] = {}
     elif INDEX in files:
-        listed = weight_map(read_json(read, INDEX, files, name), INDEX, files, name)
+        listed = weight_map(read, INDEX, files, name)
         shards = list(dict.fromkeys(listed.values()))
     elif {PICKLE, PICKLE_INDEX} & set(files) and allow_pickle:
         listed = {}
@@ -344,16 +359,13 @@ def _assemble(
     else:
         raise _no_safetensors(name, model, files, repo)
     headers = hub.in_parallel(lambda file: read_header(read, file, files[file], name), shards)
-    tensors: dict[str, TensorInfo] = {}
-    for header in headers:
-        for tensor in header:
-            if tensor.name in tensors:
-                places = f"{tensors[tensor.name].file} and {tensor.file}"
-                raise ResolveError(
-                    f"{name} has the tensor '{tensor.name}' twice: in {places}.",
-                    hint="The upload mixes two versions of the model; ask its owner.",
-                )
-            tensors[tensor.name] = tensor
+    tensors = joined(tuple(headers))
+    if isinstance(tensors, tuple):
+        one, other = tensors
+        raise ResolveError(
+            f"{name} has the tensor '{one.name}' twice: in {one.file} and {other.file}.",
+            hint="The upload mixes two versions of the model; ask its owner.",
+        )
     absent = [tensor for tensor, file in listed.items() if tensor not in tensors or tensors[tensor].file != file]
     if absent:
         raise ResolveError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -405,6 +406,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run() -> NoReturn:
     """The console script: `main`, without taking torch down at the end, which takes a third of a second."""
+    # What a process like this one makes it needs to the end; looking for garbage among a hundred thousand tensors'
+    # places takes longer than averaging them.
+    gc.set_threshold(500_000, 50, 100)
     try:
         main()
     except SystemExit as stop:

@@ -157,11 +157,11 @@ def align(
 ) -> tuple[tuple[Mapping[str, TensorInfo], ...], tuple[str, ...], list[Reason]]:
     """Each ingredient's tensors under the donor's names; by what the library loads them into where names differ."""
     donor = checkpoints[0]
-    aligned: list[dict[str, TensorInfo]]
+    aligned: list[Mapping[str, TensorInfo]]
     alignments: list[str] = []
     reasons: list[Reason] = []
-    if all(checkpoint.tensors.keys() == donor.tensors.keys() for checkpoint in checkpoints):
-        aligned = [{name: checkpoint.tensors[name] for name in donor.tensors} for checkpoint in checkpoints]
+    if all(each.tensors is donor.tensors or each.tensors.keys() == donor.tensors.keys() for each in checkpoints):
+        aligned = [checkpoint.tensors for checkpoint in checkpoints]
     else:
         read: dict[frozenset[str], parameters.Correspondence] = {}
         by_key: list[dict[str, TensorInfo]] = []
@@ -228,10 +228,16 @@ def align(
 
 
 def _shapes(aligned: Sequence[Mapping[str, TensorInfo]], names: Sequence[str]) -> list[Reason]:
+    others = [source for source in aligned[1:] if source is not aligned[0]]
+    if not others:
+        return []
     differing = [
         tensor
         for tensor, first in aligned[0].items()
-        if any(tensor in other and other[tensor].shape != first.shape for other in aligned[1:])
+        if any(
+            (found := other.get(tensor)) is not first and found is not None and found.shape != first.shape
+            for other in others
+        )
     ]
     if not differing:
         return []

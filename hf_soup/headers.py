@@ -9,9 +9,11 @@ import json
 import math
 import re
 import struct
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -58,7 +60,14 @@ class TensorInfo:
     size: int
 
 
-def read_header(read: Read, file: str, size: int, name: str) -> list[TensorInfo]:
+@dataclass(frozen=True, slots=True, eq=False)
+class Header:
+    """The tensors of a file. Files of one name with the same header share one object."""
+
+    tensors: tuple[TensorInfo, ...]
+
+
+def read_header(read: Read, file: str, size: int, name: str) -> Header:
     """The tensors of a safetensors file, validated: bounded, in range, without holes or overlaps.
 
     Args:
@@ -85,45 +94,77 @@ def read_header(read: Read, file: str, size: int, name: str) -> list[TensorInfo]
         raise bad(f"its header says it is {length:,} bytes long, in a file of {size:,}")
     if len(start) < length + 8:
         start += read(file, len(start), length + 8)
+    # Fine-tunes of one ancestor mostly have the same headers: each is read once, and their tensors are one object.
+    with _PARSING:
+        found = _tensors(start[8 : 8 + length], file, size)
+    if isinstance(found, _Quantised):
+        raise ResolveError(
+            f"{name} is quantised: '{found.tensor}' is stored as {found.dtype}.",
+            hint="Averages need the weights before quantisation; use the original model.",
+        )
+    if isinstance(found, str):
+        raise bad(found)
+    return found
+
+
+class _Quantised(NamedTuple):
+    tensor: str
+    dtype: str
+
+
+_PARSING = threading.Lock()
+
+
+@lru_cache(maxsize=64)
+def _tensors(text: bytes, file: str, size: int) -> Header | _Quantised | str:
+    """The tensors of a header, or what is wrong with it."""
     try:
-        header = json.loads(start[8 : 8 + length])
+        header = json.loads(text)
     except (ValueError, RecursionError):
-        raise bad("its header is not JSON") from None
+        return "its header is not JSON"
     if not isinstance(header, dict):
-        raise bad("its header is not a mapping")
+        return "its header is not a mapping"
     header.pop("__metadata__", None)
-    data, tensors = 8 + length, []
+    data, tensors = 8 + len(text), []
     for tensor, entry in header.items():
         if len(tensor) > _MAX_NAME:
-            raise bad(f"a tensor's name has {len(tensor):,} characters")
+            return f"a tensor's name has {len(tensor):,} characters"
         try:
             dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         except (TypeError, KeyError, ValueError):
-            raise bad(f"the entry of '{tensor}' is {json.dumps(entry)[:80]}") from None
+            return f"the entry of '{tensor}' is {json.dumps(entry)[:80]}"
         if not isinstance(dtype, str) or len(shape) > _MAX_DIMENSIONS:
-            raise bad(f"the entry of '{tensor}' is {json.dumps(entry)[:80]}")
+            return f"the entry of '{tensor}' is {json.dumps(entry)[:80]}"
         if dtype in _QUANTISED:
-            raise ResolveError(
-                f"{name} is quantised: '{tensor}' is stored as {dtype}.",
-                hint="Averages need the weights before quantisation; use the original model.",
-            )
+            return _Quantised(tensor, dtype)
         if dtype not in ITEM_BYTES:
-            raise bad(f"'{tensor}' has the element type {dtype[:80]!r}")
+            return f"'{tensor}' has the element type {dtype[:80]!r}"
         if not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, begin, end)):
-            raise bad(f"the shape or offsets of '{tensor}' are not whole numbers: {json.dumps(entry)[:80]}")
+            return f"the shape or offsets of '{tensor}' are not whole numbers: {json.dumps(entry)[:80]}"
         expected = math.prod(shape) * ITEM_BYTES[dtype]
         if end - begin != expected:
-            raise bad(f"'{tensor}' of shape {shape} and type {dtype} needs {expected:,} bytes, not {end - begin:,}")
+            return f"'{tensor}' of shape {shape} and type {dtype} needs {expected:,} bytes, not {end - begin:,}"
         tensors.append(TensorInfo(tensor, dtype, shape, file, data + begin, expected))
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.size))
     position = data
     for info in tensors:
         if info.offset != position:
             relation = "overlaps the tensor before it" if info.offset < position else "leaves a hole before it"
-            raise bad(f"'{info.name}' {relation}")
+            return f"'{info.name}' {relation}"
         position += info.size
     if position != size:
-        raise bad(f"its header describes {position:,} bytes, the file has {size:,}")
+        return f"its header describes {position:,} bytes, the file has {size:,}"
+    return Header(tuple(tensors))
+
+
+@lru_cache(maxsize=64)
+def joined(headers: tuple[Header, ...]) -> dict[str, TensorInfo] | tuple[TensorInfo, TensorInfo]:
+    """The tensors of all files of a model by their names, or two that have the same name."""
+    tensors: dict[str, TensorInfo] = {}
+    for header in headers:
+        for tensor in header.tensors:
+            if tensors.setdefault(tensor.name, tensor) is not tensor:
+                return tensors[tensor.name], tensor
     return tensors
 
 
@@ -132,7 +173,8 @@ def read_json(read: Read, file: str, files: Mapping[str, int], name: str) -> dic
     if files[file] > _MAX_JSON:
         raise ResolveError(f"{name}: {file} has {files[file]:,} bytes, more than any such file needs.")
     try:
-        value = json.loads(read(file, 0, files[file])) if files[file] else None
+        text = read(file, 0, files[file])
+        value = json.loads(text) if text else None
     except (ValueError, RecursionError) as error:
         raise ResolveError(f"{name}: {file} is not valid JSON ({error}).") from None
     if not isinstance(value, dict):
@@ -140,10 +182,12 @@ def read_json(read: Read, file: str, files: Mapping[str, int], name: str) -> dic
     return value
 
 
-def weight_map(index: Mapping[str, Any], file: str, files: Mapping[str, int], name: str) -> dict[str, str]:
+def weight_map(read: Read, file: str, files: Mapping[str, int], name: str) -> Mapping[str, str]:
     """Tensor → file, from an index that names only files that are there."""
-    found = index.get("weight_map")
-    if not isinstance(found, dict) or not all(isinstance(shard, str) for shard in found.values()):
+    if files[file] > _MAX_JSON:
+        raise ResolveError(f"{name}: {file} has {files[file]:,} bytes, more than any such file needs.")
+    found = _map_of(read(file, 0, files[file]))
+    if found is None:
         raise ResolveError(f"{name}: {file} has no weight_map from tensors to files.")
     # Only files that the listing shows are ever opened, so a path that leads elsewhere ends here as well.
     absent = sorted(set(found.values()) - set(files))
@@ -153,6 +197,16 @@ def weight_map(index: Mapping[str, Any], file: str, files: Mapping[str, int], na
             hint="The upload is incomplete; ask its owner, or name another revision.",
         )
     return found
+
+
+@lru_cache(maxsize=16)
+def _map_of(text: bytes) -> Mapping[str, str] | None:
+    """What an index says; as with headers, those of fine-tunes are mostly the same."""
+    try:
+        found = json.loads(text)["weight_map"]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, dict) and all(isinstance(file, str) for file in found.values()) else None
 
 
 def front_matter(data: bytes) -> dict[str, Any]:

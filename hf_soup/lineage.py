@@ -55,6 +55,8 @@ class Lineage:
         So the soup has the names and the config that cooking it again from those alone gives.
         """
         kept = [index for index, name in enumerate(self.names) if name in names]
+        if len(kept) == len(self.names):
+            return self
         checkpoints = tuple(self.checkpoints[index] for index in kept)
         called = tuple(self.names[index] for index in kept)
         tensors, _, _ = align(checkpoints, called)

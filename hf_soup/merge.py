@@ -294,7 +294,7 @@ class _Blocks:
     def __init__(self, sizes: Sequence[int]) -> None:
         self._sizes = iter(sizes)
         self._left = next(self._sizes)
-        self._hash = hashlib.sha256()
+        self._hash: hashlib._Hash | None = None
         self._digests: list[bytes] = []
 
     def update(self, data: memoryview) -> None:
@@ -302,12 +302,15 @@ class _Blocks:
         start, stop = 0, len(data)
         while start < stop:
             end = min(stop, start + self._left)
-            self._hash.update(data[start:end])
+            if self._hash is None:
+                self._hash = hashlib.sha256(data[start:end])
+            else:
+                self._hash.update(data[start:end])
             self._left -= end - start
             start = end
             if not self._left:
                 self._digests.append(self._hash.digest())
-                self._hash = hashlib.sha256()
+                self._hash = None
                 self._left = next(self._sizes, 0)
 
     def hex(self) -> str:

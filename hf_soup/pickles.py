@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from hf_soup import client, digests, hub, transfer
 from hf_soup.errors import ResolveError
-from hf_soup.headers import Read, read_json, weight_map
+from hf_soup.headers import Read, weight_map
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,8 +26,7 @@ def convert_pickle(name: str, files: Mapping[str, int], read: Read, repo: hub.Re
     if PICKLE in files:
         parts: Sequence[str] = [PICKLE]
     else:
-        index = read_json(read, PICKLE_INDEX, files, name)
-        parts = sorted(set(weight_map(index, PICKLE_INDEX, files, name).values()))
+        parts = sorted(set(weight_map(read, PICKLE_INDEX, files, name).values()))
     paths = transfer.fetch([(repo, part) for part in parts]) if repo else [(folder or Path()) / part for part in parts]
     key = hashlib.sha256("".join(digests.sha256_of(path) for path in paths).encode()).hexdigest()
     target = client.own_cache_folder() / "converted" / f"{key}.safetensors"

@@ -285,7 +285,7 @@ def make_plan(
     """
     laid: list[tuple[str, str, tuple[TensorInfo, ...]]] = []
     names = tensors[0].keys()
-    if any(source.keys() != names for source in tensors[1:]):
+    if any(source is not tensors[0] and source.keys() != names for source in tensors[1:]):
         for name in dict.fromkeys(name for source in tensors for name in source):
             lacking = [label for label, source in zip(sources, tensors, strict=True) if name not in source]
             if lacking:
@@ -293,7 +293,8 @@ def make_plan(
     for name in names:
         parts = tuple([source[name] for source in tensors])
         shape = parts[0].shape
-        if any(part.shape != shape for part in parts):
+        # Counted by identity first: sources that were saved alike share what their headers say.
+        if parts.count(parts[0]) < len(parts) and any(part.shape != shape for part in parts):
             shown = "\n".join(f"  {label}  {part.shape}" for label, part in zip(sources, parts, strict=True))
             raise IncompatibleError(f"Cannot average '{name}': the ingredients disagree on its shape.\n{shown}")
         laid.append((name, _written(name, parts, dtype), parts))
@@ -356,7 +357,7 @@ def _runs(group: Sequence[_Laid], file: int, first: int, offset: int) -> list[Ru
     """The runs of one output file, whose first tensor has the number ``first`` and begins at ``offset``."""
     runs: list[Run] = []
     begin = elements = 0
-    ends: list[tuple[str, int, str]] = []  # where the run ends in every source
+    ends: tuple[tuple[str, int, str], ...] = ()  # where the run ends in every source
 
     def close(stop: int) -> None:
         nonlocal offset, elements
@@ -370,21 +371,22 @@ def _runs(group: Sequence[_Laid], file: int, first: int, offset: int) -> list[Ru
     for number, (_, written, parts) in enumerate(group):
         if not parts[0].size:
             close(number)
-            begin, ends = number + 1, []
+            begin, ends = number + 1, ()
             continue
-        starts = [(part.file, part.offset, part.dtype) for part in parts]
+        starts = tuple([(part.file, part.offset, part.dtype) for part in parts])
         if starts != ends or written != group[begin][1]:
             close(number)
             begin = number
         elements += math.prod(parts[0].shape)
-        ends = [(part.file, part.offset + part.size, part.dtype) for part in parts]
+        ends = tuple([(part.file, part.offset + part.size, part.dtype) for part in parts])
     close(len(group))
     return runs
 
 
 def _written(name: str, parts: Sequence[TensorInfo], dtype: str | None) -> str:
     """The type in which a tensor is written."""
-    found = list(dict.fromkeys(part.dtype for part in parts))
+    alike = parts.count(parts[0]) == len(parts)
+    found = [parts[0].dtype] if alike else list(dict.fromkeys(part.dtype for part in parts))
     if all(each in FLOATS for each in found):
         if dtype is not None:
             return DTYPES[dtype]

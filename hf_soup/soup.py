@@ -268,7 +268,7 @@ def cook(
             chosen = {name: found.weights[name] for name in lineage.names if name in found.weights}
             found = Selected(chosen, found.trace)
             leaves = lineage.only(chosen)
-            plan = plan_of(recipe, leaves, chosen)
+            plan = everyone if chosen == shares(recipe, lineage) else plan_of(recipe, leaves, chosen)
             supply = supply_of(leaves.checkpoints, staging.fetched if stream else None)
             if here.size > 1:
                 supply.fetch_all()

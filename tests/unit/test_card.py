@@ -16,7 +16,7 @@ from hf_soup.errors import PublishError
 
 
 def model(name: str, **card: Any) -> Checkpoint:
-    return Checkpoint(name, "c" * 40, config={}, card=card, tensors={}, files={})
+    return Checkpoint(name, config={}, card=card, tensors={}, files={})
 
 
 @pytest.mark.parametrize(

@@ -132,13 +132,13 @@ def test_each_step_of_greedy_reads_little(
 ) -> None:
     """A candidate costs the ingredient that is tried, and once the one before it when that was kept."""
     read: Counter[str] = Counter()
-    through = blend.read_all
+    through = blend.Blend._load
 
-    def count(descriptor: int, buffer: Any, offset: int, label: str, part: Any) -> None:
-        read[label.partition("@")[0]] += 1
-        through(descriptor, buffer, offset, label, part)
+    def count(self: blend.Blend, source: int, number: int) -> Any:
+        read[self.plan.sources[source]] += 1
+        return through(self, source, number)
 
-    monkeypatch.setattr(blend, "read_all", count)
+    monkeypatch.setattr(blend.Blend, "_load", count)
     cook(recipe, tmp_path / "soup", say=lambda _: None)
     tensors = len(load_file(trained / "good" / "model.safetensors"))
     # Alone, as a candidate and in the report; the ones that were kept are once folded into the sum.
