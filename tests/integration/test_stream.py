@@ -29,7 +29,6 @@ from hf_soup.local_hub import Hangup, LocalHub
 from hf_soup.plan import make_plan
 from hf_soup.supply import SourceFile, Supply
 
-
 # The client's own, where it uploads files of more than a megabyte.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")
 
