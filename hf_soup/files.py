@@ -88,3 +88,17 @@ def begin_writing(descriptor: int, offset: int, size: int) -> None:
     if hasattr(os, "posix_fadvise"):
         # Linux begins to write dirty pages back when told that they will not be needed.
         os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_DONTNEED)
+
+
+def in_memory(path: Path, probes: int = 8) -> bool:
+    """Whether most of a file need not come from the disk, by a few places in it."""
+    found = 0
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        for number in range(probes):
+            try:
+                os.preadv(file.fileno(), [bytearray(1)], size * number // probes, os.RWF_NOWAIT)
+                found += 1
+            except (OSError, AttributeError):  # it is not, or the file system cannot tell
+                continue
+    return found > probes // 2

@@ -20,7 +20,17 @@ from torch import Tensor
 
 from hf_soup.digests import remember, stamp_of
 from hf_soup.errors import MergeError
-from hf_soup.files import TORCH, ShortReadError, begin_writing, bytes_of, open_file, read_all, shrunk, write_all
+from hf_soup.files import (
+    TORCH,
+    ShortReadError,
+    begin_writing,
+    bytes_of,
+    in_memory,
+    open_file,
+    read_all,
+    shrunk,
+    write_all,
+)
 from hf_soup.headers import ITEM_BYTES
 from hf_soup.methods import METHODS, round_into
 from hf_soup.plan import Plan, PlannedTensor, Run, Unit
@@ -72,7 +82,7 @@ def merge(
         supply: The sources' weight files.
         staging: Where; units that an interrupted run finished are checked again and kept.
         world: The processes that share the work.
-        threads: Of this process; by default one a core.
+        threads: Of this process; by default one a core, and a few more where files must come from the disk.
         quiet: No progress bar.
 
     Raises:
@@ -80,7 +90,7 @@ def merge(
         ResolveError: A file could not be fetched.
     """
     world = world or World()
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or _threads(supply)
     with ExitStack() as stack:
         # The threads below are the parallelism; torch's own would fight them for the cores.
         stack.callback(torch.set_num_threads, torch.get_num_threads())
@@ -355,6 +365,13 @@ def _run(
             note([written.pop(each) for each in supply.wait()])
         finally:
             supply.stop()
+
+
+def _threads(supply: Supply) -> int:
+    """One a core; where these would wait for the disk, a few more that compute meanwhile."""
+    here = [file.path for file in supply.files() if file.right and file.path and file.path.exists()]
+    slow = any(not in_memory(path) for path in here[:: max(1, len(here) // 16)])
+    return len(os.sched_getaffinity(0)) + (4 if slow else 0)
 
 
 def _share(plan: Plan, kept: AbstractSet[int], world: World) -> list[int]:

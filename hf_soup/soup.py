@@ -221,7 +221,7 @@ def cook(
         out: The folder to make; nothing that exists is overwritten.
         token: As everywhere in huggingface_hub.
         device: Where models run when they are scored.
-        threads: For averaging; by default one a core.
+        threads: For averaging; by default one a core, and a few more where files must come from the disk.
         stream: Keep no ingredient: fetch files beside the output in the order in which they are averaged, and drop
             each after its last use. Nothing can be scored then.
         quiet: No progress bars.
