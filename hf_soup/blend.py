@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hf_soup.files import TORCH, ShortReadError, bytes_of, open_file, read_all, shrunk
+from hf_soup.files import ShortReadError, open_file, read_all, shrunk
 from hf_soup.merge import not_finite
 from hf_soup.methods import accumulator, round_into
 from hf_soup.methods.linear import shares
 from hf_soup.plan import Plan
+from hf_soup.tensors import TORCH, bytes_of
 
 
 class Blend:

@@ -11,10 +11,10 @@ import torch
 
 from hf_soup import transfer
 from hf_soup.checkpoint import Checkpoint
-from hf_soup.files import TORCH, bytes_of
 from hf_soup.hub import Repo
 from hf_soup.methods import METHODS, round_into
 from hf_soup.plan import Plan
+from hf_soup.tensors import TORCH, bytes_of
 
 #: Numbers that are mixed for a trial, and bytes that are read and fetched for one.
 _ELEMENTS = 1 << 18

@@ -191,7 +191,9 @@ def weight_map(read: Read, file: str, files: Mapping[str, int], name: str) -> Ma
     """Tensor → file, from an index that names only files that are there."""
     if files[file] > _MAX_JSON:
         raise ResolveError(f"{name}: {file} has {files[file]:,} bytes, more than any such file needs.")
-    found = _map_of(read(file, 0, files[file]))
+    text = read(file, 0, files[file])
+    with _PARSING:
+        found = _map_of(text)
     if found is None:
         raise ResolveError(f"{name}: {file} has no weight_map from tensors to files.")
     # Only files that the listing shows are ever opened, so a path that leads elsewhere ends here as well.

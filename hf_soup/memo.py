@@ -28,7 +28,7 @@ def remembered(question: str, about: object, answer: Callable[[], _T]) -> _T:
     """
     text = json.dumps([question, about, _asked()], sort_keys=True)
     note = own_cache_folder() / "transformers" / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, KeyError, TypeError):
         found: _T = json.loads(note.read_text())["answer"]
         return found
     said = answer()

@@ -20,23 +20,14 @@ from torch import Tensor
 
 from hf_soup.digests import remember, stamp_of
 from hf_soup.errors import MergeError
-from hf_soup.files import (
-    TORCH,
-    ShortReadError,
-    begin_writing,
-    bytes_of,
-    in_memory,
-    open_file,
-    read_all,
-    shrunk,
-    write_all,
-)
+from hf_soup.files import ShortReadError, begin_writing, in_memory, open_file, read_all, shrunk, write_all
 from hf_soup.headers import ITEM_BYTES
 from hf_soup.methods import METHODS, round_into
 from hf_soup.plan import Plan, PlannedTensor, Run, Unit
 from hf_soup.progress import bar
 from hf_soup.staging import Finished, Staging
 from hf_soup.supply import SourceFile, Supply
+from hf_soup.tensors import TORCH, bytes_of
 from hf_soup.world import World
 
 if TYPE_CHECKING:

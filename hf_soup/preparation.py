@@ -13,7 +13,6 @@ from hf_soup.client import Token
 from hf_soup.compatibility import Reason
 from hf_soup.errors import MergeError, RecipeError
 from hf_soup.lineage import Lineage
-from hf_soup.methods import METHODS
 from hf_soup.plan import Plan, make_plan
 from hf_soup.recipe import Recipe, is_here
 from hf_soup.selection import SELECTIONS, Selection
@@ -28,6 +27,8 @@ Say = Callable[[str], None]
 
 def validate(recipe: Recipe, *, stream: bool = False) -> Selection:
     """Everything that can be wrong with a recipe by itself."""
+    from hf_soup.methods import METHODS  # late, as torch takes a second to import and a check needs none
+
     if stream and (recipe.score or recipe.report):
         raise RecipeError(
             "`--stream` drops every file after its last use, and scoring reads the ingredients again and again.",

@@ -21,8 +21,8 @@ from hf_soup.files import open_file
 from hf_soup.headers import ITEM_BYTES
 from hf_soup.plan import Plan, Unit
 
-#: Files that are fetched at a time.
-_CONNECTIONS = 32
+#: Files that are fetched at a time: into the cache, where the client has connections of its own, and beside the output.
+_INTO_CACHE, _BESIDE = 8, 32
 #: Units that are looked at for one whose files have arrived.
 _LOOK_AHEAD = 64
 
@@ -159,7 +159,7 @@ class Supply:
 
     def fetch_all(self) -> None:
         """Wait until every file is here, as other processes need them."""
-        with ThreadPoolExecutor(_CONNECTIONS) as pool:
+        with ThreadPoolExecutor(_INTO_CACHE) as pool:
             list(pool.map(self._fetch, [file for file in self.files() if not file.right]))
         if self._error:
             raise self._error
@@ -178,7 +178,7 @@ class Supply:
             for file in source.values():
                 self._owners.setdefault(file, set()).add(number)
         if missing:
-            self._pool = ThreadPoolExecutor(min(_CONNECTIONS, len(missing)))
+            self._pool = ThreadPoolExecutor(_BESIDE if any(file.dropped for file in missing) else _INTO_CACHE)
             for file in missing:
                 file.moved = self._wake
             with self._changed:

@@ -176,13 +176,13 @@ def download(
                 try:
                     with closing(_pieces(repo, path, have, file.size)) as pieces:
                         for piece in pieces:
+                            if stopped():
+                                break  # the next run may have the file already
                             out.write(piece)
                             out.flush()
                             digest.update(piece)
                             have += len(piece)
                             arrived(have)
-                            if stopped():
-                                break
                     attempt = 0 if have > before else attempt + 1
                     if attempt == ATTEMPTS:
                         raise ResolveError(f"{what}: it ends after {have:,} of {file.size:,} bytes.")

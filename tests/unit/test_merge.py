@@ -25,7 +25,8 @@ from torch import Tensor
 from hf_soup import merge as engine
 from hf_soup import plan as plan_module
 from hf_soup.errors import MergeError
-from hf_soup.headers import TensorInfo, read_header
+from hf_soup.files import in_memory
+from hf_soup.headers import ITEM_BYTES, TensorInfo, read_header
 from hf_soup.merge import Merged, digest_of, merge
 from hf_soup.methods import round_into
 from hf_soup.methods.linear import linear
@@ -530,6 +531,29 @@ def test_memory_grows_neither_with_the_model_nor_with_the_number_of_ingredients(
         done = subprocess.run([sys.executable, "-c", code, out], capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout) << 10)
     assert peaks[1] - peaks[0] < 60 << 20, [peak >> 20 for peak in peaks]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 16, 128])
+@pytest.mark.parametrize("n", [2, 32, 500])
+@pytest.mark.parametrize("dtype", ["BF16", "F64"])
+def test_all_threads_together_hold_no_more_than_is_documented(threads: int, n: int, dtype: str) -> None:
+    """Slices, accumulator and output of every thread, down to slices that are too small to be worth it."""
+    info = TensorInfo("w", dtype, (1 << 24,), "m", 8, (1 << 24) * ITEM_BYTES[dtype])
+    plan = make_plan([str(i) for i in range(n)], [{"w": info}] * n, [1.0] * n)
+    step = engine._Engine(plan, Supply([]), [], threads)._step(plan.runs[0])
+    held = threads * step * (n * ITEM_BYTES[dtype] + ITEM_BYTES[dtype] + (4 if dtype == "BF16" else 8))
+    assert held <= 96 << 20 or step == 1 << 13
+    assert step <= 1 << 18
+
+
+def test_what_is_in_memory_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(1 << 20))
+    assert in_memory(path)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    assert not in_memory(path)
 
 
 def test_a_plan_passes_between_processes(pot: Pot) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 import threading
 
 import pytest
@@ -49,6 +52,7 @@ def test_quiet_is_quiet() -> None:
 
 def test_a_bar_at_a_terminal() -> None:
     master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     child = subprocess.Popen([sys.executable, "-c", CODE, "loud"], stderr=slave, stdout=subprocess.DEVNULL)
     os.close(slave)
     shown = b""

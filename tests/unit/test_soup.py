@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import hf_soup
-from hf_soup import IncompatibleError, MergeError, Recipe, RecipeError, ResolveError, Soup
+from hf_soup import IncompatibleError, MergeError, Recipe, RecipeError, ResolveError, Soup, digests
 from hf_soup.soup import preview
 
 # The cards name an ancestor on the Hub, which must not be the real one.
@@ -74,12 +77,84 @@ def test_a_preview_writes_nothing(models: list[str], tmp_path: Path) -> None:
     planned = preview(Recipe(ingredients=models, dtype="bfloat16"), out, say=lambda _: None)
     assert planned["files"].keys() == {"model.safetensors"}
     assert planned["dtype"] == "bfloat16"
-    assert planned["fetch_bytes"] == 0
+    assert planned["fetch_bytes"] == planned["cache_disk_bytes"] == 0
+    assert planned["output_bytes"] == planned["output_disk_bytes"] == planned["files"]["model.safetensors"]
+    assert 0 < planned["output_disk_bytes"] < planned["output_free_bytes"]
+    seconds = planned["estimated_seconds"]
+    assert 0 <= seconds["merge"] == seconds["total"] < 5
+    assert seconds["fetch"] == 0
     assert not out.parent.exists()
     soup = hf_soup.cook(Recipe(ingredients=models, dtype="bfloat16"), out, say=lambda _: None)
     assert planned["files"]["model.safetensors"] == (soup.folder / "model.safetensors").stat().st_size
     assert {tensor.dtype for tensor in load_file(soup.folder / "model.safetensors").values()} == {torch.bfloat16}
     assert json.loads((soup.folder / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.fixture
+def nothing_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """No sha256 is known, and reading a whole weight file for one is noted."""
+    monkeypatch.setattr(digests, "_known", {})
+    found: list[str] = []
+    original = hashlib.file_digest
+
+    def noting(file: Any, name: str) -> Any:
+        found.extend([Path(file.name).name] if file.name.endswith(".safetensors") else [])
+        return original(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", noting)
+    return found
+
+
+def pin(folder: str) -> str:
+    """What pins a folder of one weight file, worked out by hand."""
+    digest = hashlib.sha256((Path(folder) / "model.safetensors").read_bytes()).hexdigest()
+    return "sha256:" + hashlib.sha256(f"model.safetensors {digest}\n".encode()).hexdigest()
+
+
+def test_new_folders_are_hashed_in_the_wake_of_the_merge(
+    models: list[str], tmp_path: Path, nothing_known: list[str]
+) -> None:
+    """And read no second time for it; a check reads no whole file at all."""
+    lineage = hf_soup.check(models)
+    assert [each["revision"] for each in lineage.to_dict()["ingredients"]] == [None] * 3
+    assert "local:a  " in str(lineage)
+    soup = hf_soup.cook(models, tmp_path / "soup", say=lambda _: None)
+    assert nothing_known == []
+    assert [leaf.revision for leaf in soup.recipe.ingredients] == [pin(model) for model in models]
+    assert [each["revision"] for each in soup.summary["lineage"]["ingredients"]] == [pin(model) for model in models]
+    known = hf_soup.check(models)
+    assert [each["revision"] for each in known.to_dict()["ingredients"]] == [pin(model) for model in models]
+    assert f"local:a@{pin(models[0])[7:14]}  " in str(known)
+
+
+def test_folders_of_one_name_are_told_apart_by_their_weights(
+    models: list[str], tmp_path: Path, nothing_known: list[str]
+) -> None:
+    """For that they are read, so that they are called the same in every run."""
+    for number, model in enumerate(models[:2]):
+        shutil.copytree(model, tmp_path / str(number) / "run")
+    folders = [str(tmp_path / str(number) / "run") for number in range(2)]
+    names = hf_soup.check(folders).names
+    assert names == tuple(f"local:run@{pin(folder)[7:14]}" for folder in folders)
+    assert len(nothing_known) >= 2
+
+
+def test_an_ingredient_that_is_written_to_meanwhile_is_refused(
+    models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After its header was read, and in the middle of the merge."""
+    shutil.copytree(models[0], tmp_path / "live")
+    live = tmp_path / "live" / "model.safetensors"
+    original = os.pwrite
+
+    def training_goes_on(descriptor: int, data: memoryview, offset: int) -> int:
+        live.write_bytes(live.read_bytes()[:-4] + b"\0\0\x80\x3f")
+        return original(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", training_goes_on)
+    with pytest.raises(MergeError, match=r"local:live.*: 'model.safetensors' changed while it was read"):
+        hf_soup.cook([*models[1:], str(live.parent)], tmp_path / "soup", say=lambda _: None)
+    assert not (tmp_path / "soup").exists()
 
 
 def test_warnings_are_told_and_not_printed(
