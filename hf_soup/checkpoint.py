@@ -27,10 +27,11 @@ from hf_soup.headers import (
     TensorInfo,
     front_matter,
     joined,
+    misplaced,
     read_header,
+    read_index,
     read_json,
     some,
-    weight_map,
 )
 from hf_soup.pickles import PICKLE, PICKLE_INDEX, convert_pickle
 from hf_soup.recipe import Ingredient, is_here
@@ -203,7 +204,9 @@ def open_all(
             return error
 
     unique = {str(ingredient): ingredient for ingredient in ingredients}
-    found = dict(zip(unique, hub.in_parallel(attempt, list(unique.values())), strict=True))
+    # Those on the Hub wait for answers; folders only for each other, with their headers in memory.
+    threads = 2 if all(is_here(str(ingredient).partition("@")[0]) for ingredient in unique.values()) else 8
+    found = dict(zip(unique, hub.in_parallel(attempt, list(unique.values()), threads), strict=True))
     errors = [error for error in found.values() if isinstance(error, SoupError)]
     if len(errors) == 1:
         raise errors[0]
@@ -345,12 +348,11 @@ def _assemble(
     converted: dict[str, Path] = {}
     if _SINGLE in files:
         shards: Sequence[str] = [_SINGLE]
-        listed: Mapping[str, str] = {}
+        index = b""
     elif INDEX in files:
-        listed = weight_map(read, INDEX, files, name)
-        shards = list(dict.fromkeys(listed.values()))
+        index, shards = read_index(read, INDEX, files, name)
     elif {PICKLE, PICKLE_INDEX} & set(files) and allow_pickle:
-        listed = {}
+        index = b""
         converted = {_SINGLE: convert_pickle(name, files, read, repo, folder)}
         shards = [_SINGLE]
         files = {**files, _SINGLE: converted[_SINGLE].stat().st_size}
@@ -366,7 +368,7 @@ def _assemble(
             f"{name} has the tensor '{one.name}' twice: in {one.file} and {other.file}.",
             hint="The upload mixes two versions of the model; ask its owner.",
         )
-    absent = [tensor for tensor, file in listed.items() if tensor not in tensors or tensors[tensor].file != file]
+    absent = misplaced(index, tuple(headers)) if index else []
     if absent:
         raise ResolveError(
             f"{name}: {INDEX} names {len(absent)} tensors that are not in the file it says: {some(absent)}.",

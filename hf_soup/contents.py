@@ -104,7 +104,9 @@ def write_contents(
     write_assets(folder, config, leaves, lineage.checkpoints)
     index = plan.index()
     if index is not None:
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        with (folder / "model.safetensors.index.json").open("w") as file:
+            json.dump(index, file, indent=2)
+            file.write("\n")
     resolved = resolve_recipe(recipe, leaves, found.weights, benches)
     if label_names(leaves) is None and labels is not None:
         resolved = resolved.model_copy(update={"labels": labels})

@@ -10,9 +10,10 @@ import math
 import re
 import struct
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 import yaml
@@ -99,15 +100,14 @@ def read_header(read: Read, file: str, size: int, name: str) -> Header:
         raise bad(f"its header says it is {length:,} bytes long, in a file of {size:,}")
     if len(start) < length + 8:
         start += read(file, len(start), length + 8)
-    # Fine-tunes of one ancestor mostly have the same headers: each is read once, and their tensors are one object.
-    with _PARSING:
-        found = _tensors(start[8 : 8 + length], file, size)
+    text = start[8 : 8 + length]
+    found = _once(("header", file, size, sha256(text).digest()), lambda: _tensors(text, file, size))
     if isinstance(found, _Quantised):
         raise ResolveError(
             f"{name} is quantised: '{found.tensor}' is stored as {found.dtype}.",
             hint="Averages need the weights before quantisation; use the original model.",
         )
-    if isinstance(found, str):
+    if not isinstance(found, Header):
         raise bad(found)
     return found
 
@@ -118,9 +118,19 @@ class _Quantised(NamedTuple):
 
 
 _PARSING = threading.Lock()
+_parsed: OrderedDict[object, Any] = OrderedDict()
 
 
-@lru_cache(maxsize=64)
+def _once(key: object, parse: Callable[[], Any]) -> Any:
+    """What a text says, by its sha256: fine-tunes of one ancestor mostly have the same, and share what was read."""
+    with _PARSING:
+        if key not in _parsed:
+            _parsed[key] = parse()
+            if len(_parsed) > 128:
+                _parsed.popitem(last=False)
+        return _parsed[key]
+
+
 def _tensors(text: bytes, file: str, size: int) -> Header | _Quantised | str:
     """The tensors of a header, or what is wrong with it."""
     try:
@@ -162,15 +172,19 @@ def _tensors(text: bytes, file: str, size: int) -> Header | _Quantised | str:
     return Header(tensors)
 
 
-@lru_cache(maxsize=64)
 def joined(headers: tuple[Header, ...]) -> dict[str, TensorInfo] | tuple[TensorInfo, TensorInfo]:
     """The tensors of all files of a model by their names, or two that have the same name."""
-    tensors: dict[str, TensorInfo] = {}
-    for header in headers:
-        for tensor in header:
-            if tensors.setdefault(tensor.name, tensor) is not tensor:
-                return tensors[tensor.name], tensor
-    return tensors
+
+    def join() -> dict[str, TensorInfo] | tuple[TensorInfo, TensorInfo]:
+        tensors: dict[str, TensorInfo] = {}
+        for header in headers:
+            for tensor in header:
+                if tensors.setdefault(tensor.name, tensor) is not tensor:
+                    return tensors[tensor.name], tensor
+        return tensors
+
+    found: dict[str, TensorInfo] | tuple[TensorInfo, TensorInfo] = _once(("joined", headers), join)
+    return found
 
 
 def read_json(read: Read, file: str, files: Mapping[str, int], name: str) -> dict[str, Any]:
@@ -187,33 +201,43 @@ def read_json(read: Read, file: str, files: Mapping[str, int], name: str) -> dic
     return value
 
 
-def weight_map(read: Read, file: str, files: Mapping[str, int], name: str) -> Mapping[str, str]:
-    """Tensor → file, from an index that names only files that are there."""
+def read_index(read: Read, file: str, files: Mapping[str, int], name: str) -> tuple[bytes, tuple[str, ...]]:
+    """An index, and the weight files that it names, all of which are there."""
     if files[file] > _MAX_JSON:
         raise ResolveError(f"{name}: {file} has {files[file]:,} bytes, more than any such file needs.")
     text = read(file, 0, files[file])
-    with _PARSING:
-        found = _map_of(text)
-    if found is None:
+    shards: tuple[str, ...] | None = _once(("index", sha256(text).digest()), lambda: _shards(text))
+    if shards is None:
         raise ResolveError(f"{name}: {file} has no weight_map from tensors to files.")
     # Only files that the listing shows are ever opened, so a path that leads elsewhere ends here as well.
-    absent = sorted(set(found.values()) - set(files))
+    absent = sorted(set(shards) - set(files))
     if absent:
         raise ResolveError(
             f"{name}: {file} names {len(absent)} files that are not there: {some(absent)}.",
             hint="The upload is incomplete; ask its owner, or name another revision.",
         )
+    return text, shards
+
+
+def misplaced(index: bytes, headers: tuple[Header, ...]) -> list[str]:
+    """Tensors that an index names and that are not in the file that it says."""
+
+    def find() -> list[str]:
+        places = {tensor.name: tensor.file for header in headers for tensor in header}
+        return [tensor for tensor, file in json.loads(index)["weight_map"].items() if places.get(tensor) != file]
+
+    found: list[str] = _once(("misplaced", sha256(index).digest(), headers), find)
     return found
 
 
-@lru_cache(maxsize=16)
-def _map_of(text: bytes) -> Mapping[str, str] | None:
-    """What an index says; as with headers, those of fine-tunes are mostly the same."""
+def _shards(index: bytes) -> tuple[str, ...] | None:
     try:
-        found = json.loads(text)["weight_map"]
+        found = json.loads(index)["weight_map"]
     except (ValueError, RecursionError, KeyError, TypeError):
         return None
-    return found if isinstance(found, dict) and all(isinstance(file, str) for file in found.values()) else None
+    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+        return None
+    return tuple(dict.fromkeys(found.values()))
 
 
 def front_matter(data: bytes) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -140,25 +140,28 @@ def merge(
 
 def tensor_roots(plan: Plan, finished: Mapping[int, Finished]) -> dict[str, str]:
     """The root of every tensor, from the sha256s of the blocks of all units."""
-    blocks: dict[int, list[bytes]] = {}
+    roots = [hashlib.sha256(b"").hexdigest()] * len(plan.tensors)
+    held = b""  # of the tensor that is not complete
     for number, unit in enumerate(plan.units):
         digests = bytes.fromhex(finished[number].digests)
-        for place, (tensor, _, _) in enumerate(plan.blocks_of(unit)):
-            blocks.setdefault(tensor, []).append(digests[32 * place : 32 * place + 32])
-    return {
-        tensor.name: hashlib.sha256(b"".join(blocks.get(number, ()))).hexdigest()
-        for number, tensor in enumerate(plan.tensors)
-    }
+        for place, (tensor, block, _) in enumerate(plan.blocks_of(unit)):
+            held += digests[32 * place : 32 * place + 32]
+            if block + 1 == plan.tensors[tensor].blocks:
+                roots[tensor] = hashlib.sha256(held).hexdigest()
+                held = b""
+    return {tensor.name: root for tensor, root in zip(plan.tensors, roots, strict=True)}
 
 
-def digest_of(tensors: Iterator[tuple[str, str, tuple[int, ...], str]]) -> str:
+def digest_of(tensors: Iterable[tuple[str, str, tuple[int, ...], str]]) -> str:
     """The digest of a soup from ``(name, dtype, shape, root)`` of its tensors.
 
-    >>> digest_of(iter([]))
+    >>> digest_of([])
     'e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855'
     """
-    lines = sorted((name, f"{name} {dtype} {list(shape)} {root}\n") for name, dtype, shape, root in tensors)
-    return hashlib.sha256("".join(line for _, line in lines).encode()).hexdigest()
+    total = hashlib.sha256()
+    for name, dtype, shape, root in sorted(tensors, key=lambda tensor: tensor[0]):
+        total.update(f"{name} {dtype} {list(shape)} {root}\n".encode())
+    return total.hexdigest()
 
 
 class _Engine:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from hf_soup import client, digests, hub, transfer
 from hf_soup.errors import ResolveError
-from hf_soup.headers import Read, weight_map
+from hf_soup.headers import Read, read_index
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,7 @@ def convert_pickle(name: str, files: Mapping[str, int], read: Read, repo: hub.Re
     if PICKLE in files:
         parts: Sequence[str] = [PICKLE]
     else:
-        parts = sorted(set(weight_map(read, PICKLE_INDEX, files, name).values()))
+        parts = sorted(read_index(read, PICKLE_INDEX, files, name)[1])
     paths = transfer.fetch([(repo, part) for part in parts]) if repo else [(folder or Path()) / part for part in parts]
     key = hashlib.sha256("".join(digests.sha256_of(path) for path in paths).encode()).hexdigest()
     target = client.own_cache_folder() / "converted" / f"{key}.safetensors"

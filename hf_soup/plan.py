@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 from hf_soup.errors import IncompatibleError
@@ -134,7 +135,8 @@ class Plan:
         method: Its name.
         parameters: Its parameters.
         files: In order.
-        runs: In the order of the output.
+        tensors: All of them, in the order of the output.
+        runs: In that order too.
     """
 
     sources: tuple[str, ...]
@@ -143,26 +145,13 @@ class Plan:
     method: str
     parameters: Mapping[str, Any]
     files: tuple[OutputFile, ...]
+    tensors: tuple[PlannedTensor, ...] = field(repr=False)
     runs: tuple[Run, ...] = field(repr=False)
 
     @property
     def size(self) -> int:
         """Bytes of all output files."""
         return sum(file.size for file in self.files)
-
-    @cached_property
-    def tensors(self) -> tuple[PlannedTensor, ...]:
-        """All tensors, in the order of the output; read back from the headers, which are what says it."""
-        found = []
-        for number, file in enumerate(self.files):
-            entries = json.loads(file.header[8:])
-            del entries["__metadata__"]
-            for name, entry in entries.items():
-                begin, end = entry["data_offsets"]
-                size, dtype = end - begin, entry["dtype"]
-                offset, elements = len(file.header) + begin, size // ITEM_BYTES[dtype]
-                found.append(PlannedTensor(name, dtype, tuple(entry["shape"]), number, offset, elements, size))
-        return tuple(found)
 
     @cached_property
     def units(self) -> tuple[Unit, ...]:
@@ -238,13 +227,15 @@ class Plan:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
         """The inverse of `to_dict`."""
+        files = tuple(OutputFile(f["name"], f["header"].encode("latin-1"), f["size"]) for f in values["files"])
         return cls(
             tuple(values["sources"]),
             tuple(values["states"]),
             tuple(values["weights"]),
             values["method"],
             dict(values["parameters"]),
-            tuple(OutputFile(f["name"], f["header"].encode("latin-1"), f["size"]) for f in values["files"]),
+            files,
+            tuple(_tensors_of(files)),
             tuple(Run(**{**run, "parts": tuple(Part(**part) for part in run["parts"])}) for run in values["runs"]),
         )
 
@@ -301,30 +292,33 @@ def make_plan(
     # The donor's own order, so that inputs are read forwards; wide types first, so that every tensor is aligned; empty
     # tensors where they interrupt no run.
     laid.sort(key=lambda entry: (-ITEM_BYTES[entry[1]], not entry[2][0].size, entry[2][0].file, entry[2][0].offset))
-    files: list[OutputFile] = []
     groups = _cut(laid, max_file_bytes)
+    files: list[OutputFile] = []
+    planned: list[PlannedTensor] = []
     runs: list[Run] = []
-    first = 0
     for number, group in enumerate(groups):
-        entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        position = 0
-        for name, written, parts in group:
-            size = math.prod(parts[0].shape) * ITEM_BYTES[written]
-            entries[name] = {
-                "dtype": written,
-                "shape": list(parts[0].shape),
-                "data_offsets": [position, position + size],
-            }
-            position += size
-        text = json.dumps(entries, separators=(",", ":")).encode()
+        sizes = [math.prod(parts[0].shape) * ITEM_BYTES[written] for _, written, parts in group]
+        ends = list(accumulate(sizes))
+        # Spelled entry by entry: as one mapping, a hundred thousand of them would be most of what a merge holds.
+        entries = [
+            f'{json.dumps(name)}:{{"dtype":"{written}","shape":[{",".join(map(str, parts[0].shape))}],'
+            f'"data_offsets":[{end - size},{end}]}}'
+            for (name, written, parts), size, end in zip(group, sizes, ends, strict=True)
+        ]
+        text = "".join(['{"__metadata__":{"format":"pt"}', *(f",{entry}" for entry in entries), "}"]).encode()
         text += b" " * (-len(text) % 8)
         header = len(text).to_bytes(8, "little") + text
         title = "model.safetensors"
         if len(groups) > 1:
             title = f"model-{number + 1:05}-of-{len(groups):05}.safetensors"
-        files.append(OutputFile(title, header, len(header) + position))
-        runs += _runs(group, number, first, len(header))
-        first += len(group)
+        files.append(OutputFile(title, header, len(header) + (ends[-1] if ends else 0)))
+        runs += _runs(group, number, len(planned), len(header))
+        planned += [
+            PlannedTensor(
+                name, written, parts[0].shape, number, len(header) + end - size, size // ITEM_BYTES[written], size
+            )
+            for (name, written, parts), size, end in zip(group, sizes, ends, strict=True)
+        ]
     return Plan(
         tuple(sources),
         tuple(states or sources),
@@ -332,8 +326,21 @@ def make_plan(
         method,
         dict(parameters or {}),
         tuple(files),
+        tuple(planned),
         tuple(runs),
     )
+
+
+def _tensors_of(files: Sequence[OutputFile]) -> Iterator[PlannedTensor]:
+    """What the headers say."""
+    for number, file in enumerate(files):
+        entries = json.loads(file.header[8:])
+        del entries["__metadata__"]
+        for name, entry in entries.items():
+            begin, end = entry["data_offsets"]
+            size, dtype = end - begin, entry["dtype"]
+            offset, elements = len(file.header) + begin, size // ITEM_BYTES[dtype]
+            yield PlannedTensor(name, dtype, tuple(entry["shape"]), number, offset, elements, size)
 
 
 _Laid = tuple[str, str, tuple[TensorInfo, ...]]
