@@ -18,7 +18,7 @@ from typing import Any
 from hf_soup import digests, hub, transfer
 from hf_soup.client import Token
 from hf_soup.digests import Stamp
-from hf_soup.errors import MergeError, ResolveError, SoupError
+from hf_soup.errors import ResolveError, SoupError
 from hf_soup.headers import (
     FIRST_READ,
     FLOATS,
@@ -314,10 +314,7 @@ def require_unchanged(checkpoints: Sequence[Checkpoint]) -> None:
     for checkpoint in checkpoints:
         for path, stamp in checkpoint.stamps.items():
             if not path.exists() or digests.stamp_of(path) != stamp:
-                raise MergeError(
-                    f"{checkpoint}: '{path.name}' changed while it was read.",
-                    hint="Leave the ingredients alone while they are averaged, and run this again.",
-                )
+                raise digests.changed(str(checkpoint), path.name)
 
 
 def _assemble(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import time
 from collections.abc import Callable
+from logging import CRITICAL
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -22,6 +24,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils._http import default_client_factory, set_client_factory
+from huggingface_hub.utils.logging import set_verbosity
 
 from hf_soup import __version__
 from hf_soup.errors import ResolveError, SoupError
@@ -51,6 +54,8 @@ def patient() -> None:
         return client
 
     set_client_factory(factory)
+    # What goes wrong is raised, and worded here; its log lines hold addresses that are signed for this user.
+    set_verbosity(CRITICAL)
 
 
 def endpoint() -> str:
@@ -146,6 +151,9 @@ def explain(error: BaseException, what: str, *, kind: type[SoupError] = ResolveE
         return kind(f"{what}: the Hub answered {status}. {said}".strip(), hint="Try again later.")
     if isinstance(error, json.JSONDecodeError):
         return kind(f"{what}: what {endpoint()} answers is not JSON.", hint="Check HF_ENDPOINT: is that a Hub?")
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        cache = constants.HF_HUB_CACHE
+        return kind(f"{what}: no space is left on the disk of '{cache}'.", hint="Make room, or set HF_HOME elsewhere.")
     reason = getattr(error, "strerror", None) or str(error)
     return kind(f"{what}: {reason}")
 

@@ -1,19 +1,22 @@
 """The sha256 of files, computed once for each state of a file and remembered.
 
 A state is what the file system says of a file: device, inode, size, times of change. As in git's index, a file that
-was touched so lately that a later change might not show is hashed again the next time.
+was touched so lately that a later change might not show is hashed again the next time. What neither can see is a
+change through a memory map to a page that was not written to the disk since it was last changed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from hf_soup.client import own_cache_folder
+from hf_soup.errors import MergeError
 
 #: Device, inode, size in bytes, time of change of the content and of the inode, in nanoseconds.
 Stamp = tuple[int, int, int, int, int]
@@ -25,9 +28,9 @@ _CHUNK = 1 << 20
 _known: dict[tuple[str, Stamp], str] = {}
 
 
-def stamp_of(path: Path) -> Stamp:
-    """The state of a file."""
-    state = path.stat()
+def stamp_of(path: Path | int) -> Stamp:
+    """The state of a file, given by its path or a descriptor."""
+    state = os.stat(path)  # noqa: PTH116 -- which takes both
     return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
@@ -38,7 +41,7 @@ def known_sha256(path: Path) -> str | None:
         found = _known.get((str(path), stamp))
         if found is None:
             *noted, digest = _note(path).read_text().split()
-            if noted == [str(number) for number in stamp]:
+            if noted == [str(number) for number in stamp] and re.fullmatch("[0-9a-f]{64}", digest):
                 found = _known[str(path), stamp] = digest
     except (OSError, ValueError):
         return None
@@ -76,16 +79,25 @@ def _note(path: Path) -> Path:
     return own_cache_folder() / "sha256" / hashlib.sha256(os.fsencode(path.absolute())).hexdigest()
 
 
+def changed(label: str, file: str) -> MergeError:
+    """The error for a file that is in another state than when it was looked at first."""
+    return MergeError(
+        f"{label}: '{file}' changed while it was read.",
+        hint="Leave the ingredients alone while they are averaged, and run this again.",
+    )
+
+
 class Follower:
     """Hashes a file from its beginning to its end in the wake of those who read it, so that it leaves the disk once.
 
     Args:
         path: The file.
+        descriptor: Of it, open.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, descriptor: int) -> None:
         self._path = path
-        self._stamp, self._since = stamp_of(path), time.time_ns()
+        self._stamp, self._since = stamp_of(descriptor), time.time_ns()
         self._hash = hashlib.sha256()
         self._position = 0
         self._lock = threading.Lock()

@@ -144,6 +144,8 @@ def _tensors(text: bytes, file: str, size: int) -> Header | _Quantised | str:
     for tensor, entry in header.items():
         if len(tensor) > _MAX_NAME:
             return f"a tensor's name has {len(tensor):,} characters"
+        if not tensor.isprintable():
+            return f"a tensor's name is {tensor!r}"
         try:
             dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         except (TypeError, KeyError, ValueError):

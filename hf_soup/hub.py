@@ -248,10 +248,13 @@ def in_parallel(call: Callable[[Any], _T], items: Sequence[Any], threads: int = 
     """``[call(item) for item in items]`` on several threads, in order; the first error in order is raised."""
     if len(items) < 2:
         return [call(item) for item in items]
-    with ThreadPoolExecutor(min(threads, len(items))) as pool:
+    # Not a `with`: on an interrupt it would wait for threads that wait for the network.
+    pool = ThreadPoolExecutor(min(threads, len(items)))
+    try:
         futures = [pool.submit(call, item) for item in items]
-        try:
-            return [future.result() for future in futures]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        found = [future.result() for future in futures]
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+    return found

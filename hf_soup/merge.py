@@ -129,7 +129,7 @@ def merge(
         stamp = stamp_of(path)
         remember(path, stamp, digest, since=max(stamp[3:]) + 100_000_000)
     roots = tensor_roots(plan, finished)
-    differing = {number for entry in finished.values() for number in entry.differing}
+    differing = {number for entry in finished.values() for number in entry.differing} & set(range(len(plan.tensors)))
     return Merged(
         digest=digest_of((tensor.name, tensor.dtype, tensor.shape, roots[tensor.name]) for tensor in plan.tensors),
         roots=roots,

@@ -7,7 +7,7 @@ import json
 import math
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -162,7 +162,7 @@ class Plan:
             begin = end = 0
             head = (run.first, 0)
             for tensor, block, size in self.blocks(run.first, 0):
-                if tensor == run.stop:
+                if tensor >= run.stop:  # what stands between may be empty, and have no block
                     break
                 if (end - begin) * item + size > UNIT_BYTES and end > begin:
                     units.append(Unit(number, begin, end, *head, (end - begin) * item))
@@ -208,21 +208,28 @@ class Plan:
     @cached_property
     def fingerprint(self) -> str:
         """The sha256 of everything that decides the bytes of the output."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        found = hashlib.sha256(json.dumps(self.outline(), sort_keys=True).encode())
+        for file in self.files:
+            found.update(file.header)
+        for run in self.runs:
+            found.update(json.dumps(_plain(run)).encode())
+        return found.hexdigest()
 
-    def to_dict(self) -> dict[str, Any]:
-        """The plan as plain data, for the other processes of a world."""
+    def outline(self) -> dict[str, Any]:
+        """The plan without its tensors, as plain data: enough to tell in what another one differs."""
         return {
             "sources": list(self.sources),
             "states": list(self.states),
             "weights": list(self.weights),
             "method": self.method,
             "parameters": dict(self.parameters),
-            "files": [
-                {"name": file.name, "header": file.header.decode("latin-1"), "size": file.size} for file in self.files
-            ],
-            "runs": [asdict(run) for run in self.runs],
+            "files": [{"name": file.name, "size": file.size} for file in self.files],
         }
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of the plan as plain data, for the other processes of a world."""
+        files = [{"name": file.name, "header": file.header.decode("latin-1"), "size": file.size} for file in self.files]
+        return {**self.outline(), "files": files, "runs": [_plain(run) for run in self.runs]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
@@ -236,7 +243,7 @@ class Plan:
             dict(values["parameters"]),
             files,
             tuple(_tensors_of(files)),
-            tuple(Run(**{**run, "parts": tuple(Part(**part) for part in run["parts"])}) for run in values["runs"]),
+            tuple(_run(*run) for run in values["runs"]),
         )
 
     def index(self) -> dict[str, Any] | None:
@@ -247,6 +254,15 @@ class Plan:
             "metadata": {"total_size": sum(tensor.size for tensor in self.tensors)},
             "weight_map": {tensor.name: self.files[tensor.file].name for tensor in self.tensors},
         }
+
+
+def _run(first: int, stop: int, dtype: str, file: int, offset: int, elements: int, parts: list[list[Any]]) -> Run:
+    return Run(first, stop, dtype, file, offset, elements, tuple(Part(*part) for part in parts))
+
+
+def _plain(run: Run) -> list[Any]:
+    parts = [[part.file, part.offset, part.dtype] for part in run.parts]
+    return [run.first, run.stop, run.dtype, run.file, run.offset, run.elements, parts]
 
 
 def make_plan(

@@ -132,8 +132,15 @@ def prepare_benches(
     return benches
 
 
+def fetched(recipe: Recipe, lineage: Lineage) -> Lineage:
+    """Those that are fetched: where nothing is scored, an ingredient of weight 0 is not."""
+    if recipe.score or recipe.report:
+        return lineage
+    return lineage.only({name for name, weight in shares(recipe, lineage).items() if weight > 0})
+
+
 def disk_needs(lineage: Lineage, plan: Plan, out: Path, stream: bool) -> dict[str, tuple[Path, int]]:
-    """What a cook writes: title of a place → a folder on its disk, and bytes."""
+    """What a cook of the ingredients of a lineage writes: title of a place → a folder on its disk, and bytes."""
     beside = 0
     if stream:
         beside, fetch = supply_of(lineage.checkpoints, out).peak_bytes(plan), 0
@@ -145,18 +152,21 @@ def disk_needs(lineage: Lineage, plan: Plan, out: Path, stream: bool) -> dict[st
 def require_disk(lineage: Lineage, plan: Plan, out: Path, *, stream: bool, held: int) -> None:
     """Refuse before the download what would fill the disk; ``held`` bytes of it are there from an interrupted run."""
     places = disk_needs(lineage, plan, out, stream)
-    fetch = places["cache"][1]
+    fetch, beside = places["cache"][1], places["output"][1] - plan.size
     devices = {title: _existing(folder).stat().st_dev for title, (folder, _) in places.items()}
     if devices["output"] == devices["cache"]:
         places = {"output and cache": (out.absolute().parent, places["output"][1] + fetch)}
+    hint = "Make room, choose another output with -o, or another cache with HF_HOME"
+    if not stream and fetch:
+        hint += "; `--stream` keeps no more of the ingredients than it is reading"
     for title, (folder, need) in places.items():
         free = free_bytes(folder) + (held if title.startswith("output") else 0)
         if need > free:
             raise MergeError(
                 f"The disk of the {title} has {free / 1e9:.1f} GB free; {need / 1e9:.1f} GB are needed "
-                f"({fetch / 1e9:.1f} GB to fetch, {plan.size / 1e9:.1f} GB to write).",
-                hint="Make room, choose another output with -o, or another cache with HF_HOME; `--stream` keeps no "
-                "more of the ingredients than it is reading.",
+                f"({fetch / 1e9:.1f} GB to fetch, {plan.size / 1e9:.1f} GB to write"
+                + (f", {beside / 1e9:.1f} GB of files in flight)." if stream else ")."),
+                hint=f"{hint}.",
             )
 
 

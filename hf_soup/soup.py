@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 import time
@@ -23,6 +24,7 @@ from hf_soup.plan import Plan
 from hf_soup.preparation import (
     Say,
     disk_needs,
+    fetched,
     free_bytes,
     plan_of,
     prepare_benches,
@@ -248,9 +250,11 @@ def cook(
     if here.rank > 0:
         here.barrier()
         staging = Staging(out)
-        values, places, follow = staging.read_plan()
-        supply = Supply.here(places, follow)
-        merge(Plan.from_dict(values), supply, staging, world=here, threads=threads, quiet=True)
+        values = staging.join()
+        places = [{name: Path(path) for name, path in source.items()} for source in values["paths"]]
+        stamps = {Path(path): tuple(stamp) for path, stamp in values["stamps"].items()}
+        supply = Supply.here(places, {Path(path) for path in values["follow"]}, stamps)
+        merge(Plan.from_dict(values["plan"]), supply, staging, world=here, threads=threads, quiet=True)
         return Soup(out, {"weights": {}, "scores": {}, "digest": ""})
     lineage = _checked(recipe, token, say)
     with Staging(out) as staging, tempfile.TemporaryDirectory(prefix="hf-soup-") as kitchen:
@@ -259,7 +263,10 @@ def cook(
         with staging.disk_errors():
             write_assets(Path(kitchen), config, lineage)
         benches = prepare_benches(recipe, everyone, Path(kitchen), config, device, token, say)
-        require_disk(lineage, everyone, out, stream=stream, held=staging.held_bytes())
+        needed = fetched(recipe, lineage)
+        given = shares(recipe, lineage)
+        kept = everyone if needed is lineage else plan_of(recipe, needed, {name: given[name] for name in needed.names})
+        require_disk(needed, kept, out, stream=stream, held=staging.held_bytes())
         fetch_small(lineage.checkpoints)
         with _evaluation(recipe, lineage, benches, everyone, Path(kitchen), device, quiet) as evaluation:
             weights = {name: weight for name, weight in shares(recipe, lineage).items() if weight > 0}
@@ -273,7 +280,12 @@ def cook(
             if here.size > 1:
                 supply.fetch_all()
             follow = [file.path for file in supply.files() if file.follow and file.path]
-            said = staging.begin(plan.fingerprint, plan.to_dict(), supply.paths(), follow)
+            stamps = {path: stamp for leaf in leaves.checkpoints for path, stamp in leaf.stamps.items()}
+            said = (
+                staging.begin(plan.fingerprint, plan.outline())
+                if here.size == 1
+                else staging.begin(plan.fingerprint, plan.to_dict(), supply.paths(), follow, stamps)
+            )
             if said not in (None, "continued"):
                 say(f"note: {said}")
             here.barrier()
@@ -293,7 +305,7 @@ def cook(
                     merged=merged,
                     results=results,
                     benches=benches,
-                    title=out.name,
+                    title=os.fsencode(out.name).decode("utf-8", "replace"),
                 )
         seconds = time.monotonic() - started
         folder = staging.publish()
@@ -309,9 +321,11 @@ def preview(
     validate(recipe, stream=stream)
     refuse_existing(out)
     lineage = _checked(recipe, token, say)
-    plan = plan_of(recipe, lineage, shares(recipe, lineage))
-    missing = missing_weights(lineage.checkpoints)
-    (_, output), (_, cache) = disk_needs(lineage, plan, out, stream).values()
+    needed = fetched(recipe, lineage)
+    given = shares(recipe, lineage)
+    plan = plan_of(recipe, needed, {name: given[name] for name in needed.names})
+    missing = missing_weights(needed.checkpoints)
+    (_, output), (_, cache) = disk_needs(needed, plan, out, stream).values()
     return {
         "verdict": lineage.verdict,
         "ingredients": dict(zip(lineage.names, [str(each) for each in lineage.checkpoints], strict=True)),
@@ -324,7 +338,7 @@ def preview(
         "output_free_bytes": free_bytes(out.absolute().parent),
         "cache_disk_bytes": cache,
         "cache_free_bytes": free_bytes(transfer.cache_folder()),
-        "estimated_seconds": estimated_seconds(plan, lineage.checkpoints, missing),
+        "estimated_seconds": estimated_seconds(plan, needed.checkpoints, missing),
     }
 
 

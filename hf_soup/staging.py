@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from hf_soup.errors import MergeError
 
 _PLAN = "plan.json"
 _LOCK = "lock"
+_WORLD = "world"  # held by all processes of a world but the first
 _JOURNAL = "journal"
 
 
@@ -55,6 +57,7 @@ class Staging:
         self.root = self.output.parent / f".{self.output.name}.cooking"
         self.folder = self.root / "soup"
         self._lock: IO[bytes] | None = None
+        self._world: IO[bytes] | None = None
         self._guard = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -74,10 +77,25 @@ class Staging:
             ) from None
         try:
             refuse_existing(self.output)  # the process that had the lock may have finished it
+            self._refuse_strange()
         except MergeError:
             self.__exit__(None, None, None)
             raise
         return self
+
+    def _refuse_strange(self) -> None:
+        """Stop where a process of an earlier world is still at work here, or where links lead elsewhere."""
+        for path in (self.root, self.folder, self.fetched):
+            if path.is_symlink():
+                raise MergeError(f"'{path}' is a link, and nothing behind it is touched.", hint="Remove the link.")
+        try:
+            with (self.root / _WORLD).open("ab") as world:
+                fcntl.flock(world, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MergeError(
+                f"A process of an interrupted run is still at work on '{self.output.name}'.",
+                hint="Wait until it has ended, or end it, and run the same command again.",
+            ) from None
 
     def _locked(self) -> bool:
         """Take the lock; False where the process that had it took the folder away, so that the lock is no one's."""
@@ -99,6 +117,7 @@ class Staging:
         if not (self.root / _PLAN).exists():
             # Nothing was begun, or all is done: there is nothing to continue.
             with suppress(OSError):
+                (self.root / _WORLD).unlink(missing_ok=True)
                 (self.root / _LOCK).unlink()
                 self.root.rmdir()
         self._lock.close()
@@ -130,14 +149,16 @@ class Staging:
         plan: Mapping[str, Any],
         paths: Sequence[Mapping[str, Path]] = (),
         follow: Sequence[Path] = (),
+        stamps: Mapping[Path, Sequence[int]] | None = None,
     ) -> str | None:
         """Start a merge, or continue the one that was interrupted.
 
         Args:
             fingerprint: Of the plan.
-            plan: As plain data.
+            plan: As plain data; its outline is enough where no other process reads it.
             paths: The weight files of every source, where other processes need them.
             follow: Those whose sha256 is not known.
+            stamps: The states in which they must be.
 
         Returns:
             None at a fresh start; ``continued`` where the same merge was interrupted; else why it starts anew.
@@ -149,38 +170,40 @@ class Staging:
                 said = "continued"
             else:
                 said = f"an interrupted run had {_difference(earlier['plan'], plan)}, so this one starts anew"
-        except (OSError, ValueError, KeyError, TypeError):
-            earlier = None
-        text = json.dumps(
-            {
-                "fingerprint": fingerprint,
-                "plan": plan,
-                "paths": [{file: str(path) for file, path in source.items()} for source in paths],
-                "follow": [str(path) for path in follow],
-            }
-        )
+        except FileNotFoundError:
+            said = None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            said = "what an interrupted run left cannot be read, so this one starts anew"
+        values = {
+            "fingerprint": fingerprint,
+            "plan": plan,
+            "paths": [{file: str(path) for file, path in source.items()} for source in paths],
+            "follow": [str(path) for path in follow],
+            "stamps": {str(path): list(stamp) for path, stamp in (stamps or {}).items()},
+        }
         with self.disk_errors():
             self._clear({file["name"] for file in plan["files"]} if said == "continued" else set())
-            self._write(_PLAN, text)
+            self._write(_PLAN, json.dumps(values))
             self.folder.mkdir(exist_ok=True)
             self.fetched.mkdir(exist_ok=True)
         return said
 
-    def read_plan(self) -> tuple[dict[str, Any], list[dict[str, Path]], list[Path]]:
-        """What the first process of a world wrote with `begin`: the plan, paths, and those to follow.
+    def join(self) -> dict[str, Any]:
+        """What the first process of a world wrote with `begin`; from now on nobody else may begin here.
 
         Raises:
             MergeError: It is not there: the processes see different folders.
         """
         try:
-            values = json.loads((self.root / _PLAN).read_text())
+            self._world = (self.root / _WORLD).open("ab")
+            fcntl.flock(self._world, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            values: dict[str, Any] = json.loads((self.root / _PLAN).read_text())
         except (OSError, ValueError):
             raise MergeError(
                 f"This process does not see '{self.root}', which the first one wrote.",
                 hint="All processes need the same file system, and the same output folder.",
             ) from None
-        paths = [{file: Path(path) for file, path in source.items()} for source in values["paths"]]
-        return values["plan"], paths, [Path(path) for path in values["follow"]]
+        return values
 
     def allocate(self, files: Iterable[tuple[str, bytes, int]]) -> None:
         """Make the output files, ``(name, first bytes, size)``, as large as they will be; what they hold stays.
@@ -188,7 +211,7 @@ class Staging:
         That reserves the space, so that a full disk is known before the work and not in its middle.
         """
         for name, header, size in files:
-            with open(os.open(self.folder / name, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:  # noqa: PTH123
+            with open(os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+b") as file:  # noqa: PTH123
                 file.write(header)
                 file.truncate(size)
                 try:
@@ -215,15 +238,15 @@ class Staging:
     def finished(self) -> Iterator[Finished]:
         """The units that any process noted."""
         for entry in self._entries():
-            with suppress(ValueError, TypeError):
+            with suppress(ValueError, TypeError, OverflowError):
                 unit, digests, differing = entry
                 yield Finished(int(unit), str(digests), tuple(int(number) for number in differing))
 
     def hashes(self) -> Iterator[tuple[Path, str]]:
         """The sha256s of sources that any process noted."""
         for entry in self._entries():
-            if isinstance(entry, list) and len(entry) == 2:
-                yield Path(entry[0]), str(entry[1])
+            if isinstance(entry, list) and len(entry) == 2 and re.fullmatch("[0-9a-f]{64}", str(entry[1])):
+                yield Path(str(entry[0])), str(entry[1])
 
     def _append(self, rank: int, text: str) -> None:
         if text:
@@ -234,7 +257,7 @@ class Staging:
         """The lines of all journals; one that was cut off when the process died is passed over."""
         for journal in sorted(self.root.glob(f"{_JOURNAL}.*")):
             for line in journal.read_text(errors="replace").splitlines():
-                with suppress(ValueError):
+                with suppress(ValueError, RecursionError):
                     yield json.loads(line)
 
     def publish(self) -> Path:

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from itertools import accumulate, islice
 from pathlib import Path
 
-from hf_soup.digests import Follower
+from hf_soup.digests import Follower, Stamp, changed, stamp_of
 from hf_soup.files import open_file
 from hf_soup.headers import ITEM_BYTES
 from hf_soup.plan import Plan, Unit
@@ -35,6 +35,7 @@ class SourceFile:
         path: Where it is, or will be if it is dropped after use.
         fetch: Brings it: sets ``path``, and calls ``arrive`` with the bytes that may be read; returns when its sha256
             was right. None where it is here.
+        stamp: The state that it must be in when it is opened.
         dropped: Remove it after its last use; until its sha256 was right nothing that was made of it counts.
         follow: Compute its sha256 while it is read.
     """
@@ -45,12 +46,14 @@ class SourceFile:
         path: Path | None,
         *,
         fetch: Callable[[SourceFile], None] | None = None,
+        stamp: Stamp | None = None,
         dropped: bool = False,
         follow: bool = False,
     ) -> None:
         self.size = size
         self.path = path
         self.fetch = fetch
+        self.stamp = stamp
         self.missing = size if fetch else 0
         self.dropped = dropped
         self.follow = follow
@@ -75,9 +78,14 @@ class SourceFile:
             with self._lock:
                 if self._descriptor is None:
                     assert self.path is not None, "a file is opened when it has arrived"
+                    descriptor = open_file(self._stack, self.path)
+                    # Another file may stand at its path for as long as this lasts, and the right one again afterwards.
+                    # The device is left out: machines number a shared file system differently.
+                    if self.stamp is not None and stamp_of(descriptor)[1:] != self.stamp[1:]:
+                        raise changed(self.path.parent.name, self.path.name)
                     if self.follow:
-                        self._follower = Follower(self.path)
-                    self._descriptor = open_file(self._stack, self.path)
+                        self._follower = Follower(self.path, descriptor)
+                    self._descriptor = descriptor
         return self._descriptor
 
     def read_up_to(self, stop: int) -> None:
@@ -92,10 +100,10 @@ class SourceFile:
         return self._follower.finish(descriptor)
 
     def close(self) -> None:
-        """Close it, and remove it where it is in the way now."""
+        """Close it, and remove it where nobody needs it any more; what a failed run still needs stays for the next."""
         self._stack.close()
         self._descriptor = None
-        if self.dropped and self.right and self.path is not None:
+        if self.dropped and self.right and not self.uses and self.path is not None:
             self.path.unlink(missing_ok=True)
 
 
@@ -123,9 +131,15 @@ class Supply:
         self._pool: ThreadPoolExecutor | None = None
 
     @classmethod
-    def here(cls, sources: Sequence[Mapping[str, Path]], follow: Collection[Path] = ()) -> Supply:
+    def here(
+        cls,
+        sources: Sequence[Mapping[str, Path]],
+        follow: Collection[Path] = (),
+        stamps: Mapping[Path, Stamp] | None = None,
+    ) -> Supply:
         """Of files that are all on this machine; those to ``follow`` are hashed meanwhile."""
-        files = {path: SourceFile(0, path, follow=path in follow) for source in sources for path in source.values()}
+        paths = {path for source in sources for path in source.values()}
+        files = {path: SourceFile(0, path, follow=path in follow, stamp=(stamps or {}).get(path)) for path in paths}
         return cls([{name: files[path] for name, path in source.items()} for source in sources])
 
     def paths(self) -> list[dict[str, Path]]:
@@ -216,6 +230,8 @@ class Supply:
                 file.uses -= 1
                 if not file.uses and file.right:
                     self._let_go(file)
+            if self._waiting:
+                self._launch()  # the next unit may need a file of a source that still has another one here
             return self._sure()
 
     def wait(self) -> list[Unit]:
@@ -268,15 +284,19 @@ class Supply:
 
     def _launch(self) -> None:
         """Begin to fetch: all into the cache; beside the output one of each source, and what the next unit needs."""
-        assert self._pool is not None
+        if self._pool is None:
+            return
         front = min([*self._busy, *islice(self._todo, 1)], key=lambda unit: (unit.run, unit.begin), default=None)
         urgent = {file for file, _ in self._needs(front)} if front else set()
         taken = {number for file in self._flying if file.dropped for number in self._owners[file]}
+        # Those that are read to the end and only have to be found right are gone in a moment.
+        leaving = {number for file in self._flying if not file.uses for number in self._owners[file]}
         for file in list(self._waiting):
-            if not file.dropped or file in urgent or not taken & self._owners[file]:
+            owners = self._owners[file]
+            if not file.dropped or not taken & owners or (file in urgent and not leaving & owners):
                 self._waiting.remove(file)
                 self._flying.add(file)
-                taken |= self._owners[file]
+                taken |= owners
                 self._pool.submit(self._fetch, file)
 
     def _fetch(self, file: SourceFile) -> None:

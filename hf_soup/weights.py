@@ -8,6 +8,8 @@ from pathlib import Path
 
 from hf_soup import digests, hub, transfer
 from hf_soup.checkpoint import ASSETS, INDEX, Checkpoint
+from hf_soup.errors import ResolveError
+from hf_soup.headers import read_header
 from hf_soup.supply import SourceFile, Supply
 
 
@@ -47,6 +49,11 @@ def fetch_weights(checkpoints: Sequence[Checkpoint], *, quiet: bool = False) -> 
     }
     paths = dict(zip(wanted, transfer.fetch(list(wanted.values()), quiet=quiet), strict=True))
 
+    for checkpoint in checkpoints:
+        if checkpoint.repo is not None and not checkpoint.converted:
+            for file in checkpoint.weight_files:
+                _require_header(checkpoint, file, paths[checkpoint.repo.id, checkpoint.repo.revision, file])
+
     def place(checkpoint: Checkpoint, file: str) -> Path:
         if file in checkpoint.converted:
             return checkpoint.converted[file]
@@ -72,23 +79,26 @@ def supply_of(checkpoints: Sequence[Checkpoint], beside: Path | None = None) -> 
         if repo is None or name in checkpoint.converted:
             path = checkpoint.converted.get(name) or (checkpoint.folder or Path()) / name
             follow = repo is None and digests.known_sha256(path) is None
-            return made.setdefault((str(path),), SourceFile(0, path, follow=follow))
+            return made.setdefault((str(path),), SourceFile(0, path, follow=follow, stamp=checkpoint.stamps.get(path)))
         key = (repo.id, repo.revision, name)
         if key not in made:
-            made[key] = (
-                _streamed(repo, name, beside) if beside and not transfer.is_cached(repo, name) else _cached(repo, name)
-            )
+            if beside and not transfer.is_cached(repo, name):
+                made[key] = _streamed(checkpoint, repo, name, beside)
+            else:
+                made[key] = _cached(checkpoint, repo, name)
         return made[key]
 
-    def _cached(repo: hub.Repo, name: str) -> SourceFile:
+    def _cached(checkpoint: Checkpoint, repo: hub.Repo, name: str) -> SourceFile:
         def fetch(file: SourceFile) -> None:
-            file.path = transfer.obtain(repo, name, supply.fetched)
+            path = transfer.obtain(repo, name, supply.fetched)
+            _require_header(checkpoint, name, path)
+            file.path = path
 
         file = SourceFile(repo.files[name].size, None, fetch=fetch)
         file.missing = 0 if transfer.is_cached(repo, name) else file.size
         return file
 
-    def _streamed(repo: hub.Repo, name: str, beside: Path) -> SourceFile:
+    def _streamed(checkpoint: Checkpoint, repo: hub.Repo, name: str, beside: Path) -> SourceFile:
         def fetch(file: SourceFile) -> None:
             def arrived(count: int) -> None:
                 supply.fetched(count - file.arrived)
@@ -96,9 +106,31 @@ def supply_of(checkpoints: Sequence[Checkpoint], beside: Path | None = None) -> 
 
             assert file.path is not None
             transfer.download(repo, name, file.path, arrived=arrived, stopped=lambda: supply.stopped)
+            if not supply.stopped:
+                _require_header(checkpoint, name, file.path)
 
         title = hashlib.sha256("\n".join((repo.id, repo.revision, name)).encode()).hexdigest()[:32]
         return SourceFile(repo.files[name].size, beside / title, fetch=fetch, dropped=True)
 
     supply = Supply([{name: source_file(each, name) for name in each.weight_files} for each in checkpoints])
     return supply
+
+
+def _require_header(checkpoint: Checkpoint, name: str, path: Path) -> None:
+    """Refuse a file, whose bytes are right by now, if the header that the check read before was another one.
+
+    Raises:
+        ResolveError: Tensors would be looked for in the wrong places.
+    """
+
+    def read(_: str, start: int, stop: int) -> bytes:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
+
+    found = {tensor.name: tensor for tensor in read_header(read, name, path.stat().st_size, str(checkpoint))}
+    if found != {tensor.name: tensor for tensor in checkpoint.tensors.values() if tensor.file == name}:
+        raise ResolveError(
+            f"{checkpoint}: the header of {name} that was read first is not that of the file, whose bytes are right.",
+            hint="Something between here and the Hub, or in the cache, changed data; run the same command again.",
+        )

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 import socket
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from huggingface_hub import HfApi, constants
 from starlette.requests import Request
@@ -181,6 +186,47 @@ def test_a_byte_that_stays_wrong_leaves_no_poison(online: LocalHub, repo: str) -
     assert bytes(wrong) not in held
     online.transform = None
     assert transfer.fetch([(found, NAME)], quiet=True)[0].read_bytes() == WEIGHTS
+
+
+def test_small_files_are_compared_too(online: LocalHub, repo: str) -> None:
+    """By git's id of their content, as the Hub states no sha256 of theirs."""
+    found = hub.resolve(repo)
+    assert found.files["config.json"].sha256 is None
+    online.transform = lambda request, response: (
+        Response(b" " * found.files["config.json"].size, headers=dict(response.headers))
+        if request.url.path.endswith("config.json") and request.method == "GET" and response.status_code == 200
+        else response
+    )
+    with pytest.raises(ResolveError, match="not the ones that the Hub states"):
+        transfer.fetch([(found, "config.json")], quiet=True)
+    assert not transfer.is_cached(found, "config.json")
+    online.transform = None
+    (path,) = transfer.fetch([(found, "config.json")], quiet=True)
+    assert path.stat().st_size == found.files["config.json"].size
+
+
+@pytest.mark.parametrize("stalled", ["/api/models", "/cdn/"])
+def test_ctrl_c_ends_it_at_once(
+    online: LocalHub, repo: str, environment: dict[str, str], tmp_path: Path, stalled: str
+) -> None:
+    """Also while a check waits for the Hub."""
+    asked = threading.Event()
+
+    async def stall(request: Request) -> Response | None:
+        if stalled in request.url.path:
+            asked.set()
+            await anyio.sleep(20)
+        return None
+
+    online.intercept = stall
+    command = [sys.executable, "-m", "hf_soup", "cook", repo, f"{repo}@main", "-o", "soup"]
+    child = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert asked.wait(30)
+    time.sleep(0.2)
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=5)
+    assert child.returncode == 130, said
+    assert "Interrupted. Nothing half-made is left" in said
 
 
 def test_a_server_without_ranges_is_read_no_further_than_asked(online: LocalHub, repo: str) -> None:

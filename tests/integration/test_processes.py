@@ -66,9 +66,10 @@ def noting(rank, entries):
 
 staging.note = noting
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # else the launcher may end the other before it can say anything
-values, paths, _ = staging.read_plan()
+values = staging.join()
+paths = [{n: Path(p) for n, p in s.items()} for s in values["paths"]]
 try:
-    merge(Plan.from_dict(values), Supply.here(paths), staging, world=here, threads=1, quiet=True)
+    merge(Plan.from_dict(values['plan']), Supply.here(paths), staging, world=here, threads=1, quiet=True)
 except MergeError as error:
     print("SAID", here.rank, error.message, flush=True)
 """

@@ -279,8 +279,9 @@ def test_a_signal_leaves_what_is_finished(job: Job, signal_number: signal.Signal
         "def slowly(*arguments):\n    time.sleep(0.03)\n    return write(*arguments)\n"
         "os.pwrite = slowly\n"
         "with Staging(Path(sys.argv[1])) as staging:\n"
-        "    values, paths, _ = staging.read_plan()\n"
-        "    merge(Plan.from_dict(values), Supply.here(paths), staging, threads=1, quiet=True)\n"
+        "    values = staging.join()\n"
+        "    paths = [{n: Path(p) for n, p in s.items()} for s in values['paths']]\n"
+        "    merge(Plan.from_dict(values['plan']), Supply.here(paths), staging, threads=1, quiet=True)\n"
     )
     with Staging(job.folder / name) as staging:
         staging.begin(job.plan.fingerprint, job.plan.to_dict(), job.paths)

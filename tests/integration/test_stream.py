@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 import anyio
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from starlette.requests import Request
 from starlette.responses import Response
 from transformers import BertConfig, BertForSequenceClassification
@@ -163,9 +165,9 @@ def test_a_file_in_the_cache_is_used(online: LocalHub, repos: list[str], plain: 
     cook(repos[:2], tmp_path / "first", say=lambda _: None)
     before = len(online.requests)
     soup = cook(repos, tmp_path / "soup", stream=True, say=lambda _: None)
-    fetched = [request.path for request in online.requests[before:] if request.path.endswith(".safetensors")]
-    assert any(path.startswith("/acme/c/") for path in fetched)
-    assert not [path for path in fetched if path.startswith(("/acme/a/", "/acme/b/"))]
+    whole = [request.path for request in online.requests[before:] if re.match(r"bytes=0-\d{6}", request.range)]
+    assert any(path.startswith("/acme/c/") for path in whole)
+    assert not [path for path in whole if path.startswith(("/acme/a/", "/acme/b/"))]
     assert soup.digest == plain.digest
 
 
@@ -203,6 +205,50 @@ def test_scores_need_the_ingredients_again_and_again(key: str, tmp_path: Path) -
     recipe = Recipe(ingredients=["acme/a", "acme/b"], **{key: scoring if key == "score" else [scoring]})
     with pytest.raises(RecipeError, match=r"`--stream` drops every file after its last use, and scoring reads"):
         cook(recipe, tmp_path / "soup", stream=True)
+
+
+def test_tensors_in_another_order_in_every_source(
+    publish: Callable[..., str], family: Path, repos: list[str], plain: Soup, tmp_path: Path
+) -> None:
+    """Every second tensor in another file, so that the first unit but one needs a file while the other is in use."""
+    mixed = tmp_path / "mixed"
+    shutil.copytree(family / "b", mixed, ignore=shutil.ignore_patterns("*.safetensors", "*.index.json"))
+    tensors: dict[str, torch.Tensor] = {}
+    for path in sorted((family / "b").glob("*.safetensors")):
+        tensors |= load_file(path)
+    names = list(tensors)
+    weight_map = {}
+    for number in range(2):
+        file = f"model-0000{number + 1}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in names[number::2]}, mixed / file)
+        weight_map |= dict.fromkeys(names[number::2], file)
+    (mixed / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    models = [repos[0], publish("mixed", mixed), repos[2]]
+    done: list[Soup] = []
+    thread = threading.Thread(
+        target=lambda: done.append(cook(models, tmp_path / "soup", stream=True, say=lambda _: None)), daemon=True
+    )
+    thread.start()
+    thread.join(60)
+    assert done, "it waits for ever"
+    assert done[0].digest == plain.digest
+
+
+def test_an_ingredient_of_weight_0_is_not_fetched(
+    online: LocalHub, repos: list[str], tmp_path: Path, cli: Callable[..., object]
+) -> None:
+    """And does not count in the plan."""
+    recipe = Recipe(ingredients=[repos[0], {"model": repos[2], "weight": 0}, repos[1]])
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    two = cli("cook", *repos[:2], "-o", "two", "--stream", "--dry-run", "--json").json  # type: ignore[attr-defined]
+    three = cli("cook", "recipe.yaml", "-o", "three", "--stream", "--dry-run", "--json").json  # type: ignore[attr-defined]
+    for key in ("fetch_bytes", "output_disk_bytes", "cache_disk_bytes"):
+        assert three[key] == two[key], key
+    before = len(online.requests)
+    cook(recipe, tmp_path / "soup", stream=True, say=lambda _: None)
+    whole = [request.path for request in online.requests[before:] if re.match(r"bytes=0-\d{6}", request.range)]
+    assert whole
+    assert not [path for path in whole if path.startswith("/acme/c/")]
 
 
 # ---- what goes wrong ----------------------------------------------------------------------------------------
@@ -252,6 +298,52 @@ def test_wrong_bytes_become_no_soup_and_the_next_run_is_right(
     soup = cook(repos, tmp_path / "soup", stream=True, say=lambda _: None)
     assert soup.digest == plain.digest
     assert not flips
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_header_that_is_not_the_files_becomes_no_soup(
+    online: LocalHub, repos: list[str], plain: Soup, tmp_path: Path, stream: bool
+) -> None:
+    """The check reads it alone; that two tensors changed their names in it shows when the file is here."""
+
+    def lie(request: Request, response: Response) -> Response:
+        if request.headers.get("range") != "bytes=0-99999" or not request.url.path.startswith("/cdn/"):
+            return response
+        data = Path(response.path).read_bytes()  # type: ignore[attr-defined]
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        places: dict[str, str] = {}
+        for name, entry in header.items():
+            if name != "__metadata__" and (twin := places.setdefault(str(entry["shape"]), name)) != name:
+                header[name]["data_offsets"], header[twin]["data_offsets"] = (
+                    header[twin]["data_offsets"], entry["data_offsets"],
+                )  # fmt: skip
+                break
+        text = json.dumps(header, separators=(",", ":")).encode()
+        return Response((data[:8] + text.ljust(length) + data[8 + length :])[:100_000], 206)
+
+    online.transform = lie
+    with pytest.raises(ResolveError, match="is not that of the file, whose bytes are right"):
+        cook(repos, tmp_path / "soup", stream=stream, say=lambda _: None)
+    assert not (tmp_path / "soup").exists()
+    online.transform = None
+    assert cook(repos, tmp_path / "soup", stream=stream, say=lambda _: None).digest == plain.digest
+
+
+@pytest.mark.parametrize("place", [12, 2000, -1000])
+def test_a_file_that_was_damaged_in_the_cache_is_fetched_again(
+    repos: list[str], plain: Soup, tmp_path: Path, place: int
+) -> None:
+    """In its header too, which is not believed until the file is known to be right."""
+    cook(repos, tmp_path / "first", say=lambda _: None)
+    blob = max(transfer.cache_folder().rglob("*.safetensors"), key=lambda path: path.stat().st_size).resolve()
+    data = bytearray(blob.read_bytes())
+    data[place] ^= 1
+    time.sleep(0.06)
+    blob.write_bytes(data)
+    soup = cook(repos, tmp_path / "soup", say=lambda _: None)
+    assert soup.digest == plain.digest
+    assert blob.read_bytes() != data
 
 
 def test_a_file_that_is_not_there_any_more_is_one_clear_error(

@@ -220,6 +220,14 @@ def test_a_folder_that_is_damaged_is_refused(folder: Path, damage: Callable[[Pat
     assert len(str(raised.value)) < 1000
 
 
+@pytest.mark.parametrize("name", ["\\ud800x", "a\\nb", "\\u0000"])
+def test_a_name_that_cannot_be_written_is_refused_at_once(name: str) -> None:
+    """Not after the merge, where the digest would need it."""
+    header = f'{{"{name}":{{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}}}'.encode()
+    with pytest.raises(ResolveError, match="a tensor's name is"):
+        tensors_of(len(header).to_bytes(8, "little") + header + bytes(8))
+
+
 def test_a_folder_is_pinned_by_its_weights(folder: Path) -> None:
     found = open_checkpoint(str(folder))
     assert found.model == "local:model"

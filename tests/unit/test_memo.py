@@ -43,19 +43,21 @@ def test_an_error_is_not_kept() -> None:
 
 
 def test_another_library_or_other_code_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert remembered("q", 1, lambda: 1) == 1
+    assert remembered("q", 1, lambda: ["a"]) == ["a"]
     monkeypatch.setattr(memo, "_asked", lambda: ["99.0", "0" * 64])
-    assert remembered("q", 1, lambda: 2) == 2
+    assert remembered("q", 1, lambda: ["b"]) == ["b"]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"other": 1}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"other": 1}', '{"answer": 5}', '{"answer": null}', '{"answer": [["x"]]}', "[" * 99_999]
+)
 def test_a_note_that_cannot_be_read_is_none(home: Path, text: str) -> None:
-    remembered("q", 1, lambda: 1)
+    remembered("q", 1, lambda: True)
     (note,) = home.rglob("*.json")
     note.write_text(text)
-    assert remembered("q", 1, lambda: 2) == 2
+    assert remembered("q", 1, lambda: ["x"]) == ["x"]
 
 
 def test_a_home_that_cannot_be_written_costs_only_the_note(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HOME", "/dev/null/home")
-    assert [remembered("q", 1, lambda: 3) for _ in range(2)] == [3, 3]
+    assert [remembered("q", 1, lambda: ["x"]) for _ in range(2)] == [["x"], ["x"]]

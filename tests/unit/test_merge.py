@@ -435,8 +435,9 @@ def test_more_files_than_a_process_may_open_at_first(tmp_path: Path) -> None:
         "from hf_soup.plan import Plan\nfrom hf_soup.staging import Staging\nfrom hf_soup.supply import Supply\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (30, 200))\n"
         "with Staging(Path(sys.argv[1])) as staging:\n"
-        "    values, paths, _ = staging.read_plan()\n"
-        "    print(merge(Plan.from_dict(values), Supply.here(paths), staging, threads=1, quiet=True).digest)\n"
+        "    values = staging.join()\n"
+        "    paths = [{n: Path(p) for n, p in s.items()} for s in values['paths']]\n"
+        "    print(merge(Plan.from_dict(values['plan']), Supply.here(paths), staging, threads=1, quiet=True).digest)\n"
     )
     with Staging(tmp_path / "soup") as staging:
         staging.begin(pot.plan.fingerprint, pot.plan.to_dict(), pot.paths)
@@ -515,8 +516,9 @@ def test_memory_grows_neither_with_the_model_nor_with_the_number_of_ingredients(
         "import resource, sys\nfrom pathlib import Path\nfrom hf_soup.merge import merge\n"
         "from hf_soup.plan import Plan\nfrom hf_soup.staging import Staging\nfrom hf_soup.supply import Supply\n"
         "with Staging(Path(sys.argv[1])) as staging:\n"
-        "    values, paths, _ = staging.read_plan()\n"
-        "    merge(Plan.from_dict(values), Supply.here(paths), staging, threads=2, quiet=True)\n"
+        "    values = staging.join()\n"
+        "    paths = [{n: Path(p) for n, p in s.items()} for s in values['paths']]\n"
+        "    merge(Plan.from_dict(values['plan']), Supply.here(paths), staging, threads=2, quiet=True)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
     )
     peaks = []

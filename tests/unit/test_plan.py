@@ -126,6 +126,13 @@ def test_every_byte_of_every_file_has_one_tensor(
         held = file.size - len(file.header)
         assert held <= limit or sum(tensor.size > 0 for tensor in inside) == 1
     assert plan.size == sum(file.size for file in plan.files)
+    # Every block is in one unit, and every unit within its run, also where empty tensors stand between two runs.
+    assert [entry for unit in plan.units for entry in plan.blocks_of(unit)] == list(plan.blocks(0, 0))
+    for unit in plan.units:
+        run = plan.runs[unit.run]
+        assert 0 <= unit.begin < unit.end <= run.elements
+        assert all(run.first <= tensor < run.stop for tensor, _, _ in plan.blocks_of(unit))
+        assert (unit.end - unit.begin) * ITEM_BYTES[run.dtype] == unit.size
     again = Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
     assert again == plan
     assert again.fingerprint == plan.fingerprint

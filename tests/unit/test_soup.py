@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 import hf_soup
 from hf_soup import IncompatibleError, MergeError, Recipe, RecipeError, ResolveError, Soup, digests
 from hf_soup.soup import preview
+from hf_soup.staging import Staging
 
 # The cards name an ancestor on the Hub, which must not be the real one.
 pytestmark = pytest.mark.usefixtures("online")
@@ -154,6 +155,27 @@ def test_an_ingredient_that_is_written_to_meanwhile_is_refused(
     monkeypatch.setattr(os, "pwrite", training_goes_on)
     with pytest.raises(MergeError, match=r"local:live.*: 'model.safetensors' changed while it was read"):
         hf_soup.cook([*models[1:], str(live.parent)], tmp_path / "soup", say=lambda _: None)
+    assert not (tmp_path / "soup").exists()
+
+
+def test_a_folder_that_stands_in_for_another_meanwhile_is_refused(
+    models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its path, and then the right folder's state at the end, would not show that others' weights were averaged."""
+    for number in range(2):
+        shutil.copytree(models[number], tmp_path / f"run{number}")
+    one, other, away = tmp_path / "run0", tmp_path / "run1", tmp_path / "away"
+    original = Staging.begin
+
+    def swapping(self: Staging, *arguments: Any, **options: Any) -> str | None:
+        said = original(self, *arguments, **options)
+        one.rename(away)
+        other.rename(one)
+        return said
+
+    monkeypatch.setattr(Staging, "begin", swapping)
+    with pytest.raises(MergeError, match=r"'model.safetensors' changed while it was read"):
+        hf_soup.cook([str(one), models[2]], tmp_path / "soup", say=lambda _: None)
     assert not (tmp_path / "soup").exists()
 
 

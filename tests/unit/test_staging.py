@@ -202,7 +202,7 @@ def test_the_lock_of_a_folder_that_is_gone_is_not_taken_for_one(
 
 def test_a_folder_in_which_nothing_was_begun_goes(tmp_path: Path) -> None:
     with Staging(tmp_path / "soup"):
-        assert listing(tmp_path) == [".soup.cooking", ".soup.cooking/lock"]
+        assert listing(tmp_path) == [".soup.cooking", ".soup.cooking/lock", ".soup.cooking/world"]
     assert listing(tmp_path) == []
 
 
@@ -217,7 +217,7 @@ def test_the_same_merge_continues_and_another_starts_anew(tmp_path: Path) -> Non
             assert answer == said or (answer and said and said in answer)
             assert listing(staging.folder) == (["model.safetensors"] if said == "continued" else [])
             assert list(staging.finished()) == (BLOCKS if said == "continued" else [])
-            assert staging.read_plan() == (PLAN, [{"m": Path("/x/m")}], [])
+            assert json.loads((staging.root / "plan.json").read_text())["paths"] == [{"m": "/x/m"}]
             if said != "continued":
                 staging.note(0, BLOCKS)
             (staging.folder / "model.safetensors").write_text("soup")
@@ -225,20 +225,62 @@ def test_the_same_merge_continues_and_another_starts_anew(tmp_path: Path) -> Non
             (staging.folder / "plots").mkdir()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"fingerprint": 1}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"fingerprint": 1}', '{"fingerprint": 1, "plan": []}'])
 def test_a_plan_that_cannot_be_read_starts_anew(tmp_path: Path, text: str) -> None:
     with Staging(tmp_path / "soup") as staging:
         staging.begin("f", PLAN, [])
         staging.note(0, BLOCKS)
         (staging.root / "plan.json").write_text(text)
     with Staging(tmp_path / "soup") as staging:
-        assert staging.begin("f", PLAN, []) != "continued"
+        assert staging.begin("f", PLAN, []) == "what an interrupted run left cannot be read, so this one starts anew"
         assert list(staging.finished()) == []
+
+
+def test_nobody_begins_while_a_process_of_another_run_is_at_work(tmp_path: Path) -> None:
+    """It would write into what the new run makes; the world that has just begun may join."""
+    with Staging(tmp_path / "soup") as staging:
+        staging.begin("f", PLAN, [])
+        orphan = Staging(tmp_path / "soup")
+        assert orphan.join()["fingerprint"] == "f"
+    with (
+        pytest.raises(MergeError, match="A process of an interrupted run is still at work on 'soup'"),
+        Staging(tmp_path / "soup"),
+    ):
+        pass
+    assert orphan._world is not None
+    orphan._world.close()
+    with Staging(tmp_path / "soup") as staging:
+        assert staging.begin("f", PLAN, []) == "continued"
+        staging.publish()
+    assert listing(tmp_path) == ["soup"]
+
+
+@pytest.mark.parametrize("name", ["", "soup", "fetched"])
+def test_nothing_behind_a_link_is_touched(tmp_path: Path, name: str) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "keep").write_text("mine")
+    link = tmp_path / ".soup.cooking" / name
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(mine)
+    with pytest.raises(MergeError, match="is a link, and nothing behind it is touched"), Staging(tmp_path / "soup"):
+        pass
+    assert (mine / "keep").read_text() == "mine"
+
+
+@pytest.mark.parametrize("line", ['[Infinity, "", []]', "[" * 100_000, '["x", 1]', '[1, "aa", ["y"]]', "{}"])
+def test_a_garbled_journal_is_passed_over(tmp_path: Path, line: str) -> None:
+    with Staging(tmp_path / "soup") as staging:
+        staging.begin("f", PLAN, [])
+        staging.note(0, BLOCKS)
+        (staging.root / "journal.1").write_text(f"{line}\n")
+        assert list(staging.finished()) == BLOCKS
+        assert list(staging.hashes()) == []
 
 
 def test_processes_that_see_different_folders_are_told(tmp_path: Path) -> None:
     with pytest.raises(MergeError, match=r"does not see .*\.soup\.cooking"):
-        Staging(tmp_path / "soup").read_plan()
+        Staging(tmp_path / "soup").join()
 
 
 def test_journals_of_all_processes_count_and_lines_that_were_cut_do_not(tmp_path: Path) -> None:

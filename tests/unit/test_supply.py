@@ -212,3 +212,18 @@ def test_a_file_of_two_sources_is_fetched_once(hub: Hub) -> None:
         supply.done(unit)
     assert hub.asked == ["a"]
     assert hub.here() == []
+
+
+def test_what_a_failed_run_still_needs_stays(hub: Hub) -> None:
+    """A file that came whole and right is not fetched again by the next run."""
+    plan = planned(["a"] * 4, ["c"] * 4)
+    supply = Supply([{"a": hub.file("a", 10)}, {"c": hub.file("c", 10)}])
+    supply.begin(plan, plan.units)
+    hub.gates["a"].set()
+    hub.fail.add("c")
+    hub.gates["c"].set()
+    with pytest.raises(ResolveError, match="no c"):
+        supply.take()
+    supply.stop()
+    supply.close()
+    assert hub.here() == ["a", "c"]
