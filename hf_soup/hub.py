@@ -248,13 +248,13 @@ def in_parallel(call: Callable[[Any], _T], items: Sequence[Any], threads: int = 
     """``[call(item) for item in items]`` on several threads, in order; the first error in order is raised."""
     if len(items) < 2:
         return [call(item) for item in items]
-    # Not a `with`: on an interrupt it would wait for threads that wait for the network.
     pool = ThreadPoolExecutor(min(threads, len(items)))
+    interrupted = False
     try:
         futures = [pool.submit(call, item) for item in items]
-        found = [future.result() for future in futures]
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
+        return [future.result() for future in futures]
+    except KeyboardInterrupt:
+        interrupted = True  # and nobody waits for threads that wait for the network
         raise
-    pool.shutdown()
-    return found
+    finally:
+        pool.shutdown(wait=not interrupted, cancel_futures=True)

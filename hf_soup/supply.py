@@ -11,7 +11,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from itertools import accumulate, islice
 from pathlib import Path
@@ -129,6 +129,7 @@ class Supply:
         self._stopped = False
         self._plan: Plan | None = None
         self._pool: ThreadPoolExecutor | None = None
+        self._fetching: list[Future[None]] = []
 
     @classmethod
     def here(
@@ -251,6 +252,8 @@ class Supply:
             self._changed.notify_all()
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
+            # Those that look whether they are stopped end at once; one that waits for the network is not waited for.
+            wait(self._fetching, timeout=1.0)
 
     @property
     def stopped(self) -> bool:
@@ -297,7 +300,7 @@ class Supply:
                 self._waiting.remove(file)
                 self._flying.add(file)
                 taken |= owners
-                self._pool.submit(self._fetch, file)
+                self._fetching.append(self._pool.submit(self._fetch, file))
 
     def _fetch(self, file: SourceFile) -> None:
         assert file.fetch is not None

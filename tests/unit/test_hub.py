@@ -49,7 +49,8 @@ def failure(status: int, kind: type[HfHubHTTPError] = HfHubHTTPError, said: str 
         (OfflineModeIsEnabled("offline"), "offline mode is on", "Unset HF_HUB_OFFLINE"),
         (EntryNotFoundError("gone"), "the file is not in the repo", ""),
         (HFValidationError("no name"), "neither a folder nor a Hub id", "`owner/name`"),
-        (OSError(28, "No space left on device"), "'acme/a': No space left on device", ""),
+        (OSError(28, "No space left on device"), "'acme/a': no space is left on the disk of '", "Make room"),
+        (OSError(5, "Input/output error"), "'acme/a': Input/output error", ""),
     ],
     ids=str,
 )
