@@ -125,6 +125,8 @@ def merge(
             hint="All processes need the same file system, and the same output folder.",
         )
     for path, digest in staging.hashes():
+        if path not in {file.path for file in followed}:
+            continue  # the journal is a file that anyone may have written to
         # Whether a file changed meanwhile is seen by those who hold its stamp from before.
         stamp = stamp_of(path)
         remember(path, stamp, digest, since=max(stamp[3:]) + 100_000_000)

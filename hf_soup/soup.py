@@ -258,24 +258,25 @@ def cook(
         return Soup(out, {"weights": {}, "scores": {}, "digest": ""})
     lineage = _checked(recipe, token, say)
     with Staging(out) as staging, tempfile.TemporaryDirectory(prefix="hf-soup-") as kitchen:
-        everyone = plan_of(recipe, lineage, shares(recipe, lineage))
+        given = shares(recipe, lineage)
+        everyone = plan_of(recipe, lineage, given)
         config = soup_config(lineage, everyone.dtype, recipe.labels)
         with staging.disk_errors():
             write_assets(Path(kitchen), config, lineage)
         benches = prepare_benches(recipe, everyone, Path(kitchen), config, device, token, say)
         needed = fetched(recipe, lineage)
-        given = shares(recipe, lineage)
-        kept = everyone if needed is lineage else plan_of(recipe, needed, {name: given[name] for name in needed.names})
-        require_disk(needed, kept, out, stream=stream, held=staging.held_bytes())
+        wanted = {name: given[name] for name in needed.names}
+        plan = everyone if needed is lineage else plan_of(recipe, needed, wanted)
+        require_disk(needed, plan, out, stream=stream, held=staging.held_bytes())
         fetch_small(lineage.checkpoints)
         with _evaluation(recipe, lineage, benches, everyone, Path(kitchen), device, quiet) as evaluation:
-            weights = {name: weight for name, weight in shares(recipe, lineage).items() if weight > 0}
+            weights = {name: weight for name, weight in given.items() if weight > 0}
             found = selection.function(weights, evaluation and evaluation.held_out, **recipe.select.parameters)
             # In the recipe's order, whatever the order in which they were chosen: sums are rounded in order.
             chosen = {name: found.weights[name] for name in lineage.names if name in found.weights}
             found = Selected(chosen, found.trace)
-            leaves = lineage.only(chosen)
-            plan = everyone if chosen == shares(recipe, lineage) else plan_of(recipe, leaves, chosen)
+            leaves = needed.only(chosen)
+            plan = plan if chosen == wanted else plan_of(recipe, leaves, chosen)
             supply = supply_of(leaves.checkpoints, staging.fetched if stream else None)
             if here.size > 1:
                 supply.fetch_all()
