@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from hf_soup import __version__
+from hf_soup import __version__, shown
 from hf_soup.errors import RecipeError, SoupError
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def cook(
     recipe = _recipe(models, method=method, select=select, parameters=parameters, **changes)
     if dry_run:
         planned = kitchen.preview(recipe, output, stream=stream)
-        click.echo(json.dumps(planned, indent=2) if as_json else _shown_plan(planned))
+        click.echo(json.dumps(planned, indent=2) if as_json else shown.plan(planned))
         return
     if push:
         require_token()
@@ -168,7 +168,7 @@ def cook(
         }
         click.echo(json.dumps(report, indent=2))
         return
-    click.echo(_shown_soup(soup))
+    click.echo(shown.soup(soup))
     click.echo(f"Pushed to {pushed.url}" if pushed else f"Next: hf-soup push {soup.folder} OWNER/NAME")
 
 
@@ -334,46 +334,6 @@ def _write_new(path: Path, text: str) -> None:
             file.write(text)
     except OSError as error:
         raise RecipeError(f"Cannot write '{path}': {error.strerror}.") from None
-
-
-def _shown_plan(planned: dict[str, Any]) -> str:
-    lines = [f"verdict   {planned['verdict']}"]
-    lines += [f"model     {pinned}" for pinned in planned["ingredients"].values()]
-    lines += [f"write     {name}  {size / 1e6:,.1f} MB" for name, size in planned["files"].items()]
-    lines += [
-        f"tensors   {planned['tensors']:,} in {planned['dtype']}",
-        f"fetch     {planned['fetch_bytes'] / 1e6:,.1f} MB",
-        f"output    {planned['output_bytes'] / 1e6:,.1f} MB",
-    ]
-    for title in ("output", "cache"):
-        need, free = planned[f"{title}_disk_bytes"], planned[f"{title}_free_bytes"]
-        lines.append(f"disk      {need / 1e9:,.2f} GB needed of {free / 1e9:,.1f} GB free ({title})")
-    seconds = planned["estimated_seconds"]
-    lines.append(
-        f"time      about {_spoken(seconds['total'])} (fetching {_spoken(seconds['fetch'])}, merging "
-        f"{_spoken(seconds['merge'])}, at the same time), beside start and scoring"
-    )
-    return "\n".join(lines)
-
-
-def _spoken(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _shown_soup(soup: Any) -> str:
-    from hf_soup.evaluation import table
-
-    lines = []
-    if soup.scores:
-        lines += ["Percent, with 95 % intervals; * went into the soup.", "", table(soup.scores, list(soup.weights)), ""]
-        for title, each in soup.summary["comparisons"].items():
-            lines.append(f"{title}: soup against {each['against']}: {each['sentence']}.")
-        lines.append("")
-    shares = ", ".join(f"{name} {weight:g}" for name, weight in soup.weights.items())
-    lines += [f"Weights: {shares}", f"Digest:  {soup.digest}", f"Soup:    {soup.folder} ({soup.seconds:.1f} s)"]
-    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
