@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from hf_soup.files import ShortReadError, open_file, read_all, shrunk
-from hf_soup.merge import not_finite
+from hf_soup.merge import combine, not_finite
 from hf_soup.methods import accumulator, round_into
 from hf_soup.methods.linear import shares
 from hf_soup.plan import Plan
+from hf_soup.runs import Run
 from hf_soup.tensors import TORCH, bytes_of
 
 
@@ -34,7 +35,11 @@ class Blend:
         self.plan = plan
         self._stack = ExitStack()
         self._inputs = [{file: open_file(self._stack, path) for file, path in source.items()} for source in paths]
-        self._parts = [plan.parts_of(n) if tensor.size else () for n, tensor in enumerate(plan.tensors)]
+        self._runs = [plan.run_of(number) if tensor.size else None for number, tensor in enumerate(plan.tensors)]
+        self._wide = [
+            accumulator([torch.empty(0, dtype=TORCH[dtype]) for dtype in run.dtypes]) if run else torch.float32
+            for run in self._runs
+        ]
         self._sum: list[Tensor] = []
         self._summed: dict[int, float] = {}
 
@@ -67,7 +72,10 @@ class Blend:
         total = math.fsum(factors.values()) if normalize else 1.0
         result = {}
         for number, tensor in enumerate(self.plan.tensors):
-            if tensor.averaged:
+            run = self._runs[number]
+            if run is not None and run.patched:
+                rounded = self._patched(run, weights)
+            elif tensor.averaged:
                 value = self._product(last, number, factors[last])
                 if self._sum:
                     value.add_(self._sum[number])
@@ -81,7 +89,11 @@ class Blend:
     def _fold(self, source: int, factor: float) -> None:
         fresh = not self._sum
         for number, tensor in enumerate(self.plan.tensors):
-            if not tensor.averaged:
+            run = self._runs[number]
+            if run is not None and run.patched:
+                if fresh:
+                    self._sum.append(torch.empty(0))
+            elif not tensor.averaged:
                 if fresh:
                     self._sum.append(self._load(source, number))
             elif fresh:
@@ -90,24 +102,48 @@ class Blend:
                 self._sum[number].add_(self._product(source, number, factor))
         self._summed[source] = factor
 
+    def _patched(self, run: Run, weights: Mapping[int, float]) -> Tensor:
+        """A tensor whose rows lie in other places, or that not all have, from some sources, as the merge makes it.
+
+        What none of them has comes from the others: a head that belongs to one ingredient, the rows of a token.
+        """
+        tensor = self.plan.tensors[run.first]
+        rounded = torch.empty(tensor.elements, dtype=TORCH[tensor.dtype])
+        for begin, end, offsets in run.pieces(0, run.elements):
+            having = [source for source in weights if source in offsets] or list(offsets)
+            parts = [self._read(run, source, offsets[source], end - begin) for source in having]
+            if tensor.averaged:
+                given = [weights.get(source, 1.0) for source in having]
+                mixed = combine(self.plan, parts, given, whole=len(having) == len(weights))
+                round_into(mixed, rounded[begin:end])
+            else:
+                rounded[begin:end] = parts[0]
+        return rounded
+
     def _product(self, source: int, number: int, factor: float) -> Tensor:
         value = self._load(source, number)
         if value.numel():
-            value = value.to(accumulator([torch.empty(0, dtype=TORCH[part.dtype]) for part in self._parts[number]]))
+            value = value.to(self._wide[number])
         return value if factor == 1.0 else value.mul_(factor)
 
     def _load(self, source: int, number: int) -> Tensor:
-        tensor = self.plan.tensors[number]
-        if not tensor.elements:
-            return torch.empty(0, dtype=TORCH[tensor.dtype])
-        part, label = self._parts[number][source], self.plan.sources[source]
-        values = torch.empty(tensor.elements, dtype=TORCH[part.dtype])
+        run = self._runs[number]
+        if run is None:
+            return torch.empty(0, dtype=TORCH[self.plan.tensors[number].dtype])
+        part = run.parts[source]
+        assert part is not None, "what some do not have is not loaded as a whole"
+        return self._read(run, source, part.offset, run.elements)
+
+    def _read(self, run: Run, source: int, offset: int, elements: int) -> Tensor:
+        tensor, part, label = self.plan.tensors[run.first], run.parts[source], self.plan.sources[source]
+        assert part is not None, "only those that have it are asked"
+        values = torch.empty(elements, dtype=TORCH[part.dtype])
         try:
-            read_all(self._inputs[source][part.file], bytes_of(values.view(torch.uint8)), part.offset)
+            read_all(self._inputs[source][part.file], bytes_of(values.view(torch.uint8)), offset)
         except ShortReadError:
             raise shrunk(label, part.file, tensor.name) from None
         if values.is_floating_point() and values.aminmax().min.isnan():
             # Named here, where it is known whose it is; as a model's answer it would only be "not a number".
-            index = int(values.isnan().nonzero()[0])
+            index = int(values.isnan().nonzero()[0]) + (offset - part.offset) // values.itemsize
             raise not_finite(label, tensor.name, float("nan"), index, tensor.shape)
         return values

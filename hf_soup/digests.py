@@ -12,6 +12,7 @@ import os
 import re
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -126,3 +127,33 @@ class Follower:
                 return  # it shrank; whoever needs those bytes says so, and the stamp differs
             self._hash.update(buffer[:count])
             self._position += count
+
+
+class Blocks:
+    """The sha256s of blocks of known sizes, of bytes that come in pieces of any size."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self._sizes = iter(sizes)
+        self._left = next(self._sizes)
+        self._hash: hashlib._Hash | None = None
+        self._digests: list[bytes] = []
+
+    def update(self, data: memoryview) -> None:
+        """Take the next bytes."""
+        start, stop = 0, len(data)
+        while start < stop:
+            end = min(stop, start + self._left)
+            if self._hash is None:
+                self._hash = hashlib.sha256(data[start:end])
+            else:
+                self._hash.update(data[start:end])
+            self._left -= end - start
+            start = end
+            if not self._left:
+                self._digests.append(self._hash.digest())
+                self._hash = None
+                self._left = next(self._sizes, 0)
+
+    def hex(self) -> str:
+        """All of them, one after the other."""
+        return b"".join(self._digests).hex()

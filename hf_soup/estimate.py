@@ -34,8 +34,8 @@ def estimated_seconds(
     """
     cores = len(os.sched_getaffinity(0))
     merge = 0.0
-    for kinds in {(run.dtype, tuple(part.dtype for part in run.parts)) for run in plan.runs if run.averaged}:
-        runs = [run for run in plan.runs if (run.dtype, tuple(part.dtype for part in run.parts)) == kinds]
+    for kinds in {(run.dtype, run.dtypes) for run in plan.runs if run.averaged}:
+        runs = [run for run in plan.runs if (run.dtype, run.dtypes) == kinds]
         merge += _mixing(plan, *kinds) * sum(run.elements for run in runs) / cores
     total = sum(tensor.size for checkpoint in checkpoints for tensor in checkpoint.tensors.values())
     here = [
@@ -73,7 +73,7 @@ def _mixing(plan: Plan, written: str, read: Sequence[str]) -> float:
         seconds = []
         for _ in range(5):
             started = time.perf_counter()
-            mixed = METHODS[plan.method].function(parts, plan.weights, **plan.parameters)
+            mixed = METHODS[plan.method].function(parts, plan.weights[: len(parts)], **plan.parameters)
             mixed.aminmax()
             round_into(mixed, out)
             hashlib.sha256(bytes_of(out.view(torch.uint8)))

@@ -176,8 +176,7 @@ def require_memory(plan: Plan) -> None:
         ScoringError: It does not fit.
     """
     need = sum(
-        run.elements
-        * ((4 if all(ITEM_BYTES[part.dtype] == 2 for part in run.parts) else 8) + 2 * ITEM_BYTES[run.dtype])
+        run.elements * ((4 if all(ITEM_BYTES[dtype] == 2 for dtype in run.dtypes) else 8) + 2 * ITEM_BYTES[run.dtype])
         for run in plan.runs
     )
     try:

@@ -12,7 +12,7 @@ import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -41,6 +41,15 @@ Read = Callable[[str, int, int], bytes]
 
 
 @dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of a tensor that lie next to each other in a file and in the output: which, where they go, how many."""
+
+    source: int
+    target: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """Where a tensor lies, from a safetensors header.
 
@@ -51,6 +60,8 @@ class TensorInfo:
         file: The file's path in the repo or folder.
         offset: Of its first byte, counted from the start of the file.
         size: In bytes.
+        rows: Where rows go in the output, in its order, if not each to its own place; shape and size are then the
+            output's, and rows of it that are not among these are ones that this model does not have.
     """
 
     name: str
@@ -59,6 +70,17 @@ class TensorInfo:
     file: str
     offset: int
     size: int
+    rows: tuple[Rows, ...] = ()
+
+    def moved(self, rows: Sequence[Rows], length: int) -> TensorInfo:
+        """The same tensor as seen from an output of ``length`` rows.
+
+        >>> TensorInfo("head", "F32", (2, 8), "m", 64, 64).moved([Rows(1, 0, 1), Rows(0, 1, 1)], 2).rows
+        (Rows(source=1, target=0, count=1), Rows(source=0, target=1, count=1))
+        """
+        shape = (length, *self.shape[1:])
+        size = math.prod(shape) * ITEM_BYTES[self.dtype]
+        return replace(self, shape=shape, size=size, rows=tuple(rows))
 
 
 class Header(tuple[TensorInfo, ...]):

@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hf_soup.digests import remember, stamp_of
+from hf_soup.digests import Blocks, remember, stamp_of
 from hf_soup.errors import MergeError
 from hf_soup.files import ShortReadError, begin_writing, in_memory, open_file, read_all, shrunk, write_all
 from hf_soup.headers import ITEM_BYTES
 from hf_soup.methods import METHODS, round_into
-from hf_soup.plan import Plan, PlannedTensor, Run, Unit
+from hf_soup.methods.linear import linear
+from hf_soup.plan import Plan, PlannedTensor
 from hf_soup.progress import bar
+from hf_soup.runs import Piece, Run, Unit
 from hf_soup.staging import Finished, Staging
 from hf_soup.supply import SourceFile, Supply
 from hf_soup.tensors import TORCH, bytes_of
@@ -166,6 +168,13 @@ def digest_of(tensors: Iterable[tuple[str, str, tuple[int, ...], str]]) -> str:
     return total.hexdigest()
 
 
+def combine(plan: Plan, parts: Sequence[Tensor], weights: Sequence[float], *, whole: bool) -> Tensor:
+    """Mix elements by a plan's method; where not all sources have them (not ``whole``), the mean of those who do."""
+    if whole:
+        return METHODS[plan.method].function(parts, weights, **plan.parameters)
+    return linear(parts, weights if any(weights) else [1.0] * len(weights))
+
+
 class _Engine:
     """Computes units of a plan's output from the sources' files."""
 
@@ -174,7 +183,6 @@ class _Engine:
         self.supply = supply
         self.outputs = outputs
         self.threads = threads
-        self.method = METHODS[plan.method]
 
     def write(self, number: int, buffers: _Buffers) -> Finished:
         """Compute a unit and write it."""
@@ -182,26 +190,28 @@ class _Engine:
         unit = plan.units[number]
         run = plan.runs[unit.run]
         item = ITEM_BYTES[run.dtype]
-        files = [source[part.file] for source, part in zip(self.supply.sources, run.parts, strict=True)]
-        descriptors = [file.open() for file in files]
+        files = [
+            source[part.file] if part else None for source, part in zip(self.supply.sources, run.parts, strict=True)
+        ]
+        descriptors = [file.open() if file else -1 for file in files]
         output = self.outputs[run.file]
-        blocks = _Blocks([size for _, _, size in plan.blocks_of(unit)])
+        blocks = Blocks([size for _, _, size in plan.blocks_of(unit)])
         differing: set[int] = set()
         step = self._step(run)
-        for begin in range(unit.begin, unit.end, step):
-            end = min(unit.end, begin + step)
+        for begin, end, offsets in self._slices(run, unit, step):
             parts = []
-            for source, part in enumerate(run.parts):
-                each = ITEM_BYTES[part.dtype]
-                values, memory = buffers.part(source, (end - begin) * each, part.dtype)
+            for source, offset in offsets.items():
+                part = run.parts[source]
+                assert part is not None, "a piece is of those that have it"
+                values, memory = buffers.part(source, (end - begin) * ITEM_BYTES[part.dtype], part.dtype)
                 try:
-                    read_all(descriptors[source], memory, part.offset + begin * each)
+                    read_all(descriptors[source], memory, offset)
                 except ShortReadError:
                     raise shrunk(plan.sources[source], part.file, self._at(run, begin)[0].name) from None
                 parts.append(values)
             piece, data = buffers.output((end - begin) * item, run.dtype)
             if run.averaged:
-                self._combine(run, parts, begin, piece)
+                self._combine(run, parts, list(offsets), begin, piece)
             else:
                 piece.copy_(parts[0])
                 if any(not torch.equal(part, parts[0]) for part in parts[1:]):
@@ -210,14 +220,26 @@ class _Engine:
             write_all(output, data, run.offset + begin * item)
         begin_writing(output, run.offset + unit.begin * item, unit.size)
         for file, part in zip(files, run.parts, strict=True):
-            file.read_up_to(part.offset + unit.end * ITEM_BYTES[part.dtype])
+            if file and part and not run.patched:
+                file.read_up_to(part.offset + unit.end * ITEM_BYTES[part.dtype])
         return Finished(number, blocks.hex(), tuple(sorted(differing)))
+
+    def _slices(self, run: Run, unit: Unit, step: int) -> Iterator[Piece]:
+        """A unit in slices that lie together in every source that has them."""
+        for begin, end, offsets in run.pieces(unit.begin, unit.end):
+            for start in range(begin, end, step):
+                moved = {
+                    source: offset + (start - begin) * ITEM_BYTES[part.dtype]
+                    for source, offset in offsets.items()
+                    if (part := run.parts[source])
+                }
+                yield Piece(start, min(end, start + step), moved)
 
     def _step(self, run: Run) -> int:
         """How many elements to combine at once."""
-        wide = 4 if all(ITEM_BYTES[part.dtype] == 2 for part in run.parts) else 8
+        wide = 4 if all(ITEM_BYTES[dtype] == 2 for dtype in run.dtypes) else 8
         # The slices themselves, the accumulator, what a method makes on the way, and the output.
-        each = sum(ITEM_BYTES[part.dtype] for part in run.parts) + 3 * wide
+        each = sum(ITEM_BYTES[dtype] for dtype in run.dtypes) + 3 * wide
         return min(SLICE_ELEMENTS, max(1 << 13, _SLICES_BYTES // (each * self.threads)))
 
     def _at(self, run: Run, element: int) -> tuple[PlannedTensor, int]:
@@ -238,17 +260,24 @@ class _Engine:
                 found.add(number)
         return found
 
-    def _combine(self, run: Run, parts: list[Tensor], begin: int, piece: Tensor) -> None:
-        mixed = self.method.function(parts, self.plan.weights, **self.plan.parameters)
+    def _combine(self, run: Run, parts: list[Tensor], sources: Sequence[int], begin: int, piece: Tensor) -> None:
+        mixed = self._mixed(parts, sources)
         if not _fits(mixed, piece.dtype):
-            mixed = self._settle(run, parts, begin, piece.dtype, mixed)
+            mixed = self._settle(run, parts, sources, begin, piece.dtype, mixed)
         round_into(mixed, piece)
 
-    def _settle(self, run: Run, parts: list[Tensor], begin: int, dtype: torch.dtype, mixed: Tensor) -> Tensor:
+    def _mixed(self, parts: Sequence[Tensor], sources: Sequence[int]) -> Tensor:
+        weights = [self.plan.weights[source] for source in sources]
+        return combine(self.plan, parts, weights, whole=len(sources) == len(self.plan.sources))
+
+    def _settle(
+        self, run: Run, parts: list[Tensor], sources: Sequence[int], begin: int, dtype: torch.dtype, mixed: Tensor
+    ) -> Tensor:
         """Tell what is wrong with a slice that holds NaN or Inf, or give the result where nothing is."""
         infinite = [part.isinf() & (part.to(parts[0].dtype) == parts[0]) for part in parts]
         shared = torch.stack(infinite).all(0)
-        for label, part in zip(self.plan.sources, parts, strict=True):
+        for source, part in zip(sources, parts, strict=True):
+            label = self.plan.sources[source]
             bad = ~(part.isfinite() | shared)
             if bad.any():
                 index = int(bad.nonzero()[0])
@@ -258,7 +287,7 @@ class _Engine:
         if mixed.dtype == torch.float32 and not fine.all():
             # Finite numbers whose sum is too large for float32: those, and no others, are added up in float64, so
             # that no entry's bits depend on the slice that it is in.
-            wide = self.method.function([part.double() for part in parts], self.plan.weights, **self.plan.parameters)
+            wide = self._mixed([part.double() for part in parts], sources)
             mixed = torch.where(fine, mixed.double(), wide)
         # Where all have the same infinity it stays, also where a share is so small that their sum is no number.
         mixed = torch.where(shared, parts[0].to(mixed.dtype), mixed)
@@ -292,36 +321,6 @@ class _Buffers:
     def output(self, size: int, dtype: str) -> tuple[Tensor, memoryview]:
         """The same for what is written."""
         return self.part(-1, size, dtype)
-
-
-class _Blocks:
-    """The sha256s of blocks of known sizes, of bytes that come in pieces of any size."""
-
-    def __init__(self, sizes: Sequence[int]) -> None:
-        self._sizes = iter(sizes)
-        self._left = next(self._sizes)
-        self._hash: hashlib._Hash | None = None
-        self._digests: list[bytes] = []
-
-    def update(self, data: memoryview) -> None:
-        """Take the next bytes."""
-        start, stop = 0, len(data)
-        while start < stop:
-            end = min(stop, start + self._left)
-            if self._hash is None:
-                self._hash = hashlib.sha256(data[start:end])
-            else:
-                self._hash.update(data[start:end])
-            self._left -= end - start
-            start = end
-            if not self._left:
-                self._digests.append(self._hash.digest())
-                self._hash = None
-                self._left = next(self._sizes, 0)
-
-    def hex(self) -> str:
-        """All of them, one after the other."""
-        return b"".join(self._digests).hex()
 
 
 def _fits(mixed: Tensor, dtype: torch.dtype) -> bool:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -14,6 +14,7 @@ from typing import Any
 
 from hf_soup.errors import IncompatibleError
 from hf_soup.headers import FLOATS, ITEM_BYTES, TensorInfo
+from hf_soup.runs import Part, Run, Unit, plain, run_from
 
 #: Bytes of output that are hashed as one; part of the definition of the digest, so it never changes.
 BLOCK_BYTES = 4 << 20
@@ -56,63 +57,6 @@ class PlannedTensor:
     def blocks(self) -> int:
         """How many blocks it is hashed in; an empty tensor has none."""
         return -(-self.size // BLOCK_BYTES)
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Where the elements of a run lie in one source: the file, the offset of the first, and their type there."""
-
-    file: str
-    offset: int
-    dtype: str
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Tensors that follow each other in the output and in every source, so that they are read and written as one.
-
-    A model of a hundred thousand small tensors that all sources store alike is a run for each file.
-
-    Args:
-        first, stop: Numbers of its tensors, none of them empty, all of one dtype.
-        dtype: As written.
-        file: Which output file it is in.
-        offset: Of its first byte in that file.
-        elements: How many numbers it holds.
-        parts: Where it lies in every source.
-    """
-
-    first: int
-    stop: int
-    dtype: str
-    file: int
-    offset: int
-    elements: int
-    parts: tuple[Part, ...]
-
-    @property
-    def averaged(self) -> bool:
-        """As its tensors."""
-        return self.dtype in FLOATS
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """Blocks of a run that are finished, noted and checked together: 16 MiB, or what is left of the run.
-
-    Args:
-        run: Its number.
-        begin, end: Elements of the run.
-        tensor, block: Where its first block belongs.
-        size: In bytes, as written.
-    """
-
-    run: int
-    begin: int
-    end: int
-    tensor: int
-    block: int
-    size: int
 
 
 @dataclass(frozen=True)
@@ -189,11 +133,13 @@ class Plan:
             left -= entry[2]
         return found
 
-    def parts_of(self, tensor: int) -> tuple[Part, ...]:
-        """Where a tensor, which must not be empty, lies in every source."""
+    def run_of(self, tensor: int) -> Run:
+        """A tensor, which must not be empty, as a run of its own."""
         run = self.runs[bisect_right(self.runs, tensor, key=lambda run: run.first) - 1]
-        before = (self.tensors[tensor].offset - run.offset) // ITEM_BYTES[run.dtype]
-        return tuple(Part(p.file, p.offset + before * ITEM_BYTES[p.dtype], p.dtype) for p in run.parts)
+        found = self.tensors[tensor]
+        before = (found.offset - run.offset) // ITEM_BYTES[run.dtype]
+        parts = tuple(p and Part(p.file, p.offset + before * ITEM_BYTES[p.dtype], p.dtype, p.rows) for p in run.parts)
+        return Run(tensor, tensor + 1, run.dtype, run.file, found.offset, found.elements, parts, run.row)
 
     @property
     def dtype(self) -> str:
@@ -212,7 +158,7 @@ class Plan:
         for file in self.files:
             found.update(file.header)
         for run in self.runs:
-            found.update(json.dumps(_plain(run)).encode())
+            found.update(json.dumps(plain(run)).encode())
         return found.hexdigest()
 
     def outline(self) -> dict[str, Any]:
@@ -229,7 +175,7 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """All of the plan as plain data, for the other processes of a world."""
         files = [{"name": file.name, "header": file.header.decode("latin-1"), "size": file.size} for file in self.files]
-        return {**self.outline(), "files": files, "runs": [_plain(run) for run in self.runs]}
+        return {**self.outline(), "files": files, "runs": [plain(run) for run in self.runs]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
@@ -243,7 +189,7 @@ class Plan:
             dict(values["parameters"]),
             files,
             tuple(_tensors_of(files)),
-            tuple(_run(*run) for run in values["runs"]),
+            tuple(run_from(run) for run in values["runs"]),
         )
 
     def index(self) -> dict[str, Any] | None:
@@ -256,15 +202,6 @@ class Plan:
         }
 
 
-def _run(first: int, stop: int, dtype: str, file: int, offset: int, elements: int, parts: list[list[Any]]) -> Run:
-    return Run(first, stop, dtype, file, offset, elements, tuple(Part(*part) for part in parts))
-
-
-def _plain(run: Run) -> list[Any]:
-    parts = [[part.file, part.offset, part.dtype] for part in run.parts]
-    return [run.first, run.stop, run.dtype, run.file, run.offset, run.elements, parts]
-
-
 def make_plan(
     sources: Sequence[str],
     tensors: Sequence[Mapping[str, TensorInfo]],
@@ -275,36 +212,45 @@ def make_plan(
     dtype: str | None = None,
     states: Sequence[str] | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
+    patched: Collection[str] = (),
 ) -> Plan:
     """Lay out the output.
 
     Args:
         sources: What errors call every source.
-        tensors: For every source, its tensors under the names that the output will use; all have the same names.
+        tensors: For every source, its tensors under the names that the output will use.
         weights: Their shares.
         method, parameters: How they are combined.
         dtype: torch's name of the type to write; by default each tensor's common one, or the widest.
         states: What identifies the bytes of every source; by default its name.
         max_file_bytes: Where output files are cut.
+        patched: Tensors that some sources do not have, or not all rows of, or in other places: averaged over those
+            who have them. All sources have all others.
 
     Raises:
         IncompatibleError: A tensor is missing in a source, or has another shape.
     """
-    laid: list[tuple[str, str, tuple[TensorInfo, ...]]] = []
-    names = tensors[0].keys()
+    laid: list[_Laid] = []
+    names: Collection[str] = tensors[0].keys()
     if any(source is not tensors[0] and source.keys() != names for source in tensors[1:]):
-        for name in dict.fromkeys(name for source in tensors for name in source):
+        names = dict.fromkeys(name for source in tensors for name in source)
+        for name in names:
             lacking = [label for label, source in zip(sources, tensors, strict=True) if name not in source]
-            if lacking:
+            if lacking and name not in patched:
                 raise IncompatibleError(f"Cannot average '{name}': {lacking[0]} does not have it.")
     for name in names:
+        if name in patched:
+            places = tuple([source.get(name) for source in tensors])
+            having = tuple([place for place in places if place])
+            laid.append((name, _written(name, having, dtype), having, places))
+            continue
         parts = tuple([source[name] for source in tensors])
         shape = parts[0].shape
         # Counted by identity first: sources that were saved alike share what their headers say.
         if parts.count(parts[0]) < len(parts) and any(part.shape != shape for part in parts):
             shown = "\n".join(f"  {label}  {part.shape}" for label, part in zip(sources, parts, strict=True))
             raise IncompatibleError(f"Cannot average '{name}': the ingredients disagree on its shape.\n{shown}")
-        laid.append((name, _written(name, parts, dtype), parts))
+        laid.append((name, _written(name, parts, dtype), parts, parts))
     # The donor's own order, so that inputs are read forwards; wide types first, so that every tensor is aligned; empty
     # tensors where they interrupt no run.
     laid.sort(key=lambda entry: (-ITEM_BYTES[entry[1]], not entry[2][0].size, entry[2][0].file, entry[2][0].offset))
@@ -313,13 +259,13 @@ def make_plan(
     planned: list[PlannedTensor] = []
     runs: list[Run] = []
     for number, group in enumerate(groups):
-        sizes = [math.prod(parts[0].shape) * ITEM_BYTES[written] for _, written, parts in group]
+        sizes = [math.prod(parts[0].shape) * ITEM_BYTES[written] for _, written, parts, _ in group]
         ends = list(accumulate(sizes))
         # Spelled entry by entry: as one mapping, a hundred thousand of them would be most of what a merge holds.
         entries = [
             f'{json.dumps(name)}:{{"dtype":"{written}","shape":[{",".join(map(str, parts[0].shape))}],'
             f'"data_offsets":[{end - size},{end}]}}'
-            for (name, written, parts), size, end in zip(group, sizes, ends, strict=True)
+            for (name, written, parts, _), size, end in zip(group, sizes, ends, strict=True)
         ]
         text = "".join(['{"__metadata__":{"format":"pt"}', *(f",{entry}" for entry in entries), "}"]).encode()
         text += b" " * (-len(text) % 8)
@@ -333,7 +279,7 @@ def make_plan(
             PlannedTensor(
                 name, written, parts[0].shape, number, len(header) + end - size, size // ITEM_BYTES[written], size
             )
-            for (name, written, parts), size, end in zip(group, sizes, ends, strict=True)
+            for (name, written, parts, _), size, end in zip(group, sizes, ends, strict=True)
         ]
     return Plan(
         tuple(sources),
@@ -359,7 +305,8 @@ def _tensors_of(files: Sequence[OutputFile]) -> Iterator[PlannedTensor]:
             yield PlannedTensor(name, dtype, tuple(entry["shape"]), number, offset, elements, size)
 
 
-_Laid = tuple[str, str, tuple[TensorInfo, ...]]
+#: Name and type of a tensor of the output, its places where there are any, and its place in every source.
+_Laid = tuple[str, str, tuple[TensorInfo, ...], Sequence[TensorInfo | None]]
 
 
 def _cut(laid: Sequence[_Laid], max_file_bytes: int) -> list[list[_Laid]]:
@@ -385,23 +332,26 @@ def _runs(group: Sequence[_Laid], file: int, first: int, offset: int) -> list[Ru
     def close(stop: int) -> None:
         nonlocal offset, elements
         if stop > begin:
-            _, written, parts = group[begin]
-            places = tuple(Part(part.file, part.offset, part.dtype) for part in parts)
-            runs.append(Run(first + begin, first + stop, written, file, offset, elements, places))
+            _, written, having, places = group[begin]
+            parts = tuple([Part(at.file, at.offset, at.dtype, at.rows) if at else None for at in places])
+            row = math.prod(having[0].shape[1:])
+            runs.append(Run(first + begin, first + stop, written, file, offset, elements, parts, row))
             offset += elements * ITEM_BYTES[written]
         elements = 0
 
-    for number, (_, written, parts) in enumerate(group):
+    for number, (_, written, parts, places) in enumerate(group):
         if not parts[0].size:
             close(number)
             begin, ends = number + 1, ()
             continue
         starts = tuple([(part.file, part.offset, part.dtype) for part in parts])
-        if starts != ends or written != group[begin][1]:
+        whole = places is parts
+        if not whole or starts != ends or written != group[begin][1]:
             close(number)
             begin = number
         elements += math.prod(parts[0].shape)
-        ends = tuple([(part.file, part.offset + part.size, part.dtype) for part in parts])
+        # Nothing continues a tensor whose rows come from several places.
+        ends = tuple([(part.file, part.offset + part.size, part.dtype) for part in parts]) if whole else ()
     close(len(group))
     return runs
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from hf_soup.digests import Follower, Stamp, changed, stamp_of
 from hf_soup.files import open_file
-from hf_soup.headers import ITEM_BYTES
-from hf_soup.plan import Plan, Unit
+from hf_soup.plan import Plan
+from hf_soup.runs import Unit
 
 #: Files that are fetched at a time: into the cache, where the client has connections of its own, and beside the output.
 _INTO_CACHE, _BESIDE = 8, 32
@@ -268,9 +268,11 @@ class Supply:
     def _needs(self, unit: Unit) -> list[tuple[SourceFile, int]]:
         """The files of a unit, and up to where each must have arrived."""
         assert self._plan is not None
+        run = self._plan.runs[unit.run]
         return [
-            (source[part.file], part.offset + unit.end * ITEM_BYTES[part.dtype])
-            for source, part in zip(self.sources, self._plan.runs[unit.run].parts, strict=True)
+            (source[part.file], run.reach(part, unit.end))
+            for source, part in zip(self.sources, run.parts, strict=True)
+            if part
         ]
 
     def _sure(self) -> list[Unit]:

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from hf_soup import merge as engine
 from hf_soup import plan as plan_module
+from hf_soup.blend import Blend
 from hf_soup.errors import MergeError
 from hf_soup.files import in_memory
-from hf_soup.headers import ITEM_BYTES, TensorInfo, read_header
+from hf_soup.headers import ITEM_BYTES, Rows, TensorInfo, read_header
 from hf_soup.merge import Merged, digest_of, merge
 from hf_soup.methods import round_into
 from hf_soup.methods.linear import linear
@@ -57,7 +58,7 @@ class Pot:
 
     def __init__(self, folder: Path, models: Sequence[Model], weights: Sequence[float] | None = None, **options: Any):
         folder.mkdir(exist_ok=True)
-        self.folder = folder
+        self.folder, self.models = folder, models
         self.paths: list[dict[str, Path]] = []
         found: list[dict[str, TensorInfo]] = []
         for number, tensors in enumerate(models):
@@ -67,8 +68,12 @@ class Pot:
             header = read_header(lambda _, start, stop, data=data: data[start:stop], "m", len(data), "m")
             found.append({info.name: info for info in header})
             self.paths.append({"m": path})
+        self.align(found)
         names = [f"acme/{number}@0" for number in range(len(models))]
         self.plan: Plan = make_plan(names, found, weights or [1.0] * len(models), **options)
+
+    def align(self, found: Sequence[dict[str, TensorInfo]]) -> None:
+        """Nothing is anywhere else here."""
 
     def cook(self, name: str = "soup", **options: Any) -> tuple[Merged, Path]:
         with Staging(self.folder / name) as staging:
@@ -524,7 +529,7 @@ def test_memory_grows_neither_with_the_model_nor_with_the_number_of_ingredients(
     peaks = []
     for name, rows, n in (("small", 4, 2), ("large", 32, 16)):
         pot = Pot(tmp_path / name, [{"w": torch.full((rows, 1 << 20), 0.5, dtype=torch.bfloat16)}])
-        part = pot.plan.parts_of(0)[0]
+        part = pot.plan.run_of(0).parts[0]
         info = TensorInfo("w", part.dtype, pot.plan.tensors[0].shape, part.file, part.offset, pot.plan.tensors[0].size)
         plan = make_plan([f"acme/{i}@0" for i in range(n)], [{"w": info}] * n, [1.0 + i for i in range(n)])
         out = tmp_path / name / "soup"
@@ -560,3 +565,87 @@ def test_what_is_in_memory_is_known(tmp_path: Path) -> None:
 
 def test_a_plan_passes_between_processes(pot: Pot) -> None:
     assert Plan.from_dict(json.loads(json.dumps(pot.plan.to_dict()))) == pot.plan
+
+
+# ---- rows that lie elsewhere --------------------------------------------------------------------------------
+
+
+ORDER = [5, 0, 1, 2, 4, 3]
+
+
+class PatchedPot(Pot):
+    """Three models: the second's rows of ``out`` in another order, the third with three rows more of ``table``, and
+    ``head`` only in the second."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype = torch.bfloat16, weights: Sequence[float] = (1, 1, 1)) -> None:
+        shapes = {"table": (700, 5000), "layer": (37, 41), "out": (6, 40), "bias": (6,)}
+        a, b, c = (dict(model(seed, dtype, shapes)) for seed in range(3))
+        b |= model(7, dtype, {"head": (5, 3)})
+        c |= model(8, dtype, {"table": (703, 5000)})
+        super().__init__(folder, [a, b, c], weights, patched={"table", "out", "bias", "head"})
+
+    def align(self, found: Sequence[dict[str, TensorInfo]]) -> None:
+        for name in ("out", "bias"):
+            order = [Rows(5, 0, 1), Rows(0, 1, 3), Rows(4, 4, 1), Rows(3, 5, 1)]
+            found[1][name] = found[1][name].moved(order, 6)
+        for each in found[:2]:
+            each["table"] = each["table"].moved([Rows(0, 0, 700)], 703)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("weights", [(1, 1, 1), (3.0, 0.1, 0.7), (1, 0, 2)])
+def test_rows_are_averaged_over_those_who_have_them(
+    tmp_path: Path, dtype: torch.dtype, weights: tuple[float, ...]
+) -> None:
+    """Moved, lacking, and whole tensors that one source has alone; the blend in memory gives the same bits."""
+    pot = PatchedPot(tmp_path, dtype, weights)
+    a, b, c = pot.models
+    _, folder = pot.cook()
+    found = loaded(folder)
+
+    def mean(*parts: Tensor, by: Sequence[float] = weights) -> Tensor:
+        rounded = torch.empty_like(parts[0])
+        round_into(linear(parts, by), rounded)
+        return rounded
+
+    assert torch.equal(found["out"], mean(a["out"], b["out"][ORDER], c["out"]))
+    assert torch.equal(found["bias"], mean(a["bias"], b["bias"][ORDER], c["bias"]))
+    assert torch.equal(found["layer"], mean(a["layer"], b["layer"], c["layer"]))
+    assert torch.equal(found["table"][:700], mean(a["table"], b["table"], c["table"][:700]))
+    assert torch.equal(found["table"][700:], c["table"][700:])
+    assert torch.equal(found["head"], b["head"])
+    blend = Blend(pot.plan, pot.paths)
+    blended = blend.tensors(dict(enumerate(weights)))
+    assert all(torch.equal(blended[name], tensor) for name, tensor in found.items())
+    without = blend.tensors({0: 1.0, 2: 1.0})
+    assert torch.equal(without["head"], b["head"])
+    assert torch.equal(without["table"][700:], c["table"][700:])
+    assert torch.equal(without["out"], mean(a["out"], c["out"], by=(1, 1)))
+    blend.close()
+
+
+def test_a_plan_with_moved_rows_survives_being_written(tmp_path: Path) -> None:
+    pot = PatchedPot(tmp_path)
+    again = Plan.from_dict(json.loads(json.dumps(pot.plan.to_dict())))
+    assert again == pot.plan
+    assert again.fingerprint == pot.plan.fingerprint
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("elements", [1 << 13, 1 << 18])
+def test_moved_rows_do_not_show_in_threads_and_slices(
+    tmp_path: Path, threads: int, elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pot = PatchedPot(tmp_path, weights=(3.0, 0.1, 0.7))
+    first, _ = pot.cook("first")
+    monkeypatch.setattr(engine, "SLICE_ELEMENTS", elements)
+    second, _ = pot.cook("second", threads=threads)
+    assert first.digest == second.digest
+
+
+def test_a_number_that_is_none_in_a_moved_row_is_named(tmp_path: Path) -> None:
+    pot = PatchedPot(tmp_path, torch.float32)
+    tensors = {**pot.models[1]}
+    tensors["out"][5, 2] = float("nan")
+    save_file(tensors, pot.paths[1]["m"])
+    assert "'out' of acme/1@0 holds nan at [0, 2]" in pot.refused()
