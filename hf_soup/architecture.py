@@ -11,7 +11,7 @@ import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -147,6 +147,15 @@ def same_architecture(
     ]
 
 
+def ties(config: Mapping[str, Any], name: str = "the model") -> bool:
+    """Whether the library ties the embeddings of tokens to what predicts them.
+
+    >>> ties({"model_type": "gpt2"}), ties({"model_type": "gpt2", "tie_word_embeddings": False})
+    (True, False)
+    """
+    return bool(read_config(config, name).tie_word_embeddings)
+
+
 def is_quantised(config: Mapping[str, Any]) -> str | None:
     """The method that a checkpoint was quantised with; None for an ordinary one.
 
@@ -205,6 +214,18 @@ def labels_differ(a: Mapping[str, Any], b: Mapping[str, Any]) -> LabelComparison
         pairs = [f"{number} is {ours[number]} against {theirs[number]}" for number in moved[:8]]
     more = f", and {len(moved) - 8} more" if len(moved) > 8 else ""
     return LabelComparison(f"{what}: {', '.join(pairs)}{more}", unknown=False)
+
+
+def label_order(wanted: Sequence[str], labels: Sequence[str]) -> list[int] | None:
+    """Where each wanted label stands; None where the labels are others, or two have one name.
+
+    >>> label_order(["cat", "dog"], ["Dog ", "cat"])
+    [1, 0]
+    """
+    ours, theirs = ([label.strip().casefold() for label in each] for each in (wanted, labels))
+    if sorted(ours) != sorted(theirs) or len(set(ours)) < len(ours):
+        return None
+    return [theirs.index(label) for label in ours]
 
 
 def label_names(config: Mapping[str, Any], name: str = "the model") -> tuple[str, ...] | None:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hf_soup import architecture, digests, parameters
+from hf_soup import architecture, digests
+from hf_soup.architecture import same_architecture
 from hf_soup.checkpoint import ASSETS, Checkpoint
-from hf_soup.headers import TensorInfo
 from hf_soup.memo import remembered
-from hf_soup.processing import same_processing
+from hf_soup.processing import Finding, same_processing
+from hf_soup.tokens import Tokens
 
 _MODULE_WEIGHTS = re.compile(r"\d+_[A-Za-z]+/(model\.safetensors|pytorch_model\.bin)")
+#: How differences in configs begin that have to do with the number of tokens.
+_VOCABULARY = re.compile(r"(\w+\.)*vocab_size: ")
+_TIED = "tie_word_embeddings: "
+_TOKEN = re.compile(r"(\w+\.)*\w+_token_id: ")
+_HEADS = "To average their bodies alone set `heads: body`, or `heads: MODEL` to keep that one's head."
 #: Files that a model brings along but that do not decide how its inputs are prepared.
 _NOT_PROCESSING = ("config.json", "generation_config.json", "modules.json")
 
@@ -88,189 +94,99 @@ def modules(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[Rea
     return reasons
 
 
-def architectures(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[Reason]:
-    """Models that transformers would build differently from the first one."""
+def architectures(
+    checkpoints: Sequence[Checkpoint], names: Sequence[str], donor: int = 0, *, body_only: bool = False
+) -> list[Reason]:
+    """Models that transformers would build differently from the donor; ``body_only`` leaves heads out of it.
+
+    The number of tokens does not count here: whether rows can be aligned is seen when the tokenizers are. Nor does
+    whether embeddings are tied, as a tied model is an untied one with two equal tensors.
+    """
     reasons = []
-    donor = checkpoints[0]
+    config, whose = checkpoints[donor].config, names[donor]
 
     def readable() -> bool:
-        architecture.read_config(donor.config, names[0])
+        architecture.read_config(config, whose)
         return True
 
-    remembered("readable", donor.config, readable)
-    for checkpoint, name in zip(checkpoints[1:], names[1:], strict=True):
-        if checkpoint.config == donor.config:
+    remembered("readable", config, readable)
+    for checkpoint, name in zip(checkpoints, names, strict=True):
+        if checkpoint.config == config:
             continue
         differences = remembered(
-            "same-architecture",
-            [donor.config, checkpoint.config],
-            partial(architecture.same_architecture, donor.config, checkpoint.config, names=(names[0], name)),
+            "same-body" if body_only else "same-architecture",
+            [config, checkpoint.config],
+            partial(same_architecture, config, checkpoint.config, body_only=body_only, names=(whose, name)),
         )
+        differences = [each for each in differences if not each.startswith(_TIED)]
+        if any(_VOCABULARY.match(each) for each in differences):
+            differences = [each for each in differences if not _VOCABULARY.match(each) and not _TOKEN.match(each)]
         if differences:
             shown = "; ".join(differences[:6])
-            reasons.append(
-                Reason(
-                    "architecture",
-                    f"{name} is another architecture than {names[0]}: {shown}.",
-                    (names[0], name),
-                    refuses=True,
-                )
-            )
+            message = f"{name} is another architecture than {whose}: {shown}."
+            if not body_only and all(each.startswith("class: ") for each in differences):
+                message += f" {_HEADS}"
+            reasons.append(Reason("architecture", message, (whose, name), refuses=True))
     return reasons
 
 
-def labels(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[Reason]:
-    """Labels that contradict each other, and models that give theirs no names."""
+def labels(
+    checkpoints: Sequence[Checkpoint], names: Sequence[str], wanted: Sequence[str] | None = None
+) -> list[Reason]:
+    """Labels that contradict each other, and models that give theirs no names.
+
+    Args:
+        checkpoints, names: The ingredients.
+        wanted: The labels of the recipe.
+    """
     reasons = []
     named = [
         architecture.label_names(checkpoint.config, name) for checkpoint, name in zip(checkpoints, names, strict=True)
     ]
     reference = next((index for index, labels in enumerate(named) if labels is not None), 0)
+    config, whose = checkpoints[reference].config, names[reference]
+    if wanted is not None and any(each is not None for each in named):
+        config, whose = {"id2label": dict(enumerate(wanted))}, "the recipe"
     unknown = [name for name, labels in zip(names, named, strict=True) if labels is None]
-    for index, name in enumerate(names):
-        if index == reference:
+    for name, checkpoint in zip(names, checkpoints, strict=True):
+        if name == whose:
             continue
-        found = architecture.labels_differ(checkpoints[reference].config, checkpoints[index].config)
-        if found.contradiction:
-            reasons.append(
-                Reason(
-                    "labels",
-                    f"{names[reference]} and {name} do not have the same labels: {found.contradiction}.",
-                    (names[reference], name),
-                    refuses=True,
-                )
-            )
+        found = architecture.labels_differ(config, checkpoint.config)
+        if not found.contradiction:
+            continue
+        ours, theirs = architecture.label_names(config), architecture.label_names(checkpoint.config)
+        if ours is None or theirs is None or architecture.label_order(ours, theirs) is None:
+            message = f"{whose} and {name} do not have the same labels: {found.contradiction}. {_HEADS}"
+            reasons.append(Reason("labels", message, (whose, name), refuses=True))
     if unknown and len(unknown) < len(names):
-        reasons.append(
-            Reason(
-                "labels-unknown",
-                f"{', '.join(unknown)} {'gives' if len(unknown) == 1 else 'give'} no names to the labels, so they are "
-                f"matched by number with {names[reference]}'s; score them to see whether that is right.",
-                tuple(unknown),
-            )
+        message = (
+            f"{', '.join(unknown)} {'gives' if len(unknown) == 1 else 'give'} no names to the labels, so they are "
+            f"matched by number with {names[reference]}'s; score them to see whether that is right."
         )
+        reasons.append(Reason("labels-unknown", message, tuple(unknown)))
     return reasons
 
 
-def align(
-    checkpoints: Sequence[Checkpoint], names: Sequence[str]
-) -> tuple[tuple[Mapping[str, TensorInfo], ...], tuple[str, ...], list[Reason]]:
-    """Each ingredient's tensors under the donor's names; by what the library loads them into where names differ."""
-    donor = checkpoints[0]
-    aligned: list[Mapping[str, TensorInfo]]
-    alignments: list[str] = []
-    reasons: list[Reason] = []
-    if all(each.tensors is donor.tensors or each.tensors.keys() == donor.tensors.keys() for each in checkpoints):
-        aligned = [checkpoint.tensors for checkpoint in checkpoints]
-    else:
-        read: dict[frozenset[str], parameters.Correspondence] = {}
-        by_key: list[dict[str, TensorInfo]] = []
-        tied: Mapping[str, str] = {}
-        for checkpoint, name in zip(checkpoints, names, strict=True):
-            kind = frozenset(checkpoint.tensors)
-            if kind not in read:
-                shapes = {tensor: info.shape for tensor, info in checkpoint.tensors.items()}
-                read[kind] = parameters.correspondence(donor.config, shapes, name)
-            found = read[kind]
-            tied = {**tied, **found.tied}
-            by_key.append({key: checkpoint.tensors[disk] for disk, key in found.parameters.items()})
-            if found.ignored:
-                alignments.append(f"{name}: transformers ignores {some(found.ignored)} at load, so they are left out.")
-            other = [disk for disk, key in found.parameters.items() if disk not in donor.tensors]
-            if other:
-                alignments.append(f"{name}: {len(other)} tensors have other names on disk ({some(other)}).")
-        # The donor's names; a tied tensor that only others store a second time is kept under their name.
-        outputs = {key: info.name for key, info in by_key[0].items()}
-        partners = {**tied, **{target: source for source, target in tied.items()}}
-        for source in by_key[1:]:
-            outputs |= {
-                key: info.name for key, info in source.items() if key not in outputs and partners.get(key) in outputs
-            }
-        aligned = []
-        for source, name in zip(by_key, names, strict=True):
-            mine = {}
-            for key, output in outputs.items():
-                info = source.get(key) or source.get(partners.get(key, ""))
-                if info is not None:
-                    mine[output] = info
-                    if key not in source:
-                        alignments.append(f"{name}: '{output}' is tied, and stored once as '{info.name}'.")
-            aligned.append(mine)
-            extra = [info.name for key, info in source.items() if key not in outputs]
-            lacking = [output for output in outputs.values() if output not in mine]
-            for code, tensors, verb in (
-                ("tensors-missing", lacking, "lacks"),
-                ("tensors-extra", extra, "has more than"),
-            ):
-                if tensors:
-                    reasons.append(
-                        Reason(
-                            code,
-                            f"{name} {verb} {len(tensors)} tensors of {names[0]}: {some(tensors)}."
-                            if code == "tensors-missing"
-                            else f"{name} has {len(tensors)} tensors that {names[0]} lacks: {some(tensors)}.",
-                            (names[0], name),
-                            refuses=True,
-                        )
-                    )
-    reasons += _shapes(aligned, names)
-    dtypes = [checkpoint.dtypes[:1] for checkpoint in checkpoints]
-    if len(set(dtypes)) > 1:
-        shown = ", ".join(f"{name} {dtype[0]}" for name, dtype in zip(names, dtypes, strict=True) if dtype)
-        reasons.append(
-            Reason(
-                "dtypes-mixed",
-                f"The models are stored in different types ({shown}); the widest is written.",
-                tuple(names),
-            )
-        )
-    return tuple(aligned), tuple(alignments), reasons
-
-
-def _shapes(aligned: Sequence[Mapping[str, TensorInfo]], names: Sequence[str]) -> list[Reason]:
-    others = [source for source in aligned[1:] if source is not aligned[0]]
-    if not others:
-        return []
-    differing = [
-        tensor
-        for tensor, first in aligned[0].items()
-        if any(
-            (found := other.get(tensor)) is not first and found is not None and found.shape != first.shape
-            for other in others
-        )
-    ]
-    if not differing:
-        return []
-    tensor = differing[0]
-    rows = "\n".join(
-        f"    {name}  {source[tensor].shape}" for name, source in zip(names, aligned, strict=True) if tensor in source
-    )
-    more = f" The same is true of {len(differing) - 1} more tensors." if len(differing) > 1 else ""
-    who = tuple(
-        name
-        for name, source in zip(names, aligned, strict=True)
-        if tensor in source and source[tensor].shape != aligned[0][tensor].shape
-    )
-    return [
-        Reason(
-            "shapes",
-            f"The models disagree on the shape of '{tensor}':\n{rows}\n  {more}".rstrip(),
-            who,
-            refuses=True,
-        )
-    ]
-
-
-def processing(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[Reason]:
+def processing(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> tuple[list[Reason], Tokens]:
     """Tokenizers and image processors: by their files' ids where they are equal, else by what they do."""
     reasons: list[Reason] = []
     ids = [_processing_ids(checkpoint) for checkpoint in checkpoints]
     having = [index for index, each in enumerate(ids) if each]
     if not having:
         message = "None of the models brings a tokenizer or an image processor, so neither will the soup."
-        return [Reason("processing-absent", message, tuple(names))]
-    first = having[0]
+        return [Reason("processing-absent", message, tuple(names))], Tokens()
     folders: dict[int, Path] = {}
+
+    def compared(a: int, b: int) -> list[Finding]:
+        for each in (a, b):
+            if each not in folders:
+                folders[each] = checkpoints[each].fetch_assets()
+        return same_processing(folders[a], folders[b], checkpoints[a].config, names=(names[a], names[b]))
+
+    first = having[0]
+    counts = [0] * len(checkpoints)
+    comparable = len(having) == len(checkpoints)
+    said = ""
     for index in range(len(checkpoints)):
         if index == first or ids[index] == ids[first]:
             continue
@@ -278,23 +194,29 @@ def processing(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[
             message = f"{names[index]} brings no tokenizer or image processor; {names[first]}'s is used."
             reasons.append(Reason("processing-absent", message, (names[index],)))
             continue
-        for each in (first, index):
-            if each not in folders:
-                folders[each] = checkpoints[each].fetch_assets()
-        for found in same_processing(
-            folders[first], folders[index], checkpoints[first].config, names=(names[first], names[index])
-        ):
-            differs = found.kind == "difference"
-            message = f"{names[first]} and {names[index]} do not prepare their inputs alike: {found.message}."
-            reasons.append(
-                Reason(
-                    "processing" if differs else "processing-not-compared",
-                    message if differs else f"{found.message[:1].upper()}{found.message[1:]}.",
-                    (names[first], names[index]),
-                    refuses=differs,
-                )
-            )
-    return reasons
+        for found in compared(first, index):
+            if found.tokens is not None:
+                counts[first], counts[index] = found.tokens
+                said = said or found.message
+                continue
+            comparable = comparable and "tokenizer" not in found.message
+            reasons.append(_processing_reason(found, names[first], names[index]))
+    # Those that are as the first have as many tokens.
+    counts = [count or counts[first] for count in counts]
+    largest = counts.index(max(counts))
+    for index in range(len(checkpoints)):
+        # Each adds to the first one's; whether they add the same, in the same place, only the largest can say.
+        if largest != first and index not in (first, largest) and ids[index] not in (ids[first], ids[largest]):
+            clashes = [found for found in compared(largest, index) if found.kind == "difference"]
+            reasons += [_processing_reason(found, names[largest], names[index]) for found in clashes]
+    return reasons, Tokens(tuple(counts), said) if comparable else Tokens()
+
+
+def _processing_reason(found: Finding, one: str, other: str) -> Reason:
+    if found.kind == "difference":
+        message = f"{one} and {other} do not prepare their inputs alike: {found.message}."
+        return Reason("processing", message, (one, other), refuses=True)
+    return Reason("processing-not-compared", f"{found.message[:1].upper()}{found.message[1:]}.", (one, other))
 
 
 def processing_files(checkpoint: Checkpoint) -> list[str]:

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_soup import architecture
+from hf_soup import architecture, parameters
 from hf_soup.card import license_of, plot, render
 from hf_soup.checkpoint import ASSETS, Checkpoint
 from hf_soup.compatibility import processing_files
@@ -27,20 +27,13 @@ if TYPE_CHECKING:
 _PACKAGES = ("hf-soup", "torch", "transformers", "safetensors", "huggingface_hub", "datasets", "evaluate")
 
 
-def label_names(lineage: Lineage) -> tuple[str, ...] | None:
-    """The names of the outputs, from the first ingredient that gives any."""
-    for name, checkpoint in zip(lineage.names, lineage.checkpoints, strict=True):
-        labels = architecture.label_names(checkpoint.config, name)
-        if labels is not None:
-            return labels
-    return None
-
-
-def soup_config(lineage: Lineage, dtype: str, labels: tuple[str, ...] | None = None) -> dict[str, Any]:
-    """The donor's config with the dtype that is written, and with label names; ``labels`` where no model has any."""
+def soup_config(lineage: Lineage, dtype: str) -> dict[str, Any]:
+    """The donor's config with the dtype that is written and the names of the outputs; without a head, the body's."""
     config = architecture.output_dtype_config(lineage.donor.config, dtype)
     config.pop("_name_or_path", None)  # it names the base, or a folder on somebody's machine
-    names = label_names(lineage) or labels
+    if lineage.alignment.body:
+        return parameters.body_config(config, lineage.donor.model)
+    names = lineage.alignment.labels
     if names is not None:
         known = architecture.num_labels(config)
         if known not in (None, len(names)):
@@ -57,7 +50,7 @@ def write_assets(folder: Path, config: Mapping[str, Any], lineage: Lineage, othe
     else the ancestor, else one of the ``others``, which are not in the soup.
     """
     founder = lineage.ancestor.checkpoint if lineage.ancestor else None
-    sources = [*lineage.checkpoints, *([founder] if founder else []), *others]
+    sources = [lineage.donor, *lineage.checkpoints, *([founder] if founder else []), *others]
     having = next((checkpoint for checkpoint in sources if processing_files(checkpoint)), lineage.donor)
     for checkpoint, files in ((having, processing_files(having)), (lineage.donor, _assets(lineage.donor))):
         source = checkpoint.fetch_assets()
@@ -99,24 +92,23 @@ def write_contents(
         title: The soup's name.
     """
     leaves = lineage.only(found.weights)
-    labels = label_names(lineage) or recipe.labels
-    config = soup_config(leaves, plan.dtype, labels)
+    config = soup_config(leaves, plan.dtype)
     write_assets(folder, config, leaves, lineage.checkpoints)
     index = plan.index()
     if index is not None:
         with (folder / "model.safetensors.index.json").open("w") as file:
             json.dump(index, file, indent=2)
             file.write("\n")
-    resolved = resolve_recipe(recipe, leaves, found.weights, benches)
-    if label_names(leaves) is None and labels is not None:
-        resolved = resolved.model_copy(update={"labels": labels})
+    # With the one whose head is kept, though nothing of its body may be in the soup.
+    weights = {name: found.weights.get(name, 0.0) for name in leaves.names}
+    resolved = resolve_recipe(recipe, leaves, weights, benches)
     (folder / "soup.yaml").write_text(resolved.to_yaml())
     base = lineage.ancestor.checkpoint if lineage.ancestor else None
-    used = list(found.weights)
+    used = list(weights)
     license = license_of([c for n, c in zip(lineage.names, lineage.checkpoints, strict=True) if n in used], base)
     summary: dict[str, Any] = {
         "digest": merged.digest,
-        "weights": dict(found.weights),
+        "weights": weights,
         "selected": used,
         "method": recipe.method.name,
         "select": recipe.select.name,
@@ -135,6 +127,7 @@ def write_contents(
         "license_agreed": license.agreed,
         "notes": [note for bench in benches for note in bench.notes]
         + [f"The ingredients disagree on '{name}', which is not averaged." for name in merged.differing],
+        "alignments": list(leaves.alignments),
         "lineage": lineage.to_dict(),
         "versions": {name: version(name) for name in _PACKAGES},
     }
@@ -160,13 +153,27 @@ def resolve_recipe(recipe: Recipe, leaves: Lineage, weights: Mapping[str, float]
     # One that could not be read would stop the next cook, where it is only a hint in a card.
     if ancestor and ancestor.revision and not ancestor.model.startswith("local:"):
         base = f"{ancestor.model}@{ancestor.revision}"
+    ingredients = tuple(
+        Ingredient(model=leaf.model, revision=leaf.revision, weight=weight)
+        for leaf, weight in zip(leaves.checkpoints, weights.values(), strict=True)
+    )
+    heads = recipe.heads
+    if leaves.head_of is not None:
+        one = ingredients[leaves.alignment.donor]
+        # A model may stand there in several revisions.
+        several = [each.model for each in ingredients].count(one.model) > 1
+        heads = f"{one.model}@{one.revision}" if several else one.model
+    # The order of the outputs, where it is not what the leaves say by themselves.
+    every = leaves.checkpoints if leaves.head_of is None else [leaves.donor]
+    named = (architecture.label_names(leaf.config) for leaf in every)
+    said = next((each for each in named if each is not None), None)
+    labels = leaves.alignment.labels
     return recipe.model_copy(
         update={
             "base": base,
-            "ingredients": tuple(
-                Ingredient(model=leaf.model, revision=leaf.revision, weight=weight)
-                for leaf, weight in zip(leaves.checkpoints, weights.values(), strict=True)
-            ),
+            "ingredients": ingredients,
+            "heads": heads,
+            "labels": None if labels == said else labels,
             # The choice is made; a weight that came out of data is not derived again.
             "select": Named(name="uniform"),
             "score": scorings.pop(0) if recipe.score else None,

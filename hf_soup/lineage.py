@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
-from hf_soup.ancestry import Ancestor, find_ancestor, weigh
+import numpy as np
+
+from hf_soup import kinship
+from hf_soup.alignment import Alignment, Wishes, align
+from hf_soup.ancestry import Ancestor, candidates, read_claims
 from hf_soup.checkpoint import Checkpoint
 from hf_soup.client import Token
-from hf_soup.compatibility import Reason, align, architectures, duplicates, labels, modules, processing, quantised
+from hf_soup.compatibility import Reason, architectures, duplicates, labels, modules, processing, quantised
 from hf_soup.errors import IncompatibleError
+from hf_soup.evidence import judge
 from hf_soup.headers import TensorInfo
 from hf_soup.kinship import Kinship
 
@@ -28,9 +34,8 @@ class Lineage:
         checkpoints: The ingredients, pinned.
         names: What each is called everywhere else: its model, told apart where two share it.
         reasons: Everything that was found, what refuses first.
-        alignments: What is dropped, renamed or shared so that tensors correspond, a sentence each.
-        evidence: The comparisons of weights.
-        tensors: For each ingredient its tensors under the names of the output.
+        alignment: How their tensors correspond.
+        evidence: The comparisons of weights, ``body`` and ``head``; the ancestor stands behind the ingredients.
         transferred_bytes: What the check read from the Hub.
     """
 
@@ -39,28 +44,62 @@ class Lineage:
     checkpoints: tuple[Checkpoint, ...] = field(repr=False)
     names: tuple[str, ...]
     reasons: tuple[Reason, ...]
-    alignments: tuple[str, ...]
-    evidence: tuple[Kinship, ...]
-    tensors: tuple[Mapping[str, TensorInfo], ...] = field(repr=False)
+    alignment: Alignment
+    evidence: tuple[Kinship, ...] = ()
     transferred_bytes: int = 0
 
     @property
     def donor(self) -> Checkpoint:
-        """The first ingredient: its config and the names of its tensors are the soup's."""
-        return self.checkpoints[0]
+        """The ingredient whose config and names of tensors are the soup's."""
+        return self.checkpoints[self.alignment.donor]
+
+    @property
+    def tensors(self) -> tuple[Mapping[str, TensorInfo], ...]:
+        """For each ingredient its tensors under the names of the output."""
+        return self.alignment.tensors
+
+    @property
+    def alignments(self) -> tuple[str, ...]:
+        """What is dropped, renamed, moved or shared so that tensors correspond, a sentence each."""
+        return self.alignment.notes
+
+    @property
+    def head_of(self) -> str | None:
+        """Whose head the soup keeps, where only bodies are averaged."""
+        heads = self.alignment.wishes.heads
+        return self.names[heads] if isinstance(heads, int) else None
 
     def only(self, names: Collection[str]) -> Lineage:
-        """Some of the ingredients, the first of them as the donor: what a selection leaves.
+        """Some of the ingredients: what a selection leaves, and the one whose head is kept.
 
-        So the soup has the names and the config that cooking it again from those alone gives.
+        So the soup has the names and the config that cooking it again from those alone gives; the outputs keep their
+        order, as everything was scored in it.
         """
-        kept = [index for index, name in enumerate(self.names) if name in names]
+        kept = [n for n, name in enumerate(self.names) if name in names or name == self.head_of]
         if len(kept) == len(self.names):
             return self
         checkpoints = tuple(self.checkpoints[index] for index in kept)
         called = tuple(self.names[index] for index in kept)
-        tensors, _, _ = align(checkpoints, called)
-        return replace(self, checkpoints=checkpoints, names=called, tensors=tensors)
+        wishes = self.alignment.wishes
+        heads = kept.index(wishes.heads) if isinstance(wishes.heads, int) else wishes.heads
+        wishes = replace(wishes, heads=heads, labels=self.alignment.labels)
+        alignment, _ = align(checkpoints, called, wishes, self.alignment.tokens.only(kept))
+        return replace(self, checkpoints=checkpoints, names=called, alignment=alignment)
+
+    def kin(self, number: int) -> tuple[float | None, tuple[float, float] | None]:
+        """Cosine of an ingredient's body with the ancestor's, and the lowest and highest with other ingredients."""
+        found = next((each for each in self.evidence if each.part == "body"), None)
+        if found is None:
+            return None, None
+        count = len(self.checkpoints)
+        others = np.delete(found.cosines[number, :count], number)
+        others = others[np.isfinite(others)]
+        near = (float(others.min()), float(others.max())) if len(others) else None
+        founders = found.names[count:]
+        if self.ancestor is None or self.ancestor.model not in founders:
+            return None, near
+        cosine = float(found.cosines[number, count + founders.index(self.ancestor.model)])
+        return None if np.isnan(cosine) else cosine, near
 
     def pin(self) -> None:
         """Know every revision from now on; folders are read whose sha256 is not known."""
@@ -81,6 +120,13 @@ class Lineage:
                 f"These models cannot be averaged:\n{shown}", hint="`hf-soup check` shows the whole report."
             )
 
+    @property
+    def cosines(self) -> tuple[float, float] | None:
+        """Lowest and highest of all comparisons of bodies; None where nothing was compared."""
+        found = [each.cosines[np.triu_indices(len(each.names), 1)] for each in self.evidence if each.part == "body"]
+        known = [float(cosine) for cosine in (found[0] if found else ()) if np.isfinite(cosine)]
+        return (min(known), max(known)) if known else None
+
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, as ``hf-soup check --json`` prints it."""
         ancestor = self.ancestor and {
@@ -98,10 +144,11 @@ class Lineage:
                     "revision": checkpoint.known_revision,
                     "parameters": checkpoint.parameters,
                     "dtype": checkpoint.dtypes[0] if checkpoint.dtypes else None,
-                    "license": ", ".join(str(each) for each in _listed(checkpoint.card.get("license"))) or None,
+                    "license": _license(checkpoint),
+                    "ancestor_cosine": None if (cosine := self.kin(number)[0]) is None else round(cosine, 4),
                     "notes": list(checkpoint.notes),
                 }
-                for name, checkpoint in zip(self.names, self.checkpoints, strict=True)
+                for number, (name, checkpoint) in enumerate(zip(self.names, self.checkpoints, strict=True))
             ],
             "reasons": [reason.to_dict() for reason in self.reasons],
             "alignments": list(self.alignments),
@@ -113,43 +160,87 @@ class Lineage:
         lines = [f"{self.verdict}: {_VERDICTS[self.verdict]}", ""]
         if self.ancestor:
             revision = f"@{self.ancestor.revision.removeprefix('sha256:')[:7]}" if self.ancestor.revision else ""
-            lines.append(f"  ancestor  {self.ancestor.model}{revision} (from the {self.ancestor.source})")
+            source = {"recipe": "named by you", "card": "as the cards say"}.get(self.ancestor.source, "by its weights")
+            lines.append(f"  ancestor  {self.ancestor.model}{revision} ({source})")
         else:
-            lines.append("  ancestor  unknown: no card or config names one, and no base was given")
-        for name, checkpoint in zip(self.names, self.checkpoints, strict=True):
-            dtype = checkpoint.dtypes[0] if checkpoint.dtypes else "?"
-            lines.append(
-                f"  model     {name}{f'@{checkpoint.short}' if checkpoint.short else ''}"
-                f"  {checkpoint.parameters:,} parameters, {dtype}"
-            )
-            lines += [f"            ({note})" for note in checkpoint.notes]
-        for title, part in (("weights", "body"), ("heads", "head")):
-            found = [each for each in self.evidence if each.part == part]
-            if found:
-                low, high = min(each.cosine for each in found), max(each.cosine for each in found)
-                rows = [each.rows for each in found if each.rows is not None]
-                match = f"; rows that find themselves {min(rows):.0%} to {max(rows):.0%}" if rows else ""
-                lines.append(f"  {title:8}  cosine {low:.3f} to {high:.3f} in {len(found)} comparisons{match}")
+            lines.append("  ancestor  unknown")
+        lines += ["", *self._table()]
+        heads = next((each for each in self.evidence if each.part == "head"), None)
+        if heads is not None and np.isfinite(pairs := heads.cosines[np.triu_indices(len(heads.names), 1)]).any():
+            low, high = np.nanmin(pairs), np.nanmax(pairs)
+            lines.append(f"  heads: cosine {low:.3f} to {high:.3f}; below {kinship.HEADS_APART} they began apart")
         for heading, reasons in (
             ("Why not:", [reason for reason in self.reasons if reason.refuses]),
             ("To know:", [reason for reason in self.reasons if not reason.refuses]),
         ):
             if reasons:
                 lines += ["", heading, *(f"- [{reason.code}] {reason.message}" for reason in reasons)]
-        if self.alignments:
-            lines += ["", "Aligned:", *(f"- {each}" for each in self.alignments)]
+        notes = [*(f"{n}: {note}" for n, c in zip(self.names, self.checkpoints, strict=True) for note in c.notes)]
+        notes += self.alignments
+        if notes:
+            lines += ["", "Aligned:", *(f"- {each}" for each in notes[:_MOST_NOTES])]
+            lines += [f"- and {len(notes) - _MOST_NOTES} more; --json has all"] if len(notes) > _MOST_NOTES else []
+        lines += ["", f"What to do: {self._advice()}"]
         lines += ["", f"Read from the Hub: {self.transferred_bytes / 1e6:.1f} MB, no whole weight file."]
         return "\n".join(lines)
 
+    def _table(self) -> list[str]:
+        rows = [("model", "parameters", "type", "licence", "to ancestor", "to the others")]
+        for number, (name, checkpoint) in enumerate(zip(self.names, self.checkpoints, strict=True)):
+            if number == _MOST_ROWS:
+                break
+            founder, others = self.kin(number)
+            rows.append(
+                (
+                    f"{_short(name)}{f'@{checkpoint.short}' if checkpoint.short else ''}",
+                    f"{checkpoint.parameters:,}",
+                    checkpoint.dtypes[0] if checkpoint.dtypes else "?",
+                    _license(checkpoint) or "not stated",
+                    "" if founder is None else f"{founder:.3f}",
+                    "" if others is None else f"{others[0]:.3f} to {others[1]:.3f}",
+                )
+            )
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True) if width).rstrip()
+            for row in rows
+        ]
+        if len(self.names) > _MOST_ROWS:
+            lines.append(f"  and {len(self.names) - _MOST_ROWS} more; --json has all")
+        if self.evidence:
+            said = (
+                f"cosines of rows of the body: strangers below {kinship.STRANGERS}, close kin above {kinship.DRIFTED}"
+            )
+            lines.append(f"  {said}")
+        return lines
 
-def _listed(value: object) -> list[object]:
+    def _advice(self) -> str:
+        if self.verdict == REFUSED:
+            return "each point under `Why not` says it; then check again."
+        if self.verdict == PROVEN:
+            return "`hf-soup cook` averages them; with held-out data it measures the soup against its ingredients."
+        if self.ancestor is None or self.ancestor.source == "weights":
+            return "name the ancestor with --base if you know it, or measure with `--recipe RECIPE --barrier`."
+        return "measure: `hf-soup cook` with held-out data, or `hf-soup check --recipe RECIPE --barrier`."
+
+
+_MOST_ROWS, _MOST_NOTES = 20, 12  # of a report for people
+
+
+def _short(name: str, most: int = 48) -> str:
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[-most // 2 + 1 :]}"
+
+
+def _license(checkpoint: Checkpoint) -> str | None:
     """A card's field that may hold one value, several or none."""
-    return value if isinstance(value, list) else [] if value is None else [value]
+    stated = checkpoint.card.get("license")
+    listed = stated if isinstance(stated, list) else [] if stated is None else [stated]
+    return ", ".join(str(each) for each in listed) or None
 
 
 _VERDICTS = {
-    PROVEN: "these models share an architecture and a pretrained ancestor; they can be averaged.",
-    LIKELY: "these models look like siblings, but not everything confirms it; they can be averaged.",
+    PROVEN: "they share an architecture and a pretrained ancestor, and the weights agree. They can be averaged.",
+    LIKELY: "they look like siblings, but not everything confirms it. They can be averaged.",
     REFUSED: "these models cannot be averaged.",
 }
 
@@ -158,6 +249,7 @@ def examine(
     checkpoints: Sequence[Checkpoint],
     *,
     base: str | None = None,
+    wishes: Wishes | None = None,
     alone: bool = False,
     allow_pickle: bool = False,
     token: Token = None,
@@ -167,6 +259,7 @@ def examine(
     Args:
         checkpoints: Opened ingredients.
         base: The ancestor, where the user names one.
+        wishes: What the recipe says about heads, tokens and labels.
         alone: A single model may be a soup, as where a selection kept only one.
         allow_pickle: Read the base's ``pytorch_model.bin`` too.
         token: As everywhere in huggingface_hub.
@@ -179,29 +272,40 @@ def examine(
     reasons += duplicates(checkpoints, names)
     reasons += quantised(checkpoints, names)
     reasons += modules(checkpoints, names)
-    alignments: tuple[str, ...] = ()
-    tensors: tuple[Mapping[str, TensorInfo], ...] = tuple(checkpoint.tensors for checkpoint in checkpoints)
+    wishes = wishes or Wishes()
+    donor = wishes.heads if isinstance(wishes.heads, int) else 0
+    alignment = Alignment(tuple(checkpoint.tensors for checkpoint in checkpoints), donor, wishes=wishes)
     ancestor: Ancestor | None = None
-    evidence: list[Kinship] = []
-    compared = False
+    evidence: tuple[Kinship, ...] = ()
+    proven = False
+    claims, found = read_claims(checkpoints, names, base, allow_pickle=allow_pickle, token=token)
+    reasons += found
     try:
-        reasons += architectures(checkpoints, names)
+        reasons += architectures(checkpoints, names, donor, body_only=wishes.heads is not None)
         if not any(reason.refuses for reason in reasons if reason.code != "single"):
-            reasons += labels(checkpoints, names)
-            tensors, alignments, found = align(checkpoints, names)
+            reasons += [] if wishes.heads is not None else labels(checkpoints, names, wishes.labels)
+            found, tokens = processing(checkpoints, names)
             reasons += found
-            reasons += processing(checkpoints, names)
-        ancestor, declared, found = find_ancestor(checkpoints, names, base, allow_pickle=allow_pickle, token=token)
-        reasons += found
-        if not any(reason.code in ("architecture", "quantised") for reason in reasons):
-            correspond = not any(reason.code in ("labels", "shapes") for reason in reasons)
-            evidence, compared, found = weigh(checkpoints, names, tensors, ancestor, heads_correspond=correspond)
+            alignment, found = align(checkpoints, names, wishes, tokens)
             reasons += found
+        codes = {reason.code for reason in reasons if reason.refuses}
+        judgement = judge(
+            checkpoints,
+            names,
+            alignment,
+            claims,
+            partial(candidates, checkpoints, token=token),
+            comparable=not codes & {"architecture", "quantised"},
+            heads_correspond=not codes & {"labels", "shapes", "tensors-missing", "vocabulary"},
+        )
+        ancestor, proven, evidence = judgement.ancestor, judgement.proven, judgement.evidence
+        reasons += judgement.reasons
     except IncompatibleError as error:
         reasons.append(Reason("architecture", str(error), refuses=True))
-        declared = False
+    if base is not None and claims.base is None:
+        ancestor, proven = Ancestor(base, "recipe"), False  # it could not be read without a network
     reasons.sort(key=lambda reason: not reason.refuses)
-    verdict = PROVEN if declared and compared else LIKELY
+    verdict = PROVEN if proven else LIKELY
     if any(reason.refuses for reason in reasons):
         verdict = REFUSED
     return Lineage(
@@ -210,9 +314,8 @@ def examine(
         checkpoints=tuple(checkpoints),
         names=names,
         reasons=tuple(reasons),
-        alignments=alignments,
-        evidence=tuple(evidence),
-        tensors=tensors,
+        alignment=alignment,
+        evidence=evidence,
     )
 
 

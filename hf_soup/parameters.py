@@ -7,12 +7,22 @@ itself says which tensor goes where, on a model on the meta device, which has sh
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from hf_soup.architecture import body_class, first_line, is_quantised, library, model_class, quiet, read_config
+from hf_soup.architecture import (
+    body_class,
+    first_line,
+    is_quantised,
+    library,
+    model_class,
+    num_labels,
+    quiet,
+    read_config,
+)
 from hf_soup.errors import IncompatibleError
 
 if TYPE_CHECKING:
@@ -127,6 +137,54 @@ def head_names(config: Mapping[str, Any], names: Iterable[str], name: str = "the
     parts = {part for part, _ in _meta_model(config, name, body).named_children()}
     shared = parts & {part for part, _ in model.named_children()}
     return {disk for disk, target in targets.items() if shared and target.partition(".")[0] not in parts}
+
+
+def body_config(config: Mapping[str, Any], name: str = "the model") -> dict[str, Any]:
+    """The config of a model without its head.
+
+    Raises:
+        IncompatibleError: The library has no such class.
+
+    >>> body_config({"model_type": "bert", "architectures": ["BertForMaskedLM"], "id2label": {"0": "a"}})
+    {'model_type': 'bert', 'architectures': ['BertModel']}
+    """
+    body = body_class(read_config(config, name))
+    if body is None:
+        said = f"transformers has no class for the body of {name}."
+        raise IncompatibleError(said, hint="Keep a head: `heads: MODEL`.")
+    of_heads = ("id2label", "label2id", "num_labels", "problem_type", "finetuning_task")
+    return {key: value for key, value in config.items() if key not in of_heads} | {"architectures": [body.__name__]}
+
+
+def counted_names(
+    config: Mapping[str, Any], names: Iterable[str], what: Literal["labels", "vocabulary"], name: str
+) -> list[str]:
+    """Which tensors have a row for each label or for each token: those that are longer where a config has more.
+
+    Args:
+        config: A ``config.json``.
+        names: Of tensors on disk.
+        what: What the rows stand for.
+        name: What errors call the model.
+    """
+    model = _meta_model(config, name)
+    more = copy.deepcopy(dict(config))
+    if what == "labels":
+        count = (num_labels(config) or 2) + 1
+        more |= {"id2label": {str(n): f"LABEL_{n}" for n in range(count)}, "label2id": {}}
+        more.pop("num_labels", None)
+    else:
+        loaded = read_config(config, name).get_text_config()
+        part = more.get("text_config", more) if "vocab_size" not in more else more
+        part["vocab_size"] = getattr(loaded, "vocab_size", 0) + 1
+    shapes = {key: each.shape for key, each in _meta_model(more, name).state_dict().items()}
+    grown = set()
+    for key, each in model.state_dict().items():
+        if key in shapes and shapes[key] != each.shape:
+            if shapes[key][0] != each.shape[0] + 1 or shapes[key][1:] != each.shape[1:]:
+                raise IncompatibleError(f"'{key}' of {name} does not have the {what} in its rows, but elsewhere.")
+            grown.add(key)
+    return sorted(disk for disk, pair in _pair(model, names).items() if pair.key in grown)
 
 
 class _Pair(NamedTuple):

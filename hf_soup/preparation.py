@@ -109,6 +109,7 @@ def plan_of(recipe: Recipe, lineage: Lineage, weights: Mapping[str, float]) -> P
         method=recipe.method.name,
         parameters=recipe.method.parameters,
         dtype=recipe.dtype,
+        patched=lineage.alignment.patched,
     )
 
 

@@ -41,10 +41,12 @@ _TEXTS = (
 
 
 class Finding(NamedTuple):
-    """Something about processing: a difference, or a note about what could not be compared."""
+    """Something about processing: a difference, a note about what could not be compared, or that one tokenizer is the
+    other with tokens added; then how many both have."""
 
-    kind: Literal["difference", "note"]
+    kind: Literal["difference", "note", "tokens"]
     message: str
+    tokens: tuple[int, int] | None = None
 
 
 def same_processing(
@@ -94,7 +96,12 @@ def same_processing(
             message = f"the {kind}s of {one} and {other} could not be compared: {first_line(error)}"
             findings.append(Finding("note", message))
         else:
-            findings += [Finding("difference", f"{kind}: {what}") for what in found]
+            findings += [
+                Finding("difference", f"{kind}: {what}")
+                if isinstance(what, str)
+                else what._replace(message=what.message.format(one, other))
+                for what in found
+            ]
             if kind == "tokenizer":
                 findings += _lengths(folder_a, folder_b, one, other)
     return findings
@@ -113,25 +120,57 @@ def _lengths(folder_a: Path, folder_b: Path, one: str, other: str) -> list[Findi
     return [Finding("note", f"texts are cut at {found[0]} tokens in {one} and at {found[1]} in {other}")]
 
 
-def _tokenizer_differences(a: Any, b: Any) -> list[str]:
-    found = [] if len(a) == len(b) else [f"{len(a)} tokens against {len(b)}"]
+def _added(a: Any, b: Any) -> list[str]:
+    """The tokens that the larger of two tokenizers has behind all of the smaller one's; none where it is not so."""
+    small, large = sorted((a.get_vocab(), b.get_vocab()), key=len)
+    more = {token: number for token, number in large.items() if token not in small}
+    if not more or any(large.get(token) != number for token, number in small.items()):
+        return []
+    return sorted(more, key=lambda token: more[token]) if min(more.values()) > max(small.values()) else []
+
+
+def _tokenizer_differences(a: Any, b: Any) -> list[str | Finding]:
+    if added := _added(a, b):
+        smaller, larger = sorted((a, b), key=lambda each: len(each.get_vocab()))
+        # What was added says nothing yet; everything else must be as before.
+        roles = {f"{role}_token_id" for role in _ROLES if getattr(larger, f"{role}_token", None) in added}
+        roles |= {key for key in (f"{role}_token_id" for role in _ROLES) if getattr(smaller, key, None) is None}
+        differences = _other_differences(smaller, larger, roles)
+        if differences:
+            return differences
+        counts = [max(each.get_vocab().values()) + 1 for each in (a, b)]
+        more = f" and {len(added) - 4} more" if len(added) > 4 else ""
+        who = "{1} is {0}" if counts[0] < counts[1] else "{0} is {1}"
+        said = ", ".join(shown(token) for token in added[:4]).replace("{", "{{").replace("}", "}}")
+        return [Finding("tokens", f"The tokenizer of {who}'s with tokens added: {said}{more}.", (counts[0], counts[1]))]
+    return _other_differences(a, b, set())
+
+
+def _other_differences(a: Any, b: Any, skipped: set[str]) -> list[str | Finding]:
+    extended = len(a) != len(b) and bool(_added(a, b))
+    found: list[str | Finding] = [] if extended or len(a) == len(b) else [f"{len(a)} tokens against {len(b)}"]
     ours, theirs = a.get_vocab(), b.get_vocab()
-    moved = sorted((number, token) for token, number in ours.items() if theirs.get(token) != number)
+    moved = [] if extended else sorted((number, token) for token, number in ours.items() if theirs.get(token) != number)
     if moved and not found:
         number, token = moved[0]
         found.append(f"{len(moved)} tokens have other numbers; {shown(token)!r}: {number} against {theirs.get(token)}")
     for key in (f"{role}_token_id" for role in _ROLES):
         one, other = getattr(a, key, None), getattr(b, key, None)
-        if one != other:
+        if one != other and key not in skipped:
             found.append(f"{key}: {one} against {other}")
     special = [str(token) for role in _ROLES if (token := getattr(a, f"{role}_token", None))]
     # Words of the vocabulary itself: to one of molecules or genes, every text above is unknown.
     words = " ".join(sorted(ours, key=lambda token: ours[token])[:: max(1, len(ours) // 64)])
     texts = (*_TEXTS, words, words.upper())
     probes: list[tuple[str, ...]] = [*((text,) for text in texts), (_TEXTS[1], _TEXTS[2]), (" x ".join(special),)]
-    changed = []
+    changed: list[tuple[object, ...]] = []
+    compared: list[str] = []
+    added = set(theirs.values()) - set(ours.values()) if extended else set()
     for probe in probes:
         one, other = a(*probe), b(*probe)
+        if not added.isdisjoint(other["input_ids"]):
+            continue  # only what has none of the added tokens in it must be as before
+        compared.append(probe[0])
         # One version returns token types where another does not; only what both return can contradict.
         if any(one[key] != other[key] for key in one.keys() & other.keys()):
             changed.append((" | ".join(probe), one["input_ids"], other["input_ids"]))
@@ -139,8 +178,13 @@ def _tokenizer_differences(a: Any, b: Any) -> list[str]:
         text, left, right = (shown(value) for value in changed[0])
         what = f"{len(changed)} of {len(probes)} probe texts become other tokens"
         found.append(f"{what}; {text!r}: {left} against {right}")
-    elif None not in (a.pad_token_id, b.pad_token_id):
-        batch = list(_TEXTS[1:4])
+    elif not compared:
+        found.append(f"every probe text has tokens in it that were added; {len(a)} tokens against {len(b)}")
+    elif a.pad_token_id != b.pad_token_id:
+        if None not in (a.pad_token_id, b.pad_token_id) and a.padding_side != b.padding_side:
+            found.append(f"padding: {a.padding_side} against {b.padding_side}")
+    elif a.pad_token_id is not None:
+        batch = compared[:4]  # of several lengths
         if a(batch, padding=True)["input_ids"] != b(batch, padding=True)["input_ids"]:
             found.append(f"padding: {a.padding_side} against {b.padding_side}")
     return found

@@ -189,7 +189,11 @@ class Recipe(_Value):
         score: The held-out data that selection may look at.
         report: Data that is looked at once, at the end.
         dtype: ``bfloat16``, ``float16``, ``float32`` or ``float64``; the ingredients' by default.
-        labels: Names of the outputs, where no ingredient gives any.
+        labels: Names of the outputs in the order that the soup shall have; by default as the first ingredient that
+            names them has them.
+        heads: Average bodies alone: ``body`` makes a model without a head, a new base; the name of an ingredient
+            keeps its head.
+        vocabulary: Where some ingredients added tokens: ``base`` keeps those that all have, ``union`` all.
         seed: Of every random number.
         allow_pickle: Read ``pytorch_model.bin`` where there is nothing else (weights only).
 
@@ -209,6 +213,8 @@ class Recipe(_Value):
     report: tuple[Scoring, ...] = ()
     dtype: Literal["bfloat16", "float16", "float32", "float64"] | None = None
     labels: tuple[str, ...] | None = None
+    heads: _Text | None = None
+    vocabulary: Literal["base", "union"] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     allow_pickle: bool = False
 
@@ -226,6 +232,26 @@ class Recipe(_Value):
             shown = ", ".join(f"{ingredient.weight:g}" for ingredient in self.ingredients)
             raise ValueError(f"the weights ({shown}) sum to {total:g}; give at least one ingredient a share")
         return self
+
+    @model_validator(mode="after")
+    def _heads_are_known(self) -> Self:
+        if self.heads == "body" and (self.score or self.report):
+            raise ValueError("with `heads: body` the soup has no outputs that `score` or `report` could measure")
+        if self.heads not in (None, "body") and not isinstance(self.head, int):
+            known = ", ".join(str(each) for each in self.ingredients[:6])
+            raise ValueError(f"`heads` is '{self.heads}'; it is `body` or one of the ingredients: {known}")
+        return self
+
+    @property
+    def head(self) -> int | Literal["body"] | None:
+        """Number of the ingredient whose head is kept, or ``body``; None where heads are averaged."""
+        if self.heads is None or self.heads == "body":
+            return self.heads  # type: ignore[return-value]  # "body" is one
+        model, _, revision = split_revision(self.heads)
+        for number, each in enumerate(self.ingredients):
+            if each.model == model and revision in ("", each.revision):
+                return number
+        return None
 
     @property
     def resolved(self) -> bool:

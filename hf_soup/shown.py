@@ -13,6 +13,7 @@ def plan(planned: Mapping[str, Any]) -> str:
     """What `preview` found."""
     lines = [f"verdict   {planned['verdict']}"]
     lines += [f"model     {pinned}" for pinned in planned["ingredients"].values()]
+    lines += [f"align     {note}" for note in planned["alignments"]]
     lines += [f"write     {name}  {size / 1e6:,.1f} MB" for name, size in planned["files"].items()]
     lines += [
         f"tensors   {planned['tensors']:,} in {planned['dtype']}",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_soup import architecture, transfer
+from hf_soup.alignment import Alignment, Wishes
 from hf_soup.card import with_fields
 from hf_soup.checkpoint import open_all, require_unchanged
 from hf_soup.client import Token
@@ -196,7 +197,12 @@ def check(
     allow_pickle = allow_pickle or recipe.allow_pickle
     checkpoints = open_all(recipe.ingredients, allow_pickle=allow_pickle, token=token)
     lineage = examine(
-        checkpoints, base=base or recipe.base, alone=recipe.resolved, allow_pickle=allow_pickle, token=token
+        checkpoints,
+        base=base or recipe.base,
+        wishes=Wishes.of(recipe),
+        alone=recipe.resolved,
+        allow_pickle=allow_pickle,
+        token=token,
     )
     return replace(
         lineage,
@@ -260,7 +266,7 @@ def cook(
     with Staging(out) as staging, tempfile.TemporaryDirectory(prefix="hf-soup-") as kitchen:
         given = shares(recipe, lineage)
         everyone = plan_of(recipe, lineage, given)
-        config = soup_config(lineage, everyone.dtype, recipe.labels)
+        config = soup_config(lineage, everyone.dtype)
         with staging.disk_errors():
             write_assets(Path(kitchen), config, lineage)
         benches = prepare_benches(recipe, everyone, Path(kitchen), config, device, token, say)
@@ -276,7 +282,8 @@ def cook(
             chosen = {name: found.weights[name] for name in lineage.names if name in found.weights}
             found = Selected(chosen, found.trace)
             leaves = needed.only(chosen)
-            plan = plan if chosen == wanted else plan_of(recipe, leaves, chosen)
+            mixed = {name: chosen.get(name, 0.0) for name in leaves.names}
+            plan = plan if mixed == wanted else plan_of(recipe, leaves, mixed)
             supply = supply_of(leaves.checkpoints, staging.fetched if stream else None)
             if here.size > 1:
                 supply.fetch_all()
@@ -332,6 +339,7 @@ def preview(
         "ingredients": dict(zip(lineage.names, [str(each) for each in lineage.checkpoints], strict=True)),
         "files": {file.name: file.size for file in plan.files},
         "tensors": len(plan.tensors),
+        "alignments": list(needed.alignments),
         "dtype": plan.dtype,
         "fetch_bytes": sum(repo.files[file].size for repo, file in missing),
         "output_bytes": plan.size,
@@ -364,7 +372,8 @@ def score(
     checkpoints = open_all(models, allow_pickle=recipe.allow_pickle, token=token)
     scores: dict[str, dict[str, dict[str, Any]]] = {}
     for checkpoint in checkpoints:
-        alone = Lineage("likely", None, (checkpoint,), (checkpoint.model,), (), (), (), (checkpoint.tensors,))
+        alignment = Alignment((checkpoint.tensors,), labels=architecture.label_names(checkpoint.config))
+        alone = Lineage("likely", None, (checkpoint,), (checkpoint.model,), (), alignment)
         plan = plan_of(Recipe(ingredients=[checkpoint.model]), alone, {checkpoint.model: 1.0})
         with tempfile.TemporaryDirectory(prefix="hf-soup-") as folder:
             config = soup_config(alone, plan.dtype)

@@ -13,6 +13,8 @@ from typing import Any
 
 # Before torch is loaded: threads of OpenMP that spin while they wait make small models slow on shared cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Where a test has no local Hub there is none: a port that nobody listens on.
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
 
 import pytest
 

@@ -90,25 +90,56 @@ def test_a_base_that_the_user_names_by_its_old_name(put: Put) -> None:
     assert (lineage.verdict, codes(lineage), ancestor(lineage)) == ("proven", set(), (BERT, "recipe"))
 
 
+def strange(put: Put, bert: tuple[dict[str, Any], Tensors], name: str) -> str:
+    """A model of the same architecture that began from other random numbers."""
+    built = stand_ins.built(BertForSequenceClassification, BertConfig(**{**bert[0], "num_labels": 2}), seed=7)
+    return put(name, tensors=stand_ins.saved(built)[1], base=None)
+
+
 def test_cards_that_name_different_bases(put: Put) -> None:
-    other = put("other", 9)
-    models = [put("a", 1), put("b", 2, base=VIT)]
+    """The weights of both are kin to both, as they are where ancestors share nothing but their random numbers."""
+    other = put("other", 9, base=None)
+    models = [put("a", 1), put("b", 2, base=other)]
     lineage = check(models)
     assert (lineage.verdict, codes(lineage)) == ("refused", {"ancestors-differ"})
-    assert f"{models[0]} from {BERT}; {models[1]} from {VIT}" in said(lineage, "ancestors-differ")
+    assert f"{models[0]} from {BERT}, {models[1]} from {other}" in said(lineage, "ancestors-differ")
     assert "--base" in said(lineage, "ancestors-differ")
-    settled = check(models, base=other)
+    settled = check(models, base=BERT)
     assert (settled.verdict, codes(settled)) == ("likely", {"base-contradicted"})
 
 
-def test_a_card_that_names_the_wrong_base_is_found_out(put: Put, bert: tuple[dict[str, Any], Tensors]) -> None:
-    strange = stand_ins.built(BertForSequenceClassification, BertConfig(**{**bert[0], "num_labels": 2}), seed=7)
-    wrong = put("wrong", tensors=stand_ins.saved(strange)[1], base=None)
+@pytest.mark.parametrize("wrong", [VIT, None])
+def test_one_whose_card_the_weights_contradict(
+    put: Put, bert: tuple[dict[str, Any], Tensors], wrong: str | None
+) -> None:
+    wrong = wrong or strange(put, bert, "wrong")
+    models = [put("a", 1), put("b", 2, base=wrong), put("c", 3)]
+    lineage = check(models)
+    assert (lineage.verdict, codes(lineage)) == ("likely", {"card-wrong"})
+    assert ancestor(lineage) == (BERT, "card")
+    message = said(lineage, "card-wrong")
+    assert f"{models[1]} says that it comes from {wrong}, but its weights have nothing in common" in message
+    assert f"They agree with {BERT}'s (0.99" in message
+
+
+def test_a_base_under_two_names(put: Put, bert: tuple[dict[str, Any], Tensors]) -> None:
+    mirror = put("mirror", tensors=bert[1], base=None)
+    copy = put("copy", tensors=bert[1], base=None)
+    lineage = check([put("a", 1, base=mirror), put("b", 2, base=copy)])
+    assert (lineage.verdict, codes(lineage)) == ("proven", {"ancestor-copied"})
+    assert ancestor(lineage) == (mirror, "card")
+
+
+def test_cards_that_all_name_the_wrong_base_are_found_out(put: Put, bert: tuple[dict[str, Any], Tensors]) -> None:
+    wrong = strange(put, bert, "wrong")
     lineage = check([put("a", 1, base=wrong), put("b", 2, base=wrong)])
-    assert (lineage.verdict, codes(lineage)) == ("refused", {"base-wrong"})
-    assert f"{wrong} is not their ancestor" in said(lineage, "base-wrong")
-    assert "The card is wrong; name the right base with --base" in said(lineage, "base-wrong")
-    assert check([put("c", 1, base=wrong), put("d", 2, base=wrong)], base=BERT).verdict == "likely"
+    assert (lineage.verdict, codes(lineage), ancestor(lineage)) == ("likely", {"card-wrong"}, (BERT, "weights"))
+    assert f"The cards say that the models come from {wrong}, but" in said(lineage, "card-wrong")
+    named = [put("c", 1, base=wrong), put("d", 2, base=wrong)]
+    assert check(named, base=BERT).verdict == "likely"
+    found = check(named, base=wrong)
+    assert (found.verdict, codes(found)) == ("refused", {"base-wrong"})
+    assert f"{wrong} is not their ancestor" in said(found, "base-wrong")
 
 
 def test_a_fine_tune_of_a_fine_tune(put: Put) -> None:
@@ -120,7 +151,8 @@ def test_a_fine_tune_of_a_fine_tune(put: Put) -> None:
 def test_an_ingredient_that_is_the_ancestor_of_another(put: Put) -> None:
     first = put("first", 4, base=None)
     lineage = check([first, put("second", 5, base=first)])
-    assert (lineage.verdict, codes(lineage), ancestor(lineage)) == ("proven", set(), (first, "card"))
+    assert (lineage.verdict, codes(lineage), ancestor(lineage)) == ("proven", {"identical"}, (first, "card"))
+    assert f"{first}: the body is equal to {first}'s" in said(lineage, "identical")
     both = [put("third", 4), put("fourth", 5, base=put("fifth", 6))]
     assert check(both, base=both[0]).verdict == "likely"  # the fourth says something else
     assert "third says" not in said(check(both, base=both[0]), "base-contradicted")
@@ -133,7 +165,7 @@ def test_chains_that_loop(put: Put) -> None:
     assert check(models).verdict in ("proven", "likely")
     alone = [put("c", 1, base=None, config={"_name_or_path": f"{owner}/c"}), put("d", 2, base=f"{owner}/d")]
     lineage = check(alone)
-    assert (lineage.verdict, codes(lineage)) == ("likely", {"ancestor-unknown"})
+    assert (lineage.verdict, codes(lineage)) == ("likely", {"ancestor-found"})
 
 
 @pytest.mark.parametrize(
@@ -144,7 +176,7 @@ def test_a_folder_in_name_or_path_is_no_ancestor(put: Put, path: str, tmp_path: 
     (tmp_path / "bert-finetuned").mkdir()
     one = {"base": None, "config": {"_name_or_path": path}}
     lineage = check([put("a", 1, **one), put("b", 2, **one)])
-    assert (lineage.verdict, codes(lineage), ancestor(lineage)) == ("likely", {"ancestor-unknown"}, None)
+    assert (lineage.verdict, codes(lineage), ancestor(lineage)) == ("likely", {"ancestor-found"}, (BERT, "weights"))
     with_card = check([put("c", 1, **one), put("d", 2)])
     assert (with_card.verdict, codes(with_card)) == ("likely", {"ancestor-undeclared"})
     assert check([put("e", 1, **one), put("f", 2)], base=BERT).verdict == "proven"
@@ -177,7 +209,7 @@ def test_a_base_model_of_the_wrong_type(put: Put, online: LocalHub, base: object
     finally:
         online.intercept = None
     lineage = check(models)
-    assert (lineage.verdict, codes(lineage)) == ("likely", {"ancestor-unknown"})
+    assert (lineage.verdict, codes(lineage)) == ("likely", {"ancestor-found"})
 
 
 def test_no_card_anywhere(online: LocalHub, bert: tuple[dict[str, Any], Tensors]) -> None:
@@ -185,7 +217,7 @@ def test_no_card_anywhere(online: LocalHub, bert: tuple[dict[str, Any], Tensors]
         files = {"config.json": as_json(bert[0]), **weights(stand_ins.nearby(bert[1], number))}
         publish(online, f"cardless/{number}", files)
     lineage = check(["cardless/1", "cardless/2"])
-    assert (lineage.verdict, codes(lineage), ancestor(lineage)) == ("likely", {"ancestor-unknown"}, None)
+    assert (lineage.verdict, codes(lineage), ancestor(lineage)) == ("likely", {"ancestor-found"}, (BERT, "weights"))
 
 
 def test_an_ancestor_that_is_gone(put: Put) -> None:

@@ -38,16 +38,37 @@ def test_tokenizers_are_compared_by_what_they_do(tmp_path: Path) -> None:
     assert "probe texts become other tokens; 'The quick brown fox" in found.message
 
     left = _tokenizer(tmp_path / "left", padding_side="left", model_max_length=32)
-    assert same_processing(old, left, {}) == [
+    assert [found[:2] for found in same_processing(old, left, {})] == [
         ("difference", "tokenizer: padding: right against left"),
         ("note", "texts are cut at 64 tokens in old and at 32 in left"),
     ]
 
 
-def test_a_tokenizer_with_more_tokens_differs(tmp_path: Path) -> None:
+def test_a_tokenizer_with_tokens_added_behind_all_others(tmp_path: Path) -> None:
     one, two = _tokenizer(tmp_path / "one"), _tokenizer(tmp_path / "two")
     with (two / "vocab.txt").open("a") as vocabulary:
+        vocabulary.write("\nfox")  # a word of a probe text, which becomes other tokens for that
+    [found] = same_processing(one, two, {})
+    assert (found.kind, found.tokens) == ("tokens", (13, 14))
+    assert found.message == "The tokenizer of two is one's with tokens added: fox."
+    [found] = same_processing(two, one, {})
+    assert (found.kind, found.tokens) == ("tokens", (14, 13))
+    assert found.message == "The tokenizer of two is one's with tokens added: fox."
+
+
+def test_a_tokenizer_with_tokens_added_and_something_else_changed(tmp_path: Path) -> None:
+    one, two = _tokenizer(tmp_path / "one"), _tokenizer(tmp_path / "two", lower=False)
+    with (two / "vocab.txt").open("a") as vocabulary:
         vocabulary.write("\nfox")
+    [found, *_] = same_processing(one, two, {})
+    assert found.kind == "difference"
+    assert "probe texts become other tokens" in found.message
+
+
+def test_a_tokenizer_with_a_token_in_the_midst_is_another(tmp_path: Path) -> None:
+    one, two = _tokenizer(tmp_path / "one"), _tokenizer(tmp_path / "two")
+    words = (two / "vocab.txt").read_text().splitlines()
+    (two / "vocab.txt").write_text("\n".join([*words[:8], "fox", *words[8:]]))
     messages = [found.message for found in same_processing(one, two, {})]
     assert messages[0] == "tokenizer: 13 tokens against 14"
 
@@ -72,12 +93,12 @@ def test_image_processors_are_compared_by_what_they_do(tmp_path: Path) -> None:
     new = _processor(tmp_path / "new", image_processor_type="ViTImageProcessor", size={"height": 32, "width": 32})
     assert same_processing(old, new, VIT) == []
     larger = _processor(tmp_path / "larger", image_processor_type="ViTImageProcessor", size=48)
-    assert same_processing(old, larger, VIT) == [
+    assert [found[:2] for found in same_processing(old, larger, VIT)] == [
         ("difference", "image processor: a picture of 8×8 becomes (3, 32, 32) against (3, 48, 48)")
     ]
     mean = _processor(tmp_path / "mean", image_processor_type="ViTImageProcessor", size=32, image_mean=[0.4] * 3)
     [found] = same_processing(old, mean, VIT)
-    assert found == ("difference", "image processor: pixel values of probe pictures differ by up to 0.2")
+    assert found[:2] == ("difference", "image processor: pixel values of probe pictures differ by up to 0.2")
 
 
 def test_grey_pictures_go_through_a_grey_models_processor(tmp_path: Path) -> None:
@@ -95,7 +116,7 @@ def test_what_one_side_lacks_or_nobody_can_load_is_a_note(tmp_path: Path) -> Non
     have = _processor(tmp_path / "have", image_processor_type="ViTImageProcessor", size=32)
     lack = tmp_path / "lack"
     lack.mkdir()
-    assert same_processing(have, lack, VIT, names=("acme/a", "acme/b")) == [
+    assert [found[:2] for found in same_processing(have, lack, VIT, names=("acme/a", "acme/b"))] == [
         ("note", "acme/b has no image processor, acme/a has one")
     ]
     assert same_processing(lack, lack, VIT) == []

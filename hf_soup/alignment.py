@@ -1,0 +1,384 @@
+"""What has to be put where so that tensors of several checkpoints correspond: names, rows of labels and tokens, heads.
+
+Everything here is exact: a tensor or a row goes where the library, the labels or the tokenizers say that it belongs,
+or the models are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+from hf_soup import architecture, parameters
+from hf_soup.checkpoint import Checkpoint
+from hf_soup.compatibility import Reason, some
+from hf_soup.headers import FLOATS, Rows, TensorInfo
+from hf_soup.memo import remembered
+from hf_soup.recipe import Recipe
+from hf_soup.tokens import Tokens
+
+_TIE = "tie_word_embeddings"
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a recipe says about tensors that do not simply correspond.
+
+    Args:
+        heads: Average bodies alone: ``body`` gives a model without a head, a number the head of that ingredient.
+        vocabulary: Where tokens were added: ``base`` keeps those that all have, ``union`` all.
+        labels: The order of the outputs; by default that of the first ingredient that names them.
+    """
+
+    heads: int | Literal["body"] | None = None
+    vocabulary: Literal["base", "union"] | None = None
+    labels: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Wishes:
+        """Those of a recipe."""
+        return cls(recipe.head, recipe.vocabulary, recipe.labels)
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How the tensors of ingredients correspond.
+
+    Args:
+        tensors: For each ingredient its tensors under the names of the output.
+        donor: Number of the ingredient whose config and names the soup has.
+        patched: Tensors that some ingredients do not have, or have with other rows or in another order.
+        labels: Names of the outputs, where anyone gives any.
+        tokens: How many tokens each ingredient's tokenizer has, where they were compared.
+        body: Whether the soup is a model without a head.
+        notes: A sentence for each thing that was done.
+    """
+
+    tensors: tuple[Mapping[str, TensorInfo], ...] = field(repr=False)
+    donor: int = 0
+    patched: frozenset[str] = frozenset()
+    labels: tuple[str, ...] | None = None
+    tokens: Tokens = field(default_factory=Tokens)
+    wishes: Wishes = field(default_factory=Wishes)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def body(self) -> bool:
+        """Whether the soup is a model without a head."""
+        return self.wishes.heads == "body"
+
+
+def align(
+    checkpoints: Sequence[Checkpoint], names: Sequence[str], wishes: Wishes, tokens: Tokens
+) -> tuple[Alignment, list[Reason]]:
+    """Each ingredient's tensors under the donor's names, and what stands against it.
+
+    Args:
+        checkpoints: The ingredients.
+        names: What they are called.
+        wishes: From the recipe.
+        tokens: What their tokenizers have in common.
+    """
+    work = _Alignment(checkpoints, names, wishes, tokens)
+    work.name_tensors()
+    work.move_labels()
+    work.move_tokens()
+    work.compare_shapes()
+    work.note_types()
+    found = Alignment(
+        tuple(work.tensors), work.donor, frozenset(work.patched), work.labels, tokens, wishes, tuple(work.notes)
+    )
+    return found, work.reasons
+
+
+class _Alignment:
+    """An alignment in the making."""
+
+    def __init__(self, checkpoints: Sequence[Checkpoint], names: Sequence[str], wishes: Wishes, tokens: Tokens) -> None:
+        self.checkpoints, self.names, self.wishes, self.tokens = checkpoints, names, wishes, tokens
+        self.tensors: list[Mapping[str, TensorInfo]] = [checkpoint.tensors for checkpoint in checkpoints]
+        self.patched: set[str] = set()
+        self.notes: list[str] = []
+        self.reasons: list[Reason] = []
+        self.donor = wishes.heads if isinstance(wishes.heads, int) else 0
+        self.labels: tuple[str, ...] | None = None
+        self.spoken_of: set[str] = set()  # whose shapes are dealt with where tokens are
+
+    # ---- names ------------------------------------------------------------------------------------------------
+
+    def name_tensors(self) -> None:
+        """Tensors correspond by name where all have the same, else by what the library loads them into."""
+        if self.wishes.heads is not None:
+            self._name_bodies()
+            return
+        ties = self._ties()
+        if len(set(ties)) > 1:
+            # A tied model is an untied one with two equal tensors, so an untied one's config holds for all.
+            self.donor = ties.index(False)
+            whose = self.names[self.donor]
+            self.notes.append(
+                f"The embeddings are not tied to what predicts tokens, as in {whose}, whose config is kept."
+            )
+        first = self.tensors[self.donor]
+        if all(each is first or each.keys() == first.keys() for each in self.tensors):
+            return
+        config = self.checkpoints[self.donor].config
+        by_key, tied = self._by_key([config if tie == ties[self.donor] else {**config, _TIE: tie} for tie in ties])
+        # The donor's names; a tied tensor that only others store a second time is kept under their name.
+        outputs = {key: info.name for key, info in by_key[self.donor].items()}
+        partners = {**tied, **{target: source for source, target in tied.items()}}
+        for source in by_key:
+            outputs |= {
+                key: info.name for key, info in source.items() if key not in outputs and partners.get(key) in outputs
+            }
+        for number, (source, name) in enumerate(zip(by_key, self.names, strict=True)):
+            mine = {}
+            for key, output in outputs.items():
+                info = source.get(key) or source.get(partners.get(key, ""))
+                if info is not None:
+                    mine[output] = info
+                    if key not in source:
+                        self.notes.append(f"{name}: '{output}' is tied, and stored once as '{info.name}'.")
+            self.tensors[number] = mine
+            extra = [info.name for key, info in source.items() if key not in outputs]
+            lacking = [output for output in outputs.values() if output not in mine]
+            whose = self.names[self.donor]
+            if lacking:
+                message = f"{name} lacks {len(lacking)} tensors of {whose}: {some(lacking)}."
+                self.refuse("tensors-missing", message, whose, name)
+            if extra:
+                message = f"{name} has {len(extra)} tensors that {whose} lacks: {some(extra)}."
+                self.refuse("tensors-extra", message, whose, name)
+
+    def _ties(self) -> list[bool]:
+        """Whether each ties its embeddings to what predicts tokens; all the same where their configs say the same."""
+        configs = [checkpoint.config for checkpoint in self.checkpoints]
+        if all(config.get(_TIE) == configs[0].get(_TIE) for config in configs):
+            return [True] * len(configs)
+        pairs = zip(configs, self.names, strict=True)
+        return [remembered("ties", config, partial(architecture.ties, config, name)) for config, name in pairs]
+
+    def _by_key(
+        self, configs: Sequence[Mapping[str, object]], *, ignored_is_news: bool = True
+    ) -> tuple[list[dict[str, TensorInfo]], Mapping[str, str]]:
+        """Each ingredient's tensors by what they load into, and which of those are tied to which."""
+        read: dict[tuple[object, frozenset[str]], parameters.Correspondence] = {}
+        by_key: list[dict[str, TensorInfo]] = []
+        tied: Mapping[str, str] = {}
+        donor = self.checkpoints[self.donor]
+        for checkpoint, name, config in zip(self.checkpoints, self.names, configs, strict=True):
+            kind = (config.get(_TIE), frozenset(checkpoint.tensors))
+            if kind not in read:
+                shapes = {tensor: info.shape for tensor, info in checkpoint.tensors.items()}
+                read[kind] = parameters.correspondence(config, shapes, name)
+            found = read[kind]
+            tied = {**tied, **found.tied}
+            by_key.append({key: checkpoint.tensors[disk] for disk, key in found.parameters.items()})
+            if found.ignored and ignored_is_news:
+                self.notes.append(f"{name}: transformers ignores {some(found.ignored)} at load, so they are left out.")
+            other = [disk for disk, key in found.parameters.items() if disk not in donor.tensors]
+            if other:
+                self.notes.append(f"{name}: {len(other)} tensors have other names on disk ({some(other)}).")
+        return by_key, tied
+
+    def _name_bodies(self) -> None:
+        """Bodies by what they load into in the donor's body; the head of one ingredient, or of none."""
+        heads = self.wishes.heads
+        donor = self.checkpoints[self.donor]
+        body = parameters.body_config(donor.config, self.names[self.donor])
+        by_key, _ = self._by_key([body] * len(self.names), ignored_is_news=False)
+        outputs = {key: info.name for key, info in by_key[self.donor].items()}
+        if heads == "body":
+            for source in by_key:
+                outputs |= {key: info.name for key, info in source.items() if key not in outputs}
+        for number, (source, name) in enumerate(zip(by_key, self.names, strict=True)):
+            self.tensors[number] = {output: source[key] for key, output in outputs.items() if key in source}
+            lacking = [output for output in outputs.values() if output not in self.tensors[number]]
+            if lacking:
+                self.patched |= set(lacking)
+                self.notes.append(f"{name}: {some(lacking)} {_are(lacking)} averaged over those who have it.")
+            left = [info.name for key, info in source.items() if key not in outputs]
+            if left:
+                self.notes.append(f"{name}: {some(left)} {_are(left)} left out, as {self.names[self.donor]} has none.")
+        if not any(self.tensors):
+            self.refuse("body", "The models share no tensor of a body.", *self.names)
+        if heads == "body":
+            self.notes.append(f"The heads are left out; the soup is a {_class_of(body)}.")
+            return
+        used = {info.name for info in self.tensors[self.donor].values()}
+        shapes = {tensor: info.shape for tensor, info in donor.tensors.items()}
+        whole = parameters.correspondence(donor.config, shapes, self.names[self.donor])
+        head = {
+            disk: donor.tensors[disk]
+            for disk, key in whole.parameters.items()
+            if disk not in used and key not in whole.tied
+        }
+        self.tensors[self.donor] = {**self.tensors[self.donor], **head}
+        self.patched |= set(head)
+        self.notes.append(f"The head ({some(list(head))}) is {self.names[self.donor]}'s alone.")
+
+    # ---- rows -------------------------------------------------------------------------------------------------
+
+    def move_labels(self) -> None:
+        """Rows of heads whose labels stand in another order."""
+        if self.wishes.heads is not None:
+            config = self.checkpoints[self.donor].config
+            self.labels = (
+                None if self.wishes.heads == "body" else architecture.label_names(config) or self.wishes.labels
+            )
+            return
+        named = [architecture.label_names(c.config, n) for c, n in zip(self.checkpoints, self.names, strict=True)]
+        self.labels = self.wishes.labels or next((labels for labels in named if labels is not None), None)
+        if self.labels is None:
+            return
+        for number, (labels, name) in enumerate(zip(named, self.names, strict=True)):
+            order = None if labels is None else architecture.label_order(self.labels, labels)
+            if order is None or order == list(range(len(order))):
+                continue
+            donor, whose = self.checkpoints[self.donor], self.names[self.donor]
+            about = [donor.config, list(donor.tensors)]
+            ask = partial(parameters.counted_names, donor.config, list(donor.tensors), "labels", whose)
+            rows = _runs_of_rows(order)
+            moved = [tensor for tensor in remembered("labels", about, ask) if tensor in self.tensors[number]]
+            if not moved:
+                message = f"{name}: the labels stand in another order than wanted, and no tensor has a row for each."
+                self.refuse("labels", message, name)
+                continue
+            self.tensors[number] = self._moved(number, dict.fromkeys(moved, rows), len(order))
+            shown = ", ".join(f"{label} {order[place]}→{place}" for place, label in enumerate(self.labels[:6]))
+            more = f" and {len(order) - 6} more" if len(order) > 6 else ""
+            self.notes.append(f"{name}: the labels stand in another order; rows of {some(moved)} move ({shown}{more}).")
+
+    def move_tokens(self) -> None:
+        """Rows of embeddings and of what predicts tokens, where tokens were added or rows are padding."""
+        config, name = self.checkpoints[self.donor].config, self.names[self.donor]
+        stored = [info.name for info in self.tensors[self.donor].values()]
+        by_name = {info.name: output for output, info in self.tensors[self.donor].items()}
+        if not self.tokens.differ and not any(
+            mine[tensor].shape != info.shape
+            for tensor, info in self.tensors[self.donor].items()
+            for mine in self.tensors
+            if mine is not self.tensors[self.donor] and tensor in mine
+        ):
+            return
+        ask = partial(parameters.counted_names, config, stored, "vocabulary", name)
+        table = [by_name[tensor] for tensor in remembered("vocabulary", [config, stored], ask)]
+        held = [{mine[tensor].shape[0] for tensor in table if tensor in mine} for mine in self.tensors]
+        if not table or any(len(rows) > 1 for rows in held) or {len(rows) for rows in held} != {1}:
+            return  # what is not the vocabulary's is found by its shape
+        rows = [lengths.pop() for lengths in held]
+        if len(set(rows)) == 1 and not self.tokens.differ:
+            return
+        self.spoken_of = set(table)
+        listed = "\n".join(f"    {n}  {self.tokens.shown(i)}{rows[i]:,} rows" for i, n in enumerate(self.names))
+        if not self.tokens.compared:
+            self.refuse(
+                "vocabulary",
+                f"The models do not have the same number of rows for tokens:\n{listed}\n  Their tokenizers would say "
+                "which rows are whose, but not all bring one.",
+                *self.names,
+            )
+            return
+        if self.wishes.vocabulary is None:
+            self.refuse(
+                "vocabulary",
+                f"The models do not have the same tokens:\n{listed}\n  {self.tokens.difference} Set `vocabulary: "
+                "union` to keep every token (rows that some lack are averaged over those who have them), or "
+                "`vocabulary: base` to keep those that all have.",
+                *self.names,
+            )
+            return
+        speaker = self.tokens.speaker(self.wishes.vocabulary, rows)
+        if self.wishes.heads is None or self.wishes.heads == "body":
+            self.donor = speaker
+        elif speaker != self.donor:
+            message = f"`heads` keeps the head and config of {name}, and `vocabulary` those of {self.names[speaker]}."
+            self.refuse("vocabulary", f"{message} Name one model for both.", name, self.names[speaker])
+            return
+        length = rows[speaker]
+        for number, mine in enumerate(self.tensors):
+            # Rows behind a shorter tokenizer are padding; where they are tokens for others they do not count.
+            known = self.tokens.known(number, speaker, rows[number])
+            count = min(known, length)
+            if count != length or rows[number] != length:
+                changes = {tensor: [Rows(0, 0, count)] for tensor in table if tensor in mine}
+                self.tensors[number] = self._moved(number, changes, length)
+                who = self.names[number]
+                if count < length:
+                    said = f"has the first {count:,} of {length:,} rows for tokens"
+                else:
+                    said = f"gives the first {length:,} of its {rows[number]:,} rows for tokens"
+                self.notes.append(f"{who}: {said} ({some(table)}).")
+        self.notes.append(f"Tokenizer and config are {self.names[speaker]}'s (`vocabulary: {self.wishes.vocabulary}`).")
+
+    def _moved(self, number: int, rows: Mapping[str, Sequence[Rows]], length: int) -> dict[str, TensorInfo]:
+        self.patched |= set(rows)
+        moved = {tensor: self.tensors[number][tensor].moved(those, length) for tensor, those in rows.items()}
+        return {**self.tensors[number], **moved}
+
+    # ---- shapes and types -------------------------------------------------------------------------------------
+
+    def compare_shapes(self) -> None:
+        """Refuse what has other shapes."""
+        reference: dict[str, tuple[int, ...]] = {}
+        first = self.tensors[0]
+        others = [source for source in self.tensors[1:] if source is not first]
+        if not others:
+            return
+        reference = {tensor: info.shape for tensor, info in first.items() if tensor not in self.spoken_of}
+        differing: dict[str, None] = {}
+        for other in others:
+            for tensor, info in other.items():
+                if tensor not in self.spoken_of and reference.setdefault(tensor, info.shape) != info.shape:
+                    differing[tensor] = None
+        if not differing:
+            return
+        tensor = next((name for name in first if name in differing), next(iter(differing)))
+        everyone = zip(self.names, self.tensors, strict=True)
+        having = [(name, source[tensor].shape) for name, source in everyone if tensor in source]
+        rows = "\n".join(f"    {name}  {shape}" for name, shape in having)
+        more = f" The same is true of {len(differing) - 1} more tensors." if len(differing) > 1 else ""
+        who = [name for name, shape in having if shape != having[0][1]]
+        self.refuse("shapes", f"The models disagree on the shape of '{tensor}':\n{rows}\n  {more}".rstrip(), *who)
+
+    def note_types(self) -> None:
+        """Say what is stored in several types, and what is not averaged."""
+        dtypes = [checkpoint.dtypes[:1] for checkpoint in self.checkpoints]
+        if len(set(dtypes)) > 1:
+            shown = ", ".join(f"{name} {dtype[0]}" for name, dtype in zip(self.names, dtypes, strict=True) if dtype)
+            message = f"The models are stored in different types ({shown}); the widest is written."
+            self.reasons.append(Reason("dtypes-mixed", message, tuple(self.names)))
+        counted = [name for name, info in self.tensors[self.donor].items() if info.dtype not in FLOATS]
+        if counted:
+            self.notes.append(f"{some(counted)} {_are(counted)} no weights: the first ingredient's are kept.")
+
+    def refuse(self, code: str, message: str, *who: str) -> None:
+        self.reasons.append(Reason(code, message, who, refuses=True))
+
+
+def _runs_of_rows(order: Sequence[int]) -> list[Rows]:
+    """Rows that stay next to each other, in the order of the output.
+
+    >>> _runs_of_rows([2, 0, 1])
+    [Rows(source=2, target=0, count=1), Rows(source=0, target=1, count=2)]
+    """
+    runs: list[Rows] = []
+    for target, source in enumerate(order):
+        last = runs[-1] if runs else None
+        if last and source == last.source + last.count:
+            runs[-1] = Rows(last.source, last.target, last.count + 1)
+        else:
+            runs.append(Rows(source, target, 1))
+    return runs
+
+
+def _are(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
+
+
+def _class_of(config: Mapping[str, object]) -> str:
+    named = config["architectures"]
+    assert isinstance(named, list), "body_config names one"
+    return str(named[0])
