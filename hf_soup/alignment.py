@@ -13,7 +13,7 @@ from typing import Literal
 
 from hf_soup import architecture, parameters
 from hf_soup.checkpoint import Checkpoint
-from hf_soup.compatibility import Reason, some
+from hf_soup.compatibility import HEADS_HINT, Reason, some
 from hf_soup.headers import FLOATS, Rows, TensorInfo
 from hf_soup.memo import remembered
 from hf_soup.recipe import Recipe
@@ -104,6 +104,7 @@ class _Alignment:
         self.reasons: list[Reason] = []
         self.donor = wishes.heads if isinstance(wishes.heads, int) else 0
         self.labels: tuple[str, ...] | None = None
+        self.missing: set[str] = set()  # what nobody has
         self.spoken_of: set[str] = set()  # whose shapes are dealt with where tokens are
 
     # ---- names ------------------------------------------------------------------------------------------------
@@ -175,6 +176,7 @@ class _Alignment:
                 read[kind] = parameters.correspondence(config, shapes, name)
             found = read[kind]
             tied = {**tied, **found.tied}
+            self.missing = self.missing.intersection(found.missing) if by_key else set(found.missing)
             by_key.append({key: checkpoint.tensors[disk] for disk, key in found.parameters.items()})
             if found.ignored and ignored_is_news:
                 self.notes.append(f"{name}: transformers ignores {some(found.ignored)} at load, so they are left out.")
@@ -206,6 +208,9 @@ class _Alignment:
             self.refuse("body", "The models share no tensor of a body.", *self.names)
         if heads == "body":
             self.notes.append(f"The heads are left out; the soup is a {_class_of(body)}.")
+            if self.missing:
+                said = f"{some(sorted(self.missing))}: nobody has it, so transformers initialises it anew at load."
+                self.notes.append(said)
             return
         used = {info.name for info in self.tensors[self.donor].values()}
         shapes = {tensor: info.shape for tensor, info in donor.tensors.items()}
@@ -339,9 +344,11 @@ class _Alignment:
         everyone = zip(self.names, self.tensors, strict=True)
         having = [(name, source[tensor].shape) for name, source in everyone if tensor in source]
         rows = "\n".join(f"    {name}  {shape}" for name, shape in having)
-        more = f" The same is true of {len(differing) - 1} more tensors." if len(differing) > 1 else ""
+        more = f"\n  The same is true of {len(differing) - 1} more." if len(differing) > 1 else ""
+        if head_tensors(self.checkpoints[self.donor], self.names[self.donor]).issuperset(differing):
+            more += f"\n  {HEADS_HINT}"
         who = [name for name, shape in having if shape != having[0][1]]
-        self.refuse("shapes", f"The models disagree on the shape of '{tensor}':\n{rows}\n  {more}".rstrip(), *who)
+        self.refuse("shapes", f"The models disagree on the shape of '{tensor}':\n{rows}{more}", *who)
 
     def note_types(self) -> None:
         """Say what is stored in several types, and what is not averaged."""
@@ -356,6 +363,12 @@ class _Alignment:
 
     def refuse(self, code: str, message: str, *who: str) -> None:
         self.reasons.append(Reason(code, message, who, refuses=True))
+
+
+def head_tensors(checkpoint: Checkpoint, name: str) -> set[str]:
+    """Names of the tensors of a model that are not its body's."""
+    config, stored = checkpoint.config, list(checkpoint.tensors)
+    return set(remembered("head", [config, stored], lambda: sorted(parameters.head_names(config, stored, name))))
 
 
 def _runs_of_rows(order: Sequence[int]) -> list[Rows]:

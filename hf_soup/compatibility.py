@@ -21,7 +21,8 @@ _MODULE_WEIGHTS = re.compile(r"\d+_[A-Za-z]+/(model\.safetensors|pytorch_model\.
 _VOCABULARY = re.compile(r"(\w+\.)*vocab_size: ")
 _TIED = "tie_word_embeddings: "
 _TOKEN = re.compile(r"(\w+\.)*\w+_token_id: ")
-_HEADS = "To average their bodies alone set `heads: body`, or `heads: MODEL` to keep that one's head."
+#: What helps where only heads differ.
+HEADS_HINT = "To average their bodies alone set `heads: body`, or `heads: MODEL` to keep that one's head."
 #: Files that a model brings along but that do not decide how its inputs are prepared.
 _NOT_PROCESSING = ("config.json", "generation_config.json", "modules.json")
 
@@ -125,7 +126,7 @@ def architectures(
             shown = "; ".join(differences[:6])
             message = f"{name} is another architecture than {whose}: {shown}."
             if not body_only and all(each.startswith("class: ") for each in differences):
-                message += f" {_HEADS}"
+                message += f" {HEADS_HINT}"
             reasons.append(Reason("architecture", message, (whose, name), refuses=True))
     return reasons
 
@@ -156,7 +157,7 @@ def labels(
             continue
         ours, theirs = architecture.label_names(config), architecture.label_names(checkpoint.config)
         if ours is None or theirs is None or architecture.label_order(ours, theirs) is None:
-            message = f"{whose} and {name} do not have the same labels: {found.contradiction}. {_HEADS}"
+            message = f"{whose} and {name} do not have the same labels: {found.contradiction}. {HEADS_HINT}"
             reasons.append(Reason("labels", message, (whose, name), refuses=True))
     if unknown and len(unknown) < len(names):
         message = (

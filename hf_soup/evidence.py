@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 from hf_soup import kinship, parameters, siblings
-from hf_soup.alignment import Alignment
+from hf_soup.alignment import Alignment, head_tensors
 from hf_soup.ancestry import Ancestor, Claims
 from hf_soup.checkpoint import Checkpoint
 from hf_soup.compatibility import Reason, some
 from hf_soup.errors import IncompatibleError
 from hf_soup.headers import ITEM_BYTES, TensorInfo
 from hf_soup.kinship import Kinship
-from hf_soup.memo import remembered
 
 _FOUNDERS = 6  # of different ancestors that cards name, so that they cannot ask for a thousand requests
 
@@ -96,9 +94,7 @@ class _Court:
 
     def look_at_ingredients(self, heads_correspond: bool) -> None:
         """The ingredients with each other."""
-        config, stored = self.donor.config, list(self.donor.tensors)
-        ask = partial(parameters.head_names, config, stored, self.whose)
-        in_head = set(remembered("head", [config, stored], lambda: sorted(ask())))
+        in_head = head_tensors(self.donor, self.whose)
         others = [set(each) for each in self.tensors if each is not self.first]
         common = set(self.first).intersection(*others)
         shapes = {name: info.shape for name, info in self.first.items() if name in common}

@@ -1,0 +1,253 @@
+"""Heads that are left out or kept, tokens that were added: what comes out is loaded by transformers and compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, BertConfig, LlamaConfig, ViTConfig
+
+from hf_soup import Recipe, RecipeError, Soup, check, cook
+
+WORDS = ["the", "a", "good", "bad", "film", "book", "day", "i", "am", "so", "very", "happy", "sad"]
+BERT: dict[str, Any] = {
+    "vocab_size": 5 + len(WORDS), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "intermediate_size": 64, "max_position_embeddings": 16,
+}  # fmt: skip
+LLAMA: dict[str, Any] = {
+    "vocab_size": 5 + len(WORDS), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "intermediate_size": 64, "max_position_embeddings": 16, "pad_token_id": 0,
+}  # fmt: skip
+VIT: dict[str, Any] = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 16,
+    "patch_size": 8,
+}  # fmt: skip
+CONFIGS = {"Bert": (BertConfig, BERT), "Llama": (LlamaConfig, LLAMA), "ViT": (ViTConfig, VIT)}
+
+
+def made(class_name: str, folder: Path, seed: int, *, labels: Sequence[str] = (), **fields: Any) -> str:
+    """A model of a class: the body of one ancestor of its kind, moved a little; its head by itself."""
+    kind = next(kind for kind in CONFIGS if class_name.startswith(kind))
+    config_class, values = CONFIGS[kind]
+    # Names have to be in place before the library counts them.
+    names = (
+        {"id2label": dict(enumerate(labels)), "label2id": {name: n for n, name in enumerate(labels)}} if labels else {}
+    )
+    torch.manual_seed(0)
+    ancestor = getattr(transformers, f"{kind}Model")(config_class(**{**values, **fields})).state_dict()
+    torch.manual_seed(seed)
+    model = getattr(transformers, class_name)(config_class(**{**values, **fields, **names}))
+    with torch.no_grad():
+        for name, each in model.base_model.state_dict().items():
+            if name in ancestor:  # a classifier's ViT has no pooler
+                known = ancestor[name]
+                spread = known.std(correction=0) if known.numel() > 1 else torch.tensor(0.0)
+                each.copy_(known + 0.1 * spread * torch.randn(known.shape))
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def loaded(class_name: str, folder: Path, like: str | None = None) -> Any:
+    """The model, loaded by the library without a surprise, but for those that an ingredient has itself."""
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == [class_name]
+    model, info = getattr(transformers, class_name).from_pretrained(folder, output_loading_info=True)
+    if like:
+        _, known = getattr(transformers, class_name).from_pretrained(like, output_loading_info=True)
+        assert info == known
+    else:
+        # Where no ingredient has a pooler, there is none.
+        info["missing_keys"] -= {"pooler.dense.weight", "pooler.dense.bias"} if class_name == "ViTModel" else set()
+        assert not any(info.values()), info
+    return model
+
+
+def body(folder: str | Path, class_name: str) -> dict[str, torch.Tensor]:
+    model = getattr(transformers, class_name).from_pretrained(folder)
+    return dict(model.base_model.state_dict())
+
+
+def mean(*folders: tuple[str, str]) -> dict[str, torch.Tensor]:
+    """The average of bodies, worked out by the library's own loading."""
+    bodies = [body(folder, name) for folder, name in folders]
+    common = set(bodies[0]).intersection(*map(set, bodies[1:]))
+    return {name: (sum(each[name].double() for each in bodies) / len(bodies)).float() for name in sorted(common)}
+
+
+def cooked(tmp_path: Path, models: Sequence[str], **fields: Any) -> Soup:
+    return cook(Recipe(ingredients=list(models), **fields), tmp_path / "soup", say=lambda _: None)
+
+
+HEADS = [
+    ("BertForSequenceClassification", "BertForTokenClassification", "BertModel"),
+    ("BertForMaskedLM", "BertForSequenceClassification", "BertModel"),
+    ("BertForSequenceClassification", "BertForMaskedLM", "BertModel"),
+    ("ViTForImageClassification", "ViTForImageClassification", "ViTModel"),
+    ("LlamaForCausalLM", "LlamaForSequenceClassification", "LlamaModel"),
+    ("LlamaForSequenceClassification", "LlamaForCausalLM", "LlamaModel"),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "base"), HEADS)
+def test_bodies_alone_make_a_new_base(tmp_path: Path, one: str, other: str, base: str) -> None:
+    models = [made(one, tmp_path / "a", 1), made(other, tmp_path / "b", 2, labels=["x", "y", "z"])]
+    refused = check(models)
+    assert refused.verdict == "refused"
+    assert any("`heads: body`" in reason.message for reason in refused.reasons if reason.refuses)
+    soup = cooked(tmp_path, models, heads="body")
+    found = loaded(base, soup.folder).state_dict()
+    expected = mean((models[0], one), (models[1], other))
+    assert expected.keys() >= {name for name in found if "pooler" not in name}
+    for name in expected.keys() & found.keys():
+        assert torch.equal(found[name], expected[name]), name
+    assert "id2label" not in json.loads((soup.folder / "config.json").read_text())
+    if base == "ViTModel":
+        assert "pooler.dense.bias, pooler.dense.weight: nobody has it" in "".join(soup.summary["alignments"])
+    assert any("The heads are left out" in note for note in soup.summary["alignments"])
+    pinned = soup.recipe.model_copy(update={"ingredients": Recipe(ingredients=models).ingredients})
+    assert cook(pinned, tmp_path / "again", say=lambda _: None).digest == soup.digest
+
+
+@pytest.mark.parametrize(("one", "other", "base"), HEADS)
+def test_one_head_is_kept(tmp_path: Path, one: str, other: str, base: str) -> None:
+    models = [made(one, tmp_path / "a", 1), made(other, tmp_path / "b", 2, labels=["x", "y", "z"])]
+    soup = cooked(tmp_path, models, heads=models[1])
+    model = loaded(other, soup.folder)
+    expected = mean((models[0], one), (models[1], other))
+    mine = dict(model.base_model.state_dict())
+    for name, each in expected.items():
+        if name in mine:
+            assert torch.equal(mine[name], each), name
+    theirs = getattr(transformers, other).from_pretrained(models[1])
+    prefix = f"{model.base_model_prefix}."
+    heads = {name: each for name, each in theirs.state_dict().items() if not name.startswith(prefix)}
+    assert heads or other.endswith("CausalLM")
+    tied = set(theirs.all_tied_weights_keys)
+    for name, each in heads.items():
+        if name not in tied:
+            assert torch.equal(model.state_dict()[name], each), name
+    if "Classification" in other:
+        assert model.config.id2label == {0: "x", 1: "y", 2: "z"}
+    assert any("'s alone" in note for note in soup.summary["alignments"]) or tied
+
+
+def test_the_one_whose_head_is_kept_stays_when_a_selection_drops_it(tmp_path: Path) -> None:
+    kind = "BertForSequenceClassification"
+    models = [made(kind, tmp_path / name, n, labels=["x", "y"]) for n, name in enumerate("abc")]
+    weighted = [{"model": models[0], "weight": 0}, models[1], models[2]]
+    soup = cook(Recipe(ingredients=weighted, heads=models[0]), tmp_path / "soup", say=lambda _: None)
+    found = loaded(kind, soup.folder)
+    first = load_file(Path(models[0]) / "model.safetensors")
+    assert torch.equal(found.state_dict()["classifier.weight"], first["classifier.weight"])
+    expected = mean(*((each, kind) for each in models[1:]))
+    assert all(torch.equal(found.base_model.state_dict()[name], each) for name, each in expected.items())
+    assert soup.weights == {"local:a": 0.0, "local:b": 1.0, "local:c": 1.0}
+    assert soup.recipe.heads == "local:a"
+    card = (soup.folder / "README.md").read_text()
+    assert "local:a" in card.partition("## Ingredients")[2].partition("##")[0]
+
+
+@pytest.mark.parametrize("heads", ["elsewhere", "./body", "acme/a@main"])
+def test_heads_of_somebody_else(heads: str) -> None:
+    with pytest.raises(RecipeError, match=r"`heads` is .*; it is `body` or one of the ingredients: acme/a, acme/b"):
+        Recipe(ingredients=["acme/a", "acme/b"], heads=heads)
+
+
+def test_a_body_cannot_be_scored() -> None:
+    score = {"task": "text-classification", "dataset": "x/y", "split": "test"}
+    with pytest.raises(RecipeError, match="no outputs"):
+        Recipe(ingredients=["acme/a", "acme/b"], heads="body", score=score)
+
+
+# ---- tokens ---------------------------------------------------------------------------------------------------
+
+
+def with_tokens(
+    folder: str, added: Sequence[str] = (), *, pad_to: int | None = None, kind: str = "BertForMaskedLM"
+) -> str:
+    """Give a model a tokenizer, with tokens added as people do it, and rows that are padded."""
+    path = Path(folder)
+    (path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    (path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.add_tokens(list(added))
+    tokenizer.save_pretrained(path)
+    model = getattr(transformers, kind).from_pretrained(path)
+    torch.manual_seed(len(added))
+    model.resize_token_embeddings(pad_to or len(tokenizer), mean_resizing=False)
+    model.save_pretrained(path)
+    return folder
+
+
+KINDS = ["BertForMaskedLM", "BertForSequenceClassification", "LlamaForCausalLM"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("first", [False, True])
+def test_tokens_that_some_added(tmp_path: Path, kind: str, tied: bool, first: bool) -> None:
+    fields = {"tie_word_embeddings": tied}
+    a = with_tokens(made(kind, tmp_path / "a", 1, **fields), kind=kind)
+    b = with_tokens(made(kind, tmp_path / "b", 2, **fields), ["<tool>", "<end>"], kind=kind)
+    c = with_tokens(made(kind, tmp_path / "c", 3, **fields), ["<tool>", "<end>"], kind=kind)
+    models = [b, c, a] if first else [a, b, c]
+    refused = check(models)
+    assert refused.verdict == "refused"
+    [reason] = [reason for reason in refused.reasons if reason.refuses]
+    assert reason.code == "vocabulary"
+    assert "with tokens added: <tool>, <end>" in reason.message
+    assert "`vocabulary: union`" in reason.message
+    for vocabulary, size in (("union", 20), ("base", 18)):
+        out = tmp_path / vocabulary
+        soup = cook(Recipe(ingredients=models, vocabulary=vocabulary), out, say=lambda _: None)
+        model = loaded(kind, soup.folder, like=a)
+        assert model.config.vocab_size == size
+        tokenizer = AutoTokenizer.from_pretrained(soup.folder)
+        assert len(tokenizer) == size
+        ours = [getattr(transformers, kind).from_pretrained(each).state_dict() for each in (a, b, c)]
+        for name, each in model.state_dict().items():
+            rows = [state[name].double() for state in ours]
+            if rows[0].shape == rows[1].shape:
+                assert torch.equal(each, (sum(rows) / 3).float()), name
+                continue
+            assert torch.equal(each[:18], ((rows[0] + rows[1][:18] + rows[2][:18]) / 3).float()), name
+            if vocabulary == "union":
+                assert torch.equal(each[18:], ((rows[1][18:] + rows[2][18:]) / 2).float()), name
+        text = tokenizer("so happy <tool>", return_tensors="pt")
+        assert torch.isfinite(next(iter(model(**{"input_ids": text["input_ids"]}).values()))).all()
+        assert any("tokens" in note or "rows" in note for note in soup.summary["alignments"])
+
+
+def test_rows_of_padding_are_no_tokens(tmp_path: Path) -> None:
+    """A table that is longer than its tokenizer: the same tokens, so what all have is averaged."""
+    a = with_tokens(made("LlamaForCausalLM", tmp_path / "a", 1), kind="LlamaForCausalLM")
+    b = with_tokens(made("LlamaForCausalLM", tmp_path / "b", 2), pad_to=24, kind="LlamaForCausalLM")
+    assert check([a, b]).verdict == "refused"
+    soup = cook(Recipe(ingredients=[a, b], vocabulary="base"), tmp_path / "soup", say=lambda _: None)
+    assert loaded("LlamaForCausalLM", soup.folder).config.vocab_size == 18
+
+
+def test_tokens_that_two_added_differently_are_refused(tmp_path: Path) -> None:
+    kind = "LlamaForCausalLM"
+    a = with_tokens(made(kind, tmp_path / "a", 1), ["<one>"], kind=kind)
+    b = with_tokens(made(kind, tmp_path / "b", 2), ["<two>", "<three>"], kind=kind)
+    c = with_tokens(made(kind, tmp_path / "c", 3), kind=kind)
+    lineage = check(Recipe(ingredients=[c, a, b], vocabulary="union"))
+    assert lineage.verdict == "refused"
+    assert "processing" in {reason.code for reason in lineage.reasons if reason.refuses}
+
+
+def test_more_tokens_than_rows_that_grew_is_compared_with_the_base(tmp_path: Path) -> None:
+    """All added the same; the ancestor has fewer rows, and is compared all the same."""
+    kind = "LlamaForCausalLM"
+    models = [with_tokens(made(kind, tmp_path / name, n), ["<one>"], kind=kind) for n, name in enumerate("ab", start=1)]
+    base = with_tokens(made(kind, tmp_path / "base", 9), kind=kind)
+    assert check(models, base=base).verdict == "proven"
+    mixed = [*models, with_tokens(made(kind, tmp_path / "c", 3), kind=kind)]
+    assert check(Recipe(ingredients=mixed, base=base, vocabulary="union")).verdict == "proven"
