@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
-from hf_soup import hub, transfer
+from hf_soup import architecture, hub, transfer
 from hf_soup.checkpoint import Checkpoint, open_checkpoint
 from hf_soup.client import Token
 from hf_soup.compatibility import Reason
@@ -177,8 +177,8 @@ def _look(model: str, token: Token, *, on_hub: bool = True, allow_pickle: bool =
 def candidates(checkpoints: Sequence[Checkpoint], token: Token) -> list[Checkpoint]:
     """Models on the Hub that may be the ancestor of ingredients which name none: the most used of their kind.
 
-    Those that say themselves that they come from others are none. Nothing on the Hub is needed, so nothing that
-    fails there is an error.
+    Those that say themselves that they come from others are none, nor are those that know the ingredients' labels.
+    Nothing on the Hub is needed, so nothing that fails there is an error.
     """
     kind = checkpoints[0].config.get("model_type")
     if not isinstance(kind, str) or not hub.answers():
@@ -192,7 +192,9 @@ def candidates(checkpoints: Sequence[Checkpoint], token: Token) -> list[Checkpoi
         each.id for each in listed if each.id not in own and not any(tag.startswith("base_model:") for tag in each.tags)
     ]
     seen = hub.in_parallel(partial(_look, token=token), roots[:_CANDIDATES])
-    return [each.checkpoint for each in seen if each.checkpoint is not None and not each.bases.names]
+    learned = {named for each in checkpoints if (named := architecture.label_names(each.config))}
+    found = [each.checkpoint for each in seen if each.checkpoint is not None and not each.bases.names]
+    return [each for each in found if architecture.label_names(each.config) not in learned]
 
 
 def _adapted(repo: hub.Repo) -> list[str]:

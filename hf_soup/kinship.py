@@ -22,19 +22,21 @@ from hf_soup.checkpoint import Checkpoint
 from hf_soup.headers import FLOATS, ITEM_BYTES, TensorInfo
 
 #: Median cosine of the body below which two models are strangers.
-STRANGERS = 0.1
+STRANGERS = 0.05
 #: Share of rows that find themselves below which they are too, whatever the cosine: a common mean is no kinship.
-SAME_ROWS = 0.1
+SAME_ROWS = 0.05
 #: Median cosine of the body below which siblings have drifted apart.
 DRIFTED = 0.9
-#: Median cosine from which on single tensors that are apart (below `STRANGERS`) are no effect of hard training.
+#: Cosine below which a single tensor is apart, …
+APART = 0.1
+#: … where the median cosine is at least this: below it, hard training may have done it.
 SURE = 0.5
 #: Cosine of the heads below which they were initialised apart.
-HEADS_APART = 0.5
+HEADS_APART = 0.3
 #: Lowest cosine of siblings' task vectors above which the ancestor they are measured from is hardly theirs …
 WRONG_BASE = 0.8
 #: … where they have at least this size, relative to the ancestor: short runs on the same data move alike too.
-FAR_FROM_BASE = 0.2
+FAR_FROM_BASE = 0.35
 
 #: Tensors of a body and of a head that are sampled, and bytes of each: 22 requests and less than 2 MB a model.
 BODY, HEAD = 20, 2
@@ -244,7 +246,7 @@ class Kinship:
         """Tensors that have nothing in common in two models that otherwise do."""
         if not self.cosines[a, b] >= SURE:
             return []
-        return [name for name, cosine in zip(self.tensors, self.by_tensor[:, a, b], strict=True) if cosine < STRANGERS]
+        return [name for name, cosine in zip(self.tensors, self.by_tensor[:, a, b], strict=True) if cosine < APART]
 
     def moved(self, models: Sequence[int], base: int) -> tuple[float, float] | None:
         """The lowest cosine of two task vectors measured from ``base``, and their size relative to it.

@@ -32,7 +32,11 @@ from hf_soup.progress import bar
 #: Bytes that are taken from a connection at a time.
 _PIECE = 1 << 20
 
+#: How long the address that the Hub redirects to is used again, which it signs for an hour.
+_SIGNED_SECONDS = 600.0
+
 _HERE = threading.Lock()
+_signed: dict[str, tuple[str, float]] = {}
 _received = 0
 
 
@@ -72,19 +76,28 @@ def read_range(repo: Repo, path: str, start: int, stop: int) -> bytes:
 
 
 def _request_range(repo: Repo, path: str, start: int, stop: int) -> bytes:
-    with closing(_pieces(repo, path, start, stop)) as pieces:
+    with closing(_pieces(repo, path, start, stop, remembering=True)) as pieces:
         return b"".join(pieces)
 
 
-def _pieces(repo: Repo, path: str, start: int, stop: int) -> Generator[bytes]:
+def _pieces(repo: Repo, path: str, start: int, stop: int, *, remembering: bool = False) -> Generator[bytes]:
     """Bytes ``start`` to ``stop`` of a file as they arrive; fewer where the answer ends before."""
     url = hf_hub_url(repo.id, path, revision=repo.revision)
-    headers = build_hf_headers(token=repo.token, library_name="hf-soup", library_version=__version__)
-    headers |= {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-    with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT) as response:
+    wanted = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+    headers = build_hf_headers(token=repo.token, library_name="hf-soup", library_version=__version__) | wanted
+    # Many samples of one file: where the Hub sent the first request, the others go directly, and without the token.
+    signed, until = _signed.get(url, ("", 0.0)) if remembering else ("", 0.0)
+    directly = time.monotonic() < until
+    given = (signed, wanted) if directly else (url, headers)
+    with get_session().stream("GET", given[0], headers=given[1], timeout=TIMEOUT) as response:
         if response.status_code >= 400:
             response.read()
+        if directly and response.status_code >= 400:
+            _signed.pop(url, None)
+            raise httpx2.RemoteProtocolError("the address is no longer good")  # and the next attempt asks the Hub
         hf_raise_for_status(response)
+        if remembering and response.history:
+            _signed[url] = (str(response.url), time.monotonic() + _SIGNED_SECONDS)
         # A server that ignores the range answers 200 with the whole file: skip to the range, and stop after it.
         position = start if response.status_code == 206 else 0
         for chunk in response.iter_raw(_PIECE):

@@ -11,7 +11,7 @@ import pytest
 from hf_soup.local_hub import LocalHub
 
 # pytest's importlib mode leaves the tests' own modules off the path.
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 
 @pytest.fixture(scope="session")

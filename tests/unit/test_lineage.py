@@ -158,7 +158,7 @@ def test_one_that_is_not_from_the_base(write: Write) -> None:
 
 
 def test_a_later_ancestor_makes_the_base_doubtful(write: Write, berts: tuple[dict[str, Any], list[Tensors]]) -> None:
-    middle = nearby(berts[1][0], 5, scale=0.5)
+    middle = nearby(berts[1][0], 5, scale=0.6)
     models = [write(name, tensors=nearby(middle, seed, scale=0.05)) for seed, name in enumerate("ab")]
     lineage = check(models, base=write("base", tensors=berts[1][0]))
     assert (lineage.verdict, codes(lineage)) == ("likely", {"base-doubtful"})
