@@ -21,6 +21,9 @@ import pytest
 from hf_soup.demo import child_environment
 from hf_soup.local_hub import LocalHub
 
+# pytest's importlib mode leaves the tests' own modules off the path; `lineage_zoo` is for all of them.
+sys.path.insert(0, str(Path(__file__).parent))
+
 OWNER = "acme"
 
 
