@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -66,26 +66,33 @@ def make_zoo(folder: Path, *names: str, seed: int = 0, effort: float = 1.0) -> d
 
     Args:
         folder: Where each gets a folder of its name.
-        names: Which; all of `PLAN` where none is named (half a minute on one core).
+        names: Which; all of `PLAN` where none is named (40 seconds on one core).
         seed: Of everything.
         effort: Share of the ordinary number of steps, for tests that need no well trained model.
     """
-    wanted = set(names or PLAN)
-    for name in reversed(PLAN):  # ancestors come first in the plan, so everything is seen before what it needs
-        if name in wanted and (ancestor := PLAN[name].ancestor):
+    return make_planned(PLAN, folder, *names, seed=seed, effort=effort)
+
+
+def make_planned(
+    plan: Mapping[str, Step], folder: Path, *names: str, seed: int = 0, effort: float = 1.0
+) -> dict[str, Member]:
+    """`make_zoo` for another plan."""
+    wanted = set(names or plan)
+    for name in reversed(plan):  # ancestors come first in a plan, so everything is seen before what it needs
+        if name in wanted and (ancestor := plan[name].ancestor):
             wanted.add(ancestor)
     folder.mkdir(parents=True, exist_ok=True)
     members = {}
-    with _quiet_and_alone():
-        for name in (name for name in PLAN if name in wanted):
-            step, place = PLAN[name], folder / name
+    with quiet_and_alone():
+        for name in (name for name in plan if name in wanted):
+            step, place = plan[name], folder / name
             if not place.exists():
                 with tempfile.TemporaryDirectory(prefix=".making-", dir=folder) as staged:
                     parent = folder / step.ancestor if step.ancestor else None
                     step.make(Path(staged) / name, parent, seed=seed, effort=effort)
                     (Path(staged) / name).rename(place)
             members[name] = Member(name, place, step.ancestor, step.kind)
-    return {name: members[name] for name in (names or PLAN)} | members
+    return {name: members[name] for name in (names or plan)} | members
 
 
 def founder(zoo: dict[str, Member], name: str) -> str:
@@ -107,7 +114,7 @@ def write_card(folder: Path, base_model: str | Sequence[str] | None = None, **fr
 
 def outputs(folder: Path, model: Any = None) -> Tensor:
     """``(64, labels)``, what a model folder says about the first test digits."""
-    with _quiet_and_alone(), torch.no_grad():
+    with quiet_and_alone(), torch.no_grad():
         kind = model or AutoModelForImageClassification
         loaded = kind.from_pretrained(folder, dtype=torch.float32)
         return loaded(pixel_values=_digits(0)["test"][0][:64].sub(demo.MEAN).div(demo.STD)).logits
@@ -116,7 +123,7 @@ def outputs(folder: Path, model: Any = None) -> Tensor:
 def accuracy(folder: Path, seed: int = 0) -> float:
     """Share of the test digits that a fine-tune reads."""
     images, labels = _digits(seed)["test"]
-    with _quiet_and_alone(), torch.no_grad():
+    with quiet_and_alone(), torch.no_grad():
         model = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32)
         said = model(pixel_values=images.sub(demo.MEAN).div(demo.STD)).logits.argmax(1)
     return (said == labels).float().mean().item()
@@ -218,7 +225,7 @@ def with_prefix(folder: Path, out: Path) -> Path:
 
 def body_only(folder: Path, out: Path) -> Path:
     """Save the body alone, as `ViTModel` or `CLIPVisionModel` does: without head, and a ViT without its prefix."""
-    with _quiet_and_alone():
+    with quiet_and_alone():
         if _config(folder)["model_type"] == "clip":
             CLIPVisionModel.from_pretrained(folder).save_pretrained(out)
         else:
@@ -294,7 +301,7 @@ def _config(folder: Path, **changes: object) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet_and_alone() -> Iterator[None]:
+def quiet_and_alone() -> Iterator[None]:
     """No bars and reports, and one thread: on models so small a second one costs more than it gives."""
     threads, bars, verbosity = torch.get_num_threads(), logging.is_progress_bar_enabled(), logging.get_verbosity()
     torch.set_num_threads(1)
@@ -416,7 +423,8 @@ class Step:
     make: Callable[..., None] = field(repr=False)
 
 
-def _tuned(ancestor: str, number: int, kind: str, **settings: Any) -> Step:
+def tuned(ancestor: str, number: int, kind: str, **settings: Any) -> Step:
+    """A fine-tune in the way of a kind, or in one's own; the number decides its data and their order."""
     chosen = _SETTINGS.get(kind, _SETTINGS["light"]) | settings
     return Step(kind, ancestor, partial(_fine_tune, number=number, **chosen))
 
@@ -432,26 +440,26 @@ PLAN: dict[str, Step] = {
     "A": Step("ancestor", None, _pretrain),
     "B": Step("ancestor", None, partial(_pretrain, initial=1, letters=1)),
     "A2": Step("ancestor", None, partial(_pretrain, initial=0, letters=2)),  # A's initial weights, other letters
-    "A-light-1": _tuned("A", 1, "light"),
-    "A-light-2": _tuned("A", 2, "light", label_smoothing=0.1),
-    "A-light-3": _tuned("A", 3, "light", learning_rate=1e-3),
-    "A-heavy-1": _tuned("A", 4, "heavy"),
-    "A-heavy-2": _tuned("A", 5, "heavy", mixup=0.4),
-    "A-hot-1": _tuned("A", 6, "hot"),
-    "A-hot-2": _tuned("A", 7, "hot"),
+    "A-light-1": tuned("A", 1, "light"),
+    "A-light-2": tuned("A", 2, "light", label_smoothing=0.1),
+    "A-light-3": tuned("A", 3, "light", learning_rate=1e-3),
+    "A-heavy-1": tuned("A", 4, "heavy"),
+    "A-heavy-2": tuned("A", 5, "heavy", mixup=0.4),
+    "A-hot-1": tuned("A", 6, "hot"),
+    "A-hot-2": tuned("A", 7, "hot"),
     "A-frozen": Step("frozen", "A", _frozen),
-    "A-head-1": _tuned("A", 8, "head", head="random"),
-    "A-head-2": _tuned("A", 9, "head", head="random"),
+    "A-head-1": tuned("A", 8, "head", head="random"),
+    "A-head-2": tuned("A", 9, "head", head="random"),
     "A-continued": Step(
         "continued", "A", partial(_pretrain, letters=3, learning_rate=1e-3, steps=120)
     ),
-    "A-continued-1": _tuned("A-continued", 10, "light"),
-    "A-continued-2": _tuned("A-continued", 11, "light"),
-    "A-again": _tuned("A-light-1", 12, "again", head="parent"),
-    "B-light-1": _tuned("B", 13, "light"),
-    "B-light-2": _tuned("B", 14, "light"),
-    "A2-light-1": _tuned("A2", 15, "light"),
-    "A2-light-2": _tuned("A2", 16, "light"),
+    "A-continued-1": tuned("A-continued", 10, "light"),
+    "A-continued-2": tuned("A-continued", 11, "light"),
+    "A-again": tuned("A-light-1", 12, "again", head="parent"),
+    "B-light-1": tuned("B", 13, "light"),
+    "B-light-2": tuned("B", 14, "light"),
+    "A2-light-1": tuned("A2", 15, "light"),
+    "A2-light-2": tuned("A2", 16, "light"),
     "CLIP": Step("ancestor", None, _clip),
     "CLIP-1": Step("tower", "CLIP", partial(_clip_fine_tune, number=17)),
     "CLIP-2": Step("tower", "CLIP", partial(_clip_fine_tune, number=18)),

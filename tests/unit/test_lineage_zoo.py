@@ -153,7 +153,7 @@ def test_a_body_alone_is_the_same_body(members, model, tmp_path):
     out = zoo.body_only(model, tmp_path / "vit")
     assert set(weights(out)) == {name.removeprefix("vit.") for name in weights(model) if name.startswith("vit.")}
     pixels = torch.rand(2, 1, 8, 8)
-    with zoo._quiet_and_alone(), torch.no_grad():
+    with zoo.quiet_and_alone(), torch.no_grad():
         whole, alone = (ViTModel.from_pretrained(folder, add_pooling_layer=False) for folder in (model, out))
         assert torch.equal(whole(pixels).last_hidden_state, alone(pixels).last_hidden_state)
 
@@ -165,7 +165,7 @@ def test_the_whole_clip_has_more_than_its_vision_tower(members, tmp_path):
     assert set(weights(tower)) < set(weights(ancestor))
     assert set(weights(tuned)) - set(weights(ancestor)) == {"classifier.weight", "classifier.bias"}
     pixels = torch.rand(2, 1, 8, 8)
-    with zoo._quiet_and_alone(), torch.no_grad():
+    with zoo.quiet_and_alone(), torch.no_grad():
         whole, alone = (CLIPVisionModel.from_pretrained(folder) for folder in (tuned, tower))
         assert torch.equal(whole(pixels).last_hidden_state, alone(pixels).last_hidden_state)
         assert CLIPModel.from_pretrained(ancestor).config.text_config.vocab_size == 64

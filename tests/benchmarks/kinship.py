@@ -1,0 +1,341 @@
+"""How alike weights of known lineage are: the distributions behind the thresholds of `hf_soup.kinship`.
+
+    python tests/benchmarks/kinship.py [--seeds 3] [--folder DIR] [--plot docs/kinship.png]
+
+Trains zoos on as many processes as there are cores: vision transformers of 136 thousand parameters on handwritten
+digits, one zoo a seed, and Llamas of a million on Python's own library. Prints tables, for docs/lineage.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from itertools import combinations, product
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import lineage_zoo
+import text_zoo
+from lineage_zoo import Member, Step
+
+from hf_soup import kinship
+from hf_soup.checkpoint import open_checkpoint
+from hf_soup.kinship import Kinship
+
+#: Hot runs that go further than the zoo's: as long as one that was bad, and three times as hot.
+VIT_PLAN: dict[str, Step] = {
+    **lineage_zoo.PLAN,
+    "A-worst-1": lineage_zoo.tuned("A", 21, "worst", learning_rate=1e-2, epochs=240),
+    "A-worst-2": lineage_zoo.tuned("A", 22, "worst", learning_rate=3e-2, epochs=48),
+}
+TEXT_PLAN = text_zoo.PLAN
+_HEAD = ("classifier.", "score.", "lm_head.")
+Sample = dict[str, np.ndarray]
+
+
+@dataclass
+class Zoo:
+    """Members, and what is sampled of their bodies and heads."""
+
+    title: str
+    members: dict[str, Member]
+    bodies: dict[str, Sample] = field(default_factory=dict)
+    heads: dict[str, Sample] = field(default_factory=dict)
+
+    def of(self, *kinds: str, line: str = "A", parent: str | None = None) -> list[str]:
+        """Names of members of some kinds in an ancestor's line, or started from one member."""
+        found = [
+            member.name
+            for member in self.members.values()
+            if member.kind in kinds and lineage_zoo.founder(self.members, member.name) == line
+        ]
+        return [name for name in found if parent is None or self.members[name].ancestor == parent]
+
+
+def make(title: str, folder: Path, seed: int) -> dict[str, Member]:
+    """Train a zoo, in a process of its own."""
+    if title == TEXT:
+        return lineage_zoo.make_planned(TEXT_PLAN, folder, seed=seed)
+    return lineage_zoo.make_planned(VIT_PLAN, folder, seed=seed)
+
+
+def sampled(title: str, members: dict[str, Member], folder: Path) -> Zoo:
+    """Samples of all members, and of some in another guise."""
+    zoo = Zoo(title, members)
+    folders = {name: member.folder for name, member in members.items()}
+    order = [3, 0, 1, 2] if title == TEXT else [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
+    for name in ("A-light-1", "A-light-2", "A-heavy-1"):
+        for guise, change in {
+            "neurons": lineage_zoo.permuted_neurons,
+            "one layer": lambda source, out: lineage_zoo.permuted_neurons(source, out, layers=1),
+            "hidden": lineage_zoo.permuted_hidden,
+            "labels": lambda source, out: lineage_zoo.permuted_labels(source, out, order),
+            "bfloat16": lambda source, out: lineage_zoo.other_dtype(source, out, "bfloat16"),
+        }.items():
+            out = folder / f"{name} {guise}"
+            folders[out.name] = out if out.exists() else change(members[name].folder, out)
+    for names in ([name for name in folders if "CLIP" not in name], ["CLIP-1", "CLIP-2", "CLIP"]):
+        if names[0] not in folders:
+            continue
+        opened = [open_checkpoint(str(folders[name])) for name in names]
+        shared = set.intersection(*(set(each.tensors) for each in opened))
+        donor = opened[names.index("A-light-1")] if "A-light-1" in names else opened[0]
+        shapes = {name: info.shape for name, info in donor.tensors.items()}
+        body = kinship.choose({name: shape for name, shape in shapes.items() if name in shared and _is_body(name)})
+        head = kinship.choose({name: shape for name, shape in shapes.items() if not _is_body(name)}, kinship.HEAD)
+        for name, found in zip(
+            names, kinship.sample([(each, each.tensors) for each in opened], [*body, *head]), strict=True
+        ):
+            zoo.bodies[name] = {tensor: rows for tensor, rows in found.items() if _is_body(tensor)}
+            zoo.heads[name] = {tensor: rows for tensor, rows in found.items() if not _is_body(tensor)}
+    return zoo
+
+
+def _is_body(name: str) -> bool:
+    return not name.startswith(_HEAD)
+
+
+# ---- which pairs --------------------------------------------------------------------------------------------
+
+Pairs = list[tuple[str, str]]
+
+
+def _across(some: Iterable[str], others: Iterable[str]) -> Pairs:
+    return [(a, b) for a, b in product(some, others) if a != b]
+
+
+def pairs_of(zoo: Zoo) -> dict[str, Pairs]:
+    """Kinds of pairs, from the nearest to the farthest."""
+    light, heavy, hot = (zoo.of(kind, parent="A") for kind in ("light", "heavy", "hot"))
+    worst, heads = zoo.of("worst"), zoo.of("head")
+    continued = zoo.of("light", parent="A-continued")
+    tuned = [*light, *heavy, *heads, *zoo.of("frozen")]
+    b, a2 = zoo.of("light", line="B"), zoo.of("light", line="A2")
+    again = ["A-again"]
+
+    def guised(guise: str) -> Pairs:
+        return [(a, f"{name} {guise}") for name in ("A-light-1", "A-light-2", "A-heavy-1") for a in light if a != name]
+
+    towers = [name for name in ("CLIP-1", "CLIP-2") if name in zoo.members]
+    return {
+        "the same in bfloat16": [(name, f"{name} bfloat16") for name in ("A-light-1", "A-light-2", "A-heavy-1")],
+        "light siblings": [*combinations(light, 2)],
+        "frozen body and light": _across(zoo.of("frozen"), light),
+        "body, heads apart": [*combinations(heads, 2), *_across(heads, light)],
+        "fine-tune of a fine-tune": _across(again, light),
+        "heavy": [*combinations(heavy, 2), *_across(heavy, light)],
+        "via continued pretraining": [*combinations(continued, 2), *_across(continued, light)],
+        "one hot": _across(hot, [*light, *heavy]),
+        "both hot": [*combinations(hot, 2)],
+        "one or both far too hot": [*combinations(worst, 2), *_across(worst, [*hot, *light])],
+        "own ancestor": _across(["A"], tuned) + _across(["B"], b) + _across(["A2"], a2),
+        "own ancestor, hot": _across(["A"], hot),
+        "own ancestor, far too hot": _across(["A"], worst),
+        "earlier ancestor": _across(["A"], [*continued, *again]),
+        "towers and their whole CLIP": [*combinations(towers, 2), *_across(["CLIP"], towers)] if towers else [],
+        "same random start": _across(["A", *light, *heavy], ["A2", *a2]),
+        "strangers": _across(["A", *light, *heavy, *hot, *worst, *continued, "A2", *a2], ["B", *b]),
+        "neurons of one layer permuted": guised("one layer"),
+        "neurons of all layers permuted": guised("neurons"),
+        "hidden dimension permuted": guised("hidden"),
+    }
+
+
+def head_pairs_of(zoo: Zoo) -> dict[str, Pairs]:
+    """Kinds of pairs of heads."""
+    light, heavy, hot = (zoo.of(kind, parent="A") for kind in ("light", "heavy", "hot"))
+    heads, continued, b = zoo.of("head"), zoo.of("light", parent="A-continued"), zoo.of("light", line="B")
+    return {
+        "one start, light and heavy": [*combinations([*light, *heavy], 2), *_across(["A-again"], light)],
+        "one start, frozen body": _across(zoo.of("frozen"), [*light, *heavy]),
+        "one start, hot": [*combinations(hot, 2), *_across(hot, [*light, *heavy])],
+        "one recipe, continued pretraining between": _across(continued, light),
+        "one recipe, other ancestor": _across(b, light),
+        "started apart": [*combinations(heads, 2), *_across(heads, [*light, *heavy])],
+        "rows permuted": [(name, f"{name} labels") for name in ("A-light-1", "A-light-2", "A-heavy-1")],
+    }
+
+
+def bases_of(zoo: Zoo) -> dict[str, list[tuple[str, str, str]]]:
+    """Kinds of bases, each with two models and the base that their task vectors are measured from."""
+    light, heavy, hot = (zoo.of(kind, parent="A") for kind in ("light", "heavy", "hot"))
+    continued, heads, worst = zoo.of("light", parent="A-continued"), zoo.of("head"), zoo.of("worst")
+    b, a2, usual = zoo.of("light", line="B"), zoo.of("light", line="A2"), [*light, *heavy, *heads]
+
+    def from_base(base: str, models: Sequence[str]) -> list[tuple[str, str, str]]:
+        return [(one, other, base) for one, other in combinations(models, 2)]
+
+    towers = from_base("CLIP", ["CLIP-1", "CLIP-2"]) if "CLIP" in zoo.members else []
+    return {
+        "the right one": from_base("A", usual) + from_base("B", b) + from_base("A2", a2)
+        + from_base("A-continued", continued) + towers,
+        "the right one, some hot": [(one, other, "A") for one, other in _across(hot, usual)] + from_base("A", hot),
+        "the right one, some far too hot": [(one, other, "A") for one, other in _across(worst, [*usual, *hot])]
+        + from_base("A", worst),
+        "that of a fine-tune and of a fine-tune of it": [("A-light-1", "A-again", "A")],
+        "an earlier one (before continued pretraining)": from_base("A", continued),
+        "a later one (after continued pretraining)": from_base("A-continued", usual),
+        "a sibling": [(o, e, s) for s in light for o, e in combinations([n for n in usual if n != s], 2)],
+        "same random start": from_base("A2", usual) + from_base("A", a2),
+        "a stranger": from_base("B", [*usual, *hot, *worst]) + from_base("A", b) + from_base("A2", b),
+    }  # fmt: skip
+
+
+# ---- what they have in common -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Alike:
+    """What two models have in common."""
+
+    median: float
+    rows: float
+    lowest: float
+    below: float
+    verdict: bool | None
+    apart: int
+
+
+def alike(samples: dict[str, Sample], a: str, b: str) -> Alike:
+    """Of bodies or of heads."""
+    found: Kinship = kinship.compare([samples[a], samples[b]], [a, b], "body")
+    tensors = found.by_tensor[:, 0, 1]
+    tensors = tensors[np.isfinite(tensors)]
+    below = float((tensors < kinship.STRANGERS).mean())
+    rows = float(found.rows[0, 1])
+    return Alike(float(found.cosines[0, 1]), rows, float(tensors.min()), below, found.kin(0, 1), len(found.apart(0, 1)))
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Minimum … median … maximum."""
+    values = [value for value in values if not math.isnan(value)]
+    if not values:
+        return "–"
+    return " … ".join(f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
+
+
+def table(
+    title: str, zoos: Sequence[Zoo], pairs_in: Callable[[Zoo], dict[str, Pairs]], part: str
+) -> dict[str, list[float]]:
+    """Print one, and return the median cosines by kind of pair."""
+    cosines: dict[str, list[float]] = {}
+    heads = part == "heads"
+    rest = "" if heads else " rows that find themselves | lowest tensor | tensors below 0.1 | kin |"
+    print(
+        f"\n### {title}\n\n| pair | pairs | median cosine |{rest}\n|---|---|---|{'' if heads else '---|---|---|---|'}"
+    )
+    for kind in pairs_in(zoos[0]):
+        found = [alike(getattr(zoo, part), a, b) for zoo in zoos for a, b in pairs_in(zoo)[kind]]
+        if not found:
+            continue
+        cosines[kind] = [each.median for each in found]
+        row = f"| {kind} | {len(found)} | {spread(cosines[kind])} |"
+        if not heads:
+            row += f" {spread([each.rows for each in found])} | {spread([each.lowest for each in found])} |"
+            row += f" {spread([each.below for each in found])} | {sum(each.verdict is True for each in found)} |"
+        print(row)
+    return cosines
+
+
+def bases(title: str, zoos: Sequence[Zoo]) -> None:
+    """Print the task vectors' table."""
+    print(f"\n### {title}: two task vectors, from several bases\n")
+    print("| base | pairs | cosine | size relative to the base | taken for wrong |\n|---|---|---|---|---|")
+    for kind in bases_of(zoos[0]):
+        found = []
+        for zoo in zoos:
+            for names in bases_of(zoo)[kind]:
+                several = kinship.compare([zoo.bodies[name] for name in names], names, "body")
+                moved = several.moved([0, 1], 2)
+                if moved is not None:
+                    found.append(moved)
+        if found:
+            cosines, sizes = zip(*found, strict=True)
+            wrong = sum(cosine > kinship.WRONG_BASE and size > kinship.FAR_FROM_BASE for cosine, size in found)
+            print(f"| {kind} | {len(found)} | {spread(cosines)} | {spread(sizes)} | {wrong} |")
+
+
+def accuracies(title: str, zoos: Sequence[Zoo], measure: Callable[[Path], float]) -> None:
+    """Print how well the fine-tunes do what they were trained for."""
+    kinds: dict[str, list[float]] = {}
+    for zoo in zoos:
+        for member in zoo.members.values():
+            if member.kind not in ("ancestor", "continued"):
+                kinds.setdefault(member.kind, []).append(measure(member.folder))
+    print(f"\n{title}, accuracy on test data: " + "; ".join(f"{kind} {spread(each)}" for kind, each in kinds.items()))
+
+
+VIT, TEXT = "ViT, 136 k parameters", "Llama, 1.0 M parameters"
+
+
+def plot(found: dict[str, dict[str, list[float]]], out: Path) -> None:
+    """Median cosines by kind of pair, and the thresholds."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    kinds = list(dict.fromkeys(kind for each in found.values() for kind in each))
+    figure, axes = pyplot.subplots(figsize=(9, 0.34 * len(kinds) + 1.3))
+    jitter = np.random.default_rng(0)
+    for number, (title, each) in enumerate(found.items()):
+        for kind, values in each.items():
+            height = kinds.index(kind) + 0.18 * (2 * number - 1) + jitter.uniform(-0.1, 0.1, len(values))
+            axes.plot(values, height, ".", color=f"C{number}", markersize=4, alpha=0.5, label=title)
+    for value, label in ((kinship.STRANGERS, "STRANGERS"), (kinship.DRIFTED, "DRIFTED")):
+        axes.axvline(value, color="black", linewidth=0.8, linestyle="--")
+        axes.text(value, -0.9, f"{label} {value}", ha="center", va="bottom", fontsize=8)
+    axes.set_yticks(range(len(kinds)), kinds, fontsize=8)
+    axes.set_ylim(len(kinds) - 0.4, -0.9)
+    axes.set_xlim(-0.1, 1.03)
+    axes.set_xlabel("median cosine of the sampled tensors of the body")
+    handles, labels = axes.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    axes.legend(unique.values(), unique.keys(), fontsize=8, loc="lower center")
+    axes.grid(axis="x", linewidth=0.3)
+    figure.tight_layout()
+    figure.savefig(out, dpi=110)
+    size = out.stat().st_size
+    assert size < 150_000, f"{out} has {size:,} bytes"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "hf-soup-bench" / "kinship")
+    parser.add_argument("--seeds", type=int, default=3, help="zoos of vision transformers")
+    parser.add_argument("--plot", type=Path)
+    options = parser.parse_args()
+    started = time.perf_counter()
+    jobs = [(TEXT, options.folder / "text-0", 0)]
+    jobs += [(VIT, options.folder / f"vit-{seed}", seed) for seed in range(options.seeds)]
+    cores = len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(min(cores, len(jobs)), mp_context=get_context("spawn")) as pool:
+        made = list(pool.map(make, *zip(*jobs, strict=True)))
+    zoos = [sampled(title, members, folder) for (title, folder, _), members in zip(jobs, made, strict=True)]
+    found = {}
+    with lineage_zoo.quiet_and_alone():
+        for title, measure in ((VIT, lineage_zoo.accuracy), (TEXT, text_zoo.accuracy)):
+            mine = [zoo for zoo in zoos if zoo.title == title]
+            accuracies(title, mine, measure)
+            found[title] = table(f"{title}: bodies", mine, pairs_of, "bodies")
+            table(f"{title}: heads", mine, head_pairs_of, "heads")
+            bases(title, mine)
+    if options.plot:
+        plot(found, options.plot)
+    print(f"\n{time.perf_counter() - started:.0f} s, {len(zoos)} zoos, {cores} cores")
+
+
+if __name__ == "__main__":
+    main()
