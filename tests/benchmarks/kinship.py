@@ -228,43 +228,115 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 
 def table(
     title: str, zoos: Sequence[Zoo], pairs_in: Callable[[Zoo], dict[str, Pairs]], part: str
-) -> dict[str, list[float]]:
-    """Print one, and return the median cosines by kind of pair."""
-    cosines: dict[str, list[float]] = {}
+) -> dict[str, list[Alike]]:
+    """Print what pairs of each kind have in common, and return it."""
+    known: dict[str, list[Alike]] = {}
     heads = part == "heads"
-    rest = "" if heads else " rows that find themselves | lowest tensor | tensors below 0.1 | kin |"
-    print(
-        f"\n### {title}\n\n| pair | pairs | median cosine |{rest}\n|---|---|---|{'' if heads else '---|---|---|---|'}"
-    )
+    rest = "" if heads else " rows that find themselves | lowest tensor | tensors below 0.1 | kin | parts apart |"
+    print(f"\n### {title}\n\n| pair | pairs | median cosine |{rest}\n|---|---|---|{'' if heads else '---|' * 5}")
     for kind in pairs_in(zoos[0]):
         found = [alike(getattr(zoo, part), a, b) for zoo in zoos for a, b in pairs_in(zoo)[kind]]
         if not found:
             continue
-        cosines[kind] = [each.median for each in found]
-        row = f"| {kind} | {len(found)} | {spread(cosines[kind])} |"
+        known[kind] = found
+        row = f"| {kind} | {len(found)} | {spread([each.median for each in found])} |"
         if not heads:
             row += f" {spread([each.rows for each in found])} | {spread([each.lowest for each in found])} |"
             row += f" {spread([each.below for each in found])} | {sum(each.verdict is True for each in found)} |"
+            row += f" {sum(each.apart > 0 for each in found)} |"
         print(row)
-    return cosines
+    return known
 
 
-def bases(title: str, zoos: Sequence[Zoo]) -> None:
-    """Print the task vectors' table."""
+def bases(title: str, zoos: Sequence[Zoo]) -> dict[str, list[tuple[float, float]]]:
+    """Print cosines and sizes of task vectors from each kind of base, and return them."""
+    known: dict[str, list[tuple[float, float]]] = {}
+    for zoo in zoos:
+        names = list(zoo.bodies)
+        everyone = kinship.compare([zoo.bodies[name] for name in names], names, "body")
+        for kind, wanted in bases_of(zoo).items():
+            for one, other, base in wanted:
+                moved = everyone.moved([names.index(one), names.index(other)], names.index(base))
+                known.setdefault(kind, []).extend([moved] if moved else [])
     print(f"\n### {title}: two task vectors, from several bases\n")
-    print("| base | pairs | cosine | size relative to the base | taken for wrong |\n|---|---|---|---|---|")
-    for kind in bases_of(zoos[0]):
-        found = []
-        for zoo in zoos:
-            for names in bases_of(zoo)[kind]:
-                several = kinship.compare([zoo.bodies[name] for name in names], names, "body")
-                moved = several.moved([0, 1], 2)
-                if moved is not None:
-                    found.append(moved)
-        if found:
-            cosines, sizes = zip(*found, strict=True)
-            wrong = sum(cosine > kinship.WRONG_BASE and size > kinship.FAR_FROM_BASE for cosine, size in found)
-            print(f"| {kind} | {len(found)} | {spread(cosines)} | {spread(sizes)} | {wrong} |")
+    print(f"| base | pairs | cosine | size relative to the base | size where the cosine is above {kinship.WRONG_BASE} |"
+          " taken for wrong |\n|---|---|---|---|---|---|")  # fmt: skip
+    for kind, found in known.items():
+        alike_ones = [size for cosine, size in found if cosine > kinship.WRONG_BASE]
+        wrong = sum(size > kinship.FAR_FROM_BASE for size in alike_ones)
+        cosines, sizes = zip(*found, strict=True)
+        print(f"| {kind} | {len(found)} | {spread(cosines)} | {spread(sizes)} | {spread(alike_ones)} | {wrong} |")
+    return known
+
+
+_UNRELATED = ("strangers", "hidden dimension permuted")
+_MOVED_ABOUT = ("neurons of one layer permuted", "neurons of all layers permuted")
+_HOT = ("one hot", "both hot", "own ancestor, hot", "one or both far too hot", "own ancestor, far too hot")
+
+
+def margins(
+    bodies: dict[str, dict[str, list[Alike]]],
+    heads: dict[str, list[float]],
+    moved: dict[str, list[tuple[float, float]]],
+) -> None:
+    """Print each threshold between what was measured on both of its sides."""
+    pairs = [(kind, pair) for found in bodies.values() for kind, each in found.items() for pair in each]
+    kin = [each for kind, each in pairs if kind not in (*_UNRELATED, *_MOVED_ABOUT)]
+    ordinary = [each for kind, each in pairs if kind not in (*_UNRELATED, *_MOVED_ABOUT, *_HOT, "same random start")]
+    strange = [each for kind, each in pairs if kind in _UNRELATED]
+    hot = [each for kind, each in pairs if kind in _HOT]
+    permuted = [each for kind, each in pairs if kind in _MOVED_ABOUT]
+    far = [size for kind in ("same random start",) for cosine, size in moved[kind] if cosine > kinship.WRONG_BASE]
+    near = [
+        (size, kind) for kind, found in moved.items() for cosine, size in found
+        if cosine > kinship.WRONG_BASE and kind not in ("same random start", "a stranger")
+    ]  # fmt: skip
+    together = [c for kind, found in heads.items() if kind.startswith("one start") for c in found]
+    cold = [c for kind, found in heads.items() if kind.startswith("one start") and "hot" not in kind for c in found]
+    apart = [c for kind in ("started apart", "rows permuted") for c in heads[kind]]
+    sure = [each.lowest for each in kin if each.median >= kinship.SURE]
+    rows = [
+        ("STRANGERS", kinship.STRANGERS, f"unrelated {max(each.median for each in strange):.3f}",
+         f"kin {min(each.median for each in kin):.3f}; without hot runs {min(each.median for each in ordinary):.3f}"),
+        ("SAME_ROWS", kinship.SAME_ROWS, f"unrelated {max(each.rows for each in strange):.3f}",
+         f"kin {min(each.rows for each in kin):.3f}; without hot runs {min(each.rows for each in ordinary):.3f}"),
+        ("DRIFTED", kinship.DRIFTED, f"hot runs {max(each.median for each in hot):.3f}",
+         f"without hot runs {min(each.median for each in ordinary):.3f}"),
+        ("SURE, then STRANGERS for each tensor", kinship.STRANGERS,
+         f"a permuted MLP {max(each.lowest for each in permuted):.3f}", f"lowest tensor of kin {min(sure):.3f}"),
+        ("HEADS_APART", kinship.HEADS_APART, f"apart or permuted {max(apart):.3f}",
+         f"together {min(together):.3f}; without hot runs {min(cold):.3f}"),
+        ("FAR_FROM_BASE", kinship.FAR_FROM_BASE, f"kin {max(near)[0]:.3f} ({max(near)[1]})",
+         f"same random start {min(far):.3f}"),
+    ]  # fmt: skip
+    print("\n### Thresholds\n\n| threshold | value | highest below | lowest above |\n|---|---|---|---|")
+    for name, value, below, above in rows:
+        print(f"| {name} | {value} | {below} | {above} |")
+
+
+def coverage() -> None:
+    """Print in how many layers of deep models an MLP with its neurons in another order would be seen."""
+    print(
+        "\n### Layers whose MLP is among the sampled tensors\n\n| model | sampled tensors | layers seen |\n|---|---|---|"
+    )
+    for title, layers, hidden, parts in (
+        ("ViT-B", 12, 768, {"attn.q": 1, "attn.k": 1, "attn.v": 1, "attn.o": 1, "mlp.fc1": 4, "mlp.fc2": 1}),
+        ("Llama, 32 layers", 32, 4096, _LLAMA),
+        ("Llama, 80 layers", 80, 8192, _LLAMA),
+    ):
+        shapes = {
+            f"layers.{layer}.{part}": (hidden * times, hidden)
+            for layer in range(layers)
+            for part, times in parts.items()
+        }
+        picked = [pick.name for pick in kinship.choose({"embedding": (30_000, hidden), **shapes})]
+        seen = {name.split(".")[1] for name in picked if "mlp" in name}
+        print(f"| {title} | {len(picked)} | {len(seen)} of {layers} |")
+
+
+_LLAMA = {
+    "attn.q": 1, "attn.k": 1, "attn.v": 1, "attn.o": 1, "mlp.gate": 3, "mlp.up": 3, "mlp.down": 1,
+}  # fmt: skip
 
 
 def accuracies(title: str, zoos: Sequence[Zoo], measure: Callable[[Path], float]) -> None:
@@ -280,7 +352,7 @@ def accuracies(title: str, zoos: Sequence[Zoo], measure: Callable[[Path], float]
 VIT, TEXT = "ViT, 136 k parameters", "Llama, 1.0 M parameters"
 
 
-def plot(found: dict[str, dict[str, list[float]]], out: Path) -> None:
+def plot(found: dict[str, dict[str, list[Alike]]], out: Path) -> None:
     """Median cosines by kind of pair, and the thresholds."""
     import matplotlib as mpl
 
@@ -291,7 +363,8 @@ def plot(found: dict[str, dict[str, list[float]]], out: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(9, 0.34 * len(kinds) + 1.3))
     jitter = np.random.default_rng(0)
     for number, (title, each) in enumerate(found.items()):
-        for kind, values in each.items():
+        for kind, pairs in each.items():
+            values = [pair.median for pair in pairs]
             height = kinds.index(kind) + 0.18 * (2 * number - 1) + jitter.uniform(-0.1, 0.1, len(values))
             axes.plot(values, height, ".", color=f"C{number}", markersize=4, alpha=0.5, label=title)
     for value, label in ((kinship.STRANGERS, "STRANGERS"), (kinship.DRIFTED, "DRIFTED")):
@@ -324,14 +397,20 @@ def main() -> None:
     with ProcessPoolExecutor(min(cores, len(jobs)), mp_context=get_context("spawn")) as pool:
         made = list(pool.map(make, *zip(*jobs, strict=True)))
     zoos = [sampled(title, members, folder) for (title, folder, _), members in zip(jobs, made, strict=True)]
-    found = {}
+    found: dict[str, dict[str, list[Alike]]] = {}
+    heads: dict[str, list[float]] = {}
+    moved: dict[str, list[tuple[float, float]]] = {}
     with lineage_zoo.quiet_and_alone():
         for title, measure in ((VIT, lineage_zoo.accuracy), (TEXT, text_zoo.accuracy)):
             mine = [zoo for zoo in zoos if zoo.title == title]
             accuracies(title, mine, measure)
             found[title] = table(f"{title}: bodies", mine, pairs_of, "bodies")
-            table(f"{title}: heads", mine, head_pairs_of, "heads")
-            bases(title, mine)
+            for kind, each in table(f"{title}: heads", mine, head_pairs_of, "heads").items():
+                heads.setdefault(kind, []).extend(pair.median for pair in each)
+            for kind, pairs in bases(title, mine).items():
+                moved.setdefault(kind, []).extend(pairs)
+    margins(found, heads, moved)
+    coverage()
     if options.plot:
         plot(found, options.plot)
     print(f"\n{time.perf_counter() - started:.0f} s, {len(zoos)} zoos, {cores} cores")
