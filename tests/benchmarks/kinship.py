@@ -316,9 +316,8 @@ def margins(
 
 def coverage() -> None:
     """Print in how many layers of deep models an MLP with its neurons in another order would be seen."""
-    print(
-        "\n### Layers whose MLP is among the sampled tensors\n\n| model | sampled tensors | layers seen |\n|---|---|---|"
-    )
+    print("\n### Layers whose MLP is among the sampled tensors\n")
+    print("| model | sampled tensors | layers seen |\n|---|---|---|")
     for title, layers, hidden, parts in (
         ("ViT-B", 12, 768, {"attn.q": 1, "attn.k": 1, "attn.v": 1, "attn.o": 1, "mlp.fc1": 4, "mlp.fc2": 1}),
         ("Llama, 32 layers", 32, 4096, _LLAMA),
