@@ -1,6 +1,6 @@
 """How alike weights of known lineage are: the distributions behind the thresholds of `hf_soup.kinship`.
 
-    python tests/benchmarks/kinship.py [--seeds 3] [--folder DIR] [--plot docs/kinship.png]
+    python tests/benchmarks/kinship.py [--seeds 2] [--folder DIR] [--plot docs/kinship.png]
 
 Trains zoos on as many processes as there are cores: vision transformers of 136 thousand parameters on handwritten
 digits, one zoo a seed, and Llamas of a million on Python's own library. Prints tables, for docs/lineage.md.
@@ -386,7 +386,7 @@ def plot(found: dict[str, dict[str, list[Alike]]], out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "hf-soup-bench" / "kinship")
-    parser.add_argument("--seeds", type=int, default=3, help="zoos of vision transformers")
+    parser.add_argument("--seeds", type=int, default=2, help="zoos of vision transformers")
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     started = time.perf_counter()
