@@ -68,6 +68,38 @@ class Repo:
     token: Token = field(default=None, repr=False, compare=False)
 
 
+@dataclass(frozen=True)
+class Listed:
+    """A model repo as a search finds it.
+
+    Args:
+        id: ``owner/name``.
+        task: Its ``pipeline_tag``, from the card or guessed by the Hub from the config.
+        downloads: In the last 30 days.
+        likes: Of all time.
+        tags: As the Hub derives them.
+        private: Whether others cannot see it.
+        gated: Whether its owner asks for agreement to terms.
+
+    >>> Listed("acme/a", tags=("vit", "license:apache-2.0")).license
+    'apache-2.0'
+    """
+
+    id: str
+    task: str | None = None
+    downloads: int = 0
+    likes: int = 0
+    tags: tuple[str, ...] = field(default=(), repr=False)
+    private: bool = False
+    gated: bool = False
+
+    @property
+    def license(self) -> str | None:
+        """What the card states; None where it states nothing."""
+        stated = [tag.removeprefix("license:") for tag in self.tags if tag.startswith("license:")]
+        return ", ".join(stated) or None
+
+
 # ---- pin ----------------------------------------------------------------------------------------------------
 
 
@@ -203,6 +235,41 @@ def resolve_dataset(dataset: str, revision: str | None, *, token: Token = None) 
         raise explain(error, what) from None
     remember("dataset", dataset, revision, found=info.id, commit=str(info.sha))
     return info.id, str(info.sha)
+
+
+def search(tags: Sequence[str], limit: int, *, task: str | None = None, token: Token = None) -> list[Listed]:
+    """The models on the Hub that have every tag, the most downloaded first.
+
+    Args:
+        tags: As the Hub derives them: ``bert`` (a model type), ``license:mit``, ``base_model:finetune:owner/name``.
+        limit: How many at most.
+        task: Their ``pipeline_tag``.
+        token: As everywhere in huggingface_hub.
+
+    Raises:
+        ResolveError: The Hub cannot be reached, or does not answer.
+    """
+    what = f"the models tagged {', '.join(repr(tag) for tag in tags)}"
+    fields: list[Any] = ["downloads", "gated", "likes", "pipeline_tag", "private", "tags"]
+    try:
+        # The client tries again by itself here, as it does nowhere else.
+        found = list(
+            api(token).list_models(filter=tags, pipeline_tag=task, sort="downloads", limit=limit, expand=fields)
+        )
+    except EXPLAINED as error:
+        raise explain(error, what) from None
+    return [
+        Listed(
+            id=info.id,
+            task=info.pipeline_tag,
+            downloads=info.downloads or 0,
+            likes=info.likes or 0,
+            tags=tuple(info.tags or ()),
+            private=bool(info.private),
+            gated=bool(info.gated),
+        )
+        for info in found
+    ]
 
 
 def is_repo_id(name: str) -> bool:

@@ -1,8 +1,8 @@
 """A small Hub on loopback, on disk: for the demo, for tests, and for work without a network.
 
 The real ``huggingface_hub``, ``datasets`` and ``transformers`` work against it unchanged, through
-``HF_ENDPOINT``. It is no mirror and no server for others: it listens on this machine only, keeps no
-history of downloads and does not scale.
+``HF_ENDPOINT``. It is no mirror and no server for others: it listens on this machine only, counts
+downloads without their dates and does not scale.
 
 ::
 
@@ -167,6 +167,10 @@ class LocalHub(Hub):
         with self.store.lock:
             repo.gated = "auto"
             self.store.save(repo)
+
+    def count_downloads(self, kind: Kind, repo_id: str, times: int) -> None:
+        """Have a repo downloaded so many times; from then on every request for its config is one more."""
+        self.store.count_downloads(self._repo(kind, repo_id), times)
 
     def bot_pull_request(
         self,

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import yaml
@@ -12,9 +12,20 @@ _RELATIONS = ("adapter", "finetune", "merge", "quantized")
 _TASKS = {
     "ForSequenceClassification": "text-classification",
     "ForImageClassification": "image-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
     "ForMaskedLM": "fill-mask",
     "ForCausalLM": "text-generation",
     "LMHeadModel": "text-generation",
+}
+#: Ending of a file's name → the tag that says in which formats there are weights.
+_FORMATS = {
+    ".safetensors": "safetensors",
+    ".bin": "pytorch",
+    ".h5": "tf",
+    ".msgpack": "jax",
+    ".onnx": "onnx",
+    ".gguf": "gguf",
 }
 
 
@@ -61,16 +72,26 @@ def problems(text: str) -> list[str]:
     return found
 
 
-def describe(card: Mapping[str, Any], config: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
-    """``library_name``, ``pipeline_tag``, ``baseModels`` and ``tags`` of a repo with these files."""
-    library = card.get("library_name") or ("transformers" if "model_type" in config else None)
+def describe(
+    card: Mapping[str, Any], config: Mapping[str, Any], names: list[str], current: Callable[[str], str] = str
+) -> dict[str, Any]:
+    """``library_name``, ``pipeline_tag``, ``baseModels`` and ``tags`` of a repo with these files.
+
+    ``current`` gives the id that a model has now: tags hold it, whatever the card calls the ancestor.
+    """
+    adapter = "adapter_config.json" in names
+    guessed = "peft" if adapter else "transformers" if "model_type" in config else None
+    library = card.get("library_name") or guessed
     architecture = next(iter(_texts(config.get("architectures"))), "")
     guesses = (task for ending, task in _TASKS.items() if architecture.endswith(ending))
     task = card.get("pipeline_tag") or next(guesses, None)
-    ancestors = _texts(card.get("base_model"))
+    ancestors = list(dict.fromkeys(current(name) for name in _texts(card.get("base_model"))))
+    formats = [tag for ending, tag in _FORMATS.items() if any(name.endswith(ending) for name in names)]
     # A card that does not say how a model came from its ancestors is guessed at as the Hub does.
-    relation = card.get("base_model_relation") or ("merge" if len(ancestors) > 1 else "finetune")
-    tags = [library, *(["safetensors"] if any(name.endswith(".safetensors") for name in names) else [])]
+    merged, quantised = len(ancestors) > 1, "gguf" in formats or "quantization_config" in config
+    guess = "adapter" if adapter else "merge" if merged else "quantized" if quantised else "finetune"
+    relation = card.get("base_model_relation") or guess
+    tags = [library, *formats]
     tags += [*_texts(config.get("model_type")), task, *_texts(card.get("tags")), *_texts(card.get("language"))]
     tags += [f"dataset:{value}" for value in _texts(card.get("datasets"))]
     tags += [f"base_model:{value}" for value in ancestors] + [f"base_model:{relation}:{value}" for value in ancestors]

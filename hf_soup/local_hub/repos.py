@@ -70,6 +70,9 @@ async def settings(call: Call) -> Response:
     return JSONResponse({"private": call.repo.private, "gated": call.repo.gated})
 
 
+_ORDERS = ("downloads", "likes", "createdAt", "lastModified", "trendingScore")
+
+
 def _content(call: Call, commit: Commit, name: str) -> bytes:
     file = commit.files.get(name)
     return call.store.blob(file.sha256).read_bytes() if file and not file.lfs else b""
@@ -89,10 +92,10 @@ def _about(call: Call, repo: Repo, commit: Commit) -> dict[str, Any]:
             sibling |= {"blobId": file.oid, "size": file.size, **(file.details() if file.lfs else {})}
     about: dict[str, Any] = {"_id": commit.sha[:24], "id": repo.id, "modelId": repo.id}
     about |= {"author": repo.namespace, "sha": commit.sha, "createdAt": repo.created, "lastModified": commit.date}
-    about |= {"private": repo.private, "gated": repo.gated, "disabled": False, "downloads": 0, "likes": 0}
+    about |= {"private": repo.private, "gated": repo.gated, "disabled": False, "likes": 0, "downloads": repo.downloads}
     about |= {"cardData": data or None, "model-index": data.get("model-index"), "siblings": siblings}
     about |= {"config": {key: config[key] for key in ("architectures", "model_type") if key in config} or None}
-    about |= card.describe(data, config, list(commit.files))
+    about |= card.describe(data, config, list(commit.files), call.store.current_id)
     return {key: value for key, value in about.items() if value is not None}
 
 
@@ -107,16 +110,21 @@ async def info(call: Call) -> Response:
 
 
 async def list_repos(call: Call) -> Response:
-    """The repos that the user may see and that pass every filter."""
+    """The repos that the user may see and that pass every filter, those with most of what is sorted by first."""
     kind, found = kind_of(call.params["kind"]), []
     author, search, tags = call.query.get("author"), call.query.get("search", ""), {*call.query.getlist("filter")}
+    task, order = call.query.get("pipeline_tag"), call.query.get("sort", "trendingScore")
+    if order not in _ORDERS:
+        raise HubError(400, f"Invalid sort: {order:.40}. It is one of {', '.join(_ORDERS)}.")
     for repo in sorted(call.store.repos.values(), key=lambda repo: repo.id):
         fitting = author in (None, repo.namespace) and search.lower() in repo.id.lower()
         if fitting and repo.kind == kind and call.hub.may_see(call.user, repo):
             about = _about(call, repo, call.store.revision(repo, "main"))
-            if tags <= {*about["tags"]}:
-                found.append(_expanded(call, about))
-    return call.page(found)
+            if tags <= {*about["tags"]} and task in (None, about.get("pipeline_tag")):
+                found.append(about)
+    # Nothing is trending here, so without another order it is that of the names.
+    found.sort(key=lambda about: about.get(order, 0), reverse=order != "trendingScore")
+    return call.page([_expanded(call, about) for about in found])
 
 
 def _entry(commit: Commit, path: str) -> dict[str, Any] | None:

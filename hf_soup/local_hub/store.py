@@ -130,6 +130,7 @@ class Repo:
     created: str
     private: bool = False
     gated: str | bool = False
+    downloads: int = 0
     refs: dict[str, str] = field(default_factory=dict)
     pull_requests: list[dict[str, Any]] = field(default_factory=list)
 
@@ -213,6 +214,17 @@ class Store:
     def find(self, kind: Kind, repo_id: str) -> Repo | None:
         """The repo that has, or once had, this id."""
         return self.repos.get((kind, repo_id)) or self.repos.get((kind, self._renames.get(f"{kind}s/{repo_id}", "")))
+
+    def current_id(self, name: str) -> str:
+        """The id of the model that has, or once had, this name; the name where there is none."""
+        repo = self.find("model", name)
+        return repo.id if repo else name
+
+    def count_downloads(self, repo: Repo, times: int = 1) -> None:
+        """Have a repo downloaded so many times more."""
+        with self.lock:
+            repo.downloads += times
+            self.save(repo)
 
     def create(self, kind: Kind, repo_id: str, *, private: bool, author: str) -> Repo:
         """Make a repo with the first commit that the Hub makes."""
