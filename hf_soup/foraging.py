@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -259,7 +260,10 @@ def _averageable(alike: Mapping[str, Checkpoint], base: str, token: Token) -> tu
         try:
             lineage = examine(list(members.values()), base=base, token=token)
         except SoupError as error:
-            why |= dict.fromkeys(members, error.message)
+            # Of one whose files broke off, perhaps: an error names whom it is about, and the others go on without.
+            about = [name for name in members if _names(error.message, name)] or list(members)
+            why |= dict.fromkeys(about, error.message)
+            waiting.append({name: each for name, each in members.items() if name not in about})
             continue
         ids = dict(zip(lineage.names, members, strict=True))
         if lineage.verdict != "refused":
@@ -283,6 +287,10 @@ def _named_apart(reason: Reason, names: Sequence[str]) -> set[str]:
     if who >= set(names):
         return set()
     return who - {names[0]} or who
+
+
+def _names(message: str, model: str) -> bool:
+    return re.search(rf"(?<![\w./-]){re.escape(model)}(?!-|\w|\.\w)", message) is not None
 
 
 def _architecture(config: Mapping[str, Any]) -> str | None:

@@ -76,7 +76,7 @@ def foraged(found: Foraged) -> str:
     for number, group in enumerate(found.groups, 1):
         members = [each for each in found.siblings if each.group == number]
         labels = _labelled(members[0].labels)
-        alike = ", ".join(part for part in (members[0].architecture, labels) if part)
+        alike = ", ".join(part for part in (_cut(members[0].architecture or "", 80), labels) if part)
         lines += ["", f"Group {number}, {group.verdict}: {alike}", *(line(each) for each in members)]
         codes = [reason.code for reason in group.reasons]
         for at, reason in enumerate(group.reasons):
@@ -92,13 +92,13 @@ def foraged(found: Foraged) -> str:
 
 def _columns(each: Sibling) -> tuple[str, str, str, str]:
     name = f"{each.id}@{each.revision[:7]}" if each.revision else each.id
-    return name, each.task or "-", _cut(each.license or "not stated", 30), f"{each.downloads:,}"
+    return name, _cut(each.task or "-", 30), _cut(each.license or "not stated", 30), f"{each.downloads:,}"
 
 
 def _brief(each: Sibling) -> str:
     """Why a sibling is in no group, in a few words; a model like no other says what it is."""
     if each.verdict == "alone":
-        return ", ".join(part for part in (each.architecture, _labelled(each.labels)) if part)
+        return ", ".join(part for part in (_cut(each.architecture or "", 80), _labelled(each.labels)) if part)
     said = re.sub(rf"^'?{re.escape(each.id)}(@[0-9a-f]{{7}})?'?[:,]? ", "", each.why)
     return _cut(said.partition("\n")[0], 100)
 
@@ -112,4 +112,5 @@ def _labelled(labels: Sequence[str]) -> str:
 
 
 def _cut(text: str, most: int) -> str:
+    text = "".join(letter if letter.isprintable() else "�" for letter in text)  # a stranger's, at a terminal
     return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"

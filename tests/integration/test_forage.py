@@ -315,18 +315,62 @@ def test_a_list_that_the_hub_refuses(grow: Callable[..., str], online: LocalHub,
     assert "the models tagged 'base_model:finetune:acme/base'" in done.err
 
 
-def test_one_that_breaks_does_not_end_the_run(grow: Callable[..., str], online: LocalHub) -> None:
-    """It is listed with what the Hub said."""
-    for number in range(3):
-        grow(f"m{number}", downloads=9 - number, config=MOODS)
+@pytest.mark.parametrize("path", ["config.json", "vocab.txt"])
+def test_one_that_breaks_does_not_end_the_run(grow: Callable[..., str], online: LocalHub, path: str) -> None:
+    """Neither where it is opened nor where it is compared: it is listed with what the Hub said."""
+    for number in (0, 1, 2, 10):
+        # One that is like the others' is not fetched.
+        files = {"vocab.txt": b"another"} if number == 1 else {}
+        grow(f"m{number}", downloads=99 - number, config=MOODS, files=files)
 
     def broken(request: Request) -> Response | None:
-        return Response("gone", 410) if "/acme/m1/" in request.url.path and "config" in request.url.path else None
+        return Response("gone", 410) if re.search(rf"/acme/m1/.*{path}", request.url.path) else None
 
     online.intercept = broken
     found = hf_soup.forage(BASE)
-    assert [group.members for group in found.groups] == [("acme/m0", "acme/m2")]
+    assert [group.members for group in found.groups] == [("acme/m0", "acme/m2", "acme/m10")]
+    assert (found.siblings[1].id, found.siblings[1].group) == ("acme/m1", None)
     assert "answered 410" in found.siblings[1].why
+
+
+def test_what_strangers_write_is_bounded(grow: Callable[..., str], cli: Cli) -> None:
+    """Configs that are none of a model's, and letters that would steer a terminal."""
+    evil = {"id2label": {"0": "\x1b[2Jgone\n" + 5000 * "x", "1": "b"}}
+    grow("escape-1", downloads=9, config=evil)
+    grow("escape-2", downloads=8, config=evil)
+    for number, config in enumerate((
+        {"model_type": ["bert"], "architectures": "Bert"}, {"architectures": [{"a": 1}], "id2label": [3]},
+        {"id2label": {"x": None}}, {"id2label": None, "num_labels": 10**9}, {"id2label": None, "num_labels": "two"},
+    )):  # fmt: skip
+        grow(f"odd-{number}", config=config)
+        grow(f"odd-{number}-again", config=config)
+    done = cli("forage", BASE)
+    assert done.code == 0
+    assert "Group 1, proven: BertForSequenceClassification, 2 labels: �[2Jgone�xxx" in done.out
+    assert max(map(len, done.out.splitlines())) < 200
+    assert len(re.findall("^  acme/", done.out, re.MULTILINE)) == 12
+
+
+def test_fine_tunes_as_they_are_on_the_hub(zoo: LocalHub, online: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards, an old name of the base in a card, labels in another case, licences of every spelling."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", zoo.endpoint)
+    template = zoo.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setenv("HF_TOKEN", zoo.token)
+    beans = hf_soup.forage("google/vit-base-patch16-224-in21k", task="image-classification")
+    named = [
+        "hanyp/vit-base-beans", "salunev/vit-base-beans", "samink/vit-base-beans-tutorial-samink",
+        "zqTensor/vit-base-beans",
+    ]  # fmt: skip
+    assert [(sorted(group.members), group.verdict) for group in beans.groups] == [(named, "proven")]
+    assert {each.license for each in beans.siblings} == {"apache-2.0", "Apache-2.0", "other"}
+    (unnamed,) = [each for each in beans.siblings if each.group is None]
+    assert (unnamed.id, unnamed.labels) == ("cyanjing/vit-base-beans", ("LABEL_0", "LABEL_1", "LABEL_2"))
+    emotion = hf_soup.forage("distilbert-base-uncased")
+    assert emotion.base == "distilbert/distilbert-base-uncased"
+    assert [len(group.members) for group in emotion.groups] == [2]
 
 
 def test_a_search_by_tags(meadow: LocalHub) -> None:
