@@ -12,7 +12,7 @@ from hf_soup import hub
 from hf_soup.checkpoint import Checkpoint, open_checkpoint
 from hf_soup.client import Token
 from hf_soup.compatibility import Reason
-from hf_soup.errors import IncompatibleError, RecipeError, SoupError
+from hf_soup.errors import IncompatibleError, RecipeError, ResolveError, SoupError
 from hf_soup.lineage import examine
 from hf_soup.progress import bar
 from hf_soup.recipe import MAX_INGREDIENTS, Ingredient, Recipe, is_here
@@ -149,7 +149,12 @@ def forage(base: str, *, task: str | None = None, limit: int = 20, token: Token 
             hint="Name the base by its Hub id, in a folder that has nothing of that name.",
         )
     asked = Ingredient.model_validate(base)
-    founder = hub.resolve(asked.model, asked.revision, token=token, from_cache=False)
+    founder = hub.resolve(asked.model, asked.revision, token=token)
+    if founder.from_cache:
+        raise ResolveError(
+            f"The Hub was not reached, and it alone knows who was fine-tuned from {founder.id}.",
+            hint="Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, and try again.",
+        )
     named = f"{founder.id}@{asked.revision}" if asked.revision else founder.id
     listed = _listed(founder.id, task, limit, token)
     opened, why = _opened(listed, token, quiet)

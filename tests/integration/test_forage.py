@@ -218,16 +218,18 @@ def test_groups_of_one_size_stand_by_downloads(grow: Callable[..., str]) -> None
         found.recipe(3)
 
 
-def test_a_refused_set_is_parted(grow: Callable[..., str]) -> None:
+@pytest.mark.parametrize("rest", [(), ("acme/m0", "acme/m4")])
+def test_a_refused_set_is_parted(grow: Callable[..., str], rest: tuple[str, ...]) -> None:
     """Also where the first is the odd one out, and where those that are left over are kin of each other."""
     words = [f"[unused{number}]" for number in range(11)]
     shuffled = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]).encode()
-    for number, other in enumerate((True, False, False, False, True)):
+    for number, other in enumerate((True, False, False, False, *([True] if rest else []))):
         files = {"vocab.txt": shuffled} if other else {}
         grow(f"m{number}", downloads=9 - number, config=MOODS, files=files)
     found = hf_soup.forage(BASE)
-    assert [group.members for group in found.groups] == [("acme/m1", "acme/m2", "acme/m3"), ("acme/m0", "acme/m4")]
-    assert [(each.verdict, each.why) for each in found.siblings] == [("proven", "")] * 5
+    assert [group.members for group in found.groups] == [("acme/m1", "acme/m2", "acme/m3"), *([rest] if rest else [])]
+    first = found.siblings[0]
+    assert (first.verdict, bool(first.why)) == (("proven", False) if rest else ("refused", True))
 
 
 def test_a_task(grow: Callable[..., str], cli: Cli) -> None:
@@ -295,15 +297,17 @@ def test_a_base_that_cannot_be(publish: Callable[..., str], base: str, kind: typ
 def test_without_a_network(
     grow: Callable[..., str], online: LocalHub, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
-    """One error, even where the cache knows the base: it does not know who came from it."""
+    """One error, also where the cache knows the base: it does not know who came from it."""
     from huggingface_hub import constants, snapshot_download
 
     grow("one")
     snapshot_download(BASE)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    done = cli("forage", BASE)
-    assert (done.code, done.out) == (1, "")
-    assert "cannot be reached (ConnectError)" in done.err
+    for base, said in ((BASE, "The Hub was not reached, and it alone knows"), ("acme/one", "cannot be reached")):
+        done = cli("forage", base)
+        assert (done.code, done.out) == (1, "")
+        assert said in done.err
+        assert "HF_ENDPOINT" in done.err
 
 
 def test_a_list_that_the_hub_refuses(grow: Callable[..., str], online: LocalHub, cli: Cli) -> None:
