@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         ScoringError,
         SoupError,
     )
+    from hf_soup.foraging import Foraged, forage
     from hf_soup.lineage import Lineage
     from hf_soup.recipe import Ingredient, Recipe, Scoring
     from hf_soup.soup import Soup, check, cook, score
@@ -33,6 +34,8 @@ _PLACES = {
     "cook": "soup",
     "score": "soup",
     "Soup": "soup",
+    "forage": "foraging",
+    "Foraged": "foraging",
     "Lineage": "lineage",
     "Recipe": "recipe",
     "Ingredient": "recipe",
@@ -47,6 +50,7 @@ _PLACES = {
 }
 
 __all__ = [
+    "Foraged",
     "IncompatibleError",
     "Ingredient",
     "Lineage",
@@ -61,6 +65,7 @@ __all__ = [
     "SoupError",
     "check",
     "cook",
+    "forage",
     "score",
 ]
 

@@ -40,6 +40,7 @@ def cli() -> None:
 
     \b
     hf-soup demo                                       the whole story, no network, no account
+    hf-soup forage owner/base                          who was fine-tuned from it?
     hf-soup check owner/run-1 owner/run-2              may these be averaged?
     hf-soup cook owner/run-1 owner/run-2 -o soup       average them
     hf-soup push soup me/my-soup                       publish the result
@@ -61,6 +62,42 @@ def demo(output: Path) -> None:
     from hf_soup.demo import run_demo
 
     run_demo(output, say=click.echo, progress=lambda text: click.echo(text, err=True))
+
+
+@cli.command()
+@click.argument("base")
+@click.option("--task", metavar="TASK", help="Only those with this task on the Hub, such as image-classification.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="The most downloaded ones.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="RECIPE", help="Write the largest group down.")
+@_QUIET
+@_JSON
+@click.pass_context
+def forage(
+    ctx: click.Context, base: str, task: str | None, limit: int, output: Path | None, quiet: bool, as_json: bool
+) -> None:
+    """Find the fine-tunes of a base on the Hub, and who of them can be averaged.
+
+    Lists architecture, labels, licence, downloads and verdict. Exit code 3 when there is no group to write down.
+
+    Example: hf-soup forage google/vit-base-patch16-224-in21k --task image-classification -o recipe.yaml
+    """
+    from hf_soup.foraging import forage as find
+
+    _patient()
+    if output is not None:
+        _refuse_existing(output)
+    found = find(base, task=task, limit=limit, quiet=quiet)
+    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else shown.foraged(found))
+    if output is None:
+        return
+    if not found.groups:
+        click.echo(f"'{output}' was not written: no two of them can be averaged.", err=True)
+        ctx.exit(3)
+    _write_new(output, found.recipe().to_yaml())
+    click.echo(f"Wrote group 1 to {output}. Next: hf-soup cook {output} -o soup", err=True)
+    for number, group in enumerate(found.groups[1:], 2):
+        members = " ".join(group.members)
+        click.echo(f"Group {number} instead: hf-soup check {members} --base {found.base} -o RECIPE", err=True)
 
 
 @cli.command(epilog=_MODELS)

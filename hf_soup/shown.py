@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hf_soup.foraging import Foraged, Sibling
     from hf_soup.soup import Soup
 
 
@@ -50,3 +52,66 @@ def soup(soup: Soup) -> str:
     shares = ", ".join(f"{name} {weight:g}" for name, weight in soup.weights.items())
     lines += [f"Weights: {shares}", f"Digest:  {soup.digest}", f"Soup:    {soup.folder} ({soup.seconds:.1f} s)"]
     return "\n".join(lines)
+
+
+def foraged(found: Foraged) -> str:
+    """The fine-tunes of a base, by group."""
+    base = f"{found.base.partition('@')[0]}@{found.revision[:7]}"
+    if not found.siblings:
+        lines = [f"No model on the Hub names {base} in its card (`base_model`) as what it was fine-tuned from."]
+        if found.parents:
+            lines.append(f"It was itself made from another. Next: hf-soup forage {found.parents[0]}")
+        return "\n".join([*lines, f"Older cards do not say it. Next: hf-soup check MODEL... --base {found.base}"])
+    grouped = sum(len(group.members) for group in found.groups)
+    many = "1 group" if len(found.groups) == 1 else f"{len(found.groups)} groups"
+    lines = [f"Fine-tunes of {base}: {len(found.siblings)} looked at, {grouped} in {many}."]
+    rows = {each.id: _columns(each) for each in found.siblings}
+    widths = [max(len(row[column]) for row in rows.values()) for column in range(3)]
+
+    def line(each: Sibling) -> str:
+        name, task, license, downloads = rows[each.id]
+        cells = f"  {name:{widths[0]}}  {task:{widths[1]}}  {license:{widths[2]}}  {downloads:>9}"
+        return f"{cells}  {_brief(each)}".rstrip()
+
+    lines += ["", f"  {'':{widths[0]}}  {'task':{widths[1]}}  {'licence':{widths[2]}}  downloads"]
+    for number, group in enumerate(found.groups, 1):
+        members = [each for each in found.siblings if each.group == number]
+        labels = _labelled(members[0].labels)
+        alike = ", ".join(part for part in (_cut(members[0].architecture or "", 80), labels) if part)
+        lines += ["", f"Group {number}, {group.verdict}: {alike}", *(line(each) for each in members)]
+        codes = [reason.code for reason in group.reasons]
+        for at, reason in enumerate(group.reasons):
+            if reason.code not in codes[:at]:
+                more = f" (and {codes.count(reason.code) - 1} more like this)" if codes.count(reason.code) > 1 else ""
+                lines.append(f"  [{reason.code}] {_cut(reason.message, 160)}{more}")
+    for verdict, title in (("alone", "Like no other"), ("refused", "Refused"), ("unusable", "Not usable")):
+        members = [each for each in found.siblings if each.verdict == verdict]
+        if members:
+            lines += ["", title, *(line(each) for each in members)]
+    return "\n".join(lines)
+
+
+def _columns(each: Sibling) -> tuple[str, str, str, str]:
+    name = f"{each.id}@{each.revision[:7]}" if each.revision else each.id
+    return name, _cut(each.task or "-", 30), _cut(each.license or "not stated", 30), f"{each.downloads:,}"
+
+
+def _brief(each: Sibling) -> str:
+    """Why a sibling is in no group, in a few words; a model like no other says what it is."""
+    if each.verdict == "alone":
+        return ", ".join(part for part in (_cut(each.architecture or "", 80), _labelled(each.labels)) if part)
+    said = re.sub(rf"^'?{re.escape(each.id)}(@[0-9a-f]{{7}})?'?[:,]? ", "", each.why)
+    return _cut(said.partition("\n")[0], 100)
+
+
+def _labelled(labels: Sequence[str]) -> str:
+    if not labels:
+        return ""
+    if all(re.fullmatch(r"label_\d+", label.strip().casefold()) for label in labels):
+        return f"{len(labels)} labels without names"
+    return f"{len(labels)} labels: {_cut(', '.join(labels), 60)}"
+
+
+def _cut(text: str, most: int) -> str:
+    text = "".join(letter if letter.isprintable() else "�" for letter in text)  # a stranger's, at a terminal
+    return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"

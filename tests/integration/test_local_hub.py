@@ -171,6 +171,58 @@ def test_lists_are_filtered(hub: LocalHub, api: HfApi, tiny: str) -> None:
     assert [d.id for d in api.list_datasets()] == ["acme/rows"]
 
 
+def test_lists_are_sorted_and_cut(hub: LocalHub, api: HfApi, tiny: str, tmp_path: Path) -> None:
+    """By downloads, which are requests for the config; over as many pages as the limit needs."""
+    for number, name in enumerate(("one", "two", "three")):
+        api.create_repo(f"acme/{name}")
+        api.upload_file(repo_id=f"acme/{name}", path_in_repo="README.md", path_or_fileobj=b"---\ntags: [x]\n---\n")
+        hub.count_downloads("model", f"acme/{name}", number)
+    for _ in range(3):
+        api.hf_hub_download(tiny, "config.json", cache_dir=tmp_path / "cache", force_download=True)
+    popular = [(m.id, m.downloads) for m in api.list_models(sort="downloads")]
+    assert popular[0][0] == tiny
+    assert popular[0][1] is not None
+    assert popular[0][1] >= 3
+    assert popular[1:] == [("acme/three", 2), ("acme/two", 1), ("acme/one", 0)]
+    assert [m.id for m in api.list_models(sort="created_at")] == ["acme/three", "acme/two", "acme/one", tiny]
+    assert [m.id for m in api.list_models()] == sorted(["acme/three", "acme/two", "acme/one", tiny])
+    assert [m.id for m in api.list_models(pipeline_tag="text-classification")] == [tiny]
+    hub.page_size = 1
+    asked = len(hub.requests)
+    assert [m.id for m in api.list_models(filter="x", sort="downloads", limit=2)] == ["acme/three", "acme/two"]
+    assert len(hub.requests) == asked + 2
+    listed = next(iter(api.list_models(filter="x", sort="downloads", expand=["downloads"])))
+    assert (listed.id, listed.downloads, listed.tags) == ("acme/three", 2, None)
+    with pytest.raises(HfHubHTTPError, match="Invalid sort"):
+        list(api.list_models(sort="beauty"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("files", "front", "relation"),
+    [
+        ({"config.json": b"{}"}, "base_model: acme/base", "finetune"),
+        ({"adapter_config.json": b"{}"}, "base_model: acme/base", "adapter"),
+        ({"a.gguf": b"GGUF"}, "base_model: acme/base", "quantized"),
+        ({"config.json": b'{"quantization_config": {}}'}, "base_model: acme/base", "quantized"),
+        ({"config.json": b"{}"}, "base_model: [acme/base, acme/other]", "merge"),
+        ({"a.gguf": b"GGUF"}, "base_model: acme/base\nbase_model_relation: finetune", "finetune"),
+        ({"config.json": b"{}"}, "base_model: base", "finetune"),
+    ],
+)
+def test_how_a_model_came_from_its_ancestor(
+    hub: LocalHub, api: HfApi, files: dict[str, bytes], front: str, relation: str
+) -> None:
+    """By the card, else by the files; under the ancestor's name of today."""
+    api.create_repo("acme/base")
+    hub.rename("model", "base", "acme/base")
+    api.create_repo("acme/made")
+    for path, content in {**files, "README.md": f"---\n{front}\n---\n".encode()}.items():
+        api.upload_file(repo_id="acme/made", path_in_repo=path, path_or_fileobj=content)
+    tags = {tag for tag in api.model_info("acme/made").tags or [] if tag.startswith("base_model:")}
+    assert tags >= {"base_model:acme/base", f"base_model:{relation}:acme/base"}
+    assert {tag.split(":")[1] for tag in tags if tag.count(":") == 2} == {relation}
+
+
 def test_pages_of_a_tree_belong_to_one_commit(hub: LocalHub, api: HfApi, tiny: str) -> None:
     hub.page_size = 2
     entries = api.list_repo_tree(tiny, recursive=True, expand=True)

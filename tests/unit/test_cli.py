@@ -48,18 +48,21 @@ def test_version(cli: Cli) -> None:
     assert cli().code in (0, 2)
 
 
-def test_json_is_one_object_on_stdout(cli: Cli, family: Path, tmp_path: Path) -> None:
+def test_json_is_one_object_on_stdout(cli: Cli, family: Path, tmp_path: Path, publish: Callable[..., str]) -> None:
     """For every command that takes ``--json``, with the keys that scripts may rely on; warnings are on stderr."""
     a, b = family / "a", family / "b"
     recipe = recipe_of(family, tmp_path, select="greedy")
     keys = {
+        "forage": {"base", "siblings", "groups"},
         "check": {"verdict", "ancestor", "ingredients", "reasons", "alignments", "transferred_bytes"},
         "cook": {"folder", "weights", "scores", "selected", "digest", "seconds", "resumed", "pushed"},
         "score": {"scores"},
         "push": {"repo", "commit", "url", "pull_request"},
         "methods": {"methods"},
     }
+    publish("base")
     done = {
+        "forage": cli("forage", "acme/base", "--json"),
         "check": cli("check", a, b, "-o", "new.yaml", "--json"),
         "cook": cli("cook", recipe, "-o", "soup", "--json", "--quiet"),
         "score": cli("score", a, "soup", "--recipe", recipe, "--json"),

@@ -45,6 +45,16 @@ MAY = {
     "hf_soup.selection": {"hf_soup.errors"},
     "hf_soup.local_hub": {"starlette", "uvicorn", "yaml", "hf_soup.errors"},
     "hf_soup.staging": {"hf_soup.errors"},
+    "hf_soup.foraging": {
+        "hf_soup.checkpoint",
+        "hf_soup.client",
+        "hf_soup.compatibility",
+        "hf_soup.errors",
+        "hf_soup.hub",
+        "hf_soup.lineage",
+        "hf_soup.progress",
+        "hf_soup.recipe",
+    },
 }
 #: Files that are longer than one sitting, and how long they may be; a file leaves this list for good.
 LONG: dict[str, int] = {}
@@ -115,8 +125,8 @@ def test_the_demo_knows_the_hub_through_this_package_only() -> None:
 
 def test_the_public_names() -> None:
     assert hf_soup.__all__ == [
-        "IncompatibleError", "Ingredient", "Lineage", "MergeError", "PublishError", "Recipe", "RecipeError",
-        "ResolveError", "Scoring", "ScoringError", "Soup", "SoupError", "check", "cook", "score",
+        "Foraged", "IncompatibleError", "Ingredient", "Lineage", "MergeError", "PublishError", "Recipe", "RecipeError",
+        "ResolveError", "Scoring", "ScoringError", "Soup", "SoupError", "check", "cook", "forage", "score",
     ]  # fmt: skip
     for name in hf_soup.__all__:
         assert getattr(hf_soup, name).__module__.startswith("hf_soup.")
