@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hf_soup.barrier import Barriers, barriers
     from hf_soup.errors import (
         IncompatibleError,
         MergeError,
@@ -29,6 +30,8 @@ __version__ = "0.1.0"
 
 # Names are looked up when they are used, so that `import hf_soup` loads neither torch nor transformers.
 _PLACES = {
+    "barriers": "barrier",
+    "Barriers": "barrier",
     "check": "soup",
     "cook": "soup",
     "score": "soup",
@@ -47,6 +50,7 @@ _PLACES = {
 }
 
 __all__ = [
+    "Barriers",
     "IncompatibleError",
     "Ingredient",
     "Lineage",
@@ -59,6 +63,7 @@ __all__ = [
     "ScoringError",
     "Soup",
     "SoupError",
+    "barriers",
     "check",
     "cook",
     "score",

@@ -64,24 +64,53 @@ def demo(output: Path) -> None:
 
 
 @cli.command(epilog=_MODELS)
-@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.argument("models", nargs=-1, metavar="MODEL...")
 @click.option("--base", metavar="MODEL", help="The pretrained ancestor, where cards do not name it.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="RECIPE", help="Write a recipe of them.")
+@click.option("--recipe", "source", metavar="RECIPE", help="Whose data to use, and its models where none are named.")
+@click.option("--barrier", is_flag=True, help="Measure on its held-out data whether they lie in one basin.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the barriers.")
+@_DEVICE
+@_QUIET
 @_JSON
 @click.pass_context
-def check(ctx: click.Context, models: tuple[str, ...], base: str | None, output: Path | None, as_json: bool) -> None:
+def check(
+    ctx: click.Context,
+    models: tuple[str, ...],
+    base: str | None,
+    output: Path | None,
+    source: str | None,
+    barrier: bool,
+    plot: Path | None,
+    device: str,
+    quiet: bool,
+    as_json: bool,
+) -> None:
     """Say whether models may be averaged, before anything is downloaded.
 
-    Reads configs, cards, tensor headers and samples of weights. Exit code 3 when they may not.
+    Reads configs, cards, tensor headers and samples of weights. Exit code 3 when they may not. With --barrier the
+    models are downloaded and scored, and half-way between each two of them.
 
+    \b
     Example: hf-soup check owner/run-1 owner/run-2 -o recipe.yaml
+             hf-soup check --recipe recipe.yaml --barrier --plot barriers.png
     """
     from hf_soup.soup import check as examine
 
+    if not models and source is None:
+        raise click.UsageError("Missing argument 'MODEL...': name models, or a recipe of them with --recipe.")
+    if barrier and source is None:
+        raise click.UsageError("--barrier measures on held-out data: name a recipe that has `score` with --recipe.")
+    if plot and not barrier:
+        raise click.UsageError("--plot draws barriers, so it goes with --barrier.")
     _patient()
-    recipe = _recipe(models, base=base)
+    recipe = _recipe(models, source, base=base)
     if output is not None:
         _refuse_existing(output)
+    if barrier:
+        from hf_soup.barrier import barriers, require_measurable
+
+        require_measurable(recipe, plot)
     lineage = examine(recipe)
     if output is not None and lineage.verdict != "refused":
         # One that cannot be read would stop the cook, for which it is only a hint here.
@@ -89,7 +118,18 @@ def check(ctx: click.Context, models: tuple[str, ...], base: str | None, output:
             recipe = recipe.model_copy(update={"base": lineage.ancestor.model})
         _write_new(output, recipe.to_yaml())
         click.echo(f"Wrote {output}. Next: hf-soup cook {output} -o soup", err=True)
-    click.echo(json.dumps(lineage.to_dict(), indent=2) if as_json else str(lineage))
+    report, text = lineage.to_dict(), str(lineage)
+    if barrier and lineage.verdict == "refused":
+        click.echo("note: models that cannot be averaged have no barrier measured between them", err=True)
+        report["barrier"] = None
+    elif barrier:
+        found = barriers(recipe, lineage, device=device, quiet=quiet)
+        report["reasons"] += [reason.to_dict() for reason in found.reasons]
+        report["barrier"] = found.to_dict()
+        text += f"\n\n{shown.barriers(found)}"
+        if plot:
+            found.draw(plot)
+    click.echo(json.dumps(report, indent=2) if as_json else text)
     if lineage.verdict == "refused":
         ctx.exit(3)
 
@@ -278,13 +318,14 @@ def _patient() -> None:
 
 def _recipe(
     models: Sequence[str],
+    source: str | None = None,
     *,
     method: str | None = None,
     select: str | None = None,
     parameters: Sequence[str] = (),
     **changes: Any,
 ) -> Recipe:
-    """The recipe that the arguments name or spell out, with what the options change."""
+    """The recipe that the arguments name or spell out, with what the options change; the rest is that of ``source``."""
     import yaml
 
     from hf_soup.recipe import Recipe, parse_yaml
@@ -293,6 +334,8 @@ def _recipe(
         values = Recipe.load(models[0]).to_dict()
     else:
         values = {"ingredients": list(models)}
+    if source is not None:
+        values = Recipe.load(source).to_dict() | ({"ingredients": values["ingredients"]} if models else {})
     given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
     if method or parameters:
         named = {} if method else values.get("method", {})

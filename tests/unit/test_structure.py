@@ -35,6 +35,7 @@ ONLY = {
     "click": ("hf_soup.cli",),
     "jinja2": ("hf_soup.card",),
     "accelerate": ("hf_soup.world",),
+    "matplotlib": ("hf_soup.card", "hf_soup.plots"),
     "sklearn": ("hf_soup.scoring", "hf_soup.demo"),
 }
 #: Room → all that it may import beside the standard library and itself.
@@ -45,6 +46,7 @@ MAY = {
     "hf_soup.selection": {"hf_soup.errors"},
     "hf_soup.local_hub": {"starlette", "uvicorn", "yaml", "hf_soup.errors"},
     "hf_soup.staging": {"hf_soup.errors"},
+    "hf_soup.plots": {"numpy", "matplotlib", "hf_soup.errors"},
 }
 #: Files that are longer than one sitting, and how long they may be; a file leaves this list for good.
 LONG: dict[str, int] = {}
@@ -115,8 +117,9 @@ def test_the_demo_knows_the_hub_through_this_package_only() -> None:
 
 def test_the_public_names() -> None:
     assert hf_soup.__all__ == [
-        "IncompatibleError", "Ingredient", "Lineage", "MergeError", "PublishError", "Recipe", "RecipeError",
-        "ResolveError", "Scoring", "ScoringError", "Soup", "SoupError", "check", "cook", "score",
+        "Barriers", "IncompatibleError", "Ingredient", "Lineage", "MergeError", "PublishError", "Recipe",
+        "RecipeError", "ResolveError", "Scoring", "ScoringError", "Soup", "SoupError", "barriers", "check", "cook",
+        "score",
     ]  # fmt: skip
     for name in hf_soup.__all__:
         assert getattr(hf_soup, name).__module__.startswith("hf_soup.")
