@@ -68,7 +68,8 @@ def barriers(path: Path, summary: Mapping[str, Any]) -> None:
     right.set_xlabel("from the first (0) to the second (1)", fontsize=8)
     right.set_ylabel("percent", fontsize=8)
     right.grid(linewidth=0.3)
-    right.legend(fontsize=6)
+    if summary["lines"]:
+        right.legend(fontsize=6)
     picture = io.BytesIO()
     # Without the date and version that matplotlib adds, the same barriers have the same picture.
     figure.savefig(picture, format="png", dpi=120, metadata={"Software": None})

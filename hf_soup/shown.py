@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hf_soup import plots
 
 if TYPE_CHECKING:
-    from hf_soup.barrier import Barriers
+    from hf_soup.basin import Barriers
     from hf_soup.soup import Soup
 
 
