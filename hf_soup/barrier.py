@@ -106,8 +106,8 @@ def barriers(
     Reference:
         Frankle et al., Linear Mode Connectivity and the Lottery Ticket Hypothesis, ICML 2020, arXiv:1912.05671
         (error barriers, against the mean of the ends; the 2 %). Entezari et al., The Role of Permutation Invariance
-        in Linear Mode Connectivity of Neural Networks, ICLR 2022, arXiv:2110.06296, definition 2.1 (against the
-        line between the ends; for the loss, which is turned round here).
+        in Linear Mode Connectivity of Neural Networks, ICLR 2022, arXiv:2110.06296 (against the line between the ends;
+        for the loss, which is turned round here).
     """
     from hf_soup.evaluation import Evaluation
 

@@ -51,6 +51,11 @@ class Barriers:
         least: The height from which on a barrier counts, as a share of one.
         scores: Of every model itself, in the recipe's order.
         pairs: All of them, in that order too.
+
+    >>> line = {0: 0.9, 0.5: 0.4, 1: 0.9}
+    >>> pair = Pair("acme/a", "acme/b", line, at=0.5, height=0.5, low=0.45, high=0.55, barrier=True)
+    >>> Barriers("beans accuracy", 400, 0.02, {"acme/a": 0.9, "acme/b": 0.9}, (pair,)).groups
+    (('acme/a',), ('acme/b',))
     """
 
     title: str
@@ -194,8 +199,8 @@ class Barriers:
 def _listed(names: Sequence[str]) -> str:
     """Some names as words: four at most.
 
-    >>> _listed(["a", "b"]), _listed(["a", "b", "c", "d", "e"])
-    ('a and b', 'a, b, c and 2 more')
+    >>> _listed(["a"]), _listed(["a", "b"]), _listed(["a", "b", "c", "d", "e"])
+    ('a', 'a and b', 'a, b, c and 2 more')
     """
     shown = names if len(names) <= 4 else (*names[:3], f"{len(names) - 3} more")
-    return " and ".join([", ".join(shown[:-1]), shown[-1]])
+    return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))

@@ -92,7 +92,10 @@ class Evaluation:
         """
         key = tuple(sorted(weights.items()))
         if key not in self._found:
-            self._found[key] = self._judge.value(self.logits(weights))
+            logits = self.logits(weights)
+            if len(weights) == 1:
+                self._logits[next(iter(weights)), self._judge.title] = logits
+            self._found[key] = self._judge.value(logits)
         return self._found[key]
 
     def logits(self, weights: Weights) -> Logits:
@@ -107,7 +110,6 @@ class Evaluation:
         logits = self._run(tensors, [bench], title)[bench.title]
         if len(weights) == 1:
             bench.refuse_worse_than_majority(title, logits)
-            self._logits[title, bench.title] = logits
         return logits
 
     @property
