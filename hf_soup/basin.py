@@ -126,7 +126,8 @@ class Barriers:
     def _advice(self) -> str:
         largest, *_ = self.groups
         if 2 * len(largest) > len(self.scores):
-            return f"None is left without {_listed([name for name in self.scores if name not in largest])}: go without,"
+            outside = [name for name in self.scores if name not in largest]
+            return f"None is left without {_listed(outside, most=len(outside))}: go without,"
         homes = [_listed(group) for group in self.groups if len(group) > 1]
         if not homes:
             return "Do not average them,"
@@ -196,11 +197,11 @@ class Barriers:
         plots.barriers(path, self.to_dict())
 
 
-def _listed(names: Sequence[str]) -> str:
-    """Some names as words: four at most.
+def _listed(names: Sequence[str], most: int = 4) -> str:
+    """Some names as words.
 
     >>> _listed(["a"]), _listed(["a", "b"]), _listed(["a", "b", "c", "d", "e"])
     ('a', 'a and b', 'a, b, c and 2 more')
     """
-    shown = names if len(names) <= 4 else (*names[:3], f"{len(names) - 3} more")
+    shown = names if len(names) <= most else (*names[: most - 1], f"{len(names) - most + 1} more")
     return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))

@@ -161,6 +161,11 @@ def test_few_barriers_name_who_is_in_the_way() -> None:
     assert seen.outsiders == ()
     (reason,) = seen.reasons
     assert "None is left without acme/m2: go without, or let" in reason.message
+    many = found(13, *((a, b) for a in range(6, 12) for b in (0, 1, 2)))
+    assert many.outsiders == ()
+    (reason,) = many.reasons
+    # Whoever stands in the way of most is named, however many they are.
+    assert "without acme/m0, acme/m1 and acme/m2: go" in reason.message
 
 
 def test_no_group_holds_a_barrier() -> None:
