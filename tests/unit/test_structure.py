@@ -46,6 +46,7 @@ MAY = {
     "hf_soup.selection": {"hf_soup.errors"},
     "hf_soup.local_hub": {"starlette", "uvicorn", "yaml", "hf_soup.errors"},
     "hf_soup.staging": {"hf_soup.errors"},
+    "hf_soup.basin": {"hf_soup.plots", "hf_soup.compatibility"},
     "hf_soup.plots": {"numpy", "matplotlib", "hf_soup.errors"},
 }
 #: Files that are longer than one sitting, and how long they may be; a file leaves this list for good.
