@@ -12,6 +12,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hf_soup.barrier import barriers
+    from hf_soup.basin import Barriers
     from hf_soup.errors import (
         IncompatibleError,
         MergeError,
@@ -30,6 +32,8 @@ __version__ = "0.1.0"
 
 # Names are looked up when they are used, so that `import hf_soup` loads neither torch nor transformers.
 _PLACES = {
+    "barriers": "barrier",
+    "Barriers": "basin",
     "check": "soup",
     "cook": "soup",
     "score": "soup",
@@ -50,6 +54,7 @@ _PLACES = {
 }
 
 __all__ = [
+    "Barriers",
     "Foraged",
     "IncompatibleError",
     "Ingredient",
@@ -63,6 +68,7 @@ __all__ = [
     "ScoringError",
     "Soup",
     "SoupError",
+    "barriers",
     "check",
     "cook",
     "forage",

@@ -290,8 +290,8 @@ class _Alignment:
             self.refuse(
                 "vocabulary",
                 f"The models do not have the same tokens:\n{listed}\n  {self.tokens.difference} Set `vocabulary: "
-                "union` to keep every token (rows that some lack are averaged over those who have them), or "
-                "`vocabulary: base` to keep those that all have.",
+                "union` in the recipe to keep every token (rows that some lack are averaged over those who have them), "
+                "or `vocabulary: base` to keep those that all have.",
                 *self.names,
             )
             return

@@ -5,20 +5,17 @@ from __future__ import annotations
 import gc
 import json
 import os
-import re
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from hf_soup import __version__, shown
+from hf_soup.arguments import recipe_of, refuse_existing, scoring_of, write_new
 from hf_soup.errors import RecipeError, SoupError
-
-if TYPE_CHECKING:
-    from hf_soup.recipe import Recipe
 
 _MODELS = "A MODEL is a Hub id (owner/name, owner/name@revision, a huggingface.co address) or a folder."
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -85,7 +82,7 @@ def forage(
 
     _patient()
     if output is not None:
-        _refuse_existing(output)
+        refuse_existing(output)
     found = find(base, task=task, limit=limit, quiet=quiet)
     click.echo(json.dumps(found.to_dict(), indent=2) if as_json else shown.foraged(found))
     if output is None:
@@ -93,7 +90,7 @@ def forage(
     if not found.groups:
         click.echo(f"'{output}' was not written: no two of them can be averaged.", err=True)
         ctx.exit(3)
-    _write_new(output, found.recipe().to_yaml())
+    write_new(output, found.recipe().to_yaml())
     click.echo(f"Wrote group 1 to {output}. Next: hf-soup cook {output} -o soup", err=True)
     for number, group in enumerate(found.groups[1:], 2):
         members = " ".join(group.members)
@@ -101,32 +98,72 @@ def forage(
 
 
 @cli.command(epilog=_MODELS)
-@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.argument("models", nargs=-1, metavar="MODEL...")
 @click.option("--base", metavar="MODEL", help="The pretrained ancestor, where cards do not name it.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="RECIPE", help="Write a recipe of them.")
+@click.option("--recipe", "source", metavar="RECIPE", help="Whose data to use, and its models where none are named.")
+@click.option("--barrier", is_flag=True, help="Measure on its held-out data whether they lie in one basin.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the barriers.")
+@_DEVICE
+@_QUIET
 @_JSON
 @click.pass_context
-def check(ctx: click.Context, models: tuple[str, ...], base: str | None, output: Path | None, as_json: bool) -> None:
+def check(
+    ctx: click.Context,
+    models: tuple[str, ...],
+    base: str | None,
+    output: Path | None,
+    source: str | None,
+    barrier: bool,
+    plot: Path | None,
+    device: str,
+    quiet: bool,
+    as_json: bool,
+) -> None:
     """Say whether models may be averaged, before anything is downloaded.
 
-    Reads configs, cards, tensor headers and samples of weights. Exit code 3 when they may not.
+    Reads configs, cards, tensor headers and samples of weights. Exit code 3 when they may not. With --barrier the
+    models are downloaded and scored, and half-way between each two of them.
 
+    \b
     Example: hf-soup check owner/run-1 owner/run-2 -o recipe.yaml
+             hf-soup check --recipe recipe.yaml --barrier --plot barriers.png
     """
     from hf_soup.soup import check as examine
 
+    if not models and source is None:
+        raise click.UsageError("Missing argument 'MODEL...': name models, or a recipe of them with --recipe.")
+    if barrier and source is None:
+        raise click.UsageError("--barrier measures on held-out data: name a recipe that has `score` with --recipe.")
+    if plot and not barrier:
+        raise click.UsageError("--plot draws barriers, so it goes with --barrier.")
     _patient()
-    recipe = _recipe(models, base=base)
+    recipe = recipe_of(models, source, base=base)
     if output is not None:
-        _refuse_existing(output)
+        refuse_existing(output)
+    if barrier:
+        from hf_soup.barrier import barriers, require_measurable
+
+        require_measurable(recipe, plot)
     lineage = examine(recipe)
     if output is not None and lineage.verdict != "refused":
         # One that cannot be read would stop the cook, for which it is only a hint here.
         if lineage.ancestor and lineage.ancestor.checkpoint and recipe.base is None:
             recipe = recipe.model_copy(update={"base": lineage.ancestor.model})
-        _write_new(output, recipe.to_yaml())
+        write_new(output, recipe.to_yaml())
         click.echo(f"Wrote {output}. Next: hf-soup cook {output} -o soup", err=True)
-    click.echo(json.dumps(lineage.to_dict(), indent=2) if as_json else str(lineage))
+    report, text = lineage.to_dict(), str(lineage)
+    if barrier and lineage.verdict == "refused":
+        click.echo("note: models that cannot be averaged have no barrier measured between them", err=True)
+        report["barrier"] = None
+    elif barrier:
+        found = barriers(recipe, lineage, device=device, quiet=quiet)
+        report["reasons"] += [reason.to_dict() for reason in found.reasons]
+        report["barrier"] = found.to_dict()
+        text += f"\n\n{shown.barriers(found)}"
+        if plot:
+            found.draw(plot)
+    click.echo(json.dumps(report, indent=2) if as_json else text)
     if lineage.verdict == "refused":
         ctx.exit(3)
 
@@ -177,8 +214,8 @@ def cook(
     _patient()
     changes: dict[str, Any] = {"base": base}
     if data or task or metric:
-        changes["score"] = _scoring(data, task, metric)
-    recipe = _recipe(models, method=method, select=select, parameters=parameters, **changes)
+        changes["score"] = scoring_of(data, task, metric)
+    recipe = recipe_of(models, method=method, select=select, parameters=parameters, **changes)
     if dry_run:
         planned = kitchen.preview(recipe, output, stream=stream)
         click.echo(json.dumps(planned, indent=2) if as_json else shown.plan(planned))
@@ -311,66 +348,6 @@ def _patient() -> None:
     from hf_soup import client
 
     client.patient()
-
-
-def _recipe(
-    models: Sequence[str],
-    *,
-    method: str | None = None,
-    select: str | None = None,
-    parameters: Sequence[str] = (),
-    **changes: Any,
-) -> Recipe:
-    """The recipe that the arguments name or spell out, with what the options change."""
-    import yaml
-
-    from hf_soup.recipe import Recipe, parse_yaml
-
-    if len(models) == 1 and models[0].endswith((".yaml", ".yml")):
-        values = Recipe.load(models[0]).to_dict()
-    else:
-        values = {"ingredients": list(models)}
-    given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
-    if method or parameters:
-        named = {} if method else values.get("method", {})
-        named = {"name": named} if isinstance(named, str) else dict(named)
-        named.setdefault("name", method or "linear")
-        for parameter in parameters:
-            key, equals, value = parameter.partition("=")
-            if not equals or not key:
-                raise click.UsageError(f"--set takes KEY=VALUE, not '{parameter}'")
-            try:
-                named[key] = parse_yaml(value)
-            except yaml.YAMLError:
-                raise click.UsageError(f"--set {key}: '{value}' is not valid YAML") from None
-        given["method"] = named
-    if select:
-        given["select"] = select
-    return Recipe(**{**values, **given})
-
-
-def _scoring(data: str | None, task: str | None, metric: str | None) -> dict[str, Any]:
-    if not data or not task:
-        raise click.UsageError("--data and --task go together")
-    from hf_soup.recipe import is_here
-
-    # A split may have a colon of its own: `owner/data:validation[:500]`.
-    found = re.fullmatch(r"(.+?):(\w[^:\[\]]*(?:\[[^\]]*\][^:\[\]]*)*)", data)
-    dataset, split = (data, "") if found is None or is_here(data) else found.groups()
-    return {"task": task, "dataset": dataset, "split": split or None, "metric": metric or "accuracy"}
-
-
-def _refuse_existing(path: Path) -> None:
-    if path.exists() or path.is_symlink():
-        raise RecipeError(f"'{path}' exists already, and nothing is overwritten.", hint="Name another file.")
-
-
-def _write_new(path: Path, text: str) -> None:
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise RecipeError(f"Cannot write '{path}': {error.strerror}.") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

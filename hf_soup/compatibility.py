@@ -22,7 +22,7 @@ _VOCABULARY = re.compile(r"(\w+\.)*vocab_size: ")
 _TIED = "tie_word_embeddings: "
 _TOKEN = re.compile(r"(\w+\.)*\w+_token_id: ")
 #: What helps where only heads differ.
-HEADS_HINT = "To average their bodies alone set `heads: body`, or `heads: MODEL` to keep that one's head."
+HEADS_HINT = "To average their bodies alone set `heads: body` in the recipe, or `heads: MODEL` to keep that one's head."
 #: Files that a model brings along but that do not decide how its inputs are prepared.
 _NOT_PROCESSING = ("config.json", "generation_config.json", "modules.json")
 

@@ -90,18 +90,32 @@ class Evaluation:
         Raises:
             ScoringError: An ingredient answers as if its labels were in another order.
         """
-        bench = self._held_out
-        assert bench is not None, "the recipe was checked: a selection that looks at scores has held-out data"
         key = tuple(sorted(weights.items()))
         if key not in self._found:
-            tensors = self._blend.tensors({self.names.index(name): share for name, share in weights.items()})
-            title = next(iter(weights)) if len(weights) == 1 else f"{len(weights)} ingredients"
-            logits = self._run(tensors, [bench], title)[bench.title]
+            logits = self.logits(weights)
             if len(weights) == 1:
-                bench.refuse_worse_than_majority(title, logits)
-                self._logits[title, bench.title] = logits
-            self._found[key] = bench.value(logits)
+                self._logits[next(iter(weights)), self._judge.title] = logits
+            self._found[key] = self._judge.value(logits)
         return self._found[key]
+
+    def logits(self, weights: Weights) -> Logits:
+        """What a soup that is not written, or an ingredient, answers to the held-out data.
+
+        Raises:
+            ScoringError: An ingredient answers as if its labels were in another order.
+        """
+        bench = self._judge
+        tensors = self._blend.tensors({self.names.index(name): share for name, share in weights.items()})
+        title = next(iter(weights)) if len(weights) == 1 else f"{len(weights)} ingredients"
+        logits = self._run(tensors, [bench], title)[bench.title]
+        if len(weights) == 1:
+            bench.refuse_worse_than_majority(title, logits)
+        return logits
+
+    @property
+    def _judge(self) -> Bench:
+        assert self._held_out is not None, "the recipe was checked: who looks at scores has held-out data"
+        return self._held_out
 
     def alone(self) -> dict[str, Score]:
         """The scores of the only model, on all benches."""

@@ -242,7 +242,8 @@ def _alike(opened: Mapping[str, Checkpoint]) -> list[dict[str, Checkpoint]]:
     """Models by the class and the labels that their configs name, in the order in which they were listed."""
     sorts: dict[tuple[object, ...], dict[str, Checkpoint]] = {}
     for name, checkpoint in opened.items():
-        labels = tuple(label.strip().casefold() for label in _labels(checkpoint.config))
+        # In any order, as rows of heads are moved where labels stand in another.
+        labels = tuple(sorted(label.strip().casefold() for label in _labels(checkpoint.config)))
         kind = (str(checkpoint.config.get("model_type")), _architecture(checkpoint.config), labels)
         sorts.setdefault(kind, {})[name] = checkpoint
     return list(sorts.values())

@@ -59,3 +59,10 @@ def bar(desc: str, total: int, *, quiet: bool, unit: str = "B", initial: int = 0
         mininterval=_PAUSE if lines else 0.1,
         miniters=1,
     )
+
+
+def spoken(seconds: float) -> str:
+    """A duration as people say it, such as ``12 s`` or ``1.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

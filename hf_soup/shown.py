@@ -6,7 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hf_soup import plots
+
 if TYPE_CHECKING:
+    from hf_soup.basin import Barriers
     from hf_soup.foraging import Foraged, Sibling
     from hf_soup.soup import Soup
 
@@ -25,18 +28,14 @@ def plan(planned: Mapping[str, Any]) -> str:
     for title in ("output", "cache"):
         need, free = planned[f"{title}_disk_bytes"], planned[f"{title}_free_bytes"]
         lines.append(f"disk      {need / 1e9:,.2f} GB needed of {free / 1e9:,.1f} GB free ({title})")
+    from hf_soup.progress import spoken
+
     seconds = planned["estimated_seconds"]
     lines.append(
-        f"time      about {_spoken(seconds['total'])} (fetching {_spoken(seconds['fetch'])}, merging "
-        f"{_spoken(seconds['merge'])}, at the same time), beside start and scoring"
+        f"time      about {spoken(seconds['total'])} (fetching {spoken(seconds['fetch'])}, merging "
+        f"{spoken(seconds['merge'])}, at the same time), beside start and scoring"
     )
     return "\n".join(lines)
-
-
-def _spoken(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def soup(soup: Soup) -> str:
@@ -115,3 +114,32 @@ def _labelled(labels: Sequence[str]) -> str:
 def _cut(text: str, most: int) -> str:
     text = "".join(letter if letter.isprintable() else "�" for letter in text)  # a stranger's, at a terminal
     return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
+
+
+#: Models whose matrix fits a screen, and pairs that do where it does not.
+_MATRIX, _LISTED = 11, 12
+
+
+def barriers(found: Barriers) -> str:
+    """The matrix of barriers, or the highest of them where that does not fit a screen, and what follows."""
+    names = list(found.scores)
+    called = plots.short(names)
+    lines = [f"Barriers on {found.title} (n = {found.n:,}), in points below the line between the ends; * counts.", ""]
+    if len(names) <= _MATRIX:
+        pairs = {(pair.first, pair.second): pair for pair in found.pairs}
+        width = max(map(len, called))
+        lines.append(f"  {'':{width + 3}}  score" + "".join(f"{number:6} " for number in range(1, len(names))).rstrip())
+        for row, name in enumerate(names):
+            line = f"  {row + 1:2} {called[row]:{width}}  {100 * found.scores[name]:5.1f}"
+            for other in names[:row]:
+                pair = pairs[other, name]
+                line += f"{100 * pair.height:6.1f}{'*' if pair.barrier else ' '}"
+            lines.append(line.rstrip())
+    else:
+        worst = found.highest[:_LISTED]
+        lines.append(f"  The highest {len(worst)} of {len(found.pairs)}:")
+        ends = [" – ".join(called[names.index(name)] for name in (pair.first, pair.second)) for pair in worst]
+        width = max(map(len, ends))
+        for pair, each in zip(worst, ends, strict=True):
+            lines.append(f"  {each:{width}}  {pair.shown}{' *' if pair.barrier else ''}")
+    return "\n".join([*lines, "", found.text])

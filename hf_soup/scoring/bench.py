@@ -111,6 +111,10 @@ class Bench:
         """The metric alone, without the interval, for whoever asks it of many candidates."""
         return metrics.compute(self.scoring.metric, self.references, self.answers(logits))
 
+    def resampled(self, logits: Logits) -> NDArray[np.float64]:
+        """``(500,)``: the metric over resamples of the rows, the same ones for every model, for paired intervals."""
+        return metrics.resampled(self.scoring.metric, self.references, self.answers(logits))
+
     def answers(self, logits: Logits) -> Ints:
         """``(n,)`` int64: the largest of each row's logits, the first of equal ones."""
         self._check(logits)
