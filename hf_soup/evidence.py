@@ -117,7 +117,7 @@ class _Court:
             self.reasons += siblings.copies(kinship.compare(mine, self.names, "all"), self.names, pins)
         self.reasons += siblings.strangers(self.bodies, self.names)
         self.reasons += siblings.parts_apart(self.bodies, self.names, len(self.founders))
-        if of_head:
+        if of_head and not any(reason.refuses for reason in self.reasons):
             heads = [{name: rows for name, rows in each.items() if name not in picked} for each in mine]
             self.heads = kinship.compare(heads, self.names, "head")
             self.reasons += siblings.heads_apart(self.heads, self.names)
@@ -315,6 +315,9 @@ class _Court:
         found = self._nearest_on_hub() if self.bodies is not None and not self.refused else None
         same = "Ancestors that began from the same random numbers look alike in this, and only a measured barrier "
         same += "(`check --recipe RECIPE --barrier`) can tell them apart."
+        if found is None and self.refused:
+            self.warn("ancestor-unknown", "No card or config names an ancestor.", *self.names)
+            return
         if found is None:
             self.warn(
                 "ancestor-unknown",

@@ -76,7 +76,7 @@ def choose(shapes: Mapping[str, tuple[int, ...]], tensors: int = BODY, *, models
     [Pick(name='a.weight', start=39, stop=60, columns=1024)]
     """
     wide = [name for name, shape in shapes.items() if len(shape) > 1 and shape[0] > 1 and all(shape)]
-    if 4 * sum(int(np.prod(shapes[name])) for name in wide) > _SMALL:
+    if item * sum(int(np.prod(shapes[name])) for name in wide) > _SMALL:
         kinds: dict[str, list[str]] = {}
         for name in wide:
             kinds.setdefault(re.sub(r"\d+", "#", name), []).append(name)
@@ -107,7 +107,7 @@ def sample(
     Args:
         wanted: Checkpoints, and their tensors under the names that the picks use.
         picks: From `choose`.
-        requests: How many a model may cost for each of its files.
+        requests: How many a model may cost, where it has no more files than that.
     """
     jobs: list[tuple[int, _Span]] = []
     for index, (_, tensors) in enumerate(wanted):
@@ -173,12 +173,13 @@ def _place(pick: Pick, tensor: TensorInfo) -> _Place | None:
 
 
 def _joined(places: Sequence[_Place], most: int) -> list[_Span]:
-    """Places that lie near each other, as one request each, at most so many a file."""
+    """Places that lie near each other, as one request each, at most so many or one a file."""
     spans: list[_Span] = []
     for file in dict.fromkeys(place.file for place in places):
         mine = sorted((place for place in places if place.file == file), key=lambda place: place.start)
         gaps = sorted((after.start - before.stop for before, after in pairwise(mine)), reverse=True)
-        allowed = max(_GAP, *gaps[most - 1 : most], 0)
+        share = max(1, most * len(mine) // len(places))
+        allowed = max(_GAP, *gaps[share - 1 : share], 0)
         first = len(spans)
         for place in mine:
             last = spans[-1] if len(spans) > first else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -174,14 +175,15 @@ class Lineage:
             ("To know:", [reason for reason in self.reasons if not reason.refuses]),
         ):
             if reasons:
-                lines += ["", heading, *(f"- [{reason.code}] {reason.message}" for reason in reasons)]
+                lines += ["", heading, *(_wrapped(f"- [{reason.code}] {reason.message}") for reason in reasons)]
         notes = [*(f"{n}: {note}" for n, c in zip(self.names, self.checkpoints, strict=True) for note in c.notes)]
         notes += self.alignments
         if notes:
-            lines += ["", "Aligned:", *(f"- {each}" for each in notes[:_MOST_NOTES])]
+            lines += ["", "Aligned:", *(_wrapped(f"- {each}") for each in notes[:_MOST_NOTES])]
             lines += [f"- and {len(notes) - _MOST_NOTES} more; --json has all"] if len(notes) > _MOST_NOTES else []
-        lines += ["", f"What to do: {self._advice()}"]
-        lines += ["", f"Read from the Hub: {self.transferred_bytes / 1e6:.1f} MB, no whole weight file."]
+        lines += ["", _wrapped(f"What to do: {self._advice()}")]
+        if self.transferred_bytes:
+            lines += ["", f"Read from the Hub: {self.transferred_bytes / 1e6:.1f} MB, no whole weight file."]
         return "\n".join(lines)
 
     def _table(self) -> list[str]:
@@ -197,7 +199,7 @@ class Lineage:
                     checkpoint.dtypes[0] if checkpoint.dtypes else "?",
                     _license(checkpoint) or "not stated",
                     "" if founder is None else f"{founder:.3f}",
-                    "" if others is None else f"{others[0]:.3f} to {others[1]:.3f}",
+                    "" if others is None else " to ".join(dict.fromkeys(f"{each:.3f}" for each in others)),
                 )
             )
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -229,6 +231,16 @@ _MOST_ROWS, _MOST_NOTES = 20, 12  # of a report for people
 
 def _short(name: str, most: int = 48) -> str:
     return name if len(name) <= most else f"{name[: most // 2]}…{name[-most // 2 + 1 :]}"
+
+
+def _wrapped(text: str, width: int = 100) -> str:
+    """Lines of a message within a width, their own indentation kept; names are never broken."""
+    lines = []
+    for line in text.splitlines():
+        indent = " " * (len(line) - len(line.lstrip())) + ("  " if line.startswith("- ") else "")
+        wrapped = textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        lines += wrapped or [""]
+    return "\n".join(lines)
 
 
 def _license(checkpoint: Checkpoint) -> str | None:

@@ -15,7 +15,7 @@ from huggingface_hub import HfApi, constants
 
 import hf_soup
 from hf_soup import MergeError, Recipe, RecipeError, hub, transfer
-from hf_soup.cli import _scoring
+from hf_soup.arguments import scoring_of
 from hf_soup.local_hub import LocalHub
 
 Publish = Callable[..., str]
@@ -153,7 +153,7 @@ def test_values_that_are_not_what_they_look_like(value: str) -> None:
     ],
 )
 def test_splits_on_the_command_line(data: str, dataset: str, split: str | None) -> None:
-    found = _scoring(data, "text-classification", None)
+    found = scoring_of(data, "text-classification", None)
     assert (found["dataset"], found["split"]) == (dataset, split)
 
 

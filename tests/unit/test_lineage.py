@@ -193,6 +193,17 @@ def test_the_same_model_twice_counts_twice(write: Write) -> None:
     assert len(set(lineage.names)) == 3
 
 
+def test_two_hundred_models(write: Write, berts: tuple[dict[str, Any], list[Tensors]]) -> None:
+    """The report stays short, the numbers few, and one stranger is found."""
+    models = [write(f"m{number}", number) for number in range(198)]
+    lineage = check([*models, write("odd", of=1), write("hot", 3, scale=1.0)], base=write("base", tensors=berts[1][0]))
+    assert lineage.verdict == "refused"
+    assert who(lineage, "strangers") == who(lineage, "not-from-base") == ["odd"]
+    assert len(str(lineage).splitlines()) < 50
+    assert "and 180 more; --json has all" in str(lineage)
+    assert len(json.dumps(lineage.to_dict())) < 2_000_000
+
+
 def test_one_model_is_no_soup(write: Write) -> None:
     lineage = check([write("a")])
     assert (lineage.verdict, codes(lineage)) == ("refused", {"single"})
