@@ -39,6 +39,11 @@ class Ancestor:
     checkpoint: Checkpoint | None = field(default=None, repr=False)
 
     @property
+    def declared(self) -> bool:
+        """Whether somebody says so, and not only the weights; what they alone say is not written down as a fact."""
+        return self.source != "weights"
+
+    @property
     def revision(self) -> str | None:
         """Its revision, where it could be read and is known."""
         return self.checkpoint.known_revision if self.checkpoint else None

@@ -74,7 +74,7 @@ def front_matter(
     """
     leaves = [c for name, c in zip(lineage.names, lineage.checkpoints, strict=True) if name in used]
     bases = [leaf.model for leaf in leaves if leaf.repo is not None]
-    if any(leaf.repo is None for leaf in leaves) and lineage.ancestor:
+    if any(leaf.repo is None for leaf in leaves) and lineage.ancestor and lineage.ancestor.declared:
         # A folder has no address that a reader could follow, so its ancestor stands for it.
         bases.append(lineage.ancestor.model)
     bases = [base for base in dict.fromkeys(bases) if not base.startswith("local:")]

@@ -148,7 +148,7 @@ def check(
     lineage = examine(recipe)
     if output is not None and lineage.verdict != "refused":
         # One that cannot be read would stop the cook, for which it is only a hint here.
-        if lineage.ancestor and lineage.ancestor.checkpoint and recipe.base is None:
+        if lineage.ancestor and lineage.ancestor.checkpoint and lineage.ancestor.declared and recipe.base is None:
             recipe = recipe.model_copy(update={"base": lineage.ancestor.model})
         write_new(output, recipe.to_yaml())
         click.echo(f"Wrote {output}. Next: hf-soup cook {output} -o soup", err=True)

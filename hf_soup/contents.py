@@ -151,7 +151,7 @@ def resolve_recipe(recipe: Recipe, leaves: Lineage, weights: Mapping[str, float]
     scorings = [_public(bench.scoring) for bench in benches]
     ancestor, base = leaves.ancestor, None
     # One that could not be read would stop the next cook, where it is only a hint in a card.
-    if ancestor and ancestor.revision and not ancestor.model.startswith("local:"):
+    if ancestor and ancestor.declared and ancestor.revision and not ancestor.model.startswith("local:"):
         base = f"{ancestor.model}@{ancestor.revision}"
     ingredients = tuple(
         Ingredient(model=leaf.model, revision=leaf.revision, weight=weight)

@@ -213,7 +213,7 @@ def alike(samples: dict[str, Sample], a: str, b: str) -> Alike:
     found: Kinship = kinship.compare([samples[a], samples[b]], [a, b], "body")
     tensors = found.by_tensor[:, 0, 1]
     tensors = tensors[np.isfinite(tensors)]
-    below = float((tensors < kinship.STRANGERS).mean())
+    below = float((tensors < kinship.APART).mean())
     rows = float(found.rows[0, 1])
     return Alike(float(found.cosines[0, 1]), rows, float(tensors.min()), below, found.kin(0, 1), len(found.apart(0, 1)))
 
@@ -302,7 +302,7 @@ def margins(
          f"kin {min(each.rows for each in kin):.3f}; without hot runs {min(each.rows for each in ordinary):.3f}"),
         ("DRIFTED", kinship.DRIFTED, f"hot runs {max(each.median for each in hot):.3f}",
          f"without hot runs {min(each.median for each in ordinary):.3f}"),
-        ("SURE, then STRANGERS for each tensor", kinship.STRANGERS,
+        ("SURE, then APART for each tensor", kinship.APART,
          f"a permuted MLP {max(each.lowest for each in permuted):.3f}", f"lowest tensor of kin {min(sure):.3f}"),
         ("HEADS_APART", kinship.HEADS_APART, f"apart or permuted {max(apart):.3f}",
          f"together {min(together):.3f}; without hot runs {min(cold):.3f}"),

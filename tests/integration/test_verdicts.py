@@ -256,7 +256,9 @@ def test_ancestors_that_share_only_their_random_numbers(published: Callable[[str
     assert "began from the same random numbers" in said(lineage, "ancestors-differ")
 
 
-def test_the_ancestor_is_found_on_the_hub(online: LocalHub, published: Callable[[str], str], members: Zoo) -> None:
+def test_the_ancestor_is_found_on_the_hub(
+    online: LocalHub, published: Callable[[str], str], members: Zoo, tmp_path: Path
+) -> None:
     for name in ("A", "A2", "B", "CLIP"):
         published(name)
     models = [put(online, members[name].folder, f"mute/{name}", None) for name in ("A-light-1", "A-light-2")]
@@ -265,6 +267,10 @@ def test_the_ancestor_is_found_on_the_hub(online: LocalHub, published: Callable[
     assert lineage.ancestor is not None
     assert (lineage.ancestor.model, lineage.ancestor.source) == ("zoo/A", "weights")
     assert "only a measured barrier" in said(lineage, "ancestor-found")
+    # What the weights alone say is told, and not written down as a fact that another cook would take for declared.
+    soup = cook(models, tmp_path / "soup", say=lambda _: None)
+    assert soup.recipe.base is None
+    assert "which the weights point to" in (soup.folder / "README.md").read_text()
     folders = [str(members[name].folder) for name in ("B-light-1", "B-light-2")]
     found = check(folders).ancestor
     assert found is not None
