@@ -11,7 +11,7 @@ from hf_soup.ancestry import Ancestor, Claims
 from hf_soup.checkpoint import Checkpoint
 from hf_soup.compatibility import Reason, some
 from hf_soup.errors import IncompatibleError
-from hf_soup.headers import ITEM_BYTES, TensorInfo
+from hf_soup.headers import FLOATS, ITEM_BYTES, TensorInfo
 from hf_soup.kinship import Kinship
 
 _FOUNDERS = 6  # of different ancestors that cards name, so that they cannot ask for a thousand requests
@@ -103,7 +103,8 @@ class _Court:
         named = {model: (founder, self._as_named(founder)) for model, founder in self._founders().items()}
         self.founders = {model: founder for model, (founder, _) in named.items()}
         wanted = [*zip(self.checkpoints, self.tensors, strict=True), *named.values()]
-        item = max((ITEM_BYTES[info.dtype] for mine in self.tensors for info in mine.values()), default=4)
+        stored = {info.dtype for mine in self.tensors for info in mine.values()}
+        item = max((ITEM_BYTES[dtype] for dtype in stored if dtype in FLOATS), default=4)
         self.picks = kinship.choose(self.body, models=len(wanted), item=item)
         head = {name: shape for name, shape in shapes.items() if name not in self.body}
         of_head = kinship.choose(head, kinship.HEAD, models=len(wanted), item=item) if heads_correspond else []
@@ -139,7 +140,7 @@ class _Court:
         """The nearest ancestor that all have and whose weights can be read."""
         return next((seen.checkpoint for name in claims.shared if (seen := claims.look(name)).checkpoint), None)
 
-    def _as_named(self, founder: Checkpoint) -> Mapping[str, TensorInfo]:
+    def _as_named(self, founder: Checkpoint, *, tried: bool = False) -> Mapping[str, TensorInfo]:
         """A founder's tensors under the soup's names, where they correspond; none where that cannot be found out."""
         donor = self.donor
         found: Mapping[str, TensorInfo] = founder.tensors
@@ -148,8 +149,8 @@ class _Court:
                 by_key = self._by_key(founder)
                 ours = self._by_key(donor)
             except IncompatibleError as error:
-                message = f"The ancestor {founder.model} cannot be compared: {error.message}"
-                self.reasons.append(Reason("ancestor-unreadable", message))
+                if not tried:
+                    self.warn("ancestor-unreadable", f"{founder.model} cannot be compared: {error.message}")
                 return {}
             at = {info.name: name for name, info in self.first.items()}
             found = {at[info.name]: by_key[key] for key, info in ours.items() if key in by_key and info.name in at}
@@ -167,10 +168,10 @@ class _Court:
         found = parameters.correspondence(self.donor.config, shapes, checkpoint.model)
         return {key: checkpoint.tensors[disk] for disk, key in found.parameters.items()}
 
-    def _add(self, founders: Sequence[Checkpoint]) -> None:
-        """Compare with more of them."""
+    def _add(self, founders: Sequence[Checkpoint], *, tried: bool = False) -> None:
+        """Compare with more of them, which are only ``tried`` where nobody names them."""
         fresh = {each.model: each for each in founders if each.model not in self.founders}
-        named = [(each, self._as_named(each)) for each in fresh.values()]
+        named = [(each, self._as_named(each, tried=tried)) for each in fresh.values()]
         self.sampled += kinship.sample(named, self.picks)
         self.founders |= fresh
         self.bodies = kinship.compare(self.sampled, [*self.names, *self.founders], "body")
@@ -338,7 +339,7 @@ class _Court:
         if self.bodies is None:
             return None
         candidates = [each for each in self.seek() if each.model not in self.founders]
-        self._add(candidates)
+        self._add(candidates, tried=True)
         kin = [each for each in candidates if all(self._links(each.model))]
         others = [each.model for each in candidates if each not in kin]
         nearest = max(kin, key=lambda each: self._lowest(each.model), default=None)
