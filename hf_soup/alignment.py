@@ -52,7 +52,8 @@ class Alignment:
         patched: Tensors that some ingredients do not have, or have with other rows or in another order.
         labels: Names of the outputs, where anyone gives any.
         tokens: How many tokens each ingredient's tokenizer has, where they were compared.
-        body: Whether the soup is a model without a head.
+        wishes: As they were asked for.
+        untied: Whether the soup's embeddings are not tied, though its donor's may be.
         notes: A sentence for each thing that was done.
     """
 
@@ -62,6 +63,7 @@ class Alignment:
     labels: tuple[str, ...] | None = None
     tokens: Tokens = field(default_factory=Tokens)
     wishes: Wishes = field(default_factory=Wishes)
+    untied: bool = False
     notes: tuple[str, ...] = ()
 
     @property
@@ -88,7 +90,14 @@ def align(
     work.compare_shapes()
     work.note_types()
     found = Alignment(
-        tuple(work.tensors), work.donor, frozenset(work.patched), work.labels, tokens, wishes, tuple(work.notes)
+        tuple(work.tensors),
+        work.donor,
+        frozenset(work.patched),
+        work.labels,
+        tokens,
+        wishes,
+        work.untied,
+        tuple(work.notes),
     )
     return found, work.reasons
 
@@ -104,6 +113,7 @@ class _Alignment:
         self.reasons: list[Reason] = []
         self.donor = wishes.heads if isinstance(wishes.heads, int) else 0
         self.labels: tuple[str, ...] | None = None
+        self.untied = False
         self.missing: set[str] = set()  # what nobody has
         self.spoken_of: set[str] = set()  # whose shapes are dealt with where tokens are
 
@@ -116,11 +126,10 @@ class _Alignment:
             return
         ties = self._ties()
         if len(set(ties)) > 1:
-            # A tied model is an untied one with two equal tensors, so an untied one's config holds for all.
-            self.donor = ties.index(False)
-            whose = self.names[self.donor]
+            # A tied model is an untied one with two equal tensors.
+            self.untied = True
             self.notes.append(
-                f"The embeddings are not tied to what predicts tokens, as in {whose}, whose config is kept."
+                f"The embeddings are not tied to what predicts tokens, as in {self.names[ties.index(False)]}."
             )
         first = self.tensors[self.donor]
         if all(each is first or each.keys() == first.keys() for each in self.tensors):
@@ -259,17 +268,18 @@ class _Alignment:
     def move_tokens(self) -> None:
         """Rows of embeddings and of what predicts tokens, where tokens were added or rows are padding."""
         config, name = self.checkpoints[self.donor].config, self.names[self.donor]
-        stored = [info.name for info in self.tensors[self.donor].values()]
-        by_name = {info.name: output for output, info in self.tensors[self.donor].items()}
+        donors = self.tensors[self.donor]
+        stored = list(dict.fromkeys(info.name for info in donors.values()))
         if not self.tokens.differ and not any(
             mine[tensor].shape != info.shape
-            for tensor, info in self.tensors[self.donor].items()
+            for tensor, info in donors.items()
             for mine in self.tensors
-            if mine is not self.tensors[self.donor] and tensor in mine
+            if mine is not donors and tensor in mine
         ):
             return
         ask = partial(parameters.counted_names, config, stored, "vocabulary", name)
-        table = [by_name[tensor] for tensor in remembered("vocabulary", [config, stored], ask)]
+        counted = set(remembered("vocabulary", [config, stored], ask))
+        table = [output for output, info in donors.items() if info.name in counted]
         held = [{mine[tensor].shape[0] for tensor in table if tensor in mine} for mine in self.tensors]
         if not table or any(len(rows) > 1 for rows in held) or {len(rows) for rows in held} != {1}:
             return  # what is not the vocabulary's is found by its shape

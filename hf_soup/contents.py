@@ -33,6 +33,8 @@ def soup_config(lineage: Lineage, dtype: str) -> dict[str, Any]:
     config.pop("_name_or_path", None)  # it names the base, or a folder on somebody's machine
     if lineage.alignment.body:
         return parameters.body_config(config, lineage.donor.model)
+    if lineage.alignment.untied:
+        config["tie_word_embeddings"] = False
     names = lineage.alignment.labels
     if names is not None:
         known = architecture.num_labels(config)

@@ -80,7 +80,7 @@ class _Court:
         self.reasons: list[Reason] = []
         self.ancestor: Ancestor | None = None
         self.proven = self.refused = False
-        self.tensors, self.patched = alignment.tensors, alignment.patched
+        self.tensors, self.patched, self.untied = alignment.tensors, alignment.patched, alignment.untied
         self.donor, self.whose = checkpoints[alignment.donor], names[alignment.donor]
         self.first = self.tensors[alignment.donor]
         self.bodies: Kinship | None = None
@@ -94,11 +94,17 @@ class _Court:
 
     def look_at_ingredients(self, heads_correspond: bool) -> None:
         """The ingredients with each other."""
-        in_head = head_tensors(self.donor, self.whose)
+        # Where embeddings are tied in some, only the others store what predicts tokens by itself.
+        kinds = zip(self.checkpoints, self.names, self.tensors, strict=True)
+        every = kinds if self.untied else [(self.donor, self.whose, self.first)]
+        in_head: set[str] = set()
+        for checkpoint, called, tensors in every:
+            own = head_tensors(checkpoint, called)
+            in_head |= {output for output, info in tensors.items() if info.name in own}
         others = [set(each) for each in self.tensors if each is not self.first]
         common = set(self.first).intersection(*others)
         shapes = {name: info.shape for name, info in self.first.items() if name in common}
-        self.body = {name: shape for name, shape in shapes.items() if self.first[name].name not in in_head}
+        self.body = {name: shape for name, shape in shapes.items() if name not in in_head}
         # Those that can be compared are sampled with the ingredients, so that all requests go out together.
         named = {model: (founder, self._as_named(founder)) for model, founder in self._founders().items()}
         self.founders = {model: founder for model, (founder, _) in named.items()}
@@ -152,7 +158,7 @@ class _Court:
                 if not tried:
                     self.warn("ancestor-unreadable", f"{founder.model} cannot be compared: {error.message}")
                 return {}
-            at = {info.name: name for name, info in self.first.items()}
+            at = {info.name: name for name, info in self.first.items() if name in self.body}
             found = {at[info.name]: by_key[key] for key, info in ours.items() if key in by_key and info.name in at}
         return {
             name: info

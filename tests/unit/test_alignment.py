@@ -224,6 +224,20 @@ def test_tokens_that_some_added(tmp_path: Path, kind: str, tied: bool, first: bo
         assert any("tokens" in note or "rows" in note for note in soup.summary["alignments"])
 
 
+@pytest.mark.parametrize("tied", ["ab", "ba"])
+def test_tokens_added_where_one_ties_and_the_other_does_not(tmp_path: Path, tied: str) -> None:
+    kind = "LlamaForCausalLM"
+    one = with_tokens(made(kind, tmp_path / "a", 1, tie_word_embeddings=tied == "ab"), kind=kind)
+    other = with_tokens(made(kind, tmp_path / "b", 2, tie_word_embeddings=tied == "ba"), ["<end>"], kind=kind)
+    soup = cook(Recipe(ingredients=[one, other], vocabulary="union"), tmp_path / "soup", say=lambda _: None)
+    model = loaded(kind, soup.folder)
+    assert model.config.tie_word_embeddings is False
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        a, b = (getattr(transformers, kind).from_pretrained(each).state_dict()[name].double() for each in (one, other))
+        expected = torch.cat([(a + b[:18]) / 2, b[18:]]).float()
+        assert torch.equal(model.state_dict()[name], expected), name
+
+
 def test_rows_of_padding_are_no_tokens(tmp_path: Path) -> None:
     """A table that is longer than its tokenizer: the same tokens, so what all have is averaged."""
     a = with_tokens(made("LlamaForCausalLM", tmp_path / "a", 1), kind="LlamaForCausalLM")

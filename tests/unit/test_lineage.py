@@ -530,7 +530,7 @@ def test_one_ties_and_the_other_does_not(write: Write, first: bool, tmp_path: Pa
     models = models[::-1] if first else models
     lineage = check(models)
     assert lineage.verdict == "likely"
-    assert lineage.donor.model == "local:b"
+    assert any(note.endswith("not tied to what predicts tokens, as in local:b.") for note in lineage.alignments)
     assert f"local:a: '{head}' is tied, and stored once as '{embedding}'." in lineage.alignments
     soup: Any = cook(models, tmp_path / "soup", say=lambda _: None).load()
     assert torch.equal(soup.get_output_embeddings().weight, ((once[embedding].double() + other[head]) / 2).float())
