@@ -14,10 +14,12 @@ from hf_soup.client import Token
 from hf_soup.compatibility import Reason
 from hf_soup.errors import ResolveError, SoupError
 from hf_soup.headers import FIRST_READ
+from hf_soup.recipe import split_revision
 
-_CHAIN = 5  # how far back ancestors of ancestors are followed
+_CHAIN = 12  # how far back ancestors of ancestors are followed
+_LINE = 64  # and how many of them there may be, so that a card cannot ask for a thousand requests
 _LISTED, _CANDIDATES = 100, 6  # models of a kind that are listed, and those that are opened, to find an ancestor
-_PARENTS = 16  # how many of one generation, so that a card cannot ask for a thousand requests
+_PARENTS = 16  # how many of one generation
 
 
 class Bases(NamedTuple):
@@ -57,6 +59,8 @@ class Claims:
         chains: For each ingredient its ancestors, nearest first, as the Hub calls them.
         shared: Those that all who say anything name, the nearest of the first one first.
         silent: Numbers of those that name nobody who can be found.
+        lost: Those of them that name somebody, who is not there.
+        loops: Those whose chain leads back to themselves.
         base: The one that the user named.
         offline: Whether some answers are from the cache, where renamed models have their old names.
     """
@@ -64,9 +68,16 @@ class Claims:
     chains: tuple[tuple[str, ...], ...]
     shared: tuple[str, ...]
     silent: tuple[int, ...]
+    lost: tuple[int, ...]
+    loops: tuple[int, ...]
     base: Checkpoint | None
     offline: bool
     _look: Callable[[str], Seen] = field(repr=False)
+
+    @property
+    def agree(self) -> bool:
+        """Whether there is one that the user names, or all who say anything."""
+        return self.base is not None or bool(self.shared)
 
     def look(self, model: str) -> Seen:
         """What can be read of a model that somebody names."""
@@ -122,7 +133,16 @@ def read_claims(
             reasons.append(Reason("ancestor-unreadable", message, ()))
     every = tuple(tuple(chain) for chain in chains)
     shared, silent = _shared(every, [checkpoint.model for checkpoint in checkpoints])
-    return Claims(every, shared, silent, founder, offline, look), reasons
+    loops = []
+    for index, checkpoint in enumerate(checkpoints):
+        if any(checkpoint.model in look(name).bases.names for name in every[index]):
+            loops.append(index)
+            message = (
+                f"The cards lead from {names[index]} back to itself (by {', '.join(every[index][:4])}), so they do not "
+                "say what came first."
+            )
+            reasons.append(Reason("ancestors-loop", message, (names[index],)))
+    return Claims(every, shared, silent, tuple(lost), tuple(loops), founder, offline, look), reasons
 
 
 def _shared(chains: Sequence[tuple[str, ...]], models: Sequence[str]) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -149,7 +169,7 @@ def _chain(checkpoint: Checkpoint, look: Callable[[str], Seen]) -> list[str]:
             for seen in map(look, bases.names[:_PARENTS])
             if seen.name not in (*chain, checkpoint.model) and (bases.stated or seen.found)
         }
-        chain += parents
+        chain += list(parents)[: _LINE - len(chain)]
         front = [seen.bases for seen in list(parents.values())[:_PARENTS]]
     return chain
 
@@ -229,4 +249,8 @@ def declared_bases(checkpoint: Checkpoint) -> Bases:
 def _models(stated: object) -> list[str]:
     """The repo ids in a card's field that may hold one or several, or anything at all."""
     named = stated if isinstance(stated, list) else [stated]
-    return [name for name in named if isinstance(name, str) and hub.is_repo_id(name)]
+    # An address is no id by the Hub's rules, but people write it.
+    plain = [
+        split_revision(name)[0] if name.startswith("https://") else name for name in named if isinstance(name, str)
+    ]
+    return [name for name in plain if hub.is_repo_id(name)]

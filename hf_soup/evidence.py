@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
-from hf_soup import kinship, parameters, siblings
-from hf_soup.alignment import Alignment, head_tensors
+from hf_soup import kinship, siblings
+from hf_soup.alignment import Alignment
 from hf_soup.ancestry import Ancestor, Claims
 from hf_soup.checkpoint import Checkpoint
+from hf_soup.comparison import Comparison
 from hf_soup.compatibility import Reason, some
-from hf_soup.errors import IncompatibleError
-from hf_soup.headers import FLOATS, ITEM_BYTES, TensorInfo
 from hf_soup.kinship import Kinship
 
-_FOUNDERS = 6  # of different ancestors that cards name, so that they cannot ask for a thousand requests
+_FOUNDERS = 24  # of different ancestors that cards name, so that they cannot ask for a thousand requests
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,14 @@ def judge(
         heads_correspond: False where labels or shapes were found to differ: what heads were initialised with is then
             beside the point.
     """
-    court = _Court(checkpoints, names, alignment, claims, seek)
+    court = _Court(checkpoints, names, claims, seek)
     if comparable:
-        court.look_at_ingredients(heads_correspond)
+        court.look_at_weights(alignment, heads_correspond=heads_correspond)
     court.name_ancestor()
-    evidence = tuple(each for each in (court.bodies, court.heads) if each is not None)
-    return Judgement(court.ancestor, court.proven, evidence, tuple(court.reasons))
+    weights = court.weights
+    evidence = tuple(each for each in (weights.bodies, weights.heads) if each is not None) if weights else ()
+    reasons = (*(weights.reasons if weights else ()), *court.reasons)
+    return Judgement(court.ancestor, court.proven and not court.refused, evidence, reasons)
 
 
 class _Court:
@@ -71,125 +73,51 @@ class _Court:
         self,
         checkpoints: Sequence[Checkpoint],
         names: Sequence[str],
-        alignment: Alignment,
         claims: Claims,
         seek: Callable[[], Sequence[Checkpoint]],
     ) -> None:
         self.checkpoints, self.names, self.claims, self.seek = checkpoints, names, claims, seek
         self.count = len(checkpoints)
+        self.weights: Comparison | None = None
         self.reasons: list[Reason] = []
         self.ancestor: Ancestor | None = None
-        self.proven = self.refused = False
-        self.tensors, self.patched, self.untied = alignment.tensors, alignment.patched, alignment.untied
-        self.donor, self.whose = checkpoints[alignment.donor], names[alignment.donor]
-        self.first = self.tensors[alignment.donor]
-        self.bodies: Kinship | None = None
-        self.heads: Kinship | None = None
-        self.body: dict[str, tuple[int, ...]] = {}
-        self.picks: list[kinship.Pick] = []
-        self.sampled: list[Mapping[str, kinship.Array]] = []
-        self.founders: dict[str, Checkpoint] = {}
+        self.proven = False
+        self.tried = 0
 
-    # ---- weights ----------------------------------------------------------------------------------------------
+    @property
+    def refused(self) -> bool:
+        """Whether the weights or what is said forbid to average."""
+        found = [*self.reasons, *(self.weights.reasons if self.weights else ())]
+        return any(reason.refuses for reason in found)
 
-    def look_at_ingredients(self, heads_correspond: bool) -> None:
-        """The ingredients with each other."""
-        # Where embeddings are tied in some, only the others store what predicts tokens by itself.
-        kinds = zip(self.checkpoints, self.names, self.tensors, strict=True)
-        every = kinds if self.untied else [(self.donor, self.whose, self.first)]
-        in_head: set[str] = set()
-        for checkpoint, called, tensors in every:
-            own = head_tensors(checkpoint, called)
-            in_head |= {output for output, info in tensors.items() if info.name in own}
-        others = [set(each) for each in self.tensors if each is not self.first]
-        common = set(self.first).intersection(*others)
-        shapes = {name: info.shape for name, info in self.first.items() if name in common}
-        self.body = {name: shape for name, shape in shapes.items() if name not in in_head}
-        # Those that can be compared are sampled with the ingredients, so that all requests go out together.
-        named = {model: (founder, self._as_named(founder)) for model, founder in self._founders().items()}
-        self.founders = {model: founder for model, (founder, _) in named.items()}
-        wanted = [*zip(self.checkpoints, self.tensors, strict=True), *named.values()]
-        stored = {info.dtype for mine in self.tensors for info in mine.values()}
-        item = max((ITEM_BYTES[dtype] for dtype in stored if dtype in FLOATS), default=4)
-        self.picks = kinship.choose(self.body, models=len(wanted), item=item)
-        head = {name: shape for name, shape in shapes.items() if name not in self.body}
-        of_head = kinship.choose(head, kinship.HEAD, models=len(wanted), item=item) if heads_correspond else []
-        samples = kinship.sample(wanted, [*self.picks, *of_head], kinship.BODY + kinship.HEAD)
-        picked = {pick.name for pick in self.picks}
-        self.sampled = [{name: rows for name, rows in each.items() if name in picked} for each in samples]
-        self.bodies = kinship.compare(self.sampled, [*self.names, *self.founders], "body")
-        mine = samples[: self.count]
-        if heads_correspond:
-            pins = [(checkpoint.model, checkpoint.identity) for checkpoint in self.checkpoints]
-            self.reasons += siblings.copies(kinship.compare(mine, self.names, "all"), self.names, pins)
-        self.reasons += siblings.strangers(self.bodies, self.names)
-        self.reasons += siblings.parts_apart(self.bodies, self.names, len(self.founders))
-        if of_head and not any(reason.refuses for reason in self.reasons):
-            heads = [{name: rows for name, rows in each.items() if name not in picked} for each in mine]
-            self.heads = kinship.compare(heads, self.names, "head")
-            self.reasons += siblings.heads_apart(self.heads, self.names)
-        self.refused = any(reason.refuses for reason in self.reasons)
-
-    def _founders(self) -> dict[str, Checkpoint]:
-        """Models that somebody names as an ancestor and whose weights can be compared, by name."""
+    def look_at_weights(self, alignment: Alignment, *, heads_correspond: bool) -> None:
+        """The ingredients with each other, and with those whom somebody names."""
         claims = self.claims
         if claims.base is not None:
-            return {claims.base.model: claims.base}
-        if claims.shared:
-            first = self._readable(claims)
-            return {first.model: first} if first else {}
-        nearest = [claims.nearest(number) for number in range(self.count)]
-        found = {seen.checkpoint.model: seen.checkpoint for seen in nearest if seen and seen.checkpoint}
-        return dict(list(found.items())[:_FOUNDERS])
+            founders: list[Checkpoint] = [claims.base]
+        elif claims.shared:
+            founders = [founder] if (founder := self._readable(claims)) else []
+        else:
+            nearest = [claims.nearest(number) for number in range(self.count)]
+            founders = [seen.checkpoint for seen in nearest if seen and seen.checkpoint]
+        distinct = list({each.model: each for each in founders}.values())[:_FOUNDERS]
+        self.weights = Comparison(
+            self.checkpoints,
+            self.names,
+            alignment,
+            distinct,
+            needed=claims.base is not None,
+            agreed=claims.agree,
+            heads_correspond=heads_correspond,
+        )
 
     def _readable(self, claims: Claims) -> Checkpoint | None:
         """The nearest ancestor that all have and whose weights can be read."""
         return next((seen.checkpoint for name in claims.shared if (seen := claims.look(name)).checkpoint), None)
 
-    def _as_named(self, founder: Checkpoint, *, tried: bool = False) -> Mapping[str, TensorInfo]:
-        """A founder's tensors under the soup's names, where they correspond; none where that cannot be found out."""
-        donor = self.donor
-        found: Mapping[str, TensorInfo] = founder.tensors
-        if not self.body.keys() <= founder.tensors.keys():
-            try:
-                by_key = self._by_key(founder)
-                ours = self._by_key(donor)
-            except IncompatibleError as error:
-                if not tried:
-                    self.warn("ancestor-unreadable", f"{founder.model} cannot be compared: {error.message}")
-                return {}
-            at = {info.name: name for name, info in self.first.items() if name in self.body}
-            found = {at[info.name]: by_key[key] for key, info in ours.items() if key in by_key and info.name in at}
-        return {
-            name: info
-            for name, shape in self.body.items()
-            # Of a vocabulary that grew, the rows that both have.
-            if (info := found.get(name))
-            and info.shape[1:] == shape[1:]
-            and (info.shape == shape or name in self.patched)
-        }
-
-    def _by_key(self, checkpoint: Checkpoint) -> dict[str, TensorInfo]:
-        shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-        found = parameters.correspondence(self.donor.config, shapes, checkpoint.model)
-        return {key: checkpoint.tensors[disk] for disk, key in found.parameters.items()}
-
-    def _add(self, founders: Sequence[Checkpoint], *, tried: bool = False) -> None:
-        """Compare with more of them, which are only ``tried`` where nobody names them."""
-        fresh = {each.model: each for each in founders if each.model not in self.founders}
-        named = [(each, self._as_named(each, tried=tried)) for each in fresh.values()]
-        self.sampled += kinship.sample(named, self.picks)
-        self.founders |= fresh
-        self.bodies = kinship.compare(self.sampled, [*self.names, *self.founders], "body")
-
-    def _place(self, founder: str) -> int:
-        return self.count + list(self.founders).index(founder)
-
-    def _links(self, founder: str) -> list[bool | None]:
+    def _links(self, founder: str) -> Sequence[bool | None]:
         """Whether each ingredient is kin to a founder."""
-        if self.bodies is None or founder not in self.founders:
-            return [None] * self.count
-        return [self.bodies.kin(number, self._place(founder)) for number in range(self.count)]
+        return self.weights.links(founder) if self.weights else [None] * self.count
 
     # ---- against what is said ---------------------------------------------------------------------------------
 
@@ -204,9 +132,21 @@ class _Court:
             self._as_cards_differ()
         else:
             self._seek()
-        if self.ancestor and self.ancestor.model in self.founders and self.bodies is not None:
-            self._doubt(self.ancestor.model)
-            self._equal_to(self.ancestor.model)
+        weights, model = self.weights, self.ancestor.model if self.ancestor else ""
+        if weights is None:
+            return
+        known = model in weights.founders and model not in weights.unread
+        if not self.refused:
+            found = siblings.parts_apart(
+                weights.bodies, self.names, weights.place(model) if known else None, named=bool(model)
+            )
+            self.proven = self.proven and not any(each.code == "ancestor-apart" for each in found)
+            self.reasons += found
+        if not self.refused and weights.heads is not None:
+            self.reasons += siblings.heads_apart(weights.heads, self.names)
+        if known:
+            self._doubt(weights, model)
+            self._equal_to(weights, model)
 
     def _as_the_user_says(self, base: Checkpoint) -> None:
         self.ancestor = Ancestor(base.model, "recipe", base)
@@ -215,18 +155,20 @@ class _Court:
             if chain and base.model not in (*chain, self.checkpoints[number].model):
                 contradicted.append(number)
                 message = f"{self.names[number]} says that it comes from {chain[0]}, not from {base.model}"
-                self.warn("base-contradicted", f"{message}; its weights decide.", self.names[number])
+                self.warn("base-contradicted", f"{message}{self._decide}", self.names[number])
         links = self._links(base.model)
         if all(link is False for link in links):
             self._wrong_base(base.model, "recipe")
         else:
             self._outsiders(base.model, links)
-        self.proven = all(links) and not contradicted
+        self.proven = all(links) and not contradicted and not self.refused
 
     def _as_cards_say(self, claims: Claims, liars: Collection[int] = ()) -> None:
         founder = self._readable(claims)
-        if who := [self.names[number] for number in claims.silent if number not in liars]:
-            message = f"{some(who)} {'names' if len(who) == 1 else 'name'} no ancestor; the weights decide."
+        if who := [self.names[number] for number in claims.silent if number not in (*liars, *claims.lost)]:
+            message = (
+                f"{some(who)} {'names' if len(who) == 1 else 'name'} no ancestor that could be found{self._decide}"
+            )
             self.warn("ancestor-undeclared", message, *who)
         if founder is None:
             name = claims.shared[0]
@@ -236,26 +178,27 @@ class _Court:
             self.warn("ancestor-unreadable", message)
             return
         model = founder.model
-        if self.bodies is not None:
-            self._add([founder])
+        if self.weights:
+            self.weights.add([founder])
         links = self._links(model)
         if all(link is False for link in links) and not self.refused:
             found = self._nearest_on_hub()
-            if found is None:
+            if found is None or self.weights is None:
                 self.ancestor = Ancestor(model, "card", founder)
                 self._wrong_base(model, "card")
                 return
             self.ancestor = Ancestor(found.model, "weights", found)
             self.warn(
                 "card-wrong",
-                f"The cards say that the models come from {model}, but their weights have nothing in common with it; "
-                f"they agree with {found.model}'s ({self._range(found.model)}). The weights count.",
+                f"The cards say that the models come from {model}, but their weights have nothing in common with it "
+                f"({self.weights.range(model)}); they agree with {found.model}'s ({self.weights.range(found.model)}). "
+                "The weights count.",
                 *self.names,
             )
             return
         self.ancestor = Ancestor(model, "card", founder)
         self._outsiders(model, links)
-        self.proven = all(links) and not claims.silent
+        self.proven = all(links) and not claims.silent and not claims.loops and not self.refused
 
     def _as_cards_differ(self) -> None:
         """Whose card is contradicted by the weights does not count; the others have to agree."""
@@ -269,14 +212,15 @@ class _Court:
         rest = claims.without(liars, [checkpoint.model for checkpoint in self.checkpoints])
         agreed = bool(rest.shared) or self._copies_of_one(rest)
         for number, founder in liars.items():
-            whose = [name for name in self.founders if self._links(name)[number]]
+            assert self.weights, "they say who lies"
+            whose = [name for name in self.weights.founders if self._links(name)[number]]
             message = (
                 f"{self.names[number]} says that it comes from {founder}, but its weights have nothing in common with "
-                f"it (cosine {self.cosine(number, founder):.3f}). "
+                f"it ({self.weights.near(number, founder)}). "
             )
             if whose:
-                near = max(whose, key=lambda name: self.cosine(number, name))
-                message += f"They agree with {near}'s ({self.cosine(number, near):.3f}), and the weights count."
+                near = max(whose, key=partial(self.weights.cosine, number))
+                message += f"They agree with {near}'s ({self.weights.near(number, near)}), and the weights count."
             self.warn("card-wrong", message.rstrip(), self.names[number])
         if agreed:
             rest = rest if rest.shared else replace(rest, shared=(self._first_founder(rest),))
@@ -287,7 +231,8 @@ class _Court:
         else:
             speaking = [number for number, chain in enumerate(rest.chains) if chain]
             who = [self.names[number] for number in speaking]
-            lines = some([f"{self.names[number]} from {rest.chains[number][0]}" for number in speaking], 12)
+            numbers = self.weights.numbers if self.weights else lambda number: ""
+            lines = some([f"{self.names[n]} from {rest.chains[n][0]}{numbers(n)}" for n in speaking], 8)
             if claims.offline and not all(claims.look(rest.chains[number][0]).found for number in speaking):
                 # One ancestor may have two names, and only the Hub knows.
                 message = f"The Hub was not reached, so it is not known whether these are one ancestor: {lines}."
@@ -309,80 +254,80 @@ class _Court:
         """Whether the ancestors that are named are one model under several names, as mirrors are."""
         nearest = [claims.nearest(number) for number, chain in enumerate(claims.chains) if chain]
         named = list(dict.fromkeys(seen.checkpoint.model for seen in nearest if seen and seen.checkpoint))
-        if self.bodies is None or not named or not all(nearest) or not set(named) <= self.founders.keys():
+        weights = self.weights
+        if weights is None or not named or not all(nearest) or not set(named) <= weights.founders.keys():
             return False
-        places = [self._place(name) for name in named]
-        if not all(self.bodies.same[places[0], place] for place in places):
+        places = [weights.place(name) for name in named]
+        if weights.unread.intersection(named) or not all(weights.bodies.same[places[0], place] for place in places):
             return False
         self.warn("ancestor-copied", f"{some(named)} are equal in every number that was read: one ancestor.")
         return True
 
     def _seek(self) -> None:
         """Nobody says anything that holds."""
-        found = self._nearest_on_hub() if self.bodies is not None and not self.refused else None
+        found = None if self.refused else self._nearest_on_hub()
         same = "Ancestors that began from the same random numbers look alike in this, and only a measured barrier "
         same += "(`check --recipe RECIPE --barrier`) can tell them apart."
-        if found is None and self.refused:
-            self.warn("ancestor-unknown", "No card or config names an ancestor.", *self.names)
+        said = "No card or config names an ancestor"
+        if any(self.claims.chains):
+            said += " that the weights agree with"
+        if self.weights is None or self.refused:
+            self.warn("ancestor-unknown", f"{said}.", *self.names)
             return
         if found is None:
-            self.warn(
-                "ancestor-unknown",
-                f"No card or config names an ancestor, so only the weights speak. {same} Name it with --base.",
-                *self.names,
-            )
+            tried = f", and none of the {self.tried} that were tried on the Hub is one" if self.tried else ""
+            message = f"{said}{tried}, so only the weights speak. {same} Name it with --base."
+            self.warn("ancestor-unknown", message, *self.names)
             return
         self.ancestor = Ancestor(found.model, "weights", found)
         self.warn(
             "ancestor-found",
-            f"No card or config names an ancestor; of the models on the Hub the weights agree with {found.model}'s "
-            f"({self._range(found.model)}). {same}",
+            f"{said}; of {self.tried} models on the Hub that were tried the weights agree with {found.model}'s "
+            f"({self.weights.range(found.model)}). {same}",
             *self.names,
         )
 
     def _nearest_on_hub(self) -> Checkpoint | None:
         """Whom all ingredients are kin to, and nearest."""
-        if self.bodies is None:
+        weights = self.weights
+        if weights is None:
             return None
-        candidates = [each for each in self.seek() if each.model not in self.founders]
-        self._add(candidates, tried=True)
+        candidates = [each for each in self.seek() if each.model not in weights.founders]
+        self.tried = len(candidates)
+        weights.add(candidates, tried=True)
         kin = [each for each in candidates if all(self._links(each.model))]
-        others = [each.model for each in candidates if each not in kin]
-        nearest = max(kin, key=lambda each: self._lowest(each.model), default=None)
-        others += [each.model for each in kin if each is not nearest]
-        # Those that were only tried are no evidence.
-        keep = [*range(self.count), *(self._place(name) for name in self.founders if name not in others)]
-        self.sampled = [self.sampled[place] for place in keep]
-        self.founders = {name: each for name, each in self.founders.items() if name not in others}
-        self.bodies = kinship.compare(self.sampled, [*self.names, *self.founders], "body")
+        nearest = max(kin, key=lambda each: weights.lowest(each.model), default=None)
+        weights.drop([each.model for each in candidates if each is not nearest])
         return nearest
 
     def _wrong_base(self, model: str, source: str) -> None:
-        if self.refused:
+        if self.refused or self.weights is None:
             return
         who = "The models are siblings, but" if self.count > 1 else f"{self.names[0]}:"
         self.refuse(
             "base-wrong",
             f"{who} {model} is not their ancestor: their weights have nothing in common with it "
-            f"({self._range(model)}). The {source} is wrong; name the right base with --base.",
+            f"({self.weights.range(model)}). {'The card is wrong; name' if source == 'card' else 'Name'} the right "
+            "base with --base.",
             *self.names,
         )
 
     def _outsiders(self, model: str, links: Sequence[bool | None]) -> None:
+        if self.weights is None:
+            return
         who = [number for number, link in enumerate(links) if link is False]
         if who:
-            shown = some([f"{self.names[number]} (cosine {self.cosine(number, model):.3f})" for number in who])
+            shown = some([f"{self.names[number]} ({self.weights.near(number, model)})" for number in who])
             message = f"{shown}: the weights have nothing in common with those of the ancestor, {model}. Leave "
             message += "it out." if len(who) == 1 else "them out."
             self.refuse("not-from-base", message, *[self.names[number] for number in who])
         unknown = [self.names[number] for number, link in enumerate(links) if link is None]
-        if unknown and self.bodies is not None:
+        if unknown and model not in self.weights.unread:
             message = f"{model} shares no tensor with {some(unknown)} that could be compared."
             self.warn("ancestor-unreadable", message, *unknown)
 
-    def _doubt(self, model: str) -> None:
-        assert self.bodies is not None
-        moved = self.bodies.moved(range(self.count), self._place(model))
+    def _doubt(self, weights: Comparison, model: str) -> None:
+        moved = weights.bodies.moved(range(self.count), weights.place(model))
         if moved and moved[0] > kinship.WRONG_BASE and moved[1] > kinship.FAR_FROM_BASE and not self.refused:
             self.proven = False
             self.warn(
@@ -392,10 +337,9 @@ class _Court:
                 *self.names,
             )
 
-    def _equal_to(self, model: str) -> None:
-        assert self.bodies is not None
-        place = self._place(model)
-        equal = [self.names[number] for number in range(self.count) if self.bodies.same[number, place]]
+    def _equal_to(self, weights: Comparison, model: str) -> None:
+        place = weights.place(model)
+        equal = [self.names[number] for number in range(self.count) if weights.bodies.same[number, place]]
         if equal:
             message = (
                 f"{some(equal)}: the body is equal to {model}'s in every number that was read, so it is the ancestor "
@@ -403,18 +347,9 @@ class _Court:
             )
             self.warn("identical", message, *equal)
 
-    def cosine(self, number: int, founder: str) -> float:
-        """Of an ingredient and a founder."""
-        assert self.bodies is not None
-        return float(self.bodies.cosines[number, self._place(founder)])
-
-    def _lowest(self, founder: str) -> float:
-        return min(self.cosine(number, founder) for number in range(self.count))
-
-    def _range(self, founder: str) -> str:
-        found = [self.cosine(number, founder) for number in range(self.count)]
-        low, high = min(found), max(found)
-        return f"cosine {low:.3f}" if len(found) == 1 else f"cosines {low:.3f} to {high:.3f}"
+    @property
+    def _decide(self) -> str:
+        return "." if self.weights is None else "; the weights decide."
 
     def warn(self, code: str, message: str, *who: str) -> None:
         """Something to know."""
@@ -422,5 +357,4 @@ class _Court:
 
     def refuse(self, code: str, message: str, *who: str) -> None:
         """Something that forbids to average."""
-        self.refused = True
         self.reasons.append(Reason(code, message, who, refuses=True))

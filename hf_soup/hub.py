@@ -239,12 +239,12 @@ def resolve_dataset(dataset: str, revision: str | None, *, token: Token = None) 
 
 
 def answers() -> bool:
-    """Whether the Hub can be reached: asked once and briefly, for what can be done without it."""
+    """Whether the Hub lists models: asked once and briefly, for what can be done without it."""
     try:
-        get_session().head(endpoint(), timeout=_BRIEF)
+        answer = get_session().get(f"{endpoint()}/api/models", params={"limit": 1}, timeout=_BRIEF)
     except (httpx2.TransportError, OfflineModeIsEnabled):
         return False
-    return True
+    return answer.status_code < 400
 
 
 def search(tags: Sequence[str], limit: int, *, task: str | None = None, token: Token = None) -> list[Listed]:
@@ -268,6 +268,8 @@ def search(tags: Sequence[str], limit: int, *, task: str | None = None, token: T
         )
     except EXPLAINED as error:
         raise explain(error, what) from None
+    except (TypeError, KeyError, ValueError, AttributeError):
+        raise ResolveError(f"{what}: the Hub's answer is none.", hint="Check what HF_ENDPOINT points to.") from None
     return [
         Listed(
             id=info.id,

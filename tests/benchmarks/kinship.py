@@ -30,7 +30,7 @@ import lineage_zoo
 import text_zoo
 from lineage_zoo import Member, Step
 
-from hf_soup import kinship
+from hf_soup import kinship, samples
 from hf_soup.checkpoint import open_checkpoint
 from hf_soup.kinship import Kinship
 
@@ -93,10 +93,10 @@ def sampled(title: str, members: dict[str, Member], folder: Path) -> Zoo:
         shared = set.intersection(*(set(each.tensors) for each in opened))
         donor = opened[names.index("A-light-1")] if "A-light-1" in names else opened[0]
         shapes = {name: info.shape for name, info in donor.tensors.items()}
-        body = kinship.choose({name: shape for name, shape in shapes.items() if name in shared and _is_body(name)})
-        head = kinship.choose({name: shape for name, shape in shapes.items() if not _is_body(name)}, kinship.HEAD)
+        body = samples.choose({name: shape for name, shape in shapes.items() if name in shared and _is_body(name)})
+        head = samples.choose({name: shape for name, shape in shapes.items() if not _is_body(name)}, kinship.HEAD)
         for name, found in zip(
-            names, kinship.sample([(each, each.tensors) for each in opened], [*body, *head]), strict=True
+            names, samples.sample([(each, each.tensors) for each in opened], [*body, *head]), strict=True
         ):
             zoo.bodies[name] = {tensor: rows for tensor, rows in found.items() if _is_body(tensor)}
             zoo.heads[name] = {tensor: rows for tensor, rows in found.items() if not _is_body(tensor)}
@@ -328,7 +328,7 @@ def coverage() -> None:
             for layer in range(layers)
             for part, times in parts.items()
         }
-        picked = [pick.name for pick in kinship.choose({"embedding": (30_000, hidden), **shapes})]
+        picked = [pick.name for pick in samples.choose({"embedding": (30_000, hidden), **shapes})]
         seen = {name.split(".")[1] for name in picked if "mlp" in name}
         print(f"| {title} | {len(picked)} | {len(seen)} of {layers} |")
 

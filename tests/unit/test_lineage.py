@@ -237,7 +237,8 @@ def test_a_report_for_people_and_for_scripts(write: Write) -> None:
     lineage = check([write("a", 1), write("odd", of=1)])
     text, report = str(lineage), lineage.to_dict()
     assert text.startswith("refused: ")
-    assert "Why not:\n- [strangers] local:odd" in text
+    # Of two, nobody knows who is the stranger.
+    assert "Why not:\n- [strangers] The weights have nothing in common: local:a; local:odd (cosine" in text
     assert json.loads(json.dumps(report)) == report
     assert report["ancestor"] is None
     assert [each["dtype"] for each in report["ingredients"]] == ["F32", "F32"]
