@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
+from threading import Lock
 from typing import NamedTuple
 
 from hf_soup import architecture, hub, transfer
@@ -103,14 +105,21 @@ def read_claims(
         ResolveError: The base that the user named cannot be read.
     """
     reasons: list[Reason] = []
-    known: dict[str, Seen] = {}
+    known: dict[str, Future[Seen]] = {}
+    lock = Lock()
 
     def look(model: str) -> Seen:
-        if model not in known:
-            known[model] = _look(model, token)
-        return known[model]
+        with lock:
+            first = model not in known
+            found = known.setdefault(model, Future())
+        if first:
+            try:
+                found.set_result(_look(model, token))
+            except BaseException as error:  # noqa: BLE001 -- whoever waits for it has to hear of it
+                found.set_exception(error)
+        return found.result()
 
-    chains = [_chain(checkpoint, look) for checkpoint in checkpoints]
+    chains = hub.in_parallel(partial(_chain, look=look), checkpoints)
     # A name that nobody can find contradicts nobody: where others can be found, that model's weights decide.
     lost = [index for index, chain in enumerate(chains) if chain and not any(look(each).found for each in chain)]
     if lost and any(chain for index, chain in enumerate(chains) if index not in lost):
@@ -163,13 +172,15 @@ def _chain(checkpoint: Checkpoint, look: Callable[[str], Seen]) -> list[str]:
     chain: list[str] = []
     front = [declared_bases(checkpoint)]
     for _ in range(_CHAIN):
-        parents = {
-            seen.name: seen
-            for bases in front
-            for seen in map(look, bases.names[:_PARENTS])
-            if seen.name not in (*chain, checkpoint.model) and (bases.stated or seen.found)
-        }
-        chain += list(parents)[: _LINE - len(chain)]
+        parents: dict[str, Seen] = {}
+        for bases in front:
+            for name in bases.names[:_PARENTS]:
+                if len(chain) + len(parents) == _LINE:
+                    break
+                seen = look(name)
+                if seen.name not in (*chain, checkpoint.model) and (bases.stated or seen.found):
+                    parents[seen.name] = seen
+        chain += parents
         front = [seen.bases for seen in list(parents.values())[:_PARENTS]]
     return chain
 

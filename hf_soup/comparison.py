@@ -189,6 +189,7 @@ class Comparison:
         return float(self.bodies.cosines[number, self.place(founder)])
 
     def lowest(self, founder: str) -> float:
+        """The lowest cosine of any ingredient with a founder."""
         return min(self.cosine(number, founder) for number in range(self.count))
 
     def near(self, number: int, founder: str) -> str:
@@ -197,6 +198,7 @@ class Comparison:
         return "no tensor of the same shape" if np.isnan(cosine) else f"cosine {cosine:.3f}"
 
     def range(self, founder: str) -> str:
+        """The cosines of all ingredients with a founder, in words."""
         found = [cosine for n in range(self.count) if not np.isnan(cosine := self.cosine(n, founder))]
         if not found:
             return "no tensor of the same shape"

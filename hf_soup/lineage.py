@@ -183,7 +183,7 @@ class Lineage:
             lines += [f"- and {len(notes) - _MOST_NOTES} more; --json has all"] if len(notes) > _MOST_NOTES else []
         lines += ["", _wrapped(f"What to do: {self._advice()}")]
         if self.transferred_bytes:
-            lines += ["", f"Read from the Hub: {self.transferred_bytes / 1e6:.1f} MB, no whole weight file."]
+            lines += ["", f"Read from the Hub: {self.transferred_bytes / 1e6:.1f} MB."]
         return "\n".join(lines)
 
     def _table(self) -> list[str]:
@@ -194,7 +194,7 @@ class Lineage:
             founder, others = self.kin(number)
             rows.append(
                 (
-                    f"{_short(name)}{f'@{checkpoint.short}' if checkpoint.short else ''}",
+                    f"{_short(name)}{f'@{checkpoint.short}' if checkpoint.short and '@' not in name else ''}",
                     f"{checkpoint.parameters:,}",
                     checkpoint.dtypes[0] if checkpoint.dtypes else "?",
                     _license(checkpoint) or "not stated",

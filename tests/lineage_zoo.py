@@ -151,6 +151,35 @@ def permuted_neurons(folder: Path, out: Path, layers: str | int = "all", seed: i
     return written
 
 
+def permuted_heads(folder: Path, out: Path, order: Sequence[int]) -> Path:
+    """Put the attention heads of a ViT in another order; the function stays the same."""
+    size = _config(folder)["hidden_size"] // len(order)
+    rows = torch.cat([torch.arange(head * size, (head + 1) * size) for head in order])
+
+    def change(name: str, tensor: Tensor) -> Tensor:
+        if re.search(r"attention\.(?:query|key|value)\.", name):
+            return tensor[rows]
+        return tensor[:, rows] if name.endswith("attention.output.dense.weight") else tensor
+
+    return _changed(folder, out, change)
+
+
+def some_neurons(folder: Path, out: Path, share: float) -> Path:
+    """Move a share of the hidden units of every MLP by one place; the function stays the same."""
+
+    def change(name: str, tensor: Tensor) -> Tensor:
+        rows, columns = _UNIT_ROWS.fullmatch(name), _UNIT_COLUMNS.fullmatch(name)
+        if not rows and not columns:
+            return tensor
+        dim = 0 if rows else 1
+        order = torch.arange(tensor.shape[dim])
+        moved = _order(tensor.shape[dim], "some")[: int(tensor.shape[dim] * share)]
+        order[moved] = moved.roll(1)
+        return tensor.index_select(dim, order)
+
+    return _changed(folder, out, change)
+
+
 def permuted_hidden(folder: Path, out: Path, seed: int = 0) -> Path:
     """Put the whole hidden dimension in another order, in every tensor that reads it or writes into it."""
 

@@ -94,9 +94,9 @@ def sampled(title: str, members: dict[str, Member], folder: Path) -> Zoo:
         donor = opened[names.index("A-light-1")] if "A-light-1" in names else opened[0]
         shapes = {name: info.shape for name, info in donor.tensors.items()}
         body = samples.choose({name: shape for name, shape in shapes.items() if name in shared and _is_body(name)})
-        head = samples.choose({name: shape for name, shape in shapes.items() if not _is_body(name)}, kinship.HEAD)
+        head = samples.choose({name: shape for name, shape in shapes.items() if not _is_body(name)}, samples.HEAD)
         for name, found in zip(
-            names, samples.sample([(each, each.tensors) for each in opened], [*body, *head]), strict=True
+            names, samples.sample([(each, each.tensors) for each in opened], [*body, *head])[0], strict=True
         ):
             zoo.bodies[name] = {tensor: rows for tensor, rows in found.items() if _is_body(tensor)}
             zoo.heads[name] = {tensor: rows for tensor, rows in found.items() if not _is_body(tensor)}
@@ -208,9 +208,9 @@ class Alike:
     apart: int
 
 
-def alike(samples: dict[str, Sample], a: str, b: str) -> Alike:
+def alike(read: dict[str, Sample], a: str, b: str) -> Alike:
     """Of bodies or of heads."""
-    found: Kinship = kinship.compare([samples[a], samples[b]], [a, b], "body")
+    found: Kinship = kinship.compare([read[a], read[b]], [a, b], "body")
     tensors = found.by_tensor[:, 0, 1]
     tensors = tensors[np.isfinite(tensors)]
     below = float((tensors < kinship.APART).mean())

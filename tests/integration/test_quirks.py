@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse
 from transformers import BertConfig, BertForSequenceClassification, CLIPVisionModel
 
 from hf_soup import IncompatibleError, Lineage, Recipe, ResolveError, check, cook
+from hf_soup.hub import resolve
 from hf_soup.local_hub import LocalHub, Record
 
 Put = Callable[..., str]
@@ -177,6 +178,58 @@ def test_chains_that_loop(put: Put) -> None:
     alone = [put("c", 1, base=None, config={"_name_or_path": f"{owner}/c"}), put("d", 2, base=f"{owner}/d")]
     lineage = check(alone)
     assert (lineage.verdict, codes(lineage)) == ("likely", {"ancestor-found"})
+
+
+def test_cards_that_name_each_other(put: Put) -> None:
+    owner = put("a", 1, base=None).split("/")[0]
+    models = [put("a", 1, base=f"{owner}/b"), put("b", 2, base=f"{owner}/a")]
+    lineage = check(models)
+    assert lineage.verdict == "likely"
+    assert f"lead from {models[0]} back to itself (by {models[1]})" in said(lineage, "ancestors-loop")
+
+
+def test_eight_generations(put: Put) -> None:
+    owner = put("g0", 1).split("/")[0]
+    for generation in range(1, 8):
+        put(f"g{generation}", generation, base=f"{owner}/g{generation - 1}")
+    lineage = check([f"{owner}/g7", put("other", 9)])
+    assert (lineage.verdict, ancestor(lineage)) == ("proven", (BERT, "card"))
+
+
+def test_cards_may_not_ask_for_a_thousand_requests(put: Put, online: LocalHub) -> None:
+    fan = [put(f"f{n}", n, base=[f"gone/{n}-{each}" for each in range(40)]) for n in range(10)]
+    first = len(online.requests)
+    model = put("top", 1, base=fan)
+    check([model, put("b", 2)])
+    looked = {record.path for record in online.requests[first:] if "/gone/" in record.path}
+    assert len(looked) <= 64
+
+
+def test_an_address_on_a_card(put: Put) -> None:
+    lineage = check([put("a", 1, base=f"https://huggingface.co/{BERT}"), put("b", 2)])
+    assert (lineage.verdict, codes(lineage)) == ("proven", set())
+
+
+def test_samples_of_others_may_fail(put: Put, online: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of an ancestor, and of a candidate that nobody named; those of an ingredient may not."""
+    models = [put("a", 1), put("b", 2)]
+    mute = [put("c", 1, base=None), put("d", 2, base=None)]
+    contents = {name: resolve(name).files["model.safetensors"].sha256 for name in (BERT, mute[0])}
+    broken = {BERT}
+
+    def answer(request: Any) -> Any:
+        if request.headers.get("range", "bytes=0-").startswith("bytes=0-"):
+            return None
+        path = request.url.path
+        return JSONResponse({}, 403) if any(name in path or str(contents[name]) in path for name in broken) else None
+
+    monkeypatch.setattr(online, "intercept", answer)
+    lineage = check(models)
+    assert (lineage.verdict, codes(lineage)) == ("likely", {"ancestor-unreadable"})
+    assert ancestor(check(mute)) != (BERT, "weights")
+    broken.add(mute[0])
+    with pytest.raises(ResolveError, match=mute[0]):
+        check(mute)
 
 
 @pytest.mark.parametrize(
@@ -416,6 +469,20 @@ def test_a_check_reads_little(online: LocalHub, large: Sequence[str], tmp_path: 
         assert 5e5 < sum(sizes) <= 2e6
     assert lineage.transferred_bytes < 2 * 2.5e6
     assert not list((tmp_path / "home").rglob("*.safetensors"))
+
+
+def test_an_ancestor_may_have_anything_between_its_tensors(put: Put, online: LocalHub, bert: Any) -> None:
+    """What lies between is not read along, however its file is laid out."""
+    owner = put("a", 1).split("/")[0]
+    padded: Tensors = {}
+    for number, (name, each) in enumerate(sorted(bert[1].items())):
+        padded[name] = each
+        padded[f"{name}.between{number}"] = torch.zeros(100_000)
+    put("wide", tensors=padded, base=None)
+    asked = len(online.requests)
+    lineage = check([put("a", 1, base=f"{owner}/wide"), put("b", 2, base=f"{owner}/wide")])
+    assert lineage.verdict == "proven"
+    assert sum(map(range_bytes, weight_requests(online, asked))) < 8e6
 
 
 def test_nothing_is_fetched_for_what_is_refused(online: LocalHub, large: Sequence[str], tmp_path: Path) -> None:

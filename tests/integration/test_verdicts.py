@@ -195,6 +195,10 @@ def test_the_ancestor_among_the_ingredients_is_said(members: Zoo, tmp_path: Path
 PERMUTED = {
     "all neurons": lineage_zoo.permuted_neurons,
     "neurons of one layer": lambda folder, out: lineage_zoo.permuted_neurons(folder, out, 1),
+    "half of the neurons": lambda folder, out: lineage_zoo.some_neurons(folder, out, 0.5),
+    "heads": lambda folder, out: lineage_zoo.permuted_heads(folder, out, [1, 2, 3, 0]),
+    "two heads": lambda folder, out: lineage_zoo.permuted_heads(folder, out, [1, 0, 2, 3]),
+    "heads but one": lambda folder, out: lineage_zoo.permuted_heads(folder, out, [0, 2, 3, 1]),
     "hidden": lineage_zoo.permuted_hidden,
 }
 
@@ -276,6 +280,17 @@ def test_the_ancestor_is_found_on_the_hub(
     assert found is not None
     assert found.model == "zoo/B"
     assert check([*models, folders[0]]).ancestor is None
+
+
+def test_an_honest_one_among_liars(online: LocalHub, published: Callable[[str], str], members: Zoo) -> None:
+    """Whom the weights of the named ancestor agree with is the family, however small."""
+    honest = published("A-light-1")
+    liars = [put(online, members[name].folder, f"liars/{name}", "zoo/A") for name in ("B-light-1", "B-light-2")]
+    for models in ([honest, *liars], [*liars, honest], [liars[0], honest], [honest, liars[1]]):
+        lineage = check(models)
+        assert lineage.verdict == "refused"
+        accused = {name for reason in lineage.reasons if reason.refuses for name in reason.ingredients}
+        assert accused == set(models) & set(liars)
 
 
 def test_cards_that_lie(online: LocalHub, published: Callable[[str], str], members: Zoo) -> None:

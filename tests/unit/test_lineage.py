@@ -193,6 +193,66 @@ def test_the_same_model_twice_counts_twice(write: Write) -> None:
     assert len(set(lineage.names)) == 3
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_numbers_that_are_none_are_named(write: Write, berts: tuple[dict[str, Any], list[Tensors]], bad: float) -> None:
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    broken = nearby(berts[1][0], 1)
+    broken[name][:] = bad
+    lineage = check([write("a", 2), write("broken", tensors=broken), write("c", 3)])
+    assert lineage.verdict == "refused"
+    [reason] = [reason for reason in lineage.reasons if reason.refuses]
+    assert (reason.code, reason.ingredients) == ("not-finite", ("local:broken",))
+    assert name in reason.message
+
+
+def test_a_new_layer_in_everyone_is_not_another_order(
+    write: Write, berts: tuple[dict[str, Any], list[Tensors]]
+) -> None:
+    """As where classifiers are made of a model that predicts words, and each begins its own pooler."""
+    name = "bert.pooler.dense.weight"
+
+    def fresh(seed: int) -> Tensors:
+        torch.manual_seed(seed)
+        return nearby(berts[1][0], seed) | {name: 0.02 * torch.randn_like(berts[1][0][name])}
+
+    models = [write(f"m{seed}", tensors=fresh(seed)) for seed in range(3)]
+    bare = {key: each for key, each in berts[1][0].items() if "pooler" not in key and "classifier" not in key}
+    for given, base, verdict in (
+        (models, None, "likely"),
+        (models[:2], None, "likely"),
+        (models, write("base", tensors=bare, config={"architectures": ["BertModel"]}), "proven"),
+    ):
+        lineage = check(given, base=base)
+        assert lineage.verdict == verdict
+        assert f"{name}: initialised apart" in said(lineage, "parts-apart")
+    # Where the ancestor has one, theirs should be like it.
+    whole = check(models[:2], base=write("whole", tensors=berts[1][0]))
+    assert (whole.verdict, who(whole, "parts-apart")) == ("refused", ["m0", "m1"])
+
+
+def test_a_step_between_that_all_share(write: Write, berts: tuple[dict[str, Any], list[Tensors]]) -> None:
+    name = "bert.encoder.layer.0.intermediate.dense.weight"
+    changed = berts[1][0] | {name: berts[1][0][name].flip(0)}
+    models = [write(each, tensors=nearby(changed, seed)) for seed, each in enumerate("ab")]
+    lineage = check(models, base=write("base", tensors=berts[1][0]))
+    assert (lineage.verdict, codes(lineage)) == ("likely", {"ancestor-apart"})
+
+
+def test_a_base_of_other_shapes(write: Write, tmp_path: Path) -> None:
+    config, tensors = built(
+        BertForSequenceClassification, BertConfig(**{**SMALL, "hidden_size": 64}), tmp_path / "made"
+    )
+    lineage = check([write("a", 1), write("b", 2)], base=write("wide", tensors=tensors, whole=config))
+    assert (lineage.verdict, codes(lineage)) == ("refused", {"base-wrong"})
+    assert "no tensor of the same shape" in said(lineage, "base-wrong")
+
+
+def test_a_common_mean_is_no_kinship(write: Write, berts: tuple[dict[str, Any], list[Tensors]]) -> None:
+    moved = [{name: each + 3 * each.std(correction=0) for name, each in berts[1][n].items()} for n in range(2)]
+    lineage = check([write(name, tensors=each) for name, each in zip("ab", moved, strict=True)])
+    assert (lineage.verdict, codes(lineage)) == ("refused", {"strangers"})
+
+
 def test_two_hundred_models(write: Write, berts: tuple[dict[str, Any], list[Tensors]]) -> None:
     """The report stays short, the numbers few, and one stranger is found."""
     models = [write(f"m{number}", number) for number in range(198)]

@@ -100,6 +100,16 @@ def test_a_guise_leaves_the_function_as_it_is(members, tmp_path, guise, moved, n
     assert open_checkpoint(str(out)).parameters == open_checkpoint(str(members[name].folder)).parameters
 
 
+@pytest.mark.parametrize(
+    "moved",
+    [lambda folder, out: zoo.permuted_heads(folder, out, [0, 2, 3, 1]), lambda f, out: zoo.some_neurons(f, out, 0.5)],
+)
+def test_heads_and_some_neurons_leave_the_function_as_it_is(model, tmp_path, moved):
+    out = moved(model, tmp_path / "out")
+    assert torch.allclose(zoo.outputs(model), zoo.outputs(out), atol=1e-5)
+    assert not all(torch.equal(each, weights(model)[name]) for name, each in weights(out).items())
+
+
 def test_the_guises_are_what_they_say(model, tmp_path):
     here = weights(model)
     neurons = weights(zoo.permuted_neurons(model, tmp_path / "one", layers=2))
