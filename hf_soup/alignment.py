@@ -54,6 +54,7 @@ class Alignment:
         tokens: How many tokens each ingredient's tokenizer has, where they were compared.
         wishes: As they were asked for.
         untied: Whether the soup's embeddings are not tied, though its donor's may be.
+        vocabulary: How many rows for tokens the output has, where they were aligned.
         notes: A sentence for each thing that was done.
     """
 
@@ -64,6 +65,7 @@ class Alignment:
     tokens: Tokens = field(default_factory=Tokens)
     wishes: Wishes = field(default_factory=Wishes)
     untied: bool = False
+    vocabulary: int | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -97,6 +99,7 @@ def align(
         tokens,
         wishes,
         work.untied,
+        work.vocabulary,
         tuple(work.notes),
     )
     return found, work.reasons
@@ -114,6 +117,7 @@ class _Alignment:
         self.donor = wishes.heads if isinstance(wishes.heads, int) else 0
         self.labels: tuple[str, ...] | None = None
         self.untied = False
+        self.vocabulary: int | None = None
         self.missing: set[str] = set()  # what nobody has
         self.spoken_of: set[str] = set()  # whose shapes are dealt with where tokens are
 
@@ -312,7 +316,7 @@ class _Alignment:
             message = f"`heads` keeps the head and config of {name}, and `vocabulary` those of {self.names[speaker]}."
             self.refuse("vocabulary", f"{message} Name one model for both.", name, self.names[speaker])
             return
-        length = rows[speaker]
+        length = self.vocabulary = rows[speaker]
         for number, mine in enumerate(self.tensors):
             # Rows behind a shorter tokenizer are padding; where they are tokens for others they do not count.
             known = self.tokens.known(number, speaker, rows[number])

@@ -122,8 +122,16 @@ class Evaluation:
         logits = self._run(self._blend.tensors({0: 1.0}), self.benches, self.names[0])
         return {bench.title: bench.score(logits[bench.title]) for bench in self.benches}
 
-    def finish(self, folder: Path) -> Results:
-        """Score the soup that was written, and every ingredient, on all benches; the reports for the first time."""
+    def finish(
+        self, folder: Path, benches: Sequence[Bench] | None = None, config_folder: Path | None = None
+    ) -> Results:
+        """Score the soup that was written, and every ingredient, on all benches; the reports for the first time.
+
+        Args:
+            folder: Where the soup was written.
+            benches: The same rows, prepared for the soup, where it has another tokenizer than the candidates had.
+            config_folder: A folder with the soup's own config, where it is another than the candidates'.
+        """
         from safetensors.torch import load_file
 
         for index, name in enumerate(self.names):
@@ -135,7 +143,7 @@ class Evaluation:
         tensors: dict[str, Tensor] = {}
         for file in sorted(folder.glob("model*.safetensors")):
             tensors |= load_file(file)
-        for title, logits in self._run(tensors, self.benches, SOUP).items():
+        for title, logits in self._run(tensors, benches or self.benches, SOUP, config_folder).items():
             self._logits[SOUP, title] = logits
         scores: dict[str, dict[str, Score]] = {name: {} for name in [SOUP, *self.names, ENSEMBLE]}
         best: dict[str, str] = {}
@@ -150,10 +158,13 @@ class Evaluation:
             comparisons[title] = compare(bench, self._logits[SOUP, title], self._logits[best[title], title])
         return Results(scores, best, comparisons)
 
-    def _run(self, tensors: dict[str, Tensor], benches: Sequence[Bench], name: str) -> dict[str, Logits]:
+    def _run(
+        self, tensors: dict[str, Tensor], benches: Sequence[Bench], name: str, config_folder: Path | None = None
+    ) -> dict[str, Logits]:
         import torch
 
-        model = build_model(self._config_folder, tensors, benches[0].scoring.task, getattr(torch, self._plan.dtype))
+        folder = config_folder or self._config_folder
+        model = build_model(folder, tensors, benches[0].scoring.task, getattr(torch, self._plan.dtype))
         tensors.clear()
         logits = {}
         with bar(f"Scoring {name}", sum(bench.n for bench in benches), unit="row", quiet=self._quiet) as shown:

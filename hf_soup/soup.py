@@ -27,6 +27,7 @@ from hf_soup.preparation import (
     disk_needs,
     fetched,
     free_bytes,
+    own_benches,
     plan_of,
     prepare_benches,
     require_disk,
@@ -303,7 +304,8 @@ def cook(
             for name in merged.differing:
                 say(f"warning: the ingredients disagree on '{name}', which is not averaged; the first one's is kept")
             with staging.disk_errors():
-                results = evaluation.finish(staging.folder) if evaluation else None
+                own = own_benches(recipe, lineage, leaves, plan, benches, Path(kitchen) / "soup", device, token)
+                results = evaluation.finish(staging.folder, *own) if evaluation else None
                 write_contents(
                     staging.folder,
                     recipe,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, LlamaConfig, ViTConfig
 
 from hf_soup import Recipe, RecipeError, Soup, check, cook
@@ -265,3 +265,51 @@ def test_more_tokens_than_rows_that_grew_is_compared_with_the_base(tmp_path: Pat
     assert check(models, base=base).verdict == "proven"
     mixed = [*models, with_tokens(made(kind, tmp_path / "c", 3), kind=kind)]
     assert check(Recipe(ingredients=mixed, base=base, vocabulary="union")).verdict == "proven"
+
+
+# ---- scores ---------------------------------------------------------------------------------------------------
+
+
+def answering(folder: str, answer: int, labels: Sequence[str] | None = None) -> str:
+    """Make a classifier give one answer to everything."""
+    path = Path(folder)
+    tensors = load_file(path / "model.safetensors")
+    tensors["classifier.bias"] = 100 * torch.eye(len(tensors["classifier.bias"]))[answer]
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def rows(path: Path, labels: Sequence[str]) -> dict[str, Any]:
+    """Held-out data; three quarters have the first label."""
+    lines = [f"so very {word} {other},{labels[n % 4 == 0]}" for n, word in enumerate(WORDS) for other in WORDS[:2]]
+    path.write_text("\n".join(["text,label", *lines]) + "\n")
+    return {"task": "text-classification", "dataset": str(path)}
+
+
+@pytest.mark.parametrize("vocabulary", ["union", "base"])
+@pytest.mark.parametrize("chosen", ["few", "many", "by share"])
+def test_a_soup_without_the_one_that_spoke_for_all_is_scored_as_it_is(
+    tmp_path: Path, vocabulary: str, chosen: str
+) -> None:
+    """The selection leaves one whose table of tokens is another than that of all."""
+    kind = "BertForSequenceClassification"
+    few = with_tokens(made(kind, tmp_path / "few", 1, labels=["x", "y"]), kind=kind)
+    many = with_tokens(made(kind, tmp_path / "many", 2, labels=["x", "y"]), ["<tool>"], kind=kind)
+    answering(few, int(chosen == "many"))
+    answering(many, int(chosen != "many"))
+    data = rows(tmp_path / "rows.csv", ["x", "y"])
+    more: dict[str, Any] = {"report": [data], "ingredients": [few, {"model": many, "weight": 0}]}
+    if chosen != "by share":
+        more = {"score": data, "select": {"name": "greedy", "accept": ">"}, "ingredients": [many, few]}
+    soup = cook(Recipe(vocabulary=vocabulary, **more), tmp_path / "soup", say=lambda _: None)
+    one = "many" if chosen == "many" else "few"
+    assert list(soup.weights) == [f"local:{one}"]
+    assert loaded(kind, soup.folder).config.vocab_size == len(AutoTokenizer.from_pretrained(soup.folder))
+    assert soup.scores["soup"] == soup.scores[f"local:{one}"]
+    assert soup.scores["soup"]["rows.csv accuracy"]["n"] == 26
+    # Local paths are not in soup.yaml.
+    pinned = [{"model": str(tmp_path / one), "revision": soup.recipe.ingredients[0].revision}]
+    scored = {key: more[key] for key in ("score", "report") if key in more}
+    again = cook(Recipe(ingredients=pinned, vocabulary=vocabulary, **scored), tmp_path / "again", say=lambda _: None)
+    assert (again.digest, again.scores["soup"]) == (soup.digest, soup.scores["soup"])
+    assert (again.folder / "config.json").read_bytes() == (soup.folder / "config.json").read_bytes()
