@@ -13,7 +13,7 @@ from typing import Literal
 
 from hf_soup import architecture, parameters
 from hf_soup.checkpoint import Checkpoint
-from hf_soup.compatibility import HEADS_HINT, Reason, some
+from hf_soup.compatibility import HEADS_HINT, Reason, label_rows, some
 from hf_soup.headers import FLOATS, Rows, TensorInfo
 from hf_soup.memo import remembered
 from hf_soup.recipe import Recipe
@@ -241,28 +241,36 @@ class _Alignment:
 
     def move_labels(self) -> None:
         """Rows of heads whose labels stand in another order."""
-        if self.wishes.heads is not None:
-            config = self.checkpoints[self.donor].config
-            self.labels = (
-                None if self.wishes.heads == "body" else architecture.label_names(config) or self.wishes.labels
-            )
+        heads, wanted = self.wishes.heads, self.wishes.labels
+        if heads == "body":
             return
+        donor, whose = self.checkpoints[self.donor], self.names[self.donor]
         named = [architecture.label_names(c.config, n) for c, n in zip(self.checkpoints, self.names, strict=True)]
-        self.labels = self.wishes.labels or next((labels for labels in named if labels is not None), None)
+        if heads is not None:
+            own = named[self.donor]
+            named = [own if number == self.donor else None for number in range(len(named))]  # the others' are left out
+            fits = architecture.label_order(wanted, own) if wanted and own else True
+            if wanted and (fits is None or len(wanted) != (architecture.num_labels(donor.config) or 2)):
+                message = f"The recipe's `labels` ({some(wanted)}) are not those of {whose}, whose head is kept"
+                self.refuse("labels", f"{message} ({some(own) if own else 'without names'}).", whose)
+                return
+        elif len(set(named)) > 1 and not label_rows(donor, whose):
+            return  # left over from another head; the donor's stay in its config
+        self.labels = wanted or next((labels for labels in named if labels is not None), None)
         if self.labels is None:
             return
         for number, (labels, name) in enumerate(zip(named, self.names, strict=True)):
             order = None if labels is None else architecture.label_order(self.labels, labels)
             if order is None or order == list(range(len(order))):
                 continue
-            donor, whose = self.checkpoints[self.donor], self.names[self.donor]
-            about = [donor.config, list(donor.tensors)]
-            ask = partial(parameters.counted_names, donor.config, list(donor.tensors), "labels", whose)
-            rows = _runs_of_rows(order)
-            moved = [tensor for tensor in remembered("labels", about, ask) if tensor in self.tensors[number]]
-            if not moved:
-                message = f"{name}: the labels stand in another order than wanted, and no tensor has a row for each."
-                self.refuse("labels", message, name)
+            rows, mine = _runs_of_rows(order), self.tensors[number]
+            moved = [tensor for tensor in label_rows(donor, whose) if tensor in mine]
+            # A row may stand for no label, such as a detector's "no object": whose it is only its code knows.
+            other = next((tensor for tensor in moved if mine[tensor].shape[0] != len(order)), None)
+            if not moved or other:
+                said = f"'{other}' has {mine[other].shape[0]}" if other else "no tensor has as many"
+                message = f"{name}: the labels stand in another order than wanted, but there are {len(order)} of them "
+                self.refuse("labels", f"{message}and {said} rows, so rows cannot be moved. Leave it out.", name)
                 continue
             self.tensors[number] = self._moved(number, dict.fromkeys(moved, rows), len(order))
             shown = ", ".join(f"{label} {order[place]}→{place}" for place, label in enumerate(self.labels[:6]))

@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hf_soup import architecture, digests
+from hf_soup import architecture, digests, parameters
 from hf_soup.architecture import same_architecture
 from hf_soup.checkpoint import ASSETS, Checkpoint
+from hf_soup.errors import IncompatibleError
 from hf_soup.memo import remembered
 from hf_soup.processing import Finding, same_processing
 from hf_soup.tokens import Tokens
@@ -138,7 +139,8 @@ def labels(
 
     Args:
         checkpoints, names: The ingredients.
-        wanted: The labels of the recipe.
+        wanted: The labels of the recipe. They speak for the models that name none, which is what the recipe of a soup
+            relies on.
     """
     reasons = []
     named = [
@@ -146,26 +148,50 @@ def labels(
     ]
     reference = next((index for index, labels in enumerate(named) if labels is not None), 0)
     config, whose = checkpoints[reference].config, names[reference]
-    if wanted is not None and any(each is not None for each in named):
+    if wanted is not None:
         config, whose = {"id2label": dict(enumerate(wanted))}, "the recipe"
     unknown = [name for name, labels in zip(names, named, strict=True) if labels is None]
-    for name, checkpoint in zip(names, checkpoints, strict=True):
+    ours = architecture.label_names(config)
+    for name, checkpoint, theirs in zip(names, checkpoints, named, strict=True):
         if name == whose:
             continue
-        found = architecture.labels_differ(config, checkpoint.config)
-        if not found.contradiction:
-            continue
-        ours, theirs = architecture.label_names(config), architecture.label_names(checkpoint.config)
-        if ours is None or theirs is None or architecture.label_order(ours, theirs) is None:
-            message = f"{whose} and {name} do not have the same labels: {found.contradiction}. {HEADS_HINT}"
+        said = architecture.labels_differ(config, checkpoint.config).contradiction
+        count = architecture.num_labels(checkpoint.config) or 2  # what the library takes where nobody says it
+        if wanted is not None and len(wanted) != count:
+            said = f"{len(wanted)} labels against {count}"
+        if said and (ours is None or theirs is None or architecture.label_order(ours, theirs) is None):
+            hint = HEADS_HINT if wanted is None else "Correct `labels` in the recipe, or leave the model out."
+            message = f"{whose} and {name} do not have the same labels: {said}. {hint}"
             reasons.append(Reason("labels", message, (whose, name), refuses=True))
+    if (reasons or unknown or wanted is not None) and not _names_outputs(checkpoints[0], names[0]):
+        # Labels are left over from another head: nothing of this one can be in another order.
+        if wanted is None:
+            return []
+        message = f"The recipe gives `labels`, but {names[0]} has no outputs that they could name. Leave them out."
+        return [Reason("labels", message, (names[0],), refuses=True)]
     if unknown and len(unknown) < len(names):
+        matched = "the recipe's `labels`" if wanted is not None else f"{names[reference]}'s"
         message = (
             f"{', '.join(unknown)} {'gives' if len(unknown) == 1 else 'give'} no names to the labels, so they are "
-            f"matched by number with {names[reference]}'s; score them to see whether that is right."
+            f"matched by number with {matched}; score them to see whether that is right."
         )
         reasons.append(Reason("labels-unknown", message, tuple(unknown)))
     return reasons
+
+
+def label_rows(checkpoint: Checkpoint, name: str) -> list[str]:
+    """The tensors of a model that have a row for each label."""
+    config, stored = checkpoint.config, list(checkpoint.tensors)
+    ask = partial(parameters.counted_names, config, stored, "labels", name)
+    return remembered("labels", [config, stored], ask)
+
+
+def _names_outputs(checkpoint: Checkpoint, name: str) -> bool:
+    """Whether the class of a model has outputs that labels name."""
+    try:
+        return bool(label_rows(checkpoint, name))
+    except IncompatibleError:  # it has them, though not in rows
+        return True
 
 
 def processing(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> tuple[list[Reason], Tokens]:

@@ -167,22 +167,27 @@ def counted_names(
         what: What the rows stand for.
         name: What errors call the model.
     """
-    model = _meta_model(config, name)
     more = copy.deepcopy(dict(config))
     if what == "labels":
-        count = (num_labels(config) or 2) + 1
-        more |= {"id2label": {str(n): f"LABEL_{n}" for n in range(count)}, "label2id": {}}
+        count = num_labels(config) or 2
         more.pop("num_labels", None)
+        # Said in full: of an empty `id2label` the library makes a model of no outputs.
+        config = {**more, "id2label": {str(n): f"LABEL_{n}" for n in range(count)}, "label2id": {}}
+        more = {**config, "id2label": {str(n): f"LABEL_{n}" for n in range(count + 1)}}
     else:
         loaded = read_config(config, name).get_text_config()
         part = more.get("text_config", more) if "vocab_size" not in more else more
         part["vocab_size"] = getattr(loaded, "vocab_size", 0) + 1
+    model = _meta_model(config, name)
     shapes = {key: each.shape for key, each in _meta_model(more, name).state_dict().items()}
     grown = set()
     for key, each in model.state_dict().items():
         if key in shapes and shapes[key] != each.shape:
             if shapes[key][0] != each.shape[0] + 1 or shapes[key][1:] != each.shape[1:]:
-                raise IncompatibleError(f"'{key}' of {name} does not have the {what} in its rows, but elsewhere.")
+                counted = "labels" if what == "labels" else "tokens"
+                at = "columns" if shapes[key][-1] > each.shape[-1] else "middle"
+                message = f"'{key}' of {name}, {tuple(each.shape)}, has the {counted} in its {at}, not in its rows."
+                raise IncompatibleError(message, hint="Only rows can be put where they belong. Leave the model out.")
             grown.add(key)
     return sorted(disk for disk, pair in _pair(model, names).items() if pair.key in grown)
 

@@ -11,7 +11,14 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, BertConfig, LlamaConfig, ViTConfig
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    LlamaConfig,
+    ViTConfig,
+    YolosConfig,
+    YolosForObjectDetection,
+)
 
 from hf_soup import Recipe, RecipeError, Soup, check, cook
 
@@ -313,3 +320,99 @@ def test_a_soup_without_the_one_that_spoke_for_all_is_scored_as_it_is(
     again = cook(Recipe(ingredients=pinned, vocabulary=vocabulary, **scored), tmp_path / "again", say=lambda _: None)
     assert (again.digest, again.scores["soup"]) == (soup.digest, soup.scores["soup"])
     assert (again.folder / "config.json").read_bytes() == (soup.folder / "config.json").read_bytes()
+
+
+# ---- labels ---------------------------------------------------------------------------------------------------
+
+
+def named(folder: str, labels: Sequence[str]) -> str:
+    """Give the outputs of a model other names in its config."""
+    path = Path(folder) / "config.json"
+    names = {"id2label": dict(enumerate(labels)), "label2id": {name: n for n, name in enumerate(labels)}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **names}))
+    return folder
+
+
+def refusals(recipe: Recipe) -> dict[str, str]:
+    lineage = check(recipe)
+    found = {reason.code: reason.message for reason in lineage.reasons if reason.refuses}
+    assert (lineage.verdict == "refused") == bool(found)
+    return found
+
+
+ANIMALS = ["cat", "dog", "bird"]
+
+
+def test_a_row_that_stands_for_no_label_is_not_lost(tmp_path: Path) -> None:
+    """A detector has one row more than labels; nothing says which it is."""
+    models = []
+    for number, labels in enumerate((["dog", "cat"], ["cat", "dog"])):
+        torch.manual_seed(0)
+        config = YolosConfig(
+            **{**VIT, "image_size": [16, 16]}, num_detection_tokens=5, id2label=dict(enumerate(labels))
+        )
+        YolosForObjectDetection(config).save_pretrained(tmp_path / f"{number}")
+        models.append(str(tmp_path / f"{number}"))
+    assert refusals(Recipe(ingredients=[models[0]] * 2)) == {}
+    for recipe in (Recipe(ingredients=models), Recipe(ingredients=[models[0]] * 2, labels=["cat", "dog"])):
+        message = refusals(recipe)["labels"]
+        assert "there are 2 of them and 'class_labels_classifier.layers.2.bias' has 3 rows" in message
+
+
+def test_the_labels_of_the_recipe_speak_for_those_who_name_none(tmp_path: Path) -> None:
+    kind = "BertForSequenceClassification"
+    a = made(kind, tmp_path / "a", 1, labels=ANIMALS)
+    b = made(kind, tmp_path / "b", 2, labels=["LABEL_0", "LABEL_1", "LABEL_2"])
+    recipe = Recipe(ingredients=[a, b], labels=["bird", "cat", "dog"])
+    [reason] = [reason for reason in check(recipe).reasons if reason.code == "labels-unknown"]
+    assert "matched by number with the recipe's `labels`" in reason.message
+    soup = cook(recipe, tmp_path / "soup", say=lambda _: None)
+    one, other, both = (
+        load_file(Path(each) / "model.safetensors")["classifier.weight"] for each in (a, b, soup.folder)
+    )
+    assert torch.equal(both, ((one[[2, 0, 1]].double() + other.double()) / 2).float())
+
+
+@pytest.mark.parametrize("labels", [["x", "y"], ["x", "y", "z", "w"]])
+@pytest.mark.parametrize("own", [ANIMALS, ["LABEL_0", "LABEL_1", "LABEL_2"]])
+def test_a_recipe_with_another_number_of_labels(tmp_path: Path, labels: list[str], own: list[str]) -> None:
+    models = [made("BertForSequenceClassification", tmp_path / name, n, labels=own) for n, name in enumerate("ab")]
+    assert f"{len(labels)} labels against 3" in refusals(Recipe(ingredients=models, labels=labels))["labels"]
+
+
+def test_labels_that_are_not_written_down_are_two(tmp_path: Path) -> None:
+    models = [made("BertForSequenceClassification", tmp_path / name, n) for n, name in enumerate("ab")]
+    assert "3 labels against 2" in refusals(Recipe(ingredients=models, labels=ANIMALS))["labels"]
+    assert refusals(Recipe(ingredients=models, labels=["x", "y"])) == {}
+
+
+@pytest.mark.parametrize("kind", ["BertForMaskedLM", "BertModel", "LlamaForCausalLM"])
+def test_labels_that_are_left_over_from_another_head_say_nothing(tmp_path: Path, kind: str) -> None:
+    models = [made(kind, tmp_path / name, n) for n, name in enumerate("abc")]
+    for model, labels in zip(models, (ANIMALS, [*ANIMALS[::-1]], ["x", "y"]), strict=True):
+        named(model, labels)
+    lineage = check(models)
+    assert not {reason.code for reason in lineage.reasons} & {"labels", "labels-unknown"}
+    assert lineage.verdict == "likely"
+    soup = cook(models, tmp_path / "soup", say=lambda _: None)
+    assert json.loads((soup.folder / "config.json").read_text())["id2label"] == {"0": "cat", "1": "dog", "2": "bird"}
+    assert "has no outputs that they could name" in refusals(Recipe(ingredients=models, labels=ANIMALS))["labels"]
+
+
+@pytest.mark.parametrize("unnamed", [False, True])
+def test_the_kept_head_is_put_into_the_order_of_the_recipe(tmp_path: Path, unnamed: bool) -> None:
+    kind = "BertForSequenceClassification"
+    own = ["LABEL_0", "LABEL_1", "LABEL_2"] if unnamed else ANIMALS
+    models = [made(kind, tmp_path / "a", 1, labels=own), made(kind, tmp_path / "b", 2, labels=["x", "y"])]
+    wanted = ["bird", "cat", "dog"]
+    soup = cooked(tmp_path, models, heads=models[0], labels=wanted)
+    model = loaded(kind, soup.folder)
+    assert list(model.config.id2label.values()) == wanted
+    first = load_file(Path(models[0]) / "model.safetensors")["classifier.weight"]
+    assert torch.equal(model.classifier.weight, first if unnamed else first[[2, 0, 1]])
+    pinned = soup.recipe.model_copy(update={"heads": models[0], "ingredients": Recipe(ingredients=models).ingredients})
+    assert pinned.labels == tuple(wanted)
+    assert cook(pinned, tmp_path / "again", say=lambda _: None).digest == soup.digest
+    for labels in (["x", "y"], ["one", "two", "three"])[: 1 if unnamed else 2]:
+        found = refusals(Recipe(ingredients=models, heads=models[0], labels=labels))
+        assert "whose head is kept" in found["labels"]
