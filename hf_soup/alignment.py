@@ -210,6 +210,10 @@ class _Alignment:
                 outputs |= {key: info.name for key, info in source.items() if key not in outputs}
         for number, (source, name) in enumerate(zip(by_key, self.names, strict=True)):
             self.tensors[number] = {output: source[key] for key, output in outputs.items() if key in source}
+            if not self.tensors[number]:
+                message = f"{name} shares no tensor with the body of {self.names[self.donor]}, a {_class_of(body)}."
+                self.refuse("body", f"{message} Leave it out, or name another model first.", name)
+                continue
             lacking = [output for output in outputs.values() if output not in self.tensors[number]]
             if lacking:
                 self.patched |= set(lacking)
@@ -217,11 +221,13 @@ class _Alignment:
             left = [info.name for key, info in source.items() if key not in outputs]
             if left:
                 self.notes.append(f"{name}: {some(left)} {_are(left)} left out, as {self.names[self.donor]} has none.")
-        if not any(self.tensors):
-            self.refuse("body", "The models share no tensor of a body.", *self.names)
         if heads == "body":
             self.notes.append(f"The heads are left out; the soup is a {_class_of(body)}.")
-            if self.missing:
+            if 4 * len(self.missing) > len(outputs) + len(self.missing):
+                said = f"Nobody has {len(self.missing)} of the tensors of a {_class_of(body)}"
+                said += f": {some(sorted(self.missing))}. Keep a head: `heads: MODEL`."
+                self.refuse("body", said, *self.names)
+            elif self.missing:
                 said = f"{some(sorted(self.missing))}: nobody has it, so transformers initialises it anew at load."
                 self.notes.append(said)
             return

@@ -179,6 +179,32 @@ def labels(
     return reasons
 
 
+def complete(checkpoints: Sequence[Checkpoint], names: Sequence[str], donor: int, *, heads: bool) -> list[Reason]:
+    """Files that are not what their own config asks for, so that the library could not load what is made of them.
+
+    The donor's, whose config the soup has; where only bodies are averaged (``heads``) everyone's, as what an
+    ingredient lacks is then averaged over the others.
+    """
+    reasons = []
+    for number, (checkpoint, name) in enumerate(zip(checkpoints, names, strict=True)):
+        if not heads and number != donor:
+            continue
+        shapes = {tensor: info.shape for tensor, info in checkpoint.tensors.items()}
+        ask = partial(parameters.contradictions, checkpoint.config, shapes, name)
+        about = [checkpoint.config, {tensor: list(shape) for tensor, shape in shapes.items()}]
+        found = [each.partition(" ")[::2] for each in remembered("contradictions", about, ask)]
+        wrong, lacking = ([said for kind, said in found if kind == wanted] for wanted in ("shape", "missing"))
+        repair = "Correct its config.json, or leave it out."
+        if wrong:
+            more = f" The same is true of {len(wrong) - 1} more." if len(wrong) > 1 else ""
+            message = f"{name} contradicts itself: {wrong[0]}.{more} {repair}"
+            reasons.append(Reason("config-wrong", message, (name,), refuses=True))
+        if lacking:
+            message = f"{name} lacks {len(lacking)} tensors that its own config asks for: {some(lacking)}. {repair}"
+            reasons.append(Reason("tensors-missing" if heads else "config-wrong", message, (name,), refuses=True))
+    return reasons
+
+
 def label_rows(checkpoint: Checkpoint, name: str) -> list[str]:
     """The tensors of a model that have a row for each label."""
     config, stored = checkpoint.config, list(checkpoint.tensors)

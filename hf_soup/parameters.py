@@ -8,6 +8,7 @@ itself says which tensor goes where, on a model on the meta device, which has sh
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Shape = tuple[int, ...]
+
+#: Parameters that published checkpoints lack and load without harm: poolers that a head does not read, what the
+#: library works out by itself, what only pretraining reads, and the bias that it leaves out of untied heads at save.
+_NOT_MISSED = re.compile(
+    r"pooler|position_ids|relative_position_index|num_batches_tracked|masked_spec_embed|mask_token|decoder\.bias$"
+)
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,22 @@ def correspondence(config: Mapping[str, Any], tensors: Mapping[str, Shape], name
         mismatched=tuple(mismatched),
         tied=tied,
     )
+
+
+def contradictions(config: Mapping[str, Any], tensors: Mapping[str, Shape], name: str) -> list[str]:
+    """What a checkpoint's own config asks for and its tensors are not: ``missing NAME``, and ``shape`` with a sentence.
+
+    Args:
+        config: Its ``config.json``.
+        tensors: Names on disk and shapes.
+        name: What errors call it.
+    """
+    if not config.get("id2label"):  # of an empty one the library makes a model of no outputs; the soup's says them
+        config = {key: value for key, value in config.items() if key != "id2label"}
+    found = correspondence(config, tensors, name)
+    missing = [f"missing {each}" for each in found.missing if not _NOT_MISSED.search(each)]
+    shapes = [f"shape '{disk}' is {has}, and its config asks for {asked}" for disk, has, asked in found.mismatched]
+    return [*shapes, *missing]
 
 
 def head_names(config: Mapping[str, Any], names: Iterable[str], name: str = "the model") -> set[str]:

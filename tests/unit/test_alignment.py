@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
     BertConfig,
+    CLIPConfig,
+    CLIPForImageClassification,
+    CLIPVisionConfig,
+    CLIPVisionModel,
     LlamaConfig,
     ViTConfig,
     YolosConfig,
@@ -416,3 +421,83 @@ def test_the_kept_head_is_put_into_the_order_of_the_recipe(tmp_path: Path, unnam
     for labels in (["x", "y"], ["one", "two", "three"])[: 1 if unnamed else 2]:
         found = refusals(Recipe(ingredients=models, heads=models[0], labels=labels))
         assert "whose head is kept" in found["labels"]
+
+
+# ---- files that are not what their config says ----------------------------------------------------------------
+
+
+def changed(folder: str, **fields: Any) -> str:
+    """Write other values into a config."""
+    path = Path(folder) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    return folder
+
+
+LIES = [
+    ("BertForSequenceClassification", {"hidden_size": 64}, "is (32,), and its config asks for (64,)"),
+    ("BertForSequenceClassification", {"num_hidden_layers": 3}, "lacks 16 tensors that its own config asks for"),
+    (
+        "LlamaForCausalLM",
+        {"vocab_size": 30},
+        "'lm_head.weight' is (18, 32), and its config asks for (30, 32)",
+    ),
+    ("LlamaForCausalLM", {"vocab_size": 10**9}, "its config asks for (1000000000, 32)"),
+    (
+        "ViTForImageClassification",
+        {"id2label": {str(n): f"l{n}" for n in range(7)}},
+        "is (2,), and its config asks for",
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "lie", "message"), LIES, ids=[next(iter(lie)) for _, lie, _ in LIES])
+def test_a_config_that_lies_about_the_weights(tmp_path: Path, kind: str, lie: dict[str, Any], message: str) -> None:
+    models = [changed(made(kind, tmp_path / name, n), **lie) for n, name in enumerate("ab")]
+    said = refusals(Recipe(ingredients=models))["config-wrong"]
+    assert message in said
+    assert said.startswith("local:a ")
+    assert refusals(Recipe(ingredients=models)) == refusals(Recipe(ingredients=models)), "as remembered"
+
+
+def test_what_loads_without_harm_is_no_lie(tmp_path: Path) -> None:
+    """A pooler that no file has, a second copy of a tied tensor, old tensors that nobody reads."""
+    models = [made("BertModel", tmp_path / name, n) for n, name in enumerate("ab")]
+    for model in models:
+        path = Path(model) / "model.safetensors"
+        tensors = {name: each for name, each in load_file(path).items() if "pooler" not in name}
+        save_file({**tensors, "embeddings.position_ids": torch.arange(16)[None]}, path, {"format": "pt"})
+    assert refusals(Recipe(ingredients=models)) == {}
+
+
+@pytest.mark.parametrize("heads", ["body", "a", "b"])
+def test_a_file_without_a_layer_gives_nothing_to_a_body(tmp_path: Path, heads: str) -> None:
+    models = [
+        made("BertForSequenceClassification", tmp_path / name, n, labels=ANIMALS[n:]) for n, name in enumerate("ab")
+    ]
+    path = Path(models[0]) / "model.safetensors"
+    save_file({name: each for name, each in load_file(path).items() if "layer.1." not in name}, path, {"format": "pt"})
+    found = refusals(Recipe(ingredients=models, heads="body" if heads == "body" else str(tmp_path / heads)))
+    assert "local:a lacks 16 tensors that its own config asks for: bert.encoder.layer.1." in found["tensors-missing"]
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A classifier of a CLIP's pictures, and the tower of its pictures alone."""
+    folder = tmp_path_factory.mktemp("towers")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = {**sizes, "image_size": 16, "patch_size": 8, "projection_dim": 16}
+    text = {**sizes, "vocab_size": 64, "bos_token_id": 62, "eos_token_id": 63, "projection_dim": 16}
+    whole = CLIPForImageClassification(CLIPConfig(vision_config=vision, text_config=text, projection_dim=16))
+    whole.save_pretrained(folder / "whole")
+    CLIPVisionModel(CLIPVisionConfig(**vision)).save_pretrained(folder / "tower")
+    return str(folder / "whole"), str(folder / "tower")
+
+
+def test_one_that_has_nothing_of_the_body_is_refused(towers: tuple[str, str]) -> None:
+    found = refusals(Recipe(ingredients=towers, heads=towers[0]))
+    assert "local:tower shares no tensor with the body of local:whole, a CLIPModel" in found["body"]
+
+
+def test_a_body_that_nobody_has_is_refused(towers: tuple[str, str]) -> None:
+    found = refusals(Recipe(ingredients=[towers[0], towers[0]], heads="body"))
+    assert re.match(r"Nobody has 39 of the tensors of a CLIPModel: .* Keep a head: `heads: MODEL`", found["body"])
