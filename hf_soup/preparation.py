@@ -115,22 +115,41 @@ def plan_of(recipe: Recipe, lineage: Lineage, weights: Mapping[str, float]) -> P
 
 
 def prepare_benches(
-    recipe: Recipe, plan: Plan, folder: Path, config: Mapping[str, Any], device: str, token: Token, say: Say
+    recipe: Recipe,
+    plan: Plan,
+    folder: Path,
+    config: Mapping[str, Any],
+    device: str,
+    token: Token,
+    say: Say,
+    head_of: str | None = None,
 ) -> list[Bench]:
-    """The held-out and report data, prepared once for all models, before any weight is fetched."""
+    """The held-out and report data, prepared once for all models, before any weight is fetched.
+
+    Args:
+        recipe: With `score` and `report`.
+        plan: Of all ingredients.
+        folder: With the soup's config, and tokenizer or processor.
+        config: That config.
+        device: Where models will run.
+        token: As everywhere in huggingface_hub.
+        say: Gets warnings.
+        head_of: The ingredient whose head all are scored with, where only bodies are averaged.
+    """
     scorings = [("score", recipe.score)] if recipe.score else []
     scorings += [("report", scoring) for scoring in recipe.report]
     if not scorings:
         return []
-    from hf_soup.evaluation import require_device, require_memory
+    from hf_soup.evaluation import require_device, require_memory, scored_with
     from hf_soup.scoring import prepare
 
     require_device(device)
     require_memory(plan)
     benches = prepare(scorings, folder=folder, config=config, token=token)
-    for bench in benches:
-        for note in bench.notes:
-            say(f"warning: {note}")
+    for note in (note for bench in benches for note in bench.notes):
+        say(f"warning: {note}")
+    for note in scored_with(head_of):
+        say(f"note: {note}")
     return benches
 
 

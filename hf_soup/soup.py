@@ -270,7 +270,7 @@ def cook(
         config = soup_config(lineage, everyone.dtype)
         with staging.disk_errors():
             write_assets(Path(kitchen), config, lineage)
-        benches = prepare_benches(recipe, everyone, Path(kitchen), config, device, token, say)
+        benches = prepare_benches(recipe, everyone, Path(kitchen), config, device, token, say, lineage.head_of)
         needed = fetched(recipe, lineage)
         wanted = {name: given[name] for name in needed.names}
         plan = everyone if needed is lineage else plan_of(recipe, needed, wanted)
@@ -423,5 +423,6 @@ def _evaluation(
         paths=fetch_weights(lineage.checkpoints, quiet=quiet),
         config_folder=folder,
         device=device,
+        head_of=lineage.head_of,
         quiet=quiet,
     )

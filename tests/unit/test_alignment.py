@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
     BertConfig,
+    BertForSequenceClassification,
     CLIPConfig,
     CLIPForImageClassification,
     CLIPVisionConfig,
@@ -25,7 +26,7 @@ from transformers import (
     YolosForObjectDetection,
 )
 
-from hf_soup import Recipe, RecipeError, Soup, check, cook
+from hf_soup import Recipe, RecipeError, Soup, barriers, check, cook, shown
 
 WORDS = ["the", "a", "good", "bad", "film", "book", "day", "i", "am", "so", "very", "happy", "sad"]
 BERT: dict[str, Any] = {
@@ -501,3 +502,39 @@ def test_one_that_has_nothing_of_the_body_is_refused(towers: tuple[str, str]) ->
 def test_a_body_that_nobody_has_is_refused(towers: tuple[str, str]) -> None:
     found = refusals(Recipe(ingredients=[towers[0], towers[0]], heads="body"))
     assert re.match(r"Nobody has 39 of the tensors of a CLIPModel: .* Keep a head: `heads: MODEL`", found["body"])
+
+
+def test_scores_with_another_models_head_say_so(tmp_path: Path) -> None:
+    """A body that answers wrongly under a head that is not its own is no model with labels in another order."""
+    kind = "BertForSequenceClassification"
+    a = with_tokens(made(kind, tmp_path / "a", 1, labels=["x", "y"]), kind=kind)
+    b = with_tokens(made(kind, tmp_path / "b", 2, labels=["x", "y"]), kind=kind)
+    data = rows(tmp_path / "rows.csv", ["x", "y"])
+    # One number of `b`'s body tells the labels apart, and its head reads that alone; in `a` it has the other sign.
+    lines = [line.split(",") for line in (tmp_path / "rows.csv").read_text().splitlines()[1:]]
+    texts = AutoTokenizer.from_pretrained(b)([text for text, _ in lines], return_tensors="pt")
+    with torch.no_grad():
+        seen = BertForSequenceClassification.from_pretrained(b).eval().bert(**texts).last_hidden_state[:, 0]
+    sides = torch.tensor([[9.0 if label == "x" else -9.0] for _, label in lines])
+    read = torch.linalg.lstsq(torch.cat([seen, torch.ones(len(seen), 1)], 1), sides).solution[:, 0]
+    read *= 0.1 / read.norm()  # as large as any other row, or its sign would make them strangers
+    for folder, sign in ((a, -1), (b, 1)):
+        tensors = load_file(Path(b) / "model.safetensors")
+        tensors["bert.pooler.dense.weight"][0], tensors["bert.pooler.dense.bias"][0] = sign * read[:-1], sign * read[-1]
+        tensors["classifier.weight"].zero_()[:, 0] = torch.tensor([1e4, -1e4])
+        save_file(tensors, Path(folder) / "model.safetensors", {"format": "pt"})
+    named(a, ["x1", "y1"])
+    told: list[str] = []
+    recipe = Recipe(ingredients=[a, b], heads=b, report=[data])
+    soup = cook(recipe, tmp_path / "soup", say=told.append)
+    value = {name: each["rows.csv accuracy"]["value"] for name, each in soup.scores.items()}
+    assert (value["local:a"], value["local:b"]) == (0.0, 1.0)
+    sentence = "Ingredients are scored with local:b's head"
+    assert sum(sentence in each for each in told) == 1
+    assert sentence in "".join(soup.summary["notes"])
+    assert sentence in (soup.folder / "README.md").read_text()
+    assert sentence in shown.soup(soup)
+    told.clear()
+    barriers(Recipe(ingredients=[a, b], heads=b, score=data), say=told.append)
+    assert sum(sentence in each for each in told) == 1
+    assert sentence not in shown.soup(cook(Recipe(ingredients=[a, b], heads=b), tmp_path / "none", say=told.append))
