@@ -13,11 +13,11 @@ from typing import Literal
 
 from hf_soup import architecture, parameters
 from hf_soup.checkpoint import Checkpoint
-from hf_soup.compatibility import HEADS_HINT, Reason, label_rows, some
+from hf_soup.compatibility import HEADS_HINT, Reason, label_rows, some, types
 from hf_soup.headers import FLOATS, Rows, TensorInfo
 from hf_soup.memo import remembered
 from hf_soup.recipe import Recipe
-from hf_soup.tokens import Tokens
+from hf_soup.tokens import Tokens, token_ids
 
 _TIE = "tie_word_embeddings"
 
@@ -102,7 +102,7 @@ def align(
         work.vocabulary,
         tuple(work.notes),
     )
-    return found, work.reasons
+    return found, [*work.reasons, *types(checkpoints, names)]
 
 
 class _Alignment:
@@ -203,7 +203,8 @@ class _Alignment:
         heads = self.wishes.heads
         donor = self.checkpoints[self.donor]
         body = parameters.body_config(donor.config, self.names[self.donor])
-        by_key, _ = self._by_key([body] * len(self.names), ignored_is_news=False)
+        kind = body["architectures"][0]
+        by_key, tied = self._by_key([body] * len(self.names), ignored_is_news=False)
         outputs = {key: info.name for key, info in by_key[self.donor].items()}
         if heads == "body":
             for source in by_key:
@@ -211,7 +212,7 @@ class _Alignment:
         for number, (source, name) in enumerate(zip(by_key, self.names, strict=True)):
             self.tensors[number] = {output: source[key] for key, output in outputs.items() if key in source}
             if not self.tensors[number]:
-                message = f"{name} shares no tensor with the body of {self.names[self.donor]}, a {_class_of(body)}."
+                message = f"{name} shares no tensor with the body of {self.names[self.donor]}, a {kind}."
                 self.refuse("body", f"{message} Leave it out, or name another model first.", name)
                 continue
             lacking = [output for output in outputs.values() if output not in self.tensors[number]]
@@ -222,9 +223,9 @@ class _Alignment:
             if left:
                 self.notes.append(f"{name}: {some(left)} {_are(left)} left out, as {self.names[self.donor]} has none.")
         if heads == "body":
-            self.notes.append(f"The heads are left out; the soup is a {_class_of(body)}.")
+            self.notes.append(f"The heads are left out; the soup is a {kind}.")
             if 4 * len(self.missing) > len(outputs) + len(self.missing):
-                said = f"Nobody has {len(self.missing)} of the tensors of a {_class_of(body)}"
+                said = f"Nobody has {len(self.missing)} of the tensors of a {kind}"
                 said += f": {some(sorted(self.missing))}. Keep a head: `heads: MODEL`."
                 self.refuse("body", said, *self.names)
             elif self.missing:
@@ -241,7 +242,13 @@ class _Alignment:
         }
         self.tensors[self.donor] = {**self.tensors[self.donor], **head}
         self.patched |= set(head)
-        self.notes.append(f"The head ({some(list(head))}) is {self.names[self.donor]}'s alone.")
+        whose = self.names[self.donor]
+        if head:
+            self.notes.append(f"The head ({some(list(head))}) is {whose}'s alone.")
+        elif len(whole.tied) > len(tied):
+            self.notes.append(f"{whose} predicts tokens with its embeddings, which are averaged: no head is its alone.")
+        else:
+            self.notes.append(f"{whose} has no head of its own.")
 
     # ---- rows -------------------------------------------------------------------------------------------------
 
@@ -310,11 +317,14 @@ class _Alignment:
             self.refuse(
                 "vocabulary",
                 f"The models do not have the same number of rows for tokens:\n{listed}\n  Their tokenizers would say "
-                "which rows are whose, but not all bring one.",
+                f"which rows are whose, {self.tokens.difference or 'but not all bring one'}.",
                 *self.names,
             )
             return
-        if self.wishes.vocabulary is None:
+        if lacking := self.tokens.lacking(self.names, rows):
+            self.refuse("vocabulary", lacking, *self.names)
+            return
+        if self.wishes.vocabulary is None and self.tokens.differ:
             self.refuse(
                 "vocabulary",
                 f"The models do not have the same tokens:\n{listed}\n  {self.tokens.difference} Set `vocabulary: "
@@ -323,7 +333,10 @@ class _Alignment:
                 *self.names,
             )
             return
-        speaker = self.tokens.speaker(self.wishes.vocabulary, rows)
+        # The same tokens: rows that only some have are padding, and those that all have are kept.
+        speaker = self.tokens.speaker(self.wishes.vocabulary or "base", rows)
+        if self.wishes.vocabulary is None and isinstance(self.wishes.heads, int):
+            speaker = self.donor
         if self.wishes.heads is None or self.wishes.heads == "body":
             self.donor = speaker
         elif speaker != self.donor:
@@ -344,7 +357,9 @@ class _Alignment:
                 else:
                     said = f"gives the first {length:,} of its {rows[number]:,} rows for tokens"
                 self.notes.append(f"{who}: {said} ({some(table)}).")
-        self.notes.append(f"Tokenizer and config are {self.names[speaker]}'s (`vocabulary: {self.wishes.vocabulary}`).")
+        why = f"`vocabulary: {self.wishes.vocabulary}`" if self.wishes.vocabulary else "further rows are padding"
+        ids = token_ids([checkpoint.config for checkpoint in self.checkpoints], speaker)
+        self.notes.append(f"Tokenizer and config are {self.names[speaker]}'s ({why}){ids}.")
 
     def _moved(self, number: int, rows: Mapping[str, Sequence[Rows]], length: int) -> dict[str, TensorInfo]:
         self.patched |= set(rows)
@@ -355,7 +370,6 @@ class _Alignment:
 
     def compare_shapes(self) -> None:
         """Refuse what has other shapes."""
-        reference: dict[str, tuple[int, ...]] = {}
         first = self.tensors[0]
         others = [source for source in self.tensors[1:] if source is not first]
         if not others:
@@ -379,12 +393,7 @@ class _Alignment:
         self.refuse("shapes", f"The models disagree on the shape of '{tensor}':\n{rows}{more}", *who)
 
     def note_types(self) -> None:
-        """Say what is stored in several types, and what is not averaged."""
-        dtypes = [checkpoint.dtypes[:1] for checkpoint in self.checkpoints]
-        if len(set(dtypes)) > 1:
-            shown = ", ".join(f"{name} {dtype[0]}" for name, dtype in zip(self.names, dtypes, strict=True) if dtype)
-            message = f"The models are stored in different types ({shown}); the widest is written."
-            self.reasons.append(Reason("dtypes-mixed", message, tuple(self.names)))
+        """Say what is not averaged."""
         counted = [name for name, info in self.tensors[self.donor].items() if info.dtype not in FLOATS]
         if counted:
             self.notes.append(f"{some(counted)} {_are(counted)} no weights: the first ingredient's are kept.")
@@ -417,9 +426,3 @@ def _runs_of_rows(order: Sequence[int]) -> list[Rows]:
 
 def _are(names: Sequence[str]) -> str:
     return "is" if len(names) == 1 else "are"
-
-
-def _class_of(config: Mapping[str, object]) -> str:
-    named = config["architectures"]
-    assert isinstance(named, list), "body_config names one"
-    return str(named[0])

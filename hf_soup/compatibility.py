@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,9 @@ from hf_soup.tokens import Tokens
 
 _MODULE_WEIGHTS = re.compile(r"\d+_[A-Za-z]+/(model\.safetensors|pytorch_model\.bin)")
 #: How differences in configs begin that have to do with the number of tokens.
-_VOCABULARY = re.compile(r"(\w+\.)*vocab_size: ")
+_VOCABULARY = re.compile(r"(\w+\.)*vocab_size: (\d+) against (\d+)")
 _TIED = "tie_word_embeddings: "
-_TOKEN = re.compile(r"(\w+\.)*\w+_token_id: ")
+_TOKEN = re.compile(r"(\w+\.)*\w+_token_id: (.+) against (.+)")
 #: What helps where only heads differ.
 HEADS_HINT = "To average their bodies alone set `heads: body` in the recipe, or `heads: MODEL` to keep that one's head."
 #: Files that a model brings along but that do not decide how its inputs are prepared.
@@ -102,7 +102,8 @@ def architectures(
     """Models that transformers would build differently from the donor; ``body_only`` leaves heads out of it.
 
     The number of tokens does not count here: whether rows can be aligned is seen when the tokenizers are. Nor does
-    whether embeddings are tied, as a tied model is an untied one with two equal tensors.
+    whether embeddings are tied, as a tied model is an untied one with two equal tensors; but an encoder-decoder that
+    ties them may also scale what it reads off them, as T5 does.
     """
     reasons = []
     config, whose = checkpoints[donor].config, names[donor]
@@ -120,9 +121,13 @@ def architectures(
             [config, checkpoint.config],
             partial(same_architecture, config, checkpoint.config, body_only=body_only, names=(whose, name)),
         )
-        differences = [each for each in differences if not each.startswith(_TIED)]
-        if any(_VOCABULARY.match(each) for each in differences):
-            differences = [each for each in differences if not _VOCABULARY.match(each) and not _TOKEN.match(each)]
+        if any(each.startswith(_TIED) for each in differences) and (body_only or not _writes(config, whose)):
+            differences = [each for each in differences if not each.startswith(_TIED)]
+        sizes = [int(size) for each in differences if (found := _VOCABULARY.match(each)) for size in found.groups()[1:]]
+        if sizes:
+            differences = [
+                each for each in differences if not _VOCABULARY.match(each) and not _is_added(each, min(sizes))
+            ]
         if differences:
             shown = "; ".join(differences[:6])
             message = f"{name} is another architecture than {whose}: {shown}."
@@ -130,6 +135,26 @@ def architectures(
                 message += f" {HEADS_HINT}"
             reasons.append(Reason("architecture", message, (whose, name), refuses=True))
     return reasons
+
+
+def _writes(config: Mapping[str, Any], name: str) -> bool:
+    def asked() -> list[str]:
+        return ["yes"] if architecture.is_encoder_decoder(config, name) else []
+
+    return bool(remembered("encoder-decoder", config, asked))
+
+
+def _is_added(difference: str, tokens: int) -> bool:
+    """Whether the number of a special token differs as one side has none, or has one that was added.
+
+    >>> _is_added("pad_token_id: None against 3", 18), _is_added("pad_token_id: 0 against 18", 18)
+    (True, True)
+    >>> _is_added("pad_token_id: 0 against 5", 18), _is_added("hidden_size: 16 against 32", 18)
+    (False, False)
+    """
+    found = _TOKEN.match(difference)
+    sides = [re.findall(r"-?\d+", side) for side in found.groups()[1:]] if found else []
+    return any(not side or any(not 0 <= int(number) < tokens for number in side) for side in sides)
 
 
 def labels(
@@ -177,6 +202,16 @@ def labels(
         )
         reasons.append(Reason("labels-unknown", message, tuple(unknown)))
     return reasons
+
+
+def types(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[Reason]:
+    """Say what is stored in several types."""
+    dtypes = [checkpoint.dtypes[:1] for checkpoint in checkpoints]
+    if len(set(dtypes)) < 2:
+        return []
+    shown = ", ".join(f"{name} {dtype[0]}" for name, dtype in zip(names, dtypes, strict=True) if dtype)
+    message = f"The models are stored in different types ({shown}); the widest is written."
+    return [Reason("dtypes-mixed", message, tuple(names))]
 
 
 def complete(checkpoints: Sequence[Checkpoint], names: Sequence[str], donor: int, *, heads: bool) -> list[Reason]:
@@ -239,7 +274,7 @@ def processing(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> tuple
     first = having[0]
     counts = [0] * len(checkpoints)
     comparable = len(having) == len(checkpoints)
-    said = ""
+    said, why = "", "but not all bring one"
     for index in range(len(checkpoints)):
         if index == first or ids[index] == ids[first]:
             continue
@@ -252,7 +287,8 @@ def processing(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> tuple
                 counts[first], counts[index] = found.tokens
                 said = said or found.message
                 continue
-            comparable = comparable and "tokenizer" not in found.message
+            if found.about == "tokenizer":
+                comparable, why = False, f"but {'they differ' if found.kind == 'difference' else found.message}"
             reasons.append(_processing_reason(found, names[first], names[index]))
     # Those that are as the first have as many tokens.
     counts = [count or counts[first] for count in counts]
@@ -262,7 +298,7 @@ def processing(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> tuple
         if largest != first and index not in (first, largest) and ids[index] not in (ids[first], ids[largest]):
             clashes = [found for found in compared(largest, index) if found.kind == "difference"]
             reasons += [_processing_reason(found, names[largest], names[index]) for found in clashes]
-    return reasons, Tokens(tuple(counts), said) if comparable else Tokens()
+    return reasons, Tokens(tuple(counts), said) if comparable else Tokens(difference=why)
 
 
 def _processing_reason(found: Finding, one: str, other: str) -> Reason:

@@ -14,6 +14,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertForSequenceClassification,
     CLIPConfig,
@@ -21,6 +23,8 @@ from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
     LlamaConfig,
+    T5Config,
+    T5ForConditionalGeneration,
     ViTConfig,
     YolosConfig,
     YolosForObjectDetection,
@@ -251,13 +255,121 @@ def test_tokens_added_where_one_ties_and_the_other_does_not(tmp_path: Path, tied
         assert torch.equal(model.state_dict()[name], expected), name
 
 
-def test_rows_of_padding_are_no_tokens(tmp_path: Path) -> None:
+@pytest.mark.parametrize("heads", [None, "a", "b"])
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_rows_of_padding_are_no_tokens(tmp_path: Path, order: str, heads: str | None) -> None:
     """A table that is longer than its tokenizer: the same tokens, so what all have is averaged."""
-    a = with_tokens(made("LlamaForCausalLM", tmp_path / "a", 1), kind="LlamaForCausalLM")
-    b = with_tokens(made("LlamaForCausalLM", tmp_path / "b", 2), pad_to=24, kind="LlamaForCausalLM")
-    assert check([a, b]).verdict == "refused"
-    soup = cook(Recipe(ingredients=[a, b], vocabulary="base"), tmp_path / "soup", say=lambda _: None)
-    assert loaded("LlamaForCausalLM", soup.folder).config.vocab_size == 18
+    kind = "LlamaForCausalLM"
+    with_tokens(made(kind, tmp_path / "a", 1, tie_word_embeddings=False), kind=kind)
+    with_tokens(made(kind, tmp_path / "b", 2, tie_word_embeddings=False), pad_to=24, kind=kind)
+    models = [str(tmp_path / name) for name in order]
+    recipe = Recipe(ingredients=models, heads=heads and str(tmp_path / heads))
+    assert check(recipe).verdict == "likely"
+    soup = cook(recipe, tmp_path / "soup", say=lambda _: None)
+    model = loaded(kind, soup.folder)
+    assert model.config.vocab_size == (24 if heads == "b" else 18)
+    assert any("(further rows are padding)" in note for note in soup.summary["alignments"])
+    a, b = (load_file(tmp_path / name / "model.safetensors")["model.embed_tokens.weight"].double() for name in "ab")
+    table = torch.cat([(a + b[:18]) / 2, b[18:]]).float()
+    assert torch.equal(model.model.embed_tokens.weight, table[: model.config.vocab_size])
+
+
+def test_rows_that_no_tokenizer_explains(tmp_path: Path) -> None:
+    kind = "LlamaForCausalLM"
+    a = with_tokens(made(kind, tmp_path / "a", 1), kind=kind)
+    none = made(kind, tmp_path / "none", 2, vocab_size=24)
+    assert "which rows are whose, but not all bring one" in refusals(Recipe(ingredients=[a, none]))["vocabulary"]
+
+
+def test_a_tokenizer_with_more_tokens_than_rows(tmp_path: Path) -> None:
+    kind = "LlamaForCausalLM"
+    a = with_tokens(made(kind, tmp_path / "a", 1), kind=kind)
+    b = with_tokens(made(kind, tmp_path / "b", 2), ["<one>", "<two>"], pad_to=18, kind=kind)
+    found = refusals(Recipe(ingredients=[a, b], vocabulary="union"))
+    assert "local:b has rows for 18 tokens, but its tokenizer has 20." in found["vocabulary"]
+
+
+def test_a_model_may_be_called_tokenizer(tmp_path: Path) -> None:
+    """That texts are cut elsewhere says nothing of the tokens, whatever the models are called."""
+    kind = "LlamaForCausalLM"
+    a = with_tokens(made(kind, tmp_path / "a", 1), kind=kind)
+    b = with_tokens(made(kind, tmp_path / "my-tokenizer", 2), ["<tool>"], kind=kind)
+    for folder, length in ((a, 16), (b, 512)):
+        path = Path(folder) / "tokenizer_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": length}))
+    assert refusals(Recipe(ingredients=[a, b], vocabulary="union")) == {}
+
+
+@pytest.mark.parametrize(("number", "refused"), [(5, True), (18, False), (None, False), (-1, False)])
+def test_numbers_of_special_tokens_beside_added_tokens(tmp_path: Path, number: int | None, refused: bool) -> None:
+    """A classifier reads where a text ends: another number is another function, unless the token was added."""
+    kind = "LlamaForSequenceClassification"
+    a = with_tokens(made(kind, tmp_path / "a", 1, labels=["x", "y"]), kind=kind)
+    b = with_tokens(made(kind, tmp_path / "b", 2, labels=["x", "y"]), ["<tool>"], kind=kind)
+    lineage = check(Recipe(ingredients=[a, changed(b, pad_token_id=number)], vocabulary="union"))
+    assert (lineage.verdict == "refused") == refused
+    if refused:
+        assert "pad_token_id: 0 against 5" in str(lineage)
+    else:
+        assert any(f"with pad_token_id {number}" in note for note in lineage.alignments)
+
+
+def test_tokens_in_columns_are_named(tmp_path: Path) -> None:
+    fields = {
+        **{"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2},
+        **{"decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 16},
+        **{"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 3},
+    }
+    models = []
+    for name, more in (("a", []), ("b", ["<tool>"])):
+        torch.manual_seed(0)
+        BartForConditionalGeneration(BartConfig(vocab_size=18, **fields)).save_pretrained(tmp_path / name)
+        models.append(with_tokens(str(tmp_path / name), more, kind="BartForConditionalGeneration"))
+    found = refusals(Recipe(ingredients=models, vocabulary="union"))
+    assert "'final_logits_bias' of local:b, (1, 18), has the tokens in its columns, not in its rows" in str(found) or (
+        "'final_logits_bias' of local:a, (1, 18), has the tokens in its columns, not in its rows" in str(found)
+    )
+
+
+@pytest.mark.parametrize("vocabulary", ["union", "base"])
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_a_tied_tensor_that_one_stores_twice(tmp_path: Path, vocabulary: str, order: str) -> None:
+    kind = "LlamaForCausalLM"
+    with_tokens(made(kind, tmp_path / "a", 1, tie_word_embeddings=True), kind=kind)
+    with_tokens(made(kind, tmp_path / "b", 2, tie_word_embeddings=True), ["<tool>"], kind=kind)
+    path = tmp_path / "b" / "model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, path, {"format": "pt"})
+    models = [str(tmp_path / name) for name in order]
+    soup = cook(Recipe(ingredients=models, vocabulary=vocabulary), tmp_path / "soup", say=lambda _: None)
+    model = loaded(kind, soup.folder)
+    a, b = (load_file(tmp_path / name / "model.safetensors")["model.embed_tokens.weight"].double() for name in "ab")
+    table = torch.cat([(a + b[:18]) / 2, b[18:]]).float()
+    for each in (model.model.embed_tokens.weight, model.lm_head.weight):
+        assert torch.equal(each, table[: 19 if vocabulary == "union" else 18])
+
+
+def test_an_encoder_decoder_that_ties_is_not_one_that_does_not(tmp_path: Path) -> None:
+    """T5 scales what it reads off embeddings that are tied."""
+    models = []
+    for name, tied in (("a", True), ("b", False)):
+        torch.manual_seed(0)
+        config = T5Config(vocab_size=18, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2)
+        T5ForConditionalGeneration(config).save_pretrained(tmp_path / name)
+        models.append(changed(str(tmp_path / name), tie_word_embeddings=tied))
+    path = tmp_path / "b" / "model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "lm_head.weight": tensors["shared.weight"].clone()}, path, {"format": "pt"})
+    assert "tie_word_embeddings: True against False" in refusals(Recipe(ingredients=models)).get("architecture", "")
+
+
+def test_a_tied_head_is_nobodys_alone(tmp_path: Path) -> None:
+    a = made("LlamaForCausalLM", tmp_path / "a", 1, tie_word_embeddings=True)
+    b = made("LlamaForSequenceClassification", tmp_path / "b", 2, tie_word_embeddings=True)
+    notes = check(Recipe(ingredients=[a, b], heads=a)).alignments
+    assert any(note.startswith("local:a predicts tokens with its embeddings, which are averaged") for note in notes)
+    bare = made("LlamaModel", tmp_path / "bare", 3)
+    assert "local:bare has no head of its own." in check(Recipe(ingredients=[a, bare], heads=bare)).alignments
 
 
 def test_tokens_that_two_added_differently_are_refused(tmp_path: Path) -> None:
