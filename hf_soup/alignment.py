@@ -13,11 +13,11 @@ from typing import Literal
 
 from hf_soup import architecture, parameters
 from hf_soup.checkpoint import Checkpoint
-from hf_soup.compatibility import HEADS_HINT, Reason, some
+from hf_soup.compatibility import HEADS_HINT, Reason, label_rows, some, types
 from hf_soup.headers import FLOATS, Rows, TensorInfo
 from hf_soup.memo import remembered
 from hf_soup.recipe import Recipe
-from hf_soup.tokens import Tokens
+from hf_soup.tokens import Tokens, token_ids
 
 _TIE = "tie_word_embeddings"
 
@@ -54,6 +54,7 @@ class Alignment:
         tokens: How many tokens each ingredient's tokenizer has, where they were compared.
         wishes: As they were asked for.
         untied: Whether the soup's embeddings are not tied, though its donor's may be.
+        vocabulary: How many rows for tokens the output has, where they were aligned.
         notes: A sentence for each thing that was done.
     """
 
@@ -64,6 +65,7 @@ class Alignment:
     tokens: Tokens = field(default_factory=Tokens)
     wishes: Wishes = field(default_factory=Wishes)
     untied: bool = False
+    vocabulary: int | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -97,9 +99,10 @@ def align(
         tokens,
         wishes,
         work.untied,
+        work.vocabulary,
         tuple(work.notes),
     )
-    return found, work.reasons
+    return found, [*work.reasons, *types(checkpoints, names)]
 
 
 class _Alignment:
@@ -114,6 +117,7 @@ class _Alignment:
         self.donor = wishes.heads if isinstance(wishes.heads, int) else 0
         self.labels: tuple[str, ...] | None = None
         self.untied = False
+        self.vocabulary: int | None = None
         self.missing: set[str] = set()  # what nobody has
         self.spoken_of: set[str] = set()  # whose shapes are dealt with where tokens are
 
@@ -199,13 +203,18 @@ class _Alignment:
         heads = self.wishes.heads
         donor = self.checkpoints[self.donor]
         body = parameters.body_config(donor.config, self.names[self.donor])
-        by_key, _ = self._by_key([body] * len(self.names), ignored_is_news=False)
+        kind = body["architectures"][0]
+        by_key, tied = self._by_key([body] * len(self.names), ignored_is_news=False)
         outputs = {key: info.name for key, info in by_key[self.donor].items()}
         if heads == "body":
             for source in by_key:
                 outputs |= {key: info.name for key, info in source.items() if key not in outputs}
         for number, (source, name) in enumerate(zip(by_key, self.names, strict=True)):
             self.tensors[number] = {output: source[key] for key, output in outputs.items() if key in source}
+            if not self.tensors[number]:
+                message = f"{name} shares no tensor with the body of {self.names[self.donor]}, a {kind}."
+                self.refuse("body", f"{message} Leave it out, or name another model first.", name)
+                continue
             lacking = [output for output in outputs.values() if output not in self.tensors[number]]
             if lacking:
                 self.patched |= set(lacking)
@@ -213,11 +222,13 @@ class _Alignment:
             left = [info.name for key, info in source.items() if key not in outputs]
             if left:
                 self.notes.append(f"{name}: {some(left)} {_are(left)} left out, as {self.names[self.donor]} has none.")
-        if not any(self.tensors):
-            self.refuse("body", "The models share no tensor of a body.", *self.names)
         if heads == "body":
-            self.notes.append(f"The heads are left out; the soup is a {_class_of(body)}.")
-            if self.missing:
+            self.notes.append(f"The heads are left out; the soup is a {kind}.")
+            if 4 * len(self.missing) > len(outputs) + len(self.missing):
+                said = f"Nobody has {len(self.missing)} of the tensors of a {kind}"
+                said += f": {some(sorted(self.missing))}. Keep a head: `heads: MODEL`."
+                self.refuse("body", said, *self.names)
+            elif self.missing:
                 said = f"{some(sorted(self.missing))}: nobody has it, so transformers initialises it anew at load."
                 self.notes.append(said)
             return
@@ -231,34 +242,48 @@ class _Alignment:
         }
         self.tensors[self.donor] = {**self.tensors[self.donor], **head}
         self.patched |= set(head)
-        self.notes.append(f"The head ({some(list(head))}) is {self.names[self.donor]}'s alone.")
+        whose = self.names[self.donor]
+        if head:
+            self.notes.append(f"The head ({some(list(head))}) is {whose}'s alone.")
+        elif len(whole.tied) > len(tied):
+            self.notes.append(f"{whose} predicts tokens with its embeddings, which are averaged: no head is its alone.")
+        else:
+            self.notes.append(f"{whose} has no head of its own.")
 
     # ---- rows -------------------------------------------------------------------------------------------------
 
     def move_labels(self) -> None:
         """Rows of heads whose labels stand in another order."""
-        if self.wishes.heads is not None:
-            config = self.checkpoints[self.donor].config
-            self.labels = (
-                None if self.wishes.heads == "body" else architecture.label_names(config) or self.wishes.labels
-            )
+        heads, wanted = self.wishes.heads, self.wishes.labels
+        if heads == "body":
             return
+        donor, whose = self.checkpoints[self.donor], self.names[self.donor]
         named = [architecture.label_names(c.config, n) for c, n in zip(self.checkpoints, self.names, strict=True)]
-        self.labels = self.wishes.labels or next((labels for labels in named if labels is not None), None)
+        if heads is not None:
+            own = named[self.donor]
+            named = [own if number == self.donor else None for number in range(len(named))]  # the others' are left out
+            fits = architecture.label_order(wanted, own) if wanted and own else True
+            if wanted and (fits is None or len(wanted) != (architecture.num_labels(donor.config) or 2)):
+                message = f"The recipe's `labels` ({some(wanted)}) are not those of {whose}, whose head is kept"
+                self.refuse("labels", f"{message} ({some(own) if own else 'without names'}).", whose)
+                return
+        elif len(set(named)) > 1 and not label_rows(donor, whose):
+            return  # left over from another head; the donor's stay in its config
+        self.labels = wanted or next((labels for labels in named if labels is not None), None)
         if self.labels is None:
             return
         for number, (labels, name) in enumerate(zip(named, self.names, strict=True)):
             order = None if labels is None else architecture.label_order(self.labels, labels)
             if order is None or order == list(range(len(order))):
                 continue
-            donor, whose = self.checkpoints[self.donor], self.names[self.donor]
-            about = [donor.config, list(donor.tensors)]
-            ask = partial(parameters.counted_names, donor.config, list(donor.tensors), "labels", whose)
-            rows = _runs_of_rows(order)
-            moved = [tensor for tensor in remembered("labels", about, ask) if tensor in self.tensors[number]]
-            if not moved:
-                message = f"{name}: the labels stand in another order than wanted, and no tensor has a row for each."
-                self.refuse("labels", message, name)
+            rows, mine = _runs_of_rows(order), self.tensors[number]
+            moved = [tensor for tensor in label_rows(donor, whose) if tensor in mine]
+            # A row may stand for no label, such as a detector's "no object": whose it is only its code knows.
+            other = next((tensor for tensor in moved if mine[tensor].shape[0] != len(order)), None)
+            if not moved or other:
+                said = f"'{other}' has {mine[other].shape[0]}" if other else "no tensor has as many"
+                message = f"{name}: the labels stand in another order than wanted, but there are {len(order)} of them "
+                self.refuse("labels", f"{message}and {said} rows, so rows cannot be moved. Leave it out.", name)
                 continue
             self.tensors[number] = self._moved(number, dict.fromkeys(moved, rows), len(order))
             shown = ", ".join(f"{label} {order[place]}→{place}" for place, label in enumerate(self.labels[:6]))
@@ -292,11 +317,14 @@ class _Alignment:
             self.refuse(
                 "vocabulary",
                 f"The models do not have the same number of rows for tokens:\n{listed}\n  Their tokenizers would say "
-                "which rows are whose, but not all bring one.",
+                f"which rows are whose, {self.tokens.difference or 'but not all bring one'}.",
                 *self.names,
             )
             return
-        if self.wishes.vocabulary is None:
+        if lacking := self.tokens.lacking(self.names, rows):
+            self.refuse("vocabulary", lacking, *self.names)
+            return
+        if self.wishes.vocabulary is None and self.tokens.differ:
             self.refuse(
                 "vocabulary",
                 f"The models do not have the same tokens:\n{listed}\n  {self.tokens.difference} Set `vocabulary: "
@@ -305,14 +333,17 @@ class _Alignment:
                 *self.names,
             )
             return
-        speaker = self.tokens.speaker(self.wishes.vocabulary, rows)
+        # The same tokens: rows that only some have are padding, and those that all have are kept.
+        speaker = self.tokens.speaker(self.wishes.vocabulary or "base", rows)
+        if self.wishes.vocabulary is None and isinstance(self.wishes.heads, int):
+            speaker = self.donor
         if self.wishes.heads is None or self.wishes.heads == "body":
             self.donor = speaker
         elif speaker != self.donor:
             message = f"`heads` keeps the head and config of {name}, and `vocabulary` those of {self.names[speaker]}."
             self.refuse("vocabulary", f"{message} Name one model for both.", name, self.names[speaker])
             return
-        length = rows[speaker]
+        length = self.vocabulary = rows[speaker]
         for number, mine in enumerate(self.tensors):
             # Rows behind a shorter tokenizer are padding; where they are tokens for others they do not count.
             known = self.tokens.known(number, speaker, rows[number])
@@ -326,7 +357,9 @@ class _Alignment:
                 else:
                     said = f"gives the first {length:,} of its {rows[number]:,} rows for tokens"
                 self.notes.append(f"{who}: {said} ({some(table)}).")
-        self.notes.append(f"Tokenizer and config are {self.names[speaker]}'s (`vocabulary: {self.wishes.vocabulary}`).")
+        why = f"`vocabulary: {self.wishes.vocabulary}`" if self.wishes.vocabulary else "further rows are padding"
+        ids = token_ids([checkpoint.config for checkpoint in self.checkpoints], speaker)
+        self.notes.append(f"Tokenizer and config are {self.names[speaker]}'s ({why}){ids}.")
 
     def _moved(self, number: int, rows: Mapping[str, Sequence[Rows]], length: int) -> dict[str, TensorInfo]:
         self.patched |= set(rows)
@@ -337,7 +370,6 @@ class _Alignment:
 
     def compare_shapes(self) -> None:
         """Refuse what has other shapes."""
-        reference: dict[str, tuple[int, ...]] = {}
         first = self.tensors[0]
         others = [source for source in self.tensors[1:] if source is not first]
         if not others:
@@ -361,12 +393,7 @@ class _Alignment:
         self.refuse("shapes", f"The models disagree on the shape of '{tensor}':\n{rows}{more}", *who)
 
     def note_types(self) -> None:
-        """Say what is stored in several types, and what is not averaged."""
-        dtypes = [checkpoint.dtypes[:1] for checkpoint in self.checkpoints]
-        if len(set(dtypes)) > 1:
-            shown = ", ".join(f"{name} {dtype[0]}" for name, dtype in zip(self.names, dtypes, strict=True) if dtype)
-            message = f"The models are stored in different types ({shown}); the widest is written."
-            self.reasons.append(Reason("dtypes-mixed", message, tuple(self.names)))
+        """Say what is not averaged."""
         counted = [name for name, info in self.tensors[self.donor].items() if info.dtype not in FLOATS]
         if counted:
             self.notes.append(f"{some(counted)} {_are(counted)} no weights: the first ingredient's are kept.")
@@ -399,9 +426,3 @@ def _runs_of_rows(order: Sequence[int]) -> list[Rows]:
 
 def _are(names: Sequence[str]) -> str:
     return "is" if len(names) == 1 else "are"
-
-
-def _class_of(config: Mapping[str, object]) -> str:
-    named = config["architectures"]
-    assert isinstance(named, list), "body_config names one"
-    return str(named[0])

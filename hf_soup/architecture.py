@@ -156,6 +156,15 @@ def ties(config: Mapping[str, Any], name: str = "the model") -> bool:
     return bool(read_config(config, name).tie_word_embeddings)
 
 
+def is_encoder_decoder(config: Mapping[str, Any], name: str = "the model") -> bool:
+    """Whether a model reads one text and writes another.
+
+    >>> is_encoder_decoder({"model_type": "t5"}), is_encoder_decoder({"model_type": "gpt2"})
+    (True, False)
+    """
+    return bool(read_config(config, name).is_encoder_decoder)
+
+
 def is_quantised(config: Mapping[str, Any]) -> str | None:
     """The method that a checkpoint was quantised with; None for an ordinary one.
 

@@ -127,12 +127,12 @@ def barriers(
     with tempfile.TemporaryDirectory(prefix="hf-soup-") as kitchen:
         config = soup_config(lineage, plan.dtype)
         write_assets(Path(kitchen), config, lineage)
-        bench = prepare_benches(recipe, plan, Path(kitchen), config, device, token, say)[0]
+        bench = prepare_benches(recipe, plan, Path(kitchen), config, device, token, say, lineage.head_of)[0]
         say(f"note: {len(names)} models, {pairs} pairs: {total} scorings of {bench.n:,} rows")
         with (
             Evaluation(
                 [bench], held_out=True, names=names, plan=plan, paths=fetch_weights(lineage.checkpoints, quiet=quiet),
-                config_folder=Path(kitchen), device=device, quiet=True,
+                config_folder=Path(kitchen), device=device, head_of=lineage.head_of, quiet=True,
             ) as evaluation,
             bar("Measuring barriers", total, unit="score", quiet=quiet) as shown,
         ):  # fmt: skip

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hf_soup import architecture, digests
+from hf_soup import architecture, digests, parameters
 from hf_soup.architecture import same_architecture
 from hf_soup.checkpoint import ASSETS, Checkpoint
+from hf_soup.errors import IncompatibleError
 from hf_soup.memo import remembered
 from hf_soup.processing import Finding, same_processing
 from hf_soup.tokens import Tokens
 
 _MODULE_WEIGHTS = re.compile(r"\d+_[A-Za-z]+/(model\.safetensors|pytorch_model\.bin)")
 #: How differences in configs begin that have to do with the number of tokens.
-_VOCABULARY = re.compile(r"(\w+\.)*vocab_size: ")
+_VOCABULARY = re.compile(r"(\w+\.)*vocab_size: (\d+) against (\d+)")
 _TIED = "tie_word_embeddings: "
-_TOKEN = re.compile(r"(\w+\.)*\w+_token_id: ")
+_TOKEN = re.compile(r"(\w+\.)*\w+_token_id: (.+) against (.+)")
 #: What helps where only heads differ.
 HEADS_HINT = "To average their bodies alone set `heads: body` in the recipe, or `heads: MODEL` to keep that one's head."
 #: Files that a model brings along but that do not decide how its inputs are prepared.
@@ -101,7 +102,8 @@ def architectures(
     """Models that transformers would build differently from the donor; ``body_only`` leaves heads out of it.
 
     The number of tokens does not count here: whether rows can be aligned is seen when the tokenizers are. Nor does
-    whether embeddings are tied, as a tied model is an untied one with two equal tensors.
+    whether embeddings are tied, as a tied model is an untied one with two equal tensors; but an encoder-decoder that
+    ties them may also scale what it reads off them, as T5 does.
     """
     reasons = []
     config, whose = checkpoints[donor].config, names[donor]
@@ -119,9 +121,13 @@ def architectures(
             [config, checkpoint.config],
             partial(same_architecture, config, checkpoint.config, body_only=body_only, names=(whose, name)),
         )
-        differences = [each for each in differences if not each.startswith(_TIED)]
-        if any(_VOCABULARY.match(each) for each in differences):
-            differences = [each for each in differences if not _VOCABULARY.match(each) and not _TOKEN.match(each)]
+        if any(each.startswith(_TIED) for each in differences) and (body_only or not _writes(config, whose)):
+            differences = [each for each in differences if not each.startswith(_TIED)]
+        sizes = [int(size) for each in differences if (found := _VOCABULARY.match(each)) for size in found.groups()[1:]]
+        if sizes:
+            differences = [
+                each for each in differences if not _VOCABULARY.match(each) and not _is_added(each, min(sizes))
+            ]
         if differences:
             shown = "; ".join(differences[:6])
             message = f"{name} is another architecture than {whose}: {shown}."
@@ -131,6 +137,26 @@ def architectures(
     return reasons
 
 
+def _writes(config: Mapping[str, Any], name: str) -> bool:
+    def asked() -> list[str]:
+        return ["yes"] if architecture.is_encoder_decoder(config, name) else []
+
+    return bool(remembered("encoder-decoder", config, asked))
+
+
+def _is_added(difference: str, tokens: int) -> bool:
+    """Whether the number of a special token differs as one side has none, or has one that was added.
+
+    >>> _is_added("pad_token_id: None against 3", 18), _is_added("pad_token_id: 0 against 18", 18)
+    (True, True)
+    >>> _is_added("pad_token_id: 0 against 5", 18), _is_added("hidden_size: 16 against 32", 18)
+    (False, False)
+    """
+    found = _TOKEN.match(difference)
+    sides = [re.findall(r"-?\d+", side) for side in found.groups()[1:]] if found else []
+    return any(not side or any(not 0 <= int(number) < tokens for number in side) for side in sides)
+
+
 def labels(
     checkpoints: Sequence[Checkpoint], names: Sequence[str], wanted: Sequence[str] | None = None
 ) -> list[Reason]:
@@ -138,7 +164,8 @@ def labels(
 
     Args:
         checkpoints, names: The ingredients.
-        wanted: The labels of the recipe.
+        wanted: The labels of the recipe. They speak for the models that name none, which is what the recipe of a soup
+            relies on.
     """
     reasons = []
     named = [
@@ -146,26 +173,86 @@ def labels(
     ]
     reference = next((index for index, labels in enumerate(named) if labels is not None), 0)
     config, whose = checkpoints[reference].config, names[reference]
-    if wanted is not None and any(each is not None for each in named):
+    if wanted is not None:
         config, whose = {"id2label": dict(enumerate(wanted))}, "the recipe"
     unknown = [name for name, labels in zip(names, named, strict=True) if labels is None]
-    for name, checkpoint in zip(names, checkpoints, strict=True):
+    ours = architecture.label_names(config)
+    for name, checkpoint, theirs in zip(names, checkpoints, named, strict=True):
         if name == whose:
             continue
-        found = architecture.labels_differ(config, checkpoint.config)
-        if not found.contradiction:
-            continue
-        ours, theirs = architecture.label_names(config), architecture.label_names(checkpoint.config)
-        if ours is None or theirs is None or architecture.label_order(ours, theirs) is None:
-            message = f"{whose} and {name} do not have the same labels: {found.contradiction}. {HEADS_HINT}"
+        said = architecture.labels_differ(config, checkpoint.config).contradiction
+        count = architecture.num_labels(checkpoint.config) or 2  # what the library takes where nobody says it
+        if wanted is not None and len(wanted) != count:
+            said = f"{len(wanted)} labels against {count}"
+        if said and (ours is None or theirs is None or architecture.label_order(ours, theirs) is None):
+            hint = HEADS_HINT if wanted is None else "Correct `labels` in the recipe, or leave the model out."
+            message = f"{whose} and {name} do not have the same labels: {said}. {hint}"
             reasons.append(Reason("labels", message, (whose, name), refuses=True))
+    if (reasons or unknown or wanted is not None) and not _names_outputs(checkpoints[0], names[0]):
+        # Labels are left over from another head: nothing of this one can be in another order.
+        if wanted is None:
+            return []
+        message = f"The recipe gives `labels`, but {names[0]} has no outputs that they could name. Leave them out."
+        return [Reason("labels", message, (names[0],), refuses=True)]
     if unknown and len(unknown) < len(names):
+        matched = "the recipe's `labels`" if wanted is not None else f"{names[reference]}'s"
         message = (
             f"{', '.join(unknown)} {'gives' if len(unknown) == 1 else 'give'} no names to the labels, so they are "
-            f"matched by number with {names[reference]}'s; score them to see whether that is right."
+            f"matched by number with {matched}; score them to see whether that is right."
         )
         reasons.append(Reason("labels-unknown", message, tuple(unknown)))
     return reasons
+
+
+def types(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[Reason]:
+    """Say what is stored in several types."""
+    dtypes = [checkpoint.dtypes[:1] for checkpoint in checkpoints]
+    if len(set(dtypes)) < 2:
+        return []
+    shown = ", ".join(f"{name} {dtype[0]}" for name, dtype in zip(names, dtypes, strict=True) if dtype)
+    message = f"The models are stored in different types ({shown}); the widest is written."
+    return [Reason("dtypes-mixed", message, tuple(names))]
+
+
+def complete(checkpoints: Sequence[Checkpoint], names: Sequence[str], donor: int, *, heads: bool) -> list[Reason]:
+    """Files that are not what their own config asks for, so that the library could not load what is made of them.
+
+    The donor's, whose config the soup has; where only bodies are averaged (``heads``) everyone's, as what an
+    ingredient lacks is then averaged over the others.
+    """
+    reasons = []
+    for number, (checkpoint, name) in enumerate(zip(checkpoints, names, strict=True)):
+        if not heads and number != donor:
+            continue
+        shapes = {tensor: info.shape for tensor, info in checkpoint.tensors.items()}
+        ask = partial(parameters.contradictions, checkpoint.config, shapes, name)
+        about = [checkpoint.config, {tensor: list(shape) for tensor, shape in shapes.items()}]
+        found = [each.partition(" ")[::2] for each in remembered("contradictions", about, ask)]
+        wrong, lacking = ([said for kind, said in found if kind == wanted] for wanted in ("shape", "missing"))
+        repair = "Correct its config.json, or leave it out."
+        if wrong:
+            more = f" The same is true of {len(wrong) - 1} more." if len(wrong) > 1 else ""
+            message = f"{name} contradicts itself: {wrong[0]}.{more} {repair}"
+            reasons.append(Reason("config-wrong", message, (name,), refuses=True))
+        if lacking:
+            message = f"{name} lacks {len(lacking)} tensors that its own config asks for: {some(lacking)}. {repair}"
+            reasons.append(Reason("tensors-missing" if heads else "config-wrong", message, (name,), refuses=True))
+    return reasons
+
+
+def label_rows(checkpoint: Checkpoint, name: str) -> list[str]:
+    """The tensors of a model that have a row for each label."""
+    config, stored = checkpoint.config, list(checkpoint.tensors)
+    ask = partial(parameters.counted_names, config, stored, "labels", name)
+    return remembered("labels", [config, stored], ask)
+
+
+def _names_outputs(checkpoint: Checkpoint, name: str) -> bool:
+    """Whether the class of a model has outputs that labels name."""
+    try:
+        return bool(label_rows(checkpoint, name))
+    except IncompatibleError:  # it has them, though not in rows
+        return True
 
 
 def processing(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> tuple[list[Reason], Tokens]:
@@ -187,7 +274,7 @@ def processing(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> tuple
     first = having[0]
     counts = [0] * len(checkpoints)
     comparable = len(having) == len(checkpoints)
-    said = ""
+    said, why = "", "but not all bring one"
     for index in range(len(checkpoints)):
         if index == first or ids[index] == ids[first]:
             continue
@@ -200,7 +287,8 @@ def processing(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> tuple
                 counts[first], counts[index] = found.tokens
                 said = said or found.message
                 continue
-            comparable = comparable and "tokenizer" not in found.message
+            if found.about == "tokenizer":
+                comparable, why = False, f"but {'they differ' if found.kind == 'difference' else found.message}"
             reasons.append(_processing_reason(found, names[first], names[index]))
     # Those that are as the first have as many tokens.
     counts = [count or counts[first] for count in counts]
@@ -210,7 +298,7 @@ def processing(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> tuple
         if largest != first and index not in (first, largest) and ids[index] not in (ids[first], ids[largest]):
             clashes = [found for found in compared(largest, index) if found.kind == "difference"]
             reasons += [_processing_reason(found, names[largest], names[index]) for found in clashes]
-    return reasons, Tokens(tuple(counts), said) if comparable else Tokens()
+    return reasons, Tokens(tuple(counts), said) if comparable else Tokens(difference=why)
 
 
 def _processing_reason(found: Finding, one: str, other: str) -> Reason:

@@ -93,6 +93,8 @@ def write_contents(
         benches: That data, pinned.
         title: The soup's name.
     """
+    from hf_soup.evaluation import scored_with  # late, as it takes torch
+
     leaves = lineage.only(found.weights)
     config = soup_config(leaves, plan.dtype)
     write_assets(folder, config, leaves, lineage.checkpoints)
@@ -115,6 +117,7 @@ def write_contents(
         "method": recipe.method.name,
         "select": recipe.select.name,
         "architecture": (config.get("architectures") or ["AutoModel"])[0],
+        "head_of": leaves.head_of,
         "held_out": recipe.score.title if recipe.score else None,
         "scores": {},
         "best": {},
@@ -128,6 +131,7 @@ def write_contents(
         ],
         "license_agreed": license.agreed,
         "notes": [note for bench in benches for note in bench.notes]
+        + (scored_with(leaves.head_of) if benches else [])
         + [f"The ingredients disagree on '{name}', which is not averaged." for name in merged.differing],
         "alignments": list(leaves.alignments),
         "lineage": lineage.to_dict(),

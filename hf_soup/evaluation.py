@@ -51,6 +51,7 @@ class Evaluation:
         paths: For every ingredient, its weight files.
         config_folder: A folder with the soup's ``config.json``.
         device: Where models run.
+        head_of: The ingredient whose head all have, where only bodies are averaged.
         quiet: No progress bar.
     """
 
@@ -64,6 +65,7 @@ class Evaluation:
         paths: Sequence[Mapping[str, Path]],
         config_folder: Path,
         device: str = "cpu",
+        head_of: str | None = None,
         quiet: bool = False,
     ) -> None:
         self.benches = benches
@@ -74,6 +76,7 @@ class Evaluation:
         self._blend = Blend(plan, paths)
         self._config_folder = config_folder
         self._device = device
+        self._head_of = head_of
         self._quiet = quiet
         self._logits: dict[tuple[str, str], Logits] = {}
         self._found: dict[tuple[tuple[str, float], ...], float] = {}
@@ -109,8 +112,13 @@ class Evaluation:
         title = next(iter(weights)) if len(weights) == 1 else f"{len(weights)} ingredients"
         logits = self._run(tensors, [bench], title)[bench.title]
         if len(weights) == 1:
-            bench.refuse_worse_than_majority(title, logits)
+            self._refuse_other_order(bench, title, logits)
         return logits
+
+    def _refuse_other_order(self, bench: Bench, name: str, logits: Logits) -> None:
+        # With another's head a model may answer anything; that says nothing of its labels.
+        if self._head_of in (None, name):
+            bench.refuse_worse_than_majority(name, logits)
 
     @property
     def _judge(self) -> Bench:
@@ -122,8 +130,16 @@ class Evaluation:
         logits = self._run(self._blend.tensors({0: 1.0}), self.benches, self.names[0])
         return {bench.title: bench.score(logits[bench.title]) for bench in self.benches}
 
-    def finish(self, folder: Path) -> Results:
-        """Score the soup that was written, and every ingredient, on all benches; the reports for the first time."""
+    def finish(
+        self, folder: Path, benches: Sequence[Bench] | None = None, config_folder: Path | None = None
+    ) -> Results:
+        """Score the soup that was written, and every ingredient, on all benches; the reports for the first time.
+
+        Args:
+            folder: Where the soup was written.
+            benches: The same rows, prepared for the soup, where it has another tokenizer than the candidates had.
+            config_folder: A folder with the soup's own config, where it is another than the candidates'.
+        """
         from safetensors.torch import load_file
 
         for index, name in enumerate(self.names):
@@ -131,11 +147,11 @@ class Evaluation:
             if missing:
                 for title, logits in self._run(self._blend.tensors({index: 1.0}), missing, name).items():
                     self._logits[name, title] = logits
-                missing[0].refuse_worse_than_majority(name, self._logits[name, missing[0].title])
+                self._refuse_other_order(missing[0], name, self._logits[name, missing[0].title])
         tensors: dict[str, Tensor] = {}
         for file in sorted(folder.glob("model*.safetensors")):
             tensors |= load_file(file)
-        for title, logits in self._run(tensors, self.benches, SOUP).items():
+        for title, logits in self._run(tensors, benches or self.benches, SOUP, config_folder).items():
             self._logits[SOUP, title] = logits
         scores: dict[str, dict[str, Score]] = {name: {} for name in [SOUP, *self.names, ENSEMBLE]}
         best: dict[str, str] = {}
@@ -150,10 +166,13 @@ class Evaluation:
             comparisons[title] = compare(bench, self._logits[SOUP, title], self._logits[best[title], title])
         return Results(scores, best, comparisons)
 
-    def _run(self, tensors: dict[str, Tensor], benches: Sequence[Bench], name: str) -> dict[str, Logits]:
+    def _run(
+        self, tensors: dict[str, Tensor], benches: Sequence[Bench], name: str, config_folder: Path | None = None
+    ) -> dict[str, Logits]:
         import torch
 
-        model = build_model(self._config_folder, tensors, benches[0].scoring.task, getattr(torch, self._plan.dtype))
+        folder = config_folder or self._config_folder
+        model = build_model(folder, tensors, benches[0].scoring.task, getattr(torch, self._plan.dtype))
         tensors.clear()
         logits = {}
         with bar(f"Scoring {name}", sum(bench.n for bench in benches), unit="row", quiet=self._quiet) as shown:
@@ -163,6 +182,12 @@ class Evaluation:
                 except ScoringError as error:
                     raise ScoringError(f"{name}: {error.message}", hint=error.hint) from None
         return logits
+
+
+def scored_with(head_of: str | None) -> list[str]:
+    """A sentence about scores of models that all have one's head, where it is so."""
+    said = "so their scores are those of their bodies under it, not of the models as they were published"
+    return [] if head_of is None else [f"Ingredients are scored with {head_of}'s head, {said}."]
 
 
 def require_device(device: str) -> None:

@@ -15,7 +15,7 @@ from hf_soup.alignment import Alignment, Wishes, align
 from hf_soup.ancestry import Ancestor, candidates, read_claims
 from hf_soup.checkpoint import Checkpoint
 from hf_soup.client import Token
-from hf_soup.compatibility import Reason, architectures, duplicates, labels, modules, processing, quantised
+from hf_soup.compatibility import Reason, architectures, complete, duplicates, labels, modules, processing, quantised
 from hf_soup.errors import IncompatibleError
 from hf_soup.evidence import judge
 from hf_soup.headers import TensorInfo
@@ -300,6 +300,7 @@ def examine(
             reasons += found
             alignment, found = align(checkpoints, names, wishes, tokens)
             reasons += found
+            reasons += complete(checkpoints, names, alignment.donor, heads=wishes.heads is not None)
         codes = {reason.code for reason in reasons if reason.refuses}
         judgement = judge(
             checkpoints,

@@ -8,6 +8,7 @@ itself says which tensor goes where, on a model on the meta device, which has sh
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Shape = tuple[int, ...]
+
+#: Parameters that published checkpoints lack and load without harm: poolers that a head does not read, what the
+#: library works out by itself, what only pretraining reads, and the bias that it leaves out of untied heads at save.
+_NOT_MISSED = re.compile(
+    r"pooler|position_ids|relative_position_index|num_batches_tracked|masked_spec_embed|mask_token|decoder\.bias$"
+)
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,22 @@ def correspondence(config: Mapping[str, Any], tensors: Mapping[str, Shape], name
     )
 
 
+def contradictions(config: Mapping[str, Any], tensors: Mapping[str, Shape], name: str) -> list[str]:
+    """What a checkpoint's own config asks for and its tensors are not: ``missing NAME``, and ``shape`` with a sentence.
+
+    Args:
+        config: Its ``config.json``.
+        tensors: Names on disk and shapes.
+        name: What errors call it.
+    """
+    if not config.get("id2label"):  # of an empty one the library makes a model of no outputs; the soup's says them
+        config = {key: value for key, value in config.items() if key != "id2label"}
+    found = correspondence(config, tensors, name)
+    missing = [f"missing {each}" for each in found.missing if not _NOT_MISSED.search(each)]
+    shapes = [f"shape '{disk}' is {has}, and its config asks for {asked}" for disk, has, asked in found.mismatched]
+    return [*shapes, *missing]
+
+
 def head_names(config: Mapping[str, Any], names: Iterable[str], name: str = "the model") -> set[str]:
     """Which tensors belong to the head: what they load into does not lie in the library's base model.
 
@@ -167,22 +190,27 @@ def counted_names(
         what: What the rows stand for.
         name: What errors call the model.
     """
-    model = _meta_model(config, name)
     more = copy.deepcopy(dict(config))
     if what == "labels":
-        count = (num_labels(config) or 2) + 1
-        more |= {"id2label": {str(n): f"LABEL_{n}" for n in range(count)}, "label2id": {}}
+        count = num_labels(config) or 2
         more.pop("num_labels", None)
+        # Said in full: of an empty `id2label` the library makes a model of no outputs.
+        config = {**more, "id2label": {str(n): f"LABEL_{n}" for n in range(count)}, "label2id": {}}
+        more = {**config, "id2label": {str(n): f"LABEL_{n}" for n in range(count + 1)}}
     else:
         loaded = read_config(config, name).get_text_config()
         part = more.get("text_config", more) if "vocab_size" not in more else more
         part["vocab_size"] = getattr(loaded, "vocab_size", 0) + 1
+    model = _meta_model(config, name)
     shapes = {key: each.shape for key, each in _meta_model(more, name).state_dict().items()}
     grown = set()
     for key, each in model.state_dict().items():
         if key in shapes and shapes[key] != each.shape:
             if shapes[key][0] != each.shape[0] + 1 or shapes[key][1:] != each.shape[1:]:
-                raise IncompatibleError(f"'{key}' of {name} does not have the {what} in its rows, but elsewhere.")
+                counted = "labels" if what == "labels" else "tokens"
+                at = "columns" if shapes[key][-1] > each.shape[-1] else "middle"
+                message = f"'{key}' of {name}, {tuple(each.shape)}, has the {counted} in its {at}, not in its rows."
+                raise IncompatibleError(message, hint="Only rows can be put where they belong. Leave the model out.")
             grown.add(key)
     return sorted(disk for disk, pair in _pair(model, names).items() if pair.key in grown)
 

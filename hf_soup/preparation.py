@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from hf_soup import hub, transfer
 from hf_soup.card import strings
 from hf_soup.client import Token
 from hf_soup.compatibility import Reason
+from hf_soup.contents import soup_config, write_assets
 from hf_soup.errors import MergeError, RecipeError
 from hf_soup.lineage import Lineage
 from hf_soup.plan import Plan, make_plan
@@ -114,23 +115,80 @@ def plan_of(recipe: Recipe, lineage: Lineage, weights: Mapping[str, float]) -> P
 
 
 def prepare_benches(
-    recipe: Recipe, plan: Plan, folder: Path, config: Mapping[str, Any], device: str, token: Token, say: Say
+    recipe: Recipe,
+    plan: Plan,
+    folder: Path,
+    config: Mapping[str, Any],
+    device: str,
+    token: Token,
+    say: Say,
+    head_of: str | None = None,
 ) -> list[Bench]:
-    """The held-out and report data, prepared once for all models, before any weight is fetched."""
+    """The held-out and report data, prepared once for all models, before any weight is fetched.
+
+    Args:
+        recipe: With `score` and `report`.
+        plan: Of all ingredients.
+        folder: With the soup's config, and tokenizer or processor.
+        config: That config.
+        device: Where models will run.
+        token: As everywhere in huggingface_hub.
+        say: Gets warnings.
+        head_of: The ingredient whose head all are scored with, where only bodies are averaged.
+    """
     scorings = [("score", recipe.score)] if recipe.score else []
     scorings += [("report", scoring) for scoring in recipe.report]
     if not scorings:
         return []
-    from hf_soup.evaluation import require_device, require_memory
+    from hf_soup.evaluation import require_device, require_memory, scored_with
     from hf_soup.scoring import prepare
 
     require_device(device)
     require_memory(plan)
     benches = prepare(scorings, folder=folder, config=config, token=token)
-    for bench in benches:
-        for note in bench.notes:
-            say(f"warning: {note}")
+    for note in (note for bench in benches for note in bench.notes):
+        say(f"warning: {note}")
+    for note in scored_with(head_of):
+        say(f"note: {note}")
     return benches
+
+
+def own_benches(
+    recipe: Recipe,
+    lineage: Lineage,
+    leaves: Lineage,
+    plan: Plan,
+    benches: Sequence[Bench],
+    folder: Path,
+    device: str,
+    token: Token,
+) -> tuple[list[Bench], Path] | tuple[()]:
+    """What the written soup is scored with, where its table of tokens is not that of the candidates.
+
+    Candidates have the rows of all ingredients' tokens. Where those that a selection left have others, the soup has
+    the tokenizer and the config of one of them. The rows of data are the same, so scores are compared row by row.
+
+    Args:
+        recipe: As it was asked for.
+        lineage: All ingredients.
+        leaves: Those in the soup.
+        plan: What was averaged.
+        benches: The data as it was prepared for the candidates.
+        folder: To be made, for config and tokenizer.
+        device, token: As in `prepare_benches`.
+
+    Returns:
+        The benches and the folder; nothing where the candidates' will do.
+    """
+    if not benches or leaves.alignment.vocabulary == lineage.alignment.vocabulary:
+        return ()
+    config = soup_config(leaves, plan.dtype)
+    folder.mkdir()
+    write_assets(folder, config, leaves, lineage.checkpoints)
+    pinned = [bench.scoring for bench in benches]  # the same rows, though a data set may have moved on
+    score = pinned.pop(0) if recipe.score else None
+    recipe = recipe.model_copy(update={"score": score, "report": tuple(pinned)})
+    return prepare_benches(recipe, plan, folder, config, device, token, lambda _: None), folder
 
 
 def fetched(recipe: Recipe, lineage: Lineage) -> Lineage:

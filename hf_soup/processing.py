@@ -42,11 +42,13 @@ _TEXTS = (
 
 class Finding(NamedTuple):
     """Something about processing: a difference, a note about what could not be compared, or that one tokenizer is the
-    other with tokens added; then how many both have."""
+    other with tokens added; then how many both have. It is about the tokenizers, the processors, or how long texts
+    may be."""
 
     kind: Literal["difference", "note", "tokens"]
     message: str
     tokens: tuple[int, int] | None = None
+    about: str = "tokenizer"
 
 
 def same_processing(
@@ -85,7 +87,7 @@ def same_processing(
             continue
         if not a or not b:
             without, having = (other, one) if a else (one, other)
-            findings.append(Finding("note", f"{without} has no {kind}, {having} has one"))
+            findings.append(Finding("note", f"{without} has no {kind}, {having} has one", about=kind))
             continue
         try:
             with quiet():
@@ -94,10 +96,10 @@ def same_processing(
         # that takes no pictures: whatever it is, nothing was compared, and that is what the note says.
         except Exception as error:  # noqa: BLE001
             message = f"the {kind}s of {one} and {other} could not be compared: {first_line(error)}"
-            findings.append(Finding("note", message))
+            findings.append(Finding("note", message, about=kind))
         else:
             findings += [
-                Finding("difference", f"{kind}: {what}")
+                Finding("difference", f"{kind}: {what}", about=kind)
                 if isinstance(what, str)
                 else what._replace(message=what.message.format(one, other))
                 for what in found
@@ -117,7 +119,8 @@ def _lengths(folder_a: Path, folder_b: Path, one: str, other: str) -> list[Findi
         found.append(stated if isinstance(stated, int | float) and stated < 1e9 else None)
     if None in found or found[0] == found[1]:
         return []
-    return [Finding("note", f"texts are cut at {found[0]} tokens in {one} and at {found[1]} in {other}")]
+    message = f"texts are cut at {found[0]} tokens in {one} and at {found[1]} in {other}"
+    return [Finding("note", message, about="length")]
 
 
 def _added(a: Any, b: Any) -> list[str]:

@@ -190,7 +190,7 @@ class Recipe(_Value):
         report: Data that is looked at once, at the end.
         dtype: ``bfloat16``, ``float16``, ``float32`` or ``float64``; the ingredients' by default.
         labels: Names of the outputs in the order that the soup shall have; by default as the first ingredient that
-            names them has them.
+            names them has them. An ingredient that names none is taken to have them in this order: its rows stay.
         heads: Average bodies alone: ``body`` makes a model without a head, a new base; the name of an ingredient
             keeps its head.
         vocabulary: Where some ingredients added tokens: ``base`` keeps those that all have, ``union`` all.
@@ -240,6 +240,15 @@ class Recipe(_Value):
         if self.heads not in (None, "body") and not isinstance(self.head, int):
             known = ", ".join(str(each) for each in self.ingredients[:6])
             raise ValueError(f"`heads` is '{self.heads}'; it is `body` or one of the ingredients: {known}")
+        return self
+
+    @model_validator(mode="after")
+    def _labels_are_apart(self) -> Self:
+        labels = [label.strip().casefold() for label in self.labels or ()]
+        if self.labels is not None and self.heads == "body":
+            raise ValueError("with `heads: body` the soup has no outputs that `labels` could name")
+        if twice := next((label for label in labels if labels.count(label) > 1), None):
+            raise ValueError(f"`labels` has '{twice}' twice; every output has a name of its own")
         return self
 
     @property

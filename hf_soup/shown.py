@@ -40,11 +40,12 @@ def plan(planned: Mapping[str, Any]) -> str:
 
 def soup(soup: Soup) -> str:
     """What came out of a cook."""
-    from hf_soup.evaluation import table
+    from hf_soup.evaluation import scored_with, table
 
     lines = []
     if soup.scores:
         lines += ["Percent, with 95 % intervals; * went into the soup.", "", table(soup.scores, list(soup.weights)), ""]
+        lines += scored_with(soup.summary.get("head_of"))
         for title, each in soup.summary["comparisons"].items():
             lines.append(f"{title}: soup against {each['against']}: {each['sentence']}.")
         lines.append("")

@@ -27,6 +27,7 @@ from hf_soup.preparation import (
     disk_needs,
     fetched,
     free_bytes,
+    own_benches,
     plan_of,
     prepare_benches,
     require_disk,
@@ -269,7 +270,7 @@ def cook(
         config = soup_config(lineage, everyone.dtype)
         with staging.disk_errors():
             write_assets(Path(kitchen), config, lineage)
-        benches = prepare_benches(recipe, everyone, Path(kitchen), config, device, token, say)
+        benches = prepare_benches(recipe, everyone, Path(kitchen), config, device, token, say, lineage.head_of)
         needed = fetched(recipe, lineage)
         wanted = {name: given[name] for name in needed.names}
         plan = everyone if needed is lineage else plan_of(recipe, needed, wanted)
@@ -303,7 +304,8 @@ def cook(
             for name in merged.differing:
                 say(f"warning: the ingredients disagree on '{name}', which is not averaged; the first one's is kept")
             with staging.disk_errors():
-                results = evaluation.finish(staging.folder) if evaluation else None
+                own = own_benches(recipe, lineage, leaves, plan, benches, Path(kitchen) / "soup", device, token)
+                results = evaluation.finish(staging.folder, *own) if evaluation else None
                 write_contents(
                     staging.folder,
                     recipe,
@@ -421,5 +423,6 @@ def _evaluation(
         paths=fetch_weights(lineage.checkpoints, quiet=quiet),
         config_folder=folder,
         device=device,
+        head_of=lineage.head_of,
         quiet=quiet,
     )

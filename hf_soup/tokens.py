@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,7 @@ class Tokens:
     Args:
         counts: How many tokens each has: the largest number, and one; all zero where they are the same files. Empty
             where not all bring a tokenizer that could be compared.
-        difference: A sentence about what was added, where anything was.
+        difference: A sentence about what was added, where anything was; where they were not compared, why not.
     """
 
     counts: tuple[int, ...] = ()
@@ -43,6 +44,17 @@ class Tokens:
         """How many rows of an ingredient stand for what the speaker's rows stand for."""
         return min(rows, self.counts[number]) if self.counts[number] < self.counts[speaker] else rows
 
+    def lacking(self, names: Sequence[str], rows: Sequence[int]) -> str:
+        """A sentence about the first whose table is shorter than its tokenizer, if one's is.
+
+        >>> Tokens((20, 18)).lacking(["a", "b"], [18, 18])
+        'a has rows for 18 tokens, but its tokenizer has 20. Resize its embeddings, or leave it out.'
+        """
+        found = (each for each in zip(names, rows, self.counts, strict=True) if each[1] < each[2])
+        name, has, count = next(found, ("", 0, 0))
+        said = f"{name} has rows for {has:,} tokens, but its tokenizer has {count:,}."
+        return f"{said} Resize its embeddings, or leave it out." if name else ""
+
     def only(self, kept: Sequence[int]) -> Tokens:
         """Those of some ingredients."""
         return Tokens(tuple(self.counts[number] for number in kept) if self.counts else (), self.difference)
@@ -50,3 +62,17 @@ class Tokens:
     def shown(self, number: int) -> str:
         """How many an ingredient has, for a list."""
         return f"{self.counts[number]:,} tokens, " if any(self.counts) else ""
+
+
+def token_ids(configs: Sequence[Mapping[str, Any]], speaker: int) -> str:
+    """Which numbers of special tokens come with one config, where others have another.
+
+    >>> token_ids([{"pad_token_id": 0, "eos_token_id": 3}, {"pad_token_id": 18, "eos_token_id": 3}], 1)
+    ', with pad_token_id 18'
+    """
+    keys = sorted({key for config in configs for key in config if key.endswith("_token_id")})
+    return "".join(
+        f", with {key} {configs[speaker].get(key)}"
+        for key in keys
+        if any(config.get(key) != configs[speaker].get(key) for config in configs)
+    )

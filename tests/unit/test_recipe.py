@@ -208,3 +208,10 @@ def test_whatever_text_it_is_it_is_a_recipe_or_an_error(text: str) -> None:
 
 def test_yaml_is_data_only() -> None:
     assert parse_yaml("a: [1, 2.5, x, null, 2020-01-01]")["a"][:4] == [1, 2.5, "x", None]
+
+
+def test_labels_that_no_output_could_have() -> None:
+    with pytest.raises(RecipeError, match="`labels` has 'a' twice"):
+        Recipe(ingredients=["acme/a", "acme/b"], labels=["a", "A ", "b"])
+    with pytest.raises(RecipeError, match="no outputs that `labels` could name"):
+        Recipe(ingredients=["acme/a", "acme/b"], labels=["a", "b"], heads="body")
