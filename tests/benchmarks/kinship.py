@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from itertools import combinations, product
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -80,12 +81,19 @@ def sampled(title: str, members: dict[str, Member], folder: Path) -> Zoo:
         for guise, change in {
             "neurons": lineage_zoo.permuted_neurons,
             "one layer": lambda source, out: lineage_zoo.permuted_neurons(source, out, layers=1),
+            "half": lambda source, out: lineage_zoo.some_neurons(source, out, 0.5),
             "hidden": lineage_zoo.permuted_hidden,
             "labels": lambda source, out: lineage_zoo.permuted_labels(source, out, order),
             "bfloat16": lambda source, out: lineage_zoo.other_dtype(source, out, "bfloat16"),
         }.items():
             out = folder / f"{name} {guise}"
             folders[out.name] = out if out.exists() else change(members[name].folder, out)
+        if title != TEXT:
+            for guise, heads in (("two heads", [1, 0, 2, 3]), ("three heads", [0, 2, 3, 1])):
+                out = folder / f"{name} {guise}"
+                if not out.exists():
+                    lineage_zoo.permuted_heads(members[name].folder, out, heads)
+                folders[out.name] = out
     for names in ([name for name in folders if "CLIP" not in name], ["CLIP-1", "CLIP-2", "CLIP"]):
         if names[0] not in folders:
             continue
@@ -149,6 +157,9 @@ def pairs_of(zoo: Zoo) -> dict[str, Pairs]:
         "strangers": _across(["A", *light, *heavy, *hot, *worst, *continued, "A2", *a2], ["B", *b]),
         "neurons of one layer permuted": guised("one layer"),
         "neurons of all layers permuted": guised("neurons"),
+        "half of the neurons permuted": guised("half"),
+        "two of four heads swapped": guised("two heads") if zoo.title != TEXT else [],
+        "three of four heads permuted": guised("three heads") if zoo.title != TEXT else [],
         "hidden dimension permuted": guised("hidden"),
     }
 
@@ -203,7 +214,8 @@ class Alike:
     median: float
     rows: float
     lowest: float
-    below: float
+    lost: float
+    swapped: float
     verdict: bool | None
     apart: int
 
@@ -213,9 +225,15 @@ def alike(read: dict[str, Sample], a: str, b: str) -> Alike:
     found: Kinship = kinship.compare([read[a], read[b]], [a, b], "body")
     tensors = found.by_tensor[:, 0, 1]
     tensors = tensors[np.isfinite(tensors)]
-    below = float((tensors < kinship.APART).mean())
+    lost, swapped = (_highest(each[:, 0, 1]) for each in (found.lost, found.swapped))
     rows = float(found.rows[0, 1])
-    return Alike(float(found.cosines[0, 1]), rows, float(tensors.min()), below, found.kin(0, 1), len(found.apart(0, 1)))
+    lowest = float(tensors.min())
+    return Alike(float(found.cosines[0, 1]), rows, lowest, lost, swapped, found.kin(0, 1), len(found.apart(0, 1)))
+
+
+def _highest(values: np.ndarray[Any, np.dtype[np.float64]]) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.max()) if len(known) else math.nan
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
@@ -232,8 +250,10 @@ def table(
     """Print what pairs of each kind have in common, and return it."""
     known: dict[str, list[Alike]] = {}
     heads = part == "heads"
-    rest = "" if heads else " rows that find themselves | lowest tensor | tensors below 0.1 | kin | parts apart |"
-    print(f"\n### {title}\n\n| pair | pairs | median cosine |{rest}\n|---|---|---|{'' if heads else '---|' * 5}")
+    rest = (
+        "" if heads else " rows that find themselves | lowest tensor | rows lost | rows elsewhere | kin | parts apart |"
+    )
+    print(f"\n### {title}\n\n| pair | pairs | median cosine |{rest}\n|---|---|---|{'' if heads else '---|' * 6}")
     for kind in pairs_in(zoos[0]):
         found = [alike(getattr(zoo, part), a, b) for zoo in zoos for a, b in pairs_in(zoo)[kind]]
         if not found:
@@ -242,7 +262,8 @@ def table(
         row = f"| {kind} | {len(found)} | {spread([each.median for each in found])} |"
         if not heads:
             row += f" {spread([each.rows for each in found])} | {spread([each.lowest for each in found])} |"
-            row += f" {spread([each.below for each in found])} | {sum(each.verdict is True for each in found)} |"
+            row += f" {spread([each.lost for each in found])} | {spread([each.swapped for each in found])} |"
+            row += f" {sum(each.verdict is True for each in found)} |"
             row += f" {sum(each.apart > 0 for each in found)} |"
         print(row)
     return known
@@ -271,6 +292,7 @@ def bases(title: str, zoos: Sequence[Zoo]) -> dict[str, list[tuple[float, float]
 
 _UNRELATED = ("strangers", "hidden dimension permuted")
 _MOVED_ABOUT = ("neurons of one layer permuted", "neurons of all layers permuted")
+_IN_PART = ("half of the neurons permuted", "two of four heads swapped", "three of four heads permuted")
 _HOT = ("one hot", "both hot", "own ancestor, hot", "one or both far too hot", "own ancestor, far too hot")
 
 
@@ -281,8 +303,10 @@ def margins(
 ) -> None:
     """Print each threshold between what was measured on both of its sides."""
     pairs = [(kind, pair) for found in bodies.values() for kind, each in found.items() for pair in each]
-    kin = [each for kind, each in pairs if kind not in (*_UNRELATED, *_MOVED_ABOUT)]
-    ordinary = [each for kind, each in pairs if kind not in (*_UNRELATED, *_MOVED_ABOUT, *_HOT, "same random start")]
+    kin = [each for kind, each in pairs if kind not in (*_UNRELATED, *_MOVED_ABOUT, *_IN_PART)]
+    ordinary = [
+        each for kind, each in pairs if kind not in (*_UNRELATED, *_MOVED_ABOUT, *_IN_PART, *_HOT, "same random start")
+    ]
     strange = [each for kind, each in pairs if kind in _UNRELATED]
     hot = [each for kind, each in pairs if kind in _HOT]
     permuted = [each for kind, each in pairs if kind in _MOVED_ABOUT]
@@ -294,7 +318,9 @@ def margins(
     together = [c for kind, found in heads.items() if kind.startswith("one start") for c in found]
     cold = [c for kind, found in heads.items() if kind.startswith("one start") and "hot" not in kind for c in found]
     apart = [c for kind in ("started apart", "rows permuted") for c in heads[kind]]
-    sure = [each.lowest for each in kin if each.median >= kinship.SURE]
+    sure = [each for each in kin if each.median >= kinship.SURE]
+    drifted = [each for each in kin if each.median < kinship.SURE]
+    part = [each for kind, each in pairs if kind in _IN_PART]
     rows = [
         ("STRANGERS", kinship.STRANGERS, f"unrelated {max(each.median for each in strange):.3f}",
          f"kin {min(each.median for each in kin):.3f}; without hot runs {min(each.median for each in ordinary):.3f}"),
@@ -303,7 +329,14 @@ def margins(
         ("DRIFTED", kinship.DRIFTED, f"hot runs {max(each.median for each in hot):.3f}",
          f"without hot runs {min(each.median for each in ordinary):.3f}"),
         ("SURE, then APART for each tensor", kinship.APART,
-         f"a permuted MLP {max(each.lowest for each in permuted):.3f}", f"lowest tensor of kin {min(sure):.3f}"),
+         f"a permuted MLP {max(each.lowest for each in permuted):.3f}",
+         f"lowest tensor of kin {min(each.lowest for each in sure):.3f}"),
+        ("SURE, then LOST", kinship.LOST, f"kin {max(each.lost for each in sure):.3f}",
+         f"in part in another order {min(each.lost for each in part):.3f}"),
+        ("SURE, then SWAPPED", kinship.SWAPPED, f"kin {max(each.swapped for each in sure):.3f}",
+         f"in part in another order {min(each.swapped for each in part):.3f}"),
+        ("SURELY_SWAPPED, below SURE", kinship.SURELY_SWAPPED, f"kin {max(each.swapped for each in drifted):.3f}",
+         f"three heads of four {min(e.swapped for k, e in pairs if k == _IN_PART[2]):.3f}"),
         ("HEADS_APART", kinship.HEADS_APART, f"apart or permuted {max(apart):.3f}",
          f"together {min(together):.3f}; without hot runs {min(cold):.3f}"),
         ("FAR_FROM_BASE", kinship.FAR_FROM_BASE, f"kin {max(near)[0]:.3f} ({max(near)[1]})",
