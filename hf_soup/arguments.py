@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,8 +69,13 @@ def scoring_of(data: str | None, task: str | None, metric: str | None) -> dict[s
 
 def refuse_existing(path: Path) -> None:
     """Before anything is done whose result could not be written."""
-    if path.exists() or path.is_symlink():
+    folder = path.absolute().parent
+    if os.path.lexists(path):
         raise RecipeError(f"'{path}' exists already, and nothing is overwritten.", hint="Name another file.")
+    if not folder.is_dir():
+        raise RecipeError(f"'{path}' cannot be written: there is no folder '{folder}'.", hint="Make the folder first.")
+    if not os.access(folder, os.W_OK):
+        raise RecipeError(f"'{path}' cannot be written to the folder '{folder}'.", hint="Name another folder.")
 
 
 def write_new(path: Path, text: str) -> None:

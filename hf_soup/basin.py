@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -65,32 +66,38 @@ class Barriers:
     pairs: tuple[Pair, ...]
 
     @cached_property
-    def walls(self) -> Mapping[str, frozenset[str]]:
-        """Every model → those to which it has a barrier."""
-        parted = [{pair.first, pair.second} for pair in self.pairs if pair.barrier]
-        return {name: frozenset().union(*(both for both in parted if name in both)) - {name} for name in self.scores}
-
-    @cached_property
     def groups(self) -> tuple[tuple[str, ...], ...]:
         """Models without a barrier between any two of them, the largest group first.
 
-        Greedily: those with the fewest barriers first, each joins the first group in which it has none.
+        Clusters by complete linkage: those are joined first between which the highest barrier is lowest, and never
+        where a pair counts as one. Heights decide and not how many barriers count, as with few rows one of several
+        walls between two basins may not.
         """
-        groups: list[list[str]] = []
-        for name in sorted(self.scores, key=lambda name: len(self.walls[name])):
-            home = next((group for group in groups if not self.walls[name].intersection(group)), None)
-            if home is None:
-                groups.append([name])
-            else:
-                home.append(name)
+        between = {frozenset((pair.first, pair.second)): pair for pair in self.pairs}
+        groups: list[tuple[str, ...]] = [(name,) for name in self.scores]
+        while True:
+            joins = []
+            for one, other in combinations(range(len(groups)), 2):
+                pairs = [between[frozenset(ends)] for ends in product(groups[one], groups[other])]
+                if not any(pair.barrier for pair in pairs):
+                    joins.append((max(pair.height for pair in pairs), one, other))
+            if not joins:
+                break
+            _, one, other = min(joins)
+            groups[one] += groups.pop(other)
         order = list(self.scores)
         return tuple(tuple(sorted(group, key=order.index)) for group in sorted(groups, key=len, reverse=True))
 
+    @cached_property
+    def _apart(self) -> tuple[tuple[str, ...], ...]:
+        largest = len(self.groups[0])
+        return tuple(group for group in self.groups if largest > 1 and (len(group) == 1 or 2 * len(group) < largest))
+
     @property
     def outsiders(self) -> tuple[str, ...]:
-        """Who does not belong: models with barriers to more than half of the others, unless that is true of all."""
-        found = tuple(name for name, walls in self.walls.items() if 2 * len(walls) > len(self.scores) - 1)
-        return found if len(found) < len(self.scores) else ()
+        """Who does not belong: models alone, or in a group of less than half the largest, unless all are alone."""
+        apart = {*chain(*self._apart)}
+        return tuple(name for name in self.scores if name in apart)
 
     @cached_property
     def highest(self) -> tuple[Pair, ...]:
@@ -99,56 +106,63 @@ class Barriers:
 
     @property
     def reasons(self) -> tuple[Reason, ...]:
-        """A warning for everyone who does not belong, or one for all where they fall into groups."""
-        if not any(self.walls.values()):
-            return ()
+        """A warning for everyone who does not belong, and one for the others where they fall into groups."""
+        seem, instead = ("", "") if not self._unclear_within else (" seem to", "Measure on more held-out rows")
         reasons = []
-        for name in self.outsiders:
-            worst = next(pair for pair in self.highest if pair.barrier and name in (pair.first, pair.second))
-            other = worst.second if worst.first == name else worst.first
+        for group in self._apart:
+            do, them = ("does", "it") if len(group) == 1 else ("do", "them")
+            walls = self._walls(group, [name for name in self.scores if name not in group])
+            message = f"{listed(group)} {do} not{seem} belong: {walls}. {instead or f'Leave {them} out'}"
+            reasons.append(self._reason(message, group))
+        rest = [group for group in self.groups if group not in self._apart]
+        if len(rest) > 1 and len(rest[0]) == 1:
+            message = f"No two of them belong together: {self._walls(*rest)}. Do not average them"
+            reasons.append(self._reason(message, self.scores))
+        elif len(rest) > 1:
+            who, groups = "The others" if self._apart else "They", "; ".join(listed(group) for group in rest)
             message = (
-                f"{name} does not belong: barriers to {len(self.walls[name])} of the {len(self.scores) - 1} others, "
-                f"the highest {worst.shown}, to {other}. Leave it out, or let `--select greedy` decide."
+                f"{who}{seem} fall into {len(rest)} groups: {groups}. Between groups there is {self._walls(*rest)}"
             )
-            reasons.append(Reason("barrier", message, (name,)))
-        rest = [pair for pair in self.highest if pair.barrier and not {pair.first, pair.second} & {*self.outsiders}]
-        if rest:
-            worst, among = rest[0], " more" if self.outsiders else ""
-            message = (
-                f"A barrier lies between {len(rest)}{among} of {len(self.pairs)} pairs, the highest {worst.shown}, "
-                f"from {worst.first} to {worst.second}. {self._advice} or let `--select greedy` decide."
-            )
-            parted = {name for pair in rest for name in (pair.first, pair.second)}
-            reasons.append(Reason("barrier", message, tuple(name for name in self.scores if name in parted)))
+            names = [name for name in self.scores if name not in self.outsiders]
+            reasons.append(self._reason(f"{message}. {instead or 'Average one of the groups'}", names))
         return tuple(reasons)
 
-    @property
-    def _advice(self) -> str:
-        largest, *_ = self.groups
-        if 2 * len(largest) > len(self.scores):
-            outside = [name for name in self.scores if name not in largest]
-            return f"None is left without {_listed(outside, most=len(outside))}: go without,"
-        homes = [_listed(group) for group in self.groups if len(group) > 1]
-        if not homes:
-            return "Do not average them,"
-        return f"There is none within {', nor within '.join(homes)}: average one of these,"
+    def _reason(self, message: str, names: Collection[str]) -> Reason:
+        return Reason("barrier", f"{message}, or let `--select greedy` decide.", tuple(names))
+
+    def _walls(self, *groups: Sequence[str]) -> str:
+        """In how many of the pairs between groups there is a barrier, and how high it is."""
+        ends = {frozenset(pair) for one, other in combinations(groups, 2) for pair in product(one, other)}
+        across = [pair for pair in self.highest if {pair.first, pair.second} in ends]
+        walls = [pair for pair in across if pair.barrier]
+        of = counted(len(walls), len(across), "pair")
+        return f"a barrier in {of}, the highest {walls[0].shown}, from {walls[0].first} to {walls[0].second}"
+
+    @cached_property
+    def _unclear(self) -> tuple[Pair, ...]:
+        return tuple(pair for pair in self.pairs if pair.high >= self.least and not pair.barrier)
+
+    @cached_property
+    def _unclear_within(self) -> int:
+        """Pairs of one group between which a barrier cannot be excluded, so that the groups may be others."""
+        return sum(any({pair.first, pair.second} <= {*group} for group in self.groups) for pair in self._unclear)
 
     @property
     def text(self) -> str:
         """The result in sentences."""
         lines = [reason.message for reason in self.reasons]
         least, worst = f"{100 * self.least:g} points", self.highest[0]
-        unclear = sum(pair.high >= self.least and not pair.barrier for pair in self.pairs)
         if not lines:
             lines.append(
                 f"No barrier of {least} can be seen between these {len(self.scores)} models"
-                f"{'' if unclear else ': they lie in one basin'}. "
+                f"{'' if self._unclear else ': they lie in one basin'}. "
                 f"The highest is {worst.shown}, from {worst.first} to {worst.second}."
             )
-        if unclear:
+        if self._unclear:
+            within = f", {self._unclear_within} of them within a group" if self.reasons and self._unclear_within else ""
             lines.append(
-                f"For {unclear} of {len(self.pairs)} pairs one of {least} cannot be excluded with n = {self.n:,}; "
-                "more held-out rows would tell."
+                f"In {counted(len(self._unclear), len(self.pairs), 'pair')}{within}, one of {least} cannot be excluded "
+                f"with n = {self.n:,}; more held-out rows would tell."
             )
         return "\n".join(lines)
 
@@ -197,10 +211,21 @@ class Barriers:
         plots.barriers(path, self.to_dict())
 
 
-def _listed(names: Sequence[str], most: int = 4) -> str:
+def counted(some: int, many: int, word: str) -> str:
+    """How many of a number of things.
+
+    >>> counted(1, 1, "pair"), counted(2, 2, "pair"), counted(3, 3, "pair"), counted(1, 4, "pair")
+    ('the one pair', 'both pairs', 'all 3 pairs', '1 of 4 pairs')
+    """
+    if some < many:
+        return f"{some} of {many} {word}s"
+    return f"the one {word}" if many == 1 else f"{'both' if many == 2 else f'all {many}'} {word}s"
+
+
+def listed(names: Sequence[str], most: int = 12) -> str:
     """Some names as words.
 
-    >>> _listed(["a"]), _listed(["a", "b"]), _listed(["a", "b", "c", "d", "e"])
+    >>> listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c", "d", "e"], most=4)
     ('a', 'a and b', 'a, b, c and 2 more')
     """
     shown = names if len(names) <= most else (*names[: most - 1], f"{len(names) - most + 1} more")

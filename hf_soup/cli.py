@@ -7,7 +7,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -84,17 +85,21 @@ def forage(
     if output is not None:
         refuse_existing(output)
     found = find(base, task=task, limit=limit, quiet=quiet)
-    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else shown.foraged(found))
+    recipe = found.recipe().to_yaml() if output is not None and found.groups else None
+    text = "" if as_json else shown.foraged(found)
+    _tell(found.to_dict(), text, as_json, *([partial(write_new, output, recipe)] if output and recipe else []))
+    if found.unread:
+        many = f"{len(found.unread)} of {len(found.siblings)}"
+        click.echo(f"note: incomplete: {many} could not be read just now: {', '.join(found.unread)}", err=True)
     if output is None:
         return
-    if not found.groups:
+    if recipe is None:
         click.echo(f"'{output}' was not written: no two of them can be averaged.", err=True)
         ctx.exit(3)
-    write_new(output, found.recipe().to_yaml())
     click.echo(f"Wrote group 1 to {output}. Next: hf-soup cook {output} -o soup", err=True)
     for number, group in enumerate(found.groups[1:], 2):
-        members = " ".join(group.members)
-        click.echo(f"Group {number} instead: hf-soup check {members} --base {found.base} -o RECIPE", err=True)
+        members = " ".join([*group.members, *(["--base", found.base] if group.from_base else [])])
+        click.echo(f"Group {number} instead: hf-soup check {members} -o RECIPE", err=True)
 
 
 @cli.command(epilog=_MODELS)
@@ -137,6 +142,8 @@ def check(
         raise click.UsageError("--barrier measures on held-out data: name a recipe that has `score` with --recipe.")
     if plot and not barrier:
         raise click.UsageError("--plot draws barriers, so it goes with --barrier.")
+    if plot and output and plot.absolute() == output.absolute():
+        raise click.UsageError(f"-o and --plot both name '{plot}', and one would take the other's place.")
     _patient()
     recipe = recipe_of(models, source, base=base)
     if output is not None:
@@ -146,26 +153,30 @@ def check(
 
         require_measurable(recipe, plot)
     lineage = examine(recipe)
-    if output is not None and lineage.verdict != "refused":
-        # One that cannot be read would stop the cook, for which it is only a hint here.
-        if lineage.ancestor and lineage.ancestor.checkpoint and lineage.ancestor.declared and recipe.base is None:
-            recipe = recipe.model_copy(update={"base": lineage.ancestor.model})
-        write_new(output, recipe.to_yaml())
-        click.echo(f"Wrote {output}. Next: hf-soup cook {output} -o soup", err=True)
     report, text = lineage.to_dict(), str(lineage)
-    if barrier and lineage.verdict == "refused":
+    refused = lineage.verdict == "refused"
+    files: list[Callable[[], None]] = []
+    if barrier and refused:
         click.echo("note: models that cannot be averaged have no barrier measured between them", err=True)
         report["barrier"] = None
     elif barrier:
         found = barriers(recipe, lineage, device=device, quiet=quiet)
         report["reasons"] += [reason.to_dict() for reason in found.reasons]
         report["barrier"] = found.to_dict()
-        text += f"\n\n{shown.barriers(found)}"
-        if plot:
-            found.draw(plot)
-    click.echo(json.dumps(report, indent=2) if as_json else text)
-    if lineage.verdict == "refused":
+        # What the check advises is to measure, which is done.
+        said = [part for part in text.split("\n\n") if not part.startswith("What to do: ")]
+        text = "\n\n".join([*said, shown.barriers(found)])
+        files += [partial(found.draw, plot)] if plot else []
+    if output is not None and not refused:
+        # One that cannot be read would stop the cook, for which it is only a hint here.
+        if lineage.ancestor and lineage.ancestor.checkpoint and lineage.ancestor.declared and recipe.base is None:
+            recipe = recipe.model_copy(update={"base": lineage.ancestor.model})
+        files.insert(0, partial(write_new, output, recipe.to_yaml()))
+    _tell(report, text, as_json, *files)
+    if refused:
         ctx.exit(3)
+    if output is not None:
+        click.echo(f"Wrote {output}. Next: hf-soup cook {output} -o soup", err=True)
 
 
 @cli.command(epilog=f"RECIPE is a YAML file. {_MODELS}")
@@ -344,6 +355,29 @@ def hub(root: Path, port: int) -> None:
 # ---- helpers ------------------------------------------------------------------------------------------------
 
 
+def _tell(report: dict[str, Any], text: str, as_json: bool, *files: Callable[[], None]) -> None:
+    """Print what was found and write the files; where one cannot be written, what was found is printed all the same."""
+    failed = []
+    for write in files:
+        try:
+            write()
+        except SoupError as error:
+            failed.append(error)
+    if not as_json:
+        click.echo(text)
+    elif failed:
+        click.echo(json.dumps(report | _as_data(failed[0]), indent=2))
+        click.get_current_context().exit(1)
+    else:
+        click.echo(json.dumps(report, indent=2))
+    if failed:
+        raise failed[0]
+
+
+def _as_data(error: SoupError) -> dict[str, Any]:
+    return {"error": {"type": type(error).__name__, "message": error.message, "hint": error.hint}}
+
+
 def _patient() -> None:
     from hf_soup import client
 
@@ -358,10 +392,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = cli.main(list(arguments), prog_name="hf-soup", standalone_mode=False)
     except SoupError as error:
         if as_json:
-            report = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
-            click.echo(json.dumps({"error": report}, indent=2))
+            click.echo(json.dumps(_as_data(error), indent=2))
         else:
-            click.echo(f"Error: {error}", err=True)
+            click.echo(f"Error: {shown.printable(str(error))}", err=True)
         sys.exit(1)
     except click.ClickException as error:
         error.show()

@@ -81,6 +81,19 @@ def is_passing(error: BaseException) -> bool:
     return status in (408, 425, 429) or (status is not None and status >= 500)
 
 
+def may_pass(error: SoupError) -> bool:
+    """Whether an error words a failure of the Hub or the network that may pass, and so says nothing of a model."""
+    each: BaseException | None = error
+    looked_at = []
+    # A cause that is raised again has what it caused as its context, which goes round in a circle.
+    while each is not None and each not in looked_at:
+        if is_passing(each):
+            return True
+        looked_at.append(each)
+        each = each.__cause__ or each.__context__
+    return False
+
+
 def retrying(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
     """Call the client, again after a pause where the failure may pass (rate limit, 5xx, a broken connection)."""
     for attempt in range(ATTEMPTS):

@@ -5,21 +5,23 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hf_soup import hub
 from hf_soup.checkpoint import Checkpoint, open_checkpoint
-from hf_soup.client import Token
+from hf_soup.client import Token, may_pass
 from hf_soup.compatibility import Reason
 from hf_soup.errors import IncompatibleError, RecipeError, ResolveError, SoupError
-from hf_soup.lineage import examine
+from hf_soup.lineage import Lineage, examine
 from hf_soup.progress import bar
-from hf_soup.recipe import MAX_INGREDIENTS, Ingredient, Recipe, is_here
+from hf_soup.recipe import MAX_INGREDIENTS, Recipe, is_here, split_revision
 
 #: Comparisons of one architecture's models before those that are left are given up: each reads samples of weights.
 _ROUNDS = 8
-_ALONE = "No other fine-tune that was looked at has its architecture and labels."
+_ALONE = "No other fine-tune that was looked at is like it."
+#: Classes whose outputs are labels; others have some too in their config, which the class before left there.
+_LABELLED = re.compile(r"Classification|Detection|Segmentation")
 
 
 @dataclass(frozen=True)
@@ -64,16 +66,23 @@ class Group:
         members: Their ids, the most downloaded first.
         verdict: ``proven`` or ``likely``, as in a `Lineage`.
         reasons: What is to know about them.
+        from_base: Whether they were compared with the base and come from it; only then does their recipe name it.
     """
 
     members: tuple[str, ...]
     verdict: str
     reasons: tuple[Reason, ...] = ()
+    from_base: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         reasons = [reason.to_dict() for reason in self.reasons]
-        return {"members": list(self.members), "verdict": self.verdict, "reasons": reasons}
+        return {
+            "members": list(self.members),
+            "verdict": self.verdict,
+            "reasons": reasons,
+            "from_base": self.from_base,
+        }
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,9 @@ class Foraged:
         parents: What the base itself was made from, as its card says.
         siblings: Its fine-tunes, the most downloaded first.
         groups: The largest first, and among equals the most downloaded.
+        not_compared: Why the base's weights could not be read, and what to do; empty where they were.
+        unread: Siblings of which a failure that may pass kept something from being read, so that the answer is
+            incomplete.
     """
 
     base: str
@@ -93,6 +105,8 @@ class Foraged:
     parents: tuple[str, ...] = ()
     siblings: tuple[Sibling, ...] = field(default=(), repr=False)
     groups: tuple[Group, ...] = field(default=(), repr=False)
+    not_compared: str = ""
+    unread: tuple[str, ...] = ()
 
     def recipe(self, group: int = 1) -> Recipe:
         """A recipe of one group, pinned to the commits that were looked at, as the verdict is about those.
@@ -111,14 +125,21 @@ class Foraged:
                 f"there are {len(self.groups)}."
             )
         chosen = [each for each in self.siblings if each.group == group]
-        return Recipe(base=self.base, ingredients=[{"model": each.id, "revision": each.revision} for each in chosen])
+        base = self.base if self.groups[group - 1].from_base else None
+        return Recipe(base=base, ingredients=[{"model": each.id, "revision": each.revision} for each in chosen])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as ``hf-soup forage --json`` prints it."""
         return {
-            "base": {"model": self.base, "revision": self.revision, "parents": list(self.parents)},
+            "base": {
+                "model": self.base,
+                "revision": self.revision,
+                "parents": list(self.parents),
+                "not_compared": self.not_compared,
+            },
             "siblings": [sibling.to_dict() for sibling in self.siblings],
             "groups": [group.to_dict() for group in self.groups],
+            "unread": list(self.unread),
         }
 
 
@@ -128,7 +149,8 @@ def forage(base: str, *, task: str | None = None, limit: int = 20, token: Token 
     Those are taken that name the base in their card, the most downloaded first. Each is pinned, and its config and
     headers are read; whatever cannot be used is listed with the reason. Of one group are those that have the same
     architecture and labels, and of which `check` says that they can be averaged. Labels without names are a group of
-    their own: they fit any others of the same number, which is no reason to believe that they mean the same.
+    their own: they fit any others of the same number, which is no reason to believe that they mean the same. Where the
+    base's own weights cannot be read, the siblings are compared with one another alone.
 
     Args:
         base: A Hub id, ``id@revision`` or a huggingface.co address.
@@ -138,7 +160,7 @@ def forage(base: str, *, task: str | None = None, limit: int = 20, token: Token 
         quiet: No progress bars.
 
     Raises:
-        ResolveError: The base does not exist, or the Hub cannot be reached.
+        ResolveError: The base does not exist, or the Hub cannot be reached, or fails where it is about no one sibling.
         RecipeError: The base is no Hub id, no fine-tune of it has the task, or the limit makes no sense.
     """
     if not 1 <= limit <= MAX_INGREDIENTS:
@@ -148,23 +170,32 @@ def forage(base: str, *, task: str | None = None, limit: int = 20, token: Token 
             f"'{base}' is a folder or file here, and fine-tunes are looked for on the Hub.",
             hint="Name the base by its Hub id, in a folder that has nothing of that name.",
         )
-    asked = Ingredient.model_validate(base)
-    founder = hub.resolve(asked.model, asked.revision, token=token)
+    model, revision = _asked(base)
+    founder = hub.resolve(model, revision, token=token)
     if founder.from_cache:
         raise ResolveError(
             f"The Hub was not reached, and it alone knows who was fine-tuned from {founder.id}.",
             hint="Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, and try again.",
         )
-    named = f"{founder.id}@{asked.revision}" if asked.revision else founder.id
+    named = f"{founder.id}@{revision}" if revision else founder.id
     listed = _listed(founder.id, task, limit, token)
-    opened, why = _opened(listed, token, quiet)
+    opened, why, unread = _opened(listed, token, quiet)
     verdicts = dict.fromkeys(why, "unusable")
     groups: list[Group] = []
+    not_compared = _unreadable(named, token) if opened else ""
     with bar("Comparing", len(opened), quiet=quiet, unit="model") as progress:
         for alike in _alike(opened):
-            found, refused = _averageable(alike, named, token)
+            try:
+                found, refused, broken = _averageable(alike, None if not_compared else named, token)
+            except SoupError as error:
+                if not_compared or may_pass(error):
+                    raise
+                not_compared = _unreadable(named, token) or f"{error.message} {error.hint}".strip()
+                found, refused, broken = _averageable(alike, None, token)
             groups += found
-            verdicts |= dict.fromkeys(refused, "refused" if len(alike) > 1 else "alone")
+            unread += broken
+            verdicts |= {name: "alone" if said == _ALONE else "refused" for name, said in refused.items()}
+            verdicts |= dict.fromkeys(broken, "unusable")
             why |= refused
             progress.update(len(alike))
     downloads = {each.id: each.downloads for each in listed}
@@ -188,7 +219,34 @@ def forage(base: str, *, task: str | None = None, limit: int = 20, token: Token 
                 group=numbers.get(each.id),
             )
         )
-    return Foraged(named, founder.revision, hub.base_models(founder), tuple(siblings), tuple(groups))
+    parents = hub.base_models(founder)
+    return Foraged(named, founder.revision, parents, tuple(siblings), tuple(groups), not_compared, tuple(unread))
+
+
+def _asked(base: str) -> tuple[str, str | None]:
+    """The id and the revision that somebody typed."""
+    model, at, revision = split_revision(base.strip())
+    shown = base if len(base) <= 100 else f"{base[:99]}…"
+    if not model or len(model) > 96:
+        raise ResolveError(f"'{shown}' is neither a folder nor a Hub id.", hint="A Hub id is `owner/name`.")
+    if at and not revision:
+        raise ResolveError(f"'{shown}' names no revision after '@'.", hint=f"Leave it out: '{model}'.")
+    return model, revision or None
+
+
+def _unreadable(base: str, token: Token) -> str:
+    """Why the weights of the base cannot be compared; empty where they can.
+
+    Raises:
+        ResolveError: The Hub failed, which says nothing of the base.
+    """
+    try:
+        open_checkpoint(base, token=token, on_hub=True)
+    except SoupError as error:
+        if may_pass(error):
+            raise
+        return f"{error.message} {error.hint}".strip()
+    return ""
 
 
 def _listed(base: str, task: str | None, limit: int, token: Token) -> list[hub.Listed]:
@@ -196,32 +254,39 @@ def _listed(base: str, task: str | None, limit: int, token: Token) -> list[hub.L
     tags = [f"base_model:finetune:{base}"]
     listed = hub.search(tags, limit, task=task, token=token)
     if not listed and task is not None:
-        tasks = Counter(each.task for each in hub.search(tags, 1000, token=token) if each.task)
+        every = hub.search(tags, 1000, token=token)
+        tasks = Counter(each.task or "none stated" for each in every)
         if tasks:
             counted = ", ".join(f"{name} ({count})" for name, count in tasks.most_common(12))
-            raise RecipeError(f"No fine-tune of {base} has the task '{task}'.", hint=f"They have: {counted}.")
+            named = (
+                f"The one fine-tune of {base} has not"
+                if len(every) == 1
+                else f"None of {len(every)} fine-tunes of {base} has"
+            )
+            raise RecipeError(f"{named} the task '{task}'.", hint=f"They have: {counted}. Leave --task out to see all.")
     return listed
 
 
-def _opened(listed: Sequence[hub.Listed], token: Token, quiet: bool) -> tuple[dict[str, Checkpoint], dict[str, str]]:
-    """Those that can be used, and why the others cannot."""
+def _opened(
+    listed: Sequence[hub.Listed], token: Token, quiet: bool
+) -> tuple[dict[str, Checkpoint], dict[str, str], list[str]]:
+    """Those that can be used, why the others cannot, and of whom a failure that may pass is the reason."""
     with bar("Reading", len(listed), quiet=quiet, unit="model") as progress:
 
-        def attempt(each: hub.Listed) -> Checkpoint | str:
+        def attempt(each: hub.Listed) -> Checkpoint | SoupError:
             try:
                 return open_checkpoint(each.id, token=token, on_hub=True)
             except SoupError as error:
-                return error.message
+                return error
             finally:
                 progress.update()
 
         found = dict(zip((each.id for each in listed), hub.in_parallel(attempt, listed), strict=True))
-    opened: dict[str, Checkpoint] = {}
     why: dict[str, str] = {}
-    first: dict[tuple[str | None, ...], str] = {}
+    same: dict[object, dict[str, Checkpoint]] = {}
     for name, each in found.items():
-        if isinstance(each, str):
-            why[name] = each
+        if isinstance(each, SoupError):
+            why[name] = each.message
             continue
         assert each.repo is not None
         codes = each.config.get("quantization_config")
@@ -230,12 +295,13 @@ def _opened(listed: Sequence[hub.Listed], token: Token, quiet: bool) -> tuple[di
             why[name] = f"{name} is quantised ({str(codes.get('quant_method', 'no method stated'))[:40]})."
             continue
         weights = tuple(each.repo.files[file].sha256 for file in each.weight_files)
-        original = first.setdefault(weights, name) if all(weights) else name
-        if original == name:
-            opened[name] = each
-        else:
-            why[name] = f"{name} has the same weight files as {original}."
-    return opened, why
+        same.setdefault(weights if all(weights) else name, {})[name] = each
+    # Of copies the one that says what its labels mean, and among equals the most downloaded.
+    chosen = [min(copies, key=lambda name: _unnamed(_labels(copies[name].config))) for copies in same.values()]
+    for original, copies in zip(chosen, same.values(), strict=True):
+        why |= {name: f"{name} has the same weight files as {original}." for name in copies if name != original}
+    opened = {name: each for name, each in found.items() if isinstance(each, Checkpoint) and name not in why}
+    return opened, why, [name for name, each in found.items() if isinstance(each, SoupError) and may_pass(each)]
 
 
 def _alike(opened: Mapping[str, Checkpoint]) -> list[dict[str, Checkpoint]]:
@@ -249,13 +315,16 @@ def _alike(opened: Mapping[str, Checkpoint]) -> list[dict[str, Checkpoint]]:
     return list(sorts.values())
 
 
-def _averageable(alike: Mapping[str, Checkpoint], base: str, token: Token) -> tuple[list[Group], dict[str, str]]:
-    """The sets of models that can be averaged, and why each of the others cannot.
+def _averageable(
+    alike: Mapping[str, Checkpoint], base: str | None, token: Token
+) -> tuple[list[Group], dict[str, str], list[str]]:
+    """The sets of models that can be averaged, why each of the others cannot, and who could not be read just now.
 
     Where a set is refused it is parted in two: those whom the reasons name, and those who agree with the first.
     """
     groups: list[Group] = []
     why: dict[str, str] = {}
+    unread: list[str] = []
     waiting = [dict(alike)]
     for _ in range(_ROUNDS):
         # The largest first, so that those are left over, if any, who would be few.
@@ -264,32 +333,55 @@ def _averageable(alike: Mapping[str, Checkpoint], base: str, token: Token) -> tu
             break
         members = waiting.pop(0)
         try:
-            lineage = examine(list(members.values()), base=base, token=token)
+            lineage, stray = _examined(list(members.values()), base, token)
         except SoupError as error:
             # Of one whose files broke off, perhaps: an error names whom it is about, and the others go on without.
-            about = [name for name in members if _names(error.message, name)] or list(members)
+            about = [name for name in members if _names(error.message, name)]
+            if not about:
+                if base is not None or may_pass(error):
+                    raise
+                about = list(members)
             why |= dict.fromkeys(about, error.message)
+            unread += about if may_pass(error) else []
             waiting.append({name: each for name, each in members.items() if name not in about})
             continue
         ids = dict(zip(lineage.names, members, strict=True))
         if lineage.verdict != "refused":
-            groups.append(Group(tuple(members), lineage.verdict, lineage.reasons))
+            reasons = (*([replace(stray, refuses=False)] if stray else []), *lineage.reasons)
+            groups.append(Group(tuple(members), lineage.verdict, reasons, base is not None and stray is None))
+            why = {name: said for name, said in why.items() if name not in members}
             continue
         refusals = [reason for reason in lineage.reasons if reason.refuses]
-        named = {ids[name]: reason.message for reason in reversed(refusals) for name in reason.ingredients}
-        why |= dict.fromkeys(members, refusals[0].message) | named
-        apart = set().union(*(_named_apart(reason, lineage.names) for reason in refusals))
+        # Whom the base does not know is set apart first: of those who differ from one another it tells who is right.
+        liars = [reason for reason in refusals if reason.code == "not-from-base"]
+        parting = liars if liars and len(liars[0].ingredients) < len(members) else refusals
+        named = {ids[name]: reason.message for reason in reversed(parting) for name in reason.ingredients}
+        if parting is refusals:
+            why |= dict.fromkeys(members, refusals[0].message)
+        why |= named
+        apart = set().union(*(_named_apart(reason, lineage.names) for reason in parting))
         apart_ids = [ids[name] for name in lineage.names if name in apart]
         if 0 < len(apart_ids) < len(members):
             for out in (False, True):
                 waiting.append({name: each for name, each in members.items() if (name in apart_ids) is out})
     grouped = {member for group in groups for member in group.members}
-    return groups, {name: why.get(name, _ALONE) for name in alike if name not in grouped}
+    return groups, {name: why.get(name, _ALONE) for name in alike if name not in grouped}, unread
+
+
+def _examined(members: Sequence[Checkpoint], base: str | None, token: Token) -> tuple[Lineage, Reason | None]:
+    """What `check` says, and where that is only that all come from elsewhere: what it says of them without the base."""
+    lineage = examine(members, base=base, token=token)
+    refusals = [reason for reason in lineage.reasons if reason.refuses]
+    if base is None or [reason.code for reason in refusals] != ["base-wrong"]:
+        return lineage, None
+    return examine(members, token=token), refusals[0]
 
 
 def _named_apart(reason: Reason, names: Sequence[str]) -> set[str]:
     """Whom a reason sets apart from the rest: of a pair with the first model the other; nobody where it names all."""
     who = set(reason.ingredients)
+    if reason.code == "not-from-base":
+        return who if len(who) < len(names) else set()
     if who >= set(names):
         return set()
     return who - {names[0]} or who
@@ -309,6 +401,9 @@ def _architecture(config: Mapping[str, Any]) -> str | None:
 def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of a classifier's outputs in their order, with the library's own names where there are none."""
     named, count = config.get("id2label"), config.get("num_labels")
+    # A config without a class may be anyone's.
+    if config.get("architectures") and not _LABELLED.search(_architecture(config) or ""):
+        return ()
     if isinstance(named, Mapping) and named:
         numbered = sorted(named.items(), key=lambda item: (len(str(item[0])), str(item[0])))
         return tuple(str(name)[:80] for _, name in numbered)
@@ -316,3 +411,8 @@ def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
         return ()
     # Two is what the library assumes, and what it therefore leaves out.
     return tuple(f"LABEL_{number}" for number in range(count if isinstance(count, int) and 0 < count < 10_000 else 2))
+
+
+def _unnamed(labels: Sequence[str]) -> bool:
+    """Whether labels are only the library's own names; yes where there are none."""
+    return all(re.fullmatch(r"label_\d+", label.strip().casefold()) for label in labels)

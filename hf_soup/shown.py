@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,8 @@ def foraged(found: Foraged) -> str:
     grouped = sum(len(group.members) for group in found.groups)
     many = "1 group" if len(found.groups) == 1 else f"{len(found.groups)} groups"
     lines = [f"Fine-tunes of {base}: {len(found.siblings)} looked at, {grouped} in {many}."]
+    if found.not_compared:
+        lines += _wrapped(f"They were compared with one another and not with it: {printable(found.not_compared)}", "")
     rows = {each.id: _columns(each) for each in found.siblings}
     widths = [max(len(row[column]) for row in rows.values()) for column in range(3)]
 
@@ -79,11 +82,13 @@ def foraged(found: Foraged) -> str:
         labels = _labelled(members[0].labels)
         alike = ", ".join(part for part in (_cut(members[0].architecture or "", 80), labels) if part)
         lines += ["", f"Group {number}, {group.verdict}: {alike}", *(line(each) for each in members)]
-        codes = [reason.code for reason in group.reasons]
-        for at, reason in enumerate(group.reasons):
+        # What keeps the base from being compared is said once, above.
+        said = [each for each in group.reasons if not (found.not_compared and each.code == "ancestor-unreadable")]
+        codes = [reason.code for reason in said]
+        for at, reason in enumerate(said):
             if reason.code not in codes[:at]:
                 more = f" (and {codes.count(reason.code) - 1} more like this)" if codes.count(reason.code) > 1 else ""
-                lines.append(f"  [{reason.code}] {_cut(reason.message, 160)}{more}")
+                lines += _wrapped(f"[{reason.code}] {_first_sentences(reason.message)}{more}", "  ")
     for verdict, title in (("alone", "Like no other"), ("refused", "Refused"), ("unusable", "Not usable")):
         members = [each for each in found.siblings if each.verdict == verdict]
         if members:
@@ -100,7 +105,8 @@ def _brief(each: Sibling) -> str:
     """Why a sibling is in no group, in a few words; a model like no other says what it is."""
     if each.verdict == "alone":
         return ", ".join(part for part in (_cut(each.architecture or "", 80), _labelled(each.labels)) if part)
-    said = re.sub(rf"^'?{re.escape(each.id)}(@[0-9a-f]{{7}})?'?[:,]? ", "", each.why)
+    # Not where others are named with it: "acme/a and acme/b …" would become "and acme/b …".
+    said = re.sub(rf"^'?{re.escape(each.id)}(@[0-9a-f]{{7}})?'?(: | (?=has |is ))", "", each.why)
     return _cut(said.partition("\n")[0], 100)
 
 
@@ -112,8 +118,38 @@ def _labelled(labels: Sequence[str]) -> str:
     return f"{len(labels)} labels: {_cut(', '.join(labels), 60)}"
 
 
+def _first_sentences(message: str, most: int = 240) -> str:
+    """The sentences of a message that fit; the first one whatever it is, but for thousands of letters.
+
+    >>> _first_sentences("They drifted. Of acme/a v1.0 little is left.", 20)
+    'They drifted.'
+    """
+    first, *rest = re.split(r"(?<=[.!?]) (?=[^a-z])", message)
+    for sentence in rest:
+        if len(f"{first} {sentence}") > most:
+            break
+        first += f" {sentence}"
+    return _cut(first, 2 * most)
+
+
+def _wrapped(text: str, indent: str, width: int = 110) -> list[str]:
+    return textwrap.wrap(
+        text, width, initial_indent=indent, subsequent_indent=f"{indent}  ", break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
+
+
+def printable(text: str) -> str:
+    """A stranger's text as it may be shown at a terminal: lines, and no letters that would steer it.
+
+    >>> printable("red\x1b[31m\\n")
+    'red�[31m\\n'
+    """
+    return "".join(letter if letter.isprintable() or letter == "\n" else "�" for letter in text)
+
+
 def _cut(text: str, most: int) -> str:
-    text = "".join(letter if letter.isprintable() else "�" for letter in text)  # a stranger's, at a terminal
+    text = printable(text).replace("\n", "�")
     return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
 
 

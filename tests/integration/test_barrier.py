@@ -95,7 +95,7 @@ def test_only_the_barrier_tells_a_twins_child(digits: Path, measured: Barriers) 
     assert measured.outsiders == ("local:b-1",)
     assert measured.groups == (("local:a-1", "local:a-2"), ("local:b-1",))
     assert [reason.ingredients for reason in measured.reasons] == [("local:b-1",)]
-    assert measured.text.startswith("local:b-1 does not belong: barriers to 2 of the 2 others, the highest ")
+    assert measured.text.startswith("local:b-1 does not belong: a barrier in both pairs, the highest ")
 
 
 def test_the_figures_are_those_of_plain_transformers(digits: Path, measured: Barriers) -> None:

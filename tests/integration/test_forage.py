@@ -11,12 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+import yaml
+from huggingface_hub import HfApi
+from safetensors.torch import load_file, save, save_file
 from starlette.requests import Request
 from starlette.responses import Response
 
 import hf_soup
-from hf_soup import Foraged, IncompatibleError, Recipe, RecipeError, ResolveError, hub
+from hf_soup import Foraged, IncompatibleError, Recipe, RecipeError, ResolveError, hub, shown
+from hf_soup.compatibility import Reason
+from hf_soup.foraging import Group, Sibling, _labels
 from hf_soup.local_hub import LocalHub
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
@@ -188,11 +192,12 @@ def test_json(meadow: LocalHub, cli: Cli) -> None:
     for each in again["siblings"]:
         each["downloads"] -= 1  # the first look at its config was one
     assert done.json == again
-    assert set(done.json) == {"base", "siblings", "groups"}
+    assert set(done.json) == {"base", "siblings", "groups", "unread"}
+    assert set(done.json["base"]) == {"model", "revision", "parents", "not_compared"}
     assert set(done.json["siblings"][0]) == {
         "id", "revision", "architecture", "task", "labels", "license", "downloads", "verdict", "why", "group",
     }  # fmt: skip
-    assert set(done.json["groups"][0]) == {"members", "verdict", "reasons"}
+    assert set(done.json["groups"][0]) == {"members", "verdict", "reasons", "from_base"}
     assert Recipe.load("found.yaml").base == BASE
 
 
@@ -241,8 +246,13 @@ def test_a_task(grow: Callable[..., str], cli: Cli) -> None:
     assert [each.id for each in found.siblings] == ["acme/three"]
     done = cli("forage", BASE, "--task", "fill-masks")
     assert (done.code, done.out) == (1, "")
-    assert "No fine-tune of acme/base has the task 'fill-masks'." in done.err
+    assert "None of 3 fine-tunes of acme/base has the task 'fill-masks'." in done.err
     assert "They have: text-classification (2), fill-mask (1)." in done.err
+    grow("steering", card='base_model: acme/base\npipeline_tag: "t\\e[31mask"')
+    done = cli("forage", BASE, "--task", "fill-masks")
+    assert "None of 4 fine-tunes" in done.err
+    assert "t�[31mask (1)" in done.err
+    assert "\x1b" not in done.err
 
 
 def test_a_base_without_fine_tunes(publish: Callable[..., str], grow: Callable[..., str], cli: Cli) -> None:
@@ -286,6 +296,11 @@ def test_a_base_that_was_renamed(grow: Callable[..., str], online: LocalHub) -> 
         ("acme/base@absent", ResolveError, "no such branch, tag or commit"),
         ("not an id", ResolveError, "neither a folder nor a Hub id"),
         ("/", RecipeError, "'/' is a folder or file here"),
+        ("", ResolveError, "'' is neither a folder nor a Hub id"),
+        (" ", ResolveError, "' ' is neither a folder nor a Hub id"),
+        ("@main", ResolveError, "'@main' is neither a folder nor a Hub id"),
+        (1100 * "x", ResolveError, "x…' is neither a folder nor a Hub id"),
+        ("acme/base@", ResolveError, "'acme/base@' names no revision after '@'"),
     ],
 )
 def test_a_base_that_cannot_be(publish: Callable[..., str], base: str, kind: type[Exception], said: str) -> None:
@@ -335,6 +350,149 @@ def test_one_that_breaks_does_not_end_the_run(grow: Callable[..., str], online: 
     assert [group.members for group in found.groups] == [("acme/m0", "acme/m2", "acme/m10")]
     assert (found.siblings[1].id, found.siblings[1].group) == ("acme/m1", None)
     assert "answered 410" in found.siblings[1].why
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [("gated", "is gated"), ("pickle", "only pytorch_model.bin"), ("config", "config.json is not valid JSON")],
+)
+def test_a_base_whose_weights_cannot_be_read(
+    grow: Callable[..., str], online: LocalHub, monkeypatch: pytest.MonkeyPatch, cli: Cli, damage: str, said: str
+) -> None:
+    """The siblings are compared with one another, the reason is said once, and the recipe leaves the base out."""
+    grow("one", config=MOODS)
+    grow("two", config=MOODS)
+    grow("stranger", config=MOODS, strange=True)
+    api = HfApi(endpoint=online.endpoint, token=online.token)
+    if damage == "gated":
+        online.gate("model", BASE)
+        monkeypatch.delenv("HF_TOKEN")
+    elif damage == "pickle":
+        api.delete_file("model.safetensors", BASE)
+        api.upload_file(path_or_fileobj=b"PK", path_in_repo="pytorch_model.bin", repo_id=BASE)
+    else:
+        api.upload_file(path_or_fileobj=b"{nope", path_in_repo="config.json", repo_id=BASE)
+    found = hf_soup.forage(BASE)
+    assert [(group.members, group.verdict) for group in found.groups] == [(("acme/one", "acme/two"), "likely")]
+    assert {each.id: each.verdict for each in found.siblings}["acme/stranger"] == "refused"
+    assert said in found.not_compared
+    assert found.recipe().base is None
+    done = cli("forage", BASE, "-o", "found.yaml")
+    assert "They were compared with one another and not with it: " in done.out
+    assert " ".join(done.out.split()).count(said) == 1
+    assert "base" not in yaml.safe_load(Path("found.yaml").read_text())
+    assert done.code == 0
+
+
+@pytest.mark.parametrize("path", ["/acme/base/resolve/.*config.json", "/acme/base/resolve/.*safetensors"])
+def test_a_hub_that_fails_is_no_verdict(grow: Callable[..., str], online: LocalHub, cli: Cli, path: str) -> None:
+    """About the base it is an error; nobody is refused for it."""
+    grow("one", config=MOODS)
+    grow("two", config=MOODS)
+    online.intercept = lambda request: (
+        Response("later", 429, {"Retry-After": "0"}) if re.search(path, request.url.path) else None
+    )
+    done = cli("forage", BASE)
+    assert (done.code, done.out) == (1, "")
+    assert "the Hub's rate limit is reached" in done.err
+
+
+def test_one_that_cannot_be_read_just_now(grow: Callable[..., str], online: LocalHub, cli: Cli) -> None:
+    """Is listed, and the answer said to be incomplete."""
+    for number in range(3):
+        grow(f"m{number}", downloads=9 - number, config=MOODS)
+    online.intercept = lambda request: (
+        Response("later", 429, {"Retry-After": "0"}) if "/acme/m1/resolve" in request.url.path else None
+    )
+    done = cli("forage", BASE, "--json")
+    assert done.code == 0
+    assert done.json["unread"] == ["acme/m1"]
+    assert [each["verdict"] for each in done.json["siblings"]] == ["proven", "unusable", "proven"]
+    assert "note: incomplete: 1 of 3 could not be read just now: acme/m1" in done.err
+
+
+def test_of_copies_the_one_with_names_is_kept(grow: Callable[..., str]) -> None:
+    """However often the other is downloaded; among equals the most downloaded."""
+    unnamed = {"id2label": None, "label2id": None}
+    grow("second", downloads=9, config=MOODS)
+    grow("again", downloads=8, config=unnamed, source="a")
+    grow("original", downloads=5, config=MOODS, source="a")
+    grow("copy", downloads=4, config=MOODS, source="a")
+    found = hf_soup.forage(BASE)
+    assert [group.members for group in found.groups] == [("acme/second", "acme/original")]
+    assert {each.id: each.why for each in found.siblings if each.verdict == "unusable"} == {
+        f"acme/{name}": f"acme/{name} has the same weight files as acme/original." for name in ("again", "copy")
+    }
+
+
+def test_labels_of_models_without_a_head_do_not_count() -> None:
+    """What a body or a language model has of them was left there by the class before."""
+    for architecture, counts in {
+        "ViTModel": False, "BertForMaskedLM": False, "LlamaForCausalLM": False, "ViTForImageClassification": True,
+        "DetrForObjectDetection": True, "SegformerForSemanticSegmentation": True, "BertForTokenClassification": True,
+        "DeiTForImageClassificationWithTeacher": True, None: True,
+    }.items():  # fmt: skip
+        config = MOODS | ({"architectures": [architecture]} if architecture else {})
+        assert _labels(config) == (("negative", "positive") if counts else ())
+
+
+def test_one_liar_does_not_refuse_an_honest_sibling(grow: Callable[..., str]) -> None:
+    grow("liar", downloads=9, config=MOODS, strange=True)
+    grow("honest", downloads=8, config=MOODS)
+    liar, honest = hf_soup.forage(BASE).siblings
+    assert (liar.verdict, honest.verdict) == ("refused", "alone")
+    assert "nothing in common with those of the ancestor, acme/base" in liar.why
+    grow("friend", downloads=7, config=MOODS)
+    found = hf_soup.forage(BASE)
+    assert [group.members for group in found.groups] == [("acme/honest", "acme/friend")]
+    assert found.recipe().base == BASE
+
+
+def test_siblings_of_another_base_are_a_group(
+    grow: Callable[..., str], publish: Callable[..., str], family: Path, tmp_path: Path, cli: Cli
+) -> None:
+    """Where the Hub has the model that they do come from; the note says that it is not this base."""
+    other = tmp_path / "other"
+    shutil.copytree(family / "base", other)
+    tensors = load_file(other / "model.safetensors")
+    generator = torch.Generator().manual_seed(7)
+    tensors = {key: 0.02 * torch.randn(each.shape, generator=generator) for key, each in tensors.items()}
+    save_file(tensors, other / "model.safetensors", {"format": "pt"})
+    config = json.loads((other / "config.json").read_text()) | {"id2label": {"0": "x", "1": "y"}, "label2id": None}
+    (other / "config.json").write_text(json.dumps(config))
+    publish("other", other)
+    for name in ("liar-1", "liar-2"):
+        moved = {key: each + 0.001 * torch.randn(each.shape, generator=generator) for key, each in tensors.items()}
+        grow(name, config=MOODS, files={"model.safetensors": save(moved, {"format": "pt"})})
+    found = hf_soup.forage(BASE)
+    (group,) = found.groups
+    assert (group.verdict, group.from_base) == ("likely", False)
+    assert "acme/base is not their ancestor" in group.reasons[0].message
+    assert not group.reasons[0].refuses
+    assert found.recipe().base is None
+    assert "acme/base is not their ancestor" in " ".join(cli("forage", BASE).out.split())
+
+
+def test_what_is_said_of_one_in_a_line() -> None:
+    """The name is left out only where it alone is spoken of."""
+
+    def brief(why: str) -> str:
+        return shown._brief(Sibling("acme/a", None, None, None, (), None, 0, "refused", why))
+
+    assert brief("acme/a@1234567: config.json is a list.") == "config.json is a list."
+    assert brief("acme/a has no weights.") == "has no weights."
+    assert brief("acme/a and acme/b differ.") == "acme/a and acme/b differ."
+    assert brief("acme/a, acme/b: they differ.") == "acme/a, acme/b: they differ."
+    assert brief("acme/a (cosine 0.1): a stranger.") == "acme/a (cosine 0.1): a stranger."
+
+
+def test_notes_of_a_group_end_with_a_sentence() -> None:
+    """They are wrapped, and no sentence is cut short."""
+    group = Group(("acme/a", "acme/b"), "likely", (Reason("drifted", 60 * "word " + "end. " + "More " + 60 * "more " + "end."),))
+    two = tuple(Sibling(f"acme/{x}", "c" * 40, None, None, (), None, 0, "likely", group=1) for x in "ab")
+    text = shown.foraged(Foraged("acme/base", "c" * 40, (), two, (group,)))
+    assert text.endswith("word end.")
+    assert max(map(len, text.splitlines())) <= 110
 
 
 def test_what_strangers_write_is_bounded(grow: Callable[..., str], cli: Cli) -> None:
