@@ -13,7 +13,7 @@ from typing import Literal
 
 from hf_soup import architecture, parameters
 from hf_soup.checkpoint import Checkpoint
-from hf_soup.compatibility import HEADS_HINT, Reason, label_rows, some, types
+from hf_soup.compatibility import HEADS_HINT, Reason, complete, label_rows, some, types
 from hf_soup.headers import FLOATS, Rows, TensorInfo
 from hf_soup.memo import remembered
 from hf_soup.recipe import Recipe
@@ -389,6 +389,8 @@ class _Alignment:
         more = f"\n  The same is true of {len(differing) - 1} more." if len(differing) > 1 else ""
         if head_tensors(self.checkpoints[self.donor], self.names[self.donor]).issuperset(differing):
             more += f"\n  {HEADS_HINT}"
+        lies = complete(self.checkpoints, self.names, self.donor, everyone=True)
+        more += "".join(f"\n  {reason.message}" for reason in lies)
         who = [name for name, shape in having if shape != having[0][1]]
         self.refuse("shapes", f"The models disagree on the shape of '{tensor}':\n{rows}{more}", *who)
 

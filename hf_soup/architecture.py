@@ -140,6 +140,10 @@ def same_architecture(
     if type(left) is not type(right):
         return [*differences, f"model_type: {left.model_type} against {right.model_type}"]
     ours, theirs = dict(_fields(left, ignore_tokens)), dict(_fields(right, ignore_tokens))
+    if ignore_tokens and not body_only:  # they generate; T5 reads out of an untied config that outputs are not scaled
+        key = "scale_decoder_outputs"
+        for values, config in ((ours, left), (theirs, right)):
+            values[f"{key} (by tie_word_embeddings)"] = getattr(config, key, None)
     return differences + [
         f"{key}: {shown(ours.get(key))} against {shown(theirs.get(key))}"
         for key in sorted(ours.keys() | theirs.keys())

@@ -214,15 +214,15 @@ def types(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[Reaso
     return [Reason("dtypes-mixed", message, tuple(names))]
 
 
-def complete(checkpoints: Sequence[Checkpoint], names: Sequence[str], donor: int, *, heads: bool) -> list[Reason]:
+def complete(checkpoints: Sequence[Checkpoint], names: Sequence[str], donor: int, *, everyone: bool) -> list[Reason]:
     """Files that are not what their own config asks for, so that the library could not load what is made of them.
 
-    The donor's, whose config the soup has; where only bodies are averaged (``heads``) everyone's, as what an
-    ingredient lacks is then averaged over the others.
+    The donor's, whose config the soup has; ``everyone``'s where only bodies are averaged, as what an ingredient lacks
+    is then averaged over the others, and where shapes differ, as that may be why.
     """
     reasons = []
     for number, (checkpoint, name) in enumerate(zip(checkpoints, names, strict=True)):
-        if not heads and number != donor:
+        if not everyone and number != donor:
             continue
         shapes = {tensor: info.shape for tensor, info in checkpoint.tensors.items()}
         ask = partial(parameters.contradictions, checkpoint.config, shapes, name)
@@ -236,7 +236,7 @@ def complete(checkpoints: Sequence[Checkpoint], names: Sequence[str], donor: int
             reasons.append(Reason("config-wrong", message, (name,), refuses=True))
         if lacking:
             message = f"{name} lacks {len(lacking)} tensors that its own config asks for: {some(lacking)}. {repair}"
-            reasons.append(Reason("tensors-missing" if heads else "config-wrong", message, (name,), refuses=True))
+            reasons.append(Reason("tensors-missing" if everyone else "config-wrong", message, (name,), refuses=True))
     return reasons
 
 

@@ -27,11 +27,11 @@ APART = 0.1
 #: … share of its rows that have nothing in common with the row of the same number, or …
 LOST = 0.25
 #: … share of its rows that lie elsewhere in the other model, …
-SWAPPED = 0.1
+SWAPPED = 0.17
 #: … where the median cosine is at least this: below it, hard training may have done it, …
 SURE = 0.5
 #: … unless that share is at least this.
-SURELY_SWAPPED = 0.3
+SURELY_SWAPPED = 0.44
 #: Cosine of the heads below which they were initialised apart.
 HEADS_APART = 0.3
 #: Lowest cosine of siblings' task vectors above which the ancestor they are measured from is hardly theirs …

@@ -300,7 +300,7 @@ def examine(
             reasons += found
             alignment, found = align(checkpoints, names, wishes, tokens)
             reasons += found
-            reasons += complete(checkpoints, names, alignment.donor, heads=wishes.heads is not None)
+            reasons += complete(checkpoints, names, alignment.donor, everyone=wishes.heads is not None)
         codes = {reason.code for reason in reasons if reason.refuses}
         judgement = judge(
             checkpoints,
