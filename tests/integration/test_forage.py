@@ -488,7 +488,9 @@ def test_what_is_said_of_one_in_a_line() -> None:
 
 def test_notes_of_a_group_end_with_a_sentence() -> None:
     """They are wrapped, and no sentence is cut short."""
-    group = Group(("acme/a", "acme/b"), "likely", (Reason("drifted", 60 * "word " + "end. " + "More " + 60 * "more " + "end."),))
+    group = Group(
+        ("acme/a", "acme/b"), "likely", (Reason("drifted", 60 * "word " + "end. " + "More " + 60 * "more " + "end."),)
+    )
     two = tuple(Sibling(f"acme/{x}", "c" * 40, None, None, (), None, 0, "likely", group=1) for x in "ab")
     text = shown.foraged(Foraged("acme/base", "c" * 40, (), two, (group,)))
     assert text.endswith("word end.")
