@@ -42,6 +42,11 @@ def require_measurable(recipe: Recipe, picture: Path | None = None) -> None:
     Raises:
         RecipeError: The recipe has no held-out data or too many models, or the picture's place is taken.
     """
+    if recipe.heads == "body":
+        raise RecipeError(
+            "The recipe has `heads: body`, and a body has no outputs that could be measured.",
+            hint="Where the models have outputs, leave `heads` out or set `heads: MODEL`, and add `score`.",
+        )
     if recipe.score is None:
         raise RecipeError(
             "Barriers are measured on held-out data, and the recipe has no `score`.",
@@ -58,7 +63,7 @@ def require_measurable(recipe: Recipe, picture: Path | None = None) -> None:
         return
     if picture.suffix != ".png":
         raise RecipeError(f"'{picture}' does not end in .png, and pictures are written as PNG.")
-    if picture.exists() or picture.is_symlink():
+    if os.path.lexists(picture):
         raise RecipeError(f"'{picture}' exists already, and nothing is overwritten.", hint="Name another file.")
     if not os.access(picture.absolute().parent, os.W_OK):
         raise RecipeError(f"The picture cannot be written to the folder '{picture.absolute().parent}'.")
@@ -128,7 +133,7 @@ def barriers(
         config = soup_config(lineage, plan.dtype)
         write_assets(Path(kitchen), config, lineage)
         bench = prepare_benches(recipe, plan, Path(kitchen), config, device, token, say, lineage.head_of)[0]
-        say(f"note: {len(names)} models, {pairs} pairs: {total} scorings of {bench.n:,} rows")
+        say(f"note: {len(names)} models, {pairs} pair{'s'[: pairs - 1]}: {total} scorings of {bench.n:,} rows")
         with (
             Evaluation(
                 [bench], held_out=True, names=names, plan=plan, paths=fetch_weights(lineage.checkpoints, quiet=quiet),
@@ -136,20 +141,20 @@ def barriers(
             ) as evaluation,
             bar("Measuring barriers", total, unit="score", quiet=quiet) as shown,
         ):  # fmt: skip
-            started, told = time.monotonic(), False
+            ended = [time.monotonic()]
 
             def point(weights: Mapping[str, float]) -> _Point:
-                nonlocal told
                 logits = evaluation.logits(weights)
                 found = bench.value(logits), bench.resampled(logits)
                 shown.update(1)
-                if not told:
-                    told = True
-                    say(f"note: they take about {spoken((time.monotonic() - started) * total)}")
+                ended.append(time.monotonic())
+                if len(ended) == 3:  # the first one started what the others only use
+                    seconds = ended[1] - ended[0] + (ended[2] - ended[1]) * (total - 1)
+                    say(f"note: they take about {spoken(seconds)}")
                 return found
 
             scores, found = _measure(names, point, least)
-    return Barriers(bench.title, bench.n, least, scores, found)
+    return Barriers(bench.title, bench.n, least, scores, found, lineage.head_of)
 
 
 #: A score, and the score over resamples of the rows.

@@ -52,6 +52,7 @@ class Barriers:
         least: The height from which on a barrier counts, as a share of one.
         scores: Of every model itself, in the recipe's order.
         pairs: All of them, in that order too.
+        head_of: Whose head every model was scored with, where the recipe averages bodies alone; None for their own.
 
     >>> line = {0: 0.9, 0.5: 0.4, 1: 0.9}
     >>> pair = Pair("acme/a", "acme/b", line, at=0.5, height=0.5, low=0.45, high=0.55, barrier=True)
@@ -64,6 +65,7 @@ class Barriers:
     least: float
     scores: Mapping[str, float]
     pairs: tuple[Pair, ...]
+    head_of: str | None = None
 
     @cached_property
     def groups(self) -> tuple[tuple[str, ...], ...]:
@@ -164,6 +166,8 @@ class Barriers:
                 f"In {counted(len(self._unclear), len(self.pairs), 'pair')}{within}, one of {least} cannot be excluded "
                 f"with n = {self.n:,}; more held-out rows would tell."
             )
+        if self.head_of is not None:
+            lines.append(f"All of them, the ends too, were scored with {self.head_of}'s head.")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -185,6 +189,7 @@ class Barriers:
             "n": self.n,
             "least": self.least,
             "names": names,
+            "head_of": self.head_of,
             "matrix": matrix,
             "heights": heights,
             "intervals": intervals,

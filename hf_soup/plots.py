@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,28 @@ _LETTERS, _FIGURES = 24, 22
 
 
 def short(names: Sequence[str]) -> list[str]:
-    """Names without owners, where that leaves them apart, and of bounded length.
+    """Names without owners, where that leaves them apart, and of bounded length; different names stay different.
 
     >>> short(["acme/vit-1", "local:vit-2"])
     ['vit-1', 'vit-2']
+    >>> short([f"acme/a-base-model-fine-tuned-with-seed-{seed}-on-digits-and-more" for seed in (1, 2)])
+    ['…1-on-digits-and-more', '…2-on-digits-and-more']
     """
     last = [name.rpartition("/")[2].removeprefix("local:") for name in names]
     found = last if len({*last}) == len(last) else list(names)
+    begin = len(os.path.commonprefix(found))  # noqa: RUF071 -- letter by letter is what is meant
+    ways = (
+        [_middle_out(name) for name in found],
+        # What they have in common at the start goes first, as what tells them apart may have been in the middle.
+        [_middle_out(f"…{name[begin:]}") for name in found],
+        [f"{name[: _LETTERS - 5]}…{number}" for number, name in enumerate(found, 1)],
+    )
+    return next(way for way in ways if len({*way}) == len(way) or way is ways[-1])
+
+
+def _middle_out(name: str) -> str:
     half = _LETTERS // 2
-    return [name if len(name) <= _LETTERS else f"{name[:half]}…{name[1 - half :]}" for name in found]
+    return name if len(name) <= _LETTERS else f"{name[:half]}…{name[1 - half :]}"
 
 
 def barriers(path: Path, summary: Mapping[str, Any]) -> None:
@@ -72,7 +86,7 @@ def barriers(path: Path, summary: Mapping[str, Any]) -> None:
         right.legend(fontsize=6)
     picture = io.BytesIO()
     # Without the date and version that matplotlib adds, the same barriers have the same picture.
-    figure.savefig(picture, format="png", dpi=120, metadata={"Software": None})
+    figure.savefig(picture, format="png", dpi=120, bbox_inches="tight", metadata={"Software": None})
     try:
         with path.open("xb") as file:
             file.write(picture.getvalue())

@@ -106,7 +106,7 @@ def _brief(each: Sibling) -> str:
     if each.verdict == "alone":
         return ", ".join(part for part in (_cut(each.architecture or "", 80), _labelled(each.labels)) if part)
     # Not where others are named with it: "acme/a and acme/b …" would become "and acme/b …".
-    said = re.sub(rf"^'?{re.escape(each.id)}(@[0-9a-f]{{7}})?'?(: | (?=has |is ))", "", each.why)
+    said = re.sub(rf"^'?{re.escape(each.id)}(@[0-9a-f]{{7}})?'?(: | (?=has |is )|, (?=file ))", "", each.why)
     return _cut(said.partition("\n")[0], 100)
 
 

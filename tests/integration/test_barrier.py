@@ -170,7 +170,7 @@ def test_the_command_line_over_the_hub(digits: Path, cli: Cli, publish: Callable
     low, high = found["intervals"][0][1]
     assert 0 < low < height < high
     assert found["text"] in reason["message"]
-    assert "note: 2 models, 1 pairs: 5 scorings of 450 rows" in done.err
+    assert "note: 2 models, 1 pair: 5 scorings of 450 rows" in done.err
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
     assert yaml.safe_load((tmp_path / "new.yaml").read_text())["score"]["name"] == "digits"
     again = cli("check", *models, "--recipe", "recipe.yaml", "--barrier", "--plot", "b.png")

@@ -481,6 +481,7 @@ def test_what_is_said_of_one_in_a_line() -> None:
 
     assert brief("acme/a@1234567: config.json is a list.") == "config.json is a list."
     assert brief("acme/a has no weights.") == "has no weights."
+    assert brief("'acme/a@1234567', file 'config.json' is gated.") == "file 'config.json' is gated."
     assert brief("acme/a and acme/b differ.") == "acme/a and acme/b differ."
     assert brief("acme/a, acme/b: they differ.") == "acme/a, acme/b: they differ."
     assert brief("acme/a (cosine 0.1): a stranger.") == "acme/a (cosine 0.1): a stranger."

@@ -13,7 +13,7 @@ import pytest
 from huggingface_hub import HfApi
 from sklearn.metrics import f1_score
 
-from hf_soup import Barriers, Recipe, RecipeError, barriers, shown
+from hf_soup import Barriers, Recipe, RecipeError, barriers, plots, shown
 from hf_soup.barrier import LINES, MAX_PAIRS, _measure, require_measurable
 from hf_soup.basin import Pair
 from hf_soup.local_hub import LocalHub
@@ -282,12 +282,35 @@ def test_what_cannot_be_measured_is_refused_at_once(tmp_path: Path) -> None:
             require_measurable(two, tmp_path / name)
 
 
+def test_a_body_has_nothing_to_measure() -> None:
+    """And no `score` would help, as a recipe cannot have both."""
+    body = Recipe(ingredients=["acme/a", "acme/b"], heads="body")
+    with pytest.raises(RecipeError, match="a body has no outputs") as error:
+        require_measurable(body)
+    assert "leave `heads` out or set `heads: MODEL`" in str(error.value)
+
+
+def test_names_in_tables_stay_apart() -> None:
+    """Whatever is cut: what tells them apart may be at the start, in the middle, at the end, or too far inside."""
+    long = 60 * "x"
+    for names in (
+        ["a/same", "b/same"], [f"{long}{n}{long}" for n in range(3)], [f"{n}{long}" for n in range(3)],
+        [f"acme/{long}{n}" for n in range(12)], [f"{a}{long}{b}{long}" for a in "ab" for b in "ab"],
+        [f"{owner}{long}/{name}{long}" for owner in "ab" for name in "cd"],
+    ):  # fmt: skip
+        seen = plots.short(names)
+        assert len({*seen}) == len(names)
+        assert max(map(len, seen)) <= 24
+    assert "…1" in plots.short([f"{long}{n}{long}" for n in range(3)])[1]
+
+
 def test_wrong_usage(cli: Cli, family: Path, tmp_path: Path) -> None:
     """Exit code 2 and what is missing; nothing was looked at."""
     for arguments, said in {
         (): "name models, or a recipe of them with --recipe",
         ("acme/a", "acme/b", "--barrier"): "name a recipe that has `score` with --recipe",
         ("acme/a", "acme/b", "--plot", "b.png"): "it goes with --barrier",
+        ("--recipe", "r.yaml", "--barrier", "-o", "b.png", "--plot", "b.png"): "-o and --plot both name 'b.png'",
     }.items():
         done = cli("check", *arguments)
         assert (done.code, done.out) == (2, "")
@@ -334,10 +357,60 @@ def test_barriers_of_texts(cli: Cli, family: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(
         Recipe(ingredients=[str(family / name) for name in "abc"], score=score, select="greedy").to_yaml()
     )
-    done = cli("check", "--recipe", "recipe.yaml", "--barrier", "--quiet", "--plot", "b.png")
+    done = cli("check", "--recipe", "recipe.yaml", "--barrier", "--quiet", "--plot", "b.png", "-o", "new.yaml")
     assert done.code == 0, done
+    assert "What to do" not in done.out
+    assert (tmp_path / "new.yaml").exists()
+    assert done.err.index("they take about") < done.err.index("Wrote new.yaml")
     assert done.out.startswith(("proven: ", "likely: "))
     assert "Barriers on rows.csv accuracy (n = 24), in points" in done.out
     assert "\n   3 c  " in done.out
     assert "note: 3 models, 3 pairs: 12 scorings of 24 rows\nnote: they take about " in done.err
     assert (tmp_path / "b.png").exists()
+
+
+def test_whose_head_is_scored_is_said(family: Path) -> None:
+    """With `heads: MODEL` a model's score is not its own."""
+    score = {**SCORE, "dataset": str(family / "rows.csv")}
+    models = [str(family / name) for name in "ab"]
+    said: list[str] = []
+    seen = barriers(Recipe(ingredients=models, score=score, heads=models[1]), say=said.append)
+    assert seen.head_of == seen.to_dict()["head_of"] == "local:b"
+    assert seen.text.endswith("All of them, the ends too, were scored with local:b's head.")
+    own = barriers(Recipe(ingredients=models, score=score), say=said.append)
+    assert own.head_of is None
+    assert "head" not in own.text
+    assert "note: 2 models, 1 pair: 5 scorings of 24 rows" in said
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_was_measured_is_told_where_it_cannot_be_drawn(
+    cli: Cli, family: Path, tmp_path: Path, as_json: bool
+) -> None:
+    """A name that no disk takes: the result, then the error; in JSON both in one object."""
+    score = {**SCORE, "dataset": str(family / "rows.csv")}
+    (tmp_path / "recipe.yaml").write_text(
+        Recipe(ingredients=[str(family / name) for name in "ab"], score=score).to_yaml()
+    )
+    picture = f"{300 * 'b'}.png"
+    arguments = ["check", "--recipe", "recipe.yaml", "--barrier", "--plot", picture, "-o", "new.yaml"]
+    done = cli(*arguments, *(["--json"] if as_json else []))
+    assert done.code == 1
+    assert (tmp_path / "new.yaml").exists()
+    if as_json:
+        assert done.json["barrier"]["n"] == 24
+        assert done.json["error"]["message"] == f"Cannot write '{picture}': File name too long."
+    else:
+        assert "Barriers on rows.csv accuracy" in done.out
+        assert f"Error: Cannot write '{picture}': File name too long." in done.err
+
+
+@pytest.mark.parametrize("command", [["check", "acme/a", "acme/b"], ["forage", "acme/base"]])
+def test_a_place_that_cannot_be_written_is_refused_at_once(
+    cli: Cli, online: LocalHub, tmp_path: Path, command: list[str]
+) -> None:
+    """One object, and nothing was asked."""
+    done = cli(*command, "-o", "no/where.yaml", "--json")
+    assert done.code == 1
+    assert "'no/where.yaml' cannot be written: there is no folder" in done.json["error"]["message"]
+    assert online.requests == []
