@@ -13,7 +13,7 @@ from typing import Literal
 
 from hf_soup import architecture, parameters
 from hf_soup.checkpoint import Checkpoint
-from hf_soup.compatibility import HEADS_HINT, Reason, complete, label_rows, some, types
+from hf_soup.compatibility import HEADS_HINT, Reason, complete, label_rows, names_outputs, some, types
 from hf_soup.headers import FLOATS, Rows, TensorInfo
 from hf_soup.memo import remembered
 from hf_soup.recipe import Recipe
@@ -262,12 +262,12 @@ class _Alignment:
         if heads is not None:
             own = named[self.donor]
             named = [own if number == self.donor else None for number in range(len(named))]  # the others' are left out
-            fits = architecture.label_order(wanted, own) if wanted and own else True
-            if wanted and (fits is None or len(wanted) != (architecture.num_labels(donor.config) or 2)):
+            fits = wanted == own or not (wanted and own) or architecture.label_order(wanted, own)
+            if wanted and (not fits or len(wanted) != (architecture.num_labels(donor.config) or 2)):
                 message = f"The recipe's `labels` ({some(wanted)}) are not those of {whose}, whose head is kept"
                 self.refuse("labels", f"{message} ({some(own) if own else 'without names'}).", whose)
                 return
-        elif len(set(named)) > 1 and not label_rows(donor, whose):
+        elif len(set(named)) > 1 and not names_outputs(donor, whose):
             return  # left over from another head; the donor's stay in its config
         self.labels = wanted or next((labels for labels in named if labels is not None), None)
         if self.labels is None:

@@ -188,7 +188,7 @@ def labels(
             hint = HEADS_HINT if wanted is None else "Correct `labels` in the recipe, or leave the model out."
             message = f"{whose} and {name} do not have the same labels: {said}. {hint}"
             reasons.append(Reason("labels", message, (whose, name), refuses=True))
-    if (reasons or unknown or wanted is not None) and not _names_outputs(checkpoints[0], names[0]):
+    if (reasons or unknown or wanted is not None) and not names_outputs(checkpoints[0], names[0]):
         # Labels are left over from another head: nothing of this one can be in another order.
         if wanted is None:
             return []
@@ -247,7 +247,7 @@ def label_rows(checkpoint: Checkpoint, name: str) -> list[str]:
     return remembered("labels", [config, stored], ask)
 
 
-def _names_outputs(checkpoint: Checkpoint, name: str) -> bool:
+def names_outputs(checkpoint: Checkpoint, name: str) -> bool:
     """Whether the class of a model has outputs that labels name."""
     try:
         return bool(label_rows(checkpoint, name))
