@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
+from graphlib import CycleError, TopologicalSorter
 from threading import Lock
 from typing import NamedTuple
 
@@ -144,13 +145,16 @@ def read_claims(
     shared, silent = _shared(every, [checkpoint.model for checkpoint in checkpoints])
     loops = []
     for index, checkpoint in enumerate(checkpoints):
-        if any(checkpoint.model in look(name).bases.names for name in every[index]):
+        named = {
+            name: {look(each).name for each in look(name).bases.names[:_PARENTS] if each in known}
+            for name in every[index]
+        }
+        try:
+            TopologicalSorter({checkpoint.model: set(every[index][:1]), **named}).prepare()
+        except CycleError as error:
             loops.append(index)
-            message = (
-                f"The cards lead from {names[index]} back to itself (by {', '.join(every[index][:4])}), so they do not "
-                "say what came first."
-            )
-            reasons.append(Reason("ancestors-loop", message, (names[index],)))
+            message = f"The cards behind {names[index]} lead in a circle ({' to '.join(error.args[1])}), so they do "
+            reasons.append(Reason("ancestors-loop", f"{message}not say what came first.", (names[index],)))
     return Claims(every, shared, silent, tuple(lost), tuple(loops), founder, offline, look), reasons
 
 

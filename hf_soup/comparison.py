@@ -76,19 +76,21 @@ class Comparison:
         for name in self._patched & self._body.keys():
             ends = [max((rows.target + rows.count for rows in each[name].rows), default=0) for each in tensors]
             self._body[name] = (min([*filter(None, ends), self._body[name][0]]), *self._body[name][1:])
-        stored = {info.dtype for mine in tensors for info in mine.values()}
+        stored = {info.dtype for _, mine in wanted for info in mine.values()}
         item = max((ITEM_BYTES[dtype] for dtype in stored if dtype in FLOATS), default=4)
         self._picks = samples.choose(self._body, models=len(wanted), item=item)
         head = {name: shape for name, shape in shapes.items() if name in in_head}
         of_head = samples.choose(head, samples.HEAD, models=len(wanted), item=item) if heads_correspond else []
         required = self.count + (len(named) if needed else 0)
         found, failed = samples.sample(wanted, [*self._picks, *of_head], samples.BODY + samples.HEAD, needed=required)
-        self._broken(found[: self.count])
+        self._broken([*self._picks, *of_head], found[: self.count])
+        self._without_broken(list(named), found[self.count :])
         picked = {pick.name for pick in self._picks}
         self._sampled = [{name: rows for name, rows in each.items() if name in picked} for each in found]
         self.founders = {model: founder for model, (founder, _) in named.items()}
         for place, error in failed.items():
             self._unreadable(list(named)[place - self.count], error.message)
+        self._too_thin()
         self.bodies = kinship.compare(self._sampled, [*self.names, *self.founders], "body")
         self.heads: Kinship | None = None
         if heads_correspond:
@@ -107,15 +109,40 @@ class Comparison:
         """Whether anything forbids to average."""
         return any(reason.refuses for reason in self.reasons)
 
-    def _broken(self, found: Sequence[dict[str, samples.Array]]) -> None:
+    def _broken(self, picks: Sequence[samples.Pick], found: Sequence[dict[str, samples.Array]]) -> None:
         """Numbers that are none: said, and kept out of the statistics."""
+        starts = {pick.name: pick.start for pick in picks}
         for name, mine in zip(self.names, found, strict=True):
+            broken = [tensor for tensor, rows in mine.items() if not np.isfinite(rows).all()]
+            where = []
+            for tensor in broken:
+                rows = mine.pop(tensor)
+                row, column = np.argwhere(~np.isfinite(rows))[0]
+                where.append(f"{rows[row, column]} at [{starts[tensor] + row}, {column}]")
+            if broken:
+                more = f", and {len(broken) - 1} more tensors such numbers" if len(broken) > 1 else ""
+                message = (
+                    f"'{broken[0]}' of {name} holds {where[0]}{more}. They would be in every average; leave it out."
+                )
+                self.reasons.append(Reason("not-finite", message, (name,), refuses=True))
+
+    def _without_broken(self, models: Sequence[str], found: Sequence[dict[str, samples.Array]]) -> None:
+        """The same of founders, of which nothing goes into an average."""
+        for model, mine in zip(models, found, strict=True):
             broken = [tensor for tensor, rows in mine.items() if not np.isfinite(rows).all()]
             for tensor in broken:
                 del mine[tensor]
             if broken:
-                message = f"{name} has NaN or Inf in {some(broken)}, which would be in every average. Leave it out."
-                self.reasons.append(Reason("not-finite", message, (name,), refuses=True))
+                message = f"The ancestor {model} has NaN or Inf in {some(broken)}, which are not compared."
+                self.reasons.append(Reason("ancestor-unreadable", message))
+
+    def _too_thin(self, *, tried: bool = False) -> None:
+        """Founders of which so little could be read that nothing follows."""
+        for number, model in enumerate(self.founders):
+            held = len(self._sampled[self.count + number])
+            if model not in self.unread | self._foreign and held < max(1, len(self._picks) // 4):
+                why = f"only {held} of the {len(self._picks)} tensors that were read are there."
+                self.unread.add(model) if tried else self._unreadable(model, why)
 
     def _unreadable(self, model: str, why: str) -> None:
         self.unread.add(model)
@@ -145,7 +172,9 @@ class Comparison:
             and (info.shape == shape or name in self._patched)
         }
         if not any(len(info.shape) > 1 for info in fitting.values()):
-            self._foreign.add(founder.model)
+            wide = sum(len(info.shape) > 1 for info in founder.tensors.values())
+            # Of one with no more than a matrix or two it cannot be said what else it would have.
+            self._foreign.add(founder.model) if wide > 2 else None
         return fitting
 
     def _by_key(self, checkpoint: Checkpoint) -> dict[str, TensorInfo]:
@@ -158,11 +187,13 @@ class Comparison:
         fresh = {each.model: each for each in founders if each.model not in self.founders}
         named = [(each, self._as_named(each, tried=tried)) for each in fresh.values()]
         found, failed = samples.sample(named, self._picks, needed=0)
+        self._without_broken(list(fresh), found) if not tried else None
         self._sampled += found
         self.founders |= fresh
         for place, error in failed.items():
             model = list(fresh)[place]
             self.unread.add(model) if tried else self._unreadable(model, error.message)
+        self._too_thin(tried=tried)
         self.bodies = kinship.compare(self._sampled, [*self.names, *self.founders], "body")
 
     def drop(self, founders: Collection[str]) -> None:
@@ -195,7 +226,10 @@ class Comparison:
     def near(self, number: int, founder: str) -> str:
         """How near an ingredient is to a founder, in words."""
         cosine = self.cosine(number, founder)
-        return "no tensor of the same shape" if np.isnan(cosine) else f"cosine {cosine:.3f}"
+        if np.isnan(cosine):
+            return "no tensor of the same shape"
+        rows = self.bodies.rows[number, self.place(founder)]
+        return f"cosine {cosine:.3f}" + (f", rows {rows:.0%}" if rows < kinship.SAME_ROWS <= cosine else "")
 
     def range(self, founder: str) -> str:
         """The cosines of all ingredients with a founder, in words."""

@@ -7,6 +7,7 @@ are as good as orthogonal. docs/lineage.md has the distributions behind the thre
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,8 +27,10 @@ DRIFTED = 0.9
 APART = 0.1
 #: … share of its rows that have nothing in common with the row of the same number, or …
 LOST = 0.25
-#: … share of its rows that lie elsewhere in the other model, …
+#: … share of its rows that lie elsewhere in the other model, where its cosine is below …
 SWAPPED = 0.17
+#: … this; …
+IN_PART = 0.8
 #: … where the median cosine is at least this: below it, hard training may have done it, …
 SURE = 0.5
 #: … unless that share is at least this.
@@ -41,8 +44,10 @@ FAR_FROM_BASE = 0.35
 
 #: A row lies elsewhere where another row's cosine is above the first number, and above its own by the second.
 _ELSEWHERE = (0.5, 0.3)
-#: Models of which each is compared with each row by row; of more, only with the last one.
+#: Models of which each is compared with each row by row; of more, with the first two and the last.
 _BY_ROWS = 12
+#: Tables that are looked up: their rows are tokens or places, which training moves by themselves and nobody reorders.
+_TABLE = re.compile(r"embed|wte|wpe|shared\.weight")
 #: Rows, and numbers in each, below which single rows say nothing.
 _FEWEST = 16
 
@@ -99,15 +104,32 @@ class Kinship:
             return None
         return bool(cosine >= STRANGERS and not rows < SAME_ROWS)
 
+    def has(self, model: int, tensor: str) -> bool:
+        """Whether a model has a tensor that was read."""
+        return bool(np.isfinite(self.products[self.tensors.index(tensor), model, model]))
+
+    def by_rows(self, a: int, b: int) -> bool:
+        """Whether two were compared row by row."""
+        return bool(np.isfinite(self.lost[:, a, b]).any())
+
     def apart(self, a: int, b: int) -> list[str]:
         """Tensors that have nothing in common in two models that otherwise do, in whole or in part."""
-        lost, swapped = self.lost[:, a, b], self.swapped[:, a, b]
+        if not self.kin(a, b):
+            return []
+        cosine, lost, swapped = self.by_tensor[:, a, b], self.lost[:, a, b], self.swapped[:, a, b]
         with np.errstate(invalid="ignore"):
             if self.cosines[a, b] >= SURE:
-                found = (self.by_tensor[:, a, b] < APART) | (lost >= LOST) | (swapped >= SWAPPED)
+                in_part = (cosine < IN_PART) & self._ordered & ((lost >= LOST) | (swapped >= SWAPPED))
+                # Some tokens that moved far are most of what a table's cosine says.
+                found = ((cosine < APART) & (self._ordered | ~(lost < SURE))) | in_part
             else:
-                found = swapped >= SURELY_SWAPPED
-        return [name for name, each in zip(self.tensors, found, strict=True) if each] if self.kin(a, b) else []
+                found = self._ordered & (swapped >= SURELY_SWAPPED)
+        return [name for name, each in zip(self.tensors, found, strict=True) if each]
+
+    @cached_property
+    def _ordered(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which tensors have rows in an order that somebody could change."""
+        return np.array([not _TABLE.search(name) for name in self.tensors], dtype=bool)
 
     def moved(self, models: Sequence[int], base: int) -> tuple[float, float] | None:
         """The lowest cosine of two task vectors measured from ``base``, and their size relative to it.
@@ -168,10 +190,15 @@ def compare(samples: Sequence[Mapping[str, Array]], names: Sequence[str], part: 
         for i, kind in zip(having, content, strict=True):
             lacking[i] = kind
         same &= np.equal.outer(lacking, lacking)
+        # A padding token's row is zeros, and a pruned one: those say nothing.
+        full = np.any(stack.reshape(len(having), shape[0], -1) != 0, axis=2)
         stack -= stack.mean(axis=1, keepdims=True)
         products[number][np.ix_(having, having)] = stack @ stack.T
         if min(shape[0], stack.shape[1] // shape[0]) >= _FEWEST:
-            units = {i: _unit(row.reshape(shape)) for i, row in zip(having, stack, strict=True)}
+            units = {
+                i: _unit(np.where(held[:, None], row.reshape(shape), 0.0))
+                for i, row, held in zip(having, stack, list(full), strict=True)
+            }
             shares[:, number] = _by_rows(units, count)
     return Kinship(
         part, tuple(names), tensors, products, _median(shares[0]), shares[1], shares[2], same & bool(tensors)
@@ -181,19 +208,20 @@ def compare(samples: Sequence[Mapping[str, Array]], names: Sequence[str], part: 
 def _by_rows(units: Mapping[int, Array], count: int) -> Matrix:
     """``(3, models, models)``: for pairs of models what one tensor's rows, of length one, say; see `Kinship`."""
     found = np.full((3, count, count), np.nan)
-    others = range(count) if count <= _BY_ROWS else [count - 1]
-    for a, b in ((one, other) for other in others for one in range(other)):
+    hubs = range(count) if count <= _BY_ROWS else (0, 1, count - 1)
+    for a, b in ((one, other) for other in range(count) for one in range(other) if one in hubs or other in hubs):
         if a not in units or b not in units:
             continue
-        near = units[a] @ units[b].T
-        own = np.diagonal(near)
-        holds = (np.abs(units[a]).max(axis=1) > 0) & (np.abs(units[b]).max(axis=1) > 0)  # a padding token's is zeros
-        nearest, chance = near.max(axis=1), 1 / len(own)
+        holds = units[a].any(axis=1) & units[b].any(axis=1)
+        if holds.sum() < _FEWEST:
+            continue
+        near = units[a][holds] @ units[b][holds].T
+        own, nearest, chance = np.diagonal(near), near.max(axis=1), 1 / len(near)
         best, ahead = _ELSEWHERE
-        finds = float((near.argmax(axis=1) == np.arange(len(own))).mean())
+        finds = float((near.argmax(axis=1) == np.arange(len(near))).mean())
         shares = (
             max(0.0, (finds - chance) / (1 - chance)),
-            float(((own < APART) & holds).mean()),
+            float((own < APART).mean()),
             float(((nearest > best) & (nearest - own > ahead)).mean()),
         )
         found[:, a, b] = found[:, b, a] = shares

@@ -52,7 +52,7 @@ def choose(shapes: Mapping[str, tuple[int, ...]], tensors: int = BODY, *, models
     from other depths than those of the next. Of a small model all tensors are read.
 
     >>> choose({"a.weight": (100, 1024), "a.bias": (100,)})
-    [Pick(name='a.weight', start=39, stop=60, columns=1024)]
+    [Pick(name='a.weight', start=48, stop=69, columns=1024)]
     """
     wide = [name for name, shape in shapes.items() if len(shape) > 1 and shape[0] > 1 and all(shape)]
     if item * sum(int(np.prod(shapes[name])) for name in wide) > _SMALL:
@@ -68,12 +68,14 @@ def choose(shapes: Mapping[str, tuple[int, ...]], tensors: int = BODY, *, models
         found = dict.fromkeys(name for _, _, name in sorted(turns))
         wide = sorted(list(found)[:tensors], key=wide.index)
     most = min(_BYTES // item, _ALL // max(1, models * len(wide)))
-    picks = []
+    picks: list[Pick] = []
     for name in wide:
         rows, columns = shapes[name][0], int(np.prod(shapes[name][1:]))
         count = max(1, min(rows, _MOST_ROWS, most // columns))
-        # From the middle: an embedding's first rows are its special and unused tokens.
-        start = (rows - count) // 2
+        # From the middle of a table of tokens, whose first rows are special and unused ones; of others from places that
+        # differ, so that no order of neurons leaves all that is read where it was.
+        depth = 0.5 if rows > 4 * columns else (0.618034 * (len(picks) + 1)) % 1.0
+        start = int((rows - count) * depth)
         picks.append(Pick(name, start, start + count, min(columns, most)))
     return picks
 
@@ -177,19 +179,26 @@ def _joined(places: Sequence[_Place], most: int) -> list[_Span]:
     if not places:
         return []
     near = _merged(places, dict.fromkeys((place.file for place in places), _GAP))
-    if len(near) <= most:
-        return near
-    allowed = {}
-    for file in dict.fromkeys(place.file for place in places):
-        mine = sorted((place for place in places if place.file == file), key=lambda place: place.start)
-        gaps = sorted((after.start - before.stop for before, after in pairwise(mine)), reverse=True)
-        share = max(1, most * len(mine) // len(places))
-        allowed[file] = max(_GAP, *gaps[share - 1 : share], 0)
-    spans = _merged(places, allowed)
-    if len(spans) > most or sum(span.stop - span.start for span in spans) > _MOST_BYTES:
-        step = len(near) / most
-        spans = [near[int(turn * step)] for turn in range(most)]
-    return spans
+    if len(near) > most:
+        allowed = {}
+        for file in dict.fromkeys(place.file for place in places):
+            mine = sorted((place for place in places if place.file == file), key=lambda place: place.start)
+            gaps = sorted((after.start - before.stop for before, after in pairwise(mine)), reverse=True)
+            share = max(1, most * len(mine) // len(places))
+            allowed[file] = max(_GAP, *gaps[share - 1 : share], 0)
+        wide = _merged(places, allowed)
+        near = wide if len(wide) <= most and _bytes(wide) <= _MOST_BYTES else _every(near, most)
+    # Numbers that take more bytes than those that the picks were made for.
+    return near if _bytes(near) <= _MOST_BYTES else _every(near, len(near) * _MOST_BYTES // _bytes(near))
+
+
+def _bytes(spans: Sequence[_Span]) -> int:
+    return sum(span.stop - span.start for span in spans)
+
+
+def _every(spans: Sequence[_Span], most: int) -> list[_Span]:
+    """So many of them, from everywhere."""
+    return [spans[int(turn * len(spans) / max(1, most))] for turn in range(most)]
 
 
 def _merged(places: Sequence[_Place], allowed: Mapping[str, int]) -> list[_Span]:

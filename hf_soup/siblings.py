@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
 from hf_soup import kinship
 from hf_soup.compatibility import Reason, some
 from hf_soup.kinship import Kinship, families
@@ -100,35 +98,44 @@ def parts_apart(bodies: Kinship, names: Sequence[str], founder: int | None, *, n
         named: Whether there is an ancestor that somebody names.
     """
     count = len(names)
-    apart = {pair: set(found) for pair in _pairs(count) if (found := bodies.apart(*pair))}
-    from_founder = {n: set(found) for n in range(count) if founder is not None and (found := bodies.apart(n, founder))}
-    if not apart:
-        if founder is None or len(from_founder) < count:
-            return []
-        found = sorted(set.intersection(*from_founder.values()), key=bodies.tensors.index)
+    # Of very many models only some are compared row by row with all.
+    looked = [pair for pair in _pairs(count) if bodies.by_rows(*pair)] or _pairs(count)
+    apart = {pair: set(bodies.apart(*pair)) for pair in looked}
+    theirs = {n: set(bodies.apart(n, founder)) for n in range(count)} if founder is not None else {}
+    lacked = {name for name in bodies.tensors if founder is not None and not bodies.has(founder, name)}
+    reasons = []
+    # What everyone began for themselves is apart in every pair, and all of it is that the ancestor lacks; neurons in
+    # another order are so in one model, and in some tensors of a layer.
+    fresh = set.intersection(*apart.values()) if apart else set()
+    if founder is not None:
+        fresh = fresh if fresh == lacked else set()
+    elif count == 2:
+        fresh = {name for name in fresh if "pooler" in name}
+    if fresh:
+        why = "each by itself" if founder is None else "as the ancestor has none such"
+        message = f"{some(sorted(fresh))}: initialised apart, {why}. `--select greedy` finds out who helps."
+        reasons.append(Reason("parts-apart", message, tuple(names)))
+    shared = set.intersection(*theirs.values()) if theirs and not any(apart.values()) else set()
+    if shared:
         message = (
-            f"{len(found)} of {len(bodies.tensors)} tensors that were read are not the ancestor's: {some(found)}. The "
-            "models agree about them, as after a common step between."
+            f"{len(shared)} of {len(bodies.tensors)} tensors that were read are not the ancestor's: "
+            f"{some(sorted(shared))}. The models agree about them, as after a common step between."
         )
-        return [Reason("ancestor-apart", message, tuple(names))] if found else []
-    tensors = [name for name in bodies.tensors if any(name in found for found in apart.values())]
-    held = bodies.products[[bodies.tensors.index(name) for name in tensors]]
-    lacking = founder is not None and bool(np.isnan(held[:, founder, founder]).all())
-    # What everyone began for themselves is apart in every pair; neurons in another order are so in one model.
-    everyone = count > 2 and len(apart) == len(_pairs(count)) and all(found == set(tensors) for found in apart.values())
-    if lacking or (founder is None and (everyone or all("pooler" in name for name in tensors))):
-        why = "as the ancestor has none such" if lacking else "each by itself"
-        message = f"{some(tensors)}: initialised apart, {why}. `--select greedy` finds out who helps."
-        concerned = sorted({number for pair in apart for number in pair})
-        return [Reason("parts-apart", message, tuple(names[number] for number in concerned))]
-    # Whose neurons were moved, the ancestor knows; without one, all but the largest group that agrees.
-    family, *rest = families({pair: pair not in apart for pair in _pairs(count)}, count)
-    outside = list(from_founder) or [number for group in rest for number in group]
-    if not outside:
-        return []  # apart from each other and not from the others: training did it, and no order of neurons
-    if not from_founder and len(family) == len(rest[0]):
-        outside = list(range(count))
-    who = [names[number] for number in outside]
+        reasons.append(Reason("ancestor-apart", message, tuple(names)))
+    # Whose neurons were moved, the ancestor knows; of what it lacks, all but the largest group that agrees.
+    moved = {number: found - shared for number, found in theirs.items() if found - shared}
+    rest = {pair: found & lacked if founder is not None else found for pair, found in apart.items()}
+    rest = {pair: found - fresh for pair, found in rest.items()}
+    family, *others = families({pair: not found for pair, found in rest.items()}, count)
+    alike = bool(others) and len(others[0]) == len(family)
+    for number in range(count):
+        if others and (alike or number not in family):
+            found = set().union(*(found for pair, found in rest.items() if number in pair))
+            moved[number] = moved.get(number, set()) | found
+    if not moved:
+        return reasons
+    who = [names[number] for number in sorted(moved)]
+    tensors = sorted(set().union(*moved.values()), key=bodies.tensors.index)
     fair = len(who) == count
     hint = "" if founder is not None or named else " An ancestor that is named with --base tells whose."
     message = (
@@ -137,7 +144,7 @@ def parts_apart(bodies: Kinship, names: Sequence[str], founder: int | None, *, n
         f"{some(tensors)}. Neurons or attention heads stand in another order, or were initialised anew; averaged, they "
         f"would be noise. {'Leave all but one out.' if fair else f'Leave {_them(who)} out.'}{hint}"
     )
-    return [Reason("parts-apart", message, tuple(who), refuses=True)]
+    return [*reasons, Reason("parts-apart", message, tuple(who), refuses=True)]
 
 
 def heads_apart(heads: Kinship, names: Sequence[str]) -> list[Reason]:

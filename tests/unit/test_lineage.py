@@ -230,6 +230,102 @@ def test_a_new_layer_in_everyone_is_not_another_order(
     assert (whole.verdict, who(whole, "parts-apart")) == ("refused", ["m0", "m1"])
 
 
+def reordered(tensors: Tensors, layer: int, share: float = 1.0) -> Tensors:
+    """Some hidden units of an MLP of a BERT in another order; the function stays the same."""
+    place = f"bert.encoder.layer.{layer}."
+    order = torch.arange(64)
+    moved = torch.arange(int(64 * share))
+    order[moved] = moved.roll(1)
+    return tensors | {
+        f"{place}intermediate.dense.weight": tensors[f"{place}intermediate.dense.weight"][order],
+        f"{place}intermediate.dense.bias": tensors[f"{place}intermediate.dense.bias"][order],
+        f"{place}output.dense.weight": tensors[f"{place}output.dense.weight"][:, order].contiguous(),
+    }
+
+
+@pytest.mark.parametrize("count", [3, 13, 20])
+@pytest.mark.parametrize("at", [0, 1, -1])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_part_in_another_order_among_many(
+    write: Write, berts: tuple[dict[str, Any], list[Tensors]], count: int, at: int, named: bool
+) -> None:
+    models = [nearby(berts[1][0], seed) for seed in range(count)]
+    models[at] = reordered(models[at], 0, 0.5)
+    written = [write(f"m{number}", tensors=each) for number, each in enumerate(models)]
+    lineage = check(written, base=write("base", tensors=berts[1][0]) if named else None)
+    assert lineage.verdict == "refused"
+    assert who(lineage, "parts-apart") == [f"m{at % count}"]
+
+
+def test_what_the_ancestor_lacks_is_no_excuse_for_another_order(
+    write: Write, berts: tuple[dict[str, Any], list[Tensors]]
+) -> None:
+    """An ancestor of one layer, and a second one that the models share, in another order in one of them."""
+    short = {name: each for name, each in berts[1][0].items() if "layer.1." not in name}
+    base = write("base", tensors=short, config={"num_hidden_layers": 1})
+    models = [nearby(berts[1][0], seed) for seed in range(3)]
+    assert check([write(f"h{n}", tensors=each) for n, each in enumerate(models)], base=base).verdict == "proven"
+    models[1] = reordered(models[1], 1)
+    lineage = check([write(f"m{n}", tensors=each) for n, each in enumerate(models)], base=base)
+    assert (lineage.verdict, who(lineage, "parts-apart")) == ("refused", ["m1"])
+
+
+def test_a_new_layer_in_everyone_and_another_order_in_one(
+    write: Write, berts: tuple[dict[str, Any], list[Tensors]]
+) -> None:
+    models = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        models.append(nearby(berts[1][0], seed) | {"bert.pooler.dense.weight": 0.02 * torch.randn(32, 32)})
+    models[2] = reordered(models[2], 0)
+    lineage = check([write(f"m{n}", tensors=each) for n, each in enumerate(models)])
+    [refusal] = [reason for reason in lineage.reasons if reason.refuses]
+    assert refusal.ingredients == ("local:m2",)
+    assert "pooler" not in refusal.message
+
+
+def test_rows_of_zeros_are_in_no_order(write: Write, berts: tuple[dict[str, Any], list[Tensors]]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = {n: torch.rand(each.shape[0], generator=generator) > 0.5 for n, each in berts[1][0].items()}
+
+    def pruned(seed: int) -> Tensors:
+        return {
+            name: each * masks[name][:, None] if each.dim() == 2 and "embeddings" not in name else each
+            for name, each in nearby(berts[1][0], seed).items()
+        }
+
+    base = write("base", tensors=berts[1][0])
+    for number, models in enumerate(([pruned(1), pruned(2)], [pruned(1), nearby(berts[1][0], 2)])):
+        lineage = check([write(f"m{number}{n}", tensors=each) for n, each in enumerate(models)], base=base)
+        # Where both lack the same rows, both moved far and the same way.
+        assert (lineage.verdict, codes(lineage) - {"drifted"}) == (
+            ("proven", set()) if number else ("likely", {"base-doubtful"})
+        )
+
+
+def test_embeddings_that_moved_far_are_in_no_other_order(
+    write: Write, berts: tuple[dict[str, Any], list[Tensors]]
+) -> None:
+    name = "bert.embeddings.word_embeddings.weight"
+    models = [nearby(berts[1][0], seed) for seed in range(2)]
+    for seed, each in enumerate(models):
+        torch.manual_seed(seed)
+        each[name][5:12] += 6 * each[name].std() * torch.randn(7, 32)
+    lineage = check([write(f"m{n}", tensors=each) for n, each in enumerate(models)])
+    assert lineage.verdict == "likely", codes(lineage)
+
+
+def test_an_ancestor_of_which_little_is_there(write: Write, berts: tuple[dict[str, Any], list[Tensors]]) -> None:
+    thin = {name: each for name, each in berts[1][0].items() if "pooler" in name or each.dim() == 1}
+    lineage = check([write("a", 1), write("b", 2)], base=write("thin", tensors=thin))
+    assert (lineage.verdict, codes(lineage)) == ("likely", {"ancestor-unreadable"})
+    broken = {name: each.clone() for name, each in berts[1][0].items()}
+    broken["bert.pooler.dense.weight"][3, 3] = float("nan")
+    lineage = check([write("c", 1), write("d", 2)], base=write("broken", tensors=broken))
+    assert (lineage.verdict, codes(lineage)) == ("proven", {"ancestor-unreadable"})
+    assert "has NaN or Inf in bert.pooler.dense.weight" in said(lineage, "ancestor-unreadable")
+
+
 def test_a_step_between_that_all_share(write: Write, berts: tuple[dict[str, Any], list[Tensors]]) -> None:
     name = "bert.encoder.layer.0.intermediate.dense.weight"
     changed = berts[1][0] | {name: berts[1][0][name].flip(0)}
