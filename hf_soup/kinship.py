@@ -31,6 +31,8 @@ LOST = 0.25
 SWAPPED = 0.17
 #: … this; …
 IN_PART = 0.8
+#: … and where the median cosine is above `DRIFTED`, so that nothing else moves rows, these three; …
+CLOSE = (0.1, 0.07, 0.9)
 #: … where the median cosine is at least this: below it, hard training may have done it, …
 SURE = 0.5
 #: … unless that share is at least this.
@@ -119,7 +121,8 @@ class Kinship:
         cosine, lost, swapped = self.by_tensor[:, a, b], self.lost[:, a, b], self.swapped[:, a, b]
         with np.errstate(invalid="ignore"):
             if self.cosines[a, b] >= SURE:
-                in_part = (cosine < IN_PART) & self._ordered & ((lost >= LOST) | (swapped >= SWAPPED))
+                least = CLOSE if self.cosines[a, b] >= DRIFTED else (LOST, SWAPPED, IN_PART)
+                in_part = (cosine < least[2]) & self._ordered & ((lost >= least[0]) | (swapped >= least[1]))
                 # Some tokens that moved far are most of what a table's cosine says.
                 found = ((cosine < APART) & (self._ordered | ~(lost < SURE))) | in_part
             else:
@@ -195,33 +198,37 @@ def compare(samples: Sequence[Mapping[str, Array]], names: Sequence[str], part: 
         stack -= stack.mean(axis=1, keepdims=True)
         products[number][np.ix_(having, having)] = stack @ stack.T
         if min(shape[0], stack.shape[1] // shape[0]) >= _FEWEST:
-            units = {
-                i: _unit(np.where(held[:, None], row.reshape(shape), 0.0))
-                for i, row, held in zip(having, stack, list(full), strict=True)
-            }
-            shares[:, number] = _by_rows(units, count)
+            rows = [
+                np.where(held[:, None], row.reshape(shape), 0.0) for row, held in zip(stack, list(full), strict=True)
+            ]
+            shares[:, number] = _by_rows(dict(zip(having, rows, strict=True)), count)
     return Kinship(
         part, tuple(names), tensors, products, _median(shares[0]), shares[1], shares[2], same & bool(tensors)
     )
 
 
-def _by_rows(units: Mapping[int, Array], count: int) -> Matrix:
-    """``(3, models, models)``: for pairs of models what one tensor's rows, of length one, say; see `Kinship`."""
+def _by_rows(rows: Mapping[int, Matrix], count: int) -> Matrix:
+    """``(3, models, models)``: for pairs of models what one tensor's rows say; see `Kinship`."""
     found = np.full((3, count, count), np.nan)
+    units = {index: _unit(each) for index, each in rows.items()}
+    # What is much shorter than the others is moved about by the least training.
+    norms = {index: np.linalg.norm(each, axis=1) for index, each in rows.items()}
+    long = {index: each >= 0.5 * np.sqrt((each**2).mean()) for index, each in norms.items()}
     hubs = range(count) if count <= _BY_ROWS else (0, 1, count - 1)
     for a, b in ((one, other) for other in range(count) for one in range(other) if one in hubs or other in hubs):
         if a not in units or b not in units:
             continue
-        holds = units[a].any(axis=1) & units[b].any(axis=1)
+        holds = (norms[a] > 0) & (norms[b] > 0)
         if holds.sum() < _FEWEST:
             continue
+        counts = (long[a] & long[b])[holds]
         near = units[a][holds] @ units[b][holds].T
         own, nearest, chance = np.diagonal(near), near.max(axis=1), 1 / len(near)
         best, ahead = _ELSEWHERE
         finds = float((near.argmax(axis=1) == np.arange(len(near))).mean())
         shares = (
             max(0.0, (finds - chance) / (1 - chance)),
-            float((own < APART).mean()),
+            float(((own < APART) & counts).mean()),
             float(((nearest > best) & (nearest - own > ahead)).mean()),
         )
         found[:, a, b] = found[:, b, a] = shares

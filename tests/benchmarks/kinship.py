@@ -321,6 +321,7 @@ def margins(
     sure = [each for each in kin if each.median >= kinship.SURE]
     drifted = [each for each in kin if each.median < kinship.SURE]
     part = [each for kind, each in pairs if kind in _IN_PART]
+    close = [each for each in sure if each.median >= kinship.DRIFTED]
     rows = [
         ("STRANGERS", kinship.STRANGERS, f"unrelated {max(each.median for each in strange):.3f}",
          f"kin {min(each.median for each in kin):.3f}; without hot runs {min(each.median for each in ordinary):.3f}"),
@@ -335,6 +336,10 @@ def margins(
          f"in part in another order {min(each.lost for each in part):.3f}"),
         ("SURE, then SWAPPED", kinship.SWAPPED, f"kin {max(each.swapped for each in sure):.3f}",
          f"in part in another order {min(each.swapped for each in part):.3f}"),
+        ("CLOSE, lost, above DRIFTED", kinship.CLOSE[0], f"kin {max(e.lost for e in close):.3f}",
+         f"half of the neurons {min(e.lost for k, e in pairs if k == _IN_PART[0]):.3f}"),
+        ("CLOSE, elsewhere, above DRIFTED", kinship.CLOSE[1], f"kin {max(e.swapped for e in close):.3f}",
+         f"half of the neurons {min(e.swapped for k, e in pairs if k == _IN_PART[0]):.3f}"),
         ("SURELY_SWAPPED, below SURE", kinship.SURELY_SWAPPED, f"kin {max(each.swapped for each in drifted):.3f}",
          f"three heads of four {min(e.swapped for k, e in pairs if k == _IN_PART[2]):.3f}"),
         ("HEADS_APART", kinship.HEADS_APART, f"apart or permuted {max(apart):.3f}",
