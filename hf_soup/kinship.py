@@ -36,7 +36,7 @@ CLOSE = (0.1, 0.07, 0.9)
 #: … where the median cosine is at least this: below it, hard training may have done it, …
 SURE = 0.5
 #: … unless that share is at least this.
-SURELY_SWAPPED = 0.44
+SURELY_SWAPPED = 0.46
 #: Cosine of the heads below which they were initialised apart.
 HEADS_APART = 0.3
 #: Lowest cosine of siblings' task vectors above which the ancestor they are measured from is hardly theirs …
