@@ -24,13 +24,13 @@ def remembered(question: str, about: object, answer: Callable[[], _T]) -> _T:
     Args:
         question: Its name.
         about: All that the answer depends on, as plain data.
-        answer: Gives True, or a list of text. What it raises is raised, and not remembered.
+        answer: Gives yes or no, or a list of text. What it raises is raised, and not remembered.
     """
     text = json.dumps([question, about, _asked()], sort_keys=True)
     note = own_cache_folder() / "transformers" / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         found: _T = json.loads(note.read_text())["answer"]
-        if found is True or (isinstance(found, list) and all(isinstance(each, str) for each in found)):
+        if isinstance(found, bool) or (isinstance(found, list) and all(isinstance(each, str) for each in found)):
             return found
     said = answer()
     with suppress(OSError):  # a home that cannot be written costs nothing but this
