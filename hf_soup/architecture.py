@@ -71,7 +71,20 @@ def read_config(config: Mapping[str, Any], name: str) -> PreTrainedConfig:
                 hint="Its config.json is damaged or hostile; correct it, or drop the model.",
             )
     with library(f"transformers cannot read the config of {name} ({model_type})"):
-        return CONFIG_MAPPING[model_type].from_dict(_without_fetching(config))
+        return CONFIG_MAPPING[model_type].from_dict(_untagged(_without_fetching(config)))
+
+
+def _untagged(value: Any) -> Any:
+    """Numbers that JSON has no word for, from the way in which the library writes them.
+
+    >>> _untagged({"time_step_limit": [0.0, {"__float__": "Infinity"}]})
+    {'time_step_limit': [0.0, inf]}
+    """
+    if isinstance(value, Mapping):
+        if value.keys() == {"__float__"} and value["__float__"] in ("NaN", "Infinity", "-Infinity"):
+            return float(value["__float__"])
+        return {key: _untagged(each) for key, each in value.items()}
+    return [_untagged(each) for each in value] if isinstance(value, list) else value
 
 
 def model_class(config: PreTrainedConfig, name: str = "the model") -> type[PreTrainedModel]:

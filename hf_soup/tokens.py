@@ -41,8 +41,13 @@ class Tokens:
         return sizes.index(wanted)
 
     def known(self, number: int, speaker: int, rows: int) -> int:
-        """How many rows of an ingredient stand for what the speaker's rows stand for."""
-        return min(rows, self.counts[number]) if self.counts[number] < self.counts[speaker] else rows
+        """How many rows of an ingredient stand for what the speaker's rows stand for; padding is what both call so.
+
+        >>> Tokens((18, 19)).known(1, 0, 24), Tokens((18, 18)).known(1, 0, 24)
+        (18, 24)
+        """
+        ours, theirs = self.counts[number], self.counts[speaker]
+        return rows if ours == theirs else min(rows, ours, theirs)
 
     def lacking(self, names: Sequence[str], rows: Sequence[int]) -> str:
         """A sentence about the first whose table is shorter than its tokenizer, if one's is.

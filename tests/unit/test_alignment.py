@@ -260,6 +260,34 @@ def test_tokens_added_where_one_ties_and_the_other_does_not(tmp_path: Path, tied
         assert torch.equal(model.state_dict()[name], expected), name
 
 
+def test_what_is_padding_for_one_and_a_token_for_another_is_not_mixed(tmp_path: Path) -> None:
+    kind = "LlamaForCausalLM"
+    a = with_tokens(made(kind, tmp_path / "a", 1), pad_to=24, kind=kind)
+    b = with_tokens(made(kind, tmp_path / "b", 2), ["<end>"], pad_to=24, kind=kind)
+    rows = [load_file(Path(each) / "model.safetensors")["model.embed_tokens.weight"].double() for each in (a, b)]
+    for vocabulary, behind in (("base", rows[0][18:]), ("union", rows[1][18:])):
+        out = tmp_path / vocabulary
+        soup = cook(Recipe(ingredients=[a, b], vocabulary=vocabulary), out, say=lambda _: None)
+        found = load_file(soup.folder / "model.safetensors")["model.embed_tokens.weight"]
+        assert torch.equal(found, torch.cat([(rows[0][:18] + rows[1][:18]) / 2, behind]).float()), vocabulary
+
+
+def test_a_config_with_infinity_in_it(tmp_path: Path) -> None:
+    """As transformers writes it, in a way of its own."""
+    small = {"num_heads": 4, "head_dim": 16, "hidden_size": 32, "state_size": 8, "num_hidden_layers": 1, "n_groups": 1}
+    for seed, name in enumerate("ab"):
+        torch.manual_seed(0)
+        model = transformers.Mamba2ForCausalLM(transformers.Mamba2Config(**small, vocab_size=32, chunk_size=8))
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for each in model.parameters():
+                each.add_(0.01 * torch.randn_like(each))
+        model.save_pretrained(tmp_path / name)
+    assert "__float__" in (tmp_path / "a" / "config.json").read_text()
+    soup = cook([str(tmp_path / "a"), str(tmp_path / "b")], tmp_path / "soup", say=lambda _: None)
+    assert loaded("Mamba2ForCausalLM", soup.folder).config.time_step_limit[1] == float("inf")
+
+
 @pytest.mark.parametrize("heads", [None, "a", "b"])
 @pytest.mark.parametrize("order", ["ab", "ba"])
 def test_rows_of_padding_are_no_tokens(tmp_path: Path, order: str, heads: str | None) -> None:
