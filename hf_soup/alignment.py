@@ -212,7 +212,7 @@ class _Alignment:
         for number, (source, name) in enumerate(zip(by_key, self.names, strict=True)):
             self.tensors[number] = {output: source[key] for key, output in outputs.items() if key in source}
             if not self.tensors[number]:
-                message = f"{name} shares no tensor with the body of {self.names[self.donor]}, a {kind}."
+                message = f"transformers loads no tensor of {name} into {self.names[self.donor]}'s body, a {kind}."
                 self.refuse("body", f"{message} Leave it out, or name another model first.", name)
                 continue
             lacking = [output for output in outputs.values() if output not in self.tensors[number]]

@@ -659,7 +659,7 @@ def towers(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 def test_one_that_has_nothing_of_the_body_is_refused(towers: tuple[str, str]) -> None:
     found = refusals(Recipe(ingredients=towers, heads=towers[0]))
-    assert "local:tower shares no tensor with the body of local:whole, a CLIPModel" in found["body"]
+    assert "no tensor of local:tower into local:whole's body, a CLIPModel" in found["body"]
 
 
 def test_a_body_that_nobody_has_is_refused(towers: tuple[str, str]) -> None:
