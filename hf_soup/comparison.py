@@ -93,16 +93,20 @@ class Comparison:
         self._too_thin()
         self.bodies = kinship.compare(self._sampled, [*self.names, *self.founders], "body")
         self.heads: Kinship | None = None
-        if heads_correspond:
-            pins = [(checkpoint.model, checkpoint.identity) for checkpoint in checkpoints]
-            everything = kinship.compare(found[: self.count], self.names, "all")
-            self.reasons += siblings.copies(everything, self.names, pins)
-        # Several founders contradict each other; one is what everybody names.
-        trusted = self.count if len(self.founders) == 1 and agreed else None
-        self.reasons += siblings.strangers(self.bodies, self.names, trusted)
         if of_head:
             heads = [{name: rows for name, rows in each.items() if name not in picked} for each in found[: self.count]]
             self.heads = kinship.compare(heads, self.names, "head")
+        if heads_correspond:
+            pins = [(checkpoint.model, checkpoint.identity) for checkpoint in checkpoints]
+            same = (
+                self.bodies.same
+                if self.heads is None
+                else self.bodies.same[: self.count, : self.count] & self.heads.same
+            )
+            self.reasons += siblings.copies(same, self.names, pins)
+        # Several founders contradict each other; one is what everybody names.
+        trusted = self.count if len(self.founders) == 1 and agreed else None
+        self.reasons += siblings.strangers(self.bodies, self.names, trusted)
 
     @property
     def refused(self) -> bool:
@@ -126,13 +130,15 @@ class Comparison:
                 )
                 self.reasons.append(Reason("not-finite", message, (name,), refuses=True))
 
-    def _without_broken(self, models: Sequence[str], found: Sequence[dict[str, samples.Array]]) -> None:
+    def _without_broken(
+        self, models: Sequence[str], found: Sequence[dict[str, samples.Array]], *, tried: bool = False
+    ) -> None:
         """The same of founders, of which nothing goes into an average."""
         for model, mine in zip(models, found, strict=True):
             broken = [tensor for tensor, rows in mine.items() if not np.isfinite(rows).all()]
             for tensor in broken:
                 del mine[tensor]
-            if broken:
+            if broken and not tried:
                 message = f"The ancestor {model} has NaN or Inf in {some(broken)}, which are not compared."
                 self.reasons.append(Reason("ancestor-unreadable", message))
 
@@ -187,7 +193,7 @@ class Comparison:
         fresh = {each.model: each for each in founders if each.model not in self.founders}
         named = [(each, self._as_named(each, tried=tried)) for each in fresh.values()]
         found, failed = samples.sample(named, self._picks, needed=0)
-        self._without_broken(list(fresh), found) if not tried else None
+        self._without_broken(list(fresh), found, tried=tried)
         self._sampled += found
         self.founders |= fresh
         for place, error in failed.items():

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from hf_soup import kinship
 from hf_soup.compatibility import Reason, some
@@ -14,15 +17,15 @@ def _pairs(count: int) -> list[tuple[int, int]]:
     return [(a, b) for a in range(count) for b in range(a + 1, count)]
 
 
-def copies(everything: Kinship, names: Sequence[str], pins: Sequence[object]) -> list[Reason]:
+def copies(same: np.ndarray[Any, np.dtype[np.bool_]], names: Sequence[str], pins: Sequence[object]) -> list[Reason]:
     """Models that are equal: they are said, as they count each.
 
     Args:
-        everything: Heads and bodies.
+        same: ``(models, models)``, whether every number of two that was read is equal, heads included.
         names: The ingredients.
         pins: What identifies their bytes; the same one twice is said elsewhere.
     """
-    links = {pair: bool(everything.same[pair]) for pair in _pairs(len(names))}
+    links = {pair: bool(same[pair]) for pair in _pairs(len(names))}
     reasons = []
     for group in families(links, len(names)):
         if len({pins[number] for number in group}) > 1:

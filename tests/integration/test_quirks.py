@@ -214,6 +214,14 @@ def test_an_address_on_a_card(put: Put) -> None:
     assert (lineage.verdict, codes(lineage)) == ("proven", set())
 
 
+def test_a_candidate_may_hold_numbers_that_are_none(put: Put, online: LocalHub, bert: Any) -> None:
+    """Nobody named it, so nothing is said about it, and no arithmetic complains."""
+    broken = put("broken", tensors={name: each * float("inf") for name, each in bert[1].items()}, base=None)
+    online.count_downloads("model", broken, 2000)
+    lineage = check([put("a", 1, base=None), put("b", 2, base=None)])
+    assert (lineage.verdict, codes(lineage), ancestor(lineage)) == ("likely", {"ancestor-found"}, (BERT, "weights"))
+
+
 def test_samples_of_others_may_fail(put: Put, online: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of an ancestor, and of a candidate that nobody named; those of an ingredient may not."""
     models = [put("a", 1), put("b", 2)]
