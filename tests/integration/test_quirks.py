@@ -216,7 +216,9 @@ def test_an_address_on_a_card(put: Put) -> None:
 
 def test_a_candidate_may_hold_numbers_that_are_none(put: Put, online: LocalHub, bert: Any) -> None:
     """Nobody named it, so nothing is said about it, and no arithmetic complains."""
-    broken = put("broken", tensors={name: each * float("inf") for name, each in bert[1].items()}, base=None)
+    tensors = {name: each * float("inf") for name, each in bert[1].items()}
+    # Without the ingredients' labels, which an ancestor has not learned.
+    broken = put("broken", tensors=tensors, base=None, config={"id2label": None, "label2id": None})
     online.count_downloads("model", broken, 2000)
     lineage = check([put("a", 1, base=None), put("b", 2, base=None)])
     assert (lineage.verdict, codes(lineage), ancestor(lineage)) == ("likely", {"ancestor-found"}, (BERT, "weights"))
