@@ -18,6 +18,7 @@ from hf_soup.scoring import data, labels, metrics, tasks
 from hf_soup.scoring.statistics import Comparison, Ints, Score, mcnemar, paired_bootstrap, paired_interval
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 #: (n, classes) float32, row i for row i of the data.
@@ -98,6 +99,10 @@ class Bench:
                 progress(len(rows))
         self._check(found)
         return found
+
+    def batch(self, rows: Ints) -> dict[str, Tensor]:
+        """The model's keyword arguments for some rows, in their order."""
+        return self.inputs.batch(rows)
 
     def score(self, logits: Logits) -> Score:
         """The scoring's metric with its 95 % interval: Wilson's for accuracy, the bootstrap's for others.

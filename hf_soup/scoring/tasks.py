@@ -30,6 +30,11 @@ class ImageInputs:
     """``pixels`` is ``(n, channels, height, width)`` float32, in row order."""
 
     pixels: Tensor
+    can_pad: ClassVar[bool] = True
+
+    def batch(self, rows: Ints) -> dict[str, Tensor]:
+        """The model's keyword arguments for these rows, in their order."""
+        return {"pixel_values": self.pixels[rows]}
 
     def batches(self, batch_size: int) -> Iterator[tuple[Ints, dict[str, Tensor]]]:
         """Row numbers and the model's keyword arguments, every row once, in row order."""
@@ -103,13 +108,17 @@ class TextInputs:
         self.order = np.argsort([-len(ids) for ids in rows["input_ids"]], kind="stable")
         self.can_pad = tokenizer.pad_token_id is not None
 
+    def batch(self, rows: Ints) -> dict[str, Tensor]:
+        """As `ImageInputs.batch`, padded to the longest; one row at a time where the tokenizer cannot pad."""
+        chosen = {name: [values[row] for row in rows] for name, values in self.rows.items()}
+        return dict(self.tokenizer.pad(chosen, return_tensors="pt"))
+
     def batches(self, batch_size: int) -> Iterator[tuple[Ints, dict[str, Tensor]]]:
         """As `ImageInputs.batches`, but longest rows first; one at a time where the tokenizer cannot pad."""
         step = batch_size if self.can_pad else 1
         for start in range(0, len(self.order), step):
             rows = self.order[start : start + step]
-            chosen = {name: [values[row] for row in rows] for name, values in self.rows.items()}
-            yield rows, dict(self.tokenizer.pad(chosen, return_tensors="pt"))
+            yield rows, self.batch(rows)
 
 
 class TextClassification:
