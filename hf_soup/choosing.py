@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hf_soup.methods import METHODS
 from hf_soup.recipe import Named, Recipe
 from hf_soup.selection import SELECTIONS, Descent, Selected, Weights
 
@@ -80,6 +79,8 @@ def choose(
         evaluation: Where something is scored.
         learner: Makes what a selection that learns needs.
     """
+    from hf_soup.methods import METHODS  # late, as torch takes a second to import and a check needs none
+
     selection, method = SELECTIONS[recipe.select.name], METHODS[recipe.method.name]
     open_parameters = searched(recipe)
 
@@ -98,7 +99,7 @@ def choose(
     else:
         selected = selection.function(weights, score, **recipe.select.parameters)
     # In the recipe's order, whatever the order in which they were chosen: sums are rounded in order.
-    if not selected.layers:
+    if not selected.layers:  # else they stand in the order of the weights
         kept = selected.weights
         selected = replace(selected, weights={name: kept[name] for name in weights if name in kept})
     if not selected.normalize:

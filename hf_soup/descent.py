@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hf_soup.combine import not_finite
 from hf_soup.errors import ScoringError
 from hf_soup.files import ShortReadError, open_file, read_all, shrunk
-from hf_soup.combine import not_finite
 from hf_soup.plan import Plan
 from hf_soup.runs import Run
 from hf_soup.scoring import Bench, build_model
