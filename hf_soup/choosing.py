@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hf_soup.recipe import Named, Recipe
-from hf_soup.selection import SELECTIONS, Descent, Selected, Weights
+from hf_soup.selection import SELECTIONS, Selected, Weights
 
 if TYPE_CHECKING:
     from hf_soup.evaluation import Evaluation
+    from hf_soup.second_order import Expanded
 
-#: For each ingredient of a recipe, the sources that it is made of, and their shares.
-Units = Mapping[str, Mapping[int, float]]
 #: More values of parameters than that are not tried.
 MAX_POINTS = 1000
 
@@ -41,6 +40,21 @@ class Choice:
     recipe: Recipe
     curve: tuple[Point, ...] = ()
 
+    def leaves(self, expanded: Expanded) -> dict[int, float]:
+        """Numbers of the leaves that go in, and their shares."""
+        return expanded.leaf_weights(self.selected.weights, mean=self.selected.normalize)
+
+    def mix(self, expanded: Expanded, numbers: Sequence[int]) -> Recipe:
+        """The recipe with the shares of single tensors that were chosen, for those leaves."""
+        if not self.selected.layers:
+            return self.recipe
+        layers = {}
+        for tensor, shares in self.selected.layers.items():
+            given = dict(zip(self.selected.weights, shares, strict=True))
+            found = expanded.leaf_weights(given, mean=False)
+            layers[tensor] = tuple(found.get(number, 0.0) for number in numbers)
+        return self.recipe.model_copy(update={"layers": layers})
+
 
 def grid(recipe: Recipe) -> list[dict[str, Any]]:
     """The points at which a method's parameters are to be tried: every combination of those that are lists.
@@ -65,9 +79,7 @@ def settled(recipe: Recipe, parameters: Mapping[str, Any] | None = None) -> Reci
     return recipe.model_copy(update={"method": Named(name=recipe.method.name, **chosen)})
 
 
-def choose(
-    recipe: Recipe, weights: Weights, evaluation: Evaluation | None, learner: Callable[[], Descent] | None = None
-) -> Choice:
+def choose(recipe: Recipe, weights: Weights, evaluation: Evaluation | None) -> Choice:
     """Run the selection of a recipe, then try the values of its method's parameters on what it chose.
 
     While ingredients are selected, parameters that are to be chosen have the values with which the method is a plain
@@ -77,7 +89,6 @@ def choose(
         recipe: Valid.
         weights: Share of each ingredient.
         evaluation: Where something is scored.
-        learner: Makes what a selection that learns needs.
     """
     from hf_soup.methods import METHODS  # late, as torch takes a second to import and a check needs none
 
@@ -94,8 +105,8 @@ def choose(
         return evaluation.held_out(asked, parameters=own)
 
     if selection.learns:
-        assert learner is not None, "the recipe was checked: who learns has held-out data"
-        selected = selection.function(weights, learner(), **recipe.select.parameters)
+        assert evaluation is not None, "the recipe was checked: who learns has held-out data"
+        selected = selection.function(weights, evaluation.descent(list(weights)), **recipe.select.parameters)
     else:
         selected = selection.function(weights, score, **recipe.select.parameters)
     # In the recipe's order, whatever the order in which they were chosen: sums are rounded in order.
@@ -109,16 +120,3 @@ def choose(
     curve = [Point(point, evaluation.held_out(selected.weights, parameters=point)) for point in grid(recipe)]
     best = max(curve, key=lambda point: point.score)
     return Choice(selected, settled(recipe, best.parameters), tuple(curve))
-
-
-def leaves(units: Units, weights: Weights) -> dict[int, float]:
-    """Shares of sources from those of ingredients, in the order of the sources.
-
-    >>> leaves({"a": {0: 1.0}, "soup": {0: 0.5, 1: 0.5}}, {"a": 1.0, "soup": 1.0})
-    {0: 1.5, 1: 0.5}
-    """
-    found: dict[int, float] = {}
-    for name, share in weights.items():
-        for source, part in units[name].items():
-            found[source] = found.get(source, 0.0) + share * part
-    return dict(sorted(found.items()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from hf_soup.choosing import MAX_POINTS, searched, settled
 from hf_soup.client import Token
 from hf_soup.compatibility import Reason, some
 from hf_soup.contents import soup_config, write_assets
+from hf_soup.cooked import Say
 from hf_soup.errors import MergeError, RecipeError
 from hf_soup.lineage import Lineage
 from hf_soup.plan import Plan, make_plan
@@ -25,9 +26,6 @@ from hf_soup.weights import missing_weights, supply_of
 if TYPE_CHECKING:
     from hf_soup.methods import Method
     from hf_soup.scoring import Bench
-
-#: Where warnings and notes go.
-Say = Callable[[str], None]
 
 
 def validate(recipe: Recipe, *, stream: bool = False) -> Selection:
@@ -197,6 +195,8 @@ def prepare_benches(
     token: Token,
     say: Say,
     head_of: str | None = None,
+    *,
+    learns: bool = False,
 ) -> list[Bench]:
     """The held-out and report data, prepared once for all models, before any weight is fetched.
 
@@ -209,6 +209,7 @@ def prepare_benches(
         token: As everywhere in huggingface_hub.
         say: Gets warnings.
         head_of: The ingredient whose head all are scored with, where only bodies are averaged.
+        learns: Whether shares are learned, which takes memory for gradients.
     """
     scorings = [("score", scoring) for scoring in recipe.score]
     scorings += [("report", scoring) for scoring in recipe.report]
@@ -218,7 +219,7 @@ def prepare_benches(
     from hf_soup.scoring import prepare
 
     require_device(device)
-    require_memory(plan)
+    require_memory(plan, learns=learns)
     benches = prepare(scorings, folder=folder, config=config, token=token)
     for note in (note for bench in benches for note in bench.notes):
         say(f"warning: {note}")

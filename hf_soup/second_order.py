@@ -54,26 +54,30 @@ class Expanded:
     groups: Mapping[str, Mapping[int, Fraction]]
     notes: tuple[str, ...] = ()
 
-    def leaf_weights(self, weights: Mapping[str, float]) -> dict[int, float]:
+    def leaf_weights(self, weights: Mapping[str, float], *, mean: bool = True) -> dict[int, float]:
         r"""The shares of the leaves in a soup of groups, by their numbers, in order.
 
         .. math:: v_j = c \sum_i w_i s_{ij}
 
-        worked out in fractions; :math:`c` makes them whole numbers where those are small, else it is 1.
+        worked out in fractions; :math:`c` makes them whole numbers where those are small, else it is 1. Where no
+        soup was replaced the weights are as they were.
 
         Args:
             weights: The share of each group that is in the soup.
+            mean: Whether the shares will be divided by their sum; else :math:`c` is 1.
 
         >>> halves, third = {0: Fraction(1, 2), 1: Fraction(1, 2)}, {n: Fraction(1, 3) for n in range(3)}
         >>> Expanded(Recipe(ingredients=["a", "b", "c"]), (), {"x": halves, "y": third}).leaf_weights({"x": 1, "y": 1})
         {0: 5.0, 1: 5.0, 2: 2.0}
         """
+        if all(list(shares) == [number] for number, shares in enumerate(self.groups.values())):
+            return dict(sorted((next(iter(self.groups[name])), weight) for name, weight in weights.items()))
         found: dict[int, Fraction] = defaultdict(Fraction)
         for name, weight in weights.items():
             for leaf, share in self.groups[name].items():
                 found[leaf] += Fraction(weight) * share
         whole = lcm(*(each.denominator for each in found.values()))
-        scale = whole if whole * max(found.values()) <= _WHOLE else 1
+        scale = whole if mean and whole * max(found.values()) <= _WHOLE else 1
         return {leaf: float(found[leaf] * scale) for leaf in sorted(found)}
 
 
@@ -297,8 +301,8 @@ class _Soups:
 
 
 def _averages(recipe: Recipe) -> bool:
-    """Whether it makes a weighted mean."""
-    return recipe.method.name == "linear" and recipe.method.parameters.get("normalize", True) is True
+    """Whether it makes a weighted mean, the same for all tensors."""
+    return not recipe.layers and recipe.method.name == "linear" and recipe.method.parameters.get("normalize", True) is True
 
 
 def _bounded(share: Fraction) -> Fraction:
