@@ -23,7 +23,7 @@ def build_model(
 
     transformers 5 renames, and for some families stacks, what it reads from files; giving the tensors to
     ``from_pretrained`` goes through the same mapping as loading the folder. The model's parameters may
-    *alias* the tensors: do not write to them while the model lives.
+    *alias* the tensors: do not write to them while the model lives. `Resident` uses that.
 
     Args:
         config_folder: A folder with ``config.json``. No code from it is run.
@@ -86,6 +86,69 @@ def build_model(
         )
     result: PreTrainedModel = model.eval()
     return result
+
+
+class Resident:
+    """One model in memory, whose weights are changed in place where that gives what a fresh build would.
+
+    `build_model` makes it once. Where every parameter and saved buffer is then one of the tensors given, as it is
+    but for families that stack what they read, the next tensors are copied to where those went; else it is built anew.
+
+    Args:
+        config_folder, task, dtype: As in `build_model`.
+    """
+
+    def __init__(self, config_folder: Path, task: str, dtype: torch.dtype) -> None:
+        self._made_of = config_folder, task, dtype
+        self._model: PreTrainedModel | None = None
+        self._places: dict[str, str] = {}  # of a parameter or buffer → the tensor that it takes
+        self._still: dict[str, torch.Tensor] = {}  # buffers that are not saved, as they were made
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+        """The model of these tensors, under the names of the first ones; it may keep them as its own.
+
+        Raises:
+            ScoringError: As in `build_model`.
+        """
+        import torch
+
+        held = _held(self._model) if self._model is not None and self._places else {}
+        # A buffer that scoring changed, such as the angles of rotary embeddings that grow, goes with what else changed.
+        if held and all(torch.equal(held[name].cpu(), value) for name, value in self._still.items()):
+            assert self._model is not None
+            with torch.no_grad():
+                for name, source in self._places.items():
+                    held[name].copy_(tensors[source])
+            return self._model
+        self._model = None  # before the next one is built
+        folder, task, dtype = self._made_of
+        self._model = build_model(folder, tensors, task, dtype)
+        self._places, self._still = _places(self._model, tensors)
+        return self._model
+
+
+def _held(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _places(
+    model: PreTrainedModel, tensors: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Which tensor every parameter and saved buffer is, and copies of other buffers; nothing where one is none."""
+    sources = {value.data_ptr(): name for name, value in tensors.items() if value.numel()}
+    saved, places, still = model.state_dict().keys(), {}, {}
+    for name, value in _held(model).items():
+        source = sources.pop(value.data_ptr(), None)
+        if source is not None and tensors[source].shape == value.shape and tensors[source].dtype == value.dtype:
+            places[name] = source
+        elif source is None and name not in saved:
+            still[name] = value.detach().clone()
+        else:
+            return {}, {}
+    # Numbers that went nowhere may be a tied tensor's second copy, which counts as soon as it differs.
+    if any(tensors[name].is_floating_point() for name in sources.values()):
+        return {}, {}
+    return places, still
 
 
 @contextlib.contextmanager
