@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hf_soup.errors import ScoringError
+from hf_soup.scoring.statistics import Ints
 from hf_soup.scoring.tasks import TASKS, first_line
 
 if TYPE_CHECKING:
@@ -149,6 +155,64 @@ def _places(
     if any(tensors[name].is_floating_point() for name in sources.values()):
         return {}, {}
     return places, still
+
+
+def answers(
+    model: PreTrainedModel,
+    batches: Iterator[tuple[Ints, dict[str, torch.Tensor]]],
+    device: str,
+    progress: Callable[[int], object] | None = None,
+) -> list[tuple[Ints, NDArray[np.float32]]]:
+    """What a model answers to batches, in any order: row numbers, and ``(rows, classes)`` float32.
+
+    On the CPU several batches are worked on at a time, each by one thread: torch's own division of a matrix product
+    among threads shows in its last bits.
+
+    Raises:
+        ScoringError: The model fails; the message begins with the shapes of the batch.
+    """
+    import torch
+
+    model.eval()  # type: ignore[no-untyped-call]
+    model.to(device)  # type: ignore[arg-type]  # transformers types its wrapper as taking no string
+    found: list[tuple[Ints, NDArray[np.float32]]] = []
+    taking, ended = threading.Lock(), threading.Event()
+
+    def work() -> None:
+        while True:
+            with taking:
+                rows, batch = (None, {}) if ended.is_set() else next(batches, (None, {}))
+            if rows is None:
+                return
+            placed = {
+                name: value.to(device, model.dtype if value.is_floating_point() else value.dtype)
+                for name, value in batch.items()
+            }
+            try:
+                with torch.inference_mode():
+                    found.append((rows, model(**placed).logits.float().cpu().numpy()))
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                ended.set()
+                shapes = {name: tuple(value.shape) for name, value in placed.items()}
+                raise ScoringError(
+                    f"({shapes}): {first_line(error)}",
+                    hint="Do the donor's tokenizer or image processor and its config belong to these weights? "
+                    "Out of memory: a smaller `batch_size`.",
+                ) from error
+            if progress is not None:
+                progress(len(rows))
+
+    threads = torch.get_num_threads()
+    workers = threads if torch.device(device).type == "cpu" else 1
+    with ThreadPoolExecutor(workers) as pool:
+        torch.set_num_threads(1)
+        try:
+            for done in [pool.submit(work) for _ in range(workers)]:
+                done.result()
+        finally:
+            ended.set()
+            torch.set_num_threads(threads)
+    return found
 
 
 @contextlib.contextmanager
