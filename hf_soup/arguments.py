@@ -28,7 +28,8 @@ def recipe_of(
     """The recipe that the arguments name or spell out, with what the options change; the rest is that of ``source``."""
     import yaml
 
-    from hf_soup.recipe import Recipe, parse_yaml
+    from hf_soup.plain_yaml import parse_yaml
+    from hf_soup.recipe import Recipe
 
     if len(models) == 1 and models[0].endswith((".yaml", ".yml")):
         values = Recipe.load(models[0]).to_dict()

@@ -47,7 +47,7 @@ def require_measurable(recipe: Recipe, picture: Path | None = None) -> None:
             "The recipe has `heads: body`, and a body has no outputs that could be measured.",
             hint="Where the models have outputs, leave `heads` out or set `heads: MODEL`, and add `score`.",
         )
-    if recipe.score is None:
+    if not recipe.score:
         raise RecipeError(
             "Barriers are measured on held-out data, and the recipe has no `score`.",
             hint="Add `score: {task: …, dataset: …, split: validation, metric: accuracy}`.",
@@ -83,7 +83,7 @@ def barriers(
     quiet: bool = True,
     say: Say = _to_stderr,
 ) -> Barriers:
-    r"""Measure the barrier between each two ingredients on the held-out data of a recipe.
+    r"""Measure the barrier between each two ingredients on the held-out data of a recipe, the first of several.
 
     With :math:`s(\alpha)` the score of :math:`(1-\alpha)\theta_1 + \alpha\theta_2`, in a metric that is better when
     it is higher,
@@ -114,7 +114,7 @@ def barriers(
         in Linear Mode Connectivity of Neural Networks, ICLR 2022, arXiv:2110.06296 (against the line between the ends;
         for the loss, which is turned round here).
     """
-    from hf_soup.evaluation import Evaluation
+    from hf_soup.evaluation import Evaluation, each_alone
 
     recipe = as_recipe(recipe)
     validate(recipe)
@@ -136,15 +136,16 @@ def barriers(
         say(f"note: {len(names)} models, {pairs} pair{'s'[: pairs - 1]}: {total} scorings of {bench.n:,} rows")
         with (
             Evaluation(
-                [bench], held_out=True, names=names, plan=plan, paths=fetch_weights(lineage.checkpoints, quiet=quiet),
-                config_folder=Path(kitchen), device=device, head_of=lineage.head_of, quiet=True,
+                [bench], held_out=1, units=each_alone(names), plan=plan,
+                paths=fetch_weights(lineage.checkpoints, quiet=quiet), config_folder=Path(kitchen), device=device,
+                head_of=lineage.head_of, quiet=True,
             ) as evaluation,
             bar("Measuring barriers", total, unit="score", quiet=quiet) as shown,
         ):  # fmt: skip
             ended = [time.monotonic()]
 
             def point(weights: Mapping[str, float]) -> _Point:
-                logits = evaluation.logits(weights)
+                (logits,) = evaluation.logits(weights)
                 found = bench.value(logits), bench.resampled(logits)
                 shown.update(1)
                 ended.append(time.monotonic())

@@ -5,18 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from hf_soup.combine import combine, not_finite
 from hf_soup.files import ShortReadError, open_file, read_all, shrunk
-from hf_soup.merge import combine, not_finite
+from hf_soup.headers import ITEM_BYTES
 from hf_soup.methods import accumulator, round_into
 from hf_soup.methods.linear import shares
 from hf_soup.plan import Plan
 from hf_soup.runs import Run
 from hf_soup.tensors import TORCH, bytes_of
+
+#: Elements of each source that are read at a time where all of them are mixed at once.
+_SLICE = 1 << 20
 
 
 class Blend:
@@ -24,7 +30,8 @@ class Blend:
 
     It holds a running sum of the ingredients that stay (in the accumulator's dtype) beside the tensors that it
     hands out, three times the model, be its weights of 16 or of 32 bits; the
-    model that is built of them may hold a copy more.
+    model that is built of them may hold a copy more. Where the method is another than `linear`, or tensors have shares
+    of their own, there is no such sum, and each soup costs reading all that go in, tensor by tensor.
 
     Args:
         plan: Names, shapes and places; its own weights are not used.
@@ -40,6 +47,8 @@ class Blend:
             accumulator([torch.empty(0, dtype=TORCH[dtype]) for dtype in run.dtypes]) if run else torch.float32
             for run in self._runs
         ]
+        straight = replace(plan, method="linear", parameters={}, with_base=False)
+        self._straight = plan if plan.method == "linear" else straight
         self._sum: list[Tensor] = []
         self._summed: dict[int, float] = {}
 
@@ -47,19 +56,39 @@ class Blend:
         """Close the files."""
         self._stack.close()
 
-    def tensors(self, weights: Mapping[int, float]) -> dict[str, Tensor]:
-        """The weighted mean of some sources, under the output's names and in its dtypes.
+    def tensors(
+        self,
+        weights: Mapping[int, float],
+        *,
+        layers: Mapping[str, Mapping[int, float]] | None = None,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> dict[str, Tensor]:
+        """Some sources, mixed, under the output's names and in its dtypes.
 
-        Bit for bit what `linear` makes of them in this order, if their sum does not overflow the accumulator.
+        Bit for bit what the merge makes of them in this order, if no sum overflows the accumulator.
 
         Args:
             weights: Source number → share. Where it extends the last call's by one, only that one is read, and where
                 the one before stays, that one a second time: to hold it would take another model's memory.
+            layers: Shares of tensors that have their own, of the same sources.
+            parameters: Of the method, in place of the plan's.
 
         Raises:
             MergeError: A file is shorter than its header says, or a source alone holds NaN.
         """
-        normalize = self.plan.parameters.get("normalize", True)
+        plan = self.plan if parameters is None else replace(self.plan, parameters=dict(parameters))
+        if plan.method == "linear" and not layers and parameters is None:
+            return self.mean(weights)
+        given = dict(weights) | ({len(plan.sources) - 1: 0.0} if plan.with_base else {})
+        own = layers or {}
+        return {
+            tensor.name: self._mixed(plan, number, {**given, **own.get(tensor.name, {})}).reshape(tensor.shape)
+            for number, tensor in enumerate(plan.tensors)
+        }
+
+    def mean(self, weights: Mapping[int, float]) -> dict[str, Tensor]:
+        """The weighted mean of some sources, whatever the method; one alone is itself."""
+        normalize = self._straight.parameters.get("normalize", True)
         given = shares(list(weights.values())) if normalize else weights.values()
         factors = dict(zip(weights, given, strict=True))
         if any(factors.get(source) != factor for source, factor in self._summed.items()) or not (
@@ -74,7 +103,7 @@ class Blend:
         for number, tensor in enumerate(self.plan.tensors):
             run = self._runs[number]
             if run is not None and run.patched:
-                rounded = self._patched(run, weights)
+                rounded = self._mixed(self._straight, number, weights)
             elif tensor.averaged:
                 value = self._product(last, number, factors[last])
                 if self._sum:
@@ -102,22 +131,29 @@ class Blend:
                 self._sum[number].add_(self._product(source, number, factor))
         self._summed[source] = factor
 
-    def _patched(self, run: Run, weights: Mapping[int, float]) -> Tensor:
-        """A tensor whose rows lie in other places, or that not all have, from some sources, as the merge makes it.
+    def _mixed(self, plan: Plan, number: int, weights: Mapping[int, float]) -> Tensor:
+        """A tensor of some sources as the merge makes it, slice by slice, flat.
 
         What none of them has comes from the others: a head that belongs to one ingredient, the rows of a token.
         """
-        tensor = self.plan.tensors[run.first]
+        run, tensor = self._runs[number], plan.tensors[number]
+        base = len(self.plan.sources) - 1 if self.plan.with_base else None
         rounded = torch.empty(tensor.elements, dtype=TORCH[tensor.dtype])
-        for begin, end, offsets in run.pieces(0, run.elements):
-            having = [source for source in weights if source in offsets] or list(offsets)
-            parts = [self._read(run, source, offsets[source], end - begin) for source in having]
-            if tensor.averaged:
-                given = [weights.get(source, 1.0) for source in having]
-                mixed = combine(self.plan, parts, given, whole=len(having) == len(weights))
-                round_into(mixed, rounded[begin:end])
-            else:
-                rounded[begin:end] = parts[0]
+        if run is None:
+            return rounded
+        for first, stop, offsets in run.pieces(0, run.elements):
+            having = [source for source in weights if source in offsets]
+            having = having or [source for source in offsets if source != base]
+            for begin in range(first, stop, _SLICE):
+                end = min(stop, begin + _SLICE)
+                parts = {
+                    source: self._read(run, source, offsets[source], begin - first, end - begin) for source in having
+                }
+                if tensor.averaged:
+                    given = {source: weights.get(source, 1.0) for source in having}
+                    round_into(combine(plan, parts, given, whole=len(having) == len(weights)), rounded[begin:end])
+                else:
+                    rounded[begin:end] = parts[having[0]]
         return rounded
 
     def _product(self, source: int, number: int, factor: float) -> Tensor:
@@ -132,11 +168,12 @@ class Blend:
             return torch.empty(0, dtype=TORCH[self.plan.tensors[number].dtype])
         part = run.parts[source]
         assert part is not None, "what some do not have is not loaded as a whole"
-        return self._read(run, source, part.offset, run.elements)
+        return self._read(run, source, part.offset, 0, run.elements)
 
-    def _read(self, run: Run, source: int, offset: int, elements: int) -> Tensor:
+    def _read(self, run: Run, source: int, offset: int, skip: int, elements: int) -> Tensor:
         tensor, part, label = self.plan.tensors[run.first], run.parts[source], self.plan.sources[source]
         assert part is not None, "only those that have it are asked"
+        offset += skip * ITEM_BYTES[part.dtype]
         values = torch.empty(elements, dtype=TORCH[part.dtype])
         try:
             read_all(self._inputs[source][part.file], bytes_of(values.view(torch.uint8)), offset)

@@ -118,7 +118,7 @@ def write_contents(
         "select": recipe.select.name,
         "architecture": (config.get("architectures") or ["AutoModel"])[0],
         "head_of": leaves.head_of,
-        "held_out": recipe.score.title if recipe.score else None,
+        "held_out": [scoring.title for scoring in recipe.score],
         "scores": {},
         "best": {},
         "comparisons": {},
@@ -127,7 +127,7 @@ def write_contents(
         ],
         "report": [
             {**scoring.model_dump(mode="json"), "title": bench.title, "name": scoring.name or scoring.dataset}
-            for scoring, bench in zip(resolved.report, benches[1 if recipe.score else 0 :], strict=True)
+            for scoring, bench in zip(resolved.report, benches[len(recipe.score) :], strict=True)
         ],
         "license_agreed": license.agreed,
         "notes": [note for bench in benches for note in bench.notes]
@@ -182,8 +182,8 @@ def resolve_recipe(recipe: Recipe, leaves: Lineage, weights: Mapping[str, float]
             "labels": None if labels == said else labels,
             # The choice is made; a weight that came out of data is not derived again.
             "select": Named(name="uniform"),
-            "score": scorings.pop(0) if recipe.score else None,
-            "report": tuple(scorings),
+            "score": tuple(scorings[: len(recipe.score)]),
+            "report": tuple(scorings[len(recipe.score) :]),
         }
     )
 

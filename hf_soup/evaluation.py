@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_soup.blend import Blend
 from hf_soup.errors import ScoringError
@@ -17,9 +18,25 @@ from hf_soup.scoring import Bench, Comparison, Logits, Score, build_model, compa
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hf_soup.selection import Weights
+    from hf_soup.selection import Layers, Weights
 
 SOUP, ENSEMBLE = "soup", "ensemble"
+
+
+class Mix(NamedTuple):
+    """What makes one soup of the ingredients: shares, those of single tensors, parameters of the method."""
+
+    weights: tuple[tuple[str, float], ...]
+    layers: tuple[tuple[str, tuple[float, ...]], ...]
+    parameters: str
+
+    @classmethod
+    def of(cls, weights: Weights, layers: Layers | None, parameters: Mapping[str, Any] | None) -> Mix:
+        """The same for equal soups."""
+        asked = "" if parameters is None else repr(sorted(parameters.items()))
+        # Per-tensor shares are in the order of the weights.
+        order = tuple(weights.items()) if layers else tuple(sorted(weights.items()))
+        return cls(order, tuple((name, tuple(shares)) for name, shares in (layers or {}).items()), asked)
 
 
 @dataclass(frozen=True)
@@ -44,11 +61,12 @@ class Evaluation:
     looks at before. Held in memory at a time: one model, its tensors, and the running sum of the soup.
 
     Args:
-        benches: The held-out one first, where there is one.
-        held_out: Whether there is one.
-        names: The ingredients, in the order of the plan's sources.
-        plan: All ingredients, under the names of the soup.
-        paths: For every ingredient, its weight files.
+        benches: The held-out ones first.
+        held_out: How many of them are held-out.
+        units: The ingredients, each with the sources that it is made of and their shares, which sum to one: a soup
+            is made of several.
+        plan: All sources, under the names of the soup.
+        paths: For every source, its weight files.
         config_folder: A folder with the soup's ``config.json``.
         device: Where models run.
         head_of: The ingredient whose head all have, where only bodies are averaged.
@@ -59,8 +77,8 @@ class Evaluation:
         self,
         benches: Sequence[Bench],
         *,
-        held_out: bool,
-        names: Sequence[str],
+        held_out: int,
+        units: Mapping[str, Mapping[int, float]],
         plan: Plan,
         paths: Sequence[Mapping[str, Path]],
         config_folder: Path,
@@ -69,9 +87,9 @@ class Evaluation:
         quiet: bool = False,
     ) -> None:
         self.benches = benches
-        self.names = list(names)
-        self._held_out = benches[0] if held_out else None
-        self._reports = benches[1:] if held_out else benches
+        self.names = list(units)
+        self._units = units
+        self._judges = benches[:held_out]
         self._plan = plan
         self._blend = Blend(plan, paths)
         self._config_folder = config_folder
@@ -79,7 +97,7 @@ class Evaluation:
         self._head_of = head_of
         self._quiet = quiet
         self._logits: dict[tuple[str, str], Logits] = {}
-        self._found: dict[tuple[tuple[str, float], ...], float] = {}
+        self._found: dict[Mix, float] = {}
 
     def __enter__(self) -> Evaluation:
         return self
@@ -87,47 +105,77 @@ class Evaluation:
     def __exit__(self, *_: object) -> None:
         self._blend.close()
 
-    def held_out(self, weights: Weights) -> float:
-        """The held-out score of a soup that is not written; of an ingredient when only one is named.
+    def held_out(
+        self, weights: Weights, *, layers: Layers | None = None, parameters: Mapping[str, Any] | None = None
+    ) -> float:
+        """The held-out score of a soup that is not written; of an ingredient when nothing but one is named.
+
+        Over several held-out benches it is the mean of their metrics, by the recipe's weights.
+
+        Args:
+            weights: Share of every ingredient that goes in.
+            layers: Shares of tensors that have their own, in that order.
+            parameters: Of the method, in place of the recipe's.
 
         Raises:
             ScoringError: An ingredient answers as if its labels were in another order.
         """
-        key = tuple(sorted(weights.items()))
-        if key not in self._found:
-            logits = self.logits(weights)
-            if len(weights) == 1:
-                self._logits[next(iter(weights)), self._judge.title] = logits
-            self._found[key] = self._judge.value(logits)
-        return self._found[key]
+        mix = Mix.of(weights, layers, parameters)
+        if mix not in self._found:
+            found = self.logits(weights, layers=layers, parameters=parameters)
+            self._found[mix] = self.objective(found)
+        return self._found[mix]
 
-    def logits(self, weights: Weights) -> Logits:
-        """What a soup that is not written, or an ingredient, answers to the held-out data.
+    def objective(self, logits: Sequence[Logits]) -> float:
+        """The mean of the held-out metrics of a model's answers, by the recipe's weights."""
+        shares = [bench.scoring.weight for bench in self._judges]
+        values = [bench.value(each) for bench, each in zip(self._judges, logits, strict=True)]
+        return math.fsum(share * value for share, value in zip(shares, values, strict=True)) / math.fsum(shares)
+
+    def logits(
+        self, weights: Weights, *, layers: Layers | None = None, parameters: Mapping[str, Any] | None = None
+    ) -> list[Logits]:
+        """What a soup that is not written, or an ingredient, answers to the held-out benches; as `held_out`.
 
         Raises:
             ScoringError: An ingredient answers as if its labels were in another order.
         """
-        bench = self._judge
-        tensors = self._blend.tensors({self.names.index(name): share for name, share in weights.items()})
-        title = next(iter(weights)) if len(weights) == 1 else f"{len(weights)} ingredients"
-        logits = self._run(tensors, [bench], title)[bench.title]
-        if len(weights) == 1:
-            self._refuse_other_order(bench, title, logits)
-        return logits
+        if len(weights) == 1 and not layers and parameters is None:
+            return self._alone(next(iter(weights)), self._judges)
+        tensors = self._blend.tensors(
+            self._sources(weights),
+            layers={
+                tensor: self._sources(dict(zip(weights, shares, strict=True)))
+                for tensor, shares in (layers or {}).items()
+            },
+            parameters=parameters,
+        )
+        found = self._run(tensors, self._judges, f"{len(weights)} ingredients")
+        return [found[bench.title] for bench in self._judges]
 
-    def _refuse_other_order(self, bench: Bench, name: str, logits: Logits) -> None:
-        # With another's head a model may answer anything; that says nothing of its labels.
-        if self._head_of in (None, name):
-            bench.refuse_worse_than_majority(name, logits)
+    def _sources(self, weights: Weights) -> dict[int, float]:
+        """Shares of sources from those of ingredients, which may be made of several, and have some in common."""
+        found: dict[int, float] = {}
+        for name, share in weights.items():
+            for source, part in self._units[name].items():
+                found[source] = found.get(source, 0.0) + share * part
+        return found
 
-    @property
-    def _judge(self) -> Bench:
-        assert self._held_out is not None, "the recipe was checked: who looks at scores has held-out data"
-        return self._held_out
+    def _alone(self, name: str, benches: Sequence[Bench]) -> list[Logits]:
+        """What an ingredient answers, once asked."""
+        missing = [bench for bench in benches if (name, bench.title) not in self._logits]
+        if missing:
+            found = self._run(self._blend.mean(self._units[name]), missing, name)
+            for title, logits in found.items():
+                self._logits[name, title] = logits
+            # With another's head a model may answer anything; that says nothing of its labels.
+            if self._head_of in (None, name):
+                missing[0].refuse_worse_than_majority(name, found[missing[0].title])
+        return [self._logits[name, bench.title] for bench in benches]
 
     def alone(self) -> dict[str, Score]:
         """The scores of the only model, on all benches."""
-        logits = self._run(self._blend.tensors({0: 1.0}), self.benches, self.names[0])
+        logits = self._run(self._blend.mean({0: 1.0}), self.benches, self.names[0])
         return {bench.title: bench.score(logits[bench.title]) for bench in self.benches}
 
     def finish(
@@ -142,18 +190,15 @@ class Evaluation:
         """
         from safetensors.torch import load_file
 
-        for index, name in enumerate(self.names):
-            missing = [bench for bench in self.benches if (name, bench.title) not in self._logits]
-            if missing:
-                for title, logits in self._run(self._blend.tensors({index: 1.0}), missing, name).items():
-                    self._logits[name, title] = logits
-                self._refuse_other_order(missing[0], name, self._logits[name, missing[0].title])
+        for name in self.names:
+            self._alone(name, self.benches)
         tensors: dict[str, Tensor] = {}
         for file in sorted(folder.glob("model*.safetensors")):
             tensors |= load_file(file)
         for title, logits in self._run(tensors, benches or self.benches, SOUP, config_folder).items():
             self._logits[SOUP, title] = logits
         scores: dict[str, dict[str, Score]] = {name: {} for name in [SOUP, *self.names, ENSEMBLE]}
+        judged = max(self.names, key=lambda name: self.held_out({name: 1.0})) if self._judges else None
         best: dict[str, str] = {}
         comparisons: dict[str, Comparison] = {}
         for bench in self.benches:
@@ -161,8 +206,7 @@ class Evaluation:
             self._logits[ENSEMBLE, title] = ensemble([self._logits[name, title] for name in self.names])
             for name, found in scores.items():
                 found[title] = bench.score(self._logits[name, title])
-            judge = self._held_out.title if self._held_out else title
-            best[title] = max(self.names, key=lambda name: scores[name][judge].value)
+            best[title] = judged or max(self.names, key=lambda name: scores[name][title].value)
             comparisons[title] = compare(bench, self._logits[SOUP, title], self._logits[best[title], title])
         return Results(scores, best, comparisons)
 
@@ -182,6 +226,11 @@ class Evaluation:
                 except ScoringError as error:
                     raise ScoringError(f"{name}: {error.message}", hint=error.hint) from None
         return logits
+
+
+def each_alone(names: Sequence[str]) -> dict[str, dict[int, float]]:
+    """Ingredients that are one source each, in the order of the sources."""
+    return {name: {number: 1.0} for number, name in enumerate(names)}
 
 
 def scored_with(head_of: str | None) -> list[str]:

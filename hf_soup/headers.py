@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from hf_soup.errors import ResolveError
-from hf_soup.recipe import parse_yaml
+from hf_soup.plain_yaml import parse_yaml
 
 #: safetensors' names of element types that can be averaged or passed through → bytes an element.
 ITEM_BYTES = {

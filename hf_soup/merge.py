@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from hf_soup.combine import combine, not_finite, unravel
 from hf_soup.digests import Blocks, remember, stamp_of
 from hf_soup.errors import MergeError
 from hf_soup.files import ShortReadError, begin_writing, in_memory, open_file, read_all, shrunk, write_all
 from hf_soup.headers import ITEM_BYTES
-from hf_soup.methods import METHODS, round_into
-from hf_soup.methods.linear import linear
+from hf_soup.methods import round_into
 from hf_soup.plan import Plan, PlannedTensor
 from hf_soup.progress import bar
 from hf_soup.runs import Piece, Run, Unit
@@ -168,13 +168,6 @@ def digest_of(tensors: Iterable[tuple[str, str, tuple[int, ...], str]]) -> str:
     return total.hexdigest()
 
 
-def combine(plan: Plan, parts: Sequence[Tensor], weights: Sequence[float], *, whole: bool) -> Tensor:
-    """Mix elements by a plan's method; where not all sources have them (not ``whole``), the mean of those who do."""
-    if whole:
-        return METHODS[plan.method].function(parts, weights, **plan.parameters)
-    return linear(parts, weights if any(weights) else [1.0] * len(weights))
-
-
 class _Engine:
     """Computes units of a plan's output from the sources' files."""
 
@@ -199,7 +192,7 @@ class _Engine:
         differing: set[int] = set()
         step = self._step(run)
         for begin, end, offsets in self._slices(run, unit, step):
-            parts = []
+            parts: dict[int, Tensor] = {}
             for source, offset in offsets.items():
                 part = run.parts[source]
                 assert part is not None, "a piece is of those that have it"
@@ -208,14 +201,15 @@ class _Engine:
                     read_all(descriptors[source], memory, offset)
                 except ShortReadError:
                     raise shrunk(plan.sources[source], part.file, self._at(run, begin)[0].name) from None
-                parts.append(values)
+                parts[source] = values
             piece, data = buffers.output((end - begin) * item, run.dtype)
             if run.averaged:
-                self._combine(run, parts, list(offsets), begin, piece)
+                self._combine(run, parts, begin, piece)
             else:
-                piece.copy_(parts[0])
-                if any(not torch.equal(part, parts[0]) for part in parts[1:]):
-                    differing |= self._differing(run, parts, begin)
+                first, *others = parts.values()
+                piece.copy_(first)
+                if any(not torch.equal(part, first) for part in others):
+                    differing |= self._differing(run, first, others, begin)
             blocks.update(data)
             write_all(output, data, run.offset + begin * item)
         begin_writing(output, run.offset + unit.begin * item, unit.size)
@@ -240,6 +234,7 @@ class _Engine:
         wide = 4 if all(ITEM_BYTES[dtype] == 2 for dtype in run.dtypes) else 8
         # The slices themselves, the accumulator, what a method makes on the way, and the output.
         each = sum(ITEM_BYTES[dtype] for dtype in run.dtypes) + 3 * wide
+        each += len(run.parts) * wide if self.plan.with_base else 0  # task vectors
         return min(SLICE_ELEMENTS, max(1 << 13, _SLICES_BYTES // (each * self.threads)))
 
     def _at(self, run: Run, element: int) -> tuple[PlannedTensor, int]:
@@ -249,34 +244,33 @@ class _Engine:
         number = bisect_right(tensors, offset, run.first, run.stop, key=lambda tensor: tensor.offset) - 1
         return tensors[number], (offset - tensors[number].offset) // ITEM_BYTES[run.dtype]
 
-    def _differing(self, run: Run, parts: Sequence[Tensor], begin: int) -> set[int]:
+    def _differing(self, run: Run, first: Tensor, others: Sequence[Tensor], begin: int) -> set[int]:
         """Numbers of the tensors on which a slice of the sources disagrees."""
-        found, length = set(), len(parts[0])
+        found, length = set(), len(first)
         for number in range(run.first, run.stop):
             tensor = self.plan.tensors[number]
             start = (tensor.offset - run.offset) // ITEM_BYTES[run.dtype] - begin
             low, high = max(0, start), min(length, start + tensor.elements)
-            if low < high and any(not torch.equal(part[low:high], parts[0][low:high]) for part in parts[1:]):
+            if low < high and any(not torch.equal(part[low:high], first[low:high]) for part in others):
                 found.add(number)
         return found
 
-    def _combine(self, run: Run, parts: list[Tensor], sources: Sequence[int], begin: int, piece: Tensor) -> None:
-        mixed = self._mixed(parts, sources)
+    def _combine(self, run: Run, parts: Mapping[int, Tensor], begin: int, piece: Tensor) -> None:
+        mixed = self._mixed(run, parts)
         if not _fits(mixed, piece.dtype):
-            mixed = self._settle(run, parts, sources, begin, piece.dtype, mixed)
+            mixed = self._settle(run, parts, begin, piece.dtype, mixed)
         round_into(mixed, piece)
 
-    def _mixed(self, parts: Sequence[Tensor], sources: Sequence[int]) -> Tensor:
-        weights = [self.plan.weights[source] for source in sources]
-        return combine(self.plan, parts, weights, whole=len(sources) == len(self.plan.sources))
+    def _mixed(self, run: Run, parts: Mapping[int, Tensor]) -> Tensor:
+        shares = dict(enumerate(self.plan.shares(run)))
+        return combine(self.plan, parts, shares, whole=len(parts) == len(self.plan.sources))
 
-    def _settle(
-        self, run: Run, parts: list[Tensor], sources: Sequence[int], begin: int, dtype: torch.dtype, mixed: Tensor
-    ) -> Tensor:
+    def _settle(self, run: Run, parts: Mapping[int, Tensor], begin: int, dtype: torch.dtype, mixed: Tensor) -> Tensor:
         """Tell what is wrong with a slice that holds NaN or Inf, or give the result where nothing is."""
-        infinite = [part.isinf() & (part.to(parts[0].dtype) == parts[0]) for part in parts]
+        first = next(iter(parts.values()))
+        infinite = [part.isinf() & (part.to(first.dtype) == first) for part in parts.values()]
         shared = torch.stack(infinite).all(0)
-        for source, part in zip(sources, parts, strict=True):
+        for source, part in parts.items():
             label = self.plan.sources[source]
             bad = ~(part.isfinite() | shared)
             if bad.any():
@@ -287,10 +281,10 @@ class _Engine:
         if mixed.dtype == torch.float32 and not fine.all():
             # Finite numbers whose sum is too large for float32: those, and no others, are added up in float64, so
             # that no entry's bits depend on the slice that it is in.
-            wide = self._mixed([part.double() for part in parts], sources)
+            wide = self._mixed(run, {source: part.double() for source, part in parts.items()})
             mixed = torch.where(fine, mixed.double(), wide)
         # Where all have the same infinity it stays, also where a share is so small that their sum is no number.
-        mixed = torch.where(shared, parts[0].to(mixed.dtype), mixed)
+        mixed = torch.where(shared, first.to(mixed.dtype), mixed)
         rounded = torch.empty_like(mixed, dtype=dtype)
         round_into(mixed, rounded)
         lost = ~(rounded.isfinite() | shared)
@@ -298,7 +292,7 @@ class _Engine:
             index = int(lost.nonzero()[0])
             tensor, place = self._at(run, begin + index)
             raise MergeError(
-                f"'{tensor.name}' at {_unravel(place, tensor.shape)} would be {mixed[index].item():g}, "
+                f"'{tensor.name}' at {unravel(place, tensor.shape)} would be {mixed[index].item():g}, "
                 f"which {str(dtype).removeprefix('torch.')} cannot hold.",
                 hint="Set `dtype: bfloat16` or `dtype: float32` in the recipe.",
             )
@@ -402,19 +396,3 @@ def _still_right(
 
     with bar("Checking what is finished", total, quiet=quiet) as shown, ThreadPoolExecutor(threads) as pool:
         return [entry for entry, right in zip(entries, pool.map(check, entries), strict=True) if right]
-
-
-def not_finite(label: str, tensor: str, value: float, index: int, shape: tuple[int, ...]) -> MergeError:
-    """The error for a number of an ingredient that cannot be averaged; ``index`` counts in the flat tensor."""
-    return MergeError(
-        f"'{tensor}' of {label} holds {value} at {_unravel(index, shape)}.",
-        hint="That model is broken, most likely by a training run that diverged; leave it out.",
-    )
-
-
-def _unravel(index: int, shape: tuple[int, ...]) -> str:
-    place: list[int] = []
-    for length in reversed(shape):
-        place.append(index % length)
-        index //= length
-    return f"[{', '.join(str(number) for number in reversed(place))}]"

@@ -81,6 +81,8 @@ class Plan:
         files: In order.
         tensors: All of them, in the order of the output.
         runs: In that order too.
+        layers: Shares of tensors that have their own: name → one for each source.
+        with_base: Whether the last source is the ancestor, for a method that works on task vectors.
     """
 
     sources: tuple[str, ...]
@@ -91,6 +93,12 @@ class Plan:
     files: tuple[OutputFile, ...]
     tensors: tuple[PlannedTensor, ...] = field(repr=False)
     runs: tuple[Run, ...] = field(repr=False)
+    layers: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
+    with_base: bool = False
+
+    def shares(self, run: Run) -> tuple[float, ...]:
+        """The share of every source in a run, all of whose tensors have the same."""
+        return self.layers.get(self.tensors[run.first].name, self.weights)
 
     @property
     def size(self) -> int:
@@ -169,6 +177,8 @@ class Plan:
             "weights": list(self.weights),
             "method": self.method,
             "parameters": dict(self.parameters),
+            "layers": {name: list(shares) for name, shares in self.layers.items()},
+            "with_base": self.with_base,
             "files": [{"name": file.name, "size": file.size} for file in self.files],
         }
 
@@ -190,6 +200,8 @@ class Plan:
             files,
             tuple(_tensors_of(files)),
             tuple(run_from(run) for run in values["runs"]),
+            {name: tuple(shares) for name, shares in values["layers"].items()},
+            values["with_base"],
         )
 
     def index(self) -> dict[str, Any] | None:
@@ -213,6 +225,8 @@ def make_plan(
     states: Sequence[str] | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
     patched: Collection[str] = (),
+    layers: Mapping[str, Sequence[float]] | None = None,
+    with_base: bool = False,
 ) -> Plan:
     """Lay out the output.
 
@@ -226,6 +240,8 @@ def make_plan(
         max_file_bytes: Where output files are cut.
         patched: Tensors that some sources do not have, or not all rows of, or in other places: averaged over those
             who have them. All sources have all others.
+        layers: Shares of tensors that have their own.
+        with_base: Whether the last source is the ancestor.
 
     Raises:
         IncompatibleError: A tensor is missing in a source, or has another shape.
@@ -274,7 +290,7 @@ def make_plan(
         if len(groups) > 1:
             title = f"model-{number + 1:05}-of-{len(groups):05}.safetensors"
         files.append(OutputFile(title, header, len(header) + (ends[-1] if ends else 0)))
-        runs += _runs(group, number, len(planned), len(header))
+        runs += _runs(group, number, len(planned), len(header), layers or {})
         planned += [
             PlannedTensor(
                 name, written, parts[0].shape, number, len(header) + end - size, size // ITEM_BYTES[written], size
@@ -290,6 +306,8 @@ def make_plan(
         tuple(files),
         tuple(planned),
         tuple(runs),
+        {name: tuple(shares) for name, shares in (layers or {}).items()},
+        with_base,
     )
 
 
@@ -323,7 +341,9 @@ def _cut(laid: Sequence[_Laid], max_file_bytes: int) -> list[list[_Laid]]:
     return groups
 
 
-def _runs(group: Sequence[_Laid], file: int, first: int, offset: int) -> list[Run]:
+def _runs(
+    group: Sequence[_Laid], file: int, first: int, offset: int, layers: Mapping[str, Sequence[float]]
+) -> list[Run]:
     """The runs of one output file, whose first tensor has the number ``first`` and begins at ``offset``."""
     runs: list[Run] = []
     begin = elements = 0
@@ -339,14 +359,15 @@ def _runs(group: Sequence[_Laid], file: int, first: int, offset: int) -> list[Ru
             offset += elements * ITEM_BYTES[written]
         elements = 0
 
-    for number, (_, written, parts, places) in enumerate(group):
+    for number, (name, written, parts, places) in enumerate(group):
         if not parts[0].size:
             close(number)
             begin, ends = number + 1, ()
             continue
         starts = tuple([(part.file, part.offset, part.dtype) for part in parts])
         whole = places is parts
-        if not whole or starts != ends or written != group[begin][1]:
+        apart = layers.get(name) != layers.get(group[begin][0]) if layers else False
+        if not whole or starts != ends or written != group[begin][1] or apart:
             close(number)
             begin = number
         elements += math.prod(parts[0].shape)

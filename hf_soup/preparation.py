@@ -52,13 +52,13 @@ def validate(recipe: Recipe, *, stream: bool = False) -> Selection:
                     f"such as {default!r}."
                 )
     selection = SELECTIONS[recipe.select.name]
-    if selection.needs_score and recipe.score is None:
+    if selection.needs_score and not recipe.score:
         raise RecipeError(
             f"`select: {selection.name}` looks at held-out scores, and the recipe has no `score`.",
             hint="Add `score: {task: …, dataset: …, split: validation, metric: accuracy}`, or on the command line "
             "--data, --task and --metric.",
         )
-    scorings = [*([recipe.score] if recipe.score else []), *recipe.report]
+    scorings = [*recipe.score, *recipe.report]
     titles = [scoring.title for scoring in scorings]
     for title in titles:
         if titles.count(title) > 1:
@@ -75,7 +75,7 @@ def validate(recipe: Recipe, *, stream: bool = False) -> Selection:
 def trained_on(recipe: Recipe, lineage: Lineage, token: Token = None) -> list[Reason]:
     """Scores on the train split of a data set that an ingredient's card names: the model has seen those rows."""
     reasons = []
-    for scoring in [*([recipe.score] if recipe.score else []), *recipe.report]:
+    for scoring in [*recipe.score, *recipe.report]:
         splits = [part.partition("[")[0].strip() for part in (scoring.split or "").split("+")]
         if not any(split.casefold().startswith("train") for split in splits):
             continue
@@ -136,7 +136,7 @@ def prepare_benches(
         say: Gets warnings.
         head_of: The ingredient whose head all are scored with, where only bodies are averaged.
     """
-    scorings = [("score", recipe.score)] if recipe.score else []
+    scorings = [("score", scoring) for scoring in recipe.score]
     scorings += [("report", scoring) for scoring in recipe.report]
     if not scorings:
         return []
@@ -186,8 +186,8 @@ def own_benches(
     folder.mkdir()
     write_assets(folder, config, leaves, lineage.checkpoints)
     pinned = [bench.scoring for bench in benches]  # the same rows, though a data set may have moved on
-    score = pinned.pop(0) if recipe.score else None
-    recipe = recipe.model_copy(update={"score": score, "report": tuple(pinned)})
+    count = len(recipe.score)
+    recipe = recipe.model_copy(update={"score": tuple(pinned[:count]), "report": tuple(pinned[count:])})
     return prepare_benches(recipe, plan, folder, config, device, token, lambda _: None), folder
 
 

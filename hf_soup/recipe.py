@@ -10,7 +10,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import unquote, urlsplit
@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -27,6 +28,7 @@ from pydantic import (
 )
 
 from hf_soup.errors import RecipeError
+from hf_soup.plain_yaml import parse_yaml, write_yaml
 
 #: A recipe in a published repo is a stranger's text, so its size is bounded before it is parsed.
 MAX_BYTES = 1 << 20
@@ -49,7 +51,7 @@ class Ingredient(_Value):
     Args:
         model: A Hub id, ``id@revision``, a huggingface.co address or a folder.
         revision: A branch, tag, pull request reference or commit; what stands after ``@`` says the same.
-        weight: Its share, finite and not negative; shares are divided by their sum.
+        weight: Its share; shares are divided by their sum. Below zero only where a method adds up without dividing.
 
     >>> Ingredient.model_validate("acme/a@v2")
     Ingredient(model='acme/a', revision='v2', weight=1.0)
@@ -75,9 +77,9 @@ class Ingredient(_Value):
 
     @field_validator("weight")
     @classmethod
-    def _weight_is_a_share(cls, weight: float) -> float:
-        if not math.isfinite(weight) or weight < 0:
-            raise ValueError(f"a weight is a finite number of zero or more, not {weight}")
+    def _weight_is_a_number(cls, weight: float) -> float:
+        if not math.isfinite(weight):
+            raise ValueError(f"a weight is a finite number, not {weight}")
         return weight
 
     @model_serializer(mode="wrap")
@@ -156,6 +158,7 @@ class Scoring(_Value):
         label_column, input_columns: Columns, where the usual names do not fit.
         name: What the data is called in tables; ``dataset split`` by default.
         batch_size: Examples in one forward pass.
+        weight: How much it counts where selection looks at several.
     """
 
     task: Literal["image-classification", "text-classification"]
@@ -169,6 +172,7 @@ class Scoring(_Value):
     input_columns: tuple[str, ...] | None = None
     name: str | None = None
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 32
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
     @property
     def title(self) -> str:
@@ -178,6 +182,11 @@ class Scoring(_Value):
         return f"{data} {self.metric}"
 
 
+def _as_list(value: object) -> object:
+    """Data as a recipe names it: none, one, or several."""
+    return [] if value is None else value if isinstance(value, list | tuple) else [value]
+
+
 class Recipe(_Value):
     """What was asked for.
 
@@ -185,8 +194,10 @@ class Recipe(_Value):
         ingredients: The models, in the order that decides every other order.
         base: The pretrained ancestor; found through the Hub when absent.
         method: How tensors are combined.
-        select: Which ingredients go in: ``uniform`` (all) or ``greedy``.
-        score: The held-out data that selection may look at.
+        select: Which ingredients go in, with which shares: ``uniform`` (all), ``greedy``, …
+        score: The held-out data that selection may look at; of several the weighted mean of their scores.
+        layers: Shares by tensor, in the order of the ingredients: the first pattern that matches a tensor's name wins,
+            and the ingredients' own weights count where none does. A learned soup's are written here.
         report: Data that is looked at once, at the end.
         dtype: ``bfloat16``, ``float16``, ``float32`` or ``float64``; the ingredients' by default.
         labels: Names of the outputs in the order that the soup shall have; by default as the first ingredient that
@@ -209,8 +220,9 @@ class Recipe(_Value):
     ingredients: Annotated[tuple[Ingredient, ...], Field(min_length=1, max_length=MAX_INGREDIENTS)]
     method: Named = Named(name="linear")
     select: Named = Named(name="uniform")
-    score: Scoring | None = None
-    report: tuple[Scoring, ...] = ()
+    layers: Annotated[dict[_Text, tuple[float, ...]], Field(max_length=100_000)] = {}
+    score: Annotated[tuple[Scoring, ...], BeforeValidator(_as_list)] = ()
+    report: Annotated[tuple[Scoring, ...], BeforeValidator(_as_list)] = ()
     dtype: Literal["bfloat16", "float16", "float32", "float64"] | None = None
     labels: tuple[str, ...] | None = None
     heads: _Text | None = None
@@ -227,10 +239,22 @@ class Recipe(_Value):
 
     @model_validator(mode="after")
     def _weights_have_a_sum(self) -> Self:
-        total = sum(ingredient.weight for ingredient in self.ingredients)
-        if total == 0 or not math.isfinite(total):
-            shown = ", ".join(f"{ingredient.weight:g}" for ingredient in self.ingredients)
+        weights = [ingredient.weight for ingredient in self.ingredients]
+        total = sum(weights)
+        if not any(weights) or not math.isfinite(total):
+            shown = ", ".join(f"{weight:g}" for weight in weights)
             raise ValueError(f"the weights ({shown}) sum to {total:g}; give at least one ingredient a share")
+        return self
+
+    @model_validator(mode="after")
+    def _layers_fit(self) -> Self:
+        for pattern, weights in self.layers.items():
+            if len(weights) != len(self.ingredients) or not any(weights) or not math.isfinite(sum(weights)):
+                shown = ", ".join(f"{weight:g}" for weight in weights)
+                raise ValueError(
+                    f"`layers` gives '{pattern}' the weights ({shown}); it takes a finite one for each of the "
+                    f"{len(self.ingredients)} ingredients, not all of them zero"
+                )
         return self
 
     @model_validator(mode="after")
@@ -307,49 +331,16 @@ class Recipe(_Value):
     def to_dict(self) -> dict[str, Any]:
         """The values that differ from their defaults, as plain data."""
         dumped: dict[str, Any] = self.model_dump(mode="json", exclude_defaults=True)
-        for scoring in [dumped.get("score"), *dumped.get("report", [])]:
-            if isinstance(scoring, dict):
-                for key in [key for key, value in scoring.items() if value is None]:
-                    del scoring[key]
+        for scoring in [*dumped.get("score", []), *dumped.get("report", [])]:
+            for key in [key for key, value in scoring.items() if value is None]:
+                del scoring[key]
+        if len(dumped.get("score", [])) == 1:
+            (dumped["score"],) = dumped["score"]
         return dumped
 
     def to_yaml(self) -> str:
         """The recipe as YAML, without what is a default anyway."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=110)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without aliases (they can grow without bound) and duplicate keys (they hide each other)."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.get_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "a recipe has no aliases", mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for written, _ in node.value:
-            key = self.construct_object(written, deep=True)
-            if isinstance(key, Hashable):
-                if key in seen:
-                    message = f"the key '{key}' stands there twice"
-                    raise yaml.constructor.ConstructorError(None, None, message, written.start_mark)
-                seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def parse_yaml(text: str) -> Any:
-    """Plain data from a stranger's YAML: no tags that make objects, no aliases, no key twice.
-
-    Raises:
-        yaml.YAMLError: It is not such YAML.
-    """
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        # What PyYAML raises for a value that its tag, or its looks, do not fit: `!!int foo`, `2001-99-99`.
-        raise yaml.YAMLError(f"a value is not what it looks like: {error}") from None
+        return write_yaml(self.to_dict())
 
 
 def _explain(error: ValidationError, name: str) -> str:
@@ -358,7 +349,7 @@ def _explain(error: ValidationError, name: str) -> str:
     every = error.errors(include_url=False)
     faults = every[:_MOST_FAULTS]
     for fault in faults:
-        where = ".".join(str(part) for part in fault["loc"]) or "recipe"
+        where = ".".join(str(part) for part in fault["loc"]).replace("score.0", "score") or "recipe"
         message = fault["msg"].removeprefix("Value error, ")
         for theirs, ours in _YAML_WORDS.items():
             message = re.sub(theirs, ours, message)

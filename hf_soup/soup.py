@@ -369,7 +369,7 @@ def score(
     """
     from hf_soup.evaluation import Evaluation
 
-    if recipe.score is None and not recipe.report:
+    if not recipe.score and not recipe.report:
         raise RecipeError("The recipe names no data: it has neither `score` nor `report`.")
     checkpoints = open_all(models, allow_pickle=recipe.allow_pickle, token=token)
     scores: dict[str, dict[str, dict[str, Any]]] = {}
@@ -382,7 +382,7 @@ def score(
             write_assets(Path(folder), config, alone)
             benches = prepare_benches(recipe, plan, Path(folder), config, device, token, say)
             with Evaluation(
-                benches, held_out=False, names=[checkpoint.model], plan=plan,
+                benches, held_out=0, units={checkpoint.model: {0: 1.0}}, plan=plan,
                 paths=fetch_weights([checkpoint], quiet=quiet), config_folder=Path(folder), device=device, quiet=quiet,
             ) as evaluation:  # fmt: skip
                 scores[str(checkpoint)] = {at: each.to_dict() for at, each in evaluation.alone().items()}
@@ -413,12 +413,12 @@ def _evaluation(
 ) -> AbstractContextManager[Evaluation | None]:
     if not benches:
         return nullcontext()
-    from hf_soup.evaluation import Evaluation
+    from hf_soup.evaluation import Evaluation, each_alone
 
     return Evaluation(
         benches,
-        held_out=recipe.score is not None,
-        names=lineage.names,
+        held_out=len(recipe.score),
+        units=each_alone(lineage.names),
         plan=plan,
         paths=fetch_weights(lineage.checkpoints, quiet=quiet),
         config_folder=folder,

@@ -1,7 +1,8 @@
 """The ways of mixing: one pure function a file, registered by its decorator. Imports torch and nothing else.
 
 A method gets slices (or whole tensors, where it is not elementwise) of the same tensor of every ingredient, as
-stored, and their weights; it returns the mix in the accumulator's dtype, and the engine rounds once.
+stored, and their weights; it returns the mix in the accumulator's dtype, and the engine rounds once. One that needs
+the ancestor gets task vectors, in the accumulator's dtype, and returns one, to which the engine adds the ancestor.
 """
 
 from __future__ import annotations
@@ -27,19 +28,29 @@ class Method:
         name: As recipes spell it.
         function: ``function(tensors, weights, **parameters) -> Tensor``.
         elementwise: Whether slices give what whole tensors give.
-        neutral: Parameters with which equal ingredients return themselves.
+        neutral: Parameters with which equal ingredients return themselves; a function where one depends on how many
+            they are.
+        needs_base: Whether it works on task vectors.
+        sums: Whether shares are not divided by their sum, so that they may be negative; where it has a parameter
+            ``normalize``, that decides.
     """
 
     name: str
     function: Function
     elementwise: bool
     neutral: Mapping[str, Any]
+    needs_base: bool = False
+    sums: bool = False
 
     @property
     def parameters(self) -> dict[str, Any]:
         """Parameters and their defaults."""
         signature = inspect.signature(self.function).parameters.values()
         return {p.name: p.default for p in signature if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    def neutral_for(self, count: int) -> dict[str, Any]:
+        """The neutral parameters for so many ingredients of equal weight 1."""
+        return {name: value(count) if callable(value) else value for name, value in self.neutral.items()}
 
     @property
     def summary(self) -> str:
@@ -50,12 +61,14 @@ class Method:
 METHODS: dict[str, Method] = {}
 
 
-def merge_method(*, elementwise: bool, neutral: Mapping[str, Any]) -> Callable[[Function], Function]:
+def merge_method(
+    *, elementwise: bool, neutral: Mapping[str, Any], needs_base: bool = False, sums: bool = False
+) -> Callable[[Function], Function]:
     """Register a function as a method under its own name."""
 
     def register(function: Function) -> Function:
         name = function.__name__
-        METHODS[name] = Method(name, function, elementwise, neutral)
+        METHODS[name] = Method(name, function, elementwise, neutral, needs_base, sums)
         return function
 
     return register

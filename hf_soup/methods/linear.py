@@ -51,7 +51,8 @@ def linear(tensors: Sequence[Tensor], weights: Sequence[float], *, normalize: bo
     Args:
         tensors: ``n`` tensors of one shape, as stored.
         weights: ``n`` numbers of zero or more, whose sum is not zero.
-        normalize: Divide by the sum of the weights; without it the result is the plain weighted sum.
+        normalize: Divide by the sum of the weights; without it the result is the plain weighted sum, and weights may
+            be negative.
 
     Returns:
         The same shape, float32 where all tensors have 16 bits, else float64.

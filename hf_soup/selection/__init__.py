@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import Any
 
 #: Shares by ingredient: what a selection gets, asks about, and gives back.
 Weights = Mapping[str, float]
+#: Shares of single tensors: name → one for each ingredient that goes in, in their order.
+Layers = Mapping[str, Sequence[float]]
 #: The held-out score of the soup with these weights; larger is better.
 ScoreFunction = Callable[[Weights], float]
 

@@ -222,8 +222,8 @@ def test_no_path_of_this_machine_is_pushed(
     resolved = Recipe.load(pushed / "soup.yaml")
     assert [ingredient.model for ingredient in resolved.ingredients] == ["local:a", "local:b"]
     assert resolved.base is None
-    assert resolved.score is not None
-    assert resolved.score.dataset == "local:rows.csv"
+    (score,) = resolved.score
+    assert score.dataset == "local:rows.csv"
     card = (pushed / "README.md").read_text()
     assert "local:a, local:b were folders on the cook's machine: put their paths there first." in card
     assert "base_model" not in front_matter(card)

@@ -215,8 +215,8 @@ def test_soup_yaml_gives_the_same_bytes(cooked: Cooked) -> None:
     assert [ingredient.model for ingredient in resolved.ingredients] == cooked.report["selected"]
     assert all(re.fullmatch("[0-9a-f]{40}", ingredient.revision or "") for ingredient in resolved.ingredients)
     assert (resolved.base or "").partition("@")[0] == cooked.case.ancestor
-    assert resolved.score is not None
-    assert re.fullmatch("[0-9a-f]{40}", resolved.score.revision or "")
+    (score,) = resolved.score
+    assert re.fullmatch("[0-9a-f]{40}", score.revision or "")
     arguments = ("-m", "hf_soup", "cook", cooked.folder / "soup.yaml", "-o", "again", "--json")
     again = json.loads(python(cooked.folder.parent, cooked.environment, *arguments).stdout)
     assert again["digest"] == cooked.report["digest"]

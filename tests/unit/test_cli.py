@@ -119,9 +119,9 @@ def test_options_change_the_recipe(cli: Cli, family: Path, tmp_path: Path) -> No
     )  # fmt: skip
     assert done.code == 0, done
     resolved = Recipe.load(tmp_path / "soup" / "soup.yaml")
-    assert resolved.score is not None
-    assert resolved.score.metric == "f1"
-    assert resolved.score.dataset == "local:report.csv"
+    (score,) = resolved.score
+    assert score.metric == "f1"
+    assert score.dataset == "local:report.csv"
     summary = json.loads((tmp_path / "soup" / "soup.json").read_text())
     assert summary["select"] == "uniform"
     assert summary["lineage"]["ancestor"]["source"] == "recipe"

@@ -186,10 +186,10 @@ def test_the_recipe_names_what_the_zoo_holds():
     assert recipe.base == f"{OWNER}/{ANCESTOR}"
     assert [i.model for i in recipe.ingredients] == [f"{OWNER}/{name}" for name in Zoo().fine_tunes]
     assert recipe.select.name == "greedy"
-    assert recipe.score is not None
-    assert recipe.score.split == "validation"
+    (score,) = recipe.score
+    assert score.split == "validation"
     assert [scoring.split for scoring in recipe.report] == ["shifted", "test"]
-    assert {scoring.dataset for scoring in (recipe.score, *recipe.report)} == {f"{OWNER}/{DATASET}"}
+    assert {scoring.dataset for scoring in (score, *recipe.report)} == {f"{OWNER}/{DATASET}"}
 
 
 def test_progress_names_each_model(tmp_path):

@@ -148,10 +148,10 @@ def test_each_step_of_greedy_reads_little(
 
 
 def test_without_held_out_data_each_report_has_its_own_best(recipe: Recipe, tmp_path: Path, asked: list[str]) -> None:
-    uniform = recipe.model_copy(update={"score": None, "select": Recipe(ingredients=["x/y"]).select})
+    uniform = recipe.model_copy(update={"score": (), "select": Recipe(ingredients=["x/y"]).select})
     soup = cook(uniform, tmp_path / "soup", say=lambda _: None)
     assert asked == [REPORT] * 4
-    assert soup.summary["held_out"] is None
+    assert soup.summary["held_out"] == []
     assert soup.summary["best"] == {REPORT: "local:good"}
     assert soup.weights == {"local:poor": 1.0, "local:fair": 1.0, "local:good": 1.0}
 

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_soup.errors import RecipeError, SoupError
-from hf_soup.recipe import MAX_BYTES, Ingredient, Recipe, Scoring, as_recipe, parse_yaml, split_revision
+from hf_soup.plain_yaml import parse_yaml
+from hf_soup.recipe import MAX_BYTES, Ingredient, Recipe, Scoring, as_recipe, split_revision
 
 FULL = """\
 base: acme/base@v1
@@ -49,8 +50,8 @@ def test_a_recipe_comes_back_as_it_was_written() -> None:
     assert Recipe.parse(recipe.to_yaml()) == recipe
     assert recipe.to_yaml() == FULL.replace("method:\n  name: linear\n", "")
     assert recipe.select.parameters == {"accept": ">"}
-    assert recipe.score is not None
-    assert recipe.score.title == "acme/rows validation accuracy"
+    (score,) = recipe.score
+    assert score.title == "acme/rows validation accuracy"
 
 
 def test_a_recipe_is_a_value() -> None:
@@ -111,9 +112,8 @@ def test_a_folder_with_an_at_sign_is_a_folder(tmp_path: Path) -> None:
         ("ingredients: [3]", "ingredients.0"),
         ("ingredients: ['']", "ingredients.0.model"),
         ("ingredients: [{model: acme/a@x, revision: y}]", "two revisions: 'x' and 'y'"),
-        ("ingredients: [{model: acme/a, weight: -1}]", "zero or more, not -1.0"),
-        ("ingredients: [{model: acme/a, weight: .nan}]", "zero or more, not nan"),
-        ("ingredients: [{model: acme/a, weight: .inf}]", "zero or more, not inf"),
+        ("ingredients: [{model: acme/a, weight: .nan}]", "finite number, not nan"),
+        ("ingredients: [{model: acme/a, weight: .inf}]", "finite number, not inf"),
         ("ingredients: [{model: acme/a, weight: much}]", '(it is "much")'),
         ("ingredients: [{model: acme/a, weight: 0}, {model: acme/b, weight: 0}]", "the weights (0, 0) sum to 0"),
         ("ingredients: [{model: acme/a, weight: 1e308}, {model: acme/b, weight: 1e308}]", "sum to inf"),
@@ -125,7 +125,10 @@ def test_a_folder_with_an_at_sign_is_a_folder(tmp_path: Path) -> None:
         ("ingredients: [acme/a]\nscore: {task: chat, dataset: x}", "score.task: "),
         ("ingredients: [acme/a]\nscore: {task: text-classification}", "score.dataset: Field required"),
         ("ingredients: [acme/a]\nscore: {task: text-classification, dataset: x, batch: 3}", "batch: unknown key"),
-        ("ingredients: [acme/a]\nreport: {task: text-classification, dataset: x}", "report: "),
+        ("ingredients: [acme/a]\nlayers: {a: [1, 2]}", "gives 'a' the weights (1, 2); it takes a finite one for each"),
+        ("ingredients: [acme/a]\nlayers: {a: [0]}", "not all of them zero"),
+        ("ingredients: [acme/a]\nlayers: {a: [.inf]}", "gives 'a' the weights (inf)"),
+        ("ingredients: [acme/a]\nscore: {task: text-classification, dataset: x, weight: 0}", "score.weight: "),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_said(text: str, said: str) -> None:
@@ -215,3 +218,21 @@ def test_labels_that_no_output_could_have() -> None:
         Recipe(ingredients=["acme/a", "acme/b"], labels=["a", "A ", "b"])
     with pytest.raises(RecipeError, match="no outputs that `labels` could name"):
         Recipe(ingredients=["acme/a", "acme/b"], labels=["a", "b"], heads="body")
+
+
+def test_data_may_be_one_or_several() -> None:
+    """And is written as it is read: one as a mapping, several as a list."""
+    data = {"task": "text-classification", "dataset": "acme/rows"}
+    one = Recipe(ingredients=["acme/a"], score=data, report=data)
+    assert one.score == one.report
+    assert one.to_dict()["score"] == data
+    two = Recipe(ingredients=["acme/a"], score=[data, {**data, "metric": "f1", "weight": 2}])
+    assert [scoring.weight for scoring in two.score] == [1.0, 2.0]
+    assert Recipe.parse(two.to_yaml()) == two
+    assert Recipe(ingredients=["acme/a"], score=None).score == ()
+
+
+def test_shares_of_tensors_are_one_line_each() -> None:
+    recipe = Recipe(ingredients=["acme/a", "acme/b"], layers={"head.*": (0.25, 0.75)})
+    assert "  head.*: [0.25, 0.75]\n" in recipe.to_yaml()
+    assert Recipe.parse(recipe.to_yaml()) == recipe

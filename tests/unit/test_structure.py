@@ -41,7 +41,8 @@ ONLY = {
 #: Room → all that it may import beside the standard library and itself.
 MAY = {
     "hf_soup.errors": set(),
-    "hf_soup.recipe": {"pydantic", "yaml", "hf_soup.errors"},
+    "hf_soup.recipe": {"pydantic", "yaml", "hf_soup.errors", "hf_soup.plain_yaml"},
+    "hf_soup.plain_yaml": {"yaml"},
     "hf_soup.methods": {"torch"},
     "hf_soup.selection": {"hf_soup.errors"},
     "hf_soup.local_hub": {"starlette", "uvicorn", "yaml", "hf_soup.errors"},

@@ -1,0 +1,37 @@
+"""The ancestor, and the task vectors added to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from hf_soup.methods import merge_method
+from hf_soup.methods.linear import linear
+
+
+@merge_method(elementwise=True, neutral={"scale": lambda count: 1 / count}, needs_base=True, sums=True)
+def task_arithmetic(deltas: Sequence[Tensor], weights: Sequence[float], *, scale: float = 0.3) -> Tensor:
+    r"""Add the task vectors of the ingredients to their ancestor.
+
+    .. math:: \theta = \theta_0 + \lambda \sum_i w_i \tau_i
+
+    The plain sum: with ``scale`` :math:`1/n` and equal weights it is the uniform soup. A negative weight takes what an
+    ingredient has learned away.
+
+    Args:
+        deltas: ``n`` task vectors of one shape, in the accumulator's dtype.
+        weights: ``n`` numbers.
+        scale: :math:`\lambda`; the paper tunes it on held-out data, which a list of values does here.
+
+    Returns:
+        The task vector of the mix.
+
+    Reference:
+        Ilharco et al., Editing models with task arithmetic, ICLR 2023, arXiv:2212.04089.
+
+    >>> import torch
+    >>> task_arithmetic([torch.tensor([1.0]), torch.tensor([2.0])], [1.0, -1.0], scale=0.5)
+    tensor([-0.5000], dtype=torch.float64)
+    """
+    return linear(deltas, weights, normalize=False).mul_(scale)

@@ -1,0 +1,39 @@
+"""Between the ancestor and a fine-tune, or a soup of several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from hf_soup.methods import merge_method
+from hf_soup.methods.linear import linear
+
+
+@merge_method(elementwise=True, neutral={"alpha": 1.0}, needs_base=True)
+def wise_ft(deltas: Sequence[Tensor], weights: Sequence[float], *, alpha: float = 0.5) -> Tensor:
+    r"""Interpolate between the ancestor and the mean of the ingredients.
+
+    .. math:: \theta = (1-\alpha)\,\theta_0 + \alpha\,\bar\theta
+        = \theta_0 + \alpha\,\frac{\sum_i w_i \tau_i}{\sum_i w_i}
+
+    With one ingredient this is WiSE-FT as published, with several the WiSE-FT of their soup. Fine-tuning often costs
+    robustness under distribution shift, and a way back towards the ancestor often wins it back. Give `alpha` as a list
+    and the best on held-out data is taken.
+
+    Args:
+        deltas: ``n`` task vectors of one shape, in the accumulator's dtype.
+        weights: ``n`` numbers of zero or more, whose sum is not zero.
+        alpha: 0 is the ancestor, 1 the soup.
+
+    Returns:
+        The task vector of the mix.
+
+    Reference:
+        Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022, arXiv:2109.01903.
+
+    >>> import torch
+    >>> wise_ft([torch.tensor([1.0, 2.0])], [1.0], alpha=0.25)
+    tensor([0.2500, 0.5000], dtype=torch.float64)
+    """
+    return linear(deltas, weights).mul_(alpha)

@@ -1,0 +1,64 @@
+"""YAML as recipes are written in it: plain data, read strictly, as it may be a stranger's."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import yaml
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases (they can grow without bound) and duplicate keys (they hide each other)."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.get_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "a recipe has no aliases", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for written, _ in node.value:
+            key = self.construct_object(written, deep=True)
+            if isinstance(key, Hashable):
+                if key in seen:
+                    message = f"the key '{key}' stands there twice"
+                    raise yaml.constructor.ConstructorError(None, None, message, written.start_mark)
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str) -> Any:
+    """Plain data from a stranger's YAML: no tags that make objects, no aliases, no key twice.
+
+    Raises:
+        yaml.YAMLError: It is not such YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        # What PyYAML raises for a value that its tag, or its looks, do not fit: `!!int foo`, `2001-99-99`.
+        raise yaml.YAMLError(f"a value is not what it looks like: {error}") from None
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML with lists of numbers on one line: `layers` has one for each tensor."""
+
+    def represent_list(self, data: Any) -> yaml.SequenceNode:
+        numbers = all(isinstance(each, int | float) for each in data)
+        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=numbers and bool(data))
+
+
+_Dumper.add_representer(list, _Dumper.represent_list)
+
+
+def write_yaml(values: Any) -> str:
+    """Plain data as YAML, in its own order.
+
+    >>> print(write_yaml({"b": [1.0, 2.0], "a": ["x"]}), end="")
+    b: [1.0, 2.0]
+    a:
+    - x
+    """
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
