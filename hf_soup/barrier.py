@@ -115,7 +115,9 @@ def barriers(
         for the loss, which is turned round here).
     """
     from hf_soup.evaluation import Evaluation, each_alone
+    from hf_soup.world import require_alone
 
+    require_alone("The measuring of barriers")
     recipe = as_recipe(recipe)
     validate(recipe)
     require_measurable(recipe)

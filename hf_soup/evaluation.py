@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hf_soup.blend import Blend
+from hf_soup.answering import Answering, Mixture, Written
 from hf_soup.errors import ScoringError
 from hf_soup.headers import ITEM_BYTES
 from hf_soup.plan import Plan
-from hf_soup.progress import bar
-from hf_soup.scoring import Bench, Comparison, Logits, Score, build_model, compare, ensemble
+from hf_soup.scoring import Bench, Comparison, Logits, Score, compare, ensemble
+from hf_soup.world import World
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from hf_soup.selection import Layers, Weights
 
 SOUP, ENSEMBLE = "soup", "ensemble"
@@ -57,8 +55,9 @@ class Results:
 class Evaluation:
     """Models of one kind on the benches of one recipe.
 
-    An ingredient is loaded once for the held-out data, and once more at the end for the reports, which nothing
-    looks at before. Held in memory at a time: one model, its tensors, and the running sum of the soup.
+    An ingredient is run once on the held-out data, and once more at the end on the reports, which nothing looks at
+    before; what was run in an earlier cook is remembered. Held in memory at a time: one model, its tensors, and the
+    running sum of the soup.
 
     Args:
         benches: The held-out ones first.
@@ -71,6 +70,7 @@ class Evaluation:
         device: Where models run.
         head_of: The ingredient whose head all have, where only bodies are averaged.
         quiet: No progress bar.
+        world: The processes that answer together.
     """
 
     def __init__(
@@ -85,17 +85,15 @@ class Evaluation:
         device: str = "cpu",
         head_of: str | None = None,
         quiet: bool = False,
+        world: World | None = None,
     ) -> None:
         self.benches = benches
         self.names = list(units)
         self._units = units
         self._judges = benches[:held_out]
-        self._plan = plan
-        self._blend = Blend(plan, paths)
-        self._config_folder = config_folder
-        self._device = device
+        config = (config_folder / "config.json").read_bytes()
+        self._answering = Answering(benches, plan, paths, config, device, quiet=quiet, world=world)
         self._head_of = head_of
-        self._quiet = quiet
         self._logits: dict[tuple[str, str], Logits] = {}
         self._found: dict[Mix, float] = {}
 
@@ -103,7 +101,7 @@ class Evaluation:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._blend.close()
+        self._answering.close()
 
     def held_out(
         self, weights: Weights, *, layers: Layers | None = None, parameters: Mapping[str, Any] | None = None
@@ -142,15 +140,11 @@ class Evaluation:
         """
         if len(weights) == 1 and not layers and parameters is None:
             return self._alone(next(iter(weights)), self._judges)
-        tensors = self._blend.tensors(
-            self._sources(weights),
-            layers={
-                tensor: self._sources(dict(zip(weights, shares, strict=True)))
-                for tensor, shares in (layers or {}).items()
-            },
-            parameters=parameters,
-        )
-        found = self._run(tensors, self._judges, f"{len(weights)} ingredients")
+        own = {
+            tensor: self._sources(dict(zip(weights, shares, strict=True))) for tensor, shares in (layers or {}).items()
+        }
+        mixture = Mixture(self._sources(weights), own, parameters)
+        found = self._answering.ask(mixture, self._judges, f"{len(weights)} ingredients")
         return [found[bench.title] for bench in self._judges]
 
     def _sources(self, weights: Weights) -> dict[int, float]:
@@ -165,7 +159,7 @@ class Evaluation:
         """What an ingredient answers, once asked."""
         missing = [bench for bench in benches if (name, bench.title) not in self._logits]
         if missing:
-            found = self._run(self._blend.mean(self._units[name]), missing, name)
+            found = self._answering.ask(Mixture(self._units[name], mean=True), missing, name)
             for title, logits in found.items():
                 self._logits[name, title] = logits
             # With another's head a model may answer anything; that says nothing of its labels.
@@ -175,27 +169,26 @@ class Evaluation:
 
     def alone(self) -> dict[str, Score]:
         """The scores of the only model, on all benches."""
-        logits = self._run(self._blend.mean({0: 1.0}), self.benches, self.names[0])
+        logits = self._answering.ask(Mixture({0: 1.0}, mean=True), self.benches, self.names[0])
         return {bench.title: bench.score(logits[bench.title]) for bench in self.benches}
 
     def finish(
-        self, folder: Path, benches: Sequence[Bench] | None = None, config_folder: Path | None = None
+        self, folder: Path, digest: str, benches: Sequence[Bench] | None = None, config_folder: Path | None = None
     ) -> Results:
         """Score the soup that was written, and every ingredient, on all benches; the reports for the first time.
 
         Args:
             folder: Where the soup was written.
+            digest: Over its tensors.
             benches: The same rows, prepared for the soup, where it has another tokenizer than the candidates had.
             config_folder: A folder with the soup's own config, where it is another than the candidates'.
         """
-        from safetensors.torch import load_file
-
         for name in self.names:
             self._alone(name, self.benches)
-        tensors: dict[str, Tensor] = {}
-        for file in sorted(folder.glob("model*.safetensors")):
-            tensors |= load_file(file)
-        for title, logits in self._run(tensors, benches or self.benches, SOUP, config_folder).items():
+        config = (config_folder / "config.json").read_bytes() if config_folder else None
+        for title, logits in self._answering.ask(
+            Written(folder, digest), benches or self.benches, SOUP, config
+        ).items():
             self._logits[SOUP, title] = logits
         scores: dict[str, dict[str, Score]] = {name: {} for name in [SOUP, *self.names, ENSEMBLE]}
         judged = max(self.names, key=lambda name: self.held_out({name: 1.0})) if self._judges else None
@@ -204,28 +197,11 @@ class Evaluation:
         for bench in self.benches:
             title = bench.title
             self._logits[ENSEMBLE, title] = ensemble([self._logits[name, title] for name in self.names])
-            for name, found in scores.items():
-                found[title] = bench.score(self._logits[name, title])
+            for name, each in scores.items():
+                each[title] = bench.score(self._logits[name, title])
             best[title] = judged or max(self.names, key=lambda name: scores[name][title].value)
             comparisons[title] = compare(bench, self._logits[SOUP, title], self._logits[best[title], title])
         return Results(scores, best, comparisons)
-
-    def _run(
-        self, tensors: dict[str, Tensor], benches: Sequence[Bench], name: str, config_folder: Path | None = None
-    ) -> dict[str, Logits]:
-        import torch
-
-        folder = config_folder or self._config_folder
-        model = build_model(folder, tensors, benches[0].scoring.task, getattr(torch, self._plan.dtype))
-        tensors.clear()
-        logits = {}
-        with bar(f"Scoring {name}", sum(bench.n for bench in benches), unit="row", quiet=self._quiet) as shown:
-            for bench in benches:
-                try:
-                    logits[bench.title] = bench.logits(model, device=self._device, progress=shown.update)
-                except ScoringError as error:
-                    raise ScoringError(f"{name}: {error.message}", hint=error.hint) from None
-        return logits
 
 
 def each_alone(names: Sequence[str]) -> dict[str, dict[int, float]]:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from hf_soup.evaluation import Evaluation
     from hf_soup.scoring import Bench
+    from hf_soup.world import World
 
 
 def _to_stderr(message: str) -> None:
@@ -240,8 +241,8 @@ def cook(
         SoupError: Anything that stands against it; whatever headers, configs and cards can tell is told before
             the first weight is fetched.
     """
-    from hf_soup.merge import merge
-    from hf_soup.supply import Supply
+    from hf_soup.answering import answer_along
+    from hf_soup.merge import merge, merge_along
     from hf_soup.world import world
 
     started = time.monotonic()
@@ -255,13 +256,7 @@ def cook(
             hint="Start one process, which uses all cores by itself; or leave --stream out.",
         )
     if here.rank > 0:
-        here.barrier()
-        staging = Staging(out)
-        values = staging.join()
-        places = [{name: Path(path) for name, path in source.items()} for source in values["paths"]]
-        stamps = {Path(path): tuple(stamp) for path, stamp in values["stamps"].items()}
-        supply = Supply.here(places, {Path(path) for path in values["follow"]}, stamps)
-        merge(Plan.from_dict(values["plan"]), supply, staging, world=here, threads=threads, quiet=True)
+        answer_along(here, lambda: merge_along(out, here, threads))
         return Soup(out, {"weights": {}, "scores": {}, "digest": ""})
     lineage = _checked(recipe, token, say)
     with Staging(out) as staging, tempfile.TemporaryDirectory(prefix="hf-soup-") as kitchen:
@@ -276,7 +271,7 @@ def cook(
         plan = everyone if needed is lineage else plan_of(recipe, needed, wanted)
         require_disk(needed, plan, out, stream=stream, held=staging.held_bytes())
         fetch_small(lineage.checkpoints)
-        with _evaluation(recipe, lineage, benches, everyone, Path(kitchen), device, quiet) as evaluation:
+        with _evaluation(recipe, lineage, benches, everyone, Path(kitchen), device, quiet, here) as evaluation:
             weights = {name: weight for name, weight in given.items() if weight > 0}
             found = selection.function(weights, evaluation and evaluation.held_out, **recipe.select.parameters)
             # In the recipe's order, whatever the order in which they were chosen: sums are rounded in order.
@@ -297,7 +292,7 @@ def cook(
             )
             if said not in (None, "continued"):
                 say(f"note: {said}")
-            here.barrier()
+            here.share(None)  # all candidates are answered
             merged = merge(plan, supply, staging, world=here, threads=threads, quiet=quiet)
             lineage.pin()
             require_unchanged(lineage.checkpoints)
@@ -305,7 +300,8 @@ def cook(
                 say(f"warning: the ingredients disagree on '{name}', which is not averaged; the first one's is kept")
             with staging.disk_errors():
                 own = own_benches(recipe, lineage, leaves, plan, benches, Path(kitchen) / "soup", device, token)
-                results = evaluation.finish(staging.folder, *own) if evaluation else None
+                results = evaluation.finish(staging.folder, merged.digest, *own) if evaluation else None
+                here.share(None)  # and so are all reports
                 write_contents(
                     staging.folder,
                     recipe,
@@ -368,7 +364,9 @@ def score(
         SoupError: A model or the data cannot be used.
     """
     from hf_soup.evaluation import Evaluation
+    from hf_soup.world import require_alone
 
+    require_alone("`score`")
     if not recipe.score and not recipe.report:
         raise RecipeError("The recipe names no data: it has neither `score` nor `report`.")
     checkpoints = open_all(models, allow_pickle=recipe.allow_pickle, token=token)
@@ -410,6 +408,7 @@ def _evaluation(
     folder: Path,
     device: str,
     quiet: bool,
+    here: World,
 ) -> AbstractContextManager[Evaluation | None]:
     if not benches:
         return nullcontext()
@@ -425,4 +424,5 @@ def _evaluation(
         device=device,
         head_of=lineage.head_of,
         quiet=quiet,
+        world=here,
     )

@@ -9,7 +9,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from hf_soup.errors import MergeError
+from hf_soup.errors import MergeError, ScoringError
 
 #: torch gives up after half an hour; the first process may download for longer while the others wait.
 _PATIENCE = timedelta(days=30)
@@ -32,6 +32,20 @@ class World:
     barrier: Callable[[], None] = field(default=lambda: None, repr=False)
     share: Callable[[Any], Any] = field(default=lambda value: value, repr=False)
     gather: Callable[[Any], list[Any]] = field(default=lambda value: [value], repr=False)
+
+
+def require_alone(work: str) -> None:
+    """Refuse several processes, each of which would do all of the work.
+
+    Raises:
+        ScoringError: Several were launched.
+    """
+    launched = int(os.environ.get("WORLD_SIZE") or 1)
+    if launched > 1:
+        raise ScoringError(
+            f"{work} is for one process, and there are {launched}.",
+            hint="Start it without a launcher; one process uses all cores by itself.",
+        )
 
 
 def world() -> World:
