@@ -110,8 +110,10 @@ def barriers(
         in Linear Mode Connectivity of Neural Networks, ICLR 2022, arXiv:2110.06296 (against the line between the ends;
         for the loss, which is turned round here).
     """
-    from hf_soup.evaluation import Evaluation, each_alone
+    from hf_soup.evaluation import Evaluation
+    from hf_soup.world import require_alone
 
+    require_alone("The measuring of barriers")
     recipe = as_recipe(recipe)
     validate(recipe)
     require_measurable(recipe)
@@ -132,7 +134,7 @@ def barriers(
         say(f"note: {len(names)} models, {pairs} pair{'s'[: pairs - 1]}: {total} scorings of {bench.n:,} rows")
         with (
             Evaluation(
-                [bench], held_out=1, units=each_alone(names), plan=plan,
+                [bench], held_out=1, names=names, plan=plan,
                 paths=fetch_weights(lineage.checkpoints, quiet=quiet), config_folder=Path(kitchen), device=device,
                 head_of=lineage.head_of, quiet=True,
             ) as evaluation,

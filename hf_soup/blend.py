@@ -91,9 +91,8 @@ class Blend:
         normalize = self._straight.parameters.get("normalize", True)
         given = shares(list(weights.values())) if normalize else weights.values()
         factors = dict(zip(weights, given, strict=True))
-        if any(factors.get(source) != factor for source, factor in self._summed.items()) or not (
-            factors.keys() - self._summed.keys()
-        ):
+        known = len(self._summed)
+        if known >= len(factors) or list(factors.items())[:known] != list(self._summed.items()):
             self._sum, self._summed = [], {}
         *stay, last = [source for source in factors if source not in self._summed]
         for source in stay:

@@ -41,8 +41,8 @@ class Choice:
     curve: tuple[Point, ...] = ()
 
     def leaves(self, expanded: Expanded) -> dict[int, float]:
-        """Numbers of the leaves that go in, and their shares."""
-        return expanded.leaf_weights(self.selected.weights, mean=self.selected.normalize)
+        """Numbers of the leaves that go in, in their order, and their shares."""
+        return dict(sorted(expanded.leaf_weights(self.selected.weights, mean=self.selected.normalize).items()))
 
     def mix(self, expanded: Expanded, numbers: Sequence[int]) -> Recipe:
         """The recipe with the shares of single tensors that were chosen, for those leaves."""
@@ -106,7 +106,8 @@ def choose(recipe: Recipe, weights: Weights, evaluation: Evaluation | None) -> C
 
     if selection.learns:
         assert evaluation is not None, "the recipe was checked: who learns has held-out data"
-        selected = selection.function(weights, evaluation.descent(list(weights)), **recipe.select.parameters)
+        with evaluation.descent(list(weights)) as descent:
+            selected = selection.function(weights, descent, **recipe.select.parameters)
     else:
         selected = selection.function(weights, score, **recipe.select.parameters)
     # In the recipe's order, whatever the order in which they were chosen: sums are rounded in order.

@@ -40,7 +40,7 @@ def needed_bytes(plan: Plan) -> int:
     return 12 * sum(run.elements for run in plan.runs)
 
 
-class Mixture:
+class HeldOutLoss:
     r"""The loss of a soup, and the streamed gradient, a `hf_soup.selection.Descent`.
 
     The loss is the cross-entropy of :math:`\operatorname{softmax}(\beta f(x; \theta))` with
@@ -56,7 +56,7 @@ class Mixture:
     Args:
         plan: Names, shapes and places; its own weights are not used.
         paths: For every source, its weight files on this machine.
-        sources: The ingredients in play, in the order of columns of ``shares``, and their numbers in the plan.
+        sources: Numbers of the sources in play, in the order of columns of ``shares``.
         config_folder: A folder with the soup's ``config.json``.
         benches: The held-out data: rows are numbered through all of them.
         weights: Of the benches; a bench's rows share its weight equally. By default equal.
@@ -67,17 +67,17 @@ class Mixture:
         self,
         plan: Plan,
         paths: Sequence[Mapping[str, Path]],
-        sources: Mapping[str, int],
+        sources: Sequence[int],
         config_folder: Path,
         benches: Sequence[Bench],
         weights: Sequence[float] | None = None,
         device: str = "cpu",
     ) -> None:
-        self.names = tuple(sources)
+        self.names = tuple(plan.sources[source] for source in sources)
         averaged = [number for number, tensor in enumerate(plan.tensors) if tensor.averaged and tensor.size]
         self.tensors = tuple(plan.tensors[number].name for number in averaged)
         self._rows = {number: row for row, number in enumerate(averaged)}  # of shares
-        self._plan, self._sources, self._folder, self._device = plan, list(sources.values()), config_folder, device
+        self._plan, self._sources, self._folder, self._device = plan, list(sources), config_folder, device
         self._benches = benches
         self._starts = np.cumsum([0, *(bench.n for bench in benches)])
         each = zip(weights or [1.0] * len(benches), benches, strict=True)
@@ -211,7 +211,10 @@ class Mixture:
         from transformers.core_model_loading import revert_weight_conversion
 
         with torch.no_grad():
-            return revert_weight_conversion(self._model, {name: each.detach() for name, each in tensors.items()})
+            found: dict[str, Tensor] = revert_weight_conversion(
+                self._model, {name: each.detach() for name, each in tensors.items()}
+            )
+            return found
 
     def _slopes(self) -> dict[int, Tensor]:
         """The gradient by each tensor of the disk that has any."""
@@ -287,3 +290,31 @@ class Mixture:
 
 def _digest(tensor: Tensor) -> bytes:
     return hashlib.sha256(bytes_of(tensor.detach().contiguous().view(-1).view(torch.uint8).cpu())).digest()
+
+
+class Grouped:
+    r"""The loss of soups of ingredients that are means of sources themselves, a `hf_soup.selection.Descent`.
+
+    With :math:`G` the shares of sources in ingredients, :math:`L(\alpha) = L_\text{sources}(\alpha G)`.
+
+    Args:
+        names: The ingredients.
+        loss: Of soups of the sources.
+        groups: ``(ingredients, sources)``.
+    """
+
+    def __init__(self, names: Sequence[str], loss: HeldOutLoss, groups: Sequence[Sequence[float]]) -> None:
+        self.names, self.labels = names, loss.labels
+        self.tensors: Sequence[str] = loss.tensors
+        self._loss, self._groups = loss, np.array(groups)
+
+    def loss(self, shares: NDArray[np.float64], scale: float, rows: NDArray[np.int64]) -> float:
+        """As that of sources."""
+        return self._loss.loss(shares @ self._groups, scale, rows)
+
+    def gradient(
+        self, shares: NDArray[np.float64], scale: float, rows: NDArray[np.int64]
+    ) -> tuple[float, NDArray[np.float64], float]:
+        """As that of sources."""
+        loss, slope, scale_slope = self._loss.gradient(shares @ self._groups, scale, rows)
+        return loss, slope @ self._groups.T, scale_slope

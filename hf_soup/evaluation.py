@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hf_soup.blend import Blend
+from hf_soup.answering import Answering, Mixture, Written
 from hf_soup.errors import ScoringError
 from hf_soup.headers import ITEM_BYTES
 from hf_soup.plan import Plan
-from hf_soup.progress import bar
-from hf_soup.scoring import Bench, Comparison, Logits, Score, build_model, compare, ensemble
+from hf_soup.scoring import Bench, Comparison, Logits, Score, compare, ensemble
+from hf_soup.world import World
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from hf_soup.selection import Layers, Weights
+    from hf_soup.selection import Descent, Layers, Weights
 
 SOUP, ENSEMBLE = "soup", "ensemble"
 
@@ -57,20 +56,23 @@ class Results:
 class Evaluation:
     """Models of one kind on the benches of one recipe.
 
-    An ingredient is loaded once for the held-out data, and once more at the end for the reports, which nothing
-    looks at before. Held in memory at a time: one model, its tensors, and the running sum of the soup.
+    An ingredient is run once on the held-out data, and once more at the end on the reports, which nothing looks at
+    before; what was run in an earlier cook is remembered. Held in memory at a time: one model, its tensors, and the
+    running sum of the soup.
 
     Args:
         benches: The held-out ones first.
         held_out: How many of them are held-out.
-        units: The ingredients, each with the sources that it is made of and their shares, which sum to one: a soup
-            is made of several.
+        names: The ingredients.
         plan: All sources, under the names of the soup.
         paths: For every source, its weight files.
         config_folder: A folder with the soup's ``config.json``.
         device: Where models run.
         head_of: The ingredient whose head all have, where only bodies are averaged.
+        leaves: Shares of sources, by number, from those of ingredients, where an ingredient is made of several; else
+            each is the source of its number.
         quiet: No progress bar.
+        world: The processes that answer together.
     """
 
     def __init__(
@@ -78,24 +80,24 @@ class Evaluation:
         benches: Sequence[Bench],
         *,
         held_out: int,
-        units: Mapping[str, Mapping[int, float]],
+        names: Sequence[str],
         plan: Plan,
         paths: Sequence[Mapping[str, Path]],
         config_folder: Path,
         device: str = "cpu",
         head_of: str | None = None,
+        leaves: Callable[..., dict[int, float]] | None = None,
         quiet: bool = False,
+        world: World | None = None,
     ) -> None:
         self.benches = benches
-        self.names = list(units)
-        self._units = units
+        self.names = list(names)
+        self._leaves = leaves or self._each
         self._judges = benches[:held_out]
-        self._plan = plan
-        self._blend = Blend(plan, paths)
-        self._config_folder = config_folder
-        self._device = device
+        self._plan, self._paths, self._config_folder, self._device = plan, paths, config_folder, device
+        config = (config_folder / "config.json").read_bytes()
+        self._answering = Answering(benches, plan, paths, config, device, quiet=quiet, world=world)
         self._head_of = head_of
-        self._quiet = quiet
         self._logits: dict[tuple[str, str], Logits] = {}
         self._found: dict[Mix, float] = {}
 
@@ -103,7 +105,7 @@ class Evaluation:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._blend.close()
+        self._answering.close()
 
     def held_out(
         self, weights: Weights, *, layers: Layers | None = None, parameters: Mapping[str, Any] | None = None
@@ -142,30 +144,20 @@ class Evaluation:
         """
         if len(weights) == 1 and not layers and parameters is None:
             return self._alone(next(iter(weights)), self._judges)
-        tensors = self._blend.tensors(
-            self._sources(weights),
-            layers={
-                tensor: self._sources(dict(zip(weights, shares, strict=True)))
-                for tensor, shares in (layers or {}).items()
-            },
-            parameters=parameters,
-        )
-        found = self._run(tensors, self._judges, f"{len(weights)} ingredients")
+        each = {tensor: dict(zip(weights, shares, strict=True)) for tensor, shares in (layers or {}).items()}
+        own = {tensor: self._leaves(shares, mean=False) for tensor, shares in each.items()}
+        mixture = Mixture(self._leaves(weights), own, parameters)
+        found = self._answering.ask(mixture, self._judges, f"{len(weights)} ingredients")
         return [found[bench.title] for bench in self._judges]
 
-    def _sources(self, weights: Weights) -> dict[int, float]:
-        """Shares of sources from those of ingredients, which may be made of several, and have some in common."""
-        found: dict[int, float] = {}
-        for name, share in weights.items():
-            for source, part in self._units[name].items():
-                found[source] = found.get(source, 0.0) + share * part
-        return found
+    def _each(self, weights: Weights, *, mean: bool = True) -> dict[int, float]:
+        return {self.names.index(name): share for name, share in weights.items()}
 
     def _alone(self, name: str, benches: Sequence[Bench]) -> list[Logits]:
         """What an ingredient answers, once asked."""
         missing = [bench for bench in benches if (name, bench.title) not in self._logits]
         if missing:
-            found = self._run(self._blend.mean(self._units[name]), missing, name)
+            found = self._answering.ask(Mixture(self._leaves({name: 1.0}), mean=True), missing, name)
             for title, logits in found.items():
                 self._logits[name, title] = logits
             # With another's head a model may answer anything; that says nothing of its labels.
@@ -173,29 +165,55 @@ class Evaluation:
                 missing[0].refuse_worse_than_majority(name, found[missing[0].title])
         return [self._logits[name, bench.title] for bench in benches]
 
+    @contextmanager
+    def descent(self, names: Sequence[str]) -> Iterator[Descent]:
+        """The held-out loss of soups of some ingredients and its gradient, for a selection that learns."""
+        from hf_soup.descent import Grouped, HeldOutLoss
+
+        made_of = [self._leaves({name: 1.0}) for name in names]
+        sources = sorted({source for shares in made_of for source in shares})
+        loss = HeldOutLoss(
+            self._plan,
+            self._paths,
+            sources,
+            self._config_folder,
+            self._judges,
+            [bench.scoring.weight for bench in self._judges],
+            self._device,
+        )
+        with closing(loss):
+            yield Grouped(names, loss, [[shares.get(source, 0.0) for source in sources] for shares in made_of])
+
     def alone(self) -> dict[str, Score]:
         """The scores of the only model, on all benches."""
-        logits = self._run(self._blend.mean({0: 1.0}), self.benches, self.names[0])
+        logits = self._answering.ask(Mixture({0: 1.0}, mean=True), self.benches, self.names[0])
         return {bench.title: bench.score(logits[bench.title]) for bench in self.benches}
 
     def finish(
-        self, folder: Path, benches: Sequence[Bench] | None = None, config_folder: Path | None = None
+        self,
+        folder: Path,
+        digest: str,
+        weights: Weights,
+        points: Sequence[Mapping[str, Any]] = (),
+        benches: Sequence[Bench] | None = None,
+        config_folder: Path | None = None,
     ) -> Results:
         """Score the soup that was written, and every ingredient, on all benches; the reports for the first time.
 
         Args:
             folder: Where the soup was written.
+            digest: Over its tensors.
+            weights: Shares of the ingredients in it.
+            points: Parameters of the method that were tried with them; they are scored on the reports now.
             benches: The same rows, prepared for the soup, where it has another tokenizer than the candidates had.
             config_folder: A folder with the soup's own config, where it is another than the candidates'.
         """
-        from safetensors.torch import load_file
-
         for name in self.names:
             self._alone(name, self.benches)
-        tensors: dict[str, Tensor] = {}
-        for file in sorted(folder.glob("model*.safetensors")):
-            tensors |= load_file(file)
-        for title, logits in self._run(tensors, benches or self.benches, SOUP, config_folder).items():
+        config = (config_folder / "config.json").read_bytes() if config_folder else None
+        for title, logits in self._answering.ask(
+            Written(folder, digest), benches or self.benches, SOUP, config
+        ).items():
             self._logits[SOUP, title] = logits
         scores: dict[str, dict[str, Score]] = {name: {} for name in [SOUP, *self.names, ENSEMBLE]}
         judged = max(self.names, key=lambda name: self.held_out({name: 1.0})) if self._judges else None
@@ -204,33 +222,11 @@ class Evaluation:
         for bench in self.benches:
             title = bench.title
             self._logits[ENSEMBLE, title] = ensemble([self._logits[name, title] for name in self.names])
-            for name, found in scores.items():
-                found[title] = bench.score(self._logits[name, title])
+            for name, each in scores.items():
+                each[title] = bench.score(self._logits[name, title])
             best[title] = judged or max(self.names, key=lambda name: scores[name][title].value)
             comparisons[title] = compare(bench, self._logits[SOUP, title], self._logits[best[title], title])
         return Results(scores, best, comparisons)
-
-    def _run(
-        self, tensors: dict[str, Tensor], benches: Sequence[Bench], name: str, config_folder: Path | None = None
-    ) -> dict[str, Logits]:
-        import torch
-
-        folder = config_folder or self._config_folder
-        model = build_model(folder, tensors, benches[0].scoring.task, getattr(torch, self._plan.dtype))
-        tensors.clear()
-        logits = {}
-        with bar(f"Scoring {name}", sum(bench.n for bench in benches), unit="row", quiet=self._quiet) as shown:
-            for bench in benches:
-                try:
-                    logits[bench.title] = bench.logits(model, device=self._device, progress=shown.update)
-                except ScoringError as error:
-                    raise ScoringError(f"{name}: {error.message}", hint=error.hint) from None
-        return logits
-
-
-def each_alone(names: Sequence[str]) -> dict[str, dict[int, float]]:
-    """Ingredients that are one source each, in the order of the sources."""
-    return {name: {number: 1.0} for number, name in enumerate(names)}
 
 
 def scored_with(head_of: str | None) -> list[str]:
@@ -254,11 +250,11 @@ def require_device(device: str) -> None:
         raise ScoringError(f"torch cannot use the device '{device}': {reason}", hint="Use `cpu`, or `cuda`.") from None
 
 
-def require_memory(plan: Plan) -> None:
+def require_memory(plan: Plan, *, learns: bool = False) -> None:
     """Refuse a selection that would not fit into memory, before anything is fetched for it.
 
     The running sum takes the accumulator's 4 bytes a number for 16-bit weights and 8 for others; the candidate and
-    the model that is built of it take what is stored, twice.
+    the model that is built of it take what is stored, twice. Learning takes 12: `descent.needed_bytes`.
 
     Raises:
         ScoringError: It does not fit.
@@ -267,6 +263,10 @@ def require_memory(plan: Plan) -> None:
         run.elements * ((4 if all(ITEM_BYTES[dtype] == 2 for dtype in run.dtypes) else 8) + 2 * ITEM_BYTES[run.dtype])
         for run in plan.runs
     )
+    if learns:
+        from hf_soup.descent import needed_bytes
+
+        need = max(need, needed_bytes(plan))
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

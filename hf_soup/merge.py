@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -154,6 +155,16 @@ def tensor_roots(plan: Plan, finished: Mapping[int, Finished]) -> dict[str, str]
                 roots[tensor] = hashlib.sha256(held).hexdigest()
                 held = b""
     return {tensor.name: root for tensor, root in zip(plan.tensors, roots, strict=True)}
+
+
+def merge_along(output: Path, world: World, threads: int | None) -> None:
+    """The part that every process but the first has in a merge, of which the first one wrote all that is needed."""
+    staging = Staging(output)
+    values = staging.join()
+    places = [{name: Path(path) for name, path in source.items()} for source in values["paths"]]
+    stamps = {Path(path): tuple(stamp) for path, stamp in values["stamps"].items()}
+    supply = Supply.here(places, {Path(path) for path in values["follow"]}, stamps)
+    merge(Plan.from_dict(values["plan"]), supply, staging, world=world, threads=threads, quiet=True)
 
 
 def digest_of(tensors: Iterable[tuple[str, str, tuple[int, ...], str]]) -> str:

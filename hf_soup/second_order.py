@@ -55,7 +55,7 @@ class Expanded:
     notes: tuple[str, ...] = ()
 
     def leaf_weights(self, weights: Mapping[str, float], *, mean: bool = True) -> dict[int, float]:
-        r"""The shares of the leaves in a soup of groups, by their numbers, in order.
+        r"""The shares of the leaves in a soup of groups, by their numbers.
 
         .. math:: v_j = c \sum_i w_i s_{ij}
 
@@ -71,14 +71,14 @@ class Expanded:
         {0: 5.0, 1: 5.0, 2: 2.0}
         """
         if all(list(shares) == [number] for number, shares in enumerate(self.groups.values())):
-            return dict(sorted((next(iter(self.groups[name])), weight) for name, weight in weights.items()))
+            return {next(iter(self.groups[name])): weight for name, weight in weights.items()}
         found: dict[int, Fraction] = defaultdict(Fraction)
         for name, weight in weights.items():
             for leaf, share in self.groups[name].items():
                 found[leaf] += Fraction(weight) * share
         whole = lcm(*(each.denominator for each in found.values()))
         scale = whole if mean and whole * max(found.values()) <= _WHOLE else 1
-        return {leaf: float(found[leaf] * scale) for leaf in sorted(found)}
+        return {leaf: float(share * scale) for leaf, share in found.items()}
 
 
 def expand(recipe: Recipe, *, allow_pickle: bool = False, token: Token = None) -> Expanded:
@@ -129,7 +129,7 @@ def expand(recipe: Recipe, *, allow_pickle: bool = False, token: Token = None) -
         Ingredient(model=leaf.model, revision=leaf.revision, weight=weight)
         if leaf.repo
         else given[leaf.identity].model_copy(update={"weight": weight})
-        for leaf, weight in zip(leaves, found.leaf_weights(weights).values(), strict=True)
+        for leaf, (_, weight) in zip(leaves, sorted(found.leaf_weights(weights).items()), strict=True)
     )
     changes: dict[str, object] = {"ingredients": ingredients, "base": recipe.base or soups.base}
     if isinstance(recipe.head, int) and (kept := opened[recipe.head]).repo:
@@ -240,7 +240,7 @@ class _Soups:
             raise _StaysError(" ".join(error.message.split())[:300].rstrip(".")) from None
         said = recipe.to_dict()
         other = sorted(said.keys() - _HARMLESS - _LOOKED_AT)
-        if not _averages(recipe):
+        if not _averages(recipe) and not recipe.layers:
             other = ["method"]
         if recipe.heads is not None and self.recipe.heads is None:
             other = ["heads"]
@@ -302,7 +302,9 @@ class _Soups:
 
 def _averages(recipe: Recipe) -> bool:
     """Whether it makes a weighted mean, the same for all tensors."""
-    return not recipe.layers and recipe.method.name == "linear" and recipe.method.parameters.get("normalize", True) is True
+    return (
+        not recipe.layers and recipe.method.name == "linear" and recipe.method.parameters.get("normalize", True) is True
+    )
 
 
 def _bounded(share: Fraction) -> Fraction:

@@ -44,6 +44,7 @@ from hf_soup.weights import fetch_small, fetch_weights, missing_weights, supply_
 if TYPE_CHECKING:
     from hf_soup.evaluation import Evaluation
     from hf_soup.scoring import Bench
+    from hf_soup.world import World
 
 
 def check(
@@ -119,8 +120,8 @@ def cook(
         SoupError: Anything that stands against it; whatever headers, configs and cards can tell is told before
             the first weight is fetched.
     """
-    from hf_soup.merge import merge
-    from hf_soup.supply import Supply
+    from hf_soup.answering import answer_along
+    from hf_soup.merge import merge, merge_along
     from hf_soup.world import world
 
     started = time.monotonic()
@@ -134,13 +135,7 @@ def cook(
             hint="Start one process, which uses all cores by itself; or leave --stream out.",
         )
     if here.rank > 0:
-        here.barrier()
-        staging = Staging(out)
-        values = staging.join()
-        places = [{name: Path(path) for name, path in source.items()} for source in values["paths"]]
-        stamps = {Path(path): tuple(stamp) for path, stamp in values["stamps"].items()}
-        supply = Supply.here(places, {Path(path) for path in values["follow"]}, stamps)
-        merge(Plan.from_dict(values["plan"]), supply, staging, world=here, threads=threads, quiet=True)
+        answer_along(here, lambda: merge_along(out, here, threads))
         return Soup(out, {"weights": {}, "scores": {}, "digest": ""})
     asked, expanded = recipe, expand(recipe, token=token)
     recipe, lineage = expanded.recipe, _checked(expanded, token, say)
@@ -159,7 +154,7 @@ def cook(
         plan = whole if needed is lineage else plan_of(recipe, fed, wanted)
         require_disk(fed, plan, out, stream=stream, held=staging.held_bytes())
         fetch_small(fed.checkpoints)
-        with _evaluation(expanded, lineage, everyone, benches, whole, Path(kitchen), device, quiet) as evaluation:
+        with _evaluation(expanded, lineage, everyone, benches, whole, Path(kitchen), device, quiet, here) as evaluation:
             weights = {name: each.weight for name, each in zip(expanded.groups, asked.ingredients, strict=True)}
             weights = {name: weight for name, weight in weights.items() if weight or recipe.layers}
             choice = choose(recipe, weights, evaluation)
@@ -182,7 +177,7 @@ def cook(
             )
             if said not in (None, "continued"):
                 say(f"note: {said}")
-            here.barrier()
+            here.share(None)  # all candidates are answered
             merged = merge(plan, supply, staging, world=here, threads=threads, quiet=quiet)
             lineage.pin()
             require_unchanged(everyone.checkpoints)
@@ -190,7 +185,9 @@ def cook(
                 say(f"warning: the ingredients disagree on '{name}', which is not averaged; the first one's is kept")
             with staging.disk_errors():
                 own = own_benches(recipe, lineage, leaves, plan, benches, Path(kitchen) / "soup", device, token)
-                results = evaluation.finish(staging.folder, choice, *own) if evaluation else None
+                tried = choice.selected.weights, [point.parameters for point in choice.curve]
+                results = evaluation.finish(staging.folder, merged.digest, *tried, *own) if evaluation else None
+                here.share(None)  # and so are all reports
                 write_contents(
                     staging.folder,
                     mix,
@@ -256,7 +253,9 @@ def score(
         SoupError: A model or the data cannot be used.
     """
     from hf_soup.evaluation import Evaluation
+    from hf_soup.world import require_alone
 
+    require_alone("`score`")
     if not recipe.score and not recipe.report:
         raise RecipeError("The recipe names no data: it has neither `score` nor `report`.")
     checkpoints = open_all(models, allow_pickle=recipe.allow_pickle, token=token)
@@ -270,7 +269,7 @@ def score(
             write_assets(Path(folder), config, alone)
             benches = prepare_benches(recipe, plan, Path(folder), config, device, token, say)
             with Evaluation(
-                benches, held_out=0, units={checkpoint.model: {0: 1.0}}, plan=plan,
+                benches, held_out=0, names=[checkpoint.model], plan=plan,
                 paths=fetch_weights([checkpoint], quiet=quiet), config_folder=Path(folder), device=device, quiet=quiet,
             ) as evaluation:  # fmt: skip
                 scores[str(checkpoint)] = {at: each.to_dict() for at, each in evaluation.alone().items()}
@@ -299,6 +298,7 @@ def _evaluation(
     folder: Path,
     device: str,
     quiet: bool,
+    here: World,
 ) -> AbstractContextManager[Evaluation | None]:
     if not benches:
         return nullcontext()
@@ -307,11 +307,13 @@ def _evaluation(
     return Evaluation(
         benches,
         held_out=len(expanded.recipe.score),
-        units=expanded,
+        names=list(expanded.groups),
+        leaves=expanded.leaf_weights,
         plan=plan,
         paths=fetch_weights(everyone.checkpoints, quiet=quiet),
         config_folder=folder,
         device=device,
         head_of=lineage.head_of,
         quiet=quiet,
+        world=here,
     )

@@ -1,4 +1,4 @@
-"""The processes that merge together, as Accelerate sees them."""
+"""The processes that merge and score together, as Accelerate sees them."""
 
 from __future__ import annotations
 
@@ -6,17 +6,46 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
+from typing import Any
 
-from hf_soup.errors import MergeError
+from hf_soup.errors import MergeError, ScoringError
+
+#: torch gives up after half an hour; the first process may download for longer while the others wait.
+_PATIENCE = timedelta(days=30)
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes that merge together: this one's number, how many, and how to wait for all."""
+    """The processes that work together.
+
+    Args:
+        rank: This one's number.
+        size: How many there are.
+        barrier: Waits for all.
+        share: Gives all what the first one gives.
+        gather: Gives all what each gives, in their order.
+    """
 
     rank: int = 0
     size: int = 1
     barrier: Callable[[], None] = field(default=lambda: None, repr=False)
+    share: Callable[[Any], Any] = field(default=lambda value: value, repr=False)
+    gather: Callable[[Any], list[Any]] = field(default=lambda value: [value], repr=False)
+
+
+def require_alone(work: str) -> None:
+    """Refuse several processes, each of which would do all of the work.
+
+    Raises:
+        ScoringError: Several were launched.
+    """
+    launched = int(os.environ.get("WORLD_SIZE") or 1)
+    if launched > 1:
+        raise ScoringError(
+            f"{work} is for one process, and there are {launched}.",
+            hint="Start it without a launcher; one process uses all cores by itself.",
+        )
 
 
 def world() -> World:
@@ -42,20 +71,30 @@ def world() -> World:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # else Accelerate warns that it sets torch's threads, as we do
     try:
         # On the CPU also where there are GPUs, as the work is.
-        state = PartialState(cpu=True, backend="gloo")
+        state = PartialState(cpu=True, backend="gloo", timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise MergeError(f"{launched} processes were launched, but they cannot meet: {error}", hint=hint) from None
     if state.num_processes != launched:
         raise MergeError(f"{launched} processes were launched, but Accelerate sees {state.num_processes}.", hint=hint)
 
-    def barrier() -> None:
+    def together(act: Callable[..., object], *arguments: Any, **options: Any) -> None:
         try:
-            # Accelerate's own gives up after half an hour; the first process may download and score for longer.
-            torch.distributed.monitored_barrier(timeout=timedelta(days=30))
+            act(*arguments, **options)
         except RuntimeError:
             raise MergeError(
-                "Another of the processes that merge together has ended early.",
+                "Another of the processes that work together has ended early.",
                 hint="Its own error says why. What is finished is kept; run the same command again.",
             ) from None
 
-    return World(state.process_index, state.num_processes, barrier)
+    def share(value: Any) -> Any:
+        held = [value]
+        together(torch.distributed.broadcast_object_list, held)
+        return held[0]
+
+    def gather(value: Any) -> list[Any]:
+        found: list[Any] = [None] * state.num_processes
+        together(torch.distributed.all_gather_object, found, value)
+        return found
+
+    barrier = partial(together, torch.distributed.monitored_barrier, timeout=_PATIENCE)
+    return World(state.process_index, state.num_processes, barrier, share, gather)

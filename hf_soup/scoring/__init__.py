@@ -1,12 +1,12 @@
 """Held-out and report data → `Score`. The only importer of ``evaluate`` and ``datasets``, and a lazy one.
 
-`prepare` reads the data of a recipe and gives one `Bench` for each `Scoring`; `build_model` makes a model of
+`prepare` reads the data of a recipe and gives one `Bench` for each `Scoring`; `Resident` is a model of
 merged tensors; `Bench.logits` runs it, `Bench.score` judges it, `compare` says whether two differ.
 """
 
 from hf_soup.scoring.bench import Bench, Logits, compare, ensemble, prepare
 from hf_soup.scoring.metrics import METRICS
-from hf_soup.scoring.model import build_model
+from hf_soup.scoring.model import Resident, build_model
 from hf_soup.scoring.statistics import Comparison, Score
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Bench",
     "Comparison",
     "Logits",
+    "Resident",
     "Score",
     "build_model",
     "compare",

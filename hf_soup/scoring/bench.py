@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,9 @@ from numpy.typing import NDArray
 from hf_soup.errors import ScoringError
 from hf_soup.recipe import Scoring
 from hf_soup.scoring import data, labels, metrics, tasks
+from hf_soup.scoring.model import answers
 from hf_soup.scoring.statistics import Comparison, Ints, Score, mcnemar, paired_bootstrap, paired_interval
+from hf_soup.world import World
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,19 +56,35 @@ class Bench:
     _labels: labels.LabelMap = field(repr=False)
     _name: str = field(repr=False)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """A stand-in until inputs are files: the sha256 of the inputs that a model sees, in order."""
+        found = hashlib.sha256()
+        for rows, batch in self.inputs.batches(256):
+            found.update(rows.tobytes())
+            for name, value in batch.items():
+                found.update(f"{name} {tuple(value.shape)}".encode() + value.numpy().tobytes())
+        return found.hexdigest()
+
     def logits(
-        self, model: PreTrainedModel, *, device: str = "cpu", progress: Callable[[int], object] | None = None
+        self,
+        model: PreTrainedModel,
+        *,
+        device: str = "cpu",
+        progress: Callable[[int], object] | None = None,
+        world: World | None = None,
     ) -> Logits:
         """What a model answers, row by row.
 
-        The model is moved to ``device`` and left there, in eval mode. Another batch size gives the same
-        numbers up to the rounding of its matrix products: about 1e-5 of the largest logit in float32, 1e-2
-        in 16 bits.
+        The model is moved to ``device`` and left there, in eval mode. On the CPU each batch is one thread's, so that
+        the numbers are the same for any number of threads and processes. Another batch size gives the same ones up to
+        the rounding of its matrix products: about 1e-5 of the largest logit in float32, 1e-2 in 16 bits.
 
         Args:
             model: A classifier of this task.
             device: Where to run it.
             progress: Called with the number of rows done since the last call.
+            world: Processes with equal models that share the batches; all of them are given all answers.
 
         Returns:
             ``(n, classes)`` float32 in row order.
@@ -72,31 +92,21 @@ class Bench:
         Raises:
             ScoringError: The model fails, or an output is NaN, infinite, or of another number of classes.
         """
-        import torch
-
-        model.eval()  # type: ignore[no-untyped-call]
-        model.to(device)  # type: ignore[arg-type]  # transformers types its wrapper as taking no string
-        found = np.empty((0, 0), dtype=np.float32)
-        for rows, batch in self.inputs.batches(self.scoring.batch_size):
-            placed = {
-                name: value.to(device, model.dtype if value.is_floating_point() else value.dtype)
-                for name, value in batch.items()
-            }
-            try:
-                with torch.inference_mode():
-                    answers = model(**placed).logits.float().cpu().numpy()  # (rows, classes)
-            except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                shapes = {name: tuple(value.shape) for name, value in placed.items()}
-                raise ScoringError(
-                    f"The model fails on '{self._name}' ({shapes}): {tasks.first_line(error)}",
-                    hint="Do the donor's tokenizer or image processor and its config belong to these weights? "
-                    "Out of memory: a smaller `batch_size`.",
-                ) from error
-            if not found.size:
-                found = np.empty((self.n, answers.shape[-1]), dtype=np.float32)
-            found[rows] = answers
-            if progress is not None:
-                progress(len(rows))
+        world = world or World()
+        mine = itertools.islice(self.inputs.batches(self.scoring.batch_size), world.rank, None, world.size)
+        parts: list[tuple[Ints, Logits]] | ScoringError
+        try:
+            parts = answers(model, mine, device, progress)
+        except ScoringError as error:
+            parts = ScoringError(f"The model fails on '{self._name}' {error.message}", hint=error.hint)
+        everyones = world.gather(parts)
+        for part in everyones:
+            if isinstance(part, ScoringError):  # of any process, so that all end alike
+                raise part
+        every = [part for parts in everyones for part in parts]
+        found = np.empty((self.n, every[0][1].shape[-1]), dtype=np.float32)
+        for rows, logits in every:
+            found[rows] = logits
         self._check(found)
         return found
 

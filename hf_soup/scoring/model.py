@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hf_soup.errors import ScoringError
+from hf_soup.scoring.statistics import Ints
 from hf_soup.scoring.tasks import TASKS, first_line
 
 if TYPE_CHECKING:
@@ -23,7 +29,7 @@ def build_model(
 
     transformers 5 renames, and for some families stacks, what it reads from files; giving the tensors to
     ``from_pretrained`` goes through the same mapping as loading the folder. The model's parameters may
-    *alias* the tensors: do not write to them while the model lives.
+    *alias* the tensors: do not write to them while the model lives. `Resident` uses that.
 
     Args:
         config_folder: A folder with ``config.json``. No code from it is run.
@@ -86,6 +92,127 @@ def build_model(
         )
     result: PreTrainedModel = model.eval()
     return result
+
+
+class Resident:
+    """One model in memory, whose weights are changed in place where that gives what a fresh build would.
+
+    `build_model` makes it once. Where every parameter and saved buffer is then one of the tensors given, as it is
+    but for families that stack what they read, the next tensors are copied to where those went; else it is built anew.
+
+    Args:
+        config_folder, task, dtype: As in `build_model`.
+    """
+
+    def __init__(self, config_folder: Path, task: str, dtype: torch.dtype) -> None:
+        self._made_of = config_folder, task, dtype
+        self._model: PreTrainedModel | None = None
+        self._places: dict[str, str] = {}  # of a parameter or buffer → the tensor that it takes
+        self._still: dict[str, torch.Tensor] = {}  # buffers that are not saved, as they were made
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+        """The model of these tensors, under the names of the first ones; it may keep them as its own.
+
+        Raises:
+            ScoringError: As in `build_model`.
+        """
+        import torch
+
+        held = _held(self._model) if self._model is not None and self._places else {}
+        # A buffer that scoring changed, such as the angles of rotary embeddings that grow, goes with what else changed.
+        if held and all(torch.equal(held[name].cpu(), value) for name, value in self._still.items()):
+            assert self._model is not None
+            with torch.no_grad():
+                for name, source in self._places.items():
+                    held[name].copy_(tensors[source])
+            return self._model
+        self._model = None  # before the next one is built
+        folder, task, dtype = self._made_of
+        self._model = build_model(folder, tensors, task, dtype)
+        self._places, self._still = _places(self._model, tensors)
+        return self._model
+
+
+def _held(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _places(
+    model: PreTrainedModel, tensors: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Which tensor every parameter and saved buffer is, and copies of other buffers; nothing where one is none."""
+    sources = {value.data_ptr(): name for name, value in tensors.items() if value.numel()}
+    saved, places, still = model.state_dict().keys(), {}, {}
+    for name, value in _held(model).items():
+        source = sources.pop(value.data_ptr(), None)
+        if source is not None and tensors[source].shape == value.shape and tensors[source].dtype == value.dtype:
+            places[name] = source
+        elif source is None and name not in saved:
+            still[name] = value.detach().clone()
+        else:
+            return {}, {}
+    # Numbers that went nowhere may be a tied tensor's second copy, which counts as soon as it differs.
+    if any(tensors[name].is_floating_point() for name in sources.values()):
+        return {}, {}
+    return places, still
+
+
+def answers(
+    model: PreTrainedModel,
+    batches: Iterator[tuple[Ints, dict[str, torch.Tensor]]],
+    device: str,
+    progress: Callable[[int], object] | None = None,
+) -> list[tuple[Ints, NDArray[np.float32]]]:
+    """What a model answers to batches, in any order: row numbers, and ``(rows, classes)`` float32.
+
+    On the CPU several batches are worked on at a time, each by one thread: torch's own division of a matrix product
+    among threads shows in its last bits.
+
+    Raises:
+        ScoringError: The model fails; the message begins with the shapes of the batch.
+    """
+    import torch
+
+    model.eval()  # type: ignore[no-untyped-call]
+    model.to(device)  # type: ignore[arg-type]  # transformers types its wrapper as taking no string
+    found: list[tuple[Ints, NDArray[np.float32]]] = []
+    taking, ended = threading.Lock(), threading.Event()
+
+    def work() -> None:
+        while True:
+            with taking:
+                rows, batch = (None, {}) if ended.is_set() else next(batches, (None, {}))
+            if rows is None:
+                return
+            placed = {
+                name: value.to(device, model.dtype if value.is_floating_point() else value.dtype)
+                for name, value in batch.items()
+            }
+            try:
+                with torch.inference_mode():
+                    found.append((rows, model(**placed).logits.float().cpu().numpy()))
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                ended.set()
+                shapes = {name: tuple(value.shape) for name, value in placed.items()}
+                raise ScoringError(
+                    f"({shapes}): {first_line(error)}",
+                    hint="Do the donor's tokenizer or image processor and its config belong to these weights? "
+                    "Out of memory: a smaller `batch_size`.",
+                ) from error
+            if progress is not None:
+                progress(len(rows))
+
+    threads = torch.get_num_threads()
+    workers = threads if torch.device(device).type == "cpu" else 1
+    with ThreadPoolExecutor(workers) as pool:
+        torch.set_num_threads(1)
+        try:
+            for done in [pool.submit(work) for _ in range(workers)]:
+                done.result()
+        finally:
+            ended.set()
+            torch.set_num_threads(threads)
+    return found
 
 
 @contextlib.contextmanager

@@ -174,7 +174,7 @@ def test_a_process_that_dies_leaves_what_is_finished(
     (tmp_path / "dying.py").write_text(DYING)
     done = launch(*LAUNCHERS["torchrun"], "dying.py", dies)
     assert done.returncode != 0
-    assert f"SAID {1 - dies} Another of the processes that merge together has ended early." in done.stdout, done.stderr
+    assert f"SAID {1 - dies} Another of the processes that work together has ended early." in done.stdout, done.stderr
     with Staging(tmp_path / "soup") as staging:
         assert staging.begin(plan.fingerprint, plan.to_dict(), paths) == "continued"
         merged = merge(plan, Supply.here(paths), staging, threads=1, quiet=True)

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from hf_soup import descent
-from hf_soup.descent import Mixture, needed_bytes
+from hf_soup.descent import HeldOutLoss, needed_bytes
 from hf_soup.errors import MergeError, ScoringError
 from hf_soup.headers import Rows, TensorInfo, read_header
 from hf_soup.plan import Plan, make_plan
@@ -121,8 +121,8 @@ class Kitchen:
     def plan(self) -> Plan:
         return make_plan(["a", "b", "c"], self.headers, [1.0] * N, patched=self.patched)
 
-    def mixture(self, **more: Any) -> Mixture:
-        return Mixture(self.plan(), self.paths, {"a": 0, "b": 1, "c": 2}, self.folder, [self.bench], **more)
+    def mixture(self, **more: Any) -> HeldOutLoss:
+        return HeldOutLoss(self.plan(), self.paths, {"a": 0, "b": 1, "c": 2}, self.folder, [self.bench], **more)
 
     def mixed(self, name: str, shares: Tensor) -> Tensor:
         """``shares`` are (n,): the plain sum, but the mean of those who have it where not all have."""

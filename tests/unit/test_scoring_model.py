@@ -1,0 +1,115 @@
+"""One model whose weights change in place gives, bit for bit, what a fresh one gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hf_soup.scoring import Resident, build_model
+
+BODY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "num_labels": 3}
+TEXT = {**BODY, "vocab_size": 30, "pad_token_id": 0}
+PARTS = {
+    "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 8, "decoder_ffn_dim": 8,
+}  # fmt: skip
+#: Model class → the settings of its config, and whether its weights can be changed in place.
+KINDS: dict[str, tuple[dict[str, Any], bool]] = {
+    "ViTForImageClassification": ({**BODY, "image_size": 8, "patch_size": 2, "num_channels": 1}, True),
+    "ResNetForImageClassification": (
+        {"num_channels": 1, "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "num_labels": 3},
+        True,  # its running means are buffers that are saved
+    ),
+    "BertForSequenceClassification": (TEXT, True),
+    "LlamaForSequenceClassification": (TEXT, True),  # its angles are buffers that are not saved
+    "MixtralForSequenceClassification": ({**TEXT, "num_key_value_heads": 1, "num_local_experts": 4}, False),
+    "BartForSequenceClassification": (
+        {**PARTS, "vocab_size": 30, "d_model": 8, "max_position_embeddings": 16, "num_labels": 3, "eos_token_id": 2},
+        True,  # three tables of tokens that are one
+    ),
+}
+
+
+def candidates(name: str, folder: Path, dtype: torch.dtype) -> list[dict[str, Tensor]]:
+    """Four models of one config, as their tensors lie on the disk."""
+    model_class = getattr(transformers, name)
+    config = model_class.config_class(**KINDS[name][0], architectures=[name])
+    found = []
+    for number in range(4):
+        torch.manual_seed(number)
+        model = model_class(config)
+        with torch.no_grad():
+            for value in (*model.parameters(), *model.buffers()):
+                if value.is_floating_point():
+                    value.add_(0.1 * torch.rand_like(value))  # norms and biases tell models apart too
+        model.to(dtype).save_pretrained(folder)
+        found.append({key: value.clone() for key, value in load_file(folder / "model.safetensors").items()})
+    return found
+
+
+def answer(model: Any) -> Tensor:
+    model.eval()
+    with torch.inference_mode():
+        if model.main_input_name == "pixel_values":
+            pixels = torch.linspace(-1, 1, 5 * 64).reshape(5, 1, 8, 8)
+            return model(pixel_values=pixels.to(model.dtype)).logits.clone()
+        tokens = torch.arange(5 * 7).reshape(5, 7) % 27 + 3
+        tokens[:, -1] = 2
+        return model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits.clone()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", KINDS)
+def test_weights_changed_in_place_answer_as_a_fresh_model(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    task = "image-classification" if "Image" in name else "text-classification"
+    models = candidates(name, tmp_path, dtype)
+    resident = Resident(tmp_path, task, dtype)
+    ids, answers = [], []
+    for number in (0, 1, 2, 1, 3, 0):
+        fresh = build_model(tmp_path, {key: value.clone() for key, value in models[number].items()}, task, dtype)
+        model = resident.load({key: value.clone() for key, value in models[number].items()})
+        ids.append(id(model))
+        answers.append(answer(model))
+        assert torch.equal(answers[-1], answer(fresh))
+        expected = fresh.state_dict()
+        assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
+    assert not torch.equal(answers[0], answers[1])
+    assert torch.equal(answers[1], answers[3])
+    assert (len(set(ids)) == 1) is KINDS[name][1]
+
+
+def test_a_tied_tensor_that_is_stored_twice_is_looked_at_again(tmp_path: Path) -> None:
+    """Equal copies are tied by the library and different ones are not, so such a model is built each time."""
+    name = "BartForSequenceClassification"
+    first, second = candidates(name, tmp_path, torch.float32)[:2]
+    for tensors in (first, second):
+        tensors["model.decoder.embed_tokens.weight"] = tensors["model.shared.weight"].clone()
+    second["model.decoder.embed_tokens.weight"] += 1
+    resident = Resident(tmp_path, "text-classification", torch.float32)
+    for tensors in (first, second, first):
+        fresh = build_model(tmp_path, dict(tensors), "text-classification", torch.float32)
+        assert torch.equal(answer(resident.load(tensors)), answer(fresh))
+
+
+def test_what_a_run_changed_is_not_handed_on(tmp_path: Path) -> None:
+    """Angles that grow with the longest text so far would give the next model other numbers than a fresh one."""
+    name = "LlamaForSequenceClassification"
+    settings = {**TEXT, "max_position_embeddings": 8, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}
+    settings["rope_parameters"]["factor"] = 2.0
+    config = transformers.LlamaConfig(**settings, architectures=[name])
+    transformers.LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    resident = Resident(tmp_path, "text-classification", torch.float32)
+    before = answer(resident.load({key: value.clone() for key, value in tensors.items()}))
+    model = resident.load({key: value.clone() for key, value in tensors.items()})
+    long = torch.arange(3, 17)[None]
+    model(input_ids=long, attention_mask=torch.ones_like(long))
+    again = resident.load({key: value.clone() for key, value in tensors.items()})
+    assert again is not model
+    assert torch.equal(answer(again), before)
