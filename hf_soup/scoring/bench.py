@@ -309,28 +309,3 @@ def compare(bench: Bench, logits_a: Logits, logits_b: Logits) -> Comparison:
     difference = metrics.compute(metric, bench.references, first) - metrics.compute(metric, bench.references, second)
     low, high, p = paired_bootstrap(bench.references, first, second, metrics.find(metric))
     return Comparison(metric, difference, low, high, p, bench.n)
-
-
-def ensemble(logits_list: Sequence[Logits]) -> Logits:
-    r"""The logits of the probability ensemble, :math:`\log\frac1k\sum_i \operatorname{softmax}(x_i)`.
-
-    Args:
-        logits_list: One or more arrays, ``(n, classes)`` each.
-
-    Returns:
-        ``(n, classes)`` float32.
-
-    Raises:
-        ScoringError: There are none, or their shapes differ.
-
-    >>> ensemble([np.log(np.array([[0.5, 0.5]])), np.log(np.array([[0.1, 0.9]]))]).round(3)
-    array([[-1.204, -0.357]], dtype=float32)
-    """
-    from scipy.special import log_softmax, logsumexp
-
-    shapes = {logits.shape for logits in logits_list}
-    if len(shapes) != 1:
-        raise ScoringError(f"An ensemble needs logits of one shape, not {sorted(shapes)}.")
-    every = np.stack([log_softmax(np.asarray(logits, dtype=np.float64), axis=-1) for logits in logits_list])
-    # Through logarithms: a probability of zero in every model would be minus infinity.
-    return np.asarray(logsumexp(every, axis=0) - np.log(len(every)), dtype=np.float32)
