@@ -25,9 +25,8 @@ from hf_soup.plan import DTYPES
 from hf_soup.recipe import MAX_BYTES, MAX_INGREDIENTS, Ingredient, Recipe, is_here, split_revision
 
 _DEEPEST = 20
-#: What a soup's recipe may say without a leaf meaning anything else in another soup; what it may say under a condition.
-_HARMLESS = {"base", "ingredients", "score", "report", "seed", "allow_pickle", "labels"}
-_LOOKED_AT = {"method", "dtype", "heads"}
+#: What a soup's recipe may say; any other key may make it something else than the mean of its leaves.
+_HARMLESS = {"base", "ingredients", "score", "report", "seed", "allow_pickle", "labels", "dtype"}
 #: Tensors of each model that are compared, and how far rounding may take a mean, in parts of its terms' sizes.
 _TENSORS = 8
 _ROUNDED = {"BF16": 2.0**-8, "F16": 2.0**-10, "F32": 2.0**-20, "F64": 2.0**-20}
@@ -100,9 +99,7 @@ def expand(recipe: Recipe, *, allow_pickle: bool = False, token: Token = None) -
     allow_pickle = allow_pickle or recipe.allow_pickle
     opened = open_all(recipe.ingredients, allow_pickle=allow_pickle, token=token)
     names = distinct_names(opened)
-    soups = _Soups(recipe, opened, allow_pickle, token)
-    for checkpoint, name in zip(opened, names, strict=True):
-        soups.names.setdefault(checkpoint.identity, name)
+    soups = _Soups(recipe, dict(zip(names, opened, strict=True)), allow_pickle, token)
     reached = [soups.leaves(checkpoint) for checkpoint in opened]
     if not soups.bases:
         groups = {name: {number: Fraction(1)} for number, name in enumerate(names)}
@@ -148,16 +145,15 @@ class _Soups:
 
     Args:
         recipe: As it was asked for.
-        opened: Its ingredients.
+        opened: Its ingredients by their names.
         allow_pickle, token: As in `expand`.
     """
 
-    def __init__(self, recipe: Recipe, opened: Sequence[Checkpoint], allow_pickle: bool, token: Token) -> None:
+    def __init__(self, recipe: Recipe, opened: Mapping[str, Checkpoint], allow_pickle: bool, token: Token) -> None:
         self.recipe, self._allow_pickle, self._token = recipe, allow_pickle, token
-        self.known = {each.identity: each for each in opened}
-        self.kept = opened[recipe.head].identity if isinstance(recipe.head, int) else None
-        self._opened = opened
-        self.names: dict[str, str] = {}
+        self._opened = list(opened.values())
+        self.known = {each.identity: each for each in self._opened}
+        self._names = {each.identity: name for name, each in opened.items()}
         self.notes: list[str] = []
         #: The bases that replaced soups name, and whether leaves of theirs name no labels.
         self.bases: list[str | None] = []
@@ -180,7 +176,7 @@ class _Soups:
 
     def name(self, identity: str) -> str:
         """What notes call a model."""
-        return self.names.get(identity) or str(self.known[identity])
+        return self._names.get(identity) or str(self.known[identity])
 
     def leaves(self, checkpoint: Checkpoint, within: tuple[str, ...] = ()) -> Shares:
         """What a model is the mean of, by identity, with shares that sum to 1: itself, where it is no soup.
@@ -197,7 +193,7 @@ class _Soups:
             )
         if me not in self._found:
             self._found[me] = {me: Fraction(1)}
-            if {"soup.yaml", "soup.json"} <= checkpoint.files.keys():
+            if checkpoint.files.keys() >= {"soup.yaml", "soup.json"}:
                 try:
                     self._found[me] = self._replaced(checkpoint, (*within, me))
                 except _StaysError as reason:
@@ -228,7 +224,7 @@ class _Soups:
         """The recipe of a soup that may be replaced."""
         if not _averages(self.recipe):
             raise _StaysError(f"the method is {self.recipe.method.name}, and no weighted mean")
-        if soup.identity == self.kept:
+        if isinstance(self.recipe.head, int) and soup.identity == self._opened[self.recipe.head].identity:
             raise _StaysError("its head is the one that is kept")
         size = soup.files["soup.yaml"]
         if size > MAX_BYTES:
@@ -238,16 +234,13 @@ class _Soups:
             recipe = Recipe.parse(text.decode("utf-8", "replace"), "its soup.yaml")
         except RecipeError as error:
             raise _StaysError(" ".join(error.message.split())[:300].rstrip(".")) from None
-        said = recipe.to_dict()
-        other = sorted(said.keys() - _HARMLESS - _LOOKED_AT)
-        if not _averages(recipe) and not recipe.layers:
-            other = ["method"]
-        if recipe.heads is not None and self.recipe.heads is None:
-            other = ["heads"]
+        other = recipe.to_dict().keys() - _HARMLESS
+        other -= {"method"} if _averages(recipe) else set()
+        other -= {"heads"} if self.recipe.heads is not None else set()  # the soup's own head is left out
         if other:
-            raise _StaysError(f"its recipe has `{other[0]}`, which a mean of its leaves would not have")
-        if local := next((each for each in recipe.ingredients if each.model.startswith("local:")), None):
-            raise _StaysError(f"'{local.model}' in it was a folder on the machine where it was cooked")
+            raise _StaysError(f"its recipe has `{min(other)}`, which a mean of its leaves would not have")
+        if folder := next((each.model for each in recipe.ingredients if not hub.is_repo_id(each.model)), None):
+            raise _StaysError(f"{folder!r}, which is in it, is not on the Hub")
         if not recipe.resolved:
             raise _StaysError("its soup.yaml does not say which commits its leaves were")
         return recipe
