@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,10 +123,10 @@ class HeldOutLoss:
             place = self._rows[number] if len(shares) > 1 else 0
             flat = slope.reshape(-1)
             for begin, end, having, parts in self._slices(number):
-                wide = flat[begin:end].to("cpu", torch.float64)
-                dots = np.array([float(wide.dot(values.double())) for values in parts])
                 if not having:
                     continue  # the same rows whatever the shares
+                wide = flat[begin:end].to("cpu", torch.float64)
+                dots = np.array([float(wide.dot(values.double())) for values in parts])
                 if len(having) < len(self.names):
                     given = shares[place, having]
                     dots = (dots - given @ dots / given.sum()) / given.sum()
@@ -211,10 +212,9 @@ class HeldOutLoss:
         from transformers.core_model_loading import revert_weight_conversion
 
         with torch.no_grad():
-            found: dict[str, Tensor] = revert_weight_conversion(
-                self._model, {name: each.detach() for name, each in tensors.items()}
-            )
-            return found
+            given = {name: each.detach() for name, each in tensors.items()}
+            found: dict[str, Tensor] = revert_weight_conversion(self._model, given)
+        return found
 
     def _slopes(self) -> dict[int, Tensor]:
         """The gradient by each tensor of the disk that has any."""
@@ -245,12 +245,12 @@ class HeldOutLoss:
     def _mix(self, number: int, shares: NDArray[np.float64], flat: Tensor) -> None:
         given = shares[self._rows[number] if len(shares) > 1 else 0]
         for begin, end, having, parts in self._slices(number):
-            piece = torch.zeros(end - begin)
-            factors = given[having] if having else np.ones(1)
-            for factor, values in zip(factors, parts, strict=True):
-                piece.add_(values, alpha=float(factor))
+            piece, total = torch.zeros(end - begin), 0.0
+            for factor, values in zip(given[having].tolist() if having else repeat(1.0), parts, strict=False):
+                piece.add_(values, alpha=factor)
+                total += factor
             if len(having) < len(self.names):
-                piece.div_(float(factors.sum()))
+                piece.div_(total)
             flat[begin:end].copy_(piece)
 
     def _slices(self, number: int) -> Iterator[tuple[int, int, list[int], Iterator[Tensor]]]:

@@ -80,8 +80,9 @@ def learned(
     epochs = epochs or max(_PAPER[by][1], math.ceil(_STEPS / batches))
     start = torch.tensor([weights[name] for name in descent.names], dtype=torch.float64)
     start = (start / start.sum()).repeat(len(descent.tensors) if by == "layer" else 1, 1)
-    softmax = constrain == "softmax"
-    free = (start.log() if softmax else start.clone()).requires_grad_()  # (tensors or 1, n)
+    softmax, n = constrain == "softmax", len(descent.names)
+    # (tensors or 1, n). Free shares are counted in equal ones, or a first step would double the model.
+    free = (start.log() if softmax else n * start).requires_grad_()
     log_scale = torch.zeros((), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.AdamW([free, log_scale], lr=lr or _PAPER[by][0], weight_decay=0.0)
     history = []
@@ -89,15 +90,15 @@ def learned(
     for epoch in range(epochs + 1):
         losses = []
         for batch in np.array_split(random.permutation(rows), batches) if epoch else ():
-            shares = free.softmax(1) if softmax else free
-            loss, slope, scale_slope = descent.gradient(shares.detach().numpy(), float(log_scale.exp()), batch)
+            shares = free.softmax(1) if softmax else free / n
+            loss, slope, scale_slope = descent.gradient(shares.detach().numpy(), log_scale.exp().item(), batch)
             optimizer.zero_grad()
             shares.backward(torch.from_numpy(slope))  # type: ignore[no-untyped-call]
             log_scale.grad = scale_slope * log_scale.detach().exp()
             optimizer.step()
             losses.append(loss * len(batch))
-        found = (free.softmax(1) if softmax else free).detach().numpy().copy()
-        scale = float(log_scale.exp())
+        found = (free.softmax(1) if softmax else free / n).detach().numpy().copy()
+        scale = log_scale.exp().item()
         now = descent.loss(found, scale, inner)
         if not math.isfinite(now + sum(losses)):
             shown = ", ".join(f"{n} {share:.3g}" for n, share in zip(descent.names, found.mean(0), strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,12 @@ class Kitchen:
         tokens.save_pretrained(folder)
         text = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"],
                 "pad_token": "[PAD]"}  # fmt: skip
-        image = {"image_processor_type": "ViTImageProcessor", "do_resize": False, "image_mean": [0.5], "image_std": [0.5]}
+        image = {
+            "image_processor_type": "ViTImageProcessor",
+            "do_resize": False,
+            "image_mean": [0.5],
+            "image_std": [0.5],
+        }
         (folder / "tokenizer_config.json").write_text(json.dumps(text))
         (folder / "preprocessor_config.json").write_text(json.dumps(image))
         for number in range(N):
@@ -91,7 +97,9 @@ class Kitchen:
             pictures = [Image.fromarray(np.rint(each * 15.9).astype(np.uint8)) for each in digits.images[:24]]
             datasets.Dataset.from_dict(
                 {"image": pictures, "label": digits.target[:24].tolist()},
-                features=datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=[*"0123456789"])}),
+                features=datasets.Features(
+                    {"image": datasets.Image(), "label": datasets.ClassLabel(names=[*"0123456789"])}
+                ),
             ).to_parquet(rows)
         config = json.loads((folder / "config.json").read_text())
         scoring = Scoring(task=self.task, dataset=str(rows), batch_size=10)
@@ -193,3 +201,139 @@ def test_the_gradient_is_autograds(tmp_path: Path, family: Path, family_name: st
     assert far(slope, expected[2]) < 1e-5
     assert mixture.loss(shares, 1.5, everything) == pytest.approx(loss, rel=1e-6)
     mixture.close()
+
+
+@pytest.mark.parametrize("family_name", ["BERT", "Mixtral"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_ingredients_of_other_types(tmp_path: Path, family: Path, family_name: str, dtype: torch.dtype) -> None:
+    """Widened before they are mixed, and the mix is not rounded back."""
+    kitchen = Kitchen(tmp_path, family_name, family / "rows.csv", dtype)
+    shares = some_shares(kitchen, "layer", "softmax")
+    loss, slopes, _ = kitchen.mixture().gradient(shares, 1.0, np.arange(kitchen.bench.n))
+    expected = kitchen.expected(shares, 1.0)
+    assert far(loss, expected[0]) < 1e-6
+    assert far(slopes, expected[1]) < 1e-5
+
+
+@pytest.mark.parametrize("by", ["ingredient", "layer"])
+def test_rows_that_not_all_have(tmp_path: Path, family: Path, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their mean is over those who have them, and who has them alone moves nothing; slices cut across rows."""
+    monkeypatch.setattr(descent, "SLICE_ELEMENTS", 37)
+    kitchen = Kitchen(tmp_path, "BERT", family / "rows.csv")
+    words = "bert.embeddings.word_embeddings.weight"
+    kitchen.lose(words, {0: [Rows(0, 0, 7)], 1: [Rows(3, 0, 9), Rows(0, 10, 3)]})  # row 13 and more: the third's alone
+    kitchen.lose("classifier.weight", {1: [Rows(1, 0, 1), Rows(0, 1, 1)]})
+    shares = some_shares(kitchen, by, "none")
+    loss, slopes, _ = kitchen.mixture().gradient(shares, 1.0, np.arange(kitchen.bench.n))
+    expected = kitchen.expected(shares, 1.0)
+    assert far(loss, expected[0]) < 1e-5
+    assert far(slopes, expected[1]) < 1e-5
+    # With the first one alone in play, the rows that it does not have are the mean of those who have them.
+    first = HeldOutLoss(kitchen.plan(), kitchen.paths, {"a": 0}, tmp_path, [kitchen.bench])
+    having = kitchen.having[words][1:]
+    lent = (torch.stack([each[words] for each in kitchen.full[1:]]) * having).sum(0) / having.sum(0)
+    kitchen.full[0][words][7:], kitchen.having[words][:] = lent[7:], 1.0
+    alone = np.array([[1.0, 0.0, 0.0]])
+    expected = kitchen.expected(alone, 1.0)
+    loss, slopes, _ = first.gradient(alone[:, :1], 1.0, np.arange(kitchen.bench.n))
+    assert far(loss, expected[0]) < 1e-6
+    assert slopes.shape == (1, 1)
+
+
+def test_benches_have_weights_whatever_their_size(tmp_path: Path, family: Path) -> None:
+    kitchen = Kitchen(tmp_path, "BERT", family / "rows.csv")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "few.csv").write_text("text,label\ngood day,1\nsad sad film,0\nawful awful awful book,0\n")
+    few = prepare(
+        [("score", Scoring(task="text-classification", dataset=str(tmp_path / "few.csv")))],
+        folder=tmp_path,
+        config=config,
+    )[0]
+    shares = np.full((1, N), 1 / N)
+    sources = {"a": 0, "b": 1, "c": 2}
+
+    def mixture(benches: list[Bench], weights: list[float] | None = None) -> HeldOutLoss:
+        return HeldOutLoss(kitchen.plan(), kitchen.paths, sources, tmp_path, benches, weights)
+
+    one = mixture([kitchen.bench]).gradient(shares, 1.0, np.arange(kitchen.bench.n))
+    other = mixture([few]).gradient(shares, 1.0, np.arange(3))
+    both = mixture([kitchen.bench, few], [1.0, 3.0])
+    assert np.bincount(both.labels).tolist() == [12, 12, 2, 1]
+    every = np.random.default_rng(0).permutation(kitchen.bench.n + 3)
+    for found, first, second in zip(both.gradient(shares, 1.0, every), one, other, strict=True):
+        assert far(found, 0.25 * first + 0.75 * second) < 1e-5
+    assert both.loss(shares, 1.0, np.array([26])) == pytest.approx(mixture([few]).loss(shares, 1.0, np.array([2])))
+
+
+@pytest.mark.parametrize(("family_name", "built"), [("ViT", 1), ("BERT", 1), ("T5", 1), ("Mixtral", 3)])
+def test_the_model_is_built_once_where_tensors_are_only_renamed(
+    tmp_path: Path, family: Path, family_name: str, built: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not at all where the shares are those of the call before."""
+    calls = 0
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return build_model(*arguments)
+
+    monkeypatch.setattr(descent, "build_model", counted)
+    kitchen = Kitchen(tmp_path, family_name, family / "rows.csv")
+    mixture = kitchen.mixture()
+    for shares in ([[0.5, 0.25, 0.25]], [[0.5, 0.25, 0.25]], [[0.2, 0.5, 0.3]]):
+        mixture.loss(np.array(shares), 1.0, np.arange(4))
+    assert calls == built
+
+
+def test_memory_does_not_grow_with_the_ingredients(tmp_path: Path, family: Path) -> None:
+    """Beside the model no tensor is alive after a step, and slices come one at a time."""
+    kitchen = Kitchen(tmp_path, "BERT", family / "rows.csv")
+    assert needed_bytes(kitchen.plan()) == 12 * sum(each.numel() for each in kitchen.full[0].values())
+    mixture = kitchen.mixture()
+    read: list[int] = []
+    alive: list[Any] = []
+    through = HeldOutLoss._read
+
+    def watched(self: HeldOutLoss, *arguments: Any) -> Tensor:
+        values = through(self, *arguments)
+        alive[:] = [each for each in alive if each() is not None]
+        read.append(len(alive))
+        alive.append(weakref.ref(values))
+        return values
+
+    HeldOutLoss._read = watched  # type: ignore[method-assign]
+    try:
+        mixture.gradient(np.full((1, N), 1 / N), 1.0, np.arange(4))
+    finally:
+        HeldOutLoss._read = through  # type: ignore[method-assign]
+    assert len(read) == 2 * N * len(kitchen.floats)
+    assert max(read) <= 1
+
+
+def test_what_breaks_is_named(tmp_path: Path, family: Path) -> None:
+    kitchen = Kitchen(tmp_path, "BERT", family / "rows.csv")
+    tensors = load_file(kitchen.paths[2]["m"])
+    tensors["classifier.bias"][1] = math.nan
+    save_file(tensors, kitchen.paths[2]["m"])
+    shares, rows = np.full((1, N), 1 / N), np.arange(4)
+    with pytest.raises(MergeError, match=r"'classifier.bias' of c holds nan at \[1\]"):
+        kitchen.mixture().loss(shares, 1.0, rows)
+    mixture = kitchen.mixture()
+    os.truncate(kitchen.paths[0]["m"], 2000)
+    with pytest.raises(MergeError, match="a: m ended in the middle of"):
+        mixture.loss(shares, 1.0, rows)
+
+
+def test_a_batch_that_the_model_cannot_read_is_named(tmp_path: Path, family: Path) -> None:
+    kitchen = Kitchen(tmp_path, "BERT", family / "rows.csv")
+    mixture = kitchen.mixture()
+    kitchen.bench.references[1] = 7
+    with pytest.raises(ScoringError, match=r"The model cannot learn from 'rows.csv accuracy' \(.*input_ids"):
+        mixture.gradient(np.full((1, N), 1 / N), 1.0, np.arange(4))
+
+
+def test_closed_is_closed(tmp_path: Path, family: Path) -> None:
+    kitchen = Kitchen(tmp_path, "ViT", family / "rows.csv")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    kitchen.mixture().close()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
