@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,15 +108,22 @@ class Bench:
         Raises:
             ScoringError: The metric is no number, or the logits do not belong to this data.
         """
-        return metrics.score(self.scoring.metric, self.references, self.answers(logits))
+        found = metrics.score(
+            self.scoring.metric, self.references, self.answers(logits), self.scoring.trust_remote_code
+        )
+        return replace(found, metric=self.scoring.measure)
 
     def value(self, logits: Logits) -> float:
         """The metric alone, without the interval, for whoever asks it of many candidates."""
-        return metrics.compute(self.scoring.metric, self.references, self.answers(logits))
+        return metrics.compute(
+            self.scoring.metric, self.references, self.answers(logits), self.scoring.trust_remote_code
+        )
 
     def resampled(self, logits: Logits) -> NDArray[np.float64]:
         """``(500,)``: the metric over resamples of the rows, the same ones for every model, for paired intervals."""
-        return metrics.resampled(self.scoring.metric, self.references, self.answers(logits))
+        return metrics.resampled(
+            self.scoring.metric, self.references, self.answers(logits), self.scoring.trust_remote_code
+        )
 
     def answers(self, logits: Logits) -> Ints:
         """``(n,)`` int64: the largest of each row's logits, the first of equal ones."""
@@ -162,6 +169,36 @@ class Bench:
             f"With its outputs in another order it would get {permuted / n:.1%}:\n" + "\n".join(moved),
             hint=f"{said or 'Its config names its classes wrongly.'} If it is only this one, leave it out.",
         )
+
+    def better_than_chance(self, logits: Logits) -> tuple[float, float, float]:
+        r"""Accuracy, what chance would give, and a one-sided p that this is chance.
+
+        Chance is the same labels and the same answers in random order. With :math:`n_k` rows of class k,
+        :math:`m_k` answers k, :math:`S = \sum_k n_k m_k` and :math:`s = S/n`, the number of right answers then has
+        mean s and variance :math:`(S - \sum_k n_k m_k (n_k + m_k)/n + s^2)/(n-1)`. p is that of the normal
+        distribution, corrected for continuity by half a step (a row, of two classes two); 1 where all labels or
+        all answers are one class.
+
+        Args:
+            logits: ``(n, classes)``.
+
+        Returns:
+            Accuracy and expected accuracy as shares, and p.
+
+        Reference:
+            Cohen, A coefficient of agreement for nominal scales, 1960: what chance gives.
+            Hoeffding, A combinatorial central limit theorem, 1951: the variance, and that it tends to the normal.
+        """
+        from scipy.stats import norm
+
+        n, classes, answers = self.n, len(self.class_names), self.answers(logits)
+        labelled, answered = (np.bincount(each, minlength=classes).astype(float) for each in (self.references, answers))
+        right, both = int(np.sum(answers == self.references)), labelled * answered
+        mean = both.sum() / n
+        variance = (both.sum() - (both * (labelled + answered)).sum() / n + mean**2) / max(n - 1, 1)
+        half = 1.0 if np.count_nonzero(labelled + answered) == 2 else 0.5
+        p = float(norm.sf((right - half - mean) / variance**0.5)) if variance > 1e-9 else 1.0
+        return right / n, float(mean / n), p
 
     def _check(self, logits: Logits) -> None:
         if len(logits) != self.n:
@@ -210,7 +247,7 @@ def prepare(
         ScoringError: A data set cannot be used: the message says why and what there is instead.
     """
     for _, scoring in scorings:
-        metrics.find(scoring.metric)
+        metrics.find(scoring.metric, scoring.trust_remote_code)
     if config.get("problem_type") in ("regression", "multi_label_classification"):
         raise ScoringError(f"The model's problem type is {config['problem_type']}; only one label a row can be scored.")
     if len(labels.model_classes(config)) < 2:
@@ -311,16 +348,15 @@ def compare(bench: Bench, logits_a: Logits, logits_b: Logits) -> Comparison:
     Raises:
         ScoringError: The logits do not belong to this data.
     """
-    metric = bench.scoring.metric
-    first, second = bench.answers(logits_a), bench.answers(logits_b)
-    if metric == "accuracy":
+    name, first, second = bench.scoring.measure, bench.answers(logits_a), bench.answers(logits_b)
+    if bench.scoring.metric == "accuracy":
         right, other = first == bench.references, second == bench.references
         b, c = int(np.sum(right & ~other)), int(np.sum(other & ~right))
         low, high = paired_interval(b, c, bench.n)
-        return Comparison(metric, (b - c) / bench.n, low, high, mcnemar(b, c), bench.n)
-    difference = metrics.compute(metric, bench.references, first) - metrics.compute(metric, bench.references, second)
-    low, high, p = paired_bootstrap(bench.references, first, second, metrics.find(metric))
-    return Comparison(metric, difference, low, high, p, bench.n)
+        return Comparison(name, (b - c) / bench.n, low, high, mcnemar(b, c), bench.n)
+    metric = metrics.find(bench.scoring.metric, bench.scoring.trust_remote_code)
+    low, high, p = paired_bootstrap(bench.references, first, second, metric)
+    return Comparison(name, bench.value(logits_a) - bench.value(logits_b), low, high, p, bench.n)
 
 
 def ensemble(logits_list: Sequence[Logits]) -> Logits:

@@ -112,11 +112,11 @@ def stored(
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            stream = stack.enter_context((folder / f"{key}.partial").open("ab"))
-            fcntl.flock(stream, fcntl.LOCK_EX)  # what a killed process left is made over by the next one
-        except OSError:
+            lock = stack.enter_context((folder / f"{key}.partial").open("ab", buffering=0))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:  # a home that cannot be written
             folder = scratch
-            stream = stack.enter_context((folder / f"{key}.partial").open("ab"))
+            lock = stack.enter_context((folder / f"{key}.partial").open("ab", buffering=0))
         partial = folder / f"{key}.partial"
         with suppress(*_NO_ENTRY):  # made by another process meanwhile
             found = Stored(folder / key)
@@ -124,11 +124,11 @@ def stored(
             return found
         try:
             shown = stack.enter_context(bar(f"Preprocessing {title}", chunks[-1].stop, unit="row", quiet=quiet))
-            stream.truncate(0)
-            _write(stream, title, _in_order(make, chunks, threads), shown.update)
+            with partial.open("wb") as stream:  # over what a killed process left
+                _write(stream, title, _in_order(make, chunks, threads), shown.update)
             partial.replace(folder / key)
         except BaseException as error:
-            stream.truncate(0)
+            lock.truncate(0)
             if not isinstance(error, OSError):
                 raise
             raise ScoringError(
@@ -169,7 +169,6 @@ def _write(stream: BinaryIO, title: str, chunks: Iterator[Chunk], progress: Call
     stream.write(b"".join(digests) + np.array(ends[1:], dtype=np.int64).tobytes())
     said = {"rows": len(digests), "numbers": ends[-1], "dtype": dtype, "shape": shape, "names": names}
     stream.write(json.dumps(said).encode().ljust(_TAIL))
-    stream.flush()
 
 
 def _sha256(path: Path) -> str:
