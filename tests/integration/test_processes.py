@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from hf_soup import plan as plan_module
 from hf_soup.headers import read_header
@@ -74,6 +75,29 @@ except MergeError as error:
     print("SAID", here.rank, error.message, flush=True)
 """
 
+#: Cooks in this process with a forward pass of a model counted, or deadly for one of the processes.
+COUNTING = """
+import os, signal, sys
+import torch
+from hf_soup.cli import main
+
+rank, dies, passes = int(os.environ.get("RANK", 0)), sys.argv[1], 0
+
+def count(module, *_):
+    global passes
+    if type(module).__name__ == "BertForSequenceClassification":
+        passes += 1
+        if dies == str(rank) and passes == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+torch.nn.modules.module.register_module_forward_hook(count)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # else the launcher may end the other before it can say anything
+try:
+    main(sys.argv[2:])
+finally:
+    print("PASSES", rank, passes, file=sys.stderr, flush=True)
+"""
+
 Launch = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -129,6 +153,77 @@ def test_two_processes_write_the_bytes_of_one(
     for name in ("soup.json", "soup.yaml"):
         assert (tmp_path / "soup" / name).read_bytes() == (alone / name).read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir() if "soup" in path.name) == ["soup"]
+
+
+@pytest.fixture
+def greedy(family: Path, tmp_path: Path) -> Path:
+    """A recipe that scores: 24 rows of held-out data and 24 of a report, five in a batch."""
+    data = {"task": "text-classification", "batch_size": 5}
+    recipe = {
+        "base": str(family / "base"),
+        "ingredients": [str(family / name) for name in "abc"],
+        "select": "greedy",
+        "score": {**data, "dataset": str(family / "rows.csv")},
+        "report": [{**data, "dataset": str(family / "report.csv"), "name": "test"}],
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    (tmp_path / "counting.py").write_text(COUNTING)
+    return tmp_path / "recipe.yaml"
+
+
+def test_two_processes_share_the_batches(launch: Launch, greedy: Path, tmp_path: Path) -> None:
+    """Each answers about half of them, and the soup and all that is said of it is what one process makes."""
+    command = ["none", "cook", greedy, "--quiet", "-o"]
+    alone = launch("counting", *command, "one", HF_HOME=str(tmp_path / "one-home"))
+    assert alone.returncode == 0, alone.stderr
+    done = launch(*LAUNCHERS["torchrun"], "counting.py", *command, "two", HF_HOME=str(tmp_path / "two-home"))
+    assert done.returncode == 0, done.stderr
+    for name in ("soup.json", "soup.yaml", "model.safetensors"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
+    counted = {rank: int(passes) for rank, passes in re.findall(r"PASSES (\d) (\d+)", done.stderr)}
+    total = int(re.findall(r"PASSES 0 (\d+)", alone.stderr)[0])
+    assert counted == {"0": total * 3 // 5, "1": total * 2 // 5}  # of five batches, three and two
+    notes = [
+        {path.name: path.read_bytes() for path in (tmp_path / home / "hf-soup" / "logits").iterdir()}
+        for home in ("one-home", "two-home")
+    ]
+    assert notes[0] == notes[1]
+
+
+@pytest.mark.parametrize("dies", [0, 1])
+def test_a_process_that_dies_while_it_scores_ends_the_other(
+    launch: Launch, greedy: Path, tmp_path: Path, dies: int
+) -> None:
+    done = launch(*LAUNCHERS["torchrun"], "counting.py", dies, "cook", greedy, "-o", "soup", "--quiet")
+    assert done.returncode != 0
+    assert "Error: Another of the processes that work together has ended early." in done.stderr
+    assert f"PASSES {1 - dies}" in done.stderr
+    assert not (tmp_path / "soup").exists()
+
+
+def test_a_model_that_cannot_be_scored_is_one_error(launch: Launch, greedy: Path, family: Path, tmp_path: Path) -> None:
+    """All processes meet it; the first one says it, and the other ends too."""
+    shutil.copytree(family / "c", tmp_path / "c")
+    tensors = load_file(tmp_path / "c" / "model.safetensors")
+    tensors["bert.pooler.dense.bias"][:] = 10.0
+    tensors["classifier.weight"][:] = 3e38  # finite, but the sum of them is not
+    save_file(tensors, tmp_path / "c" / "model.safetensors", {"format": "pt"})
+    greedy.write_text(greedy.read_text().replace(str(family / "c"), str(tmp_path / "c")))
+    done = launch(*LAUNCHERS["torchrun"], "counting.py", "none", "cook", greedy, "-o", "soup", "--quiet")
+    assert done.returncode != 0
+    assert done.stderr.count("Error: local:c: The model's output for row ") == 1
+    assert not (tmp_path / "soup").exists()
+
+
+@pytest.mark.parametrize("command", ["score", "check"])
+def test_what_is_for_one_process_is_refused_in_several(
+    launch: Launch, greedy: Path, family: Path, command: str
+) -> None:
+    models = [] if command == "check" else [family / "a"]
+    arguments = [*models, "--recipe", greedy, *(["--barrier"] if command == "check" else [])]
+    done = launch(*LAUNCHERS["torchrun"], "-m", "hf_soup", command, *arguments)
+    assert done.returncode != 0
+    assert "is for one process, and there are 2." in done.stderr
 
 
 def test_the_hash_seed_does_not_show(launch: Launch, family: Path, alone: Path, tmp_path: Path) -> None:

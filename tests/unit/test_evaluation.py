@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from hf_soup import Recipe, Soup, blend, cook, score
+from hf_soup import Ingredient, Recipe, Soup, answering, blend, cook, score
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation import require_device, table
 from hf_soup.scoring import Bench
@@ -145,6 +148,127 @@ def test_each_step_of_greedy_reads_little(
     assert read["local:poor"] == 3 * tensors
     assert read["local:fair"] <= 4 * tensors
     assert read["local:good"] == 3 * tensors
+
+
+@pytest.fixture
+def passes() -> Iterator[list[str]]:
+    """The classes of the models that were run, a forward pass each."""
+    seen: list[str] = []
+
+    def note(module: torch.nn.Module, *_: object) -> None:
+        if type(module).__name__.endswith("Classification"):
+            seen.append(type(module).__name__)
+
+    hook = torch.nn.modules.module.register_module_forward_hook(note)
+    yield seen
+    hook.remove()
+
+
+def cooked(recipe: Recipe, out: Path) -> dict[str, Any]:
+    return dict(cook(recipe, out, say=lambda _: None).summary)
+
+
+def test_what_was_answered_once_is_not_asked_again(recipe: Recipe, tmp_path: Path, passes: list[str]) -> None:
+    first = cooked(recipe, tmp_path / "first")
+    asked = len(passes)
+    assert asked >= 3 + 2 + 3 + 2  # ingredients, candidates, and the report and the soup, a batch each
+    assert cooked(recipe, tmp_path / "again") == first
+    assert len(passes) == asked
+
+    # Fewer ingredients in another order, and another selection: nothing is new but the soup of all.
+    some = recipe.model_copy(update={"ingredients": (recipe.ingredients[2], recipe.ingredients[1])})
+    found = cooked(some, tmp_path / "some")
+    assert len(passes) == asked
+    assert found["scores"]["soup"] == first["scores"]["soup"]
+    every = recipe.model_copy(update={"select": Recipe(ingredients=["x/y"]).select})
+    found = cooked(every, tmp_path / "every")
+    assert len(passes) == asked + 2
+    assert {name: found["scores"][name] for name in found["weights"]} == {
+        name: first["scores"][name] for name in found["weights"]
+    }
+
+
+@pytest.mark.parametrize("change", ["weights", "config", "data", "batch size"])
+def test_whatever_answers_depend_on_is_looked_at(
+    recipe: Recipe, family: Path, trained: Path, tmp_path: Path, change: str
+) -> None:
+    """An ingredient that is remembered with other weights, config, data or batches is asked anew."""
+    for name in ("good", "fair"):
+        shutil.copytree(trained / name, tmp_path / name)
+    data = tmp_path / "rows.csv"
+    shutil.copy(family / "rows.csv", data)
+    scoring = recipe.score[0].model_copy(update={"dataset": str(data)})
+    pair = recipe.model_copy(
+        update={
+            "ingredients": tuple(Ingredient(model=str(tmp_path / name)) for name in ("good", "fair")),
+            "score": (scoring,),
+            "report": (),
+        }
+    )
+    notes = Path(constants.HF_HOME) / "hf-soup" / "logits"
+    cooked(pair, tmp_path / "first")
+    before = set(notes.iterdir())
+    if change == "weights":
+        path = tmp_path / "fair" / "model.safetensors"
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    elif change == "config":
+        for name in ("good", "fair"):
+            path = tmp_path / name / "config.json"
+            path.write_text(path.read_text().replace('"layer_norm_eps": 1e-12', '"layer_norm_eps": 1e-11'))
+    elif change == "data":
+        data.write_text(data.read_text().replace("good film", "good book", 1))
+    else:
+        pair = pair.model_copy(update={"score": (scoring.model_copy(update={"batch_size": 5}),)})
+    cooked(pair, tmp_path / "second")
+    new = set(notes.iterdir()) - before
+    # `good` alone is what it was where only the weights of `fair` are new.
+    assert len(new) == len(before) - (change == "weights")
+
+
+def test_what_cannot_be_believed_is_asked_again(recipe: Recipe, tmp_path: Path, passes: list[str]) -> None:
+    first = cooked(recipe, tmp_path / "first")
+    notes = sorted((Path(constants.HF_HOME) / "hf-soup" / "logits").iterdir())
+    right = [note.read_bytes() for note in notes]
+    for number, note in enumerate(notes):
+        logits = np.load(note)
+        if number % 4 == 0:
+            note.write_bytes(right[number][:-1])
+        elif number % 4 == 1:
+            np.save(note, np.where(np.arange(logits.size).reshape(logits.shape), logits, np.nan))
+        elif number % 4 == 2:
+            np.save(note, np.array([{"not": "logits"}], dtype=object), allow_pickle=True)
+        else:
+            np.save(note, logits[1:])
+    passes.clear()
+    assert cooked(recipe, tmp_path / "again") == first
+    assert len(passes) >= len(notes)
+    assert [note.read_bytes() for note in notes] == right
+
+
+def test_what_is_remembered_is_bounded(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cooked(recipe, tmp_path / "first")
+    folder = Path(constants.HF_HOME) / "hf-soup" / "logits"
+    notes = list(folder.iterdir())
+    sizes = sum(note.stat().st_size for note in notes)
+    for note in notes:
+        os.utime(note, (0, 0))
+    monkeypatch.setattr(answering, "MAX_BYTES", sizes // 2)
+    some = recipe.model_copy(update={"ingredients": recipe.ingredients[1:], "report": ()})
+    cook(some, tmp_path / "some", say=lambda _: None)
+    left = list(folder.iterdir())
+    assert sum(note.stat().st_size for note in left) <= sizes // 2
+    assert [note for note in left if note.stat().st_mtime > 0], "what was used last stays"
+
+
+def test_a_home_that_cannot_be_written_costs_no_more_than_time(
+    recipe: Recipe, soup: Soup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: list[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "file"))
+    assert cooked(recipe, tmp_path / "again") == soup.summary
+    assert passes
 
 
 def test_without_held_out_data_each_report_has_its_own_best(recipe: Recipe, tmp_path: Path, asked: list[str]) -> None:

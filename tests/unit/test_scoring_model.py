@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hf_soup.errors import ScoringError
 from hf_soup.scoring import Resident, build_model
+from hf_soup.scoring.model import answers
 
 BODY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "num_labels": 3}
 TEXT = {**BODY, "vocab_size": 30, "pad_token_id": 0}
@@ -113,3 +117,52 @@ def test_what_a_run_changed_is_not_handed_on(tmp_path: Path) -> None:
     again = resident.load({key: value.clone() for key, value in tensors.items()})
     assert again is not model
     assert torch.equal(answer(again), before)
+
+
+@pytest.mark.parametrize("name", ["ViTForImageClassification", "MixtralForSequenceClassification"])
+def test_the_number_of_threads_does_not_show(name: str, tmp_path: Path) -> None:
+    """Each batch is worked on by one thread; of 37 rows in batches of 7, all are answered once."""
+    image = "Image" in name
+    tensors = candidates(name, tmp_path, torch.float32)[0]
+    model = build_model(tmp_path, tensors, "image-classification" if image else "text-classification", torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    inputs = (
+        {"pixel_values": torch.randn(37, 1, 8, 8, generator=generator)}
+        if image
+        else {"input_ids": torch.randint(3, 30, (37, 11), generator=generator)}
+    )
+    found = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5, 5):
+            torch.set_num_threads(threads)
+            done: list[int] = []
+            cut = np.split(np.arange(37), range(7, 37, 7))
+            parts = answers(
+                model, ((rows, {key: value[rows] for key, value in inputs.items()}) for rows in cut), "cpu", done.append
+            )
+            assert torch.get_num_threads() == threads
+            assert sum(done) == 37
+            whole = np.full((37, 3), np.nan, dtype=np.float32)
+            for rows, logits in parts:
+                whole[rows] = logits
+            found.append(whole)
+    finally:
+        torch.set_num_threads(before)
+    assert np.isfinite(found[0]).all()
+    assert all(np.array_equal(each, found[0]) for each in found)
+
+
+def test_a_model_that_fails_ends_all_threads(tmp_path: Path) -> None:
+    name = "BertForSequenceClassification"
+    model = build_model(tmp_path, candidates(name, tmp_path, torch.float32)[0], "text-classification", torch.float32)
+    taken = []
+
+    def batches() -> Iterator[tuple[Any, dict[str, Tensor]]]:
+        for number in range(1000):
+            taken.append(number)
+            yield np.arange(1), {"input_ids": torch.tensor([[30 if number > 3 else 1]])}  # there are 30 tokens
+
+    with pytest.raises(ScoringError, match=r"^\(\{'input_ids': \(1, 1\)\}\): .*index out of range"):
+        answers(model, batches(), "cpu")
+    assert len(taken) < 20
