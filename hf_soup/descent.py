@@ -192,6 +192,8 @@ class HeldOutLoss:
                     hint="Use another `select`, or another version of transformers.",
                 )
         self._plain = len(self._homes) == len(self._names)
+        if not self._plain:
+            self._homes = {}  # they would keep this model beside the next
 
     def _build(self, tensors: dict[str, Tensor]) -> None:
         model = build_model(self._folder, tensors, self._benches[0].scoring.task, torch.float32)
