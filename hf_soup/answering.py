@@ -93,6 +93,7 @@ class Answering:
         self._stack.callback(self._blend.close)
         self._kitchen = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="hf-soup-")))
         self._resident: tuple[bytes, Resident] | None = None
+        self._versions = [version(name) for name in ("hf-soup", "torch", "transformers")]
         self._folder = own_cache_folder() / "logits"
         if self._world.rank == 0 and self._world.size > 1:
             self._world.share((benches, plan, paths, config, device))
@@ -179,8 +180,7 @@ class Answering:
     def _note(self, weights: str, bench: Bench, config: bytes | None) -> Path:
         """Where it is remembered what some weights answer to some data, named by all that this depends on."""
         data = [bench.fingerprint, bench.scoring.batch_size, bench.scoring.task, self._device.partition(":")[0]]
-        versions = [version(name) for name in ("hf-soup", "torch", "transformers")]
-        return self._folder / f"{_sha256([weights, (config or self._config).hex(), data, versions])}.npy"
+        return self._folder / f"{_sha256([weights, (config or self._config).hex(), data, self._versions])}.npy"
 
 
 def answer_along(world: World, between: Callable[[], object]) -> None:

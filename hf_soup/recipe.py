@@ -151,7 +151,8 @@ class Scoring(_Value):
         task: ``image-classification`` or ``text-classification``.
         dataset: A Hub id, or a local csv, jsonl or parquet file or image folder.
         split: The split, also as a slice (``validation[:500]``); for a local file it may be left out.
-        metric: ``accuracy`` or another built-in metric.
+        metric: ``accuracy`` or another built-in metric; ``module:function``; a folder or file of an `evaluate` script,
+            or its id on the Hub. More is better.
         config: The dataset's configuration, where it has several.
         revision: The dataset's commit; filled in when the recipe is resolved.
         labels: The class names in the order of the dataset's numbers, where nobody else says it.
@@ -159,6 +160,7 @@ class Scoring(_Value):
         name: What the data is called in tables; ``dataset split`` by default.
         batch_size: Examples in one forward pass.
         weight: How much it counts where selection looks at several.
+        trust_remote_code: Let a metric of the Hub, which is code, run here.
     """
 
     task: Literal["image-classification", "text-classification"]
@@ -173,13 +175,19 @@ class Scoring(_Value):
     name: str | None = None
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 32
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    trust_remote_code: bool = False
+
+    @property
+    def measure(self) -> str:
+        """The metric's name, without the path of a script."""
+        return Path(self.metric).stem if is_here(os.path.expanduser(self.metric)) else self.metric  # noqa: PTH111
 
     @property
     def title(self) -> str:
         """What the score is called in tables, such as ``AI-Lab-Makerere/beans test accuracy``."""
         last = Path(self.dataset).name if is_here(self.dataset) else self.dataset
         data = self.name or " ".join(part for part in (last, self.config, self.split) if part)
-        return f"{data} {self.metric}"
+        return f"{data} {self.measure}"
 
 
 def _as_list(value: object) -> object:

@@ -6,8 +6,7 @@ import hashlib
 import itertools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from hf_soup.errors import ScoringError
 from hf_soup.recipe import Scoring
-from hf_soup.scoring import data, labels, metrics, tasks
+from hf_soup.scoring import data, labels, metrics, stored, tasks
 from hf_soup.scoring.model import answers
 from hf_soup.scoring.statistics import Comparison, Ints, Score, mcnemar, paired_bootstrap, paired_interval
 from hf_soup.world import World
@@ -30,10 +29,10 @@ Logits = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """One `Scoring` with its rows preprocessed and held in memory.
+    """One `Scoring` with its rows preprocessed and kept on disk; `prepare` makes them.
 
     Images take ``4 * channels * height * width`` bytes a row (0.6 MB at 224 x 224 in colour), texts their
-    token numbers. `prepare` makes them.
+    token numbers.
 
     Args:
         title: What the score is called in tables.
@@ -43,6 +42,7 @@ class Bench:
         class_names: In the order of the model's outputs.
         references: ``(n,)`` int64, the right output for each row.
         inputs: The preprocessed rows.
+        fingerprint: The sha256 of what decides which inputs a model sees, and in which order; of no label.
     """
 
     title: str
@@ -52,18 +52,9 @@ class Bench:
     class_names: tuple[str, ...]
     references: Ints = field(repr=False)
     inputs: tasks.ImageInputs | tasks.TextInputs = field(repr=False)
+    fingerprint: str
     _labels: labels.LabelMap = field(repr=False)
     _name: str = field(repr=False)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """A stand-in until inputs are files: the sha256 of the inputs that a model sees, in order."""
-        found = hashlib.sha256()
-        for rows, batch in self.inputs.batches(256):
-            found.update(rows.tobytes())
-            for name, value in batch.items():
-                found.update(f"{name} {tuple(value.shape)}".encode() + value.numpy().tobytes())
-        return found.hexdigest()
 
     def logits(
         self,
@@ -115,15 +106,21 @@ class Bench:
         Raises:
             ScoringError: The metric is no number, or the logits do not belong to this data.
         """
-        return metrics.score(self.scoring.metric, self.references, self.answers(logits))
+        found = metrics.score(
+            self.scoring.metric, self.references, self.answers(logits), self.scoring.trust_remote_code
+        )
+        return replace(found, metric=self.scoring.measure)
 
     def value(self, logits: Logits) -> float:
         """The metric alone, without the interval, for whoever asks it of many candidates."""
-        return metrics.compute(self.scoring.metric, self.references, self.answers(logits))
+        scoring = self.scoring
+        return metrics.value(scoring.metric, self.references, self.answers(logits), scoring.trust_remote_code)
 
     def resampled(self, logits: Logits) -> NDArray[np.float64]:
         """``(500,)``: the metric over resamples of the rows, the same ones for every model, for paired intervals."""
-        return metrics.resampled(self.scoring.metric, self.references, self.answers(logits))
+        return metrics.resampled(
+            self.scoring.metric, self.references, self.answers(logits), self.scoring.trust_remote_code
+        )
 
     def answers(self, logits: Logits) -> Ints:
         """``(n,)`` int64: the largest of each row's logits, the first of equal ones."""
@@ -170,6 +167,36 @@ class Bench:
             hint=f"{said or 'Its config names its classes wrongly.'} If it is only this one, leave it out.",
         )
 
+    def better_than_chance(self, logits: Logits) -> tuple[float, float, float]:
+        r"""Accuracy, what chance would give, and a one-sided p that this is chance.
+
+        Chance is the same labels and the same answers in random order. With :math:`n_k` rows of class k,
+        :math:`m_k` answers k, :math:`S = \sum_k n_k m_k` and :math:`s = S/n`, the number of right answers then has
+        mean s and variance :math:`(S - \sum_k n_k m_k (n_k + m_k)/n + s^2)/(n-1)`. p is that of the normal
+        distribution, corrected for continuity by half a step (a row, of two classes two); 1 where all labels or
+        all answers are one class.
+
+        Args:
+            logits: ``(n, classes)``.
+
+        Returns:
+            Accuracy and expected accuracy as shares, and p.
+
+        Reference:
+            Cohen, A coefficient of agreement for nominal scales, 1960: what chance gives.
+            Hoeffding, A combinatorial central limit theorem, 1951: the variance, and that it tends to the normal.
+        """
+        from scipy.stats import norm
+
+        n, classes, answers = self.n, len(self.class_names), self.answers(logits)
+        labelled, answered = (np.bincount(each, minlength=classes).astype(float) for each in (self.references, answers))
+        right, both = int(np.sum(answers == self.references)), labelled * answered
+        mean = both.sum() / n
+        variance = (both.sum() - (both * (labelled + answered)).sum() / n + mean**2) / max(n - 1, 1)
+        half = 1.0 if np.count_nonzero(labelled + answered) == 2 else 0.5
+        p = float(norm.sf((right - half - mean) / variance**0.5)) if variance > 1e-9 else 1.0
+        return right / n, float(mean / n), p
+
     def _check(self, logits: Logits) -> None:
         if len(logits) != self.n:
             raise ScoringError(f"'{self._name}' has {self.n:,} rows; these logits are {logits.shape}.")
@@ -192,8 +219,12 @@ def prepare(
     folder: Path,
     config: Mapping[str, Any],
     token: str | bool | None = None,
+    quiet: bool = False,
 ) -> list[Bench]:
     """Read, check and preprocess all held-out and report data of a recipe.
+
+    What was preprocessed once is read from the disk the next time, where the data, the donor's tokenizer or image
+    processor, and the libraries are the same. Neither images nor their numbers are ever all in memory.
 
     They are given together because rule 9 is about them together: held-out rows that are report rows too
     are refused, and held-out rows that equal a report row elsewhere in content are dropped, with a note.
@@ -203,6 +234,7 @@ def prepare(
         folder: The donor's: its ``config.json`` and tokenizer or image processor.
         config: The donor's ``config.json``.
         token: For gated and private data sets.
+        quiet: No progress bar.
 
     Returns:
         One bench for each scoring, in their order.
@@ -212,7 +244,7 @@ def prepare(
         ScoringError: A data set cannot be used: the message says why and what there is instead.
     """
     for _, scoring in scorings:
-        metrics.find(scoring.metric)
+        metrics.find(scoring.metric, scoring.trust_remote_code)
     if config.get("problem_type") in ("regression", "multi_label_classification"):
         raise ScoringError(f"The model's problem type is {config['problem_type']}; only one label a row can be scored.")
     if len(labels.model_classes(config)) < 2:
@@ -223,20 +255,30 @@ def prepare(
     benches: dict[int, Bench] = {}
     reported: set[bytes] = set()
     with tempfile.TemporaryDirectory(prefix="hf-soup-data-") as cache:
-        loaded = data.load([scoring for _, scoring in scorings], Path(cache), token)
+        scratch = Path(cache)
+        loaded = data.load([scoring for _, scoring in scorings], scratch, token)
         for place, other in itertools.product(held_out, reports):
             data.refuse_overlap((names[place], loaded[place][1]), (names[other], loaded[other][1]))
         # Reports first: what they hold is what held-out may not hold.
-        for place in reports:
-            benches[place], digests = _prepare_one(scorings[place][1], *loaded[place], folder, config, set())
-            reported.update(digests)
-        for place in held_out:
-            benches[place], _ = _prepare_one(scorings[place][1], *loaded[place], folder, config, reported)
+        for place in reports + held_out:
+            barred = reported if place in held_out else set()
+            benches[place], digests = _prepare_one(
+                scorings[place][1], *loaded[place], folder, config, barred, scratch, quiet
+            )
+            if place in reports:
+                reported.update(digests)
     return [benches[place] for place in range(len(loaded))]
 
 
 def _prepare_one(
-    asked: Scoring, scoring: Scoring, rows: data.Rows, folder: Path, config: Mapping[str, Any], barred: Set[bytes]
+    asked: Scoring,
+    scoring: Scoring,
+    rows: data.Rows,
+    folder: Path,
+    config: Mapping[str, Any],
+    barred: Set[bytes],
+    scratch: Path,
+    quiet: bool,
 ) -> tuple[Bench, Sequence[bytes]]:
     """A bench of the rows that are not ``barred``, and the hash of every row."""
     task, name, table = tasks.TASKS[scoring.task](folder, config), data.name_of(asked), rows.table
@@ -247,35 +289,44 @@ def _prepare_one(
     mapped = labels.match(name, model_names, column, data.declared_classes(table, label_name), scoring.labels)
     references = labels.to_outputs(mapped, column, name)
     table = table.select_columns(list(columns))
-    contents: list[Any] = []
-    for row in range(len(table)):
-        try:
-            values = table[row]
-            contents.append(task.read([values[key] for key in columns]))
-        except Exception as error:  # of Pillow on broken files and bombs, too: no common class
-            raise ScoringError(
-                f"Cannot read row {row} of {name} ({', '.join(columns)}): {tasks.first_line(error)}",
-                hint="Remove the row, or name other `input_columns`.",
-            ) from error
-    digests = [tasks.digest(content) for content in contents]
-    kept = [row for row, found in enumerate(digests) if found not in barred]
-    if not kept:
+
+    def make(numbers: range) -> stored.Chunk:
+        contents: list[Any] = []
+        for row in numbers:
+            try:
+                values = table[row]
+                contents.append(task.read([values[key] for key in columns]))
+            except Exception as error:  # of Pillow on broken files and bombs, too: no common class
+                raise ScoringError(
+                    f"Cannot read row {row} of {name} ({', '.join(columns)}): {tasks.first_line(error)}",
+                    hint="Remove the row, or name other `input_columns`.",
+                ) from error
+        return stored.Chunk([tasks.digest(content) for content in contents], *task.preprocess(name, contents))
+
+    # A file's name says how it is read; the rest of what a split names follows from the revision.
+    kind = Path(scoring.dataset).suffix if not rows.origin.dataset else ""
+    key = stored.key_of([scoring.task, task.depends_on, rows.origin, kind, scoring.split, columns], folder)
+    chunks = [range(start, min(start + task.chunk, len(table))) for start in range(0, len(table), task.chunk)]
+    found = stored.stored(key, name, chunks, make, scratch=scratch, threads=task.threads, quiet=quiet)
+    kept = np.flatnonzero([digest not in barred for digest in found.digests])
+    if not len(kept):
         raise ScoringError(
             f"Every row of the held-out data '{name}' is in the report too.",
             hint="What selection has looked at cannot test it: use other rows.",
         )
-    notes, dropped = [mapped.note] if mapped.note else [], len(contents) - len(kept)
+    notes, dropped = [mapped.note] if mapped.note else [], len(table) - len(kept)
     if dropped:
-        notes.append(f"{name}: {dropped:,} of {len(contents):,} rows equal a report row in content and were dropped")
+        notes.append(f"{name}: {dropped:,} of {len(table):,} rows equal a report row in content and were dropped")
     references = references[kept]
     if len(np.unique(references)) == 1:
         raise ScoringError(
             f"All {len(kept):,} rows of {name} have the label '{column[kept[0]]}'; a score would mean nothing.",
             hint="Use rows of several classes; a slice of a sorted split may hold only one.",
         )
-    inputs = task.preprocess(name, [contents[row] for row in kept])
-    names = mapped.class_names
-    return Bench(asked.title, scoring, len(kept), tuple(notes), names, references, inputs, mapped, name), digests
+    fingerprint = hashlib.sha256(key.encode() + kept.tobytes()).hexdigest()
+    inputs, names = task.inputs(found, kept), mapped.class_names
+    bench = Bench(asked.title, scoring, len(kept), tuple(notes), names, references, inputs, fingerprint, mapped, name)
+    return bench, found.digests
 
 
 def compare(bench: Bench, logits_a: Logits, logits_b: Logits) -> Comparison:
@@ -294,16 +345,15 @@ def compare(bench: Bench, logits_a: Logits, logits_b: Logits) -> Comparison:
     Raises:
         ScoringError: The logits do not belong to this data.
     """
-    metric = bench.scoring.metric
-    first, second = bench.answers(logits_a), bench.answers(logits_b)
-    if metric == "accuracy":
+    name, first, second = bench.scoring.measure, bench.answers(logits_a), bench.answers(logits_b)
+    if bench.scoring.metric == "accuracy":
         right, other = first == bench.references, second == bench.references
         b, c = int(np.sum(right & ~other)), int(np.sum(other & ~right))
         low, high = paired_interval(b, c, bench.n)
-        return Comparison(metric, (b - c) / bench.n, low, high, mcnemar(b, c), bench.n)
-    difference = metrics.compute(metric, bench.references, first) - metrics.compute(metric, bench.references, second)
-    low, high, p = paired_bootstrap(bench.references, first, second, metrics.find(metric))
-    return Comparison(metric, difference, low, high, p, bench.n)
+        return Comparison(name, (b - c) / bench.n, low, high, mcnemar(b, c), bench.n)
+    metric = metrics.find(bench.scoring.metric, bench.scoring.trust_remote_code)
+    low, high, p = paired_bootstrap(bench.references, first, second, metric)
+    return Comparison(name, bench.value(logits_a) - bench.value(logits_b), low, high, p, bench.n)
 
 
 def ensemble(logits_list: Sequence[Logits]) -> Logits:

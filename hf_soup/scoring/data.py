@@ -77,7 +77,7 @@ def name_of(scoring: Scoring) -> str:
     >>> name_of(Scoring(task="text-classification", dataset="dair-ai/emotion", split="test"))
     'dair-ai/emotion test'
     """
-    return scoring.title.removesuffix(f" {scoring.metric}")
+    return scoring.title.removesuffix(f" {scoring.measure}")
 
 
 def refuse_overlap(first: tuple[str, Rows], second: tuple[str, Rows]) -> None:

@@ -1,22 +1,29 @@
-"""The built-in metrics: scikit-learn's, reported through `evaluate`.
+"""Metrics: scikit-learn's, reported through `evaluate`; or a function or an `evaluate` script of the user's.
 
-``evaluate.load`` would download a script, so the metrics are one subclass of ``evaluate.Metric``, kept in memory.
-A new metric is one line in `METRICS`.
+``evaluate.load`` would download a script, so the built-in metrics are one subclass of ``evaluate.Metric``, kept in
+memory. A new one is one line in `METRICS`.
 """
 
 from __future__ import annotations
 
+import importlib
+import re
+import sys
 import tempfile
 import warnings
+from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hf_soup.errors import ScoringError
+from hf_soup.recipe import is_here
 from hf_soup.scoring import statistics
 from hf_soup.scoring.statistics import Ints, Metric, Score, bootstrap, wilson
+from hf_soup.scoring.tasks import first_line
 
 
 def _scikit_learn(function: str, **options: Any) -> Metric:
@@ -47,41 +54,139 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def find(metric: str) -> Metric:
-    """The metric of that name, or an error that lists those that there are."""
-    if metric not in METRICS:
-        raise ScoringError(f"There is no metric '{metric}'.", hint=f"Use one of {', '.join(METRICS)}.")
-    return METRICS[metric]
+def find(metric: str, trusted: bool = False) -> Metric:
+    """The metric that a recipe names, ready to be used.
+
+    Larger is better, always; of an error rate a function returns the negative.
+
+    Args:
+        metric: A built-in name; ``module:function``, called as ``function(references, predictions)`` with ``(n,)``
+            int64 each, to return one number; a folder with an `evaluate` script of its name, or that ``.py`` file;
+            or the id of such a script on the Hub.
+        trusted: Whether code from the Hub may run.
+
+    Raises:
+        ScoringError: There is no such metric, it cannot be loaded, or it is code from the Hub that is not trusted.
+    """
+    if metric in METRICS:
+        return METRICS[metric]
+    path = Path(metric).expanduser()
+    if is_here(str(path)):
+        script = path if path.suffix == ".py" else path.resolve() / f"{path.resolve().name}.py"
+        if not script.is_file():
+            raise ScoringError(f"There is no metric in '{metric}': it holds no file '{script.name}'.")
+        return _of_script(str(script.resolve()), script.stem)
+    if metric.startswith((".", "/", "~", "local:")) or path.suffix == ".py":
+        raise ScoringError(
+            f"There is no file or folder '{metric}'.",
+            hint="`metric` is a path on this machine; `local:` was one on another, so name your copy.",
+        )
+    if re.fullmatch(r"[\w.]+:\w+", metric):
+        return _of_function(metric)
+    if not trusted:
+        raise ScoringError(
+            f"There is no built-in metric '{metric}'.",
+            hint=f"Built in are {', '.join(METRICS)}. An `evaluate` metric of the Hub is code that runs here: "
+            "read it, and say `trust_remote_code: true` beside `metric`.",
+        )
+    return _of_script(metric, path.name)
 
 
-def compute(metric: str, labels: Ints, answers: Ints) -> float:
-    """The value of a metric, through ``evaluate``, on ``(n,)`` class numbers."""
-    find(metric)
-    # evaluate makes a folder even for a metric in memory, by default below HF_HOME, which may be read-only. A seed
-    # of its own: by default evaluate reads numpy's global state.
-    with tempfile.TemporaryDirectory(prefix="hf-soup-metric-") as folder:
-        module = _metric_class()(metric, keep_in_memory=True, cache_dir=folder, seed=0)
-        value = float(module.compute(predictions=answers, references=labels)[metric])
+@cache
+def _of_function(name: str) -> Metric:
+    module, _, function = name.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # where `python -m` looks; the module may import its neighbours later
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except Exception as error:  # whatever the user's module raises
+        raise ScoringError(
+            f"Cannot import the metric '{name}': {first_line(error)}.",
+            hint="`module:function` names a module that is installed, on PYTHONPATH or in the current folder.",
+        ) from error
+    if not callable(found):
+        raise ScoringError(f"The metric '{name}' is no function but {found!r}.")
+    return _by_rows(name, found)
+
+
+@cache
+def _of_script(path: str, name: str) -> Metric:
+    import evaluate
+
+    try:
+        # The folder is made but not used; the seed is as in `compute`.
+        with tempfile.TemporaryDirectory(prefix="hf-soup-metric-") as folder:
+            module = evaluate.load(path, keep_in_memory=True, cache_dir=folder, seed=0)
+    except Exception as error:  # whatever the script, the client or the disk raises
+        raise ScoringError(
+            f"Cannot load the metric '{name}': {first_line(error)}", hint=f"Built in are {', '.join(METRICS)}."
+        ) from error
+
+    def value(references: Ints, predictions: Ints) -> Any:
+        values = module.compute(references=references, predictions=predictions) or {}
+        if name not in values and len(values) != 1:
+            raise ScoringError(
+                f"The metric '{name}' gives {', '.join(map(str, values)) or 'nothing'}; which of them counts?",
+                hint="Call it yourself in a function that returns one number: `metric: module:function`.",
+            )
+        return values[name] if name in values else next(iter(values.values()))
+
+    return _by_rows(name, value)
+
+
+def _by_rows(name: str, function: Callable[[Ints, Ints], Any]) -> Metric:
+    """A metric that wants every row by itself."""
+
+    def metric(labels: Ints, answers: Ints, rows: Ints) -> float:
+        references, predictions = np.repeat(labels, rows), np.repeat(answers, rows)
+        try:
+            return _finite(name, float(function(references, predictions)), len(references))
+        except ScoringError:
+            raise
+        except Exception as error:  # whatever the user's code raises
+            raise ScoringError(f"The metric '{name}' fails on {len(references):,} rows: {first_line(error)}") from error
+
+    return metric
+
+
+def _finite(name: str, value: float, n: int) -> float:
     if not np.isfinite(value):
         raise ScoringError(
-            f"The metric '{metric}' gives {value} on {len(labels):,} rows.", hint="Use more rows, or another metric."
+            f"The metric '{name}' gives {value} on {n:,} rows.",
+            hint="Use more rows, or another metric. Intervals draw rows again, and then a class may be missing.",
         )
     return value
 
 
-def score(metric: str, labels: Ints, answers: Ints) -> Score:
+def compute(metric: str, labels: Ints, answers: Ints, trusted: bool = False) -> float:
+    """The value of a metric on ``(n,)`` class numbers; a built-in one's through ``evaluate``."""
+    if metric not in METRICS:
+        return find(metric, trusted)(labels, answers, np.ones_like(labels))
+    # evaluate makes a folder even for a metric in memory, by default below HF_HOME, which may be read-only. A seed
+    # of its own: by default evaluate reads numpy's global state.
+    with tempfile.TemporaryDirectory(prefix="hf-soup-metric-") as folder:
+        module = _metric_class()(metric, keep_in_memory=True, cache_dir=folder, seed=0)
+        return _finite(metric, float(module.compute(predictions=answers, references=labels)[metric]), len(labels))
+
+
+def value(metric: str, labels: Ints, answers: Ints, trusted: bool = False) -> float:
+    """As `compute`, but for the way through ``evaluate``, which takes as long as a small model's forward pass."""
+    return _finite(metric, find(metric, trusted)(labels, answers, np.ones_like(labels)), len(labels))
+
+
+def score(metric: str, labels: Ints, answers: Ints, trusted: bool = False) -> Score:
     """A metric with its 95 % interval: Wilson's for accuracy, the bootstrap's for others."""
-    value, n = compute(metric, labels, answers), len(labels)
+    value, n = compute(metric, labels, answers, trusted), len(labels)
     if metric == "accuracy":
         low, high = wilson(int(np.sum(labels == answers)), n)
     else:
-        low, high = bootstrap(labels, answers, METRICS[metric])
+        low, high = bootstrap(labels, answers, find(metric, trusted))
     return Score(metric, value, min(low, value), max(high, value), n)
 
 
-def resampled(metric: str, labels: Ints, answers: Ints) -> NDArray[np.float64]:
+def resampled(metric: str, labels: Ints, answers: Ints, trusted: bool = False) -> NDArray[np.float64]:
     """A metric over 500 resamples of the rows, the same ones for every model; see `statistics.resampled`."""
-    return statistics.resampled(labels, answers, _share_right if metric == "accuracy" else find(metric))
+    return statistics.resampled(labels, answers, _share_right if metric == "accuracy" else find(metric, trusted))
 
 
 def _share_right(labels: Ints, answers: Ints, rows: Ints) -> float:

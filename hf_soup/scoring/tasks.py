@@ -1,12 +1,13 @@
 """What a task does with its inputs: one class a task, registered in `TASKS`.
 
-A task reads a row into plain content (pixels or text, which `digest` hashes to find equal rows) and turns the
-contents of all rows into tensors once, so that every model sees the same ones.
+A task reads a row into plain content (pixels or text, which `digest` hashes to find equal rows) and turns contents
+into numbers once, so that every model sees the same ones.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,25 +18,26 @@ from numpy.typing import NDArray
 
 from hf_soup.errors import ScoringError
 from hf_soup.scoring.statistics import Ints
+from hf_soup.scoring.stored import Stored
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Images are preprocessed so many at a time; it bounds memory and changes no number.
-_CHUNK = 256
-
 
 @dataclass
 class ImageInputs:
-    """``pixels`` is ``(n, channels, height, width)`` float32, in row order."""
+    """Pixels, ``(channels, height, width)`` float32 a row, of the rows of ``kept``."""
 
-    pixels: Tensor
+    stored: Stored
+    kept: Ints
 
     def batches(self, batch_size: int) -> Iterator[tuple[Ints, dict[str, Tensor]]]:
-        """Row numbers and the model's keyword arguments, every row once, in row order."""
-        for start in range(0, len(self.pixels), batch_size):
-            pixels = self.pixels[start : start + batch_size]
-            yield np.arange(start, start + len(pixels)), {"pixel_values": pixels}
+        """Places in ``kept`` and the model's keyword arguments, every row once, in order."""
+        import torch
+
+        for start in range(0, len(self.kept), batch_size):
+            pixels = np.stack(self.stored.rows(self.kept[start : start + batch_size]))
+            yield np.arange(start, start + len(pixels)), {"pixel_values": torch.from_numpy(pixels)}
 
 
 class ImageClassification:
@@ -47,6 +49,9 @@ class ImageClassification:
     columns: ClassVar[Sequence[tuple[str, ...]]] = (("image",), ("img",))
     head: ClassVar[str] = "ForImageClassification"
     models: ClassVar[str] = "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING"
+    #: Rows that are made together: few, as a photograph may have 50 MB of pixels.
+    chunk: ClassVar[int] = 16
+    inputs: ClassVar[type[ImageInputs]] = ImageInputs
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         from transformers import AutoImageProcessor
@@ -57,6 +62,8 @@ class ImageClassification:
         self.mode = "L" if channels == 1 else "RGB"
         files = ("preprocessor_config.json", "processor_config.json")
         self.processor = _of_donor(folder, "image processor", files, AutoImageProcessor, backend="pil")
+        self.depends_on = [type(self.processor).__name__, self.mode]
+        self.threads = len(os.sched_getaffinity(0))
 
     def read(self, values: Sequence[Any]) -> NDArray[np.uint8]:
         """``(height, width, channels)`` uint8 from a Pillow image, an array or nested lists.
@@ -73,43 +80,36 @@ class ImageClassification:
         pixels = np.asarray(image.convert(self.mode))
         return pixels.reshape(*pixels.shape[:2], -1)
 
-    def preprocess(self, title: str, contents: Sequence[NDArray[np.uint8]]) -> ImageInputs:
-        """Run the image processor once over all rows; it must give images of one size."""
-        import torch
-
-        pixels = torch.empty(0)
-        for start in range(0, len(contents), _CHUNK):
-            chunk = list(contents[start : start + _CHUNK])
-            try:
-                ready = self.processor(chunk, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
-                if start == 0:
-                    pixels = torch.empty((len(contents), *ready.shape[1:]), dtype=torch.float32)
-                pixels[start : start + len(chunk)] = ready
-            except (ValueError, TypeError, KeyError, RuntimeError) as error:
-                sizes = sorted({content.shape for content in chunk})
-                raise ScoringError(
-                    f"The donor's image processor fails on {title} (images of {sizes[:4]}): {first_line(error)}",
-                    hint="Check `do_resize`, `size` and the means in its preprocessor_config.json.",
-                ) from error
-        return ImageInputs(pixels)
+    def preprocess(self, title: str, contents: Sequence[NDArray[np.uint8]]) -> tuple[list[str], list[NDArray[Any]]]:
+        """The name of the model's argument, and each image as ``(channels, height, width)`` float32."""
+        try:
+            ready = self.processor(list(contents), return_tensors="np", input_data_format="channels_last")
+            return ["pixel_values"], list(ready["pixel_values"].astype(np.float32))
+        except (ValueError, TypeError, KeyError, RuntimeError) as error:
+            sizes = sorted({content.shape for content in contents})
+            raise ScoringError(
+                f"The donor's image processor fails on {title} (images of {sizes[:4]}): {first_line(error)}",
+                hint="Check `do_resize`, `size` and the means in its preprocessor_config.json.",
+            ) from error
 
 
 class TextInputs:
-    """Token ids of every row, ``(tokens,)`` lists; padded when a batch is made."""
+    """Token numbers, ``(names, tokens)`` int32 a row, of the rows of ``kept``; padded when a batch is made."""
 
-    def __init__(self, tokenizer: Any, rows: Mapping[str, Sequence[Sequence[int]]]) -> None:
-        self.tokenizer, self.rows = tokenizer, rows
+    def __init__(self, stored: Stored, kept: Ints, tokenizer: Any) -> None:
+        self.stored, self.kept, self.tokenizer = stored, kept, tokenizer
         # Long rows first: a batch too big for the memory fails at once. Stable: ties stay in row order.
-        self.order = np.argsort([-len(ids) for ids in rows["input_ids"]], kind="stable")
+        self.order = np.argsort(-stored.sizes[kept], kind="stable")
         self.can_pad = tokenizer.pad_token_id is not None
 
     def batches(self, batch_size: int) -> Iterator[tuple[Ints, dict[str, Tensor]]]:
         """As `ImageInputs.batches`, but longest rows first; one at a time where the tokenizer cannot pad."""
         step = batch_size if self.can_pad else 1
         for start in range(0, len(self.order), step):
-            rows = self.order[start : start + step]
-            chosen = {name: [values[row] for row in rows] for name, values in self.rows.items()}
-            yield rows, dict(self.tokenizer.pad(chosen, return_tensors="pt"))
+            places = self.order[start : start + step]
+            rows = [row.tolist() for row in self.stored.rows(self.kept[places])]
+            chosen = {name: [row[line] for row in rows] for line, name in enumerate(self.stored.names)}
+            yield places, dict(self.tokenizer.pad(chosen, return_tensors="pt"))
 
 
 class TextClassification:
@@ -126,6 +126,9 @@ class TextClassification:
     )
     head: ClassVar[str] = "ForSequenceClassification"
     models: ClassVar[str] = "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING"
+    chunk: ClassVar[int] = 1000
+    #: Fast tokenizers have threads of their own.
+    threads: ClassVar[int] = 1
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         from transformers import AutoTokenizer
@@ -133,6 +136,11 @@ class TextClassification:
         self.config = config
         files = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
         self.tokenizer = _of_donor(folder, "tokenizer", files, AutoTokenizer)
+        self.depends_on = [type(self.tokenizer).__name__, self._longest(), config.get("vocab_size")]
+
+    def inputs(self, stored: Stored, kept: Ints) -> TextInputs:
+        """The rows of ``kept`` as the model takes them."""
+        return TextInputs(stored, kept, self.tokenizer)
 
     def read(self, values: Sequence[Any]) -> tuple[str, ...]:
         """One text or two."""
@@ -141,18 +149,18 @@ class TextClassification:
                 raise ValueError(f"{value!r} where a text should be")
         return tuple(values)
 
-    def preprocess(self, title: str, contents: Sequence[tuple[str, ...]]) -> TextInputs:
-        """Tokenize all rows once; the model must have an embedding for every token."""
+    def preprocess(self, title: str, contents: Sequence[tuple[str, ...]]) -> tuple[list[str], list[NDArray[Any]]]:
+        """The names of the model's arguments, and each row as ``(names, tokens)`` int32, all of tokens it knows."""
         columns = [list(column) for column in zip(*contents, strict=True)]
-        rows = self.tokenizer(*columns, truncation=True, max_length=self._longest())
+        made = self.tokenizer(*columns, truncation=True, max_length=self._longest())
         vocabulary = self.config.get("vocab_size")
-        highest = max(max(ids, default=0) for ids in rows["input_ids"])
+        highest = max(max(ids, default=0) for ids in made["input_ids"])
         if isinstance(vocabulary, int) and highest >= vocabulary:
             raise ScoringError(
                 f"The donor's tokenizer gives token {highest} on {title}, and the model has {vocabulary} tokens.",
                 hint="Tokenizer and weights do not belong together; use the model's own tokenizer.",
             )
-        return TextInputs(self.tokenizer, rows)
+        return list(made), [np.array(lines, dtype=np.int32) for lines in zip(*made.values(), strict=True)]
 
     def _longest(self) -> int:
         """Tokens that the model reads: the tokenizer's word, or else the model's position embeddings."""

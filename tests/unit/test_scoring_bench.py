@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
@@ -41,6 +42,13 @@ def save(model: Any, folder: Path) -> dict[str, Any]:
     model.save_pretrained(folder)
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     return config
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of its own for every test."""
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +112,12 @@ def text_scoring(path: Path, **more: Any) -> Scoring:
 def bench_of(scoring: Scoring, donor: tuple[Path, dict[str, Any]], **more: Any) -> Bench:
     (bench,) = prepare([("score", scoring)], folder=donor[0], config={**donor[1], **more})
     return bench
+
+
+def pixels_of(bench: Bench) -> torch.Tensor:
+    """All inputs of a bench of images, ``(n, channels, height, width)``."""
+    ((_, batch),) = bench.inputs.batches(bench.n)
+    return batch["pixel_values"]
 
 
 def one_hot(bench: Bench, answers: Any) -> Any:
@@ -200,9 +214,7 @@ def test_images_in_other_clothes(vit: Any, digits: Path, tmp_path: Path, shape: 
     table.to_parquet(tmp_path / "d.parquet")
     bench = bench_of(image_scoring(tmp_path / "d.parquet"), vit)
     reference = bench_of(image_scoring(digits, split="train[:12]"), vit)
-    assert isinstance(bench.inputs, tasks.ImageInputs)
-    assert isinstance(reference.inputs, tasks.ImageInputs)
-    assert torch.equal(bench.inputs.pixels, reference.inputs.pixels)
+    assert torch.equal(pixels_of(bench), pixels_of(reference))
 
 
 @pytest.mark.parametrize(
@@ -259,9 +271,8 @@ def test_colour_images_through_a_processor_that_resizes(vit: Any, tmp_path: Path
     rows = {"image": [clear, Image.new("L", (8, 9), 255)], "label": [0, 1]}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "d.parquet")
     bench = bench_of(image_scoring(tmp_path / "d.parquet"), (tmp_path, {**vit[1], "num_channels": 3}))
-    assert isinstance(bench.inputs, tasks.ImageInputs)
-    assert bench.inputs.pixels.shape == (2, 3, 8, 8)
-    assert torch.equal(bench.inputs.pixels[1], torch.ones(3, 8, 8))
+    assert pixels_of(bench).shape == (2, 3, 8, 8)
+    assert torch.equal(pixels_of(bench)[1], torch.ones(3, 8, 8))
 
 
 def test_text_that_is_no_text(bert: Any, tmp_path: Path) -> None:
@@ -323,8 +334,34 @@ def test_models_that_cannot_be_scored(vit: Any, digits: Path, more: dict[str, An
         bench_of(image_scoring(digits), vit, **more)
 
 
+@pytest.mark.parametrize(
+    ("rows", "said", "message"),
+    [
+        ([("a", "sun"), ("b", "rain")], {}, "rows say rain, sun, and the model's config says LABEL_0, LABEL_1"),
+        ([("a", 0), ("b", 5)], {}, r"d\.jsonl has 6 classes and the model has 2 outputs"),
+        ([("a", 0), ("b", -1)], {}, "labels of this split are hidden"),
+        ([("a", 0), ("b", None)], {}, "Row 1 of d.jsonl has no usable label: 'label' is None"),
+        ([("a", 0), ("b", 0)], {}, "All 2 rows of d.jsonl have the label '0'"),
+        ([("a", 0), ("b", 1)], {"split": "train[2:]"}, "is empty: there are no rows in the split"),
+        ([("a", 0), ("b", 1)], {"input_columns": ("body",)}, "its columns are text, label"),
+        ([("a", 0), ("b", 1)], {"label_column": "mood"}, "its columns are text, label"),
+        ([("a", 0), (7.5, 1)], {}, "Cannot|where a text should be"),
+    ],
+)  # fmt: skip
+def test_data_that_cannot_be_scored(
+    bert: Any, tmp_path: Path, rows: Any, said: dict[str, Any], message: str, home: Path
+) -> None:
+    """One error that names the data and says what to do; nothing half made is kept."""
+    path = write_rows(tmp_path / "d.jsonl", rows)
+    with pytest.raises(ScoringError, match=message) as raised:
+        bench_of(text_scoring(path, **said), bert)
+    assert "d.jsonl" in raised.value.message
+    assert raised.value.hint or "empty" in message
+    assert all(not entry.stat().st_size or entry.suffix != ".partial" for entry in home.rglob("data/*"))
+
+
 def test_an_unknown_metric_is_told_before_the_data_is_read(vit: Any) -> None:
-    with pytest.raises(ScoringError, match="no metric 'bleu'"):
+    with pytest.raises(ScoringError, match="no built-in metric 'bleu'"):
         bench_of(image_scoring(Path("/nowhere.csv"), metric="bleu"), vit)
 
 
@@ -435,6 +472,25 @@ def test_ingredients_that_are_merely_poor_are_not_refused(vit: Any, digits: Path
     skewed.refuse_worse_than_majority("acme/a", one_hot(skewed, np.ones(100, dtype=int)))
     with pytest.raises(ScoringError, match=r"answers 0\.0% .* always answering"):
         skewed.refuse_worse_than_majority("acme/a", one_hot(skewed, 1 - skewed.references))
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_chance_is_what_answers_in_random_order_give(bert: Any, tmp_path: Path, classes: int) -> None:
+    """Expected accuracy and p against 4,000 permutations."""
+    draw = np.random.default_rng(classes)
+    path = write_rows(
+        tmp_path / "d.jsonl", [(f"row {i}", int(label)) for i, label in enumerate(draw.permutation(150) % classes)]
+    )
+    bench = bench_of(text_scoring(path), bert, id2label={str(i): f"LABEL_{i}" for i in range(classes)})
+    answers = np.where(draw.random(150) < 0.1, bench.references, draw.integers(0, classes, 150))
+    accuracy, expected, p = bench.better_than_chance(one_hot(bench, answers))
+    shuffled = [np.mean(draw.permutation(answers) == bench.references) for _ in range(4000)]
+    assert accuracy == np.mean(answers == bench.references)
+    assert expected == pytest.approx(np.mean(shuffled), abs=0.003)
+    assert p == pytest.approx(np.mean(np.array(shuffled) >= accuracy - 1e-9), abs=0.03)
+    assert bench.better_than_chance(one_hot(bench, bench.references))[2] < 1e-9
+    share = np.mean(bench.references == 0)
+    assert bench.better_than_chance(one_hot(bench, np.zeros(150, dtype=int))) == pytest.approx((share, share, 1.0))
 
 
 def test_compare_is_paired(vit: Any, digits: Path) -> None:

@@ -1,0 +1,188 @@
+"""Preprocessed rows, on disk from one run to the next and read where they lie: nothing makes them twice.
+
+An entry is one file: the numbers of all rows one after the other, the rows' digests (16 bytes each), where each row
+ends (int64, in numbers), and what these are as JSON in the last 4,096 bytes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import mmap
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_soup import __version__, client
+from hf_soup.errors import ScoringError
+from hf_soup.progress import bar
+from hf_soup.scoring.statistics import Ints
+
+_TAIL = 4096
+_LIBRARIES = ("transformers", "tokenizers", "datasets", "pillow", "numpy")
+_NO_ENTRY = (OSError, ValueError, KeyError, TypeError)
+#: Suffixes of what tokenizers and image processors are read from.
+_ASSETS = {".json", ".txt", ".model", ".spm", ".tiktoken", ".codes", ".jinja"}
+
+
+class Chunk(NamedTuple):
+    """Rows made together."""
+
+    digests: Sequence[bytes]  #: 16 bytes a row.
+    names: Sequence[str]  #: The model's arguments: one, or one for each line of a row.
+    rows: Sequence[NDArray[Any]]  #: ``(channels, height, width)`` float32, or ``(names, tokens)`` int32.
+
+
+class Stored:
+    """Rows mapped from an entry's file, which may be deleted meanwhile; or its bytes.
+
+    Another process maps the same file, or is given the bytes where it is gone.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: There is no such entry, or it is damaged.
+    """
+
+    def __init__(self, entry: Path | bytes) -> None:
+        self._entry = entry
+        self._mapping: mmap.mmap | bytes
+        if isinstance(entry, bytes):
+            self._mapping = entry
+        else:
+            with entry.open("rb") as stream:
+                self._mapping = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        said = json.loads(self._mapping[-_TAIL:])
+        count, total = said["rows"], said["numbers"]
+        if len(self._mapping) != 4 * total + 24 * count + _TAIL:
+            raise ValueError(f"{len(self._mapping)} bytes")
+        self.names: list[str] = said["names"]
+        self._shape: list[int] = said["shape"]
+        self._numbers = np.frombuffer(self._mapping, said["dtype"], total)
+        self.digests = [self._mapping[at : at + 16] for at in range(4 * total, 4 * total + 16 * count, 16)]
+        self._ends = np.append(0, np.frombuffer(self._mapping, np.int64, count, 4 * total + 16 * count))
+        #: ``(rows,)`` numbers in each row.
+        self.sizes: Ints = np.diff(self._ends)
+
+    def rows(self, numbers: Ints) -> list[NDArray[Any]]:
+        """Copies of some rows, each in its shape."""
+        found = [self._numbers[self._ends[row] : self._ends[row + 1]].reshape(self._shape).copy() for row in numbers]
+        if isinstance(self._mapping, mmap.mmap):
+            # What was read stays in the system's cache of files, not in this process's memory.
+            self._mapping.madvise(mmap.MADV_DONTNEED)
+        return found
+
+    def __reduce__(self) -> tuple[type[Stored], tuple[Path | bytes]]:
+        here = isinstance(self._entry, Path) and self._entry.exists()
+        return Stored, (self._entry if here else bytes(self._mapping),)
+
+
+def key_of(about: object, folder: Path) -> str:
+    """The sha256 of all that preprocessed rows depend on.
+
+    Args:
+        about: Which rows, and how the model wants them, as plain data.
+        folder: The donor's: its tokenizer or image processor.
+    """
+    files = [file for file in sorted(folder.iterdir()) if file.suffix in _ASSETS and file.name != "config.json"]
+    assets = [(file.name, _sha256(file)) for file in files]
+    code = [_sha256(Path(__file__).with_name(name)) for name in ("stored.py", "tasks.py")]
+    versions = [__version__, *(version(library) for library in _LIBRARIES)]
+    return hashlib.sha256(json.dumps([about, assets, code, versions], sort_keys=True).encode()).hexdigest()
+
+
+def stored(
+    key: str, title: str, chunks: Sequence[range], make: Callable[[range], Chunk], *, scratch: Path, threads: int,
+    quiet: bool,
+) -> Stored:  # fmt: skip
+    """The rows of an entry; where there is none, or a damaged one, it is made and kept for the next run.
+
+    Held in memory at a time: two chunks for each thread. The bytes are the same at any number of threads. Of several
+    processes one makes the entry, and the others wait for it.
+
+    Args:
+        key: Of the entry, from `key_of`.
+        title: What errors and the progress bar call the data.
+        chunks: All rows in their order, in pieces.
+        make: Makes the rows of one chunk; called in several threads.
+        scratch: Where the file goes when the user's cache cannot be written. It may be deleted afterwards.
+        threads: How many.
+        quiet: No progress bar.
+
+    Raises:
+        ScoringError: From ``make``; rows differ in shape; or the disk is full.
+    """
+    folder = client.own_cache_folder() / "data"
+    with suppress(*_NO_ENTRY):
+        return Stored(folder / key)
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((folder / f"{key}.partial").open("ab", buffering=0))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:  # a home that cannot be written
+            folder = scratch
+            lock = stack.enter_context((folder / f"{key}.partial").open("ab", buffering=0))
+        partial = folder / f"{key}.partial"
+        with suppress(*_NO_ENTRY):  # made by another process meanwhile
+            found = Stored(folder / key)
+            partial.unlink(missing_ok=True)
+            return found
+        try:
+            shown = stack.enter_context(bar(f"Preprocessing {title}", chunks[-1].stop, unit="row", quiet=quiet))
+            with partial.open("wb") as stream:  # over what a killed process left
+                _write(stream, title, _in_order(make, chunks, threads), shown.update)
+            partial.replace(folder / key)
+        except BaseException as error:
+            lock.truncate(0)
+            if not isinstance(error, OSError):
+                raise
+            raise ScoringError(
+                f"Cannot keep the preprocessed rows of {title} in '{folder}': {error.strerror or error}.",
+                hint="Make room, or set HF_HOME elsewhere.",
+            ) from error
+        return Stored(folder / key)
+
+
+def _in_order(make: Callable[[range], Chunk], chunks: Sequence[range], threads: int) -> Iterator[Chunk]:
+    waiting: deque[Future[Chunk]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for chunk in chunks:
+            waiting.append(pool.submit(make, chunk))
+            if len(waiting) == 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _write(stream: BinaryIO, title: str, chunks: Iterator[Chunk], progress: Callable[[int], object]) -> None:
+    digests: list[bytes] = []
+    ends, shape, names, dtype = [0], None, None, ""
+    for chunk in chunks:
+        for row in chunk.rows:
+            found = row.shape if row.ndim == 3 else (len(row), -1)
+            if found != (shape := shape or found):
+                raise ScoringError(
+                    f"The donor's image processor makes images of {shape} and of {found} of {title}.",
+                    hint="Check `do_resize` and `size` in its preprocessor_config.json.",
+                )
+            stream.write(np.ascontiguousarray(row).data)
+            ends.append(ends[-1] + row.size)
+            dtype = row.dtype.str
+        digests += chunk.digests
+        names = chunk.names
+        progress(len(chunk.rows))
+    stream.write(b"".join(digests) + np.array(ends[1:], dtype=np.int64).tobytes())
+    said = {"rows": len(digests), "numbers": ends[-1], "dtype": dtype, "shape": shape, "names": names}
+    stream.write(json.dumps(said).encode().ljust(_TAIL))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
