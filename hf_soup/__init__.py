@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hf_soup.barrier import barriers
     from hf_soup.basin import Barriers
+    from hf_soup.cooked import Soup
     from hf_soup.errors import (
         IncompatibleError,
         MergeError,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from hf_soup.foraging import Foraged, forage
     from hf_soup.lineage import Lineage
     from hf_soup.recipe import Ingredient, Recipe, Scoring
-    from hf_soup.soup import Soup, check, cook, score
+    from hf_soup.soup import check, cook, score
 
 __version__ = "0.1.0"
 
@@ -37,7 +38,7 @@ _PLACES = {
     "check": "soup",
     "cook": "soup",
     "score": "soup",
-    "Soup": "soup",
+    "Soup": "cooked",
     "forage": "foraging",
     "Foraged": "foraging",
     "Lineage": "lineage",

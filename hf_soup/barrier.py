@@ -7,7 +7,6 @@ siblings, and their fine-tunes do not average. What is measured here is what ave
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +18,10 @@ from numpy.typing import NDArray
 from hf_soup.basin import Barriers, Pair
 from hf_soup.client import Token
 from hf_soup.contents import soup_config, write_assets
+from hf_soup.cooked import Say, to_stderr
 from hf_soup.errors import RecipeError
 from hf_soup.lineage import Lineage
-from hf_soup.preparation import Say, plan_of, prepare_benches, validate
+from hf_soup.preparation import plan_of, prepare_benches, validate
 from hf_soup.progress import bar, spoken
 from hf_soup.recipe import Named, Recipe, as_recipe
 from hf_soup.soup import check
@@ -69,10 +69,6 @@ def require_measurable(recipe: Recipe, picture: Path | None = None) -> None:
         raise RecipeError(f"The picture cannot be written to the folder '{picture.absolute().parent}'.")
 
 
-def _to_stderr(message: str) -> None:
-    print(message, file=sys.stderr)  # noqa: T201 -- the default way to tell a person at a terminal
-
-
 def barriers(
     recipe: Recipe | str | Path,
     lineage: Lineage | None = None,
@@ -81,7 +77,7 @@ def barriers(
     token: Token = None,
     device: str = "cpu",
     quiet: bool = True,
-    say: Say = _to_stderr,
+    say: Say = to_stderr,
 ) -> Barriers:
     r"""Measure the barrier between each two ingredients on the held-out data of a recipe, the first of several.
 
@@ -114,7 +110,7 @@ def barriers(
         in Linear Mode Connectivity of Neural Networks, ICLR 2022, arXiv:2110.06296 (against the line between the ends;
         for the loss, which is turned round here).
     """
-    from hf_soup.evaluation import Evaluation, each_alone
+    from hf_soup.evaluation import Evaluation
     from hf_soup.world import require_alone
 
     require_alone("The measuring of barriers")
@@ -138,7 +134,7 @@ def barriers(
         say(f"note: {len(names)} models, {pairs} pair{'s'[: pairs - 1]}: {total} scorings of {bench.n:,} rows")
         with (
             Evaluation(
-                [bench], held_out=1, units=each_alone(names), plan=plan,
+                [bench], held_out=1, names=names, plan=plan,
                 paths=fetch_weights(lineage.checkpoints, quiet=quiet), config_folder=Path(kitchen), device=device,
                 head_of=lineage.head_of, quiet=True,
             ) as evaluation,

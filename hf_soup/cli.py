@@ -292,7 +292,7 @@ def push(folder: Path, repo: str, private: bool | None, license_id: str | None, 
 
     Example: hf-soup push soup me/my-soup --private
     """
-    from hf_soup.soup import Soup
+    from hf_soup.cooked import Soup
 
     _patient()
     done = Soup.open(folder).push(repo, private=private, license=license_id, replace=replace)

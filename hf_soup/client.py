@@ -87,7 +87,7 @@ def may_pass(error: SoupError) -> bool:
     looked_at = []
     # A cause that is raised again has what it caused as its context, which goes round in a circle.
     while each is not None and each not in looked_at:
-        if is_passing(each):
+        if is_passing(each) or isinstance(each, OfflineModeIsEnabled):
             return True
         looked_at.append(each)
         each = each.__cause__ or each.__context__

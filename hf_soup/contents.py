@@ -19,10 +19,10 @@ from hf_soup.plan import Plan
 from hf_soup.recipe import Ingredient, Named, Recipe, Scoring
 
 if TYPE_CHECKING:
+    from hf_soup.choosing import Choice
     from hf_soup.evaluation import Results
     from hf_soup.merge import Merged
     from hf_soup.scoring import Bench
-    from hf_soup.selection import Selected
 
 _PACKAGES = ("hf-soup", "torch", "transformers", "safetensors", "huggingface_hub", "datasets", "evaluate")
 
@@ -73,8 +73,10 @@ def write_contents(
     recipe: Recipe,
     lineage: Lineage,
     plan: Plan,
-    found: Selected,
+    choice: Choice,
+    weights: Mapping[str, float],
     *,
+    groups: Mapping[str, Mapping[int, object]],
     merged: Merged,
     results: Results | None,
     benches: Sequence[Bench],
@@ -84,10 +86,12 @@ def write_contents(
 
     Args:
         folder: The soup's.
-        recipe: As it was asked for.
-        lineage: All ingredients.
+        recipe: With everything that was chosen but the ingredients.
+        lineage: All leaves.
         plan: What was averaged.
-        found: The selection.
+        choice: How it was chosen.
+        weights: Shares of the leaves that went in.
+        groups: For each ingredient, numbers of the leaves that it is made of.
         merged: From the engine.
         results: The scores, where the recipe names data.
         benches: That data, pinned.
@@ -95,7 +99,7 @@ def write_contents(
     """
     from hf_soup.evaluation import scored_with  # late, as it takes torch
 
-    leaves = lineage.only(found.weights)
+    leaves = lineage.only(weights)
     config = soup_config(leaves, plan.dtype)
     write_assets(folder, config, leaves, lineage.checkpoints)
     index = plan.index()
@@ -103,8 +107,6 @@ def write_contents(
         with (folder / "model.safetensors.index.json").open("w") as file:
             json.dump(index, file, indent=2)
             file.write("\n")
-    # With the one whose head is kept, though nothing of its body may be in the soup.
-    weights = {name: found.weights.get(name, 0.0) for name in leaves.names}
     resolved = resolve_recipe(recipe, leaves, weights, benches)
     (folder / "soup.yaml").write_text(resolved.to_yaml())
     base = lineage.ancestor.checkpoint if lineage.ancestor else None
@@ -113,8 +115,14 @@ def write_contents(
     summary: dict[str, Any] = {
         "digest": merged.digest,
         "weights": weights,
-        "selected": used,
+        "selected": list(choice.selected.weights),
+        "made_of": {
+            name: [lineage.names[number] for number in numbers]
+            for name, numbers in groups.items()
+            if [lineage.names[number] for number in numbers] != [name]
+        },
         "method": recipe.method.name,
+        "parameters": recipe.method.parameters,
         "select": recipe.select.name,
         "architecture": (config.get("architectures") or ["AutoModel"])[0],
         "head_of": leaves.head_of,
@@ -123,8 +131,10 @@ def write_contents(
         "best": {},
         "comparisons": {},
         "trace": [
-            {"ingredients": list(step.ingredients), "score": step.score, "kept": step.kept} for step in found.trace
+            {"ingredients": list(step.ingredients), "score": step.score, "kept": step.kept}
+            for step in choice.selected.trace
         ],
+        "history": list(choice.selected.history),
         "report": [
             {**scoring.model_dump(mode="json"), "title": bench.title, "name": scoring.name or scoring.dataset}
             for scoring, bench in zip(resolved.report, benches[len(recipe.score) :], strict=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,7 +17,7 @@ from hf_soup.scoring import Bench, Comparison, Logits, Score, compare, ensemble
 from hf_soup.world import World
 
 if TYPE_CHECKING:
-    from hf_soup.selection import Layers, Weights
+    from hf_soup.selection import Descent, Layers, Weights
 
 SOUP, ENSEMBLE = "soup", "ensemble"
 
@@ -62,13 +63,14 @@ class Evaluation:
     Args:
         benches: The held-out ones first.
         held_out: How many of them are held-out.
-        units: The ingredients, each with the sources that it is made of and their shares, which sum to one: a soup
-            is made of several.
+        names: The ingredients.
         plan: All sources, under the names of the soup.
         paths: For every source, its weight files.
         config_folder: A folder with the soup's ``config.json``.
         device: Where models run.
         head_of: The ingredient whose head all have, where only bodies are averaged.
+        leaves: Shares of sources, by number, from those of ingredients, where an ingredient is made of several; else
+            each is the source of its number.
         quiet: No progress bar.
         world: The processes that answer together.
     """
@@ -78,19 +80,21 @@ class Evaluation:
         benches: Sequence[Bench],
         *,
         held_out: int,
-        units: Mapping[str, Mapping[int, float]],
+        names: Sequence[str],
         plan: Plan,
         paths: Sequence[Mapping[str, Path]],
         config_folder: Path,
         device: str = "cpu",
         head_of: str | None = None,
+        leaves: Callable[..., dict[int, float]] | None = None,
         quiet: bool = False,
         world: World | None = None,
     ) -> None:
         self.benches = benches
-        self.names = list(units)
-        self._units = units
+        self.names = list(names)
+        self._leaves = leaves or self._each
         self._judges = benches[:held_out]
+        self._plan, self._paths, self._config_folder, self._device = plan, paths, config_folder, device
         config = (config_folder / "config.json").read_bytes()
         self._answering = Answering(benches, plan, paths, config, device, quiet=quiet, world=world)
         self._head_of = head_of
@@ -140,26 +144,20 @@ class Evaluation:
         """
         if len(weights) == 1 and not layers and parameters is None:
             return self._alone(next(iter(weights)), self._judges)
-        own = {
-            tensor: self._sources(dict(zip(weights, shares, strict=True))) for tensor, shares in (layers or {}).items()
-        }
-        mixture = Mixture(self._sources(weights), own, parameters)
+        each = {tensor: dict(zip(weights, shares, strict=True)) for tensor, shares in (layers or {}).items()}
+        own = {tensor: self._leaves(shares, mean=False) for tensor, shares in each.items()}
+        mixture = Mixture(self._leaves(weights), own, parameters)
         found = self._answering.ask(mixture, self._judges, f"{len(weights)} ingredients")
         return [found[bench.title] for bench in self._judges]
 
-    def _sources(self, weights: Weights) -> dict[int, float]:
-        """Shares of sources from those of ingredients, which may be made of several, and have some in common."""
-        found: dict[int, float] = {}
-        for name, share in weights.items():
-            for source, part in self._units[name].items():
-                found[source] = found.get(source, 0.0) + share * part
-        return found
+    def _each(self, weights: Weights, *, mean: bool = True) -> dict[int, float]:
+        return {self.names.index(name): share for name, share in weights.items()}
 
     def _alone(self, name: str, benches: Sequence[Bench]) -> list[Logits]:
         """What an ingredient answers, once asked."""
         missing = [bench for bench in benches if (name, bench.title) not in self._logits]
         if missing:
-            found = self._answering.ask(Mixture(self._units[name], mean=True), missing, name)
+            found = self._answering.ask(Mixture(self._leaves({name: 1.0}), mean=True), missing, name)
             for title, logits in found.items():
                 self._logits[name, title] = logits
             # With another's head a model may answer anything; that says nothing of its labels.
@@ -167,19 +165,46 @@ class Evaluation:
                 missing[0].refuse_worse_than_majority(name, found[missing[0].title])
         return [self._logits[name, bench.title] for bench in benches]
 
+    @contextmanager
+    def descent(self, names: Sequence[str]) -> Iterator[Descent]:
+        """The held-out loss of soups of some ingredients and its gradient, for a selection that learns."""
+        from hf_soup.descent import Grouped, HeldOutLoss
+
+        made_of = [self._leaves({name: 1.0}) for name in names]
+        sources = sorted({source for shares in made_of for source in shares})
+        loss = HeldOutLoss(
+            self._plan,
+            self._paths,
+            sources,
+            self._config_folder,
+            self._judges,
+            [bench.scoring.weight for bench in self._judges],
+            self._device,
+        )
+        with closing(loss):
+            yield Grouped(names, loss, [[shares.get(source, 0.0) for source in sources] for shares in made_of])
+
     def alone(self) -> dict[str, Score]:
         """The scores of the only model, on all benches."""
         logits = self._answering.ask(Mixture({0: 1.0}, mean=True), self.benches, self.names[0])
         return {bench.title: bench.score(logits[bench.title]) for bench in self.benches}
 
     def finish(
-        self, folder: Path, digest: str, benches: Sequence[Bench] | None = None, config_folder: Path | None = None
+        self,
+        folder: Path,
+        digest: str,
+        weights: Weights,
+        points: Sequence[Mapping[str, Any]] = (),
+        benches: Sequence[Bench] | None = None,
+        config_folder: Path | None = None,
     ) -> Results:
         """Score the soup that was written, and every ingredient, on all benches; the reports for the first time.
 
         Args:
             folder: Where the soup was written.
             digest: Over its tensors.
+            weights: Shares of the ingredients in it.
+            points: Parameters of the method that were tried with them; they are scored on the reports now.
             benches: The same rows, prepared for the soup, where it has another tokenizer than the candidates had.
             config_folder: A folder with the soup's own config, where it is another than the candidates'.
         """
@@ -204,11 +229,6 @@ class Evaluation:
         return Results(scores, best, comparisons)
 
 
-def each_alone(names: Sequence[str]) -> dict[str, dict[int, float]]:
-    """Ingredients that are one source each, in the order of the sources."""
-    return {name: {number: 1.0} for number, name in enumerate(names)}
-
-
 def scored_with(head_of: str | None) -> list[str]:
     """A sentence about scores of models that all have one's head, where it is so."""
     said = "so their scores are those of their bodies under it, not of the models as they were published"
@@ -230,11 +250,11 @@ def require_device(device: str) -> None:
         raise ScoringError(f"torch cannot use the device '{device}': {reason}", hint="Use `cpu`, or `cuda`.") from None
 
 
-def require_memory(plan: Plan) -> None:
+def require_memory(plan: Plan, *, learns: bool = False) -> None:
     """Refuse a selection that would not fit into memory, before anything is fetched for it.
 
     The running sum takes the accumulator's 4 bytes a number for 16-bit weights and 8 for others; the candidate and
-    the model that is built of it take what is stored, twice.
+    the model that is built of it take what is stored, twice. Learning takes 12: `descent.needed_bytes`.
 
     Raises:
         ScoringError: It does not fit.
@@ -243,6 +263,10 @@ def require_memory(plan: Plan) -> None:
         run.elements * ((4 if all(ITEM_BYTES[dtype] == 2 for dtype in run.dtypes) else 8) + 2 * ITEM_BYTES[run.dtype])
         for run in plan.runs
     )
+    if learns:
+        from hf_soup.descent import needed_bytes
+
+        need = max(need, needed_bytes(plan))
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

@@ -247,6 +247,7 @@ def make_plan(
         IncompatibleError: A tensor is missing in a source, or has another shape.
     """
     laid: list[_Laid] = []
+    counted = len(tensors) - with_base  # the ancestor has no say in what is written
     names: Collection[str] = tensors[0].keys()
     if any(source is not tensors[0] and source.keys() != names for source in tensors[1:]):
         names = dict.fromkeys(name for source in tensors for name in source)
@@ -258,7 +259,7 @@ def make_plan(
         if name in patched:
             places = tuple([source.get(name) for source in tensors])
             having = tuple([place for place in places if place])
-            laid.append((name, _written(name, having, dtype), having, places))
+            laid.append((name, _written(name, [place for place in places[:counted] if place], dtype), having, places))
             continue
         parts = tuple([source[name] for source in tensors])
         shape = parts[0].shape
@@ -266,7 +267,7 @@ def make_plan(
         if parts.count(parts[0]) < len(parts) and any(part.shape != shape for part in parts):
             shown = "\n".join(f"  {label}  {part.shape}" for label, part in zip(sources, parts, strict=True))
             raise IncompatibleError(f"Cannot average '{name}': the ingredients disagree on its shape.\n{shown}")
-        laid.append((name, _written(name, parts, dtype), parts, parts))
+        laid.append((name, _written(name, parts[:counted], dtype), parts, parts))
     # The donor's own order, so that inputs are read forwards; wide types first, so that every tensor is aligned; empty
     # tensors where they interrupt no run.
     laid.sort(key=lambda entry: (-ITEM_BYTES[entry[1]], not entry[2][0].size, entry[2][0].file, entry[2][0].offset))

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import fnmatch
+import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_soup import hub, transfer
 from hf_soup.card import strings
+from hf_soup.choosing import MAX_POINTS, searched, settled
 from hf_soup.client import Token
-from hf_soup.compatibility import Reason
+from hf_soup.compatibility import Reason, some
 from hf_soup.contents import soup_config, write_assets
+from hf_soup.cooked import Say
 from hf_soup.errors import MergeError, RecipeError
 from hf_soup.lineage import Lineage
 from hf_soup.plan import Plan, make_plan
-from hf_soup.recipe import Recipe, is_here
+from hf_soup.recipe import Named, Recipe, is_here
 from hf_soup.selection import SELECTIONS, Selection
 from hf_soup.weights import missing_weights, supply_of
 
 if TYPE_CHECKING:
+    from hf_soup.methods import Method
     from hf_soup.scoring import Bench
-
-#: Where warnings and notes go.
-Say = Callable[[str], None]
 
 
 def validate(recipe: Recipe, *, stream: bool = False) -> Selection:
@@ -45,13 +47,17 @@ def validate(recipe: Recipe, *, stream: bool = False) -> Selection:
             raise RecipeError(f"{wanted.name} has no parameter '{min(unknown)}'.", hint=f"It takes: {takes}.")
         for name, value in wanted.parameters.items():
             default = known.parameters[name]
-            fits = isinstance(value, int | float) if type(default) is float else type(value) is type(default)
-            if not fits or (isinstance(value, bool) and type(default) is not bool):
-                raise RecipeError(
-                    f"{wanted.name}: '{name}' is {value!r}; it is of type {type(default).__name__}, "
-                    f"such as {default!r}."
-                )
+            numeric = title == "method" and type(default) in (int, float)
+            for each in value if numeric and isinstance(value, list) and value else [value]:
+                fits = isinstance(each, int | float) if type(default) is float else type(each) is type(default)
+                if not fits or (isinstance(each, bool) and type(default) is not bool) or each in (math.inf, -math.inf):
+                    more = ", or several in a list, to take what is best on held-out data" if numeric else ""
+                    raise RecipeError(
+                        f"{wanted.name}: '{name}' is {each!r}; it is of type {type(default).__name__}, "
+                        f"such as {default!r}{more}."
+                    )
     selection = SELECTIONS[recipe.select.name]
+    _require_fitting(recipe, selection, METHODS[recipe.method.name])
     if selection.needs_score and not recipe.score:
         raise RecipeError(
             f"`select: {selection.name}` looks at held-out scores, and the recipe has no `score`.",
@@ -70,6 +76,35 @@ def validate(recipe: Recipe, *, stream: bool = False) -> Selection:
                 hint="Put that file's path in its place, or leave the score out.",
             )
     return selection
+
+
+def _require_fitting(recipe: Recipe, selection: Selection, method: Method) -> None:
+    """Refuse what contradicts itself: shares, methods and selections."""
+    divides = not method.sums and recipe.method.parameters.get("normalize", True)
+    shares = [("weight", [each.weight for each in recipe.ingredients]), *recipe.layers.items()]
+    for title, weights in shares if divides else ():
+        if min(weights) < 0:
+            raise RecipeError(
+                f"'{title}' is {min(weights):g}, and {method.name} divides by the sum of the weights.",
+                hint="A weight may be below zero with `method: {name: linear, normalize: false}` or "
+                "`method: task_arithmetic`.",
+            )
+    if selection.learns and recipe.method != Named(name="linear"):
+        raise RecipeError(f"`select: {selection.name}` learns the shares of an average, and `method` is {method.name}.")
+    if recipe.layers and (selection.needs_score or method.name != "linear"):
+        raise RecipeError(
+            f"`layers` gives tensors their shares, which go with `select: uniform` and `method: linear`, not with "
+            f"{selection.name} and {method.name}.",
+        )
+    several = searched(recipe)
+    points = math.prod(len(recipe.method.parameters[name]) for name in several)
+    if points > MAX_POINTS:
+        raise RecipeError(f"`method` asks to try {points:,} combinations of values; at most {MAX_POINTS:,} are tried.")
+    if several and not recipe.score:
+        raise RecipeError(
+            f"`method` gives '{several[0]}' several values, and the recipe has no `score` to choose by.",
+            hint="Add `score`, or give one value.",
+        )
 
 
 def trained_on(recipe: Recipe, lineage: Lineage, token: Token = None) -> list[Reason]:
@@ -101,17 +136,54 @@ def shares(recipe: Recipe, lineage: Lineage) -> dict[str, float]:
 
 
 def plan_of(recipe: Recipe, lineage: Lineage, weights: Mapping[str, float]) -> Plan:
-    """The plan of a soup of all ingredients of a lineage."""
+    """The plan of a soup of all sources.
+
+    Args:
+        recipe: With method, parameters and type.
+        lineage: The sources.
+        weights: Of the ingredients; the ancestor, which may stand behind them, has none.
+    """
+    with_ancestor = len(lineage.checkpoints) > len(weights)
     return make_plan(
         [str(c) if c.repo else name for name, c in zip(lineage.names, lineage.checkpoints, strict=True)],
         lineage.tensors,
-        list(weights.values()),
+        [*weights.values(), *([0.0] if with_ancestor else [])],
         states=[checkpoint.identity for checkpoint in lineage.checkpoints],
         method=recipe.method.name,
-        parameters=recipe.method.parameters,
+        parameters=settled(recipe).method.parameters,
         dtype=recipe.dtype,
         patched=lineage.alignment.patched,
+        layers=_layers(recipe, lineage, len(weights)),
+        with_base=with_ancestor,
     )
+
+
+def _layers(recipe: Recipe, lineage: Lineage, count: int) -> dict[str, tuple[float, ...]]:
+    """The shares of tensors that have their own, of as many ingredients."""
+    found: dict[str, tuple[float, ...]] = {}
+    outputs = sorted({output for mine in lineage.tensors for output in mine}) if recipe.layers else []
+    for pattern, weights in recipe.layers.items():
+        matching = [pattern] if pattern in lineage.tensors[0] else fnmatch.filter(outputs, pattern)
+        if not matching:
+            raise RecipeError(
+                f"`layers` names '{pattern}', and no tensor matches it.",
+                hint=f"Tensors are called {some(outputs)}; `*` stands for anything.",
+            )
+        assert len(weights) == count, "the recipe was checked, and one that has layers drops no ingredient"
+        for output in matching:
+            found.setdefault(output, weights)
+    return found
+
+
+def sources(recipe: Recipe, lineage: Lineage) -> Lineage:
+    """The ingredients of a lineage, and the ancestor behind them where the method needs it."""
+    from hf_soup.methods import METHODS
+
+    if not METHODS[recipe.method.name].needs_base:
+        return lineage
+    from hf_soup.deltas import with_base
+
+    return with_base(lineage, recipe.method.name)
 
 
 def prepare_benches(
@@ -123,6 +195,8 @@ def prepare_benches(
     token: Token,
     say: Say,
     head_of: str | None = None,
+    *,
+    learns: bool = False,
 ) -> list[Bench]:
     """The held-out and report data, prepared once for all models, before any weight is fetched.
 
@@ -135,6 +209,7 @@ def prepare_benches(
         token: As everywhere in huggingface_hub.
         say: Gets warnings.
         head_of: The ingredient whose head all are scored with, where only bodies are averaged.
+        learns: Whether shares are learned, which takes memory for gradients.
     """
     scorings = [("score", scoring) for scoring in recipe.score]
     scorings += [("report", scoring) for scoring in recipe.report]
@@ -144,7 +219,7 @@ def prepare_benches(
     from hf_soup.scoring import prepare
 
     require_device(device)
-    require_memory(plan)
+    require_memory(plan, learns=learns)
     benches = prepare(scorings, folder=folder, config=config, token=token)
     for note in (note for bench in benches for note in bench.notes):
         say(f"warning: {note}")
@@ -193,9 +268,9 @@ def own_benches(
 
 def fetched(recipe: Recipe, lineage: Lineage) -> Lineage:
     """Those that are fetched: where nothing is scored, an ingredient of weight 0 is not."""
-    if recipe.score or recipe.report:
+    if recipe.score or recipe.report or recipe.layers:
         return lineage
-    return lineage.only({name for name, weight in shares(recipe, lineage).items() if weight > 0})
+    return lineage.only({name for name, weight in shares(recipe, lineage).items() if weight})
 
 
 def disk_needs(lineage: Lineage, plan: Plan, out: Path, stream: bool) -> dict[str, tuple[Path, int]]:

@@ -11,8 +11,8 @@ from hf_soup import plots
 
 if TYPE_CHECKING:
     from hf_soup.basin import Barriers
+    from hf_soup.cooked import Soup
     from hf_soup.foraging import Foraged, Sibling
-    from hf_soup.soup import Soup
 
 
 def plan(planned: Mapping[str, Any]) -> str:

@@ -150,9 +150,9 @@ def _probe(model: Any, images: Tensor, labels: Tensor) -> None:
 def _fine_tune(
     model: Any, images: Tensor, labels: Tensor, *,
     seed: int, learning_rate: float, epochs: int, weight_decay: float,
-    label_smoothing: float, augmentation: float, mixup: float,
+    label_smoothing: float, augmentation: float, mixup: float, annealed: bool = False,
 ) -> None:  # fmt: skip
-    """Train all weights; a rate that stays constant after its warm-up leaves a soup something to gain."""
+    """Train all weights; a rate that is constant after its warm-up, not annealed, leaves a soup something to gain."""
     generator, coins = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     steps = epochs * math.ceil(len(images) / 32)
     # Probabilities (n, 10) and not numbers, because mixup mixes them.
@@ -166,7 +166,11 @@ def _fine_tune(
             other = torch.randperm(len(pictures), generator=generator)
             yield share * pictures + (1 - share) * pictures[other], share * targets + (1 - share) * targets[other]
 
-    _train(model, batches(), learning_rate, weight_decay, lambda step: min(1.0, (step + 1) / (0.1 * steps)))
+    def schedule(step: int) -> float:
+        warm = min(1.0, (step + 1) / (0.1 * steps))
+        return warm * (1 + math.cos(math.pi * step / steps)) / 2 if annealed else warm
+
+    _train(model, batches(), learning_rate, weight_decay, schedule)
 
 
 def _save(model: Any, folder: Path, front: dict[str, object], card: str) -> None:

@@ -4,7 +4,15 @@
 merged tensors; `Bench.logits` runs it, `Bench.score` judges it, `compare` says whether two differ.
 """
 
-from hf_soup.scoring.bench import Bench, Logits, compare, ensemble, prepare
+from hf_soup.scoring.bench import Bench, Logits, compare, prepare
+from hf_soup.scoring.ensembles import (
+    calibration,
+    diversity,
+    ensemble,
+    greedy_ensemble,
+    logit_ensemble,
+    predicted_gap,
+)
 from hf_soup.scoring.metrics import METRICS
 from hf_soup.scoring.model import Resident, build_model
 from hf_soup.scoring.statistics import Comparison, Score
@@ -17,7 +25,12 @@ __all__ = [
     "Resident",
     "Score",
     "build_model",
+    "calibration",
     "compare",
+    "diversity",
     "ensemble",
+    "greedy_ensemble",
+    "logit_ensemble",
+    "predicted_gap",
     "prepare",
 ]

@@ -21,6 +21,7 @@ from hf_soup.scoring.statistics import Comparison, Ints, Score, mcnemar, paired_
 from hf_soup.world import World
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 #: (n, classes) float32, row i for row i of the data.
@@ -99,6 +100,10 @@ class Bench:
             found[rows] = logits
         self._check(found)
         return found
+
+    def batch(self, rows: Ints) -> dict[str, Tensor]:
+        """The model's keyword arguments for some rows, in their order."""
+        return self.inputs.batch(rows)
 
     def score(self, logits: Logits) -> Score:
         """The scoring's metric with its 95 % interval: Wilson's for accuracy, the bootstrap's for others.
@@ -354,28 +359,3 @@ def compare(bench: Bench, logits_a: Logits, logits_b: Logits) -> Comparison:
     metric = metrics.find(bench.scoring.metric, bench.scoring.trust_remote_code)
     low, high, p = paired_bootstrap(bench.references, first, second, metric)
     return Comparison(name, bench.value(logits_a) - bench.value(logits_b), low, high, p, bench.n)
-
-
-def ensemble(logits_list: Sequence[Logits]) -> Logits:
-    r"""The logits of the probability ensemble, :math:`\log\frac1k\sum_i \operatorname{softmax}(x_i)`.
-
-    Args:
-        logits_list: One or more arrays, ``(n, classes)`` each.
-
-    Returns:
-        ``(n, classes)`` float32.
-
-    Raises:
-        ScoringError: There are none, or their shapes differ.
-
-    >>> ensemble([np.log(np.array([[0.5, 0.5]])), np.log(np.array([[0.1, 0.9]]))]).round(3)
-    array([[-1.204, -0.357]], dtype=float32)
-    """
-    from scipy.special import log_softmax, logsumexp
-
-    shapes = {logits.shape for logits in logits_list}
-    if len(shapes) != 1:
-        raise ScoringError(f"An ensemble needs logits of one shape, not {sorted(shapes)}.")
-    every = np.stack([log_softmax(np.asarray(logits, dtype=np.float64), axis=-1) for logits in logits_list])
-    # Through logarithms: a probability of zero in every model would be minus infinity.
-    return np.asarray(logsumexp(every, axis=0) - np.log(len(every)), dtype=np.float32)

@@ -30,14 +30,19 @@ class ImageInputs:
 
     stored: Stored
     kept: Ints
+    can_pad: ClassVar[bool] = True
+
+    def batch(self, places: Ints) -> dict[str, Tensor]:
+        """The model's keyword arguments for places in ``kept``, in their order."""
+        import torch
+
+        return {"pixel_values": torch.from_numpy(np.stack(self.stored.rows(self.kept[places])))}
 
     def batches(self, batch_size: int) -> Iterator[tuple[Ints, dict[str, Tensor]]]:
         """Places in ``kept`` and the model's keyword arguments, every row once, in order."""
-        import torch
-
         for start in range(0, len(self.kept), batch_size):
-            pixels = np.stack(self.stored.rows(self.kept[start : start + batch_size]))
-            yield np.arange(start, start + len(pixels)), {"pixel_values": torch.from_numpy(pixels)}
+            places = np.arange(start, min(start + batch_size, len(self.kept)))
+            yield places, self.batch(places)
 
 
 class ImageClassification:
@@ -102,14 +107,18 @@ class TextInputs:
         self.order = np.argsort(-stored.sizes[kept], kind="stable")
         self.can_pad = tokenizer.pad_token_id is not None
 
+    def batch(self, places: Ints) -> dict[str, Tensor]:
+        """As `ImageInputs.batch`, padded to the longest; one row at a time where the tokenizer cannot pad."""
+        rows = [row.tolist() for row in self.stored.rows(self.kept[places])]
+        chosen = {name: [row[line] for row in rows] for line, name in enumerate(self.stored.names)}
+        return dict(self.tokenizer.pad(chosen, return_tensors="pt"))
+
     def batches(self, batch_size: int) -> Iterator[tuple[Ints, dict[str, Tensor]]]:
         """As `ImageInputs.batches`, but longest rows first; one at a time where the tokenizer cannot pad."""
         step = batch_size if self.can_pad else 1
         for start in range(0, len(self.order), step):
             places = self.order[start : start + step]
-            rows = [row.tolist() for row in self.stored.rows(self.kept[places])]
-            chosen = {name: [row[line] for row in rows] for line, name in enumerate(self.stored.names)}
-            yield places, dict(self.tokenizer.pad(chosen, return_tensors="pt"))
+            yield places, self.batch(places)
 
 
 class TextClassification:

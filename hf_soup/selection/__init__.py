@@ -1,13 +1,17 @@
-"""Which ingredients go in: one function a file, seeing names, weights and a score function, and nothing else."""
+"""Which ingredients go in: one function a file, seeing names, weights and a function of them, and nothing else."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 #: Shares by ingredient: what a selection gets, asks about, and gives back.
 Weights = Mapping[str, float]
@@ -15,6 +19,28 @@ Weights = Mapping[str, float]
 Layers = Mapping[str, Sequence[float]]
 #: The held-out score of the soup with these weights; larger is better.
 ScoreFunction = Callable[[Weights], float]
+
+
+class Descent(Protocol):
+    """The held-out loss of soups, and its gradient: what a selection that learns looks at.
+
+    ``shares`` are ``(tensors, n)`` float64, or ``(1, n)`` for all tensors alike; ``scale`` multiplies the logits;
+    ``rows`` are numbers of held-out rows.
+    """
+
+    #: The ingredients, and the tensors that are averaged.
+    names: Sequence[str]
+    tensors: Sequence[str]
+    #: ``(rows,)`` int64: what each held-out row is, to split them evenly.
+    labels: NDArray[np.int64]
+
+    def loss(self, shares: NDArray[np.float64], scale: float, rows: NDArray[np.int64]) -> float:
+        """The mean cross-entropy over some rows."""
+
+    def gradient(
+        self, shares: NDArray[np.float64], scale: float, rows: NDArray[np.int64]
+    ) -> tuple[float, NDArray[np.float64], float]:
+        """The same, and its derivatives with respect to ``shares``, of their shape, and ``scale``."""
 
 
 @dataclass(frozen=True)
@@ -28,19 +54,31 @@ class Step:
 
 @dataclass(frozen=True)
 class Selected:
-    """What a selection found: the shares of those that go in, and every step on the way."""
+    """What a selection found.
+
+    Args:
+        weights: The shares of those that go in; where they differ from tensor to tensor, the mean over tensors.
+        trace: Every step on the way.
+        layers: Tensor → its own shares, in the order of ``weights``.
+        normalize: Whether the soup is the weighted mean; else it is the plain weighted sum.
+        history: Of a search that learned, an entry an epoch, as plain data.
+    """
 
     weights: Weights
     trace: tuple[Step, ...] = ()
+    layers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    normalize: bool = True
+    history: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
 class Selection:
-    """A registered selection, and whether it looks at held-out scores."""
+    """A registered selection, whether it looks at held-out data, and if so, at its `Descent` instead of scores."""
 
     name: str
     function: Callable[..., Selected]
     needs_score: bool
+    learns: bool = False
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -52,14 +90,22 @@ class Selection:
 SELECTIONS: dict[str, Selection] = {}
 
 
-def selection(*, needs_score: bool) -> Callable[[Callable[..., Selected]], Callable[..., Selected]]:
+def selection(
+    *, needs_score: bool, learns: bool = False
+) -> Callable[[Callable[..., Selected]], Callable[..., Selected]]:
     """Register a function as a selection under its own name."""
 
     def register(function: Callable[..., Selected]) -> Callable[..., Selected]:
-        SELECTIONS[function.__name__] = Selection(function.__name__, function, needs_score)
+        SELECTIONS[function.__name__] = Selection(function.__name__, function, needs_score, learns)
         return function
 
     return register
+
+
+def best_first(weights: Weights, score: ScoreFunction) -> dict[str, float]:
+    """The held-out score of every ingredient alone, best first, equal ones in the order of the recipe."""
+    alone = {name: score({name: weight}) for name, weight in weights.items()}
+    return dict(sorted(alone.items(), key=lambda entry: -entry[1]))
 
 
 for _file in sorted(Path(__file__).parent.glob("[a-z]*.py")):

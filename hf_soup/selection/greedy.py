@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hf_soup.errors import RecipeError
-from hf_soup.selection import ScoreFunction, Selected, Step, Weights, selection
+from hf_soup.selection import ScoreFunction, Selected, Step, Weights, best_first, selection
 
 
 @selection(needs_score=True)
@@ -32,8 +32,8 @@ def greedy(weights: Weights, score: ScoreFunction, *, accept: str = ">=") -> Sel
     """
     if accept not in (">=", ">"):
         raise RecipeError(f"greedy: `accept` is '{accept}'; it is '>=' or '>'.")
-    alone = {name: score({name: weight}) for name, weight in weights.items()}
-    first, *others = sorted(weights, key=lambda name: -alone[name])
+    alone = best_first(weights, score)
+    first, *others = alone
     kept, best = {first: weights[first]}, alone[first]
     trace = [Step((first,), best, kept=True)]
     for name in others:

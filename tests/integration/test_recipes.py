@@ -26,6 +26,8 @@ from hf_soup import Recipe
 from hf_soup.checkpoint import ASSETS
 from hf_soup.demo import child_environment, demo_recipe
 from hf_soup.local_hub import LocalHub
+from hf_soup.second_order import expand
+from hf_soup.weights import fetch_weights
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 EMOTION = "distilbert-base-uncased-finetuned-emotion"
@@ -244,6 +246,41 @@ def test_what_was_pushed_loads_by_its_name(cooked: Cooked, zoo: LocalHub, tmp_pa
     assert all(set(answer) == set(cooked.case.labels) for answer in answers)
     if cooked.case.task == "text-classification":
         assert [max(answer, key=answer.get) for answer in answers] == ["joy", "anger"]
+
+
+@pytest.mark.usefixtures("online")
+def test_a_soup_of_soups_is_one_of_their_leaves(zoo: LocalHub, tmp_path: Path) -> None:
+    """The soups are greedy ones of fine-tunes in `beans.yaml`, of which both may have two."""
+    environment = child_environment(os.environ, tmp_path / "home", zoo.endpoint, zoo.token)
+    environment["OMP_WAIT_POLICY"] = "PASSIVE"
+    beans = Recipe.load(RECIPES / "beans.yaml")
+    shares = dict.fromkeys(("hanyp/vit-base-beans",), 1.0)
+
+    def cooked(name: str, recipe: Recipe, *options: str) -> dict[str, Any]:
+        (tmp_path / f"{name}.yaml").write_text(recipe.to_yaml())
+        arguments = ("-m", "hf_soup", "cook", f"{name}.yaml", "-o", name, "--json", *options)
+        report: dict[str, Any] = json.loads(python(tmp_path, environment, *arguments).stdout)
+        return report
+
+    for name, some in (("vit-beans-soup-1", beans.ingredients[:4]), ("vit-beans-soup-2", beans.ingredients[2:6])):
+        greedy = beans.model_copy(update={"ingredients": some, "report": ()})
+        weights = cooked(name, greedy, "--push", f"me/{name}")["weights"]
+        shares |= {leaf: shares.get(leaf, 0.0) + 2 / len(weights) for leaf in weights}
+    found = expand(Recipe.load(RECIPES / "soup-of-soups.yaml"))
+    report = cooked("whole", found.recipe)
+    unit = report["weights"]["hanyp/vit-base-beans"]
+    assert {name: weight / unit for name, weight in report["weights"].items()} == pytest.approx(shares)
+    summary = json.loads((tmp_path / "whole" / "soup.json").read_text())
+    assert (summary["lineage"]["verdict"], summary["lineage"]["ancestor"]["model"]) == ("proven", VIT)
+    assert {each.model for each in Recipe.load(tmp_path / "whole" / "soup.yaml").ingredients} == set(shares)
+    parts = [
+        {key: each.double() for path in paths.values() for key, each in load_file(path).items()}
+        for paths in fetch_weights(found.checkpoints, quiet=True)
+    ]
+    given = [shares[leaf.model] / sum(shares.values()) for leaf in found.checkpoints]
+    for name, tensor in load_file(tmp_path / "whole" / "model.safetensors").items():
+        mean = sum(share * part[name] for share, part in zip(given, parts, strict=True))
+        torch.testing.assert_close(tensor.double(), mean, rtol=2.0**-23, atol=1e-12)
 
 
 def test_the_demos_recipe_is_what_the_demo_cooks() -> None:

@@ -81,6 +81,18 @@ def test_uniform_asks_nothing() -> None:
 def test_every_selection_is_registered_under_its_name() -> None:
     assert {name: (each.needs_score, each.parameters) for name, each in SELECTIONS.items()} == {
         "greedy": (True, {"accept": ">="}),
+        "learned": (
+            True,
+            {
+                "by": "ingredient",
+                "constrain": "softmax",
+                "epochs": 0,
+                "lr": 0.0,
+                "batch_size": 256,
+                "patience": 10,
+                "seed": 0,
+            },
+        ),
         "uniform": (False, {}),
     }
     for each in SELECTIONS.values():

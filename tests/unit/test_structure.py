@@ -44,7 +44,7 @@ MAY = {
     "hf_soup.recipe": {"pydantic", "yaml", "hf_soup.errors", "hf_soup.plain_yaml"},
     "hf_soup.plain_yaml": {"yaml"},
     "hf_soup.methods": {"torch"},
-    "hf_soup.selection": {"hf_soup.errors"},
+    "hf_soup.selection": {"torch", "numpy", "hf_soup.errors"},
     "hf_soup.local_hub": {"starlette", "uvicorn", "yaml", "hf_soup.errors"},
     "hf_soup.staging": {"hf_soup.errors"},
     "hf_soup.foraging": {

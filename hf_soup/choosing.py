@@ -1,0 +1,123 @@
+"""What goes in, with which shares and parameters: the selection of a recipe, and the values of its parameters."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from hf_soup.recipe import Named, Recipe
+from hf_soup.selection import SELECTIONS, Selected, Weights
+
+if TYPE_CHECKING:
+    from hf_soup.evaluation import Evaluation
+    from hf_soup.second_order import Expanded
+
+#: More values of parameters than that are not tried.
+MAX_POINTS = 1000
+
+
+@dataclass(frozen=True)
+class Point:
+    """Values of a method's parameters, and the held-out score of the soup with them."""
+
+    parameters: Mapping[str, Any]
+    score: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen on held-out data, or given.
+
+    Args:
+        selected: Ingredients and shares.
+        recipe: With the parameters that were chosen, each one value.
+        curve: All values that were tried, in the order of the recipe; empty where none were to be chosen.
+    """
+
+    selected: Selected
+    recipe: Recipe
+    curve: tuple[Point, ...] = ()
+
+    def leaves(self, expanded: Expanded) -> dict[int, float]:
+        """Numbers of the leaves that go in, in their order, and their shares."""
+        return dict(sorted(expanded.leaf_weights(self.selected.weights, mean=self.selected.normalize).items()))
+
+    def mix(self, expanded: Expanded, numbers: Sequence[int]) -> Recipe:
+        """The recipe with the shares of single tensors that were chosen, for those leaves."""
+        if not self.selected.layers:
+            return self.recipe
+        layers = {}
+        for tensor, shares in self.selected.layers.items():
+            given = dict(zip(self.selected.weights, shares, strict=True))
+            found = expanded.leaf_weights(given, mean=False)
+            layers[tensor] = tuple(found.get(number, 0.0) for number in numbers)
+        return self.recipe.model_copy(update={"layers": layers})
+
+
+def grid(recipe: Recipe) -> list[dict[str, Any]]:
+    """The points at which a method's parameters are to be tried: every combination of those that are lists.
+
+    >>> recipe = Recipe(ingredients=["acme/a"], method={"name": "wise_ft", "alpha": [0.0, 1.0]})
+    >>> grid(recipe)
+    [{'alpha': 0.0}, {'alpha': 1.0}]
+    """
+    parameters = recipe.method.parameters
+    values = [value if isinstance(value, list) else [value] for value in parameters.values()]
+    return [dict(zip(parameters, point, strict=True)) for point in itertools.product(*values)]
+
+
+def searched(recipe: Recipe) -> list[str]:
+    """Names of the parameters that are to be chosen on held-out data."""
+    return [name for name, value in recipe.method.parameters.items() if isinstance(value, list)]
+
+
+def settled(recipe: Recipe, parameters: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe with one value for each parameter of its method: those given, or the first of every list."""
+    chosen = grid(recipe)[0] if parameters is None else parameters
+    return recipe.model_copy(update={"method": Named(name=recipe.method.name, **chosen)})
+
+
+def choose(recipe: Recipe, weights: Weights, evaluation: Evaluation | None) -> Choice:
+    """Run the selection of a recipe, then try the values of its method's parameters on what it chose.
+
+    While ingredients are selected, parameters that are to be chosen have the values with which the method is a plain
+    average, so that the soup is chosen as a soup.
+
+    Args:
+        recipe: Valid.
+        weights: Share of each ingredient.
+        evaluation: Where something is scored.
+    """
+    from hf_soup.methods import METHODS  # late, as torch takes a second to import and a check needs none
+
+    selection, method = SELECTIONS[recipe.select.name], METHODS[recipe.method.name]
+    open_parameters = searched(recipe)
+
+    def score(asked: Weights) -> float:
+        assert evaluation is not None, "the recipe was checked: who looks at scores has held-out data"
+        if method.name == "linear" or len(asked) == 1:
+            return evaluation.held_out(asked)
+        neutral = method.neutral_for(len(asked))
+        own = {**method.parameters, **recipe.method.parameters}
+        own |= {name: neutral.get(name, method.parameters[name]) for name in open_parameters}
+        return evaluation.held_out(asked, parameters=own)
+
+    if selection.learns:
+        assert evaluation is not None, "the recipe was checked: who learns has held-out data"
+        with evaluation.descent(list(weights)) as descent:
+            selected = selection.function(weights, descent, **recipe.select.parameters)
+    else:
+        selected = selection.function(weights, score, **recipe.select.parameters)
+    # In the recipe's order, whatever the order in which they were chosen: sums are rounded in order.
+    if not selected.layers:  # else they stand in the order of the weights
+        kept = selected.weights
+        selected = replace(selected, weights={name: kept[name] for name in weights if name in kept})
+    if not selected.normalize:
+        return Choice(selected, settled(recipe, {**settled(recipe).method.parameters, "normalize": False}))
+    if not open_parameters or evaluation is None:
+        return Choice(selected, settled(recipe))
+    curve = [Point(point, evaluation.held_out(selected.weights, parameters=point)) for point in grid(recipe)]
+    best = max(curve, key=lambda point: point.score)
+    return Choice(selected, settled(recipe, best.parameters), tuple(curve))

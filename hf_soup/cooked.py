@@ -1,0 +1,149 @@
+"""A soup in a folder: what it holds, and how it is published."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_soup import architecture
+from hf_soup.card import with_fields
+from hf_soup.client import Token
+from hf_soup.errors import PublishError, ResolveError
+from hf_soup.publish import Pushed, commit_folder, require_token
+from hf_soup.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+#: Where warnings and notes go.
+Say = Callable[[str], None]
+
+
+def to_stderr(message: str) -> None:
+    """To a person at a terminal."""
+    print(message, file=sys.stderr)  # noqa: T201 -- the default way to tell a person at a terminal
+
+
+@dataclass(frozen=True)
+class Soup:
+    """A soup in a folder.
+
+    Args:
+        folder: Where it is.
+        summary: What ``soup.json`` holds: weights, scores, evidence, digest, versions.
+        resumed: Bytes that an interrupted run had written already.
+        seconds: How long it took to cook.
+    """
+
+    folder: Path
+    summary: Mapping[str, Any] = field(repr=False)
+    resumed: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Soup:
+        """A soup that was cooked earlier.
+
+        Raises:
+            ResolveError: There is none in the folder.
+        """
+        folder = Path(folder)
+        try:
+            summary = json.loads((folder / "soup.json").read_text())
+            if not isinstance(summary, dict) or not {"weights", "scores", "digest", "license_agreed"} <= summary.keys():
+                raise ValueError("it is another program's")
+        except (OSError, ValueError):
+            raise ResolveError(
+                f"'{folder}' is not a soup: it has no readable soup.json.",
+                hint="Name a folder that `hf-soup cook` made.",
+            ) from None
+        return cls(folder, summary)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The share of every ingredient that went in."""
+        return dict(self.summary["weights"])
+
+    @property
+    def scores(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Model → data → ``{metric, value, low, high, n}``, for the soup, its ingredients and their ensemble."""
+        return dict(self.summary["scores"])
+
+    @property
+    def recipe(self) -> Recipe:
+        """The resolved recipe; cooking it again gives the same bytes."""
+        return Recipe.load(self.folder / "soup.yaml")
+
+    @property
+    def digest(self) -> str:
+        """The digest over all tensors."""
+        return str(self.summary["digest"])
+
+    def load(self) -> PreTrainedModel:
+        """The soup as a transformers model."""
+        model = architecture.model_class(
+            architecture.read_config(json.loads((self.folder / "config.json").read_text()), str(self.folder))
+        )
+        return model.from_pretrained(self.folder)
+
+    def push(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        license: str | None = None,
+        replace: bool = False,
+        commit_message: str | None = None,
+        token: Token = None,
+        say: Say = to_stderr,
+    ) -> Pushed:
+        """Publish the soup as one commit to a model repo.
+
+        Args:
+            repo_id: ``owner/name``.
+            private: Create the repo as private.
+            license: The card's licence, in place of what the ingredients' licences give.
+            replace: Delete what the repo holds beside the soup.
+            commit_message: The commit's title.
+            token: As everywhere in huggingface_hub.
+            say: Gets warnings.
+
+        Raises:
+            PublishError: No token, no right, or a repo that holds something else.
+        """
+        require_token(token)
+        paths = {path.relative_to(self.folder): path for path in sorted(self.folder.rglob("*"))}
+        # What is hidden was put there by others: caches, a desktop's notes.
+        files = {
+            name.as_posix(): path
+            for name, path in paths.items()
+            if path.is_file() and not any(part.startswith(".") for part in name.parts)
+        }
+        if "README.md" not in files:
+            raise PublishError(f"'{self.folder}' has no README.md.", hint="Cook the soup again, or write a card.")
+        fields: dict[str, Any] = {}
+        if license is not None:
+            fields = {"license": license, "license_name": None, "license_link": None}
+        elif not self.summary["license_agreed"]:
+            say(
+                "warning: the ingredients' licences are not all the same or not all stated, so the card says "
+                "`license: other` and lists them. Set the right one with --license."
+            )
+            fields = {"license_link": f"https://huggingface.co/{repo_id}#licenses"}
+        card = with_fields((self.folder / "README.md").read_text(), fields).replace("THIS_REPO", repo_id)
+        with tempfile.TemporaryDirectory(prefix="hf-soup-card-") as folder:
+            files["README.md"] = Path(folder) / "README.md"
+            files["README.md"].write_text(card)
+            return commit_folder(
+                repo_id,
+                files,
+                message=commit_message or f"Model soup of {len(self.weights)} models",
+                private=private,
+                replace=replace,
+                token=token,
+            )

@@ -1,0 +1,320 @@
+"""The held-out loss of soups in memory, and its gradient with respect to the shares of the ingredients.
+
+One backward pass gives the gradient of the loss by the weights of the one model that is held; the ingredients are
+read from their files slice by slice and multiplied with it, so nothing grows with their number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import repeat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hf_soup.combine import not_finite
+from hf_soup.errors import ScoringError
+from hf_soup.files import ShortReadError, open_file, read_all, shrunk
+from hf_soup.plan import Plan
+from hf_soup.runs import Run
+from hf_soup.scoring import Bench, build_model
+from hf_soup.tensors import TORCH, bytes_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+#: Elements of an ingredient that are held at once.
+SLICE_ELEMENTS = 1 << 18
+
+
+def needed_bytes(plan: Plan) -> int:
+    """What learning holds beside activations: the model, its gradients, and a copy of one of them, all float32.
+
+    The copy is there while the model is built, and, where transformers stacks tensors, in every step.
+    """
+    return 12 * sum(run.elements for run in plan.runs)
+
+
+class HeldOutLoss:
+    r"""The loss of a soup, and the streamed gradient, a `hf_soup.selection.Descent`.
+
+    The loss is the cross-entropy of :math:`\operatorname{softmax}(\beta f(x; \theta))` with
+    :math:`\theta_t = \sum_i\alpha_{ti}\theta_{i,t}`, made in float32 and not rounded to the type that is written, and
+
+    .. math:: \frac{\partial L}{\partial\alpha_{ti}} =
+        \Bigl\langle\frac{\partial L}{\partial\theta_t}, \theta_{i,t}\Bigr\rangle
+
+    summed in float64. Rows that not all have are the mean :math:`\sum_i\alpha_i\theta_i/\sum_i\alpha_i` over those who
+    have them, as in a merge; integers are the first source's. The model is in eval mode, without dropout; running
+    statistics of batch norms follow the mix, and have no part in the gradient.
+
+    Args:
+        plan: Names, shapes and places; its own weights are not used.
+        paths: For every source, its weight files on this machine.
+        sources: Numbers of the sources in play, in the order of columns of ``shares``.
+        config_folder: A folder with the soup's ``config.json``.
+        benches: The held-out data: rows are numbered through all of them.
+        weights: Of the benches; a bench's rows share its weight equally. By default equal.
+        device: Where the model runs.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        paths: Sequence[Mapping[str, Path]],
+        sources: Sequence[int],
+        config_folder: Path,
+        benches: Sequence[Bench],
+        weights: Sequence[float] | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.names = tuple(plan.sources[source] for source in sources)
+        averaged = [number for number, tensor in enumerate(plan.tensors) if tensor.averaged and tensor.size]
+        self.tensors = tuple(plan.tensors[number].name for number in averaged)
+        self._rows = {number: row for row, number in enumerate(averaged)}  # of shares
+        self._plan, self._sources, self._folder, self._device = plan, list(sources), config_folder, device
+        self._benches = benches
+        self._starts = np.cumsum([0, *(bench.n for bench in benches)])
+        each = zip(weights or [1.0] * len(benches), benches, strict=True)
+        self._weights = np.concatenate([np.full(bench.n, weight / bench.n) for weight, bench in each])
+        self.labels = np.concatenate([b.references + n * len(b.class_names) for n, b in enumerate(benches)])
+        self._stack = ExitStack()
+        self._inputs = [{file: open_file(self._stack, path) for file, path in source.items()} for source in paths]
+        self._shares: NDArray[np.float64] | None = None
+        self._others = {
+            tensor.name: self._first(number) for number, tensor in enumerate(plan.tensors) if number not in self._rows
+        }
+        self._find()
+
+    def close(self) -> None:
+        """Close the files."""
+        self._stack.close()
+
+    def loss(self, shares: NDArray[np.float64], scale: float, rows: NDArray[np.int64]) -> float:
+        """The mean cross-entropy over some rows, each with its weight.
+
+        Args:
+            shares: ``(len(tensors), len(names))``, or ``(1, len(names))`` for all tensors alike.
+            scale: Of the logits.
+            rows: Numbers of held-out rows.
+
+        Raises:
+            ScoringError: The model fails.
+            MergeError: A file is shorter than its header says, or holds NaN.
+        """
+        with torch.no_grad():
+            return self._run(shares, torch.tensor(scale), rows)
+
+    def gradient(
+        self, shares: NDArray[np.float64], scale: float, rows: NDArray[np.int64]
+    ) -> tuple[float, NDArray[np.float64], float]:
+        """The loss, its derivatives with respect to ``shares``, of their shape, and that with respect to ``scale``."""
+        self._model.zero_grad()
+        beta = torch.tensor(scale, requires_grad=True)
+        loss = self._run(shares, beta, rows)
+        found = np.zeros_like(shares)
+        for number, slope in self._slopes().items():
+            place = self._rows[number] if len(shares) > 1 else 0
+            flat = slope.reshape(-1)
+            for begin, end, having, parts in self._slices(number):
+                if not having:
+                    continue  # the same rows whatever the shares
+                wide = flat[begin:end].to("cpu", torch.float64)
+                dots = np.array([float(wide.dot(values.double())) for values in parts])
+                if len(having) < len(self.names):
+                    given = shares[place, having]
+                    dots = (dots - given @ dots / given.sum()) / given.sum()
+                found[place, having] += dots
+        assert beta.grad is not None
+        return loss, found, float(beta.grad)
+
+    def _run(self, shares: NDArray[np.float64], beta: Tensor, rows: NDArray[np.int64]) -> float:
+        self._set(shares)
+        total = 0.0
+        share = self._weights[rows] / self._weights[rows].sum()
+        for number, bench in enumerate(self._benches):
+            chosen = np.flatnonzero((rows >= self._starts[number]) & (rows < self._starts[number + 1]))
+            step = bench.scoring.batch_size if bench.inputs.can_pad else 1
+            for begin in range(0, len(chosen), step):
+                places = chosen[begin : begin + step]
+                mine = rows[places] - self._starts[number]
+                batch = {name: value.to(self._device) for name, value in bench.batch(mine).items()}
+                try:
+                    logits = self._model(**batch).logits.float().cpu()
+                    target = torch.from_numpy(bench.references[mine])
+                    losses = torch.nn.functional.cross_entropy(beta * logits, target, reduction="none")
+                    loss = losses @ torch.from_numpy(share[places]).float()
+                    if torch.is_grad_enabled():
+                        loss.backward()  # type: ignore[no-untyped-call]
+                except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                    shapes = {name: tuple(value.shape) for name, value in batch.items()}
+                    raise ScoringError(
+                        f"The model cannot learn from '{bench.title}' ({shapes}): {error}",
+                        hint="Out of memory: a smaller `batch_size` of the data.",
+                    ) from error
+                total += loss.item()
+        return total
+
+    def _find(self) -> None:
+        """Build the model of numbers that occur once, and see where each tensor of the disk lies in it.
+
+        By content, so that it rests on no name: what a family renames, stacks or splits is taken apart by
+        transformers itself, and its pieces are the tensors of the disk, or the model is refused.
+        """
+        generator = torch.Generator().manual_seed(0)
+        probes, whose = dict(self._others), {}
+        for number, row in self._rows.items():
+            tensor = self._plan.tensors[number]
+            # From 2 on, which nothing is that a model fills in by itself.
+            probes[tensor.name] = row + 2 + torch.rand(tensor.shape, generator=generator)
+            whose[_digest(probes[tensor.name])] = number
+        self._build(probes)
+        del probes
+        places = {tensor.data_ptr(): tensor for tensor in self._held().values()}
+        self._names: dict[str, int] = {}
+        self._homes: dict[int, Tensor] = {}
+        for name, piece in self._on_disk(self._held()).items():
+            number = whose.get(_digest(piece), -1)
+            if number >= 0:
+                self._names[name] = number
+                home = places.get(piece.data_ptr())
+                if home is not None and home.shape == piece.shape and home.is_contiguous():
+                    self._homes[number] = home
+            elif piece.numel() and piece.min() >= 2:
+                raise ScoringError(
+                    f"'{name}' is not put back together as it lies on the disk, so nothing can be learned of it.",
+                    hint="Use another `select`, or another version of transformers.",
+                )
+        self._plain = len(self._homes) == len(self._names)
+
+    def _build(self, tensors: dict[str, Tensor]) -> None:
+        model = build_model(self._folder, tensors, self._benches[0].scoring.task, torch.float32)
+        tensors.clear()
+        self._model: PreTrainedModel = model.to(self._device)  # type: ignore[arg-type]
+
+    def _held(self) -> dict[str, Tensor]:
+        """Parameters and buffers that are saved, tied ones once."""
+        every = self._model.state_dict(keep_vars=True)
+        once = {id(tensor): name for name, tensor in reversed(every.items()) if tensor.is_floating_point()}
+        return {name: every[name] for name in once.values()}
+
+    def _on_disk(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What lies in memory, or a gradient of it, in the pieces in which it lies on the disk.
+
+        Renaming, stacking, splitting and transposing are orthogonal: to undo them is their adjoint.
+        """
+        from transformers.core_model_loading import revert_weight_conversion
+
+        with torch.no_grad():
+            given = {name: each.detach() for name, each in tensors.items()}
+            found: dict[str, Tensor] = revert_weight_conversion(self._model, given)
+        return found
+
+    def _slopes(self) -> dict[int, Tensor]:
+        """The gradient by each tensor of the disk that has any."""
+        if self._plain:
+            return {number: home.grad for number, home in self._homes.items() if home.grad is not None}
+        none = torch.zeros((), device=self._device)
+        slopes = {n: none.expand(each.shape) if each.grad is None else each.grad for n, each in self._held().items()}
+        return {self._names[name]: each for name, each in self._on_disk(slopes).items() if name in self._names}
+
+    def _set(self, shares: NDArray[np.float64]) -> None:
+        """Make the model the soup of these shares."""
+        if self._shares is not None and np.array_equal(shares, self._shares):
+            return
+        self._shares = None
+        if self._plain:
+            for number, home in self._homes.items():
+                self._mix(number, shares, home.detach().view(-1))
+        else:
+            del self._model  # not two of them
+            tensors = dict(self._others)
+            for number in self._rows:
+                tensor = self._plan.tensors[number]
+                tensors[tensor.name] = torch.empty(tensor.shape)
+                self._mix(number, shares, tensors[tensor.name].view(-1))
+            self._build(tensors)
+        self._shares = shares.copy()
+
+    def _mix(self, number: int, shares: NDArray[np.float64], flat: Tensor) -> None:
+        given = shares[self._rows[number] if len(shares) > 1 else 0]
+        for begin, end, having, parts in self._slices(number):
+            piece, total = torch.zeros(end - begin), 0.0
+            for factor, values in zip(given[having].tolist() if having else repeat(1.0), parts, strict=False):
+                piece.add_(values, alpha=factor)
+                total += factor
+            if len(having) < len(self.names):
+                piece.div_(total)
+            flat[begin:end].copy_(piece)
+
+    def _slices(self, number: int) -> Iterator[tuple[int, int, list[int], Iterator[Tensor]]]:
+        """Pieces of a tensor: where, the columns of those in play that have it, and what they have, one at a time.
+
+        What none in play has is the mean of the others, as in a merge.
+        """
+        run = self._plan.run_of(number)
+        for start in range(0, run.elements, SLICE_ELEMENTS):
+            for begin, end, offsets in run.pieces(start, min(start + SLICE_ELEMENTS, run.elements)):
+                having = [column for column, source in enumerate(self._sources) if source in offsets]
+                asked = [self._sources[column] for column in having] or list(offsets)
+                yield begin, end, having, (self._read(run, source, offsets[source], end - begin) for source in asked)
+
+    def _first(self, number: int) -> Tensor:
+        """A tensor that is not averaged: the first source's that has it."""
+        tensor = self._plan.tensors[number]
+        result = torch.empty(tensor.elements, dtype=TORCH[tensor.dtype])
+        for begin, end, _, parts in self._slices(number) if tensor.size else ():
+            result[begin:end] = next(parts)
+        return result.reshape(tensor.shape)
+
+    def _read(self, run: Run, source: int, offset: int, elements: int) -> Tensor:
+        """As stored."""
+        part, label, tensor = run.parts[source], self._plan.sources[source], self._plan.tensors[run.first]
+        assert part is not None, "only those that have it are asked"
+        values = torch.empty(elements, dtype=TORCH[part.dtype])
+        try:
+            read_all(self._inputs[source][part.file], bytes_of(values.view(torch.uint8)), offset)
+        except ShortReadError:
+            raise shrunk(label, part.file, tensor.name) from None
+        if values.is_floating_point() and values.aminmax().min.isnan():
+            index = int(values.isnan().nonzero()[0]) + (offset - part.offset) // values.itemsize
+            raise not_finite(label, tensor.name, float("nan"), index, tensor.shape)
+        return values
+
+
+def _digest(tensor: Tensor) -> bytes:
+    return hashlib.sha256(bytes_of(tensor.detach().contiguous().view(-1).view(torch.uint8).cpu())).digest()
+
+
+class Grouped:
+    r"""The loss of soups of ingredients that are means of sources themselves, a `hf_soup.selection.Descent`.
+
+    With :math:`G` the shares of sources in ingredients, :math:`L(\alpha) = L_\text{sources}(\alpha G)`.
+
+    Args:
+        names: The ingredients.
+        loss: Of soups of the sources.
+        groups: ``(ingredients, sources)``.
+    """
+
+    def __init__(self, names: Sequence[str], loss: HeldOutLoss, groups: Sequence[Sequence[float]]) -> None:
+        self.names, self.labels = names, loss.labels
+        self.tensors: Sequence[str] = loss.tensors
+        self._loss, self._groups = loss, np.array(groups)
+
+    def loss(self, shares: NDArray[np.float64], scale: float, rows: NDArray[np.int64]) -> float:
+        """As that of sources."""
+        return self._loss.loss(shares @ self._groups, scale, rows)
+
+    def gradient(
+        self, shares: NDArray[np.float64], scale: float, rows: NDArray[np.int64]
+    ) -> tuple[float, NDArray[np.float64], float]:
+        """As that of sources."""
+        loss, slope, scale_slope = self._loss.gradient(shares @ self._groups, scale, rows)
+        return loss, slope @ self._groups.T, scale_slope

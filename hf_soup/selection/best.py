@@ -1,0 +1,47 @@
+"""The best one alone, and the best few."""
+
+from __future__ import annotations
+
+from hf_soup.errors import RecipeError
+from hf_soup.selection import ScoreFunction, Selected, Step, Weights, best_first, selection
+
+
+@selection(needs_score=True)
+def best(weights: Weights, score: ScoreFunction) -> Selected:
+    """The ingredient that is best on the held-out data, alone: what a soup is compared with.
+
+    Args:
+        weights: The ingredients and their shares.
+        score: The held-out score of a soup.
+
+    >>> best({"a": 1.0, "b": 1.0}, lambda soup: 0.9 if "b" in soup else 0.8).weights
+    {'b': 1.0}
+    """
+    return top_k(weights, score, k=1)
+
+
+@selection(needs_score=True)
+def top_k(weights: Weights, score: ScoreFunction, *, k: int = 3) -> Selected:
+    """The soup of the ``k`` ingredients that are best on the held-out data, whether or not they help each other.
+
+    Args:
+        weights: The ingredients and their shares.
+        score: The held-out score of a soup.
+        k: How many; equal ones in the order of the recipe.
+
+    Raises:
+        RecipeError: ``k`` is below 1, or above the number of ingredients.
+
+    >>> gains = {"a": 0.7, "b": 0.9, "c": 0.8}
+    >>> list(top_k(gains, lambda soup: max(soup.values()), k=2).weights)
+    ['b', 'c']
+    """
+    if not 1 <= k <= len(weights):
+        raise RecipeError(f"top_k: `k` is {k}; it is a number from 1 to {len(weights)}, that of the ingredients.")
+    alone = best_first(weights, score)
+    chosen = list(alone)[:k]
+    trace = [Step((name,), found, kept=name in chosen) for name, found in alone.items()]
+    kept = {name: weights[name] for name in chosen}
+    if k > 1:
+        trace.append(Step(tuple(chosen), score(kept), kept=True))
+    return Selected(kept, tuple(trace))
