@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from hf_soup import Ingredient, Recipe, Soup, answering, blend, cook, score
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation import require_device, table
+from hf_soup.runs import Run
 from hf_soup.scoring import Bench
 
 # The cards name an ancestor on the Hub, which must not be the real one.
@@ -137,9 +138,9 @@ def test_each_step_of_greedy_reads_little(
     read: Counter[str] = Counter()
     through = blend.Blend._load
 
-    def count(self: blend.Blend, source: int, number: int) -> Any:
-        read[self.plan.sources[source]] += 1
-        return through(self, source, number)
+    def count(self: blend.Blend, source: int, span: Run) -> Any:
+        read[self.plan.sources[source]] += span.stop - span.first
+        return through(self, source, span)
 
     monkeypatch.setattr(blend.Blend, "_load", count)
     cook(recipe, tmp_path / "soup", say=lambda _: None)
