@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,6 +131,10 @@ def write_contents(
         "scores": {},
         "best": {},
         "comparisons": {},
+        "calibration": {},
+        "diversity": {},
+        "greedy_ensemble": [],
+        "curve": [],
         "trace": [
             {"ingredients": list(step.ingredients), "score": step.score, "kept": step.kept}
             for step in choice.selected.trace
@@ -142,6 +147,7 @@ def write_contents(
         "license_agreed": license.agreed,
         "notes": [note for bench in benches for note in bench.notes]
         + (scored_with(leaves.head_of) if benches else [])
+        + list(results.doubts if results else ())
         + [f"The ingredients disagree on '{name}', which is not averaged." for name in merged.differing],
         "alignments": list(leaves.alignments),
         "lineage": lineage.to_dict(),
@@ -156,6 +162,12 @@ def write_contents(
             at: {**each.to_dict(), "against": results.best[at], "significant": each.significant}
             for at, each in results.comparisons.items()
         }
+        summary["calibration"], summary["diversity"] = results.calibration, results.diversity
+        summary["greedy_ensemble"] = list(results.in_ensemble)
+        summary["curve"] = [
+            {**asdict(point), "scores": {at: score.to_dict() for at, score in each.items()}}
+            for point, each in zip(choice.curve, results.curve, strict=True)
+        ]
         plot(folder / "plots" / "scores.png", summary)
     (folder / "soup.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     card = render(title=title, lineage=lineage, used=used, license=license, summary=summary, recipe=resolved.to_yaml())

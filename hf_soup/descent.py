@@ -57,7 +57,7 @@ class HeldOutLoss:
     Args:
         plan: Names, shapes and places; its own weights are not used.
         paths: For every source, its weight files on this machine.
-        sources: Numbers of the sources in play, in the order of columns of ``shares``.
+        sources: The ingredients in play, in the order of columns of ``shares``, and their numbers in the plan.
         config_folder: A folder with the soup's ``config.json``.
         benches: The held-out data: rows are numbered through all of them.
         weights: Of the benches; a bench's rows share its weight equally. By default equal.
@@ -68,17 +68,17 @@ class HeldOutLoss:
         self,
         plan: Plan,
         paths: Sequence[Mapping[str, Path]],
-        sources: Sequence[int],
+        sources: Mapping[str, int],
         config_folder: Path,
         benches: Sequence[Bench],
         weights: Sequence[float] | None = None,
         device: str = "cpu",
     ) -> None:
-        self.names = tuple(plan.sources[source] for source in sources)
+        self.names = tuple(sources)
         averaged = [number for number, tensor in enumerate(plan.tensors) if tensor.averaged and tensor.size]
         self.tensors = tuple(plan.tensors[number].name for number in averaged)
         self._rows = {number: row for row, number in enumerate(averaged)}  # of shares
-        self._plan, self._sources, self._folder, self._device = plan, list(sources), config_folder, device
+        self._plan, self._sources, self._folder, self._device = plan, list(sources.values()), config_folder, device
         self._benches = benches
         self._starts = np.cumsum([0, *(bench.n for bench in benches)])
         each = zip(weights or [1.0] * len(benches), benches, strict=True)

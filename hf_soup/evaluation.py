@@ -13,13 +13,26 @@ from hf_soup.answering import Answering, Mixture, Written
 from hf_soup.errors import ScoringError
 from hf_soup.headers import ITEM_BYTES
 from hf_soup.plan import Plan
-from hf_soup.scoring import Bench, Comparison, Logits, Score, compare, ensemble
+from hf_soup.scoring import (
+    Bench,
+    Comparison,
+    Logits,
+    Score,
+    calibration,
+    compare,
+    diversity,
+    ensemble,
+    greedy_ensemble,
+    logit_ensemble,
+)
 from hf_soup.world import World
 
 if TYPE_CHECKING:
     from hf_soup.selection import Descent, Layers, Weights
 
-SOUP, ENSEMBLE = "soup", "ensemble"
+SOUP = "soup"
+#: Of probabilities, of logits, and of the logits of those that help.
+ENSEMBLE, LOGIT_ENSEMBLE, GREEDY_ENSEMBLE = "ensemble", "logit ensemble", "greedy ensemble"
 
 
 class Mix(NamedTuple):
@@ -43,14 +56,24 @@ class Results:
     """What was measured.
 
     Args:
-        scores: Name of a model (every ingredient, ``soup``, ``ensemble``) → title of the data → its score.
+        scores: Name of a model (every ingredient, the soup, ensembles) → title of the data → its score.
         best: The ingredient that is best on the held-out data; without such data, on each report by itself.
         comparisons: Title of the data → the soup against the best ingredient there.
+        calibration: As ``scores`` → ``ece``, ``nll`` and ``brier``.
+        diversity: Title of the data → how differently the ingredients err.
+        in_ensemble: The ingredients in the greedy ensemble, best first.
+        curve: For each point that was tried, title of the data → its score.
+        doubts: Warnings about all of it.
     """
 
     scores: Mapping[str, Mapping[str, Score]]
     best: Mapping[str, str]
     comparisons: Mapping[str, Comparison]
+    calibration: Mapping[str, Mapping[str, Mapping[str, float]]]
+    diversity: Mapping[str, Mapping[str, Any]]
+    in_ensemble: tuple[str, ...]
+    curve: tuple[Mapping[str, Score], ...]
+    doubts: tuple[str, ...]
 
 
 class Evaluation:
@@ -143,7 +166,10 @@ class Evaluation:
             ScoringError: An ingredient answers as if its labels were in another order.
         """
         if len(weights) == 1 and not layers and parameters is None:
-            return self._alone(next(iter(weights)), self._judges)
+            found_alone = self._alone(next(iter(weights)), self._judges)
+            if all((name, self._judges[0].title) in self._logits for name in self.names) and self._head_of is None:
+                self._require_better_than_chance()
+            return found_alone
         each = {tensor: dict(zip(weights, shares, strict=True)) for tensor, shares in (layers or {}).items()}
         own = {tensor: self._leaves(shares, mean=False) for tensor, shares in each.items()}
         mixture = Mixture(self._leaves(weights), own, parameters)
@@ -165,6 +191,26 @@ class Evaluation:
                 missing[0].refuse_worse_than_majority(name, found[missing[0].title])
         return [self._logits[name, bench.title] for bench in benches]
 
+    def _require_better_than_chance(self) -> None:
+        """Where nobody has learned anything, the order of scores is luck, and so is what is selected by it."""
+        bench = self._judges[0]
+        found = {name: bench.better_than_chance(self._logits[name, bench.title]) for name in self.names}
+        if any(accuracy > chance for accuracy, chance, _ in found.values()):
+            return
+        name = max(found, key=lambda name: found[name][0] - found[name][1])
+        raise ScoringError(
+            f"No ingredient is better than chance on '{bench.title}': the best, {name}, answers {found[name][0]:.1%} "
+            f"of {bench.n:,} rows correctly, and its answers in random order would get {found[name][1]:.1%}.",
+            hint="Are these its inputs and its labels? `select: uniform` averages without looking.",
+        )
+
+    def _doubts(self) -> list[str]:
+        bench = self.benches[0]
+        found = [bench.better_than_chance(self._logits[name, bench.title])[2] for name in self.names]
+        if min(found) < 0.05:
+            return []
+        return [f"No ingredient can be told from chance on '{bench.title}' (n = {bench.n:,}, p >= {min(found):.2g})."]
+
     @contextmanager
     def descent(self, names: Sequence[str]) -> Iterator[Descent]:
         """The held-out loss of soups of some ingredients and its gradient, for a selection that learns."""
@@ -175,7 +221,7 @@ class Evaluation:
         loss = HeldOutLoss(
             self._plan,
             self._paths,
-            sources,
+            {str(source): source for source in sources},
             self._config_folder,
             self._judges,
             [bench.scoring.weight for bench in self._judges],
@@ -215,18 +261,45 @@ class Evaluation:
             Written(folder, digest), benches or self.benches, SOUP, config
         ).items():
             self._logits[SOUP, title] = logits
-        scores: dict[str, dict[str, Score]] = {name: {} for name in [SOUP, *self.names, ENSEMBLE]}
-        judged = max(self.names, key=lambda name: self.held_out({name: 1.0})) if self._judges else None
+        in_ensemble = self._ensembles()
+        models = list(dict.fromkeys(name for name, _ in self._logits))
+        models = [SOUP, *self.names, *(name for name in models if name not in (SOUP, *self.names))]
+        scores: dict[str, dict[str, Score]] = {name: {} for name in models}
+        calibrated: dict[str, dict[str, dict[str, float]]] = {name: {} for name in models}
+        each = {name: self.objective(self._alone(name, self._judges)) for name in self.names if self._judges}
+        judged = max(each, key=lambda name: each[name]) if each else None
         best: dict[str, str] = {}
         comparisons: dict[str, Comparison] = {}
+        errors: dict[str, Mapping[str, Any]] = {}
         for bench in self.benches:
             title = bench.title
-            self._logits[ENSEMBLE, title] = ensemble([self._logits[name, title] for name in self.names])
-            for name, each in scores.items():
-                each[title] = bench.score(self._logits[name, title])
+            for name in models:
+                scores[name][title] = bench.score(self._logits[name, title])
+                calibrated[name][title] = calibration(self._logits[name, title], bench.references)
+            errors[title] = diversity({name: self._logits[name, title] for name in self.names}, bench.references)
             best[title] = judged or max(self.names, key=lambda name: scores[name][title].value)
             comparisons[title] = compare(bench, self._logits[SOUP, title], self._logits[best[title], title])
-        return Results(scores, best, comparisons)
+        curve = []
+        for number, point in enumerate(points):
+            mixture = Mixture(self._leaves(weights), parameters=point)
+            found = self._answering.ask(mixture, self.benches, f"point {number + 1} of {len(points)}")
+            curve.append({bench.title: bench.score(found[bench.title]) for bench in self.benches})
+        doubts = tuple(self._doubts())
+        return Results(scores, best, comparisons, calibrated, errors, in_ensemble, tuple(curve), doubts)
+
+    def _ensembles(self) -> tuple[str, ...]:
+        """Work out what ensembles of the ingredients answer; the members of the greedy one."""
+        members: tuple[str, ...] = ()
+        if self._judges:
+            each = {name: self._alone(name, self._judges) for name in self.names}
+            members = greedy_ensemble(each, self.objective)
+        for bench in self.benches:
+            every = {name: self._logits[name, bench.title] for name in self.names}
+            self._logits[ENSEMBLE, bench.title] = ensemble(list(every.values()))
+            self._logits[LOGIT_ENSEMBLE, bench.title] = logit_ensemble(list(every.values()))
+            if members:
+                self._logits[GREEDY_ENSEMBLE, bench.title] = logit_ensemble([every[name] for name in members])
+        return members
 
 
 def scored_with(head_of: str | None) -> list[str]:

@@ -188,6 +188,8 @@ def cook(
                 tried = choice.selected.weights, [point.parameters for point in choice.curve]
                 results = evaluation.finish(staging.folder, merged.digest, *tried, *own) if evaluation else None
                 here.share(None)  # and so are all reports
+                for doubt in results.doubts if results else ():
+                    say(f"warning: {doubt}")
                 write_contents(
                     staging.folder,
                     mix,

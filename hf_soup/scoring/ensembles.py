@@ -58,27 +58,28 @@ def logit_ensemble(logits_list: Sequence[Logits]) -> Logits:
 
 
 def greedy_ensemble(
-    held_out: Mapping[str, Logits], score: Callable[[Logits], float], accept: str = ">="
+    held_out: Mapping[str, Sequence[Logits]], score: Callable[[Sequence[Logits]], float], accept: str = ">="
 ) -> tuple[str, ...]:
     """The models that the greedy soup's recipe keeps when it averages logits and not weights, best first.
 
     Args:
-        held_out: Every model's logits on the held-out data, ``(n, classes)``.
-        score: The held-out score of logits; larger is better.
+        held_out: Every model's logits on each of the held-out data sets, ``(n, classes)``.
+        score: The held-out score of such logits; larger is better.
         accept: ``>=`` or ``>``, as for the soup.
 
     Reference:
         Wortsman et al., Model soups, ICML 2022, arXiv:2203.05482, appendix on ensembles.
 
     >>> sure, unsure, wrong = np.array([[2.0, 0.0]]), np.array([[0.1, 0.0]]), np.array([[0.0, 9.0]])
-    >>> models = {"wrong": wrong, "unsure": unsure, "sure": sure}
-    >>> greedy_ensemble(models, lambda logits: float(logits[0, 0] > logits[0, 1]))
+    >>> models = {"wrong": [wrong], "unsure": [unsure], "sure": [sure]}
+    >>> greedy_ensemble(models, lambda logits: float(logits[0][0, 0] > logits[0][0, 1]))
     ('unsure', 'sure')
     """
-    found = greedy(
-        dict.fromkeys(held_out, 1.0), lambda names: score(logit_ensemble([held_out[name] for name in names])),
-        accept=accept,
-    )  # fmt: skip
+
+    def together(names: Mapping[str, float]) -> float:
+        return score([logit_ensemble(each) for each in zip(*(held_out[name] for name in names), strict=True)])
+
+    found = greedy(dict.fromkeys(held_out, 1.0), together, accept=accept)
     return tuple(found.weights)
 
 
@@ -94,8 +95,8 @@ def diversity(logits: Mapping[str, Logits], labels: Ints) -> dict[str, Any]:
         labels: ``(n,)`` int64.
 
     Returns:
-        ``models``, a square matrix (a list of rows, in their order) for each of the three, and ``mean``: each over
-        all pairs of different models, None where there are none.
+        ``models``, a square matrix (a list of rows, in their order, to four digits) for each of the three, and
+        ``mean``: each over all pairs of different models, None where there are none.
 
     Reference:
         Kuncheva & Whitaker, Measures of diversity in classifier ensembles, Machine Learning 2003 (double fault);
@@ -120,7 +121,7 @@ def diversity(logits: Mapping[str, Logits], labels: Ints) -> dict[str, Any]:
     }
     pairs = np.triu_indices(len(answers), 1)
     plain: dict[str, Any] = {
-        name: [[None if math.isnan(value) else value for value in row] for row in matrix.tolist()]
+        name: [[None if math.isnan(value) else round(value, 4) for value in row] for row in matrix.tolist()]
         for name, matrix in matrices.items()
     }
     means = {name: matrix[pairs][~np.isnan(matrix[pairs])] for name, matrix in matrices.items()}

@@ -120,7 +120,7 @@ def measure(kind: str, zoo: Path) -> dict[str, Any]:
         judge = kitchen.benches["held-out"]
         best = max(singles, key=lambda name: judge.value(held_out[name]))
         rows = {BEST: singles[best], **soups(kitchen)}
-        chosen = greedy_ensemble(held_out, judge.value)
+        chosen = greedy_ensemble({n: [each] for n, each in held_out.items()}, lambda each: judge.value(each[0]))
         for title, members, combine in zip(
             ENSEMBLES, (singles, singles, chosen), (logit_ensemble, ensemble, logit_ensemble), strict=True
         ):
