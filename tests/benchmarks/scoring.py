@@ -43,7 +43,7 @@ import hf_soup
 from hf_soup import Recipe, Scoring
 from hf_soup.alignment import Wishes
 from hf_soup.checkpoint import open_all
-from hf_soup.evaluation import Evaluation, each_alone
+from hf_soup.evaluation import Evaluation
 from hf_soup.lineage import examine
 from hf_soup.preparation import plan_of, shares
 from hf_soup.scoring import prepare
@@ -195,7 +195,7 @@ def measure(folder: Path, make: Callable[[Path], Any], scoring: dict[str, Any], 
     def evaluation() -> Evaluation:
         fresh_home()
         return Evaluation(
-            [bench], held_out=1, units=each_alone(lineage.names), plan=plan, paths=paths, config_folder=models[0],
+            [bench], held_out=1, names=lineage.names, plan=plan, paths=paths, config_folder=models[0],
             quiet=True,
         )  # fmt: skip
 
