@@ -118,9 +118,8 @@ class Bench:
 
     def value(self, logits: Logits) -> float:
         """The metric alone, without the interval, for whoever asks it of many candidates."""
-        return metrics.compute(
-            self.scoring.metric, self.references, self.answers(logits), self.scoring.trust_remote_code
-        )
+        scoring = self.scoring
+        return metrics.value(scoring.metric, self.references, self.answers(logits), scoring.trust_remote_code)
 
     def resampled(self, logits: Logits) -> NDArray[np.float64]:
         """``(500,)``: the metric over resamples of the rows, the same ones for every model, for paired intervals."""
