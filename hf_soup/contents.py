@@ -176,11 +176,16 @@ def write_contents(
 
 def resolve_recipe(recipe: Recipe, leaves: Lineage, weights: Mapping[str, float], benches: Sequence[Bench]) -> Recipe:
     """The recipe with every choice made: the leaves that went in, by commit, with their shares; no local paths."""
+    from hf_soup.methods import METHODS  # late, as it takes torch
+
     scorings = [_public(bench.scoring) for bench in benches]
     ancestor, base = leaves.ancestor, None
-    # One that could not be read would stop the next cook, where it is only a hint in a card.
-    if ancestor and ancestor.declared and ancestor.revision and not ancestor.model.startswith("local:"):
-        base = f"{ancestor.model}@{ancestor.revision}"
+    # One that cannot be read would stop the next cook, for which it is only a hint where no method works on it.
+    if ancestor and ancestor.declared and ancestor.revision:
+        if not ancestor.model.startswith("local:"):
+            base = f"{ancestor.model}@{ancestor.revision}"
+        elif METHODS[recipe.method.name].needs_base:
+            base = ancestor.model
     ingredients = tuple(
         Ingredient(model=leaf.model, revision=leaf.revision, weight=weight)
         for leaf, weight in zip(leaves.checkpoints, weights.values(), strict=True)
@@ -211,7 +216,10 @@ def resolve_recipe(recipe: Recipe, leaves: Lineage, weights: Mapping[str, float]
 
 
 def _public(scoring: Scoring) -> Scoring:
-    """A scoring without the path of a local file, which is nobody's business."""
-    if not (scoring.revision or "").startswith("sha256:"):
-        return scoring
-    return scoring.model_copy(update={"dataset": f"local:{Path(scoring.dataset).name}"})
+    """A scoring without the paths of local files, which are nobody's business."""
+    changes = {}
+    if (scoring.revision or "").startswith("sha256:"):
+        changes["dataset"] = f"local:{Path(scoring.dataset).name}"
+    if scoring.measure != scoring.metric:
+        changes["metric"] = f"local:{scoring.measure}"
+    return scoring.model_copy(update=changes)

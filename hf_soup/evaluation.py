@@ -350,30 +350,3 @@ def require_memory(plan: Plan, *, learns: bool = False) -> None:
             f"Scoring candidates takes {need / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free.",
             hint="Use `select: uniform` without `score` and `report`, or a larger machine.",
         )
-
-
-def table(results: Mapping[str, Mapping[str, Mapping[str, Any]]], marked: Sequence[str] = ()) -> str:
-    """Scores as lines of text: a row for each model, a column for each data set, in percent with intervals.
-
-    Args:
-        results: Model → title → a score as plain data.
-        marked: Models that get an asterisk.
-
-    >>> print(table({"soup": {"test accuracy": {"value": 0.9, "low": 0.85, "high": 0.95, "n": 99}}}))
-            test accuracy
-      soup  90.0 (85.0 to 95.0)
-    """
-    titles = list(dict.fromkeys(title for scores in results.values() for title in scores))
-    rows = [["", *titles]]
-    for name, scores in results.items():
-        cells = []
-        for title in titles:
-            score = scores.get(title)
-            cells.append(
-                f"{100 * score['value']:.1f} ({100 * score['low']:.1f} to {100 * score['high']:.1f})" if score else ""
-            )
-        rows.append([f"{name} *" if name in marked else name, *cells])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )

@@ -49,10 +49,39 @@ def soup(soup: Soup) -> str:
         lines += scored_with(soup.summary.get("head_of"))
         for title, each in soup.summary["comparisons"].items():
             lines.append(f"{title}: soup against {each['against']}: {each['sentence']}.")
-        lines.append("")
+        lines += ["", *_calibration(soup.summary)]
+    if soup.summary["curve"]:
+        tried = [
+            f"{', '.join(f'{name} {value:g}' for name, value in point['parameters'].items())}: {100 * point['score']:.1f}"
+            for point in soup.summary["curve"]
+        ]
+        lines += [f"Tried on held-out data: {'; '.join(tried)}.", ""]
     shares = ", ".join(f"{name} {weight:g}" for name, weight in soup.weights.items())
     lines += [f"Weights: {shares}", f"Digest:  {soup.digest}", f"Soup:    {soup.folder} ({soup.seconds:.1f} s)"]
     return "\n".join(lines)
+
+
+def _calibration(summary: Mapping[str, Any]) -> list[str]:
+    """How far probabilities can be believed, of the soup beside its best ingredient and ensembles; how errors differ."""
+    found, lines = summary["calibration"], []
+    for title, errors in summary["diversity"].items():
+        models = [name for name in found if name not in errors["models"] or name == summary["best"][title]]
+        rows = [["", "ECE", "NLL", "Brier"]]
+        rows += [[name, *(f"{found[name][title][key]:.3f}" for key in ("ece", "nll", "brier"))] for name in models]
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        lines += [f"Calibration on {title}; less is better."]
+        lines += [
+            "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
+        mean = errors["mean"]
+        if mean["disagreement"] is not None:
+            shared = "" if mean["shared_errors"] is None else f", and share {mean['shared_errors']:.0%} of their errors"
+            lines.append(
+                f"  Two ingredients answer {mean['disagreement']:.1%} of the rows differently{shared} (mean of pairs)."
+            )
+        lines.append("")
+    return lines
 
 
 def foraged(found: Foraged) -> str:
