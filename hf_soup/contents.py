@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_soup import architecture, parameters
+from hf_soup import architecture, parameters, plots
 from hf_soup.card import license_of, plot, render
 from hf_soup.checkpoint import ASSETS, Checkpoint
 from hf_soup.compatibility import processing_files
@@ -169,6 +169,10 @@ def write_contents(
             for point, each in zip(choice.curve, results.curve, strict=True)
         ]
         plot(folder / "plots" / "scores.png", summary)
+        if summary["curve"]:
+            plots.curve(folder / "plots" / "curve.png", summary)
+        if summary["history"]:
+            plots.learned(folder / "plots" / "learned.png", summary, recipe.layers)
     (folder / "soup.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     card = render(title=title, lineage=lineage, used=used, license=license, summary=summary, recipe=resolved.to_yaml())
     (folder / "README.md").write_text(card)

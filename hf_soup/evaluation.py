@@ -143,12 +143,15 @@ class Evaluation:
             parameters: Of the method, in place of the recipe's.
 
         Raises:
-            ScoringError: An ingredient answers as if its labels were in another order.
+            ScoringError: An ingredient answers as if its labels were in another order, or all answer as chance would.
         """
         mix = Mix.of(weights, layers, parameters)
         if mix not in self._found:
             found = self.logits(weights, layers=layers, parameters=parameters)
             self._found[mix] = self.objective(found)
+            known = sum((name, self._judges[0].title) in self._logits for name in self.names)
+            if len(weights) == 1 and known == len(self.names) and self._head_of is None:
+                self._require_better_than_chance()
         return self._found[mix]
 
     def objective(self, logits: Sequence[Logits]) -> float:
@@ -166,10 +169,7 @@ class Evaluation:
             ScoringError: An ingredient answers as if its labels were in another order.
         """
         if len(weights) == 1 and not layers and parameters is None:
-            found_alone = self._alone(next(iter(weights)), self._judges)
-            if all((name, self._judges[0].title) in self._logits for name in self.names) and self._head_of is None:
-                self._require_better_than_chance()
-            return found_alone
+            return self._alone(next(iter(weights)), self._judges)
         each = {tensor: dict(zip(weights, shares, strict=True)) for tensor, shares in (layers or {}).items()}
         own = {tensor: self._leaves(shares, mean=False) for tensor, shares in each.items()}
         mixture = Mixture(self._leaves(weights), own, parameters)

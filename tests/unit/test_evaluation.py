@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 
 from hf_soup import Ingredient, Recipe, Soup, answering, blend, cook, score
 from hf_soup.errors import ScoringError
-from hf_soup.evaluation import require_device, table
+from hf_soup.evaluation import require_device
 from hf_soup.runs import Run
 from hf_soup.scoring import Bench
+from hf_soup.shown import table
 
 # The cards name an ancestor on the Hub, which must not be the real one.
 pytestmark = pytest.mark.usefixtures("online")
