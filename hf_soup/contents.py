@@ -140,6 +140,7 @@ def write_contents(
             for step in choice.selected.trace
         ],
         "history": list(choice.selected.history),
+        "stability": choice.stability and choice.stability.to_dict(),
         "report": [
             {**scoring.model_dump(mode="json"), "title": bench.title, "name": scoring.name or scoring.dataset}
             for scoring, bench in zip(resolved.report, benches[len(recipe.score) :], strict=True)
@@ -213,6 +214,7 @@ def resolve_recipe(recipe: Recipe, leaves: Lineage, weights: Mapping[str, float]
             "labels": None if labels == said else labels,
             # The choice is made; a weight that came out of data is not derived again.
             "select": Named(name="uniform"),
+            "repeats": 0,
             "score": tuple(scorings[: len(recipe.score)]),
             "report": tuple(scorings[len(recipe.score) :]),
         }

@@ -97,6 +97,8 @@ def _require_fitting(recipe: Recipe, selection: Selection, method: Method) -> No
             f"`layers` gives tensors their shares, which go with `select: uniform` and `method: linear`, not with "
             f"{selection.name} and {method.name}.",
         )
+    if recipe.repeats and not recipe.score:
+        raise RecipeError("`repeats` chooses again on halves of the held-out rows, and the recipe has no `score`.")
     several = searched(recipe)
     points = math.prod(len(recipe.method.parameters[name]) for name in several)
     if points > MAX_POINTS:

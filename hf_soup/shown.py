@@ -64,6 +64,9 @@ def soup(soup: Soup) -> str:
             values = ", ".join(f"{name} {value:g}" for name, value in point["parameters"].items())
             tried.append(f"{values}: {100 * point['score']:.1f}")
         lines += [f"Tried on held-out data: {'; '.join(tried)}.", ""]
+    if stability := soup.summary["stability"]:
+        often = ", ".join(f"{name} {count}" for name, count in stability["chosen"].items())
+        lines += [*_wrapped(f"Stability: {stability['sentence']}. Went in: {often}.", ""), ""]
     shares = ", ".join(f"{name} {weight:g}" for name, weight in soup.weights.items())
     lines += [f"Weights: {shares}", f"Digest:  {soup.digest}", f"Soup:    {soup.folder} ({soup.seconds:.1f} s)"]
     return "\n".join(lines)

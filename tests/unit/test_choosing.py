@@ -183,6 +183,25 @@ def test_several_held_out_data_are_weighed(recipe: Recipe, family: Path, tmp_pat
     assert json.loads((soup.folder / "soup.json").read_text())["best"].keys() == soup.scores["soup"].keys()
 
 
+@pytest.mark.parametrize("select", ["greedy", {"name": "learned", "epochs": 1, "batch_size": 8}], ids=str)
+def test_the_choice_is_made_again_on_halves(select: Any, recipe: Recipe, tmp_path: Path) -> None:
+    """And scored on the other halves; the soup is the one without repeats."""
+    plain = quietly(changed(recipe, select=select), tmp_path / "plain")
+    soup = quietly(changed(recipe, select=select, repeats=6), tmp_path / "soup")
+    found = soup.summary["stability"]
+    assert soup.digest == plain.digest
+    assert plain.summary["stability"] is None
+    assert found["repeats"] == len(found["gains"]) == 6
+    assert found["mean"] == pytest.approx(sum(found["gains"]) / 6)
+    # One is always right, and one hardly ever: in every half.
+    assert found["chosen"]["local:good"] == 6
+    assert all(gain <= 0 for gain in found["gains"])
+    assert soup.recipe.repeats == 0
+    assert quietly(changed(recipe, select=select, repeats=6), tmp_path / "again").summary["stability"] == found
+    with pytest.raises(RecipeError, match="`repeats` chooses again"):
+        quietly(changed(recipe, select="uniform", repeats=2, score=None), tmp_path / "none")
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
