@@ -97,8 +97,8 @@ def test_with_json_an_error_is_json(cli: Cli, online: LocalHub) -> None:
     done = cli("methods", "magic", "--json")
     assert done.json["error"] == {
         "type": "RecipeError",
-        "message": "There is no method 'magic'.",
-        "hint": "Known are: linear.",
+        "message": "There is no method or selection 'magic'.",
+        "hint": "Known are: linear, task_arithmetic, wise_ft, best, top_k, greedy, learned, pruned, uniform.",
     }
 
 
@@ -137,7 +137,7 @@ def test_recipes_that_ask_for_nonsense(cli: Cli, family: Path, tmp_path: Path) -
     cases: list[tuple[dict[str, Any], str]] = [
         ({"method": "magic"}, "`method` is 'magic'.\nKnown are: linear"),
         ({"method": {"name": "linear", "density": 1}}, "linear has no parameter 'density'.\nIt takes: "),
-        ({"select": "best"}, "`select` is 'best'.\nKnown are: greedy, uniform"),
+        ({"select": "tastiest"}, "`select` is 'tastiest'.\nKnown are: best, greedy, learned"),
         ({"select": "greedy"}, "looks at held-out scores, and the recipe has no `score`"),
         ({"select": {"name": "greedy", "accept": 1}, "score": score}, "greedy: 'accept' is 1; it is of type str"),
         ({"select": {"name": "greedy", "accept": "~"}, "score": score}, "`accept` is '~'"),

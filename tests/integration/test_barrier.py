@@ -180,7 +180,7 @@ def test_the_command_line_over_the_hub(digits: Path, cli: Cli, publish: Callable
 
 def test_data_that_cannot_be_used_is_said_before_the_download(digits: Path) -> None:
     """A metric that there is not; the weights would have been asked for later."""
-    with pytest.raises(SoupError, match="no metric 'beauty'"):
+    with pytest.raises(SoupError, match="no built-in metric 'beauty'"):
         hf_soup.barriers(recipe_of(digits, "a-1", "a-2", metric="beauty"))
 
 

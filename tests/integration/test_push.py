@@ -122,9 +122,13 @@ def test_the_card_is_one_that_the_hub_takes(cli: Cli, publish: Publish, api: HfA
     assert "hf download acme/soup soup.yaml" in card.content
     assert "## Licenses" not in card.content
     assert "\n\n\n" not in card.content
-    scores, ingredients = tables(card.content)
+    scores, calibrated, ingredients = tables(card.content)
+    assert [row[0] for row in calibrated[2:]][:2] == ["soup", "acme/a"]
     assert [row[0] for row in scores[2:]] == [
-        "**this soup**", "acme/a (in the soup)", "acme/b (in the soup)", "ensemble of all 2 (costs 2 times as much)"
+        "**this soup**", "acme/a (in the soup)", "acme/b (in the soup)",
+        "ensemble of all 2: mean of probabilities, 2 times the cost",
+        "ensemble of all 2: mean of logits, 2 times the cost",
+        "ensemble of 2 that help each other: mean of logits, 2 times the cost",
     ]  # fmt: skip
     assert {len(row) for row in scores} == {2}
     assert [row[2:] for row in ingredients[2:]] == [["50 %", "apache-2.0"]] * 2

@@ -147,7 +147,7 @@ def test_cook_says_what_scripts_rely_on(cooked: Cooked) -> None:
     report, recipe = cooked.report, Recipe.load(RECIPES / f"{cooked.case.name}.yaml")
     models = [ingredient.model for ingredient in recipe.ingredients]
     assert report.keys() >= {"folder", "weights", "scores", "selected", "digest", "seconds", "resumed", "pushed"}
-    assert list(report["scores"]) == ["soup", *models, "ensemble"]
+    assert list(report["scores"]) == ["soup", *models, "ensemble", "logit ensemble", "greedy ensemble"]
     for scores in report["scores"].values():
         assert tuple(scores) == cooked.case.titles
         for score in scores.values():

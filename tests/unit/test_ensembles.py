@@ -98,11 +98,11 @@ def test_diversity_is_counted_pair_by_pair(logits: dict[str, NDArray[np.float32]
             "shared_errors": both / sum(a != y or b != y for a, b, y in counted),
         }
         for name, value in expected.items():
-            assert found[name][i][j] == found[name][j][i] == pytest.approx(value)
+            assert found[name][i][j] == found[name][j][i] == pytest.approx(value, abs=5e-5)
             sums[name] += value / 6
     assert found["mean"] == pytest.approx(sums)
     assert [found["double_fault"][i][i] for i in range(4)] == pytest.approx(
-        [1 - share_right(x) for x in logits.values()]
+        [1 - share_right(x) for x in logits.values()], abs=5e-5
     )
     assert json.loads(json.dumps(found)) == found
 
