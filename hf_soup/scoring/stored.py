@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_soup import __version__, client
+from hf_soup.checkpoint import ASSETS
 from hf_soup.errors import ScoringError
 from hf_soup.progress import bar
 from hf_soup.scoring.statistics import Ints
@@ -29,8 +30,6 @@ from hf_soup.scoring.statistics import Ints
 _TAIL = 4096
 _LIBRARIES = ("transformers", "tokenizers", "datasets", "pillow", "numpy")
 _NO_ENTRY = (OSError, ValueError, KeyError, TypeError)
-#: Suffixes of what tokenizers and image processors are read from.
-_ASSETS = {".json", ".txt", ".model", ".spm", ".tiktoken", ".codes", ".jinja"}
 
 
 class Chunk(NamedTuple):
@@ -83,8 +82,8 @@ def key_of(about: object, folder: Path) -> str:
         about: Which rows, and how the model wants them, as plain data.
         folder: The donor's: its tokenizer or image processor.
     """
-    files = [file for file in sorted(folder.iterdir()) if file.suffix in _ASSETS and file.name != "config.json"]
-    assets = [(file.name, _sha256(file)) for file in files]
+    names = sorted({file.name for file in folder.iterdir() if ASSETS.fullmatch(file.name)} - {"config.json"})
+    assets = [(name, _sha256(folder / name)) for name in names]
     code = [_sha256(Path(__file__).with_name(name)) for name in ("stored.py", "tasks.py")]
     versions = [__version__, *(version(library) for library in _LIBRARIES)]
     return hashlib.sha256(json.dumps([about, assets, code, versions], sort_keys=True).encode()).hexdigest()

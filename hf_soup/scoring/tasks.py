@@ -89,7 +89,7 @@ class ImageClassification:
         """The name of the model's argument, and each image as ``(channels, height, width)`` float32."""
         try:
             ready = self.processor(list(contents), return_tensors="np", input_data_format="channels_last")
-            return ["pixel_values"], list(ready["pixel_values"].astype(np.float32))
+            return ["pixel_values"], list(ready["pixel_values"].astype(np.float32, copy=False))
         except (ValueError, TypeError, KeyError, RuntimeError) as error:
             sizes = sorted({content.shape for content in contents})
             raise ScoringError(

@@ -190,7 +190,7 @@ def test_of_two_processes_one_makes_the_entry(digits: Path, donor: Path, entries
         "from hf_soup.scoring import prepare, tasks\n"
         "read = tasks.ImageClassification.read\n"
         "def said(self, values):\n"
-        "    print('read'); return read(self, values)\n"
+        "    print('read\\n', end=''); return read(self, values)\n"
         "tasks.ImageClassification.read = said\n"
         "scoring = Scoring(task='image-classification', dataset=sys.argv[1])\n"
         "bench, = prepare([('score', scoring)], folder=Path(sys.argv[2]), config=json.loads(sys.argv[3]))\n"
