@@ -55,8 +55,8 @@ SOUPS: list[tuple[str, dict[str, Any]]] = [
     ("uniform without the poor one", {"select": "uniform", "ingredients": "good"}),
     (GREEDY, {"select": "greedy"}),
     ("pruned soup", {"select": "pruned"}),
-    (LEARNED, {"select": {"name": "learned", "by": "ingredient"}}),
-    ("learned by layer", {"select": {"name": "learned", "by": "layer"}}),
+    (LEARNED, {"select": {"name": "learned", "by": "ingredient", "batch_size": 64}}),
+    ("learned by layer", {"select": {"name": "learned", "by": "layer", "batch_size": 64}}),
     ("soup of two greedy soups", {"select": "uniform", "ingredients": "halves"}),
     ("WiSE-FT of the greedy soup", {"select": "greedy", "method": {"name": "wise_ft", "alpha": ALPHAS}}),
 ]
@@ -92,7 +92,9 @@ class Kitchen:
     def cook(self, title: str, *models: str | dict[str, Any], **changes: Any) -> Path:
         """The folder of a soup."""
         folder = self.out / title.replace(" ", "-")
+        started = time.perf_counter()
         hf_soup.cook(self.recipe(*models, **changes), folder, threads=1, say=lambda _: None)
+        print(f"  {self.zoo.name}, {title}: {time.perf_counter() - started:.1f} s", flush=True)
         return folder
 
     def logits(self, folder: Path, columns: Sequence[str] = COLUMNS) -> dict[str, Logits]:
