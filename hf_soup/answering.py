@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +23,7 @@ from hf_soup.errors import ScoringError, SoupError
 from hf_soup.headers import ITEM_BYTES
 from hf_soup.plan import Plan
 from hf_soup.progress import bar
+from hf_soup.runs import Run
 from hf_soup.scoring import Bench, Logits, Resident
 from hf_soup.world import World
 
@@ -89,10 +90,11 @@ class Answering:
         if device == "cuda" and self._world.size > 1:
             self._device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
         self._stack = ExitStack()
-        self._blend = Blend(plan, paths)
+        self._blend, self._keys = Blend(plan, paths), _Keys(plan)
         self._stack.callback(self._blend.close)
         self._kitchen = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="hf-soup-")))
         self._resident: tuple[bytes, Resident] | None = None
+        self._versions = [version(name) for name in ("hf-soup", "torch", "transformers")]
         self._folder = own_cache_folder() / "logits"
         if self._world.rank == 0 and self._world.size > 1:
             self._world.share((benches, plan, paths, config, device))
@@ -125,7 +127,7 @@ class Answering:
             ScoringError: The tensors make no model, or it fails.
             MergeError: A source's file cannot be read, or holds NaN.
         """
-        weights = model.digest if isinstance(model, Written) else mixture_key(self._plan, model)
+        weights = model.digest if isinstance(model, Written) else self._keys.of(model)
         notes = {bench.title: self._note(weights, bench, config) for bench in benches}
         found = {bench.title: logits for bench in benches if (logits := _noted(notes[bench.title], bench)) is not None}
         missing = [bench for bench in benches if bench.title not in found]
@@ -179,8 +181,7 @@ class Answering:
     def _note(self, weights: str, bench: Bench, config: bytes | None) -> Path:
         """Where it is remembered what some weights answer to some data, named by all that this depends on."""
         data = [bench.fingerprint, bench.scoring.batch_size, bench.scoring.task, self._device.partition(":")[0]]
-        versions = [version(name) for name in ("hf-soup", "torch", "transformers")]
-        return self._folder / f"{_sha256([weights, (config or self._config).hex(), data, versions])}.npy"
+        return self._folder / f"{_sha256([weights, (config or self._config).hex(), data, self._versions])}.npy"
 
 
 def answer_along(world: World, between: Callable[[], object]) -> None:
@@ -205,30 +206,47 @@ def answer_along(world: World, between: Callable[[], object]) -> None:
             then()
 
 
-def mixture_key(plan: Plan, model: Mixture) -> str:
-    """The sha256 of all that decides the numbers of a soup: of the sources that go in, and of no others."""
-    weights = dict(model.weights)
-    how: list[object] = [plan.method, dict(plan.parameters) if model.parameters is None else dict(model.parameters)]
-    if model.mean and list(weights.values()) == [1.0]:
-        how = []
-    elif model.mean and plan.method != "linear":
-        how = ["linear", {}]
-    elif plan.with_base:
-        weights[len(plan.sources) - 1] = 0.0
-    found = hashlib.sha256(_sha256([how, list(weights.values())]).encode())
-    for number, tensor in enumerate(plan.tensors):
-        run = plan.run_of(number) if tensor.size else None
-        shares = (model.layers or {}).get(tensor.name, {})
-        lines: list[object] = [tensor.name, tensor.dtype, tensor.shape, [shares.get(source) for source in weights]]
-        if run:
-            lines.append(all(ITEM_BYTES[dtype] == 2 for dtype in run.dtypes))  # how wide sums are
-        for begin, end, offsets in run.pieces(0, run.elements) if run else ():
-            # What none of them has comes from the others, whoever they are.
-            for source in [each for each in weights if each in offsets] or offsets:
-                part = run and run.parts[source]
-                lines.append([begin, end, plan.states[source], part and [part.file, part.dtype], offsets[source]])
-        found.update(json.dumps(lines).encode())
-    return found.hexdigest()
+class _Keys:
+    """What identifies the numbers of soups of a plan: the sources that go in, and no others."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._sources: dict[int, str] = {}
+
+    def of(self, model: Mixture) -> str:
+        """The sha256 of all that decides the numbers of a soup."""
+        plan, weights = self._plan, dict(model.weights)
+        how: list[object] = [plan.method, dict(plan.parameters) if model.parameters is None else dict(model.parameters)]
+        if model.mean and list(weights.values()) == [1.0]:
+            how = []
+        elif model.mean and plan.method != "linear":
+            how = ["linear", {}]
+        elif plan.with_base:
+            weights[len(plan.sources) - 1] = 0.0
+        layers = {name: [own.get(source) for source in weights] for name, own in (model.layers or {}).items()}
+        parts = [[self._source(source), share] for source, share in weights.items()]
+        return _sha256(
+            [how, parts, layers, [line for run in plan.runs if run.patched for line in self._rows(run, weights)]]
+        )
+
+    def _source(self, source: int) -> str:
+        """Where the tensors of a source lie that it has as a whole, and what becomes of them."""
+        if source not in self._sources:
+            lines: list[object] = [self._plan.states[source]]
+            for number, tensor in enumerate(self._plan.tensors):
+                run = self._plan.run_of(number) if tensor.size else None
+                part = run and not run.patched and run.parts[source]
+                lines.append([tensor.name, tensor.dtype, tensor.shape, part and [part.file, part.offset, part.dtype]])
+                lines.append(run and all(ITEM_BYTES[dtype] == 2 for dtype in run.dtypes))  # how wide sums are
+            self._sources[source] = _sha256(lines)
+        return self._sources[source]
+
+    def _rows(self, run: Run, weights: Mapping[int, float]) -> Iterator[object]:
+        """Where the rows of a tensor come from; those that none of the sources have, from whoever has them."""
+        for begin, end, offsets in run.pieces(0, run.elements):
+            having = [source for source in weights if source in offsets] or list(offsets)
+            places = [(run.parts[source], self._plan.states[source], offsets[source]) for source in having]
+            yield [begin, end, [[part.file, part.dtype, state, offset] for part, state, offset in places if part]]
 
 
 def _sha256(values: object) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from hf_soup.plan import Plan
 from hf_soup.runs import Run
 from hf_soup.tensors import TORCH, bytes_of
 
-#: Elements of each source that are read at a time where all of them are mixed at once.
+#: Elements of each source that are read at a time, of a larger tensor too where all sources are mixed at once.
 _SLICE = 1 << 20
 
 
@@ -42,11 +42,7 @@ class Blend:
         self.plan = plan
         self._stack = ExitStack()
         self._inputs = [{file: open_file(self._stack, path) for file, path in source.items()} for source in paths]
-        self._runs = [plan.run_of(number) if tensor.size else None for number, tensor in enumerate(plan.tensors)]
-        self._wide = [
-            accumulator([torch.empty(0, dtype=TORCH[dtype]) for dtype in run.dtypes]) if run else torch.float32
-            for run in self._runs
-        ]
+        self._spans = list(_spans(plan))
         straight = replace(plan, method="linear", parameters={}, with_base=False)
         self._straight = plan if plan.method == "linear" else straight
         self._sum: list[Tensor] = []
@@ -99,35 +95,35 @@ class Blend:
             self._fold(source, factors[source])
         total = math.fsum(factors.values()) if normalize else 1.0
         result = {}
-        for number, tensor in enumerate(self.plan.tensors):
-            run = self._runs[number]
-            if run is not None and run.patched:
-                rounded = self._mixed(self._straight, number, weights)
-            elif tensor.averaged:
-                value = self._product(last, number, factors[last])
-                if self._sum:
-                    value.add_(self._sum[number])
-                rounded = torch.empty(tensor.elements, dtype=TORCH[tensor.dtype])
-                round_into(value.div_(total), rounded)
+        for place, span in enumerate(self._spans):
+            if span.patched:
+                value = self._mixed(self._straight, span.first, weights)
+            elif not span.averaged:
+                value = self._sum[place] if self._sum else self._load(last, span)
             else:
-                rounded = self._sum[number].clone() if self._sum else self._load(last, number)
-            result[tensor.name] = rounded.reshape(tensor.shape)
+                value = self._product(last, span, factors[last])
+                if self._sum:
+                    value.add_(self._sum[place])
+                value.div_(total)
+            begin = 0
+            for tensor in self.plan.tensors[span.first : span.stop]:
+                rounded = torch.empty(tensor.elements, dtype=TORCH[tensor.dtype])
+                round_into(value[begin : begin + tensor.elements], rounded)
+                result[tensor.name] = rounded.reshape(tensor.shape)
+                begin += tensor.elements
+        for tensor in self.plan.tensors:
+            if not tensor.size:
+                result[tensor.name] = torch.empty(tensor.shape, dtype=TORCH[tensor.dtype])
         return result
 
     def _fold(self, source: int, factor: float) -> None:
         fresh = not self._sum
-        for number, tensor in enumerate(self.plan.tensors):
-            run = self._runs[number]
-            if run is not None and run.patched:
-                if fresh:
-                    self._sum.append(torch.empty(0))
-            elif not tensor.averaged:
-                if fresh:
-                    self._sum.append(self._load(source, number))
-            elif fresh:
-                self._sum.append(self._product(source, number, factor))
-            else:
-                self._sum[number].add_(self._product(source, number, factor))
+        for place, span in enumerate(self._spans):
+            if fresh:
+                whole = torch.empty(0) if span.patched else self._product(source, span, factor)
+                self._sum.append(whole)
+            elif span.averaged and not span.patched:
+                self._sum[place].add_(self._product(source, span, factor))
         self._summed[source] = factor
 
     def _mixed(self, plan: Plan, number: int, weights: Mapping[int, float]) -> Tensor:
@@ -135,11 +131,12 @@ class Blend:
 
         What none of them has comes from the others: a head that belongs to one ingredient, the rows of a token.
         """
-        run, tensor = self._runs[number], plan.tensors[number]
+        tensor = plan.tensors[number]
         base = len(self.plan.sources) - 1 if self.plan.with_base else None
         rounded = torch.empty(tensor.elements, dtype=TORCH[tensor.dtype])
-        if run is None:
+        if not tensor.size:
             return rounded
+        run = plan.run_of(number)
         for first, stop, offsets in run.pieces(0, run.elements):
             having = [source for source in weights if source in offsets]
             having = having or [source for source in offsets if source != base]
@@ -155,19 +152,17 @@ class Blend:
                     rounded[begin:end] = parts[having[0]]
         return rounded
 
-    def _product(self, source: int, number: int, factor: float) -> Tensor:
-        value = self._load(source, number)
-        if value.numel():
-            value = value.to(self._wide[number])
+    def _product(self, source: int, span: Run, factor: float) -> Tensor:
+        value = self._load(source, span)
+        if not span.averaged:
+            return value
+        value = value.to(accumulator([torch.empty(0, dtype=TORCH[dtype]) for dtype in span.dtypes]))
         return value if factor == 1.0 else value.mul_(factor)
 
-    def _load(self, source: int, number: int) -> Tensor:
-        run = self._runs[number]
-        if run is None:
-            return torch.empty(0, dtype=TORCH[self.plan.tensors[number].dtype])
-        part = run.parts[source]
+    def _load(self, source: int, span: Run) -> Tensor:
+        part = span.parts[source]
         assert part is not None, "what some do not have is not loaded as a whole"
-        return self._read(run, source, part.offset, 0, run.elements)
+        return self._read(span, source, part.offset, 0, span.elements)
 
     def _read(self, run: Run, source: int, offset: int, skip: int, elements: int) -> Tensor:
         tensor, part, label = self.plan.tensors[run.first], run.parts[source], self.plan.sources[source]
@@ -181,5 +176,23 @@ class Blend:
         if values.is_floating_point() and values.aminmax().min.isnan():
             # Named here, where it is known whose it is; as a model's answer it would only be "not a number".
             index = int(values.isnan().nonzero()[0]) + (offset - part.offset) // values.itemsize
+            number = run.first
+            while number + 1 < run.stop and index >= self.plan.tensors[number].elements:
+                index -= self.plan.tensors[number].elements
+                number += 1
+            tensor = self.plan.tensors[number]
             raise not_finite(label, tensor.name, float("nan"), index, tensor.shape)
         return values
+
+
+def _spans(plan: Plan) -> Iterator[Run]:
+    """The runs of a plan, in pieces of whole tensors: what is read at once, as hundreds of small reads would show."""
+    for run in plan.runs:
+        first = run.first
+        while first < run.stop:
+            stop, elements = first + 1, plan.tensors[first].elements
+            while stop < run.stop and elements + plan.tensors[stop].elements <= _SLICE:
+                elements += plan.tensors[stop].elements
+                stop += 1
+            yield replace(plan.run_of(first), stop=stop, elements=elements)
+            first = stop

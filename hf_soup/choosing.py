@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from hf_soup.recipe import Named, Recipe
 from hf_soup.selection import SELECTIONS, Selected, Weights
 
 if TYPE_CHECKING:
-    from hf_soup.evaluation import Evaluation
+    from hf_soup.evaluation import Evaluation, Rows
     from hf_soup.second_order import Expanded
 
 #: More values of parameters than that are not tried.
@@ -27,6 +29,37 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Stability:
+    """What comes out when the choice is made again on random halves of the held-out rows.
+
+    Args:
+        repeats: How often.
+        chosen: How often each ingredient went in.
+        gains: The score of each soup on the other half of the rows, less that of the ingredient which is best on the
+            half that was chosen on; so nothing is scored on rows that it was chosen by.
+    """
+
+    repeats: int
+    chosen: Mapping[str, int]
+    gains: tuple[float, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, with the mean gain and the middle 95 % of them, and a sentence."""
+        low, high = (float(bound) for bound in np.quantile(self.gains, [0.025, 0.975]))
+        mean, won = sum(self.gains) / len(self.gains), sum(gain > 0 for gain in self.gains)
+        tied = sum(gain == 0 for gain in self.gains)
+        sentence = (
+            f"chosen again on {self.repeats} random halves of the held-out rows and scored on the other halves, the "
+            f"soup is {100 * mean:+.1f} points from the best ingredient in the mean ({100 * low:+.1f} to "
+            f"{100 * high:+.1f}); better in {won}, equal in {tied}, worse in {self.repeats - won - tied}"
+        )
+        return {
+            "repeats": self.repeats, "chosen": dict(self.chosen), "gains": list(self.gains), "mean": mean, "low": low,
+            "high": high, "sentence": sentence,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Choice:
     """What was chosen on held-out data, or given.
 
@@ -34,11 +67,13 @@ class Choice:
         selected: Ingredients and shares.
         recipe: With the parameters that were chosen, each one value.
         curve: All values that were tried, in the order of the recipe; empty where none were to be chosen.
+        stability: Where the recipe asks for repeats.
     """
 
     selected: Selected
     recipe: Recipe
     curve: tuple[Point, ...] = ()
+    stability: Stability | None = None
 
     def leaves(self, expanded: Expanded) -> dict[int, float]:
         """Numbers of the leaves that go in, in their order, and their shares."""
@@ -90,6 +125,25 @@ def choose(recipe: Recipe, weights: Weights, evaluation: Evaluation | None) -> C
         weights: Share of each ingredient.
         evaluation: Where something is scored.
     """
+    choice = _choose(recipe, weights, evaluation)
+    if not recipe.repeats or evaluation is None:
+        return choice
+    chosen, gains = dict.fromkeys(weights, 0), []
+    for number in range(recipe.repeats):
+        first, second = evaluation.halves(recipe.seed + number)
+        again = _choose(recipe, weights, evaluation, first)
+        best = max(weights, key=lambda name: evaluation.held_out({name: 1.0}, rows=first))
+        selected = again.selected
+        plain = recipe.method.name == "linear" and selected.normalize
+        parameters = None if plain else again.recipe.method.parameters
+        soup = evaluation.held_out(selected.weights, layers=selected.layers, parameters=parameters, rows=second)
+        gains.append(soup - evaluation.held_out({best: 1.0}, rows=second))
+        for name in selected.weights:
+            chosen[name] += 1
+    return replace(choice, stability=Stability(recipe.repeats, chosen, tuple(gains)))
+
+
+def _choose(recipe: Recipe, weights: Weights, evaluation: Evaluation | None, rows: Rows | None = None) -> Choice:
     from hf_soup.methods import METHODS  # late, as torch takes a second to import and a check needs none
 
     selection, method = SELECTIONS[recipe.select.name], METHODS[recipe.method.name]
@@ -98,15 +152,15 @@ def choose(recipe: Recipe, weights: Weights, evaluation: Evaluation | None) -> C
     def score(asked: Weights) -> float:
         assert evaluation is not None, "the recipe was checked: who looks at scores has held-out data"
         if method.name == "linear" or len(asked) == 1:
-            return evaluation.held_out(asked)
+            return evaluation.held_out(asked, rows=rows)
         neutral = method.neutral_for(len(asked))
         own = {**method.parameters, **recipe.method.parameters}
         own |= {name: neutral.get(name, method.parameters[name]) for name in open_parameters}
-        return evaluation.held_out(asked, parameters=own)
+        return evaluation.held_out(asked, parameters=own, rows=rows)
 
     if selection.learns:
         assert evaluation is not None, "the recipe was checked: who learns has held-out data"
-        with evaluation.descent(list(weights)) as descent:
+        with evaluation.descent(list(weights), rows) as descent:
             selected = selection.function(weights, descent, **recipe.select.parameters)
     else:
         selected = selection.function(weights, score, **recipe.select.parameters)
@@ -118,6 +172,6 @@ def choose(recipe: Recipe, weights: Weights, evaluation: Evaluation | None) -> C
         return Choice(selected, settled(recipe, {**settled(recipe).method.parameters, "normalize": False}))
     if not open_parameters or evaluation is None:
         return Choice(selected, settled(recipe))
-    curve = [Point(point, evaluation.held_out(selected.weights, parameters=point)) for point in grid(recipe)]
+    curve = [Point(at, evaluation.held_out(selected.weights, parameters=at, rows=rows)) for at in grid(recipe)]
     best = max(curve, key=lambda point: point.score)
     return Choice(selected, settled(recipe, best.parameters), tuple(curve))

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -184,7 +184,7 @@ def check(
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FOLDER", help="The soup.")
 @click.option("--base", metavar="MODEL", help="The pretrained ancestor, where cards do not name it.")
 @click.option("--method", metavar="NAME", help="How tensors are combined; see `hf-soup methods`.")
-@click.option("--select", metavar="NAME", help="Which ingredients go in: uniform or greedy.")
+@click.option("--select", metavar="NAME", help="What goes in, with which shares; see `hf-soup methods`.")
 @click.option("--data", metavar="ID_OR_PATH[:SPLIT]", help="Held-out data that selection may look at.")
 @click.option("--task", metavar="TASK", help="image-classification or text-classification.")
 @click.option("--metric", metavar="METRIC", help="accuracy, f1, …; accuracy by default.")
@@ -268,7 +268,6 @@ def score(models: tuple[str, ...], recipe: Path, device: str, quiet: bool, as_js
 
     Example: hf-soup score owner/run-1 soup --recipe recipes/beans.yaml
     """
-    from hf_soup.evaluation import table
     from hf_soup.recipe import Recipe
     from hf_soup.soup import score as measure
 
@@ -277,7 +276,7 @@ def score(models: tuple[str, ...], recipe: Path, device: str, quiet: bool, as_js
     if as_json:
         click.echo(json.dumps({"scores": scores}, indent=2))
     else:
-        click.echo("Percent, with 95 % intervals.\n\n" + table(scores))
+        click.echo("Percent, with 95 % intervals.\n\n" + shown.table(scores))
 
 
 @cli.command()
@@ -308,29 +307,19 @@ def push(folder: Path, repo: str, private: bool | None, license_id: str | None, 
 @click.argument("name", required=False)
 @_JSON
 def methods(name: str | None, as_json: bool) -> None:
-    """List the ways of combining tensors, or explain one.
+    """List the ways of combining tensors and of selecting ingredients, or explain one.
 
-    Example: hf-soup methods linear
+    Example: hf-soup methods greedy
     """
-    import inspect
-
     from hf_soup.methods import METHODS
+    from hf_soup.selection import SELECTIONS
 
-    if name is not None and name not in METHODS:
-        raise RecipeError(f"There is no method '{name}'.", hint=f"Known are: {', '.join(sorted(METHODS))}.")
-    chosen = [METHODS[name]] if name else list(METHODS.values())
-    if as_json:
-        found = [
-            {"name": m.name, "summary": m.summary, "parameters": m.parameters, "elementwise": m.elementwise}
-            for m in chosen
-        ]
-        click.echo(json.dumps({"methods": found}, indent=2))
-    elif name:
-        click.echo(f"{name}\n\n{inspect.getdoc(chosen[0].function)}")
-    else:
-        for each in chosen:
-            takes = ", ".join(f"{key}={value!r}" for key, value in each.parameters.items())
-            click.echo(f"{each.name}({takes})\n    {each.summary}")
+    every: dict[str, Mapping[str, Any]] = {"methods": METHODS, "selections": SELECTIONS}
+    known = [each for registry in every.values() for each in registry]
+    if name is not None and name not in known:
+        raise RecipeError(f"There is no method or selection '{name}'.", hint=f"Known are: {', '.join(known)}.")
+    chosen = {title: [m for m in registry.values() if name in (None, m.name)] for title, registry in every.items()}
+    click.echo(json.dumps(shown.as_data(chosen), indent=2) if as_json else shown.explained(chosen, whole=bool(name)))
 
 
 @cli.command()

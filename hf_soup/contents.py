@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_soup import architecture, parameters
+from hf_soup import architecture, parameters, plots
 from hf_soup.card import license_of, plot, render
 from hf_soup.checkpoint import ASSETS, Checkpoint
 from hf_soup.compatibility import processing_files
@@ -140,6 +140,7 @@ def write_contents(
             for step in choice.selected.trace
         ],
         "history": list(choice.selected.history),
+        "stability": choice.stability and choice.stability.to_dict(),
         "report": [
             {**scoring.model_dump(mode="json"), "title": bench.title, "name": scoring.name or scoring.dataset}
             for scoring, bench in zip(resolved.report, benches[len(recipe.score) :], strict=True)
@@ -169,6 +170,10 @@ def write_contents(
             for point, each in zip(choice.curve, results.curve, strict=True)
         ]
         plot(folder / "plots" / "scores.png", summary)
+        if summary["curve"]:
+            plots.curve(folder / "plots" / "curve.png", summary)
+        if summary["history"]:
+            plots.learned(folder / "plots" / "learned.png", summary, recipe.layers)
     (folder / "soup.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     card = render(title=title, lineage=lineage, used=used, license=license, summary=summary, recipe=resolved.to_yaml())
     (folder / "README.md").write_text(card)
@@ -176,11 +181,16 @@ def write_contents(
 
 def resolve_recipe(recipe: Recipe, leaves: Lineage, weights: Mapping[str, float], benches: Sequence[Bench]) -> Recipe:
     """The recipe with every choice made: the leaves that went in, by commit, with their shares; no local paths."""
+    from hf_soup.methods import METHODS  # late, as it takes torch
+
     scorings = [_public(bench.scoring) for bench in benches]
     ancestor, base = leaves.ancestor, None
-    # One that could not be read would stop the next cook, where it is only a hint in a card.
-    if ancestor and ancestor.declared and ancestor.revision and not ancestor.model.startswith("local:"):
-        base = f"{ancestor.model}@{ancestor.revision}"
+    # One that cannot be read would stop the next cook, for which it is only a hint where no method works on it.
+    if ancestor and ancestor.declared and ancestor.revision:
+        if not ancestor.model.startswith("local:"):
+            base = f"{ancestor.model}@{ancestor.revision}"
+        elif METHODS[recipe.method.name].needs_base:
+            base = ancestor.model
     ingredients = tuple(
         Ingredient(model=leaf.model, revision=leaf.revision, weight=weight)
         for leaf, weight in zip(leaves.checkpoints, weights.values(), strict=True)
@@ -204,6 +214,7 @@ def resolve_recipe(recipe: Recipe, leaves: Lineage, weights: Mapping[str, float]
             "labels": None if labels == said else labels,
             # The choice is made; a weight that came out of data is not derived again.
             "select": Named(name="uniform"),
+            "repeats": 0,
             "score": tuple(scorings[: len(recipe.score)]),
             "report": tuple(scorings[len(recipe.score) :]),
         }
@@ -211,7 +222,10 @@ def resolve_recipe(recipe: Recipe, leaves: Lineage, weights: Mapping[str, float]
 
 
 def _public(scoring: Scoring) -> Scoring:
-    """A scoring without the path of a local file, which is nobody's business."""
-    if not (scoring.revision or "").startswith("sha256:"):
-        return scoring
-    return scoring.model_copy(update={"dataset": f"local:{Path(scoring.dataset).name}"})
+    """A scoring without the paths of local files, which are nobody's business."""
+    changes = {}
+    if (scoring.revision or "").startswith("sha256:"):
+        changes["dataset"] = f"local:{Path(scoring.dataset).name}"
+    if scoring.measure != scoring.metric:
+        changes["metric"] = f"local:{scoring.measure}"
+    return scoring.model_copy(update=changes)

@@ -192,6 +192,8 @@ class HeldOutLoss:
                     hint="Use another `select`, or another version of transformers.",
                 )
         self._plain = len(self._homes) == len(self._names)
+        if not self._plain:
+            self._homes = {}  # they would keep this model beside the next
 
     def _build(self, tensors: dict[str, Tensor]) -> None:
         model = build_model(self._folder, tensors, self._benches[0].scoring.task, torch.float32)
@@ -301,20 +303,28 @@ class Grouped:
         names: The ingredients.
         loss: Of soups of the sources.
         groups: ``(ingredients, sources)``.
+        rows: Numbers of the held-out rows that are looked at; all of them by default.
     """
 
-    def __init__(self, names: Sequence[str], loss: HeldOutLoss, groups: Sequence[Sequence[float]]) -> None:
-        self.names, self.labels = names, loss.labels
+    def __init__(
+        self,
+        names: Sequence[str],
+        loss: HeldOutLoss,
+        groups: Sequence[Sequence[float]],
+        rows: NDArray[np.int64] | None = None,
+    ) -> None:
+        self._rows = np.arange(len(loss.labels)) if rows is None else rows
+        self.names, self.labels = names, loss.labels[self._rows]
         self.tensors: Sequence[str] = loss.tensors
         self._loss, self._groups = loss, np.array(groups)
 
     def loss(self, shares: NDArray[np.float64], scale: float, rows: NDArray[np.int64]) -> float:
         """As that of sources."""
-        return self._loss.loss(shares @ self._groups, scale, rows)
+        return self._loss.loss(shares @ self._groups, scale, self._rows[rows])
 
     def gradient(
         self, shares: NDArray[np.float64], scale: float, rows: NDArray[np.int64]
     ) -> tuple[float, NDArray[np.float64], float]:
         """As that of sources."""
-        loss, slope, scale_slope = self._loss.gradient(shares @ self._groups, scale, rows)
+        loss, slope, scale_slope = self._loss.gradient(shares @ self._groups, scale, self._rows[rows])
         return loss, slope @ self._groups.T, scale_slope

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from hf_soup.answering import Answering, Mixture, Written
 from hf_soup.errors import ScoringError
 from hf_soup.headers import ITEM_BYTES
@@ -25,10 +27,14 @@ from hf_soup.scoring import (
     greedy_ensemble,
     logit_ensemble,
 )
+from hf_soup.scoring.statistics import Ints
 from hf_soup.world import World
 
 if TYPE_CHECKING:
     from hf_soup.selection import Descent, Layers, Weights
+
+#: Row numbers of every held-out bench.
+Rows = Sequence[Ints]
 
 SOUP = "soup"
 #: Of probabilities, of logits, and of the logits of those that help.
@@ -122,7 +128,7 @@ class Evaluation:
         self._answering = Answering(benches, plan, paths, config, device, quiet=quiet, world=world)
         self._head_of = head_of
         self._logits: dict[tuple[str, str], Logits] = {}
-        self._found: dict[Mix, float] = {}
+        self._answers: dict[Mix, list[Ints]] = {}
 
     def __enter__(self) -> Evaluation:
         return self
@@ -131,7 +137,12 @@ class Evaluation:
         self._answering.close()
 
     def held_out(
-        self, weights: Weights, *, layers: Layers | None = None, parameters: Mapping[str, Any] | None = None
+        self,
+        weights: Weights,
+        *,
+        layers: Layers | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        rows: Rows | None = None,
     ) -> float:
         """The held-out score of a soup that is not written; of an ingredient when nothing but one is named.
 
@@ -141,21 +152,39 @@ class Evaluation:
             weights: Share of every ingredient that goes in.
             layers: Shares of tensors that have their own, in that order.
             parameters: Of the method, in place of the recipe's.
+            rows: Of each bench those that count; by default all.
 
         Raises:
-            ScoringError: An ingredient answers as if its labels were in another order.
+            ScoringError: An ingredient answers as if its labels were in another order, or all answer as chance would.
         """
         mix = Mix.of(weights, layers, parameters)
-        if mix not in self._found:
+        if mix not in self._answers:
             found = self.logits(weights, layers=layers, parameters=parameters)
-            self._found[mix] = self.objective(found)
-        return self._found[mix]
+            self._answers[mix] = [bench.answers(each) for bench, each in zip(self._judges, found, strict=True)]
+            known = sum((name, self._judges[0].title) in self._logits for name in self.names)
+            if len(weights) == 1 and known == len(self.names) and self._head_of is None:
+                self._require_better_than_chance()
+        return self._mean_score(self._answers[mix], rows)
+
+    def _mean_score(self, answers: Sequence[Ints], rows: Rows | None = None) -> float:
+        shares = [bench.scoring.weight for bench in self._judges]
+        values = [
+            bench.judge(each, rows[number] if rows else None)
+            for number, (bench, each) in enumerate(zip(self._judges, answers, strict=True))
+        ]
+        return math.fsum(share * value for share, value in zip(shares, values, strict=True)) / math.fsum(shares)
 
     def objective(self, logits: Sequence[Logits]) -> float:
         """The mean of the held-out metrics of a model's answers, by the recipe's weights."""
-        shares = [bench.scoring.weight for bench in self._judges]
-        values = [bench.value(each) for bench, each in zip(self._judges, logits, strict=True)]
-        return math.fsum(share * value for share, value in zip(shares, values, strict=True)) / math.fsum(shares)
+        return self._mean_score([bench.answers(each) for bench, each in zip(self._judges, logits, strict=True)])
+
+    def halves(self, seed: int) -> tuple[Rows, Rows]:
+        """The rows of every held-out bench in two random halves, the same for the same number."""
+        generator = np.random.Generator(np.random.Philox(key=seed))
+        orders = [generator.permutation(bench.n) for bench in self._judges]
+        return tuple([np.sort(order[len(order) // 2 :]) for order in orders]), tuple(
+            [np.sort(order[: len(order) // 2]) for order in orders]
+        )
 
     def logits(
         self, weights: Weights, *, layers: Layers | None = None, parameters: Mapping[str, Any] | None = None
@@ -166,10 +195,7 @@ class Evaluation:
             ScoringError: An ingredient answers as if its labels were in another order.
         """
         if len(weights) == 1 and not layers and parameters is None:
-            found_alone = self._alone(next(iter(weights)), self._judges)
-            if all((name, self._judges[0].title) in self._logits for name in self.names) and self._head_of is None:
-                self._require_better_than_chance()
-            return found_alone
+            return self._alone(next(iter(weights)), self._judges)
         each = {tensor: dict(zip(weights, shares, strict=True)) for tensor, shares in (layers or {}).items()}
         own = {tensor: self._leaves(shares, mean=False) for tensor, shares in each.items()}
         mixture = Mixture(self._leaves(weights), own, parameters)
@@ -212,7 +238,7 @@ class Evaluation:
         return [f"No ingredient can be told from chance on '{bench.title}' (n = {bench.n:,}, p >= {min(found):.2g})."]
 
     @contextmanager
-    def descent(self, names: Sequence[str]) -> Iterator[Descent]:
+    def descent(self, names: Sequence[str], rows: Rows | None = None) -> Iterator[Descent]:
         """The held-out loss of soups of some ingredients and its gradient, for a selection that learns."""
         from hf_soup.descent import Grouped, HeldOutLoss
 
@@ -228,7 +254,10 @@ class Evaluation:
             self._device,
         )
         with closing(loss):
-            yield Grouped(names, loss, [[shares.get(source, 0.0) for source in sources] for shares in made_of])
+            starts = np.cumsum([0, *(bench.n for bench in self._judges)])
+            numbers = None if rows is None else np.concatenate([s + r for s, r in zip(starts[:-1], rows, strict=True)])
+            groups = [[shares.get(source, 0.0) for source in sources] for shares in made_of]
+            yield Grouped(names, loss, groups, numbers)
 
     def alone(self) -> dict[str, Score]:
         """The scores of the only model, on all benches."""
@@ -350,30 +379,3 @@ def require_memory(plan: Plan, *, learns: bool = False) -> None:
             f"Scoring candidates takes {need / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free.",
             hint="Use `select: uniform` without `score` and `report`, or a larger machine.",
         )
-
-
-def table(results: Mapping[str, Mapping[str, Mapping[str, Any]]], marked: Sequence[str] = ()) -> str:
-    """Scores as lines of text: a row for each model, a column for each data set, in percent with intervals.
-
-    Args:
-        results: Model → title → a score as plain data.
-        marked: Models that get an asterisk.
-
-    >>> print(table({"soup": {"test accuracy": {"value": 0.9, "low": 0.85, "high": 0.95, "n": 99}}}))
-            test accuracy
-      soup  90.0 (85.0 to 95.0)
-    """
-    titles = list(dict.fromkeys(title for scores in results.values() for title in scores))
-    rows = [["", *titles]]
-    for name, scores in results.items():
-        cells = []
-        for title in titles:
-            score = scores.get(title)
-            cells.append(
-                f"{100 * score['value']:.1f} ({100 * score['low']:.1f} to {100 * score['high']:.1f})" if score else ""
-            )
-        rows.append([f"{name} *" if name in marked else name, *cells])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )

@@ -70,11 +70,12 @@ def validate(recipe: Recipe, *, stream: bool = False) -> Selection:
         if titles.count(title) > 1:
             raise RecipeError(f"Two scores are called '{title}'.", hint="Give one of them a `name`.")
     for scoring in scorings:
-        if scoring.dataset.startswith("local:"):
-            raise RecipeError(
-                f"'{scoring.dataset}' was a file on the machine where the recipe was resolved.",
-                hint="Put that file's path in its place, or leave the score out.",
-            )
+        for named in (scoring.dataset, scoring.metric):
+            if named.startswith("local:"):
+                raise RecipeError(
+                    f"'{named}' was a file on the machine where the recipe was resolved.",
+                    hint="Put that file's path in its place, or leave the score out.",
+                )
     return selection
 
 
@@ -96,6 +97,8 @@ def _require_fitting(recipe: Recipe, selection: Selection, method: Method) -> No
             f"`layers` gives tensors their shares, which go with `select: uniform` and `method: linear`, not with "
             f"{selection.name} and {method.name}.",
         )
+    if recipe.repeats and not recipe.score:
+        raise RecipeError("`repeats` chooses again on halves of the held-out rows, and the recipe has no `score`.")
     several = searched(recipe)
     points = math.prod(len(recipe.method.parameters[name]) for name in several)
     if points > MAX_POINTS:
@@ -197,6 +200,7 @@ def prepare_benches(
     head_of: str | None = None,
     *,
     learns: bool = False,
+    quiet: bool = True,
 ) -> list[Bench]:
     """The held-out and report data, prepared once for all models, before any weight is fetched.
 
@@ -210,6 +214,7 @@ def prepare_benches(
         say: Gets warnings.
         head_of: The ingredient whose head all are scored with, where only bodies are averaged.
         learns: Whether shares are learned, which takes memory for gradients.
+        quiet: No progress bar.
     """
     scorings = [("score", scoring) for scoring in recipe.score]
     scorings += [("report", scoring) for scoring in recipe.report]
@@ -220,7 +225,7 @@ def prepare_benches(
 
     require_device(device)
     require_memory(plan, learns=learns)
-    benches = prepare(scorings, folder=folder, config=config, token=token)
+    benches = prepare(scorings, folder=folder, config=config, token=token, quiet=quiet)
     for note in (note for bench in benches for note in bench.notes):
         say(f"warning: {note}")
     for note in scored_with(head_of):

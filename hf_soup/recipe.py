@@ -206,6 +206,7 @@ class Recipe(_Value):
         score: The held-out data that selection may look at; of several the weighted mean of their scores.
         layers: Shares by tensor, in the order of the ingredients: the first pattern that matches a tensor's name wins,
             and the ingredients' own weights count where none does. A learned soup's are written here.
+        repeats: How often the choice is made again, on random halves of the held-out rows, to say how stable it is.
         report: Data that is looked at once, at the end.
         dtype: ``bfloat16``, ``float16``, ``float32`` or ``float64``; the ingredients' by default.
         labels: Names of the outputs in the order that the soup shall have; by default as the first ingredient that
@@ -230,6 +231,7 @@ class Recipe(_Value):
     select: Named = Named(name="uniform")
     layers: Annotated[dict[_Text, tuple[float, ...]], Field(max_length=100_000)] = {}
     score: Annotated[tuple[Scoring, ...], BeforeValidator(_as_list)] = ()
+    repeats: Annotated[int, Field(ge=0, le=1000)] = 0
     report: Annotated[tuple[Scoring, ...], BeforeValidator(_as_list)] = ()
     dtype: Literal["bfloat16", "float16", "float32", "float64"] | None = None
     labels: tuple[str, ...] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from hf_soup.basin import Barriers
     from hf_soup.cooked import Soup
     from hf_soup.foraging import Foraged, Sibling
+    from hf_soup.methods import Method
+    from hf_soup.selection import Selection
 
 
 def plan(planned: Mapping[str, Any]) -> str:
@@ -41,18 +44,119 @@ def plan(planned: Mapping[str, Any]) -> str:
 
 def soup(soup: Soup) -> str:
     """What came out of a cook."""
-    from hf_soup.evaluation import scored_with, table
+    from hf_soup.evaluation import scored_with
 
     lines = []
     if soup.scores:
-        lines += ["Percent, with 95 % intervals; * went into the soup.", "", table(soup.scores, list(soup.weights)), ""]
+        lines += [
+            "Percent, with 95 % intervals; * went into the soup.",
+            "",
+            table(soup.scores, soup.summary["selected"]),
+            "",
+        ]
         lines += scored_with(soup.summary.get("head_of"))
         for title, each in soup.summary["comparisons"].items():
             lines.append(f"{title}: soup against {each['against']}: {each['sentence']}.")
-        lines.append("")
+        lines += ["", *_calibration(soup.summary)]
+    if soup.summary["curve"]:
+        tried = []
+        for point in soup.summary["curve"]:
+            values = ", ".join(f"{name} {value:g}" for name, value in point["parameters"].items())
+            tried.append(f"{values}: {100 * point['score']:.1f}")
+        lines += [f"Tried on held-out data: {'; '.join(tried)}.", ""]
+    if stability := soup.summary["stability"]:
+        often = ", ".join(f"{name} {count}" for name, count in stability["chosen"].items())
+        lines += [*_wrapped(f"Stability: {stability['sentence']}. Went in: {often}.", ""), ""]
     shares = ", ".join(f"{name} {weight:g}" for name, weight in soup.weights.items())
     lines += [f"Weights: {shares}", f"Digest:  {soup.digest}", f"Soup:    {soup.folder} ({soup.seconds:.1f} s)"]
     return "\n".join(lines)
+
+
+def table(results: Mapping[str, Mapping[str, Mapping[str, Any]]], marked: Sequence[str] = ()) -> str:
+    """Scores as lines of text: a row for each model, a column for each data set, in percent with intervals.
+
+    Args:
+        results: Model → title → a score as plain data.
+        marked: Models that get an asterisk.
+
+    >>> print(table({"soup": {"test accuracy": {"value": 0.9, "low": 0.85, "high": 0.95, "n": 99}}}))
+            test accuracy
+      soup  90.0 (85.0 to 95.0)
+    """
+    titles = list(dict.fromkeys(title for scores in results.values() for title in scores))
+    rows = [["", *titles]]
+    for name, scores in results.items():
+        cells = []
+        for title in titles:
+            score = scores.get(title)
+            cells.append(
+                f"{100 * score['value']:.1f} ({100 * score['low']:.1f} to {100 * score['high']:.1f})" if score else ""
+            )
+        rows.append([f"{name} *" if name in marked else name, *cells])
+    return "\n".join(_aligned(rows))
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells in columns, indented."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+
+
+def _calibration(summary: Mapping[str, Any]) -> list[str]:
+    """How far probabilities can be believed, of soup, best ingredient and ensembles; and how errors differ."""
+    found, lines = summary["calibration"], []
+    for title, errors in summary["diversity"].items():
+        models = [name for name in found if name not in errors["models"] or name == summary["best"][title]]
+        rows = [["", "ECE", "NLL", "Brier"]]
+        rows += [[name, *(f"{found[name][title][key]:.3f}" for key in ("ece", "nll", "brier"))] for name in models]
+        lines += [f"Calibration on {title}; less is better.", *_aligned(rows)]
+        mean = errors["mean"]
+        if mean["disagreement"] is not None:
+            shared = "" if mean["shared_errors"] is None else f", and share {mean['shared_errors']:.0%} of their errors"
+            lines.append(
+                f"  Two ingredients answer {mean['disagreement']:.1%} of the rows differently{shared} (mean of pairs)."
+            )
+        lines.append("")
+    return lines
+
+
+def as_data(chosen: Mapping[str, Sequence[Method | Selection]]) -> dict[str, list[dict[str, Any]]]:
+    """Methods and selections as plain data."""
+    return {
+        title: [
+            {"name": each.name, "summary": _summary(each), "parameters": each.parameters}
+            | {trait: getattr(each, trait) for trait in _TRAITS if hasattr(each, trait)}
+            for each in registry
+        ]
+        for title, registry in chosen.items()
+    }
+
+
+#: What scripts may want to know of a method or a selection.
+_TRAITS = ("elementwise", "needs_base", "needs_score", "learns")
+
+
+def explained(chosen: Mapping[str, Sequence[Method | Selection]], *, whole: bool) -> str:
+    """Methods and selections with their parameters, a line about each, or all that is said of them."""
+    if whole:
+        return "\n\n".join(f"{each.name}\n\n{_said(each)}" for registry in chosen.values() for each in registry)
+    lines = []
+    for title, registry in chosen.items():
+        lines += ["", f"{title.capitalize()}, for `{title[:-1] if title == 'methods' else 'select'}` in a recipe"]
+        for each in registry:
+            takes = ", ".join(f"{key}={value!r}" for key, value in each.parameters.items())
+            lines += [f"  {each.name}({takes})", f"      {_summary(each)}"]
+    return "\n".join(lines[1:])
+
+
+def _said(each: Method | Selection) -> str:
+    return inspect.getdoc(each.function) or ""
+
+
+def _summary(each: Method | Selection) -> str:
+    return _said(each).partition("\n")[0]
 
 
 def foraged(found: Foraged) -> str:

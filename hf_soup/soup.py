@@ -146,8 +146,9 @@ def cook(
         with staging.disk_errors():
             write_assets(Path(kitchen), config, lineage)
         benches = prepare_benches(
-            recipe, whole, Path(kitchen), config, device, token, say, lineage.head_of, learns=selection.learns
-        )
+            recipe, whole, Path(kitchen), config, device, token, say, lineage.head_of,
+            learns=selection.learns, quiet=quiet,
+        )  # fmt: skip
         needed = fetched(recipe, lineage)
         fed = everyone if needed is lineage else sources(recipe, needed)
         wanted = {name: given[name] for name in needed.names}
@@ -269,7 +270,7 @@ def score(
         with tempfile.TemporaryDirectory(prefix="hf-soup-") as folder:
             config = soup_config(alone, plan.dtype)
             write_assets(Path(folder), config, alone)
-            benches = prepare_benches(recipe, plan, Path(folder), config, device, token, say)
+            benches = prepare_benches(recipe, plan, Path(folder), config, device, token, say, quiet=quiet)
             with Evaluation(
                 benches, held_out=0, names=[checkpoint.model], plan=plan,
                 paths=fetch_weights([checkpoint], quiet=quiet), config_folder=Path(folder), device=device, quiet=quiet,

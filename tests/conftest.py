@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -126,20 +127,59 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("family")
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    base = BertForSequenceClassification(config)
+    base = BertForSequenceClassification(config).eval()
+    rows = [f"{first} {second},{int(number < 4)}" for number, first in enumerate(words[:8]) for second in words[8:]]
+    # It has learned a little, as nothing can be selected among models that know nothing.
+    order = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    tokens = torch.tensor([[2, *(order.index(word) for word in row.split(",")[0].split()), 3] for row in rows])
+    labels = torch.tensor([int(row[-1]) for row in rows])
+    optimizer = torch.optim.Adam(base.parameters(), lr=0.01)
+    for _ in range(15):
+        optimizer.zero_grad()
+        base(tokens, labels=labels).loss.backward()
+        optimizer.step()
     for number, name in enumerate(("base", "a", "b", "c")):
         model = BertForSequenceClassification(config)
         with torch.no_grad():
             for ours, theirs in zip(model.parameters(), base.parameters(), strict=True):
                 ours.copy_(theirs + (0.004 * torch.randn(theirs.shape, generator=generator) if number else 0))
         model.save_pretrained(folder / name)
-        (folder / name / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
+        (folder / name / "vocab.txt").write_text("\n".join(order))
         (folder / name / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
         parent = "base_model: acme/base\n" if number else ""
         (folder / name / "README.md").write_text(f"---\nlicense: apache-2.0\n{parent}language: en\n---\n# {name}\n")
-    rows = [f"{first} {second},{int(number < 4)}" for number, first in enumerate(words[:8]) for second in words[8:]]
     (folder / "rows.csv").write_text("\n".join(["text,label", *rows]) + "\n")
     (folder / "report.csv").write_text("\n".join(["text,label", *(row.replace(",", " day,") for row in rows)]) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Relatives: one that learned its rows, one that is often wrong, one that has one answer to everything."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import BertForSequenceClassification, BertTokenizer
+
+    folder = tmp_path_factory.mktemp("trained")
+    lines = [line.rsplit(",", 1) for line in (family / "rows.csv").read_text().splitlines()[1:]]
+    tokens = BertTokenizer.from_pretrained(family / "base")([text for text, _ in lines], return_tensors="pt")
+    labels = torch.tensor([int(label) for _, label in lines])
+    model = BertForSequenceClassification.from_pretrained(family / "base")
+    model.eval()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(40):
+        optimizer.zero_grad()
+        model(**tokens, labels=labels).loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        logits = model(**tokens).logits
+    # A shift of the first answer that turns half of the second ones, and one that turns them all.
+    half = float((logits[:, 1] - logits[:, 0])[labels == 1].median())
+    for name, shift in (("good", 0.0), ("fair", half), ("poor", 100.0)):
+        shutil.copytree(family / "a", folder / name)
+        tensors = {key: value.detach().clone() for key, value in model.state_dict().items()}
+        tensors["classifier.bias"][0] += shift
+        save_file(tensors, folder / name / "model.safetensors", {"format": "pt"})
     return folder
 
 

@@ -52,11 +52,6 @@ class Method:
         """The neutral parameters for so many ingredients of equal weight 1."""
         return {name: value(count) if callable(value) else value for name, value in self.neutral.items()}
 
-    @property
-    def summary(self) -> str:
-        """The first line of the docstring."""
-        return (inspect.getdoc(self.function) or "").partition("\n")[0]
-
 
 METHODS: dict[str, Method] = {}
 

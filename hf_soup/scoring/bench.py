@@ -118,9 +118,12 @@ class Bench:
 
     def value(self, logits: Logits) -> float:
         """The metric alone, without the interval, for whoever asks it of many candidates."""
-        return metrics.compute(
-            self.scoring.metric, self.references, self.answers(logits), self.scoring.trust_remote_code
-        )
+        return self.judge(self.answers(logits))
+
+    def judge(self, answers: Ints, rows: Ints | None = None) -> float:
+        """The metric of answers to all rows, or of those to some."""
+        scoring, chosen = self.scoring, slice(None) if rows is None else rows
+        return metrics.value(scoring.metric, self.references[chosen], answers[chosen], scoring.trust_remote_code)
 
     def resampled(self, logits: Logits) -> NDArray[np.float64]:
         """``(500,)``: the metric over resamples of the rows, the same ones for every model, for paired intervals."""

@@ -207,8 +207,10 @@ def answers(
     with ThreadPoolExecutor(workers) as pool:
         torch.set_num_threads(1)
         try:
-            for done in [pool.submit(work) for _ in range(workers)]:
-                done.result()
+            others = [pool.submit(work) for _ in range(workers - 1)]
+            work()
+            for other in others:
+                other.result()
         finally:
             ended.set()
             torch.set_num_threads(threads)

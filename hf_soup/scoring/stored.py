@@ -41,16 +41,22 @@ class Chunk(NamedTuple):
 
 
 class Stored:
-    """Rows mapped from an entry's file, which may be deleted meanwhile.
+    """Rows mapped from an entry's file, which may be deleted meanwhile; or its bytes.
+
+    Another process maps the same file, or is given the bytes where it is gone.
 
     Raises:
         OSError, ValueError, KeyError, TypeError: There is no such entry, or it is damaged.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with path.open("rb") as stream:
-            self._mapping = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    def __init__(self, entry: Path | bytes) -> None:
+        self._entry = entry
+        self._mapping: mmap.mmap | bytes
+        if isinstance(entry, bytes):
+            self._mapping = entry
+        else:
+            with entry.open("rb") as stream:
+                self._mapping = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         said = json.loads(self._mapping[-_TAIL:])
         count, total = said["rows"], said["numbers"]
         if len(self._mapping) != 4 * total + 24 * count + _TAIL:
@@ -63,16 +69,17 @@ class Stored:
         #: ``(rows,)`` numbers in each row.
         self.sizes: Ints = np.diff(self._ends)
 
-    def __reduce__(self) -> tuple[type[Stored], tuple[Path]]:
-        # Another process maps the same file.
-        return Stored, (self._path,)
-
     def rows(self, numbers: Ints) -> list[NDArray[Any]]:
         """Copies of some rows, each in its shape."""
         found = [self._numbers[self._ends[row] : self._ends[row + 1]].reshape(self._shape).copy() for row in numbers]
-        # What was read stays in the system's cache of files, not in this process's memory.
-        self._mapping.madvise(mmap.MADV_DONTNEED)
+        if isinstance(self._mapping, mmap.mmap):
+            # What was read stays in the system's cache of files, not in this process's memory.
+            self._mapping.madvise(mmap.MADV_DONTNEED)
         return found
+
+    def __reduce__(self) -> tuple[type[Stored], tuple[Path | bytes]]:
+        here = isinstance(self._entry, Path) and self._entry.exists()
+        return Stored, (self._entry if here else bytes(self._mapping),)
 
 
 def key_of(about: object, folder: Path) -> str:

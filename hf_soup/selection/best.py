@@ -14,6 +14,9 @@ def best(weights: Weights, score: ScoreFunction) -> Selected:
         weights: The ingredients and their shares.
         score: The held-out score of a soup.
 
+    Reference:
+        Wortsman et al., Model soups, ICML 2022, arXiv:2203.05482, the baseline.
+
     >>> best({"a": 1.0, "b": 1.0}, lambda soup: 0.9 if "b" in soup else 0.8).weights
     {'b': 1.0}
     """
@@ -31,6 +34,10 @@ def top_k(weights: Weights, score: ScoreFunction, *, k: int = 3) -> Selected:
 
     Raises:
         RecipeError: ``k`` is below 1, or above the number of ingredients.
+
+    Reference:
+        Wortsman et al., Model soups, ICML 2022, arXiv:2203.05482, where the uniform soup of the best few is the
+        greedy soup without its test.
 
     >>> gains = {"a": 0.7, "b": 0.9, "c": 0.8}
     >>> list(top_k(gains, lambda soup: max(soup.values()), k=2).weights)

@@ -156,12 +156,12 @@ def test_two_processes_write_the_bytes_of_one(
 
 
 @pytest.fixture
-def greedy(family: Path, tmp_path: Path) -> Path:
+def greedy(family: Path, trained: Path, tmp_path: Path) -> Path:
     """A recipe that scores: 24 rows of held-out data and 24 of a report, five in a batch."""
     data = {"task": "text-classification", "batch_size": 5}
     recipe = {
         "base": str(family / "base"),
-        "ingredients": [str(family / name) for name in "abc"],
+        "ingredients": [str(trained / name) for name in ("poor", "fair", "good")],
         "select": "greedy",
         "score": {**data, "dataset": str(family / "rows.csv")},
         "report": [{**data, "dataset": str(family / "report.csv"), "name": "test"}],
@@ -201,14 +201,16 @@ def test_a_process_that_dies_while_it_scores_ends_the_other(
     assert not (tmp_path / "soup").exists()
 
 
-def test_a_model_that_cannot_be_scored_is_one_error(launch: Launch, greedy: Path, family: Path, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_scored_is_one_error(
+    launch: Launch, greedy: Path, trained: Path, tmp_path: Path
+) -> None:
     """All processes meet it; the first one says it, and the other ends too."""
-    shutil.copytree(family / "c", tmp_path / "c")
+    shutil.copytree(trained / "fair", tmp_path / "c")
     tensors = load_file(tmp_path / "c" / "model.safetensors")
     tensors["bert.pooler.dense.bias"][:] = 10.0
     tensors["classifier.weight"][:] = 3e38  # finite, but the sum of them is not
     save_file(tensors, tmp_path / "c" / "model.safetensors", {"format": "pt"})
-    greedy.write_text(greedy.read_text().replace(str(family / "c"), str(tmp_path / "c")))
+    greedy.write_text(greedy.read_text().replace(str(trained / "fair"), str(tmp_path / "c")))
     done = launch(*LAUNCHERS["torchrun"], "counting.py", "none", "cook", greedy, "-o", "soup", "--quiet")
     assert done.returncode != 0
     assert done.stderr.count("Error: local:c: The model's output for row ") == 1

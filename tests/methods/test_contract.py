@@ -162,7 +162,7 @@ def test_numbers_of_ingredients_and_weights_must_agree(method: Method) -> None:
 def test_it_is_documented_with_an_example_that_runs(method: Method) -> None:
     module = sys.modules[method.function.__module__]
     text = inspect.getdoc(method.function) or ""
-    assert method.summary.endswith(".")
+    assert text.partition("\n")[0].endswith(".")
     for part in (".. math::", "Args:", "Returns:", "Reference:"):
         assert part in text
     assert all(f"{parameter}:" in text for parameter in method.parameters)

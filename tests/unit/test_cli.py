@@ -58,7 +58,7 @@ def test_json_is_one_object_on_stdout(cli: Cli, family: Path, tmp_path: Path, pu
         "cook": {"folder", "weights", "scores", "selected", "digest", "seconds", "resumed", "pushed"},
         "score": {"scores"},
         "push": {"repo", "commit", "url", "pull_request"},
-        "methods": {"methods"},
+        "methods": {"methods", "selections"},
     }
     publish("base")
     done = {
@@ -78,7 +78,9 @@ def test_json_is_one_object_on_stdout(cli: Cli, family: Path, tmp_path: Path, pu
     assert "Wrote new.yaml" in done["check"].err
     assert "warning:" in done["cook"].err
     cooked = done["cook"].json
-    assert set(cooked["scores"]) == {"soup", "ensemble", "local:a", "local:b", "local:c"}
+    assert set(cooked["scores"]) == {
+        "soup", "local:a", "local:b", "local:c", "ensemble", "logit ensemble", "greedy ensemble",
+    }  # fmt: skip
     assert set(cooked["scores"]["soup"]["test accuracy"]) == {"metric", "value", "low", "high", "n"}
     assert cooked["selected"] == list(cooked["weights"])
     assert cooked["pushed"] is None
@@ -140,11 +142,14 @@ def test_set_gives_values_with_types(cli: Cli, monkeypatch: pytest.MonkeyPatch, 
 
 def test_methods_explain_themselves(cli: Cli) -> None:
     listed = cli("methods")
-    assert listed.out.startswith("linear(")
+    assert "  linear(normalize=True)\n" in listed.out
+    assert "  greedy(accept='>=')\n" in listed.out
+    assert cli("methods", "nothing").err.startswith("Error: There is no method or selection 'nothing'.")
     explained = cli("methods", "linear")
     for part in ("linear\n", "Args:", "Returns:", "Reference:"):
         assert part in explained.out
     assert cli("methods", "linear", "--json").json["methods"][0]["elementwise"] is True
+    assert cli("methods", "learned", "--json").json["selections"][0]["learns"] is True
 
 
 def test_a_refusal_has_its_own_exit_code(cli: Cli, family: Path, tmp_path: Path) -> None:

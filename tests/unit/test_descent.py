@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -218,7 +219,7 @@ def test_ingredients_of_other_types(tmp_path: Path, family: Path, family_name: s
 @pytest.mark.parametrize("by", ["ingredient", "layer"])
 def test_rows_that_not_all_have(tmp_path: Path, family: Path, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their mean is over those who have them, and who has them alone moves nothing; slices cut across rows."""
-    monkeypatch.setattr(descent, "SLICE_ELEMENTS", 37)
+    monkeypatch.setattr(descent, "SLICE_ELEMENTS", 137)
     kitchen = Kitchen(tmp_path, "BERT", family / "rows.csv")
     words = "bert.embeddings.word_embeddings.weight"
     kitchen.lose(words, {0: [Rows(0, 0, 7)], 1: [Rows(3, 0, 9), Rows(0, 10, 3)]})  # row 13 and more: the third's alone
@@ -283,6 +284,16 @@ def test_the_model_is_built_once_where_tensors_are_only_renamed(
     for shares in ([[0.5, 0.25, 0.25]], [[0.5, 0.25, 0.25]], [[0.2, 0.5, 0.3]]):
         mixture.loss(np.array(shares), 1.0, np.arange(4))
     assert calls == built
+
+
+def test_one_model_is_held_at_a_time(tmp_path: Path, family: Path) -> None:
+    """Also where it is built anew in every step."""
+    kitchen = Kitchen(tmp_path, "Mixtral", family / "rows.csv")
+    mixture = kitchen.mixture()
+    first = [weakref.ref(each) for each in mixture._model.parameters()]
+    mixture.gradient(np.full((1, N), 1 / N), 1.0, np.arange(4))
+    gc.collect()
+    assert not any(each() is not None for each in first)
 
 
 def test_memory_does_not_grow_with_the_ingredients(tmp_path: Path, family: Path) -> None:

@@ -13,45 +13,19 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from hf_soup import Ingredient, Recipe, Soup, answering, blend, cook, score
 from hf_soup.errors import ScoringError
-from hf_soup.evaluation import require_device, table
+from hf_soup.evaluation import require_device
+from hf_soup.runs import Run
 from hf_soup.scoring import Bench
+from hf_soup.shown import table
 
 # The cards name an ancestor on the Hub, which must not be the real one.
 pytestmark = pytest.mark.usefixtures("online")
 
 HELD_OUT, REPORT = "rows.csv accuracy", "test accuracy"
-
-
-@pytest.fixture(scope="module")
-def trained(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Relatives: one that learned its rows, one that is often wrong, one that has one answer to everything."""
-    from transformers import BertForSequenceClassification, BertTokenizer
-
-    folder = tmp_path_factory.mktemp("trained")
-    lines = [line.rsplit(",", 1) for line in (family / "rows.csv").read_text().splitlines()[1:]]
-    tokens = BertTokenizer.from_pretrained(family / "base")([text for text, _ in lines], return_tensors="pt")
-    labels = torch.tensor([int(label) for _, label in lines])
-    model = BertForSequenceClassification.from_pretrained(family / "base")
-    model.eval()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    for _ in range(40):
-        optimizer.zero_grad()
-        model(**tokens, labels=labels).loss.backward()
-        optimizer.step()
-    with torch.no_grad():
-        logits = model(**tokens).logits
-    # A shift of the first answer that turns half of the second ones, and one that turns them all.
-    half = float((logits[:, 1] - logits[:, 0])[labels == 1].median())
-    for name, shift in (("good", 0.0), ("fair", half), ("poor", 100.0)):
-        shutil.copytree(family / "a", folder / name)
-        tensors = {key: value.detach().clone() for key, value in model.state_dict().items()}
-        tensors["classifier.bias"][0] += shift
-        save_file(tensors, folder / name / "model.safetensors", {"format": "pt"})
-    return folder
 
 
 @pytest.fixture
@@ -137,9 +111,9 @@ def test_each_step_of_greedy_reads_little(
     read: Counter[str] = Counter()
     through = blend.Blend._load
 
-    def count(self: blend.Blend, source: int, number: int) -> Any:
-        read[self.plan.sources[source]] += 1
-        return through(self, source, number)
+    def count(self: blend.Blend, source: int, span: Run) -> Any:
+        read[self.plan.sources[source]] += span.stop - span.first
+        return through(self, source, span)
 
     monkeypatch.setattr(blend.Blend, "_load", count)
     cook(recipe, tmp_path / "soup", say=lambda _: None)

@@ -6,7 +6,9 @@ import pytest
 
 from hf_soup.errors import RecipeError
 from hf_soup.selection import SELECTIONS, ScoreFunction, Step, Weights
+from hf_soup.selection.best import best, top_k
 from hf_soup.selection.greedy import greedy
+from hf_soup.selection.pruned import pruned
 from hf_soup.selection.uniform import uniform
 
 
@@ -78,8 +80,45 @@ def test_uniform_asks_nothing() -> None:
     assert uniform({"a": 1.0, "b": 3.0}, score).weights == {"a": 1.0, "b": 3.0}
 
 
+def test_the_best_and_the_best_few_by_hand() -> None:
+    score, asked = table(BY_HAND)
+    found = best({"a": 0.5, "b": 2.0, "c": 1.0, "d": 1.0}, score)
+    assert found.weights == {"b": 2.0}
+    assert [(step.ingredients, step.kept) for step in found.trace] == [
+        (("b",), True), (("c",), False), (("a",), False), (("d",), False),
+    ]  # fmt: skip
+    assert asked == ["a", "b", "c", "d"]
+    found = top_k(dict.fromkeys("abcd", 1.0), score, k=2)
+    assert list(found.weights) == ["b", "c"]
+    assert found.trace[-1] == Step(("b", "c"), 0.92, kept=True)
+    with pytest.raises(RecipeError, match="`k` is 5; it is a number from 1 to 4"):
+        top_k(dict.fromkeys("abcd", 1.0), score, k=5)
+    with pytest.raises(RecipeError, match="`k` is 0"):
+        top_k(dict.fromkeys("abcd", 1.0), score, k=0)
+
+
+def test_pruned_by_hand() -> None:
+    """Worst first, again until a round drops none; on a tie an ingredient stays."""
+    scores = {"a": 0.7, "b": 0.9, "c": 0.8, "d": 0.6, "abcd": 0.5, "abc": 0.8, "bc": 0.8, "ac": 0.7, "ab": 0.85}
+    score, asked = table({**scores, "bcd": 0.1, "b": 0.9})
+    found = pruned({"a": 0.5, "b": 1.0, "c": 2.0, "d": 1.0}, score)
+    # Without d it gains, without a it does not, without c it does; without a it gains in the second round.
+    assert found.weights == {"b": 1.0}
+    assert asked == ["abcd", "a", "b", "c", "d", "abc", "bc", "ab", "a", "b"]
+    assert [step.kept for step in found.trace] == [True, True, False, True, False, True]
+
+
+def test_pruned_keeps_one() -> None:
+    score, _ = table({"a": 0.7, "b": 0.9, "ab": 0.1})
+    assert pruned({"a": 1.0, "b": 1.0}, score).weights == {"b": 1.0}
+    assert pruned({"a": 1.0}, score).weights == {"a": 1.0}
+
+
 def test_every_selection_is_registered_under_its_name() -> None:
     assert {name: (each.needs_score, each.parameters) for name, each in SELECTIONS.items()} == {
+        "best": (True, {}),
+        "top_k": (True, {"k": 3}),
+        "pruned": (True, {}),
         "greedy": (True, {"accept": ">="}),
         "learned": (
             True,

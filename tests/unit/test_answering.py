@@ -1,0 +1,52 @@
+"""What is remembered of a model's answers is found again by its numbers alone: not by who else is in the recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from hf_soup.answering import Mixture, _Keys
+from hf_soup.headers import TensorInfo, read_header
+from hf_soup.plan import Plan, make_plan
+
+
+def plan_of(family: Path, names: str, method: str = "linear", head: str = "") -> Plan:
+    """Of some models of the family, of whom one may have the head alone."""
+    tensors: list[dict[str, TensorInfo]] = []
+    for name in names:
+        data = (family / name / "model.safetensors").read_bytes()
+        found = read_header(lambda _, i, j, d=data: d[i:j], "model.safetensors", len(data), name)
+        tensors.append({each.name: each for each in found if not head or name == head or "classifier" not in each.name})
+    patched = {"classifier.weight", "classifier.bias"} if head else set()
+    return make_plan(list(names), tensors, [1.0] * len(names), method=method, patched=patched)
+
+
+def test_everything_that_decides_the_numbers_is_in_the_key(family: Path) -> None:
+    name = next(iter(load_file(family / "a" / "model.safetensors")))
+    pair = {0: 1.0, 1: 1.0}
+    mixtures = [
+        Mixture({0: 1.0}, mean=True),
+        Mixture({1: 1.0}, mean=True),
+        Mixture(pair),
+        Mixture({1: 1.0, 0: 1.0}),  # sums are rounded in their order
+        Mixture({0: 1.0, 1: 2.0}),
+        Mixture(pair, {name: {0: 1.0, 1: 2.0}}),
+        Mixture(pair, {name: {0: 2.0, 1: 1.0}}),
+        Mixture(pair, parameters={"normalize": False}),
+    ]
+    plans = [plan_of(family, "abc"), plan_of(family, "abc", head="c"), plan_of(family, "abc", head="b")]
+    keys = {_Keys(plan).of(mixture) for plan in plans for mixture in mixtures}
+    assert len(keys) == len(plans) * len(mixtures)
+
+
+def test_nothing_else_is(family: Path) -> None:
+    """Other ingredients, their number and the order of those that are not in it."""
+    here, there = plan_of(family, "abc"), plan_of(family, "cba")
+    assert _Keys(here).of(Mixture({0: 1.0, 2: 3.0})) == _Keys(there).of(Mixture({2: 1.0, 0: 3.0}))
+    assert _Keys(here).of(Mixture({1: 1.0}, mean=True)) == _Keys(plan_of(family, "b")).of(Mixture({0: 1.0}, mean=True))
+    layers = {"classifier.bias": {0: 0.25, 2: 0.5}}, {"classifier.bias": {2: 0.25, 0: 0.5}}
+    assert _Keys(here).of(Mixture({0: 1.0, 2: 3.0}, layers[0])) == _Keys(there).of(Mixture({2: 1.0, 0: 3.0}, layers[1]))
+    # A head that one has alone is in every soup.
+    first, second = plan_of(family, "abc", head="c"), plan_of(family, "ac", head="c")
+    assert _Keys(first).of(Mixture({0: 1.0}, mean=True)) == _Keys(second).of(Mixture({0: 1.0}, mean=True))

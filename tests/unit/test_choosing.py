@@ -1,0 +1,236 @@
+"""Methods with an ancestor, parameters that are chosen, shares of tensors, several held-out data: cooked as asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hf_soup import Recipe, RecipeError, Soup, SoupError, cook
+from hf_soup.choosing import grid, settled
+from hf_soup.scoring import Bench
+
+pytestmark = pytest.mark.usefixtures("online")
+
+TITLE = "rows.csv accuracy"
+
+
+def quietly(recipe: Recipe, out: Path) -> Soup:
+    return cook(recipe, out, say=lambda _: None)
+
+
+@pytest.fixture
+def recipe(family: Path, trained: Path) -> Recipe:
+    data = {"task": "text-classification", "dataset": str(family / "rows.csv")}
+    return Recipe(
+        ingredients=[str(trained / name) for name in ("good", "fair", "poor")],
+        base=str(family / "base"),
+        score=data,
+        report=[{**data, "dataset": str(family / "report.csv"), "name": "test"}],
+    )
+
+
+def changed(recipe: Recipe, **changes: Any) -> Recipe:
+    return Recipe(**{**recipe.to_dict(), **changes})
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: each.double() for name, each in load_file(folder / "model.safetensors").items()}
+
+
+@pytest.mark.parametrize(("alpha", "expected"), [(0.0, 0.0), (0.25, 0.25), (1.0, 1.0)])
+def test_wise_ft_lies_between_the_ancestor_and_the_soup(
+    alpha: float, expected: float, recipe: Recipe, family: Path, trained: Path, tmp_path: Path
+) -> None:
+    method = {"name": "wise_ft", "alpha": alpha}
+    soup = quietly(changed(recipe, method=method, score=None, report=[]), tmp_path / "soup")
+    base, mixed = tensors(family / "base"), tensors(soup.folder)
+    each = [tensors(trained / name) for name in ("good", "fair", "poor")]
+    for name, tensor in mixed.items():
+        mean = sum(one[name] for one in each) / 3
+        want = (1 - expected) * base[name] + expected * mean
+        torch.testing.assert_close(tensor, want, rtol=1e-6, atol=1e-8)
+
+
+def test_task_arithmetic_adds_and_takes_away(recipe: Recipe, family: Path, trained: Path, tmp_path: Path) -> None:
+    given = [{"model": str(trained / "good"), "weight": 1.0}, {"model": str(trained / "fair"), "weight": -0.5}]
+    asked = changed(recipe, ingredients=given, method={"name": "task_arithmetic", "scale": 0.4}, score=None, report=[])
+    soup = quietly(asked, tmp_path / "soup")
+    base, good, fair = (tensors(folder) for folder in (family / "base", trained / "good", trained / "fair"))
+    for name, tensor in tensors(soup.folder).items():
+        want = base[name] + 0.4 * ((good[name] - base[name]) - 0.5 * (fair[name] - base[name]))
+        torch.testing.assert_close(tensor, want, rtol=1e-6, atol=1e-8)
+    assert soup.weights == {"local:good": 1.0, "local:fair": -0.5}
+
+
+def test_a_parameter_is_chosen_on_held_out_data(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All values are tried and told; reports are looked at afterwards; what was chosen is in soup.yaml."""
+    titles: list[str] = []
+    run = Bench.logits
+
+    def logits(self: Bench, *arguments: Any, **options: Any) -> Any:
+        titles.append(self.title)
+        return run(self, *arguments, **options)
+
+    monkeypatch.setattr(Bench, "logits", logits)
+    values = [0.0, 0.3, 1.0]
+    asked = changed(
+        recipe, ingredients=[recipe.ingredients[0].model], method={"name": "wise_ft", "alpha": values}, select="best"
+    )
+    asked = changed(asked, ingredients=[each.model for each in recipe.ingredients])
+    soup = quietly(asked, tmp_path / "soup")
+    curve = soup.summary["curve"]
+    assert [point["parameters"] for point in curve] == [{"alpha": value} for value in values]
+    assert curve[2]["score"] == curve[2]["scores"][TITLE]["value"] == soup.scores["local:good"][TITLE]["value"] == 1.0
+    chosen = max(curve, key=lambda point: point["score"])
+    assert soup.recipe.method.parameters == chosen["parameters"]
+    assert soup.scores["soup"] == chosen["scores"]
+    first = titles.index("test accuracy")
+    assert set(titles[:first]) == {TITLE}
+    assert soup.recipe.base == "local:base"
+    assert (soup.folder / "plots" / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    again = changed(
+        soup.recipe,
+        base=recipe.base,
+        ingredients=[recipe.ingredients[0].model],
+        score=None,
+        report=[],
+    )
+    with pytest.raises(SoupError, match="two models or more"):
+        quietly(again, tmp_path / "again")
+
+
+def test_while_ingredients_are_selected_the_method_is_an_average(recipe: Recipe, tmp_path: Path) -> None:
+    """So greedy's trace is that of the plain soup, whatever is searched afterwards."""
+    plain = quietly(changed(recipe, select="greedy"), tmp_path / "plain")
+    for method in ({"name": "wise_ft", "alpha": [0.1, 0.9]}, {"name": "task_arithmetic", "scale": [0.1, 0.9]}):
+        soup = quietly(changed(recipe, select="greedy", method=method), tmp_path / method["name"])
+        assert soup.summary["trace"] == plain.summary["trace"]
+
+
+def test_every_combination_is_a_point(recipe: Recipe) -> None:
+    asked = recipe.model_copy(
+        update={"method": Recipe(ingredients=["a/b"], method={"name": "x", "a": [1, 2], "b": 3, "c": [4, 5]}).method}
+    )
+    assert grid(asked) == [{"a": a, "b": 3, "c": c} for a in (1, 2) for c in (4, 5)]
+    assert settled(asked).method.parameters == {"a": 1, "b": 3, "c": 4}
+
+
+def test_tensors_have_shares_of_their_own(recipe: Recipe, trained: Path, tmp_path: Path) -> None:
+    """The first pattern that matches wins; soup.yaml gives the same bytes again."""
+    layers = {"classifier.bias": [1, 0, 0], "classifier.*": [0, 3, 1], "*.layer.1.*": [0.25, 0.5, 0.25]}
+    asked = changed(recipe, layers=layers, score=None, report=[])
+    soup = quietly(asked, tmp_path / "soup")
+    each = [tensors(trained / name) for name in ("good", "fair", "poor")]
+    for name, tensor in tensors(soup.folder).items():
+        shares = [1.0, 1.0, 1.0]
+        if ".layer.1." in name:
+            shares = [0.25, 0.5, 0.25]
+        if name.startswith("classifier."):
+            shares = [1.0, 0.0, 0.0] if name.endswith("bias") else [0.0, 3.0, 1.0]
+        want = sum(share * one[name] for share, one in zip(shares, each, strict=True)) / sum(shares)
+        torch.testing.assert_close(tensor, want, rtol=1e-6, atol=1e-8)
+    folders = [each.model for each in recipe.ingredients]
+    again = changed(soup.recipe, ingredients=folders, base=recipe.base)
+    assert quietly(again, tmp_path / "again").digest == soup.digest
+    with pytest.raises(RecipeError, match=r"`layers` names 'clasifier.\*', and no tensor matches it"):
+        quietly(changed(asked, layers={"clasifier.*": [1, 1, 1]}), tmp_path / "wrong")
+
+
+@pytest.mark.parametrize("by", ["ingredient", "layer"])
+def test_learned_shares_are_written_and_cooked_again(by: str, recipe: Recipe, tmp_path: Path) -> None:
+    asked = changed(recipe, select={"name": "learned", "by": by, "epochs": 3, "batch_size": 8})
+    soup = quietly(asked, tmp_path / "soup")
+    history = soup.summary["history"]
+    assert [entry["epoch"] for entry in history] == list(range(len(history)))
+    assert sum(history[-1]["weights"].values()) == pytest.approx(1)
+    assert bool(soup.recipe.layers) == (by == "layer")
+    assert soup.recipe.select.name == "uniform"
+    again = changed(soup.recipe, ingredients=[
+        {"model": each.model, "weight": mine.weight}
+        for each, mine in zip(recipe.ingredients, soup.recipe.ingredients, strict=True)
+    ], base=recipe.base, score=None, report=[])  # fmt: skip
+    assert quietly(again, tmp_path / "again").digest == soup.digest
+    assert (soup.folder / "plots" / "learned.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_free_shares_are_a_plain_sum(recipe: Recipe, trained: Path, tmp_path: Path) -> None:
+    select = {"name": "learned", "constrain": "none", "epochs": 2, "batch_size": 8}
+    soup = quietly(changed(recipe, select=select), tmp_path / "soup")
+    assert soup.recipe.method.parameters == {"normalize": False}
+    each = [tensors(trained / name) for name in ("good", "fair", "poor")]
+    for name, tensor in tensors(soup.folder).items():
+        want = sum(weight * one[name] for weight, one in zip(soup.weights.values(), each, strict=True))
+        torch.testing.assert_close(tensor, want, rtol=1e-5, atol=1e-7)
+
+
+def test_several_held_out_data_are_weighed(recipe: Recipe, family: Path, tmp_path: Path) -> None:
+    """By the weights that the recipe gives them, each in its own metric."""
+    data = recipe.score[0].model_dump(exclude_defaults=True)
+    two = [{**data, "weight": 3}, {**data, "metric": "f1", "name": "again"}]
+    soup = quietly(changed(recipe, score=two, select="best"), tmp_path / "soup")
+    assert soup.summary["held_out"] == [TITLE, "again f1"]
+    for step in soup.summary["trace"]:
+        scores = soup.scores[step["ingredients"][0]]
+        assert step["score"] == pytest.approx((3 * scores[TITLE]["value"] + scores["again f1"]["value"]) / 4)
+    assert len(soup.recipe.score) == 2
+    assert json.loads((soup.folder / "soup.json").read_text())["best"].keys() == soup.scores["soup"].keys()
+
+
+@pytest.mark.parametrize("select", ["greedy", {"name": "learned", "epochs": 1, "batch_size": 8}], ids=str)
+def test_the_choice_is_made_again_on_halves(select: Any, recipe: Recipe, tmp_path: Path) -> None:
+    """And scored on the other halves; the soup is the one without repeats."""
+    plain = quietly(changed(recipe, select=select), tmp_path / "plain")
+    soup = quietly(changed(recipe, select=select, repeats=6), tmp_path / "soup")
+    found = soup.summary["stability"]
+    assert soup.digest == plain.digest
+    assert plain.summary["stability"] is None
+    assert found["repeats"] == len(found["gains"]) == 6
+    assert found["mean"] == pytest.approx(sum(found["gains"]) / 6)
+    # One is always right, and one hardly ever: in every half.
+    assert found["chosen"]["local:good"] == 6
+    assert all(gain <= 0 for gain in found["gains"])
+    assert soup.recipe.repeats == 0
+    assert quietly(changed(recipe, select=select, repeats=6), tmp_path / "again").summary["stability"] == found
+    with pytest.raises(RecipeError, match="`repeats` chooses again"):
+        quietly(changed(recipe, select="uniform", repeats=2, score=None), tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"method": {"name": "wise_ft", "alpha": [0, "x"]}}, "'alpha' is 'x'; it is of type float, such as 0.5, or"),
+        ({"method": {"name": "wise_ft", "alpha": []}}, r"'alpha' is \[\]"),
+        ({"method": {"name": "wise_ft", "alpha": [0, 1]}, "score": None}, "several values, and the recipe has no `sc"),
+        ({"method": {"name": "wise_ft", "alpha": list(range(1001))}}, "asks to try 1,001 combinations"),
+        ({"method": "wise_ft", "base": None}, "none is known"),
+        ({"ingredients": [{"model": "x/y", "weight": -1}, "x/z"]}, "'weight' is -1, and linear divides by the sum"),
+        ({"layers": {"a": [-1, 1, 1]}}, "'a' is -1, and linear divides"),
+        ({"layers": {"a": [1, 1, 1]}, "select": "greedy"}, "go with `select: uniform` and `method: linear`, not with"),
+        ({"select": "learned", "method": "wise_ft"}, "`select: learned` learns the shares of an average"),
+        ({"select": {"name": "learned", "by": "row"}}, "`by` is 'row'; it is 'ingredient' or 'layer'"),
+        ({"select": {"name": "top_k", "k": 9}}, "`k` is 9; it is a number from 1 to 3"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else "-".join(value),
+)
+def test_what_contradicts_itself_is_refused(
+    changes: dict[str, Any], said: str, recipe: Recipe, tmp_path: Path, trained: Path
+) -> None:
+    asked = changed(recipe, **changes)
+    if "base" in changes:
+        nameless = tmp_path / "nameless"
+        for name in ("good", "fair"):
+            (nameless / name).mkdir(parents=True)
+            for file in (trained / name).iterdir():
+                if file.name != "README.md":
+                    (nameless / name / file.name).write_bytes(file.read_bytes())
+        asked = changed(asked, ingredients=[str(nameless / "good"), str(nameless / "fair")], score=None, report=[])
+    with pytest.raises(SoupError, match=said):
+        quietly(asked, tmp_path / "soup")
+    assert not (tmp_path / "soup").exists()
