@@ -47,7 +47,7 @@ from hf_soup.selection import SELECTIONS
 
 SEEDS = {"digits": 10, "texts": 5}
 ALPHAS = [tenth / 10 for tenth in range(11)]
-BEST, GREEDY = "best single", "greedy soup"
+BEST, GREEDY, LEARNED = "best single", "greedy soup", "learned soup"
 ENSEMBLES = ("logit ensemble", "probability ensemble", "greedy ensemble")
 #: Title → what the recipe says beside the ingredients, the base and the held-out data.
 SOUPS: list[tuple[str, dict[str, Any]]] = [
@@ -55,10 +55,10 @@ SOUPS: list[tuple[str, dict[str, Any]]] = [
     ("uniform without the poor one", {"select": "uniform", "ingredients": "good"}),
     (GREEDY, {"select": "greedy"}),
     ("pruned soup", {"select": "pruned"}),
-    ("learned soup", {"select": {"name": "learned", "by": "ingredient"}}),
-    ("learned by layer", {"select": {"name": "learned", "by": "layer"}}),
+    (LEARNED, {"select": {"name": "learned", "by": "ingredient", "batch_size": 64}}),
+    ("learned by layer", {"select": {"name": "learned", "by": "layer", "batch_size": 64}}),
     ("soup of two greedy soups", {"select": "uniform", "ingredients": "halves"}),
-    ("WiSE-FT of the greedy soup", {"ingredients": "greedy", "method": {"name": "wise_ft", "alpha": ALPHAS}}),
+    ("WiSE-FT of the greedy soup", {"select": "greedy", "method": {"name": "wise_ft", "alpha": ALPHAS}}),
 ]
 COLUMNS = ("held-out", "test", "shifted")
 #: Pairs whose gap is measured (and a quarter as many with the poor one), and the step of its second derivative.
@@ -73,9 +73,8 @@ class Kitchen:
         self.models = sorted(path.name for path in zoo.iterdir() if path.name[0].isdigit())
         self.scorings = evidence_zoo.scorings(kind, zoo)
         recipe = self.recipe("1", report=self.scorings["report"])
-        assert recipe.score is not None
         config = json.loads((zoo / "start" / "config.json").read_text())
-        wanted = [("score", recipe.score), *(("report", each) for each in recipe.report)]
+        wanted = [(role, each) for role in ("score", "report") for each in getattr(recipe, role)]
         self.benches: dict[str, Bench] = dict(
             zip(COLUMNS, prepare(wanted, folder=zoo / "start", config=config), strict=True)
         )
@@ -93,7 +92,9 @@ class Kitchen:
     def cook(self, title: str, *models: str | dict[str, Any], **changes: Any) -> Path:
         """The folder of a soup."""
         folder = self.out / title.replace(" ", "-")
+        started = time.perf_counter()
         hf_soup.cook(self.recipe(*models, **changes), folder, threads=1, say=lambda _: None)
+        print(f"  {self.zoo.name}, {title}: {time.perf_counter() - started:.1f} s", flush=True)
         return folder
 
     def logits(self, folder: Path, columns: Sequence[str] = COLUMNS) -> dict[str, Logits]:
@@ -154,7 +155,6 @@ def soups(kitchen: Kitchen) -> dict[str, dict[str, Logits]]:
         models: list[Any] = {
             "all": kitchen.models,
             "good": [name for name in kitchen.models if "poor" not in name],
-            "greedy": [kitchen.out / "greedy-soup"],
             "halves": [kitchen.out / "half-0", kitchen.out / "half-1"],
         }[given]
         if given == "halves":
@@ -186,7 +186,7 @@ def gap(kitchen: Kitchen, singles: Mapping[str, Mapping[str, Logits]], first: st
     path = []
     for at in (0.5 - STEP, 0.5, 0.5 + STEP):
         models = [{"model": first, "weight": 1 - at}, {"model": last, "weight": at}]
-        folder = kitchen.cook(f"{first} {last} {at}", *models, score=None)
+        folder = kitchen.cook(f"{first} {last} {at}", *models, score=[])
         path.append(kitchen.logits(folder, ["test"])["test"])
     ends = [singles[name]["test"] for name in (first, last)]
     return predicted_gap(path, ends, kitchen.benches["test"].references, step=STEP)
@@ -232,7 +232,7 @@ def calibrations(zoos: Sequence[Mapping[str, Any]]) -> list[str]:
     """Expected calibration error, negative log-likelihood and Brier score, and the differences to the best single."""
     columns = [(column, name) for column in COLUMNS[1:] for name in ("ece", "nll", "brier")]
     rows = []
-    for title in (BEST, GREEDY, *ENSEMBLES):
+    for title in (BEST, GREEDY, LEARNED, *ENSEMBLES):
         row = [title]
         for column, name in columns:
             mine = [zoo["rows"][title][column][name] for zoo in zoos]

@@ -138,7 +138,7 @@ def texts(out: Path, seed: int, annealed: bool) -> None:
         poor = number == FINE_TUNES - 1
         chosen = random.Random(f"{seed} {number}")
         model = copy.deepcopy(start)
-        rate = 1e-3 if poor else 10 ** chosen.uniform(-4.3, -3.6)
+        rate = 2e-3 if poor else 10 ** chosen.uniform(-4.3, -3.6)
         smoothing, decay, epochs = chosen.choice([0.0, 0.1]), 10 ** chosen.uniform(-4, -0.5), chosen.randint(3, 5)
         generator = torch.Generator().manual_seed(1000 * seed + number)
         steps = epochs * math.ceil(len(labels) / 16)
