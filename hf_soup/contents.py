@@ -78,6 +78,7 @@ def write_contents(
     weights: Mapping[str, float],
     *,
     groups: Mapping[str, Mapping[int, object]],
+    alignments: Sequence[str],
     merged: Merged,
     results: Results | None,
     benches: Sequence[Bench],
@@ -93,6 +94,7 @@ def write_contents(
         choice: How it was chosen.
         weights: Shares of the leaves that went in.
         groups: For each ingredient, numbers of the leaves that it is made of.
+        alignments: What was done so that tensors correspond.
         merged: From the engine.
         results: The scores, where the recipe names data.
         benches: That data, pinned.
@@ -150,7 +152,7 @@ def write_contents(
         + (scored_with(leaves.head_of) if benches else [])
         + list(results.doubts if results else ())
         + [f"The ingredients disagree on '{name}', which is not averaged." for name in merged.differing],
-        "alignments": list(leaves.alignments),
+        "alignments": list(alignments),
         "lineage": lineage.to_dict(),
         "versions": {name: version(name) for name in _PACKAGES},
     }

@@ -42,7 +42,9 @@ def with_base(lineage: Lineage, method: str) -> Lineage:
         raise IncompatibleError(f"{ancestor.model} has no tensor of {name}, so there are no task vectors.", hint=hint)
     notes = []
     if lacking:
-        notes = [f"{some(lacking)}: {ancestor.model} has no such tensor, so it is averaged and not part of {method}."]
+        notes = [
+            f"{some(lacking)}: {ancestor.model} has none that corresponds, so it is averaged and not part of {method}."
+        ]
     counted = {output: outputs[output] for output in outputs.keys() - found.keys() - set(lacking)}
     alignment = replace(
         lineage.alignment,

@@ -141,6 +141,8 @@ def cook(
     recipe, lineage = expanded.recipe, _checked(expanded, token, say)
     with Staging(out) as staging, tempfile.TemporaryDirectory(prefix="hf-soup-") as kitchen:
         given, everyone = shares(recipe, lineage), sources(recipe, lineage)
+        for note in everyone.alignments[len(lineage.alignments) :]:
+            say(f"note: {note}")
         whole = plan_of(recipe, everyone, given)
         config = soup_config(lineage, whole.dtype)
         with staging.disk_errors():
@@ -199,6 +201,7 @@ def cook(
                     choice,
                     mixed,
                     groups=expanded.groups,
+                    alignments=used.alignments,
                     merged=merged,
                     results=results,
                     benches=benches,

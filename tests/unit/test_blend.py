@@ -15,9 +15,9 @@ from torch import Tensor
 
 from hf_soup.blend import Blend
 from hf_soup.errors import MergeError
-from hf_soup.headers import TensorInfo, read_header
+from hf_soup.headers import Rows, TensorInfo, read_header
 from hf_soup.merge import merge
-from hf_soup.plan import make_plan
+from hf_soup.plan import Plan, make_plan
 from hf_soup.staging import Staging
 from hf_soup.supply import Supply
 
@@ -159,3 +159,46 @@ def test_closed_is_closed(tmp_path: Path) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     Shelf(tmp_path, [torch.bfloat16] * 2, None).blend.close()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize("dtypes", [[torch.bfloat16] * N, [torch.float32] * N, [torch.bfloat16] * 3 + [torch.float32]])
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("wise_ft", {"alpha": 0.3}),
+        ("task_arithmetic", {"scale": 0.7}),
+        ("linear", {}),
+        ("linear", {"normalize": False}),
+    ],
+)
+def test_other_mixes_are_what_a_merge_writes(
+    tmp_path: Path, method: str, parameters: dict[str, Any], dtypes: list[torch.dtype]
+) -> None:
+    """Around an ancestor, with shares by tensor, with rows that some lack or hold elsewhere."""
+    shelf = Shelf(tmp_path, dtypes, None)
+    base = method != "linear"
+    headers: list[dict[str, TensorInfo]] = [dict(each) for each in shelf.headers]
+    headers[0]["a"] = headers[0]["a"].moved([Rows(20, 0, 17), Rows(0, 17, 20)], 37)
+    headers[1]["a"] = headers[1]["a"].moved([Rows(0, 0, 30)], 37)
+    del headers[-1]["b"]
+    layers = {} if base else {"a": [0.2, 0.5, 0.1, 0.9], "scale": [1.0, 0.0, 0.5, 0.0]}
+    weights = [0.5, 1.25, 3.0, 0.0 if base else 0.25]
+    plan = make_plan(
+        list("0123"), headers, weights, method=method, parameters=parameters, patched=["a", "b"], layers=layers,
+        with_base=base,
+    )  # fmt: skip
+    with Staging(tmp_path / "out") as staging:
+        staging.begin(plan.fingerprint, plan.to_dict(), shelf.paths)
+        merge(Plan.from_dict(plan.to_dict()), Supply.here(shelf.paths), staging, threads=1, quiet=True)
+        written = load_file(staging.publish() / "model.safetensors")
+    blend = Blend(plan, shelf.paths)
+    own = {name: dict(enumerate(shares)) for name, shares in layers.items()}
+    given = {source: weights[source] for source in range(N - base)}
+    assert same_bits(blend.tensors(given, layers=own), written)
+    other = blend.tensors(given, layers=own, parameters={**parameters, **{name: 0.1 for name in parameters if base}})
+    assert same_bits(other, written) == (not base)
+    if base:
+        assert written["scale"].dtype == torch.bfloat16 if dtypes[0] == torch.bfloat16 else torch.float32
+        mean = blend.mean({1: 1.0})
+        assert torch.equal(mean["scale"], load_file(shelf.paths[1]["m"])["scale"])
+    blend.close()
