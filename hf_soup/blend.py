@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_soup.combine import combine, not_finite
-from hf_soup.files import ShortReadError, open_file, read_all, shrunk
-from hf_soup.headers import ITEM_BYTES
+from hf_soup.combine import combine
 from hf_soup.methods import accumulator, round_into
 from hf_soup.methods.linear import shares
 from hf_soup.plan import Plan
+from hf_soup.reading import Reading
 from hf_soup.runs import Run
-from hf_soup.tensors import TORCH, bytes_of
+from hf_soup.tensors import TORCH
 
 #: Elements of each source that are read at a time, of a larger tensor too where all sources are mixed at once.
 _SLICE = 1 << 20
@@ -40,8 +39,7 @@ class Blend:
 
     def __init__(self, plan: Plan, paths: Sequence[Mapping[str, Path]]) -> None:
         self.plan = plan
-        self._stack = ExitStack()
-        self._inputs = [{file: open_file(self._stack, path) for file, path in source.items()} for source in paths]
+        self._reading = Reading(plan, paths)
         self._spans = list(_spans(plan))
         straight = replace(plan, method="linear", parameters={}, with_base=False)
         self._straight = plan if plan.method == "linear" else straight
@@ -50,7 +48,7 @@ class Blend:
 
     def close(self) -> None:
         """Close the files."""
-        self._stack.close()
+        self._reading.close()
 
     def tensors(
         self,
@@ -137,19 +135,16 @@ class Blend:
         if not tensor.size:
             return rounded
         run = plan.run_of(number)
-        for first, stop, offsets in run.pieces(0, run.elements):
+        pieces = (run.pieces(at, min(at + _SLICE, run.elements)) for at in range(0, run.elements, _SLICE))
+        for begin, end, offsets in chain.from_iterable(pieces):
             having = [source for source in weights if source in offsets]
             having = having or [source for source in offsets if source != base]
-            for begin in range(first, stop, _SLICE):
-                end = min(stop, begin + _SLICE)
-                parts = {
-                    source: self._read(run, source, offsets[source], begin - first, end - begin) for source in having
-                }
-                if tensor.averaged:
-                    given = {source: weights.get(source, 1.0) for source in having}
-                    round_into(combine(plan, parts, given, whole=len(having) == len(weights)), rounded[begin:end])
-                else:
-                    rounded[begin:end] = parts[having[0]]
+            parts = {source: self._reading.read(run, source, offsets[source], end - begin) for source in having}
+            if tensor.averaged:
+                given = {source: weights.get(source, 1.0) for source in having}
+                round_into(combine(plan, parts, given, whole=len(having) == len(weights)), rounded[begin:end])
+            else:
+                rounded[begin:end] = parts[having[0]]
         return rounded
 
     def _product(self, source: int, span: Run, factor: float) -> Tensor:
@@ -162,27 +157,7 @@ class Blend:
     def _load(self, source: int, span: Run) -> Tensor:
         part = span.parts[source]
         assert part is not None, "what some do not have is not loaded as a whole"
-        return self._read(span, source, part.offset, 0, span.elements)
-
-    def _read(self, run: Run, source: int, offset: int, skip: int, elements: int) -> Tensor:
-        tensor, part, label = self.plan.tensors[run.first], run.parts[source], self.plan.sources[source]
-        assert part is not None, "only those that have it are asked"
-        offset += skip * ITEM_BYTES[part.dtype]
-        values = torch.empty(elements, dtype=TORCH[part.dtype])
-        try:
-            read_all(self._inputs[source][part.file], bytes_of(values.view(torch.uint8)), offset)
-        except ShortReadError:
-            raise shrunk(label, part.file, tensor.name) from None
-        if values.is_floating_point() and values.aminmax().min.isnan():
-            # Named here, where it is known whose it is; as a model's answer it would only be "not a number".
-            index = int(values.isnan().nonzero()[0]) + (offset - part.offset) // values.itemsize
-            number = run.first
-            while number + 1 < run.stop and index >= self.plan.tensors[number].elements:
-                index -= self.plan.tensors[number].elements
-                number += 1
-            tensor = self.plan.tensors[number]
-            raise not_finite(label, tensor.name, float("nan"), index, tensor.shape)
-        return values
+        return self._reading.read(span, source, part.offset, span.elements)
 
 
 def _spans(plan: Plan) -> Iterator[Run]:

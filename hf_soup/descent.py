@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,11 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hf_soup.combine import not_finite
 from hf_soup.errors import ScoringError
-from hf_soup.files import ShortReadError, open_file, read_all, shrunk
 from hf_soup.plan import Plan
-from hf_soup.runs import Run
+from hf_soup.reading import Reading
 from hf_soup.scoring import Bench, build_model
 from hf_soup.tensors import TORCH, bytes_of
 
@@ -84,8 +81,7 @@ class HeldOutLoss:
         each = zip(weights or [1.0] * len(benches), benches, strict=True)
         self._weights = np.concatenate([np.full(bench.n, weight / bench.n) for weight, bench in each])
         self.labels = np.concatenate([b.references + n * len(b.class_names) for n, b in enumerate(benches)])
-        self._stack = ExitStack()
-        self._inputs = [{file: open_file(self._stack, path) for file, path in source.items()} for source in paths]
+        self._reading = Reading(plan, paths)
         self._shares: NDArray[np.float64] | None = None
         self._others = {
             tensor.name: self._first(number) for number, tensor in enumerate(plan.tensors) if number not in self._rows
@@ -94,7 +90,7 @@ class HeldOutLoss:
 
     def close(self) -> None:
         """Close the files."""
-        self._stack.close()
+        self._reading.close()
 
     def loss(self, shares: NDArray[np.float64], scale: float, rows: NDArray[np.int64]) -> float:
         """The mean cross-entropy over some rows, each with its weight.
@@ -265,7 +261,12 @@ class HeldOutLoss:
             for begin, end, offsets in run.pieces(start, min(start + SLICE_ELEMENTS, run.elements)):
                 having = [column for column, source in enumerate(self._sources) if source in offsets]
                 asked = [self._sources[column] for column in having] or list(offsets)
-                yield begin, end, having, (self._read(run, source, offsets[source], end - begin) for source in asked)
+                yield (
+                    begin,
+                    end,
+                    having,
+                    (self._reading.read(run, source, offsets[source], end - begin) for source in asked),
+                )
 
     def _first(self, number: int) -> Tensor:
         """A tensor that is not averaged: the first source's that has it."""
@@ -274,20 +275,6 @@ class HeldOutLoss:
         for begin, end, _, parts in self._slices(number) if tensor.size else ():
             result[begin:end] = next(parts)
         return result.reshape(tensor.shape)
-
-    def _read(self, run: Run, source: int, offset: int, elements: int) -> Tensor:
-        """As stored."""
-        part, label, tensor = run.parts[source], self._plan.sources[source], self._plan.tensors[run.first]
-        assert part is not None, "only those that have it are asked"
-        values = torch.empty(elements, dtype=TORCH[part.dtype])
-        try:
-            read_all(self._inputs[source][part.file], bytes_of(values.view(torch.uint8)), offset)
-        except ShortReadError:
-            raise shrunk(label, part.file, tensor.name) from None
-        if values.is_floating_point() and values.aminmax().min.isnan():
-            index = int(values.isnan().nonzero()[0]) + (offset - part.offset) // values.itemsize
-            raise not_finite(label, tensor.name, float("nan"), index, tensor.shape)
-        return values
 
 
 def _digest(tensor: Tensor) -> bytes:

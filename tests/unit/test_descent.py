@@ -28,6 +28,7 @@ from hf_soup.descent import HeldOutLoss, needed_bytes
 from hf_soup.errors import MergeError, ScoringError
 from hf_soup.headers import Rows, TensorInfo, read_header
 from hf_soup.plan import Plan, make_plan
+from hf_soup.reading import Reading
 from hf_soup.recipe import Scoring
 from hf_soup.scoring import Bench, build_model, prepare
 
@@ -303,20 +304,20 @@ def test_memory_does_not_grow_with_the_ingredients(tmp_path: Path, family: Path)
     mixture = kitchen.mixture()
     read: list[int] = []
     alive: list[Any] = []
-    through = HeldOutLoss._read
+    through = Reading.read
 
-    def watched(self: HeldOutLoss, *arguments: Any) -> Tensor:
+    def watched(self: Reading, *arguments: Any) -> Tensor:
         values = through(self, *arguments)
         alive[:] = [each for each in alive if each() is not None]
         read.append(len(alive))
         alive.append(weakref.ref(values))
         return values
 
-    HeldOutLoss._read = watched  # type: ignore[method-assign]
+    Reading.read = watched  # type: ignore[method-assign]
     try:
         mixture.gradient(np.full((1, N), 1 / N), 1.0, np.arange(4))
     finally:
-        HeldOutLoss._read = through  # type: ignore[method-assign]
+        Reading.read = through  # type: ignore[method-assign]
     assert len(read) == 2 * N * len(kitchen.floats)
     assert max(read) <= 1
 
