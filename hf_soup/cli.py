@@ -405,6 +405,9 @@ def run() -> NoReturn:
     # What a process like this one makes it needs to the end; looking for garbage among a hundred thousand tensors'
     # places takes longer than averaging them.
     gc.set_threshold(500_000, 50, 100)
+    # Threads that spin while they wait for each other make learning many times slower where others use the cores too;
+    # torch reads this when it is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         main()
     except SystemExit as stop:
