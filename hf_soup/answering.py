@@ -21,6 +21,7 @@ from hf_soup.blend import Blend
 from hf_soup.client import own_cache_folder
 from hf_soup.errors import ScoringError, SoupError
 from hf_soup.headers import ITEM_BYTES
+from hf_soup.memo import prune
 from hf_soup.plan import Plan
 from hf_soup.progress import bar
 from hf_soup.runs import Run
@@ -102,15 +103,7 @@ class Answering:
     def close(self) -> None:
         """Close the files, and remove what is too much and was not used for longest."""
         self._stack.close()
-        with suppress(OSError):
-            states = [(path.stat(), path) for path in self._folder.iterdir()]
-            found = sorted((state.st_mtime, state.st_size, path) for state, path in states)
-            held = sum(size for _, size, _ in found)
-            for _, size, path in found:
-                if held <= MAX_BYTES:
-                    break
-                path.unlink(missing_ok=True)
-                held -= size
+        prune(self._folder, MAX_BYTES)
 
     def ask(
         self, model: Mixture | Written, benches: Sequence[Bench], name: str, config: bytes | None = None

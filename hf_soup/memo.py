@@ -1,4 +1,7 @@
-"""What transformers once said about a config, kept on disk: importing it takes longer than averaging a small model."""
+"""What is kept on disk from one run to the next.
+
+What transformers once said about a config is: importing it takes longer than averaging a small model.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +42,19 @@ def remembered(question: str, about: object, answer: Callable[[], _T]) -> _T:
         partial.write_text(json.dumps({"answer": said}))
         partial.replace(note)
     return said
+
+
+def prune(folder: Path, most: int) -> None:
+    """Delete files that were not used for longest, beyond so many bytes in all; the newest is kept, however large."""
+    with suppress(OSError):
+        states = [(path.stat(), path) for path in folder.iterdir()]
+        found = sorted((state.st_mtime, state.st_size, path) for state, path in states)
+        held = sum(size for _, size, _ in found)
+        for _, size, path in found[:-1]:
+            if held <= most:
+                break
+            path.unlink(missing_ok=True)
+            held -= size
 
 
 @cache

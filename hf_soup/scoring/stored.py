@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import mmap
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,9 +25,12 @@ from numpy.typing import NDArray
 from hf_soup import __version__, client
 from hf_soup.checkpoint import ASSETS
 from hf_soup.errors import ScoringError
+from hf_soup.memo import prune
 from hf_soup.progress import bar
 from hf_soup.scoring.statistics import Ints
 
+#: What is kept in all; beyond it, what was not used for longest goes.
+MAX_BYTES = 20_000_000_000
 _TAIL = 4096
 _LIBRARIES = ("transformers", "tokenizers", "datasets", "pillow", "numpy")
 _NO_ENTRY = (OSError, ValueError, KeyError, TypeError)
@@ -55,6 +59,8 @@ class Stored:
         if isinstance(entry, bytes):
             self._mapping = entry
         else:
+            with suppress(PermissionError):  # another's home, which may be read
+                os.utime(entry)  # it is in use
             with entry.open("rb") as stream:
                 self._mapping = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         said = json.loads(self._mapping[-_TAIL:])
@@ -146,7 +152,9 @@ def stored(
                 f"Cannot keep the preprocessed rows of {title} in '{folder}': {error.strerror or error}.",
                 hint="Make room, or set HF_HOME elsewhere.",
             ) from error
-        return Stored(folder / key)
+        found = Stored(folder / key)
+        prune(folder, MAX_BYTES)
+        return found
 
 
 def _in_order(make: Callable[[range], Chunk], chunks: Sequence[range], threads: int) -> Iterator[Chunk]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
 from hf_soup import memo
-from hf_soup.memo import remembered
+from hf_soup.memo import prune, remembered
 
 
 @pytest.fixture(autouse=True)
@@ -61,3 +62,18 @@ def test_a_note_that_cannot_be_read_is_none(home: Path, text: str) -> None:
 def test_a_home_that_cannot_be_written_costs_only_the_note(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HOME", "/dev/null/home")
     assert [remembered("q", 1, lambda: ["x"]) for _ in range(2)] == [["x"], ["x"]]
+
+
+def test_what_was_not_used_for_longest_goes(tmp_path: Path) -> None:
+    tmp_path = tmp_path / "kept"
+    tmp_path.mkdir()
+    for number, name in enumerate("cab"):
+        (tmp_path / name).write_bytes(bytes(10))
+        os.utime(tmp_path / name, (number, number))
+    prune(tmp_path, 30)
+    assert {path.name for path in tmp_path.iterdir()} == {*"abc"}
+    prune(tmp_path, 20)
+    assert {path.name for path in tmp_path.iterdir()} == {*"ab"}
+    prune(tmp_path, 0)  # what was made just now is needed
+    assert {path.name for path in tmp_path.iterdir()} == {"b"}
+    prune(tmp_path / "none", 0)
