@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -248,8 +249,11 @@ def _sha256(values: object) -> str:
 
 def _noted(note: Path, bench: Bench) -> Logits | None:
     """What was remembered, if it can still be read; it counts as used now."""
-    with suppress(OSError, ValueError, EOFError):
-        found: Logits = np.load(note, allow_pickle=False)
+    with suppress(OSError):
+        whole = note.read_bytes()
+        if hashlib.sha256(memoryview(whole)[:-32]).digest() != whole[-32:]:
+            return None
+        found: Logits = np.load(io.BytesIO(whole), allow_pickle=False)
         right = found.dtype == np.float32 and found.shape == (bench.n, len(bench.class_names))
         if right and np.isfinite(found).all():
             os.utime(note)
@@ -261,6 +265,11 @@ def _keep(note: Path, logits: Logits) -> None:
     with suppress(OSError):  # a home that cannot be written costs nothing but this
         note.parent.mkdir(parents=True, exist_ok=True)
         partial = note.with_name(f"{note.name}.{os.getpid()}")
-        with partial.open("wb") as file:
-            np.save(file, logits, allow_pickle=False)
-        partial.replace(note)
+        try:
+            with partial.open("w+b") as file:
+                np.save(file, logits, allow_pickle=False)
+                file.seek(0)
+                file.write(hashlib.file_digest(file, "sha256").digest())
+            partial.replace(note)
+        finally:
+            partial.unlink(missing_ok=True)

@@ -47,7 +47,7 @@ def remembered(question: str, about: object, answer: Callable[[], _T]) -> _T:
 def prune(folder: Path, most: int) -> None:
     """Delete files that were not used for longest, beyond so many bytes in all; the newest is kept, however large."""
     with suppress(OSError):
-        states = [(path.stat(), path) for path in folder.iterdir()]
+        states = [(path.stat(), path) for path in folder.iterdir() if path.is_file()]
         found = sorted((state.st_mtime, state.st_size, path) for state, path in states)
         held = sum(size for _, size, _ in found)
         for _, size, path in found[:-1]:

@@ -1,7 +1,7 @@
 """Preprocessed rows, on disk from one run to the next and read where they lie: nothing makes them twice.
 
 An entry is one file: the numbers of all rows one after the other, the rows' digests (16 bytes each), where each row
-ends (int64, in numbers), and what these are as JSON in the last 4,096 bytes.
+ends (int64, in numbers), what these are as JSON in 4,096 bytes, and the sha256 of all this.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from hf_soup.scoring.statistics import Ints
 
 #: What is kept in all; beyond it, what was not used for longest goes.
 MAX_BYTES = 20_000_000_000
-_TAIL = 4096
+_TAIL, _PIECE = 4096, 1 << 24
 _LIBRARIES = ("transformers", "tokenizers", "datasets", "pillow", "numpy")
 _NO_ENTRY = (OSError, ValueError, KeyError, TypeError)
 
@@ -63,10 +63,14 @@ class Stored:
                 os.utime(entry)  # it is in use
             with entry.open("rb") as stream:
                 self._mapping = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        said = json.loads(self._mapping[-_TAIL:])
+        whole = hashlib.sha256()
+        for at in range(0, end := len(self._mapping) - whole.digest_size, _PIECE):
+            whole.update(self._mapping[at : min(at + _PIECE, end)])
+            self._let_go()
+        if whole.digest() != self._mapping[end:]:
+            raise ValueError("damaged")
+        said = json.loads(self._mapping[end - _TAIL : end])
         count, total = said["rows"], said["numbers"]
-        if len(self._mapping) != 4 * total + 24 * count + _TAIL:
-            raise ValueError(f"{len(self._mapping)} bytes")
         self.names: list[str] = said["names"]
         self._shape: list[int] = said["shape"]
         self._numbers = np.frombuffer(self._mapping, said["dtype"], total)
@@ -78,10 +82,13 @@ class Stored:
     def rows(self, numbers: Ints) -> list[NDArray[Any]]:
         """Copies of some rows, each in its shape."""
         found = [self._numbers[self._ends[row] : self._ends[row + 1]].reshape(self._shape).copy() for row in numbers]
-        if isinstance(self._mapping, mmap.mmap):
-            # What was read stays in the system's cache of files, not in this process's memory.
-            self._mapping.madvise(mmap.MADV_DONTNEED)
+        self._let_go()
         return found
+
+    def _let_go(self) -> None:
+        """What was read stays in the system's cache of files, not in this process's memory."""
+        if isinstance(self._mapping, mmap.mmap):
+            self._mapping.madvise(mmap.MADV_DONTNEED)
 
     def __reduce__(self) -> tuple[type[Stored], tuple[Path | bytes]]:
         here = isinstance(self._entry, Path) and self._entry.exists()
@@ -129,11 +136,9 @@ def stored(
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context((folder / f"{key}.partial").open("ab", buffering=0))
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            _lock(stack, folder / f"{key}.partial")
         except OSError:  # a home that cannot be written
             folder = scratch
-            lock = stack.enter_context((folder / f"{key}.partial").open("ab", buffering=0))
         partial = folder / f"{key}.partial"
         with suppress(*_NO_ENTRY):  # made by another process meanwhile
             found = Stored(folder / key)
@@ -143,9 +148,11 @@ def stored(
             shown = stack.enter_context(bar(f"Preprocessing {title}", chunks[-1].stop, unit="row", quiet=quiet))
             with partial.open("wb") as stream:  # over what a killed process left
                 _write(stream, title, _in_order(make, chunks, threads), shown.update)
+                stream.flush()
+                os.fsync(stream.fileno())
             partial.replace(folder / key)
         except BaseException as error:
-            lock.truncate(0)
+            partial.unlink(missing_ok=True)
             if not isinstance(error, OSError):
                 raise
             raise ScoringError(
@@ -155,6 +162,16 @@ def stored(
         found = Stored(folder / key)
         prune(folder, MAX_BYTES)
         return found
+
+
+def _lock(stack: ExitStack, partial: Path) -> None:
+    """Wait until no other process makes the file, and hold it."""
+    while True:
+        lock = stack.enter_context(partial.open("ab", buffering=0))
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):  # the other one moved or deleted what this one waited for
+            if os.path.samestat(os.fstat(lock.fileno()), partial.stat()):
+                return
 
 
 def _in_order(make: Callable[[range], Chunk], chunks: Sequence[range], threads: int) -> Iterator[Chunk]:
@@ -170,6 +187,12 @@ def _in_order(make: Callable[[range], Chunk], chunks: Sequence[range], threads: 
 
 def _write(stream: BinaryIO, title: str, chunks: Iterator[Chunk], progress: Callable[[int], object]) -> None:
     digests: list[bytes] = []
+    whole = hashlib.sha256()
+
+    def put(piece: bytes | memoryview) -> None:
+        stream.write(piece)
+        whole.update(piece)
+
     ends, shape, names, dtype = [0], None, None, ""
     for chunk in chunks:
         for row in chunk.rows:
@@ -179,15 +202,16 @@ def _write(stream: BinaryIO, title: str, chunks: Iterator[Chunk], progress: Call
                     f"The donor's image processor makes images of {shape} and of {found} of {title}.",
                     hint="Check `do_resize` and `size` in its preprocessor_config.json.",
                 )
-            stream.write(np.ascontiguousarray(row).data)
+            put(np.ascontiguousarray(row).data)
             ends.append(ends[-1] + row.size)
             dtype = row.dtype.str
         digests += chunk.digests
         names = chunk.names
         progress(len(chunk.rows))
-    stream.write(b"".join(digests) + np.array(ends[1:], dtype=np.int64).tobytes())
+    put(b"".join(digests) + np.array(ends[1:], dtype=np.int64).tobytes())
     said = {"rows": len(digests), "numbers": ends[-1], "dtype": dtype, "shape": shape, "names": names}
-    stream.write(json.dumps(said).encode().ljust(_TAIL))
+    put(json.dumps(said).encode().ljust(_TAIL))
+    stream.write(whole.digest())
 
 
 def _sha256(path: Path) -> str:

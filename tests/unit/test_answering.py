@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 from safetensors.torch import load_file
 
-from hf_soup.answering import Mixture, _Keys
+from hf_soup.answering import Mixture, _keep, _Keys, _noted
 from hf_soup.headers import TensorInfo, read_header
 from hf_soup.plan import Plan, make_plan
 
@@ -50,3 +53,29 @@ def test_nothing_else_is(family: Path) -> None:
     # A head that one has alone is in every soup.
     first, second = plan_of(family, "abc", head="c"), plan_of(family, "ac", head="c")
     assert _Keys(first).of(Mixture({0: 1.0}, mean=True)) == _Keys(second).of(Mixture({0: 1.0}, mean=True))
+
+
+def test_what_is_remembered_is_believed_only_whole(tmp_path: Path) -> None:
+    logits = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
+    note, bench = tmp_path / "logits" / "note.npy", SimpleNamespace(n=5, class_names="abc")
+    _keep(note, logits)
+    whole = note.read_bytes()
+    assert [path.name for path in note.parent.iterdir()] == ["note.npy"]
+    assert np.array_equal(_noted(note, bench), logits)
+    damages = [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in range(len(whole))]
+    # A header that is no Python: numpy's reader of it raises an error that is of no common class.
+    damages += [b"", whole[:-1], whole + b"x", whole[:10] + b"(" * 50 + whole[60:]]
+    for damaged in damages:
+        note.write_bytes(damaged)
+        assert _noted(note, bench) is None
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        _keep(tmp_path / "note.npy", np.zeros((100_000, 2), dtype=np.float32))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())

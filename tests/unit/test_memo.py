@@ -70,10 +70,11 @@ def test_what_was_not_used_for_longest_goes(tmp_path: Path) -> None:
     for number, name in enumerate("cab"):
         (tmp_path / name).write_bytes(bytes(10))
         os.utime(tmp_path / name, (number, number))
+    (tmp_path / "folder").mkdir()
     prune(tmp_path, 30)
-    assert {path.name for path in tmp_path.iterdir()} == {*"abc"}
+    assert {path.name for path in tmp_path.iterdir()} == {*"abc", "folder"}
     prune(tmp_path, 20)
-    assert {path.name for path in tmp_path.iterdir()} == {*"ab"}
+    assert {path.name for path in tmp_path.iterdir()} == {*"ab", "folder"}
     prune(tmp_path, 0)  # what was made just now is needed
-    assert {path.name for path in tmp_path.iterdir()} == {"b"}
+    assert {path.name for path in tmp_path.iterdir()} == {"b", "folder"}
     prune(tmp_path / "none", 0)

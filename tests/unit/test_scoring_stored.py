@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +105,9 @@ def test_the_bytes_are_the_same_at_any_number_of_threads(
         assert entry.read_bytes() == whole
 
 
-@pytest.mark.parametrize("damage", ["cut", "longer", "empty", "nonsense", "other numbers"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "longer", "empty", "nonsense", "other numbers", "zeros", "no ends", "another shape"]
+)
 def test_a_damaged_entry_is_made_anew(digits: Path, donor: Path, entries: Path, damage: str) -> None:
     wanted = pixels_of(bench_of(digits, donor))
     (entry,) = entries.iterdir()
@@ -113,6 +117,9 @@ def test_a_damaged_entry_is_made_anew(digits: Path, donor: Path, entries: Path, 
         "longer": whole + b" ",
         "empty": b"",
         "nonsense": whole[:-4096] + bytes(4096),
+        "zeros": bytes(10_000) + whole[10_000:],
+        "no ends": whole[:-4928] + bytes(800) + whole[-4128:],
+        "another shape": whole.replace(b'"shape": [1, 8, 8]', b'"shape": [8, 1, 8]'),
         "other numbers": whole.replace(b'"rows": 100', b'"rows": 101'),
     }[damage]
     assert bad != whole
@@ -215,7 +222,7 @@ def test_images_of_several_sizes_in_several_chunks(donor: Path, tmp_path: Path, 
     with pytest.raises(ScoringError, match=r"images of \(1, 8, 8\) and of \(1, 8, 9\) of d.parquet") as raised:
         bench_of(tmp_path / "d.parquet", donor, split=split)
     assert "do_resize" in raised.value.hint
-    assert [entry.stat().st_size for entry in entries.iterdir()] == [0]
+    assert not list(entries.iterdir())
 
 
 def test_a_full_disk_is_one_error(digits: Path, tmp_path: Path, entries: Path) -> None:
@@ -228,7 +235,7 @@ def test_a_full_disk_is_one_error(digits: Path, tmp_path: Path, entries: Path) -
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "HF_HOME" in raised.value.hint
-    assert [entry.stat().st_size for entry in entries.iterdir()] == [0]
+    assert not list(entries.iterdir())
 
 
 def test_no_more_than_some_chunks_are_held(tmp_path: Path) -> None:
@@ -266,3 +273,32 @@ def test_rows_without_tokens_are_kept_as_such(tmp_path: Path) -> None:
         ]
         assert (found.sizes.tolist(), found.names) == ([2 * i for i in range(count)], ["input_ids", "attention_mask"])
         assert found.digests == make(range(count)).digests
+
+
+def test_one_that_waited_for_an_attempt_that_failed_makes_the_entry(tmp_path: Path, entries: Path) -> None:
+    """Of the two that wait, only one makes the rows, though the file that both wait for is gone."""
+    begun, go, made = threading.Event(), threading.Event(), []
+
+    def fail(numbers: range) -> stored.Chunk:
+        begun.set()
+        go.wait(60)
+        raise ScoringError("broken")
+
+    def make(numbers: range) -> stored.Chunk:
+        made.append(numbers)
+        return stored.Chunk([bytes(16)], ["pixel_values"], [np.ones((1, 2, 2), dtype=np.float32)])
+
+    def ask(how: Any) -> stored.Stored:
+        return stored.stored("key", "data", [range(1)], how, scratch=tmp_path, threads=1, quiet=True)
+
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(ask, fail)
+        assert begun.wait(60)
+        others = [pool.submit(ask, make) for _ in range(2)]
+        time.sleep(0.2)  # until they wait for the lock
+        go.set()
+        with pytest.raises(ScoringError, match="broken"):
+            first.result()
+        assert [each.result().rows(np.arange(1))[0].sum() for each in others] == [4, 4]
+    assert len(made) == 1
+    assert [path.name for path in entries.iterdir()] == ["key"]
