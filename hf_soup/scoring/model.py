@@ -109,6 +109,7 @@ class Resident:
         self._model: PreTrainedModel | None = None
         self._places: dict[str, str] = {}  # of a parameter or buffer → the tensor that it takes
         self._still: dict[str, torch.Tensor] = {}  # buffers that are not saved, as they were made
+        self._plain: list[object] = []  # what else the modules were made with
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> PreTrainedModel:
         """The model of these tensors, under the names of the first ones; it may keep them as its own.
@@ -119,9 +120,10 @@ class Resident:
         import torch
 
         held = _held(self._model) if self._model is not None and self._places else {}
-        # A buffer that scoring changed, such as the angles of rotary embeddings that grow, goes with what else changed.
-        if held and all(torch.equal(held[name].cpu(), value) for name, value in self._still.items()):
-            assert self._model is not None
+        # Scoring may change a buffer, such as the angles of rotary embeddings that grow, or a module for good: BigBird
+        # has full attention after a short text, also for long ones.
+        same = all(torch.equal(held[name].cpu(), value) for name, value in self._still.items() if held)
+        if held and self._model is not None and same and _plain(self._model) == self._plain:
             with torch.no_grad():
                 for name, source in self._places.items():
                     held[name].copy_(tensors[source])
@@ -130,11 +132,18 @@ class Resident:
         folder, task, dtype = self._made_of
         self._model = build_model(folder, tensors, task, dtype)
         self._places, self._still = _places(self._model, tensors)
+        self._plain = _plain(self._model)
         return self._model
 
 
 def _held(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _plain(model: PreTrainedModel) -> list[object]:
+    """The plain attributes of all modules."""
+    every = ((name, *each) for name, module in model.named_modules() for each in vars(module).items())
+    return [each for each in every if each[-1] is None or isinstance(each[-1], str | int | float)]
 
 
 def _places(

@@ -166,3 +166,24 @@ def test_a_model_that_fails_ends_all_threads(tmp_path: Path) -> None:
     with pytest.raises(ScoringError, match=r"^\(\{'input_ids': \(1, 1\)\}\): .*index out of range"):
         answers(model, batches(), "cpu")
     assert len(taken) < 20
+
+
+def test_a_model_that_a_short_text_changed_is_built_anew(tmp_path: Path) -> None:
+    """BigBird has full attention for good after a text that is shorter than some of its blocks."""
+    name = "BigBirdForSequenceClassification"
+    small = {"block_size": 2, "num_random_blocks": 1, "max_position_embeddings": 64, "initializer_range": 0.5}
+    torch.manual_seed(0)
+    config = transformers.BigBirdConfig(**TEXT, **small, attention_type="block_sparse", architectures=[name])
+    transformers.BigBirdForSequenceClassification(config).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    resident = Resident(tmp_path, "text-classification", torch.float32)
+    found = []
+    for length in (48, 48, 6, 48):
+        model = resident.load({key: value.clone() for key, value in tensors.items()})
+        tokens = torch.arange(length)[None] % 27 + 3
+        with torch.inference_mode():
+            found.append((id(model), model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits))
+    (first, long), (second, same), _, (_, again) = found
+    assert first == second  # as long as nothing changed
+    assert torch.equal(long, same)
+    assert torch.equal(long, again)
