@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from hf_soup.errors import ScoringError
 from hf_soup.recipe import is_here
 from hf_soup.scoring import statistics
+from hf_soup.scoring.data import content_hash
 from hf_soup.scoring.statistics import Ints, Metric, Score, bootstrap, wilson
 from hf_soup.scoring.tasks import first_line
 
@@ -92,14 +93,29 @@ def find(metric: str, trusted: bool = False) -> Metric:
     return _of_script(metric, path.name)
 
 
+#: Module of a function → the sha256 of its file when it last ran.
+_RAN: dict[str, str] = {}
+
+
+def forget() -> None:
+    """Look again at functions and scripts: an edit counts from the next `prepare` on, and not between two scores."""
+    _of_function.cache_clear()
+    _of_script.cache_clear()
+
+
 @cache
 def _of_function(name: str) -> Metric:
     module, _, function = name.partition(":")
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)  # where `python -m` looks; the module may import its neighbours later
     try:
-        found = getattr(importlib.import_module(module), function)
-    except Exception as error:  # whatever the user's module raises
+        ran = importlib.import_module(module)
+        digest = content_hash(Path(ran.__spec__.origin)) if ran.__spec__ and ran.__spec__.origin else ""
+        if _RAN.setdefault(module, digest) != digest:
+            importlib.reload(ran)
+            _RAN[module] = digest
+        found = getattr(ran, function)
+    except (Exception, SystemExit) as error:  # whatever the user's module raises
         raise ScoringError(
             f"Cannot import the metric '{name}': {first_line(error)}.",
             hint="`module:function` names a module that is installed, on PYTHONPATH or in the current folder.",
@@ -117,7 +133,7 @@ def _of_script(path: str, name: str) -> Metric:
         # The folder is made but not used; the seed is as in `compute`.
         with tempfile.TemporaryDirectory(prefix="hf-soup-metric-") as folder:
             module = evaluate.load(path, keep_in_memory=True, cache_dir=folder, seed=0)
-    except Exception as error:  # whatever the script, the client or the disk raises
+    except (Exception, SystemExit) as error:  # whatever the script, the client or the disk raises
         raise ScoringError(
             f"Cannot load the metric '{name}': {first_line(error)}", hint=f"Built in are {', '.join(METRICS)}."
         ) from error
@@ -140,10 +156,13 @@ def _by_rows(name: str, function: Callable[[Ints, Ints], Any]) -> Metric:
     def metric(labels: Ints, answers: Ints, rows: Ints) -> float:
         references, predictions = np.repeat(labels, rows), np.repeat(answers, rows)
         try:
-            return _finite(name, float(function(references, predictions)), len(references))
+            given = function(references, predictions)
+            if isinstance(given, str | bytes):
+                raise TypeError(f"{given!r} is a text and no number")
+            return _finite(name, float(given), len(references))
         except ScoringError:
             raise
-        except Exception as error:  # whatever the user's code raises
+        except (Exception, SystemExit) as error:  # whatever the user's code raises
             raise ScoringError(f"The metric '{name}' fails on {len(references):,} rows: {first_line(error)}") from error
 
     return metric

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from hf_soup.errors import ScoringError
+from hf_soup.errors import ResolveError, ScoringError
 from hf_soup.recipe import Scoring
 from hf_soup.scoring import METRICS, metrics, prepare
 
@@ -33,6 +33,12 @@ def nan(references, predictions):
 
 def rare(references, predictions):
     return (predictions == references)[references == 7].mean() if (references == 7).any() else float("nan")
+
+def text(references, predictions):
+    return "0.5"
+
+def ends(references, predictions):
+    raise SystemExit(3)
 
 number = 3
 """
@@ -58,7 +64,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     sys.modules.pop("own_metrics", None)
-    metrics._of_function.cache_clear()
+    metrics.forget()
     (tmp_path / "own_metrics.py").write_text(FUNCTIONS)
     return tmp_path
 
@@ -93,6 +99,8 @@ def test_the_interval_of_a_function_is_that_of_the_built_in_metric(here: Path) -
         ("own_metrics:number", "'own_metrics:number' is no function but 3"),
         ("own_metrics:fails", "The metric 'own_metrics:fails' fails on 200 rows: no ratings$"),
         ("own_metrics:nothing", r"fails on 200 rows: float\(\) argument must be"),
+        ("own_metrics:text", "fails on 200 rows: '0.5' is a text and no number"),
+        ("own_metrics:ends", r"fails on 200 rows: it ends the process, by sys\.exit\(3\)"),
         ("own_metrics:nan", "The metric 'own_metrics:nan' gives nan on 200 rows"),
     ],
 )
@@ -128,6 +136,7 @@ def test_an_evaluate_script_of_the_users(here: Path, result: str, file: bool) ->
         ("{}", "gives nothing; which of them"),
         ("{'own_kappa': [1.0, 2.0]}", "fails on 200 rows: float"),
         ("{'own_kappa': float('nan')}", "gives nan on 200 rows"),
+        ("{'own_kappa': '0.5'}", "'0.5' is a text and no number"),
         ("missing", "fails on 200 rows: name 'missing' is not defined"),
     ],
 )
@@ -142,6 +151,7 @@ def test_scripts_that_give_no_number(here: Path, result: str, message: str) -> N
         ("import no_such_package_here\n", "Cannot load the metric 'broken': .*no_such_package_here"),
         ("this is no Python", "Cannot load the metric 'broken'"),
         ("x = 1\n", "Cannot load the metric 'broken'"),
+        ("import sys\nimport evaluate\nsys.exit()\n", r"Cannot load the metric 'broken': it ends .* sys\.exit\(\)"),
     ],
 )
 def test_scripts_that_cannot_be_loaded(here: Path, content: str, message: str) -> None:
@@ -183,3 +193,24 @@ def test_trusted_code_is_asked_of_the_hub(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.startswith("Cannot load the metric 'own_metric': "), done.stderr
     assert "accuracy" in done.stdout
+
+
+def test_a_module_that_ends_the_process_is_one_error(here: Path) -> None:
+    (here / "own_metrics.py").write_text("import sys\nsys.exit('bye')\n")
+    with pytest.raises(ScoringError, match=r"Cannot import the metric .*: it ends the process, by sys\.exit\('bye'\)"):
+        metrics.find("own_metrics:kappa")
+
+
+def test_an_edited_metric_counts_from_the_next_preparation_on(here: Path) -> None:
+    """Not between two scores of one cook, which would then not be of one metric."""
+    folder = write_script(here / "metrics", "own_kappa", "{'own_kappa': 0.25}")
+    (here / "own_metrics.py").write_text("def one(references, predictions):\n    return 0.25\n")
+    named = ["own_metrics:one", str(folder), str(folder / "own_kappa.py")]
+    assert [metrics.value(name, LABELS, ANSWERS) for name in named] == [0.25] * 3
+    (here / "own_metrics.py").write_text("def one(references, predictions):\n    return 0.125\n")
+    (folder / "own_kappa.py").write_text(SCRIPT.replace("RESULT", "{'own_kappa': 0.125}"))
+    assert [metrics.value(name, LABELS, ANSWERS) for name in named] == [0.25] * 3
+    scoring = Scoring(task="text-classification", dataset="/nowhere.csv", metric=named[0])
+    with pytest.raises(ResolveError):
+        prepare([("score", scoring)], folder=here, config={})
+    assert [metrics.value(name, LABELS, ANSWERS) for name in named] == [0.125] * 3
