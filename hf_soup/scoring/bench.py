@@ -69,7 +69,9 @@ class Bench:
 
         The model is moved to ``device`` and left there, in eval mode. On the CPU each batch is one thread's, so that
         the numbers are the same for any number of threads and processes. Another batch size gives the same ones up to
-        the rounding of its matrix products: about 1e-5 of the largest logit in float32, 1e-2 in 16 bits.
+        the rounding of its matrix products: about 1e-5 of the largest logit in float32, 1e-2 in 16 bits. Models of text
+        that see the padding, as FNet does without an attention mask, and ConvBERT a little, answer otherwise in other
+        batches: score them at one batch size.
 
         Args:
             model: A classifier of this task.
@@ -252,6 +254,7 @@ def prepare(
         ResolveError: A data set cannot be found or reached.
         ScoringError: A data set cannot be used: the message says why and what there is instead.
     """
+    metrics.forget()
     for _, scoring in scorings:
         metrics.find(scoring.metric, scoring.trust_remote_code)
     if config.get("problem_type") in ("regression", "multi_label_classification"):
@@ -268,6 +271,8 @@ def prepare(
         loaded = data.load([scoring for _, scoring in scorings], scratch, token)
         for place, other in itertools.product(held_out, reports):
             data.refuse_overlap((names[place], loaded[place][1]), (names[other], loaded[other][1]))
+        for place, other in itertools.combinations(held_out, 2):
+            data.refuse_partial_overlap((names[place], loaded[place][1]), (names[other], loaded[other][1]))
         # Reports first: what they hold is what held-out may not hold.
         for place in reports + held_out:
             barred = reported if place in held_out else set()
@@ -310,7 +315,14 @@ def _prepare_one(
                     f"Cannot read row {row} of {name} ({', '.join(columns)}): {tasks.first_line(error)}",
                     hint="Remove the row, or name other `input_columns`.",
                 ) from error
-        return stored.Chunk([tasks.digest(content) for content in contents], *task.preprocess(name, contents))
+        chunk = stored.Chunk([tasks.digest(content) for content in contents], *task.preprocess(name, contents))
+        for row, content, made in zip(numbers, contents, chunk.rows, strict=True):
+            if not made.size:
+                raise ScoringError(
+                    f"Row {row} of {name} is {' + '.join(map(repr, content))}, no token to the donor's tokenizer.",
+                    hint="Remove the row: this tokenizer adds no token of its own to an empty text.",
+                )
+        return chunk
 
     # A file's name says how it is read; the rest of what a split names follows from the revision.
     kind = Path(scoring.dataset).suffix if not rows.origin.dataset else ""

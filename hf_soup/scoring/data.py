@@ -83,19 +83,37 @@ def name_of(scoring: Scoring) -> str:
 def refuse_overlap(first: tuple[str, Rows], second: tuple[str, Rows]) -> None:
     """Held-out and report rows of one data set must have no row in common."""
     (first_title, held_out), (second_title, report) = first, second
-    common = {
-        split: both
-        for split, rows in held_out.numbers.items()
-        if held_out.origin == report.origin and len(both := np.intersect1d(rows, report.numbers.get(split, [])))
-    }
-    if common:
-        total = sum(len(rows) for rows in common.values())
-        shown = "; ".join(f"{split} {_ranges(rows)}" for split, rows in common.items())
+    if common := _common(held_out, report):
         raise ScoringError(
-            f"The held-out data '{first_title}' and the report '{second_title}' share {total:,} rows: {shown}.",
+            f"The held-out data '{first_title}' and the report '{second_title}' share {common}.",
             hint="What selection has looked at cannot test it: use another split, or slices that do not meet, "
             "such as `split: validation[:50%]` and `split: validation[50%:]`.",
         )
+
+
+def refuse_partial_overlap(first: tuple[str, Rows], second: tuple[str, Rows]) -> None:
+    """Two held-out data sets have the same rows in the same order, or none in common.
+
+    Otherwise halves and inner splits of one would hold what those of the other keep apart.
+    """
+    (title, rows), (other_title, others) = first, second
+    same = list(rows.numbers) == list(others.numbers) and all(
+        np.array_equal(numbers, others.numbers[split]) for split, numbers in rows.numbers.items()
+    )
+    if not same and (common := _common(rows, others)):
+        raise ScoringError(
+            f"The held-out data '{title}' and '{other_title}' share {common}, and are not the same.",
+            hint="Several scores may look at the same rows, named by the same `split`, or at slices that do not meet.",
+        )
+
+
+def _common(first: Rows, second: Rows) -> str:
+    """What two have in common, such as ``2 rows: test rows 3-4``."""
+    if first.origin != second.origin:
+        return ""
+    return _counted(
+        {split: np.intersect1d(rows, second.numbers.get(split, [])) for split, rows in first.numbers.items()}
+    )
 
 
 def label_column(scoring: Scoring, title: str, table: Any, classes: int) -> str:
@@ -241,7 +259,20 @@ def _choose(title: str, spec: str | None, splits: Mapping[str, Any]) -> tuple[di
     table = datasets.concatenate_datasets(parts)
     if len(table) == 0:
         raise ScoringError(f"{title} is empty: there are no rows in the split '{spec}'; {there}.")
+    counted = {split: np.unique(rows, return_counts=True) for split, rows in numbers.items()}
+    if repeated := _counted({split: rows[counts > 1] for split, (rows, counts) in counted.items()}):
+        raise ScoringError(
+            f"The split '{spec}' of {title} names more than once {repeated}.",
+            hint="Each row counts once: write slices that do not meet, such as `train[:50]+train[50:80]`.",
+        )
     return numbers, table
+
+
+def _counted(numbers: Mapping[str, Ints]) -> str:
+    """Rows of splits as ``3 rows: test rows 0-1; train rows 5``; nothing where there are none."""
+    total = sum(len(rows) for rows in numbers.values())
+    shown = "; ".join(f"{split} {_ranges(rows)}" for split, rows in numbers.items() if len(rows))
+    return f"{total:,} rows: {shown}" if total else ""
 
 
 def _ranges(rows: Ints) -> str:

@@ -80,8 +80,9 @@ def match(
     elif labels and not text:
         values = labels
     if values is None:
-        values = tuple(str(number) for number in range(int(max(column)) + 1))
-        by_name = False
+        number = int(max(column)) + 1
+        # No more of them than the model's outputs: a label of 10**12 is refused below, and never counted up to.
+        values, by_name = tuple(str(each) for each in range(min(number, len(model)))), False
     else:
         by_name = _keys(values) <= _keys(names) and bool(text or labels or len(values) == len(names))
         if not by_name and not _nameless(values) and not nameless:
@@ -96,10 +97,10 @@ def match(
                 f"and the model's config says {_listed(model)}.",
                 hint=f"Say the order of the model's classes, for instance `labels: [{', '.join(values)}]`.",
             )
-    number = len(ordered or values)
+        number = len(ordered or values)
     if number > len(model):
         raise ScoringError(
-            f"{title} has {number} classes and the model has {len(model)} outputs ({_listed(model)}).",
+            f"{title} has {number:,} classes and the model has {len(model)} outputs ({_listed(model)}).",
             hint="Use data that the model was trained for, or name another `label_column`.",
         )
     places = {_key(name): place for place, name in enumerate(names)}

@@ -75,7 +75,9 @@ class Comparison:
             return f"no difference can be seen with n = {self.n:,}"
         word = "better" if self.difference > 0 else "worse"
         low, high = sorted((abs(self.low), abs(self.high)))
-        p = f"p = {self.p:.2g}" if self.p >= 0.001 else "p < 0.001"
+        # What is claimed is below 0.05, and two digits would make 0.05 of 0.0499.
+        p = f"p = {self.p:.2g}" if self.p < 0.0495 else f"p = {min(self.p, 0.0499):.3g}"
+        p = p if self.p >= 0.001 else "p < 0.001"
         return (
             f"{word} by {100 * abs(self.difference):.1f} points "
             f"(95 % interval {100 * low:.1f} to {100 * high:.1f}, {p}, n = {self.n:,})"

@@ -77,6 +77,8 @@ class ImageClassification:
         numbers from 0 to 255, or floats from 0 to 1.
         """
         (value,) = values
+        if value is None:
+            raise ValueError("there is no image")
         image = value if hasattr(value, "convert") else _image_from_array(value)
         if image.mode.startswith(("I", "F")):
             raise ValueError(f"an image of mode {image.mode}; convert it to 8 bits a channel")
@@ -197,6 +199,10 @@ def digest(content: NDArray[np.uint8] | tuple[str, ...]) -> bytes:
 
 def first_line(error: BaseException) -> str:
     """What an error of another library says, in one line."""
+    if type(error).__name__ == "UnidentifiedImageError":  # Pillow's names an object at an address
+        return "it is no image that Pillow can read"
+    if isinstance(error, SystemExit):
+        return f"it ends the process, by sys.exit({'' if error.code is None else repr(error.code)})"
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 

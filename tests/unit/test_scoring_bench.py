@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import transformers
 from huggingface_hub import constants
@@ -18,7 +19,7 @@ from transformers import BertConfig, BertForSequenceClassification, ViTConfig, V
 
 from hf_soup.errors import ScoringError
 from hf_soup.recipe import Scoring
-from hf_soup.scoring import Bench, build_model, compare, ensemble, prepare, tasks
+from hf_soup.scoring import METRICS, Bench, build_model, compare, ensemble, prepare, tasks
 
 DIGITS = load_digits()
 PIXELS = np.rint(DIGITS.images * 255 / 16).astype(np.uint8)  # (1797, 8, 8)
@@ -244,8 +245,8 @@ def test_an_image_that_is_none_and_one_of_16_bits(vit: Any, tmp_path: Path) -> N
     good = Image.fromarray(PIXELS[0])
     deep = Image.fromarray(PIXELS[0].astype(np.uint16) * 257)
     for name, bad, message in (
-        ("broken", {"bytes": b"not a PNG", "path": None}, "Cannot read row 1"),
-        ("none", None, "Cannot read row 1"),
+        ("broken", {"bytes": b"not a PNG", "path": None}, r"Cannot read row 1 .*: it is no image that Pillow"),
+        ("none", None, r"Cannot read row 1 .*: there is no image"),
         ("deep", deep, "mode I;16; convert it to 8 bits"),
     ):
         rows = {"image": [good, bad], "label": [0, 1]}
@@ -279,6 +280,18 @@ def test_text_that_is_no_text(bert: Any, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "d.jsonl", [("fine", 0), (None, 1)])
     with pytest.raises(ScoringError, match=r"Cannot read row 1 of d.jsonl \(text\): None where a text should be"):
         bench_of(text_scoring(path), bert)
+
+
+def test_a_text_without_tokens_is_named(bert: Any, tmp_path: Path) -> None:
+    """Tokenizers such as GPT-2's add no token of their own, and a model cannot read none."""
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "joy": 1}, "[UNK]"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    path = write_rows(tmp_path / "d.jsonl", [("joy", 0), ("joy joy", 1), ("", 1)])
+    with pytest.raises(ScoringError, match=r"Row 2 of d\.jsonl is '', no token to"):
+        bench_of(text_scoring(path), (tmp_path, bert[1]))
+    assert bench_of(text_scoring(path, split="train[:2]"), (tmp_path, bert[1])).n == 2
 
 
 def test_one_class_only(bert: Any, tmp_path: Path) -> None:
@@ -388,6 +401,18 @@ def test_reports_may_share_rows_and_the_order_is_kept(vit: Any, digits: Path) ->
     assert [(bench.title, bench.n) for bench in benches] == list(zip(titles, (20, 40, 20), strict=True))
 
 
+def test_held_out_slices_that_meet_are_refused(bert: Any, sentences: Path) -> None:
+    def benches(*splits: str) -> list[Bench]:
+        scorings = [
+            ("score", text_scoring(sentences, split=each, metric=m)) for each, m in zip(splits, METRICS, strict=False)
+        ]
+        return prepare(scorings, folder=bert[0], config=bert[1])
+
+    with pytest.raises(ScoringError, match=r"share 2 rows: train rows 3-4, and are not the same"):
+        benches("train[:5]", "train[3:]")
+    assert [bench.n for bench in benches("train[:5]", "train[:5]", "train[5:]")] == [5, 5, 3]
+
+
 def test_the_same_file_under_two_names_overlaps(bert: Any, sentences: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.jsonl"
     copy.write_bytes(sentences.read_bytes())
@@ -441,7 +466,7 @@ def test_logits_that_are_no_numbers(vit: Any, digits: Path) -> None:
 
 def test_a_model_that_reads_other_images(vit: Any, digits: Path, tmp_path: Path) -> None:
     other = ViTForImageClassification(ViTConfig(**{**vit[1], "image_size": 16}))
-    with pytest.raises(ScoringError, match=r"fails on 'digits.parquet' \(.*\(32, 1, 8, 8\)"):
+    with pytest.raises(ScoringError, match=r"fails on 'digits.parquet' \(.*\(\d+, 1, 8, 8\)"):
         bench_of(image_scoring(digits), vit).logits(other)
 
 

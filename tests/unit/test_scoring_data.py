@@ -103,6 +103,8 @@ def test_splits_are_sets_of_row_numbers(tmp_path: Path, split: str | None, numbe
         ("train[3:3]", "is empty: there are no rows in the split"),
         (" ", "no split ''"),
         ("[:5]", "no split"),
+        ("train+train", r"'train\+train' of .* names more than once 10 rows: train rows 0-9\."),
+        ("train[:6]+train[4:]", r"names more than once 2 rows: train rows 4-5\."),
     ],
 )
 def test_bad_splits(tmp_path: Path, split: str, message: str) -> None:
@@ -237,6 +239,20 @@ def test_overlap_shows_the_rows() -> None:
 )
 def test_other_rows_do_not_overlap(report: data.Rows) -> None:
     data.refuse_overlap(("a", rows_of({"test": range(10)})), ("b", report))
+
+
+@pytest.mark.parametrize(
+    "other", [{"test": range(5, 15)}, {"test": range(10), "train": [0]}, {"test": [*range(5)] * 2}]
+)
+def test_held_out_data_that_are_the_same_in_part_are_refused(other: dict[str, Sequence[int]]) -> None:
+    with pytest.raises(ScoringError, match=r"The held-out data 'a' and 'b' share .* rows: test rows .*not the same\."):
+        data.refuse_partial_overlap(("a", rows_of({"test": range(10)})), ("b", rows_of(other)))
+
+
+@pytest.mark.parametrize("other", [{"test": range(10)}, {"test": range(10, 20)}, {"train": range(10)}])
+def test_held_out_data_that_are_the_same_or_apart_are_not(other: dict[str, Sequence[int]]) -> None:
+    data.refuse_partial_overlap(("a", rows_of({"test": range(10)})), ("b", rows_of(other)))
+    data.refuse_partial_overlap(("a", rows_of({"test": range(10)})), ("b", rows_of({"test": [3]}, revision="other")))
 
 
 def test_columns_by_usual_names_and_by_the_recipe() -> None:

@@ -76,6 +76,7 @@ def test_names_of_the_data_are_shown_where_the_model_has_none() -> None:
         (MOODS, [0], None, ("sadness", "fear"), "labels:  sadness, fear\n  model: sadness, joy, anger"),
         (GENERIC, ["b", "a"], None, None, "rows say a, b, and the model's config says LABEL_0"),
         (GENERIC, [0, 3], None, None, "4 classes and the model has 3 outputs"),
+        (GENERIC, [0, 10**12], None, None, "1,000,000,000,001 classes and the model has 3 outputs"),
         (GENERIC, [0, 1], ("a", "b", "c", "d"), None, "4 classes and the model has 3 outputs"),
         (GENERIC, ["a", "b"], None, ("a", "b", "c", "d"), "4 classes and the model has 3 outputs"),
         (MOODS, [0, 1], None, ("joy", "Joy ", "anger"), "one name: joy, Joy , anger"),

@@ -185,3 +185,17 @@ def test_importing_scoring_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("p", "shown"),
+    [
+        (0.04999, "p = 0.0499,"),
+        (0.0496, "p = 0.0496,"),
+        (0.0494, "p = 0.049,"),
+        (0.01, "p = 0.01,"),
+        (0.0001, "p < 0.001,"),
+    ],
+)
+def test_a_p_beside_a_claim_is_below_the_limit_as_it_is_printed_too(p: float, shown: str) -> None:
+    assert shown in Comparison("accuracy", 0.01, 0.001, 0.02, p, 100).sentence
