@@ -275,30 +275,35 @@ def test_rows_without_tokens_are_kept_as_such(tmp_path: Path) -> None:
         assert found.digests == make(range(count)).digests
 
 
-def test_one_that_waited_for_an_attempt_that_failed_makes_the_entry(tmp_path: Path, entries: Path) -> None:
-    """Of the two that wait, only one makes the rows, though the file that both wait for is gone."""
-    begun, go, made = threading.Event(), threading.Event(), []
+def test_one_that_waited_for_an_attempt_that_failed_is_waited_for_too(tmp_path: Path, entries: Path) -> None:
+    """The file that the second waits for is deleted meanwhile, and the third comes while the second makes another."""
+    begun, made = [threading.Event() for _ in range(3)], []
+    go = [threading.Event() for _ in range(3)]
 
-    def fail(numbers: range) -> stored.Chunk:
-        begun.set()
-        go.wait(60)
-        raise ScoringError("broken")
-
-    def make(numbers: range) -> stored.Chunk:
-        made.append(numbers)
+    def make(number: int) -> stored.Chunk:
+        begun[number].set()
+        go[number].wait(60)
+        if number == 0:
+            raise ScoringError("broken")
+        made.append(number)
         return stored.Chunk([bytes(16)], ["pixel_values"], [np.ones((1, 2, 2), dtype=np.float32)])
 
-    def ask(how: Any) -> stored.Stored:
-        return stored.stored("key", "data", [range(1)], how, scratch=tmp_path, threads=1, quiet=True)
+    def ask(number: int) -> stored.Stored:
+        return stored.stored("key", "data", [range(1)], lambda _: make(number), scratch=tmp_path, threads=1, quiet=True)
 
     with ThreadPoolExecutor(3) as pool:
-        first = pool.submit(ask, fail)
-        assert begun.wait(60)
-        others = [pool.submit(ask, make) for _ in range(2)]
-        time.sleep(0.2)  # until they wait for the lock
-        go.set()
+        asked = [pool.submit(ask, 0)]
+        assert begun[0].wait(60)
+        asked.append(pool.submit(ask, 1))
+        time.sleep(0.2)  # until it waits for the lock
+        go[0].set()
+        assert begun[1].wait(60)
+        asked.append(pool.submit(ask, 2))
+        assert not begun[2].wait(0.5)
+        go[1].set()
+        go[2].set()
         with pytest.raises(ScoringError, match="broken"):
-            first.result()
-        assert [each.result().rows(np.arange(1))[0].sum() for each in others] == [4, 4]
-    assert len(made) == 1
+            asked[0].result()
+        assert [each.result().rows(np.arange(1))[0].sum() for each in asked[1:]] == [4, 4]
+    assert made == [1]
     assert [path.name for path in entries.iterdir()] == ["key"]
