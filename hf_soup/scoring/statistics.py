@@ -252,10 +252,10 @@ def _values(metric: Metric, labels: Ints, answers: Ints, rows: Ints) -> Floats:
 
     classes, place = np.unique(np.stack([labels, answers]), return_inverse=True)
     (label, answer), shape = place.reshape(2, -1), (len(classes), len(labels))
-    every = np.ones_like(label)
+    every, columns = np.ones_like(label), np.ascontiguousarray(rows.T)  # else scipy copies it three times
     of_kinds = ((label == answer, label), (every, label), (every, answer))
     return metric.of_counts(
-        *(csr_array((kept, (of, np.arange(shape[1]))), shape=shape) @ rows.T for kept, of in of_kinds)
+        *(csr_array((kept, (of, np.arange(shape[1]))), shape=shape) @ columns for kept, of in of_kinds)
     )
 
 
