@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hf_soup import Recipe
+from hf_soup import Recipe, hub, transfer
 from hf_soup.local_hub import LocalHub
 
 # The client hands files to its HTTP library in a way that the library deprecates.
@@ -30,6 +30,8 @@ def test_what_was_cooked_once_is_cooked_again_offline(
     first = cli("cook", "acme/a", "acme/b", "-o", "first", "--json").json
     cli("push", "first", "acme/pair")
     second = cli("cook", "acme/pair", "acme/a", "-o", "second", "--json").json
+    repo = hub.resolve("acme/pair")
+    transfer.fetch([(repo, file) for file in repo.files], quiet=True)  # as somebody has who used the soup
     asked = len(online.requests)
 
     # A soup is its leaves offline too.
