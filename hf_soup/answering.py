@@ -123,8 +123,9 @@ class Answering:
         """
         weights = model.digest if isinstance(model, Written) else self._keys.of(model)
         notes = {bench.title: self._note(weights, bench, config) for bench in benches}
-        found = {bench.title: logits for bench in benches if (logits := _noted(notes[bench.title], bench)) is not None}
-        missing = [bench for bench in benches if bench.title not in found]
+        different = {notes[bench.title]: bench for bench in reversed(benches)}  # not the same rows in another metric
+        found = {note: logits for note, bench in different.items() if (logits := _noted(note, bench)) is not None}
+        missing = [bench for note, bench in different.items() if note not in found]
         if missing:
             if self._world.size > 1:
                 known = [self._benches.index(bench) if bench in self._benches else bench for bench in missing]
@@ -136,9 +137,9 @@ class Answering:
                 except ScoringError as error:
                     raise ScoringError(f"{name}: {error.message}", hint=error.hint) from None
             for bench, logits in zip(missing, new, strict=True):
-                found[bench.title] = logits
+                found[notes[bench.title]] = logits
                 _keep(notes[bench.title], logits)
-        return found
+        return {bench.title: found[notes[bench.title]] for bench in benches}
 
     def _answer(
         self,

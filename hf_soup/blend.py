@@ -59,7 +59,8 @@ class Blend:
     ) -> dict[str, Tensor]:
         """Some sources, mixed, under the output's names and in its dtypes.
 
-        Bit for bit what the merge makes of them in this order, if no sum overflows the accumulator.
+        Bit for bit what the merge makes of them in this order, if no sum overflows the accumulator, and they are all of
+        one type: sources that are not among them may widen it.
 
         Args:
             weights: Source number → share. Where it extends the last call's by one, only that one is read, and where
@@ -138,11 +139,12 @@ class Blend:
         pieces = (run.pieces(at, min(at + _SLICE, run.elements)) for at in range(0, run.elements, _SLICE))
         for begin, end, offsets in chain.from_iterable(pieces):
             having = [source for source in weights if source in offsets]
-            having = having or [source for source in offsets if source != base]
+            if having in ([], [base]):
+                having = [source for source in offsets if source != base]
             parts = {source: self._reading.read(run, source, offsets[source], end - begin) for source in having}
             if tensor.averaged:
                 given = {source: weights.get(source, 1.0) for source in having}
-                round_into(combine(plan, parts, given, whole=len(having) == len(weights)), rounded[begin:end])
+                round_into(combine(plan, parts, given, whole=having == list(weights)), rounded[begin:end])
             else:
                 rounded[begin:end] = parts[having[0]]
         return rounded

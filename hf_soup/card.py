@@ -7,6 +7,7 @@ every character that Markdown or HTML would act on escaped into the page.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from hf_soup.checkpoint import Checkpoint
 from hf_soup.errors import PublishError
 from hf_soup.hub import is_repo_id
 from hf_soup.lineage import Lineage
+from hf_soup.plots import short
 
 #: What a model is for, from the end of its class's name.
 _PIPELINES = {"ImageClassification": "image-classification", "SequenceClassification": "text-classification"}
@@ -203,9 +205,9 @@ def plot(path: Path, summary: Mapping[str, Any]) -> None:
             panel.plot([100 * score["value"]], [row], "o", color=color, markersize=5)
         panel.axvline(100 * scores["soup"][title]["value"], color="#d62728", linewidth=0.6, linestyle=":")
         # A dollar sign would start a formula, and names are strangers' text.
-        panel.set_title(title.replace("$", r"\$"), fontsize=9)
+        panel.set_title(textwrap.fill(title, 34).replace("$", r"\$"), fontsize=9)
         panel.grid(axis="x", linewidth=0.3)
-    panels[0].set_yticks(range(len(names)), [name.replace("$", r"\$") for name in names], fontsize=8)
+    panels[0].set_yticks(range(len(names)), [name.replace("$", r"\$") for name in short(names)], fontsize=8)
     panels[0].invert_yaxis()
     figure.supxlabel("percent, with 95 % intervals", fontsize=8)
     path.parent.mkdir(exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -125,6 +126,8 @@ def choose(recipe: Recipe, weights: Weights, evaluation: Evaluation | None) -> C
         weights: Share of each ingredient.
         evaluation: Where something is scored.
     """
+    if recipe.repeats and evaluation is not None:
+        evaluation.require_halves()
     choice = _choose(recipe, weights, evaluation)
     if not recipe.repeats or evaluation is None:
         return choice
@@ -134,7 +137,7 @@ def choose(recipe: Recipe, weights: Weights, evaluation: Evaluation | None) -> C
         again = _choose(recipe, weights, evaluation, first)
         best = max(weights, key=lambda name: evaluation.held_out({name: 1.0}, rows=first))
         selected = again.selected
-        plain = recipe.method.name == "linear" and selected.normalize
+        plain = recipe.method.name == "linear" and selected.normalize and again.recipe.method.parameters == {}
         parameters = None if plain else again.recipe.method.parameters
         soup = evaluation.held_out(selected.weights, layers=selected.layers, parameters=parameters, rows=second)
         gains.append(soup - evaluation.held_out({best: 1.0}, rows=second))
@@ -151,10 +154,10 @@ def _choose(recipe: Recipe, weights: Weights, evaluation: Evaluation | None, row
 
     def score(asked: Weights) -> float:
         assert evaluation is not None, "the recipe was checked: who looks at scores has held-out data"
-        if method.name == "linear" or len(asked) == 1:
-            return evaluation.held_out(asked, rows=rows)
-        neutral = method.neutral_for(len(asked))
         own = {**method.parameters, **recipe.method.parameters}
+        if method.name == "linear" and own["normalize"]:
+            return evaluation.held_out(asked, rows=rows)
+        neutral = method.neutral_for(math.fsum(asked.values()))
         own |= {name: neutral.get(name, method.parameters[name]) for name in open_parameters}
         return evaluation.held_out(asked, parameters=own, rows=rows)
 

@@ -77,6 +77,11 @@ def _as_named(lineage: Lineage, base: Checkpoint, heads: set[str]) -> dict[str, 
     labels = architecture.label_names(base.config, base.model)
     kind = [each.config.get("architectures") for each in (base, donor)]
     same = kind[0] == kind[1] and labels == lineage.alignment.labels
+    tables: set[str] = set()
+    if any(info.shape != own[output].shape for output, info in found.items()):
+        stored = [info.name for info in own.values()]
+        counted = set(parameters.counted_names(donor.config, stored, "vocabulary", donor.model))
+        tables = {output for output, info in own.items() if info.name in counted}
     fitting = {}
     for output, info in found.items():
         shape = own[output].shape
@@ -84,7 +89,7 @@ def _as_named(lineage: Lineage, base: Checkpoint, heads: set[str]) -> dict[str, 
             continue
         if info.shape == shape:
             fitting[output] = info
-        elif output in lineage.alignment.patched and shape and info.shape[1:] == shape[1:]:
-            # Tokens were added behind those that the ancestor has.
+        elif output in tables and shape and info.shape[1:] == shape[1:]:
+            # Tokens were added behind those that the ancestor has, or its further rows are padding.
             fitting[output] = info.moved([Rows(0, 0, min(info.shape[0], shape[0]))], shape[0])
     return fitting

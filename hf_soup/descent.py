@@ -125,6 +125,8 @@ class HeldOutLoss:
                 dots = np.array([float(wide.dot(values.double())) for values in parts])
                 if len(having) < len(self.names):
                     given = shares[place, having]
+                    if given.sum() <= 0:
+                        continue  # their plain mean, as in a merge
                     dots = (dots - given @ dots / given.sum()) / given.sum()
                 found[place, having] += dots
         assert beta.grad is not None
@@ -244,7 +246,9 @@ class HeldOutLoss:
         given = shares[self._rows[number] if len(shares) > 1 else 0]
         for begin, end, having, parts in self._slices(number):
             piece, total = torch.zeros(end - begin), 0.0
-            for factor, values in zip(given[having].tolist() if having else repeat(1.0), parts, strict=False):
+            # What only some have is their mean; the plain one, where their shares have no sum or nobody in play has it.
+            shared = len(having) == len(self.names) or given[having].sum() > 0
+            for factor, values in zip(given[having].tolist() if shared else repeat(1.0), parts, strict=False):
                 piece.add_(values, alpha=factor)
                 total += factor
             if len(having) < len(self.names):

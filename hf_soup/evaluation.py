@@ -181,10 +181,25 @@ class Evaluation:
     def halves(self, seed: int) -> tuple[Rows, Rows]:
         """The rows of every held-out bench in two random halves, the same for the same number."""
         generator = np.random.Generator(np.random.Philox(key=seed))
-        orders = [generator.permutation(bench.n) for bench in self._judges]
+        # The same rows in another metric are in the same half.
+        kinds = {bench.fingerprint: generator.permutation(bench.n) for bench in self._judges}
+        orders = [kinds[bench.fingerprint] for bench in self._judges]
         return tuple([np.sort(order[len(order) // 2 :]) for order in orders]), tuple(
             [np.sort(order[: len(order) // 2]) for order in orders]
         )
+
+    def require_halves(self) -> None:
+        """Refuse `repeats` where halves would say nothing.
+
+        Raises:
+            ScoringError: A held-out data set has fewer than twenty rows.
+        """
+        for bench in self._judges:
+            if bench.n < 20:
+                raise ScoringError(
+                    f"`repeats` chooses on halves of the held-out rows, and '{bench.title}' has {bench.n}.",
+                    hint="Use twenty rows or more, or leave `repeats` out.",
+                )
 
     def logits(
         self, weights: Weights, *, layers: Layers | None = None, parameters: Mapping[str, Any] | None = None
@@ -242,20 +257,27 @@ class Evaluation:
         """The held-out loss of soups of some ingredients and its gradient, for a selection that learns."""
         from hf_soup.descent import Grouped, HeldOutLoss
 
-        made_of = [self._leaves({name: 1.0}) for name in names]
+        for name in names:  # so that labels in another order, and models that know nothing, are refused
+            self.held_out({name: 1.0})
+        # The loss of the same rows is the same, whatever is measured on them.
+        benches = {bench.fingerprint: bench for bench in reversed(self._judges)}
+        made_of = [self._leaves({name: 1.0}, mean=False) for name in names]
         sources = sorted({source for shares in made_of for source in shares})
         loss = HeldOutLoss(
             self._plan,
             self._paths,
             {str(source): source for source in sources},
             self._config_folder,
-            self._judges,
-            [bench.scoring.weight for bench in self._judges],
+            list(benches.values()),
+            [math.fsum(b.scoring.weight for b in self._judges if b.fingerprint == kind) for kind in benches],
             self._device,
         )
         with closing(loss):
-            starts = np.cumsum([0, *(bench.n for bench in self._judges)])
-            numbers = None if rows is None else np.concatenate([s + r for s, r in zip(starts[:-1], rows, strict=True)])
+            starts = np.cumsum([0, *(bench.n for bench in benches.values())])
+            places = [self._judges.index(bench) for bench in benches.values()]
+            numbers = None
+            if rows is not None:
+                numbers = np.concatenate([start + rows[at] for start, at in zip(starts, places, strict=False)])
             groups = [[shares.get(source, 0.0) for source in sources] for shares in made_of]
             yield Grouped(names, loss, groups, numbers)
 
@@ -290,7 +312,7 @@ class Evaluation:
             Written(folder, digest), benches or self.benches, SOUP, config
         ).items():
             self._logits[SOUP, title] = logits
-        in_ensemble = self._ensembles()
+        in_ensemble = self._ensembles() if len(self.names) > 1 else ()
         models = list(dict.fromkeys(name for name, _ in self._logits))
         models = [SOUP, *self.names, *(name for name in models if name not in (SOUP, *self.names))]
         scores: dict[str, dict[str, Score]] = {name: {} for name in models}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import fnmatch
 import math
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,7 @@ from hf_soup.cooked import Say
 from hf_soup.errors import MergeError, RecipeError
 from hf_soup.lineage import Lineage
 from hf_soup.plan import Plan, make_plan
-from hf_soup.recipe import Named, Recipe, is_here
+from hf_soup.recipe import Named, Recipe, Scoring, is_here
 from hf_soup.selection import SELECTIONS, Selection
 from hf_soup.weights import missing_weights, supply_of
 
@@ -50,7 +52,9 @@ def validate(recipe: Recipe, *, stream: bool = False) -> Selection:
             numeric = title == "method" and type(default) in (int, float)
             for each in value if numeric and isinstance(value, list) and value else [value]:
                 fits = isinstance(each, int | float) if type(default) is float else type(each) is type(default)
-                if not fits or (isinstance(each, bool) and type(default) is not bool) or each in (math.inf, -math.inf):
+                if isinstance(each, int | float):  # a whole number may be larger than any float
+                    fits = fits and abs(each) <= sys.float_info.max
+                if not fits or (isinstance(each, bool) and type(default) is not bool):
                     more = ", or several in a list, to take what is best on held-out data" if numeric else ""
                     raise RecipeError(
                         f"{wanted.name}: '{name}' is {each!r}; it is of type {type(default).__name__}, "
@@ -90,6 +94,8 @@ def _require_fitting(recipe: Recipe, selection: Selection, method: Method) -> No
                 hint="A weight may be below zero with `method: {name: linear, normalize: false}` or "
                 "`method: task_arithmetic`.",
             )
+    if selection.needs_score and any(each.weight < 0 for each in recipe.ingredients):
+        raise RecipeError(f"`select: {selection.name}` tries ingredients alone, and one has a weight below zero.")
     if selection.learns and recipe.method != Named(name="linear"):
         raise RecipeError(f"`select: {selection.name}` learns the shares of an average, and `method` is {method.name}.")
     if recipe.layers and (selection.needs_score or method.name != "linear"):
@@ -97,8 +103,12 @@ def _require_fitting(recipe: Recipe, selection: Selection, method: Method) -> No
             f"`layers` gives tensors their shares, which go with `select: uniform` and `method: linear`, not with "
             f"{selection.name} and {method.name}.",
         )
-    if recipe.repeats and not recipe.score:
-        raise RecipeError("`repeats` chooses again on halves of the held-out rows, and the recipe has no `score`.")
+    if recipe.repeats and (not recipe.score or recipe.layers):
+        lacking = "has `layers`, which nobody chooses" if recipe.score else "has no `score`"
+        raise RecipeError(f"`repeats` chooses again on halves of the held-out rows, and the recipe {lacking}.")
+    used = [str(number) for number, each in enumerate(recipe.ingredients) if each.weight]
+    with suppress(_AskedError):  # what is wrong with its parameters is said before it asks anything
+        selection.function(dict.fromkeys(used, 1.0), _Asked(), **recipe.select.parameters)
     several = searched(recipe)
     points = math.prod(len(recipe.method.parameters[name]) for name in several)
     if points > MAX_POINTS:
@@ -110,11 +120,26 @@ def _require_fitting(recipe: Recipe, selection: Selection, method: Method) -> No
         )
 
 
+class _AskedError(Exception):
+    """A selection has looked at its parameters, and goes on to scores."""
+
+
+class _Asked:
+    """In the place of scores and losses."""
+
+    def __call__(self, *_: object) -> float:
+        raise _AskedError
+
+    def __getattr__(self, name: str) -> object:
+        raise _AskedError
+
+
 def trained_on(recipe: Recipe, lineage: Lineage, token: Token = None) -> list[Reason]:
     """Scores on the train split of a data set that an ingredient's card names: the model has seen those rows."""
     reasons = []
     for scoring in [*recipe.score, *recipe.report]:
-        splits = [part.partition("[")[0].strip() for part in (scoring.split or "").split("+")]
+        # Where none is named there is one, and that is called train.
+        splits = [part.partition("[")[0].strip() for part in (scoring.split or "train").split("+")]
         if not any(split.casefold().startswith("train") for split in splits):
             continue
         asked = {scoring.dataset}
@@ -130,6 +155,24 @@ def trained_on(recipe: Recipe, lineage: Lineage, token: Token = None) -> list[Re
         if who:
             message = f"'{scoring.title}' is data on which {', '.join(who)} were trained, as their cards say."
             reasons.append(Reason("scored-on-train", message, who))
+    return reasons
+
+
+def selected_on(recipe: Recipe, seen: Sequence[tuple[str, Scoring]]) -> list[Reason]:
+    """Reports of data that an ingredient, a soup, was selected on: what has been looked at cannot test it."""
+
+    def named(scoring: Scoring) -> tuple[str, str | None]:
+        path = scoring.dataset.removeprefix("local:")
+        return Path(path).name if is_here(path) or path != scoring.dataset else path.casefold(), scoring.split
+
+    reasons = []
+    for report in recipe.report:
+        who = tuple(name for name, scoring in seen if named(scoring) == named(report))
+        if who:
+            message = (
+                f"'{report.title}' is data that {', '.join(who)} {'was' if len(who) == 1 else 'were'} selected on."
+            )
+            reasons.append(Reason("selected-on-report", message, who))
     return reasons
 
 
@@ -178,11 +221,18 @@ def _layers(recipe: Recipe, lineage: Lineage, count: int) -> dict[str, tuple[flo
     return found
 
 
-def sources(recipe: Recipe, lineage: Lineage) -> Lineage:
-    """The ingredients of a lineage, and the ancestor behind them where the method needs it."""
+def needs_base(recipe: Recipe) -> bool:
+    """Whether the method works on task vectors; then one model alone, between itself and its ancestor, will do."""
+    if recipe.method.name == "linear":  # the check of an average imports no torch
+        return False
     from hf_soup.methods import METHODS
 
-    if not METHODS[recipe.method.name].needs_base:
+    return recipe.method.name in METHODS and METHODS[recipe.method.name].needs_base
+
+
+def sources(recipe: Recipe, lineage: Lineage) -> Lineage:
+    """The ingredients of a lineage, and the ancestor behind them where the method needs it."""
+    if not needs_base(recipe):
         return lineage
     from hf_soup.deltas import with_base
 

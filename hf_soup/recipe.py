@@ -31,7 +31,7 @@ from hf_soup.errors import RecipeError
 from hf_soup.plain_yaml import parse_yaml, write_yaml
 
 #: A recipe in a published repo is a stranger's text, so its size is bounded before it is parsed.
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 22
 MAX_INGREDIENTS = 1000
 _MOST_FAULTS = 50
 

@@ -12,23 +12,25 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from math import lcm
+from pathlib import Path
 
 import numpy as np
 
-from hf_soup import architecture, hub, samples
+from hf_soup import architecture, hub, samples, transfer
+from hf_soup.alignment import head_tensors
 from hf_soup.checkpoint import Checkpoint, open_all, open_checkpoint
 from hf_soup.client import Token, may_pass
+from hf_soup.compatibility import label_rows
 from hf_soup.errors import RecipeError, ResolveError, SoupError
-from hf_soup.headers import FLOATS, TensorInfo, some
+from hf_soup.headers import FLOATS, some
 from hf_soup.lineage import distinct_names
 from hf_soup.plan import DTYPES
-from hf_soup.recipe import MAX_BYTES, MAX_INGREDIENTS, Ingredient, Recipe, is_here, split_revision
+from hf_soup.recipe import MAX_BYTES, MAX_INGREDIENTS, Ingredient, Recipe, Scoring
 
 _DEEPEST = 20
 #: What a soup's recipe may say; any other key may make it something else than the mean of its leaves.
 _HARMLESS = {"base", "ingredients", "score", "report", "seed", "allow_pickle", "labels", "dtype"}
-#: Tensors of each model that are compared, and how far rounding may take a mean, in parts of its terms' sizes.
-_TENSORS = 8
+#: How far rounding may take a mean, in parts of its terms' sizes.
 _ROUNDED = {"BF16": 2.0**-8, "F16": 2.0**-10, "F32": 2.0**-20, "F64": 2.0**-20}
 #: Shares up to this are whole numbers where they can be, as products of them with 16-bit numbers are exact in float32.
 _WHOLE = 1 << 12
@@ -46,12 +48,14 @@ class Expanded:
         groups: For each ingredient as it was asked for, by the name that tables and files give it: number of the leaf
             → its share, which sum to 1.
         notes: A sentence for each soup, and for each leaf that came in several ways.
+        seen: Soups, and the data that each was selected on.
     """
 
     recipe: Recipe
     checkpoints: tuple[Checkpoint, ...] = field(repr=False)
     groups: Mapping[str, Mapping[int, Fraction]]
     notes: tuple[str, ...] = ()
+    seen: tuple[tuple[str, Scoring], ...] = ()
 
     def leaf_weights(self, weights: Mapping[str, float], *, mean: bool = True) -> dict[int, float]:
         r"""The shares of the leaves in a soup of groups, by their numbers.
@@ -83,7 +87,7 @@ class Expanded:
 def expand(recipe: Recipe, *, allow_pickle: bool = False, token: Token = None) -> Expanded:
     """Open the ingredients of a recipe, and replace soups by their leaves.
 
-    A soup has ``soup.yaml`` and ``soup.json`` beside its weights. It is replaced where both recipes are weighted means,
+    A soup has ``soup.yaml`` beside its weights. It is replaced where both recipes are weighted means,
     nothing else in them makes its leaves mean something else here, all leaves can be had, and its weights are the mean
     of theirs in a sample. Where nothing is a soup this costs nothing beyond opening the ingredients.
 
@@ -101,9 +105,9 @@ def expand(recipe: Recipe, *, allow_pickle: bool = False, token: Token = None) -
     names = distinct_names(opened)
     soups = _Soups(recipe, dict(zip(names, opened, strict=True)), allow_pickle, token)
     reached = [soups.leaves(checkpoint) for checkpoint in opened]
-    if not soups.bases:
+    if not soups.replaced:
         groups = {name: {number: Fraction(1)} for number, name in enumerate(names)}
-        return Expanded(recipe, tuple(opened), groups, tuple(soups.notes))
+        return Expanded(recipe, tuple(opened), groups, tuple(soups.notes), tuple(soups.seen))
     order = list(dict.fromkeys(leaf for shares in reached for leaf in shares))
     leaves = tuple(soups.known[leaf] for leaf in order)
     notes = list(soups.notes)
@@ -128,12 +132,12 @@ def expand(recipe: Recipe, *, allow_pickle: bool = False, token: Token = None) -
         else given[leaf.identity].model_copy(update={"weight": weight})
         for leaf, (_, weight) in zip(leaves, sorted(found.leaf_weights(weights).items()), strict=True)
     )
-    changes: dict[str, object] = {"ingredients": ingredients, "base": recipe.base or soups.base}
+    changes: dict[str, object] = {"ingredients": ingredients}
     if isinstance(recipe.head, int) and (kept := opened[recipe.head]).repo:
         changes["heads"] = f"{kept.model}@{kept.revision}"
     if soups.nameless:
         changes["labels"] = soups.wanted
-    return Expanded(recipe.model_copy(update=changes), leaves, groups, tuple(notes))
+    return Expanded(recipe.model_copy(update=changes), leaves, groups, tuple(notes), tuple(soups.seen))
 
 
 class _StaysError(Exception):
@@ -155,9 +159,9 @@ class _Soups:
         self.known = {each.identity: each for each in self._opened}
         self._names = {each.identity: name for name, each in opened.items()}
         self.notes: list[str] = []
-        #: The bases that replaced soups name, and whether leaves of theirs name no labels.
-        self.bases: list[str | None] = []
-        self.nameless = False
+        #: Whether any soup was replaced, and leaves of one name no labels; what soups were selected on.
+        self.replaced = self.nameless = False
+        self.seen: list[tuple[str, Scoring]] = []
         self._asked: dict[str, Checkpoint | SoupError] = {}
         self._found: dict[str, Shares] = {}
 
@@ -166,13 +170,6 @@ class _Soups:
         """The order of the outputs, which is that of the soups and not of their leaves."""
         named = (architecture.label_names(each.config, each.model) for each in self._opened)
         return self.recipe.labels or next((names for names in named if names), None)
-
-    @property
-    def base(self) -> str | None:
-        """The one that all replaced soups name: a Hub id, and no folder that happens to be called so."""
-        base = self.bases[0] if len(set(self.bases)) == 1 else None
-        name = split_revision(base)[0] if base else ""
-        return base if hub.is_repo_id(name) and not is_here(name) else None
 
     def name(self, identity: str) -> str:
         """What notes call a model."""
@@ -193,7 +190,7 @@ class _Soups:
             )
         if me not in self._found:
             self._found[me] = {me: Fraction(1)}
-            if checkpoint.files.keys() >= {"soup.yaml", "soup.json"}:
+            if "soup.yaml" in checkpoint.files:
                 try:
                     self._found[me] = self._replaced(checkpoint, (*within, me))
                 except _StaysError as reason:
@@ -214,7 +211,7 @@ class _Soups:
             for each, share in self.leaves(leaf, within).items():
                 shares[each] += part * share
         self.nameless |= nameless
-        self.bases.append(recipe.base)
+        self.replaced = True
         self.notes.append(
             f"{self.name(within[-1])} is a soup; its leaves go in: {some([str(each) for each in opened])}."
         )
@@ -222,18 +219,25 @@ class _Soups:
 
     def _recipe_of(self, soup: Checkpoint) -> Recipe:
         """The recipe of a soup that may be replaced."""
-        if not _averages(self.recipe):
-            raise _StaysError(f"the method is {self.recipe.method.name}, and no weighted mean")
-        if isinstance(self.recipe.head, int) and soup.identity == self._opened[self.recipe.head].identity:
-            raise _StaysError("its head is the one that is kept")
         size = soup.files["soup.yaml"]
         if size > MAX_BYTES:
             raise _StaysError(f"its soup.yaml has {size:,} bytes")
-        text = soup.read(TensorInfo("soup.yaml", "U8", (size,), "soup.yaml", 0, size), 0, size) if size else b""
+        # Into the cache, where it is found without a network too.
+        (path,) = transfer.fetch([(soup.repo, "soup.yaml")], quiet=True) if soup.repo else [_folder(soup) / "soup.yaml"]
         try:
-            recipe = Recipe.parse(text.decode("utf-8", "replace"), "its soup.yaml")
+            recipe = Recipe.parse(path.read_bytes().decode("utf-8", "replace"), "its soup.yaml")
         except RecipeError as error:
             raise _StaysError(" ".join(error.message.split())[:300].rstrip(".")) from None
+        except OSError as error:
+            raise _StaysError(f"its soup.yaml cannot be read: {error.strerror}") from None
+        self.seen += [(self.name(soup.identity), scoring) for scoring in recipe.score]
+        if not _averages(self.recipe):
+            key = "layers" if self.recipe.layers else "method"
+            raise _StaysError(f"with this `{key}` the recipe makes no weighted mean, the same for all tensors")
+        if isinstance(self.recipe.head, int) and soup.identity == self._opened[self.recipe.head].identity:
+            raise _StaysError("its head is the one that is kept")
+        if any(each.weight < 0 for each in recipe.ingredients):
+            raise _StaysError("its recipe has weights below zero, which no mean has")
         other = recipe.to_dict().keys() - _HARMLESS
         other -= {"method"} if _averages(recipe) else set()
         other -= {"heads"} if self.recipe.heads is not None else set()  # the soup's own head is left out
@@ -293,6 +297,11 @@ class _Soups:
         return self.wanted is not None
 
 
+def _folder(soup: Checkpoint) -> Path:
+    assert soup.folder is not None, "what is not on the Hub is a folder"
+    return soup.folder
+
+
 def _averages(recipe: Recipe) -> bool:
     """Whether it makes a weighted mean, the same for all tensors."""
     return (
@@ -306,10 +315,9 @@ def _bounded(share: Fraction) -> Fraction:
 
 
 def _is_mean(soup: Checkpoint, leaves: Sequence[Checkpoint], shares: Sequence[Fraction]) -> bool:
-    """Whether a soup's weights are the mean of its leaves', in samples of some tensors that all have.
+    """Whether a soup's weights are the mean of its leaves', in samples of its body, and its head.
 
-    Rows of labels and tokens may have been moved, so a tensor or two of many may be another; where a model was trained
-    further, or the file names others than it was made of, nearly all are.
+    Rows of labels are not looked at where not all have the labels in one order, as the soup's were moved.
     """
     every = (soup, *leaves)
     shapes = {
@@ -318,11 +326,19 @@ def _is_mean(soup: Checkpoint, leaves: Sequence[Checkpoint], shares: Sequence[Fr
         if {(found.shape, found.dtype in FLOATS) if (found := each.tensors.get(name)) else None for each in every}
         == {(tensor.shape, True)}
     }
-    picks = samples.choose(shapes, _TENSORS, models=len(every))
-    (own, *theirs), _ = samples.sample([(each, each.tensors) for each in every], picks, _TENSORS)
-    apart = []
-    for name in own.keys() & set.intersection(*(set(each) for each in theirs)):
+    heads = head_tensors(soup, soup.model)
+    if len({architecture.label_names(each.config, each.model) for each in every}) > 1:
+        heads = {name for name in heads if name in set(label_rows(soup, soup.model))}
+        shapes = {name: shape for name, shape in shapes.items() if name not in heads}
+    own_head = {name: shape for name, shape in shapes.items() if name in heads}
+    picks = samples.choose({n: s for n, s in shapes.items() if n not in heads}, models=len(every))
+    picks += samples.choose(own_head, models=len(every))
+    picks += [samples.Pick(name, 0, shape[0], 1) for name, shape in own_head.items() if len(shape) == 1 and shape[0]]
+    (own, *theirs), _ = samples.sample([(each, each.tensors) for each in every], picks, len(picks))
+    names = own.keys() & set.intersection(*(set(each) for each in theirs))
+    for name in names:
         terms = [float(share) * each[name].astype(np.float64) for share, each in zip(shares, theirs, strict=True)]
         bound = _ROUNDED[soup.tensors[name].dtype] * sum(np.abs(term) for term in terms) + 2.0**-24
-        apart.append(not (np.abs(own[name] - sum(terms)) <= bound).all())
-    return 4 * sum(apart) < len(apart) or not apart
+        if not (np.abs(own[name] - sum(terms)) <= bound).all():
+            return False
+    return bool(names)

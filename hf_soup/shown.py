@@ -85,6 +85,9 @@ def table(results: Mapping[str, Mapping[str, Mapping[str, Any]]], marked: Sequen
     """
     titles = list(dict.fromkeys(title for scores in results.values() for title in scores))
     rows = [["", *titles]]
+    called = dict(
+        zip(results, plots.short(list(results)) if max(map(len, results)) > _LONGEST else results, strict=True)
+    )
     for name, scores in results.items():
         cells = []
         for title in titles:
@@ -92,8 +95,12 @@ def table(results: Mapping[str, Mapping[str, Mapping[str, Any]]], marked: Sequen
             cells.append(
                 f"{100 * score['value']:.1f} ({100 * score['low']:.1f} to {100 * score['high']:.1f})" if score else ""
             )
-        rows.append([f"{name} *" if name in marked else name, *cells])
+        rows.append([f"{called[name]} *" if name in marked else called[name], *cells])
     return "\n".join(_aligned(rows))
+
+
+#: Letters of a name above which names in a table are shortened.
+_LONGEST = 48
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -27,10 +27,12 @@ from hf_soup.preparation import (
     disk_needs,
     fetched,
     free_bytes,
+    needs_base,
     own_benches,
     plan_of,
     prepare_benches,
     require_disk,
+    selected_on,
     shares,
     sources,
     trained_on,
@@ -84,12 +86,13 @@ def _examined(expanded: Expanded, token: Token) -> Lineage:
         expanded.checkpoints,
         base=recipe.base,
         wishes=Wishes.of(recipe),
-        alone=recipe.resolved,
+        alone=recipe.resolved or needs_base(recipe),
         allow_pickle=recipe.allow_pickle,
         token=token,
     )
     soups = [Reason("second-order", note) for note in expanded.notes]
-    return replace(lineage, reasons=(*lineage.reasons, *soups, *trained_on(recipe, lineage, token)))
+    seen = selected_on(recipe, expanded.seen)
+    return replace(lineage, reasons=(*lineage.reasons, *soups, *seen, *trained_on(recipe, lineage, token)))
 
 
 def cook(
@@ -286,7 +289,7 @@ def _checked(expanded: Expanded, token: Token, say: Say) -> Lineage:
     lineage = _examined(expanded, token)
     lineage.raise_if_refused()
     for reason in lineage.reasons:
-        say(f"warning: [{reason.code}] {reason.message}")
+        say(f"{'note' if reason.code == 'second-order' else 'warning'}: [{reason.code}] {reason.message}")
     for alignment in lineage.alignments:
         say(f"note: {alignment}")
     for name, checkpoint in zip(lineage.names, lineage.checkpoints, strict=True):

@@ -28,8 +28,8 @@ class Method:
         name: As recipes spell it.
         function: ``function(tensors, weights, **parameters) -> Tensor``.
         elementwise: Whether slices give what whole tensors give.
-        neutral: Parameters with which equal ingredients return themselves; a function where one depends on how many
-            they are.
+        neutral: Parameters with which equal ingredients return themselves; a function where one depends on the sum of
+            their shares.
         needs_base: Whether it works on task vectors.
         sums: Whether shares are not divided by their sum, so that they may be negative; where it has a parameter
             ``normalize``, that decides.
@@ -48,9 +48,9 @@ class Method:
         signature = inspect.signature(self.function).parameters.values()
         return {p.name: p.default for p in signature if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
-    def neutral_for(self, count: int) -> dict[str, Any]:
-        """The neutral parameters for so many ingredients of equal weight 1."""
-        return {name: value(count) if callable(value) else value for name, value in self.neutral.items()}
+    def neutral_for(self, total: float) -> dict[str, Any]:
+        """The neutral parameters for ingredients whose shares have this sum."""
+        return {name: value(total) if callable(value) else value for name, value in self.neutral.items()}
 
 
 METHODS: dict[str, Method] = {}

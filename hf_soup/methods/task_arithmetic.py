@@ -10,7 +10,7 @@ from hf_soup.methods import merge_method
 from hf_soup.methods.linear import linear
 
 
-@merge_method(elementwise=True, neutral={"scale": lambda count: 1 / count}, needs_base=True, sums=True)
+@merge_method(elementwise=True, neutral={"scale": lambda total: 1 / total}, needs_base=True, sums=True)
 def task_arithmetic(deltas: Sequence[Tensor], weights: Sequence[float], *, scale: float = 0.3) -> Tensor:
     r"""Add the task vectors of the ingredients to their ancestor.
 

@@ -1,7 +1,7 @@
 """Metrics: scikit-learn's, reported through `evaluate`; or a function or an `evaluate` script of the user's.
 
 ``evaluate.load`` would download a script, so the built-in metrics are one subclass of ``evaluate.Metric``, kept in
-memory. A new one is one line in `METRICS`.
+memory. A new one is one entry of `METRICS`.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hf_soup.errors import ScoringError
 from hf_soup.recipe import is_here
 from hf_soup.scoring import statistics
 from hf_soup.scoring.data import content_hash
-from hf_soup.scoring.statistics import Ints, Metric, Score, bootstrap, wilson
+from hf_soup.scoring.statistics import Counted, Floats, Ints, Metric, Score, bootstrap, wilson
 from hf_soup.scoring.tasks import first_line
 
 
-def _scikit_learn(function: str, **options: Any) -> Metric:
+def _scikit_learn(function: str, of_counts: Callable[[Ints, Ints, Ints], Floats], **options: Any) -> Metric:
+    """A metric of scikit-learn's; in resamples ``of_counts``, as most of scikit-learn's time goes into its checks."""
+
     def metric(labels: Ints, answers: Ints, rows: Ints) -> float:
         import sklearn.metrics
 
@@ -40,18 +41,40 @@ def _scikit_learn(function: str, **options: Any) -> Metric:
             )
         return float(value)
 
-    return metric
+    return Counted(metric, of_counts)
 
 
+def _macro(part: Ints, whole: Ints, of: Ints) -> Floats:
+    """The mean share over the classes that ``of`` has; a share of nothing is zero."""
+    return np.asarray((part / np.maximum(whole, 1)).sum(axis=0) / (of > 0).sum(axis=0))
+
+
+def _matthews(right: Ints, label: Ints, answer: Ints) -> Floats:
+    """Gorodkin, Comparing two K-category assignments by a K-category correlation coefficient, 2004."""
+    n = label.sum(axis=0)
+    # One class only among the labels or among the answers: zero above, and one below.
+    squares = [np.maximum(n**2 - (count**2).sum(axis=0), 1) for count in (label, answer)]
+    return np.asarray((right.sum(axis=0) * n - (label * answer).sum(axis=0)) / np.sqrt(squares).prod(axis=0))
+
+
+_MACRO: dict[str, Any] = {"average": "macro", "zero_division": 0.0}
 #: Name → metric. Averages are macro: every class counts the same, however rare; a class that neither the
 #: labels nor the answers have does not count, and a share of nothing is zero.
 METRICS: dict[str, Metric] = {
-    "accuracy": _scikit_learn("accuracy_score"),
-    "f1": _scikit_learn("f1_score", average="macro", zero_division=0.0),
-    "precision": _scikit_learn("precision_score", average="macro", zero_division=0.0),
-    "recall": _scikit_learn("recall_score", average="macro", zero_division=0.0),
-    "balanced_accuracy": _scikit_learn("balanced_accuracy_score"),
-    "matthews_correlation": _scikit_learn("matthews_corrcoef"),
+    "accuracy": _scikit_learn("accuracy_score", lambda right, label, answer: right.sum(axis=0) / label.sum(axis=0)),
+    "f1": _scikit_learn(
+        "f1_score", lambda right, label, answer: _macro(2 * right, label + answer, label + answer), **_MACRO
+    ),
+    "precision": _scikit_learn(
+        "precision_score", lambda right, label, answer: _macro(right, answer, label + answer), **_MACRO
+    ),
+    "recall": _scikit_learn(
+        "recall_score", lambda right, label, answer: _macro(right, label, label + answer), **_MACRO
+    ),
+    "balanced_accuracy": _scikit_learn(
+        "balanced_accuracy_score", lambda right, label, answer: _macro(right, label, label)
+    ),
+    "matthews_correlation": _scikit_learn("matthews_corrcoef", _matthews),
 }
 
 
@@ -203,14 +226,9 @@ def score(metric: str, labels: Ints, answers: Ints, trusted: bool = False) -> Sc
     return Score(metric, value, min(low, value), max(high, value), n)
 
 
-def resampled(metric: str, labels: Ints, answers: Ints, trusted: bool = False) -> NDArray[np.float64]:
+def resampled(metric: str, labels: Ints, answers: Ints, trusted: bool = False) -> Floats:
     """A metric over 500 resamples of the rows, the same ones for every model; see `statistics.resampled`."""
-    return statistics.resampled(labels, answers, _share_right if metric == "accuracy" else find(metric, trusted))
-
-
-def _share_right(labels: Ints, answers: Ints, rows: Ints) -> float:
-    # scikit-learn's takes a hundred times as long, most of it looking at its arguments.
-    return float(rows[labels == answers].sum() / rows.sum())
+    return statistics.resampled(labels, answers, find(metric, trusted))
 
 
 @cache

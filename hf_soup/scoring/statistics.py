@@ -1,7 +1,7 @@
 """Intervals and paired tests: how much of a score is luck.
 
 Rows with the same label and the same answers are interchangeable. Drawing rows is therefore drawing how many there
-are of each kind, which scikit-learn takes as weights: it is quick, and the order of the rows cannot matter.
+are of each kind: it is quick, and the order of the rows cannot matter.
 """
 
 from __future__ import annotations
@@ -17,12 +17,33 @@ from numpy.typing import NDArray
 #: The 97.5 % point of the normal distribution: two sides of 2.5 % leave 95 %.
 Z = 1.959963984540054
 RESAMPLES = 500
+#: Resamples that are in memory together.
+BLOCK = 50
 #: Key of the generator; fixed, so that a score is the same number every time.
 SEED = 20220310
 
 Ints = NDArray[np.int64]
 #: labels, answers, and how many rows each pair stands for; all ``(n,)``.
 Metric = Callable[[Ints, Ints, Ints], float]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A metric that needs no more than three counts of each class, and so takes many resamples at once.
+
+    Args:
+        metric: The metric itself.
+        of_counts: The same metric, ``(draws,)`` float64, of three ``(classes, draws)`` int64: how many rows of a
+            class are answered rightly, how many have it as their label, and how many as their answer.
+    """
+
+    metric: Metric
+    of_counts: Callable[[Ints, Ints, Ints], Floats]
+
+    def __call__(self, labels: Ints, answers: Ints, rows: Ints) -> float:
+        """The metric itself."""
+        return self.metric(labels, answers, rows)
 
 
 @dataclass(frozen=True)
@@ -163,7 +184,7 @@ def bootstrap(labels: Ints, answers: Ints, metric: Metric) -> tuple[float, float
         Efron, Bootstrap methods: another look at the jackknife, 1979.
     """
     (label, answer), counts = _kinds(labels, answers)
-    return _interval(lambda rows: metric(label, answer, rows), counts, _generator(0))
+    return _interval(lambda rows: _values(metric, label, answer, rows), counts, _generator(0))
 
 
 def paired_bootstrap(labels: Ints, first: Ints, second: Ints, metric: Metric) -> tuple[float, float, float]:
@@ -182,18 +203,19 @@ def paired_bootstrap(labels: Ints, first: Ints, second: Ints, metric: Metric) ->
     (label, one, two), counts = _kinds(labels, first, second)
     twice, forward, exchanged = np.tile(label, 2), np.concatenate([one, two]), np.concatenate([two, one])
 
-    def difference(rows: Ints, moved: Ints | int = 0) -> float:
-        both = np.concatenate([rows - moved, np.zeros_like(rows) + moved])
-        return metric(twice, forward, both) - metric(twice, exchanged, both)
+    def difference(rows: Ints, moved: Ints | int = 0) -> Floats:
+        both = np.concatenate([rows - moved, np.zeros_like(rows) + moved], axis=1)
+        return _values(metric, twice, forward, both) - _values(metric, twice, exchanged, both)
 
     low, high = _interval(difference, counts, _generator(1))
-    null = [difference(counts, moved) for moved in _generator(2).binomial(counts, 0.5, (RESAMPLES, len(counts)))]
+    generator, rows = _generator(2), np.tile(counts, (BLOCK, 1))
+    null = [difference(rows, generator.binomial(rows, 0.5)) for _ in range(RESAMPLES // BLOCK)]
     # A hair below: the same difference summed in another order is still the same difference.
-    extreme = int(np.sum(np.abs(null) >= abs(difference(counts)) - 1e-12))
+    extreme = int(np.sum(np.abs(null) >= abs(difference(rows[:1])) - 1e-12))
     return low, high, (1 + extreme) / (1 + RESAMPLES)
 
 
-def resampled(labels: Ints, answers: Ints, metric: Metric) -> NDArray[np.float64]:
+def resampled(labels: Ints, answers: Ints, metric: Metric) -> Floats:
     """A metric over 500 resamples of the rows, ``(500,)``: the same rows for every model, in the same order.
 
     So any combination of several models' scores has a paired interval, the quantiles of that combination of their
@@ -211,8 +233,11 @@ def resampled(labels: Ints, answers: Ints, metric: Metric) -> NDArray[np.float64
     """
     (label, answer), place = np.unique(np.stack([labels, answers]), axis=1, return_inverse=True)
     generator, n = _generator(3), len(labels)
-    draws = (np.bincount(place[generator.integers(n, size=n)], minlength=len(label)) for _ in range(RESAMPLES))
-    return np.array([metric(label, answer, rows) for rows in draws])
+
+    def block() -> Ints:
+        return np.stack([np.bincount(place[generator.integers(n, size=n)], minlength=len(label)) for _ in range(BLOCK)])
+
+    return np.concatenate([_values(metric, label, answer, block()) for _ in range(RESAMPLES // BLOCK)])
 
 
 def _kinds(*columns: Ints) -> tuple[Ints, Ints]:
@@ -221,9 +246,25 @@ def _kinds(*columns: Ints) -> tuple[Ints, Ints]:
     return kinds, counts
 
 
-def _interval(value: Callable[[Ints], float], counts: Ints, generator: np.random.Generator) -> tuple[float, float]:
+def _values(metric: Metric, labels: Ints, answers: Ints, rows: Ints) -> Floats:
+    """A metric for each draw of ``rows``, ``(draws, kinds)``."""
+    if not isinstance(metric, Counted):
+        return np.array([metric(labels, answers, each) for each in rows])
+    from scipy.sparse import csr_array
+
+    classes, place = np.unique(np.stack([labels, answers]), return_inverse=True)
+    (label, answer), shape = place.reshape(2, -1), (len(classes), len(labels))
+    every, columns = np.ones_like(label), np.ascontiguousarray(rows.T)  # else scipy copies it three times
+    of_kinds = ((label == answer, label), (every, label), (every, answer))
+    return metric.of_counts(
+        *(csr_array((kept, (of, np.arange(shape[1]))), shape=shape) @ columns for kept, of in of_kinds)
+    )
+
+
+def _interval(values: Callable[[Ints], Floats], counts: Ints, generator: np.random.Generator) -> tuple[float, float]:
     n = counts.sum()
-    low, high = np.quantile([value(rows) for rows in generator.multinomial(n, counts / n, RESAMPLES)], [0.025, 0.975])
+    blocks = [values(generator.multinomial(n, counts / n, BLOCK)) for _ in range(RESAMPLES // BLOCK)]
+    low, high = np.quantile(blocks, [0.025, 0.975])
     return float(low), float(high)
 
 

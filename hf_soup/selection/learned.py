@@ -11,6 +11,8 @@ from hf_soup.selection import Descent, Selected, Weights, selection
 _PAPER = {"ingredient": (0.1, 3), "layer": (0.05, 5)}
 #: Fewest steps. A step moves a share's logarithm by about the learning rate: a hundred take an ingredient in or out.
 _STEPS = 100
+#: Shares that the recipe of a soup has room for.
+_MOST = 100_000
 
 
 @selection(needs_score=True, learns=True)
@@ -67,6 +69,9 @@ def learned(
                                 ("patience", patience, 1), ("seed", seed, 0)):  # fmt: skip
         if not least <= number < math.inf:
             raise RecipeError(f"learned: `{name}` is {number}; it is at least {least}.")
+    shared = len(descent.names) * len(descent.tensors)
+    if by == "layer" and shared > _MOST:
+        raise RecipeError(f"learned: `by: layer` would learn {shared:,} shares, and a recipe holds {_MOST:,}.")
     if len(descent.labels) < 10:
         raise ScoringError(
             f"learned: there are {len(descent.labels)} held-out rows, and it takes ten at least.",

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hf_soup import Recipe
+from hf_soup import Recipe, hub, transfer
 from hf_soup.local_hub import LocalHub
 
 # The client hands files to its HTTP library in a way that the library deprecates.
@@ -28,7 +28,17 @@ def test_what_was_cooked_once_is_cooked_again_offline(
     for name in ("base", "a", "b", "c"):
         publish(name)
     first = cli("cook", "acme/a", "acme/b", "-o", "first", "--json").json
+    cli("push", "first", "acme/pair")
+    second = cli("cook", "acme/pair", "acme/a", "-o", "second", "--json").json
+    repo = hub.resolve("acme/pair")
+    transfer.fetch([(repo, file) for file in repo.files], quiet=True)  # as somebody has who used the soup
     asked = len(online.requests)
+
+    # A soup is its leaves offline too.
+    of_soups = hf_soup("cook", "acme/pair", "acme/a", "-o", "of-soups", "--json", HF_HUB_OFFLINE="1")
+    assert of_soups.returncode == 0, of_soups.stderr
+    assert json.loads(of_soups.stdout)["digest"] == second["digest"]
+    assert second["weights"] == json.loads(of_soups.stdout)["weights"] == {"acme/a": 3.0, "acme/b": 1.0}
 
     again = hf_soup("cook", "acme/a", "acme/b", "-o", "again", "--json", HF_HUB_OFFLINE="1")
     assert again.returncode == 0, again.stderr

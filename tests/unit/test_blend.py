@@ -202,3 +202,20 @@ def test_other_mixes_are_what_a_merge_writes(
         mean = blend.mean({1: 1.0})
         assert torch.equal(mean["scale"], load_file(shelf.paths[1]["m"])["scale"])
     blend.close()
+
+
+def test_rows_that_only_those_left_out_or_the_ancestor_have(tmp_path: Path) -> None:
+    """Are the mean of the ingredients that have them, whatever the ancestor has there."""
+    shelf = Shelf(tmp_path, [torch.float32] * N, None)
+    headers: list[dict[str, TensorInfo]] = [dict(each) for each in shelf.headers]
+    headers[0]["a"] = headers[0]["a"].moved([Rows(0, 0, 30)], 37)
+    plan = make_plan(
+        list("0123"), headers, [1.0, 1.0, 1.0, 0.0], method="wise_ft", parameters={"alpha": 0.5}, patched=["a"],
+        with_base=True,
+    )  # fmt: skip
+    blend = Blend(plan, shelf.paths)
+    each = [load_file(path["m"])["a"].double() for path in shelf.paths]
+    mixed = blend.tensors({0: 1.0})["a"].double()
+    torch.testing.assert_close(mixed[:30], (each[0][:30] + each[3][:30]) / 2, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(mixed[30:], (each[1][30:] + each[2][30:]) / 2, rtol=1e-6, atol=1e-8)
+    blend.close()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from safetensors.torch import load_file
 
 from hf_soup import Recipe, RecipeError, Soup, SoupError, cook
 from hf_soup.choosing import grid, settled
+from hf_soup.evaluation import Evaluation
 from hf_soup.scoring import Bench
 
 pytestmark = pytest.mark.usefixtures("online")
@@ -95,15 +99,8 @@ def test_a_parameter_is_chosen_on_held_out_data(
     assert set(titles[:first]) == {TITLE}
     assert soup.recipe.base == "local:base"
     assert (soup.folder / "plots" / "curve.png").read_bytes()[:4] == b"\x89PNG"
-    again = changed(
-        soup.recipe,
-        base=recipe.base,
-        ingredients=[recipe.ingredients[0].model],
-        score=None,
-        report=[],
-    )
-    with pytest.raises(SoupError, match="two models or more"):
-        quietly(again, tmp_path / "again")
+    again = changed(soup.recipe, base=recipe.base, ingredients=[recipe.ingredients[0].model], score=None, report=[])
+    assert quietly(again, tmp_path / "again").digest == soup.digest
 
 
 def test_while_ingredients_are_selected_the_method_is_an_average(recipe: Recipe, tmp_path: Path) -> None:
@@ -183,6 +180,87 @@ def test_several_held_out_data_are_weighed(recipe: Recipe, family: Path, tmp_pat
     assert json.loads((soup.folder / "soup.json").read_text())["best"].keys() == soup.scores["soup"].keys()
 
 
+def test_one_model_lies_between_itself_and_its_ancestor(recipe: Recipe, trained: Path, tmp_path: Path) -> None:
+    """WiSE-FT of a single fine-tune, as it was published."""
+    asked = changed(
+        recipe, ingredients=[str(trained / "good")], method={"name": "wise_ft", "alpha": 0.5}, score=None, report=[]
+    )
+    soup = quietly(asked, tmp_path / "soup")
+    base, good = tensors(Path(str(recipe.base))), tensors(trained / "good")
+    for name, tensor in tensors(soup.folder).items():
+        torch.testing.assert_close(tensor, (base[name] + good[name]) / 2, rtol=1e-6, atol=1e-8)
+    with pytest.raises(SoupError, match="two models or more"):
+        quietly(changed(asked, method="linear"), tmp_path / "none")
+
+
+def test_what_is_tried_alone_is_tried_as_it_would_be_written(recipe: Recipe, trained: Path, tmp_path: Path) -> None:
+    """A fixed parameter changes a soup of one too, so the trace and the score of the soup agree."""
+    for number, method in enumerate(
+        ({"name": "task_arithmetic", "scale": 0.01}, {"name": "linear", "normalize": False}, {"name": "wise_ft"})
+    ):
+        halves = [{"model": each.model, "weight": 0.5} for each in recipe.ingredients]
+        soup = quietly(changed(recipe, method=method, select="greedy", ingredients=halves), tmp_path / str(number))
+        kept = [step["score"] for step in soup.summary["trace"] if step["kept"]]
+        assert soup.scores["soup"][TITLE]["value"] == kept[-1]
+
+
+def test_the_neutral_scale_is_that_of_the_shares(recipe: Recipe, tmp_path: Path) -> None:
+    """Twice the shares are the same soup, so the same ones are chosen."""
+    method = {"name": "task_arithmetic", "scale": [0.2, 0.5]}
+    found = []
+    for number, weight in enumerate((1.0, 2.0)):
+        given = [{"model": each.model, "weight": weight} for each in recipe.ingredients]
+        soup = quietly(changed(recipe, method=method, select="greedy", ingredients=given), tmp_path / str(number))
+        found.append(soup.summary["trace"])
+    assert found[0] == found[1]
+
+
+def test_the_same_rows_in_two_metrics_are_one_data_set(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answered once, in the same half, and on the same side of the inner split."""
+    data = recipe.score[0].model_dump(exclude_defaults=True)
+    two = [data, {**data, "metric": "f1", "name": "again"}]
+    answered: list[str] = []
+    run = Bench.logits
+
+    def logits(self: Bench, *arguments: Any, **options: Any) -> Any:
+        answered.append(self.title)
+        return run(self, *arguments, **options)
+
+    monkeypatch.setattr(Bench, "logits", logits)
+    rows: list[int] = []
+
+    @contextmanager
+    def watched(self: Evaluation, names: Any, some: Any = None) -> Iterator[Any]:
+        with through(self, names, some) as descent:
+            rows.append(len(descent.labels))
+            yield descent
+        first, second = self.halves(3)
+        assert [each.tolist() for each in first] == [first[0].tolist()] * 2
+        assert sorted([*first[0].tolist(), *second[0].tolist()]) == list(range(24))
+
+    through = Evaluation.descent
+    monkeypatch.setattr(Evaluation, "descent", watched)
+    select = {"name": "learned", "epochs": 1, "batch_size": 8}
+    quietly(changed(recipe, score=two, select=select, report=[]), tmp_path / "soup")
+    assert rows == [24]
+    assert len(answered) == 4  # three ingredients, and the soup
+
+
+def test_learning_refuses_models_that_know_nothing(recipe: Recipe, trained: Path, tmp_path: Path) -> None:
+    """As any other selection."""
+    poor = str(trained / "poor")
+    shutil.copytree(poor, tmp_path / "poor-2")
+    asked = changed(recipe, ingredients=[poor, str(tmp_path / "poor-2")], report=[])
+    for select in ("learned", "greedy"):
+        with pytest.raises(SoupError, match=r"No ingredient is better than chance on 'rows\.csv accuracy'"):
+            quietly(changed(asked, select=select), tmp_path / "soup")
+    said: list[str] = []
+    cook(changed(asked, select="uniform"), tmp_path / "uniform", say=said.append)
+    assert any("No ingredient can be told from chance" in each for each in said)
+
+
 @pytest.mark.parametrize("select", ["greedy", {"name": "learned", "epochs": 1, "batch_size": 8}], ids=str)
 def test_the_choice_is_made_again_on_halves(select: Any, recipe: Recipe, tmp_path: Path) -> None:
     """And scored on the other halves; the soup is the one without repeats."""
@@ -215,6 +293,14 @@ def test_the_choice_is_made_again_on_halves(select: Any, recipe: Recipe, tmp_pat
         ({"layers": {"a": [1, 1, 1]}, "select": "greedy"}, "go with `select: uniform` and `method: linear`, not with"),
         ({"select": "learned", "method": "wise_ft"}, "`select: learned` learns the shares of an average"),
         ({"select": {"name": "learned", "by": "row"}}, "`by` is 'row'; it is 'ingredient' or 'layer'"),
+        ({"method": {"name": "wise_ft", "alpha": float("nan")}}, "'alpha' is nan; it is of type float"),
+        ({"method": {"name": "task_arithmetic", "scale": 10**400}}, "it is of type float"),
+        (
+            {"select": "greedy", "ingredients": [{"model": "x/y", "weight": -1}, "x/z"], "method": "task_arithmetic"},
+            "tries ingredients alone, and one has a weight below zero",
+        ),
+        ({"layers": {"a": [1, 1, 1]}, "repeats": 3}, "the recipe has `layers`, which nobody chooses"),
+        ({"select": {"name": "greedy", "accept": "better"}}, "`accept` is 'better'"),
         ({"select": {"name": "top_k", "k": 9}}, "`k` is 9; it is a number from 1 to 3"),
     ],
     ids=lambda value: "" if isinstance(value, str) else "-".join(value),

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import tracemalloc
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,6 +14,7 @@ from scipy.stats import binomtest
 
 from hf_soup.errors import ScoringError
 from hf_soup.scoring import METRICS, Comparison, Score, metrics, statistics
+from hf_soup.scoring.statistics import Ints
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 4, 300)
@@ -77,6 +80,70 @@ def test_counts_and_scikit_learn_agree(name: str, case: int) -> None:
     counts = np.array([np.sum((labels == label) & (answers == answer)) for label, answer in every])
     assert METRICS[name](every[:, 0], every[:, 1], counts) == pytest.approx(value, abs=1e-12)
     assert metrics.compute(name, labels, answers) == pytest.approx(value, abs=1e-15)
+
+
+@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.filterwarnings("ignore:A single label was found", "ignore:The number of unique classes")
+def test_many_draws_at_once_are_scikit_learns_one_by_one(name: str) -> None:
+    """Up to 20 classes with gaps in their numbers, few rows, many kinds that a draw does not have."""
+    for seed in range(40):
+        generator = np.random.default_rng(seed)
+        classes = generator.choice(np.arange(-3, 40), generator.integers(1, 21), replace=False)
+        label, answer = generator.choice(classes, (2, 30))
+        rows = generator.poisson(generator.choice([0.1, 0.5, 3.0]), (4, 30))
+        rows[0] = np.where(label == label[0], rows[0], 0)  # one class only among the labels,
+        rows[1] = np.where(answer == answer[0], rows[1], 0)  # or among the answers,
+        rows[2] = np.where((label == classes[0]) & (answer == classes[0]), rows[2], 0)  # or in both
+        rows = rows[rows.sum(axis=1) > 0]
+        expected = [SCIKIT_LEARN[name](np.repeat(label, each), np.repeat(answer, each)) for each in rows]
+        assert statistics._values(METRICS[name], label, answer, rows) == pytest.approx(expected, abs=1e-12), seed
+
+
+def never(labels: Ints, answers: Ints, rows: Ints) -> float:
+    raise AssertionError("one draw at a time")
+
+
+@pytest.mark.parametrize("name", ["accuracy", "f1", "matthews_correlation"])
+def test_resamples_are_those_drawn_and_scored_one_by_one(name: str) -> None:
+    """The whole procedure once more, with scikit-learn's metric and one draw at a time."""
+    one, quick = METRICS[name].metric, replace(METRICS[name], metric=never)
+    other = np.where(np.random.default_rng(3).random(300) < 0.8, ANSWERS, LABELS)
+
+    def generator(stream: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=20220310 + stream))
+
+    (label, answer), counts = np.unique(np.stack([LABELS, ANSWERS]), axis=1, return_counts=True)
+    draws = [one(label, answer, rows) for rows in generator(0).multinomial(300, counts / 300, 500)]
+    expected = np.quantile(draws, [0.025, 0.975])
+    assert statistics.bootstrap(LABELS, ANSWERS, quick) == pytest.approx(expected, abs=1e-12)
+
+    draw, same = generator(3), np.unique(np.stack([LABELS, ANSWERS]), axis=1, return_inverse=True)[1]
+    drawn = [np.bincount(same[draw.integers(300, size=300)], minlength=len(label)) for _ in range(500)]
+    expected = [one(label, answer, rows) for rows in drawn]
+    assert statistics.resampled(LABELS, ANSWERS, quick) == pytest.approx(expected, abs=1e-12)
+
+    (label, first, second), counts = np.unique(np.stack([LABELS, ANSWERS, other]), axis=1, return_counts=True)
+
+    def difference(rows: Ints, moved: Ints | int = 0) -> float:
+        both = np.concatenate([rows - moved, np.zeros_like(rows) + moved])
+        answers, exchanged = np.concatenate([first, second]), np.concatenate([second, first])
+        return one(np.tile(label, 2), answers, both) - one(np.tile(label, 2), exchanged, both)
+
+    draws = [difference(rows) for rows in generator(1).multinomial(300, counts / 300, 500)]
+    null = [difference(counts, moved) for moved in generator(2).binomial(counts, 0.5, (500, len(counts)))]
+    p = (1 + np.sum(np.abs(null) >= abs(difference(counts)) - 1e-12)) / 501
+    expected = (*np.quantile(draws, [0.025, 0.975]), p)
+    assert statistics.paired_bootstrap(LABELS, ANSWERS, other, quick) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_thousand_classes_need_no_table_of_class_by_class() -> None:
+    labels, first, second = np.random.default_rng(4).integers(0, 1000, (3, 4000))
+    statistics.bootstrap(LABELS, ANSWERS, METRICS["f1"])  # what is imported at first use does not count
+    tracemalloc.start()
+    statistics.paired_bootstrap(labels, first, second, METRICS["matthews_correlation"])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40e6  # of one draw alone the table has 8 MB, of a block's 400 MB
 
 
 def test_f1_by_hand() -> None:

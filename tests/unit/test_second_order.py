@@ -14,11 +14,10 @@ import torch
 import yaml
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
-from starlette.requests import Request
 from starlette.responses import Response
 
 import hf_soup
-from hf_soup import Recipe, RecipeError, ResolveError, Soup, hub, second_order, transfer
+from hf_soup import Recipe, RecipeError, ResolveError, Soup, check, hub, second_order, transfer
 from hf_soup.checkpoint import open_all
 from hf_soup.local_hub import LocalHub
 from hf_soup.second_order import expand
@@ -113,8 +112,7 @@ def test_leaves_go_in_once_with_the_sum_of_their_shares(
         ("acme/b", commit("acme/b"), 2.0),  # 1/2 + 2/4, doubled
         ("acme/c", commit("acme/c"), 3.0),  # 2 * 3/4, doubled
     ]
-    assert found.recipe.model_copy(update={"ingredients": recipe.ingredients, "base": None}) == recipe
-    assert found.recipe.base == f"acme/base@{commit('acme/base')}"
+    assert found.recipe.model_copy(update={"ingredients": recipe.ingredients}) == recipe
     assert found.groups == {
         "acme/pair": {0: Fraction(1, 2), 1: Fraction(1, 2)},
         "acme/heavy": {1: Fraction(1, 4), 2: Fraction(3, 4)},
@@ -217,7 +215,7 @@ def test_a_soup_in_a_soup_is_flattened_too(publish: Publish, pair: Soup, tmp_pat
         ({"ingredients": [f"acme/gone@{'0' * 40}"]}, "a leaf of it cannot be had. 'acme/gone@"),
         ({"ingredients": [f"/etc@{'0' * 40}"]}, "'/etc', which is in it, is not on the Hub"),
         ({"ingredients": None}, "Cannot read its soup.yaml: ingredients: Field required"),
-        ({"seed": "x" * (1 << 20)}, "its soup.yaml has 1,048,"),
+        ({"seed": "x" * (1 << 22)}, "its soup.yaml has 4,194,"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -232,7 +230,7 @@ def test_what_is_no_plain_mean_stays_one_ingredient(
 
 def test_the_recipe_that_it_goes_into_may_need_it_whole(pair: Soup, tmp_path: Path) -> None:
     """Task vectors of two soups are not those of their leaves; and a head is kept as it is."""
-    assert stays("acme/pair", method="ties") == "the method is ties, and no weighted mean."
+    assert stays("acme/pair", method="ties").startswith("with this `method` the recipe makes no")
     assert stays("acme/pair", heads="acme/pair") == "its head is the one that is kept."
     whole = edited(pair, tmp_path / "whole", dtype="bfloat16")
     assert len(expand(Recipe(ingredients=[str(whole), "acme/c"], dtype="float32")).checkpoints) == 3
@@ -245,13 +243,34 @@ def test_the_recipe_that_it_goes_into_may_need_it_whole(pair: Soup, tmp_path: Pa
     assert len(expand(Recipe(ingredients=[str(headless), "acme/c"], heads="body")).checkpoints) == 3
 
 
-def test_soups_that_name_other_bases_leave_the_base_open(pair: Soup, tmp_path: Path) -> None:
-    """As one does that names a folder; what the recipe names stays."""
-    other, folder = (edited(pair, tmp_path / name, base=base) for name, base in (("1", "acme/c"), ("2", str(tmp_path))))
-    for soups in ([pair.folder, other], [folder]):
-        assert expand(Recipe(ingredients=[str(each) for each in soups])).recipe.base is None
-    assert expand(Recipe(ingredients=[str(other)])).recipe.base == "acme/c"
+def test_what_a_soup_says_of_its_base_is_not_what_the_recipe_says(pair: Soup, tmp_path: Path) -> None:
+    """A stranger's soup.yaml proves nothing; the leaves speak for themselves."""
+    other = edited(pair, tmp_path / "1", base="acme/c")
+    assert expand(Recipe(ingredients=[str(other)])).recipe.base is None
     assert expand(Recipe(ingredients=[str(other)], base="acme/base")).recipe.base == "acme/base"
+
+
+def test_weights_below_zero_make_no_mean(pair: Soup, tmp_path: Path) -> None:
+    given = [{**each, "weight": -1} for each in map(dict, pair.recipe.model_dump()["ingredients"])]
+    assert stays(edited(pair, tmp_path / "other", ingredients=given)).startswith("its recipe has weights below zero")
+
+
+def test_a_head_that_was_trained_on_makes_it_another_model(pair: Soup, tmp_path: Path) -> None:
+    """Two tensors of forty, one of them a bias."""
+    for number, name in enumerate(("classifier.weight", "classifier.bias")):
+        other = edited(pair, tmp_path / str(number))
+        tensors = load_file(other / "model.safetensors")
+        tensors[name] = tensors[name] + 0.5
+        save_file(tensors, other / "model.safetensors", {"format": "pt"})
+        assert stays(other).startswith("its weights are not the mean of those that its soup.yaml names")
+
+
+def test_data_that_a_soup_was_selected_on_are_no_test_of_it(zoo: None, family: Path, tmp_path: Path) -> None:
+    data = {"task": "text-classification", "dataset": str(family / "rows.csv")}
+    soup = cook(Recipe(ingredients=["acme/a", "acme/b"], score=data, select="best"), tmp_path / "soup")
+    for report, count in ((data, 1), ({**data, "dataset": str(family / "report.csv")}, 0)):
+        lineage = check(Recipe(ingredients=[str(soup.folder), "acme/c"], report=report))
+        assert [reason.code for reason in lineage.reasons].count("selected-on-report") == count
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -325,17 +344,12 @@ def test_outputs_without_names_keep_their_order(publish: Publish, family: Path, 
 
 
 @pytest.mark.usefixtures("pair")
-def test_a_soup_in_itself_is_an_error(online: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No honest Hub has one, as a commit cannot name itself."""
-    me = commit("acme/pair")
-    entry = f"ingredients: [{{model: acme/pair, revision: {me}}}]\n"
-
-    def lying(request: Request) -> Response | None:
-        return Response(entry, 206) if request.url.path.endswith("/soup.yaml") else None
-
-    size = hub.resolve("acme/pair").files["soup.yaml"].size
-    entry = entry.rstrip().ljust(size - 1) + "\n"
-    online.intercept = lying
+@pytest.mark.usefixtures("pair")
+def test_a_soup_in_itself_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No honest Hub has one, as a commit cannot name itself, and no other file passes for the Hub's."""
+    path = tmp_path / "soup.yaml"
+    path.write_text(f"ingredients: [{{model: acme/pair, revision: {commit('acme/pair')}}}]\n")
+    monkeypatch.setattr(transfer, "fetch", lambda wanted, **_: [path])
     with pytest.raises(ResolveError, match=r"A soup is in itself, .*: acme/pair → acme/pair\.\nLeave it out"):
         expand(Recipe(ingredients=["acme/pair", "acme/c"]))
 
