@@ -271,8 +271,6 @@ def prepare(
         loaded = data.load([scoring for _, scoring in scorings], scratch, token)
         for place, other in itertools.product(held_out, reports):
             data.refuse_overlap((names[place], loaded[place][1]), (names[other], loaded[other][1]))
-        for place, other in itertools.combinations(held_out, 2):
-            data.refuse_partial_overlap((names[place], loaded[place][1]), (names[other], loaded[other][1]))
         # Reports first: what they hold is what held-out may not hold.
         for place in reports + held_out:
             barred = reported if place in held_out else set()
@@ -281,6 +279,9 @@ def prepare(
             )
             if place in reports:
                 reported.update(digests)
+        for place, other in itertools.combinations(held_out, 2):
+            if benches[place].fingerprint != benches[other].fingerprint:
+                data.refuse_partial_overlap((names[place], loaded[place][1]), (names[other], loaded[other][1]))
     return [benches[place] for place in range(len(loaded))]
 
 

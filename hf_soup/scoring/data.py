@@ -92,18 +92,13 @@ def refuse_overlap(first: tuple[str, Rows], second: tuple[str, Rows]) -> None:
 
 
 def refuse_partial_overlap(first: tuple[str, Rows], second: tuple[str, Rows]) -> None:
-    """Two held-out data sets have the same rows in the same order, or none in common.
-
-    Otherwise halves and inner splits of one would hold what those of the other keep apart.
-    """
+    """Held-out data sets that are not one have no row in common: halves and inner splits of each would mix."""
     (title, rows), (other_title, others) = first, second
-    same = list(rows.numbers) == list(others.numbers) and all(
-        np.array_equal(numbers, others.numbers[split]) for split, numbers in rows.numbers.items()
-    )
-    if not same and (common := _common(rows, others)):
+    if common := _common(rows, others):
         raise ScoringError(
             f"The held-out data '{title}' and '{other_title}' share {common}, and are not the same.",
-            hint="Several scores may look at the same rows, named by the same `split`, or at slices that do not meet.",
+            hint="Several scores may look at the same rows, which the same `split` and `input_columns` name, or at "
+            "slices that do not meet.",
         )
 
 

@@ -410,6 +410,8 @@ def test_held_out_slices_that_meet_are_refused(bert: Any, sentences: Path) -> No
 
     with pytest.raises(ScoringError, match=r"share 2 rows: train rows 3-4, and are not the same"):
         benches("train[:5]", "train[3:]")
+    with pytest.raises(ScoringError, match=r"share 8 rows: train rows 0-7, and are not the same"):
+        benches("train", "train[4:]+train[:4]")
     assert [bench.n for bench in benches("train[:5]", "train[:5]", "train[5:]")] == [5, 5, 3]
 
 

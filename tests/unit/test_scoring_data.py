@@ -241,16 +241,14 @@ def test_other_rows_do_not_overlap(report: data.Rows) -> None:
     data.refuse_overlap(("a", rows_of({"test": range(10)})), ("b", report))
 
 
-@pytest.mark.parametrize(
-    "other", [{"test": range(5, 15)}, {"test": range(10), "train": [0]}, {"test": [*range(5)] * 2}]
-)
+@pytest.mark.parametrize("other", [{"test": range(5, 15)}, {"test": range(10), "train": [0]}, {"test": [7]}])
 def test_held_out_data_that_are_the_same_in_part_are_refused(other: dict[str, Sequence[int]]) -> None:
     with pytest.raises(ScoringError, match=r"The held-out data 'a' and 'b' share .* rows: test rows .*not the same\."):
         data.refuse_partial_overlap(("a", rows_of({"test": range(10)})), ("b", rows_of(other)))
 
 
-@pytest.mark.parametrize("other", [{"test": range(10)}, {"test": range(10, 20)}, {"train": range(10)}])
-def test_held_out_data_that_are_the_same_or_apart_are_not(other: dict[str, Sequence[int]]) -> None:
+@pytest.mark.parametrize("other", [{"test": range(10, 20)}, {"train": range(10)}])
+def test_held_out_data_that_are_apart_are_not(other: dict[str, Sequence[int]]) -> None:
     data.refuse_partial_overlap(("a", rows_of({"test": range(10)})), ("b", rows_of(other)))
     data.refuse_partial_overlap(("a", rows_of({"test": range(10)})), ("b", rows_of({"test": [3]}, revision="other")))
 
