@@ -123,7 +123,9 @@ class Answering:
         """
         weights = model.digest if isinstance(model, Written) else self._keys.of(model)
         notes = {bench.title: self._note(weights, bench, config) for bench in benches}
-        different = {notes[bench.title]: bench for bench in reversed(benches)}  # not the same rows in another metric
+        different: dict[Path, Bench] = {}
+        for bench in benches:
+            different.setdefault(notes[bench.title], bench)  # the same rows in another metric are answered once
         found = {note: logits for note, bench in different.items() if (logits := _noted(note, bench)) is not None}
         missing = [bench for note, bench in different.items() if note not in found]
         if missing:

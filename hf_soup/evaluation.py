@@ -260,7 +260,9 @@ class Evaluation:
         for name in names:  # so that labels in another order, and models that know nothing, are refused
             self.held_out({name: 1.0})
         # The loss of the same rows is the same, whatever is measured on them.
-        benches = {bench.fingerprint: bench for bench in reversed(self._judges)}
+        benches: dict[str, Bench] = {}
+        for bench in self._judges:
+            benches.setdefault(bench.fingerprint, bench)
         made_of = [self._leaves({name: 1.0}, mean=False) for name in names]
         sources = sorted({source for shares in made_of for source in shares})
         loss = HeldOutLoss(
