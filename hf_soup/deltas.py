@@ -50,7 +50,7 @@ def with_base(lineage: Lineage, method: str) -> Lineage:
         lineage.alignment,
         # What is no weight is the ingredients' own, so the ancestor's is taken for equal.
         tensors=(*lineage.tensors, found),
-        patched=lineage.alignment.patched | set(lacking) | counted.keys(),
+        patched=lineage.alignment.patched | {*lacking, *counted, *(o for o, info in found.items() if info.rows)},
         notes=(*lineage.alignment.notes, *notes),
     )
     called = f"{ancestor.model} (ancestor)"
