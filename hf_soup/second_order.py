@@ -25,9 +25,11 @@ from hf_soup.errors import RecipeError, ResolveError, SoupError
 from hf_soup.headers import FLOATS, some
 from hf_soup.lineage import distinct_names
 from hf_soup.plan import DTYPES
-from hf_soup.recipe import MAX_BYTES, MAX_INGREDIENTS, Ingredient, Recipe, Scoring
+from hf_soup.recipe import MAX_INGREDIENTS, Ingredient, Recipe, Scoring
 
 _DEEPEST = 20
+#: A mean has no shares by tensor, so its recipe is short; a longer one is not parsed, as it is a stranger's.
+_MOST_BYTES = 1 << 20
 #: What a soup's recipe may say; any other key may make it something else than the mean of its leaves.
 _HARMLESS = {"base", "ingredients", "score", "report", "seed", "allow_pickle", "labels", "dtype"}
 #: How far rounding may take a mean, in parts of its terms' sizes.
@@ -220,7 +222,7 @@ class _Soups:
     def _recipe_of(self, soup: Checkpoint) -> Recipe:
         """The recipe of a soup that may be replaced."""
         size = soup.files["soup.yaml"]
-        if size > MAX_BYTES:
+        if size > _MOST_BYTES:
             raise _StaysError(f"its soup.yaml has {size:,} bytes")
         # Into the cache, where it is found without a network too.
         (path,) = transfer.fetch([(soup.repo, "soup.yaml")], quiet=True) if soup.repo else [_folder(soup) / "soup.yaml"]

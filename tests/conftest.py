@@ -193,3 +193,19 @@ def publish(online: LocalHub, family: Path) -> Callable[..., str]:
         return f"acme/{name}"
 
     return push
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The titles of the data that models were run on, in order."""
+    from hf_soup.scoring import Bench
+
+    titles: list[str] = []
+    run = Bench.logits
+
+    def logits(self: Bench, *arguments: Any, **options: Any) -> Any:
+        titles.append(self.title)
+        return run(self, *arguments, **options)
+
+    monkeypatch.setattr(Bench, "logits", logits)
+    return titles

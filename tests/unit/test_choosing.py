@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from hf_soup import Recipe, RecipeError, Soup, SoupError, cook
 from hf_soup.choosing import grid, settled
 from hf_soup.evaluation import Evaluation
-from hf_soup.scoring import Bench
 
 pytestmark = pytest.mark.usefixtures("online")
 
@@ -71,32 +70,18 @@ def test_task_arithmetic_adds_and_takes_away(recipe: Recipe, family: Path, train
     assert soup.weights == {"local:good": 1.0, "local:fair": -0.5}
 
 
-def test_a_parameter_is_chosen_on_held_out_data(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_parameter_is_chosen_on_held_out_data(recipe: Recipe, tmp_path: Path, asked: list[str]) -> None:
     """All values are tried and told; reports are looked at afterwards; what was chosen is in soup.yaml."""
-    titles: list[str] = []
-    run = Bench.logits
-
-    def logits(self: Bench, *arguments: Any, **options: Any) -> Any:
-        titles.append(self.title)
-        return run(self, *arguments, **options)
-
-    monkeypatch.setattr(Bench, "logits", logits)
     values = [0.0, 0.3, 1.0]
-    asked = changed(
-        recipe, ingredients=[recipe.ingredients[0].model], method={"name": "wise_ft", "alpha": values}, select="best"
-    )
-    asked = changed(asked, ingredients=[each.model for each in recipe.ingredients])
-    soup = quietly(asked, tmp_path / "soup")
+    soup = quietly(changed(recipe, method={"name": "wise_ft", "alpha": values}, select="best"), tmp_path / "soup")
     curve = soup.summary["curve"]
     assert [point["parameters"] for point in curve] == [{"alpha": value} for value in values]
     assert curve[2]["score"] == curve[2]["scores"][TITLE]["value"] == soup.scores["local:good"][TITLE]["value"] == 1.0
     chosen = max(curve, key=lambda point: point["score"])
     assert soup.recipe.method.parameters == chosen["parameters"]
     assert soup.scores["soup"] == chosen["scores"]
-    first = titles.index("test accuracy")
-    assert set(titles[:first]) == {TITLE}
+    first = asked.index("test accuracy")
+    assert set(asked[:first]) == {TITLE}
     assert soup.recipe.base == "local:base"
     assert (soup.folder / "plots" / "curve.png").read_bytes()[:4] == b"\x89PNG"
     again = changed(soup.recipe, base=recipe.base, ingredients=[recipe.ingredients[0].model], score=None, report=[])
@@ -216,19 +201,11 @@ def test_the_neutral_scale_is_that_of_the_shares(recipe: Recipe, tmp_path: Path)
 
 
 def test_the_same_rows_in_two_metrics_are_one_data_set(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[str]
 ) -> None:
     """Answered once, in the same half, and on the same side of the inner split."""
     data = recipe.score[0].model_dump(exclude_defaults=True)
     two = [data, {**data, "metric": "f1", "name": "again"}]
-    answered: list[str] = []
-    run = Bench.logits
-
-    def logits(self: Bench, *arguments: Any, **options: Any) -> Any:
-        answered.append(self.title)
-        return run(self, *arguments, **options)
-
-    monkeypatch.setattr(Bench, "logits", logits)
     rows: list[int] = []
 
     @contextmanager
@@ -245,7 +222,7 @@ def test_the_same_rows_in_two_metrics_are_one_data_set(
     select = {"name": "learned", "epochs": 1, "batch_size": 8}
     quietly(changed(recipe, score=two, select=select, report=[]), tmp_path / "soup")
     assert rows == [24]
-    assert len(answered) == 4  # three ingredients, and the soup
+    assert len(asked) == 4  # three ingredients, and the soup
 
 
 def test_learning_refuses_models_that_know_nothing(recipe: Recipe, trained: Path, tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from hf_soup import Ingredient, Recipe, Soup, answering, blend, cook, score
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation import require_device
 from hf_soup.runs import Run
-from hf_soup.scoring import Bench
 from hf_soup.shown import table
 
 # The cards name an ancestor on the Hub, which must not be the real one.
@@ -38,20 +37,6 @@ def recipe(family: Path, trained: Path) -> Recipe:
         report=[{**data, "dataset": str(family / "report.csv"), "name": "test"}],
         base=str(family / "base"),
     )
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The titles of the data that models were run on, in order."""
-    titles: list[str] = []
-    run = Bench.logits
-
-    def logits(self: Bench, *arguments: Any, **options: Any) -> Any:
-        titles.append(self.title)
-        return run(self, *arguments, **options)
-
-    monkeypatch.setattr(Bench, "logits", logits)
-    return titles
 
 
 @pytest.fixture
