@@ -252,6 +252,15 @@ class Evaluation:
             return []
         return [f"No ingredient can be told from chance on '{bench.title}' (n = {bench.n:,}, p >= {min(found):.2g})."]
 
+    def _losses(self, best: Mapping[str, str], comparisons: Mapping[str, Comparison]) -> list[str]:
+        """What a soup lost against its best ingredient on the data that it was chosen on."""
+        return [
+            f"The soup is worse on '{bench.title}' than {best[bench.title]} alone: "
+            f"{comparisons[bench.title].sentence}. Use that one, or a `select` that keeps what helps, such as greedy."
+            for bench in self._judges
+            if comparisons[bench.title].significant and comparisons[bench.title].difference < 0
+        ]
+
     @contextmanager
     def descent(self, names: Sequence[str], rows: Rows | None = None) -> Iterator[Descent]:
         """The held-out loss of soups of some ingredients and its gradient, for a selection that learns."""
@@ -337,7 +346,7 @@ class Evaluation:
             mixture = Mixture(self._leaves(weights), parameters=point)
             found = self._answering.ask(mixture, self.benches, f"point {number + 1} of {len(points)}")
             curve.append({bench.title: bench.score(found[bench.title]) for bench in self.benches})
-        doubts = tuple(self._doubts())
+        doubts = (*self._doubts(), *self._losses(best, comparisons))
         return Results(scores, best, comparisons, calibrated, errors, in_ensemble, tuple(curve), doubts)
 
     def _ensembles(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -236,6 +237,19 @@ def test_learning_refuses_models_that_know_nothing(recipe: Recipe, trained: Path
     said: list[str] = []
     cook(changed(asked, select="uniform"), tmp_path / "uniform", say=said.append)
     assert any("No ingredient can be told from chance" in each for each in said)
+
+
+def test_a_soup_that_loses_to_its_best_ingredient_says_so(recipe: Recipe, trained: Path, tmp_path: Path) -> None:
+    """On the data that it was chosen on; selections that keep what helps have nothing to say."""
+    poor, good = ({"model": str(trained / name), "weight": w} for name, w in (("poor", 20), ("good", 1)))
+    said: list[str] = []
+    soup = cook(changed(recipe, ingredients=[poor, good], select="uniform"), tmp_path / "soup", say=said.append)
+    (doubt,) = [each for each in said if "is worse on" in each]
+    assert re.search(r"The soup is worse on 'rows\.csv accuracy' than local:good alone: worse by [\d.]+ points", doubt)
+    assert doubt.removeprefix("warning: ") in soup.summary["notes"]
+    said.clear()
+    cook(changed(recipe, ingredients=[poor, good], select="greedy"), tmp_path / "greedy", say=said.append)
+    assert not any("is worse on" in each for each in said)
 
 
 @pytest.mark.parametrize("select", ["greedy", {"name": "learned", "epochs": 1, "batch_size": 8}], ids=str)
