@@ -32,7 +32,7 @@ ONLY = {
     "pydantic": ("hf_soup.recipe",),
     "starlette": ("hf_soup.local_hub",),
     "uvicorn": ("hf_soup.local_hub",),
-    "click": ("hf_soup.cli", "hf_soup.arguments"),
+    "click": ("hf_soup.cli", "hf_soup.commands", "hf_soup.arguments"),
     "jinja2": ("hf_soup.card",),
     "accelerate": ("hf_soup.world",),
     "matplotlib": ("hf_soup.card", "hf_soup.plots"),
