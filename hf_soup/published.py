@@ -71,6 +71,14 @@ class Published:
         count = len(self.score)
         return self.recipe.model_copy(update={"score": tuple(every[:count]), "report": tuple(every[count:])})
 
+    def text(self, name: str, max_bytes: int) -> str:
+        """One of its small files.
+
+        Raises:
+            RecipeError: It is larger, or cannot be read.
+        """
+        return _text(self.files, self.repo, self.folder, name, max_bytes)
+
     def scores(self, model: str = "soup") -> dict[str, float]:
         """What ``soup.json`` says that a model scored: title of the data → value."""
         said = self.summary.get("scores")
@@ -91,8 +99,8 @@ def open_published(model: str, *, allow_pickle: bool = False, token: Token = Non
         token: As everywhere in huggingface_hub.
 
     Raises:
-        ResolveError: It cannot be found or reached, or is no soup.
-        RecipeError: Its recipe is too large, no recipe, not pinned, or names a path.
+        ResolveError: It cannot be found or reached.
+        RecipeError: It is no soup, or its recipe is too large, no recipe, not pinned, or names a path.
     """
     folder = Path(os.path.expanduser(model))  # noqa: PTH111 -- the other raises for an unknown user
     repo = None
@@ -111,7 +119,7 @@ def open_published(model: str, *, allow_pickle: bool = False, token: Token = Non
     where = None if repo else folder
     if not {"soup.yaml", "soup.json"} <= files.keys():
         lacking = " and ".join(sorted({"soup.yaml", "soup.json"} - files.keys()))
-        raise ResolveError(
+        raise RecipeError(
             f"'{model}' is no soup: it has no {lacking}.", hint="Name a model that `hf-soup cook` made and pushed."
         )
     recipe = read_recipe(files, repo, where)
