@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hf_soup.lineage import Lineage
     from hf_soup.recipe import Ingredient, Recipe, Scoring
     from hf_soup.soup import check, cook, score
+    from hf_soup.verification import Verified, verify
 
 __version__ = "0.1.0"
 
@@ -42,6 +43,8 @@ _PLACES = {
     "forage": "foraging",
     "Foraged": "foraging",
     "Lineage": "lineage",
+    "verify": "verification",
+    "Verified": "verification",
     "Recipe": "recipe",
     "Ingredient": "recipe",
     "Scoring": "recipe",
@@ -69,11 +72,13 @@ __all__ = [
     "ScoringError",
     "Soup",
     "SoupError",
+    "Verified",
     "barriers",
     "check",
     "cook",
     "forage",
     "score",
+    "verify",
 ]
 
 
