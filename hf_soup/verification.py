@@ -168,9 +168,9 @@ def verify(
     except (RecipeError, IncompatibleError, ResolveError) as error:
         if may_pass(error):
             raise
-        return Verified(
-            called, UNVERIFIABLE, reasons=(*reasons, Reason(why_absent(error) or "not-cookable", str(error)))
-        )
+        who = tuple(each.model for each in checkpoints if f"'{each.model}@" in str(error))
+        reasons.append(Reason(why_absent(error) or "not-cookable", str(error), who))
+        return Verified(called, UNVERIFIABLE, reasons=tuple(reasons))
     scores: tuple[Rescored, ...] = ()
     if score and not (published.score or published.report):
         say("note: its recipe names no data, so there is nothing to measure")

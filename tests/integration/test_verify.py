@@ -22,6 +22,7 @@ from hf_soup import MergeError, Recipe, Soup, Verified, hub, transfer, verificat
 from hf_soup import plan as planning
 from hf_soup.local_hub import LocalHub
 from hf_soup.methods import METHODS
+from hf_soup.publish import upload_folder
 
 # The client hands files to its HTTP library in a way that the library deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
@@ -99,18 +100,13 @@ def test_an_honest_soup_is_identical_and_its_ingredients_are_not_kept(tmp_path: 
     assert not list(transfer.cache_folder().rglob("*.safetensors"))
 
 
-@pytest.mark.parametrize("select", ["greedy", "learned"])
-def test_a_choice_is_made_once(trained: Path, publish: Publish, family: Path, tmp_path: Path, select: str) -> None:
+@pytest.mark.parametrize("select", ["greedy", {"name": "learned", "by": "layer", "epochs": 2}], ids=str)
+def test_a_choice_is_made_once(trained: Path, publish: Publish, family: Path, tmp_path: Path, select: Any) -> None:
+    """It is in the recipe, and no data are needed."""
     publish("base")
-    for name in ("good", "fair"):
-        publish(name, trained / name)
-    publish("a")
-    wanted: Any = {"name": "learned", "steps": 20, "per": "layer"} if select == "learned" else select
-    if select == "learned":
-        from hf_soup.selection import SELECTIONS
-
-        wanted = {key: each for key, each in wanted.items() if key == "name" or key in SELECTIONS[select].parameters}
-    made = cook(tmp_path, ["acme/fair", "acme/good", "acme/a"], select=wanted, score=data(family))
+    made = cook(
+        tmp_path, [publish(name, trained / name) for name in ("fair", "good")], select=select, score=data(family)
+    )
     require_identical(verify(pushed(made)))
 
 
@@ -313,7 +309,7 @@ def test_the_bookkeeping_does_not_count(soup: Soup) -> None:
 
 def test_other_weights_in_the_recipe_are_another_soup(soup: Soup) -> None:
     said = yaml.safe_load((soup.folder / "soup.yaml").read_text())
-    said["ingredients"][0] = {"model": said["ingredients"][0], "weight": 2.0}
+    said["ingredients"][0]["weight"] = 2.0
     (soup.folder / "soup.yaml").write_text(yaml.safe_dump(said))
     found = verify(soup.folder)
     assert found.verdict == "different"
@@ -369,31 +365,38 @@ def answered(status: int, code: str, path: str) -> Callable[[Request], Response 
     return intercept
 
 
-@pytest.mark.parametrize(
-    ("status", "error", "code"),
-    [(404, "RepoNotFound", "gone"), (401, "RepoNotFound", "gone"), (404, "RevisionNotFound", "revision-gone"),
-     (403, "GatedRepo", "gated")],
-)  # fmt: skip
 def test_an_ingredient_that_cannot_be_had(
-    soup: Soup, online: LocalHub, cli: Cli, tmp_path: Path, status: int, error: str, code: str
+    soup: Soup, online: LocalHub, api: HfApi, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Gone, private, gated, or the commit is gone: which, and which of the ingredients."""
     pushed(soup)
     shutil.rmtree(tmp_path / "home")
-    path = "/acme/b/resolve/" if error == "GatedRepo" else "/api/models/acme/b/"
-    online.intercept = answered(status, error, path)
+    monkeypatch.setattr(transfer, "_signed", {})
+    api.update_repo_settings("acme/a", private=True)
+    api.update_repo_settings("acme/c", gated="auto")
+    online.intercept = answered(404, "RevisionNotFound", "/api/models/acme/b/")
+    found = verify("acme/soup", token=False)
+    assert found.verdict == "unverifiable"
+    assert [(reason.code, reason.ingredients) for reason in found.reasons] == [
+        ("gone", ("acme/a",)),
+        ("revision-gone", ("acme/b",)),
+        ("gated", ("acme/c",)),
+    ]
+    online.intercept = answered(404, "RepoNotFound", "/api/models/acme/b/")
     done = cli("verify", "acme/soup", "--json")
     assert done.code == 3
-    assert done.json["verdict"] == "unverifiable"
     (reason,) = done.json["reasons"]
-    assert (reason["code"], reason["ingredients"]) == (code, ["acme/b"])
+    assert (reason["code"], reason["ingredients"]) == ("gone", ["acme/b"])
     assert "acme/b" in reason["message"]
+    assert "[gone] 'acme/b@" in cli("verify", "acme/soup").out
 
 
-def test_every_reason_is_given(soup: Soup, api: HfApi) -> None:
+def test_an_ingredient_that_goes_while_it_is_read(soup: Soup, online: LocalHub, tmp_path: Path) -> None:
     pushed(soup)
-    for name in ("a", "c"):
-        api.delete_repo(f"acme/{name}")
-    assert [reason.ingredients for reason in verify("acme/soup").reasons] == [("acme/a",), ("acme/c",)]
+    shutil.rmtree(tmp_path / "home")
+    online.intercept = answered(403, "GatedRepo", "/acme/b/resolve/")
+    (reason,) = verify("acme/soup").reasons
+    assert (reason.code, reason.ingredients) == ("gated", ("acme/b",))
 
 
 def test_a_hub_that_fails_is_no_verdict(soup: Soup, online: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -488,36 +491,56 @@ def test_a_full_disk_is_said_before_anything_is_fetched(
 
 
 @pytest.fixture
-def scored(zoo: None, family: Path, trained: Path, publish: Publish, tmp_path: Path) -> Soup:
-    for name in ("good", "fair"):
-        publish(name, trained / name)
+def scored(family: Path, trained: Path, publish: Publish, tmp_path: Path) -> Soup:
+    publish("base")
+    models = [publish(name, trained / name) for name in ("good", "fair")]
+    return cook(tmp_path, models, select="greedy", score=data(family), report=[data(family, "report.csv")])
+
+
+def where(family: Path) -> list[str]:
+    return [f"--map={name}={family / name}" for name in ("rows.csv", "report.csv")]
+
+
+def test_scores_are_measured_again(
+    hf_soup: Callable[..., Any], family: Path, trained: Path, publish: Publish, tmp_path: Path
+) -> None:
+    """Hub data by commit, local data where the caller says, beside soup.json and the card."""
+    publish("base")
+    models = [publish(name, trained / name) for name in ("good", "fair")]
     (tmp_path / "data").mkdir()
     shutil.copy(family / "report.csv", tmp_path / "data" / "data.csv")
-    repo = HfApi()
-    del repo
-    from hf_soup.publish import upload_folder
-
     upload_folder("acme/rows", tmp_path / "data", repo_type="dataset")
-    report = [{"task": "text-classification", "dataset": "acme/rows", "split": "train", "metric": "accuracy"}]
-    return cook(tmp_path, ["acme/good", "acme/fair"], select="greedy", score=data(family), report=report)
+    report = {"task": "text-classification", "dataset": "acme/rows", "split": "train", "metric": "accuracy"}
+    recipe = Recipe(ingredients=models, select="greedy", score=data(family), report=report)
+    (tmp_path / "r.yaml").write_text(recipe.to_yaml())
+    done = hf_soup("cook", "r.yaml", "-o", "soup", "--push", "acme/soup", "--quiet")
+    assert done.returncode == 0, done.stderr
+    done = hf_soup("verify", "acme/soup", "--score", "--json", f"--map=rows.csv={family / 'rows.csv'}")
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["verdict"]) == (0, "identical"), done.stdout + done.stderr
+    made = Soup.open(tmp_path / "soup")
+    first, second = found["scores"]
+    assert [first["title"], second["title"]] == list(made.scores["soup"])
+    assert all(each["agrees"] and each["measured"] == each["published"] for each in (first, second))
+    assert second["card"] == round(second["measured"], 6)
 
 
-def test_scores_are_measured_again(scored: Soup, family: Path, cli: Cli) -> None:
-    """Hub data by commit, local data where the caller says, beside soup.json and the card."""
+def test_data_of_another_machine_are_not_measured(scored: Soup, family: Path, cli: Cli) -> None:
     pushed(scored)
     done = cli("verify", "acme/soup", "--score", "--json")
     assert (done.code, done.json["verdict"]) == (3, "unverifiable")
-    assert done.json["reasons"][0]["code"] == "data"
-    assert "--map rows.csv=PATH" in done.json["reasons"][0]["message"]
-    assert done.json["digests"]["published"] == scored.digest
-    done = cli("verify", "acme/soup", "--score", "--map", f"rows.csv={family / 'rows.csv'}", "--json")
-    assert done.json["verdict"] == "identical", done.out
-    first, second = done.json["scores"]
-    assert [first["title"], second["title"]] == list(scored.scores["soup"])
-    assert all(each["agrees"] and each["measured"] == each["published"] for each in (first, second))
-    assert second["card"] == round(second["measured"], 6)
-    text = cli("verify", "acme/soup", "--score", "--map", f"rows.csv={family / 'rows.csv'}").out
-    assert "Scores in percent:" in text
+    (reason,) = done.json["reasons"]
+    assert reason["code"] == "data"
+    assert "--map rows.csv=PATH" in reason["message"]
+    assert done.json["digests"]["published"] == done.json["digests"]["cooked"] == scored.digest
+    done = cli("verify", "acme/soup", "--score", *where(family))
+    assert done.code == 0
+    assert "Scores in percent:" in done.out
+    done = cli(
+        "verify", "acme/soup", "--score", *where(family)[:1], f"--map=report.csv={family / 'rows.csv'}", "--json"
+    )
+    assert done.json["reasons"][0]["code"] == "not-measurable"
+    assert "has changed" in done.json["reasons"][0]["message"]
 
 
 def test_scores_that_nobody_measures_again_are_named(scored: Soup, family: Path, cli: Cli) -> None:
@@ -525,12 +548,11 @@ def test_scores_that_nobody_measures_again_are_named(scored: Soup, family: Path,
     title = list(summary["scores"]["soup"])[1]
     summary["scores"]["soup"][title]["value"] = 0.123
     (scored.folder / "soup.json").write_text(json.dumps(summary))
-    where = ["--map", f"rows.csv={family / 'rows.csv'}"]
-    done = cli("verify", scored.folder, "--score", *where)
+    done = cli("verify", scored.folder, "--score", *where(family))
     assert done.code == 3
     assert done.out.startswith("different: ")
     assert "12.30" in done.out
-    found = cli("verify", scored.folder, "--score", *where, "--json").json
+    found = cli("verify", scored.folder, "--score", *where(family), "--json").json
     assert found["different"] == [title]
     assert cli("verify", scored.folder).code == 0  # nobody asked
 
@@ -541,7 +563,7 @@ def test_a_metric_that_is_code_does_not_run(scored: Soup, family: Path, tmp_path
     for metric in ("owned:run", "os:system", "owned.py"):
         said["report"][0] |= {"metric": metric, "trust_remote_code": True}
         (scored.folder / "soup.yaml").write_text(yaml.safe_dump(said))
-        done = cli("verify", scored.folder, "--score", "--map", f"rows.csv={family / 'rows.csv'}", "--json")
+        done = cli("verify", scored.folder, "--score", *where(family), "--json")
         assert done.json["verdict"] == "unverifiable"
         assert f"The metric '{metric}' is code" in done.json["reasons"][0]["message"]
         assert "it ran" not in done.out + done.err
