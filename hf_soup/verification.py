@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_soup import transfer
 from hf_soup.alignment import Wishes
 from hf_soup.ancestry import Ancestor
-from hf_soup.checkpoint import INDEX, Checkpoint, open_checkpoint, require_unchanged
+from hf_soup.checkpoint import ASSETS, INDEX, Checkpoint, open_checkpoint, require_unchanged
 from hf_soup.client import Token, may_pass, why_absent
 from hf_soup.compatibility import Reason, processing_files
 from hf_soup.contents import soup_config, write_assets
@@ -32,6 +32,9 @@ from hf_soup.published import Paths, Published, open_published, path_of
 from hf_soup.recipe import Ingredient, Recipe, Scoring
 from hf_soup.staging import Staging
 from hf_soup.weights import supply_of
+
+if TYPE_CHECKING:
+    from hf_soup.differences import Difference
 
 IDENTICAL, EQUIVALENT, DIFFERENT, UNVERIFIABLE = "identical", "equivalent", "different", "unverifiable"
 
@@ -73,7 +76,7 @@ class Verified:
         verdict: ``identical``; ``equivalent``: within the bound that its method states; ``different``; or
             ``unverifiable``.
         tensors: How many were compared.
-        differences: Tensors and files that are not as they should be (`hf_soup.differences.Difference`).
+        differences: Tensors and files that are not as they should be.
         reasons: Why something could not be verified.
         digests: Of what was ``recorded`` in soup.json, of the ``published`` weights, and of the ``cooked`` ones.
         scores: With ``score=True``.
@@ -82,7 +85,7 @@ class Verified:
     model: str
     verdict: str
     tensors: int = 0
-    differences: tuple[Any, ...] = field(default=(), repr=False)
+    differences: tuple[Difference, ...] = field(default=(), repr=False)
     reasons: tuple[Reason, ...] = ()
     digests: Mapping[str, str] = field(default_factory=dict, repr=False)
     scores: tuple[Rescored, ...] = ()
@@ -149,6 +152,11 @@ def verify(
         published = open_published(model, allow_pickle=allow_pickle, token=token)
     except RecipeError as error:
         return Verified(model, UNVERIFIABLE, reasons=(Reason("recipe-refused", str(error)),))
+    if published.repo and published.repo.from_cache:
+        raise ResolveError(
+            f"{published}: the Hub was not reached, and the cache may not have all that was published.",
+            hint="Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, and try again.",
+        )
     called = str(published)
     reasons = [*_refused(published.recipe)]
     measured = published.recipe
@@ -181,6 +189,7 @@ def verify(
             if may_pass(error):
                 raise
             reasons.append(Reason("not-measurable", str(error)))
+    reasons += checked.reasons
     every = checked.differences
     verdict = EQUIVALENT if every else IDENTICAL
     if reasons:
@@ -274,7 +283,7 @@ def _cooked_again(
     say: Say,
 ) -> Verified:
     """Cook in a temporary folder, and compare. The verdict is left open."""
-    from hf_soup.differences import Difference, compare_files, compare_weights, weight_files
+    from hf_soup.differences import Difference, compare_files, compare_weights, weight_files  # late, as it takes torch
     from hf_soup.merge import merge
     from hf_soup.methods import METHODS
 
@@ -323,11 +332,20 @@ def _cooked_again(
             )
         ours = {file.name for file in plan.files}
         differences += compare_files(published, staging.folder, {*ours, *theirs, INDEX})
+    known = [*checkpoints, *([base.checkpoint] if base and base.checkpoint else [])]
+    lost = [] if any(map(processing_files, known)) else [each for each in differences if _is_processing(each)]
+    reasons = [Reason("no-donor", f"Nobody in its recipe gives {each.name}.") for each in lost]
     if published.digest != digest:
         text = f"its digest is {published.digest[:16]}… and that of the weights beside it {digest[:16]}…"
         differences.append(Difference("soup.json", "content", text))
     digests = {"recorded": published.digest, "published": digest, "cooked": merged.digest}
-    return Verified(str(published), "", len(plan.tensors), tuple(differences), digests=digests)
+    differences = [each for each in differences if each not in lost]
+    return Verified(str(published), "", len(plan.tensors), tuple(differences), tuple(reasons), digests)
+
+
+def _is_processing(found: Difference) -> bool:
+    """Whether it may have come from an ingredient that was not selected, whom the recipe does not name."""
+    return found.kind == "extra" and ASSETS.fullmatch(found.name) is not None
 
 
 def _require_room(room: Path, plan: Plan, beside: int, published: Published, theirs: Sequence[str], say: Say) -> None:
@@ -375,6 +393,7 @@ def _model_index(published: Published) -> list[tuple[set[str], str, str | None, 
             for entry in fields.get("model-index", [])
             for result in entry["results"]
             for metric in result["metrics"]
+            if abs(float(metric["value"])) <= 1e6
         ]  # fmt: skip
     except (RecipeError, KeyError, TypeError, ValueError, AttributeError):
         return []

@@ -407,6 +407,34 @@ def test_a_hub_that_fails_is_no_verdict(soup: Soup, online: LocalHub, monkeypatc
         verify("acme/soup")
 
 
+def test_without_the_hub_there_is_no_verdict(soup: Soup, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache holds a part of a repo, and what is not in it would look as if it were missing."""
+    from huggingface_hub import constants
+
+    pushed(soup)
+    assert cli("verify", "acme/soup", "--quiet").code == 0
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    done = cli("verify", "acme/soup", "--quiet")
+    assert (done.code, done.out) == (1, "")
+    assert "the Hub was not reached" in done.err
+
+
+@pytest.mark.usefixtures("zoo")
+def test_a_tokenizer_that_nobody_in_the_recipe_gives(family: Path, publish: Publish, tmp_path: Path) -> None:
+    """As where only an ingredient that was not selected has one."""
+    for name in "ab":
+        shutil.copytree(family / name, tmp_path / name)
+        for file in ("vocab.txt", "tokenizer_config.json", "README.md"):
+            (tmp_path / name / file).unlink()
+        publish(f"bare-{name}", tmp_path / name)
+    made = cook(tmp_path, ["acme/bare-a", "acme/bare-b"])
+    assert not (made.folder / "vocab.txt").exists()
+    require_identical(verify(made.folder))
+    shutil.copy(family / "c" / "vocab.txt", made.folder)
+    found = verify(made.folder)
+    assert (found.verdict, [reason.code for reason in found.reasons]) == ("unverifiable", ["no-donor"])
+
+
 def test_what_was_local_is_where_the_caller_says(
     zoo: None, family: Path, tmp_path: Path, cli: Cli, publish: Publish
 ) -> None:
