@@ -51,7 +51,7 @@ assert sys.argv[1:4] == ["pip", "install", "--reinstall"] and sys.argv[6].endswi
 (site,) = pathlib.Path(sys.argv[5]).parents[1].glob("lib/*/site-packages")
 (site / "needed.pth").write_text({sysconfig.get_paths()["purelib"]!r})
 pip = [sys.executable, "-m", "pip", "--python", sys.argv[5], "install", "--quiet", "--no-deps", "--ignore-installed"]
-sys.exit(subprocess.run([*pip, "archive"]).returncode)
+sys.exit(subprocess.run([*pip, "./archive"]).returncode)
 """
 
 
