@@ -134,7 +134,7 @@ class _Push:
         own = f"Push to a name of your own, `{target.user}/{name}`"
         said = explain(error, f"'{target.repo}'", kind=PublishError)
         hint = said.hint
-        if status_of(error) == 403:
+        if status_of(error) == 403 and owner != target.user:
             hint = f"{own}." if target.create_pr else f"{own}, or offer it with `--pr`."
         if self._head is None and status_of(error) == 404:
             return PublishError(f"'{target.repo}': there is no user or organization '{owner}'.", hint=f"{own}.")
@@ -185,16 +185,16 @@ class _Push:
                     revision=self._target.revision,
                     parent_commit=head.revision,
                 )
-            except (*EXPLAINED, RuntimeError, LookupError, TypeError) as error:
-                # The client wraps the failed upload of a large file in a RuntimeError, and lets answers that are cut
-                # off, or no JSON, fail where it reads them.
-                unread = isinstance(error, json.JSONDecodeError | RuntimeError | LookupError | TypeError)
+            except (*EXPLAINED, RuntimeError, LookupError) as error:
+                # The client wraps the failed upload of a large file in a RuntimeError, hands on what xet raises, and
+                # lets answers that are cut off, or no JSON, fail where it reads them.
+                odd = isinstance(error, RuntimeError | ConnectionError | json.JSONDecodeError | LookupError)
                 wrapped = error.__cause__ if isinstance(error, RuntimeError) else None
                 failure = wrapped if isinstance(wrapped, Exception) else error
             else:
                 self._require(hub.resolve(head.id, done.pr_revision or done.oid, token=self._target.token))
                 return self._pushed(done.oid, done.pr_url)
-            passing = unread or is_passing(failure)
+            passing = odd or is_passing(failure)
             if passing:
                 time.sleep(pause_after(failure, attempt))
             # Perhaps only the answer was lost, so look before anything is sent again.

@@ -315,6 +315,46 @@ def test_the_answer_is_lost_and_somebody_commits(online: LocalHub, api: HfApi, s
     assert done.commit == api.list_repo_commits(REPO)[1].commit_id
 
 
+def test_a_commit_that_shows_late_is_not_made_twice(online: LocalHub, api: HfApi, soup: dict[str, Path]) -> None:
+    """The answer is lost, and so is the look: what is sent again names the old head as its parent."""
+    prepare(api)
+    old = online.store.repos["model", REPO].refs["refs/heads/main"]
+    late = [True]
+
+    def transform(request: Request, answer: Response) -> Response:
+        repo = online.store.repos["model", REPO]
+        if "/commit/" in request.url.path and late:
+            new = repo.refs["refs/heads/main"]
+            repo.refs["refs/heads/main"] = old
+            late[:] = [new]
+            return Hangup()
+        return answer
+
+    def intercept(request: Request) -> None:
+        if "/commit/" in request.url.path and late and late[0] is not True:
+            online.store.repos["model", REPO].refs["refs/heads/main"] = late.pop()
+
+    online.transform, online.intercept = transform, intercept
+    done = push(soup)
+    assert not late
+    is_pushed(api, REPO, done, soup, create_pr=False)
+
+
+def test_somebody_takes_the_tag_in_between(online: LocalHub, api: HfApi, soup: dict[str, Path]) -> None:
+    prepare(api)
+
+    def tag(request: Request) -> None:
+        if "/tag/" in request.url.path:
+            refs = online.store.repos["model", REPO].refs
+            refs["refs/tags/v1"] = online.store.revision(online.store.repos["model", REPO], "main").parent or ""
+
+    online.intercept = tag
+    with pytest.raises(PublishError, match="'v1' names another commit"):
+        push(soup, tag="v1")
+    online.intercept = None
+    is_pushed(api, REPO, push(soup), soup, create_pr=False)
+
+
 @pytest.mark.parametrize("create_pr", [False, True], ids=["commit", "pr"])
 @pytest.mark.parametrize("step", ["card", "modes", "batch", "part", "commit"])
 def test_the_repo_is_deleted_in_between(

@@ -72,6 +72,7 @@ def changes(hub: LocalHub) -> list[str]:
         ("me/soup", {"tag": "refs/tags/v1"}, "is not a name for a tag"),
         ("me/soup", {"tag": "v1.lock"}, "is not a name for a tag"),
         ("me/soup", {"tag": "v1", "create_pr": True}, "nobody has merged"),
+        ("me/soup", {"revision": "next", "create_pr": True}, "for main, not for 'next'"),
         ("me/soup", {"create_pr": True}, "'me/soup' does not exist, so nothing can be offered"),
         ("me/soup", {"token": "t-me-read"}, "the token of me may only read"),
         ("me/soup", {"token": "t-unknown"}, "the Hub does not accept the token"),
@@ -317,6 +318,13 @@ def test_xet_is_off_for_a_hub_without_it(
     assert [(request.status, request.path.split("/")[-1]) for request in asked] == [
         (404, "None" if create_pr else "main")
     ]
+
+
+@pytest.mark.parametrize("answer", ["[]", "{}", '"yes"'])
+def test_an_answer_that_is_not_from_a_hub(online: LocalHub, soup: Path, answer: str) -> None:
+    online.intercept = lambda request: Response(answer, media_type="application/json")
+    with pytest.raises(PublishError, match=r"does not say who you are\.\nCheck HF_ENDPOINT"):
+        Soup.open(soup).push("acme/soup")
 
 
 def test_a_look_changes_nothing(online: LocalHub) -> None:
