@@ -304,7 +304,7 @@ def barriers(found: Barriers) -> str:
     return "\n".join([*lines, "", found.text])
 
 
-#: Differences that a screen shows; `--json` has all.
+#: Differences, and reasons, that a screen shows; `--json` has all.
 _DIFFERENCES = 20
 
 
@@ -324,11 +324,11 @@ def verified(found: Verified) -> str:
         lines.append(f"All {found.tensors:,} tensors are the same bit by bit.")
     for each in found.differences[:_DIFFERENCES]:
         lines += _wrapped(f"- {_cut(each.name, 200)}: {printable(each.text)}", "  ")
-    if len(found.differences) > _DIFFERENCES:
-        lines.append(f"  and {len(found.differences) - _DIFFERENCES:,} more; --json has all")
-    for reason in found.reasons:
+    for reason in found.reasons[:_DIFFERENCES]:
         first, *rest = printable(reason.message).splitlines()
         lines += [*_wrapped(f"- [{reason.code}] {first}", "  "), *(f"    {line}" for line in rest)]
+    hidden = max(0, len(found.differences) - _DIFFERENCES) + max(0, len(found.reasons) - _DIFFERENCES)
+    lines += [f"  and {hidden:,} more; --json has all"] if hidden else []
     if found.scores:
         rows = [["", "published", "on the card", "measured", ""]]
         for one in found.scores:

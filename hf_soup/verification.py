@@ -174,7 +174,8 @@ def verify(
         base = _base(published.recipe, checkpoints, paths, token)
         checked = _cooked_again(published, checkpoints, base, keep=score, quiet=quiet, say=say)
     except (RecipeError, IncompatibleError, ResolveError) as error:
-        if may_pass(error):
+        # What is neither said by the Hub nor by the models is the way between: no verdict comes of it.
+        if may_pass(error) or (isinstance(error, ResolveError) and not why_absent(error)):
             raise
         who = tuple(each.model for each in checkpoints if f"'{each.model}@" in str(error))
         reasons.append(Reason(why_absent(error) or "not-cookable", str(error), who))
@@ -263,7 +264,7 @@ def _base(recipe: Recipe, checkpoints: Sequence[Checkpoint], paths: Paths, token
         if asked.model.startswith("local:"):
             found = _mapped(asked, paths, recipe.allow_pickle)
             if isinstance(found, Reason):
-                raise ResolveError(found.message)
+                raise RecipeError(found.message)
         else:
             found = open_checkpoint(asked, allow_pickle=recipe.allow_pickle, token=token, on_hub=True)
     except ResolveError as error:

@@ -407,6 +407,23 @@ def test_a_hub_that_fails_is_no_verdict(soup: Soup, online: LocalHub, monkeypatc
         verify("acme/soup")
 
 
+def test_bytes_that_are_changed_on_the_way_are_no_verdict(soup: Soup, online: LocalHub) -> None:
+    pushed(soup)  # whose ingredients are in the cache
+
+    def transform(request: Request, response: Response) -> Response:
+        if not request.url.path.startswith("/cdn/"):
+            return response
+        wrong = bytearray(Path(response.path).read_bytes())  # type: ignore[attr-defined]
+        wrong[-1] ^= 1
+        return Response(bytes(wrong))  # all of it, though a range was asked for, which a server may do
+
+    online.transform = transform
+    with pytest.raises(hf_soup.ResolveError, match="not the ones that the Hub states"):
+        verify("acme/soup")
+    online.transform = None
+    require_identical(verify("acme/soup"))
+
+
 def test_without_the_hub_there_is_no_verdict(soup: Soup, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cache holds a part of a repo, and what is not in it would look as if it were missing."""
     from huggingface_hub import constants
@@ -487,6 +504,16 @@ def test_a_recipe_that_makes_no_sense_is_no_crash(soup: Soup, said: dict[str, An
     found = verify(soup.folder)
     assert found.verdict == "unverifiable"
     assert [reason.code for reason in found.reasons] == [code]
+
+
+def test_a_thousand_ingredients_that_are_not_there(soup: Soup, cli: Cli) -> None:
+    values = yaml.safe_load((soup.folder / "soup.yaml").read_text())
+    values["ingredients"] = [f"acme/none-{number}@{'0' * 40}" for number in range(1000)]
+    (soup.folder / "soup.yaml").write_text(yaml.safe_dump(values))
+    done = cli("verify", soup.folder)
+    assert done.code == 3
+    assert done.out.count("[gone]") == 20
+    assert "and 980 more; --json has all" in done.out
 
 
 def test_a_soup_that_names_itself(soup: Soup, publish: Publish, tmp_path: Path) -> None:
