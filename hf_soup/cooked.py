@@ -178,6 +178,6 @@ class Soup:
         lineage = self.summary.get("lineage") or {}
         named = [*lineage.get("ingredients", ()), *([lineage["ancestor"]] if lineage.get("ancestor") else [])]
         models = [ingredient.model for ingredient in self.recipe.ingredients]
-        models += [each["model"] for each in named if each["revision"]]
+        models += [each["model"] for each in named if each.get("revision")]
         models += [name.split("@")[0] for name in self.summary.get("made_of", ())]
         return [name for name in dict.fromkeys(models) if is_repo_id(name)]
