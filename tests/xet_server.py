@@ -4,8 +4,8 @@ The client cuts a file into chunks of about 64 KiB where its content says so. A 
 each compressed by itself; a *shard* says of which chunks of which xorbs a file is made, and what its sha256 is.
 Chunks that the client knows to be stored are not sent again.
 
-The formats are those of hf_xet 1.8, read from its source. Upload grants and the search for chunks that somebody
-else stored are answered as by a server that has neither; the client goes on without.
+The formats are those of hf_xet 1.8, read from its source. Upload grants, and the search for chunks that somebody
+else stored, are answered as by a server that has neither; the client goes on without.
 """
 
 import json
@@ -17,7 +17,7 @@ from pathlib import Path
 from struct import iter_unpack, unpack
 from typing import Any, NamedTuple
 
-import pyarrow
+import pyarrow  # type: ignore[import-untyped]
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -27,14 +27,13 @@ from hf_soup.local_hub import LocalHub, files, repos
 from hf_soup.local_hub.store import HubError
 from hf_soup.local_hub.wire import Call, Endpoint
 
-_SHARD_TAG = b"HFRepoMetaData\0Ui" + bytes((103, 69, 106, 123, 129, 87, 131, 165, 189, 217, 92, 205, 209, 74, 169))
-_VERIFIED, _WITH_SHA256 = 1 << 31, 1 << 30
-_LAST = b"\xff" * 32
-_NONE, _LZ4, _GROUPED_LZ4 = range(3)
+_SHARD_TAG = b"HFRepoMetaData\0" + bytes.fromhex("5569 6745 6a7b 8157 83a5 bdd9 5ccd d14a a9")
+_VERIFIED, _WITH_SHA256, _END_OF_FILES = 1 << 31, 1 << 30, b"\xff" * 32
+_PLAIN, _LZ4, _GROUPED_LZ4 = range(3)
 
 
 class Chunk(NamedTuple):
-    """Where in its xorb a chunk is with its header of eight bytes, and how it is packed."""
+    """Where in its xorb a chunk is, with its header of eight bytes; how it is packed, and its size before that."""
 
     start: int
     stop: int
@@ -43,7 +42,7 @@ class Chunk(NamedTuple):
 
 
 class Term(NamedTuple):
-    """Chunks ``first`` to ``stop`` of a xorb, the next part of a file."""
+    """A part of a file, in order: chunks ``first`` to ``stop`` of a xorb, and their size."""
 
     xorb: str
     first: int
@@ -61,14 +60,15 @@ class Xorb(NamedTuple):
 class XetHub(LocalHub):
     """A local Hub that takes and gives large files by xet too.
 
-    What is stored through xet is checked against its sha256 and then is an LFS file as any other, for plain
-    downloads too. A file that came by a plain upload has no xet hash and goes out as before.
+    What is stored through xet is checked against its sha256 and is an LFS file then as any other, for plain
+    downloads too. A file that came by a plain upload has no xet hash and goes out as before. What xet knows is not
+    kept over a restart.
 
     Attributes:
-        xorbs: What was stored, by xet hash. It is not kept over a restart.
+        xorbs: What was stored, by xet hash.
         files: The parts of each file, by xet hash.
         xet_hashes: The xet hash of each file, by sha256.
-        received: The bytes of every xorb that arrived complete, in order.
+        received: The size of every xorb that arrived complete, in order.
     """
 
     def __init__(self, root: Path, **options: Any) -> None:
@@ -87,21 +87,21 @@ class XetHub(LocalHub):
         scope["transport"] = send.__self__.transport  # type: ignore[attr-defined]
         await super().__call__(scope, receive, send)
 
+    def _identify(self, request: Request) -> tuple[str | None, bool]:
+        if not request.url.path.startswith(("/v1/", "/v2/")):
+            return super()._identify(request)
+        token = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if token not in self._granted:
+            raise HubError(401, "This is no token for the storage.")
+        return self._granted[token]
+
     def grant(self, call: Call, *, write: bool) -> Response:
         """A token for the storage, and its address: another origin, where the Hub's own token may not go."""
         token = f"xet_{secrets.token_hex(16)}"
         self._granted[token] = call.user or "anonymous", write
-        until = int(time.time()) + 3600
-        headers = {"X-Xet-Cas-Url": self.cdn, "X-Xet-Access-Token": token, "X-Xet-Token-Expiration": str(until)}
-        return JSONResponse({"casUrl": self.cdn, "accessToken": token, "exp": until}, headers=headers)
-
-    def _identify(self, request: Request) -> tuple[str | None, bool]:
-        if not request.url.path.startswith(("/v1/", "/v2/")):
-            return super()._identify(request)
-        granted = self._granted.get(request.headers.get("authorization", "").removeprefix("Bearer "))
-        if granted is None:
-            raise HubError(401, "This is no token for the storage.")
-        return granted
+        until = str(int(time.time()) + 3600)
+        headers = {"X-Xet-Cas-Url": self.cdn, "X-Xet-Access-Token": token, "X-Xet-Token-Expiration": until}
+        return JSONResponse({"casUrl": self.cdn, "accessToken": token, "exp": int(until)}, headers=headers)
 
     def store_shard(self, shard: bytes) -> None:
         """Put together the files that a shard describes, and keep those that are what it says."""
@@ -130,7 +130,7 @@ class XetHub(LocalHub):
 
 def _chunks_in(xorb: bytes) -> list[Chunk]:
     chunks, at = list[Chunk](), 0
-    while at < len(xorb) and xorb[at : at + 7] != b"XETBLOB":  # with which an index begins, if there is one
+    while at < len(xorb):
         version, scheme = xorb[at], xorb[at + 4]
         packed, size = (int.from_bytes(xorb[where : where + 3], "little") for where in (at + 1, at + 5))
         chunks.append(Chunk(at, at + 8 + packed, scheme, size))
@@ -141,7 +141,7 @@ def _chunks_in(xorb: bytes) -> list[Chunk]:
 
 
 def _unpacked(data: bytes, chunk: Chunk) -> bytes:
-    if chunk.scheme == _NONE:
+    if chunk.scheme == _PLAIN:
         return data
     try:
         plain: bytes = pyarrow.decompress(data, chunk.size, codec="lz4", asbytes=True)
@@ -149,7 +149,7 @@ def _unpacked(data: bytes, chunk: Chunk) -> bytes:
         raise HubError(400, f"A chunk cannot be unpacked: {error}") from None
     if chunk.scheme == _LZ4:
         return plain
-    # First bytes of all groups of four, then all second ones: floats pack better so.
+    # The first bytes of all groups of four, then all second ones, and so on: floats pack better like that.
     whole, start = bytearray(len(plain)), 0
     for place in range(4):
         count = len(whole[place::4])
@@ -163,7 +163,7 @@ def _files_in(shard: bytes) -> Iterator[tuple[str, str | None, list[Term]]]:
     # hashes of them if it is verified, its sha256. What follows the last file is about xorbs, and known already.
     records = iter_unpack("<32s4I", shard[48 : len(shard) // 48 * 48])
     for name, flags, count, *_ in records:
-        if name == _LAST:
+        if name == _END_OF_FILES:
             return
         terms = [Term(_hex(xorb), first, stop, size) for xorb, _, size, first, stop in islice(records, count)]
         list(islice(records, count if flags & _VERIFIED else 0))
@@ -172,25 +172,13 @@ def _files_in(shard: bytes) -> Iterator[tuple[str, str | None, list[Term]]]:
 
 
 def _hex(digest: bytes) -> str:
-    """As xet writes a hash: four numbers, each stored with its lowest byte first."""
+    """A hash as xet writes it: four numbers, each of which is stored with its lowest byte first."""
     return "".join(f"{number:016x}" for number in unpack("<4Q", digest))
 
 
-def _merged(terms: Iterable[Term]) -> Iterator[tuple[int, int]]:
-    # The client takes ranges that begin alike for one, so none may overlap another.
-    first = stop = 0
-    for term in sorted(terms, key=lambda term: term.first):
-        if term.first > stop:
-            if stop:
-                yield first, stop
-            first = term.first
-        stop = max(stop, term.stop)
-    yield first, stop
-
-
 async def write_token(call: Call) -> Response:
-    """Leave to upload for this repo; a pull request may come from everybody whose token writes."""
-    call.writer(None if call.flag("create_pr") else call.repo.namespace)
+    """Leave to upload for this repo, to whoever may commit."""
+    files._check_writer(call)
     return _hub(call).grant(call, write=True)
 
 
@@ -203,14 +191,11 @@ async def read_token(call: Call) -> Response:
 async def post_xorb(call: Call) -> Response:
     """Keep a xorb."""
     call.writer()
-    draft = call.store.root / "incoming" / secrets.token_hex(16)
-    with draft.open("wb") as file:
-        async for data in call.request.stream():
-            file.write(data)
-    hub, name, content = _hub(call), call.params["hash"], draft.read_bytes()
+    content = b"".join([data async for data in call.request.stream()])
+    hub, name, draft = _hub(call), call.params["hash"], call.store.root / "incoming" / secrets.token_hex(16)
     hub.received.append(len(content))
-    new = name not in hub.xorbs
-    hub.xorbs[name] = Xorb(call.store.keep(draft), _chunks_in(content))
+    draft.write_bytes(content)
+    new, hub.xorbs[name] = name not in hub.xorbs, Xorb(call.store.keep(draft), _chunks_in(content))
     return JSONResponse({"was_inserted": new})
 
 
@@ -229,32 +214,33 @@ async def reconstruction(call: Call) -> Response:
         raise HubError(404, "There is no such file.")
     start, stop = 0, sum(part.size for part in parts)
     if "range" in call.request.headers:
-        first, last = call.request.headers["range"].removeprefix("bytes=").split("-")
-        start, stop = int(first), min(stop, int(last) + 1)
+        first, last = map(int, call.request.headers["range"].removeprefix("bytes=").split("-"))
+        start, stop = first, min(stop, last + 1)
     if start >= stop:
         raise HubError(416, "The file ends before this range.")
-    terms, offset, at = list[Term](), 0, 0
+    touched, offset, at = list[Term](), 0, 0
     for part in parts:
         if at < stop and at + part.size > start:
-            offset = offset if terms else start - at
-            terms.append(part)
+            offset = offset if touched else start - at
+            touched.append(part)
         at += part.size
-    return JSONResponse(
-        {
-            "offset_into_first_range": offset,
-            "terms": [
-                {"hash": term.xorb, "unpacked_length": term.size, "range": {"start": term.first, "end": term.stop}}
-                for term in terms
-            ],
-            "xorbs": {
-                name: list(_fetches(hub, hub.xorbs[name], _merged(term for term in terms if term.xorb == name)))
-                for name in {term.xorb for term in terms}
-            },
-        }
-    )
+    terms = [
+        {"hash": term.xorb, "unpacked_length": term.size, "range": {"start": term.first, "end": term.stop}}
+        for term in touched
+    ]
+    xorbs = {name: list(_fetches(hub, name, touched)) for name in {term.xorb for term in touched}}
+    return JSONResponse({"offset_into_first_range": offset, "terms": terms, "xorbs": xorbs})
 
 
-def _fetches(hub: XetHub, xorb: Xorb, ranges: Iterable[tuple[int, int]]) -> Iterator[dict[str, Any]]:
+def _fetches(hub: XetHub, name: str, terms: Iterable[Term]) -> Iterator[dict[str, Any]]:
+    xorb = hub.xorbs[name]
+    ranges: list[list[int]] = []
+    # The client takes ranges that begin alike for one, so those that meet are one.
+    for first, stop in sorted((term.first, term.stop) for term in terms if term.xorb == name):
+        if ranges and first <= ranges[-1][1]:
+            ranges[-1][1] = max(stop, ranges[-1][1])
+        else:
+            ranges.append([first, stop])
     url = f"{hub.cdn}/cdn/{hub.sign(xorb.sha256)}/{xorb.sha256}"
     for first, stop in ranges:
         there = {"start": xorb.chunks[first].start, "end": xorb.chunks[stop - 1].stop - 1}
@@ -266,8 +252,7 @@ async def resolve(call: Call) -> Response:
     answer, made = await files.resolve(call), call.commit()
     name = _hub(call).xet_hashes.get(made.files[call.params["path"]].sha256)
     if answer.status_code == 302 and name:
-        kind, repo = f"{call.repo.kind}s", call.repo.id
-        route = f"{call.hub.endpoint}/api/{kind}/{repo}/xet-read-token/{made.sha}"
+        route = f"{call.hub.endpoint}/api/{call.repo.kind}s/{call.repo.id}/xet-read-token/{made.sha}"
         answer.headers["X-Xet-Hash"], answer.headers["Link"] = name, f'<{route}>; rel="xet-auth"'
     return answer
 
@@ -276,13 +261,12 @@ def _with_hashes(endpoint: Endpoint) -> Endpoint:
     """A list of files as ever, with the xet hash of each that has one."""
 
     async def answer(call: Call) -> Response:
-        plain, names = await endpoint(call), _hub(call).xet_hashes
+        plain = await endpoint(call)
         entries = json.loads(bytes(plain.body))
         for entry in entries:
-            if name := names.get(entry.get("lfs", {}).get("oid")):
+            if name := _hub(call).xet_hashes.get(entry.get("lfs", {}).get("oid")):
                 entry["xetHash"] = name
-        kept = {"link": plain.headers["link"]} if "link" in plain.headers else None
-        return JSONResponse(entries, headers=kept)
+        return JSONResponse(entries, headers={"link": plain.headers["link"]} if "link" in plain.headers else None)
 
     return answer
 

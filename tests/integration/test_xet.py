@@ -1,4 +1,4 @@
-"""Soups through xet, the client's way with large files, with the real ``hf_xet`` at one end and `XetHub` at the other."""
+"""Soups through xet, the client's way with large files: the real ``hf_xet`` at one end, `XetHub` at the other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, RepoFile, constants
 from huggingface_hub.utils import _xet
 from safetensors.torch import load_file
 from starlette.requests import Request
@@ -46,9 +46,13 @@ def online(online: LocalHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 
 def new_session(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-    """What a new process would have: ``hf_xet`` reads its settings when a session begins."""
+    """What a new process would have: ``hf_xet`` reads its settings when a session begins.
+
+    What has arrived it notes after each xorb here, as otherwise after 20 seconds.
+    """
     monkeypatch.setenv("HF_HOME", str(home))
     monkeypatch.setenv("HF_XET_CLIENT_RETRY_BASE_DELAY", "10ms")
+    monkeypatch.setenv("HF_XET_DATA_SESSION_XORB_METADATA_FLUSH_MAX_COUNT", "1")
     monkeypatch.setattr(_xet, "_GLOBAL_XET_HOLDER", _xet.XetSessionHolder())
 
 
@@ -73,7 +77,7 @@ def large(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(family / name, folder / name)
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter += 0.004 * torch.randn(parameter.shape)
+                parameter.add_(0.004 * torch.randn(parameter.shape))
         model.save_pretrained(folder / name)
     return folder
 
@@ -108,6 +112,8 @@ def test_soups_go_up_and_come_down_by_xet(
     assert len(paths(online, "/v2/reconstructions/")) == 2
     # The pushed soup is there under its sha256, and for those without xet as for those with it.
     file = api.get_paths_info("acme/soup", NAME, revision=done.commit)[0]
+    assert isinstance(file, RepoFile)
+    assert file.lfs is not None
     assert file.xet_hash in online.files
     assert online.store.blob(file.lfs.sha256).read_bytes() == (soup.folder / NAME).read_bytes()
     assert Path(api.hf_hub_download("acme/soup", NAME)).read_bytes() == (soup.folder / NAME).read_bytes()
@@ -187,63 +193,101 @@ def test_an_upload_that_is_disturbed_ends_in_one_commit(
     assert Path(api.hf_hub_download("acme/soup", NAME)).read_bytes() == (soup.folder / NAME).read_bytes()
 
 
-def test_an_upload_that_fails_is_told_and_done_by_the_next_push(
+def test_a_push_that_failed_goes_on_where_it_stopped(
     online: XetHub, api: HfApi, soup: Soup, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """What had arrived is there, and nothing is in the repo until everything is."""
+    """Nothing is in the repo until everything is; then, in another process, only what had not arrived is sent."""
     online.intercept = failing(100, lambda: JSONResponse({"error": "broken"}, 500), "/v2/shards")
-    with pytest.raises(PublishError) as caught:
+    with pytest.raises(PublishError, match=r"^'acme/soup': .*500 Internal Server Error"):
         soup.push("acme/soup", say=lambda _: None)
-    print(repr(caught.value), caught.value.hint)
     assert commits(api, "acme/soup") == ["initial commit"]
+    assert len(online.received) == 1
+
     online.intercept = None
     new_session(monkeypatch, tmp_path / "home")
     soup.push("acme/soup", say=lambda _: None)
     assert commits(api, "acme/soup") == ["Model soup of 2 models", "initial commit"]
-    print(online.received)
+    assert len(online.received) == 1
+    assert Path(api.hf_hub_download("acme/soup", NAME)).read_bytes() == (soup.folder / NAME).read_bytes()
+
+
+def test_xorbs_that_were_changed_on_the_way_up_make_no_file(online: XetHub, api: HfApi, soup: Soup) -> None:
+    """The storage compares what it was sent with the sha256, so this is an error and never a soup of other weights."""
+
+    async def spoil(request: Request) -> None:
+        if request.url.path.startswith("/v1/xorbs/"):
+            content = bytearray(await request.body())
+            content[len(content) // 2] ^= 1
+            request._body = bytes(content)
+
+    online.intercept = spoil
+    with pytest.raises(PublishError, match=r"^'acme/soup': .*400 Bad Request"):
+        soup.push("acme/soup", say=lambda _: None)
+    assert commits(api, "acme/soup") == ["initial commit"]
 
 
 def test_bytes_that_were_changed_on_the_way_are_noticed(
-    online: XetHub, publish: Callable[..., str], large: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    online: XetHub,
+    publish: Callable[..., str],
+    large: Path,
+    soup: Soup,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    """The client compares nothing with the sha256 that the Hub states, by xet neither."""
-    for name in "ab":
-        publish(name, large / name)
-    plain = cook(["acme/a", "acme/b"], tmp_path / "plain", say=lambda _: None)
-    for times in (1, 100):
-        shutil.rmtree(tmp_path / "home")
-        new_session(monkeypatch, tmp_path / "home")
-        online.transform = spoiling(times)
-        if times == 1:
-            again = cook(["acme/a", "acme/b"], tmp_path / "again", say=lambda _: None)
-            assert (again.folder / NAME).read_bytes() == (plain.folder / NAME).read_bytes()
-            continue
-        with pytest.raises(ResolveError, match="sha256"):
-            cook(["acme/a", "acme/b"], tmp_path / "never", say=lambda _: None)
-        assert not (tmp_path / "never").exists()
+    """By xet too the client does not compare what arrives with the sha256: once is mended, always is an error."""
+    monkeypatch.setenv("HF_XET_XORB_COMPRESSION_POLICY", "none")
+    names = [publish(name, large / name) for name in "ab"]
+    online.transform = spoiling(online, 1)
+    mended = cook(names, tmp_path / "mended", say=lambda _: None)
+    assert (mended.folder / NAME).read_bytes() == (soup.folder / NAME).read_bytes()
+    assert len(paths(online, "/v2/reconstructions/")) == 3
+
+    shutil.rmtree(tmp_path / "home")
+    new_session(monkeypatch, tmp_path / "home")
+    online.transform = spoiling(online, 100)
+    with pytest.raises(ResolveError, match="not the ones that the Hub states"):
+        cook(names, tmp_path / "never", say=lambda _: None)
+    assert not (tmp_path / "never").exists()
 
 
-def spoiling(times: int) -> Callable[[Request, Response], Response]:
-    """A transform: in the first so many ranges of xorbs the last byte, one of a weight, is another."""
+def spoiling(hub: XetHub, times: int) -> Callable[[Request, Response], Response]:
+    """A transform: in the first so many ranges of xorbs one bit of a weight is another."""
     left = [times]
 
     def transform(request: Request, response: Response) -> Response:
-        if not request.url.path.startswith("/cdn/") or not left[0]:
+        if request.url.path.rpartition("/")[2] not in {xorb.sha256 for xorb in hub.xorbs.values()} or not left[0]:
             return response
         left[0] -= 1
         assert isinstance(response, FileResponse)
         start, last = map(int, request.headers["range"].removeprefix("bytes=").split("-"))
         content = bytearray(Path(response.path).read_bytes()[start : last + 1])
-        content[len(content) // 2] ^= 1
+        content[-1] ^= 1
         return Response(bytes(content), 206, {"Content-Range": f"bytes {start}-{last}/*"})
 
     return transform
 
 
 @pytest.mark.parametrize("local_hub", ["plain"], indirect=True)
-def test_a_hub_without_xet_is_used_without(online: LocalHub, api: HfApi, soup: Soup) -> None:
-    """The client by itself would end with an error: it takes every Hub for one that has xet."""
+def test_a_hub_without_xet_is_read_without(
+    online: LocalHub,
+    publish: Callable[..., str],
+    large: Path,
+    soup: Soup,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        names = [publish(name, large / name) for name in "ab"]
+    other = cook(names, tmp_path / "other", say=lambda _: None)
+    assert (other.folder / NAME).read_bytes() == (soup.folder / NAME).read_bytes()
+
+
+@pytest.mark.xfail(reason="a push does not yet ask the Hub whether it has xet", raises=PublishError, strict=True)
+@pytest.mark.parametrize("local_hub", ["plain"], indirect=True)
+def test_a_hub_without_xet_is_pushed_to_without(online: LocalHub, api: HfApi, soup: Soup) -> None:
+    """The client by itself ends with an error: it takes every Hub for one that has xet."""
     soup.push("acme/soup", say=lambda _: None)
     assert paths(online, "/lfs/")
+    assert commits(api, "acme/soup") == ["Model soup of 2 models", "initial commit"]
     assert Path(api.hf_hub_download("acme/soup", NAME)).read_bytes() == (soup.folder / NAME).read_bytes()
-    cook(["acme/soup", "acme/soup"], soup.folder.parent / "again")
