@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import struct
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from huggingface_hub import HfApi, RepoFile, constants
 from huggingface_hub.utils import _xet
@@ -211,6 +217,44 @@ def test_a_push_that_failed_goes_on_where_it_stopped(
     assert Path(api.hf_hub_download("acme/soup", NAME)).read_bytes() == (soup.folder / NAME).read_bytes()
 
 
+@pytest.mark.parametrize("stalled", ["/v1/xorbs/", "/cdn/"])
+def test_ctrl_c_stops_a_transfer_and_the_same_command_ends_it(
+    stalled: str,
+    online: XetHub,
+    api: HfApi,
+    hf_soup: Callable[..., subprocess.CompletedProcess[str]],
+    environment: dict[str, str],
+    soup: Soup,
+    tmp_path: Path,
+) -> None:
+    """As users run it: a process with nothing set but the Hub's address, in which xet is on because it is there."""
+    del environment["HF_HUB_DISABLE_XET"]
+    asked, command = threading.Event(), ["push", str(soup.folder), "acme/soup"]
+    if stalled == "/cdn/":
+        soup.push("acme/soup", say=lambda _: None)
+        command = ["cook", "acme/soup", "acme/soup@main", "-o", "again"]
+
+    async def stall(request: Request) -> None:
+        if request.url.path.startswith(stalled) and (stalled != "/cdn/" or of_xorb(online, request)):
+            asked.set()
+            await anyio.sleep(20)
+
+    online.intercept = stall
+    started = [sys.executable, "-m", "hf_soup", *command]
+    child = subprocess.Popen(started, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert asked.wait(30)
+    time.sleep(0.2)
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=5)
+    assert child.returncode == 130, said
+    assert "Interrupted." in said
+
+    online.intercept = None
+    done = hf_soup(*command)
+    assert done.returncode == 0, done.stderr
+    assert commits(api, "acme/soup") == ["Model soup of 2 models", "initial commit"]
+
+
 def test_xorbs_that_were_changed_on_the_way_up_make_no_file(online: XetHub, api: HfApi, soup: Soup) -> None:
     """The storage compares what it was sent with the sha256, so this is an error and never a soup of other weights."""
 
@@ -250,12 +294,17 @@ def test_bytes_that_were_changed_on_the_way_are_noticed(
     assert not (tmp_path / "never").exists()
 
 
+def of_xorb(hub: XetHub, request: Request) -> bool:
+    """Whether a part of a xorb is asked for, and not of a file."""
+    return request.url.path.rpartition("/")[2] in {xorb.sha256 for xorb in hub.xorbs.values()}
+
+
 def spoiling(hub: XetHub, times: int) -> Callable[[Request, Response], Response]:
     """A transform: in the first so many ranges of xorbs one bit of a weight is another."""
     left = [times]
 
     def transform(request: Request, response: Response) -> Response:
-        if request.url.path.rpartition("/")[2] not in {xorb.sha256 for xorb in hub.xorbs.values()} or not left[0]:
+        if not of_xorb(hub, request) or not left[0]:
             return response
         left[0] -= 1
         assert isinstance(response, FileResponse)
