@@ -332,7 +332,6 @@ def test_a_hub_without_xet_is_read_without(
     assert (other.folder / NAME).read_bytes() == (soup.folder / NAME).read_bytes()
 
 
-@pytest.mark.xfail(reason="a push does not yet ask the Hub whether it has xet", raises=PublishError, strict=True)
 @pytest.mark.parametrize("local_hub", ["plain"], indirect=True)
 def test_a_hub_without_xet_is_pushed_to_without(online: LocalHub, api: HfApi, soup: Soup) -> None:
     """The client by itself ends with an error: it takes every Hub for one that has xet."""
