@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hf_soup.lineage import Lineage
     from hf_soup.recipe import Ingredient, Recipe, Scoring
     from hf_soup.soup import check, cook, score
+    from hf_soup.updating import Update
 
 __version__ = "0.1.0"
 
@@ -45,6 +46,7 @@ _PLACES = {
     "Recipe": "recipe",
     "Ingredient": "recipe",
     "Scoring": "recipe",
+    "Update": "updating",
     "SoupError": "errors",
     "RecipeError": "errors",
     "ResolveError": "errors",
@@ -69,6 +71,7 @@ __all__ = [
     "ScoringError",
     "Soup",
     "SoupError",
+    "Update",
     "barriers",
     "check",
     "cook",

@@ -24,6 +24,9 @@ from hf_soup.commands import DEVICE, JSON, MODELS, QUIET, patient
 @click.option("--task", metavar="TASK", help="image-classification or text-classification.")
 @click.option("--metric", metavar="METRIC", help="accuracy, f1, …; accuracy by default.")
 @click.option("--set", "parameters", multiple=True, metavar="KEY=VALUE", help="A parameter of the method.")
+@click.option(
+    "--add", multiple=True, metavar="MODEL", help="A model more for the soup that MODEL is, cooked from its leaves."
+)
 @click.option("--dry-run", is_flag=True, help="Check, and say what would be fetched and written.")
 @click.option("--stream", is_flag=True, help="Keep no ingredient: drop each file after its last use.")
 @click.option("--push", metavar="REPO", help="Publish the soup when it is done.")
@@ -40,6 +43,7 @@ def cook(
     task: str | None,
     metric: str | None,
     parameters: tuple[str, ...],
+    add: tuple[str, ...],
     dry_run: bool,
     stream: bool,
     push: str | None,
@@ -53,22 +57,36 @@ def cook(
     Example: hf-soup cook recipes/beans.yaml -o soup
              hf-soup cook owner/run-1 owner/run-2 -o soup --select greedy \\
                  --data owner/dataset:validation --task image-classification
+             hf-soup cook owner/soup --add owner/run-3 -o better
     """
     from hf_soup import soup as kitchen
     from hf_soup.publish import require_token
+    from hf_soup.recipe import Recipe, Scoring
+    from hf_soup.updating import Update
 
     patient()
     changes: dict[str, Any] = {"base": base}
     if data or task or metric:
         changes["score"] = scoring_of(data, task, metric)
-    recipe = recipe_of(models, method=method, select=select, parameters=parameters, **changes)
+    asked: Recipe | Update
+    if add:
+        if len(models) != 1 or models[0].endswith((".yaml", ".yml")):
+            raise click.UsageError("--add adds to one published soup: name its repo or folder, and nothing beside it.")
+        if base or method or select or parameters:
+            raise click.UsageError(
+                "--add cooks by the soup's recipe, so leave out --base, --method, --select and --set."
+            )
+        score = changes.get("score")
+        asked = Update.of(models[0], add, score=score and [Scoring(**score)])
+    else:
+        asked = recipe_of(models, method=method, select=select, parameters=parameters, **changes)
     if dry_run:
-        planned = kitchen.preview(recipe, output, stream=stream)
+        planned = kitchen.preview(asked.recipe if isinstance(asked, Update) else asked, output, stream=stream)
         click.echo(json.dumps(planned, indent=2) if as_json else shown.plan(planned))
         return
     if push:
         require_token()
-    soup = kitchen.cook(recipe, output, device=device, stream=stream, quiet=quiet)
+    soup = kitchen.cook(asked, output, device=device, stream=stream, quiet=quiet)
     if int(os.environ.get("RANK", "0")) > 0:
         return
     pushed = soup.push(push) if push else None
@@ -84,6 +102,7 @@ def cook(
             "parameters": soup.summary["parameters"],
             "curve": soup.summary["curve"],
             "stability": soup.summary["stability"],
+            "update": soup.summary["update"],
             "digest": soup.digest,
             "seconds": soup.seconds,
             "resumed": soup.resumed,

@@ -1,0 +1,306 @@
+"""A published soup takes in more ingredients: from its leaves, compared with what it was, proposed to its owner."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import BertForSequenceClassification, BertTokenizer
+
+from hf_soup import Recipe, Soup, Update, cook
+from hf_soup.errors import IncompatibleError, RecipeError, ResolveError, SoupError
+from hf_soup.publish import upload_folder
+
+# The client hands files to its HTTP library in a way that the library deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+
+Cli = Callable[..., Any]
+Publish = Callable[..., str]
+
+FEELINGS = ["good", "great", "fine", "happy", "bad", "poor", "sad", "awful"]
+THINGS = ["film", "book", "day"]
+#: The feeling in front, as the family knows it, and in the middle, which only one contributor has trained on.
+FRONT = [(f"{word} {thing}", number < 4) for number, word in enumerate(FEELINGS) for thing in THINGS]
+MIDDLE = [
+    (f"{thing} {word} {other}", number < 4)
+    for number, word in enumerate(FEELINGS)
+    for thing in THINGS
+    for other in THINGS
+]
+HELD_OUT, REPORT = "acme/mood validation accuracy", "acme/mood test accuracy"
+
+
+@pytest.fixture(scope="session")
+def contributors(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fine-tunes of the base: ``helps`` has learned what the family does not know, ``harms`` has its labels wrong."""
+    folder = tmp_path_factory.mktemp("contributors")
+    tokenizer = BertTokenizer.from_pretrained(family / "base")
+    for name, rows, flipped in (("helps", MIDDLE, False), ("harms", FRONT, True)):
+        tokens = tokenizer([text for text, _ in rows], return_tensors="pt", padding=True)
+        labels = torch.tensor([int(label is not flipped) for _, label in rows])
+        model = BertForSequenceClassification.from_pretrained(family / "base").eval()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
+        for _ in range(30):
+            optimizer.zero_grad()
+            model(**tokens, labels=labels).loss.backward()
+            optimizer.step()
+        shutil.copytree(family / "a", folder / name)
+        model.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture
+def published(publish: Publish, contributors: Path, tmp_path: Path) -> Publish:
+    """The family, its contributors and a data set are on the Hub."""
+    for name in ("base", "a", "b", "c"):
+        publish(name)
+    for name in ("helps", "harms"):
+        publish(name, contributors / name)
+    data = tmp_path / "mood"
+    data.mkdir()
+    for split, rows in (("validation", FRONT), ("test", MIDDLE)):
+        lines = [f"{text},{int(label)}" for text, label in rows]
+        (data / f"{split}.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+    upload_folder("acme/mood", data, repo_type="dataset")
+    return publish
+
+
+def mood(split: str, **more: Any) -> dict[str, Any]:
+    return {"task": "text-classification", "dataset": "acme/mood", "split": split, **more}
+
+
+def recipe(**changes: Any) -> Recipe:
+    """Of the first version."""
+    return Recipe(
+        **{"ingredients": ["acme/a", "acme/b"], "score": mood("validation"), "report": mood("test"), **changes}
+    )
+
+
+def made(asked: Recipe | Update, folder: Path) -> Soup:
+    return cook(asked, folder, say=lambda _: None)
+
+
+def first(tmp_path: Path, **changes: Any) -> Soup:
+    """The first version, on the Hub."""
+    soup = made(recipe(**changes), tmp_path / "v1")
+    soup.push("acme/soup", say=lambda _: None)
+    return soup
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    return (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+
+
+def test_a_newcomer_that_helps(cli: Cli, published: Publish, tmp_path: Path) -> None:
+    """It goes in beside the leaves, byte for byte, and both versions are measured on the recipe's data."""
+    v1 = first(tmp_path)
+    done = cli("cook", "acme/soup", "--add", "acme/helps", "-o", "v2", "--quiet")
+    assert done.code == 0
+    assert f"Adding acme/helps helps: the soup is better on {REPORT} than the last version." in done.out
+    assert f"{REPORT}: new version against the last: better by 50.0 points" in done.out
+    by_hand = made(Recipe(ingredients=["acme/a", "acme/b", "acme/helps"]), tmp_path / "by hand")
+    v2 = Soup.open(tmp_path / "v2")
+    assert same_weights(v2.folder, by_hand.folder)
+    assert v2.digest == by_hand.digest
+    assert v2.recipe.to_dict() == by_hand.recipe.to_dict() | {
+        key: value for key, value in v1.recipe.to_dict().items() if key in ("score", "report")
+    }
+    update = v2.summary["update"]
+    assert (update["soup"], update["added"], update["helps"]) == ("acme/soup", ["acme/helps"], True)
+    assert update["before"] == v1.scores["soup"] == v2.scores["last version"]
+    assert update["after"] == v2.scores["soup"]
+    assert update["after"][REPORT]["value"] == 1.0
+    assert not update["comparisons"][HELD_OUT]["significant"]
+    card = (v2.folder / "README.md").read_text()
+    assert f"acme/soup/tree/{update['revision']}" in card
+    lines = card[card.index("## Against the last version") : card.index("## Ingredients")].splitlines()
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    assert [row[0] for row in table] == ["model", "---", "last version", "acme/helps, alone", "**new version**"]
+    assert [row[2].split()[0] for row in table[2:]] == ["50.00", "100.00", "100.00"]
+
+
+@pytest.mark.parametrize(
+    ("newcomer", "helps", "said"),
+    [
+        ("harms", False, f"Adding acme/harms does not help: the soup is worse on {HELD_OUT} than the last version."),
+        ("c", None, "That adding acme/c helps cannot be shown: no difference from the last version can be seen."),
+    ],
+)
+def test_a_newcomer_that_does_not_help(
+    cli: Cli, published: Publish, tmp_path: Path, newcomer: str, helps: bool | None, said: str
+) -> None:
+    """It is said, in the card too, and is no error: the soup is there, and what becomes of it is for people to say."""
+    first(tmp_path)
+    done = cli("cook", "acme/soup", "--add", f"acme/{newcomer}", "-o", "v2", "--quiet", "--json")
+    assert done.code == 0
+    assert (done.json["update"]["helps"], done.json["update"]["sentence"]) == (helps, said)
+    assert done.json["pushed"] is None
+    assert said in (tmp_path / "v2" / "README.md").read_text()
+
+
+def test_several_newcomers_and_a_second_update(cli: Cli, published: Publish, tmp_path: Path) -> None:
+    """Whatever the way: at once, one after the other, from a repo at a tag or from a folder; or with a soup of them."""
+    first(tmp_path)
+    assert cli("cook", "acme/soup@main", "--add", "acme/c", "--add", "acme/helps", "-o", "both").code == 0
+    assert cli("cook", "acme/soup", "--add", "acme/c", "-o", "v2").code == 0
+    assert cli("cook", "v2", "--add", "acme/helps", "-o", "v3").code == 0
+    by_hand = made(recipe(ingredients=["acme/a", "acme/b", "acme/c", "acme/helps"]), tmp_path / "by hand")
+    assert same_weights(tmp_path / "both", by_hand.folder)
+    assert same_weights(tmp_path / "v3", by_hand.folder)
+    v3 = Soup.open(tmp_path / "v3")
+    assert (v3.summary["update"]["soup"], v3.summary["update"]["revision"]) == ("local:v2", None)
+    assert v3.summary["update"]["before"] == Soup.open(tmp_path / "v2").scores["soup"]
+
+    other = made(Recipe(ingredients=["acme/c", "acme/helps"]), tmp_path / "other")
+    other.push("acme/other", say=lambda _: None)
+    assert cli("cook", "acme/soup", "--add", "acme/other", "-o", "soups").code == 0
+    weights = {"acme/a": 2.0, "acme/b": 2.0, "acme/c": 1.0, "acme/helps": 1.0}
+    soups = Soup.open(tmp_path / "soups")
+    assert soups.weights == weights
+    by_hand = made(
+        Recipe(ingredients=[{"model": name, "weight": weight} for name, weight in weights.items()]),
+        tmp_path / "weighted",
+    )
+    assert same_weights(soups.folder, by_hand.folder)
+    assert soups.summary["update"]["before"] == Soup.open(tmp_path / "v1").scores["soup"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "longer"),
+    [
+        (
+            {"ingredients": [{"model": "acme/a", "weight": 3}, {"model": "acme/b", "weight": 0.1}]},
+            {"ingredients": [3, 0.1, 1.55]},
+        ),
+        ({"method": {"name": "wise_ft", "alpha": 0.7}}, {}),
+        ({"method": {"name": "task_arithmetic", "scale": 0.4}}, {}),
+        (
+            {"layers": {"*.layer.1.*": [1, 0], "*": [0.5, 1]}},
+            {"layers": {"*.layer.1.*": [1, 0, 0.5], "*": [0.5, 1, 0.75]}},
+        ),
+        ({"heads": "acme/b"}, {}),
+        ({"heads": "body", "score": [], "report": []}, {}),
+        ({"labels": ["positive", "negative"]}, {}),
+        ({"vocabulary": "union", "dtype": "bfloat16"}, {}),
+    ],
+    ids=["weights", "wise_ft", "task_arithmetic", "layers", "heads", "body", "labels", "vocabulary"],
+)
+def test_everything_in_the_recipe_stays(
+    published: Publish, tmp_path: Path, changes: dict[str, Any], longer: dict[str, Any]
+) -> None:
+    """The update is the cook of the longer recipe, and the last version is measured as it was."""
+    v1 = first(tmp_path, **changes)
+    v2 = made(Update.of("acme/soup", ["acme/c"]), tmp_path / "v2")
+    models, weights = ["acme/a", "acme/b", "acme/c"], longer.get("ingredients", [1, 1, 1])
+    by_hand = made(
+        recipe(
+            **changes
+            | longer
+            | {"ingredients": [{"model": m, "weight": w} for m, w in zip(models, weights, strict=True)]}
+        ),
+        tmp_path / "by hand",
+    )
+    assert same_weights(v2.folder, by_hand.folder)
+    assert v2.recipe == by_hand.recipe
+    if v1.scores:
+        assert v2.summary["update"]["before"] == v1.scores["soup"]
+        assert v2.summary["update"]["after"] == by_hand.scores["soup"]
+    else:
+        assert v2.summary["update"]["sentence"] == "Whether adding acme/c helps was not measured, as there is no data."
+
+
+def test_learned_shares_take_a_newcomer_in(published: Publish, tmp_path: Path) -> None:
+    """With the mean of the shares that were learned."""
+    v1 = first(tmp_path, select={"name": "learned", "epochs": 2})
+    v2 = made(Update.of("acme/soup", ["acme/helps"]), tmp_path / "v2")
+    assert sum(v1.weights.values()) == pytest.approx(1)
+    assert v2.weights == {**v1.weights, "acme/helps": 0.5}
+    assert v2.summary["update"]["before"] == v1.scores["soup"]
+
+
+def test_data_that_was_local_is_left_out_or_given_anew(
+    cli: Cli, published: Publish, family: Path, tmp_path: Path
+) -> None:
+    local = {"task": "text-classification", "dataset": str(family / "rows.csv")}
+    first(tmp_path, score=local, report=[mood("test"), {**local, "dataset": str(family / "report.csv")}])
+    done = cli("cook", "acme/soup", "--add", "acme/helps", "-o", "v2", "--quiet")
+    assert done.code == 0
+    soup = Soup.open(tmp_path / "v2")
+    assert list(soup.summary["update"]["after"]) == [REPORT]
+    for name in ("rows.csv", "report.csv"):
+        assert f"note: 'local:{name} accuracy' is not measured." in done.err
+        assert f"local:{name} accuracy" in "".join(soup.summary["update"]["left_out"])
+    assert "'local:rows.csv accuracy' is not measured." in (tmp_path / "v2" / "README.md").read_text()
+    given = cli("cook", "acme/soup", "--add", "acme/helps", "-o", "given", "--quiet", "--data", family / "rows.csv",
+                "--task", "text-classification")  # fmt: skip
+    assert "rows.csv accuracy' is not" not in given.err
+    assert set(Soup.open(tmp_path / "given").summary["update"]["after"]) == {"rows.csv accuracy", REPORT}
+    assert same_weights(tmp_path / "v2", tmp_path / "given")
+
+
+def refused(kind: type[SoupError], soup: str, *add: str) -> str:
+    with pytest.raises(kind) as found:
+        made(Update.of(soup, list(add)), Path("never"))
+    assert not Path("never").exists()
+    return str(found.value)
+
+
+@pytest.mark.usefixtures("cli")
+def test_what_cannot_be_taken_in(published: Publish, family: Path, tmp_path: Path) -> None:
+    """Each in one error that names it, before anything is fetched."""
+    first(tmp_path, score=[], report=[])
+    assert "acme/a adds nothing to acme/soup, which has acme/a@" in refused(RecipeError, "acme/soup", "acme/a")
+    assert "acme/soup adds nothing to acme/soup" in refused(RecipeError, "acme/soup", "acme/soup")
+    assert "acme/c adds nothing" in refused(RecipeError, "acme/soup", "acme/c", "acme/c@main")
+    assert "'acme/a' is no soup" in refused(ResolveError, "acme/a", "acme/c")
+    assert "'acme/none' does not exist" in refused(ResolveError, "acme/soup", "acme/none")
+    assert "acme/none" in refused(ResolveError, "acme/none", "acme/c")
+
+    config = tmp_path / "wide"
+    shutil.copytree(family / "c", config)
+    values = yaml.safe_load((config / "config.json").read_text()) | {"hidden_act": "relu"}
+    (config / "config.json").write_text(yaml.safe_dump(values, default_flow_style=True))
+    assert "hidden_act" in refused(IncompatibleError, "acme/soup", str(config))
+
+
+@pytest.mark.usefixtures("cli")
+def test_soups_that_cannot_take_in_anything(published: Publish, family: Path, tmp_path: Path, online: Any) -> None:
+    """Leaves that were folders, or are gone; shares that mean nothing."""
+    made(Recipe(ingredients=[str(family / "a"), "acme/b"]), tmp_path / "mixed").push("acme/mixed", say=lambda _: None)
+    assert "acme/mixed cannot be cooked from its leaves: of local:a" in refused(ResolveError, "acme/mixed", "acme/c")
+    plain = {"name": "linear", "normalize": False}
+    halves = [{"model": f"acme/{name}", "weight": 0.5} for name in "ab"]
+    for name, changes, said in (
+        ("sum", {"ingredients": halves, "method": plain}, "acme/sum is a plain sum"),
+        ("less", {"ingredients": ["acme/a", {"model": "acme/b", "weight": -0.5}], "method": "task_arithmetic"}, "-0.5"),
+    ):
+        made(Recipe(**changes), tmp_path / name).push(f"acme/{name}", say=lambda _: None)
+        assert said in refused(RecipeError, f"acme/{name}", "acme/c")
+
+    from huggingface_hub import HfApi
+
+    first(tmp_path, score=[], report=[])
+    HfApi(endpoint=online.endpoint, token=online.token).delete_repo("acme/b")
+    said = refused(ResolveError, "acme/soup", "acme/c")
+    assert "acme/soup" in said
+    assert "acme/b" in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("acme/soup", "acme/a"),
+        ("recipe.yaml",),
+        ("acme/soup", "--select", "greedy"),
+        ("acme/soup", "--base", "acme/base"),
+    ],
+)
+def test_add_takes_one_soup_and_its_recipe(cli: Cli, arguments: tuple[str, ...]) -> None:
+    done = cli("cook", *arguments, "--add", "acme/c", "-o", "v2")
+    assert done.code == 2
+    assert "--add" in done.err
