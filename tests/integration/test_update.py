@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from huggingface_hub import HfApi, constants
 from transformers import BertForSequenceClassification, BertTokenizer
 
 from hf_soup import Recipe, Soup, Update, cook
 from hf_soup.errors import IncompatibleError, RecipeError, ResolveError, SoupError
-from hf_soup.publish import upload_folder
+from hf_soup.local_hub import LocalHub
 
 # The client hands files to its HTTP library in a way that the library deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning"),
+    pytest.mark.usefixtures("cli"),
+]
 
 Cli = Callable[..., Any]
-Publish = Callable[..., str]
 
 FEELINGS = ["good", "great", "fine", "happy", "bad", "poor", "sad", "awful"]
 THINGS = ["film", "book", "day"]
@@ -54,20 +57,35 @@ def contributors(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-@pytest.fixture
-def published(publish: Publish, contributors: Path, tmp_path: Path) -> Publish:
-    """The family, its contributors and a data set are on the Hub."""
-    for name in ("base", "a", "b", "c"):
-        publish(name)
-    for name in ("helps", "harms"):
-        publish(name, contributors / name)
-    data = tmp_path / "mood"
-    data.mkdir()
+@pytest.fixture(scope="session")
+def shelf(family: Path, contributors: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a Hub that has the family, its contributors' models, and data."""
+    data, root = tmp_path_factory.mktemp("mood"), tmp_path_factory.mktemp("shelf") / "hub"
     for split, rows in (("validation", FRONT), ("test", MIDDLE)):
         lines = [f"{text},{int(label)}" for text, label in rows]
         (data / f"{split}.csv").write_text("\n".join(["text,label", *lines]) + "\n")
-    upload_folder("acme/mood", data, repo_type="dataset")
-    return publish
+    folders = {name: family / name for name in ("base", "a", "b", "c")}
+    folders |= {name: contributors / name for name in ("helps", "harms")}
+    with LocalHub(root) as hub, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        api = HfApi(endpoint=hub.endpoint, token=hub.token)
+        for name, folder in {**folders, "mood": data}.items():
+            kind = "dataset" if name == "mood" else "model"
+            api.create_repo(f"acme/{name}", repo_type=kind)
+            api.upload_folder(repo_id=f"acme/{name}", folder_path=folder, repo_type=kind)
+    return root
+
+
+@pytest.fixture
+def local_hub(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+    """A copy of it, which `datasets` too finds."""
+    import datasets
+
+    shutil.copytree(shelf, tmp_path / "hub")
+    with LocalHub(tmp_path / "hub", users={"t-acme": "acme", "t-mia": "mia"}) as hub:
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+        yield hub
 
 
 def mood(split: str, **more: Any) -> dict[str, Any]:
@@ -96,7 +114,7 @@ def same_weights(one: Path, other: Path) -> bool:
     return (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
 
 
-def test_a_newcomer_that_helps(cli: Cli, published: Publish, tmp_path: Path) -> None:
+def test_a_newcomer_that_helps(cli: Cli, tmp_path: Path) -> None:
     """It goes in beside the leaves, byte for byte, and both versions are measured on the recipe's data."""
     v1 = first(tmp_path)
     done = cli("cook", "acme/soup", "--add", "acme/helps", "-o", "v2", "--quiet")
@@ -131,9 +149,7 @@ def test_a_newcomer_that_helps(cli: Cli, published: Publish, tmp_path: Path) -> 
         ("c", None, "That adding acme/c helps cannot be shown: no difference from the last version can be seen."),
     ],
 )
-def test_a_newcomer_that_does_not_help(
-    cli: Cli, published: Publish, tmp_path: Path, newcomer: str, helps: bool | None, said: str
-) -> None:
+def test_a_newcomer_that_does_not_help(cli: Cli, tmp_path: Path, newcomer: str, helps: bool | None, said: str) -> None:
     """It is said, in the card too, and is no error: the soup is there, and what becomes of it is for people to say."""
     first(tmp_path)
     done = cli("cook", "acme/soup", "--add", f"acme/{newcomer}", "-o", "v2", "--quiet", "--json")
@@ -143,7 +159,7 @@ def test_a_newcomer_that_does_not_help(
     assert said in (tmp_path / "v2" / "README.md").read_text()
 
 
-def test_several_newcomers_and_a_second_update(cli: Cli, published: Publish, tmp_path: Path) -> None:
+def test_several_newcomers_and_a_second_update(cli: Cli, tmp_path: Path) -> None:
     """Whatever the way: at once, one after the other, from a repo at a tag or from a folder; or with a soup of them."""
     first(tmp_path)
     assert cli("cook", "acme/soup@main", "--add", "acme/c", "--add", "acme/helps", "-o", "both").code == 0
@@ -190,9 +206,7 @@ def test_several_newcomers_and_a_second_update(cli: Cli, published: Publish, tmp
     ],
     ids=["weights", "wise_ft", "task_arithmetic", "layers", "heads", "body", "labels", "vocabulary"],
 )
-def test_everything_in_the_recipe_stays(
-    published: Publish, tmp_path: Path, changes: dict[str, Any], longer: dict[str, Any]
-) -> None:
+def test_everything_in_the_recipe_stays(tmp_path: Path, changes: dict[str, Any], longer: dict[str, Any]) -> None:
     """The update is the cook of the longer recipe, and the last version is measured as it was."""
     v1 = first(tmp_path, **changes)
     v2 = made(Update.of("acme/soup", ["acme/c"]), tmp_path / "v2")
@@ -214,7 +228,7 @@ def test_everything_in_the_recipe_stays(
         assert v2.summary["update"]["sentence"] == "Whether adding acme/c helps was not measured, as there is no data."
 
 
-def test_learned_shares_take_a_newcomer_in(published: Publish, tmp_path: Path) -> None:
+def test_learned_shares_take_a_newcomer_in(tmp_path: Path) -> None:
     """With the mean of the shares that were learned."""
     v1 = first(tmp_path, select={"name": "learned", "epochs": 2})
     v2 = made(Update.of("acme/soup", ["acme/helps"]), tmp_path / "v2")
@@ -223,9 +237,7 @@ def test_learned_shares_take_a_newcomer_in(published: Publish, tmp_path: Path) -
     assert v2.summary["update"]["before"] == v1.scores["soup"]
 
 
-def test_data_that_was_local_is_left_out_or_given_anew(
-    cli: Cli, published: Publish, family: Path, tmp_path: Path
-) -> None:
+def test_data_that_was_local_is_left_out_or_given_anew(cli: Cli, family: Path, tmp_path: Path) -> None:
     local = {"task": "text-classification", "dataset": str(family / "rows.csv")}
     first(tmp_path, score=local, report=[mood("test"), {**local, "dataset": str(family / "report.csv")}])
     done = cli("cook", "acme/soup", "--add", "acme/helps", "-o", "v2", "--quiet")
@@ -250,8 +262,7 @@ def refused(kind: type[SoupError], soup: str, *add: str) -> str:
     return str(found.value)
 
 
-@pytest.mark.usefixtures("cli")
-def test_what_cannot_be_taken_in(published: Publish, family: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_taken_in(family: Path, tmp_path: Path) -> None:
     """Each in one error that names it, before anything is fetched."""
     first(tmp_path, score=[], report=[])
     assert "acme/a adds nothing to acme/soup, which has acme/a@" in refused(RecipeError, "acme/soup", "acme/a")
@@ -268,8 +279,7 @@ def test_what_cannot_be_taken_in(published: Publish, family: Path, tmp_path: Pat
     assert "hidden_act" in refused(IncompatibleError, "acme/soup", str(config))
 
 
-@pytest.mark.usefixtures("cli")
-def test_soups_that_cannot_take_in_anything(published: Publish, family: Path, tmp_path: Path, online: Any) -> None:
+def test_soups_that_cannot_take_in_anything(family: Path, tmp_path: Path, online: Any) -> None:
     """Leaves that were folders, or are gone; shares that mean nothing."""
     made(Recipe(ingredients=[str(family / "a"), "acme/b"]), tmp_path / "mixed").push("acme/mixed", say=lambda _: None)
     assert "acme/mixed cannot be cooked from its leaves: of local:a" in refused(ResolveError, "acme/mixed", "acme/c")
@@ -281,8 +291,6 @@ def test_soups_that_cannot_take_in_anything(published: Publish, family: Path, tm
     ):
         made(Recipe(**changes), tmp_path / name).push(f"acme/{name}", say=lambda _: None)
         assert said in refused(RecipeError, f"acme/{name}", "acme/c")
-
-    from huggingface_hub import HfApi
 
     first(tmp_path, score=[], report=[])
     HfApi(endpoint=online.endpoint, token=online.token).delete_repo("acme/b")
