@@ -79,13 +79,13 @@ class Update:
         known = {str(each) for each in recipe.ingredients} | {f"{called}@{published.repo and published.repo.revision}"}
         found = expand(newcomers, token=token)
         for name, shares in found.groups.items():
-            mine = {found.checkpoints[number].identity for number in shares}
-            if mine <= known:
+            mine = {found.checkpoints[number].identity: str(found.checkpoints[number]) for number in shares}
+            if mine.keys() <= known:
                 raise RecipeError(
-                    f"{name} adds nothing to {called}, which has {some(sorted(mine))} already.",
+                    f"{name} adds nothing: {called} has {some(list(mine.values()))} already, or it is named twice.",
                     hint="Leave it out; `name@revision` names another commit of a model.",
                 )
-            known |= mine
+            known |= mine.keys()
         weight = statistics.mean(each.weight for each in recipe.ingredients)  # exact, so equal weights stay equal
         changes: dict[str, Any] = {
             "ingredients": (

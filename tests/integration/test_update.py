@@ -201,7 +201,7 @@ def test_several_newcomers_and_a_second_update(cli: Cli, tmp_path: Path) -> None
         ),
         ({"heads": "acme/b"}, {}),
         ({"heads": "body", "score": [], "report": []}, {}),
-        ({"labels": ["positive", "negative"]}, {}),
+        ({"labels": ["positive", "negative"], "report": [], "score": mood("validation", labels=["negative", "positive"])}, {}),
         ({"vocabulary": "union", "dtype": "bfloat16"}, {}),
     ],
     ids=["weights", "wise_ft", "task_arithmetic", "layers", "heads", "body", "labels", "vocabulary"],
@@ -265,9 +265,9 @@ def refused(kind: type[SoupError], soup: str, *add: str) -> str:
 def test_what_cannot_be_taken_in(family: Path, tmp_path: Path) -> None:
     """Each in one error that names it, before anything is fetched."""
     first(tmp_path, score=[], report=[])
-    assert "acme/a adds nothing to acme/soup, which has acme/a@" in refused(RecipeError, "acme/soup", "acme/a")
-    assert "acme/soup adds nothing to acme/soup" in refused(RecipeError, "acme/soup", "acme/soup")
-    assert "acme/c adds nothing" in refused(RecipeError, "acme/soup", "acme/c", "acme/c@main")
+    assert "acme/a adds nothing: acme/soup has acme/a@" in refused(RecipeError, "acme/soup", "acme/a")
+    assert "acme/soup adds nothing: acme/soup has acme/a@" in refused(RecipeError, "acme/soup", "acme/soup")
+    assert "or it is named twice" in refused(RecipeError, "acme/soup", "acme/c", "acme/c@main")
     assert "'acme/a' is no soup" in refused(ResolveError, "acme/a", "acme/c")
     assert "'acme/none' does not exist" in refused(ResolveError, "acme/soup", "acme/none")
     assert "acme/none" in refused(ResolveError, "acme/none", "acme/c")
