@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from hf_soup import hub
 from hf_soup.client import Token
 from hf_soup.errors import RecipeError, ResolveError
 from hf_soup.headers import some
@@ -75,6 +76,13 @@ class Update:
                 hint="Who has the folder can put its path into soup.yaml, with the newcomer behind it, and cook that.",
             )
         _require_shares(recipe, called)
+        try:
+            hub.in_parallel(lambda leaf: hub.resolve(leaf.model, leaf.revision, token=token), recipe.ingredients)
+        except ResolveError as error:
+            raise ResolveError(
+                f"{called} cannot be cooked from its leaves. {error.message}",
+                hint="Where a leaf is gone, cook the others that its soup.yaml names, with the newcomer, as a new soup.",
+            ) from error
         newcomers = Recipe(ingredients=list(add), allow_pickle=allow_pickle)
         known = {str(each) for each in recipe.ingredients} | {f"{called}@{published.repo and published.repo.revision}"}
         found = expand(newcomers, token=token)

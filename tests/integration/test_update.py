@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from huggingface_hub import HfApi, constants
 from transformers import BertForSequenceClassification, BertTokenizer
 
@@ -201,7 +201,14 @@ def test_several_newcomers_and_a_second_update(cli: Cli, tmp_path: Path) -> None
         ),
         ({"heads": "acme/b"}, {}),
         ({"heads": "body", "score": [], "report": []}, {}),
-        ({"labels": ["positive", "negative"], "report": [], "score": mood("validation", labels=["negative", "positive"])}, {}),
+        (
+            {
+                "labels": ["positive", "negative"],
+                "report": [],
+                "score": mood("validation", labels=["negative", "positive"]),
+            },
+            {},
+        ),
         ({"vocabulary": "union", "dtype": "bfloat16"}, {}),
     ],
     ids=["weights", "wise_ft", "task_arithmetic", "layers", "heads", "body", "labels", "vocabulary"],
@@ -274,8 +281,8 @@ def test_what_cannot_be_taken_in(family: Path, tmp_path: Path) -> None:
 
     config = tmp_path / "wide"
     shutil.copytree(family / "c", config)
-    values = yaml.safe_load((config / "config.json").read_text()) | {"hidden_act": "relu"}
-    (config / "config.json").write_text(yaml.safe_dump(values, default_flow_style=True))
+    values = json.loads((config / "config.json").read_text()) | {"hidden_act": "relu"}
+    (config / "config.json").write_text(json.dumps(values))
     assert "hidden_act" in refused(IncompatibleError, "acme/soup", str(config))
 
 
