@@ -77,14 +77,16 @@ class Update:
             )
         _require_shares(recipe, called)
         try:
-            hub.in_parallel(lambda leaf: hub.resolve(leaf.model, leaf.revision, token=token), recipe.ingredients)
+            leaves = hub.in_parallel(
+                lambda leaf: hub.resolve(leaf.model, leaf.revision, token=token), recipe.ingredients
+            )
         except ResolveError as error:
             raise ResolveError(
                 f"{called} cannot be cooked from its leaves. {error.message}",
-                hint="Where a leaf is gone, cook the others that its soup.yaml names, with the newcomer, as a new soup.",
+                hint="Where one is gone, cook the others that its soup.yaml names, with the newcomer, as a new soup.",
             ) from error
         newcomers = Recipe(ingredients=list(add), allow_pickle=allow_pickle)
-        known = {str(each) for each in recipe.ingredients} | {f"{called}@{published.repo and published.repo.revision}"}
+        known = {f"{repo.id}@{repo.revision}" for repo in (*leaves, published.repo) if repo}
         found = expand(newcomers, token=token)
         for name, shares in found.groups.items():
             mine = {found.checkpoints[number].identity: str(found.checkpoints[number]) for number in shares}
@@ -136,7 +138,7 @@ class Update:
         added = list(names[self.leaves :])
         since = results.since if results else {}
         scores = {name: results.scores[name] if results else {} for name in (LAST, SOUP)}
-        helps, sentence = _judged(added, since)
+        helps, sentence = _judged(added, since, [scoring.title for scoring in self.recipe.score])
         return {
             "soup": self.soup,
             "revision": self.revision,
@@ -178,22 +180,29 @@ def _usable(published: Published, scorings: Sequence[Scoring], left_out: list[st
     return tuple(found)
 
 
-def _judged(added: Sequence[str], since: Mapping[str, Comparison]) -> tuple[bool | None, str]:
+def _judged(added: Sequence[str], since: Mapping[str, Comparison], held_out: Sequence[str]) -> tuple[bool | None, str]:
     """Whether newcomers help (None: nobody can tell), and the same in plain words.
 
-    >>> _judged(["acme/c"], {})
+    Held-out data decides, where there is any: reports by which versions were chosen would test nothing any more.
+
+    >>> _judged(["acme/c"], {}, [])
     (None, 'Whether adding acme/c helps was not measured, as there is no data.')
     """
-    who = f"adding {some(added)}"
-    better, worse = (
-        [title for title, each in since.items() if each.significant and (each.difference > 0) is gain]
-        for gain in (True, False)
-    )
+    who = f"dding {some(added)}"
     if not since:
-        return None, f"Whether {who} helps was not measured, as there is no data."
-    if worse:
-        but = f", though better on {some(better)}" if better else ""
-        return False, f"A{who[1:]} does not help: the soup is worse on {some(worse)} than the last version{but}."
-    if better:
-        return True, f"A{who[1:]} helps: the soup is better on {some(better)} than the last version."
-    return None, f"That {who} helps cannot be shown: no difference from the last version can be seen."
+        return None, f"Whether a{who} helps was not measured, as there is no data."
+    decides = [title for title in since if title in held_out] or list(since)
+
+    def seen(gain: bool, decided: bool) -> str:
+        found = {title: each for title, each in since.items() if (title in decides) is decided and each.significant}
+        where = some([title for title, each in found.items() if (each.difference > 0) is gain])
+        return f"{'better' if gain else 'worse'} on {where}" if where else ""
+
+    better, worse = seen(True, True), seen(False, True)
+    if better or worse:
+        but = f"{worse or better} than the last version{f', and {better}' if worse and better else ''}"
+        said = f"A{who} {'does not help' if worse else 'helps'}: the soup is {but}."
+    else:
+        said = f"That a{who} helps cannot be shown: no difference from the last version can be seen on {some(decides)}."
+    reports = " and ".join(filter(None, (seen(True, False), seen(False, False))))
+    return (False if worse else True if better else None), f"{said} It is {reports}." if reports else said
