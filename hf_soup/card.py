@@ -25,6 +25,7 @@ from hf_soup.plots import short
 #: What a model is for, from the end of its class's name.
 _PIPELINES = {"ImageClassification": "image-classification", "SequenceClassification": "text-classification"}
 _MARKUP = re.compile(r"([\\`*_{}\[\]()<>#+!|~&$])")
+_EDITED = "The weights were changed by hand after cooking"
 _FRONT = re.compile(r"\A---\n(.*?)^---\n", re.DOTALL | re.MULTILINE)
 
 
@@ -169,10 +170,8 @@ def _environment() -> Environment:
     return environment
 
 
-def difference(summary: Mapping[str, Any]) -> str | None:
-    """What an update changed, as Markdown: in its card, and as the text of a pull request; None where it is none."""
-    if not summary.get("update"):
-        return None
+def difference(summary: Mapping[str, Any]) -> str:
+    """What an update changed, as Markdown, for a pull request; the card has it too."""
     return re.sub(r"\n{3,}", "\n\n", _environment().get_template("update.md.j2").render(summary=summary)).strip()
 
 
@@ -191,6 +190,29 @@ def with_fields(card: str, fields: Mapping[str, Any]) -> str:
         raise PublishError(said, hint="Mend it, or cook again.") from None
     body = card[found.end() :] if found else card
     return _with_front_matter({key: value for key, value in merged.items() if value is not None}, body.lstrip("\n"))
+
+
+def edited(card: str, stated: str, digest: str) -> str:
+    """A card that says that the weights were changed by hand since the soup was cooked.
+
+    Args:
+        card: As it was written then, or as this function left it.
+        stated: The digest of the weights then.
+        digest: That of the weights now.
+
+    >>> print(edited("# Soup\\n\\nIts digest is `abc`.", "abc", "123"))
+    **The weights were changed by hand after cooking**: scores and recipe are not theirs. Their digest is `123`.
+    <BLANKLINE>
+    # Soup
+    <BLANKLINE>
+    Its digest is `abc` (not of these weights).
+    """
+    card = re.sub(rf"\*\*{_EDITED}.*\n+", "", card).replace(" (not of these weights)", "")
+    card = card.replace(f"`{stated}`", f"`{stated}` (not of these weights)")
+    found = _FRONT.match(card)
+    start = found.end() if found else 0
+    said = f"**{_EDITED}**: scores and recipe are not theirs. Their digest is `{digest}`."
+    return f"{card[:start]}{said}\n\n{card[start:].lstrip()}"
 
 
 def _with_front_matter(fields: Mapping[str, Any], body: str) -> str:

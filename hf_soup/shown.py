@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hf_soup.cooked import Soup
     from hf_soup.foraging import Foraged, Sibling
     from hf_soup.methods import Method
+    from hf_soup.publish import Pushed
     from hf_soup.selection import Selection
 
 
@@ -75,6 +76,15 @@ def soup(soup: Soup) -> str:
     shares = ", ".join(f"{name} {weight:g}" for name, weight in soup.weights.items())
     lines += [f"Weights: {shares}", f"Digest:  {soup.digest}", f"Soup:    {soup.folder} ({soup.seconds:.1f} s)"]
     return "\n".join(lines)
+
+
+def pushed(done: Pushed) -> str:
+    """Where a soup went."""
+    if done.pull_request is not None:
+        return f"{'Offered' if done.changed else 'This soup is offered already'} in {done.pull_request}"
+    if done.changed:
+        return f"Pushed {done.repo} as commit {done.commit[:7]}: {done.url}"
+    return f"{done.repo} holds this soup already, in commit {done.commit[:7]}: {done.url}"
 
 
 def table(results: Mapping[str, Mapping[str, Mapping[str, Any]]], marked: Sequence[str] = ()) -> str:

@@ -12,6 +12,7 @@ import click
 from hf_soup import shown
 from hf_soup.arguments import recipe_of, scoring_of
 from hf_soup.commands import DEVICE, JSON, MODELS, QUIET, patient
+from hf_soup.errors import PublishError, RecipeError
 
 
 @click.command(epilog=f"RECIPE is a YAML file. {MODELS}")
@@ -30,6 +31,8 @@ from hf_soup.commands import DEVICE, JSON, MODELS, QUIET, patient
 @click.option("--dry-run", is_flag=True, help="Check, and say what would be fetched and written.")
 @click.option("--stream", is_flag=True, help="Keep no ingredient: drop each file after its last use.")
 @click.option("--push", metavar="REPO", help="Publish the soup when it is done.")
+@click.option("--pr", is_flag=True, help="Push it as a pull request.")
+@click.option("--tag", metavar="NAME", help="Tag what is pushed, such as v1.0.")
 @DEVICE
 @QUIET
 @JSON
@@ -47,6 +50,8 @@ def cook(
     dry_run: bool,
     stream: bool,
     push: str | None,
+    pr: bool,
+    tag: str | None,
     device: str,
     quiet: bool,
     as_json: bool,
@@ -60,36 +65,46 @@ def cook(
              hf-soup cook owner/soup --add owner/run-3 -o better
     """
     from hf_soup import soup as kitchen
-    from hf_soup.publish import require_token
-    from hf_soup.recipe import Recipe, Scoring
+    from hf_soup.hub import is_repo_id
+    from hf_soup.recipe import Scoring, is_here, split_revision
+    from hf_soup.target import look, require_public
     from hf_soup.updating import Update
 
     patient()
+    if (pr or tag) and not push:
+        raise RecipeError("`--pr` and `--tag` say how to push, but not where.", hint="Add `--push OWNER/NAME`.")
     changes: dict[str, Any] = {"base": base}
     if data or task or metric:
         changes["score"] = scoring_of(data, task, metric)
-    asked: Recipe | Update
+    update = None
     if add:
         if len(models) != 1 or models[0].endswith((".yaml", ".yml")):
             raise click.UsageError("--add adds to one published soup: name its repo or folder, and nothing beside it.")
         if base or method or select or parameters:
-            raise click.UsageError(
-                "--add cooks by the soup's recipe, so leave out --base, --method, --select and --set."
-            )
+            raise click.UsageError("--add cooks by the soup's recipe: leave out --base, --method, --select and --set.")
         score = changes.get("score")
-        asked = Update.of(models[0], add, score=score and [Scoring(**score)])
+        update = Update.of(models[0], add, score=score and [Scoring(**score)])
+        recipe = update.recipe
     else:
-        asked = recipe_of(models, method=method, select=select, parameters=parameters, **changes)
+        recipe = recipe_of(models, method=method, select=select, parameters=parameters, **changes)
     if dry_run:
-        planned = kitchen.preview(asked.recipe if isinstance(asked, Update) else asked, output, stream=stream)
+        planned = kitchen.preview(recipe, output, stream=stream)
         click.echo(json.dumps(planned, indent=2) if as_json else shown.plan(planned))
         return
     if push:
-        require_token()
-    soup = kitchen.cook(asked, output, device=device, stream=stream, quiet=quiet)
+        # What would stop the push stops it now, and not after hours of work.
+        target = look(push, create_pr=pr, tag=tag)
+        named = [*(ingredient.model for ingredient in recipe.ingredients), split_revision(recipe.base or "")[0]]
+        require_public([model for model in named if is_repo_id(model) and not is_here(model)], target)
+    soup = kitchen.cook(update or recipe, output, device=device, stream=stream, quiet=quiet)
     if int(os.environ.get("RANK", "0")) > 0:
         return
-    pushed = soup.push(push) if push else None
+    try:
+        pushed = soup.push(push, create_pr=pr, tag=tag) if push else None
+    except PublishError as error:
+        raise PublishError(
+            f"The soup is in '{soup.folder}', but not on the Hub. {error.message}", hint=error.hint
+        ) from None
     if as_json:
         report = {
             "folder": str(soup.folder),
@@ -106,12 +121,13 @@ def cook(
             "digest": soup.digest,
             "seconds": soup.seconds,
             "resumed": soup.resumed,
-            "pushed": pushed and {"repo": pushed.repo, "commit": pushed.commit, "url": pushed.url},
+            "pushed": pushed and pushed.to_dict(),
         }
         click.echo(json.dumps(report, indent=2))
         return
     click.echo(shown.soup(soup))
-    click.echo(f"Pushed to {pushed.url}" if pushed else f"Next: hf-soup push {soup.folder} OWNER/NAME")
+    repo = f"{update.soup} --pr" if update and update.revision else "OWNER/NAME"
+    click.echo(shown.pushed(pushed) if pushed else f"Next: hf-soup push {soup.folder} {repo}")
 
 
 @click.command(epilog=MODELS)

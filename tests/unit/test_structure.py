@@ -25,8 +25,8 @@ TREES = {name: ast.parse(path.read_text(), str(path)) for name, path in FILES.it
 HEAVY = {"torch", "transformers", "datasets", "evaluate", "huggingface_hub"}
 #: Third-party package → the rooms (a module and what lies in it) that may import it.
 ONLY = {
-    "huggingface_hub": ("hf_soup.hub", "hf_soup.transfer", "hf_soup.client", "hf_soup.publish"),
-    "httpx2": ("hf_soup.hub", "hf_soup.transfer", "hf_soup.client", "hf_soup.publish"),
+    "huggingface_hub": ("hf_soup.hub", "hf_soup.transfer", "hf_soup.client", "hf_soup.target", "hf_soup.publish"),
+    "httpx2": ("hf_soup.hub", "hf_soup.transfer", "hf_soup.client", "hf_soup.target", "hf_soup.publish"),
     "evaluate": ("hf_soup.scoring",),
     "datasets": ("hf_soup.scoring",),
     "pydantic": ("hf_soup.recipe",),
