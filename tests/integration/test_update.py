@@ -310,6 +310,49 @@ def test_soups_that_cannot_take_in_anything(family: Path, tmp_path: Path, online
     assert "acme/b" in said
 
 
+def test_a_soup_that_many_contribute_to(
+    cli: Cli, local_hub: LocalHub, contributors: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One publishes a soup, another proposes a newcomer, the first takes it in, and somebody goes on from there."""
+    acme, mia = (HfApi(endpoint=local_hub.endpoint, token=f"t-{name}") for name in ("acme", "mia"))
+    made(recipe(), tmp_path / "v1").push("acme/soup", tag="v1", say=lambda _: None)
+    mia.create_repo("mia/helps")
+    mia.upload_folder(repo_id="mia/helps", folder_path=contributors / "helps")
+
+    monkeypatch.setenv("HF_TOKEN", "t-mia")
+    offer = ("cook", "acme/soup@v1", "--add", "mia/helps", "--push", "acme/soup", "--pr", "--quiet")
+    done = cli(*offer, "-o", "v2", "--json")
+    assert done.code == 0
+    assert done.json["pushed"]["pull_request"].endswith("/acme/soup/discussions/1")
+    assert "offered already" in cli("push", "v2", "acme/soup", "--pr").out
+    (offered,) = acme.get_repo_discussions("acme/soup")
+    assert (offered.author, offered.title, offered.status) == ("mia", "Add mia/helps", "open")
+    opened = acme.get_discussion_details("acme/soup", 1).events[0]
+    text = opened.content  # type: ignore[attr-defined]  # the first event is a comment
+    v1 = acme.model_info("acme/soup")
+    assert f"Added to [acme/soup](https://huggingface.co/acme/soup/tree/{v1.sha}): mia/helps." in text
+    assert "**Adding mia/helps helps: the soup is better on" in text
+    assert "| last version | 70.00 (" in text
+    assert "| **new version** | 100.00 (" in text
+    assert text in (tmp_path / "v2" / "README.md").read_text()
+    assert acme.model_info("acme/soup", revision="v1").sha == v1.sha
+    assert [each.model for each in Update.of("acme/soup@refs/pr/1", ["acme/c"]).recipe.ingredients][2] == "mia/helps"
+
+    monkeypatch.setenv("HF_TOKEN", "t-acme")
+    acme.merge_pull_request("acme/soup", 1)
+    acme.create_tag("acme/soup", tag="v2")
+    assert (
+        cli("cook", "acme/soup@v2", "--add", "acme/c", "-o", "v3", "--quiet", "--push", "acme/soup", "--tag", "v3").code
+        == 0
+    )
+    leaves = ["acme/a", "acme/b", "mia/helps", "acme/c"]
+    for tag, count in (("v1", 2), ("v2", 3), ("v3", 4)):
+        by_hand = made(Recipe(ingredients=leaves[:count]), tmp_path / f"{tag} by hand")
+        file = acme.hf_hub_download("acme/soup", "model.safetensors", revision=tag)
+        assert Path(file).read_bytes() == (by_hand.folder / "model.safetensors").read_bytes()
+    assert Soup.open(tmp_path / "v3").summary["update"]["before"] == Soup.open(tmp_path / "v2").scores["soup"]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
