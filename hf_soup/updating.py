@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hf_soup import hub
-from hf_soup.client import Token
+from hf_soup.client import Token, may_pass
 from hf_soup.errors import RecipeError, ResolveError
 from hf_soup.headers import some
 from hf_soup.published import Published, open_published
@@ -107,8 +107,8 @@ class Update:
             },
         }
         left_out: list[str] = []
-        changes["score"] = tuple(score) if score else _usable(published, published.score, left_out)
-        changes["report"] = _usable(published, published.report, left_out)
+        changes["score"] = tuple(score) if score else _usable(published, published.score, left_out, token)
+        changes["report"] = _usable(published, published.report, left_out, token)
         revision = published.repo.revision if published.repo else None
         return cls(called, revision, recipe.model_copy(update=changes), len(recipe.ingredients), tuple(left_out))
 
@@ -169,14 +169,21 @@ def _require_shares(recipe: Recipe, called: str) -> None:
     )
 
 
-def _usable(published: Published, scorings: Sequence[Scoring], left_out: list[str]) -> tuple[Scoring, ...]:
+def _usable(
+    published: Published, scorings: Sequence[Scoring], left_out: list[str], token: Token
+) -> tuple[Scoring, ...]:
     """Those of a recipe's data that can be had here; why the others cannot is added to a list."""
     found: list[Scoring] = []
     for each in scorings:
         try:
-            found += replace(published, score=(each,), report=()).with_data().score
-        except RecipeError as error:
+            (usable,) = replace(published, score=(each,), report=()).with_data().score
+            hub.resolve_dataset(usable.dataset, usable.revision, token=token)
+        except (RecipeError, ResolveError) as error:
+            if may_pass(error):
+                raise
             left_out.append(f"'{each.title}' is not measured. {error.message}")
+        else:
+            found.append(usable)
     return tuple(found)
 
 
@@ -188,9 +195,9 @@ def _judged(added: Sequence[str], since: Mapping[str, Comparison], held_out: Seq
     >>> _judged(["acme/c"], {}, [])
     (None, 'Whether adding acme/c helps was not measured, as there is no data.')
     """
-    who = f"dding {some(added)}"
+    who = some(added)
     if not since:
-        return None, f"Whether a{who} helps was not measured, as there is no data."
+        return None, f"Whether adding {who} helps was not measured, as there is no data."
     decides = [title for title in since if title in held_out] or list(since)
 
     def seen(gain: bool, decided: bool) -> str:
@@ -201,8 +208,9 @@ def _judged(added: Sequence[str], since: Mapping[str, Comparison], held_out: Seq
     better, worse = seen(True, True), seen(False, True)
     if better or worse:
         but = f"{worse or better} than the last version{f', and {better}' if worse and better else ''}"
-        said = f"A{who} {'does not help' if worse else 'helps'}: the soup is {but}."
+        said = f"Adding {who} {'does not help' if worse else 'helps'}: the soup is {but}."
     else:
-        said = f"That a{who} helps cannot be shown: no difference from the last version can be seen on {some(decides)}."
+        none = f"no difference from the last version can be seen on {some(decides)}"
+        said = f"That adding {who} helps cannot be shown: {none}."
     reports = " and ".join(filter(None, (seen(True, False), seen(False, False))))
     return (False if worse else True if better else None), f"{said} It is {reports}." if reports else said

@@ -248,6 +248,15 @@ def test_learned_shares_take_a_newcomer_in(tmp_path: Path) -> None:
     assert v2.summary["update"]["before"] == v1.scores["soup"]
 
 
+def test_data_that_is_gone_is_left_out(cli: Cli, local_hub: LocalHub, tmp_path: Path) -> None:
+    first(tmp_path)
+    HfApi(endpoint=local_hub.endpoint, token="t-acme").delete_repo("acme/mood", repo_type="dataset")
+    done = cli("cook", "acme/soup", "--add", "acme/helps", "-o", "v2", "--quiet")
+    assert done.code == 0
+    assert f"note: '{REPORT}' is not measured. " in done.err
+    assert "Whether adding acme/helps helps was not measured, as there is no data." in done.out
+
+
 def test_data_that_was_local_is_left_out_or_given_anew(cli: Cli, family: Path, tmp_path: Path) -> None:
     local = {"task": "text-classification", "dataset": str(family / "rows.csv")}
     first(tmp_path, score=local, report=[mood("test"), {**local, "dataset": str(family / "report.csv")}])
