@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import random
 import time
 from collections.abc import Callable
@@ -54,8 +55,9 @@ def patient() -> None:
         return client
 
     set_client_factory(factory)
-    # What goes wrong is raised, and worded here; its log lines hold addresses that are signed for this user.
-    set_verbosity(CRITICAL)
+    if "HF_HUB_VERBOSITY" not in os.environ:
+        # What goes wrong is raised, and worded here; its log lines hold addresses that are signed for this user.
+        set_verbosity(CRITICAL)
 
 
 def endpoint() -> str:

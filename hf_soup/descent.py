@@ -22,7 +22,7 @@ from torch import Tensor
 from hf_soup.errors import ScoringError
 from hf_soup.plan import Plan
 from hf_soup.reading import Reading
-from hf_soup.scoring import Bench, build_model
+from hf_soup.scoring import Bench, Logits, build_model
 from hf_soup.tensors import TORCH, bytes_of
 
 if TYPE_CHECKING:
@@ -108,17 +108,22 @@ class HeldOutLoss:
             ScoringError: The model fails.
             MergeError: A file is shorter than its header says, or holds NaN.
         """
-        from scipy.optimize import minimize_scalar
-
-        answers: list[tuple[Tensor, Tensor, Tensor]] = []
+        answers: list[_Answers] = []
         with torch.no_grad():
             self._run(shares, rows, lambda *each: answers.append(each))
+        return _least(answers)
 
-        def at(log_scale: float) -> float:
-            return sum(_loss(math.exp(log_scale) * logits.double(), *rest).item() for logits, *rest in answers)
-
-        found = minimize_scalar(at, bounds=(-5, 5), method="bounded")
-        return float(found.fun), math.exp(found.x)
+    def loss_of(self, logits: Sequence[Logits], rows: NDArray[np.int64]) -> float:
+        """That of answers which are there already, one array for each bench."""
+        share = self._weights[rows] / self._weights[rows].sum()
+        answers = []
+        for number, (bench, mine) in enumerate(zip(self._benches, logits, strict=True)):
+            chosen = (rows >= self._starts[number]) & (rows < self._starts[number + 1])
+            places = rows[chosen] - self._starts[number]
+            if len(places):
+                each = mine[places], bench.references[places], share[chosen]
+                answers.append((torch.from_numpy(each[0]), torch.from_numpy(each[1]), torch.from_numpy(each[2])))
+        return _least(answers)[0]
 
     def gradient(
         self, shares: NDArray[np.float64], scale: float, rows: NDArray[np.int64]
@@ -298,6 +303,21 @@ class HeldOutLoss:
         return result.reshape(tensor.shape)
 
 
+#: Logits, labels, and weights of rows.
+_Answers = tuple[Tensor, Tensor, Tensor]
+
+
+def _least(answers: Sequence[_Answers]) -> tuple[float, float]:
+    """The cross-entropy at the logit scale where it is least, and that scale."""
+    from scipy.optimize import minimize_scalar
+
+    def at(log_scale: float) -> float:
+        return sum(_loss(math.exp(log_scale) * logits.double(), *rest).item() for logits, *rest in answers)
+
+    found = minimize_scalar(at, bounds=(-5, 5), method="bounded")
+    return float(found.fun), math.exp(found.x)
+
+
 def _loss(logits: Tensor, target: Tensor, weights: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(logits, target, reduction="none") @ weights.to(logits.dtype)
 
@@ -315,6 +335,7 @@ class Grouped:
         names: The ingredients.
         loss: Of soups of the sources.
         groups: ``(ingredients, sources)``.
+        answers: What each ingredient answers to each of the held-out data, all rows.
         rows: Numbers of the held-out rows that are looked at; all of them by default.
     """
 
@@ -323,16 +344,21 @@ class Grouped:
         names: Sequence[str],
         loss: HeldOutLoss,
         groups: Sequence[Sequence[float]],
+        answers: Sequence[Sequence[Logits]],
         rows: NDArray[np.int64] | None = None,
     ) -> None:
         self._rows = np.arange(len(loss.labels)) if rows is None else rows
         self.names, self.labels = names, loss.labels[self._rows]
         self.tensors: Sequence[str] = loss.tensors
-        self._loss, self._groups = loss, np.array(groups)
+        self._loss, self._groups, self._answers = loss, np.array(groups), answers
 
     def loss(self, shares: NDArray[np.float64], rows: NDArray[np.int64]) -> tuple[float, float]:
         """As that of sources."""
         return self._loss.loss(shares @ self._groups, self._rows[rows])
+
+    def alone(self, rows: NDArray[np.int64]) -> list[float]:
+        """From what they answered, without another forward pass."""
+        return [self._loss.loss_of(each, self._rows[rows]) for each in self._answers]
 
     def gradient(
         self, shares: NDArray[np.float64], scale: float, rows: NDArray[np.int64]

@@ -292,7 +292,8 @@ class Evaluation:
             if rows is not None:
                 numbers = np.concatenate([start + rows[at] for start, at in zip(starts, places, strict=False)])
             groups = [[shares.get(source, 0.0) for source in sources] for shares in made_of]
-            yield Grouped(names, loss, groups, numbers)
+            answers = [[self._logits[name, self._judges[at].title] for at in places] for name in names]
+            yield Grouped(names, loss, groups, answers, numbers)
 
     def alone(self) -> dict[str, Score]:
         """The scores of the only model, on all benches."""

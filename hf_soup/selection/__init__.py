@@ -37,6 +37,9 @@ class Descent(Protocol):
     def loss(self, shares: NDArray[np.float64], rows: NDArray[np.int64]) -> tuple[float, float]:
         """The mean cross-entropy over some rows at the scale where it is least, and that scale."""
 
+    def alone(self, rows: NDArray[np.int64]) -> Sequence[float]:
+        """The same loss for each ingredient alone."""
+
     def gradient(
         self, shares: NDArray[np.float64], scale: float, rows: NDArray[np.int64]
     ) -> tuple[float, NDArray[np.float64], float]:

@@ -37,8 +37,9 @@ def learned(
     :math:`\beta = 1` on. The logit scale :math:`\beta > 0` is learned too and left out of the soup, as it changes no
     answer. The paper trains on all held-out rows for a fixed time; here a fifth of them, of every label
     alike, is kept apart: its loss, at the :math:`\beta` where it is least, is measured after every epoch, and
-    ``patience`` epochs without a lower one end the search. The shares with the lowest are taken; the given ones and
-    each ingredient alone are candidates too, as where the given soup has no use its gradient leads nowhere.
+    ``patience`` epochs without a lower one end the search. The shares with the lowest are taken; the given ones are a
+    candidate too, and so is the ingredient that alone is best on the rows that are learned from: where the given soup
+    is of no use, its gradient may lead nowhere.
 
     Args:
         weights: The ingredients and their shares.
@@ -119,9 +120,9 @@ def learned(
             best, lowest, since = found, now, 0
         elif (since := since + 1) == patience:
             break
-    alone = [descent.loss(share[np.newaxis], inner)[0] for share in np.eye(n)]
-    if min(alone) < lowest:
-        return Selected({descent.names[int(np.argmin(alone))]: 1.0}, history=tuple(history))
+    single = int(np.argmin(descent.alone(rows)))
+    if descent.alone(inner)[single] < lowest:
+        return Selected({descent.names[single]: 1.0}, history=tuple(history))
     layers = dict(zip(descent.tensors, map(tuple, best.tolist()), strict=True)) if by == "layer" else {}
     chosen = dict(zip(descent.names, best.mean(0).tolist(), strict=True))
     return Selected(chosen, layers=layers, normalize=softmax, history=tuple(history))

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -232,6 +233,9 @@ def test_the_same_rows_in_two_metrics_are_one_data_set(
     def watched(self: Evaluation, names: Any, some: Any = None) -> Iterator[Any]:
         with through(self, names, some) as descent:
             rows.append(len(descent.labels))
+            some_rows = np.array([3, 20, 7, 11])
+            for one, loss in zip(np.eye(3), descent.alone(some_rows), strict=True):
+                assert descent.loss(one[np.newaxis], some_rows)[0] == pytest.approx(loss, rel=1e-4, abs=1e-6)
             yield descent
         first, second = self.halves(3)
         assert [each.tolist() for each in first] == [first[0].tolist()] * 2
