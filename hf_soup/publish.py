@@ -187,7 +187,8 @@ class _Push:
                 # The client wraps the failed upload of a large file in a RuntimeError, and lets answers that are cut
                 # off, or no JSON, fail where it reads them.
                 unread = isinstance(error, json.JSONDecodeError | RuntimeError | LookupError | TypeError)
-                failure = error.__cause__ if isinstance(error.__cause__, EXPLAINED) else error
+                wrapped = error.__cause__ if isinstance(error, RuntimeError) else None
+                failure = wrapped if isinstance(wrapped, Exception) else error
             else:
                 self._require(hub.resolve(head.id, done.pr_revision or done.oid, token=self._target.token))
                 return self._pushed(done.oid, done.pr_url)
