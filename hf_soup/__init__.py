@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hf_soup.recipe import Ingredient, Recipe, Scoring
     from hf_soup.soup import check, cook, score
     from hf_soup.updating import Update
+    from hf_soup.verification import Verified, verify
 
 __version__ = "0.1.0"
 
@@ -43,6 +44,8 @@ _PLACES = {
     "forage": "foraging",
     "Foraged": "foraging",
     "Lineage": "lineage",
+    "verify": "verification",
+    "Verified": "verification",
     "Recipe": "recipe",
     "Ingredient": "recipe",
     "Scoring": "recipe",
@@ -72,11 +75,13 @@ __all__ = [
     "Soup",
     "SoupError",
     "Update",
+    "Verified",
     "barriers",
     "check",
     "cook",
     "forage",
     "score",
+    "verify",
 ]
 
 

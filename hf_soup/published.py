@@ -71,6 +71,14 @@ class Published:
         count = len(self.score)
         return self.recipe.model_copy(update={"score": tuple(every[:count]), "report": tuple(every[count:])})
 
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """One of its small files.
+
+        Raises:
+            RecipeError: It is larger, or cannot be read.
+        """
+        return _read(self.files, self.repo, self.folder, name, max_bytes)
+
     def scores(self, model: str = "soup") -> dict[str, float]:
         """What ``soup.json`` says that a model scored: title of the data → value."""
         said = self.summary.get("scores")
@@ -91,8 +99,8 @@ def open_published(model: str, *, allow_pickle: bool = False, token: Token = Non
         token: As everywhere in huggingface_hub.
 
     Raises:
-        ResolveError: It cannot be found or reached, or is no soup.
-        RecipeError: Its recipe is too large, no recipe, not pinned, or names a path.
+        ResolveError: It cannot be found or reached.
+        RecipeError: It is no soup, or its recipe is too large, no recipe, not pinned, or names a path.
     """
     folder = Path(os.path.expanduser(model))  # noqa: PTH111 -- the other raises for an unknown user
     repo = None
@@ -111,7 +119,7 @@ def open_published(model: str, *, allow_pickle: bool = False, token: Token = Non
     where = None if repo else folder
     if not {"soup.yaml", "soup.json"} <= files.keys():
         lacking = " and ".join(sorted({"soup.yaml", "soup.json"} - files.keys()))
-        raise ResolveError(
+        raise RecipeError(
             f"'{model}' is no soup: it has no {lacking}.", hint="Name a model that `hf-soup cook` made and pushed."
         )
     recipe = read_recipe(files, repo, where)
@@ -137,26 +145,25 @@ def read_recipe(
     Raises:
         RecipeError: It is too large, cannot be read, or is no recipe.
     """
-    text = _text(files, repo, folder, "soup.yaml", max_bytes)
+    text = _read(files, repo, folder, "soup.yaml", max_bytes).decode("utf-8", "replace")
     return Recipe.parse(text, "its soup.yaml")
 
 
-def _text(files: Mapping[str, int], repo: hub.Repo | None, folder: Path | None, name: str, most: int) -> str:
+def _read(files: Mapping[str, int], repo: hub.Repo | None, folder: Path | None, name: str, most: int) -> bytes:
     if files[name] > most:
         raise RecipeError(f"its {name} has {files[name]:,} bytes; at most {most:,} are read")
     # Into the cache, where it is found without a network too.
     (path,) = transfer.fetch([(repo, name)], quiet=True) if repo else [(folder or Path()) / name]
     try:
         with path.open("rb") as file:
-            data = file.read(most + 1)  # a folder's file may have grown
+            return file.read(most)  # a folder's file may have grown
     except OSError as error:
         raise RecipeError(f"its {name} cannot be read: {error.strerror}") from None
-    return data.decode("utf-8", "replace")
 
 
 def _read_summary(files: Mapping[str, int], repo: hub.Repo | None, folder: Path | None) -> dict[str, Any]:
     try:
-        summary = json.loads(_text(files, repo, folder, "soup.json", _MOST_JSON))
+        summary = json.loads(_read(files, repo, folder, "soup.json", _MOST_JSON))
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"Cannot read its soup.json: it is not JSON ({error}).") from None
     if not isinstance(summary, dict) or not re.fullmatch("[0-9a-f]{64}", str(summary.get("digest"))):

@@ -348,6 +348,7 @@ def test_a_soup_that_many_contribute_to(
     assert [each.model for each in Update.of("acme/soup@refs/pr/1", ["acme/c"]).recipe.ingredients][2] == "mia/helps"
 
     monkeypatch.setenv("HF_TOKEN", "t-acme")
+    assert cli("verify", "acme/soup@refs/pr/1", "--score").code == 0
     acme.merge_pull_request("acme/soup", 1)
     acme.create_tag("acme/soup", tag="v2")
     assert (
@@ -355,6 +356,7 @@ def test_a_soup_that_many_contribute_to(
         == 0
     )
     leaves = ["acme/a", "acme/b", "mia/helps", "acme/c"]
+    assert cli("verify", "acme/soup@v3", "--score", "--json").json["verdict"] == "identical"
     for tag, count in (("v1", 2), ("v2", 3), ("v3", 4)):
         by_hand = made(Recipe(ingredients=leaves[:count]), tmp_path / f"{tag} by hand")
         file = acme.hf_hub_download("acme/soup", "model.safetensors", revision=tag)

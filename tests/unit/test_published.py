@@ -154,7 +154,7 @@ def test_scores_are_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["nothing/../here", "a/b/c", "x" * 200])
 def test_what_is_no_soup_is_said_to_be_none(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ResolveError, match="is no soup"):
+    with pytest.raises(RecipeError, match="is no soup"):
         open_published(str(tmp_path / "empty"))
     with pytest.raises(ResolveError, match="neither a folder nor a Hub id"):
         open_published(name)
