@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from hf_soup.checkpoint import ASSETS, INDEX
+from hf_soup.digests import digest_of
 from hf_soup.errors import RecipeError, ResolveError
 from hf_soup.files import ShortReadError, open_file, read_all
 from hf_soup.headers import FLOATS, ITEM_BYTES, TensorInfo, read_header, some
-from hf_soup.merge import Merged, digest_of
+from hf_soup.merge import Merged
 from hf_soup.plan import BLOCK_BYTES, Plan, PlannedTensor
 from hf_soup.published import Published
 from hf_soup.tensors import TORCH
