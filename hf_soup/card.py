@@ -212,7 +212,7 @@ def edited(card: str, stated: str, digest: str) -> str:
     found = _FRONT.match(card)
     start = found.end() if found else 0
     said = f"**{_EDITED}**: scores and recipe are not theirs. Their digest is `{digest}`."
-    return f"{card[:start]}{said}\n\n{card[start:].lstrip()}"
+    return "\n".join([card[:start]] * bool(start) + [said, "", card[start:].lstrip()])
 
 
 def _with_front_matter(fields: Mapping[str, Any], body: str) -> str:

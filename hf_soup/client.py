@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import re
 import time
 from collections.abc import Callable
 from logging import CRITICAL
@@ -26,6 +27,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils._http import default_client_factory, set_client_factory
 from huggingface_hub.utils.logging import set_verbosity
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from hf_soup import __version__
 from hf_soup.errors import ResolveError, SoupError
@@ -58,6 +60,12 @@ def patient() -> None:
     if "HF_HUB_VERBOSITY" not in os.environ:
         # What goes wrong is raised, and worded here; its log lines hold addresses that are signed for this user.
         set_verbosity(CRITICAL)
+
+
+def without_bars() -> None:
+    """Have the client show no progress, unless the user's environment says that it shall."""
+    if constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+        disable_progress_bars()
 
 
 def endpoint() -> str:
@@ -133,7 +141,7 @@ def pause_after(error: BaseException, attempt: int) -> float:
 def explain(error: BaseException, what: str, *, kind: type[SoupError] = ResolveError) -> SoupError:
     """One clear error for whatever the client raised while it looked at ``what``."""
     status = status_of(error)
-    said = (error.server_message or "") if isinstance(error, HfHubHTTPError) else ""
+    said = _without_tokens((error.server_message or "") if isinstance(error, HfHubHTTPError) else "")
     if isinstance(error, SoupError):
         return error
     if isinstance(error, GatedRepoError):
@@ -181,7 +189,11 @@ def explain(error: BaseException, what: str, *, kind: type[SoupError] = ResolveE
         cache = constants.HF_HUB_CACHE
         return kind(f"{what}: no space is left on the disk of '{cache}'.", hint="Make room, or set HF_HOME elsewhere.")
     reason = getattr(error, "strerror", None) or str(error)
-    return kind(f"{what}: {reason}")
+    return kind(f"{what}: {_without_tokens(reason)}")
+
+
+def _without_tokens(said: str) -> str:
+    return re.sub(r"\bhf_\w+", "hf_…", said)
 
 
 EXPLAINED = (

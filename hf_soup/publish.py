@@ -102,7 +102,7 @@ class _Push:
 
     def __init__(self, target: Target, files: Mapping[str, Path], message: str, description: str | None) -> None:
         self._target, self._client, self._head = target, api(target.token), target.head
-        self._files, self._message, self._description = files, message.strip(), description
+        self._files, self._message, self._description = files, " ".join(message.split()), description
         self._stale: list[str] = []
 
     def run(self) -> Pushed:
@@ -134,10 +134,12 @@ class _Push:
         own = f"Push to a name of your own, `{target.user}/{name}`"
         said = explain(error, f"'{target.repo}'", kind=PublishError)
         hint = said.hint
-        if status_of(error) == 403:
+        if status_of(error) == 403 and owner != target.user:
             hint = f"{own}." if target.create_pr else f"{own}, or offer it with `--pr`."
-        if status_of(error) == 404 and self._head is None:
+        if self._head is None and status_of(error) == 404:
             return PublishError(f"'{target.repo}': there is no user or organization '{owner}'.", hint=f"{own}.")
+        if self._head is None and status_of(error) == 400:
+            hint = "Use another name."
         return PublishError(said.message, hint=hint)
 
     def _create(self) -> hub.Repo:
@@ -183,16 +185,16 @@ class _Push:
                     revision=self._target.revision,
                     parent_commit=head.revision,
                 )
-            except (*EXPLAINED, RuntimeError, LookupError, TypeError) as error:
-                # The client wraps the failed upload of a large file in a RuntimeError, and lets answers that are cut
-                # off, or no JSON, fail where it reads them.
-                unread = isinstance(error, json.JSONDecodeError | RuntimeError | LookupError | TypeError)
+            except (*EXPLAINED, RuntimeError, LookupError) as error:
+                # The client wraps the failed upload of a large file in a RuntimeError, hands on what xet raises, and
+                # lets answers that are cut off, or no JSON, fail where it reads them.
+                odd = isinstance(error, RuntimeError | ConnectionError | json.JSONDecodeError | LookupError)
                 wrapped = error.__cause__ if isinstance(error, RuntimeError) else None
                 failure = wrapped if isinstance(wrapped, Exception) else error
             else:
                 self._require(hub.resolve(head.id, done.pr_revision or done.oid, token=self._target.token))
                 return self._pushed(done.oid, done.pr_url)
-            passing = unread or is_passing(failure)
+            passing = odd or is_passing(failure)
             if passing:
                 time.sleep(pause_after(failure, attempt))
             # Perhaps only the answer was lost, so look before anything is sent again.
@@ -222,14 +224,14 @@ class _Push:
         )
 
     def _offer(self) -> Pushed | None:
-        """The open pull request of this user that has this title and these files."""
+        """The open pull request of this user that offers these files, whatever its title."""
         repo, user, token = self._pushed("").repo, self._target.user, self._target.token
 
         def mine() -> list[Discussion]:
             return [*self._client.get_repo_discussions(repo, author=user, discussion_status="open")]
 
         for each in retrying(mine):
-            if each.git_reference and each.author == user and each.title == self._message:
+            if each.git_reference and each.author == user:
                 offered = hub.resolve(repo, each.git_reference, token=token, from_cache=False)
                 if self._is_in(offered):
                     return self._pushed(offered.revision, each.url)

@@ -11,7 +11,7 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, R
 from huggingface_hub.utils._validators import validate_repo_id
 
 from hf_soup import hub
-from hf_soup.client import EXPLAINED, TIMEOUT, Token, api, explain, retrying
+from hf_soup.client import EXPLAINED, TIMEOUT, Token, api, endpoint, explain, retrying
 from hf_soup.errors import PublishError, ResolveError
 from hf_soup.headers import some
 
@@ -86,15 +86,18 @@ def look(
     what, client = f"'{repo_id}'", api(token)
     if not re.fullmatch(r"[^/]+/[^/]+", repo_id):
         raise PublishError(f"{what} is not a name for a repo.", hint="Use `owner/name`.")
-    if tag is not None and (create_pr or not _TAG.fullmatch(tag)):
-        if create_pr:
-            raise PublishError(f"The tag '{tag}' would name a commit that nobody has merged.", hint="Tag it then.")
+    if create_pr and tag is not None:
+        raise PublishError(f"The tag '{tag}' would name a commit that nobody has merged.", hint="Tag it then.")
+    if create_pr and revision is not None:
+        raise PublishError(f"A pull request is for main, not for '{revision}'.", hint="Leave one of them out.")
+    if tag is not None and not _TAG.fullmatch(tag):
         raise PublishError(f"'{tag}' is not a name for a tag.", hint="Use letters, digits, '.', '-' and '_': v1.0.")
     try:
         validate_repo_id(repo_id)
         me = retrying(client.whoami)
+        user = str(me["name"])
         if me.get("auth", {}).get("accessToken", {}).get("role") == "read":
-            raise PublishError(f"{what}: the token of {me['name']} may only read.", hint="Use one that may write.")
+            raise PublishError(f"{what}: the token of {user} may only read.", hint="Use one that may write.")
         head = _head(repo_id, revision, token)
         tags: dict[str, str | None] = {}
         if tag is not None and head is not None:
@@ -103,6 +106,10 @@ def look(
             tags = {each.name: None for each in refs.branches} | {each.name: each.target_commit for each in refs.tags}
     except HFValidationError as error:
         raise PublishError(f"{what} is not a name for a repo: {error}", hint="Use `owner/name`.") from None
+    except (LookupError, TypeError, AttributeError):
+        raise PublishError(
+            f"{endpoint()} does not say who you are.", hint="Check HF_ENDPOINT: is that a Hub?"
+        ) from None
     except EXPLAINED as error:
         raise explain(error, what, kind=PublishError) from None
     if head is None and create_pr:
@@ -116,7 +123,7 @@ def look(
     return Target(
         repo=head.id if head else repo_id,
         head=head,
-        user=str(me["name"]),
+        user=user,
         private=head.private if head else private,
         create_pr=create_pr,
         revision=revision,

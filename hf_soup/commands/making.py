@@ -65,6 +65,7 @@ def cook(
              hf-soup cook owner/soup --add owner/run-3 -o better
     """
     from hf_soup import soup as kitchen
+    from hf_soup.client import without_bars
     from hf_soup.hub import is_repo_id
     from hf_soup.recipe import Scoring, is_here, split_revision
     from hf_soup.target import look, require_public
@@ -93,6 +94,8 @@ def cook(
         return
     if push:
         # What would stop the push stops it now, and not after hours of work.
+        if quiet:
+            without_bars()
         target = look(push, create_pr=pr, tag=tag)
         named = [*(ingredient.model for ingredient in recipe.ingredients), split_revision(recipe.base or "")[0]]
         require_public([model for model in named if is_repo_id(model) and not is_here(model)], target)
