@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Collection
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 
 from hf_soup.checkpoint import ASSETS, INDEX
-from hf_soup.digests import digest_of
+from hf_soup.digests import digest_of, root_of
 from hf_soup.errors import RecipeError, ResolveError
 from hf_soup.files import ShortReadError, open_file, read_all
 from hf_soup.headers import FLOATS, ITEM_BYTES, TensorInfo, read_header, some
@@ -99,8 +98,9 @@ def compare_weights(
         ours = [open_file(stack, folder / file.name) for file in plan.files]
         for name in (name for name in files if name in published.files):
             with here(name) as path, ExitStack() as opened:
+                read = _reader(path)
                 try:
-                    header = read_header(_reader(path), name, path.stat().st_size, str(published))
+                    header = read_header(read, name, path.stat().st_size, str(published))
                 except ResolveError as error:
                     apart.append(Difference(name, "content", error.message))
                     continue
@@ -113,7 +113,7 @@ def compare_weights(
                     said = _compared(info, theirs, tensor, ours[tensor.file] if tensor else -1, bound)
                     if said is not None:
                         found[info.name] = said
-                    root = merged.roots[info.name] if said is None else _root(theirs, info)
+                    root = merged.roots[info.name] if said is None else root_of(read, info)
                     roots[info.name] = (info.name, info.dtype, info.shape, root)
                     if misplaced and misplaced.get(info.name) != name:
                         elsewhere.append(info.name)
@@ -218,15 +218,6 @@ def _ulps(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> np.ndarr
     line = [np.where(each < 0, -size, size) for each, size in zip((first, second), sizes, strict=True)]
     # Of float64 with other signs it does not fit into a signed integer; without a sign it wraps to what is right.
     return np.maximum(*line).view(np.uint64) - np.minimum(*line).view(np.uint64)
-
-
-def _root(descriptor: int, info: TensorInfo) -> str:
-    """As in the digest: over the sha256s of a tensor's blocks."""
-    total = hashlib.sha256()
-    for start in range(0, info.size, BLOCK_BYTES):
-        block = _bytes(descriptor, info.offset + start, min(BLOCK_BYTES, info.size - start))
-        total.update(hashlib.sha256(block).digest())
-    return total.hexdigest()
 
 
 def compare_files(published: Published, folder: Path, weights: Collection[str]) -> list[Difference]:
