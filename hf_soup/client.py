@@ -93,15 +93,26 @@ def is_passing(error: BaseException) -> bool:
 
 def may_pass(error: SoupError) -> bool:
     """Whether an error words a failure of the Hub or the network that may pass, and so says nothing of a model."""
+    return any(is_passing(each) or isinstance(each, OfflineModeIsEnabled) for each in _causes(error))
+
+
+def why_absent(error: SoupError) -> str:
+    """What the Hub said where an error words that a repo cannot be had: ``gated``, ``revision-gone``, ``gone`` (or
+    private, which it does not tell apart); empty where it said something else."""
+    kinds = {GatedRepoError: "gated", RevisionNotFoundError: "revision-gone", RepositoryNotFoundError: "gone"}
+    found = (code for each in _causes(error) for kind, code in kinds.items() if isinstance(each, kind))
+    return next(found, "")
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """An error and all that led to it."""
     each: BaseException | None = error
-    looked_at = []
+    found: list[BaseException] = []
     # A cause that is raised again has what it caused as its context, which goes round in a circle.
-    while each is not None and each not in looked_at:
-        if is_passing(each) or isinstance(each, OfflineModeIsEnabled):
-            return True
-        looked_at.append(each)
+    while each is not None and each not in found:
+        found.append(each)
         each = each.__cause__ or each.__context__
-    return False
+    return found
 
 
 def retrying(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:

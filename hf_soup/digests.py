@@ -19,7 +19,7 @@ from pathlib import Path
 from hf_soup import hub, plan
 from hf_soup.client import own_cache_folder
 from hf_soup.errors import MergeError, ResolveError
-from hf_soup.headers import TensorInfo, read_header
+from hf_soup.headers import Read, TensorInfo, read_header
 
 #: Device, inode, size in bytes, time of change of the content and of the inode, in nanoseconds.
 Stamp = tuple[int, int, int, int, int]
@@ -94,6 +94,14 @@ def digest_of(tensors: Iterable[tuple[str, str, tuple[int, ...], str]]) -> str:
     return total.hexdigest()
 
 
+def root_of(read: Read, tensor: TensorInfo) -> str:
+    """The sha256 over the sha256s of a tensor's blocks, as it is in a digest."""
+    hashes, stop = hashlib.sha256(), tensor.offset + tensor.size
+    for start in range(tensor.offset, stop, plan.BLOCK_BYTES):
+        hashes.update(hashlib.sha256(read(tensor.file, start, min(stop, start + plan.BLOCK_BYTES))).digest())
+    return hashes.hexdigest()
+
+
 def digest_of_folder(folder: Path) -> str:
     """The digest of the weights that a soup's folder has now, all of which are read.
 
@@ -106,20 +114,13 @@ def digest_of_folder(folder: Path) -> str:
             weights.seek(start)
             return weights.read(stop - start)
 
-    def root(tensor: TensorInfo) -> str:
-        hashes, stop = hashlib.sha256(), tensor.offset + tensor.size
-        for start in range(tensor.offset, stop, plan.BLOCK_BYTES):
-            block = read(tensor.file, start, min(stop, start + plan.BLOCK_BYTES))
-            hashes.update(hashlib.sha256(block).digest())
-        return hashes.hexdigest()
-
     files = sorted(path.name for path in folder.glob("*.safetensors"))
     if not files:
         raise ResolveError(f"'{folder}' has no weights.", hint="Cook the soup again.")
     tensors = [
         tensor for file in files for tensor in read_header(read, file, (folder / file).stat().st_size, f"'{folder}'")
     ]
-    roots = hub.in_parallel(root, tensors)
+    roots = hub.in_parallel(lambda tensor: root_of(read, tensor), tensors)
     return digest_of((t.name, t.dtype, t.shape, r) for t, r in zip(tensors, roots, strict=True))
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hf_soup.methods import Method
     from hf_soup.publish import Pushed
     from hf_soup.selection import Selection
+    from hf_soup.verification import Verified
 
 
 def plan(planned: Mapping[str, Any]) -> str:
@@ -59,6 +60,11 @@ def soup(soup: Soup) -> str:
         for title, each in soup.summary["comparisons"].items():
             lines.append(f"{title}: soup against {each['against']}: {each['sentence']}.")
         lines += ["", *_calibration(soup.summary)]
+    if update := soup.summary["update"]:
+        since = [
+            f"{title}: new version against the last: {c['sentence']}." for title, c in update["comparisons"].items()
+        ]
+        lines += [*since, update["sentence"], ""]
     if soup.summary["curve"]:
         tried = []
         for point in soup.summary["curve"]:
@@ -301,3 +307,37 @@ def barriers(found: Barriers) -> str:
         for pair, each in zip(worst, ends, strict=True):
             lines.append(f"  {each:{width}}  {pair.shown}{' *' if pair.barrier else ''}")
     return "\n".join([*lines, "", found.text])
+
+
+#: Differences that a screen shows; `--json` has all.
+_DIFFERENCES = 20
+
+
+def verified(found: Verified) -> str:
+    """What came out of cooking a published soup again."""
+    lines = [f"{found.verdict}: {found.model}"]
+    if found.verdict == "identical":
+        lines.append(
+            f"All {found.tensors:,} tensors are the same bit by bit, and so are config and tokenizer or processor."
+        )
+        lines.append(f"Digest:  {found.digests['cooked']}")
+    elif found.verdict == "equivalent":
+        lines.append(
+            f"{len(found.differences):,} of {found.tensors:,} tensors differ, within what its method promises."
+        )
+    elif found.digests and not found.differences:
+        lines.append(f"All {found.tensors:,} tensors are the same bit by bit.")
+    for each in found.differences[:_DIFFERENCES]:
+        lines += _wrapped(f"- {_cut(each.name, 200)}: {printable(each.text)}", "  ")
+    if len(found.differences) > _DIFFERENCES:
+        lines.append(f"  and {len(found.differences) - _DIFFERENCES:,} more; --json has all")
+    for reason in found.reasons:
+        first, *rest = printable(reason.message).splitlines()
+        lines += [*_wrapped(f"- [{reason.code}] {first}", "  "), *(f"    {line}" for line in rest)]
+    if found.scores:
+        rows = [["", "published", "on the card", "measured", ""]]
+        for one in found.scores:
+            cells = ["-" if each is None else f"{100 * each:.2f}" for each in (one.published, one.card, one.measured)]
+            rows.append([_cut(one.title, 60), *cells, "" if one.agrees else "differs"])
+        lines += ["", "Scores in percent:", *_aligned(rows)]
+    return "\n".join(lines)
