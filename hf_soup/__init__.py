@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hf_soup.lineage import Lineage
     from hf_soup.recipe import Ingredient, Recipe, Scoring
     from hf_soup.soup import check, cook, score
+    from hf_soup.updating import Update
     from hf_soup.verification import Verified, verify
 
 __version__ = "0.1.0"
@@ -48,6 +49,7 @@ _PLACES = {
     "Recipe": "recipe",
     "Ingredient": "recipe",
     "Scoring": "recipe",
+    "Update": "updating",
     "SoupError": "errors",
     "RecipeError": "errors",
     "ResolveError": "errors",
@@ -72,6 +74,7 @@ __all__ = [
     "ScoringError",
     "Soup",
     "SoupError",
+    "Update",
     "Verified",
     "barriers",
     "check",

@@ -153,17 +153,26 @@ def render(
         recipe: ``soup.yaml``.
     """
     fields = front_matter(title=title, lineage=lineage, used=used, license=license, summary=summary)
+    body = _environment().get_template("card.md.j2").render(
+        title=title, lineage=lineage, used=used, license=license, summary=summary, recipe=recipe,
+        task=fields.get("pipeline_tag"), hidden=[name for name in used if name.startswith("local:")],
+    )  # fmt: skip
+    return _with_front_matter(fields, re.sub(r"\n{3,}", "\n\n", body))
+
+
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("hf_soup", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True, autoescape=False,
     )  # fmt: skip
     environment.filters["md"] = escape
     environment.filters["score"] = lambda s: f"{100 * s['value']:.2f} ({100 * s['low']:.2f} – {100 * s['high']:.2f})"
-    body = environment.get_template("card.md.j2").render(
-        title=title, lineage=lineage, used=used, license=license, summary=summary, recipe=recipe,
-        task=fields.get("pipeline_tag"), hidden=[name for name in used if name.startswith("local:")],
-    )  # fmt: skip
-    return _with_front_matter(fields, re.sub(r"\n{3,}", "\n\n", body))
+    return environment
+
+
+def difference(summary: Mapping[str, Any]) -> str:
+    """What an update changed, as Markdown, for a pull request; the card has it too."""
+    return re.sub(r"\n{3,}", "\n\n", _environment().get_template("update.md.j2").render(summary=summary)).strip()
 
 
 def with_fields(card: str, fields: Mapping[str, Any]) -> str:

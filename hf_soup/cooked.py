@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_soup import architecture
-from hf_soup.card import edited, with_fields
+from hf_soup.card import difference, edited, with_fields
 from hf_soup.client import Token
 from hf_soup.digests import digest_of_folder
 from hf_soup.errors import PublishError, ResolveError
+from hf_soup.headers import some
 from hf_soup.hub import is_repo_id
 from hf_soup.publish import Pushed, commit_folder
 from hf_soup.recipe import Recipe
@@ -119,7 +120,8 @@ class Soup:
             repo_id: ``owner/name``.
             private: Create the repo as private; None is the owner's default.
             commit_message: The commit's title.
-            commit_description: The rest of its message, which is the text of a pull request.
+            commit_description: The rest of its message, which is the text of a pull request; of an update, what it
+                changed.
             create_pr: Open a pull request instead of committing to the repo.
             revision: The branch, made where it is not there; None is the default one.
             tag: A tag for the commit, so that soups have versions.
@@ -170,14 +172,20 @@ class Soup:
         with tempfile.TemporaryDirectory(prefix="hf-soup-card-") as folder:
             files["README.md"] = Path(folder) / "README.md"
             files["README.md"].write_text(card)
-            message = commit_message or f"Model soup of {len(self.weights)} models"
-            return commit_folder(target, files, message=message, description=commit_description)
+            update = self.summary.get("update")
+            said = f"Add {some(update['added'])}" if update else f"Model soup of {len(self.weights)} models"
+            return commit_folder(
+                target,
+                files,
+                message=commit_message or said,
+                description=commit_description or (difference(self.summary) if update else None),
+            )
 
     def _models(self) -> list[str]:
         """Every model on the Hub that the soup's files name and that could be read when it was cooked."""
         lineage = self.summary.get("lineage") or {}
         named = [*lineage.get("ingredients", ()), *([lineage["ancestor"]] if lineage.get("ancestor") else [])]
         models = [ingredient.model for ingredient in self.recipe.ingredients]
-        models += [each["model"] for each in named if each["revision"]]
+        models += [each["model"] for each in named if each.get("revision")]
         models += [name.split("@")[0] for name in self.summary.get("made_of", ())]
         return [name for name in dict.fromkeys(models) if is_repo_id(name)]

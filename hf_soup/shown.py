@@ -60,6 +60,11 @@ def soup(soup: Soup) -> str:
         for title, each in soup.summary["comparisons"].items():
             lines.append(f"{title}: soup against {each['against']}: {each['sentence']}.")
         lines += ["", *_calibration(soup.summary)]
+    if update := soup.summary["update"]:
+        since = [
+            f"{title}: new version against the last: {c['sentence']}." for title, c in update["comparisons"].items()
+        ]
+        lines += [*since, update["sentence"], ""]
     if soup.summary["curve"]:
         tried = []
         for point in soup.summary["curve"]:

@@ -96,7 +96,8 @@ def look(
         validate_repo_id(repo_id)
         me = retrying(client.whoami)
         user = str(me["name"])
-        if me.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        access = (me.get("auth") or {}).get("accessToken") or {}
+        if access.get("role") == "read":
             raise PublishError(f"{what}: the token of {user} may only read.", hint="Use one that may write.")
         head = _head(repo_id, revision, token)
         tags: dict[str, str | None] = {}

@@ -130,8 +130,8 @@ def test_the_demo_knows_the_hub_through_this_package_only() -> None:
 def test_the_public_names() -> None:
     assert hf_soup.__all__ == [
         "Barriers", "Foraged", "IncompatibleError", "Ingredient", "Lineage", "MergeError", "PublishError", "Recipe",
-        "RecipeError", "ResolveError", "Scoring", "ScoringError", "Soup", "SoupError", "Verified", "barriers", "check",
-        "cook", "forage", "score", "verify",
+        "RecipeError", "ResolveError", "Scoring", "ScoringError", "Soup", "SoupError", "Update", "Verified", "barriers",
+        "check", "cook", "forage", "score", "verify",
     ]  # fmt: skip
     for name in hf_soup.__all__:
         assert getattr(hf_soup, name).__module__.startswith("hf_soup.")
