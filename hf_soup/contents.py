@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -101,6 +102,7 @@ def write_contents(
         title: The soup's name.
     """
     from hf_soup.evaluation import scored_with  # late, as it takes torch
+    from hf_soup.scoring.data import loader_of
 
     leaves = lineage.only(weights)
     config = soup_config(leaves, plan.dtype)
@@ -112,9 +114,9 @@ def write_contents(
             file.write("\n")
     resolved = resolve_recipe(recipe, leaves, weights, benches)
     (folder / "soup.yaml").write_text(resolved.to_yaml())
-    base = lineage.ancestor.checkpoint if lineage.ancestor else None
     used = list(weights)
-    license = license_of([c for n, c in zip(lineage.names, lineage.checkpoints, strict=True) if n in used], base)
+    eaten = [c for n, c in zip(lineage.names, lineage.checkpoints, strict=True) if n in used]
+    license = license_of(eaten, lineage.ancestor)
     summary: dict[str, Any] = {
         "digest": merged.digest,
         "weights": weights,
@@ -127,7 +129,8 @@ def write_contents(
         "method": recipe.method.name,
         "parameters": recipe.method.parameters,
         "select": recipe.select.name,
-        "architecture": (config.get("architectures") or ["AutoModel"])[0],
+        "architecture": str((config.get("architectures") or ["AutoModel"])[0]),
+        "library": "sentence-transformers" if (folder / "modules.json").exists() else "transformers",
         "head_of": leaves.head_of,
         "held_out": [scoring.title for scoring in recipe.score],
         "scores": {},
@@ -144,7 +147,12 @@ def write_contents(
         "history": list(choice.selected.history),
         "stability": choice.stability and choice.stability.to_dict(),
         "report": [
-            {**scoring.model_dump(mode="json"), "title": bench.title, "name": scoring.name or scoring.dataset}
+            {
+                **scoring.model_dump(mode="json"),
+                "title": bench.title,
+                "name": scoring.name or scoring.dataset,
+                "loader": loader_of(scoring),
+            }
             for scoring, bench in zip(resolved.report, benches[len(recipe.score) :], strict=True)
         ],
         "license_agreed": license.agreed,
@@ -154,7 +162,8 @@ def write_contents(
         + [f"The ingredients disagree on '{name}', which is not averaged." for name in merged.differing],
         "alignments": list(alignments),
         "lineage": lineage.to_dict(),
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": {**{name: version(name) for name in _PACKAGES}, "python": platform.python_version()},
+        "system": f"{platform.system()} {platform.machine()}",
     }
     if results is not None:
         summary["scores"] = {
