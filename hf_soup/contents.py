@@ -123,7 +123,7 @@ def about_files(lineage: Lineage) -> list[str]:
     notes = [f"{file} is {whose}'s, and not the same in {some(who)}." for file, who in differ.items()] + [
         f"{whose} has no {file}, so the soup has none; {some(who)} had one." for file, who in lacking.items()
     ]
-    if code := [file for file in donor.files if file.endswith(".py")]:
+    if code := [file for file in donor.files if re.fullmatch(r"[\w./-]+\.py", file)]:
         notes.append(f"Code is not taken over: {whose} brings {some(code)}.")
     return notes
 

@@ -64,9 +64,8 @@ CLUTTER = [
     "pytorch_model.bin", "flax_model.msgpack", "tf_model.h5", "model.gguf", "consolidated.00.pth",
     "adapter.safetensors", "original/consolidated.00.pth", "original/tokenizer.model", "original/params.json",
     "onnx/model.onnx", "onnx/config.json", "openvino/openvino_model.bin", "runs/events.out.tfevents.1",
-    "events.out.tfevents.1", "checkpoint-10/model.safetensors", "checkpoint-10/config.json", "checkpoint-10/optimizer.pt",
-    "eval_results.json",
-    "all_results.json", "emissions.csv", "LICENSE", "USE_POLICY.md", ".gitignore", "picture.png", "train.py",
+    "events.out.tfevents.1", "checkpoint-10/model.safetensors", "checkpoint-10/config.json",
+    "checkpoint-10/optimizer.pt", "eval_results.json", "all_results.json", "emissions.csv", "LICENSE", "USE_POLICY.md", ".gitignore", "picture.png", "train.py",
 ]  # fmt: skip
 
 
