@@ -65,7 +65,8 @@ CLUTTER = [
     "adapter.safetensors", "original/consolidated.00.pth", "original/tokenizer.model", "original/params.json",
     "onnx/model.onnx", "onnx/config.json", "openvino/openvino_model.bin", "runs/events.out.tfevents.1",
     "events.out.tfevents.1", "checkpoint-10/model.safetensors", "checkpoint-10/config.json",
-    "checkpoint-10/optimizer.pt", "eval_results.json", "all_results.json", "emissions.csv", "LICENSE", "USE_POLICY.md", ".gitignore", "picture.png", "train.py",
+    "checkpoint-10/optimizer.pt", "eval_results.json", "all_results.json", "emissions.csv", "LICENSE",
+    "USE_POLICY.md", ".gitignore", "picture.png", "train.py",
 ]  # fmt: skip
 
 
