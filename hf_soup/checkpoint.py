@@ -54,7 +54,7 @@ CHAT = re.compile(r"chat_template\.(json|jinja)|additional_chat_templates/[\w.-]
 #: What a model needs beside its weights, by name. Everything else in a repo stays out of the soup.
 ASSETS = re.compile(
     rf"{TOKENIZER.pattern}|{PROCESSOR.pattern}|{CHAT.pattern}|(config|generation_config|modules)\.json"
-    r"|config_sentence_transformers\.json|sentence_\w+_config\.json|\d+_\w+/\w*config\.json"
+    r"|config_sentence_transformers\.json|sentence_\w+_config\.json|\d+_[A-Z]\w*/\w*config\.json"
 )
 
 

@@ -17,7 +17,7 @@ from hf_soup.memo import remembered
 from hf_soup.processing import Finding, same_processing
 from hf_soup.tokens import Tokens
 
-_MODULE_WEIGHTS = re.compile(r"(\w+_)?\d+_\w+/(model|pytorch_model)[\w.-]*\.(safetensors|bin)")
+_MODULE_WEIGHTS = re.compile(r"(\w+_)?\d+_[A-Z]\w*/(model|pytorch_model)[\w.-]*\.(safetensors|bin)")
 #: How differences in configs begin that have to do with the number of tokens.
 _VOCABULARY = re.compile(r"(\w+\.)*vocab_size: (\d+) against (\d+)")
 _TIED = "tie_word_embeddings: "
@@ -86,8 +86,7 @@ def modules(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[Rea
     """Models with weights of their own outside the transformer, which nobody would average."""
     reasons = []
     for checkpoint, name in zip(checkpoints, names, strict=True):
-        listed = checkpoint.files if "modules.json" in checkpoint.files else ()
-        found = [path for path in listed if _MODULE_WEIGHTS.fullmatch(path)]
+        found = [path for path in checkpoint.files if _MODULE_WEIGHTS.fullmatch(path)]
         if found:
             message = (
                 f"{name} has weights in {some(found)}, outside the transformer; they would be missing in the soup. "

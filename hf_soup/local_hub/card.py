@@ -18,7 +18,11 @@ _VALID: dict[str, tuple[Callable[[str], object], str]] = {
     "license": (lambda text: text.lower() in LICENSES, "must be one of the Hub's licenses"),
     "language": (re.compile(r"[a-z]{2,3}|code|multilingual").fullmatch, "must be ISO 639-1, 639-2 or 639-3 codes"),
     "datasets": (_ID.fullmatch, "must be dataset ids from https://hf.co/datasets"),
-    "base_model": (_ID.fullmatch, "must be model ids from https://hf.co/models"),
+    # Cards have addresses there, too.
+    "base_model": (
+        lambda text: _ID.fullmatch(text.removeprefix("https://huggingface.co/")),
+        "must be model ids from https://hf.co/models",
+    ),
 }
 _TASKS = {
     "ForSequenceClassification": "text-classification",
