@@ -210,6 +210,13 @@ def test_front_matter_is_what_the_hub_and_its_client_take(text: dict[str, str]) 
     assert front["tags"] == ["model-soup", "merge", "hf-soup", "linear"]
 
 
+def test_a_fence_is_longer_than_any_in_the_recipe() -> None:
+    """YAML folds long lines, so that one may begin with what was in the middle."""
+    page = split(card_of({**PLAIN, "label": f"{'word ' * 22}````"}))[1]
+    assert re.search(r"^  ````$", page, re.MULTILINE)
+    assert structure(page) == structure(_plain()[1])
+
+
 @given(st.text(max_size=40) | TEXT)
 @settings(deadline=None, derandomize=True, max_examples=300)
 def test_escaped_text_has_one_line_and_no_markup(text: str) -> None:
