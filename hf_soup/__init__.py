@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from hf_soup.lineage import Lineage
     from hf_soup.recipe import Ingredient, Recipe, Scoring
     from hf_soup.soup import check, cook, score
+    from hf_soup.updating import Update
+    from hf_soup.verification import Verified, verify
 
 __version__ = "0.1.0"
 
@@ -42,9 +44,12 @@ _PLACES = {
     "forage": "foraging",
     "Foraged": "foraging",
     "Lineage": "lineage",
+    "verify": "verification",
+    "Verified": "verification",
     "Recipe": "recipe",
     "Ingredient": "recipe",
     "Scoring": "recipe",
+    "Update": "updating",
     "SoupError": "errors",
     "RecipeError": "errors",
     "ResolveError": "errors",
@@ -69,11 +74,14 @@ __all__ = [
     "ScoringError",
     "Soup",
     "SoupError",
+    "Update",
+    "Verified",
     "barriers",
     "check",
     "cook",
     "forage",
     "score",
+    "verify",
 ]
 
 

@@ -34,6 +34,7 @@ _LINKS = re.compile(r":(?=//)|(?<=www)\.", re.IGNORECASE)
 _LANGUAGE = re.compile(r"[a-z]{2,3}|code|multilingual")
 #: Where the recipe comes; no other text can hold it.
 _RECIPE = "\0"
+_EDITED = "The weights were changed by hand after cooking"
 _FRONT = re.compile(r"\A---\n(.*?)^---\n", re.DOTALL | re.MULTILINE)
 
 
@@ -169,6 +170,18 @@ def render(
         recipe: ``soup.yaml``.
     """
     fields = front_matter(title=title, lineage=lineage, used=used, license=license, summary=summary)
+    known = re.fullmatch(r"[A-Za-z]\w*", summary["architecture"], re.ASCII)  # a stranger's text, in code to copy
+    body = _environment().get_template("card.md.j2").render(
+        title=title, lineage=lineage, used=used, license=license, summary=summary, recipe=_RECIPE,
+        task=fields.get("pipeline_tag"), hidden=[name for name in used if name.startswith("local:")],
+        compared=[name for each in lineage.evidence if each.part == "body" for name in each.names],
+        architecture=summary["architecture"] if known else "AutoModel",
+        fence="`" * max(3, 1 + max(map(len, re.findall("`+", recipe)), default=0)),
+    )  # fmt: skip
+    return _with_front_matter(fields, re.sub(r"\n{3,}", "\n\n", body).replace(_RECIPE, recipe))
+
+
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("hf_soup", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True, autoescape=False,
@@ -176,15 +189,12 @@ def render(
     environment.filters["md"] = escape
     environment.filters["licence"] = lambda leaf: escape(stated_license(leaf) or "not stated")
     environment.filters["score"] = lambda s: f"{100 * s['value']:.2f} ({100 * s['low']:.2f} – {100 * s['high']:.2f})"
-    known = re.fullmatch(r"[A-Za-z]\w*", summary["architecture"], re.ASCII)  # a stranger's text, in code to copy
-    compared = [name for each in lineage.evidence if each.part == "body" for name in each.names]
-    body = environment.get_template("card.md.j2").render(
-        title=title, lineage=lineage, used=used, license=license, summary=summary, recipe=_RECIPE, compared=compared,
-        task=fields.get("pipeline_tag"), hidden=[name for name in used if name.startswith("local:")],
-        architecture=summary["architecture"] if known else "AutoModel",
-        fence="`" * max(3, 1 + max(map(len, re.findall("`+", recipe)), default=0)),
-    )  # fmt: skip
-    return _with_front_matter(fields, re.sub(r"\n{3,}", "\n\n", body).replace(_RECIPE, recipe))
+    return environment
+
+
+def difference(summary: Mapping[str, Any]) -> str:
+    """What an update changed, as Markdown, for a pull request; the card has it too."""
+    return re.sub(r"\n{3,}", "\n\n", _environment().get_template("update.md.j2").render(summary=summary)).strip()
 
 
 def with_fields(card: str, fields: Mapping[str, Any]) -> str:
@@ -202,6 +212,29 @@ def with_fields(card: str, fields: Mapping[str, Any]) -> str:
         raise PublishError(said, hint="Mend it, or cook again.") from None
     body = card[found.end() :] if found else card
     return _with_front_matter({key: value for key, value in merged.items() if value is not None}, body.lstrip("\n"))
+
+
+def edited(card: str, stated: str, digest: str) -> str:
+    """A card that says that the weights were changed by hand since the soup was cooked.
+
+    Args:
+        card: As it was written then, or as this function left it.
+        stated: The digest of the weights then.
+        digest: That of the weights now.
+
+    >>> print(edited("# Soup\\n\\nIts digest is `abc`.", "abc", "123"))
+    **The weights were changed by hand after cooking**: scores and recipe are not theirs. Their digest is `123`.
+    <BLANKLINE>
+    # Soup
+    <BLANKLINE>
+    Its digest is `abc` (not of these weights).
+    """
+    card = re.sub(rf"\*\*{_EDITED}.*\n+", "", card).replace(" (not of these weights)", "")
+    card = card.replace(f"`{stated}`", f"`{stated}` (not of these weights)")
+    found = _FRONT.match(card)
+    start = found.end() if found else 0
+    said = f"**{_EDITED}**: scores and recipe are not theirs. Their digest is `{digest}`."
+    return "\n".join([card[:start]] * bool(start) + [said, "", card[start:].lstrip()])
 
 
 def _with_front_matter(fields: Mapping[str, Any], body: str) -> str:

@@ -35,11 +35,13 @@ def cli() -> None:
     hf-soup check owner/run-1 owner/run-2              may these be averaged?
     hf-soup cook owner/run-1 owner/run-2 -o soup       average them
     hf-soup push soup me/my-soup                       publish the result
+    hf-soup verify owner/soup                          is a published soup what it says?
     """
 
 
 for _command in (
-    tools.demo, finding.forage, finding.check, making.cook, making.score, publishing.push, tools.methods, tools.hub
+    tools.demo, finding.forage, finding.check, making.cook, making.score, publishing.push, publishing.verify,
+    tools.methods, tools.hub,
 ):  # fmt: skip
     cli.add_command(_command)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import random
+import re
 import time
 from collections.abc import Callable
 from logging import CRITICAL
@@ -25,6 +27,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils._http import default_client_factory, set_client_factory
 from huggingface_hub.utils.logging import set_verbosity
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from hf_soup import __version__
 from hf_soup.errors import ResolveError, SoupError
@@ -54,8 +57,15 @@ def patient() -> None:
         return client
 
     set_client_factory(factory)
-    # What goes wrong is raised, and worded here; its log lines hold addresses that are signed for this user.
-    set_verbosity(CRITICAL)
+    if "HF_HUB_VERBOSITY" not in os.environ:
+        # What goes wrong is raised, and worded here; its log lines hold addresses that are signed for this user.
+        set_verbosity(CRITICAL)
+
+
+def without_bars() -> None:
+    """Have the client show no progress, unless the user's environment says that it shall."""
+    if constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+        disable_progress_bars()
 
 
 def endpoint() -> str:
@@ -83,15 +93,26 @@ def is_passing(error: BaseException) -> bool:
 
 def may_pass(error: SoupError) -> bool:
     """Whether an error words a failure of the Hub or the network that may pass, and so says nothing of a model."""
+    return any(is_passing(each) or isinstance(each, OfflineModeIsEnabled) for each in _causes(error))
+
+
+def why_absent(error: SoupError) -> str:
+    """What the Hub said where an error words that a repo cannot be had: ``gated``, ``revision-gone``, ``gone`` (or
+    private, which it does not tell apart); empty where it said something else."""
+    kinds = {GatedRepoError: "gated", RevisionNotFoundError: "revision-gone", RepositoryNotFoundError: "gone"}
+    found = (code for each in _causes(error) for kind, code in kinds.items() if isinstance(each, kind))
+    return next(found, "")
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """An error and all that led to it."""
     each: BaseException | None = error
-    looked_at = []
+    found: list[BaseException] = []
     # A cause that is raised again has what it caused as its context, which goes round in a circle.
-    while each is not None and each not in looked_at:
-        if is_passing(each) or isinstance(each, OfflineModeIsEnabled):
-            return True
-        looked_at.append(each)
+    while each is not None and each not in found:
+        found.append(each)
         each = each.__cause__ or each.__context__
-    return False
+    return found
 
 
 def retrying(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -120,7 +141,7 @@ def pause_after(error: BaseException, attempt: int) -> float:
 def explain(error: BaseException, what: str, *, kind: type[SoupError] = ResolveError) -> SoupError:
     """One clear error for whatever the client raised while it looked at ``what``."""
     status = status_of(error)
-    said = (error.server_message or "") if isinstance(error, HfHubHTTPError) else ""
+    said = _without_tokens((error.server_message or "") if isinstance(error, HfHubHTTPError) else "")
     if isinstance(error, SoupError):
         return error
     if isinstance(error, GatedRepoError):
@@ -168,7 +189,11 @@ def explain(error: BaseException, what: str, *, kind: type[SoupError] = ResolveE
         cache = constants.HF_HUB_CACHE
         return kind(f"{what}: no space is left on the disk of '{cache}'.", hint="Make room, or set HF_HOME elsewhere.")
     reason = getattr(error, "strerror", None) or str(error)
-    return kind(f"{what}: {reason}")
+    return kind(f"{what}: {_without_tokens(reason)}")
+
+
+def _without_tokens(said: str) -> str:
+    return re.sub(r"\bhf_\w+", "hf_…", said)
 
 
 EXPLAINED = (

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hf_soup.evaluation import Results
     from hf_soup.merge import Merged
     from hf_soup.scoring import Bench
+    from hf_soup.updating import Update
 
 _PACKAGES = ("hf-soup", "torch", "transformers", "safetensors", "huggingface_hub", "datasets", "evaluate")
 
@@ -142,6 +143,7 @@ def write_contents(
     merged: Merged,
     results: Results | None,
     benches: Sequence[Bench],
+    update: Update | None,
     title: str,
 ) -> None:
     """Everything beside the weight files, which are in the folder already.
@@ -159,6 +161,7 @@ def write_contents(
         merged: From the engine.
         results: The scores, where the recipe names data.
         benches: That data, pinned.
+        update: Where the soup is the next version of another.
         title: The soup's name.
     """
     from hf_soup.evaluation import scored_with  # late, as it takes torch
@@ -215,6 +218,7 @@ def write_contents(
             }
             for scoring, bench in zip(resolved.report, benches[len(recipe.score) :], strict=True)
         ],
+        "update": update and update.told(list(groups), results),
         "license_agreed": license.agreed,
         "notes": [note for bench in benches for note in bench.notes]
         + (scored_with(leaves.head_of) if benches else [])

@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_soup import architecture
-from hf_soup.card import with_fields
+from hf_soup.card import difference, edited, with_fields
 from hf_soup.client import Token
+from hf_soup.digests import digest_of_folder
 from hf_soup.errors import PublishError, ResolveError
-from hf_soup.publish import Pushed, commit_folder, require_token
+from hf_soup.headers import some
+from hf_soup.hub import is_repo_id
+from hf_soup.publish import Pushed, commit_folder
 from hf_soup.recipe import Recipe
+from hf_soup.target import look, require_public
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -96,27 +100,45 @@ class Soup:
         repo_id: str,
         *,
         private: bool | None = None,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        create_pr: bool = False,
+        revision: str | None = None,
+        tag: str | None = None,
         license: str | None = None,
         replace: bool = False,
-        commit_message: str | None = None,
+        allow_private_ingredients: bool = False,
+        force: bool = False,
         token: Token = None,
         say: Say = to_stderr,
     ) -> Pushed:
-        """Publish the soup as one commit to a model repo.
+        """Publish the soup as one commit to a model repo, or offer it there in a pull request.
+
+        What is there already is not sent again, and nothing that is there is deleted without ``replace``.
 
         Args:
             repo_id: ``owner/name``.
-            private: Create the repo as private.
-            license: The card's licence, in place of what the ingredients' licences give.
-            replace: Delete what the repo holds beside the soup.
+            private: Create the repo as private; None is the owner's default.
             commit_message: The commit's title.
+            commit_description: The rest of its message, which is the text of a pull request; of an update, what it
+                changed.
+            create_pr: Open a pull request instead of committing to the repo.
+            revision: The branch, made where it is not there; None is the default one.
+            tag: A tag for the commit, so that soups have versions.
+            license: The card's licence, in place of what the ingredients' licences give.
+            replace: Delete what the repo holds beside the soup, whatever that is.
+            allow_private_ingredients: Name models in a public repo that are private.
+            force: Push weights that were changed since they were cooked; the card says so.
             token: As everywhere in huggingface_hub.
             say: Gets warnings.
 
         Raises:
-            PublishError: No token, no right, or a repo that holds something else.
+            PublishError: No token or right, weights that are not those of the recipe, private ingredients, a repo
+                that holds something else, a commit of somebody else's in between, or the Hub fails.
         """
-        require_token(token)
+        target = look(
+            repo_id, private=private, create_pr=create_pr, revision=revision, tag=tag, replace=replace, token=token
+        )
         paths = {path.relative_to(self.folder): path for path in sorted(self.folder.rglob("*"))}
         # What is hidden was put there by others: caches, a desktop's notes.
         files = {
@@ -126,6 +148,8 @@ class Soup:
         }
         if "README.md" not in files:
             raise PublishError(f"'{self.folder}' has no README.md.", hint="Cook the soup again, or write a card.")
+        if not allow_private_ingredients:
+            require_public(self._models(), target)
         fields: dict[str, Any] = {}
         if license is not None:
             fields = {"license": license, "license_name": None, "license_link": None}
@@ -134,16 +158,34 @@ class Soup:
                 "warning: the ingredients' licences are not all the same or not all stated, so the card says "
                 "`license: other` and lists them. Set the right one with --license."
             )
-            fields = {"license_link": f"https://huggingface.co/{repo_id}#licenses"}
-        card = with_fields((self.folder / "README.md").read_text(), fields).replace("THIS_REPO", repo_id)
+            fields = {"license_link": f"https://huggingface.co/{target.repo}#licenses"}
+        card = with_fields((self.folder / "README.md").read_text(), fields).replace("THIS_REPO", target.repo)
+        digest = digest_of_folder(self.folder)
+        if digest != self.digest:
+            if not force:
+                raise PublishError(
+                    f"The weights in '{self.folder}' are not those that were cooked: their digest is {digest}, and "
+                    f"soup.json says {self.digest}.",
+                    hint="Cook the soup again, or push them with `--force`; the card will say that they were changed.",
+                )
+            card = edited(card, self.digest, digest)
         with tempfile.TemporaryDirectory(prefix="hf-soup-card-") as folder:
             files["README.md"] = Path(folder) / "README.md"
             files["README.md"].write_text(card)
+            update = self.summary.get("update")
+            said = f"Add {some(update['added'])}" if update else f"Model soup of {len(self.weights)} models"
             return commit_folder(
-                repo_id,
+                target,
                 files,
-                message=commit_message or f"Model soup of {len(self.weights)} models",
-                private=private,
-                replace=replace,
-                token=token,
+                message=commit_message or said,
+                description=commit_description or (difference(self.summary) if update else None),
             )
+
+    def _models(self) -> list[str]:
+        """Every model on the Hub that the soup's files name and that could be read when it was cooked."""
+        lineage = self.summary.get("lineage") or {}
+        named = [*lineage.get("ingredients", ()), *([lineage["ancestor"]] if lineage.get("ancestor") else [])]
+        models = [ingredient.model for ingredient in self.recipe.ingredients]
+        models += [each["model"] for each in named if each.get("revision")]
+        models += [name.split("@")[0] for name in self.summary.get("made_of", ())]
+        return [name for name in dict.fromkeys(models) if is_repo_id(name)]

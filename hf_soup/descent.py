@@ -7,7 +7,9 @@ read from their files slice by slice and multiplied with it, so nothing grows wi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +22,7 @@ from torch import Tensor
 from hf_soup.errors import ScoringError
 from hf_soup.plan import Plan
 from hf_soup.reading import Reading
-from hf_soup.scoring import Bench, build_model
+from hf_soup.scoring import Bench, Logits, build_model
 from hf_soup.tensors import TORCH, bytes_of
 
 if TYPE_CHECKING:
@@ -92,20 +94,36 @@ class HeldOutLoss:
         """Close the files."""
         self._reading.close()
 
-    def loss(self, shares: NDArray[np.float64], scale: float, rows: NDArray[np.int64]) -> float:
-        """The mean cross-entropy over some rows, each with its weight.
+    def loss(self, shares: NDArray[np.float64], rows: NDArray[np.int64]) -> tuple[float, float]:
+        """The mean cross-entropy over some rows, each with its weight, at the logit scale where it is least.
 
         Args:
             shares: ``(len(tensors), len(names))``, or ``(1, len(names))`` for all tensors alike.
-            scale: Of the logits.
             rows: Numbers of held-out rows.
+
+        Returns:
+            The loss and that scale, between exp(-5) and exp(5).
 
         Raises:
             ScoringError: The model fails.
             MergeError: A file is shorter than its header says, or holds NaN.
         """
+        answers: list[_Answers] = []
         with torch.no_grad():
-            return self._run(shares, torch.tensor(scale), rows)
+            self._run(shares, rows, lambda *each: answers.append(each))
+        return _least(answers)
+
+    def loss_of(self, logits: Sequence[Logits], rows: NDArray[np.int64]) -> float:
+        """That of answers which are there already, one array for each bench."""
+        share = self._weights[rows] / self._weights[rows].sum()
+        answers = []
+        for number, (bench, mine) in enumerate(zip(self._benches, logits, strict=True)):
+            chosen = (rows >= self._starts[number]) & (rows < self._starts[number + 1])
+            places = rows[chosen] - self._starts[number]
+            if len(places):
+                each = mine[places], bench.references[places], share[chosen]
+                answers.append((torch.from_numpy(each[0]), torch.from_numpy(each[1]), torch.from_numpy(each[2])))
+        return _least(answers)[0]
 
     def gradient(
         self, shares: NDArray[np.float64], scale: float, rows: NDArray[np.int64]
@@ -113,7 +131,14 @@ class HeldOutLoss:
         """The loss, its derivatives with respect to ``shares``, of their shape, and that with respect to ``scale``."""
         self._model.zero_grad()
         beta = torch.tensor(scale, requires_grad=True)
-        loss = self._run(shares, beta, rows)
+        losses = []
+
+        def descend(logits: Tensor, target: Tensor, weights: Tensor) -> None:
+            loss = _loss(beta * logits, target, weights)
+            loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.item())
+
+        self._run(shares, rows, descend)
         found = np.zeros_like(shares)
         for number, slope in self._slopes().items():
             place = self._rows[number] if len(shares) > 1 else 0
@@ -122,7 +147,7 @@ class HeldOutLoss:
                 if not having:
                     continue  # the same rows whatever the shares
                 wide = flat[begin:end].to("cpu", torch.float64)
-                dots = np.array([float(wide.dot(values.double())) for values in parts])
+                dots = np.array([float(wide.dot(read().double())) for read in parts])
                 if len(having) < len(self.names):
                     given = shares[place, having]
                     if given.sum() <= 0:
@@ -130,11 +155,13 @@ class HeldOutLoss:
                     dots = (dots - given @ dots / given.sum()) / given.sum()
                 found[place, having] += dots
         assert beta.grad is not None
-        return loss, found, float(beta.grad)
+        return sum(losses), found, float(beta.grad)
 
-    def _run(self, shares: NDArray[np.float64], beta: Tensor, rows: NDArray[np.int64]) -> float:
+    def _run(
+        self, shares: NDArray[np.float64], rows: NDArray[np.int64], use: Callable[[Tensor, Tensor, Tensor], None]
+    ) -> None:
+        """Have the soup of these shares answer batch by batch: logits, labels, and weights that sum to 1 in all."""
         self._set(shares)
-        total = 0.0
         share = self._weights[rows] / self._weights[rows].sum()
         for number, bench in enumerate(self._benches):
             chosen = np.flatnonzero((rows >= self._starts[number]) & (rows < self._starts[number + 1]))
@@ -145,19 +172,13 @@ class HeldOutLoss:
                 batch = {name: value.to(self._device) for name, value in bench.batch(mine).items()}
                 try:
                     logits = self._model(**batch).logits.float().cpu()
-                    target = torch.from_numpy(bench.references[mine])
-                    losses = torch.nn.functional.cross_entropy(beta * logits, target, reduction="none")
-                    loss = losses @ torch.from_numpy(share[places]).float()
-                    if torch.is_grad_enabled():
-                        loss.backward()  # type: ignore[no-untyped-call]
+                    use(logits, torch.from_numpy(bench.references[mine]), torch.from_numpy(share[places]))
                 except (RuntimeError, ValueError, TypeError, IndexError) as error:
                     shapes = {name: tuple(value.shape) for name, value in batch.items()}
                     raise ScoringError(
                         f"The model cannot learn from '{bench.title}' ({shapes}): {error}",
                         hint="Out of memory: a smaller `batch_size` of the data.",
                     ) from error
-                total += loss.item()
-        return total
 
     def _find(self) -> None:
         """Build the model of numbers that occur once, and see where each tensor of the disk lies in it.
@@ -248,15 +269,16 @@ class HeldOutLoss:
             piece, total = torch.zeros(end - begin), 0.0
             # What only some have is their mean; the plain one, where their shares have no sum or nobody in play has it.
             shared = len(having) == len(self.names) or given[having].sum() > 0
-            for factor, values in zip(given[having].tolist() if shared else repeat(1.0), parts, strict=False):
-                piece.add_(values, alpha=factor)
+            for factor, read in zip(given[having].tolist() if shared else repeat(1.0), parts, strict=False):
+                if factor:
+                    piece.add_(read(), alpha=factor)
                 total += factor
             if len(having) < len(self.names):
                 piece.div_(total)
             flat[begin:end].copy_(piece)
 
-    def _slices(self, number: int) -> Iterator[tuple[int, int, list[int], Iterator[Tensor]]]:
-        """Pieces of a tensor: where, the columns of those in play that have it, and what they have, one at a time.
+    def _slices(self, number: int) -> Iterator[tuple[int, int, list[int], list[Callable[[], Tensor]]]]:
+        """Pieces of a tensor: where, the columns of those in play that have it, and what reads it of each.
 
         What none in play has is the mean of the others, as in a merge.
         """
@@ -269,7 +291,7 @@ class HeldOutLoss:
                     begin,
                     end,
                     having,
-                    (self._reading.read(run, source, offsets[source], end - begin) for source in asked),
+                    [partial(self._reading.read, run, source, offsets[source], end - begin) for source in asked],
                 )
 
     def _first(self, number: int) -> Tensor:
@@ -277,8 +299,27 @@ class HeldOutLoss:
         tensor = self._plan.tensors[number]
         result = torch.empty(tensor.elements, dtype=TORCH[tensor.dtype])
         for begin, end, _, parts in self._slices(number) if tensor.size else ():
-            result[begin:end] = next(parts)
+            result[begin:end] = parts[0]()
         return result.reshape(tensor.shape)
+
+
+#: Logits, labels, and weights of rows.
+_Answers = tuple[Tensor, Tensor, Tensor]
+
+
+def _least(answers: Sequence[_Answers]) -> tuple[float, float]:
+    """The cross-entropy at the logit scale where it is least, and that scale."""
+    from scipy.optimize import minimize_scalar
+
+    def at(log_scale: float) -> float:
+        return sum(_loss(math.exp(log_scale) * logits.double(), *rest).item() for logits, *rest in answers)
+
+    found = minimize_scalar(at, bounds=(-5, 5), method="bounded")
+    return float(found.fun), math.exp(found.x)
+
+
+def _loss(logits: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    return torch.nn.functional.cross_entropy(logits, target, reduction="none") @ weights.to(logits.dtype)
 
 
 def _digest(tensor: Tensor) -> bytes:
@@ -294,6 +335,7 @@ class Grouped:
         names: The ingredients.
         loss: Of soups of the sources.
         groups: ``(ingredients, sources)``.
+        answers: What each ingredient answers to each of the held-out data, all rows.
         rows: Numbers of the held-out rows that are looked at; all of them by default.
     """
 
@@ -302,16 +344,21 @@ class Grouped:
         names: Sequence[str],
         loss: HeldOutLoss,
         groups: Sequence[Sequence[float]],
+        answers: Sequence[Sequence[Logits]],
         rows: NDArray[np.int64] | None = None,
     ) -> None:
         self._rows = np.arange(len(loss.labels)) if rows is None else rows
         self.names, self.labels = names, loss.labels[self._rows]
         self.tensors: Sequence[str] = loss.tensors
-        self._loss, self._groups = loss, np.array(groups)
+        self._loss, self._groups, self._answers = loss, np.array(groups), answers
 
-    def loss(self, shares: NDArray[np.float64], scale: float, rows: NDArray[np.int64]) -> float:
+    def loss(self, shares: NDArray[np.float64], rows: NDArray[np.int64]) -> tuple[float, float]:
         """As that of sources."""
-        return self._loss.loss(shares @ self._groups, scale, self._rows[rows])
+        return self._loss.loss(shares @ self._groups, self._rows[rows])
+
+    def alone(self, rows: NDArray[np.int64]) -> list[float]:
+        """From what they answered, without another forward pass."""
+        return [self._loss.loss_of(each, self._rows[rows]) for each in self._answers]
 
     def gradient(
         self, shares: NDArray[np.float64], scale: float, rows: NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""The sha256 of files, computed once for each state of a file and remembered.
+"""The digest of a soup, and the sha256 of files, computed once for each state of a file and remembered.
 
 A state is what the file system says of a file: device, inode, size, times of change. As in git's index, a file that
 was touched so lately that a later change might not show is hashed again the next time. What neither can see is a
@@ -12,12 +12,14 @@ import os
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from hf_soup import hub, plan
 from hf_soup.client import own_cache_folder
-from hf_soup.errors import MergeError
+from hf_soup.errors import MergeError, ResolveError
+from hf_soup.headers import Read, TensorInfo, read_header
 
 #: Device, inode, size in bytes, time of change of the content and of the inode, in nanoseconds.
 Stamp = tuple[int, int, int, int, int]
@@ -78,6 +80,48 @@ def remember(path: Path, stamp: Stamp, digest: str, *, since: int) -> None:
 
 def _note(path: Path) -> Path:
     return own_cache_folder() / "sha256" / hashlib.sha256(os.fsencode(path.absolute())).hexdigest()
+
+
+def digest_of(tensors: Iterable[tuple[str, str, tuple[int, ...], str]]) -> str:
+    """The digest of a soup from ``(name, dtype, shape, root)`` of its tensors.
+
+    >>> digest_of([])
+    'e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855'
+    """
+    total = hashlib.sha256()
+    for name, dtype, shape, root in sorted(tensors, key=lambda tensor: tensor[0]):
+        total.update(f"{name} {dtype} {list(shape)} {root}\n".encode())
+    return total.hexdigest()
+
+
+def root_of(read: Read, tensor: TensorInfo) -> str:
+    """The sha256 over the sha256s of a tensor's blocks, as it is in a digest."""
+    hashes, stop = hashlib.sha256(), tensor.offset + tensor.size
+    for start in range(tensor.offset, stop, plan.BLOCK_BYTES):
+        hashes.update(hashlib.sha256(read(tensor.file, start, min(stop, start + plan.BLOCK_BYTES))).digest())
+    return hashes.hexdigest()
+
+
+def digest_of_folder(folder: Path) -> str:
+    """The digest of the weights that a soup's folder has now, all of which are read.
+
+    Raises:
+        ResolveError: There are none, or a file is not what safetensors would write.
+    """
+
+    def read(file: str, start: int, stop: int) -> bytes:
+        with (folder / file).open("rb") as weights:
+            weights.seek(start)
+            return weights.read(stop - start)
+
+    files = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not files:
+        raise ResolveError(f"'{folder}' has no weights.", hint="Cook the soup again.")
+    tensors = [
+        tensor for file in files for tensor in read_header(read, file, (folder / file).stat().st_size, f"'{folder}'")
+    ]
+    roots = hub.in_parallel(lambda tensor: root_of(read, tensor), tensors)
+    return digest_of((t.name, t.dtype, t.shape, r) for t, r in zip(tensors, roots, strict=True))
 
 
 def changed(label: str, file: str) -> MergeError:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 #: Row numbers of every held-out bench.
 Rows = Sequence[Ints]
 
-SOUP = "soup"
+SOUP, LAST = "soup", "last version"
 #: Of probabilities, of logits, and of the logits of those that help.
 ENSEMBLE, LOGIT_ENSEMBLE, GREEDY_ENSEMBLE = "ensemble", "logit ensemble", "greedy ensemble"
 
@@ -65,6 +65,7 @@ class Results:
         scores: Name of a model (every ingredient, the soup, ensembles) → title of the data → its score.
         best: The ingredient that is best on the held-out data; without such data, on each report by itself.
         comparisons: Title of the data → the soup against the best ingredient there.
+        since: The same against the last version of the soup, where it is an update.
         calibration: As ``scores`` → ``ece``, ``nll`` and ``brier``.
         diversity: Title of the data → how differently the ingredients err.
         in_ensemble: The ingredients in the greedy ensemble, best first.
@@ -75,6 +76,7 @@ class Results:
     scores: Mapping[str, Mapping[str, Score]]
     best: Mapping[str, str]
     comparisons: Mapping[str, Comparison]
+    since: Mapping[str, Comparison]
     calibration: Mapping[str, Mapping[str, Mapping[str, float]]]
     diversity: Mapping[str, Mapping[str, Any]]
     in_ensemble: tuple[str, ...]
@@ -290,7 +292,8 @@ class Evaluation:
             if rows is not None:
                 numbers = np.concatenate([start + rows[at] for start, at in zip(starts, places, strict=False)])
             groups = [[shares.get(source, 0.0) for source in sources] for shares in made_of]
-            yield Grouped(names, loss, groups, numbers)
+            answers = [[self._logits[name, self._judges[at].title] for at in places] for name in names]
+            yield Grouped(names, loss, groups, answers, numbers)
 
     def alone(self) -> dict[str, Score]:
         """The scores of the only model, on all benches."""
@@ -303,6 +306,7 @@ class Evaluation:
         digest: str,
         weights: Weights,
         points: Sequence[Mapping[str, Any]] = (),
+        last: Mixture | None = None,
         benches: Sequence[Bench] | None = None,
         config_folder: Path | None = None,
     ) -> Results:
@@ -313,6 +317,7 @@ class Evaluation:
             digest: Over its tensors.
             weights: Shares of the ingredients in it.
             points: Parameters of the method that were tried with them; they are scored on the reports now.
+            last: The last version, of which the soup is an update.
             benches: The same rows, prepared for the soup, where it has another tokenizer than the candidates had.
             config_folder: A folder with the soup's own config, where it is another than the candidates'.
         """
@@ -323,6 +328,8 @@ class Evaluation:
             Written(folder, digest), benches or self.benches, SOUP, config
         ).items():
             self._logits[SOUP, title] = logits
+        for title, logits in (self._answering.ask(last, self.benches, LAST) if last else {}).items():
+            self._logits[LAST, title] = logits
         in_ensemble = self._ensembles() if len(self.names) > 1 else ()
         models = list(dict.fromkeys(name for name, _ in self._logits))
         models = [SOUP, *self.names, *(name for name in models if name not in (SOUP, *self.names))]
@@ -341,13 +348,15 @@ class Evaluation:
             errors[title] = diversity({name: self._logits[name, title] for name in self.names}, bench.references)
             best[title] = judged or max(self.names, key=lambda name: scores[name][title].value)
             comparisons[title] = compare(bench, self._logits[SOUP, title], self._logits[best[title], title])
+        ours = {at: logits for (name, at), logits in self._logits.items() if name == SOUP}
+        since = {b.title: compare(b, ours[b.title], self._logits[LAST, b.title]) for b in self.benches if last}
         curve = []
         for number, point in enumerate(points):
             mixture = Mixture(self._leaves(weights), parameters=point)
             found = self._answering.ask(mixture, self.benches, f"point {number + 1} of {len(points)}")
             curve.append({bench.title: bench.score(found[bench.title]) for bench in self.benches})
         doubts = (*self._doubts(), *self._losses(best, comparisons))
-        return Results(scores, best, comparisons, calibrated, errors, in_ensemble, tuple(curve), doubts)
+        return Results(scores, best, comparisons, since, calibrated, errors, in_ensemble, tuple(curve), doubts)
 
     def _ensembles(self) -> tuple[str, ...]:
         """Work out what ensembles of the ingredients answer; the members of the greedy one."""

@@ -285,22 +285,15 @@ def examine(
     reasons += quantised(checkpoints, names)
     reasons += modules(checkpoints, names)
     wishes = wishes or Wishes()
-    donor = wishes.heads if isinstance(wishes.heads, int) else 0
-    alignment = Alignment(tuple(checkpoint.tensors for checkpoint in checkpoints), donor, wishes=wishes)
+    alignment = _as_stored(checkpoints, wishes)
     ancestor: Ancestor | None = None
     evidence: tuple[Kinship, ...] = ()
     proven = False
     claims, found = read_claims(checkpoints, names, base, allow_pickle=allow_pickle, token=token)
     reasons += found
     try:
-        reasons += architectures(checkpoints, names, donor, body_only=wishes.heads is not None)
-        if not any(reason.refuses for reason in reasons if reason.code != "single"):
-            reasons += [] if wishes.heads is not None else labels(checkpoints, names, wishes.labels)
-            found, tokens = processing(checkpoints, names)
-            reasons += found
-            alignment, found = align(checkpoints, names, wishes, tokens)
-            reasons += found
-            reasons += complete(checkpoints, names, alignment.donor, everyone=wishes.heads is not None)
+        alignment, found = correspond(checkpoints, names, wishes, reasons)
+        reasons += found
         codes = {reason.code for reason in reasons if reason.refuses}
         judgement = judge(
             checkpoints,
@@ -330,6 +323,35 @@ def examine(
         alignment=alignment,
         evidence=evidence,
     )
+
+
+def correspond(
+    checkpoints: Sequence[Checkpoint], names: Sequence[str], wishes: Wishes, known: Sequence[Reason] = ()
+) -> tuple[Alignment, list[Reason]]:
+    """How the tensors of models correspond, whatever their weights are, and what stands against it.
+
+    Args:
+        checkpoints, names: The ingredients.
+        wishes: What the recipe says about heads, tokens and labels.
+        known: What was found before; where it refuses, only architectures are compared.
+
+    Raises:
+        IncompatibleError: A config cannot be read.
+    """
+    alignment, bodies = _as_stored(checkpoints, wishes), wishes.heads is not None
+    reasons = architectures(checkpoints, names, alignment.donor, body_only=bodies)
+    if any(reason.refuses for reason in (*known, *reasons) if reason.code != "single"):
+        return alignment, reasons
+    reasons += [] if bodies else labels(checkpoints, names, wishes.labels)
+    found, tokens = processing(checkpoints, names)
+    reasons += found
+    alignment, found = align(checkpoints, names, wishes, tokens)
+    return alignment, [*reasons, *found, *complete(checkpoints, names, alignment.donor, everyone=bodies)]
+
+
+def _as_stored(checkpoints: Sequence[Checkpoint], wishes: Wishes) -> Alignment:
+    donor = wishes.heads if isinstance(wishes.heads, int) else 0
+    return Alignment(tuple(checkpoint.tensors for checkpoint in checkpoints), donor, wishes=wishes)
 
 
 def distinct_names(checkpoints: Sequence[Checkpoint]) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from hf_soup.combine import combine, not_finite, unravel
-from hf_soup.digests import Blocks, remember, stamp_of
+from hf_soup.digests import Blocks, digest_of, remember, stamp_of
 from hf_soup.errors import MergeError
 from hf_soup.files import ShortReadError, begin_writing, in_memory, open_file, read_all, shrunk, write_all
 from hf_soup.headers import ITEM_BYTES
@@ -165,18 +165,6 @@ def merge_along(output: Path, world: World, threads: int | None) -> None:
     stamps = {Path(path): tuple(stamp) for path, stamp in values["stamps"].items()}
     supply = Supply.here(places, {Path(path) for path in values["follow"]}, stamps)
     merge(Plan.from_dict(values["plan"]), supply, staging, world=world, threads=threads, quiet=True)
-
-
-def digest_of(tensors: Iterable[tuple[str, str, tuple[int, ...], str]]) -> str:
-    """The digest of a soup from ``(name, dtype, shape, root)`` of its tensors.
-
-    >>> digest_of([])
-    'e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855'
-    """
-    total = hashlib.sha256()
-    for name, dtype, shape, root in sorted(tensors, key=lambda tensor: tensor[0]):
-        total.update(f"{name} {dtype} {list(shape)} {root}\n".encode())
-    return total.hexdigest()
 
 
 class _Engine:

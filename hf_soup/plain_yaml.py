@@ -7,11 +7,19 @@ from typing import Any
 
 import yaml
 
+#: Values in one text: a learned soup has one for each tensor and ingredient; more takes a stranger's reader minutes.
+_MOST_VALUES = 500_000
+
 
 class _Loader(yaml.SafeLoader):
-    """YAML without aliases (they can grow without bound) and duplicate keys (they hide each other)."""
+    """YAML without aliases and values without end, and without duplicate keys, which hide each other."""
+
+    values = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.values += 1
+        if self.values > _MOST_VALUES:
+            raise yaml.composer.ComposerError(None, None, f"it has more than {_MOST_VALUES:,} values", None)
         if self.check_event(yaml.AliasEvent):
             mark = self.get_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(None, None, "a recipe has no aliases", mark)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from typing import Any
@@ -36,6 +37,11 @@ class _Lines(_Bar):
             print(self.format_meter(**{**now, "bar_format": line}), file=sys.stderr, flush=True)  # noqa: T201
 
 
+def _unwanted() -> bool:
+    """Whether the setting that huggingface_hub's own bars follow is against bars."""
+    return os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
 def bar(desc: str, total: int, *, quiet: bool, unit: str = "B", initial: int = 0) -> tqdm[Any]:
     """Progress of ``total`` bytes (or other units) to stderr, with rate and time left.
 
@@ -54,7 +60,7 @@ def bar(desc: str, total: int, *, quiet: bool, unit: str = "B", initial: int = 0
         unit=unit,
         unit_scale=unit == "B",
         desc=desc,
-        disable=quiet or total == 0,
+        disable=quiet or total == 0 or _unwanted(),
         leave=False,
         mininterval=_PAUSE if lines else 0.1,
         miniters=1,

@@ -1,176 +1,320 @@
-"""The Hub, written: one commit, safe against lost answers and against other people's commits."""
+"""The Hub, written: one commit or one pull request, safe against lost answers and against other people's commits."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import quote
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, constants, get_session
+from huggingface_hub.community import Discussion
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils._headers import build_hf_headers
+from huggingface_hub.utils._http import hf_raise_for_status
+from huggingface_hub.utils._runtime import is_xet_available
 
-from hf_soup import hub
+from hf_soup import __version__, hub, transfer
 from hf_soup.checkpoint import ASSETS
-from hf_soup.client import EXPLAINED, Token, api, endpoint, explain, is_passing, pause_after, retrying, status_of
-from hf_soup.errors import PublishError, ResolveError
+from hf_soup.client import (
+    EXPLAINED,
+    TIMEOUT,
+    Token,
+    api,
+    endpoint,
+    explain,
+    is_passing,
+    pause_after,
+    retrying,
+    status_of,
+)
+from hf_soup.digests import sha256_of
+from hf_soup.errors import PublishError, ResolveError, SoupError
+from hf_soup.headers import some
+from hf_soup.target import Target, taken
 
-_ATTEMPTS = 3  # the client makes its own for every step of an upload but the last
+_ATTEMPTS = 3  # the client makes its own for every step of an upload but the first and the last
+_SMALL = 10_000_000  # bytes; what is larger is never kept by git itself
 
 
 def _of_a_soup(path: str) -> bool:
-    """Whether `cook` makes files of this name."""
-    return ASSETS.fullmatch(path) is not None or path in ("soup.yaml", "plots/scores.png")
+    """Whether `cook` makes files of this name, or a model is loaded from them."""
+    made = ASSETS.fullmatch(path) is not None or re.fullmatch(r"soup\.yaml|plots/.*\.png", path) is not None
+    return made or path.endswith((".safetensors", ".safetensors.index.json"))
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """Where a soup went: the repo, the full commit, its address, and whether there was anything to send."""
+    """Where a soup went.
+
+    Args:
+        repo: The repo, by its name of today.
+        commit: In full; that of the pull request where there is one.
+        url: The repo's address.
+        changed: Whether there was anything to send.
+        pull_request: Its address, where the soup is offered in one.
+    """
 
     repo: str
     commit: str
     url: str
     changed: bool
+    pull_request: str | None = None
+
+    def to_dict(self) -> dict[str, str | None]:
+        """As ``--json`` prints it."""
+        return {"repo": self.repo, "commit": self.commit, "url": self.url, "pull_request": self.pull_request}
 
 
-def require_token(token: Token = None) -> None:
-    """Refuse to start a push that cannot end.
+def commit_folder(target: Target, files: Mapping[str, Path], *, message: str, description: str | None = None) -> Pushed:
+    """Publish files as one commit, or as a pull request of one, creating the repo where it is not there.
 
-    Raises:
-        PublishError: Nobody is logged in.
-    """
-    if token is False or not (token if isinstance(token, str) else get_token()):
-        raise PublishError(
-            "No token: pushing needs to know who you are.",
-            hint="Log in with `hf auth login`, or set HF_TOKEN to a token that may write.",
-        )
-
-
-def commit_folder(
-    repo_id: str,
-    files: Mapping[str, Path],
-    *,
-    message: str,
-    private: bool | None = None,
-    replace: bool = False,
-    token: Token = None,
-) -> Pushed:
-    """Publish files as one commit, creating the repo where it is not there.
-
-    The commit names its parent, so nobody else's commit is overwritten. When the answer gets lost the head is
-    read again and compared before anything is sent a second time, so there is never a second commit.
+    The commit names its parent, so nobody else's commit is overwritten. When an answer gets lost, the Hub is asked
+    what it has before anything is sent a second time, so there is never a second commit or pull request. Files that
+    arrived are not sent again.
 
     Args:
-        repo_id: ``owner/name``.
+        target: From `look`.
         files: Paths in the repo and the files here.
         message: The commit's title.
-        private: Create the repo as private; None is the owner's default.
-        replace: Delete what the repo holds beside these files, and accept a repo that holds something else.
-        token: As everywhere in huggingface_hub.
+        description: The rest of its message, which is the text of a pull request.
 
     Raises:
-        PublishError: No token, no right to write, a repo that holds something else, or the Hub fails.
+        PublishError: No right to write, files that would have to be deleted, a commit in between, or the Hub fails.
     """
-    require_token(token)
-    client = api(token)
-    what = f"'{repo_id}'"
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
-        raise PublishError(f"{what} is not a name for a repo.", hint="Use `owner/name`.")
+    push = _Push(target, files, message, description)
     try:
-        retrying(client.create_repo, repo_id, private=private, exist_ok=True)
-        head = hub.resolve(repo_id, token=token, from_cache=False)
-    except HFValidationError as error:
-        raise PublishError(f"{what} is not a name for a repo: {error}", hint="Use `owner/name`.") from None
-    except EXPLAINED as error:
-        if status_of(error) == 403:
+        done = push.run()
+    except (SoupError, *EXPLAINED) as error:
+        raise push.failed(error) from None
+    if target.tag is not None and (done.changed or not target.tagged):
+        _make_tag(target.tag, done, target.token)
+    return done
+
+
+class _Push:
+    """One push: what is to be there in the end, whether it is, and how it gets there."""
+
+    def __init__(self, target: Target, files: Mapping[str, Path], message: str, description: str | None) -> None:
+        self._target, self._client, self._head = target, api(target.token), target.head
+        self._files, self._message, self._description = files, " ".join(message.split()), description
+        self._stale: list[str] = []
+
+    def run(self) -> Pushed:
+        """Send what is not there."""
+        target = self._target
+        self._ids = {path: _content_ids(local) for path, local in self._files.items()}
+        self._head = head = self._head or self._create()
+        others = sorted(set(head.files) - set(self._files) - {".gitattributes"})
+        if target.replace:
+            self._stale = others
+        else:
+            _refuse_stale(head, others)
+            self._refuse_another_kind(head)
+        if self._is_in(head):
+            return self._pushed(head.revision, changed=False)
+        if target.create_pr and (offer := self._offer()):
+            return replace(offer, changed=False)
+        if target.tagged:
+            raise taken(str(target.tag), head.revision)
+        if target.revision and head.requested is None:
+            retrying(self._client.create_branch, head.id, branch=target.revision, revision=head.revision, exist_ok=True)
+        with _xet_where_it_is_spoken(head.id, target):
+            return self._send(head)
+
+    def failed(self, error: Exception) -> PublishError:
+        """What went wrong, for the one who pushes."""
+        target = self._target
+        owner, name = target.repo.split("/")
+        own = f"Push to a name of your own, `{target.user}/{name}`"
+        said = explain(error, f"'{target.repo}'", kind=PublishError)
+        hint = said.hint
+        if status_of(error) == 403 and owner != target.user:
+            hint = f"{own}." if target.create_pr else f"{own}, or offer it with `--pr`."
+        if self._head is None and status_of(error) == 404:
+            return PublishError(f"'{target.repo}': there is no user or organization '{owner}'.", hint=f"{own}.")
+        if self._head is None and status_of(error) == 400:
+            hint = "Use another name."
+        return PublishError(said.message, hint=hint)
+
+    def _create(self) -> hub.Repo:
+        retrying(self._client.create_repo, self._target.repo, private=self._target.private, exist_ok=True)
+        return hub.resolve(self._target.repo, token=self._target.token, from_cache=False)
+
+    def _refuse_another_kind(self, head: hub.Repo) -> None:
+        """Stop before a soup takes the place of one of another architecture."""
+        file = head.files.get("config.json")
+        if file is None or "config.json" not in self._files or {file.blob, file.sha256} & self._ids["config.json"]:
+            return
+        texts = self._files["config.json"].read_bytes(), transfer.read_range(head, "config.json", 0, file.size)
+        ours, theirs = map(_architectures, texts)
+        if ours != theirs:
             raise PublishError(
-                f"{what}: the token may not write there; the name may be taken by someone else.",
-                hint=f"Push to a name of your own, `{_user(client)}/{repo_id.rsplit('/', maxsplit=1)[-1]}`.",
-            ) from None
-        raise explain(error, what, kind=PublishError) from None
-    except ResolveError as error:
-        raise PublishError(error.message, hint=error.hint) from None
-    ids = {path: _content_ids(local) for path, local in files.items()}
-    others = sorted(set(head.files) - set(files) - {".gitattributes"})
-    _refuse_foreign(head, others, replace)
-    # Of the soup that was there before, nothing may stay beside the new one: its tokenizer would be loaded.
-    stale = others if replace else [path for path in others if "soup.json" in head.files and _of_a_soup(path)]
-
-    def is_there(repo: hub.Repo) -> bool:
-        same = all(
-            path in repo.files and {repo.files[path].sha256, repo.files[path].blob} & ids[path] for path in files
-        )
-        return same and not set(stale) & set(repo.files)
-
-    address = f"{endpoint()}/{head.id}"
-    if is_there(head):
-        return Pushed(head.id, head.revision, address, changed=False)
-    for attempt in range(_ATTEMPTS):
-        operations = [CommitOperationAdd(path, str(local)) for path, local in files.items()]
-        deletions = [CommitOperationDelete(path) for path in stale]
-        try:
-            done = client.create_commit(
-                head.id, [*operations, *deletions], commit_message=message, parent_commit=head.revision
+                f"'{head.id}' holds another kind of model: {theirs}, and this is {ours}.",
+                hint="Push to another name, or replace what is there with `--replace`.",
             )
-            return Pushed(head.id, done.oid, address, changed=True)
-        except ValueError as error:
-            raise explain(error, f"{what}: the Hub refuses the commit", kind=PublishError) from None
-        except (*EXPLAINED, RuntimeError) as error:
-            # The client wraps the failed upload of a large file in a RuntimeError.
-            failure: BaseException = error
-            if isinstance(error, RuntimeError) and error.__cause__ is not None:
-                failure = error.__cause__
-            # Perhaps only the answer was lost: look before anything is sent again.
+
+    def _is_in(self, repo: hub.Repo) -> bool:
+        there = {path: {file.sha256, file.blob} for path, file in repo.files.items()}
+        same = all(there.get(path, set()) & ids for path, ids in self._ids.items())
+        return same and not set(self._stale) & set(there)
+
+    def _pushed(self, commit: str, pull_request: str | None = None, *, changed: bool = True) -> Pushed:
+        repo = self._head.id if self._head else self._target.repo
+        return Pushed(repo, commit, f"{endpoint()}/{repo}", changed, pull_request)
+
+    def _send(self, head: hub.Repo) -> Pushed:
+        operations = [CommitOperationAdd(path, str(local)) for path, local in self._files.items()]
+        for operation in operations:
+            # Known already, or the client would read the file for it; and what arrived is noted here for a next try.
+            operation.upload_info.sha256 = bytes.fromhex(sha256_of(Path(str(operation.path_or_fileobj))))
+        deletions = [CommitOperationDelete(path) for path in self._stale]
+        for attempt in range(_ATTEMPTS):
             try:
-                found = hub.resolve(repo_id, token=token, from_cache=False)
-            except ResolveError:
-                raise explain(failure, what, kind=PublishError) from None
-            if is_there(found):
-                return Pushed(head.id, found.revision, address, changed=True)
-            if found.revision != head.revision:
-                raise PublishError(
-                    f"{what}: somebody else committed {found.revision[:7]} while this was being pushed.",
-                    hint="Look at what they changed, and push again.",
-                ) from None
-            if attempt == _ATTEMPTS - 1 or not is_passing(failure):
-                raise explain(failure, what, kind=PublishError) from None
-            time.sleep(pause_after(failure, attempt))
-    raise AssertionError("the loop returns or raises")
+                done = self._client.create_commit(
+                    head.id,
+                    [*operations, *deletions],
+                    commit_message=self._message,
+                    commit_description=self._description,
+                    create_pr=self._target.create_pr,
+                    revision=self._target.revision,
+                    parent_commit=head.revision,
+                )
+            except (*EXPLAINED, RuntimeError, LookupError) as error:
+                # The client wraps the failed upload of a large file in a RuntimeError, hands on what xet raises, and
+                # lets answers that are cut off, or no JSON, fail where it reads them.
+                odd = isinstance(error, RuntimeError | ConnectionError | json.JSONDecodeError | LookupError)
+                wrapped = error.__cause__ if isinstance(error, RuntimeError) else None
+                failure = wrapped if isinstance(wrapped, Exception) else error
+            else:
+                self._require(hub.resolve(head.id, done.pr_revision or done.oid, token=self._target.token))
+                return self._pushed(done.oid, done.pr_url)
+            passing = odd or is_passing(failure)
+            if passing:
+                time.sleep(pause_after(failure, attempt))
+            # Perhaps only the answer was lost, so look before anything is sent again.
+            try:
+                landed = self._offer() if self._target.create_pr else self._landed(head)
+            except (ResolveError, *EXPLAINED):
+                raise self.failed(failure) from None
+            if landed:
+                return landed
+            if attempt == _ATTEMPTS - 1 or not passing:
+                raise self.failed(failure)
+        raise AssertionError("the loop returns or raises")
+
+    def _landed(self, head: hub.Repo) -> Pushed | None:
+        """The commit, if it is there: on top of the head that it names, whatever others put on top of it since."""
+        token = self._target.token
+        now = hub.resolve(head.id, self._target.revision, token=token, from_cache=False)
+        if now.revision == head.revision:
+            return None
+        commits = [c.commit_id for c in retrying(self._client.list_repo_commits, head.id, revision=now.revision)]
+        first = commits[commits.index(head.revision) - 1] if head.revision in commits else now.revision
+        if self._is_in(hub.resolve(head.id, first, token=token)):
+            return self._pushed(first)
+        raise PublishError(
+            f"'{head.id}': somebody else committed {first[:7]} while this was being pushed.",
+            hint="Look at what they changed, and push again.",
+        )
+
+    def _offer(self) -> Pushed | None:
+        """The open pull request of this user that offers these files, whatever its title."""
+        repo, user, token = self._pushed("").repo, self._target.user, self._target.token
+
+        def mine() -> list[Discussion]:
+            return [*self._client.get_repo_discussions(repo, author=user, discussion_status="open")]
+
+        for each in retrying(mine):
+            if each.git_reference and each.author == user:
+                offered = hub.resolve(repo, each.git_reference, token=token, from_cache=False)
+                if self._is_in(offered):
+                    return self._pushed(offered.revision, each.url)
+        return None
+
+    def _require(self, repo: hub.Repo) -> None:
+        if not self._is_in(repo):
+            lacking = [path for path in self._files if path not in repo.files] or list(self._files)
+            raise PublishError(
+                f"'{repo.id}' has the commit {repo.revision[:7]} now, but not as it was sent: {some(lacking)}.",
+                hint="Does a .gitignore in the repo keep them away? Delete it and push again.",
+            )
 
 
-def _refuse_foreign(head: hub.Repo, others: Sequence[str], replace: bool) -> None:
-    """Stop before a repo that holds another kind of model, or weights that would stand beside the new ones."""
-    weights = [path for path in others if path.endswith((".safetensors", ".safetensors.index.json"))]
-    taken = set(head.files) - {".gitattributes", "README.md"} and "soup.json" not in head.files
-    if replace or not (taken or weights):
-        return
-    shown = ", ".join((weights or sorted(head.files))[:4])
-    reason = "holds weights that are not of this soup" if weights else "is taken: it holds something else"
-    raise PublishError(
-        f"'{head.id}' {reason} ({shown}).",
-        hint="Push to another name, or delete what is there with `--replace`.",
-    )
+@contextmanager
+def _xet_where_it_is_spoken(repo: str, target: Target) -> Iterator[None]:
+    """Have the client use xet where the server does: it tries it wherever it can, and has no way back."""
+    disabled = constants.HF_HUB_DISABLE_XET
+    constants.HF_HUB_DISABLE_XET = disabled or not (is_xet_available() and _speaks_xet(repo, target))
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_XET = disabled
+
+
+def _speaks_xet(repo: str, target: Target) -> bool:
+    revision = "None" if target.create_pr else quote(target.revision or constants.DEFAULT_REVISION, safe="")
+    headers = build_hf_headers(token=target.token, library_name="hf-soup", library_version=__version__)
+
+    def ask() -> None:
+        address = f"{endpoint()}/api/models/{repo}/xet-write-token/{revision}"
+        parameters = {"create_pr": "1"} if target.create_pr else None
+        hf_raise_for_status(get_session().get(address, headers=headers, params=parameters, timeout=TIMEOUT))
+
+    try:
+        retrying(ask)
+    except HfHubHTTPError as error:
+        if error.response.status_code not in (404, 405, 501):
+            raise
+        return False
+    return True
+
+
+def _make_tag(tag: str, done: Pushed, token: Token) -> None:
+    """Tag what was pushed; where the answer is lost, or the tag is there, it counts what it names."""
+    client, named = api(token), {}
+    try:
+        retrying(client.create_tag, done.repo, tag=tag, revision=done.commit, exist_ok=True)
+        named = {each.name: each.target_commit for each in retrying(client.list_repo_refs, done.repo).tags}
+    except EXPLAINED as error:
+        said = explain(error, f"the tag '{tag}'", kind=PublishError)
+        raise PublishError(
+            f"'{done.repo}' has the soup in commit {done.commit[:7]}, but not its tag. {said.message}",
+            hint="Push the same soup again: only the tag is made then.",
+        ) from None
+    if named.get(tag) != done.commit:
+        raise taken(tag, named.get(tag))
+
+
+def _refuse_stale(head: hub.Repo, others: Sequence[str]) -> None:
+    """Stop where what an earlier soup left would stand beside the new one: its tokenizer would be loaded."""
+    stale = [path for path in others if _of_a_soup(path)]
+    if stale:
+        raise PublishError(
+            f"'{head.id}' holds files that are not of this soup: {', '.join(stale)}.",
+            hint="Push to another name, or delete them, and whatever else is there, with `--replace`.",
+        )
+
+
+def _architectures(config: bytes) -> str:
+    try:
+        return ", ".join(json.loads(config)["architectures"])
+    except (ValueError, LookupError, TypeError):
+        return "of no known class"
 
 
 def _content_ids(path: Path) -> set[str | None]:
     """The names under which the Hub may know a content: its sha256 (large files) and its git id (small ones)."""
-    size = path.stat().st_size
-    git = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
-    sha256 = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            git.update(block)
-            sha256.update(block)
-    return {git.hexdigest(), sha256.hexdigest()}
-
-
-def _user(client: HfApi) -> str:
-    try:
-        return str(client.whoami()["name"])
-    except EXPLAINED:
-        return "you"
+    ids: set[str | None] = {sha256_of(path)}
+    if path.stat().st_size <= _SMALL:
+        content = path.read_bytes()
+        ids.add(hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest())
+    return ids
 
 
 def upload_folder(repo_id: str, folder: Path, *, repo_type: str, token: Token = None, private: bool = False) -> str:

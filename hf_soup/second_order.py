@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from math import lcm
-from pathlib import Path
 
 import numpy as np
 
-from hf_soup import architecture, hub, samples, transfer
+from hf_soup import architecture, hub, samples
 from hf_soup.alignment import head_tensors
 from hf_soup.checkpoint import Checkpoint, open_all, open_checkpoint
 from hf_soup.client import Token, may_pass
@@ -25,6 +24,7 @@ from hf_soup.errors import RecipeError, ResolveError, SoupError
 from hf_soup.headers import FLOATS, some
 from hf_soup.lineage import distinct_names
 from hf_soup.plan import DTYPES
+from hf_soup.published import read_recipe
 from hf_soup.recipe import MAX_INGREDIENTS, Ingredient, Recipe, Scoring
 
 _DEEPEST = 20
@@ -221,17 +221,10 @@ class _Soups:
 
     def _recipe_of(self, soup: Checkpoint) -> Recipe:
         """The recipe of a soup that may be replaced."""
-        size = soup.files["soup.yaml"]
-        if size > _MOST_BYTES:
-            raise _StaysError(f"its soup.yaml has {size:,} bytes")
-        # Into the cache, where it is found without a network too.
-        (path,) = transfer.fetch([(soup.repo, "soup.yaml")], quiet=True) if soup.repo else [_folder(soup) / "soup.yaml"]
         try:
-            recipe = Recipe.parse(path.read_bytes().decode("utf-8", "replace"), "its soup.yaml")
+            recipe = read_recipe(soup.files, soup.repo, soup.folder, max_bytes=_MOST_BYTES)
         except RecipeError as error:
             raise _StaysError(" ".join(error.message.split())[:300].rstrip(".")) from None
-        except OSError as error:
-            raise _StaysError(f"its soup.yaml cannot be read: {error.strerror}") from None
         self.seen += [(self.name(soup.identity), scoring) for scoring in recipe.score]
         if not _averages(self.recipe):
             key = "layers" if self.recipe.layers else "method"
@@ -297,11 +290,6 @@ class _Soups:
         if names and self.wanted and architecture.label_order(self.wanted, names) != list(range(len(names))):
             raise _StaysError("leaves of it name no labels, and the labels stand in another order here")
         return self.wanted is not None
-
-
-def _folder(soup: Checkpoint) -> Path:
-    assert soup.folder is not None, "what is not on the Hub is a folder"
-    return soup.folder
 
 
 def _averages(recipe: Recipe) -> bool:

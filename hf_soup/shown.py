@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from hf_soup.cooked import Soup
     from hf_soup.foraging import Foraged, Sibling
     from hf_soup.methods import Method
+    from hf_soup.publish import Pushed
     from hf_soup.selection import Selection
+    from hf_soup.verification import Verified
 
 
 def plan(planned: Mapping[str, Any]) -> str:
@@ -58,6 +60,11 @@ def soup(soup: Soup) -> str:
         for title, each in soup.summary["comparisons"].items():
             lines.append(f"{title}: soup against {each['against']}: {each['sentence']}.")
         lines += ["", *_calibration(soup.summary)]
+    if update := soup.summary["update"]:
+        since = [
+            f"{title}: new version against the last: {c['sentence']}." for title, c in update["comparisons"].items()
+        ]
+        lines += [*since, update["sentence"], ""]
     if soup.summary["curve"]:
         tried = []
         for point in soup.summary["curve"]:
@@ -70,6 +77,15 @@ def soup(soup: Soup) -> str:
     shares = ", ".join(f"{name} {weight:g}" for name, weight in soup.weights.items())
     lines += [f"Weights: {shares}", f"Digest:  {soup.digest}", f"Soup:    {soup.folder} ({soup.seconds:.1f} s)"]
     return "\n".join(lines)
+
+
+def pushed(done: Pushed) -> str:
+    """Where a soup went."""
+    if done.pull_request is not None:
+        return f"{'Offered' if done.changed else 'This soup is offered already'} in {done.pull_request}"
+    if done.changed:
+        return f"Pushed {done.repo} as commit {done.commit[:7]}: {done.url}"
+    return f"{done.repo} holds this soup already, in commit {done.commit[:7]}: {done.url}"
 
 
 def table(results: Mapping[str, Mapping[str, Mapping[str, Any]]], marked: Sequence[str] = ()) -> str:
@@ -291,3 +307,37 @@ def barriers(found: Barriers) -> str:
         for pair, each in zip(worst, ends, strict=True):
             lines.append(f"  {each:{width}}  {pair.shown}{' *' if pair.barrier else ''}")
     return "\n".join([*lines, "", found.text])
+
+
+#: Differences, and reasons, that a screen shows; `--json` has all.
+_DIFFERENCES = 20
+
+
+def verified(found: Verified) -> str:
+    """What came out of cooking a published soup again."""
+    lines = [f"{found.verdict}: {found.model}"]
+    if found.verdict == "identical":
+        lines.append(
+            f"All {found.tensors:,} tensors are the same bit by bit, and so are config and tokenizer or processor."
+        )
+        lines.append(f"Digest:  {found.digests['cooked']}")
+    elif found.verdict == "equivalent":
+        lines.append(
+            f"{len(found.differences):,} of {found.tensors:,} tensors differ, within what its method promises."
+        )
+    elif found.digests and not found.differences:
+        lines.append(f"All {found.tensors:,} tensors are the same bit by bit.")
+    for each in found.differences[:_DIFFERENCES]:
+        lines += _wrapped(f"- {_cut(each.name, 200)}: {printable(each.text)}", "  ")
+    for reason in found.reasons[:_DIFFERENCES]:
+        first, *rest = printable(reason.message).splitlines()
+        lines += [*_wrapped(f"- [{reason.code}] {first}", "  "), *(f"    {line}" for line in rest)]
+    hidden = max(0, len(found.differences) - _DIFFERENCES) + max(0, len(found.reasons) - _DIFFERENCES)
+    lines += [f"  and {hidden:,} more; --json has all"] if hidden else []
+    if found.scores:
+        rows = [["", "published", "on the card", "measured", ""]]
+        for one in found.scores:
+            cells = ["-" if each is None else f"{100 * each:.2f}" for each in (one.published, one.card, one.measured)]
+            rows.append([_cut(one.title, 60), *cells, "" if one.agrees else "differs"])
+        lines += ["", "Scores in percent:", *_aligned(rows)]
+    return "\n".join(lines)

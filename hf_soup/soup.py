@@ -41,6 +41,7 @@ from hf_soup.preparation import (
 from hf_soup.recipe import Recipe, as_recipe
 from hf_soup.second_order import Expanded, expand
 from hf_soup.staging import Staging, refuse_existing
+from hf_soup.updating import Update
 from hf_soup.weights import fetch_small, fetch_weights, missing_weights, supply_of
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def _examined(expanded: Expanded, token: Token) -> Lineage:
 
 
 def cook(
-    recipe: Recipe | str | Path | Sequence[str],
+    recipe: Recipe | Update | str | Path | Sequence[str],
     out: str | Path,
     *,
     token: Token = None,
@@ -109,7 +110,7 @@ def cook(
     """Check, fetch, select, average, score, and write a soup folder that appears complete or not at all.
 
     Args:
-        recipe: A recipe, the path of one, or a list of models.
+        recipe: A recipe, the path of one, a list of models, or the update of a published soup.
         out: The folder to make; nothing that exists is overwritten.
         token: As everywhere in huggingface_hub.
         device: Where models run when they are scored.
@@ -128,7 +129,8 @@ def cook(
     from hf_soup.world import world
 
     started = time.monotonic()
-    recipe, out = as_recipe(recipe), Path(out)
+    update = recipe if isinstance(recipe, Update) else None
+    recipe, out = as_recipe(recipe.recipe if isinstance(recipe, Update) else recipe), Path(out)
     selection = validate(recipe, stream=stream)
     refuse_existing(out)
     here = world()
@@ -140,6 +142,8 @@ def cook(
     if here.rank > 0:
         answer_along(here, lambda: merge_along(out, here, threads))
         return Soup(out, {"weights": {}, "scores": {}, "digest": ""})
+    for note in update.left_out if update else ():
+        say(f"note: {note}")
     asked, expanded = recipe, expand(recipe, token=token)
     recipe, lineage = expanded.recipe, _checked(expanded, token, say)
     with Staging(out) as staging, tempfile.TemporaryDirectory(prefix="hf-soup-") as kitchen:
@@ -195,7 +199,8 @@ def cook(
             with staging.disk_errors():
                 own = own_benches(recipe, lineage, leaves, plan, benches, Path(kitchen) / "soup", device, token)
                 tried = choice.selected.weights, [point.parameters for point in choice.curve]
-                results = evaluation.finish(staging.folder, merged.digest, *tried, *own) if evaluation else None
+                last = update.last(expanded, whole) if update else None
+                results = evaluation.finish(staging.folder, merged.digest, *tried, last, *own) if evaluation else None
                 here.share(None)  # and so are all reports
                 for doubt in results.doubts if results else ():
                     say(f"warning: {doubt}")
@@ -212,6 +217,7 @@ def cook(
                     merged=merged,
                     results=results,
                     benches=benches,
+                    update=update,
                     title=os.fsencode(out.name).decode("utf-8", "replace"),
                 )
         seconds = time.monotonic() - started

@@ -14,6 +14,8 @@ from typing import Any
 
 # Before torch is loaded: threads of OpenMP that spin while they wait make small models slow on shared cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Every core has a process of tests, so no process needs more than one thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Where a test has no local Hub there is none: a port that nobody listens on.
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
 

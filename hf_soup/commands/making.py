@@ -12,6 +12,7 @@ import click
 from hf_soup import shown
 from hf_soup.arguments import recipe_of, scoring_of
 from hf_soup.commands import DEVICE, JSON, MODELS, QUIET, patient
+from hf_soup.errors import PublishError, RecipeError
 
 
 @click.command(epilog=f"RECIPE is a YAML file. {MODELS}")
@@ -24,9 +25,14 @@ from hf_soup.commands import DEVICE, JSON, MODELS, QUIET, patient
 @click.option("--task", metavar="TASK", help="image-classification or text-classification.")
 @click.option("--metric", metavar="METRIC", help="accuracy, f1, …; accuracy by default.")
 @click.option("--set", "parameters", multiple=True, metavar="KEY=VALUE", help="A parameter of the method.")
+@click.option(
+    "--add", multiple=True, metavar="MODEL", help="A model more for the soup that MODEL is, cooked from its leaves."
+)
 @click.option("--dry-run", is_flag=True, help="Check, and say what would be fetched and written.")
 @click.option("--stream", is_flag=True, help="Keep no ingredient: drop each file after its last use.")
 @click.option("--push", metavar="REPO", help="Publish the soup when it is done.")
+@click.option("--pr", is_flag=True, help="Push it as a pull request.")
+@click.option("--tag", metavar="NAME", help="Tag what is pushed, such as v1.0.")
 @DEVICE
 @QUIET
 @JSON
@@ -40,9 +46,12 @@ def cook(
     task: str | None,
     metric: str | None,
     parameters: tuple[str, ...],
+    add: tuple[str, ...],
     dry_run: bool,
     stream: bool,
     push: str | None,
+    pr: bool,
+    tag: str | None,
     device: str,
     quiet: bool,
     as_json: bool,
@@ -53,25 +62,52 @@ def cook(
     Example: hf-soup cook recipes/beans.yaml -o soup
              hf-soup cook owner/run-1 owner/run-2 -o soup --select greedy \\
                  --data owner/dataset:validation --task image-classification
+             hf-soup cook owner/soup --add owner/run-3 -o better
     """
     from hf_soup import soup as kitchen
-    from hf_soup.publish import require_token
+    from hf_soup.client import without_bars
+    from hf_soup.hub import is_repo_id
+    from hf_soup.recipe import Scoring, is_here, split_revision
+    from hf_soup.target import look, require_public
+    from hf_soup.updating import Update
 
     patient()
+    if (pr or tag) and not push:
+        raise RecipeError("`--pr` and `--tag` say how to push, but not where.", hint="Add `--push OWNER/NAME`.")
     changes: dict[str, Any] = {"base": base}
     if data or task or metric:
         changes["score"] = scoring_of(data, task, metric)
-    recipe = recipe_of(models, method=method, select=select, parameters=parameters, **changes)
+    update = None
+    if add:
+        if len(models) != 1 or models[0].endswith((".yaml", ".yml")):
+            raise click.UsageError("--add adds to one published soup: name its repo or folder, and nothing beside it.")
+        if base or method or select or parameters:
+            raise click.UsageError("--add cooks by the soup's recipe: leave out --base, --method, --select and --set.")
+        score = changes.get("score")
+        update = Update.of(models[0], add, score=score and [Scoring(**score)])
+        recipe = update.recipe
+    else:
+        recipe = recipe_of(models, method=method, select=select, parameters=parameters, **changes)
     if dry_run:
         planned = kitchen.preview(recipe, output, stream=stream)
         click.echo(json.dumps(planned, indent=2) if as_json else shown.plan(planned))
         return
     if push:
-        require_token()
-    soup = kitchen.cook(recipe, output, device=device, stream=stream, quiet=quiet)
+        # What would stop the push stops it now, and not after hours of work.
+        if quiet:
+            without_bars()
+        target = look(push, create_pr=pr, tag=tag)
+        named = [*(ingredient.model for ingredient in recipe.ingredients), split_revision(recipe.base or "")[0]]
+        require_public([model for model in named if is_repo_id(model) and not is_here(model)], target)
+    soup = kitchen.cook(update or recipe, output, device=device, stream=stream, quiet=quiet)
     if int(os.environ.get("RANK", "0")) > 0:
         return
-    pushed = soup.push(push) if push else None
+    try:
+        pushed = soup.push(push, create_pr=pr, tag=tag) if push else None
+    except PublishError as error:
+        raise PublishError(
+            f"The soup is in '{soup.folder}', but not on the Hub. {error.message}", hint=error.hint
+        ) from None
     if as_json:
         report = {
             "folder": str(soup.folder),
@@ -84,15 +120,17 @@ def cook(
             "parameters": soup.summary["parameters"],
             "curve": soup.summary["curve"],
             "stability": soup.summary["stability"],
+            "update": soup.summary["update"],
             "digest": soup.digest,
             "seconds": soup.seconds,
             "resumed": soup.resumed,
-            "pushed": pushed and {"repo": pushed.repo, "commit": pushed.commit, "url": pushed.url},
+            "pushed": pushed and pushed.to_dict(),
         }
         click.echo(json.dumps(report, indent=2))
         return
     click.echo(shown.soup(soup))
-    click.echo(f"Pushed to {pushed.url}" if pushed else f"Next: hf-soup push {soup.folder} OWNER/NAME")
+    repo = f"{update.soup} --pr" if update and update.revision else "OWNER/NAME"
+    click.echo(shown.pushed(pushed) if pushed else f"Next: hf-soup push {soup.folder} {repo}")
 
 
 @click.command(epilog=MODELS)

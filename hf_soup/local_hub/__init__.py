@@ -27,7 +27,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from hf_soup.errors import SoupError
-from hf_soup.local_hub import files, repos
+from hf_soup.local_hub import discussions, files, repos
 from hf_soup.local_hub.store import Change, HubError, Kind, Repo, Store
 from hf_soup.local_hub.wire import Hub, Record
 
@@ -114,7 +114,7 @@ class LocalHub(Hub):
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         known = {_own_token(self.root): "local"} if users is None else users
         super().__init__(Store(self.root), known, read_only, everywhere=users is None)
-        self.route(repos.ROUTES | files.ROUTES)
+        self.route(repos.ROUTES | discussions.ROUTES | files.ROUTES)
         self.token = next(iter(known), "")
 
     def __enter__(self) -> Self:

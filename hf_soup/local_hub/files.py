@@ -18,8 +18,9 @@ _MAX_LINE_BYTES = MAX_REGULAR_BYTES * 4 // 3 + 4096
 
 
 def _check_writer(call: Call) -> str:
-    # A pull request may come from everybody whose token writes.
-    return call.writer(None if call.flag("create_pr") else call.repo.namespace)
+    # A pull request may come from everybody whose token writes, who may also add to it later.
+    offers = (f"refs/pr/{each['num']}" for each in call.repo.discussions if each["author"]["name"] == call.user)
+    return call.writer(None if call.flag("create_pr") or call.params["rev"] in offers else call.repo.namespace)
 
 
 async def preupload(call: Call) -> Response:

@@ -1,8 +1,7 @@
-"""What a repo is: info, lists, trees, settings, branches and tags, histories, pull requests."""
+"""What a repo is: info, lists, trees, settings, branches and tags, histories."""
 
 import hashlib
 import json
-from itertools import takewhile
 from typing import Any
 from urllib.parse import parse_qs, quote
 
@@ -10,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from hf_soup.local_hub import card
 from hf_soup.local_hub.store import Commit, HubError, Repo, valid_id, valid_path, valid_ref
-from hf_soup.local_hub.wire import Call, Endpoint, kind_of, not_found, number_in
+from hf_soup.local_hub.wire import Call, Endpoint, kind_of, not_found
 
 
 async def whoami(call: Call) -> Response:
@@ -36,12 +35,25 @@ async def create(call: Call) -> Response:
     """Make a repo; one that exists answers 409 with its address, which `exist_ok` reads."""
     user, body = call.writer(), await call.json()
     kind, repo_id = kind_of(body.get("type")), valid_id(f"{body.get('organization') or user}/{body['name']}")
-    call.writer(repo_id.partition("/")[0])
+    if not call.hub.has(namespace := repo_id.partition("/")[0]):
+        raise HubError(404, f"There is no user or organization {namespace!r:.100}")
+    call.writer(namespace)
     url = call.address(kind, repo_id)
     if (kind, repo_id) in call.store.repos:
         raise HubError(409, f"You already created this {kind} repo", url=url)
     call.store.create(kind, repo_id, private=body.get("visibility") == "private", author=user)
     return JSONResponse({"url": url, "name": repo_id, "id": repo_id})
+
+
+async def delete(call: Call) -> Response:
+    """Delete a repo, for good."""
+    user, body = call.writer(), await call.json()
+    repo = call.store.repos.get((kind_of(body.get("type")), f"{body.get('organization') or user}/{body['name']}"))
+    if repo is None or not call.hub.may_see(user, repo):
+        raise not_found(user)
+    call.writer(repo.namespace)
+    call.store.delete(repo)
+    return JSONResponse({"success": True})
 
 
 async def move(call: Call) -> Response:
@@ -196,6 +208,16 @@ async def create_tag(call: Call) -> Response:
     return _new_ref(call, "tags", (await call.json())["tag"], call.params["rev"])
 
 
+async def delete_tag(call: Call) -> Response:
+    """Delete a tag; what it named stays."""
+    call.writer(call.repo.namespace)
+    with call.store.lock:
+        if call.repo.refs.pop(f"refs/tags/{call.params['rev']}", None) is None:
+            raise HubError(404, f"There is no tag {call.params['rev']:.120}.", "RevisionNotFound")
+        call.store.save(call.repo)
+    return JSONResponse({"success": True})
+
+
 def _new_ref(call: Call, kind: str, name: str, revision: str) -> Response:
     call.writer(call.repo.namespace)
     ref, sha = f"refs/{kind}/{valid_ref(name)}", call.store.revision(call.repo, revision).sha
@@ -207,40 +229,11 @@ def _new_ref(call: Call, kind: str, name: str, revision: str) -> Response:
     return JSONResponse({"success": True})
 
 
-async def list_discussions(call: Call) -> Response:
-    """Pull requests, youngest first; other discussions are not kept here."""
-    kind, status, author = (call.query.get(key) for key in ("type", "status", "author"))
-    fitting = kind in (None, "all", "pull_request") and status in (None, "all", "open")
-    newest = reversed(call.repo.pull_requests if fitting else [])
-    chosen = [_shown(call, each) for each in newest if author in (None, each["author"]["name"])]
-    start = number_in(call.query.get("p", "")) * call.hub.page_size
-    shown = chosen[start : start + call.hub.page_size]
-    return JSONResponse({"discussions": shown, "count": len(chosen), "start": start})
-
-
-async def discussion(call: Call) -> Response:
-    """One pull request with its commits."""
-    num = number_in(call.params["num"])
-    if not 1 <= num <= len(call.repo.pull_requests):
-        raise HubError(404, "Discussion not found")
-    about = _shown(call, call.repo.pull_requests[num - 1])
-    offered = call.store.history(call.repo, call.store.revision(call.repo, f"refs/pr/{num}"))
-    about["events"] = [
-        {"id": c.sha, "type": "commit", "createdAt": c.date, "author": {"name": c.author}}
-        | {"data": {"subject": c.title, "oid": c.sha}}
-        for c in takewhile(lambda commit: commit.sha != about["base"], offered)
-    ]
-    return JSONResponse({**about, "changes": {"base": "refs/heads/main"}, "filesWithConflicts": [], "diff": ""})
-
-
-def _shown(call: Call, pull_request: dict[str, Any]) -> dict[str, Any]:
-    return {**pull_request, "isPullRequest": True, "repo": {"name": call.repo.id, "type": call.repo.kind}}
-
-
 ROUTES: dict[str, Endpoint] = {
     "GET /api/whoami-v2": whoami,
     "POST /api/validate-yaml": validate_yaml,
     "POST /api/repos/create": create,
+    "DELETE /api/repos/delete": delete,
     "POST /api/repos/move": move,
     "GET /api/{kind}": list_repos,
     "GET /api/{kind}/{id}": info,
@@ -253,6 +246,5 @@ ROUTES: dict[str, Endpoint] = {
     "GET /api/{kind}/{id}/commits/{rev}": commits,
     "POST /api/{kind}/{id}/branch/{rev}": create_branch,
     "POST /api/{kind}/{id}/tag/{rev}": create_tag,
-    "GET /api/{kind}/{id}/discussions": list_discussions,
-    "GET /api/{kind}/{id}/discussions/{num}": discussion,
+    "DELETE /api/{kind}/{id}/tag/{rev}": delete_tag,
 }

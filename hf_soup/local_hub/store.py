@@ -5,7 +5,7 @@
     root/
       blobs/ab/ab12…                     every content once, named by its sha256
       incoming/                          uploads under way; emptied at start
-      repos/models/acme/tiny/repo.json   settings, refs, pull requests: the only file of a repo that changes
+      repos/models/acme/tiny/repo.json   settings, refs, discussions: the only file of a repo that changes
       repos/models/acme/tiny/commits/    one immutable JSON a commit: {path: (git oid, size, sha256, is LFS)}
       renames.json                       {"models/acme/old": "acme/new", "models/old": "acme/new"}
 
@@ -132,7 +132,7 @@ class Repo:
     gated: str | bool = False
     downloads: int = 0
     refs: dict[str, str] = field(default_factory=dict)
-    pull_requests: list[dict[str, Any]] = field(default_factory=list)
+    discussions: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def namespace(self) -> str:
@@ -163,7 +163,9 @@ class Store:
         self.repos: dict[tuple[Kind, str], Repo] = {}
         for path in root.glob("repos/*/*/*/repo.json"):
             # The folder has the last word on the id: a server killed during a move leaves the old one inside.
-            repo = Repo(**{**json.loads(path.read_text()), "id": "/".join(path.parts[-3:-1])})
+            said = json.loads(path.read_text())
+            said.setdefault("discussions", said.pop("pull_requests", []))  # as they were called once
+            repo = Repo(**{**said, "id": "/".join(path.parts[-3:-1])})
             self.repos[repo.kind, repo.id] = repo
         renames = root / "renames.json"
         self._renames: dict[str, str] = json.loads(renames.read_text()) if renames.exists() else {}
@@ -237,6 +239,12 @@ class Store:
             self.repos[kind, repo_id] = repo
             return repo
 
+    def delete(self, repo: Repo) -> None:
+        """Take a repo away, with its history; contents stay, as other repos may have them."""
+        with self.lock:
+            shutil.rmtree(self._folder(repo.kind, repo.id))
+            del self.repos[repo.kind, repo.id]
+
     def rename(self, kind: Kind, old_id: str, new_id: str) -> None:
         """Let an old id lead to a new one: the repo of that name moves there; without one, it must be there."""
         with self.lock:
@@ -295,10 +303,18 @@ class Store:
     def open_pull_request(self, repo: Repo, base: Commit, changes: Sequence[Change], note: Note) -> int:
         """Put one commit beside main, and return the number of the pull request that offers it."""
         with self.lock:
-            num, made = 1 + len(repo.pull_requests), self._write(repo, base, changes, note)
-            about = {"num": num, "title": note[0], "author": {"name": note[2]}, "createdAt": made.date}
-            repo.pull_requests.append({**about, "status": "open", "base": base.sha})
-            repo.refs[f"refs/pr/{num}"] = made.sha
+            return self.open_discussion(repo, note, base, self._write(repo, base, changes, note))
+
+    def open_discussion(self, repo: Repo, note: Note, base: Commit | None, offered: Commit | None = None) -> int:
+        """Begin a discussion, or with a ``base`` a pull request, which is a draft as long as it offers nothing."""
+        with self.lock:
+            num, first = 1 + len(repo.discussions), event("comment", note[2], raw=note[1])
+            about = {"num": num, "title": note[0], "author": first["author"], "createdAt": first["createdAt"]}
+            status = "draft" if base and not offered else "open"
+            repo.discussions.append({**about, "status": status, "events": [first]})
+            if base:
+                repo.discussions[-1]["base"] = base.sha
+                repo.refs[f"refs/pr/{num}"] = (offered or base).sha
             self.save(repo)
             return num
 
@@ -335,6 +351,15 @@ def _write_json(path: Path, data: object) -> None:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def event(kind: str, author: str, **data: str) -> dict[str, Any]:
+    """What somebody did in a discussion, as the Hub tells it: a ``comment`` (``raw``), or a ``status-change``."""
+    made = {"id": secrets.token_hex(12), "type": kind, "createdAt": _now(), "author": {"name": author}}
+    if kind != "comment":
+        return {**made, "data": data}
+    latest = {**data, "html": "", "updatedAt": made["createdAt"], "author": made["author"]}
+    return {**made, "data": {"edited": False, "hidden": False, "numEdits": 0, "latest": latest, "history": []}}
 
 
 def _pointer(sha256: str, size: int) -> bytes:

@@ -62,6 +62,11 @@ class Hub:
         """Whether a user may see and change what is private in a namespace."""
         return user is not None and (self._everywhere or user == namespace)
 
+    def has(self, namespace: str) -> bool:
+        """Whether there is somebody of this name: a user, or whoever has a repo already."""
+        owners = {*self._users.values(), *(repo.namespace for repo in self.store.repos.values())}
+        return self._everywhere or namespace in owners
+
     def may_see(self, user: str | None, repo: Repo) -> bool:
         """Whether a repo exists as far as this user is told."""
         return not repo.private or self.owns(user, repo.namespace)

@@ -33,6 +33,8 @@ class Method:
         needs_base: Whether it works on task vectors.
         sums: Whether shares are not divided by their sum, so that they may be negative; where it has a parameter
             ``normalize``, that decides.
+        bound: How far the result may be from that of another machine, in parts of the largest magnitude in the
+            tensor, as where it takes a decomposition; 0 where it is the same everywhere.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Method:
     neutral: Mapping[str, Any]
     needs_base: bool = False
     sums: bool = False
+    bound: float = 0.0
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -57,13 +60,13 @@ METHODS: dict[str, Method] = {}
 
 
 def merge_method(
-    *, elementwise: bool, neutral: Mapping[str, Any], needs_base: bool = False, sums: bool = False
+    *, elementwise: bool, neutral: Mapping[str, Any], needs_base: bool = False, sums: bool = False, bound: float = 0.0
 ) -> Callable[[Function], Function]:
     """Register a function as a method under its own name."""
 
     def register(function: Function) -> Function:
         name = function.__name__
-        METHODS[name] = Method(name, function, elementwise, neutral, needs_base, sums)
+        METHODS[name] = Method(name, function, elementwise, neutral, needs_base, sums, bound)
         return function
 
     return register

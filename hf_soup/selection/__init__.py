@@ -34,13 +34,16 @@ class Descent(Protocol):
     #: ``(rows,)`` int64: what each held-out row is, to split them evenly.
     labels: NDArray[np.int64]
 
-    def loss(self, shares: NDArray[np.float64], scale: float, rows: NDArray[np.int64]) -> float:
-        """The mean cross-entropy over some rows."""
+    def loss(self, shares: NDArray[np.float64], rows: NDArray[np.int64]) -> tuple[float, float]:
+        """The mean cross-entropy over some rows at the scale where it is least, and that scale."""
+
+    def alone(self, rows: NDArray[np.int64]) -> Sequence[float]:
+        """The same loss for each ingredient alone."""
 
     def gradient(
         self, shares: NDArray[np.float64], scale: float, rows: NDArray[np.int64]
     ) -> tuple[float, NDArray[np.float64], float]:
-        """The same, and its derivatives with respect to ``shares``, of their shape, and ``scale``."""
+        """That at a scale, and its derivatives with respect to ``shares``, of their shape, and ``scale``."""
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,11 @@ def learned(
 
     with :math:`\ell` the cross-entropy of the softmax, by AdamW without weight decay, from the given shares and
     :math:`\beta = 1` on. The logit scale :math:`\beta > 0` is learned too and left out of the soup, as it changes no
-    answer. The paper trains on all held-out rows for a fixed time; here a fifth of them, of every label alike, is kept
-    apart: its loss is measured after every epoch, the shares with the lowest one are taken (the given ones are a
-    candidate too), and ``patience`` epochs without a better one end the search.
+    answer. The paper trains on all held-out rows for a fixed time; here a fifth of them, of every label
+    alike, is kept apart: its loss, at the :math:`\beta` where it is least, is measured after every epoch, and
+    ``patience`` epochs without a lower one end the search. The shares with the lowest are taken; the given ones are a
+    candidate too, and so is the ingredient that alone is best on the rows that are learned from: where the given soup
+    is of no use, its gradient may lead nowhere.
 
     Args:
         weights: The ingredients and their shares.
@@ -103,8 +105,7 @@ def learned(
             optimizer.step()
             losses.append(loss * len(batch))
         found = (free.softmax(1) if softmax else free / n).detach().numpy().copy()
-        scale = log_scale.exp().item()
-        now = descent.loss(found, scale, inner)
+        now, scale = descent.loss(found, inner)
         if not math.isfinite(now + sum(losses)):
             shown = ", ".join(f"{n} {share:.3g}" for n, share in zip(descent.names, found.mean(0), strict=True))
             raise ScoringError(
@@ -119,6 +120,9 @@ def learned(
             best, lowest, since = found, now, 0
         elif (since := since + 1) == patience:
             break
+    single = int(np.argmin(descent.alone(rows)))
+    if descent.alone(inner)[single] < lowest:
+        return Selected({descent.names[single]: 1.0}, history=tuple(history))
     layers = dict(zip(descent.tensors, map(tuple, best.tolist()), strict=True)) if by == "layer" else {}
     chosen = dict(zip(descent.names, best.mean(0).tolist(), strict=True))
     return Selected(chosen, layers=layers, normalize=softmax, history=tuple(history))

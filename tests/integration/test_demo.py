@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import hf_soup.local_hub
-from hf_soup.demo import run_demo
+from hf_soup.demo import child_environment, run_demo
 from hf_soup.demo.cache import Zoo
 from hf_soup.local_hub import LocalHub, Record
 
@@ -50,6 +54,22 @@ def test_the_demo_needs_no_network_and_no_account(tmp_path: Path, monkeypatch: p
     assert all(row in said for row in rows)
     summary = json.loads((tmp_path / "demo" / "1" / "soup" / "soup.json").read_text())
     assert len(summary["lineage"]["ingredients"]) == 3
+
+    # What it published is what it says, on a machine that has nothing but the repos.
+    with LocalHub(tmp_path / "demo" / "hub") as hub:
+        environment = child_environment(os.environ, tmp_path / "fresh", hub.endpoint, hub.token)
+        command = [
+            sys.executable,
+            "-m",
+            "hf_soup",
+            "verify",
+            re.findall(r"hf-soup push \S+ (\S+)", said)[-1],
+            "--score",
+            "--json",
+        ]
+        verified = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert json.loads(verified.stdout)["verdict"] == "identical", verified.stdout + verified.stderr
+    assert len(json.loads(verified.stdout)["scores"]) == len(summary["scores"]["soup"])
 
     assert len(requests) > 50
     assert not any(TOKEN in record.authorization for record in requests)

@@ -15,14 +15,14 @@ from typing import Any
 
 import anyio
 import pytest
-from huggingface_hub import HfApi, constants
+from huggingface_hub import constants
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from hf_soup import client, hub, transfer
 from hf_soup.errors import PublishError, ResolveError
 from hf_soup.local_hub import Hangup, LocalHub
-from hf_soup.publish import commit_folder
+from hf_soup.target import look
 
 pytestmark = [
     # The client hands files to its HTTP library in a way that the library deprecates.
@@ -58,16 +58,6 @@ def repo(publish: Callable[..., str], tmp_path: Path) -> str:
     return publish("tiny", folder)
 
 
-@pytest.fixture
-def soup(tmp_path: Path) -> dict[str, Path]:
-    """The files of a soup, as the publisher sees them."""
-    folder = tmp_path / "soup"
-    folder.mkdir()
-    for name, content in ((NAME, WEIGHTS), ("soup.json", b"{}"), ("README.md", b"---\nlicense: mit\n---\n# Soup\n")):
-        (folder / name).write_bytes(content)
-    return {path.name: path for path in folder.iterdir()}
-
-
 def first(times: int, path: str, answer: Callable[[], Response], method: str = "GET") -> Callable[[Request], Any]:
     """An intercept: the first so many requests whose path holds ``path`` get that answer."""
     left = [times]
@@ -92,11 +82,6 @@ def broken(times: int, path: str, keep: int, *, reset: bool) -> Callable[[Reques
         return Hangup(response, keep, reset=reset)
 
     return transform
-
-
-def commits(online: LocalHub, repo_id: str) -> list[str]:
-    api = HfApi(endpoint=online.endpoint, token=online.token)
-    return [commit.title for commit in api.list_repo_commits(repo_id)]
 
 
 # ---- reading ------------------------------------------------------------------------------------------------
@@ -302,7 +287,7 @@ def test_no_network_is_said_at_once(
     with pytest.raises(ResolveError, match=rf"'acme/other': {nowhere} cannot be reached"):
         hub.resolve("acme/other")
     with pytest.raises(PublishError, match="cannot be reached"):
-        commit_folder("acme/other", {}, message="soup")
+        look("acme/other")
     assert time.monotonic() - started + sum(pauses) < 10
     again = hub.resolve(repo)
     assert again.from_cache
@@ -315,9 +300,9 @@ def test_no_network_is_said_at_once(
 
 def test_a_token_that_nobody_knows(online: LocalHub, repo: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_wrong_and_secret")
-    for look in (lambda: hub.resolve(repo), lambda: commit_folder("acme/x", {}, message="soup")):
+    for ask in (lambda: hub.resolve(repo), lambda: look("acme/x")):
         with pytest.raises((ResolveError, PublishError), match="token") as raised:
-            look()
+            ask()
         assert "hf_wrong_and_secret" not in str(raised.value)
 
 
@@ -336,79 +321,3 @@ def test_a_renamed_repo_is_called_by_its_new_name(online: LocalHub, repo: str) -
     found = hub.resolve(repo)
     assert found.id == "acme/new"
     assert transfer.read_range(found, NAME, 0, 3) == WEIGHTS[:3]
-
-
-# ---- publishing ---------------------------------------------------------------------------------------------
-
-
-def test_a_push_is_one_commit_and_again_none(online: LocalHub, soup: dict[str, Path]) -> None:
-    done = commit_folder("acme/soup", soup, message="Soup")
-    assert done.changed
-    assert done.url == f"{online.endpoint}/acme/soup"
-    assert commits(online, "acme/soup") == ["Soup", "initial commit"]
-    assert hub.resolve("acme/soup").revision == done.commit
-    assert commit_folder("acme/soup", soup, message="Soup") == type(done)(done.repo, done.commit, done.url, False)
-    soup["soup.json"].write_text('{"new": 1}')
-    assert commit_folder("acme/soup", soup, message="Better").changed
-    assert commits(online, "acme/soup") == ["Better", "Soup", "initial commit"]
-
-
-@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
-def test_a_lost_answer_makes_no_second_commit(
-    online: LocalHub, soup: dict[str, Path], pauses: list[float], reset: bool
-) -> None:
-    """`create_commit` raises although the commit landed."""
-    lost = [True]
-
-    def lose(request: Request, response: Response) -> Response:
-        return Hangup(reset=reset) if "/commit/" in request.url.path and lost and lost.pop() else response
-
-    online.transform = lose
-    done = commit_folder("acme/soup", soup, message="Soup")
-    assert done.changed
-    assert done.commit == hub.resolve("acme/soup").revision
-    assert commits(online, "acme/soup") == ["Soup", "initial commit"]
-
-
-def test_a_commit_that_did_not_land_is_sent_again(online: LocalHub, soup: dict[str, Path], pauses: list[float]) -> None:
-    online.intercept = first(2, "/commit/", lambda: Response(status_code=503), method="POST")
-    assert commit_folder("acme/soup", soup, message="Soup").changed
-    assert commits(online, "acme/soup") == ["Soup", "initial commit"]
-    assert len(pauses) == 2
-
-
-def test_somebody_elses_commit_is_not_overwritten(online: LocalHub, soup: dict[str, Path]) -> None:
-    """412: the parent that the commit names is no longer the head."""
-    api = HfApi(endpoint=online.endpoint, token=online.token)
-    interrupted = [True]
-
-    def interrupt(request: Request) -> None:
-        if "/preupload/" in request.url.path and interrupted and interrupted.pop():
-            online.bot_pull_request("model", "acme/soup", {"theirs.txt": b"theirs"})
-            # In the server's own loop no request can be made, so the head is moved as the store moves it.
-            repo = online.store.repos["model", "acme/soup"]
-            repo.refs["refs/heads/main"] = repo.refs["refs/pr/1"]
-
-    online.intercept = interrupt
-    with pytest.raises(PublishError, match="somebody else committed"):
-        commit_folder("acme/soup", soup, message="Soup")
-    online.intercept = None
-    assert "Soup" not in [commit.title for commit in api.list_repo_commits("acme/soup")]
-
-
-def test_a_hub_that_takes_nothing_is_given_up(online: LocalHub, soup: dict[str, Path], pauses: list[float]) -> None:
-    """In bounded time: at every step of an upload."""
-    for number, (path, method) in enumerate(
-        [("/api/repos/create", "POST"), ("/preupload/", "POST"), ("/objects/batch", "POST"), ("/lfs/", "PUT"),
-         ("/commit/", "POST")]
-    ):  # fmt: skip
-        online.intercept = first(1000, path, lambda: JSONResponse({"error": "no disk"}, 500), method)
-        with pytest.raises(PublishError, match=r"500\. no disk"):
-            commit_folder(f"acme/soup-{number}", soup, message="Soup")
-    assert sum(pauses) < 300
-
-
-def test_an_upload_that_breaks_off_goes_on(online: LocalHub, soup: dict[str, Path], pauses: list[float]) -> None:
-    online.intercept = first(2, "/lfs/", lambda: Hangup(reset=True), "PUT")
-    assert commit_folder("acme/soup", soup, message="Soup").changed
-    assert commits(online, "acme/soup") == ["Soup", "initial commit"]

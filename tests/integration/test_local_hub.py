@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from httpx2 import RemoteProtocolError
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DiscussionComment, HfApi, constants
+from huggingface_hub.constants import DISCUSSION_TYPES
 from huggingface_hub.errors import (
     BadRequestError,
     EntryNotFoundError,
@@ -357,6 +358,9 @@ def test_who_may_push(hub: LocalHub, api: HfApi, tiny: str) -> None:
         with pytest.raises(HfHubHTTPError) as error:
             client(hub, token).create_repo("acme/mine")
         assert status(error) == code
+    with pytest.raises(HfHubHTTPError) as error:
+        api.create_repo("nobody/mine")
+    assert status(error) == 404
     assert api.whoami()["name"] == "acme"
     assert api.create_repo("acme/tiny", exist_ok=True).repo_id == tiny
     with pytest.raises(BadRequestError):
@@ -472,9 +476,82 @@ def test_pull_requests(hub: LocalHub, api: HfApi, tiny: str, tmp_path: Path) -> 
     assert [(d.num, d.author, d.is_pull_request) for d in found] == [(2, "other", True), (1, "other", True)]
     details = api.get_discussion_details(tiny, 1)
     assert details.target_branch == "refs/heads/main"
-    assert [event.type for event in details.events] == ["commit"]
+    assert [event.type for event in details.events] == ["comment", "commit"]
     refs = api.list_repo_refs(tiny, include_pull_requests=True)
     assert [ref.ref for ref in refs.pull_requests or []] == ["refs/pr/1", "refs/pr/2"]
+
+
+def test_what_is_said_about_a_pull_request(hub: LocalHub, api: HfApi, tiny: str) -> None:
+    outside = client(hub, "t-other")
+    add = CommitOperationAdd("x.txt", b"x")
+    outside.create_commit(tiny, [add], commit_message="Add x", commit_description="**Why**", create_pr=True)
+    outside.comment_discussion(tiny, 1, "Please look.")
+    outside.upload_file(repo_id=tiny, path_in_repo="y.txt", path_or_fileobj=b"y", revision="refs/pr/1")
+    with pytest.raises(HfHubHTTPError):
+        outside.merge_pull_request(tiny, 1)
+    outside.change_discussion_status(tiny, 1, "closed", comment="Not yet.")
+    assert list(api.get_repo_discussions(tiny, discussion_status="open")) == []
+    with pytest.raises(HfHubHTTPError):
+        api.merge_pull_request(tiny, 1)
+    assert api.change_discussion_status(tiny, 1, "open").author == "acme"
+    api.upload_file(repo_id=tiny, path_in_repo="z.txt", path_or_fileobj=b"z")
+    api.merge_pull_request(tiny, 1, comment="Thank you.")
+    details = api.get_discussion_details(tiny, 1)
+    assert [event.type for event in details.events] == [
+        "comment", "commit", "comment", "commit", "comment", "status-change", "status-change", "comment",
+        "status-change",
+    ]  # fmt: skip
+    description = details.events[0]
+    assert isinstance(description, DiscussionComment)
+    assert (description.content, description.author, description.last_edited_by) == ("**Why**", "other", "other")
+    assert details.status == "merged"
+    assert details.merge_commit_oid == api.model_info(tiny).sha
+    assert [commit.title for commit in api.list_repo_commits(tiny)][:1] == ["Add x (#1)"]
+    assert {"x.txt", "y.txt", "z.txt"} <= {*api.list_repo_files(tiny)}
+
+
+def test_a_merge_overwrites_nothing(hub: LocalHub, api: HfApi, tiny: str) -> None:
+    add = CommitOperationAdd("x.txt", b"x")
+    client(hub, "t-other").create_commit(tiny, [add], commit_message="Add x", create_pr=True)
+    api.upload_file(repo_id=tiny, path_in_repo="x.txt", path_or_fileobj=b"another")
+    assert api.get_discussion_details(tiny, 1).conflicting_files == ["x.txt"]
+    with pytest.raises(HfHubHTTPError) as error:
+        api.merge_pull_request(tiny, 1)
+    assert status(error) == 409
+
+
+def test_drafts_and_discussions(hub: LocalHub, api: HfApi, tiny: str, tmp_path: Path) -> None:
+    assert api.create_discussion(tiny, "A question", description="Why?").num == 1
+    draft = api.create_pull_request(tiny, "An offer")
+    assert (draft.num, draft.status, draft.git_reference) == (2, "draft", "refs/pr/2")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "n.txt").write_text("n")
+    made = client(hub, "t-other").upload_folder(repo_id=tiny, folder_path=tmp_path / "more", create_pr=True)
+    assert made.pr_num == 3
+    assert "n.txt" in api.list_repo_files(tiny, revision="refs/pr/3")
+    kinds = {kind: [d.num for d in api.get_repo_discussions(tiny, discussion_type=kind)] for kind in DISCUSSION_TYPES}
+    assert kinds == {"all": [3, 2, 1], "discussion": [1], "pull_request": [3, 2]}
+    with pytest.raises(BadRequestError):
+        api.create_discussion(tiny, "x")
+    with pytest.raises(HfHubHTTPError):
+        api.get_discussion_details(tiny, 9)
+
+
+def test_what_is_deleted_is_gone(hub: LocalHub, api: HfApi, tiny: str) -> None:
+    api.create_tag(tiny, tag="v1")
+    with pytest.raises(HfHubHTTPError):
+        client(hub, "t-other").delete_tag(tiny, tag="v1")
+    api.delete_tag(tiny, tag="v1")
+    for call in (lambda: api.delete_tag(tiny, tag="v1"), lambda: api.model_info(tiny, revision="v1")):
+        with pytest.raises(RevisionNotFoundError):
+            call()
+    with pytest.raises(HfHubHTTPError):
+        client(hub, "t-other").delete_repo(tiny)
+    api.delete_repo(tiny)
+    with pytest.raises(RepositoryNotFoundError):
+        api.delete_repo(tiny)
+    api.create_repo(tiny)
+    assert api.list_repo_files(tiny) == [".gitattributes"]
 
 
 def test_a_bot_opens_a_pull_request(hub: LocalHub, api: HfApi, tiny: str, tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def soup(text: Mapping[str, Any], **changes: Any) -> tuple[Lineage, dict[str, An
         "scores": scores, "best": {title: names[0]}, "calibration": calibrated, "greedy_ensemble": [], "curve": [],
         "comparisons": {title: {"against": names[0], "sentence": f"no difference on {text['data']}"}},
         "diversity": {title: {"models": list(names), "mean": {"disagreement": None, "shared_errors": None}}},
-        "history": [], "stability": {"sentence": text["data"], "chosen": {names[0]: 3}},
+        "history": [], "update": None, "stability": {"sentence": text["data"], "chosen": {names[0]: 3}},
         "report": [{**report, "loader": "csv"}], "notes": [text["label"]], "alignments": [text["label"]],
         "versions": {"hf-soup": "1"}, "system": "Linux", **changes,
     }  # fmt: skip

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from hf_soup import Recipe, RecipeError, Soup, SoupError, cook
 from hf_soup.choosing import grid, settled
@@ -126,8 +127,22 @@ def test_tensors_have_shares_of_their_own(recipe: Recipe, trained: Path, tmp_pat
         quietly(changed(asked, layers={"clasifier.*": [1, 1, 1]}), tmp_path / "wrong")
 
 
+@pytest.fixture
+def astray(recipe: Recipe, trained: Path, tmp_path: Path) -> Recipe:
+    """Of three models that went astray and whose mean is the good one, so that none alone is as good as a soup."""
+    good, fair = (load_file(trained / name / "model.safetensors") for name in ("good", "fair"))
+    shift = fair["classifier.bias"] - good["classifier.bias"]
+    ways = {"east": 2.0, "south": -1.0, "north-west": -1.0}
+    for name, way in ways.items():
+        shutil.copytree(trained / "good", tmp_path / name)
+        bias = good["classifier.bias"] + way * shift
+        save_file({**good, "classifier.bias": bias}, tmp_path / name / "model.safetensors", {"format": "pt"})
+    return changed(recipe, ingredients=[str(tmp_path / name) for name in ways])
+
+
 @pytest.mark.parametrize("by", ["ingredient", "layer"])
-def test_learned_shares_are_written_and_cooked_again(by: str, recipe: Recipe, tmp_path: Path) -> None:
+def test_learned_shares_are_written_and_cooked_again(by: str, astray: Recipe, tmp_path: Path) -> None:
+    recipe = astray
     asked = changed(recipe, select={"name": "learned", "by": by, "epochs": 3, "batch_size": 8})
     soup = quietly(asked, tmp_path / "soup")
     history = soup.summary["history"]
@@ -143,11 +158,16 @@ def test_learned_shares_are_written_and_cooked_again(by: str, recipe: Recipe, tm
     assert (soup.folder / "plots" / "learned.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_free_shares_are_a_plain_sum(recipe: Recipe, trained: Path, tmp_path: Path) -> None:
+def test_an_ingredient_that_beats_what_was_learned_is_taken_alone(recipe: Recipe, tmp_path: Path) -> None:
+    select = {"name": "learned", "epochs": 1, "lr": 1e-6, "batch_size": 8}
+    assert quietly(changed(recipe, select=select), tmp_path / "soup").weights == {"local:good": 1.0}
+
+
+def test_free_shares_are_a_plain_sum(astray: Recipe, tmp_path: Path) -> None:
     select = {"name": "learned", "constrain": "none", "epochs": 2, "batch_size": 8}
-    soup = quietly(changed(recipe, select=select), tmp_path / "soup")
+    soup = quietly(changed(astray, select=select), tmp_path / "soup")
     assert soup.recipe.method.parameters == {"normalize": False}
-    each = [tensors(trained / name) for name in ("good", "fair", "poor")]
+    each = [tensors(Path(ingredient.model)) for ingredient in astray.ingredients]
     for name, tensor in tensors(soup.folder).items():
         want = sum(weight * one[name] for weight, one in zip(soup.weights.values(), each, strict=True))
         torch.testing.assert_close(tensor, want, rtol=1e-5, atol=1e-7)
@@ -213,6 +233,9 @@ def test_the_same_rows_in_two_metrics_are_one_data_set(
     def watched(self: Evaluation, names: Any, some: Any = None) -> Iterator[Any]:
         with through(self, names, some) as descent:
             rows.append(len(descent.labels))
+            some_rows = np.array([3, 20, 7, 11])
+            for one, loss in zip(np.eye(3), descent.alone(some_rows), strict=True):
+                assert descent.loss(one[np.newaxis], some_rows)[0] == pytest.approx(loss, rel=1e-4, abs=1e-6)
             yield descent
         first, second = self.halves(3)
         assert [each.tolist() for each in first] == [first[0].tolist()] * 2

@@ -58,6 +58,7 @@ def test_json_is_one_object_on_stdout(cli: Cli, family: Path, tmp_path: Path, pu
         "cook": {"folder", "weights", "scores", "selected", "digest", "seconds", "resumed", "pushed"},
         "score": {"scores"},
         "push": {"repo", "commit", "url", "pull_request"},
+        "verify": {"verdict", "tensors", "different"},
         "methods": {"methods", "selections"},
     }
     publish("base")
@@ -67,6 +68,7 @@ def test_json_is_one_object_on_stdout(cli: Cli, family: Path, tmp_path: Path, pu
         "cook": cli("cook", recipe, "-o", "soup", "--json", "--quiet"),
         "score": cli("score", a, "soup", "--recipe", recipe, "--json"),
         "push": cli("push", "soup", "acme/soup", "--json"),
+        "verify": cli("verify", "soup", *(f"--map={name}={family / name}" for name in "abc"), "--json"),
         "methods": cli("methods", "--json"),
     }
     takes = {name for name, each in commands.commands.items() if "--json" in str([p.opts for p in each.params])}

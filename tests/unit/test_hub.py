@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 
 from hf_soup import client, hub
 from hf_soup.errors import PublishError, ResolveError
-from hf_soup.publish import require_token
+from hf_soup.target import require_token
 
 
 def answer(status: int, **headers: str) -> httpx2.Response:

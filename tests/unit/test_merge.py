@@ -25,10 +25,11 @@ from torch import Tensor
 from hf_soup import merge as engine
 from hf_soup import plan as plan_module
 from hf_soup.blend import Blend
+from hf_soup.digests import digest_of
 from hf_soup.errors import MergeError
 from hf_soup.files import in_memory
 from hf_soup.headers import ITEM_BYTES, Rows, TensorInfo, read_header
-from hf_soup.merge import Merged, digest_of, merge
+from hf_soup.merge import Merged, merge
 from hf_soup.methods import round_into
 from hf_soup.methods.linear import linear
 from hf_soup.plan import BLOCK_BYTES, Plan, make_plan

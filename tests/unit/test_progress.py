@@ -45,8 +45,12 @@ def test_short_work_writes_no_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == ""
 
 
-def test_quiet_is_quiet() -> None:
-    done = subprocess.run([sys.executable, "-c", CODE, "quiet"], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize(("said", "setting"), [("quiet", "0"), ("loud", "1")])
+def test_quiet_is_quiet(said: str, setting: str) -> None:
+    """By the option, or by the setting that the Hub's client has for all its bars."""
+    environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": setting}
+    command = [sys.executable, "-c", CODE, said]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert done.stdout + done.stderr == ""
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
@@ -47,9 +48,16 @@ class Linear:
         logits = self.pixels[rows] @ weight.T + shares[-1] @ self.bias
         return torch.nn.functional.cross_entropy(scale * logits, torch.from_numpy(self.labels[rows]))
 
-    def loss(self, shares: NDArray[np.float64], scale: float, rows: NDArray[np.int64]) -> float:
+    def loss(self, shares: NDArray[np.float64], rows: NDArray[np.int64]) -> tuple[float, float]:
         self.judged.append(set(rows.tolist()))
-        return self._loss(torch.from_numpy(shares), torch.tensor(scale), rows).item()
+        mixed = torch.from_numpy(shares)
+        found = minimize_scalar(
+            lambda log: self._loss(mixed, torch.tensor(math.exp(log)), rows).item(), bounds=(-5, 5), method="bounded"
+        )
+        return float(found.fun), math.exp(found.x)
+
+    def alone(self, rows: NDArray[np.int64]) -> list[float]:
+        return [self.loss(share[np.newaxis], rows)[0] for share in np.eye(3)]
 
     def gradient(
         self, shares: NDArray[np.float64], scale: float, rows: NDArray[np.int64]
@@ -73,24 +81,25 @@ EQUAL = {"a": 1.0, "b": 1.0, "c": 1.0}
 def test_it_learns_to_leave_out_what_is_broken(by: str, constrain: str) -> None:
     machine = Linear()
     found = learned(EQUAL, machine, by=by, constrain=constrain)
-    assert list(found.weights) == ["a", "b", "c"]
-    shares = np.array(list(found.layers.values())) if found.layers else np.array([list(found.weights.values())])
-    assert list(found.layers) == (["weight", "bias"] if by == "layer" else [])
+    alone = len(found.weights) == 1  # where that is better still
+    assert list(found.weights) == (["b"] if alone else ["a", "b", "c"])
+    assert list(found.layers) == (["weight", "bias"] if by == "layer" and not alone else [])
+    shares = np.array(list(found.layers.values()) or [[found.weights.get(name, 0.0) for name in "abc"]])
     assert abs(shares[0, 2]) < 0.1 < shares[0, :2].max()
     everything = np.arange(400)
-    assert machine.loss(shares, 1.0, everything) < 0.7 * machine.loss(np.full((1, 3), 1 / 3), 1.0, everything)
+    assert machine.loss(shares, everything)[0] < 0.7 * machine.loss(np.full((1, 3), 1 / 3), everything)[0]
     assert found.normalize == (constrain == "softmax")
     if constrain == "softmax":
-        assert (shares > 0).all()
+        assert alone or (shares > 0).all()
         np.testing.assert_allclose(shares.sum(1), 1.0)
-    np.testing.assert_allclose(shares.mean(0), list(found.weights.values()))
+    np.testing.assert_allclose(shares.mean(0), [found.weights.get(name, 0.0) for name in "abc"])
 
 
 def test_what_is_kept_apart_is_not_learned_from_and_has_every_label() -> None:
     machine = Linear()
     learned(EQUAL, machine, batch_size=100)
     inner = machine.judged[0]
-    assert all(each == inner for each in machine.judged)
+    assert all(each == inner for each in machine.judged if len(each) == 80)
     assert set().union(*machine.seen) == set(range(400)) - inner
     assert len(inner) == 80
     counts, all_counts = (np.bincount(machine.labels[rows], minlength=10) for rows in (sorted(inner), slice(None)))
@@ -108,6 +117,28 @@ def test_the_best_epoch_is_taken_and_the_start_is_one() -> None:
     assert len(wild.history) == 4
     assert min(inner_losses(wild)) == inner_losses(wild)[0]
     assert list(wild.weights.values()) == pytest.approx([2 / 3, 1 / 3, 0], abs=1e-6)
+
+
+def test_an_ingredient_that_no_soup_on_the_way_beats_is_taken_alone() -> None:
+    """As where the given soup is of no use, and its gradient leads nowhere."""
+    machine = Linear()
+    machine.weight[2] *= 1000
+    for by in ("ingredient", "layer"):
+        found = learned(EQUAL, machine, by=by, lr=1e-6, patience=2)
+        inner = np.array(sorted(machine.judged[-1]))
+        single = int(np.argmin(machine.alone(np.setdiff1d(np.arange(400), inner))))
+        assert machine.alone(inner)[single] < min(inner_losses(found))
+        assert found.weights == {"abc"[single]: 1.0}
+        assert not found.layers
+
+
+def test_the_logit_scale_of_the_start_does_not_count_against_it() -> None:
+    """A soup that answers right and is far too sure loses to no worse one that is less sure."""
+    loud, quiet = Linear(broken=False), Linear(broken=False)
+    loud.weight *= 50
+    loud.bias *= 50
+    losses = [inner_losses(learned(EQUAL, machine, epochs=1))[0] for machine in (loud, quiet)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_it_stops_when_nothing_gets_better() -> None:
@@ -137,7 +168,7 @@ def test_few_rows_are_gone_through_more_often(rows: int, more: dict[str, Any], e
 
 
 def test_the_same_seed_gives_the_same_shares() -> None:
-    first, again, other = (learned(EQUAL, Linear(), seed=seed) for seed in (3, 3, 4))
+    first, again, other = (learned(EQUAL, Linear(broken=False), seed=seed) for seed in (3, 3, 4))
     assert first == again
     assert first.weights != other.weights
 

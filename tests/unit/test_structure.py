@@ -25,8 +25,8 @@ TREES = {name: ast.parse(path.read_text(), str(path)) for name, path in FILES.it
 HEAVY = {"torch", "transformers", "datasets", "evaluate", "huggingface_hub"}
 #: Third-party package → the rooms (a module and what lies in it) that may import it.
 ONLY = {
-    "huggingface_hub": ("hf_soup.hub", "hf_soup.transfer", "hf_soup.client", "hf_soup.publish"),
-    "httpx2": ("hf_soup.hub", "hf_soup.transfer", "hf_soup.client", "hf_soup.publish"),
+    "huggingface_hub": ("hf_soup.hub", "hf_soup.transfer", "hf_soup.client", "hf_soup.target", "hf_soup.publish"),
+    "httpx2": ("hf_soup.hub", "hf_soup.transfer", "hf_soup.client", "hf_soup.target", "hf_soup.publish"),
     "evaluate": ("hf_soup.scoring",),
     "datasets": ("hf_soup.scoring",),
     "pydantic": ("hf_soup.recipe",),
@@ -131,8 +131,8 @@ def test_the_demo_knows_the_hub_through_this_package_only() -> None:
 def test_the_public_names() -> None:
     assert hf_soup.__all__ == [
         "Barriers", "Foraged", "IncompatibleError", "Ingredient", "Lineage", "MergeError", "PublishError", "Recipe",
-        "RecipeError", "ResolveError", "Scoring", "ScoringError", "Soup", "SoupError", "barriers", "check", "cook",
-        "forage", "score",
+        "RecipeError", "ResolveError", "Scoring", "ScoringError", "Soup", "SoupError", "Update", "Verified", "barriers",
+        "check", "cook", "forage", "score", "verify",
     ]  # fmt: skip
     for name in hf_soup.__all__:
         assert getattr(hf_soup, name).__module__.startswith("hf_soup.")

@@ -1,0 +1,407 @@
+"""Is a published soup what it says? Cook it again from its repo alone, and compare.
+
+What the recipe in a repo asks for is checked before anything of it is believed (`hf_soup.published`), the pinned
+ingredients are streamed past, and every tensor is compared bit by bit.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_soup import transfer
+from hf_soup.alignment import Wishes
+from hf_soup.ancestry import Ancestor
+from hf_soup.checkpoint import ASSETS, INDEX, Checkpoint, open_checkpoint, require_unchanged
+from hf_soup.client import Token, may_pass, why_absent
+from hf_soup.compatibility import Reason, processing_files
+from hf_soup.contents import soup_config, write_assets
+from hf_soup.cooked import Say, to_stderr
+from hf_soup.errors import IncompatibleError, MergeError, RecipeError, ResolveError, SoupError
+from hf_soup.headers import front_matter
+from hf_soup.hub import in_parallel
+from hf_soup.lineage import Lineage, correspond, distinct_names
+from hf_soup.plan import Plan
+from hf_soup.preparation import fetched, free_bytes, needs_base, plan_of, shares, sources, validate
+from hf_soup.progress import bar
+from hf_soup.published import Paths, Published, open_published, path_of
+from hf_soup.recipe import Ingredient, Recipe, Scoring
+from hf_soup.staging import Staging
+from hf_soup.weights import supply_of
+
+if TYPE_CHECKING:
+    from hf_soup.differences import Difference
+
+IDENTICAL, EQUIVALENT, DIFFERENT, UNVERIFIABLE = "identical", "equivalent", "different", "unverifiable"
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """A score, measured again.
+
+    Args:
+        title: The data and the metric.
+        measured: What the published weights score here.
+        published: What ``soup.json`` says.
+        card: What the card's ``model-index`` says, where it says something.
+        n: How many rows; a difference of one of them is the other machine's.
+    """
+
+    title: str
+    measured: float
+    published: float | None
+    card: float | None
+    n: int
+
+    @property
+    def agrees(self) -> bool:
+        """Whether what was published is what was measured, but for one row; the card rounds at the sixth digit."""
+        return all(abs(each - self.measured) <= 1 / self.n + 1e-6 for each in self._said)
+
+    @property
+    def _said(self) -> list[float]:
+        return [each for each in (self.published, self.card) if each is not None]
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What came out.
+
+    Args:
+        model: The soup, as the Hub calls it, with the commit that was looked at.
+        verdict: ``identical``; ``equivalent``: within the bound that its method states; ``different``; or
+            ``unverifiable``.
+        tensors: How many were compared.
+        differences: Tensors and files that are not as they should be.
+        reasons: Why something could not be verified.
+        digests: Of what was ``recorded`` in soup.json, of the ``published`` weights, and of the ``cooked`` ones.
+        scores: With ``score=True``.
+    """
+
+    model: str
+    verdict: str
+    tensors: int = 0
+    differences: tuple[Difference, ...] = field(default=(), repr=False)
+    reasons: tuple[Reason, ...] = ()
+    digests: Mapping[str, str] = field(default_factory=dict, repr=False)
+    scores: tuple[Rescored, ...] = ()
+
+    @property
+    def different(self) -> list[str]:
+        """Names of the tensors, files and scores that make it different."""
+        return [each.name for each in self.differences] + [each.title for each in self.scores if not each.agrees]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, as ``hf-soup verify --json`` prints it."""
+        return {
+            "model": self.model,
+            "verdict": self.verdict,
+            "tensors": self.tensors,
+            "different": self.different,
+            "differences": [each.to_dict() for each in self.differences],
+            "reasons": [{"code": r.code, "message": r.message, "ingredients": list(r.ingredients)}
+                        for r in self.reasons],
+            "digests": dict(self.digests),
+            "scores": [{"title": each.title, "measured": each.measured, "published": each.published,
+                        "card": each.card, "n": each.n, "agrees": each.agrees} for each in self.scores],
+        }  # fmt: skip
+
+
+def verify(
+    model: str,
+    *,
+    score: bool = False,
+    map: Paths | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    token: Token = None,
+    quiet: bool = True,
+    say: Say = to_stderr,
+) -> Verified:
+    """Cook a published soup again from what its repo says, and compare every tensor bit by bit.
+
+    The ingredients are streamed into a temporary folder (``TMPDIR``), which holds one copy of the soup and what is
+    being read. Config, tokenizer and processor are compared with what the ingredients give.
+
+    Args:
+        model: A Hub id, ``id@revision``, a huggingface.co address, or a folder.
+        score: Measure what the published weights score on the recipe's data too; they stay in the cache then.
+        map: For ingredients, data and metrics that were local: name → path here.
+        allow_pickle: Read ingredients that are pickles, tensors only; the recipe's own word does not count.
+        trust_remote_code: Let metrics that are code run; the recipe's own word does not count.
+        token: As everywhere in huggingface_hub.
+        quiet: No progress bars.
+        say: Gets notes.
+
+    Returns:
+        The verdict, which is no error whatever it is.
+
+    Raises:
+        ResolveError: There is no such model, or the Hub cannot be reached.
+        MergeError: The disk has no room.
+    """
+    from hf_soup.world import require_alone
+
+    require_alone("`verify`")
+    paths = map or {}
+    try:
+        published = open_published(model, allow_pickle=allow_pickle, token=token)
+    except RecipeError as error:
+        return Verified(model, UNVERIFIABLE, reasons=(Reason("recipe-refused", str(error)),))
+    if published.repo and published.repo.from_cache:
+        raise ResolveError(
+            f"{published}: the Hub was not reached, and the cache may not have all that was published.",
+            hint="Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, and try again.",
+        )
+    called = str(published)
+    reasons = [*_refused(published.recipe)]
+    measured = published.recipe
+    if score:
+        try:
+            measured = published.with_data(paths, trust_remote_code=trust_remote_code)
+        except RecipeError as error:
+            reasons.append(Reason("data", str(error)))
+    if any(reason.code != "data" for reason in reasons):
+        return Verified(called, UNVERIFIABLE, reasons=tuple(reasons))
+    checkpoints, found = _ingredients(published, paths, token)
+    if found:
+        return Verified(called, UNVERIFIABLE, reasons=(*reasons, *found))
+    try:
+        base = _base(published.recipe, checkpoints, paths, token)
+        checked = _cooked_again(published, checkpoints, base, keep=score, quiet=quiet, say=say)
+    except (RecipeError, IncompatibleError, ResolveError) as error:
+        # What is neither said by the Hub nor by the models is the way between: no verdict comes of it.
+        if may_pass(error) or (isinstance(error, ResolveError) and not why_absent(error)):
+            raise
+        who = tuple(each.model for each in checkpoints if f"'{each.model}@" in str(error))
+        reasons.append(Reason(why_absent(error) or "not-cookable", str(error), who))
+        return Verified(called, UNVERIFIABLE, reasons=tuple(reasons))
+    scores: tuple[Rescored, ...] = ()
+    if score and not (published.score or published.report):
+        say("note: its recipe names no data, so there is nothing to measure")
+    if measured.score or measured.report:
+        try:
+            scores = _rescored(published, measured, model, token, quiet, say)
+        except SoupError as error:
+            if may_pass(error):
+                raise
+            reasons.append(Reason("not-measurable", str(error)))
+    reasons += checked.reasons
+    every = checked.differences
+    verdict = EQUIVALENT if every else IDENTICAL
+    if reasons:
+        verdict = UNVERIFIABLE
+    if not all(each.within for each in every) or not all(each.agrees for each in scores):
+        verdict = DIFFERENT
+    return replace(checked, verdict=verdict, reasons=tuple(reasons), scores=scores)
+
+
+def _refused(recipe: Recipe) -> Iterator[Reason]:
+    """What is wrong with a recipe by itself."""
+    from hf_soup.methods import METHODS
+
+    if recipe.method.name not in METHODS:
+        known = ", ".join(sorted(METHODS))
+        message = f"Its method is {recipe.method.name[:80]!r}, which this version does not know. Known are: {known}."
+        yield Reason("method-unknown", message)
+        return
+    try:
+        validate(recipe)
+    except RecipeError as error:
+        yield Reason("recipe-refused", str(error))
+
+
+def _ingredients(published: Published, paths: Paths, token: Token) -> tuple[list[Checkpoint], list[Reason]]:
+    """The pinned ingredients, opened, or every reason why not."""
+
+    def attempt(each: Ingredient) -> Checkpoint | Reason:
+        try:
+            if not each.model.startswith("local:"):
+                return open_checkpoint(each, allow_pickle=published.recipe.allow_pickle, token=token, on_hub=True)
+            return _mapped(each, paths, published.recipe.allow_pickle)
+        except ResolveError as error:
+            if may_pass(error):
+                raise
+            code, said = why_absent(error) or "ingredient-unreadable", str(error)
+            if "only pytorch_model" in error.message:
+                code, said = "pickle", f"{error.message}\n--allow-pickle reads the tensors in it."
+            return Reason(code, said, (each.model,))
+
+    unique = list({str(each): each for each in published.recipe.ingredients}.values())
+    found = dict(zip(map(str, unique), in_parallel(attempt, unique), strict=True))
+    every = [found[str(each)] for each in published.recipe.ingredients]
+    reasons = list(dict.fromkeys(each for each in every if isinstance(each, Reason)))
+    return [each for each in every if isinstance(each, Checkpoint)], reasons
+
+
+def _mapped(each: Ingredient, paths: Paths, allow_pickle: bool) -> Checkpoint | Reason:
+    path, name = path_of(each.model, each.revision, paths), each.model.removeprefix("local:")
+    short = (each.revision or "").removeprefix("sha256:")[:7]
+    if path is None:
+        message = f"'{name}' (sha256 {short}) was a folder on the machine where the soup was cooked."
+        return Reason("local", f"{message}\nWhere you have it, say so: --map {name}=PATH.", (each.model,))
+    if not path.is_dir():
+        return Reason("local", f"--map {name}: there is no folder '{path}'.", (each.model,))
+    opened = open_checkpoint(str(path), allow_pickle=allow_pickle)
+    if each.revision not in (None, opened.revision):
+        message = f"The weights in '{path}' are not those of '{name}' in the soup."
+        shown = f"  recipe {each.revision}\n  folder {opened.revision}"
+        return Reason("other-weights", f"{message}\n{shown}", (each.model,))
+    return replace(opened, model=each.model)
+
+
+def _base(recipe: Recipe, checkpoints: Sequence[Checkpoint], paths: Paths, token: Token) -> Ancestor | None:
+    """The ancestor, where the method works on it or it may have given the tokenizer."""
+    needed = needs_base(recipe)
+    if recipe.base is None or not (needed or not any(map(processing_files, checkpoints))):
+        return None
+    asked = Ingredient.model_validate(recipe.base)
+    try:
+        if asked.model.startswith("local:"):
+            found = _mapped(asked, paths, recipe.allow_pickle)
+            if isinstance(found, Reason):
+                raise RecipeError(found.message)
+        else:
+            found = open_checkpoint(asked, allow_pickle=recipe.allow_pickle, token=token, on_hub=True)
+    except ResolveError as error:
+        if needed or may_pass(error):
+            raise
+        return None
+    return Ancestor(found.model, "recipe", found)
+
+
+def _cooked_again(
+    published: Published,
+    checkpoints: Sequence[Checkpoint],
+    base: Ancestor | None,
+    *,
+    keep: bool,
+    quiet: bool,
+    say: Say,
+) -> Verified:
+    """Cook in a temporary folder, and compare. The verdict is left open."""
+    from hf_soup.differences import Difference, compare_files, compare_weights, weight_files  # late, as it takes torch
+    from hf_soup.merge import merge
+    from hf_soup.methods import METHODS
+
+    recipe, names = published.recipe, distinct_names(checkpoints)
+    alignment, found = correspond(checkpoints, names, Wishes.of(recipe))
+    refusals = [reason.message for reason in found if reason.refuses]
+    if refusals:
+        raise IncompatibleError("\n".join(["Its ingredients cannot be averaged:", *refusals]))
+    lineage = Lineage("likely", base, tuple(checkpoints), tuple(names), (), alignment)
+    leaves, given = fetched(recipe, lineage), shares(recipe, lineage)
+    used = sources(recipe, leaves)
+    plan = plan_of(recipe, used, {name: given[name] for name in leaves.names})
+    with tempfile.TemporaryDirectory(prefix="hf-soup-verify-") as room, Staging(Path(room) / "soup") as staging:
+        supply = supply_of(used.checkpoints, staging.fetched)
+        theirs = [name for name in weight_files(published)[0] if name in published.files]
+        _require_room(Path(room), plan, supply.peak_bytes(plan), published, theirs, say)
+        staging.begin(plan.fingerprint, plan.outline())
+        merged = merge(plan, supply, staging, quiet=quiet)
+        require_unchanged(used.checkpoints)
+        with staging.disk_errors():
+            write_assets(staging.folder, soup_config(leaves, plan.dtype), leaves, lineage.checkpoints)
+        fetch = sum(published.files[name] for name in theirs) if published.repo else 0
+        with bar("Comparing", plan.size + fetch, quiet=quiet) as shown:
+
+            @contextmanager
+            def here(name: str) -> Iterator[Path]:
+                if published.repo is None:
+                    yield (published.folder or Path()) / name
+                elif keep or transfer.is_cached(published.repo, name):
+                    yield transfer.obtain(published.repo, name, shown.update)
+                else:
+                    target, done = Path(room) / "published", 0
+
+                    def arrived(count: int) -> None:
+                        nonlocal done
+                        shown.update(count - done)
+                        done = count
+
+                    transfer.download(published.repo, name, target, arrived=arrived, stopped=lambda: False)
+                    yield target
+                    target.unlink()
+
+            bound = METHODS[recipe.method.name].bound
+            differences, digest = compare_weights(
+                published, plan, staging.folder, merged, here, bound=bound, advance=shown.update
+            )
+        ours = {file.name for file in plan.files}
+        differences += compare_files(published, staging.folder, {*ours, *theirs, INDEX})
+    known = [*checkpoints, *([base.checkpoint] if base and base.checkpoint else [])]
+    lost = [] if any(map(processing_files, known)) else [each for each in differences if _is_processing(each)]
+    reasons = [Reason("no-donor", f"Nobody in its recipe gives {each.name}.") for each in lost]
+    if published.digest != digest:
+        text = f"its digest is {published.digest[:16]}… and that of the weights beside it {digest[:16]}…"
+        differences.append(Difference("soup.json", "content", text))
+    digests = {"recorded": published.digest, "published": digest, "cooked": merged.digest}
+    differences = [each for each in differences if each not in lost]
+    return Verified(str(published), "", len(plan.tensors), tuple(differences), tuple(reasons), digests)
+
+
+def _is_processing(found: Difference) -> bool:
+    """Whether it may have come from an ingredient that was not selected, whom the recipe does not name."""
+    return found.kind == "extra" and ASSETS.fullmatch(found.name) is not None
+
+
+def _require_room(room: Path, plan: Plan, beside: int, published: Published, theirs: Sequence[str], say: Say) -> None:
+    """Say what the disk has to hold, and stop where it cannot.
+
+    Raises:
+        MergeError: There is no room.
+    """
+    largest = max((published.files[name] for name in theirs), default=0) if published.repo else 0
+    need, free = plan.size + max(beside, largest), free_bytes(room)
+    say(f"note: cooking again in '{room.parent}': {need / 1e9:.2f} GB are needed, {free / 1e9:.1f} GB are free")
+    if need > free:
+        raise MergeError(
+            f"'{room.parent}' has {free / 1e9:.1f} GB free; {need / 1e9:.1f} GB are needed ({plan.size / 1e9:.1f} GB "
+            f"for the soup, {(need - plan.size) / 1e9:.1f} GB for files in flight).",
+            hint="Make room, or set TMPDIR to a folder on a larger disk.",
+        )
+
+
+def _rescored(
+    published: Published, recipe: Recipe, model: str, token: Token, quiet: bool, say: Say
+) -> tuple[Rescored, ...]:
+    """The published weights on the recipe's data, beside what soup.json and the card say."""
+    from hf_soup.soup import score
+
+    pinned = f"{published.model}@{published.repo.revision}" if published.repo else model
+    found = next(iter(score([pinned], recipe, token=token, quiet=quiet, say=say).values()))
+    said, card = published.scores(), _model_index(published)
+    # Titles hold names of files, which may be others here; the order is the recipe's.
+    titles = list(said) if len(said) == len(found) else list(found)
+    asked = [*published.score, *published.report]
+    return tuple(
+        Rescored(title, each["value"], said.get(title), _on_card(card, scoring), each["n"])
+        for title, scoring, each in zip(titles, asked, found.values(), strict=True)
+    )
+
+
+def _model_index(published: Published) -> list[tuple[set[str], str, str | None, float]]:
+    """Of each result on the card: what the data is called, the metric, the split, the value."""
+    try:
+        fields = front_matter(published.read("README.md", 1 << 22)) if "README.md" in published.files else {}
+        return [
+            ({str(result["dataset"].get(key)) for key in ("type", "name")}, str(metric["type"]),
+             result["dataset"].get("split"), float(metric["value"]))
+            for entry in fields.get("model-index", [])
+            for result in entry["results"]
+            for metric in result["metrics"]
+            if abs(float(metric["value"])) <= 1e6
+        ]  # fmt: skip
+    except (RecipeError, KeyError, TypeError, ValueError, AttributeError):
+        return []
+
+
+def _on_card(card: Sequence[tuple[set[str], str, str | None, float]], scoring: Scoring) -> float | None:
+    for names, metric, split, value in card:
+        if metric == scoring.metric and {scoring.dataset, scoring.name} & names and split in (None, scoring.split):
+            return value
+    return None

@@ -1,0 +1,334 @@
+"""What is not pushed, and why: names, tokens, repos of others, tags, edited weights, secrets."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import HfApi, constants
+from safetensors.torch import load_file, save_file
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from hf_soup import Soup, cook
+from hf_soup.errors import PublishError
+from hf_soup.local_hub import LocalHub
+from hf_soup.target import look
+
+# The client hands files to its HTTP library in a way that the library deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+
+Cli = Callable[..., Any]
+Publish = Callable[..., str]
+
+
+@pytest.fixture
+def api(online: LocalHub) -> HfApi:
+    return HfApi(endpoint=online.endpoint, token=online.token)
+
+
+@pytest.fixture(scope="module")
+def cooked(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A soup of two folders."""
+    folder = tmp_path_factory.mktemp("cooked") / "soup"
+    cook([str(family / "a"), str(family / "b")], folder, say=lambda _: None)
+    return folder
+
+
+@pytest.fixture
+def soup(cooked: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(cooked, tmp_path / "soup"))
+
+
+@pytest.fixture
+def others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, online: LocalHub) -> Iterator[LocalHub]:
+    """A Hub with more than one user; ``t-me`` is at work."""
+    users = {"t-me": "me", "t-me-read": "me", "t-other": "other"}
+    with LocalHub(tmp_path / "others", users=users, read_only={"t-me-read"}) as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setenv("HF_TOKEN", "t-me")
+        yield hub
+
+
+def changes(hub: LocalHub) -> list[str]:
+    """What was sent that may have changed something."""
+    return [request.path for request in hub.requests if request.method not in ("GET", "HEAD")]
+
+
+@pytest.mark.parametrize(
+    ("repo", "options", "said"),
+    [
+        ("soup", {}, "'soup' is not a name for a repo"),
+        ("me/my/soup", {}, "'me/my/soup' is not a name for a repo"),
+        ("me/my soup", {}, "'me/my soup' is not a name for a repo"),
+        ("me/soup--1", {}, "is not a name for a repo: Cannot have --"),
+        ("me/" + "x" * 97, {}, "is not a name for a repo: .*maximum length is 96"),
+        ("me/soup", {"tag": "v 1"}, "'v 1' is not a name for a tag"),
+        ("me/soup", {"tag": "refs/tags/v1"}, "is not a name for a tag"),
+        ("me/soup", {"tag": "v1.lock"}, "is not a name for a tag"),
+        ("me/soup", {"tag": "v1", "create_pr": True}, "nobody has merged"),
+        ("me/soup", {"revision": "next", "create_pr": True}, "for main, not for 'next'"),
+        ("me/soup", {"create_pr": True}, "'me/soup' does not exist, so nothing can be offered"),
+        ("me/soup", {"token": "t-me-read"}, "the token of me may only read"),
+        ("me/soup", {"token": "t-unknown"}, "the Hub does not accept the token"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_sent(
+    others: LocalHub, soup: Path, repo: str, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(PublishError, match=said):
+        Soup.open(soup).push(repo, **options)
+    assert changes(others) == []
+
+
+@pytest.mark.parametrize(
+    ("repo", "options", "said"),
+    [
+        ("nobody/soup", {}, r"there is no user or organization 'nobody'\.\nPush to a name of your own, `me/soup`\."),
+        ("other/new", {}, r"the token has no right to do this.*\nPush to a name of your own, `me/new`, or offer"),
+        ("other/soup", {}, r"the token has no right to do this.*\nPush to a name of your own, `me/soup`, or offer"),
+        ("me/" + "x" * 95, {}, r"the Hub answered 400\. Invalid repository id .*\nUse another name\."),
+    ],
+)
+def test_where_one_may_not_write(
+    others: LocalHub, soup: Path, repo: str, options: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Soup.open(soup).push("other/soup", token="t-other")
+    (soup / "notes.txt").write_text("more")
+    with pytest.raises(PublishError, match=said):
+        Soup.open(soup).push(repo, **options)
+    assert len(HfApi(endpoint=others.endpoint, token=False).list_repo_commits("other/soup")) == 2
+    assert len(others.store.repos) == 1
+
+
+def test_anybody_may_offer_a_soup(others: LocalHub, soup: Path) -> None:
+    """And again: the same pull request, as long as it is open; and none once main has it."""
+    theirs = HfApi(endpoint=others.endpoint, token="t-other")
+    Soup.open(soup).push("other/soup", token="t-other")
+    (soup / "notes.txt").write_text("more")
+    first = Soup.open(soup).push("other/soup", create_pr=True, commit_description="| a | b |")
+    assert (first.changed, first.pull_request) == (True, f"{others.endpoint}/other/soup/discussions/1")
+    again = Soup.open(soup).push("other/soup", create_pr=True, commit_message="Another title")
+    assert (again.changed, again.pull_request, again.commit) == (False, first.pull_request, first.commit)
+    (event, _) = theirs.get_discussion_details("other/soup", 1).events
+    assert event.content == "| a | b |"  # type: ignore[attr-defined]
+
+    theirs.change_discussion_status("other/soup", 1, "closed")
+    second = Soup.open(soup).push("other/soup", create_pr=True)
+    assert second.changed
+    assert second.pull_request != first.pull_request
+    # Somebody else's offer of the same soup is another one.
+    assert Soup.open(soup).push("other/soup", create_pr=True, token="t-other").pull_request != second.pull_request
+    theirs.merge_pull_request("other/soup", 2)
+    merged = Soup.open(soup).push("other/soup", create_pr=True)
+    assert (merged.changed, merged.pull_request) == (False, None)
+    assert merged.commit == theirs.model_info("other/soup").sha
+
+
+def test_soups_have_versions(cli: Cli, api: HfApi, soup: Path) -> None:
+    """A tag is made once, for what is pushed; it never moves, and never makes a commit."""
+    first = cli("push", soup, "acme/soup", "--tag", "v1", "--json").json
+    assert first["tag"] == "v1"
+    assert "holds this soup already" in cli("push", soup, "acme/soup", "--tag", "v1").out
+    assert "holds this soup already" in cli("push", soup, "acme/soup", "--tag", "v1.0").out
+    assert {tag.name: tag.target_commit for tag in api.list_repo_refs("acme/soup").tags} == {
+        "v1": first["commit"],
+        "v1.0": first["commit"],
+    }
+    (soup / "notes.txt").write_text("better")
+    refused = cli("push", soup, "acme/soup", "--tag", "v1")
+    assert f"'v1' names another commit, {first['commit'][:7]}." in refused.err
+    assert cli("push", soup, "acme/soup", "--tag", "v2").code == 0
+    assert f"'v1' names another commit, {first['commit'][:7]}." in cli("push", soup, "acme/soup", "--tag", "v1").err
+    api.create_branch("acme/soup", branch="next")
+    assert "'next' names a branch" in cli("push", soup, "acme/soup", "--tag", "next").err
+    assert len(api.list_repo_commits("acme/soup")) == 3
+
+
+def test_nothing_is_deleted_unasked(cli: Cli, api: HfApi, soup: Path) -> None:
+    """Files of an earlier soup that this one lacks are listed; what somebody else put there stays."""
+    (soup / "plots").mkdir()
+    for name in ("merges.txt", "plots/scores.png"):
+        (soup / name).write_bytes(b"earlier")
+    assert cli("push", soup, "acme/soup").code == 0
+    api.upload_file(repo_id="acme/soup", path_in_repo="LICENSE", path_or_fileobj=b"mit")
+    for name in ("merges.txt", "plots/scores.png"):
+        (soup / name).unlink()
+    for options in ((), ("--pr",)):
+        refused = cli("push", soup, "acme/soup", *options)
+        assert "'acme/soup' holds files that are not of this soup: merges.txt, plots/scores.png." in refused.err
+        assert "--replace" in refused.err
+    assert {"merges.txt", "plots/scores.png", "LICENSE"} <= {*api.list_repo_files("acme/soup")}
+    (soup / "merges.txt").write_text("now")
+    assert cli("push", soup, "acme/soup", "--pr", "--replace").code == 0
+    assert "LICENSE" in api.list_repo_files("acme/soup")
+    assert not {"plots/scores.png", "LICENSE"} & {*api.list_repo_files("acme/soup", revision="refs/pr/1")}
+
+
+def test_another_kind_of_model_is_not_replaced(cli: Cli, api: HfApi, soup: Path) -> None:
+    assert cli("push", soup, "acme/soup").code == 0
+    config = json.loads((soup / "config.json").read_text())
+    (soup / "config.json").write_text(json.dumps(config | {"architectures": ["BertModel"]}))
+    refused = cli("push", soup, "acme/soup")
+    assert "holds another kind of model: BertForSequenceClassification, and this is BertModel." in refused.err
+    assert cli("push", soup, "acme/soup", "--replace").code == 0
+
+
+def test_edited_weights_are_refused_or_said(cli: Cli, api: HfApi, soup: Path) -> None:
+    stated = Soup.open(soup).digest
+    tensors = load_file(soup / "model.safetensors")
+    tensors["classifier.bias"] += 1
+    save_file(tensors, soup / "model.safetensors", {"format": "pt"})
+    refused = cli("push", soup, "acme/soup")
+    assert "are not those that were cooked: their digest is" in refused.err
+    assert stated in refused.err
+    assert not api.repo_exists("acme/soup")
+    assert cli("push", soup, "acme/soup", "--force").code == 0
+    card = Path(api.hf_hub_download("acme/soup", "README.md")).read_text()
+    body = card.split("\n---\n", 1)[1]
+    assert body.startswith("\n**The weights were changed by hand after cooking**: scores and recipe are not theirs.")
+    assert f"`{stated}` (not of these weights)" in card
+    assert "holds this soup already" in cli("push", soup, "acme/soup", "--force").out
+    # What is downloaded and changed again is not called after what it was in between.
+    shutil.copy(api.hf_hub_download("acme/soup", "README.md"), soup / "README.md")
+    save_file({**tensors, "classifier.bias": torch.zeros(2)}, soup / "model.safetensors", {"format": "pt"})
+    assert cli("push", soup, "acme/soup", "--force").code == 0
+    card = Path(api.hf_hub_download("acme/soup", "README.md")).read_text()
+    assert card.count("changed by hand") == card.count("not of these weights") == 1
+    (soup / "model.safetensors").write_bytes((soup / "model.safetensors").read_bytes()[:-4])
+    assert "is not a valid safetensors file" in cli("push", soup, "acme/soup", "--force").err
+
+
+def test_private_ingredients_stay_private(
+    cli: Cli, publish: Publish, api: HfApi, online: LocalHub, tmp_path: Path
+) -> None:
+    """They are named in the error, and nowhere that others can see."""
+    publish("base")
+    publish("a")
+    publish("b", private=True)
+    stopped = cli("cook", "acme/a", "acme/b", "-o", "soup", "--push", "acme/soup")
+    assert "'acme/soup' is public, and would name models that are private or gone: acme/b." in stopped.err
+    assert not (tmp_path / "soup").exists()
+    assert cli("cook", "acme/a", "acme/b", "-o", "soup").code == 0
+    for options in ((), ("--force",), ("--replace",)):
+        refused = cli("push", "soup", "acme/soup", *options)
+        assert "would name models that are private or gone: acme/b." in refused.err
+        assert "--allow-private-ingredients" in refused.err
+        assert not api.repo_exists("acme/soup")
+    assert cli("push", "soup", "acme/hidden", "--private").code == 0
+    assert cli("push", "soup", "acme/soup", "--allow-private-ingredients").code == 0
+    assert not api.model_info("acme/soup").private
+    assert "'acme/soup' is public." in cli("push", "soup", "acme/soup", "--private").err
+    api.delete_repo("acme/a")
+    assert "private or gone: acme/a, acme/b." in cli("push", "soup", "acme/soup").err
+    assert cli("push", "soup", "acme/hidden").code == 0  # which others cannot see
+
+
+def test_a_private_soup_in_between_is_named_too(cli: Cli, publish: Publish) -> None:
+    for name in ("base", "a", "b", "c"):
+        publish(name)
+    assert cli("cook", "acme/a", "acme/b", "-o", "pair").code == 0
+    assert cli("push", "pair", "acme/pair", "--private").code == 0
+    assert cli("cook", "acme/pair", "acme/c", "-o", "three").code == 0
+    assert "private or gone: acme/pair." in cli("push", "three", "acme/three").err
+
+
+@pytest.mark.parametrize("step", ["/whoami-v2", "/api/models/", "/preupload/", "/commit/"])
+def test_a_token_is_never_shown(cli: Cli, online: LocalHub, soup: Path, step: str) -> None:
+    """Not even where the Hub itself says it."""
+
+    def echo(request: Request) -> Response | None:
+        said = {"error": f"Bad header: {request.headers.get('authorization')}"}
+        return JSONResponse(said, 403) if step in request.url.path and request.url.path != "/api/repos/create" else None
+
+    online.intercept = echo
+    refused = cli("push", soup, "acme/soup")
+    assert refused.code == 1
+    assert "Bad header: Bearer hf_…" in refused.err
+    assert online.token not in refused.err + refused.out
+    assert online.token not in cli("push", soup, "acme/soup", "--json").out
+
+
+def test_a_push_that_cannot_end_is_not_begun_by_a_cook(
+    cli: Cli, publish: Publish, api: HfApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("base", "a", "b"):
+        publish(name)
+    cooking = ("cook", "acme/a", "acme/b", "-o", "soup", "--push")
+    assert "'acme/a' is taken: it holds something else" in cli(*cooking, "acme/a").err
+    assert "nothing can be offered to it" in cli(*cooking, "acme/soup", "--pr").err
+    assert "is not a name for a tag" in cli(*cooking, "acme/soup", "--tag", "v 1").err
+    assert "is not a name for a repo" in cli(*cooking, "soup").err
+    assert "`--pr` and `--tag` say how to push" in cli(*cooking[:-1], "--pr").err
+    with monkeypatch.context() as patch:
+        patch.delenv("HF_TOKEN")
+        patch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+        assert "No token" in cli(*cooking, "acme/soup").err
+        assert not (tmp_path / "soup").exists()
+        # And who does not push needs none.
+        assert cli(*cooking[:-1]).code == 0
+    assert not api.repo_exists("acme/soup")
+    again = ("cook", "acme/b", "acme/a", "-o", "second", "--push", "acme/soup", "--tag", "v1", "--json")
+    assert cli(*again).json["pushed"]["pull_request"] is None
+    assert [tag.name for tag in api.list_repo_refs("acme/soup").tags] == ["v1"]
+
+
+def test_a_branch_is_made_where_it_is_not_there(online: LocalHub, api: HfApi, soup: Path) -> None:
+    Soup.open(soup).push("acme/soup")
+    (soup / "notes.txt").write_text("more")
+    done = Soup.open(soup).push("acme/soup", revision="next")
+    assert api.model_info("acme/soup", revision="next").sha == done.commit
+    assert "notes.txt" not in api.list_repo_files("acme/soup")
+    assert not Soup.open(soup).push("acme/soup", revision="next").changed
+    offered = Soup.open(soup).push("acme/soup", create_pr=True)
+    (soup / "notes.txt").write_text("even more")
+    assert Soup.open(soup).push("acme/soup", revision="refs/pr/1").commit != offered.commit
+
+
+def test_a_gitignore_keeps_nothing_back_in_silence(online: LocalHub, api: HfApi, soup: Path) -> None:
+    """The client leaves out what the server says is to be ignored."""
+    api.create_repo("acme/soup")
+
+    def ignore(request: Request, answer: Response) -> Response:
+        if "/preupload/" not in request.url.path:
+            return answer
+        files = json.loads(bytes(answer.body))["files"]
+        return JSONResponse({"files": [each | {"shouldIgnore": each["path"] == "soup.yaml"} for each in files]})
+
+    online.transform = ignore
+    with pytest.raises(PublishError, match=r"but not as it was sent: soup\.yaml\.\n.*\.gitignore"):
+        Soup.open(soup).push("acme/soup")
+
+
+@pytest.mark.parametrize("create_pr", [False, True], ids=["commit", "pr"])
+def test_xet_is_off_for_a_hub_without_it(
+    online: LocalHub, api: HfApi, soup: Path, create_pr: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client itself would fail; and what others of this process have set stays."""
+    api.create_repo("acme/soup")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    assert Soup.open(soup).push("acme/soup", create_pr=create_pr).changed
+    assert constants.HF_HUB_DISABLE_XET is False
+    asked = [request for request in online.requests if "xet" in request.path]
+    assert [(request.status, request.path.split("/")[-1]) for request in asked] == [
+        (404, "None" if create_pr else "main")
+    ]
+
+
+@pytest.mark.parametrize("answer", ["[]", "{}", '"yes"'])
+def test_an_answer_that_is_not_from_a_hub(online: LocalHub, soup: Path, answer: str) -> None:
+    online.intercept = lambda request: Response(answer, media_type="application/json")
+    with pytest.raises(PublishError, match=r"does not say who you are\.\nCheck HF_ENDPOINT"):
+        Soup.open(soup).push("acme/soup")
+
+
+def test_a_look_changes_nothing(online: LocalHub) -> None:
+    target = look("acme/soup", tag="v1", private=True)
+    assert (target.repo, target.head, target.private, target.user) == ("acme/soup", None, True, "local")
+    assert changes(online) == []
+    assert online.token not in repr(target)
