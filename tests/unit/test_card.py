@@ -131,8 +131,13 @@ def soup(text: Mapping[str, Any], **changes: Any) -> tuple[Lineage, dict[str, An
         "scores": scores, "best": {title: names[0]}, "calibration": calibrated, "greedy_ensemble": [], "curve": [],
         "comparisons": {title: {"against": names[0], "sentence": f"no difference on {text['data']}"}},
         "diversity": {title: {"models": list(names), "mean": {"disagreement": None, "shared_errors": None}}},
-        "history": [], "update": None, "stability": {"sentence": text["data"], "chosen": {names[0]: 3}},
+        "history": [], "stability": {"sentence": text["data"], "chosen": {names[0]: 3}},
         "report": [{**report, "loader": "csv"}], "notes": [text["label"]], "alignments": [text["label"]],
+        "update": {
+            "soup": f"local:{text['name']}", "revision": None, "added": [names[0]], "sentence": text["data"],
+            "before": {title: score}, "after": {title: score}, "left_out": [text["label"]],
+            "comparisons": {title: {"sentence": text["data"]}},
+        },
         "versions": {"hf-soup": "1"}, "system": "Linux", **changes,
     }  # fmt: skip
     recipe = write_yaml({"ingredients": list(names), "labels": [text["label"], text["name"]]})
@@ -270,7 +275,7 @@ def test_what_was_not_checked_is_said() -> None:
     checked, unchecked = page.split("## What was checked, and what was not")[1].split("Not checked:")
     assert "The scores above, on the soup as it was written." in checked
     assert "nothing comparable was found" in unchecked
-    page = card_of(PLAIN, scores={}, report=[])
+    page = card_of(PLAIN, scores={}, report=[], update=None)
     assert "- How well it does." in page.split("Not checked:")[1]
 
 
