@@ -16,15 +16,24 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from hf_soup.ancestry import Ancestor
 from hf_soup.checkpoint import Checkpoint
 from hf_soup.errors import PublishError
 from hf_soup.hub import is_repo_id
+from hf_soup.licenses import LICENSES, PERMISSIVE
 from hf_soup.lineage import Lineage
+from hf_soup.plain_yaml import write_yaml
 from hf_soup.plots import short
 
 #: What a model is for, from the end of its class's name.
 _PIPELINES = {"ImageClassification": "image-classification", "SequenceClassification": "text-classification"}
 _MARKUP = re.compile(r"([\\`*_{}\[\]()<>#+!|~&$])")
+#: What makes a list, a rule or a heading where it begins a line, and what GitHub's Markdown makes a link of.
+_STARTS = re.compile(r"^(\d*)([-=.])")
+_LINKS = re.compile(r":(?=//)|(?<=www)\.", re.IGNORECASE)
+_LANGUAGE = re.compile(r"[a-z]{2,3}|code|multilingual")
+#: Where the recipe comes; no other text can hold it.
+_RECIPE = "\0"
 _EDITED = "The weights were changed by hand after cooking"
 _FRONT = re.compile(r"\A---\n(.*?)^---\n", re.DOTALL | re.MULTILINE)
 
@@ -34,9 +43,10 @@ class License:
     """The licence of a soup.
 
     Args:
-        fields: For the front matter: ``license`` and, where the ingredients do not agree, ``license_name``.
+        fields: For the front matter.
         rows: Model and licence of every leaf and of the base.
-        agreed: Whether all are the same. Nothing is claimed about which licences go together.
+        agreed: Whether there is nothing to warn of: all are the same, or each is a permissive one and is listed.
+            Nothing is claimed about which licences go together.
     """
 
     fields: Mapping[str, str]
@@ -44,22 +54,28 @@ class License:
     agreed: bool
 
 
-def license_of(leaves: Sequence[Checkpoint], base: Checkpoint | None) -> License:
-    """The ingredients' licence when all agree, the base included; else ``other``."""
-    models = [*leaves, *([base] if base else [])]
-    rows = tuple(dict.fromkeys((model.model, _license(model)) for model in models))
-    found = {license for _, license in rows}
+def license_of(leaves: Sequence[Checkpoint], ancestor: Ancestor | None) -> License:
+    """The ingredients' licence when all agree, the base included; else ``other``, with a link to the card's table."""
+    models = [(leaf.model, leaf) for leaf in leaves] + ([(ancestor.model, ancestor.checkpoint)] if ancestor else [])
+    rows = tuple(dict.fromkeys((name, stated_license(checkpoint)) for name, checkpoint in models))
+    found = list(dict.fromkeys(license for _, license in rows))
     # What is no single identifier, such as `other (its name)` or a list, is not for us to put in a word.
-    if len(found) == 1 and re.fullmatch(r"(?!(other|unknown)$)[a-z0-9][a-z0-9.+-]*", license := found.pop()):
-        return License({"license": license}, rows, agreed=True)
-    return License({"license": "other", "license_name": "see-ingredients"}, rows, agreed=False)
+    if len(found) == 1 and found[0] in LICENSES - {"other", "unknown"}:
+        return License({"license": found[0]}, rows, agreed=True)
+    permissive = all(PERMISSIVE.fullmatch(each) for each in found)
+    fields = {
+        "license": "other",
+        "license_name": "-and-".join(found) if permissive else "see-ingredients",
+        "license_link": "https://huggingface.co/THIS_REPO#licenses",
+    }
+    return License(fields, rows, agreed=permissive)
 
 
-def _license(checkpoint: Checkpoint) -> str:
-    """As the card states it, spelled as the Hub spells it; a list is joined, nothing is empty."""
-    stated = checkpoint.card.get("license")
-    license = ", ".join(sorted(strings(stated))).lower()
-    name = strings(checkpoint.card.get("license_name"))
+def stated_license(checkpoint: Checkpoint | None) -> str:
+    """As a card states it, spelled as the Hub spells it; a list is joined; empty where nothing is stated or read."""
+    card = checkpoint.card if checkpoint else {}
+    license = ", ".join(sorted(strings(card.get("license")))).lower()
+    name = strings(card.get("license_name"))
     return f"{license} ({name[0]})" if license == "other" and name else license
 
 
@@ -84,7 +100,7 @@ def front_matter(
     architecture = (lineage.donor.config.get("architectures") or [""])[0]
     cards = [leaf.card for leaf in leaves]
     tags = [card.get("pipeline_tag") for card in cards]
-    fields: dict[str, Any] = {**license.fields, "library_name": "transformers"}
+    fields: dict[str, Any] = {**license.fields, "library_name": summary["library"]}
     known = [tag for suffix, tag in _PIPELINES.items() if str(architecture).endswith(suffix)]
     if known:
         fields["pipeline_tag"] = known[0]
@@ -95,9 +111,11 @@ def front_matter(
     datasets = dict.fromkeys(name for card in cards for name in strings(card.get("datasets")) if is_repo_id(name))
     if datasets:
         fields["datasets"] = list(datasets)
-    languages = {tuple(strings(card.get("language"))) for card in cards}
-    if len(languages) == 1 and (language := languages.pop()):
-        fields["language"] = list(language)
+    spoken = dict.fromkeys(
+        each for card in cards for each in strings(card.get("language")) if _LANGUAGE.fullmatch(each)
+    )
+    if spoken:
+        fields["language"] = list(spoken)
     fields["tags"] = list(dict.fromkeys(["model-soup", "merge", "hf-soup", summary["method"]]))
     results = _results(summary)
     if results:
@@ -106,12 +124,10 @@ def front_matter(
 
 
 def _results(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """``model-index`` entries of the reports whose data is on the Hub."""
+    """``model-index`` entries of all reports; local data has the name of its loader where others have an id."""
     results = []
     for report in summary["report"]:
-        if report["dataset"].startswith("local:") or not summary["scores"]:
-            continue
-        dataset = {"type": report["dataset"], "name": report["name"], "split": report["split"]}
+        dataset = {"type": report["loader"] or report["dataset"], "name": report["name"], "split": report["split"]}
         dataset |= {"config": report["config"], "revision": report["revision"]}
         score = summary["scores"]["soup"][report["title"]]
         results.append(
@@ -135,12 +151,13 @@ def strings(value: object) -> list[str]:
 
 
 def escape(text: object) -> str:
-    """Text that Markdown and HTML show as it is.
+    r"""Text that Markdown and HTML show as it is: one line, no markup, no link, nothing that cannot be seen.
 
     >>> print(escape("a|b <script> [x](y)"))
-    a\\|b \\<script\\> \\[x\\]\\(y\\)
+    a\|b \<script\> \[x\]\(y\)
     """
-    return _MARKUP.sub(r"\\\1", " ".join(str(text).split()))
+    seen = "".join(each if each.isprintable() else "\ufffd" for each in " ".join(str(text).split()))
+    return _STARTS.sub(r"\1\\\2", _LINKS.sub(r"\\\g<0>", _MARKUP.sub(r"\\\1", seen)))
 
 
 def render(
@@ -153,11 +170,15 @@ def render(
         recipe: ``soup.yaml``.
     """
     fields = front_matter(title=title, lineage=lineage, used=used, license=license, summary=summary)
+    known = re.fullmatch(r"[A-Za-z]\w*", summary["architecture"], re.ASCII)  # a stranger's text, in code to copy
     body = _environment().get_template("card.md.j2").render(
-        title=title, lineage=lineage, used=used, license=license, summary=summary, recipe=recipe,
+        title=title, lineage=lineage, used=used, license=license, summary=summary, recipe=_RECIPE,
         task=fields.get("pipeline_tag"), hidden=[name for name in used if name.startswith("local:")],
+        compared=[name for each in lineage.evidence if each.part == "body" for name in each.names],
+        architecture=summary["architecture"] if known else "AutoModel",
+        fence="`" * max(3, 1 + max(map(len, re.findall("`+", recipe)), default=0)),
     )  # fmt: skip
-    return _with_front_matter(fields, re.sub(r"\n{3,}", "\n\n", body))
+    return _with_front_matter(fields, re.sub(r"\n{3,}", "\n\n", body).replace(_RECIPE, recipe))
 
 
 def _environment() -> Environment:
@@ -166,6 +187,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True, autoescape=False,
     )  # fmt: skip
     environment.filters["md"] = escape
+    environment.filters["licence"] = lambda leaf: escape(stated_license(leaf) or "not stated")
     environment.filters["score"] = lambda s: f"{100 * s['value']:.2f} ({100 * s['low']:.2f} – {100 * s['high']:.2f})"
     return environment
 
@@ -216,7 +238,7 @@ def edited(card: str, stated: str, digest: str) -> str:
 
 
 def _with_front_matter(fields: Mapping[str, Any], body: str) -> str:
-    return f"---\n{yaml.safe_dump(dict(fields), sort_keys=False, allow_unicode=True, width=110)}---\n\n{body}"
+    return f"---\n{write_yaml(dict(fields))}---\n\n{body}"
 
 
 def plot(path: Path, summary: Mapping[str, Any]) -> None:

@@ -41,14 +41,20 @@ INDEX = "model.safetensors.index.json"
 
 _MAX_ASSET = 500_000_000
 
+#: What a tokenizer is made of, by every name that transformers gives such files; a second one has a folder.
+TOKENIZER = re.compile(
+    r"(\w+_tokenizer/)?((tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|vocab-src|vocab-tgt"
+    r"|target_vocab|entity_vocab|word_shape|word_pronunciation|normalizer|emoji|emoji_map|byte_maps|tekken)\.json"
+    r"|(vocab|merges|dict)\.txt|bpe\.codes|[\w.-]+\.(model|spm|tiktoken|tokenizer))"
+)
+PROCESSOR = re.compile(
+    r"(preprocessor|processor|image_processor|video_preprocessor|feature_extractor|audio_tokenizer)_config\.json"
+)
+CHAT = re.compile(r"chat_template\.(json|jinja)|additional_chat_templates/[\w.-]+\.jinja")
 #: What a model needs beside its weights, by name. Everything else in a repo stays out of the soup.
 ASSETS = re.compile(
-    r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|preprocessor_config"
-    r"|processor_config|image_processor_config|video_preprocessor_config|feature_extractor_config|normalizer"
-    r"|chat_template)\.json"
-    r"|vocab\.txt|merges\.txt|bpe\.codes|chat_template\.jinja|additional_chat_templates/[\w.-]+\.jinja"
-    r"|[\w.-]+\.(model|spm|tiktoken)|dict\.txt|entity_vocab\.json|emoji_map\.json"
-    r"|modules\.json|config_sentence_transformers\.json|sentence_[\w]+_config\.json|\d_[A-Za-z]+/config\.json"
+    rf"{TOKENIZER.pattern}|{PROCESSOR.pattern}|{CHAT.pattern}|(config|generation_config|modules)\.json"
+    r"|config_sentence_transformers\.json|sentence_\w+_config\.json|\d+_[A-Z]\w*/\w*config\.json"
 )
 
 

@@ -17,7 +17,7 @@ from hf_soup.memo import remembered
 from hf_soup.processing import Finding, same_processing
 from hf_soup.tokens import Tokens
 
-_MODULE_WEIGHTS = re.compile(r"\d+_[A-Za-z]+/(model\.safetensors|pytorch_model\.bin)")
+_MODULE_WEIGHTS = re.compile(r"(\w+_)?\d+_[A-Z]\w*/(model|pytorch_model)[\w.-]*\.(safetensors|bin)")
 #: How differences in configs begin that have to do with the number of tokens.
 _VOCABULARY = re.compile(r"(\w+\.)*vocab_size: (\d+) against (\d+)")
 _TIED = "tie_word_embeddings: "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
+import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from hf_soup import architecture, parameters, plots
 from hf_soup.card import license_of, plot, render
-from hf_soup.checkpoint import ASSETS, Checkpoint
-from hf_soup.compatibility import processing_files
+from hf_soup.checkpoint import ASSETS, CHAT, PROCESSOR, TOKENIZER, Checkpoint
+from hf_soup.compatibility import some
 from hf_soup.errors import RecipeError
 from hf_soup.lineage import Lineage
 from hf_soup.plan import Plan
@@ -28,11 +29,19 @@ if TYPE_CHECKING:
 
 _PACKAGES = ("hf-soup", "torch", "transformers", "safetensors", "huggingface_hub", "datasets", "evaluate")
 
+#: Keys of JSON files that no loading depends on.
+_INCIDENTAL = {
+    *("transformers_version", "_name_or_path", "name_or_path", "_commit_hash", "__version__", "tokenizer_file"),
+    *("special_tokens_map_file", "is_local", "local_files_only"),
+}
+_PLACED, _PLACE = re.compile(r"\w+_(path|file)"), re.compile(r"[/~]|[A-Za-z]:[\\/]")
+
 
 def soup_config(lineage: Lineage, dtype: str) -> dict[str, Any]:
     """The donor's config with the dtype that is written and the names of the outputs; without a head, the body's."""
     config = architecture.output_dtype_config(lineage.donor.config, dtype)
     config.pop("_name_or_path", None)  # it names the base, or a folder on somebody's machine
+    config.pop("auto_map", None)  # it names code, which is not taken over
     if lineage.alignment.body:
         return parameters.body_config(config, lineage.donor.model)
     if lineage.alignment.untied:
@@ -50,24 +59,74 @@ def soup_config(lineage: Lineage, dtype: str) -> dict[str, Any]:
 def write_assets(folder: Path, config: Mapping[str, Any], lineage: Lineage, others: Sequence[Checkpoint] = ()) -> None:
     """Write the config, and copy what loading needs beside it.
 
-    The donor gives its files. Where it has no tokenizer or processor, the first ingredient that has one gives that,
+    The donor gives its files. Where it has no tokenizer or no processor, the first ingredient that has one gives that,
     else the ancestor, else one of the ``others``, which are not in the soup.
     """
     founder = lineage.ancestor.checkpoint if lineage.ancestor else None
     sources = [lineage.donor, *lineage.checkpoints, *([founder] if founder else []), *others]
-    having = next((checkpoint for checkpoint in sources if processing_files(checkpoint)), lineage.donor)
-    for checkpoint, files in ((having, processing_files(having)), (lineage.donor, _assets(lineage.donor))):
-        source = checkpoint.fetch_assets()
-        for file in files:
-            target = folder / file
-            if not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source / file, target)
+    taken = dict.fromkeys((file for file in lineage.donor.files if ASSETS.fullmatch(file)), lineage.donor)
+    for needed, along in ((TOKENIZER, CHAT), (PROCESSOR, PROCESSOR)):
+        having = next((each for each in sources if any(map(needed.fullmatch, each.files))), lineage.donor)
+        if having is not lineage.donor:
+            taken |= {file: having for file in having.files if needed.fullmatch(file) or along.fullmatch(file)}
+    places = {id(checkpoint): checkpoint.fetch_assets() for checkpoint in taken.values()}
+    for file, checkpoint in taken.items():
+        target = folder / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        data = (places[id(checkpoint)] / file).read_bytes()
+        target.write_bytes(data if checkpoint.folder is None else _without_paths(file, data))
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
-def _assets(checkpoint: Checkpoint) -> list[str]:
-    return [file for file in checkpoint.files if ASSETS.fullmatch(file) and file != "config.json"]
+def _without_paths(file: str, data: bytes) -> bytes:
+    """A folder's file without the places on its owner's disk that tokenizers once wrote down."""
+    try:
+        values = json.loads(data) if file.endswith("tokenizer_config.json") else {}
+    except (ValueError, RecursionError):
+        return data
+    if not isinstance(values, dict):
+        return data
+    kept = {key: each for key, each in values.items() if not (_PLACED.fullmatch(key) and _PLACE.match(str(each)))}
+    return data if kept == values else (json.dumps(kept, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _same(ours: bytes, theirs: bytes) -> bool:
+    """Whether two files say the same: equal, or JSON that is equal in all that loading depends on."""
+    if ours == theirs:
+        return True
+    try:
+        one, other = json.loads(ours), json.loads(theirs)
+    except (ValueError, RecursionError):
+        return False
+    if isinstance(one, dict) and isinstance(other, dict):
+        one, other = ({key: each[key] for key in each.keys() - _INCIDENTAL} for each in (one, other))
+    return bool(one == other)
+
+
+def about_files(lineage: Lineage) -> list[str]:
+    """What a reader should know about the files beside the weights: those that are not the same in all ingredients.
+
+    Tokenizers and processors were compared by what they do as well, and files that only some have are named but for
+    theirs, as every version of the library saves other ones. Code is not taken over.
+    """
+    donor, whose = lineage.donor, lineage.names[lineage.alignment.donor]
+    ours = donor.fetch_assets()
+    differ: dict[str, list[str]] = {}
+    lacking: dict[str, list[str]] = {}
+    for name, checkpoint in zip(lineage.names, lineage.checkpoints, strict=True):
+        theirs = checkpoint.fetch_assets()
+        for file in (file for file in checkpoint.files if ASSETS.fullmatch(file) and file != "config.json"):
+            if file not in donor.files:
+                if not (TOKENIZER.fullmatch(file) or PROCESSOR.fullmatch(file)):
+                    lacking.setdefault(file, []).append(name)
+            elif not _same((ours / file).read_bytes(), (theirs / file).read_bytes()):
+                differ.setdefault(file, []).append(name)
+    notes = [f"{file} is {whose}'s, and not the same in {some(who)}." for file, who in differ.items()] + [
+        f"{whose} has no {file}, so the soup has none; {some(who)} had one." for file, who in lacking.items()
+    ]
+    if code := [file for file in donor.files if re.fullmatch(r"[\w./-]+\.py", file)]:
+        notes.append(f"Code is not taken over: {whose} brings {some(code)}.")
+    return notes
 
 
 def write_contents(
@@ -80,6 +139,7 @@ def write_contents(
     *,
     groups: Mapping[str, Mapping[int, object]],
     alignments: Sequence[str],
+    files: Sequence[str],
     merged: Merged,
     results: Results | None,
     benches: Sequence[Bench],
@@ -97,6 +157,7 @@ def write_contents(
         weights: Shares of the leaves that went in.
         groups: For each ingredient, numbers of the leaves that it is made of.
         alignments: What was done so that tensors correspond.
+        files: From `about_files`.
         merged: From the engine.
         results: The scores, where the recipe names data.
         benches: That data, pinned.
@@ -104,6 +165,7 @@ def write_contents(
         title: The soup's name.
     """
     from hf_soup.evaluation import scored_with  # late, as it takes torch
+    from hf_soup.scoring.data import loader_of
 
     leaves = lineage.only(weights)
     config = soup_config(leaves, plan.dtype)
@@ -115,9 +177,9 @@ def write_contents(
             file.write("\n")
     resolved = resolve_recipe(recipe, leaves, weights, benches)
     (folder / "soup.yaml").write_text(resolved.to_yaml())
-    base = lineage.ancestor.checkpoint if lineage.ancestor else None
     used = list(weights)
-    license = license_of([c for n, c in zip(lineage.names, lineage.checkpoints, strict=True) if n in used], base)
+    eaten = [c for n, c in zip(lineage.names, lineage.checkpoints, strict=True) if n in used]
+    license = license_of(eaten, lineage.ancestor)
     summary: dict[str, Any] = {
         "digest": merged.digest,
         "weights": weights,
@@ -130,7 +192,8 @@ def write_contents(
         "method": recipe.method.name,
         "parameters": recipe.method.parameters,
         "select": recipe.select.name,
-        "architecture": (config.get("architectures") or ["AutoModel"])[0],
+        "architecture": str((config.get("architectures") or ["AutoModel"])[0]),
+        "library": "sentence-transformers" if (folder / "modules.json").exists() else "transformers",
         "head_of": leaves.head_of,
         "held_out": [scoring.title for scoring in recipe.score],
         "scores": {},
@@ -147,7 +210,12 @@ def write_contents(
         "history": list(choice.selected.history),
         "stability": choice.stability and choice.stability.to_dict(),
         "report": [
-            {**scoring.model_dump(mode="json"), "title": bench.title, "name": scoring.name or scoring.dataset}
+            {
+                **scoring.model_dump(mode="json"),
+                "title": bench.title,
+                "name": scoring.name or scoring.dataset,
+                "loader": loader_of(scoring),
+            }
             for scoring, bench in zip(resolved.report, benches[len(recipe.score) :], strict=True)
         ],
         "update": update and update.told(list(groups), results),
@@ -155,10 +223,12 @@ def write_contents(
         "notes": [note for bench in benches for note in bench.notes]
         + (scored_with(leaves.head_of) if benches else [])
         + list(results.doubts if results else ())
-        + [f"The ingredients disagree on '{name}', which is not averaged." for name in merged.differing],
+        + [f"The ingredients disagree on '{name}', which is not averaged." for name in merged.differing]
+        + list(files),
         "alignments": list(alignments),
         "lineage": lineage.to_dict(),
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": {**{name: version(name) for name in _PACKAGES}, "python": platform.python_version()},
+        "system": f"{platform.system()} {platform.machine()}",
     }
     if results is not None:
         summary["scores"] = {

@@ -158,7 +158,6 @@ class Soup:
                 "warning: the ingredients' licences are not all the same or not all stated, so the card says "
                 "`license: other` and lists them. Set the right one with --license."
             )
-            fields = {"license_link": f"https://huggingface.co/{target.repo}#licenses"}
         card = with_fields((self.folder / "README.md").read_text(), fields).replace("THIS_REPO", target.repo)
         digest = digest_of_folder(self.folder)
         if digest != self.digest:

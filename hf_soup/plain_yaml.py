@@ -53,12 +53,17 @@ def parse_yaml(text: str) -> Any:
 class _Dumper(yaml.SafeDumper):
     """YAML with lists of numbers on one line: `layers` has one for each tensor."""
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        # In other styles some characters are line breaks, which are read as spaces.
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
+
     def represent_list(self, data: Any) -> yaml.SequenceNode:
         numbers = all(isinstance(each, int | float) for each in data)
         return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=numbers and bool(data))
 
 
 _Dumper.add_representer(list, _Dumper.represent_list)
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def write_yaml(values: Any) -> str:

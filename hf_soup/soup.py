@@ -18,7 +18,7 @@ from hf_soup.checkpoint import open_all, require_unchanged
 from hf_soup.choosing import choose, settled
 from hf_soup.client import Token
 from hf_soup.compatibility import Reason
-from hf_soup.contents import soup_config, write_assets, write_contents
+from hf_soup.contents import about_files, soup_config, write_assets, write_contents
 from hf_soup.cooked import Say, Soup, to_stderr
 from hf_soup.errors import MergeError, RecipeError
 from hf_soup.lineage import Lineage, examine
@@ -193,6 +193,9 @@ def cook(
             require_unchanged(everyone.checkpoints)
             for name in merged.differing:
                 say(f"warning: the ingredients disagree on '{name}', which is not averaged; the first one's is kept")
+            files = about_files(leaves)
+            for note in files:
+                say(f"note: {note}")
             with staging.disk_errors():
                 own = own_benches(recipe, lineage, leaves, plan, benches, Path(kitchen) / "soup", device, token)
                 tried = choice.selected.weights, [point.parameters for point in choice.curve]
@@ -210,6 +213,7 @@ def cook(
                     mixed,
                     groups=expanded.groups,
                     alignments=used.alignments,
+                    files=files,
                     merged=merged,
                     results=results,
                     benches=benches,

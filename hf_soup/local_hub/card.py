@@ -7,8 +7,23 @@ from typing import Any
 
 import yaml
 
+from hf_soup.licenses import LICENSES
+
 _FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _RELATIONS = ("adapter", "finetune", "merge", "quantized")
+_ID = re.compile(r"([\w-]+/)?[\w.-]+")
+#: Field of a card → what each of its texts must be, and what the Hub says where one is not.
+_VALID: dict[str, tuple[Callable[[str], object], str]] = {
+    # Real cards have `Apache-2.0` too.
+    "license": (lambda text: text.lower() in LICENSES, "must be one of the Hub's licenses"),
+    "language": (re.compile(r"[a-z]{2,3}|code|multilingual").fullmatch, "must be ISO 639-1, 639-2 or 639-3 codes"),
+    "datasets": (_ID.fullmatch, "must be dataset ids from https://hf.co/datasets"),
+    # Cards have addresses there, too.
+    "base_model": (
+        lambda text: _ID.fullmatch(text.removeprefix("https://huggingface.co/")),
+        "must be model ids from https://hf.co/models",
+    ),
+}
 _TASKS = {
     "ForSequenceClassification": "text-classification",
     "ForImageClassification": "image-classification",
@@ -61,15 +76,52 @@ def problems(text: str) -> list[str]:
         listed = values if isinstance(values, list) else [values]
         if values is not None and not all(isinstance(value, str) for value in listed):
             found.append(f'"{key}" must be a string or an array of strings')
-    if not all(isinstance(card.get(key, ""), str) for key in ("library_name", "pipeline_tag")):
-        found.append('"library_name" and "pipeline_tag" must be strings')
+        elif key in _VALID and (wrong := [value for value in _texts(values) if not _VALID[key][0](value)]):
+            found.append(f'"{key}" {_VALID[key][1]}: {", ".join(map(repr, wrong))}')
+    for key in ("library_name", "license_link", "license_name", "pipeline_tag"):
+        if not isinstance(card.get(key, ""), str):
+            found.append(f'"{key}" must be a string')
     if card.get("base_model_relation", "finetune") not in _RELATIONS:
         found.append(f'"base_model_relation" must be one of {", ".join(_RELATIONS)}')
     index = card.get("model-index", [])
-    entries = index if isinstance(index, list) else [None]
-    if not all(isinstance(entry, dict) and isinstance(entry.get("results"), list) for entry in entries):
-        found.append('"model-index" must be an array of objects with a name and an array of results')
+    if not isinstance(index, list):
+        return [*found, '"model-index" must be an array']
+    return found + [wrong for number, entry in enumerate(index) for wrong in _faults(entry, f"model-index[{number}]")]
+
+
+def _faults(entry: object, where: str) -> list[str]:
+    """What is wrong with a model and its results, after the specification in hub-docs' `modelcard.md`."""
+    found = [] if _text(entry, "name") else [f'"{where}.name" is required']
+    results = entry.get("results") if isinstance(entry, dict) else None
+    if not isinstance(results, list):
+        return [*found, f'"{where}.results" must be an array']
+    for number, result in enumerate(results):
+        at = f"{where}.results[{number}]"
+        parts = {key: result.get(key) if isinstance(result, dict) else None for key in ("task", "dataset", "metrics")}
+        required = [(parts["task"], "task", "type"), (parts["dataset"], "dataset", "type")]
+        required.append((parts["dataset"], "dataset", "name"))
+        metrics = parts["metrics"] if isinstance(parts["metrics"], list) else []
+        required += [(metric, f"metrics[{place}]", "type") for place, metric in enumerate(metrics)]
+        found += [f'"{at}.{part}.{key}" is required' for value, part, key in required if not _text(value, key)]
+        found += [] if metrics else [f'"{at}.metrics" must be an array of metrics']
+        found += [
+            f'"{at}.metrics[{place}].value" is required'
+            for place, metric in enumerate(metrics)
+            if not isinstance(metric, dict) or metric.get("value") is None
+        ]
+        dataset = parts["dataset"] if isinstance(parts["dataset"], dict) else {}
+        found += [
+            f'"{at}.dataset.{key}" must be a string'
+            for key in ("config", "split", "revision")
+            if not isinstance(dataset.get(key, ""), str)
+        ]
+        if _text(dataset, "type") and not _ID.fullmatch(dataset["type"]):
+            found.append(f'"{at}.dataset.type" is not a dataset id: {dataset["type"]!r}')
     return found
+
+
+def _text(value: object, key: str) -> bool:
+    return isinstance(value, dict) and isinstance(value.get(key), str) and bool(value[key])
 
 
 def describe(

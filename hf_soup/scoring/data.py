@@ -176,6 +176,16 @@ def _pin(scoring: Scoring, token: str | bool | None) -> tuple[str, str]:
     return str(path), revision
 
 
+def loader_of(scoring: Scoring) -> str | None:
+    """What `datasets` calls the loader of a local file or folder; None for data of the Hub.
+
+    >>> loader_of(Scoring(task="text-classification", dataset="local:rows.tsv", revision="sha256:0"))
+    'csv'
+    """
+    local = (scoring.revision or "").startswith("sha256:")
+    return _BUILDERS.get(Path(scoring.dataset).suffix, "imagefolder") if local else None
+
+
 def content_hash(path: Path) -> str:
     """The sha256 of a file; of a folder, over the lines ``<relative path> <sha256>`` of what is not hidden."""
     try:

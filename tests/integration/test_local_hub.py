@@ -568,10 +568,35 @@ def test_a_bot_opens_a_pull_request(hub: LocalHub, api: HfApi, tiny: str, tmp_pa
     assert "safetensors" in (api.model_info(tiny, revision=f"refs/pr/{num}").tags or [])
 
 
-@pytest.mark.parametrize("metadata", ["a: [", "base_model: {a: b}", "base_model_relation: cousin", "a: &x [*x]"])
+RESULT = "task: {type: t}, dataset: {type: d, name: D}, metrics: [{type: m, value: 1}]"
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        "a: [", "base_model: {a: b}", "base_model_relation: cousin", "a: &x [*x]", "license: mine",
+        "license: [mit, x y]",
+        "license_name: 3", "language: zh-CN", "language: [en, noinfo]", "datasets: [librispeech 960h]",
+        "datasets: [null]", "datasets: /var/hf/images/", "base_model: /workspace/model", "base_model: ./model",
+        "model-index: {name: x}", "model-index: [{name: x}]", f"model-index: [{{results: [{{{RESULT}}}]}}]",
+        *(
+            f"model-index: [{{name: x, results: [{{{RESULT.replace(*change)}}}]}}]"
+            for change in [
+                ("task: {type: t}, ", ""), ("type: d, ", ""), (", name: D", ""), ("D}", "D, config: {a: b}}"),
+                ("type: d", "type: /home/me/x.csv"), (", value: 1", ""), ("type: m, ", ""),
+                ("[{type: m, value: 1}]", "[]"),
+            ]
+        ),
+    ],
+)  # fmt: skip
 def test_a_bad_card_is_refused(api: HfApi, tiny: str, metadata: str) -> None:
     with pytest.raises(ValueError, match=r"Invalid metadata in README\.md"):
         api.upload_file(repo_id=tiny, path_in_repo="README.md", path_or_fileobj=f"---\n{metadata}\n---\n".encode())
+
+
+@pytest.mark.parametrize("metadata", ["license: [MIT, gemma]", f"model-index: [{{name: x, results: [{{{RESULT}}}]}}]"])
+def test_a_good_card_is_taken(api: HfApi, tiny: str, metadata: str) -> None:
+    api.upload_file(repo_id=tiny, path_in_repo="README.md", path_or_fileobj=f"---\n{metadata}\n---\n".encode())
 
 
 def test_everything_survives_a_restart(tmp_path: Path) -> None:

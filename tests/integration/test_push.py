@@ -119,6 +119,7 @@ def test_the_card_is_one_that_the_hub_takes(cli: Cli, publish: Publish, api: HfA
         "tags": ["model-soup", "merge", "hf-soup", "linear"],
     }
     assert report["pushed"]["repo"] == "acme/soup"
+    assert re.search(r"^Made with hf-soup \S+, .* on Linux", card.content, re.MULTILINE)
     assert report["digest"] in card.content
     assert "THIS_REPO" not in card.content
     assert 'from_pretrained("acme/soup")' in card.content
@@ -141,7 +142,7 @@ def test_the_card_is_one_that_the_hub_takes(cli: Cli, publish: Publish, api: HfA
 def test_licences_that_differ_are_listed_and_said(cli: Cli, publish: Publish, family: Path, tmp_path: Path) -> None:
     publish("base")
     publish("a")
-    publish("b", with_card(family, "b", tmp_path / "b", license="mit"))
+    publish("b", with_card(family, "b", tmp_path / "b", license="openrail"))
     assert cli("cook", "acme/a", "acme/b", "-o", "soup").code == 0
     said = cli("push", "soup", "acme/soup")
     assert "warning: the ingredients' licences are not all the same" in said.err
@@ -151,13 +152,33 @@ def test_licences_that_differ_are_listed_and_said(cli: Cli, publish: Publish, fa
     assert front["license"] == "other"
     assert front["license_name"] == "see-ingredients"
     assert front["license_link"] == "https://huggingface.co/acme/soup#licenses"
-    assert tables(card)[-1][2:] == [["acme/a", "apache-2.0"], ["acme/b", "mit"], ["acme/base", "apache-2.0"]]
+    assert tables(card)[-1][2:] == [["acme/a", "apache-2.0"], ["acme/b", "openrail"], ["acme/base", "apache-2.0"]]
 
     said = cli("push", "soup", "acme/soup", "--license", "mit")
     assert "warning" not in said.err
     front = front_matter(ModelCard.load("acme/soup", ignore_metadata_errors=False).content)
     assert front["license"] == "mit"
     assert not {"license_name", "license_link"} & set(front)
+
+    said = cli("push", "soup", "acme/soup", "--license", "my-own")
+    assert said.code == 1
+    assert "my-own" in said.err
+
+
+def test_permissive_licences_are_named_without_a_warning(
+    cli: Cli, publish: Publish, family: Path, tmp_path: Path
+) -> None:
+    publish("base")
+    publish("a")
+    publish("b", with_card(family, "b", tmp_path / "b", license="mit"))
+    said = cli("cook", "acme/a", "acme/b", "-o", "soup", "--push", "acme/soup")
+    assert "licences" not in said.err
+    card = ModelCard.load("acme/soup").content
+    front = front_matter(card)
+    assert front["license"] == "other"
+    assert front["license_name"] == "apache-2.0-and-mit"
+    assert front["license_link"] == "https://huggingface.co/acme/soup#licenses"
+    assert tables(card)[-1][2:] == [["acme/a", "apache-2.0"], ["acme/b", "mit"], ["acme/base", "apache-2.0"]]
 
 
 def test_the_base_has_a_licence_too(cli: Cli, publish: Publish, family: Path, tmp_path: Path) -> None:
@@ -192,7 +213,7 @@ def test_nothing_breaks_out_of_a_card(cli: Cli, publish: Publish, family: Path, 
     front = front_matter(card)
     assert set(front) == {
         "license", "license_name", "license_link", "library_name", "pipeline_tag", "base_model",
-        "base_model_relation", "datasets", "tags",
+        "base_model_relation", "datasets", "language", "tags",
     }  # fmt: skip
     assert front["datasets"] == ["acme/rows"]
     assert front["license"] == "other"
@@ -205,6 +226,40 @@ def test_nothing_breaks_out_of_a_card(cli: Cli, publish: Publish, family: Path, 
     assert "evil: true" not in front
     assert not re.search(r"^evil", card, re.MULTILINE)
     assert yaml.safe_load(re.search(r"```yaml\n(.*?)```", card, re.DOTALL)[1])["ingredients"][0]["model"]
+
+
+def test_every_report_is_in_the_model_index(
+    hf_soup: Callable[..., subprocess.CompletedProcess[str]], publish: Publish, api: HfApi, family: Path, tmp_path: Path
+) -> None:
+    """Of the Hub's data and of local data, in one metric and in another; held-out data is no result."""
+    for name in ("base", "a", "b"):
+        publish(name)
+    api.create_repo("acme/rows", repo_type="dataset")
+    api.upload_file(
+        repo_id="acme/rows", repo_type="dataset", path_in_repo="test.csv", path_or_fileobj=family / "report.csv"
+    )  # fmt: skip
+    report: list[dict[str, Any]] = [
+        {"task": "text-classification", "dataset": "acme/rows", "split": "test", "labels": ["negative", "positive"]},
+        {"task": "text-classification", "dataset": str(family / "report.csv"), "metric": "f1", "name": "mine"},
+        {"task": "text-classification", "dataset": str(family / "report.csv")},
+    ]
+    score = {"task": "text-classification", "dataset": str(family / "rows.csv")}
+    recipe = {"ingredients": ["acme/a", "acme/b"], "score": score, "report": report}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    # In a process of its own, as `datasets` reads the Hub's address when it is imported.
+    done = hf_soup("cook", "recipe.yaml", "-o", "soup", "--push", "acme/soup", "--json")
+    assert done.returncode == 0, done.stdout
+    scores = json.loads(done.stdout)["scores"]["soup"]
+    found = ModelCard.load("acme/soup").data.eval_results
+    assert [(each.dataset_type, each.dataset_name, each.metric_type) for each in found] == [
+        ("acme/rows", "acme/rows", "accuracy"),
+        ("csv", "mine", "f1"),
+        ("csv", "local:report.csv", "accuracy"),
+    ]
+    assert [each.metric_value for each in found] == [round(each["value"], 6) for each in list(scores.values())[1:]]
+    assert re.fullmatch("[0-9a-f]{40}", found[0].dataset_revision)
+    assert found[1].dataset_revision == found[2].dataset_revision
+    assert found[1].dataset_revision.startswith("sha256:")
 
 
 def test_no_path_of_this_machine_is_pushed(

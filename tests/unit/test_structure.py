@@ -45,7 +45,8 @@ MAY = {
     "hf_soup.plain_yaml": {"yaml"},
     "hf_soup.methods": {"torch"},
     "hf_soup.selection": {"torch", "numpy", "hf_soup.errors"},
-    "hf_soup.local_hub": {"starlette", "uvicorn", "yaml", "hf_soup.errors"},
+    "hf_soup.local_hub": {"starlette", "uvicorn", "yaml", "hf_soup.errors", "hf_soup.licenses"},
+    "hf_soup.licenses": set(),
     "hf_soup.staging": {"hf_soup.errors"},
     "hf_soup.foraging": {
         "hf_soup.checkpoint",

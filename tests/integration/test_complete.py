@@ -1,0 +1,389 @@
+"""A soup's folder holds everything that loading needs, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+import yaml
+from safetensors.torch import load_file, save_file
+from tokenizers import ByteLevelBPETokenizer
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoProcessor,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPT2Tokenizer,
+    InstructBlipConfig,
+    InstructBlipForConditionalGeneration,
+    InstructBlipProcessor,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
+
+from hf_soup import IncompatibleError, Soup, cook
+from hf_soup.checkpoint import ASSETS, PROCESSOR, TOKENIZER
+from hf_soup.local_hub import LocalHub
+
+# The client hands files to its HTTP library in a way that the library deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+
+Publish = Callable[..., str]
+
+TEXTS = ["a soup of models", "the mean of their weights is a model", "hot and cold", "models are made of numbers"] * 8
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({word for text in TEXTS for word in text.split()})]
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+VISION = {**SMALL, "image_size": 8, "patch_size": 4}
+
+#: What training leaves beside a model, and what other tools want of it.
+CLUTTER = [
+    "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "training_args.bin", "trainer_state.json",
+    "pytorch_model.bin", "flax_model.msgpack", "tf_model.h5", "model.gguf", "consolidated.00.pth",
+    "adapter.safetensors", "original/consolidated.00.pth", "original/tokenizer.model", "original/params.json",
+    "onnx/model.onnx", "onnx/config.json", "openvino/openvino_model.bin", "runs/events.out.tfevents.1",
+    "events.out.tfevents.1", "checkpoint-10/model.safetensors", "checkpoint-10/config.json",
+    "checkpoint-10/optimizer.pt", "eval_results.json", "all_results.json", "emissions.csv", "LICENSE",
+    "USE_POLICY.md", ".gitignore", "picture.png", "train.py",
+]  # fmt: skip
+
+
+def relatives(model: PreTrainedModel, folder: Path, dress: Callable[[Path], None]) -> list[Path]:
+    """A model and two that are near it, each dressed with what belongs to it."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for number, name in enumerate(("base", "a", "b")):
+        path = folder / name
+        model.save_pretrained(path)
+        if number:
+            tensors = load_file(path / "model.safetensors")
+            for tensor in tensors.values():
+                if tensor.is_floating_point():
+                    tensor.add_(0.02 * torch.randn(tensor.shape, generator=generator) * tensor.std(correction=0))
+            save_file(tensors, path / "model.safetensors", {"format": "pt"})
+        dress(path)
+        found.append(path)
+    return found
+
+
+def soup_of(paths: list[Path], out: Path, **options: Any) -> tuple[Soup, list[str]]:
+    said: list[str] = []
+    recipe = out.with_suffix(".yaml")
+    recipe.write_text(yaml.safe_dump({"ingredients": [str(path) for path in paths[1:]], "base": str(paths[0])}))
+    return cook(recipe, out, say=said.append, **options), said
+
+
+def vocabulary(folder: Path) -> Path:
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    return folder
+
+
+def bert_fast(folder: Path) -> tuple[PreTrainedModel, Callable[[Path], None]]:
+    tokenizer = BertTokenizer(str(vocabulary(folder) / "vocab.txt"))
+    tokenizer.add_tokens(["<one>"])
+    return BertModel(BertConfig(vocab_size=len(tokenizer), **SMALL)), tokenizer.save_pretrained
+
+
+def byte_level(folder: Path, *special: str) -> tuple[str, str]:
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(TEXTS, vocab_size=300, special_tokens=list(special))
+    vocab, merges = trained.save_model(str(folder))
+    return vocab, merges
+
+
+def gpt2_slow(folder: Path) -> tuple[PreTrainedModel, Callable[[Path], None]]:
+    """Vocabulary and merges alone, as old models have them, with templates for chats."""
+    byte_level(folder, "<|endoftext|>")
+
+    def dress(path: Path) -> None:
+        for file in ("vocab.json", "merges.txt"):
+            shutil.copy(folder / file, path)
+        (path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": true}')
+        (path / "special_tokens_map.json").write_text('{"eos_token": "<|endoftext|>", "pad_token": "<pad>"}')
+        (path / "added_tokens.json").write_text('{"<pad>": 300}')
+        (path / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}\n{% endfor %}")
+        (path / "additional_chat_templates").mkdir()
+        (path / "additional_chat_templates" / "rag.jinja").write_text("{{ documents }}")
+        (path / "generation_config.json").write_text('{"max_new_tokens": 7, "eos_token_id": 0}')
+
+    config = GPT2Config(vocab_size=301, n_embd=16, n_layer=2, n_head=2, n_positions=32)
+    return GPT2LMHeadModel(config), dress
+
+
+def t5_pieces(folder: Path) -> tuple[PreTrainedModel, Callable[[Path], None]]:
+    """A sentencepiece model and nothing else."""
+    import sentencepiece
+
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS), model_prefix=str(folder / "spiece"), vocab_size=30, pad_id=0, eos_id=1, unk_id=2,
+        bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+
+    def dress(path: Path) -> None:
+        shutil.copy(folder / "spiece.model", path)
+        (path / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer", "extra_ids": 0}')
+
+    config = T5Config(vocab_size=30, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0)
+    return T5ForConditionalGeneration(config), dress
+
+
+def clip(folder: Path) -> tuple[PreTrainedModel, Callable[[Path], None]]:
+    files = byte_level(folder, "<|startoftext|>", "<|endoftext|>")
+    processor = CLIPProcessor(CLIPImageProcessor(size={"shortest_edge": 8}, crop_size=8), CLIPTokenizer(*files))
+    text = {**SMALL, "vocab_size": len(processor.tokenizer), "max_position_embeddings": 16}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=8)), processor.save_pretrained
+
+
+def instruct_blip(folder: Path) -> tuple[PreTrainedModel, Callable[[Path], None]]:
+    """A second tokenizer lies in a folder of its own."""
+    files = byte_level(folder, "<|endoftext|>")
+    tokenizer = GPT2Tokenizer(*files, pad_token="<|endoftext|>")
+    image = transformers.BlipImageProcessor(size={"height": 8, "width": 8})
+    questions = BertTokenizer(str(vocabulary(folder) / "vocab.txt"))
+    processor = InstructBlipProcessor(image, tokenizer, questions, num_query_tokens=2)
+    config = InstructBlipConfig(
+        vision_config=VISION,
+        qformer_config={**SMALL, "vocab_size": len(questions), "encoder_hidden_size": 16},
+        text_config={
+            "model_type": "opt", "vocab_size": len(tokenizer) + 1, "hidden_size": 16, "word_embed_proj_dim": 16,
+            "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 32, "max_position_embeddings": 32,
+        },
+        num_query_tokens=2,
+    )  # fmt: skip
+    return InstructBlipForConditionalGeneration(config), processor.save_pretrained
+
+
+def vit(folder: Path) -> tuple[PreTrainedModel, Callable[[Path], None]]:
+    config = ViTConfig(**VISION, num_labels=3)
+    return ViTForImageClassification(config), ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained
+
+
+def in_full(folder: Path) -> object:
+    """What a tokenizer does, as plain data."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return [tokenizer(TEXTS[:4])["input_ids"], tokenizer.get_vocab(), tokenizer.chat_template, str(tokenizer.pad_token)]
+
+
+def processed(folder: Path) -> object:
+    image = torch.arange(3 * 8 * 8).reshape(3, 8, 8).to(torch.uint8)
+    found = AutoProcessor.from_pretrained(folder)(images=image, text="hot soup", return_tensors="pt")
+    return {key: value.tolist() for key, value in found.items()}
+
+
+def pictured(folder: Path) -> object:
+    image = torch.arange(3 * 8 * 8).reshape(3, 8, 8).to(torch.uint8)
+    return AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt")["pixel_values"].tolist()
+
+
+LAYOUTS: dict[str, tuple[Any, Any, Any, set[str]]] = {
+    "bert": (bert_fast, AutoModel, in_full, {"tokenizer.json", "tokenizer_config.json"}),
+    "gpt2": (
+        gpt2_slow, AutoModelForCausalLM, in_full,
+        {"vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json",
+         "chat_template.jinja", "additional_chat_templates/rag.jinja", "generation_config.json"},
+    ),
+    "t5": (
+        t5_pieces, AutoModelForSeq2SeqLM, in_full,
+        {"spiece.model", "tokenizer_config.json", "generation_config.json"},
+    ),
+    "clip": (clip, AutoModel, processed, {"processor_config.json", "tokenizer.json", "tokenizer_config.json"}),
+    "instructblip": (
+        instruct_blip, InstructBlipForConditionalGeneration, processed,
+        {"processor_config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
+         "qformer_tokenizer/tokenizer.json", "qformer_tokenizer/tokenizer_config.json"},
+    ),
+    "vit": (vit, ViTForImageClassification, pictured, {"preprocessor_config.json"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_everything_that_loading_needs_is_there_and_nothing_else(layout: str, tmp_path: Path) -> None:
+    make, auto, does, expected = LAYOUTS[layout]
+    (tmp_path / "made").mkdir()
+    torch.manual_seed(0)
+    model, dress = make(tmp_path / "made")
+    paths = relatives(model, tmp_path, dress)
+    for path in paths:
+        for name in CLUTTER:
+            (path / name).parent.mkdir(exist_ok=True)
+            (path / name).write_bytes(b"left over")
+    soup, said = soup_of(paths, tmp_path / "soup")
+    there = {path.relative_to(soup.folder).as_posix() for path in soup.folder.rglob("*") if path.is_file()}
+    assert there == expected | {"config.json", "model.safetensors", "README.md", "soup.yaml", "soup.json"}
+    for name in expected:
+        assert (soup.folder / name).read_bytes() == (paths[1] / name).read_bytes()
+    loaded, info = auto.from_pretrained(soup.folder, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert type(loaded) is type(model)
+    assert does(soup.folder) == does(paths[1])
+    # All have the same; but code is not taken over.
+    assert [line for line in said if "not the same" in line or "has no" in line] == []
+    assert "note: Code is not taken over: local:a brings train.py." in said
+    assert "Code is not taken over: local:a brings train.py." in (soup.folder / "README.md").read_text()
+    assert layout != "gpt2" or loaded.generation_config.max_new_tokens == 7
+
+
+def test_every_name_that_the_library_gives_a_tokenizers_file_is_known() -> None:
+    names: set[str] = set()
+    # From the sources, as some classes cannot be looked at without their libraries.
+    for path in Path(transformers.__file__).parent.glob("**/tokenization_*.py"):
+        for found in re.findall(r"^VOCAB_FILES_NAMES = \{(.*?)\}", path.read_text(), re.DOTALL | re.MULTILINE):
+            names |= set(re.findall(r":\s*\"([^\"]+)\"", found))
+    assert len(names) > 10
+    assert {name for name in names if not TOKENIZER.fullmatch(name)} == set()
+    for name in ("PROCESSOR_NAME", "IMAGE_PROCESSOR_NAME", "VIDEO_PROCESSOR_NAME", "AUDIO_TOKENIZER_NAME"):
+        assert PROCESSOR.fullmatch(getattr(transformers.utils, name))
+    assert not any(map(ASSETS.fullmatch, CLUTTER))
+
+
+# ---- sentence-transformers ----------------------------------------------------------------------------------
+
+
+def sentences(tmp_path: Path, *, dense: bool = False) -> list[Path]:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules
+
+    (tmp_path / "made").mkdir()
+    model, dress = bert_fast(tmp_path / "made")
+    paths = relatives(model, tmp_path / "plain", dress)
+    for path in paths:
+        parts = [modules.Transformer(str(path)), modules.Pooling(16, pooling_mode="cls")]
+        parts += [modules.Dense(16, 4)] if dense else []
+        SentenceTransformer(modules=[*parts, modules.Normalize()], device="cpu").save(str(tmp_path / path.name))
+    return [tmp_path / path.name for path in paths]
+
+
+def test_a_sentence_transformer_is_one_again(tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    paths = sentences(tmp_path)
+    soup, _ = soup_of(paths, tmp_path / "soup")
+    model = SentenceTransformer(str(soup.folder), device="cpu")
+    assert [type(module).__name__ for module in model] == ["Transformer", "Pooling", "Normalize"]
+    assert model[1].pooling_mode == "cls"
+    assert tuple(model.encode(["a soup of models"]).shape) == (1, 16)
+    weights = [load_file(path / "model.safetensors")["embeddings.word_embeddings.weight"] for path in paths[1:]]
+    found = model[0].auto_model.embeddings.word_embeddings.weight.detach()
+    torch.testing.assert_close(found, sum(weights).div(2))
+    card = (soup.folder / "README.md").read_text()
+    assert "library_name: sentence-transformers\n" in card
+    assert 'SentenceTransformer("THIS_REPO")' in card
+
+
+def test_modules_with_weights_of_their_own_are_refused(tmp_path: Path) -> None:
+    """They would have to be averaged like the rest, in files that `transformers` does not know."""
+    paths = sentences(tmp_path, dense=True)
+    assert (paths[1] / "2_Dense" / "model.safetensors").exists()
+    with pytest.raises(IncompatibleError, match=r"2_Dense/model\.safetensors, outside the transformer"):
+        soup_of(paths, tmp_path / "soup")
+
+
+# ---- files that differ --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["folders", "hub"])
+def test_files_that_differ_are_said_with_whose(where: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """And those of which only the version, a path or a page differs are not."""
+    (tmp_path / "made").mkdir()
+    torch.manual_seed(0)
+    paths = relatives(*gpt2_slow_parts(tmp_path))
+    a, b = paths[1:]
+    (b / "generation_config.json").write_text('{"max_new_tokens": 9, "eos_token_id": 0}')
+    (b / "chat_template.jinja").write_text("{{ messages }}")
+    (a / "additional_chat_templates" / "rag.jinja").unlink()
+    (a / "additional_chat_templates").rmdir()
+    values = json.loads((b / "tokenizer_config.json").read_text())
+    values |= {"name_or_path": "/home/me/b", "transformers_version": "4.1.0"}
+    (b / "tokenizer_config.json").write_text(json.dumps(values, indent=1))
+    (b / "README.md").write_text("---\nlicense: mit\n---\n# Another\n")
+    (a / "config.json").write_text(
+        json.dumps({**json.loads((a / "config.json").read_text()), "transformers_version": "4"})
+    )
+    names = ["local:a", "local:b"]
+    if where == "hub":
+        request.getfixturevalue("online")
+        publish: Publish = request.getfixturevalue("publish")
+        names = [publish(path.name, path) for path in paths][1:]
+        said: list[str] = []
+        soup = cook(names, tmp_path / "soup", say=said.append)
+    else:
+        soup, said = soup_of(paths, tmp_path / "soup")
+    one, other = names
+    expected = [
+        f"chat_template.jinja is {one}'s, and not the same in {other}.",
+        f"generation_config.json is {one}'s, and not the same in {other}.",
+        f"{one} has no additional_chat_templates/rag.jinja, so the soup has none; {other} had one.",
+    ]
+    assert sorted(line for line in said if "is not" in line or "not the same" in line or "has no" in line) == sorted(
+        f"note: {line}" for line in expected
+    )
+    assert set(expected) <= set(soup.summary["notes"])
+    card = (soup.folder / "README.md").read_text().replace("\\", "")
+    assert all(line in card for line in expected)
+
+
+def gpt2_slow_parts(tmp_path: Path) -> tuple[PreTrainedModel, Path, Callable[[Path], None]]:
+    model, dress = gpt2_slow(tmp_path / "made")
+    return model, tmp_path, dress
+
+
+def test_a_tokenizer_and_a_processor_may_come_from_two(tmp_path: Path) -> None:
+    """Where the donor has neither; and no path of this machine goes along."""
+    (tmp_path / "made").mkdir()
+    paths = relatives(*clip_parts(tmp_path))
+    for path in paths[1:]:
+        for file in path.glob("tokenizer*"):
+            file.unlink()
+    (paths[1] / "processor_config.json").unlink()
+    values = json.loads((paths[0] / "tokenizer_config.json").read_text())
+    values |= {"name_or_path": str(tmp_path), "tokenizer_file": f"{tmp_path}/tokenizer.json"}
+    (paths[0] / "tokenizer_config.json").write_text(json.dumps(values))
+    soup, _ = soup_of(paths, tmp_path / "soup")
+    assert processed(soup.folder) == processed(paths[0])
+    for path in soup.folder.glob("*.json"):
+        assert str(tmp_path) not in path.read_text()
+
+
+def clip_parts(tmp_path: Path) -> tuple[PreTrainedModel, Path, Callable[[Path], None]]:
+    torch.manual_seed(0)
+    model, dress = clip(tmp_path / "made")
+    return model, tmp_path, dress
+
+
+def test_code_of_a_model_is_not_taken_over_and_the_soup_loads_without(tmp_path: Path, online: LocalHub) -> None:
+    (tmp_path / "made").mkdir()
+    torch.manual_seed(0)
+    model, dress = bert_fast(tmp_path / "made")
+    paths = relatives(model, tmp_path, dress)
+    for path in paths:
+        (path / "modeling_mine.py").write_text("raise SystemExit('ran')\n")
+        config = json.loads((path / "config.json").read_text())
+        config["auto_map"] = {"AutoModel": "modeling_mine.MyModel", "AutoConfig": "modeling_mine.MyConfig"}
+        (path / "config.json").write_text(json.dumps(config))
+    soup, said = soup_of(paths, tmp_path / "soup")
+    assert "note: Code is not taken over: local:a brings modeling_mine.py." in said
+    assert not list(soup.folder.rglob("*.py"))
+    for trusted in (False, True):
+        assert isinstance(AutoModel.from_pretrained(soup.folder, trust_remote_code=trusted), BertModel)
