@@ -213,7 +213,7 @@ def test_a_push_that_cannot_be(
     refused(cli("push", "nowhere", "acme/soup"), "'nowhere' is not a soup")
     for name in ("soup", "a/b/c", "acme/so up", "acme/a--b", "acme/.soup", "acme/" + "x" * 100, "https://hf.co/a/b"):
         refused(cli("push", "soup", name), f"'{name}' is not a name for a repo")
-    refused(cli("push", "soup", "other/soup"), "'other/soup'", "may not write there", "`acme/soup`")
+    refused(cli("push", "soup", "other/soup"), "'other/soup'", "has no right", "`acme/soup`")
     shutil.copytree(tmp_path / "soup", tmp_path / "bare")
     (tmp_path / "bare" / "README.md").write_text("---\n[\n---\n")
     refused(cli("push", "bare", "acme/soup"), "front matter of README.md is not a YAML mapping")
