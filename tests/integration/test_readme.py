@@ -28,14 +28,19 @@ def test_the_recipe_and_the_commands(zoo: LocalHub, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(block("yaml", "ingredients:"))
     environment = child_environment(os.environ, tmp_path / "home", zoo.endpoint, zoo.token)
     commands = [shlex.split(line, comments=True) for line in block("", "hf-soup check").splitlines()]
-    assert [command[:2] for command in commands] == [["hf-soup", name] for name in ("check", "cook", "push", "score")]
+    names = ("check", "cook", "push", "score", "verify", "cook")
+    assert [command[:2] for command in commands] == [["hf-soup", name] for name in names]
+    printed = []
     for command in commands:
         done = subprocess.run(
             [sys.executable, "-m", "hf_soup", *command[1:]],
             env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
         )  # fmt: skip
         assert done.returncode == 0, (command, done.stderr)
-    assert "me/vit-beans-soup" in done.stdout
+        printed.append(done.stdout)
+    assert "me/vit-beans-soup" in printed[3]
+    assert "identical" in printed[4]
+    assert "/me/vit-beans-soup/discussions/1" in printed[5]
 
 
 def test_the_python(local_hub: LocalHub, environment: dict[str, str], family: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from huggingface_hub import HfApi, constants
+from huggingface_hub import constants
 
 import hf_soup
 from hf_soup import MergeError, Recipe, RecipeError, hub, transfer
@@ -40,23 +40,6 @@ def test_two_tokens_that_changed_places(family: Path, tmp_path: Path) -> None:
     lineage = hf_soup.check([str(family / "a"), str(other)])
     assert lineage.verdict == "refused"
     assert any("2 tokens have other numbers" in reason.message for reason in lineage.reasons)
-
-
-def test_a_new_soup_leaves_nothing_of_the_old_one(online: LocalHub, family: Path, tmp_path: Path) -> None:
-    """Its tokenizer would be loaded; what the owner put there stays."""
-    models = [str(family / name) for name in "ab"]
-    first = hf_soup.cook(models, tmp_path / "first", say=lambda _: None)
-    (first.folder / "merges.txt").write_text("of the first\n")
-    first.push("acme/soup", say=lambda _: None)
-    api = HfApi(endpoint=online.endpoint, token=online.token)
-    api.upload_file(path_or_fileobj=b"mine", path_in_repo="notes.txt", repo_id="acme/soup")
-    weighted = Recipe(ingredients=[models[0], {"model": models[1], "weight": 2}])
-    second = hf_soup.cook(weighted, tmp_path / "second", say=lambda _: None)
-    assert second.push("acme/soup", say=lambda _: None).changed
-    files = set(api.list_repo_files("acme/soup"))
-    assert "merges.txt" not in files
-    assert {"notes.txt", "vocab.txt", "model.safetensors"} <= files
-    assert not second.push("acme/soup", say=lambda _: None).changed
 
 
 def test_names_that_moved_are_known_offline(
