@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import click
 
-from hf_soup import __version__, shown
+from hf_soup import __version__, shown, world
 from hf_soup.commands import as_data, finding, making, publishing, tools
 from hf_soup.errors import SoupError
 
@@ -86,7 +86,8 @@ def run() -> NoReturn:
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
         if int(os.environ.get("WORLD_SIZE") or 1) > 1:
-            raise  # the others are told when this one leaves in order
+            world.leave()  # so that the others are told
+            raise
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()

@@ -98,3 +98,11 @@ def world() -> World:
 
     barrier = partial(together, torch.distributed.monitored_barrier, timeout=_PATIENCE)
     return World(state.process_index, state.num_processes, barrier, share, gather)
+
+
+def leave() -> None:
+    """End the connections to the others: their threads abort a process that ends before them."""
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
