@@ -1,23 +1,56 @@
 """The ways of mixing: one pure function a file, registered by its decorator. Imports torch and nothing else.
 
-A method gets slices (or whole tensors, where it is not elementwise) of the same tensor of every ingredient, as
-stored, and their weights; it returns the mix in the accumulator's dtype, and the engine rounds once. One that needs
-the ancestor gets task vectors, in the accumulator's dtype, and returns one, to which the engine adds the ancestor.
+A method gets the same tensor of every ingredient, as stored, and their weights; it returns the mix in the accumulator's
+dtype, and the engine rounds once. One that needs the ancestor gets task vectors, in the accumulator's dtype, and
+returns one, to which the engine adds the ancestor. Where a method is elementwise it gets slices, flat; else whole
+tensors in their shape. It changes none of them.
+
+What else a method needs it asks for by the name of a parameter without a default, and the engine hands it in:
+
+- ``random``: for every ingredient a float32 tensor of its shape, uniform in [0, 1), the same in any slicing.
+- ``cutoffs``: for every ingredient the magnitude that ``density`` of all entries of its task vector reach or exceed,
+  compared as float32 (see `cutoff`).
 """
 
 from __future__ import annotations
 
 import inspect
+import math
+import re
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
 
 Function = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Within:
+    """The numbers that a parameter may have, as an interval in brackets: ``Annotated[float, Within("(0, 1]")]``.
+
+    >>> 0 in Within("(0, 1]"), 1 in Within("(0, 1]"), 7 in Within("[0, inf)")
+    (False, True, True)
+    """
+
+    interval: str
+
+    def __contains__(self, value: float) -> bool:
+        found = re.fullmatch(r"([\[(])(\S+), (\S+)([\])])", self.interval)
+        assert found, f"{self.interval} is no interval"
+        low, high = float(found[2]), float(found[3])
+        return (low <= value if found[1] == "[" else low < value) and (
+            value <= high if found[4] == "]" else value < high
+        )
+
+    def __str__(self) -> str:
+        return self.interval
 
 
 @dataclass(frozen=True)
@@ -29,47 +62,113 @@ class Method:
         function: ``function(tensors, weights, **parameters) -> Tensor``.
         elementwise: Whether slices give what whole tensors give.
         neutral: Parameters with which equal ingredients return themselves; a function where one depends on the sum of
-            their shares.
+            their shares. None where there are no such, which its docstring explains.
         needs_base: Whether it works on task vectors.
         sums: Whether shares are not divided by their sum, so that they may be negative; where it has a parameter
             ``normalize``, that decides.
         bound: How far the result may be from that of another machine, in parts of the largest magnitude in the
             tensor, as where it takes a decomposition; 0 where it is the same everywhere.
+        least, most: How many ingredients it is defined for.
+        ordered: Whether the order of the ingredients counts.
     """
 
     name: str
     function: Function
     elementwise: bool
-    neutral: Mapping[str, Any]
+    neutral: Mapping[str, Any] | None
     needs_base: bool = False
     sums: bool = False
     bound: float = 0.0
+    least: int = 1
+    most: int | None = None
+    ordered: bool = False
+
+    @cached_property
+    def _signature(self) -> Mapping[str, inspect.Parameter]:
+        parameters = inspect.signature(self.function).parameters
+        return {name: each for name, each in parameters.items() if each.kind is inspect.Parameter.KEYWORD_ONLY}
 
     @property
     def parameters(self) -> dict[str, Any]:
         """Parameters and their defaults."""
-        signature = inspect.signature(self.function).parameters.values()
-        return {p.name: p.default for p in signature if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        return {name: each.default for name, each in self._signature.items() if each.default is not each.empty}
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """What the engine hands in: parameters without a default."""
+        return tuple(name for name, each in self._signature.items() if each.default is each.empty)
+
+    @cached_property
+    def allowed(self) -> dict[str, Within | tuple[str, ...]]:
+        """The interval or the words that a parameter may have, where it may not have any value of its type."""
+        found: dict[str, Within | tuple[str, ...]] = {}
+        for name, hint in get_type_hints(self.function, include_extras=True).items():
+            if typing.get_origin(hint) is typing.Literal:
+                found[name] = typing.get_args(hint)
+            for each in getattr(hint, "__metadata__", ()):
+                if isinstance(each, Within):
+                    found[name] = each
+        return found
 
     def neutral_for(self, total: float) -> dict[str, Any]:
         """The neutral parameters for ingredients whose shares have this sum."""
-        return {name: value(total) if callable(value) else value for name, value in self.neutral.items()}
+        return {name: value(total) if callable(value) else value for name, value in (self.neutral or {}).items()}
 
 
 METHODS: dict[str, Method] = {}
 
 
 def merge_method(
-    *, elementwise: bool, neutral: Mapping[str, Any], needs_base: bool = False, sums: bool = False, bound: float = 0.0
+    *, elementwise: bool, neutral: Mapping[str, Any] | None, **properties: Any
 ) -> Callable[[Function], Function]:
-    """Register a function as a method under its own name."""
+    """Register a function as a method under its own name, with the properties of `Method`."""
 
     def register(function: Function) -> Function:
         name = function.__name__
-        METHODS[name] = Method(name, function, elementwise, neutral, needs_base, sums, bound)
+        METHODS[name] = Method(name, function, elementwise, neutral, **properties)
         return function
 
     return register
+
+
+def cutoff(values: Tensor, density: float) -> float:
+    """The magnitude that the `count_kept` largest entries reach or exceed, as a float32; found without a sort.
+
+    Entries that are equal to it as float32 are kept with it, so there may be more of them.
+
+    >>> cutoff(torch.tensor([0.5, -3.0, 2.0, 1.0]), 0.5)
+    2.0
+    """
+    size = values.numel()
+    if not size:
+        return 0.0
+    # As integers, bits of floats that are not negative are in the order of the floats.
+    bits = values.abs().float().reshape(-1).view(torch.int32)
+    left = count_kept(size, density)
+    high = bits >> 16
+    place, left = _from_above(torch.bincount(high, minlength=1 << 15), left)
+    place, _ = _from_above(torch.bincount((bits[high == place] & 0xFFFF), minlength=1 << 16), left, place << 16)
+    return float(torch.tensor(place, dtype=torch.int32).view(torch.float32))
+
+
+def _from_above(counts: Tensor, wanted: int, base: int = 0) -> tuple[int, int]:
+    """The bin with the ``wanted``-th largest value, on top of ``base``, and how many of the bin are wanted."""
+    reached = counts.flip(0).cumsum(0)
+    index = int(torch.searchsorted(reached, wanted))
+    return base + len(counts) - 1 - index, wanted - (int(reached[index - 1]) if index else 0)
+
+
+def count_kept(size: int, density: float) -> int:
+    """How many of ``size`` entries a density keeps: :math:`\\max(1, \\lfloor density \\cdot size \\rfloor)`.
+
+    A product that misses a whole number by a rounding is that number.
+
+    >>> count_kept(10, 0.2), count_kept(10, 0.29), count_kept(10, 0.0), count_kept(100, 0.29)
+    (2, 2, 1, 29)
+    """
+    exact = density * size
+    near = round(exact)
+    return max(1, near if math.isclose(exact, near, rel_tol=1e-12) else math.floor(exact))
 
 
 def accumulator(tensors: Sequence[Tensor]) -> torch.dtype:
