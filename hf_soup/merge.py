@@ -11,7 +11,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,15 +19,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hf_soup.combine import combine, not_finite, unravel
+from hf_soup.combine import Cutoffs, combine, not_finite, unravel
+from hf_soup.cutoffs import cutoffs, needed
 from hf_soup.digests import Blocks, digest_of, remember, stamp_of
 from hf_soup.errors import MergeError
 from hf_soup.files import ShortReadError, begin_writing, in_memory, open_file, read_all, shrunk, write_all
 from hf_soup.headers import ITEM_BYTES
-from hf_soup.methods import round_into
+from hf_soup.methods import METHODS, round_into
 from hf_soup.plan import Plan, PlannedTensor
 from hf_soup.progress import bar
-from hf_soup.runs import Piece, Run, Unit
+from hf_soup.reading import Reading
+from hf_soup.runs import Run, Unit
 from hf_soup.staging import Finished, Staging
 from hf_soup.supply import SourceFile, Supply
 from hf_soup.tensors import TORCH, bytes_of
@@ -106,11 +108,11 @@ def merge(
         for number, file in enumerate(followed):
             file.follow = number % world.size == world.rank
         mine = [file for file in followed if file.follow]
-        engine = _Engine(plan, supply, outputs, threads)
         fetch = sum(file.missing for file in supply.files())
         title = "Fetching and merging" if fetch else "Merging"
         with bar(title, plan.size + fetch, initial=resumed, quiet=quiet or world.rank > 0) as shown:
             supply.fetched = shown.update
+            engine = _Engine(plan, supply, outputs, threads, _cutoffs(plan, supply, world, threads))
             share = _share(plan, kept, world)
             _run(engine, share, lambda entries: staging.note(world.rank, entries), threads, shown.update)
             with ThreadPoolExecutor(threads) as pool:
@@ -170,8 +172,11 @@ def merge_along(output: Path, world: World, threads: int | None) -> None:
 class _Engine:
     """Computes units of a plan's output from the sources' files."""
 
-    def __init__(self, plan: Plan, supply: Supply, outputs: Sequence[int], threads: int) -> None:
+    def __init__(
+        self, plan: Plan, supply: Supply, outputs: Sequence[int], threads: int, cutoffs: Cutoffs | None = None
+    ) -> None:
         self.plan = plan
+        self.cutoffs = cutoffs
         self.supply = supply
         self.outputs = outputs
         self.threads = threads
@@ -189,15 +194,20 @@ class _Engine:
         output = self.outputs[run.file]
         blocks = Blocks([size for _, _, size in plan.blocks_of(unit)])
         differing: set[int] = set()
-        step = self._step(run)
-        for begin, end, offsets in self._slices(run, unit, step):
+        if run.whole:
+            buffers = _Buffers()  # not to be held afterwards
+        for pieces in run.slices(unit.begin, unit.end, self._step(run)):
+            begin, end = pieces[0].begin, pieces[-1].end
             parts: dict[int, Tensor] = {}
-            for source, offset in offsets.items():
+            for source in pieces[0].offsets:
                 part = run.parts[source]
                 assert part is not None, "a piece is of those that have it"
-                values, memory = buffers.part(source, (end - begin) * ITEM_BYTES[part.dtype], part.dtype)
+                size = ITEM_BYTES[part.dtype]
+                values, memory = buffers.part(source, (end - begin) * size, part.dtype)
                 try:
-                    read_all(descriptors[source], memory, offset)
+                    for start, stop, offsets in pieces:
+                        place = slice((start - begin) * size, (stop - begin) * size)
+                        read_all(descriptors[source], memory[place], offsets[source])
                 except ShortReadError:
                     raise shrunk(plan.sources[source], part.file, self._at(run, begin)[0].name) from None
                 parts[source] = values
@@ -217,23 +227,13 @@ class _Engine:
                 file.read_up_to(part.offset + unit.end * ITEM_BYTES[part.dtype])
         return Finished(number, blocks.hex(), tuple(sorted(differing)))
 
-    def _slices(self, run: Run, unit: Unit, step: int) -> Iterator[Piece]:
-        """A unit in slices that lie together in every source that has them."""
-        for begin, end, offsets in run.pieces(unit.begin, unit.end):
-            for start in range(begin, end, step):
-                moved = {
-                    source: offset + (start - begin) * ITEM_BYTES[part.dtype]
-                    for source, offset in offsets.items()
-                    if (part := run.parts[source])
-                }
-                yield Piece(start, min(end, start + step), moved)
-
     def _step(self, run: Run) -> int:
         """How many elements to combine at once."""
         wide = 4 if all(ITEM_BYTES[dtype] == 2 for dtype in run.dtypes) else 8
         # The slices themselves, the accumulator, what a method makes on the way, and the output.
         each = sum(ITEM_BYTES[dtype] for dtype in run.dtypes) + 3 * wide
         each += len(run.parts) * wide if self.plan.with_base else 0  # task vectors
+        each += len(run.parts) * 8 if self._hides(run) else 0  # random numbers, masks
         return min(SLICE_ELEMENTS, max(1 << 13, _SLICES_BYTES // (each * self.threads)))
 
     def _at(self, run: Run, element: int) -> tuple[PlannedTensor, int]:
@@ -255,14 +255,20 @@ class _Engine:
         return found
 
     def _combine(self, run: Run, parts: Mapping[int, Tensor], begin: int, piece: Tensor) -> None:
-        mixed = self._mixed(run, parts)
-        if not _fits(mixed, piece.dtype):
+        mixed = self._mixed(run, parts, begin)
+        # What is trimmed or decomposed does not show every NaN.
+        hidden = self._hides(run) and not all(_fits(part, torch.float64) for part in parts.values())
+        if hidden or not _fits(mixed, piece.dtype):
             mixed = self._settle(run, parts, begin, piece.dtype, mixed)
         round_into(mixed, piece)
 
-    def _mixed(self, run: Run, parts: Mapping[int, Tensor]) -> Tensor:
-        shares = dict(enumerate(self.plan.shares(run)))
-        return combine(self.plan, parts, shares, whole=len(parts) == len(self.plan.sources))
+    def _hides(self, run: Run) -> bool:
+        method = METHODS[self.plan.mixing(run).method]
+        return bool(method.given) or not method.elementwise
+
+    def _mixed(self, run: Run, parts: Mapping[int, Tensor], begin: int) -> Tensor:
+        shares, every = dict(enumerate(self.plan.shares(run))), range(len(self.plan.sources))
+        return combine(self.plan, run, parts, shares, mixed=every, begin=begin, cutoffs=self.cutoffs)
 
     def _settle(self, run: Run, parts: Mapping[int, Tensor], begin: int, dtype: torch.dtype, mixed: Tensor) -> Tensor:
         """Tell what is wrong with a slice that holds NaN or Inf, or give the result where nothing is."""
@@ -276,11 +282,14 @@ class _Engine:
                 index = int(bad.nonzero()[0])
                 tensor, place = self._at(run, begin + index)
                 raise not_finite(label, tensor.name, part[index].item(), place, tensor.shape)
+        if self._hides(run) and shared.any():
+            parts = {source: part.masked_fill(shared, 0.0) for source, part in parts.items()}
+            mixed = self._mixed(run, parts, begin)
         fine = mixed.isfinite() | shared
         if mixed.dtype == torch.float32 and not fine.all():
             # Finite numbers whose sum is too large for float32: those, and no others, are added up in float64, so
             # that no entry's bits depend on the slice that it is in.
-            wide = self._mixed(run, {source: part.double() for source, part in parts.items()})
+            wide = self._mixed(run, {source: part.double() for source, part in parts.items()}, begin)
             mixed = torch.where(fine, mixed.double(), wide)
         # Where all have the same infinity it stays, also where a share is so small that their sum is no number.
         mixed = torch.where(shared, first.to(mixed.dtype), mixed)
@@ -314,6 +323,19 @@ class _Buffers:
     def output(self, size: int, dtype: str) -> tuple[Tensor, memoryview]:
         """The same for what is written."""
         return self.part(-1, size, dtype)
+
+
+def _cutoffs(plan: Plan, supply: Supply, world: World, threads: int) -> Cutoffs | None:
+    """Where a method trims task vectors, the magnitudes at which; every file is read twice for them."""
+    if not needed(plan):
+        return None
+    found: Cutoffs = {}
+    if world.rank == 0:
+        supply.fetch_all()
+        with closing(Reading(plan, supply.paths())) as reading:
+            found = cutoffs(plan, reading, range(len(plan.sources) - plan.with_base), threads)
+    shared: Cutoffs = world.share(found)
+    return shared
 
 
 def _fits(mixed: Tensor, dtype: torch.dtype) -> bool:
