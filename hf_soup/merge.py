@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -28,11 +29,10 @@ from hf_soup.headers import ITEM_BYTES
 from hf_soup.methods import METHODS, round_into
 from hf_soup.plan import Plan, PlannedTensor
 from hf_soup.progress import bar
-from hf_soup.reading import Reading
+from hf_soup.reading import Buffers, Reading
 from hf_soup.runs import Run, Unit
 from hf_soup.staging import Finished, Staging
 from hf_soup.supply import SourceFile, Supply
-from hf_soup.tensors import TORCH, bytes_of
 from hf_soup.world import World
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 SLICE_ELEMENTS = 1 << 18
 #: Bytes of slices that all threads of a process hold together; with many threads or ingredients slices get smaller.
 _SLICES_BYTES = 96 << 20
+#: Bytes of whole tensors that all threads of a process hold together, where one of each source is not more by itself.
+_TENSORS_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -180,12 +182,28 @@ class _Engine:
         self.supply = supply
         self.outputs = outputs
         self.threads = threads
+        self._free = _TENSORS_BYTES
+        self._freed = threading.Condition()
 
-    def write(self, number: int, buffers: _Buffers) -> Finished:
+    def write(self, number: int, buffers: Buffers) -> Finished:
         """Compute a unit and write it."""
+        run = self.plan.runs[self.plan.units[number].run]
+        if not run.whole:
+            return self._write(number, run, buffers)
+        need = min(_TENSORS_BYTES, run.elements * self._bytes_each(run))
+        with self._freed:
+            self._freed.wait_for(lambda: self._free >= need)
+            self._free -= need
+        try:
+            return self._write(number, run, Buffers())  # not to be held afterwards
+        finally:
+            with self._freed:
+                self._free += need
+                self._freed.notify_all()
+
+    def _write(self, number: int, run: Run, buffers: Buffers) -> Finished:
         plan = self.plan
         unit = plan.units[number]
-        run = plan.runs[unit.run]
         item = ITEM_BYTES[run.dtype]
         files = [
             source[part.file] if part else None for source, part in zip(self.supply.sources, run.parts, strict=True)
@@ -194,8 +212,6 @@ class _Engine:
         output = self.outputs[run.file]
         blocks = Blocks([size for _, _, size in plan.blocks_of(unit)])
         differing: set[int] = set()
-        if run.whole:
-            buffers = _Buffers()  # not to be held afterwards
         for pieces in run.slices(unit.begin, unit.end, self._step(run)):
             begin, end = pieces[0].begin, pieces[-1].end
             parts: dict[int, Tensor] = {}
@@ -229,12 +245,16 @@ class _Engine:
 
     def _step(self, run: Run) -> int:
         """How many elements to combine at once."""
+        return min(SLICE_ELEMENTS, max(1 << 13, _SLICES_BYTES // (self._bytes_each(run) * self.threads)))
+
+    def _bytes_each(self, run: Run) -> int:
+        """Bytes that are held for each element that is combined."""
         wide = 4 if all(ITEM_BYTES[dtype] == 2 for dtype in run.dtypes) else 8
         # The slices themselves, the accumulator, what a method makes on the way, and the output.
         each = sum(ITEM_BYTES[dtype] for dtype in run.dtypes) + 3 * wide
         each += len(run.parts) * wide if self.plan.with_base else 0  # task vectors
         each += len(run.parts) * 8 if self._hides(run) else 0  # random numbers, masks
-        return min(SLICE_ELEMENTS, max(1 << 13, _SLICES_BYTES // (each * self.threads)))
+        return each
 
     def _at(self, run: Run, element: int) -> tuple[PlannedTensor, int]:
         """The tensor of an element of a run, and which of its elements that is."""
@@ -307,24 +327,6 @@ class _Engine:
         return mixed
 
 
-class _Buffers:
-    """Memory that a thread reads into and writes from, again and again."""
-
-    def __init__(self) -> None:
-        self._held: dict[int, Tensor] = {}
-
-    def part(self, source: int, size: int, dtype: str) -> tuple[Tensor, memoryview]:
-        """``size`` bytes for a source, as elements and as memory."""
-        held = self._held.get(source)
-        if held is None or held.numel() < size:
-            held = self._held[source] = torch.empty(size, dtype=torch.uint8)
-        return held[:size].view(TORCH[dtype]), bytes_of(held[:size])
-
-    def output(self, size: int, dtype: str) -> tuple[Tensor, memoryview]:
-        """The same for what is written."""
-        return self.part(-1, size, dtype)
-
-
 def _cutoffs(plan: Plan, supply: Supply, world: World, threads: int) -> Cutoffs | None:
     """Where a method trims task vectors, the magnitudes at which; every file is read twice for them."""
     if not needed(plan):
@@ -358,7 +360,7 @@ def _run(
     written: dict[Unit, Finished] = {}
 
     def work() -> None:
-        buffers = _Buffers()
+        buffers = Buffers()
         while (unit := supply.take()) is not None:
             written[unit] = engine.write(numbers[unit], buffers)
             sure = supply.done(unit)
