@@ -115,22 +115,11 @@ def _require_value(owner: str, name: str, value: object, default: object, allowe
         raise RecipeError(f"{owner}: '{name}' is {value!r}; it is {which}.")
 
 
-def kinds(recipe: Recipe) -> dict[str, str]:
-    """Of the recipe's methods those that are not plainly elementwise, as `hf_soup.plan.make_plan` takes them."""
-    if is_average(recipe):  # the check of an average imports no torch
-        return {}
-    found = {}
-    for method in methods_of(recipe):
-        if not method.elementwise:
-            found[method.name] = "whole"
-        elif method.given:
-            found[method.name] = "apart"
-    return found
-
-
 def random_seed(recipe: Recipe) -> int:
     """The recipe's seed, or 0 where no method has random numbers, and the seed changes nothing."""
-    return recipe.seed if kinds(recipe) and any("random" in method.given for method in methods_of(recipe)) else 0
+    if is_average(recipe):  # the check of an average imports no torch
+        return 0
+    return recipe.seed if any("random" in method.given for method in methods_of(recipe)) else 0
 
 
 def overrides(recipe: Recipe, names: Iterable[str]) -> dict[str, Mixing]:

@@ -250,7 +250,6 @@ def make_plan(
     with_base: bool = False,
     overrides: Mapping[str, Mixing] | None = None,
     seed: int = 0,
-    kinds: Mapping[str, str] | None = None,
 ) -> Plan:
     """Lay out the output.
 
@@ -268,8 +267,6 @@ def make_plan(
         with_base: Whether the last source is the ancestor.
         overrides: How tensors are combined that have a method or parameters of their own.
         seed: Of random numbers.
-        kinds: Methods that are not plainly elementwise: "apart" where one has to know which tensor elements are of,
-            "whole" where it needs all of a tensor at once.
 
     Raises:
         IncompatibleError: A tensor is missing in a source, or has another shape.
@@ -300,12 +297,13 @@ def make_plan(
     # tensors where they interrupt no run.
     laid.sort(key=lambda entry: (-ITEM_BYTES[entry[1]], not entry[2][0].size, entry[2][0].file, entry[2][0].offset))
     groups = cut(laid, max_file_bytes)
-    given, kinds = overrides or {}, kinds or {}
+    given = overrides or {}
     usual = Mixing(method, dict(parameters or {}))
+    kinds = {each.method: _kind(each.method) for each in (usual, *given.values())}
 
     def own(name: str, dtype: str) -> Own:
         mixing = given.get(name, usual)
-        kind = kinds.get(mixing.method, "") if dtype in FLOATS else ""
+        kind = kinds[mixing.method] if dtype in FLOATS else ""
         return (layers or {}).get(name), mixing, kind
 
     files: list[OutputFile] = []
@@ -348,6 +346,16 @@ def make_plan(
         dict(given),
         seed,
     )
+
+
+def _kind(method: str) -> str:
+    """Empty for a method of elements, "apart" where it has to know whose they are, "whole" for one of tensors."""
+    if method == "linear":
+        return ""
+    from hf_soup.methods import METHODS  # late, as torch takes a second to import and a plan of an average needs none
+
+    found = METHODS[method]
+    return "whole" if not found.elementwise else "apart" if found.given else ""
 
 
 def _tensors_of(files: Sequence[OutputFile]) -> Iterator[PlannedTensor]:

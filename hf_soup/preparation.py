@@ -22,7 +22,6 @@ from hf_soup.lineage import Lineage
 from hf_soup.mixing import (
     at,
     is_average,
-    kinds,
     methods_of,
     needs_base,
     overrides,
@@ -208,7 +207,6 @@ def plan_of(recipe: Recipe, lineage: Lineage, weights: Mapping[str, float]) -> P
         with_base=with_ancestor,
         overrides=overrides(one, names),
         seed=random_seed(recipe),
-        kinds=kinds(recipe),
     )
 
 
