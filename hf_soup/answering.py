@@ -216,9 +216,11 @@ class _Keys:
         how: list[object] = [plan.method, dict(plan.parameters) if model.parameters is None else dict(model.parameters)]
         if model.mean and list(weights.values()) == [1.0]:
             how = []
-        elif model.mean and plan.method != "linear":
+        elif model.mean and (plan.method != "linear" or plan.overrides):
             how = ["linear", {}]
-        elif plan.with_base:
+        else:
+            how += [{name: list(mixing) for name, mixing in plan.overrides.items()}, plan.seed]
+        if plan.with_base and not model.mean:
             weights[len(plan.sources) - 1] = 0.0
         layers = {name: [own.get(source) for source in weights] for name, own in (model.layers or {}).items()}
         parts = [[self._source(source), share] for source, share in weights.items()]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_soup.combine import combine
+from hf_soup.combine import Cutoffs, combine
+from hf_soup.cutoffs import cutoffs, needed
 from hf_soup.methods import accumulator, round_into
 from hf_soup.methods.linear import shares
 from hf_soup.plan import Plan
@@ -41,8 +42,8 @@ class Blend:
         self.plan = plan
         self._reading = Reading(plan, paths)
         self._spans = list(_spans(plan))
-        straight = replace(plan, method="linear", parameters={}, with_base=False)
-        self._straight = plan if plan.method == "linear" else straight
+        straight = replace(plan, method="linear", parameters={}, with_base=False, overrides={})
+        self._straight = plan if plan.method == "linear" and not plan.overrides else straight
         self._sum: list[Tensor] = []
         self._summed: dict[int, float] = {}
 
@@ -72,12 +73,15 @@ class Blend:
             MergeError: A file is shorter than its header says, or a source alone holds NaN.
         """
         plan = self.plan if parameters is None else replace(self.plan, parameters=dict(parameters))
-        if plan.method == "linear" and not layers and parameters is None:
+        if plan is self._straight and not layers:
             return self.mean(weights)
         given = dict(weights) | ({len(plan.sources) - 1: 0.0} if plan.with_base else {})
         own = layers or {}
+        found: Cutoffs = {}
+        if needed(plan):
+            found = cutoffs(plan, self._reading, list(weights), len(os.sched_getaffinity(0)))
         return {
-            tensor.name: self._mixed(plan, number, {**given, **own.get(tensor.name, {})}).reshape(tensor.shape)
+            tensor.name: self._mixed(plan, number, {**given, **own.get(tensor.name, {})}, found).reshape(tensor.shape)
             for number, tensor in enumerate(plan.tensors)
         }
 
@@ -125,7 +129,7 @@ class Blend:
                 self._sum[place].add_(self._product(source, span, factor))
         self._summed[source] = factor
 
-    def _mixed(self, plan: Plan, number: int, weights: Mapping[int, float]) -> Tensor:
+    def _mixed(self, plan: Plan, number: int, weights: Mapping[int, float], found: Cutoffs | None = None) -> Tensor:
         """A tensor of some sources as the merge makes it, slice by slice, flat.
 
         What none of them has comes from the others: a head that belongs to one ingredient, the rows of a token.
@@ -136,15 +140,19 @@ class Blend:
         if not tensor.size:
             return rounded
         run = plan.run_of(number)
-        pieces = (run.pieces(at, min(at + _SLICE, run.elements)) for at in range(0, run.elements, _SLICE))
-        for begin, end, offsets in chain.from_iterable(pieces):
+        for pieces in run.slices(0, run.elements, _SLICE):
+            begin, end, offsets = pieces[0].begin, pieces[-1].end, pieces[0].offsets
             having = [source for source in weights if source in offsets]
             if having in ([], [base]):
                 having = [source for source in offsets if source != base]
-            parts = {source: self._reading.read(run, source, offsets[source], end - begin) for source in having}
+            parts = {
+                source: torch.cat([self._reading.read(run, source, p.offsets[source], p.end - p.begin) for p in pieces])
+                for source in having
+            }
             if tensor.averaged:
                 given = {source: weights.get(source, 1.0) for source in having}
-                round_into(combine(plan, parts, given, whole=having == list(weights)), rounded[begin:end])
+                mixed = combine(plan, run, parts, given, mixed=weights, begin=begin, cutoffs=found)
+                round_into(mixed, rounded[begin:end])
             else:
                 rounded[begin:end] = parts[having[0]]
         return rounded

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_soup.mixing import is_average, methods_of
 from hf_soup.recipe import Named, Recipe
 from hf_soup.selection import SELECTIONS, Selected, Weights
 
@@ -137,7 +138,7 @@ def choose(recipe: Recipe, weights: Weights, evaluation: Evaluation | None) -> C
         again = _choose(recipe, weights, evaluation, first)
         best = max(weights, key=lambda name: evaluation.held_out({name: 1.0}, rows=first))
         selected = again.selected
-        plain = recipe.method.name == "linear" and selected.normalize and again.recipe.method.parameters == {}
+        plain = is_average(recipe) and selected.normalize and again.recipe.method.parameters == {}
         parameters = None if plain else again.recipe.method.parameters
         soup = evaluation.held_out(selected.weights, layers=selected.layers, parameters=parameters, rows=second)
         gains.append(soup - evaluation.held_out({best: 1.0}, rows=second))
@@ -155,7 +156,8 @@ def _choose(recipe: Recipe, weights: Weights, evaluation: Evaluation | None, row
     def score(asked: Weights) -> float:
         assert evaluation is not None, "the recipe was checked: who looks at scores has held-out data"
         own = {**method.parameters, **recipe.method.parameters}
-        if method.name == "linear" and own["normalize"]:
+        # Of fewer than its methods are defined for, the candidate is their mean: one alone is itself.
+        if is_average(recipe) or len(asked) < max(each.least for each in methods_of(recipe)):
             return evaluation.held_out(asked, rows=rows)
         neutral = method.neutral_for(math.fsum(asked.values()))
         own |= {name: neutral.get(name, method.parameters[name]) for name in open_parameters}

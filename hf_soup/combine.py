@@ -3,36 +3,69 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor
 
+from hf_soup.chance import uniform
 from hf_soup.errors import MergeError
 from hf_soup.methods import METHODS, accumulator
 from hf_soup.methods.linear import linear
 from hf_soup.plan import Plan
+from hf_soup.runs import Run
+
+#: By tensor: for every ingredient the magnitude at which its task vector is trimmed.
+Cutoffs = Mapping[str, Sequence[float]]
 
 
-def combine(plan: Plan, parts: Mapping[int, Tensor], shares: Mapping[int, float], *, whole: bool) -> Tensor:
-    """Mix elements by a plan's method; where not all have them (not ``whole``), the mean of the ingredients that do.
+def combine(
+    plan: Plan,
+    run: Run,
+    parts: Mapping[int, Tensor],
+    shares: Mapping[int, float],
+    *,
+    mixed: Collection[int],
+    begin: int = 0,
+    cutoffs: Cutoffs | None = None,
+) -> Tensor:
+    """Mix elements of a run by its method; where not all have them, the mean of the ingredients that do.
 
     Args:
-        plan: With the method and its parameters.
-        parts: By source.
+        plan: With methods and parameters.
+        run: Of the plan.
+        parts: By source, flat.
         shares: By source too; the ancestor's does not count.
-        whole: Whether all sources that go in are there.
+        mixed: The sources that go in.
+        begin: Which element of the run is the first.
+        cutoffs: Where a method asks for them.
     """
-    method, base = METHODS[plan.method], len(plan.sources) - 1 if plan.with_base else None
+    name, parameters = plan.mixing(run)
+    method, base = METHODS[name], len(plan.sources) - 1 if plan.with_base else None
     own = {source: part for source, part in parts.items() if source != base}
     weights = [shares[source] for source in own]
-    if not whole:
-        return linear(list(own.values()), weights if math.fsum(weights) > 0 else [1.0] * len(weights))
-    if base is None:
-        return method.function(list(own.values()), weights, **plan.parameters)
-    wide = accumulator(list(parts.values()))
-    origin = parts[base].to(wide)
-    deltas = [part.to(wide, copy=True).sub_(origin) for part in own.values()]
-    return method.function(deltas, weights, **plan.parameters).add_(origin)
+    tensors = list(own.values())
+    needed = [source for source in mixed if source != base or method.needs_base]
+    if not (method.elementwise or run.whole) or any(source not in parts for source in needed):
+        return linear(tensors, weights if math.fsum(weights) > 0 else [1.0] * len(weights))
+    given: dict[str, object] = {}
+    tensor = plan.tensors[run.first]
+    shape = tensor.shape if run.whole else tensors[0].shape
+    if "random" in method.given:
+        count = len(tensors[0])
+        drawn = (uniform(plan.seed, tensor.name, position, begin, count) for position in range(len(tensors)))
+        given["random"] = [each.reshape(shape) for each in drawn]
+    if "cutoffs" in method.given:
+        assert cutoffs is not None, "the engine finds them first"
+        given["cutoffs"] = cutoffs[tensor.name]
+    if base is None or not method.needs_base:
+        origin = None
+    else:
+        wide = accumulator(list(parts.values()))
+        origin = parts[base].to(wide)
+        tensors = [part.to(wide, copy=True).sub_(origin) for part in tensors]
+    tensors = [each.reshape(shape) for each in tensors]
+    result = method.function(tensors, weights, **given, **parameters).reshape(-1)
+    return result if origin is None else result.add_(origin)
 
 
 def not_finite(label: str, tensor: str, value: float, index: int, shape: tuple[int, ...]) -> MergeError:

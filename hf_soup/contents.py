@@ -17,6 +17,7 @@ from hf_soup.checkpoint import ASSETS, CHAT, PROCESSOR, TOKENIZER, Checkpoint
 from hf_soup.compatibility import some
 from hf_soup.errors import RecipeError
 from hf_soup.lineage import Lineage
+from hf_soup.mixing import needs_base
 from hf_soup.plan import Plan
 from hf_soup.recipe import Ingredient, Named, Recipe, Scoring
 
@@ -191,6 +192,7 @@ def write_contents(
         },
         "method": recipe.method.name,
         "parameters": recipe.method.parameters,
+        "overrides": [each.model_dump(mode="json") for each in recipe.overrides],
         "select": recipe.select.name,
         "architecture": str((config.get("architectures") or ["AutoModel"])[0]),
         "library": "sentence-transformers" if (folder / "modules.json").exists() else "transformers",
@@ -257,15 +259,13 @@ def write_contents(
 
 def resolve_recipe(recipe: Recipe, leaves: Lineage, weights: Mapping[str, float], benches: Sequence[Bench]) -> Recipe:
     """The recipe with every choice made: the leaves that went in, by commit, with their shares; no local paths."""
-    from hf_soup.methods import METHODS  # late, as it takes torch
-
     scorings = [_public(bench.scoring) for bench in benches]
     ancestor, base = leaves.ancestor, None
     # One that cannot be read would stop the next cook, for which it is only a hint where no method works on it.
     if ancestor and ancestor.declared and ancestor.revision:
         if not ancestor.model.startswith("local:"):
             base = f"{ancestor.model}@{ancestor.revision}"
-        elif METHODS[recipe.method.name].needs_base:
+        elif needs_base(recipe):
             base = ancestor.model
     ingredients = tuple(
         Ingredient(model=leaf.model, revision=leaf.revision, weight=weight)

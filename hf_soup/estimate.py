@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import statistics
 import time
 from collections.abc import Sequence
 
@@ -11,15 +13,19 @@ import torch
 
 from hf_soup import transfer
 from hf_soup.checkpoint import Checkpoint
+from hf_soup.combine import combine
 from hf_soup.hub import Repo
-from hf_soup.methods import METHODS, round_into
+from hf_soup.methods import round_into
 from hf_soup.plan import Plan
+from hf_soup.runs import Run
 from hf_soup.tensors import TORCH, bytes_of
 
 #: Numbers that are mixed for a trial, and bytes that are read and fetched for one.
 _ELEMENTS = 1 << 18
 _READ = 64 << 20
 _FETCHED = 4 << 20
+#: A trial that has taken so long is not repeated.
+_TRIAL_SECONDS = 0.5
 
 
 def estimated_seconds(
@@ -34,9 +40,13 @@ def estimated_seconds(
     """
     cores = len(os.sched_getaffinity(0))
     merge = 0.0
-    for kinds in {(run.dtype, run.dtypes) for run in plan.runs if run.averaged}:
-        runs = [run for run in plan.runs if (run.dtype, run.dtypes) == kinds]
-        merge += _mixing(plan, *kinds) * sum(run.elements for run in runs) / cores
+    alike: dict[str, list[Run]] = {}
+    for run in plan.runs:
+        if run.averaged:
+            key = json.dumps([run.dtype, run.dtypes, plan.mixing(run)], sort_keys=True)
+            alike.setdefault(key, []).append(run)
+    for runs in alike.values():
+        merge += _mixing(plan, runs[0]) * sum(run.elements for run in runs) / cores
     total = sum(tensor.size for checkpoint in checkpoints for tensor in checkpoint.tensors.values())
     here = [
         (checkpoint.folder / file, checkpoint.files[file])
@@ -63,21 +73,27 @@ def estimated_seconds(
     return {"fetch": round(fetch, 1), "merge": round(merge, 1), "total": round(max(fetch, merge), 1)}
 
 
-def _mixing(plan: Plan, written: str, read: Sequence[str]) -> float:
-    """Seconds of one core for one number of the output: mixing, rounding, hashing."""
-    parts = [torch.ones(_ELEMENTS, dtype=TORCH[dtype]) for dtype in read]
-    out = torch.empty(_ELEMENTS, dtype=TORCH[written])
+def _mixing(plan: Plan, run: Run) -> float:
+    """Seconds of one core for one number of a run: mixing, rounding, hashing."""
+    elements = run.elements if run.whole else _ELEMENTS
+    parts = {}
+    for source, part in enumerate(run.parts):
+        if part is not None:
+            parts[source] = torch.randn(elements, generator=torch.Generator().manual_seed(source)).to(TORCH[part.dtype])
+    out = torch.empty(elements, dtype=TORCH[run.dtype])
+    shares = dict(enumerate(plan.shares(run)))
+    cutoffs = {plan.tensors[run.first].name: [1.0] * len(parts)}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        seconds = []
-        for _ in range(5):
+        seconds: list[float] = []
+        while len(seconds) < 5 and sum(seconds) < _TRIAL_SECONDS:
             started = time.perf_counter()
-            mixed = METHODS[plan.method].function(parts, plan.weights[: len(parts)], **plan.parameters)
+            mixed = combine(plan, run, parts, shares, mixed=parts.keys(), cutoffs=cutoffs)
             mixed.aminmax()
             round_into(mixed, out)
             hashlib.sha256(bytes_of(out.view(torch.uint8)))
             seconds.append(time.perf_counter() - started)
     finally:
         torch.set_num_threads(threads)
-    return sorted(seconds)[2] / _ELEMENTS
+    return statistics.median(seconds) / elements

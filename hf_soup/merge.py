@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,18 +20,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hf_soup.combine import combine, not_finite, unravel
+from hf_soup.combine import Cutoffs, combine, not_finite, unravel
+from hf_soup.cutoffs import cutoffs, needed
 from hf_soup.digests import Blocks, digest_of, remember, stamp_of
 from hf_soup.errors import MergeError
 from hf_soup.files import ShortReadError, begin_writing, in_memory, open_file, read_all, shrunk, write_all
 from hf_soup.headers import ITEM_BYTES
-from hf_soup.methods import round_into
+from hf_soup.methods import METHODS, round_into
 from hf_soup.plan import Plan, PlannedTensor
 from hf_soup.progress import bar
-from hf_soup.runs import Piece, Run, Unit
+from hf_soup.reading import Buffers, Reading
+from hf_soup.runs import Run, Unit
 from hf_soup.staging import Finished, Staging
 from hf_soup.supply import SourceFile, Supply
-from hf_soup.tensors import TORCH, bytes_of
 from hf_soup.world import World
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 SLICE_ELEMENTS = 1 << 18
 #: Bytes of slices that all threads of a process hold together; with many threads or ingredients slices get smaller.
 _SLICES_BYTES = 96 << 20
+#: Bytes of whole tensors that all threads of a process hold together, where one of each source is not more by itself.
+_TENSORS_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -106,11 +110,11 @@ def merge(
         for number, file in enumerate(followed):
             file.follow = number % world.size == world.rank
         mine = [file for file in followed if file.follow]
-        engine = _Engine(plan, supply, outputs, threads)
         fetch = sum(file.missing for file in supply.files())
         title = "Fetching and merging" if fetch else "Merging"
         with bar(title, plan.size + fetch, initial=resumed, quiet=quiet or world.rank > 0) as shown:
             supply.fetched = shown.update
+            engine = _Engine(plan, supply, outputs, threads, _cutoffs(plan, supply, world, threads))
             share = _share(plan, kept, world)
             _run(engine, share, lambda entries: staging.note(world.rank, entries), threads, shown.update)
             with ThreadPoolExecutor(threads) as pool:
@@ -170,17 +174,36 @@ def merge_along(output: Path, world: World, threads: int | None) -> None:
 class _Engine:
     """Computes units of a plan's output from the sources' files."""
 
-    def __init__(self, plan: Plan, supply: Supply, outputs: Sequence[int], threads: int) -> None:
+    def __init__(
+        self, plan: Plan, supply: Supply, outputs: Sequence[int], threads: int, cutoffs: Cutoffs | None = None
+    ) -> None:
         self.plan = plan
+        self.cutoffs = cutoffs
         self.supply = supply
         self.outputs = outputs
         self.threads = threads
+        self._free = _TENSORS_BYTES
+        self._freed = threading.Condition()
 
-    def write(self, number: int, buffers: _Buffers) -> Finished:
+    def write(self, number: int, buffers: Buffers) -> Finished:
         """Compute a unit and write it."""
+        run = self.plan.runs[self.plan.units[number].run]
+        if not run.whole:
+            return self._write(number, run, buffers)
+        need = min(_TENSORS_BYTES, run.elements * self._bytes_each(run))
+        with self._freed:
+            self._freed.wait_for(lambda: self._free >= need)
+            self._free -= need
+        try:
+            return self._write(number, run, Buffers())  # not to be held afterwards
+        finally:
+            with self._freed:
+                self._free += need
+                self._freed.notify_all()
+
+    def _write(self, number: int, run: Run, buffers: Buffers) -> Finished:
         plan = self.plan
         unit = plan.units[number]
-        run = plan.runs[unit.run]
         item = ITEM_BYTES[run.dtype]
         files = [
             source[part.file] if part else None for source, part in zip(self.supply.sources, run.parts, strict=True)
@@ -189,15 +212,18 @@ class _Engine:
         output = self.outputs[run.file]
         blocks = Blocks([size for _, _, size in plan.blocks_of(unit)])
         differing: set[int] = set()
-        step = self._step(run)
-        for begin, end, offsets in self._slices(run, unit, step):
+        for pieces in run.slices(unit.begin, unit.end, self._step(run)):
+            begin, end = pieces[0].begin, pieces[-1].end
             parts: dict[int, Tensor] = {}
-            for source, offset in offsets.items():
+            for source in pieces[0].offsets:
                 part = run.parts[source]
                 assert part is not None, "a piece is of those that have it"
-                values, memory = buffers.part(source, (end - begin) * ITEM_BYTES[part.dtype], part.dtype)
+                size = ITEM_BYTES[part.dtype]
+                values, memory = buffers.part(source, (end - begin) * size, part.dtype)
                 try:
-                    read_all(descriptors[source], memory, offset)
+                    for start, stop, offsets in pieces:
+                        place = slice((start - begin) * size, (stop - begin) * size)
+                        read_all(descriptors[source], memory[place], offsets[source])
                 except ShortReadError:
                     raise shrunk(plan.sources[source], part.file, self._at(run, begin)[0].name) from None
                 parts[source] = values
@@ -217,24 +243,18 @@ class _Engine:
                 file.read_up_to(part.offset + unit.end * ITEM_BYTES[part.dtype])
         return Finished(number, blocks.hex(), tuple(sorted(differing)))
 
-    def _slices(self, run: Run, unit: Unit, step: int) -> Iterator[Piece]:
-        """A unit in slices that lie together in every source that has them."""
-        for begin, end, offsets in run.pieces(unit.begin, unit.end):
-            for start in range(begin, end, step):
-                moved = {
-                    source: offset + (start - begin) * ITEM_BYTES[part.dtype]
-                    for source, offset in offsets.items()
-                    if (part := run.parts[source])
-                }
-                yield Piece(start, min(end, start + step), moved)
-
     def _step(self, run: Run) -> int:
         """How many elements to combine at once."""
+        return min(SLICE_ELEMENTS, max(1 << 13, _SLICES_BYTES // (self._bytes_each(run) * self.threads)))
+
+    def _bytes_each(self, run: Run) -> int:
+        """Bytes that are held for each element that is combined."""
         wide = 4 if all(ITEM_BYTES[dtype] == 2 for dtype in run.dtypes) else 8
         # The slices themselves, the accumulator, what a method makes on the way, and the output.
         each = sum(ITEM_BYTES[dtype] for dtype in run.dtypes) + 3 * wide
         each += len(run.parts) * wide if self.plan.with_base else 0  # task vectors
-        return min(SLICE_ELEMENTS, max(1 << 13, _SLICES_BYTES // (each * self.threads)))
+        each += len(run.parts) * 8 if self._hides(run) else 0  # random numbers, masks
+        return each
 
     def _at(self, run: Run, element: int) -> tuple[PlannedTensor, int]:
         """The tensor of an element of a run, and which of its elements that is."""
@@ -255,14 +275,20 @@ class _Engine:
         return found
 
     def _combine(self, run: Run, parts: Mapping[int, Tensor], begin: int, piece: Tensor) -> None:
-        mixed = self._mixed(run, parts)
-        if not _fits(mixed, piece.dtype):
+        mixed = self._mixed(run, parts, begin)
+        # What is trimmed or decomposed does not show every NaN.
+        hidden = self._hides(run) and not all(_fits(part, torch.float64) for part in parts.values())
+        if hidden or not _fits(mixed, piece.dtype):
             mixed = self._settle(run, parts, begin, piece.dtype, mixed)
         round_into(mixed, piece)
 
-    def _mixed(self, run: Run, parts: Mapping[int, Tensor]) -> Tensor:
-        shares = dict(enumerate(self.plan.shares(run)))
-        return combine(self.plan, parts, shares, whole=len(parts) == len(self.plan.sources))
+    def _hides(self, run: Run) -> bool:
+        method = METHODS[self.plan.mixing(run).method]
+        return bool(method.given) or not method.elementwise
+
+    def _mixed(self, run: Run, parts: Mapping[int, Tensor], begin: int) -> Tensor:
+        shares, every = dict(enumerate(self.plan.shares(run))), range(len(self.plan.sources))
+        return combine(self.plan, run, parts, shares, mixed=every, begin=begin, cutoffs=self.cutoffs)
 
     def _settle(self, run: Run, parts: Mapping[int, Tensor], begin: int, dtype: torch.dtype, mixed: Tensor) -> Tensor:
         """Tell what is wrong with a slice that holds NaN or Inf, or give the result where nothing is."""
@@ -276,11 +302,14 @@ class _Engine:
                 index = int(bad.nonzero()[0])
                 tensor, place = self._at(run, begin + index)
                 raise not_finite(label, tensor.name, part[index].item(), place, tensor.shape)
+        if self._hides(run) and shared.any():
+            parts = {source: part.masked_fill(shared, 0.0) for source, part in parts.items()}
+            mixed = self._mixed(run, parts, begin)
         fine = mixed.isfinite() | shared
         if mixed.dtype == torch.float32 and not fine.all():
             # Finite numbers whose sum is too large for float32: those, and no others, are added up in float64, so
             # that no entry's bits depend on the slice that it is in.
-            wide = self._mixed(run, {source: part.double() for source, part in parts.items()})
+            wide = self._mixed(run, {source: part.double() for source, part in parts.items()}, begin)
             mixed = torch.where(fine, mixed.double(), wide)
         # Where all have the same infinity it stays, also where a share is so small that their sum is no number.
         mixed = torch.where(shared, first.to(mixed.dtype), mixed)
@@ -298,22 +327,17 @@ class _Engine:
         return mixed
 
 
-class _Buffers:
-    """Memory that a thread reads into and writes from, again and again."""
-
-    def __init__(self) -> None:
-        self._held: dict[int, Tensor] = {}
-
-    def part(self, source: int, size: int, dtype: str) -> tuple[Tensor, memoryview]:
-        """``size`` bytes for a source, as elements and as memory."""
-        held = self._held.get(source)
-        if held is None or held.numel() < size:
-            held = self._held[source] = torch.empty(size, dtype=torch.uint8)
-        return held[:size].view(TORCH[dtype]), bytes_of(held[:size])
-
-    def output(self, size: int, dtype: str) -> tuple[Tensor, memoryview]:
-        """The same for what is written."""
-        return self.part(-1, size, dtype)
+def _cutoffs(plan: Plan, supply: Supply, world: World, threads: int) -> Cutoffs | None:
+    """Where a method trims task vectors, the magnitudes at which; every file is read twice for them."""
+    if not needed(plan):
+        return None
+    found: Cutoffs = {}
+    if world.rank == 0:
+        supply.fetch_all()
+        with closing(Reading(plan, supply.paths())) as reading:
+            found = cutoffs(plan, reading, range(len(plan.sources) - plan.with_base), threads)
+    shared: Cutoffs = world.share(found)
+    return shared
 
 
 def _fits(mixed: Tensor, dtype: torch.dtype) -> bool:
@@ -336,7 +360,7 @@ def _run(
     written: dict[Unit, Finished] = {}
 
     def work() -> None:
-        buffers = _Buffers()
+        buffers = Buffers()
         while (unit := supply.take()) is not None:
             written[unit] = engine.write(numbers[unit], buffers)
             sure = supply.done(unit)

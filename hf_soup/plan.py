@@ -14,7 +14,7 @@ from typing import Any
 
 from hf_soup.errors import IncompatibleError
 from hf_soup.headers import FLOATS, ITEM_BYTES, TensorInfo
-from hf_soup.runs import Part, Run, Unit, plain, run_from
+from hf_soup.runs import Laid, Mixing, Own, Part, Run, Unit, cut, plain, run_from, runs_of
 
 #: Bytes of output that are hashed as one; part of the definition of the digest, so it never changes.
 BLOCK_BYTES = 4 << 20
@@ -83,6 +83,8 @@ class Plan:
         runs: In that order too.
         layers: Shares of tensors that have their own: name → one for each source.
         with_base: Whether the last source is the ancestor, for a method that works on task vectors.
+        overrides: How tensors are combined that have a method or parameters of their own.
+        seed: Of random numbers; 0 where no method needs any.
     """
 
     sources: tuple[str, ...]
@@ -95,6 +97,18 @@ class Plan:
     runs: tuple[Run, ...] = field(repr=False)
     layers: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
     with_base: bool = False
+    overrides: Mapping[str, Mixing] = field(default_factory=dict, repr=False)
+    seed: int = 0
+
+    def mixing(self, run: Run) -> Mixing:
+        """How a run is combined, all of whose tensors are combined alike."""
+        own = self.overrides.get(self.tensors[run.first].name) if self.overrides else None
+        return own or Mixing(self.method, self.parameters)
+
+    @property
+    def mixings(self) -> tuple[Mixing, ...]:
+        """Every way of combining that there is in it."""
+        return (Mixing(self.method, self.parameters), *self.overrides.values())
 
     def shares(self, run: Run) -> tuple[float, ...]:
         """The share of every source in a run, all of whose tensors have the same."""
@@ -113,6 +127,9 @@ class Plan:
             item = ITEM_BYTES[run.dtype]
             begin = end = 0
             head = (run.first, 0)
+            if run.whole:
+                units.append(Unit(number, 0, run.elements, *head, run.elements * item))
+                continue
             for tensor, block, size in self.blocks(run.first, 0):
                 if tensor >= run.stop:  # what stands between may be empty, and have no block
                     break
@@ -147,7 +164,7 @@ class Plan:
         found = self.tensors[tensor]
         before = (found.offset - run.offset) // ITEM_BYTES[run.dtype]
         parts = tuple(p and Part(p.file, p.offset + before * ITEM_BYTES[p.dtype], p.dtype, p.rows) for p in run.parts)
-        return Run(tensor, tensor + 1, run.dtype, run.file, found.offset, found.elements, parts, run.row)
+        return Run(tensor, tensor + 1, run.dtype, run.file, found.offset, found.elements, parts, run.row, run.whole)
 
     @property
     def dtype(self) -> str:
@@ -179,6 +196,8 @@ class Plan:
             "parameters": dict(self.parameters),
             "layers": {name: list(shares) for name, shares in self.layers.items()},
             "with_base": self.with_base,
+            "overrides": {name: [mixing.method, dict(mixing.parameters)] for name, mixing in self.overrides.items()},
+            "seed": self.seed,
             "files": [{"name": file.name, "size": file.size} for file in self.files],
         }
 
@@ -202,6 +221,8 @@ class Plan:
             tuple(run_from(run) for run in values["runs"]),
             {name: tuple(shares) for name, shares in values["layers"].items()},
             values["with_base"],
+            {name: Mixing(*mixing) for name, mixing in values["overrides"].items()},
+            values["seed"],
         )
 
     def index(self) -> dict[str, Any] | None:
@@ -227,6 +248,9 @@ def make_plan(
     patched: Collection[str] = (),
     layers: Mapping[str, Sequence[float]] | None = None,
     with_base: bool = False,
+    overrides: Mapping[str, Mixing] | None = None,
+    seed: int = 0,
+    kinds: Mapping[str, str] | None = None,
 ) -> Plan:
     """Lay out the output.
 
@@ -242,11 +266,15 @@ def make_plan(
             who have them. All sources have all others.
         layers: Shares of tensors that have their own.
         with_base: Whether the last source is the ancestor.
+        overrides: How tensors are combined that have a method or parameters of their own.
+        seed: Of random numbers.
+        kinds: Methods that are not plainly elementwise: "apart" where one has to know which tensor elements are of,
+            "whole" where it needs all of a tensor at once.
 
     Raises:
         IncompatibleError: A tensor is missing in a source, or has another shape.
     """
-    laid: list[_Laid] = []
+    laid: list[Laid] = []
     counted = len(tensors) - with_base  # the ancestor has no say in what is written
     names: Collection[str] = tensors[0].keys()
     if any(source is not tensors[0] and source.keys() != names for source in tensors[1:]):
@@ -271,7 +299,15 @@ def make_plan(
     # The donor's own order, so that inputs are read forwards; wide types first, so that every tensor is aligned; empty
     # tensors where they interrupt no run.
     laid.sort(key=lambda entry: (-ITEM_BYTES[entry[1]], not entry[2][0].size, entry[2][0].file, entry[2][0].offset))
-    groups = _cut(laid, max_file_bytes)
+    groups = cut(laid, max_file_bytes)
+    given, kinds = overrides or {}, kinds or {}
+    usual = Mixing(method, dict(parameters or {}))
+
+    def own(name: str, dtype: str) -> Own:
+        mixing = given.get(name, usual)
+        kind = kinds.get(mixing.method, "") if dtype in FLOATS else ""
+        return (layers or {}).get(name), mixing, kind
+
     files: list[OutputFile] = []
     planned: list[PlannedTensor] = []
     runs: list[Run] = []
@@ -291,7 +327,7 @@ def make_plan(
         if len(groups) > 1:
             title = f"model-{number + 1:05}-of-{len(groups):05}.safetensors"
         files.append(OutputFile(title, header, len(header) + (ends[-1] if ends else 0)))
-        runs += _runs(group, number, len(planned), len(header), layers or {})
+        runs += runs_of(group, number, len(planned), len(header), own)
         planned += [
             PlannedTensor(
                 name, written, parts[0].shape, number, len(header) + end - size, size // ITEM_BYTES[written], size
@@ -309,6 +345,8 @@ def make_plan(
         tuple(runs),
         {name: tuple(shares) for name, shares in (layers or {}).items()},
         with_base,
+        dict(given),
+        seed,
     )
 
 
@@ -322,60 +360,6 @@ def _tensors_of(files: Sequence[OutputFile]) -> Iterator[PlannedTensor]:
             size, dtype = end - begin, entry["dtype"]
             offset, elements = len(file.header) + begin, size // ITEM_BYTES[dtype]
             yield PlannedTensor(name, dtype, tuple(entry["shape"]), number, offset, elements, size)
-
-
-#: Name and type of a tensor of the output, its places where there are any, and its place in every source.
-_Laid = tuple[str, str, tuple[TensorInfo, ...], Sequence[TensorInfo | None]]
-
-
-def _cut(laid: Sequence[_Laid], max_file_bytes: int) -> list[list[_Laid]]:
-    """Tensors in files: a new one where the next tensor would not fit."""
-    groups: list[list[_Laid]] = [[]]
-    held = 0
-    for entry in laid:
-        size = math.prod(entry[2][0].shape) * ITEM_BYTES[entry[1]]
-        if groups[-1] and held + size > max_file_bytes:
-            groups.append([])
-            held = 0
-        groups[-1].append(entry)
-        held += size
-    return groups
-
-
-def _runs(
-    group: Sequence[_Laid], file: int, first: int, offset: int, layers: Mapping[str, Sequence[float]]
-) -> list[Run]:
-    """The runs of one output file, whose first tensor has the number ``first`` and begins at ``offset``."""
-    runs: list[Run] = []
-    begin = elements = 0
-    ends: tuple[tuple[str, int, str], ...] = ()  # where the run ends in every source
-
-    def close(stop: int) -> None:
-        nonlocal offset, elements
-        if stop > begin:
-            _, written, having, places = group[begin]
-            parts = tuple([Part(at.file, at.offset, at.dtype, at.rows) if at else None for at in places])
-            row = math.prod(having[0].shape[1:])
-            runs.append(Run(first + begin, first + stop, written, file, offset, elements, parts, row))
-            offset += elements * ITEM_BYTES[written]
-        elements = 0
-
-    for number, (name, written, parts, places) in enumerate(group):
-        if not parts[0].size:
-            close(number)
-            begin, ends = number + 1, ()
-            continue
-        starts = tuple([(part.file, part.offset, part.dtype) for part in parts])
-        whole = places is parts
-        apart = layers.get(name) != layers.get(group[begin][0]) if layers else False
-        if not whole or starts != ends or written != group[begin][1] or apart:
-            close(number)
-            begin = number
-        elements += math.prod(parts[0].shape)
-        # Nothing continues a tensor whose rows come from several places.
-        ends = tuple([(part.file, part.offset + part.size, part.dtype) for part in parts]) if whole else ()
-    close(len(group))
-    return runs
 
 
 def _written(name: str, parts: Sequence[TensorInfo], dtype: str | None) -> str:

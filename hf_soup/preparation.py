@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import math
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,48 +19,42 @@ from hf_soup.contents import soup_config, write_assets
 from hf_soup.cooked import Say
 from hf_soup.errors import MergeError, RecipeError
 from hf_soup.lineage import Lineage
+from hf_soup.mixing import (
+    at,
+    is_average,
+    kinds,
+    methods_of,
+    needs_base,
+    overrides,
+    random_seed,
+    require_methods,
+    require_named,
+)
 from hf_soup.plan import Plan, make_plan
 from hf_soup.recipe import Named, Recipe, Scoring, is_here
 from hf_soup.selection import SELECTIONS, Selection
 from hf_soup.weights import missing_weights, supply_of
 
 if TYPE_CHECKING:
-    from hf_soup.methods import Method
     from hf_soup.scoring import Bench
 
 
 def validate(recipe: Recipe, *, stream: bool = False) -> Selection:
     """Everything that can be wrong with a recipe by itself."""
-    from hf_soup.methods import METHODS  # late, as torch takes a second to import and a check needs none
-
     if stream and (recipe.score or recipe.report):
         raise RecipeError(
             "`--stream` drops every file after its last use, and scoring reads the ingredients again and again.",
             hint="Cook without --stream, or take `score` and `report` out of the recipe and score the soup afterwards.",
         )
-    for title, wanted, registry in (("method", recipe.method, METHODS), ("select", recipe.select, SELECTIONS)):
-        known = registry.get(wanted.name)
-        if known is None:
-            raise RecipeError(f"`{title}` is '{wanted.name}'.", hint=f"Known are: {', '.join(sorted(registry))}.")
-        unknown = set(wanted.parameters) - set(known.parameters)
-        if unknown:
-            takes = ", ".join(known.parameters) or "none"
-            raise RecipeError(f"{wanted.name} has no parameter '{min(unknown)}'.", hint=f"It takes: {takes}.")
-        for name, value in wanted.parameters.items():
-            default = known.parameters[name]
-            numeric = title == "method" and type(default) in (int, float)
-            for each in value if numeric and isinstance(value, list) and value else [value]:
-                fits = isinstance(each, int | float) if type(default) is float else type(each) is type(default)
-                if isinstance(each, int | float):  # a whole number may be larger than any float
-                    fits = fits and abs(each) <= sys.float_info.max
-                if not fits or (isinstance(each, bool) and type(default) is not bool):
-                    more = ", or several in a list, to take what is best on held-out data" if numeric else ""
-                    raise RecipeError(
-                        f"{wanted.name}: '{name}' is {each!r}; it is of type {type(default).__name__}, "
-                        f"such as {default!r}{more}."
-                    )
+    require_methods(recipe)
+    require_named("select", recipe.select, SELECTIONS)
+    if stream and any("cutoffs" in method.given for method in methods_of(recipe)):
+        raise RecipeError(
+            f"`--stream` reads every file once, and {recipe.method.name} first looks at all task vectors to trim them.",
+            hint="Cook without --stream.",
+        )
     selection = SELECTIONS[recipe.select.name]
-    _require_fitting(recipe, selection, METHODS[recipe.method.name])
+    _require_fitting(recipe, selection)
     if selection.needs_score and not recipe.score:
         raise RecipeError(
             f"`select: {selection.name}` looks at held-out scores, and the recipe has no `score`.",
@@ -83,25 +76,33 @@ def validate(recipe: Recipe, *, stream: bool = False) -> Selection:
     return selection
 
 
-def _require_fitting(recipe: Recipe, selection: Selection, method: Method) -> None:
+def _require_fitting(recipe: Recipe, selection: Selection) -> None:
     """Refuse what contradicts itself: shares, methods and selections."""
-    divides = not method.sums and recipe.method.parameters.get("normalize", True)
+    first, *others = methods_of(recipe)
+    divides = [] if first.sums or recipe.method.parameters.get("normalize", True) is False else [first]
+    divides += [
+        method for method, override in zip(others, recipe.overrides, strict=True)
+        if not method.sums and override.method.parameters.get("normalize", True)
+    ]  # fmt: skip
     shares = [("weight", [each.weight for each in recipe.ingredients]), *recipe.layers.items()]
     for title, weights in shares if divides else ():
         if min(weights) < 0:
             raise RecipeError(
-                f"'{title}' is {min(weights):g}, and {method.name} divides by the sum of the weights.",
+                f"'{title}' is {min(weights):g}, and {divides[0].name} divides by the sum of the weights.",
                 hint="A weight may be below zero with `method: {name: linear, normalize: false}` or "
                 "`method: task_arithmetic`.",
             )
     if selection.needs_score and any(each.weight < 0 for each in recipe.ingredients):
         raise RecipeError(f"`select: {selection.name}` tries ingredients alone, and one has a weight below zero.")
-    if selection.learns and recipe.method != Named(name="linear"):
-        raise RecipeError(f"`select: {selection.name}` learns the shares of an average, and `method` is {method.name}.")
-    if recipe.layers and (selection.needs_score or method.name != "linear"):
+    if selection.learns and (recipe.method != Named(name="linear") or recipe.overrides):
+        raise RecipeError(
+            f"`select: {selection.name}` learns the shares of an average, and "
+            + ("there are `overrides`." if recipe.overrides else f"`method` is {first.name}.")
+        )
+    if recipe.layers and (selection.needs_score or first.name != "linear" or recipe.overrides):
         raise RecipeError(
             f"`layers` gives tensors their shares, which go with `select: uniform` and `method: linear`, not with "
-            f"{selection.name} and {method.name}.",
+            f"{selection.name} and {'`overrides`' if recipe.overrides else first.name}.",
         )
     if recipe.repeats and (not recipe.score or recipe.layers):
         lacking = "has `layers`, which nobody chooses" if recipe.score else "has no `score`"
@@ -190,30 +191,37 @@ def plan_of(recipe: Recipe, lineage: Lineage, weights: Mapping[str, float]) -> P
         weights: Of the ingredients; the ancestor, which may stand behind them, has none.
     """
     with_ancestor = len(lineage.checkpoints) > len(weights)
+    one = settled(recipe)
+    names = (
+        sorted({output for mine in lineage.tensors for output in mine}) if recipe.layers or not is_average(one) else []
+    )
     return make_plan(
         [str(c) if c.repo else name for name, c in zip(lineage.names, lineage.checkpoints, strict=True)],
         lineage.tensors,
         [*weights.values(), *([0.0] if with_ancestor else [])],
         states=[checkpoint.identity for checkpoint in lineage.checkpoints],
-        method=recipe.method.name,
-        parameters=settled(recipe).method.parameters,
+        method=one.method.name,
+        parameters=at(one.method.parameters, 0.0),
         dtype=recipe.dtype,
         patched=lineage.alignment.patched,
-        layers=_layers(recipe, lineage, len(weights)),
+        layers=_layers(recipe, names, len(weights)),
         with_base=with_ancestor,
+        overrides=overrides(one, names),
+        seed=random_seed(recipe),
+        kinds=kinds(recipe),
     )
 
 
-def _layers(recipe: Recipe, lineage: Lineage, count: int) -> dict[str, tuple[float, ...]]:
+def _layers(recipe: Recipe, names: Sequence[str], count: int) -> dict[str, tuple[float, ...]]:
     """The shares of tensors that have their own, of as many ingredients."""
     found: dict[str, tuple[float, ...]] = {}
-    outputs = sorted({output for mine in lineage.tensors for output in mine}) if recipe.layers else []
+    known = set(names)
     for pattern, weights in recipe.layers.items():
-        matching = [pattern] if pattern in lineage.tensors[0] else fnmatch.filter(outputs, pattern)
+        matching = [pattern] if pattern in known else fnmatch.filter(names, pattern)
         if not matching:
             raise RecipeError(
                 f"`layers` names '{pattern}', and no tensor matches it.",
-                hint=f"Tensors are called {some(outputs)}; `*` stands for anything.",
+                hint=f"Tensors are called {some(names)}; `*` stands for anything.",
             )
         assert len(weights) == count, "the recipe was checked, and one that has layers drops no ingredient"
         for output in matching:
@@ -221,22 +229,13 @@ def _layers(recipe: Recipe, lineage: Lineage, count: int) -> dict[str, tuple[flo
     return found
 
 
-def needs_base(recipe: Recipe) -> bool:
-    """Whether the method works on task vectors; then one model alone, between itself and its ancestor, will do."""
-    if recipe.method.name == "linear":  # the check of an average imports no torch
-        return False
-    from hf_soup.methods import METHODS
-
-    return recipe.method.name in METHODS and METHODS[recipe.method.name].needs_base
-
-
 def sources(recipe: Recipe, lineage: Lineage) -> Lineage:
-    """The ingredients of a lineage, and the ancestor behind them where the method needs it."""
+    """The ingredients of a lineage, and the ancestor behind them where a method needs it."""
     if not needs_base(recipe):
         return lineage
     from hf_soup.deltas import with_base
 
-    return with_base(lineage, recipe.method.name)
+    return with_base(lineage, next(method.name for method in methods_of(recipe) if method.needs_base))
 
 
 def prepare_benches(

@@ -16,6 +16,24 @@ from hf_soup.runs import Run
 from hf_soup.tensors import TORCH, bytes_of
 
 
+class Buffers:
+    """Memory that a thread reads into and writes from, again and again."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, Tensor] = {}
+
+    def part(self, source: int, size: int, dtype: str) -> tuple[Tensor, memoryview]:
+        """``size`` bytes for a source, as elements and as memory."""
+        held = self._held.get(source)
+        if held is None or held.numel() < size:
+            held = self._held[source] = torch.empty(size, dtype=torch.uint8)
+        return held[:size].view(TORCH[dtype]), bytes_of(held[:size])
+
+    def output(self, size: int, dtype: str) -> tuple[Tensor, memoryview]:
+        """The same for what is written."""
+        return self.part(-1, size, dtype)
+
+
 class Reading:
     """The sources of a plan, opened.
 

@@ -144,6 +144,18 @@ class Named(_Value):
         return dict(self.model_extra or {})
 
 
+class Override(_Value):
+    """Tensors that are combined in a way of their own.
+
+    Args:
+        tensors: A pattern of names; ``*`` stands for anything.
+        method: How they are combined.
+    """
+
+    tensors: _Text
+    method: Named
+
+
 class Scoring(_Value):
     """Labelled data and the number that is read off it.
 
@@ -201,7 +213,9 @@ class Recipe(_Value):
     Args:
         ingredients: The models, in the order that decides every other order.
         base: The pretrained ancestor; found through the Hub when absent.
-        method: How tensors are combined.
+        method: How tensors are combined. In the place of a number stand several in a list, of which the best on
+            held-out data is taken, or ``{depth: [first, …, last]}``, which goes from one to the next over the layers.
+        overrides: How some tensors are combined; the first whose pattern matches a tensor's name counts.
         select: Which ingredients go in, with which shares: ``uniform`` (all), ``greedy``, …
         score: The held-out data that selection may look at; of several the weighted mean of their scores.
         layers: Shares by tensor, in the order of the ingredients: the first pattern that matches a tensor's name wins,
@@ -228,6 +242,7 @@ class Recipe(_Value):
     base: str | None = None
     ingredients: Annotated[tuple[Ingredient, ...], Field(min_length=1, max_length=MAX_INGREDIENTS)]
     method: Named = Named(name="linear")
+    overrides: Annotated[tuple[Override, ...], Field(max_length=1000)] = ()
     select: Named = Named(name="uniform")
     layers: Annotated[dict[_Text, tuple[float, ...]], Field(max_length=100_000)] = {}
     score: Annotated[tuple[Scoring, ...], BeforeValidator(_as_list)] = ()
@@ -381,6 +396,7 @@ def _keys_at(location: Sequence[int | str]) -> set[str]:
     """The keys that a recipe may have where a fault lies."""
     children: dict[object, type[BaseModel]] = {
         "ingredients": Ingredient,
+        "overrides": Override,
         "score": Scoring,
         "report": Scoring,
     }

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from hf_soup.headers import FLOATS, ITEM_BYTES, Rows
+from hf_soup.headers import FLOATS, ITEM_BYTES, Rows, TensorInfo
+
+
+class Mixing(NamedTuple):
+    """How tensors are combined: the name of a method, and its parameters."""
+
+    method: str
+    parameters: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +59,7 @@ class Run:
         elements: How many numbers it holds.
         parts: Where it lies in every source; None in those that do not have it.
         row: How many numbers a row has, where parts speak of rows.
+        whole: Whether its one tensor is combined at once.
     """
 
     first: int
@@ -61,6 +70,7 @@ class Run:
     elements: int
     parts: tuple[Part | None, ...]
     row: int = 1
+    whole: bool = False
 
     @property
     def averaged(self) -> bool:
@@ -96,6 +106,22 @@ class Run:
                     offsets[number] = part.offset + element * ITEM_BYTES[part.dtype]
             yield Piece(start, stop, offsets)
 
+    def slices(self, begin: int, end: int, step: int) -> Iterator[list[Piece]]:
+        """The elements from ``begin`` to ``end`` in slices of at most ``step``, each of one piece; a tensor that is
+        combined at once in one slice of all its pieces, which all sources have.
+        """
+        if self.whole:
+            yield list(self.pieces(begin, end))
+            return
+        for piece in self.pieces(begin, end):
+            for start in range(piece.begin, piece.end, step):
+                moved = {
+                    source: offset + (start - piece.begin) * ITEM_BYTES[part.dtype]
+                    for source, offset in piece.offsets.items()
+                    if (part := self.parts[source])
+                }
+                yield [Piece(start, min(piece.end, start + step), moved)]
+
     def _element(self, part: Part, element: int) -> int | None:
         """Which element of a source's tensor an element of the run is."""
         if not part.rows:
@@ -126,17 +152,79 @@ class Unit:
     size: int
 
 
+#: Name and type of a tensor of the output, its places where there are any, and its place in every source.
+Laid = tuple[str, str, tuple[TensorInfo, ...], Sequence[TensorInfo | None]]
+
+
+#: What tensors of one run have in common: shares of their own, how they are combined, and what kind of method that is.
+Own = tuple[Sequence[float] | None, Mixing, str]
+
+
+def cut(laid: Sequence[Laid], max_file_bytes: int) -> list[list[Laid]]:
+    """Tensors in files: a new one where the next tensor would not fit."""
+    groups: list[list[Laid]] = [[]]
+    held = 0
+    for entry in laid:
+        size = math.prod(entry[2][0].shape) * ITEM_BYTES[entry[1]]
+        if groups[-1] and held + size > max_file_bytes:
+            groups.append([])
+            held = 0
+        groups[-1].append(entry)
+        held += size
+    return groups
+
+
+def runs_of(group: Sequence[Laid], file: int, first: int, offset: int, own: Callable[[str, str], Own]) -> list[Run]:
+    """The runs of one output file, whose first tensor has the number ``first`` and begins at ``offset``."""
+    runs: list[Run] = []
+    begin = elements = 0
+    ends: tuple[tuple[str, int, str], ...] = ()  # where the run ends in every source
+    common: Own | None = None
+
+    def close(stop: int) -> None:
+        nonlocal offset, elements
+        if stop > begin:
+            _, written, having, places = group[begin]
+            parts = tuple([Part(at.file, at.offset, at.dtype, at.rows) if at else None for at in places])
+            row = math.prod(having[0].shape[1:])
+            run = Run(first + begin, first + stop, written, file, offset, elements, parts, row)
+            if common is not None and common[2] == "whole":
+                # One that some lack, or some rows of which, is averaged.
+                whole = all(len(piece.offsets) == len(parts) for piece in run.pieces(0, elements))
+                run = replace(run, whole=whole)
+            runs.append(run)
+            offset += elements * ITEM_BYTES[written]
+        elements = 0
+
+    for number, (name, written, parts, places) in enumerate(group):
+        if not parts[0].size:
+            close(number)
+            begin, ends = number + 1, ()
+            continue
+        starts = tuple([(part.file, part.offset, part.dtype) for part in parts])
+        whole = places is parts
+        mine = own(name, written)
+        if not whole or starts != ends or written != group[begin][1] or mine != common or mine[2]:
+            close(number)
+            begin, common = number, mine
+        elements += math.prod(parts[0].shape)
+        # Nothing continues a tensor whose rows come from several places.
+        ends = tuple([(part.file, part.offset + part.size, part.dtype) for part in parts]) if whole else ()
+    close(len(group))
+    return runs
+
+
 def plain(run: Run) -> list[Any]:
     """A run as plain data."""
     parts = [
         part and [part.file, part.offset, part.dtype, [[rows.source, rows.target, rows.count] for rows in part.rows]]
         for part in run.parts
     ]
-    return [run.first, run.stop, run.dtype, run.file, run.offset, run.elements, parts, run.row]
+    return [run.first, run.stop, run.dtype, run.file, run.offset, run.elements, parts, run.row, run.whole]
 
 
 def run_from(values: Sequence[Any]) -> Run:
     """The inverse of `plain`."""
-    first, stop, dtype, file, offset, elements, parts, row = values
+    first, stop, dtype, file, offset, elements, parts, row, whole = values
     made = [part and Part(part[0], part[1], part[2], tuple(Rows(*rows) for rows in part[3])) for part in parts]
-    return Run(first, stop, dtype, file, offset, elements, tuple(made), row)
+    return Run(first, stop, dtype, file, offset, elements, tuple(made), row, whole)

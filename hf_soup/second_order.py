@@ -23,6 +23,7 @@ from hf_soup.compatibility import label_rows
 from hf_soup.errors import RecipeError, ResolveError, SoupError
 from hf_soup.headers import FLOATS, some
 from hf_soup.lineage import distinct_names
+from hf_soup.mixing import is_average
 from hf_soup.plan import DTYPES
 from hf_soup.published import read_recipe
 from hf_soup.recipe import MAX_INGREDIENTS, Ingredient, Recipe, Scoring
@@ -227,7 +228,7 @@ class _Soups:
             raise _StaysError(" ".join(error.message.split())[:300].rstrip(".")) from None
         self.seen += [(self.name(soup.identity), scoring) for scoring in recipe.score]
         if not _averages(self.recipe):
-            key = "layers" if self.recipe.layers else "method"
+            key = "layers" if self.recipe.layers else "overrides" if self.recipe.overrides else "method"
             raise _StaysError(f"with this `{key}` the recipe makes no weighted mean, the same for all tensors")
         if isinstance(self.recipe.head, int) and soup.identity == self._opened[self.recipe.head].identity:
             raise _StaysError("its head is the one that is kept")
@@ -294,9 +295,7 @@ class _Soups:
 
 def _averages(recipe: Recipe) -> bool:
     """Whether it makes a weighted mean, the same for all tensors."""
-    return (
-        not recipe.layers and recipe.method.name == "linear" and recipe.method.parameters.get("normalize", True) is True
-    )
+    return is_average(recipe) and not recipe.layers
 
 
 def _bounded(share: Fraction) -> Fraction:

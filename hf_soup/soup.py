@@ -22,12 +22,12 @@ from hf_soup.contents import about_files, soup_config, write_assets, write_conte
 from hf_soup.cooked import Say, Soup, to_stderr
 from hf_soup.errors import MergeError, RecipeError
 from hf_soup.lineage import Lineage, examine
+from hf_soup.mixing import needs_base
 from hf_soup.plan import Plan
 from hf_soup.preparation import (
     disk_needs,
     fetched,
     free_bytes,
-    needs_base,
     own_benches,
     plan_of,
     prepare_benches,

@@ -168,6 +168,13 @@ class Supply:
                 free[owner] = max(free[owner], last[file] + 1)
         return max(accumulate((steps[number] for number in sorted(steps)), initial=0))
 
+    def keep(self) -> int:
+        """Drop no file after its last use, as all are read several times; returns how many bytes then lie here."""
+        held = [file for file in self.files() if file.dropped]
+        for file in held:
+            file.dropped = False
+        return sum(file.size for file in held)
+
     def files(self) -> list[SourceFile]:
         """Every file once."""
         return list(dict.fromkeys(file for source in self.sources for file in source.values()))

@@ -25,8 +25,9 @@ from hf_soup.errors import IncompatibleError, MergeError, RecipeError, ResolveEr
 from hf_soup.headers import front_matter
 from hf_soup.hub import in_parallel
 from hf_soup.lineage import Lineage, correspond, distinct_names
+from hf_soup.mixing import methods_of, needs_base
 from hf_soup.plan import Plan
-from hf_soup.preparation import fetched, free_bytes, needs_base, plan_of, shares, sources, validate
+from hf_soup.preparation import fetched, free_bytes, plan_of, shares, sources, validate
 from hf_soup.progress import bar
 from hf_soup.published import Paths, Published, open_published, path_of
 from hf_soup.recipe import Ingredient, Recipe, Scoring
@@ -204,9 +205,10 @@ def _refused(recipe: Recipe) -> Iterator[Reason]:
     """What is wrong with a recipe by itself."""
     from hf_soup.methods import METHODS
 
-    if recipe.method.name not in METHODS:
+    named = (recipe.method.name, *(each.method.name for each in recipe.overrides))
+    if unknown := next((name for name in named if name not in METHODS), None):
         known = ", ".join(sorted(METHODS))
-        message = f"Its method is {recipe.method.name[:80]!r}, which this version does not know. Known are: {known}."
+        message = f"Its method is {unknown[:80]!r}, which this version does not know. Known are: {known}."
         yield Reason("method-unknown", message)
         return
     try:
@@ -284,9 +286,9 @@ def _cooked_again(
     say: Say,
 ) -> Verified:
     """Cook in a temporary folder, and compare. The verdict is left open."""
+    from hf_soup.cutoffs import needed
     from hf_soup.differences import Difference, compare_files, compare_weights, weight_files  # late, as it takes torch
     from hf_soup.merge import merge
-    from hf_soup.methods import METHODS
 
     recipe, names = published.recipe, distinct_names(checkpoints)
     alignment, found = correspond(checkpoints, names, Wishes.of(recipe))
@@ -300,7 +302,8 @@ def _cooked_again(
     with tempfile.TemporaryDirectory(prefix="hf-soup-verify-") as room, Staging(Path(room) / "soup") as staging:
         supply = supply_of(used.checkpoints, staging.fetched)
         theirs = [name for name in weight_files(published)[0] if name in published.files]
-        _require_room(Path(room), plan, supply.peak_bytes(plan), published, theirs, say)
+        beside = supply.keep() if needed(plan) else supply.peak_bytes(plan)
+        _require_room(Path(room), plan, beside, published, theirs, say)
         staging.begin(plan.fingerprint, plan.outline())
         merged = merge(plan, supply, staging, quiet=quiet)
         require_unchanged(used.checkpoints)
@@ -327,7 +330,7 @@ def _cooked_again(
                     yield target
                     target.unlink()
 
-            bound = METHODS[recipe.method.name].bound
+            bound = max(method.bound for method in methods_of(recipe))
             differences, digest = compare_weights(
                 published, plan, staging.folder, merged, here, bound=bound, advance=shown.update
             )

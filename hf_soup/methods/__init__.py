@@ -146,16 +146,20 @@ def cutoff(values: Tensor, density: float) -> float:
     bits = values.abs().float().reshape(-1).view(torch.int32)
     left = count_kept(size, density)
     high = bits >> 16
-    place, left = _from_above(torch.bincount(high, minlength=1 << 15), left)
-    place, _ = _from_above(torch.bincount((bits[high == place] & 0xFFFF), minlength=1 << 16), left, place << 16)
-    return float(torch.tensor(place, dtype=torch.int32).view(torch.float32))
+    place, left = from_above(torch.bincount(high, minlength=1 << 15), left)
+    last, _ = from_above(torch.bincount(bits[high == place] & 0xFFFF, minlength=1 << 16), left)
+    return torch.tensor(place << 16 | last, dtype=torch.int32).view(torch.float32).item()
 
 
-def _from_above(counts: Tensor, wanted: int, base: int = 0) -> tuple[int, int]:
-    """The bin with the ``wanted``-th largest value, on top of ``base``, and how many of the bin are wanted."""
+def from_above(counts: Tensor, wanted: int) -> tuple[int, int]:
+    """The bin of a histogram that holds the ``wanted``-th largest value, and which of that bin it is from above.
+
+    >>> from_above(torch.tensor([5, 2, 1]), 2)
+    (1, 1)
+    """
     reached = counts.flip(0).cumsum(0)
     index = int(torch.searchsorted(reached, wanted))
-    return base + len(counts) - 1 - index, wanted - (int(reached[index - 1]) if index else 0)
+    return len(counts) - 1 - index, wanted - (int(reached[index - 1]) if index else 0)
 
 
 def count_kept(size: int, density: float) -> int:

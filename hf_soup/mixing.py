@@ -1,0 +1,212 @@
+"""How a recipe combines tensors: its method and overrides, checked, and what they come to for each tensor."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import sys
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hf_soup.compatibility import some
+from hf_soup.errors import RecipeError
+from hf_soup.recipe import Named, Recipe
+from hf_soup.runs import Mixing
+
+if TYPE_CHECKING:
+    from hf_soup.methods import Method
+
+#: The key of a parameter that changes over the layers.
+DEPTH = "depth"
+
+
+def is_average(recipe: Recipe) -> bool:
+    """Whether every tensor is the weighted mean of the ingredients', with the same shares or its own."""
+    normalize = recipe.method.parameters.get("normalize", True)
+    return recipe.method.name == "linear" and normalize is True and not recipe.overrides
+
+
+def methods_of(recipe: Recipe) -> list[Method]:
+    """The methods of a recipe: that of most tensors first, then those of overrides; unknown ones are left out."""
+    from hf_soup.methods import METHODS  # late, as torch takes a second to import and a check needs none
+
+    named = (recipe.method, *(each.method for each in recipe.overrides))
+    return [METHODS[each.name] for each in named if each.name in METHODS]
+
+
+def needs_base(recipe: Recipe) -> bool:
+    """Whether a method works on task vectors; then one model alone, between itself and its ancestor, will do."""
+    return not is_average(recipe) and any(method.needs_base for method in methods_of(recipe))
+
+
+def require_methods(recipe: Recipe) -> None:
+    """Refuse unknown methods and parameters, and values that they may not have.
+
+    Raises:
+        RecipeError: With the value, and what is allowed.
+    """
+    from hf_soup.methods import METHODS
+
+    require_named("method", recipe.method, METHODS, several=True)
+    for override in recipe.overrides:
+        require_named(f"overrides: '{override.tensors}'", override.method, METHODS)
+    count = sum(each.weight != 0 for each in recipe.ingredients)
+    for method in methods_of(recipe):
+        if count < method.least or (method.most is not None and count > method.most):
+            takes = f"{method.least}" if method.least == method.most else f"at least {method.least}"
+            raise RecipeError(
+                f"{method.name} is defined for {takes} ingredients, and there {'is' if count == 1 else 'are'} {count}.",
+                hint="`hf-soup methods` says what each method takes.",
+            )
+        if "cutoffs" in method.given and not method.needs_base:
+            raise AssertionError(f"{method.name} asks for cutoffs, which are of task vectors")
+    both = [name for name, value in recipe.method.parameters.items() if isinstance(value, Mapping)]
+    if both and any(isinstance(value, list) for value in recipe.method.parameters.values()):
+        raise RecipeError(
+            f"`method` has values to choose from and '{both[0]}' that changes over the layers; it takes one of the two."
+        )
+
+
+def require_named(title: str, wanted: Named, registry: Mapping[str, Any], *, several: bool = False) -> None:
+    """Refuse a method or selection that does not exist, and parameters that it does not have.
+
+    Args:
+        title: The key of the recipe.
+        wanted: What stands there.
+        registry: What there is.
+        several: Whether a number may be a list of those to choose from.
+    """
+    known = registry.get(wanted.name)
+    if known is None:
+        raise RecipeError(f"`{title}` is '{wanted.name}'.", hint=f"Known are: {', '.join(sorted(registry))}.")
+    unknown = set(wanted.parameters) - set(known.parameters)
+    if unknown:
+        takes = ", ".join(known.parameters) or "none"
+        raise RecipeError(f"{wanted.name} has no parameter '{min(unknown)}'.", hint=f"It takes: {takes}.")
+    for name, value in wanted.parameters.items():
+        default, allowed = known.parameters[name], getattr(known, "allowed", {}).get(name)
+        numeric = hasattr(known, "allowed") and type(default) in (int, float)
+        values = [value]
+        if numeric and isinstance(value, Mapping):
+            points = value.get(DEPTH)
+            if set(value) != {DEPTH} or not isinstance(points, list) or len(points) < 2 or type(default) is int:
+                raise RecipeError(
+                    f"{wanted.name}: '{name}' is {value!r}; what changes over the layers is a number that need not be "
+                    f"whole, written `{{{DEPTH}: [first, …, last]}}`."
+                )
+            values = points
+        elif numeric and several and isinstance(value, list) and value:
+            values = value
+        for each in values:
+            _require_value(wanted.name, name, each, default, allowed, several=several and numeric)
+
+
+def _require_value(owner: str, name: str, value: object, default: object, allowed: Any, *, several: bool) -> None:
+    fits = isinstance(value, int | float) if type(default) is float else type(value) is type(default)
+    if isinstance(value, int | float):  # a whole number may be larger than any float
+        fits = fits and abs(value) <= sys.float_info.max
+    if not fits or (isinstance(value, bool) and type(default) is not bool):
+        more = ", or several in a list, to take what is best on held-out data" if several else ""
+        kind = type(default).__name__
+        raise RecipeError(f"{owner}: '{name}' is {value!r}; it is of type {kind}, such as {default!r}{more}.")
+    if allowed is not None and value not in allowed:
+        which = f"one of {', '.join(allowed)}" if isinstance(allowed, tuple) else f"in {allowed}"
+        raise RecipeError(f"{owner}: '{name}' is {value!r}; it is {which}.")
+
+
+def kinds(recipe: Recipe) -> dict[str, str]:
+    """Of the recipe's methods those that are not plainly elementwise, as `hf_soup.plan.make_plan` takes them."""
+    if is_average(recipe):  # the check of an average imports no torch
+        return {}
+    found = {}
+    for method in methods_of(recipe):
+        if not method.elementwise:
+            found[method.name] = "whole"
+        elif method.given:
+            found[method.name] = "apart"
+    return found
+
+
+def random_seed(recipe: Recipe) -> int:
+    """The recipe's seed, or 0 where no method has random numbers, and the seed changes nothing."""
+    return recipe.seed if kinds(recipe) and any("random" in method.given for method in methods_of(recipe)) else 0
+
+
+def overrides(recipe: Recipe, names: Iterable[str]) -> dict[str, Mixing]:
+    """How tensors are combined that are not combined as most: by the first override that matches, or by their depth.
+
+    Args:
+        recipe: With one value for each parameter, or a value at each depth.
+        names: Of all tensors of the output.
+
+    Raises:
+        RecipeError: An override matches no tensor.
+    """
+    names = list(names)
+    given: dict[str, Named] = {}
+    for override in recipe.overrides:
+        pattern = override.tensors
+        matching = [pattern] if pattern in names else fnmatch.filter(names, pattern)
+        if not matching:
+            raise RecipeError(
+                f"`overrides` names '{pattern}', and no tensor matches it.",
+                hint=f"Tensors are called {some(sorted(names))}; `*` stands for anything.",
+            )
+        for name in matching:
+            given.setdefault(name, override.method)
+    if _changes(recipe.method):
+        given = {name: given.get(name, recipe.method) for name in names}
+    if not any(_changes(named) for named in given.values()):
+        return {name: Mixing(named.name, named.parameters) for name, named in given.items()}
+    where = depths(names)
+    return {name: Mixing(named.name, at(named.parameters, where[name])) for name, named in given.items()}
+
+
+def _changes(named: Named) -> bool:
+    return any(isinstance(value, Mapping) for value in named.parameters.values())
+
+
+def at(parameters: Mapping[str, Any], depth: float) -> dict[str, Any]:
+    """Parameters at a depth between 0 and 1, those that change interpolated between the values that are given.
+
+    >>> at({"density": {"depth": [0.25, 0.75, 0.5]}, "scale": 1.0}, 0.25)
+    {'density': 0.5, 'scale': 1.0}
+    """
+    return {
+        name: _between(value[DEPTH], depth) if isinstance(value, Mapping) else value
+        for name, value in parameters.items()
+    }
+
+
+def _between(points: Sequence[float], depth: float) -> float:
+    place = depth * (len(points) - 1)
+    before = min(int(place), len(points) - 2)
+    share = place - before
+    return (1 - share) * points[before] + share * points[before + 1]
+
+
+def depths(names: Iterable[str]) -> dict[str, float]:
+    """Where tensors stand in a model: 0 in its first layer, 1 in its last.
+
+    A layer is what has a number in its name, among those with the same words before it. What has none stands before
+    the first layer where it is called an embedding, else behind the last one.
+
+    >>> depths(["embed.weight", "layers.0.w", "layers.1.experts.7.w", "layers.2.w", "head.weight"])
+    {'embed.weight': 0.0, 'layers.0.w': 0.0, 'layers.1.experts.7.w': 0.5, 'layers.2.w': 1.0, 'head.weight': 1.0}
+    """
+    names = list(names)
+    numbered = {name: found for name in names if (found := re.match(r"(.*?)(?:^|\.)(\d+)(?:\.|$)", name))}
+    groups: dict[str, list[int]] = {}
+    for found in numbered.values():
+        groups.setdefault(found[1], []).append(int(found[2]))
+    ranked = {prefix: sorted(set(numbers)) for prefix, numbers in groups.items()}
+    result = {}
+    for name in names:
+        if name in numbered:
+            layers = ranked[numbered[name][1]]
+            place = bisect_right(layers, int(numbered[name][2])) - 1
+            result[name] = place / max(1, len(layers) - 1)
+        else:
+            result[name] = 0.0 if "embed" in name else 1.0
+    return result
