@@ -142,13 +142,19 @@ def cutoff(values: Tensor, density: float) -> float:
     size = values.numel()
     if not size:
         return 0.0
-    # As integers, bits of floats that are not negative are in the order of the floats.
-    bits = values.abs().float().reshape(-1).view(torch.int32)
-    left = count_kept(size, density)
-    high = bits >> 16
-    place, left = from_above(torch.bincount(high, minlength=1 << 15), left)
-    last, _ = from_above(torch.bincount(bits[high == place] & 0xFFFF, minlength=1 << 16), left)
+    blocks = values.detach().reshape(-1).split(1 << 18)  # which stay in the processor's cache
+    left, counts = count_kept(size, density), torch.zeros(1 << 15, dtype=torch.int64, device=values.device)
+    for block in blocks:
+        counts.add_(torch.bincount(_bits(block) >> 16, minlength=1 << 15))
+    place, left = from_above(counts, left)
+    near = torch.cat([bits[bits >> 16 == place] for bits in map(_bits, blocks)])
+    last, _ = from_above(torch.bincount(near & 0xFFFF, minlength=1 << 16), left)
     return torch.tensor(place << 16 | last, dtype=torch.int32).view(torch.float32).item()
+
+
+def _bits(values: Tensor) -> Tensor:
+    """Magnitudes as float32, and these as integers: bits of floats that are not negative sort as the floats do."""
+    return values.abs().float().view(torch.int32)
 
 
 def from_above(counts: Tensor, wanted: int) -> tuple[int, int]:

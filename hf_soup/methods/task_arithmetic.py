@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from torch import Tensor
 
-from hf_soup.methods import merge_method
+from hf_soup.methods import Within, merge_method
 from hf_soup.methods.linear import linear
 
 
 @merge_method(elementwise=True, neutral={"scale": lambda total: 1 / total}, needs_base=True, sums=True)
-def task_arithmetic(deltas: Sequence[Tensor], weights: Sequence[float], *, scale: float = 0.3) -> Tensor:
+def task_arithmetic(
+    deltas: Sequence[Tensor],
+    weights: Sequence[float],
+    *,
+    scale: Annotated[float, Within("(-inf, inf)")] = 0.3,
+) -> Tensor:
     r"""Add the task vectors of the ingredients to their ancestor.
 
     .. math:: \theta = \theta_0 + \lambda \sum_i w_i \tau_i

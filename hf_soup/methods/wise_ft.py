@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from torch import Tensor
 
-from hf_soup.methods import merge_method
+from hf_soup.methods import Within, merge_method
 from hf_soup.methods.linear import linear
 
 
 @merge_method(elementwise=True, neutral={"alpha": 1.0}, needs_base=True)
-def wise_ft(deltas: Sequence[Tensor], weights: Sequence[float], *, alpha: float = 0.5) -> Tensor:
+def wise_ft(
+    deltas: Sequence[Tensor],
+    weights: Sequence[float],
+    *,
+    alpha: Annotated[float, Within("(-inf, inf)")] = 0.5,
+) -> Tensor:
     r"""Interpolate between the ancestor and the mean of the ingredients.
 
     .. math:: \theta = (1-\alpha)\,\theta_0 + \alpha\,\bar\theta

@@ -7,31 +7,110 @@ import inspect
 import json
 import math
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from hf_soup.methods import METHODS, Method, accumulator, round_into
+from hf_soup.methods import METHODS, Method, Within, accumulator, cutoff, round_into
 
 GOLDEN = Path(__file__).parent / "golden"
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
+SHAPES = [(), (1,), (0,), (7,), (5, 13), (13, 5), (1, 4), (3, 0, 2), (2, 3, 4)]
 
-every_method = pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: str(method.name))
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+Chooses = Callable[[float], dict[str, Any]]
 
 
-def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    """Values such as weights have, among them both zeros and the smallest and a large number."""
+def dtypes(method: Method) -> list[torch.dtype]:
+    """What a method is handed: tensors as stored, or task vectors in an accumulator's dtype."""
+    return DTYPES[2:] if method.needs_base else DTYPES
+
+
+def choices(method: Method) -> dict[str, Chooses]:
+    """Parameters to test a method with: the defaults, the neutral ones, and every word and switch by itself."""
+    found: dict[str, Chooses] = {"default": lambda _: {}}
+    if method.neutral:
+        found["neutral"] = method.neutral_for
+    for name, default in method.parameters.items():
+        words = [not default] if isinstance(default, bool) else method.allowed.get(name)
+        for word in words if isinstance(words, (list, tuple)) else ():
+            if word != default:
+                found[f"{name}={word}"] = lambda _, name=name, word=word: {name: word}  # type: ignore[misc]
+    return found
+
+
+def named(value: object) -> str | None:
+    if isinstance(value, Method):
+        return value.name
+    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else None
+
+
+every_method = pytest.mark.parametrize("method", METHODS.values(), ids=named)
+every_choice = pytest.mark.parametrize(
+    ("method", "choose"),
+    [
+        pytest.param(method, choose, id=f"{method.name}-{title}")
+        for method in METHODS.values()
+        for title, choose in choices(method).items()
+    ],
+)
+every_dtype = pytest.mark.parametrize(
+    ("method", "choose", "dtype"),
+    [
+        pytest.param(method, choose, dtype, id=f"{method.name}-{title}-{named(dtype)}")
+        for method in METHODS.values()
+        for title, choose in choices(method).items()
+        for dtype in dtypes(method)
+    ],
+)
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, special: bool = True) -> Tensor:
+    """Values such as weights have, and, where ``special``, both zeros, the smallest and a large number."""
     values = (0.05 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))).to(dtype)
-    flat = values.view(-1)
-    special = torch.tensor([0.0, -0.0, torch.finfo(dtype).smallest_normal, -torch.finfo(dtype).max / 64], dtype=dtype)
-    if flat.numel() > 8:
-        flat[:4] = special
+    if special and values.numel() > 8:
+        # The square of a large float64 would not be finite, and no weights are that large.
+        large = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max) / 64
+        values.view(-1)[:4] = torch.tensor([0.0, -0.0, torch.finfo(dtype).smallest_normal, -large], dtype=dtype)
     return values
+
+
+def several(method: Method, n: int) -> int:
+    """How many ingredients a method that takes so many gets instead of ``n``."""
+    return max(method.least, min(n, method.most or n))
+
+
+def handed(method: Method, tensors: Sequence[Tensor], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What the engine hands in besides tensors and weights."""
+    found: dict[str, Any] = {}
+    for name in method.given:
+        if name == "random":
+            found[name] = [
+                torch.rand(tensor.shape, generator=torch.Generator().manual_seed(1000 + place))
+                for place, tensor in enumerate(tensors)
+            ]
+        elif name == "cutoffs":
+            density = {**method.parameters, **parameters}["density"]
+            found[name] = [cutoff(tensor.detach(), density) for tensor in tensors]
+        else:
+            raise AssertionError(f"nothing hands in `{name}`")
+    return found
+
+
+def mix(method: Method, tensors: Sequence[Tensor], weights: Sequence[float], parameters: Mapping[str, Any]) -> Tensor:
+    return method.function(tensors, weights, **parameters, **handed(method, tensors, parameters))
+
+
+def sums(method: Method, parameters: Mapping[str, Any]) -> bool:
+    """Whether the result grows with the weights."""
+    normalize = {**method.parameters, **parameters}.get("normalize")
+    return method.sums if normalize is None else not normalize
 
 
 def same_bits(left: Tensor, right: Tensor) -> bool:
@@ -42,6 +121,12 @@ def same_bits(left: Tensor, right: Tensor) -> bool:
     return torch.equal(left, right)
 
 
+def assert_near(method: Method, found: Tensor, expected: Tensor, share: float) -> None:
+    """Within a share of the largest number, or as far as the method says that machines may be apart."""
+    largest = float(expected.abs().max()) if expected.numel() else 0.0
+    torch.testing.assert_close(found, expected, rtol=0, atol=max(share, method.bound) * largest)
+
+
 def rounded(mixed: Tensor, dtype: torch.dtype) -> Tensor:
     out = torch.empty_like(mixed, dtype=dtype)
     round_into(mixed, out)
@@ -49,113 +134,255 @@ def rounded(mixed: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @every_method
-@every_dtype
+def test_it_is_registered_truthfully(method: Method) -> None:
+    assert 1 <= method.least <= (method.most or math.inf)
+    assert set(method.given) <= {"random", "cutoffs"}
+    assert "cutoffs" not in method.given or "density" in method.parameters
+    assert method.neutral is None or method.neutral.keys() <= method.parameters.keys()
+    assert not (method.elementwise and method.bound), "what goes entry by entry is the same everywhere"
+    first, second, *rest = inspect.signature(method.function).parameters.values()
+    assert first.name == ("deltas" if method.needs_base else "tensors")
+    assert second.name == "weights"
+    assert all(each.kind is inspect.Parameter.KEYWORD_ONLY for each in rest)
+
+
+@every_method
+def test_every_parameter_says_what_it_may_be(method: Method) -> None:
+    """Numbers by an interval, words by a list; and what is declared is among it."""
+    for name, default in method.parameters.items():
+        if isinstance(default, bool):
+            continue
+        assert name in method.allowed, f"{name} needs Annotated[…, Within(…)] or Literal[…]"
+        assert default in method.allowed[name]
+        for total in (0.5, 1.0, 3.0):
+            assert method.neutral_for(total).get(name, default) in method.allowed[name]
+
+
+@pytest.mark.parametrize(
+    ("method", "dtype"),
+    [
+        pytest.param(method, dtype, id=f"{method.name}-{named(dtype)}")
+        for method in METHODS.values()
+        if method.neutral is not None
+        for dtype in dtypes(method)
+    ],
+)
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 16])
 def test_equal_ingredients_give_themselves_back(method: Method, dtype: torch.dtype, n: int) -> None:
-    """The soup of n copies of a model is that model, bit for bit, at the parameters declared neutral."""
-    one = random(5, 13, dtype=dtype)
+    """The soup of n copies of a model is that model at the parameters declared neutral.
+
+    Bit for bit where it goes entry by entry, but for the zero's sign in a task vector, which adding it loses, and for
+    sums, as 1/n is no binary number.
+    """
+    n, one = several(method, n), random(5, 13, dtype=dtype)
+    if method.needs_base:
+        one += 0.0
     for weights in ([1.0] * n, [0.3] * n)[: 1 if method.sums else 2]:
-        mixed = method.function([one.clone() for _ in range(n)], weights, **method.neutral_for(n))
-        if method.sums:  # 1/n is no binary number
-            torch.testing.assert_close(rounded(mixed, dtype), one, rtol=torch.finfo(dtype).eps, atol=0)
+        mixed = mix(method, [one.clone() for _ in range(n)], weights, method.neutral_for(math.fsum(weights)))
+        if method.elementwise and not method.sums:
+            assert same_bits(rounded(mixed, dtype) + (0.0 if method.needs_base else -0.0), one)
         else:
-            assert same_bits(rounded(mixed, dtype), one)
+            expected = one.to(mixed.dtype)
+            near = method.bound * float(expected.abs().max())
+            torch.testing.assert_close(mixed, expected, rtol=16 * torch.finfo(mixed.dtype).eps, atol=near)
 
 
-@every_method
 @every_dtype
-def test_the_order_of_ingredients_does_not_matter(method: Method, dtype: torch.dtype) -> None:
+def test_the_order_of_ingredients_does_not_matter(method: Method, choose: Chooses, dtype: torch.dtype) -> None:
     """Up to rounding; and not even that where the sum is exact."""
-    tensors = [random(40, dtype=dtype, seed=seed) for seed in range(4)]
-    weights = [0.1, 3.0, 1.0, 0.7]
-    there = method.function(tensors, weights, **method.neutral_for(4))
-    back = method.function(tensors[::-1], weights[::-1], **method.neutral_for(4))
-    torch.testing.assert_close(there, back, rtol=0, atol=1e-6 * float(there.abs().max()))
-    whole = [(256 * tensor.clamp(-1, 1)).round() for tensor in tensors]
-    there = method.function(whole, [1.0] * 4, **method.neutral_for(3))
-    back = method.function(whole[::-1], [1.0] * 4, **method.neutral_for(3))
-    assert torch.equal(there, back)
-
-
-@every_method
-@every_dtype
-def test_only_the_proportion_of_weights_counts(method: Method, dtype: torch.dtype) -> None:
-    """Unless the method is a plain sum, which is as many times larger."""
-    tensors = [random(40, dtype=dtype, seed=seed) for seed in range(3)]
-    weights = [0.1, 3.0, 1.0]
-    mixed = method.function(tensors, weights, **method.neutral_for(3))
-    if method.sums:
-        assert same_bits(
-            mixed.mul(4.0), method.function(tensors, [4 * weight for weight in weights], **method.neutral_for(3))
-        )
+    n = several(method, 4)
+    if method.ordered or n == 1:
         return
-    for scale in (2.0**-900, 0.5, 4.0, 2.0**900):
-        assert same_bits(
-            mixed, method.function(tensors, [scale * weight for weight in weights], **method.neutral_for(3))
+    weights = [0.1, 3.0, 1.0, 0.7, 1.5, 0.2, 2.0][:n]
+
+    def both(tensors: list[Tensor], weights: list[float]) -> tuple[Tensor, Tensor]:
+        parameters = choose(math.fsum(weights))
+        hand = handed(method, tensors, parameters)
+        turned = {name: each[::-1] for name, each in hand.items()}
+        return (
+            method.function(tensors, weights, **parameters, **hand),
+            method.function(tensors[::-1], weights[::-1], **parameters, **turned),
         )
-    third = method.function(tensors, [weight / 3 for weight in weights], **method.neutral_for(3))
-    torch.testing.assert_close(third, mixed, rtol=0, atol=1e-6 * float(mixed.abs().max()))
+
+    for shape in ((40,), (5, 8)):
+        there, back = both([random(*shape, dtype=dtype, seed=seed, special=False) for seed in range(n)], weights)
+        assert_near(method, back, there, 1e-6)
+    if method.elementwise and method.neutral is not None and choose == method.neutral_for:
+        whole = [(256 * random(40, dtype=dtype, seed=seed).clamp(-1, 1)).round() for seed in range(n)]
+        assert torch.equal(*both(whole, [1.0] * n))
 
 
-@every_method
 @every_dtype
-@pytest.mark.parametrize("shape", [(), (1,), (0,), (7,), (3, 0, 2), (2, 3, 4)], ids=str)
-def test_the_shape_stays_and_the_result_is_wide(method: Method, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    tensors = [random(*shape, dtype=dtype, seed=seed) for seed in range(3)]
-    mixed = method.function(tensors, [1.0, 2.0, 1.0], **method.neutral_for(3))
-    assert mixed.shape == shape
-    assert mixed.dtype == accumulator(tensors) == (torch.float32 if dtype.itemsize == 2 else torch.float64)
+def test_only_the_proportion_of_weights_counts(method: Method, choose: Chooses, dtype: torch.dtype) -> None:
+    """Unless the method is a plain sum, which is as many times larger."""
+    n = several(method, 3)
+    weights = [0.1, 3.0, 1.0, 0.7, 1.5, 0.2, 2.0][:n]
+    parameters = choose(math.fsum(weights))
+    for shape in ((40,), (5, 8)):
+        tensors = [random(*shape, dtype=dtype, seed=seed, special=False) for seed in range(n)]
+        mixed = mix(method, tensors, weights, parameters)
+
+        def scaled(scale: float, tensors: list[Tensor] = tensors) -> Tensor:
+            return mix(method, tensors, [scale * weight for weight in weights], parameters)
+
+        if sums(method, parameters):
+            if method.bound:
+                assert_near(method, scaled(4.0), mixed * 4.0, 0.0)
+            else:
+                assert same_bits(scaled(4.0), mixed * 4.0)
+        else:
+            assert all(same_bits(scaled(scale), mixed) for scale in (2.0**-900, 0.5, 4.0, 2.0**900))
+            assert_near(method, scaled(1 / 3), mixed, 1e-6)
+
+
+@every_dtype
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_shape_stays_and_the_result_is_wide(
+    method: Method, choose: Chooses, dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    """Numbers stay finite too, whatever tensors there are: of zeros, equal ones, ones of weight zero."""
+    n = several(method, 3)
+    tensors = [random(*shape, dtype=dtype, seed=seed) for seed in range(n)]
+    zeros = [torch.zeros(shape, dtype=dtype) for _ in range(n)]
+    weights = [1.0, 2.0, 1.0, 0.5, 1.0, 1.0, 1.0][:n]
+    for given_weights in (weights, [1.0] * n, [0.0, *weights[1:]] if n > 1 else weights):
+        for given_tensors in (tensors, [tensors[0]] * n, [zeros[0], *tensors[1:]], zeros):
+            mixed = mix(method, given_tensors, given_weights, choose(math.fsum(given_weights)))
+            assert mixed.shape == shape
+            assert mixed.dtype == accumulator(tensors) == (torch.float32 if dtype.itemsize == 2 else torch.float64)
+            assert mixed.isfinite().all()
+            if given_tensors is zeros:
+                assert not mixed.any(), "nothing was learned, so nothing is to be added"
 
 
 @every_method
 def test_a_mix_of_types_is_added_up_in_the_widest(method: Method) -> None:
-    tensors = [random(9, dtype=torch.bfloat16), random(9, dtype=torch.float32)]
-    assert method.function(tensors, [1.0, 1.0], **method.neutral_for(3)).dtype == torch.float64
     assert accumulator([random(9, dtype=torch.bfloat16), random(9, dtype=torch.float16)]) == torch.float32
+    if method.needs_base or several(method, 2) == 1:
+        return  # task vectors are all of one type
+    n = several(method, 2)
+    tensors = [random(9, dtype=torch.bfloat16), *(random(9, dtype=torch.float32) for _ in range(n - 1))]
+    assert mix(method, tensors, [1.0] * n, {}).dtype == torch.float64
 
 
-@every_method
 @every_dtype
-def test_slices_give_what_the_whole_gives(method: Method, dtype: torch.dtype) -> None:
+def test_slices_give_what_the_whole_gives(method: Method, choose: Chooses, dtype: torch.dtype) -> None:
     """The engine hands in slices that end anywhere; vector instructions must not show at their borders."""
-    assert method.elementwise, "the engine works on slices only"
-    tensors = [random(1031, dtype=dtype, seed=seed) for seed in range(3)]
-    for weights in ([1.0, 1.0, 1.0], [0.1, 3.0, 0.7]):
-        whole = method.function(tensors, weights, **method.neutral_for(3))
+    if not method.elementwise:
+        return
+    n = several(method, 3)
+    tensors = [random(1031, dtype=dtype, seed=seed) for seed in range(n)]
+    for weights in ([1.0] * n, [0.1, 3.0, 0.7, 1.0, 1.5, 0.2, 2.0][:n]):
+        parameters = choose(math.fsum(weights))
+        hand = handed(method, tensors, parameters)
+        whole = method.function(tensors, weights, **parameters, **hand)
+
+        def cut(start: int, stop: int, values: Sequence[Any]) -> list[Any]:
+            return [value[start:stop] if isinstance(value, Tensor) else value for value in values]
+
         for step in (1, 7, 64, 333, 1000):
-            cut = [
-                method.function([tensor[start : start + step] for tensor in tensors], weights, **method.neutral_for(3))
+            slices = [
+                method.function(
+                    cut(start, start + step, tensors),
+                    weights,
+                    **parameters,
+                    **{name: cut(start, start + step, values) for name, values in hand.items()},
+                )
                 for start in range(0, 1031, step)
             ]
-            assert same_bits(torch.cat(cut), whole)
+            assert same_bits(torch.cat(slices), whole)
 
 
-@every_method
 @every_dtype
 @pytest.mark.parametrize("n", [1, 3])
-def test_the_ingredients_are_not_changed(method: Method, dtype: torch.dtype, n: int) -> None:
-    tensors = [random(40, dtype=dtype, seed=seed) for seed in range(n)]
-    before = [tensor.clone() for tensor in tensors]
-    weights = [0.5, 0.25, 2.0][:n]
-    mixed = method.function(tensors, weights, **method.neutral_for(3))
-    mixed.zero_()
-    assert all(same_bits(tensor, copy) for tensor, copy in zip(tensors, before, strict=True))
-    assert weights == [0.5, 0.25, 2.0][:n]
+def test_what_is_handed_in_is_not_changed(method: Method, choose: Chooses, dtype: torch.dtype, n: int) -> None:
+    n = several(method, n)
+    weights = [0.5, 0.25, 2.0, 1.0, 1.5, 0.2, 2.0][:n]
+    kept, parameters = list(weights), choose(math.fsum(weights))
+    for shape in ((40,), (5, 8)):
+        tensors = [random(*shape, dtype=dtype, seed=seed) for seed in range(n)]
+        hand, copies = handed(method, tensors, parameters), handed(method, tensors, parameters)
+        before = [tensor.clone() for tensor in tensors]
+        mixed = method.function(tensors, weights, **parameters, **hand)
+        mixed.zero_()
+        assert all(same_bits(tensor, copy) for tensor, copy in zip(tensors, before, strict=True))
+        assert weights == kept
+        for name, values in hand.items():
+            for value, copy in zip(values, copies[name], strict=True):
+                assert torch.equal(torch.as_tensor(value), torch.as_tensor(copy))
 
 
-@every_method
-def test_gradients_flow_to_every_ingredient(method: Method) -> None:
-    """So that weights can be learned through it."""
-    tensors = [random(6, dtype=torch.float64, seed=seed).requires_grad_() for seed in range(3)]
-    assert torch.autograd.gradcheck(
-        lambda *each: method.function(list(each), [0.1, 3.0, 1.0], **method.neutral_for(3)), tensors
-    )
+@every_choice
+def test_gradients_flow_to_every_ingredient(method: Method, choose: Chooses) -> None:
+    """So that weights can be learned through it. What counts, ranks and votes decide is constant nearby."""
+    n = several(method, 3)
+    weights = [0.1, 3.0, 1.0, 0.7, 1.5, 0.2, 2.0][:n]
+    for shape in ((6,), (3, 4)):
+        tensors = [
+            random(*shape, dtype=torch.float64, seed=seed, special=False).mul_(20).requires_grad_() for seed in range(n)
+        ]
+        parameters = choose(math.fsum(weights))
+        assert torch.autograd.gradcheck(lambda *each: mix(method, each, weights, parameters), tensors)  # noqa: B023
 
 
 @every_method
 def test_numbers_of_ingredients_and_weights_must_agree(method: Method) -> None:
-    with pytest.raises(ValueError, match="zip"):
-        method.function([random(3)] * 3, [1.0, 2.0], **method.neutral_for(3))
+    tensors = [random(3, 4)] * several(method, 3)
+    with pytest.raises(ValueError, match=r"\w"):
+        mix(method, tensors, [1.0] * (len(tensors) - 1), {})
+
+
+def number(allowed: Within, default: float) -> st.SearchStrategy[float]:
+    """Any that a parameter may be, but for the immensely large and small."""
+    low, high = (float(part.strip("[]() ")) for part in allowed.interval.split(","))
+    if isinstance(default, int):
+        ends = int(max(low, -10)), int(min(high, 10))
+        return st.integers(*ends).filter(lambda value: value in allowed)
+    low, high = max(low, -10.0), min(high, 10.0)
+    return st.floats(low if low in allowed else low + 1e-3, high if high in allowed else high - 1e-3)
+
+
+@st.composite
+def orders(draw: Callable[[st.SearchStrategy[Any]], Any], method: Method) -> tuple[Any, ...]:
+    """Tensors, weights and parameters that may be asked for."""
+    dtype = draw(st.sampled_from(dtypes(method)))
+    large = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max) / 64
+    n = several(method, draw(st.integers(1, 4)))
+    shape = draw(st.sampled_from([(), (1,), (3,), (2, 3), (3, 2), (4, 1), (2, 2, 2)]))
+    values = draw(st.sampled_from([st.floats(-large, large), st.floats(-1, 1), st.integers(-2, 2)]))
+    size = math.prod(shape)
+    tensors = [
+        torch.tensor(draw(st.lists(values, min_size=size, max_size=size)), dtype=dtype).reshape(shape) for _ in range(n)
+    ]
+    if draw(st.booleans()):
+        tensors = [tensors[0]] * n
+    parameters = {}
+    for name, default in method.parameters.items():
+        allowed = method.allowed.get(name)
+        if isinstance(allowed, Within):
+            parameters[name] = draw(st.one_of(st.just(default), number(allowed, default)))
+        else:
+            parameters[name] = draw(st.sampled_from(allowed or [True, False]))
+    weights = draw(st.lists(st.floats(-3 if sums(method, parameters) else 0, 3), min_size=n, max_size=n))
+    if not any(weights):
+        weights = [1.0] * n
+    return tensors, weights, parameters
+
+
+@every_method
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(data=st.data())
+def test_what_is_finite_stays_finite_and_the_same(method: Method, data: st.DataObject) -> None:
+    """At any parameters that may be given; those that are no good together are refused with their values."""
+    tensors, weights, parameters = data.draw(orders(method))
+    try:
+        mixed = mix(method, tensors, weights, parameters)
+    except ValueError as error:
+        assert any(f"{value:g}" in str(error) for value in parameters.values() if isinstance(value, float))  # noqa: PT017
+        return
+    assert mixed.isfinite().all()
+    assert (mixed.shape, mixed.dtype) == (tensors[0].shape, accumulator(tensors))
+    assert same_bits(mix(method, tensors, weights, parameters), mixed)
 
 
 @every_method
@@ -165,7 +392,7 @@ def test_it_is_documented_with_an_example_that_runs(method: Method) -> None:
     assert text.partition("\n")[0].endswith(".")
     for part in (".. math::", "Args:", "Returns:", "Reference:"):
         assert part in text
-    assert all(f"{parameter}:" in text for parameter in method.parameters)
+    assert all(f"{parameter}:" in text for parameter in (*method.parameters, *method.given))
     examples = doctest.DocTestFinder().find(method.function, method.name, module=module, globs=vars(module).copy())
     assert sum(len(found.examples) for found in examples) >= 2
     assert doctest.DocTestRunner().run(examples[0]).failed == 0
@@ -195,11 +422,29 @@ def exactly(texts: list[str], dtype: str) -> Tensor:
 
 @pytest.mark.parametrize(("name", "case"), golden())
 def test_golden_case(name: str, case: dict[str, Any]) -> None:
-    """Cases worked by hand, with the derivation beside them."""
+    """Cases worked by hand, with the derivation beside them.
+
+    Numbers are fractions, written out flat; ``shape`` gives their shape if there is more than one dimension. ``random``
+    is handed in as written, ``cutoffs`` too, or where they are absent as the density has them. With ``atol``, which is
+    for results that are no fractions, ``expected`` are decimals.
+    """
     assert case["derivation"]
-    tensors = [exactly(values, case["dtype"]) for values in case["tensors"]]
-    mixed = METHODS[name].function(tensors, case["weights"], **case["parameters"])
+    method, parameters = METHODS[name], case["parameters"]
+    shape = case.get("shape", [-1])
+    tensors = [exactly(values, case["dtype"]).reshape(shape) for values in case["tensors"]]
+    hand = {} if "random" in method.given else handed(method, tensors, parameters)
+    if "random" in method.given:
+        hand["random"] = [exactly(values, "float32").reshape(shape) for values in case["random"]]
+    if "cutoffs" in case:
+        hand["cutoffs"] = [float(Fraction(text)) for text in case["cutoffs"]]
+    mixed = method.function(tensors, case["weights"], **parameters, **hand)
+    assert mixed.shape == tensors[0].shape
     written = case.get("written", case["dtype"])
-    found, expected = rounded(mixed, getattr(torch, written)), exactly(case["expected"], written)
+    found = rounded(mixed, getattr(torch, written)).reshape(-1)
+    if "atol" in case:
+        expected = torch.tensor([float(Fraction(text)) for text in case["expected"]], dtype=found.dtype)
+        torch.testing.assert_close(found, expected, rtol=0, atol=case["atol"])
+        return
+    expected = exactly(case["expected"], written)
     assert same_bits(found, expected), found
     assert [math.copysign(1, value) for value in found] == [math.copysign(1, value) for value in expected]

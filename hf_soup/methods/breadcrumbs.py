@@ -1,0 +1,90 @@
+"""The plain sum of task vectors without their largest and their smallest entries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from hf_soup.methods import Within, accumulator, count_kept, cutoff, merge_method
+from hf_soup.methods._signs import BLOCK, masked
+
+
+@merge_method(
+    elementwise=False,
+    neutral={"density": 1.0, "gamma": 0.0, "scale": lambda total: 1 / total},
+    needs_base=True,
+    sums=True,
+)
+def breadcrumbs(
+    deltas: Sequence[Tensor],
+    weights: Sequence[float],
+    *,
+    density: Annotated[float, Within("(0, 1]")] = 0.9,
+    gamma: Annotated[float, Within("[0, 1)")] = 0.01,
+    scale: Annotated[float, Within("(-inf, inf)")] = 0.3,
+) -> Tensor:
+    r"""Add up task vectors without the outliers and without what hardly changed, tensor by tensor.
+
+    .. math:: \theta = \theta_0 + \lambda \sum_i w_i m_i \tau_i, \qquad
+        m_i = [\,c_i^- \le |\tau_i| \le c_i^+\,]
+
+    where of :math:`s` entries :math:`c_i^+` lets the :math:`\lfloor\gamma s\rfloor` largest go and :math:`c_i^-` keeps
+    the :math:`\max(1, \lfloor ds \rfloor)` next, with ``density`` :math:`d`. Entries as large as either cutoff are
+    kept, so where magnitudes repeat more may stay.
+
+    For many fine-tunes on different tasks: the values that are good for a few tasks are good for more. Where a few
+    large entries are what was learned, as in a norm or a bias, dropping them is a loss; lower ``gamma`` there.
+
+    The paper has :math:`\beta`, the share of the smallest dropped, which is :math:`1 - d - \gamma`; ``density`` reads
+    as it does for other methods, and in mergekit.
+
+    Args:
+        deltas: ``n`` task vectors of one shape, float32 or float64. Magnitudes are compared as float32.
+        weights: ``n`` numbers.
+        density: Share of the entries kept; 0.9 is what the paper recommends.
+        gamma: Share of the entries dropped as the largest; 0.01 likewise. Together they are at most 1.
+        scale: :math:`\lambda`.
+
+    Returns:
+        The task vector of the mix, float64.
+
+    Raises:
+        ValueError: ``density`` and ``gamma`` are more than 1 together.
+
+    Reference:
+        Davari and Belilovsky, Model breadcrumbs, ECCV 2024, arXiv:2312.06795.
+
+    >>> import torch
+    >>> breadcrumbs([torch.tensor([9.0, 2.0, -3.0, 0.1])], [1.0], density=0.5, gamma=0.25, scale=1.0)
+    tensor([ 0.,  2., -3.,  0.], dtype=torch.float64)
+    """
+    if density + gamma > 1 + 1e-9:
+        raise ValueError(
+            f"`density` {density:g} and `gamma` {gamma:g} are {density + gamma:g} together: nobody can keep and drop "
+            f"more than everything. Set `gamma` to at most {1 - density:g}, or `density` to at most {1 - gamma:g}."
+        )
+    out = torch.zeros(deltas[0].shape, dtype=accumulator(deltas), device=deltas[0].device)
+    total, size = out.view(-1), out.numel()
+    for delta, weight in zip(deltas, weights, strict=True):
+        low, high = _cutoffs(delta.detach(), density, gamma)
+        flat = delta.reshape(-1)
+        for start in range(0, size, BLOCK):
+            block = slice(start, start + BLOCK)
+            magnitude = flat[block].detach().abs().float()
+            mask = magnitude.clone().ge_(low).mul_(magnitude.le_(high))
+            total[block].add_(masked(flat[block], mask.to(delta.dtype), out.dtype).mul_(weight))
+    return out.mul_(scale)
+
+
+def _cutoffs(values: Tensor, density: float, gamma: float) -> tuple[float, float]:
+    """The least and the largest magnitude kept."""
+    size = values.numel()
+    if not size:
+        return 0.0, math.inf
+    dropped = count_kept(size, gamma + 1 / size) - 1
+    kept = min(count_kept(size, density), size - dropped)
+    return cutoff(values, (dropped + kept) / size), cutoff(values, (dropped + 1) / size) if dropped else math.inf
