@@ -142,7 +142,7 @@ def cutoff(values: Tensor, density: float) -> float:
     size = values.numel()
     if not size:
         return 0.0
-    blocks = values.detach().reshape(-1).split(1 << 18)  # which stay in the processor's cache
+    blocks = torch.split(values.detach().reshape(-1), 1 << 18)  # which stay in the processor's cache
     left, counts = count_kept(size, density), torch.zeros(1 << 15, dtype=torch.int64, device=values.device)
     for block in blocks:
         counts.add_(torch.bincount(_bits(block) >> 16, minlength=1 << 15))

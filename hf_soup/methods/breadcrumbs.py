@@ -39,14 +39,14 @@ def breadcrumbs(
     For many fine-tunes on different tasks: the values that are good for a few tasks are good for more. Where a few
     large entries are what was learned, as in a norm or a bias, dropping them is a loss; lower ``gamma`` there.
 
-    The paper has :math:`\beta`, the share of the smallest dropped, which is :math:`1 - d - \gamma`; ``density`` reads
-    as it does for other methods, and in mergekit.
+    The paper names both ends; here, as in mergekit, it is what is kept and what is dropped as the largest, so that
+    ``density`` reads as it does for other methods.
 
     Args:
         deltas: ``n`` task vectors of one shape, float32 or float64. Magnitudes are compared as float32.
         weights: ``n`` numbers.
-        density: Share of the entries kept; 0.9 is what the paper recommends.
-        gamma: Share of the entries dropped as the largest; 0.01 likewise. Together they are at most 1.
+        density: Share of the entries kept.
+        gamma: Share of the entries dropped as the largest. Together they are at most 1.
         scale: :math:`\lambda`.
 
     Returns:

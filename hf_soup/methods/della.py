@@ -44,8 +44,7 @@ def della(
     A middle way between `ties`, which always drops the small, and `dare_ties`, to which magnitudes are all the same.
     It takes longer than either, as rows are sorted.
 
-    The paper's :math:`p` falls in steps of :math:`\epsilon/c`, and so ends a step short of the other end; here both
-    ends are reached, and the mean is :math:`1-d`. mergekit's ``epsilon`` is half of this one.
+    Both ends are reached, as in the authors' code; ``epsilon`` there, and in mergekit, is half of this one.
 
     Args:
         deltas: ``n`` task vectors of one shape, float32 or float64. Magnitudes are compared as float32.

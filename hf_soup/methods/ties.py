@@ -36,16 +36,15 @@ def ties(
     points (arXiv:2511.21437).
 
     The paper trims over the whole task vector, so that a tensor that changed little may vanish; that is
-    ``scope: model``, the default. mergekit trims every tensor by itself, and divides by the number of entries that
-    agree or, by default, by their weights; both the same as here where weights are equal.
+    ``scope: model``, the default. mergekit trims every tensor by itself, which is ``scope: tensor``.
 
     Args:
         deltas: ``n`` task vectors of one shape, float32 or float64.
         weights: ``n`` numbers of zero or more, whose sum is not zero.
         cutoffs: For each task vector the least magnitude that is kept, as a float32; the magnitudes are compared as
             float32 too, and equal ones are all kept.
-        density: Share of the entries that is kept of each task vector; the paper's default.
-        scale: :math:`\lambda`; 1 is the paper's without tuning, and it tunes between 0.8 and 1.8.
+        density: Share of the entries that is kept of each task vector; 0.2 is the paper's likewise.
+        scale: :math:`\lambda`; 1 is the paper's where nothing can be tuned.
         scope: Whether the largest are those of the whole model or of each tensor. Whoever finds the cutoffs looks at
             it, and at the density; nothing here does.
 

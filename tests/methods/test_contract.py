@@ -385,6 +385,27 @@ def test_what_is_finite_stays_finite_and_the_same(method: Method, data: st.DataO
     assert same_bits(mix(method, tensors, weights, parameters), mixed)
 
 
+@every_choice
+def test_any_number_of_threads_gives_the_same(method: Method, choose: Chooses) -> None:
+    """Tensors large enough that torch shares them out, and with them whatever it adds up."""
+    n = several(method, 3)
+    tensors = [random(300, 400, seed=seed, special=False) for seed in range(n)]
+    weights = [0.1, 3.0, 1.0, 0.7, 1.5, 0.2, 2.0][:n]
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(mix(method, tensors, weights, choose(math.fsum(weights))))
+    finally:
+        torch.set_num_threads(before)
+    for each in found[1:]:
+        if method.bound:
+            assert_near(method, each, found[0], 0.0)
+        else:
+            assert same_bits(each, found[0])
+
+
 @every_method
 def test_it_is_documented_with_an_example_that_runs(method: Method) -> None:
     module = sys.modules[method.function.__module__]
