@@ -126,6 +126,8 @@ def choose(recipe: Recipe, weights: Weights, evaluation: Evaluation | None) -> C
         weights: Share of each ingredient.
         evaluation: Where something is scored.
     """
+    if SELECTIONS[recipe.select.name].needs_score and evaluation is not None:
+        evaluation.require_better_than_chance(list(weights))
     if recipe.repeats and evaluation is not None:
         evaluation.require_halves()
     choice = _choose(recipe, weights, evaluation)

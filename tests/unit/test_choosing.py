@@ -249,14 +249,21 @@ def test_the_same_rows_in_two_metrics_are_one_data_set(
     assert len(asked) == 4  # three ingredients, and the soup
 
 
-def test_learning_refuses_models_that_know_nothing(recipe: Recipe, trained: Path, tmp_path: Path) -> None:
-    """As any other selection."""
+def test_selections_refuse_models_that_know_nothing(recipe: Recipe, trained: Path, tmp_path: Path) -> None:
+    """Whatever the method, and whoever else is named."""
     poor = str(trained / "poor")
     shutil.copytree(poor, tmp_path / "poor-2")
     asked = changed(recipe, ingredients=[poor, str(tmp_path / "poor-2")], report=[])
-    for select in ("learned", "greedy"):
+    unused = [*asked.to_dict()["ingredients"], {"model": str(trained / "good"), "weight": 0}]
+    for changes in (
+        {"select": "learned"},
+        {"select": "greedy"},
+        {"select": "pruned", "ingredients": unused},
+        {"select": "greedy", "method": {"name": "linear", "normalize": False}},
+        {"select": "greedy", "method": {"name": "wise_ft", "alpha": [0.5, 1.0]}},
+    ):
         with pytest.raises(SoupError, match=r"No ingredient is better than chance on 'rows\.csv accuracy'"):
-            quietly(changed(asked, select=select), tmp_path / "soup")
+            quietly(changed(asked, **changes), tmp_path / "soup")
     said: list[str] = []
     cook(changed(asked, select="uniform"), tmp_path / "uniform", say=said.append)
     assert any("No ingredient can be told from chance" in each for each in said)
