@@ -128,8 +128,6 @@ def choose(recipe: Recipe, weights: Weights, evaluation: Evaluation | None) -> C
     """
     if SELECTIONS[recipe.select.name].needs_score and evaluation is not None:
         evaluation.require_better_than_chance(list(weights))
-    if recipe.repeats and evaluation is not None:
-        evaluation.require_halves()
     choice = _choose(recipe, weights, evaluation)
     if not recipe.repeats or evaluation is None:
         return choice

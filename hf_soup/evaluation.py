@@ -187,19 +187,6 @@ class Evaluation:
             [np.sort(order[: len(order) // 2]) for order in orders]
         )
 
-    def require_halves(self) -> None:
-        """Refuse `repeats` where halves would say nothing.
-
-        Raises:
-            ScoringError: A held-out data set has fewer than twenty rows.
-        """
-        for bench in self._judges:
-            if bench.n < 20:
-                raise ScoringError(
-                    f"`repeats` chooses on halves of the held-out rows, and '{bench.title}' has {bench.n}.",
-                    hint="Use twenty rows or more, or leave `repeats` out.",
-                )
-
     def logits(
         self, weights: Weights, *, layers: Layers | None = None, parameters: Mapping[str, Any] | None = None
     ) -> list[Logits]:

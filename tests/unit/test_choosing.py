@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from hf_soup import Recipe, RecipeError, Soup, SoupError, cook
@@ -341,3 +342,28 @@ def test_what_contradicts_itself_is_refused(
     with pytest.raises(SoupError, match=said):
         quietly(asked, tmp_path / "soup")
     assert not (tmp_path / "soup").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+@pytest.mark.parametrize(
+    ("rows", "changes", "said"),
+    [
+        (15, {"repeats": 3}, "`repeats` chooses on halves of the held-out rows, and 'few accuracy' has 15"),
+        (8, {"select": "learned"}, "learned: there are 8 held-out rows, and it takes ten at least"),
+        (24, {"select": "learned"}, "'few accuracy' and 'other accuracy' have other labels for the same rows"),
+    ],
+)
+def test_rows_that_will_not_do_are_refused_before_the_download(
+    rows: int, changes: dict[str, Any], said: str, recipe: Recipe, family: Path, publish: Any, tmp_path: Path
+) -> None:
+    lines = (family / "rows.csv").read_text().splitlines()
+    chosen = [*lines[1:][:: len(lines) // rows or 1], *lines[1:]][:rows]
+    second = [f"{line},{int(number % 3 == 0)}" for number, line in enumerate(chosen)]
+    (tmp_path / "few.csv").write_text("\n".join(["text,label,second", *second]) + "\n")
+    data = {"task": "text-classification", "dataset": str(tmp_path / "few.csv")}
+    two = [{**data, "name": "few"}, {**data, "name": "other", "label_column": "second"}]
+    models = {"ingredients": [publish(name) for name in ("a", "b")], "base": publish("base"), "report": []}
+    asked = changed(recipe, **models, score=two if rows == 24 else two[:1], **changes)
+    with pytest.raises(SoupError, match=re.escape(said)):
+        quietly(asked, tmp_path / "soup")
+    assert not list(Path(constants.HF_HUB_CACHE).rglob("model.safetensors"))
