@@ -21,7 +21,7 @@ from hf_soup.cooked import Say
 from hf_soup.errors import MergeError, RecipeError, ScoringError
 from hf_soup.lineage import Lineage
 from hf_soup.plan import Plan, make_plan
-from hf_soup.recipe import Named, Recipe, Scoring, is_here
+from hf_soup.recipe import Recipe, Scoring, is_here
 from hf_soup.selection import SELECTIONS, Selection
 from hf_soup.selection.learned import require_enough
 from hf_soup.weights import missing_weights, supply_of
@@ -97,8 +97,12 @@ def _require_fitting(recipe: Recipe, selection: Selection, method: Method) -> No
             )
     if selection.needs_score and any(each.weight < 0 for each in recipe.ingredients):
         raise RecipeError(f"`select: {selection.name}` tries ingredients alone, and one has a weight below zero.")
-    if selection.learns and recipe.method != Named(name="linear"):
-        raise RecipeError(f"`select: {selection.name}` learns the shares of an average, and `method` is {method.name}.")
+    if selection.learns and (method.name != "linear" or not divides):
+        given = method.name if method.name != "linear" else "a plain sum"
+        raise RecipeError(
+            f"`select: {selection.name}` learns the shares of an average, and `method` is {given}.",
+            hint="Leave `method` out. `select: {name: learned, constrain: none}` learns the shares of a plain sum.",
+        )
     if recipe.layers and (selection.needs_score or method.name != "linear"):
         raise RecipeError(
             f"`layers` gives tensors their shares, which go with `select: uniform` and `method: linear`, not with "

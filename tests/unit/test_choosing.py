@@ -161,7 +161,8 @@ def test_learned_shares_are_written_and_cooked_again(by: str, astray: Recipe, tm
 
 def test_an_ingredient_that_beats_what_was_learned_is_taken_alone(recipe: Recipe, tmp_path: Path) -> None:
     select = {"name": "learned", "epochs": 1, "lr": 1e-6, "batch_size": 8}
-    assert quietly(changed(recipe, select=select), tmp_path / "soup").weights == {"local:good": 1.0}
+    mean = {"name": "linear", "normalize": True}  # as by default
+    assert quietly(changed(recipe, select=select, method=mean), tmp_path / "soup").weights == {"local:good": 1.0}
 
 
 def test_free_shares_are_a_plain_sum(astray: Recipe, tmp_path: Path) -> None:
@@ -314,6 +315,7 @@ def test_the_choice_is_made_again_on_halves(select: Any, recipe: Recipe, tmp_pat
         ({"layers": {"a": [-1, 1, 1]}}, "'a' is -1, and linear divides"),
         ({"layers": {"a": [1, 1, 1]}, "select": "greedy"}, "go with `select: uniform` and `method: linear`, not with"),
         ({"select": "learned", "method": "wise_ft"}, "`select: learned` learns the shares of an average"),
+        ({"select": "learned", "method": {"name": "linear", "normalize": False}}, "and `method` is a plain sum"),
         ({"select": {"name": "learned", "by": "row"}}, "`by` is 'row'; it is 'ingredient' or 'layer'"),
         ({"method": {"name": "wise_ft", "alpha": float("nan")}}, "'alpha' is nan; it is of type float"),
         ({"method": {"name": "task_arithmetic", "scale": 10**400}}, "it is of type float"),
