@@ -244,11 +244,20 @@ class Evaluation:
 
     def _losses(self, best: Mapping[str, str], comparisons: Mapping[str, Comparison]) -> list[str]:
         """What a soup lost against its best ingredient on the data that it was chosen on."""
-        return [
-            f"The soup is worse on '{bench.title}' than {best[bench.title]} alone: "
-            f"{comparisons[bench.title].sentence}. Use that one, or a `select` that keeps what helps, such as greedy."
+        lost = [
+            bench.title
             for bench in self._judges
             if comparisons[bench.title].significant and comparisons[bench.title].difference < 0
+        ]
+        if not lost:
+            return []
+        soup, single = (self._alone(name, self._judges) for name in (SOUP, best[lost[0]]))
+        advice = "In the mean of all held-out data, by their weights, it is not."
+        if self.objective(soup) < self.objective(single):
+            advice = "Use that one, or another `select` or `method`: greedy keeps no ingredient that hurts the soup."
+        return [
+            f"The soup is worse on '{title}' than {best[title]} alone: {comparisons[title].sentence}. {advice}"
+            for title in lost
         ]
 
     @contextmanager

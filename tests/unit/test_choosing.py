@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from hf_soup import Recipe, RecipeError, Soup, SoupError, cook
 from hf_soup.choosing import grid, settled
 from hf_soup.evaluation import Evaluation
+from hf_soup.scoring import Comparison
 
 pytestmark = pytest.mark.usefixtures("online")
 
@@ -280,8 +282,24 @@ def test_a_soup_that_loses_to_its_best_ingredient_says_so(recipe: Recipe, traine
     assert re.search(r"The soup is worse on 'rows\.csv accuracy' than local:good alone: worse by [\d.]+ points", doubt)
     assert doubt.removeprefix("warning: ") in soup.summary["notes"]
     said.clear()
+    assert "Use that one" in doubt
     cook(changed(recipe, ingredients=[poor, good], select="greedy"), tmp_path / "greedy", say=said.append)
     assert not any("is worse on" in each for each in said)
+
+
+def test_a_loss_that_the_weights_of_the_data_outweigh_is_no_reason_to_leave_the_soup() -> None:
+    """What is advised follows the score that was selected by; the loss is said all the same."""
+    worse = Comparison("accuracy", -0.2, -0.3, -0.1, 0.001, 100)
+    for soup, advice in (
+        (0.9, "In the mean of all held-out data, by their weights, it is not."),
+        (0.7, "Use that one"),
+    ):
+        scores = {"soup": soup, "one": 0.8}
+        seen = SimpleNamespace(
+            _judges=[SimpleNamespace(title="small")], _alone=lambda name, _: name, objective=scores.__getitem__
+        )
+        (doubt,) = Evaluation._losses(seen, {"small": "one"}, {"small": worse})  # type: ignore[arg-type]
+        assert f"worse on 'small' than one alone: {worse.sentence}. {advice}" in doubt
 
 
 @pytest.mark.parametrize("select", ["greedy", {"name": "learned", "epochs": 1, "batch_size": 8}], ids=str)
