@@ -265,6 +265,8 @@ class Evaluation:
         """The held-out loss of soups of some ingredients and its gradient, for a selection that learns."""
         from hf_soup.descent import Grouped, HeldOutLoss
 
+        alone = [self._alone(name, self._judges) for name in names]
+        self._answering.rest()  # or there would be its model beside the one that learns
         # The loss of the same rows is the same, whatever is measured on them.
         benches: dict[str, Bench] = {}
         for bench in self._judges:
@@ -287,7 +289,6 @@ class Evaluation:
             if rows is not None:
                 numbers = np.concatenate([start + rows[at] for start, at in zip(starts, places, strict=False)])
             groups = [[shares.get(source, 0.0) for source in sources] for shares in made_of]
-            alone = [self._alone(name, self._judges) for name in names]
             answers = [[logits[at] for at in places] for logits in alone]
             yield Grouped(names, loss, groups, answers, numbers)
 

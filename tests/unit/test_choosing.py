@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import shutil
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +21,9 @@ from safetensors.torch import load_file, save_file
 
 from hf_soup import Recipe, RecipeError, Soup, SoupError, cook
 from hf_soup.choosing import grid, settled
+from hf_soup.descent import HeldOutLoss
 from hf_soup.evaluation import Evaluation
-from hf_soup.scoring import Comparison
+from hf_soup.scoring import Comparison, Resident
 
 pytestmark = pytest.mark.usefixtures("online")
 
@@ -251,6 +254,29 @@ def test_the_same_rows_in_two_metrics_are_one_data_set(
     quietly(changed(recipe, score=two, select=select, report=[]), tmp_path / "soup")
     assert rows == [24]
     assert len(asked) == 4  # three ingredients, and the soup
+
+
+def test_learning_holds_one_model(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that answered for the ingredients is let go, and the running sum of soups, of halves too."""
+    built: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    load, through = Resident.load, HeldOutLoss.gradient
+
+    def watched(self: Resident, given: Any) -> Any:
+        model = load(self, given)
+        built.append(weakref.ref(model))
+        return model
+
+    def gradient(self: HeldOutLoss, *arguments: Any) -> Any:
+        gc.collect()
+        alive.append(sum(each() is not None for each in built))
+        return through(self, *arguments)
+
+    monkeypatch.setattr(Resident, "load", watched)
+    monkeypatch.setattr(HeldOutLoss, "gradient", gradient)
+    quietly(changed(recipe, select={"name": "learned", "epochs": 1}, repeats=2, report=[]), tmp_path / "soup")
+    assert built
+    assert set(alive) == {0}
 
 
 def test_selections_refuse_models_that_know_nothing(recipe: Recipe, trained: Path, tmp_path: Path) -> None:
