@@ -141,7 +141,7 @@ def pause_after(error: BaseException, attempt: int) -> float:
 def explain(error: BaseException, what: str, *, kind: type[SoupError] = ResolveError) -> SoupError:
     """One clear error for whatever the client raised while it looked at ``what``."""
     status = status_of(error)
-    said = _without_tokens((error.server_message or "") if isinstance(error, HfHubHTTPError) else "")
+    said = _without_tokens((error.server_message or "") if isinstance(error, HfHubHTTPError) else "", error)
     if isinstance(error, SoupError):
         return error
     if isinstance(error, GatedRepoError):
@@ -189,11 +189,19 @@ def explain(error: BaseException, what: str, *, kind: type[SoupError] = ResolveE
         cache = constants.HF_HUB_CACHE
         return kind(f"{what}: no space is left on the disk of '{cache}'.", hint="Make room, or set HF_HOME elsewhere.")
     reason = getattr(error, "strerror", None) or str(error)
-    return kind(f"{what}: {_without_tokens(reason)}")
+    return kind(f"{what}: {_without_tokens(reason, error)}")
 
 
-def _without_tokens(said: str) -> str:
-    return re.sub(r"\bhf_\w+", "hf_…", said)
+def _without_tokens(said: str, error: BaseException) -> str:
+    """What a server said, without the token that it got, whatever its form, and without any of the Hub's."""
+    sent = [
+        each.response.request.headers.get("authorization", "").removeprefix("Bearer ")
+        for each in _causes(error)
+        if isinstance(each, HfHubHTTPError)
+    ]
+    for token in filter(None, (*sent, get_token())):
+        said = said.replace(token, "hf_…")
+    return re.sub(r"\bhf_[\w.-]+", "hf_…", said)
 
 
 EXPLAINED = (

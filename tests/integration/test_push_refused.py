@@ -254,6 +254,22 @@ def test_a_token_is_never_shown(cli: Cli, online: LocalHub, soup: Path, step: st
     assert online.token not in cli("push", soup, "acme/soup", "--json").out
 
 
+@pytest.mark.parametrize("token", ["hf_jwt_eyJh.eyJz-d.s1g_n", "of-no-known-form"])
+def test_a_token_of_any_form_is_never_shown(
+    cli: Cli, online: LocalHub, soup: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    """Those of other Hubs do not begin as the Hub's do, and some of the Hub's have more than letters."""
+    with LocalHub(tmp_path / "others", users={token: "me"}) as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setenv("HF_TOKEN", token)
+        for said in ("Bearer {}", "q={}&", "x{}y"):
+            answer = JSONResponse({"error": said.format(token)}, 403)
+            hub.intercept = lambda request, answer=answer: answer if "/commit/" in request.url.path else None
+            refused = cli("push", soup, "me/soup")
+            assert said.format("hf_…") in refused.err
+            assert not any(part in refused.err + refused.out for part in (token, "eyJz", "s1g_n"))
+
+
 def test_a_push_that_cannot_end_is_not_begun_by_a_cook(
     cli: Cli, publish: Publish, api: HfApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
