@@ -30,7 +30,7 @@ from huggingface_hub.utils.logging import set_verbosity
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from hf_soup import __version__
-from hf_soup.errors import ResolveError, SoupError
+from hf_soup.errors import PublishError, ResolveError, SoupError
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -170,7 +170,8 @@ def explain(error: BaseException, what: str, *, kind: type[SoupError] = ResolveE
         )
     if isinstance(error, _UNREACHABLE):
         return kind(
-            f"{what}: {endpoint()} cannot be reached ({type(error).__name__}), and the cache does not hold it.",
+            f"{what}: {endpoint()} cannot be reached ({type(error).__name__})"
+            + ("." if kind is PublishError else ", and the cache does not hold it."),
             hint="Check the network and HF_ENDPOINT, and try again.",
         )
     if isinstance(error, EntryNotFoundError):
@@ -182,14 +183,23 @@ def explain(error: BaseException, what: str, *, kind: type[SoupError] = ResolveE
     if status == 429:
         return kind(f"{what}: the Hub's rate limit is reached.", hint="Wait some minutes and run this again.")
     if status is not None:
-        return kind(f"{what}: the Hub answered {status}. {said}".strip(), hint="Try again later.")
+        hint = "Try again later." if is_passing(error) else ""
+        return kind(f"{what}: the Hub answered {status}. {said}".strip(), hint=hint)
     if isinstance(error, json.JSONDecodeError):
-        return kind(f"{what}: what {endpoint()} answers is not JSON.", hint="Check HF_ENDPOINT: is that a Hub?")
+        hint = "Check HF_ENDPOINT: is that a Hub? If it is, try again later."
+        return kind(f"{what}: what {endpoint()} answers is not JSON.", hint=hint)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         cache = constants.HF_HUB_CACHE
         return kind(f"{what}: no space is left on the disk of '{cache}'.", hint="Make room, or set HF_HOME elsewhere.")
     reason = getattr(error, "strerror", None) or str(error)
     return kind(f"{what}: {_without_tokens(reason, error)}")
+
+
+def explain_push(error: Exception, what: str) -> PublishError:
+    """As `explain`, in the words of a push, which no cache helps; also for what a look at the Hub raised."""
+    looked = isinstance(error, ResolveError) and isinstance(error.__context__, EXPLAINED)
+    said = explain(error.__context__ if looked and error.__context__ else error, what, kind=PublishError)
+    return PublishError(said.message, hint=said.hint)
 
 
 def _without_tokens(said: str, error: BaseException) -> str:

@@ -11,7 +11,7 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, R
 from huggingface_hub.utils._validators import validate_repo_id
 
 from hf_soup import hub
-from hf_soup.client import EXPLAINED, TIMEOUT, Token, api, endpoint, explain, retrying
+from hf_soup.client import EXPLAINED, TIMEOUT, Token, api, endpoint, explain_push, retrying
 from hf_soup.errors import PublishError, ResolveError
 from hf_soup.headers import some
 
@@ -112,7 +112,7 @@ def look(
             f"{endpoint()} does not say who you are.", hint="Check HF_ENDPOINT: is that a Hub?"
         ) from None
     except EXPLAINED as error:
-        raise explain(error, what, kind=PublishError) from None
+        raise explain_push(error, what) from None
     if head is None and create_pr:
         raise PublishError(f"{what} does not exist, so nothing can be offered to it.", hint="Push without `--pr`.")
     if head is not None and not replace:
@@ -144,7 +144,7 @@ def _head(repo_id: str, revision: str | None, token: Token) -> hub.Repo | None:
             return _head(repo_id, None, token)
         if isinstance(error.__context__, RepositoryNotFoundError):
             return None
-        raise PublishError(error.message, hint=error.hint) from None
+        raise explain_push(error, f"'{repo_id}'") from None
 
 
 def require_public(models: Sequence[str], target: Target) -> None:
@@ -164,7 +164,7 @@ def require_public(models: Sequence[str], target: Target) -> None:
         except RepositoryNotFoundError:
             return True
         except EXPLAINED as error:
-            raise explain(error, f"'{model}'", kind=PublishError) from None
+            raise explain_push(error, f"'{model}'") from None
 
     names = [] if target.private else list(dict.fromkeys(models))
     found = [name for name, is_hidden in zip(names, hub.in_parallel(hidden, names), strict=True) if is_hidden]

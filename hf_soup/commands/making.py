@@ -106,7 +106,7 @@ def cook(
         pushed = soup.push(push, create_pr=pr, tag=tag) if push else None
     except PublishError as error:
         raise PublishError(
-            f"The soup is in '{soup.folder}', but not on the Hub. {error.message}", hint=error.hint
+            f"The soup is in '{soup.folder}', but its push failed. {error.message}", hint=error.hint
         ) from None
     if as_json:
         report = {
