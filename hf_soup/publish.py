@@ -7,7 +7,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
@@ -37,7 +37,7 @@ from hf_soup.client import (
 from hf_soup.digests import sha256_of
 from hf_soup.errors import PublishError, ResolveError, SoupError
 from hf_soup.headers import some
-from hf_soup.target import Target, taken
+from hf_soup.target import Target, require_fit, taken
 
 _ATTEMPTS = 3  # the client makes its own for every step of an upload but the first and the last
 _AGAIN = "Push the same soup again: nothing is made twice."
@@ -147,8 +147,13 @@ class _Push:
         return PublishError(said.message, hint=hint)
 
     def _create(self) -> hub.Repo:
-        retrying(self._client.create_repo, self._target.repo, private=self._target.private, exist_ok=True)
-        return hub.resolve(self._target.repo, token=self._target.token, from_cache=False)
+        target = self._target
+        # The client wants an address from a server that only says that the repo is there already.
+        with suppress(KeyError):
+            retrying(self._client.create_repo, target.repo, private=target.private, exist_ok=True)
+        head = hub.resolve(target.repo, token=target.token, from_cache=False)
+        require_fit(head, private=target.private, replace=target.replace)  # somebody else may have made it since
+        return head
 
     def _refuse_another_kind(self, head: hub.Repo) -> None:
         """Stop before a soup takes the place of one of another architecture."""

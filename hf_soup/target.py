@@ -115,10 +115,8 @@ def look(
         raise explain_push(error, what) from None
     if head is None and create_pr:
         raise PublishError(f"{what} does not exist, so nothing can be offered to it.", hint="Push without `--pr`.")
-    if head is not None and not replace:
-        _refuse_foreign(head)
-    if head is not None and private and not head.private:
-        raise PublishError(f"{what} is public.", hint="Make it private in its settings first, or use another name.")
+    if head is not None:
+        require_fit(head, private=private, replace=replace)
     if tag in tags and (head is None or tags[tag] != head.revision):
         raise taken(str(tag), tags[tag])
     return Target(
@@ -181,10 +179,18 @@ def taken(tag: str, commit: str | None) -> PublishError:
     return PublishError(f"'{tag}' names {names}.", hint="Use another tag, or delete that one.")
 
 
-def _refuse_foreign(head: hub.Repo) -> None:
-    """Stop before a repo that holds something else than a soup."""
+def require_fit(head: hub.Repo, *, private: bool | None, replace: bool) -> None:
+    """Stop before a repo that holds something else than a soup, or that all can see where it is to be private.
+
+    Raises:
+        PublishError: It is such a repo.
+    """
+    if private and not head.private:
+        raise PublishError(
+            f"'{head.id}' is public.", hint="Make it private in its settings first, or use another name."
+        )
     found = sorted(set(head.files) - {".gitattributes", "README.md"})
-    if found and "soup.json" not in head.files:
+    if found and "soup.json" not in head.files and not replace:
         raise PublishError(
             f"'{head.id}' is taken: it holds something else ({some(found)}).",
             hint="Push to another name, or delete what is there with `--replace`.",

@@ -294,6 +294,31 @@ def test_a_push_that_cannot_end_is_not_begun_by_a_cook(
     assert [tag.name for tag in api.list_repo_refs("acme/soup").tags] == ["v1"]
 
 
+def test_a_repo_that_somebody_makes_in_between_is_looked_at(online: LocalHub, api: HfApi, soup: Path) -> None:
+    """It may hold another model, or be public where it was to be private; some servers say only that it is there."""
+    holds = [b"other weights"]
+
+    def create(request: Request) -> Response | None:
+        if request.url.path != "/api/repos/create":
+            return None
+        repo = online.store.create("model", "acme/soup", private=False, author="b")
+        if holds:
+            online.store.commit(
+                repo, "main", [online.store.put("model.safetensors", holds.pop())], ("a", "", "b"), None
+            )
+        return JSONResponse({"error": "You already created this model repo"}, 409)
+
+    online.intercept = create
+    with pytest.raises(PublishError, match="'acme/soup' is taken: it holds something else"):
+        Soup.open(soup).push("acme/soup")
+    assert len(api.list_repo_commits("acme/soup")) == 2
+    api.delete_repo("acme/soup")
+    with pytest.raises(PublishError, match="'acme/soup' is public"):
+        Soup.open(soup).push("acme/soup", private=True)
+    api.delete_repo("acme/soup")
+    assert Soup.open(soup).push("acme/soup").changed
+
+
 def test_a_branch_is_made_where_it_is_not_there(online: LocalHub, api: HfApi, soup: Path) -> None:
     Soup.open(soup).push("acme/soup")
     (soup / "notes.txt").write_text("more")
