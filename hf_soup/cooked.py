@@ -187,4 +187,6 @@ class Soup:
         models = [ingredient.model for ingredient in self.recipe.ingredients]
         models += [each["model"] for each in named if each.get("revision")]
         models += [name.split("@")[0] for name in self.summary.get("made_of", ())]
+        if update := self.summary.get("update"):
+            models.append(update["soup"])
         return [name for name in dict.fromkeys(models) if is_repo_id(name)]

@@ -169,7 +169,7 @@ def require_public(models: Sequence[str], target: Target) -> None:
     if found:
         raise PublishError(
             f"'{target.repo}' is public, and would name models that are private or gone: {some(found)}.",
-            hint="Push with `--private`, or with `--allow-private-ingredients` if everybody may know of them.",
+            hint="Use `hf-soup push --private`, or `--allow-private-ingredients` if everybody may know of them.",
         )
 
 

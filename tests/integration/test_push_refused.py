@@ -236,6 +236,11 @@ def test_a_private_soup_in_between_is_named_too(cli: Cli, publish: Publish) -> N
     assert cli("push", "pair", "acme/pair", "--private").code == 0
     assert cli("cook", "acme/pair", "acme/c", "-o", "three").code == 0
     assert "private or gone: acme/pair." in cli("push", "three", "acme/three").err
+    # The card of an update says what it was added to.
+    adding = ("cook", "acme/pair", "--add", "acme/c", "-o", "next")
+    assert "private or gone: acme/pair." in cli(*adding, "--push", "acme/three").err
+    assert cli(*adding).code == 0
+    assert "private or gone: acme/pair." in cli("push", "next", "acme/three").err
 
 
 @pytest.mark.parametrize("step", ["/whoami-v2", "/api/models/", "/preupload/", "/commit/"])
