@@ -204,6 +204,32 @@ def test_edited_weights_are_refused_or_said(cli: Cli, api: HfApi, soup: Path) ->
     assert "is not a valid safetensors file" in cli("push", soup, "acme/soup", "--force").err
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("weights", [1, 2]),
+        ("weights", None),
+        ("lineage", "none"),
+        ("lineage", {"ingredients": [{"revision": "1"}]}),
+        ("made_of", 3),
+        ("update", {"soup": "acme/a"}),
+        ("update", {"soup": "acme/a", "added": ["acme/b"], "after": [1]}),
+    ],
+)
+def test_a_summary_that_was_edited_is_refused(cli: Cli, api: HfApi, soup: Path, key: str, value: object) -> None:
+    summary = json.loads((soup / "soup.json").read_text())
+    (soup / "soup.json").write_text(json.dumps({**summary, key: value}))
+    assert "is not a soup: it has no readable soup.json" in cli("push", soup, "acme/soup").err
+    assert not api.repo_exists("acme/soup")
+
+
+def test_a_card_or_summary_that_is_damaged_is_refused(cli: Cli, soup: Path) -> None:
+    (soup / "README.md").write_bytes(b"\xff\xfe")
+    assert "README.md is not text" in cli("push", soup, "acme/soup").err
+    (soup / "soup.json").write_text("[" * 100_000)
+    assert "no readable soup.json" in cli("push", soup, "acme/soup").err
+
+
 def test_private_ingredients_stay_private(
     cli: Cli, publish: Publish, api: HfApi, online: LocalHub, tmp_path: Path
 ) -> None:
