@@ -57,7 +57,7 @@ def patient() -> None:
         return client
 
     set_client_factory(factory)
-    if "HF_HUB_VERBOSITY" not in os.environ:
+    if "HF_HUB_VERBOSITY" not in os.environ and not constants.HF_DEBUG:
         # What goes wrong is raised, and worded here; its log lines hold addresses that are signed for this user.
         set_verbosity(CRITICAL)
 

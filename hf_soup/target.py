@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from huggingface_hub import get_token
+from huggingface_hub import constants, get_token
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils._validators import validate_repo_id
 
@@ -51,13 +51,16 @@ def require_token(token: Token = None) -> None:
     """Refuse to start a push that cannot end.
 
     Raises:
-        PublishError: Nobody is logged in.
+        PublishError: Nobody is logged in, or with something that is no token.
     """
-    if token is False or not (token if isinstance(token, str) else get_token()):
+    used = None if token is False else token if isinstance(token, str) else get_token()
+    if not used:
         raise PublishError(
             "No token: pushing needs to know who you are.",
             hint="Log in with `hf auth login`, or set HF_TOKEN to a token that may write.",
         )
+    if not re.fullmatch(r"[!-~]+", used):
+        raise PublishError("The token has spaces or letters that no token has.", hint="Copy it once more.")
 
 
 def look(
@@ -88,7 +91,7 @@ def look(
         raise PublishError(f"{what} is not a name for a repo.", hint="Use `owner/name`.")
     if create_pr and tag is not None:
         raise PublishError(f"The tag '{tag}' would name a commit that nobody has merged.", hint="Tag it then.")
-    if create_pr and revision is not None:
+    if create_pr and revision not in (None, constants.DEFAULT_REVISION):
         raise PublishError(f"A pull request is for main, not for '{revision}'.", hint="Leave one of them out.")
     if tag is not None and not _TAG.fullmatch(tag):
         raise PublishError(f"'{tag}' is not a name for a tag.", hint="Use letters, digits, '.', '-' and '_': v1.0.")
@@ -101,10 +104,11 @@ def look(
             raise PublishError(f"{what}: the token of {user} may only read.", hint="Use one that may write.")
         head = _head(repo_id, revision, token)
         tags: dict[str, str | None] = {}
-        if tag is not None and head is not None:
+        if (tag is not None or revision is not None) and head is not None:
             refs = retrying(client.list_repo_refs, head.id)
             # A branch of that name would be taken for the tag, or the tag for the branch.
             tags = {each.name: None for each in refs.branches} | {each.name: each.target_commit for each in refs.tags}
+            _require_branch(head, revision, [each.name for each in refs.branches])
     except HFValidationError as error:
         raise PublishError(f"{what} is not a name for a repo: {error}", hint="Use `owner/name`.") from None
     except (LookupError, TypeError, AttributeError):
@@ -131,6 +135,15 @@ def look(
         replace=replace,
         token=token,
     )
+
+
+def _require_branch(head: hub.Repo, revision: str | None, branches: Sequence[str]) -> None:
+    """Stop where a revision names something that no commit can go on top of."""
+    there = head.requested is not None
+    is_offer = revision is not None and re.fullmatch(r"refs/pr/\d+", revision) is not None
+    if revision and revision not in branches and (not is_offer if there else revision.startswith("refs/")):
+        names = "a tag or a commit" if there else "nothing"
+        raise PublishError(f"'{revision}' names {names} in '{head.id}', and no branch.", hint="Use a branch's name.")
 
 
 def _head(repo_id: str, revision: str | None, token: Token) -> hub.Repo | None:

@@ -76,6 +76,8 @@ def changes(hub: LocalHub) -> list[str]:
         ("me/soup", {"create_pr": True}, "'me/soup' does not exist, so nothing can be offered"),
         ("me/soup", {"token": "t-me-read"}, "the token of me may only read"),
         ("me/soup", {"token": "t-unknown"}, "the Hub does not accept the token"),
+        ("me/soup", {"token": "t-me\nx"}, "The token has spaces or letters that no token has"),
+        ("me/soup", {"token": "t-mé"}, "The token has spaces or letters that no token has"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_sent(
@@ -357,9 +359,13 @@ def test_a_branch_is_made_where_it_is_not_there(online: LocalHub, api: HfApi, so
     assert api.model_info("acme/soup", revision="next").sha == done.commit
     assert "notes.txt" not in api.list_repo_files("acme/soup")
     assert not Soup.open(soup).push("acme/soup", revision="next").changed
-    offered = Soup.open(soup).push("acme/soup", create_pr=True)
+    offered = Soup.open(soup).push("acme/soup", create_pr=True, revision="main")
     (soup / "notes.txt").write_text("even more")
     assert Soup.open(soup).push("acme/soup", revision="refs/pr/1").commit != offered.commit
+    api.create_tag("acme/soup", tag="v1")
+    for name, said in ((done.commit, "a tag or a commit"), ("v1", "a tag or a commit"), ("refs/pr/9", "nothing")):
+        with pytest.raises(PublishError, match=f"'{name}' names {said} in 'acme/soup', and no branch"):
+            Soup.open(soup).push("acme/soup", revision=name)
 
 
 def test_a_gitignore_keeps_nothing_back_in_silence(online: LocalHub, api: HfApi, soup: Path) -> None:
