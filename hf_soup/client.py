@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils._http import default_client_factory, set_client_factory
+from huggingface_hub.utils._http import default_client_factory, parse_ratelimit_headers, set_client_factory
 from huggingface_hub.utils.logging import set_verbosity
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -38,6 +38,7 @@ _P = ParamSpec("_P")
 #: Seconds before the Hub counts as silent.
 TIMEOUT = 30.0
 ATTEMPTS = 5
+_LONGEST_PAUSE = 60.0
 _UNREACHABLE = (httpx2.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError)
 
 Token = str | bool | None
@@ -49,11 +50,12 @@ def api(token: Token = None) -> HfApi:
 
 
 def patient() -> None:
-    """Give every request of this process a timeout; the client's default is to wait for ever."""
+    """Give every request of this process a timeout, and bound every pause; the client's default is to wait for ever."""
 
     def factory() -> httpx2.Client:
         client = default_client_factory()
         client.timeout = httpx2.Timeout(TIMEOUT, read=120.0)
+        client.event_hooks = {**client.event_hooks, "response": [_shorten_pause]}
         return client
 
     set_client_factory(factory)
@@ -132,10 +134,27 @@ def pause_after(error: BaseException, attempt: int) -> float:
     """Seconds to wait before the next attempt: what the Hub asks for, else longer every time."""
     pause = min(8.0, 0.5 * 2**attempt)
     if isinstance(error, HfHubHTTPError):
-        after = str(error.response.headers.get("Retry-After", ""))
-        pause = min(60.0, float(after)) if after.isdigit() else pause
+        asked = _asked_for(error.response)
+        pause = pause if asked is None else asked
     # Jitter, so that parallel requests that failed together do not come back together.
     return float(pause * random.uniform(1.0, 1.2))
+
+
+def _asked_for(response: httpx2.Response) -> float | None:
+    """Seconds that the Hub asks for, in its own header or in the one that is everybody's, up to a bound."""
+    limit = parse_ratelimit_headers(response.headers) if response.status_code == 429 else None
+    after = str(response.headers.get("Retry-After", ""))
+    if limit is not None and limit.remaining == 0:
+        return min(_LONGEST_PAUSE, float(limit.reset_in_seconds))
+    return min(_LONGEST_PAUSE, float(after)) if after.isdecimal() else None
+
+
+def _shorten_pause(response: httpx2.Response) -> None:
+    """Let the client, which pauses by itself in an upload, pause no longer than this package."""
+    pause = _asked_for(response)
+    if pause is not None:
+        response.headers.pop("RateLimit", None)
+        response.headers["Retry-After"] = str(int(pause))
 
 
 def explain(error: BaseException, what: str, *, kind: type[SoupError] = ResolveError) -> SoupError:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, close_session, constants
 from safetensors.torch import load_file, save_file
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -350,6 +350,19 @@ def test_a_repo_that_somebody_makes_in_between_is_looked_at(online: LocalHub, ap
         Soup.open(soup).push("acme/soup", private=True)
     api.delete_repo("acme/soup")
     assert Soup.open(soup).push("acme/soup").changed
+
+
+@pytest.mark.parametrize("asked", [{"Retry-After": "86400"}, {"RateLimit": '"api";r=0;t=86400'}], ids=str)
+def test_no_server_makes_a_push_wait_for_a_day(
+    cli: Cli, online: LocalHub, soup: Path, asked: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client waits by itself where it uploads, for as long as it is told to."""
+    pauses, busy = list[float](), [Response(status_code=429, headers=asked)]
+    monkeypatch.setattr("time.sleep", pauses.append)
+    online.intercept = lambda request: busy.pop() if busy and "/preupload/" in request.url.path else None
+    close_session()  # one that an earlier test opened has none of the command's settings
+    assert cli("push", soup, "acme/soup").code == 0
+    assert 60 <= sum(pauses) < 90
 
 
 def test_a_branch_is_made_where_it_is_not_there(online: LocalHub, api: HfApi, soup: Path) -> None:
