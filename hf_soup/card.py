@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 
 from hf_soup.ancestry import Ancestor
 from hf_soup.checkpoint import Checkpoint
@@ -193,8 +193,15 @@ def _environment() -> Environment:
 
 
 def difference(summary: Mapping[str, Any]) -> str:
-    """What an update changed, as Markdown, for a pull request; the card has it too."""
-    return re.sub(r"\n{3,}", "\n\n", _environment().get_template("update.md.j2").render(summary=summary)).strip()
+    """What an update changed, as Markdown, for a pull request; the card has it too.
+
+    Raises:
+        ValueError: The summary was edited, and lacks what an update has.
+    """
+    try:
+        return re.sub(r"\n{3,}", "\n\n", _environment().get_template("update.md.j2").render(summary=summary)).strip()
+    except TemplateError as error:
+        raise ValueError("no summary of an update") from error
 
 
 def with_fields(card: str, fields: Mapping[str, Any]) -> str:
