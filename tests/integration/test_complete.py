@@ -360,6 +360,9 @@ def test_a_tokenizer_and_a_processor_may_come_from_two(tmp_path: Path) -> None:
     values = json.loads((paths[0] / "tokenizer_config.json").read_text())
     values |= {"name_or_path": str(tmp_path), "tokenizer_file": f"{tmp_path}/tokenizer.json"}
     (paths[0] / "tokenizer_config.json").write_text(json.dumps(values))
+    config = json.loads((paths[1] / "config.json").read_text())
+    config["text_config"] |= {"_name_or_path": str(tmp_path / "text"), "vocab_file": str(tmp_path / "vocab.json")}
+    (paths[1] / "config.json").write_text(json.dumps(config))
     soup, _ = soup_of(paths, tmp_path / "soup")
     assert processed(soup.folder) == processed(paths[0])
     for path in soup.folder.glob("*.json"):
@@ -381,9 +384,16 @@ def test_code_of_a_model_is_not_taken_over_and_the_soup_loads_without(tmp_path: 
         (path / "modeling_mine.py").write_text("raise SystemExit('ran')\n")
         config = json.loads((path / "config.json").read_text())
         config["auto_map"] = {"AutoModel": "modeling_mine.MyModel", "AutoConfig": "modeling_mine.MyConfig"}
+        config["custom_pipelines"] = {"feature-extraction": {"impl": "modeling_mine.MyPipeline", "pt": ["AutoModel"]}}
         (path / "config.json").write_text(json.dumps(config))
+        tokenizer = json.loads((path / "tokenizer_config.json").read_text())
+        tokenizer["auto_map"] = {"AutoTokenizer": ["modeling_mine.MyTokenizer", None]}
+        (path / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     soup, said = soup_of(paths, tmp_path / "soup")
     assert "note: Code is not taken over: local:a brings modeling_mine.py." in said
     assert not list(soup.folder.rglob("*.py"))
     for trusted in (False, True):
         assert isinstance(AutoModel.from_pretrained(soup.folder, trust_remote_code=trusted), BertModel)
+        assert AutoTokenizer.from_pretrained(soup.folder, trust_remote_code=trusted)("hot soup")["input_ids"]
+        extract = transformers.pipeline("feature-extraction", str(soup.folder), trust_remote_code=trusted)
+        assert len(extract("hot soup")[0][0]) == 16
