@@ -56,8 +56,8 @@ class License:
 
 def license_of(leaves: Sequence[Checkpoint], ancestor: Ancestor | None) -> License:
     """The ingredients' licence when all agree, the base included; else ``other``, with a link to the card's table."""
-    models = [(leaf.model, leaf) for leaf in leaves] + ([(ancestor.model, ancestor.checkpoint)] if ancestor else [])
-    rows = tuple(dict.fromkeys((name, stated_license(checkpoint)) for name, checkpoint in models))
+    models: list[Checkpoint | Ancestor] = [*leaves, *([ancestor] if ancestor else [])]
+    rows = tuple(dict.fromkeys((each.model, stated_license(each.card)) for each in models))
     found = list(dict.fromkeys(license for _, license in rows))
     # What is no single identifier, such as `other (its name)` or a list, is not for us to put in a word.
     if len(found) == 1 and found[0] in LICENSES - {"other", "unknown"}:
@@ -71,9 +71,8 @@ def license_of(leaves: Sequence[Checkpoint], ancestor: Ancestor | None) -> Licen
     return License(fields, rows, agreed=permissive)
 
 
-def stated_license(checkpoint: Checkpoint | None) -> str:
+def stated_license(card: Mapping[str, Any]) -> str:
     """As a card states it, spelled as the Hub spells it; a list is joined; empty where nothing is stated or read."""
-    card = checkpoint.card if checkpoint else {}
     license = ", ".join(sorted(strings(card.get("license")))).lower()
     name = strings(card.get("license_name"))
     return f"{license} ({name[0]})" if license == "other" and name else license
@@ -187,7 +186,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True, autoescape=False,
     )  # fmt: skip
     environment.filters["md"] = escape
-    environment.filters["licence"] = lambda leaf: escape(stated_license(leaf) or "not stated")
+    environment.filters["licence"] = lambda leaf: escape(stated_license(leaf.card) or "not stated")
     environment.filters["score"] = lambda s: f"{100 * s['value']:.2f} ({100 * s['low']:.2f} – {100 * s['high']:.2f})"
     return environment
 

@@ -198,6 +198,20 @@ def test_the_base_has_a_licence_too(cli: Cli, publish: Publish, family: Path, tm
     assert ["acme/a-2", "other (llama)"] in tables(card)[-1]
 
 
+def test_a_base_whose_weights_cannot_be_read_has_its_licence(
+    cli: Cli, publish: Publish, family: Path, tmp_path: Path
+) -> None:
+    """It is on the card, which is there for all, whatever the weights are in."""
+    base = shutil.copytree(family / "base", tmp_path / "base")
+    (base / "model.safetensors").rename(base / "pytorch_model.bin")
+    for name in ("base", "a", "b"):
+        publish(name, base if name == "base" else None)
+    assert cli("cook", "acme/a", "acme/b", "-o", "soup").code == 0
+    card = (tmp_path / "soup" / "README.md").read_text()
+    assert front_matter(card)["license"] == "apache-2.0"
+    assert "not stated" not in card
+
+
 def test_nothing_breaks_out_of_a_card(cli: Cli, publish: Publish, family: Path, tmp_path: Path) -> None:
     """What strangers wrote in theirs is text in ours."""
     publish("base")
