@@ -86,6 +86,23 @@ def test_a_model_that_cannot_be_had(
     assert not (tmp_path / "soup").exists()
 
 
+@pytest.mark.parametrize("field", ["self: 1", "ignore_metadata_errors: true"])
+def test_a_card_that_the_client_cannot_read(
+    field: str, cli: Cli, publish: Publish, family: Path, tmp_path: Path
+) -> None:
+    """Its keys become arguments there, and the Hub takes any. It costs nobody but that model."""
+    odd = shutil.copytree(family / "base", tmp_path / "odd")
+    (odd / "README.md").write_text(f"---\nlicense: mit\n{field}\n---\n")
+    publish("base", odd)
+    publish("a")
+    publish("b")
+    refused(cli("check", "acme/a", "acme/base"), "'acme/base': the metadata on its card cannot be read", "README.md")
+    refused(cli("push", family / "a", "acme/base"), "soup")
+    checked = cli("check", "acme/a", "acme/b")
+    assert checked.code == 0
+    assert "acme/base" in checked.out
+
+
 def test_with_json_an_error_is_json(cli: Cli, online: LocalHub) -> None:
     """On stdout, for scripts; and nothing on stderr."""
     done = cli("check", "acme/one", "acme/nothing", "--json")
