@@ -222,6 +222,24 @@ def test_a_fence_is_longer_than_any_in_the_recipe() -> None:
     assert structure(page) == structure(_plain()[1])
 
 
+@pytest.mark.parametrize("text", ["1e-5", "1E5", "-1.5e3", ".5e1", "0o17"])
+def test_a_title_that_the_hub_would_take_for_a_number_is_quoted(text: str) -> None:
+    """The Hub reads YAML 1.2, in which these are numbers, and a name has to be a text."""
+    card = card_of({**PLAIN, "title": text})
+    assert f"- name: '{text}'\n" in card
+    assert split(card)[0]["model-index"][0]["name"] == text
+
+
+@given(st.text(max_size=20))
+@FEW
+def test_what_is_written_as_yaml_can_be_seen_and_comes_back(text: str) -> None:
+    """Characters that turn the order of a line would make a recipe look like another one."""
+    hidden = {f"k{text}": [f"\u202e{text}\u200b", text], "b": text}
+    written = write_yaml(hidden)
+    assert written.replace("\n", "").isprintable()
+    assert parse_yaml(written) == hidden
+
+
 @given(st.text(max_size=40) | TEXT)
 @settings(deadline=None, derandomize=True, max_examples=300)
 def test_escaped_text_has_one_line_and_no_markup(text: str) -> None:
