@@ -136,6 +136,8 @@ class Soup:
             PublishError: No token or right, weights that are not those of the recipe, private ingredients, a repo
                 that holds something else, a commit of somebody else's in between, or the Hub fails.
         """
+        if license is not None and not license.strip():
+            raise PublishError("The licence is empty.", hint="Name one of the Hub's, such as `apache-2.0`.")
         target = look(
             repo_id, private=private, create_pr=create_pr, revision=revision, tag=tag, replace=replace, token=token
         )
@@ -158,7 +160,7 @@ class Soup:
                 "warning: the ingredients' licences are not all the same or not all stated, so the card says "
                 "`license: other` and lists them. Set the right one with --license."
             )
-        card = with_fields((self.folder / "README.md").read_text(), fields).replace("THIS_REPO", target.repo)
+        card = with_fields((self.folder / "README.md").read_text("utf-8-sig"), fields).replace("THIS_REPO", target.repo)
         digest = digest_of_folder(self.folder)
         if digest != self.digest:
             if not force:

@@ -254,6 +254,11 @@ def test_a_card_without_front_matter_gets_some(cli: Cli, online: LocalHub, famil
     assert cli("push", "soup", "acme/soup", "--license", "mit").code == 0
     card = HfApi(endpoint=online.endpoint, token="hf_acme").hf_hub_download("acme/soup", "README.md")
     assert Path(card).read_text() == "---\nlicense: mit\n---\n\n# Mine\n"
+    # As an editor on Windows saves it.
+    (tmp_path / "soup" / "README.md").write_bytes("\ufeff---\r\nlanguage: de\r\n---\r\n# Mine\r\n".encode())
+    assert cli("push", "soup", "acme/soup", "--license", "mit").code == 0
+    card = HfApi(endpoint=online.endpoint, token="hf_acme").hf_hub_download("acme/soup", "README.md")
+    assert Path(card).read_text() == "---\nlanguage: de\nlicense: mit\n---\n\n# Mine\n"
 
 
 # ---- in processes of their own ------------------------------------------------------------------------------
