@@ -160,18 +160,26 @@ def escape(text: object) -> str:
 
 
 def render(
-    *, title: str, lineage: Lineage, used: Sequence[str], license: License, summary: Mapping[str, Any], recipe: str
+    *,
+    title: str,
+    lineage: Lineage,
+    used: Sequence[str],
+    license: License,
+    summary: Mapping[str, Any],
+    recipe: str,
+    files: Sequence[str] = (),
 ) -> str:
     """The whole ``README.md`` of a soup.
 
     Args:
         title, lineage, used, license, summary: As in `front_matter`.
         recipe: ``soup.yaml``.
+        files: What it names that scores need and that is only on the cook's machine.
     """
     fields = front_matter(title=title, lineage=lineage, used=used, license=license, summary=summary)
     known = re.fullmatch(r"[A-Za-z]\w*", summary["architecture"], re.ASCII)  # a stranger's text, in code to copy
     body = _environment().get_template("card.md.j2").render(
-        title=title, lineage=lineage, used=used, license=license, summary=summary, recipe=_RECIPE,
+        title=title, lineage=lineage, used=used, license=license, summary=summary, recipe=_RECIPE, files=files,
         task=fields.get("pipeline_tag"), hidden=[name for name in used if name.startswith("local:")],
         compared=[name for each in lineage.evidence if each.part == "body" for name in each.names],
         architecture=summary["architecture"] if known else "AutoModel",

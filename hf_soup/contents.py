@@ -264,7 +264,11 @@ def write_contents(
         if summary["history"]:
             plots.learned(folder / "plots" / "learned.png", summary, recipe.layers)
     (folder / "soup.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    card = render(title=title, lineage=lineage, used=used, license=license, summary=summary, recipe=resolved.to_yaml())
+    named = [each for scoring in (*resolved.score, *resolved.report) for each in (scoring.dataset, scoring.metric)]
+    card = render(
+        title=title, lineage=lineage, used=used, license=license, summary=summary, recipe=resolved.to_yaml(),
+        files=list(dict.fromkeys(each for each in named if each.startswith("local:"))),
+    )  # fmt: skip
     (folder / "README.md").write_text(card)
 
 

@@ -302,6 +302,7 @@ def test_no_path_of_this_machine_is_pushed(
     assert score.dataset == "local:rows.csv"
     card = (pushed / "README.md").read_text()
     assert "local:a, local:b were folders on the cook's machine: put their paths there first." in card
+    assert "local:rows.csv, local:report.csv were files on the cook's machine: put their paths in the place" in card
     assert "base_model" not in front_matter(card)
 
 
