@@ -96,15 +96,15 @@ def front_matter(
         # A folder has no address that a reader could follow, so its ancestor stands for it.
         bases.append(lineage.ancestor.model)
     bases = [base for base in dict.fromkeys(bases) if not base.startswith("local:")]
-    architecture = (lineage.donor.config.get("architectures") or [""])[0]
     cards = [leaf.card for leaf in leaves]
-    tags = [card.get("pipeline_tag") for card in cards]
+    tags = [None if lineage.alignment.body else card.get("pipeline_tag") for card in cards]
     fields: dict[str, Any] = {**license.fields, "library_name": summary["library"]}
-    known = [tag for suffix, tag in _PIPELINES.items() if str(architecture).endswith(suffix)]
-    if known:
-        fields["pipeline_tag"] = known[0]
-    elif len({str(tag) for tag in tags}) == 1 and re.fullmatch(r"[a-z0-9-]+", str(tags[0])):
+    known = [tag for suffix, tag in _PIPELINES.items() if summary["architecture"].endswith(suffix)]
+    # What all say, as a class does not tell a ranker from a classifier.
+    if len({str(tag) for tag in tags}) == 1 and isinstance(tags[0], str) and re.fullmatch(r"[a-z0-9-]+", tags[0]):
         fields["pipeline_tag"] = tags[0]
+    elif known:
+        fields["pipeline_tag"] = known[0]
     if bases:
         fields |= {"base_model": bases, "base_model_relation": "merge"}
     datasets = dict.fromkeys(name for card in cards for name in strings(card.get("datasets")) if is_repo_id(name))

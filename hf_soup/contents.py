@@ -207,6 +207,7 @@ def write_contents(
         "select": recipe.select.name,
         "architecture": str((config.get("architectures") or ["AutoModel"])[0]),
         "library": "sentence-transformers" if (folder / "modules.json").exists() else "transformers",
+        "encoder": _encoder(folder),
         "head_of": leaves.head_of,
         "held_out": [scoring.title for scoring in recipe.score],
         "scores": {},
@@ -270,6 +271,15 @@ def write_contents(
         files=list(dict.fromkeys(each for each in named if each.startswith("local:"))),
     )  # fmt: skip
     (folder / "README.md").write_text(card)
+
+
+def _encoder(folder: Path) -> str:
+    """The class with which sentence-transformers loads a folder of its own."""
+    try:
+        kind = json.loads((folder / "config_sentence_transformers.json").read_bytes())["model_type"]
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        kind = None  # from before there were others
+    return kind if kind in ("CrossEncoder", "SparseEncoder") else "SentenceTransformer"
 
 
 def resolve_recipe(recipe: Recipe, leaves: Lineage, weights: Mapping[str, float], benches: Sequence[Bench]) -> Recipe:

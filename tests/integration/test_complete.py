@@ -292,6 +292,31 @@ def test_a_sentence_transformer_is_one_again(tmp_path: Path) -> None:
     assert 'SentenceTransformer("THIS_REPO")' in card
 
 
+@pytest.mark.parametrize("kind", ["CrossEncoder", "SparseEncoder"])
+def test_the_card_loads_what_it_is_with_its_own_class(kind: str, tmp_path: Path) -> None:
+    paths = sentences(tmp_path)
+    for path in paths:
+        file = path / "config_sentence_transformers.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "model_type": kind}))
+        (path / "README.md").write_text("---\npipeline_tag: text-ranking\n---\n")
+    soup, _ = soup_of(paths, tmp_path / "soup")
+    card = (soup.folder / "README.md").read_text()
+    assert f'import {kind}\n\nmodel = {kind}("THIS_REPO")' in card
+    assert "pipeline_tag: text-ranking\n" in card
+
+
+def test_modules_that_are_code_of_their_own_are_refused(tmp_path: Path) -> None:
+    """The code is not taken over, so nobody could load the soup."""
+    paths = sentences(tmp_path)
+    for path in paths:
+        modules = json.loads((path / "modules.json").read_text())
+        modules[1]["type"] = "custom.MyPooling"
+        (path / "modules.json").write_text(json.dumps(modules))
+        (path / "custom.py").write_text("raise SystemExit('ran')\n")
+    with pytest.raises(IncompatibleError, match=r"code of its own \(custom\.MyPooling\)"):
+        soup_of(paths, tmp_path / "soup")
+
+
 def test_modules_with_weights_of_their_own_are_refused(tmp_path: Path) -> None:
     """They would have to be averaged like the rest, in files that `transformers` does not know."""
     paths = sentences(tmp_path, dense=True)

@@ -212,6 +212,16 @@ def test_a_base_whose_weights_cannot_be_read_has_its_licence(
     assert "not stated" not in card
 
 
+def test_a_body_without_a_head_has_no_task(cli: Cli, family: Path, tmp_path: Path) -> None:
+    """Whatever the cards of those with heads say."""
+    models = [str(with_card(family, name, tmp_path / name, pipeline_tag="text-classification")) for name in "ab"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"ingredients": models, "heads": "body"}))
+    assert cli("cook", "recipe.yaml", "-o", "soup").code == 0
+    card = (tmp_path / "soup" / "README.md").read_text()
+    assert "pipeline_tag" not in front_matter(card)
+    assert "pipeline(" not in card
+
+
 def test_nothing_breaks_out_of_a_card(cli: Cli, publish: Publish, family: Path, tmp_path: Path) -> None:
     """What strangers wrote in theirs is text in ours."""
     publish("base")

@@ -281,7 +281,7 @@ def test_every_report_is_in_the_model_index() -> None:
 
 
 def test_a_soup_of_sentence_transformers_is_loaded_as_one() -> None:
-    card = card_of(PLAIN, library="sentence-transformers")
+    card = card_of(PLAIN, library="sentence-transformers", encoder="SentenceTransformer")
     assert split(card)[0]["library_name"] == "sentence-transformers"
     assert 'SentenceTransformer("THIS_REPO")' in card
     assert "from transformers import" not in card
