@@ -28,9 +28,10 @@ from hf_soup.plots import short
 #: What a model is for, from the end of its class's name.
 _PIPELINES = {"ImageClassification": "image-classification", "SequenceClassification": "text-classification"}
 _MARKUP = re.compile(r"([\\`*_{}\[\]()<>#+!|~&$])")
-#: What makes a list, a rule or a heading where it begins a line, and what GitHub's Markdown makes a link of.
+#: What makes a list, a rule or a heading where it begins a line, and what GitHub's Markdown makes a link of; some
+#: readers look for that when backslashes are gone, so it is set apart as code.
 _STARTS = re.compile(r"^(\d*)([-=.])")
-_LINKS = re.compile(r":(?=//)|(?<=www)\.", re.IGNORECASE)
+_LINKS = re.compile(r"://|(?<=www)\.|@(?=[-\w\\]+\.)", re.IGNORECASE)
 _LANGUAGE = re.compile(r"[a-z]{2,3}|code|multilingual")
 #: Where the recipe comes; no other text can hold it.
 _RECIPE = "\0"
@@ -156,7 +157,7 @@ def escape(text: object) -> str:
     a\|b \<script\> \[x\]\(y\)
     """
     seen = "".join(each if each.isprintable() else "\ufffd" for each in " ".join(str(text).split()))
-    return _STARTS.sub(r"\1\\\2", _LINKS.sub(r"\\\g<0>", _MARKUP.sub(r"\\\1", seen)))
+    return _STARTS.sub(r"\1\\\2", _LINKS.sub(r"`\g<0>`", _MARKUP.sub(r"\\\1", seen)))
 
 
 def render(
