@@ -133,6 +133,8 @@ class Soup:
             PublishError: No token or right, weights that are not those of the recipe, private ingredients, a repo
                 that holds something else, a commit of somebody else's in between, or the Hub fails.
         """
+        if license is not None and not license.strip():
+            raise PublishError("The licence is empty.", hint="Name one of the Hub's, such as `apache-2.0`.")
         target = look(
             repo_id, private=private, create_pr=create_pr, revision=revision, tag=tag, replace=replace, token=token
         )
@@ -160,7 +162,7 @@ class Soup:
                 "`license: other` and lists them. Set the right one with --license."
             )
         try:
-            card = (self.folder / "README.md").read_text()
+            card = (self.folder / "README.md").read_text("utf-8-sig")
         except UnicodeDecodeError:
             raise PublishError(f"'{self.folder}': README.md is not text.", hint="Mend it, or cook again.") from None
         card = with_fields(card, fields).replace("THIS_REPO", target.repo)

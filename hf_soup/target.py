@@ -171,7 +171,8 @@ def require_public(models: Sequence[str], target: Target) -> None:
 
     def hidden(model: str) -> bool:
         try:
-            return bool(retrying(api(target.token).model_info, model, timeout=TIMEOUT).private)
+            info = retrying(api(target.token).model_info, model, expand=["private"], timeout=TIMEOUT)
+            return bool(info.private)
         except RepositoryNotFoundError:
             return True
         except EXPLAINED as error:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
-from hf_soup import __version__, client
+from hf_soup import __version__, client, hub
 from hf_soup.local_hub import LocalHub
 
 # The client hands files to its HTTP library in a way that the library deprecates.
@@ -86,11 +86,12 @@ def test_the_hub_is_told_who_asks(online: LocalHub, publish: Callable[..., str],
     agents: set[str] = set()
 
     def note(request: Request) -> None:
-        if request.url.path.startswith("/api/models/"):
+        if request.url.path.startswith("/api/models"):
             agents.add(request.headers["user-agent"])
 
     online.intercept = note
     assert cli("check", *names).code == 0
+    assert hub.answers()
     assert agents
     assert all(f"hf-soup/{__version__}" in agent for agent in agents), agents
 

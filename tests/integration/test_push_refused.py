@@ -74,6 +74,7 @@ def changes(hub: LocalHub) -> list[str]:
         ("me/soup", {"tag": "v1", "create_pr": True}, "nobody has merged"),
         ("me/soup", {"revision": "next", "create_pr": True}, "for main, not for 'next'"),
         ("me/soup", {"create_pr": True}, "'me/soup' does not exist, so nothing can be offered"),
+        ("me/soup", {"license": " "}, "The licence is empty"),
         ("me/soup", {"token": "t-me-read"}, "the token of me may only read"),
         ("me/soup", {"token": "t-unknown"}, "the Hub does not accept the token"),
         ("me/soup", {"token": "t-me\nx"}, "The token has spaces or letters that no token has"),

@@ -135,6 +135,7 @@ def test_what_does_not_pass_is_raised_at_once(monkeypatch: pytest.MonkeyPatch) -
     [
         ("acme/a", True), ("gpt2", True), ("a_b/c.d-e", True), ("x" * 97, False), ("a/b/c", False), ("/a", False),
         ("./a", False), ("../a", False), ("a/", False), ("", False), ("a b", False), ("C:\\models", False),
+        ("acme/données", False), ("a--b", False), ("a..b", False), ("acme/a.git", False), ("acme/a.", False),
     ],
 )  # fmt: skip
 def test_what_can_be_a_repo(name: str, is_one: bool) -> None:
