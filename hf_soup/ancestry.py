@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hf_soup import architecture, hub, transfer
 from hf_soup.checkpoint import Checkpoint, open_checkpoint
@@ -37,11 +37,15 @@ NOBODY = Bases([])
 
 @dataclass(frozen=True)
 class Ancestor:
-    """The pretrained model that the ingredients come from, and who says so: ``recipe``, ``card`` or ``weights``."""
+    """The pretrained model that the ingredients come from, and who says so: ``recipe``, ``card`` or ``weights``.
+
+    Where its weights cannot be read, ``stated`` is its card.
+    """
 
     model: str
     source: str
     checkpoint: Checkpoint | None = field(default=None, repr=False)
+    stated: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def declared(self) -> bool:
@@ -52,6 +56,11 @@ class Ancestor:
     def revision(self) -> str | None:
         """Its revision, where it could be read and is known."""
         return self.checkpoint.known_revision if self.checkpoint else None
+
+    @property
+    def card(self) -> Mapping[str, Any]:
+        """The front matter of its ``README.md``."""
+        return self.checkpoint.card if self.checkpoint else self.stated
 
 
 @dataclass(frozen=True)
@@ -198,6 +207,7 @@ class Seen:
     found: bool = True
     checkpoint: Checkpoint | None = None
     error: SoupError | None = None
+    card: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 def _look(model: str, token: Token, *, on_hub: bool = True, allow_pickle: bool = False) -> Seen:
@@ -210,7 +220,7 @@ def _look(model: str, token: Token, *, on_hub: bool = True, allow_pickle: bool =
         except SoupError:
             return Seen(model, NOBODY, found=False, error=error)
         names = _models(repo.card.get("base_model")) or _models(list(hub.base_models(repo))) or _adapted(repo)
-        return Seen(repo.id, Bases(names), error=error)
+        return Seen(repo.id, Bases(names), error=error, card=repo.card)
     return Seen(checkpoint.model, declared_bases(checkpoint), checkpoint=checkpoint)
 
 

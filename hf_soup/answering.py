@@ -106,6 +106,11 @@ class Answering:
         self._stack.close()
         prune(self._folder, MAX_BYTES)
 
+    def rest(self) -> None:
+        """Let go of the model and the running sum: what follows needs their memory. The next one is built anew."""
+        self._resident = None
+        self._blend.forget()
+
     def ask(
         self, model: Mixture | Written, benches: Sequence[Bench], name: str, config: bytes | None = None
     ) -> dict[str, Logits]:

@@ -51,6 +51,10 @@ class Blend:
         """Close the files."""
         self._reading.close()
 
+    def forget(self) -> None:
+        """Let go of the running sum."""
+        self._sum, self._summed = [], {}
+
     def tensors(
         self,
         weights: Mapping[int, float],
@@ -92,7 +96,7 @@ class Blend:
         factors = dict(zip(weights, given, strict=True))
         known = len(self._summed)
         if known >= len(factors) or list(factors.items())[:known] != list(self._summed.items()):
-            self._sum, self._summed = [], {}
+            self.forget()
         *stay, last = [source for source in factors if source not in self._summed]
         for source in stay:
             self._fold(source, factors[source])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 
 from hf_soup.ancestry import Ancestor
 from hf_soup.checkpoint import Checkpoint
@@ -28,9 +28,10 @@ from hf_soup.plots import short
 #: What a model is for, from the end of its class's name.
 _PIPELINES = {"ImageClassification": "image-classification", "SequenceClassification": "text-classification"}
 _MARKUP = re.compile(r"([\\`*_{}\[\]()<>#+!|~&$])")
-#: What makes a list, a rule or a heading where it begins a line, and what GitHub's Markdown makes a link of.
+#: What makes a list, a rule or a heading where it begins a line, and what GitHub's Markdown makes a link of; some
+#: readers look for that when backslashes are gone, so it is set apart as code.
 _STARTS = re.compile(r"^(\d*)([-=.])")
-_LINKS = re.compile(r":(?=//)|(?<=www)\.", re.IGNORECASE)
+_LINKS = re.compile(r"://|(?<=www)\.|@(?=[-\w\\]+\.)", re.IGNORECASE)
 _LANGUAGE = re.compile(r"[a-z]{2,3}|code|multilingual")
 #: Where the recipe comes; no other text can hold it.
 _RECIPE = "\0"
@@ -56,8 +57,8 @@ class License:
 
 def license_of(leaves: Sequence[Checkpoint], ancestor: Ancestor | None) -> License:
     """The ingredients' licence when all agree, the base included; else ``other``, with a link to the card's table."""
-    models = [(leaf.model, leaf) for leaf in leaves] + ([(ancestor.model, ancestor.checkpoint)] if ancestor else [])
-    rows = tuple(dict.fromkeys((name, stated_license(checkpoint)) for name, checkpoint in models))
+    models: list[Checkpoint | Ancestor] = [*leaves, *([ancestor] if ancestor else [])]
+    rows = tuple(dict.fromkeys((each.model, stated_license(each.card)) for each in models))
     found = list(dict.fromkeys(license for _, license in rows))
     # What is no single identifier, such as `other (its name)` or a list, is not for us to put in a word.
     if len(found) == 1 and found[0] in LICENSES - {"other", "unknown"}:
@@ -71,9 +72,8 @@ def license_of(leaves: Sequence[Checkpoint], ancestor: Ancestor | None) -> Licen
     return License(fields, rows, agreed=permissive)
 
 
-def stated_license(checkpoint: Checkpoint | None) -> str:
+def stated_license(card: Mapping[str, Any]) -> str:
     """As a card states it, spelled as the Hub spells it; a list is joined; empty where nothing is stated or read."""
-    card = checkpoint.card if checkpoint else {}
     license = ", ".join(sorted(strings(card.get("license")))).lower()
     name = strings(card.get("license_name"))
     return f"{license} ({name[0]})" if license == "other" and name else license
@@ -97,15 +97,15 @@ def front_matter(
         # A folder has no address that a reader could follow, so its ancestor stands for it.
         bases.append(lineage.ancestor.model)
     bases = [base for base in dict.fromkeys(bases) if not base.startswith("local:")]
-    architecture = (lineage.donor.config.get("architectures") or [""])[0]
     cards = [leaf.card for leaf in leaves]
-    tags = [card.get("pipeline_tag") for card in cards]
+    tags = [None if lineage.alignment.body else card.get("pipeline_tag") for card in cards]
     fields: dict[str, Any] = {**license.fields, "library_name": summary["library"]}
-    known = [tag for suffix, tag in _PIPELINES.items() if str(architecture).endswith(suffix)]
-    if known:
-        fields["pipeline_tag"] = known[0]
-    elif len({str(tag) for tag in tags}) == 1 and re.fullmatch(r"[a-z0-9-]+", str(tags[0])):
+    known = [tag for suffix, tag in _PIPELINES.items() if summary["architecture"].endswith(suffix)]
+    # What all say, as a class does not tell a ranker from a classifier.
+    if len({str(tag) for tag in tags}) == 1 and isinstance(tags[0], str) and re.fullmatch(r"[a-z0-9-]+", tags[0]):
         fields["pipeline_tag"] = tags[0]
+    elif known:
+        fields["pipeline_tag"] = known[0]
     if bases:
         fields |= {"base_model": bases, "base_model_relation": "merge"}
     datasets = dict.fromkeys(name for card in cards for name in strings(card.get("datasets")) if is_repo_id(name))
@@ -157,22 +157,30 @@ def escape(text: object) -> str:
     a\|b \<script\> \[x\]\(y\)
     """
     seen = "".join(each if each.isprintable() else "\ufffd" for each in " ".join(str(text).split()))
-    return _STARTS.sub(r"\1\\\2", _LINKS.sub(r"\\\g<0>", _MARKUP.sub(r"\\\1", seen)))
+    return _STARTS.sub(r"\1\\\2", _LINKS.sub(r"`\g<0>`", _MARKUP.sub(r"\\\1", seen)))
 
 
 def render(
-    *, title: str, lineage: Lineage, used: Sequence[str], license: License, summary: Mapping[str, Any], recipe: str
+    *,
+    title: str,
+    lineage: Lineage,
+    used: Sequence[str],
+    license: License,
+    summary: Mapping[str, Any],
+    recipe: str,
+    files: Sequence[str] = (),
 ) -> str:
     """The whole ``README.md`` of a soup.
 
     Args:
         title, lineage, used, license, summary: As in `front_matter`.
         recipe: ``soup.yaml``.
+        files: What it names that scores need and that is only on the cook's machine.
     """
     fields = front_matter(title=title, lineage=lineage, used=used, license=license, summary=summary)
     known = re.fullmatch(r"[A-Za-z]\w*", summary["architecture"], re.ASCII)  # a stranger's text, in code to copy
     body = _environment().get_template("card.md.j2").render(
-        title=title, lineage=lineage, used=used, license=license, summary=summary, recipe=_RECIPE,
+        title=title, lineage=lineage, used=used, license=license, summary=summary, recipe=_RECIPE, files=files,
         task=fields.get("pipeline_tag"), hidden=[name for name in used if name.startswith("local:")],
         compared=[name for each in lineage.evidence if each.part == "body" for name in each.names],
         architecture=summary["architecture"] if known else "AutoModel",
@@ -187,14 +195,21 @@ def _environment() -> Environment:
         keep_trailing_newline=True, autoescape=False,
     )  # fmt: skip
     environment.filters["md"] = escape
-    environment.filters["licence"] = lambda leaf: escape(stated_license(leaf) or "not stated")
+    environment.filters["licence"] = lambda leaf: escape(stated_license(leaf.card) or "not stated")
     environment.filters["score"] = lambda s: f"{100 * s['value']:.2f} ({100 * s['low']:.2f} – {100 * s['high']:.2f})"
     return environment
 
 
 def difference(summary: Mapping[str, Any]) -> str:
-    """What an update changed, as Markdown, for a pull request; the card has it too."""
-    return re.sub(r"\n{3,}", "\n\n", _environment().get_template("update.md.j2").render(summary=summary)).strip()
+    """What an update changed, as Markdown, for a pull request; the card has it too.
+
+    Raises:
+        ValueError: The summary was edited, and lacks what an update has.
+    """
+    try:
+        return re.sub(r"\n{3,}", "\n\n", _environment().get_template("update.md.j2").render(summary=summary)).strip()
+    except TemplateError as error:
+        raise ValueError("no summary of an update") from error
 
 
 def with_fields(card: str, fields: Mapping[str, Any]) -> str:

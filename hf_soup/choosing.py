@@ -127,8 +127,8 @@ def choose(recipe: Recipe, weights: Weights, evaluation: Evaluation | None) -> C
         weights: Share of each ingredient.
         evaluation: Where something is scored.
     """
-    if recipe.repeats and evaluation is not None:
-        evaluation.require_halves()
+    if SELECTIONS[recipe.select.name].needs_score and evaluation is not None:
+        evaluation.require_better_than_chance(list(weights))
     choice = _choose(recipe, weights, evaluation)
     if not recipe.repeats or evaluation is None:
         return choice

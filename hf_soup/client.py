@@ -25,12 +25,12 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils._http import default_client_factory, set_client_factory
+from huggingface_hub.utils._http import default_client_factory, parse_ratelimit_headers, set_client_factory
 from huggingface_hub.utils.logging import set_verbosity
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from hf_soup import __version__
-from hf_soup.errors import ResolveError, SoupError
+from hf_soup.errors import PublishError, ResolveError, SoupError
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -38,6 +38,7 @@ _P = ParamSpec("_P")
 #: Seconds before the Hub counts as silent.
 TIMEOUT = 30.0
 ATTEMPTS = 5
+_LONGEST_PAUSE = 60.0
 _UNREACHABLE = (httpx2.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError)
 
 Token = str | bool | None
@@ -49,15 +50,16 @@ def api(token: Token = None) -> HfApi:
 
 
 def patient() -> None:
-    """Give every request of this process a timeout; the client's default is to wait for ever."""
+    """Give every request of this process a timeout, and bound every pause; the client's default is to wait for ever."""
 
     def factory() -> httpx2.Client:
         client = default_client_factory()
         client.timeout = httpx2.Timeout(TIMEOUT, read=120.0)
+        client.event_hooks = {**client.event_hooks, "response": [_shorten_pause]}
         return client
 
     set_client_factory(factory)
-    if "HF_HUB_VERBOSITY" not in os.environ:
+    if "HF_HUB_VERBOSITY" not in os.environ and not constants.HF_DEBUG:
         # What goes wrong is raised, and worded here; its log lines hold addresses that are signed for this user.
         set_verbosity(CRITICAL)
 
@@ -132,16 +134,33 @@ def pause_after(error: BaseException, attempt: int) -> float:
     """Seconds to wait before the next attempt: what the Hub asks for, else longer every time."""
     pause = min(8.0, 0.5 * 2**attempt)
     if isinstance(error, HfHubHTTPError):
-        after = str(error.response.headers.get("Retry-After", ""))
-        pause = min(60.0, float(after)) if after.isdigit() else pause
+        asked = _asked_for(error.response)
+        pause = pause if asked is None else asked
     # Jitter, so that parallel requests that failed together do not come back together.
     return float(pause * random.uniform(1.0, 1.2))
+
+
+def _asked_for(response: httpx2.Response) -> float | None:
+    """Seconds that the Hub asks for, in its own header or in the one that is everybody's, up to a bound."""
+    limit = parse_ratelimit_headers(response.headers) if response.status_code == 429 else None
+    after = str(response.headers.get("Retry-After", ""))
+    if limit is not None and limit.remaining == 0:
+        return min(_LONGEST_PAUSE, float(limit.reset_in_seconds))
+    return min(_LONGEST_PAUSE, float(after)) if after.isdecimal() else None
+
+
+def _shorten_pause(response: httpx2.Response) -> None:
+    """Let the client, which pauses by itself in an upload, pause no longer than this package."""
+    pause = _asked_for(response)
+    if pause is not None:
+        response.headers.pop("RateLimit", None)
+        response.headers["Retry-After"] = str(int(pause))
 
 
 def explain(error: BaseException, what: str, *, kind: type[SoupError] = ResolveError) -> SoupError:
     """One clear error for whatever the client raised while it looked at ``what``."""
     status = status_of(error)
-    said = _without_tokens((error.server_message or "") if isinstance(error, HfHubHTTPError) else "")
+    said = _without_tokens((error.server_message or "") if isinstance(error, HfHubHTTPError) else "", error)
     if isinstance(error, SoupError):
         return error
     if isinstance(error, GatedRepoError):
@@ -170,7 +189,8 @@ def explain(error: BaseException, what: str, *, kind: type[SoupError] = ResolveE
         )
     if isinstance(error, _UNREACHABLE):
         return kind(
-            f"{what}: {endpoint()} cannot be reached ({type(error).__name__}), and the cache does not hold it.",
+            f"{what}: {endpoint()} cannot be reached ({type(error).__name__})"
+            + ("." if kind is PublishError else ", and the cache does not hold it."),
             hint="Check the network and HF_ENDPOINT, and try again.",
         )
     if isinstance(error, EntryNotFoundError):
@@ -182,18 +202,35 @@ def explain(error: BaseException, what: str, *, kind: type[SoupError] = ResolveE
     if status == 429:
         return kind(f"{what}: the Hub's rate limit is reached.", hint="Wait some minutes and run this again.")
     if status is not None:
-        return kind(f"{what}: the Hub answered {status}. {said}".strip(), hint="Try again later.")
+        hint = "Try again later." if is_passing(error) else ""
+        return kind(f"{what}: the Hub answered {status}. {said}".strip(), hint=hint)
     if isinstance(error, json.JSONDecodeError):
-        return kind(f"{what}: what {endpoint()} answers is not JSON.", hint="Check HF_ENDPOINT: is that a Hub?")
+        hint = "Check HF_ENDPOINT: is that a Hub? If it is, try again later."
+        return kind(f"{what}: what {endpoint()} answers is not JSON.", hint=hint)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         cache = constants.HF_HUB_CACHE
         return kind(f"{what}: no space is left on the disk of '{cache}'.", hint="Make room, or set HF_HOME elsewhere.")
     reason = getattr(error, "strerror", None) or str(error)
-    return kind(f"{what}: {_without_tokens(reason)}")
+    return kind(f"{what}: {_without_tokens(reason, error)}")
 
 
-def _without_tokens(said: str) -> str:
-    return re.sub(r"\bhf_\w+", "hf_…", said)
+def explain_push(error: Exception, what: str) -> PublishError:
+    """As `explain`, in the words of a push, which no cache helps; also for what a look at the Hub raised."""
+    looked = isinstance(error, ResolveError) and isinstance(error.__context__, EXPLAINED)
+    said = explain(error.__context__ if looked and error.__context__ else error, what, kind=PublishError)
+    return PublishError(said.message, hint=said.hint)
+
+
+def _without_tokens(said: str, error: BaseException) -> str:
+    """What a server said, without the token that it got, whatever its form, and without any of the Hub's."""
+    sent = [
+        each.response.request.headers.get("authorization", "").removeprefix("Bearer ")
+        for each in _causes(error)
+        if isinstance(each, HfHubHTTPError)
+    ]
+    for token in filter(None, (*sent, get_token())):
+        said = said.replace(token, "hf_…")
+    return re.sub(r"\bhf_[\w.-]+", "hf_…", said)
 
 
 EXPLAINED = (

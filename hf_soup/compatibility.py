@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from hf_soup.processing import Finding, same_processing
 from hf_soup.tokens import Tokens
 
 _MODULE_WEIGHTS = re.compile(r"(\w+_)?\d+_[A-Z]\w*/(model|pytorch_model)[\w.-]*\.(safetensors|bin)")
+_MODULES = re.compile(r"modules\.json")
 #: How differences in configs begin that have to do with the number of tokens.
 _VOCABULARY = re.compile(r"(\w+\.)*vocab_size: (\d+) against (\d+)")
 _TIED = "tie_word_embeddings: "
@@ -83,7 +85,7 @@ def quantised(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[R
 
 
 def modules(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[Reason]:
-    """Models with weights of their own outside the transformer, which nobody would average."""
+    """Models with weights of their own outside the transformer, which nobody would average, or with code there."""
     reasons = []
     for checkpoint, name in zip(checkpoints, names, strict=True):
         found = [path for path in checkpoint.files if _MODULE_WEIGHTS.fullmatch(path)]
@@ -93,7 +95,23 @@ def modules(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[Rea
                 "Only sentence-transformers modules without weights (pooling, normalisation) are taken over."
             )
             reasons.append(Reason("module-weights", message, (name,), refuses=True))
+        if own := _own_modules(checkpoint):
+            message = f"{name} has modules that are code of its own ({some(own)}), which is not taken over; "
+            reasons.append(Reason("module-code", f"{message}the soup could not be loaded.", (name,), refuses=True))
     return reasons
+
+
+def _own_modules(checkpoint: Checkpoint) -> list[str]:
+    """The classes in ``modules.json`` that are in a file of the repo."""
+    code = {path.removesuffix(".py") for path in checkpoint.files if path.endswith(".py")}
+    if not code or "modules.json" not in checkpoint.files:
+        return []
+    try:
+        stated = json.loads((checkpoint.fetch_assets(_MODULES) / "modules.json").read_bytes())
+        classes = [str(module["type"]) for module in stated]
+    except (ValueError, RecursionError, LookupError, TypeError):
+        return []
+    return [each for each in classes if each.split(".")[0] in code]
 
 
 def architectures(
@@ -210,7 +228,7 @@ def types(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[Reaso
     if len(set(dtypes)) < 2:
         return []
     shown = ", ".join(f"{name} {dtype[0]}" for name, dtype in zip(names, dtypes, strict=True) if dtype)
-    message = f"The models are stored in different types ({shown}); the widest is written."
+    message = f"The models are stored in different types ({shown}); the widest is written where no `dtype` is named."
     return [Reason("dtypes-mixed", message, tuple(names))]
 
 

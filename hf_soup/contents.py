@@ -36,13 +36,16 @@ _INCIDENTAL = {
     *("special_tokens_map_file", "is_local", "local_files_only"),
 }
 _PLACED, _PLACE = re.compile(r"\w+_(path|file)"), re.compile(r"[/~]|[A-Za-z]:[\\/]")
+#: Files that hold such keys; in a vocabulary they are words.
+_CONFIG = re.compile(r"config\.json$")
+#: Keys that name code, which is not taken over and would be looked for, and where a config came from.
+_LEFT_OUT = {"auto_map", "custom_pipelines", "_name_or_path"}
 
 
 def soup_config(lineage: Lineage, dtype: str) -> dict[str, Any]:
     """The donor's config with the dtype that is written and the names of the outputs; without a head, the body's."""
-    config = architecture.output_dtype_config(lineage.donor.config, dtype)
-    config.pop("_name_or_path", None)  # it names the base, or a folder on somebody's machine
-    config.pop("auto_map", None)  # it names code, which is not taken over
+    given = architecture.output_dtype_config(lineage.donor.config, dtype)
+    config: dict[str, Any] = _tidied(given, local=lineage.donor.folder is not None)
     if lineage.alignment.body:
         return parameters.body_config(config, lineage.donor.model)
     if lineage.alignment.untied:
@@ -75,20 +78,30 @@ def write_assets(folder: Path, config: Mapping[str, Any], lineage: Lineage, othe
         target = folder / file
         target.parent.mkdir(parents=True, exist_ok=True)
         data = (places[id(checkpoint)] / file).read_bytes()
-        target.write_bytes(data if checkpoint.folder is None else _without_paths(file, data))
+        target.write_bytes(_tidied_json(data, local=checkpoint.folder is not None) if _CONFIG.search(file) else data)
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
-def _without_paths(file: str, data: bytes) -> bytes:
-    """A folder's file without the places on its owner's disk that tokenizers once wrote down."""
+def _tidied(values: Any, *, local: bool) -> Any:
+    """A config without what it must not name, at any depth: code, and a folder's without places on its owner's disk."""
+    if isinstance(values, list):
+        return [_tidied(each, local=local) for each in values]
+    if not isinstance(values, dict):
+        return values
+    return {
+        key: _tidied(each, local=local)
+        for key, each in values.items()
+        if key not in _LEFT_OUT and not (local and _PLACED.fullmatch(key) and _PLACE.match(str(each)))
+    }
+
+
+def _tidied_json(data: bytes, *, local: bool) -> bytes:
     try:
-        values = json.loads(data) if file.endswith("tokenizer_config.json") else {}
+        values = json.loads(data)
+        kept = _tidied(values, local=local)
     except (ValueError, RecursionError):
         return data
-    if not isinstance(values, dict):
-        return data
-    kept = {key: each for key, each in values.items() if not (_PLACED.fullmatch(key) and _PLACE.match(str(each)))}
-    return data if kept == values else (json.dumps(kept, indent=2, ensure_ascii=False) + "\n").encode()
+    return data if kept == values else (json.dumps(kept, indent=2) + "\n").encode()
 
 
 def _same(ours: bytes, theirs: bytes) -> bool:
@@ -196,6 +209,7 @@ def write_contents(
         "select": recipe.select.name,
         "architecture": str((config.get("architectures") or ["AutoModel"])[0]),
         "library": "sentence-transformers" if (folder / "modules.json").exists() else "transformers",
+        "encoder": _encoder(folder),
         "head_of": leaves.head_of,
         "held_out": [scoring.title for scoring in recipe.score],
         "scores": {},
@@ -253,8 +267,21 @@ def write_contents(
         if summary["history"]:
             plots.learned(folder / "plots" / "learned.png", summary, recipe.layers)
     (folder / "soup.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    card = render(title=title, lineage=lineage, used=used, license=license, summary=summary, recipe=resolved.to_yaml())
+    named = [each for scoring in (*resolved.score, *resolved.report) for each in (scoring.dataset, scoring.metric)]
+    card = render(
+        title=title, lineage=lineage, used=used, license=license, summary=summary, recipe=resolved.to_yaml(),
+        files=list(dict.fromkeys(each for each in named if each.startswith("local:"))),
+    )  # fmt: skip
     (folder / "README.md").write_text(card)
+
+
+def _encoder(folder: Path) -> str:
+    """The class with which sentence-transformers loads a folder of its own."""
+    try:
+        kind = json.loads((folder / "config_sentence_transformers.json").read_bytes())["model_type"]
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        kind = None  # from before there were others
+    return kind if kind in ("CrossEncoder", "SparseEncoder") else "SentenceTransformer"
 
 
 def resolve_recipe(recipe: Recipe, leaves: Lineage, weights: Mapping[str, float], benches: Sequence[Bench]) -> Recipe:

@@ -61,11 +61,8 @@ class Soup:
             summary = json.loads((folder / "soup.json").read_text())
             if not isinstance(summary, dict) or not {"weights", "scores", "digest", "license_agreed"} <= summary.keys():
                 raise ValueError("it is another program's")
-        except (OSError, ValueError):
-            raise ResolveError(
-                f"'{folder}' is not a soup: it has no readable soup.json.",
-                hint="Name a folder that `hf-soup cook` made.",
-            ) from None
+        except (OSError, ValueError, RecursionError):
+            raise _unreadable(folder) from None
         return cls(folder, summary)
 
     @property
@@ -136,6 +133,8 @@ class Soup:
             PublishError: No token or right, weights that are not those of the recipe, private ingredients, a repo
                 that holds something else, a commit of somebody else's in between, or the Hub fails.
         """
+        if license is not None and not license.strip():
+            raise PublishError("The licence is empty.", hint="Name one of the Hub's, such as `apache-2.0`.")
         target = look(
             repo_id, private=private, create_pr=create_pr, revision=revision, tag=tag, replace=replace, token=token
         )
@@ -148,8 +147,12 @@ class Soup:
         }
         if "README.md" not in files:
             raise PublishError(f"'{self.folder}' has no README.md.", hint="Cook the soup again, or write a card.")
+        try:
+            models, title, changes = self._models(), *self._told()
+        except (AttributeError, LookupError, TypeError, ValueError):
+            raise _unreadable(self.folder) from None  # somebody edited it
         if not allow_private_ingredients:
-            require_public(self._models(), target)
+            require_public(models, target)
         fields: dict[str, Any] = {}
         if license is not None:
             fields = {"license": license, "license_name": None, "license_link": None}
@@ -158,7 +161,11 @@ class Soup:
                 "warning: the ingredients' licences are not all the same or not all stated, so the card says "
                 "`license: other` and lists them. Set the right one with --license."
             )
-        card = with_fields((self.folder / "README.md").read_text(), fields).replace("THIS_REPO", target.repo)
+        try:
+            card = (self.folder / "README.md").read_text("utf-8-sig")
+        except UnicodeDecodeError:
+            raise PublishError(f"'{self.folder}': README.md is not text.", hint="Mend it, or cook again.") from None
+        card = with_fields(card, fields).replace("THIS_REPO", target.repo)
         digest = digest_of_folder(self.folder)
         if digest != self.digest:
             if not force:
@@ -171,14 +178,15 @@ class Soup:
         with tempfile.TemporaryDirectory(prefix="hf-soup-card-") as folder:
             files["README.md"] = Path(folder) / "README.md"
             files["README.md"].write_text(card)
-            update = self.summary.get("update")
-            said = f"Add {some(update['added'])}" if update else f"Model soup of {len(self.weights)} models"
             return commit_folder(
-                target,
-                files,
-                message=commit_message or said,
-                description=commit_description or (difference(self.summary) if update else None),
+                target, files, message=commit_message or title, description=commit_description or changes
             )
+
+    def _told(self) -> tuple[str, str | None]:
+        """The title of its commit and, of an update, what it changed."""
+        if update := self.summary.get("update"):
+            return f"Add {some(update['added'])}", difference(self.summary)
+        return f"Model soup of {len(self.weights)} models", None
 
     def _models(self) -> list[str]:
         """Every model on the Hub that the soup's files name and that could be read when it was cooked."""
@@ -187,4 +195,12 @@ class Soup:
         models = [ingredient.model for ingredient in self.recipe.ingredients]
         models += [each["model"] for each in named if each.get("revision")]
         models += [name.split("@")[0] for name in self.summary.get("made_of", ())]
+        if update := self.summary.get("update"):
+            models.append(update["soup"])
         return [name for name in dict.fromkeys(models) if is_repo_id(name)]
+
+
+def _unreadable(folder: Path) -> ResolveError:
+    return ResolveError(
+        f"'{folder}' is not a soup: it has no readable soup.json.", hint="Name a folder that `hf-soup cook` made."
+    )

@@ -157,15 +157,12 @@ class Evaluation:
             rows: Of each bench those that count; by default all.
 
         Raises:
-            ScoringError: An ingredient answers as if its labels were in another order, or all answer as chance would.
+            ScoringError: An ingredient answers as if its labels were in another order.
         """
         mix = Mix.of(weights, layers, parameters)
         if mix not in self._answers:
             found = self.logits(weights, layers=layers, parameters=parameters)
             self._answers[mix] = [bench.answers(each) for bench, each in zip(self._judges, found, strict=True)]
-            known = sum((name, self._judges[0].title) in self._logits for name in self.names)
-            if len(weights) == 1 and known == len(self.names) and self._head_of is None:
-                self._require_better_than_chance()
         return self._mean_score(self._answers[mix], rows)
 
     def _mean_score(self, answers: Sequence[Ints], rows: Rows | None = None) -> float:
@@ -189,19 +186,6 @@ class Evaluation:
         return tuple([np.sort(order[len(order) // 2 :]) for order in orders]), tuple(
             [np.sort(order[: len(order) // 2]) for order in orders]
         )
-
-    def require_halves(self) -> None:
-        """Refuse `repeats` where halves would say nothing.
-
-        Raises:
-            ScoringError: A held-out data set has fewer than twenty rows.
-        """
-        for bench in self._judges:
-            if bench.n < 20:
-                raise ScoringError(
-                    f"`repeats` chooses on halves of the held-out rows, and '{bench.title}' has {bench.n}.",
-                    hint="Use twenty rows or more, or leave `repeats` out.",
-                )
 
     def logits(
         self, weights: Weights, *, layers: Layers | None = None, parameters: Mapping[str, Any] | None = None
@@ -234,11 +218,15 @@ class Evaluation:
                 missing[0].refuse_worse_than_majority(name, found[missing[0].title])
         return [self._logits[name, bench.title] for bench in benches]
 
-    def _require_better_than_chance(self) -> None:
-        """Where nobody has learned anything, the order of scores is luck, and so is what is selected by it."""
+    def require_better_than_chance(self, names: Sequence[str]) -> None:
+        """Where nobody has learned anything, the order of scores is luck, and so is what is selected by it.
+
+        Raises:
+            ScoringError: It is so, or an ingredient answers as if its labels were in another order.
+        """
         bench = self._judges[0]
-        found = {name: bench.better_than_chance(self._logits[name, bench.title]) for name in self.names}
-        if any(accuracy > chance for accuracy, chance, _ in found.values()):
+        found = {name: bench.better_than_chance(self._alone(name, self._judges)[0]) for name in names}
+        if self._head_of is not None or any(accuracy > chance for accuracy, chance, _ in found.values()):
             return
         name = max(found, key=lambda name: found[name][0] - found[name][1])
         raise ScoringError(
@@ -256,11 +244,20 @@ class Evaluation:
 
     def _losses(self, best: Mapping[str, str], comparisons: Mapping[str, Comparison]) -> list[str]:
         """What a soup lost against its best ingredient on the data that it was chosen on."""
-        return [
-            f"The soup is worse on '{bench.title}' than {best[bench.title]} alone: "
-            f"{comparisons[bench.title].sentence}. Use that one, or a `select` that keeps what helps, such as greedy."
+        lost = [
+            bench.title
             for bench in self._judges
             if comparisons[bench.title].significant and comparisons[bench.title].difference < 0
+        ]
+        if not lost:
+            return []
+        soup, single = (self._alone(name, self._judges) for name in (SOUP, best[lost[0]]))
+        advice = "In the mean of all held-out data, by their weights, it is not."
+        if self.objective(soup) < self.objective(single):
+            advice = "Use that one, or another `select` or `method`: greedy keeps no ingredient that hurts the soup."
+        return [
+            f"The soup is worse on '{title}' than {best[title]} alone: {comparisons[title].sentence}. {advice}"
+            for title in lost
         ]
 
     @contextmanager
@@ -268,8 +265,8 @@ class Evaluation:
         """The held-out loss of soups of some ingredients and its gradient, for a selection that learns."""
         from hf_soup.descent import Grouped, HeldOutLoss
 
-        for name in names:  # so that labels in another order, and models that know nothing, are refused
-            self.held_out({name: 1.0})
+        alone = [self._alone(name, self._judges) for name in names]
+        self._answering.rest()  # or there would be its model beside the one that learns
         # The loss of the same rows is the same, whatever is measured on them.
         benches: dict[str, Bench] = {}
         for bench in self._judges:
@@ -292,7 +289,7 @@ class Evaluation:
             if rows is not None:
                 numbers = np.concatenate([start + rows[at] for start, at in zip(starts, places, strict=False)])
             groups = [[shares.get(source, 0.0) for source in sources] for shares in made_of]
-            answers = [[self._logits[name, self._judges[at].title] for at in places] for name in names]
+            answers = [[logits[at] for at in places] for logits in alone]
             yield Grouped(names, loss, groups, answers, numbers)
 
     def alone(self) -> dict[str, Score]:

@@ -172,8 +172,9 @@ class _Court:
             self.warn("ancestor-undeclared", message, *who)
         if founder is None:
             name = claims.shared[0]
-            error = claims.look(name).error
-            self.ancestor = Ancestor(name, "card")
+            seen = claims.look(name)
+            error = seen.error
+            self.ancestor = Ancestor(name, "card", stated=seen.card)
             message = f"The ancestor {name} cannot be compared: {error.message if error else 'unknown'}"
             self.warn("ancestor-unreadable", message)
             return

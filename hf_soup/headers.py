@@ -218,6 +218,7 @@ def read_json(read: Read, file: str, files: Mapping[str, int], name: str) -> dic
     try:
         text = read(file, 0, files[file])
         value = json.loads(text) if text else None
+        json.dumps(value, ensure_ascii=False).encode()  # halves of characters could not be written again
     except (ValueError, RecursionError) as error:
         raise ResolveError(f"{name}: {file} is not valid JSON ({error}).") from None
     if not isinstance(value, dict):
@@ -266,7 +267,7 @@ def _shards(index: bytes) -> tuple[str, ...] | None:
 
 def front_matter(data: bytes) -> dict[str, Any]:
     """The YAML between the first two lines of dashes; a card that cannot be parsed says nothing."""
-    found = re.match(r"\A\s*---\r?\n(.*?)\r?\n---", data.decode("utf-8", "replace"), re.DOTALL)
+    found = re.match(r"\A\s*---\r?\n(.*?)\r?\n---", data.decode("utf-8-sig", "replace"), re.DOTALL)
     try:
         value = parse_yaml(found[1]) if found else None
     except (yaml.YAMLError, ValueError, RecursionError):

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
-from huggingface_hub import constants, get_session
+from huggingface_hub import ModelCardData, constants, get_session
 from huggingface_hub.community import Discussion
 from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils._headers import build_hf_headers
 
+from hf_soup import __version__
 from hf_soup.client import EXPLAINED, TIMEOUT, Token, api, endpoint, explain, own_cache_folder, retrying, status_of
 from hf_soup.errors import ResolveError
 
@@ -119,7 +121,7 @@ def resolve(repo_id: str, revision: str | None = None, *, token: Token = None, f
     """
     what = f"'{repo_id}@{revision}'" if revision else f"'{repo_id}'"
     try:
-        info = retrying(api(token).model_info, repo_id, revision=revision, files_metadata=True, timeout=TIMEOUT)
+        info = _info(what, api(token).model_info, repo_id, revision=revision, files_metadata=True)
     except (httpx2.TransportError, OfflineModeIsEnabled) as error:
         cached = _resolve_in_cache(repo_id, revision, token) if from_cache else None
         if cached is None:
@@ -135,7 +137,7 @@ def resolve(repo_id: str, revision: str | None = None, *, token: Token = None, f
         file.rfilename: RepoFile(file.size or 0, file.blob_id or "", file.lfs.sha256 if file.lfs else None)
         for file in info.siblings or ()
     }
-    card: dict[str, Any] = dict(info.card_data.__dict__) if info.card_data else {}
+    card: dict[str, Any] = dict(vars(info.card_data)) if isinstance(info.card_data, ModelCardData) else {}
     remember("model", repo_id, revision, found=info.id, commit=str(info.sha))
     return Repo(
         id=info.id,
@@ -147,6 +149,17 @@ def resolve(repo_id: str, revision: str | None = None, *, token: Token = None, f
         private=bool(info.private),
         token=token,
     )
+
+
+def _info(what: str, ask: Callable[..., Any], repo_id: str, **options: Any) -> Any:
+    try:
+        return retrying(ask, repo_id, timeout=TIMEOUT, **options)
+    except (TypeError, AttributeError, LookupError):
+        # The client takes the keys of a card for arguments of its own: `self`, or `tags` that are a number.
+        raise ResolveError(
+            f"{what}: the metadata on its card cannot be read.",
+            hint="Ask its owner to correct the front matter of README.md, or download it and name the folder.",
+        ) from None
 
 
 def _resolve_in_cache(repo_id: str, revision: str | None, token: Token) -> Repo | None:
@@ -221,7 +234,7 @@ def resolve_dataset(dataset: str, revision: str | None, *, token: Token = None) 
     """
     what = f"the data set '{dataset}@{revision}'" if revision else f"the data set '{dataset}'"
     try:
-        info = retrying(api(token).dataset_info, dataset, revision=revision, timeout=TIMEOUT)
+        info = _info(what, api(token).dataset_info, dataset, revision=revision)
     except (httpx2.TransportError, OfflineModeIsEnabled) as error:
         if (known := _remembered("dataset", dataset, revision)) is not None:
             return known
@@ -241,7 +254,8 @@ def resolve_dataset(dataset: str, revision: str | None, *, token: Token = None) 
 def answers() -> bool:
     """Whether the Hub lists models: asked once and briefly, for what can be done without it."""
     try:
-        answer = get_session().get(f"{endpoint()}/api/models", params={"limit": 1}, timeout=_BRIEF)
+        headers = build_hf_headers(token=False, library_name="hf-soup", library_version=__version__)
+        answer = get_session().get(f"{endpoint()}/api/models", params={"limit": 1}, headers=headers, timeout=_BRIEF)
     except (httpx2.TransportError, OfflineModeIsEnabled):
         return False
     return answer.status_code < 400
@@ -290,7 +304,9 @@ def is_repo_id(name: str) -> bool:
     >>> is_repo_id("google/vit-base-patch16-224"), is_repo_id("./results/checkpoint-500")
     (True, False)
     """
-    return re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", name) is not None and len(name) <= 96
+    # The client's own check takes letters of every script, and the Hub does not.
+    parts = re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*(?<![.-])", name, re.ASCII)
+    return parts is not None and len(name) <= 96 and not re.search(r"--|\.\.|\.git$", name)
 
 
 def remember(kind: str, asked: str, revision: str | None, *, found: str, commit: str) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable
 from typing import Any
 
 import yaml
 
+#: Texts that are numbers by the YAML that the Hub reads (1.2), and none by Python's (1.1).
+_NUMBER = re.compile(r"[-+]?[\d_]*\.?[\d_]*([eE][-+]?\d+)?|[-+]?0o[0-7]+")
 #: Values in one text: a learned soup has one for each tensor and ingredient; more takes a stranger's reader minutes.
 _MOST_VALUES = 500_000
 
@@ -55,7 +58,8 @@ class _Dumper(yaml.SafeDumper):
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
         # In other styles some characters are line breaks, which are read as spaces.
-        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
+        style = '"' if not data.isprintable() else "'" if _NUMBER.fullmatch(data) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
     def represent_list(self, data: Any) -> yaml.SequenceNode:
         numbers = all(isinstance(each, int | float) for each in data)
@@ -74,4 +78,10 @@ def write_yaml(values: Any) -> str:
     a:
     - x
     """
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    # All that cannot be seen is in double quotes; as it is, some of it turns the order of what follows.
+    return re.sub(r"[^\n -~]", lambda found: found[0] if found[0].isprintable() else _escaped(found[0]), text)
+
+
+def _escaped(character: str) -> str:
+    return f"\\U{ord(character):08X}"

@@ -17,7 +17,7 @@ from hf_soup.client import Token
 from hf_soup.compatibility import Reason, some
 from hf_soup.contents import soup_config, write_assets
 from hf_soup.cooked import Say
-from hf_soup.errors import MergeError, RecipeError
+from hf_soup.errors import MergeError, RecipeError, ScoringError
 from hf_soup.lineage import Lineage
 from hf_soup.mixing import (
     at,
@@ -30,8 +30,9 @@ from hf_soup.mixing import (
     require_named,
 )
 from hf_soup.plan import Plan, make_plan
-from hf_soup.recipe import Named, Recipe, Scoring, is_here
+from hf_soup.recipe import Recipe, Scoring, is_here
 from hf_soup.selection import SELECTIONS, Selection
+from hf_soup.selection.learned import require_enough
 from hf_soup.weights import missing_weights, supply_of
 
 if TYPE_CHECKING:
@@ -93,10 +94,13 @@ def _require_fitting(recipe: Recipe, selection: Selection) -> None:
             )
     if selection.needs_score and any(each.weight < 0 for each in recipe.ingredients):
         raise RecipeError(f"`select: {selection.name}` tries ingredients alone, and one has a weight below zero.")
-    if selection.learns and (recipe.method != Named(name="linear") or recipe.overrides):
+    if selection.learns and not is_average(recipe):
+        given = "a plain sum" if first.name == "linear" else first.name
         raise RecipeError(
             f"`select: {selection.name}` learns the shares of an average, and "
-            + ("there are `overrides`." if recipe.overrides else f"`method` is {first.name}.")
+            + ("there are `overrides`." if recipe.overrides else f"`method` is {given}."),
+            hint="Leave `method` and `overrides` out. `select: {name: learned, constrain: none}` learns the shares of a "
+            "plain sum.",
         )
     if recipe.layers and (selection.needs_score or first.name != "linear" or recipe.overrides):
         raise RecipeError(
@@ -278,6 +282,37 @@ def prepare_benches(
     for note in scored_with(head_of):
         say(f"note: {note}")
     return benches
+
+
+def require_rows(recipe: Recipe, benches: Sequence[Bench], *, learns: bool) -> None:
+    """Refuse `repeats` where halves would say nothing, and learning from rows that are too few or have two labels.
+
+    Args:
+        recipe: With `score` and `repeats`.
+        benches: The held-out data first.
+        learns: Whether shares are learned.
+
+    Raises:
+        ScoringError: It is so.
+    """
+    held_out = benches[: len(recipe.score)]
+    for bench in held_out if recipe.repeats else ():
+        if bench.n < 20:
+            raise ScoringError(
+                f"`repeats` chooses on halves of the held-out rows, and '{bench.title}' has {bench.n}.",
+                hint="Use twenty rows or more, or leave `repeats` out.",
+            )
+    different: dict[str, Bench] = {}
+    for bench in held_out if learns else ():
+        first = different.setdefault(bench.fingerprint, bench)
+        if first.references.tolist() != bench.references.tolist():
+            raise ScoringError(
+                f"'{first.title}' and '{bench.title}' have other labels for the same rows, and shares are learned "
+                "from one label a row.",
+                hint="Leave one of them out, or use another `select`.",
+            )
+    if learns:
+        require_enough(sum(bench.n for bench in different.values()))
 
 
 def own_benches(

@@ -7,7 +7,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
@@ -28,6 +28,7 @@ from hf_soup.client import (
     api,
     endpoint,
     explain,
+    explain_push,
     is_passing,
     pause_after,
     retrying,
@@ -36,9 +37,10 @@ from hf_soup.client import (
 from hf_soup.digests import sha256_of
 from hf_soup.errors import PublishError, ResolveError, SoupError
 from hf_soup.headers import some
-from hf_soup.target import Target, taken
+from hf_soup.target import Target, require_fit, taken
 
 _ATTEMPTS = 3  # the client makes its own for every step of an upload but the first and the last
+_AGAIN = "Push the same soup again: nothing is made twice."
 _SMALL = 10_000_000  # bytes; what is larger is never kept by git itself
 
 
@@ -127,12 +129,12 @@ class _Push:
         with _xet_where_it_is_spoken(head.id, target):
             return self._send(head)
 
-    def failed(self, error: Exception) -> PublishError:
-        """What went wrong, for the one who pushes."""
+    def failed(self, error: Exception, *, unknown: bool = False) -> PublishError:
+        """What went wrong, for the one who pushes; ``unknown`` where what they sent may have arrived all the same."""
         target = self._target
         owner, name = target.repo.split("/")
         own = f"Push to a name of your own, `{target.user}/{name}`"
-        said = explain(error, f"'{target.repo}'", kind=PublishError)
+        said = explain_push(error, f"'{target.repo}'")
         hint = said.hint
         if status_of(error) == 403 and owner != target.user:
             hint = f"{own}." if target.create_pr else f"{own}, or offer it with `--pr`."
@@ -140,11 +142,18 @@ class _Push:
             return PublishError(f"'{target.repo}': there is no user or organization '{owner}'.", hint=f"{own}.")
         if self._head is None and status_of(error) == 400:
             hint = "Use another name."
+        if unknown:
+            return PublishError(f"{said.message} Whether the soup is there is not known.", hint=_AGAIN)
         return PublishError(said.message, hint=hint)
 
     def _create(self) -> hub.Repo:
-        retrying(self._client.create_repo, self._target.repo, private=self._target.private, exist_ok=True)
-        return hub.resolve(self._target.repo, token=self._target.token, from_cache=False)
+        target = self._target
+        # The client wants an address from a server that only says that the repo is there already.
+        with suppress(KeyError):
+            retrying(self._client.create_repo, target.repo, private=target.private, exist_ok=True)
+        head = hub.resolve(target.repo, token=target.token, from_cache=False)
+        require_fit(head, private=target.private, replace=target.replace)  # somebody else may have made it since
+        return head
 
     def _refuse_another_kind(self, head: hub.Repo) -> None:
         """Stop before a soup takes the place of one of another architecture."""
@@ -192,8 +201,9 @@ class _Push:
                 wrapped = error.__cause__ if isinstance(error, RuntimeError) else None
                 failure = wrapped if isinstance(wrapped, Exception) else error
             else:
-                self._require(hub.resolve(head.id, done.pr_revision or done.oid, token=self._target.token))
-                return self._pushed(done.oid, done.pr_url)
+                pushed = self._pushed(done.oid, done.pr_url)
+                self._require(pushed, done.pr_revision)
+                return pushed
             passing = odd or is_passing(failure)
             if passing:
                 time.sleep(pause_after(failure, attempt))
@@ -201,7 +211,7 @@ class _Push:
             try:
                 landed = self._offer() if self._target.create_pr else self._landed(head)
             except (ResolveError, *EXPLAINED):
-                raise self.failed(failure) from None
+                raise self.failed(failure, unknown=passing) from None
             if landed:
                 return landed
             if attempt == _ATTEMPTS - 1 or not passing:
@@ -237,7 +247,13 @@ class _Push:
                     return self._pushed(offered.revision, each.url)
         return None
 
-    def _require(self, repo: hub.Repo) -> None:
+    def _require(self, pushed: Pushed, pr_revision: str | None) -> None:
+        try:
+            repo = hub.resolve(pushed.repo, pr_revision or pushed.commit, token=self._target.token)
+        except (SoupError, *EXPLAINED) as error:
+            said = explain_push(error, "What failed is to look at it")
+            where = pushed.pull_request or f"commit {pushed.commit[:7]}"
+            raise PublishError(f"'{pushed.repo}' has the soup in {where}. {said.message}", hint=_AGAIN) from None
         if not self._is_in(repo):
             lacking = [path for path in self._files if path not in repo.files] or list(self._files)
             raise PublishError(
@@ -278,17 +294,23 @@ def _speaks_xet(repo: str, target: Target) -> bool:
 def _make_tag(tag: str, done: Pushed, token: Token) -> None:
     """Tag what was pushed; where the answer is lost, or the tag is there, it counts what it names."""
     client, named = api(token), {}
+    failed = f"What failed is its tag '{tag}'"
+    said = PublishError(f"{failed}: the Hub does not list it.")
     try:
         retrying(client.create_tag, done.repo, tag=tag, revision=done.commit, exist_ok=True)
+    except EXPLAINED as error:
+        said = explain_push(error, failed)
+    try:
         named = {each.name: each.target_commit for each in retrying(client.list_repo_refs, done.repo).tags}
     except EXPLAINED as error:
-        said = explain(error, f"the tag '{tag}'", kind=PublishError)
-        raise PublishError(
-            f"'{done.repo}' has the soup in commit {done.commit[:7]}, but not its tag. {said.message}",
-            hint="Push the same soup again: only the tag is made then.",
-        ) from None
-    if named.get(tag) != done.commit:
-        raise taken(tag, named.get(tag))
+        said = explain_push(error, failed)
+    if named.get(tag) == done.commit:
+        return
+    hint = "Push the same soup again: only the tag is made then."
+    if tag in named:
+        said = taken(tag, named[tag])
+        hint = said.hint
+    raise PublishError(f"'{done.repo}' has the soup in commit {done.commit[:7]}. {said.message}", hint=hint)
 
 
 def _refuse_stale(head: hub.Repo, others: Sequence[str]) -> None:

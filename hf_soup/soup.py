@@ -32,6 +32,7 @@ from hf_soup.preparation import (
     plan_of,
     prepare_benches,
     require_disk,
+    require_rows,
     selected_on,
     shares,
     sources,
@@ -158,6 +159,7 @@ def cook(
             recipe, whole, Path(kitchen), config, device, token, say, lineage.head_of,
             learns=selection.learns, quiet=quiet,
         )  # fmt: skip
+        require_rows(recipe, benches, learns=selection.learns)
         needed = fetched(recipe, lineage)
         fed = everyone if needed is lineage else sources(recipe, needed)
         wanted = {name: given[name] for name in needed.names}

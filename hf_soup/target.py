@@ -6,12 +6,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from huggingface_hub import get_token
+from huggingface_hub import constants, get_token
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils._validators import validate_repo_id
 
 from hf_soup import hub
-from hf_soup.client import EXPLAINED, TIMEOUT, Token, api, endpoint, explain, retrying
+from hf_soup.client import EXPLAINED, TIMEOUT, Token, api, endpoint, explain_push, retrying
 from hf_soup.errors import PublishError, ResolveError
 from hf_soup.headers import some
 
@@ -51,13 +51,16 @@ def require_token(token: Token = None) -> None:
     """Refuse to start a push that cannot end.
 
     Raises:
-        PublishError: Nobody is logged in.
+        PublishError: Nobody is logged in, or with something that is no token.
     """
-    if token is False or not (token if isinstance(token, str) else get_token()):
+    used = None if token is False else token if isinstance(token, str) else get_token()
+    if not used:
         raise PublishError(
             "No token: pushing needs to know who you are.",
             hint="Log in with `hf auth login`, or set HF_TOKEN to a token that may write.",
         )
+    if not re.fullmatch(r"[!-~]+", used):
+        raise PublishError("The token has spaces or letters that no token has.", hint="Copy it once more.")
 
 
 def look(
@@ -88,7 +91,7 @@ def look(
         raise PublishError(f"{what} is not a name for a repo.", hint="Use `owner/name`.")
     if create_pr and tag is not None:
         raise PublishError(f"The tag '{tag}' would name a commit that nobody has merged.", hint="Tag it then.")
-    if create_pr and revision is not None:
+    if create_pr and revision not in (None, constants.DEFAULT_REVISION):
         raise PublishError(f"A pull request is for main, not for '{revision}'.", hint="Leave one of them out.")
     if tag is not None and not _TAG.fullmatch(tag):
         raise PublishError(f"'{tag}' is not a name for a tag.", hint="Use letters, digits, '.', '-' and '_': v1.0.")
@@ -101,10 +104,11 @@ def look(
             raise PublishError(f"{what}: the token of {user} may only read.", hint="Use one that may write.")
         head = _head(repo_id, revision, token)
         tags: dict[str, str | None] = {}
-        if tag is not None and head is not None:
+        if (tag is not None or revision is not None) and head is not None:
             refs = retrying(client.list_repo_refs, head.id)
             # A branch of that name would be taken for the tag, or the tag for the branch.
             tags = {each.name: None for each in refs.branches} | {each.name: each.target_commit for each in refs.tags}
+            _require_branch(head, revision, [each.name for each in refs.branches])
     except HFValidationError as error:
         raise PublishError(f"{what} is not a name for a repo: {error}", hint="Use `owner/name`.") from None
     except (LookupError, TypeError, AttributeError):
@@ -112,13 +116,11 @@ def look(
             f"{endpoint()} does not say who you are.", hint="Check HF_ENDPOINT: is that a Hub?"
         ) from None
     except EXPLAINED as error:
-        raise explain(error, what, kind=PublishError) from None
+        raise explain_push(error, what) from None
     if head is None and create_pr:
         raise PublishError(f"{what} does not exist, so nothing can be offered to it.", hint="Push without `--pr`.")
-    if head is not None and not replace:
-        _refuse_foreign(head)
-    if head is not None and private and not head.private:
-        raise PublishError(f"{what} is public.", hint="Make it private in its settings first, or use another name.")
+    if head is not None:
+        require_fit(head, private=private, replace=replace)
     if tag in tags and (head is None or tags[tag] != head.revision):
         raise taken(str(tag), tags[tag])
     return Target(
@@ -135,6 +137,15 @@ def look(
     )
 
 
+def _require_branch(head: hub.Repo, revision: str | None, branches: Sequence[str]) -> None:
+    """Stop where a revision names something that no commit can go on top of."""
+    there = head.requested is not None
+    is_offer = revision is not None and re.fullmatch(r"refs/pr/\d+", revision) is not None
+    if revision and revision not in branches and (not is_offer if there else revision.startswith("refs/")):
+        names = "a tag or a commit" if there else "nothing"
+        raise PublishError(f"'{revision}' names {names} in '{head.id}', and no branch.", hint="Use a branch's name.")
+
+
 def _head(repo_id: str, revision: str | None, token: Token) -> hub.Repo | None:
     """What a push goes on top of: the branch, or where that is to be made the default one; None without a repo."""
     try:
@@ -144,7 +155,7 @@ def _head(repo_id: str, revision: str | None, token: Token) -> hub.Repo | None:
             return _head(repo_id, None, token)
         if isinstance(error.__context__, RepositoryNotFoundError):
             return None
-        raise PublishError(error.message, hint=error.hint) from None
+        raise explain_push(error, f"'{repo_id}'") from None
 
 
 def require_public(models: Sequence[str], target: Target) -> None:
@@ -160,18 +171,19 @@ def require_public(models: Sequence[str], target: Target) -> None:
 
     def hidden(model: str) -> bool:
         try:
-            return bool(retrying(api(target.token).model_info, model, timeout=TIMEOUT).private)
+            info = retrying(api(target.token).model_info, model, expand=["private"], timeout=TIMEOUT)
+            return bool(info.private)
         except RepositoryNotFoundError:
             return True
         except EXPLAINED as error:
-            raise explain(error, f"'{model}'", kind=PublishError) from None
+            raise explain_push(error, f"'{model}'") from None
 
     names = [] if target.private else list(dict.fromkeys(models))
     found = [name for name, is_hidden in zip(names, hub.in_parallel(hidden, names), strict=True) if is_hidden]
     if found:
         raise PublishError(
             f"'{target.repo}' is public, and would name models that are private or gone: {some(found)}.",
-            hint="Push with `--private`, or with `--allow-private-ingredients` if everybody may know of them.",
+            hint="Use `hf-soup push --private`, or `--allow-private-ingredients` if everybody may know of them.",
         )
 
 
@@ -181,10 +193,18 @@ def taken(tag: str, commit: str | None) -> PublishError:
     return PublishError(f"'{tag}' names {names}.", hint="Use another tag, or delete that one.")
 
 
-def _refuse_foreign(head: hub.Repo) -> None:
-    """Stop before a repo that holds something else than a soup."""
+def require_fit(head: hub.Repo, *, private: bool | None, replace: bool) -> None:
+    """Stop before a repo that holds something else than a soup, or that all can see where it is to be private.
+
+    Raises:
+        PublishError: It is such a repo.
+    """
+    if private and not head.private:
+        raise PublishError(
+            f"'{head.id}' is public.", hint="Make it private in its settings first, or use another name."
+        )
     found = sorted(set(head.files) - {".gitattributes", "README.md"})
-    if found and "soup.json" not in head.files:
+    if found and "soup.json" not in head.files and not replace:
         raise PublishError(
             f"'{head.id}' is taken: it holds something else ({some(found)}).",
             hint="Push to another name, or delete what is there with `--replace`.",

@@ -98,6 +98,7 @@ def cook(
             without_bars()
         target = look(push, create_pr=pr, tag=tag)
         named = [*(ingredient.model for ingredient in recipe.ingredients), split_revision(recipe.base or "")[0]]
+        named += [update.soup] if update else []
         require_public([model for model in named if is_repo_id(model) and not is_here(model)], target)
     soup = kitchen.cook(update or recipe, output, device=device, stream=stream, quiet=quiet)
     if int(os.environ.get("RANK", "0")) > 0:
@@ -106,7 +107,7 @@ def cook(
         pushed = soup.push(push, create_pr=pr, tag=tag) if push else None
     except PublishError as error:
         raise PublishError(
-            f"The soup is in '{soup.folder}', but not on the Hub. {error.message}", hint=error.hint
+            f"The soup is in '{soup.folder}', but its push failed. {error.message}", hint=error.hint
         ) from None
     if as_json:
         report = {

@@ -228,6 +228,8 @@ def _read(
     except Exception as error:  # of datasets, pyarrow, pandas, fsspec, the HTTP client: no common class
         # DatasetGenerationError says only that something failed; its cause says what.
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
+        if "corresponds to no data" in str(cause):  # how datasets says that a file has columns and no rows
+            raise ScoringError(f"{name_of(scoring)} is empty: there are no rows in it.") from error
         raise ScoringError(f"Cannot load the data of {name_of(scoring)}: {first_line(cause)}", hint=hint) from error
     finally:
         if bars:

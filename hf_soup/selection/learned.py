@@ -74,11 +74,7 @@ def learned(
     shared = len(descent.names) * len(descent.tensors)
     if by == "layer" and shared > _MOST:
         raise RecipeError(f"learned: `by: layer` would learn {shared:,} shares, and a recipe holds {_MOST:,}.")
-    if len(descent.labels) < 10:
-        raise ScoringError(
-            f"learned: there are {len(descent.labels)} held-out rows, and it takes ten at least.",
-            hint="Use `select: uniform`, or more held-out rows.",
-        )
+    require_enough(len(descent.labels))
     random = np.random.default_rng(seed)
     order = random.permutation(len(descent.labels))
     order = order[np.argsort(descent.labels[order], kind="stable")]
@@ -126,3 +122,16 @@ def learned(
     layers = dict(zip(descent.tensors, map(tuple, best.tolist()), strict=True)) if by == "layer" else {}
     chosen = dict(zip(descent.names, best.mean(0).tolist(), strict=True))
     return Selected(chosen, layers=layers, normalize=softmax, history=tuple(history))
+
+
+def require_enough(rows: int) -> None:
+    """Refuse to learn from fewer than ten rows, a fifth of which are kept apart.
+
+    Raises:
+        ScoringError: They are fewer.
+    """
+    if rows < 10:
+        raise ScoringError(
+            f"learned: there are {rows} held-out rows, and it takes ten at least.",
+            hint="Use `select: uniform`, or more held-out rows.",
+        )

@@ -86,6 +86,23 @@ def test_a_model_that_cannot_be_had(
     assert not (tmp_path / "soup").exists()
 
 
+@pytest.mark.parametrize("field", ["self: 1", "ignore_metadata_errors: true"])
+def test_a_card_that_the_client_cannot_read(
+    field: str, cli: Cli, publish: Publish, family: Path, tmp_path: Path
+) -> None:
+    """Its keys become arguments there, and the Hub takes any. It costs nobody but that model."""
+    odd = shutil.copytree(family / "base", tmp_path / "odd")
+    (odd / "README.md").write_text(f"---\nlicense: mit\n{field}\n---\n")
+    publish("base", odd)
+    publish("a")
+    publish("b")
+    refused(cli("check", "acme/a", "acme/base"), "'acme/base': the metadata on its card cannot be read", "README.md")
+    refused(cli("push", family / "a", "acme/base"), "soup")
+    checked = cli("check", "acme/a", "acme/b")
+    assert checked.code == 0
+    assert "acme/base" in checked.out
+
+
 def test_with_json_an_error_is_json(cli: Cli, online: LocalHub) -> None:
     """On stdout, for scripts; and nothing on stderr."""
     done = cli("check", "acme/one", "acme/nothing", "--json")
@@ -237,6 +254,11 @@ def test_a_card_without_front_matter_gets_some(cli: Cli, online: LocalHub, famil
     assert cli("push", "soup", "acme/soup", "--license", "mit").code == 0
     card = HfApi(endpoint=online.endpoint, token="hf_acme").hf_hub_download("acme/soup", "README.md")
     assert Path(card).read_text() == "---\nlicense: mit\n---\n\n# Mine\n"
+    # As an editor on Windows saves it.
+    (tmp_path / "soup" / "README.md").write_bytes("\ufeff---\r\nlanguage: de\r\n---\r\n# Mine\r\n".encode())
+    assert cli("push", "soup", "acme/soup", "--license", "mit").code == 0
+    card = HfApi(endpoint=online.endpoint, token="hf_acme").hf_hub_download("acme/soup", "README.md")
+    assert Path(card).read_text() == "---\nlanguage: de\nlicense: mit\n---\n\n# Mine\n"
 
 
 # ---- in processes of their own ------------------------------------------------------------------------------

@@ -292,6 +292,31 @@ def test_a_sentence_transformer_is_one_again(tmp_path: Path) -> None:
     assert 'SentenceTransformer("THIS_REPO")' in card
 
 
+@pytest.mark.parametrize("kind", ["CrossEncoder", "SparseEncoder"])
+def test_the_card_loads_what_it_is_with_its_own_class(kind: str, tmp_path: Path) -> None:
+    paths = sentences(tmp_path)
+    for path in paths:
+        file = path / "config_sentence_transformers.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "model_type": kind}))
+        (path / "README.md").write_text("---\npipeline_tag: text-ranking\n---\n")
+    soup, _ = soup_of(paths, tmp_path / "soup")
+    card = (soup.folder / "README.md").read_text()
+    assert f'import {kind}\n\nmodel = {kind}("THIS_REPO")' in card
+    assert "pipeline_tag: text-ranking\n" in card
+
+
+def test_modules_that_are_code_of_their_own_are_refused(tmp_path: Path) -> None:
+    """The code is not taken over, so nobody could load the soup."""
+    paths = sentences(tmp_path)
+    for path in paths:
+        modules = json.loads((path / "modules.json").read_text())
+        modules[1]["type"] = "custom.MyPooling"
+        (path / "modules.json").write_text(json.dumps(modules))
+        (path / "custom.py").write_text("raise SystemExit('ran')\n")
+    with pytest.raises(IncompatibleError, match=r"code of its own \(custom\.MyPooling\)"):
+        soup_of(paths, tmp_path / "soup")
+
+
 def test_modules_with_weights_of_their_own_are_refused(tmp_path: Path) -> None:
     """They would have to be averaged like the rest, in files that `transformers` does not know."""
     paths = sentences(tmp_path, dense=True)
@@ -360,6 +385,9 @@ def test_a_tokenizer_and_a_processor_may_come_from_two(tmp_path: Path) -> None:
     values = json.loads((paths[0] / "tokenizer_config.json").read_text())
     values |= {"name_or_path": str(tmp_path), "tokenizer_file": f"{tmp_path}/tokenizer.json"}
     (paths[0] / "tokenizer_config.json").write_text(json.dumps(values))
+    config = json.loads((paths[1] / "config.json").read_text())
+    config["text_config"] |= {"_name_or_path": str(tmp_path / "text"), "vocab_file": str(tmp_path / "vocab.json")}
+    (paths[1] / "config.json").write_text(json.dumps(config))
     soup, _ = soup_of(paths, tmp_path / "soup")
     assert processed(soup.folder) == processed(paths[0])
     for path in soup.folder.glob("*.json"):
@@ -381,9 +409,16 @@ def test_code_of_a_model_is_not_taken_over_and_the_soup_loads_without(tmp_path: 
         (path / "modeling_mine.py").write_text("raise SystemExit('ran')\n")
         config = json.loads((path / "config.json").read_text())
         config["auto_map"] = {"AutoModel": "modeling_mine.MyModel", "AutoConfig": "modeling_mine.MyConfig"}
+        config["custom_pipelines"] = {"feature-extraction": {"impl": "modeling_mine.MyPipeline", "pt": ["AutoModel"]}}
         (path / "config.json").write_text(json.dumps(config))
+        tokenizer = json.loads((path / "tokenizer_config.json").read_text())
+        tokenizer["auto_map"] = {"AutoTokenizer": ["modeling_mine.MyTokenizer", None]}
+        (path / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     soup, said = soup_of(paths, tmp_path / "soup")
     assert "note: Code is not taken over: local:a brings modeling_mine.py." in said
     assert not list(soup.folder.rglob("*.py"))
     for trusted in (False, True):
         assert isinstance(AutoModel.from_pretrained(soup.folder, trust_remote_code=trusted), BertModel)
+        assert AutoTokenizer.from_pretrained(soup.folder, trust_remote_code=trusted)("hot soup")["input_ids"]
+        extract = transformers.pipeline("feature-extraction", str(soup.folder), trust_remote_code=trusted)
+        assert len(extract("hot soup")[0][0]) == 16

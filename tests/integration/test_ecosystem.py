@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
-from hf_soup import __version__, client
+from hf_soup import __version__, client, hub
 from hf_soup.local_hub import LocalHub
 
 # The client hands files to its HTTP library in a way that the library deprecates.
@@ -86,24 +86,28 @@ def test_the_hub_is_told_who_asks(online: LocalHub, publish: Callable[..., str],
     agents: set[str] = set()
 
     def note(request: Request) -> None:
-        if request.url.path.startswith("/api/models/"):
+        if request.url.path.startswith("/api/models"):
             agents.add(request.headers["user-agent"])
 
     online.intercept = note
     assert cli("check", *names).code == 0
+    assert hub.answers()
     assert agents
     assert all(f"hf-soup/{__version__}" in agent for agent in agents), agents
 
 
-@pytest.mark.parametrize(("setting", "level"), [(None, "CRITICAL"), ("info", "INFO")])
-def test_the_clients_log_is_as_loud_as_somebody_asks(setting: str | None, level: str) -> None:
+@pytest.mark.parametrize(
+    ("settings", "level"),
+    [({}, "CRITICAL"), ({"HF_HUB_VERBOSITY": "info"}, "INFO"), ({"HF_DEBUG": "1"}, "DEBUG")],
+)
+def test_the_clients_log_is_as_loud_as_somebody_asks(settings: dict[str, str], level: str) -> None:
     """Silent by default, as what goes wrong is worded here."""
     code = (
         "import logging; from hf_soup.client import patient; patient()\n"
         "print(logging.getLevelName(logging.getLogger('huggingface_hub').level))"
     )
-    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_VERBOSITY"}
-    environment |= {"HF_HUB_VERBOSITY": setting} if setting else {}
+    environment = {key: value for key, value in os.environ.items() if key not in ("HF_HUB_VERBOSITY", "HF_DEBUG")}
+    environment |= settings
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == level

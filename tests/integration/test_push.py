@@ -198,6 +198,30 @@ def test_the_base_has_a_licence_too(cli: Cli, publish: Publish, family: Path, tm
     assert ["acme/a-2", "other (llama)"] in tables(card)[-1]
 
 
+def test_a_base_whose_weights_cannot_be_read_has_its_licence(
+    cli: Cli, publish: Publish, family: Path, tmp_path: Path
+) -> None:
+    """It is on the card, which is there for all, whatever the weights are in."""
+    base = shutil.copytree(family / "base", tmp_path / "base")
+    (base / "model.safetensors").rename(base / "pytorch_model.bin")
+    for name in ("base", "a", "b"):
+        publish(name, base if name == "base" else None)
+    assert cli("cook", "acme/a", "acme/b", "-o", "soup").code == 0
+    card = (tmp_path / "soup" / "README.md").read_text()
+    assert front_matter(card)["license"] == "apache-2.0"
+    assert "not stated" not in card
+
+
+def test_a_body_without_a_head_has_no_task(cli: Cli, family: Path, tmp_path: Path) -> None:
+    """Whatever the cards of those with heads say."""
+    models = [str(with_card(family, name, tmp_path / name, pipeline_tag="text-classification")) for name in "ab"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"ingredients": models, "heads": "body"}))
+    assert cli("cook", "recipe.yaml", "-o", "soup").code == 0
+    card = (tmp_path / "soup" / "README.md").read_text()
+    assert "pipeline_tag" not in front_matter(card)
+    assert "pipeline(" not in card
+
+
 def test_nothing_breaks_out_of_a_card(cli: Cli, publish: Publish, family: Path, tmp_path: Path) -> None:
     """What strangers wrote in theirs is text in ours."""
     publish("base")
@@ -288,6 +312,7 @@ def test_no_path_of_this_machine_is_pushed(
     assert score.dataset == "local:rows.csv"
     card = (pushed / "README.md").read_text()
     assert "local:a, local:b were folders on the cook's machine: put their paths there first." in card
+    assert "local:rows.csv, local:report.csv were files on the cook's machine: put their paths in the place" in card
     assert "base_model" not in front_matter(card)
 
 

@@ -163,7 +163,7 @@ def test_every_step_of_a_push_may_fail(
         assert tags == ({} if create_pr else {"v1": done.commit})
 
 
-@pytest.mark.parametrize(("step", "create_pr"), [kind for kind in KINDS if kind[0] not in ("result", "last part")])
+@pytest.mark.parametrize(("step", "create_pr"), [kind for kind in KINDS if kind[0] != "last part"])
 def test_a_step_that_never_works_is_given_up(
     online: LocalHub, api: HfApi, soup: dict[str, Path], step: str, create_pr: bool
 ) -> None:
@@ -185,10 +185,11 @@ def test_a_step_that_never_works_is_given_up(
         push(soup, **options)
     assert 1 < asked[0] < 60
     online.intercept = None
-    landed = step == "tag"
-    assert commits(api) == [*(["Soup"] if landed else []), "Before", "initial commit"]
-    assert offers(api) == []
-    assert not landed or "has the soup in commit" in str(raised.value)
+    landed = step in ("tag", "result")
+    assert commits(api) == [*(["Soup"] if landed and not create_pr else []), "Before", "initial commit"]
+    assert offers(api) == (["Soup"] if landed and create_pr else [])
+    where = f"{online.endpoint}/{REPO}/discussions/1" if create_pr else "commit"
+    assert not landed or f"'{REPO}' has the soup in {where}" in str(raised.value)
     assert push(soup, **options).changed is not landed
     is_pushed(api, REPO, push(soup, **options), soup, create_pr=create_pr)
 
@@ -340,6 +341,36 @@ def test_a_commit_that_shows_late_is_not_made_twice(online: LocalHub, api: HfApi
     is_pushed(api, REPO, done, soup, create_pr=False)
 
 
+@pytest.mark.parametrize("create_pr", [False, True], ids=["commit", "pr"])
+def test_where_nobody_knows_whether_it_landed_the_error_says_so(
+    online: LocalHub, api: HfApi, soup: dict[str, Path], create_pr: bool
+) -> None:
+    """The answer is lost, and then the Hub is away."""
+    prepare(api)
+    away = [False]
+
+    def lose(request: Request, answer: Response) -> Response:
+        away[0] = away[0] or "/commit/" in request.url.path
+        return Hangup() if away[0] else answer
+
+    online.transform = lose
+    with pytest.raises(
+        PublishError, match=r"cannot be reached \(\w+\)\. Whether .* not known\.\n.*nothing is made twice"
+    ):
+        push(soup, create_pr=create_pr)
+    online.transform = None
+    done = push(soup, create_pr=create_pr)
+    assert not done.changed
+    is_pushed(api, REPO, done, soup, create_pr=create_pr)
+
+
+def test_a_tag_counts_whose_answers_are_all_lost(online: LocalHub, api: HfApi, soup: dict[str, Path]) -> None:
+    prepare(api)
+    online.transform = lambda request, answer: Hangup() if "/tag/" in request.url.path else answer
+    done = push(soup, tag="v1")
+    assert [tag.target_commit for tag in api.list_repo_refs(REPO).tags] == [done.commit]
+
+
 def test_somebody_takes_the_tag_in_between(online: LocalHub, api: HfApi, soup: dict[str, Path]) -> None:
     prepare(api)
 
@@ -349,7 +380,7 @@ def test_somebody_takes_the_tag_in_between(online: LocalHub, api: HfApi, soup: d
             refs["refs/tags/v1"] = online.store.revision(online.store.repos["model", REPO], "main").parent or ""
 
     online.intercept = tag
-    with pytest.raises(PublishError, match="'v1' names another commit"):
+    with pytest.raises(PublishError, match=r"has the soup in commit \w+\. 'v1' names another commit"):
         push(soup, tag="v1")
     online.intercept = None
     is_pushed(api, REPO, push(soup), soup, create_pr=False)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, close_session, constants
 from safetensors.torch import load_file, save_file
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -74,8 +74,11 @@ def changes(hub: LocalHub) -> list[str]:
         ("me/soup", {"tag": "v1", "create_pr": True}, "nobody has merged"),
         ("me/soup", {"revision": "next", "create_pr": True}, "for main, not for 'next'"),
         ("me/soup", {"create_pr": True}, "'me/soup' does not exist, so nothing can be offered"),
+        ("me/soup", {"license": " "}, "The licence is empty"),
         ("me/soup", {"token": "t-me-read"}, "the token of me may only read"),
         ("me/soup", {"token": "t-unknown"}, "the Hub does not accept the token"),
+        ("me/soup", {"token": "t-me\nx"}, "The token has spaces or letters that no token has"),
+        ("me/soup", {"token": "t-mé"}, "The token has spaces or letters that no token has"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_sent(
@@ -204,6 +207,32 @@ def test_edited_weights_are_refused_or_said(cli: Cli, api: HfApi, soup: Path) ->
     assert "is not a valid safetensors file" in cli("push", soup, "acme/soup", "--force").err
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("weights", [1, 2]),
+        ("weights", None),
+        ("lineage", "none"),
+        ("lineage", {"ingredients": [{"revision": "1"}]}),
+        ("made_of", 3),
+        ("update", {"soup": "acme/a"}),
+        ("update", {"soup": "acme/a", "added": ["acme/b"], "after": [1]}),
+    ],
+)
+def test_a_summary_that_was_edited_is_refused(cli: Cli, api: HfApi, soup: Path, key: str, value: object) -> None:
+    summary = json.loads((soup / "soup.json").read_text())
+    (soup / "soup.json").write_text(json.dumps({**summary, key: value}))
+    assert "is not a soup: it has no readable soup.json" in cli("push", soup, "acme/soup").err
+    assert not api.repo_exists("acme/soup")
+
+
+def test_a_card_or_summary_that_is_damaged_is_refused(cli: Cli, soup: Path) -> None:
+    (soup / "README.md").write_bytes(b"\xff\xfe")
+    assert "README.md is not text" in cli("push", soup, "acme/soup").err
+    (soup / "soup.json").write_text("[" * 100_000)
+    assert "no readable soup.json" in cli("push", soup, "acme/soup").err
+
+
 def test_private_ingredients_stay_private(
     cli: Cli, publish: Publish, api: HfApi, online: LocalHub, tmp_path: Path
 ) -> None:
@@ -236,6 +265,11 @@ def test_a_private_soup_in_between_is_named_too(cli: Cli, publish: Publish) -> N
     assert cli("push", "pair", "acme/pair", "--private").code == 0
     assert cli("cook", "acme/pair", "acme/c", "-o", "three").code == 0
     assert "private or gone: acme/pair." in cli("push", "three", "acme/three").err
+    # The card of an update says what it was added to.
+    adding = ("cook", "acme/pair", "--add", "acme/c", "-o", "next")
+    assert "private or gone: acme/pair." in cli(*adding, "--push", "acme/three").err
+    assert cli(*adding).code == 0
+    assert "private or gone: acme/pair." in cli("push", "next", "acme/three").err
 
 
 @pytest.mark.parametrize("step", ["/whoami-v2", "/api/models/", "/preupload/", "/commit/"])
@@ -252,6 +286,22 @@ def test_a_token_is_never_shown(cli: Cli, online: LocalHub, soup: Path, step: st
     assert "Bad header: Bearer hf_…" in refused.err
     assert online.token not in refused.err + refused.out
     assert online.token not in cli("push", soup, "acme/soup", "--json").out
+
+
+@pytest.mark.parametrize("token", ["hf_jwt_eyJh.eyJz-d.s1g_n", "of-no-known-form"])
+def test_a_token_of_any_form_is_never_shown(
+    cli: Cli, online: LocalHub, soup: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    """Those of other Hubs do not begin as the Hub's do, and some of the Hub's have more than letters."""
+    with LocalHub(tmp_path / "others", users={token: "me"}) as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setenv("HF_TOKEN", token)
+        for said in ("Bearer {}", "q={}&", "x{}y"):
+            answer = JSONResponse({"error": said.format(token)}, 403)
+            hub.intercept = lambda request, answer=answer: answer if "/commit/" in request.url.path else None
+            refused = cli("push", soup, "me/soup")
+            assert said.format("hf_…") in refused.err
+            assert not any(part in refused.err + refused.out for part in (token, "eyJz", "s1g_n"))
 
 
 def test_a_push_that_cannot_end_is_not_begun_by_a_cook(
@@ -278,6 +328,44 @@ def test_a_push_that_cannot_end_is_not_begun_by_a_cook(
     assert [tag.name for tag in api.list_repo_refs("acme/soup").tags] == ["v1"]
 
 
+def test_a_repo_that_somebody_makes_in_between_is_looked_at(online: LocalHub, api: HfApi, soup: Path) -> None:
+    """It may hold another model, or be public where it was to be private; some servers say only that it is there."""
+    holds = [b"other weights"]
+
+    def create(request: Request) -> Response | None:
+        if request.url.path != "/api/repos/create":
+            return None
+        repo = online.store.create("model", "acme/soup", private=False, author="b")
+        if holds:
+            online.store.commit(
+                repo, "main", [online.store.put("model.safetensors", holds.pop())], ("a", "", "b"), None
+            )
+        return JSONResponse({"error": "You already created this model repo"}, 409)
+
+    online.intercept = create
+    with pytest.raises(PublishError, match="'acme/soup' is taken: it holds something else"):
+        Soup.open(soup).push("acme/soup")
+    assert len(api.list_repo_commits("acme/soup")) == 2
+    api.delete_repo("acme/soup")
+    with pytest.raises(PublishError, match="'acme/soup' is public"):
+        Soup.open(soup).push("acme/soup", private=True)
+    api.delete_repo("acme/soup")
+    assert Soup.open(soup).push("acme/soup").changed
+
+
+@pytest.mark.parametrize("asked", [{"Retry-After": "86400"}, {"RateLimit": '"api";r=0;t=86400'}], ids=str)
+def test_no_server_makes_a_push_wait_for_a_day(
+    cli: Cli, online: LocalHub, soup: Path, asked: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client waits by itself where it uploads, for as long as it is told to."""
+    pauses, busy = list[float](), [Response(status_code=429, headers=asked)]
+    monkeypatch.setattr("time.sleep", pauses.append)
+    online.intercept = lambda request: busy.pop() if busy and "/preupload/" in request.url.path else None
+    close_session()  # one that an earlier test opened has none of the command's settings
+    assert cli("push", soup, "acme/soup").code == 0
+    assert 60 <= sum(pauses) < 90
+
+
 def test_a_branch_is_made_where_it_is_not_there(online: LocalHub, api: HfApi, soup: Path) -> None:
     Soup.open(soup).push("acme/soup")
     (soup / "notes.txt").write_text("more")
@@ -285,9 +373,13 @@ def test_a_branch_is_made_where_it_is_not_there(online: LocalHub, api: HfApi, so
     assert api.model_info("acme/soup", revision="next").sha == done.commit
     assert "notes.txt" not in api.list_repo_files("acme/soup")
     assert not Soup.open(soup).push("acme/soup", revision="next").changed
-    offered = Soup.open(soup).push("acme/soup", create_pr=True)
+    offered = Soup.open(soup).push("acme/soup", create_pr=True, revision="main")
     (soup / "notes.txt").write_text("even more")
     assert Soup.open(soup).push("acme/soup", revision="refs/pr/1").commit != offered.commit
+    api.create_tag("acme/soup", tag="v1")
+    for name, said in ((done.commit, "a tag or a commit"), ("v1", "a tag or a commit"), ("refs/pr/9", "nothing")):
+        with pytest.raises(PublishError, match=f"'{name}' names {said} in 'acme/soup', and no branch"):
+            Soup.open(soup).push("acme/soup", revision=name)
 
 
 def test_a_gitignore_keeps_nothing_back_in_silence(online: LocalHub, api: HfApi, soup: Path) -> None:

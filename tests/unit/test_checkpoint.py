@@ -18,7 +18,7 @@ from safetensors.torch import save, save_file
 
 from hf_soup.checkpoint import open_all, open_checkpoint
 from hf_soup.errors import ResolveError, SoupError
-from hf_soup.headers import TensorInfo, read_header
+from hf_soup.headers import TensorInfo, front_matter, read_header
 from hf_soup.recipe import Ingredient
 
 
@@ -43,6 +43,11 @@ def test_a_header_is_read_as_safetensors_wrote_it() -> None:
     assert {name: tensor.shape for name, tensor in found.items()} == {"a": (5,), "b": (2, 3), "none": (0, 4)}
     assert {name: tensor.dtype for name, tensor in found.items()} == {"a": "BF16", "b": "F32", "none": "F32"}
     assert content[found["a"].offset :][: found["a"].size] == written["a"].view(torch.uint8).numpy().tobytes()
+
+
+@pytest.mark.parametrize("card", ["\ufeff---\nlicense: mit\n---\n", "---\r\nlicense: mit\r\n---\r\n# A\r\n"])
+def test_a_card_is_read_as_any_editor_saves_it(card: str) -> None:
+    assert front_matter(card.encode()) == {"license": "mit"}
 
 
 def test_a_header_of_any_length_costs_two_reads() -> None:
@@ -191,6 +196,7 @@ INDEX = "model.safetensors.index.json"
         (change("config.json", ""), "config.json is not a mapping but NoneType"),
         (change("config.json", "{'a': 1}"), "config.json is not valid JSON"),
         (change("config.json", b"\xff\xff\xff"), "config.json is not valid JSON"),
+        (change("config.json", '{"id2label": {"0": "\\ud800"}}'), "config.json is not valid JSON"),
         (change("config.json", "[" * 100_000), "config.json is not valid JSON"),
         (change("config.json", "[]"), "config.json is not a mapping but list"),
         (change("config.json", "9" * 10_000), "config.json is not"),

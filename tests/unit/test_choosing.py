@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import shutil
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from hf_soup import Recipe, RecipeError, Soup, SoupError, cook
 from hf_soup.choosing import grid, settled
+from hf_soup.descent import HeldOutLoss
 from hf_soup.evaluation import Evaluation
+from hf_soup.scoring import Comparison, Resident
 
 pytestmark = pytest.mark.usefixtures("online")
 
@@ -160,7 +166,8 @@ def test_learned_shares_are_written_and_cooked_again(by: str, astray: Recipe, tm
 
 def test_an_ingredient_that_beats_what_was_learned_is_taken_alone(recipe: Recipe, tmp_path: Path) -> None:
     select = {"name": "learned", "epochs": 1, "lr": 1e-6, "batch_size": 8}
-    assert quietly(changed(recipe, select=select), tmp_path / "soup").weights == {"local:good": 1.0}
+    mean = {"name": "linear", "normalize": True}  # as by default
+    assert quietly(changed(recipe, select=select, method=mean), tmp_path / "soup").weights == {"local:good": 1.0}
 
 
 def test_free_shares_are_a_plain_sum(astray: Recipe, tmp_path: Path) -> None:
@@ -249,14 +256,44 @@ def test_the_same_rows_in_two_metrics_are_one_data_set(
     assert len(asked) == 4  # three ingredients, and the soup
 
 
-def test_learning_refuses_models_that_know_nothing(recipe: Recipe, trained: Path, tmp_path: Path) -> None:
-    """As any other selection."""
+def test_learning_holds_one_model(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that answered for the ingredients is let go, and the running sum of soups, of halves too."""
+    built: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    load, through = Resident.load, HeldOutLoss.gradient
+
+    def watched(self: Resident, given: Any) -> Any:
+        model = load(self, given)
+        built.append(weakref.ref(model))
+        return model
+
+    def gradient(self: HeldOutLoss, *arguments: Any) -> Any:
+        gc.collect()
+        alive.append(sum(each() is not None for each in built))
+        return through(self, *arguments)
+
+    monkeypatch.setattr(Resident, "load", watched)
+    monkeypatch.setattr(HeldOutLoss, "gradient", gradient)
+    quietly(changed(recipe, select={"name": "learned", "epochs": 1}, repeats=2, report=[]), tmp_path / "soup")
+    assert built
+    assert set(alive) == {0}
+
+
+def test_selections_refuse_models_that_know_nothing(recipe: Recipe, trained: Path, tmp_path: Path) -> None:
+    """Whatever the method, and whoever else is named."""
     poor = str(trained / "poor")
     shutil.copytree(poor, tmp_path / "poor-2")
     asked = changed(recipe, ingredients=[poor, str(tmp_path / "poor-2")], report=[])
-    for select in ("learned", "greedy"):
+    unused = [*asked.to_dict()["ingredients"], {"model": str(trained / "good"), "weight": 0}]
+    for changes in (
+        {"select": "learned"},
+        {"select": "greedy"},
+        {"select": "pruned", "ingredients": unused},
+        {"select": "greedy", "method": {"name": "linear", "normalize": False}},
+        {"select": "greedy", "method": {"name": "wise_ft", "alpha": [0.5, 1.0]}},
+    ):
         with pytest.raises(SoupError, match=r"No ingredient is better than chance on 'rows\.csv accuracy'"):
-            quietly(changed(asked, select=select), tmp_path / "soup")
+            quietly(changed(asked, **changes), tmp_path / "soup")
     said: list[str] = []
     cook(changed(asked, select="uniform"), tmp_path / "uniform", say=said.append)
     assert any("No ingredient can be told from chance" in each for each in said)
@@ -271,8 +308,24 @@ def test_a_soup_that_loses_to_its_best_ingredient_says_so(recipe: Recipe, traine
     assert re.search(r"The soup is worse on 'rows\.csv accuracy' than local:good alone: worse by [\d.]+ points", doubt)
     assert doubt.removeprefix("warning: ") in soup.summary["notes"]
     said.clear()
+    assert "Use that one" in doubt
     cook(changed(recipe, ingredients=[poor, good], select="greedy"), tmp_path / "greedy", say=said.append)
     assert not any("is worse on" in each for each in said)
+
+
+def test_a_loss_that_the_weights_of_the_data_outweigh_is_no_reason_to_leave_the_soup() -> None:
+    """What is advised follows the score that was selected by; the loss is said all the same."""
+    worse = Comparison("accuracy", -0.2, -0.3, -0.1, 0.001, 100)
+    for soup, advice in (
+        (0.9, "In the mean of all held-out data, by their weights, it is not."),
+        (0.7, "Use that one"),
+    ):
+        scores = {"soup": soup, "one": 0.8}
+        seen = SimpleNamespace(
+            _judges=[SimpleNamespace(title="small")], _alone=lambda name, _: name, objective=scores.__getitem__
+        )
+        (doubt,) = Evaluation._losses(seen, {"small": "one"}, {"small": worse})  # type: ignore[arg-type]
+        assert f"worse on 'small' than one alone: {worse.sentence}. {advice}" in doubt
 
 
 @pytest.mark.parametrize("select", ["greedy", {"name": "learned", "epochs": 1, "batch_size": 8}], ids=str)
@@ -306,6 +359,7 @@ def test_the_choice_is_made_again_on_halves(select: Any, recipe: Recipe, tmp_pat
         ({"layers": {"a": [-1, 1, 1]}}, "'a' is -1, and linear divides"),
         ({"layers": {"a": [1, 1, 1]}, "select": "greedy"}, "go with `select: uniform` and `method: linear`, not with"),
         ({"select": "learned", "method": "wise_ft"}, "`select: learned` learns the shares of an average"),
+        ({"select": "learned", "method": {"name": "linear", "normalize": False}}, "and `method` is a plain sum"),
         ({"select": {"name": "learned", "by": "row"}}, "`by` is 'row'; it is 'ingredient' or 'layer'"),
         ({"method": {"name": "wise_ft", "alpha": float("nan")}}, "'alpha' is nan; it is of type float"),
         ({"method": {"name": "task_arithmetic", "scale": 10**400}}, "it is of type float"),
@@ -334,3 +388,28 @@ def test_what_contradicts_itself_is_refused(
     with pytest.raises(SoupError, match=said):
         quietly(asked, tmp_path / "soup")
     assert not (tmp_path / "soup").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+@pytest.mark.parametrize(
+    ("rows", "changes", "said"),
+    [
+        (15, {"repeats": 3}, "`repeats` chooses on halves of the held-out rows, and 'few accuracy' has 15"),
+        (8, {"select": "learned"}, "learned: there are 8 held-out rows, and it takes ten at least"),
+        (24, {"select": "learned"}, "'few accuracy' and 'other accuracy' have other labels for the same rows"),
+    ],
+)
+def test_rows_that_will_not_do_are_refused_before_the_download(
+    rows: int, changes: dict[str, Any], said: str, recipe: Recipe, family: Path, publish: Any, tmp_path: Path
+) -> None:
+    lines = (family / "rows.csv").read_text().splitlines()
+    chosen = [*lines[1:][:: len(lines) // rows or 1], *lines[1:]][:rows]
+    second = [f"{line},{int(number % 3 == 0)}" for number, line in enumerate(chosen)]
+    (tmp_path / "few.csv").write_text("\n".join(["text,label,second", *second]) + "\n")
+    data = {"task": "text-classification", "dataset": str(tmp_path / "few.csv")}
+    two = [{**data, "name": "few"}, {**data, "name": "other", "label_column": "second"}]
+    models = {"ingredients": [publish(name) for name in ("a", "b")], "base": publish("base"), "report": []}
+    asked = changed(recipe, **models, score=two if rows == 24 else two[:1], **changes)
+    with pytest.raises(SoupError, match=re.escape(said)):
+        quietly(asked, tmp_path / "soup")
+    assert not list(Path(constants.HF_HUB_CACHE).rglob("model.safetensors"))

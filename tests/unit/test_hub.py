@@ -95,6 +95,9 @@ def test_only_what_may_pass_is_tried_again(error: Exception, passing: bool) -> N
         (httpx2.ReadError("reset"), 9, 8.0, 9.6),
         (failure(429, Retry_After="20"), 0, 20.0, 24.0),
         (failure(429, Retry_After="86400"), 0, 60.0, 72.0),
+        (failure(429, RateLimit='"api";r=0;t=30'), 0, 30.0, 36.0),
+        (failure(429, RateLimit='"api";r=0;t=3000', Retry_After="3000"), 0, 60.0, 72.0),
+        (failure(429, RateLimit='"api";r=7;t=3000'), 0, 0.5, 0.6),
         (failure(429, Retry_After="Wed, 21 Oct 2026 07:28:00 GMT"), 0, 0.5, 0.6),
         (failure(503, Retry_After="-5"), 0, 0.5, 0.6),
     ],
@@ -132,6 +135,7 @@ def test_what_does_not_pass_is_raised_at_once(monkeypatch: pytest.MonkeyPatch) -
     [
         ("acme/a", True), ("gpt2", True), ("a_b/c.d-e", True), ("x" * 97, False), ("a/b/c", False), ("/a", False),
         ("./a", False), ("../a", False), ("a/", False), ("", False), ("a b", False), ("C:\\models", False),
+        ("acme/données", False), ("a--b", False), ("a..b", False), ("acme/a.git", False), ("acme/a.", False),
     ],
 )  # fmt: skip
 def test_what_can_be_a_repo(name: str, is_one: bool) -> None:

@@ -608,6 +608,7 @@ def test_mixed_dtypes_are_stated(write: Write, berts: tuple[dict[str, Any], list
     lineage = check(models)
     assert (lineage.verdict, codes(lineage)) == ("likely", {"dtypes-mixed"})
     assert "local:a BF16, local:b F32" in said(lineage, "dtypes-mixed")
+    assert "the widest is written where no `dtype` is named" in said(lineage, "dtypes-mixed")
     soup = cook(models, tmp_path / "soup", say=lambda _: None)
     assert {each.dtype for each in soup.load().state_dict().values()} == {torch.float32}
     assert json.loads((soup.folder / "config.json").read_text())["dtype"] == "float32"

@@ -140,7 +140,7 @@ def test_an_image_folder_has_its_folders_as_classes(tmp_path: Path) -> None:
         ("d.csv", b"", "Cannot load the data of"),
         ("d.jsonl", b"{nonsense", "Cannot load the data of"),
         ("d.xlsx", b"x", "Cannot read 'd.xlsx' as data"),
-        ("d.csv", b"text,label\n", "is empty|Cannot load"),
+        ("d.csv", b"text,label\n", "d.csv is empty: there are no rows in it"),
     ],
 )
 def test_unreadable_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
