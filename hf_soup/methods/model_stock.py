@@ -1,0 +1,59 @@
+"""As far from the ancestor as the ingredients agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hf_soup.methods import merge_method
+from hf_soup.methods._span import combination, cosines, products
+from hf_soup.methods.linear import shares
+
+
+@merge_method(elementwise=False, neutral={}, needs_base=True, bound=1e-12, least=2)
+def model_stock(deltas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    r"""Go from the ancestor towards the mean, in each tensor as far as the task vectors' angle says.
+
+    With :math:`\cos\phi` the mean cosine between two task vectors,
+
+    .. math:: \theta = t\,\bar\theta + (1-t)\,\theta_0 = \theta_0 + t\,\bar\tau,
+        \qquad t = \frac{n\cos\phi}{1 + (n-1)\cos\phi}
+
+    which is the point nearest to the centre around which fine-tunes of one kind lie, if they are equally far from it in
+    directions at right angles. Where their mean cosine is not positive, :math:`t = 0`: the ancestor.
+
+    For fine-tunes on one task that differ by their seed or their hyperparameters: what they have in common is taken
+    for the signal. Task vectors of different tasks have little in common, and little would be left of them.
+
+    **Weights** are not in the paper. Here :math:`\bar\tau` is the weighted mean, a pair counts by the product of its
+    weights, and :math:`n` becomes :math:`(\sum w)^2/\sum w^2`, which makes :math:`t` the nearest point again. Where
+    only one ingredient has a weight there is no angle, and it is the result.
+
+    A task vector of zero (its norm, below 1e-140) has a cosine of 0 with each other. mergekit does not clamp
+    :math:`t`; the paper sees no cosines below zero. It may take angles by rows (``filter_wise``), the paper by layer.
+
+    Args:
+        deltas: ``n`` task vectors of one shape, in the accumulator's dtype.
+        weights: ``n`` numbers of zero or more, whose sum is not zero.
+
+    Returns:
+        The task vector of the mix.
+
+    Reference:
+        Jang et al., Model Stock: All we need is just a few fine-tuned models, ECCV 2024, arXiv:2403.19522.
+
+    >>> import torch
+    >>> model_stock([torch.tensor([5.0, 0.0]), torch.tensor([3.0, 4.0])], [1.0, 1.0])  # 3/4 of the mean
+    tensor([3.0000, 1.5000], dtype=torch.float64)
+    """
+    parts = torch.tensor([share for share, _ in zip(shares(weights), deltas, strict=True)], dtype=torch.float64)
+    pairs = torch.outer(parts, parts).fill_diagonal_(0.0)
+    ratio: Tensor | float = 1.0
+    if pairs.any():
+        there, between = cosines(products(deltas))
+        cosine = (pairs[there][:, there] * between).sum() / pairs.sum()
+        count = parts.sum() ** 2 / (parts**2).sum()
+        ratio = (count * cosine / (1 + (count - 1) * cosine)).clamp(max=1) if cosine > 0 else 0.0
+    return combination(deltas, parts * (ratio / parts.sum()))

@@ -1,0 +1,73 @@
+"""From one model to another along the sphere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from hf_soup.methods import Within, merge_method
+from hf_soup.methods._span import combination, cosines, products
+from hf_soup.methods._sphere import OPPOSITE
+from hf_soup.methods.linear import linear, shares
+
+
+@merge_method(elementwise=False, neutral={}, bound=1e-12, least=2, most=2, ordered=True)
+def slerp(
+    tensors: Sequence[Tensor], weights: Sequence[float], *, t: Annotated[float, Within("[0, 1]")] = 0.5
+) -> Tensor:
+    r"""Interpolate between two models at a constant angular speed.
+
+    Each tensor is one vector, and :math:`\Omega` the angle between those of the two models:
+
+    .. math:: \theta = \frac{\sin((1-s)\,\Omega)}{\sin\Omega}\,\theta_1 + \frac{\sin(s\,\Omega)}{\sin\Omega}\,\theta_2,
+        \qquad s = \frac{t\,w_2}{(1-t)\,w_1 + t\,w_2}
+
+    so with equal weights `t` says how far to go, and with the default `t` the share of the second weight does.
+
+    The linear mean :math:`(1-s)\,\theta_1 + s\,\theta_2` where :math:`\cos\Omega > 0.9995`, where one of the two is
+    zero (its norm, below 1e-140), and for tensors of one element, which have no angle. Fine-tunes of one ancestor are
+    mostly nearer to each other than that, and then this is `linear`; it makes a difference for models that trained
+    long, whose mean would be shorter than they are.
+
+    mergekit goes back to the linear mean for opposite tensors also, which is nearly zero half way; here they are an
+    error.
+
+    Args:
+        tensors: 2 tensors of one shape, as stored.
+        weights: 2 numbers of zero or more, whose sum is not zero.
+        t: 0 is the first model, 1 the second.
+
+    Returns:
+        The same shape, float32 where both tensors have 16 bits, else float64.
+
+    Raises:
+        ValueError: Where :math:`\cos\Omega < -0.9995`: the ways round the sphere are equally long; and where `t` asks
+            for nothing but a model of weight zero.
+
+    Reference:
+        Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985, doi:10.1145/325334.325242.
+
+    >>> import torch
+    >>> slerp([torch.tensor([25.0, 0.0]), torch.tensor([7.0, 24.0])], [1.0, 1.0]).float()  # as long as both
+    tensor([20., 15.])
+    """
+    first, second = shares(weights)
+    ends = [(1 - t) * first, t * second]
+    if not any(ends):
+        raise ValueError(f"slerp at t={t:g} is a model of weight zero alone. Take its weight or `t` away from zero.")
+    if tensors[0].numel() <= 1:
+        return linear(tensors, ends)
+    there, between = cosines(products(tensors))
+    if not there.all() or between[0, 1] > -OPPOSITE:
+        return linear(tensors, ends)
+    cosine = between[0, 1]
+    if cosine < OPPOSITE:
+        raise ValueError(
+            f"slerp at t={t:g} has no way between tensors of shape {tuple(tensors[0].shape)}: they point in opposite "
+            f"directions, with a cosine of {cosine.item():.4f}. Override the method with `linear` there."
+        )
+    angle, share = cosine.acos(), ends[1] / sum(ends)
+    return combination(tensors, torch.stack([((1 - share) * angle).sin(), (share * angle).sin()]) / angle.sin())
