@@ -36,7 +36,7 @@ from hf_soup.headers import (
 from hf_soup.pickles import PICKLE, PICKLE_INDEX, convert_pickle
 from hf_soup.recipe import Ingredient, is_here
 
-_SINGLE = "model.safetensors"
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 _MAX_ASSET = 500_000_000
@@ -251,7 +251,7 @@ def _open_repo(repo: hub.Repo, allow_pickle: bool) -> Checkpoint:
     notes = []
     if repo.from_cache:
         notes.append("the Hub was not reached; the commit is the one in the cache")
-    if not {_SINGLE, INDEX} & set(repo.files) and repo.requested in (None, "main"):
+    if not {SINGLE, INDEX} & set(repo.files) and repo.requested in (None, "main"):
         offered = hub.conversion_of(repo)
         if offered is not None:
             notes.append(f"its safetensors are in the conversion bot's pull request ({offered.requested})")
@@ -349,16 +349,16 @@ def _assemble(
         raise ResolveError(f"{name}: {large} has {files[large]:,} bytes, more than any such file needs.")
     config = read_json(read, "config.json", files, name)
     converted: dict[str, Path] = {}
-    if _SINGLE in files:
-        shards: Sequence[str] = [_SINGLE]
+    if SINGLE in files:
+        shards: Sequence[str] = [SINGLE]
         index = b""
     elif INDEX in files:
         index, shards = read_index(read, INDEX, files, name)
     elif {PICKLE, PICKLE_INDEX} & set(files) and allow_pickle:
         index = b""
-        converted = {_SINGLE: convert_pickle(name, files, read, repo, folder)}
-        shards = [_SINGLE]
-        files = {**files, _SINGLE: converted[_SINGLE].stat().st_size}
+        converted = {SINGLE: convert_pickle(name, files, read, repo, folder)}
+        shards = [SINGLE]
+        files = {**files, SINGLE: converted[SINGLE].stat().st_size}
         read = _reader(repo, folder, converted)
         notes = [*notes, "its weights were converted from pytorch_model.bin"]
     else:
@@ -404,10 +404,10 @@ def _no_safetensors(name: str, model: str, files: Mapping[str, int], repo: hub.R
         )
     if variants:
         return ResolveError(
-            f"{name} has neither {_SINGLE} nor {INDEX}; its safetensors files are {some(variants)}.",
+            f"{name} has neither {SINGLE} nor {INDEX}; its safetensors files are {some(variants)}.",
             hint="Only the names that transformers loads by default are used; save the model under them.",
         )
     return ResolveError(
-        f"{name} has no weights: neither {_SINGLE} nor {INDEX}.",
+        f"{name} has no weights: neither {SINGLE} nor {INDEX}.",
         hint=f"It holds {some(files)}. Check that this is a transformers model in PyTorch format.",
     )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hf_soup import transfer
 from hf_soup.alignment import Wishes
 from hf_soup.ancestry import Ancestor
-from hf_soup.checkpoint import ASSETS, INDEX, Checkpoint, open_checkpoint, require_unchanged
+from hf_soup.checkpoint import ASSETS, INDEX, SINGLE, Checkpoint, open_checkpoint, require_unchanged
 from hf_soup.client import Token, may_pass, why_absent
 from hf_soup.compatibility import Reason, processing_files
 from hf_soup.contents import soup_config, write_assets
@@ -332,7 +332,9 @@ def _cooked_again(
                 published, plan, staging.folder, merged, here, bound=bound, advance=shown.update
             )
         ours = {file.name for file in plan.files}
-        differences += compare_files(published, staging.folder, {*ours, *theirs, INDEX})
+        # An index beside a whole file of weights was not compared, and some programs would load what it names.
+        beside = [] if theirs == [SINGLE] else [INDEX]
+        differences += compare_files(published, staging.folder, {*ours, INDEX}, {*theirs, *beside})
     known = [*checkpoints, *([base.checkpoint] if base and base.checkpoint else [])]
     lost = [] if any(map(processing_files, known)) else [each for each in differences if _is_processing(each)]
     reasons = [Reason("no-donor", f"Nobody in its recipe gives {each.name}.") for each in lost]

@@ -341,6 +341,21 @@ def test_a_shard_that_is_gone(soup: Soup, publish: Publish) -> None:
     assert verify(soup.folder).verdict == "different"
 
 
+def test_shards_beside_a_whole_file(soup: Soup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not what was compared, though they are called as those that are cooked again; some programs load them."""
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            planning.make_plan, "__kwdefaults__", {**planning.make_plan.__kwdefaults__, "max_file_bytes": 9000}
+        )
+        made = hf_soup.cook(soup.recipe, tmp_path / "many", say=lambda _: None).folder
+        shards = sorted(path.name for path in made.glob("model-*.safetensors"))
+        for name in shards:
+            shutil.copy(soup.folder / "model.safetensors", made / name)
+        shutil.copy(soup.folder / "model.safetensors", made)
+        found = verify(made)
+    assert (found.verdict, found.different) == ("different", [*shards, "model.safetensors.index.json"])
+
+
 def test_within_the_bound_of_a_method_that_states_one(soup: Soup, monkeypatch: pytest.MonkeyPatch) -> None:
     """None of today's does."""
     assert {each.bound for each in METHODS.values()} == {0.0}
