@@ -162,7 +162,12 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    ingredient: Ingredient | str, *, allow_pickle: bool = False, token: Token = None, on_hub: bool = False
+    ingredient: Ingredient | str,
+    *,
+    allow_pickle: bool = False,
+    token: Token = None,
+    on_hub: bool = False,
+    from_cache: bool = True,
 ) -> Checkpoint:
     """Pin a model and read its config, card and tensor headers.
 
@@ -171,6 +176,7 @@ def open_checkpoint(
         allow_pickle: Convert ``pytorch_model.bin`` (read with ``weights_only=True``) where there is nothing else.
         token: As everywhere in huggingface_hub.
         on_hub: It is an id that a card names, and no folder that happens to be called so.
+        from_cache: As in `hub.resolve`.
 
     Raises:
         ResolveError: It cannot be found or reached, has no safetensors, or its headers are not to be believed.
@@ -191,7 +197,8 @@ def open_checkpoint(
             f"'{ingredient.model}' was a folder on the machine where the recipe was resolved.",
             hint="Put that folder's path in its place.",
         )
-    return _open_repo(hub.resolve(ingredient.model, ingredient.revision, token=token), allow_pickle)
+    repo = hub.resolve(ingredient.model, ingredient.revision, token=token, from_cache=from_cache)
+    return _open_repo(repo, allow_pickle)
 
 
 def open_all(

@@ -221,7 +221,7 @@ def _ingredients(published: Published, paths: Paths, token: Token) -> tuple[list
     def attempt(each: Ingredient) -> Checkpoint | Reason:
         try:
             if not each.model.startswith("local:"):
-                return open_checkpoint(each, allow_pickle=published.recipe.allow_pickle, token=token, on_hub=True)
+                return _from_hub(each, published.recipe.allow_pickle, token)
             return _mapped(each, paths, published.recipe.allow_pickle)
         except ResolveError as error:
             if may_pass(error):
@@ -236,6 +236,11 @@ def _ingredients(published: Published, paths: Paths, token: Token) -> tuple[list
     every = [found[str(each)] for each in published.recipe.ingredients]
     reasons = list(dict.fromkeys(each for each in every if isinstance(each, Reason)))
     return [each for each in every if isinstance(each, Checkpoint)], reasons
+
+
+def _from_hub(each: Ingredient, allow_pickle: bool, token: Token) -> Checkpoint:
+    # Where the cache has a part of a model, the rest would look as if it had none.
+    return open_checkpoint(each, allow_pickle=allow_pickle, token=token, on_hub=True, from_cache=False)
 
 
 def _mapped(each: Ingredient, paths: Paths, allow_pickle: bool) -> Checkpoint | Reason:
@@ -266,7 +271,7 @@ def _base(recipe: Recipe, checkpoints: Sequence[Checkpoint], paths: Paths, token
             if isinstance(found, Reason):
                 raise RecipeError(found.message)
         else:
-            found = open_checkpoint(asked, allow_pickle=recipe.allow_pickle, token=token, on_hub=True)
+            found = _from_hub(asked, recipe.allow_pickle, token)
     except ResolveError as error:
         if needed or may_pass(error):
             raise

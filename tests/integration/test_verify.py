@@ -342,7 +342,7 @@ def test_a_shard_that_is_gone(soup: Soup, publish: Publish) -> None:
 
 
 def test_shards_beside_a_whole_file(soup: Soup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are not what was compared, though they are called as those that are cooked again; some programs load them."""
+    """They are not what was compared, though they have the names of those that are cooked again; and some load them."""
     with monkeypatch.context() as patch:
         patch.setattr(
             planning.make_plan, "__kwdefaults__", {**planning.make_plan.__kwdefaults__, "max_file_bytes": 9000}
@@ -449,6 +449,23 @@ def test_without_the_hub_there_is_no_verdict(soup: Soup, cli: Cli, monkeypatch: 
     done = cli("verify", "acme/soup", "--quiet")
     assert (done.code, done.out) == (1, "")
     assert "the Hub was not reached" in done.err
+
+
+@pytest.mark.parametrize("files", [["config.json"], ["config.json", "model.safetensors", "vocab.txt"]], ids=str)
+def test_ingredients_of_which_the_cache_has_a_part_are_no_verdict(
+    soup: Soup, api: HfApi, cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: list[str]
+) -> None:
+    """What was never fetched would look as if the ingredient had none."""
+    from huggingface_hub import constants
+
+    shutil.rmtree(tmp_path / "home")
+    for each in soup.recipe.ingredients:
+        for file in files:
+            api.hf_hub_download(each.model, file, revision=each.revision)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    done = cli("verify", soup.folder, "--quiet")
+    assert (done.code, done.out) == (1, "")
+    assert "cannot be reached" in done.err
 
 
 @pytest.mark.usefixtures("zoo")
