@@ -181,9 +181,16 @@ def verify(
         reasons.append(Reason(why_absent(error) or "not-cookable", str(error), who))
         return Verified(called, UNVERIFIABLE, reasons=tuple(reasons))
     scores: tuple[Rescored, ...] = ()
-    if score and not (published.score or published.report):
+    said, known = len(published.scores()), len(published.score) + len(published.report)
+    if score and said > known:
+        message = f"Its soup.json states {said:,} scores, and its recipe names data for {known:,} of them."
+        reasons.append(Reason("data", message))
+    elif score and not known:
         say("note: its recipe names no data, so there is nothing to measure")
-    if measured.score or measured.report:
+    if score and any(each.name == "config.json" for each in checked.differences):
+        # A model of a stranger's config may be of any size.
+        say("note: nothing is measured, as its config.json is not what its ingredients give")
+    elif measured.score or measured.report:
         try:
             scores = _rescored(published, measured, model, token, quiet, say)
         except SoupError as error:

@@ -644,6 +644,38 @@ def test_scores_that_nobody_measures_again_are_named(scored: Soup, family: Path,
     assert cli("verify", scored.folder).code == 0  # nobody asked
 
 
+def test_scores_that_the_recipe_has_no_data_for(scored: Soup, family: Path, cli: Cli) -> None:
+    """Nobody can measure them, so they are not passed over."""
+    said = yaml.safe_load((scored.folder / "soup.yaml").read_text())
+    for key, count in (("report", 1), ("score", 0)):
+        del said[key]
+        (scored.folder / "soup.yaml").write_text(yaml.safe_dump(said))
+        done = cli("verify", scored.folder, "--score", *where(family), "--json")
+        assert (done.code, done.json["verdict"]) == (3, "unverifiable")
+        (reason,) = done.json["reasons"]
+        assert reason["message"] == f"Its soup.json states 2 scores, and its recipe names data for {count} of them."
+    assert cli("verify", scored.folder).code == 0
+
+
+def test_a_model_that_is_not_its_ingredients_is_not_measured(scored: Soup, family: Path, cli: Cli) -> None:
+    """It would have a million layers."""
+    edit_json(scored.folder / "config.json", num_hidden_layers=10**6)
+    done = cli("verify", scored.folder, "--score", *where(family))
+    assert done.code == 3
+    assert "config.json: num_hidden_layers: 1000000 and should be 2" in done.out
+    assert "note: nothing is measured, as its config.json is not what its ingredients give" in done.err
+
+
+def test_what_a_stranger_wrote_does_not_steer_the_terminal(scored: Soup, family: Path, cli: Cli) -> None:
+    said = yaml.safe_load((scored.folder / "soup.yaml").read_text())
+    said["report"][0]["name"] = "\x1b[31mred\x07"
+    (scored.folder / "soup.yaml").write_text(yaml.safe_dump(said))
+    done = cli("verify", scored.folder, "--score", *where(family))
+    assert done.code == 0
+    assert "warning: �[31mred�: labels matched by number" in done.err
+    assert cli("cook", scored.folder, "--add", "acme/base", "-o", "next").err.count("�[31mred�") == 1
+
+
 def test_a_metric_that_is_code_does_not_run(scored: Soup, family: Path, tmp_path: Path, cli: Cli) -> None:
     said = yaml.safe_load((scored.folder / "soup.yaml").read_text())
     (tmp_path / "owned.py").write_text("raise SystemExit('it ran')")
