@@ -22,7 +22,7 @@ from hf_soup.compatibility import Reason, processing_files
 from hf_soup.contents import soup_config, write_assets
 from hf_soup.cooked import Say, to_stderr
 from hf_soup.errors import IncompatibleError, MergeError, RecipeError, ResolveError, SoupError
-from hf_soup.headers import front_matter
+from hf_soup.headers import front_matter, some
 from hf_soup.hub import in_parallel
 from hf_soup.lineage import Lineage, correspond, distinct_names
 from hf_soup.plan import Plan
@@ -187,9 +187,9 @@ def verify(
         reasons.append(Reason("data", message))
     elif score and not known:
         say("note: its recipe names no data, so there is nothing to measure")
-    if score and any(each.name == "config.json" for each in checked.differences):
+    if score and (odd := [each.name for each in checked.differences if ASSETS.fullmatch(each.name)]):
         # A model of a stranger's config may be of any size.
-        say("note: nothing is measured, as its config.json is not what its ingredients give")
+        say(f"note: nothing is measured, as {some(odd)} is not what its ingredients give")
     elif measured.score or measured.report:
         try:
             scores = _rescored(published, measured, model, token, quiet, say)

@@ -663,7 +663,24 @@ def test_a_model_that_is_not_its_ingredients_is_not_measured(scored: Soup, famil
     done = cli("verify", scored.folder, "--score", *where(family))
     assert done.code == 3
     assert "config.json: num_hidden_layers: 1000000 and should be 2" in done.out
-    assert "note: nothing is measured, as its config.json is not what its ingredients give" in done.err
+    assert "note: nothing is measured, as config.json is not what its ingredients give" in done.err
+
+
+def test_a_tokenizer_that_reads_nothing(family: Path, publish: Publish, cli: Cli, tmp_path: Path) -> None:
+    """Its library raises what has no class of its own."""
+    publish("base")
+    shutil.copytree(family / "a", tmp_path / "a")
+    (tmp_path / "a" / "vocab.txt").write_text("x")
+    publish("bad", tmp_path / "a")
+    publish("b")
+    made = cook(tmp_path, ["acme/b", "acme/base"], score=data(family))
+    said = yaml.safe_load((made.folder / "soup.yaml").read_text())
+    said["ingredients"] = [f"acme/bad@{hub.resolve('acme/bad').revision}"]
+    (made.folder / "soup.yaml").write_text(yaml.safe_dump(said))
+    shutil.copy(tmp_path / "a" / "vocab.txt", made.folder)
+    done = cli("verify", made.folder, "--score", *where(family)[:1])
+    assert done.code == 3
+    assert "The donor's tokenizer cannot read rows.csv: WordPiece error: Missing [UNK] token" in done.out
 
 
 def test_what_a_stranger_wrote_does_not_steer_the_terminal(scored: Soup, family: Path, cli: Cli) -> None:
