@@ -276,6 +276,18 @@ def test_pictures_of_the_last_version_do_not_stop_the_offer(cli: Cli, family: Pa
     assert cli("verify", "acme/soup@refs/pr/1").code == 0
 
 
+def test_without_the_hub_the_last_version_may_be_an_old_one(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first(tmp_path, score=[], report=[])
+    assert cli("cook", "acme/soup", "--add", "acme/c", "-o", "v2", "--quiet").code == 0
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    done = cli("cook", "acme/soup", "--add", "acme/c", "-o", "again", "--quiet")
+    assert done.code == 0
+    assert "note: acme/soup: the Hub was not reached; the last version is the one in the cache" in done.err
+    assert same_weights(tmp_path / "v2", tmp_path / "again")
+
+
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_names_of_data_do_not_steer_the_terminal(cli: Cli, tmp_path: Path) -> None:
     first(tmp_path, report=mood("test", name="\x1b[31mred\x07"))
