@@ -36,7 +36,7 @@ from hf_soup.headers import (
 from hf_soup.pickles import PICKLE, PICKLE_INDEX, convert_pickle
 from hf_soup.recipe import Ingredient, is_here
 
-_SINGLE = "model.safetensors"
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 _MAX_ASSET = 500_000_000
@@ -162,7 +162,12 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    ingredient: Ingredient | str, *, allow_pickle: bool = False, token: Token = None, on_hub: bool = False
+    ingredient: Ingredient | str,
+    *,
+    allow_pickle: bool = False,
+    token: Token = None,
+    on_hub: bool = False,
+    from_cache: bool = True,
 ) -> Checkpoint:
     """Pin a model and read its config, card and tensor headers.
 
@@ -171,6 +176,7 @@ def open_checkpoint(
         allow_pickle: Convert ``pytorch_model.bin`` (read with ``weights_only=True``) where there is nothing else.
         token: As everywhere in huggingface_hub.
         on_hub: It is an id that a card names, and no folder that happens to be called so.
+        from_cache: As in `hub.resolve`.
 
     Raises:
         ResolveError: It cannot be found or reached, has no safetensors, or its headers are not to be believed.
@@ -191,7 +197,8 @@ def open_checkpoint(
             f"'{ingredient.model}' was a folder on the machine where the recipe was resolved.",
             hint="Put that folder's path in its place.",
         )
-    return _open_repo(hub.resolve(ingredient.model, ingredient.revision, token=token), allow_pickle)
+    repo = hub.resolve(ingredient.model, ingredient.revision, token=token, from_cache=from_cache)
+    return _open_repo(repo, allow_pickle)
 
 
 def open_all(
@@ -251,7 +258,7 @@ def _open_repo(repo: hub.Repo, allow_pickle: bool) -> Checkpoint:
     notes = []
     if repo.from_cache:
         notes.append("the Hub was not reached; the commit is the one in the cache")
-    if not {_SINGLE, INDEX} & set(repo.files) and repo.requested in (None, "main"):
+    if not {SINGLE, INDEX} & set(repo.files) and repo.requested in (None, "main"):
         offered = hub.conversion_of(repo)
         if offered is not None:
             notes.append(f"its safetensors are in the conversion bot's pull request ({offered.requested})")
@@ -349,16 +356,16 @@ def _assemble(
         raise ResolveError(f"{name}: {large} has {files[large]:,} bytes, more than any such file needs.")
     config = read_json(read, "config.json", files, name)
     converted: dict[str, Path] = {}
-    if _SINGLE in files:
-        shards: Sequence[str] = [_SINGLE]
+    if SINGLE in files:
+        shards: Sequence[str] = [SINGLE]
         index = b""
     elif INDEX in files:
         index, shards = read_index(read, INDEX, files, name)
     elif {PICKLE, PICKLE_INDEX} & set(files) and allow_pickle:
         index = b""
-        converted = {_SINGLE: convert_pickle(name, files, read, repo, folder)}
-        shards = [_SINGLE]
-        files = {**files, _SINGLE: converted[_SINGLE].stat().st_size}
+        converted = {SINGLE: convert_pickle(name, files, read, repo, folder)}
+        shards = [SINGLE]
+        files = {**files, SINGLE: converted[SINGLE].stat().st_size}
         read = _reader(repo, folder, converted)
         notes = [*notes, "its weights were converted from pytorch_model.bin"]
     else:
@@ -404,10 +411,10 @@ def _no_safetensors(name: str, model: str, files: Mapping[str, int], repo: hub.R
         )
     if variants:
         return ResolveError(
-            f"{name} has neither {_SINGLE} nor {INDEX}; its safetensors files are {some(variants)}.",
+            f"{name} has neither {SINGLE} nor {INDEX}; its safetensors files are {some(variants)}.",
             hint="Only the names that transformers loads by default are used; save the model under them.",
         )
     return ResolveError(
-        f"{name} has no weights: neither {_SINGLE} nor {INDEX}.",
+        f"{name} has no weights: neither {SINGLE} nor {INDEX}.",
         hint=f"It holds {some(files)}. Check that this is a transformers model in PyTorch format.",
     )

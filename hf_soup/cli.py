@@ -12,9 +12,10 @@ from typing import NoReturn
 
 import click
 
-from hf_soup import __version__, shown, world
+from hf_soup import __version__, world
 from hf_soup.commands import as_data, finding, making, publishing, tools
 from hf_soup.errors import SoupError
+from hf_soup.headers import printable
 
 
 class _InOrder(click.Group):
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if as_json:
             click.echo(json.dumps(as_data(error), indent=2))
         else:
-            click.echo(f"Error: {shown.printable(str(error))}", err=True)
+            click.echo(f"Error: {printable(str(error))}", err=True)
         sys.exit(1)
     except click.ClickException as error:
         error.show()

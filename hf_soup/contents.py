@@ -79,7 +79,12 @@ def write_assets(folder: Path, config: Mapping[str, Any], lineage: Lineage, othe
         target.parent.mkdir(parents=True, exist_ok=True)
         data = (places[id(checkpoint)] / file).read_bytes()
         target.write_bytes(_tidied_json(data, local=checkpoint.folder is not None) if _CONFIG.search(file) else data)
-    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    _write_json(folder / "config.json", config)
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    # Half a letter, as a stranger's "\ud800" is read, has no bytes; the escape that is put in its place is JSON's.
+    path.write_bytes(f"{json.dumps(values, indent=2, ensure_ascii=False)}\n".encode("utf-8", "backslashreplace"))
 
 
 def _tidied(values: Any, *, local: bool) -> Any:
@@ -266,7 +271,7 @@ def write_contents(
             plots.curve(folder / "plots" / "curve.png", summary)
         if summary["history"]:
             plots.learned(folder / "plots" / "learned.png", summary, recipe.layers)
-    (folder / "soup.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    _write_json(folder / "soup.json", summary)
     named = [each for scoring in (*resolved.score, *resolved.report) for each in (scoring.dataset, scoring.metric)]
     card = render(
         title=title, lineage=lineage, used=used, license=license, summary=summary, recipe=resolved.to_yaml(),

@@ -15,7 +15,7 @@ from hf_soup.card import difference, edited, with_fields
 from hf_soup.client import Token
 from hf_soup.digests import digest_of_folder
 from hf_soup.errors import PublishError, ResolveError
-from hf_soup.headers import some
+from hf_soup.headers import printable, some
 from hf_soup.hub import is_repo_id
 from hf_soup.publish import Pushed, commit_folder
 from hf_soup.recipe import Recipe
@@ -29,8 +29,8 @@ Say = Callable[[str], None]
 
 
 def to_stderr(message: str) -> None:
-    """To a person at a terminal."""
-    print(message, file=sys.stderr)  # noqa: T201 -- the default way to tell a person at a terminal
+    """To a person at a terminal, whom a stranger's text in it must not reach as commands to the terminal."""
+    print(printable(message), file=sys.stderr)  # noqa: T201 -- the default way to tell a person at a terminal
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_soup.checkpoint import ASSETS, INDEX
+from hf_soup.checkpoint import ASSETS, INDEX, SINGLE
 from hf_soup.digests import digest_of, root_of
 from hf_soup.errors import RecipeError, ResolveError
 from hf_soup.files import ShortReadError, open_file, read_all
@@ -23,7 +23,6 @@ from hf_soup.plan import BLOCK_BYTES, Plan, PlannedTensor
 from hf_soup.published import Published
 from hf_soup.tensors import TORCH
 
-_SINGLE = "model.safetensors"
 _MOST_JSON = 100_000_000
 #: Elements that are compared at a time, in float64 where they differ.
 _SLICE = 1 << 18
@@ -129,8 +128,8 @@ def compare_weights(
 
 def weight_files(published: Published) -> tuple[list[str], dict[str, str]]:
     """The files that the library would load, and what the index says is where."""
-    if _SINGLE in published.files or INDEX not in published.files:
-        return [_SINGLE], {}
+    if SINGLE in published.files or INDEX not in published.files:
+        return [SINGLE], {}
     try:
         places = json.loads(published.read(INDEX, _MOST_JSON))["weight_map"]
         if all(isinstance(file, str) for file in places.values()):
@@ -220,23 +219,25 @@ def _ulps(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> np.ndarr
     return np.maximum(*line).view(np.uint64) - np.minimum(*line).view(np.uint64)
 
 
-def compare_files(published: Published, folder: Path, weights: Collection[str]) -> list[Difference]:
+def compare_files(
+    published: Published, folder: Path, ours: Collection[str], theirs: Collection[str]
+) -> list[Difference]:
     """The config, and what comes from the donor; and files that could be run or loaded in place of what is compared.
 
     Args:
         published: The soup.
         folder: Where it was cooked again.
-        weights: Files of either that were compared as weights.
+        ours, theirs: Files of each that were compared as weights.
     """
     every = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    cooked = {name: path for name, path in every.items() if name not in weights}
+    cooked = {name: path for name, path in every.items() if name not in ours}
     found = []
     for name, path in cooked.items():
         if name not in published.files:
             found.append(Difference(name, "missing", "it is not there"))
         elif said := _told_apart(published, name, path):
             found.append(Difference(name, "content", said))
-    for name in sorted(published.files.keys() - cooked.keys() - set(weights)):
+    for name in sorted(published.files.keys() - cooked.keys() - set(theirs)):
         if ASSETS.fullmatch(name) or not _HARMLESS.fullmatch(name):
             found.append(Difference(name, "extra", "no ingredient gives it, and it could be loaded or run"))
     return found

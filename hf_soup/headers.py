@@ -279,3 +279,12 @@ def some(names: Sequence[str] | Mapping[str, object], most: int = 4) -> str:
     """The first few of many names, and how many more there are."""
     shown = list(names)
     return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
+
+
+def printable(text: str) -> str:
+    """A stranger's text as it may be shown at a terminal: lines, and no letters that would steer it.
+
+    >>> printable("red\x1b[31m\\n")
+    'red�[31m\\n'
+    """
+    return "".join(letter if letter.isprintable() or letter == "\n" else "�" for letter in text)

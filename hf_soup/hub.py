@@ -123,7 +123,11 @@ def resolve(repo_id: str, revision: str | None = None, *, token: Token = None, f
     try:
         info = _info(what, api(token).model_info, repo_id, revision=revision, files_metadata=True)
     except (httpx2.TransportError, OfflineModeIsEnabled) as error:
-        cached = _resolve_in_cache(repo_id, revision, token) if from_cache else None
+        if not from_cache:
+            why = f"cannot be reached ({type(error).__name__}), and what the cache has may be old, or a part of it"
+            hint = "Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, and try again."
+            raise ResolveError(f"{what}: {endpoint()} {why}.", hint=hint) from None
+        cached = _resolve_in_cache(repo_id, revision, token)
         if cached is None:
             raise explain(error, what) from None
         return cached

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -45,9 +44,12 @@ _SMALL = 10_000_000  # bytes; what is larger is never kept by git itself
 
 
 def _of_a_soup(path: str) -> bool:
-    """Whether `cook` makes files of this name, or a model is loaded from them."""
-    made = ASSETS.fullmatch(path) is not None or re.fullmatch(r"soup\.yaml|plots/.*\.png", path) is not None
-    return made or path.endswith((".safetensors", ".safetensors.index.json"))
+    """Whether a model is loaded from files of this name, or cooked again; an earlier soup's picture does no harm."""
+    return (
+        ASSETS.fullmatch(path) is not None
+        or path == "soup.yaml"
+        or path.endswith((".safetensors", ".safetensors.index.json"))
+    )
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_soup import plots
+from hf_soup.headers import printable
 
 if TYPE_CHECKING:
     from hf_soup.basin import Barriers
@@ -264,15 +265,6 @@ def _wrapped(text: str, indent: str, width: int = 110) -> list[str]:
         text, width, initial_indent=indent, subsequent_indent=f"{indent}  ", break_long_words=False,
         break_on_hyphens=False,
     )  # fmt: skip
-
-
-def printable(text: str) -> str:
-    """A stranger's text as it may be shown at a terminal: lines, and no letters that would steer it.
-
-    >>> printable("red\x1b[31m\\n")
-    'red�[31m\\n'
-    """
-    return "".join(letter if letter.isprintable() or letter == "\n" else "�" for letter in text)
 
 
 def _cut(text: str, most: int) -> str:

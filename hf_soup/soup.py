@@ -143,6 +143,8 @@ def cook(
     if here.rank > 0:
         answer_along(here, lambda: merge_along(out, here, threads))
         return Soup(out, {"weights": {}, "scores": {}, "digest": ""})
+    if update and update.from_cache:
+        say(f"note: {update.soup}: the Hub was not reached; the last version is the one in the cache")
     for note in update.left_out if update else ():
         say(f"note: {note}")
     asked, expanded = recipe, expand(recipe, token=token)

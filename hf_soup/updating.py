@@ -35,6 +35,7 @@ class Update:
         recipe: Of the next version.
         leaves: How many of its ingredients the last version had; the newcomers stand behind them.
         left_out: Why data of the recipe is not measured, a sentence each.
+        from_cache: The Hub was not reached, so the last version is the one in the cache.
     """
 
     soup: str
@@ -42,6 +43,7 @@ class Update:
     recipe: Recipe
     leaves: int
     left_out: tuple[str, ...] = ()
+    from_cache: bool = False
 
     @classmethod
     def of(
@@ -109,8 +111,11 @@ class Update:
         left_out: list[str] = []
         changes["score"] = tuple(score) if score else _usable(published, published.score, left_out, token)
         changes["report"] = _usable(published, published.report, left_out, token)
-        revision = published.repo.revision if published.repo else None
-        return cls(called, revision, recipe.model_copy(update=changes), len(recipe.ingredients), tuple(left_out))
+        repo = published.repo
+        return cls(
+            called, repo.revision if repo else None, recipe.model_copy(update=changes), len(recipe.ingredients),
+            tuple(left_out), repo is not None and repo.from_cache,
+        )  # fmt: skip
 
     def last(self, expanded: Expanded, plan: Plan) -> Mixture:
         """The last version: the old leaves with their old shares.

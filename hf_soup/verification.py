@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 from hf_soup import transfer
 from hf_soup.alignment import Wishes
 from hf_soup.ancestry import Ancestor
-from hf_soup.checkpoint import ASSETS, INDEX, Checkpoint, open_checkpoint, require_unchanged
+from hf_soup.checkpoint import ASSETS, INDEX, SINGLE, Checkpoint, open_checkpoint, require_unchanged
 from hf_soup.client import Token, may_pass, why_absent
 from hf_soup.compatibility import Reason, processing_files
 from hf_soup.contents import soup_config, write_assets
 from hf_soup.cooked import Say, to_stderr
 from hf_soup.errors import IncompatibleError, MergeError, RecipeError, ResolveError, SoupError
-from hf_soup.headers import front_matter
+from hf_soup.headers import front_matter, some
 from hf_soup.hub import in_parallel
 from hf_soup.lineage import Lineage, correspond, distinct_names
 from hf_soup.mixing import methods_of, needs_base
@@ -182,9 +182,16 @@ def verify(
         reasons.append(Reason(why_absent(error) or "not-cookable", str(error), who))
         return Verified(called, UNVERIFIABLE, reasons=tuple(reasons))
     scores: tuple[Rescored, ...] = ()
-    if score and not (published.score or published.report):
+    said, known = len(published.scores()), len(published.score) + len(published.report)
+    if score and said > known:
+        message = f"Its soup.json states {said:,} scores, and its recipe names data for {known:,} of them."
+        reasons.append(Reason("data", message))
+    elif score and not known:
         say("note: its recipe names no data, so there is nothing to measure")
-    if measured.score or measured.report:
+    if score and (odd := [each.name for each in checked.differences if ASSETS.fullmatch(each.name)]):
+        # A model of a stranger's config may be of any size.
+        say(f"note: nothing is measured, as {some(odd)} is not what its ingredients give")
+    elif measured.score or measured.report:
         try:
             scores = _rescored(published, measured, model, token, quiet, say)
         except SoupError as error:
@@ -223,7 +230,7 @@ def _ingredients(published: Published, paths: Paths, token: Token) -> tuple[list
     def attempt(each: Ingredient) -> Checkpoint | Reason:
         try:
             if not each.model.startswith("local:"):
-                return open_checkpoint(each, allow_pickle=published.recipe.allow_pickle, token=token, on_hub=True)
+                return _from_hub(each, published.recipe.allow_pickle, token)
             return _mapped(each, paths, published.recipe.allow_pickle)
         except ResolveError as error:
             if may_pass(error):
@@ -238,6 +245,11 @@ def _ingredients(published: Published, paths: Paths, token: Token) -> tuple[list
     every = [found[str(each)] for each in published.recipe.ingredients]
     reasons = list(dict.fromkeys(each for each in every if isinstance(each, Reason)))
     return [each for each in every if isinstance(each, Checkpoint)], reasons
+
+
+def _from_hub(each: Ingredient, allow_pickle: bool, token: Token) -> Checkpoint:
+    # Where the cache has a part of a model, the rest would look as if it had none.
+    return open_checkpoint(each, allow_pickle=allow_pickle, token=token, on_hub=True, from_cache=False)
 
 
 def _mapped(each: Ingredient, paths: Paths, allow_pickle: bool) -> Checkpoint | Reason:
@@ -268,7 +280,7 @@ def _base(recipe: Recipe, checkpoints: Sequence[Checkpoint], paths: Paths, token
             if isinstance(found, Reason):
                 raise RecipeError(found.message)
         else:
-            found = open_checkpoint(asked, allow_pickle=recipe.allow_pickle, token=token, on_hub=True)
+            found = _from_hub(asked, recipe.allow_pickle, token)
     except ResolveError as error:
         if needed or may_pass(error):
             raise
@@ -335,7 +347,9 @@ def _cooked_again(
                 published, plan, staging.folder, merged, here, bound=bound, advance=shown.update
             )
         ours = {file.name for file in plan.files}
-        differences += compare_files(published, staging.folder, {*ours, *theirs, INDEX})
+        # An index beside a whole file of weights was not compared, and some programs would load what it names.
+        beside = [] if theirs == [SINGLE] else [INDEX]
+        differences += compare_files(published, staging.folder, {*ours, INDEX}, {*theirs, *beside})
     known = [*checkpoints, *([base.checkpoint] if base and base.checkpoint else [])]
     lost = [] if any(map(processing_files, known)) else [each for each in differences if _is_processing(each)]
     reasons = [Reason("no-donor", f"Nobody in its recipe gives {each.name}.") for each in lost]

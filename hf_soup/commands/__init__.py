@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from hf_soup.errors import SoupError
+from hf_soup.headers import printable
 
 MODELS = "A MODEL is a Hub id (owner/name, owner/name@revision, a huggingface.co address) or a folder."
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -25,7 +26,7 @@ def tell(report: dict[str, Any], text: str, as_json: bool, *files: Callable[[], 
         except SoupError as error:
             failed.append(error)
     if not as_json:
-        click.echo(text)
+        click.echo(printable(text))
     elif failed:
         click.echo(json.dumps(report | as_data(failed[0]), indent=2))
         click.get_current_context().exit(1)

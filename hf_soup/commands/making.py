@@ -13,6 +13,7 @@ from hf_soup import shown
 from hf_soup.arguments import recipe_of, scoring_of
 from hf_soup.commands import DEVICE, JSON, MODELS, QUIET, patient
 from hf_soup.errors import PublishError, RecipeError
+from hf_soup.headers import printable
 
 
 @click.command(epilog=f"RECIPE is a YAML file. {MODELS}")
@@ -90,7 +91,7 @@ def cook(
         recipe = recipe_of(models, method=method, select=select, parameters=parameters, **changes)
     if dry_run:
         planned = kitchen.preview(recipe, output, stream=stream)
-        click.echo(json.dumps(planned, indent=2) if as_json else shown.plan(planned))
+        click.echo(json.dumps(planned, indent=2) if as_json else printable(shown.plan(planned)))
         return
     if push:
         # What would stop the push stops it now, and not after hours of work.
@@ -129,7 +130,7 @@ def cook(
         }
         click.echo(json.dumps(report, indent=2))
         return
-    click.echo(shown.soup(soup))
+    click.echo(printable(shown.soup(soup)))
     repo = f"{update.soup} --pr" if update and update.revision else "OWNER/NAME"
     click.echo(shown.pushed(pushed) if pushed else f"Next: hf-soup push {soup.folder} {repo}")
 
@@ -153,4 +154,4 @@ def score(models: tuple[str, ...], recipe: Path, device: str, quiet: bool, as_js
     if as_json:
         click.echo(json.dumps({"scores": scores}, indent=2))
     else:
-        click.echo("Percent, with 95 % intervals.\n\n" + shown.table(scores))
+        click.echo(printable("Percent, with 95 % intervals.\n\n" + shown.table(scores)))

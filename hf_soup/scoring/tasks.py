@@ -163,7 +163,13 @@ class TextClassification:
     def preprocess(self, title: str, contents: Sequence[tuple[str, ...]]) -> tuple[list[str], list[NDArray[Any]]]:
         """The names of the model's arguments, and each row as ``(names, tokens)`` int32, all of tokens it knows."""
         columns = [list(column) for column in zip(*contents, strict=True)]
-        made = self.tokenizer(*columns, truncation=True, max_length=self._longest())
+        try:
+            made = self.tokenizer(*columns, truncation=True, max_length=self._longest())
+        except Exception as error:  # a stranger's file, and no common class; tokenizers raises Exception itself
+            raise ScoringError(
+                f"The donor's tokenizer cannot read {title}: {first_line(error)}",
+                hint="Tokenizer and weights do not belong together; use the model's own tokenizer.",
+            ) from error
         vocabulary = self.config.get("vocab_size")
         highest = max(max(ids, default=0) for ids in made["input_ids"])
         if isinstance(vocabulary, int) and highest >= vocabulary:

@@ -154,7 +154,7 @@ def test_soups_have_versions(cli: Cli, api: HfApi, soup: Path) -> None:
 
 
 def test_nothing_is_deleted_unasked(cli: Cli, api: HfApi, soup: Path) -> None:
-    """Files of an earlier soup that this one lacks are listed; what somebody else put there stays."""
+    """Files of an earlier soup that this one lacks are listed; pictures, and what somebody else put there, stay."""
     (soup / "plots").mkdir()
     for name in ("merges.txt", "plots/scores.png"):
         (soup / name).write_bytes(b"earlier")
@@ -164,10 +164,13 @@ def test_nothing_is_deleted_unasked(cli: Cli, api: HfApi, soup: Path) -> None:
         (soup / name).unlink()
     for options in ((), ("--pr",)):
         refused = cli("push", soup, "acme/soup", *options)
-        assert "'acme/soup' holds files that are not of this soup: merges.txt, plots/scores.png." in refused.err
+        assert "'acme/soup' holds files that are not of this soup: merges.txt." in refused.err
         assert "--replace" in refused.err
     assert {"merges.txt", "plots/scores.png", "LICENSE"} <= {*api.list_repo_files("acme/soup")}
     (soup / "merges.txt").write_text("now")
+    assert cli("push", soup, "acme/soup").code == 0
+    assert "plots/scores.png" in api.list_repo_files("acme/soup")
+    (soup / "merges.txt").write_text("later")
     assert cli("push", soup, "acme/soup", "--pr", "--replace").code == 0
     assert "LICENSE" in api.list_repo_files("acme/soup")
     assert not {"plots/scores.png", "LICENSE"} & {*api.list_repo_files("acme/soup", revision="refs/pr/1")}

@@ -266,6 +266,38 @@ def test_data_that_was_local_is_left_out_or_given_anew(cli: Cli, family: Path, t
     assert same_weights(tmp_path / "v2", tmp_path / "given")
 
 
+def test_pictures_of_the_last_version_do_not_stop_the_offer(cli: Cli, family: Path, tmp_path: Path) -> None:
+    """Whoever has not its data draws none; what was learned or tried is not learned or tried again."""
+    first(tmp_path, score={"task": "text-classification", "dataset": str(family / "rows.csv")}, report=[],
+          method={"name": "wise_ft", "alpha": [0.5, 1.0]})  # fmt: skip
+    assert {path.name for path in (tmp_path / "v1" / "plots").iterdir()} == {"scores.png", "curve.png"}
+    done = cli("cook", "acme/soup", "--add", "acme/helps", "-o", "v2", "--quiet", "--push", "acme/soup", "--pr")
+    assert done.code == 0, done.err
+    assert cli("verify", "acme/soup@refs/pr/1").code == 0
+
+
+def test_without_the_hub_the_last_version_may_be_an_old_one(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first(tmp_path, score=[], report=[])
+    assert cli("cook", "acme/soup", "--add", "acme/c", "-o", "v2", "--quiet").code == 0
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    done = cli("cook", "acme/soup", "--add", "acme/c", "-o", "again", "--quiet")
+    assert done.code == 0
+    assert "note: acme/soup: the Hub was not reached; the last version is the one in the cache" in done.err
+    assert same_weights(tmp_path / "v2", tmp_path / "again")
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_names_of_data_do_not_steer_the_terminal(cli: Cli, tmp_path: Path) -> None:
+    first(tmp_path, report=mood("test", name="\x1b[31mred\x07"))
+    done = cli("cook", "acme/soup", "--add", "acme/helps", "-o", "v2", "--quiet")
+    assert done.code == 0
+    assert "It is better on �[31mred� accuracy." in done.out
+    assert not {"\x1b", "\x07"} & {*done.out, *done.err}
+    assert "\x1b" not in (tmp_path / "v2" / "README.md").read_text()
+
+
 def refused(kind: type[SoupError], soup: str, *add: str) -> str:
     with pytest.raises(kind) as found:
         made(Update.of(soup, list(add)), Path("never"))

@@ -341,6 +341,21 @@ def test_a_shard_that_is_gone(soup: Soup, publish: Publish) -> None:
     assert verify(soup.folder).verdict == "different"
 
 
+def test_shards_beside_a_whole_file(soup: Soup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not what was compared, though they have the names of those that are cooked again; and some load them."""
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            planning.make_plan, "__kwdefaults__", {**planning.make_plan.__kwdefaults__, "max_file_bytes": 9000}
+        )
+        made = hf_soup.cook(soup.recipe, tmp_path / "many", say=lambda _: None).folder
+        shards = sorted(path.name for path in made.glob("model-*.safetensors"))
+        for name in shards:
+            shutil.copy(soup.folder / "model.safetensors", made / name)
+        shutil.copy(soup.folder / "model.safetensors", made)
+        found = verify(made)
+    assert (found.verdict, found.different) == ("different", [*shards, "model.safetensors.index.json"])
+
+
 def test_within_the_bound_of_a_method_that_states_one(soup: Soup, monkeypatch: pytest.MonkeyPatch) -> None:
     """None of today's does."""
     assert {each.bound for each in METHODS.values()} == {0.0}
@@ -434,6 +449,23 @@ def test_without_the_hub_there_is_no_verdict(soup: Soup, cli: Cli, monkeypatch: 
     done = cli("verify", "acme/soup", "--quiet")
     assert (done.code, done.out) == (1, "")
     assert "the Hub was not reached" in done.err
+
+
+@pytest.mark.parametrize("files", [["config.json"], ["config.json", "model.safetensors", "vocab.txt"]], ids=str)
+def test_ingredients_of_which_the_cache_has_a_part_are_no_verdict(
+    soup: Soup, api: HfApi, cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: list[str]
+) -> None:
+    """What was never fetched would look as if the ingredient had none."""
+    from huggingface_hub import constants
+
+    shutil.rmtree(tmp_path / "home")
+    for each in soup.recipe.ingredients:
+        for file in files:
+            api.hf_hub_download(each.model, file, revision=each.revision)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    done = cli("verify", soup.folder, "--quiet")
+    assert (done.code, done.out) == (1, "")
+    assert "cannot be reached" in done.err
 
 
 @pytest.mark.usefixtures("zoo")
@@ -610,6 +642,65 @@ def test_scores_that_nobody_measures_again_are_named(scored: Soup, family: Path,
     found = cli("verify", scored.folder, "--score", *where(family), "--json").json
     assert found["different"] == [title]
     assert cli("verify", scored.folder).code == 0  # nobody asked
+
+
+def test_scores_that_the_recipe_has_no_data_for(scored: Soup, family: Path, cli: Cli) -> None:
+    """Nobody can measure them, so they are not passed over."""
+    said = yaml.safe_load((scored.folder / "soup.yaml").read_text())
+    for key, count in (("report", 1), ("score", 0)):
+        del said[key]
+        (scored.folder / "soup.yaml").write_text(yaml.safe_dump(said))
+        done = cli("verify", scored.folder, "--score", *where(family), "--json")
+        assert (done.code, done.json["verdict"]) == (3, "unverifiable")
+        (reason,) = done.json["reasons"]
+        assert reason["message"] == f"Its soup.json states 2 scores, and its recipe names data for {count} of them."
+    assert cli("verify", scored.folder).code == 0
+
+
+def test_a_model_that_is_not_its_ingredients_is_not_measured(scored: Soup, family: Path, cli: Cli) -> None:
+    """It would have a million layers."""
+    edit_json(scored.folder / "config.json", num_hidden_layers=10**6)
+    done = cli("verify", scored.folder, "--score", *where(family))
+    assert done.code == 3
+    assert "config.json: num_hidden_layers: 1000000 and should be 2" in done.out
+    assert "note: nothing is measured, as config.json is not what its ingredients give" in done.err
+
+
+def test_half_a_letter_in_a_config(family: Path, publish: Publish, tmp_path: Path) -> None:
+    """JSON has an escape for it, and it has no bytes."""
+    publish("base")
+    shutil.copytree(family / "a", tmp_path / "a")
+    edit_json(tmp_path / "a" / "config.json", note="\ud800é")
+    made = cook(tmp_path, [publish("half", tmp_path / "a"), publish("b")])
+    assert json.loads((made.folder / "config.json").read_text())["note"] == "\ud800é"
+    require_identical(verify(made.folder))
+
+
+def test_a_tokenizer_that_reads_nothing(family: Path, publish: Publish, cli: Cli, tmp_path: Path) -> None:
+    """Its library raises what has no class of its own."""
+    publish("base")
+    shutil.copytree(family / "a", tmp_path / "a")
+    (tmp_path / "a" / "vocab.txt").write_text("x")
+    publish("bad", tmp_path / "a")
+    publish("b")
+    made = cook(tmp_path, ["acme/b", "acme/base"], score=data(family))
+    said = yaml.safe_load((made.folder / "soup.yaml").read_text())
+    said["ingredients"] = [f"acme/bad@{hub.resolve('acme/bad').revision}"]
+    (made.folder / "soup.yaml").write_text(yaml.safe_dump(said))
+    shutil.copy(tmp_path / "a" / "vocab.txt", made.folder)
+    done = cli("verify", made.folder, "--score", *where(family)[:1])
+    assert done.code == 3
+    assert "The donor's tokenizer cannot read rows.csv: WordPiece error: Missing [UNK] token" in done.out
+
+
+def test_what_a_stranger_wrote_does_not_steer_the_terminal(scored: Soup, family: Path, cli: Cli) -> None:
+    said = yaml.safe_load((scored.folder / "soup.yaml").read_text())
+    said["report"][0]["name"] = "\x1b[31mred\x07"
+    (scored.folder / "soup.yaml").write_text(yaml.safe_dump(said))
+    done = cli("verify", scored.folder, "--score", *where(family))
+    assert done.code == 0
+    assert "warning: �[31mred�: labels matched by number" in done.err
+    assert cli("cook", scored.folder, "--add", "acme/base", "-o", "next").err.count("�[31mred�") == 1
 
 
 def test_a_metric_that_is_code_does_not_run(scored: Soup, family: Path, tmp_path: Path, cli: Cli) -> None:
