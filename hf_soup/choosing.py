@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from hf_soup.evaluation import Evaluation, Rows
     from hf_soup.second_order import Expanded
 
-#: More values of parameters than that are not tried.
-MAX_POINTS = 1000
-
 
 @dataclass(frozen=True)
 class Point:

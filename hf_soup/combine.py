@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from hf_soup.chance import uniform
@@ -38,6 +39,9 @@ def combine(
         mixed: The sources that go in.
         begin: Which element of the run is the first.
         cutoffs: Where a method asks for them.
+
+    Raises:
+        MergeError: The method is not defined for these tensors.
     """
     name, parameters = plan.mixing(run)
     method, base = METHODS[name], len(plan.sources) - 1 if plan.with_base else None
@@ -64,7 +68,13 @@ def combine(
         origin = parts[base].to(wide)
         tensors = [part.to(wide, copy=True).sub_(origin) for part in tensors]
     tensors = [each.reshape(shape) for each in tensors]
-    result = method.function(tensors, weights, **given, **parameters).reshape(-1)
+    try:
+        result = method.function(tensors, weights, **given, **parameters).reshape(-1)
+    except (ValueError, torch.linalg.LinAlgError) as error:
+        raise MergeError(
+            f"{name} cannot combine '{tensor.name}': {error}",
+            hint="An `overrides` entry in the recipe combines that tensor in another way, as `method: linear` does.",
+        ) from None
     return result if origin is None else result.add_(origin)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import re
 import sys
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_soup.compatibility import some
@@ -17,6 +18,8 @@ from hf_soup.runs import Mixing
 if TYPE_CHECKING:
     from hf_soup.methods import Method
 
+#: More values of parameters than that are not tried.
+MAX_POINTS = 1000
 #: The key of a parameter that changes over the layers.
 DEPTH = "depth"
 
@@ -59,13 +62,44 @@ def require_methods(recipe: Recipe) -> None:
                 f"{method.name} is defined for {takes} ingredients, and there {'is' if count == 1 else 'are'} {count}.",
                 hint="`hf-soup methods` says what each method takes.",
             )
-        if "cutoffs" in method.given and not method.needs_base:
-            raise AssertionError(f"{method.name} asks for cutoffs, which are of task vectors")
     both = [name for name, value in recipe.method.parameters.items() if isinstance(value, Mapping)]
     if both and any(isinstance(value, list) for value in recipe.method.parameters.values()):
         raise RecipeError(
             f"`method` has values to choose from and '{both[0]}' that changes over the layers; it takes one of the two."
         )
+    weights = [each.weight for each in recipe.ingredients if each.weight]
+    for method, named in zip(methods_of(recipe), (recipe.method, *(o.method for o in recipe.overrides)), strict=True):
+        for point in _points(named):
+            _require_together(method, weights, point)
+
+
+def _points(named: Named) -> Iterator[dict[str, Any]]:
+    """Every combination of the values that its parameters take."""
+    if _changes(named):
+        values = [value[DEPTH] if isinstance(value, Mapping) else [value] for value in named.parameters.values()]
+    else:
+        values = [value if isinstance(value, list) else [value] for value in named.parameters.values()]
+    for point in itertools.islice(itertools.product(*values), MAX_POINTS):
+        yield dict(zip(named.parameters, point, strict=True))
+
+
+def _require_together(method: Method, weights: Sequence[float], parameters: Mapping[str, Any]) -> None:
+    """Refuse parameters and weights that do not fit together, by trying the method on a few numbers."""
+    import torch
+
+    tensors = [
+        torch.randn(4, 4, generator=torch.Generator().manual_seed(each)).double() for each in range(len(weights))
+    ]
+    given: dict[str, object] = {}
+    if "random" in method.given:
+        given["random"] = [torch.full((4, 4), 0.5) for _ in tensors]
+    if "cutoffs" in method.given:
+        given["cutoffs"] = [0.0] * len(tensors)
+    try:
+        method.function(tensors, weights, **given, **parameters)
+    except ValueError as error:
+        shown = ", ".join(f"{name}: {value!r}" for name, value in parameters.items())
+        raise RecipeError(f"{method.name} with {shown or 'its defaults'}: {error}") from None
 
 
 def require_named(title: str, wanted: Named, registry: Mapping[str, Any], *, several: bool = False) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_soup import hub, transfer
 from hf_soup.card import strings
-from hf_soup.choosing import MAX_POINTS, searched, settled
+from hf_soup.choosing import searched, settled
 from hf_soup.client import Token
 from hf_soup.compatibility import Reason, some
 from hf_soup.contents import soup_config, write_assets
@@ -20,6 +20,7 @@ from hf_soup.cooked import Say
 from hf_soup.errors import MergeError, RecipeError, ScoringError
 from hf_soup.lineage import Lineage
 from hf_soup.mixing import (
+    MAX_POINTS,
     at,
     is_average,
     methods_of,
