@@ -70,7 +70,7 @@ def combine(
     tensors = [each.reshape(shape) for each in tensors]
     try:
         result = method.function(tensors, weights, **given, **parameters).reshape(-1)
-    except (ValueError, torch.linalg.LinAlgError) as error:
+    except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
         raise MergeError(
             f"{name} cannot combine '{tensor.name}': {error}",
             hint="An `overrides` entry in the recipe combines that tensor in another way, as `method: linear` does.",

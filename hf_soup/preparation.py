@@ -100,8 +100,7 @@ def _require_fitting(recipe: Recipe, selection: Selection) -> None:
         raise RecipeError(
             f"`select: {selection.name}` learns the shares of an average, and "
             + ("there are `overrides`." if recipe.overrides else f"`method` is {given}."),
-            hint="Leave `method` and `overrides` out. `select: {name: learned, constrain: none}` learns the shares of a "
-            "plain sum.",
+            hint="Leave them out. `select: {name: learned, constrain: none}` learns the shares of a plain sum.",
         )
     if recipe.layers and (selection.needs_score or first.name != "linear" or recipe.overrides):
         raise RecipeError(

@@ -314,8 +314,8 @@ def _cooked_again(
     with tempfile.TemporaryDirectory(prefix="hf-soup-verify-") as room, Staging(Path(room) / "soup") as staging:
         supply = supply_of(used.checkpoints, staging.fetched)
         theirs = [name for name in weight_files(published)[0] if name in published.files]
-        beside = supply.keep() if needed(plan) else supply.peak_bytes(plan)
-        _require_room(Path(room), plan, beside, published, theirs, say)
+        fetched_bytes = supply.keep() if needed(plan) else supply.peak_bytes(plan)
+        _require_room(Path(room), plan, fetched_bytes, published, theirs, say)
         staging.begin(plan.fingerprint, plan.outline())
         merged = merge(plan, supply, staging, quiet=quiet)
         require_unchanged(used.checkpoints)
