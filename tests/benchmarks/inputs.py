@@ -1,6 +1,6 @@
 """Checkpoints to measure with: the layouts of real models, any size, written in seconds without building the model.
 
-What they hold is noise that the checkpoints of one set share but for a thousandth, so that they are siblings.
+What they hold is noise that the checkpoints of one set share but for a small part, so that they are siblings.
 """
 
 from __future__ import annotations
@@ -74,14 +74,16 @@ def mixture(tensors: int) -> tuple[dict[str, object], Shapes]:
     return config, shapes
 
 
-def write(folder: Path, made: tuple[dict[str, object], Shapes], seed: int, shards: int = 1) -> Path:
-    """A checkpoint in a folder, if it is not there yet; seeds tell siblings apart."""
+def write(
+    folder: Path, made: tuple[dict[str, object], Shapes], seed: int, shards: int = 1, apart: float = 5e-5
+) -> Path:
+    """A checkpoint in a folder, if it is not there yet; seeds tell siblings apart, by so much an entry of 0.05."""
     config, shapes = made
     if (folder / "config.json").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     noise = 0.05 * torch.randn(_NOISE // 2, generator=torch.Generator().manual_seed(0))
-    noise += 5e-5 * torch.randn(noise.shape, generator=torch.Generator().manual_seed(seed + 1))
+    noise += apart * torch.randn(noise.shape, generator=torch.Generator().manual_seed(seed + 1))
     data = noise.bfloat16().view(torch.uint8).numpy().tobytes()
     total, held = sum(2 * math.prod(shape) for shape in shapes.values()), 0
     groups: list[dict[str, tuple[int, ...]]] = [{}]
