@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_soup.chance import uniform
 from hf_soup.errors import MergeError
-from hf_soup.methods import METHODS, accumulator
+from hf_soup.methods import BLOCK, METHODS, accumulator
 from hf_soup.methods.linear import linear
 from hf_soup.plan import Plan
 from hf_soup.runs import Run
@@ -61,12 +61,9 @@ def combine(
     if "cutoffs" in method.given:
         assert cutoffs is not None, "the engine finds them first"
         given["cutoffs"] = cutoffs[tensor.name]
-    if base is None or not method.needs_base:
-        origin = None
-    else:
-        wide = accumulator(list(parts.values()))
-        origin = parts[base].to(wide)
-        tensors = [part.to(wide, copy=True).sub_(origin) for part in tensors]
+    origin = parts[base] if base is not None and method.needs_base else None
+    if origin is not None:
+        tensors = _task_vectors(tensors, origin, accumulator(list(parts.values())))
     tensors = [each.reshape(shape) for each in tensors]
     try:
         result = method.function(tensors, weights, **given, **parameters).reshape(-1)
@@ -75,7 +72,21 @@ def combine(
             f"{name} cannot combine '{tensor.name}': {error}",
             hint="An `overrides` entry in the recipe combines that tensor in another way, as `method: linear` does.",
         ) from None
-    return result if origin is None else result.add_(origin)
+    if origin is not None:
+        for piece, start in zip(torch.split(result, BLOCK), torch.split(origin, BLOCK), strict=True):
+            piece.add_(start)
+    return result
+
+
+def _task_vectors(tensors: Sequence[Tensor], origin: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """The tensors minus the ancestor's, block by block, so that no wide copy of the ancestor is held."""
+    found = [torch.empty(len(origin), dtype=dtype) for _ in tensors]
+    for start in range(0, len(origin), BLOCK):
+        block = slice(start, start + BLOCK)
+        wide = origin[block].to(dtype)
+        for delta, tensor in zip(found, tensors, strict=True):
+            torch.sub(tensor[block], wide, out=delta[block])
+    return found
 
 
 def not_finite(label: str, tensor: str, value: float, index: int, shape: tuple[int, ...]) -> MergeError:

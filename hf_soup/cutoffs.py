@@ -18,7 +18,7 @@ from hf_soup.reading import Reading
 from hf_soup.runs import Mixing, Run
 
 #: Elements that are looked at together.
-_SLICE = 1 << 20
+_SLICE = 1 << 18
 
 
 def needed(plan: Plan) -> bool:
@@ -72,7 +72,9 @@ def _cutoff(
     place, left = from_above(high, count_kept(size, density))
     low = torch.zeros(1 << 16, dtype=torch.int64)
     for bits in _magnitudes(plan, reading, runs, source, needed):
-        low += torch.bincount(bits[bits >> 16 == place] & 0xFFFF, minlength=1 << 16)
+        array = bits.numpy()  # which selects three times as fast
+        near = torch.from_numpy(array[array >> 16 == place])
+        low += torch.bincount(near & 0xFFFF, minlength=1 << 16)
     last, _ = from_above(low, left)
     return torch.tensor(place << 16 | last, dtype=torch.int32).view(torch.float32).item()
 

@@ -93,6 +93,7 @@ def merge(
         # The threads below are the parallelism; torch's own would fight them for the cores.
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)
+        _keep_freed()
         stack.enter_context(staging.disk_errors())
         if world.rank == 0:
             staging.allocate((file.name, file.header, file.size) for file in plan.files)
@@ -338,6 +339,14 @@ def _cutoffs(plan: Plan, supply: Supply, world: World, threads: int) -> Cutoffs 
             found = cutoffs(plan, reading, range(len(plan.sources) - plan.with_base), threads)
     shared: Cutoffs = world.share(found)
     return shared
+
+
+def _keep_freed() -> None:
+    """Let the C library keep what is freed, as new pages for every slice would cost as much as the arithmetic.
+
+    glibc maps what is larger than the largest that it has seen freed, up to 32 MiB, and gives it back at once.
+    """
+    torch.empty((32 << 20) - 8192, dtype=torch.uint8)
 
 
 def _fits(mixed: Tensor, dtype: torch.dtype) -> bool:

@@ -30,6 +30,9 @@ from torch import Tensor
 
 Function = Callable[..., Tensor]
 
+#: Elements that are worked on at a time, so that the few tensors in between stay in the processor's cache.
+BLOCK = 1 << 15
+
 
 @dataclass(frozen=True)
 class Within:
@@ -199,13 +202,15 @@ def round_into(mixed: Tensor, out: Tensor) -> None:
     1.0078125
     """
     if mixed.dtype == torch.float64 and out.element_size() == 2:
-        # To float32 with the last bit set where anything was lost ("rounding to odd"), so that nothing that was not
-        # a tie becomes one.
-        near = mixed.float()
-        back = near.double()
-        bits = near.view(torch.int32)
-        bits.sub_((back.abs() > mixed.abs()).int()).bitwise_or_((back != mixed).int())
-        mixed = near
+        for wide, narrow in zip(torch.split(mixed.reshape(-1), BLOCK), torch.split(out.view(-1), BLOCK), strict=True):
+            # To float32 with the last bit set where anything was lost ("rounding to odd"), so that nothing that was
+            # not a tie becomes one.
+            near = wide.float()
+            back = near.double()
+            bits = near.view(torch.int32)
+            bits.sub_((back.abs() > wide.abs()).int()).bitwise_or_((back != wide).int())
+            narrow.copy_(near)
+        return
     out.copy_(mixed)
 
 

@@ -7,10 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from hf_soup.methods import accumulator
-
-#: Elements that are worked on at a time, so that the few tensors in between stay in the processor's cache.
-BLOCK = 1 << 15
+from hf_soup.methods import BLOCK, accumulator
 
 
 def masked(values: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:

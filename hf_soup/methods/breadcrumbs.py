@@ -9,8 +9,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from hf_soup.methods import Within, accumulator, count_kept, cutoff, merge_method
-from hf_soup.methods._signs import BLOCK, masked
+from hf_soup.methods import BLOCK, Within, accumulator, count_kept, cutoff, merge_method
+from hf_soup.methods._signs import masked
 
 
 @merge_method(

@@ -14,6 +14,8 @@ from hf_soup.methods.linear import shares
 
 #: Elements of whole rows that are ranked at a time.
 _ROWS = 1 << 18
+#: More than a row has.
+_PLACES = 1 << 32
 
 
 @merge_method(elementwise=False, neutral={"density": 1.0, "epsilon": 0.0, "scale": 1.0}, needs_base=True)
@@ -104,7 +106,11 @@ def della(
 
 def _chances(deltas: Tensor, drawn: Tensor, ladder: Tensor) -> Tensor:
     """With which probability entries are kept, by rank in their row; infinite where they were not."""
-    bits = deltas.detach().abs().float().view(torch.int32)  # which sort as what they stand for, and faster
-    order = bits.sort(dim=1, stable=True).indices
+    # Magnitude above, place below, in one number: numpy sorts those several times as fast as torch sorts pairs.
+    bits = deltas.detach().abs().float().view(torch.int32)
+    places = torch.arange(bits.shape[1], device=bits.device)
+    ranked = bits.long().mul_(_PLACES).add_(places).cpu()
+    ranked.numpy().sort(axis=1)
+    order = ranked.bitwise_and_(_PLACES - 1).to(bits.device)
     chances = torch.empty_like(drawn).scatter_(1, order, ladder.expand(order.shape))
     return chances.div_(drawn.clone().lt_(chances))

@@ -9,8 +9,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from hf_soup.methods import Within, accumulator, cutoff, merge_method
-from hf_soup.methods._signs import BLOCK, agreeing_mean
+from hf_soup.methods import BLOCK, Within, accumulator, cutoff, merge_method
+from hf_soup.methods._signs import agreeing_mean
 from hf_soup.methods.linear import shares
 
 

@@ -232,7 +232,9 @@ def values(folder: Path, cases: list[Case]) -> None:
 
 def read(path: Path) -> dict[str, Tensor]:
     """All tensors of a folder, in float64."""
-    return {name: value.double() for file in sorted(path.glob("*.safetensors")) for name, value in load_file(file).items()}
+    return {
+        name: value.double() for file in sorted(path.glob("*.safetensors")) for name, value in load_file(file).items()
+    }
 
 
 def _share(mixed: Mapping[str, Tensor], base: Mapping[str, Tensor], plain: Mapping[str, Tensor]) -> str:
@@ -246,22 +248,22 @@ def _share(mixed: Mapping[str, Tensor], base: Mapping[str, Tensor], plain: Mappi
 def speed(folder: Path, cases: list[Case], runs: int) -> None:
     """Print what whole processes take."""
     made = inputs.llama(0.5)
-    paths = [inputs.write(folder / f"llama-{n}", made, n, 2, apart=1e-3 if n else 0.0) for n in range(5)]
+    paths = [inputs.write(folder / f"tuned-{n}", made, n, 2, apart=1e-3 if n else 0.0) for n in range(5)]
     print("| method | ours: wall, CPU, peak | mergekit | wall, run by run | CPU |\n|---|---|---|---|---|")
     for case in cases:
         taken: dict[str, list[Took]] = {"ours": [], "theirs": []}
         weights = case.weights if case.name == "slerp" else (*case.weights, 1.0)
-        for number in range(runs + 1):
-            fresh(folder)
-            both = commands(Case(**{**vars(case), "weights": weights}), paths, folder, "bfloat16")
+        both = commands(Case(**{**vars(case), "weights": weights}), paths, folder, "bfloat16")
+        for _ in range(runs):
             for name, command in zip(taken, both, strict=True):
-                took = run(command, folder)
-                if number:  # the first round warms what is warm
-                    taken[name].append(took)
                 fresh(folder)
+                average.cat(paths)  # so that all inputs are in memory
+                taken[name].append(run(command, folder))
         row = [f"`{case.title}`"]
         for each in taken.values():
-            middle = [statistics.median(values) for values in zip(*[(t.wall, t.cpu, t.peak) for t in each], strict=True)]
+            middle = [
+                statistics.median(values) for values in zip(*[(t.wall, t.cpu, t.peak) for t in each], strict=True)
+            ]
             row.append(f"{middle[0]:.1f} s, {middle[1]:.1f} s, {middle[2]:.0f} MB")
         pairs = list(zip(taken["theirs"], taken["ours"], strict=True))
         for ratios in ([a.wall / b.wall for a, b in pairs], [a.cpu / b.cpu for a, b in pairs]):
@@ -281,7 +283,7 @@ def main() -> None:
     average.install_peer(folder)
     chosen = [case for case in CASES if not options.only or case.name in options.only]
     if not options.values:
-        return speed(folder, [case for case in chosen if case.peer == "mergekit"], options.runs)
+        return speed(folder, [case for case in chosen if case.peer == "mergekit" and not case.note], options.runs)
     if not list((folder / "peer").glob("lib/*/site-packages/peft")):
         subprocess.run([folder / "peer" / "bin" / "pip", "install", "--quiet", PEFT], check=True)
     return values(folder, chosen)
