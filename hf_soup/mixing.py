@@ -57,9 +57,9 @@ def require_methods(recipe: Recipe) -> None:
     count = sum(each.weight != 0 for each in recipe.ingredients)
     for method in methods_of(recipe):
         if count < method.least or (method.most is not None and count > method.most):
-            takes = f"{method.least}" if method.least == method.most else f"at least {method.least}"
             raise RecipeError(
-                f"{method.name} is defined for {takes} ingredients, and there {'is' if count == 1 else 'are'} {count}.",
+                f"{method.name} is defined for {method.takes} ingredients, and there "
+                f"{'is' if count == 1 else 'are'} {count}.",
                 hint="`hf-soup methods` says what each method takes.",
             )
     both = [name for name, value in recipe.method.parameters.items() if isinstance(value, Mapping)]

@@ -110,6 +110,13 @@ class Method:
                     found[name] = each
         return found
 
+    @property
+    def takes(self) -> str:
+        """How many ingredients, in words."""
+        if self.most is None:
+            return f"{self.least} or more"
+        return f"{self.least}" if self.least == self.most else f"{self.least} to {self.most}"
+
     def neutral_for(self, total: float) -> dict[str, Any]:
         """The neutral parameters for ingredients whose shares have this sum."""
         return {name: value(total) if callable(value) else value for name, value in (self.neutral or {}).items()}
@@ -211,3 +218,5 @@ def round_into(mixed: Tensor, out: Tensor) -> None:
 
 for _file in sorted(Path(__file__).parent.glob("[a-z]*.py")):
     import_module(f"{__name__}.{_file.stem}")
+for _name in sorted(METHODS):  # not as they import each other
+    METHODS[_name] = METHODS.pop(_name)

@@ -41,10 +41,14 @@ def della(
     A row is what belongs to one output: all entries at one index of the first dimension. A tensor of one dimension is
     one row. Of equal magnitudes the earlier has the lower rank; a row of one entry has :math:`p = 1-d`.
 
-    A middle way between `ties`, which always drops the small, and `dare_ties`, to which magnitudes are all the same.
-    It takes longer than either, as rows are sorted.
-
     Both ends are reached, as in the authors' code; ``epsilon`` there, and in mergekit, is half of this one.
+
+    When:
+        For fine-tunes on different tasks, as a middle way between `ties`, which always drops the small, and
+        `dare_ties`, to which magnitudes are all the same.
+
+    When not:
+        Where time counts: it takes longer than either, as rows are sorted.
 
     Args:
         deltas: ``n`` task vectors of one shape, float32 or float64. Magnitudes are compared as float32.

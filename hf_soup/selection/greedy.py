@@ -14,6 +14,12 @@ def greedy(weights: Weights, score: ScoreFunction, *, accept: str = ">=") -> Sel
     recipe. With ``accept=">="`` an ingredient is kept when the soup with it scores at least as well as before, as in
     Recipe 1 of the paper; with ``">"`` only when it scores better, as in the paper's code.
 
+    When:
+        Where some runs may be poor, and there are held-out data.
+
+    When not:
+        With few held-out rows: the choice is luck then, which ``repeats`` shows.
+
     Args:
         weights: The ingredients and their shares; the shares of those that are kept stay as they are.
         score: The held-out score of a soup.
