@@ -80,7 +80,7 @@ def compare_weights(
         published: The soup.
         plan, folder, merged: What was cooked.
         here: A weight file of the soup on this machine, for as long as it is looked at.
-        bound: As in `hf_soup.methods.Method`.
+        bound: As in `hf_soup.methods.Method`; rounding to the next number may come on top of it.
         advance: Told how many bytes were compared.
 
     Returns:
@@ -182,7 +182,7 @@ def _measured(info: TensorInfo, theirs: int, tensor: PlannedTensor, ours: int, b
     """How many elements differ, and by how much; in slices, so that no tensor is in memory."""
     item = ITEM_BYTES[info.dtype]
     elements = strange = ulps = 0
-    largest = peak = 0.0
+    largest = peak = beyond = 0.0
     for start in range(0, info.size, _SLICE * item):
         size = min(_SLICE * item, info.size - start)
         pair = [_bytes(ours, tensor.offset + start, size), _bytes(theirs, info.offset + start, size)]
@@ -196,11 +196,14 @@ def _measured(info: TensorInfo, theirs: int, tensor: PlannedTensor, ours: int, b
         if finite.any():
             largest = max(largest, float(gap[finite].max()))
             if info.dtype in FLOATS:
-                ulps = max(ulps, int(_ulps(*(each[at][finite] for each in ints)).max()))
+                steps = _ulps(*(each[at][finite] for each in ints))
+                ulps = max(ulps, int(steps.max()))
+                # Values that are as near as can be may be rounded to neighbours.
+                beyond = max(beyond, float((gap[finite] * (1 - 1 / np.maximum(steps, 1))).max()))
     text = f"{elements:,} of {tensor.elements:,} elements differ, by {largest:.3g} at most"
     text += f" ({ulps:,} in units in the last place)" if info.dtype in FLOATS else ""
     text += f"; {strange:,} are not finite" if strange else ""
-    within = not strange and info.dtype in FLOATS and largest <= bound * peak
+    within = not strange and info.dtype in FLOATS and beyond <= bound * peak
     return Difference(
         info.name, "values", text, elements, largest, ulps if info.dtype in FLOATS else None, within and bound > 0
     )

@@ -357,16 +357,15 @@ def test_shards_beside_a_whole_file(soup: Soup, tmp_path: Path, monkeypatch: pyt
 
 
 def test_within_the_bound_of_a_method_that_states_one(soup: Soup, monkeypatch: pytest.MonkeyPatch) -> None:
-    """None of today's does."""
-    assert {each.bound for each in METHODS.values()} == {0.0}
-    monkeypatch.setitem(METHODS, "linear", replace(METHODS["linear"], bound=1e-6))
+    """And what it makes is rounded, to neighbours at most where it is as good as the same."""
+    monkeypatch.setitem(METHODS, "linear", replace(METHODS["linear"], bound=1e-12))
     require_identical(verify(soup.folder))
     rewrite(soup.folder, flip_a_bit)
     other = verify(soup.folder).digests["published"]
     edit_json(soup.folder / "soup.json", digest=other)  # as it was made on the other machine
     found = verify(soup.folder)
     assert (found.verdict, found.different) == ("equivalent", [WEIGHT])
-    rewrite(soup.folder, lambda tensors: tensors[WEIGHT].mul_(1.01))
+    rewrite(soup.folder, lambda tensors: tensors[WEIGHT].view(torch.int32)[3, 5].bitwise_xor_(4))
     assert verify(soup.folder).verdict == "different"
 
 
