@@ -82,13 +82,20 @@ def values(allowed: Any, default: Any) -> str:
     return f"{allowed}, whole" if kind == "whole numbers" else str(allowed)
 
 
+def exactness(method: Method) -> str:
+    """Where the same recipe gives the same bytes."""
+    if not method.bound:
+        return "everywhere"
+    return f"on one machine; on another up to {method.bound:g} of a tensor's largest magnitude off, before rounding"
+
+
 def as_data(chosen: Mapping[str, Sequence[Method | Selection]]) -> dict[str, list[dict[str, Any]]]:
     """Methods and selections as plain data."""
     return {title: [_data(each) for each in registry] for title, registry in chosen.items()}
 
 
 #: What scripts may want to know of a method or a selection.
-_TRAITS = ("elementwise", "needs_base", "least", "most", "ordered", "needs_score", "learns")
+_TRAITS = ("elementwise", "needs_base", "bound", "least", "most", "ordered", "needs_score", "learns")
 
 
 def _data(each: Method | Selection) -> dict[str, Any]:
@@ -142,6 +149,7 @@ def whole(each: Method | Selection) -> str:
     else:
         facts["Ingredients"] = f"{each.takes}, in their order" if each.ordered else each.takes
         facts["Ancestor"] = "needed" if each.needs_base else "not needed"
+        facts["Same bytes"] = exactness(each)
     facts |= {"Refused": re.sub(r"\b[A-Z]\w+Error: ", "", said.sections.get("Raises", "")), "Source": said.reference}
     lines = [line for title, text in facts.items() for line in _wrapped(plain(text), f"{title:13}", " " * 13)]
     return "\n\n".join([*parts, "\n".join(lines)])

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from hf_soup.cli import cli
-from hf_soup.explained import FORMULA, MARKUP, explanation, parameters
+from hf_soup.explained import FORMULA, MARKUP, exactness, explanation, parameters
 from hf_soup.methods import METHODS, Method
 
 ROOT = Path(__file__).parents[2]
@@ -89,6 +89,7 @@ def _section(method: Method) -> str:
         "Use it": said.sections["When"],
         "Not": said.sections["When not"],
         "Takes": f"{takes}{', and their ancestor' if method.needs_base else ''}.",
+        "Same bytes": f"{exactness(method)}.",
         "Refused": said.sections.get("Raises", "").removeprefix("ValueError: "),
         "Source": said.reference,
     }
