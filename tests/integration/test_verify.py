@@ -508,11 +508,11 @@ def test_what_was_local_is_where_the_caller_says(
 
 def test_a_method_of_another_version(soup: Soup, cli: Cli) -> None:
     said = yaml.safe_load((soup.folder / "soup.yaml").read_text())
-    (soup.folder / "soup.yaml").write_text(yaml.safe_dump({**said, "method": {"name": "ties", "density": 0.2}}))
+    (soup.folder / "soup.yaml").write_text(yaml.safe_dump({**said, "method": {"name": "magic", "density": 0.2}}))
     done = cli("verify", soup.folder)
     assert done.code == 3
     assert done.out.splitlines()[0].startswith("unverifiable: ")
-    assert "[method-unknown] Its method is 'ties'" in done.out
+    assert "[method-unknown] Its method is 'magic'" in done.out
 
 
 @pytest.mark.parametrize(
