@@ -27,7 +27,7 @@ def breadcrumbs(
     gamma: Annotated[float, Within("[0, 1)")] = 0.01,
     scale: Annotated[float, Within("(-inf, inf)")] = 0.3,
 ) -> Tensor:
-    r"""Add up task vectors without the outliers and without what hardly changed, tensor by tensor.
+    r"""Add up task vectors without the largest and smallest entries of each tensor.
 
     .. math:: \theta = \theta_0 + \lambda \sum_i w_i m_i \tau_i, \qquad
         m_i = [\,c_i^- \le |\tau_i| \le c_i^+\,]

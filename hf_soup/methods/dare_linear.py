@@ -20,7 +20,7 @@ def dare_linear(
     density: Annotated[float, Within("(0, 1]")] = 0.5,
     scale: Annotated[float, Within("(-inf, inf)")] = 1.0,
 ) -> Tensor:
-    r"""Add up task vectors of which entries are dropped at random, the others made larger to make up for it.
+    r"""Add up task vectors after dropping entries at random and enlarging the others.
 
     .. math:: \theta = \theta_0 + \frac{\lambda}{d} \sum_i w_i m_i \tau_i, \qquad m_i = [u_i < d]
 

@@ -21,7 +21,7 @@ def dare_ties(
     density: Annotated[float, Within("(0, 1]")] = 0.5,
     scale: Annotated[float, Within("(-inf, inf)")] = 1.0,
 ) -> Tensor:
-    r"""Drop entries of the task vectors at random, then average those whose sign wins the vote.
+    r"""Drop entries at random, then average those whose sign wins the vote.
 
     With ``density`` :math:`d`, uniform random numbers :math:`u_i` and :math:`\hat\tau_i = [u_i < d]\,\tau_i / d`,
 

@@ -26,7 +26,7 @@ def della(
     epsilon: Annotated[float, Within("[0, 1)")] = 0.15,
     scale: Annotated[float, Within("(-inf, inf)")] = 1.0,
 ) -> Tensor:
-    r"""Drop entries at random, the small ones of a row more often, then average those whose sign wins the vote.
+    r"""Drop entries at random, small ones more often; average those whose sign wins.
 
     An entry whose magnitude has rank :math:`r` of :math:`c` in its row (the smallest is 0) is dropped with probability
 

@@ -14,9 +14,9 @@ from hf_soup.methods.linear import shares
 
 @merge_method(elementwise=False, neutral={}, needs_base=True, bound=1e-12, least=2)
 def model_stock(deltas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    r"""Go from the ancestor towards the mean, in each tensor as far as the task vectors' angle says.
+    r"""Go from the ancestor towards the mean as far as the task vectors' angle says.
 
-    With :math:`\cos\phi` the mean cosine between two task vectors,
+    With :math:`\cos\phi` the mean cosine between two task vectors, tensor by tensor,
 
     .. math:: \theta = t\,\bar\theta + (1-t)\,\theta_0 = \theta_0 + t\,\bar\tau,
         \qquad t = \frac{n\cos\phi}{1 + (n-1)\cos\phi}

@@ -12,7 +12,7 @@ from hf_soup.methods._sphere import mean_on_sphere
 
 @merge_method(elementwise=False, neutral={}, bound=1e-12)
 def multislerp(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    r"""Average the directions of the ingredients on the sphere in one step, and their lengths.
+    r"""Average the directions on the sphere in one step, and the lengths.
 
     Each tensor is one vector. With :math:`u_i = \theta_i/\lVert\theta_i\rVert`, weights that sum to one, and
     :math:`m` the normalised :math:`\sum_i w_iu_i`,

@@ -21,7 +21,7 @@ def sce(
     *,
     select_topk: Annotated[float, Within("(0, 1]")] = 1.0,
 ) -> Tensor:
-    r"""Take the entries that differ most, weigh by what is left, leave out the signs of the minority.
+    r"""Take the entries that differ most, weigh by what is left, drop minority signs.
 
     With :math:`\hat\tau_i` the task vector at the ``select_topk`` of entries whose variance over the ingredients is
     largest, and zero elsewhere,

@@ -22,7 +22,7 @@ def ties(
     scale: Annotated[float, Within("(-inf, inf)")] = 1.0,
     scope: Literal["model", "tensor"] = "model",
 ) -> Tensor:
-    r"""Average task vectors without the entries that are small or whose sign loses the vote.
+    r"""Average task vectors without entries that are small or lose the vote on signs.
 
     With :math:`\hat\tau_i` the task vector whose entries below the ``density`` largest magnitudes are zero,
 

@@ -18,7 +18,7 @@ from hf_soup.methods.linear import linear, shares
 def tsv_m(
     deltas: Sequence[Tensor], weights: Sequence[float], *, scale: Annotated[float, Within("(-inf, inf)")] = 1.0
 ) -> Tensor:
-    r"""Add the main directions of all task vectors, turned away from each other until they are at right angles.
+    r"""Add the main directions of all task vectors, turned until at right angles.
 
     A matrix with :math:`r` singular values keeps the :math:`\lfloor r/n\rfloor` largest (at least one) of each task
     vector, :math:`\tau_i \approx U_i\Sigma_iV_i^\top`. Side by side they are :math:`U = [U_1 \dots U_n]` and

@@ -6,15 +6,18 @@ import re
 
 import pytest
 
-from hf_soup.explained import WIDTH, explanation, formula, parameters, values, whole
+from hf_soup.explained import WIDTH, explanation, formula, listed, parameters, values, whole
 from hf_soup.methods import METHODS, Method, Within
 from hf_soup.selection import SELECTIONS, Selection
 
 every = pytest.mark.parametrize("each", [*METHODS.values(), *SELECTIONS.values()], ids=lambda each: each.name)
 
 
-def test_methods_are_in_alphabetical_order() -> None:
+def test_methods_are_in_alphabetical_order_a_line_each() -> None:
     assert list(METHODS) == sorted(METHODS)
+    lines = listed({"methods": list(METHODS.values()), "selections": list(SELECTIONS.values())}).splitlines()
+    assert len(lines) == len(METHODS) + len(SELECTIONS) + 5
+    assert max(map(len, lines)) <= WIDTH
 
 
 @every
