@@ -108,6 +108,12 @@ class Lineage:
         for checkpoint in (*self.checkpoints, *([founder] if founder else [])):
             _ = checkpoint.revision
 
+    def with_reasons(self, reasons: Sequence[Reason]) -> Lineage:
+        """The same with these reasons, what refuses first, and the verdict that they leave."""
+        refused = any(reason.refuses for reason in reasons)
+        ordered = tuple(sorted(reasons, key=lambda reason: not reason.refuses))
+        return replace(self, reasons=ordered, verdict=REFUSED if refused else self.verdict)
+
     def raise_if_refused(self) -> None:
         """Stop before anything is averaged.
 

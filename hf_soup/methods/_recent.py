@@ -10,7 +10,7 @@ from hf_soup.methods.linear import linear, shares
 
 
 def recent(count: int, last: int, stride: int) -> list[int]:
-    """Which of ``count`` ingredients in order go in: counted back from the latest, every ``stride``-th, ``last`` of them.
+    """Numbers of those that go in: counted back from the latest, every ``stride``-th, ``last`` of them.
 
     >>> recent(7, last=3, stride=2), recent(4, last=0, stride=1), recent(2, last=5, stride=1)
     ([2, 4, 6], [0, 1, 2, 3], [0, 1])
