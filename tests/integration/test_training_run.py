@@ -16,6 +16,8 @@ import hf_soup
 from hf_soup import Recipe, RecipeError, ResolveError, Update
 from hf_soup.training_run import unroll
 
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+
 Cli = Callable[..., Any]
 STEPS = [2, 4, 6, 8, 10, 12]
 
@@ -42,7 +44,7 @@ def trainer_folder(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture
 def run(trainer_folder: Path, tmp_path: Path) -> Path:
-    """A copy of it that may be changed, with a step that has more digits than the others."""
+    """A copy of it that may be changed."""
     return shutil.copytree(trainer_folder, tmp_path / "runs" / "exp1")
 
 
@@ -89,7 +91,6 @@ def test_the_last_checkpoints_in_the_order_of_their_steps(cli: Cli, run: Path, t
     names = {path.name for path in (tmp_path / "soup").iterdir()}
     assert {"config.json", "tokenizer.json", "model.safetensors"} <= names
     assert not names & {"optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json", "training_args.bin"}
-    hf_soup.Soup.load  # noqa: B018 -- it is there
     assert cli("cook", run, "--method", "ema", "--set", "decay=0.5", "-o", "moving", "--quiet").code == 0
     require_mean(tmp_path / "moving", run, STEPS, {step: 2.0**place for place, step in enumerate(STEPS)})
 
@@ -98,7 +99,7 @@ def test_the_last_checkpoints_in_the_order_of_their_steps(cli: Cli, run: Path, t
     ("method", "expected"),
     [
         ({}, STEPS),
-        ({"last": 1 + 1}, [10, 12]),
+        ({"last": 2}, [10, 12]),
         ({"stride": 2}, [4, 8, 12]),
         ({"last": 2, "stride": 3}, [6, 12]),
         ({"name": "lawa"}, STEPS),
@@ -356,7 +357,8 @@ def test_an_interrupted_cook_continues_and_notices_that_the_run_went_on(
     cook = ("cook", run, "--method", "swa", "--set", "last=2", "-o", "soup", "--quiet")
     with monkeypatch.context() as patch:
         patch.setattr(kitchen, "write_contents", killed)
-        assert cli(*cook).code == 130
+        with pytest.raises(KeyboardInterrupt):
+            hf_soup.cook(Recipe(ingredients=[str(run)], method={"name": "swa", "last": 2}), tmp_path / "soup")
     kept = shutil.copytree(tmp_path / ".soup.cooking", tmp_path / "kept")
     assert cli(*cook, "--json").json["resumed"] > 0
     require_mean(tmp_path / "soup", run, [10, 12])
@@ -389,15 +391,13 @@ def test_how_many_is_chosen_on_held_out_data(cli: Cli, run: Path, family: Path, 
     require_mean(tmp_path / "soup", run, STEPS[-done.json["parameters"]["last"] :])
 
 
-def test_a_run_joins_a_published_soup(
-    publish: Callable[..., str], run: Path, tmp_path: Path, cli: Cli, family: Path
-) -> None:
+def test_a_run_joins_a_published_soup(publish: Callable[..., str], run: Path, tmp_path: Path) -> None:
     publish("base")
     soup = hf_soup.cook(Recipe(ingredients=[publish("a"), publish("b")]), tmp_path / "pair", say=lambda _: None)
     soup.push("acme/pair", say=lambda _: None)
     _cut(run / "checkpoint-12")
     update = Update.of("acme/pair", [str(run)])
-    assert steps_in(update.recipe)[2:] == STEPS[:-1] if False else len(update.recipe.ingredients) == 7
+    assert [Path(each.model).name for each in update.recipe.ingredients][2:] == [f"checkpoint-{n}" for n in STEPS[:-1]]
     assert any("half-written" in said for said in update.left_out)
 
 
