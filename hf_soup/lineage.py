@@ -110,9 +110,10 @@ class Lineage:
 
     def with_reasons(self, reasons: Sequence[Reason]) -> Lineage:
         """The same with these reasons, what refuses first, and the verdict that they leave."""
-        refused = any(reason.refuses for reason in reasons)
-        ordered = tuple(sorted(reasons, key=lambda reason: not reason.refuses))
-        return replace(self, reasons=ordered, verdict=REFUSED if refused else self.verdict)
+        verdict = LIKELY if self.verdict == REFUSED else self.verdict
+        if any(reason.refuses for reason in reasons):
+            verdict = REFUSED
+        return replace(self, reasons=tuple(sorted(reasons, key=lambda reason: not reason.refuses)), verdict=verdict)
 
     def raise_if_refused(self) -> None:
         """Stop before anything is averaged.

@@ -43,7 +43,7 @@ from hf_soup.preparation import (
 from hf_soup.recipe import Recipe, as_recipe
 from hf_soup.second_order import Expanded, expand
 from hf_soup.staging import Staging, refuse_existing
-from hf_soup.training_run import of_one_run, unroll
+from hf_soup.training_run import unroll, within_a_run
 from hf_soup.updating import Update
 from hf_soup.weights import fetch_small, fetch_weights, missing_weights, supply_of
 
@@ -96,9 +96,8 @@ def _examined(expanded: Expanded, runs: Sequence[Reason], token: Token) -> Linea
     )
     soups = [Reason("second-order", note) for note in expanded.notes]
     seen = selected_on(recipe, expanded.seen)
-    found = [*lineage.reasons, *running_statistics(recipe, lineage), *runs, *soups, *seen]
-    if of_one_run(expanded.checkpoints):
-        found = [reason for reason in found if reason.code != "ancestor-unknown"]
+    found = within_a_run(lineage.reasons, expanded.checkpoints)
+    found += [*running_statistics(recipe, lineage), *runs, *soups, *seen]
     return lineage.with_reasons([*found, *trained_on(recipe, lineage, token)])
 
 

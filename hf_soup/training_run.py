@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hf_soup.checkpoint import Checkpoint, open_checkpoint
@@ -58,10 +58,26 @@ class _Window:
         return [_note(f"`last` is {max(self.lasts)} and {name} has {count}{at_stride}: all of them go in.", name)]
 
 
-def of_one_run(checkpoints: Sequence[Checkpoint]) -> bool:
-    """Whether all are checkpoints in one Trainer's folder, and so have one ancestor, whichever it is."""
+def within_a_run(reasons: Sequence[Reason], checkpoints: Sequence[Checkpoint]) -> list[Reason]:
+    """What a check found, where all are checkpoints in one Trainer's folder.
+
+    They have one ancestor, whichever it is, and nobody moves neurons between two steps: parts that have nothing in
+    common were trained that far, which is no reason to refuse. Strangers are, as a folder may have been used twice.
+    """
     folders = [each.folder for each in checkpoints if each.folder and re.fullmatch(_NAME, each.folder.name)]
-    return len(folders) == len(checkpoints) and len({folder.parent for folder in folders}) == 1
+    if len(folders) < len(checkpoints) or len({folder.parent for folder in folders}) > 1:
+        return list(reasons)
+    found = [reason for reason in reasons if reason.code != "ancestor-unknown"]
+    return [_moved(reason) if reason.code == "parts-apart" else reason for reason in found]
+
+
+def _moved(reason: Reason) -> Reason:
+    message = (
+        f"{some(reason.ingredients)}: parts have nothing in common with the other checkpoints', as after a beginning "
+        "from random numbers or a high learning rate. With `--method swa --set last=N` the first ones are left out; "
+        "`--select greedy` finds out who helps."
+    )
+    return replace(reason, message=message, refuses=False)
 
 
 def averages_run(recipe: Recipe) -> bool:

@@ -294,6 +294,29 @@ def test_a_check_needs_no_base(cli: Cli, run: Path) -> None:
     assert {each["code"] for each in done.json["reasons"]} == {"training-run"}
 
 
+def test_what_training_moved_far_is_said_and_strangers_are_refused(cli: Cli, run: Path) -> None:
+    """As in a run from scratch; or in a folder that was used for two."""
+
+    def spoil(parts: str) -> None:
+        path = run / "checkpoint-2" / "model.safetensors"
+        tensors = load_file(path)
+        generator = torch.Generator().manual_seed(7)
+        for name in sorted(name for name in tensors if parts in name and tensors[name].ndim == 2):
+            tensors[name] = 0.02 * torch.randn(tensors[name].shape, generator=generator)
+        save_file(tensors, path, {"format": "pt"})
+
+    spoil("attention.self.key")
+    done = cli("check", run, "--json")
+    assert done.json["verdict"] == "likely"
+    (found,) = (each for each in done.json["reasons"] if each["code"] == "parts-apart")
+    assert found["message"].startswith("local:checkpoint-2: parts have nothing in common with the other checkpoints'")
+    spoil("")
+    done = cli("check", run, "--json")
+    assert done.json["verdict"] == "refused"
+    assert done.json["reasons"][0]["code"] == "strangers"
+    assert cli("cook", run, "--method", "swa", "--set", "last=5", "-o", "soup", "--quiet").code == 0
+
+
 def test_two_runs_stay_apart(cli: Cli, run: Path, tmp_path: Path) -> None:
     other = shutil.copytree(run, tmp_path / "runs" / "exp2")
     for folder in other.iterdir():
