@@ -351,6 +351,23 @@ def test_the_weight_of_a_run_is_that_of_each_checkpoint(run: Path, family: Path)
     assert found.head == 5, "the head is that of the last checkpoint"
 
 
+def test_a_head_that_does_not_go_in_is_not_kept(run: Path) -> None:
+    models = [str(run / f"checkpoint-{step}") for step in STEPS]
+    method = {"name": "swa", "last": 2}
+    assert unroll(Recipe(ingredients=models, heads=models[-1], method=method))[0].head == 1
+    with pytest.raises(RecipeError, match="checkpoint-2', which does not go in"):
+        unroll(Recipe(ingredients=models, heads=models[0], method=method))
+
+
+def test_a_run_of_too_many_checkpoints(run: Path) -> None:
+    for step in range(100, 1101):
+        (run / f"checkpoint-{step}").mkdir()
+    shutil.copytree(run / "checkpoint-12", run / "checkpoint-2000")
+    with pytest.raises(RecipeError, match="With their checkpoints there are 1,008 ingredients"):
+        unroll(Recipe(ingredients=[str(run)]))
+    assert picked(run, last=3) == [1099, 1100, 2000]
+
+
 # ---- again -------------------------------------------------------------------------------------------------------
 
 
@@ -397,12 +414,15 @@ def test_an_interrupted_cook_continues_and_notices_that_the_run_went_on(
 
 
 @pytest.mark.parametrize("method", ["linear", "swa"])
-def test_greedy_chooses_among_the_checkpoints(cli: Cli, run: Path, family: Path, method: str) -> None:
+def test_greedy_chooses_among_the_checkpoints(cli: Cli, run: Path, family: Path, tmp_path: Path, method: str) -> None:
     data = ("--data", family / "rows.csv", "--task", "text-classification")
     done = cli("cook", run, "--method", method, "--select", "greedy", *data, "-o", "soup", "--quiet", "--json")
     assert done.code == 0
     assert {f"local:checkpoint-{step}" for step in STEPS} <= done.json["scores"].keys()
     assert 1 <= len(done.json["weights"]) <= 6
+    text = (tmp_path / "soup" / "soup.yaml").read_text().replace("local:checkpoint", f"{run}/checkpoint")
+    recipe = Recipe.parse(text.replace("local:rows.csv", str(family / "rows.csv")))
+    assert hf_soup.cook(recipe, tmp_path / "again", say=lambda _: None).digest == done.json["digest"]
 
 
 def test_how_many_is_chosen_on_held_out_data(cli: Cli, run: Path, family: Path, tmp_path: Path) -> None:
