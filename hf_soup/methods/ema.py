@@ -23,7 +23,7 @@ def ema(
     r"""Average the checkpoints of one run, the latest most.
 
     With the checkpoints that go in :math:`\theta_1, \dots, \theta_k` in the order of their steps, and :math:`\beta`
-    the `decay`,
+    the ``decay``,
 
     .. math:: \theta = \frac{\sum_{i=1}^k w_i\,\beta^{k-i}\,\theta_i}{\sum_{i=1}^k w_i\,\beta^{k-i}}
 
@@ -31,9 +31,14 @@ def ema(
     at the first checkpoint instead, as is common where every step is averaged, that one would have the share
     :math:`\beta^{k-1}`, which with a few checkpoints is most of the sum.
 
-    Between `swa`, which it is at :math:`\beta = 1`, and the last checkpoint, which it is at 0; for a run that still
-    moves. Running statistics of batch normalisation have to be collected again for the mean, so models that have them
-    are refused.
+    It is `swa` at :math:`\beta = 1` and the last checkpoint at 0.
+
+    When:
+        For a run that still moves, where early checkpoints are worth less than late ones.
+
+    When not:
+        Where the learning rate was annealed to zero: the last checkpoint is there already. A model with batch
+        normalisation is refused, as its running statistics have to be collected again for the mean.
 
     Args:
         tensors: ``n`` tensors of one shape, as stored, the latest last.

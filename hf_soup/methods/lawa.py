@@ -22,13 +22,18 @@ def lawa(
     r"""Average the latest checkpoints of one run.
 
     With the checkpoints :math:`\theta_1, \dots, \theta_n` in the order of their steps, the :math:`k` latest at a
-    `stride` :math:`\nu` are averaged:
+    ``stride`` :math:`\nu` are averaged:
 
     .. math:: \theta = \frac{\sum_{j=0}^{k-1} w_{n-\nu j}\,\theta_{n-\nu j}}{\sum_{j=0}^{k-1} w_{n-\nu j}}
 
-    The formula of `swa` with a window that moves along, for a run that is not at its end: the mean is as good as a
-    checkpoint many epochs later. When the learning rate was annealed to zero it gains little. Running statistics of
-    batch normalisation have to be collected again for the mean, so models that have them are refused.
+    The formula of `swa`, with a window that moves along.
+
+    When:
+        For a run that is not at its end: the mean is as good as a checkpoint many epochs later.
+
+    When not:
+        Where the learning rate was annealed to zero: it gains little. A model with batch normalisation is refused, as
+        its running statistics have to be collected again for the mean.
 
     Args:
         tensors: ``n`` tensors of one shape, as stored, the latest last.

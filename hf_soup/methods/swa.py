@@ -21,15 +21,20 @@ def swa(
 ) -> Tensor:
     r"""Average the checkpoints of one run.
 
-    With the checkpoints :math:`\theta_1, \dots, \theta_n` in the order of their steps, :math:`c` the `stride` and
+    With the checkpoints :math:`\theta_1, \dots, \theta_n` in the order of their steps, :math:`c` the ``stride`` and
     :math:`k` the number that go in,
 
     .. math:: \theta = \frac{\sum_{j=0}^{k-1} w_{n-cj}\,\theta_{n-cj}}{\sum_{j=0}^{k-1} w_{n-cj}}
 
-    For a run whose learning rate stays high or goes up and down: its checkpoints lie around a flat minimum, and their
-    mean is nearer to the middle. Where the rate was annealed to zero the last checkpoint is there already. `stride`
-    takes the ends of cycles, `last` leaves the way there out. Running statistics of batch normalisation have to be
-    collected again for the mean, so models that have them are refused.
+    ``stride`` takes the ends of cycles, ``last`` leaves the way there out.
+
+    When:
+        For a run whose learning rate stays high or goes up and down: its checkpoints lie around a flat minimum, and
+        their mean is nearer to the middle.
+
+    When not:
+        Where the learning rate was annealed to zero: the last checkpoint is there already. A model with batch
+        normalisation is refused, as its running statistics have to be collected again for the mean.
 
     Args:
         tensors: ``n`` tensors of one shape, as stored, the latest last.
