@@ -21,6 +21,8 @@ from huggingface_hub import HfApi, constants
 from safetensors.torch import load_file, save_file
 
 from hf_soup.local_hub import LocalHub
+from hf_soup.methods import METHODS
+from hf_soup.selection import SELECTIONS
 
 # The client hands files to its HTTP library in a way that the library deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
@@ -115,7 +117,7 @@ def test_with_json_an_error_is_json(cli: Cli, online: LocalHub) -> None:
     assert done.json["error"] == {
         "type": "RecipeError",
         "message": "There is no method or selection 'magic'.",
-        "hint": "Known are: linear, task_arithmetic, wise_ft, best, top_k, greedy, learned, pruned, uniform.",
+        "hint": f"Known are: {', '.join([*METHODS, *SELECTIONS])}.",
     }
 
 
