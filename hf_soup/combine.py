@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
@@ -50,7 +49,9 @@ def combine(
     tensors = list(own.values())
     needed = [source for source in mixed if source != base or method.needs_base]
     if not (method.elementwise or run.whole) or any(source not in parts for source in needed):
-        return linear(tensors, weights if math.fsum(weights) > 0 else [1.0] * len(weights))
+        # A share below zero takes away what was learned since the ancestor, and here that is not known.
+        weights = [max(0.0, weight) for weight in weights]
+        return linear(tensors, weights if any(weights) else [1.0] * len(weights))
     given: dict[str, object] = {}
     tensor = plan.tensors[run.first]
     shape = tensor.shape if run.whole else tensors[0].shape

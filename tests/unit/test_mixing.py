@@ -223,7 +223,7 @@ def test_a_cutoff_is_the_kth_largest(density: float) -> None:
     assert [cutoff(equal, each) for each in (0.25, 0.5, 0.75)] == [1.0, 1.0, 0.0]
 
 
-@pytest.mark.parametrize("method", OWN)
+@pytest.mark.parametrize("method", [*OWN, *(name for name in METHODS if name != "slerp")])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_number_that_the_method_would_hide_is_found(shelf: Shelf, method: str, bad: float) -> None:
     shelf.models[1]["layers.1.weight"][3, 5] = bad
@@ -232,7 +232,7 @@ def test_a_number_that_the_method_would_hide_is_found(shelf: Shelf, method: str,
         shelf.cook(shelf.plan(method))
 
 
-@pytest.mark.parametrize("method", OWN)
+@pytest.mark.parametrize("method", [*OWN, *(name for name in METHODS if name != "slerp")])
 def test_an_infinity_that_all_have_stays(shelf: Shelf, method: str) -> None:
     for number, model in enumerate(shelf.models):
         model["layers.1.weight"][3, 5] = -float("inf")
@@ -306,6 +306,8 @@ def test_a_parameter_changes_over_the_layers() -> None:
     [
         ({"name": "tis"}, "`method` is 'tis'"),
         ({"name": "wise_ft", "alfa": 1.0}, "wise_ft has no parameter 'alfa'"),
+        ({"name": "wise_ft", "seed": 1}, "wise_ft has no parameter 'seed'"),
+        ({"name": "wise_ft", "alpha": float("inf")}, "'alpha' is inf; it is a finite number"),
         ({"name": "wise_ft", "alpha": "x"}, "'alpha' is 'x'; it is of type float"),
         ({"name": "wise_ft", "alpha": True}, "'alpha' is True"),
         ({"name": "wise_ft", "alpha": {"deep": [0, 1]}}, "{depth: [first, …, last]}"),
@@ -313,6 +315,7 @@ def test_a_parameter_changes_over_the_layers() -> None:
         ({"name": "wise_ft", "alpha": {"depth": [0.5, "x"]}}, "'alpha' is 'x'"),
         ({"name": "bounded", "share": 0.0}, "bounded: 'share' is 0.0; it is in (0, 1]"),
         ({"name": "bounded", "share": [0.5, 1.5]}, "bounded: 'share' is 1.5; it is in (0, 1]"),
+        ({"name": "bounded", "how": ["round", "square"]}, "'how' is ['round', 'square']; it is one of round, square"),
         ({"name": "bounded", "how": "up"}, "bounded: 'how' is 'up'; it is one of round, square"),
         ({"name": "pair"}, "pair is defined for 3 ingredients, and there are 2"),
     ],
@@ -323,6 +326,7 @@ def test_what_is_wrong_with_a_method_is_said(method: Any, said: str, monkeypatch
     with pytest.raises(RecipeError) as error:
         require_methods(recipe(method=method))
     assert said in str(error.value)
+    assert ("A recipe has 'seed' beside `method`" in str(error.value)) == ("seed" in method)
     with pytest.raises(RecipeError) as error:
         require_methods(recipe(overrides=[{"tensors": "*", "method": method}]))
     assert said.replace("`method`", "`overrides: '*'`") in str(error.value) or isinstance(method.get("share"), list)
