@@ -52,8 +52,12 @@ def estimated_seconds(
             sides = len(plan.tensors[run.first].shape) if run.whole else 0
             key = json.dumps([run.dtype, run.dtypes, lacking, sides, plan.mixing(run)], sort_keys=True)
             alike.setdefault(key, []).append(run)
+    longest = 0.0
     for runs in alike.values():
-        merge += _seconds(plan, runs) / cores
+        seconds = _seconds(plan, runs)
+        merge += math.fsum(seconds) / cores
+        longest = max([longest, *seconds])
+    merge = max(merge, longest)
     total = sum(tensor.size for checkpoint in checkpoints for tensor in checkpoint.tensors.values())
     here = [
         (checkpoint.folder / file, checkpoint.files[file])
@@ -81,10 +85,11 @@ def estimated_seconds(
     return {"fetch": round(fetch, 1), "merge": round(merge, 1), "total": round(max(fetch, merge), 1)}
 
 
-def _seconds(plan: Plan, runs: Sequence[Run]) -> float:
-    """Seconds of one core for runs that are mixed alike."""
+def _seconds(plan: Plan, runs: Sequence[Run]) -> list[float]:
+    """Seconds of one core for what one core has to do at once: a whole tensor, else next to nothing."""
     if not runs[0].whole:
-        return _mixing(plan, runs[0], (_ELEMENTS,)) * sum(run.elements for run in runs)
+        seconds = _mixing(plan, runs[0], (_ELEMENTS,)) * sum(run.elements for run in runs)
+        return [seconds / 1024] * 1024
     shapes = [plan.tensors[run.first].shape for run in runs]
     largest = max(shapes, key=math.prod)
     small, half = ([min(side, most) for side in largest] for most in (_SIDE, _SIDE // 2))
@@ -94,7 +99,7 @@ def _seconds(plan: Plan, runs: Sequence[Run]) -> float:
     if len(small) == 2 and half != small:
         growth = min(1.0, max(0.0, math.log2(each / _mixing(plan, runs[0], half))))
     side = max(1, min(small, default=1))
-    return math.fsum(math.prod(shape) * each * (min(shape, default=1) / side) ** growth for shape in shapes)
+    return [math.prod(shape) * each * (min(shape, default=1) / side) ** growth for shape in shapes]
 
 
 def _mixing(plan: Plan, run: Run, shape: Sequence[int]) -> float:
