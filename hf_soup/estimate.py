@@ -54,9 +54,8 @@ def estimated_seconds(
             alike.setdefault(key, []).append(run)
     longest = 0.0
     for runs in alike.values():
-        seconds = _seconds(plan, runs)
-        merge += math.fsum(seconds) / cores
-        longest = max([longest, *seconds])
+        seconds, alone = _seconds(plan, runs)
+        merge, longest = merge + seconds / cores, max(longest, alone)
     merge = max(merge, longest)
     total = sum(tensor.size for checkpoint in checkpoints for tensor in checkpoint.tensors.values())
     here = [
@@ -85,11 +84,10 @@ def estimated_seconds(
     return {"fetch": round(fetch, 1), "merge": round(merge, 1), "total": round(max(fetch, merge), 1)}
 
 
-def _seconds(plan: Plan, runs: Sequence[Run]) -> list[float]:
-    """Seconds of one core for what one core has to do at once: a whole tensor, else next to nothing."""
+def _seconds(plan: Plan, runs: Sequence[Run]) -> tuple[float, float]:
+    """Seconds of one core for runs that are mixed alike, and for the longest of what cores cannot share out."""
     if not runs[0].whole:
-        seconds = _mixing(plan, runs[0], (_ELEMENTS,)) * sum(run.elements for run in runs)
-        return [seconds / 1024] * 1024
+        return _mixing(plan, runs[0], (_ELEMENTS,)) * sum(run.elements for run in runs), 0.0
     shapes = [plan.tensors[run.first].shape for run in runs]
     largest = max(shapes, key=math.prod)
     small, half = ([min(side, most) for side in largest] for most in (_SIDE, _SIDE // 2))
@@ -99,7 +97,8 @@ def _seconds(plan: Plan, runs: Sequence[Run]) -> list[float]:
     if len(small) == 2 and half != small:
         growth = min(1.0, max(0.0, math.log2(each / _mixing(plan, runs[0], half))))
     side = max(1, min(small, default=1))
-    return [math.prod(shape) * each * (min(shape, default=1) / side) ** growth for shape in shapes]
+    seconds = [math.prod(shape) * each * (min(shape, default=1) / side) ** growth for shape in shapes]
+    return math.fsum(seconds), max(seconds)
 
 
 def _mixing(plan: Plan, run: Run, shape: Sequence[int]) -> float:

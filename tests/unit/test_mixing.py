@@ -16,6 +16,7 @@ from hf_soup import merge as engine
 from hf_soup import plan as plan_module
 from hf_soup.blend import Blend
 from hf_soup.chance import uniform
+from hf_soup.combine import combine
 from hf_soup.errors import MergeError, RecipeError
 from hf_soup.headers import Rows, TensorInfo, read_header
 from hf_soup.merge import merge
@@ -338,3 +339,25 @@ def bounded(
 ) -> Tensor:  # fmt: skip
     """Nothing."""
     return linear(tensors, weights)
+
+
+@pytest.mark.parametrize("method", ["iso_c", "karcher"])
+def test_what_a_method_of_tensors_is_done_with_is_let_go(shelf: Shelf, method: str) -> None:
+    """So that an ingredient's tensor and its task vector are not held both."""
+    plan = shelf.plan(method)
+    run = plan.runs[[tensor.name for tensor in plan.tensors].index("layers.0.weight")]
+    assert run.whole
+    parts = {number: model["layers.0.weight"].reshape(-1) for number, model in enumerate(shelf.models)}
+    parts = {number: parts[number] for number in range(len(plan.sources))}
+    shares = dict(enumerate(plan.weights))
+    kept = combine(plan, run, dict(parts), shares, mixed=range(len(parts)))
+    assert torch.equal(combine(plan, run, parts, shares, mixed=range(len(parts)), release=True), kept)
+    assert not parts
+
+
+def test_rows_that_are_not_numbers_are_named_before_anything_is_decomposed(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path)
+    shelf.models[1]["embed.weight"][700, 5] = float("nan")
+    shelf.add(1)
+    with pytest.raises(MergeError, match=r"'embed.weight' of 1 holds nan at \[700, 5\]"):
+        shelf.cook(shelf.plan("iso_c"))
