@@ -58,8 +58,10 @@ def require_methods(recipe: Recipe) -> None:
     for method in methods_of(recipe):
         if count < method.least or (method.most is not None and count > method.most):
             takes = f"{method.least}" if method.least == method.most else f"at least {method.least}"
+            without = " that has a weight" if count == 1 else " that have a weight"
             raise RecipeError(
-                f"{method.name} is defined for {takes} ingredients, and there {'is' if count == 1 else 'are'} {count}.",
+                f"{method.name} is defined for {takes} ingredients, and there {'is' if count == 1 else 'are'} {count}"
+                f"{without if count < len(recipe.ingredients) else ''}.",
                 hint="`hf-soup methods` says what each method takes.",
             )
     both = [name for name, value in recipe.method.parameters.items() if isinstance(value, Mapping)]

@@ -333,6 +333,12 @@ def test_what_is_wrong_with_a_method_is_said(method: Any, said: str, monkeypatch
     assert said.replace("`method`", "`overrides: '*'`") in str(error.value) or isinstance(method.get("share"), list)
 
 
+def test_an_ingredient_without_a_weight_does_not_count() -> None:
+    given = ["acme/a", {"model": "acme/b", "weight": 0}]
+    with pytest.raises(RecipeError, match="slerp is defined for 2 ingredients, and there is 1 that has a weight"):
+        require_methods(Recipe(ingredients=given, method="slerp"))
+
+
 def bounded(
     tensors: Sequence[Tensor], weights: Sequence[float], *, share: Annotated[float, Within("(0, 1]")] = 1.0,
     how: Literal["round", "square"] = "round",
