@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
@@ -22,12 +21,13 @@ Cutoffs = Mapping[str, Sequence[float]]
 def combine(
     plan: Plan,
     run: Run,
-    parts: Mapping[int, Tensor],
+    parts: dict[int, Tensor],
     shares: Mapping[int, float],
     *,
     mixed: Collection[int],
     begin: int = 0,
     cutoffs: Cutoffs | None = None,
+    release: bool = False,
 ) -> Tensor:
     """Mix elements of a run by its method; where not all have them, the mean of the ingredients that do.
 
@@ -39,35 +39,38 @@ def combine(
         mixed: The sources that go in.
         begin: Which element of the run is the first.
         cutoffs: Where a method asks for them.
+        release: Take out of ``parts`` what is not needed any more, to save the memory.
 
     Raises:
         MergeError: The method is not defined for these tensors.
     """
     name, parameters = plan.mixing(run)
     method, base = METHODS[name], len(plan.sources) - 1 if plan.with_base else None
-    own = {source: part for source, part in parts.items() if source != base}
+    own = [source for source in parts if source != base]
     weights = [shares[source] for source in own]
-    tensors = list(own.values())
     needed = [source for source in mixed if source != base or method.needs_base]
     if not (method.elementwise or run.whole) or any(source not in parts for source in needed):
-        return linear(tensors, weights if math.fsum(weights) > 0 else [1.0] * len(weights))
+        # A share below zero takes away what was learned since the ancestor, and here that is not known.
+        weights = [max(0.0, weight) for weight in weights]
+        return linear([parts[source] for source in own], weights if any(weights) else [1.0] * len(weights))
     given: dict[str, object] = {}
     tensor = plan.tensors[run.first]
-    shape = tensor.shape if run.whole else tensors[0].shape
+    count = len(parts[own[0]])
+    shape = tensor.shape if run.whole else (count,)
     if "random" in method.given:
-        count = len(tensors[0])
-        drawn = (uniform(plan.seed, tensor.name, position, begin, count) for position in range(len(tensors)))
+        drawn = (uniform(plan.seed, tensor.name, position, begin, count) for position in range(len(own)))
         given["random"] = [each.reshape(shape) for each in drawn]
     if "cutoffs" in method.given:
         assert cutoffs is not None, "the engine finds them first"
         given["cutoffs"] = cutoffs[tensor.name]
+    take = parts.pop if release else parts.__getitem__
     if base is None or not method.needs_base:
         origin = None
+        tensors = [take(source).reshape(shape) for source in own]
     else:
         wide = accumulator(list(parts.values()))
-        origin = parts[base].to(wide)
-        tensors = [part.to(wide, copy=True).sub_(origin) for part in tensors]
-    tensors = [each.reshape(shape) for each in tensors]
+        origin = take(base).to(wide)
+        tensors = [take(source).to(wide, copy=True).sub_(origin).reshape(shape) for source in own]
     try:
         result = method.function(tensors, weights, **given, **parameters).reshape(-1)
     except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]

@@ -71,7 +71,6 @@ def compare_weights(
     merged: Merged,
     here: Callable[[str], AbstractContextManager[Path]],
     *,
-    bound: float = 0.0,
     advance: Callable[[int], object] = lambda count: None,
 ) -> tuple[list[Difference], str]:
     """Every tensor of a published soup against the one that was cooked.
@@ -80,13 +79,16 @@ def compare_weights(
         published: The soup.
         plan, folder, merged: What was cooked.
         here: A weight file of the soup on this machine, for as long as it is looked at.
-        bound: As in `hf_soup.methods.Method`; rounding to the next number may come on top of it.
         advance: Told how many bytes were compared.
 
     Returns:
         The differences in the order of the cooked tensors, what is extra behind them; and the published digest.
     """
+    from hf_soup.methods import METHODS  # late, as torch takes a second to import and the command line needs none
+
     found: dict[str, Difference] = {}
+    usual = METHODS[plan.method].bound
+    bounds = {name: METHODS[mixing.method].bound for name, mixing in plan.overrides.items()}
     known = {tensor.name: tensor for tensor in plan.tensors}
     roots: dict[str, tuple[str, str, tuple[int, ...], str]] = {}
     files, misplaced = weight_files(published)
@@ -109,6 +111,7 @@ def compare_weights(
                     if info.name in roots:
                         apart.append(Difference(name, "content", f"'{info.name}' is in two files"))
                         continue
+                    bound = bounds.get(info.name, usual)
                     said = _compared(info, theirs, tensor, ours[tensor.file] if tensor else -1, bound)
                     if said is not None:
                         found[info.name] = said

@@ -181,7 +181,7 @@ def cook(
             leaves = needed.only(chosen)
             mixed = {name: chosen.get(name, 0.0) for name in leaves.names}
             mix = choice.mix(expanded, [lineage.names.index(name) for name in leaves.names])
-            used = fed if leaves is needed else sources(recipe, leaves)
+            used = fed if leaves is needed else sources(mix, leaves)
             if mixed != wanted or mix != settled(recipe):
                 plan = plan_of(mix, used, mixed)
             supply = supply_of(used.checkpoints, staging.fetched if stream else None)

@@ -25,7 +25,7 @@ from hf_soup.errors import IncompatibleError, MergeError, RecipeError, ResolveEr
 from hf_soup.headers import front_matter, some
 from hf_soup.hub import in_parallel
 from hf_soup.lineage import Lineage, correspond, distinct_names
-from hf_soup.mixing import methods_of, needs_base
+from hf_soup.mixing import needs_base
 from hf_soup.plan import Plan
 from hf_soup.preparation import fetched, free_bytes, plan_of, shares, sources, validate
 from hf_soup.progress import bar
@@ -342,10 +342,7 @@ def _cooked_again(
                     yield target
                     target.unlink()
 
-            bound = max(method.bound for method in methods_of(recipe))
-            differences, digest = compare_weights(
-                published, plan, staging.folder, merged, here, bound=bound, advance=shown.update
-            )
+            differences, digest = compare_weights(published, plan, staging.folder, merged, here, advance=shown.update)
         ours = {file.name for file in plan.files}
         # An index beside a whole file of weights was not compared, and some programs would load what it names.
         beside = [] if theirs == [SINGLE] else [INDEX]

@@ -66,8 +66,8 @@ class Method:
         needs_base: Whether it works on task vectors.
         sums: Whether shares are not divided by their sum, so that they may be negative; where it has a parameter
             ``normalize``, that decides.
-        bound: How far the result may be from that of another machine, in parts of the largest magnitude in the
-            tensor, as where it takes a decomposition; 0 where it is the same everywhere.
+        bound: How far the result may be from that of another machine before it is rounded, in parts of the largest
+            magnitude in the tensor, as where it takes a decomposition; 0 where it is the same everywhere.
         least, most: How many ingredients it is defined for.
         ordered: Whether the order of the ingredients counts.
     """

@@ -117,7 +117,7 @@ def test_with_json_an_error_is_json(cli: Cli, online: LocalHub) -> None:
     assert done.json["error"] == {
         "type": "RecipeError",
         "message": "There is no method or selection 'magic'.",
-        "hint": f"Known are: {', '.join([*METHODS, *SELECTIONS])}.",
+        "hint": f"Known are: {', '.join([*METHODS, *sorted(SELECTIONS)])}.",
     }
 
 

@@ -369,6 +369,31 @@ def test_within_the_bound_of_a_method_that_states_one(soup: Soup, monkeypatch: p
     assert verify(soup.folder).verdict == "different"
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_bound_is_that_of_the_tensor_and_before_it_is_rounded(zoo: None, tmp_path: Path, dtype: str) -> None:
+    """On another machine numbers that differ by 1e-16 may be rounded to two neighbours, which are far more apart."""
+    own = [{"tensors": WEIGHT, "method": "multislerp"}]
+    soup = cook(tmp_path, overrides=own, dtype=dtype)
+
+    def neighbours(name: str, steps: int) -> Callable[[dict[str, torch.Tensor]], object]:
+        kind = torch.int32 if dtype == "float32" else torch.int16
+        return lambda tensors: tensors[name].view(kind).view(-1)[::7].add_(steps)
+
+    def found() -> str:
+        edit_json(soup.folder / "soup.json", digest=verify(soup.folder).digests["published"])
+        return verify(soup.folder).verdict
+
+    require_identical(verify(soup.folder))
+    rewrite(soup.folder, neighbours(WEIGHT, 1))
+    assert found() == "equivalent"
+    rewrite(soup.folder, neighbours(WEIGHT, 1))
+    assert found() == "different"
+    rewrite(soup.folder, neighbours(WEIGHT, -2))
+    assert found() == "identical"
+    rewrite(soup.folder, neighbours(WEIGHT.replace("weight", "bias"), 1))
+    assert found() == "different"
+
+
 # ---- what cannot be verified ----------------------------------------------------------------------------------
 
 
