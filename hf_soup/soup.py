@@ -127,19 +127,16 @@ def cook(
     """
     from hf_soup.answering import answer_along
     from hf_soup.merge import merge, merge_along
-    from hf_soup.world import world
+    from hf_soup.world import require_alone, world
 
     started = time.monotonic()
     update = recipe if isinstance(recipe, Update) else None
     recipe, out = as_recipe(recipe.recipe if isinstance(recipe, Update) else recipe), Path(out)
     selection = validate(recipe, stream=stream)
     refuse_existing(out)
+    if stream:
+        require_alone("`--stream`")
     here = world()
-    if stream and here.size > 1:
-        raise MergeError(
-            f"`--stream` fetches for one process, and there are {here.size}.",
-            hint="Start one process, which uses all cores by itself; or leave --stream out.",
-        )
     if here.rank > 0:
         answer_along(here, lambda: merge_along(out, here, threads))
         return Soup(out, {"weights": {}, "scores": {}, "digest": ""})
