@@ -20,7 +20,7 @@ from hf_soup.client import Token
 from hf_soup.compatibility import Reason
 from hf_soup.contents import about_files, soup_config, write_assets, write_contents
 from hf_soup.cooked import Say, Soup, to_stderr
-from hf_soup.errors import MergeError, RecipeError
+from hf_soup.errors import RecipeError
 from hf_soup.lineage import Lineage, examine
 from hf_soup.plan import Plan
 from hf_soup.preparation import (
