@@ -247,7 +247,7 @@ def _ingredients(published: Published, paths: Paths, token: Token) -> tuple[list
 
 def _from_hub(each: Ingredient, allow_pickle: bool, token: Token) -> Checkpoint:
     # Where the cache has a part of a model, the rest would look as if it had none.
-    return open_checkpoint(each, allow_pickle=allow_pickle, token=token, on_hub=True, from_cache=False)
+    return open_checkpoint(each, allow_pickle=allow_pickle, token=token, on_hub=True, whole=True)
 
 
 def _mapped(each: Ingredient, paths: Paths, allow_pickle: bool) -> Checkpoint | Reason:

@@ -468,6 +468,25 @@ def test_ingredients_of_which_the_cache_has_a_part_are_no_verdict(
     assert "cannot be reached" in done.err
 
 
+def test_a_folder_whose_ingredients_are_all_in_the_cache_needs_no_hub(
+    soup: Soup, cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What the Hub listed when the soup was cooked is known, so nothing that is not there looks as if it never was."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    done = cli("verify", soup.folder, "--quiet")
+    assert (done.code, done.out.split(":")[0]) == (0, "identical"), done.err
+    (vocabulary,) = (tmp_path / "home").rglob("models--acme--a/snapshots/*/vocab.txt")
+    vocabulary.unlink()
+    done = cli("verify", soup.folder, "--quiet")
+    assert (done.code, done.out) == (1, "")
+    assert "file 'vocab.txt'" in done.err
+    for note in (tmp_path / "home").rglob("resolved/files/*"):
+        note.write_text("[")
+    assert "cannot be reached" in cli("verify", soup.folder, "--quiet").err
+
+
 @pytest.mark.usefixtures("zoo")
 def test_a_tokenizer_that_nobody_in_the_recipe_gives(family: Path, publish: Publish, tmp_path: Path) -> None:
     """As where only an ingredient that was not selected has one."""
