@@ -406,8 +406,8 @@ def _no_safetensors(name: str, model: str, files: Mapping[str, int], repo: hub.R
         convert = "https://huggingface.co/spaces/safetensors/convert" if repo else "`model.save_pretrained(folder)`"
         return ResolveError(
             f"{name} has no safetensors, only {some(pickled)}: a pickle can run code when it is read.",
-            hint=f"Have it converted ({convert}) and use the result, or set `allow_pickle: true` in the recipe, "
-            "which reads tensors only and converts them once into the cache.",
+            hint=f"Have it converted ({convert}) and use the result, or name it in a recipe that says "
+            "`allow_pickle: true`, which reads tensors only and converts them once into the cache.",
         )
     if variants:
         return ResolveError(

@@ -65,7 +65,7 @@ def test_a_model_that_cannot_be_had(
     refused(cli("check", "acme/a", "acme/nothing"), f"'acme/nothing' does not exist on {online.endpoint}", "spelling")
     refused(cli("check", "acme/a@v9", "acme/a"), "'acme/a@v9': there is no such branch, tag or commit", "after '@'")
     refused(cli("check", "acme/a", "acme/bare"), "acme/bare@", "has no weights", "It holds .gitattributes, config.json")
-    refused(cli("check", "acme/a", "acme/pickled"), "only pytorch_model.bin", "allow_pickle: true")
+    refused(cli("check", "acme/a", "acme/pickled"), "only pytorch_model.bin", "recipe that says `allow_pickle: true`")
     refused(cli("check", "acme/a", "acme/a--b"), "'acme/a--b' is neither a folder nor a Hub id", "`owner/name`")
     refused(cli("check", "acme/a", "my folder"), "'my folder' is neither a folder nor a Hub id")
     refused(cli("check", "acme/a", tmp_path / "nowhere"), "nowhere' is neither a folder nor a Hub id")
