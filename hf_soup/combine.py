@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from hf_soup.errors import MergeError
+from hf_soup.errors import ValuesError
 from hf_soup.methods import METHODS, accumulator
 from hf_soup.methods.linear import linear
 from hf_soup.plan import Plan
@@ -35,9 +35,9 @@ def combine(plan: Plan, parts: Mapping[int, Tensor], shares: Mapping[int, float]
     return method.function(deltas, weights, **plan.parameters).add_(origin)
 
 
-def not_finite(label: str, tensor: str, value: float, index: int, shape: tuple[int, ...]) -> MergeError:
+def not_finite(label: str, tensor: str, value: float, index: int, shape: tuple[int, ...]) -> ValuesError:
     """The error for a number of an ingredient that cannot be averaged; ``index`` counts in the flat tensor."""
-    return MergeError(
+    return ValuesError(
         f"'{tensor}' of {label} holds {value} at {unravel(index, shape)}.",
         hint="That model is broken, most likely by a training run that diverged; leave it out.",
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -485,6 +487,34 @@ def test_a_folder_whose_ingredients_are_all_in_the_cache_needs_no_hub(
     for note in (tmp_path / "home").rglob("resolved/files/*"):
         note.write_text("[")
     assert "cannot be reached" in cli("verify", soup.folder, "--quiet").err
+
+
+def test_an_ingredient_that_holds_nan(soup: Soup, family: Path, publish: Publish, tmp_path: Path) -> None:
+    """Nobody can have cooked anything of it, so a recipe that names it says nothing of the weights beside it."""
+    shutil.copytree(family / "a", tmp_path / "nan")
+    tensors = load_file(tmp_path / "nan" / "model.safetensors")
+    next(iter(tensors.values())).view(-1)[0] = float("nan")
+    save_file(tensors, tmp_path / "nan" / "model.safetensors", {"format": "pt"})
+    publish("nan", tmp_path / "nan")
+    recipe = yaml.safe_load((soup.folder / "soup.yaml").read_text())
+    recipe["ingredients"][0] = {"model": "acme/nan", "revision": hub.resolve("acme/nan").revision}
+    (soup.folder / "soup.yaml").write_text(yaml.safe_dump(recipe))
+    found = verify(soup.folder)
+    assert (found.verdict, [each.code for each in found.reasons]) == ("unverifiable", ["not-cookable"])
+    assert "holds nan" in found.reasons[0].message
+    assert found.reasons[0].ingredients == ("acme/nan",)
+
+
+def test_a_disk_error_says_nothing_of_what_is_kept(soup: Soup, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(verification, "write_assets", refuse)
+    done = cli("verify", soup.folder, "--quiet")
+    assert (done.code, done.out) == (1, "")
+    assert "Input/output error" in done.err
+    assert "is kept" not in done.err
+    assert "Make room or mend the cause, and run the same command again." in done.err
 
 
 @pytest.mark.usefixtures("zoo")
