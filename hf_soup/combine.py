@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hf_soup.chance import uniform
-from hf_soup.errors import MergeError
+from hf_soup.errors import ValuesError
 from hf_soup.methods import METHODS, accumulator
 from hf_soup.methods.linear import linear
 from hf_soup.plan import Plan
@@ -42,7 +42,7 @@ def combine(
         release: Take out of ``parts`` what is not needed any more, to save the memory.
 
     Raises:
-        MergeError: The method is not defined for these tensors.
+        ValuesError: The method is not defined for these tensors.
     """
     name, parameters = plan.mixing(run)
     method, base = METHODS[name], len(plan.sources) - 1 if plan.with_base else None
@@ -74,16 +74,16 @@ def combine(
     try:
         result = method.function(tensors, weights, **given, **parameters).reshape(-1)
     except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
-        raise MergeError(
+        raise ValuesError(
             f"{name} cannot combine '{tensor.name}': {error}",
             hint="An `overrides` entry in the recipe combines that tensor in another way, as `method: linear` does.",
         ) from None
     return result if origin is None else result.add_(origin)
 
 
-def not_finite(label: str, tensor: str, value: float, index: int, shape: tuple[int, ...]) -> MergeError:
+def not_finite(label: str, tensor: str, value: float, index: int, shape: tuple[int, ...]) -> ValuesError:
     """The error for a number of an ingredient that cannot be averaged; ``index`` counts in the flat tensor."""
-    return MergeError(
+    return ValuesError(
         f"'{tensor}' of {label} holds {value} at {unravel(index, shape)}.",
         hint="That model is broken, most likely by a training run that diverged; leave it out.",
     )

@@ -24,7 +24,7 @@ from torch import Tensor
 from hf_soup.combine import Cutoffs, combine, not_finite, unravel
 from hf_soup.cutoffs import cutoffs, needed
 from hf_soup.digests import Blocks, digest_of, remember, stamp_of
-from hf_soup.errors import MergeError
+from hf_soup.errors import MergeError, ValuesError
 from hf_soup.files import ShortReadError, begin_writing, in_memory, open_file, read_all, shrunk, write_all
 from hf_soup.headers import ITEM_BYTES
 from hf_soup.methods import METHODS, round_into
@@ -327,7 +327,7 @@ class _Engine:
         if lost.any():
             index = int(lost.nonzero()[0])
             tensor, place = self._at(run, begin + index)
-            raise MergeError(
+            raise ValuesError(
                 f"'{tensor.name}' at {unravel(place, tensor.shape)} would be {mixed[index].item():g}, "
                 f"which {str(dtype).removeprefix('torch.')} cannot hold.",
                 hint="Set `dtype: bfloat16` or `dtype: float32` in the recipe.",

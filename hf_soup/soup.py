@@ -21,7 +21,7 @@ from hf_soup.client import Token
 from hf_soup.compatibility import Reason
 from hf_soup.contents import about_files, soup_config, write_assets, write_contents
 from hf_soup.cooked import Say, Soup, to_stderr
-from hf_soup.errors import MergeError, RecipeError
+from hf_soup.errors import RecipeError
 from hf_soup.lineage import Lineage, examine
 from hf_soup.mixing import needs_base
 from hf_soup.plan import Plan
@@ -131,7 +131,7 @@ def cook(
     """
     from hf_soup.answering import answer_along
     from hf_soup.merge import merge, merge_along
-    from hf_soup.world import world
+    from hf_soup.world import require_alone, world
 
     started = time.monotonic()
     update = recipe if isinstance(recipe, Update) else None
@@ -139,12 +139,9 @@ def cook(
     out = Path(out)
     selection = validate(recipe, stream=stream)
     refuse_existing(out)
+    if stream:
+        require_alone("`--stream`")
     here = world()
-    if stream and here.size > 1:
-        raise MergeError(
-            f"`--stream` fetches for one process, and there are {here.size}.",
-            hint="Start one process, which uses all cores by itself; or leave --stream out.",
-        )
     if here.rank > 0:
         answer_along(here, lambda: merge_along(out, here, threads))
         return Soup(out, {"weights": {}, "scores": {}, "digest": ""})
