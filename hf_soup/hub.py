@@ -171,7 +171,7 @@ def _info(what: str, ask: Callable[..., Any], repo_id: str, **options: Any) -> A
         # The client takes the keys of a card for arguments of its own: `self`, or `tags` that are a number.
         raise ResolveError(
             f"{what}: what {constants.ENDPOINT} says of it cannot be read.",
-            hint="Where that is the Hub, the front matter of the repo's README.md is at fault: ask its owner to correct "
+            hint="Where that is the Hub, its README.md's front matter is at fault: ask its owner to correct "
             "it, or download it and name the folder. Else set HF_ENDPOINT right.",
         ) from None
 
