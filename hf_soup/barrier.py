@@ -25,6 +25,7 @@ from hf_soup.preparation import plan_of, prepare_benches, validate
 from hf_soup.progress import bar, spoken
 from hf_soup.recipe import Named, Recipe, as_recipe
 from hf_soup.soup import check
+from hf_soup.training_run import unroll
 from hf_soup.weights import fetch_weights
 
 #: What counts as a barrier, as a share of one. Frankle et al. call a difference of less than 2 % in error no barrier:
@@ -114,7 +115,7 @@ def barriers(
     from hf_soup.world import require_alone
 
     require_alone("The measuring of barriers")
-    recipe = as_recipe(recipe)
+    recipe, _ = unroll(as_recipe(recipe), checks=True)
     validate(recipe)
     require_measurable(recipe)
     lineage = lineage or check(recipe, token=token)

@@ -64,8 +64,8 @@ class Blend:
     ) -> dict[str, Tensor]:
         """Some sources, mixed, under the output's names and in its dtypes.
 
-        Bit for bit what the merge makes of them in this order, if no sum overflows the accumulator, and they are all of
-        one type: sources that are not among them may widen it.
+        Bit for bit what the merge makes of them, a mean in this order and all else in that of the sources, if no sum
+        overflows the accumulator, and they are all of one type: sources that are not among them may widen it.
 
         Args:
             weights: Source number → share. Where it extends the last call's by one, only that one is read, and where
@@ -79,11 +79,12 @@ class Blend:
         plan = self.plan if parameters is None else replace(self.plan, parameters=dict(parameters))
         if plan is self._straight and not layers:
             return self.mean(weights)
-        given = dict(weights) | ({len(plan.sources) - 1: 0.0} if plan.with_base else {})
+        # In the recipe's order, as in the written soup: what is dropped at random goes by an ingredient's place.
+        given = dict(sorted(weights.items())) | ({len(plan.sources) - 1: 0.0} if plan.with_base else {})
         own = layers or {}
         found: Cutoffs = {}
         if needed(plan):
-            found = cutoffs(plan, self._reading, list(weights), len(os.sched_getaffinity(0)))
+            found = cutoffs(plan, self._reading, sorted(weights), len(os.sched_getaffinity(0)))
         return {
             tensor.name: self._mixed(plan, number, {**given, **own.get(tensor.name, {})}, found).reshape(tensor.shape)
             for number, tensor in enumerate(plan.tensors)

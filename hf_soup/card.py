@@ -30,8 +30,8 @@ _PIPELINES = {"ImageClassification": "image-classification", "SequenceClassifica
 _MARKUP = re.compile(r"([\\`*_{}\[\]()<>#+!|~&$])")
 #: What makes a list, a rule or a heading where it begins a line, and what GitHub's Markdown makes a link of; some
 #: readers look for that when backslashes are gone, so it is set apart as code.
-_STARTS = re.compile(r"^(\d*)([-=.])")
-_LINKS = re.compile(r"://|(?<=www)\.|@(?=[-\w\\]+\.)", re.IGNORECASE)
+_STARTS = re.compile(r"^(\d+(?=\.(?!\S))|)([-=.])")
+_LINKS = re.compile(r"(?:://|(?<=www)\.|@(?=[-\w\\]+\.[-\w\\]))+", re.IGNORECASE)
 _LANGUAGE = re.compile(r"[a-z]{2,3}|code|multilingual")
 #: Where the recipe comes; no other text can hold it.
 _RECIPE = "\0"

@@ -167,7 +167,7 @@ def open_checkpoint(
     allow_pickle: bool = False,
     token: Token = None,
     on_hub: bool = False,
-    from_cache: bool = True,
+    whole: bool = False,
 ) -> Checkpoint:
     """Pin a model and read its config, card and tensor headers.
 
@@ -176,7 +176,7 @@ def open_checkpoint(
         allow_pickle: Convert ``pytorch_model.bin`` (read with ``weights_only=True``) where there is nothing else.
         token: As everywhere in huggingface_hub.
         on_hub: It is an id that a card names, and no folder that happens to be called so.
-        from_cache: As in `hub.resolve`.
+        whole: As in `hub.resolve`.
 
     Raises:
         ResolveError: It cannot be found or reached, has no safetensors, or its headers are not to be believed.
@@ -197,7 +197,7 @@ def open_checkpoint(
             f"'{ingredient.model}' was a folder on the machine where the recipe was resolved.",
             hint="Put that folder's path in its place.",
         )
-    repo = hub.resolve(ingredient.model, ingredient.revision, token=token, from_cache=from_cache)
+    repo = hub.resolve(ingredient.model, ingredient.revision, token=token, whole=whole)
     return _open_repo(repo, allow_pickle)
 
 
@@ -406,8 +406,8 @@ def _no_safetensors(name: str, model: str, files: Mapping[str, int], repo: hub.R
         convert = "https://huggingface.co/spaces/safetensors/convert" if repo else "`model.save_pretrained(folder)`"
         return ResolveError(
             f"{name} has no safetensors, only {some(pickled)}: a pickle can run code when it is read.",
-            hint=f"Have it converted ({convert}) and use the result, or set `allow_pickle: true` in the recipe, "
-            "which reads tensors only and converts them once into the cache.",
+            hint=f"Have it converted ({convert}) and use the result, or name it in a recipe that says "
+            "`allow_pickle: true`, which reads tensors only and converts them once into the cache.",
         )
     if variants:
         return ResolveError(

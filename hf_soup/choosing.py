@@ -135,7 +135,7 @@ def choose(recipe: Recipe, weights: Weights, evaluation: Evaluation | None) -> C
         again = _choose(recipe, weights, evaluation, first)
         best = max(weights, key=lambda name: evaluation.held_out({name: 1.0}, rows=first))
         selected = again.selected
-        plain = is_average(recipe) and selected.normalize and again.recipe.method.parameters == {}
+        plain = is_average(again.recipe) and selected.normalize and again.recipe.method.parameters == {}
         parameters = None if plain else again.recipe.method.parameters
         soup = evaluation.held_out(selected.weights, layers=selected.layers, parameters=parameters, rows=second)
         gains.append(soup - evaluation.held_out({best: 1.0}, rows=second))
@@ -149,12 +149,13 @@ def _choose(recipe: Recipe, weights: Weights, evaluation: Evaluation | None, row
 
     selection, method = SELECTIONS[recipe.select.name], METHODS[recipe.method.name]
     open_parameters = searched(recipe)
+    least = 1 if is_average(recipe) else max(each.least for each in methods_of(recipe))
 
     def score(asked: Weights) -> float:
         assert evaluation is not None, "the recipe was checked: who looks at scores has held-out data"
         own = {**method.parameters, **recipe.method.parameters}
         # Of fewer than its methods are defined for, the candidate is their mean: one alone is itself.
-        if is_average(recipe) or len(asked) < max(each.least for each in methods_of(recipe)):
+        if is_average(recipe) or len(asked) < least:
             return evaluation.held_out(asked, rows=rows)
         neutral = method.neutral_for(math.fsum(asked.values()))
         own |= {name: neutral.get(name, method.parameters[name]) for name in open_parameters}
@@ -170,6 +171,8 @@ def _choose(recipe: Recipe, weights: Weights, evaluation: Evaluation | None, row
     if not selected.layers:  # else they stand in the order of the weights
         kept = selected.weights
         selected = replace(selected, weights={name: kept[name] for name in weights if name in kept})
+    if len(selected.weights) < least:
+        return Choice(selected, recipe.model_copy(update={"method": Named(name="linear"), "overrides": ()}))
     if not selected.normalize:
         return Choice(selected, settled(recipe, {**settled(recipe).method.parameters, "normalize": False}))
     if not open_parameters or evaluation is None:

@@ -86,7 +86,7 @@ def run() -> NoReturn:
         main()
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
-        if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        if os.environ.get("WORLD_SIZE", "1") != "1":
             world.leave()  # so that the others are told
             raise
         for stream in (sys.stdout, sys.stderr):

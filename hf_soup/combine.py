@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from hf_soup.chance import uniform
-from hf_soup.errors import MergeError
+from hf_soup.errors import ValuesError
 from hf_soup.methods import BLOCK, METHODS, accumulator
 from hf_soup.methods.linear import linear
 from hf_soup.plan import Plan
@@ -22,12 +21,13 @@ Cutoffs = Mapping[str, Sequence[float]]
 def combine(
     plan: Plan,
     run: Run,
-    parts: Mapping[int, Tensor],
+    parts: dict[int, Tensor],
     shares: Mapping[int, float],
     *,
     mixed: Collection[int],
     begin: int = 0,
     cutoffs: Cutoffs | None = None,
+    release: bool = False,
 ) -> Tensor:
     """Mix elements of a run by its method; where not all have them, the mean of the ingredients that do.
 
@@ -39,36 +39,40 @@ def combine(
         mixed: The sources that go in.
         begin: Which element of the run is the first.
         cutoffs: Where a method asks for them.
+        release: Take out of ``parts`` what is not needed any more, to save the memory.
 
     Raises:
-        MergeError: The method is not defined for these tensors.
+        ValuesError: The method is not defined for these tensors.
     """
     name, parameters = plan.mixing(run)
     method, base = METHODS[name], len(plan.sources) - 1 if plan.with_base else None
-    own = {source: part for source, part in parts.items() if source != base}
+    own = [source for source in parts if source != base]
     weights = [shares[source] for source in own]
-    tensors = list(own.values())
     needed = [source for source in mixed if source != base or method.needs_base]
     if not (method.elementwise or run.whole) or any(source not in parts for source in needed):
-        return linear(tensors, weights if math.fsum(weights) > 0 else [1.0] * len(weights))
+        # A share below zero takes away what was learned since the ancestor, and here that is not known.
+        weights = [max(0.0, weight) for weight in weights]
+        return linear([parts[source] for source in own], weights if any(weights) else [1.0] * len(weights))
     given: dict[str, object] = {}
     tensor = plan.tensors[run.first]
-    shape = tensor.shape if run.whole else tensors[0].shape
+    count = len(parts[own[0]])
+    shape = tensor.shape if run.whole else (count,)
     if "random" in method.given:
-        count = len(tensors[0])
-        drawn = (uniform(plan.seed, tensor.name, position, begin, count) for position in range(len(tensors)))
+        drawn = (uniform(plan.seed, tensor.name, position, begin, count) for position in range(len(own)))
         given["random"] = [each.reshape(shape) for each in drawn]
     if "cutoffs" in method.given:
         assert cutoffs is not None, "the engine finds them first"
         given["cutoffs"] = cutoffs[tensor.name]
-    origin = parts[base] if base is not None and method.needs_base else None
-    if origin is not None:
-        tensors = _task_vectors(tensors, origin, accumulator(list(parts.values())))
-    tensors = [each.reshape(shape) for each in tensors]
+    take = parts.pop if release else parts.__getitem__
+    wide = accumulator(list(parts.values()))
+    origin = take(base) if base is not None and method.needs_base else None
+    tensors = [
+        (take(source) if origin is None else _task_vector(take(source), origin, wide)).reshape(shape) for source in own
+    ]
     try:
         result = method.function(tensors, weights, **given, **parameters).reshape(-1)
     except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
-        raise MergeError(
+        raise ValuesError(
             f"{name} cannot combine '{tensor.name}': {error}",
             hint="An `overrides` entry in the recipe combines that tensor in another way, as `method: linear` does.",
         ) from None
@@ -78,20 +82,17 @@ def combine(
     return result
 
 
-def _task_vectors(tensors: Sequence[Tensor], origin: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """The tensors minus the ancestor's, block by block, so that no wide copy of the ancestor is held."""
-    found = [torch.empty(len(origin), dtype=dtype) for _ in tensors]
-    for start in range(0, len(origin), BLOCK):
-        block = slice(start, start + BLOCK)
-        wide = origin[block].to(dtype)
-        for delta, tensor in zip(found, tensors, strict=True):
-            torch.sub(tensor[block], wide, out=delta[block])
+def _task_vector(tensor: Tensor, origin: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor minus the ancestor's, block by block, so that no wide copy of either is held."""
+    found = torch.empty(len(origin), dtype=dtype)
+    for block, piece, start in zip(*(torch.split(each, BLOCK) for each in (found, tensor, origin)), strict=True):
+        torch.sub(piece, start.to(dtype), out=block)
     return found
 
 
-def not_finite(label: str, tensor: str, value: float, index: int, shape: tuple[int, ...]) -> MergeError:
+def not_finite(label: str, tensor: str, value: float, index: int, shape: tuple[int, ...]) -> ValuesError:
     """The error for a number of an ingredient that cannot be averaged; ``index`` counts in the flat tensor."""
-    return MergeError(
+    return ValuesError(
         f"'{tensor}' of {label} holds {value} at {unravel(index, shape)}.",
         hint="That model is broken, most likely by a training run that diverged; leave it out.",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from hf_soup.methods import METHODS, count_kept, from_above
 from hf_soup.plan import Plan
 from hf_soup.reading import Reading
 from hf_soup.runs import Mixing, Run
+from hf_soup.supply import Supply
+from hf_soup.world import World
 
 #: Elements that are looked at together.
 _SLICE = 1 << 18
@@ -58,6 +61,19 @@ def cutoffs(plan: Plan, reading: Reading, sources: Sequence[int], threads: int) 
         own_cutoffs = tuple(found[number * len(sources) :][: len(sources)])
         result |= {plan.tensors[run.first].name: own_cutoffs for run in runs}
     return result
+
+
+def cutoffs_for(plan: Plan, supply: Supply, world: World, threads: int) -> Cutoffs | None:
+    """Where a method trims task vectors, the magnitudes at which; every file is read twice for them."""
+    if not needed(plan):
+        return None
+    found: Cutoffs = {}
+    if world.rank == 0:
+        supply.fetch_all()
+        with closing(Reading(plan, supply.paths())) as reading:
+            found = cutoffs(plan, reading, range(len(plan.sources) - plan.with_base), threads)
+    shared: Cutoffs = world.share(found)
+    return shared
 
 
 def _cutoff(

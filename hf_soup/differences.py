@@ -71,7 +71,6 @@ def compare_weights(
     merged: Merged,
     here: Callable[[str], AbstractContextManager[Path]],
     *,
-    bound: float = 0.0,
     advance: Callable[[int], object] = lambda count: None,
 ) -> tuple[list[Difference], str]:
     """Every tensor of a published soup against the one that was cooked.
@@ -80,13 +79,16 @@ def compare_weights(
         published: The soup.
         plan, folder, merged: What was cooked.
         here: A weight file of the soup on this machine, for as long as it is looked at.
-        bound: As in `hf_soup.methods.Method`.
         advance: Told how many bytes were compared.
 
     Returns:
         The differences in the order of the cooked tensors, what is extra behind them; and the published digest.
     """
+    from hf_soup.methods import METHODS  # late, as torch takes a second to import and the command line needs none
+
     found: dict[str, Difference] = {}
+    usual = METHODS[plan.method].bound
+    bounds = {name: METHODS[mixing.method].bound for name, mixing in plan.overrides.items()}
     known = {tensor.name: tensor for tensor in plan.tensors}
     roots: dict[str, tuple[str, str, tuple[int, ...], str]] = {}
     files, misplaced = weight_files(published)
@@ -109,6 +111,7 @@ def compare_weights(
                     if info.name in roots:
                         apart.append(Difference(name, "content", f"'{info.name}' is in two files"))
                         continue
+                    bound = bounds.get(info.name, usual)
                     said = _compared(info, theirs, tensor, ours[tensor.file] if tensor else -1, bound)
                     if said is not None:
                         found[info.name] = said
@@ -182,7 +185,7 @@ def _measured(info: TensorInfo, theirs: int, tensor: PlannedTensor, ours: int, b
     """How many elements differ, and by how much; in slices, so that no tensor is in memory."""
     item = ITEM_BYTES[info.dtype]
     elements = strange = ulps = 0
-    largest = peak = 0.0
+    largest = peak = beyond = 0.0
     for start in range(0, info.size, _SLICE * item):
         size = min(_SLICE * item, info.size - start)
         pair = [_bytes(ours, tensor.offset + start, size), _bytes(theirs, info.offset + start, size)]
@@ -196,11 +199,14 @@ def _measured(info: TensorInfo, theirs: int, tensor: PlannedTensor, ours: int, b
         if finite.any():
             largest = max(largest, float(gap[finite].max()))
             if info.dtype in FLOATS:
-                ulps = max(ulps, int(_ulps(*(each[at][finite] for each in ints)).max()))
+                steps = _ulps(*(each[at][finite] for each in ints))
+                ulps = max(ulps, int(steps.max()))
+                # Values that are as near as can be may be rounded to neighbours.
+                beyond = max(beyond, float((gap[finite] * (1 - 1 / np.maximum(steps, 1))).max()))
     text = f"{elements:,} of {tensor.elements:,} elements differ, by {largest:.3g} at most"
     text += f" ({ulps:,} in units in the last place)" if info.dtype in FLOATS else ""
     text += f"; {strange:,} are not finite" if strange else ""
-    within = not strange and info.dtype in FLOATS and largest <= bound * peak
+    within = not strange and info.dtype in FLOATS and beyond <= bound * peak
     return Difference(
         info.name, "values", text, elements, largest, ulps if info.dtype in FLOATS else None, within and bound > 0
     )

@@ -7,6 +7,7 @@
     ├── ResolveError          a model or a data set cannot be found, reached, read or trusted
     ├── IncompatibleError     the models cannot be averaged: architecture, ancestor, labels, vocabulary
     ├── MergeError            the average itself failed: a tensor, the disk, the output folder
+    │   └── ValuesError       numbers that no average can be made of, or none of the type that is written
     ├── ScoringError          held-out or report data cannot be used, or a score cannot be believed
     └── PublishError          the soup could not be pushed
 
@@ -52,6 +53,10 @@ class IncompatibleError(SoupError):
 
 class MergeError(SoupError):
     """The average itself failed."""
+
+
+class ValuesError(MergeError):
+    """Numbers are not finite, or the average is too large for the type that is written."""
 
 
 class ScoringError(SoupError):

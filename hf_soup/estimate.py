@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from hf_soup import transfer
 from hf_soup.checkpoint import Checkpoint
 from hf_soup.combine import combine
+from hf_soup.cutoffs import needed
 from hf_soup.hub import Repo
 from hf_soup.methods import round_into
 from hf_soup.plan import Plan
@@ -24,8 +27,10 @@ from hf_soup.tensors import TORCH, bytes_of
 _ELEMENTS = 1 << 18
 _READ = 64 << 20
 _FETCHED = 4 << 20
+#: Rows, columns and whatever else a trial of a whole tensor has at most.
+_SIDE = 256
 #: A trial that has taken so long is not repeated.
-_TRIAL_SECONDS = 0.5
+_TRIAL_SECONDS = 0.3
 
 
 def estimated_seconds(
@@ -43,10 +48,15 @@ def estimated_seconds(
     alike: dict[str, list[Run]] = {}
     for run in plan.runs:
         if run.averaged:
-            key = json.dumps([run.dtype, run.dtypes, plan.mixing(run)], sort_keys=True)
+            lacking = [part is None for part in run.parts]
+            sides = len(plan.tensors[run.first].shape) if run.whole else 0
+            key = json.dumps([run.dtype, run.dtypes, lacking, sides, plan.mixing(run)], sort_keys=True)
             alike.setdefault(key, []).append(run)
+    longest = 0.0
     for runs in alike.values():
-        merge += _mixing(plan, runs[0]) * sum(run.elements for run in runs) / cores
+        seconds, alone = _seconds(plan, runs)
+        merge, longest = merge + seconds / cores, max(longest, alone)
+    merge = max(merge, longest)
     total = sum(tensor.size for checkpoint in checkpoints for tensor in checkpoint.tensors.values())
     here = [
         (checkpoint.folder / file, checkpoint.files[file])
@@ -62,7 +72,8 @@ def estimated_seconds(
             file.seek(max(0, size // 2 - _READ // 2))
             count = len(file.read(_READ))
         # Reading overlaps computing, so the slower of the two counts.
-        merge = max(merge, (time.perf_counter() - started) / max(1, count) * total)
+        passes = 3 if needed(plan) else 1
+        merge = max(merge, passes * (time.perf_counter() - started) / max(1, count) * total)
     fetch = 0.0
     if missing:
         repo, name = max(missing, key=lambda entry: entry[0].files[entry[1]].size)
@@ -73,23 +84,45 @@ def estimated_seconds(
     return {"fetch": round(fetch, 1), "merge": round(merge, 1), "total": round(max(fetch, merge), 1)}
 
 
-def _mixing(plan: Plan, run: Run) -> float:
+def _seconds(plan: Plan, runs: Sequence[Run]) -> tuple[float, float]:
+    """Seconds of one core for runs that are mixed alike, and for the longest of what cores cannot share out."""
+    if not runs[0].whole:
+        return _mixing(plan, runs[0], (_ELEMENTS,)) * sum(run.elements for run in runs), 0.0
+    shapes = [plan.tensors[run.first].shape for run in runs]
+    largest = max(shapes, key=math.prod)
+    small, half = ([min(side, most) for side in largest] for most in (_SIDE, _SIDE // 2))
+    each = _mixing(plan, runs[0], small)
+    # What a number costs grows with the smaller side where a matrix is decomposed, and with nothing elsewhere.
+    growth = 0.0
+    if len(small) == 2 and half != small:
+        growth = min(1.0, max(0.0, math.log2(each / _mixing(plan, runs[0], half))))
+    side = max(1, min(small, default=1))
+    seconds = [math.prod(shape) * each * (min(shape, default=1) / side) ** growth for shape in shapes]
+    return math.fsum(seconds), max(seconds)
+
+
+def _mixing(plan: Plan, run: Run, shape: Sequence[int]) -> float:
     """Seconds of one core for one number of a run: mixing, rounding, hashing."""
-    elements = run.elements if run.whole else _ELEMENTS
+    elements = math.prod(shape)
+    tensor = replace(plan.tensors[run.first], shape=tuple(shape), elements=elements)
+    run = replace(run, first=0, stop=1, elements=elements)
+    plan = replace(plan, tensors=(tensor,), runs=(run,))
     parts = {}
     for source, part in enumerate(run.parts):
         if part is not None:
-            parts[source] = torch.randn(elements, generator=torch.Generator().manual_seed(source)).to(TORCH[part.dtype])
+            # None below zero, so that no two are opposite, which some methods refuse.
+            values = torch.rand(elements, generator=torch.Generator().manual_seed(source))
+            parts[source] = values.to(TORCH[part.dtype])
     out = torch.empty(elements, dtype=TORCH[run.dtype])
-    shares = dict(enumerate(plan.shares(run)))
-    cutoffs = {plan.tensors[run.first].name: [1.0] * len(parts)}
+    shares, every = dict(enumerate(plan.shares(run))), range(len(plan.sources))
+    cutoffs = {tensor.name: [1.0] * (len(plan.sources) - plan.with_base)}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         seconds: list[float] = []
         while len(seconds) < 5 and sum(seconds) < _TRIAL_SECONDS:
             started = time.perf_counter()
-            mixed = combine(plan, run, parts, shares, mixed=parts.keys(), cutoffs=cutoffs)
+            mixed = combine(plan, run, parts, shares, mixed=every, cutoffs=cutoffs)
             mixed.aminmax()
             round_into(mixed, out)
             hashlib.sha256(bytes_of(out.view(torch.uint8)))

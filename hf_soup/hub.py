@@ -7,13 +7,14 @@ What the client leaves open is closed here: requests that it does not retry are 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -106,7 +107,9 @@ class Listed:
 # ---- pin ----------------------------------------------------------------------------------------------------
 
 
-def resolve(repo_id: str, revision: str | None = None, *, token: Token = None, from_cache: bool = True) -> Repo:
+def resolve(
+    repo_id: str, revision: str | None = None, *, token: Token = None, from_cache: bool = True, whole: bool = False
+) -> Repo:
     """Pin a model repo to a full commit and list its files, with one request.
 
     Args:
@@ -114,6 +117,8 @@ def resolve(repo_id: str, revision: str | None = None, *, token: Token = None, f
         revision: A branch, tag, pull request reference or commit; the default branch when None.
         token: As everywhere in huggingface_hub.
         from_cache: Where the Hub cannot be reached, answer from the cache if it can.
+        whole: Only where every file is known that the Hub listed, so that none looks as if it did not exist; those
+            that the cache lacks cannot be read then.
 
     Raises:
         ResolveError: It does not exist, is private or gated, or the Hub cannot be reached and the cache has no
@@ -123,14 +128,15 @@ def resolve(repo_id: str, revision: str | None = None, *, token: Token = None, f
     try:
         info = _info(what, api(token).model_info, repo_id, revision=revision, files_metadata=True)
     except (httpx2.TransportError, OfflineModeIsEnabled) as error:
-        if not from_cache:
+        cached = _resolve_in_cache(repo_id, revision, token) if from_cache else None
+        known = _listed(cached) if cached and whole else cached
+        if known is None and (whole or not from_cache):
             why = f"cannot be reached ({type(error).__name__}), and what the cache has may be old, or a part of it"
             hint = "Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, and try again."
             raise ResolveError(f"{what}: {endpoint()} {why}.", hint=hint) from None
-        cached = _resolve_in_cache(repo_id, revision, token)
-        if cached is None:
+        if known is None:
             raise explain(error, what) from None
-        return cached
+        return known
     except EXPLAINED as error:
         raise explain(error, what) from None
     if not _COMMIT.fullmatch(info.sha or ""):
@@ -143,6 +149,9 @@ def resolve(repo_id: str, revision: str | None = None, *, token: Token = None, f
     }
     card: dict[str, Any] = dict(vars(info.card_data)) if isinstance(info.card_data, ModelCardData) else {}
     remember("model", repo_id, revision, found=info.id, commit=str(info.sha))
+    # Without the card, whose front matter came with the answer, so that it is seldom in the cache.
+    listed = {path: (file.size, file.blob, file.sha256) for path, file in files.items() if path != "README.md"}
+    _write_note(_note("files", info.id, str(info.sha)), json.dumps(listed))
     return Repo(
         id=info.id,
         revision=str(info.sha),
@@ -161,8 +170,9 @@ def _info(what: str, ask: Callable[..., Any], repo_id: str, **options: Any) -> A
     except (TypeError, AttributeError, LookupError):
         # The client takes the keys of a card for arguments of its own: `self`, or `tags` that are a number.
         raise ResolveError(
-            f"{what}: the metadata on its card cannot be read.",
-            hint="Ask its owner to correct the front matter of README.md, or download it and name the folder.",
+            f"{what}: what {constants.ENDPOINT} says of it cannot be read.",
+            hint="Where that is the Hub, its README.md's front matter is at fault: ask its owner to correct "
+            "it, or download it and name the folder. Else set HF_ENDPOINT right.",
         ) from None
 
 
@@ -188,6 +198,15 @@ def _resolve_in_cache(repo_id: str, revision: str | None, token: Token) -> Repo 
             sha256 = blob if re.fullmatch(r"[0-9a-f]{64}", blob) else None
             files[path.relative_to(snapshot).as_posix()] = RepoFile(path.stat().st_size, blob, sha256)
     return Repo(repo_id, commit, requested, files, card={}, tags=(), from_cache=True, token=token)
+
+
+def _listed(cached: Repo) -> Repo | None:
+    """A repo in the cache with every file that the Hub listed, whether the cache has it or not."""
+    try:
+        listed = json.loads(_note("files", cached.id, cached.revision).read_text())
+        return replace(cached, files={path: RepoFile(*each) for path, each in listed.items()})
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
 
 
 def conversion_of(repo: Repo) -> Repo | None:
@@ -321,11 +340,14 @@ def remember(kind: str, asked: str, revision: str | None, *, found: str, commit:
         asked, revision: As somebody spelled them.
         found, commit: The id that the Hub answered with, and the full commit.
     """
-    note = _note(kind, asked, revision)
+    _write_note(_note(kind, asked, revision), f"{found}\n{commit}\n")
+
+
+def _write_note(note: Path, text: str) -> None:
     with suppress(OSError):  # a home that cannot be written costs nothing but this
         note.parent.mkdir(parents=True, exist_ok=True)
         partial = note.with_name(f"{note.name}.{os.getpid()}.{threading.get_ident()}")
-        partial.write_text(f"{found}\n{commit}\n")
+        partial.write_text(text)
         partial.replace(note)
 
 

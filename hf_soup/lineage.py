@@ -108,6 +108,13 @@ class Lineage:
         for checkpoint in (*self.checkpoints, *([founder] if founder else [])):
             _ = checkpoint.revision
 
+    def with_reasons(self, reasons: Sequence[Reason]) -> Lineage:
+        """The same with these reasons, what refuses first, and the verdict that they leave."""
+        verdict = LIKELY if self.verdict == REFUSED else self.verdict
+        if any(reason.refuses for reason in reasons):
+            verdict = REFUSED
+        return replace(self, reasons=tuple(sorted(reasons, key=lambda reason: not reason.refuses)), verdict=verdict)
+
     def raise_if_refused(self) -> None:
         """Stop before anything is averaged.
 

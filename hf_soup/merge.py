@@ -12,8 +12,9 @@ import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,16 +22,16 @@ import torch
 from torch import Tensor
 
 from hf_soup.combine import Cutoffs, combine, not_finite, unravel
-from hf_soup.cutoffs import cutoffs, needed
+from hf_soup.cutoffs import cutoffs_for
 from hf_soup.digests import Blocks, digest_of, remember, stamp_of
-from hf_soup.errors import MergeError
+from hf_soup.errors import MergeError, ValuesError
 from hf_soup.files import ShortReadError, begin_writing, in_memory, open_file, read_all, shrunk, write_all
 from hf_soup.headers import ITEM_BYTES
 from hf_soup.methods import METHODS, round_into
 from hf_soup.plan import Plan, PlannedTensor
 from hf_soup.progress import bar
-from hf_soup.reading import Buffers, Reading
-from hf_soup.runs import Run, Unit
+from hf_soup.reading import Buffers
+from hf_soup.runs import Piece, Run, Unit
 from hf_soup.staging import Finished, Staging
 from hf_soup.supply import SourceFile, Supply
 from hf_soup.world import World
@@ -115,7 +116,7 @@ def merge(
         title = "Fetching and merging" if fetch else "Merging"
         with bar(title, plan.size + fetch, initial=resumed, quiet=quiet or world.rank > 0) as shown:
             supply.fetched = shown.update
-            engine = _Engine(plan, supply, outputs, threads, _cutoffs(plan, supply, world, threads))
+            engine = _Engine(plan, supply, outputs, threads, cutoffs_for(plan, supply, world, threads))
             share = _share(plan, kept, world)
             _run(engine, share, lambda entries: staging.note(world.rank, entries), threads, shown.update)
             with ThreadPoolExecutor(threads) as pool:
@@ -196,7 +197,7 @@ class _Engine:
             self._freed.wait_for(lambda: self._free >= need)
             self._free -= need
         try:
-            return self._write(number, run, Buffers())  # not to be held afterwards
+            return self._write(number, run, Buffers())
         finally:
             with self._freed:
                 self._free += need
@@ -215,24 +216,12 @@ class _Engine:
         differing: set[int] = set()
         for pieces in run.slices(unit.begin, unit.end, self._step(run)):
             begin, end = pieces[0].begin, pieces[-1].end
-            parts: dict[int, Tensor] = {}
-            for source in pieces[0].offsets:
-                part = run.parts[source]
-                assert part is not None, "a piece is of those that have it"
-                size = ITEM_BYTES[part.dtype]
-                values, memory = buffers.part(source, (end - begin) * size, part.dtype)
-                try:
-                    for start, stop, offsets in pieces:
-                        place = slice((start - begin) * size, (stop - begin) * size)
-                        read_all(descriptors[source], memory[place], offsets[source])
-                except ShortReadError:
-                    raise shrunk(plan.sources[source], part.file, self._at(run, begin)[0].name) from None
-                parts[source] = values
+            read = partial(self._read, run, pieces, descriptors, buffers)
             piece, data = buffers.output((end - begin) * item, run.dtype)
             if run.averaged:
-                self._combine(run, parts, begin, piece)
+                self._combine(run, read, begin, piece)
             else:
-                first, *others = parts.values()
+                first, *others = read().values()
                 piece.copy_(first)
                 if any(not torch.equal(part, first) for part in others):
                     differing |= self._differing(run, first, others, begin)
@@ -243,6 +232,24 @@ class _Engine:
             if file and part and not run.patched:
                 file.read_up_to(part.offset + unit.end * ITEM_BYTES[part.dtype])
         return Finished(number, blocks.hex(), tuple(sorted(differing)))
+
+    def _read(self, run: Run, pieces: Sequence[Piece], files: Sequence[int], buffers: Buffers) -> dict[int, Tensor]:
+        """Pieces of a run, which lie one after the other, from all sources that have them."""
+        (begin, _, sources), end = pieces[0], pieces[-1].end
+        parts: dict[int, Tensor] = {}
+        for source in sources:
+            part = run.parts[source]
+            assert part is not None, "a piece is of those that have it"
+            size = ITEM_BYTES[part.dtype]
+            held = Buffers() if run.whole else buffers  # whole tensors are let go one by one
+            parts[source], memory = held.part(source, (end - begin) * size, part.dtype)
+            try:
+                for start, stop, offsets in pieces:
+                    place = slice((start - begin) * size, (stop - begin) * size)
+                    read_all(files[source], memory[place], offsets[source])
+            except ShortReadError:
+                raise shrunk(self.plan.sources[source], part.file, self._at(run, begin)[0].name) from None
+        return parts
 
     def _step(self, run: Run) -> int:
         """How many elements to combine at once."""
@@ -275,23 +282,24 @@ class _Engine:
                 found.add(number)
         return found
 
-    def _combine(self, run: Run, parts: Mapping[int, Tensor], begin: int, piece: Tensor) -> None:
-        mixed = self._mixed(run, parts, begin)
+    def _combine(self, run: Run, read: Callable[[], dict[int, Tensor]], begin: int, piece: Tensor) -> None:
+        parts = read()
         # What is trimmed or decomposed does not show every NaN.
         hidden = self._hides(run) and not all(_fits(part, torch.float64) for part in parts.values())
+        mixed = self._mixed(run, parts, begin, release=run.whole)
         if hidden or not _fits(mixed, piece.dtype):
-            mixed = self._settle(run, parts, begin, piece.dtype, mixed)
+            mixed = self._settle(run, read(), begin, piece.dtype, mixed)
         round_into(mixed, piece)
 
     def _hides(self, run: Run) -> bool:
         method = METHODS[self.plan.mixing(run).method]
         return bool(method.given) or not method.elementwise
 
-    def _mixed(self, run: Run, parts: Mapping[int, Tensor], begin: int) -> Tensor:
+    def _mixed(self, run: Run, parts: dict[int, Tensor], begin: int, *, release: bool = False) -> Tensor:
         shares, every = dict(enumerate(self.plan.shares(run))), range(len(self.plan.sources))
-        return combine(self.plan, run, parts, shares, mixed=every, begin=begin, cutoffs=self.cutoffs)
+        return combine(self.plan, run, parts, shares, mixed=every, begin=begin, cutoffs=self.cutoffs, release=release)
 
-    def _settle(self, run: Run, parts: Mapping[int, Tensor], begin: int, dtype: torch.dtype, mixed: Tensor) -> Tensor:
+    def _settle(self, run: Run, parts: dict[int, Tensor], begin: int, dtype: torch.dtype, mixed: Tensor) -> Tensor:
         """Tell what is wrong with a slice that holds NaN or Inf, or give the result where nothing is."""
         first = next(iter(parts.values()))
         infinite = [part.isinf() & (part.to(first.dtype) == first) for part in parts.values()]
@@ -320,25 +328,12 @@ class _Engine:
         if lost.any():
             index = int(lost.nonzero()[0])
             tensor, place = self._at(run, begin + index)
-            raise MergeError(
+            raise ValuesError(
                 f"'{tensor.name}' at {unravel(place, tensor.shape)} would be {mixed[index].item():g}, "
                 f"which {str(dtype).removeprefix('torch.')} cannot hold.",
                 hint="Set `dtype: bfloat16` or `dtype: float32` in the recipe.",
             )
         return mixed
-
-
-def _cutoffs(plan: Plan, supply: Supply, world: World, threads: int) -> Cutoffs | None:
-    """Where a method trims task vectors, the magnitudes at which; every file is read twice for them."""
-    if not needed(plan):
-        return None
-    found: Cutoffs = {}
-    if world.rank == 0:
-        supply.fetch_all()
-        with closing(Reading(plan, supply.paths())) as reading:
-            found = cutoffs(plan, reading, range(len(plan.sources) - plan.with_base), threads)
-    shared: Cutoffs = world.share(found)
-    return shared
 
 
 def _keep_freed() -> None:

@@ -57,9 +57,10 @@ def require_methods(recipe: Recipe) -> None:
     count = sum(each.weight != 0 for each in recipe.ingredients)
     for method in methods_of(recipe):
         if count < method.least or (method.most is not None and count > method.most):
-            takes = f"{method.least}" if method.least == method.most else f"at least {method.least}"
+            without = " that has a weight" if count == 1 else " that have a weight"
             raise RecipeError(
-                f"{method.name} is defined for {takes} ingredients, and there {'is' if count == 1 else 'are'} {count}.",
+                f"{method.name} is defined for {method.takes} ingredients, and there "
+                f"{'is' if count == 1 else 'are'} {count}{without if count < len(recipe.ingredients) else ''}.",
                 hint="`hf-soup methods` says what each method takes.",
             )
     both = [name for name, value in recipe.method.parameters.items() if isinstance(value, Mapping)]
@@ -116,8 +117,10 @@ def require_named(title: str, wanted: Named, registry: Mapping[str, Any], *, sev
         raise RecipeError(f"`{title}` is '{wanted.name}'.", hint=f"Known are: {', '.join(sorted(registry))}.")
     unknown = set(wanted.parameters) - set(known.parameters)
     if unknown:
-        takes = ", ".join(known.parameters) or "none"
-        raise RecipeError(f"{wanted.name} has no parameter '{min(unknown)}'.", hint=f"It takes: {takes}.")
+        hint = f"It takes: {', '.join(known.parameters) or 'none'}."
+        if unknown & Recipe.model_fields.keys():
+            hint += f" A recipe has '{min(unknown & Recipe.model_fields.keys())}' beside `method`."
+        raise RecipeError(f"{wanted.name} has no parameter '{min(unknown)}'.", hint=hint)
     for name, value in wanted.parameters.items():
         default, allowed = known.parameters[name], getattr(known, "allowed", {}).get(name)
         numeric = hasattr(known, "allowed") and type(default) in (int, float)
@@ -138,14 +141,15 @@ def require_named(title: str, wanted: Named, registry: Mapping[str, Any], *, sev
 
 def _require_value(owner: str, name: str, value: object, default: object, allowed: Any, *, several: bool) -> None:
     fits = isinstance(value, int | float) if type(default) is float else type(value) is type(default)
-    if isinstance(value, int | float):  # a whole number may be larger than any float
-        fits = fits and abs(value) <= sys.float_info.max
-    if not fits or (isinstance(value, bool) and type(default) is not bool):
+    if isinstance(value, int | float) and not abs(value) <= sys.float_info.max:
+        raise RecipeError(f"{owner}: '{name}' is {value!r}; it is a finite number, such as {default!r}.")
+    words = isinstance(allowed, tuple)
+    if not words and (not fits or (isinstance(value, bool) and type(default) is not bool)):
         more = ", or several in a list, to take what is best on held-out data" if several else ""
         kind = type(default).__name__
         raise RecipeError(f"{owner}: '{name}' is {value!r}; it is of type {kind}, such as {default!r}{more}.")
     if allowed is not None and value not in allowed:
-        which = f"one of {', '.join(allowed)}" if isinstance(allowed, tuple) else f"in {allowed}"
+        which = f"one of {', '.join(allowed)}" if words else f"in {allowed}"
         raise RecipeError(f"{owner}: '{name}' is {value!r}; it is {which}.")
 
 

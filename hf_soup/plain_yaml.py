@@ -40,6 +40,12 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# 1e-6, which by YAML 1.1 is a text for want of a point and, in 1.0e6, of a sign.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
 def parse_yaml(text: str) -> Any:
     """Plain data from a stranger's YAML: no tags that make objects, no aliases, no key twice.
 

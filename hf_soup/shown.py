@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -15,9 +14,7 @@ if TYPE_CHECKING:
     from hf_soup.basin import Barriers
     from hf_soup.cooked import Soup
     from hf_soup.foraging import Foraged, Sibling
-    from hf_soup.methods import Method
     from hf_soup.publish import Pushed
-    from hf_soup.selection import Selection
     from hf_soup.verification import Verified
 
 
@@ -144,43 +141,6 @@ def _calibration(summary: Mapping[str, Any]) -> list[str]:
             )
         lines.append("")
     return lines
-
-
-def as_data(chosen: Mapping[str, Sequence[Method | Selection]]) -> dict[str, list[dict[str, Any]]]:
-    """Methods and selections as plain data."""
-    return {
-        title: [
-            {"name": each.name, "summary": _summary(each), "parameters": each.parameters}
-            | {trait: getattr(each, trait) for trait in _TRAITS if hasattr(each, trait)}
-            for each in registry
-        ]
-        for title, registry in chosen.items()
-    }
-
-
-#: What scripts may want to know of a method or a selection.
-_TRAITS = ("elementwise", "needs_base", "needs_score", "learns")
-
-
-def explained(chosen: Mapping[str, Sequence[Method | Selection]], *, whole: bool) -> str:
-    """Methods and selections with their parameters, a line about each, or all that is said of them."""
-    if whole:
-        return "\n\n".join(f"{each.name}\n\n{_said(each)}" for registry in chosen.values() for each in registry)
-    lines = []
-    for title, registry in chosen.items():
-        lines += ["", f"{title.capitalize()}, for `{title[:-1] if title == 'methods' else 'select'}` in a recipe"]
-        for each in registry:
-            takes = ", ".join(f"{key}={value!r}" for key, value in each.parameters.items())
-            lines += [f"  {each.name}({takes})", f"      {_summary(each)}"]
-    return "\n".join(lines[1:])
-
-
-def _said(each: Method | Selection) -> str:
-    return inspect.getdoc(each.function) or ""
-
-
-def _summary(each: Method | Selection) -> str:
-    return _said(each).partition("\n")[0]
 
 
 def foraged(found: Foraged) -> str:

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from hf_soup import architecture, transfer
 from hf_soup.alignment import Alignment, Wishes
+from hf_soup.batch_norm import running_statistics
 from hf_soup.checkpoint import open_all, require_unchanged
 from hf_soup.choosing import choose, settled
 from hf_soup.client import Token
 from hf_soup.compatibility import Reason
 from hf_soup.contents import about_files, soup_config, write_assets, write_contents
 from hf_soup.cooked import Say, Soup, to_stderr
-from hf_soup.errors import MergeError, RecipeError
+from hf_soup.errors import RecipeError
 from hf_soup.lineage import Lineage, examine
 from hf_soup.mixing import needs_base
 from hf_soup.plan import Plan
@@ -42,6 +43,7 @@ from hf_soup.preparation import (
 from hf_soup.recipe import Recipe, as_recipe
 from hf_soup.second_order import Expanded, expand
 from hf_soup.staging import Staging, refuse_existing
+from hf_soup.training_run import unroll, within_a_run
 from hf_soup.updating import Update
 from hf_soup.weights import fetch_small, fetch_weights, missing_weights, supply_of
 
@@ -73,16 +75,16 @@ def check(
         ResolveError: A model cannot be found, reached or read.
     """
     before = transfer.traffic()
-    recipe = as_recipe(models)
+    recipe, runs = unroll(as_recipe(models), checks=True)
     if base is not None or allow_pickle:
         changes = {"base": base or recipe.base, "allow_pickle": allow_pickle or recipe.allow_pickle}
         recipe = recipe.model_copy(update=changes)
-    lineage = _examined(expand(recipe, token=token), token)
+    lineage = _examined(expand(recipe, token=token), runs, token)
     # With the headers, indexes and cards of the ingredients.
     return replace(lineage, transferred_bytes=transfer.traffic() - before)
 
 
-def _examined(expanded: Expanded, token: Token) -> Lineage:
+def _examined(expanded: Expanded, runs: Sequence[Reason], token: Token) -> Lineage:
     recipe = expanded.recipe
     lineage = examine(
         expanded.checkpoints,
@@ -94,7 +96,9 @@ def _examined(expanded: Expanded, token: Token) -> Lineage:
     )
     soups = [Reason("second-order", note) for note in expanded.notes]
     seen = selected_on(recipe, expanded.seen)
-    return replace(lineage, reasons=(*lineage.reasons, *soups, *seen, *trained_on(recipe, lineage, token)))
+    found = within_a_run(lineage.reasons, expanded.checkpoints)
+    found += [*running_statistics(recipe, lineage), *runs, *soups, *seen]
+    return lineage.with_reasons([*found, *trained_on(recipe, lineage, token)])
 
 
 def cook(
@@ -127,19 +131,17 @@ def cook(
     """
     from hf_soup.answering import answer_along
     from hf_soup.merge import merge, merge_along
-    from hf_soup.world import world
+    from hf_soup.world import require_alone, world
 
     started = time.monotonic()
     update = recipe if isinstance(recipe, Update) else None
-    recipe, out = as_recipe(recipe.recipe if isinstance(recipe, Update) else recipe), Path(out)
+    recipe, runs = unroll(as_recipe(recipe.recipe if isinstance(recipe, Update) else recipe))
+    out = Path(out)
     selection = validate(recipe, stream=stream)
     refuse_existing(out)
+    if stream:
+        require_alone("`--stream`")
     here = world()
-    if stream and here.size > 1:
-        raise MergeError(
-            f"`--stream` fetches for one process, and there are {here.size}.",
-            hint="Start one process, which uses all cores by itself; or leave --stream out.",
-        )
     if here.rank > 0:
         answer_along(here, lambda: merge_along(out, here, threads))
         return Soup(out, {"weights": {}, "scores": {}, "digest": ""})
@@ -148,7 +150,7 @@ def cook(
     for note in update.left_out if update else ():
         say(f"note: {note}")
     asked, expanded = recipe, expand(recipe, token=token)
-    recipe, lineage = expanded.recipe, _checked(expanded, token, say)
+    recipe, lineage = expanded.recipe, _checked(expanded, runs, token, say)
     with Staging(out) as staging, tempfile.TemporaryDirectory(prefix="hf-soup-") as kitchen:
         given, everyone = shares(recipe, lineage), sources(recipe, lineage)
         for note in everyone.alignments[len(lineage.alignments) :]:
@@ -176,7 +178,7 @@ def cook(
             leaves = needed.only(chosen)
             mixed = {name: chosen.get(name, 0.0) for name in leaves.names}
             mix = choice.mix(expanded, [lineage.names.index(name) for name in leaves.names])
-            used = fed if leaves is needed else sources(recipe, leaves)
+            used = fed if leaves is needed else sources(mix, leaves)
             if mixed != wanted or mix != settled(recipe):
                 plan = plan_of(mix, used, mixed)
             supply = supply_of(used.checkpoints, staging.fetched if stream else None)
@@ -235,10 +237,11 @@ def preview(
     """What `cook` would do, as plain data: files, bytes to fetch, disk needed and free, seconds. Fetches no weights."""
     from hf_soup.estimate import estimated_seconds
 
+    recipe, runs = unroll(recipe)
     validate(recipe, stream=stream)
     refuse_existing(out)
     expanded = expand(recipe, token=token)
-    recipe, lineage = expanded.recipe, _checked(expanded, token, say)
+    recipe, lineage = expanded.recipe, _checked(expanded, runs, token, say)
     needed = fetched(recipe, lineage)
     given, used = shares(recipe, lineage), sources(recipe, needed)
     plan = plan_of(recipe, used, {name: given[name] for name in needed.names})
@@ -299,11 +302,14 @@ def score(
     return scores
 
 
-def _checked(expanded: Expanded, token: Token, say: Say) -> Lineage:
-    lineage = _examined(expanded, token)
+def _checked(expanded: Expanded, runs: Sequence[Reason], token: Token, say: Say) -> Lineage:
+    for reason in runs:
+        say(f"note: [{reason.code}] {reason.message}")
+    lineage = _examined(expanded, runs, token)
     lineage.raise_if_refused()
     for reason in lineage.reasons:
-        say(f"{'note' if reason.code == 'second-order' else 'warning'}: [{reason.code}] {reason.message}")
+        if reason not in runs:
+            say(f"{'note' if reason.code == 'second-order' else 'warning'}: [{reason.code}] {reason.message}")
     for alignment in lineage.alignments:
         say(f"note: {alignment}")
     for name, checkpoint in zip(lineage.names, lineage.checkpoints, strict=True):

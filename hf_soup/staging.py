@@ -47,18 +47,20 @@ class Staging:
 
     Args:
         output: The folder that the soup will be.
+        kept: Whether it stays when the work fails; else somebody takes it away.
 
     Raises:
         MergeError: The output exists, cannot be written, or another process is cooking it.
     """
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Path, *, kept: bool = True) -> None:
         self.output = Path(os.path.abspath(output))  # noqa: PTH100 -- resolve() would follow the last link
         self.root = self.output.parent / f".{self.output.name}.cooking"
         self.folder = self.root / "soup"
         self._lock: IO[bytes] | None = None
         self._world: IO[bytes] | None = None
         self._guard = threading.Lock()
+        self._kept = kept
 
     def __enter__(self) -> Self:
         refuse_existing(self.output)
@@ -126,12 +128,13 @@ class Staging:
     @contextmanager
     def disk_errors(self) -> Iterator[None]:
         """Turn what the file system refuses into a `MergeError` that says what is kept."""
+        mend = "make room or mend the cause, and run the same command again."
         try:
             yield
         except OSError as error:
             raise MergeError(
                 f"Cannot make '{self.output.name}': {error.strerror} ('{error.filename or self.folder}').",
-                hint="What is finished is kept; make room or mend the cause, and run the same command again.",
+                hint=f"What is finished is kept; {mend}" if self._kept else mend.capitalize(),
             ) from None
 
     @property

@@ -14,6 +14,7 @@ from hf_soup.headers import some
 from hf_soup.published import Published, open_published
 from hf_soup.recipe import Recipe, Scoring
 from hf_soup.second_order import Expanded, expand
+from hf_soup.training_run import unroll
 
 if TYPE_CHECKING:
     from hf_soup.answering import Mixture
@@ -34,7 +35,7 @@ class Update:
         revision: Its commit; None of a folder.
         recipe: Of the next version.
         leaves: How many of its ingredients the last version had; the newcomers stand behind them.
-        left_out: Why data of the recipe is not measured, a sentence each.
+        left_out: Half-written checkpoints, and why data of the recipe is not measured, a sentence each.
         from_cache: The Hub was not reached, so the last version is the one in the cache.
     """
 
@@ -87,7 +88,7 @@ class Update:
                 f"{called} cannot be cooked from its leaves. {error.message}",
                 hint="Where one is gone, cook the others that its soup.yaml names, with the newcomer, as a new soup.",
             ) from error
-        newcomers = Recipe(ingredients=list(add), allow_pickle=allow_pickle)
+        newcomers, runs = unroll(Recipe(ingredients=list(add), allow_pickle=allow_pickle))
         known = {f"{repo.id}@{repo.revision}" for repo in (*leaves, published.repo) if repo}
         found = expand(newcomers, token=token)
         for name, shares in found.groups.items():
@@ -105,10 +106,11 @@ class Update:
                 *(each.model_copy(update={"weight": weight}) for each in newcomers.ingredients),
             ),
             "layers": {
-                pattern: (*shares, *[statistics.mean(shares)] * len(add)) for pattern, shares in recipe.layers.items()
+                pattern: (*shares, *[statistics.mean(shares)] * len(newcomers.ingredients))
+                for pattern, shares in recipe.layers.items()
             },
         }
-        left_out: list[str] = []
+        left_out = [note.message for note in runs if note.code == "half-written"]
         changes["score"] = tuple(score) if score else _usable(published, published.score, left_out, token)
         changes["report"] = _usable(published, published.report, left_out, token)
         repo = published.repo

@@ -21,11 +21,11 @@ from hf_soup.client import Token, may_pass, why_absent
 from hf_soup.compatibility import Reason, processing_files
 from hf_soup.contents import soup_config, write_assets
 from hf_soup.cooked import Say, to_stderr
-from hf_soup.errors import IncompatibleError, MergeError, RecipeError, ResolveError, SoupError
+from hf_soup.errors import IncompatibleError, MergeError, RecipeError, ResolveError, SoupError, ValuesError
 from hf_soup.headers import front_matter, some
 from hf_soup.hub import in_parallel
 from hf_soup.lineage import Lineage, correspond, distinct_names
-from hf_soup.mixing import methods_of, needs_base
+from hf_soup.mixing import needs_base
 from hf_soup.plan import Plan
 from hf_soup.preparation import fetched, free_bytes, plan_of, shares, sources, validate
 from hf_soup.progress import bar
@@ -174,17 +174,18 @@ def verify(
     try:
         base = _base(published.recipe, checkpoints, paths, token)
         checked = _cooked_again(published, checkpoints, base, keep=score, quiet=quiet, say=say)
-    except (RecipeError, IncompatibleError, ResolveError) as error:
+    except (RecipeError, IncompatibleError, ResolveError, ValuesError) as error:
         # What is neither said by the Hub nor by the models is the way between: no verdict comes of it.
         if may_pass(error) or (isinstance(error, ResolveError) and not why_absent(error)):
             raise
-        who = tuple(each.model for each in checkpoints if f"'{each.model}@" in str(error))
-        reasons.append(Reason(why_absent(error) or "not-cookable", str(error), who))
+        said = str(error)
+        who = tuple(each.model for each in checkpoints if f"'{each.model}@" in said or f" {each.model}@" in said)
+        reasons.append(Reason(why_absent(error) or "not-cookable", said, who))
         return Verified(called, UNVERIFIABLE, reasons=tuple(reasons))
     scores: tuple[Rescored, ...] = ()
-    said, known = len(published.scores()), len(published.score) + len(published.report)
-    if score and said > known:
-        message = f"Its soup.json states {said:,} scores, and its recipe names data for {known:,} of them."
+    stated, known = len(published.scores()), len(published.score) + len(published.report)
+    if score and stated > known:
+        message = f"Its soup.json states {stated:,} scores, and its recipe names data for {known:,} of them."
         reasons.append(Reason("data", message))
     elif score and not known:
         say("note: its recipe names no data, so there is nothing to measure")
@@ -249,7 +250,7 @@ def _ingredients(published: Published, paths: Paths, token: Token) -> tuple[list
 
 def _from_hub(each: Ingredient, allow_pickle: bool, token: Token) -> Checkpoint:
     # Where the cache has a part of a model, the rest would look as if it had none.
-    return open_checkpoint(each, allow_pickle=allow_pickle, token=token, on_hub=True, from_cache=False)
+    return open_checkpoint(each, allow_pickle=allow_pickle, token=token, on_hub=True, whole=True)
 
 
 def _mapped(each: Ingredient, paths: Paths, allow_pickle: bool) -> Checkpoint | Reason:
@@ -311,7 +312,10 @@ def _cooked_again(
     leaves, given = fetched(recipe, lineage), shares(recipe, lineage)
     used = sources(recipe, leaves)
     plan = plan_of(recipe, used, {name: given[name] for name in leaves.names})
-    with tempfile.TemporaryDirectory(prefix="hf-soup-verify-") as room, Staging(Path(room) / "soup") as staging:
+    with (
+        tempfile.TemporaryDirectory(prefix="hf-soup-verify-") as room,
+        Staging(Path(room) / "soup", kept=False) as staging,
+    ):
         supply = supply_of(used.checkpoints, staging.fetched)
         theirs = [name for name in weight_files(published)[0] if name in published.files]
         fetched_bytes = supply.keep() if needed(plan) else supply.peak_bytes(plan)
@@ -342,10 +346,7 @@ def _cooked_again(
                     yield target
                     target.unlink()
 
-            bound = max(method.bound for method in methods_of(recipe))
-            differences, digest = compare_weights(
-                published, plan, staging.folder, merged, here, bound=bound, advance=shown.update
-            )
+            differences, digest = compare_weights(published, plan, staging.folder, merged, here, advance=shown.update)
         ours = {file.name for file in plan.files}
         # An index beside a whole file of weights was not compared, and some programs would load what it names.
         beside = [] if theirs == [SINGLE] else [INDEX]

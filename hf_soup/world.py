@@ -34,16 +34,29 @@ class World:
     gather: Callable[[Any], list[Any]] = field(default=lambda value: [value], repr=False)
 
 
+def launched() -> int:
+    """How many processes a launcher has announced.
+
+    Raises:
+        MergeError: That is no number.
+    """
+    said = os.environ.get("WORLD_SIZE") or "1"
+    if not (said.isdecimal() and int(said)):
+        raise MergeError(
+            f"WORLD_SIZE is '{said}', which is no number of processes.", hint="Launchers set it; unset it."
+        )
+    return int(said)
+
+
 def require_alone(work: str) -> None:
     """Refuse several processes, each of which would do all of the work.
 
     Raises:
         ScoringError: Several were launched.
     """
-    launched = int(os.environ.get("WORLD_SIZE") or 1)
-    if launched > 1:
+    if (count := launched()) > 1:
         raise ScoringError(
-            f"{work} is for one process, and there are {launched}.",
+            f"{work} is for one process, and there are {count}.",
             hint="Start it without a launcher; one process uses all cores by itself.",
         )
 
@@ -54,8 +67,8 @@ def world() -> World:
     Raises:
         MergeError: Several processes are announced, but they cannot find each other: each would do all the work.
     """
-    launched = int(os.environ.get("WORLD_SIZE") or 1)
-    if launched == 1:
+    count = launched()
+    if count == 1:
         return World()
     hint = (
         "Start them with `accelerate launch --multi_gpu --num_processes N -m hf_soup …` or "
@@ -64,7 +77,7 @@ def world() -> World:
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         # Without them Accelerate waits for processes that nobody starts.
-        raise MergeError(f"WORLD_SIZE is {launched}, but no launcher set {', '.join(missing)}.", hint=hint)
+        raise MergeError(f"WORLD_SIZE is {count}, but no launcher set {', '.join(missing)}.", hint=hint)
     import torch
     from accelerate import PartialState
 
@@ -73,9 +86,9 @@ def world() -> World:
         # On the CPU also where there are GPUs, as the work is.
         state = PartialState(cpu=True, backend="gloo", timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
-        raise MergeError(f"{launched} processes were launched, but they cannot meet: {error}", hint=hint) from None
-    if state.num_processes != launched:
-        raise MergeError(f"{launched} processes were launched, but Accelerate sees {state.num_processes}.", hint=hint)
+        raise MergeError(f"{count} processes were launched, but they cannot meet: {error}", hint=hint) from None
+    if state.num_processes != count:
+        raise MergeError(f"{count} processes were launched, but Accelerate sees {state.num_processes}.", hint=hint)
 
     def together(act: Callable[..., object], *arguments: Any, **options: Any) -> None:
         try:

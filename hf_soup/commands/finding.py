@@ -86,6 +86,7 @@ def check(
              hf-soup check --recipe recipe.yaml --barrier --plot barriers.png
     """
     from hf_soup.soup import check as examine
+    from hf_soup.training_run import unroll
 
     if not models and source is None:
         raise click.UsageError("Missing argument 'MODEL...': name models, or a recipe of them with --recipe.")
@@ -119,6 +120,7 @@ def check(
         text = "\n\n".join([*said, shown.barriers(found)])
         files += [partial(found.draw, plot)] if plot else []
     if output is not None and not refused:
+        recipe, _ = unroll(recipe, checks=True)  # what was checked
         # One that cannot be read would stop the cook, for which it is only a hint here.
         if lineage.ancestor and lineage.ancestor.checkpoint and lineage.ancestor.declared and recipe.base is None:
             recipe = recipe.model_copy(update={"base": lineage.ancestor.model})

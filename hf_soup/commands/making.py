@@ -63,6 +63,7 @@ def cook(
     Example: hf-soup cook recipes/beans.yaml -o soup
              hf-soup cook owner/run-1 owner/run-2 -o soup --select greedy \\
                  --data owner/dataset:validation --task image-classification
+             hf-soup cook runs/exp1 -o soup --method swa --set last=5
              hf-soup cook owner/soup --add owner/run-3 -o better
     """
     from hf_soup import soup as kitchen

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from hf_soup import shown
+from hf_soup import explained
 from hf_soup.commands import JSON
 from hf_soup.errors import RecipeError
 
@@ -38,17 +38,25 @@ def demo(output: Path) -> None:
 def methods(name: str | None, as_json: bool) -> None:
     """List the ways of combining tensors and of selecting ingredients, or explain one.
 
-    Example: hf-soup methods greedy
+    Example: hf-soup methods ties
     """
     from hf_soup.methods import METHODS
     from hf_soup.selection import SELECTIONS
 
     every: dict[str, Mapping[str, Any]] = {"methods": METHODS, "selections": SELECTIONS}
-    known = [each for registry in every.values() for each in registry]
+    known = [each for registry in every.values() for each in sorted(registry)]
     if name is not None and name not in known:
         raise RecipeError(f"There is no method or selection '{name}'.", hint=f"Known are: {', '.join(known)}.")
-    chosen = {title: [m for m in registry.values() if name in (None, m.name)] for title, registry in every.items()}
-    click.echo(json.dumps(shown.as_data(chosen), indent=2) if as_json else shown.explained(chosen, whole=bool(name)))
+    chosen = {
+        title: [registry[each] for each in sorted(registry) if name in (None, each)]
+        for title, registry in every.items()
+    }
+    if as_json:
+        click.echo(json.dumps(explained.as_data(chosen), indent=2))
+    elif name is None:
+        click.echo(explained.listed(chosen))
+    else:
+        click.echo("\n\n\n".join(explained.whole(each) for registry in chosen.values() for each in registry))
 
 
 @click.command()

@@ -69,8 +69,8 @@ class Method:
         needs_base: Whether it works on task vectors.
         sums: Whether shares are not divided by their sum, so that they may be negative; where it has a parameter
             ``normalize``, that decides.
-        bound: How far the result may be from that of another machine, in parts of the largest magnitude in the
-            tensor, as where it takes a decomposition; 0 where it is the same everywhere.
+        bound: How far the result may be from that of another machine before it is rounded, in parts of the largest
+            magnitude in the tensor, as where it takes a decomposition; 0 where it is the same everywhere.
         least, most: How many ingredients it is defined for.
         ordered: Whether the order of the ingredients counts.
     """
@@ -112,6 +112,13 @@ class Method:
                 if isinstance(each, Within):
                     found[name] = each
         return found
+
+    @property
+    def takes(self) -> str:
+        """How many ingredients, in words."""
+        if self.most is None:
+            return f"{self.least} or more"
+        return f"{self.least}" if self.least == self.most else f"{self.least} to {self.most}"
 
     def neutral_for(self, total: float) -> dict[str, Any]:
         """The neutral parameters for ingredients whose shares have this sum."""
@@ -216,3 +223,5 @@ def round_into(mixed: Tensor, out: Tensor) -> None:
 
 for _file in sorted(Path(__file__).parent.glob("[a-z]*.py")):
     import_module(f"{__name__}.{_file.stem}")
+for _name in sorted(METHODS):  # not as they import each other
+    METHODS[_name] = METHODS.pop(_name)

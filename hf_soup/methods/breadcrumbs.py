@@ -27,7 +27,7 @@ def breadcrumbs(
     gamma: Annotated[float, Within("[0, 1)")] = 0.01,
     scale: Annotated[float, Within("(-inf, inf)")] = 0.3,
 ) -> Tensor:
-    r"""Add up task vectors without the outliers and without what hardly changed, tensor by tensor.
+    r"""Add up task vectors without the largest and smallest entries of each tensor.
 
     .. math:: \theta = \theta_0 + \lambda \sum_i w_i m_i \tau_i, \qquad
         m_i = [\,c_i^- \le |\tau_i| \le c_i^+\,]
@@ -36,11 +36,15 @@ def breadcrumbs(
     the :math:`\max(1, \lfloor ds \rfloor)` next, with ``density`` :math:`d`. Entries as large as either cutoff are
     kept, so where magnitudes repeat more may stay.
 
-    For many fine-tunes on different tasks: the values that are good for a few tasks are good for more. Where a few
-    large entries are what was learned, as in a norm or a bias, dropping them is a loss; lower ``gamma`` there.
-
     The paper names both ends; here, as in mergekit, it is what is kept and what is dropped as the largest, so that
     ``density`` reads as it does for other methods.
+
+    When:
+        For many fine-tunes on different tasks: the values that are good for a few tasks are good for more.
+
+    When not:
+        Where a few large entries are what was learned, as in a norm or a bias: dropping them is a loss; lower ``gamma``
+        there.
 
     Args:
         deltas: ``n`` task vectors of one shape, float32 or float64. Magnitudes are compared as float32.

@@ -20,20 +20,25 @@ def dare_linear(
     density: Annotated[float, Within("(0, 1]")] = 0.5,
     scale: Annotated[float, Within("(-inf, inf)")] = 1.0,
 ) -> Tensor:
-    r"""Add up task vectors of which entries are dropped at random, the others made larger to make up for it.
+    r"""Add up task vectors after dropping entries at random and enlarging the others.
 
     .. math:: \theta = \theta_0 + \frac{\lambda}{d} \sum_i w_i m_i \tau_i, \qquad m_i = [u_i < d]
 
     with ``density`` :math:`d` and uniform random numbers :math:`u_i`, so that the mean over the draws is the plain
     sum. Dropping is on the entries of each ingredient by itself.
 
-    Where fine-tunes changed little (the paper: by less than about 0.002 an entry, as instruction tuning does), nine
-    entries in ten can be dropped at no loss, and then few of those that stay collide. Where they changed much, as after
-    continued pretraining, it does harm. It is the plain sum of the paper's DARE with task arithmetic, so ``scale`` is
-    the step on the whole: with ``1`` and equal ingredients it goes as many times too far as there are ingredients,
-    unless the weights sum to one.
+    It is the plain sum of the paper's DARE with task arithmetic, so ``scale`` is the step on the whole: with ``1`` and
+    equal ingredients it goes as many times too far as there are ingredients, unless the weights sum to one.
 
     mergekit divides by the sum of the weights where asked to normalize; here ``scale`` is the way to that.
+
+    When:
+        For fine-tunes on different tasks that changed little: in the paper, where it was by less than about 0.002 an
+        entry, as in instruction tuning, nine entries in ten could be dropped at no loss, and then few of those that
+        stay collide.
+
+    When not:
+        Where they changed much, as after continued pretraining.
 
     Args:
         deltas: ``n`` task vectors of one shape, float32 or float64.

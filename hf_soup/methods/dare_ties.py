@@ -21,7 +21,7 @@ def dare_ties(
     density: Annotated[float, Within("(0, 1]")] = 0.5,
     scale: Annotated[float, Within("(-inf, inf)")] = 1.0,
 ) -> Tensor:
-    r"""Drop entries of the task vectors at random, then average those whose sign wins the vote.
+    r"""Drop entries at random, then average those whose sign wins the vote.
 
     With ``density`` :math:`d`, uniform random numbers :math:`u_i` and :math:`\hat\tau_i = [u_i < d]\,\tau_i / d`,
 
@@ -30,12 +30,17 @@ def dare_ties(
 
     entry by entry, and :math:`\theta_0` where :math:`A` is empty.
 
-    For fine-tunes on different tasks that changed little; see `dare_linear`. An entry that one ingredient alone kept
-    is not divided by how many there are, so what survives is larger than in a mean, by up to :math:`1/d`: where that
-    is too much, lower ``scale``.
+    An entry that one ingredient alone kept is not divided by how many there are, so what survives is larger than in a
+    mean, by up to :math:`1/d`: where that is too much, lower ``scale``.
 
     The paper's runs trim by magnitude as well, after dropping, with TIES' own density. Here, as in mergekit, dropping
     takes the place of trimming, so that one number says how much is kept.
+
+    When:
+        For fine-tunes on different tasks that changed little; see `dare_linear`.
+
+    When not:
+        Where they changed much, as after continued pretraining.
 
     Args:
         deltas: ``n`` task vectors of one shape, float32 or float64.

@@ -28,7 +28,7 @@ def della(
     epsilon: Annotated[float, Within("[0, 1)")] = 0.15,
     scale: Annotated[float, Within("(-inf, inf)")] = 1.0,
 ) -> Tensor:
-    r"""Drop entries at random, the small ones of a row more often, then average those whose sign wins the vote.
+    r"""Drop entries at random, small ones more often; average those whose sign wins.
 
     An entry whose magnitude has rank :math:`r` of :math:`c` in its row (the smallest is 0) is dropped with probability
 
@@ -43,10 +43,14 @@ def della(
     A row is what belongs to one output: all entries at one index of the first dimension. A tensor of one dimension is
     one row. Of equal magnitudes the earlier has the lower rank; a row of one entry has :math:`p = 1-d`.
 
-    A middle way between `ties`, which always drops the small, and `dare_ties`, to which magnitudes are all the same.
-    It takes longer than either, as rows are sorted.
-
     Both ends are reached, as in the authors' code; ``epsilon`` there, and in mergekit, is half of this one.
+
+    When:
+        For fine-tunes on different tasks, as a middle way between `ties`, which always drops the small, and
+        `dare_ties`, to which magnitudes are all the same.
+
+    When not:
+        Where time counts: it takes longer than either, as rows are sorted.
 
     Args:
         deltas: ``n`` task vectors of one shape, float32 or float64. Magnitudes are compared as float32.

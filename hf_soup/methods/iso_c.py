@@ -31,10 +31,6 @@ def iso_c(
     are equal, that the rows and the columns span what those of the sum do, and that the singular values have the sum
     that they had.
 
-    For many models of different tasks, with `scale` tuned on held-out data, as in the paper; it costs an
-    eigendecomposition of the smaller side. Not for changes of low rank that were rounded into a model's weights, such
-    as a LoRA merged into it: the rounding fills all other directions, and they are made as strong as the rest.
-
     **Weights** are not in the paper. Here the sum is :math:`\frac{n}{\sum w}\sum w_i\tau_i`, so only their proportion
     counts and equal ones are the paper's. An ingredient of weight zero counts as absent.
 
@@ -42,6 +38,14 @@ def iso_c(
     weighted mean, as in the authors' code. That leaves CLIP's ``text_projection`` out also, as their task does not use
     it; here it is a matrix like others, embeddings too. The authors' code divides by the smaller side and fills
     directions of zero, which are arbitrary, up to the mean also; here they stay zero.
+
+    When:
+        For many models of different tasks, with ``scale`` tuned on held-out data, as in the paper. It costs an
+        eigendecomposition of the smaller side of every matrix.
+
+    When not:
+        For changes of low rank that were rounded into a model's weights, such as a LoRA merged into it: the rounding
+        fills all other directions, and they are made as strong as the rest.
 
     Args:
         deltas: ``n`` task vectors of one shape, in the accumulator's dtype.

@@ -29,14 +29,17 @@ def karcher(
     found by steps of :math:`m \leftarrow \exp_m(\sum_i w_i\log_m u_i)` from the normalised :math:`\sum_i w_iu_i` on.
     With two ingredients of one length it is `slerp`, with the second's share of the weights for ``t``.
 
-    For ingredients too far apart for `linear`, which makes weights shorter. For fine-tunes of one ancestor, which
-    hardly differ in direction, it is all but `linear`.
-
     Ingredients that are zero in a tensor, or have no weight, give it no direction; the former count as length zero.
     Tensors of one element, and parallel ones, have their linear mean, which is the limit.
 
     mergekit's method of this name has no weights, looks at the length of a step before it takes it, and starts from
     the first ingredient where the directions cancel; here that is an error.
+
+    When:
+        For models too far apart for `linear`, which makes weights shorter, the more the wider they are apart.
+
+    When not:
+        For fine-tunes of one ancestor, which hardly differ in direction: it is all but `linear`.
 
     Args:
         tensors: ``n`` tensors of one shape, as stored.

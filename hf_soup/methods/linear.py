@@ -39,14 +39,19 @@ def linear(tensors: Sequence[Tensor], weights: Sequence[float], *, normalize: bo
 
     **Other weights**, and sums that are not exact: shares, products, sums and quotient are rounded to the accumulator,
     so before the last rounding the error is at most
-
-    .. math:: (n+4)\,u\,\frac{\sum_i|w_i\theta_i|}{\sum_i w_i} + \Bigl(n+1+\sum_i|\theta_i|\Bigr)\,s
-
-    with :math:`u = 2^{-24}`, :math:`s = 2^{-149}` in float32 and :math:`u = 2^{-53}`, :math:`s = 2^{-1074}` in
-    float64; the second term counts where shares or products are subnormal. The result is then within half a unit in
-    the last place, plus that.
+    :math:`(n+4)\,u\,\frac{\sum_i|w_i\theta_i|}{\sum_i w_i} + \bigl(n+1+\sum_i|\theta_i|\bigr)\,s` with
+    :math:`u = 2^{-24}`, :math:`s = 2^{-149}` in float32 and :math:`u = 2^{-53}`, :math:`s = 2^{-1074}` in float64; the
+    second term counts where shares or products are subnormal. The result is then within half a unit in the last place,
+    plus that.
 
     A mean of zero is −0 where every product is −0 (or a negative mean is too small for the type), else +0.
+
+    When:
+        For fine-tunes of one ancestor on one task, and as what any other method is compared with.
+
+    When not:
+        For models of different tasks: it waters down what each of them has learned. Where one of them may be poor,
+        unless a selection leaves it out.
 
     Args:
         tensors: ``n`` tensors of one shape, as stored.

@@ -14,9 +14,9 @@ from hf_soup.methods.linear import shares
 
 @merge_method(elementwise=False, neutral={}, needs_base=True, bound=1e-12, least=2)
 def model_stock(deltas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    r"""Go from the ancestor towards the mean, in each tensor as far as the task vectors' angle says.
+    r"""Go from the ancestor towards the mean as far as the task vectors' angle says.
 
-    With :math:`\cos\phi` the mean cosine between two task vectors,
+    With :math:`\cos\phi` the mean cosine between two task vectors, tensor by tensor,
 
     .. math:: \theta = t\,\bar\theta + (1-t)\,\theta_0 = \theta_0 + t\,\bar\tau,
         \qquad t = \frac{n\cos\phi}{1 + (n-1)\cos\phi}
@@ -24,15 +24,19 @@ def model_stock(deltas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     which is the point nearest to the centre around which fine-tunes of one kind lie, if they are equally far from it in
     directions at right angles. Where their mean cosine is not positive, :math:`t = 0`: the ancestor.
 
-    For fine-tunes on one task that differ by their seed or their hyperparameters: what they have in common is taken
-    for the signal. Task vectors of different tasks have little in common, and little would be left of them.
-
     **Weights** are not in the paper. Here :math:`\bar\tau` is the weighted mean, a pair counts by the product of its
     weights, and :math:`n` becomes :math:`(\sum w)^2/\sum w^2`, which makes :math:`t` the nearest point again. Where
     only one ingredient has a weight there is no angle, and it is the result.
 
     A task vector of zero (its norm, below 1e-140) has a cosine of 0 with each other. mergekit does not clamp
     :math:`t`; the paper sees no cosines below zero. It may take angles by rows (``filter_wise``), the paper by layer.
+
+    When:
+        For fine-tunes on one task that differ by their seed or their hyperparameters: what they have in common is taken
+        for the signal.
+
+    When not:
+        For models of different tasks: their task vectors have little in common, and little would be left of them.
 
     Args:
         deltas: ``n`` task vectors of one shape, in the accumulator's dtype.

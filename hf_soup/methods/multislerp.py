@@ -12,7 +12,7 @@ from hf_soup.methods._sphere import mean_on_sphere
 
 @merge_method(elementwise=False, neutral={}, bound=1e-12)
 def multislerp(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    r"""Average the directions of the ingredients on the sphere in one step, and their lengths.
+    r"""Average the directions on the sphere in one step, and the lengths.
 
     Each tensor is one vector. With :math:`u_i = \theta_i/\lVert\theta_i\rVert`, weights that sum to one, and
     :math:`m` the normalised :math:`\sum_i w_iu_i`,
@@ -23,14 +23,18 @@ def multislerp(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     and :math:`\exp_m` goes it. This is the first step of `karcher`, and with two ingredients it is exact: where their
     norms are equal, it is `slerp`, with the second's share of the weights for ``t``.
 
-    Linear averaging makes weights shorter, the more the wider the ingredients are apart. For fine-tunes of one
-    ancestor, which hardly differ in direction, this is all but `linear`.
-
     Ingredients that are zero in a tensor, or have no weight, give it no direction; the former count as length zero.
     Tensors of one element, and parallel ones, have their linear mean, which is the limit.
 
     mergekit's method of this name projects the :math:`u_i` on the tangent space instead of taking logarithms. The mean
     of these projections is zero, so it gives :math:`m` itself. It also takes a base model to measure from.
+
+    When:
+        For models too far apart for `linear`, which makes weights shorter, the more the wider they are apart; and to do
+        without the iterations of `karcher`.
+
+    When not:
+        For fine-tunes of one ancestor, which hardly differ in direction: it is all but `linear`.
 
     Args:
         tensors: ``n`` tensors of one shape, as stored.

@@ -21,7 +21,7 @@ def sce(
     *,
     select_topk: Annotated[float, Within("(0, 1]")] = 1.0,
 ) -> Tensor:
-    r"""Select the entries that differ most, calculate weights from what is left, erase the signs of the minority.
+    r"""Take the entries that differ most, weigh by what is left, drop minority signs.
 
     With :math:`\hat\tau_i` the task vector at the ``select_topk`` of entries whose variance over the ingredients is
     largest, and zero elsewhere,
@@ -33,12 +33,15 @@ def sce(
     tensor by tensor, and :math:`\theta_0` where :math:`A` is empty. Whoever changed a tensor most has the most to say
     in it, by the square: an ingredient that went three times as far counts nine times.
 
-    For ingredients that learned different things in different places, with no values to tune. Not for one that
-    diverged, or was trained much longer than the others: it takes over.
-
     The paper has no weights; here they count in the variance, in the vote and in the mean, so that an ingredient of
     weight zero is as good as absent. mergekit takes its share of the entries whose variance is not zero, and so drops
     everything where all agree; here the share is of all entries, and those of equal variance are all kept.
+
+    When:
+        For models that learned different things in different places, with no values to tune.
+
+    When not:
+        Where one diverged, or was trained much longer than the others: it takes over.
 
     Args:
         deltas: ``n`` task vectors of one shape, float32 or float64. Standard deviations are compared as float32.

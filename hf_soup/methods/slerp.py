@@ -22,18 +22,23 @@ def slerp(
 
     Each tensor is one vector, and :math:`\Omega` the angle between those of the two models:
 
-    .. math:: \theta = \frac{\sin((1-s)\,\Omega)}{\sin\Omega}\,\theta_1 + \frac{\sin(s\,\Omega)}{\sin\Omega}\,\theta_2,
+    .. math:: \theta = \frac{\sin((1-s)\Omega)\,\theta_1 + \sin(s\Omega)\,\theta_2}{\sin\Omega},
         \qquad s = \frac{t\,w_2}{(1-t)\,w_1 + t\,w_2}
 
-    so with equal weights `t` says how far to go, and with the default `t` the share of the second weight does.
+    so with equal weights ``t`` says how far to go, and with the default ``t`` the share of the second weight does.
 
     The linear mean :math:`(1-s)\,\theta_1 + s\,\theta_2` where :math:`\cos\Omega > 0.9995`, where one of the two is
-    zero (its norm, below 1e-140), and for tensors of one element, which have no angle. Fine-tunes of one ancestor are
-    mostly nearer to each other than that, and then this is `linear`; it makes a difference for models that trained
-    long, whose mean would be shorter than they are.
+    zero (its norm, below 1e-140), and for tensors of one element, which have no angle.
 
     mergekit goes back to the linear mean for opposite tensors also, which is nearly zero half way; here they are an
     error.
+
+    When:
+        For two models that trained long and apart, whose mean would be shorter than they are.
+
+    When not:
+        For fine-tunes of one ancestor, which are mostly nearer to each other than that: it is `linear`. For more than
+        two models there are `multislerp` and `karcher`.
 
     Args:
         tensors: 2 tensors of one shape, as stored.

@@ -22,8 +22,15 @@ def task_arithmetic(
 
     .. math:: \theta = \theta_0 + \lambda \sum_i w_i \tau_i
 
-    The plain sum: with ``scale`` :math:`1/n` and equal weights it is the uniform soup. A negative weight takes what an
-    ingredient has learned away.
+    The plain sum: with ``scale`` :math:`1/n` and equal weights it is the uniform soup.
+
+    When:
+        For models of different tasks, all of which one model is to do; or to take away what an ingredient has learned,
+        with a negative weight.
+
+    When not:
+        For fine-tunes on one task: as they agree, their sum goes too far, unless ``scale`` makes it the mean, which
+        `linear` is.
 
     Args:
         deltas: ``n`` task vectors of one shape, in the accumulator's dtype.

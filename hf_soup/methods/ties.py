@@ -22,7 +22,7 @@ def ties(
     scale: Annotated[float, Within("(-inf, inf)")] = 1.0,
     scope: Literal["model", "tensor"] = "model",
 ) -> Tensor:
-    r"""Average task vectors without the entries that are small or whose sign loses the vote.
+    r"""Average task vectors without entries that are small or lose the vote on signs.
 
     With :math:`\hat\tau_i` the task vector whose entries below the ``density`` largest magnitudes are zero,
 
@@ -31,12 +31,15 @@ def ties(
 
     entry by entry, and :math:`\theta_0` where :math:`A` is empty, as where the vote is a draw.
 
-    For fine-tunes on different tasks that a plain mean would water down. Fine-tunes on one task have mostly noise in
-    common beside what they learned, and their mean is as good and simpler; on mixed language models TIES costs a few
-    points (arXiv:2511.21437).
-
     The paper trims over the whole task vector, so that a tensor that changed little may vanish; that is
     ``scope: model``, the default. mergekit trims every tensor by itself, which is ``scope: tensor``.
+
+    When:
+        For fine-tunes on different tasks that a plain mean would water down.
+
+    When not:
+        For fine-tunes on one task: they have mostly noise in common beside what they learned, and their mean is as good
+        and simpler. On mixed language models TIES costs a few points (arXiv:2511.21437).
 
     Args:
         deltas: ``n`` task vectors of one shape, float32 or float64.
@@ -45,8 +48,8 @@ def ties(
             float32 too, and equal ones are all kept.
         density: Share of the entries that is kept of each task vector; 0.2 is the paper's likewise.
         scale: :math:`\lambda`; 1 is the paper's where nothing can be tuned.
-        scope: Whether the largest are those of the whole model or of each tensor. Whoever finds the cutoffs looks at
-            it, and at the density; nothing here does.
+        scope: Whether the largest are those of the whole model or of each tensor. It and the density say what the
+            cutoffs are; here nothing looks at them.
 
     Returns:
         The task vector of the mix, float64.

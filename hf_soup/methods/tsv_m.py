@@ -18,7 +18,7 @@ from hf_soup.methods.linear import linear, shares
 def tsv_m(
     deltas: Sequence[Tensor], weights: Sequence[float], *, scale: Annotated[float, Within("(-inf, inf)")] = 1.0
 ) -> Tensor:
-    r"""Add the main directions of all task vectors, turned away from each other until they are at right angles.
+    r"""Add the main directions of all task vectors, turned until at right angles.
 
     A matrix with :math:`r` singular values keeps the :math:`\lfloor r/n\rfloor` largest (at least one) of each task
     vector, :math:`\tau_i \approx U_i\Sigma_iV_i^\top`. Side by side they are :math:`U = [U_1 \dots U_n]` and
@@ -33,10 +33,6 @@ def tsv_m(
     main directions. What holds is that one ingredient is itself, and that task vectors at right angles, which have no
     more directions than are kept, are added up.
 
-    For models of different tasks, without anything to tune. Not for fine-tunes on one task: their directions are
-    shared, and all but :math:`1/n` of what each has learned is dropped to keep apart what belongs together. It takes
-    :math:`n + 2` eigendecompositions as large as the smaller side, so tens of seconds for a large matrix.
-
     **Weights** are not in the paper. Here :math:`\Sigma_i` is multiplied by :math:`n w_i / \sum w`, so only their
     proportion counts and equal ones are the paper's. An ingredient of weight zero counts as absent.
 
@@ -45,6 +41,14 @@ def tsv_m(
     it; here it is a matrix like others, embeddings too. Where directions coincide (a sine below 1e-5), :math:`U` has
     no inverse root, and they are taken as one; the authors' code adds arbitrary ones in their place. Their code drops
     a matrix with fewer singular values than there are tasks; here each task keeps one.
+
+    When:
+        For models of different tasks, without anything to tune.
+
+    When not:
+        For fine-tunes on one task: their directions are shared, and all but :math:`1/n` of what each has learned is
+        dropped to keep apart what belongs together. Where time counts: it takes :math:`n + 2` eigendecompositions as
+        large as the smaller side, so tens of seconds for a large matrix.
 
     Args:
         deltas: ``n`` task vectors of one shape, in the accumulator's dtype.

@@ -23,9 +23,14 @@ def wise_ft(
     .. math:: \theta = (1-\alpha)\,\theta_0 + \alpha\,\bar\theta
         = \theta_0 + \alpha\,\frac{\sum_i w_i \tau_i}{\sum_i w_i}
 
-    With one ingredient this is WiSE-FT as published, with several the WiSE-FT of their soup. Fine-tuning often costs
-    robustness under distribution shift, and a way back towards the ancestor often wins it back. Give `alpha` as a list
-    and the best on held-out data is taken.
+    With one ingredient this is WiSE-FT as published, with several the WiSE-FT of their soup. Give ``alpha`` as a
+    list and the best on held-out data is taken.
+
+    When:
+        Where fine-tuning cost robustness under distribution shift: a way back towards the ancestor often wins it back.
+
+    When not:
+        Where nothing counts but data like those of the fine-tuning: there is little to win back.
 
     Args:
         deltas: ``n`` task vectors of one shape, in the accumulator's dtype.

@@ -8,7 +8,13 @@ from hf_soup.selection import ScoreFunction, Selected, Step, Weights, best_first
 
 @selection(needs_score=True)
 def best(weights: Weights, score: ScoreFunction) -> Selected:
-    """The ingredient that is best on the held-out data, alone: what a soup is compared with.
+    """The ingredient that is best on the held-out data, alone.
+
+    When:
+        As what a soup is compared with.
+
+    When not:
+        Where several runs are good: their soup costs no more.
 
     Args:
         weights: The ingredients and their shares.
@@ -25,7 +31,13 @@ def best(weights: Weights, score: ScoreFunction) -> Selected:
 
 @selection(needs_score=True)
 def top_k(weights: Weights, score: ScoreFunction, *, k: int = 3) -> Selected:
-    """The soup of the ``k`` ingredients that are best on the held-out data, whether or not they help each other.
+    """The soup of the ``k`` ingredients that are best on the held-out data.
+
+    When:
+        To make a soup with few scorings, one of each ingredient.
+
+    When not:
+        Where good models may not average: nothing looks at whether they do.
 
     Args:
         weights: The ingredients and their shares.

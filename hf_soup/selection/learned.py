@@ -41,6 +41,12 @@ def learned(
     candidate too, and so is the ingredient that alone is best on the rows that are learned from: where the given soup
     is of no use, its gradient may lead nowhere.
 
+    When:
+        For many held-out rows, and ingredients that deserve unequal shares.
+
+    When not:
+        With few held-out rows; or where the given soup is of no use, as its gradient may lead nowhere.
+
     Args:
         weights: The ingredients and their shares.
         descent: The held-out loss and its gradient.

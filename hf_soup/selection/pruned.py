@@ -10,8 +10,13 @@ def pruned(weights: Weights, score: ScoreFunction) -> Selected:
     """Start from all ingredients and drop each without which the soup scores better.
 
     They are tried in the order of their own held-out scores, worst first, again and again until a whole round drops
-    none. On a tie an ingredient stays. It costs a forward pass for each ingredient and each trial, and finds soups
-    whose members help each other only together, which greedy passes over; two poor ingredients may hide each other.
+    none. On a tie an ingredient stays. It costs a forward pass for each ingredient and each trial.
+
+    When:
+        For ingredients that help each other only together, which greedy passes over.
+
+    When not:
+        Where several may be poor: two of them may hide each other.
 
     Args:
         weights: The ingredients and their shares; the shares of those that stay do not change.

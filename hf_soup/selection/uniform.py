@@ -9,6 +9,12 @@ from hf_soup.selection import ScoreFunction, Selected, Weights, selection
 def uniform(weights: Weights, score: ScoreFunction) -> Selected:
     """Every ingredient goes in, with the share that the recipe gives it.
 
+    When:
+        Where all runs are good, or there are no held-out data.
+
+    When not:
+        Where one may be poor: it spoils the soup.
+
     Args:
         weights: The ingredients and their shares.
         score: Not called.

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -98,6 +99,7 @@ finally:
     print("PASSES", rank, passes, file=sys.stderr, flush=True)
 """
 
+Cli = Callable[..., Any]
 Launch = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -217,15 +219,21 @@ def test_a_model_that_cannot_be_scored_is_one_error(
     assert not (tmp_path / "soup").exists()
 
 
-@pytest.mark.parametrize("command", ["score", "check"])
+@pytest.mark.parametrize("command", ["score", "check", "cook"])
 def test_what_is_for_one_process_is_refused_in_several(
-    launch: Launch, greedy: Path, family: Path, command: str
+    cli: Cli, greedy: Path, family: Path, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models = [] if command == "check" else [family / "a"]
-    arguments = [*models, "--recipe", greedy, *(["--barrier"] if command == "check" else [])]
-    done = launch(*LAUNCHERS["torchrun"], "-m", "hf_soup", command, *arguments)
-    assert done.returncode != 0
-    assert "is for one process, and there are 2." in done.stderr
+    """By each of them, before it looks for the others."""
+    arguments = {
+        "score": [family / "a", "--recipe", greedy],
+        "check": ["--recipe", greedy, "--barrier"],
+        "cook": [*ingredients(family), "-o", "soup", "--stream"],
+    }
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "is for one process, and there are 2." in cli(command, *arguments[command]).err
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    assert "Error: WORLD_SIZE is 'two', which is no number of processes." in cli(command, *arguments[command]).err
+    assert not list(tmp_path.glob("*soup*"))
 
 
 def test_the_hash_seed_does_not_show(launch: Launch, family: Path, alone: Path, tmp_path: Path) -> None:
@@ -234,13 +242,6 @@ def test_the_hash_seed_does_not_show(launch: Launch, family: Path, alone: Path, 
     assert done.returncode == 0, done.stderr
     for name in ("model.safetensors", "soup.json", "soup.yaml", "config.json", "README.md"):
         assert (tmp_path / "soup" / name).read_bytes() == (alone / name).read_bytes(), name
-
-
-def test_several_processes_do_not_stream(launch: Launch, family: Path, tmp_path: Path) -> None:
-    done = launch(*LAUNCHERS["torchrun"], "-m", "hf_soup", "cook", *ingredients(family), "-o", "soup", "--stream")
-    assert done.returncode != 0
-    assert "Error: `--stream` fetches for one process, and there are 2." in done.stderr
-    assert not list(tmp_path.glob("*soup*"))
 
 
 def test_processes_that_nobody_launched_are_one_clear_error(launch: Launch, family: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from stand_ins import DISTILBERT, JUNK, VIT
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from hf_soup import Recipe
-from hf_soup.checkpoint import ASSETS
+from hf_soup.checkpoint import ASSETS, open_checkpoint
 from hf_soup.demo import child_environment, demo_recipe
 from hf_soup.local_hub import LocalHub
 from hf_soup.second_order import expand
@@ -281,6 +281,32 @@ def test_a_soup_of_soups_is_one_of_their_leaves(zoo: LocalHub, tmp_path: Path) -
     for name, tensor in load_file(tmp_path / "whole" / "model.safetensors").items():
         mean = sum(share * part[name] for share, part in zip(given, parts, strict=True))
         torch.testing.assert_close(tensor.double(), mean, rtol=2.0**-23, atol=1e-12)
+
+
+@pytest.mark.usefixtures("online")
+def test_layers_are_combined_each_in_its_way(zoo: LocalHub, tmp_path: Path) -> None:
+    """The stand-in has two: the first goes a third of the way, the second all of it; norms and head are the mean."""
+    environment = child_environment(os.environ, tmp_path / "home", zoo.endpoint, zoo.token)
+    environment["OMP_WAIT_POLICY"] = "PASSIVE"
+    path = RECIPES / "beans-by-layer.yaml"
+    assert "ot run against the Hub yet" in path.read_text()
+    python(tmp_path, environment, "-m", "hf_soup", "cook", path, "-o", "soup", "--json")
+    summary = json.loads((tmp_path / "soup" / "soup.json").read_text())
+    assert (summary["lineage"]["verdict"], summary["lineage"]["ancestor"]["model"]) == ("proven", VIT)
+    checkpoints = [*expand(Recipe.load(path)).checkpoints, open_checkpoint(VIT)]
+    *parts, origin = [
+        {key: each.double() for file in files.values() for key, each in load_file(file).items()}
+        for files in fetch_weights(checkpoints, quiet=True)
+    ]
+    shares = []
+    for name, tensor in load_file(tmp_path / "soup" / "model.safetensors").items():
+        mean = sum(part[name] for part in parts) / len(parts)
+        own = name if name in origin else name.removeprefix("vit.")
+        base = mean if name.startswith("classifier") else origin[own]
+        share = 1.0 if "layernorm" in name or not ("embeddings" in name or ".layer.0." in name) else 0.33
+        shares.append(share)
+        torch.testing.assert_close(tensor.double(), base + share * (mean - base), rtol=2.0**-23, atol=1e-7)
+    assert {0.33, 1.0} == set(shares)
 
 
 def test_the_demos_recipe_is_what_the_demo_cooks() -> None:

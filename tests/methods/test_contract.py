@@ -412,7 +412,7 @@ def test_it_is_documented_with_an_example_that_runs(method: Method) -> None:
     module = sys.modules[method.function.__module__]
     text = inspect.getdoc(method.function) or ""
     assert text.partition("\n")[0].endswith(".")
-    for part in (".. math::", "Args:", "Returns:", "Reference:"):
+    for part in (".. math::", "When:", "When not:", "Args:", "Returns:", "Reference:"):
         assert part in text
     assert all(f"{parameter}:" in text for parameter in (*method.parameters, *method.given))
     examples = doctest.DocTestFinder().find(method.function, method.name, module=module, globs=vars(module).copy())

@@ -20,6 +20,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from hf_soup import Recipe, RecipeError, Soup, SoupError, cook
+from hf_soup.blend import Blend
 from hf_soup.choosing import grid, settled
 from hf_soup.descent import HeldOutLoss
 from hf_soup.evaluation import Evaluation
@@ -217,6 +218,44 @@ def test_what_is_tried_alone_is_tried_as_it_would_be_written(recipe: Recipe, tra
         assert soup.scores["soup"][TITLE]["value"] == kept[-1]
 
 
+@pytest.mark.parametrize("method", ["dare_ties", "della", "karcher", {"name": "slerp", "t": 0.2}], ids=str)
+def test_what_is_tried_is_what_would_be_written(
+    method: Any, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Greedy tries the best first and recipes have an order of their own, by which masks and ends are given."""
+    first = recipe.ingredients[:2] if "slerp" in str(method) else recipe.ingredients
+    asked = changed(recipe, method=method, select={"name": "top_k", "k": 2}, ingredients=[*reversed(first)])
+    tried: list[dict[str, torch.Tensor]] = []
+    original = Blend.tensors
+
+    def noting(self: Blend, weights: Any, **options: Any) -> Any:
+        made = original(self, dict(reversed(weights.items())), **options)
+        tried.extend([made] if len(weights) > 1 else [])
+        return made
+
+    monkeypatch.setattr(Blend, "tensors", noting)
+    soup = quietly(changed(asked, select="greedy"), tmp_path / "soup")
+    if len(soup.weights) == 1:
+        soup = quietly(changed(asked, select="uniform"), tmp_path / "both")
+    written = load_file(soup.folder / "model.safetensors")
+    assert any(all(torch.equal(made[name], written[name]) for name in written) for made in tried)
+
+
+@pytest.mark.parametrize("method", ["slerp", "model_stock", {"name": "slerp", "t": [0.2, 0.5]}], ids=str)
+def test_one_that_is_left_of_those_that_a_method_needs_is_itself(
+    method: Any, recipe: Recipe, trained: Path, tmp_path: Path
+) -> None:
+    asked = changed(recipe, method=method, select="best", repeats=3, ingredients=recipe.ingredients[:2])
+    soup = quietly(asked, tmp_path / "soup")
+    assert soup.weights == {"local:good": 1.0}
+    best = load_file(trained / "good" / "model.safetensors")
+    assert all(torch.equal(each, best[name]) for name, each in load_file(soup.folder / "model.safetensors").items())
+    assert soup.recipe.method.name == "linear"
+    ingredient = {"model": str(trained / "good"), "revision": soup.recipe.ingredients[0].revision}
+    again = changed(soup.recipe, ingredients=[ingredient], base=None, score=None, report=[])
+    assert quietly(again, tmp_path / "again").digest == soup.digest
+
+
 def test_the_neutral_scale_is_that_of_the_shares(recipe: Recipe, tmp_path: Path) -> None:
     """Twice the shares are the same soup, so the same ones are chosen."""
     method = {"name": "task_arithmetic", "scale": [0.2, 0.5]}
@@ -361,8 +400,8 @@ def test_the_choice_is_made_again_on_halves(select: Any, recipe: Recipe, tmp_pat
         ({"select": "learned", "method": "wise_ft"}, "`select: learned` learns the shares of an average"),
         ({"select": "learned", "method": {"name": "linear", "normalize": False}}, "and `method` is a plain sum"),
         ({"select": {"name": "learned", "by": "row"}}, "`by` is 'row'; it is 'ingredient' or 'layer'"),
-        ({"method": {"name": "wise_ft", "alpha": float("nan")}}, "'alpha' is nan; it is of type float"),
-        ({"method": {"name": "task_arithmetic", "scale": 10**400}}, "it is of type float"),
+        ({"method": {"name": "wise_ft", "alpha": float("nan")}}, "'alpha' is nan; it is a finite number"),
+        ({"method": {"name": "task_arithmetic", "scale": 10**400}}, "it is a finite number"),
         (
             {"select": "greedy", "ingredients": [{"model": "x/y", "weight": -1}, "x/z"], "method": "task_arithmetic"},
             "tries ingredients alone, and one has a weight below zero",

@@ -17,6 +17,8 @@ import yaml
 
 from hf_soup import Recipe
 from hf_soup.cli import cli as commands
+from hf_soup.methods import METHODS
+from hf_soup.selection import SELECTIONS
 
 # The client hands files to its HTTP library in a way that the library deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
@@ -137,20 +139,27 @@ def test_set_gives_values_with_types(cli: Cli, monkeypatch: pytest.MonkeyPatch, 
     for arguments, said in [
         (("--set", "y=0.5"), "linear has no parameter 'x'"),
         (("--method", "linear", "--set", "y=0.5"), "linear has no parameter 'y'"),
-        (("--method", "ties", "--set", "y=0.5"), "`method` is 'ties'"),
+        (("--method", "ties", "--set", "y=0.5"), "ties has no parameter 'y'"),
     ]:
         assert said in cli("cook", recipe, "-o", "soup", *arguments).err
 
 
 def test_methods_explain_themselves(cli: Cli) -> None:
     listed = cli("methods")
-    assert "  linear(normalize=True)\n" in listed.out
-    assert "  greedy(accept='>=')\n" in listed.out
+    assert re.search(r"^  ties \*  +Average task vectors ", listed.out, re.MULTILINE)
+    assert re.search(r"^  uniform  +Every ingredient goes in", listed.out, re.MULTILINE)
+    names = re.findall(r"^  (\w+)", listed.out, re.MULTILINE)
+    assert names == [*sorted(METHODS), *sorted(SELECTIONS)]
     assert cli("methods", "nothing").err.startswith("Error: There is no method or selection 'nothing'.")
-    explained = cli("methods", "linear")
-    for part in ("linear\n", "Args:", "Returns:", "Reference:"):
+    explained = cli("methods", "ties")
+    for part in ("ties\n", "θ = θ₀ + λ (∑", "(0, 1]", "model, tensor", "Use it", "Not", "Ancestor     needed", "Yadav"):
         assert part in explained.out
-    assert cli("methods", "linear", "--json").json["methods"][0]["elementwise"] is True
+    found = cli("methods", "ties", "--json").json["methods"][0]
+    assert (found["elementwise"], found["needs_base"], found["least"], found["most"]) == (True, True, 1, None)
+    assert found["parameters"] == {"density": 0.2, "scale": 1.0, "scope": "model"}
+    assert found["allowed"] == {"density": "(0, 1]", "scale": "(-inf, inf)", "scope": ["model", "tensor"]}
+    assert found["formula"][0].startswith(r"\theta = \theta_0")
+    assert "arXiv:2306.01708" in found["reference"]
     assert cli("methods", "learned", "--json").json["selections"][0]["learns"] is True
 
 

@@ -13,6 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from hf_soup import IncompatibleError, Recipe, Soup, cook
+from hf_soup.soup import preview
 
 pytestmark = pytest.mark.usefixtures("online")
 
@@ -97,6 +98,24 @@ def test_what_the_ancestor_lacks_is_averaged(
         )
     said = " ".join(soup.summary["alignments"])
     assert ("has none that corresponds, so it is averaged and not part of wise_ft" in said) == (not head)
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_linear", "breadcrumbs", "iso_c"])
+def test_what_the_ancestor_lacks_takes_time_too(method: str, tmp_path: Path, kin: Callable[..., list[Path]]) -> None:
+    base, *ingredients = map(str, kin(headless, {"architectures": ["BertModel"]}, torch.float32))
+    recipe = Recipe(ingredients=ingredients, base=base, method=method)
+    assert 0 <= preview(recipe, tmp_path / "soup", say=lambda _: None)["estimated_seconds"]["merge"] < 5
+
+
+@pytest.mark.parametrize("weights", [(1.0, -0.99), (0.5, -2.0), (1.0, -1.0)])
+def test_what_the_ancestor_lacks_is_of_those_whose_share_is_above_zero(
+    weights: tuple[float, float], tmp_path: Path, kin: Callable[..., list[Path]]
+) -> None:
+    base, a, b = map(str, kin(headless, {"architectures": ["BertModel"]}, torch.float32))
+    given = [{"model": a, "weight": weights[0]}, {"model": b, "weight": weights[1]}]
+    soup = cook(Recipe(ingredients=given, base=base, method="task_arithmetic"), tmp_path / "soup", say=lambda _: None)
+    mixed, first = load_file(soup.folder / "model.safetensors"), load_file(Path(a) / "model.safetensors")
+    assert torch.equal(mixed["classifier.weight"], first["classifier.weight"])
 
 
 def test_only_tokens_that_were_added_after_the_ancestor_have_no_task_vector(

@@ -1,4 +1,4 @@
-"""The documentation says what the code does: the command reference is generated, and links lead somewhere."""
+"""The documentation says what the code does: commands and methods are generated, and links lead somewhere."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from pathlib import Path
 import click
 
 from hf_soup.cli import cli
+from hf_soup.explained import FORMULA, MARKUP, exactness, explanation, parameters
+from hf_soup.methods import METHODS, Method
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "cli.md"
+METHODS_PAGE = ROOT / "docs" / "methods.md"
 _HEAD = """# Command line
 Made from `--help` by `python tests/unit/test_docs.py`; a test compares the two.
 
@@ -29,6 +32,94 @@ def reference() -> str:
         text = context.command.get_help(context).rstrip()
         parts.append(f"## {context.command_path}\n\n```\n{text}\n```\n")
     return "\n".join(parts)
+
+
+_METHODS_HEAD = r"""# Methods
+Made from the docstrings by `python tests/unit/test_docs.py`; a test compares the two. `hf-soup methods NAME` has the
+same at the terminal.
+
+A recipe says `method: NAME`, or `method: {name: NAME, parameter: value}`. A list of numbers in the place of one is
+tried on held-out data, `{depth: [first, …, last]}` changes it over the layers, and `overrides` gives tensors a method
+of their own ([selection](selection.md#tensors-combined-in-another-way)).
+
+Here $`\theta_i`$ is a tensor of an ingredient, $`\theta_0`$ of the ancestor, $`\tau_i = \theta_i - \theta_0`$ the task
+vector, $`w_i`$ the weight, $`n`$ the number of ingredients, $`\lambda`$ the parameter `scale`. What is elementwise is
+computed in slices; the other methods hold a whole tensor of every ingredient. Rows that one of them, or the ancestor,
+does not have are the mean over those who do, by any method.
+"""
+#: What GitHub's math refuses, or its Markdown would take for its own.
+_GITHUB = {
+    r"\,": r"\thinspace ",
+    r"\{": r"\lbrace ",
+    r"\}": r"\rbrace ",
+    r"\;": r"\enspace ",
+    "<": r"\lt ",
+    "|": r"\vert ",
+}
+
+
+def methods_page() -> str:
+    """All methods: a table to choose from, then what each says of itself."""
+    table = ["| method | ancestor | elementwise | source | when to use it |", "|---|---|---|---|---|"]
+    for name, method in METHODS.items():
+        said = explanation(method)
+        when = re.split(r"[.:;](?: |$)", said.sections["When"])[0]
+        author = re.split(r",", said.reference)[0]
+        link = re.search(r"\((http\S+)\)|(https://[^\s,]+)", _markdown(said.reference))
+        source = f"[{author}]({link[1] or link[2]})" if link else author
+        traits = ("needed" if method.needs_base else "", "yes" if method.elementwise else "")
+        table.append(f"| {' | '.join([f'[`{name}`](#{name})', *traits, source, _markdown(when)])} |")
+    return "\n".join([_METHODS_HEAD, *table, "", *map(_section, METHODS.values())])
+
+
+def _section(method: Method) -> str:
+    said = explanation(method)
+    parts = [f"## {method.name}", said.summary]
+    for number, part in enumerate(FORMULA.split(said.text)):
+        if number % 2:
+            parts.append(f"$$\n{_math(part)}\n$$")
+        else:
+            parts += [_markdown(each) for each in part.strip().split("\n\n") if each.strip()]
+    if rows := parameters(method):
+        lines = ["| parameter | default | values | |", "|---|---|---|---|"]
+        lines += [f"| `{name}` | {default} | {values} | {_markdown(about)} |" for name, default, values, about in rows]
+        parts.append("\n".join(lines))
+    takes = f"{method.takes} ingredients{', in their order' if method.ordered else ''}"
+    facts = {
+        "Use it": said.sections["When"],
+        "Not": said.sections["When not"],
+        "Takes": f"{takes}{', and their ancestor' if method.needs_base else ''}.",
+        "Same bytes": f"{exactness(method)}.",
+        "Refused": said.sections.get("Raises", "").removeprefix("ValueError: "),
+        "Source": said.reference,
+    }
+    parts.append("\n".join(f"- **{title}:** {_markdown(text)}" for title, text in facts.items() if text))
+    return "\n\n".join(map(str.strip, parts)) + "\n"
+
+
+def _markdown(text: str) -> str:
+    """Prose of a docstring, with GitHub's math, and links."""
+
+    def shown(found: re.Match[str]) -> str:
+        if found["math"]:
+            return f"$`{_math(found['math'])}`$"
+        return f"[`{found['code']}`](#{found['code']})" if found["code"] in METHODS else f"`{found['code']}`"
+
+    text = MARKUP.sub(shown, " ".join(text.split()))
+    text = re.sub(r"arXiv:([0-9.]+[0-9])", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
+    return re.sub(r"doi:(\S+\w)", r"[doi:\1](https://doi.org/\1)", text)
+
+
+def _math(latex: str) -> str:
+    latex = re.sub(r"\\operatorname\*?\{(\w+)\}", r"\\mathop{\\text{\1}}", " ".join(latex.split()))
+    for given, taken in _GITHUB.items():
+        latex = latex.replace(given, taken)
+    return " ".join(latex.split())
+
+
+def test_the_methods_page_is_what_docstrings_say() -> None:
+    """`python tests/unit/test_docs.py` writes it anew."""
+    assert METHODS_PAGE.read_text() == methods_page()
 
 
 def test_the_command_reference_is_what_help_says() -> None:
@@ -61,3 +152,4 @@ def test_every_option_of_a_documented_command_exists() -> None:
 
 if __name__ == "__main__":
     REFERENCE.write_text(reference())
+    METHODS_PAGE.write_text(methods_page())

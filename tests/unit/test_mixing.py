@@ -16,6 +16,7 @@ from hf_soup import merge as engine
 from hf_soup import plan as plan_module
 from hf_soup.blend import Blend
 from hf_soup.chance import uniform
+from hf_soup.combine import combine
 from hf_soup.errors import MergeError, RecipeError
 from hf_soup.headers import Rows, TensorInfo, read_header
 from hf_soup.merge import merge
@@ -223,7 +224,7 @@ def test_a_cutoff_is_the_kth_largest(density: float) -> None:
     assert [cutoff(equal, each) for each in (0.25, 0.5, 0.75)] == [1.0, 1.0, 0.0]
 
 
-@pytest.mark.parametrize("method", OWN)
+@pytest.mark.parametrize("method", [*OWN, *(name for name in METHODS if name != "slerp")])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_number_that_the_method_would_hide_is_found(shelf: Shelf, method: str, bad: float) -> None:
     shelf.models[1]["layers.1.weight"][3, 5] = bad
@@ -232,7 +233,7 @@ def test_a_number_that_the_method_would_hide_is_found(shelf: Shelf, method: str,
         shelf.cook(shelf.plan(method))
 
 
-@pytest.mark.parametrize("method", OWN)
+@pytest.mark.parametrize("method", [*OWN, *(name for name in METHODS if name != "slerp")])
 def test_an_infinity_that_all_have_stays(shelf: Shelf, method: str) -> None:
     for number, model in enumerate(shelf.models):
         model["layers.1.weight"][3, 5] = -float("inf")
@@ -306,6 +307,8 @@ def test_a_parameter_changes_over_the_layers() -> None:
     [
         ({"name": "tis"}, "`method` is 'tis'"),
         ({"name": "wise_ft", "alfa": 1.0}, "wise_ft has no parameter 'alfa'"),
+        ({"name": "wise_ft", "seed": 1}, "wise_ft has no parameter 'seed'"),
+        ({"name": "wise_ft", "alpha": float("inf")}, "'alpha' is inf; it is a finite number"),
         ({"name": "wise_ft", "alpha": "x"}, "'alpha' is 'x'; it is of type float"),
         ({"name": "wise_ft", "alpha": True}, "'alpha' is True"),
         ({"name": "wise_ft", "alpha": {"deep": [0, 1]}}, "{depth: [first, …, last]}"),
@@ -313,6 +316,7 @@ def test_a_parameter_changes_over_the_layers() -> None:
         ({"name": "wise_ft", "alpha": {"depth": [0.5, "x"]}}, "'alpha' is 'x'"),
         ({"name": "bounded", "share": 0.0}, "bounded: 'share' is 0.0; it is in (0, 1]"),
         ({"name": "bounded", "share": [0.5, 1.5]}, "bounded: 'share' is 1.5; it is in (0, 1]"),
+        ({"name": "bounded", "how": ["round", "square"]}, "'how' is ['round', 'square']; it is one of round, square"),
         ({"name": "bounded", "how": "up"}, "bounded: 'how' is 'up'; it is one of round, square"),
         ({"name": "pair"}, "pair is defined for 3 ingredients, and there are 2"),
     ],
@@ -323,9 +327,16 @@ def test_what_is_wrong_with_a_method_is_said(method: Any, said: str, monkeypatch
     with pytest.raises(RecipeError) as error:
         require_methods(recipe(method=method))
     assert said in str(error.value)
+    assert ("A recipe has 'seed' beside `method`" in str(error.value)) == ("seed" in method)
     with pytest.raises(RecipeError) as error:
         require_methods(recipe(overrides=[{"tensors": "*", "method": method}]))
     assert said.replace("`method`", "`overrides: '*'`") in str(error.value) or isinstance(method.get("share"), list)
+
+
+def test_an_ingredient_without_a_weight_does_not_count() -> None:
+    given = ["acme/a", {"model": "acme/b", "weight": 0}]
+    with pytest.raises(RecipeError, match="slerp is defined for 2 ingredients, and there is 1 that has a weight"):
+        require_methods(Recipe(ingredients=given, method="slerp"))
 
 
 def bounded(
@@ -334,3 +345,25 @@ def bounded(
 ) -> Tensor:  # fmt: skip
     """Nothing."""
     return linear(tensors, weights)
+
+
+@pytest.mark.parametrize("method", ["iso_c", "karcher"])
+def test_what_a_method_of_tensors_is_done_with_is_let_go(shelf: Shelf, method: str) -> None:
+    """So that an ingredient's tensor and its task vector are not held both."""
+    plan = shelf.plan(method)
+    run = plan.runs[[tensor.name for tensor in plan.tensors].index("layers.0.weight")]
+    assert run.whole
+    parts = {number: model["layers.0.weight"].reshape(-1) for number, model in enumerate(shelf.models)}
+    parts = {number: parts[number] for number in range(len(plan.sources))}
+    shares = dict(enumerate(plan.weights))
+    kept = combine(plan, run, dict(parts), shares, mixed=range(len(parts)))
+    assert torch.equal(combine(plan, run, parts, shares, mixed=range(len(parts)), release=True), kept)
+    assert not parts
+
+
+def test_rows_that_are_not_numbers_are_named_before_anything_is_decomposed(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path)
+    shelf.models[1]["embed.weight"][700, 5] = float("nan")
+    shelf.add(1)
+    with pytest.raises(MergeError, match=r"'embed.weight' of 1 holds nan at \[700, 5\]"):
+        shelf.cook(shelf.plan("iso_c"))

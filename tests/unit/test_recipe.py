@@ -236,3 +236,20 @@ def test_shares_of_tensors_are_one_line_each() -> None:
     recipe = Recipe(ingredients=["acme/a", "acme/b"], layers={"head.*": (0.25, 0.75)})
     assert "  head.*: [0.25, 0.75]\n" in recipe.to_yaml()
     assert Recipe.parse(recipe.to_yaml()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-6", 1e-6),
+        ("2E3", 2000.0),
+        ("-.5e1", -5.0),
+        ("1.5e3", 1500.0),
+        ("1e", "1e"),
+        ("a1e5", "a1e5"),
+        ("'1e5'", "1e5"),
+    ],
+)
+def test_a_number_is_a_number_without_point_and_sign(text: str, value: object) -> None:
+    """As people write it; by YAML 1.1 it would be a text."""
+    assert parse_yaml(text) == value

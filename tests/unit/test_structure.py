@@ -35,6 +35,7 @@ ONLY = {
     "click": ("hf_soup.cli", "hf_soup.commands", "hf_soup.arguments"),
     "jinja2": ("hf_soup.card",),
     "accelerate": ("hf_soup.world",),
+    "pylatexenc": ("hf_soup.explained",),
     "matplotlib": ("hf_soup.card", "hf_soup.plots"),
     "sklearn": ("hf_soup.scoring", "hf_soup.demo"),
 }
@@ -45,6 +46,7 @@ MAY = {
     "hf_soup.plain_yaml": {"yaml"},
     "hf_soup.methods": {"torch"},
     "hf_soup.selection": {"torch", "numpy", "hf_soup.errors"},
+    "hf_soup.explained": {"pylatexenc", "hf_soup.methods", "hf_soup.selection"},
     "hf_soup.local_hub": {"starlette", "uvicorn", "yaml", "hf_soup.errors", "hf_soup.licenses"},
     "hf_soup.licenses": set(),
     "hf_soup.staging": {"hf_soup.errors"},

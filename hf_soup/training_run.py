@@ -1,0 +1,266 @@
+"""The folder that a Trainer wrote: its checkpoints, in the order of their steps, are the ingredients.
+
+That holds for a folder that has ``checkpoint-N`` folders and no model at its top, and with a method that averages over
+a run for every folder that has them. Of a checkpoint only the model is looked at; optimizer and random states are not.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hf_soup.checkpoint import Checkpoint, open_checkpoint
+from hf_soup.compatibility import Reason, some
+from hf_soup.errors import RecipeError, ResolveError
+from hf_soup.mixing import require_named
+from hf_soup.recipe import MAX_INGREDIENTS, Ingredient, Named, Recipe, is_here
+
+#: What the Trainer writes into a checkpoint after everything else.
+_WRITTEN_LAST = "trainer_state.json"
+_NAME = "checkpoint-([0-9]{1,18})"
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A Trainer's folder: its name, its whole checkpoints by their steps, and why the last one is left out."""
+
+    name: str
+    checkpoints: tuple[Path, ...]
+    half: str | None = None
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Which checkpoints a method averages; several values of a parameter are to be tried."""
+
+    lasts: tuple[int, ...]
+    strides: tuple[int, ...]
+    tried: bool
+
+    def of(self, group: Sequence[Ingredient]) -> list[Ingredient]:
+        """Those that go in; where several values are to be tried, with any of them."""
+        from hf_soup.methods._recent import recent
+
+        if len(self.strides) > 1:
+            return list(group)
+        most = 0 if 0 in self.lasts else max(self.lasts)
+        return [group[number] for number in recent(len(group), most, self.strides[0])]
+
+    def short(self, name: str, count: int) -> list[Reason]:
+        """Whether more are asked for than there are."""
+        there = -(-count // min(self.strides))
+        if max(self.lasts) <= there:
+            return []
+        at_stride = "" if self.strides == (1,) else f", of which {there} are as far apart as `stride` says"
+        return [_note(f"`last` is {max(self.lasts)} and {name} has {count}{at_stride}: all of them go in.", name)]
+
+
+def within_a_run(reasons: Sequence[Reason], checkpoints: Sequence[Checkpoint]) -> list[Reason]:
+    """What a check found, where all are checkpoints in one Trainer's folder.
+
+    They have one ancestor, whichever it is, and nobody moves neurons between two steps: parts that have nothing in
+    common were trained that far, which is no reason to refuse. Strangers are, as a folder may have been used twice.
+    """
+    folders = [each.folder for each in checkpoints if each.folder and re.fullmatch(_NAME, each.folder.name)]
+    if len(folders) < len(checkpoints) or len({folder.parent for folder in folders}) > 1:
+        return list(reasons)
+    found = [reason for reason in reasons if reason.code != "ancestor-unknown"]
+    return [_moved(reason) if reason.code == "parts-apart" else reason for reason in found]
+
+
+def _moved(reason: Reason) -> Reason:
+    message = (
+        f"{some(reason.ingredients)}: parts have nothing in common with the other checkpoints', as after a beginning "
+        "from random numbers or a high learning rate. With `--method swa --set last=N` the first ones are left out; "
+        "`--select greedy` finds out who helps."
+    )
+    return replace(reason, message=message, refuses=False)
+
+
+def averages_run(recipe: Recipe) -> bool:
+    """Whether its method is one over a run's checkpoints: it takes how many are the `last`."""
+    if recipe.method.name == "linear":
+        return False
+    from hf_soup.methods import METHODS  # late, as torch takes a second to import and a check needs none
+
+    method = METHODS.get(recipe.method.name)
+    return method is not None and "last" in method.parameters
+
+
+def unroll(recipe: Recipe, *, checks: bool = False) -> tuple[Recipe, tuple[Reason, ...]]:
+    """Put the checkpoints of runs in the place of their folders, and say so.
+
+    With a method that averages over a run only those are ingredients that its ``last`` and ``stride`` pick: of each
+    run, or, where there is none, of the ingredients as they stand. Its parameters are then those that pick all. Where
+    several values are to be tried, the ingredients are those that any of them picks.
+
+    Args:
+        recipe: As it was asked for.
+        checks: It is only checked. A run alone stands for its checkpoints then, as one model is no soup.
+
+    Raises:
+        RecipeError: The method cannot have these parameters, or what is left is no soup.
+        ResolveError: The method asks for a run, and the folder is none.
+    """
+    window, alone = _window(recipe), len(recipe.ingredients) == 1
+    meant = window is not None or (checks and alone)
+    runs = [_run(each, meant, recipe.allow_pickle) for each in recipe.ingredients]
+    if window is None and not any(runs):
+        return recipe, _beside(recipe) if alone else ()
+    if window and alone and not runs[0] and _is_folder(recipe.ingredients[0]):
+        raise ResolveError(
+            f"'{recipe.ingredients[0]}' has no `checkpoint-…` folders, and {recipe.method.name} averages those.",
+            hint="Name the folder that the Trainer wrote them to, or models in the order of their steps.",
+        )
+    if recipe.layers:
+        raise RecipeError(
+            "`layers` gives each ingredient its shares, and a run is as many ingredients as it has checkpoints.",
+            hint="Name the checkpoints in the run's place.",
+        )
+    notes = [note for run in runs if run for note in _half(run)]
+    if any(runs):
+        groups = [_spelled(each, run) if run else [each] for each, run in zip(recipe.ingredients, runs, strict=True)]
+    else:
+        groups, runs = [list(recipe.ingredients)], [_Run("the recipe", ())]
+    kept = groups
+    if window:
+        if window.tried and len(groups) > 1:
+            raise RecipeError(
+                f"`last` or `stride` has values to choose from, for one run; there are {len(groups)} ingredients.",
+                hint="Name one run, or give one value.",
+            )
+        kept = [window.of(group) if run else group for group, run in zip(groups, runs, strict=True)]
+        if "last" in recipe.method.parameters:
+            notes += [
+                note for g, run in zip(groups, runs, strict=True) if run for note in window.short(run.name, len(g))
+            ]
+    notes += [_said(run, group) for run, group in zip(runs, kept, strict=True) if run and run.checkpoints]
+    ingredients = tuple(each for group in kept for each in group)
+    changes: dict[str, object] = {"ingredients": ingredients}
+    if window and not window.tried:
+        parameters = {**recipe.method.parameters, "last": 0, "stride": 1}
+        changes["method"] = Named(name=recipe.method.name, **parameters)
+    if isinstance(recipe.head, int):
+        changes["heads"] = _head(recipe.ingredients[recipe.head], recipe.head, runs, kept)
+    if window and len(ingredients) == 1 and not recipe.resolved:
+        left_out = " ".join(note.message for note in notes if note.code == "half-written")
+        raise RecipeError(
+            f"{recipe.method.name} averages checkpoints, and one goes in: {ingredients[0]}. {left_out}".strip(),
+            hint="An average needs two: let the run save more of them, or set a larger `last` or a smaller `stride`.",
+        )
+    if len(ingredients) > MAX_INGREDIENTS:
+        raise RecipeError(
+            f"With their checkpoints there are {len(ingredients):,} ingredients; a recipe has {MAX_INGREDIENTS:,} at "
+            "most.",
+            hint="`--method swa --set last=10` takes the last ten, `--set stride=10` every tenth.",
+        )
+    return recipe.model_copy(update=changes), tuple(notes)
+
+
+def _window(recipe: Recipe) -> _Window | None:
+    if not averages_run(recipe):
+        return None
+    from hf_soup.methods import METHODS
+
+    require_named("method", recipe.method, METHODS, several=True)
+    parameters = {**METHODS[recipe.method.name].parameters, **recipe.method.parameters}
+    last, stride = parameters["last"], parameters["stride"]
+    tried = isinstance(last, list) or isinstance(stride, list)
+    lasts, strides = (tuple(value) if isinstance(value, list) else (value,) for value in (last, stride))
+    return _Window(lasts, strides, tried)
+
+
+def _folder(each: Ingredient) -> Path:
+    return Path(os.path.expanduser(each.model))  # noqa: PTH111 -- the other raises for an unknown user
+
+
+def _is_folder(each: Ingredient) -> bool:
+    return each.revision is None and is_here(str(_folder(each))) and _folder(each).is_dir()
+
+
+def _checkpoints(each: Ingredient) -> list[Path]:
+    """The checkpoints in a folder, by their steps as numbers; none where the folder is pinned, as a model is."""
+    if not _is_folder(each):
+        return []
+    steps = {
+        path: int(found[1])
+        for path in _folder(each).glob("checkpoint-*")
+        if (found := re.fullmatch(_NAME, path.name)) and path.is_dir()
+    }
+    return sorted(steps, key=lambda path: (steps[path], path.name))
+
+
+def _run(each: Ingredient, meant: bool, allow_pickle: bool) -> _Run | None:
+    """The run that an ingredient stands for; ``meant``: also where the folder has a model at its top."""
+    found = _checkpoints(each)
+    if not found or (not meant and (_folder(each) / "config.json").is_file()):
+        return None
+    why = _unfinished(found, allow_pickle)
+    return _Run(_folder(each).resolve().name, tuple(found[:-1] if why else found), why and f"{found[-1].name}: {why}")
+
+
+def _unfinished(found: Sequence[Path], allow_pickle: bool) -> str | None:
+    """Why the last checkpoint is only half there; what is wrong with the one before it too is no sign of that."""
+    if len(found) < 2:
+        return None
+    last, before = found[-1], found[-2]
+    if error := _fault(last, allow_pickle):
+        return None if _fault(before, allow_pickle) else error
+    if (before / _WRITTEN_LAST).is_file() and not (last / _WRITTEN_LAST).is_file():
+        return f"it has no {_WRITTEN_LAST}, which is written last."
+    return None
+
+
+def _fault(folder: Path, allow_pickle: bool) -> str | None:
+    try:
+        open_checkpoint(Ingredient.model_construct(model=str(folder)), allow_pickle=allow_pickle)
+    except ResolveError as error:
+        # Notes are published, and paths are not.
+        shown = error.message
+        for path in (folder.resolve(), folder):
+            shown = shown.replace(f"'{path}'", "it").replace(str(path), folder.name)
+        return shown.removeprefix("it: ")
+    return None
+
+
+def _spelled(each: Ingredient, run: _Run) -> list[Ingredient]:
+    """An ingredient for each checkpoint, with the run's share."""
+    return [each.model_copy(update={"model": str(path)}) for path in run.checkpoints]
+
+
+def _head(named: Ingredient, number: int, runs: Sequence[_Run | None], kept: Sequence[Sequence[Ingredient]]) -> str:
+    """Whose head is kept where that was a run's: its last checkpoint's."""
+    if len(kept) > number and runs[number] and (run := runs[number]) and run.checkpoints:
+        return kept[number][-1].model
+    if all(named not in group for group in kept):
+        raise RecipeError(f"`heads` is '{named}', which does not go in, as `last` and `stride` say.")
+    return str(named)
+
+
+# ---- what is said -----------------------------------------------------------------------------------------------
+
+
+def _note(message: str, *who: str) -> Reason:
+    return Reason("training-run", message, who)
+
+
+def _half(run: _Run) -> list[Reason]:
+    message = f"Left out of {run.name} as half-written: {run.half}"
+    return [Reason("half-written", message, (run.name,))] if run.half else []
+
+
+def _said(run: _Run, kept: Sequence[Ingredient]) -> Reason:
+    names, count = [Path(each.model).name for each in kept], len(run.checkpoints)
+    which = "its checkpoints go" if len(names) == count else f"{len(names)} of its {count} checkpoints go"
+    return _note(f"{run.name} is a run: {which} in, {some(names, 12)}.", run.name)
+
+
+def _beside(recipe: Recipe) -> tuple[Reason, ...]:
+    """That a model has checkpoints beside it, which may be what is meant."""
+    (each,) = recipe.ingredients
+    count, name = len(_checkpoints(each)), _folder(each).resolve().name
+    message = f"{name} has a model and {count} checkpoints of a run; `--method swa`, lawa or ema averages those."
+    return (_note(message, name),) if count else ()

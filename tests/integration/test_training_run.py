@@ -1,0 +1,489 @@
+"""Averages over one run: what a real Trainer wrote, through the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import hf_soup
+from hf_soup import Recipe, RecipeError, ResolveError, Update
+from hf_soup.training_run import unroll
+
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+
+Cli = Callable[..., Any]
+STEPS = [2, 4, 6, 8, 10, 12]
+
+
+@pytest.fixture(scope="session")
+def trainer_folder(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run of transformers' Trainer, with optimizer, scheduler and random states, and a tokenizer."""
+    from transformers import BertForSequenceClassification, BertTokenizer, Trainer, TrainingArguments
+
+    folder = tmp_path_factory.mktemp("runs") / "exp1"
+    tokenizer = BertTokenizer.from_pretrained(family / "base")
+    lines = [line.rsplit(",", 1) for line in (family / "rows.csv").read_text().splitlines()[1:]]
+    arguments = TrainingArguments(
+        str(folder), max_steps=STEPS[-1], save_steps=2, per_device_train_batch_size=8, learning_rate=1e-3,
+        lr_scheduler_type="constant", report_to=[], use_cpu=True, disable_tqdm=True, logging_strategy="no",
+    )  # fmt: skip
+    model = BertForSequenceClassification.from_pretrained(family / "base")
+    rows = [{**tokenizer(text), "labels": int(label)} for text, label in lines]
+    Trainer(model, arguments, train_dataset=rows, processing_class=tokenizer).train()
+    for name in ("optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json", "training_args.bin"):
+        assert (folder / "checkpoint-2" / name).is_file()
+    return folder
+
+
+@pytest.fixture
+def run(trainer_folder: Path, tmp_path: Path) -> Path:
+    """A copy of it that may be changed."""
+    return shutil.copytree(trainer_folder, tmp_path / "runs" / "exp1")
+
+
+def mean(run: Path, steps: Sequence[int], shares: Mapping[int, float] | None = None) -> dict[str, torch.Tensor]:
+    """The mean of checkpoints in float64, rounded once."""
+    total: dict[str, torch.Tensor] = {}
+    each = dict.fromkeys(steps, 1.0) | dict(shares or {})
+    for step in steps:
+        for name, tensor in load_file(run / f"checkpoint-{step}" / "model.safetensors").items():
+            total[name] = total.get(name, 0.0) + each[step] * tensor.double()
+    return {name: (tensor / sum(each.values())).float() for name, tensor in total.items()}
+
+
+def require_mean(soup: Path, run: Path, steps: Sequence[int], shares: Mapping[int, float] | None = None) -> None:
+    found, expected = load_file(soup / "model.safetensors"), mean(run, steps, shares)
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-6, atol=1e-9)
+
+
+def steps_in(recipe: Recipe) -> list[int]:
+    return [int(each.model.rpartition("-")[2]) for each in recipe.ingredients]
+
+
+def picked(run: Path, **method: Any) -> list[int]:
+    return steps_in(unroll(Recipe(ingredients=[str(run)], method={"name": "swa", **method}))[0])
+
+
+# ---- which checkpoints -------------------------------------------------------------------------------------------
+
+
+def test_the_last_checkpoints_in_the_order_of_their_steps(cli: Cli, run: Path, tmp_path: Path) -> None:
+    done = cli("cook", run, "--method", "swa", "--set", "last=5", "-o", "soup", "--quiet")
+    assert done.code == 0
+    assert "exp1 is a run: 5 of its 6 checkpoints go in, checkpoint-4, checkpoint-6, checkpoint-8" in done.err
+    assert "ancestor-unknown" not in done.err
+    require_mean(tmp_path / "soup", run, STEPS[1:])
+    recipe = Recipe.load(tmp_path / "soup" / "soup.yaml")
+    assert [each.model for each in recipe.ingredients] == [f"local:checkpoint-{step}" for step in STEPS[1:]]
+    assert all((each.revision or "").startswith("sha256:") for each in recipe.ingredients)
+    assert recipe.method.parameters == {"last": 0, "stride": 1}
+    said = "".join(path.read_text() for path in (tmp_path / "soup").glob("*.[jym]*") if path.suffix != ".safetensors")
+    assert str(tmp_path) not in said, "paths are nobody's business"
+    names = {path.name for path in (tmp_path / "soup").iterdir()}
+    assert {"config.json", "tokenizer.json", "model.safetensors"} <= names
+    assert not names & {"optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json", "training_args.bin"}
+    assert cli("cook", run, "--method", "ema", "--set", "decay=0.5", "-o", "moving", "--quiet").code == 0
+    require_mean(tmp_path / "moving", run, STEPS, {step: 2.0**place for place, step in enumerate(STEPS)})
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ({}, STEPS),
+        ({"last": 2}, [10, 12]),
+        ({"stride": 2}, [4, 8, 12]),
+        ({"last": 2, "stride": 3}, [6, 12]),
+        ({"name": "lawa"}, STEPS),
+        ({"name": "lawa", "last": 3}, [8, 10, 12]),
+        ({"name": "ema", "last": 0, "decay": 0.9}, STEPS),
+        ({"last": [2, 4]}, [6, 8, 10, 12]),
+        ({"last": [2, 0], "stride": 2}, [4, 8, 12]),
+        ({"last": 2, "stride": [1, 2]}, STEPS),
+    ],
+    ids=str,
+)
+def test_which_ones(trainer_folder: Path, method: dict[str, Any], expected: list[int]) -> None:
+    assert picked(trainer_folder, **method) == expected
+
+
+def test_only_folders_of_checkpoints_count(run: Path) -> None:
+    """By number, not by letters; whatever else lies there is not looked at."""
+    (run / "checkpoint-4").rename(run / "checkpoint-1000")
+    (run / "checkpoint-99999").write_text("a file")
+    (run / "checkpoint-best").mkdir()
+    (run / "tmp-checkpoint-7").mkdir()
+    (run / "checkpoint-٣").mkdir()
+    assert picked(run) == [2, 6, 8, 10, 12, 1000]
+
+
+# ---- half-written ------------------------------------------------------------------------------------------------
+
+
+def _cut(last: Path) -> None:
+    weights = last / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def _cut_early(last: Path) -> None:
+    weights = last / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5])
+
+
+def _shards(last: Path) -> None:
+    (last / "model.safetensors").unlink()
+    index = {"weight_map": {"bert.pooler.dense.bias": "model-00002-of-00002.safetensors"}}
+    (last / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda last: (last / "config.json").unlink(), "it has no config.json"),
+        (lambda last: (last / "config.json").write_text('{"model_type'), "config.json is not valid JSON"),
+        (lambda last: (last / "model.safetensors").unlink(), "it has no weights"),
+        (_cut, "model.safetensors is not a valid safetensors file"),
+        (_cut_early, "it has 5 bytes"),
+        (_shards, "names 1 files that are not there"),
+        (lambda last: [each.unlink() for each in last.iterdir()], "it has no config.json"),
+        (lambda last: (last / "trainer_state.json").unlink(), "trainer_state.json, which is written last"),
+    ],
+    ids=["config", "half a config", "weights", "cut", "cut in the header", "shards", "empty", "state"],
+)
+def test_a_half_written_last_one_is_left_out(run: Path, spoil: Callable[[Path], Any], why: str) -> None:
+    spoil(run / "checkpoint-12")
+    recipe, notes = unroll(Recipe(ingredients=[str(run)], method={"name": "swa", "last": 2}))
+    assert steps_in(recipe) == [8, 10]
+    said = next(note.message for note in notes if note.code == "half-written")
+    assert said.startswith("Left out of exp1 as half-written: checkpoint-12: ")
+    assert why in said
+    assert str(run.parent) not in said
+
+
+def test_the_command_line_says_what_it_leaves_out(cli: Cli, run: Path, tmp_path: Path) -> None:
+    _cut(run / "checkpoint-12")
+    done = cli("cook", run, "--method", "lawa", "--set", "last=2", "-o", "soup", "--quiet")
+    assert done.code == 0
+    assert "note: [half-written] Left out of exp1 as half-written: checkpoint-12: model.safetensors is not" in done.err
+    require_mean(tmp_path / "soup", run, [8, 10])
+    assert "[half-written]" in cli("check", run).out
+
+
+def test_one_that_is_broken_elsewhere_is_an_error(cli: Cli, run: Path) -> None:
+    """Nobody is writing to it any more, so something else is wrong; unless it does not go in."""
+    _cut(run / "checkpoint-8")
+    done = cli("cook", run, "--method", "swa", "-o", "soup", "--quiet")
+    assert done.code == 1
+    assert "checkpoint-8': model.safetensors is not a valid safetensors file" in done.err
+    assert cli("cook", run, "--method", "swa", "--set", "last=2", "-o", "soup", "--quiet").code == 0
+
+
+def test_what_all_have_is_no_sign_of_being_half_written(cli: Cli, run: Path) -> None:
+    for each in run.iterdir():
+        (each / "model.safetensors").rename(each / "pytorch_model.bin")
+    done = cli("cook", run, "--method", "swa", "-o", "soup", "--quiet")
+    assert done.code == 1
+    assert "half-written" not in done.err
+    assert "a pickle can run code" in done.err
+
+
+# ---- errors ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["last=-1"], "swa: 'last' is -1; it is in [0, inf)."),
+        (["last=2.5"], "swa: 'last' is 2.5; it is of type int"),
+        (["last=all"], "swa: 'last' is 'all'; it is of type int"),
+        (["stride=0"], "swa: 'stride' is 0; it is in [1, inf)."),
+        (["newest=5"], "swa has no parameter 'newest'."),
+        (["last={depth: [1, 2]}"], "swa: 'last' is {'depth': [1, 2]}"),
+        (["last=1"], "swa averages checkpoints, and one goes in: "),
+        (["stride=6"], "swa averages checkpoints, and one goes in: "),
+        (["last=[2, 3]"], "the recipe has no `score` to choose by"),
+    ],
+    ids=str,
+)
+def test_what_makes_no_sense_is_said(cli: Cli, run: Path, settings: list[str], said: str) -> None:
+    options = [part for setting in settings for part in ("--set", setting)]
+    done = cli("cook", run, "--method", "swa", *options, "-o", "soup", "--quiet")
+    assert done.code == 1
+    assert said in done.err
+
+
+def test_no_checkpoint_and_one(cli: Cli, run: Path, family: Path) -> None:
+    done = cli("cook", family / "a", "--method", "swa", "-o", "soup", "--quiet")
+    assert done.code == 1
+    assert "has no `checkpoint-…` folders, and swa averages those" in done.err
+    for step in STEPS[2:]:
+        shutil.rmtree(run / f"checkpoint-{step}")
+    _cut(run / "checkpoint-4")
+    done = cli("cook", run, "--method", "swa", "-o", "soup", "--quiet")
+    assert done.code == 1
+    assert "checkpoint-2. Left out of exp1 as half-written: checkpoint-4:" in done.err
+    shutil.rmtree(run / "checkpoint-4")
+    assert "one goes in" in cli("cook", run, "--method", "swa", "-o", "soup", "--quiet").err
+    done = cli("cook", run, "-o", "soup", "--quiet")
+    assert done.code == 1
+    assert "exp1 is a run: its checkpoints go in, checkpoint-2." in done.err
+    assert "A soup needs two models or more" in done.err
+
+
+def test_more_than_there_are_is_all_of_them_and_said(cli: Cli, run: Path, tmp_path: Path) -> None:
+    done = cli("cook", run, "--method", "swa", "--set", "last=50", "-o", "soup", "--quiet")
+    assert done.code == 0
+    assert "`last` is 50 and exp1 has 6: all of them go in." in done.err
+    require_mean(tmp_path / "soup", run, STEPS)
+    done = cli("cook", run, "--method", "swa", "--set", "last=3", "--set", "stride=3", "-o", "far", "--quiet")
+    assert "`last` is 3 and exp1 has 6, of which 2 are as far apart as `stride` says: all" in done.err
+
+
+def test_shares_by_ingredient_do_not_fit_a_run(trainer_folder: Path, family: Path) -> None:
+    layers = {"*": (1.0, 2.0)}
+    with pytest.raises(RecipeError, match="`layers` gives each ingredient its shares"):
+        unroll(Recipe(ingredients=[str(trainer_folder), str(family / "a")], layers=layers))
+
+
+# ---- what a folder stands for ------------------------------------------------------------------------------------
+
+
+def test_a_model_at_the_top_is_one_unless_a_run_is_averaged(cli: Cli, run: Path, family: Path, tmp_path: Path) -> None:
+    """As after `save_model`."""
+    for each in (run / "checkpoint-12").glob("*.json"):
+        shutil.copy(each, run)
+    shutil.copy(run / "checkpoint-12" / "model.safetensors", run)
+    done = cli("cook", run, family / "a", "-o", "soup", "--quiet")
+    assert done.code == 0
+    assert "local:exp1 1, local:a 1" in done.out
+    assert "training-run" not in done.err
+    done = cli("cook", run, "-o", "no", "--quiet")
+    assert done.code == 1
+    assert "exp1 has a model and 6 checkpoints of a run; `--method swa`, lawa or ema averages those." in done.err
+    done = cli("check", run, "-o", "recipe.yaml")
+    assert done.code == 0
+    assert steps_in(Recipe.load(tmp_path / "recipe.yaml")) == STEPS
+    done = cli("cook", run, "--method", "lawa", "--set", "last=2", "-o", "lawa", "--quiet")
+    assert done.code == 0
+    require_mean(tmp_path / "lawa", run, [10, 12])
+
+
+def test_without_a_model_at_the_top_any_method_takes_the_checkpoints(cli: Cli, run: Path, tmp_path: Path) -> None:
+    done = cli("cook", run, "-o", "soup", "--quiet")
+    assert done.code == 0
+    assert "note: [training-run] exp1 is a run: its checkpoints go in" in done.err
+    require_mean(tmp_path / "soup", run, STEPS)
+    for step in STEPS[2:]:
+        shutil.rmtree(run / f"checkpoint-{step}")
+    assert cli("cook", run, "--method", "slerp", "-o", "between", "--quiet").code == 0
+
+
+def test_a_check_needs_no_base(cli: Cli, run: Path) -> None:
+    done = cli("check", run, "--json")
+    assert done.code == 0
+    assert done.json["verdict"] == "likely"
+    assert [each["model"] for each in done.json["ingredients"]] == [f"local:checkpoint-{step}" for step in STEPS]
+    assert {each["code"] for each in done.json["reasons"]} == {"training-run"}
+
+
+def test_what_training_moved_far_is_said_and_strangers_are_refused(cli: Cli, run: Path) -> None:
+    """As in a run from scratch; or in a folder that was used for two."""
+
+    def spoil(parts: str) -> None:
+        path = run / "checkpoint-2" / "model.safetensors"
+        tensors = load_file(path)
+        generator = torch.Generator().manual_seed(7)
+        for name in sorted(name for name in tensors if parts in name and tensors[name].ndim == 2):
+            tensors[name] = 0.02 * torch.randn(tensors[name].shape, generator=generator)
+        save_file(tensors, path, {"format": "pt"})
+
+    spoil("attention.self.key")
+    done = cli("check", run, "--json")
+    assert done.json["verdict"] == "likely"
+    (found,) = (each for each in done.json["reasons"] if each["code"] == "parts-apart")
+    assert found["message"].startswith("local:checkpoint-2: parts have nothing in common with the other checkpoints'")
+    spoil("")
+    done = cli("check", run, "--json")
+    assert done.json["verdict"] == "refused"
+    assert done.json["reasons"][0]["code"] == "strangers"
+    assert cli("cook", run, "--method", "swa", "--set", "last=5", "-o", "soup", "--quiet").code == 0
+
+
+def test_two_runs_stay_apart(cli: Cli, run: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run, tmp_path / "runs" / "exp2")
+    for folder in other.iterdir():
+        tensors = {name: tensor * 1.01 for name, tensor in load_file(folder / "model.safetensors").items()}
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    done = cli("cook", run, other, "--method", "swa", "--set", "last=2", "-o", "soup", "--quiet", "--json")
+    assert done.code == 0
+    assert len(done.json["weights"]) == 4
+    assert {name.partition("@")[0] for name in done.json["weights"]} == {"local:checkpoint-10", "local:checkpoint-12"}
+    found, (one, two) = (
+        load_file(tmp_path / "soup" / "model.safetensors"),
+        (mean(each, [10, 12]) for each in (run, other)),
+    )
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, (one[name] + two[name]) / 2, rtol=1e-5, atol=1e-7)
+    done = cli("cook", run, other, "--method", "swa", "--set", "last=[2, 3]", "-o", "no", "--quiet")
+    assert "has values to choose from, for one run; there are 2 ingredients" in done.err
+
+
+def test_models_in_their_order_are_a_run_too(cli: Cli, run: Path, tmp_path: Path) -> None:
+    models = [run / f"checkpoint-{step}" for step in STEPS]
+    done = cli("cook", *models, "--method", "swa", "--set", "last=2", "-o", "soup", "--quiet")
+    assert done.code == 0
+    require_mean(tmp_path / "soup", run, [10, 12])
+    assert len(Recipe.load(tmp_path / "soup" / "soup.yaml").ingredients) == 2
+
+
+def test_the_weight_of_a_run_is_that_of_each_checkpoint(run: Path, family: Path) -> None:
+    recipe = Recipe(ingredients=[{"model": str(run), "weight": 3}, str(family / "a")], heads=str(run))
+    found, _ = unroll(recipe)
+    assert [each.weight for each in found.ingredients] == [3.0] * 6 + [1.0]
+    assert found.head == 5, "the head is that of the last checkpoint"
+
+
+def test_a_head_that_does_not_go_in_is_not_kept(run: Path) -> None:
+    models = [str(run / f"checkpoint-{step}") for step in STEPS]
+    method = {"name": "swa", "last": 2}
+    assert unroll(Recipe(ingredients=models, heads=models[-1], method=method))[0].head == 1
+    with pytest.raises(RecipeError, match="checkpoint-2', which does not go in"):
+        unroll(Recipe(ingredients=models, heads=models[0], method=method))
+
+
+def test_a_run_of_too_many_checkpoints(run: Path) -> None:
+    for step in range(100, 1101):
+        (run / f"checkpoint-{step}").mkdir()
+    shutil.copytree(run / "checkpoint-12", run / "checkpoint-2000")
+    with pytest.raises(RecipeError, match="With their checkpoints there are 1,008 ingredients"):
+        unroll(Recipe(ingredients=[str(run)]))
+    assert picked(run, last=3) == [1099, 1100, 2000]
+
+
+# ---- again -------------------------------------------------------------------------------------------------------
+
+
+def test_it_is_cooked_again_and_verified(cli: Cli, run: Path, tmp_path: Path) -> None:
+    first = cli("cook", run, "--method", "ema", "--set", "last=3", "-o", "soup", "--quiet", "--json")
+    text = (tmp_path / "soup" / "soup.yaml").read_text()
+    (tmp_path / "again.yaml").write_text(text.replace("local:", f"{run}/"))
+    shutil.copytree(run / "checkpoint-12", run / "checkpoint-14")  # the run went on, and the recipe does not
+    again = cli("cook", "again.yaml", "-o", "again", "--quiet", "--json")
+    assert again.json["digest"] == first.json["digest"]
+    maps = [part for step in (8, 10, 12) for part in ("--map", f"checkpoint-{step}={run}/checkpoint-{step}")]
+    done = cli("verify", "soup", *maps, "--json", "--quiet")
+    assert done.code == 0
+    assert done.json["verdict"] == "identical"
+    done = cli("verify", "soup", *maps[:-1], f"checkpoint-12={run}/checkpoint-2", "--json", "--quiet")
+    assert done.json["reasons"][0]["code"] == "other-weights"
+
+
+def test_an_interrupted_cook_continues_and_notices_that_the_run_went_on(
+    cli: Cli, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hf_soup import soup as kitchen
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    cook = ("cook", run, "--method", "swa", "--set", "last=2", "-o", "soup", "--quiet")
+    with monkeypatch.context() as patch:
+        patch.setattr(kitchen, "write_contents", killed)
+        with pytest.raises(KeyboardInterrupt):
+            hf_soup.cook(Recipe(ingredients=[str(run)], method={"name": "swa", "last": 2}), tmp_path / "soup")
+    kept = shutil.copytree(tmp_path / ".soup.cooking", tmp_path / "kept")
+    assert cli(*cook, "--json").json["resumed"] > 0
+    require_mean(tmp_path / "soup", run, [10, 12])
+    shutil.rmtree(tmp_path / "soup")
+    kept.rename(tmp_path / ".soup.cooking")
+    shutil.copytree(run / "checkpoint-2", run / "checkpoint-14")
+    done = cli(*cook, "--json")
+    assert done.json["resumed"] == 0
+    require_mean(tmp_path / "soup", run, [12, 14])
+
+
+# ---- chosen on held-out data -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["linear", "swa"])
+def test_greedy_chooses_among_the_checkpoints(cli: Cli, run: Path, family: Path, tmp_path: Path, method: str) -> None:
+    data = ("--data", family / "rows.csv", "--task", "text-classification")
+    done = cli("cook", run, "--method", method, "--select", "greedy", *data, "-o", "soup", "--quiet", "--json")
+    assert done.code == 0
+    assert {f"local:checkpoint-{step}" for step in STEPS} <= done.json["scores"].keys()
+    assert 1 <= len(done.json["weights"]) <= 6
+    text = (tmp_path / "soup" / "soup.yaml").read_text().replace("local:checkpoint", f"{run}/checkpoint")
+    recipe = Recipe.parse(text.replace("local:rows.csv", str(family / "rows.csv")))
+    assert hf_soup.cook(recipe, tmp_path / "again", say=lambda _: None).digest == done.json["digest"]
+
+
+def test_how_many_is_chosen_on_held_out_data(cli: Cli, run: Path, family: Path, tmp_path: Path) -> None:
+    data = ("--data", family / "rows.csv", "--task", "text-classification")
+    options = ("--method", "lawa", "--set", "last=[2, 4]")
+    done = cli("cook", run, *options, *data, "-o", "soup", "--quiet", "--json")
+    assert done.code == 0
+    assert [point["parameters"]["last"] for point in done.json["curve"]] == [2, 4]
+    require_mean(tmp_path / "soup", run, STEPS[-done.json["parameters"]["last"] :])
+
+
+def test_a_run_joins_a_published_soup(publish: Callable[..., str], run: Path, tmp_path: Path) -> None:
+    publish("base")
+    soup = hf_soup.cook(Recipe(ingredients=[publish("a"), publish("b")]), tmp_path / "pair", say=lambda _: None)
+    soup.push("acme/pair", say=lambda _: None)
+    _cut(run / "checkpoint-12")
+    update = Update.of("acme/pair", [str(run)])
+    assert [Path(each.model).name for each in update.recipe.ingredients][2:] == [f"checkpoint-{n}" for n in STEPS[:-1]]
+    assert any("half-written" in said for said in update.left_out)
+
+
+# ---- batch normalisation -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def resnet_run(tmp_path: Path) -> Path:
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=2)
+    torch.manual_seed(0)
+    model = ResNetForImageClassification(config).train()
+    for step in (1, 2, 3):
+        with torch.no_grad():
+            model(torch.randn(4, 3, 32, 32))  # collects statistics
+            for parameter in model.parameters():
+                parameter.add_(1e-3 * torch.randn_like(parameter))
+        model.save_pretrained(tmp_path / "resnet" / f"checkpoint-{step}")
+    return tmp_path / "resnet"
+
+
+def test_statistics_of_batch_norm_are_not_averaged(cli: Cli, resnet_run: Path) -> None:
+    for method in ("swa", "lawa", "ema"):
+        done = cli("cook", resnet_run, "--method", method, "-o", "soup", "--quiet")
+        assert done.code == 1
+        assert "of batch normalisation, such as 'resnet." in done.err
+        assert f"{method} is defined with a pass over training data that collects them again" in done.err
+    done = cli("cook", resnet_run, "-o", "soup", "--quiet")
+    assert done.code == 0
+    assert "warning: [batch-norm] The model has" in done.err
+    assert "[batch-norm]" in cli("check", resnet_run).out
+
+
+def test_frozen_statistics_are_constants(resnet_run: Path) -> None:
+    for path in resnet_run.glob("*/model.safetensors"):
+        tensors = load_file(path)
+        kept = {name: each for name, each in tensors.items() if not name.endswith("num_batches_tracked")}
+        save_file(kept, path, {"format": "pt"})
+    assert "batch-norm" not in {reason.code for reason in hf_soup.check([str(resnet_run)]).reasons}
+
+
+def test_a_folder_of_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ResolveError, match="has no `checkpoint-…` folders"):
+        unroll(Recipe(ingredients=[str(tmp_path / "empty")], method="swa"))
