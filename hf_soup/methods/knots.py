@@ -61,8 +61,8 @@ def knots(
     When not:
         For full fine-tunes, whose entries line up better, so that `ties` is enough. Where time counts: it takes an
         eigendecomposition as large as the matrix has rows, or all ingredients together columns where these are fewer;
-        minutes for a large one. To trim LoRAs that were rounded to 16 bits as they were merged: rounding fills all
-        directions, and a share of these is mostly more than was learned.
+        minutes for a large one. Where LoRAs were rounded as they were merged, mind ``density``: rounding fills all
+        directions, so that of 3 LoRAs of rank 8 in 512 rows, 0.2 of what they learned is 0.2 · 24/512 of all.
 
     Args:
         deltas: ``n`` task vectors of one shape, float32 or float64.

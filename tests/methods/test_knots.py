@@ -91,6 +91,21 @@ def test_faint_directions_are_trimmed_first(shape: tuple[int, int]) -> None:
     close(knots(noisy, [1.0, 1.0], density=density), knots(strong, [1.0, 1.0], density=1.0), 1e-4)
 
 
+def test_of_rounded_loras_a_share_is_that_of_the_rank() -> None:
+    """What the docstring says: rounding fills all directions, and the smaller share drops most of it again."""
+    base = (0.02 * normal(96, 96)).bfloat16().double()
+    loras = [2e-3 * low_rank((96, 96), 4, seed) for seed in (1, 2)]
+    rounded = [(base + each).bfloat16().double() - base for each in loras]
+    assert joint_directions(rounded, [1.0, 1.0]).shape[1] == 96
+    expected = knots(loras, [1.0, 1.0], density=0.2)
+    off = [
+        float((knots(rounded, [1.0, 1.0], density=density) - expected).norm() / expected.norm())
+        for density in (0.2, 0.2 * 8 / 96)
+    ]
+    assert off[0] > 0.2
+    assert off[1] < 0.1
+
+
 @SHAPES
 def test_a_weight_of_two_is_two_ingredients(shape: tuple[int, int]) -> None:
     one, other = normal(*shape), normal(*shape, seed=1)
