@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -54,6 +57,59 @@ def singular(matrix: Tensor, most: int, noise: float) -> tuple[Tensor, Tensor, T
     images = images[:, values > null]
     lengths = torch.linalg.vector_norm(images, dim=0)
     return images / lengths, lengths, right[:, values > null]
+
+
+def joint_directions(matrices: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    r"""The left singular vectors of :math:`[\sqrt{w_1}\tau_1 \dots \sqrt{w_n}\tau_n]`, without the null space.
+
+    From the Gram matrix of the rows or of all columns, whichever are fewer. Faint directions, which would be good to
+    few digits, come from a Gram matrix of their own.
+
+    Args:
+        matrices: ``n`` of one shape ``(rows, columns)``, not all zero.
+        shares: ``n`` numbers above zero.
+
+    Returns:
+        ``(rows, k)`` float64, orthonormal.
+
+    >>> joint_directions([torch.tensor([[3.0], [0.0]]), torch.tensor([[-1.0], [0.0]])], [1.0, 1.0]).abs()
+    tensor([[1.],
+            [0.]], dtype=torch.float64)
+    """
+    rows, columns = matrices[0].shape
+    noise = torch.finfo(matrices[0].dtype).eps
+    wide = [matrix.double() * math.sqrt(share) for matrix, share in zip(matrices, shares, strict=True)]
+    if rows <= len(matrices) * columns:
+        return _right_vectors([matrix.mT for matrix in wide], noise)
+    joint = torch.cat(wide, dim=1)
+    images = joint @ _right_vectors([joint], noise)
+    left: Tensor = images / torch.linalg.vector_norm(images, dim=0)
+    return left
+
+
+def _right_vectors(parts: Sequence[Tensor], noise: float) -> Tensor:
+    """Of the matrix of these parts, one on the other, without those up to a share ``noise`` of its length."""
+
+    def own(span: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The singular vectors in a span, by default everything, and their values."""
+        gram = parts[0].new_zeros(())
+        for part in parts:
+            image = part if span is None else part @ span
+            gram = gram + image.mT @ image
+        vectors = torch.linalg.eigh(gram)[1]
+        vectors = vectors if span is None else span @ vectors
+        lengths = [torch.linalg.vector_norm((part @ vectors).detach(), dim=0) for part in parts]
+        return vectors, torch.linalg.vector_norm(torch.stack(lengths), dim=0)
+
+    vectors, values = own(None)
+    largest = float(values.max())
+    null = max(noise * float(torch.linalg.vector_norm(values)), _NULL * largest)
+    faint = values < _FAINT * largest
+    if (faint & (values > null)).any():
+        others, other_values = own(vectors[:, faint])
+        vectors, values = torch.cat([others, vectors[:, ~faint]], dim=1), torch.cat([other_values, values[~faint]])
+    kept: Tensor = vectors[:, values > null]
+    return kept
 
 
 def inverse_root(gram: Tensor) -> Tensor:
