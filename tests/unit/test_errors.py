@@ -14,9 +14,13 @@ KINDS = [each for each in vars(errors).values() if isinstance(each, type) and is
 
 
 def test_the_tree_is_the_one_that_is_drawn() -> None:
-    drawn = re.findall(r"[├└]── (\w+)", errors.__doc__ or "")
-    assert drawn == [kind.__name__ for kind in KINDS if kind is not SoupError]
-    assert all(kind.__mro__[1] is SoupError for kind in KINDS if kind is not SoupError)
+    drawn = re.findall(r"^ *([│ ]*)[├└]── (\w+)", errors.__doc__ or "", re.MULTILINE)
+    assert [name for _, name in drawn] == [kind.__name__ for kind in KINDS if kind is not SoupError]
+    above = SoupError
+    for bars, name in drawn:
+        kind = getattr(errors, name)
+        assert kind.__mro__[1] is (above if "│" in bars else SoupError)
+        above = above if "│" in bars else kind
     assert SoupError.__mro__[1] is Exception
 
 
