@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,10 +14,20 @@ from hf_soup.errors import MergeError
 from hf_soup.methods import METHODS, accumulator
 from hf_soup.methods.linear import linear
 from hf_soup.plan import Plan
-from hf_soup.runs import Run
+from hf_soup.runs import Mixing, Run
 
 #: By tensor: for every ingredient the magnitude at which its task vector is trimmed.
 Cutoffs = Mapping[str, Sequence[float]]
+
+
+class Statistics(Protocol):
+    """What the ingredients showed on examples."""
+
+    def read(self, mixing: Mixing, source: int, tensor: str, begin: int, count: int) -> Tensor | None:
+        """Of some elements of a tensor, or of the whole, as its method wants it; None where there is nothing."""
+
+    def turned(self, mixing: Mixing, tensor: str) -> bool:
+        """Whether it is the weight of a linear layer that is stored as (in, out)."""
 
 
 def combine(
@@ -28,6 +39,7 @@ def combine(
     mixed: Collection[int],
     begin: int = 0,
     cutoffs: Cutoffs | None = None,
+    statistics: Statistics | None = None,
 ) -> Tensor:
     """Mix elements of a run by its method; where not all have them, the mean of the ingredients that do.
 
@@ -39,6 +51,7 @@ def combine(
         mixed: The sources that go in.
         begin: Which element of the run is the first.
         cutoffs: Where a method asks for them.
+        statistics: Where a method asks for them; a tensor that one of the sources has none of is averaged.
 
     Raises:
         MergeError: The method is not defined for these tensors.
@@ -61,15 +74,24 @@ def combine(
     if "cutoffs" in method.given:
         assert cutoffs is not None, "the engine finds them first"
         given["cutoffs"] = cutoffs[tensor.name]
+    turned = False
+    if method.statistics:
+        assert statistics is not None, "the engine collects them first"
+        mixing = plan.mixing(run)
+        read = [statistics.read(mixing, source, tensor.name, begin, len(tensors[0])) for source in own]
+        if any(each is None for each in read):
+            return linear(tensors, weights if math.fsum(weights) > 0 else [1.0] * len(weights))
+        given["statistics"], turned = read, statistics.turned(mixing, tensor.name)
     if base is None or not method.needs_base:
         origin = None
     else:
         wide = accumulator(list(parts.values()))
         origin = parts[base].to(wide)
         tensors = [part.to(wide, copy=True).sub_(origin) for part in tensors]
-    tensors = [each.reshape(shape) for each in tensors]
+    tensors = [each.reshape(shape).mT if turned else each.reshape(shape) for each in tensors]
     try:
-        result = method.function(tensors, weights, **given, **parameters).reshape(-1)
+        mixture = method.function(tensors, weights, **given, **parameters)
+        result = (mixture.mT if turned else mixture).reshape(-1)
     except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
         raise MergeError(
             f"{name} cannot combine '{tensor.name}': {error}",

@@ -10,14 +10,15 @@ import time
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from hf_soup import transfer
 from hf_soup.checkpoint import Checkpoint
 from hf_soup.combine import combine
 from hf_soup.hub import Repo
-from hf_soup.methods import round_into
+from hf_soup.methods import METHODS, round_into
 from hf_soup.plan import Plan
-from hf_soup.runs import Run
+from hf_soup.runs import Mixing, Run
 from hf_soup.tensors import TORCH, bytes_of
 
 #: Numbers that are mixed for a trial, and bytes that are read and fetched for one.
@@ -73,6 +74,21 @@ def estimated_seconds(
     return {"fetch": round(fetch, 1), "merge": round(merge, 1), "total": round(max(fetch, merge), 1)}
 
 
+class _Ones:
+    """In the place of statistics."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._shapes = {tensor.name: tensor.shape for tensor in plan.tensors}
+
+    def read(self, mixing: Mixing, _: int, tensor: str, begin: int, count: int) -> Tensor:
+        return (
+            torch.ones(count) if METHODS[mixing.method].elementwise else torch.eye(*self._shapes[tensor][-1:] or (1,))
+        )
+
+    def turned(self, *_: object) -> bool:
+        return False
+
+
 def _mixing(plan: Plan, run: Run) -> float:
     """Seconds of one core for one number of a run: mixing, rounding, hashing."""
     elements = run.elements if run.whole else _ELEMENTS
@@ -89,7 +105,7 @@ def _mixing(plan: Plan, run: Run) -> float:
         seconds: list[float] = []
         while len(seconds) < 5 and sum(seconds) < _TRIAL_SECONDS:
             started = time.perf_counter()
-            mixed = combine(plan, run, parts, shares, mixed=parts.keys(), cutoffs=cutoffs)
+            mixed = combine(plan, run, parts, shares, mixed=parts.keys(), cutoffs=cutoffs, statistics=_Ones(plan))
             mixed.aminmax()
             round_into(mixed, out)
             hashlib.sha256(bytes_of(out.view(torch.uint8)))

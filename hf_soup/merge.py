@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from hf_soup.collected import Collected
 from hf_soup.combine import Cutoffs, combine, not_finite, unravel
 from hf_soup.cutoffs import cutoffs, needed
 from hf_soup.digests import Blocks, digest_of, remember, stamp_of
@@ -114,7 +115,8 @@ def merge(
         title = "Fetching and merging" if fetch else "Merging"
         with bar(title, plan.size + fetch, initial=resumed, quiet=quiet or world.rank > 0) as shown:
             supply.fetched = shown.update
-            engine = _Engine(plan, supply, outputs, threads, _cutoffs(plan, supply, world, threads))
+            collected = stack.enter_context(closing(Collected(plan)))
+            engine = _Engine(plan, supply, outputs, threads, collected, _cutoffs(plan, supply, world, threads))
             share = _share(plan, kept, world)
             _run(engine, share, lambda entries: staging.note(world.rank, entries), threads, shown.update)
             with ThreadPoolExecutor(threads) as pool:
@@ -175,9 +177,11 @@ class _Engine:
     """Computes units of a plan's output from the sources' files."""
 
     def __init__(
-        self, plan: Plan, supply: Supply, outputs: Sequence[int], threads: int, cutoffs: Cutoffs | None = None
-    ) -> None:
+        self, plan: Plan, supply: Supply, outputs: Sequence[int], threads: int, statistics: Collected,
+        cutoffs: Cutoffs | None,
+    ) -> None:  # fmt: skip
         self.plan = plan
+        self.statistics = statistics
         self.cutoffs = cutoffs
         self.supply = supply
         self.outputs = outputs
@@ -190,7 +194,8 @@ class _Engine:
         run = self.plan.runs[self.plan.units[number].run]
         if not run.whole:
             return self._write(number, run, buffers)
-        need = min(_TENSORS_BYTES, run.elements * self._bytes_each(run))
+        beside = self.statistics.held_bytes(self.plan.mixing(run), self.plan.tensors[run.first].name)
+        need = min(_TENSORS_BYTES, run.elements * self._bytes_each(run) + beside)
         with self._freed:
             self._freed.wait_for(lambda: self._free >= need)
             self._free -= need
@@ -288,7 +293,9 @@ class _Engine:
 
     def _mixed(self, run: Run, parts: Mapping[int, Tensor], begin: int) -> Tensor:
         shares, every = dict(enumerate(self.plan.shares(run))), range(len(self.plan.sources))
-        return combine(self.plan, run, parts, shares, mixed=every, begin=begin, cutoffs=self.cutoffs)
+        return combine(
+            self.plan, run, parts, shares, mixed=every, begin=begin, cutoffs=self.cutoffs, statistics=self.statistics
+        )
 
     def _settle(self, run: Run, parts: Mapping[int, Tensor], begin: int, dtype: torch.dtype, mixed: Tensor) -> Tensor:
         """Tell what is wrong with a slice that holds NaN or Inf, or give the result where nothing is."""

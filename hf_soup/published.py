@@ -71,6 +71,22 @@ class Published:
         count = len(self.score)
         return self.recipe.model_copy(update={"score": tuple(every[:count]), "report": tuple(every[count:])})
 
+    def with_examples(self, paths: Paths | None = None) -> Recipe:
+        """The recipe with its examples, and the reports whose rows are not among them, where they may be used here.
+
+        Args:
+            paths: As in `with_data`.
+
+        Raises:
+            RecipeError: As there.
+        """
+        if self.recipe.examples is None:
+            return self.recipe
+        # No metric is run.
+        reports = [_usable(each.model_copy(update={"metric": "accuracy"}), paths or {}, False) for each in self.report]
+        examples = _usable(self.recipe.examples, paths or {}, False)
+        return self.recipe.model_copy(update={"examples": examples, "report": tuple(reports)})
+
     def read(self, name: str, max_bytes: int) -> bytes:
         """One of its small files.
 

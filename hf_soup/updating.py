@@ -111,6 +111,7 @@ class Update:
         left_out: list[str] = []
         changes["score"] = tuple(score) if score else _usable(published, published.score, left_out, token)
         changes["report"] = _usable(published, published.report, left_out, token)
+        changes["examples"] = published.with_examples().examples
         repo = published.repo
         return cls(
             called, repo.revision if repo else None, recipe.model_copy(update=changes), len(recipe.ingredients),

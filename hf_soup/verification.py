@@ -21,7 +21,8 @@ from hf_soup.client import Token, may_pass, why_absent
 from hf_soup.compatibility import Reason, processing_files
 from hf_soup.contents import soup_config, write_assets
 from hf_soup.cooked import Say, to_stderr
-from hf_soup.errors import IncompatibleError, MergeError, RecipeError, ResolveError, SoupError
+from hf_soup.errors import IncompatibleError, MergeError, RecipeError, ResolveError, ScoringError, SoupError
+from hf_soup.examples import collected_for
 from hf_soup.headers import front_matter, some
 from hf_soup.hub import in_parallel
 from hf_soup.lineage import Lineage, correspond, distinct_names
@@ -151,6 +152,7 @@ def verify(
     paths = map or {}
     try:
         published = open_published(model, allow_pickle=allow_pickle, token=token)
+        looks = published.with_examples(paths)
     except RecipeError as error:
         return Verified(model, UNVERIFIABLE, reasons=(Reason("recipe-refused", str(error)),))
     if published.repo and published.repo.from_cache:
@@ -159,6 +161,7 @@ def verify(
             hint="Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, and try again.",
         )
     called = str(published)
+    published = replace(published, recipe=looks.model_copy(update={"report": ()}))
     reasons = [*_refused(published.recipe)]
     measured = published.recipe
     if score:
@@ -173,13 +176,14 @@ def verify(
         return Verified(called, UNVERIFIABLE, reasons=(*reasons, *found))
     try:
         base = _base(published.recipe, checkpoints, paths, token)
-        checked = _cooked_again(published, checkpoints, base, keep=score, quiet=quiet, say=say)
-    except (RecipeError, IncompatibleError, ResolveError) as error:
+        checked = _cooked_again(published, checkpoints, base, looks, token, keep=score, quiet=quiet, say=say)
+    except (RecipeError, IncompatibleError, ResolveError, ScoringError) as error:
         # What is neither said by the Hub nor by the models is the way between: no verdict comes of it.
         if may_pass(error) or (isinstance(error, ResolveError) and not why_absent(error)):
             raise
         who = tuple(each.model for each in checkpoints if f"'{each.model}@" in str(error))
-        reasons.append(Reason(why_absent(error) or "not-cookable", str(error), who))
+        code = "data" if isinstance(error, ScoringError) else why_absent(error) or "not-cookable"
+        reasons.append(Reason(code, str(error), who))
         return Verified(called, UNVERIFIABLE, reasons=tuple(reasons))
     scores: tuple[Rescored, ...] = ()
     said, known = len(published.scores()), len(published.score) + len(published.report)
@@ -289,15 +293,10 @@ def _base(recipe: Recipe, checkpoints: Sequence[Checkpoint], paths: Paths, token
 
 
 def _cooked_again(
-    published: Published,
-    checkpoints: Sequence[Checkpoint],
-    base: Ancestor | None,
-    *,
-    keep: bool,
-    quiet: bool,
-    say: Say,
-) -> Verified:
-    """Cook in a temporary folder, and compare. The verdict is left open."""
+    published: Published, checkpoints: Sequence[Checkpoint], base: Ancestor | None, looks: Recipe, token: Token, *,
+    keep: bool, quiet: bool, say: Say,
+) -> Verified:  # fmt: skip
+    """Cook in a temporary folder, and compare. The verdict is left open; ``looks`` has the examples."""
     from hf_soup.cutoffs import needed
     from hf_soup.differences import Difference, compare_files, compare_weights, weight_files  # late, as it takes torch
     from hf_soup.merge import merge
@@ -314,8 +313,11 @@ def _cooked_again(
     with tempfile.TemporaryDirectory(prefix="hf-soup-verify-") as room, Staging(Path(room) / "soup") as staging:
         supply = supply_of(used.checkpoints, staging.fetched)
         theirs = [name for name in weight_files(published)[0] if name in published.files]
-        fetched_bytes = supply.keep() if needed(plan) else supply.peak_bytes(plan)
+        fetched_bytes = supply.keep() if needed(plan) or looks.examples else supply.peak_bytes(plan)
         _require_room(Path(room), plan, fetched_bytes, published, theirs, say)
+        if looks.examples:
+            supply.fetch_all()
+            plan = collected_for(plan, looks, leaves, lineage, supply.paths, token=token, quiet=quiet)
         staging.begin(plan.fingerprint, plan.outline())
         merged = merge(plan, supply, staging, quiet=quiet)
         require_unchanged(used.checkpoints)
