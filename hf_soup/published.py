@@ -82,9 +82,9 @@ class Published:
         """
         if self.recipe.examples is None:
             return self.recipe
+        examples = _usable(self.recipe.examples, paths or {}, False)
         # No metric is run.
         reports = [_usable(each.model_copy(update={"metric": "accuracy"}), paths or {}, False) for each in self.report]
-        examples = _usable(self.recipe.examples, paths or {}, False)
         return self.recipe.model_copy(update={"examples": examples, "report": tuple(reports)})
 
     def read(self, name: str, max_bytes: int) -> bytes:

@@ -26,12 +26,13 @@ def fisher(
     r"""Average each entry by how much the answers of each ingredient depend on it.
 
     .. math:: \theta = \frac{\sum_i w_i F_i \theta_i}{\sum_i w_i F_i}, \qquad
-        F_i = \max\Bigl(\frac{1}{m} \sum_{k=1}^m \bigl(\nabla \log p_i(y_k \mid x_k)\bigr)^2, 10^{-6}\Bigr)
+        F_i = \max\Bigl(\frac{1}{m} \sum_k \bigl(\nabla \log p_i(y_k \mid x_k)\bigr)^2, 10^{-6}\Bigr)
 
     entry by entry, with :math:`F_i` the diagonal of the Fisher information of ingredient :math:`i`: over :math:`m`
     examples :math:`x_k`, each by itself, the squares of the gradients of the log-probability of a label :math:`y_k`,
     drawn from what the model itself answers. Labels of the data are not looked at. The paper takes the mean over all
-    labels where there are few; one drawn label has the same expectation.
+    labels where there are few; one drawn label has the same expectation. It looks at each model on its own data; here
+    all have the same examples, those of the recipe.
 
     Entries that are equal in all ingredients stay as they are. What has no gradient, as running statistics of norms, is
     averaged.
@@ -47,8 +48,7 @@ def fisher(
         tensors: ``n`` tensors of one shape, as stored.
         weights: ``n`` numbers of zero or more, whose sum is not zero.
         statistics: For each ingredient the mean of squared gradients, float32, of the same shape.
-        examples: How many examples are drawn from the recipe's; all of them where there are fewer. Here nothing looks
-            at it.
+        examples: How many examples are drawn from the recipe's; all of them where there are fewer.
 
     Returns:
         The same shape, float32 where all tensors have 16 bits, else float64.

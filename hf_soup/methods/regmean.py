@@ -27,12 +27,13 @@ def regmean(
     r"""Combine linear layers so that they do to their inputs what the ingredients' do.
 
     .. math:: W = \Bigl(\sum_i w_i W_i \hat G_i\Bigr) \Bigl(\sum_i w_i \hat G_i\Bigr)^{-1}, \qquad
-        G_i = \frac{1}{m} \sum_{k=1}^m x_{ik} x_{ik}^\top
+        G_i = \frac{1}{m} \sum_k x_{ik} x_{ik}^\top
 
     for weights :math:`W_i` of shape (out, in), with :math:`x_{ik}` the :math:`m` inputs of the layer in ingredient
     :math:`i`, one for every token or patch of the examples, and :math:`\hat G_i` the matrix :math:`G_i` with what is
     not on its diagonal times ``offdiagonal``. For ``offdiagonal`` 1 that is the least squares of
-    :math:`\sum_i w_i \lVert (W - W_i) X_i \rVert^2`. Weights are not in the paper; equal ones are the paper's.
+    :math:`\sum_i w_i \lVert (W - W_i) X_i \rVert^2`. Weights are not in the paper; equal ones are the paper's. It looks
+    at each model on its own data; here all have the same examples, those of the recipe.
 
     It is solved for the distance from the weighted mean. So directions in which no ingredient has any input, where the
     sum of the :math:`\hat G_i` is singular, get the mean.
@@ -52,8 +53,7 @@ def regmean(
         tensors: ``n`` weights of one shape, (out, in).
         weights: ``n`` numbers of zero or more, whose sum is not zero.
         statistics: For each ingredient its :math:`G_i`, (in, in) float32.
-        examples: How many examples are drawn from the recipe's; all of them where there are fewer. Here nothing looks
-            at it.
+        examples: How many examples are drawn from the recipe's; all of them where there are fewer.
         offdiagonal: What is not on the diagonal is multiplied with this; 0.9 is the paper's for most models. With 0
             each input counts by its mean square alone.
 
