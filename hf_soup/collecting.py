@@ -119,10 +119,12 @@ class _Pass:
         rows = self._inputs.drawn(int(count), self._seed)
         turned: list[str] = []
         try:
-            if name == "fisher":
-                tensors = self._named(model, self._fisher(model, rows, progress))
-            else:
-                tensors, turned = self._grams(model, rows, progress)
+            # On a GPU convolutions would be worked out with ten bits of a number.
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                if name == "fisher":
+                    tensors = self._named(model, self._fisher(model, rows, progress))
+                else:
+                    tensors, turned = self._grams(model, rows, progress)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ScoringError(
                 f"{label} fails on the examples '{self._inputs.examples.title}': {error}",

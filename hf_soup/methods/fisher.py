@@ -15,7 +15,7 @@ from hf_soup.methods.linear import shares
 FLOOR = 1e-6
 
 
-@merge_method(elementwise=True, neutral={}, statistics="fisher", bound=2e-3)
+@merge_method(elementwise=True, neutral={}, statistics="fisher", bound=1e-4)
 def fisher(
     tensors: Sequence[Tensor],
     weights: Sequence[float],
@@ -33,6 +33,9 @@ def fisher(
     drawn from what the model itself answers. Labels of the data are not looked at. The paper takes the mean over all
     labels where there are few; one drawn label has the same expectation. It looks at each model on its own data; here
     all have the same examples, those of the recipe.
+
+    The floor keeps entries on which nothing depends from being decided by rounding. Where no answer depends much on
+    any single entry, as in large models, many are below it, and those are the plain mean.
 
     Entries that are equal in all ingredients stay as they are. What has no gradient, as running statistics of norms, is
     averaged.

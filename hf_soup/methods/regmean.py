@@ -11,8 +11,8 @@ from torch import Tensor
 from hf_soup.methods import Within, accumulator, merge_method
 from hf_soup.methods.linear import linear, shares
 
-#: Eigenvalues below this part of the largest are zero, as they come from float32 numbers.
-_NULL = 1e-6
+#: Eigenvalues below this part of the largest are zero: their directions would be good to few of float32's digits.
+_NULL = 1e-4
 
 
 @merge_method(elementwise=False, neutral={}, statistics="gram", bound=1e-4)
@@ -55,7 +55,7 @@ def regmean(
         statistics: For each ingredient its :math:`G_i`, (in, in) float32.
         examples: How many examples are drawn from the recipe's; all of them where there are fewer.
         offdiagonal: What is not on the diagonal is multiplied with this; 0.9 is the paper's for most models. With 0
-            each input counts by its mean square alone.
+            each input counts by its mean square alone. With 1 also directions with hardly any input get the mean.
 
     Returns:
         The same shape, float32 where all tensors have 16 bits, else float64.
@@ -76,8 +76,8 @@ def regmean(
     total = torch.zeros_like(statistics[0], dtype=torch.float64)
     moved = torch.zeros_like(middle)
     for tensor, factor, gram in zip(tensors, factors, statistics, strict=True):
-        scaled = gram.double().mul_(factor * offdiagonal)
-        scaled.diagonal().copy_(gram.diagonal().double().mul_(factor))
+        scaled = gram.double() * (factor * offdiagonal)
+        scaled.diagonal().copy_(gram.diagonal().double() * factor)
         total += scaled
         moved = moved + (tensor.double() - middle) @ scaled
     # Scaled to a diagonal of ones, it has no eigenvalue below 1 − offdiagonal.
