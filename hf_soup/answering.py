@@ -92,7 +92,7 @@ class Answering:
         if device == "cuda" and self._world.size > 1:
             self._device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
         self._stack = ExitStack()
-        self._blend, self._keys = Blend(plan, paths), _Keys(plan)
+        self._blend, self._keys = Blend(plan, paths), Keys(plan)
         self._stack.callback(self._blend.close)
         self._kitchen = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="hf-soup-")))
         self._resident: tuple[bytes, Resident] | None = None
@@ -183,7 +183,7 @@ class Answering:
     def _note(self, weights: str, bench: Bench, config: bytes | None) -> Path:
         """Where it is remembered what some weights answer to some data, named by all that this depends on."""
         data = [bench.fingerprint, bench.scoring.batch_size, bench.scoring.task, self._device.partition(":")[0]]
-        return self._folder / f"{_sha256([weights, (config or self._config).hex(), data, self._versions])}.npy"
+        return self._folder / f"{sha256_of([weights, (config or self._config).hex(), data, self._versions])}.npy"
 
 
 def answer_along(world: World, between: Callable[[], object]) -> None:
@@ -208,7 +208,7 @@ def answer_along(world: World, between: Callable[[], object]) -> None:
             then()
 
 
-class _Keys:
+class Keys:
     """What identifies the numbers of soups of a plan: the sources that go in, and no others."""
 
     def __init__(self, plan: Plan) -> None:
@@ -225,11 +225,13 @@ class _Keys:
             how = ["linear", {}]
         else:
             how += [{name: list(mixing) for name, mixing in plan.overrides.items()}, plan.seed]
+            known = [source for source in weights if source < len(plan.sources) - plan.with_base]
+            how += [{kind: [names[source] for source in known] for kind, names in plan.statistics.items()}]
         if plan.with_base and not model.mean:
             weights[len(plan.sources) - 1] = 0.0
         layers = {name: [own.get(source) for source in weights] for name, own in (model.layers or {}).items()}
         parts = [[self._source(source), share] for source, share in weights.items()]
-        return _sha256(
+        return sha256_of(
             [how, parts, layers, [line for run in plan.runs if run.patched for line in self._rows(run, weights)]]
         )
 
@@ -242,7 +244,7 @@ class _Keys:
                 part = run and not run.patched and run.parts[source]
                 lines.append([tensor.name, tensor.dtype, tensor.shape, part and [part.file, part.offset, part.dtype]])
                 lines.append(run and all(ITEM_BYTES[dtype] == 2 for dtype in run.dtypes))  # how wide sums are
-            self._sources[source] = _sha256(lines)
+            self._sources[source] = sha256_of(lines)
         return self._sources[source]
 
     def _rows(self, run: Run, weights: Mapping[int, float]) -> Iterator[object]:
@@ -253,7 +255,8 @@ class _Keys:
             yield [begin, end, [[part.file, part.dtype, state, offset] for part, state, offset in places if part]]
 
 
-def _sha256(values: object) -> str:
+def sha256_of(values: object) -> str:
+    """Of plain data."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

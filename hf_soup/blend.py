@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_soup.collected import Collected
 from hf_soup.combine import Cutoffs, combine
 from hf_soup.cutoffs import cutoffs, needed
 from hf_soup.methods import accumulator, round_into
@@ -41,6 +42,7 @@ class Blend:
     def __init__(self, plan: Plan, paths: Sequence[Mapping[str, Path]]) -> None:
         self.plan = plan
         self._reading = Reading(plan, paths)
+        self._collected = Collected(plan)
         self._spans = list(_spans(plan))
         straight = replace(plan, method="linear", parameters={}, with_base=False, overrides={})
         self._straight = plan if plan.method == "linear" and not plan.overrides else straight
@@ -50,6 +52,7 @@ class Blend:
     def close(self) -> None:
         """Close the files."""
         self._reading.close()
+        self._collected.close()
 
     def forget(self) -> None:
         """Let go of the running sum."""
@@ -156,7 +159,9 @@ class Blend:
             }
             if tensor.averaged:
                 given = {source: weights.get(source, 1.0) for source in having}
-                mixed = combine(plan, run, parts, given, mixed=weights, begin=begin, cutoffs=found)
+                mixed = combine(
+                    plan, run, parts, given, mixed=weights, begin=begin, cutoffs=found, statistics=self._collected
+                )
                 round_into(mixed, rounded[begin:end])
             else:
                 rounded[begin:end] = parts[having[0]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,10 +13,20 @@ from hf_soup.errors import ValuesError
 from hf_soup.methods import BLOCK, METHODS, accumulator
 from hf_soup.methods.linear import linear
 from hf_soup.plan import Plan
-from hf_soup.runs import Run
+from hf_soup.runs import Mixing, Run
 
 #: By tensor: for every ingredient the magnitude at which its task vector is trimmed.
 Cutoffs = Mapping[str, Sequence[float]]
+
+
+class Statistics(Protocol):
+    """What the ingredients showed on examples."""
+
+    def read(self, mixing: Mixing, source: int, tensor: str, begin: int, count: int) -> Tensor | None:
+        """Of some elements of a tensor, or of the whole, as its method wants it; None where there is nothing."""
+
+    def turned(self, mixing: Mixing, tensor: str) -> bool:
+        """Whether it is the weight of a linear layer that is stored as (in, out)."""
 
 
 def combine(
@@ -28,6 +39,7 @@ def combine(
     begin: int = 0,
     cutoffs: Cutoffs | None = None,
     release: bool = False,
+    statistics: Statistics | None = None,
 ) -> Tensor:
     """Mix elements of a run by its method; where not all have them, the mean of the ingredients that do.
 
@@ -40,6 +52,7 @@ def combine(
         begin: Which element of the run is the first.
         cutoffs: Where a method asks for them.
         release: Take out of ``parts`` what is not needed any more, to save the memory.
+        statistics: Where a method asks for them; a tensor that one of the sources has none of is averaged.
 
     Raises:
         ValuesError: The method is not defined for these tensors.
@@ -63,14 +76,24 @@ def combine(
     if "cutoffs" in method.given:
         assert cutoffs is not None, "the engine finds them first"
         given["cutoffs"] = cutoffs[tensor.name]
+    turned = False
+    if method.statistics:
+        assert statistics is not None, "the engine collects them first"
+        mixing = plan.mixing(run)
+        read = [statistics.read(mixing, source, tensor.name, begin, count) for source in own]
+        if any(each is None for each in read):
+            return linear([parts[source] for source in own], weights if any(weights) else [1.0] * len(weights))
+        given["statistics"], turned = read, statistics.turned(mixing, tensor.name)
     take = parts.pop if release else parts.__getitem__
     wide = accumulator(list(parts.values()))
     origin = take(base) if base is not None and method.needs_base else None
     tensors = [
         (take(source) if origin is None else _task_vector(take(source), origin, wide)).reshape(shape) for source in own
     ]
+    tensors = [each.mT for each in tensors] if turned else tensors
     try:
-        result = method.function(tensors, weights, **given, **parameters).reshape(-1)
+        mixture = method.function(tensors, weights, **given, **parameters)
+        result = (mixture.mT if turned else mixture).reshape(-1)
     except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
         raise ValuesError(
             f"{name} cannot combine '{tensor.name}': {error}",

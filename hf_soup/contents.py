@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hf_soup.choosing import Choice
     from hf_soup.evaluation import Results
     from hf_soup.merge import Merged
-    from hf_soup.scoring import Bench
+    from hf_soup.scoring import Bench, Inputs
     from hf_soup.updating import Update
 
 _PACKAGES = ("hf-soup", "torch", "transformers", "safetensors", "huggingface_hub", "datasets", "evaluate")
@@ -162,6 +162,7 @@ def write_contents(
     merged: Merged,
     results: Results | None,
     benches: Sequence[Bench],
+    inputs: Inputs | None,
     update: Update | None,
     title: str,
 ) -> None:
@@ -180,6 +181,7 @@ def write_contents(
         merged: From the engine.
         results: The scores, where the recipe names data.
         benches: That data, pinned.
+        inputs: The examples, pinned, where the recipe has any.
         update: Where the soup is the next version of another.
         title: The soup's name.
     """
@@ -194,7 +196,7 @@ def write_contents(
         with (folder / "model.safetensors.index.json").open("w") as file:
             json.dump(index, file, indent=2)
             file.write("\n")
-    resolved = resolve_recipe(recipe, leaves, weights, benches)
+    resolved = resolve_recipe(recipe, leaves, weights, benches, inputs)
     (folder / "soup.yaml").write_text(resolved.to_yaml())
     used = list(weights)
     eaten = [c for n, c in zip(lineage.names, lineage.checkpoints, strict=True) if n in used]
@@ -273,6 +275,7 @@ def write_contents(
             plots.learned(folder / "plots" / "learned.png", summary, recipe.layers)
     _write_json(folder / "soup.json", summary)
     named = [each for scoring in (*resolved.score, *resolved.report) for each in (scoring.dataset, scoring.metric)]
+    named += [resolved.examples.dataset] if resolved.examples else []
     card = render(
         title=title, lineage=lineage, used=used, license=license, summary=summary, recipe=resolved.to_yaml(),
         files=list(dict.fromkeys(each for each in named if each.startswith("local:"))),
@@ -289,7 +292,9 @@ def _encoder(folder: Path) -> str:
     return kind if kind in ("CrossEncoder", "SparseEncoder") else "SentenceTransformer"
 
 
-def resolve_recipe(recipe: Recipe, leaves: Lineage, weights: Mapping[str, float], benches: Sequence[Bench]) -> Recipe:
+def resolve_recipe(
+    recipe: Recipe, leaves: Lineage, weights: Mapping[str, float], benches: Sequence[Bench], inputs: Inputs | None
+) -> Recipe:
     """The recipe with every choice made: the leaves that went in, by commit, with their shares; no local paths."""
     scorings = [_public(bench.scoring) for bench in benches]
     ancestor, base = leaves.ancestor, None
@@ -325,6 +330,7 @@ def resolve_recipe(recipe: Recipe, leaves: Lineage, weights: Mapping[str, float]
             "repeats": 0,
             "score": tuple(scorings[: len(recipe.score)]),
             "report": tuple(scorings[len(recipe.score) :]),
+            "examples": inputs and _public(inputs.examples),
         }
     )
 

@@ -6,7 +6,6 @@ read from their files slice by slice and multiplied with it, so nothing grows wi
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -20,10 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hf_soup.errors import ScoringError
+from hf_soup.homes import find_homes, held, on_disk, probes
 from hf_soup.plan import Plan
 from hf_soup.reading import Reading
 from hf_soup.scoring import Bench, Logits, build_model
-from hf_soup.tensors import TORCH, bytes_of
+from hf_soup.tensors import TORCH
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -186,30 +186,17 @@ class HeldOutLoss:
         By content, so that it rests on no name: what a family renames, stacks or splits is taken apart by
         transformers itself, and its pieces are the tensors of the disk, or the model is refused.
         """
-        generator = torch.Generator().manual_seed(0)
-        probes, whose = dict(self._others), {}
-        for number, row in self._rows.items():
-            tensor = self._plan.tensors[number]
-            # From 2 on, which nothing is that a model fills in by itself.
-            probes[tensor.name] = row + 2 + torch.rand(tensor.shape, generator=generator)
-            whose[_digest(probes[tensor.name])] = number
-        self._build(probes)
-        del probes
-        places = {tensor.data_ptr(): tensor for tensor in self._held().values()}
-        self._names: dict[str, int] = {}
-        self._homes: dict[int, Tensor] = {}
-        for name, piece in self._on_disk(self._held()).items():
-            number = whose.get(_digest(piece), -1)
-            if number >= 0:
-                self._names[name] = number
-                home = places.get(piece.data_ptr())
-                if home is not None and home.shape == piece.shape and home.is_contiguous():
-                    self._homes[number] = home
-            elif piece.numel() and piece.min() >= 2:
-                raise ScoringError(
-                    f"'{name}' is not put back together as it lies on the disk, so nothing can be learned of it.",
-                    hint="Use another `select`, or another version of transformers.",
-                )
+        given, whose = probes(self._plan, self._rows)
+        given |= self._others
+        self._build(given)
+        found, inside = find_homes(self._model, whose), held(self._model)
+        if found.lost:
+            raise ScoringError(
+                f"'{found.lost[0]}' is not put back together as it lies on the disk, so nothing can be learned of it.",
+                hint="Use another `select`, or another version of transformers.",
+            )
+        self._names: Mapping[str, int] = found.names
+        self._homes: dict[int, Tensor] = {number: inside[name] for number, name in found.direct.items()}
         self._plain = len(self._homes) == len(self._names)
         if not self._plain:
             self._homes = {}  # they would keep this model beside the next
@@ -219,31 +206,15 @@ class HeldOutLoss:
         tensors.clear()
         self._model: PreTrainedModel = model.to(self._device)  # type: ignore[arg-type]
 
-    def _held(self) -> dict[str, Tensor]:
-        """Parameters and buffers that are saved, tied ones once."""
-        every = self._model.state_dict(keep_vars=True)
-        once = {id(tensor): name for name, tensor in reversed(every.items()) if tensor.is_floating_point()}
-        return {name: every[name] for name in once.values()}
-
-    def _on_disk(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What lies in memory, or a gradient of it, in the pieces in which it lies on the disk.
-
-        Renaming, stacking, splitting and transposing are orthogonal: to undo them is their adjoint.
-        """
-        from transformers.core_model_loading import revert_weight_conversion
-
-        with torch.no_grad():
-            given = {name: each.detach() for name, each in tensors.items()}
-            found: dict[str, Tensor] = revert_weight_conversion(self._model, given)
-        return found
-
     def _slopes(self) -> dict[int, Tensor]:
         """The gradient by each tensor of the disk that has any."""
         if self._plain:
             return {number: home.grad for number, home in self._homes.items() if home.grad is not None}
         none = torch.zeros((), device=self._device)
-        slopes = {n: none.expand(each.shape) if each.grad is None else each.grad for n, each in self._held().items()}
-        return {self._names[name]: each for name, each in self._on_disk(slopes).items() if name in self._names}
+        slopes = {
+            n: none.expand(each.shape) if each.grad is None else each.grad for n, each in held(self._model).items()
+        }
+        return {self._names[name]: each for name, each in on_disk(self._model, slopes).items() if name in self._names}
 
     def _set(self, shares: NDArray[np.float64]) -> None:
         """Make the model the soup of these shares."""
@@ -320,10 +291,6 @@ def _least(answers: Sequence[_Answers]) -> tuple[float, float]:
 
 def _loss(logits: Tensor, target: Tensor, weights: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(logits, target, reduction="none") @ weights.to(logits.dtype)
-
-
-def _digest(tensor: Tensor) -> bytes:
-    return hashlib.sha256(bytes_of(tensor.detach().contiguous().view(-1).view(torch.uint8).cpu())).digest()
 
 
 class Grouped:

@@ -12,15 +12,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from hf_soup import transfer
 from hf_soup.checkpoint import Checkpoint
 from hf_soup.combine import combine
 from hf_soup.cutoffs import needed
 from hf_soup.hub import Repo
-from hf_soup.methods import round_into
+from hf_soup.methods import METHODS, round_into
 from hf_soup.plan import Plan
-from hf_soup.runs import Run
+from hf_soup.runs import Mixing, Run
 from hf_soup.tensors import TORCH, bytes_of
 
 #: Numbers that are mixed for a trial, and bytes that are read and fetched for one.
@@ -84,6 +85,21 @@ def estimated_seconds(
     return {"fetch": round(fetch, 1), "merge": round(merge, 1), "total": round(max(fetch, merge), 1)}
 
 
+class _Ones:
+    """In the place of statistics."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._shapes = {tensor.name: tensor.shape for tensor in plan.tensors}
+
+    def read(self, mixing: Mixing, _: int, tensor: str, begin: int, count: int) -> Tensor:
+        return (
+            torch.ones(count) if METHODS[mixing.method].elementwise else torch.eye(*self._shapes[tensor][-1:] or (1,))
+        )
+
+    def turned(self, *_: object) -> bool:
+        return False
+
+
 def _seconds(plan: Plan, runs: Sequence[Run]) -> tuple[float, float]:
     """Seconds of one core for runs that are mixed alike, and for the longest of what cores cannot share out."""
     if not runs[0].whole:
@@ -122,7 +138,7 @@ def _mixing(plan: Plan, run: Run, shape: Sequence[int]) -> float:
         seconds: list[float] = []
         while len(seconds) < 5 and sum(seconds) < _TRIAL_SECONDS:
             started = time.perf_counter()
-            mixed = combine(plan, run, parts, shares, mixed=every, cutoffs=cutoffs)
+            mixed = combine(plan, run, parts, shares, mixed=every, cutoffs=cutoffs, statistics=_Ones(plan))
             mixed.aminmax()
             round_into(mixed, out)
             hashlib.sha256(bytes_of(out.view(torch.uint8)))

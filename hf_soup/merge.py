@@ -12,7 +12,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from hf_soup.collected import Collected
 from hf_soup.combine import Cutoffs, combine, not_finite, unravel
 from hf_soup.cutoffs import cutoffs_for
 from hf_soup.digests import Blocks, digest_of, remember, stamp_of
@@ -34,6 +35,7 @@ from hf_soup.reading import Buffers
 from hf_soup.runs import Piece, Run, Unit
 from hf_soup.staging import Finished, Staging
 from hf_soup.supply import SourceFile, Supply
+from hf_soup.tensors import keep_freed
 from hf_soup.world import World
 
 if TYPE_CHECKING:
@@ -94,7 +96,7 @@ def merge(
         # The threads below are the parallelism; torch's own would fight them for the cores.
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)
-        _keep_freed()
+        keep_freed()
         stack.enter_context(staging.disk_errors())
         if world.rank == 0:
             staging.allocate((file.name, file.header, file.size) for file in plan.files)
@@ -116,7 +118,8 @@ def merge(
         title = "Fetching and merging" if fetch else "Merging"
         with bar(title, plan.size + fetch, initial=resumed, quiet=quiet or world.rank > 0) as shown:
             supply.fetched = shown.update
-            engine = _Engine(plan, supply, outputs, threads, cutoffs_for(plan, supply, world, threads))
+            collected = stack.enter_context(closing(Collected(plan)))
+            engine = _Engine(plan, supply, outputs, threads, collected, cutoffs_for(plan, supply, world, threads))
             share = _share(plan, kept, world)
             _run(engine, share, lambda entries: staging.note(world.rank, entries), threads, shown.update)
             with ThreadPoolExecutor(threads) as pool:
@@ -177,9 +180,11 @@ class _Engine:
     """Computes units of a plan's output from the sources' files."""
 
     def __init__(
-        self, plan: Plan, supply: Supply, outputs: Sequence[int], threads: int, cutoffs: Cutoffs | None = None
-    ) -> None:
+        self, plan: Plan, supply: Supply, outputs: Sequence[int], threads: int, statistics: Collected,
+        cutoffs: Cutoffs | None,
+    ) -> None:  # fmt: skip
         self.plan = plan
+        self.statistics = statistics
         self.cutoffs = cutoffs
         self.supply = supply
         self.outputs = outputs
@@ -192,7 +197,8 @@ class _Engine:
         run = self.plan.runs[self.plan.units[number].run]
         if not run.whole:
             return self._write(number, run, buffers)
-        need = min(_TENSORS_BYTES, run.elements * self._bytes_each(run))
+        beside = self.statistics.held_bytes(self.plan.mixing(run), self.plan.tensors[run.first].name)
+        need = min(_TENSORS_BYTES, run.elements * self._bytes_each(run) + beside)
         with self._freed:
             self._freed.wait_for(lambda: self._free >= need)
             self._free -= need
@@ -297,7 +303,10 @@ class _Engine:
 
     def _mixed(self, run: Run, parts: dict[int, Tensor], begin: int, *, release: bool = False) -> Tensor:
         shares, every = dict(enumerate(self.plan.shares(run))), range(len(self.plan.sources))
-        return combine(self.plan, run, parts, shares, mixed=every, begin=begin, cutoffs=self.cutoffs, release=release)
+        return combine(
+            self.plan, run, parts, shares,
+            mixed=every, begin=begin, cutoffs=self.cutoffs, statistics=self.statistics, release=release,
+        )  # fmt: skip
 
     def _settle(self, run: Run, parts: dict[int, Tensor], begin: int, dtype: torch.dtype, mixed: Tensor) -> Tensor:
         """Tell what is wrong with a slice that holds NaN or Inf, or give the result where nothing is."""
@@ -334,14 +343,6 @@ class _Engine:
                 hint="Set `dtype: bfloat16` or `dtype: float32` in the recipe.",
             )
         return mixed
-
-
-def _keep_freed() -> None:
-    """Let the C library keep what is freed, as new pages for every slice would cost as much as the arithmetic.
-
-    glibc maps what is larger than the largest that it has seen freed, up to 32 MiB, and gives it back at once.
-    """
-    torch.empty((32 << 20) - 8192, dtype=torch.uint8)
 
 
 def _fits(mixed: Tensor, dtype: torch.dtype) -> bool:

@@ -96,6 +96,8 @@ def _require_together(method: Method, weights: Sequence[float], parameters: Mapp
         given["random"] = [torch.full((4, 4), 0.5) for _ in tensors]
     if "cutoffs" in method.given:
         given["cutoffs"] = [0.0] * len(tensors)
+    if method.statistics:
+        given["statistics"] = [torch.eye(4) for _ in tensors]
     try:
         method.function(tensors, weights, **given, **parameters)
     except ValueError as error:

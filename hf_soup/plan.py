@@ -85,6 +85,7 @@ class Plan:
         with_base: Whether the last source is the ancestor, for a method that works on task vectors.
         overrides: How tensors are combined that have a method or parameters of their own.
         seed: Of random numbers; 0 where no method needs any.
+        statistics: Where methods ask for them, by kind and number of examples, the identity of every source's.
     """
 
     sources: tuple[str, ...]
@@ -99,6 +100,7 @@ class Plan:
     with_base: bool = False
     overrides: Mapping[str, Mixing] = field(default_factory=dict, repr=False)
     seed: int = 0
+    statistics: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     def mixing(self, run: Run) -> Mixing:
         """How a run is combined, all of whose tensors are combined alike."""
@@ -198,6 +200,7 @@ class Plan:
             "with_base": self.with_base,
             "overrides": {name: [mixing.method, dict(mixing.parameters)] for name, mixing in self.overrides.items()},
             "seed": self.seed,
+            "statistics": {kind: list(names) for kind, names in self.statistics.items()},
             "files": [{"name": file.name, "size": file.size} for file in self.files],
         }
 
@@ -223,6 +226,7 @@ class Plan:
             values["with_base"],
             {name: Mixing(*mixing) for name, mixing in values["overrides"].items()},
             values["seed"],
+            {kind: tuple(names) for kind, names in values["statistics"].items()},
         )
 
     def index(self) -> dict[str, Any] | None:

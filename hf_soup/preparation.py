@@ -18,6 +18,7 @@ from hf_soup.compatibility import Reason, some
 from hf_soup.contents import soup_config, write_assets
 from hf_soup.cooked import Say
 from hf_soup.errors import MergeError, RecipeError, ScoringError
+from hf_soup.examples import require_examples
 from hf_soup.lineage import Lineage
 from hf_soup.mixing import (
     MAX_POINTS,
@@ -54,6 +55,7 @@ def validate(recipe: Recipe, *, stream: bool = False) -> Selection:
             f"`--stream` reads every file once, and {recipe.method.name} first looks at all task vectors to trim them.",
             hint="Cook without --stream.",
         )
+    require_examples(recipe, stream=stream)
     selection = SELECTIONS[recipe.select.name]
     _require_fitting(recipe, selection)
     if selection.needs_score and not recipe.score:
@@ -67,12 +69,12 @@ def validate(recipe: Recipe, *, stream: bool = False) -> Selection:
     for title in titles:
         if titles.count(title) > 1:
             raise RecipeError(f"Two scores are called '{title}'.", hint="Give one of them a `name`.")
-    for scoring in scorings:
+    for scoring in [*scorings, *([recipe.examples] if recipe.examples else [])]:
         for named in (scoring.dataset, scoring.metric):
             if named.startswith("local:"):
                 raise RecipeError(
                     f"'{named}' was a file on the machine where the recipe was resolved.",
-                    hint="Put that file's path in its place, or leave the score out.",
+                    hint="Put that file's path in its place, or leave the data out.",
                 )
     return selection
 

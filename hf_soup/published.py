@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from hf_soup import hub, transfer
 from hf_soup.client import Token
 from hf_soup.errors import RecipeError, ResolveError
+from hf_soup.headers import front_matter
 from hf_soup.recipe import MAX_BYTES, Ingredient, Named, Recipe, Scoring, is_here, split_revision
 
 _COMMIT, _SHA256 = r"[0-9a-f]{40}", r"sha256:[0-9a-f]{64}"
@@ -70,6 +71,22 @@ class Published:
         every = [_usable(each, paths or {}, trust_remote_code) for each in (*self.score, *self.report)]
         count = len(self.score)
         return self.recipe.model_copy(update={"score": tuple(every[:count]), "report": tuple(every[count:])})
+
+    def with_examples(self, paths: Paths | None = None) -> Recipe:
+        """The recipe with its examples, and the reports whose rows are not among them, where they may be used here.
+
+        Args:
+            paths: As in `with_data`.
+
+        Raises:
+            RecipeError: As there.
+        """
+        if self.recipe.examples is None:
+            return self.recipe
+        examples = _usable(self.recipe.examples, paths or {}, False)
+        # No metric is run.
+        reports = [_usable(each.model_copy(update={"metric": "accuracy"}), paths or {}, False) for each in self.report]
+        return self.recipe.model_copy(update={"examples": examples, "report": tuple(reports)})
 
     def read(self, name: str, max_bytes: int) -> bytes:
         """One of its small files.
@@ -263,3 +280,27 @@ def _mapped(name: str, revision: str | None, paths: Paths) -> Path:
 def _called(scoring: Scoring) -> str:
     """What local data is called in the tables of the soup, whatever the file is called here."""
     return scoring.title.removesuffix(f" {scoring.measure}").removeprefix("local:")
+
+
+def model_index(published: Published) -> list[tuple[set[str], str, str | None, float]]:
+    """Of each result on the card: what the data is called, the metric, the split, the value."""
+    try:
+        fields = front_matter(published.read("README.md", 1 << 22)) if "README.md" in published.files else {}
+        return [
+            ({str(result["dataset"].get(key)) for key in ("type", "name")}, str(metric["type"]),
+             result["dataset"].get("split"), float(metric["value"]))
+            for entry in fields.get("model-index", [])
+            for result in entry["results"]
+            for metric in result["metrics"]
+            if abs(float(metric["value"])) <= 1e6
+        ]  # fmt: skip
+    except (RecipeError, KeyError, TypeError, ValueError, AttributeError):
+        return []
+
+
+def on_card(card: Sequence[tuple[set[str], str, str | None, float]], scoring: Scoring) -> float | None:
+    """What a card's results, of `model_index`, say of some data."""
+    for names, metric, split, value in card:
+        if metric == scoring.metric and {scoring.dataset, scoring.name} & names and split in (None, scoring.split):
+            return value
+    return None

@@ -6,7 +6,6 @@ recipe of a soup (``soup.yaml``) is a recipe too: every revision is a full commi
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -28,15 +27,12 @@ from pydantic import (
 )
 
 from hf_soup.errors import RecipeError
+from hf_soup.faults import explained
 from hf_soup.plain_yaml import parse_yaml, write_yaml
 
 #: A recipe in a published repo is a stranger's text, so its size is bounded before it is parsed.
 MAX_BYTES = 1 << 22
 MAX_INGREDIENTS = 1000
-_MOST_FAULTS = 50
-
-#: pydantic's words, and those of somebody who writes YAML.
-_YAML_WORDS = {"Tuple": "List", "tuple": "list", "(dictionary|object)( or instance of [A-Za-z]+)?": "mapping"}
 
 _Text = Annotated[str, Field(min_length=1, max_length=1024)]
 
@@ -202,6 +198,29 @@ class Scoring(_Value):
         return f"{data} {self.measure}"
 
 
+#: What is said of a score, and not of examples.
+_OF_SCORES = {"metric", "labels", "label_column", "weight", "trust_remote_code"}
+
+
+class Examples(Scoring):
+    """Inputs on which a method looks at what the ingredients do; labels are not read. Its keys are those of `Scoring`.
+
+    Its number of rows is the method's, which draws them from the split.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _have_no_metric(cls, value: object) -> object:
+        if isinstance(value, Mapping) and (found := value.keys() & _OF_SCORES):
+            raise ValueError(f"'{min(found)}' is for `score` and `report`; examples have no labels and no metric")
+        return value
+
+    @property
+    def title(self) -> str:
+        """What the data is called."""
+        return super().title.removesuffix(f" {self.measure}")
+
+
 def _as_list(value: object) -> object:
     """Data as a recipe names it: none, one, or several."""
     return [] if value is None else value if isinstance(value, list | tuple) else [value]
@@ -222,6 +241,7 @@ class Recipe(_Value):
             and the ingredients' own weights count where none does. A learned soup's are written here.
         repeats: How often the choice is made again, on random halves of the held-out rows, to say how stable it is.
         report: Data that is looked at once, at the end.
+        examples: Inputs for methods that look at what the ingredients do with them, as fisher and regmean.
         dtype: ``bfloat16``, ``float16``, ``float32`` or ``float64``; the ingredients' by default.
         labels: Names of the outputs in the order that the soup shall have; by default as the first ingredient that
             names them has them. An ingredient that names none is taken to have them in this order: its rows stay.
@@ -248,6 +268,7 @@ class Recipe(_Value):
     score: Annotated[tuple[Scoring, ...], BeforeValidator(_as_list)] = ()
     repeats: Annotated[int, Field(ge=0, le=1000)] = 0
     report: Annotated[tuple[Scoring, ...], BeforeValidator(_as_list)] = ()
+    examples: Examples | None = None
     dtype: Literal["bfloat16", "float16", "float32", "float64"] | None = None
     labels: tuple[str, ...] | None = None
     heads: _Text | None = None
@@ -260,7 +281,7 @@ class Recipe(_Value):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise RecipeError(_explain(error, "the recipe")) from None
+            raise RecipeError(explained(error.errors(include_url=False), _keys_at, "the recipe")) from None
 
     @model_validator(mode="after")
     def _weights_have_a_sum(self) -> Self:
@@ -284,8 +305,10 @@ class Recipe(_Value):
 
     @model_validator(mode="after")
     def _heads_are_known(self) -> Self:
-        if self.heads == "body" and (self.score or self.report):
-            raise ValueError("with `heads: body` the soup has no outputs that `score` or `report` could measure")
+        if self.heads == "body" and (self.score or self.report or self.examples):
+            raise ValueError(
+                "with `heads: body` there are no outputs that `score`, `report` or `examples` could look at"
+            )
         if self.heads not in (None, "body") and not isinstance(self.head, int):
             known = ", ".join(str(each) for each in self.ingredients[:6])
             raise ValueError(f"`heads` is '{self.heads}'; it is `body` or one of the ingredients: {known}")
@@ -351,12 +374,16 @@ class Recipe(_Value):
             return cls(**values)
         except RecipeError as error:
             faults = error.__context__
-            raise RecipeError(_explain(faults, name)) if isinstance(faults, ValidationError) else error from None
+            raise (
+                RecipeError(explained(faults.errors(include_url=False), _keys_at, name))
+                if isinstance(faults, ValidationError)
+                else error
+            ) from None
 
     def to_dict(self) -> dict[str, Any]:
         """The values that differ from their defaults, as plain data."""
         dumped: dict[str, Any] = self.model_dump(mode="json", exclude_defaults=True)
-        for scoring in [*dumped.get("score", []), *dumped.get("report", [])]:
+        for scoring in [*dumped.get("score", []), *dumped.get("report", []), dumped.get("examples", {})]:
             for key in [key for key, value in scoring.items() if value is None]:
                 del scoring[key]
         if len(dumped.get("score", [])) == 1:
@@ -368,30 +395,6 @@ class Recipe(_Value):
         return write_yaml(self.to_dict())
 
 
-def _explain(error: ValidationError, name: str) -> str:
-    """All faults of a recipe, a line each, with the key, the value and what is allowed."""
-    lines = [f"Cannot read {name}:"]
-    every = error.errors(include_url=False)
-    faults = every[:_MOST_FAULTS]
-    for fault in faults:
-        where = ".".join(str(part) for part in fault["loc"]).replace("score.0", "score") or "recipe"
-        message = fault["msg"].removeprefix("Value error, ")
-        for theirs, ours in _YAML_WORDS.items():
-            message = re.sub(theirs, ours, message)
-        within = [other for other in faults if other["loc"][:-1][: len(fault["loc"])] == fault["loc"]]
-        if fault["type"] == "too_short" and within:
-            continue  # only because what is wrong in it was left out
-        if fault["type"] == "extra_forbidden":
-            known = sorted(_keys_at(fault["loc"]))
-            message = "unknown key" + (f"; known here: {', '.join(known)}" if known else "")
-        elif fault["type"] != "value_error" and fault["type"] != "missing":
-            message = f"{message} (it is {json.dumps(fault['input'], default=str)[:80]})"
-        lines.append(f"  {where}: {message}")
-    if len(every) > len(faults):
-        lines.append(f"  … and {len(every) - len(faults):,} more faults")
-    return "\n".join(lines)
-
-
 def _keys_at(location: Sequence[int | str]) -> set[str]:
     """The keys that a recipe may have where a fault lies."""
     children: dict[object, type[BaseModel]] = {
@@ -400,6 +403,8 @@ def _keys_at(location: Sequence[int | str]) -> set[str]:
         "score": Scoring,
         "report": Scoring,
     }
+    if location[0] == "examples":
+        return set(Examples.model_fields) - _OF_SCORES
     owners = [children[part] for part in location[:-1] if part in children]
     return set((owners[-1] if owners else Recipe).model_fields)
 

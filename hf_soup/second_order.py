@@ -226,7 +226,8 @@ class _Soups:
             recipe = read_recipe(soup.files, soup.repo, soup.folder, max_bytes=_MOST_BYTES)
         except RecipeError as error:
             raise _StaysError(" ".join(error.message.split())[:300].rstrip(".")) from None
-        self.seen += [(self.name(soup.identity), scoring) for scoring in recipe.score]
+        looked_at = (*recipe.score, *([recipe.examples] if recipe.examples else []))
+        self.seen += [(self.name(soup.identity), scoring) for scoring in looked_at]
         if not _averages(self.recipe):
             key = "layers" if self.recipe.layers else "overrides" if self.recipe.overrides else "method"
             raise _StaysError(f"with this `{key}` the recipe makes no weighted mean, the same for all tensors")

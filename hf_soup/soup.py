@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from hf_soup.compatibility import Reason
 from hf_soup.contents import about_files, soup_config, write_assets, write_contents
 from hf_soup.cooked import Say, Soup, to_stderr
 from hf_soup.errors import RecipeError
+from hf_soup.examples import collected_for, lacking, prepare_inputs
 from hf_soup.lineage import Lineage, examine
 from hf_soup.mixing import needs_base
 from hf_soup.plan import Plan
@@ -164,12 +166,18 @@ def cook(
             learns=selection.learns, quiet=quiet,
         )  # fmt: skip
         require_rows(recipe, benches, learns=selection.learns)
+        inputs = prepare_inputs(recipe, Path(kitchen), config, device, token, say, quiet=quiet)
         needed = fetched(recipe, lineage)
         fed = everyone if needed is lineage else sources(recipe, needed)
         wanted = {name: given[name] for name in needed.names}
         plan = whole if needed is lineage else plan_of(recipe, fed, wanted)
         require_disk(fed, plan, out, stream=stream, held=staging.held_bytes())
         fetch_small(fed.checkpoints)
+        if benches and inputs:
+            from hf_soup.collecting import with_statistics
+
+            places = partial(fetch_weights, everyone.checkpoints, quiet=quiet)
+            whole = with_statistics(whole, places, inputs, Path(kitchen), seed=recipe.seed, device=device, quiet=quiet)
         with _evaluation(expanded, lineage, everyone, benches, whole, Path(kitchen), device, quiet, here) as evaluation:
             weights = {name: each.weight for name, each in zip(expanded.groups, asked.ingredients, strict=True)}
             weights = {name: weight for name, weight in weights.items() if weight or recipe.layers}
@@ -181,6 +189,10 @@ def cook(
             used = fed if leaves is needed else sources(mix, leaves)
             if mixed != wanted or mix != settled(recipe):
                 plan = plan_of(mix, used, mixed)
+            if inputs:
+                places = partial(fetch_weights, used.checkpoints, quiet=quiet)
+                pinned = recipe.model_copy(update={"examples": inputs.examples})
+                plan = collected_for(plan, pinned, leaves, lineage, places, device=device, token=token, quiet=quiet)
             supply = supply_of(used.checkpoints, staging.fetched if stream else None)
             if here.size > 1:
                 supply.fetch_all()
@@ -199,7 +211,7 @@ def cook(
             require_unchanged(everyone.checkpoints)
             for name in merged.differing:
                 say(f"warning: the ingredients disagree on '{name}', which is not averaged; the first one's is kept")
-            files = about_files(leaves)
+            files = [*about_files(leaves), *lacking(plan)]
             for note in files:
                 say(f"note: {note}")
             with staging.disk_errors():
@@ -223,6 +235,7 @@ def cook(
                     merged=merged,
                     results=results,
                     benches=benches,
+                    inputs=inputs,
                     update=update,
                     title=os.fsencode(out.name).decode("utf-8", "replace"),
                 )

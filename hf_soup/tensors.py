@@ -22,3 +22,11 @@ def bytes_of(buffer: Tensor) -> memoryview:
     """A tensor's memory, for reading into and writing from."""
     # numpy's stubs do not say that an array is a buffer.
     return memoryview(cast("Buffer", buffer.numpy()))
+
+
+def keep_freed() -> None:
+    """Let the C library keep what is freed, as new pages for every slice would cost as much as the arithmetic.
+
+    glibc maps what is larger than the largest that it has seen freed, up to 32 MiB, and gives it back at once.
+    """
+    torch.empty((32 << 20) - 8192, dtype=torch.uint8)

@@ -113,6 +113,7 @@ class Update:
         left_out = [note.message for note in runs if note.code == "half-written"]
         changes["score"] = tuple(score) if score else _usable(published, published.score, left_out, token)
         changes["report"] = _usable(published, published.report, left_out, token)
+        changes["examples"] = published.with_examples().examples
         repo = published.repo
         return cls(
             called, repo.revision if repo else None, recipe.model_copy(update=changes), len(recipe.ingredients),

@@ -21,16 +21,25 @@ from hf_soup.client import Token, may_pass, why_absent
 from hf_soup.compatibility import Reason, processing_files
 from hf_soup.contents import soup_config, write_assets
 from hf_soup.cooked import Say, to_stderr
-from hf_soup.errors import IncompatibleError, MergeError, RecipeError, ResolveError, SoupError, ValuesError
-from hf_soup.headers import front_matter, some
+from hf_soup.errors import (
+    IncompatibleError,
+    MergeError,
+    RecipeError,
+    ResolveError,
+    ScoringError,
+    SoupError,
+    ValuesError,
+)
+from hf_soup.examples import collected_for
+from hf_soup.headers import some
 from hf_soup.hub import in_parallel
 from hf_soup.lineage import Lineage, correspond, distinct_names
 from hf_soup.mixing import needs_base
 from hf_soup.plan import Plan
 from hf_soup.preparation import fetched, free_bytes, plan_of, shares, sources, validate
 from hf_soup.progress import bar
-from hf_soup.published import Paths, Published, open_published, path_of
-from hf_soup.recipe import Ingredient, Recipe, Scoring
+from hf_soup.published import Paths, Published, model_index, on_card, open_published, path_of
+from hf_soup.recipe import Ingredient, Recipe
 from hf_soup.staging import Staging
 from hf_soup.weights import supply_of
 
@@ -151,6 +160,7 @@ def verify(
     paths = map or {}
     try:
         published = open_published(model, allow_pickle=allow_pickle, token=token)
+        looks = published.with_examples(paths)
     except RecipeError as error:
         return Verified(model, UNVERIFIABLE, reasons=(Reason("recipe-refused", str(error)),))
     if published.repo and published.repo.from_cache:
@@ -159,6 +169,7 @@ def verify(
             hint="Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, and try again.",
         )
     called = str(published)
+    published = replace(published, recipe=looks.model_copy(update={"report": ()}))
     reasons = [*_refused(published.recipe)]
     measured = published.recipe
     if score:
@@ -173,14 +184,15 @@ def verify(
         return Verified(called, UNVERIFIABLE, reasons=(*reasons, *found))
     try:
         base = _base(published.recipe, checkpoints, paths, token)
-        checked = _cooked_again(published, checkpoints, base, keep=score, quiet=quiet, say=say)
-    except (RecipeError, IncompatibleError, ResolveError, ValuesError) as error:
+        checked = _cooked_again(published, checkpoints, base, looks, token, keep=score, quiet=quiet, say=say)
+    except (RecipeError, IncompatibleError, ResolveError, ScoringError, ValuesError) as error:
         # What is neither said by the Hub nor by the models is the way between: no verdict comes of it.
         if may_pass(error) or (isinstance(error, ResolveError) and not why_absent(error)):
             raise
         said = str(error)
         who = tuple(each.model for each in checkpoints if f"'{each.model}@" in said or f" {each.model}@" in said)
-        reasons.append(Reason(why_absent(error) or "not-cookable", said, who))
+        code = "data" if isinstance(error, ScoringError) else why_absent(error) or "not-cookable"
+        reasons.append(Reason(code, said, who))
         return Verified(called, UNVERIFIABLE, reasons=tuple(reasons))
     scores: tuple[Rescored, ...] = ()
     stated, known = len(published.scores()), len(published.score) + len(published.report)
@@ -290,15 +302,10 @@ def _base(recipe: Recipe, checkpoints: Sequence[Checkpoint], paths: Paths, token
 
 
 def _cooked_again(
-    published: Published,
-    checkpoints: Sequence[Checkpoint],
-    base: Ancestor | None,
-    *,
-    keep: bool,
-    quiet: bool,
-    say: Say,
-) -> Verified:
-    """Cook in a temporary folder, and compare. The verdict is left open."""
+    published: Published, checkpoints: Sequence[Checkpoint], base: Ancestor | None, looks: Recipe, token: Token, *,
+    keep: bool, quiet: bool, say: Say,
+) -> Verified:  # fmt: skip
+    """Cook in a temporary folder, and compare. The verdict is left open; ``looks`` has the examples."""
     from hf_soup.cutoffs import needed
     from hf_soup.differences import Difference, compare_files, compare_weights, weight_files  # late, as it takes torch
     from hf_soup.merge import merge
@@ -318,8 +325,11 @@ def _cooked_again(
     ):
         supply = supply_of(used.checkpoints, staging.fetched)
         theirs = [name for name in weight_files(published)[0] if name in published.files]
-        fetched_bytes = supply.keep() if needed(plan) else supply.peak_bytes(plan)
+        fetched_bytes = supply.keep() if needed(plan) or looks.examples else supply.peak_bytes(plan)
         _require_room(Path(room), plan, fetched_bytes, published, theirs, say)
+        if looks.examples:
+            supply.fetch_all()
+            plan = collected_for(plan, looks, leaves, lineage, supply.paths, token=token, quiet=quiet)
         staging.begin(plan.fingerprint, plan.outline())
         merged = merge(plan, supply, staging, quiet=quiet)
         require_unchanged(used.checkpoints)
@@ -392,34 +402,11 @@ def _rescored(
 
     pinned = f"{published.model}@{published.repo.revision}" if published.repo else model
     found = next(iter(score([pinned], recipe, token=token, quiet=quiet, say=say).values()))
-    said, card = published.scores(), _model_index(published)
+    said, card = published.scores(), model_index(published)
     # Titles hold names of files, which may be others here; the order is the recipe's.
     titles = list(said) if len(said) == len(found) else list(found)
     asked = [*published.score, *published.report]
     return tuple(
-        Rescored(title, each["value"], said.get(title), _on_card(card, scoring), each["n"])
+        Rescored(title, each["value"], said.get(title), on_card(card, scoring), each["n"])
         for title, scoring, each in zip(titles, asked, found.values(), strict=True)
     )
-
-
-def _model_index(published: Published) -> list[tuple[set[str], str, str | None, float]]:
-    """Of each result on the card: what the data is called, the metric, the split, the value."""
-    try:
-        fields = front_matter(published.read("README.md", 1 << 22)) if "README.md" in published.files else {}
-        return [
-            ({str(result["dataset"].get(key)) for key in ("type", "name")}, str(metric["type"]),
-             result["dataset"].get("split"), float(metric["value"]))
-            for entry in fields.get("model-index", [])
-            for result in entry["results"]
-            for metric in result["metrics"]
-            if abs(float(metric["value"])) <= 1e6
-        ]  # fmt: skip
-    except (RecipeError, KeyError, TypeError, ValueError, AttributeError):
-        return []
-
-
-def _on_card(card: Sequence[tuple[set[str], str, str | None, float]], scoring: Scoring) -> float | None:
-    for names, metric, split, value in card:
-        if metric == scoring.metric and {scoring.dataset, scoring.name} & names and split in (None, scoring.split):
-            return value
-    return None

@@ -10,6 +10,8 @@ What else a method needs it asks for by the name of a parameter without a defaul
 - ``random``: for every ingredient a float32 tensor of its shape, uniform in [0, 1), the same in any slicing.
 - ``cutoffs``: for every ingredient the magnitude that ``density`` of all entries of its task vector reach or exceed,
   compared as float32 (see `cutoff`).
+- ``statistics``: for every ingredient what it showed on the recipe's examples; of which kind, `Method` says. Where one
+  has none for a tensor, the method is not asked, and the tensor is averaged.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import torch
 from torch import Tensor
@@ -58,7 +60,7 @@ class Within:
 
 @dataclass(frozen=True)
 class Method:
-    """A registered method.
+    r"""A registered method.
 
     Args:
         name: As recipes spell it.
@@ -73,6 +75,10 @@ class Method:
             magnitude in the tensor, as where it takes a decomposition; 0 where it is the same everywhere.
         least, most: How many ingredients it is defined for.
         ordered: Whether the order of the ingredients counts.
+        statistics: What is collected of the ingredients, for the parameter ``statistics``: ``fisher``, a float32 tensor
+            of the tensor's shape with the mean squared gradient of the log-probability of a label that the model draws,
+            example by example; or ``gram``, for the weight of a linear layer, given as (out, in), the float32 (in, in)
+            mean of :math:`xx^\top` over the layer's inputs. The parameter ``examples`` says how many are looked at.
     """
 
     name: str
@@ -85,6 +91,7 @@ class Method:
     least: int = 1
     most: int | None = None
     ordered: bool = False
+    statistics: Literal["", "fisher", "gram"] = ""
 
     @cached_property
     def _signature(self) -> Mapping[str, inspect.Parameter]:

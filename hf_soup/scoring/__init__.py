@@ -13,6 +13,7 @@ from hf_soup.scoring.ensembles import (
     logit_ensemble,
     predicted_gap,
 )
+from hf_soup.scoring.examples import Inputs, prepare_examples
 from hf_soup.scoring.metrics import METRICS
 from hf_soup.scoring.model import Resident, build_model
 from hf_soup.scoring.statistics import Comparison, Score
@@ -21,6 +22,7 @@ __all__ = [
     "METRICS",
     "Bench",
     "Comparison",
+    "Inputs",
     "Logits",
     "Resident",
     "Score",
@@ -33,4 +35,5 @@ __all__ = [
     "logit_ensemble",
     "predicted_gap",
     "prepare",
+    "prepare_examples",
 ]

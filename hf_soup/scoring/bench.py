@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from hf_soup.errors import ScoringError
 from hf_soup.recipe import Scoring
-from hf_soup.scoring import data, labels, metrics, stored, tasks
+from hf_soup.scoring import data, labels, metrics, tasks
 from hf_soup.scoring.model import answers
+from hf_soup.scoring.rows import preprocessed
 from hf_soup.scoring.statistics import Comparison, Ints, Score, mcnemar, paired_bootstrap, paired_interval
 from hf_soup.world import World
 
@@ -303,33 +304,7 @@ def _prepare_one(
     column = labels.clean(name, data.read_column(table, label_name), label_name)
     mapped = labels.match(name, model_names, column, data.declared_classes(table, label_name), scoring.labels)
     references = labels.to_outputs(mapped, column, name)
-    table = table.select_columns(list(columns))
-
-    def make(numbers: range) -> stored.Chunk:
-        contents: list[Any] = []
-        for row in numbers:
-            try:
-                values = table[row]
-                contents.append(task.read([values[key] for key in columns]))
-            except Exception as error:  # of Pillow on broken files and bombs, too: no common class
-                raise ScoringError(
-                    f"Cannot read row {row} of {name} ({', '.join(columns)}): {tasks.first_line(error)}",
-                    hint="Remove the row, or name other `input_columns`.",
-                ) from error
-        chunk = stored.Chunk([tasks.digest(content) for content in contents], *task.preprocess(name, contents))
-        for row, content, made in zip(numbers, contents, chunk.rows, strict=True):
-            if not made.size:
-                raise ScoringError(
-                    f"Row {row} of {name} is {' + '.join(map(repr, content))}, no token to the donor's tokenizer.",
-                    hint="Remove the row: this tokenizer adds no token of its own to an empty text.",
-                )
-        return chunk
-
-    # A file's name says how it is read; the rest of what a split names follows from the revision.
-    kind = Path(scoring.dataset).suffix if not rows.origin.dataset else ""
-    key = stored.key_of([scoring.task, task.depends_on, rows.origin, kind, scoring.split, columns], folder)
-    chunks = [range(start, min(start + task.chunk, len(table))) for start in range(0, len(table), task.chunk)]
-    found = stored.stored(key, name, chunks, make, scratch=scratch, threads=task.threads, quiet=quiet)
+    key, found = preprocessed(scoring, rows, task, folder, columns, scratch=scratch, quiet=quiet)
     kept = np.flatnonzero([digest not in barred for digest in found.digests])
     if not len(kept):
         raise ScoringError(

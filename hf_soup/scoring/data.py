@@ -80,12 +80,12 @@ def name_of(scoring: Scoring) -> str:
     return scoring.title.removesuffix(f" {scoring.measure}")
 
 
-def refuse_overlap(first: tuple[str, Rows], second: tuple[str, Rows]) -> None:
-    """Held-out and report rows of one data set must have no row in common."""
+def refuse_overlap(first: tuple[str, Rows], second: tuple[str, Rows], what: str = "held-out data") -> None:
+    """Held-out rows, or examples, and report rows of one data set must have no row in common."""
     (first_title, held_out), (second_title, report) = first, second
     if common := _common(held_out, report):
         raise ScoringError(
-            f"The held-out data '{first_title}' and the report '{second_title}' share {common}.",
+            f"The {what} '{first_title}' and the report '{second_title}' share {common}.",
             hint="What selection has looked at cannot test it: use another split, or slices that do not meet, "
             "such as `split: validation[:50%]` and `split: validation[50%:]`.",
         )

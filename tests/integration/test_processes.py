@@ -281,3 +281,23 @@ def test_a_process_that_dies_leaves_what_is_finished(
     with Staging(tmp_path / "fresh") as staging:
         staging.begin(plan.fingerprint, plan.to_dict(), paths)
         assert merge(plan, Supply.here(paths), staging, threads=1, quiet=True).digest == merged.digest
+
+
+@pytest.mark.parametrize("method", ["fisher", "regmean"])
+def test_one_process_looks_at_examples_for_all(
+    launch: Launch, greedy: Path, family: Path, tmp_path: Path, method: str
+) -> None:
+    """The first collects, both read what it found; the soup is what one process makes."""
+    recipe = json.loads(greedy.read_text())
+    del recipe["select"], recipe["score"]
+    recipe |= {"method": {"name": method, "examples": 8}}
+    recipe["examples"] = {"task": "text-classification", "dataset": str(family / "rows.csv"), "batch_size": 2}
+    greedy.write_text(json.dumps(recipe))
+    command = ["none", "cook", greedy, "--quiet", "-o"]
+    alone = launch("counting", *command, "one", HF_HOME=str(tmp_path / "one-home"))
+    assert alone.returncode == 0, alone.stderr
+    done = launch(*LAUNCHERS["torchrun"], "counting.py", *command, "two", HF_HOME=str(tmp_path / "two-home"))
+    assert done.returncode == 0, done.stderr
+    assert set(re.findall(r"WITNESS (.*)", done.stderr)) == {"0 journal.0", "1 journal.1"}
+    for name in ("soup.json", "soup.yaml", "model.safetensors"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name

@@ -87,6 +87,23 @@ def several(method: Method, n: int) -> int:
     return max(method.least, min(n, method.most or n))
 
 
+def squares(tensor: Tensor, place: int) -> Tensor:
+    """Squared gradients, of many sizes; some entries have none."""
+    drawn = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(2000 + place))
+    return drawn.mul(3).exp().mul_(1e-3).mul_(drawn > -1)
+
+
+def gram(tensor: Tensor, place: int) -> Tensor:
+    """Of inputs that are alike, fewer than they are wide; the first is never there."""
+    width = tensor.shape[-1] if tensor.ndim else 0
+    inputs = torch.randn(width // 2 + 1, width, generator=torch.Generator().manual_seed(2000 + place)) + 1
+    inputs[:, :1] = 0
+    return inputs.mT @ inputs / len(inputs)
+
+
+STATISTICS = {"fisher": squares, "gram": gram}
+
+
 def handed(method: Method, tensors: Sequence[Tensor], parameters: Mapping[str, Any]) -> dict[str, Any]:
     """What the engine hands in besides tensors and weights."""
     found: dict[str, Any] = {}
@@ -99,6 +116,8 @@ def handed(method: Method, tensors: Sequence[Tensor], parameters: Mapping[str, A
         elif name == "cutoffs":
             density = {**method.parameters, **parameters}["density"]
             found[name] = [cutoff(tensor.detach(), density) for tensor in tensors]
+        elif name == "statistics":
+            found[name] = [STATISTICS[method.statistics](tensor, place) for place, tensor in enumerate(tensors)]
         else:
             raise AssertionError(f"nothing hands in `{name}`")
     return found
@@ -137,10 +156,12 @@ def rounded(mixed: Tensor, dtype: torch.dtype) -> Tensor:
 @every_method
 def test_it_is_registered_truthfully(method: Method) -> None:
     assert 1 <= method.least <= (method.most or math.inf)
-    assert set(method.given) <= {"random", "cutoffs"}
+    assert set(method.given) <= {"random", "cutoffs", "statistics"}
+    assert ("statistics" in method.given) == (method.statistics in STATISTICS) == ("examples" in method.parameters)
     assert "cutoffs" not in method.given or "density" in method.parameters
     assert method.neutral is None or method.neutral.keys() <= method.parameters.keys()
-    assert not (method.elementwise and method.bound), "what goes entry by entry is the same everywhere"
+    # What goes entry by entry is the same everywhere, but for what models show.
+    assert not (method.elementwise and method.bound and not method.statistics)
     first, second, *rest = inspect.signature(method.function).parameters.values()
     assert first.name == ("deltas" if method.needs_base else "tensors")
     assert second.name == "weights"
@@ -208,7 +229,7 @@ def test_the_order_of_ingredients_does_not_matter(method: Method, choose: Choose
     for shape in ((40,), (5, 8)):
         there, back = both([random(*shape, dtype=dtype, seed=seed, special=False) for seed in range(n)], weights)
         assert_near(method, back, there, 1e-6)
-    if method.elementwise and method.neutral is not None and choose == method.neutral_for:
+    if method.elementwise and method.neutral is not None and choose == method.neutral_for and not method.statistics:
         whole = [(256 * random(40, dtype=dtype, seed=seed).clamp(-1, 1)).round() for seed in range(n)]
         assert torch.equal(*both(whole, [1.0] * n))
 
@@ -447,16 +468,20 @@ def test_golden_case(name: str, case: dict[str, Any]) -> None:
     """Cases worked by hand, with the derivation beside them.
 
     Numbers are fractions, written out flat; ``shape`` gives their shape if there is more than one dimension. ``random``
-    is handed in as written, ``cutoffs`` too, or where they are absent as the density has them. With ``atol``, which is
-    for results that are no fractions, ``expected`` are decimals.
+    and ``statistics`` are handed in as written, ``cutoffs`` too, or where they are absent as the density has them. With
+    ``atol``, which is for results that are no fractions, ``expected`` are decimals.
     """
     assert case["derivation"]
     method, parameters = METHODS[name], case["parameters"]
     shape = case.get("shape", [-1])
     tensors = [exactly(values, case["dtype"]).reshape(shape) for values in case["tensors"]]
-    hand = {} if "random" in method.given else handed(method, tensors, parameters)
+    hand = {} if {"random", "statistics"} & {*method.given} else handed(method, tensors, parameters)
     if "random" in method.given:
         hand["random"] = [exactly(values, "float32").reshape(shape) for values in case["random"]]
+    if "statistics" in method.given:
+        width = tensors[0].shape[-1]
+        sizes = (width, width) if method.statistics == "gram" and tensors[0].ndim == 2 else tensors[0].shape
+        hand["statistics"] = [exactly(values, "float32").reshape(sizes) for values in case["statistics"]]
     if "cutoffs" in case:
         hand["cutoffs"] = [float(Fraction(text)) for text in case["cutoffs"]]
     mixed = method.function(tensors, case["weights"], **parameters, **hand)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 from safetensors.torch import load_file
 
-from hf_soup.answering import Mixture, _keep, _Keys, _noted
+from hf_soup.answering import Keys, Mixture, _keep, _noted
 from hf_soup.headers import TensorInfo, read_header
 from hf_soup.plan import Plan, make_plan
 
@@ -39,20 +39,20 @@ def test_everything_that_decides_the_numbers_is_in_the_key(family: Path) -> None
         Mixture(pair, parameters={"normalize": False}),
     ]
     plans = [plan_of(family, "abc"), plan_of(family, "abc", head="c"), plan_of(family, "abc", head="b")]
-    keys = {_Keys(plan).of(mixture) for plan in plans for mixture in mixtures}
+    keys = {Keys(plan).of(mixture) for plan in plans for mixture in mixtures}
     assert len(keys) == len(plans) * len(mixtures)
 
 
 def test_nothing_else_is(family: Path) -> None:
     """Other ingredients, their number and the order of those that are not in it."""
     here, there = plan_of(family, "abc"), plan_of(family, "cba")
-    assert _Keys(here).of(Mixture({0: 1.0, 2: 3.0})) == _Keys(there).of(Mixture({2: 1.0, 0: 3.0}))
-    assert _Keys(here).of(Mixture({1: 1.0}, mean=True)) == _Keys(plan_of(family, "b")).of(Mixture({0: 1.0}, mean=True))
+    assert Keys(here).of(Mixture({0: 1.0, 2: 3.0})) == Keys(there).of(Mixture({2: 1.0, 0: 3.0}))
+    assert Keys(here).of(Mixture({1: 1.0}, mean=True)) == Keys(plan_of(family, "b")).of(Mixture({0: 1.0}, mean=True))
     layers = {"classifier.bias": {0: 0.25, 2: 0.5}}, {"classifier.bias": {2: 0.25, 0: 0.5}}
-    assert _Keys(here).of(Mixture({0: 1.0, 2: 3.0}, layers[0])) == _Keys(there).of(Mixture({2: 1.0, 0: 3.0}, layers[1]))
+    assert Keys(here).of(Mixture({0: 1.0, 2: 3.0}, layers[0])) == Keys(there).of(Mixture({2: 1.0, 0: 3.0}, layers[1]))
     # A head that one has alone is in every soup.
     first, second = plan_of(family, "abc", head="c"), plan_of(family, "ac", head="c")
-    assert _Keys(first).of(Mixture({0: 1.0}, mean=True)) == _Keys(second).of(Mixture({0: 1.0}, mean=True))
+    assert Keys(first).of(Mixture({0: 1.0}, mean=True)) == Keys(second).of(Mixture({0: 1.0}, mean=True))
 
 
 def test_what_is_remembered_is_believed_only_whole(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor
 from hf_soup import merge as engine
 from hf_soup import plan as plan_module
 from hf_soup.blend import Blend
+from hf_soup.collected import Collected
 from hf_soup.digests import digest_of
 from hf_soup.errors import MergeError
 from hf_soup.files import in_memory
@@ -549,7 +550,7 @@ def test_all_threads_together_hold_no_more_than_is_documented(threads: int, n: i
     """Slices, accumulator and output of every thread, down to slices that are too small to be worth it."""
     info = TensorInfo("w", dtype, (1 << 24,), "m", 8, (1 << 24) * ITEM_BYTES[dtype])
     plan = make_plan([str(i) for i in range(n)], [{"w": info}] * n, [1.0] * n)
-    step = engine._Engine(plan, Supply([]), [], threads)._step(plan.runs[0])
+    step = engine._Engine(plan, Supply([]), [], threads, Collected(plan), None)._step(plan.runs[0])
     held = threads * step * (n * ITEM_BYTES[dtype] + ITEM_BYTES[dtype] + (4 if dtype == "BF16" else 8))
     assert held <= 96 << 20 or step == 1 << 13
     assert step <= 1 << 18

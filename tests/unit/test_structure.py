@@ -42,7 +42,8 @@ ONLY = {
 #: Room → all that it may import beside the standard library and itself.
 MAY = {
     "hf_soup.errors": set(),
-    "hf_soup.recipe": {"pydantic", "yaml", "hf_soup.errors", "hf_soup.plain_yaml"},
+    "hf_soup.recipe": {"pydantic", "yaml", "hf_soup.errors", "hf_soup.faults", "hf_soup.plain_yaml"},
+    "hf_soup.faults": set(),
     "hf_soup.plain_yaml": {"yaml"},
     "hf_soup.methods": {"torch"},
     "hf_soup.selection": {"torch", "numpy", "hf_soup.errors"},

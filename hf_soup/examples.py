@@ -1,0 +1,131 @@
+"""A recipe's examples: what may be said of them, and what the ingredients show on them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_soup.client import Token
+from hf_soup.contents import soup_config, write_assets
+from hf_soup.cooked import Say
+from hf_soup.errors import RecipeError
+from hf_soup.headers import some
+from hf_soup.lineage import Lineage
+from hf_soup.mixing import methods_of
+from hf_soup.plan import Plan
+from hf_soup.recipe import Recipe
+
+if TYPE_CHECKING:
+    from hf_soup.scoring import Inputs
+
+
+def require_examples(recipe: Recipe, *, stream: bool) -> None:
+    """Refuse a method that looks at examples without any, and examples that nothing looks at, or a report looks at."""
+    asking = [method for method in methods_of(recipe) if method.statistics]
+    if not asking:
+        if recipe.examples:
+            raise RecipeError(
+                f"The recipe has `examples`, and {recipe.method.name} looks at none.",
+                hint="Leave them out. `hf-soup methods` says which methods do.",
+            )
+        return
+    name = asking[0].name
+    if stream:
+        raise RecipeError(
+            f"`--stream` drops every file after its last use, and {name} first runs all ingredients on examples.",
+            hint="Cook without --stream.",
+        )
+    if not recipe.examples:
+        raise RecipeError(
+            f"{name} looks at what the ingredients do with examples, and the recipe has no `examples`.",
+            hint="Add `examples: {task: …, dataset: …, split: train}`; their labels are not read.",
+        )
+    for report in recipe.report:
+        same = [getattr(report, key) == getattr(recipe.examples, key) for key in ("dataset", "config", "split")]
+        if all(same):
+            raise RecipeError(
+                f"`examples` are the rows of the report '{report.title}'; what a method has looked at cannot test it.",
+                hint="Use another split, or slices that do not meet.",
+            )
+    if isinstance(recipe.method.parameters.get("examples"), list):
+        raise RecipeError(
+            f"{name}: 'examples' takes one number; more examples tell more, so there is nothing to choose."
+        )
+
+
+def prepare_inputs(
+    recipe: Recipe, folder: Path, config: Mapping[str, Any], device: str, token: Token, say: Say, *, quiet: bool = True
+) -> Inputs | None:
+    """The examples, prepared before any weight is fetched; None where the recipe has none.
+
+    Args:
+        recipe: With `examples` and `report`.
+        folder: With the soup's config, and tokenizer or processor.
+        config: That config.
+        device: Where models will run.
+        token: As everywhere in huggingface_hub.
+        say: Gets warnings.
+        quiet: No progress bar.
+    """
+    if recipe.examples is None:
+        return None
+    from hf_soup.evaluation import require_device
+    from hf_soup.scoring import prepare_examples
+
+    require_device(device)
+    found = prepare_examples(recipe.examples, recipe.report, folder=folder, config=config, token=token, quiet=quiet)
+    for note in found.notes:
+        say(f"warning: {note}")
+    return found
+
+
+def collected_for(
+    plan: Plan,
+    recipe: Recipe,
+    leaves: Lineage,
+    everyone: Lineage,
+    paths: Callable[[], Sequence[Mapping[str, Path]]],
+    *,
+    device: str = "cpu",
+    token: Token = None,
+    quiet: bool = True,
+) -> Plan:
+    """The plan of a soup's leaves with what they show on the examples, as the soup itself reads these.
+
+    Args:
+        plan: Of the leaves.
+        recipe: With `examples`, `report` and `seed`.
+        leaves: Those in the soup.
+        everyone: All ingredients, any of which may give the tokenizer.
+        paths: For every source, its weight files.
+        device: Where models run.
+        token: As everywhere in huggingface_hub.
+        quiet: No progress bar.
+
+    Raises:
+        ScoringError: The examples cannot be used, or a model fails on them.
+    """
+    from hf_soup.collecting import with_statistics
+
+    with tempfile.TemporaryDirectory(prefix="hf-soup-") as room:
+        config = soup_config(leaves, plan.dtype)
+        write_assets(Path(room), config, leaves, everyone.checkpoints)
+        inputs = prepare_inputs(recipe, Path(room), config, device, token, lambda _: None, quiet=quiet)
+        return with_statistics(plan, paths, inputs, Path(room), seed=recipe.seed, device=device, quiet=quiet)
+
+
+def lacking(plan: Plan) -> list[str]:
+    """A sentence about tensors that are averaged as some ingredient shows nothing of them, where there are any."""
+    if not plan.statistics:
+        return []
+    from hf_soup.collected import Collected, asks
+
+    with closing(Collected(plan)) as collected:
+        names = list(collected.lacking(plan))
+    asked = " and ".join(dict.fromkeys(mixing.method for mixing in plan.mixings if asks(mixing)))
+    every = sum(tensor.averaged for tensor in plan.tensors)
+    said = f"{len(names)} of {every} tensors have nothing that {asked} goes by, and are averaged: {some(names)}."
+    return [said] if names else []

@@ -1,0 +1,117 @@
+"""Inputs without labels, on which methods look at what the ingredients do."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_soup.chance import uniform
+from hf_soup.errors import ScoringError
+from hf_soup.recipe import Examples, Scoring
+from hf_soup.scoring import data, labels, tasks
+from hf_soup.scoring.rows import preprocessed
+from hf_soup.scoring.statistics import Ints
+from hf_soup.scoring.stored import Stored
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The examples of a recipe, preprocessed; `prepare_examples` makes them.
+
+    Args:
+        examples: With ``revision`` pinned.
+        n: Rows.
+        notes: Warnings.
+        fingerprint: The sha256 of what decides which inputs a model sees.
+    """
+
+    examples: Examples
+    n: int
+    notes: tuple[str, ...]
+    fingerprint: str
+    _inputs: tasks.ImageInputs | tasks.TextInputs = field(repr=False)
+
+    def drawn(self, count: int, seed: int) -> Ints:
+        """So many rows at random, all where there are fewer, in their order: a split may be sorted by label."""
+        order = np.argsort(uniform(seed, "examples", 0, 0, self.n).numpy(), kind="stable")
+        return np.sort(order[:count])
+
+    def alike(self, rows: Ints) -> list[Ints]:
+        """Rows in batches of inputs of one size, so that nothing is padded; long ones first."""
+        inputs, batches = self._inputs, []
+        sizes = inputs.stored.sizes[inputs.kept[rows]]
+        step = self.examples.batch_size
+        for size in np.unique(sizes)[::-1]:
+            mine = rows[sizes == size]
+            batches += [mine[begin : begin + step] for begin in range(0, len(mine), step)]
+        return batches
+
+    def batch(self, rows: Ints) -> dict[str, Any]:
+        """The model's keyword arguments for some rows, in their order."""
+        return self._inputs.batch(rows)
+
+
+_Task = tasks.ImageClassification | tasks.TextClassification
+
+
+def prepare_examples(
+    examples: Examples,
+    reports: Sequence[Scoring],
+    *,
+    folder: Path,
+    config: Mapping[str, Any],
+    token: str | bool | None = None,
+    quiet: bool = False,
+) -> Inputs:
+    """Read and preprocess the examples of a recipe.
+
+    Rows of a report are refused, and rows that equal one in content dropped: a report is looked at once, at the end.
+
+    Args:
+        examples: The recipe's.
+        reports: The data that nothing may look at before.
+        folder, config, token, quiet: As in `hf_soup.scoring.prepare`.
+
+    Raises:
+        ResolveError: A data set cannot be found or reached.
+        ScoringError: A data set cannot be used.
+    """
+    if config.get("problem_type") in ("regression", "multi_label_classification"):
+        raise ScoringError(f"The model's problem type is {config['problem_type']}; it has no one label to draw.")
+    if len(labels.model_classes(config)) < 2:
+        raise ScoringError("The model has one output: a regression, which has no labels to draw.")
+    name = data.name_of(examples)
+    barred: set[bytes] = set()
+    with tempfile.TemporaryDirectory(prefix="hf-soup-data-") as cache:
+        scratch = Path(cache)
+        (pinned, rows), *others = data.load([examples, *reports], scratch, token)
+        for report, (_, theirs) in zip(reports, others, strict=True):
+            data.refuse_overlap((name, rows), (data.name_of(report), theirs), "examples")
+
+        def of(scoring: Scoring, its: data.Rows) -> tuple[_Task, str, Stored]:
+            task = tasks.TASKS[scoring.task](folder, config)
+            columns = data.input_columns(scoring, data.name_of(scoring), its.table, task.columns)
+            return task, *preprocessed(scoring, its, task, folder, columns, scratch=scratch, quiet=quiet)
+
+        for scoring, theirs in others:
+            barred.update(of(scoring, theirs)[2].digests)
+        task, key, found = of(pinned, rows)
+    kept = np.flatnonzero([digest not in barred for digest in found.digests])
+    notes: tuple[str, ...] = ()
+    dropped = len(found.digests) - len(kept)
+    if dropped:
+        notes = (f"{name}: {dropped:,} of {len(found.digests):,} rows equal a report row in content and were dropped",)
+    if not len(kept):
+        raise ScoringError(
+            f"Every row of the examples '{name}' is in the report too.",
+            hint="What a method has looked at cannot test it: use other rows.",
+        )
+    assert isinstance(pinned, Examples)
+    fingerprint = hashlib.sha256(key.encode() + kept.tobytes()).hexdigest()
+    return Inputs(pinned, len(kept), notes, fingerprint, task.inputs(found, kept))
