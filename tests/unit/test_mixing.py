@@ -66,6 +66,10 @@ OWN = {
 }
 
 
+#: Registered methods of three models and nothing beside them.
+ALONE = [name for name, method in METHODS.items() if method.most is None and not method.statistics]
+
+
 @pytest.fixture(autouse=True)
 def methods(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, method in OWN.items():
@@ -224,7 +228,7 @@ def test_a_cutoff_is_the_kth_largest(density: float) -> None:
     assert [cutoff(equal, each) for each in (0.25, 0.5, 0.75)] == [1.0, 1.0, 0.0]
 
 
-@pytest.mark.parametrize("method", [*OWN, *(name for name in METHODS if name != "slerp")])
+@pytest.mark.parametrize("method", [*OWN, *ALONE])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_number_that_the_method_would_hide_is_found(shelf: Shelf, method: str, bad: float) -> None:
     shelf.models[1]["layers.1.weight"][3, 5] = bad
@@ -233,7 +237,7 @@ def test_a_number_that_the_method_would_hide_is_found(shelf: Shelf, method: str,
         shelf.cook(shelf.plan(method))
 
 
-@pytest.mark.parametrize("method", [*OWN, *(name for name in METHODS if name != "slerp")])
+@pytest.mark.parametrize("method", [*OWN, *ALONE])
 def test_an_infinity_that_all_have_stays(shelf: Shelf, method: str) -> None:
     for number, model in enumerate(shelf.models):
         model["layers.1.weight"][3, 5] = -float("inf")
