@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from hf_soup.chance import uniform
 from hf_soup.errors import ScoringError
 from hf_soup.recipe import Examples, Scoring
 from hf_soup.scoring import data, labels, tasks
@@ -39,6 +38,8 @@ class Inputs:
 
     def drawn(self, count: int, seed: int) -> Ints:
         """So many rows at random, all where there are fewer, in their order: a split may be sorted by label."""
+        from hf_soup.chance import uniform  # late, as it takes torch
+
         order = np.argsort(uniform(seed, "examples", 0, 0, self.n).numpy(), kind="stable")
         return np.sort(order[:count])
 
