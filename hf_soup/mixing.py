@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
+import json
 import re
 import sys
 from bisect import bisect_right
@@ -69,9 +70,17 @@ def require_methods(recipe: Recipe) -> None:
             f"`method` has values to choose from and '{both[0]}' that changes over the layers; it takes one of the two."
         )
     weights = [each.weight for each in recipe.ingredients if each.weight]
-    for method, named in zip(methods_of(recipe), (recipe.method, *(o.method for o in recipe.overrides)), strict=True):
+    tried: set[str] = set()
+    for named in (recipe.method, *(override.method for override in recipe.overrides)):
         for point in _points(named):
-            _require_together(method, weights, point)
+            told = json.dumps([named.name, point], sort_keys=True)
+            if told not in tried:
+                # A stranger's recipe may have a thousand overrides of a thousand values each. What is beyond is met
+                # in the merge.
+                if len(tried) == MAX_POINTS:
+                    return
+                tried.add(told)
+                _require_together(METHODS[named.name], weights, point)
 
 
 def _points(named: Named) -> Iterator[dict[str, Any]]:
@@ -88,9 +97,8 @@ def _require_together(method: Method, weights: Sequence[float], parameters: Mapp
     """Refuse parameters and weights that do not fit together, by trying the method on a few numbers."""
     import torch
 
-    tensors = [
-        torch.randn(4, 4, generator=torch.Generator().manual_seed(each)).double() for each in range(len(weights))
-    ]
+    generator = torch.Generator().manual_seed(0)
+    tensors = list(torch.randn(len(weights), 4, 4, generator=generator).double())
     given: dict[str, object] = {}
     if "random" in method.given:
         given["random"] = [torch.full((4, 4), 0.5) for _ in tensors]

@@ -343,6 +343,27 @@ def test_an_ingredient_without_a_weight_does_not_count() -> None:
         require_methods(Recipe(ingredients=given, method="slerp"))
 
 
+def test_no_recipe_has_methods_tried_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one of a stranger's may ask for: equal values are tried once, and not more than a thousand others."""
+    tried: list[float] = []
+
+    def counting(tensors: Sequence[Tensor], weights: Sequence[float], *, share: float = 1.0) -> Tensor:
+        tried.append(share)
+        return linear(tensors, weights)
+
+    monkeypatch.setitem(METHODS, "counting", Method("counting", counting, True, None))
+
+    def asked(values: Sequence[Sequence[float]]) -> Recipe:
+        methods = [{"name": "counting", "share": {"depth": list(each)}} for each in values]
+        return recipe(overrides=[{"tensors": "*", "method": method} for method in methods])
+
+    require_methods(asked([[0.25, 0.5]] * 50))
+    assert tried == [0.25, 0.5]
+    tried.clear()
+    require_methods(asked([[float(100 * row + each) for each in range(100)] for row in range(50)]))
+    assert 900 < len(tried) <= 1000
+
+
 def bounded(
     tensors: Sequence[Tensor], weights: Sequence[float], *, share: Annotated[float, Within("(0, 1]")] = 1.0,
     how: Literal["round", "square"] = "round",
