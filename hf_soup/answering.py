@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hf_soup.batch_statistics import BatchStatistics, Statistics, put
 from hf_soup.blend import Blend
 from hf_soup.client import own_cache_folder
 from hf_soup.errors import ScoringError, SoupError
@@ -73,6 +74,7 @@ class Answering:
         device: Where models run.
         quiet: No progress bar.
         world: The processes that answer together.
+        statistics: Those of batch normalisation, collected again for what is mixed.
     """
 
     def __init__(
@@ -85,7 +87,9 @@ class Answering:
         *,
         quiet: bool = False,
         world: World | None = None,
+        statistics: BatchStatistics | None = None,
     ) -> None:
+        self._statistics = statistics
         self._benches, self._plan, self._config, self._quiet = benches, plan, config, quiet
         self._world = world or World()
         self._device = device
@@ -127,6 +131,8 @@ class Answering:
             MergeError: A source's file cannot be read, or holds NaN.
         """
         weights = model.digest if isinstance(model, Written) else self._keys.of(model)
+        if statistics := self._again(model):
+            weights = sha256_of([weights, statistics.key])
         notes = {bench.title: self._note(weights, bench, config) for bench in benches}
         different: dict[Path, Bench] = {}
         for bench in benches:
@@ -157,14 +163,24 @@ class Answering:
     ) -> list[Logits]:
         """The part of all processes: the model is made, or fails, in each, and each has all answers."""
         failed: SoupError | None = None
+        found: dict[str, Statistics] = {}
         try:
             made = self._made(model, benches[0].scoring.task, config or self._config)
+            if statistics := self._again(model):
+                found = statistics.collect(made)
         except SoupError as error:
             failed = error
         for each in self._world.gather(failed):
             if each is not None:
                 raise each
+        put(made, self._world.share(found))  # the first one's
         return [bench.logits(made, device=self._device, progress=progress, world=self._world) for bench in benches]
+
+    def _again(self, model: Mixture | Written) -> BatchStatistics | None:
+        """What collects the statistics of a model, where it is mixed; an ingredient has its own."""
+        if isinstance(model, Written) or model.mean or len(model.weights) + self._plan.with_base == 1:
+            return None
+        return self._statistics
 
     def _made(self, model: Mixture | Written, task: str, config: bytes) -> PreTrainedModel:
         tensors: dict[str, Tensor] = {}
@@ -175,6 +191,9 @@ class Answering:
             tensors = self._blend.mean(model.weights)
         else:
             tensors = self._blend.tensors(model.weights, layers=model.layers, parameters=model.parameters)
+        if (statistics := self._again(model)) and not statistics.modules:
+            self._resident = None  # or there would be two models
+            statistics.model_of(tensors)
         if self._resident is None or self._resident[0] != config:
             (self._kitchen / "config.json").write_bytes(config)
             self._resident = config, Resident(self._kitchen, task, getattr(torch, self._plan.dtype))

@@ -7,7 +7,6 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import replace
 from importlib.metadata import version
@@ -28,13 +27,11 @@ from hf_soup.memo import prune
 from hf_soup.plan import Plan
 from hf_soup.progress import bar
 from hf_soup.scoring import Inputs, Resident, build_model
+from hf_soup.scoring.model import in_order
 from hf_soup.scoring.statistics import Ints
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-#: Bytes that the threads of a pass hold together beside the model, where one of them does not hold more by itself.
-_HELD_BYTES = 2 << 30
 
 #: Parameters of the model, or weights of its linear layers, by name, and what was found of them.
 _Found = dict[str, Tensor]
@@ -185,7 +182,7 @@ class _Pass:
             return list(torch.autograd.grad(logs[label], list(every.values()), allow_unused=True))
 
         size = sum(4 * each.numel() for each in every.values())
-        for _, found in _in_order(slopes, [row.reshape(1) for row in rows], size, self._device):
+        for _, found in in_order(slopes, [row.reshape(1) for row in rows], size, self._device):
             for name, slope in zip(every, found, strict=True):
                 if slope is not None:
                     total[name].add_(slope.cpu().square())  # not in place: two gradients may be views of one
@@ -220,7 +217,7 @@ class _Pass:
         try:
             batches = self._inputs.alike(rows)
             size = sum(4 * width**2 for _, width in linear.values())
-            for number, found in _in_order(inputs_of, batches, size, self._device):
+            for number, found in in_order(inputs_of, batches, size, self._device):
                 for name, (each, count) in found.items():
                     counts[name] += count
                     total[name] = each if name not in total else total[name].add_(each)
@@ -244,24 +241,6 @@ class _Pass:
                 if number is not None:
                     width = shape[0] if isinstance(module, Conv1D) else shape[1]
                     yield self._plan.tensors[number].name, (module, int(width))
-
-
-def _in_order(work: Callable[[Ints], Any], every: Sequence[Ints], size: int, device: str) -> Iterator[tuple[int, Any]]:
-    """What comes of each, in their order, so that sums of it are the same at any number of threads.
-
-    On the CPU several are worked on at a time, each by one thread, as torch's own division of a matrix product among
-    threads shows in its last bits.
-    """
-    threads = torch.get_num_threads()
-    cores = len(os.sched_getaffinity(0))
-    workers = max(1, min(cores, _HELD_BYTES // max(1, size))) if torch.device(device).type == "cpu" else 1
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for begin in range(0, len(every), workers):
-                yield from enumerate(pool.map(work, every[begin : begin + workers]), begin)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _is_there(path: Path) -> bool:

@@ -38,13 +38,17 @@ class Inputs:
 
     def drawn(self, count: int, seed: int) -> Ints:
         """So many rows at random, all where there are fewer, in their order: a split may be sorted by label."""
+        return np.sort(self.shuffled(seed)[:count])
+
+    def shuffled(self, seed: int) -> Ints:
+        """All rows in a random order."""
         from hf_soup.chance import uniform  # late, as it takes torch
 
-        order = np.argsort(uniform(seed, "examples", 0, 0, self.n).numpy(), kind="stable")
-        return np.sort(order[:count])
+        order: Ints = np.argsort(uniform(seed, "examples", 0, 0, self.n).numpy(), kind="stable")
+        return order
 
     def alike(self, rows: Ints) -> list[Ints]:
-        """Rows in batches of inputs of one size, so that nothing is padded; long ones first."""
+        """Rows in batches of inputs of one size, so that nothing is padded: long ones first, those of one as given."""
         inputs, batches = self._inputs, []
         sizes = inputs.stored.sizes[inputs.kept[rows]]
         step = self.examples.batch_size

@@ -27,3 +27,45 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
             patch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the local Hub takes plain uploads
             stand_ins.make_all(hub)
         yield hub
+
+
+@pytest.fixture(scope="session")
+def resnets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``data/*.parquet``, handwritten digits, and ``run``: checkpoints of a tiny ResNet that learns them fast.
+
+    Its weights move far between checkpoints, so the mean of their running statistics is not that of the mean weights.
+    """
+    import json
+
+    import torch
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    from hf_soup.demo.data import DIGITS, make_dataset, splits_of
+
+    folder = tmp_path_factory.mktemp("resnets")
+    make_dataset(folder / "digits")
+    names = {name: number for number, name in enumerate(DIGITS)}
+    config = ResNetConfig(
+        num_channels=1, embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", label2id=names,
+        id2label=dict(enumerate(DIGITS)),
+    )  # fmt: skip
+    processor = {
+        "image_processor_type": "ViTImageProcessor", "do_resize": False, "size": {"height": 8, "width": 8},
+        "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.5], "image_std": [0.5],
+    }  # fmt: skip
+    images, labels = splits_of(0)["train"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = ResNetForImageClassification(config).train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        for step in range(1, 61):
+            rows = torch.randperm(len(labels))[:50]
+            optimizer.zero_grad()
+            model(images[rows].sub(0.5).div(0.5), labels=labels[rows]).loss.backward()
+            optimizer.step()
+            if step in (40, 45, 50, 60):
+                model.save_pretrained(folder / "run" / f"checkpoint-{step}")
+                (folder / "run" / f"checkpoint-{step}" / "preprocessor_config.json").write_text(json.dumps(processor))
+    for path in (folder / "digits" / "data").glob("*.parquet"):
+        path.rename(folder / f"{path.name.partition('-')[0]}.parquet")
+    return folder

@@ -301,3 +301,23 @@ def test_one_process_looks_at_examples_for_all(
     assert set(re.findall(r"WITNESS (.*)", done.stderr)) == {"0 journal.0", "1 journal.1"}
     for name in ("soup.json", "soup.yaml", "model.safetensors"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
+
+
+def test_one_process_collects_the_statistics_of_batch_norms(launch: Launch, resnets: Path, tmp_path: Path) -> None:
+    """Of each candidate and of the soup; both score with what it found."""
+    data = {"task": "image-classification"}
+    recipe = Recipe(
+        ingredients=[str(resnets / "run" / f"checkpoint-{step}") for step in (40, 50, 60)],
+        select="greedy",
+        examples={**data, "dataset": str(resnets / "train.parquet"), "batch_size": 64},
+        score={**data, "dataset": str(resnets / "validation.parquet")},
+    )
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    (tmp_path / "counting.py").write_text(COUNTING.replace("BertForSequence", "ResNetForImage"))
+    cook(recipe, tmp_path / "one", say=lambda _: None)
+    done = launch(*LAUNCHERS["torchrun"], "counting.py", "none", "cook", "recipe.yaml", "--quiet", "-o", "two")
+    assert done.returncode == 0, done.stderr
+    for name in ("soup.json", "soup.yaml", "model.safetensors"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
+    counted = {rank: int(passes) for rank, passes in re.findall(r"PASSES (\d) (\d+)", done.stderr)}
+    assert counted["0"] - counted["1"] >= 3 * 4  # two candidates and the soup, four batches each
