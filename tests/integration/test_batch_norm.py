@@ -207,6 +207,15 @@ def test_a_layer_that_no_example_reaches_keeps_the_mean(
     assert "note: No example went through resnet.encoder.stages.1.layers.0.shortcut.normalization" in done.err
 
 
+def test_frozen_statistics_are_constants(cli: Cli, resnets: Path, tmp_path: Path) -> None:
+    assert "[batch-norm]" in cli("check", resnets / "run").out
+    run = shutil.copytree(resnets / "run", tmp_path / "run")
+    for path in run.glob("*/model.safetensors"):
+        kept = {name: each for name, each in load_file(path).items() if not name.endswith(STATISTICS[2])}
+        save_file(kept, path, {"format": "pt"})
+    assert "[batch-norm]" not in cli("check", run).out
+
+
 def test_frozen_statistics_are_left_alone(
     cli: Cli, recipe: Callable[..., Path], resnets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
