@@ -44,7 +44,7 @@ def needed_bytes(plan: Plan) -> int:
 Read = Callable[[], Tensor]
 
 
-class _Slice(NamedTuple):
+class Slice(NamedTuple):
     """A piece of a tensor: where it is, the columns of those in play that have it, and what reads it.
 
     Of each of those, or of all others where they are none; and of the ancestor, where it is a source and has it.
@@ -91,7 +91,7 @@ class Mixed:
         averaged = [number for number, tensor in enumerate(plan.tensors) if tensor.averaged and tensor.size]
         self.tensors = tuple(plan.tensors[number].name for number in averaged)
         self._rows = {number: row for row, number in enumerate(averaged)}  # of shares
-        self._plan, self._sources, self._device = plan, list(sources), device
+        self._plan, self.sources, self._device = plan, list(sources), device
         self._base = len(plan.sources) - 1 if plan.with_base else None
         self._made_of = config_folder, task
         self._reading = Reading(plan, paths)
@@ -105,11 +105,11 @@ class Mixed:
         """Close the files."""
         self._reading.close()
 
-    def _made(self, row: int, given: NDArray[np.float64], piece: _Slice) -> Tensor:
+    def _made(self, row: int, given: NDArray[np.float64], piece: Slice) -> Tensor:
         """A piece of a tensor, float32: that of a row of shares."""
         raise NotImplementedError
 
-    def _moves(self, row: int, given: NDArray[np.float64], piece: _Slice, slope: Tensor) -> Any:
+    def _moves(self, row: int, given: NDArray[np.float64], piece: Slice, slope: Tensor) -> Any:
         """The derivatives by the shares of those who have a piece, from the float64 gradient by its elements."""
         raise NotImplementedError
 
@@ -186,7 +186,7 @@ class Mixed:
         for piece in self._slices(number):
             flat[piece.begin : piece.end].copy_(self._made(row, given, piece))
 
-    def _slices(self, number: int) -> Iterator[_Slice]:
+    def _slices(self, number: int) -> Iterator[Slice]:
         """Pieces of a tensor. What none in play has is the mean of the others, as in a merge."""
         run = self._plan.run_of(number)
         for start in range(0, run.elements, SLICE_ELEMENTS):
@@ -196,9 +196,9 @@ class Mixed:
                     for source, offset in offsets.items()
                 }
                 origin = None if self._base is None else read.pop(self._base, None)
-                having = [column for column, source in enumerate(self._sources) if source in read]
-                asked = [self._sources[column] for column in having] or list(read)
-                yield _Slice(begin, end, having, [read[source] for source in asked], origin)
+                having = [column for column, source in enumerate(self.sources) if source in read]
+                asked = [self.sources[column] for column in having] or list(read)
+                yield Slice(begin, end, having, [read[source] for source in asked], origin)
 
     def _first(self, number: int) -> Tensor:
         """A tensor that is not averaged: the first source's that has it."""
@@ -321,7 +321,7 @@ class HeldOutLoss(Mixed):
                         hint="Out of memory: a smaller `batch_size` of the data.",
                     ) from error
 
-    def _made(self, row: int, given: NDArray[np.float64], piece: _Slice) -> Tensor:
+    def _made(self, row: int, given: NDArray[np.float64], piece: Slice) -> Tensor:
         # What only some have is their mean.
         if len(piece.having) < len(self.names):
             return mean_of(piece.parts, given[piece.having].tolist(), piece.end - piece.begin)
@@ -331,7 +331,7 @@ class HeldOutLoss(Mixed):
                 made.add_(read(), alpha=factor)
         return made
 
-    def _moves(self, row: int, given: NDArray[np.float64], piece: _Slice, slope: Tensor) -> Any:
+    def _moves(self, row: int, given: NDArray[np.float64], piece: Slice, slope: Tensor) -> Any:
         dots = np.array([float(slope.dot(read().double())) for read in piece.parts])
         if len(piece.having) == len(self.names):
             return dots

@@ -104,6 +104,7 @@ class Evaluation:
             each is the source of its number.
         quiet: No progress bar.
         world: The processes that answer together.
+        learn: As in `hf_soup.answering.Answering`.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class Evaluation:
         leaves: Callable[..., dict[int, float]] | None = None,
         quiet: bool = False,
         world: World | None = None,
+        learn: Callable[..., Mixture] | None = None,
     ) -> None:
         self.benches = benches
         self.names = list(names)
@@ -127,7 +129,7 @@ class Evaluation:
         self._judges = benches[:held_out]
         self._plan, self._paths, self._config_folder, self._device = plan, paths, config_folder, device
         config = (config_folder / "config.json").read_bytes()
-        self._answering = Answering(benches, plan, paths, config, device, quiet=quiet, world=world)
+        self._answering = Answering(benches, plan, paths, config, device, quiet=quiet, world=world, learn=learn)
         self._head_of = head_of
         self._logits: dict[tuple[str, str], Logits] = {}
         self._answers: dict[Mix, list[Ints]] = {}
