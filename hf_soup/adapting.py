@@ -26,6 +26,10 @@ from hf_soup.runs import Mixing
 from hf_soup.scoring import Inputs
 from hf_soup.scoring.statistics import Ints
 
+#: Derivatives below this part of the largest are rounding, as those by the biases of keys, on which no answer depends;
+#: Adam would take steps of full length along them.
+_ROUNDING = 1e-7
+
 
 class Coefficients(NamedTuple):
     """What was learned.
@@ -219,6 +223,7 @@ def learn(
             spread = free.expand(shape)
             value, slope = loss.gradient(spread.detach().numpy(), batch)
             finite(value, step + 1)
+            slope[np.abs(slope) < _ROUNDING * np.abs(slope).max()] = 0.0
             optimizer.zero_grad()
             spread.backward(torch.from_numpy(slope))  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -11,7 +11,7 @@ from torch import Tensor
 from hf_soup.methods import Within, accumulator, merge_method
 
 
-@merge_method(elementwise=True, neutral=None, needs_base=True, sums=True, statistics="coefficients", bound=1e-2)
+@merge_method(elementwise=True, neutral=None, needs_base=True, sums=True, statistics="coefficients", bound=1e-4)
 def adamerging(
     deltas: Sequence[Tensor],
     weights: Sequence[float],
@@ -33,17 +33,19 @@ def adamerging(
     for each tensor :math:`l` and ingredient :math:`i`, by Adam from ``init`` on, over :math:`m` examples :math:`x_k`
     without their labels. Weights are not in the paper; ones are the paper's. As in the authors' code a layer is a
     tensor, and coefficients stay between 0 and 1; here one that has reached an end can come back. The paper has
-    examples of each task and a head for each; here there is one head, and the examples are the recipe's.
+    examples of each task and a head for each; here there is one head, and the examples are the recipe's. AdaMerging++,
+    which trims task vectors as `ties` does before, is not built.
 
-    No parameters return equal ingredients: their coefficients are learned like others. Where no answer depends on a
-    tensor, its coefficients stay at ``init``.
+    Equal ingredients are returned where their coefficients sum to one, which no parameter makes them do. Where no
+    answer depends on a tensor, as on the biases of keys, its coefficients stay at ``init``.
 
     When:
         For models of different tasks or data with one head, with examples of the inputs that the mix shall be good at.
 
     When not:
-        With examples of one label, or of few: the surest mix is one that always answers the same. For runs on one data
-        set, which `linear` averages without data.
+        Where the mix that it begins with is often wrong, or the examples are of few labels: it gets surer of what it
+        says already, and in the end says one thing always; fewer ``steps``, or ``by: ingredient``, end before. For
+        runs on one data set, which `linear` averages without data.
 
     Args:
         deltas: ``n`` task vectors of one shape, in the accumulator's dtype.
