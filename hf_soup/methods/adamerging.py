@@ -24,7 +24,7 @@ def adamerging(
     steps: Annotated[int, Within("[1, inf)")] = 500,
     batch_size: Annotated[int, Within("[1, inf)")] = 16,
 ) -> Tensor:
-    r"""Add each task vector by as much as makes the mix sure of its answers to examples.
+    r"""Add each task vector by as much as makes the mix sure of its answers.
 
     .. math:: \theta_l = \theta_{0,l} + \sum_i w_i \lambda_{li} \tau_{li}, \qquad
         \min_{0 \le \lambda \le 1}\ \frac{1}{m} \sum_k H\bigl(p(\cdot \mid x_k; \theta)\bigr), \qquad
@@ -44,7 +44,7 @@ def adamerging(
 
     When not:
         Where the mix that it begins with is often wrong, or the examples are of few labels: it gets surer of what it
-        says already, and in the end says one thing always; fewer ``steps``, or ``by: ingredient``, end before. For
+        says already, and may come to say one thing always; fewer ``steps``, or ``by: ingredient``, end before. For
         runs on one data set, which `linear` averages without data.
 
     Args:
