@@ -45,12 +45,14 @@ class Mixture(NamedTuple):
         layers: Shares of tensors that have their own.
         parameters: Of the method, in place of the plan's.
         mean: Whether it is the mean, whatever the method; of one source, that source.
+        statistics: What was learned of its sources together, beside the plan's.
     """
 
     weights: Mapping[int, float]
     layers: Mapping[str, Mapping[int, float]] | None = None
     parameters: Mapping[str, Any] | None = None
     mean: bool = False
+    statistics: Mapping[str, tuple[str, ...]] | None = None
 
 
 class Written(NamedTuple):
@@ -75,6 +77,8 @@ class Answering:
         quiet: No progress bar.
         world: The processes that answer together.
         statistics: Those of batch normalisation, collected again for what is mixed.
+        learn: Gives a mixture what is learned of its sources together; called with that, and ``before``, which lets go
+            of the model and the running sum.
     """
 
     def __init__(
@@ -88,8 +92,10 @@ class Answering:
         quiet: bool = False,
         world: World | None = None,
         statistics: BatchStatistics | None = None,
+        learn: Callable[..., Mixture] | None = None,
     ) -> None:
         self._statistics = statistics
+        self._learn = learn
         self._benches, self._plan, self._config, self._quiet = benches, plan, config, quiet
         self._world = world or World()
         self._device = device
@@ -130,6 +136,8 @@ class Answering:
             ScoringError: The tensors make no model, or it fails.
             MergeError: A source's file cannot be read, or holds NaN.
         """
+        if self._learn and isinstance(model, Mixture) and not model.mean:
+            model = self._learn(model, before=self.rest)
         weights = model.digest if isinstance(model, Written) else self._keys.of(model)
         if statistics := self._again(model):
             weights = sha256_of([weights, statistics.key])
@@ -190,7 +198,9 @@ class Answering:
         elif model.mean:
             tensors = self._blend.mean(model.weights)
         else:
-            tensors = self._blend.tensors(model.weights, layers=model.layers, parameters=model.parameters)
+            tensors = self._blend.tensors(
+                model.weights, layers=model.layers, parameters=model.parameters, statistics=model.statistics
+            )
         if (statistics := self._again(model)) and not statistics.modules:
             self._resident = None  # or there would be two models
             statistics.model_of(tensors)
@@ -244,8 +254,9 @@ class Keys:
             how = ["linear", {}]
         else:
             how += [{name: list(mixing) for name, mixing in plan.overrides.items()}, plan.seed]
+            statistics = {**plan.statistics, **(model.statistics or {})}
             known = [source for source in weights if source < len(plan.sources) - plan.with_base]
-            how += [{kind: [names[source] for source in known] for kind, names in plan.statistics.items()}]
+            how += [{kind: [names[source] for source in known] for kind, names in statistics.items()}]
         if plan.with_base and not model.mean:
             weights[len(plan.sources) - 1] = 0.0
         layers = {name: [own.get(source) for source in weights] for name, own in (model.layers or {}).items()}

@@ -6,7 +6,7 @@ import json
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from importlib.metadata import version
@@ -20,10 +20,11 @@ from torch import Tensor
 from hf_soup.answering import Keys, Mixture, sha256_of
 from hf_soup.blend import Blend
 from hf_soup.chance import uniform
-from hf_soup.collected import MAX_BYTES, NO_FILE, asks, contents_of, folder, kind_of, path_of
+from hf_soup.collected import MAX_BYTES, NO_FILE, asks, contents_of, folder, kind_of, learns, path_of
 from hf_soup.errors import ScoringError
 from hf_soup.homes import Homes, find_homes, held, on_disk, probes
 from hf_soup.memo import prune
+from hf_soup.methods import METHODS
 from hf_soup.plan import Plan
 from hf_soup.progress import bar
 from hf_soup.scoring import Inputs, Resident, build_model
@@ -61,16 +62,12 @@ def with_statistics(
     Raises:
         ScoringError: A model fails on the examples, or what comes out of it is no number.
     """
-    kinds = sorted({kind_of(mixing) for mixing in plan.mixings if asks(mixing)})
+    kinds = sorted({kind_of(mixing) for mixing in plan.mixings if asks(mixing) and not learns(mixing)})
     if not kinds:
         return plan
     assert inputs is not None, "the recipe was checked: who asks for statistics has examples"
-    config = (config_folder / "config.json").read_bytes()
     # What a model shows depends on these, and on none of its shares.
-    keys, bare = Keys(plan), replace(plan, statistics={})
-    libraries = [version(name) for name in ("hf-soup", "torch", "transformers")]
-    about = [config.hex(), inputs.fingerprint, inputs.examples.task, inputs.examples.batch_size, seed, libraries]
-    about.append(device.partition(":")[0])
+    keys, bare, about = Keys(plan), replace(plan, statistics={}), _about(inputs, config_folder, seed, device)
     sources = range(len(plan.sources) - plan.with_base)
     models = [keys.of(Mixture({source: 1.0}, mean=True)) for source in sources]
     found = {kind: tuple(sha256_of([kind, model, about]) for model in models) for kind in kinds}
@@ -83,6 +80,68 @@ def with_statistics(
                     work.collect(source, kind, path_of(found[kind][source]), shown.update)
         prune(folder(), max(MAX_BYTES, _size(found)))
     return replace(plan, statistics=found)
+
+
+def with_coefficients(
+    plan: Plan,
+    mixture: Mixture,
+    paths: Callable[[], Sequence[Mapping[str, Path]]],
+    inputs: Inputs,
+    config_folder: Path,
+    *,
+    seed: int,
+    device: str = "cpu",
+    quiet: bool = True,
+    before: Callable[[], object] = lambda: None,
+) -> Mixture:
+    """The mixture with what is learned of its ingredients together; what is not in the cache is learned.
+
+    Args:
+        plan: Its sources, the ancestor behind them, and the statistics of `with_statistics`.
+        mixture: Who is mixed, by which weights.
+        paths, inputs, config_folder, seed, device, quiet: As in `with_statistics`.
+        before: Called before anything is learned, which takes a model and its gradients.
+
+    Raises:
+        ScoringError: There is too little memory, the model fails, or what comes out of it is no number.
+    """
+    learning = {kind_of(mixing): mixing for mixing in plan.mixings if learns(mixing)}
+    if not learning:
+        return mixture
+    ((kind, mixing),) = learning.items()  # the recipe was checked: all tensors are learned alike
+    if mixture.parameters is not None and mixing.method != plan.method:
+        plan = replace(plan, parameters=dict(mixture.parameters))
+    mixture = mixture._replace(weights=dict(sorted(mixture.weights.items())))
+    how = [kind, Keys(plan).of(mixture._replace(parameters=None)), _about(inputs, config_folder, seed, device)]
+    names = {source: sha256_of([how, place]) for place, source in enumerate(mixture.weights)}
+    if not all(_is_there(path_of(name)) for name in names.values()):
+        from hf_soup.adapting import Entropy, learn
+        from hf_soup.evaluation import require_memory
+
+        require_memory(plan, learns=True)
+        before()
+        parameters = METHODS[mixing.method].parameters | dict(mixing.parameters)
+        with (
+            closing(Entropy(plan, paths(), mixture, mixing, inputs, config_folder, device)) as loss,
+            bar("Learning coefficients", parameters["steps"], unit="step", quiet=quiet) as shown,
+        ):
+            found = learn(loss, inputs, parameters, seed, shown.update)
+        for column, name in enumerate(names.values()):
+            values = dict(zip(found.tensors, found.values[:, column], strict=True))
+            _keep(path_of(name), values, [], entropy=json.dumps(found.entropy))
+        prune(folder(), max(MAX_BYTES, _size({**plan.statistics, kind: names.values()})))
+    # Of those that are not mixed nobody asks; a file has to be named.
+    spare = next(iter(names.values()))
+    count = len(plan.sources) - plan.with_base
+    return mixture._replace(statistics={kind: tuple(names.get(source, spare) for source in range(count))})
+
+
+def _about(inputs: Inputs, config_folder: Path, seed: int, device: str) -> list[object]:
+    """What else decides what is found."""
+    config = (config_folder / "config.json").read_bytes()
+    libraries = [version(name) for name in ("hf-soup", "torch", "transformers")]
+    about = [config.hex(), inputs.fingerprint, inputs.examples.task, inputs.examples.batch_size, seed, libraries]
+    return [*about, device.partition(":")[0]]
 
 
 class _Pass:
@@ -254,11 +313,12 @@ def _is_there(path: Path) -> bool:
     return True
 
 
-def _keep(path: Path, tensors: _Found, turned: Sequence[str]) -> None:
+def _keep(path: Path, tensors: _Found, turned: Sequence[str], **more: str) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: each.contiguous() for name, each in tensors.items()}, partial, {"turned": json.dumps(turned)})
+        about = {"turned": json.dumps(turned), **more}
+        save_file({name: each.contiguous() for name, each in tensors.items()}, partial, about)
         partial.replace(path)
     except OSError as error:
         raise ScoringError(
@@ -269,5 +329,5 @@ def _keep(path: Path, tensors: _Found, turned: Sequence[str]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _size(found: Mapping[str, Sequence[str]]) -> int:
+def _size(found: Mapping[str, Collection[str]]) -> int:
     return sum(path_of(name).stat().st_size for names in found.values() for name in set(names))

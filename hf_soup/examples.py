@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,8 @@ def require_examples(recipe: Recipe, *, stream: bool) -> None:
 
     Whether anything looks at them is known when the models are: `batch_norm.require_looked_at`.
     """
-    name = next((method.name for method in methods_of(recipe) if method.statistics), "")
+    every = methods_of(recipe)
+    name = next((method.name for method in every if method.statistics), "")
     if name and stream:
         raise RecipeError(
             f"`--stream` drops every file after its last use, and {name} first runs all ingredients on examples.",
@@ -54,6 +56,21 @@ def require_examples(recipe: Recipe, *, stream: bool) -> None:
         raise RecipeError(
             f"{name}: 'examples' takes one number; more examples tell more, so there is nothing to choose."
         )
+    learning: dict[str, dict[str, Any]] = {}
+    for named, method in zip((recipe.method, *(each.method for each in recipe.overrides)), every, strict=True):
+        if method.statistics == "coefficients":
+            for key, value in named.parameters.items():
+                if isinstance(value, list | Mapping):
+                    raise RecipeError(f"{method.name}: '{key}' takes one number, as all tensors are learned together.")
+            parameters = method.parameters | dict(named.parameters)
+            other = learning.setdefault(method.name, parameters)
+            if other != parameters:
+                key = next(key for key in parameters if parameters[key] != other[key])
+                raise RecipeError(
+                    f"{method.name} learns all its tensors together, and '{key}' is {other[key]!r} and "
+                    f"{parameters[key]!r}.",
+                    hint="Give it the same parameters everywhere.",
+                )
 
 
 def prepare_inputs(
@@ -108,14 +125,21 @@ def collected_for(
     Raises:
         ScoringError: The examples cannot be used, or a model fails on them.
     """
+    from hf_soup.answering import Mixture
     from hf_soup.collected import asks
-    from hf_soup.collecting import with_statistics
+    from hf_soup.collecting import with_coefficients, with_statistics
 
     if not any(asks(mixing) for mixing in plan.mixings):
         return plan
 
     with _as_the_soup(plan, recipe, leaves, everyone, device, token, quiet=quiet) as (inputs, folder):
-        return with_statistics(plan, paths, inputs, folder, seed=recipe.seed, device=device, quiet=quiet)
+        about: dict[str, Any] = {"seed": recipe.seed, "device": device, "quiet": quiet}
+        plan = with_statistics(plan, paths, inputs, folder, **about)
+        count = len(plan.sources) - plan.with_base
+        layers = {name: dict(enumerate(shares[:count])) for name, shares in plan.layers.items()}
+        mixture = Mixture(dict(enumerate(plan.weights[:count])), layers)
+        learned = with_coefficients(plan, mixture, paths, inputs, folder, **about).statistics
+        return replace(plan, statistics={**plan.statistics, **(learned or {})})
 
 
 def collected_again(
@@ -167,15 +191,23 @@ def _as_the_soup(
         yield inputs, Path(room)
 
 
-def lacking(plan: Plan) -> list[str]:
-    """A sentence about tensors that are averaged as some ingredient shows nothing of them, where there are any."""
+def shown(plan: Plan) -> list[str]:
+    """Sentences about what was learned, and which tensors are averaged, as some ingredient shows nothing of them."""
     if not plan.statistics:
         return []
     from hf_soup.collected import Collected, asks
 
     with closing(Collected(plan)) as collected:
-        names = list(collected.lacking(plan))
+        names, learned = list(collected.lacking(plan)), collected.learned()
     asked = " and ".join(dict.fromkeys(mixing.method for mixing in plan.mixings if asks(mixing)))
     every = sum(tensor.averaged for tensor in plan.tensors)
     said = f"{len(names)} of {every} tensors have nothing that {asked} goes by, and are averaged: {some(names)}."
-    return [said] if names else []
+    notes = [said] if names else []
+    if learned:
+        means, (before, after) = learned
+        told = ", ".join(f"{name} {mean:.3f}" for name, mean in zip(plan.sources, means, strict=False))
+        notes.append(
+            f"The coefficients of the task vectors, in the mean over tensors: {told}. The entropy of the answers to "
+            f"the examples was {before:.3f} where they began, and is {after:.3f}."
+        )
+    return notes

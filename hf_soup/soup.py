@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -23,7 +23,7 @@ from hf_soup.compatibility import Reason
 from hf_soup.contents import about_files, soup_config, write_assets, write_contents
 from hf_soup.cooked import Say, Soup, to_stderr
 from hf_soup.errors import RecipeError
-from hf_soup.examples import collected_again, collected_for, lacking, prepare_inputs
+from hf_soup.examples import collected_again, collected_for, prepare_inputs, shown
 from hf_soup.lineage import Lineage, examine
 from hf_soup.mixing import needs_base
 from hf_soup.plan import Plan
@@ -50,6 +50,7 @@ from hf_soup.updating import Update
 from hf_soup.weights import fetch_small, fetch_weights, missing_weights, supply_of
 
 if TYPE_CHECKING:
+    from hf_soup.answering import Mixture
     from hf_soup.batch_statistics import BatchStatistics
     from hf_soup.evaluation import Evaluation
     from hf_soup.scoring import Bench
@@ -178,13 +179,17 @@ def cook(
         plan = whole if needed is lineage else plan_of(recipe, fed, wanted)
         require_disk(fed, plan, out, stream=stream, held=staging.held_bytes())
         fetch_small(fed.checkpoints)
+        learn = None
         if benches and inputs:
-            from hf_soup.collecting import with_statistics
+            from hf_soup.collecting import with_coefficients, with_statistics
 
             places = partial(fetch_weights, everyone.checkpoints, quiet=quiet)
-            whole = with_statistics(whole, places, inputs, Path(kitchen), seed=recipe.seed, device=device, quiet=quiet)
+            about: dict[str, Any] = {"paths": places, "inputs": inputs, "config_folder": Path(kitchen)}
+            about |= {"seed": recipe.seed, "device": device, "quiet": quiet}
+            whole = with_statistics(whole, **about)
+            learn = partial(with_coefficients, whole, **about)
         with _evaluation(
-            expanded, lineage, everyone, benches, whole, Path(kitchen), device, quiet, here, statistics
+            expanded, lineage, everyone, benches, whole, Path(kitchen), device, quiet, here, statistics, learn
         ) as evaluation:
             weights = {name: each.weight for name, each in zip(expanded.groups, asked.ingredients, strict=True)}
             weights = {name: weight for name, weight in weights.items() if weight or recipe.layers}
@@ -224,7 +229,7 @@ def cook(
                 )
             for name in merged.differing:
                 say(f"warning: the ingredients disagree on '{name}', which is not averaged; the first one's is kept")
-            files = [*about_files(leaves), *lacking(plan), *(again.notes if again else ())]
+            files = [*about_files(leaves), *shown(plan), *(again.notes if again else ())]
             for note in files:
                 say(f"note: {note}")
             with staging.disk_errors():
@@ -361,6 +366,7 @@ def _evaluation(
     quiet: bool,
     here: World,
     statistics: BatchStatistics | None,
+    learn: Callable[..., Mixture] | None,
 ) -> AbstractContextManager[Evaluation | None]:
     if not benches:
         return nullcontext()
@@ -379,4 +385,5 @@ def _evaluation(
         quiet=quiet,
         world=here,
         statistics=statistics,
+        learn=learn,
     )

@@ -78,7 +78,8 @@ class Method:
         statistics: What is collected of the ingredients, for the parameter ``statistics``: ``fisher``, a float32 tensor
             of the tensor's shape with the mean squared gradient of the log-probability of a label that the model draws,
             example by example; or ``gram``, for the weight of a linear layer, given as (out, in), the float32 (in, in)
-            mean of :math:`xx^\top` over the layer's inputs. The parameter ``examples`` says how many are looked at.
+            mean of :math:`xx^\top` over the layer's inputs; or ``coefficients``, a float32 without dimensions,
+            learned for all ingredients together. The parameter ``examples`` says how many are looked at.
     """
 
     name: str
@@ -91,7 +92,7 @@ class Method:
     least: int = 1
     most: int | None = None
     ordered: bool = False
-    statistics: Literal["", "fisher", "gram"] = ""
+    statistics: Literal["", "fisher", "gram", "coefficients"] = ""
 
     @cached_property
     def _signature(self) -> Mapping[str, inspect.Parameter]:

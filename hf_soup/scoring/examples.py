@@ -57,6 +57,13 @@ class Inputs:
             batches += [mine[begin : begin + step] for begin in range(0, len(mine), step)]
         return batches
 
+    def padded(self, rows: Ints) -> list[Ints]:
+        """Rows in batches in their order, to be padded; of one size each where the tokenizer cannot pad."""
+        if not self._inputs.can_pad:
+            return self.alike(rows)
+        step = self.examples.batch_size
+        return [rows[begin : begin + step] for begin in range(0, len(rows), step)]
+
     def batch(self, rows: Ints) -> dict[str, Any]:
         """The model's keyword arguments for some rows, in their order."""
         return self._inputs.batch(rows)

@@ -283,14 +283,16 @@ def test_a_process_that_dies_leaves_what_is_finished(
         assert merge(plan, Supply.here(paths), staging, threads=1, quiet=True).digest == merged.digest
 
 
-@pytest.mark.parametrize("method", ["fisher", "regmean"])
+@pytest.mark.parametrize(
+    "method", [{"name": "fisher"}, {"name": "regmean"}, {"name": "adamerging", "steps": 3}], ids=str
+)
 def test_one_process_looks_at_examples_for_all(
-    launch: Launch, greedy: Path, family: Path, tmp_path: Path, method: str
+    launch: Launch, greedy: Path, family: Path, tmp_path: Path, method: dict[str, object]
 ) -> None:
     """The first collects, both read what it found; the soup is what one process makes."""
     recipe = json.loads(greedy.read_text())
     del recipe["select"], recipe["score"]
-    recipe |= {"method": {"name": method, "examples": 8}}
+    recipe |= {"method": {**method, "examples": 8}}
     recipe["examples"] = {"task": "text-classification", "dataset": str(family / "rows.csv"), "batch_size": 2}
     greedy.write_text(json.dumps(recipe))
     command = ["none", "cook", greedy, "--quiet", "-o"]
