@@ -341,3 +341,7 @@ def test_rows_are_drawn_and_batches_have_no_padding(tmp_path: Path, family: Path
     batches = inputs.alike(inputs.drawn(1000, 1))
     assert sorted(row for batch in batches for row in batch.tolist()) == list(range(inputs.n))
     assert all(len(batch) <= 5 and inputs.batch(batch)["attention_mask"].all() for batch in batches)
+    assert max(map(len, batches)) > 1
+    # Without a token for padding, as GPT-2, some models refuse more than one row, padded or not.
+    inputs._inputs.can_pad = False
+    assert {len(batch) for batch in inputs.alike(inputs.drawn(1000, 1))} == {1}
