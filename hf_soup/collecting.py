@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 from collections import Counter
@@ -24,7 +25,7 @@ from hf_soup.collected import MAX_BYTES, NO_FILE, asks, contents_of, folder, kin
 from hf_soup.errors import ScoringError
 from hf_soup.homes import Homes, find_homes, held, on_disk, probes
 from hf_soup.memo import prune
-from hf_soup.methods import METHODS
+from hf_soup.methods import BLOCK, METHODS
 from hf_soup.plan import Plan
 from hf_soup.progress import bar
 from hf_soup.scoring import Inputs, Resident, build_model
@@ -33,6 +34,9 @@ from hf_soup.scoring.statistics import Ints
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+#: Of what is in the files; another one leaves older files alone.
+_FORM = 2
 
 #: Parameters of the model, or weights of its linear layers, by name, and what was found of them.
 _Found = dict[str, Tensor]
@@ -141,7 +145,7 @@ def _about(inputs: Inputs, config_folder: Path, seed: int, device: str) -> list[
     config = (config_folder / "config.json").read_bytes()
     libraries = [version(name) for name in ("hf-soup", "torch", "transformers")]
     about = [config.hex(), inputs.fingerprint, inputs.examples.task, inputs.examples.batch_size, seed, libraries]
-    return [*about, device.partition(":")[0]]
+    return [*about, _FORM, device.partition(":")[0]]
 
 
 class _Pass:
@@ -228,7 +232,10 @@ class _Pass:
         return {name: value.to(self._device) for name, value in self._inputs.batch(rows).items()}
 
     def _fisher(self, model: PreTrainedModel, rows: Ints, progress: Callable[[int], object]) -> _Found:
-        """The mean over examples, each by itself, of the squared gradients of the log-probability of a drawn label."""
+        """The mean over examples, each by itself, of the squared gradients of the log-probability of a drawn label.
+
+        Over their root mean square in the model, as a model that is sure of its answers has tiny ones everywhere.
+        """
         every = {name: each for name, each in held(model).items() if each.requires_grad}
         draws = uniform(self._seed, "labels", 0, 0, self._inputs.n)
         total = {name: torch.zeros(each.shape) for name, each in every.items()}
@@ -246,7 +253,11 @@ class _Pass:
                 if slope is not None:
                     total[name].add_(slope.cpu().square())  # not in place: two gradients may be views of one
             progress(1)
-        return {name: each.div_(len(rows)) for name, each in total.items()}
+        # In blocks that torch does not divide among threads, whose number would show in the last bit.
+        blocks = (block for each in total.values() for block in torch.split(each.view(-1), BLOCK))
+        whole = sum(float(block.double().square().sum()) for block in blocks)
+        length = math.sqrt(whole / max(1, sum(each.numel() for each in total.values())))
+        return {name: each.div_(length or 1.0) for name, each in total.items()}
 
     def _grams(self, model: PreTrainedModel, rows: Ints, progress: Callable[[int], object]) -> tuple[_Found, list[str]]:
         """The mean of :math:`xx^\\top` over the inputs of each linear layer, and which weights are stored turned."""

@@ -51,7 +51,7 @@ class Inputs:
         """Rows in batches of inputs of one size, so that nothing is padded: long ones first, those of one as given."""
         inputs, batches = self._inputs, []
         sizes = inputs.stored.sizes[inputs.kept[rows]]
-        step = self.examples.batch_size
+        step = self.examples.batch_size if inputs.can_pad else 1
         for size in np.unique(sizes)[::-1]:
             mine = rows[sizes == size]
             batches += [mine[begin : begin + step] for begin in range(0, len(mine), step)]
