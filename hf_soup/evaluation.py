@@ -105,8 +105,7 @@ class Evaluation:
             each is the source of its number.
         quiet: No progress bar.
         world: The processes that answer together.
-        statistics: Those of batch normalisation, collected again for every candidate.
-        learn: As in `hf_soup.answering.Answering`.
+        statistics, learn: As in `hf_soup.answering.Answering`.
     """
 
     def __init__(
@@ -133,15 +132,7 @@ class Evaluation:
         self._plan, self._paths, self._config_folder, self._device = plan, paths, config_folder, device
         config = (config_folder / "config.json").read_bytes()
         self._answering = Answering(
-            benches,
-            plan,
-            paths,
-            config,
-            device,
-            quiet=quiet,
-            world=world,
-            statistics=statistics,
-            learn=learn,
+            benches, plan, paths, config, device, quiet=quiet, world=world, statistics=statistics, learn=learn
         )
         self._head_of = head_of
         self._logits: dict[tuple[str, str], Logits] = {}
