@@ -383,7 +383,7 @@ def test_one_process_looks_at_examples_for_all(
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
 
 
-def test_one_process_collects_the_statistics_of_batch_norms(launch: Launch, resnets: Path, tmp_path: Path) -> None:
+def test_one_process_collects_the_statistics_of_batch_norms(together: Launch, resnets: Path, tmp_path: Path) -> None:
     """Of each candidate and of the soup; both score with what it found."""
     data = {"task": "image-classification"}
     recipe = Recipe(
@@ -395,7 +395,7 @@ def test_one_process_collects_the_statistics_of_batch_norms(launch: Launch, resn
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
     (tmp_path / "counting.py").write_text(COUNTING.replace("BertForSequence", "ResNetForImage"))
     cook(recipe, tmp_path / "one", say=lambda _: None)
-    done = launch(*LAUNCHERS["torchrun"], "counting.py", "none", "cook", "recipe.yaml", "--quiet", "-o", "two")
+    done = together("counting.py", "none", "cook", "recipe.yaml", "--quiet", "-o", "two")
     assert done.returncode == 0, done.stderr
     for name in ("soup.json", "soup.yaml", "model.safetensors"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
