@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,16 +20,28 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
     """Stand-ins of the models that the recipes name, and of others with their quirks."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    # Made by the first process of tests that needs it; each goes on with a copy of its own.
+    with (shared / "zoo.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "made-zoo").exists():
+            _make(shared / "making-zoo")
+            (shared / "making-zoo").rename(shared / "made-zoo")
+    with LocalHub(shutil.copytree(shared / "made-zoo", tmp_path_factory.mktemp("zoo") / "hub")) as hub:
+        yield hub
+
+
+def _make(folder: Path) -> None:
     import stand_ins
     from huggingface_hub import constants
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    with LocalHub(tmp_path_factory.mktemp("zoo")) as hub:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the local Hub takes plain uploads
-            stand_ins.make_all(hub)
-        yield hub
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+    with LocalHub(folder) as hub, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the local Hub takes plain uploads
+        stand_ins.make_all(hub)
 
 
 @pytest.fixture(scope="session")
