@@ -14,7 +14,7 @@ from typing import Literal
 from hf_soup import architecture, parameters
 from hf_soup.checkpoint import Checkpoint
 from hf_soup.compatibility import HEADS_HINT, Reason, complete, label_rows, names_outputs, some, types
-from hf_soup.headers import FLOATS, Rows, TensorInfo
+from hf_soup.headers import COUNT, FLOATS, Rows, TensorInfo
 from hf_soup.memo import remembered
 from hf_soup.recipe import Recipe
 from hf_soup.tokens import Tokens, token_ids
@@ -395,8 +395,8 @@ class _Alignment:
         self.refuse("shapes", f"The models disagree on the shape of '{tensor}':\n{rows}{more}", *who)
 
     def note_types(self) -> None:
-        """Say what is not averaged."""
-        counted = [name for name, info in self.tensors[self.donor].items() if info.dtype not in FLOATS]
+        """Say what is not averaged; the counts of batch normalisation are its statistics' part."""
+        counted = [n for n, at in self.tensors[self.donor].items() if at.dtype not in FLOATS and not n.endswith(COUNT)]
         if counted:
             self.notes.append(f"{some(counted)} {_are(counted)} no weights: the first ingredient's are kept.")
 

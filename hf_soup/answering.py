@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hf_soup.batch_statistics import BatchStatistics, Statistics, put
 from hf_soup.blend import Blend
 from hf_soup.client import own_cache_folder
 from hf_soup.errors import ScoringError, SoupError
@@ -44,12 +45,14 @@ class Mixture(NamedTuple):
         layers: Shares of tensors that have their own.
         parameters: Of the method, in place of the plan's.
         mean: Whether it is the mean, whatever the method; of one source, that source.
+        statistics: What was learned of its sources together, beside the plan's.
     """
 
     weights: Mapping[int, float]
     layers: Mapping[str, Mapping[int, float]] | None = None
     parameters: Mapping[str, Any] | None = None
     mean: bool = False
+    statistics: Mapping[str, tuple[str, ...]] | None = None
 
 
 class Written(NamedTuple):
@@ -73,6 +76,9 @@ class Answering:
         device: Where models run.
         quiet: No progress bar.
         world: The processes that answer together.
+        statistics: Those of batch normalisation, collected again for what is mixed.
+        learn: Gives a mixture what is learned of its sources together; called with that, and ``before``, which lets go
+            of the model and the running sum.
     """
 
     def __init__(
@@ -85,7 +91,11 @@ class Answering:
         *,
         quiet: bool = False,
         world: World | None = None,
+        statistics: BatchStatistics | None = None,
+        learn: Callable[..., Mixture] | None = None,
     ) -> None:
+        self._statistics = statistics
+        self._learn = learn
         self._benches, self._plan, self._config, self._quiet = benches, plan, config, quiet
         self._world = world or World()
         self._device = device
@@ -126,7 +136,11 @@ class Answering:
             ScoringError: The tensors make no model, or it fails.
             MergeError: A source's file cannot be read, or holds NaN.
         """
+        if self._learn and isinstance(model, Mixture) and not model.mean:
+            model = self._learn(model, before=self.rest)
         weights = model.digest if isinstance(model, Written) else self._keys.of(model)
+        if statistics := self._again(model):
+            weights = sha256_of([weights, statistics.key])
         notes = {bench.title: self._note(weights, bench, config) for bench in benches}
         different: dict[Path, Bench] = {}
         for bench in benches:
@@ -157,14 +171,24 @@ class Answering:
     ) -> list[Logits]:
         """The part of all processes: the model is made, or fails, in each, and each has all answers."""
         failed: SoupError | None = None
+        found: dict[str, Statistics] = {}
         try:
             made = self._made(model, benches[0].scoring.task, config or self._config)
+            if statistics := self._again(model):
+                found = statistics.collect(made)
         except SoupError as error:
             failed = error
         for each in self._world.gather(failed):
             if each is not None:
                 raise each
+        put(made, self._world.share(found))  # the first one's
         return [bench.logits(made, device=self._device, progress=progress, world=self._world) for bench in benches]
+
+    def _again(self, model: Mixture | Written) -> BatchStatistics | None:
+        """What collects the statistics of a model, where it is mixed; an ingredient has its own."""
+        if isinstance(model, Written) or model.mean or len(model.weights) + self._plan.with_base == 1:
+            return None
+        return self._statistics
 
     def _made(self, model: Mixture | Written, task: str, config: bytes) -> PreTrainedModel:
         tensors: dict[str, Tensor] = {}
@@ -174,7 +198,12 @@ class Answering:
         elif model.mean:
             tensors = self._blend.mean(model.weights)
         else:
-            tensors = self._blend.tensors(model.weights, layers=model.layers, parameters=model.parameters)
+            tensors = self._blend.tensors(
+                model.weights, layers=model.layers, parameters=model.parameters, statistics=model.statistics
+            )
+        if (statistics := self._again(model)) and not statistics.modules:
+            self._resident = None  # or there would be two models
+            statistics.model_of(tensors)
         if self._resident is None or self._resident[0] != config:
             (self._kitchen / "config.json").write_bytes(config)
             self._resident = config, Resident(self._kitchen, task, getattr(torch, self._plan.dtype))
@@ -225,8 +254,9 @@ class Keys:
             how = ["linear", {}]
         else:
             how += [{name: list(mixing) for name, mixing in plan.overrides.items()}, plan.seed]
+            statistics = {**plan.statistics, **(model.statistics or {})}
             known = [source for source in weights if source < len(plan.sources) - plan.with_base]
-            how += [{kind: [names[source] for source in known] for kind, names in plan.statistics.items()}]
+            how += [{kind: [names[source] for source in known] for kind, names in statistics.items()}]
         if plan.with_base and not model.mean:
             weights[len(plan.sources) - 1] = 0.0
         layers = {name: [own.get(source) for source in weights] for name, own in (model.layers or {}).items()}

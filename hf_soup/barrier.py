@@ -16,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_soup.basin import Barriers, Pair
+from hf_soup.batch_norm import batch_norms
 from hf_soup.client import Token
 from hf_soup.contents import soup_config, write_assets
 from hf_soup.cooked import Say, to_stderr
 from hf_soup.errors import RecipeError
+from hf_soup.examples import prepare_inputs
 from hf_soup.lineage import Lineage
 from hf_soup.preparation import plan_of, prepare_benches, validate
 from hf_soup.progress import bar, spoken
@@ -90,6 +92,7 @@ def barriers(
     over the inner :math:`\alpha` that are measured: the midpoint of every pair, and the quarters of the five pairs
     with the highest barrier there. It counts as a barrier where the bootstrap's 95 % interval lies above zero and
     :math:`B` is ``least`` or more. Every ingredient counts the same; shares, method and selection are not used.
+    With the recipe's `examples`, statistics of batch normalisation are collected again at every inner point.
 
     Args:
         recipe: With `score`; or the path of one.
@@ -111,6 +114,7 @@ def barriers(
         in Linear Mode Connectivity of Neural Networks, ICLR 2022, arXiv:2110.06296 (against the line between the ends;
         for the loss, which is turned round here).
     """
+    from hf_soup.batch_statistics import BatchStatistics
     from hf_soup.evaluation import Evaluation
     from hf_soup.world import require_alone
 
@@ -133,11 +137,15 @@ def barriers(
         write_assets(Path(kitchen), config, lineage)
         bench = prepare_benches(recipe, plan, Path(kitchen), config, device, token, say, lineage.head_of)[0]
         say(f"note: {len(names)} models, {pairs} pair{'s'[: pairs - 1]}: {total} scorings of {bench.n:,} rows")
+        inputs = prepare_inputs(recipe, Path(kitchen), config, device, token, say)
+        statistics = None
+        if inputs and batch_norms(tensor.name for tensor in plan.tensors):
+            statistics = BatchStatistics(plan, inputs, Path(kitchen), recipe.seed, device)
         with (
             Evaluation(
                 [bench], held_out=1, names=names, plan=plan,
                 paths=fetch_weights(lineage.checkpoints, quiet=quiet), config_folder=Path(kitchen), device=device,
-                head_of=lineage.head_of, quiet=True,
+                head_of=lineage.head_of, quiet=True, statistics=statistics,
             ) as evaluation,
             bar("Measuring barriers", total, unit="score", quiet=quiet) as shown,
         ):  # fmt: skip

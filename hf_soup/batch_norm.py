@@ -2,46 +2,81 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from hf_soup.compatibility import Reason
+from hf_soup.errors import RecipeError
+from hf_soup.headers import COUNT
 from hf_soup.lineage import Lineage
-from hf_soup.mixing import is_average
+from hf_soup.mixing import is_average, methods_of
 from hf_soup.recipe import Recipe
 from hf_soup.training_run import averages_run
 
-_COUNTED, _MEAN = "num_batches_tracked", "running_mean"
+#: What is collected, under the names that torch gives it.
+MEAN, VARIANCE = "running_mean", "running_var"
+#: Within what statistics that are collected again are the same on every machine, in parts of the largest in a layer.
+BOUND = 1e-4
+_ADD = "`examples: {task: …, dataset: …, split: train}`"
+
+
+def batch_norms(names: Iterable[str]) -> list[str]:
+    """The layers of batch normalisation among tensors, as what stands before the names of their statistics; sorted.
+
+    A layer whose statistics are frozen, as in detectors, has them without a count of batches, and they are constants.
+
+    >>> batch_norms(["bn.running_mean", "bn.num_batches_tracked", "frozen.running_mean", "frozen.running_var"])
+    ['bn.']
+    """
+    known = set(names)
+    layers = (name.removesuffix(COUNT) for name in known if name.endswith(COUNT))
+    return sorted(layer for layer in layers if layer + MEAN in known)
+
+
+def _layers(lineage: Lineage) -> list[str]:
+    return sorted({layer for checkpoint in lineage.checkpoints for layer in batch_norms(checkpoint.tensors)})
 
 
 def running_statistics(recipe: Recipe, lineage: Lineage) -> list[Reason]:
     """What is to be said of a soup of models with batch normalisation: its mean statistics are not those of its mean.
 
-    A layer whose statistics are frozen, as in detectors, has them without a count of batches, and they are constants.
-    Methods over a run are defined with a pass over data that collects them again, so they refuse.
+    Methods over a run are defined with a pass over data that collects them again, so they refuse where the recipe has
+    no `examples` for it.
 
     Args:
         recipe: With the method.
         lineage: The ingredients.
     """
-    if len(lineage.checkpoints) == 1 and is_average(recipe):
-        return []
-    layers = {
-        name.removesuffix(_COUNTED)
-        for checkpoint in lineage.checkpoints
-        for name in checkpoint.tensors
-        if name.endswith(_COUNTED) and name.removesuffix(_COUNTED) + _MEAN in checkpoint.tensors
-    }
-    if not layers:
+    if recipe.examples or (len(lineage.checkpoints) == 1 and is_average(recipe)) or not (layers := _layers(lineage)):
         return []
     many = f"{len(layers)} layers" if len(layers) > 1 else "a layer"
     message = (
-        f"The model has {many} of batch normalisation, such as '{min(layers).rstrip('.')}', and the mean of running "
+        f"The model has {many} of batch normalisation, such as '{layers[0].rstrip('.')}', and the mean of running "
         "statistics is not the statistics of the mean weights."
     )
-    if averages_run(recipe):
+    refuses = averages_run(recipe)
+    if refuses:
         message += (
-            f" {recipe.method.name} is defined with a pass over training data that collects them again, which is not "
-            "built yet. With `method: linear` the statistics are averaged as well; score the soup then, or collect "
-            "them with torch.optim.swa_utils.update_bn."
+            f" {recipe.method.name} is defined with a pass over training data that collects them again: add {_ADD} to "
+            "the recipe. With `method: linear` they may be averaged as well."
         )
-        return [Reason("batch-norm", message, lineage.names, refuses=True)]
-    message += " Score the soup, or collect them again with torch.optim.swa_utils.update_bn."
-    return [Reason("batch-norm", message, lineage.names)]
+    else:
+        message += f" Add {_ADD} to the recipe, and they are collected again; else score the soup."
+    return [Reason("batch-norm", message, lineage.names, refuses=refuses)]
+
+
+def require_looked_at(recipe: Recipe, lineage: Lineage) -> None:
+    """Refuse examples that nothing looks at: no method, and no batch normalisation.
+
+    Args:
+        recipe: With or without `examples`.
+        lineage: The ingredients.
+
+    Raises:
+        RecipeError: It is so.
+    """
+    if recipe.examples and not any(method.statistics for method in methods_of(recipe)) and not _layers(lineage):
+        raise RecipeError(
+            f"The recipe has `examples`, and {recipe.method.name} looks at none. The models have no running "
+            "statistics of batch normalisation either, which would be collected again.",
+            hint="Leave them out. `hf-soup methods` says which methods look at examples.",
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,6 @@ class Blend:
     def __init__(self, plan: Plan, paths: Sequence[Mapping[str, Path]]) -> None:
         self.plan = plan
         self._reading = Reading(plan, paths)
-        self._collected = Collected(plan)
         self._spans = list(_spans(plan))
         straight = replace(plan, method="linear", parameters={}, with_base=False, overrides={})
         self._straight = plan if plan.method == "linear" and not plan.overrides else straight
@@ -52,7 +52,6 @@ class Blend:
     def close(self) -> None:
         """Close the files."""
         self._reading.close()
-        self._collected.close()
 
     def forget(self) -> None:
         """Let go of the running sum."""
@@ -64,6 +63,7 @@ class Blend:
         *,
         layers: Mapping[str, Mapping[int, float]] | None = None,
         parameters: Mapping[str, Any] | None = None,
+        statistics: Mapping[str, tuple[str, ...]] | None = None,
     ) -> dict[str, Tensor]:
         """Some sources, mixed, under the output's names and in its dtypes.
 
@@ -75,6 +75,7 @@ class Blend:
                 the one before stays, that one a second time: to hold it would take another model's memory.
             layers: Shares of tensors that have their own, of the same sources.
             parameters: Of the method, in place of the plan's.
+            statistics: What was learned of those sources together, beside the plan's.
 
         Raises:
             MergeError: A file is shorter than its header says, or a source alone holds NaN.
@@ -88,10 +89,15 @@ class Blend:
         found: Cutoffs = {}
         if needed(plan):
             found = cutoffs(plan, self._reading, sorted(weights), len(os.sched_getaffinity(0)))
-        return {
-            tensor.name: self._mixed(plan, number, {**given, **own.get(tensor.name, {})}, found).reshape(tensor.shape)
-            for number, tensor in enumerate(plan.tensors)
-        }
+        if statistics:
+            plan = replace(plan, statistics={**plan.statistics, **statistics})
+        with closing(Collected(plan)) as collected:
+            return {
+                tensor.name: self._mixed(plan, number, {**given, **own.get(tensor.name, {})}, found, collected).reshape(
+                    tensor.shape
+                )
+                for number, tensor in enumerate(plan.tensors)
+            }
 
     def mean(self, weights: Mapping[int, float]) -> dict[str, Tensor]:
         """The weighted mean of some sources, whatever the method; one alone is itself."""
@@ -137,7 +143,14 @@ class Blend:
                 self._sum[place].add_(self._product(source, span, factor))
         self._summed[source] = factor
 
-    def _mixed(self, plan: Plan, number: int, weights: Mapping[int, float], found: Cutoffs | None = None) -> Tensor:
+    def _mixed(
+        self,
+        plan: Plan,
+        number: int,
+        weights: Mapping[int, float],
+        found: Cutoffs | None = None,
+        collected: Collected | None = None,
+    ) -> Tensor:
         """A tensor of some sources as the merge makes it, slice by slice, flat.
 
         What none of them has comes from the others: a head that belongs to one ingredient, the rows of a token.
@@ -160,7 +173,7 @@ class Blend:
             if tensor.averaged:
                 given = {source: weights.get(source, 1.0) for source in having}
                 mixed = combine(
-                    plan, run, parts, given, mixed=weights, begin=begin, cutoffs=found, statistics=self._collected
+                    plan, run, parts, given, mixed=weights, begin=begin, cutoffs=found, statistics=collected
                 )
                 round_into(mixed, rounded[begin:end])
             else:

@@ -10,6 +10,7 @@ import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,7 @@ def render(
     return _with_front_matter(fields, re.sub(r"\n{3,}", "\n\n", body).replace(_RECIPE, recipe))
 
 
+@cache
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("hf_soup", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,

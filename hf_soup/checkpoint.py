@@ -348,7 +348,7 @@ def _assemble(
             f"{name} has no config.json: it is {kind}.",
             hint="Merge the adapter into its base first (peft's `merge_and_unload`)."
             if "adapter_config.json" in files
-            else f"It holds {some(files)}.",
+            else f"It holds {some(files) or 'nothing'}.",
         )
     large = next((path for path, size in files.items() if ASSETS.fullmatch(path) and size > _MAX_ASSET), None)
     if large is not None:

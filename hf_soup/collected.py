@@ -38,6 +38,7 @@ class _File(NamedTuple):
     descriptor: int
     places: Mapping[str, Place]
     turned: frozenset[str]  # weights that are stored as (in, out)
+    entropy: tuple[float, float] = (0.0, 0.0)  # of learned coefficients: before, and after
 
 
 class Collected:
@@ -74,7 +75,7 @@ class Collected:
         if place is None:
             return None
         shape: tuple[int, ...] = (count,)
-        if METHODS[mixing.method].statistics == "gram":
+        if METHODS[mixing.method].statistics != "fisher":
             begin, shape = 0, place.shape
         values = torch.empty(shape)
         try:
@@ -102,15 +103,35 @@ class Collected:
                 if asks(mixing) and any(tensor.name not in file.places for file in self._files[kind_of(mixing)]):
                     yield tensor.name
 
+    def learned(self) -> tuple[list[float], tuple[float, float]] | None:
+        """Where coefficients were learned, the mean of each source's, and the entropy before and after."""
+        for kind, files in self._files.items():
+            if kind.startswith("coefficients-"):
+                means = []
+                for file in files:
+                    read = torch.empty(len(file.places))
+                    for number, place in enumerate(file.places.values()):
+                        read_all(file.descriptor, bytes_of(read[number : number + 1].view(torch.uint8)), place.offset)
+                    means.append(float(read.double().mean()))
+                return means, files[0].entropy
+        return None
+
 
 def asks(mixing: Mixing) -> bool:
     """Whether a method asks for statistics."""
     return bool(METHODS[mixing.method].statistics)
 
 
+def learns(mixing: Mixing) -> bool:
+    """Whether a method asks for what is learned of all ingredients together."""
+    return METHODS[mixing.method].statistics == "coefficients"
+
+
 def kind_of(mixing: Mixing) -> str:
-    """Which statistics a method asks for, and of how many examples: ``fisher-256``."""
+    """Which statistics a method asks for, of how many examples, ``fisher-256``, and how they are learned."""
     method = METHODS[mixing.method]
+    if learns(mixing):
+        return f"{method.statistics}-{json.dumps({**method.parameters, **mixing.parameters}, sort_keys=True)}"
     return f"{method.statistics}-{mixing.parameters.get('examples', method.parameters['examples'])}"
 
 
@@ -131,20 +152,21 @@ def _opened(stack: ExitStack, path: Path) -> _File:
         raise _lost(printable(str(error))) from None
 
 
-def contents_of(path: Path) -> tuple[dict[str, Place], frozenset[str]]:
-    """Where the statistics in a file lie, and which weights are stored as (in, out); raises `NO_FILE`."""
+def contents_of(path: Path) -> tuple[dict[str, Place], frozenset[str], tuple[float, float]]:
+    """What a file holds, as in `_File`; raises `NO_FILE`."""
     with path.open("rb") as file:
         length, size = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size
         if length > size:
             raise ValueError("it has no header")
         header = json.loads(file.read(length))
-    turned = frozenset(json.loads(header.pop("__metadata__")["turned"]))
+    about = header.pop("__metadata__")
+    turned, (before, after) = frozenset(json.loads(about["turned"])), json.loads(about.get("entropy", "[0, 0]"))
     if 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0) != size:
         raise ValueError("it was cut off")
     places = {
         name: Place(8 + length + entry["data_offsets"][0], tuple(entry["shape"])) for name, entry in header.items()
     }
-    return places, turned
+    return places, turned, (float(before), float(after))
 
 
 def _lost(reason: str) -> MergeError:

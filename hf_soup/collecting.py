@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from importlib.metadata import version
@@ -21,20 +21,22 @@ from torch import Tensor
 from hf_soup.answering import Keys, Mixture, sha256_of
 from hf_soup.blend import Blend
 from hf_soup.chance import uniform
-from hf_soup.collected import MAX_BYTES, NO_FILE, asks, contents_of, folder, kind_of, path_of
+from hf_soup.collected import MAX_BYTES, NO_FILE, asks, contents_of, folder, kind_of, learns, path_of
 from hf_soup.errors import ScoringError
 from hf_soup.homes import Homes, find_homes, held, on_disk, probes
 from hf_soup.memo import prune
+from hf_soup.methods import BLOCK, METHODS
 from hf_soup.plan import Plan
 from hf_soup.progress import bar
 from hf_soup.scoring import Inputs, Resident, build_model
+from hf_soup.scoring.model import in_order
 from hf_soup.scoring.statistics import Ints
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-#: Bytes that the threads of a pass hold together beside the model, where one of them does not hold more by itself.
-_HELD_BYTES = 2 << 30
+#: Of what is in the files; another one leaves older files alone.
+_FORM = 2
 
 #: Parameters of the model, or weights of its linear layers, by name, and what was found of them.
 _Found = dict[str, Tensor]
@@ -64,16 +66,12 @@ def with_statistics(
     Raises:
         ScoringError: A model fails on the examples, or what comes out of it is no number.
     """
-    kinds = sorted({kind_of(mixing) for mixing in plan.mixings if asks(mixing)})
+    kinds = sorted({kind_of(mixing) for mixing in plan.mixings if asks(mixing) and not learns(mixing)})
     if not kinds:
         return plan
     assert inputs is not None, "the recipe was checked: who asks for statistics has examples"
-    config = (config_folder / "config.json").read_bytes()
     # What a model shows depends on these, and on none of its shares.
-    keys, bare = Keys(plan), replace(plan, statistics={})
-    libraries = [version(name) for name in ("hf-soup", "torch", "transformers")]
-    about = [config.hex(), inputs.fingerprint, inputs.examples.task, inputs.examples.batch_size, seed, libraries]
-    about.append(device.partition(":")[0])
+    keys, bare, about = Keys(plan), replace(plan, statistics={}), _about(inputs, config_folder, seed, device)
     sources = range(len(plan.sources) - plan.with_base)
     models = [keys.of(Mixture({source: 1.0}, mean=True)) for source in sources]
     found = {kind: tuple(sha256_of([kind, model, about]) for model in models) for kind in kinds}
@@ -86,6 +84,68 @@ def with_statistics(
                     work.collect(source, kind, path_of(found[kind][source]), shown.update)
         prune(folder(), max(MAX_BYTES, _size(found)))
     return replace(plan, statistics=found)
+
+
+def with_coefficients(
+    plan: Plan,
+    mixture: Mixture,
+    paths: Callable[[], Sequence[Mapping[str, Path]]],
+    inputs: Inputs,
+    config_folder: Path,
+    *,
+    seed: int,
+    device: str = "cpu",
+    quiet: bool = True,
+    before: Callable[[], object] = lambda: None,
+) -> Mixture:
+    """The mixture with what is learned of its ingredients together; what is not in the cache is learned.
+
+    Args:
+        plan: Its sources, the ancestor behind them, and the statistics of `with_statistics`.
+        mixture: Who is mixed, by which weights.
+        paths, inputs, config_folder, seed, device, quiet: As in `with_statistics`.
+        before: Called before anything is learned, which takes a model and its gradients.
+
+    Raises:
+        ScoringError: There is too little memory, the model fails, or what comes out of it is no number.
+    """
+    learning = {kind_of(mixing): mixing for mixing in plan.mixings if learns(mixing)}
+    if not learning:
+        return mixture
+    ((kind, mixing),) = learning.items()  # the recipe was checked: all tensors are learned alike
+    if mixture.parameters is not None and mixing.method != plan.method:
+        plan = replace(plan, parameters=dict(mixture.parameters))
+    mixture = mixture._replace(weights=dict(sorted(mixture.weights.items())))
+    how = [kind, Keys(plan).of(mixture._replace(parameters=None)), _about(inputs, config_folder, seed, device)]
+    names = {source: sha256_of([how, place]) for place, source in enumerate(mixture.weights)}
+    if not all(_is_there(path_of(name)) for name in names.values()):
+        from hf_soup.adapting import Entropy, learn
+        from hf_soup.evaluation import require_memory
+
+        require_memory(plan, learns=True)
+        before()
+        parameters = METHODS[mixing.method].parameters | dict(mixing.parameters)
+        with (
+            closing(Entropy(plan, paths(), mixture, mixing, inputs, config_folder, device)) as loss,
+            bar("Learning coefficients", parameters["steps"], unit="step", quiet=quiet) as shown,
+        ):
+            found = learn(loss, inputs, parameters, seed, shown.update)
+        for column, name in enumerate(names.values()):
+            values = dict(zip(found.tensors, found.values[:, column], strict=True))
+            _keep(path_of(name), values, [], entropy=json.dumps(found.entropy))
+        prune(folder(), max(MAX_BYTES, _size({**plan.statistics, kind: names.values()})))
+    # Of those that are not mixed nobody asks; a file has to be named.
+    spare = next(iter(names.values()))
+    count = len(plan.sources) - plan.with_base
+    return mixture._replace(statistics={kind: tuple(names.get(source, spare) for source in range(count))})
+
+
+def _about(inputs: Inputs, config_folder: Path, seed: int, device: str) -> list[object]:
+    """What else decides what is found."""
+    config = (config_folder / "config.json").read_bytes()
+    libraries = [version(name) for name in ("hf-soup", "torch", "transformers")]
+    about = [config.hex(), inputs.fingerprint, inputs.examples.task, inputs.examples.batch_size, seed, libraries]
+    return [*about, _FORM, device.partition(":")[0]]
 
 
 class _Pass:
@@ -172,7 +232,10 @@ class _Pass:
         return {name: value.to(self._device) for name, value in self._inputs.batch(rows).items()}
 
     def _fisher(self, model: PreTrainedModel, rows: Ints, progress: Callable[[int], object]) -> _Found:
-        """The mean over examples, each by itself, of the squared gradients of the log-probability of a drawn label."""
+        """The mean over examples, each by itself, of the squared gradients of the log-probability of a drawn label.
+
+        Over their root mean square in the model, as a model that is sure of its answers has tiny ones everywhere.
+        """
         every = {name: each for name, each in held(model).items() if each.requires_grad}
         draws = uniform(self._seed, "labels", 0, 0, self._inputs.n)
         total = {name: torch.zeros(each.shape) for name, each in every.items()}
@@ -185,12 +248,16 @@ class _Pass:
             return list(torch.autograd.grad(logs[label], list(every.values()), allow_unused=True))
 
         size = sum(4 * each.numel() for each in every.values())
-        for _, found in _in_order(slopes, [row.reshape(1) for row in rows], size, self._device):
+        for _, found in in_order(slopes, [row.reshape(1) for row in rows], size, self._device):
             for name, slope in zip(every, found, strict=True):
                 if slope is not None:
                     total[name].add_(slope.cpu().square())  # not in place: two gradients may be views of one
             progress(1)
-        return {name: each.div_(len(rows)) for name, each in total.items()}
+        # In blocks that torch does not divide among threads, whose number would show in the last bit.
+        blocks = (block for each in total.values() for block in torch.split(each.view(-1), BLOCK))
+        whole = sum(float(block.double().square().sum()) for block in blocks)
+        length = math.sqrt(whole / max(1, sum(each.numel() for each in total.values())))
+        return {name: each.div_(length or 1.0) for name, each in total.items()}
 
     def _grams(self, model: PreTrainedModel, rows: Ints, progress: Callable[[int], object]) -> tuple[_Found, list[str]]:
         """The mean of :math:`xx^\\top` over the inputs of each linear layer, and which weights are stored turned."""
@@ -220,7 +287,7 @@ class _Pass:
         try:
             batches = self._inputs.alike(rows)
             size = sum(4 * width**2 for _, width in linear.values())
-            for number, found in _in_order(inputs_of, batches, size, self._device):
+            for number, found in in_order(inputs_of, batches, size, self._device):
                 for name, (each, count) in found.items():
                     counts[name] += count
                     total[name] = each if name not in total else total[name].add_(each)
@@ -246,24 +313,6 @@ class _Pass:
                     yield self._plan.tensors[number].name, (module, int(width))
 
 
-def _in_order(work: Callable[[Ints], Any], every: Sequence[Ints], size: int, device: str) -> Iterator[tuple[int, Any]]:
-    """What comes of each, in their order, so that sums of it are the same at any number of threads.
-
-    On the CPU several are worked on at a time, each by one thread, as torch's own division of a matrix product among
-    threads shows in its last bits.
-    """
-    threads = torch.get_num_threads()
-    cores = len(os.sched_getaffinity(0))
-    workers = max(1, min(cores, _HELD_BYTES // max(1, size))) if torch.device(device).type == "cpu" else 1
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for begin in range(0, len(every), workers):
-                yield from enumerate(pool.map(work, every[begin : begin + workers]), begin)
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _is_there(path: Path) -> bool:
     """Whether a file of statistics is there, and whole; it counts as used now."""
     try:
@@ -275,11 +324,12 @@ def _is_there(path: Path) -> bool:
     return True
 
 
-def _keep(path: Path, tensors: _Found, turned: Sequence[str]) -> None:
+def _keep(path: Path, tensors: _Found, turned: Sequence[str], **more: str) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: each.contiguous() for name, each in tensors.items()}, partial, {"turned": json.dumps(turned)})
+        about = {"turned": json.dumps(turned), **more}
+        save_file({name: each.contiguous() for name, each in tensors.items()}, partial, about)
         partial.replace(path)
     except OSError as error:
         raise ScoringError(
@@ -290,5 +340,5 @@ def _keep(path: Path, tensors: _Found, turned: Sequence[str]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _size(found: Mapping[str, Sequence[str]]) -> int:
+def _size(found: Mapping[str, Collection[str]]) -> int:
     return sum(path_of(name).stat().st_size for names in found.values() for name in set(names))

@@ -22,6 +22,7 @@ from hf_soup.plan import Plan
 from hf_soup.recipe import Ingredient, Named, Recipe, Scoring
 
 if TYPE_CHECKING:
+    from hf_soup.batch_statistics import CollectedAgain
     from hf_soup.choosing import Choice
     from hf_soup.evaluation import Results
     from hf_soup.merge import Merged
@@ -163,6 +164,7 @@ def write_contents(
     results: Results | None,
     benches: Sequence[Bench],
     inputs: Inputs | None,
+    again: CollectedAgain | None,
     update: Update | None,
     title: str,
 ) -> None:
@@ -182,6 +184,7 @@ def write_contents(
         results: The scores, where the recipe names data.
         benches: That data, pinned.
         inputs: The examples, pinned, where the recipe has any.
+        again: Where statistics of batch normalisation were collected again, with what.
         update: Where the soup is the next version of another.
         title: The soup's name.
     """
@@ -241,6 +244,7 @@ def write_contents(
             }
             for scoring, bench in zip(resolved.report, benches[len(recipe.score) :], strict=True)
         ],
+        "batch_norm": again and again.to_dict(),
         "update": update and update.told(list(groups), results),
         "license_agreed": license.agreed,
         "notes": [note for bench in benches for note in bench.notes]

@@ -1,11 +1,13 @@
-"""Magnitudes at which task vectors are trimmed, found in two passes over the weights that hold nothing big."""
+"""Magnitudes at which task vectors are trimmed, found in a pass or a few over the weights that hold nothing big."""
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,10 +15,10 @@ from torch import Tensor
 
 from hf_soup.combine import Cutoffs
 from hf_soup.headers import ITEM_BYTES
-from hf_soup.methods import METHODS, count_kept, from_above
+from hf_soup.methods import METHODS, count_kept, magnitude_bits, nth_largest
 from hf_soup.plan import Plan
 from hf_soup.reading import Reading
-from hf_soup.runs import Mixing, Run
+from hf_soup.runs import Mixing, Piece, Run
 from hf_soup.supply import Supply
 from hf_soup.world import World
 
@@ -64,7 +66,7 @@ def cutoffs(plan: Plan, reading: Reading, sources: Sequence[int], threads: int) 
 
 
 def cutoffs_for(plan: Plan, supply: Supply, world: World, threads: int) -> Cutoffs | None:
-    """Where a method trims task vectors, the magnitudes at which; every file is read twice for them."""
+    """Where a method trims task vectors, the magnitudes at which; every file is read for them, mostly once."""
     if not needed(plan):
         return None
     found: Cutoffs = {}
@@ -79,39 +81,31 @@ def cutoffs_for(plan: Plan, supply: Supply, world: World, threads: int) -> Cutof
 def _cutoff(
     plan: Plan, reading: Reading, runs: Sequence[Run], source: int, needed: Sequence[int], density: float
 ) -> float:
-    high, size = torch.zeros(1 << 15, dtype=torch.int64), 0
-    for bits in _magnitudes(plan, reading, runs, source, needed):
-        high += torch.bincount(bits >> 16, minlength=1 << 15)
-        size += len(bits)
+    pieces = [
+        (run, piece)
+        for run in runs
+        for start in range(0, run.elements, _SLICE)
+        for piece in run.pieces(start, min(run.elements, start + _SLICE))
+        if all(each in piece.offsets for each in needed)
+    ]
+    size = sum(piece.end - piece.begin for _, piece in pieces)
     if not size:
         return 0.0
-    place, left = from_above(high, count_kept(size, density))
-    low = torch.zeros(1 << 16, dtype=torch.int64)
-    for bits in _magnitudes(plan, reading, runs, source, needed):
-        array = bits.numpy()  # which selects three times as fast
-        near = torch.from_numpy(array[array >> 16 == place])
-        low += torch.bincount(near & 0xFFFF, minlength=1 << 16)
-    last, _ = from_above(low, left)
-    return torch.tensor(place << 16 | last, dtype=torch.int32).view(torch.float32).item()
 
-
-def _magnitudes(
-    plan: Plan, reading: Reading, runs: Sequence[Run], source: int, needed: Sequence[int]
-) -> Iterator[Tensor]:
-    """Magnitudes of a source's task vectors, as the bits of float32s, slice by slice."""
-    base = len(plan.sources) - 1
-    for run in runs:
+    def magnitudes(run: Run, piece: Piece, most: int = _SLICE) -> Tensor:
         # As `combine` computes them.
-        wide = all(part is None or ITEM_BYTES[part.dtype] == 2 for part in run.parts)
-        dtype = torch.float32 if wide else torch.float64
-        for start in range(0, run.elements, _SLICE):
-            for begin, end, offsets in run.pieces(start, min(run.elements, start + _SLICE)):
-                if all(each in offsets for each in needed):
-                    mine, origin = (
-                        reading.read(run, each, offsets[each], end - begin).to(dtype) for each in (source, base)
-                    )
-                    # Infinities that all share have no difference.
-                    yield mine.sub_(origin).nan_to_num_(nan=0.0).abs_().float().view(torch.int32)
+        narrow = all(part is None or ITEM_BYTES[part.dtype] == 2 for part in run.parts)
+        count, dtype = min(most, piece.end - piece.begin), torch.float32 if narrow else torch.float64
+        mine, origin = (
+            reading.read(run, each, piece.offsets[each], count).to(dtype) for each in (source, len(plan.sources) - 1)
+        )
+        # Infinities that all share have no difference.
+        return magnitude_bits(mine.sub_(origin).nan_to_num_(nan=0.0))
+
+    spread = pieces[:: max(1, len(pieces) >> 10)]
+    sample = torch.cat([magnitudes(run, piece, max(256, _SLICE // len(spread))) for run, piece in spread])
+    every = partial(itertools.starmap, magnitudes, pieces)
+    return nth_largest(every, count_kept(size, density), sample, size)
 
 
 def _asks(mixing: Mixing) -> bool:

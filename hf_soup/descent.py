@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,7 +40,176 @@ def needed_bytes(plan: Plan) -> int:
     return 12 * sum(run.elements for run in plan.runs)
 
 
-class HeldOutLoss:
+#: What reads a piece of a source, flat, as stored.
+Read = Callable[[], Tensor]
+
+
+class Slice(NamedTuple):
+    """A piece of a tensor: where it is, the columns of those in play that have it, and what reads it.
+
+    Of each of those, or of all others where they are none; and of the ancestor, where it is a source and has it.
+    """
+
+    begin: int
+    end: int
+    having: list[int]
+    parts: Sequence[Read]
+    origin: Read | None
+
+
+def mean_of(parts: Sequence[Read], factors: Sequence[float], elements: int) -> Tensor:
+    """The weighted mean of pieces, float32; the plain one, where the factors have no sum."""
+    piece, total = torch.zeros(elements), 0.0
+    for factor, read in zip(factors if sum(factors) > 0 else repeat(1.0), parts, strict=False):
+        if factor:
+            piece.add_(read(), alpha=factor)
+        total += factor
+    return piece.div_(total)
+
+
+class Mixed:
+    r"""One model in memory that is the soup of changing shares, and the gradient by these, streamed.
+
+    Args:
+        plan: Names, shapes and places; its own weights are not used.
+        paths: For every source, its weight files on this machine.
+        sources: The numbers in the plan of those in play, in the order of columns of ``shares``.
+        config_folder: A folder with the soup's ``config.json``.
+        task: What the model does.
+        device: Where the model runs.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        paths: Sequence[Mapping[str, Path]],
+        sources: Sequence[int],
+        config_folder: Path,
+        task: str,
+        device: str = "cpu",
+    ) -> None:
+        averaged = [number for number, tensor in enumerate(plan.tensors) if tensor.averaged and tensor.size]
+        self.tensors = tuple(plan.tensors[number].name for number in averaged)
+        self._rows = {number: row for row, number in enumerate(averaged)}  # of shares
+        self._plan, self.sources, self._device = plan, list(sources), device
+        self._base = len(plan.sources) - 1 if plan.with_base else None
+        self._made_of = config_folder, task
+        self._reading = Reading(plan, paths)
+        self._shares: NDArray[np.float64] | None = None
+        self._others = {
+            tensor.name: self._first(number) for number, tensor in enumerate(plan.tensors) if number not in self._rows
+        }
+        self._find()
+
+    def close(self) -> None:
+        """Close the files."""
+        self._reading.close()
+
+    def _made(self, row: int, given: NDArray[np.float64], piece: Slice) -> Tensor:
+        """A piece of a tensor, float32: that of a row of shares."""
+        raise NotImplementedError
+
+    def _moves(self, row: int, given: NDArray[np.float64], piece: Slice, slope: Tensor) -> Any:
+        """The derivatives by the shares of those who have a piece, from the float64 gradient by its elements."""
+        raise NotImplementedError
+
+    def _derivatives(self, shares: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Those of what was propagated back, by ``shares``, of their shape."""
+        found = np.zeros_like(shares)
+        for number, slope in self._slopes().items():
+            row, place = self._rows[number], self._rows[number] if len(shares) > 1 else 0
+            flat = slope.reshape(-1)
+            for piece in self._slices(number):
+                if piece.having:  # else the same whatever the shares
+                    wide = flat[piece.begin : piece.end].to("cpu", torch.float64)
+                    found[place, piece.having] += self._moves(row, shares[place], piece, wide)
+        return found
+
+    def _find(self) -> None:
+        """Build the model of numbers that occur once, and see where each tensor of the disk lies in it.
+
+        By content, so that it rests on no name: what a family renames, stacks or splits is taken apart by
+        transformers itself, and its pieces are the tensors of the disk, or the model is refused.
+        """
+        given, whose = probes(self._plan, self._rows)
+        given |= self._others
+        self._build(given)
+        found, inside = find_homes(self._model, whose), held(self._model)
+        if found.lost:
+            raise ScoringError(
+                f"'{found.lost[0]}' is not put back together as it lies on the disk, so nothing can be learned of it.",
+                hint="Use another `select` or `method`, or another version of transformers.",
+            )
+        self._names: Mapping[str, int] = found.names
+        self._homes: dict[int, Tensor] = {number: inside[name] for number, name in found.direct.items()}
+        self._plain = len(self._homes) == len(self._names)
+        if not self._plain:
+            self._homes = {}  # they would keep this model beside the next
+
+    def _build(self, tensors: dict[str, Tensor]) -> None:
+        folder, task = self._made_of
+        model = build_model(folder, tensors, task, torch.float32)
+        tensors.clear()
+        self._model: PreTrainedModel = model.to(self._device)  # type: ignore[arg-type]
+
+    def _slopes(self) -> dict[int, Tensor]:
+        """The gradient by each tensor of the disk that has any."""
+        if self._plain:
+            return {number: home.grad for number, home in self._homes.items() if home.grad is not None}
+        none = torch.zeros((), device=self._device)
+        slopes = {
+            n: none.expand(each.shape) if each.grad is None else each.grad for n, each in held(self._model).items()
+        }
+        return {self._names[name]: each for name, each in on_disk(self._model, slopes).items() if name in self._names}
+
+    def _set(self, shares: NDArray[np.float64]) -> None:
+        """Make the model the soup of these shares."""
+        if self._shares is not None and np.array_equal(shares, self._shares):
+            return
+        self._shares = None
+        if self._plain:
+            for number, home in self._homes.items():
+                self._mix(number, shares, home.detach().view(-1))
+        else:
+            del self._model  # not two of them
+            tensors = dict(self._others)
+            for number in self._rows:
+                tensor = self._plan.tensors[number]
+                tensors[tensor.name] = torch.empty(tensor.shape)
+                self._mix(number, shares, tensors[tensor.name].view(-1))
+            self._build(tensors)
+        self._shares = shares.copy()
+
+    def _mix(self, number: int, shares: NDArray[np.float64], flat: Tensor) -> None:
+        row = self._rows[number]
+        given = shares[row if len(shares) > 1 else 0]
+        for piece in self._slices(number):
+            flat[piece.begin : piece.end].copy_(self._made(row, given, piece))
+
+    def _slices(self, number: int) -> Iterator[Slice]:
+        """Pieces of a tensor. What none in play has is the mean of the others, as in a merge."""
+        run = self._plan.run_of(number)
+        for start in range(0, run.elements, SLICE_ELEMENTS):
+            for begin, end, offsets in run.pieces(start, min(start + SLICE_ELEMENTS, run.elements)):
+                read = {
+                    source: partial(self._reading.read, run, source, offset, end - begin)
+                    for source, offset in offsets.items()
+                }
+                origin = None if self._base is None else read.pop(self._base, None)
+                having = [column for column, source in enumerate(self.sources) if source in read]
+                asked = [self.sources[column] for column in having] or list(read)
+                yield Slice(begin, end, having, [read[source] for source in asked], origin)
+
+    def _first(self, number: int) -> Tensor:
+        """A tensor that is not averaged: the first source's that has it."""
+        tensor = self._plan.tensors[number]
+        result = torch.empty(tensor.elements, dtype=TORCH[tensor.dtype])
+        for piece in self._slices(number) if tensor.size else ():
+            result[piece.begin : piece.end] = piece.parts[0]()
+        return result.reshape(tensor.shape)
+
+
+class HeldOutLoss(Mixed):
     r"""The loss of a soup, and the streamed gradient, a `hf_soup.selection.Descent`.
 
     The loss is the cross-entropy of :math:`\operatorname{softmax}(\beta f(x; \theta))` with
@@ -74,25 +243,12 @@ class HeldOutLoss:
         device: str = "cpu",
     ) -> None:
         self.names = tuple(sources)
-        averaged = [number for number, tensor in enumerate(plan.tensors) if tensor.averaged and tensor.size]
-        self.tensors = tuple(plan.tensors[number].name for number in averaged)
-        self._rows = {number: row for row, number in enumerate(averaged)}  # of shares
-        self._plan, self._sources, self._folder, self._device = plan, list(sources.values()), config_folder, device
         self._benches = benches
         self._starts = np.cumsum([0, *(bench.n for bench in benches)])
         each = zip(weights or [1.0] * len(benches), benches, strict=True)
         self._weights = np.concatenate([np.full(bench.n, weight / bench.n) for weight, bench in each])
         self.labels = np.concatenate([b.references + n * len(b.class_names) for n, b in enumerate(benches)])
-        self._reading = Reading(plan, paths)
-        self._shares: NDArray[np.float64] | None = None
-        self._others = {
-            tensor.name: self._first(number) for number, tensor in enumerate(plan.tensors) if number not in self._rows
-        }
-        self._find()
-
-    def close(self) -> None:
-        """Close the files."""
-        self._reading.close()
+        super().__init__(plan, paths, list(sources.values()), config_folder, benches[0].scoring.task, device)
 
     def loss(self, shares: NDArray[np.float64], rows: NDArray[np.int64]) -> tuple[float, float]:
         """The mean cross-entropy over some rows, each with its weight, at the logit scale where it is least.
@@ -139,23 +295,8 @@ class HeldOutLoss:
             losses.append(loss.item())
 
         self._run(shares, rows, descend)
-        found = np.zeros_like(shares)
-        for number, slope in self._slopes().items():
-            place = self._rows[number] if len(shares) > 1 else 0
-            flat = slope.reshape(-1)
-            for begin, end, having, parts in self._slices(number):
-                if not having:
-                    continue  # the same rows whatever the shares
-                wide = flat[begin:end].to("cpu", torch.float64)
-                dots = np.array([float(wide.dot(read().double())) for read in parts])
-                if len(having) < len(self.names):
-                    given = shares[place, having]
-                    if given.sum() <= 0:
-                        continue  # their plain mean, as in a merge
-                    dots = (dots - given @ dots / given.sum()) / given.sum()
-                found[place, having] += dots
         assert beta.grad is not None
-        return sum(losses), found, float(beta.grad)
+        return sum(losses), self._derivatives(shares), float(beta.grad)
 
     def _run(
         self, shares: NDArray[np.float64], rows: NDArray[np.int64], use: Callable[[Tensor, Tensor, Tensor], None]
@@ -180,98 +321,24 @@ class HeldOutLoss:
                         hint="Out of memory: a smaller `batch_size` of the data.",
                     ) from error
 
-    def _find(self) -> None:
-        """Build the model of numbers that occur once, and see where each tensor of the disk lies in it.
+    def _made(self, row: int, given: NDArray[np.float64], piece: Slice) -> Tensor:
+        # What only some have is their mean.
+        if len(piece.having) < len(self.names):
+            return mean_of(piece.parts, given[piece.having].tolist(), piece.end - piece.begin)
+        made = torch.zeros(piece.end - piece.begin)
+        for factor, read in zip(given.tolist(), piece.parts, strict=True):
+            if factor:
+                made.add_(read(), alpha=factor)
+        return made
 
-        By content, so that it rests on no name: what a family renames, stacks or splits is taken apart by
-        transformers itself, and its pieces are the tensors of the disk, or the model is refused.
-        """
-        given, whose = probes(self._plan, self._rows)
-        given |= self._others
-        self._build(given)
-        found, inside = find_homes(self._model, whose), held(self._model)
-        if found.lost:
-            raise ScoringError(
-                f"'{found.lost[0]}' is not put back together as it lies on the disk, so nothing can be learned of it.",
-                hint="Use another `select`, or another version of transformers.",
-            )
-        self._names: Mapping[str, int] = found.names
-        self._homes: dict[int, Tensor] = {number: inside[name] for number, name in found.direct.items()}
-        self._plain = len(self._homes) == len(self._names)
-        if not self._plain:
-            self._homes = {}  # they would keep this model beside the next
-
-    def _build(self, tensors: dict[str, Tensor]) -> None:
-        model = build_model(self._folder, tensors, self._benches[0].scoring.task, torch.float32)
-        tensors.clear()
-        self._model: PreTrainedModel = model.to(self._device)  # type: ignore[arg-type]
-
-    def _slopes(self) -> dict[int, Tensor]:
-        """The gradient by each tensor of the disk that has any."""
-        if self._plain:
-            return {number: home.grad for number, home in self._homes.items() if home.grad is not None}
-        none = torch.zeros((), device=self._device)
-        slopes = {
-            n: none.expand(each.shape) if each.grad is None else each.grad for n, each in held(self._model).items()
-        }
-        return {self._names[name]: each for name, each in on_disk(self._model, slopes).items() if name in self._names}
-
-    def _set(self, shares: NDArray[np.float64]) -> None:
-        """Make the model the soup of these shares."""
-        if self._shares is not None and np.array_equal(shares, self._shares):
-            return
-        self._shares = None
-        if self._plain:
-            for number, home in self._homes.items():
-                self._mix(number, shares, home.detach().view(-1))
-        else:
-            del self._model  # not two of them
-            tensors = dict(self._others)
-            for number in self._rows:
-                tensor = self._plan.tensors[number]
-                tensors[tensor.name] = torch.empty(tensor.shape)
-                self._mix(number, shares, tensors[tensor.name].view(-1))
-            self._build(tensors)
-        self._shares = shares.copy()
-
-    def _mix(self, number: int, shares: NDArray[np.float64], flat: Tensor) -> None:
-        given = shares[self._rows[number] if len(shares) > 1 else 0]
-        for begin, end, having, parts in self._slices(number):
-            piece, total = torch.zeros(end - begin), 0.0
-            # What only some have is their mean; the plain one, where their shares have no sum or nobody in play has it.
-            shared = len(having) == len(self.names) or given[having].sum() > 0
-            for factor, read in zip(given[having].tolist() if shared else repeat(1.0), parts, strict=False):
-                if factor:
-                    piece.add_(read(), alpha=factor)
-                total += factor
-            if len(having) < len(self.names):
-                piece.div_(total)
-            flat[begin:end].copy_(piece)
-
-    def _slices(self, number: int) -> Iterator[tuple[int, int, list[int], list[Callable[[], Tensor]]]]:
-        """Pieces of a tensor: where, the columns of those in play that have it, and what reads it of each.
-
-        What none in play has is the mean of the others, as in a merge.
-        """
-        run = self._plan.run_of(number)
-        for start in range(0, run.elements, SLICE_ELEMENTS):
-            for begin, end, offsets in run.pieces(start, min(start + SLICE_ELEMENTS, run.elements)):
-                having = [column for column, source in enumerate(self._sources) if source in offsets]
-                asked = [self._sources[column] for column in having] or list(offsets)
-                yield (
-                    begin,
-                    end,
-                    having,
-                    [partial(self._reading.read, run, source, offsets[source], end - begin) for source in asked],
-                )
-
-    def _first(self, number: int) -> Tensor:
-        """A tensor that is not averaged: the first source's that has it."""
-        tensor = self._plan.tensors[number]
-        result = torch.empty(tensor.elements, dtype=TORCH[tensor.dtype])
-        for begin, end, _, parts in self._slices(number) if tensor.size else ():
-            result[begin:end] = parts[0]()
-        return result.reshape(tensor.shape)
+    def _moves(self, row: int, given: NDArray[np.float64], piece: Slice, slope: Tensor) -> Any:
+        dots = np.array([float(slope.dot(read().double())) for read in piece.parts])
+        if len(piece.having) == len(self.names):
+            return dots
+        given = given[piece.having]
+        if given.sum() <= 0:
+            return 0.0  # their plain mean, as in a merge
+        return (dots - given @ dots / given.sum()) / given.sum()
 
 
 #: Logits, labels, and weights of rows.

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hf_soup.batch_norm import BOUND, MEAN, VARIANCE, batch_norms
 from hf_soup.checkpoint import ASSETS, INDEX, SINGLE
 from hf_soup.digests import digest_of, root_of
 from hf_soup.errors import RecipeError, ResolveError
@@ -71,6 +72,7 @@ def compare_weights(
     merged: Merged,
     here: Callable[[str], AbstractContextManager[Path]],
     *,
+    again: bool = False,
     advance: Callable[[int], object] = lambda count: None,
 ) -> tuple[list[Difference], str]:
     """Every tensor of a published soup against the one that was cooked.
@@ -79,6 +81,7 @@ def compare_weights(
         published: The soup.
         plan, folder, merged: What was cooked.
         here: A weight file of the soup on this machine, for as long as it is looked at.
+        again: Whether statistics of batch normalisation were collected again.
         advance: Told how many bytes were compared.
 
     Returns:
@@ -89,6 +92,9 @@ def compare_weights(
     found: dict[str, Difference] = {}
     usual = METHODS[plan.method].bound
     bounds = {name: METHODS[mixing.method].bound for name, mixing in plan.overrides.items()}
+    if again:
+        layers = batch_norms(tensor.name for tensor in plan.tensors)
+        bounds |= {layer + name: BOUND for layer in layers for name in (MEAN, VARIANCE)}
     known = {tensor.name: tensor for tensor in plan.tensors}
     roots: dict[str, tuple[str, str, tuple[int, ...], str]] = {}
     files, misplaced = weight_files(published)

@@ -73,7 +73,7 @@ def estimated_seconds(
             file.seek(max(0, size // 2 - _READ // 2))
             count = len(file.read(_READ))
         # Reading overlaps computing, so the slower of the two counts.
-        passes = 3 if needed(plan) else 1
+        passes = 2 if needed(plan) else 1
         merge = max(merge, passes * (time.perf_counter() - started) / max(1, count) * total)
     fetch = 0.0
     if missing:

@@ -31,6 +31,7 @@ from hf_soup.scoring.statistics import Ints
 from hf_soup.world import World
 
 if TYPE_CHECKING:
+    from hf_soup.batch_statistics import BatchStatistics
     from hf_soup.selection import Descent, Layers, Weights
 
 #: Row numbers of every held-out bench.
@@ -104,6 +105,7 @@ class Evaluation:
             each is the source of its number.
         quiet: No progress bar.
         world: The processes that answer together.
+        statistics, learn: As in `hf_soup.answering.Answering`.
     """
 
     def __init__(
@@ -120,6 +122,8 @@ class Evaluation:
         leaves: Callable[..., dict[int, float]] | None = None,
         quiet: bool = False,
         world: World | None = None,
+        statistics: BatchStatistics | None = None,
+        learn: Callable[..., Mixture] | None = None,
     ) -> None:
         self.benches = benches
         self.names = list(names)
@@ -127,7 +131,9 @@ class Evaluation:
         self._judges = benches[:held_out]
         self._plan, self._paths, self._config_folder, self._device = plan, paths, config_folder, device
         config = (config_folder / "config.json").read_bytes()
-        self._answering = Answering(benches, plan, paths, config, device, quiet=quiet, world=world)
+        self._answering = Answering(
+            benches, plan, paths, config, device, quiet=quiet, world=world, statistics=statistics, learn=learn
+        )
         self._head_of = head_of
         self._logits: dict[tuple[str, str], Logits] = {}
         self._answers: dict[Mix, list[Ints]] = {}
@@ -202,6 +208,10 @@ class Evaluation:
         mixture = Mixture(self._leaves(weights), own, parameters)
         found = self._answering.ask(mixture, self._judges, f"{len(weights)} ingredients")
         return [found[bench.title] for bench in self._judges]
+
+    def rest(self) -> None:
+        """Let go of the model in memory: another one comes."""
+        self._answering.rest()
 
     def _each(self, weights: Weights, *, mean: bool = True) -> dict[int, float]:
         return {self.names.index(name): share for name, share in weights.items()}

@@ -28,6 +28,8 @@ ITEM_BYTES = {
 }  # fmt: skip
 #: Those that are averaged.
 FLOATS = ("F64", "F32", "F16", "BF16")
+#: What torch calls the number of batches of which a layer of batch normalisation has statistics.
+COUNT = "num_batches_tracked"
 #: Those that only quantised checkpoints use; known so that they can be refused by name.
 _QUANTISED = ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2")
 

@@ -205,7 +205,7 @@ _OF_SCORES = {"metric", "labels", "label_column", "weight", "trust_remote_code"}
 class Examples(Scoring):
     """Inputs on which a method looks at what the ingredients do; labels are not read. Its keys are those of `Scoring`.
 
-    Its number of rows is the method's, which draws them from the split.
+    A method draws so many rows as it asks for from the split. Statistics of batch normalisation are of all rows.
     """
 
     @model_validator(mode="before")
@@ -241,7 +241,8 @@ class Recipe(_Value):
             and the ingredients' own weights count where none does. A learned soup's are written here.
         repeats: How often the choice is made again, on random halves of the held-out rows, to say how stable it is.
         report: Data that is looked at once, at the end.
-        examples: Inputs for methods that look at what the ingredients do with them, as fisher and regmean.
+        examples: Inputs for methods that look at what the ingredients do with them, as fisher and regmean, and with
+            which running statistics of batch normalisation are collected again.
         dtype: ``bfloat16``, ``float16``, ``float32`` or ``float64``; the ingredients' by default.
         labels: Names of the outputs in the order that the soup shall have; by default as the first ingredient that
             names them has them. An ingredient that names none is taken to have them in this order: its rows stay.

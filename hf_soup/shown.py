@@ -29,6 +29,10 @@ def plan(planned: Mapping[str, Any]) -> str:
         f"fetch     {planned['fetch_bytes'] / 1e6:,.1f} MB",
         f"output    {planned['output_bytes'] / 1e6:,.1f} MB",
     ]
+    if again := planned["batch_norm"]:
+        count = again["layers"]
+        said = f"statistics of {count:,} layer{'s'[: count - 1]} of batch normalisation again, with {again['examples']}"
+        lines.append(f"collect   {said}")
     for title in ("output", "cache"):
         need, free = planned[f"{title}_disk_bytes"], planned[f"{title}_free_bytes"]
         lines.append(f"disk      {need / 1e9:,.2f} GB needed of {free / 1e9:,.1f} GB free ({title})")
@@ -37,7 +41,7 @@ def plan(planned: Mapping[str, Any]) -> str:
     seconds = planned["estimated_seconds"]
     lines.append(
         f"time      about {spoken(seconds['total'])} (fetching {spoken(seconds['fetch'])}, merging "
-        f"{spoken(seconds['merge'])}, at the same time), beside start and scoring"
+        f"{spoken(seconds['merge'])}, at the same time), beside start, scoring and examples"
     )
     return "\n".join(lines)
 

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_soup import architecture, transfer
 from hf_soup.alignment import Alignment, Wishes
-from hf_soup.batch_norm import running_statistics
+from hf_soup.batch_norm import batch_norms, require_looked_at, running_statistics
 from hf_soup.checkpoint import open_all, require_unchanged
 from hf_soup.choosing import choose, settled
 from hf_soup.client import Token
@@ -23,7 +23,7 @@ from hf_soup.compatibility import Reason
 from hf_soup.contents import about_files, soup_config, write_assets, write_contents
 from hf_soup.cooked import Say, Soup, to_stderr
 from hf_soup.errors import RecipeError
-from hf_soup.examples import collected_for, lacking, prepare_inputs
+from hf_soup.examples import collected_again, collected_for, prepare_inputs, shown
 from hf_soup.lineage import Lineage, examine
 from hf_soup.mixing import needs_base
 from hf_soup.plan import Plan
@@ -50,6 +50,8 @@ from hf_soup.updating import Update
 from hf_soup.weights import fetch_small, fetch_weights, missing_weights, supply_of
 
 if TYPE_CHECKING:
+    from hf_soup.answering import Mixture
+    from hf_soup.batch_statistics import BatchStatistics
     from hf_soup.evaluation import Evaluation
     from hf_soup.scoring import Bench
     from hf_soup.world import World
@@ -132,6 +134,7 @@ def cook(
             the first weight is fetched.
     """
     from hf_soup.answering import answer_along
+    from hf_soup.batch_statistics import BatchStatistics
     from hf_soup.merge import merge, merge_along
     from hf_soup.world import require_alone, world
 
@@ -167,18 +170,27 @@ def cook(
         )  # fmt: skip
         require_rows(recipe, benches, learns=selection.learns)
         inputs = prepare_inputs(recipe, Path(kitchen), config, device, token, say, quiet=quiet)
+        statistics = None
+        if inputs and batch_norms(tensor.name for tensor in whole.tensors):
+            statistics = BatchStatistics(whole, inputs, Path(kitchen), recipe.seed, device)
         needed = fetched(recipe, lineage)
         fed = everyone if needed is lineage else sources(recipe, needed)
         wanted = {name: given[name] for name in needed.names}
         plan = whole if needed is lineage else plan_of(recipe, fed, wanted)
         require_disk(fed, plan, out, stream=stream, held=staging.held_bytes())
         fetch_small(fed.checkpoints)
+        learn = None
         if benches and inputs:
-            from hf_soup.collecting import with_statistics
+            from hf_soup.collecting import with_coefficients, with_statistics
 
             places = partial(fetch_weights, everyone.checkpoints, quiet=quiet)
-            whole = with_statistics(whole, places, inputs, Path(kitchen), seed=recipe.seed, device=device, quiet=quiet)
-        with _evaluation(expanded, lineage, everyone, benches, whole, Path(kitchen), device, quiet, here) as evaluation:
+            about: dict[str, Any] = {"paths": places, "inputs": inputs, "config_folder": Path(kitchen)}
+            about |= {"seed": recipe.seed, "device": device, "quiet": quiet}
+            whole = with_statistics(whole, **about)
+            learn = partial(with_coefficients, whole, **about)
+        with _evaluation(
+            expanded, lineage, everyone, benches, whole, Path(kitchen), device, quiet, here, statistics, learn
+        ) as evaluation:
             weights = {name: each.weight for name, each in zip(expanded.groups, asked.ingredients, strict=True)}
             weights = {name: weight for name, weight in weights.items() if weight or recipe.layers}
             choice = choose(recipe, weights, evaluation)
@@ -189,9 +201,9 @@ def cook(
             used = fed if leaves is needed else sources(mix, leaves)
             if mixed != wanted or mix != settled(recipe):
                 plan = plan_of(mix, used, mixed)
+            pinned = recipe.model_copy(update={"examples": inputs and inputs.examples})
             if inputs:
                 places = partial(fetch_weights, used.checkpoints, quiet=quiet)
-                pinned = recipe.model_copy(update={"examples": inputs.examples})
                 plan = collected_for(plan, pinned, leaves, lineage, places, device=device, token=token, quiet=quiet)
             supply = supply_of(used.checkpoints, staging.fetched if stream else None)
             if here.size > 1:
@@ -209,9 +221,15 @@ def cook(
             merged = merge(plan, supply, staging, world=here, threads=threads, quiet=quiet)
             lineage.pin()
             require_unchanged(everyone.checkpoints)
+            if evaluation:
+                evaluation.rest()
+            with staging.disk_errors():
+                merged, again = collected_again(
+                    plan, merged, staging.folder, pinned, leaves, lineage, device=device, token=token, quiet=quiet
+                )
             for name in merged.differing:
                 say(f"warning: the ingredients disagree on '{name}', which is not averaged; the first one's is kept")
-            files = [*about_files(leaves), *lacking(plan)]
+            files = [*about_files(leaves), *shown(plan), *(again.notes if again else ())]
             for note in files:
                 say(f"note: {note}")
             with staging.disk_errors():
@@ -236,6 +254,7 @@ def cook(
                     results=results,
                     benches=benches,
                     inputs=inputs,
+                    again=again,
                     update=update,
                     title=os.fsencode(out.name).decode("utf-8", "replace"),
                 )
@@ -259,6 +278,9 @@ def preview(
     given, used = shares(recipe, lineage), sources(recipe, needed)
     plan = plan_of(recipe, used, {name: given[name] for name in needed.names})
     missing = missing_weights(used.checkpoints)
+    layers, again = batch_norms(tensor.name for tensor in plan.tensors), None
+    if recipe.examples and layers and len(plan.sources) > 1:
+        again = {"layers": len(layers), "examples": recipe.examples.title}
     (_, output), (_, cache) = disk_needs(used, plan, out, stream).values()
     return {
         "verdict": lineage.verdict,
@@ -274,6 +296,7 @@ def preview(
         "cache_disk_bytes": cache,
         "cache_free_bytes": free_bytes(transfer.cache_folder()),
         "estimated_seconds": estimated_seconds(plan, used.checkpoints, missing),
+        "batch_norm": again,
     }
 
 
@@ -319,6 +342,7 @@ def _checked(expanded: Expanded, runs: Sequence[Reason], token: Token, say: Say)
     for reason in runs:
         say(f"note: [{reason.code}] {reason.message}")
     lineage = _examined(expanded, runs, token)
+    require_looked_at(expanded.recipe, lineage)
     lineage.raise_if_refused()
     for reason in lineage.reasons:
         if reason not in runs:
@@ -341,6 +365,8 @@ def _evaluation(
     device: str,
     quiet: bool,
     here: World,
+    statistics: BatchStatistics | None,
+    learn: Callable[..., Mixture] | None,
 ) -> AbstractContextManager[Evaluation | None]:
     if not benches:
         return nullcontext()
@@ -358,4 +384,6 @@ def _evaluation(
         head_of=lineage.head_of,
         quiet=quiet,
         world=here,
+        statistics=statistics,
+        learn=learn,
     )

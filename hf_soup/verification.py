@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hf_soup import transfer
 from hf_soup.alignment import Wishes
 from hf_soup.ancestry import Ancestor
+from hf_soup.batch_norm import require_looked_at
 from hf_soup.checkpoint import ASSETS, INDEX, SINGLE, Checkpoint, open_checkpoint, require_unchanged
 from hf_soup.client import Token, may_pass, why_absent
 from hf_soup.compatibility import Reason, processing_files
@@ -30,7 +31,7 @@ from hf_soup.errors import (
     SoupError,
     ValuesError,
 )
-from hf_soup.examples import collected_for
+from hf_soup.examples import collected_again, collected_for
 from hf_soup.headers import some
 from hf_soup.hub import in_parallel
 from hf_soup.lineage import Lineage, correspond, distinct_names
@@ -306,6 +307,7 @@ def _cooked_again(
     keep: bool, quiet: bool, say: Say,
 ) -> Verified:  # fmt: skip
     """Cook in a temporary folder, and compare. The verdict is left open; ``looks`` has the examples."""
+    from hf_soup.collected import asks
     from hf_soup.cutoffs import needed
     from hf_soup.differences import Difference, compare_files, compare_weights, weight_files  # late, as it takes torch
     from hf_soup.merge import merge
@@ -316,6 +318,7 @@ def _cooked_again(
     if refusals:
         raise IncompatibleError("\n".join(["Its ingredients cannot be averaged:", *refusals]))
     lineage = Lineage("likely", base, tuple(checkpoints), tuple(names), (), alignment)
+    require_looked_at(recipe, lineage)
     leaves, given = fetched(recipe, lineage), shares(recipe, lineage)
     used = sources(recipe, leaves)
     plan = plan_of(recipe, used, {name: given[name] for name in leaves.names})
@@ -325,15 +328,19 @@ def _cooked_again(
     ):
         supply = supply_of(used.checkpoints, staging.fetched)
         theirs = [name for name in weight_files(published)[0] if name in published.files]
-        fetched_bytes = supply.keep() if needed(plan) or looks.examples else supply.peak_bytes(plan)
+        asking = any(asks(mixing) for mixing in plan.mixings)
+        fetched_bytes = supply.keep() if needed(plan) or asking else supply.peak_bytes(plan)
         _require_room(Path(room), plan, fetched_bytes, published, theirs, say)
-        if looks.examples:
+        if asking:
             supply.fetch_all()
             plan = collected_for(plan, looks, leaves, lineage, supply.paths, token=token, quiet=quiet)
         staging.begin(plan.fingerprint, plan.outline())
         merged = merge(plan, supply, staging, quiet=quiet)
         require_unchanged(used.checkpoints)
         with staging.disk_errors():
+            merged, again = collected_again(
+                plan, merged, staging.folder, looks, leaves, lineage, token=token, quiet=quiet
+            )
             write_assets(staging.folder, soup_config(leaves, plan.dtype), leaves, lineage.checkpoints)
         fetch = sum(published.files[name] for name in theirs) if published.repo else 0
         with bar("Comparing", plan.size + fetch, quiet=quiet) as shown:
@@ -356,7 +363,9 @@ def _cooked_again(
                     yield target
                     target.unlink()
 
-            differences, digest = compare_weights(published, plan, staging.folder, merged, here, advance=shown.update)
+            differences, digest = compare_weights(
+                published, plan, staging.folder, merged, here, again=again is not None, advance=shown.update
+            )
         ours = {file.name for file in plan.files}
         # An index beside a whole file of weights was not compared, and some programs would load what it names.
         beside = [] if theirs == [SINGLE] else [INDEX]

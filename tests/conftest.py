@@ -68,7 +68,8 @@ def hf_soup(environment: dict[str, str], tmp_path: Path) -> Callable[..., subpro
 
 @pytest.fixture
 def online(local_hub: LocalHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
-    """A local Hub that the client in this process talks to; it reads its settings when it is imported."""
+    """A local Hub that the clients in this process talk to; they read their settings when they are imported."""
+    import datasets
     from huggingface_hub import close_session, constants
 
     home = tmp_path / "home"
@@ -78,6 +79,8 @@ def online(local_hub: LocalHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setattr(constants, "HF_HOME", str(home))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", local_hub.endpoint)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
     monkeypatch.setenv("HF_TOKEN", local_hub.token)
     yield local_hub
     close_session()
@@ -192,12 +195,15 @@ def trained(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def publish(online: LocalHub, family: Path) -> Callable[..., str]:
-    """Puts a folder (by default one of the family) on the local Hub and returns its id."""
-    from hf_soup.publish import upload_folder
+    """Puts a folder (by default one of the family) on the local Hub and returns its id; without HTTP, which is slow."""
 
-    def push(name: str, folder: Path | None = None, **options: Any) -> str:
-        upload_folder(f"acme/{name}", folder or family / name, repo_type="model", **options)
-        return f"acme/{name}"
+    def push(name: str, folder: Path | None = None, *, private: bool = False) -> str:
+        source, repo_id, store = folder or family / name, f"{OWNER}/{name}", online.store
+        repo = store.find("model", repo_id) or store.create("model", repo_id, private=private, author=OWNER)
+        files = [path for path in sorted(source.rglob("*")) if path.is_file()]
+        changes = [store.put(path.relative_to(source).as_posix(), path.read_bytes()) for path in files]
+        store.commit(repo, "main", changes, ("Upload folder", "", OWNER), None)
+        return repo_id
 
     return push
 

@@ -11,6 +11,7 @@ downloads without their dates and does not scale.
         api.create_repo("local/tiny")
 """
 
+import asyncio
 import ipaddress
 import secrets
 import socket
@@ -75,6 +76,32 @@ class Hangup(Response):
             continue
 
 
+class _Server(uvicorn.Server):
+    """Stops when it is asked to; uvicorn's looks every 100 ms whether it shall, and then waits for as long again."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop, self._asked = asyncio.get_running_loop(), asyncio.Event()
+        await super().startup(sockets)
+
+    async def main_loop(self) -> None:
+        ticking = asyncio.create_task(super().main_loop())  # it keeps the date that answers bear
+        await self._asked.wait()
+        ticking.cancel()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        await asyncio.sleep(0)  # connections that are idle are gone by then
+        if self.server_state.connections or self.server_state.tasks:
+            await super().shutdown(sockets)
+
+    def stop(self) -> None:
+        """Finish what is being answered; may be called from any thread once the server has started."""
+        self._loop.call_soon_threadsafe(self._asked.set)
+
+
 class LocalHub(Hub):
     """A Hub on loopback, between ``__enter__`` and ``__exit__``.
 
@@ -137,7 +164,7 @@ class LocalHub(Hub):
         guarded = TrustedHostMiddleware(self, [self._host, "localhost"], www_redirect=False)
         quiet: dict[str, Any] = {"log_config": None, "access_log": False, "lifespan": "off", "ws": "none"}
         config = uvicorn.Config(guarded, http="h11", loop="asyncio", timeout_graceful_shutdown=2, **quiet)
-        self._server = uvicorn.Server(config)
+        self._server = _Server(config)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listening]}, daemon=True)
         self._thread.start()
         while not self._server.started and self._thread.is_alive():
@@ -146,7 +173,7 @@ class LocalHub(Hub):
 
     def __exit__(self, *_: object) -> None:
         """Finish what is being answered, and let go of the port and the folder."""
-        self._server.should_exit = True
+        self._server.stop()
         self._thread.join()
         self.store.close()
 

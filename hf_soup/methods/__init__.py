@@ -19,8 +19,9 @@ from __future__ import annotations
 import inspect
 import math
 import re
+import sys
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -32,6 +33,14 @@ from torch import Tensor
 
 Function = Callable[..., Tensor]
 
+#: No float32 has higher bits without its sign, NaN included.
+_HIGHEST = (1 << 31) - 1
+#: Numbers that `nth_largest` holds at most; of more it counts how many are in each of so many bins, as a power of two.
+_HELD, _BINS = 1 << 21, 20
+#: How far from the rank wanted the first bounds are, as a share of all: samples of real weights are a percent off.
+_AWAY = 0.015
+#: Which half of a float32 has its lower bits.
+_LOWER = int(sys.byteorder == "big")
 #: Elements that are worked on at a time, so that the few tensors in between stay in the processor's cache.
 BLOCK = 1 << 15
 
@@ -77,8 +86,10 @@ class Method:
         ordered: Whether the order of the ingredients counts.
         statistics: What is collected of the ingredients, for the parameter ``statistics``: ``fisher``, a float32 tensor
             of the tensor's shape with the mean squared gradient of the log-probability of a label that the model draws,
-            example by example; or ``gram``, for the weight of a linear layer, given as (out, in), the float32 (in, in)
-            mean of :math:`xx^\top` over the layer's inputs. The parameter ``examples`` says how many are looked at.
+            example by example, over the root mean square of these in the whole model; or ``gram``, for the weight of a
+            linear layer, given as (out, in), the float32 (in, in) mean of :math:`xx^\top` over the layer's inputs; or
+            ``coefficients``, a float32 without dimensions, learned for all ingredients together. The parameter
+            ``examples`` says how many are looked at.
     """
 
     name: str
@@ -91,7 +102,7 @@ class Method:
     least: int = 1
     most: int | None = None
     ordered: bool = False
-    statistics: Literal["", "fisher", "gram"] = ""
+    statistics: Literal["", "fisher", "gram", "coefficients"] = ""
 
     @cached_property
     def _signature(self) -> Mapping[str, inspect.Parameter]:
@@ -159,30 +170,78 @@ def cutoff(values: Tensor, density: float) -> float:
     size = values.numel()
     if not size:
         return 0.0
-    blocks = torch.split(values.detach().reshape(-1), 1 << 18)  # which stay in the processor's cache
-    left, counts = count_kept(size, density), torch.zeros(1 << 15, dtype=torch.int64, device=values.device)
-    for block in blocks:
-        counts.add_(torch.bincount(_bits(block) >> 16, minlength=1 << 15))
-    place, left = from_above(counts, left)
-    near = torch.cat([bits[bits >> 16 == place] for bits in map(_bits, blocks)])
-    last, _ = from_above(torch.bincount(near & 0xFFFF, minlength=1 << 16), left)
-    return torch.tensor(place << 16 | last, dtype=torch.int32).view(torch.float32).item()
+    flat = values.detach().reshape(-1)
+    blocks = torch.split(flat, 1 << 18)  # which stay in the processor's cache
+    # An odd step does not stay in a few columns of a matrix.
+    sample = magnitude_bits(flat[:: (size >> 13) | 1])
+    return nth_largest(lambda: map(magnitude_bits, blocks), count_kept(size, density), sample, size)
 
 
-def _bits(values: Tensor) -> Tensor:
-    """Magnitudes as float32, and these as integers: bits of floats that are not negative sort as the floats do."""
+def magnitude_bits(values: Tensor) -> Tensor:
+    """Magnitudes as float32, and these as int32: bits of floats that are not negative sort as the floats do."""
     return values.abs().float().view(torch.int32)
 
 
-def from_above(counts: Tensor, wanted: int) -> tuple[int, int]:
-    """The bin of a histogram that holds the ``wanted``-th largest value, and which of that bin it is from above.
+def nth_largest(parts: Callable[[], Iterable[Tensor]], wanted: int, sample: Tensor, size: int) -> float:
+    """The ``wanted``-th largest of many numbers, exactly, mostly in one pass over them.
 
-    >>> from_above(torch.tensor([5, 2, 1]), 2)
-    (1, 1)
+    Those between two bounds are kept, or counted where they are many; the bounds are narrowed until one number is left.
+    The first ones are guessed from a sample, which decides how long it takes, but not what is found.
+
+    Args:
+        parts: Gives all numbers, in parts, each time it is called: flat, as `magnitude_bits` makes them.
+        wanted: From 1 to ``size``.
+        sample: Some of the numbers.
+        size: How many there are.
+
+    >>> bits = magnitude_bits(torch.tensor([0.5, -3.0, 2.0, 1.0]))
+    >>> nth_largest(lambda: [bits[:2], bits[2:]], 2, bits[:1], 4)
+    2.0
     """
-    reached = counts.flip(0).cumsum(0)
-    index = int(torch.searchsorted(reached, wanted))
-    return len(counts) - 1 - index, wanted - (int(reached[index - 1]) if index else 0)
+    low, high = 0, _HIGHEST
+    if size > 2 * len(sample):
+        ranked = sample.sort().values
+        first, last = (round((1 - wanted / size + away) * len(ranked)) for away in (-_AWAY, _AWAY))
+        low = int(ranked[min(first, len(ranked) - 1)]) if first > 0 else 0
+        high = int(ranked[max(last, 0)]) if last < len(ranked) else _HIGHEST
+    while True:
+        shift = max(0, (high - low).bit_length() - _BINS)
+        counts: Tensor | None = None
+        near: list[Tensor] = []
+        above = held = 0
+        for part in parts():
+            array = part.cpu().numpy()  # which compares and selects three times as fast
+            reached = array >= low
+            near.append(torch.from_numpy(array[reached & (array <= high)]))
+            above += int(torch.from_numpy(reached).count_nonzero()) - len(near[-1])
+            held += len(near[-1])
+            if held > _HELD:
+                counts, held, near = _counted(near, low, shift, counts), 0, []
+        if counts is not None:
+            counts = _counted(near, low, shift, counts)
+            held = int(counts.sum())
+        if wanted <= above:
+            low, high = high + 1, _HIGHEST
+        elif wanted > above + held:
+            low, high = 0, low - 1
+        elif counts is None:
+            found = torch.cat(near).numpy()
+            place = held - (wanted - above)
+            found.partition(place)
+            return float(found[place : place + 1].view("float32")[0])
+        else:
+            place = len(counts) - 1 - int(torch.searchsorted(counts.flip(0).cumsum(0), wanted - above))
+            low, high = low + (place << shift), min(high, low + ((place + 1) << shift) - 1)
+            if low == high:
+                return torch.tensor(low, dtype=torch.int32).view(torch.float32).item()
+
+
+def _counted(near: Sequence[Tensor], low: int, shift: int, before: Tensor | None) -> Tensor:
+    """How many numbers are in each bin, with those counted before."""
+    if not near:
+        near = [torch.empty(0, dtype=torch.int32)]
+    found = torch.bincount((torch.cat(list(near)) - low) >> shift, minlength=1 << _BINS)
+    return found if before is None else before.add_(found)
 
 
 def count_kept(size: int, density: float) -> int:
@@ -217,15 +276,24 @@ def round_into(mixed: Tensor, out: Tensor) -> None:
     """
     if mixed.dtype == torch.float64 and out.element_size() == 2:
         for wide, narrow in zip(torch.split(mixed.reshape(-1), BLOCK), torch.split(out.view(-1), BLOCK), strict=True):
-            # To float32 with the last bit set where anything was lost ("rounding to odd"), so that nothing that was
-            # not a tie becomes one.
             near = wide.float()
-            back = near.double()
-            bits = near.view(torch.int32)
-            bits.sub_((back.abs() > wide.abs()).int()).bitwise_or_((back != wide).int())
+            if out.dtype == torch.bfloat16:
+                # The second rounding errs only where the first one made a tie of what was none.
+                lower = near.view(torch.int16)[_LOWER::2]
+                ties = torch.from_numpy((lower.numpy() == -(1 << 15)).nonzero()[0])  # faster than torch's
+                near[ties] = _to_odd(near[ties], wide[ties])
+            else:
+                near = _to_odd(near, wide)
             narrow.copy_(near)
         return
     out.copy_(mixed)
+
+
+def _to_odd(near: Tensor, wide: Tensor) -> Tensor:
+    """Float32s rounded from float64, with the last bit set where anything was lost, so that no tie was not one."""
+    back, bits = near.double(), near.view(torch.int32)
+    bits.sub_((back.abs() > wide.abs()).int()).bitwise_or_((back != wide).int())
+    return near
 
 
 for _file in sorted(Path(__file__).parent.glob("[a-z]*.py")):

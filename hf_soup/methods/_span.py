@@ -19,7 +19,11 @@ def _pieces(tensors: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
     """Where each piece starts, and that piece of all, ``(n, elements)`` float64."""
     flat = [tensor.reshape(-1) for tensor in tensors]
     for start in range(0, flat[0].numel(), _PIECE):
-        yield start, torch.stack([each[start : start + _PIECE].double() for each in flat])
+        parts = [each[start : start + _PIECE] for each in flat]
+        piece = parts[0].new_empty(len(parts), parts[0].numel(), dtype=torch.float64)
+        for row, part in enumerate(parts):
+            piece[row] = part
+        yield start, piece
 
 
 def products(tensors: Sequence[Tensor]) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor
 from hf_soup.methods import Within, accumulator, merge_method
 from hf_soup.methods.linear import shares
 
-#: Entries on which no answer depends count alike.
+#: Entries on which no answer depends count alike; in parts of the root mean square over the model. What rounding leaves
+#: of a gradient that is zero, as that of the bias of keys, is below 1e-12.
 FLOOR = 1e-6
 
 
@@ -25,8 +26,9 @@ def fisher(
 ) -> Tensor:
     r"""Average each entry by how much the answers of each ingredient depend on it.
 
-    .. math:: \theta = \frac{\sum_i w_i F_i \theta_i}{\sum_i w_i F_i}, \qquad
-        F_i = \max\Bigl(\frac{1}{m} \sum_k \bigl(\nabla \log p_i(y_k \mid x_k)\bigr)^2, 10^{-6}\Bigr)
+    .. math:: \theta = \frac{\sum_i w_i \hat F_i \theta_i}{\sum_i w_i \hat F_i}, \qquad
+        \hat F_i = \max\Bigl(\frac{F_i}{\operatorname{rms} F_i}, 10^{-6}\Bigr), \qquad
+        F_i = \frac{1}{m} \sum_k \bigl(\nabla \log p_i(y_k \mid x_k)\bigr)^2
 
     entry by entry, with :math:`F_i` the diagonal of the Fisher information of ingredient :math:`i`: over :math:`m`
     examples :math:`x_k`, each by itself, the squares of the gradients of the log-probability of a label :math:`y_k`,
@@ -34,8 +36,11 @@ def fisher(
     labels where there are few; one drawn label has the same expectation. It looks at each model on its own data; here
     all have the same examples, those of the recipe.
 
-    The floor keeps entries on which nothing depends from being decided by rounding. Where no answer depends much on
-    any single entry, as in large models, many are below it, and those are the plain mean.
+    How large :math:`F_i` is says how many entries a model has and how sure it is of its answers: from 1e-2 in a small
+    model to 1e-12 in a large one that has learned its data by heart. So it is divided by its root mean square over the
+    model, as the authors' code divides by its norm, and ingredients of equal weight count alike. The floor keeps
+    entries on which nothing depends from being decided by rounding: those are the plain mean. In the authors' code it
+    is 1e-6 before that division, and of one model alone, the target, whose such entries are kept; here nobody is that.
 
     Entries that are equal in all ingredients stay as they are. What has no gradient, as running statistics of norms, is
     averaged.
@@ -50,7 +55,8 @@ def fisher(
     Args:
         tensors: ``n`` tensors of one shape, as stored.
         weights: ``n`` numbers of zero or more, whose sum is not zero.
-        statistics: For each ingredient the mean of squared gradients, float32, of the same shape.
+        statistics: For each ingredient the mean of squared gradients over its root mean square in the model, float32,
+            of the same shape.
         examples: How many examples are drawn from the recipe's; all of them where there are fewer.
 
     Returns:

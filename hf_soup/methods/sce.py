@@ -97,9 +97,12 @@ def _spread(parts: Sequence[Tensor], weights: Sequence[float], power: float, wid
 
 
 def _sum(values: Tensor) -> Tensor:
-    """The sum, in an order that is the same on every machine and for any number of threads, as `torch.sum`'s is not."""
-    while len(values) > 1:
-        half = (len(values) + 1) // 2
-        rest = values[half:]
-        values = torch.cat([values[: len(rest)] + rest, values[len(rest) : half]])
+    """The sum, in an order that is the same for any machine and number of threads, as `torch.sum`'s is not.
+
+    It is added up in the memory of the values.
+    """
+    while values.numel() > 1:
+        half = (values.numel() + 1) // 2
+        values[: values.numel() - half].add_(values[half:])
+        values = values[:half]
     return values[0]

@@ -38,20 +38,31 @@ class Inputs:
 
     def drawn(self, count: int, seed: int) -> Ints:
         """So many rows at random, all where there are fewer, in their order: a split may be sorted by label."""
+        return np.sort(self.shuffled(seed)[:count])
+
+    def shuffled(self, seed: int) -> Ints:
+        """All rows in a random order."""
         from hf_soup.chance import uniform  # late, as it takes torch
 
-        order = np.argsort(uniform(seed, "examples", 0, 0, self.n).numpy(), kind="stable")
-        return np.sort(order[:count])
+        order: Ints = np.argsort(uniform(seed, "examples", 0, 0, self.n).numpy(), kind="stable")
+        return order
 
     def alike(self, rows: Ints) -> list[Ints]:
-        """Rows in batches of inputs of one size, so that nothing is padded; long ones first."""
+        """Rows in batches of inputs of one size, so that nothing is padded: long ones first, those of one as given."""
         inputs, batches = self._inputs, []
         sizes = inputs.stored.sizes[inputs.kept[rows]]
-        step = self.examples.batch_size
+        step = self.examples.batch_size if inputs.can_pad else 1
         for size in np.unique(sizes)[::-1]:
             mine = rows[sizes == size]
             batches += [mine[begin : begin + step] for begin in range(0, len(mine), step)]
         return batches
+
+    def padded(self, rows: Ints) -> list[Ints]:
+        """Rows in batches in their order, to be padded; of one size each where the tokenizer cannot pad."""
+        if not self._inputs.can_pad:
+            return self.alike(rows)
+        step = self.examples.batch_size
+        return [rows[begin : begin + step] for begin in range(0, len(rows), step)]
 
     def batch(self, rows: Ints) -> dict[str, Any]:
         """The model's keyword arguments for some rows, in their order."""

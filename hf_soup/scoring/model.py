@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,9 @@ from hf_soup.scoring.tasks import TASKS, first_line
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+#: Bytes that the threads of a pass hold together beside the model, where one of them does not hold more by itself.
+_HELD_BYTES = 2 << 30
 
 
 def build_model(
@@ -224,6 +228,32 @@ def answers(
             ended.set()
             torch.set_num_threads(threads)
     return found
+
+
+def in_order(work: Callable[[Ints], Any], every: Sequence[Ints], size: int, device: str) -> Iterator[tuple[int, Any]]:
+    """What comes of each, in their order, so that sums of it are the same at any number of threads.
+
+    On the CPU several are worked on at a time, each by one thread, as torch's own division of a matrix product among
+    threads shows in its last bits.
+
+    Args:
+        work: Of some rows; called by several threads.
+        every: The rows of each.
+        size: Bytes that one of them holds beside the model.
+        device: Where models run.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    cores = len(os.sched_getaffinity(0))
+    workers = max(1, min(cores, _HELD_BYTES // max(1, size))) if torch.device(device).type == "cpu" else 1
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for begin in range(0, len(every), workers):
+                yield from enumerate(pool.map(work, every[begin : begin + workers]), begin)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,8 @@ Cli = Callable[..., Any]
 #: The client's, of its own uploads.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 METHODS = ("fisher", "regmean")
+#: Few steps, that show.
+FEW = {"name": "adamerging", "steps": 3, "lr": 0.1}
 
 
 @pytest.fixture
@@ -74,6 +76,26 @@ def test_the_second_cook_looks_at_nothing(
     assert resolved.method.parameters == {"examples": 16}
 
 
+def test_coefficients_are_learned_once_and_told(cli: Cli, recipe: Callable[..., Path], passes: list[str]) -> None:
+    path = recipe({**FEW, "examples": 16})
+    first = cli("cook", path, "-o", "one")
+    assert first.code == 0, first.err
+    # Sixteen rows in batches of four: before, in each step, and after.
+    assert len(passes) == 4 * (1 + 3 + 1)
+    means = ", ".join(rf"local:{name} 0\.\d{{3}}" for name in "abc")
+    told = rf"in the mean over tensors: {means}\. The entropy of the answers to the examples was"
+    assert re.search(told, first.err)
+    assert any(re.search(told, note) for note in json.loads(Path("one/soup.json").read_text())["notes"])
+    assert re.search(told, Path("one/README.md").read_text())
+    del passes[:]
+    assert cli("cook", path, "-o", "two").code == 0
+    assert passes == []
+    assert weights("one") == weights("two")
+    assert cli("cook", recipe({"name": "task_arithmetic"}, examples=None), "-o", "three").code == 0
+    assert weights("one") != weights("three")
+    assert cli("cook", path, "-o", "four", "--dry-run").code == 0
+
+
 def weights(folder: str | Path) -> bytes:
     return (Path(folder) / "model.safetensors").read_bytes()
 
@@ -98,9 +120,9 @@ def test_what_has_no_statistics_is_averaged_and_said(cli: Cli, recipe: Callable[
     assert weights("other") != weights("mean")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, FEW], ids=str)
 def test_candidates_and_the_written_soup_are_one(
-    cli: Cli, recipe: Callable[..., Path], family: Path, trained: Path, method: str, asked: list[str]
+    cli: Cli, recipe: Callable[..., Path], family: Path, trained: Path, method: object, asked: list[str]
 ) -> None:
     """A selection that leaves one out; what it kept is cooked with its own statistics."""
     data = {"task": "text-classification", "dataset": str(family / "rows.csv")}
@@ -114,19 +136,21 @@ def test_candidates_and_the_written_soup_are_one(
     done = cli("cook", path, "-o", "soup", "--json")
     assert done.code == 0, done.err
     summary = done.json
-    assert "poor" not in " ".join(summary["selected"])
+    # Whose one answer nothing changes: to Fisher averages it has no say, so it does no harm there.
+    assert ("poor" in " ".join(summary["selected"])) == (method == "fisher")
     # The written soup has the answers of the candidate that was kept, which are not asked again.
     kept = summary["trace"][-1]["score"] if summary["trace"][-1]["kept"] else summary["trace"][0]["score"]
     assert summary["scores"]["soup"]["rows.csv accuracy"]["value"] == pytest.approx(kept)
 
 
+@pytest.mark.parametrize("method", [{"name": "fisher"}, FEW], ids=str)
 def test_a_published_soup_is_verified(
-    cli: Cli, recipe: Callable[..., Path], publish: Callable[..., str], family: Path, tmp_path: Path
+    cli: Cli, recipe: Callable[..., Path], publish: Callable[..., str], family: Path, tmp_path: Path, method: Any
 ) -> None:
     """Where the examples are; they were a file, which only its owner has."""
     names = [publish(name) for name in ("base", "a", "b", "c")]
     report = [{"task": "text-classification", "dataset": str(family / "report.csv")}]
-    path = recipe({"name": "fisher", "examples": 8}, base=names[0], ingredients=names[1:], report=report)
+    path = recipe({**method, "examples": 8}, base=names[0], ingredients=names[1:], report=report)
     assert cli("cook", path, "-o", "soup", "--quiet").code == 0
     maps = [f"--map=rows.csv={family / 'rows.csv'}", f"--map=report.csv={family / 'report.csv'}"]
     done = cli("verify", "soup", *maps, "--json")
@@ -180,6 +204,17 @@ def test_rows_of_a_report_are_not_looked_at(
         ({"method": {"name": "fisher", "examples": 0}}, "fisher: 'examples' is 0; it is in [1, inf)."),
         ({"method": {"name": "fisher", "examples": [8, 16]}}, "fisher: 'examples' takes one number"),
         ({"method": {"name": "regmean", "offdiagonal": 1.5}}, "regmean: 'offdiagonal' is 1.5; it is in [0, 1]."),
+        ({"method": {"name": "adamerging", "steps": 0}}, "adamerging: 'steps' is 0; it is in [1, inf)."),
+        ({"method": {"name": "adamerging", "init": [0.2, 0.3]}}, "adamerging: 'init' takes one number, as all tensors"),
+        ({"method": {"name": "adamerging", "lr": {"depth": [0.1, 0.2]}}}, "adamerging: 'lr' takes one number, as all"),
+        ({"method": "adamerging", "examples": None}, "adamerging looks at what the ingredients do with examples, and"),
+        (
+            {
+                "method": "adamerging",
+                "overrides": [{"tensors": "classifier.*", "method": {"name": "adamerging", "init": 0.1}}],
+            },
+            "adamerging learns all its tensors together, and 'init' is 0.3 and 0.1.",
+        ),
         ({"heads": "body"}, "with `heads: body` there are no outputs"),
     ],
 )
@@ -191,8 +226,9 @@ def test_bad_input_is_said_before_anything_is_fetched(
     assert said in done.err
 
 
-def test_an_override_may_look_at_examples(cli: Cli, recipe: Callable[..., Path]) -> None:
-    own = [{"tensors": "classifier.*", "method": {"name": "fisher", "examples": 4}}]
+@pytest.mark.parametrize("method", [{"name": "fisher", "examples": 4}, FEW], ids=str)
+def test_an_override_may_look_at_examples(cli: Cli, recipe: Callable[..., Path], method: object) -> None:
+    own = [{"tensors": "classifier.*", "method": method}]
     done = cli("cook", recipe("linear", overrides=own), "-o", "soup")
     assert done.code == 0, done.err
     assert cli("cook", recipe("linear", examples=None), "-o", "mean").code == 0

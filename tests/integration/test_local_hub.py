@@ -4,14 +4,19 @@ import hashlib
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import anyio
 import pytest
+import uvicorn
 from httpx2 import RemoteProtocolError
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DiscussionComment, HfApi, constants
 from huggingface_hub.constants import DISCUSSION_TYPES
@@ -762,3 +767,31 @@ def test_the_command_line_of_the_hub(hub: LocalHub, tiny: str, tmp_path: Path) -
     hf = str(Path(sys.executable).with_name("hf"))
     python(hub, tmp_path / "home", "", hf, "download", tiny, "--local-dir", str(tmp_path / "out"), "--quiet")
     assert (tmp_path / "out" / "model.bin").read_bytes() == WEIGHTS
+
+
+def test_stopping_waits_for_answers_and_for_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """uvicorn's way to stop waits a fixed time; it is for a hub that is still answering."""
+    waited, shutdown = [], uvicorn.Server.shutdown
+
+    async def slowly(self: uvicorn.Server, sockets: list[socket.socket] | None = None) -> None:
+        waited.append(self)
+        await shutdown(self, sockets)
+
+    monkeypatch.setattr(uvicorn.Server, "shutdown", slowly)
+    with LocalHub(tmp_path / "hub") as hub:
+        pass
+    assert not waited
+    asked = threading.Event()
+
+    async def late(_: Request) -> Response:
+        asked.set()
+        await anyio.sleep(0.05)
+        return JSONResponse({"name": "late"})
+
+    with ThreadPoolExecutor() as pool:
+        with LocalHub(tmp_path / "hub") as hub:
+            hub.intercept = late
+            answer = pool.submit(fetch, f"{hub.endpoint}/api/whoami-v2")
+            asked.wait()
+        assert answer.result()[2] == b'{"name":"late"}'
+    assert len(waited) == 1

@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hf_soup import plan as plan_module
+from hf_soup.demo import child_environment
 from hf_soup.headers import read_header
 from hf_soup.merge import merge
 from hf_soup.plan import BLOCK_BYTES, make_plan
@@ -67,7 +69,6 @@ def noting(rank, entries):
         os.kill(os.getpid(), signal.SIGKILL)
 
 staging.note = noting
-signal.signal(signal.SIGTERM, signal.SIG_IGN)  # else the launcher may end the other before it can say anything
 values = staging.join()
 paths = [{n: Path(p) for n, p in s.items()} for s in values["paths"]]
 try:
@@ -92,11 +93,50 @@ def count(module, *_):
             os.kill(os.getpid(), signal.SIGKILL)
 
 torch.nn.modules.module.register_module_forward_hook(count)
-signal.signal(signal.SIGTERM, signal.SIG_IGN)  # else the launcher may end the other before it can say anything
 try:
     main(sys.argv[2:])
 finally:
     print("PASSES", rank, passes, file=sys.stderr, flush=True)
+"""
+
+#: Has imported what cooking needs, and forks into the processes of each job that comes as a line: two, without the
+#: eight seconds of imports that each would begin with.
+READY = """
+import json, os, runpy, sys, traceback
+import accelerate, datasets, evaluate, matplotlib.figure, torch, transformers
+from huggingface_hub import constants
+from transformers import BertForSequenceClassification, BertTokenizer
+import hf_soup.cli, hf_soup.soup
+
+def become(job, rank):
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{job['folder']}/{rank}.{name}", os.O_CREAT | os.O_TRUNC | os.O_WRONLY), number)
+    os.chdir(job["folder"])
+    os.environ.clear()
+    os.environ.update(job["env"], RANK=str(rank), LOCAL_RANK=str(rank))
+    constants.HF_HOME = os.environ["HF_HOME"]  # it was read when the client was imported
+    constants.HF_HUB_CACHE = os.path.join(constants.HF_HOME, "hub")
+    sys.addaudithook(runpy.run_path("sitecustomize.py")["hook"])
+    sys.argv = job["command"]
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+for line in sys.stdin:
+    job, pids = json.loads(line), []
+    for rank in range(job["count"]):
+        if not (pid := os.fork()):
+            code = 1
+            try:
+                code = become(job, rank)
+            except BaseException:
+                traceback.print_exc()
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(code)
+        pids.append(pid)
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
 """
 
 Cli = Callable[..., Any]
@@ -121,6 +161,44 @@ def launch(environment: dict[str, str], tmp_path: Path) -> Launch:
                 os.killpg(child.pid, signal.SIGKILL)
                 raise
         return subprocess.CompletedProcess(command, child.returncode, out, err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
+    home = tmp_path_factory.mktemp("ready")
+    env = child_environment(os.environ, home, "http://127.0.0.1:9", "") | {"PYTHONPATH": str(Path.cwd())}
+    with subprocess.Popen(
+        [sys.executable, "-c", READY], env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as parent:  # fmt: skip
+        yield parent
+        os.killpg(parent.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def together(ready: subprocess.Popen[str], environment: dict[str, str], tmp_path: Path) -> Launch:
+    """Runs ``FILE ARGUMENTS`` in several processes, where it is not the launcher that is looked at."""
+    (tmp_path / "sitecustomize.py").write_text(WITNESS)
+    assert ready.stdin is not None
+    assert ready.stdout is not None
+
+    def run(*command: object, count: int = 2, **changes: str) -> subprocess.CompletedProcess[str]:
+        # As torchrun does, so that the processes find each other also where the first one dies.
+        store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        world = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+        env = {**environment, **world, "TORCHELASTIC_USE_AGENT_STORE": "True", **changes}
+        job = {"folder": str(tmp_path), "command": [*map(str, command)], "env": env, "count": count}
+        ready.stdin.write(json.dumps(job) + "\n")
+        ready.stdin.flush()
+        if not select.select([ready.stdout], [], [], 100)[0]:
+            os.killpg(ready.pid, signal.SIGKILL)
+        codes = json.loads(ready.stdout.readline())
+        out, err = (
+            "".join((tmp_path / f"{rank}.{name}").read_text() for rank in range(count)) for name in ("out", "err")
+        )
+        return subprocess.CompletedProcess(command, next((code for code in codes if code), 0), out, err)
 
     return run
 
@@ -173,12 +251,12 @@ def greedy(family: Path, trained: Path, tmp_path: Path) -> Path:
     return tmp_path / "recipe.yaml"
 
 
-def test_two_processes_share_the_batches(launch: Launch, greedy: Path, tmp_path: Path) -> None:
+def test_two_processes_share_the_batches(together: Launch, greedy: Path, tmp_path: Path) -> None:
     """Each answers about half of them, and the soup and all that is said of it is what one process makes."""
     command = ["none", "cook", greedy, "--quiet", "-o"]
-    alone = launch("counting", *command, "one", HF_HOME=str(tmp_path / "one-home"))
+    alone = together("counting.py", *command, "one", count=1, HF_HOME=str(tmp_path / "one-home"))
     assert alone.returncode == 0, alone.stderr
-    done = launch(*LAUNCHERS["torchrun"], "counting.py", *command, "two", HF_HOME=str(tmp_path / "two-home"))
+    done = together("counting.py", *command, "two", HF_HOME=str(tmp_path / "two-home"))
     assert done.returncode == 0, done.stderr
     for name in ("soup.json", "soup.yaml", "model.safetensors"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
@@ -194,9 +272,9 @@ def test_two_processes_share_the_batches(launch: Launch, greedy: Path, tmp_path:
 
 @pytest.mark.parametrize("dies", [0, 1])
 def test_a_process_that_dies_while_it_scores_ends_the_other(
-    launch: Launch, greedy: Path, tmp_path: Path, dies: int
+    together: Launch, greedy: Path, tmp_path: Path, dies: int
 ) -> None:
-    done = launch(*LAUNCHERS["torchrun"], "counting.py", dies, "cook", greedy, "-o", "soup", "--quiet")
+    done = together("counting.py", dies, "cook", greedy, "-o", "soup", "--quiet")
     assert done.returncode != 0
     assert "Error: Another of the processes that work together has ended early." in done.stderr
     assert f"PASSES {1 - dies}" in done.stderr
@@ -204,7 +282,7 @@ def test_a_process_that_dies_while_it_scores_ends_the_other(
 
 
 def test_a_model_that_cannot_be_scored_is_one_error(
-    launch: Launch, greedy: Path, trained: Path, tmp_path: Path
+    together: Launch, greedy: Path, trained: Path, tmp_path: Path
 ) -> None:
     """All processes meet it; the first one says it, and the other ends too."""
     shutil.copytree(trained / "fair", tmp_path / "c")
@@ -213,7 +291,7 @@ def test_a_model_that_cannot_be_scored_is_one_error(
     tensors["classifier.weight"][:] = 3e38  # finite, but the sum of them is not
     save_file(tensors, tmp_path / "c" / "model.safetensors", {"format": "pt"})
     greedy.write_text(greedy.read_text().replace(str(trained / "fair"), str(tmp_path / "c")))
-    done = launch(*LAUNCHERS["torchrun"], "counting.py", "none", "cook", greedy, "-o", "soup", "--quiet")
+    done = together("counting.py", "none", "cook", greedy, "-o", "soup", "--quiet")
     assert done.returncode != 0
     assert done.stderr.count("Error: local:c: The model's output for row ") == 1
     assert not (tmp_path / "soup").exists()
@@ -255,7 +333,7 @@ def test_processes_that_nobody_launched_are_one_clear_error(launch: Launch, fami
 
 @pytest.mark.parametrize("dies", [0, 1])
 def test_a_process_that_dies_leaves_what_is_finished(
-    launch: Launch, tmp_path: Path, dies: int, monkeypatch: pytest.MonkeyPatch
+    together: Launch, tmp_path: Path, dies: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other one says so instead of waiting; the same command continues, here with a single process."""
     paths, headers = [], []
@@ -270,7 +348,7 @@ def test_a_process_that_dies_leaves_what_is_finished(
         staging.begin(plan.fingerprint, plan.to_dict(), paths)
     monkeypatch.setattr(plan_module, "UNIT_BYTES", BLOCK_BYTES)
     (tmp_path / "dying.py").write_text(DYING)
-    done = launch(*LAUNCHERS["torchrun"], "dying.py", dies)
+    done = together("dying.py", dies)
     assert done.returncode != 0
     assert f"SAID {1 - dies} Another of the processes that work together has ended early." in done.stdout, done.stderr
     with Staging(tmp_path / "soup") as staging:
@@ -283,21 +361,43 @@ def test_a_process_that_dies_leaves_what_is_finished(
         assert merge(plan, Supply.here(paths), staging, threads=1, quiet=True).digest == merged.digest
 
 
-@pytest.mark.parametrize("method", ["fisher", "regmean"])
+@pytest.mark.parametrize(
+    "method", [{"name": "fisher"}, {"name": "regmean"}, {"name": "adamerging", "steps": 3}], ids=str
+)
 def test_one_process_looks_at_examples_for_all(
-    launch: Launch, greedy: Path, family: Path, tmp_path: Path, method: str
+    together: Launch, greedy: Path, family: Path, tmp_path: Path, method: dict[str, object]
 ) -> None:
     """The first collects, both read what it found; the soup is what one process makes."""
     recipe = json.loads(greedy.read_text())
     del recipe["select"], recipe["score"]
-    recipe |= {"method": {"name": method, "examples": 8}}
+    recipe |= {"method": {**method, "examples": 8}}
     recipe["examples"] = {"task": "text-classification", "dataset": str(family / "rows.csv"), "batch_size": 2}
     greedy.write_text(json.dumps(recipe))
     command = ["none", "cook", greedy, "--quiet", "-o"]
-    alone = launch("counting", *command, "one", HF_HOME=str(tmp_path / "one-home"))
+    alone = together("counting.py", *command, "one", count=1, HF_HOME=str(tmp_path / "one-home"))
     assert alone.returncode == 0, alone.stderr
-    done = launch(*LAUNCHERS["torchrun"], "counting.py", *command, "two", HF_HOME=str(tmp_path / "two-home"))
+    done = together("counting.py", *command, "two", HF_HOME=str(tmp_path / "two-home"))
     assert done.returncode == 0, done.stderr
     assert set(re.findall(r"WITNESS (.*)", done.stderr)) == {"0 journal.0", "1 journal.1"}
     for name in ("soup.json", "soup.yaml", "model.safetensors"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
+
+
+def test_one_process_collects_the_statistics_of_batch_norms(together: Launch, resnets: Path, tmp_path: Path) -> None:
+    """Of each candidate and of the soup; both score with what it found."""
+    data = {"task": "image-classification"}
+    recipe = Recipe(
+        ingredients=[str(resnets / "run" / f"checkpoint-{step}") for step in (40, 50, 60)],
+        select="greedy",
+        examples={**data, "dataset": str(resnets / "train.parquet"), "batch_size": 64},
+        score={**data, "dataset": str(resnets / "validation.parquet")},
+    )
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    (tmp_path / "counting.py").write_text(COUNTING.replace("BertForSequence", "ResNetForImage"))
+    cook(recipe, tmp_path / "one", say=lambda _: None)
+    done = together("counting.py", "none", "cook", "recipe.yaml", "--quiet", "-o", "two")
+    assert done.returncode == 0, done.stderr
+    for name in ("soup.json", "soup.yaml", "model.safetensors"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
+    counted = {rank: int(passes) for rank, passes in re.findall(r"PASSES (\d) (\d+)", done.stderr)}
+    assert counted["0"] - counted["1"] >= 3 * 4  # two candidates and the soup, four batches each

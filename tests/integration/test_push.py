@@ -253,7 +253,7 @@ def test_nothing_breaks_out_of_a_card(cli: Cli, publish: Publish, family: Path, 
 
 
 def test_every_report_is_in_the_model_index(
-    hf_soup: Callable[..., subprocess.CompletedProcess[str]], publish: Publish, api: HfApi, family: Path, tmp_path: Path
+    cli: Cli, publish: Publish, api: HfApi, family: Path, tmp_path: Path
 ) -> None:
     """Of the Hub's data and of local data, in one metric and in another; held-out data is no result."""
     for name in ("base", "a", "b"):
@@ -270,10 +270,8 @@ def test_every_report_is_in_the_model_index(
     score = {"task": "text-classification", "dataset": str(family / "rows.csv")}
     recipe = {"ingredients": ["acme/a", "acme/b"], "score": score, "report": report}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    # In a process of its own, as `datasets` reads the Hub's address when it is imported.
-    done = hf_soup("cook", "recipe.yaml", "-o", "soup", "--push", "acme/soup", "--json")
-    assert done.returncode == 0, done.stdout
-    scores = json.loads(done.stdout)["scores"]["soup"]
+    done = cli("cook", "recipe.yaml", "-o", "soup", "--push", "acme/soup", "--json")
+    scores = done.json["scores"]["soup"]
     found = ModelCard.load("acme/soup").data.eval_results
     assert [(each.dataset_type, each.dataset_name, each.metric_type) for each in found] == [
         ("acme/rows", "acme/rows", "accuracy"),

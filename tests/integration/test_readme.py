@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from hf_soup.demo import child_environment
+import pytest
+
 from hf_soup.local_hub import LocalHub
+
+# The client hands files to its HTTP library in a way that the library deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -23,21 +28,23 @@ def block(language: str, containing: str) -> str:
     return str(found)
 
 
-def test_the_recipe_and_the_commands(zoo: LocalHub, tmp_path: Path) -> None:
+@pytest.fixture
+def local_hub(zoo: LocalHub) -> LocalHub:
+    """The Hub of the whole session."""
+    return zoo
+
+
+def test_the_recipe_and_the_commands(cli: Callable[..., Any], tmp_path: Path) -> None:
     """In their order, against stand-ins of the models that they name."""
     (tmp_path / "recipe.yaml").write_text(block("yaml", "ingredients:"))
-    environment = child_environment(os.environ, tmp_path / "home", zoo.endpoint, zoo.token)
     commands = [shlex.split(line, comments=True) for line in block("", "hf-soup check").splitlines()]
     names = ("check", "cook", "push", "score", "verify", "cook")
     assert [command[:2] for command in commands] == [["hf-soup", name] for name in names]
     printed = []
     for command in commands:
-        done = subprocess.run(
-            [sys.executable, "-m", "hf_soup", *command[1:]],
-            env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
-        )  # fmt: skip
-        assert done.returncode == 0, (command, done.stderr)
-        printed.append(done.stdout)
+        done = cli(*command[1:])
+        assert done.code == 0, (command, done.err)
+        printed.append(done.out)
     assert "me/vit-beans-soup" in printed[3]
     assert "identical" in printed[4]
     assert "/me/vit-beans-soup/discussions/1" in printed[5]

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,18 @@ from huggingface_hub import CommitOperationAdd, HfApi
 
 from hf_soup.local_hub import Hangup, LocalHub
 
+Load = Callable[..., dict[str, Any]]
+
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 
-#: Reads one scoring in a process of its own, because the Hub client fixes its endpoint when it is imported.
+#: Reads one scoring: the variable ``said``, or in a process of its own what its argument says.
 CODE = """
 import json, sys, tempfile
 from pathlib import Path
 from hf_soup.errors import SoupError
 from hf_soup.recipe import Scoring
 from hf_soup.scoring import data
-said = json.loads(sys.argv[1])
+said = globals().get("said") or json.loads(sys.argv[1])
 try:
     with tempfile.TemporaryDirectory() as cache:
         scoring, rows = data.load([Scoring(task="text-classification", **said)], Path(cache), token=None)[0]
@@ -49,7 +51,8 @@ dataset_info:
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[LocalHub]:
+def local_hub(tmp_path: Path) -> Iterator[LocalHub]:
+    """A Hub with the data set."""
     with LocalHub(tmp_path / "hub", users={"t-acme": "acme", "t-other": "other"}) as running:
         api = HfApi(endpoint=running.endpoint, token="t-acme")
         api.create_repo("acme/mood", repo_type="dataset")
@@ -65,7 +68,21 @@ def commit(api: HfApi, text: str) -> str:
     return str(done.oid)
 
 
-def load(hub: LocalHub, home: Path, environment: dict[str, str] | None = None, **said: Any) -> dict[str, Any]:
+@pytest.fixture
+def load(online: LocalHub, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Load:
+    """Reads one scoring as ``CODE`` does, in this process."""
+
+    def run(**said: Any) -> dict[str, Any]:
+        exec(CODE, {"said": said})
+        out, err = capfd.readouterr()
+        assert "it/s" not in err
+        found: dict[str, Any] = json.loads(out)
+        return found
+
+    return run
+
+
+def load_apart(hub: LocalHub, home: Path, environment: dict[str, str] | None = None, **said: Any) -> dict[str, Any]:
     env = {k: v for k, v in os.environ.items() if "proxy" not in k.lower() and not k.startswith("HF_")}
     env |= {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "t-acme", "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
     env |= environment or {}
@@ -78,61 +95,61 @@ def load(hub: LocalHub, home: Path, environment: dict[str, str] | None = None, *
     return found
 
 
-def test_a_data_set_is_pinned_and_read_at_its_commit(hub: LocalHub, tmp_path: Path) -> None:
+def test_a_data_set_is_pinned_and_read_at_its_commit(load: Load, online: LocalHub) -> None:
     said = {"dataset": "acme/mood", "split": "train[:2]"}
-    first = load(hub, tmp_path / "home", **said)
+    first = load(**said)
     assert first["texts"] == ["first 0", "first 1"]
     assert first["classes"] == ["sad", "glad"]
     assert len(first["revision"]) == 40
-    second = commit(HfApi(endpoint=hub.endpoint, token="t-acme"), "second")
-    now = load(hub, tmp_path / "home", **said)
+    second = commit(HfApi(endpoint=online.endpoint, token="t-acme"), "second")
+    now = load(**said)
     assert (now["revision"], now["texts"]) == (second, ["second 0", "second 1"])
     # A resolved recipe names the commit, and reads what it read then.
-    again = load(hub, tmp_path / "home", revision=first["revision"], **said)
+    again = load(revision=first["revision"], **said)
     assert again == first
 
 
-def test_what_is_wrong_is_said(hub: LocalHub, tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    missing = load(hub, home, dataset="acme/nothing", split="test")
+def test_what_is_wrong_is_said(load: Load) -> None:
+    missing = load(dataset="acme/nothing", split="test")
     assert missing["error"] == "ResolveError"
     assert "acme/nothing" in missing["message"]
-    split = load(hub, home, dataset="acme/mood", split="validation")
+    split = load(dataset="acme/mood", split="validation")
     assert "no split 'validation': its splits are train (6 rows), test (3 rows)" in split["message"]
-    config = load(hub, home, dataset="acme/mood", split="test", config="french")
+    config = load(dataset="acme/mood", split="test", config="french")
     assert "french" in config["message"]
     assert "default" in config["message"]
 
 
-def test_a_moved_data_set_is_known_by_its_new_name(hub: LocalHub, tmp_path: Path) -> None:
-    api = HfApi(endpoint=hub.endpoint, token="t-acme")
+def test_a_moved_data_set_is_known_by_its_new_name(load: Load, online: LocalHub) -> None:
+    api = HfApi(endpoint=online.endpoint, token="t-acme")
     api.move_repo("acme/mood", "acme/moods", repo_type="dataset")
-    found = load(hub, tmp_path / "home", dataset="acme/mood", split="test")
+    found = load(dataset="acme/mood", split="test")
     assert found["dataset"] == "acme/moods"
 
 
-def test_a_gated_data_set_and_a_lost_connection(hub: LocalHub, tmp_path: Path) -> None:
-    api = HfApi(endpoint=hub.endpoint, token="t-acme")
-    hub.intercept = lambda request: Hangup() if request.url.path.endswith("test.jsonl") else None
-    lost = load(hub, tmp_path / "home", dataset="acme/mood", split="test")
+def test_a_gated_data_set_and_a_lost_connection(load: Load, online: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    api = HfApi(endpoint=online.endpoint, token="t-acme")
+    online.intercept = lambda request: Hangup() if request.url.path.endswith("test.jsonl") else None
+    lost = load(dataset="acme/mood", split="test")
     assert lost["error"] == "ScoringError"
     assert "Cannot load the data of acme/mood test" in lost["message"]
-    hub.intercept = None
+    online.intercept = None
     api.update_repo_settings("acme/mood", gated="auto", repo_type="dataset")
-    gated = load(hub, tmp_path / "home", {"HF_TOKEN": "t-other"}, dataset="acme/mood", split="test")
+    monkeypatch.setenv("HF_TOKEN", "t-other")
+    gated = load(dataset="acme/mood", split="test")
     assert gated["error"] in ("ResolveError", "ScoringError")
     assert "gated" in gated["message"] + gated["hint"]
     assert "t-other" not in json.dumps(gated)
 
 
-def test_a_cached_data_set_is_read_without_a_network(hub: LocalHub, tmp_path: Path) -> None:
+def test_a_cached_data_set_is_read_without_a_network(local_hub: LocalHub, tmp_path: Path) -> None:
     said = {"dataset": "acme/mood", "split": "test"}
-    first = load(hub, tmp_path / "home", **said)
+    first = load_apart(local_hub, tmp_path / "home", **said)
     offline = {"HF_HUB_OFFLINE": "1"}
-    assert load(hub, tmp_path / "home", offline, revision=first["revision"], **said) == first
-    nowhere = load(hub, tmp_path / "other", offline, **said)
+    assert load_apart(local_hub, tmp_path / "home", offline, revision=first["revision"], **said) == first
+    nowhere = load_apart(local_hub, tmp_path / "other", offline, **said)
     assert nowhere["error"] == "ResolveError"
     # Pinned, so that only the reading itself needs the network.
-    unread = load(hub, tmp_path / "other", {"HF_ENDPOINT": "http://127.0.0.1:9"}, **said)
+    unread = load_apart(local_hub, tmp_path / "other", {"HF_ENDPOINT": "http://127.0.0.1:9"}, **said)
     assert unread["error"] in ("ResolveError", "ScoringError")
     assert unread["hint"]

@@ -444,45 +444,6 @@ def test_a_run_joins_a_published_soup(publish: Callable[..., str], run: Path, tm
     assert any("half-written" in said for said in update.left_out)
 
 
-# ---- batch normalisation -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def resnet_run(tmp_path: Path) -> Path:
-    from transformers import ResNetConfig, ResNetForImageClassification
-
-    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=2)
-    torch.manual_seed(0)
-    model = ResNetForImageClassification(config).train()
-    for step in (1, 2, 3):
-        with torch.no_grad():
-            model(torch.randn(4, 3, 32, 32))  # collects statistics
-            for parameter in model.parameters():
-                parameter.add_(1e-3 * torch.randn_like(parameter))
-        model.save_pretrained(tmp_path / "resnet" / f"checkpoint-{step}")
-    return tmp_path / "resnet"
-
-
-def test_statistics_of_batch_norm_are_not_averaged(cli: Cli, resnet_run: Path) -> None:
-    for method in ("swa", "lawa", "ema"):
-        done = cli("cook", resnet_run, "--method", method, "-o", "soup", "--quiet")
-        assert done.code == 1
-        assert "of batch normalisation, such as 'resnet." in done.err
-        assert f"{method} is defined with a pass over training data that collects them again" in done.err
-    done = cli("cook", resnet_run, "-o", "soup", "--quiet")
-    assert done.code == 0
-    assert "warning: [batch-norm] The model has" in done.err
-    assert "[batch-norm]" in cli("check", resnet_run).out
-
-
-def test_frozen_statistics_are_constants(resnet_run: Path) -> None:
-    for path in resnet_run.glob("*/model.safetensors"):
-        tensors = load_file(path)
-        kept = {name: each for name, each in tensors.items() if not name.endswith("num_batches_tracked")}
-        save_file(kept, path, {"format": "pt"})
-    assert "batch-norm" not in {reason.code for reason in hf_soup.check([str(resnet_run)]).reasons}
-
-
 def test_a_folder_of_nothing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ResolveError, match="has no `checkpoint-…` folders"):

@@ -77,14 +77,10 @@ def shelf(family: Path, contributors: Path, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture
-def local_hub(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
-    """A copy of it, which `datasets` too finds."""
-    import datasets
-
+def local_hub(shelf: Path, tmp_path: Path) -> Iterator[LocalHub]:
+    """A copy of it."""
     shutil.copytree(shelf, tmp_path / "hub")
     with LocalHub(tmp_path / "hub", users={"t-acme": "acme", "t-mia": "mia"}) as hub:
-        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.endpoint)
-        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
         yield hub
 
 

@@ -26,6 +26,7 @@ from xet_server import XetHub
 from hf_soup import Recipe, Soup, cook
 from hf_soup.errors import PublishError, ResolveError
 from hf_soup.local_hub import Hangup, LocalHub
+from hf_soup.publish import upload_folder
 
 # The client hands files to its HTTP library in a way that the library deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
@@ -49,6 +50,17 @@ def online(online: LocalHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.setattr(_xet, "XET_CONNECTION_INFO_CACHE", {})
     new_session(monkeypatch, tmp_path / "home")
     return online
+
+
+@pytest.fixture
+def publish(online: LocalHub) -> Callable[..., str]:
+    """Puts a folder on the Hub by the client, which is what uses xet."""
+
+    def push(name: str, folder: Path) -> str:
+        upload_folder(f"acme/{name}", folder, repo_type="model")
+        return f"acme/{name}"
+
+    return push
 
 
 def new_session(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:

@@ -11,7 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hf_soup.methods import METHODS, _signs, breadcrumbs, count_kept, cutoff, della, sce
+from hf_soup import methods
+from hf_soup.methods import (
+    METHODS,
+    _signs,
+    breadcrumbs,
+    count_kept,
+    cutoff,
+    della,
+    magnitude_bits,
+    nth_largest,
+    sce,
+)  # fmt: skip
 
 steady = settings(deadline=None, derandomize=True, max_examples=200)
 #: Few values, so that magnitudes repeat, votes are drawn and zeros are common.
@@ -176,3 +187,32 @@ def test_the_cutoff_of_a_long_tensor(kind: str) -> None:
     ranked = values.abs().sort(descending=True).values
     for density in (1e-9, 0.01, 0.5, 0.999, 1.0):
         assert cutoff(values, density) == ranked[count_kept(len(values), density) - 1]
+
+
+@pytest.mark.parametrize(("held", "bins"), [(1 << 21, 20), (100, 20), (100, 4)], ids=["kept", "counted", "narrowed"])
+@pytest.mark.parametrize("misled", [False, True])
+def test_the_nth_largest_is_exact_whatever_the_sample(
+    held: int, bins: int, misled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(methods, "_HELD", held)
+    monkeypatch.setattr(methods, "_BINS", bins)
+    values = torch.randn(60_000, generator=torch.Generator().manual_seed(1))
+    bits, passes = magnitude_bits(values), list[int]()
+
+    def parts() -> list[Tensor]:
+        passes.append(1)
+        return [bits[start : start + 7_000] for start in range(0, len(bits), 7_000)]
+
+    sample = magnitude_bits(torch.full((50,), 9.0)) if misled else bits[::7]
+    ranked = values.abs().sort(descending=True).values
+    for wanted in (1, 2, 600, 12_000, 59_999, 60_000):
+        passes.clear()
+        assert nth_largest(parts, wanted, sample, len(bits)) == ranked[wanted - 1]
+        if not misled and held > 100:
+            assert len(passes) == 1  # which is why it is fast
+
+
+def test_the_cutoff_of_what_is_no_number_is_none() -> None:
+    assert math.isnan(cutoff(torch.tensor([math.nan, 1.0, -math.nan]), 0.5))
+    assert cutoff(torch.tensor([math.nan, 1.0, -2.0]), 0.9) == 2.0
+    assert cutoff(torch.full((300_000,), math.inf), 0.5) == math.inf

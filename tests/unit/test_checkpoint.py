@@ -255,7 +255,7 @@ def test_what_is_no_model_is_said(tmp_path: Path) -> None:
     for name, files, said in [
         ("adapter", {"adapter_config.json": "{}"}, "it is an adapter, not a whole model.\nMerge the adapter"),
         ("pickled", {"config.json": "{}", "pytorch_model.bin": "x"}, "only pytorch_model.bin: a pickle can run code"),
-        ("empty", {}, "has no config.json"),
+        ("empty", {}, "has no config.json: it is not a transformers model.\nIt holds nothing."),
         ("weightless", {"config.json": "{}"}, "has no weights"),
         ("variant", {"config.json": "{}", "model.fp16.safetensors": "x"}, "its safetensors files are model.fp16"),
     ]:

@@ -395,6 +395,7 @@ def test_the_choice_is_made_again_on_halves(select: Any, recipe: Recipe, tmp_pat
         ({"method": {"name": "wise_ft", "alpha": list(range(1001))}}, "asks to try 1,001 combinations"),
         ({"method": "wise_ft", "base": None}, "none is known"),
         ({"ingredients": [{"model": "x/y", "weight": -1}, "x/z"]}, "'weight' is -1, and linear divides by the sum"),
+        ({"ingredients": [{"model": "x/y", "weight": -1}, "x/z"], "method": "knots"}, "and knots divides by the sum"),
         ({"layers": {"a": [-1, 1, 1]}}, "'a' is -1, and linear divides"),
         ({"layers": {"a": [1, 1, 1]}, "select": "greedy"}, "go with `select: uniform` and `method: linear`, not with"),
         ({"select": "learned", "method": "wise_ft"}, "`select: learned` learns the shares of an average"),

@@ -140,7 +140,7 @@ def near(found: Tensor, expected: Tensor, share: float = 1e-5) -> None:
 
 
 def squares(kitchen: Kitchen, source: int) -> dict[str, Tensor]:
-    """By torch.func, each example by itself, under the names that the model has in memory."""
+    """By torch.func, each example by itself, under the names that the model has in memory; their mean square is 1."""
     model = kitchen.model(source)
     inside = {name: each.detach() for name, each in model.named_parameters()}
     draws = uniform(5, "labels", 0, 0, kitchen.inputs.n)
@@ -154,8 +154,9 @@ def squares(kitchen: Kitchen, source: int) -> dict[str, Tensor]:
         label = int(np.searchsorted(reached, float(draws[row]), side="right"))
         chosen = lambda each, batch=batch, label=label: logs(each, batch)[label]  # noqa: E731
         for name, slope in grad(chosen)(inside).items():
-            total[name] += slope.double() ** 2 / ROWS
-    return total
+            total[name] += slope.double() ** 2
+    length = torch.cat([each.flatten() for each in total.values()]).square().mean().sqrt()
+    return {name: each / length for name, each in total.items()}
 
 
 @pytest.mark.parametrize("kitchen", ["BERT", "ViT", "GPT2"], indirect=True)
@@ -179,6 +180,23 @@ def test_fisher_of_tensors_that_are_stacked_in_memory(kitchen: Kitchen) -> None:
     assert found.keys() == kitchen.full[0].keys()
     assert len([name for name in found if ".experts." in name]) > 8
     near(sum(each.double().sum() for each in found.values()), sum(each.sum() for each in expected.values()))
+
+
+@pytest.mark.parametrize("kitchen", ["BERT"], indirect=True)
+def test_models_that_are_sure_of_their_answers_are_not_averaged(kitchen: Kitchen) -> None:
+    """Their squared gradients are tiny, as those of large models are, and say as much as others'."""
+    for source, path in enumerate(each["m"] for each in kitchen.paths):
+        kitchen.full[source]["classifier.bias"][0] += 10
+        save_file(kitchen.full[source], path, {"format": "pt"})
+    plan = kitchen.collect("fisher")
+    blend = Blend(plan, kitchen.paths)
+    mixed = blend.tensors({0: 1.0, 1: 2.0})
+    blend.close()
+    a, b = (squares(kitchen, source) for source in range(2))
+    for name in ("bert.encoder.layer.0.output.dense.weight", "classifier.weight"):
+        own, seen = [full[name].double() for full in kitchen.full], [each[name].clamp(min=1e-6) for each in (a, b)]
+        near(mixed[name], (seen[0] * own[0] + 2 * seen[1] * own[1]) / (seen[0] + 2 * seen[1]), 1e-3)
+        assert not torch.allclose(mixed[name].double(), (own[0] + 2 * own[1]) / 3, atol=1e-3)
 
 
 def inputs_of(kitchen: Kitchen, source: int) -> dict[str, tuple[Tensor, Tensor]]:
@@ -323,3 +341,7 @@ def test_rows_are_drawn_and_batches_have_no_padding(tmp_path: Path, family: Path
     batches = inputs.alike(inputs.drawn(1000, 1))
     assert sorted(row for batch in batches for row in batch.tolist()) == list(range(inputs.n))
     assert all(len(batch) <= 5 and inputs.batch(batch)["attention_mask"].all() for batch in batches)
+    assert max(map(len, batches)) > 1
+    # Without a token for padding, as GPT-2, some models refuse more than one row, padded or not.
+    inputs._inputs.can_pad = False
+    assert {len(batch) for batch in inputs.alike(inputs.drawn(1000, 1))} == {1}

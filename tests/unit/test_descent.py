@@ -152,17 +152,21 @@ class Kitchen:
         logits = model(**self.bench.batch(everything)).logits
         loss = torch.nn.functional.cross_entropy(beta * logits, torch.from_numpy(self.bench.references))
         loss.backward()
+        # Loading moves entries and changes none, so numbers in their places say which tensor each entry came from.
+        origins = self.model(
+            {name: torch.full_like(self.full[0][name], row) for row, name in enumerate(self.floats)} | ints
+        )
         slopes = np.zeros((len(self.floats), N))
-        still = {name: torch.zeros_like(self.full[0][name]) for name in given}
-        for row, name in enumerate(self.floats):
-            moved = torch.autograd.functional.jacobian(lambda each, name=name: self.mixed(name, each), given[name])
-            for column in range(N):
-                direction = self.model({**still, name: moved[..., column].contiguous()} | ints)
-                slopes[row, column] = math.fsum(
-                    float((ours.grad.double() * theirs.detach().double()).sum())
-                    for ours, theirs in zip(model.parameters(), direction.parameters(), strict=True)
-                    if ours.grad is not None
-                )
+        moved = {name: torch.autograd.functional.jacobian(lambda each, name=name: self.mixed(name, each), each)
+                 for name, each in given.items()}  # fmt: skip
+        for column in range(N):
+            direction = self.model({name: each[..., column].contiguous() for name, each in moved.items()} | ints)
+            for ours, theirs, origin in zip(
+                model.parameters(), direction.parameters(), origins.parameters(), strict=True
+            ):
+                if ours.grad is not None:
+                    terms = (ours.grad.double() * theirs.detach().double()).flatten().numpy()
+                    slopes[:, column] += np.bincount(origin.detach().flatten().int(), terms, len(self.floats))
         assert beta.grad is not None
         return loss.item(), slopes if len(shares) > 1 else slopes.sum(0, keepdims=True), float(beta.grad)
 
