@@ -137,6 +137,7 @@ class Evaluation:
         self._head_of = head_of
         self._logits: dict[tuple[str, str], Logits] = {}
         self._answers: dict[Mix, list[Ints]] = {}
+        self._in_order: set[str] = set()
 
     def __enter__(self) -> Evaluation:
         return self
@@ -223,9 +224,13 @@ class Evaluation:
             found = self._answering.ask(Mixture(self._leaves({name: 1.0}), mean=True), missing, name)
             for title, logits in found.items():
                 self._logits[name, title] = logits
-            # With another's head a model may answer anything; that says nothing of its labels.
-            if self._head_of in (None, name):
-                missing[0].refuse_worse_than_majority(name, found[missing[0].title])
+            # With another's head a model may answer anything, and so may one that does well on its own task's data on
+            # those of another; that says nothing of its labels.
+            doubts = [bench.doubt_of_order(name, found[bench.title]) for bench in missing]
+            if not all(doubts) or self._head_of not in (None, name):
+                self._in_order.add(name)
+            elif doubts[0] and name not in self._in_order:
+                raise doubts[0]
         return [self._logits[name, bench.title] for bench in benches]
 
     def require_better_than_chance(self, names: Sequence[str]) -> None:
@@ -384,21 +389,6 @@ def scored_with(head_of: str | None) -> list[str]:
     """A sentence about scores of models that all have one's head, where it is so."""
     said = "so their scores are those of their bodies under it, not of the models as they were published"
     return [] if head_of is None else [f"Ingredients are scored with {head_of}'s head, {said}."]
-
-
-def require_device(device: str) -> None:
-    """Refuse a device that torch does not have, before anything is fetched for it.
-
-    Raises:
-        ScoringError: It has not.
-    """
-    import torch
-
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ScoringError(f"torch cannot use the device '{device}': {reason}", hint="Use `cpu`, or `cuda`.") from None
 
 
 def require_memory(plan: Plan, *, learns: bool = False) -> None:

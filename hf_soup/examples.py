@@ -89,8 +89,7 @@ def prepare_inputs(
     """
     if recipe.examples is None:
         return None
-    from hf_soup.evaluation import require_device
-    from hf_soup.scoring import prepare_examples
+    from hf_soup.scoring import prepare_examples, require_device
 
     require_device(device)
     found = prepare_examples(recipe.examples, recipe.report, folder=folder, config=config, token=token, quiet=quiet)

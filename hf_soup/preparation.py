@@ -273,8 +273,8 @@ def prepare_benches(
     scorings += [("report", scoring) for scoring in recipe.report]
     if not scorings:
         return []
-    from hf_soup.evaluation import require_device, require_memory, scored_with
-    from hf_soup.scoring import prepare
+    from hf_soup.evaluation import require_memory, scored_with
+    from hf_soup.scoring import prepare, require_device
 
     require_device(device)
     require_memory(plan, learns=learns)

@@ -15,7 +15,7 @@ from hf_soup.scoring.ensembles import (
 )
 from hf_soup.scoring.examples import Inputs, prepare_examples
 from hf_soup.scoring.metrics import METRICS
-from hf_soup.scoring.model import Resident, build_model
+from hf_soup.scoring.model import Resident, build_model, require_device
 from hf_soup.scoring.statistics import Comparison, Score
 
 __all__ = [
@@ -36,4 +36,5 @@ __all__ = [
     "predicted_gap",
     "prepare",
     "prepare_examples",
+    "require_device",
 ]

@@ -139,16 +139,16 @@ class Bench:
         self._check(logits)
         return np.asarray(logits.argmax(axis=1), dtype=np.int64)
 
-    def refuse_worse_than_majority(self, name: str, logits: Logits) -> None:
-        """Refuse an ingredient whose outputs are evidently in another order than the labels.
+    def doubt_of_order(self, name: str, logits: Logits) -> ScoringError | None:
+        """What refuses an ingredient whose outputs are evidently in another order than the labels.
 
         Two things must hold, against the share of the most frequent class, by one-sided exact binomial
         tests: the ingredient answers fewer rows correctly (p < 0.001), and with the best permutation of its
         outputs it would answer more (p < 0.05). The second spares a model that learned nothing, or collapsed
         into one rare class: no order of the labels would help it, and selection is there to leave it out.
 
-        Raises:
-            ScoringError: It is so; the message shows the permutation that fits best.
+        Returns:
+            None where it is not so; else an error that shows the permutation that fits best.
         """
         from scipy.optimize import linear_sum_assignment
         from scipy.stats import binom
@@ -161,7 +161,7 @@ class Bench:
         _, permutation = linear_sum_assignment(confusion, maximize=True)
         permuted = int(confusion[np.arange(len(names)), permutation].sum())
         if binom.cdf(correct, n, share) >= 0.001 or binom.sf(permuted - 1, n, share) >= 0.05:
-            return
+            return None
         moved = [
             f"  '{names[output]}' is answered as '{names[answer]}' "
             f"({confusion[output, answer]:,} of {support[output]:,} rows)"
@@ -172,7 +172,7 @@ class Bench:
             moved[20:] = [f"  … {len(moved) - 20} more"]
         order = labels.suggestion(self._labels, [int(answer) for answer in permutation])
         said = f"If all ingredients are so, say the order: `labels: [{', '.join(order)}]`." if order else ""
-        raise ScoringError(
+        return ScoringError(
             f"{name} answers {correct / n:.1%} of the {n:,} rows of '{self._name}' correctly; "
             f"always answering '{names[support.argmax()]}' gets {share:.1%}.\n"
             f"With its outputs in another order it would get {permuted / n:.1%}:\n" + "\n".join(moved),

@@ -270,3 +270,18 @@ def _quiet() -> Iterator[None]:
         library.set_verbosity(level)
         if bars:
             library.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def require_device(device: str) -> None:
+    """Refuse a device that torch does not have, before anything is fetched for it.
+
+    Raises:
+        ScoringError: It has not.
+    """
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ScoringError(f"torch cannot use the device '{device}': {reason}", hint="Use `cpu`, or `cuda`.") from None

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from hf_soup import Ingredient, Recipe, Soup, answering, blend, cook, score
 from hf_soup.errors import ScoringError
-from hf_soup.evaluation import require_device
 from hf_soup.runs import Run
+from hf_soup.scoring import require_device
 from hf_soup.shown import table
 
 # The cards name an ancestor on the Hub, which must not be the real one.
@@ -71,6 +71,23 @@ def test_the_scores_are_those_of_the_files(soup: Soup, recipe: Recipe) -> None:
     last = [step for step in soup.summary["trace"] if step["kept"]][-1]
     assert last["score"] == soup.scores["soup"][HELD_OUT]["value"]
     assert set(last["ingredients"]) == set(soup.weights)
+
+
+def test_who_errs_by_a_system_on_one_of_several_data_is_of_another_task(
+    recipe: Recipe, family: Path, tmp_path: Path
+) -> None:
+    """Outputs in another order err on all data, so there it is refused."""
+    _, *rows = (family / "report.csv").read_text().splitlines()
+    turned = [f"{text},{1 - int(label)}" for text, label in (row.rsplit(",", 1) for row in rows)]
+    (tmp_path / "turned.csv").write_text("\n".join(["text,label", *turned]) + "\n")
+    other = {"task": "text-classification", "dataset": str(tmp_path / "turned.csv")}
+    own = {**other, "dataset": str(family / "rows.csv")}
+    for number, (score_on, report) in enumerate([([other, own], []), ([own], [other])]):
+        several = Recipe(ingredients=recipe.ingredients, base=recipe.base, score=score_on, report=report)
+        assert cook(several, tmp_path / f"soup-{number}", say=lambda _: None).scores
+    alone = Recipe(ingredients=recipe.ingredients, base=recipe.base, score=[other])
+    with pytest.raises(ScoringError, match="With its outputs in another order it would get 100"):
+        cook(alone, tmp_path / "refused", say=lambda _: None)
 
 
 def test_the_ensemble_is_the_mean_of_probabilities(soup: Soup, recipe: Recipe, family: Path) -> None:
