@@ -105,4 +105,4 @@ def _sum(values: Tensor) -> Tensor:
         half = (values.numel() + 1) // 2
         values[: values.numel() - half].add_(values[half:])
         values = values[:half]
-    return values[0]
+    return values[0].clone()  # a view would hold the memory of all of them
