@@ -207,9 +207,13 @@ def test_the_nth_largest_is_exact_whatever_the_sample(
     ranked = values.abs().sort(descending=True).values
     for wanted in (1, 2, 600, 12_000, 59_999, 60_000):
         passes.clear()
-        assert nth_largest(parts, wanted, sample, len(bits)) == ranked[wanted - 1]
+        assert nth_largest(parts, [wanted], sample, len(bits)) == [ranked[wanted - 1]]
         if not misled and held > 100:
             assert len(passes) == 1  # which is why it is fast
+    passes.clear()
+    assert nth_largest(parts, [54_600, 600], sample, len(bits)) == [ranked[54_599], ranked[599]]
+    if not misled and held > 100:
+        assert len(passes) == 1  # both together
 
 
 def test_the_cutoff_of_what_is_no_number_is_none() -> None:
