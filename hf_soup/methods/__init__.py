@@ -19,7 +19,6 @@ from __future__ import annotations
 import inspect
 import math
 import re
-import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,8 +38,6 @@ _HIGHEST = (1 << 31) - 1
 _HELD, _BINS = 1 << 19, 20
 #: How far from the rank wanted the first bounds are, as a share of all: samples of real weights are a percent off.
 _AWAY = 0.015
-#: Which half of a float32 has its lower bits.
-_LOWER = int(sys.byteorder == "big")
 #: Elements that are worked on at a time, so that the few tensors in between stay in the processor's cache.
 BLOCK = 1 << 15
 
@@ -204,7 +201,8 @@ def nth_largest(parts: Callable[[], Iterable[Tensor]], wanted: Sequence[int], sa
     >>> nth_largest(lambda: [bits[:2], bits[2:]], [2, 4], bits[:1], 4)
     [2.0, 0.5]
     """
-    ranked = sample.sort().values if size > 2 * len(sample) else sample[:0]
+    ranked = (sample if size > 2 * len(sample) else sample[:0]).cpu().numpy().copy()
+    ranked.sort()  # ten times as fast as torch's
     searches = [_Search(rank, ranked, size) for rank in wanted]
     while left := [search for search in searches if search.found is None]:
         for part in parts():
@@ -219,7 +217,7 @@ def nth_largest(parts: Callable[[], Iterable[Tensor]], wanted: Sequence[int], sa
 class _Search:
     """For the number of one rank: bounds, and what of a pass lies between them."""
 
-    def __init__(self, rank: int, ranked: Tensor, size: int) -> None:
+    def __init__(self, rank: int, ranked: Any, size: int) -> None:
         self.rank = rank
         self.found: int | None = None
         low, high = 0, _HIGHEST
@@ -317,8 +315,8 @@ def round_into(mixed: Tensor, out: Tensor) -> None:
             near = wide.float()
             if out.dtype == torch.bfloat16:
                 # The second rounding errs only where the first one made a tie of what was none.
-                lower = near.view(torch.int16)[_LOWER::2]
-                ties = torch.from_numpy((lower.numpy() == -(1 << 15)).nonzero()[0])  # faster than torch's
+                lower = near.view(torch.int32).numpy() << 16  # numpy, which finds them faster
+                ties = torch.from_numpy((lower == -(1 << 31)).nonzero()[0])
                 near[ties] = _to_odd(near[ties], wide[ties])
             else:
                 near = _to_odd(near, wide)
