@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hf_soup.answering import Mixture
+from hf_soup.batch_norm import MEAN, VARIANCE, batch_norms
 from hf_soup.blend import Blend
 from hf_soup.descent import Mixed, Slice, mean_of
 from hf_soup.errors import ScoringError
@@ -79,8 +80,14 @@ class Entropy(Mixed):
     ) -> None:
         self._inputs = inputs
         sources = sorted(mixture.weights)
+        # No answer tells their coefficients, and a variance between those of models may not come out below zero.
+        running = {
+            layer + each for layer in batch_norms(tensor.name for tensor in plan.tensors) for each in (MEAN, VARIANCE)
+        }
         self.learned = [tensor.name for tensor in plan.tensors if tensor.averaged and tensor.size]
-        self.learned = [name for name in self.learned if plan.overrides.get(name, _usual(plan)) == mixing]
+        self.learned = [
+            name for name in self.learned if name not in running and plan.overrides.get(name, _usual(plan)) == mixing
+        ]
         self._still = _combined(plan, paths, mixture, mixing, {*self.learned})
         own = mixture.layers or {}
         super().__init__(plan, paths, sources, config_folder, inputs.examples.task, device)

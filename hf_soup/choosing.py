@@ -13,6 +13,7 @@ import numpy as np
 from hf_soup.mixing import is_average, methods_of
 from hf_soup.recipe import Named, Recipe
 from hf_soup.selection import SELECTIONS, Selected, Weights
+from hf_soup.training_run import averages_run
 
 if TYPE_CHECKING:
     from hf_soup.evaluation import Evaluation, Rows
@@ -76,10 +77,20 @@ class Choice:
 
     def leaves(self, expanded: Expanded) -> dict[int, float]:
         """Numbers of the leaves that go in, in their order, and their shares."""
-        return dict(sorted(expanded.leaf_weights(self.selected.weights, mean=self.selected.normalize).items()))
+        found = sorted(expanded.leaf_weights(self.selected.weights, mean=self.selected.normalize).items())
+        if averages_run(self.recipe):
+            from hf_soup.methods import METHODS
+            from hf_soup.methods._recent import recent
+
+            settings = METHODS[self.recipe.method.name].parameters | self.recipe.method.parameters
+            found = [found[place] for place in recent(len(found), settings["last"], settings["stride"])]
+        return dict(found)
 
     def mix(self, expanded: Expanded, numbers: Sequence[int]) -> Recipe:
-        """The recipe with the shares of single tensors that were chosen, for those leaves."""
+        """The recipe for those leaves, all of which go in, with the shares of single tensors that were chosen."""
+        if averages_run(self.recipe):
+            named = Named(name=self.recipe.method.name, **{**self.recipe.method.parameters, "last": 0, "stride": 1})
+            return self.recipe.model_copy(update={"method": named})
         if not self.selected.layers:
             return self.recipe
         layers = {}

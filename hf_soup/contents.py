@@ -207,14 +207,16 @@ def write_contents(
     summary: dict[str, Any] = {
         "digest": merged.digest,
         "weights": weights,
-        "selected": list(choice.selected.weights),
+        "selected": [
+            name for name in choice.selected.weights if any(lineage.names[number] in weights for number in groups[name])
+        ],
         "made_of": {
             name: [lineage.names[number] for number in numbers]
             for name, numbers in groups.items()
             if [lineage.names[number] for number in numbers] != [name]
         },
         "method": recipe.method.name,
-        "parameters": recipe.method.parameters,
+        "parameters": choice.recipe.method.parameters,  # of those of a run the resolved recipe has what takes all
         "overrides": [each.model_dump(mode="json") for each in recipe.overrides],
         "select": recipe.select.name,
         "architecture": str((config.get("architectures") or ["AutoModel"])[0]),

@@ -105,7 +105,7 @@ def _cutoff(
     spread = pieces[:: max(1, len(pieces) >> 10)]
     sample = torch.cat([magnitudes(run, piece, max(256, _SLICE // len(spread))) for run, piece in spread])
     every = partial(itertools.starmap, magnitudes, pieces)
-    return nth_largest(every, count_kept(size, density), sample, size)
+    return nth_largest(every, [count_kept(size, density)], sample, size)[0]
 
 
 def _asks(mixing: Mixing) -> bool:

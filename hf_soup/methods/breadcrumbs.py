@@ -9,8 +9,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from hf_soup.methods import BLOCK, Within, accumulator, count_kept, cutoff, merge_method
-from hf_soup.methods._signs import masked
+from hf_soup.methods import BLOCK, Within, accumulator, count_kept, magnitudes_at, merge_method
+from hf_soup.methods._signs import within
 
 
 @merge_method(
@@ -71,17 +71,16 @@ def breadcrumbs(
             f"`density` {density:g} and `gamma` {gamma:g} are {density + gamma:g} together: nobody can keep and drop "
             f"more than everything. Set `gamma` to at most {1 - density:g}, or `density` to at most {1 - gamma:g}."
         )
-    out = torch.zeros(deltas[0].shape, dtype=accumulator(deltas), device=deltas[0].device)
-    total, size = out.view(-1), out.numel()
-    for delta, weight in zip(deltas, weights, strict=True):
-        low, high = _cutoffs(delta.detach(), density, gamma)
-        flat = delta.reshape(-1)
-        for start in range(0, size, BLOCK):
-            block = slice(start, start + BLOCK)
-            magnitude = flat[block].detach().abs().float()
-            mask = magnitude.clone().ge_(low).mul_(magnitude.le_(high))
-            total[block].add_(masked(flat[block], mask.to(delta.dtype), out.dtype).mul_(weight))
-    return out.mul_(scale)
+    out = torch.empty(deltas[0].shape, dtype=accumulator(deltas), device=deltas[0].device)
+    total, flat = out.view(-1), [delta.reshape(-1) for delta in deltas]
+    cutoffs = [_cutoffs(delta.detach(), density, gamma) for delta in deltas]
+    for start in range(0, len(total), BLOCK):
+        block = slice(start, start + BLOCK)
+        mixed = torch.zeros_like(total[block])
+        for each, weight, (low, high) in zip(flat, weights, cutoffs, strict=True):
+            mixed.add_(within(each[block], low, high).to(out.dtype, copy=True).mul_(weight))
+        total[block] = mixed.mul_(scale)
+    return out
 
 
 def _cutoffs(values: Tensor, density: float, gamma: float) -> tuple[float, float]:
@@ -91,4 +90,5 @@ def _cutoffs(values: Tensor, density: float, gamma: float) -> tuple[float, float
         return 0.0, math.inf
     dropped = count_kept(size, gamma + 1 / size) - 1
     kept = min(count_kept(size, density), size - dropped)
-    return cutoff(values, (dropped + kept) / size), cutoff(values, (dropped + 1) / size) if dropped else math.inf
+    low, *high = magnitudes_at(values, [dropped + kept, dropped + 1] if dropped else [kept])
+    return low, high[0] if high else math.inf

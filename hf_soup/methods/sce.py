@@ -13,6 +13,9 @@ from hf_soup.methods import BLOCK, Within, accumulator, cutoff, merge_method
 from hf_soup.methods._signs import agreeing_mean
 from hf_soup.methods.linear import shares
 
+#: Blocks whose energies are added up together, as many small sums would cost more than the squares.
+_BLOCKS = 4
+
 
 @merge_method(elementwise=False, neutral={"select_topk": 1.0}, needs_base=True)
 def sce(
@@ -63,9 +66,11 @@ def sce(
     if not size:
         return torch.zeros(deltas[0].shape, dtype=wide, device=deltas[0].device)
     flat = [delta.reshape(-1) for delta in deltas]
-    # Scaled by a power of two, which rounds nothing, so that no square over- or underflows that would count.
-    largest = max(float(end.abs()) for delta in flat for end in torch.aminmax(delta.detach()))
-    power = math.ldexp(1.0, -max(math.frexp(largest)[1], -1000))
+    power = 1.0
+    if select_topk < 1.0 or deltas[0].dtype != torch.float32:  # whose squares are all within float64
+        # Scaled by a power of two, which rounds nothing, so that no square over- or underflows that would count.
+        largest = max(float(end.abs()) for delta in flat for end in torch.aminmax(delta.detach()))
+        power = math.ldexp(1.0, -max(math.frexp(largest)[1], -1000))
     blocks = [slice(start, start + BLOCK) for start in range(0, size, BLOCK)]
     mask: Tensor | None = None
     if select_topk < 1.0:
@@ -78,8 +83,14 @@ def sce(
 
     energies = []
     for place, share in enumerate(factors):
-        parts = [_sum(trim(place, block).mul_(power).square()) for block in blocks]
-        energies.append(_sum(torch.stack(parts)) * share)
+        parts = []
+        for start in range(0, size, _BLOCKS * BLOCK):
+            part = trim(place, slice(start, start + _BLOCKS * BLOCK))
+            squares = (part if power == 1.0 else part.mul_(power)).square()
+            full = len(squares) // BLOCK * BLOCK
+            pieces = (squares[:full].view(-1, BLOCK), squares[full:].view(1, -1))
+            parts += [_sums(piece) for piece in pieces if piece.numel()]
+        energies.append(_sums(torch.cat(parts)) * share)
     most = max(float(energy.detach()) for energy in energies)
     return agreeing_mean(deltas, factors, trim, [energy / (most or 1.0) for energy in energies])
 
@@ -96,13 +107,14 @@ def _spread(parts: Sequence[Tensor], weights: Sequence[float], power: float, wid
     return squares.sqrt_().float()
 
 
-def _sum(values: Tensor) -> Tensor:
-    """The sum, in an order that is the same for any machine and number of threads, as `torch.sum`'s is not.
+def _sums(values: Tensor) -> Tensor:
+    """The sums over the last dimension, in an order that is the same for any machine and number of threads, as
+    `torch.sum`'s is not.
 
-    It is added up in the memory of the values.
+    They are added up in the memory of the values.
     """
-    while values.numel() > 1:
-        half = (values.numel() + 1) // 2
-        values[: values.numel() - half].add_(values[half:])
-        values = values[:half]
-    return values[0]
+    while (size := values.shape[-1]) > 1:
+        half = (size + 1) // 2
+        values[..., : size - half].add_(values[..., half:])
+        values = values[..., :half]
+    return values[..., 0].clone()  # a view would hold the memory of all of them

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from torch import Tensor
 
 from hf_soup.methods import Within, accumulator, merge_method
-from hf_soup.methods._signs import agreeing_mean, masked
+from hf_soup.methods._signs import agreeing_mean, within
 from hf_soup.methods.linear import shares
 
 
@@ -66,7 +66,6 @@ def ties(
     flat = [delta.reshape(-1) for delta in deltas]
 
     def trim(place: int, block: slice) -> Tensor:
-        part = flat[place][block]
-        return masked(part, part.detach().abs().float().ge_(cutoffs[place]).to(part.dtype), wide)
+        return within(flat[place][block], cutoffs[place]).to(wide)
 
     return agreeing_mean(deltas, shares(weights), trim).mul_(scale)

@@ -198,8 +198,8 @@ def run(command: list[Any], folder: Path) -> Took:
 
 
 def fresh(folder: Path) -> None:
-    """No outputs."""
-    for name in ("ours", "theirs"):
+    """No outputs, and nothing of an interrupted run, which the next would continue in less time and memory."""
+    for name in ("ours", "theirs", ".ours.cooking"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 

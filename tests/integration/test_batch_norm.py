@@ -269,6 +269,21 @@ def test_candidates_have_statistics_of_their_own_too(
     assert plain.json["scores"]["local:checkpoint-60"] == done.json["scores"]["local:checkpoint-60"]
 
 
+def test_coefficients_are_learned_with_the_mean_of_statistics(
+    cli: Cli, recipe: Callable[..., Path], resnets: Path, tmp_path: Path
+) -> None:
+    """A sum of task vectors would have a variance below zero here, and answers that are no numbers."""
+    base = shutil.copytree(resnets / "run" / "checkpoint-40", tmp_path / "base")
+    wide = {name: each * (30 if name.endswith("running_var") else 1) for name, each in weights(base).items()}
+    save_file(wide, base / "model.safetensors", {"format": "pt"})
+    models = [str(resnets / "run" / f"checkpoint-{step}") for step in (45, 50, 60)]
+    path = recipe({"name": "adamerging", "steps": 2, "init": 0.4}, base=str(base), ingredients=models)
+    done = cli("cook", path, "-o", "soup", "--quiet")
+    assert done.code == 0, done.err
+    assert "have nothing that adamerging goes by, and are averaged: " in done.err
+    require_updated("soup")
+
+
 def test_a_soup_of_one_model_is_that_model(cli: Cli, recipe: Callable[..., Path], resnets: Path) -> None:
     held_out = data(resnets / "validation.parquet", name="held-out")
     done = cli("cook", recipe("linear", select="best", score=held_out), "-o", "soup", "--json")

@@ -317,6 +317,25 @@ def test_what_training_moved_far_is_said_and_strangers_are_refused(cli: Cli, run
     assert cli("cook", run, "--method", "swa", "--set", "last=5", "-o", "soup", "--quiet").code == 0
 
 
+def test_what_the_chosen_window_leaves_out_is_not_in_the_soup(cli: Cli, family: Path, run: Path) -> None:
+    """Nor on its card: with four checkpoints to choose from, the chosen two have all the shares."""
+    score = {"task": "text-classification", "dataset": str(family / "rows.csv")}
+    recipe = {"ingredients": [str(run)], "method": {"name": "swa", "last": [2], "stride": [2, 2]}, "score": score}
+    Path("recipe.yaml").write_text(json.dumps(recipe))
+    assert cli("cook", "recipe.yaml", "-o", "soup", "--quiet").code == 0
+    require_mean(Path("soup"), run, [8, 12])
+    resolved, summary = Recipe.load("soup/soup.yaml"), json.loads(Path("soup/soup.json").read_text())
+    assert steps_in(resolved) == [8, 12]
+    assert resolved.method.parameters == {"last": 0, "stride": 1}
+    assert list(summary["weights"]) == summary["selected"] == ["local:checkpoint-8", "local:checkpoint-12"]
+    assert summary["parameters"] == {"last": 2, "stride": 2}
+    page = Path("soup/README.md").read_text()
+    assert "with last = 2, stride = 2 of the weights of 2 fine-tuned models" in page
+    assert page.count("| 50 % |") == 2
+    maps = [each for step in (8, 12) for each in ("--map", f"checkpoint-{step}={run}/checkpoint-{step}")]
+    assert cli("verify", "./soup", *maps, "--quiet").code == 0
+
+
 def test_two_runs_stay_apart(cli: Cli, run: Path, tmp_path: Path) -> None:
     other = shutil.copytree(run, tmp_path / "runs" / "exp2")
     for folder in other.iterdir():

@@ -168,6 +168,26 @@ def test_the_size_of_blocks_does_not_show(name: str, monkeypatch: pytest.MonkeyP
         assert torch.equal(found, whole)
 
 
+def test_sums_of_blocks_do_not_hold_the_blocks() -> None:
+    assert sce._sums(torch.ones(3, 1000, dtype=torch.float64)).untyped_storage().nbytes() == 3 * 8
+
+
+@steady
+@given(
+    values=st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1),
+    places=st.tuples(st.integers(0, 99), st.integers(0, 99)),
+)
+def test_magnitudes_are_within_their_cutoffs_as_float32(values: list[float], places: tuple[int, int]) -> None:
+    narrow = torch.tensor(values)
+    low, high = sorted(abs(narrow[place % len(values)].item()) for place in places)
+    # As float64 also a little beside, which float32 does not tell from the cutoff.
+    for tensor in (narrow, narrow.double(), narrow.double() * (1 - 2e-9)):
+        magnitudes = tensor.abs().float()
+        for most in (high, math.inf):
+            expected = torch.where((magnitudes >= low) & (magnitudes <= most), tensor, 0.0)
+            assert torch.equal(_signs.within(tensor, low, most), expected)
+
+
 @steady
 @given(
     values=st.lists(st.one_of(entries, st.floats(width=32, allow_nan=False, allow_infinity=False)), min_size=1),
@@ -207,9 +227,13 @@ def test_the_nth_largest_is_exact_whatever_the_sample(
     ranked = values.abs().sort(descending=True).values
     for wanted in (1, 2, 600, 12_000, 59_999, 60_000):
         passes.clear()
-        assert nth_largest(parts, wanted, sample, len(bits)) == ranked[wanted - 1]
+        assert nth_largest(parts, [wanted], sample, len(bits)) == [ranked[wanted - 1]]
         if not misled and held > 100:
             assert len(passes) == 1  # which is why it is fast
+    passes.clear()
+    assert nth_largest(parts, [54_600, 600], sample, len(bits)) == [ranked[54_599], ranked[599]]
+    if not misled and held > 100:
+        assert len(passes) == 1  # both together
 
 
 def test_the_cutoff_of_what_is_no_number_is_none() -> None:

@@ -127,7 +127,7 @@ def soup(text: Mapping[str, Any], **changes: Any) -> tuple[Lineage, dict[str, An
     report |= {"split": text["data"], "config": None, "revision": "sha256:0", "metric": text["tag"], "title": title}
     summary: dict[str, Any] = {
         "digest": "0" * 64, "weights": dict.fromkeys(names, 0.5), "selected": list(names), "method": "linear",
-        "parameters": {}, "architecture": text["task"], "library": "transformers", "held_out": [title],
+        "parameters": {}, "overrides": [], "architecture": text["task"], "library": "transformers", "held_out": [title],
         "scores": scores, "best": {title: names[0]}, "calibration": calibrated, "greedy_ensemble": [], "curve": [],
         "comparisons": {title: {"against": names[0], "sentence": f"no difference on {text['data']}"}},
         "diversity": {title: {"models": list(names), "mean": {"disagreement": None, "shared_errors": None}}},
@@ -308,6 +308,36 @@ def test_a_soup_of_sentence_transformers_is_loaded_as_one() -> None:
     assert split(card)[0]["library_name"] == "sentence-transformers"
     assert 'SentenceTransformer("THIS_REPO")' in card
     assert "from transformers import" not in card
+
+
+def test_a_weight_is_called_a_share_only_in_an_average() -> None:
+    """Of `ema` and `slerp` the parameters have a say too, and a plain sum has no shares."""
+
+    def column(**changes: Any) -> str:
+        table = card_of(PLAIN, **changes).split("## Ingredients\n\n")[1].split("\n\n")[0]
+        return re.sub(r"\[.*?\)|`.*?`", "", table)
+
+    assert "| share |" in column()
+    assert "| 50 % |" in column(method="swa", parameters={"last": 2})
+    for method, parameters in (("ema", {"decay": 0.5}), ("slerp", {"t": 0.2}), ("linear", {"normalize": False})):
+        page = column(method=method, parameters=parameters)
+        assert "| weight |" in page
+        assert "| 0.5 |" in page
+        assert "%" not in page
+
+
+def test_overrides_are_told() -> None:
+    override = {"tensors": "*", "method": {"name": "wise_ft", "alpha": 0.1}}
+    page = card_of(PLAIN, overrides=[override])
+    assert "mix by `linear`, some tensors as `overrides` in the recipe says, of the weights of 2" in page
+    lineage, summary, recipe = soup(PLAIN, overrides=[override])
+    summary["weights"] = {"acme/b": 1.0}
+    license = license_of(lineage.checkpoints, lineage.ancestor)
+    page = render(title="one", lineage=lineage, used=["acme/b"], license=license, summary=summary, recipe=recipe)
+    assert "A copy of" not in page
+    summary |= {"overrides": [], "parameters": {"normalize": False}}
+    page = render(title="one", lineage=lineage, used=["acme/b"], license=license, summary=summary, recipe=recipe)
+    assert "A copy of" not in page
 
 
 def test_what_was_not_checked_is_said() -> None:
