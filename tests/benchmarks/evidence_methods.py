@@ -201,24 +201,19 @@ def chosen(zoos: Sequence[dict[str, Any]], title: str, names: Sequence[str], fun
 def soups(zoos: Sequence[dict[str, Any]]) -> list[str]:
     """Methods on fine-tunes of one task."""
     chosen(zoos, SINGLE, [name for name in zoos[0] if name[0].isdigit() and "poor" not in name])
+    wide = "shifted" in zoos[0][LINEAR]
+    head = ["", "test, %", "against linear"]
+    head += ["searched, against linear", "shifted, against linear", "with the poor one, %"] if wide else []
     rows = []
     for title in (SINGLE, "greedy", *methods(zoos)):
         row = [f"`{title}`" if title in METHODS else title, percent(zoos, title, "test")]
         row.append("" if title == LINEAR else against(zoos, title, LINEAR, "test"))
-        tried = f"{title}, searched"
-        row.append(against(zoos, tried, LINEAR, "test") if all(tried in zoo for zoo in zoos) else "")
-        row.append("" if title == LINEAR else against(zoos, title, LINEAR, "shifted"))
-        poor = f"{title}, poor"
-        row.append(percent(zoos, poor, "test") if poor in zoos[0] else "")
+        if wide:
+            tried, poor = f"{title}, searched", f"{title}, poor"
+            row.append(against(zoos, tried, LINEAR, "test") if tried in zoos[0] else "")
+            row.append("" if title == LINEAR else against(zoos, title, LINEAR, "shifted"))
+            row.append(percent(zoos, poor, "test") if poor in zoos[0] else "")
         rows.append(row)
-    head = [
-        "",
-        "test, %",
-        "against linear",
-        "searched, against linear",
-        "shifted, against linear",
-        "with the poor one, %",
-    ]
     pair = against(zoos, "slerp, two", f"{LINEAR}, two", "test")
     return [*table(head, rows), f"Of the two best: `slerp` against linear {pair}.", ""]
 
