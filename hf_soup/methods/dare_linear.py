@@ -38,7 +38,8 @@ def dare_linear(
         stay collide.
 
     When not:
-        Where they changed much, as after continued pretraining.
+        Where they changed much, as after continued pretraining. For several fine-tunes on one task: with a ``scale``
+        of 1 their sum goes as many times as far as each of them went.
 
     Args:
         deltas: ``n`` task vectors of one shape, float32 or float64.

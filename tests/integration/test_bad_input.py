@@ -154,7 +154,7 @@ def recipe_of(family: Path, **values: Any) -> str:
 def test_recipes_that_ask_for_nonsense(cli: Cli, family: Path, tmp_path: Path) -> None:
     score = {"task": "text-classification", "dataset": str(family / "rows.csv")}
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"method": "magic"}, "`method` is 'magic'.\nKnown are: breadcrumbs"),
+        ({"method": "magic"}, "`method` is 'magic'.\nKnown are: adamerging"),
         ({"method": {"name": "linear", "density": 1}}, "linear has no parameter 'density'.\nIt takes: "),
         ({"select": "tastiest"}, "`select` is 'tastiest'.\nKnown are: best, greedy, learned"),
         ({"select": "greedy"}, "looks at held-out scores, and the recipe has no `score`"),
