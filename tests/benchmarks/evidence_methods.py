@@ -55,6 +55,13 @@ ROWS = {
 RUNS: dict[str, dict[str, Any]] = {"swa": {}, "lawa": {"last": 5}, "ema": {}}
 #: Two models at most.
 PAIRS = ("slerp",)
+#: Runs a command, as memory of this process would count as that of a child that it starts itself.
+_LAUNCH = """
+import json, resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([used.ru_utime + used.ru_stime, used.ru_maxrss]))
+"""
 LINEAR, SINGLE, START, OWN = "linear", "best single", "start", "each its own task"
 BEGIN, END = "<!-- methods -->\n", "<!-- /methods -->\n"
 
@@ -268,20 +275,20 @@ def costs(kitchen: Kitchen) -> list[str]:
     rows: dict[str, list[str]] = json.loads(kept.read_text()) if kept.exists() else {}
     for name in [each for each in METHODS if each not in rows]:
         models = kitchen.models[: 2 if name in PAIRS else None]
-        said = kitchen.method(name, models, searched=False)
+        method = kitchen.method(name, models, searched=False)
         recipe = kitchen.out / "recipe.yaml"
         paths = [{"model": str(kitchen.zoo / each)} for each in models]
-        recipe.write_text(json.dumps({"base": str(kitchen.zoo / "start"), "ingredients": paths, **said}))
+        recipe.write_text(json.dumps({"base": str(kitchen.zoo / "start"), "ingredients": paths, **method}))
         out, home = kitchen.out / "soup", kitchen.out / "home"
         shutil.rmtree(out, ignore_errors=True)
         shutil.rmtree(home, ignore_errors=True)
         started = time.perf_counter()
         words = [sys.executable, "-m", "hf_soup", "cook", str(recipe), "-o", str(out), "--quiet"]
-        process = subprocess.Popen(words, env={**os.environ, "HF_HOME": str(home)}, stdout=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        assert not status, f"{name} failed"
-        wall, cpu = time.perf_counter() - started, usage.ru_utime + usage.ru_stime
-        rows[name] = [f"`{name}`", f"{wall:.1f}", f"{cpu:.1f}", f"{usage.ru_maxrss / 1000:.0f}"]
+        env = {**os.environ, "HF_HOME": str(home)}
+        words = [sys.executable, "-c", _LAUNCH, *words]
+        said = subprocess.run(words, env=env, check=True, capture_output=True, text=True).stdout
+        cpu, peak = json.loads(said.splitlines()[-1])
+        rows[name] = [f"`{name}`", f"{time.perf_counter() - started:.1f}", f"{cpu:.1f}", f"{peak / 1000:.0f}"]
         kept.write_text(json.dumps(rows))
         print(f"  {rows[name]}", flush=True)
     about = "Whole processes: four fine-tunes and the ancestor, 91 MB each (`slerp`: two), nothing remembered."
