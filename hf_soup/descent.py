@@ -7,6 +7,7 @@ read from their files slice by slice and multiplied with it, so nothing grows wi
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import repeat
@@ -67,7 +68,7 @@ def mean_of(parts: Sequence[Read], factors: Sequence[float], elements: int) -> T
     return piece.div_(total)
 
 
-class Mixed:
+class Mixed(ABC):
     r"""One model in memory that is the soup of changing shares, and the gradient by these, streamed.
 
     Args:
@@ -105,13 +106,13 @@ class Mixed:
         """Close the files."""
         self._reading.close()
 
+    @abstractmethod
     def _made(self, row: int, given: NDArray[np.float64], piece: Slice) -> Tensor:
         """A piece of a tensor, float32: that of a row of shares."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _moves(self, row: int, given: NDArray[np.float64], piece: Slice, slope: Tensor) -> Any:
         """The derivatives by the shares of those who have a piece, from the float64 gradient by its elements."""
-        raise NotImplementedError
 
     def _derivatives(self, shares: NDArray[np.float64]) -> NDArray[np.float64]:
         """Those of what was propagated back, by ``shares``, of their shape."""

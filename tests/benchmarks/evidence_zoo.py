@@ -42,12 +42,17 @@ WORDS, FINE_TUNES, FROZEN = 18, 6, 3
 def make(kind: str, folder: Path, seed: int, *, annealed: bool) -> Path:
     """The folder of a zoo, trained on one thread if it is not there."""
     place = folder / f"{kind}-{seed}-{'annealed' if annealed else 'constant'}"
+    return made(place, lambda staged: (digits if kind == "digits" else texts)(staged, seed, annealed))
+
+
+def made(place: Path, train: Callable[[Path], None]) -> Path:
+    """A folder that appears when it is whole."""
     if not place.exists():
         staged = place.with_name(f".{place.name}")
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
         torch.set_num_threads(1)
-        (digits if kind == "digits" else texts)(staged, seed, annealed)
+        train(staged)
         staged.rename(place)
     return place
 

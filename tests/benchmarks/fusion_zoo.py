@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 import math
 import random
-import shutil
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -53,14 +52,7 @@ _Run = Callable[[int, Any], object]
 def make(kind: str, layout: str, folder: Path, seed: int) -> Path:
     """The folder of a zoo, trained on one thread if it is not there."""
     place = folder / f"{kind}-{layout}-{seed}"
-    if not place.exists():
-        staged = place.with_name(f".{place.name}")
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir(parents=True)
-        torch.set_num_threads(1)
-        {"digits": _digits, "texts": _texts}[kind](staged, layout, seed)
-        staged.rename(place)
-    return place
+    return evidence_zoo.made(place, lambda staged: {"digits": _digits, "texts": _texts}[kind](staged, layout, seed))
 
 
 def _digits(out: Path, layout: str, seed: int) -> None:
