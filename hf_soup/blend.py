@@ -161,7 +161,7 @@ class Blend:
         if not tensor.size:
             return rounded
         run = plan.run_of(number)
-        for pieces in run.slices(0, run.elements, _SLICE):
+        for pieces in run.slices(0, run.elements, run.elements if run.whole else _SLICE):
             begin, end, offsets = pieces[0].begin, pieces[-1].end, pieces[0].offsets
             having = [source for source in weights if source in offsets]
             if having in ([], [base]):

@@ -106,5 +106,5 @@ def _keep_freed() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:  # the options are M_ARENA_MAX, M_MMAP_THRESHOLD, at its most, and M_TRIM_THRESHOLD
-        for option, value in ((-8, 1), (-3, 32 << 20), (-1, 256 << 20)):
+        for option, value in ((-3, 32 << 20), (-1, 256 << 20)):
             mallopt(option, value)

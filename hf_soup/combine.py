@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from hf_soup.chance import uniform
 from hf_soup.errors import ValuesError
-from hf_soup.methods import BLOCK, METHODS, accumulator
+from hf_soup.methods import BLOCK, METHODS, Slices, accumulator
 from hf_soup.methods.linear import linear
 from hf_soup.plan import Plan
 from hf_soup.runs import Mixing, Run
@@ -38,6 +39,7 @@ def combine(
     mixed: Collection[int],
     begin: int = 0,
     cutoffs: Cutoffs | None = None,
+    given: Mapping[str, object] | None = None,
     release: bool = False,
     statistics: Statistics | None = None,
 ) -> Tensor:
@@ -51,6 +53,7 @@ def combine(
         mixed: The sources that go in.
         begin: Which element of the run is the first.
         cutoffs: Where a method asks for them.
+        given: What was `measured`; without it, parts are whole tensors, and it is done here.
         release: Take out of ``parts`` what is not needed any more, to save the memory.
         statistics: Where a method asks for them; a tensor that one of the sources has none of is averaged.
 
@@ -62,20 +65,20 @@ def combine(
     own = [source for source in parts if source != base]
     weights = [shares[source] for source in own]
     needed = [source for source in mixed if source != base or method.needs_base]
-    if not (method.elementwise or run.whole) or any(source not in parts for source in needed):
+    if (method.whole and not run.whole) or any(source not in parts for source in needed):
         # A share below zero takes away what was learned since the ancestor, and here that is not known.
         weights = [max(0.0, weight) for weight in weights]
         return linear([parts[source] for source in own], weights if any(weights) else [1.0] * len(weights))
-    given: dict[str, object] = {}
+    hand = dict(given or {})
     tensor = plan.tensors[run.first]
     count = len(parts[own[0]])
-    shape = tensor.shape if run.whole else (count,)
+    shape = (count,) if method.elementwise else tensor.shape
     if "random" in method.given:
         drawn = (uniform(plan.seed, tensor.name, position, begin, count) for position in range(len(own)))
-        given["random"] = [each.reshape(shape) for each in drawn]
+        hand["random"] = [each.reshape(shape) for each in drawn]
     if "cutoffs" in method.given:
         assert cutoffs is not None, "the engine finds them first"
-        given["cutoffs"] = cutoffs[tensor.name]
+        hand["cutoffs"] = cutoffs[tensor.name]
     turned = False
     if method.statistics:
         assert statistics is not None, "the engine collects them first"
@@ -83,33 +86,78 @@ def combine(
         read = [statistics.read(mixing, source, tensor.name, begin, count) for source in own]
         if any(each is None for each in read):
             return linear([parts[source] for source in own], weights if any(weights) else [1.0] * len(weights))
-        given["statistics"], turned = read, statistics.turned(mixing, tensor.name)
-    take = parts.pop if release else parts.__getitem__
-    wide = accumulator(list(parts.values()))
-    origin = take(base) if base is not None and method.needs_base else None
-    tensors = [
-        (take(source) if origin is None else _task_vector(take(source), origin, wide)).reshape(shape) for source in own
-    ]
+        hand["statistics"], turned = read, statistics.turned(mixing, tensor.name)
+    flat, origin = vectors(plan, run, parts, release=release)
+    tensors = [each.reshape(shape) for each in flat]
+    del flat  # so that a method can let go of what it has read
     tensors = [each.mT for each in tensors] if turned else tensors
-    try:
-        mixture = method.function(tensors, weights, **given, **parameters)
+    if given is None:
+        hand |= measured(plan, run, Slices.of(tensors), weights)
+    with _told(name, tensor.name):
+        mixture = method.function(tensors, weights, **hand, **parameters)
         result = (mixture.mT if turned else mixture).reshape(-1)
-    except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
-        raise ValuesError(
-            f"{name} cannot combine '{tensor.name}': {error}",
-            hint="An `overrides` entry in the recipe combines that tensor in another way, as `method: linear` does.",
-        ) from None
     if origin is not None:
         for piece, start in zip(torch.split(result, BLOCK), torch.split(origin, BLOCK), strict=True):
             piece.add_(start)
     return result
 
 
-def _task_vector(tensor: Tensor, origin: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor minus the ancestor's, block by block, so that no wide copy of either is held."""
-    found = torch.empty(len(origin), dtype=dtype)
+def vectors(
+    plan: Plan, run: Run, parts: dict[int, Tensor], *, release: bool = False
+) -> tuple[list[Tensor], Tensor | None]:
+    """What the method of a run is handed of each ingredient, a tensor as it is stored, or its task vector; and where
+    it is these, the ancestor's tensor. All flat.
+    """
+    base = len(plan.sources) - 1 if plan.with_base else None
+    own = [source for source in parts if source != base]
+    take = parts.pop if release else parts.__getitem__
+    if base is None or not METHODS[plan.mixing(run).method].needs_base:
+        return [take(source) for source in own], None
+    wide = accumulator(list(parts.values()))
+    origin = take(base).to(wide)
+    return [task_vector(take(source), origin) for source in own], origin
+
+
+def measured(plan: Plan, run: Run, slices: Slices, weights: Sequence[float]) -> dict[str, object]:
+    """What the method of a run wants to know of whole tensors before it gets slices of them, under the name by which
+    it is handed in; nothing for most.
+
+    Args:
+        plan: With methods and parameters.
+        run: Of the plan, of one tensor.
+        slices: Of `vectors`.
+        weights: The ingredients' shares.
+
+    Raises:
+        ValuesError: The method is not defined for these tensors.
+    """
+    name, parameters = plan.mixing(run)
+    method = METHODS[name]
+    if method.measure is None:
+        return {}
+    with _told(name, plan.tensors[run.first].name):
+        return {"measured": method.measure(slices, weights, **{**method.parameters, **parameters})}
+
+
+@contextmanager
+def _told(method: str, tensor: str) -> Iterator[None]:
+    """What a method says against tensors, as an error of this package."""
+    try:
+        yield
+    except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+        raise ValuesError(
+            f"{method} cannot combine '{tensor}': {error}",
+            hint="An `overrides` entry in the recipe combines that tensor in another way, as `method: linear` does.",
+        ) from None
+
+
+def task_vector(tensor: Tensor, origin: Tensor) -> Tensor:
+    """A tensor minus the ancestor's, in the latter's dtype, block by block, as a wide copy would not stay in the
+    processor's cache.
+    """
+    found = torch.empty_like(origin)
     for block, piece, start in zip(*(torch.split(each, BLOCK) for each in (found, tensor, origin)), strict=True):
-        block.copy_(piece).sub_(start.to(dtype))  # a difference of two types takes three times as long
+        block.copy_(piece).sub_(start)  # a difference of two types takes three times as long
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_soup.combine import Cutoffs
-from hf_soup.headers import ITEM_BYTES
-from hf_soup.methods import METHODS, count_kept, magnitude_bits, nth_largest
+from hf_soup.combine import Cutoffs, task_vector
+from hf_soup.methods import METHODS, accumulator
+from hf_soup.methods._ranks import Mapper, count_kept, ranked
 from hf_soup.plan import Plan
 from hf_soup.reading import Reading
 from hf_soup.runs import Mixing, Piece, Run
@@ -24,6 +23,8 @@ from hf_soup.world import World
 
 #: Elements that are looked at together.
 _SLICE = 1 << 18
+#: Pieces that the sample is taken from, at most, and elements of all of it.
+_SPREAD, _SAMPLE = 1 << 10, 1 << 20
 
 
 def needed(plan: Plan) -> bool:
@@ -34,8 +35,8 @@ def needed(plan: Plan) -> bool:
 def cutoffs(plan: Plan, reading: Reading, sources: Sequence[int], threads: int) -> Cutoffs:
     """For every tensor whose method asks for them, the cutoff of each source's task vector.
 
-    `hf_soup.methods.cutoff` of all of a source's task vectors together where the method's ``scope`` is ``model``,
-    else of each tensor by itself. Elements that not all have do not count, as they are averaged.
+    `hf_soup.methods._ranks.cutoff` of all of a source's task vectors together where the method's ``scope`` is
+    ``model``, else of each tensor by itself. Elements that not all have do not count, as they are averaged.
 
     Args:
         plan: With the ancestor.
@@ -49,20 +50,16 @@ def cutoffs(plan: Plan, reading: Reading, sources: Sequence[int], threads: int) 
         if run.averaged and _asks(mixing):
             own = plan.tensors[run.first].name if _settings(mixing)["scope"] == "tensor" else ""
             groups.setdefault(json.dumps([*mixing, own], sort_keys=True), []).append(run)
-    tasks = [(runs, source) for runs in groups.values() for source in sources]
-
-    def find(task: tuple[list[Run], int]) -> float:
-        runs, source = task
-        density = _settings(plan.mixing(runs[0]))["density"]
-        return _cutoff(plan, reading, runs, source, [*sources, len(plan.sources) - 1], density)
-
     with ThreadPoolExecutor(threads) as pool:
-        found = list(pool.map(find, tasks))
-    result: dict[str, Sequence[float]] = {}
-    for number, runs in enumerate(groups.values()):
-        own_cutoffs = tuple(found[number * len(sources) :][: len(sources)])
-        result |= {plan.tensors[run.first].name: own_cutoffs for run in runs}
-    return result
+        # Few groups are shared out by their pieces, many one by one.
+        inner: Mapper = pool.map if len(groups) < threads else map
+        outer = map if len(groups) < threads else pool.map
+        found = list(outer(partial(_cutoffs, plan, reading, sources=sources, mapper=inner), groups.values()))
+    return {
+        plan.tensors[run.first].name: own
+        for own, runs in zip(found, groups.values(), strict=True)
+        for run in runs
+    }  # fmt: skip
 
 
 def cutoffs_for(plan: Plan, supply: Supply, world: World, threads: int) -> Cutoffs | None:
@@ -78,34 +75,52 @@ def cutoffs_for(plan: Plan, supply: Supply, world: World, threads: int) -> Cutof
     return shared
 
 
-def _cutoff(
-    plan: Plan, reading: Reading, runs: Sequence[Run], source: int, needed: Sequence[int], density: float
-) -> float:
+class _TaskVectors:
+    """Of all sources, in pieces, which are read when they are asked for."""
+
+    def __init__(
+        self, plan: Plan, reading: Reading, sources: Sequence[int], pieces: Sequence[tuple[Run, Piece]]
+    ) -> None:
+        self._reading = reading
+        self._sources = [*sources, len(plan.sources) - 1]
+        self._pieces = [(run, piece) for run, piece in pieces if all(each in piece.offsets for each in self._sources)]
+        self.size = sum(piece.end - piece.begin for _, piece in self._pieces)
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def __getitem__(self, place: int) -> list[Tensor]:
+        return self._read(*self._pieces[place])
+
+    def sample(self) -> list[Tensor]:
+        """Some elements of each."""
+        spread = self._pieces[:: max(1, len(self._pieces) // _SPREAD)]
+        parts = [self._read(run, piece, min(4096, max(256, _SAMPLE // len(spread)))) for run, piece in spread]
+        return [torch.cat(each) for each in zip(*parts, strict=True)]
+
+    def _read(self, run: Run, piece: Piece, most: int = _SLICE) -> list[Tensor]:
+        count = min(most, piece.end - piece.begin)
+        *tensors, origin = [self._reading.read(run, each, piece.offsets[each], count) for each in self._sources]
+        wide = origin.to(accumulator([*tensors, origin]))
+        # Infinities that all share have no difference.
+        return [task_vector(tensor, wide).nan_to_num_(nan=0.0) for tensor in tensors]
+
+
+def _cutoffs(
+    plan: Plan, reading: Reading, runs: Sequence[Run], *, sources: Sequence[int], mapper: Mapper
+) -> tuple[float, ...]:
+    """Of runs that are trimmed together, that of each source."""
     pieces = [
         (run, piece)
         for run in runs
         for start in range(0, run.elements, _SLICE)
         for piece in run.pieces(start, min(run.elements, start + _SLICE))
-        if all(each in piece.offsets for each in needed)
     ]
-    size = sum(piece.end - piece.begin for _, piece in pieces)
-    if not size:
-        return 0.0
-
-    def magnitudes(run: Run, piece: Piece, most: int = _SLICE) -> Tensor:
-        # As `combine` computes them.
-        narrow = all(part is None or ITEM_BYTES[part.dtype] == 2 for part in run.parts)
-        count, dtype = min(most, piece.end - piece.begin), torch.float32 if narrow else torch.float64
-        mine, origin = (
-            reading.read(run, each, piece.offsets[each], count).to(dtype) for each in (source, len(plan.sources) - 1)
-        )
-        # Infinities that all share have no difference.
-        return magnitude_bits(mine.sub_(origin).nan_to_num_(nan=0.0))
-
-    spread = pieces[:: max(1, len(pieces) >> 10)]
-    sample = torch.cat([magnitudes(run, piece, max(256, _SLICE // len(spread))) for run, piece in spread])
-    every = partial(itertools.starmap, magnitudes, pieces)
-    return nth_largest(every, [count_kept(size, density)], sample, size)[0]
+    vectors = _TaskVectors(plan, reading, sources, pieces)
+    if not vectors.size:
+        return (0.0,) * len(sources)
+    rank = count_kept(vectors.size, _settings(plan.mixing(runs[0]))["density"])
+    return tuple(found for [found] in ranked(vectors, [rank], vectors.size, vectors.sample(), mapper))
 
 
 def _asks(mixing: Mixing) -> bool:

@@ -97,6 +97,8 @@ def _require_together(method: Method, weights: Sequence[float], parameters: Mapp
     """Refuse parameters and weights that do not fit together, by trying the method on a few numbers."""
     import torch
 
+    from hf_soup.methods import Slices
+
     if min(weights) < 0 and not method.sums:
         return  # refused as that, by whoever knows whether the method divides
     generator = torch.Generator().manual_seed(0)
@@ -109,6 +111,9 @@ def _require_together(method: Method, weights: Sequence[float], parameters: Mapp
     if method.statistics:
         given["statistics"] = [torch.eye(4) for _ in tensors]
     try:
+        if method.measure:
+            settings = {**method.parameters, **parameters}
+            given["measured"] = method.measure(Slices.of(tensors), weights, **settings)
         method.function(tensors, weights, **given, **parameters)
     except ValueError as error:
         shown = ", ".join(f"{name}: {value!r}" for name, value in parameters.items())

@@ -359,7 +359,7 @@ def _kind(method: str) -> str:
     from hf_soup.methods import METHODS  # late, as torch takes a second to import and a plan of an average needs none
 
     found = METHODS[method]
-    return "whole" if not found.elementwise else "apart" if found.given else ""
+    return "whole" if found.whole else "apart" if found.given else ""
 
 
 def _tensors_of(files: Sequence[OutputFile]) -> Iterator[PlannedTensor]:

@@ -59,7 +59,7 @@ class Run:
         elements: How many numbers it holds.
         parts: Where it lies in every source; None in those that do not have it.
         row: How many numbers a row has, where parts speak of rows.
-        whole: Whether its one tensor is combined at once.
+        whole: Whether its one tensor is worked on at once.
     """
 
     first: int
@@ -107,11 +107,11 @@ class Run:
             yield Piece(start, stop, offsets)
 
     def slices(self, begin: int, end: int, step: int) -> Iterator[list[Piece]]:
-        """The elements from ``begin`` to ``end`` in slices of at most ``step``, each of one piece; a tensor that is
-        combined at once in one slice of all its pieces, which all sources have.
+        """The elements from ``begin`` to ``end`` in slices of at most ``step``, each of one piece, or where all sources
+        have all pieces, as of a tensor that is worked on whole, of several.
         """
         if self.whole:
-            yield list(self.pieces(begin, end))
+            yield from (list(self.pieces(start, min(end, start + step))) for start in range(begin, end, step))
             return
         for piece in self.pieces(begin, end):
             for start in range(piece.begin, piece.end, step):

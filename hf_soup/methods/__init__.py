@@ -1,15 +1,18 @@
 """The ways of mixing: one pure function a file, registered by its decorator. Imports torch and nothing else.
 
 A method gets the same tensor of every ingredient, as stored, and their weights; it returns the mix in the accumulator's
-dtype, and the engine rounds once. One that needs the ancestor gets task vectors, in the accumulator's dtype, and
+dtype, and the engine rounds once. One that needs the ancestor gets task vectors, which are in that dtype already, and
 returns one, to which the engine adds the ancestor. Where a method is elementwise it gets slices, flat; else whole
 tensors in their shape. It changes none of them.
 
 What else a method needs it asks for by the name of a parameter without a default, and the engine hands it in:
 
+- ``measured``: what the method's own `Method.measure` finds in whole tensors, which it sees slice by slice. A method
+  that is elementwise but for a few numbers, as an angle, is read twice and never held.
+
 - ``random``: for every ingredient a float32 tensor of its shape, uniform in [0, 1), the same in any slicing.
 - ``cutoffs``: for every ingredient the magnitude that ``density`` of all entries of its task vector reach or exceed,
-  compared as float32 (see `cutoff`).
+  compared as float32.
 - ``statistics``: for every ingredient what it showed on the recipe's examples; of which kind, `Method` says. Where one
   has none for a tensor, the method is not asked, and the tensor is averaged.
 """
@@ -17,10 +20,9 @@ What else a method needs it asks for by the name of a parameter without a defaul
 from __future__ import annotations
 
 import inspect
-import math
 import re
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -32,14 +34,10 @@ from torch import Tensor
 
 Function = Callable[..., Tensor]
 
-#: No float32 has higher bits without its sign, NaN included.
-_HIGHEST = (1 << 31) - 1
-#: Numbers that `nth_largest` holds at most; of more it counts how many are in each of so many bins, as a power of two.
-_HELD, _BINS = 1 << 19, 20
-#: How far from the rank wanted the first bounds are, as a share of all: samples of real weights are a percent off.
-_AWAY = 0.015
 #: Elements that are worked on at a time, so that the few tensors in between stay in the processor's cache.
-BLOCK = 1 << 15
+BLOCK = 1 << 17
+#: Elements of each tensor in a slice that is measured: what is added up slice by slice is the same everywhere.
+SLICE = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class Method:
     Args:
         name: As recipes spell it.
         function: ``function(tensors, weights, **parameters) -> Tensor``.
-        elementwise: Whether slices give what whole tensors give.
+        elementwise: Whether slices give what whole tensors give, once it is ``measured``.
         neutral: Parameters with which equal ingredients return themselves; a function where one depends on the sum of
             their shares. None where there are no such, which its docstring explains.
         needs_base: Whether it works on task vectors.
@@ -87,6 +85,8 @@ class Method:
             linear layer, given as (out, in), the float32 (in, in) mean of :math:`xx^\top` over the layer's inputs; or
             ``coefficients``, a float32 without dimensions, learned for all ingredients together. The parameter
             ``examples`` says how many are looked at.
+        measure: ``measure(slices, weights, **parameters)`` gives what the parameter ``measured`` gets: for `Slices` of
+            whole tensors, or of their task vectors.
     """
 
     name: str
@@ -100,6 +100,12 @@ class Method:
     most: int | None = None
     ordered: bool = False
     statistics: Literal["", "fisher", "gram", "coefficients"] = ""
+    measure: Callable[..., Any] | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether a tensor is worked on at once, by one thread: it is held, or measured first."""
+        return not self.elementwise or self.measure is not None
 
     @cached_property
     def _signature(self) -> Mapping[str, inspect.Parameter]:
@@ -156,145 +162,43 @@ def merge_method(
     return register
 
 
-def cutoff(values: Tensor, density: float) -> float:
-    """The magnitude that the `count_kept` largest entries reach or exceed, as a float32; found without a sort.
-
-    Entries that are equal to it as float32 are kept with it, so there may be more of them.
-
-    >>> cutoff(torch.tensor([0.5, -3.0, 2.0, 1.0]), 0.5)
-    2.0
-    """
-    return magnitudes_at(values, [count_kept(values.numel(), density)])[0] if values.numel() else 0.0
-
-
-def magnitudes_at(values: Tensor, ranks: Sequence[int]) -> list[float]:
-    """The magnitudes with these ranks, the largest is 1, as float32s; all of them mostly in one pass.
-
-    >>> magnitudes_at(torch.tensor([0.5, -3.0, 2.0, 1.0]), [1, 3])
-    [3.0, 1.0]
-    """
-    flat = values.detach().reshape(-1)
-    blocks = torch.split(flat, 1 << 18)  # which stay in the processor's cache
-    # An odd step does not stay in a few columns of a matrix.
-    sample = magnitude_bits(flat[:: (len(flat) >> 13) | 1])
-    return nth_largest(lambda: map(magnitude_bits, blocks), ranks, sample, len(flat))
-
-
-def magnitude_bits(values: Tensor) -> Tensor:
-    """Magnitudes as float32, and these as int32: bits of floats that are not negative sort as the floats do."""
-    return values.abs().float().view(torch.int32)
-
-
-def nth_largest(parts: Callable[[], Iterable[Tensor]], wanted: Sequence[int], sample: Tensor, size: int) -> list[float]:
-    """Those of many numbers that have the ranks ``wanted``, exactly, mostly in one pass over them.
-
-    For each rank those between two bounds are kept, or counted where they are many; the bounds are narrowed until one
-    number is left. The first ones are guessed from a sample, which decides how long it takes, but not what is found.
+class Slices:
+    """The same tensor of every ingredient, flat, in slices that are read when they are asked for, again each time.
 
     Args:
-        parts: Gives all numbers, in parts, each time it is called: flat, as `magnitude_bits` makes them.
-        wanted: From 1, the largest, to ``size``.
-        sample: Some of the numbers.
-        size: How many there are.
+        read: ``read(begin, end)`` gives these elements of each.
+        count: How many tensors.
+        size: How many elements each has.
 
-    >>> bits = magnitude_bits(torch.tensor([0.5, -3.0, 2.0, 1.0]))
-    >>> nth_largest(lambda: [bits[:2], bits[2:]], [2, 4], bits[:1], 4)
-    [2.0, 0.5]
+    >>> [[each.tolist() for each in tensors] for tensors in Slices.of([torch.tensor([[1.0], [2.0]])])]
+    [[[1.0, 2.0]]]
     """
-    ranked = (sample if size > 2 * len(sample) else sample[:0]).cpu().numpy().copy()
-    ranked.sort()  # ten times as fast as torch's
-    searches = [_Search(rank, ranked, size) for rank in wanted]
-    while left := [search for search in searches if search.found is None]:
-        for part in parts():
-            array = part.cpu().numpy()  # which compares and selects three times as fast
-            for search in left:
-                search.look(array)
-        for search in left:
-            search.narrow()
-    return [float(torch.tensor(search.found, dtype=torch.int32).view(torch.float32)) for search in searches]
 
+    def __init__(self, read: Callable[[int, int], list[Tensor]], count: int, size: int) -> None:
+        self.read = read
+        self.count = count
+        self.size = size
 
-class _Search:
-    """For the number of one rank: bounds, and what of a pass lies between them."""
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> Slices:
+        """Of tensors in memory."""
+        flat = [tensor.reshape(-1) for tensor in tensors]
+        return cls(lambda begin, end: [each[begin:end] for each in flat], len(flat), flat[0].numel())
 
-    def __init__(self, rank: int, ranked: Any, size: int) -> None:
-        self.rank = rank
-        self.found: int | None = None
-        low, high = 0, _HIGHEST
-        if len(ranked):
-            share = rank / size
-            # What chance does to a sample is less towards the ends.
-            away = min(_AWAY, 0.04 * math.sqrt(share * (1 - share)))
-            first, last = (round((1 - share + each) * len(ranked)) for each in (-away, away))
-            low = int(ranked[min(first, len(ranked) - 1)]) if first > 0 else 0
-            high = int(ranked[max(last, 0)]) if last < len(ranked) else _HIGHEST
-        self._within(low, high)
+    def __len__(self) -> int:
+        return (self.size + SLICE - 1) // SLICE
 
-    def _within(self, low: int, high: int) -> None:
-        self.low, self.high = low, high
-        self.shift = max(0, (high - low).bit_length() - _BINS)
-        self.near: list[Tensor] = []
-        self.counts: Tensor | None = None
-        self.above = self.held = 0
+    def __getitem__(self, place: int) -> list[Tensor]:
+        return self.read(place * SLICE, min(self.size, (place + 1) * SLICE))
 
-    def look(self, array: Any) -> None:
-        """Keep or count what of an array lies between the bounds."""
-        between = reached = array >= self.low
-        if self.high < _HIGHEST:
-            between = reached & (array <= self.high)
-        near = torch.from_numpy(array.take(between.nonzero()[0]))  # faster than by the Booleans
-        if self.high < _HIGHEST:
-            self.above += int(torch.from_numpy(reached).view(torch.int8).sum(dtype=torch.int32)) - len(near)
-        self.near.append(near)
-        self.held += len(near)
-        if sum(map(len, self.near)) > _HELD:
-            self._count()
-
-    def _count(self) -> None:
-        """How many numbers are in each bin, with those counted before."""
-        places = torch.cat(self.near).sub_(self.low).bitwise_right_shift_(self.shift)
-        counts = torch.bincount(places, minlength=1 << _BINS)
-        self.counts = counts if self.counts is None else self.counts.add_(counts)
-        self.near = []
-
-    def narrow(self) -> None:
-        """Find the number, or bounds for the next pass."""
-        place = self.rank - self.above  # from 1, among those between the bounds
-        if place < 1:
-            self._within(self.high + 1, _HIGHEST)
-        elif place > self.held:
-            self._within(0, self.low - 1)
-        elif self.counts is None:
-            found = torch.cat(self.near).numpy()
-            found.partition(self.held - place)
-            self.found, self.near = int(found[self.held - place]), []
-        else:
-            if self.near:
-                self._count()
-            bin_ = len(self.counts) - 1 - int(torch.searchsorted(self.counts.flip(0).cumsum(0), place))
-            low = self.low + (bin_ << self.shift)
-            high = min(self.high, low + (1 << self.shift) - 1)
-            if low == high:
-                self.found, self.counts = low, None
-            else:
-                self._within(low, high)
-
-
-def count_kept(size: int, density: float) -> int:
-    """How many of ``size`` entries a density keeps: :math:`\\max(1, \\lfloor density \\cdot size \\rfloor)`.
-
-    A product that misses a whole number by a rounding is that number.
-
-    >>> count_kept(10, 0.2), count_kept(10, 0.29), count_kept(10, 0.0), count_kept(100, 0.29)
-    (2, 2, 1, 29)
-    """
-    exact = density * size
-    near = round(exact)
-    return max(1, near if math.isclose(exact, near, rel_tol=1e-12) else math.floor(exact))
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        return (self[place] for place in range(len(self)))
 
 
 def accumulator(tensors: Sequence[Tensor]) -> torch.dtype:
     """The dtype to add up in: float32 where everything is stored in 16 bits, else float64.
+
+    Task vectors are in it already.
 
     >>> accumulator([torch.zeros(1, dtype=torch.bfloat16)])
     torch.float32

@@ -10,26 +10,26 @@ import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
-from hf_soup.methods import BLOCK, accumulator
+from hf_soup.methods import BLOCK
 
 
-def masked(values: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
+def masked(values: Tensor, mask: Tensor) -> Tensor:
     """Values where a mask of ones and zeros, of the same type, has a one; a new tensor.
 
     A product, as torch takes ten times as long where it selects by Booleans.
     """
-    return (values * mask).to(dtype)
+    return values * mask
 
 
 def within(values: Tensor, low: float, high: float = math.inf) -> Tensor:
-    """Values whose magnitude as float32 is from ``low`` to ``high``, both float32s; zero in the place of others.
+    """A new tensor of the values whose magnitude as float32 is from ``low`` to ``high``, both float32s, else of zeros.
 
     >>> within(torch.tensor([0.5, -1.0, 2.0, -3.0]), 1.0, 2.0)
     tensor([ 0., -1.,  2.,  0.])
     """
     if values.dtype == torch.float32:
         # Drops magnitudes up to a bound, in one pass instead of four.
-        found = hardshrink(values, _below(low)) if low > 0 else values
+        found = hardshrink(values, _below(low)) if low > 0 else values.clone()
         return found - hardshrink(found, high) if high < math.inf else found
     magnitudes = values.detach().abs().float()
     return values * magnitudes.ge(low).logical_and_(magnitudes.le(high)).to(values.dtype)
@@ -58,17 +58,17 @@ def agreeing_mean(
         deltas: ``n`` task vectors of one shape.
         votes: :math:`v_i`, ``n`` numbers of zero or more.
         trim: ``trim(i, block)``: the elements ``block`` of flat :math:`\tau_i` that count, the others zero; a tensor
-            of its own in the accumulator's dtype.
+            of its own.
         factors: :math:`f_i`, zero or more; ``votes`` if absent.
 
     Returns:
-        The same shape, in the accumulator's dtype.
+        The same shape and dtype.
 
     >>> deltas = [torch.tensor([4.0, 1.0]), torch.tensor([-2.0, 3.0])]
-    >>> agreeing_mean(deltas, [1.0, 1.0], lambda i, block: deltas[i][block].double())
-    tensor([4., 2.], dtype=torch.float64)
+    >>> agreeing_mean(deltas, [1.0, 1.0], lambda i, block: deltas[i][block].clone())
+    tensor([4., 2.])
     """
-    out = torch.empty(deltas[0].shape, dtype=accumulator(deltas), device=deltas[0].device)
+    out = torch.empty_like(deltas[0], memory_format=torch.contiguous_format)
     flat = out.view(-1)
     factors = votes if factors is None else factors
     for start in range(0, flat.numel(), BLOCK):

@@ -1,41 +1,51 @@
-"""What lies in the span of a few tensors: their inner products, and their combinations, in one pass each."""
+"""What lies in the span of a few tensors: their inner products, and their combinations."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from hf_soup.methods import accumulator
+from hf_soup.methods import Slices
+from hf_soup.methods.linear import shares
 
-#: Elements of each tensor at a time: as float64, those of a few tensors fit into a processor's cache.
-_PIECE = 1 << 15
+#: Elements of each tensor at a time, which stay in the processor's cache, and those that are added up narrow.
+_PIECE, _CHUNK = 1 << 15, 1 << 10
 #: Squared norms below this count as zero, as products of two of them would have too few bits left.
 _NOTHING = 1e-280
 
 
-def _pieces(tensors: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
-    """Where each piece starts, and that piece of all, ``(n, elements)`` float64."""
-    flat = [tensor.reshape(-1) for tensor in tensors]
-    for start in range(0, flat[0].numel(), _PIECE):
-        parts = [each[start : start + _PIECE] for each in flat]
-        piece = parts[0].new_empty(len(parts), parts[0].numel(), dtype=torch.float64)
-        for row, part in enumerate(parts):
-            piece[row] = part
-        yield start, piece
+def portions(slices: Slices, weights: Sequence[float]) -> Tensor:
+    """The share of each tensor, ``(n,)`` float64."""
+    if len(weights) != slices.count:
+        raise ValueError(f"{slices.count} tensors and {len(weights)} weights")
+    return torch.tensor(shares(weights), dtype=torch.float64)
 
 
-def products(tensors: Sequence[Tensor]) -> Tensor:
-    """The inner products of tensors of one shape, ``(n, n)`` float64.
+def products(slices: Slices, dtype: torch.dtype | None = torch.float64) -> Tensor:
+    """The inner products of tensors, ``(n, n)`` float64.
 
-    >>> products([torch.tensor([3.0, 4.0]), torch.tensor([1.0, 0.0])])
+    Args:
+        slices: Of ``n`` tensors.
+        dtype: Of products and sums within a thousand elements; None for the tensors' own.
+
+    >>> products(Slices.of([torch.tensor([3.0, 4.0]), torch.tensor([1.0, 0.0])]))
     tensor([[25.,  3.],
             [ 3.,  1.]], dtype=torch.float64)
     """
-    total = torch.zeros(len(tensors), len(tensors), dtype=torch.float64)
-    for _, piece in _pieces(tensors):
-        total = total + piece @ piece.mT
+    total = torch.zeros(slices.count, slices.count, dtype=torch.float64)
+    for tensors in slices:
+        for parts in zip(*(torch.split(each, _PIECE) for each in tensors), strict=True):
+            size = len(parts[0])
+            piece = parts[0].new_zeros(len(parts), -(-size // _CHUNK) * _CHUNK, dtype=dtype)
+            for row, part in enumerate(parts):
+                piece[row, :size] = part
+            chunks = piece.view(len(parts), -1, _CHUNK).transpose(0, 1)
+            inner = (chunks @ chunks.mT).double()
+            if not inner.isfinite().all():
+                inner = chunks.double() @ chunks.double().mT
+            total = total + inner.sum(0)
     return total
 
 
@@ -52,13 +62,20 @@ def cosines(gram: Tensor) -> tuple[Tensor, Tensor]:
     return there, (inner / norms / norms[:, None]).clamp(-1, 1)
 
 
-def combination(tensors: Sequence[Tensor], coefficients: Tensor) -> Tensor:
-    """The sum of tensors, each times its coefficient, in the accumulator's dtype; added up in float64.
+def combination(tensors: Sequence[Tensor], coefficients: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sum of tensors, each times its coefficient, every product and sum rounded to ``dtype``.
 
-    >>> combination([torch.tensor([1.0, 2.0]), torch.tensor([0.0, 1.0])], torch.tensor([2.0, 3.0]))
-    tensor([2., 7.], dtype=torch.float64)
+    Args:
+        tensors: ``n`` of one shape.
+        coefficients: ``(n,)`` float64.
+        dtype: Of the result.
+
+    >>> combination([torch.tensor([1.0, 2.0]), torch.tensor([0.0, 1.0])], torch.tensor([2.0, 3.0]), torch.float32)
+    tensor([2., 7.])
     """
-    out = torch.empty(tensors[0].numel(), dtype=accumulator(tensors))
-    for start, piece in _pieces(tensors):
-        out[start : start + _PIECE] = coefficients.double() @ piece
-    return out.reshape(tensors[0].shape)
+    total: Tensor | None = None
+    for tensor, coefficient in zip(tensors, coefficients, strict=True):
+        part = tensor.to(dtype) * coefficient.to(dtype)
+        total = part if total is None else total.add_(part)
+    assert total is not None
+    return total

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hf_soup.methods._span import combination, cosines, products
-from hf_soup.methods.linear import linear, shares
+from hf_soup.methods import Slices, accumulator
+from hf_soup.methods._span import combination, cosines, portions, products
+from hf_soup.methods.linear import linear
 
 #: Cosines below this are those of opposite tensors: which way round the sphere goes between them, rounding decides.
 OPPOSITE = -0.9995
@@ -16,40 +17,43 @@ OPPOSITE = -0.9995
 _PARALLEL = 1 - 1e-14
 
 
-def mean_on_sphere(tensors: Sequence[Tensor], weights: Sequence[float], steps: int, tol: float) -> Tensor:
-    """The Karcher mean of the tensors' directions, as long as the tensors are on average.
+def on_sphere(slices: Slices, weights: Sequence[float], *, max_iter: int = 1, tol: float = 0.0) -> Tensor | None:
+    """What the tensors are multiplied with in the Karcher mean of their directions, as long as they are on average.
 
     All points that the iteration visits are sums of the tensors' directions, so it runs on the coefficients of these
     and on the cosines between them, and the tensors are read twice, however many steps it takes.
 
     Args:
-        tensors: ``n`` tensors of one shape.
+        slices: Of ``n`` tensors.
         weights: ``n`` numbers of zero or more, whose sum is not zero.
-        steps: How often to go to the mean of the tangent space, at most.
+        max_iter: How often to go to the mean of the tangent space, at most.
         tol: A step shorter than this, in radians, is the last.
+
+    Returns:
+        ``(n,)`` float64; None for the plain mean.
     """
-    parts = torch.tensor([share for share, _ in zip(shares(weights), tensors, strict=True)], dtype=torch.float64)
-    if tensors[0].numel() <= 1:
-        return linear(tensors, weights)
-    gram = products(tensors)
+    parts = portions(slices, weights)
+    if slices.size <= 1:
+        return None
+    gram = products(slices)
     there, between = cosines(gram)
     weighed = parts[there] > 0
     used = there.nonzero().squeeze(1)[weighed]
     between = between[weighed][:, weighed]
     # Where all are zero it is zero, and on one line the mean is the plain one, exact for equal ingredients.
     if not len(used) or between.min() > _PARALLEL:
-        return linear(tensors, weights)
+        return None
     norms = gram.diagonal()[used].sqrt()
     length = (parts[used] * norms).sum() / parts.sum()
     parts = parts[used] / parts[used].sum()
     mean = _unit(parts, between)
     # As near to opposite as two ingredients of equal weight are at that cosine.
     if _square(parts, between) < (1 + OPPOSITE) / 2:
-        raise _opposed(used, between, tensors[0].shape)
-    for _ in range(steps):
+        raise _opposed(used, between)
+    for _ in range(max_iter):
         along = (between @ mean).clamp(-1, 1)
         if along.min() < OPPOSITE:
-            raise _opposed(used, between, tensors[0].shape)
+            raise _opposed(used, between)
         pull = parts * _stretch(along)
         step = pull - mean * (pull @ along)
         square = _square(step, between)
@@ -59,9 +63,12 @@ def mean_on_sphere(tensors: Sequence[Tensor], weights: Sequence[float], steps: i
         mean = _unit(angle.cos() * mean + torch.sinc(angle / torch.pi) * step, between)
         if angle < tol:
             break
-    return combination(
-        tensors, torch.zeros(len(tensors), dtype=torch.float64).index_put((used,), length * mean / norms)
-    )
+    return torch.zeros(len(there), dtype=torch.float64).index_put((used,), length * mean / norms)
+
+
+def mix_on_sphere(tensors: Sequence[Tensor], weights: Sequence[float], measured: Tensor | None) -> Tensor:
+    """The tensors, combined with the coefficients that `on_sphere` found."""
+    return linear(tensors, weights) if measured is None else combination(tensors, measured, accumulator(tensors))
 
 
 def _square(coefficients: Tensor, between: Tensor) -> Tensor:
@@ -83,11 +90,11 @@ def _stretch(cosine: Tensor) -> Tensor:
     return torch.where(near, series, far.acos() / (1 - far * far).sqrt())
 
 
-def _opposed(used: Tensor, between: Tensor, shape: torch.Size) -> ValueError:
+def _opposed(used: Tensor, between: Tensor) -> ValueError:
     place = int(between.detach().argmin())
     first, second = sorted(int(used[index]) + 1 for index in divmod(place, len(used)))
     return ValueError(
-        f"No mean on the sphere for a tensor of shape {tuple(shape)}: the ingredients' directions cancel. Those of "
+        f"There is no mean on the sphere, as the ingredients' directions cancel. Those of "
         f"number {first} and number {second} have a cosine of {between.min().item():.4f}. Leave one out, or "
         f"override the method with `linear` there."
     )

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from hf_soup.methods import Within, accumulator, merge_method
+from hf_soup.methods import Within, merge_method
 
 
 @merge_method(elementwise=True, neutral=None, needs_base=True, sums=True, statistics="coefficients", bound=1e-4)
@@ -48,7 +48,7 @@ def adamerging(
         data set, which `linear` averages without data.
 
     Args:
-        deltas: ``n`` task vectors of one shape, in the accumulator's dtype.
+        deltas: ``n`` task vectors of one shape and dtype, float32 or float64.
         weights: ``n`` numbers.
         statistics: For each ingredient its coefficient :math:`\lambda_{li}`, float32 without dimensions.
         examples: How many examples are drawn from the recipe's; all of them where there are fewer.
@@ -59,7 +59,7 @@ def adamerging(
         batch_size: Examples a step; 16 is the paper's, of each task.
 
     Returns:
-        The task vector of the mix.
+        The task vector of the mix, in their dtype.
 
     Reference:
         Yang et al., AdaMerging: Adaptive Model Merging for Multi-Task Learning, ICLR 2024, arXiv:2310.02575.
@@ -67,12 +67,11 @@ def adamerging(
     >>> import torch
     >>> adamerging([torch.tensor([1.0, 2.0]), torch.tensor([4.0, -4.0])], [1.0, 1.0],
     ...            statistics=[torch.tensor(0.5), torch.tensor(0.25)])
-    tensor([1.5000, 0.0000], dtype=torch.float64)
+    tensor([1.5000, 0.0000])
     """
     if len(weights) != len(deltas):
         raise ValueError(f"{len(deltas)} task vectors and {len(weights)} weights")
-    dtype = accumulator(deltas)
-    mixed = torch.zeros_like(deltas[0], dtype=dtype)
+    mixed = torch.zeros_like(deltas[0])
     for delta, weight, coefficient in zip(deltas, weights, statistics, strict=True):
-        mixed.add_(delta.to(dtype) * (coefficient.to(dtype) * weight))
+        mixed.add_(delta * (coefficient.to(delta.dtype) * weight))
     return mixed

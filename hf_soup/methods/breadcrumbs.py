@@ -6,23 +6,44 @@ import math
 from collections.abc import Sequence
 from typing import Annotated
 
-import torch
 from torch import Tensor
 
-from hf_soup.methods import BLOCK, Within, accumulator, count_kept, magnitudes_at, merge_method
+from hf_soup.methods import Slices, Within, merge_method
+from hf_soup.methods._ranks import count_kept, ranked, sampled
 from hf_soup.methods._signs import within
 
 
+def _cutoffs(
+    slices: Slices, weights: Sequence[float], *, density: float, gamma: float, scale: float
+) -> list[tuple[float, float]]:
+    """The least and the largest magnitude that is kept of each task vector."""
+    if density + gamma > 1 + 1e-9:
+        raise ValueError(
+            f"`density` {density:g} and `gamma` {gamma:g} are {density + gamma:g} together: nobody can keep and drop "
+            f"more than everything. Set `gamma` to at most {1 - density:g}, or `density` to at most {1 - gamma:g}."
+        )
+    size = slices.size
+    if not size:
+        return [(0.0, math.inf)] * len(weights)
+    dropped = count_kept(size, gamma + 1 / size) - 1
+    last = dropped + min(count_kept(size, density), size - dropped)
+    ranks = [last, dropped + 1] if dropped else [last]
+    found = ranked(slices, ranks, size, sampled(slices))
+    return [(low, high[0] if high else math.inf) for low, *high in found]
+
+
 @merge_method(
-    elementwise=False,
+    elementwise=True,
     neutral={"density": 1.0, "gamma": 0.0, "scale": lambda total: 1 / total},
     needs_base=True,
     sums=True,
+    measure=_cutoffs,
 )
 def breadcrumbs(
     deltas: Sequence[Tensor],
     weights: Sequence[float],
     *,
+    measured: Sequence[tuple[float, float]],
     density: Annotated[float, Within("(0, 1]")] = 0.9,
     gamma: Annotated[float, Within("[0, 1)")] = 0.01,
     scale: Annotated[float, Within("(-inf, inf)")] = 0.3,
@@ -47,14 +68,15 @@ def breadcrumbs(
         there.
 
     Args:
-        deltas: ``n`` task vectors of one shape, float32 or float64. Magnitudes are compared as float32.
+        deltas: ``n`` task vectors of one shape and dtype, float32 or float64. Magnitudes are compared as float32.
         weights: ``n`` numbers.
+        measured: :math:`c_i^-` and :math:`c_i^+` of each task vector, as float32s.
         density: Share of the entries kept.
         gamma: Share of the entries dropped as the largest. Together they are at most 1.
         scale: :math:`\lambda`.
 
     Returns:
-        The task vector of the mix, float64.
+        The task vector of the mix, in their dtype.
 
     Raises:
         ValueError: ``density`` and ``gamma`` are more than 1 together.
@@ -63,32 +85,14 @@ def breadcrumbs(
         Davari and Belilovsky, Model breadcrumbs, ECCV 2024, arXiv:2312.06795.
 
     >>> import torch
-    >>> breadcrumbs([torch.tensor([9.0, 2.0, -3.0, 0.1])], [1.0], density=0.5, gamma=0.25, scale=1.0)
-    tensor([ 0.,  2., -3.,  0.], dtype=torch.float64)
+    >>> breadcrumbs([torch.tensor([9.0, 2.0, -3.0, 0.1])], [1.0], measured=[(2.0, 3.0)], scale=1.0)
+    tensor([ 0.,  2., -3.,  0.])
     """
-    if density + gamma > 1 + 1e-9:
-        raise ValueError(
-            f"`density` {density:g} and `gamma` {gamma:g} are {density + gamma:g} together: nobody can keep and drop "
-            f"more than everything. Set `gamma` to at most {1 - density:g}, or `density` to at most {1 - gamma:g}."
-        )
-    out = torch.empty(deltas[0].shape, dtype=accumulator(deltas), device=deltas[0].device)
-    total, flat = out.view(-1), [delta.reshape(-1) for delta in deltas]
-    cutoffs = [_cutoffs(delta.detach(), density, gamma) for delta in deltas]
-    for start in range(0, len(total), BLOCK):
-        block = slice(start, start + BLOCK)
-        mixed = torch.zeros_like(total[block])
-        for each, weight, (low, high) in zip(flat, weights, cutoffs, strict=True):
-            mixed.add_(within(each[block], low, high).to(out.dtype, copy=True).mul_(weight))
-        total[block] = mixed.mul_(scale)
-    return out
-
-
-def _cutoffs(values: Tensor, density: float, gamma: float) -> tuple[float, float]:
-    """The least and the largest magnitude kept."""
-    size = values.numel()
-    if not size:
-        return 0.0, math.inf
-    dropped = count_kept(size, gamma + 1 / size) - 1
-    kept = min(count_kept(size, density), size - dropped)
-    low, *high = magnitudes_at(values, [dropped + kept, dropped + 1] if dropped else [kept])
-    return low, high[0] if high else math.inf
+    total: Tensor | None = None
+    for delta, weight, (low, high) in zip(deltas, weights, measured, strict=True):
+        kept = within(delta, low, high)
+        if weight != 1.0:
+            kept.mul_(weight)
+        total = kept if total is None else total.add_(kept)
+    assert total is not None
+    return total.mul_(scale)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from torch import Tensor
 
-from hf_soup.methods import Within, accumulator, merge_method
+from hf_soup.methods import Within, merge_method
 from hf_soup.methods._signs import masked
 
 
@@ -42,14 +42,14 @@ def dare_linear(
         of 1 their sum goes as many times as far as each of them went.
 
     Args:
-        deltas: ``n`` task vectors of one shape, float32 or float64.
+        deltas: ``n`` task vectors of one shape and dtype, float32 or float64.
         weights: ``n`` numbers.
         random: ``n`` float32 tensors of that shape, uniform in [0, 1).
         density: Share of the entries kept, the paper's :math:`1-p`.
         scale: :math:`\lambda`.
 
     Returns:
-        The task vector of the mix, float64.
+        The task vector of the mix, in their dtype.
 
     Reference:
         Yu et al., Language models are super Mario, ICML 2024, arXiv:2311.03099.
@@ -57,11 +57,11 @@ def dare_linear(
     >>> import torch
     >>> learned, drawn = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([0.1, 0.9, 0.4, 0.5])
     >>> dare_linear([learned], [1.0], random=[drawn], density=0.5)
-    tensor([2., 0., 6., 0.], dtype=torch.float64)
+    tensor([2., 0., 6., 0.])
     """
     total: Tensor | None = None
     for delta, weight, drawn in zip(deltas, weights, random, strict=True):
-        kept = masked(delta, drawn.clone().lt_(density).to(delta.dtype), accumulator(deltas))
+        kept = masked(delta, drawn.clone().lt_(density).to(delta.dtype))
         if weight != 1.0:
             kept.mul_(weight)
         total = kept if total is None else total.add_(kept)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from torch import Tensor
 
-from hf_soup.methods import Within, accumulator, merge_method
+from hf_soup.methods import Within, merge_method
 from hf_soup.methods._signs import agreeing_mean, masked
 from hf_soup.methods.linear import shares
 
@@ -43,14 +43,14 @@ def dare_ties(
         Where they changed much, as after continued pretraining.
 
     Args:
-        deltas: ``n`` task vectors of one shape, float32 or float64.
+        deltas: ``n`` task vectors of one shape and dtype, float32 or float64.
         weights: ``n`` numbers of zero or more, whose sum is not zero.
         random: ``n`` float32 tensors of that shape, uniform in [0, 1).
         density: Share of the entries kept, the paper's :math:`1-p`.
         scale: :math:`\lambda`.
 
     Returns:
-        The task vector of the mix, float64.
+        The task vector of the mix, in their dtype.
 
     Reference:
         Yu et al., Language models are super Mario, ICML 2024, arXiv:2311.03099.
@@ -59,13 +59,12 @@ def dare_ties(
     >>> learned = [torch.tensor([3.0, 3.0, 1.0]), torch.tensor([-1.0, -1.0, 1.0])]
     >>> drawn = [torch.tensor([0.2, 0.7, 0.0]), torch.tensor([0.3, 0.1, 0.9])]
     >>> dare_ties(learned, [1.0, 1.0], random=drawn, density=0.5)  # 6 beats -2; 3 was dropped; 1 is there once
-    tensor([ 6., -2.,  2.], dtype=torch.float64)
+    tensor([ 6., -2.,  2.])
     """
-    wide = accumulator(deltas)
     flat = [(delta.reshape(-1), drawn.reshape(-1)) for delta, drawn in zip(deltas, random, strict=True)]
 
     def trim(place: int, block: slice) -> Tensor:
         delta, drawn = (each[block] for each in flat[place])
-        return masked(delta, drawn.clone().lt_(density).to(delta.dtype), wide)
+        return masked(delta, drawn.clone().lt_(density).to(delta.dtype))
 
     return agreeing_mean(deltas, shares(weights), trim).mul_(scale).div_(density)

@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from hf_soup.methods import Within, accumulator, merge_method
+from hf_soup.methods import Within, merge_method
 from hf_soup.methods._signs import agreeing_mean
 from hf_soup.methods.linear import shares
 
@@ -53,7 +53,7 @@ def della(
         Where time counts: it takes longer than either, as rows are sorted.
 
     Args:
-        deltas: ``n`` task vectors of one shape, float32 or float64. Magnitudes are compared as float32.
+        deltas: ``n`` task vectors of one shape and dtype, float32 or float64. Magnitudes are compared as float32.
         weights: ``n`` numbers of zero or more, whose sum is not zero.
         random: ``n`` float32 tensors of that shape, uniform in [0, 1).
         density: Share of the entries kept.
@@ -61,7 +61,7 @@ def della(
         scale: :math:`\lambda`.
 
     Returns:
-        The task vector of the mix, float64.
+        The task vector of the mix, in their dtype.
 
     Raises:
         ValueError: ``density`` ± ``epsilon`` / 2 are no probabilities.
@@ -73,7 +73,7 @@ def della(
     >>> learned, drawn = torch.tensor([[1.0, 2.0], [8.0, 4.0]]), torch.full((2, 2), 0.4)
     >>> della([learned], [1.0], random=[drawn], density=0.5, epsilon=0.5)  # kept with 0.25 the small, 0.75 the large
     tensor([[ 0.0000,  2.6667],
-            [10.6667,  0.0000]], dtype=torch.float64)
+            [10.6667,  0.0000]])
     """
     low, high = density - epsilon / 2, density + epsilon / 2
     if not (low > 0 and high <= 1 + 1e-9):
@@ -82,8 +82,8 @@ def della(
             f"`density` {density:g} and `epsilon` {epsilon:g} would keep entries with probabilities of {low:g} to "
             f"{high:g}. Set `epsilon` to {most}."
         )
-    wide, shape = accumulator(deltas), deltas[0].shape
-    out = torch.zeros(shape, dtype=wide, device=deltas[0].device)
+    shape = deltas[0].shape
+    out = torch.zeros_like(deltas[0])
     if not out.numel():
         return out
     rows = shape[0] if len(shape) > 1 else 1
@@ -102,7 +102,7 @@ def della(
 
         def trim(place: int, block: slice, flat: list[tuple[Tensor, Tensor]] = flat) -> Tensor:
             delta, chance = flat[place]
-            return delta[block].to(wide) / chance[block].to(wide)
+            return delta[block] / chance[block]
 
         out.view(rows, -1)[start : start + step] = agreeing_mean(part, shares(weights), trim)
     return out.mul_(scale)

@@ -9,9 +9,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from hf_soup.methods import Within, accumulator, merge_method
+from hf_soup.methods import Within, merge_method
 from hf_soup.methods._spectral import is_matrix, singular
-from hf_soup.methods.linear import linear, shares
+from hf_soup.methods.linear import mean, shares
 
 
 @merge_method(elementwise=False, neutral=None, needs_base=True, bound=1e-5)
@@ -48,12 +48,12 @@ def iso_c(
         fills all other directions, and they are made as strong as the rest.
 
     Args:
-        deltas: ``n`` task vectors of one shape, in the accumulator's dtype.
+        deltas: ``n`` task vectors of one shape and dtype, float32 or float64.
         weights: ``n`` numbers of zero or more, whose sum is not zero.
         scale: :math:`\lambda`; the paper tunes it on held-out data, which a list of values does here.
 
     Returns:
-        The task vector of the mix.
+        The task vector of the mix, in their dtype.
 
     Reference:
         Marczak et al., No Task Left Behind: Isotropic model merging with common and task-specific subspaces, ICML 2025,
@@ -62,11 +62,11 @@ def iso_c(
     >>> import torch
     >>> iso_c([torch.diag(torch.tensor([5.0, 0.0])), torch.diag(torch.tensor([0.0, 1.0]))], [1.0, 1.0])
     tensor([[3., 0.],
-            [0., 3.]], dtype=torch.float64)
+            [0., 3.]])
     """
     present = [(delta, share) for delta, share in zip(deltas, shares(weights), strict=True) if share]
     if not is_matrix(deltas[0]):
-        return linear(deltas, weights).mul_(scale)
+        return mean(deltas, weights, deltas[0].dtype).mul_(scale)
     factor = len(present) / math.fsum(share for _, share in present)
     total, noise = torch.zeros(deltas[0].shape, dtype=torch.float64), 0.0
     for delta, share in present:
@@ -75,5 +75,5 @@ def iso_c(
         noise += torch.finfo(delta.dtype).eps * factor * share * norm
     left, values, right = singular(total, min(total.shape), noise)
     if not len(values):
-        return total.zero_()
-    return ((left * (scale * values.mean())) @ right.mT).to(accumulator(deltas))
+        return torch.zeros_like(deltas[0])
+    return ((left * (scale * values.mean())) @ right.mT).to(deltas[0].dtype)

@@ -8,14 +8,15 @@ from typing import Annotated
 from torch import Tensor
 
 from hf_soup.methods import Within, merge_method
-from hf_soup.methods._sphere import mean_on_sphere
+from hf_soup.methods._sphere import mix_on_sphere, on_sphere
 
 
-@merge_method(elementwise=False, neutral={}, bound=1e-5)
+@merge_method(elementwise=True, neutral={}, bound=1e-5, measure=on_sphere)
 def karcher(
     tensors: Sequence[Tensor],
     weights: Sequence[float],
     *,
+    measured: Tensor | None,
     max_iter: Annotated[int, Within("[1, inf)")] = 10,
     tol: Annotated[float, Within("[0, 1e-5]")] = 1e-5,
 ) -> Tensor:
@@ -44,6 +45,7 @@ def karcher(
     Args:
         tensors: ``n`` tensors of one shape, as stored.
         weights: ``n`` numbers of zero or more, whose sum is not zero.
+        measured: Their coefficients, float64; None for the plain mean.
         max_iter: Steps at most. They cost nothing beside reading the tensors, which is done twice.
         tol: A step shorter than this, in radians, is the last.
 
@@ -59,7 +61,9 @@ def karcher(
         1977.
 
     >>> import torch
-    >>> karcher([torch.tensor([25.0, 0.0]), torch.tensor([7.0, 24.0])], [1.0, 1.0]).float()  # as long as both
+    >>> tensors = [torch.tensor([25.0, 0.0]), torch.tensor([7.0, 24.0])]
+    >>> measured = on_sphere(Slices.of(tensors), [1.0, 1.0], max_iter=10, tol=1e-5)
+    >>> karcher(tensors, [1.0, 1.0], measured=measured).float()  # as long as both
     tensor([20., 15.])
     """
-    return mean_on_sphere(tensors, weights, max_iter, tol)
+    return mix_on_sphere(tensors, weights, measured)

@@ -8,7 +8,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from hf_soup.methods import Within, accumulator, cutoff, merge_method
+from hf_soup.methods import Within, merge_method
+from hf_soup.methods._ranks import cutoff
 from hf_soup.methods._spectral import is_matrix, joint_directions
 from hf_soup.methods.linear import shares
 from hf_soup.methods.ties import ties
@@ -65,14 +66,14 @@ def knots(
         directions, so that of 3 LoRAs of rank 8 in 512 rows, 0.2 of what they learned is 0.2 · 24/512 of all.
 
     Args:
-        deltas: ``n`` task vectors of one shape, float32 or float64.
+        deltas: ``n`` task vectors of one shape and dtype, float32 or float64.
         weights: ``n`` numbers of zero or more, whose sum is not zero.
         density: Share of the entries along the directions that is kept of each task vector; 0.2 is the authors' for
             CLIP, 1 for Llama 3.
         scale: :math:`\lambda`; 1 is for where nothing can be tuned.
 
     Returns:
-        The task vector of the mix, float64.
+        The task vector of the mix, in their dtype.
 
     Reference:
         Stoica et al., Model merging with SVD to tie the KnOTS, ICLR 2025, arXiv:2410.19735.
@@ -81,7 +82,7 @@ def knots(
     >>> learned = [torch.tensor([[4.0, 2.0], [4.0, 2.0]]), torch.tensor([[1.0, -3.0], [1.0, -3.0]])]
     >>> knots(learned, [1.0, 1.0], density=1.0)  # along (1, 1): 4 and 1 agree, -3 beats 2
     tensor([[ 2.5000, -3.0000],
-            [ 2.5000, -3.0000]], dtype=torch.float64)
+            [ 2.5000, -3.0000]])
     """
     if not is_matrix(deltas[0]):
         return _ties(deltas, weights, density, scale)
@@ -90,10 +91,11 @@ def knots(
         (delta, share) for delta, share in zip(deltas, shares(weights), strict=True) if share and delta.detach().any()
     ]
     if not present:
-        return torch.zeros(deltas[0].shape, dtype=accumulator(deltas))
+        return torch.zeros_like(deltas[0])
     changed, factors = [delta for delta, _ in present], [share for _, share in present]
     left = joint_directions(changed, factors)
-    return left @ _ties([_along(left, delta) for delta in changed], factors, density, scale)
+    mixed: Tensor = left @ _ties([_along(left, delta) for delta in changed], factors, density, scale)
+    return mixed.to(deltas[0].dtype)
 
 
 def _along(directions: Tensor, delta: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from hf_soup.methods import accumulator, merge_method
@@ -22,6 +23,29 @@ def shares(weights: Sequence[float]) -> list[float]:
         return [1.0] * len(weights)
     exponent = math.frexp(max(weights))[1]
     return [math.ldexp(weight, -exponent) for weight in weights]
+
+
+def weighted_sum(tensors: Sequence[Tensor], factors: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """The sum of tensors, each times its factor, in order, every product and sum rounded to ``dtype``.
+
+    >>> weighted_sum([torch.tensor([1.0]), torch.tensor([2.0])], [1.0, -1.0], torch.float32)
+    tensor([-1.])
+    """
+    # Starts from the first product, not from zero: 0 + −0 is +0, and a model full of −0 would not give itself back.
+    total = tensors[0].to(dtype, copy=True)
+    if factors[0] != 1.0:
+        total.mul_(factors[0])
+    for tensor, factor in zip(tensors[1:], factors[1:], strict=True):
+        # Not `add_(tensor, alpha=factor)`: whether that fuses product and sum depends on the processor and on the
+        # position in the slice, and so would the bytes.
+        total.add_(tensor if factor == 1.0 else tensor.to(dtype, copy=True).mul_(factor))
+    return total
+
+
+def mean(tensors: Sequence[Tensor], weights: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """Their mean, weighted with numbers of zero or more, as `linear` takes it."""
+    factors = shares(weights)
+    return weighted_sum(tensors, factors, dtype).div_(math.fsum(factors))
 
 
 @merge_method(elementwise=True, neutral={})
@@ -69,14 +93,5 @@ def linear(tensors: Sequence[Tensor], weights: Sequence[float], *, normalize: bo
     >>> linear([torch.tensor([1.0, 2.0]), torch.tensor([2.0, 6.0])], [3.0, 1.0])
     tensor([1.2500, 3.0000], dtype=torch.float64)
     """
-    factors = shares(weights) if normalize else list(weights)
     dtype = accumulator(tensors)
-    # Starts from the first product, not from zero: 0 + −0 is +0, and a model full of −0 would not give itself back.
-    total = tensors[0].to(dtype, copy=True)
-    if factors[0] != 1.0:
-        total.mul_(factors[0])
-    for tensor, factor in zip(tensors[1:], factors[1:], strict=True):
-        # Not `add_(tensor, alpha=factor)`: whether that fuses product and sum depends on the processor and on the
-        # position in the slice, and so would the bytes.
-        total.add_(tensor if factor == 1.0 else tensor.to(dtype, copy=True).mul_(factor))
-    return total.div_(math.fsum(factors)) if normalize else total
+    return mean(tensors, weights, dtype) if normalize else weighted_sum(tensors, weights, dtype)

@@ -7,13 +7,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hf_soup.methods import merge_method
-from hf_soup.methods._span import combination, cosines, products
-from hf_soup.methods.linear import shares
+from hf_soup.methods import Slices, merge_method
+from hf_soup.methods._span import combination, cosines, portions, products
 
 
-@merge_method(elementwise=False, neutral={}, needs_base=True, bound=1e-12, least=2)
-def model_stock(deltas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+def _coefficients(slices: Slices, weights: Sequence[float]) -> Tensor:
+    """What each task vector is multiplied with, ``(n,)`` float64."""
+    parts = portions(slices, weights)
+    pairs = torch.outer(parts, parts).fill_diagonal_(0.0)
+    ratio: Tensor | float = 1.0
+    if pairs.any():
+        there, between = cosines(products(slices, dtype=None))
+        cosine = (pairs[there][:, there] * between).sum() / pairs.sum()
+        count = parts.sum() ** 2 / (parts**2).sum()
+        ratio = (count * cosine / (1 + (count - 1) * cosine)).clamp(max=1) if cosine > 0 else 0.0
+    return parts * (ratio / parts.sum())
+
+
+@merge_method(elementwise=True, neutral={}, needs_base=True, bound=1e-6, least=2, measure=_coefficients)
+def model_stock(deltas: Sequence[Tensor], weights: Sequence[float], *, measured: Tensor) -> Tensor:
     r"""Go from the ancestor towards the mean as far as the task vectors' angle says.
 
     With :math:`\cos\phi` the mean cosine between two task vectors, tensor by tensor,
@@ -39,25 +51,19 @@ def model_stock(deltas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         For models of different tasks: their task vectors have little in common, and little would be left of them.
 
     Args:
-        deltas: ``n`` task vectors of one shape, in the accumulator's dtype.
+        deltas: ``n`` task vectors of one shape and dtype, float32 or float64.
         weights: ``n`` numbers of zero or more, whose sum is not zero.
+        measured: What each is multiplied with, :math:`t` times its share, float64.
 
     Returns:
-        The task vector of the mix.
+        The task vector of the mix, in their dtype.
 
     Reference:
         Jang et al., Model Stock: All we need is just a few fine-tuned models, ECCV 2024, arXiv:2403.19522.
 
     >>> import torch
-    >>> model_stock([torch.tensor([5.0, 0.0]), torch.tensor([3.0, 4.0])], [1.0, 1.0])  # 3/4 of the mean
-    tensor([3.0000, 1.5000], dtype=torch.float64)
+    >>> deltas, weights = [torch.tensor([5.0, 0.0]), torch.tensor([3.0, 4.0])], [1.0, 1.0]
+    >>> model_stock(deltas, weights, measured=_coefficients(Slices.of(deltas), weights))  # 3/4 of the mean
+    tensor([3.0000, 1.5000])
     """
-    parts = torch.tensor([share for share, _ in zip(shares(weights), deltas, strict=True)], dtype=torch.float64)
-    pairs = torch.outer(parts, parts).fill_diagonal_(0.0)
-    ratio: Tensor | float = 1.0
-    if pairs.any():
-        there, between = cosines(products(deltas))
-        cosine = (pairs[there][:, there] * between).sum() / pairs.sum()
-        count = parts.sum() ** 2 / (parts**2).sum()
-        ratio = (count * cosine / (1 + (count - 1) * cosine)).clamp(max=1) if cosine > 0 else 0.0
-    return combination(deltas, parts * (ratio / parts.sum()))
+    return combination(deltas, measured, deltas[0].dtype)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from hf_soup.methods import merge_method
-from hf_soup.methods._sphere import mean_on_sphere
+from hf_soup.methods._sphere import mix_on_sphere, on_sphere
 
 
-@merge_method(elementwise=False, neutral={}, bound=1e-12)
-def multislerp(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+@merge_method(elementwise=True, neutral={}, bound=1e-12, measure=on_sphere)
+def multislerp(tensors: Sequence[Tensor], weights: Sequence[float], *, measured: Tensor | None) -> Tensor:
     r"""Average the directions on the sphere in one step, and the lengths.
 
     Each tensor is one vector. With :math:`u_i = \theta_i/\lVert\theta_i\rVert`, weights that sum to one, and
@@ -39,6 +39,7 @@ def multislerp(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     Args:
         tensors: ``n`` tensors of one shape, as stored.
         weights: ``n`` numbers of zero or more, whose sum is not zero.
+        measured: Their coefficients, float64; None for the plain mean.
 
     Returns:
         The same shape, float32 where all tensors have 16 bits, else float64.
@@ -52,7 +53,8 @@ def multislerp(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         Riemannian center of mass and mollifier smoothing, Communications on Pure and Applied Mathematics 30, 1977.
 
     >>> import torch
-    >>> multislerp([torch.tensor([125.0, 0.0]), torch.tensor([-44.0, 117.0])], [2.0, 1.0]).float()  # a third of the way
+    >>> tensors, weights = [torch.tensor([125.0, 0.0]), torch.tensor([-44.0, 117.0])], [2.0, 1.0]
+    >>> multislerp(tensors, weights, measured=on_sphere(Slices.of(tensors), weights)).float()  # a third of the way
     tensor([100.,  75.])
     """
-    return mean_on_sphere(tensors, weights, steps=1, tol=0.0)
+    return mix_on_sphere(tensors, weights, measured)

@@ -9,19 +9,45 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from hf_soup.methods import BLOCK, Within, accumulator, cutoff, merge_method
+from hf_soup.methods import Slices, Within, merge_method
+from hf_soup.methods._ranks import count_kept, ranked, sampled
 from hf_soup.methods._signs import agreeing_mean
-from hf_soup.methods.linear import shares
-
-#: Blocks whose energies are added up together, as many small sums would cost more than the squares.
-_BLOCKS = 4
+from hf_soup.methods.linear import shares, weighted_sum
 
 
-@merge_method(elementwise=False, neutral={"select_topk": 1.0}, needs_base=True)
+def _measure(slices: Slices, weights: Sequence[float], *, select_topk: float) -> tuple[float, list[Tensor]]:
+    """The least standard deviation that is selected, as a float32, and :math:`w_ie_i` over the largest of them."""
+    factors, size, least = shares(weights), slices.size, 0.0
+    if select_topk < 1.0 and size:
+
+        def spread(begin: int, end: int) -> list[Tensor]:
+            return [_spread(slices.read(begin, end), factors)]
+
+        spreads = Slices(spread, 1, size)
+        ((least,),) = ranked(spreads, [count_kept(size, select_topk)], size, sampled(spreads))
+    energies = [torch.zeros((), dtype=torch.float64) for _ in factors]
+    for tensors in slices:
+        kept = _selected(tensors, factors, least)
+        for place, (tensor, share) in enumerate(zip(kept, factors, strict=True)):
+            energies[place] = energies[place] + _sum(tensor.double().square()) * share
+    most = max(float(energy.detach()) for energy in energies)
+    return least, [energy / (most or 1.0) for energy in energies]
+
+
+def _selected(tensors: Sequence[Tensor], factors: Sequence[float], least: float) -> list[Tensor]:
+    """The entries whose standard deviation is large enough, and zero in the place of others; new tensors."""
+    if not least > 0.0:
+        return [tensor.clone() for tensor in tensors]
+    mask = _spread(tensors, factors).ge(least).to(tensors[0].dtype)
+    return [tensor * mask for tensor in tensors]
+
+
+@merge_method(elementwise=True, neutral={"select_topk": 1.0}, needs_base=True, measure=_measure)
 def sce(
     deltas: Sequence[Tensor],
     weights: Sequence[float],
     *,
+    measured: tuple[float, Sequence[Tensor]],
     select_topk: Annotated[float, Within("(0, 1]")] = 1.0,
 ) -> Tensor:
     r"""Take the entries that differ most, weigh by what is left, drop minority signs.
@@ -47,74 +73,47 @@ def sce(
         Where one diverged, or was trained much longer than the others: it takes over.
 
     Args:
-        deltas: ``n`` task vectors of one shape, float32 or float64. Standard deviations are compared as float32.
+        deltas: ``n`` task vectors of one shape and dtype, float32 or float64. Standard deviations are compared as
+            float32.
         weights: ``n`` numbers of zero or more, whose sum is not zero.
+        measured: The least standard deviation selected, as a float32, and the :math:`w_ie_i` over the largest of them.
         select_topk: Share of the entries selected; 1 selects all.
 
     Returns:
-        The task vector of the mix, float64.
+        The task vector of the mix, in their dtype.
 
     Reference:
         Wan et al., FuseChat, 2024, arXiv:2408.07990.
 
     >>> import torch
-    >>> sce([torch.tensor([3.0, 0.0, -1.0]), torch.tensor([1.0, 1.0, 1.0])], [1.0, 1.0])  # weights are 10 and 3
-    tensor([2.5385, 1.0000, 0.0000], dtype=torch.float64)
+    >>> deltas, weights = [torch.tensor([3.0, 0.0, -1.0]), torch.tensor([1.0, 1.0, 1.0])], [1.0, 1.0]
+    >>> sce(deltas, weights, measured=_measure(Slices.of(deltas), weights, select_topk=1.0))  # weights are 10 and 3
+    tensor([2.5385, 1.0000, 0.0000])
     """
-    wide, factors = accumulator(deltas), shares(weights)
-    size = deltas[0].numel()
-    if not size:
-        return torch.zeros(deltas[0].shape, dtype=wide, device=deltas[0].device)
+    factors = shares(weights)
+    least, energies = measured
     flat = [delta.reshape(-1) for delta in deltas]
-    power = 1.0
-    if select_topk < 1.0 or deltas[0].dtype != torch.float32:  # whose squares are all within float64
-        # Scaled by a power of two, which rounds nothing, so that no square over- or underflows that would count.
-        largest = max(float(end.abs()) for delta in flat for end in torch.aminmax(delta.detach()))
-        power = math.ldexp(1.0, -max(math.frexp(largest)[1], -1000))
-    blocks = [slice(start, start + BLOCK) for start in range(0, size, BLOCK)]
-    mask: Tensor | None = None
-    if select_topk < 1.0:
-        spread = torch.cat([_spread([each[block] for each in flat], factors, power, wide) for block in blocks])
-        mask = spread.ge_(cutoff(spread, select_topk))
-
-    def trim(place: int, block: slice) -> Tensor:
-        part = flat[place][block]
-        return part.to(wide, copy=True) if mask is None else part.to(wide) * mask[block].to(wide)
-
-    energies = []
-    for place, share in enumerate(factors):
-        parts = []
-        for start in range(0, size, _BLOCKS * BLOCK):
-            part = trim(place, slice(start, start + _BLOCKS * BLOCK))
-            squares = (part if power == 1.0 else part.mul_(power)).square()
-            full = len(squares) // BLOCK * BLOCK
-            pieces = (squares[:full].view(-1, BLOCK), squares[full:].view(1, -1))
-            parts += [_sums(piece) for piece in pieces if piece.numel()]
-        energies.append(_sums(torch.cat(parts)) * share)
-    most = max(float(energy.detach()) for energy in energies)
-    return agreeing_mean(deltas, factors, trim, [energy / (most or 1.0) for energy in energies])
+    kept = _selected(flat, factors, least)
+    return agreeing_mean(deltas, factors, lambda place, block: kept[place][block], energies)
 
 
-def _spread(parts: Sequence[Tensor], weights: Sequence[float], power: float, wide: torch.dtype) -> Tensor:
+def _spread(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """The standard deviation over the ingredients, up to a factor, as float32."""
-    scaled = [part.detach().to(wide) * power for part in parts]
-    mean, squares = torch.zeros_like(scaled[0]), torch.zeros_like(scaled[0])
-    for each, weight in zip(scaled, weights, strict=True):
-        mean.add_(each * weight)
-    mean.div_(math.fsum(weights))
-    for each, weight in zip(scaled, weights, strict=True):
-        squares.add_(each.sub_(mean).square_().mul_(weight))
+    wide = [part.detach().double() for part in parts]
+    mean = weighted_sum(wide, weights, torch.float64).div_(math.fsum(weights))
+    squares = torch.zeros_like(mean)
+    for each, weight in zip(wide, weights, strict=True):
+        squares.add_((each - mean).square_().mul_(weight))
     return squares.sqrt_().float()
 
 
-def _sums(values: Tensor) -> Tensor:
-    """The sums over the last dimension, in an order that is the same for any machine and number of threads, as
-    `torch.sum`'s is not.
+def _sum(values: Tensor) -> Tensor:
+    """The sum, in an order that is the same for any machine and number of threads, as `torch.sum`'s is not.
 
     They are added up in the memory of the values.
     """
-    while (size := values.shape[-1]) > 1:
+    while (size := len(values)) > 1:
         half = (size + 1) // 2
-        values[..., : size - half].add_(values[..., half:])
-        values = values[..., :half]
-    return values[..., 0].clone()  # a view would hold the memory of all of them
+        values[: size - half].add_(values[half:])
+        values = values[:half]
+    return values.sum()

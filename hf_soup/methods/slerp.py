@@ -8,15 +8,45 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from hf_soup.methods import Within, merge_method
+from hf_soup.methods import Slices, Within, accumulator, merge_method
 from hf_soup.methods._span import combination, cosines, products
 from hf_soup.methods._sphere import OPPOSITE
 from hf_soup.methods.linear import linear, shares
 
 
-@merge_method(elementwise=False, neutral={}, bound=1e-12, least=2, most=2, ordered=True)
+def _ends(weights: Sequence[float], t: float) -> list[float]:
+    """What the linear mean multiplies with."""
+    first, second = shares(weights)
+    return [(1 - t) * first, t * second]
+
+
+def _coefficients(slices: Slices, weights: Sequence[float], *, t: float) -> Tensor | None:
+    """What the two tensors are multiplied with; None for the linear mean."""
+    ends = _ends(weights, t)
+    if not any(ends):
+        raise ValueError(f"slerp at t={t:g} is a model of weight zero alone. Take its weight or `t` away from zero.")
+    if slices.size <= 1:
+        return None
+    there, between = cosines(products(slices))
+    if not there.all() or between[0, 1] > -OPPOSITE:
+        return None
+    cosine = between[0, 1]
+    if cosine < OPPOSITE:
+        raise ValueError(
+            f"slerp at t={t:g} has no way between tensors that point in opposite directions, with a cosine of "
+            f"{cosine.item():.4f}. Override the method with `linear` there."
+        )
+    angle, share = cosine.acos(), ends[1] / sum(ends)
+    return torch.stack([((1 - share) * angle).sin(), (share * angle).sin()]) / angle.sin()
+
+
+@merge_method(elementwise=True, neutral={}, bound=1e-12, least=2, most=2, ordered=True, measure=_coefficients)
 def slerp(
-    tensors: Sequence[Tensor], weights: Sequence[float], *, t: Annotated[float, Within("[0, 1]")] = 0.5
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    *,
+    measured: Tensor | None,
+    t: Annotated[float, Within("[0, 1]")] = 0.5,
 ) -> Tensor:
     r"""Interpolate between two models at a constant angular speed.
 
@@ -43,6 +73,7 @@ def slerp(
     Args:
         tensors: 2 tensors of one shape, as stored.
         weights: 2 numbers of zero or more, whose sum is not zero.
+        measured: The coefficients of the two, float64; None for the linear mean.
         t: 0 is the first model, 1 the second.
 
     Returns:
@@ -56,23 +87,11 @@ def slerp(
         Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985, doi:10.1145/325334.325242.
 
     >>> import torch
-    >>> slerp([torch.tensor([25.0, 0.0]), torch.tensor([7.0, 24.0])], [1.0, 1.0]).float()  # as long as both
+    >>> tensors = [torch.tensor([25.0, 0.0]), torch.tensor([7.0, 24.0])]
+    >>> measured = _coefficients(Slices.of(tensors), [1.0, 1.0], t=0.5)
+    >>> slerp(tensors, [1.0, 1.0], measured=measured).float()  # as long as both
     tensor([20., 15.])
     """
-    first, second = shares(weights)
-    ends = [(1 - t) * first, t * second]
-    if not any(ends):
-        raise ValueError(f"slerp at t={t:g} is a model of weight zero alone. Take its weight or `t` away from zero.")
-    if tensors[0].numel() <= 1:
-        return linear(tensors, ends)
-    there, between = cosines(products(tensors))
-    if not there.all() or between[0, 1] > -OPPOSITE:
-        return linear(tensors, ends)
-    cosine = between[0, 1]
-    if cosine < OPPOSITE:
-        raise ValueError(
-            f"slerp at t={t:g} has no way between tensors of shape {tuple(tensors[0].shape)}: they point in opposite "
-            f"directions, with a cosine of {cosine.item():.4f}. Override the method with `linear` there."
-        )
-    angle, share = cosine.acos(), ends[1] / sum(ends)
-    return combination(tensors, torch.stack([((1 - share) * angle).sin(), (share * angle).sin()]) / angle.sin())
+    if measured is None:
+        return linear(tensors, _ends(weights, t))
+    return combination(tensors, measured, accumulator(tensors))

@@ -8,7 +8,7 @@ from typing import Annotated
 from torch import Tensor
 
 from hf_soup.methods import Within, merge_method
-from hf_soup.methods.linear import linear
+from hf_soup.methods.linear import weighted_sum
 
 
 @merge_method(elementwise=True, neutral={"scale": lambda total: 1 / total}, needs_base=True, sums=True)
@@ -33,18 +33,18 @@ def task_arithmetic(
         `linear` is.
 
     Args:
-        deltas: ``n`` task vectors of one shape, in the accumulator's dtype.
+        deltas: ``n`` task vectors of one shape and dtype, float32 or float64.
         weights: ``n`` numbers.
         scale: :math:`\lambda`; the paper tunes it on held-out data, which a list of values does here.
 
     Returns:
-        The task vector of the mix.
+        The task vector of the mix, in their dtype.
 
     Reference:
         Ilharco et al., Editing models with task arithmetic, ICLR 2023, arXiv:2212.04089.
 
     >>> import torch
     >>> task_arithmetic([torch.tensor([1.0]), torch.tensor([2.0])], [1.0, -1.0], scale=0.5)
-    tensor([-0.5000], dtype=torch.float64)
+    tensor([-0.5000])
     """
-    return linear(deltas, weights, normalize=False).mul_(scale)
+    return weighted_sum(deltas, weights, deltas[0].dtype).mul_(scale)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from torch import Tensor
 
-from hf_soup.methods import Within, accumulator, merge_method
+from hf_soup.methods import Within, merge_method
 from hf_soup.methods._signs import agreeing_mean, within
 from hf_soup.methods.linear import shares
 
@@ -42,7 +42,7 @@ def ties(
         and simpler. On mixed language models TIES costs a few points (arXiv:2511.21437).
 
     Args:
-        deltas: ``n`` task vectors of one shape, float32 or float64.
+        deltas: ``n`` task vectors of one shape and dtype, float32 or float64.
         weights: ``n`` numbers of zero or more, whose sum is not zero.
         cutoffs: For each task vector the least magnitude that is kept, as a float32; the magnitudes are compared as
             float32 too, and equal ones are all kept.
@@ -52,7 +52,7 @@ def ties(
             cutoffs are; here nothing looks at them.
 
     Returns:
-        The task vector of the mix, float64.
+        The task vector of the mix, in their dtype.
 
     Reference:
         Yadav et al., TIES-Merging, NeurIPS 2023, arXiv:2306.01708.
@@ -60,12 +60,11 @@ def ties(
     >>> import torch
     >>> learned = [torch.tensor([4.0, 1.0, 0.5]), torch.tensor([-2.0, 3.0, 0.1])]
     >>> ties(learned, [1.0, 1.0], cutoffs=[1.0, 2.0], density=2 / 3)  # 4 beats -2; 1 and 3 agree; the rest is small
-    tensor([4., 2., 0.], dtype=torch.float64)
+    tensor([4., 2., 0.])
     """
-    wide = accumulator(deltas)
     flat = [delta.reshape(-1) for delta in deltas]
 
     def trim(place: int, block: slice) -> Tensor:
-        return within(flat[place][block], cutoffs[place]).to(wide)
+        return within(flat[place][block], cutoffs[place])
 
     return agreeing_mean(deltas, shares(weights), trim).mul_(scale)

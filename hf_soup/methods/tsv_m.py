@@ -9,9 +9,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from hf_soup.methods import Within, accumulator, merge_method
+from hf_soup.methods import Within, merge_method
 from hf_soup.methods._spectral import inverse_root, is_matrix, singular
-from hf_soup.methods.linear import linear, shares
+from hf_soup.methods.linear import mean, shares
 
 
 @merge_method(elementwise=False, neutral=None, needs_base=True, bound=1e-4)
@@ -51,12 +51,12 @@ def tsv_m(
         large as the smaller side, so tens of seconds for a large matrix.
 
     Args:
-        deltas: ``n`` task vectors of one shape, in the accumulator's dtype.
+        deltas: ``n`` task vectors of one shape and dtype, float32 or float64.
         weights: ``n`` numbers of zero or more, whose sum is not zero.
         scale: :math:`\lambda`, 1 in the paper.
 
     Returns:
-        The task vector of the mix.
+        The task vector of the mix, in their dtype.
 
     Reference:
         Gargiulo et al., Task Singular Vectors: Reducing task interference in model merging, CVPR 2025,
@@ -65,12 +65,12 @@ def tsv_m(
     >>> import torch
     >>> tsv_m([torch.diag(torch.tensor([3.0, 1.0])), torch.diag(torch.tensor([1.0, 2.0]))], [1.0, 1.0])
     tensor([[3., 0.],
-            [0., 2.]], dtype=torch.float64)
+            [0., 2.]])
     """
     present = [(delta, share) for delta, share in zip(deltas, shares(weights), strict=True) if share]
     count, total = len(present), math.fsum(share for _, share in present)
     if count == 1 or not is_matrix(deltas[0]):
-        return linear(deltas, weights).mul_(scale)
+        return mean(deltas, weights, deltas[0].dtype).mul_(scale)
     most = max(1, min(deltas[0].shape) // count)
     lefts, values, rights = [], [], []
     for delta, share in present:
@@ -81,4 +81,4 @@ def tsv_m(
         rights.append(right)
     left, right = torch.cat(lefts, dim=1), torch.cat(rights, dim=1)
     core = inverse_root(left.mT @ left) * torch.cat(values) @ inverse_root(right.mT @ right)
-    return (left @ (core * scale) @ right.mT).to(accumulator(deltas))
+    return (left @ (core * scale) @ right.mT).to(deltas[0].dtype)

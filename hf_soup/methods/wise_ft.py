@@ -8,7 +8,7 @@ from typing import Annotated
 from torch import Tensor
 
 from hf_soup.methods import Within, merge_method
-from hf_soup.methods.linear import linear
+from hf_soup.methods.linear import mean
 
 
 @merge_method(elementwise=True, neutral={"alpha": 1.0}, needs_base=True)
@@ -33,18 +33,18 @@ def wise_ft(
         Where nothing counts but data like those of the fine-tuning: there is little to win back.
 
     Args:
-        deltas: ``n`` task vectors of one shape, in the accumulator's dtype.
+        deltas: ``n`` task vectors of one shape and dtype, float32 or float64.
         weights: ``n`` numbers of zero or more, whose sum is not zero.
         alpha: 0 is the ancestor, 1 the soup.
 
     Returns:
-        The task vector of the mix.
+        The task vector of the mix, in their dtype.
 
     Reference:
         Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022, arXiv:2109.01903.
 
     >>> import torch
     >>> wise_ft([torch.tensor([1.0, 2.0])], [1.0], alpha=0.25)
-    tensor([0.2500, 0.5000], dtype=torch.float64)
+    tensor([0.2500, 0.5000])
     """
-    return linear(deltas, weights).mul_(alpha)
+    return mean(deltas, weights, deltas[0].dtype).mul_(alpha)

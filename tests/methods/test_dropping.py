@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -12,17 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hf_soup import methods
-from hf_soup.methods import (
-    METHODS,
-    _signs,
-    breadcrumbs,
-    count_kept,
-    cutoff,
-    della,
-    magnitude_bits,
-    nth_largest,
-    sce,
-)  # fmt: skip
+from hf_soup.methods import METHODS, Slices, _ranks, _signs, della, sce
+from hf_soup.methods._ranks import count_kept, cutoff, ranked
 
 steady = settings(deadline=None, derandomize=True, max_examples=200)
 #: Few values, so that magnitudes repeat, votes are drawn and zeros are common.
@@ -52,6 +45,15 @@ def near(found: Tensor, expected: Sequence[float]) -> None:
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12)
 
 
+def mix(name: str, deltas: Sequence[Tensor], weights: Sequence[float], **parameters: Any) -> Tensor:
+    """By a method that measures task vectors first, if it does."""
+    method, hand = METHODS[name], {}
+    if method.measure:
+        asked = {key: value for key, value in parameters.items() if key in method.parameters}
+        hand["measured"] = method.measure(Slices.of(deltas), weights, **{**method.parameters, **asked})
+    return method.function(deltas, weights, **hand, **parameters)
+
+
 @steady
 @given(rows=several, drawn=shares, density=st.sampled_from([0.1, 0.25, 0.5, 0.9, 1.0]))
 def test_ties_is_what_a_loop_finds(rows: list[list[float]], drawn: list[float], density: float) -> None:
@@ -60,7 +62,7 @@ def test_ties_is_what_a_loop_finds(rows: list[list[float]], drawn: list[float], 
     for row in rows:
         least = sorted(map(abs, row), reverse=True)[count_kept(len(row), density) - 1]
         kept.append([value if abs(value) >= least else 0.0 for value in row])
-    deltas = [torch.tensor(row) for row in rows]
+    deltas = [torch.tensor(row).double() for row in rows]
     cutoffs = [cutoff(delta, density) for delta in deltas]
     found = METHODS["ties"].function(deltas, weights, cutoffs=cutoffs, density=density)
     near(found, elected(kept, weights, weights))
@@ -82,8 +84,8 @@ def test_breadcrumbs_is_what_a_loop_finds(
         for place, value in enumerate(row):
             if stays[-1] <= abs(value) <= (stays[0] if dropped else math.inf):
                 expected[place] += weight * value
-    deltas = [torch.tensor(row) for row in rows]
-    near(breadcrumbs.breadcrumbs(deltas, weights, density=density, gamma=gamma, scale=1.0), expected)
+    deltas = [torch.tensor(row).double() for row in rows]
+    near(mix("breadcrumbs", deltas, weights, density=density, gamma=gamma, scale=1.0), expected)
 
 
 @steady
@@ -100,7 +102,8 @@ def test_sce_is_what_a_loop_finds(rows: list[list[float]], drawn: list[float], t
         return  # equal but for rounding, here or there
     kept = [[v if s >= least else 0.0 for v, s in zip(row, spread, strict=True)] for row in rows]
     energies = [w * math.fsum(v * v for v in row) for w, row in zip(weights, kept, strict=True)]
-    near(sce.sce([torch.tensor(row) for row in rows], weights, select_topk=topk), elected(kept, weights, energies))
+    deltas = [torch.tensor(row).double() for row in rows]
+    near(mix("sce", deltas, weights, select_topk=topk), elected(kept, weights, energies))
 
 
 @pytest.mark.parametrize("name", ["dare_linear", "dare_ties", "della"])
@@ -145,9 +148,9 @@ def test_della_takes_what_are(density: float, epsilon: float) -> None:
 
 def test_breadcrumbs_refuses_to_keep_and_drop_more_than_everything() -> None:
     with pytest.raises(ValueError, match=r"`density` 0\.9 and `gamma` 0\.2 are 1\.1 .* at most 0\.1, .* at most 0\.8"):
-        breadcrumbs.breadcrumbs([torch.ones(3)], [1.0], density=0.9, gamma=0.2)
+        mix("breadcrumbs", [torch.ones(3)], [1.0], density=0.9, gamma=0.2)
     for density, gamma in ((0.9, 0.1), (0.7, 0.3), (0.99, 0.01)):
-        breadcrumbs.breadcrumbs([torch.ones(3)], [1.0], density=density, gamma=gamma)
+        mix("breadcrumbs", [torch.ones(3)], [1.0], density=density, gamma=gamma)
 
 
 @pytest.mark.parametrize("name", ["ties", "dare_ties", "breadcrumbs", "della", "sce"])
@@ -156,20 +159,24 @@ def test_the_size_of_blocks_does_not_show(name: str, monkeypatch: pytest.MonkeyP
     deltas = [torch.randn((7, 11), generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
     drawn = [torch.rand((7, 11), generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
     hand = {"random": drawn, "cutoffs": [cutoff(delta, 0.2) for delta in deltas]}
-    asked = {key: hand[key] for key in method.given}
-    whole = method.function(deltas, [1.0, 0.3, 2.0], **asked)
-    for module in (_signs, breadcrumbs, sce):
-        monkeypatch.setattr(module, "BLOCK", 5)
+    asked = {key: hand[key] for key in method.given if key in hand}
+    whole = mix(name, deltas, [1.0, 0.3, 2.0], **asked)
+    monkeypatch.setattr(_signs, "BLOCK", 5)
+    monkeypatch.setattr(methods, "SLICE", 9)
     monkeypatch.setattr(della, "_ROWS", 22)
-    found = method.function(deltas, [1.0, 0.3, 2.0], **asked)
-    if name == "sce":  # whose energies are added up by block
-        torch.testing.assert_close(found, whole, rtol=1e-14, atol=0)
+    found = mix(name, deltas, [1.0, 0.3, 2.0], **asked)
+    if name == "sce":  # whose energies are added up by slice
+        torch.testing.assert_close(found, whole, rtol=1e-6, atol=0)
     else:
         assert torch.equal(found, whole)
 
 
-def test_sums_of_blocks_do_not_hold_the_blocks() -> None:
-    assert sce._sums(torch.ones(3, 1000, dtype=torch.float64)).untyped_storage().nbytes() == 3 * 8
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 1000, 1031])
+def test_sums_in_halves_lose_nothing(size: int) -> None:
+    values = torch.arange(float(size)).double()
+    found = sce._sum(values.clone())
+    assert found == values.sum()
+    assert found.untyped_storage().nbytes() == 8, "the values are not held"
 
 
 @steady
@@ -209,31 +216,65 @@ def test_the_cutoff_of_a_long_tensor(kind: str) -> None:
         assert cutoff(values, density) == ranked[count_kept(len(values), density) - 1]
 
 
+class Passes(list[list[Tensor]]):
+    """Parts of a tensor, and how often they were gone through."""
+
+    passes = 0
+
+    def __getitem__(self, place: Any) -> Any:
+        self.passes += place == 0
+        return super().__getitem__(place)
+
+
+#: Continuous values, and such as differences of 16-bit numbers are: zeros, and few others, each many times.
+KINDS = {
+    "spread": lambda drawn: drawn,
+    "lumps": lambda drawn: (8 * drawn).round() / 8,
+    "zeros": lambda drawn: drawn * (drawn.abs() > 1),
+}
+
+
 @pytest.mark.parametrize(("held", "bins"), [(1 << 21, 20), (100, 20), (100, 4)], ids=["kept", "counted", "narrowed"])
 @pytest.mark.parametrize("misled", [False, True])
-def test_the_nth_largest_is_exact_whatever_the_sample(
-    held: int, bins: int, misled: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", KINDS)
+def test_magnitudes_of_a_rank_are_exact_whatever_the_sample(
+    kind: str, held: int, bins: int, misled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(methods, "_HELD", held)
-    monkeypatch.setattr(methods, "_BINS", bins)
-    values = torch.randn(60_000, generator=torch.Generator().manual_seed(1))
-    bits, passes = magnitude_bits(values), list[int]()
-
-    def parts() -> list[Tensor]:
-        passes.append(1)
-        return [bits[start : start + 7_000] for start in range(0, len(bits), 7_000)]
-
-    sample = magnitude_bits(torch.full((50,), 9.0)) if misled else bits[::7]
-    ranked = values.abs().sort(descending=True).values
-    for wanted in (1, 2, 600, 12_000, 59_999, 60_000):
-        passes.clear()
-        assert nth_largest(parts, [wanted], sample, len(bits)) == [ranked[wanted - 1]]
+    monkeypatch.setattr(_ranks, "_HELD", held)
+    monkeypatch.setattr(_ranks, "_BINS", bins)
+    values = KINDS[kind](torch.randn(60_000, generator=torch.Generator().manual_seed(1)))
+    parts = Passes([values[start : start + 7_000]] for start in range(0, len(values), 7_000))
+    sample = torch.linspace(9.0, 10.0, 500) if misled else values[::7]
+    sizes = values.abs().sort(descending=True).values
+    for wanted in ([1], [2], [600], [12_000], [30_000], [59_999], [60_000], [54_600, 600]):
+        parts.passes = 0
+        assert ranked(parts, wanted, len(values), [sample]) == [[sizes[rank - 1] for rank in wanted]]
         if not misled and held > 100:
-            assert len(passes) == 1  # which is why it is fast
-    passes.clear()
-    assert nth_largest(parts, [54_600, 600], sample, len(bits)) == [ranked[54_599], ranked[599]]
-    if not misled and held > 100:
-        assert len(passes) == 1  # both together
+            assert parts.passes == 1  # which is why it is fast
+
+
+def test_magnitudes_of_several_tensors_are_found_by_several_threads() -> None:
+    tensors = [torch.randn(40_000, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    parts = [[each[start : start + 999] for each in tensors] for start in range(0, 40_000, 999)]
+    expected = [[each.abs().sort(descending=True).values[rank - 1] for rank in (400, 8_000)] for each in tensors]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            assert ranked(parts, [400, 8_000], 40_000, [each[::9] for each in tensors], pool.map) == expected
+
+
+@pytest.mark.parametrize("uneven", [False, True], ids=["even", "uneven"])
+def test_the_first_bounds_are_as_far_off_as_places_differ(uneven: bool) -> None:
+    """Rows of an embedding differ in size; a sample of a few of them is further off than its number says."""
+    values = torch.randn(256, 8192, generator=torch.Generator().manual_seed(2))
+    values *= torch.linspace(0.2, 2, 256)[:, None] if uneven else 1.0
+    flat = values[torch.randperm(256, generator=torch.Generator().manual_seed(3))].reshape(-1)
+    sample = torch.cat(_ranks.sampled(Slices.of([flat])))
+    assert len(sample) < len(flat) / 20
+    low, high = _ranks._bounds(0.2, _ranks._bits(sample))
+    found = torch.tensor(cutoff(flat, 0.2)).view(torch.int32).item()
+    assert low <= found <= high
+    share = ((flat.abs().view(torch.int32) >= low) & (flat.abs().view(torch.int32) <= high)).float().mean()
+    assert share < (0.3 if uneven else 0.03)
 
 
 def test_the_cutoff_of_what_is_no_number_is_none() -> None:

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hf_soup import merge as engine
+from hf_soup import engine
 from hf_soup import plan as plan_module
 from hf_soup.blend import Blend
 from hf_soup.collected import Collected
@@ -30,7 +30,7 @@ from hf_soup.digests import digest_of
 from hf_soup.errors import MergeError
 from hf_soup.files import in_memory
 from hf_soup.headers import ITEM_BYTES, Rows, TensorInfo, read_header
-from hf_soup.merge import Merged, merge
+from hf_soup.merge import Merged, _share, merge
 from hf_soup.methods import round_into
 from hf_soup.methods.linear import linear
 from hf_soup.plan import BLOCK_BYTES, Plan, make_plan
@@ -265,7 +265,7 @@ def test_a_share_is_every_unit_once(pot: Pot, long: Pot) -> None:
         assert [entry for unit in plan.units for entry in plan.blocks_of(unit)] == list(plan.blocks(0, 0))
         assert all(sum(size for _, _, size in plan.blocks_of(unit)) == unit.size <= BLOCK_BYTES for unit in plan.units)
         for size in (1, 2, 3, 7, 50):
-            shares = [engine._share(plan, set(), World(rank, size)) for rank in range(size)]
+            shares = [_share(plan, set(), World(rank, size)) for rank in range(size)]
             assert [number for share in shares for number in share] == list(range(len(plan.units)))
 
 
@@ -550,7 +550,7 @@ def test_all_threads_together_hold_no_more_than_is_documented(threads: int, n: i
     """Slices, accumulator and output of every thread, down to slices that are too small to be worth it."""
     info = TensorInfo("w", dtype, (1 << 24,), "m", 8, (1 << 24) * ITEM_BYTES[dtype])
     plan = make_plan([str(i) for i in range(n)], [{"w": info}] * n, [1.0] * n)
-    step = engine._Engine(plan, Supply([]), [], threads, Collected(plan), None)._step(plan.runs[0])
+    step = engine.Engine(plan, Supply([]), [], threads, Collected(plan), None)._step(plan.runs[0])
     held = threads * step * (n * ITEM_BYTES[dtype] + ITEM_BYTES[dtype] + (4 if dtype == "BF16" else 8))
     assert held <= 96 << 20 or step == 1 << 13
     assert step <= 1 << 18

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hf_soup import merge as engine
+from hf_soup import engine
 from hf_soup import plan as plan_module
 from hf_soup.blend import Blend
 from hf_soup.chance import uniform
@@ -20,7 +20,8 @@ from hf_soup.combine import combine
 from hf_soup.errors import MergeError, RecipeError
 from hf_soup.headers import Rows, TensorInfo, read_header
 from hf_soup.merge import merge
-from hf_soup.methods import METHODS, Method, Within, cutoff
+from hf_soup.methods import METHODS, Method, Within
+from hf_soup.methods._ranks import cutoff
 from hf_soup.methods.linear import linear
 from hf_soup.mixing import depths, overrides, require_methods
 from hf_soup.plan import BLOCK_BYTES, Plan, make_plan
@@ -68,6 +69,8 @@ OWN = {
 
 #: Registered methods of three models and nothing beside them.
 ALONE = [name for name, method in METHODS.items() if method.most is None and not method.statistics]
+#: Those that look at whole tensors before they get slices.
+MEASURED = [name for name in ALONE if METHODS[name].measure]
 
 
 @pytest.fixture(autouse=True)
@@ -97,8 +100,8 @@ class Shelf:
         save_file(self.models[number], path)
         data = path.read_bytes()
         header = read_header(lambda _, start, stop: data[start:stop], "m", len(data), "m")
-        self.headers[number:] = [{info.name: info for info in header}]
-        self.paths[number:] = [{"m": path}]
+        self.headers[number : number + 1] = [{info.name: info for info in header}]
+        self.paths[number : number + 1] = [{"m": path}]
 
     def plan(self, method: str, weights: Sequence[float] = (0.5, 1.25, 3.0), **options: Any) -> Plan:
         base = METHODS[method].needs_base or any(
@@ -141,7 +144,7 @@ def same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
-@pytest.mark.parametrize("method", OWN)
+@pytest.mark.parametrize("method", [*OWN, *MEASURED])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_files_and_memory_hold_the_same_however_the_work_is_cut(
     tmp_path: Path, method: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
@@ -179,6 +182,24 @@ def test_rows_that_stand_elsewhere_are_put_together(shelf: Shelf) -> None:
     assert same(shelf.blend(plan), written)
     others = linear(tensors[1:], [1.25, 3.0]).float()
     assert torch.equal(written[name][30:], others[30:])
+
+
+@pytest.mark.parametrize("method", MEASURED)
+def test_what_is_measured_is_of_the_rows_in_their_places(tmp_path: Path, method: str) -> None:
+    """And of a tensor that some lack rows of, nothing is measured: it is the mean."""
+    shelf, name = Shelf(tmp_path), "embed.weight"
+    info, rows = shelf.headers[0][name], SHAPES["embed.weight"][0]
+    shelf.headers[0][name] = info.moved([Rows(500, 0, rows - 500), Rows(0, rows - 500, 500)], rows)
+    plan = shelf.plan(method, patched=[name])
+    written = shelf.cook(plan, "moved")
+    assert same(shelf.blend(plan), written)
+    stored = shelf.models[0][name]
+    shelf.models[0][name] = torch.cat([stored[500:], stored[:500]])
+    shelf.add(0)
+    assert same(shelf.cook(shelf.plan(method), "in place"), written)
+    shelf.headers[0][name] = info.moved([Rows(0, 0, 900)], rows)
+    lacking = shelf.cook(shelf.plan(method, patched=[name]), "lacking")[name]
+    assert torch.equal(lacking[900:], linear([model[name][900:] for model in shelf.models[1:3]], [1.25, 3.0]).float())
 
 
 def test_random_numbers_depend_on_seed_tensor_and_ingredient_alone(shelf: Shelf) -> None:

@@ -45,7 +45,7 @@ MAY = {
     "hf_soup.recipe": {"pydantic", "yaml", "hf_soup.errors", "hf_soup.faults", "hf_soup.plain_yaml"},
     "hf_soup.faults": set(),
     "hf_soup.plain_yaml": {"yaml"},
-    "hf_soup.methods": {"torch"},
+    "hf_soup.methods": {"torch", "numpy"},
     "hf_soup.selection": {"torch", "numpy", "hf_soup.errors"},
     "hf_soup.explained": {"pylatexenc", "hf_soup.methods", "hf_soup.selection"},
     "hf_soup.local_hub": {"starlette", "uvicorn", "yaml", "hf_soup.errors", "hf_soup.licenses"},
