@@ -104,9 +104,9 @@ def combine(
 
 def vectors(
     plan: Plan, run: Run, parts: dict[int, Tensor], *, release: bool = False
-) -> tuple[list[Tensor], Tensor | None]:
+) -> tuple[Sequence[Tensor] | Tensor, Tensor | None]:
     """What the method of a run is handed of each ingredient, a tensor as it is stored, or its task vector; and where
-    it is these, the ancestor's tensor. All flat.
+    it is these, which are rows of one tensor, the ancestor's tensor. All flat.
     """
     base = len(plan.sources) - 1 if plan.with_base else None
     own = [source for source in parts if source != base]
@@ -115,7 +115,10 @@ def vectors(
         return [take(source) for source in own], None
     wide = accumulator(list(parts.values()))
     origin = take(base).to(wide)
-    return [task_vector(take(source), origin) for source in own], origin
+    found = origin.new_empty(len(own), len(origin))
+    for row, source in zip(found, own, strict=True):
+        task_vector(take(source), origin, row)
+    return found, origin
 
 
 def measured(plan: Plan, run: Run, slices: Slices, weights: Sequence[float]) -> dict[str, object]:
@@ -151,14 +154,12 @@ def _told(method: str, tensor: str) -> Iterator[None]:
         ) from None
 
 
-def task_vector(tensor: Tensor, origin: Tensor) -> Tensor:
+def task_vector(tensor: Tensor, origin: Tensor, out: Tensor) -> None:
     """A tensor minus the ancestor's, in the latter's dtype, block by block, as a wide copy would not stay in the
     processor's cache.
     """
-    found = torch.empty_like(origin)
-    for block, piece, start in zip(*(torch.split(each, BLOCK) for each in (found, tensor, origin)), strict=True):
+    for block, piece, start in zip(*(torch.split(each, BLOCK) for each in (out, tensor, origin)), strict=True):
         block.copy_(piece).sub_(start)  # a difference of two types takes three times as long
-    return found
 
 
 def not_finite(label: str, tensor: str, value: float, index: int, shape: tuple[int, ...]) -> ValuesError:

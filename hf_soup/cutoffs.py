@@ -89,21 +89,23 @@ class _TaskVectors:
     def __len__(self) -> int:
         return len(self._pieces)
 
-    def __getitem__(self, place: int) -> list[Tensor]:
+    def __getitem__(self, place: int) -> Tensor:
         return self._read(*self._pieces[place])
 
     def sample(self) -> list[Tensor]:
         """Some elements of each."""
         spread = self._pieces[:: max(1, len(self._pieces) // _SPREAD)]
         parts = [self._read(run, piece, min(4096, max(256, _SAMPLE // len(spread)))) for run, piece in spread]
-        return [torch.cat(each) for each in zip(*parts, strict=True)]
+        return list(torch.cat(parts, dim=1))
 
-    def _read(self, run: Run, piece: Piece, most: int = _SLICE) -> list[Tensor]:
+    def _read(self, run: Run, piece: Piece, most: int = _SLICE) -> Tensor:
         count = min(most, piece.end - piece.begin)
         *tensors, origin = [self._reading.read(run, each, piece.offsets[each], count) for each in self._sources]
         wide = origin.to(accumulator([*tensors, origin]))
-        # Infinities that all share have no difference.
-        return [task_vector(tensor, wide).nan_to_num_(nan=0.0) for tensor in tensors]
+        found = wide.new_empty(len(tensors), count)
+        for row, tensor in zip(found, tensors, strict=True):
+            task_vector(tensor, wide, row)
+        return found.nan_to_num_(nan=0.0)  # infinities that all share have no difference
 
 
 def _cutoffs(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -30,8 +31,18 @@ _SLICES_BYTES = 96 << 20
 #: Bytes of whole tensors that all threads of a process hold together, where one of each source is not more by itself.
 _TENSORS_BYTES = 1 << 30
 
-#: What `measured` found, where the method of a run measures.
-Given = Mapping[str, object] | None
+
+@dataclass(frozen=True)
+class _Measured:
+    """What was found of a whole tensor before it is combined slice by slice.
+
+    Args:
+        given: What `measured` found; None where the method does not measure.
+        finite: Whether all numbers were seen to be.
+    """
+
+    given: Mapping[str, object] | None = None
+    finite: bool = False
 
 
 class Engine:
@@ -53,7 +64,7 @@ class Engine:
     def write(self, number: int, buffers: Buffers) -> Finished:
         """Compute a unit and write it."""
         run = self.plan.runs[self.plan.units[number].run]
-        if not self._at_once(run):
+        if not self.at_once(run):
             return self._write(number, run, buffers)
         beside = self.statistics.held_bytes(self.plan.mixing(run), self.plan.tensors[run.first].name)
         need = min(_TENSORS_BYTES, run.elements * self._bytes_each(run) + beside)
@@ -78,13 +89,13 @@ class Engine:
         output = self.outputs[run.file]
         blocks = Blocks([size for _, _, size in plan.blocks_of(unit)])
         differing: set[int] = set()
-        given = self._measured(run, descriptors, buffers)
+        known = self._measured(run, descriptors, buffers)
         for pieces in run.slices(unit.begin, unit.end, self._step(run)):
             begin, end = pieces[0].begin, pieces[-1].end
             read = partial(self._read, run, pieces, descriptors, buffers)
             piece, data = buffers.output((end - begin) * item, run.dtype)
             if run.averaged:
-                self._combine(run, read, begin, piece, given)
+                self._combine(run, read, begin, piece, known)
             else:
                 first, *others = read().values()
                 piece.copy_(first)
@@ -93,10 +104,17 @@ class Engine:
             blocks.update(data)
             write_all(output, data, run.offset + begin * item)
         begin_writing(output, run.offset + unit.begin * item, unit.size)
-        for file, part in zip(files, run.parts, strict=True):
-            if file and part and not run.patched:
-                file.read_up_to(part.offset + unit.end * ITEM_BYTES[part.dtype])
         return Finished(number, blocks.hex(), tuple(sorted(differing)))
+
+    def follow(self, number: int) -> None:
+        """Hash the sources' files up to where a unit, which was written just now, has read them."""
+        unit = self.plan.units[number]
+        run = self.plan.runs[unit.run]
+        for source, part in zip(self.supply.sources, run.parts, strict=True):
+            if part and not run.patched and source[part.file].follow:
+                file = source[part.file]
+                file.open()
+                file.read_up_to(part.offset + unit.end * ITEM_BYTES[part.dtype])
 
     def _read(self, run: Run, pieces: Sequence[Piece], files: Sequence[int], buffers: Buffers) -> dict[int, Tensor]:
         """Pieces of a run, which lie one after the other, from all sources that have them."""
@@ -106,7 +124,7 @@ class Engine:
             part = run.parts[source]
             assert part is not None, "a piece is of those that have it"
             size = ITEM_BYTES[part.dtype]
-            held = Buffers() if self._at_once(run) else buffers  # whole tensors are let go one by one
+            held = Buffers() if self.at_once(run) else buffers  # whole tensors are let go one by one
             parts[source], memory = held.part(source, (end - begin) * size, part.dtype)
             try:
                 for start, stop, offsets in pieces:
@@ -118,7 +136,7 @@ class Engine:
 
     def _step(self, run: Run) -> int:
         """How many elements to combine at once."""
-        if self._at_once(run):
+        if self.at_once(run):
             return run.elements
         return min(SLICE_ELEMENTS, max(1 << 13, _SLICES_BYTES // (self._bytes_each(run) * self.threads)))
 
@@ -149,34 +167,38 @@ class Engine:
                 found.add(number)
         return found
 
-    def _measured(self, run: Run, files: Sequence[int], buffers: Buffers) -> Given:
-        """What the method wants to know of a whole tensor before it is combined slice by slice."""
-        if not run.whole or self._at_once(run):
-            return None
+    def _measured(self, run: Run, files: Sequence[int], buffers: Buffers) -> _Measured:
+        if not run.whole or self.at_once(run):
+            return _Measured()
+        finite = True
 
-        def read(begin: int, end: int) -> list[Tensor]:
+        def read(begin: int, end: int) -> Tensor:
+            nonlocal finite
             parts = self._read(run, list(run.pieces(begin, end)), files, buffers)
             if not _all_fit(parts):
+                finite = False
                 shared = self._shared(run, parts, begin)
                 parts = {source: part.masked_fill(shared, 0.0) for source, part in parts.items()}
-            return vectors(self.plan, run, parts)[0]
+            found, _ = vectors(self.plan, run, parts)
+            return found if isinstance(found, Tensor) else torch.stack(list(found))
 
         count = len(self.plan.sources) - self.plan.with_base
         weights = self.plan.shares(run)[:count]
-        return measured(self.plan, run, Slices(read, count, run.elements), weights)
+        given = measured(self.plan, run, Slices(read, count, run.elements), weights)
+        return _Measured(given, finite)
 
     def _combine(
-        self, run: Run, read: Callable[[], dict[int, Tensor]], begin: int, piece: Tensor, given: Given
+        self, run: Run, read: Callable[[], dict[int, Tensor]], begin: int, piece: Tensor, known: _Measured
     ) -> None:
         parts = read()
         # What is trimmed or decomposed does not show every NaN.
-        hidden = self._hides(run) and not _all_fit(parts)
-        mixed = self._mixed(run, parts, begin, given, release=self._at_once(run))
+        hidden = self._hides(run) and not (known.finite or _all_fit(parts))
+        mixed = self._mixed(run, parts, begin, known, release=self.at_once(run))
         if hidden or not _fits(mixed, piece.dtype):
-            mixed = self._settle(run, read(), begin, piece.dtype, mixed, given)
+            mixed = self._settle(run, read(), begin, piece.dtype, mixed, known)
         round_into(mixed, piece)
 
-    def _at_once(self, run: Run) -> bool:
+    def at_once(self, run: Run) -> bool:
         """Whether the method wants its tensor in one piece."""
         return run.whole and not METHODS[self.plan.mixing(run).method].elementwise
 
@@ -184,11 +206,14 @@ class Engine:
         method = METHODS[self.plan.mixing(run).method]
         return bool(method.given) or not method.elementwise
 
-    def _mixed(self, run: Run, parts: dict[int, Tensor], begin: int, given: Given, *, release: bool = False) -> Tensor:
+    def _mixed(
+        self, run: Run, parts: dict[int, Tensor], begin: int, known: _Measured, *, release: bool = False
+    ) -> Tensor:
         shares, every = dict(enumerate(self.plan.shares(run))), range(len(self.plan.sources))
         return combine(
             self.plan, run, parts, shares,
-            mixed=every, begin=begin, cutoffs=self.cutoffs, statistics=self.statistics, given=given, release=release,
+            mixed=every, begin=begin, cutoffs=self.cutoffs, statistics=self.statistics, given=known.given,
+            release=release,
         )  # fmt: skip
 
     def _shared(self, run: Run, parts: dict[int, Tensor], begin: int) -> Tensor:
@@ -206,18 +231,18 @@ class Engine:
         return shared
 
     def _settle(
-        self, run: Run, parts: dict[int, Tensor], begin: int, dtype: torch.dtype, mixed: Tensor, given: Given
+        self, run: Run, parts: dict[int, Tensor], begin: int, dtype: torch.dtype, mixed: Tensor, known: _Measured
     ) -> Tensor:
         """Tell what is wrong with a slice that holds NaN or Inf, or give the result where nothing is."""
         first, shared = next(iter(parts.values())), self._shared(run, parts, begin)
         if self._hides(run) and shared.any():
             parts = {source: part.masked_fill(shared, 0.0) for source, part in parts.items()}
-            mixed = self._mixed(run, parts, begin, given)
+            mixed = self._mixed(run, parts, begin, known)
         fine = mixed.isfinite() | shared
         if mixed.dtype == torch.float32 and not fine.all():
             # Finite numbers whose sum is too large for float32: those, and no others, are added up in float64, so
             # that no entry's bits depend on the slice that it is in.
-            wide = self._mixed(run, {source: part.double() for source, part in parts.items()}, begin, given)
+            wide = self._mixed(run, {source: part.double() for source, part in parts.items()}, begin, known)
             mixed = torch.where(fine, mixed.double(), wide)
         # Where all have the same infinity it stays, also where a share is so small that their sum is no number.
         mixed = torch.where(shared, first.to(mixed.dtype), mixed)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ from hf_soup.runs import Unit
 from hf_soup.staging import Finished, Staging
 from hf_soup.supply import SourceFile, Supply
 from hf_soup.tensors import keep_freed
+from hf_soup.workers import Write, forked, may_fork
 from hf_soup.world import World
 
 if TYPE_CHECKING:
@@ -109,7 +111,14 @@ def merge(
             collected = stack.enter_context(closing(Collected(plan)))
             engine = Engine(plan, supply, outputs, threads, collected, cutoffs_for(plan, supply, world, threads))
             share = _share(plan, kept, world)
-            _run(engine, share, lambda entries: staging.note(world.rank, entries), threads, shown.update)
+            _run(
+                engine,
+                share,
+                lambda entries: staging.note(world.rank, entries),
+                threads,
+                shown.update,
+                alone=world.size == 1,
+            )
             with ThreadPoolExecutor(threads) as pool:
                 hashes = list(pool.map(SourceFile.finish, mine))
         if world.size > 1:
@@ -170,23 +179,31 @@ def _run(
     note: Callable[[Sequence[Finished]], None],
     threads: int,
     progress: Callable[[int], object],
+    *,
+    alone: bool,
 ) -> None:
-    """Compute units on several threads; when one fails, the others stop after theirs."""
+    """Compute units on several threads, or, where no launcher started others, processes; when one fails, the others
+    stop after theirs.
+    """
     supply, units = engine.supply, engine.plan.units
     numbers = {units[number]: number for number in share}
     written: dict[Unit, Finished] = {}
 
-    def work() -> None:
-        buffers = Buffers()
+    def work(elsewhere: Write | None) -> None:
+        write = elsewhere or partial(engine.write, buffers=Buffers())
         while (unit := supply.take()) is not None:
-            written[unit] = engine.write(numbers[unit], buffers)
+            written[unit] = write(numbers[unit])
+            engine.follow(numbers[unit])
             sure = supply.done(unit)
             note([written.pop(each) for each in sure])
             progress(unit.size)
 
-    supply.begin(engine.plan, [units[number] for number in share])
-    with ThreadPoolExecutor(threads) as pool:
-        futures = [pool.submit(work) for _ in range(threads)]
+    fork = alone and may_fork(engine, sum(units[number].size for number in share), threads)
+    with ExitStack() as stack:
+        elsewhere = stack.enter_context(forked(engine, threads)) if fork else None
+        supply.begin(engine.plan, [units[number] for number in share])
+        pool = stack.enter_context(ThreadPoolExecutor(threads))
+        futures = [pool.submit(work, elsewhere) for _ in range(threads)]
         try:
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             for future in done:

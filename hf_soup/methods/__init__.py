@@ -163,18 +163,20 @@ def merge_method(
 
 
 class Slices:
-    """The same tensor of every ingredient, flat, in slices that are read when they are asked for, again each time.
+    """The same tensor of every ingredient, or its task vectors, in slices that are read when they are asked for, again
+    each time.
 
     Args:
-        read: ``read(begin, end)`` gives these elements of each.
+        read: ``read(begin, end)`` gives these elements of each, ``(n, elements)``.
         count: How many tensors.
         size: How many elements each has.
 
-    >>> [[each.tolist() for each in tensors] for tensors in Slices.of([torch.tensor([[1.0], [2.0]])])]
-    [[[1.0, 2.0]]]
+    >>> list(Slices.of([torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [4.0]])]))
+    [tensor([[1., 2.],
+            [3., 4.]])]
     """
 
-    def __init__(self, read: Callable[[int, int], list[Tensor]], count: int, size: int) -> None:
+    def __init__(self, read: Callable[[int, int], Tensor], count: int, size: int) -> None:
         self.read = read
         self.count = count
         self.size = size
@@ -183,15 +185,15 @@ class Slices:
     def of(cls, tensors: Sequence[Tensor]) -> Slices:
         """Of tensors in memory."""
         flat = [tensor.reshape(-1) for tensor in tensors]
-        return cls(lambda begin, end: [each[begin:end] for each in flat], len(flat), flat[0].numel())
+        return cls(lambda begin, end: torch.stack([each[begin:end] for each in flat]), len(flat), flat[0].numel())
 
     def __len__(self) -> int:
         return (self.size + SLICE - 1) // SLICE
 
-    def __getitem__(self, place: int) -> list[Tensor]:
+    def __getitem__(self, place: int) -> Tensor:
         return self.read(place * SLICE, min(self.size, (place + 1) * SLICE))
 
-    def __iter__(self) -> Iterator[list[Tensor]]:
+    def __iter__(self) -> Iterator[Tensor]:
         return (self[place] for place in range(len(self)))
 
 

@@ -35,7 +35,7 @@ class Parts(Protocol):
     def __len__(self) -> int:
         """How many."""
 
-    def __getitem__(self, place: int, /) -> Sequence[Tensor]:
+    def __getitem__(self, place: int, /) -> Iterable[Tensor]:
         """One of each."""
 
 
@@ -89,8 +89,8 @@ def sampled(slices: Slices) -> list[Tensor]:
     if size <= _FEW:
         return [torch.empty(0)] * slices.count
     places = min(_PLACES, size >> 17)
-    parts = [slices.read(start, start + _EACH) for start in range(0, size - _EACH, size // places)]
-    return [torch.cat(each) for each in zip(*parts, strict=True)]
+    starts = range(0, size - _EACH, size // places)
+    return list(torch.cat([slices.read(start, start + _EACH) for start in starts], dim=1))
 
 
 def cutoff(values: Tensor, density: float) -> float:

@@ -70,21 +70,37 @@ def agreeing_mean(
     """
     out = torch.empty_like(deltas[0], memory_format=torch.contiguous_format)
     flat = out.view(-1)
-    factors = votes if factors is None else factors
     for start in range(0, flat.numel(), BLOCK):
         block = slice(start, start + BLOCK)
-        trimmed = [trim(place, block) for place in range(len(deltas))]
-        vote = torch.zeros_like(trimmed[0])
-        for each, share in zip(trimmed, votes, strict=True):
-            vote.add_(each if share == 1.0 else each * share)
+        parts = [trim(place, block) for place in range(len(deltas))]
+        if factors is None:
+            # What counts in the vote counts in the mean too, and is multiplied once.
+            parts = [_times(each, share) for each, share in zip(parts, votes, strict=True)]
+        vote: Tensor | None = None
+        for each, share in zip(parts, votes, strict=True):
+            vote = _plus(vote, each if factors is None or share == 1.0 else each * share)
+        assert vote is not None
         elected = vote.sign_()
-        mean, total = torch.zeros_like(elected), torch.zeros_like(elected)
-        for each, factor in zip(trimmed, factors, strict=True):
+        mean: Tensor | None = None
+        total: Tensor | None = None
+        for place, share in enumerate(votes):
             # Magnitudes of those that agree. Turned to the elected sign, all others are zero or less.
-            agreed = each.mul_(elected).clamp_(min=0.0)
+            agreed = parts[place].mul_(elected).clamp_(min=0.0)
             counted = agreed.detach().sign()
-            plain = isinstance(factor, float) and factor == 1.0
-            mean.add_(agreed if plain else agreed * factor)
-            total.add_(counted if plain else counted * factor)
-        flat[block] = mean.div_(total.add_(total.detach().clone().eq_(0))).mul_(elected)
+            factor = share if factors is None else factors[place]
+            mean = _plus(mean, agreed if factors is None else _times(agreed, factor))
+            total = _plus(total, _times(counted, factor))
+        assert mean is not None
+        assert total is not None
+        flat[block] = mean.div_(total.add_(total.detach() == 0)).mul_(elected)
     return out
+
+
+def _times(values: Tensor, factor: float | Tensor) -> Tensor:
+    """Their product, in the memory of the values."""
+    return values if isinstance(factor, float) and factor == 1.0 else values.mul_(factor)
+
+
+def _plus(total: Tensor | None, part: Tensor) -> Tensor:
+    """Their sum, in the memory of the total; at first a total of its own."""
+    return part.clone() if total is None else total.add_(part)

@@ -36,16 +36,15 @@ def products(slices: Slices, dtype: torch.dtype | None = torch.float64) -> Tenso
     """
     total = torch.zeros(slices.count, slices.count, dtype=torch.float64)
     for tensors in slices:
-        for parts in zip(*(torch.split(each, _PIECE) for each in tensors), strict=True):
-            size = len(parts[0])
-            piece = parts[0].new_zeros(len(parts), -(-size // _CHUNK) * _CHUNK, dtype=dtype)
-            for row, part in enumerate(parts):
-                piece[row, :size] = part
-            chunks = piece.view(len(parts), -1, _CHUNK).transpose(0, 1)
-            inner = (chunks @ chunks.mT).double()
-            if not inner.isfinite().all():
-                inner = chunks.double() @ chunks.double().mT
-            total = total + inner.sum(0)
+        for stored in torch.split(tensors, _PIECE, dim=1):
+            piece = stored if dtype is None else stored.to(dtype)
+            whole = piece.shape[1] // _CHUNK
+            chunks = piece[:, : whole * _CHUNK].reshape(len(piece), whole, _CHUNK).transpose(0, 1)
+            for parts in (chunks, piece[None, :, whole * _CHUNK :]):
+                inner = (parts @ parts.mT).double()
+                if not inner.isfinite().all():
+                    inner = parts.double() @ parts.double().mT
+                total = total + inner.sum(0)
     return total
 
 

@@ -61,6 +61,7 @@ def karcher(
         1977.
 
     >>> import torch
+    >>> from hf_soup.methods import Slices
     >>> tensors = [torch.tensor([25.0, 0.0]), torch.tensor([7.0, 24.0])]
     >>> measured = on_sphere(Slices.of(tensors), [1.0, 1.0], max_iter=10, tol=1e-5)
     >>> karcher(tensors, [1.0, 1.0], measured=measured).float()  # as long as both

@@ -53,6 +53,7 @@ def multislerp(tensors: Sequence[Tensor], weights: Sequence[float], *, measured:
         Riemannian center of mass and mollifier smoothing, Communications on Pure and Applied Mathematics 30, 1977.
 
     >>> import torch
+    >>> from hf_soup.methods import Slices
     >>> tensors, weights = [torch.tensor([125.0, 0.0]), torch.tensor([-44.0, 117.0])], [2.0, 1.0]
     >>> multislerp(tensors, weights, measured=on_sphere(Slices.of(tensors), weights)).float()  # a third of the way
     tensor([100.,  75.])

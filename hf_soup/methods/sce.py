@@ -20,24 +20,27 @@ def _measure(slices: Slices, weights: Sequence[float], *, select_topk: float) ->
     factors, size, least = shares(weights), slices.size, 0.0
     if select_topk < 1.0 and size:
 
-        def spread(begin: int, end: int) -> list[Tensor]:
-            return [_spread(slices.read(begin, end), factors)]
+        def spread(begin: int, end: int) -> Tensor:
+            return _spread(slices.read(begin, end).unbind(), factors)[None]
 
         spreads = Slices(spread, 1, size)
         ((least,),) = ranked(spreads, [count_kept(size, select_topk)], size, sampled(spreads))
     energies = [torch.zeros((), dtype=torch.float64) for _ in factors]
     for tensors in slices:
-        kept = _selected(tensors, factors, least)
+        kept = _selected(tensors.unbind(), factors, least)
         for place, (tensor, share) in enumerate(zip(kept, factors, strict=True)):
-            energies[place] = energies[place] + _sum(tensor.double().square()) * share
+            energy = _sum(tensor.square())
+            if not energy.isfinite():
+                energy = _sum(tensor.double().square())
+            energies[place] = energies[place] + energy.double() * share
     most = max(float(energy.detach()) for energy in energies)
     return least, [energy / (most or 1.0) for energy in energies]
 
 
-def _selected(tensors: Sequence[Tensor], factors: Sequence[float], least: float) -> list[Tensor]:
-    """The entries whose standard deviation is large enough, and zero in the place of others; new tensors."""
+def _selected(tensors: Sequence[Tensor], factors: Sequence[float], least: float) -> Sequence[Tensor]:
+    """The entries whose standard deviation is large enough, and zero in the place of others."""
     if not least > 0.0:
-        return [tensor.clone() for tensor in tensors]
+        return tensors
     mask = _spread(tensors, factors).ge(least).to(tensors[0].dtype)
     return [tensor * mask for tensor in tensors]
 
@@ -94,7 +97,7 @@ def sce(
     least, energies = measured
     flat = [delta.reshape(-1) for delta in deltas]
     kept = _selected(flat, factors, least)
-    return agreeing_mean(deltas, factors, lambda place, block: kept[place][block], energies)
+    return agreeing_mean(deltas, factors, lambda place, block: kept[place][block].clone(), energies)
 
 
 def _spread(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

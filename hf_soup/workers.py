@@ -1,0 +1,90 @@
+"""Processes that compute units of a merge: threads of one process wait for each other between any two operations."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context
+
+from hf_soup.engine import Engine
+from hf_soup.errors import MergeError
+from hf_soup.reading import Buffers
+from hf_soup.staging import Finished
+
+Write = Callable[[int], Finished]
+
+#: Bytes of output for each process below which it is not worth to have them.
+_WORTH = 32 << 20
+_PR_SET_PDEATHSIG = 1
+
+
+def may_fork(engine: Engine, size: int, count: int) -> bool:
+    """Whether several processes may do the work, and it is worth it.
+
+    They see what this one knew when they began, so files must be here; and they do not wait for each other with tensors
+    that are held whole, of which all together may not take too much memory.
+
+    Args:
+        engine: That computes.
+        size: Bytes of all that it is to compute.
+        count: How many processes there would be.
+    """
+    return (
+        sys.platform == "linux"
+        and count > 1
+        and size >= count * _WORTH
+        and all(file.right and not file.dropped for file in engine.supply.files())
+        and not any(engine.at_once(run) for run in engine.plan.runs)
+    )
+
+
+@contextmanager
+def forked(engine: Engine, count: int) -> Iterator[Write]:
+    """Processes that know what this one knows, and a function that has one of them compute a unit and waits for it."""
+    context, parent = get_context("fork"), os.getpid()
+    with ProcessPoolExecutor(count, context, _begin, (engine, parent)) as pool:
+        gc.freeze()  # or the first collection in each process would copy all pages
+        try:
+            with warnings.catch_warnings():
+                # That others of this process's threads may hold locks: the new ones use none that these might hold.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                pool.submit(os.getpid).result()  # forks them all, here, as they end with the thread that did
+        finally:
+            gc.unfreeze()
+
+        def write(number: int) -> Finished:
+            try:
+                return pool.submit(_write, number).result()
+            except BrokenProcessPool:
+                raise MergeError(
+                    "A process that averages was ended from outside, most likely for want of memory.",
+                    hint="What is finished is kept; run the same command again.",
+                ) from None
+
+        yield write
+
+
+_engine: Engine
+_buffers: Buffers
+
+
+def _begin(engine: Engine, parent: int) -> None:
+    global _engine, _buffers
+    _engine, _buffers = engine, Buffers()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process tells what becomes of the work
+    # What this process holds, as the lock of the output, it must not hold when the first one was killed.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _write(number: int) -> Finished:
+    return _engine.write(number, _buffers)
