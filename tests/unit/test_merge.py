@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hf_soup import engine
+from hf_soup import engine, workers
 from hf_soup import plan as plan_module
 from hf_soup.blend import Blend
 from hf_soup.collected import Collected
@@ -100,9 +100,10 @@ def file_hashes(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(autouse=True, scope="module")
 def small_units() -> Iterator[None]:
-    """A block each, so that small models have many."""
+    """A block each, so that small models have many; done by threads of this process, which tests can look into."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan_module, "UNIT_BYTES", BLOCK_BYTES)
+        patch.setattr(workers, "_WORTH", 1 << 40)
         yield
 
 
