@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
@@ -83,7 +82,6 @@ def run() -> NoReturn:
     # Threads that spin while they wait for each other make learning many times slower where others use the cores too;
     # torch reads this when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    _keep_freed()
     try:
         main()
     except SystemExit as stop:
@@ -97,14 +95,3 @@ def run() -> NoReturn:
             except (OSError, ValueError):
                 code = code or 1
         os._exit(code)
-
-
-def _keep_freed() -> None:
-    """Let the threads share what they free, up to 256 MiB, as new pages for every tensor cost much of a merge's time.
-
-    By itself glibc gives each thread memory in pieces of 64 MiB, which go back to the system as soon as they are empty.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:  # the options are M_ARENA_MAX, M_MMAP_THRESHOLD, at its most, and M_TRIM_THRESHOLD
-        for option, value in ((-3, 32 << 20), (-1, 256 << 20)):
-            mallopt(option, value)

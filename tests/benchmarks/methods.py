@@ -25,6 +25,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -177,7 +178,7 @@ def commands(case: Case, paths: list[Path], folder: Path, dtype: str) -> tuple[l
 
 @dataclass(frozen=True)
 class Took:
-    """What a process took, in seconds and MB."""
+    """What a process and those that it began took, in seconds and MB."""
 
     wall: float
     cpu: float
@@ -190,11 +191,30 @@ def run(command: list[Any], folder: Path) -> Took:
     with (folder / "log").open("ab") as log:
         started = time.perf_counter()
         process = subprocess.Popen([str(word) for word in command], stdout=log, stderr=log, env=env)
+        held, ended = [0], threading.Event()
+        watcher = threading.Thread(target=watch, args=(process.pid, held, ended))
+        watcher.start()
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - started
+        ended.set()
+        watcher.join()
     if status:
         raise SystemExit(f"{command[:4]} failed; see {folder / 'log'}")
-    return Took(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1000)
+    return Took(wall, usage.ru_utime + usage.ru_stime, max(usage.ru_maxrss, *held) / 1000)
+
+
+def watch(process: int, held: list[int], ended: threading.Event) -> None:
+    """Add up, ten times a second, what a process and its children hold in memory, in kB: what they share counts once."""
+    while not ended.wait(0.1):
+        family, total = [process], 0
+        for each in family:
+            try:
+                family += map(int, Path(f"/proc/{each}/task/{each}/children").read_text().split())
+                rollup = Path(f"/proc/{each}/smaps_rollup").read_text()
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it has just ended
+            total += int(rollup.partition("\nPss:")[2].split()[0])
+        held.append(total)
 
 
 def fresh(folder: Path) -> None:
