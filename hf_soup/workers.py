@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing import get_context
 
 from hf_soup.engine import Engine
@@ -47,18 +47,20 @@ def may_fork(engine: Engine, size: int, count: int) -> bool:
 
 
 @contextmanager
-def forked(engine: Engine, count: int) -> Iterator[Write]:
-    """Processes that know what this one knows, and a function that has one of them compute a unit and waits for it."""
-    context, parent = get_context("fork"), os.getpid()
-    with ProcessPoolExecutor(count, context, _begin, (engine, parent)) as pool:
-        gc.freeze()  # or the first collection in each process would copy all pages
+def forked(engine: Engine, count: int) -> Iterator[Write | None]:
+    """Processes that know what this one knows, and a function that has one of them compute a unit and waits for it.
+
+    None where the system lets this one begin no others.
+    """
+    with ExitStack() as stack:
         try:
-            with warnings.catch_warnings():
-                # That others of this process's threads may hold locks: the new ones use none that these might hold.
-                warnings.simplefilter("ignore", DeprecationWarning)
-                pool.submit(os.getpid).result()  # forks them all, here, as they end with the thread that did
-        finally:
-            gc.unfreeze()
+            pool = ProcessPoolExecutor(count, get_context("fork"), _begin, (engine, os.getpid()))
+            stack.enter_context(pool)
+            _fork(pool)
+        except (OSError, NotImplementedError, BrokenProcessPool):
+            # As where there is no shared memory for semaphores, or no more processes may be begun.
+            yield None
+            return
 
         def write(number: int) -> Finished:
             try:
@@ -70,6 +72,18 @@ def forked(engine: Engine, count: int) -> Iterator[Write]:
                 ) from None
 
         yield write
+
+
+def _fork(pool: ProcessPoolExecutor) -> None:
+    """Begin all processes, in this thread, as they end with the one that began them."""
+    gc.freeze()  # or the first collection in each process would copy all pages
+    try:
+        with warnings.catch_warnings():
+            # That others of this process's threads may hold locks: the new ones use none that these might hold.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pool.submit(os.getpid).result()
+    finally:
+        gc.unfreeze()
 
 
 _engine: Engine

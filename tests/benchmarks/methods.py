@@ -204,7 +204,10 @@ def run(command: list[Any], folder: Path) -> Took:
 
 
 def watch(process: int, held: list[int], ended: threading.Event) -> None:
-    """Add up, ten times a second, what a process and its children hold in memory, in kB; what they share counts once."""
+    """Add up, ten times a second, what a process and its children hold in memory, in kB.
+
+    What they share counts once.
+    """
     while not ended.wait(0.1):
         family, total = [process], 0
         for each in family:

@@ -149,6 +149,21 @@ def test_who_does_the_work(pot: Pot, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not may(plan)
 
 
+@pytest.mark.parametrize("refuses", ["multiprocessing.synchronize.SemLock.__init__", "os.fork"])
+def test_threads_do_it_where_there_may_be_no_other_processes(
+    pot: Pot, refuses: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sandboxes have no shared memory for semaphores, and users a limit of processes."""
+    plan = pot.plan("linear")
+    expected = pot.cook(plan, "one", threads=1)
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(refuses, refused)
+    assert pot.cook(plan, "soup", threads=2) == expected
+
+
 def test_an_error_in_a_process_is_that_of_the_merge(pot: Pot, tmp_path: Path) -> None:
     broken = load_file(pot.paths[1]["m"])
     broken["5.weight"][7, 9] = torch.nan
