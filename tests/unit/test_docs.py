@@ -44,7 +44,8 @@ of their own ([selection](selection.md#tensors-combined-in-another-way)).
 
 Here $`\theta_i`$ is a tensor of an ingredient, $`\theta_0`$ of the ancestor, $`\tau_i = \theta_i - \theta_0`$ the task
 vector, $`w_i`$ the weight, $`n`$ the number of ingredients, $`\lambda`$ the parameter `scale`. What is elementwise is
-computed in slices; the other methods hold a whole tensor of every ingredient. Rows that one of them, or the ancestor,
+computed in slices, after a pass over the tensor where it takes an angle, an energy or ranks of it; `della`, `regmean`
+and the methods of singular values hold a whole tensor of every ingredient. Rows that one of them, or the ancestor,
 does not have are the mean over those who do, by any method.
 """
 #: What GitHub's math refuses, or its Markdown would take for its own.
