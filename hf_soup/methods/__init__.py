@@ -36,8 +36,9 @@ Function = Callable[..., Tensor]
 
 #: Elements that are worked on at a time, so that the few tensors in between stay in the processor's cache.
 BLOCK = 1 << 17
-#: Elements of each tensor in a slice that is measured: what is added up slice by slice is the same everywhere.
-SLICE = 1 << 18
+#: Elements of all tensors together in a slice that is measured, and of each at most and at least. They depend on nothing
+#: but the number of ingredients, so that what is added up slice by slice is the same everywhere.
+SLICE, _MOST, _LEAST = 1 << 20, 1 << 18, 1 << 13
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,7 @@ class Slices:
     def __init__(self, read: Callable[[int, int], Tensor], count: int, size: int) -> None:
         self.read = read
         self.count = count
+        self.step = max(_LEAST, min(_MOST, SLICE >> (count - 1).bit_length()))
         self.size = size
 
     @classmethod
@@ -188,10 +190,10 @@ class Slices:
         return cls(lambda begin, end: torch.stack([each[begin:end] for each in flat]), len(flat), flat[0].numel())
 
     def __len__(self) -> int:
-        return (self.size + SLICE - 1) // SLICE
+        return (self.size + self.step - 1) // self.step
 
     def __getitem__(self, place: int) -> Tensor:
-        return self.read(place * SLICE, min(self.size, (place + 1) * SLICE))
+        return self.read(place * self.step, min(self.size, (place + 1) * self.step))
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[place] for place in range(len(self)))

@@ -162,13 +162,24 @@ def test_the_size_of_blocks_does_not_show(name: str, monkeypatch: pytest.MonkeyP
     asked = {key: hand[key] for key in method.given if key in hand}
     whole = mix(name, deltas, [1.0, 0.3, 2.0], **asked)
     monkeypatch.setattr(_signs, "BLOCK", 5)
-    monkeypatch.setattr(methods, "SLICE", 9)
+    monkeypatch.setattr(methods, "_MOST", 9)
+    monkeypatch.setattr(methods, "_LEAST", 1)
     monkeypatch.setattr(della, "_ROWS", 22)
     found = mix(name, deltas, [1.0, 0.3, 2.0], **asked)
     if name == "sce":  # whose energies are added up by slice
         torch.testing.assert_close(found, whole, rtol=1e-6, atol=0)
     else:
         assert torch.equal(found, whole)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 16, 100, 1000])
+def test_slices_that_are_measured_hold_as_much_of_few_tensors_as_of_many(count: int) -> None:
+    size = 300_001
+    slices = Slices(lambda begin, end: torch.arange(begin, end).expand(count, -1), count, size)
+    parts = list(slices)
+    assert max(each.numel() for each in parts) <= max(1 << 20, count << 13)
+    assert torch.equal(torch.cat([each[0] for each in parts]), torch.arange(size))
+    assert len(slices) == len(parts)
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 1000, 1031])
