@@ -36,8 +36,8 @@ Function = Callable[..., Tensor]
 
 #: Elements that are worked on at a time, so that the few tensors in between stay in the processor's cache.
 BLOCK = 1 << 17
-#: Elements of all tensors together in a slice that is measured, and of each at most and at least. They depend on nothing
-#: but the number of ingredients, so that what is added up slice by slice is the same everywhere.
+#: Elements of all tensors together in a slice that is measured, and of each at most and at least. The number of
+#: ingredients alone decides, so that what is added up slice by slice is the same everywhere.
 SLICE, _MOST, _LEAST = 1 << 20, 1 << 18, 1 << 13
 
 
