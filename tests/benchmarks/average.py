@@ -31,6 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import inputs
+from family import watched
 
 PEER = "mergekit==0.1.5"
 CORES = len(os.sched_getaffinity(0))
@@ -60,13 +61,14 @@ def timed(command: list[str | Path], log: Path, home: Path) -> tuple[float, floa
     with tempfile.TemporaryFile("w+") as out, log.open("ab") as errors:
         started = time.perf_counter()
         process = subprocess.Popen(command, stdout=out, stderr=errors, env=env)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - started
+        with watched(process.pid) as held:
+            _, status, usage = os.wait4(process.pid, 0)
+            seconds = time.perf_counter() - started
         out.seek(0)
         said = out.read()
     if status:
         raise SystemExit(f"{command[0]} failed; see {log}\n{said}")
-    return seconds, usage.ru_maxrss / 1000, said
+    return seconds, max(usage.ru_maxrss / 1000, *held), said
 
 
 def limit(paths: list[Path], out: Path) -> float:

@@ -30,6 +30,7 @@ import torch
 import transformers
 import yaml
 from evidence import spread, table
+from family import watched
 from fusion_zoo import CHECKPOINTS, JOINT, TASKS
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
@@ -286,9 +287,14 @@ def costs(kitchen: Kitchen) -> list[str]:
         words = [sys.executable, "-m", "hf_soup", "cook", str(recipe), "-o", str(out), "--quiet"]
         env = {**os.environ, "HF_HOME": str(home)}
         words = [sys.executable, "-c", _LAUNCH, *words]
-        said = subprocess.run(words, env=env, check=True, capture_output=True, text=True).stdout
-        cpu, peak = json.loads(said.splitlines()[-1])
-        rows[name] = [f"`{name}`", f"{time.perf_counter() - started:.1f}", f"{cpu:.1f}", f"{peak / 1000:.0f}"]
+        process = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True)
+        with watched(process.pid) as held:
+            said, _ = process.communicate()
+        if process.returncode:
+            raise SystemExit(f"{name} failed")
+        cpu, largest = json.loads(said.splitlines()[-1])
+        peak = max(largest / 1000, *held)
+        rows[name] = [f"`{name}`", f"{time.perf_counter() - started:.1f}", f"{cpu:.1f}", f"{peak:.0f}"]
         kept.write_text(json.dumps(rows))
         print(f"  {rows[name]}", flush=True)
     about = "Whole processes: four fine-tunes and the ancestor, 91 MB each (`slerp`: two), nothing remembered."

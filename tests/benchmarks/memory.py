@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import inputs
+from family import watched
 
 _IN_PROCESS = """
 import sys, time
@@ -54,15 +55,17 @@ def measure(paths: list[Path], out: Path, runs: int) -> tuple[float, float, floa
     seconds, memory = [], []
     for run in range(runs + 1):
         shutil.rmtree(out, ignore_errors=True)
-        done = subprocess.run(
-            [sys.executable, "-c", _IN_PROCESS, out, *paths], check=True, capture_output=True, text=True
-        )
-        took, before, peak = done.stdout.split()
+        process = subprocess.Popen([sys.executable, "-c", _IN_PROCESS, out, *paths], stdout=subprocess.PIPE, text=True)
+        with watched(process.pid) as held:
+            said, _ = process.communicate()
+        if process.returncode:
+            raise SystemExit("it failed")
+        took, before, peak = said.split()
         if run:
             seconds.append(float(took))
-            memory.append((float(before), float(peak)))
+            memory.append((float(before) / 1000, max(float(peak) / 1000, *held)))
     shutil.rmtree(out)
-    return statistics.median(seconds), max(m[0] for m in memory) / 1000, max(m[1] for m in memory) / 1000
+    return statistics.median(seconds), max(m[0] for m in memory), max(m[1] for m in memory)
 
 
 def main() -> None:
@@ -76,7 +79,7 @@ def main() -> None:
     folder: Path = options.folder
     rows: list[tuple[float, int, float, float, float]] = []
     print(
-        "| model | ingredients | read | `cook` | GB/s read | own memory at the peak | of it imports |\n"
+        "| model | ingredients | read | `cook` | GB/s read | memory at the peak | of it imports |\n"
         "|---|---|---|---|---|---|---|"
     )
 
@@ -115,7 +118,7 @@ def plot(rows: list[tuple[float, int, float, float, float]], path: Path) -> None
         time_axes.plot(read, [row[2] for row in mine], "o-", label=f"{count} ingredients")
         memory_axes.plot(read, [row[3] for row in mine], "o-", label=f"{count} ingredients")
     memory_axes.axhline(500, color="grey", linestyle="--", linewidth=0.8)
-    for axes, title in ((time_axes, "seconds"), (memory_axes, "own memory at the peak, MB")):
+    for axes, title in ((time_axes, "seconds"), (memory_axes, "memory of all processes at the peak, MB")):
         axes.set(xscale="log", xlabel="GB read", title=title)
         axes.legend(frameon=False, fontsize=8)
     time_axes.set(yscale="log")

@@ -25,7 +25,6 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -35,6 +34,7 @@ from typing import Any
 import average
 import inputs
 import torch
+from family import watched
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -191,33 +191,12 @@ def run(command: list[Any], folder: Path) -> Took:
     with (folder / "log").open("ab") as log:
         started = time.perf_counter()
         process = subprocess.Popen([str(word) for word in command], stdout=log, stderr=log, env=env)
-        held, ended = [0], threading.Event()
-        watcher = threading.Thread(target=watch, args=(process.pid, held, ended))
-        watcher.start()
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - started
-        ended.set()
-        watcher.join()
+        with watched(process.pid) as held:
+            _, status, usage = os.wait4(process.pid, 0)
+            wall = time.perf_counter() - started
     if status:
         raise SystemExit(f"{command[:4]} failed; see {folder / 'log'}")
-    return Took(wall, usage.ru_utime + usage.ru_stime, max(usage.ru_maxrss, *held) / 1000)
-
-
-def watch(process: int, held: list[int], ended: threading.Event) -> None:
-    """Add up, ten times a second, what a process and its children hold in memory, in kB.
-
-    What they share counts once.
-    """
-    while not ended.wait(0.1):
-        family, total = [process], 0
-        for each in family:
-            try:
-                family += map(int, Path(f"/proc/{each}/task/{each}/children").read_text().split())
-                rollup = Path(f"/proc/{each}/smaps_rollup").read_text()
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # it has just ended
-            total += int(rollup.partition("\nPss:")[2].split()[0])
-        held.append(total)
+    return Took(wall, usage.ru_utime + usage.ru_stime, max(usage.ru_maxrss / 1000, *held))
 
 
 def fresh(folder: Path) -> None:
