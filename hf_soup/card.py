@@ -23,6 +23,7 @@ from hf_soup.errors import PublishError
 from hf_soup.hub import is_repo_id
 from hf_soup.licenses import LICENSES, PERMISSIVE
 from hf_soup.lineage import Lineage
+from hf_soup.mixing import DEPTH
 from hf_soup.plain_yaml import write_yaml
 from hf_soup.plots import short
 
@@ -197,9 +198,21 @@ def _environment() -> Environment:
         keep_trailing_newline=True, autoescape=False,
     )  # fmt: skip
     environment.filters["md"] = escape
+    environment.filters["setting"] = lambda value: escape(setting(value))
     environment.filters["licence"] = lambda leaf: escape(stated_license(leaf.card) or "not stated")
     environment.filters["score"] = lambda s: f"{100 * s['value']:.2f} ({100 * s['low']:.2f} – {100 * s['high']:.2f})"
     return environment
+
+
+def setting(value: object) -> str:
+    """A parameter's value, as people read it.
+
+    >>> setting(0.5), setting({"depth": [0.2, 0.6, 1]})
+    ('0.5', '0.2 to 0.6 to 1 from the first layer to the last')
+    """
+    if isinstance(value, Mapping) and isinstance(value.get(DEPTH), list):
+        return f"{' to '.join(map(str, value[DEPTH]))} from the first layer to the last"
+    return str(value)
 
 
 def difference(summary: Mapping[str, Any]) -> str:

@@ -344,12 +344,12 @@ def _assemble(
 ) -> Checkpoint:
     if "config.json" not in files:
         kind = "an adapter, not a whole model" if "adapter_config.json" in files else "not a transformers model"
-        raise ResolveError(
-            f"{name} has no config.json: it is {kind}.",
-            hint="Merge the adapter into its base first (peft's `merge_and_unload`)."
-            if "adapter_config.json" in files
-            else f"It holds {some(files) or 'nothing'}.",
-        )
+        hint = f"It holds {some(files) or 'nothing'}."
+        if "adapter_config.json" in files:
+            hint = "Merge the adapter into its base first (peft's `merge_and_unload`)."
+        elif steps := [found[1] for path in files if (found := re.fullmatch(r"(checkpoint-\d+)/config\.json", path))]:
+            hint = f"It is a training run: name a checkpoint of it, as {steps[0]}, or `cook` it with `--method swa`."
+        raise ResolveError(f"{name} has no config.json: it is {kind}.", hint=hint)
     large = next((path for path, size in files.items() if ASSETS.fullmatch(path) and size > _MAX_ASSET), None)
     if large is not None:
         # These are fetched before any disk is looked at, so a stranger's file must not be able to fill one.

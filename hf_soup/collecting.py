@@ -188,7 +188,8 @@ class _Pass:
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ScoringError(
                 f"{label} fails on the examples '{self._inputs.examples.title}': {error}",
-                hint="Out of memory: a smaller `batch_size` of the examples, or a larger machine.",
+                hint="With `batch_size: 1` examples need no padding, and the least memory. Do the tokenizer or image "
+                "processor and the config belong to these weights?",
             ) from error
         bad = next((tensor for tensor, each in tensors.items() if not each.isfinite().all()), None)
         if bad is not None:

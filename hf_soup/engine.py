@@ -255,7 +255,9 @@ class Engine:
             raise ValuesError(
                 f"'{tensor.name}' at {unravel(place, tensor.shape)} would be {mixed[index].item():g}, "
                 f"which {str(dtype).removeprefix('torch.')} cannot hold.",
-                hint="Set `dtype: bfloat16` or `dtype: float32` in the recipe.",
+                hint="Set `dtype: bfloat16` or `dtype: float32` in the recipe."
+                if dtype == torch.float16
+                else "Give the method smaller numbers, as its `scale`, or the ingredients smaller weights.",
             )
         return mixed
 

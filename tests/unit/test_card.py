@@ -326,6 +326,11 @@ def test_a_weight_is_called_a_share_only_in_an_average() -> None:
         assert "%" not in page
 
 
+def test_a_parameter_that_changes_over_the_layers_is_told_in_words() -> None:
+    page = card_of(PLAIN, method="wise_ft", parameters={"alpha": {"depth": [0.2, 1.0]}})
+    assert "the mix by `wise_ft` with alpha = 0.2 to 1.0 from the first layer to the last of the weights" in page
+
+
 def test_overrides_are_told() -> None:
     override = {"tensors": "*", "method": {"name": "wise_ft", "alpha": 0.1}}
     page = card_of(PLAIN, overrides=[override])

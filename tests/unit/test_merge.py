@@ -331,6 +331,12 @@ def test_what_float16_cannot_hold_is_named(tmp_path: Path, value: float, fits: b
         assert "`dtype: bfloat16`" in said
 
 
+def test_what_no_type_can_hold_is_not_blamed_on_the_type(tmp_path: Path) -> None:
+    models = [{"w": torch.tensor([[0.0, 3e38]])} for _ in range(2)]
+    said = Pot(tmp_path, models, parameters={"normalize": False}).refused()
+    assert "'w' at [0, 1] would be 6e+38, which float32 cannot hold.\nGive the method smaller numbers" in said
+
+
 def test_a_file_that_shrinks_is_named(tmp_path: Path) -> None:
     pot = Pot(tmp_path, [model(0), model(1)])
     os.truncate(pot.paths[1]["m"], pot.paths[1]["m"].stat().st_size - 10_000)
