@@ -82,6 +82,8 @@ def run() -> NoReturn:
     # Threads that spin while they wait for each other make learning many times slower where others use the cores too;
     # torch reads this when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # numpy's threads, for which there is nothing to do here, would spin for a while after it is imported.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         main()
     except SystemExit as stop:
