@@ -160,7 +160,8 @@ class _Search:
         self.most = most
         self.found: int | None = None
         self._lock = threading.Lock()
-        self._within(*_bounds(rank / size, sample))
+        low, high = _bounds(rank / size, sample)
+        self._within(min(low, high - 1), high)  # what equals both would be counted twice
 
     def _within(self, low: int, high: int) -> None:
         self.low, self.high = low, high

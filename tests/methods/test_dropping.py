@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -251,6 +252,14 @@ def test_magnitudes_of_a_rank_are_exact_whatever_the_sample(
         assert ranked(parts, wanted, len(values), [sample]) == [[sizes[rank - 1] for rank in wanted]]
         if not misled and held > 100:
             assert parts.passes == 1  # which is why it is fast
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0, 2.0, 3.0, math.nan])
+def test_magnitudes_of_a_rank_are_exact_where_the_sample_is_of_one_value(value: float) -> None:
+    values = torch.tensor([0.5] * 10_000 + [1.0] * 10_000 + [2.0] * 10_000 + [math.nan] * 10_000)
+    wanted = [1, 10_000, 10_001, 20_000, 20_001, 30_000, 30_001, 40_000]
+    found = ranked([[values]], wanted, len(values), [torch.full((500,), value)])
+    assert np.array_equal(found, [[math.nan] * 2 + [2.0] * 2 + [1.0] * 2 + [0.5] * 2], equal_nan=True)
 
 
 def test_magnitudes_of_several_tensors_are_found_by_several_threads() -> None:
