@@ -175,14 +175,13 @@ class Engine:
         def read(begin: int, end: int) -> Tensor:
             nonlocal finite
             parts = self._read(run, list(run.pieces(begin, end)), files, buffers)
-            if not _all_fit(parts):
-                finite = False
-                shared = self._shared(run, parts, begin)
-                parts = {source: part.masked_fill(shared, 0.0) for source, part in parts.items()}
+            if not _modest(parts):
+                if not _all_fit(parts):
+                    finite = False
+                    shared = self._shared(run, parts, begin)
+                    parts = {source: part.masked_fill(shared, 0.0) for source, part in parts.items()}
+                parts = _with_room(parts)
             found, _ = vectors(self.plan, run, parts)
-            if isinstance(found, Tensor) and not _fits(found, found.dtype):
-                # Differences of 16-bit numbers that float32 cannot hold; those of others would not be finite.
-                found, _ = vectors(self.plan, run, {source: part.double() for source, part in parts.items()})
             return found if isinstance(found, Tensor) else torch.stack(list(found))
 
         count = len(self.plan.sources) - self.plan.with_base
@@ -200,8 +199,8 @@ class Engine:
         if hidden:
             shared = self._shared(run, parts, begin)
             parts = {source: part.masked_fill(shared, 0.0) for source, part in parts.items()}
-        if at_once and not all(_fits(part, torch.float32, of=0.5) for part in parts.values()):
-            parts = {source: part.double() for source, part in parts.items()}  # so that all differences are numbers
+        if at_once:
+            parts = _with_room(parts)
         mixed = self._mixed(run, parts, begin, known, release=at_once)
         if hidden or not _fits(mixed, piece.dtype):
             mixed = self._settle(run, read(), begin, piece.dtype, mixed, known)
@@ -270,6 +269,16 @@ class Engine:
 def _all_fit(parts: Mapping[int, Tensor]) -> bool:
     """Whether every number is finite."""
     return all(_fits(part, torch.float64) for part in parts.values())
+
+
+def _modest(parts: Mapping[int, Tensor]) -> bool:
+    """Whether float32 can hold all differences between them."""
+    return all(_fits(part, torch.float32, of=0.5) for part in parts.values())
+
+
+def _with_room(parts: dict[int, Tensor]) -> dict[int, Tensor]:
+    """The same numbers, in a type that can hold their differences."""
+    return parts if _modest(parts) else {source: part.double() for source, part in parts.items()}
 
 
 def _fits(mixed: Tensor, dtype: torch.dtype, of: float = 1.0) -> bool:

@@ -43,6 +43,8 @@ def products(slices: Slices, dtype: torch.dtype | None = torch.float64) -> Tenso
             whole = piece.shape[1] // _CHUNK
             chunks = piece[:, : whole * _CHUNK].reshape(len(piece), whole, _CHUNK).transpose(0, 1)
             for parts in (chunks, piece[None, :, whole * _CHUNK :]):
+                if not parts.numel():
+                    continue
                 inner = (parts @ parts.mT).double()
                 faint = inner.diagonal(dim1=1, dim2=2) < FAINT
                 if not inner.isfinite().all() or (faint.any() and parts.any(dim=2)[faint].any()):
