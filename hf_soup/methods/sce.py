@@ -98,7 +98,9 @@ def sce(
     least, energies = measured
     flat = [delta.reshape(-1) for delta in deltas]
     kept = _selected(flat, factors, least)
-    return agreeing_mean(deltas, factors, lambda place, block: kept[place][block].clone(), energies)
+    # The sign of a vote that overflows on the way may be the wrong one.
+    votes = [math.ldexp(factor, -len(factors).bit_length()) for factor in factors]
+    return agreeing_mean(deltas, votes, lambda place, block: kept[place][block].clone(), energies)
 
 
 def _spread(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

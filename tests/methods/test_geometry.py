@@ -275,3 +275,9 @@ def test_task_vectors_whose_squares_float32_cannot_hold(name: str, power: int) -
     deltas[1][:50] = 0.0  # also where many are untouched
     found = mix(name, [delta * 2.0**power for delta in deltas], [1.0, 2.0, 0.5])
     torch.testing.assert_close(found * 2.0**-power, mix(name, deltas, [1.0, 2.0, 0.5]), rtol=1e-5, atol=1e-6)
+
+
+def test_the_vote_of_sce_does_not_overflow() -> None:
+    """Two against three that did more elsewhere, in whose favour the last ones speak."""
+    deltas = [torch.tensor([sign * 3e38, elsewhere]) for sign, elsewhere in [(1, 0.0)] * 2 + [(-1, 3e38)] * 3]
+    assert mix("sce", deltas, [1.0] * 5)[0] < 0
