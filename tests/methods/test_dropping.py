@@ -271,6 +271,20 @@ def test_magnitudes_of_several_tensors_are_found_by_several_threads() -> None:
             assert ranked(parts, [400, 8_000], 40_000, [each[::9] for each in tensors], pool.map) == expected
 
 
+@pytest.mark.parametrize("count", [1, 4, 5, 48, 1000])
+def test_slices_of_many_tensors_take_no_more_memory_than_those_of_a_few(count: int) -> None:
+    asked: list[int] = []
+
+    def read(begin: int, end: int) -> Tensor:
+        asked.append((end - begin) * count)
+        return torch.zeros(1, 1).expand(count, end - begin)
+
+    slices = Slices(read, count, 1_000_003)
+    assert sum(part.shape[1] for part in slices) == slices.size
+    assert max(asked) <= max(1 << 20, count << 13)
+    assert sum(sample.numel() for sample in _ranks.sampled(slices)) <= 256 * max(4096 * 4, count * 64)
+
+
 @pytest.mark.parametrize("uneven", [False, True], ids=["even", "uneven"])
 def test_the_first_bounds_are_as_far_off_as_places_differ(uneven: bool) -> None:
     """Rows of an embedding differ in size; a sample of a few of them is further off than its number says."""
