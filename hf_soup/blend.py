@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hf_soup.collected import Collected
-from hf_soup.combine import Cutoffs, combine
+from hf_soup.combine import Cutoffs, combine, same_infinity
 from hf_soup.cutoffs import cutoffs, needed
 from hf_soup.methods import accumulator, round_into
 from hf_soup.methods.linear import shares
@@ -172,9 +172,14 @@ class Blend:
             }
             if tensor.averaged:
                 given = {source: weights.get(source, 1.0) for source in having}
+                first, shared = parts[having[0]], same_infinity(parts.values())
+                if infinite := bool(shared.any()):
+                    parts = {source: part.masked_fill(shared, 0.0) for source, part in parts.items()}
                 mixed = combine(
                     plan, run, parts, given, mixed=weights, begin=begin, cutoffs=found, statistics=collected
                 )
+                if infinite:
+                    mixed = torch.where(shared, first.to(mixed.dtype), mixed)
                 round_into(mixed, rounded[begin:end])
             else:
                 rounded[begin:end] = parts[having[0]]

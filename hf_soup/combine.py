@@ -162,6 +162,16 @@ def task_vector(tensor: Tensor, origin: Tensor, out: Tensor) -> None:
         block.copy_(piece).sub_(start)  # a difference of two types takes three times as long
 
 
+def same_infinity(parts: Collection[Tensor]) -> Tensor:
+    """Where all have the same infinity, which is what they make, whatever the method."""
+    first, *others = parts
+    shared = first.isinf()
+    if shared.any():
+        for part in others:
+            shared &= part.isinf() & (part.to(first.dtype) == first)
+    return shared
+
+
 def not_finite(label: str, tensor: str, value: float, index: int, shape: tuple[int, ...]) -> ValuesError:
     """The error for a number of an ingredient that cannot be averaged; ``index`` counts in the flat tensor."""
     return ValuesError(

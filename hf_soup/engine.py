@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_soup.collected import Collected
-from hf_soup.combine import Cutoffs, combine, measured, not_finite, unravel, vectors
+from hf_soup.combine import Cutoffs, combine, measured, not_finite, same_infinity, unravel, vectors
 from hf_soup.digests import Blocks
 from hf_soup.errors import ValuesError
 from hf_soup.files import ShortReadError, begin_writing, read_all, shrunk, write_all
@@ -175,10 +175,12 @@ class Engine:
         def read(begin: int, end: int) -> Tensor:
             nonlocal finite
             parts = self._read(run, list(run.pieces(begin, end)), files, buffers)
-            if not _all_fit(parts):
-                finite = False
-                shared = self._shared(run, parts, begin)
-                parts = {source: part.masked_fill(shared, 0.0) for source, part in parts.items()}
+            if not _modest(parts):
+                if not _all_fit(parts):
+                    finite = False
+                    shared = self._shared(run, parts, begin)
+                    parts = {source: part.masked_fill(shared, 0.0) for source, part in parts.items()}
+                parts = _with_room(parts)
             found, _ = vectors(self.plan, run, parts)
             return found if isinstance(found, Tensor) else torch.stack(list(found))
 
@@ -191,9 +193,15 @@ class Engine:
         self, run: Run, read: Callable[[], dict[int, Tensor]], begin: int, piece: Tensor, known: _Measured
     ) -> None:
         parts = read()
-        # What is trimmed or decomposed does not show every NaN.
+        at_once = self.at_once(run)
+        # What is trimmed does not show every NaN, and what is decomposed may hold none.
         hidden = self._hides(run) and not (known.finite or _all_fit(parts))
-        mixed = self._mixed(run, parts, begin, known, release=self.at_once(run))
+        if hidden:
+            shared = self._shared(run, parts, begin)
+            parts = {source: part.masked_fill(shared, 0.0) for source, part in parts.items()}
+        if at_once:
+            parts = _with_room(parts)
+        mixed = self._mixed(run, parts, begin, known, release=at_once)
         if hidden or not _fits(mixed, piece.dtype):
             mixed = self._settle(run, read(), begin, piece.dtype, mixed, known)
         round_into(mixed, piece)
@@ -218,9 +226,7 @@ class Engine:
 
     def _shared(self, run: Run, parts: dict[int, Tensor], begin: int) -> Tensor:
         """Where all have the same infinity; any other number that is not finite is an error."""
-        first = next(iter(parts.values()))
-        infinite = [part.isinf() & (part.to(first.dtype) == first) for part in parts.values()]
-        shared = torch.stack(infinite).all(0)
+        shared = same_infinity(parts.values())
         for source, part in parts.items():
             label = self.plan.sources[source]
             bad = ~(part.isfinite() | shared)
@@ -235,15 +241,15 @@ class Engine:
     ) -> Tensor:
         """Tell what is wrong with a slice that holds NaN or Inf, or give the result where nothing is."""
         first, shared = next(iter(parts.values())), self._shared(run, parts, begin)
-        if self._hides(run) and shared.any():
-            parts = {source: part.masked_fill(shared, 0.0) for source, part in parts.items()}
-            mixed = self._mixed(run, parts, begin, known)
         fine = mixed.isfinite() | shared
         if mixed.dtype == torch.float32 and not fine.all():
             # Finite numbers whose sum is too large for float32: those, and no others, are added up in float64, so
             # that no entry's bits depend on the slice that it is in.
-            wide = self._mixed(run, {source: part.double() for source, part in parts.items()}, begin, known)
-            mixed = torch.where(fine, mixed.double(), wide)
+            wide = {source: part.double() for source, part in parts.items()}
+            if self._hides(run):
+                wide = {source: part.masked_fill(shared, 0.0) for source, part in wide.items()}
+            wide_mixed = self._mixed(run, wide, begin, known)
+            mixed = torch.where(fine, mixed.double(), wide_mixed)
         # Where all have the same infinity it stays, also where a share is so small that their sum is no number.
         mixed = torch.where(shared, first.to(mixed.dtype), mixed)
         rounded = torch.empty_like(mixed, dtype=dtype)
@@ -267,8 +273,21 @@ def _all_fit(parts: Mapping[int, Tensor]) -> bool:
     return all(_fits(part, torch.float64) for part in parts.values())
 
 
-def _fits(mixed: Tensor, dtype: torch.dtype) -> bool:
-    """Whether every number is finite and stays so in ``dtype``; one pass, as NaN passes through min and max."""
+def _modest(parts: Mapping[int, Tensor]) -> bool:
+    """Whether float32 can hold all differences between them."""
+    return all(_fits(part, torch.float32, of=0.5) for part in parts.values())
+
+
+def _with_room(parts: dict[int, Tensor]) -> dict[int, Tensor]:
+    """The same numbers, in a type that can hold their differences."""
+    return parts if _modest(parts) else {source: part.double() for source, part in parts.items()}
+
+
+def _fits(mixed: Tensor, dtype: torch.dtype, of: float = 1.0) -> bool:
+    """Whether every number is finite and stays so in ``dtype``, or is in a share of its range; one pass, as NaN passes
+    through min and max.
+    """
     low, high = mixed.aminmax()
     # As Python's numbers: in a float32 tensor's comparison the largest float64 would be infinity, which Inf equals.
-    return -torch.finfo(dtype).max <= low.item() and high.item() <= torch.finfo(dtype).max
+    most = torch.finfo(dtype).max * of
+    return -most <= low.item() and high.item() <= most

@@ -36,9 +36,9 @@ Function = Callable[..., Tensor]
 
 #: Elements that are worked on at a time, so that the few tensors in between stay in the processor's cache.
 BLOCK = 1 << 17
-#: Elements of all tensors together in a slice that is measured, and of each at most and at least. The number of
-#: ingredients alone decides, so that what is added up slice by slice is the same everywhere.
-SLICE, _MOST, _LEAST = 1 << 20, 1 << 18, 1 << 13
+#: Elements of each tensor in a slice that is measured, of up to four tensors; of more they are fewer, for all together
+#: not to take more memory. It goes by nothing else: what is added up slice by slice is the same everywhere.
+SLICE = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -180,8 +180,8 @@ class Slices:
     def __init__(self, read: Callable[[int, int], Tensor], count: int, size: int) -> None:
         self.read = read
         self.count = count
-        self.step = max(_LEAST, min(_MOST, SLICE >> (count - 1).bit_length()))
         self.size = size
+        self._step = SLICE >> min(5, max(0, (count - 1).bit_length() - 2))
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor]) -> Slices:
@@ -190,10 +190,10 @@ class Slices:
         return cls(lambda begin, end: torch.stack([each[begin:end] for each in flat]), len(flat), flat[0].numel())
 
     def __len__(self) -> int:
-        return (self.size + self.step - 1) // self.step
+        return (self.size + self._step - 1) // self._step
 
     def __getitem__(self, place: int) -> Tensor:
-        return self.read(place * self.step, min(self.size, (place + 1) * self.step))
+        return self.read(place * self._step, min(self.size, (place + 1) * self._step))
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[place] for place in range(len(self)))

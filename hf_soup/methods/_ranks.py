@@ -20,7 +20,8 @@ _HIGHEST = (1 << 31) - 1
 _HELD, _BINS = 1 << 24, 21
 #: Tensors of at most so many entries need no sample.
 _FEW = 1 << 18
-#: Elements that are looked at for the first bounds: so many places, at most, and so many elements at each.
+#: Elements that are looked at for the first bounds: so many places, at most, and so many elements at each, of up to
+#: four tensors.
 _PLACES, _EACH = 256, 4096
 #: Groups of a sample by which it is told how far off it may be, and how many standard errors the first bounds are away.
 _GROUPS, _AWAY = 64, 5.0
@@ -89,8 +90,9 @@ def sampled(slices: Slices) -> list[Tensor]:
     if size <= _FEW:
         return [torch.empty(0)] * slices.count
     places = min(_PLACES, size >> 17)
-    starts = range(0, size - _EACH, size // places)
-    return list(torch.cat([slices.read(start, start + _EACH) for start in starts], dim=1))
+    each = max(64, _EACH * 4 // max(4, slices.count))
+    starts = range(0, size - each, size // places)
+    return list(torch.cat([slices.read(start, start + each) for start in starts], dim=1))
 
 
 def cutoff(values: Tensor, density: float) -> float:
@@ -160,7 +162,8 @@ class _Search:
         self.most = most
         self.found: int | None = None
         self._lock = threading.Lock()
-        self._within(*_bounds(rank / size, sample))
+        low, high = _bounds(rank / size, sample)
+        self._within(min(low, high - 1), high)  # what equals both would be counted twice
 
     def _within(self, low: int, high: int) -> None:
         self.low, self.high = low, high

@@ -14,6 +14,8 @@ from hf_soup.methods.linear import shares
 _PIECE, _CHUNK = 1 << 15, 1 << 10
 #: Squared norms below this count as zero, as products of two of them would have too few bits left.
 _NOTHING = 1e-280
+#: Sums of squares below this are added up in float64, as squares that are too small for float32 may be among them.
+FAINT = 1e-30
 
 
 def portions(slices: Slices, weights: Sequence[float]) -> Tensor:
@@ -41,8 +43,11 @@ def products(slices: Slices, dtype: torch.dtype | None = torch.float64) -> Tenso
             whole = piece.shape[1] // _CHUNK
             chunks = piece[:, : whole * _CHUNK].reshape(len(piece), whole, _CHUNK).transpose(0, 1)
             for parts in (chunks, piece[None, :, whole * _CHUNK :]):
+                if not parts.numel():
+                    continue
                 inner = (parts @ parts.mT).double()
-                if not inner.isfinite().all():
+                faint = inner.diagonal(dim1=1, dim2=2) < FAINT
+                if not inner.isfinite().all() or (faint.any() and parts.any(dim=2)[faint].any()):
                     inner = parts.double() @ parts.double().mT
                 total = total + inner.sum(0)
     return total

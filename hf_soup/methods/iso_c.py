@@ -71,7 +71,7 @@ def iso_c(
     total, noise = torch.zeros(deltas[0].shape, dtype=torch.float64), 0.0
     for delta, share in present:
         total += delta.double() * (factor * share)
-        norm = float(torch.linalg.vector_norm(delta.detach()))
+        norm = float(torch.linalg.vector_norm(delta.detach(), dtype=torch.float64))
         noise += torch.finfo(delta.dtype).eps * factor * share * norm
     left, values, right = singular(total, min(total.shape), noise)
     if not len(values):

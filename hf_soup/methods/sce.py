@@ -12,6 +12,7 @@ from torch import Tensor
 from hf_soup.methods import Slices, Within, merge_method
 from hf_soup.methods._ranks import count_kept, ranked, sampled
 from hf_soup.methods._signs import agreeing_mean
+from hf_soup.methods._span import FAINT
 from hf_soup.methods.linear import shares, weighted_sum
 
 
@@ -30,7 +31,7 @@ def _measure(slices: Slices, weights: Sequence[float], *, select_topk: float) ->
         kept = _selected(tensors.unbind(), factors, least)
         for place, (tensor, share) in enumerate(zip(kept, factors, strict=True)):
             energy = _sum(tensor.square())
-            if not energy.isfinite():
+            if not energy.isfinite() or (energy < FAINT and tensor.any()):
                 energy = _sum(tensor.double().square())
             energies[place] = energies[place] + energy.double() * share
     most = max(float(energy.detach()) for energy in energies)
@@ -97,7 +98,9 @@ def sce(
     least, energies = measured
     flat = [delta.reshape(-1) for delta in deltas]
     kept = _selected(flat, factors, least)
-    return agreeing_mean(deltas, factors, lambda place, block: kept[place][block].clone(), energies)
+    # The sign of a vote that overflows on the way may be the wrong one.
+    votes = [math.ldexp(factor, -len(factors).bit_length()) for factor in factors]
+    return agreeing_mean(deltas, votes, lambda place, block: kept[place][block].clone(), energies)
 
 
 def _spread(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

@@ -74,7 +74,7 @@ def tsv_m(
     most = max(1, min(deltas[0].shape) // count)
     lefts, values, rights = [], [], []
     for delta, share in present:
-        noise = torch.finfo(delta.dtype).eps * float(torch.linalg.vector_norm(delta.detach()))
+        noise = torch.finfo(delta.dtype).eps * float(torch.linalg.vector_norm(delta.detach(), dtype=torch.float64))
         left, value, right = singular(delta.double(), most, noise)
         lefts.append(left)
         values.append(value * (count * share / total))

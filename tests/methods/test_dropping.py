@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -162,24 +163,13 @@ def test_the_size_of_blocks_does_not_show(name: str, monkeypatch: pytest.MonkeyP
     asked = {key: hand[key] for key in method.given if key in hand}
     whole = mix(name, deltas, [1.0, 0.3, 2.0], **asked)
     monkeypatch.setattr(_signs, "BLOCK", 5)
-    monkeypatch.setattr(methods, "_MOST", 9)
-    monkeypatch.setattr(methods, "_LEAST", 1)
+    monkeypatch.setattr(methods, "SLICE", 9)
     monkeypatch.setattr(della, "_ROWS", 22)
     found = mix(name, deltas, [1.0, 0.3, 2.0], **asked)
     if name == "sce":  # whose energies are added up by slice
         torch.testing.assert_close(found, whole, rtol=1e-6, atol=0)
     else:
         assert torch.equal(found, whole)
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 16, 100, 1000])
-def test_slices_that_are_measured_hold_as_much_of_few_tensors_as_of_many(count: int) -> None:
-    size = 300_001
-    slices = Slices(lambda begin, end: torch.arange(begin, end).expand(count, -1), count, size)
-    parts = list(slices)
-    assert max(each.numel() for each in parts) <= max(1 << 20, count << 13)
-    assert torch.equal(torch.cat([each[0] for each in parts]), torch.arange(size))
-    assert len(slices) == len(parts)
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 1000, 1031])
@@ -264,6 +254,14 @@ def test_magnitudes_of_a_rank_are_exact_whatever_the_sample(
             assert parts.passes == 1  # which is why it is fast
 
 
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0, 2.0, 3.0, math.nan])
+def test_magnitudes_of_a_rank_are_exact_where_the_sample_is_of_one_value(value: float) -> None:
+    values = torch.tensor([0.5] * 10_000 + [1.0] * 10_000 + [2.0] * 10_000 + [math.nan] * 10_000)
+    wanted = [1, 10_000, 10_001, 20_000, 20_001, 30_000, 30_001, 40_000]
+    found = ranked([[values]], wanted, len(values), [torch.full((500,), value)])
+    assert np.array_equal(found, [[math.nan] * 2 + [2.0] * 2 + [1.0] * 2 + [0.5] * 2], equal_nan=True)
+
+
 def test_magnitudes_of_several_tensors_are_found_by_several_threads() -> None:
     tensors = [torch.randn(40_000, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
     parts = [[each[start : start + 999] for each in tensors] for start in range(0, 40_000, 999)]
@@ -271,6 +269,20 @@ def test_magnitudes_of_several_tensors_are_found_by_several_threads() -> None:
     with ThreadPoolExecutor(4) as pool:
         for _ in range(5):
             assert ranked(parts, [400, 8_000], 40_000, [each[::9] for each in tensors], pool.map) == expected
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 48, 1000])
+def test_slices_of_many_tensors_take_no_more_memory_than_those_of_a_few(count: int) -> None:
+    asked: list[int] = []
+
+    def read(begin: int, end: int) -> Tensor:
+        asked.append((end - begin) * count)
+        return torch.zeros(1, 1).expand(count, end - begin)
+
+    slices = Slices(read, count, 1_000_003)
+    assert sum(part.shape[1] for part in slices) == slices.size
+    assert max(asked) <= max(1 << 20, count << 13)
+    assert sum(sample.numel() for sample in _ranks.sampled(slices)) <= 256 * max(4096 * 4, count * 64)
 
 
 @pytest.mark.parametrize("uneven", [False, True], ids=["even", "uneven"])

@@ -266,3 +266,18 @@ def test_long_tensors_are_read_in_pieces(size: int) -> None:
     narrow = products(Slices.of([each.float() for each in tensors]), dtype=None)
     torch.testing.assert_close(narrow, stack @ stack.mT, rtol=1e-6, atol=1e-6 * size)
     close(combination(tensors, weights, torch.float64), weights @ stack)
+
+
+@pytest.mark.parametrize("power", [-110, -75, 100])
+@pytest.mark.parametrize("name", ["model_stock", "sce"])
+def test_task_vectors_whose_squares_float32_cannot_hold(name: str, power: int) -> None:
+    deltas = [each.float() for each in around(normal(70, 60), 0.5, 3)]
+    deltas[1][:50] = 0.0  # also where many are untouched
+    found = mix(name, [delta * 2.0**power for delta in deltas], [1.0, 2.0, 0.5])
+    torch.testing.assert_close(found * 2.0**-power, mix(name, deltas, [1.0, 2.0, 0.5]), rtol=1e-5, atol=1e-6)
+
+
+def test_the_vote_of_sce_does_not_overflow() -> None:
+    """Two against three that did more elsewhere, in whose favour the last ones speak."""
+    deltas = [torch.tensor([sign * 3e38, elsewhere]) for sign, elsewhere in [(1, 0.0)] * 2 + [(-1, 3e38)] * 3]
+    assert mix("sce", deltas, [1.0] * 5)[0] < 0

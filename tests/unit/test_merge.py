@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from hf_soup.errors import MergeError
 from hf_soup.files import in_memory
 from hf_soup.headers import ITEM_BYTES, Rows, TensorInfo, read_header
 from hf_soup.merge import Merged, _share, merge
-from hf_soup.methods import round_into
+from hf_soup.methods import METHODS, round_into
 from hf_soup.methods.linear import linear
 from hf_soup.plan import BLOCK_BYTES, Plan, make_plan
 from hf_soup.staging import Staging
@@ -317,6 +318,71 @@ def test_infinity_that_all_share_passes(tmp_path: Path) -> None:
     assert loaded(folder)["mask"].tolist() == mask.tolist()
     said = Pot(tmp_path, [{"mask": mask}, {"mask": -mask}]).refused(name="soup2")
     assert "'mask' of acme/0@0 holds -inf at [1]." in said
+
+
+class Kin(Pot):
+    """Ingredients and, if the method goes by it, their ancestor."""
+
+    def __init__(self, folder: Path, models: Sequence[Model], method: str, **options: Any) -> None:
+        base = METHODS[method].needs_base
+        models = models if base else models[:-1]
+        super().__init__(folder, models, [1.0] * len(models), method=method, with_base=base, **options)
+
+    def blend(self) -> Mapping[str, Tensor]:
+        with closing(Blend(self.plan, self.paths)) as blend:
+            return blend.tensors(dict.fromkeys(range(len(self.plan.sources) - self.plan.with_base), 1.0))
+
+
+def kin(dtype: torch.dtype) -> list[dict[str, Tensor]]:
+    """Two ingredients and their ancestor, so small that LAPACK refuses what is no number."""
+    base, *others = ({"w": each["layer.weight"][:20].double()} for each in map(model, range(3)))
+    return [*({"w": (base["w"] + 0.2 * each["w"]).to(dtype)} for each in others), {"w": base["w"].to(dtype)}]
+
+
+#: One of each kind: in slices, trimmed, measured first, and whole in several ways.
+KINDS = ["task_arithmetic", "ties", "breadcrumbs", "sce", "model_stock", "slerp", "della", "tsv_m", "iso_c", "knots"]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize("method", KINDS)
+def test_a_broken_ingredient_or_ancestor_is_named_by_any_method(tmp_path: Path, method: str, value: str) -> None:
+    for broken in range(2 + METHODS[method].needs_base):
+        models = kin(torch.bfloat16)
+        models[broken]["w"][3, 5] = float(value)
+        said = Kin(tmp_path / str(broken), models, method).refused()
+        assert f"'w' of acme/{broken}@0 holds {value} at [3, 5]." in said
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("method", KINDS)
+def test_infinity_that_all_share_passes_by_any_method(tmp_path: Path, method: str, dtype: torch.dtype) -> None:
+    """All else is as if it were zero, in what is scored too."""
+    models = kin(dtype)
+    for each in models:
+        each["w"][3, 5] = 0.0
+    expected = loaded(Kin(tmp_path / "zero", models, method).cook()[1])
+    for each in [*models, expected]:
+        each["w"][3, 5] = -torch.inf
+    pot = Kin(tmp_path / "infinite", models, method)
+    for found in (loaded(pot.cook()[1]), pot.blend()):
+        assert torch.equal(found["w"], expected["w"])
+
+
+@pytest.mark.parametrize("method", [name for name in KINDS if name != "slerp"])
+def test_differences_that_float32_cannot_hold(tmp_path: Path, method: str) -> None:
+    """Of 16-bit numbers: float64 holds them, as it holds those of the same models in 32 bits."""
+    models = [{"w": each["w"].clone()} for each in kin(torch.bfloat16)]
+    for each, value in zip(models, [3e38, 2.5e38, -2e38], strict=True):
+        each["w"][3, 5] = value
+    wide = [{"w": each["w"].float()} for each in models]
+    parameters = {"task_arithmetic": {"scale": 0.5}, "iso_c": {"scale": 0.1}, "della": {"scale": 0.3}}.get(method, {})
+    options = {"parameters": parameters, "dtype": "bfloat16"}
+    found, expected = (
+        loaded(Kin(tmp_path / str(number), each, method, **options).cook()[1])["w"].double()
+        for number, each in enumerate([models, wide])
+    )
+    torch.testing.assert_close(found, expected, rtol=2**-6, atol=1e-9)
+    assert expected[3, 5].abs() > 1e37
 
 
 @pytest.mark.parametrize(("value", "fits"), [(65_504.0, True), (65_519.0, True), (65_520.0, False), (1e30, False)])
