@@ -7,12 +7,15 @@ import gc
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context
+
+from tqdm import TMonitor
 
 from hf_soup.engine import Engine
 from hf_soup.errors import MergeError
@@ -30,7 +33,8 @@ def may_fork(engine: Engine, size: int, count: int) -> bool:
     """Whether several processes may do the work, and it is worth it.
 
     They see what this one knew when they began, so files must be here; and they do not wait for each other with tensors
-    that are held whole, of which all together may not take too much memory.
+    that are held whole, of which all together may not take too much memory. Pools and data loaders let none of theirs
+    begin others.
 
     Args:
         engine: That computes.
@@ -39,11 +43,22 @@ def may_fork(engine: Engine, size: int, count: int) -> bool:
     """
     return (
         sys.platform == "linux"
+        and not current_process().daemon
+        and _alone()
         and count > 1
         and size >= count * _WORTH
         and all(file.right and not file.dropped for file in engine.supply.files())
         and not any(engine.at_once(run) for run in engine.plan.runs)
     )
+
+
+def _alone() -> bool:
+    """Whether no other thread does anything.
+
+    Else fork may wait for it for ever, as OpenBLAS does where it is at work, and so may a new process for a lock that
+    it held.
+    """
+    return all(each is threading.current_thread() or isinstance(each, TMonitor) for each in threading.enumerate())
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,13 @@ from hf_soup.supply import SourceFile, Supply
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads do the work")
 #: Of one kind each: sums, cutoffs, what is measured, random numbers.
 METHODS_OF_SLICES = ["linear", "ties", "model_stock", "breadcrumbs", "dare_linear"]
+ALONE = workers._alone
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small models are many units, and worth processes."""
+    """Small models are many units, and worth processes; threads of the tests do no harm."""
+    monkeypatch.setattr(workers, "_alone", lambda: True)
     monkeypatch.setattr(plan_module, "UNIT_BYTES", BLOCK_BYTES)
     monkeypatch.setattr(workers, "_WORTH", 1 << 20)
 
@@ -147,6 +150,22 @@ def test_who_does_the_work(pot: Pot, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not may(pot.plan("della"))
     monkeypatch.setattr(sys, "platform", "darwin")
     assert not may(plan)
+
+
+def test_no_process_is_begun_beside_other_threads() -> None:
+    """Fork waits for ever for a thread that is in OpenBLAS, and a new process for locks that others held."""
+    with ThreadPoolExecutor(1) as pool:
+        assert not pool.submit(ALONE).result()
+        assert not ALONE()
+
+
+def test_a_process_that_may_begin_no_others_works_by_threads(
+    pot: Pot, forks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of pools and of data loaders."""
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)  # type: ignore[attr-defined]
+    pot.cook(pot.plan("linear"), "soup", threads=2)
+    assert not forks
 
 
 @pytest.mark.parametrize("refuses", ["multiprocessing.synchronize.SemLock.__init__", "os.fork"])
