@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
-from multiprocessing import current_process, get_context
+from multiprocessing import active_children, current_process, get_context
 
 from tqdm import TMonitor
 
@@ -67,13 +67,20 @@ def forked(engine: Engine, count: int) -> Iterator[Write | None]:
 
     None where the system lets this one begin no others.
     """
+    earlier = set(active_children())
     with ExitStack() as stack:
         try:
             pool = ProcessPoolExecutor(count, get_context("fork"), _begin, (engine, os.getpid()))
-            stack.enter_context(pool)
             _fork(pool)
-        except (OSError, NotImplementedError, BrokenProcessPool):
-            # As where there is no shared memory for semaphores, or no more processes may be begun.
+            stack.enter_context(pool)
+        except BaseException as error:
+            # The pool forgets those that it has begun when it cannot begin all.
+            for process in set(active_children()) - earlier:
+                process.kill()
+                process.join()
+            if not isinstance(error, OSError | RuntimeError):
+                raise
+            # As where there is no shared memory for semaphores, or no more processes or threads may be begun.
             yield None
             return
 
@@ -92,13 +99,17 @@ def forked(engine: Engine, count: int) -> Iterator[Write | None]:
 def _fork(pool: ProcessPoolExecutor) -> None:
     """Begin all processes, in this thread, as they end with the one that began them."""
     gc.freeze()  # or the first collection in each process would copy all pages
+    # Until they have set aside what this process does about signals, they get none.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         with warnings.catch_warnings():
             # That others of this process's threads may hold locks: the new ones use none that these might hold.
             warnings.simplefilter("ignore", DeprecationWarning)
-            pool.submit(os.getpid).result()
+            first = pool.submit(os.getpid)
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         gc.unfreeze()
+    first.result()
 
 
 _engine: Engine
@@ -108,7 +119,11 @@ _buffers: Buffers
 def _begin(engine: Engine, parent: int) -> None:
     global _engine, _buffers
     _engine, _buffers = engine, Buffers()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process tells what becomes of the work
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_IGN)  # the first process tells what becomes of the work
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
     # What this process holds, as the lock of the output, it must not hold when the first one was killed.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -181,6 +182,43 @@ def test_threads_do_it_where_there_may_be_no_other_processes(
 
     monkeypatch.setattr(refuses, refused)
     assert pot.cook(plan, "soup", threads=2) == expected
+
+
+def test_where_only_some_may_be_begun_none_is_left(pot: Pot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would hold the output's lock, and this process would wait for it at its end."""
+    fork, left = os.fork, [1]
+
+    def once() -> int:
+        if not left:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        left.pop()
+        return fork()
+
+    monkeypatch.setattr(os, "fork", once)
+    pot.cook(pot.plan("linear"), "soup", threads=2)
+    assert not left
+    assert not multiprocessing.active_children()
+
+
+def test_they_leave_signals_to_the_first_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a program does about them is done once, and they can be ended by whoever began them."""
+    found = {signal.SIGUSR1: signal.SIG_IGN, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.getsignal(number) for number in found}
+    engine: Any = SimpleNamespace(
+        write=lambda number, _: (signal.getsignal(number), signal.pthread_sigmask(signal.SIG_BLOCK, []))
+    )
+    try:
+        signal.signal(signal.SIGUSR1, lambda *_: None)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with workers.forked(engine, 2) as write:
+            assert write is not None
+            assert {number: write(number) for number in found} == {  # type: ignore[comparison-overlap]
+                number: (what, set()) for number, what in found.items()
+            }
+        assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_an_error_in_a_process_is_that_of_the_merge(pot: Pot, tmp_path: Path) -> None:
