@@ -26,6 +26,8 @@ Write = Callable[[int], Finished]
 
 #: Bytes of output for each process below which it is not worth to have them.
 _WORTH = 32 << 20
+#: Seconds in which processes begin, which takes some milliseconds.
+_PATIENCE = 30
 _PR_SET_PDEATHSIG = 1
 
 
@@ -109,7 +111,8 @@ def _fork(pool: ProcessPoolExecutor) -> None:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         gc.unfreeze()
-    first.result()
+    # One more reason to give up: the pool waits for ever where its own threads could not be begun.
+    first.result(_PATIENCE)
 
 
 _engine: Engine

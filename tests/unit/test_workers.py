@@ -200,6 +200,13 @@ def test_where_only_some_may_be_begun_none_is_left(pot: Pot, monkeypatch: pytest
     assert not multiprocessing.active_children()
 
 
+def test_one_that_does_not_begin_is_not_waited_for_for_ever(pot: Pot, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_begin", lambda *_: time.sleep(60))
+    monkeypatch.setattr(workers, "_PATIENCE", 0.1)
+    pot.cook(pot.plan("linear"), "soup", threads=2)
+    assert not multiprocessing.active_children()
+
+
 def test_they_leave_signals_to_the_first_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a program does about them is done once, and they can be ended by whoever began them."""
     found = {signal.SIGUSR1: signal.SIG_IGN, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
