@@ -90,11 +90,14 @@ class Pot:
             with_base=METHODS[method].needs_base, **options,
         )  # fmt: skip
 
-    def cook(self, plan: Plan, name: str, threads: int, follow: Sequence[Path] = ()) -> Merged:
+    def cook(
+        self, plan: Plan, name: str, threads: int, follow: Sequence[Path] = (), supply: Supply | None = None
+    ) -> Merged:
         paths = self.paths[: len(plan.sources)]
+        supply = supply or Supply.here(paths, follow)
         with Staging(self.folder / name) as staging:
             staging.begin(plan.fingerprint, plan.to_dict(), paths)
-            merged = merge(plan, Supply.here(paths, follow), staging, threads=threads, quiet=True)
+            merged = merge(plan, supply, staging, threads=threads, quiet=True)
             staging.publish()
         return merged
 
@@ -132,6 +135,20 @@ def test_files_are_hashed_in_their_wake(pot: Pot, forks: list[int], monkeypatch:
     pot.cook(pot.plan("linear"), "soup", threads=2, follow=paths)
     assert forks
     assert remembered == {path: digests.hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_what_lies_in_the_cache_is_here(pot: Pot, missing: int, forks: list[int]) -> None:
+    """What the Hub's cache holds is found there when it is asked for."""
+
+    def found(path: Path) -> SourceFile:
+        file = SourceFile(path.stat().st_size, None, fetch=lambda file: setattr(file, "path", path))
+        file.missing *= missing
+        return file
+
+    supply = Supply([{"m": found(source["m"])} for source in pot.paths[:3]])
+    pot.cook(pot.plan("linear"), "soup", threads=2, supply=supply)
+    assert len(forks) == 1 - missing
 
 
 def test_who_does_the_work(pot: Pot, monkeypatch: pytest.MonkeyPatch) -> None:
