@@ -105,6 +105,8 @@ def merge(
             file.follow = number % world.size == world.rank
         mine = [file for file in followed if file.follow]
         fetch = sum(file.missing for file in supply.files())
+        if not fetch:
+            supply.fetch_all()  # out of the cache, in a moment; then other processes may read them
         title = "Fetching and merging" if fetch else "Merging"
         with bar(title, plan.size + fetch, initial=resumed, quiet=quiet or world.rank > 0) as shown:
             supply.fetched = shown.update

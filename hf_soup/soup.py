@@ -219,7 +219,8 @@ def cook(
                 say(f"note: {said}")
             here.share(None)  # all candidates are answered
             merged = merge(plan, supply, staging, world=here, threads=threads, quiet=quiet)
-            lineage.pin()
+            with staging.disk_errors():
+                lineage.pin()
             require_unchanged(everyone.checkpoints)
             if evaluation:
                 evaluation.rest()

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import hf_soup
 from hf_soup import IncompatibleError, MergeError, Recipe, RecipeError, ResolveError, Soup, digests
+from hf_soup.lineage import Lineage
 from hf_soup.soup import preview
 from hf_soup.staging import Staging
 
@@ -155,6 +156,23 @@ def test_an_ingredient_that_is_written_to_meanwhile_is_refused(
     monkeypatch.setattr(os, "pwrite", training_goes_on)
     with pytest.raises(MergeError, match=r"local:live.*: 'model.safetensors' changed while it was read"):
         hf_soup.cook([*models[1:], str(live.parent)], tmp_path / "soup", say=lambda _: None)
+    assert not (tmp_path / "soup").exists()
+
+
+def test_an_ingredient_that_is_removed_at_the_end_is_said(
+    models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sha256 is asked for when all of it was read."""
+    gone = shutil.copytree(models[0], tmp_path / "gone")
+    original = Lineage.pin
+
+    def pin(self: Lineage) -> None:
+        shutil.rmtree(gone)
+        original(self)
+
+    monkeypatch.setattr(Lineage, "pin", pin)
+    with pytest.raises(MergeError, match=r"No such file or directory \('.*gone/model.safetensors'\)"):
+        hf_soup.cook([*models[1:], str(gone)], tmp_path / "soup", say=lambda _: None)
     assert not (tmp_path / "soup").exists()
 
 

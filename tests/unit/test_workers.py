@@ -10,7 +10,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,11 +34,13 @@ from hf_soup.supply import SourceFile, Supply
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads do the work")
 #: Of one kind each: sums, cutoffs, what is measured, random numbers.
 METHODS_OF_SLICES = ["linear", "ties", "model_stock", "breadcrumbs", "dare_linear"]
+ALONE = workers._alone
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small models are many units, and worth processes."""
+    """Small models are many units, and worth processes; threads of the tests do no harm."""
+    monkeypatch.setattr(workers, "_alone", lambda: True)
     monkeypatch.setattr(plan_module, "UNIT_BYTES", BLOCK_BYTES)
     monkeypatch.setattr(workers, "_WORTH", 1 << 20)
 
@@ -86,11 +90,14 @@ class Pot:
             with_base=METHODS[method].needs_base, **options,
         )  # fmt: skip
 
-    def cook(self, plan: Plan, name: str, threads: int, follow: Sequence[Path] = ()) -> Merged:
+    def cook(
+        self, plan: Plan, name: str, threads: int, follow: Sequence[Path] = (), supply: Supply | None = None
+    ) -> Merged:
         paths = self.paths[: len(plan.sources)]
+        supply = supply or Supply.here(paths, follow)
         with Staging(self.folder / name) as staging:
             staging.begin(plan.fingerprint, plan.to_dict(), paths)
-            merged = merge(plan, Supply.here(paths, follow), staging, threads=threads, quiet=True)
+            merged = merge(plan, supply, staging, threads=threads, quiet=True)
             staging.publish()
         return merged
 
@@ -130,6 +137,20 @@ def test_files_are_hashed_in_their_wake(pot: Pot, forks: list[int], monkeypatch:
     assert remembered == {path: digests.hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
+@pytest.mark.parametrize("missing", [0, 1])
+def test_what_lies_in_the_cache_is_here(pot: Pot, missing: int, forks: list[int]) -> None:
+    """What the Hub's cache holds is found there when it is asked for."""
+
+    def found(path: Path) -> SourceFile:
+        file = SourceFile(path.stat().st_size, None, fetch=lambda file: setattr(file, "path", path))
+        file.missing *= missing
+        return file
+
+    supply = Supply([{"m": found(source["m"])} for source in pot.paths[:3]])
+    pot.cook(pot.plan("linear"), "soup", threads=2, supply=supply)
+    assert len(forks) == 1 - missing
+
+
 def test_who_does_the_work(pot: Pot, monkeypatch: pytest.MonkeyPatch) -> None:
     """One process where there is little to do, where files are yet to come, and where tensors are held whole."""
 
@@ -149,6 +170,22 @@ def test_who_does_the_work(pot: Pot, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not may(plan)
 
 
+def test_no_process_is_begun_beside_other_threads() -> None:
+    """Fork waits for ever for a thread that is in OpenBLAS, and a new process for locks that others held."""
+    with ThreadPoolExecutor(1) as pool:
+        assert not pool.submit(ALONE).result()
+        assert not ALONE()
+
+
+def test_a_process_that_may_begin_no_others_works_by_threads(
+    pot: Pot, forks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of pools and of data loaders."""
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)  # type: ignore[attr-defined]
+    pot.cook(pot.plan("linear"), "soup", threads=2)
+    assert not forks
+
+
 @pytest.mark.parametrize("refuses", ["multiprocessing.synchronize.SemLock.__init__", "os.fork"])
 def test_threads_do_it_where_there_may_be_no_other_processes(
     pot: Pot, refuses: str, monkeypatch: pytest.MonkeyPatch
@@ -162,6 +199,50 @@ def test_threads_do_it_where_there_may_be_no_other_processes(
 
     monkeypatch.setattr(refuses, refused)
     assert pot.cook(plan, "soup", threads=2) == expected
+
+
+def test_where_only_some_may_be_begun_none_is_left(pot: Pot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would hold the output's lock, and this process would wait for it at its end."""
+    fork, left = os.fork, [1]
+
+    def once() -> int:
+        if not left:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        left.pop()
+        return fork()
+
+    monkeypatch.setattr(os, "fork", once)
+    pot.cook(pot.plan("linear"), "soup", threads=2)
+    assert not left
+    assert not multiprocessing.active_children()
+
+
+def test_one_that_does_not_begin_is_not_waited_for_for_ever(pot: Pot, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_begin", lambda *_: time.sleep(60))
+    monkeypatch.setattr(workers, "_PATIENCE", 0.1)
+    pot.cook(pot.plan("linear"), "soup", threads=2)
+    assert not multiprocessing.active_children()
+
+
+def test_they_leave_signals_to_the_first_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a program does about them is done once, and they can be ended by whoever began them."""
+    found = {signal.SIGUSR1: signal.SIG_IGN, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.getsignal(number) for number in found}
+    engine: Any = SimpleNamespace(
+        write=lambda number, _: (signal.getsignal(number), signal.pthread_sigmask(signal.SIG_BLOCK, []))
+    )
+    try:
+        signal.signal(signal.SIGUSR1, lambda *_: None)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with workers.forked(engine, 2) as write:
+            assert write is not None
+            assert {number: write(number) for number in found} == {  # type: ignore[comparison-overlap]
+                number: (what, set()) for number, what in found.items()
+            }
+        assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_an_error_in_a_process_is_that_of_the_merge(pot: Pot, tmp_path: Path) -> None:
