@@ -234,6 +234,7 @@ def test_they_leave_signals_to_the_first_process(monkeypatch: pytest.MonkeyPatch
     try:
         signal.signal(signal.SIGUSR1, lambda *_: None)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which `nohup` ignores
         with workers.forked(engine, 2) as write:
             assert write is not None
             assert {number: write(number) for number in found} == {  # type: ignore[comparison-overlap]
