@@ -10,7 +10,7 @@ from hf_soup.methods import merge_method
 from hf_soup.methods._sphere import mix_on_sphere, on_sphere
 
 
-@merge_method(elementwise=True, neutral={}, bound=1e-6, measure=on_sphere)
+@merge_method(elementwise=True, neutral={}, bound=1e-12, measure=on_sphere)
 def multislerp(tensors: Sequence[Tensor], weights: Sequence[float], *, measured: Tensor | None) -> Tensor:
     r"""Average the directions on the sphere in one step, and the lengths.
 

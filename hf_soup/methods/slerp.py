@@ -40,7 +40,7 @@ def _coefficients(slices: Slices, weights: Sequence[float], *, t: float) -> Tens
     return torch.stack([((1 - share) * angle).sin(), (share * angle).sin()]) / angle.sin()
 
 
-@merge_method(elementwise=True, neutral={}, bound=1e-6, least=2, most=2, ordered=True, measure=_coefficients)
+@merge_method(elementwise=True, neutral={}, bound=1e-12, least=2, most=2, ordered=True, measure=_coefficients)
 def slerp(
     tensors: Sequence[Tensor],
     weights: Sequence[float],
