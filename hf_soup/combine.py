@@ -89,7 +89,6 @@ def combine(
         hand["statistics"], turned = read, statistics.turned(mixing, tensor.name)
     flat, origin = vectors(plan, run, parts, release=release)
     tensors = [each.reshape(shape) for each in flat]
-    del flat  # so that a method can let go of what it has read
     tensors = [each.mT for each in tensors] if turned else tensors
     if given is None:
         hand |= measured(plan, run, Slices.of(tensors), weights)

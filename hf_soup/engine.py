@@ -38,7 +38,8 @@ class _Measured:
 
     Args:
         given: What `measured` found; None where the method does not measure.
-        finite: Whether all numbers were seen to be.
+        finite: Whether all numbers that were looked at are; where not all were, as of a tensor with one element, one
+            that is not shows in what is combined.
     """
 
     given: Mapping[str, object] | None = None
