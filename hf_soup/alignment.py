@@ -283,7 +283,7 @@ class _Alignment:
             if not moved or other:
                 said = f"'{other}' has {mine[other].shape[0]}" if other else "no tensor has as many"
                 message = f"{name}: the labels stand in another order than wanted, but there are {len(order)} of them "
-                self.refuse("labels", f"{message}and {said} rows, so rows cannot be moved. Leave it out.", name)
+                self.refuse("labels-rows", f"{message}and {said} rows, so rows cannot be moved. Leave it out.", name)
                 continue
             self.tensors[number] = self._moved(number, dict.fromkeys(moved, rows), len(order))
             shown = ", ".join(f"{label} {order[place]}→{place}" for place, label in enumerate(self.labels[:6]))

@@ -23,6 +23,7 @@ def recipe_of(
     method: str | None = None,
     select: str | None = None,
     parameters: Sequence[str] = (),
+    allow: str | None = None,
     **changes: Any,
 ) -> Recipe:
     """The recipe that the arguments name or spell out, with what the options change; the rest is that of ``source``."""
@@ -53,7 +54,14 @@ def recipe_of(
         given["method"] = named
     if select:
         given["select"] = select
+    if allow:
+        given["allow"] = [*values.get("allow", []), *codes_of(allow)]
     return Recipe(**{**values, **given})
+
+
+def codes_of(allow: str) -> list[str]:
+    """The findings that ``--allow`` accepts."""
+    return [code.strip() for code in allow.split(",") if code.strip()]
 
 
 def scoring_of(data: str | None, task: str | None, metric: str | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from hf_soup.checkpoint import Checkpoint
 from hf_soup.compatibility import Reason, some
 from hf_soup.errors import IncompatibleError
 from hf_soup.headers import FLOATS, ITEM_BYTES, TensorInfo
-from hf_soup.kinship import Kinship
+from hf_soup.kinship import Kinship, families
 
 
 class Comparison:
@@ -214,12 +214,16 @@ class Comparison:
         return self.count + list(self.founders).index(founder)
 
     def links(self, founder: str) -> list[bool | None]:
-        """Whether each ingredient is kin to a founder."""
+        """Whether each ingredient is kin to a founder, or to an ingredient that is."""
         if founder not in self.founders or founder in self.unread:
             return [None] * self.count
         if founder in self._foreign:
             return [False] * self.count
-        return [self.bodies.kin(number, self.place(founder)) for number in range(self.count)]
+        place = self.place(founder)
+        direct = [self.bodies.kin(number, place) for number in range(self.count)]
+        kin = {(a, b): self.bodies.kin(a, b) for b in range(self.count) for a in range(b)}
+        linked = {number for group in families(kin, self.count) if any(direct[n] for n in group) for number in group}
+        return [link if link is None else number in linked for number, link in enumerate(direct)]
 
     def cosine(self, number: int, founder: str) -> float:
         """Of an ingredient and a founder."""

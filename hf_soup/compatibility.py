@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ _MODULES = re.compile(r"modules\.json")
 #: How differences in configs begin that have to do with the number of tokens.
 _VOCABULARY = re.compile(r"(\w+\.)*vocab_size: (\d+) against (\d+)")
 _TIED = "tie_word_embeddings: "
+#: Differences in how places of a text are counted, which no shape shows.
+_POSITIONS = re.compile(r"(\w+\.)*((original_)?max_position_embeddings|n_positions|rope_\w+|rotary_emb_base): ")
 _TOKEN = re.compile(r"(\w+\.)*\w+_token_id: (.+) against (.+)")
 #: What helps where only heads differ.
 HEADS_HINT = "To average their bodies alone set `heads: body` in the recipe, or `heads: MODEL` to keep that one's head."
@@ -39,22 +41,33 @@ class Reason:
         message: For people, with the values and what to do.
         ingredients: Whom it is about.
         refuses: Whether it alone forbids to average.
+        allowed: Whether the recipe accepts it.
     """
 
     code: str
     message: str
     ingredients: tuple[str, ...] = ()
     refuses: bool = False
+    allowed: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
-        severity = "refusal" if self.refuses else "warning"
+        severity = "refusal" if self.refuses else "allowed" if self.allowed else "warning"
         return {
             "code": self.code,
             "severity": severity,
             "message": self.message,
             "ingredients": list(self.ingredients),
         }
+
+
+def permitted(reasons: Sequence[Reason], allow: Collection[str]) -> list[Reason]:
+    """What was found, where a recipe accepts some codes.
+
+    >>> [reason.refuses for reason in permitted([Reason("strangers", "…", refuses=True)], ["strangers"])]
+    [False]
+    """
+    return [replace(each, refuses=False, allowed=True) if each.code in allow else each for each in reasons]
 
 
 def duplicates(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[Reason]:
@@ -146,6 +159,14 @@ def architectures(
             differences = [
                 each for each in differences if not _VOCABULARY.match(each) and not _is_added(each, min(sizes))
             ]
+        if positions := [each for each in differences if _POSITIONS.match(each)]:
+            differences = [each for each in differences if each not in positions]
+            message = (
+                f"{name} counts the places of a text in another way than {whose}: {'; '.join(positions[:6])}. The soup "
+                f"would have {whose}'s setting, in which {name} was not trained. Leave it out, or accept it with "
+                "`--allow positions`."
+            )
+            reasons.append(Reason("positions", message, (whose, name), refuses=True))
         if differences:
             shown = "; ".join(differences[:6])
             message = f"{name} is another architecture than {whose}: {shown}."

@@ -7,7 +7,6 @@ are as good as orthogonal. docs/lineage.md has the distributions behind the thre
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,20 +22,12 @@ STRANGERS = 0.05
 SAME_ROWS = 0.05
 #: Median cosine of the body below which siblings have drifted apart.
 DRIFTED = 0.9
-#: Cosine below which a single tensor is apart, or …
+#: Cosine below which a single tensor has nothing in common …
 APART = 0.1
-#: … share of its rows that have nothing in common with the row of the same number, or …
-LOST = 0.25
-#: … share of its rows that lie elsewhere in the other model, where its cosine is below …
-SWAPPED = 0.17
-#: … this; …
-IN_PART = 0.8
-#: … and where the median cosine is above `DRIFTED`, so that nothing else moves rows, these three; …
-CLOSE = (0.1, 0.07, 0.9)
-#: … where the median cosine is at least this: below it, hard training may have done it, …
-SURE = 0.5
-#: … unless that share is at least this.
-SURELY_SWAPPED = 0.46
+#: … where the median cosine is at least this, so that hard training has not done it.
+SURE = 0.6
+#: Share of the median cosine below which a single tensor is worth a word.
+FAR_BELOW = 0.6
 #: Cosine of the heads below which they were initialised apart.
 HEADS_APART = 0.3
 #: Lowest cosine of siblings' task vectors above which the ancestor they are measured from is hardly theirs …
@@ -44,12 +35,8 @@ WRONG_BASE = 0.8
 #: … where they have at least this size, relative to the ancestor: short runs on the same data move alike too.
 FAR_FROM_BASE = 0.35
 
-#: A row lies elsewhere where another row's cosine is above the first number, and above its own by the second.
-_ELSEWHERE = (0.5, 0.3)
 #: Models of which each is compared with each row by row; of more, with the first two and the last.
 _BY_ROWS = 12
-#: Tables that are looked up: their rows are tokens or places, which training moves by themselves and nobody reorders.
-_TABLE = re.compile(r"embed|wte|wpe|shared\.weight")
 #: Rows, and numbers in each, below which single rows say nothing.
 _FEWEST = 16
 
@@ -71,9 +58,6 @@ class Kinship:
         products: ``(tensors, models, models)`` float64; NaN where one of two does not have the tensor.
         rows: ``(models, models)`` float64, the median share of rows whose nearest row in the other model is the one of
             the same number, less what chance gives; NaN where that was not looked at.
-        lost: ``(tensors, models, models)`` float64, share of rows that have nothing in common with the row of the same
-            number (cosine below `APART`); NaN where that was not looked at.
-        swapped: The same, share of rows that lie elsewhere: another row of the other model is much nearer.
         same: ``(models, models)``, whether every sampled number is equal.
     """
 
@@ -82,8 +66,6 @@ class Kinship:
     tensors: tuple[str, ...]
     products: Matrix = field(repr=False)
     rows: Matrix = field(repr=False)
-    lost: Matrix = field(repr=False)
-    swapped: Matrix = field(repr=False)
     same: np.ndarray[Any, np.dtype[np.bool_]] = field(repr=False)
 
     @cached_property
@@ -106,33 +88,17 @@ class Kinship:
             return None
         return bool(cosine >= STRANGERS and not rows < SAME_ROWS)
 
-    def has(self, model: int, tensor: str) -> bool:
-        """Whether a model has a tensor that was read."""
-        return bool(np.isfinite(self.products[self.tensors.index(tensor), model, model]))
-
-    def by_rows(self, a: int, b: int) -> bool:
-        """Whether two were compared row by row."""
-        return bool(np.isfinite(self.lost[:, a, b]).any())
-
-    def apart(self, a: int, b: int) -> list[str]:
-        """Tensors that have nothing in common in two models that otherwise do, in whole or in part."""
-        if not self.kin(a, b):
-            return []
-        cosine, lost, swapped = self.by_tensor[:, a, b], self.lost[:, a, b], self.swapped[:, a, b]
+    @cached_property
+    def apart(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """``(tensors, models, models)``, which have nothing in common in two models that otherwise clearly do."""
         with np.errstate(invalid="ignore"):
-            if self.cosines[a, b] >= SURE:
-                least = CLOSE if self.cosines[a, b] >= DRIFTED else (LOST, SWAPPED, IN_PART)
-                in_part = (cosine < least[2]) & self._ordered & ((lost >= least[0]) | (swapped >= least[1]))
-                # Some tokens that moved far are most of what a table's cosine says.
-                found = ((cosine < APART) & (self._ordered | ~(lost < SURE))) | in_part
-            else:
-                found = self._ordered & (swapped >= SURELY_SWAPPED)
-        return [name for name, each in zip(self.tensors, found, strict=True) if each]
+            return (self.by_tensor < APART) & (self.cosines >= SURE)
 
     @cached_property
-    def _ordered(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Which tensors have rows in an order that somebody could change."""
-        return np.array([not _TABLE.search(name) for name in self.tensors], dtype=bool)
+    def low(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """``(tensors, models, models)``, which have far less in common than the other tensors of two models."""
+        with np.errstate(invalid="ignore"):
+            return self.by_tensor < np.maximum(APART, FAR_BELOW * self.cosines)
 
     def moved(self, models: Sequence[int], base: int) -> tuple[float, float] | None:
         """The lowest cosine of two task vectors measured from ``base``, and their size relative to it.
@@ -180,8 +146,7 @@ def compare(samples: Sequence[Mapping[str, Array]], names: Sequence[str], part: 
     count = len(samples)
     tensors = tuple(dict.fromkeys(name for each in samples for name in each))
     products = np.full((len(tensors), count, count), np.nan)
-    # Rows that find themselves, that are lost, and that lie elsewhere.
-    shares = np.full((3, len(tensors), count, count), np.nan)
+    finding = np.full((len(tensors), count, count), np.nan)
     same = np.ones((count, count), dtype=bool)
     for number, tensor in enumerate(tensors):
         shape = next(each[tensor].shape for each in samples if tensor in each)
@@ -201,37 +166,25 @@ def compare(samples: Sequence[Mapping[str, Array]], names: Sequence[str], part: 
             rows = [
                 np.where(held[:, None], row.reshape(shape), 0.0) for row, held in zip(stack, list(full), strict=True)
             ]
-            shares[:, number] = _by_rows(dict(zip(having, rows, strict=True)), count)
-    return Kinship(
-        part, tuple(names), tensors, products, _median(shares[0]), shares[1], shares[2], same & bool(tensors)
-    )
+            finding[number] = _by_rows(dict(zip(having, rows, strict=True)), count)
+    return Kinship(part, tuple(names), tensors, products, _median(finding), same & bool(tensors))
 
 
 def _by_rows(rows: Mapping[int, Matrix], count: int) -> Matrix:
-    """``(3, models, models)``: for pairs of models what one tensor's rows say; see `Kinship`."""
-    found = np.full((3, count, count), np.nan)
+    """``(models, models)``: for pairs of models the share of one tensor's rows that find themselves; see `Kinship`."""
+    found = np.full((count, count), np.nan)
     units = {index: _unit(each) for index, each in rows.items()}
-    # What is much shorter than the others is moved about by the least training.
-    norms = {index: np.linalg.norm(each, axis=1) for index, each in rows.items()}
-    long = {index: each >= 0.5 * np.sqrt((each**2).mean()) for index, each in norms.items()}
+    holding = {index: np.any(each != 0, axis=1) for index, each in rows.items()}
     hubs = range(count) if count <= _BY_ROWS else (0, 1, count - 1)
     for a, b in ((one, other) for other in range(count) for one in range(other) if one in hubs or other in hubs):
         if a not in units or b not in units:
             continue
-        holds = (norms[a] > 0) & (norms[b] > 0)
+        holds = holding[a] & holding[b]
         if holds.sum() < _FEWEST:
             continue
-        counts = (long[a] & long[b])[holds]
         near = units[a][holds] @ units[b][holds].T
-        own, nearest, chance = np.diagonal(near), near.max(axis=1), 1 / len(near)
-        best, ahead = _ELSEWHERE
-        finds = float((near.argmax(axis=1) == np.arange(len(near))).mean())
-        shares = (
-            max(0.0, (finds - chance) / (1 - chance)),
-            float(((own < APART) & counts).mean()),
-            float(((nearest > best) & (nearest - own > ahead)).mean()),
-        )
-        found[:, a, b] = found[:, b, a] = shares
+        finds, chance = float((near.argmax(axis=1) == np.arange(len(near))).mean()), 1 / len(near)
+        found[a, b] = found[b, a] = max(0.0, (finds - chance) / (1 - chance))
     return found
 
 

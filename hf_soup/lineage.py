@@ -20,6 +20,7 @@ from hf_soup.errors import IncompatibleError
 from hf_soup.evidence import judge
 from hf_soup.headers import TensorInfo
 from hf_soup.kinship import Kinship
+from hf_soup.recipe import JUDGEMENTS
 
 PROVEN, LIKELY, REFUSED = "proven", "likely", "refused"
 
@@ -125,8 +126,16 @@ class Lineage:
             refusals = [reason.message for reason in self.reasons if reason.refuses]
             shown = "\n".join(f"- {message}" for message in refusals) if len(refusals) > 1 else refusals[0]
             raise IncompatibleError(
-                f"These models cannot be averaged:\n{shown}", hint="`hf-soup check` shows the whole report."
+                f"These models cannot be averaged:\n{shown}",
+                hint=f"`hf-soup check` shows the whole report.{self._permission()}",
             )
+
+    def _permission(self) -> str:
+        """How to average them all the same, where everything that refuses is a judgement."""
+        codes = dict.fromkeys(reason.code for reason in self.reasons if reason.refuses)
+        if not JUDGEMENTS.issuperset(codes):
+            return ""
+        return f" If you know better, accept it: `--allow {','.join(codes)}`, or `allow:` in a recipe."
 
     @property
     def cosines(self) -> tuple[float, float] | None:
@@ -179,7 +188,8 @@ class Lineage:
             lines.append(f"  heads: cosine {low:.3f} to {high:.3f}; below {kinship.HEADS_APART} they began apart")
         for heading, reasons in (
             ("Why not:", [reason for reason in self.reasons if reason.refuses]),
-            ("To know:", [reason for reason in self.reasons if not reason.refuses]),
+            ("Allowed:", [reason for reason in self.reasons if reason.allowed]),
+            ("To know:", [reason for reason in self.reasons if not reason.refuses and not reason.allowed]),
         ):
             if reasons:
                 lines += ["", heading, *(_wrapped(f"- [{reason.code}] {reason.message}") for reason in reasons)]
@@ -225,7 +235,7 @@ class Lineage:
 
     def _advice(self) -> str:
         if self.verdict == REFUSED:
-            return "each point under `Why not` says it; then check again."
+            return f"each point under `Why not` says it; then check again.{self._permission()}"
         if self.verdict == PROVEN:
             return "`hf-soup cook` averages them; with held-out data it measures the soup against its ingredients."
         if self.ancestor is None or self.ancestor.source == "weights":
@@ -347,7 +357,7 @@ def correspond(
     """
     alignment, bodies = _as_stored(checkpoints, wishes), wishes.heads is not None
     reasons = architectures(checkpoints, names, alignment.donor, body_only=bodies)
-    if any(reason.refuses for reason in (*known, *reasons) if reason.code != "single"):
+    if any(reason.refuses for reason in (*known, *reasons) if reason.code not in {"single", *JUDGEMENTS}):
         return alignment, reasons
     reasons += [] if bodies else labels(checkpoints, names, wishes.labels)
     found, tokens = processing(checkpoints, names)

@@ -34,6 +34,24 @@ from hf_soup.plain_yaml import parse_yaml, write_yaml
 MAX_BYTES = 1 << 22
 MAX_INGREDIENTS = 1000
 
+#: Codes of findings that are judgements, which `allow` may accept; what else refuses could not be averaged at all.
+JUDGEMENTS = frozenset(
+    {
+        *("ancestor-apart", "ancestor-copied", "ancestor-found", "ancestor-undeclared", "ancestor-unknown"),
+        *(
+            "ancestor-unreadable",
+            "ancestors-differ",
+            "ancestors-loop",
+            "base-contradicted",
+            "base-doubtful",
+            "base-wrong",
+        ),
+        *("batch-norm", "card-wrong", "counted-twice", "drifted", "dtypes-mixed", "heads-apart", "identical", "labels"),
+        *("labels-unknown", "not-from-base", "parts-apart", "parts-drifted", "positions", "processing"),
+        *("processing-absent", "processing-not-compared", "scored-on-train", "selected-on-report", "strangers"),
+    }
+)
+
 _Text = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
@@ -249,6 +267,8 @@ class Recipe(_Value):
         heads: Average bodies alone: ``body`` makes a model without a head, a new base; the name of an ingredient
             keeps its head.
         vocabulary: Where some ingredients added tokens: ``base`` keeps those that all have, ``union`` all.
+        allow: Codes of findings that are accepted although they refuse or warn, such as ``strangers``: those that are
+            judgements (`JUDGEMENTS`).
         seed: Of every random number.
         allow_pickle: Read ``pytorch_model.bin`` where there is nothing else (weights only).
 
@@ -274,6 +294,7 @@ class Recipe(_Value):
     labels: tuple[str, ...] | None = None
     heads: _Text | None = None
     vocabulary: Literal["base", "union"] | None = None
+    allow: tuple[str, ...] = ()
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     allow_pickle: bool = False
 
@@ -323,6 +344,15 @@ class Recipe(_Value):
         if twice := next((label for label in labels if labels.count(label) > 1), None):
             raise ValueError(f"`labels` has '{twice}' twice; every output has a name of its own")
         return self
+
+    @field_validator("allow")
+    @classmethod
+    def _allows_judgements(cls, allow: tuple[str, ...]) -> tuple[str, ...]:
+        if other := [code for code in allow if code not in JUDGEMENTS]:
+            raise ValueError(
+                f"'{other[0]}' is no finding that can be accepted; those are {', '.join(sorted(JUDGEMENTS))}"
+            )
+        return tuple(dict.fromkeys(allow))
 
     @property
     def head(self) -> int | Literal["body"] | None:
@@ -410,10 +440,24 @@ def _keys_at(location: Sequence[int | str]) -> set[str]:
     return set((owners[-1] if owners else Recipe).model_fields)
 
 
-def as_recipe(value: Recipe | str | Path | Sequence[str]) -> Recipe:
-    """A recipe from what a caller may give: a recipe, a YAML file, or a list of models."""
-    if isinstance(value, Recipe):
-        return value
-    if isinstance(value, str | Path):
-        return Recipe.load(value)
-    return Recipe(ingredients=list(value))
+#: What a caller may name models with: a recipe, its YAML file, a model, several, or several with their weights.
+Models = Recipe | str | Path | Sequence[str | Path] | Mapping[str, float] | Mapping[Path, float]
+
+
+def as_recipe(models: Models, **changes: Any) -> Recipe:
+    """A recipe from what a caller may give, with some of its keys changed; those that are None are not.
+
+    >>> as_recipe({"acme/a": 0.9, "acme/b": 0.1}, method="slerp").to_dict()["ingredients"][0]
+    {'model': 'acme/a', 'weight': 0.9}
+    """
+    changes = {key: value for key, value in changes.items() if value is not None}
+    if isinstance(models, str | Path) and str(models).endswith((".yaml", ".yml")):
+        models = Recipe.load(models)
+    if isinstance(models, Recipe):
+        return Recipe(**{**models.to_dict(), **changes}) if changes else models
+    if isinstance(models, Mapping):
+        named: list[Any] = [{"model": str(model), "weight": weight} for model, weight in models.items()]
+    else:
+        every = [models] if isinstance(models, str | Path) else models
+        named = [str(model) if isinstance(model, Path) else model for model in every]
+    return Recipe(**{"ingredients": named, **changes})

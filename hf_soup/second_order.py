@@ -32,7 +32,7 @@ _DEEPEST = 20
 #: A mean has no shares by tensor, so its recipe is short; a longer one is not parsed, as it is a stranger's.
 _MOST_BYTES = 1 << 20
 #: What a soup's recipe may say; any other key may make it something else than the mean of its leaves.
-_HARMLESS = {"base", "ingredients", "score", "report", "seed", "allow_pickle", "labels", "dtype"}
+_HARMLESS = {"base", "ingredients", "score", "report", "seed", "allow_pickle", "labels", "dtype", "allow"}
 #: How far rounding may take a mean, in parts of its terms' sizes.
 _ROUNDED = {"BF16": 2.0**-8, "F16": 2.0**-10, "F32": 2.0**-20, "F64": 2.0**-20}
 #: Shares up to this are whole numbers where they can be, as products of them with 16-bit numbers are exact in float32.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,12 +13,20 @@ from hf_soup import kinship
 from hf_soup.compatibility import Reason, some
 from hf_soup.kinship import Kinship, families
 
+#: What everyone begins anew who makes a classifier of a model that predicts words.
+_POOLER = re.compile(r"pooler")
+#: Tables that are looked up: a few tokens or places that moved far are most of what their cosine says, and nobody puts
+#: them in another order, as the tokenizer would be another.
+_TABLE = re.compile(r"embed|wte|wpe|shared\.weight")
+
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
+
 
 def _pairs(count: int) -> list[tuple[int, int]]:
     return [(a, b) for a in range(count) for b in range(a + 1, count)]
 
 
-def copies(same: np.ndarray[Any, np.dtype[np.bool_]], names: Sequence[str], pins: Sequence[object]) -> list[Reason]:
+def copies(same: Flags, names: Sequence[str], pins: Sequence[object]) -> list[Reason]:
     """Models that are equal: they are said, as they count each.
 
     Args:
@@ -94,6 +103,9 @@ def strangers(bodies: Kinship, names: Sequence[str], founder: int | None = None)
 def parts_apart(bodies: Kinship, names: Sequence[str], founder: int | None, *, named: bool) -> list[Reason]:
     """Tensors that have nothing in common where the others do: initialised anew, or neurons in another order.
 
+    Two models between whom a tensor is apart are refused, unless others that have it link them: a link passes from one
+    to the next, and the ancestor is one of them. So more models, or an ancestor, link more and never less.
+
     Args:
         bodies: The ingredients come first in it.
         names: The ingredients.
@@ -101,53 +113,71 @@ def parts_apart(bodies: Kinship, names: Sequence[str], founder: int | None, *, n
         named: Whether there is an ancestor that somebody names.
     """
     count = len(names)
-    # Of very many models only some are compared row by row with all.
-    looked = [pair for pair in _pairs(count) if bodies.by_rows(*pair)] or _pairs(count)
-    apart = {pair: set(bodies.apart(*pair)) for pair in looked}
-    theirs = {n: set(bodies.apart(n, founder)) for n in range(count)} if founder is not None else {}
-    lacked = {name for name in bodies.tensors if founder is not None and not bodies.has(founder, name)}
+    places = [*range(count), *([] if founder is None else [founder])]
+    poolers, tables = (
+        np.array([bool(kind.search(tensor)) for tensor in bodies.tensors], dtype=bool)[:, None, None]
+        for kind in (_POOLER, _TABLE)
+    )
+    apart = (bodies.apart & ~poolers & ~tables)[:, places][:, :, places]
     reasons = []
-    # What everyone began for themselves is apart in every pair, and all of it is that the ancestor lacks; neurons in
-    # another order are so in one model, and in some tensors of a layer.
-    fresh = set.intersection(*apart.values()) if apart else set()
-    if founder is not None:
-        fresh = fresh if fresh == lacked else set()
-    elif count == 2:
-        fresh = {name for name in fresh if "pooler" in name}
-    if fresh:
-        why = "each by itself" if founder is None else "as the ancestor has none such"
-        message = f"{some(sorted(fresh))}: initialised apart, {why}. `--select greedy` finds out who helps."
+    if fresh := _where(bodies, bodies.apart[:, :count, :count] & poolers):
+        message = f"{some(fresh)}: initialised apart, each by itself. `--select greedy` finds out who helps."
         reasons.append(Reason("parts-apart", message, tuple(names)))
-    shared = set.intersection(*theirs.values()) if theirs and not any(apart.values()) else set()
-    if shared:
+    if founder is not None and (shared := _where(bodies, apart[:, :count, count:].all(axis=1, keepdims=True))):
         message = (
-            f"{len(shared)} of {len(bodies.tensors)} tensors that were read are not the ancestor's: "
-            f"{some(sorted(shared))}. The models agree about them, as after a common step between."
+            f"{len(shared)} of {len(bodies.tensors)} tensors that were read are not the ancestor's: {some(shared)}. "
+            "The models agree about them, as after a common step between."
         )
         reasons.append(Reason("ancestor-apart", message, tuple(names)))
-    # Whose neurons were moved, the ancestor knows; of what it lacks, all but the largest group that agrees.
-    moved = {number: found - shared for number, found in theirs.items() if found - shared}
-    rest = {pair: found & lacked if founder is not None else found for pair, found in apart.items()}
-    rest = {pair: found - fresh for pair, found in rest.items()}
-    family, *others = families({pair: not found for pair, found in rest.items()}, count)
-    alike = bool(others) and len(others[0]) == len(family)
-    for number in range(count):
-        if others and (alike or number not in family):
-            found = set().union(*(found for pair, found in rest.items() if number in pair))
-            moved[number] = moved.get(number, set()) | found
-    if not moved:
-        return reasons
-    who = [names[number] for number in sorted(moved)]
-    tensors = sorted(set().union(*moved.values()), key=bodies.tensors.index)
-    fair = len(who) == count
-    hint = "" if founder is not None or named else " An ancestor that is named with --base tells whose."
+    split = np.zeros(apart.shape[1:], dtype=bool)
+    for tensor in np.flatnonzero(apart.any(axis=(1, 2))):
+        having = [at for at, place in enumerate(places) if np.isfinite(bodies.products[tensor, place, place])]
+        links = {(a, b): not apart[tensor, having[a], having[b]] for a, b in _pairs(len(having))}
+        group = np.zeros(len(places), dtype=int)
+        for number, members in enumerate(families(links, len(having)), 1):
+            group[[having[member] for member in members]] = number
+        split |= (group[:, None] != group) & (group[:, None] > 0) & (group > 0)
+    family, *others = groups = families({pair: not split[pair] for pair in _pairs(count)}, count)
+    if not others:
+        return reasons + _far_below(bodies, names, bodies.low[:, :count, :count] & ~poolers)
+    # Whose neurons were moved, the ancestor tells.
+    own = [group for group in groups if founder is not None and not split[group, count].all()]
+    if len(own) == 1:
+        family, others = own[0], [group for group in groups if group is not own[0]]
+    fair = len(own) != 1 and len(others[0]) == len(family)
+    outside = sorted(number for group in ([family] if fair else []) + others for number in group)
+    among = apart[:, outside]
+    who, tensors = [names[number] for number in outside], _where(bodies, among)
+    lowest = bodies.by_tensor[:, places][:, :, places][:, outside][among].min()
+    hint = "" if named else " An ancestor that is named with --base tells whose."
     message = (
         f"{some(who)}: kin{'' if fair else ' to the others'}, but {len(tensors)} of {len(bodies.tensors)} tensors that "
-        f"were read ({len(tensors) / len(bodies.tensors):.0%}) have nothing in common, in whole or in part: "
-        f"{some(tensors)}. Neurons or attention heads stand in another order, or were initialised anew; averaged, they "
-        f"would be noise. {'Leave all but one out.' if fair else f'Leave {_them(who)} out.'}{hint}"
+        f"were read have nothing in common: {some(tensors)} (lowest cosine {lowest:.2f}, where half of the tensors "
+        f"have {kinship.SURE} or more). Their neurons or attention heads stand in another order, or were initialised "
+        f"anew; averaged, they would be noise. {'Leave all but one out.' if fair else f'Leave {_them(who)} out.'}{hint}"
     )
     return [*reasons, Reason("parts-apart", message, tuple(who), refuses=True)]
+
+
+def _far_below(bodies: Kinship, names: Sequence[str], low: Flags) -> list[Reason]:
+    """Tensors that are far less alike than the others of two models: to know, as hard training may have done it."""
+    if not (tensors := _where(bodies, low)):
+        return []
+    who = [names[number] for number in np.flatnonzero(low.any(axis=(0, 1))).tolist()]
+    cosines = np.where(low, bodies.by_tensor[:, : len(names), : len(names)], np.inf)
+    tensor, a, b = np.unravel_index(int(cosines.argmin()), cosines.shape)
+    message = (
+        f"{some(who)}: {len(tensors)} of {len(bodies.tensors)} tensors that were read have far less in common than the "
+        f"others, as after hard training, or where neurons stand in another order: the cosine is "
+        f"{cosines[tensor, a, b]:.2f} in {bodies.tensors[tensor]}, and {bodies.cosines[a, b]:.2f} or more in half of "
+        "all. `--select greedy` finds out who helps."
+    )
+    return [Reason("parts-drifted", message, tuple(who))]
+
+
+def _where(bodies: Kinship, found: Flags) -> list[str]:
+    """The tensors of which anything was found."""
+    return [bodies.tensors[number] for number in np.flatnonzero(found.any(axis=(1, 2))).tolist()]
 
 
 def heads_apart(heads: Kinship, names: Sequence[str]) -> list[Reason]:

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -19,7 +19,7 @@ from hf_soup.batch_norm import batch_norms, require_looked_at, running_statistic
 from hf_soup.checkpoint import open_all, require_unchanged
 from hf_soup.choosing import choose, settled
 from hf_soup.client import Token
-from hf_soup.compatibility import Reason
+from hf_soup.compatibility import Reason, permitted
 from hf_soup.contents import about_files, soup_config, write_assets, write_contents
 from hf_soup.cooked import Say, Soup, to_stderr
 from hf_soup.errors import RecipeError
@@ -42,7 +42,7 @@ from hf_soup.preparation import (
     trained_on,
     validate,
 )
-from hf_soup.recipe import Recipe, as_recipe
+from hf_soup.recipe import Models, Recipe, as_recipe
 from hf_soup.second_order import Expanded, expand
 from hf_soup.staging import Staging, refuse_existing
 from hf_soup.training_run import unroll, within_a_run
@@ -58,17 +58,19 @@ if TYPE_CHECKING:
 
 
 def check(
-    models: Recipe | str | Path | Sequence[str],
+    models: Models,
     *,
     base: str | None = None,
+    allow: Sequence[str] | None = None,
     allow_pickle: bool = False,
     token: Token = None,
 ) -> Lineage:
     """May these models be averaged? Reads configs, cards, headers and samples of rows; no whole weight file.
 
     Args:
-        models: Hub ids or folders, a recipe, or the path of one.
+        models: Hub ids or folders, also as a mapping to their weights; a recipe, or the path of one.
         base: The pretrained ancestor; by default what the recipe, the cards or the configs name.
+        allow: Codes of findings that are accepted, as in a recipe.
         allow_pickle: As in a recipe.
         token: As everywhere in huggingface_hub.
 
@@ -79,10 +81,7 @@ def check(
         ResolveError: A model cannot be found, reached or read.
     """
     before = transfer.traffic()
-    recipe, runs = unroll(as_recipe(models), checks=True)
-    if base is not None or allow_pickle:
-        changes = {"base": base or recipe.base, "allow_pickle": allow_pickle or recipe.allow_pickle}
-        recipe = recipe.model_copy(update=changes)
+    recipe, runs = unroll(as_recipe(models, base=base, allow=allow, allow_pickle=allow_pickle or None), checks=True)
     lineage = _examined(expand(recipe, token=token), runs, token)
     # With the headers, indexes and cards of the ingredients.
     return replace(lineage, transferred_bytes=transfer.traffic() - before)
@@ -102,13 +101,16 @@ def _examined(expanded: Expanded, runs: Sequence[Reason], token: Token) -> Linea
     seen = selected_on(recipe, expanded.seen)
     found = within_a_run(lineage.reasons, expanded.checkpoints)
     found += [*running_statistics(recipe, lineage), *runs, *soups, *seen]
-    return lineage.with_reasons([*found, *trained_on(recipe, lineage, token)])
+    return lineage.with_reasons(permitted([*found, *trained_on(recipe, lineage, token)], recipe.allow))
 
 
 def cook(
-    recipe: Recipe | Update | str | Path | Sequence[str],
+    recipe: Models | Update,
     out: str | Path,
     *,
+    method: str | Mapping[str, Any] | None = None,
+    select: str | Mapping[str, Any] | None = None,
+    allow: Sequence[str] | None = None,
     token: Token = None,
     device: str = "cpu",
     threads: int | None = None,
@@ -119,8 +121,11 @@ def cook(
     """Check, fetch, select, average, score, and write a soup folder that appears complete or not at all.
 
     Args:
-        recipe: A recipe, the path of one, a list of models, or the update of a published soup.
+        recipe: A recipe, the path of one, models, models with their weights, or the update of a published soup.
         out: The folder to make; nothing that exists is overwritten.
+        method: How tensors are combined: a name, or a mapping with it and parameters, as in a recipe.
+        select: Which ingredients go in, likewise.
+        allow: Codes of findings that are accepted, as in a recipe.
         token: As everywhere in huggingface_hub.
         device: Where models run when they are scored.
         threads: For averaging; by default one a core, and a few more where files must come from the disk.
@@ -140,7 +145,10 @@ def cook(
 
     started = time.monotonic()
     update = recipe if isinstance(recipe, Update) else None
-    recipe, runs = unroll(as_recipe(recipe.recipe if isinstance(recipe, Update) else recipe))
+    if update and (method or select):
+        raise RecipeError("An update is cooked by the soup's recipe: leave `method` and `select` out.")
+    asked = recipe.recipe if isinstance(recipe, Update) else recipe
+    recipe, runs = unroll(as_recipe(asked, method=method, select=select, allow=allow))
     out = Path(out)
     selection = validate(recipe, stream=stream)
     refuse_existing(out)
@@ -347,7 +355,8 @@ def _checked(expanded: Expanded, runs: Sequence[Reason], token: Token, say: Say)
     lineage.raise_if_refused()
     for reason in lineage.reasons:
         if reason not in runs:
-            say(f"{'note' if reason.code == 'second-order' else 'warning'}: [{reason.code}] {reason.message}")
+            kind = "note" if reason.code == "second-order" else "allowed" if reason.allowed else "warning"
+            say(f"{kind}: [{reason.code}] {reason.message}")
     for alignment in lineage.alignments:
         say(f"note: {alignment}")
     for name, checkpoint in zip(lineage.names, lineage.checkpoints, strict=True):

@@ -19,7 +19,7 @@ from hf_soup.ancestry import Ancestor
 from hf_soup.batch_norm import require_looked_at
 from hf_soup.checkpoint import ASSETS, INDEX, SINGLE, Checkpoint, open_checkpoint, require_unchanged
 from hf_soup.client import Token, may_pass, why_absent
-from hf_soup.compatibility import Reason, processing_files
+from hf_soup.compatibility import Reason, permitted, processing_files
 from hf_soup.contents import soup_config, write_assets
 from hf_soup.cooked import Say, to_stderr
 from hf_soup.errors import (
@@ -314,7 +314,7 @@ def _cooked_again(
 
     recipe, names = published.recipe, distinct_names(checkpoints)
     alignment, found = correspond(checkpoints, names, Wishes.of(recipe))
-    refusals = [reason.message for reason in found if reason.refuses]
+    refusals = [reason.message for reason in permitted(found, recipe.allow) if reason.refuses]
     if refusals:
         raise IncompatibleError("\n".join(["Its ingredients cannot be averaged:", *refusals]))
     lineage = Lineage("likely", base, tuple(checkpoints), tuple(names), (), alignment)

@@ -358,7 +358,7 @@ def _save(model: Any, out: Path) -> None:
 
 def _pretrain(
     out: Path, parent: Path | None, *, seed: int, effort: float, initial: int = 0, letters: int = 0,
-    learning_rate: float = 2e-3, steps: int = 240,
+    learning_rate: float = 2e-3, steps: int = 240, hidden: int = 64,
 ) -> None:  # fmt: skip
     """Letters, for a new model with the initial weights of a number, or for one that knows some already."""
     generator = torch.Generator().manual_seed(1000 * seed + letters)
@@ -366,7 +366,7 @@ def _pretrain(
     if parent:
         model = ViTForImageClassification.from_pretrained(parent)
     else:
-        model = demo._new_model(LETTERS, 1000 * seed + initial)
+        model = demo._new_model(LETTERS, 1000 * seed + initial, hidden)
     steps = max(1, round(steps * effort))
     batches = islice(demo._batches(images, labels, 64, generator), steps)
     demo._train(model, batches, learning_rate, 0.05, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
@@ -382,7 +382,8 @@ def _fine_tune(
     if head == "parent":
         model = known
     else:
-        model = demo._new_model(DIGITS, 1000 * seed + (0 if head == "probe" else 500 + number))
+        start = 1000 * seed + (0 if head == "probe" else 500 + number)
+        model = demo._new_model(DIGITS, start, known.config.hidden_size)
         model.vit.load_state_dict(known.vit.state_dict())
     images, labels = _digits(seed)["train"]
     if head == "probe":
@@ -399,8 +400,9 @@ def _fine_tune(
 
 def _frozen(out: Path, parent: Path, *, seed: int, effort: float) -> None:
     """The body as it was, and a head that was fitted to other digits than the others' was."""
-    model = demo._new_model(DIGITS, 1000 * seed)
-    model.vit.load_state_dict(ViTForImageClassification.from_pretrained(parent).vit.state_dict())
+    known = ViTForImageClassification.from_pretrained(parent)
+    model = demo._new_model(DIGITS, 1000 * seed, known.config.hidden_size)
+    model.vit.load_state_dict(known.vit.state_dict())
     demo._probe(model, *_digits(seed)["validation"])
     _save(model, out)
 
@@ -493,3 +495,26 @@ PLAN: dict[str, Step] = {
     "CLIP-1": Step("tower", "CLIP", partial(_clip_fine_tune, number=17)),
     "CLIP-2": Step("tower", "CLIP", partial(_clip_fine_tune, number=18)),
 }  # fmt: skip
+
+
+def young(hidden: int) -> dict[str, Step]:
+    """A plan of narrow models whose ancestors were hardly trained, so that fine-tuning moves them far."""
+    pretrained = partial(_pretrain, hidden=hidden, steps=36)
+    return {
+        "A": Step("ancestor", None, pretrained),
+        "B": Step("ancestor", None, partial(pretrained, initial=1, letters=1)),
+        "A2": Step("ancestor", None, partial(pretrained, letters=2)),
+        "A-light-1": tuned("A", 1, "light", learning_rate=1e-3),
+        "A-light-2": tuned("A", 2, "light", learning_rate=1e-3, label_smoothing=0.1),
+        "A-light-3": tuned("A", 3, "light", learning_rate=2e-3),
+        "A-heavy-1": tuned("A", 4, "heavy"),
+        "A-heavy-2": tuned("A", 5, "heavy", learning_rate=3e-3, mixup=0.4),
+        "A-heavy-3": tuned("A", 6, "heavy", learning_rate=3e-3),
+        "A-head-1": tuned("A", 8, "head", learning_rate=1e-3, head="random"),
+        "A-head-2": tuned("A", 9, "head", learning_rate=3e-3, head="random"),
+        "A-again": tuned("A-light-1", 12, "again", head="parent"),
+        "B-light-1": tuned("B", 13, "light", learning_rate=1e-3),
+        "B-light-2": tuned("B", 14, "light", learning_rate=3e-3),
+        "A2-light-1": tuned("A2", 15, "light", learning_rate=1e-3),
+        "A2-light-2": tuned("A2", 16, "light", learning_rate=3e-3),
+    }

@@ -10,7 +10,7 @@ import click
 
 from hf_soup import shown
 from hf_soup.arguments import recipe_of, refuse_existing, write_new
-from hf_soup.commands import DEVICE, JSON, MODELS, QUIET, patient, tell
+from hf_soup.commands import ALLOW, DEVICE, JSON, MODELS, QUIET, patient, tell
 
 
 @click.command()
@@ -56,6 +56,7 @@ def forage(
 @click.command(epilog=MODELS)
 @click.argument("models", nargs=-1, metavar="MODEL...")
 @click.option("--base", metavar="MODEL", help="The pretrained ancestor, where cards do not name it.")
+@ALLOW
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="RECIPE", help="Write a recipe of them.")
 @click.option("--recipe", "source", metavar="RECIPE", help="Whose data to use, and its models where none are named.")
 @click.option("--barrier", is_flag=True, help="Measure on its held-out data whether they lie in one basin.")
@@ -68,6 +69,7 @@ def check(
     ctx: click.Context,
     models: tuple[str, ...],
     base: str | None,
+    allow: str | None,
     output: Path | None,
     source: str | None,
     barrier: bool,
@@ -97,7 +99,7 @@ def check(
     if plot and output and plot.absolute() == output.absolute():
         raise click.UsageError(f"-o and --plot both name '{plot}', and one would take the other's place.")
     patient()
-    recipe = recipe_of(models, source, base=base)
+    recipe = recipe_of(models, source, base=base, allow=allow)
     if output is not None:
         refuse_existing(output)
     if barrier:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from hf_soup import shown
-from hf_soup.arguments import recipe_of, scoring_of
-from hf_soup.commands import DEVICE, JSON, MODELS, QUIET, patient
+from hf_soup.arguments import codes_of, recipe_of, scoring_of
+from hf_soup.commands import ALLOW, DEVICE, JSON, MODELS, QUIET, patient
 from hf_soup.errors import PublishError, RecipeError
 from hf_soup.headers import printable
 
@@ -22,6 +23,7 @@ from hf_soup.headers import printable
 @click.option("--base", metavar="MODEL", help="The pretrained ancestor, where cards do not name it.")
 @click.option("--method", metavar="NAME", help="How tensors are combined; see `hf-soup methods`.")
 @click.option("--select", metavar="NAME", help="What goes in, with which shares; see `hf-soup methods`.")
+@ALLOW
 @click.option("--data", metavar="ID_OR_PATH[:SPLIT]", help="Held-out data that selection may look at.")
 @click.option("--task", metavar="TASK", help="image-classification or text-classification.")
 @click.option("--metric", metavar="METRIC", help="accuracy, f1, …; accuracy by default.")
@@ -43,6 +45,7 @@ def cook(
     base: str | None,
     method: str | None,
     select: str | None,
+    allow: str | None,
     data: str | None,
     task: str | None,
     metric: str | None,
@@ -69,7 +72,7 @@ def cook(
     from hf_soup import soup as kitchen
     from hf_soup.client import without_bars
     from hf_soup.hub import is_repo_id
-    from hf_soup.recipe import Scoring, is_here, split_revision
+    from hf_soup.recipe import Scoring, as_recipe, is_here, split_revision
     from hf_soup.target import look, require_public
     from hf_soup.updating import Update
 
@@ -87,9 +90,10 @@ def cook(
             raise click.UsageError("--add cooks by the soup's recipe: leave out --base, --method, --select and --set.")
         score = changes.get("score")
         update = Update.of(models[0], add, score=score and [Scoring(**score)])
-        recipe = update.recipe
+        recipe = as_recipe(update.recipe, allow=[*update.recipe.allow, *codes_of(allow)] if allow else None)
+        update = replace(update, recipe=recipe)
     else:
-        recipe = recipe_of(models, method=method, select=select, parameters=parameters, **changes)
+        recipe = recipe_of(models, method=method, select=select, parameters=parameters, allow=allow, **changes)
     if dry_run:
         planned = kitchen.preview(recipe, output, stream=stream)
         click.echo(json.dumps(planned, indent=2) if as_json else printable(shown.plan(planned)))

@@ -87,16 +87,16 @@ def _hyperparameters(zoo: Zoo, number: int) -> dict[str, Any]:
     return chosen | ({"learning_rate": 1e-2} if zoo.fine_tunes[number] == POOR else {})
 
 
-def _new_model(names: tuple[str, ...], seed: int) -> Any:
+def _new_model(names: tuple[str, ...], seed: int, hidden: int = 64) -> Any:
     """A vision transformer of 136 thousand parameters, with initial weights that the seed decides."""
     config = ViTConfig(
         image_size=8,
         patch_size=2,
         num_channels=1,
-        hidden_size=64,
+        hidden_size=hidden,
         num_hidden_layers=4,
         num_attention_heads=4,
-        intermediate_size=128,
+        intermediate_size=2 * hidden,
         initializer_range=0.05,
         id2label=dict(enumerate(names)),
         label2id={name: index for index, name in enumerate(names)},

@@ -72,10 +72,11 @@ def _train(model: Any, batches: Iterator[Tensor], learning_rate: float, steps: i
     model.eval()
 
 
-def _config(**settings: Any) -> LlamaConfig:
+def _config(hidden: int = 128, **settings: Any) -> LlamaConfig:
     return LlamaConfig(
-        vocab_size=256, hidden_size=128, intermediate_size=320, num_hidden_layers=5, num_attention_heads=4,
-        max_position_embeddings=256, pad_token_id=None, bos_token_id=None, eos_token_id=None, **settings,
+        vocab_size=256, hidden_size=hidden, intermediate_size=hidden * 5 // 2, num_hidden_layers=5,
+        num_attention_heads=4, max_position_embeddings=256, pad_token_id=None, bos_token_id=None,
+        eos_token_id=None, **settings,
     )  # fmt: skip
 
 
@@ -87,12 +88,12 @@ def _new(kind: Any, config: LlamaConfig, seed: int) -> Any:
 
 def _pretrain(
     out: Path, parent: Path | None, *, seed: int, effort: float, initial: int = 0, data: int = 0,
-    which: str = "modules", learning_rate: float = 2e-3, steps: int = 200,
+    which: str = "modules", learning_rate: float = 2e-3, steps: int = 200, hidden: int = 128,
 ) -> None:  # fmt: skip
     if parent:
         model = LlamaForCausalLM.from_pretrained(parent)
     else:
-        model = _new(LlamaForCausalLM, _config(), 1000 * seed + initial)
+        model = _new(LlamaForCausalLM, _config(hidden), 1000 * seed + initial)
     generator = torch.Generator().manual_seed(1000 * seed + data)
     steps = max(1, round(steps * effort))
 
@@ -113,10 +114,12 @@ def _fine_tune(
     if head == "parent":
         model = LlamaForSequenceClassification.from_pretrained(parent)
     else:
-        labels = dict(enumerate(PACKAGES))
-        config = _config(id2label=labels, label2id={name: index for index, name in labels.items()})
+        labels, body = dict(enumerate(PACKAGES)), LlamaForCausalLM.from_pretrained(parent).model
+        config = _config(
+            body.config.hidden_size, id2label=labels, label2id={name: index for index, name in labels.items()}
+        )
         model = _new(LlamaForSequenceClassification, config, 1000 * seed + (0 if head == "shared" else 500 + number))
-        model.model.load_state_dict(LlamaForCausalLM.from_pretrained(parent).model.state_dict())
+        model.model.load_state_dict(body.state_dict())
     model.model.requires_grad_(not frozen)
     generator = torch.Generator().manual_seed(1000 * seed + number)
     steps = max(1, round(steps * effort))
@@ -179,5 +182,29 @@ PLAN: dict[str, Step] = {
     "A2-light-1": _tuned("A2", 16, "light"),
     "A2-light-2": _tuned("A2", 17, "light"),
 }
+
+
+def young(hidden: int) -> dict[str, Step]:
+    """A plan of narrow models whose ancestors were hardly trained, so that fine-tuning moves them far."""
+    pretrained = partial(_pretrain, hidden=hidden, steps=36)
+    return {
+        "A": Step("ancestor", None, pretrained),
+        "B": Step("ancestor", None, partial(pretrained, initial=1, data=1)),
+        "A2": Step("ancestor", None, partial(pretrained, data=2)),
+        "A-light-1": _tuned("A", 1, "light", learning_rate=1e-3),
+        "A-light-2": _tuned("A", 2, "light", learning_rate=1e-3),
+        "A-light-3": _tuned("A", 3, "light", learning_rate=2e-3),
+        "A-heavy-1": _tuned("A", 4, "heavy", learning_rate=1e-3),
+        "A-heavy-2": _tuned("A", 5, "heavy"),
+        "A-heavy-3": _tuned("A", 6, "heavy", learning_rate=3e-3),
+        "A-head-1": _tuned("A", 9, "head", learning_rate=1e-3, head="random"),
+        "A-head-2": _tuned("A", 10, "head", learning_rate=3e-3, head="random"),
+        "A-again": _tuned("A-light-1", 13, "again", head="parent"),
+        "B-light-1": _tuned("B", 14, "light", learning_rate=1e-3),
+        "B-light-2": _tuned("B", 15, "light", learning_rate=3e-3),
+        "A2-light-1": _tuned("A2", 16, "light", learning_rate=1e-3),
+        "A2-light-2": _tuned("A2", 17, "light", learning_rate=3e-3),
+    }
+
 
 make_text_zoo: Callable[..., dict[str, Member]] = partial(make_planned, PLAN)

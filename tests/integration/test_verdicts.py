@@ -195,11 +195,13 @@ def test_the_ancestor_among_the_ingredients_is_said(members: Zoo, tmp_path: Path
 PERMUTED = {
     "all neurons": lineage_zoo.permuted_neurons,
     "neurons of one layer": lambda folder, out: lineage_zoo.permuted_neurons(folder, out, 1),
-    "half of the neurons": lambda folder, out: lineage_zoo.some_neurons(folder, out, 0.5),
     "heads": lambda folder, out: lineage_zoo.permuted_heads(folder, out, [1, 2, 3, 0]),
+    "hidden": lineage_zoo.permuted_hidden,
+}
+PERMUTED_IN_PART = {
+    "half of the neurons": lambda folder, out: lineage_zoo.some_neurons(folder, out, 0.5),
     "two heads": lambda folder, out: lineage_zoo.permuted_heads(folder, out, [1, 0, 2, 3]),
     "heads but one": lambda folder, out: lineage_zoo.permuted_heads(folder, out, [0, 2, 3, 1]),
-    "hidden": lineage_zoo.permuted_hidden,
 }
 
 
@@ -219,6 +221,15 @@ def test_permuted_neurons_are_refused(members: Zoo, how: str, base: str | None, 
     assert two.verdict == "refused"
     if base and how != "hidden":
         assert next(reason for reason in two.reasons if reason.refuses).ingredients == ("local:changed",)
+
+
+@pytest.mark.parametrize("how", PERMUTED_IN_PART)
+def test_what_is_permuted_in_part_is_said(members: Zoo, how: str, tmp_path: Path) -> None:
+    """Weights alone do not tell it from hard training."""
+    changed = str(PERMUTED_IN_PART[how](members["A-light-2"].folder, tmp_path / "changed"))
+    lineage = check([str(members["A-light-1"].folder), changed])
+    assert lineage.verdict == "likely"
+    assert {"drifted", "parts-drifted"} & {reason.code for reason in lineage.reasons}
 
 
 def test_labels_in_another_order_give_the_soup_of_the_first_order(members: Zoo, tmp_path: Path) -> None:

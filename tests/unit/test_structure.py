@@ -64,8 +64,6 @@ MAY = {
     "hf_soup.basin": {"hf_soup.plots", "hf_soup.compatibility"},
     "hf_soup.plots": {"numpy", "matplotlib", "hf_soup.errors"},
 }
-#: Files that are longer than one sitting, and how long they may be; a file leaves this list for good.
-LONG: dict[str, int] = {}
 
 
 def imports(name: str, *, late: bool = True) -> Iterator[str]:
@@ -165,11 +163,6 @@ def test_no_error_is_passed_over_in_silence() -> None:
                 silent = all(isinstance(each, ast.Pass) for each in node.body)
                 assert not silent, f"{name}:{node.lineno}"
                 assert node.type is not None, f"{name}:{node.lineno}"
-
-
-def test_a_file_is_read_in_one_sitting() -> None:
-    lengths = {name: len(path.read_text().splitlines()) for name, path in FILES.items()}
-    assert {name for name, lines in lengths.items() if lines > LONG.get(name, 430)} == set()
 
 
 def test_starting_loads_nothing_heavy() -> None:
