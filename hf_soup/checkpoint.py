@@ -58,12 +58,26 @@ ASSETS = re.compile(
 )
 
 
+#: The folders that a Trainer writes during a run.
+CHECKPOINT = re.compile("checkpoint-([0-9]{1,18})")
+
+
+def called(folder: Path) -> str:
+    """What a folder is called where its path is nobody's business; a checkpoint of a run with the run's name.
+
+    >>> called(Path("/home/me/run-2")), called(Path("/home/me/run-2/checkpoint-200"))
+    ('run-2', 'run-2/checkpoint-200')
+    """
+    within = f"{folder.parent.name}/" if CHECKPOINT.fullmatch(folder.name) and folder.parent.name else ""
+    return f"{within}{folder.name}".replace("@", "-")  # what stands after an @ is a revision
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A model whose weights are known by name and place, pinned to a commit or to the sha256 of its weight files.
 
     Args:
-        model: ``owner/name`` as the Hub answers, or ``local:name`` for a folder, whose path is nobody's business.
+        model: ``owner/name`` as the Hub answers, or ``local:name`` for a folder; see `called`.
         config: ``config.json``.
         card: The front matter of ``README.md``.
         tensors: Every tensor by its name on disk.
@@ -299,7 +313,7 @@ def _open_folder(folder: Path, ingredient: Ingredient, allow_pickle: bool) -> Ch
     card = front_matter(read("README.md", 0, files["README.md"])) if files.get("README.md", 0) else {}
     checkpoint = _assemble(
         name=f"'{ingredient.model}'",
-        model=f"local:{folder.name.replace('@', '-')}",  # what stands after an @ is a revision
+        model=f"local:{called(folder)}",
         files=files,
         read=read,
         card=card,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_soup import hub, transfer
+from hf_soup.checkpoint import CHECKPOINT
 from hf_soup.client import Token
 from hf_soup.errors import RecipeError, ResolveError
 from hf_soup.headers import front_matter
@@ -221,21 +222,26 @@ def _require_pinned(recipe: Recipe, repo: hub.Repo | None) -> None:
 
 def _is_local(model: str) -> bool:
     """Whether a name stands for a folder or file on somebody's machine, without its path."""
-    name = model.removeprefix("local:")
-    return name != model and name not in ("", ".", "..") and not re.search(r"[/\\\0]", name)
+    if not model.startswith("local:"):
+        return False
+    name, _, step = model.removeprefix("local:").partition("/")
+    name = name if CHECKPOINT.fullmatch(step) else model.removeprefix("local:")
+    return name not in ("", ".", "..") and not re.search(r"[/\\\0]", name)
 
 
 def path_of(model: str, revision: str | None, paths: Paths) -> Path | None:
     """Where what a recipe calls ``local:name`` is on this machine, as the caller says; None where they do not.
 
-    >>> path_of("local:run-1", "sha256:" + 64 * "a", {"run-1": "runs/1"})
-    PosixPath('runs/1')
+    >>> path_of("local:run-1/checkpoint-20", "sha256:" + 64 * "a", {"run-1": "runs/1"})
+    PosixPath('runs/1/checkpoint-20')
     """
     name = model.removeprefix("local:")
     short = (revision or "").removeprefix("sha256:")[:7]
-    for key, path in paths.items():
-        if key.removeprefix("local:") in (name, f"{name}@{short}"):
-            return Path(os.path.expanduser(path))  # noqa: PTH111 -- the other raises for an unknown user
+    known = {key.removeprefix("local:"): os.path.expanduser(path) for key, path in paths.items()}  # noqa: PTH111
+    run, _, step = name.partition("/")
+    for key, within in ((f"{name}@{short}", ""), (name, ""), (run, step)):
+        if key in known:
+            return Path(known[key], within)
     return None
 
 

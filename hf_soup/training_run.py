@@ -1,26 +1,29 @@
-"""The folder that a Trainer wrote: its checkpoints, in the order of their steps, are the ingredients.
+"""Folders that a Trainer or a sweep wrote, as ingredients: a run's checkpoints, or one of each of several runs.
 
-That holds for a folder that has ``checkpoint-N`` folders and no model at its top, and with a method that averages over
-a run for every folder that has them. Of a checkpoint only the model is looked at; optimizer and random states are not.
+A run is a folder that has ``checkpoint-N`` folders and no model at its top. Alone it stands for its checkpoints in the
+order of their steps, and with a method that averages over a run so does every folder that has them; beside other
+ingredients it stands for its best checkpoint. A folder of runs or models stands for these. Of a checkpoint only the
+model is looked at; optimizer and random states are not.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hf_soup.checkpoint import Checkpoint, open_checkpoint
+from hf_soup.checkpoint import CHECKPOINT, Checkpoint, open_checkpoint
 from hf_soup.compatibility import Reason, some
 from hf_soup.errors import RecipeError, ResolveError
 from hf_soup.mixing import require_named
 from hf_soup.recipe import MAX_INGREDIENTS, Ingredient, Named, Recipe, is_here
 
 #: What the Trainer writes into a checkpoint after everything else.
-_WRITTEN_LAST = "trainer_state.json"
-_NAME = "checkpoint-([0-9]{1,18})"
+_STATE = "trainer_state.json"
+_DIGITS = re.compile(r"([0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,22 @@ class _Run:
     name: str
     checkpoints: tuple[Path, ...]
     half: str | None = None
+
+    @property
+    def chosen(self) -> tuple[Path, str]:
+        """The checkpoint that stands for the run, and which one that is: the best by the Trainer's own word."""
+        last = self.checkpoints[-1]
+        for state in (last / _STATE, last.parent / _STATE):
+            try:
+                best = json.loads(state.read_bytes())["best_model_checkpoint"]
+            except (OSError, ValueError, RecursionError, LookupError, TypeError):
+                continue
+            named = re.split(r"[/\\]", best)[-1] if isinstance(best, str) else ""
+            if found := next((path for path in self.checkpoints if path.name == named), None):
+                return found, "its best"
+            if named:
+                return last, f"its last, as its best, {named}, is not there"
+        return last, "its last, as it names no best one"
 
 
 @dataclass(frozen=True)
@@ -64,7 +83,7 @@ def within_a_run(reasons: Sequence[Reason], checkpoints: Sequence[Checkpoint]) -
     They have one ancestor, whichever it is, and nobody moves neurons between two steps: parts that have nothing in
     common were trained that far, which is no reason to refuse. Strangers are, as a folder may have been used twice.
     """
-    folders = [each.folder for each in checkpoints if each.folder and re.fullmatch(_NAME, each.folder.name)]
+    folders = [each.folder for each in checkpoints if each.folder and CHECKPOINT.fullmatch(each.folder.name)]
     if len(folders) < len(checkpoints) or len({folder.parent for folder in folders}) > 1:
         return list(reasons)
     found = [reason for reason in reasons if reason.code != "ancestor-unknown"]
@@ -90,37 +109,42 @@ def averages_run(recipe: Recipe) -> bool:
     return method is not None and "last" in method.parameters
 
 
-def unroll(recipe: Recipe, *, checks: bool = False) -> tuple[Recipe, tuple[Reason, ...]]:
-    """Put the checkpoints of runs in the place of their folders, and say so.
+def unroll(recipe: Recipe, *, checks: bool = False, beside: bool = False) -> tuple[Recipe, tuple[Reason, ...]]:
+    """Put runs in the place of folders of runs, and checkpoints in the place of runs, and say so.
 
-    With a method that averages over a run only those are ingredients that its ``last`` and ``stride`` pick: of each
-    run, or, where there is none, of the ingredients as they stand. Its parameters are then those that pick all. Where
-    several values are to be tried, the ingredients are those that any of them picks.
+    Where there is another ingredient a run stands for its best checkpoint, or the last where it names no best one.
+    Alone it stands for all. With a method that averages over a run only those are ingredients that its ``last`` and
+    ``stride`` pick: of each run, or, where there is none, of the ingredients as they stand. Its parameters are then
+    those that pick all. Where several values are to be tried, the ingredients are those that any of them picks.
 
     Args:
         recipe: As it was asked for.
+        beside: There are other ingredients, which the recipe does not name.
         checks: It is only checked. A run alone stands for its checkpoints then, as one model is no soup.
 
     Raises:
         RecipeError: The method cannot have these parameters, or what is left is no soup.
         ResolveError: The method asks for a run, and the folder is none.
     """
-    window, alone = _window(recipe), len(recipe.ingredients) == 1
+    recipe, found = _without_sweeps(recipe)
+    window, alone = _window(recipe), len(recipe.ingredients) == 1 and not beside
     meant = window is not None or (checks and alone)
     runs = [_run(each, meant, recipe.allow_pickle) for each in recipe.ingredients]
     if window is None and not any(runs):
-        return recipe, _beside(recipe) if alone else ()
+        return recipe, (*found, *(_beside(recipe) if alone else ()))
     if window and alone and not runs[0] and _is_folder(recipe.ingredients[0]):
         raise ResolveError(
             f"'{recipe.ingredients[0]}' has no `checkpoint-…` folders, and {recipe.method.name} averages those.",
             hint="Name the folder that the Trainer wrote them to, or models in the order of their steps.",
         )
+    notes = [*found, *(note for run in runs if run for note in _half(run))]
+    if not (window or alone):
+        return _one_each(recipe, runs, notes)
     if recipe.layers:
         raise RecipeError(
             "`layers` gives each ingredient its shares, and a run is as many ingredients as it has checkpoints.",
             hint="Name the checkpoints in the run's place.",
         )
-    notes = [note for run in runs if run for note in _half(run)]
     if any(runs):
         groups = [_spelled(each, run) if run else [each] for each, run in zip(recipe.ingredients, runs, strict=True)]
     else:
@@ -160,6 +184,59 @@ def unroll(recipe: Recipe, *, checks: bool = False) -> tuple[Recipe, tuple[Reaso
     return recipe.model_copy(update=changes), tuple(notes)
 
 
+def _one_each(
+    recipe: Recipe, runs: Sequence[_Run | None], notes: Sequence[Reason]
+) -> tuple[Recipe, tuple[Reason, ...]]:
+    """A checkpoint in the place of each run."""
+    ingredients, chosen = list(recipe.ingredients), []
+    for number, run in enumerate(runs):
+        if run and run.checkpoints:
+            path, why = run.chosen
+            ingredients[number] = ingredients[number].model_copy(update={"model": str(path)})
+            chosen.append(f"{run.name}/{path.name} ({why})")
+    changes: dict[str, object] = {"ingredients": tuple(ingredients)}
+    if isinstance(recipe.head, int):
+        changes["heads"] = str(ingredients[recipe.head])
+    message = f"Each run stands for one of its checkpoints: {some(chosen, 12)}. Others go in where they are named."
+    who = [run.name for run in runs if run and run.checkpoints]
+    return recipe.model_copy(update=changes), (*notes, *([_note(message, *who)] if who else []))
+
+
+def _without_sweeps(recipe: Recipe) -> tuple[Recipe, list[Reason]]:
+    """Put the runs and models that folders of them hold in the place of these."""
+    ingredients: list[Ingredient] = []
+    notes = []
+    for each in recipe.ingredients:
+        members = _members(each)
+        ingredients += [each.model_copy(update={"model": str(path)}) for path in members] or [each]
+        if members:
+            name = _folder(each).resolve().name
+            notes.append(_note(f"{name} is a folder of {len(members)}: {some([m.name for m in members], 12)}.", name))
+    if not notes:
+        return recipe, notes
+    if recipe.layers:
+        raise RecipeError("`layers` gives each ingredient its shares; name the runs in the place of their folder.")
+    return recipe.model_copy(update={"ingredients": tuple(ingredients)}), notes
+
+
+def _members(each: Ingredient) -> list[Path]:
+    """The runs and models in a folder that is none itself, by name, with the numbers in them as numbers."""
+    if not _is_folder(each) or _is_model(_folder(each)) or _checkpoints(each):
+        return []
+    found = [path for path in _folder(each).iterdir() if path.is_dir() and (_has_weights(path) or _steps(path))]
+    return sorted(found, key=lambda path: [(not part.isdigit(), part.zfill(18)) for part in _DIGITS.split(path.name)])
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()
+
+
+def _has_weights(folder: Path) -> bool:
+    return _is_model(folder) and any(
+        re.match(r"(pytorch_|adapter_)?model.*\.(safetensors|bin)", p.name) for p in folder.iterdir()
+    )
+
+
 def _window(recipe: Recipe) -> _Window | None:
     if not averages_run(recipe):
         return None
@@ -183,12 +260,14 @@ def _is_folder(each: Ingredient) -> bool:
 
 def _checkpoints(each: Ingredient) -> list[Path]:
     """The checkpoints in a folder, by their steps as numbers; none where the folder is pinned, as a model is."""
-    if not _is_folder(each):
-        return []
+    return _steps(_folder(each)) if _is_folder(each) else []
+
+
+def _steps(folder: Path) -> list[Path]:
     steps = {
         path: int(found[1])
-        for path in _folder(each).glob("checkpoint-*")
-        if (found := re.fullmatch(_NAME, path.name)) and path.is_dir()
+        for path in folder.glob("checkpoint-*")
+        if (found := CHECKPOINT.fullmatch(path.name)) and path.is_dir()
     }
     return sorted(steps, key=lambda path: (steps[path], path.name))
 
@@ -199,7 +278,8 @@ def _run(each: Ingredient, meant: bool, allow_pickle: bool) -> _Run | None:
     if not found or (not meant and (_folder(each) / "config.json").is_file()):
         return None
     why = _unfinished(found, allow_pickle)
-    return _Run(_folder(each).resolve().name, tuple(found[:-1] if why else found), why and f"{found[-1].name}: {why}")
+    name = _folder(each).resolve().name
+    return _Run(name, tuple(found[:-1] if why else found), why and f"{name}/{found[-1].name}: {why}")
 
 
 def _unfinished(found: Sequence[Path], allow_pickle: bool) -> str | None:
@@ -209,8 +289,8 @@ def _unfinished(found: Sequence[Path], allow_pickle: bool) -> str | None:
     last, before = found[-1], found[-2]
     if error := _fault(last, allow_pickle):
         return None if _fault(before, allow_pickle) else error
-    if (before / _WRITTEN_LAST).is_file() and not (last / _WRITTEN_LAST).is_file():
-        return f"it has no {_WRITTEN_LAST}, which is written last."
+    if (before / _STATE).is_file() and not (last / _STATE).is_file():
+        return f"it has no {_STATE}, which is written last."
     return None
 
 
@@ -248,12 +328,12 @@ def _note(message: str, *who: str) -> Reason:
 
 
 def _half(run: _Run) -> list[Reason]:
-    message = f"Left out of {run.name} as half-written: {run.half}"
+    message = f"Left out as half-written: {run.half}"
     return [Reason("half-written", message, (run.name,))] if run.half else []
 
 
 def _said(run: _Run, kept: Sequence[Ingredient]) -> Reason:
-    names, count = [Path(each.model).name for each in kept], len(run.checkpoints)
+    names, count = [f"{run.name}/{Path(each.model).name}" for each in kept], len(run.checkpoints)
     which = "its checkpoints go" if len(names) == count else f"{len(names)} of its {count} checkpoints go"
     return _note(f"{run.name} is a run: {which} in, {some(names, 12)}.", run.name)
 

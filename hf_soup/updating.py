@@ -88,7 +88,7 @@ class Update:
                 f"{called} cannot be cooked from its leaves. {error.message}",
                 hint="Where one is gone, cook the others that its soup.yaml names, with the newcomer, as a new soup.",
             ) from error
-        newcomers, runs = unroll(Recipe(ingredients=list(add), allow_pickle=allow_pickle))
+        newcomers, runs = unroll(Recipe(ingredients=list(add), allow_pickle=allow_pickle), beside=True)
         known = {f"{repo.id}@{repo.revision}" for repo in (*leaves, published.repo) if repo}
         found = expand(newcomers, token=token)
         for name, shares in found.groups.items():

@@ -266,7 +266,7 @@ def test_candidates_have_statistics_of_their_own_too(
     plain = cli("cook", recipe("linear", **options, examples=None), "-o", "plain", "--json")
     assert plain.json["trace"] != done.json["trace"]
     # Ingredients have the statistics that they were published with.
-    assert plain.json["scores"]["local:checkpoint-60"] == done.json["scores"]["local:checkpoint-60"]
+    assert plain.json["scores"]["local:run/checkpoint-60"] == done.json["scores"]["local:run/checkpoint-60"]
 
 
 def test_coefficients_are_learned_with_the_mean_of_statistics(
@@ -290,7 +290,7 @@ def test_a_soup_of_one_model_is_that_model(cli: Cli, recipe: Callable[..., Path]
     assert done.code == 0, done.err
     (name,) = done.json["weights"]
     assert summary("soup")["batch_norm"] is None
-    theirs = weights(resnets / "run" / name.removeprefix("local:"))
+    theirs = weights(resnets / name.removeprefix("local:"))
     assert all(torch.equal(each, theirs[key]) for key, each in weights("soup").items())
 
 
@@ -299,7 +299,7 @@ def test_a_soup_of_one_model_is_that_model(cli: Cli, recipe: Callable[..., Path]
 
 def test_a_published_soup_is_verified(cli: Cli, recipe: Callable[..., Path], resnets: Path, tmp_path: Path) -> None:
     assert cli("cook", recipe({"name": "lawa", "last": 2}), "-o", "soup", "--quiet").code == 0
-    maps = [f"--map=checkpoint-{step}={resnets / 'run' / f'checkpoint-{step}'}" for step in (50, 60)]
+    maps = [f"--map=run/checkpoint-{step}={resnets / 'run' / f'checkpoint-{step}'}" for step in (50, 60)]
     maps.append(f"--map=train.parquet={resnets / 'train.parquet'}")
     done = cli("verify", "soup", *maps, "--json")
     assert (done.code, done.json["verdict"], done.json["reasons"]) == (0, "identical", []), done.out

@@ -79,11 +79,14 @@ def picked(run: Path, **method: Any) -> list[int]:
 def test_the_last_checkpoints_in_the_order_of_their_steps(cli: Cli, run: Path, tmp_path: Path) -> None:
     done = cli("cook", run, "--method", "swa", "--set", "last=5", "-o", "soup", "--quiet")
     assert done.code == 0
-    assert "exp1 is a run: 5 of its 6 checkpoints go in, checkpoint-4, checkpoint-6, checkpoint-8" in done.err
+    assert (
+        "exp1 is a run: 5 of its 6 checkpoints go in, exp1/checkpoint-4, exp1/checkpoint-6, exp1/checkpoint-8"
+        in done.err
+    )
     assert "ancestor-unknown" not in done.err
     require_mean(tmp_path / "soup", run, STEPS[1:])
     recipe = Recipe.load(tmp_path / "soup" / "soup.yaml")
-    assert [each.model for each in recipe.ingredients] == [f"local:checkpoint-{step}" for step in STEPS[1:]]
+    assert [each.model for each in recipe.ingredients] == [f"local:exp1/checkpoint-{step}" for step in STEPS[1:]]
     assert all((each.revision or "").startswith("sha256:") for each in recipe.ingredients)
     assert recipe.method.parameters == {"last": 0, "stride": 1}
     said = "".join(path.read_text() for path in (tmp_path / "soup").glob("*.[jym]*") if path.suffix != ".safetensors")
@@ -163,7 +166,7 @@ def test_a_half_written_last_one_is_left_out(run: Path, spoil: Callable[[Path], 
     recipe, notes = unroll(Recipe(ingredients=[str(run)], method={"name": "swa", "last": 2}))
     assert steps_in(recipe) == [8, 10]
     said = next(note.message for note in notes if note.code == "half-written")
-    assert said.startswith("Left out of exp1 as half-written: checkpoint-12: ")
+    assert said.startswith("Left out as half-written: exp1/checkpoint-12: ")
     assert why in said
     assert str(run.parent) not in said
 
@@ -172,7 +175,7 @@ def test_the_command_line_says_what_it_leaves_out(cli: Cli, run: Path, tmp_path:
     _cut(run / "checkpoint-12")
     done = cli("cook", run, "--method", "lawa", "--set", "last=2", "-o", "soup", "--quiet")
     assert done.code == 0
-    assert "note: [half-written] Left out of exp1 as half-written: checkpoint-12: model.safetensors is not" in done.err
+    assert "note: [half-written] Left out as half-written: exp1/checkpoint-12: model.safetensors is not" in done.err
     require_mean(tmp_path / "soup", run, [8, 10])
     assert "[half-written]" in cli("check", run).out
 
@@ -229,12 +232,12 @@ def test_no_checkpoint_and_one(cli: Cli, run: Path, family: Path) -> None:
     _cut(run / "checkpoint-4")
     done = cli("cook", run, "--method", "swa", "-o", "soup", "--quiet")
     assert done.code == 1
-    assert "checkpoint-2. Left out of exp1 as half-written: checkpoint-4:" in done.err
+    assert "checkpoint-2. Left out as half-written: exp1/checkpoint-4:" in done.err
     shutil.rmtree(run / "checkpoint-4")
     assert "one goes in" in cli("cook", run, "--method", "swa", "-o", "soup", "--quiet").err
     done = cli("cook", run, "-o", "soup", "--quiet")
     assert done.code == 1
-    assert "exp1 is a run: its checkpoints go in, checkpoint-2." in done.err
+    assert "exp1 is a run: its checkpoints go in, exp1/checkpoint-2." in done.err
     assert "A soup needs two models or more" in done.err
 
 
@@ -250,7 +253,7 @@ def test_more_than_there_are_is_all_of_them_and_said(cli: Cli, run: Path, tmp_pa
 def test_shares_by_ingredient_do_not_fit_a_run(trainer_folder: Path, family: Path) -> None:
     layers = {"*": (1.0, 2.0)}
     with pytest.raises(RecipeError, match="`layers` gives each ingredient its shares"):
-        unroll(Recipe(ingredients=[str(trainer_folder), str(family / "a")], layers=layers))
+        unroll(Recipe(ingredients=[str(trainer_folder), str(family / "a")], layers=layers, method="swa"))
 
 
 # ---- what a folder stands for ------------------------------------------------------------------------------------
@@ -290,7 +293,7 @@ def test_a_check_needs_no_base(cli: Cli, run: Path) -> None:
     done = cli("check", run, "--json")
     assert done.code == 0
     assert done.json["verdict"] == "likely"
-    assert [each["model"] for each in done.json["ingredients"]] == [f"local:checkpoint-{step}" for step in STEPS]
+    assert [each["model"] for each in done.json["ingredients"]] == [f"local:exp1/checkpoint-{step}" for step in STEPS]
     assert {each["code"] for each in done.json["reasons"]} == {"training-run"}
 
 
@@ -309,7 +312,9 @@ def test_what_training_moved_far_is_said_and_strangers_are_refused(cli: Cli, run
     done = cli("check", run, "--json")
     assert done.json["verdict"] == "likely"
     (found,) = (each for each in done.json["reasons"] if each["code"] == "parts-apart")
-    assert found["message"].startswith("local:checkpoint-2: parts have nothing in common with the other checkpoints'")
+    assert found["message"].startswith(
+        "local:exp1/checkpoint-2: parts have nothing in common with the other checkpoints'"
+    )
     spoil("")
     done = cli("check", run, "--json")
     assert done.json["verdict"] == "refused"
@@ -327,12 +332,12 @@ def test_what_the_chosen_window_leaves_out_is_not_in_the_soup(cli: Cli, family: 
     resolved, summary = Recipe.load("soup/soup.yaml"), json.loads(Path("soup/soup.json").read_text())
     assert steps_in(resolved) == [8, 12]
     assert resolved.method.parameters == {"last": 0, "stride": 1}
-    assert list(summary["weights"]) == summary["selected"] == ["local:checkpoint-8", "local:checkpoint-12"]
+    assert list(summary["weights"]) == summary["selected"] == ["local:exp1/checkpoint-8", "local:exp1/checkpoint-12"]
     assert summary["parameters"] == {"last": 2, "stride": 2}
     page = Path("soup/README.md").read_text()
     assert "with last = 2, stride = 2 of the weights of 2 fine-tuned models" in page
     assert page.count("| 50 % |") == 2
-    maps = [each for step in (8, 12) for each in ("--map", f"checkpoint-{step}={run}/checkpoint-{step}")]
+    maps = [each for step in (8, 12) for each in ("--map", f"exp1/checkpoint-{step}={run}/checkpoint-{step}")]
     assert cli("verify", "./soup", *maps, "--quiet").code == 0
 
 
@@ -344,7 +349,7 @@ def test_two_runs_stay_apart(cli: Cli, run: Path, tmp_path: Path) -> None:
     done = cli("cook", run, other, "--method", "swa", "--set", "last=2", "-o", "soup", "--quiet", "--json")
     assert done.code == 0
     assert len(done.json["weights"]) == 4
-    assert {name.partition("@")[0] for name in done.json["weights"]} == {"local:checkpoint-10", "local:checkpoint-12"}
+    assert list(done.json["weights"]) == [f"local:{name}/checkpoint-{n}" for name in ("exp1", "exp2") for n in (10, 12)]
     found, (one, two) = (
         load_file(tmp_path / "soup" / "model.safetensors"),
         (mean(each, [10, 12]) for each in (run, other)),
@@ -364,10 +369,79 @@ def test_models_in_their_order_are_a_run_too(cli: Cli, run: Path, tmp_path: Path
 
 
 def test_the_weight_of_a_run_is_that_of_each_checkpoint(run: Path, family: Path) -> None:
-    recipe = Recipe(ingredients=[{"model": str(run), "weight": 3}, str(family / "a")], heads=str(run))
+    recipe = Recipe(ingredients=[{"model": str(run), "weight": 3}, str(family / "a")], heads=str(run), method="lawa")
     found, _ = unroll(recipe)
     assert [each.weight for each in found.ingredients] == [3.0] * 6 + [1.0]
     assert found.head == 5, "the head is that of the last checkpoint"
+
+
+# ---- several runs ------------------------------------------------------------------------------------------------
+
+
+def _best(run: Path, named: str | None) -> None:
+    """As with `load_best_model_at_end`: the Trainer names the best checkpoint by its path, on its own machine."""
+    last = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    state = json.loads((last / "trainer_state.json").read_text())
+    (last / "trainer_state.json").write_text(json.dumps(state | {"best_model_checkpoint": named}))
+
+
+@pytest.fixture
+def sweep(run: Path) -> Path:
+    """Three runs in a folder, beside what else lies there; two name a best checkpoint."""
+    for name in ("exp2", "exp10"):
+        shutil.copytree(run, run.parent / name)
+    _best(run, "/mnt/elsewhere/exp1/checkpoint-6")
+    _best(run.parent / "exp2", r"D:\runs\exp2\checkpoint-8")
+    (run.parent / "logs").mkdir()
+    (run.parent / "notes.txt").write_text("none of them")
+    return run.parent
+
+
+def test_of_several_runs_each_stands_for_its_best_checkpoint(cli: Cli, sweep: Path, tmp_path: Path) -> None:
+    runs = [sweep / name for name in ("exp1", "exp2", "exp10")]
+    done = cli("cook", *runs, "-o", "soup", "--quiet", "--json")
+    assert done.code == 0
+    names = ["local:exp1/checkpoint-6", "local:exp2/checkpoint-8", "local:exp10/checkpoint-12"]
+    assert list(done.json["weights"]) == names
+    assert (
+        "Each run stands for one of its checkpoints: exp1/checkpoint-6 (its best), exp2/checkpoint-8 (its best), "
+        "exp10/checkpoint-12 (its last, as it names no best one). Others go in where they are named."
+    ) in done.err
+    assert cli("verify", "./soup", *(f"--map={run.name}={run}" for run in runs), "--quiet").code == 0
+    # The folder that holds them stands for them, in the order of their numbers.
+    whole = cli("cook", sweep, "-o", "sweep", "--quiet", "--json")
+    assert whole.json["digest"] == done.json["digest"]
+    assert "runs is a folder of 3: exp1, exp2, exp10." in whole.err
+    checked = cli("check", sweep, "--json")
+    assert [each["model"] for each in checked.json["ingredients"]] == names
+    # Named, a checkpoint is itself.
+    both = cli("check", sweep / "exp1" / "checkpoint-2", sweep / "exp2", "--json")
+    assert [each["model"] for each in both.json["ingredients"]] == ["local:exp1/checkpoint-2", names[1]]
+
+
+def test_a_best_checkpoint_that_is_gone_is_said(sweep: Path) -> None:
+    shutil.rmtree(sweep / "exp1" / "checkpoint-6")
+    found, notes = unroll(Recipe(ingredients=[str(sweep)], heads=None))
+    assert [Path(each.model).name for each in found.ingredients] == ["checkpoint-12", "checkpoint-8", "checkpoint-12"]
+    assert "exp1/checkpoint-12 (its last, as its best, checkpoint-6, is not there)" in notes[-1].message
+
+
+def test_runs_beside_models_and_with_shares(sweep: Path, family: Path) -> None:
+    run = str(sweep / "exp2")
+    recipe = Recipe(ingredients=[{"model": run, "weight": 3}, str(family / "a")], heads=run, layers={"*": (1.0, 2.0)})
+    found, _ = unroll(recipe)
+    assert [Path(each.model).name for each in found.ingredients] == ["checkpoint-8", "a"]
+    assert [each.weight for each in found.ingredients] == [3.0, 1.0]
+    assert found.head == 0
+    with pytest.raises(RecipeError, match="name the runs in the place of their folder"):
+        unroll(Recipe(ingredients=[str(sweep), str(family / "a")], layers={"*": (1.0, 2.0)}))
+
+
+def test_a_folder_of_models_stands_for_them(cli: Cli, family: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(family / name, tmp_path / "models" / name)
+    done = cli("check", tmp_path / "models", "--json")
+    assert [each["model"] for each in done.json["ingredients"]] == ["local:a", "local:b"]
 
 
 def test_a_head_that_does_not_go_in_is_not_kept(run: Path) -> None:
@@ -393,15 +467,15 @@ def test_a_run_of_too_many_checkpoints(run: Path) -> None:
 def test_it_is_cooked_again_and_verified(cli: Cli, run: Path, tmp_path: Path) -> None:
     first = cli("cook", run, "--method", "ema", "--set", "last=3", "-o", "soup", "--quiet", "--json")
     text = (tmp_path / "soup" / "soup.yaml").read_text()
-    (tmp_path / "again.yaml").write_text(text.replace("local:", f"{run}/"))
+    (tmp_path / "again.yaml").write_text(text.replace("local:exp1", str(run)))
     shutil.copytree(run / "checkpoint-12", run / "checkpoint-14")  # the run went on, and the recipe does not
     again = cli("cook", "again.yaml", "-o", "again", "--quiet", "--json")
     assert again.json["digest"] == first.json["digest"]
-    maps = [part for step in (8, 10, 12) for part in ("--map", f"checkpoint-{step}={run}/checkpoint-{step}")]
-    done = cli("verify", "soup", *maps, "--json", "--quiet")
+    maps = [part for step in (8, 10, 12) for part in ("--map", f"exp1/checkpoint-{step}={run}/checkpoint-{step}")]
+    done = cli("verify", "soup", "--map", f"exp1={run}", "--json", "--quiet")
     assert done.code == 0
     assert done.json["verdict"] == "identical"
-    done = cli("verify", "soup", *maps[:-1], f"checkpoint-12={run}/checkpoint-2", "--json", "--quiet")
+    done = cli("verify", "soup", *maps[:-1], f"exp1/checkpoint-12={run}/checkpoint-2", "--json", "--quiet")
     assert done.json["reasons"][0]["code"] == "other-weights"
 
 
@@ -437,9 +511,9 @@ def test_greedy_chooses_among_the_checkpoints(cli: Cli, run: Path, family: Path,
     data = ("--data", family / "rows.csv", "--task", "text-classification")
     done = cli("cook", run, "--method", method, "--select", "greedy", *data, "-o", "soup", "--quiet", "--json")
     assert done.code == 0
-    assert {f"local:checkpoint-{step}" for step in STEPS} <= done.json["scores"].keys()
+    assert {f"local:exp1/checkpoint-{step}" for step in STEPS} <= done.json["scores"].keys()
     assert 1 <= len(done.json["weights"]) <= 6
-    text = (tmp_path / "soup" / "soup.yaml").read_text().replace("local:checkpoint", f"{run}/checkpoint")
+    text = (tmp_path / "soup" / "soup.yaml").read_text().replace("local:exp1", str(run))
     recipe = Recipe.parse(text.replace("local:rows.csv", str(family / "rows.csv")))
     assert hf_soup.cook(recipe, tmp_path / "again", say=lambda _: None).digest == done.json["digest"]
 
@@ -459,7 +533,7 @@ def test_a_run_joins_a_published_soup(publish: Callable[..., str], run: Path, tm
     soup.push("acme/pair", say=lambda _: None)
     _cut(run / "checkpoint-12")
     update = Update.of("acme/pair", [str(run)])
-    assert [Path(each.model).name for each in update.recipe.ingredients][2:] == [f"checkpoint-{n}" for n in STEPS[:-1]]
+    assert [Path(each.model).name for each in update.recipe.ingredients][2:] == ["checkpoint-10"]
     assert any("half-written" in said for said in update.left_out)
 
 
