@@ -189,7 +189,7 @@ class Blend:
         value = self._load(source, span)
         if not span.averaged:
             return value
-        value = value.to(accumulator([torch.empty(0, dtype=TORCH[dtype]) for dtype in span.dtypes]))
+        value = value.to(accumulator([value, *(torch.empty(0, dtype=TORCH[dtype]) for dtype in span.dtypes)]))
         return value if factor == 1.0 else value.mul_(factor)
 
     def _load(self, source: int, span: Run) -> Tensor:

@@ -249,7 +249,9 @@ def types(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[Reaso
     if len(set(dtypes)) < 2:
         return []
     shown = ", ".join(f"{name} {dtype[0]}" for name, dtype in zip(names, dtypes, strict=True) if dtype)
-    message = f"The models are stored in different types ({shown}); the widest is written where no `dtype` is named."
+    kinds = {kind for dtype in dtypes for kind in dtype}
+    written = "bfloat16, which has the range of both," if kinds == {"BF16", "F16"} else "the widest"
+    message = f"The models are stored in different types ({shown}); {written} is written where no `dtype` is named."
     return [Reason("dtypes-mixed", message, tuple(names))]
 
 

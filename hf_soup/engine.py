@@ -23,6 +23,7 @@ from hf_soup.reading import Buffers
 from hf_soup.runs import Piece, Run
 from hf_soup.staging import Finished
 from hf_soup.supply import Supply
+from hf_soup.tensors import widened
 
 #: Elements that are combined at once: large enough that Python does not show, small enough for the cache.
 SLICE_ELEMENTS = 1 << 18
@@ -133,7 +134,7 @@ class Engine:
                     read_all(files[source], memory[place], offsets[source])
             except ShortReadError:
                 raise shrunk(self.plan.sources[source], part.file, self._at(run, begin)[0].name) from None
-        return parts
+        return {source: widened(part, run.dtype) for source, part in parts.items()}
 
     def _step(self, run: Run) -> int:
         """How many elements to combine at once."""
@@ -143,7 +144,7 @@ class Engine:
 
     def _bytes_each(self, run: Run) -> int:
         """Bytes that are held for each element that is combined."""
-        wide = 4 if all(ITEM_BYTES[dtype] == 2 for dtype in run.dtypes) else 8
+        wide = 4 if run.dtype != "F64" and all(ITEM_BYTES[dtype] == 2 for dtype in run.dtypes) else 8
         # The slices themselves, the accumulator, what a method makes on the way, and the output.
         each = sum(ITEM_BYTES[dtype] for dtype in run.dtypes) + 3 * wide
         each += len(run.parts) * wide if self.plan.with_base else 0  # task vectors

@@ -381,8 +381,8 @@ def _written(name: str, parts: Sequence[TensorInfo], dtype: str | None) -> str:
     if all(each in FLOATS for each in found):
         if dtype is not None:
             return DTYPES[dtype]
-        # Neither 16-bit type holds the other, so a mix of the two is written in the next wider one.
-        return "F32" if set(found) == {"BF16", "F16"} else max(found, key=lambda each: ITEM_BYTES[each])
+        # Of the two 16-bit types bfloat16 has the range of both; a wider one would double the model.
+        return max(found, key=lambda each: (ITEM_BYTES[each], each == "BF16"))
     if len(found) > 1:
         raise IncompatibleError(f"Cannot combine '{name}': its element types are {', '.join(found)}.")
     return found[0]

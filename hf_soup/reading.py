@@ -13,7 +13,7 @@ from hf_soup.combine import not_finite
 from hf_soup.files import ShortReadError, open_file, read_all, shrunk
 from hf_soup.plan import Plan
 from hf_soup.runs import Run
-from hf_soup.tensors import TORCH, bytes_of
+from hf_soup.tensors import TORCH, bytes_of, widened
 
 
 class Buffers:
@@ -52,7 +52,7 @@ class Reading:
         self._stack.close()
 
     def read(self, run: Run, source: int, offset: int, elements: int) -> Tensor:
-        """Elements of a run as a source stores them, flat.
+        """Elements of a run as a source stores them, flat, or as float64 where that is written.
 
         Args:
             run: Of the plan, or in pieces of whole tensors.
@@ -78,4 +78,4 @@ class Reading:
                 number += 1
             tensor = self._plan.tensors[number]
             raise not_finite(label, tensor.name, float("nan"), index, tensor.shape)
-        return values
+        return widened(values, run.dtype)

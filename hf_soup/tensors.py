@@ -24,6 +24,15 @@ def bytes_of(buffer: Tensor) -> memoryview:
     return memoryview(cast("Buffer", buffer.numpy()))
 
 
+def widened(values: Tensor, written: str) -> Tensor:
+    """What is read for a tensor that is written in a type: where that is float64, all arithmetic is in it too.
+
+    >>> widened(torch.ones(1, dtype=torch.bfloat16), "F64").dtype
+    torch.float64
+    """
+    return values.double() if written == "F64" else values
+
+
 def keep_freed() -> None:
     """Let the C library keep what is freed, as new pages for every slice would cost as much as the arithmetic.
 

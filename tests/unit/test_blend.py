@@ -83,6 +83,7 @@ KINDS = {
     "float16": ([torch.float16] * N, None),
     "float32": ([torch.float32] * N, None),
     "float64 → bfloat16": ([torch.float64] * N, "bfloat16"),
+    "bfloat16 → float64": ([torch.bfloat16] * N, "float64"),
     "float32 → float16": ([torch.float32] * N, "float16"),
     "mixed": ([torch.bfloat16, torch.bfloat16, torch.bfloat16, torch.float32], "float32"),
 }

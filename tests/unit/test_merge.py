@@ -133,7 +133,8 @@ def test_the_files_hold_what_the_method_gives(tmp_path: Path, read: torch.dtype,
     found = loaded(folder)
     assert found.keys() == SHAPES.keys()
     for name, tensor in found.items():
-        mixed = linear([each[name] for each in models], [0.1, 3.0, 0.7])
+        parts = [each[name].double() if written == "float64" else each[name] for each in models]
+        mixed = linear(parts, [0.1, 3.0, 0.7])
         expected = torch.empty_like(mixed, dtype=getattr(torch, written) if written else read)
         round_into(mixed, expected)
         assert tensor.dtype == expected.dtype
@@ -194,7 +195,7 @@ def test_types_that_differ_between_ingredients(tmp_path: Path) -> None:
             tensors[str(number)] = torch.tensor([1.0, 1 / 1024], dtype=dtype)
     _, folder = Pot(tmp_path, models).cook()
     found = loaded(folder)
-    assert [found[str(number)].dtype for number in range(3)] == [torch.float32, torch.float32, torch.float64]
+    assert [found[str(number)].dtype for number in range(3)] == [torch.bfloat16, torch.float32, torch.float64]
     assert all(tensor.tolist() == [1.0, 1 / 1024] for tensor in found.values())
 
 
@@ -274,24 +275,24 @@ def test_a_share_is_every_unit_once(pot: Pot, long: Pot) -> None:
 def test_too_large_a_sum_changes_no_other_entry_of_its_slice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is added up in float64, its neighbours are not: else bits would depend on where slices are cut."""
     models = [{"w": model(seed)["embed.weight"].reshape(-1)[:40_000].clone()} for seed in range(3)]
-    weights = [0.1, 3.0, 0.7]
+    weights = [1.0, 3.0, 2.0]
     for each in models:
         each["w"][20_000] = torch.finfo(torch.bfloat16).max
     pot = Pot(tmp_path, models, [1.0] * 3, dtype="float32")
     _, folder = pot.cook("uniform")
     assert loaded(folder)["w"][20_000].item() == torch.finfo(torch.bfloat16).max
-    plain = linear([each["w"] for each in models], weights, normalize=False)
+    plain = linear([each["w"] for each in models], weights)
     assert plain[20_000].isinf()
-    pot = Pot(tmp_path, models, weights, dtype="float64", parameters={"normalize": False})
+    pot = Pot(tmp_path, models, weights, dtype="float32")
     digests = set()
     for number, elements in enumerate((1 << 18, 16_385, 20_001)):
         monkeypatch.setattr(engine, "SLICE_ELEMENTS", elements)
         merged, folder = pot.cook(f"cut{number}")
         digests.add(merged.digest)
         found = loaded(folder)["w"]
-        assert found[20_000].item() == pytest.approx(3.8 * torch.finfo(torch.bfloat16).max)
+        assert found[20_000].item() == torch.finfo(torch.bfloat16).max
         keep = torch.arange(40_000) != 20_000
-        assert torch.equal(found[keep], plain.double()[keep])
+        assert torch.equal(found[keep], plain[keep])
     assert len(digests) == 1
 
 
@@ -383,6 +384,18 @@ def test_differences_that_float32_cannot_hold(tmp_path: Path, method: str) -> No
     )
     torch.testing.assert_close(found, expected, rtol=2**-6, atol=1e-9)
     assert expected[3, 5].abs() > 1e37
+
+
+@pytest.mark.parametrize("method", ["linear", *KINDS])
+def test_float64_is_computed_in_float64(tmp_path: Path, method: str) -> None:
+    """What is stored in 16 bits is worked on as if it were stored in 64, in what is scored too."""
+    models = kin(torch.bfloat16)
+    wide = [{"w": each["w"].double()} for each in models]
+    pots = [Kin(tmp_path / name, each, method, dtype="float64") for name, each in (("a", models), ("b", wide))]
+    found, expected = (loaded(pot.cook()[1])["w"] for pot in pots)
+    assert found.dtype == torch.float64
+    assert torch.equal(found, expected)
+    assert torch.equal(pots[0].blend()["w"], found)
 
 
 @pytest.mark.parametrize(("value", "fits"), [(65_504.0, True), (65_519.0, True), (65_520.0, False), (1e30, False)])

@@ -64,7 +64,8 @@ def test_types_that_cannot_be_combined_are_named() -> None:
     ("found", "dtype", "written"),
     [
         (("BF16", "BF16"), None, "BF16"),
-        (("BF16", "F16"), None, "F32"),
+        (("BF16", "F16"), None, "BF16"),
+        (("F16", "BF16"), None, "BF16"),
         (("F16", "F32"), None, "F32"),
         (("F32", "F64", "BF16"), None, "F64"),
         (("F32", "F32"), "bfloat16", "BF16"),
