@@ -24,6 +24,32 @@ if TYPE_CHECKING:
 _COUNTED = re.compile(r"(layers?|depths?|blocks?|stages?|groups?|experts|labels)$")
 _LARGEST = {"experts": 65_536, "labels": 1_000_000}
 
+#: Tasks of transformers' pipelines → the mappings that list the classes which each takes. That of bodies without a head
+#: is left out: it takes every class.
+PIPELINES = {
+    "audio-classification": ("AUDIO_CLASSIFICATION",),
+    "automatic-speech-recognition": ("CTC", "TDT", "SPEECH_SEQ_2_SEQ"),
+    "text-to-audio": ("TEXT_TO_WAVEFORM", "TEXT_TO_SPECTROGRAM"),
+    "text-classification": ("SEQUENCE_CLASSIFICATION",),
+    "token-classification": ("TOKEN_CLASSIFICATION",),
+    "table-question-answering": ("TABLE_QUESTION_ANSWERING",),
+    "document-question-answering": ("DOCUMENT_QUESTION_ANSWERING",),
+    "fill-mask": ("MASKED_LM",),
+    "text-generation": ("CAUSAL_LM",),
+    "zero-shot-classification": ("SEQUENCE_CLASSIFICATION",),
+    "zero-shot-image-classification": ("ZERO_SHOT_IMAGE_CLASSIFICATION",),
+    "image-classification": ("IMAGE_CLASSIFICATION",),
+    "image-segmentation": ("IMAGE_SEGMENTATION", "SEMANTIC_SEGMENTATION"),
+    "image-text-to-text": ("IMAGE_TEXT_TO_TEXT",),
+    "object-detection": ("OBJECT_DETECTION",),
+    "zero-shot-object-detection": ("ZERO_SHOT_OBJECT_DETECTION",),
+    "depth-estimation": ("DEPTH_ESTIMATION",),
+    "video-classification": ("VIDEO_CLASSIFICATION",),
+    "mask-generation": ("MASK_GENERATION",),
+    "keypoint-matching": ("KEYPOINT_MATCHING",),
+    "any-to-any": ("MULTIMODAL_LM",),
+}
+
 #: Fields that name kernels or backbones to fetch, or code. They say how a model is computed or where it began,
 #: not which parameters it has, so the library does not get to see them.
 _FETCHING = re.compile(
@@ -162,6 +188,21 @@ def same_architecture(
         for key in sorted(ours.keys() | theirs.keys())
         if ours.get(key) != theirs.get(key)
     ]
+
+
+def pipeline_tasks(named: str) -> list[str]:
+    """The tasks whose pipelines take a class, the one that it is for first.
+
+    >>> pipeline_tasks("Wav2Vec2ForSequenceClassification"), pipeline_tasks("BertModel")
+    (['audio-classification'], [])
+    """
+    from transformers.models.auto import modeling_auto
+
+    def takes(mapping: str) -> bool:
+        found = getattr(modeling_auto, f"MODEL_FOR_{mapping}_MAPPING_NAMES").values()
+        return any(named == each or (isinstance(each, tuple) and named in each) for each in found)
+
+    return [task for task, mappings in PIPELINES.items() if any(map(takes, mappings))]
 
 
 def ties(config: Mapping[str, Any], name: str = "the model") -> bool:

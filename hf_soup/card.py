@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 
+from hf_soup import architecture
 from hf_soup.ancestry import Ancestor
 from hf_soup.checkpoint import Checkpoint
 from hf_soup.errors import PublishError
@@ -27,8 +28,6 @@ from hf_soup.mixing import DEPTH
 from hf_soup.plain_yaml import write_yaml
 from hf_soup.plots import short
 
-#: What a model is for, from the end of its class's name.
-_PIPELINES = {"ImageClassification": "image-classification", "SequenceClassification": "text-classification"}
 _MARKUP = re.compile(r"([\\`*_{}\[\]()<>#+!|~&$])")
 #: What makes a list, a rule or a heading where it begins a line, and what GitHub's Markdown makes a link of; some
 #: readers look for that when backslashes are gone, so it is set apart as code.
@@ -102,9 +101,10 @@ def front_matter(
     cards = [leaf.card for leaf in leaves]
     tags = [None if lineage.alignment.body else card.get("pipeline_tag") for card in cards]
     fields: dict[str, Any] = {**license.fields, "library_name": summary["library"]}
-    known = [tag for suffix, tag in _PIPELINES.items() if summary["architecture"].endswith(suffix)]
-    # What all say, as a class does not tell a ranker from a classifier.
-    if len({str(tag) for tag in tags}) == 1 and isinstance(tags[0], str) and re.fullmatch(r"[a-z0-9-]+", tags[0]):
+    known = summary["tasks"]
+    # What all say, as a class does not tell a ranker from a classifier; but no pipeline that does not take the class.
+    agreed = len({str(tag) for tag in tags}) == 1 and isinstance(tags[0], str) and re.fullmatch(r"[a-z0-9-]+", tags[0])
+    if agreed and (tags[0] in known or tags[0] not in architecture.PIPELINES or not known):
         fields["pipeline_tag"] = tags[0]
     elif known:
         fields["pipeline_tag"] = known[0]

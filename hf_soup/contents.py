@@ -7,6 +7,7 @@ import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from hf_soup.checkpoint import ASSETS, CHAT, PROCESSOR, TOKENIZER, Checkpoint
 from hf_soup.compatibility import some
 from hf_soup.errors import RecipeError
 from hf_soup.lineage import Lineage
+from hf_soup.memo import remembered
 from hf_soup.mixing import needs_base
 from hf_soup.plan import Plan
 from hf_soup.recipe import Ingredient, Named, Recipe, Scoring
@@ -204,6 +206,7 @@ def write_contents(
     used = list(weights)
     eaten = [c for n, c in zip(lineage.names, lineage.checkpoints, strict=True) if n in used]
     license = license_of(eaten, lineage.ancestor)
+    model_class = str((config.get("architectures") or ["AutoModel"])[0])
     summary: dict[str, Any] = {
         "digest": merged.digest,
         "weights": weights,
@@ -219,7 +222,8 @@ def write_contents(
         "parameters": choice.recipe.method.parameters,  # of those of a run the resolved recipe has what takes all
         "overrides": [each.model_dump(mode="json") for each in recipe.overrides],
         "select": recipe.select.name,
-        "architecture": str((config.get("architectures") or ["AutoModel"])[0]),
+        "architecture": model_class,
+        "tasks": remembered("pipeline-tasks", model_class, partial(architecture.pipeline_tasks, model_class)),
         "library": "sentence-transformers" if (folder / "modules.json").exists() else "transformers",
         "encoder": _encoder(folder),
         "head_of": leaves.head_of,

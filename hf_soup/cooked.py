@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hf_soup import architecture
 from hf_soup.card import difference, edited, with_fields
@@ -20,9 +20,6 @@ from hf_soup.hub import is_repo_id
 from hf_soup.publish import Pushed, commit_folder
 from hf_soup.recipe import Recipe
 from hf_soup.target import look, require_public
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 #: Where warnings and notes go.
 Say = Callable[[str], None]
@@ -85,8 +82,21 @@ class Soup:
         """The digest over all tensors."""
         return str(self.summary["digest"])
 
-    def load(self) -> PreTrainedModel:
-        """The soup as a transformers model."""
+    def load(self) -> Any:
+        """The soup as a model of the library that its card names: transformers, or sentence-transformers.
+
+        Raises:
+            ResolveError: It is one of sentence-transformers, which is not installed.
+        """
+        if self.summary.get("library") == "sentence-transformers":
+            try:
+                import sentence_transformers
+            except ImportError:
+                raise ResolveError(
+                    f"'{self.folder}' is a model of sentence-transformers, which is not installed.",
+                    hint="pip install sentence-transformers",
+                ) from None
+            return getattr(sentence_transformers, self.summary["encoder"])(str(self.folder))
         model = architecture.model_class(
             architecture.read_config(json.loads((self.folder / "config.json").read_text()), str(self.folder))
         )

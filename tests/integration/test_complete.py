@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -42,9 +43,13 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForSequenceClassification,
 )
 
 from hf_soup import IncompatibleError, Soup, cook
+from hf_soup.architecture import PIPELINES, pipeline_tasks
 from hf_soup.checkpoint import ASSETS, PROCESSOR, TOKENIZER
 from hf_soup.local_hub import LocalHub
 
@@ -258,6 +263,58 @@ def test_every_name_that_the_library_gives_a_tokenizers_file_is_known() -> None:
     assert not any(map(ASSETS.fullmatch, CLUTTER))
 
 
+# ---- what the card says that it is for ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stated", [None, "text-classification"], ids=["no card", "a wrong card"])
+def test_a_classifier_of_sounds_is_published_as_one(tmp_path: Path, stated: str | None) -> None:
+    """Although its class is called as those for texts are; and the snippet on the card works."""
+    config = Wav2Vec2Config(
+        **SMALL, conv_dim=(16, 16), conv_kernel=(10, 3), conv_stride=(5, 2), num_feat_extract_layers=2, vocab_size=8,
+        num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, classifier_proj_size=8,
+        id2label={0: "yes", 1: "no"}, label2id={"yes": 0, "no": 1},
+    )  # fmt: skip
+
+    def dress(path: Path) -> None:
+        Wav2Vec2FeatureExtractor().save_pretrained(path)
+        if stated:
+            (path / "README.md").write_text(f"---\npipeline_tag: {stated}\n---\n")
+
+    torch.manual_seed(0)
+    soup, _ = soup_of(relatives(Wav2Vec2ForSequenceClassification(config), tmp_path / "made", dress), tmp_path / "soup")
+    card = (soup.folder / "README.md").read_text()
+    assert "pipeline_tag: audio-classification\n" in card
+    snippet = re.search(r"```python\n(from transformers import pipeline\n.*?)```", card, re.DOTALL)
+    assert snippet
+    names: dict[str, Any] = {}
+    exec(snippet[1].replace("THIS_REPO", str(soup.folder)), names)
+    assert {each["label"] for each in names["pipe"](np.zeros(1600, dtype=np.float32))} == {"yes", "no"}
+
+
+def test_the_tasks_of_classes_are_those_of_the_library() -> None:
+    from transformers.pipelines import SUPPORTED_TASKS
+
+    theirs: dict[str, set[str]] = {}
+    for task, entry in SUPPORTED_TASKS.items():
+        for auto in entry["pt"]:
+            for found in auto._model_mapping._model_mapping.values():
+                for name in found if isinstance(found, tuple) else (found,):
+                    theirs.setdefault(name, set()).add(task)
+    of_bodies = {"feature-extraction", "image-feature-extraction", "zero-shot-audio-classification"}
+    ours = set(PIPELINES)
+    assert set(SUPPORTED_TASKS) - of_bodies - {"decision"} == ours
+    for name in (
+        "BertModel",
+        "ViTForImageClassification",
+        "LlamaForCausalLM",
+        "WhisperForConditionalGeneration",
+        "Qwen2VLForConditionalGeneration",
+        "DetrForObjectDetection",
+        "T5ForConditionalGeneration",
+    ):
+        assert set(pipeline_tasks(name)) == theirs.get(name, set()) & ours
+
+
 # ---- sentence-transformers ----------------------------------------------------------------------------------
 
 
@@ -287,6 +344,8 @@ def test_a_sentence_transformer_is_one_again(tmp_path: Path) -> None:
     weights = [load_file(path / "model.safetensors")["embeddings.word_embeddings.weight"] for path in paths[1:]]
     found = model[0].auto_model.embeddings.word_embeddings.weight.detach()
     torch.testing.assert_close(found, sum(weights).div(2))
+    assert isinstance(soup.load(), SentenceTransformer)
+    assert tuple(Soup.open(soup.folder).load().encode(["a soup of models"]).shape) == (1, 16)
     card = (soup.folder / "README.md").read_text()
     assert "library_name: sentence-transformers\n" in card
     assert 'SentenceTransformer("THIS_REPO")' in card

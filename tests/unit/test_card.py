@@ -127,7 +127,8 @@ def soup(text: Mapping[str, Any], **changes: Any) -> tuple[Lineage, dict[str, An
     report |= {"split": text["data"], "config": None, "revision": "sha256:0", "metric": text["tag"], "title": title}
     summary: dict[str, Any] = {
         "digest": "0" * 64, "weights": dict.fromkeys(names, 0.5), "selected": list(names), "method": "linear",
-        "parameters": {}, "overrides": [], "architecture": text["task"], "library": "transformers", "held_out": [title],
+        "parameters": {}, "overrides": [], "architecture": text["task"], "tasks": [], "library": "transformers",
+        "held_out": [title],
         "scores": scores, "best": {title: names[0]}, "calibration": calibrated, "greedy_ensemble": [], "curve": [],
         "comparisons": {title: {"against": names[0], "sentence": f"no difference on {text['data']}"}},
         "diversity": {title: {"models": list(names), "mean": {"disagreement": None, "shared_errors": None}}},
