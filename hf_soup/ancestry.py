@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -127,6 +128,9 @@ def read_claims(
                 found.set_result(_look(model, token))
             except BaseException as error:  # noqa: BLE001 -- whoever waits for it has to hear of it
                 found.set_exception(error)
+            else:
+                with lock:
+                    known.setdefault(found.result().name, found)  # by which chains name it
         return found.result()
 
     chains = hub.in_parallel(partial(_chain, look=look), checkpoints)
@@ -211,6 +215,7 @@ class Seen:
 
 
 def _look(model: str, token: Token, *, on_hub: bool = True, allow_pickle: bool = False) -> Seen:
+    on_hub = on_hub and not Path(model).is_absolute()
     try:
         checkpoint = open_checkpoint(model, token=token, on_hub=on_hub, allow_pickle=allow_pickle)
     except SoupError as error:
@@ -266,9 +271,15 @@ def declared_bases(checkpoint: Checkpoint) -> Bases:
         found = _models(list(hub.base_models(checkpoint.repo)))
     if found:
         return Bases(found)
-    # The library writes there what was given to `from_pretrained`: the base, the repo itself, or a folder, whose
-    # name may look like a repo's. So only what is on the Hub counts.
-    return Bases([name for name in _models(checkpoint.config.get("_name_or_path")) if name != checkpoint.model], False)
+    # The libraries write there what was given to `from_pretrained`: the base, the repo itself, or a folder, whose name
+    # may look like a repo's. So only what is on the Hub counts, and of a folder's own what is a folder here.
+    for stated in (checkpoint.config.get("_name_or_path"),):
+        here = checkpoint.folder and isinstance(stated, str) and Path(stated).expanduser()
+        if here and (here / "config.json").is_file() and here.resolve() != checkpoint.folder:
+            return Bases([str(here.resolve())], False)
+        if found := [name for name in _models(stated) if name != checkpoint.model]:
+            return Bases(found, False)
+    return NOBODY
 
 
 def _models(stated: object) -> list[str]:

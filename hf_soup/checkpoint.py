@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -356,6 +357,8 @@ def _assemble(
     allow_pickle: bool,
     notes: Sequence[str],
 ) -> Checkpoint:
+    if not {SINGLE, INDEX, PICKLE, PICKLE_INDEX} & set(files) and (foreign := _other_format(files, folder)):
+        raise ResolveError(f"{name} is {foreign[0]}, not a model with safetensors.", hint=foreign[1])
     if "config.json" not in files:
         kind = "an adapter, not a whole model" if "adapter_config.json" in files else "not a transformers model"
         hint = f"It holds {some(files) or 'nothing'}."
@@ -411,6 +414,25 @@ def _assemble(
         converted=converted,
         notes=tuple(notes),
     )
+
+
+def _other_format(files: Mapping[str, int], folder: Path | None) -> tuple[str, str] | None:
+    """What a folder is that another tool wrote, and what makes a model of it; None where it is not one of these."""
+    where = folder or Path("FOLDER")
+    if quantised := [file for file in files if file.endswith(".gguf")]:
+        load = f"AutoModelForCausalLM.from_pretrained({str(where)!r}, gguf_file={quantised[0]!r})"
+        return (
+            f"in the format of llama.cpp ({some(quantised)})",
+            "Use the model that it was made of. Where there is none: python -c "
+            + shlex.quote(f"from transformers import AutoModelForCausalLM; {load}.save_pretrained('CONVERTED')"),
+        )
+    if "zero_to_fp32.py" in files or any(re.match(r"global_step\d+/\w*zero_pp_rank", file) for file in files):
+        join = ["python", str(where / "zero_to_fp32.py"), str(where), "CONVERTED", "--safe_serialization"]
+        return "a checkpoint of DeepSpeed, in the parts that each process had", f"Join them: {shlex.join(join)}"
+    if parts := sorted({file.split("/")[0] for file in files if file.endswith(".distcp") and "optim" not in file}):
+        join = ["accelerate", "merge-weights", str(where / parts[0]), "CONVERTED"]
+        return "a checkpoint of FSDP, in the parts that each process had", f"Join them: {shlex.join(join)}"
+    return None
 
 
 def _no_safetensors(name: str, model: str, files: Mapping[str, int], repo: hub.Repo | None) -> ResolveError:

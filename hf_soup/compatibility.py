@@ -70,6 +70,16 @@ def permitted(reasons: Sequence[Reason], allow: Collection[str]) -> list[Reason]
     return [replace(each, refuses=False, allowed=True) if each.code in allow else each for each in reasons]
 
 
+def set_apart(reason: Reason, names: Sequence[str]) -> set[str]:
+    """Whom a reason sets apart from the rest: of a pair with the first model the other; nobody where it names all."""
+    who = set(reason.ingredients)
+    if reason.code == "not-from-base":
+        return who if len(who) < len(names) else set()
+    if who >= set(names):
+        return set()
+    return who - {names[0]} or who
+
+
 def duplicates(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[Reason]:
     """Models that stand there more than once: they count as often, which may not be meant."""
     seen: dict[tuple[str, str], list[str]] = {}

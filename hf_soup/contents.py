@@ -191,6 +191,7 @@ def write_contents(
         title: The soup's name.
     """
     from hf_soup.evaluation import scored_with  # late, as it takes torch
+    from hf_soup.scoring import notes_of
     from hf_soup.scoring.data import loader_of
 
     leaves = lineage.only(weights)
@@ -253,7 +254,7 @@ def write_contents(
         "batch_norm": again and again.to_dict(),
         "update": update and update.told(list(groups), results),
         "license_agreed": license.agreed,
-        "notes": [note for bench in benches for note in bench.notes]
+        "notes": notes_of(benches)
         + (scored_with(leaves.head_of) if benches else [])
         + list(results.doubts if results else ())
         + [f"The ingredients disagree on '{name}', which is not averaged." for name in merged.differing]

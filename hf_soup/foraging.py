@@ -11,7 +11,7 @@ from typing import Any
 from hf_soup import hub
 from hf_soup.checkpoint import Checkpoint, open_checkpoint
 from hf_soup.client import Token, may_pass
-from hf_soup.compatibility import Reason
+from hf_soup.compatibility import Reason, set_apart
 from hf_soup.errors import IncompatibleError, RecipeError, ResolveError, SoupError
 from hf_soup.lineage import Lineage, examine
 from hf_soup.progress import bar
@@ -359,7 +359,7 @@ def _averageable(
         if parting is refusals:
             why |= dict.fromkeys(members, refusals[0].message)
         why |= named
-        apart = set().union(*(_named_apart(reason, lineage.names) for reason in parting))
+        apart = set().union(*(set_apart(reason, lineage.names) for reason in parting))
         apart_ids = [ids[name] for name in lineage.names if name in apart]
         if 0 < len(apart_ids) < len(members):
             for out in (False, True):
@@ -375,16 +375,6 @@ def _examined(members: Sequence[Checkpoint], base: str | None, token: Token) -> 
     if base is None or [reason.code for reason in refusals] != ["base-wrong"]:
         return lineage, None
     return examine(members, token=token), refusals[0]
-
-
-def _named_apart(reason: Reason, names: Sequence[str]) -> set[str]:
-    """Whom a reason sets apart from the rest: of a pair with the first model the other; nobody where it names all."""
-    who = set(reason.ingredients)
-    if reason.code == "not-from-base":
-        return who if len(who) < len(names) else set()
-    if who >= set(names):
-        return set()
-    return who - {names[0]} or who
 
 
 def _names(message: str, model: str) -> bool:

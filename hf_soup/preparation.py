@@ -274,12 +274,12 @@ def prepare_benches(
     if not scorings:
         return []
     from hf_soup.evaluation import require_memory, scored_with
-    from hf_soup.scoring import prepare, require_device
+    from hf_soup.scoring import notes_of, prepare, require_device
 
     require_device(device)
     require_memory(plan, learns=learns)
     benches = prepare(scorings, folder=folder, config=config, token=token, quiet=quiet)
-    for note in (note for bench in benches for note in bench.notes):
+    for note in notes_of(benches):
         say(f"warning: {note}")
     for note in scored_with(head_of):
         say(f"note: {note}")

@@ -19,7 +19,7 @@ from hf_soup.batch_norm import batch_norms, require_looked_at, running_statistic
 from hf_soup.checkpoint import open_all, require_unchanged
 from hf_soup.choosing import choose, settled
 from hf_soup.client import Token
-from hf_soup.compatibility import Reason, permitted
+from hf_soup.compatibility import Reason, permitted, set_apart, some
 from hf_soup.contents import about_files, soup_config, write_assets, write_contents
 from hf_soup.cooked import Say, Soup, to_stderr
 from hf_soup.errors import RecipeError
@@ -85,6 +85,30 @@ def check(
     lineage = _examined(expand(recipe, token=token), runs, token)
     # With the headers, indexes and cards of the ingredients.
     return replace(lineage, transferred_bytes=transfer.traffic() - before)
+
+
+def propose(recipe: Recipe, lineage: Lineage, *, token: Token = None) -> tuple[Recipe, str] | None:
+    """A recipe near a refused one that is not refused, and what it changes; None where none was found.
+
+    Args:
+        recipe: That was checked, with checkpoints in the place of runs.
+        lineage: What the check said.
+        token: As everywhere in huggingface_hub.
+    """
+    refusals = [reason for reason in lineage.reasons if reason.refuses]
+    apart = set().union(*(set_apart(reason, lineage.names) for reason in refusals))
+    found = [(recipe.model_copy(update={"heads": "body"}), "with `heads: body`")] if recipe.heads is None else []
+    if len(lineage.names) == len(recipe.ingredients) and apart and len(lineage.names) - len(apart) > 1:
+        pairs = zip(lineage.names, recipe.ingredients, strict=True)
+        kept = tuple(each for name, each in pairs if name not in apart)
+        found.append((recipe.model_copy(update={"ingredients": kept}), f"without {some(sorted(apart))}"))
+    only_heads = all(reason.code in ("architecture", "labels") for reason in refusals)
+    for changed, how in found if only_heads else found[::-1]:
+        if changed.heads == "body" and (not only_heads or recipe.score or recipe.report or recipe.examples):
+            continue
+        if check(changed, token=token).verdict != "refused":
+            return changed, how
+    return None
 
 
 def _examined(expanded: Expanded, runs: Sequence[Reason], token: Token) -> Lineage:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from hf_soup import shown
 from hf_soup.arguments import recipe_of, refuse_existing, write_new
 from hf_soup.commands import ALLOW, DEVICE, JSON, MODELS, QUIET, patient, tell
+
+if TYPE_CHECKING:
+    from hf_soup.lineage import Lineage
+    from hf_soup.recipe import Recipe
 
 
 @click.command()
@@ -47,9 +53,9 @@ def forage(
     if recipe is None:
         click.echo(f"'{output}' was not written: no two of them can be averaged.", err=True)
         ctx.exit(3)
-    click.echo(f"Wrote group 1 to {output}. Next: hf-soup cook {output} -o soup", err=True)
+    click.echo(f"Wrote group 1 to {output}. Next: hf-soup cook {shlex.quote(str(output))} -o soup", err=True)
     for number, group in enumerate(found.groups[1:], 2):
-        members = " ".join([*group.members, *(["--base", found.base] if group.from_base else [])])
+        members = shlex.join([*group.members, *(["--base", found.base] if group.from_base else [])])
         click.echo(f"Group {number} instead: hf-soup check {members} -o RECIPE", err=True)
 
 
@@ -88,7 +94,6 @@ def check(
              hf-soup check --recipe recipe.yaml --barrier --plot barriers.png
     """
     from hf_soup.soup import check as examine
-    from hf_soup.training_run import unroll
 
     if not models and source is None:
         raise click.UsageError("Missing argument 'MODEL...': name models, or a recipe of them with --recipe.")
@@ -121,14 +126,31 @@ def check(
         said = [part for part in text.split("\n\n") if not part.startswith("What to do: ")]
         text = "\n\n".join([*said, shown.barriers(found)])
         files += [partial(found.draw, plot)] if plot else []
-    if output is not None and not refused:
-        recipe, _ = unroll(recipe, checks=True)  # what was checked
-        # One that cannot be read would stop the cook, for which it is only a hint here.
-        if lineage.ancestor and lineage.ancestor.checkpoint and lineage.ancestor.declared and recipe.base is None:
-            recipe = recipe.model_copy(update={"base": lineage.ancestor.model})
-        files.insert(0, partial(write_new, output, recipe.to_yaml()))
+    written, how = _to_write(recipe, lineage) if output is not None else (None, "")
+    if output is not None and written is not None:
+        files.insert(0, partial(write_new, output, written.to_yaml()))
     tell(report, text, as_json, *files)
+    if output is not None and written is not None:
+        click.echo(f"Wrote {output}{how}. Next: hf-soup cook {shlex.quote(str(output))} -o soup", err=True)
+    elif output is not None:
+        click.echo(f"'{output}' was not written: leaving models out does not make a soup of these.", err=True)
     if refused:
         ctx.exit(3)
-    if output is not None:
-        click.echo(f"Wrote {output}. Next: hf-soup cook {output} -o soup", err=True)
+
+
+def _to_write(recipe: Recipe, lineage: Lineage) -> tuple[Recipe | None, str]:
+    """The recipe that a check writes down, and how it differs from what was checked: where that is refused, by what the
+    report proposes.
+    """
+    from hf_soup.soup import propose
+    from hf_soup.training_run import unroll
+
+    recipe, _ = unroll(recipe, checks=True)  # what was checked
+    if lineage.verdict == "refused":
+        proposed = propose(recipe, lineage)
+        return (proposed[0], f", a recipe {proposed[1]}") if proposed else (None, "")
+    # One that cannot be read would stop the cook, for which it is only a hint here.
+    if lineage.ancestor and lineage.ancestor.checkpoint and lineage.ancestor.declared and recipe.base is None:
+        found = lineage.ancestor.checkpoint
+        recipe = recipe.model_copy(update={"base": str(found.folder) if found.folder else found.model})
+    return recipe, ""

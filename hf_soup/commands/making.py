@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -136,8 +137,9 @@ def cook(
         click.echo(json.dumps(report, indent=2))
         return
     click.echo(printable(shown.soup(soup)))
-    repo = f"{update.soup} --pr" if update and update.revision else "OWNER/NAME"
-    click.echo(shown.pushed(pushed) if pushed else f"Next: hf-soup push {soup.folder} {repo}")
+    repo = [update.soup, "--pr"] if update and update.revision else ["OWNER/NAME"]
+    following = shlex.join(["hf-soup", "push", str(soup.folder), *repo])
+    click.echo(shown.pushed(pushed) if pushed else f"Next: {following}")
 
 
 @click.command(epilog=MODELS)

@@ -4,7 +4,7 @@
 merged tensors; `Bench.logits` runs it, `Bench.score` judges it, `compare` says whether two differ.
 """
 
-from hf_soup.scoring.bench import Bench, Logits, compare, prepare
+from hf_soup.scoring.bench import Bench, Logits, compare, notes_of, prepare
 from hf_soup.scoring.ensembles import (
     calibration,
     diversity,
@@ -33,6 +33,7 @@ __all__ = [
     "ensemble",
     "greedy_ensemble",
     "logit_ensemble",
+    "notes_of",
     "predicted_gap",
     "prepare",
     "prepare_examples",

@@ -326,6 +326,15 @@ def _prepare_one(
     return bench, found.digests
 
 
+def notes_of(benches: Sequence[Bench]) -> list[str]:
+    """What to know of data, each once: where the same holds for several, they are named together."""
+    whose: dict[str, dict[str, None]] = {}
+    for bench in benches:
+        for note in bench.notes:
+            whose.setdefault(note.removeprefix(f"{bench._name}: "), {})[bench._name] = None
+    return [f"{', '.join(names)}: {note}" for note, names in whose.items()]
+
+
 def compare(bench: Bench, logits_a: Logits, logits_b: Logits) -> Comparison:
     """Is the first model better than the second, on the same rows?
 

@@ -258,6 +258,21 @@ def test_what_is_no_model_is_said(tmp_path: Path) -> None:
         ("empty", {}, "has no config.json: it is not a transformers model.\nIt holds nothing."),
         ("run", {"checkpoint-20/config.json": "{}"}, "name a checkpoint of it, as checkpoint-20, or `cook` it with"),
         ("weightless", {"config.json": "{}"}, "has no weights"),
+        (
+            "gguf",
+            {"m-Q4_K_M.gguf": "x"},
+            "llama.cpp (m-Q4_K_M.gguf), not a model with safetensors.\nUse the model that",
+        ),
+        (
+            "deep speed",
+            {"config.json": "{}", "zero_to_fp32.py": "", "global_step9/zero_pp_rank_0_mp_rank_00_optim.pt": ""},
+            "deep speed/zero_to_fp32.py' '",
+        ),
+        (
+            "fsdp",
+            {"pytorch_model_fsdp_0/__0_0.distcp": "", "optimizer_0/__0_0.distcp": ""},
+            "fsdp/pytorch_model_fsdp_0 CONVERTED",
+        ),
         ("variant", {"config.json": "{}", "model.fp16.safetensors": "x"}, "its safetensors files are model.fp16"),
     ]:
         (tmp_path / name).mkdir()
