@@ -16,7 +16,7 @@ from hf_soup.checkpoint import Checkpoint, open_checkpoint
 from hf_soup.client import Token
 from hf_soup.compatibility import Reason
 from hf_soup.errors import ResolveError, SoupError
-from hf_soup.headers import FIRST_READ
+from hf_soup.headers import MAX_TEXT
 from hf_soup.recipe import split_revision
 
 _CHAIN = 12  # how far back ancestors of ancestors are followed
@@ -249,10 +249,10 @@ def candidates(checkpoints: Sequence[Checkpoint], token: Token) -> list[Checkpoi
 
 def _adapted(repo: hub.Repo) -> list[str]:
     """What an adapter is for: a model may come from one that was merged into its base."""
-    if "adapter_config.json" not in repo.files:
+    size = repo.files["adapter_config.json"].size if "adapter_config.json" in repo.files else 0
+    if not 0 < size <= MAX_TEXT:
         return []
     try:
-        size = min(repo.files["adapter_config.json"].size, FIRST_READ)
         stated = json.loads(transfer.read_range(repo, "adapter_config.json", 0, size))
     except (SoupError, ValueError, RecursionError):
         return []  # gated, or damaged: only a hint

@@ -35,7 +35,7 @@ from hf_soup.client import (
 )
 from hf_soup.digests import sha256_of
 from hf_soup.errors import PublishError, ResolveError, SoupError
-from hf_soup.headers import some
+from hf_soup.headers import MAX_TEXT, some
 from hf_soup.target import Target, require_fit, taken
 
 _ATTEMPTS = 3  # the client makes its own for every step of an upload but the first and the last
@@ -162,8 +162,9 @@ class _Push:
         file = head.files.get("config.json")
         if file is None or "config.json" not in self._files or {file.blob, file.sha256} & self._ids["config.json"]:
             return
-        texts = self._files["config.json"].read_bytes(), transfer.read_range(head, "config.json", 0, file.size)
-        ours, theirs = map(_architectures, texts)
+        # What is too long for a config is none of a kind that is known.
+        there = transfer.read_range(head, "config.json", 0, file.size) if file.size <= MAX_TEXT else b""
+        ours, theirs = map(_architectures, (self._files["config.json"].read_bytes(), there))
         if ours != theirs:
             raise PublishError(
                 f"'{head.id}' holds another kind of model: {theirs}, and this is {ours}.",

@@ -17,7 +17,7 @@ from typing import Any
 from hf_soup import hub, transfer
 from hf_soup.client import Token
 from hf_soup.errors import RecipeError, ResolveError
-from hf_soup.headers import front_matter
+from hf_soup.headers import MAX_TEXT, front_matter
 from hf_soup.recipe import MAX_BYTES, Ingredient, Named, Recipe, Scoring, is_here, split_revision
 
 _COMMIT, _SHA256 = r"[0-9a-f]{40}", r"sha256:[0-9a-f]{64}"
@@ -285,7 +285,7 @@ def _called(scoring: Scoring) -> str:
 def model_index(published: Published) -> list[tuple[set[str], str, str | None, float]]:
     """Of each result on the card: what the data is called, the metric, the split, the value."""
     try:
-        fields = front_matter(published.read("README.md", 1 << 22)) if "README.md" in published.files else {}
+        fields = front_matter(published.read("README.md", MAX_TEXT)) if "README.md" in published.files else {}
         return [
             ({str(result["dataset"].get(key)) for key in ("type", "name")}, str(metric["type"]),
              result["dataset"].get("split"), float(metric["value"]))

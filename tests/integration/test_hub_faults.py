@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,19 +13,23 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from safetensors import safe_open
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from hf_soup import client, hub, transfer
+from hf_soup.checkpoint import open_checkpoint
 from hf_soup.errors import PublishError, ResolveError
 from hf_soup.local_hub import Hangup, LocalHub
 from hf_soup.target import look
+from hf_soup.weights import fetch_small, fetch_weights
 
 pytestmark = [
     # The client hands files to its HTTP library in a way that the library deprecates.
@@ -188,6 +195,83 @@ def test_small_files_are_compared_too(online: LocalHub, repo: str) -> None:
     online.transform = None
     (path,) = transfer.fetch([(found, "config.json")], quiet=True)
     assert path.stat().st_size == found.files["config.json"].size
+
+
+def flips(path: Path, times: int) -> Callable[[Request, Response], Response]:
+    """A transform: in the first so many answers with that file the first digit is another one."""
+    left = [times]
+    wrong = re.sub(rb"\d", lambda digit: bytes([digit[0][0] ^ 1]), path.read_bytes(), count=1)
+
+    def flip(request: Request, response: Response) -> Response:
+        if not request.url.path.endswith(path.name) or request.method != "GET" or not left[0]:
+            return response
+        left[0] -= 1
+        return Response(wrong, response.status_code, headers=dict(response.headers))
+
+    return flip
+
+
+@pytest.fixture
+def sharded(publish: Callable[..., str], family: Path, tmp_path: Path) -> str:
+    """A model with an index, and a card of which the Hub's answer holds nothing."""
+    folder = shutil.copytree(family / "a", tmp_path / "sharded")
+    (folder / NAME).rename(folder / "model-1.safetensors")
+    with safe_open(folder / "model-1.safetensors", "np") as file:
+        places = dict.fromkeys(file.keys(), "model-1.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    (folder / "README.md").write_text("---\nlicense: mit\ntags: v1\n---\n")
+    return publish("sharded", folder)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors.index.json", "README.md"])
+def test_what_is_read_of_a_model_is_compared(
+    online: LocalHub, sharded: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A digit of a config that changes on its way would stand in the soup's."""
+    resolve = hub.resolve
+    monkeypatch.setattr(hub, "resolve", lambda *args, **options: replace(resolve(*args, **options), card={}))
+    right = open_checkpoint(sharded)
+    assert right.card == {"license": "mit", "tags": "v1"}
+    online.transform = flips(tmp_path / "sharded" / file, 1)
+    before = len(online.requests)
+    again = open_checkpoint(sharded)
+    assert (again.config, again.card, again.tensors) == (right.config, right.card, right.tensors)
+    assert sum(request.path.endswith(file) for request in online.requests[before:]) == 2
+    online.transform = flips(tmp_path / "sharded" / file, 2)
+    with pytest.raises(ResolveError, match=f"file '{file}': the bytes that arrived are not the ones that the Hub st"):
+        open_checkpoint(sharded)
+
+
+def test_a_copy_in_the_cache_that_was_changed_is_not_believed(
+    online: LocalHub, sharded: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is a Hub its copy is read, and where there is none this is said."""
+    right = open_checkpoint(sharded)
+    fetch_weights([right])
+    fetch_small([right])
+    path = Path(str(try_to_load_from_cache(sharded, "config.json", revision=right.revision)))
+    path.write_bytes(path.read_bytes().replace(b"0.1", b"0.0"))
+    assert open_checkpoint(sharded).config == right.config
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ResolveError, match="the bytes that arrived are not the ones"):
+        open_checkpoint(sharded)
+
+
+def test_a_card_that_is_longer_than_any_is_not_used(
+    online: LocalHub, publish: Callable[..., str], tmp_path: Path
+) -> None:
+    """A check says so, and the cache does not get it."""
+    repo = publish("a")
+    longer = tmp_path / "README.md"
+    longer.write_bytes(b"---\nlicense: mit\n---\n" + (1 << 22) * b" ")
+    HfApi(online.endpoint, online.token).upload_file(path_or_fileobj=longer, path_in_repo="README.md", repo_id=repo)
+    opened = open_checkpoint(repo)
+    assert opened.card == {}
+    assert opened.notes == ("its README.md has 4,194,325 bytes and is not used; at most 4,194,304 are read",)
+    fetch_small([opened])
+    assert opened.repo is not None
+    assert transfer.is_cached(opened.repo, "config.json")
+    assert not transfer.is_cached(opened.repo, "README.md")
 
 
 @pytest.mark.parametrize("stalled", ["/api/models", "/cdn/"])
