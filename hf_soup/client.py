@@ -71,8 +71,8 @@ def without_bars() -> None:
 
 
 def endpoint() -> str:
-    """The address of the Hub in use."""
-    return str(constants.ENDPOINT)
+    """The address of the Hub in use, as it is shown: without user and password, also where it has no scheme."""
+    return re.sub(r"[^\s/]*@", "", str(constants.ENDPOINT))
 
 
 def own_cache_folder() -> Path:
@@ -193,6 +193,10 @@ def explain(error: BaseException, what: str, *, kind: type[SoupError] = ResolveE
             + ("." if kind is PublishError else ", and the cache does not hold it."),
             hint="Check the network and HF_ENDPOINT, and try again.",
         )
+    if isinstance(error, httpx2.InvalidURL | ImportError):
+        # Whose words may have a part of a password in them.
+        hint = "Check HF_ENDPOINT, and the proxies that HTTP_PROXY, HTTPS_PROXY and ALL_PROXY name."
+        return kind(f"{what}: the address of the Hub or of a proxy cannot be used ({type(error).__name__}).", hint=hint)
     if isinstance(error, EntryNotFoundError):
         return kind(f"{what}: the file is not in the repo.")
     if status == 401:
@@ -236,6 +240,8 @@ def _without_tokens(said: str, error: BaseException) -> str:
 EXPLAINED = (
     HfHubHTTPError,
     httpx2.HTTPError,
+    httpx2.InvalidURL,
+    ImportError,  # of what a proxy by SOCKS needs
     OfflineModeIsEnabled,
     EntryNotFoundError,
     OSError,

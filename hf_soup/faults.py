@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from hf_soup.errors import without_credentials
+
 _MOST_FAULTS = 50
 #: pydantic's words, and those of somebody who writes YAML.
 _YAML_WORDS = {"Tuple": "List", "tuple": "list", "(dictionary|object)( or instance of [A-Za-z]+)?": "mapping"}
@@ -34,7 +36,7 @@ def explained(every: Sequence[Any], keys_at: Callable[[Sequence[int | str]], set
             known = sorted(keys_at(fault["loc"]))
             message = "unknown key" + (f"; known here: {', '.join(known)}" if known else "")
         elif fault["type"] != "value_error" and fault["type"] != "missing":
-            message = f"{message} (it is {json.dumps(fault['input'], default=str)[:80]})"
+            message = f"{message} (it is {without_credentials(json.dumps(fault['input'], default=str))[:80]})"
         lines.append(f"  {where}: {message}")
     if len(every) > len(faults):
         lines.append(f"  … and {len(every) - len(faults):,} more faults")

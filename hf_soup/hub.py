@@ -170,7 +170,7 @@ def _info(what: str, ask: Callable[..., Any], repo_id: str, **options: Any) -> A
     except (TypeError, AttributeError, LookupError):
         # The client takes the keys of a card for arguments of its own: `self`, or `tags` that are a number.
         raise ResolveError(
-            f"{what}: what {constants.ENDPOINT} says of it cannot be read.",
+            f"{what}: what {endpoint()} says of it cannot be read.",
             hint="Where that is the Hub, its README.md's front matter is at fault: ask its owner to correct "
             "it, or download it and name the folder. Else set HF_ENDPOINT right.",
         ) from None
@@ -278,7 +278,9 @@ def answers() -> bool:
     """Whether the Hub lists models: asked once and briefly, for what can be done without it."""
     try:
         headers = build_hf_headers(token=False, library_name="hf-soup", library_version=__version__)
-        answer = get_session().get(f"{endpoint()}/api/models", params={"limit": 1}, headers=headers, timeout=_BRIEF)
+        answer = get_session().get(
+            f"{constants.ENDPOINT}/api/models", params={"limit": 1}, headers=headers, timeout=_BRIEF
+        )
     except (httpx2.TransportError, OfflineModeIsEnabled):
         return False
     return answer.status_code < 400

@@ -34,7 +34,7 @@ from hf_soup.client import (
     status_of,
 )
 from hf_soup.digests import sha256_of
-from hf_soup.errors import PublishError, ResolveError, SoupError
+from hf_soup.errors import PublishError, ResolveError, SoupError, without_credentials
 from hf_soup.headers import MAX_TEXT, some
 from hf_soup.target import Target, require_fit, taken
 
@@ -178,7 +178,8 @@ class _Push:
 
     def _pushed(self, commit: str, pull_request: str | None = None, *, changed: bool = True) -> Pushed:
         repo = self._head.id if self._head else self._target.repo
-        return Pushed(repo, commit, f"{endpoint()}/{repo}", changed, pull_request)
+        offered = pull_request and without_credentials(pull_request)
+        return Pushed(repo, commit, f"{endpoint()}/{repo}", changed, offered)
 
     def _send(self, head: hub.Repo) -> Pushed:
         operations = [CommitOperationAdd(path, str(local)) for path, local in self._files.items()]
@@ -281,7 +282,7 @@ def _speaks_xet(repo: str, target: Target) -> bool:
     headers = build_hf_headers(token=target.token, library_name="hf-soup", library_version=__version__)
 
     def ask() -> None:
-        address = f"{endpoint()}/api/models/{repo}/xet-write-token/{revision}"
+        address = f"{constants.ENDPOINT}/api/models/{repo}/xet-write-token/{revision}"
         parameters = {"create_pr": "1"} if target.create_pr else None
         hf_raise_for_status(get_session().get(address, headers=headers, params=parameters, timeout=TIMEOUT))
 

@@ -26,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from hf_soup.errors import RecipeError
+from hf_soup.errors import RecipeError, without_credentials
 from hf_soup.faults import explained
 from hf_soup.plain_yaml import parse_yaml, write_yaml
 
@@ -39,6 +39,12 @@ _Text = Annotated[str, Field(min_length=1, max_length=1024)]
 
 class _Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+
+    @field_validator("*")
+    @classmethod
+    def _holds_no_credentials(cls, value: Any) -> Any:
+        # A recipe is written down and published.
+        return without_credentials(value) if isinstance(value, str) else value
 
 
 class Ingredient(_Value):
@@ -104,6 +110,7 @@ def split_revision(model: str) -> tuple[str, bool, str]:
     """
     if is_here(model):
         return model, False, ""
+    model = without_credentials(model)
     if model.startswith(("https://huggingface.co/", "http://huggingface.co/", "https://hf.co/")):
         parts = urlsplit(model).path.strip("/").split("/")
         if parts[:1] == ["models"]:

@@ -253,3 +253,22 @@ def test_shares_of_tensors_are_one_line_each() -> None:
 def test_a_number_is_a_number_without_point_and_sign(text: str, value: object) -> None:
     """As people write it; by YAML 1.1 it would be a text."""
     assert parse_yaml(text) == value
+
+
+def test_a_recipe_keeps_no_password_and_no_token() -> None:
+    """It is written down and published."""
+    address = "https://me:hf_secret@huggingface.co/acme"
+    data = {"task": "text-classification", "dataset": "https://me:secret@example.org/rows.csv"}
+    recipe = Recipe(ingredients=[f"{address}/a/tree/v2", "acme/b@hf_secret"], base=f"{address}/c", score=data)
+    assert [str(each) for each in recipe.ingredients] == ["acme/a@v2", "acme/b@hf_…"]
+    assert recipe.base == "https://huggingface.co/acme/c"
+    assert recipe.score[0].dataset == "https://example.org/rows.csv"
+    assert "secret" not in recipe.to_yaml()
+
+
+def test_a_fault_shows_no_part_of_a_token() -> None:
+    """Not that which is left where a long value is cut."""
+    with pytest.raises(RecipeError) as raised:
+        Recipe(ingredients=["acme/a"], seed=50 * "x" + "https://me:hf_" + 34 * "a" + "@huggingface.co")
+    assert "seed" in str(raised.value)
+    assert "hf_a" not in str(raised.value)
