@@ -34,7 +34,7 @@ from hf_soup.headers import (
     some,
 )
 from hf_soup.pickles import PICKLE, PICKLE_INDEX, convert_pickle
-from hf_soup.recipe import Ingredient, is_here
+from hf_soup.recipe import Ingredient, is_here, part
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -182,7 +182,7 @@ def open_checkpoint(
         ResolveError: It cannot be found or reached, has no safetensors, or its headers are not to be believed.
     """
     if isinstance(ingredient, str):
-        ingredient = Ingredient.model_validate(ingredient)
+        ingredient = part(Ingredient, ingredient, "the name of a model")
     folder = Path(os.path.expanduser(ingredient.model))  # noqa: PTH111 -- the other raises for an unknown user
     here = is_here(str(folder)) and not on_hub
     if here and folder.is_dir():

@@ -117,8 +117,16 @@ def _causes(error: BaseException) -> list[BaseException]:
     return found
 
 
+class OddAnswerError(ValueError):
+    """The server answers what the Hub would not: the client fails where it reads that."""
+
+
 def retrying(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """Call the client, again after a pause where the failure may pass (rate limit, 5xx, a broken connection)."""
+    """Call the client, again after a pause where the failure may pass (rate limit, 5xx, a broken connection).
+
+    Raises:
+        OddAnswerError: The client cannot read the answer: a list, say, where it wants a mapping.
+    """
     for attempt in range(ATTEMPTS):
         try:
             return call(*args, **kwargs)
@@ -127,6 +135,8 @@ def retrying(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
             if attempt == ATTEMPTS - 1 or not is_passing(error) or refused:
                 raise
             time.sleep(pause_after(error, attempt))
+        except (TypeError, AttributeError, LookupError) as error:
+            raise OddAnswerError(f"{type(error).__name__}: {error}") from error
     raise AssertionError("the loop returns or raises")
 
 
@@ -211,6 +221,9 @@ def explain(error: BaseException, what: str, *, kind: type[SoupError] = ResolveE
     if isinstance(error, json.JSONDecodeError):
         hint = "Check HF_ENDPOINT: is that a Hub? If it is, try again later."
         return kind(f"{what}: what {endpoint()} answers is not JSON.", hint=hint)
+    if isinstance(error, OddAnswerError):
+        hint = "Check HF_ENDPOINT: is that a Hub?"
+        return kind(f"{what}: what {endpoint()} says of it cannot be read ({error}).", hint=hint)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         cache = constants.HF_HUB_CACHE
         return kind(f"{what}: no space is left on the disk of '{cache}'.", hint="Make room, or set HF_HOME elsewhere.")

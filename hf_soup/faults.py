@@ -36,8 +36,16 @@ def explained(every: Sequence[Any], keys_at: Callable[[Sequence[int | str]], set
             known = sorted(keys_at(fault["loc"]))
             message = "unknown key" + (f"; known here: {', '.join(known)}" if known else "")
         elif fault["type"] != "value_error" and fault["type"] != "missing":
-            message = f"{message} (it is {without_credentials(json.dumps(fault['input'], default=str))[:80]})"
+            message = f"{message} (it is {_shown(fault['input'])})"
         lines.append(f"  {where}: {message}")
     if len(every) > len(faults):
         lines.append(f"  … and {len(every) - len(faults):,} more faults")
     return "\n".join(lines)
+
+
+def _shown(value: object) -> str:
+    try:
+        # Before it is cut, as half an address is none.
+        return without_credentials(json.dumps(value, default=str))[:80]
+    except (ValueError, TypeError, RecursionError):  # a number of a million digits, keys that are none
+        return f"a {type(value).__name__} that cannot be written down"

@@ -26,7 +26,18 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils._headers import build_hf_headers
 
 from hf_soup import __version__
-from hf_soup.client import EXPLAINED, TIMEOUT, Token, api, endpoint, explain, own_cache_folder, retrying, status_of
+from hf_soup.client import (
+    EXPLAINED,
+    TIMEOUT,
+    OddAnswerError,
+    Token,
+    api,
+    endpoint,
+    explain,
+    own_cache_folder,
+    retrying,
+    status_of,
+)
 from hf_soup.errors import ResolveError
 
 _T = TypeVar("_T")
@@ -146,6 +157,7 @@ def resolve(
     files = {
         file.rfilename: RepoFile(file.size or 0, file.blob_id or "", file.lfs.sha256 if file.lfs else None)
         for file in info.siblings or ()
+        if _is_plain(file.rfilename)
     }
     card: dict[str, Any] = dict(vars(info.card_data)) if isinstance(info.card_data, ModelCardData) else {}
     remember("model", repo_id, revision, found=info.id, commit=str(info.sha))
@@ -164,10 +176,15 @@ def resolve(
     )
 
 
+def _is_plain(path: str) -> bool:
+    """Whether a path leads into the folder that a repo is fetched to, on any machine; others are as good as absent."""
+    return "\\" not in path and path.isprintable() and not {"", ".", ".."} & set(path.split("/"))
+
+
 def _info(what: str, ask: Callable[..., Any], repo_id: str, **options: Any) -> Any:
     try:
         return retrying(ask, repo_id, timeout=TIMEOUT, **options)
-    except (TypeError, AttributeError, LookupError):
+    except OddAnswerError:
         # The client takes the keys of a card for arguments of its own: `self`, or `tags` that are a number.
         raise ResolveError(
             f"{what}: what {endpoint()} says of it cannot be read.",
@@ -281,7 +298,7 @@ def answers() -> bool:
         answer = get_session().get(
             f"{constants.ENDPOINT}/api/models", params={"limit": 1}, headers=headers, timeout=_BRIEF
         )
-    except (httpx2.TransportError, OfflineModeIsEnabled):
+    except EXPLAINED:
         return False
     return answer.status_code < 400
 

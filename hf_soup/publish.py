@@ -23,6 +23,7 @@ from hf_soup.checkpoint import ASSETS
 from hf_soup.client import (
     EXPLAINED,
     TIMEOUT,
+    OddAnswerError,
     Token,
     api,
     endpoint,
@@ -151,7 +152,7 @@ class _Push:
     def _create(self) -> hub.Repo:
         target = self._target
         # The client wants an address from a server that only says that the repo is there already.
-        with suppress(KeyError):
+        with suppress(OddAnswerError):
             retrying(self._client.create_repo, target.repo, private=target.private, exist_ok=True)
         head = hub.resolve(target.repo, token=target.token, from_cache=False)
         require_fit(head, private=target.private, replace=target.replace)  # somebody else may have made it since

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import yaml
@@ -34,6 +34,7 @@ from hf_soup.plain_yaml import parse_yaml, write_yaml
 MAX_BYTES = 1 << 22
 MAX_INGREDIENTS = 1000
 
+_Part = TypeVar("_Part", bound=BaseModel)
 _Text = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
@@ -267,7 +268,7 @@ class Recipe(_Value):
       weight: 2.0
     """
 
-    base: str | None = None
+    base: Annotated[str, Field(max_length=1024)] | None = None
     ingredients: Annotated[tuple[Ingredient, ...], Field(min_length=1, max_length=MAX_INGREDIENTS)]
     method: Named = Named(name="linear")
     overrides: Annotated[tuple[Override, ...], Field(max_length=1000)] = ()
@@ -284,7 +285,7 @@ class Recipe(_Value):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     allow_pickle: bool = False
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, /, **values: Any) -> None:
         # pydantic's own signature knows only the final types; a recipe is written with the short ones.
         try:
             super().__init__(**values)
@@ -381,12 +382,7 @@ class Recipe(_Value):
         try:
             return cls(**values)
         except RecipeError as error:
-            faults = error.__context__
-            raise (
-                RecipeError(explained(faults.errors(include_url=False), _keys_at, name))
-                if isinstance(faults, ValidationError)
-                else error
-            ) from None
+            raise RecipeError(error.message.replace("the recipe", name, 1)) from None
 
     def to_dict(self) -> dict[str, Any]:
         """The values that differ from their defaults, as plain data."""
@@ -405,16 +401,24 @@ class Recipe(_Value):
 
 def _keys_at(location: Sequence[int | str]) -> set[str]:
     """The keys that a recipe may have where a fault lies."""
-    children: dict[object, type[BaseModel]] = {
-        "ingredients": Ingredient,
-        "overrides": Override,
-        "score": Scoring,
-        "report": Scoring,
-    }
+    children: dict[object, type[BaseModel]]
+    children = {"ingredients": Ingredient, "overrides": Override, "score": Scoring, "report": Scoring}
     if location[0] == "examples":
         return set(Examples.model_fields) - _OF_SCORES
     owners = [children[part] for part in location[:-1] if part in children]
     return set((owners[-1] if owners else Recipe).model_fields)
+
+
+def part(kind: type[_Part], value: object, name: str) -> _Part:
+    """An `Ingredient` or a `Scoring` by itself; ``name`` is what errors call it.
+
+    Raises:
+        RecipeError: It is none; every fault is listed.
+    """
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise RecipeError(explained(error.errors(include_url=False), _keys_at, name)) from None
 
 
 def as_recipe(value: Recipe | str | Path | Sequence[str]) -> Recipe:

@@ -28,7 +28,7 @@ from hf_soup import client, hub, transfer
 from hf_soup.checkpoint import open_checkpoint
 from hf_soup.errors import PublishError, ResolveError
 from hf_soup.local_hub import Hangup, LocalHub
-from hf_soup.target import look
+from hf_soup.target import Target, look, require_public
 from hf_soup.weights import fetch_small, fetch_weights
 
 pytestmark = [
@@ -272,6 +272,48 @@ def test_a_card_that_is_longer_than_any_is_not_used(
     assert opened.repo is not None
     assert transfer.is_cached(opened.repo, "config.json")
     assert not transfer.is_cached(opened.repo, "README.md")
+
+
+@pytest.mark.parametrize("path", ["../x", "/etc/x", "a/../x", "a//x", "a\\x", "a\0x", ".", ""])
+def test_a_file_whose_path_leads_elsewhere_is_not_there(online: LocalHub, sharded: str, path: str) -> None:
+    """Whatever a listing and an index say."""
+    listing = HfApi(online.endpoint, online.token).model_info(sharded, files_metadata=True)
+    index = json.dumps({"weight_map": {"a": path}}).encode()
+    files = {each.rfilename: each for each in listing.siblings or ()}
+    shown = [
+        {"rfilename": name, "size": len(index) if "index" in name else each.size, "blobId": each.blob_id}
+        for name, each in {**files, path: files["config.json"]}.items()
+        if "index" not in name
+    ]
+    blob = hashlib.sha1(b"blob %d\0" % len(index) + index, usedforsecurity=False).hexdigest()
+    shown.append({"rfilename": "model.safetensors.index.json", "size": len(index), "blobId": blob})
+
+    def intercept(request: Request) -> Response | None:
+        if request.url.path.endswith("index.json"):
+            return Response(index, 206)
+        answer = {"id": sharded, "sha": listing.sha, "siblings": shown}
+        return JSONResponse(answer) if request.url.path.startswith("/api/models") else None
+
+    online.intercept = intercept
+    assert path not in hub.resolve(sharded).files
+    with pytest.raises(ResolveError, match="names 1 files that are not there"):
+        open_checkpoint(sharded)
+
+
+@pytest.mark.parametrize("answer", [[], {"baseModels": []}, {}, "x", None])
+def test_an_odd_answer_names_no_base(online: LocalHub, repo: str, answer: object) -> None:
+    """It is only a hint."""
+    found = replace(hub.resolve(repo), tags=())
+    online.intercept = lambda request: JSONResponse(answer) if "expand" in request.url.query else None
+    assert hub.base_models(found) == ()
+
+
+def test_an_odd_answer_is_an_error_that_says_whose(online: LocalHub, repo: str) -> None:
+    online.intercept = lambda request: JSONResponse([])
+    with pytest.raises(ResolveError, match=r"what http://127.0.0.1:\d+ says of it cannot be read"):
+        hub.resolve(repo)
+    with pytest.raises(PublishError, match=r"what http://127.0.0.1:\d+ says of it cannot be read \(TypeError"):
+        require_public([repo], Target("acme/x", None, "acme", False, False, None, None, False, False, None))
 
 
 @pytest.mark.parametrize("stalled", ["/api/models", "/cdn/"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -243,3 +244,19 @@ def test_a_proxy_that_cannot_be_used_is_said(cli: Cli, monkeypatch: pytest.Monke
     assert (done.code, done.out) == (1, "")
     assert "Check HF_ENDPOINT, and the proxies" in done.err
     assert "secret" not in done.err
+
+
+def test_what_is_longer_than_any_name_is_said(cli: Cli, family: Path, tmp_path: Path) -> None:
+    shutil.copytree(family / "a", tmp_path / "a")
+    (tmp_path / "rows.yaml").write_text("ingredients: [a]\nscore: {task: text-classification, dataset: rows.csv}\n")
+    name = 1100 * "x"
+    for arguments in (
+        ["verify", name],
+        ["check", name, "a"],
+        ["check", "a", "a", "--base", name],
+        ["score", name, "--recipe", "rows.yaml"],
+        ["cook", "a", "--add", "a", "-o", "soup", "--data", "rows.csv", "--task", "guess"],
+    ):
+        done = cli(*arguments)
+        assert done.code == 1, arguments
+        assert re.match("Error: (Cannot read|'x+' is neither)", done.err), arguments

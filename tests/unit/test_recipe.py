@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hf_soup.errors import RecipeError, SoupError
 from hf_soup.plain_yaml import parse_yaml
-from hf_soup.recipe import MAX_BYTES, Ingredient, Recipe, Scoring, as_recipe, split_revision
+from hf_soup.recipe import MAX_BYTES, Ingredient, Recipe, Scoring, as_recipe, part, split_revision
 
 FULL = """\
 base: acme/base@v1
@@ -272,3 +272,39 @@ def test_a_fault_shows_no_part_of_a_token() -> None:
         Recipe(ingredients=["acme/a"], seed=50 * "x" + "https://me:hf_" + 34 * "a" + "@huggingface.co")
     assert "seed" in str(raised.value)
     assert "hf_a" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("self: 1", "self: unknown key; known here: allow_pickle, base"),
+        ("seed: 1" + 200_000 * ":1", "seed: Input should be a valid integer"),
+        ("seed: !!float 1" + 200_000 * ":1", "seed: Input should be a valid integer"),
+        (f"seed: 0x{5000 * 'f'}", "a number has 5,002 digits"),
+        (f"method: {{name: linear, x: {5000 * '9'}}}", "a number has 5,000 digits"),
+        (f"base: {1025 * 'a'}", "base: String should have at most 1024 characters"),
+    ],
+    ids=lambda text: text[:10],
+)
+def test_a_value_that_is_none_is_a_fault(text: str, said: str) -> None:
+    """And costs no more time than its length: numbers in base 60 would take minutes."""
+    with pytest.raises(RecipeError) as raised:
+        Recipe.parse(f"ingredients: [acme/a]\n{text}")
+    assert said in str(raised.value)
+
+
+def test_a_number_that_cannot_be_written_down_is_a_fault() -> None:
+    with pytest.raises(RecipeError, match="seed: Input should be less than"):
+        Recipe(ingredients=["acme/a"], seed=10**5000)
+    with pytest.raises(RecipeError, match="self: unknown key"):
+        Recipe(ingredients=["acme/a"], **{"self": 1})
+
+
+def test_base_60_is_a_text() -> None:
+    assert Recipe.parse("ingredients: [acme/a]\nlabels: [1:30, 2:0.5, '3']").labels == ("1:30", "2:0.5", "3")
+
+
+@pytest.mark.parametrize("kind", [Ingredient, Scoring])
+def test_a_part_by_itself_is_a_part_or_an_error(kind: type[Ingredient | Scoring]) -> None:
+    with pytest.raises(RecipeError, match="Cannot read it:\n  "):
+        part(kind, {"model": 1100 * "a", "dataset": "x", "task": "guess"}, "it")
