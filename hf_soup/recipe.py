@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -315,9 +316,7 @@ class Recipe(_Value):
     @model_validator(mode="after")
     def _heads_are_known(self) -> Self:
         if self.heads == "body" and (self.score or self.report or self.examples):
-            raise ValueError(
-                "with `heads: body` there are no outputs that `score`, `report` or `examples` could look at"
-            )
+            raise ValueError("with `heads: body` there are no outputs that `score`, `report` or `examples` look at")
         if self.heads not in (None, "body") and not isinstance(self.head, int):
             known = ", ".join(str(each) for each in self.ingredients[:6])
             raise ValueError(f"`heads` is '{self.heads}'; it is `body` or one of the ingredients: {known}")
@@ -328,7 +327,7 @@ class Recipe(_Value):
         labels = [label.strip().casefold() for label in self.labels or ()]
         if self.labels is not None and self.heads == "body":
             raise ValueError("with `heads: body` the soup has no outputs that `labels` could name")
-        if twice := next((label for label in labels if labels.count(label) > 1), None):
+        if twice := next((label for label, count in Counter(labels).items() if count > 1), None):
             raise ValueError(f"`labels` has '{twice}' twice; every output has a name of its own")
         return self
 
@@ -401,8 +400,8 @@ class Recipe(_Value):
 
 def _keys_at(location: Sequence[int | str]) -> set[str]:
     """The keys that a recipe may have where a fault lies."""
-    children: dict[object, type[BaseModel]]
-    children = {"ingredients": Ingredient, "overrides": Override, "score": Scoring, "report": Scoring}
+    children: dict[object, type[BaseModel]] = {"ingredients": Ingredient, "overrides": Override, "score": Scoring}
+    children["report"] = Scoring
     if location[0] == "examples":
         return set(Examples.model_fields) - _OF_SCORES
     owners = [children[part] for part in location[:-1] if part in children]
