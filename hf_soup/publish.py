@@ -282,18 +282,24 @@ def _speaks_xet(repo: str, target: Target) -> bool:
     revision = "None" if target.create_pr else quote(target.revision or constants.DEFAULT_REVISION, safe="")
     headers = build_hf_headers(token=target.token, library_name="hf-soup", library_version=__version__)
 
-    def ask() -> None:
+    def ask() -> bool:
         address = f"{constants.ENDPOINT}/api/models/{repo}/xet-write-token/{revision}"
         parameters = {"create_pr": "1"} if target.create_pr else None
-        hf_raise_for_status(get_session().get(address, headers=headers, params=parameters, timeout=TIMEOUT))
+        answer = get_session().get(address, headers=headers, params=parameters, timeout=TIMEOUT)
+        hf_raise_for_status(answer)
+        try:
+            grant = answer.json()
+        except ValueError:
+            return False
+        # Without these hf_xet has nowhere to send anything, and no way back.
+        return isinstance(grant, dict) and all(grant.get(key) for key in ("casUrl", "accessToken", "exp"))
 
     try:
-        retrying(ask)
+        return retrying(ask)
     except HfHubHTTPError as error:
         if error.response.status_code not in (404, 405, 501):
             raise
         return False
-    return True
 
 
 def _make_tag(tag: str, done: Pushed, token: Token) -> None:
