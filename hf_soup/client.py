@@ -30,7 +30,7 @@ from huggingface_hub.utils.logging import set_verbosity
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from hf_soup import __version__
-from hf_soup.errors import PublishError, ResolveError, SoupError
+from hf_soup.errors import PublishError, ResolveError, SoupError, shortened
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -223,7 +223,7 @@ def explain(error: BaseException, what: str, *, kind: type[SoupError] = ResolveE
         return kind(f"{what}: what {endpoint()} answers is not JSON.", hint=hint)
     if isinstance(error, OddAnswerError):
         hint = "Check HF_ENDPOINT: is that a Hub?"
-        return kind(f"{what}: what {endpoint()} says of it cannot be read ({error}).", hint=hint)
+        return kind(f"{what}: what {endpoint()} says of it cannot be read ({shortened(str(error))}).", hint=hint)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         cache = constants.HF_HUB_CACHE
         return kind(f"{what}: no space is left on the disk of '{cache}'.", hint="Make room, or set HF_HOME elsewhere.")
@@ -239,7 +239,7 @@ def explain_push(error: Exception, what: str) -> PublishError:
 
 
 def _without_tokens(said: str, error: BaseException) -> str:
-    """What a server said, without the token that it got, whatever its form, and without any of the Hub's."""
+    """What a server said, cut, without the token that it got, whatever its form, and without any of the Hub's."""
     sent = [
         each.response.request.headers.get("authorization", "").removeprefix("Bearer ")
         for each in _causes(error)
@@ -247,7 +247,7 @@ def _without_tokens(said: str, error: BaseException) -> str:
     ]
     for token in filter(None, (*sent, get_token())):
         said = said.replace(token, "hf_…")
-    return re.sub(r"\bhf_[\w.-]+", "hf_…", said)
+    return shortened(re.sub(r"\bhf_[\w.-]+", "hf_…", said))
 
 
 EXPLAINED = (

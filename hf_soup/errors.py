@@ -33,6 +33,15 @@ def without_credentials(text: str) -> str:
     return _TOKEN.sub("hf_…", _USER.sub(r"\1", text))
 
 
+def shortened(text: str, most: int = 500) -> str:
+    """A text of somebody else's, of so many characters at most, and how many it has where that is not all.
+
+    >>> shortened("abcdef", 3)
+    'abc… (6 characters)'
+    """
+    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
+
+
 class SoupError(Exception):
     """Base of every error that this package raises on purpose.
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hf_soup.errors import without_credentials
+from hf_soup.errors import shortened, without_credentials
 
 _MOST_FAULTS = 50
 #: pydantic's words, and those of somebody who writes YAML.
@@ -25,7 +25,7 @@ def explained(every: Sequence[Any], keys_at: Callable[[Sequence[int | str]], set
     lines = [f"Cannot read {name}:"]
     faults = every[:_MOST_FAULTS]
     for fault in faults:
-        where = ".".join(str(part) for part in fault["loc"]).replace("score.0", "score") or "recipe"
+        where = ".".join(shortened(str(part), 80) for part in fault["loc"]).replace("score.0", "score") or "recipe"
         message = fault["msg"].removeprefix("Value error, ")
         for theirs, ours in _YAML_WORDS.items():
             message = re.sub(theirs, ours, message)
@@ -37,7 +37,7 @@ def explained(every: Sequence[Any], keys_at: Callable[[Sequence[int | str]], set
             message = "unknown key" + (f"; known here: {', '.join(known)}" if known else "")
         elif fault["type"] != "value_error" and fault["type"] != "missing":
             message = f"{message} (it is {_shown(fault['input'])})"
-        lines.append(f"  {where}: {message}")
+        lines.append(f"  {where}: {shortened(message, 2000)}")
     if len(every) > len(faults):
         lines.append(f"  … and {len(every) - len(faults):,} more faults")
     return "\n".join(lines)

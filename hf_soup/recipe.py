@@ -27,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 
-from hf_soup.errors import RecipeError, without_credentials
+from hf_soup.errors import RecipeError, shortened, without_credentials
 from hf_soup.faults import explained
 from hf_soup.plain_yaml import parse_yaml, write_yaml
 
@@ -371,7 +371,7 @@ class Recipe(_Value):
         try:
             values = parse_yaml(text)
         except (yaml.YAMLError, RecursionError) as error:
-            raise RecipeError(f"Cannot read {name}: it is not valid YAML.\n{error}") from None
+            raise RecipeError(f"Cannot read {name}: it is not valid YAML.\n{shortened(str(error))}") from None
         if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
             raise RecipeError(
                 f"Cannot read {name}: a recipe is a mapping with the key 'ingredients'; "

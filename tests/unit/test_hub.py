@@ -75,6 +75,13 @@ def test_the_hubs_address_is_shown_without_a_password(monkeypatch: pytest.Monkey
     assert "secret" not in str(said)
 
 
+def test_a_servers_words_are_shown_in_part() -> None:
+    said = str(client.explain(failure(500, said=f"It burns. {200_000 * 'x'}"), "'acme/a'"))
+    assert "the Hub answered 500. It burns. xxx" in said
+    assert "… (200,010 characters)" in said
+    assert len(said) < 1000
+
+
 def test_an_error_of_ours_stays_what_it_is() -> None:
     ours = ResolveError("a", hint="b")
     assert client.explain(ours, "'acme/a'", kind=PublishError) is ours

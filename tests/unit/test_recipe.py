@@ -324,3 +324,10 @@ def test_many_values_are_read_at_once() -> None:
     text = "layers:\n" + "".join(f"  layer.{number}.*: [1.0, 0.5]\n" for number in range(20_000))
     assert len(parse_yaml(text)["layers"]) == 20_000
     assert isinstance(plain_yaml._Loader(""), yaml.CSafeLoader) == yaml.__with_libyaml__
+
+
+@pytest.mark.parametrize("text", [f"a: !{200_000 * 'x'} 1", f"{200_000 * 'x'} 1", f"{{? {100_000 * 'x'}: 1}}"])
+def test_a_fault_shows_a_strangers_text_in_part(text: str) -> None:
+    with pytest.raises(RecipeError) as raised:
+        Recipe.parse(text)
+    assert len(str(raised.value)) < 3000
