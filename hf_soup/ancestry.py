@@ -17,7 +17,7 @@ from hf_soup.checkpoint import Checkpoint, open_checkpoint
 from hf_soup.client import Token
 from hf_soup.compatibility import Reason
 from hf_soup.errors import ResolveError, SoupError
-from hf_soup.headers import FIRST_READ
+from hf_soup.headers import MAX_TEXT
 from hf_soup.recipe import split_revision
 
 _CHAIN = 12  # how far back ancestors of ancestors are followed
@@ -224,7 +224,7 @@ def _look(model: str, token: Token, *, on_hub: bool = True, allow_pickle: bool =
             repo = hub.resolve(model, token=token)
         except SoupError:
             return Seen(model, NOBODY, found=False, error=error)
-        names = _models(repo.card.get("base_model")) or _models(list(hub.base_models(repo))) or _adapted(repo)
+        names = _models(repo.card.get("base_model")) or _models(list(hub.base_models(repo))) or _models(_adapted(repo))
         return Seen(repo.id, Bases(names), error=error, card=repo.card)
     return Seen(checkpoint.model, declared_bases(checkpoint), checkpoint=checkpoint)
 
@@ -252,16 +252,20 @@ def candidates(checkpoints: Sequence[Checkpoint], token: Token) -> list[Checkpoi
     return [each for each in found if architecture.label_names(each.config) not in learned]
 
 
-def _adapted(repo: hub.Repo) -> list[str]:
+def _adapted(source: hub.Repo | Checkpoint) -> object:
     """What an adapter is for: a model may come from one that was merged into its base."""
-    if "adapter_config.json" not in repo.files:
-        return []
+    repo, folder = (source, None) if isinstance(source, hub.Repo) else (source.repo, source.folder)
+    name = "adapter_config.json"
     try:
-        size = min(repo.files["adapter_config.json"].size, FIRST_READ)
-        stated = json.loads(transfer.read_range(repo, "adapter_config.json", 0, size))
-    except (SoupError, ValueError, RecursionError):
-        return []  # gated, or damaged: only a hint
-    return _models(stated.get("base_model_name_or_path")) if isinstance(stated, dict) else []
+        if repo is not None and name in repo.files and 0 < (size := repo.files[name].size) <= MAX_TEXT:
+            stated = json.loads(transfer.read_range(repo, name, 0, size))
+        elif folder is not None and (path := folder / name).is_file() and path.stat().st_size <= MAX_TEXT:
+            stated = json.loads(path.read_bytes())
+        else:
+            return None
+    except (SoupError, OSError, ValueError, RecursionError):
+        return None  # gated, or damaged: only a hint
+    return stated.get("base_model_name_or_path") if isinstance(stated, dict) else None
 
 
 def declared_bases(checkpoint: Checkpoint) -> Bases:
@@ -273,7 +277,7 @@ def declared_bases(checkpoint: Checkpoint) -> Bases:
         return Bases(found)
     # The libraries write there what was given to `from_pretrained`: the base, the repo itself, or a folder, whose name
     # may look like a repo's. So only what is on the Hub counts, and of a folder's own what is a folder here.
-    for stated in (checkpoint.config.get("_name_or_path"),):
+    for stated in (checkpoint.config.get("_name_or_path"), _adapted(checkpoint)):
         here = checkpoint.folder and isinstance(stated, str) and Path(stated).expanduser()
         if here and (here / "config.json").is_file() and here.resolve() != checkpoint.folder:
             return Bases([str(here.resolve())], False)

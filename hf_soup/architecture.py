@@ -292,7 +292,8 @@ def label_order(wanted: Sequence[str], labels: Sequence[str]) -> list[int] | Non
     ours, theirs = ([label.strip().casefold() for label in each] for each in (wanted, labels))
     if sorted(ours) != sorted(theirs) or len(set(ours)) < len(ours):
         return None
-    return [theirs.index(label) for label in ours]
+    places = {label: place for place, label in enumerate(theirs)}
+    return [places[label] for label in ours]
 
 
 def label_names(config: Mapping[str, Any], name: str = "the model") -> tuple[str, ...] | None:

@@ -21,9 +21,9 @@ from hf_soup.client import Token
 from hf_soup.digests import Stamp
 from hf_soup.errors import ResolveError, SoupError
 from hf_soup.headers import (
-    FIRST_READ,
     FLOATS,
     ITEM_BYTES,
+    MAX_TEXT,
     Read,
     TensorInfo,
     front_matter,
@@ -35,7 +35,7 @@ from hf_soup.headers import (
     some,
 )
 from hf_soup.pickles import PICKLE, PICKLE_INDEX, convert_pickle
-from hf_soup.recipe import Ingredient, is_here
+from hf_soup.recipe import Ingredient, is_here, part
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -197,7 +197,7 @@ def open_checkpoint(
         ResolveError: It cannot be found or reached, has no safetensors, or its headers are not to be believed.
     """
     if isinstance(ingredient, str):
-        ingredient = Ingredient.model_validate(ingredient)
+        ingredient = part(Ingredient, ingredient, "the name of a model")
     folder = Path(os.path.expanduser(ingredient.model))  # noqa: PTH111 -- the other raises for an unknown user
     here = is_here(str(folder)) and not on_hub
     if here and folder.is_dir():
@@ -282,15 +282,12 @@ def _open_repo(repo: hub.Repo, allow_pickle: bool) -> Checkpoint:
     name = f"{repo.id}@{repo.revision[:7]}"
     files = {path: file.size for path, file in repo.files.items()}
     read = _reader(repo, None, {})
-    card = dict(repo.card)
-    if not card and "README.md" in files:
-        card = front_matter(read("README.md", 0, min(files["README.md"], FIRST_READ)))
     return _assemble(
         name=name,
         model=repo.id,
         files=files,
         read=read,
-        card=card,
+        card=repo.card,
         repo=repo,
         folder=None,
         allow_pickle=allow_pickle,
@@ -311,13 +308,12 @@ def _open_folder(folder: Path, ingredient: Ingredient, allow_pickle: bool) -> Ch
     }
     files = {path.relative_to(folder).as_posix(): stamp[2] for path, stamp in found.items()}
     read = _reader(None, folder, {})
-    card = front_matter(read("README.md", 0, files["README.md"])) if files.get("README.md", 0) else {}
     checkpoint = _assemble(
         name=f"'{ingredient.model}'",
         model=f"local:{called(folder)}",
         files=files,
         read=read,
-        card=card,
+        card={},
         repo=None,
         folder=folder,
         allow_pickle=allow_pickle,
@@ -371,6 +367,12 @@ def _assemble(
     if large is not None:
         # These are fetched before any disk is looked at, so a stranger's file must not be able to fill one.
         raise ResolveError(f"{name}: {large} has {files[large]:,} bytes, more than any such file needs.")
+    length = files.get("README.md", 0)
+    if length > MAX_TEXT:
+        card = {}
+        notes = [*notes, f"its README.md has {length:,} bytes and is not used; at most {MAX_TEXT:,} are read"]
+    elif not card and length:
+        card = front_matter(read("README.md", 0, length))
     config = read_json(read, "config.json", files, name)
     converted: dict[str, Path] = {}
     if SINGLE in files:

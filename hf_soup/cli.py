@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import click
 
 from hf_soup import __version__, world
 from hf_soup.commands import as_data, finding, making, publishing, tools
-from hf_soup.errors import SoupError
+from hf_soup.errors import SoupError, without_credentials
 from hf_soup.headers import printable
 
 
@@ -60,7 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             click.echo(f"Error: {printable(str(error))}", err=True)
         sys.exit(1)
     except click.ClickException as error:
-        error.show()
+        usage = io.StringIO()
+        error.show(usage)
+        click.echo(without_credentials(usage.getvalue()), nl=False, err=True)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted. Nothing half-made is left; the same command continues where it can.", err=True)

@@ -30,7 +30,7 @@ from huggingface_hub.utils.logging import set_verbosity
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from hf_soup import __version__
-from hf_soup.errors import PublishError, ResolveError, SoupError
+from hf_soup.errors import PublishError, ResolveError, SoupError, shortened
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -71,8 +71,8 @@ def without_bars() -> None:
 
 
 def endpoint() -> str:
-    """The address of the Hub in use."""
-    return str(constants.ENDPOINT)
+    """The address of the Hub in use, as it is shown: without user and password, also where it has no scheme."""
+    return re.sub(r"[^\s/]*@", "", str(constants.ENDPOINT))
 
 
 def own_cache_folder() -> Path:
@@ -117,8 +117,16 @@ def _causes(error: BaseException) -> list[BaseException]:
     return found
 
 
+class OddAnswerError(ValueError):
+    """The server answers what the Hub would not: the client fails where it reads that."""
+
+
 def retrying(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """Call the client, again after a pause where the failure may pass (rate limit, 5xx, a broken connection)."""
+    """Call the client, again after a pause where the failure may pass (rate limit, 5xx, a broken connection).
+
+    Raises:
+        OddAnswerError: The client cannot read the answer: a list, say, where it wants a mapping.
+    """
     for attempt in range(ATTEMPTS):
         try:
             return call(*args, **kwargs)
@@ -127,6 +135,8 @@ def retrying(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
             if attempt == ATTEMPTS - 1 or not is_passing(error) or refused:
                 raise
             time.sleep(pause_after(error, attempt))
+        except (TypeError, AttributeError, LookupError) as error:
+            raise OddAnswerError(f"{type(error).__name__}: {error}") from error
     raise AssertionError("the loop returns or raises")
 
 
@@ -193,6 +203,10 @@ def explain(error: BaseException, what: str, *, kind: type[SoupError] = ResolveE
             + ("." if kind is PublishError else ", and the cache does not hold it."),
             hint="Check the network and HF_ENDPOINT, and try again.",
         )
+    if isinstance(error, httpx2.InvalidURL | ImportError):
+        # Whose words may have a part of a password in them.
+        hint = "Check HF_ENDPOINT, and the proxies that HTTP_PROXY, HTTPS_PROXY and ALL_PROXY name."
+        return kind(f"{what}: the address of the Hub or of a proxy cannot be used ({type(error).__name__}).", hint=hint)
     if isinstance(error, EntryNotFoundError):
         return kind(f"{what}: the file is not in the repo.")
     if status == 401:
@@ -207,6 +221,9 @@ def explain(error: BaseException, what: str, *, kind: type[SoupError] = ResolveE
     if isinstance(error, json.JSONDecodeError):
         hint = "Check HF_ENDPOINT: is that a Hub? If it is, try again later."
         return kind(f"{what}: what {endpoint()} answers is not JSON.", hint=hint)
+    if isinstance(error, OddAnswerError):
+        hint = "Check HF_ENDPOINT: is that a Hub?"
+        return kind(f"{what}: what {endpoint()} says of it cannot be read ({shortened(str(error))}).", hint=hint)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         cache = constants.HF_HUB_CACHE
         return kind(f"{what}: no space is left on the disk of '{cache}'.", hint="Make room, or set HF_HOME elsewhere.")
@@ -222,7 +239,7 @@ def explain_push(error: Exception, what: str) -> PublishError:
 
 
 def _without_tokens(said: str, error: BaseException) -> str:
-    """What a server said, without the token that it got, whatever its form, and without any of the Hub's."""
+    """What a server said, cut, without the token that it got, whatever its form, and without any of the Hub's."""
     sent = [
         each.response.request.headers.get("authorization", "").removeprefix("Bearer ")
         for each in _causes(error)
@@ -230,12 +247,14 @@ def _without_tokens(said: str, error: BaseException) -> str:
     ]
     for token in filter(None, (*sent, get_token())):
         said = said.replace(token, "hf_…")
-    return re.sub(r"\bhf_[\w.-]+", "hf_…", said)
+    return shortened(re.sub(r"\bhf_[\w.-]+", "hf_…", said))
 
 
 EXPLAINED = (
     HfHubHTTPError,
     httpx2.HTTPError,
+    httpx2.InvalidURL,
+    ImportError,  # of what a proxy by SOCKS needs
     OfflineModeIsEnabled,
     EntryNotFoundError,
     OSError,

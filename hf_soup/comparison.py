@@ -191,6 +191,8 @@ class Comparison:
     def add(self, founders: Sequence[Checkpoint], *, tried: bool = False) -> None:
         """Compare with more of them, which are only ``tried`` where nobody names them."""
         fresh = {each.model: each for each in founders if each.model not in self.founders}
+        if not fresh:
+            return  # each with each takes a thousand models ten seconds
         named = [(each, self._as_named(each, tried=tried)) for each in fresh.values()]
         found, failed = samples.sample(named, self._picks, needed=0)
         self._without_broken(list(fresh), found, tried=tried)
@@ -204,6 +206,8 @@ class Comparison:
 
     def drop(self, founders: Collection[str]) -> None:
         """Those that were only tried are no evidence."""
+        if not founders:
+            return
         keep = [*range(self.count), *(self.place(name) for name in self.founders if name not in founders)]
         self._sampled = [self._sampled[place] for place in keep]
         self.founders = {name: each for name, each in self.founders.items() if name not in founders}

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from hf_soup.published import Published
 from hf_soup.tensors import TORCH
 
 _MOST_JSON = 100_000_000
+#: Tensors and files that are listed of those that no soup has.
+_FEW = 20
 #: Elements that are compared at a time, in float64 where they differ.
 _SLICE = 1 << 18
 #: Files that a soup's repo may have beside a soup: nothing loads or runs them.
@@ -85,7 +87,8 @@ def compare_weights(
         advance: Told how many bytes were compared.
 
     Returns:
-        The differences in the order of the cooked tensors, what is extra behind them; and the published digest.
+        The differences in the order of the cooked tensors, the first of what is extra behind them; and the published
+        digest.
     """
     from hf_soup.methods import METHODS  # late, as torch takes a second to import and the command line needs none
 
@@ -132,7 +135,16 @@ def compare_weights(
         found[name] = Difference(name, "missing", f"{known[name].dtype} {_shape(known[name].shape)} is not there")
     order = {name: number for number, name in enumerate(known)}
     tensors = sorted(found.values(), key=lambda each: (order.get(each.name, len(order)), each.name))
-    return [*tensors, *dict.fromkeys(apart)], digest_of(roots.values())
+    ours_first = [each for each in tensors if each.name in known]
+    return [*ours_first, *_few([*tensors[len(ours_first) :], *dict.fromkeys(apart)])], digest_of(roots.values())
+
+
+def _few(extra: list[Difference]) -> list[Difference]:
+    """The first of what a stranger may have put there without number, and how much more there is."""
+    if len(extra) <= _FEW:
+        return extra
+    more = extra[_FEW]
+    return [*extra[:_FEW], replace(more, text=f"{more.text}; and {len(extra) - _FEW - 1:,} more like this")]
 
 
 def weight_files(published: Published) -> tuple[list[str], dict[str, str]]:
@@ -249,10 +261,12 @@ def compare_files(
             found.append(Difference(name, "missing", "it is not there"))
         elif said := _told_apart(published, name, path):
             found.append(Difference(name, "content", said))
-    for name in sorted(published.files.keys() - cooked.keys() - set(theirs)):
-        if ASSETS.fullmatch(name) or not _HARMLESS.fullmatch(name):
-            found.append(Difference(name, "extra", "no ingredient gives it, and it could be loaded or run"))
-    return found
+    extra = [
+        Difference(name, "extra", "no ingredient gives it, and it could be loaded or run")
+        for name in sorted(published.files.keys() - cooked.keys() - set(theirs))
+        if ASSETS.fullmatch(name) or not _HARMLESS.fullmatch(name)
+    ]
+    return [*found, *_few(extra)]
 
 
 def _told_apart(published: Published, name: str, path: Path) -> str:

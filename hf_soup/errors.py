@@ -13,8 +13,33 @@
 
 An error names the thing, shows the values and says what to do: the first argument is the whole message
 and ``hint`` is the part that says what to do. Nothing else is caught by the command line, so a traceback
-is always a defect of this package.
+is always a defect of this package. No error shows a password or a token, wherever it came from.
 """
+
+import re
+
+#: What stands before the host in an address, up to the last ``@``; one that was taken for a path has one slash less.
+_USER = re.compile(r"(://|https?:/)[^\s/?#]+@", re.IGNORECASE)
+#: The Hub's tokens; what stands after an ``@`` is one sooner, as few branches are called so.
+_TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}|hf_(?:oauth|jwt)_[\w.-]{8,}|(?<=@)hf_\w[\w.-]*")
+
+
+def without_credentials(text: str) -> str:
+    """A text as it may be shown or written: addresses without user and password, and no token of the Hub.
+
+    >>> without_credentials("https://me:hf_secret@huggingface.co/acme/a, acme/b@hf_secret")
+    'https://huggingface.co/acme/a, acme/b@hf_…'
+    """
+    return _TOKEN.sub("hf_…", _USER.sub(r"\1", text))
+
+
+def shortened(text: str, most: int = 500) -> str:
+    """A text of somebody else's, of so many characters at most, and how many it has where that is not all.
+
+    >>> shortened("abcdef", 3)
+    'abc… (6 characters)'
+    """
+    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
 
 
 class SoupError(Exception):
@@ -31,9 +56,8 @@ class SoupError(Exception):
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message, hint)
-        self.message = message
-        self.hint = hint
+        self.message, self.hint = without_credentials(message), without_credentials(hint)
+        super().__init__(self.message, self.hint)
 
     def __str__(self) -> str:
         return f"{self.message}\n{self.hint}" if self.hint else self.message

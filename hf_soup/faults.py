@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from hf_soup.errors import shortened, without_credentials
+
 _MOST_FAULTS = 50
 #: pydantic's words, and those of somebody who writes YAML.
 _YAML_WORDS = {"Tuple": "List", "tuple": "list", "(dictionary|object)( or instance of [A-Za-z]+)?": "mapping"}
@@ -23,7 +25,7 @@ def explained(every: Sequence[Any], keys_at: Callable[[Sequence[int | str]], set
     lines = [f"Cannot read {name}:"]
     faults = every[:_MOST_FAULTS]
     for fault in faults:
-        where = ".".join(str(part) for part in fault["loc"]).replace("score.0", "score") or "recipe"
+        where = ".".join(shortened(str(part), 80) for part in fault["loc"]).replace("score.0", "score") or "recipe"
         message = fault["msg"].removeprefix("Value error, ")
         for theirs, ours in _YAML_WORDS.items():
             message = re.sub(theirs, ours, message)
@@ -34,8 +36,16 @@ def explained(every: Sequence[Any], keys_at: Callable[[Sequence[int | str]], set
             known = sorted(keys_at(fault["loc"]))
             message = "unknown key" + (f"; known here: {', '.join(known)}" if known else "")
         elif fault["type"] != "value_error" and fault["type"] != "missing":
-            message = f"{message} (it is {json.dumps(fault['input'], default=str)[:80]})"
-        lines.append(f"  {where}: {message}")
+            message = f"{message} (it is {_shown(fault['input'])})"
+        lines.append(f"  {where}: {shortened(message, 2000)}")
     if len(every) > len(faults):
         lines.append(f"  … and {len(every) - len(faults):,} more faults")
     return "\n".join(lines)
+
+
+def _shown(value: object) -> str:
+    try:
+        # Before it is cut, as half an address is none.
+        return without_credentials(json.dumps(value, default=str))[:80]
+    except (ValueError, TypeError, RecursionError):  # a number of a million digits, keys that are none
+        return f"a {type(value).__name__} that cannot be written down"

@@ -12,7 +12,7 @@ from hf_soup import hub
 from hf_soup.checkpoint import Checkpoint, open_checkpoint
 from hf_soup.client import Token, may_pass
 from hf_soup.compatibility import Reason, set_apart
-from hf_soup.errors import IncompatibleError, RecipeError, ResolveError, SoupError
+from hf_soup.errors import IncompatibleError, RecipeError, ResolveError, SoupError, without_credentials
 from hf_soup.lineage import Lineage, examine
 from hf_soup.progress import bar
 from hf_soup.recipe import MAX_INGREDIENTS, Recipe, is_here, split_revision
@@ -226,6 +226,7 @@ def forage(base: str, *, task: str | None = None, limit: int = 20, token: Token 
 def _asked(base: str) -> tuple[str, str | None]:
     """The id and the revision that somebody typed."""
     model, at, revision = split_revision(base.strip())
+    base = without_credentials(base)
     shown = base if len(base) <= 100 else f"{base[:99]}…"
     if not model or len(model) > 96:
         raise ResolveError(f"'{shown}' is neither a folder nor a Hub id.", hint="A Hub id is `owner/name`.")

@@ -34,7 +34,9 @@ COUNT = "num_batches_tracked"
 _QUANTISED = ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2")
 
 _MAX_HEADER = 100_000_000  # safetensors' own limit
-_MAX_JSON = 100_000_000
+#: Bytes of a config or a card; the names of 20,000 labels, twice, are 2 MB.
+MAX_TEXT = 1 << 22
+_MAX_INDEX = 1 << 25  # 300,000 tensors
 _MAX_NAME, _MAX_DIMENSIONS = 500, 32
 FIRST_READ = 100_000  # nearly every header fits, so nearly every file costs one request
 
@@ -213,12 +215,19 @@ def joined(headers: tuple[Header, ...]) -> dict[str, TensorInfo] | tuple[TensorI
     return found
 
 
+def _read_whole(read: Read, file: str, files: Mapping[str, int], name: str, most: int) -> bytes:
+    """A file from its first byte to its last, so that it is compared with what the Hub states."""
+    if files[file] > most:
+        raise ResolveError(
+            f"{name}: {file} has {files[file]:,} bytes, more than any such file needs; at most {most:,} are read."
+        )
+    return read(file, 0, files[file])
+
+
 def read_json(read: Read, file: str, files: Mapping[str, int], name: str) -> dict[str, Any]:
     """A small JSON file that must be a mapping."""
-    if files[file] > _MAX_JSON:
-        raise ResolveError(f"{name}: {file} has {files[file]:,} bytes, more than any such file needs.")
+    text = _read_whole(read, file, files, name, MAX_TEXT)
     try:
-        text = read(file, 0, files[file])
         value = json.loads(text) if text else None
         json.dumps(value, ensure_ascii=False).encode()  # halves of characters could not be written again
     except (ValueError, RecursionError) as error:
@@ -230,9 +239,7 @@ def read_json(read: Read, file: str, files: Mapping[str, int], name: str) -> dic
 
 def read_index(read: Read, file: str, files: Mapping[str, int], name: str) -> tuple[bytes, tuple[str, ...]]:
     """An index, and the weight files that it names, all of which are there."""
-    if files[file] > _MAX_JSON:
-        raise ResolveError(f"{name}: {file} has {files[file]:,} bytes, more than any such file needs.")
-    text = read(file, 0, files[file])
+    text = _read_whole(read, file, files, name, _MAX_INDEX)
     shards: tuple[str, ...] | None = _once(("index", sha256(text).digest()), lambda: _shards(text))
     if shards is None:
         raise ResolveError(f"{name}: {file} has no weight_map from tensors to files.")

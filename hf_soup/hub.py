@@ -26,7 +26,18 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils._headers import build_hf_headers
 
 from hf_soup import __version__
-from hf_soup.client import EXPLAINED, TIMEOUT, Token, api, endpoint, explain, own_cache_folder, retrying, status_of
+from hf_soup.client import (
+    EXPLAINED,
+    TIMEOUT,
+    OddAnswerError,
+    Token,
+    api,
+    endpoint,
+    explain,
+    own_cache_folder,
+    retrying,
+    status_of,
+)
 from hf_soup.errors import ResolveError
 
 _T = TypeVar("_T")
@@ -146,6 +157,7 @@ def resolve(
     files = {
         file.rfilename: RepoFile(file.size or 0, file.blob_id or "", file.lfs.sha256 if file.lfs else None)
         for file in info.siblings or ()
+        if _is_plain(file.rfilename)
     }
     card: dict[str, Any] = dict(vars(info.card_data)) if isinstance(info.card_data, ModelCardData) else {}
     remember("model", repo_id, revision, found=info.id, commit=str(info.sha))
@@ -164,13 +176,18 @@ def resolve(
     )
 
 
+def _is_plain(path: str) -> bool:
+    """Whether a path leads into the folder that a repo is fetched to, on any machine; others are as good as absent."""
+    return "\\" not in path and path.isprintable() and not {"", ".", ".."} & set(path.split("/"))
+
+
 def _info(what: str, ask: Callable[..., Any], repo_id: str, **options: Any) -> Any:
     try:
         return retrying(ask, repo_id, timeout=TIMEOUT, **options)
-    except (TypeError, AttributeError, LookupError):
+    except OddAnswerError:
         # The client takes the keys of a card for arguments of its own: `self`, or `tags` that are a number.
         raise ResolveError(
-            f"{what}: what {constants.ENDPOINT} says of it cannot be read.",
+            f"{what}: what {endpoint()} says of it cannot be read.",
             hint="Where that is the Hub, its README.md's front matter is at fault: ask its owner to correct "
             "it, or download it and name the folder. Else set HF_ENDPOINT right.",
         ) from None
@@ -278,8 +295,10 @@ def answers() -> bool:
     """Whether the Hub lists models: asked once and briefly, for what can be done without it."""
     try:
         headers = build_hf_headers(token=False, library_name="hf-soup", library_version=__version__)
-        answer = get_session().get(f"{endpoint()}/api/models", params={"limit": 1}, headers=headers, timeout=_BRIEF)
-    except (httpx2.TransportError, OfflineModeIsEnabled):
+        answer = get_session().get(
+            f"{constants.ENDPOINT}/api/models", params={"limit": 1}, headers=headers, timeout=_BRIEF
+        )
+    except EXPLAINED:
         return False
     return answer.status_code < 400
 

@@ -23,6 +23,7 @@ from hf_soup.checkpoint import ASSETS
 from hf_soup.client import (
     EXPLAINED,
     TIMEOUT,
+    OddAnswerError,
     Token,
     api,
     endpoint,
@@ -34,8 +35,8 @@ from hf_soup.client import (
     status_of,
 )
 from hf_soup.digests import sha256_of
-from hf_soup.errors import PublishError, ResolveError, SoupError
-from hf_soup.headers import some
+from hf_soup.errors import PublishError, ResolveError, SoupError, without_credentials
+from hf_soup.headers import MAX_TEXT, some
 from hf_soup.target import Target, require_fit, taken
 
 _ATTEMPTS = 3  # the client makes its own for every step of an upload but the first and the last
@@ -151,7 +152,7 @@ class _Push:
     def _create(self) -> hub.Repo:
         target = self._target
         # The client wants an address from a server that only says that the repo is there already.
-        with suppress(KeyError):
+        with suppress(OddAnswerError):
             retrying(self._client.create_repo, target.repo, private=target.private, exist_ok=True)
         head = hub.resolve(target.repo, token=target.token, from_cache=False)
         require_fit(head, private=target.private, replace=target.replace)  # somebody else may have made it since
@@ -162,8 +163,9 @@ class _Push:
         file = head.files.get("config.json")
         if file is None or "config.json" not in self._files or {file.blob, file.sha256} & self._ids["config.json"]:
             return
-        texts = self._files["config.json"].read_bytes(), transfer.read_range(head, "config.json", 0, file.size)
-        ours, theirs = map(_architectures, texts)
+        # What is too long for a config is none of a kind that is known.
+        there = transfer.read_range(head, "config.json", 0, file.size) if file.size <= MAX_TEXT else b""
+        ours, theirs = map(_architectures, (self._files["config.json"].read_bytes(), there))
         if ours != theirs:
             raise PublishError(
                 f"'{head.id}' holds another kind of model: {theirs}, and this is {ours}.",
@@ -177,7 +179,8 @@ class _Push:
 
     def _pushed(self, commit: str, pull_request: str | None = None, *, changed: bool = True) -> Pushed:
         repo = self._head.id if self._head else self._target.repo
-        return Pushed(repo, commit, f"{endpoint()}/{repo}", changed, pull_request)
+        offered = pull_request and without_credentials(pull_request)
+        return Pushed(repo, commit, f"{endpoint()}/{repo}", changed, offered)
 
     def _send(self, head: hub.Repo) -> Pushed:
         operations = [CommitOperationAdd(path, str(local)) for path, local in self._files.items()]
@@ -279,18 +282,24 @@ def _speaks_xet(repo: str, target: Target) -> bool:
     revision = "None" if target.create_pr else quote(target.revision or constants.DEFAULT_REVISION, safe="")
     headers = build_hf_headers(token=target.token, library_name="hf-soup", library_version=__version__)
 
-    def ask() -> None:
-        address = f"{endpoint()}/api/models/{repo}/xet-write-token/{revision}"
+    def ask() -> bool:
+        address = f"{constants.ENDPOINT}/api/models/{repo}/xet-write-token/{revision}"
         parameters = {"create_pr": "1"} if target.create_pr else None
-        hf_raise_for_status(get_session().get(address, headers=headers, params=parameters, timeout=TIMEOUT))
+        answer = get_session().get(address, headers=headers, params=parameters, timeout=TIMEOUT)
+        hf_raise_for_status(answer)
+        try:
+            grant = answer.json()
+        except ValueError:
+            return False
+        # Without these hf_xet has nowhere to send anything, and no way back.
+        return isinstance(grant, dict) and all(grant.get(key) for key in ("casUrl", "accessToken", "exp"))
 
     try:
-        retrying(ask)
+        return retrying(ask)
     except HfHubHTTPError as error:
         if error.response.status_code not in (404, 405, 501):
             raise
         return False
-    return True
 
 
 def _make_tag(tag: str, done: Pushed, token: Token) -> None:

@@ -17,9 +17,9 @@ from typing import Any
 from hf_soup import hub, transfer
 from hf_soup.checkpoint import CHECKPOINT
 from hf_soup.client import Token
-from hf_soup.errors import RecipeError, ResolveError
-from hf_soup.headers import front_matter
-from hf_soup.recipe import MAX_BYTES, Ingredient, Named, Recipe, Scoring, is_here, split_revision
+from hf_soup.errors import RecipeError, ResolveError, without_credentials
+from hf_soup.headers import MAX_TEXT, front_matter
+from hf_soup.recipe import MAX_BYTES, Named, Recipe, Scoring, is_here, split_revision
 
 _COMMIT, _SHA256 = r"[0-9a-f]{40}", r"sha256:[0-9a-f]{64}"
 #: A thousand ingredients, each compared with each other, fit in; more is not parsed.
@@ -127,12 +127,13 @@ def open_published(model: str, *, allow_pickle: bool = False, token: Token = Non
         files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
         name = f"local:{folder.resolve().name}"
     else:
-        asked = Ingredient.model_validate(model)
-        if not hub.is_repo_id(asked.model):
+        asked, _, revision = split_revision(model.strip())
+        if not hub.is_repo_id(asked):
             raise ResolveError(
-                f"'{model}' is neither a folder nor a Hub id.", hint="Name a soup's folder, or its repo `owner/name`."
+                f"'{without_credentials(model)[:200]}' is neither a folder nor a Hub id.",
+                hint="Name a soup's folder, or its repo `owner/name`.",
             )
-        repo = hub.resolve(asked.model, asked.revision, token=token)
+        repo = hub.resolve(asked, revision or None, token=token)
         files, name = {path: each.size for path, each in repo.files.items()}, repo.id
     where = None if repo else folder
     if not {"soup.yaml", "soup.json"} <= files.keys():
@@ -291,7 +292,7 @@ def _called(scoring: Scoring) -> str:
 def model_index(published: Published) -> list[tuple[set[str], str, str | None, float]]:
     """Of each result on the card: what the data is called, the metric, the split, the value."""
     try:
-        fields = front_matter(published.read("README.md", 1 << 22)) if "README.md" in published.files else {}
+        fields = front_matter(published.read("README.md", MAX_TEXT)) if "README.md" in published.files else {}
         return [
             ({str(result["dataset"].get(key)) for key in ("type", "name")}, str(metric["type"]),
              result["dataset"].get("split"), float(metric["value"]))

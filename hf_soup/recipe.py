@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import yaml
@@ -26,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 
-from hf_soup.errors import RecipeError
+from hf_soup.errors import RecipeError, shortened, without_credentials
 from hf_soup.faults import explained
 from hf_soup.plain_yaml import parse_yaml, write_yaml
 
@@ -35,28 +36,26 @@ MAX_BYTES = 1 << 22
 MAX_INGREDIENTS = 1000
 
 #: Codes of findings that are judgements, which `allow` may accept; what else refuses could not be averaged at all.
-JUDGEMENTS = frozenset(
-    {
-        *("ancestor-apart", "ancestor-copied", "ancestor-found", "ancestor-undeclared", "ancestor-unknown"),
-        *(
-            "ancestor-unreadable",
-            "ancestors-differ",
-            "ancestors-loop",
-            "base-contradicted",
-            "base-doubtful",
-            "base-wrong",
-        ),
-        *("batch-norm", "card-wrong", "counted-twice", "drifted", "dtypes-mixed", "heads-apart", "identical", "labels"),
-        *("labels-unknown", "not-from-base", "parts-apart", "parts-drifted", "positions", "processing"),
-        *("processing-absent", "processing-not-compared", "scored-on-train", "selected-on-report", "strangers"),
-    }
-)
+JUDGEMENTS = frozenset({
+    *("ancestor-apart", "ancestor-copied", "ancestor-found", "ancestor-undeclared", "ancestor-unknown"),
+    *("ancestor-unreadable", "ancestors-differ", "ancestors-loop", "base-contradicted", "base-doubtful", "base-wrong"),
+    *("batch-norm", "card-wrong", "counted-twice", "drifted", "dtypes-mixed", "heads-apart", "identical", "labels"),
+    *("labels-unknown", "not-from-base", "parts-apart", "parts-drifted", "positions", "processing"),
+    *("processing-absent", "processing-not-compared", "scored-on-train", "selected-on-report", "strangers"),
+})  # fmt: skip
 
+_Part = TypeVar("_Part", bound=BaseModel)
 _Text = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
 class _Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+
+    @field_validator("*")
+    @classmethod
+    def _holds_no_credentials(cls, value: Any) -> Any:
+        # A recipe is written down and published.
+        return without_credentials(value) if isinstance(value, str) else value
 
 
 class Ingredient(_Value):
@@ -122,6 +121,7 @@ def split_revision(model: str) -> tuple[str, bool, str]:
     """
     if is_here(model):
         return model, False, ""
+    model = without_credentials(model)
     if model.startswith(("https://huggingface.co/", "http://huggingface.co/", "https://hf.co/")):
         parts = urlsplit(model).path.strip("/").split("/")
         if parts[:1] == ["models"]:
@@ -280,7 +280,7 @@ class Recipe(_Value):
       weight: 2.0
     """
 
-    base: str | None = None
+    base: Annotated[str, Field(max_length=1024)] | None = None
     ingredients: Annotated[tuple[Ingredient, ...], Field(min_length=1, max_length=MAX_INGREDIENTS)]
     method: Named = Named(name="linear")
     overrides: Annotated[tuple[Override, ...], Field(max_length=1000)] = ()
@@ -298,7 +298,7 @@ class Recipe(_Value):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     allow_pickle: bool = False
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, /, **values: Any) -> None:
         # pydantic's own signature knows only the final types; a recipe is written with the short ones.
         try:
             super().__init__(**values)
@@ -328,9 +328,7 @@ class Recipe(_Value):
     @model_validator(mode="after")
     def _heads_are_known(self) -> Self:
         if self.heads == "body" and (self.score or self.report or self.examples):
-            raise ValueError(
-                "with `heads: body` there are no outputs that `score`, `report` or `examples` could look at"
-            )
+            raise ValueError("with `heads: body` there are no outputs that `score`, `report` or `examples` look at")
         if self.heads not in (None, "body") and not isinstance(self.head, int):
             known = ", ".join(str(each) for each in self.ingredients[:6])
             raise ValueError(f"`heads` is '{self.heads}'; it is `body` or one of the ingredients: {known}")
@@ -341,7 +339,7 @@ class Recipe(_Value):
         labels = [label.strip().casefold() for label in self.labels or ()]
         if self.labels is not None and self.heads == "body":
             raise ValueError("with `heads: body` the soup has no outputs that `labels` could name")
-        if twice := next((label for label in labels if labels.count(label) > 1), None):
+        if twice := next((label for label, count in Counter(labels).items() if count > 1), None):
             raise ValueError(f"`labels` has '{twice}' twice; every output has a name of its own")
         return self
 
@@ -394,7 +392,7 @@ class Recipe(_Value):
         try:
             values = parse_yaml(text)
         except (yaml.YAMLError, RecursionError) as error:
-            raise RecipeError(f"Cannot read {name}: it is not valid YAML.\n{error}") from None
+            raise RecipeError(f"Cannot read {name}: it is not valid YAML.\n{shortened(str(error))}") from None
         if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
             raise RecipeError(
                 f"Cannot read {name}: a recipe is a mapping with the key 'ingredients'; "
@@ -404,12 +402,7 @@ class Recipe(_Value):
         try:
             return cls(**values)
         except RecipeError as error:
-            faults = error.__context__
-            raise (
-                RecipeError(explained(faults.errors(include_url=False), _keys_at, name))
-                if isinstance(faults, ValidationError)
-                else error
-            ) from None
+            raise RecipeError(error.message.replace("the recipe", name, 1)) from None
 
     def to_dict(self) -> dict[str, Any]:
         """The values that differ from their defaults, as plain data."""
@@ -428,16 +421,24 @@ class Recipe(_Value):
 
 def _keys_at(location: Sequence[int | str]) -> set[str]:
     """The keys that a recipe may have where a fault lies."""
-    children: dict[object, type[BaseModel]] = {
-        "ingredients": Ingredient,
-        "overrides": Override,
-        "score": Scoring,
-        "report": Scoring,
-    }
+    children: dict[object, type[BaseModel]] = {"ingredients": Ingredient, "overrides": Override, "score": Scoring}
+    children["report"] = Scoring
     if location[0] == "examples":
         return set(Examples.model_fields) - _OF_SCORES
     owners = [children[part] for part in location[:-1] if part in children]
     return set((owners[-1] if owners else Recipe).model_fields)
+
+
+def part(kind: type[_Part], value: object, name: str) -> _Part:
+    """An `Ingredient` or a `Scoring` by itself; ``name`` is what errors call it.
+
+    Raises:
+        RecipeError: It is none; every fault is listed.
+    """
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise RecipeError(explained(error.errors(include_url=False), _keys_at, name)) from None
 
 
 #: What a caller may name models with: a recipe, its YAML file, a model, several, or several with their weights.

@@ -148,7 +148,7 @@ class _Span:
 
 
 def _place(pick: Pick, tensor: TensorInfo) -> _Place | None:
-    """Where to read a pick; None where the tensor is none of numbers, or its rows are too far from each other."""
+    """Where to read a pick; None where the tensor is none of numbers, has no such rows, or has them far apart."""
     if tensor.dtype not in FLOATS:
         return None
     item, columns = ITEM_BYTES[tensor.dtype], int(np.prod(tensor.shape[1:]))
@@ -162,8 +162,8 @@ def _place(pick: Pick, tensor: TensorInfo) -> _Place | None:
         start = tensor.offset + first * columns * item
         end = tensor.offset + stop * columns * item
         return _Place(pick, tensor.file, start, end, tensor.dtype, [row - first for row in rows])
-    if stop > tensor.shape[0]:
-        return None  # an ancestor with fewer tokens
+    if stop > tensor.shape[0] or columns < pick.columns or (columns > pick.columns and stop - first > 1):
+        return None  # an ancestor with fewer tokens, or a tensor of another shape
     start = tensor.offset + first * columns * item
     # A row may be longer than what is looked at of it.
     end = start + (stop - first) * min(columns, pick.columns) * item

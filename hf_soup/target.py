@@ -11,7 +11,7 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, R
 from huggingface_hub.utils._validators import validate_repo_id
 
 from hf_soup import hub
-from hf_soup.client import EXPLAINED, TIMEOUT, Token, api, endpoint, explain_push, retrying
+from hf_soup.client import EXPLAINED, TIMEOUT, OddAnswerError, Token, api, endpoint, explain_push, retrying
 from hf_soup.errors import PublishError, ResolveError
 from hf_soup.headers import some
 
@@ -111,7 +111,7 @@ def look(
             _require_branch(head, revision, [each.name for each in refs.branches])
     except HFValidationError as error:
         raise PublishError(f"{what} is not a name for a repo: {error}", hint="Use `owner/name`.") from None
-    except (LookupError, TypeError, AttributeError):
+    except (OddAnswerError, LookupError, TypeError, AttributeError):
         raise PublishError(
             f"{endpoint()} does not say who you are.", hint="Check HF_ENDPOINT: is that a Hub?"
         ) from None

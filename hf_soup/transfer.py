@@ -48,18 +48,39 @@ def traffic() -> int:
 def read_range(repo: Repo, path: str, start: int, stop: int) -> bytes:
     """Bytes ``start`` to ``stop`` of a file, from the cache where it is, else by a range request.
 
+    A file that is read whole, as configs, indexes and cards are, is compared with what the Hub states; of a part
+    nobody states anything.
+
     Raises:
-        ResolveError: They cannot be read, or the answer is shorter than asked for.
+        ResolveError: They cannot be read, the answer is shorter than asked for, or a whole file is wrong twice.
     """
-    what = _called(repo, path)
+    if start == stop:
+        return b""
+    whole = (start, stop) == (0, repo.files[path].size)
+    stated = _stated(repo, path) if whole else ""
     cached = try_to_load_from_cache(repo.id, path, revision=repo.revision)
     # A header that was changed in the cache would decide where tensors are looked for, so the file has to be known to
     # be right, unless there is nobody else to ask.
-    stated = repo.files[path].sha256 if path in repo.files else None
-    if isinstance(cached, str) and (repo.from_cache or stated in (None, known_sha256(Path(cached)))):
+    sha256 = repo.files[path].sha256
+    if isinstance(cached, str) and (whole or repo.from_cache or sha256 in (None, known_sha256(Path(cached)))):
         with Path(cached).open("rb") as file:
             file.seek(start)
-            return file.read(stop - start)
+            data = file.read(stop - start)
+        found = _content_id(data, stated)
+        if found == stated:
+            return data
+        if repo.from_cache:
+            raise _wrong(_called(repo, path), stated, found)
+    for _ in range(2):
+        data = _asked_for(repo, path, start, stop)
+        found = _content_id(data, stated)
+        if found == stated:
+            return data
+    raise _wrong(_called(repo, path), stated, found)
+
+
+def _asked_for(repo: Repo, path: str, start: int, stop: int) -> bytes:
+    what = _called(repo, path)
     try:
         data = retrying(_request_range, repo, path, start, stop)
     except EXPLAINED as error:
@@ -227,10 +248,14 @@ def _stated(repo: Repo, path: str) -> str:
 def _found(repo: Repo, path: str, local: Path) -> str:
     """What it does."""
     stated = _stated(repo, path)
+    return sha256_of(local) if len(stated) == 64 else _content_id(local.read_bytes() if stated else b"", stated)
+
+
+def _content_id(data: bytes, stated: str) -> str:
+    """The hash of a content, of the kind that is stated of it; nothing where nothing is."""
     if len(stated) == 40:
-        data = local.read_bytes()
         return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-    return sha256_of(local) if stated else ""
+    return hashlib.sha256(data).hexdigest() if stated else ""
 
 
 def _called(repo: Repo, path: str) -> str:
@@ -240,7 +265,7 @@ def _called(repo: Repo, path: str) -> str:
 def _wrong(what: str, stated: str, found: str) -> ResolveError:
     return ResolveError(
         f"{what}: the bytes that arrived are not the ones that the Hub states.\n  stated  {stated}\n  arrived {found}",
-        hint="Something between here and the Hub changes data. The wrong copy was removed; run the same command again.",
+        hint="Something between here and the Hub changes data. No wrong copy is kept; run the same command again.",
     )
 
 

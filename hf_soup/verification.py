@@ -40,7 +40,7 @@ from hf_soup.plan import Plan
 from hf_soup.preparation import fetched, free_bytes, plan_of, shares, sources, validate
 from hf_soup.progress import bar
 from hf_soup.published import Paths, Published, model_index, on_card, open_published, path_of
-from hf_soup.recipe import Ingredient, Recipe
+from hf_soup.recipe import Ingredient, Recipe, part
 from hf_soup.staging import Staging
 from hf_soup.weights import supply_of
 
@@ -287,7 +287,7 @@ def _base(recipe: Recipe, checkpoints: Sequence[Checkpoint], paths: Paths, token
     needed = needs_base(recipe)
     if recipe.base is None or not (needed or not any(map(processing_files, checkpoints))):
         return None
-    asked = Ingredient.model_validate(recipe.base)
+    asked = part(Ingredient, recipe.base, "the name of a model")
     try:
         if asked.model.startswith("local:"):
             found = _mapped(asked, paths, recipe.allow_pickle)

@@ -9,7 +9,7 @@ from pathlib import Path
 from hf_soup import digests, hub, transfer
 from hf_soup.checkpoint import ASSETS, INDEX, Checkpoint
 from hf_soup.errors import ResolveError
-from hf_soup.headers import read_header
+from hf_soup.headers import MAX_TEXT, read_header
 from hf_soup.supply import SourceFile, Supply
 
 
@@ -30,7 +30,10 @@ def fetch_small(checkpoints: Sequence[Checkpoint]) -> None:
     """The files that a check reads, so that the next one works without a network."""
     repos = list({(each.repo.id, each.repo.revision): each.repo for each in checkpoints if each.repo}.values())
     small = [
-        (repo, file) for repo in repos for file in repo.files if file in ("README.md", INDEX) or ASSETS.fullmatch(file)
+        (repo, path)
+        for repo in repos
+        for path, file in repo.files.items()
+        if path == INDEX or ASSETS.fullmatch(path) or (path == "README.md" and file.size <= MAX_TEXT)
     ]
     transfer.fetch(small, quiet=True)
 

@@ -73,7 +73,7 @@ def cook(
     from hf_soup import soup as kitchen
     from hf_soup.client import without_bars
     from hf_soup.hub import is_repo_id
-    from hf_soup.recipe import Scoring, as_recipe, is_here, split_revision
+    from hf_soup.recipe import Scoring, as_recipe, is_here, part, split_revision
     from hf_soup.target import look, require_public
     from hf_soup.updating import Update
 
@@ -90,7 +90,7 @@ def cook(
         if base or method or select or parameters:
             raise click.UsageError("--add cooks by the soup's recipe: leave out --base, --method, --select and --set.")
         score = changes.get("score")
-        update = Update.of(models[0], add, score=score and [Scoring(**score)])
+        update = Update.of(models[0], add, score=score and [part(Scoring, score, "--data")])
         recipe = as_recipe(update.recipe, allow=[*update.recipe.allow, *codes_of(allow)] if allow else None)
         update = replace(update, recipe=recipe)
     else:

@@ -127,7 +127,7 @@ def test_what_there_is(meadow: LocalHub) -> None:
         ("stranger", "refused", "nothing in common"),
         ("pickle", "unusable", "has no safetensors, only pytorch_model.bin"),
         ("lora", "unusable", "it is an adapter"),
-        ("gguf", "unusable", "not a transformers model"),
+        ("gguf", "unusable", "in the format of llama.cpp"),
         ("gptq", "unusable", "is quantised (gptq)"),
         ("copy", "unusable", "has the same weight files as acme/original"),
         ("gated", "unusable", "is gated"),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,19 +13,23 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from safetensors import safe_open
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from hf_soup import client, hub, transfer
+from hf_soup.checkpoint import open_checkpoint
 from hf_soup.errors import PublishError, ResolveError
 from hf_soup.local_hub import Hangup, LocalHub
-from hf_soup.target import look
+from hf_soup.target import Target, look, require_public
+from hf_soup.weights import fetch_small, fetch_weights
 
 pytestmark = [
     # The client hands files to its HTTP library in a way that the library deprecates.
@@ -188,6 +195,125 @@ def test_small_files_are_compared_too(online: LocalHub, repo: str) -> None:
     online.transform = None
     (path,) = transfer.fetch([(found, "config.json")], quiet=True)
     assert path.stat().st_size == found.files["config.json"].size
+
+
+def flips(path: Path, times: int) -> Callable[[Request, Response], Response]:
+    """A transform: in the first so many answers with that file the first digit is another one."""
+    left = [times]
+    wrong = re.sub(rb"\d", lambda digit: bytes([digit[0][0] ^ 1]), path.read_bytes(), count=1)
+
+    def flip(request: Request, response: Response) -> Response:
+        if not request.url.path.endswith(path.name) or request.method != "GET" or not left[0]:
+            return response
+        left[0] -= 1
+        return Response(wrong, response.status_code, headers=dict(response.headers))
+
+    return flip
+
+
+@pytest.fixture
+def sharded(publish: Callable[..., str], family: Path, tmp_path: Path) -> str:
+    """A model with an index, and a card of which the Hub's answer holds nothing."""
+    folder = shutil.copytree(family / "a", tmp_path / "sharded")
+    (folder / NAME).rename(folder / "model-1.safetensors")
+    with safe_open(folder / "model-1.safetensors", "np") as file:
+        places = dict.fromkeys(file.keys(), "model-1.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    (folder / "README.md").write_text("---\nlicense: mit\ntags: v1\n---\n")
+    return publish("sharded", folder)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors.index.json", "README.md"])
+def test_what_is_read_of_a_model_is_compared(
+    online: LocalHub, sharded: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A digit of a config that changes on its way would stand in the soup's."""
+    resolve = hub.resolve
+    monkeypatch.setattr(hub, "resolve", lambda *args, **options: replace(resolve(*args, **options), card={}))
+    right = open_checkpoint(sharded)
+    assert right.card == {"license": "mit", "tags": "v1"}
+    online.transform = flips(tmp_path / "sharded" / file, 1)
+    before = len(online.requests)
+    again = open_checkpoint(sharded)
+    assert (again.config, again.card, again.tensors) == (right.config, right.card, right.tensors)
+    assert sum(request.path.endswith(file) for request in online.requests[before:]) == 2
+    online.transform = flips(tmp_path / "sharded" / file, 2)
+    with pytest.raises(ResolveError, match=f"file '{file}': the bytes that arrived are not the ones that the Hub st"):
+        open_checkpoint(sharded)
+
+
+def test_a_copy_in_the_cache_that_was_changed_is_not_believed(
+    online: LocalHub, sharded: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is a Hub its copy is read, and where there is none this is said."""
+    right = open_checkpoint(sharded)
+    fetch_weights([right])
+    fetch_small([right])
+    path = Path(str(try_to_load_from_cache(sharded, "config.json", revision=right.revision)))
+    path.write_bytes(path.read_bytes().replace(b"0.1", b"0.0"))
+    assert open_checkpoint(sharded).config == right.config
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ResolveError, match="the bytes that arrived are not the ones"):
+        open_checkpoint(sharded)
+
+
+def test_a_card_that_is_longer_than_any_is_not_used(
+    online: LocalHub, publish: Callable[..., str], tmp_path: Path
+) -> None:
+    """A check says so, and the cache does not get it."""
+    repo = publish("a")
+    longer = tmp_path / "README.md"
+    longer.write_bytes(b"---\nlicense: mit\n---\n" + (1 << 22) * b" ")
+    HfApi(online.endpoint, online.token).upload_file(path_or_fileobj=longer, path_in_repo="README.md", repo_id=repo)
+    opened = open_checkpoint(repo)
+    assert opened.card == {}
+    assert opened.notes == ("its README.md has 4,194,325 bytes and is not used; at most 4,194,304 are read",)
+    fetch_small([opened])
+    assert opened.repo is not None
+    assert transfer.is_cached(opened.repo, "config.json")
+    assert not transfer.is_cached(opened.repo, "README.md")
+
+
+@pytest.mark.parametrize("path", ["../x", "/etc/x", "a/../x", "a//x", "a\\x", "a\0x", ".", ""])
+def test_a_file_whose_path_leads_elsewhere_is_not_there(online: LocalHub, sharded: str, path: str) -> None:
+    """Whatever a listing and an index say."""
+    listing = HfApi(online.endpoint, online.token).model_info(sharded, files_metadata=True)
+    index = json.dumps({"weight_map": {"a": path}}).encode()
+    files = {each.rfilename: each for each in listing.siblings or ()}
+    shown = [
+        {"rfilename": name, "size": len(index) if "index" in name else each.size, "blobId": each.blob_id}
+        for name, each in {**files, path: files["config.json"]}.items()
+        if "index" not in name
+    ]
+    blob = hashlib.sha1(b"blob %d\0" % len(index) + index, usedforsecurity=False).hexdigest()
+    shown.append({"rfilename": "model.safetensors.index.json", "size": len(index), "blobId": blob})
+
+    def intercept(request: Request) -> Response | None:
+        if request.url.path.endswith("index.json"):
+            return Response(index, 206)
+        answer = {"id": sharded, "sha": listing.sha, "siblings": shown}
+        return JSONResponse(answer) if request.url.path.startswith("/api/models") else None
+
+    online.intercept = intercept
+    assert path not in hub.resolve(sharded).files
+    with pytest.raises(ResolveError, match="names 1 files that are not there"):
+        open_checkpoint(sharded)
+
+
+@pytest.mark.parametrize("answer", [[], {"baseModels": []}, {}, "x", None])
+def test_an_odd_answer_names_no_base(online: LocalHub, repo: str, answer: object) -> None:
+    """It is only a hint."""
+    found = replace(hub.resolve(repo), tags=())
+    online.intercept = lambda request: JSONResponse(answer) if "expand" in request.url.query else None
+    assert hub.base_models(found) == ()
+
+
+def test_an_odd_answer_is_an_error_that_says_whose(online: LocalHub, repo: str) -> None:
+    online.intercept = lambda request: JSONResponse([])
+    with pytest.raises(ResolveError, match=r"what http://127.0.0.1:\d+ says of it cannot be read"):
+        hub.resolve(repo)
+    with pytest.raises(PublishError, match=r"what http://127.0.0.1:\d+ says of it cannot be read \(TypeError"):
+        require_public([repo], Target("acme/x", None, "acme", False, False, None, None, False, False, None))
 
 
 @pytest.mark.parametrize("stalled", ["/api/models", "/cdn/"])

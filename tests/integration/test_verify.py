@@ -296,6 +296,19 @@ def test_weights_that_are_not_there_are_missing(soup: Soup, publish: Publish, cl
     assert "more; --json has all" in done.out
 
 
+def test_what_a_stranger_put_there_without_number_is_named_in_part(soup: Soup, cli: Cli) -> None:
+    rewrite(soup.folder, lambda t: t.update({f"extra.{number:04}": torch.ones(2) for number in range(3000)}))
+    for number in range(100):
+        (soup.folder / f"run_{number:03}.py").touch()
+    done = cli("verify", str(soup.folder), "--json")
+    assert done.code == 3
+    assert len(done.out) < 20_000
+    tensors, files = ([each for each in done.json["differences"] if each["name"][0] == first] for first in "er")
+    assert (len(tensors), len(files)) == (21, 21)
+    assert tensors[-1]["text"] == "F32 (2) is not in the soup; and 2,979 more like this"
+    assert files[-1]["text"].endswith("; and 79 more like this")
+
+
 def test_the_bookkeeping_does_not_count(soup: Soup) -> None:
     """Versions, the order of keys, a card with more words, a picture, a licence."""
     config = json.loads((soup.folder / "config.json").read_text())

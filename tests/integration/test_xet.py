@@ -26,7 +26,8 @@ from xet_server import XetHub
 from hf_soup import Recipe, Soup, cook
 from hf_soup.errors import PublishError, ResolveError
 from hf_soup.local_hub import Hangup, LocalHub
-from hf_soup.publish import upload_folder
+from hf_soup.publish import _speaks_xet, upload_folder
+from hf_soup.target import Target
 
 # The client hands files to its HTTP library in a way that the library deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
@@ -351,3 +352,17 @@ def test_a_hub_without_xet_is_pushed_to_without(online: LocalHub, api: HfApi, so
     assert paths(online, "/lfs/")
     assert commits(api, "acme/soup") == ["Model soup of 2 models", "initial commit"]
     assert Path(api.hf_hub_download("acme/soup", NAME)).read_bytes() == (soup.folder / NAME).read_bytes()
+
+
+@pytest.mark.parametrize("local_hub", ["plain"], indirect=True)
+def test_a_hub_that_answers_without_a_token_has_no_xet(online: LocalHub, api: HfApi, soup: Soup) -> None:
+    """The client would go on asking for one, or fail, and has no way back."""
+    for answer in (Response(), Response("<html>"), JSONResponse([]), JSONResponse({"casUrl": "", "accessToken": "x"})):
+        online.intercept = lambda request, answer=answer: answer if "xet-write-token" in request.url.path else None
+        assert not _speaks_xet(
+            "acme/soup", Target("acme/soup", None, "acme", None, False, None, None, False, False, None)
+        )
+    online.intercept = lambda request: JSONResponse({}) if "xet-write-token" in request.url.path else None
+    soup.push("acme/soup", say=lambda _: None)
+    assert paths(online, "/lfs/")
+    assert commits(api, "acme/soup") == ["Model soup of 2 models", "initial commit"]

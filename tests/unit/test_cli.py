@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import click
 import pytest
 import yaml
+from huggingface_hub import close_session, constants
 
 from hf_soup import Recipe
 from hf_soup.cli import cli as commands
@@ -207,3 +209,54 @@ def test_every_option_of_a_command_is_documented() -> None:
     page = commands.get_help(click.Context(commands, info_name="hf-soup", **commands.context_settings))
     for name in commands.commands:
         assert re.search(rf"^  {name}\b", page, re.MULTILINE)
+
+
+def test_no_secret_is_shown_or_written(
+    cli: Cli, publish: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Addresses are pasted as `git clone` takes them, and tokens land in the wrong place."""
+    a, b = publish("a"), publish("b")
+    done = cli("check", f"https://me:secret@huggingface.co/{a}", b, "-o", "recipe.yaml", "--json")
+    assert done.json["verdict"] == "likely", done.err
+    wrong = [
+        cli("check", f"{a}@hf_secret", b),
+        cli("check", f"{a}@hf_secret", b, "--json"),
+        cli("forage", "https://me:secret@example.org/acme/x"),
+        cli("forage", 80 * "x" + "@hf_" + 34 * "secret"),
+        cli("verify", "https://me:secret@huggingface.co/acme/none"),
+        cli("check", "--recipe", "https://me:secret@example.org/recipe.yaml"),
+        cli("cook", a, b, "-o", "soup", "--set", "https://me:secret@example.org"),
+        cli("https://me:secret@example.org"),
+    ]
+    monkeypatch.setattr(constants, "ENDPOINT", "me:secret@127.0.0.1:9")
+    wrong += [cli("check", a, b)]
+    assert {each.code for each in wrong} == {1, 2}
+    assert "secret" not in str([done, *wrong]) + (tmp_path / "recipe.yaml").read_text()
+
+
+@pytest.mark.parametrize("proxy", ["http://me:secret@127.0.0.1:port", "socks5://me:secret@127.0.0.1:1"])
+def test_a_proxy_that_cannot_be_used_is_said(cli: Cli, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    close_session()
+    for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    done = cli("check", "acme/a", "acme/b")
+    assert (done.code, done.out) == (1, "")
+    assert "Check HF_ENDPOINT, and the proxies" in done.err
+    assert "secret" not in done.err
+
+
+def test_what_is_longer_than_any_name_is_said(cli: Cli, family: Path, tmp_path: Path) -> None:
+    shutil.copytree(family / "a", tmp_path / "a")
+    (tmp_path / "rows.yaml").write_text("ingredients: [a]\nscore: {task: text-classification, dataset: rows.csv}\n")
+    name = 1100 * "x"
+    for arguments in (
+        ["verify", name],
+        ["check", name, "a"],
+        ["check", "a", "a", "--base", name],
+        ["score", name, "--recipe", "rows.yaml"],
+        ["cook", "a", "--add", "a", "-o", "soup", "--data", "rows.csv", "--task", "guess"],
+    ):
+        done = cli(*arguments)
+        assert done.code == 1, arguments
+        assert re.match("Error: (Cannot read|'x+' is neither)", done.err), arguments

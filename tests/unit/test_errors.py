@@ -35,3 +35,25 @@ def test_an_error_passes_between_processes() -> None:
     assert isinstance(error, PublishError)
     assert (error.message, error.hint) == ("a", "b")
     assert not isinstance(error, RecipeError)
+
+
+TOKEN = "hf_" + 34 * "a"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (f"https://me:{TOKEN}@huggingface.co/acme/a", "https://huggingface.co/acme/a"),
+        ("see 'HTTP://me@b.org:p@ss@host:80/x?y=a@b'.", "see 'HTTP://host:80/x?y=a@b'."),
+        ("https:/me:secret@huggingface.co/acme/a", "https:/huggingface.co/acme/a"),  # as a path
+        (f"a token {TOKEN}, and x{TOKEN}y", "a token hf_…, and xhf_…"),
+        ("acme/a@hf_short: no such branch", "acme/a@hf_…: no such branch"),
+        ("hf_oauth_abcdefgh.ijk-l", "hf_…"),
+        ("acme/hf_soup@v1, local:run-1@1234567, /home/me/hf_soup, mail@example.org", ""),
+        ("https://huggingface.co/acme/a@v2 https://example.org/@me", ""),
+    ],
+)
+def test_no_error_shows_a_password_or_a_token(text: str, shown: str) -> None:
+    error = SoupError(text, hint=text)
+    assert (error.message, error.hint) == (shown or text, shown or text)
+    assert TOKEN not in repr(error)

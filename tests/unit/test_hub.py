@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import httpx2
 import pytest
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -63,6 +64,22 @@ def test_every_failure_has_one_wording(error: Exception, said: str, hint: str) -
         assert hint in found.hint
         assert "'acme/a'" in found.message
         assert "signature" not in str(found)
+
+
+@pytest.mark.parametrize("address", ["http://me:secret@127.0.0.1:9", "me:secret@127.0.0.1:9"])
+def test_the_hubs_address_is_shown_without_a_password(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    said = client.explain(httpx2.ConnectError("refused"), "'acme/a'")
+    assert "127.0.0.1:9 cannot be reached" in said.message
+    assert "me" not in client.endpoint()
+    assert "secret" not in str(said)
+
+
+def test_a_servers_words_are_shown_in_part() -> None:
+    said = str(client.explain(failure(500, said=f"It burns. {200_000 * 'x'}"), "'acme/a'"))
+    assert "the Hub answered 500. It burns. xxx" in said
+    assert "… (200,010 characters)" in said
+    assert len(said) < 1000
 
 
 def test_an_error_of_ours_stays_what_it_is() -> None:

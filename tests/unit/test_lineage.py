@@ -410,6 +410,26 @@ def test_a_base_of_other_shapes(write: Write, tmp_path: Path) -> None:
     assert "no tensor of the same shape" in said(lineage, "base-wrong")
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_tensors_that_are_stored_transposed_are_of_another_shape(
+    write: Write, berts: tuple[dict[str, Any], list[Tensors]], order: tuple[int, int]
+) -> None:
+    turned = {name: each.T.contiguous() if each.ndim == 2 else each for name, each in nearby(berts[1][0], 5).items()}
+    folders = [write("a", 4), write("turned", tensors=turned)]
+    lineage = check([folders[number] for number in order])
+    assert lineage.verdict == "refused"
+    assert "shape" in str(lineage)
+
+
+def test_models_are_compared_each_with_each_no_more_than_needed(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bodies once, and heads; a thousand models take ten seconds each time."""
+    parts: list[str] = []
+    compare = kinship.compare
+    monkeypatch.setattr(kinship, "compare", lambda *given: (parts.append(given[2]), compare(*given))[1])
+    assert check([write("a", 1), write("b", 2)]).verdict == "likely"
+    assert parts == ["body", "head"]
+
+
 def test_a_common_mean_is_no_kinship(write: Write, berts: tuple[dict[str, Any], list[Tensors]]) -> None:
     moved = [{name: each + 3 * each.std(correction=0) for name, each in berts[1][n].items()} for n in range(2)]
     lineage = check([write(name, tensors=each) for name, each in zip("ab", moved, strict=True)])

@@ -12,9 +12,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_soup import plain_yaml
 from hf_soup.errors import RecipeError, SoupError
 from hf_soup.plain_yaml import parse_yaml
-from hf_soup.recipe import MAX_BYTES, Ingredient, Recipe, Scoring, as_recipe, split_revision
+from hf_soup.recipe import MAX_BYTES, Ingredient, Recipe, Scoring, as_recipe, part, split_revision
 
 FULL = """\
 base: acme/base@v1
@@ -253,3 +254,80 @@ def test_shares_of_tensors_are_one_line_each() -> None:
 def test_a_number_is_a_number_without_point_and_sign(text: str, value: object) -> None:
     """As people write it; by YAML 1.1 it would be a text."""
     assert parse_yaml(text) == value
+
+
+def test_a_recipe_keeps_no_password_and_no_token() -> None:
+    """It is written down and published."""
+    address = "https://me:hf_secret@huggingface.co/acme"
+    data = {"task": "text-classification", "dataset": "https://me:secret@example.org/rows.csv"}
+    recipe = Recipe(ingredients=[f"{address}/a/tree/v2", "acme/b@hf_secret"], base=f"{address}/c", score=data)
+    assert [str(each) for each in recipe.ingredients] == ["acme/a@v2", "acme/b@hf_…"]
+    assert recipe.base == "https://huggingface.co/acme/c"
+    assert recipe.score[0].dataset == "https://example.org/rows.csv"
+    assert "secret" not in recipe.to_yaml()
+
+
+def test_a_fault_shows_no_part_of_a_token() -> None:
+    """Not that which is left where a long value is cut."""
+    with pytest.raises(RecipeError) as raised:
+        Recipe(ingredients=["acme/a"], seed=50 * "x" + "https://me:hf_" + 34 * "a" + "@huggingface.co")
+    assert "seed" in str(raised.value)
+    assert "hf_a" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("self: 1", "self: unknown key; known here: allow_pickle, base"),
+        ("seed: 1" + 200_000 * ":1", "seed: Input should be a valid integer"),
+        ("seed: !!float 1" + 200_000 * ":1", "seed: Input should be a valid integer"),
+        (f"seed: 0x{5000 * 'f'}", "a number has 5,002 digits"),
+        (f"method: {{name: linear, x: {5000 * '9'}}}", "a number has 5,000 digits"),
+        (f"base: {1025 * 'a'}", "base: String should have at most 1024 characters"),
+    ],
+    ids=lambda text: text[:10],
+)
+def test_a_value_that_is_none_is_a_fault(text: str, said: str) -> None:
+    """And costs no more time than its length: numbers in base 60 would take minutes."""
+    with pytest.raises(RecipeError) as raised:
+        Recipe.parse(f"ingredients: [acme/a]\n{text}")
+    assert said in str(raised.value)
+
+
+def test_a_number_that_cannot_be_written_down_is_a_fault() -> None:
+    with pytest.raises(RecipeError, match="seed: Input should be less than"):
+        Recipe(ingredients=["acme/a"], seed=10**5000)
+    with pytest.raises(RecipeError, match="self: unknown key"):
+        Recipe(ingredients=["acme/a"], **{"self": 1})
+
+
+def test_base_60_is_a_text() -> None:
+    assert Recipe.parse("ingredients: [acme/a]\nlabels: [1:30, 2:0.5, '3']").labels == ("1:30", "2:0.5", "3")
+
+
+@pytest.mark.parametrize("kind", [Ingredient, Scoring])
+def test_a_part_by_itself_is_a_part_or_an_error(kind: type[Ingredient | Scoring]) -> None:
+    with pytest.raises(RecipeError, match="Cannot read it:\n  "):
+        part(kind, {"model": 1100 * "a", "dataset": "x", "task": "guess"}, "it")
+
+
+def test_labels_without_number_are_compared_once_each() -> None:
+    """Each with each would take hours."""
+    labels = [str(number) for number in range(200_000)]
+    assert len(Recipe(ingredients=["acme/a"], labels=labels).labels or ()) == len(labels)
+    with pytest.raises(RecipeError, match="`labels` has '7' twice"):
+        Recipe(ingredients=["acme/a"], labels=[*labels, "7"])
+
+
+def test_many_values_are_read_at_once() -> None:
+    """By libyaml, where it is installed: a tenth of the time, and the same values."""
+    text = "layers:\n" + "".join(f"  layer.{number}.*: [1.0, 0.5]\n" for number in range(20_000))
+    assert len(parse_yaml(text)["layers"]) == 20_000
+    assert isinstance(plain_yaml._Loader(""), yaml.CSafeLoader) == yaml.__with_libyaml__
+
+
+@pytest.mark.parametrize("text", [f"a: !{200_000 * 'x'} 1", f"{200_000 * 'x'} 1", f"{{? {100_000 * 'x'}: 1}}"])
+def test_a_fault_shows_a_strangers_text_in_part(text: str) -> None:
+    with pytest.raises(RecipeError) as raised:
+        Recipe.parse(text)
+    assert len(str(raised.value)) < 3000

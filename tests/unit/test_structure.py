@@ -43,7 +43,7 @@ ONLY = {
 MAY = {
     "hf_soup.errors": set(),
     "hf_soup.recipe": {"pydantic", "yaml", "hf_soup.errors", "hf_soup.faults", "hf_soup.plain_yaml"},
-    "hf_soup.faults": set(),
+    "hf_soup.faults": {"hf_soup.errors"},
     "hf_soup.plain_yaml": {"yaml"},
     "hf_soup.methods": {"torch", "numpy"},
     "hf_soup.selection": {"torch", "numpy", "hf_soup.errors"},
