@@ -340,3 +340,55 @@ def test_a_full_disk_is_said(environment: dict[str, str], family: Path, tmp_path
     assert "make room" in error["hint"]
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "soup").exists()
+
+
+def test_a_refused_check_writes_the_recipe_that_it_proposes(cli: Cli, family: Path, tmp_path: Path) -> None:
+    """Without the one that does not fit, or of bodies where only heads differ; and none where neither helps."""
+    tensors = load_file(family / "b" / "model.safetensors")
+    shutil.copytree(family / "b", tmp_path / "my stranger")
+    generator = torch.Generator().manual_seed(1)
+    noise = {name: torch.randn(each.shape, generator=generator) * 0.02 for name, each in tensors.items()}
+    save_file(noise, tmp_path / "my stranger" / "model.safetensors", {"format": "pt"})
+    done = cli("check", family / "a", family / "b", "my stranger", "-o", "my recipe.yaml")
+    assert done.code == 3
+    assert (
+        "Wrote my recipe.yaml, a recipe without local:my stranger. Next: hf-soup cook 'my recipe.yaml' -o soup"
+    ) in done.err
+    written = yaml.safe_load((tmp_path / "my recipe.yaml").read_text())
+    assert written["ingredients"] == [str(family / "a"), str(family / "b")]
+    done = cli("cook", "my recipe.yaml", "-o", "my soup", "--quiet")
+    assert done.code == 0
+    assert f"Next: hf-soup push '{tmp_path / 'my soup'}' OWNER/NAME" in done.out
+
+    config = json.loads((family / "b" / "config.json").read_text())
+    shutil.copytree(family / "b", tmp_path / "other")
+    renamed = {"id2label": {"0": "ham", "1": "spam"}, "label2id": {"ham": 0, "spam": 1}}
+    (tmp_path / "other" / "config.json").write_text(json.dumps({**config, **renamed}))
+    done = cli("check", family / "a", "other", "-o", "bodies.yaml")
+    assert done.code == 3
+    assert "Wrote bodies.yaml, a recipe with `heads: body`." in done.err
+    assert cli("cook", "bodies.yaml", "-o", "bodies", "--quiet").code == 0
+
+    done = cli("check", family / "a", "my stranger", "-o", "none.yaml")
+    assert done.code == 3
+    assert "'none.yaml' was not written" in done.err
+    assert not (tmp_path / "none.yaml").exists()
+
+
+@pytest.mark.parametrize("says", ["config", "adapter"])
+def test_a_base_that_a_folder_names_is_its_ancestor(cli: Cli, family: Path, tmp_path: Path, says: str) -> None:
+    """Also where it is a folder: the library writes down what a model was loaded from, and peft what it is for."""
+    for name in ("a", "b"):
+        folder = shutil.copytree(family / name, tmp_path / name)
+        (folder / "README.md").unlink(missing_ok=True)
+        if says == "config":
+            config = json.loads((folder / "config.json").read_text())
+            (folder / "config.json").write_text(json.dumps({**config, "_name_or_path": str(family / "base")}))
+        else:
+            adapter = {"peft_type": "LORA", "base_model_name_or_path": str(family / "base")}
+            (folder / "adapter_config.json").write_text(json.dumps(adapter))
+    done = cli("check", "a", "b", "-o", "recipe.yaml", "--json")
+    assert (done.json["verdict"], done.json["ancestor"]["model"]) == ("proven", "local:base")
+    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["base"] == str(family / "base")
+    assert cli("cook", "recipe.yaml", "--method", "task_arithmetic", "-o", "soup", "--quiet").code == 0
+    assert str(family) not in (tmp_path / "soup" / "README.md").read_text()

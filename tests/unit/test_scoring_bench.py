@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers import BertConfig, BertForSequenceClassification, ViTConfig, V
 
 from hf_soup.errors import ScoringError
 from hf_soup.recipe import Scoring
-from hf_soup.scoring import METRICS, Bench, build_model, compare, ensemble, prepare, tasks
+from hf_soup.scoring import METRICS, Bench, build_model, compare, ensemble, notes_of, prepare, tasks
 
 DIGITS = load_digits()
 PIXELS = np.rint(DIGITS.images * 255 / 16).astype(np.uint8)  # (1797, 8, 8)
@@ -172,6 +173,12 @@ def test_text_logits_do_not_depend_on_the_batch(bert: Any, sentences: Path, batc
             alone = model(input_ids=torch.tensor([tokens])).logits[0]
         np.testing.assert_allclose(logits[row], alone, atol=1e-5)
     assert bench.notes == ("moods.jsonl: labels matched by number, because the model's config names no classes",)
+    other = replace(bench, notes=("more.jsonl: labels matched by number, because the model's config names no classes",))
+    other = replace(other, _name="more.jsonl")
+    # Several metrics on one data set, and several data sets of which the same is to be known.
+    assert notes_of([bench, bench, other]) == [
+        "moods.jsonl, more.jsonl: labels matched by number, because the model's config names no classes"
+    ]
 
 
 def test_pairs_are_read_as_pairs(bert: Any, tmp_path: Path) -> None:
