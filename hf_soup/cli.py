@@ -54,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         code = cli.main(list(arguments), prog_name="hf-soup", standalone_mode=False)
     except SoupError as error:
+        if error.elsewhere:
+            sys.exit(1)
         if as_json:
             click.echo(json.dumps(as_data(error), indent=2))
         else:
@@ -89,7 +91,7 @@ def run() -> NoReturn:
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
         if os.environ.get("WORLD_SIZE", "1") != "1":
-            world.leave()  # so that the others are told
+            world.leave_all()  # so that the others are told
             raise
         for stream in (sys.stdout, sys.stderr):
             try:

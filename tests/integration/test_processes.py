@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_soup import plan as plan_module
 from hf_soup.demo import child_environment
+from hf_soup.errors import RecipeError
 from hf_soup.headers import read_header
 from hf_soup.merge import merge
 from hf_soup.plan import BLOCK_BYTES, make_plan
@@ -59,7 +60,7 @@ from hf_soup.supply import Supply
 from hf_soup.world import world
 
 plan_module.UNIT_BYTES = 4 << 20
-here = world()
+here = world(print)
 staging = Staging(Path("soup"))
 note = staging.note
 
@@ -97,6 +98,27 @@ try:
     main(sys.argv[2:])
 finally:
     print("PASSES", rank, passes, file=sys.stderr, flush=True)
+"""
+
+#: A program of several processes, which has made its own connections, and then cooks.
+PROGRAM = """
+import os, sys, time
+from pathlib import Path
+from accelerate import Accelerator
+from hf_soup import SoupError, cook, world
+
+accelerator = Accelerator(cpu=True)
+rank = accelerator.process_index
+
+def told(out, **options):
+    try:
+        soup = cook(recipe, out, **options)
+    except SoupError as error:
+        print("SAID", rank, error.message, flush=True)
+    else:
+        ready = (soup.folder / "soup.json").exists()
+        print("SOUP", rank, soup.digest, len(soup.weights), ready, flush=True)
+
 """
 
 #: Has imported what cooking needs, and forks into the processes of each job that comes as a line: two, without the
@@ -268,6 +290,82 @@ def test_two_processes_share_the_batches(together: Launch, greedy: Path, tmp_pat
         for home in ("one-home", "two-home")
     ]
     assert notes[0] == notes[1]
+
+
+@pytest.fixture
+def program(family: Path, tmp_path: Path) -> Callable[..., str]:
+    """Writes a program of several processes that cooks."""
+
+    def write(text: str, models: Sequence[Path] = ()) -> str:
+        models = models or [family / name for name in "abc"]
+        recipe = {"ingredients": [str(model) for model in models], "base": str(family / "base")}
+        (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+        (tmp_path / "program.py").write_text(f"{PROGRAM}recipe = 'recipe.yaml'\n{text}")
+        return "program.py"
+
+    return write
+
+
+def test_every_process_has_the_finished_soup(together: Launch, program: Callable[..., str], alone: Path) -> None:
+    """Or the error of the first one, after which the same processes cook again."""
+    done = together(program("told('.')\ntold('soup')\naccelerator.wait_for_everyone()"), count=3)
+    assert done.returncode == 0, done.stderr
+    digest = json.loads((alone / "soup.json").read_text())["digest"]
+    for rank in range(3):
+        assert f"SAID {rank} The output '.' exists already" in done.stdout
+        assert f"SOUP {rank} {digest} 3 True\n" in done.stdout
+
+
+def test_an_error_of_one_process_is_that_of_all(
+    together: Launch, program: Callable[..., str], family: Path, tmp_path: Path
+) -> None:
+    """Here a number that is none, in the half of the second one; at the command line it is said once."""
+    model = tmp_path / "broken"
+    shutil.copytree(family / "a", model)
+    tensors = load_file(model / "model.safetensors")
+    tensors["bert.pooler.dense.bias"][0] = float("nan")
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    line = "from hf_soup.cli import main\nmain(['cook', recipe, '-o', 'line', '--quiet'])"
+    done = together(program(f"told('soup')\n{line}", [model, family / "b"]))
+    assert done.returncode == 1
+    errors = re.findall(r"SAID (\d) (.*)", done.stdout)
+    assert {rank for rank, _ in errors} == {"0", "1"}
+    assert len({message for _, message in errors}) == 1
+    assert "bert.pooler.dense.bias" in errors[0][1]
+    assert re.findall("Error: (.*)", done.stderr) == [errors[0][1]]
+
+
+def test_a_defect_of_one_process_is_an_error_of_the_others(together: Launch, program: Callable[..., str]) -> None:
+    done = together(program("recipe = 3 if rank == 0 else recipe\ntold('soup')"))
+    assert "SAID 1 Process 0 of those that work together failed: TypeError" in done.stdout
+    assert "TypeError" in done.stderr
+
+
+def test_the_main_process_cooks_alone(together: Launch, program: Callable[..., str], alone: Path) -> None:
+    """It waits for no other."""
+    text = "if accelerator.is_main_process: told('soup', processes='main')\naccelerator.wait_for_everyone()"
+    done = together(program(text))
+    assert done.returncode == 0, done.stderr
+    digest = json.loads((alone / "soup.json").read_text())["digest"]
+    assert re.findall(r"SOUP .*", done.stdout) == [f"SOUP 0 {digest} 3 True"]
+
+
+def test_one_that_waits_for_others_says_so(together: Launch, program: Callable[..., str]) -> None:
+    """The other comes when it was said."""
+    text = """
+world._SAID_AFTER = 0.01
+if rank:
+    while not Path("said").exists(): time.sleep(0.01)
+told("soup", say=lambda text: "waiting for" in text and Path("said").write_text(text))
+"""
+    done = together(program(text))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("True\n") == 2
+
+
+def test_who_cooks_is_all_or_main(family: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="`processes` is 'first'; it is `all` or `main`"):
+        cook([str(family / "a")], tmp_path / "soup", processes="first")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dies", [0, 1])
