@@ -16,6 +16,7 @@ from hf_soup import __version__, world
 from hf_soup.commands import as_data, finding, making, publishing, tools
 from hf_soup.errors import SoupError
 from hf_soup.headers import printable
+from hf_soup.system import require_supported
 
 
 class _InOrder(click.Group):
@@ -38,6 +39,7 @@ def cli() -> None:
     hf-soup push soup me/my-soup                       publish the result
     hf-soup verify owner/soup                          is a published soup what it says?
     """
+    require_supported()
 
 
 for _command in (

@@ -23,6 +23,7 @@ from hf_soup import plan as plan_module
 from hf_soup.demo import child_environment
 from hf_soup.errors import RecipeError
 from hf_soup.headers import read_header
+from hf_soup.local_hub import LocalHub
 from hf_soup.merge import merge
 from hf_soup.plan import BLOCK_BYTES, make_plan
 from hf_soup.recipe import Recipe
@@ -53,6 +54,7 @@ import os, signal, sys
 from pathlib import Path
 from hf_soup import plan as plan_module
 from hf_soup.errors import MergeError
+from hf_soup.local_hub import LocalHub
 from hf_soup.merge import merge
 from hf_soup.plan import Plan
 from hf_soup.staging import Staging
@@ -119,6 +121,44 @@ def told(out, **options):
         ready = (soup.folder / "soup.json").exists()
         print("SOUP", rank, soup.digest, len(soup.weights), ready, flush=True)
 
+"""
+
+#: Goes the whole way without what Linux alone has; libraries were imported before, hf_soup was not.
+MAC = """
+import ctypes, os, sys
+from huggingface_hub import constants
+
+class Library(ctypes.CDLL):
+    def __getattr__(self, name):
+        if name in ("renameat2", "prctl"):
+            raise AttributeError(name)
+        return super().__getattr__(name)
+
+def hook(event, arguments):
+    if event == "os.fork" or event == "open" and str(arguments[0]).startswith("/proc"):
+        raise FileNotFoundError(event)
+
+sys.addaudithook(hook)
+ctypes.CDLL, sys.platform = Library, "darwin"
+for name in dir(os):
+    if name.startswith(("sched_", "posix_fa", "POSIX_FA", "RWF_", "memfd", "MFD_", "pidfd", "copy_file", "O_TMPFILE")):
+        delattr(os, name)
+for name in [name for name in sys.modules if name.partition(".")[0] == "hf_soup"]:
+    del sys.modules[name]
+constants.ENDPOINT = os.environ["HF_ENDPOINT"]
+constants.HUGGINGFACE_CO_URL_TEMPLATE = constants.ENDPOINT + "/{repo_id}/resolve/{revision}/{filename}"
+
+from hf_soup import cli, workers
+
+workers._WORTH = 0
+for command in (
+    ["check", "--recipe", "recipe.yaml"], ["cook", "recipe.yaml", "--dry-run", "-o", "soup"],
+    ["cook", "recipe.yaml", "-o", "soup"], ["push", "soup", "acme/soup"],
+):
+    try:
+        cli.main(command)
+    except SystemExit as stop:
+        assert not stop.code, command
 """
 
 #: Has imported what cooking needs, and forks into the processes of each job that comes as a line: two, without the
@@ -361,6 +401,21 @@ told("soup", say=lambda text: "waiting for" in text and Path("said").write_text(
     done = together(program(text))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("True\n") == 2
+
+
+def test_nothing_needs_what_linux_alone_has(
+    together: Launch, publish: Callable[..., str], local_hub: LocalHub, family: Path, tmp_path: Path
+) -> None:
+    """From check to push, with scores, as on a Mac."""
+    for name in ("base", "a", "b"):
+        publish(name)
+    data = {"task": "text-classification", "dataset": str(family / "rows.csv")}
+    recipe = {"ingredients": ["acme/a", "acme/b"], "select": "greedy", "score": data}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    (tmp_path / "mac.py").write_text(MAC)
+    done = together("mac.py", count=1)
+    assert done.returncode == 0, done.stderr
+    assert local_hub.store.find("model", "acme/soup")
 
 
 def test_who_cooks_is_all_or_main(family: Path, tmp_path: Path) -> None:
