@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -165,23 +166,32 @@ def world(say: Callable[[str], object]) -> World:
     )
     waiting.daemon = True
     waiting.start()
-    try:
+
+    def meet() -> tuple[PartialState, list[Any]]:
         # On the CPU also where there are GPUs, as the work is.
         state = PartialState(cpu=True, backend="gloo", timeout=_PATIENCE)
         if state.num_processes != count:
             raise MergeError(f"{count} processes were launched, but Accelerate sees {state.num_processes}.", hint=hint)
         # Connections of its own: those of a program that trains may be others' than gloo's, and are not ours to end.
-        held = [torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)]
+        return state, [torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)]
+
+    try:
+        state, held = _heard(meet)
     except (RuntimeError, ValueError) as error:
         raise MergeError(f"{count} processes were launched, but they cannot meet: {error}", hint=hint) from None
     finally:
         waiting.cancel()
 
     def together(act: Callable[..., object], *arguments: Any) -> None:
-        with suppress(RuntimeError):
-            act(*arguments, group=held[0])
+        def met() -> bool:
+            # The error is dropped: what it holds would keep the connections open, and others waiting.
+            with suppress(RuntimeError):
+                act(*arguments, group=held[0])
+                return True
+            return False
+
+        if _heard(met):
             return
-        # Not as the cause of this one: what it holds would keep the connections open, and others waiting.
         raise _LeftError(
             "Another of the processes that work together has ended early.",
             hint="Its own error says why. What is finished is kept; run the same command again.",
@@ -203,6 +213,20 @@ def world(say: Callable[[str], object]) -> World:
 
     barrier = partial(together, torch.distributed.barrier)
     return World(state.process_index, state.num_processes, barrier, share, gather, leave)
+
+
+def _heard(act: Callable[[], _T]) -> _T:
+    """What it returns, from a thread of its own: torch waits in C++, where signals are not heard."""
+    future = Future[_T]()
+
+    def work() -> None:
+        try:
+            future.set_result(act())
+        except BaseException as error:  # noqa: BLE001 -- it is raised where it is waited for
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future.result()
 
 
 def leave_all() -> None:
