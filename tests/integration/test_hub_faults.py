@@ -198,9 +198,7 @@ def test_a_signal_ends_it_at_once(
     for name in "ab":
         publish(name)
     publish("base")
-    asked, temporary = threading.Event(), tmp_path / "temporary"
-    temporary.mkdir()
-    environment["TMPDIR"] = str(temporary)
+    asked, temporary = threading.Event(), Path(environment["TMPDIR"])
 
     async def stall(request: Request) -> Response | None:
         if number == signal.SIGINT or any(temporary.iterdir()):

@@ -164,7 +164,7 @@ for command in (
 #: Has imported what cooking needs, and forks into the processes of each job that comes as a line: two, without the
 #: eight seconds of imports that each would begin with.
 READY = """
-import json, os, runpy, sys, traceback
+import json, os, runpy, sys, tempfile, traceback
 import accelerate, datasets, evaluate, matplotlib.figure, torch, transformers
 from huggingface_hub import constants
 from transformers import BertForSequenceClassification, BertTokenizer
@@ -176,6 +176,7 @@ def become(job, rank):
     os.chdir(job["folder"])
     os.environ.clear()
     os.environ.update(job["env"], RANK=str(rank), LOCAL_RANK=str(rank))
+    tempfile.tempdir = None
     constants.HF_HOME = os.environ["HF_HOME"]  # it was read when the client was imported
     constants.HF_HUB_CACHE = os.path.join(constants.HF_HOME, "hub")
     sys.addaudithook(runpy.run_path("sitecustomize.py")["hook"])
@@ -218,7 +219,7 @@ def launch(environment: dict[str, str], tmp_path: Path) -> Launch:
             start_new_session=True,
         ) as child:  # fmt: skip
             try:
-                out, err = child.communicate(timeout=60)
+                out, err = child.communicate(timeout=120)
             except subprocess.TimeoutExpired:
                 os.killpg(child.pid, signal.SIGKILL)
                 raise

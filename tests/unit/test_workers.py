@@ -103,8 +103,8 @@ class Pot:
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Pot:
-    return Pot(tmp_path_factory.mktemp("shelf"))
+def shelf(module_path: Path) -> Pot:
+    return Pot(module_path)
 
 
 @pytest.fixture
