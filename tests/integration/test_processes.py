@@ -404,6 +404,37 @@ told("soup", say=lambda text: "waiting for" in text and Path("said").write_text(
     assert done.stdout.count("True\n") == 2
 
 
+def test_one_that_waits_for_others_hears_signals(together: Launch, program: Callable[..., str]) -> None:
+    """The second one waits for the first, which is still busy."""
+    text = """
+import signal, threading
+import hf_soup.soup
+
+def busy(*_, **__):
+    Path("busy").touch()
+    while not Path("heard").exists(): time.sleep(0.01)
+    os._exit(0)
+
+def interrupt():
+    while not Path("busy").exists(): time.sleep(0.01)
+    time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGINT)
+
+if rank == 0:
+    hf_soup.soup.expand = busy
+else:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=interrupt, daemon=True).start()
+try:
+    cook(recipe, "soup")
+except KeyboardInterrupt:
+    Path("heard").touch()
+    os._exit(0)
+"""
+    done = together(program(text))
+    assert done.returncode == 0, done.stderr
+
+
 def test_nothing_needs_what_linux_alone_has(
     together: Launch, publish: Callable[..., str], local_hub: LocalHub, family: Path, tmp_path: Path
 ) -> None:
