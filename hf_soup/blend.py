@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -21,6 +20,7 @@ from hf_soup.methods.linear import shares
 from hf_soup.plan import Plan
 from hf_soup.reading import Reading
 from hf_soup.runs import Run
+from hf_soup.system import usable_cores
 from hf_soup.tensors import TORCH
 
 #: Elements of each source that are read at a time, of a larger tensor too where all sources are mixed at once.
@@ -88,7 +88,7 @@ class Blend:
         own = layers or {}
         found: Cutoffs = {}
         if needed(plan):
-            found = cutoffs(plan, self._reading, sorted(weights), len(os.sched_getaffinity(0)))
+            found = cutoffs(plan, self._reading, sorted(weights), usable_cores())
         if statistics:
             plan = replace(plan, statistics={**plan.statistics, **statistics})
         with closing(Collected(plan)) as collected:

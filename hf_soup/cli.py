@@ -7,8 +7,10 @@ import io
 import json
 import os
 import signal
+import stat
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 import click
@@ -17,6 +19,7 @@ from hf_soup import __version__, world
 from hf_soup.commands import as_data, finding, making, publishing, tools
 from hf_soup.errors import SoupError, without_credentials
 from hf_soup.headers import printable
+from hf_soup.system import require_supported
 
 
 class _InOrder(click.Group):
@@ -39,6 +42,7 @@ def cli() -> None:
     hf-soup push soup me/my-soup                       publish the result
     hf-soup verify owner/soup                          is a published soup what it says?
     """
+    require_supported()
 
 
 for _command in (
@@ -48,6 +52,26 @@ for _command in (
     cli.add_command(_command)
 
 
+class _Ended(KeyboardInterrupt):
+    """A signal that ends programs; as at Ctrl-C, whatever is under way removes what it has made for itself."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def _end(number: int, _: object) -> None:
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)  # once is enough, and a second one would stop the removing
+    if number == signal.SIGHUP:
+        # The terminal is gone, and what writes to it would fail.
+        nobody = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):
+            with suppress(OSError):  # it was closed
+                if stat.S_ISCHR(os.fstat(stream).st_mode):
+                    os.dup2(nobody, stream)
+    raise _Ended(number)
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and end the process with its exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
@@ -55,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         code = cli.main(list(arguments), prog_name="hf-soup", standalone_mode=False)
     except SoupError as error:
+        if error.elsewhere:
+            sys.exit(1)
         if as_json:
             click.echo(json.dumps(as_data(error), indent=2))
         else:
@@ -65,11 +91,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         error.show(usage)
         click.echo(without_credentials(usage.getvalue()), nl=False, err=True)
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as stop:
+        cause = stop.__cause__ if isinstance(stop, click.Abort) else stop
+        number = cause.number if isinstance(cause, _Ended) else signal.SIGINT
         click.echo("Interrupted. Nothing half-made is left; the same command continues where it can.", err=True)
         # Threads that wait for the network would keep the process alive.
         sys.stderr.flush()
-        os._exit(128 + signal.SIGINT)
+        os._exit(128 + number)
     except BrokenPipeError:
         # The reader of the output went away, as `head` does; Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -87,12 +115,15 @@ def run() -> NoReturn:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # numpy's threads, for which there is nothing to do here, would spin for a while after it is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores one
+            signal.signal(number, _end)
     try:
         main()
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
         if os.environ.get("WORLD_SIZE", "1") != "1":
-            world.leave()  # so that the others are told
+            world.leave_all()  # so that the others are told
             raise
         for stream in (sys.stdout, sys.stderr):
             try:

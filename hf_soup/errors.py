@@ -49,11 +49,15 @@ class SoupError(Exception):
         message: What is wrong: names the thing and shows the values.
         hint: What to do about it, as a sentence of its own.
 
+    ``elsewhere`` is true of the error of a world of processes where another than this one says it to the user.
+
     >>> error = RecipeError("'weight' of acme/a is -1.", hint="Use a weight of zero or more.")
     >>> print(error)
     'weight' of acme/a is -1.
     Use a weight of zero or more.
     """
+
+    elsewhere = False
 
     def __init__(self, message: str, hint: str = "") -> None:
         self.message, self.hint = without_credentials(message), without_credentials(hint)

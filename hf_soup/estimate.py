@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from hf_soup.hub import Repo
 from hf_soup.methods import METHODS, round_into
 from hf_soup.plan import Plan
 from hf_soup.runs import Mixing, Run
+from hf_soup.system import usable_cores
 from hf_soup.tensors import TORCH, bytes_of
 
 #: Numbers that are mixed for a trial, and bytes that are read and fetched for one.
@@ -44,7 +44,7 @@ def estimated_seconds(
         checkpoints: The sources, of which one is read for a trial.
         missing: Weight files that are to be fetched, of which the beginning of one is.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     merge = 0.0
     alike: dict[str, list[Run]] = {}
     for run in plan.runs:

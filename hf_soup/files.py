@@ -13,6 +13,8 @@ from pathlib import Path
 
 from hf_soup.errors import MergeError
 
+_MOST_FILES = 10_240
+
 
 def open_file(stack: ExitStack, path: Path, flags: int = os.O_RDONLY) -> int:
     """A descriptor that is closed with the stack."""
@@ -22,8 +24,10 @@ def open_file(stack: ExitStack, path: Path, flags: int = os.O_RDONLY) -> int:
         if error.errno != errno.EMFILE:
             raise
         # Many ingredients in many shards pass the usual limit of 1,024, which every process may raise for itself.
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # macOS says that there is no limit, and grants so many.
+        raised = max(now, _MOST_FILES) if most == resource.RLIM_INFINITY else most
+        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, most))
         descriptor = os.open(path, flags)
     stack.callback(os.close, descriptor)
     return descriptor
@@ -65,7 +69,7 @@ def write_all(descriptor: int, data: memoryview, offset: int) -> None:
 
 def begin_writing(descriptor: int, offset: int, size: int) -> None:
     """Have a range go to the disk now, in the background, so that there is less to wait for at the end."""
-    if hasattr(os, "posix_fadvise"):
+    if hasattr(os, "posix_fadvise"):  # not on macOS
         # Linux begins to write dirty pages back when told that they will not be needed.
         os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_DONTNEED)
 

@@ -31,6 +31,7 @@ from hf_soup.reading import Buffers
 from hf_soup.runs import Unit
 from hf_soup.staging import Finished, Staging
 from hf_soup.supply import SourceFile, Supply
+from hf_soup.system import usable_cores
 from hf_soup.tensors import keep_freed
 from hf_soup.workers import Write, forked, may_fork
 from hf_soup.world import World
@@ -219,7 +220,7 @@ def _threads(supply: Supply) -> int:
     """One a core; where these would wait for the disk, a few more that compute meanwhile."""
     here = [file.path for file in supply.files() if file.right and file.path and file.path.exists()]
     slow = any(not in_memory(path) for path in here[:: max(1, len(here) // 16)])
-    return len(os.sched_getaffinity(0)) + (4 if slow else 0)
+    return usable_cores() + (4 if slow else 0)
 
 
 def _share(plan: Plan, kept: AbstractSet[int], world: World) -> list[int]:

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hf_soup import architecture, transfer
 from hf_soup.alignment import Alignment, Wishes
@@ -139,6 +139,7 @@ def cook(
     device: str = "cpu",
     threads: int | None = None,
     stream: bool = False,
+    processes: Literal["all", "main"] = "all",
     quiet: bool = True,
     say: Say = to_stderr,
 ) -> Soup:
@@ -155,6 +156,9 @@ def cook(
         threads: For averaging; by default one a core, and a few more where files must come from the disk.
         stream: Keep no ingredient: fetch files beside the output in the order in which they are averaged, and drop
             each after its last use. Nothing can be scored then.
+        processes: Who cooks, where a launcher started several: ``all`` of them, each of which calls this and is given
+            the finished soup, or the error of any of them; or the ``main`` one alone, as in
+            ``if accelerator.is_main_process:``, which waits for no other. The folder is on the disk of the first.
         quiet: No progress bars.
         say: Gets warnings.
 
@@ -163,25 +167,43 @@ def cook(
             the first weight is fetched.
     """
     from hf_soup.answering import answer_along
+    from hf_soup.merge import merge_along
+    from hf_soup.world import World, in_step, require_alone
+
+    if processes not in ("all", "main"):
+        raise RecipeError(f"`processes` is '{processes}'; it is `all` or `main`.")
+    out = Path(out)
+    changes = {"method": method, "select": select, "allow": allow}
+    lead = partial(_cook, recipe, changes, out, token, device, threads, stream, quiet, say)
+    if processes == "main":
+        return lead(World())
+    if stream:
+        require_alone("`--stream`")
+    return in_step(lead, lambda here: answer_along(here, lambda: merge_along(out, here, threads)), say)
+
+
+def _cook(
+    recipe: Models | Update,
+    changes: Mapping[str, Any],
+    out: Path,
+    token: Token,
+    device: str,
+    threads: int | None,
+    stream: bool,
+    quiet: bool,
+    say: Say,
+    here: World,
+) -> Soup:
     from hf_soup.batch_statistics import BatchStatistics
-    from hf_soup.merge import merge, merge_along
-    from hf_soup.world import require_alone, world
+    from hf_soup.merge import merge
 
     started = time.monotonic()
     update = recipe if isinstance(recipe, Update) else None
-    if update and (method or select):
+    if update and (changes["method"] or changes["select"]):
         raise RecipeError("An update is cooked by the soup's recipe: leave `method` and `select` out.")
-    asked = recipe.recipe if isinstance(recipe, Update) else recipe
-    recipe, runs = unroll(as_recipe(asked, method=method, select=select, allow=allow))
-    out = Path(out)
+    recipe, runs = unroll(as_recipe(recipe.recipe if isinstance(recipe, Update) else recipe, **changes))
     selection = validate(recipe, stream=stream)
     refuse_existing(out)
-    if stream:
-        require_alone("`--stream`")
-    here = world()
-    if here.rank > 0:
-        answer_along(here, lambda: merge_along(out, here, threads))
-        return Soup(out, {"weights": {}, "scores": {}, "digest": ""})
     if update and update.from_cache:
         say(f"note: {update.soup}: the Hub was not reached; the last version is the one in the cache")
     for note in update.left_out if update else ():

@@ -217,6 +217,8 @@ class Staging:
             with open(os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+b") as file:  # noqa: PTH123
                 file.write(header)
                 file.truncate(size)
+                if not hasattr(os, "posix_fallocate"):
+                    continue  # macOS; whether there is room was asked before the first download
                 try:
                     os.posix_fallocate(file.fileno(), 0, size)
                 except OSError as error:
@@ -356,7 +358,7 @@ def _rename(source: Path, target: Path) -> None:
         code = ctypes.get_errno()
         if code not in (errno.EINVAL, errno.ENOSYS):
             raise OSError(code, os.strerror(code))
-    # A file system that cannot promise it: look, then rename, which still refuses everything but an empty folder.
+    # macOS, or a file system that cannot promise it: look, then rename, which refuses all but an empty folder.
     if os.path.lexists(target):
         raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
     source.rename(target)

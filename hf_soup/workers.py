@@ -91,7 +91,7 @@ def forked(engine: Engine, count: int) -> Iterator[Write | None]:
                 return pool.submit(_write, number).result()
             except BrokenProcessPool:
                 raise MergeError(
-                    "A process that averages was ended from outside, most likely for want of memory.",
+                    "A process that averages was ended from outside: by somebody, or by the system for want of memory.",
                     hint="What is finished is kept; run the same command again.",
                 ) from None
 

@@ -44,8 +44,14 @@ def local_hub(tmp_path: Path) -> Iterator[LocalHub]:
 
 @pytest.fixture
 def environment(local_hub: LocalHub, tmp_path: Path) -> dict[str, str]:
-    """The environment of a child process that talks to the local Hub, with a home of its own."""
-    return child_environment(os.environ, tmp_path / "home", local_hub.endpoint, local_hub.token)
+    """The environment of a child process that talks to the local Hub, with a home of its own.
+
+    And with a temporary folder in it, where those that are killed leave what they had there.
+    """
+    temporary = tmp_path / "home" / "temporary"
+    temporary.mkdir(parents=True)
+    known = child_environment(os.environ, tmp_path / "home", local_hub.endpoint, local_hub.token)
+    return known | {"TMPDIR": str(temporary)}
 
 
 @pytest.fixture
@@ -119,6 +125,14 @@ def cli(
         return Done(int(stop.value.code or 0), out, err)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def module_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for what the tests of one file share and is large; it goes with the last of them."""
+    folder = tmp_path_factory.mktemp("module")
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")

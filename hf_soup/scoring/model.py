@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from hf_soup.errors import ScoringError
 from hf_soup.scoring.statistics import Ints
 from hf_soup.scoring.tasks import TASKS, first_line
+from hf_soup.system import usable_cores
 
 if TYPE_CHECKING:
     import torch
@@ -245,7 +245,7 @@ def in_order(work: Callable[[Ints], Any], every: Sequence[Ints], size: int, devi
     import torch
 
     threads = torch.get_num_threads()
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     workers = max(1, min(cores, _HELD_BYTES // max(1, size))) if torch.device(device).type == "cpu" else 1
     torch.set_num_threads(1)
     try:

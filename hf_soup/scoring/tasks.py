@@ -7,7 +7,6 @@ into numbers once, so that every model sees the same ones.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from hf_soup.errors import ScoringError
 from hf_soup.scoring.statistics import Ints
 from hf_soup.scoring.stored import Stored
+from hf_soup.system import usable_cores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,7 +68,7 @@ class ImageClassification:
         files = ("preprocessor_config.json", "processor_config.json")
         self.processor = _of_donor(folder, "image processor", files, AutoImageProcessor, backend="pil")
         self.depends_on = [type(self.processor).__name__, self.mode]
-        self.threads = len(os.sched_getaffinity(0))
+        self.threads = usable_cores()
 
     def read(self, values: Sequence[Any]) -> NDArray[np.uint8]:
         """``(height, width, channels)`` uint8 from a Pillow image, an array or nested lists.

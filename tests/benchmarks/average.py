@@ -31,7 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import inputs
-from family import watched
+from family import run
 
 PEER = "mergekit==0.1.5"
 CORES = len(os.sched_getaffinity(0))
@@ -57,18 +57,10 @@ def install_peer(folder: Path) -> Path:
 
 def timed(command: list[str | Path], log: Path, home: Path) -> tuple[float, float, str]:
     """Seconds and peak resident MB of a whole process, and what it printed."""
-    env = {**os.environ, "HF_HOME": str(home)}
     with tempfile.TemporaryFile("w+") as out, log.open("ab") as errors:
-        started = time.perf_counter()
-        process = subprocess.Popen(command, stdout=out, stderr=errors, env=env)
-        with watched(process.pid) as held:
-            _, status, usage = os.wait4(process.pid, 0)
-            seconds = time.perf_counter() - started
+        took = run(command, out, errors, {**os.environ, "HF_HOME": str(home)})
         out.seek(0)
-        said = out.read()
-    if status:
-        raise SystemExit(f"{command[0]} failed; see {log}\n{said}")
-    return seconds, max(usage.ru_maxrss / 1000, *held), said
+        return took.wall, took.peak, out.read()
 
 
 def limit(paths: list[Path], out: Path) -> float:
@@ -140,19 +132,19 @@ def main() -> None:
             os.sync()
             Path("/proc/sys/vm/drop_caches").write_text("3")
 
-    for run in range(options.runs + 1):
+    for number in range(options.runs + 1):
         for name, command in commands.items():
             fresh()
             took, peak, said = timed(command, log, new_home if name == "first" else home)
             if name == "work":
                 took = float(said.split()[-1])
-            if run:  # the first round warms what is warm
+            if number:  # the first round warms what is warm
                 seconds[name].append(took)
                 memory[name].append(peak)
         fresh()
         out.mkdir()
         took = cat(paths) if options.cold else limit(paths, out)
-        if run:
+        if number:
             seconds["limit"].append(took)
     fresh()
     size = sum(file.stat().st_size for file in paths[0].glob("*.safetensors")) / 1e9

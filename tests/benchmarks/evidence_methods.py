@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import evidence_zoo
+import family
 import fusion_zoo
 import numpy as np
 import torch
 import transformers
 import yaml
 from evidence import spread, table
-from family import watched
 from fusion_zoo import CHECKPOINTS, JOINT, TASKS
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
@@ -56,13 +56,6 @@ ROWS = {
 RUNS: dict[str, dict[str, Any]] = {"swa": {}, "lawa": {"last": 5}, "ema": {}}
 #: Two models at most.
 PAIRS = ("slerp",)
-#: Runs a command, as memory of this process would count as that of a child that it starts itself.
-_LAUNCH = """
-import json, resource, subprocess, sys
-subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
-used = resource.getrusage(resource.RUSAGE_CHILDREN)
-print(json.dumps([used.ru_utime + used.ru_stime, used.ru_maxrss]))
-"""
 LINEAR, SINGLE, START, OWN = "linear", "best single", "start", "each its own task"
 BEGIN, END = "<!-- methods -->\n", "<!-- /methods -->\n"
 
@@ -283,18 +276,9 @@ def costs(kitchen: Kitchen) -> list[str]:
         out, home = kitchen.out / "soup", kitchen.out / "home"
         shutil.rmtree(out, ignore_errors=True)
         shutil.rmtree(home, ignore_errors=True)
-        started = time.perf_counter()
-        words = [sys.executable, "-m", "hf_soup", "cook", str(recipe), "-o", str(out), "--quiet"]
-        env = {**os.environ, "HF_HOME": str(home)}
-        words = [sys.executable, "-c", _LAUNCH, *words]
-        process = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True)
-        with watched(process.pid) as held:
-            said, _ = process.communicate()
-        if process.returncode:
-            raise SystemExit(f"{name} failed")
-        cpu, largest = json.loads(said.splitlines()[-1])
-        peak = max(largest / 1000, *held)
-        rows[name] = [f"`{name}`", f"{time.perf_counter() - started:.1f}", f"{cpu:.1f}", f"{peak:.0f}"]
+        words = [sys.executable, "-m", "hf_soup", "cook", recipe, "-o", out, "--quiet"]
+        took = family.run(words, subprocess.DEVNULL, subprocess.DEVNULL, {**os.environ, "HF_HOME": str(home)})
+        rows[name] = [f"`{name}`", f"{took.wall:.1f}", f"{took.cpu:.1f}", f"{took.peak:.0f}"]
         kept.write_text(json.dumps(rows))
         print(f"  {rows[name]}", flush=True)
     about = "Whole processes: four fine-tunes and the ancestor, 91 MB each (`slerp`: two), nothing remembered."

@@ -25,16 +25,16 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import average
+import family
 import inputs
 import torch
-from family import watched
+from family import Took
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -176,27 +176,10 @@ def commands(case: Case, paths: list[Path], folder: Path, dtype: str) -> tuple[l
     return ours, [average.install_peer(folder), yaml, folder / "theirs", *flags]
 
 
-@dataclass(frozen=True)
-class Took:
-    """What a process and those that it began took, in seconds and MB."""
-
-    wall: float
-    cpu: float
-    peak: float
-
-
 def run(command: list[Any], folder: Path) -> Took:
     """A whole process; what it printed goes to the folder's log."""
-    env = {**os.environ, "HF_HOME": str(folder / "home")}
     with (folder / "log").open("ab") as log:
-        started = time.perf_counter()
-        process = subprocess.Popen([str(word) for word in command], stdout=log, stderr=log, env=env)
-        with watched(process.pid) as held:
-            _, status, usage = os.wait4(process.pid, 0)
-            wall = time.perf_counter() - started
-    if status:
-        raise SystemExit(f"{command[:4]} failed; see {folder / 'log'}")
-    return Took(wall, usage.ru_utime + usage.ru_stime, max(usage.ru_maxrss / 1000, *held))
+        return family.run(command, log, log, {**os.environ, "HF_HOME": str(folder / "home")})
 
 
 def fresh(folder: Path) -> None:

@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from safetensors.torch import load_file, save_file
 
 from hf_soup import plan as plan_module
 from hf_soup.demo import child_environment
+from hf_soup.errors import RecipeError
 from hf_soup.headers import read_header
+from hf_soup.local_hub import LocalHub
 from hf_soup.merge import merge
 from hf_soup.plan import BLOCK_BYTES, make_plan
 from hf_soup.recipe import Recipe
@@ -52,6 +54,7 @@ import os, signal, sys
 from pathlib import Path
 from hf_soup import plan as plan_module
 from hf_soup.errors import MergeError
+from hf_soup.local_hub import LocalHub
 from hf_soup.merge import merge
 from hf_soup.plan import Plan
 from hf_soup.staging import Staging
@@ -59,7 +62,7 @@ from hf_soup.supply import Supply
 from hf_soup.world import world
 
 plan_module.UNIT_BYTES = 4 << 20
-here = world()
+here = world(print)
 staging = Staging(Path("soup"))
 note = staging.note
 
@@ -99,10 +102,69 @@ finally:
     print("PASSES", rank, passes, file=sys.stderr, flush=True)
 """
 
+#: A program of several processes, which has made its own connections, and then cooks.
+PROGRAM = """
+import os, sys, time
+from pathlib import Path
+from accelerate import Accelerator
+from hf_soup import SoupError, cook, world
+
+accelerator = Accelerator(cpu=True)
+rank = accelerator.process_index
+
+def told(out, **options):
+    try:
+        soup = cook(recipe, out, **options)
+    except SoupError as error:
+        print("SAID", rank, error.message, flush=True)
+    else:
+        ready = (soup.folder / "soup.json").exists()
+        print("SOUP", rank, soup.digest, len(soup.weights), ready, flush=True)
+
+"""
+
+#: Goes the whole way without what Linux alone has; libraries were imported before, hf_soup was not.
+MAC = """
+import ctypes, os, sys
+from huggingface_hub import constants
+
+class Library(ctypes.CDLL):
+    def __getattr__(self, name):
+        if name in ("renameat2", "prctl"):
+            raise AttributeError(name)
+        return super().__getattr__(name)
+
+def hook(event, arguments):
+    if event == "os.fork" or event == "open" and str(arguments[0]).startswith("/proc"):
+        raise FileNotFoundError(event)
+
+sys.addaudithook(hook)
+ctypes.CDLL, sys.platform = Library, "darwin"
+for name in dir(os):
+    if name.startswith(("sched_", "posix_fa", "POSIX_FA", "RWF_", "memfd", "MFD_", "pidfd", "copy_file", "O_TMPFILE")):
+        delattr(os, name)
+for name in [name for name in sys.modules if name.partition(".")[0] == "hf_soup"]:
+    del sys.modules[name]
+constants.ENDPOINT = os.environ["HF_ENDPOINT"]
+constants.HUGGINGFACE_CO_URL_TEMPLATE = constants.ENDPOINT + "/{repo_id}/resolve/{revision}/{filename}"
+
+from hf_soup import cli, workers
+
+workers._WORTH = 0
+for command in (
+    ["check", "--recipe", "recipe.yaml"], ["cook", "recipe.yaml", "--dry-run", "-o", "soup"],
+    ["cook", "recipe.yaml", "-o", "soup"], ["push", "soup", "acme/soup"],
+):
+    try:
+        cli.main(command)
+    except SystemExit as stop:
+        assert not stop.code, command
+"""
+
 #: Has imported what cooking needs, and forks into the processes of each job that comes as a line: two, without the
 #: eight seconds of imports that each would begin with.
 READY = """
-import json, os, runpy, sys, traceback
+import json, os, runpy, sys, tempfile, traceback
 import accelerate, datasets, evaluate, matplotlib.figure, torch, transformers
 from huggingface_hub import constants
 from transformers import BertForSequenceClassification, BertTokenizer
@@ -114,6 +176,7 @@ def become(job, rank):
     os.chdir(job["folder"])
     os.environ.clear()
     os.environ.update(job["env"], RANK=str(rank), LOCAL_RANK=str(rank))
+    tempfile.tempdir = None
     constants.HF_HOME = os.environ["HF_HOME"]  # it was read when the client was imported
     constants.HF_HUB_CACHE = os.path.join(constants.HF_HOME, "hub")
     sys.addaudithook(runpy.run_path("sitecustomize.py")["hook"])
@@ -156,7 +219,7 @@ def launch(environment: dict[str, str], tmp_path: Path) -> Launch:
             start_new_session=True,
         ) as child:  # fmt: skip
             try:
-                out, err = child.communicate(timeout=60)
+                out, err = child.communicate(timeout=120)
             except subprocess.TimeoutExpired:
                 os.killpg(child.pid, signal.SIGKILL)
                 raise
@@ -268,6 +331,128 @@ def test_two_processes_share_the_batches(together: Launch, greedy: Path, tmp_pat
         for home in ("one-home", "two-home")
     ]
     assert notes[0] == notes[1]
+
+
+@pytest.fixture
+def program(family: Path, tmp_path: Path) -> Callable[..., str]:
+    """Writes a program of several processes that cooks."""
+
+    def write(text: str, models: Sequence[Path] = ()) -> str:
+        models = models or [family / name for name in "abc"]
+        recipe = {"ingredients": [str(model) for model in models], "base": str(family / "base")}
+        (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+        (tmp_path / "program.py").write_text(f"{PROGRAM}recipe = 'recipe.yaml'\n{text}")
+        return "program.py"
+
+    return write
+
+
+def test_every_process_has_the_finished_soup(together: Launch, program: Callable[..., str], alone: Path) -> None:
+    """Or the error of the first one, after which the same processes cook again."""
+    done = together(program("told('.')\ntold('soup')\naccelerator.wait_for_everyone()"), count=3)
+    assert done.returncode == 0, done.stderr
+    digest = json.loads((alone / "soup.json").read_text())["digest"]
+    for rank in range(3):
+        assert f"SAID {rank} The output '.' exists already" in done.stdout
+        assert f"SOUP {rank} {digest} 3 True\n" in done.stdout
+
+
+def test_an_error_of_one_process_is_that_of_all(
+    together: Launch, program: Callable[..., str], family: Path, tmp_path: Path
+) -> None:
+    """Here a number that is none, in the half of the second one; at the command line it is said once."""
+    model = tmp_path / "broken"
+    shutil.copytree(family / "a", model)
+    tensors = load_file(model / "model.safetensors")
+    tensors["bert.pooler.dense.bias"][0] = float("nan")
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    line = "from hf_soup.cli import main\nmain(['cook', recipe, '-o', 'line', '--quiet'])"
+    done = together(program(f"told('soup')\n{line}", [model, family / "b"]))
+    assert done.returncode == 1
+    errors = re.findall(r"SAID (\d) (.*)", done.stdout)
+    assert {rank for rank, _ in errors} == {"0", "1"}
+    assert len({message for _, message in errors}) == 1
+    assert "bert.pooler.dense.bias" in errors[0][1]
+    assert re.findall("Error: (.*)", done.stderr) == [errors[0][1]]
+
+
+def test_a_defect_of_one_process_is_an_error_of_the_others(together: Launch, program: Callable[..., str]) -> None:
+    done = together(program("recipe = 3 if rank == 0 else recipe\ntold('soup')"))
+    assert "SAID 1 Process 0 of those that work together failed: TypeError" in done.stdout
+    assert "TypeError" in done.stderr
+
+
+def test_the_main_process_cooks_alone(together: Launch, program: Callable[..., str], alone: Path) -> None:
+    """It waits for no other."""
+    text = "if accelerator.is_main_process: told('soup', processes='main')\naccelerator.wait_for_everyone()"
+    done = together(program(text))
+    assert done.returncode == 0, done.stderr
+    digest = json.loads((alone / "soup.json").read_text())["digest"]
+    assert re.findall(r"SOUP .*", done.stdout) == [f"SOUP 0 {digest} 3 True"]
+
+
+def test_one_that_waits_for_others_says_so(together: Launch, program: Callable[..., str]) -> None:
+    """The other comes when it was said."""
+    text = """
+world._SAID_AFTER = 0.01
+if rank:
+    while not Path("said").exists(): time.sleep(0.01)
+told("soup", say=lambda text: "waiting for" in text and Path("said").write_text(text))
+"""
+    done = together(program(text))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("True\n") == 2
+
+
+def test_one_that_waits_for_others_hears_signals(together: Launch, program: Callable[..., str]) -> None:
+    """The second one waits for the first, which is still busy."""
+    text = """
+import signal, threading
+import hf_soup.soup
+
+def busy(*_, **__):
+    Path("busy").touch()
+    while not Path("heard").exists(): time.sleep(0.01)
+    os._exit(0)
+
+def interrupt():
+    while not Path("busy").exists(): time.sleep(0.01)
+    time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGINT)
+
+if rank == 0:
+    hf_soup.soup.expand = busy
+else:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=interrupt, daemon=True).start()
+try:
+    cook(recipe, "soup")
+except KeyboardInterrupt:
+    Path("heard").touch()
+    os._exit(0)
+"""
+    done = together(program(text))
+    assert done.returncode == 0, done.stderr
+
+
+def test_nothing_needs_what_linux_alone_has(
+    together: Launch, publish: Callable[..., str], local_hub: LocalHub, family: Path, tmp_path: Path
+) -> None:
+    """From check to push, with scores, as on a Mac."""
+    for name in ("base", "a", "b"):
+        publish(name)
+    data = {"task": "text-classification", "dataset": str(family / "rows.csv")}
+    recipe = {"ingredients": ["acme/a", "acme/b"], "select": "greedy", "score": data}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    (tmp_path / "mac.py").write_text(MAC)
+    done = together("mac.py", count=1)
+    assert done.returncode == 0, done.stderr
+    assert local_hub.store.find("model", "acme/soup")
+
+
+def test_who_cooks_is_all_or_main(family: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="`processes` is 'first'; it is `all` or `main`"):
+        cook([str(family / "a")], tmp_path / "soup", processes="first")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dies", [0, 1])

@@ -47,6 +47,32 @@ def test_help(cli: Cli, name: str) -> None:
         assert max(map(len, done.out.splitlines())) <= 100
 
 
+#: A process that Windows would have begun, which has no such modules.
+WINDOWS = """
+import click, pydantic, sys
+sys.platform = "win32"
+sys.modules |= dict.fromkeys(["fcntl", "resource"])
+import hf_soup
+for name in ("check", "cook", "score", "verify", "forage", "barriers", "Soup", "Update"):
+    try:
+        getattr(hf_soup, name)
+    except hf_soup.SoupError as error:
+        print(name, error)
+from hf_soup.cli import main
+main(["check", "acme/a", "--json"])
+"""
+
+
+def test_windows_is_refused_in_plain_words() -> None:
+    """By the first call from Python, and by any command, which could not do their work."""
+    done = subprocess.run([sys.executable, "-c", WINDOWS], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == ""
+    assert done.stdout.count("hf-soup does not run on Windows: ") == 9
+    assert done.stdout.count("Use it in WSL") == 9
+    assert json.loads(done.stdout[done.stdout.index("{") :])["error"]["type"] == "SoupError"
+
+
 def test_version(cli: Cli) -> None:
     assert cli("--version").out.startswith("hf-soup, version ")
     assert cli().code in (0, 2)
@@ -190,7 +216,7 @@ def test_the_hub_serves_until_it_is_stopped(environment: dict[str, str], tmp_pat
 
     assert HfApi(endpoint=found[1], token=found[2]).whoami()["name"] == "local"
     child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=15)
+    out, err = child.communicate(timeout=60)
     assert child.returncode in (0, 130)
     assert (out, err) == ("", "")
 

@@ -18,8 +18,8 @@ _HEAD = """# Command line
 Made from `--help` by `python tests/unit/test_docs.py`; a test compares the two.
 
 Exit codes: 0 done; 1 an error, explained on stderr (with `--json`: `{"error": {"type", "message", "hint"}}` on
-stdout); 2 wrong usage; 3 `check` refused, or `forage -o` found no group; 130 interrupted. Results go to stdout,
-progress and warnings to stderr.
+stdout); 2 wrong usage; 3 `check` refused, or `forage -o` found no group; 130 interrupted, as by
+Ctrl-C; 143 ended by SIGTERM, and 129 by SIGHUP. Results go to stdout, progress and warnings to stderr.
 """
 
 

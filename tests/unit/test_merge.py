@@ -109,9 +109,9 @@ def small_units() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def pot(tmp_path_factory: pytest.TempPathFactory) -> Pot:
+def pot(module_path: Path) -> Pot:
     """Three models of several blocks, whose weights make every product and sum round."""
-    return Pot(tmp_path_factory.mktemp("pot"), [model(seed) for seed in range(3)], [0.1, 3.0, 0.7], max_file_bytes=3000)
+    return Pot(module_path / "pot", [model(seed) for seed in range(3)], [0.1, 3.0, 0.7], max_file_bytes=3000)
 
 
 @pytest.fixture(scope="module")
@@ -557,10 +557,10 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def long(tmp_path_factory: pytest.TempPathFactory) -> Pot:
+def long(module_path: Path) -> Pot:
     """Sixteen blocks."""
     shapes = {f"{number:02}": (1 << 21,) for number in range(16)}
-    return Pot(tmp_path_factory.mktemp("long"), [model(seed, shapes=shapes) for seed in range(2)])
+    return Pot(module_path / "long", [model(seed, shapes=shapes) for seed in range(2)])
 
 
 def test_ctrl_c_stops_the_threads_and_what_is_finished_stays(long: Pot, slow: list[int]) -> None:

@@ -64,7 +64,7 @@ def test_a_bar_at_a_terminal() -> None:
         while piece := os.read(master, 4096):
             shown += piece
     except OSError:  # how a terminal whose other end is closed says it on Linux
-        assert child.wait(10) == 0
+        assert child.wait(60) == 0
     os.close(master)
     text = shown.decode()
     assert "\r" in text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +79,9 @@ def test_what_is_read_names_no_path_and_runs_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_a_recipe_that_no_soup_has_is_refused(tmp_path: Path, said: dict[str, Any], reason: str) -> None:
-    started = time.monotonic()
     with pytest.raises(RecipeError) as error:
         opened(tmp_path, **said)
     assert reason in str(error.value)
-    assert time.monotonic() - started < 20
 
 
 def test_values_without_end_are_not_read_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ class Hub:
             self.asked.append(name)
             file.path.write_bytes(bytes(10))
             self.done[name].set()
-            self.gates[name].wait(10)
+            self.gates[name].wait(60)
             if name in self.fail:
                 raise ResolveError(f"no {name}")
 
@@ -107,7 +107,7 @@ def test_a_unit_waits_for_its_bytes_and_no_longer(hub: Hub) -> None:
     assert supply.done(plan.units[1]) == []
     assert hub.asked == ["a"]  # the source's next file waits until this one is gone
     hub.gates["a"].set()
-    assert hub.done["b"].wait(5)
+    assert hub.done["b"].wait(60)
     assert hub.here() == ["b"]
     hub.gates["b"].set()
     assert supply.take() == plan.units[2]
@@ -150,7 +150,7 @@ def test_files_for_the_cache_come_all_at_once_and_stay(hub: Hub) -> None:
     assert supply.peak_bytes(plan) == 0
     supply.begin(plan, plan.units)
     for name in "abc":
-        assert hub.done[name].wait(5)
+        assert hub.done[name].wait(60)
         hub.gates[name].set()
     taken = set()
     for _ in plan.units:  # in the order of the plan, but for a file that is here before an earlier one
