@@ -62,7 +62,7 @@ def read_range(repo: Repo, path: str, start: int, stop: int) -> bytes:
     # A header that was changed in the cache would decide where tensors are looked for, so the file has to be known to
     # be right, unless there is nobody else to ask.
     sha256 = repo.files[path].sha256
-    if isinstance(cached, str) and (whole or repo.from_cache or sha256 in (None, known_sha256(Path(cached)))):
+    if isinstance(cached, str) and (repo.from_cache or sha256 in (None, known_sha256(Path(cached)))):
         with Path(cached).open("rb") as file:
             file.seek(start)
             data = file.read(stop - start)
