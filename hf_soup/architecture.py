@@ -88,9 +88,16 @@ def read_config(config: Mapping[str, Any], name: str) -> PreTrainedConfig:
             f"{name} is a '{model_type[:80]}', which this transformers does not know{own}.",
             hint="Upgrade transformers if the model type is newer than it; code of a repo is never run.",
         )
+    named = config.get("architectures")
+    if named is not None and not (isinstance(named, list) and all(isinstance(each, str) for each in named)):
+        raise IncompatibleError(
+            f"The config of {name} does not say which class it is for: its 'architectures' is {shown(named)}.",
+            hint='It is a list of names, such as ["BertModel"]; correct it in its config.json, or drop the model.',
+        )
     for key, value in ((key, value) for part in _parts(config) for key, value in part.items()):
-        counted = _COUNTED.search(str(key))
-        counts = [count for count in (value if isinstance(value, list) else [value]) if isinstance(count, int)]
+        counted = _COUNTED.search("labels" if key in ("id2label", "label2id") else str(key))
+        stated = value if isinstance(value, list) else [len(value) if isinstance(value, Mapping) else value]
+        counts = [each for each in stated if isinstance(each, int)]
         if counted and max(counts, default=0) > (limit := _LARGEST.get(counted[1], 4096)):
             raise IncompatibleError(
                 f"The config of {name} asks for {key} = {max(counts):,}; at most {limit:,} are taken.",
@@ -119,6 +126,7 @@ def model_class(config: PreTrainedConfig, name: str = "the model") -> type[PreTr
     Raises:
         IncompatibleError: The class is none of transformers', or is for another kind of config.
     """
+    import torch
     import transformers
 
     body = body_class(config)
@@ -127,8 +135,10 @@ def model_class(config: PreTrainedConfig, name: str = "the model") -> type[PreTr
             raise IncompatibleError(f"The config of {name} names no class, and '{config.model_type}' has no body.")
         return body
     named = str(config.architectures[0])
-    found = getattr(transformers, named, None) if named.isidentifier() else None
-    if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
+    found: Any = getattr(transformers, named, None) if named.isidentifier() else None
+    # Those that others are made from, as PreTrainedModel itself, compute nothing.
+    model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+    if not model or found.forward is torch.nn.Module.forward:
         raise IncompatibleError(
             f"{name} is a '{named[:80]}', which is no model class of this transformers.",
             hint="Upgrade transformers if the class is newer than it; code of a repo is never run.",
@@ -140,7 +150,7 @@ def model_class(config: PreTrainedConfig, name: str = "the model") -> type[PreTr
             f"The config of {name} contradicts itself: '{named}' is no class for a '{config.model_type}'.",
             hint="Correct 'architectures' or 'model_type' in its config.json, or drop the model.",
         )
-    return found
+    return cast("type[PreTrainedModel]", found)
 
 
 def same_architecture(
@@ -416,6 +426,8 @@ def library(problem: str) -> Iterator[None]:
     try:
         with quiet():
             yield
+    except IncompatibleError:
+        raise
     except Exception as error:
         raise IncompatibleError(f"{problem}: {first_line(error)}") from error
 

@@ -10,10 +10,12 @@ import math
 import re
 import struct
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from itertools import accumulate
+from operator import mul
 from typing import Any, NamedTuple
 
 import yaml
@@ -38,6 +40,8 @@ _MAX_HEADER = 100_000_000  # safetensors' own limit
 MAX_TEXT = 1 << 22
 _MAX_INDEX = 1 << 25  # 300,000 tensors
 _MAX_NAME, _MAX_DIMENSIONS = 500, 32
+#: Which safetensors takes for no whole number, and json for 0.
+_MINUS_ZERO = re.compile(rb"[\[,]\s*-0\s*[\],]")
 FIRST_READ = 100_000  # nearly every header fits, so nearly every file costs one request
 
 #: ``read(file, start, stop)``: bytes of a file, wherever it is.
@@ -157,15 +161,43 @@ def _once(key: object, parse: Callable[[], Any]) -> Any:
         return _parsed[key]
 
 
+class _RepeatedError(ValueError):
+    """A mapping has a key twice: readers do not agree on which of them counts."""
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _RepeatedError(next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1))
+    return found
+
+
+def _is_texts(value: object) -> bool:
+    """Whether it is a mapping from texts to texts, without halves of characters: what safetensors reads."""
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        return False
+    try:
+        "".join((*value, *value.values())).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _tensors(text: bytes, file: str, size: int) -> Header | _Quantised | str:
     """The tensors of a header, or what is wrong with it."""
     try:
-        header = json.loads(text)
+        header = json.loads(text.decode(), object_pairs_hook=_once_each)
+    except _RepeatedError as error:
+        return f"its header has {error.args[0]!r:.80} twice"
     except (ValueError, RecursionError):
         return "its header is not JSON"
     if not isinstance(header, dict):
         return "its header is not a mapping"
-    header.pop("__metadata__", None)
+    if _MINUS_ZERO.search(text):
+        return "its header has a number -0"
+    metadata = header.pop("__metadata__", None)
+    if metadata is not None and not _is_texts(metadata):
+        return "its '__metadata__' is no mapping from texts to texts"
     data, tensors = 8 + len(text), []
     for tensor, entry in header.items():
         if len(tensor) > _MAX_NAME:
@@ -174,7 +206,10 @@ def _tensors(text: bytes, file: str, size: int) -> Header | _Quantised | str:
             return f"a tensor's name is {tensor!r}"
         try:
             dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+            known = len(entry) == 3  # what else stood there could be what safetensors cannot read
         except (TypeError, KeyError, ValueError):
+            known = False
+        if not known:
             return f"the entry of '{tensor}' is {json.dumps(entry)[:80]}"
         if not isinstance(dtype, str) or len(shape) > _MAX_DIMENSIONS:
             return f"the entry of '{tensor}' is {json.dumps(entry)[:80]}"
@@ -184,6 +219,8 @@ def _tensors(text: bytes, file: str, size: int) -> Header | _Quantised | str:
             return f"'{tensor}' has the element type {dtype[:80]!r}"
         if not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, begin, end)):
             return f"the shape or offsets of '{tensor}' are not whole numbers: {json.dumps(entry)[:80]}"
+        if 0 in shape and max(accumulate(shape, mul)) >= 2**64:
+            return f"the shape of '{tensor}' is {shape}, too large to be counted"
         expected = math.prod(shape) * ITEM_BYTES[dtype]
         if end - begin != expected:
             return f"'{tensor}' of shape {shape} and type {dtype} needs {expected:,} bytes, not {end - begin:,}"

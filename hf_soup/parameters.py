@@ -8,9 +8,12 @@ itself says which tensor goes where, on a model on the meta device, which has sh
 from __future__ import annotations
 
 import copy
+import itertools
 import re
+import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -36,6 +39,9 @@ Shape = tuple[int, ...]
 _NOT_MISSED = re.compile(
     r"pooler|position_ids|relative_position_index|num_batches_tracked|masked_spec_embed|mask_token|decoder\.bias$"
 )
+
+#: Parts that any model may have, and the most that one may have however many tensors there are.
+_PARTS, _MOST_PARTS = 2000, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ def correspondence(config: Mapping[str, Any], tensors: Mapping[str, Shape], name
             f"{name} is quantised ({method}): its tensors are codes, and codes have no average.",
             hint="Use the model in 16 or 32 bits that it was quantised from.",
         )
-    model = _meta_model(config, name)
+    model = _meta_model(config, name, len(tensors))
     every, tied = list(model.state_dict()), dict(sorted(model.all_tied_weights_keys.items()))
     pairs = _pair(model, tensors)
     with library(f"transformers cannot convert the tensors of {name}"):
@@ -148,8 +154,9 @@ def head_names(config: Mapping[str, Any], names: Iterable[str], name: str = "the
 
     A base model has no head, and neither have tensors that the library ignores.
     """
-    model = _meta_model(config, name)
-    targets = {disk: pair.targets[0] for disk, pair in _pair(model, names).items()}
+    stored = list(names)
+    model = _meta_model(config, name, len(stored))
+    targets = {disk: pair.targets[0] for disk, pair in _pair(model, stored).items()}
     path = next((path for path, module in model.named_modules() if module is model.base_model), "")
     if path:
         return {disk for disk, target in targets.items() if not target.startswith(f"{path}.")}
@@ -157,7 +164,7 @@ def head_names(config: Mapping[str, Any], names: Iterable[str], name: str = "the
     body = body_class(model.config)
     if body is None or isinstance(model, body):
         return set()
-    parts = {part for part, _ in _meta_model(config, name, body).named_children()}
+    parts = {part for part, _ in _meta_model(config, name, len(stored), body).named_children()}
     shared = parts & {part for part, _ in model.named_children()}
     return {disk for disk, target in targets.items() if shared and target.partition(".")[0] not in parts}
 
@@ -201,8 +208,9 @@ def counted_names(
         loaded = read_config(config, name).get_text_config()
         part = more.get("text_config", more) if "vocab_size" not in more else more
         part["vocab_size"] = getattr(loaded, "vocab_size", 0) + 1
-    model = _meta_model(config, name)
-    shapes = {key: each.shape for key, each in _meta_model(more, name).state_dict().items()}
+    stored = list(names)
+    model = _meta_model(config, name, len(stored))
+    shapes = {key: each.shape for key, each in _meta_model(more, name, len(stored)).state_dict().items()}
     grown = set()
     for key, each in model.state_dict().items():
         if key in shapes and shapes[key] != each.shape:
@@ -212,7 +220,7 @@ def counted_names(
                 message = f"'{key}' of {name}, {tuple(each.shape)}, has the {counted} in its {at}, not in its rows."
                 raise IncompatibleError(message, hint="Only rows can be put where they belong. Leave the model out.")
             grown.add(key)
-    return sorted(disk for disk, pair in _pair(model, names).items() if pair.key in grown)
+    return sorted(disk for disk, pair in _pair(model, stored).items() if pair.key in grown)
 
 
 class _Pair(NamedTuple):
@@ -259,17 +267,50 @@ def _pair(model: PreTrainedModel, names: Iterable[str]) -> dict[str, _Pair]:
     return pairs
 
 
-def _meta_model(config: Mapping[str, Any], name: str, cls: type[PreTrainedModel] | None = None) -> PreTrainedModel:
-    """The model of a config, or its body, with shapes and no memory."""
+def _meta_model(
+    config: Mapping[str, Any], name: str, tensors: int, cls: type[PreTrainedModel] | None = None
+) -> PreTrainedModel:
+    """The model of a config, or its body, with shapes and no memory, for files of so many tensors."""
     import torch
 
     loaded = read_config(config, name)
     cls = cls or model_class(loaded, name)
     # A config can pass its own checks and still make no model (heads that do not divide the width).
-    with library(f"transformers cannot make a {cls.__name__} of the config of {name}"), torch.device("meta"):
+    problem = f"transformers cannot make a {cls.__name__} of the config of {name}"
+    with library(problem), parts_of(tensors, problem), torch.device("meta"):
         # Another implementation could be a kernel to fetch, or one that is not installed here.
         loaded._attn_implementation = "eager"
         return cls(loaded)
+
+
+@contextmanager
+def parts_of(tensors: int, problem: str) -> Iterator[None]:
+    """Within this no more is made, in this thread, than files of so many tensors may need: a config can ask for more
+    layers than could be made in hours, even without memory.
+
+    Raises:
+        IncompatibleError: With ``problem``, where a model asks for more modules, parameters and buffers.
+    """
+    from torch.nn.modules import module as torchs
+
+    # Of what is published at most six for a tensor, where the config is that of a model which has that one in it.
+    most, made, thread = min(_PARTS + 20 * tensors, _MOST_PARTS), itertools.count(1), threading.get_ident()
+
+    def part(*_: object) -> None:
+        if threading.get_ident() == thread and next(made) > most:
+            raise IncompatibleError(
+                f"{problem}: it asks for more than {most:,} parts, and its files hold {tensors:,} tensors.",
+                hint="Its config.json is damaged, hostile or of another model; correct it, or drop the model.",
+            )
+
+    with ExitStack() as stack:
+        for hook in (
+            torchs.register_module_module_registration_hook,
+            torchs.register_module_parameter_registration_hook,
+            torchs.register_module_buffer_registration_hook,
+        ):
+            stack.callback(hook(part).remove)
+        yield
 
 
 def _moved(what: str) -> IncompatibleError:

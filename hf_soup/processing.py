@@ -8,13 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from hf_soup.apart import GaveUpError, apart
 from hf_soup.architecture import first_line, quiet, shown
+from hf_soup.bounds import Kind, excess, panics_as_errors
 
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
 )
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+#: What one comparison may take: several times as much as the largest tokenizers and pictures within bounds.
+_SECONDS, _BYTES = 120, 6 << 30
 _ROLES = ("unk", "bos", "eos", "cls", "sep", "pad", "mask")
 _TEXTS = (
     "",
@@ -56,6 +60,8 @@ def same_processing(
 ) -> list[Finding]:
     """What two models' tokenizers and image processors do differently to probe texts and images.
 
+    Where one of the two could make too much of a text or a picture, only their files are compared.
+
     Args:
         folder_a, folder_b: Folders with the files of tokenizer and processor, and config.json. Equal files are
             not loaded.
@@ -65,22 +71,13 @@ def same_processing(
     Returns:
         Differences, and notes where one has nothing to compare or cannot be loaded; empty when both do the same.
     """
-    from transformers import AutoImageProcessor, AutoTokenizer
-
     one, other = names or (folder_a.name, folder_b.name)
-    safely: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-    pictures: dict[str, Any] = {**safely, "backend": "pil"}
-    kinds: dict[str, tuple[Any, ...]] = {
-        "tokenizer": (_TOKENIZER_FILES, AutoTokenizer, safely, _tokenizer_differences),
-        "image processor": (
-            *(_PROCESSOR_FILES, AutoImageProcessor, pictures),
-            partial(_image_differences, channels=1 if config.get("num_channels") == 1 else 3),
-        ),
-    }
+    channels = 1 if config.get("num_channels") == 1 else 3
+    files: dict[Kind, tuple[str, ...]] = {"tokenizer": _TOKENIZER_FILES, "image processor": _PROCESSOR_FILES}
     findings = []
-    for kind, (files, auto, options, differences) in kinds.items():
+    for kind, names_of_files in files.items():
         a, b = (
-            {file: (folder / file).read_bytes() for file in files if (folder / file).is_file()}
+            {file: (folder / file).read_bytes() for file in names_of_files if (folder / file).is_file()}
             for folder in (folder_a, folder_b)
         )
         if a == b:
@@ -89,24 +86,62 @@ def same_processing(
             without, having = (other, one) if a else (one, other)
             findings.append(Finding("note", f"{without} has no {kind}, {having} has one", about=kind))
             continue
+        beyond = [(name, excess(folder, kind)) for name, folder in ((one, folder_a), (other, folder_b))]
+        if said := next((f"that of {name} {what}" for name, what in beyond if what), ""):
+            if not _same_files(a, b):
+                message = f"the {kind}s of {one} and {other} were compared by their files alone, which differ: {said}"
+                findings.append(Finding("note", message, about=kind))
+            continue
+        found = _compared(kind, folder_a, folder_b, channels)
+        if isinstance(found, str):
+            message = f"the {kind}s of {one} and {other} could not be compared: {found}"
+            findings.append(Finding("note", message, about=kind))
+            continue
+        findings += [
+            Finding("difference", f"{kind}: {what}", about=kind)
+            if isinstance(what, str)
+            else what._replace(message=what.message.format(one, other))
+            for what in found
+        ]
+        if kind == "tokenizer":
+            findings += _lengths(folder_a, folder_b, one, other)
+    return findings
+
+
+def _compared(kind: Kind, folder_a: Path, folder_b: Path, channels: int) -> list[str | Finding] | str:
+    """What two do differently, or why they could not be compared."""
+    import transformers
+
+    def compare() -> list[str | Finding] | str:
         try:
-            with quiet():
-                found = differences(*(auto.from_pretrained(folder, **options) for folder in (folder_a, folder_b)))
+            with quiet(), panics_as_errors():
+                a, b = (load(folder, trust_remote_code=False, local_files_only=True) for folder in (folder_a, folder_b))
+                return _tokenizer_differences(a, b) if kind == "tokenizer" else _image_differences(a, b, channels)
         # A tokenizer library that is not installed, a class of the repo's own, a damaged file, a processor
         # that takes no pictures: whatever it is, nothing was compared, and that is what the note says.
         except Exception as error:  # noqa: BLE001
-            message = f"the {kind}s of {one} and {other} could not be compared: {first_line(error)}"
-            findings.append(Finding("note", message, about=kind))
-        else:
-            findings += [
-                Finding("difference", f"{kind}: {what}", about=kind)
-                if isinstance(what, str)
-                else what._replace(message=what.message.format(one, other))
-                for what in found
-            ]
-            if kind == "tokenizer":
-                findings += _lengths(folder_a, folder_b, one, other)
-    return findings
+            return first_line(error)
+
+    load: Any = transformers.AutoTokenizer.from_pretrained
+    if kind == "image processor":
+        load = partial(transformers.AutoImageProcessor.from_pretrained, backend="pil")
+    try:
+        # Also what is within bounds may count for minutes at one text, or be damaged so that a library crashes.
+        return apart(compare, _SECONDS, _BYTES)
+    except GaveUpError as error:
+        return str(error)
+
+
+def _same_files(a: Mapping[str, bytes], b: Mapping[str, bytes]) -> bool:
+    """Whether files hold the same, however JSON is written."""
+    try:
+        left, right = (
+            {file: json.loads(data) if file.endswith(".json") else data for file, data in files.items()}
+            for files in (a, b)
+        )
+        return left == right
+    except (ValueError, RecursionError):
+        return False
 
 
 def _lengths(folder_a: Path, folder_b: Path, one: str, other: str) -> list[Finding]:
@@ -193,7 +228,7 @@ def _other_differences(a: Any, b: Any, skipped: set[str]) -> list[str | Finding]
     return found
 
 
-def _image_differences(a: Any, b: Any, channels: int) -> list[str]:
+def _image_differences(a: Any, b: Any, channels: int) -> list[str | Finding]:
     import numpy as np
 
     noise = np.random.default_rng(0)

@@ -378,6 +378,7 @@ def score(
     checkpoints = open_all(models, allow_pickle=recipe.allow_pickle, token=token)
     scores: dict[str, dict[str, dict[str, Any]]] = {}
     for checkpoint in checkpoints:
+        architecture.read_config(checkpoint.config, checkpoint.model)  # refuses what nobody could make a model of
         alignment = Alignment((checkpoint.tensors,), labels=architecture.label_names(checkpoint.config))
         alone = Lineage("likely", None, (checkpoint,), (checkpoint.model,), (), alignment)
         plan = plan_of(Recipe(ingredients=[checkpoint.model]), alone, {checkpoint.model: 1.0})

@@ -7,7 +7,6 @@ import gc
 import os
 import signal
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -15,8 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from multiprocessing import active_children, current_process, get_context
 
-from tqdm import TMonitor
-
+from hf_soup.apart import alone
 from hf_soup.engine import Engine
 from hf_soup.errors import MergeError
 from hf_soup.reading import Buffers
@@ -46,21 +44,12 @@ def may_fork(engine: Engine, size: int, count: int) -> bool:
     return (
         sys.platform == "linux"
         and not current_process().daemon
-        and _alone()
+        and alone()
         and count > 1
         and size >= count * _WORTH
         and all(file.right and not file.dropped for file in engine.supply.files())
         and not any(engine.at_once(run) for run in engine.plan.runs)
     )
-
-
-def _alone() -> bool:
-    """Whether no other thread does anything.
-
-    Else fork may wait for it for ever, as OpenBLAS does where it is at work, and so may a new process for a lock that
-    it held.
-    """
-    return all(each is threading.current_thread() or isinstance(each, TMonitor) for each in threading.enumerate())
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_soup.errors import ScoringError
+from hf_soup.architecture import read_config
+from hf_soup.errors import IncompatibleError, ScoringError
+from hf_soup.parameters import parts_of
 from hf_soup.scoring.statistics import Ints
 from hf_soup.scoring.tasks import TASKS, first_line
 from hf_soup.system import usable_cores
@@ -51,8 +54,8 @@ def build_model(
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(config_folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # a stranger's config, and no common class
+        config = read_config(json.loads((config_folder / "config.json").read_bytes()), "the model")
+    except (OSError, ValueError, IncompatibleError) as error:
         raise ScoringError(
             f"Cannot read the model's config: {first_line(error)}",
             hint="Only models that transformers itself knows can be scored; code from a repo is never run.",
@@ -67,7 +70,7 @@ def build_model(
     several = classes if isinstance(classes, tuple) else (classes,)
     model_class = next((found for found in several if found.__name__ in (config.architectures or ())), several[0])
     try:
-        with _quiet():
+        with _quiet(), parts_of(len(tensors), "The config is that of another model"):
             model, info = model_class.from_pretrained(
                 None,
                 config=config,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_soup.bounds import Kind, excess, panics_as_errors
 from hf_soup.errors import ScoringError
 from hf_soup.scoring.statistics import Ints
 from hf_soup.scoring.stored import Stored
@@ -164,7 +165,8 @@ class TextClassification:
         """The names of the model's arguments, and each row as ``(names, tokens)`` int32, all of tokens it knows."""
         columns = [list(column) for column in zip(*contents, strict=True)]
         try:
-            made = self.tokenizer(*columns, truncation=True, max_length=self._longest())
+            with panics_as_errors():
+                made = self.tokenizer(*columns, truncation=True, max_length=self._longest())
         except Exception as error:  # a stranger's file, and no common class; tokenizers raises Exception itself
             raise ScoringError(
                 f"The donor's tokenizer cannot read {title}: {first_line(error)}",
@@ -212,14 +214,20 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
-def _of_donor(folder: Path, what: str, files: Sequence[str], automatic: Any, **options: Any) -> Any:
+def _of_donor(folder: Path, what: Kind, files: Sequence[str], automatic: Any, **options: Any) -> Any:
     if not any((folder / name).is_file() for name in files):
         raise ScoringError(
             f"The donor has no {' or '.join(files)}, so it has no {what}.",
             hint="Put one beside its weights, for instance the ancestor's.",
         )
+    if beyond := excess(folder, what):
+        raise ScoringError(
+            f"The donor's {what} {beyond}, so it is not used.",
+            hint="Its files are damaged or hostile; put others beside its weights, for instance the ancestor's.",
+        )
     try:
-        return automatic.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
+        with panics_as_errors():
+            return automatic.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
     except Exception as error:  # a stranger's files, and no common class; tokenizers raises Exception itself
         raise ScoringError(f"Cannot read the donor's {what}: {first_line(error)}") from error
 

@@ -17,6 +17,7 @@ from hf_soup import parameters
 from hf_soup.architecture import (
     is_quantised,
     label_names,
+    label_order,
     labels_differ,
     model_class,
     num_labels,
@@ -303,12 +304,39 @@ VIT = {"model_type": "vit", "architectures": ["ViTForImageClassification"], **SE
         ({**VIT, "architectures": ["pipeline"]}, "acme/a is a 'pipeline', which is no model class"),
         ({**VIT, "architectures": ["ViTForSoup"]}, "acme/a is a 'ViTForSoup', which is no model class"),
         ({**VIT, "architectures": ["BertModel"]}, "'BertModel' is no class for a 'vit'"),
+        ({**VIT, "architectures": ["PreTrainedModel"]}, "acme/a is a 'PreTrainedModel', which is no model class"),
+        ({**VIT, "architectures": ["ViTPreTrainedModel"]}, "acme/a is a 'ViTPreTrainedModel', which is no model class"),
+        ({**VIT, "architectures": True}, "does not say which class it is for: its 'architectures' is True"),
+        ({**VIT, "architectures": 7}, "its 'architectures' is 7"),
+        ({**VIT, "architectures": {"a": "ViTModel"}}, "does not say which class it is for"),
+        ({**VIT, "architectures": [["ViTModel"]]}, "does not say which class it is for"),
+        ({**VIT, "id2label": {str(n): "a" for n in range(1_000_001)}}, "acme/a asks for id2label = 1,000,001"),
+        # Thousands of layers beside one tensor, also of parts within parts.
+        ({**VIT, "num_hidden_layers": 4096}, "it asks for more than 2,020 parts, and its files hold 1 tensors"),
+        ({"model_type": "swin", "depths": [1024] * 4}, "it asks for more than 2,020 parts"),
         ({**VIT, "quantization_config": {"quant_method": "gptq"}}, r"acme/a is quantised \(gptq\)"),
     ],
 )
 def test_what_is_no_config_is_an_error_that_says_whose(config: Any, error: str) -> None:
     with pytest.raises(IncompatibleError, match=error):
         correspondence(config, {"x": (1,)}, "acme/a") if isinstance(config, dict) else read_config(config, "acme/a")
+
+
+def test_a_model_may_have_the_parts_that_its_files_have_tensors_for() -> None:
+    config = {**VIT, "num_hidden_layers": 100}
+    tensors = {f"vit.encoder.layer.{n}.output.dense.{part}": (1,) for n in range(100) for part in ("weight", "bias")}
+    with pytest.raises(IncompatibleError, match="it asks for more than"):
+        head_names(config, list(tensors)[:20], "acme/a")
+    assert head_names(config, tensors, "acme/a") == set()
+    transformers.ViTModel(transformers.ViTConfig(**SEEING | {"num_hidden_layers": 100}))  # nothing counts any more
+
+
+def test_many_labels_in_another_order() -> None:
+    """Minutes, where each label is looked for in a list."""
+    labels = [str(number) for number in range(100_000)]
+    assert label_order(labels, labels[::-1]) == list(range(100_000))[::-1]
+    assert label_order(["a", "b"], ["b", "c"]) is None
+    assert label_order(["a", "a"], ["a", "a"]) is None
 
 
 def test_impossible_shapes_are_an_error() -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError, deserialize
 from safetensors.torch import save, save_file
 
 from hf_soup.checkpoint import open_all, open_checkpoint
@@ -115,6 +119,61 @@ def test_a_header_that_lies_is_refused(content: bytes, said: str) -> None:
 def test_a_quantised_tensor_is_refused_by_name() -> None:
     with pytest.raises(ResolveError, match="acme/a is quantised: 'a' is stored as F8_E4M3"):
         tensors_of(file_of({"a": entry("F8_E4M3", [8])}, bytes(8)))
+
+
+WHOLE = '{"__metadata__": {"format": "pt"}, "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('{"format": "pt"}', '{"format": 1}', "its '__metadata__' is no mapping from texts to texts"),
+        ('{"format": "pt"}', '{"format": null}', "its '__metadata__' is no mapping from texts to texts"),
+        ('{"format": "pt"}', "[]", "its '__metadata__' is no mapping from texts to texts"),
+        ('{"format": "pt"}', '{"format": "\\ud800"}', "its '__metadata__' is no mapping from texts to texts"),
+        ('{"format": "pt"}', '{}, "__metadata__": {}', "its header has '__metadata__' twice"),
+        ("[2]", '[3], "shape": [2]', "its header has 'shape' twice"),
+        ("[2]", '[2], "more": NaN', "the entry of 'a' is"),
+        ("[0, 8]", "[-0, 8]", "its header has a number -0"),
+        ("[2]", "[1099511627776, 1099511627776, 0]", "too large to be counted"),
+        ("[0, 8]}", "[0, 8]", "its header is not JSON"),
+        ('{"__', '\ufeff{"__', "its header is not JSON"),
+    ],
+)
+def test_a_header_that_safetensors_refuses(old: str, new: str, said: str) -> None:
+    """Or a soup would be made, and called identical, of what nobody can load."""
+    content = file_of(WHOLE.replace(old, new).encode(), b"" if "0]" in new and "," in new[:16] else bytes(8))
+    with pytest.raises(SafetensorError):
+        deserialize(content)
+    with pytest.raises(ResolveError, match=said):
+        tensors_of(content)
+    for encoding in ("utf-16", "utf-16-le", "utf-32-le"):
+        with pytest.raises(ResolveError, match="its header is not JSON"):
+            tensors_of(file_of(WHOLE.encode(encoding), bytes(8)))
+
+
+def test_what_is_read_is_what_safetensors_reads() -> None:
+    """Headers of which words are changed, left out or put twice, as both read them."""
+    random, read = Random(0), Counter[bool]()
+    more = '{"b": {"dtype": "BF16", "shape": [2, 1], "data_offsets": [8, 12]}, "c": {"dtype": "U8", "shape": [], '
+    whole = re.findall(r'"\w*"|\d+|[^ ]', more + '"data_offsets": [12, 13]}, ' + WHOLE[1:])
+    strange = ["", " ", "null", "NaN", "-0", "1e0", "2.0", "[]", "{}", "true", r'"\ud800"', '"ä"', r'"d\u0074ype"']
+    for _ in range(3000):
+        words = whole.copy()
+        for _ in range(random.randint(0, 2)):
+            begin = random.randrange(len(words))
+            end = begin + random.choice([0, 1, 1, 4])
+            words[begin:end] = [random.choice([*strange, *whole])] if random.random() < 0.7 else words[begin:end] * 2
+        text = "".join(words)
+        content = file_of(text.encode(), bytes(13))
+        try:
+            ours = {tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors_of(content)}
+        except ResolveError:
+            read[False] += 1
+            continue
+        read[True] += 1
+        assert ours == {name: (of["dtype"], tuple(of["shape"])) for name, of in deserialize(content)}, text
+    assert min(read.values()) > 300
 
 
 _json = st.recursive(

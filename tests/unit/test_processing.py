@@ -124,3 +124,43 @@ def test_what_one_side_lacks_or_nobody_can_load_is_a_note(tmp_path: Path) -> Non
     [found] = same_processing(have, broken, VIT)
     assert found.kind == "note"
     assert "could not be compared" in found.message
+
+
+LONG = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10**6}
+PANICS = {"type": "Split", "pattern": {"Regex": r"(\w+)+\d"}, "behavior": "Isolated", "invert": False}
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [({"normalizer": LONG}, "that of evil puts 1,000,000 characters"), ({"pre_tokenizer": PANICS}, "not be compared")],
+)
+def test_tokenizers_that_cannot_be_run(
+    part: dict[str, Any], said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One makes gigabytes of a text, the other gives up with what is no `Exception`."""
+    base = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None}
+    base |= {"pre_tokenizer": None, "post_processor": None, "decoder": None}
+    base |= {"model": {"type": "WordLevel", "vocab": {"[UNK]": 0, "a": 1}, "unk_token": "[UNK]"}}
+    for name, stated in (("good", base), ("evil", {**base, **part})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps(stated))
+        (tmp_path / name / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    [found] = same_processing(tmp_path / "good", tmp_path / "evil", {})
+    assert found.kind == "note"
+    assert said in found.message
+    capfd.readouterr()
+
+
+def test_image_processors_that_make_too_large_pictures(tmp_path: Path) -> None:
+    kind = {"image_processor_type": "ViTImageProcessor"}
+    large, small = _processor(tmp_path / "large", **kind, size=20_000), _processor(tmp_path / "small", **kind, size=32)
+    [found] = same_processing(small, large, VIT)
+    assert found.message == (
+        "the image processors of small and large were compared by their files alone, which differ: "
+        "that of large asks for size = 20,000; at most 4,096 are taken"
+    )
+    again = tmp_path / "again"
+    again.mkdir()
+    stated = json.loads((large / "preprocessor_config.json").read_text())
+    (again / "preprocessor_config.json").write_text(json.dumps(stated, indent=2, sort_keys=True))
+    assert same_processing(large, again, VIT) == []

@@ -335,6 +335,31 @@ def test_no_code_of_the_donor_is_run(vit: Any, digits: Path, tmp_path: Path) -> 
     assert not (tmp_path / "ran").exists()
 
 
+def test_what_could_make_too_much_of_the_data_is_not_used(
+    vit: Any, digits: Path, bert: Any, sentences: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "ViTImageProcessor", "size": 20000}')
+    with pytest.raises(ScoringError, match=r"The donor's image processor asks for size = 20,000; at most 4,096"):
+        bench_of(image_scoring(digits), (tmp_path, vit[1]))
+    split = {"type": "Split", "pattern": {"String": "a"}, "behavior": "Isolated", "invert": False}
+    stated = {
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split] * 99},
+    }
+    stated |= {"model": {"type": "WordLevel", "vocab": {"[UNK]": 0}, "unk_token": "[UNK]"}}
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stated))
+    with pytest.raises(ScoringError, match="The donor's tokenizer has 99 steps in a row"):
+        bench_of(text_scoring(sentences), (tmp_path, bert[1]))
+    # A pattern at which tokenizers gives up, by what is no `Exception`.
+    split["pattern"] = {"Regex": r"(.+)+\d\d\d\d"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**stated, "pre_tokenizer": split}))
+    with pytest.raises(ScoringError, match="The donor's tokenizer cannot read"):
+        bench_of(text_scoring(sentences), (tmp_path, bert[1]))
+    capfd.readouterr()
+
+
 def test_a_tokenizer_of_another_model(bert: Any, sentences: Path) -> None:
     with pytest.raises(ScoringError, match="the model has 9 tokens"):
         bench_of(text_scoring(sentences), bert, vocab_size=9)

@@ -34,13 +34,13 @@ from hf_soup.supply import SourceFile, Supply
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads do the work")
 #: Of one kind each: sums, cutoffs, what is measured, random numbers.
 METHODS_OF_SLICES = ["linear", "ties", "model_stock", "breadcrumbs", "dare_linear"]
-ALONE = workers._alone
+ALONE = workers.alone
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small models are many units, and worth processes; threads of the tests do no harm."""
-    monkeypatch.setattr(workers, "_alone", lambda: True)
+    monkeypatch.setattr(workers, "alone", lambda: True)
     monkeypatch.setattr(plan_module, "UNIT_BYTES", BLOCK_BYTES)
     monkeypatch.setattr(workers, "_WORTH", 1 << 20)
 
