@@ -225,8 +225,8 @@ class Comparison:
             return [False] * self.count
         place = self.place(founder)
         direct = [self.bodies.kin(number, place) for number in range(self.count)]
-        kin = {(a, b): self.bodies.kin(a, b) for b in range(self.count) for a in range(b)}
-        linked = {number for group in families(kin, self.count) if any(direct[n] for n in group) for number in group}
+        groups = families(self.bodies.related[: self.count, : self.count])
+        linked = {number for group in groups if any(direct[n] for n in group) for number in group}
         return [link if link is None else number in linked for number, link in enumerate(direct)]
 
     def cosine(self, number: int, founder: str) -> float:

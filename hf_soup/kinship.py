@@ -41,6 +41,7 @@ _BY_ROWS = 12
 _FEWEST = 16
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Kinship:
     tensors: tuple[str, ...]
     products: Matrix = field(repr=False)
     rows: Matrix = field(repr=False)
-    same: np.ndarray[Any, np.dtype[np.bool_]] = field(repr=False)
+    same: Flags = field(repr=False)
 
     @cached_property
     def by_tensor(self) -> Matrix:
@@ -81,21 +82,24 @@ class Kinship:
         """``(models, models)``, the median over tensors; NaN where two share none."""
         return _median(self.by_tensor)
 
+    @cached_property
+    def related(self) -> Flags:
+        """``(models, models)``, which two come from one initialisation."""
+        with np.errstate(invalid="ignore"):
+            return (self.cosines >= STRANGERS) & ~(self.rows < SAME_ROWS)
+
     def kin(self, a: int, b: int) -> bool | None:
-        """Whether two come from one initialisation; None where nothing can be compared."""
-        cosine, rows = self.cosines[a, b], self.rows[a, b]
-        if np.isnan(cosine):
-            return None
-        return bool(cosine >= STRANGERS and not rows < SAME_ROWS)
+        """Whether two do; None where nothing can be compared."""
+        return None if np.isnan(self.cosines[a, b]) else bool(self.related[a, b])
 
     @cached_property
-    def apart(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def apart(self) -> Flags:
         """``(tensors, models, models)``, which have nothing in common in two models that otherwise clearly do."""
         with np.errstate(invalid="ignore"):
             return (self.by_tensor < APART) & (self.cosines >= SURE)
 
     @cached_property
-    def low(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def low(self) -> Flags:
         """``(tensors, models, models)``, which have far less in common than the other tensors of two models."""
         with np.errstate(invalid="ignore"):
             return self.by_tensor < np.maximum(APART, FAR_BELOW * self.cosines)
@@ -188,20 +192,19 @@ def _by_rows(rows: Mapping[int, Matrix], count: int) -> Matrix:
     return found
 
 
-def families(linked: Mapping[tuple[int, int], bool | None], count: int) -> list[list[int]]:
+def families(linked: Flags) -> list[list[int]]:
     """Groups of models that are linked, the largest first; a link passes from one to the next.
 
-    >>> families({(0, 1): False, (0, 2): True, (1, 2): False}, 3)
+    >>> families(np.array([[0, 0, 1], [0, 0, 0], [0, 0, 0]], dtype=bool))
     [[0, 2], [1]]
     """
-    group = list(range(count))
-    for (a, b), link in sorted(linked.items()):
-        if link and group[a] != group[b]:
-            old, new = group[b], group[a]
-            group = [new if each == old else each for each in group]
+    count = len(linked)
+    group, either = np.arange(count), linked | linked.T | np.eye(count, dtype=bool)
+    while (least := np.where(either, group, count).min(axis=1, initial=count)).tolist() != group.tolist():
+        group = least[least]  # whom those are linked to, so that a chain takes few turns
     members: dict[int, list[int]] = {}
-    for index, each in enumerate(group):
-        members.setdefault(each, []).append(index)
+    for index, first in enumerate(group.tolist()):
+        members.setdefault(first, []).append(index)
     return sorted(members.values(), key=lambda family: (-len(family), family[0]))
 
 

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from hf_soup import kinship
 from hf_soup.compatibility import Reason, some
-from hf_soup.kinship import Kinship, families
+from hf_soup.kinship import Flags, Kinship, Matrix, families
 
 #: What everyone begins anew who makes a classifier of a model that predicts words.
 _POOLER = re.compile(r"pooler")
 #: Tables that are looked up: a few tokens or places that moved far are most of what their cosine says, and nobody puts
 #: them in another order, as the tokenizer would be another.
 _TABLE = re.compile(r"embed|wte|wpe|shared\.weight")
-
-Flags = np.ndarray[Any, np.dtype[np.bool_]]
-
-
-def _pairs(count: int) -> list[tuple[int, int]]:
-    return [(a, b) for a in range(count) for b in range(a + 1, count)]
 
 
 def copies(same: Flags, names: Sequence[str], pins: Sequence[object]) -> list[Reason]:
@@ -34,9 +26,8 @@ def copies(same: Flags, names: Sequence[str], pins: Sequence[object]) -> list[Re
         names: The ingredients.
         pins: What identifies their bytes; the same one twice is said elsewhere.
     """
-    links = {pair: bool(same[pair]) for pair in _pairs(len(names))}
     reasons = []
-    for group in families(links, len(names)):
+    for group in families(same[: len(names), : len(names)]):
         if len({pins[number] for number in group}) > 1:
             who = [names[number] for number in group]
             message = f"{some(who)} are equal in every number that was read: copies of one model, which all count."
@@ -55,24 +46,25 @@ def strangers(bodies: Kinship, names: Sequence[str], founder: int | None = None)
         names: The ingredients.
         founder: The place of the ancestor that all name.
     """
-    kin = {pair: bodies.kin(*pair) for pair in _pairs(len(names))}
-    known = {pair: link for pair, link in kin.items() if link is not None}
-    compared = {number for pair in known for number in pair}
-    groups = [group for group in families(known, len(names)) if compared.intersection(group)]
+    count = len(names)
+    cosines, related = bodies.cosines[:count, :count], bodies.related[:count, :count]
+    known = np.isfinite(cosines) & ~np.eye(count, dtype=bool)
+    groups = [group for group in families(related & known) if known[group].any()]
     if not groups:
         return []
     if founder is not None:
-        own = [group for group in groups if any(bodies.kin(number, founder) for number in group)]
+        own = [group for group in groups if bodies.related[group, founder].any()]
         if own:
             groups = [sorted(number for group in own for number in group), *(g for g in groups if g not in own)]
     family, *rest = groups
-    if rest and known:
+    if rest:
         fair = founder is None and len(family) == len(rest[0])
         outside = [number for group in (groups if fair else rest) for number in group]
         who = [names[number] for number in outside]
-        apart = [pair for pair, link in known.items() if link is False]
-        across = apart if fair else [(a, b) for a, b in apart if (a in family) != (b in family)]
-        a, b = max(across or apart, key=lambda pair: bodies.cosines[pair])
+        inside = np.isin(np.arange(count), family)
+        apart = known & ~related
+        across = apart & (inside[:, None] != inside)
+        a, b = _extreme(cosines, apart if fair or not across.any() else across, -1)
         numbers = f"cosine {bodies.cosines[a, b]:.3f} at most; kin have {kinship.STRANGERS} or more"
         if bodies.cosines[a, b] >= kinship.STRANGERS:
             numbers = f"their rows do not find themselves: {bodies.rows[a, b]:.0%} beyond chance; of kin, nearly all do"
@@ -86,15 +78,15 @@ def strangers(bodies: Kinship, names: Sequence[str], founder: int | None = None)
             remedy = f"Leave {_them(who)} out."
         message += " They were not fine-tuned from the same model, or their neurons stand in another order, and the "
         return [Reason("strangers", f"{message}average would be noise. {remedy}", tuple(who), refuses=True)]
-    cosines = {pair: float(bodies.cosines[pair]) for pair in known}
-    drifted = {number for pair, cosine in cosines.items() if cosine < kinship.DRIFTED for number in pair}
-    if not drifted:
+    with np.errstate(invalid="ignore"):
+        drifted = (known & (cosines < kinship.DRIFTED)).any(axis=1)
+    if not drifted.any():
         return []
-    far = sorted(drifted, key=lambda n: sum(cosine for pair, cosine in cosines.items() if n in pair))
-    (a, b), cosine = min(cosines.items(), key=lambda entry: entry[1])
+    far = sorted(np.flatnonzero(drifted).tolist(), key=np.where(known, cosines, 0.0).sum(axis=1).__getitem__)
+    a, b = _extreme(cosines, known, 1)
     farthest = f"; {names[far[0]]} is the farthest from the others" if len(names) > 2 else ""
     message = (
-        f"{names[a]} and {names[b]} are kin but far apart (cosine {cosine:.2f}), as after training with a high "
+        f"{names[a]} and {names[b]} are kin but far apart (cosine {cosines[a, b]:.2f}), as after training with a high "
         f"learning rate{farthest}. `--select greedy` finds out who helps."
     )
     return [Reason("drifted", message, tuple(names[number] for number in far))]
@@ -130,14 +122,13 @@ def parts_apart(bodies: Kinship, names: Sequence[str], founder: int | None, *, n
         )
         reasons.append(Reason("ancestor-apart", message, tuple(names)))
     split = np.zeros(apart.shape[1:], dtype=bool)
-    for tensor in np.flatnonzero(apart.any(axis=(1, 2))):
-        having = [at for at, place in enumerate(places) if np.isfinite(bodies.products[tensor, place, place])]
-        links = {(a, b): not apart[tensor, having[a], having[b]] for a, b in _pairs(len(having))}
+    for tensor in np.flatnonzero(apart.any(axis=(1, 2))).tolist():
+        having = np.isfinite(bodies.products[tensor, places, places])
         group = np.zeros(len(places), dtype=int)
-        for number, members in enumerate(families(links, len(having)), 1):
-            group[[having[member] for member in members]] = number
-        split |= (group[:, None] != group) & (group[:, None] > 0) & (group > 0)
-    family, *others = groups = families({pair: not split[pair] for pair in _pairs(count)}, count)
+        for number, members in enumerate(families(~apart[tensor] & having[:, None] & having), 1):
+            group[members] = number
+        split |= (group[:, None] != group) & having[:, None] & having
+    family, *others = groups = families(~split[:count, :count])
     if not others:
         return reasons + _far_below(bodies, names, bodies.low[:, :count, :count] & ~poolers)
     # Whose neurons were moved, the ancestor tells.
@@ -175,6 +166,12 @@ def _far_below(bodies: Kinship, names: Sequence[str], low: Flags) -> list[Reason
     return [Reason("parts-drifted", message, tuple(who))]
 
 
+def _extreme(cosines: Matrix, among: Flags, sign: int) -> tuple[int, int]:
+    """The pair with the lowest cosine, or, with a ``sign`` of -1, the highest."""
+    a, b = np.unravel_index(int(np.where(among, sign * cosines, np.inf).argmin()), cosines.shape)
+    return int(a), int(b)
+
+
 def _where(bodies: Kinship, found: Flags) -> list[str]:
     """The tensors of which anything was found."""
     return [bodies.tensors[number] for number in np.flatnonzero(found.any(axis=(1, 2))).tolist()]
@@ -182,15 +179,15 @@ def _where(bodies: Kinship, found: Flags) -> list[str]:
 
 def heads_apart(heads: Kinship, names: Sequence[str]) -> list[Reason]:
     """Heads that were not initialised together."""
-    every = {pair: float(heads.cosines[pair]) for pair in _pairs(len(names))}
-    cosines = {pair: cosine for pair, cosine in every.items() if not math.isnan(cosine)}
-    groups = families({pair: cosine >= kinship.HEADS_APART for pair, cosine in cosines.items()}, len(names))
-    if len(groups) < 2 or not cosines:
+    cosines = np.where(np.eye(len(names), dtype=bool), np.nan, heads.cosines)
+    with np.errstate(invalid="ignore"):
+        groups = families(cosines >= kinship.HEADS_APART)
+    if len(groups) < 2 or np.isnan(cosines).all():
         return []
     shown = "; ".join(some([names[number] for number in group]) for group in groups[:6])
     more = f"; and {len(groups) - 6} more" if len(groups) > 6 else ""
     message = (
-        f"The heads were not initialised together (lowest cosine {min(cosines.values()):.2f}; groups: {shown}{more}), "
+        f"The heads were not initialised together (lowest cosine {np.nanmin(cosines):.2f}; groups: {shown}{more}), "
         "the commonest reason for a soup that is worse than its ingredients. Use `--select greedy`, which keeps only "
         "what helps."
     )
