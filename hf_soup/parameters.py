@@ -293,7 +293,7 @@ def parts_of(tensors: int, problem: str) -> Iterator[None]:
     """
     from torch.nn.modules import module as torchs
 
-    # Of what is published at most six for a tensor, where the config is that of a model which has that one in it.
+    # A layer of BERT has about three for a tensor; more where the config is that of a model which has this one in it.
     most, made, thread = min(_PARTS + 20 * tensors, _MOST_PARTS), itertools.count(1), threading.get_ident()
 
     def part(*_: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections import Counter
@@ -16,7 +17,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file
 
 from hf_soup import Ingredient, Recipe, Soup, answering, blend, cook, score
-from hf_soup.errors import ScoringError
+from hf_soup.errors import IncompatibleError, ScoringError
 from hf_soup.runs import Run
 from hf_soup.scoring import require_device
 from hf_soup.shown import table
@@ -62,6 +63,15 @@ def test_greedy_starts_with_the_best_and_leaves_out_what_hurts(soup: Soup) -> No
     assert "local:poor" not in soup.weights
     assert soup.summary["best"] == {HELD_OUT: "local:good", REPORT: "local:good"}
     assert soup.summary["comparisons"][REPORT]["against"] == "local:good"
+
+
+def test_a_model_that_nobody_could_make_is_not_scored(recipe: Recipe, family: Path, tmp_path: Path) -> None:
+    shutil.copytree(family / "base", tmp_path / "odd")
+    config = json.loads((tmp_path / "odd" / "config.json").read_text())
+    odd = {key: value for key, value in config.items() if key not in ("id2label", "label2id")} | {"num_labels": 10**12}
+    (tmp_path / "odd" / "config.json").write_text(json.dumps(odd))
+    with pytest.raises(IncompatibleError, match="asks for num_labels = 1,000,000,000,000"):
+        score([str(tmp_path / "odd")], recipe, say=lambda _: None)
 
 
 def test_the_scores_are_those_of_the_files(soup: Soup, recipe: Recipe) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -187,3 +188,18 @@ def test_a_model_that_a_short_text_changed_is_built_anew(tmp_path: Path) -> None
     assert first == second  # as long as nothing changed
     assert torch.equal(long, same)
     assert torch.equal(long, again)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"architectures": True}, "Cannot read the model's config: The config of the model does not say which class"),
+        ({"num_hidden_layers": 10**9}, "The config of the model asks for num_hidden_layers"),
+        ({"num_hidden_layers": 4096}, "it asks for more than 2,020 parts, and its files hold 1 tensors"),
+    ],
+)  # fmt: skip
+def test_a_config_of_a_model_that_could_not_be_made_in_hours(more: dict[str, Any], said: str, tmp_path: Path) -> None:
+    small = {"model_type": "bert", "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+    (tmp_path / "config.json").write_text(json.dumps({**small, "vocab_size": 50, **more}))
+    with pytest.raises(ScoringError, match=said):
+        build_model(tmp_path, {"classifier.bias": torch.zeros(2)}, "text-classification", torch.float32)
