@@ -93,9 +93,13 @@ def is_passing(error: BaseException) -> bool:
     return status in (408, 425, 429) or (status is not None and status >= 500)
 
 
+class WrongBytesError(ResolveError):
+    """What arrived is not what the Hub states."""
+
+
 def may_pass(error: SoupError) -> bool:
     """Whether an error words a failure of the Hub or the network that may pass, and so says nothing of a model."""
-    return any(is_passing(each) or isinstance(each, OfflineModeIsEnabled) for each in _causes(error))
+    return any(is_passing(each) or isinstance(each, OfflineModeIsEnabled | WrongBytesError) for each in _causes(error))
 
 
 def why_absent(error: SoupError) -> str:

@@ -23,7 +23,7 @@ from huggingface_hub.utils._http import hf_raise_for_status
 from tqdm import tqdm
 
 from hf_soup import __version__
-from hf_soup.client import ATTEMPTS, EXPLAINED, TIMEOUT, explain, is_passing, pause_after, retrying
+from hf_soup.client import ATTEMPTS, EXPLAINED, TIMEOUT, WrongBytesError, explain, is_passing, pause_after, retrying
 from hf_soup.digests import known_sha256, sha256_of
 from hf_soup.errors import ResolveError
 from hf_soup.hub import Repo, in_parallel
@@ -262,8 +262,8 @@ def _called(repo: Repo, path: str) -> str:
     return f"'{repo.id}@{repo.revision[:7]}', file '{path}'"
 
 
-def _wrong(what: str, stated: str, found: str) -> ResolveError:
-    return ResolveError(
+def _wrong(what: str, stated: str, found: str) -> WrongBytesError:
+    return WrongBytesError(
         f"{what}: the bytes that arrived are not the ones that the Hub states.\n  stated  {stated}\n  arrived {found}",
         hint="Something between here and the Hub changes data. No wrong copy is kept; run the same command again.",
     )

@@ -166,9 +166,9 @@ def test_files_that_are_sharded_have_the_same_bytes(
 def test_threads_do_not_show(cli: Cli, recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     from hf_soup.scoring import model
 
-    monkeypatch.setattr(model.os, "sched_getaffinity", lambda _: {0})
+    monkeypatch.setattr(model, "usable_cores", lambda: 1)
     assert cli("cook", recipe(), "-o", "one", "--quiet").code == 0
-    monkeypatch.setattr(model.os, "sched_getaffinity", lambda _: set(range(5)))
+    monkeypatch.setattr(model, "usable_cores", lambda: 5)
     assert cli("cook", recipe(), "-o", "five", "--quiet").code == 0
     assert Path("one/model.safetensors").read_bytes() == Path("five/model.safetensors").read_bytes()
 

@@ -784,7 +784,7 @@ def test_what_a_stranger_wrote_does_not_steer_the_terminal(scored: Soup, family:
     (scored.folder / "soup.yaml").write_text(yaml.safe_dump(said))
     done = cli("verify", scored.folder, "--score", *where(family))
     assert done.code == 0
-    assert "warning: �[31mred�: labels matched by number" in done.err
+    assert "warning: rows.csv, �[31mred�: labels matched by number" in done.err
     assert cli("cook", scored.folder, "--add", "acme/base", "-o", "next").err.count("�[31mred�") == 1
 
 

@@ -541,7 +541,7 @@ def test_a_row_that_stands_for_no_label_is_not_lost(tmp_path: Path) -> None:
         models.append(str(tmp_path / f"{number}"))
     assert refusals(Recipe(ingredients=[models[0]] * 2)) == {}
     for recipe in (Recipe(ingredients=models), Recipe(ingredients=[models[0]] * 2, labels=["cat", "dog"])):
-        message = refusals(recipe)["labels"]
+        message = refusals(recipe)["labels-rows"]
         assert "there are 2 of them and 'class_labels_classifier.layers.2.bias' has 3 rows" in message
 
 

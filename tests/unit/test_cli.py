@@ -196,7 +196,7 @@ def test_a_refusal_has_its_own_exit_code(cli: Cli, family: Path, tmp_path: Path)
     done = cli("check", family / "a", "-o", "recipe.yaml")
     assert done.code == 3
     assert done.out.startswith("refused: ")
-    assert done.err == ""
+    assert done.err == "'recipe.yaml' was not written: leaving models out does not make a soup of these.\n"
     assert not (tmp_path / "recipe.yaml").exists()
     done = cli("check", family / "a", "--json")
     assert (done.code, done.json["verdict"]) == (3, "refused")
