@@ -180,9 +180,9 @@ def _by_rows(rows: Mapping[int, Matrix], count: int) -> Matrix:
     units = {index: _unit(each) for index, each in rows.items()}
     holding = {index: np.any(each != 0, axis=1) for index, each in rows.items()}
     hubs = range(count) if count <= _BY_ROWS else (0, 1, count - 1)
-    for a, b in ((one, other) for other in range(count) for one in range(other) if one in hubs or other in hubs):
-        if a not in units or b not in units:
-            continue
+    for a, b in {
+        (min(hub, other), max(hub, other)) for hub in hubs for other in units if hub in units and hub != other
+    }:
         holds = holding[a] & holding[b]
         if holds.sum() < _FEWEST:
             continue
