@@ -63,6 +63,26 @@ def test_a_soup_cooked_from_its_own_recipe_has_its_bytes(
         assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes(), name
 
 
+def test_models_are_named_in_several_ways(models: list[str], tmp_path: Path) -> None:
+    """By paths, with weights, and one by itself; the method and the selection are arguments."""
+    weighted = hf_soup.cook({models[0]: 0.9, models[1]: 0.1}, tmp_path / "weighted", say=lambda _: None)
+    assert weighted.weights == {"local:a": 0.9, "local:b": 0.1}
+    by_path = hf_soup.cook({Path(models[0]): 0.9, Path(models[1]): 0.1}, tmp_path / "path", say=lambda _: None)
+    recipe = Recipe(ingredients=[{"model": models[0], "weight": 0.9}, {"model": models[1], "weight": 0.1}])
+    spelled = hf_soup.cook(recipe, tmp_path / "spelled", say=lambda _: None)
+    assert weighted.digest == by_path.digest == spelled.digest
+    assert hf_soup.check([Path(model) for model in models]).names == ("local:a", "local:b", "local:c")
+    assert hf_soup.check({Path(model): 1.0 for model in models}).names == ("local:a", "local:b", "local:c")
+    assert hf_soup.check(Path(models[0])).verdict == "refused"  # one is no soup
+    options: dict[str, Any] = {"method": "slerp", "select": {"name": "uniform"}}
+    between = hf_soup.cook(models[:2], tmp_path / "between", **options, say=lambda _: None)
+    assert between.recipe.method.name == "slerp"
+    changed = hf_soup.cook(recipe, tmp_path / "changed", method="slerp", say=lambda _: None)
+    assert (changed.recipe.method.name, changed.weights) == ("slerp", weighted.weights)
+    with pytest.raises(RecipeError, match='it is "much"'):
+        hf_soup.check({models[0]: "much", models[1]: 1})  # type: ignore[dict-item]
+
+
 def test_check_gives_a_verdict(models: list[str], family: Path) -> None:
     lineage = hf_soup.check(models, base=str(family / "base"))
     assert lineage.verdict in ("proven", "likely")
