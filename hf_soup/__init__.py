@@ -89,9 +89,10 @@ def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module 'hf_soup' has no attribute '{name}'")
     if _PLACES[name] not in ("errors", "recipe"):
-        from hf_soup.system import require_supported
+        from hf_soup.system import require_endpoint, require_supported
 
         require_supported()
+        require_endpoint()
     return getattr(import_module(f"hf_soup.{_PLACES[name]}"), name)
 
 

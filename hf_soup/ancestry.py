@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from hf_soup.client import Token
 from hf_soup.compatibility import Reason
 from hf_soup.errors import ResolveError, SoupError
 from hf_soup.headers import MAX_TEXT
-from hf_soup.recipe import split_revision
+from hf_soup.recipe import is_here, split_revision
 
 _CHAIN = 12  # how far back ancestors of ancestors are followed
 _LINE = 64  # and how many of them there may be, so that a card cannot ask for a thousand requests
@@ -278,9 +279,10 @@ def declared_bases(checkpoint: Checkpoint) -> Bases:
     # The libraries write there what was given to `from_pretrained`: the base, the repo itself, or a folder, whose name
     # may look like a repo's. So only what is on the Hub counts, and of a folder's own what is a folder here.
     for stated in (checkpoint.config.get("_name_or_path"), _adapted(checkpoint)):
-        here = checkpoint.folder and isinstance(stated, str) and Path(stated).expanduser()
-        if here and (here / "config.json").is_file() and here.resolve() != checkpoint.folder:
-            return Bases([str(here.resolve())], False)
+        here = os.path.expanduser(stated) if checkpoint.folder and isinstance(stated, str) else ""  # noqa: PTH111
+        # Path's own way to ask raises where a name is longer than any.
+        if here and is_here(os.path.join(here, "config.json")) and Path(here).resolve() != checkpoint.folder:  # noqa: PTH118
+            return Bases([str(Path(here).resolve())], False)
         if found := [name for name in _models(stated) if name != checkpoint.model]:
             return Bases(found, False)
     return NOBODY

@@ -212,7 +212,10 @@ def pipeline_tasks(named: str) -> list[str]:
         found = getattr(modeling_auto, f"MODEL_FOR_{mapping}_MAPPING_NAMES").values()
         return any(named == each or (isinstance(each, tuple) and named in each) for each in found)
 
-    return [task for task, mappings in PIPELINES.items() if any(map(takes, mappings))]
+    # The library lists models that write, such as BART, with those that fill gaps, too.
+    writes = named.endswith("ForConditionalGeneration")
+    found = [task for task, mappings in PIPELINES.items() if any(map(takes, mappings))]
+    return [task for task in found if not (writes and task == "fill-mask")]
 
 
 def ties(config: Mapping[str, Any], name: str = "the model") -> bool:
@@ -285,10 +288,10 @@ def labels_differ(a: Mapping[str, Any], b: Mapping[str, Any]) -> LabelComparison
         return LabelComparison("", unknown=False)
     if Counter(left) == Counter(right):
         what = f"the same {len(left)} labels stand in another order"
-        pairs = [f"{number} {ours[number]} is {right.index(left[number])}" for number in moved[:8]]
+        pairs = [f"{number} {shown(ours[number])} is {right.index(left[number])}" for number in moved[:8]]
     else:
         what = "other labels"
-        pairs = [f"{number} is {ours[number]} against {theirs[number]}" for number in moved[:8]]
+        pairs = [f"{number} is {shown(ours[number])} against {shown(theirs[number])}" for number in moved[:8]]
     more = f", and {len(moved) - 8} more" if len(moved) > 8 else ""
     return LabelComparison(f"{what}: {', '.join(pairs)}{more}", unknown=False)
 

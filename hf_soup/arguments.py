@@ -23,7 +23,7 @@ def recipe_of(
     method: str | None = None,
     select: str | None = None,
     parameters: Sequence[str] = (),
-    allow: str | None = None,
+    allow: Sequence[str] = (),
     **changes: Any,
 ) -> Recipe:
     """The recipe that the arguments name or spell out, with what the options change; the rest is that of ``source``."""
@@ -59,9 +59,9 @@ def recipe_of(
     return Recipe(**{**values, **given})
 
 
-def codes_of(allow: str) -> list[str]:
+def codes_of(allow: Sequence[str]) -> list[str]:
     """The findings that ``--allow`` accepts."""
-    return [code.strip() for code in allow.split(",") if code.strip()]
+    return [code.strip() for each in allow for code in each.split(",")]
 
 
 def scoring_of(data: str | None, task: str | None, metric: str | None) -> dict[str, Any]:

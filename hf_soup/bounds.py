@@ -28,6 +28,8 @@ _PIECES = re.compile(r"tiles?$|frames|temporal|(num|max)_(crops|splits)|slice|pa
 _ADDED, _PADDED = 1000, 100_000
 #: Characters that may be put in the place of some, how many steps may follow each other, and what they may make of one.
 _REPLACEMENT, _STEPS, _GROWTH = 100, 32, 1000
+#: Steps that make more characters of some: ligatures of Arabic become 18, letters with marks up to 4.
+_GROWING = {"ByteLevel": 2, "NFKC": 18, "NFKD": 18, "NFC": 3, "NFD": 4, "Lowercase": 3, "BertNormalizer": 12}
 #: Characters of a pattern, and of the longest other text of a tokenizer's parts.
 _PATTERN, _TEXT = 10_000, 1000
 #: Numbers in tokenizer_config.json, such as how many tokens a class adds by itself. Those that tell how long a text
@@ -151,8 +153,8 @@ def _put(step: Mapping[str, Any]) -> int:
 def _growth(step: Mapping[str, Any]) -> float:
     """How many characters a step can make of one."""
     pattern, put = step.get("pattern") or {}, _put(step)
-    if step.get("type") == "ByteLevel":
-        return 2
+    if step.get("type") in _GROWING:
+        return _GROWING[str(step["type"])]
     if step.get("type") == "Precompiled":
         return put
     if text := str(pattern.get("String") or ""):

@@ -418,6 +418,9 @@ def _assemble(
     )
 
 
+_BESIDE = "\nThen put config.json and the tokenizer's files beside what comes out."
+
+
 def _other_format(files: Mapping[str, int], folder: Path | None) -> tuple[str, str] | None:
     """What a folder is that another tool wrote, and what makes a model of it; None where it is not one of these."""
     where = folder or Path("FOLDER")
@@ -429,11 +432,12 @@ def _other_format(files: Mapping[str, int], folder: Path | None) -> tuple[str, s
             + shlex.quote(f"from transformers import AutoModelForCausalLM; {load}.save_pretrained('CONVERTED')"),
         )
     if "zero_to_fp32.py" in files or any(re.match(r"global_step\d+/\w*zero_pp_rank", file) for file in files):
-        join = ["python", str(where / "zero_to_fp32.py"), str(where), "CONVERTED", "--safe_serialization"]
-        return "a checkpoint of DeepSpeed, in the parts that each process had", f"Join them: {shlex.join(join)}"
-    if parts := sorted({file.split("/")[0] for file in files if file.endswith(".distcp") and "optim" not in file}):
-        join = ["accelerate", "merge-weights", str(where / parts[0]), "CONVERTED"]
-        return "a checkpoint of FSDP, in the parts that each process had", f"Join them: {shlex.join(join)}"
+        convert = "deepspeed.utils.zero_to_fp32"  # and not the script in the folder, which may be a stranger's
+        join = shlex.join(["python", "-m", convert, str(where), "CONVERTED", "--safe_serialization"])
+        return "a checkpoint of DeepSpeed, in the parts that each process had", f"Join them: {join}{_BESIDE}"
+    if parts := sorted(file for file in files if file.endswith(".distcp") and "optim" not in file):
+        join = shlex.join(["accelerate", "merge-weights", str((where / parts[0]).parent), "CONVERTED"])
+        return "a checkpoint of FSDP, in the parts that each process had", f"Join them: {join}{_BESIDE}"
     return None
 
 

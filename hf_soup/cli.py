@@ -19,7 +19,7 @@ from hf_soup import __version__, world
 from hf_soup.commands import as_data, finding, making, publishing, tools
 from hf_soup.errors import SoupError, without_credentials
 from hf_soup.headers import printable
-from hf_soup.system import require_supported
+from hf_soup.system import require_endpoint, require_supported
 
 
 class _InOrder(click.Group):
@@ -43,6 +43,7 @@ def cli() -> None:
     hf-soup verify owner/soup                          is a published soup what it says?
     """
     require_supported()
+    require_endpoint()
 
 
 for _command in (

@@ -173,8 +173,7 @@ def architectures(
             differences = [each for each in differences if each not in positions]
             message = (
                 f"{name} counts the places of a text in another way than {whose}: {'; '.join(positions[:6])}. The soup "
-                f"would have {whose}'s setting, in which {name} was not trained. Leave it out, or accept it with "
-                "`--allow positions`."
+                f"would have {whose}'s setting, in which {name} was not trained. Leave it out."
             )
             reasons.append(Reason("positions", message, (whose, name), refuses=True))
         if differences:

@@ -19,7 +19,9 @@ is always a defect of this package. No error shows a password or a token, wherev
 import re
 
 #: What stands before the host in an address, up to the last ``@``; one that was taken for a path has one slash less.
-_USER = re.compile(r"(://|https?:/)[^\s/?#]+@", re.IGNORECASE)
+_USER = re.compile(r"(://|https?:/|^//|(?<=[\s'\"])//)[^\s/?#]+@", re.IGNORECASE)
+#: The same without a scheme; ``local:name@revision`` is a folder's name.
+_BARE_USER = re.compile(r"(?<![\w.:/@-])(?!local:)(https?:)?[\w.%+-]+:[^\s/@'\"]+@(?=(?:[\w-]+\.)+\w+|localhost|\[)")
 #: The Hub's tokens; what stands after an ``@`` is one sooner, as few branches are called so.
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}|hf_(?:oauth|jwt)_[\w.-]{8,}|(?<=@)hf_\w[\w.-]*")
 
@@ -30,7 +32,7 @@ def without_credentials(text: str) -> str:
     >>> without_credentials("https://me:hf_secret@huggingface.co/acme/a, acme/b@hf_secret")
     'https://huggingface.co/acme/a, acme/b@hf_…'
     """
-    return _TOKEN.sub("hf_…", _USER.sub(r"\1", text))
+    return _TOKEN.sub("hf_…", _BARE_USER.sub("", _USER.sub(r"\1", text)))
 
 
 def shortened(text: str, most: int = 500) -> str:

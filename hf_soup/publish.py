@@ -199,12 +199,14 @@ class _Push:
                     revision=self._target.revision,
                     parent_commit=head.revision,
                 )
-            except (*EXPLAINED, RuntimeError, LookupError) as error:
+            except (*EXPLAINED, RuntimeError, LookupError, TypeError, AttributeError) as error:
                 # The client wraps the failed upload of a large file in a RuntimeError, hands on what xet raises, and
                 # lets answers that are cut off, or no JSON, fail where it reads them.
-                odd = isinstance(error, RuntimeError | ConnectionError | json.JSONDecodeError | LookupError)
+                unread = isinstance(error, LookupError | TypeError | AttributeError)
+                odd = unread or isinstance(error, RuntimeError | ConnectionError | json.JSONDecodeError)
                 wrapped = error.__cause__ if isinstance(error, RuntimeError) else None
                 failure = wrapped if isinstance(wrapped, Exception) else error
+                failure = OddAnswerError(f"{type(error).__name__}: {error}") if unread else failure
             else:
                 pushed = self._pushed(done.oid, done.pr_url)
                 self._require(pushed, done.pr_revision)
@@ -292,7 +294,10 @@ def _speaks_xet(repo: str, target: Target) -> bool:
         except ValueError:
             return False
         # Without these hf_xet has nowhere to send anything, and no way back.
-        return isinstance(grant, dict) and all(grant.get(key) for key in ("casUrl", "accessToken", "exp"))
+        known = grant if isinstance(grant, dict) else {}
+        where, allowed, until = (known.get(key) for key in ("casUrl", "accessToken", "exp"))
+        there = isinstance(where, str) and where.startswith(("http://", "https://"))
+        return there and isinstance(allowed, str) and bool(allowed) and isinstance(until, int) and until > 0
 
     try:
         return retrying(ask)

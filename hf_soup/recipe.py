@@ -45,7 +45,14 @@ JUDGEMENTS = frozenset({
 })  # fmt: skip
 
 _Part = TypeVar("_Part", bound=BaseModel)
-_Text = Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+def _as_text(value: object) -> object:
+    """A path as the text that a recipe holds."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+_Text = Annotated[str, Field(min_length=1, max_length=1024), BeforeValidator(_as_text)]
 
 
 class _Value(BaseModel):
@@ -77,10 +84,10 @@ class Ingredient(_Value):
     @model_validator(mode="before")
     @classmethod
     def _split_revision(cls, value: object) -> object:
-        if isinstance(value, str):
+        if isinstance(value, str | os.PathLike):
             value = {"model": value}
-        if isinstance(value, Mapping) and isinstance(value.get("model"), str):
-            model, found, revision = split_revision(value["model"])
+        if isinstance(value, Mapping) and isinstance(named := _as_text(value.get("model")), str):
+            model, found, revision = split_revision(named)
             value = {**value, "model": model}
             if found:
                 if value.get("revision") not in (None, revision):
@@ -280,7 +287,7 @@ class Recipe(_Value):
       weight: 2.0
     """
 
-    base: Annotated[str, Field(max_length=1024)] | None = None
+    base: Annotated[str, Field(max_length=1024), BeforeValidator(_as_text)] | None = None
     ingredients: Annotated[tuple[Ingredient, ...], Field(min_length=1, max_length=MAX_INGREDIENTS)]
     method: Named = Named(name="linear")
     overrides: Annotated[tuple[Override, ...], Field(max_length=1000)] = ()
@@ -294,7 +301,7 @@ class Recipe(_Value):
     labels: tuple[str, ...] | None = None
     heads: _Text | None = None
     vocabulary: Literal["base", "union"] | None = None
-    allow: tuple[str, ...] = ()
+    allow: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     allow_pickle: bool = False
 
@@ -457,8 +464,7 @@ def as_recipe(models: Models, **changes: Any) -> Recipe:
     if isinstance(models, Recipe):
         return Recipe(**{**models.to_dict(), **changes}) if changes else models
     if isinstance(models, Mapping):
-        named: list[Any] = [{"model": str(model), "weight": weight} for model, weight in models.items()]
+        named: list[Any] = [{"model": model, "weight": weight} for model, weight in models.items()]
     else:
-        every = [models] if isinstance(models, str | Path) else models
-        named = [str(model) if isinstance(model, Path) else model for model in every]
+        named = [models] if isinstance(models, str | Path) else list(models)
     return Recipe(**{"ingredients": named, **changes})

@@ -289,7 +289,7 @@ def verified(found: Verified) -> str:
         first, *rest = printable(reason.message).splitlines()
         lines += [*_wrapped(f"- [{reason.code}] {first}", "  "), *(f"    {line}" for line in rest)]
     hidden = max(0, len(found.differences) - _DIFFERENCES) + max(0, len(found.reasons) - _DIFFERENCES)
-    lines += [f"  and {hidden:,} more; --json has all"] if hidden else []
+    lines += [f"  and {hidden:,} more in --json"] if hidden else []
     if found.scores:
         rows = [["", "published", "on the card", "measured", ""]]
         for one in found.scores:

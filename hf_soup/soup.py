@@ -60,8 +60,8 @@ if TYPE_CHECKING:
 def check(
     models: Models,
     *,
-    base: str | None = None,
-    allow: Sequence[str] | None = None,
+    base: str | Path | None = None,
+    allow: str | Sequence[str] | None = None,
     allow_pickle: bool = False,
     token: Token = None,
 ) -> Lineage:
@@ -134,7 +134,7 @@ def cook(
     *,
     method: str | Mapping[str, Any] | None = None,
     select: str | Mapping[str, Any] | None = None,
-    allow: Sequence[str] | None = None,
+    allow: str | Sequence[str] | None = None,
     token: Token = None,
     device: str = "cpu",
     threads: int | None = None,
@@ -356,7 +356,7 @@ def preview(
 
 
 def score(
-    models: Sequence[str],
+    models: str | Path | Sequence[str | Path],
     recipe: Recipe,
     *,
     token: Token = None,
@@ -375,7 +375,15 @@ def score(
     require_alone("`score`")
     if not recipe.score and not recipe.report:
         raise RecipeError("The recipe names no data: it has neither `score` nor `report`.")
-    checkpoints = open_all(models, allow_pickle=recipe.allow_pickle, token=token)
+    named = [models] if isinstance(models, str | Path) else models
+    checkpoints = open_all([str(each) for each in named], allow_pickle=recipe.allow_pickle, token=token)
+    told: dict[str, None] = {}
+
+    def once(message: str) -> None:
+        if message not in told:
+            told[message] = None
+            say(message)
+
     scores: dict[str, dict[str, dict[str, Any]]] = {}
     for checkpoint in checkpoints:
         architecture.read_config(checkpoint.config, checkpoint.model)  # refuses what nobody could make a model of
@@ -385,7 +393,7 @@ def score(
         with tempfile.TemporaryDirectory(prefix="hf-soup-") as folder:
             config = soup_config(alone, plan.dtype)
             write_assets(Path(folder), config, alone)
-            benches = prepare_benches(recipe, plan, Path(folder), config, device, token, say, quiet=quiet)
+            benches = prepare_benches(recipe, plan, Path(folder), config, device, token, once, quiet=quiet)
             with Evaluation(
                 benches, held_out=0, names=[checkpoint.model], plan=plan,
                 paths=fetch_weights([checkpoint], quiet=quiet), config_folder=Path(folder), device=device, quiet=quiet,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from urllib.parse import urlsplit
 
-from hf_soup.errors import SoupError
+from hf_soup.errors import ResolveError, SoupError
 
 
 def usable_cores() -> int:
@@ -13,6 +14,23 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def require_endpoint() -> None:
+    """Refuse a ``HF_ENDPOINT`` that is no address, which the client would fail at while it is imported.
+
+    Raises:
+        ResolveError: It is none.
+    """
+    address = os.environ.get("HF_ENDPOINT", "")
+    try:
+        _ = urlsplit(address).port
+    except ValueError:
+        shown = address.rpartition("@")[2]  # what stands before is nobody's business
+        raise ResolveError(
+            f"HF_ENDPOINT is no address: '{shown}'.",
+            hint="Unset it for huggingface.co, or set it to one such as http://127.0.0.1:8000.",
+        ) from None
 
 
 def require_supported() -> None:

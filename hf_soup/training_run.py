@@ -47,7 +47,7 @@ class _Run:
             if found := next((path for path in self.checkpoints if path.name == named), None):
                 return found, "its best"
             if named:
-                return last, f"its last, as its best, {named}, is not there"
+                return last, f"its last, as its best, {named[:80]}, is not there"
         return last, "its last, as it names no best one"
 
 

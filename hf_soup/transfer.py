@@ -70,7 +70,10 @@ def read_range(repo: Repo, path: str, start: int, stop: int) -> bytes:
         if found == stated:
             return data
         if repo.from_cache:
-            raise _wrong(_called(repo, path), stated, found)
+            raise ResolveError(
+                f"{_called(repo, path)}: the copy in the cache is not what the Hub stated.",
+                hint=f"Run the same command with the Hub in reach, or remove '{cached}'.",
+            )
     for _ in range(2):
         data = _asked_for(repo, path, start, stop)
         found = _content_id(data, stated)

@@ -14,7 +14,9 @@ from hf_soup.headers import printable
 MODELS = "A MODEL is a Hub id (owner/name, owner/name@revision, a huggingface.co address) or a folder."
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 QUIET = click.option("--quiet", is_flag=True, help="No progress bars.")
-ALLOW = click.option("--allow", metavar="CODE,…", help="Accept findings that refuse or warn, such as parts-apart.")
+ALLOW = click.option(
+    "--allow", multiple=True, metavar="CODE,…", help="Accept findings that refuse or warn, such as parts-apart."
+)
 DEVICE = click.option("--device", default="cpu", show_default=True, help="Where models run when they are scored.")
 
 

@@ -75,7 +75,7 @@ def check(
     ctx: click.Context,
     models: tuple[str, ...],
     base: str | None,
-    allow: str | None,
+    allow: tuple[str, ...],
     output: Path | None,
     source: str | None,
     barrier: bool,

@@ -46,7 +46,7 @@ def cook(
     base: str | None,
     method: str | None,
     select: str | None,
-    allow: str | None,
+    allow: tuple[str, ...],
     data: str | None,
     task: str | None,
     metric: str | None,

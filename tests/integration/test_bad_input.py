@@ -390,3 +390,17 @@ def test_a_base_that_a_folder_names_is_its_ancestor(cli: Cli, family: Path, tmp_
     assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["base"] == str(family / "base")
     assert cli("cook", "recipe.yaml", "--method", "task_arithmetic", "-o", "soup", "--quiet").code == 0
     assert str(family) not in (tmp_path / "soup" / "README.md").read_text()
+
+
+def test_an_endpoint_that_is_no_address(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    for address, shown in [("http://me:s3cr3t@127.0.0.1:99999", "127.0.0.1:99999"), ("http://me:s3/cr3t@[::1", "[::1")]:
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        done = cli("check", "acme/a", "acme/b")
+        refused(done, f"HF_ENDPOINT is no address: '{shown}'", "huggingface.co")
+        assert "s3" not in done.err
+
+
+def test_findings_are_accepted_one_by_one_or_together(cli: Cli, family: Path) -> None:
+    twice = ("--allow", "parts-apart", "--allow", "drifted,strangers")
+    assert cli("check", family / "a", family / "b", *twice).code == 0
+    refused(cli("check", family / "a", family / "b", "--allow", "drifted", "--allow", "much"), "'much' is no finding")

@@ -194,6 +194,18 @@ def test_a_step_that_never_works_is_given_up(
     is_pushed(api, REPO, push(soup, **options), soup, create_pr=create_pr)
 
 
+@pytest.mark.parametrize("step", ["modes", "commit"])
+def test_an_answer_that_no_hub_gives_is_said(online: LocalHub, api: HfApi, soup: dict[str, Path], step: str) -> None:
+    """The client fails where it reads that."""
+    prepare(api)
+    _, part, _ = STEPS[step]
+    online.intercept = lambda request: JSONResponse([]) if part in request.url.path else None
+    with pytest.raises(PublishError, match="cannot be read"):
+        push(soup)
+    online.intercept = None
+    is_pushed(api, REPO, push(soup), soup, create_pr=False)
+
+
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
 @pytest.mark.parametrize("received", [0, 100_000])
 def test_an_upload_that_breaks_off_goes_on(

@@ -357,7 +357,9 @@ def test_a_hub_without_xet_is_pushed_to_without(online: LocalHub, api: HfApi, so
 @pytest.mark.parametrize("local_hub", ["plain"], indirect=True)
 def test_a_hub_that_answers_without_a_token_has_no_xet(online: LocalHub, api: HfApi, soup: Soup) -> None:
     """The client would go on asking for one, or fail, and has no way back."""
-    for answer in (Response(), Response("<html>"), JSONResponse([]), JSONResponse({"casUrl": "", "accessToken": "x"})):
+    odd = [{"casUrl": "", "accessToken": "x"}, {"casUrl": "x", "accessToken": "y", "exp": 1}]
+    odd.append({"casUrl": [1], "accessToken": [2], "exp": [3]})
+    for answer in (Response(), Response("<html>"), JSONResponse([]), *map(JSONResponse, odd)):
         online.intercept = lambda request, answer=answer: answer if "xet-write-token" in request.url.path else None
         assert not _speaks_xet(
             "acme/soup", Target("acme/soup", None, "acme", None, False, None, None, False, False, None)

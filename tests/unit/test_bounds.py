@@ -53,6 +53,9 @@ UNBOUNDED = {
     "nine times tenfold, nested": _tokenizer(
         normalizer=normalizers.Sequence([ten, normalizers.Sequence([ten, normalizers.Sequence([ten] * 7)])])
     ),
+    "ligatures of ligatures": _tokenizer(
+        normalizer=normalizers.Sequence([normalizers.Replace("ل", "\ufdfa"), normalizers.NFKC()] * 4)
+    ),
     "between any two": _tokenizer(normalizer=normalizers.Sequence([normalizers.Replace(Regex("(?=.)"), "a")] * 30)),
     "bytes of bytes": _tokenizer(pre_tokenizer=pre_tokenizers.Sequence([pre_tokenizers.ByteLevel()] * 30)),
     "many steps": _tokenizer(normalizer=normalizers.Sequence([normalizers.NFC()] * 33)),
@@ -89,6 +92,9 @@ BOUNDED = {
             [pre_tokenizers.Split(Regex(_QWEN), "isolated"), pre_tokenizers.ByteLevel(use_regex=False)]
         ),
         post_processor=processors.Sequence([processors.ByteLevel(), _template("[CLS] $A", 1)]),
+    ),
+    "compatible forms, folded": _tokenizer(
+        normalizer=normalizers.Sequence([normalizers.NFKC(), normalizers.BertNormalizer()])
     ),
     "many signs": _tokenizer(
         normalizer=normalizers.Sequence([normalizers.Replace(sign, "'") for sign in "`´‘’‚‛′" * 4])

@@ -325,8 +325,9 @@ def test_what_is_no_model_is_said(tmp_path: Path) -> None:
         (
             "deep speed",
             {"config.json": "{}", "zero_to_fp32.py": "", "global_step9/zero_pp_rank_0_mp_rank_00_optim.pt": ""},
-            "deep speed/zero_to_fp32.py' '",
+            "python -m deepspeed.utils.zero_to_fp32 '",
         ),
+        ("parts", {"__0_0.distcp": "", ".metadata": ""}, "/parts CONVERTED\nThen put config.json"),
         (
             "fsdp",
             {"pytorch_model_fsdp_0/__0_0.distcp": "", "optimizer_0/__0_0.distcp": ""},

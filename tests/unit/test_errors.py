@@ -46,6 +46,12 @@ TOKEN = "hf_" + 34 * "a"
         (f"https://me:{TOKEN}@huggingface.co/acme/a", "https://huggingface.co/acme/a"),
         ("see 'HTTP://me@b.org:p@ss@host:80/x?y=a@b'.", "see 'HTTP://host:80/x?y=a@b'."),
         ("https:/me:secret@huggingface.co/acme/a", "https:/huggingface.co/acme/a"),  # as a path
+        (
+            "'me:secret@huggingface.co/acme/a' and https:me:secret@localhost:80",
+            "'huggingface.co/acme/a' and localhost:80",
+        ),
+        ("'//me:secret@huggingface.co/acme/a'", "'//huggingface.co/acme/a'"),
+        ("local:run.v1/checkpoint-5@1234567, local:a.b@1234567, my_eval:score, a/b@refs/pr/1", ""),
         (f"a token {TOKEN}, and x{TOKEN}y", "a token hf_…, and xhf_…"),
         ("acme/a@hf_short: no such branch", "acme/a@hf_…: no such branch"),
         ("hf_oauth_abcdefgh.ijk-l", "hf_…"),

@@ -591,6 +591,8 @@ def test_more_labels(write: Write, berts: tuple[dict[str, Any], list[Tensors]]) 
         {"problem_type": "single_label_classification", "gradient_checkpointing": False},
         {"hidden_dropout_prob": 0.3, "initializer_range": 0.5, "use_cache": False},
         {"_name_or_path": "./results/checkpoint-500", "finetuning_task": "sst2"},
+        {"_name_or_path": 300 * "x"},
+        {"_name_or_path": "~nobody/a\0b"},
         {"attn_implementation": "flash_attention_2", "architectures": ["BertForSequenceClassification"]},
         {"pad_token_id": None, "layer_norm_eps": None, "type_vocab_size": None},  # the defaults, not written
     ],

@@ -63,7 +63,7 @@ def test_a_soup_cooked_from_its_own_recipe_has_its_bytes(
         assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes(), name
 
 
-def test_models_are_named_in_several_ways(models: list[str], tmp_path: Path) -> None:
+def test_models_are_named_in_several_ways(models: list[str], family: Path, tmp_path: Path) -> None:
     """By paths, with weights, and one by itself; the method and the selection are arguments."""
     weighted = hf_soup.cook({models[0]: 0.9, models[1]: 0.1}, tmp_path / "weighted", say=lambda _: None)
     assert weighted.weights == {"local:a": 0.9, "local:b": 0.1}
@@ -79,6 +79,14 @@ def test_models_are_named_in_several_ways(models: list[str], tmp_path: Path) -> 
     assert between.recipe.method.name == "slerp"
     changed = hf_soup.cook(recipe, tmp_path / "changed", method="slerp", say=lambda _: None)
     assert (changed.recipe.method.name, changed.weights) == ("slerp", weighted.weights)
+    data = {"task": "text-classification", "dataset": str(family / "rows.csv")}
+    scored = Recipe(ingredients=[Path(models[0]), {"model": Path(models[1])}], base=family / "base", score=data)
+    assert [each.model for each in scored.ingredients] == models[:2]
+    one, several = (hf_soup.score(each, scored, say=lambda _: None) for each in (Path(models[0]), models[:1]))
+    assert one == several
+    ancestor = hf_soup.check(models, base=family / "base").ancestor
+    assert ancestor is not None
+    assert ancestor.model == "local:base"
     with pytest.raises(RecipeError, match='it is "much"'):
         hf_soup.check({models[0]: "much", models[1]: 1})  # type: ignore[dict-item]
 
