@@ -253,7 +253,7 @@ def test_a_copy_in_the_cache_that_was_changed_is_not_believed(
     path.write_bytes(path.read_bytes().replace(b"0.1", b"0.0"))
     assert open_checkpoint(sharded).config == right.config
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ResolveError, match="the bytes that arrived are not the ones"):
+    with pytest.raises(ResolveError, match="the copy in the cache is not what the Hub stated"):
         open_checkpoint(sharded)
 
 
