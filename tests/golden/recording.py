@@ -1,0 +1,99 @@
+"""Cooks every recipe and tries every bad input."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from golden.models import make_all
+from golden.recipes import FAULTS, RECIPES
+from golden.running import Kitchen, arguments, recipe_text
+
+
+def cook(kitchen: Kitchen, name: str, case: Mapping[str, Any]) -> dict[str, Any]:
+    """One recipe: checked, cooked, verified, and what else it says."""
+    folder = _plain(name)
+    steps: dict[str, Any] = {}
+
+    def step(*command: object, **options: Any) -> dict[str, Any]:
+        line = arguments(command, folder)
+        return steps.setdefault(" ".join(line), kitchen.run(line, **options))
+
+    named = _models(kitchen, folder, case)
+    if case.get("check", True):
+        step("check", *named, "--json")
+    cooked = step("cook", *named, "-o", folder, "--json", "--quiet", *case.get("cook", ()), launch="launch" in case)
+    result: dict[str, Any] = {"digest": cooked["stdout"].get("digest") if cooked["exit"] == 0 else None}
+    if case.get("verify", True) and cooked["exit"] == 0:
+        maps = [f"--map={each}" for each in case.get("map", _maps(case))]
+        step("verify", folder, "--json", "--quiet", *maps, *case.get("verify_with", ()))
+    for more in case.get("then", ()):
+        step(*more)
+    result["soups"] = {each: kitchen.soup(each) for each in (folder, *case.get("soups", ()))}
+    return {**result, "steps": steps}
+
+
+def fail(kitchen: Kitchen, name: str, case: Mapping[str, Any]) -> dict[str, Any]:
+    """One bad input."""
+    folder = _plain(name)
+    for file, content in case.get("files", {}).items():
+        path = kitchen.root / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(recipe_text(content))
+    if "make" in case:
+        case["make"](kitchen.root)
+    if "recipe" in case:
+        line = ["cook", *_models(kitchen, folder, case), "-o", "bad-{name}", "--json", "--quiet", *case.get("cook", ())]
+    else:
+        line = case["line"]
+    result = kitchen.run(arguments(line, folder), env=case.get("env"))
+    # Nothing half-made is left.
+    result["left"] = sorted(path.name for path in kitchen.root.glob("*bad-*"))
+    return result
+
+
+def _models(kitchen: Kitchen, folder: str, case: Mapping[str, Any]) -> list[str]:
+    """What the commands name: the file of a recipe, or models."""
+    if "recipe" not in case:
+        return list(case["models"])
+    (kitchen.root / f"{folder}.yaml").write_text(recipe_text(case["recipe"]))
+    return [f"{folder}.yaml"]
+
+
+def _maps(case: Mapping[str, Any]) -> list[str]:
+    """Where the ingredients that are folders are, for those who verify."""
+    recipe = case.get("recipe", {"ingredients": case.get("models", ())})
+    named = [each if isinstance(each, str) else each["model"] for each in recipe["ingredients"]]
+    named += [recipe["base"]] if recipe.get("base") else []
+    data = [recipe["examples"]["dataset"]] if recipe.get("examples") else []
+    return [f"{Path(each).name}={each}" for each in dict.fromkeys([*named, *data]) if not each.startswith("acme/")]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"\W+", "-", name)
+
+
+def record(root: Path, endpoint: str, file: Path, only: str) -> None:
+    """Run everything whose name has ``only`` in it, and write what came out to a file."""
+    kitchen = Kitchen(root, endpoint)
+    make_all(kitchen.root)
+    found: dict[str, Any] = {"recipes": {}, "faults": {}}
+    took = {}
+    for title, cases, run in (("recipes", RECIPES, cook), ("faults", FAULTS, fail)):
+        for name, case in cases.items():
+            if not re.search(only, name):
+                continue
+            start = time.monotonic()
+            found[title][name] = run(kitchen, name, case)
+            took[name] = time.monotonic() - start
+            print(f"{took[name]:6.1f} s  {name}", file=sys.stderr, flush=True)
+    file.write_text(json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    many = f"{len(found['recipes'])} recipes, {len(found['faults'])} bad inputs"
+    print(f"{many}, {sum(took.values()):.0f} s", file=sys.stderr)
+    shutil.rmtree(root)

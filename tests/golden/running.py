@@ -1,0 +1,194 @@
+"""Runs commands as a user does, and keeps what they say and write without what belongs to the machine or the hour."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+#: Keys of JSON whose values are times, versions, or of the machine.
+DROPPED = frozenset({
+    "seconds", "created", "versions", "version", "free_bytes", "transformers_version", "date", "fetch_seconds",
+    "merge_seconds", "time",
+})  # fmt: skip
+#: What is said of time and of the machine, in words.
+PATTERNS = [
+    (re.compile(r"\b\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|\+00:00)?)?"), "<DATE>"),
+    (re.compile(r"\b[\d.,]+ (s|ms|seconds?|minutes?|min)\b"), "<TIME>"),
+    (re.compile(r"of [\d.,]+ GB free"), "of <DISK> free"),
+    (re.compile(r"\bhf[-_]soup[ ,] ?(version )?\d+\.\d+\.\d+\S*"), "hf-soup <VERSION>"),
+]
+_COMMIT = re.compile(r"\b[0-9a-f]{40}\b")
+LAUNCHER = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+class _Left(BaseException):
+    """The command ended its process, which is this one."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+
+def arguments(command: Mapping[str, Any] | Sequence[str], name: str) -> list[str]:
+    """The command line of a step: the one place where the names of commands, options and files come together."""
+    return [str(part).replace("{name}", name) for part in command]
+
+
+def recipe_text(recipe: Mapping[str, Any] | str) -> str:
+    """The file of a recipe, which may be broken text."""
+    return recipe if isinstance(recipe, str) else yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+
+
+@contextmanager
+def _captured() -> Iterator[tuple[Any, Any]]:
+    """Everything that is written to stdout and stderr, by whatever way it gets there."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        kept = []
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, file in ((1, out), (2, err)):
+            kept.append(os.dup(number))
+            os.dup2(file.fileno(), number)
+        try:
+            yield out, err
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, copy in zip((1, 2), kept, strict=True):
+                os.dup2(copy, number)
+                os.close(copy)
+
+
+def _in_process(line: Sequence[str]) -> int:
+    """``python -m hf_soup LINE`` in this process, which has imported torch already."""
+    ours, leave, argv = os.getpid(), os._exit, sys.argv
+
+    def left(code: int) -> None:
+        if os.getpid() != ours:
+            leave(code)
+        raise _Left(code)
+
+    os._exit, sys.argv = left, ["hf-soup", *line]  # type: ignore[assignment]
+    try:
+        runpy.run_module("hf_soup", run_name="__main__", alter_sys=False)
+    except _Left as done:
+        return done.code
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else int(done.code is not None)
+    finally:
+        os._exit, sys.argv = leave, argv
+    return 0
+
+
+class Kitchen:
+    """The folder in which everything is cooked, and what its texts are without it.
+
+    Args:
+        root: Holds the models and data; commands run in it.
+        endpoint: Of the local Hub; without one nothing is on the Hub.
+    """
+
+    def __init__(self, root: Path, endpoint: str) -> None:
+        self.root, self.endpoint = root.resolve(), endpoint
+        self._commits: dict[str, str] = {}
+
+    def run(self, line: Sequence[str], *, launch: bool = False, env: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Run a command line in the folder, and say how it ended and what it wrote."""
+        before, folder = dict(os.environ), Path.cwd()
+        os.environ.update(env or {})
+        for name in [name for name, value in (env or {}).items() if not value]:
+            del os.environ[name]
+        os.chdir(self.root)
+        try:
+            with _captured() as (out, err):
+                if launch:
+                    command = [sys.executable, "-m", *LAUNCHER, "-m", "hf_soup", *line]
+                    code = subprocess.run(command, check=False, timeout=120).returncode
+                else:
+                    code = _in_process(line)
+                sys.stdout.flush()
+                sys.stderr.flush()
+                texts = []
+                for file in (out, err):
+                    file.seek(0)
+                    texts.append(file.read().decode())
+        finally:
+            os.chdir(folder)
+            os.environ.clear()
+            os.environ.update(before)
+        try:
+            said: Any = self.plain(json.loads(texts[0]))
+        except ValueError:
+            said = self.text(texts[0]).splitlines()
+        kept = [line for line in self.text(texts[1]).splitlines() if line.strip() and not line.startswith("[W")]
+        return {"exit": code, "stdout": said, "stderr": kept}
+
+    def text(self, text: str) -> str:
+        """A text without paths, ports, times and the names of commits, which have times in them."""
+        if self.endpoint:
+            port = self.endpoint.rpartition(":")[2]
+            text = re.sub(rf"https?://(127\.0\.0\.1|localhost):{port}", "<HUB>", text)
+        text = text.replace(str(self.root), "<ROOT>").replace(str(self.root.parent), "<HOME>")
+        if any(sha not in self._commits for sha in _COMMIT.findall(text)):
+            self._learn_commits()
+        for sha, name in self._commits.items():
+            text = re.sub(rf"\b{sha[:7]}([0-9a-f]{{33}}|[0-9a-f]{{5}}|[0-9a-f]{{1}})?\b", name, text)
+        for found, shown in PATTERNS:
+            text = found.sub(shown, text)
+        return text
+
+    def plain(self, value: Any) -> Any:
+        """Data of JSON, likewise."""
+        if isinstance(value, dict):
+            return {self.text(key): self.plain(each) for key, each in value.items() if key not in DROPPED}
+        if isinstance(value, list):
+            return [self.plain(each) for each in value]
+        return self.text(value) if isinstance(value, str) else value
+
+    def soup(self, name: str) -> dict[str, Any] | None:
+        """What lies in a soup's folder: texts that were made here as they are, else sha256s."""
+        folder, found = self.root / name, dict[str, Any]()
+        if not (folder / "soup.json").is_file():
+            return None
+        for path in sorted(folder.rglob("*")):
+            if not path.is_file():
+                continue
+            key, content = path.relative_to(folder).as_posix(), path.read_bytes()
+            if key == "soup.json":
+                found[key] = self.plain(json.loads(content))
+            elif key == "soup.yaml":
+                found[key] = self.plain(yaml.safe_load(content))
+                found["order of soup.yaml"] = list(found[key])
+            elif path.suffix == ".md":
+                found[key] = self.text(content.decode()).splitlines()
+            elif key == "config.json":
+                found[key] = self.plain(json.loads(content))
+            else:
+                found[key] = hashlib.sha256(content).hexdigest()
+        return found
+
+    def _learn_commits(self) -> None:
+        if not self.endpoint:
+            return
+        from huggingface_hub import HfApi
+
+        api = HfApi(endpoint=self.endpoint, token=os.environ.get("HF_TOKEN") or "hf_acme")
+        repos = [("model", each.id) for each in api.list_models()]
+        repos += [("dataset", each.id) for each in api.list_datasets()]
+        for kind, repo in repos:
+            refs = api.list_repo_refs(repo, repo_type=kind, include_pull_requests=True)
+            for ref in ["main", *(each.ref for each in refs.pull_requests or [])]:
+                commits = api.list_repo_commits(repo, repo_type=kind, revision=ref)
+                for number, commit in enumerate(reversed(commits)):
+                    self._commits.setdefault(commit.commit_id, f"<COMMIT {number} OF {repo}>")
