@@ -373,6 +373,8 @@ def _texts(root: Path) -> None:
         size = {"vocab_size": len(tensors[key])}
         variant(f"{name}-tokens", tensors, size, files=tokenizer(added=more))
     variant("a-copy", a)
+    variant("b-pickled", b)
+    _as_pickle(root / "bert-b-pickled")
     variant("drifted", tuned(a, "far", 0.15))
     feelings = [*GOOD, *BAD]
     rows = [(f"{word} {thing}", int(word in GOOD)) for word in feelings for thing in THINGS]
@@ -381,6 +383,15 @@ def _texts(root: Path) -> None:
               for thing in THINGS for other in THINGS]  # fmt: skip
     write_rows(root / "report.csv", report)
     write_rows(root / "examples.csv", [(f"{one} {two}", 0) for one in THINGS for two in feelings])
+
+
+def _as_pickle(folder: Path) -> None:
+    """The weights as torch saves them."""
+    import torch
+    from safetensors.torch import load_file
+
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
 
 
 def _pictures(root: Path) -> None:
@@ -429,6 +440,22 @@ def _runs(root: Path) -> None:
         folder = root / "resnet-run" / f"checkpoint-{step}"
         write_model(folder, resnets[0], tuned(resnets[1], f"resnet run {step}"), files=PROCESSOR)
         (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+
+
+def publish(root: Path, endpoint: str, token: str) -> None:
+    """Every model as ``acme/NAME`` on a Hub, and the texts as a data set."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=endpoint, token=token)
+    for folder in sorted(path.parent for path in root.glob("*/config.json")):
+        api.create_repo(f"acme/{folder.name}")
+        api.upload_folder(repo_id=f"acme/{folder.name}", folder_path=folder)
+    api.create_repo("acme/moods", repo_type="dataset")
+    for split, file in (("train", "examples"), ("validation", "rows"), ("test", "report")):
+        content = (root / f"{file}.csv").read_bytes()
+        api.upload_file(
+            repo_id="acme/moods", repo_type="dataset", path_in_repo=f"{split}.csv", path_or_fileobj=content
+        )
 
 
 def copied(root: Path, source: str, name: str, change: Callable[[Path], object]) -> None:

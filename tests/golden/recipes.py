@@ -1,28 +1,196 @@
-"""Recipes and bad inputs, as data; paths are in the folder that `models.make_all` fills."""
+"""Recipes, as data; paths are in the folder that `models.make_all` fills, ids on the Hub that `models.publish` fills."""
 
 from __future__ import annotations
 
 from typing import Any
 
 A, B, C, D = "bert-a", "bert-b", "bert-c", "bert-d"
-ABC = [A, B, C]
+ABC, BASE = [A, B, C], "bert-base"
+VITS, VIT_BASE = ["vit-a", "vit-b", "vit-c"], "vit-base"
+HUB, HUB_BASE = ["acme/bert-a", "acme/bert-b", "acme/bert-c"], "acme/bert-base"
 ROWS = {"task": "text-classification", "dataset": "rows.csv"}
 REPORT = [{"task": "text-classification", "dataset": "report.csv", "name": "test"}]
+EXAMPLES = {"task": "text-classification", "dataset": "examples.csv"}
+COLOURS = {"task": "image-classification", "dataset": "colours-validation"}
+COLOURS_REPORT = [{"task": "image-classification", "dataset": "colours-test", "name": "test"}]
+COLOURS_EXAMPLES = {"task": "image-classification", "dataset": "colours-train", "batch_size": 9}
+MOODS = {"task": "text-classification", "dataset": "acme/moods", "split": "validation"}
+MOODS_REPORT = [{"task": "text-classification", "dataset": "acme/moods", "split": "test"}]
 
-#: Name → `recipe` (the file), or `line` (arguments of the first command); `then` are further commands.
+
+def _of(method: Any, ingredients: list[Any] = ABC, base: str | None = BASE, **more: Any) -> dict[str, Any]:
+    """A recipe of the fine-tunes of a base by a method."""
+    based = {"base": base} if base else {}
+    return {"recipe": {**based, "ingredients": ingredients, "method": method, **more}}
+
+
+#: Name → what is cooked: `recipe` (a file) or `models` (on the command line), with
+#: `cook`: more arguments; `check`, `verify`: False leaves these out; `then`: further commands; `soups`: what they make.
 RECIPES: dict[str, dict[str, Any]] = {
+    # Every method.
     "linear": {"recipe": {"ingredients": ABC}},
-    "wise_ft": {"recipe": {"ingredients": ABC, "base": "bert-base", "method": "wise_ft"}},
-    "ties": {"recipe": {"ingredients": ABC, "base": "bert-base", "method": {"name": "ties", "density": 0.3}}},
-    "greedy": {"recipe": {"ingredients": ABC, "select": "greedy", "score": ROWS, "report": REPORT}},
+    "linear by weights": {"recipe": {"ingredients": [{"model": A, "weight": 2}, {"model": B, "weight": 0.5}, C]}},
+    "linear without normalizing": _of(
+        {"name": "linear", "normalize": False}, [{"model": A, "weight": 1.5}, {"model": B, "weight": -0.5}]
+    ),
+    "task_arithmetic": _of({"name": "task_arithmetic", "scale": 0.4}),
+    "wise_ft": _of({"name": "wise_ft", "alpha": 0.7}),
+    "ties": _of({"name": "ties", "density": 0.3}),
+    "ties by tensor": _of({"name": "ties", "density": 0.5, "scope": "tensor", "scale": 0.8}),
+    "dare_linear": _of({"name": "dare_linear", "density": 0.6, "scale": 0.5}, seed=3),
+    "dare_ties": _of({"name": "dare_ties", "density": 0.6}, seed=3),
+    "della": _of({"name": "della", "density": 0.6, "epsilon": 0.2}, seed=4),
+    "breadcrumbs": _of({"name": "breadcrumbs", "density": 0.8, "gamma": 0.05}),
+    "sce": _of({"name": "sce", "select_topk": 0.5}),
+    "slerp": _of({"name": "slerp", "t": 0.3}, ["vit-a", "vit-b"], VIT_BASE),
+    "multislerp": _of("multislerp", VITS, VIT_BASE),
+    "karcher": _of("karcher", VITS, VIT_BASE),
+    "model_stock": _of("model_stock"),
+    "tsv_m": _of("tsv_m"),
+    "iso_c": _of({"name": "iso_c", "scale": 0.9}),
+    "knots": _of({"name": "knots", "density": 0.5}),
+    "fisher": _of({"name": "fisher", "examples": 8}, examples=EXAMPLES),
+    "regmean": _of({"name": "regmean", "examples": 12, "offdiagonal": 0.8}, examples=EXAMPLES),
+    "adamerging": _of({"name": "adamerging", "examples": 16, "steps": 10}, examples=EXAMPLES),
+    # Runs.
+    "swa": _of({"name": "swa", "last": 3}, ["sweep/run-1"], None),
+    "lawa": _of({"name": "lawa", "last": 2, "stride": 2}, ["sweep/run-1"], None),
+    "ema": _of({"name": "ema", "decay": 0.5}, ["sweep/run-1"], None),
+    "ema of two runs": _of("ema", ["sweep/run-1", "sweep/run-2"], None),
+    "a run of any method": {"models": ["sweep/run-1"], "map": ["run-1=sweep/run-1"]},
+    "a sweep": {"models": ["sweep"], "map": ["run-1=sweep/run-1", "run-2=sweep/run-2"]},
+    "a number of swa chosen": _of({"name": "swa", "last": [2, 3, 5]}, ["sweep/run-2"], None, score=ROWS),
+    # Every selection.
+    "uniform": {"recipe": {"ingredients": ABC, "select": "uniform", "score": ROWS, "report": REPORT}},
+    "greedy": {"recipe": {"ingredients": [*ABC, D], "select": "greedy", "score": ROWS, "report": REPORT}},
+    "greedy that must gain": {
+        "recipe": {"ingredients": [*ABC, D], "select": {"name": "greedy", "accept": ">"}, "score": ROWS}
+    },
+    "pruned": {"recipe": {"ingredients": [D, *ABC], "select": "pruned", "score": ROWS}},
+    "top_k": {"recipe": {"ingredients": [D, *ABC], "select": {"name": "top_k", "k": 2}, "score": ROWS}},
+    "best": {"recipe": {"ingredients": [D, *ABC], "select": "best", "score": ROWS}},
+    "learned": {"recipe": {"ingredients": [*ABC, D], "select": "learned", "score": ROWS}},
+    "learned by layer": {
+        "recipe": {"ingredients": ABC, "select": {"name": "learned", "by": "layer"}, "score": ROWS, "seed": 5}
+    },
+    "repeats": {"recipe": {"ingredients": [*ABC, D], "select": "greedy", "repeats": 5, "score": ROWS}},
+    "pictures": {
+        "recipe": {"ingredients": VITS, "base": VIT_BASE, "select": "greedy", "score": COLOURS,
+                   "report": COLOURS_REPORT}
+    },
+    "two data sets and another metric": {
+        "recipe": {"ingredients": ABC, "select": "greedy",
+                   "score": [{**ROWS, "weight": 2}, {**ROWS, "dataset": "report.csv", "metric": "f1"}]}
+    },
+    # Numbers that are chosen or change, tensors in another way.
+    "a number chosen": _of({"name": "wise_ft", "alpha": [0, 0.5, 1, 1.5]}, score=ROWS, report=REPORT),
+    "two numbers chosen": _of({"name": "ties", "density": [0.2, 0.6], "scale": [0.5, 1]}, score=ROWS),
+    "depth": _of({"name": "wise_ft", "alpha": {"depth": [0.2, 1]}}),
+    "overrides": _of(
+        "ties",
+        overrides=[{"tensors": "*embeddings*", "method": "linear"},
+                   {"tensors": "*LayerNorm*", "method": {"name": "wise_ft", "alpha": {"depth": [0, 0.5]}}},
+                   {"tensors": "*.layer.1.*", "method": "dare_linear"}],
+    ),
+    "layers": {"recipe": {"ingredients": ABC, "layers": {"classifier.*": [0, 1, 1], "*.layer.0.*": [2, 1, 1]}}},
+    # Heads, labels, vocabularies, names, types, files.
+    "heads of the body": {"recipe": {"ingredients": [A, "bert-b-spam"], "base": BASE, "heads": "body"}},
+    "heads of one": {"recipe": {"ingredients": [A, "bert-b-spam"], "base": BASE, "heads": A, "report": REPORT}},
+    "labels in another order": {"recipe": {"ingredients": [A, "bert-b-turned", C], "base": BASE}},
+    "labels as the recipe says": {
+        "recipe": {"ingredients": [A, "bert-b-nameless", C], "labels": ["positive", "negative"], "report": REPORT}
+    },
+    "vocabulary union": {"recipe": {"ingredients": [A, "bert-b-tokens", "bert-c-tokens"], "vocabulary": "union"}},
+    "vocabulary base": {
+        "recipe": {"ingredients": [A, "bert-b-tokens", "bert-c-tokens"], "base": BASE, "vocabulary": "base",
+                   "method": "task_arithmetic"}
+    },
+    "tied and untied": {"recipe": {"ingredients": ["llama-a", "llama-tied", "llama-b"]}},
+    "language models": _of("ties", ["llama-a", "llama-b"], "llama-base"),
+    "names without prefix": {"recipe": {"ingredients": [A, "bert-b-without-prefix"], "base": BASE, "method": "wise_ft"}},
     "mixed dtypes": {"recipe": {"ingredients": [A, "bert-b-bfloat16", "bert-c-float16"]}},
-}
-
-#: Name → `line` (arguments), and `files` that are written before.
-FAULTS: dict[str, dict[str, Any]] = {
-    "unknown key": {"recipe": {"ingredients": ABC, "metod": "linear"}},
-    "unknown method": {"recipe": {"ingredients": ABC, "method": "tise"}},
-    "no such folder": {"line": ["check", A, "nowhere", "--json"]},
-    "unknown command": {"line": ["stir"]},
-    "no such option": {"line": ["check", A, B, "--colour"]},
-}
+    "dtypes within a model": {"recipe": {"ingredients": ["bert-a-in-two-types", "bert-b-float64"]}},
+    "16 bits": _of("task_arithmetic", ["bert-a-bfloat16", "bert-b-bfloat16"]),
+    "written as bfloat16": {"recipe": {"ingredients": ABC, "dtype": "bfloat16"}},
+    "sharded": {"recipe": {"ingredients": [A, "bert-b-sharded", "bert-c-sharded"], "base": BASE}},
+    "pickles": {
+        "recipe": {"ingredients": [A, "bert-b-pickled"], "allow_pickle": True}, "verify_with": ["--allow-pickle"]
+    },
+    "a finding that is allowed": {
+        "recipe": {"ingredients": [A, "bert-drifted"], "base": BASE, "allow": ["drifted", "parts-drifted"]}
+    },
+    "a copy": {"models": [A, B, "bert-a-copy", A]},
+    # Batch normalisation.
+    "batch norm that is averaged": {"recipe": {"ingredients": ["resnet-a", "resnet-b", "resnet-c"]}},
+    "batch norm": {
+        "recipe": {"ingredients": ["resnet-a", "resnet-b"], "examples": COLOURS_EXAMPLES, "report": COLOURS_REPORT}
+    },
+    "batch norm of a run": _of("swa", ["resnet-run"], None, examples=COLOURS_EXAMPLES, seed=2),
+    # Options of the command line.
+    "options": {
+        "models": ABC,
+        "cook": ["--base", BASE, "--method", "ties", "--set", "density=0.4", "--set", "scale=[0.5, 1]", "--select",
+                 "greedy", "--data", "rows.csv", "--task", "text-classification", "--metric", "f1", "--allow",
+                 "parts-drifted"],
+        "map": ["bert-a=bert-a", "bert-b=bert-b", "bert-c=bert-c", "bert-base=bert-base"],
+    },
+    "words for people": {
+        "models": ABC,
+        "then": [["check", *ABC], ["check", *ABC, "-o", "written.yaml"], ["cook", "written.yaml", "-o", "written"],
+                 ["verify", "written", "--map=bert-a=bert-a", "--map=bert-b=bert-b", "--map=bert-c=bert-c"],
+                 ["cook", "written.yaml", "-o", "planned", "--dry-run"], ["score", A, "written", "--recipe",
+                 "greedy-for-people.yaml"], ["cook", "greedy-for-people.yaml", "-o", "chosen"],
+                 ["cook", "greedy-for-people.yaml", "-o", "planned", "--dry-run", "--json"],
+                 ["score", A, "written", "--recipe", "greedy-for-people.yaml", "--json"],
+                 ["check", "--recipe", "greedy-for-people.yaml", "--barrier", "--plot", "barriers.png"],
+                 ["check", "--recipe", "greedy-for-people.yaml", "--barrier", "--json", "--quiet"],
+                 ["methods"], ["methods", "ties"], ["methods", "--json"], ["--version"]],
+        "files": {"greedy-for-people.yaml": {"ingredients": ABC, "select": "greedy", "score": ROWS, "report": REPORT}},
+        "soups": ["written", "chosen"],
+    },
+    "two processes": {"recipe": {"ingredients": ABC}, "launch": True, "same": "linear"},
+    # The Hub.
+    "from the Hub": {
+        "recipe": {"ingredients": HUB, "select": "greedy", "score": MOODS, "report": MOODS_REPORT},
+        "verify_with": ["--score"],
+        "then": [["cook", "{name}/soup.yaml", "-o", "{name}-again", "--json", "--quiet"]],
+    },
+    "streamed": {
+        "recipe": {"ingredients": ["acme/bert-a", "acme/bert-b-sharded"], "base": HUB_BASE, "method": "task_arithmetic"},
+        "cook": ["--stream"],
+    },
+    "pushed": {
+        "recipe": {"ingredients": HUB[:2], "report": MOODS_REPORT},
+        "cook": ["--push", "acme/{name}", "--tag", "v1"],
+        "then": [["verify", "acme/{name}", "--json", "--quiet"], ["verify", "acme/{name}@v1", "--score"],
+                 ["push", "{name}", "acme/{name}", "--json"], ["push", "{name}", "acme/{name}-copy", "--private"],
+                 ["cook", "acme/{name}", "--add", "acme/bert-c", "-o", "{name}-more", "--json", "--quiet"],
+                 ["push", "{name}-more", "acme/{name}", "--pr", "--json"],
+                 ["verify", "acme/{name}@refs/pr/1", "--json", "--quiet"],
+                 ["cook", "acme/{name}", "--add", "acme/bert-d", "-o", "{name}-worse", "--quiet", "--data",
+                  "acme/moods:validation", "--task", "text-classification"]],
+        "soups": ["pushed-more", "pushed-worse"],
+    },
+    "a soup of soups": {
+        "recipe": {"ingredients": HUB[:2]},
+        "cook": ["--push", "acme/{name}"],
+        "then": [["check", "acme/{name}", "acme/bert-c", "--json"],
+                 ["cook", "acme/{name}", "acme/bert-c", "-o", "{name}-second", "--json", "--quiet"],
+                 ["cook", "{name}", "acme/bert-c", "acme/bert-a", "-o", "{name}-of-a-folder", "--json", "--quiet"],
+                 ["verify", "{name}-second", "--json", "--quiet"]],
+        "soups": ["a-soup-of-soups-second", "a-soup-of-soups-of-a-folder"],
+    },
+    "a soup of a soup of folders": {
+        "recipe": {"ingredients": [A, B], "method": "ties", "base": BASE},
+        "then": [["cook", "{name}", C, "-o", "{name}-second", "--json", "--quiet"]],
+        "soups": ["a-soup-of-a-soup-of-folders-second"],
+    },
+    "foraged": {
+        "models": HUB,
+        "verify": False,
+        "then": [["forage", "acme/bert-base", "--json"], ["forage", "acme/vit-base", "-o", "foraged.yaml"],
+                 ["forage", "acme/vit-base", "--task", "image-classification", "--limit", "2"],
+                 ["cook", "foraged.yaml", "-o", "foraged-soup", "--json", "--quiet"]],
+        "soups": ["foraged-soup"],
+    },
+}  # fmt: skip

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from golden.models import make_all
-from golden.recipes import FAULTS, RECIPES
+from golden.faults import FAULTS
+from golden.recipes import RECIPES
 from golden.running import Kitchen, arguments, recipe_text
+
+
+def _write(kitchen: Kitchen, files: Mapping[str, Any]) -> None:
+    for file, content in files.items():
+        path = kitchen.root / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(recipe_text(content))
 
 
 def cook(kitchen: Kitchen, name: str, case: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,6 +31,7 @@ def cook(kitchen: Kitchen, name: str, case: Mapping[str, Any]) -> dict[str, Any]
         line = arguments(command, folder)
         return steps.setdefault(" ".join(line), kitchen.run(line, **options))
 
+    _write(kitchen, case.get("files", {}))
     named = _models(kitchen, folder, case)
     if case.get("check", True):
         step("check", *named, "--json")
@@ -42,10 +49,7 @@ def cook(kitchen: Kitchen, name: str, case: Mapping[str, Any]) -> dict[str, Any]
 def fail(kitchen: Kitchen, name: str, case: Mapping[str, Any]) -> dict[str, Any]:
     """One bad input."""
     folder = _plain(name)
-    for file, content in case.get("files", {}).items():
-        path = kitchen.root / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(recipe_text(content))
+    _write(kitchen, case.get("files", {}))
     if "make" in case:
         case["make"](kitchen.root)
     if "recipe" in case:
@@ -71,8 +75,8 @@ def _maps(case: Mapping[str, Any]) -> list[str]:
     recipe = case.get("recipe", {"ingredients": case.get("models", ())})
     named = [each if isinstance(each, str) else each["model"] for each in recipe["ingredients"]]
     named += [recipe["base"]] if recipe.get("base") else []
-    data = [recipe["examples"]["dataset"]] if recipe.get("examples") else []
-    return [f"{Path(each).name}={each}" for each in dict.fromkeys([*named, *data]) if not each.startswith("acme/")]
+    named += [recipe["examples"]["dataset"]] if recipe.get("examples") else []
+    return [f"{Path(each).name}={each}" for each in dict.fromkeys(named) if not each.startswith("acme/")]
 
 
 def _plain(name: str) -> str:
@@ -82,7 +86,6 @@ def _plain(name: str) -> str:
 def record(root: Path, endpoint: str, file: Path, only: str) -> None:
     """Run everything whose name has ``only`` in it, and write what came out to a file."""
     kitchen = Kitchen(root, endpoint)
-    make_all(kitchen.root)
     found: dict[str, Any] = {"recipes": {}, "faults": {}}
     took = {}
     for title, cases, run in (("recipes", RECIPES, cook), ("faults", FAULTS, fail)):
@@ -96,4 +99,3 @@ def record(root: Path, endpoint: str, file: Path, only: str) -> None:
     file.write_text(json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
     many = f"{len(found['recipes'])} recipes, {len(found['faults'])} bad inputs"
     print(f"{many}, {sum(took.values()):.0f} s", file=sys.stderr)
-    shutil.rmtree(root)

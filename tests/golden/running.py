@@ -26,6 +26,7 @@ DROPPED = frozenset({
 PATTERNS = [
     (re.compile(r"\b\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|\+00:00)?)?"), "<DATE>"),
     (re.compile(r"\b[\d.,]+ (s|ms|seconds?|minutes?|min)\b"), "<TIME>"),
+    (re.compile(r"Made with hf-soup .* on .*"), "Made with <VERSIONS>"),
     (re.compile(r"of [\d.,]+ GB free"), "of <DISK> free"),
     (re.compile(r"\bhf[-_]soup[ ,] ?(version )?\d+\.\d+\.\d+\S*"), "hf-soup <VERSION>"),
 ]
@@ -138,7 +139,7 @@ class Kitchen:
         """A text without paths, ports, times and the names of commits, which have times in them."""
         if self.endpoint:
             port = self.endpoint.rpartition(":")[2]
-            text = re.sub(rf"https?://(127\.0\.0\.1|localhost):{port}", "<HUB>", text)
+            text = re.sub(rf"https?(`?://`?)(127\.0\.0\.1|localhost):{port}", r"<HUB>", text)
         text = text.replace(str(self.root), "<ROOT>").replace(str(self.root.parent), "<HOME>")
         if any(sha not in self._commits for sha in _COMMIT.findall(text)):
             self._learn_commits()
