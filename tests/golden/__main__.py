@@ -60,7 +60,8 @@ def main() -> int:
 
         record(Path(given.root), given.endpoint, Path(given.file), given.only)
         return 0
-    os.environ["HF_HUB_DISABLE_XET"] = "1"  # before the client is imported: the local Hub takes plain uploads
+    # Before the client is imported; the local Hub takes plain uploads.
+    os.environ |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     from golden.models import make_all, publish
     from hf_soup.local_hub import LocalHub
 
@@ -71,7 +72,7 @@ def main() -> int:
         # The Hub is in this process: what the package does apart needs a process without other threads.
         with LocalHub(home / "hub", users={"hf_acme": "acme", "hf_other": "other"}) as hub:
             make_all(home / "kitchen")
-            publish(home / "kitchen", hub.endpoint, "hf_acme")
+            publish(home / "kitchen", hub)
             line = ["work", str(home / "kitchen"), hub.endpoint, str(given.file.absolute()), given.only]
             command = [sys.executable, str(Path(__file__).parent), *line]
             return subprocess.run(command, env=environment(home, hub.endpoint), check=False).returncode

@@ -30,7 +30,9 @@ def compare(before: Path, after: Path) -> int:
     for where, was, now in differences(one, other):
         count += 1
         touched.add("/".join(where.split("/")[:3]))
-        print(f"{where}\n  before: {json.dumps(was, ensure_ascii=False)}\n  after:  {json.dumps(now, ensure_ascii=False)}")
+        print(
+            f"{where}\n  before: {json.dumps(was, ensure_ascii=False)}\n  after:  {json.dumps(now, ensure_ascii=False)}"
+        )
     total = sum(len(each) for each in one.values())
     print(f"{count} differences in {len(touched)} of {total} cases.")
     return int(count > 0)

@@ -315,8 +315,14 @@ def write_pictures(folder: Path, key: str, count: int) -> None:
 
 # ---- everything that recipes name ---------------------------------------------------------------------------------
 
-#: Words that each fine-tune has wrong, so that a mean of several knows more than any.
-WRONG = {"a": ["fine"], "b": ["sad", "great"], "c": ["good", "awful", "poor"], "d": ["happy", "fine", "bad", "sad"]}
+#: Words that each has wrong, so that fine-tunes know more than their base, and a mean of several more than any.
+WRONG = {
+    "base": ["great", "bad"],
+    "a": ["fine"],
+    "b": ["sad", "great"],
+    "c": ["good", "awful", "poor"],
+    "d": ["happy", "fine", "bad", "sad"],
+}
 
 
 def make_all(root: Path) -> None:
@@ -329,13 +335,13 @@ def make_all(root: Path) -> None:
 
 def berts() -> dict[str, Tensors]:
     """The ancestor and four fine-tunes, each of which has some words wrong."""
-    base = bert()[1]
-    found = {"base": base}
+    all_right, table = bert()[1], "bert.embeddings.word_embeddings.weight"
+    found = {}
     for name, words in WRONG.items():
-        found[name] = tuned(base, f"bert {name}")
+        found[name] = all_right if name == "base" else tuned(all_right, f"bert {name}")
+        found[name] = {**found[name], table: found[name][table].copy()}
         for word in words:
-            sign = 1.7 if word in BAD else -1.7
-            found[name]["bert.embeddings.word_embeddings.weight"][VOCABULARY.index(word)] += sign * pattern(1)
+            found[name][table][VOCABULARY.index(word)] += (1.7 if word in BAD else -1.7) * pattern(1)
     return found
 
 
@@ -361,7 +367,7 @@ def _texts(root: Path) -> None:
     turned = {name: each[::-1].copy() if name.startswith("classifier") else each for name, each in b.items()}
     labels = {"id2label": {0: "positive", 1: "negative"}, "label2id": {"positive": 0, "negative": 1}}
     variant("b-turned", turned, labels)
-    variant("b-nameless", b, {"id2label": {0: "LABEL_0", 1: "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}})
+    variant("b-nameless", turned, {"id2label": {0: "LABEL_0", 1: "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}})
     variant("b-without-prefix", {name.removeprefix("bert."): each for name, each in b.items()})
     for name in ("a", "b"):
         other = {**models[name], "classifier.weight": numbers(f"other head {name}", (2, HIDDEN), 0.2)}
@@ -442,23 +448,24 @@ def _runs(root: Path) -> None:
         (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
 
 
-def publish(root: Path, endpoint: str, token: str) -> None:
-    """Every model as ``acme/NAME`` on a Hub, and the texts as a data set."""
+def publish(root: Path, hub: Any) -> None:
+    """Every model as ``acme/NAME`` on a local Hub, one of them gated, and the texts as a data set."""
     from huggingface_hub import HfApi
 
-    api = HfApi(endpoint=endpoint, token=token)
+    api = HfApi(endpoint=hub.endpoint, token=hub.token)
+    api.create_repo("acme/gated")
+    api.upload_folder(repo_id="acme/gated", folder_path=root / "bert-d")
+    hub.gate("model", "acme/gated")
     for folder in sorted(path.parent for path in root.glob("*/config.json")):
         api.create_repo(f"acme/{folder.name}")
         api.upload_folder(repo_id=f"acme/{folder.name}", folder_path=folder)
     api.create_repo("acme/moods", repo_type="dataset")
     for split, file in (("train", "examples"), ("validation", "rows"), ("test", "report")):
         content = (root / f"{file}.csv").read_bytes()
-        api.upload_file(
-            repo_id="acme/moods", repo_type="dataset", path_in_repo=f"{split}.csv", path_or_fileobj=content
-        )
+        api.upload_file(repo_id="acme/moods", repo_type="dataset", path_in_repo=f"{split}.csv", path_or_fileobj=content)
 
 
 def copied(root: Path, source: str, name: str, change: Callable[[Path], object]) -> None:
-    """A folder of the family with something changed."""
+    """A copy of a folder, with something changed."""
     shutil.copytree(root / source, root / name)
     change(root / name)

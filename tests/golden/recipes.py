@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from golden.running import LAUNCHER
+
 A, B, C, D = "bert-a", "bert-b", "bert-c", "bert-d"
 ABC, BASE = [A, B, C], "bert-base"
 VITS, VIT_BASE = ["vit-a", "vit-b", "vit-c"], "vit-base"
@@ -62,25 +64,25 @@ RECIPES: dict[str, dict[str, Any]] = {
     "a number of swa chosen": _of({"name": "swa", "last": [2, 3, 5]}, ["sweep/run-2"], None, score=ROWS),
     # Every selection.
     "uniform": {"recipe": {"ingredients": ABC, "select": "uniform", "score": ROWS, "report": REPORT}},
-    "greedy": {"recipe": {"ingredients": [*ABC, D], "select": "greedy", "score": ROWS, "report": REPORT}},
+    "greedy": {"recipe": {"ingredients": [D, A, B], "select": "greedy", "score": ROWS, "report": REPORT}},
     "greedy that must gain": {
         "recipe": {"ingredients": [*ABC, D], "select": {"name": "greedy", "accept": ">"}, "score": ROWS}
     },
-    "pruned": {"recipe": {"ingredients": [D, *ABC], "select": "pruned", "score": ROWS}},
+    "pruned": {"recipe": {"ingredients": [D, A, B], "select": "pruned", "score": ROWS}},
     "top_k": {"recipe": {"ingredients": [D, *ABC], "select": {"name": "top_k", "k": 2}, "score": ROWS}},
     "best": {"recipe": {"ingredients": [D, *ABC], "select": "best", "score": ROWS}},
-    "learned": {"recipe": {"ingredients": [*ABC, D], "select": "learned", "score": ROWS}},
+    "learned": {"recipe": {"ingredients": [D, A, B], "select": "learned", "score": ROWS}},
     "learned by layer": {
-        "recipe": {"ingredients": ABC, "select": {"name": "learned", "by": "layer"}, "score": ROWS, "seed": 5}
+        "recipe": {"ingredients": [D, A, B], "select": {"name": "learned", "by": "layer"}, "score": ROWS, "seed": 5}
     },
-    "repeats": {"recipe": {"ingredients": [*ABC, D], "select": "greedy", "repeats": 5, "score": ROWS}},
+    "repeats": {"recipe": {"ingredients": [D, A, B], "select": "greedy", "repeats": 5, "score": ROWS}},
     "pictures": {
         "recipe": {"ingredients": VITS, "base": VIT_BASE, "select": "greedy", "score": COLOURS,
                    "report": COLOURS_REPORT}
     },
     "two data sets and another metric": {
         "recipe": {"ingredients": ABC, "select": "greedy",
-                   "score": [{**ROWS, "weight": 2}, {**ROWS, "dataset": "report.csv", "metric": "f1"}]}
+                   "score": [{**ROWS, "weight": 2, "labels": ["negative", "positive"]}, {**ROWS, "dataset": "report.csv", "metric": "f1"}]}
     },
     # Numbers that are chosen or change, tensors in another way.
     "a number chosen": _of({"name": "wise_ft", "alpha": [0, 0.5, 1, 1.5]}, score=ROWS, report=REPORT),
@@ -98,7 +100,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "heads of one": {"recipe": {"ingredients": [A, "bert-b-spam"], "base": BASE, "heads": A, "report": REPORT}},
     "labels in another order": {"recipe": {"ingredients": [A, "bert-b-turned", C], "base": BASE}},
     "labels as the recipe says": {
-        "recipe": {"ingredients": [A, "bert-b-nameless", C], "labels": ["positive", "negative"], "report": REPORT}
+        "recipe": {"ingredients": [A, "bert-b-nameless", C], "labels": ["positive", "negative"]}
     },
     "vocabulary union": {"recipe": {"ingredients": [A, "bert-b-tokens", "bert-c-tokens"], "vocabulary": "union"}},
     "vocabulary base": {
@@ -148,7 +150,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "files": {"greedy-for-people.yaml": {"ingredients": ABC, "select": "greedy", "score": ROWS, "report": REPORT}},
         "soups": ["written", "chosen"],
     },
-    "two processes": {"recipe": {"ingredients": ABC}, "launch": True, "same": "linear"},
+    "two processes": {"recipe": {"ingredients": ABC}, "launch": LAUNCHER},
     # The Hub.
     "from the Hub": {
         "recipe": {"ingredients": HUB, "select": "greedy", "score": MOODS, "report": MOODS_REPORT},

@@ -19,7 +19,7 @@ def _write(kitchen: Kitchen, files: Mapping[str, Any]) -> None:
     for file, content in files.items():
         path = kitchen.root / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(recipe_text(content))
+        path.write_text(recipe_text(content, ""))
 
 
 def cook(kitchen: Kitchen, name: str, case: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def cook(kitchen: Kitchen, name: str, case: Mapping[str, Any]) -> dict[str, Any]
     named = _models(kitchen, folder, case)
     if case.get("check", True):
         step("check", *named, "--json")
-    cooked = step("cook", *named, "-o", folder, "--json", "--quiet", *case.get("cook", ()), launch="launch" in case)
+    cooked = step("cook", *named, "-o", folder, "--json", "--quiet", *case.get("cook", ()), launch=case.get("launch"))
     result: dict[str, Any] = {"digest": cooked["stdout"].get("digest") if cooked["exit"] == 0 else None}
     if case.get("verify", True) and cooked["exit"] == 0:
         maps = [f"--map={each}" for each in case.get("map", _maps(case))]
@@ -49,24 +49,24 @@ def cook(kitchen: Kitchen, name: str, case: Mapping[str, Any]) -> dict[str, Any]
 def fail(kitchen: Kitchen, name: str, case: Mapping[str, Any]) -> dict[str, Any]:
     """One bad input."""
     folder = _plain(name)
-    _write(kitchen, case.get("files", {}))
+    if case.get("needs") == "soup" and not (kitchen.root / "fault-soup").exists():
+        kitchen.run(arguments(["cook", "bert-a", "bert-b", "-o", "fault-soup", "--quiet"], folder))
     if "make" in case:
-        case["make"](kitchen.root)
-    if "recipe" in case:
+        case["make"](kitchen.root, f"odd-{folder}")
+    line = case.get("line")
+    if line is None:
         line = ["cook", *_models(kitchen, folder, case), "-o", "bad-{name}", "--json", "--quiet", *case.get("cook", ())]
-    else:
-        line = case["line"]
-    result = kitchen.run(arguments(line, folder), env=case.get("env"))
+    # What libraries read when they are imported needs a process of its own.
+    result = kitchen.run(arguments(line, folder), env=case.get("env"), launch=[] if case.get("apart") else None)
     # Nothing half-made is left.
-    result["left"] = sorted(path.name for path in kitchen.root.glob("*bad-*"))
-    return result
+    return {**result, "left": sorted(path.name for path in kitchen.root.glob(f"*bad-{folder}*"))}
 
 
 def _models(kitchen: Kitchen, folder: str, case: Mapping[str, Any]) -> list[str]:
     """What the commands name: the file of a recipe, or models."""
     if "recipe" not in case:
         return list(case["models"])
-    (kitchen.root / f"{folder}.yaml").write_text(recipe_text(case["recipe"]))
+    (kitchen.root / f"{folder}.yaml").write_text(recipe_text(case["recipe"], folder))
     return [f"{folder}.yaml"]
 
 
@@ -75,7 +75,8 @@ def _maps(case: Mapping[str, Any]) -> list[str]:
     recipe = case.get("recipe", {"ingredients": case.get("models", ())})
     named = [each if isinstance(each, str) else each["model"] for each in recipe["ingredients"]]
     named += [recipe["base"]] if recipe.get("base") else []
-    named += [recipe["examples"]["dataset"]] if recipe.get("examples") else []
+    if "examples" in recipe:
+        named += [each["dataset"] for each in (recipe["examples"], *recipe.get("report", ()))]
     return [f"{Path(each).name}={each}" for each in dict.fromkeys(named) if not each.startswith("acme/")]
 
 
@@ -86,6 +87,7 @@ def _plain(name: str) -> str:
 def record(root: Path, endpoint: str, file: Path, only: str) -> None:
     """Run everything whose name has ``only`` in it, and write what came out to a file."""
     kitchen = Kitchen(root, endpoint)
+    kitchen.learn_commits()
     found: dict[str, Any] = {"recipes": {}, "faults": {}}
     took = {}
     for title, cases, run in (("recipes", RECIPES, cook), ("faults", FAULTS, fail)):

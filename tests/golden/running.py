@@ -19,19 +19,18 @@ import yaml
 
 #: Keys of JSON whose values are times, versions, or of the machine.
 DROPPED = frozenset({
-    "seconds", "created", "versions", "version", "free_bytes", "transformers_version", "date", "fetch_seconds",
-    "merge_seconds", "time",
+    "seconds", "versions", "estimated_seconds", "cache_free_bytes", "output_free_bytes", "transformers_version",
 })  # fmt: skip
 #: What is said of time and of the machine, in words.
 PATTERNS = [
+    (re.compile(r"Made with hf-soup .* on .*"), "Made with <VERSIONS>"),
     (re.compile(r"\b\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|\+00:00)?)?"), "<DATE>"),
     (re.compile(r"\b[\d.,]+ (s|ms|seconds?|minutes?|min)\b"), "<TIME>"),
-    (re.compile(r"Made with hf-soup .* on .*"), "Made with <VERSIONS>"),
-    (re.compile(r"of [\d.,]+ GB free"), "of <DISK> free"),
-    (re.compile(r"\bhf[-_]soup[ ,] ?(version )?\d+\.\d+\.\d+\S*"), "hf-soup <VERSION>"),
+    (re.compile(r"[\d.,]+ GB (are )?free"), r"<DISK> \1free"),
+    (re.compile(r"^hf-soup, version \S+"), "hf-soup, version <VERSION>"),
 ]
-_COMMIT = re.compile(r"\b[0-9a-f]{40}\b")
-LAUNCHER = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+_COMMIT = re.compile(r"\b[0-9a-f]{7,40}\b")
+LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 class _Left(BaseException):
@@ -41,14 +40,15 @@ class _Left(BaseException):
         self.code = code
 
 
-def arguments(command: Mapping[str, Any] | Sequence[str], name: str) -> list[str]:
+def arguments(command: Sequence[object], name: str) -> list[str]:
     """The command line of a step: the one place where the names of commands, options and files come together."""
     return [str(part).replace("{name}", name) for part in command]
 
 
-def recipe_text(recipe: Mapping[str, Any] | str) -> str:
-    """The file of a recipe, which may be broken text."""
-    return recipe if isinstance(recipe, str) else yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+def recipe_text(recipe: Mapping[str, Any] | str, name: str) -> str:
+    """The file of a recipe, which may be broken text; likewise for its keys and values."""
+    text = recipe if isinstance(recipe, str) else yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+    return text.replace("{name}", name)
 
 
 @contextmanager
@@ -87,6 +87,9 @@ def _in_process(line: Sequence[str]) -> int:
         return done.code
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else int(done.code is not None)
+    except Exception as error:  # noqa: BLE001  # whatever it is, it is what the user would see
+        print(f"Traceback: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
     finally:
         os._exit, sys.argv = leave, argv
     return 0
@@ -102,10 +105,18 @@ class Kitchen:
 
     def __init__(self, root: Path, endpoint: str) -> None:
         self.root, self.endpoint = root.resolve(), endpoint
-        self._commits: dict[str, str] = {}
+        self._commits: dict[str, tuple[str, str]] = {}
 
-    def run(self, line: Sequence[str], *, launch: bool = False, env: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """Run a command line in the folder, and say how it ended and what it wrote."""
+    def run(
+        self, line: Sequence[str], *, launch: Sequence[str] | None = None, env: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """Run a command line in the folder, and say how it ended and what it wrote.
+
+        Args:
+            line: What stands after ``hf-soup``.
+            launch: Arguments of Python with which it is run in other processes than this one.
+            env: Changes to the environment; what is empty is taken out.
+        """
         before, folder = dict(os.environ), Path.cwd()
         os.environ.update(env or {})
         for name in [name for name, value in (env or {}).items() if not value]:
@@ -113,8 +124,8 @@ class Kitchen:
         os.chdir(self.root)
         try:
             with _captured() as (out, err):
-                if launch:
-                    command = [sys.executable, "-m", *LAUNCHER, "-m", "hf_soup", *line]
+                if launch is not None:
+                    command = [sys.executable, *launch, "-m", "hf_soup", *line]
                     code = subprocess.run(command, check=False, timeout=120).returncode
                 else:
                     code = _in_process(line)
@@ -128,6 +139,8 @@ class Kitchen:
             os.chdir(folder)
             os.environ.clear()
             os.environ.update(before)
+        if any("push" in part for part in line):
+            self.learn_commits()
         try:
             said: Any = self.plain(json.loads(texts[0]))
         except ValueError:
@@ -141,10 +154,7 @@ class Kitchen:
             port = self.endpoint.rpartition(":")[2]
             text = re.sub(rf"https?(`?://`?)(127\.0\.0\.1|localhost):{port}", r"<HUB>", text)
         text = text.replace(str(self.root), "<ROOT>").replace(str(self.root.parent), "<HOME>")
-        if any(sha not in self._commits for sha in _COMMIT.findall(text)):
-            self._learn_commits()
-        for sha, name in self._commits.items():
-            text = re.sub(rf"\b{sha[:7]}([0-9a-f]{{33}}|[0-9a-f]{{5}}|[0-9a-f]{{1}})?\b", name, text)
+        text = _COMMIT.sub(self._commit, text)
         for found, shown in PATTERNS:
             text = found.sub(shown, text)
         return text
@@ -179,12 +189,16 @@ class Kitchen:
                 found[key] = hashlib.sha256(content).hexdigest()
         return found
 
-    def _learn_commits(self) -> None:
-        if not self.endpoint:
-            return
+    def _commit(self, found: re.Match[str]) -> str:
+        """What stands for the name of a commit, which has the time in it, or for the beginning of one."""
+        sha = self._commits.get(found[0][:7], ("", ""))
+        return sha[1] if sha[0].startswith(found[0]) else found[0]
+
+    def learn_commits(self) -> None:
+        """Look which commits are on the Hub."""
         from huggingface_hub import HfApi
 
-        api = HfApi(endpoint=self.endpoint, token=os.environ.get("HF_TOKEN") or "hf_acme")
+        api = HfApi(endpoint=self.endpoint, token="hf_acme")
         repos = [("model", each.id) for each in api.list_models()]
         repos += [("dataset", each.id) for each in api.list_datasets()]
         for kind, repo in repos:
@@ -192,4 +206,5 @@ class Kitchen:
             for ref in ["main", *(each.ref for each in refs.pull_requests or [])]:
                 commits = api.list_repo_commits(repo, repo_type=kind, revision=ref)
                 for number, commit in enumerate(reversed(commits)):
-                    self._commits.setdefault(commit.commit_id, f"<COMMIT {number} OF {repo}>")
+                    named = f"<COMMIT {number} OF {repo}>"
+                    self._commits.setdefault(commit.commit_id[:7], (commit.commit_id, named))
