@@ -33,6 +33,6 @@ def compare(before: Path, after: Path) -> int:
         print(
             f"{where}\n  before: {json.dumps(was, ensure_ascii=False)}\n  after:  {json.dumps(now, ensure_ascii=False)}"
         )
-    total = sum(len(each) for each in one.values())
+    total = sum(len(one.get(title, {}).keys() | other.get(title, {}).keys()) for title in one.keys() | other.keys())
     print(f"{count} differences in {len(touched)} of {total} cases.")
     return int(count > 0)

@@ -1,8 +1,8 @@
 """Tiny models, data and runs in a folder, the same bytes on every machine.
 
-Weights are numbers of a Philox generator that is keyed by the tensor's name, and files are written here: neither torch's
-random numbers nor training have a part in them. What a model knows is planted: a pattern in the hidden units that the
-head looks for, so scores differ by far more than rounding.
+Weights are numbers of a Philox generator that is keyed by the tensor's name, and files are written here: neither
+torch's random numbers nor training have a part in them. What a model knows is planted: a pattern in the hidden units
+that the head looks for, so scores differ by far more than rounding.
 """
 
 from __future__ import annotations

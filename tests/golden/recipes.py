@@ -1,4 +1,4 @@
-"""Recipes, as data; paths are in the folder that `models.make_all` fills, ids on the Hub that `models.publish` fills."""
+"""Recipes, as data; paths are in the folder that `models.make_all` fills, ids on the Hub of `models.publish`."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "two data sets and another metric": {
         "recipe": {"ingredients": ABC, "select": "greedy",
-                   "score": [{**ROWS, "weight": 2, "labels": ["negative", "positive"]}, {**ROWS, "dataset": "report.csv", "metric": "f1"}]}
+                   "score": [{**ROWS, "weight": 2, "labels": ["negative", "positive"]},
+                             {**ROWS, "dataset": "report.csv", "metric": "f1"}]}
     },
     # Numbers that are chosen or change, tensors in another way.
     "a number chosen": _of({"name": "wise_ft", "alpha": [0, 0.5, 1, 1.5]}, score=ROWS, report=REPORT),
@@ -109,7 +110,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "tied and untied": {"recipe": {"ingredients": ["llama-a", "llama-tied", "llama-b"]}},
     "language models": _of("ties", ["llama-a", "llama-b"], "llama-base"),
-    "names without prefix": {"recipe": {"ingredients": [A, "bert-b-without-prefix"], "base": BASE, "method": "wise_ft"}},
+    "names without prefix": _of("wise_ft", [A, "bert-b-without-prefix"]),
     "mixed dtypes": {"recipe": {"ingredients": [A, "bert-b-bfloat16", "bert-c-float16"]}},
     "dtypes within a model": {"recipe": {"ingredients": ["bert-a-in-two-types", "bert-b-float64"]}},
     "16 bits": _of("task_arithmetic", ["bert-a-bfloat16", "bert-b-bfloat16"]),
@@ -158,7 +159,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "then": [["cook", "{name}/soup.yaml", "-o", "{name}-again", "--json", "--quiet"]],
     },
     "streamed": {
-        "recipe": {"ingredients": ["acme/bert-a", "acme/bert-b-sharded"], "base": HUB_BASE, "method": "task_arithmetic"},
+        **_of("task_arithmetic", ["acme/bert-a", "acme/bert-b-sharded"], HUB_BASE),
         "cook": ["--stream"],
     },
     "pushed": {

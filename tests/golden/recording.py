@@ -54,6 +54,8 @@ def fail(kitchen: Kitchen, name: str, case: Mapping[str, Any]) -> dict[str, Any]
     if "make" in case:
         case["make"](kitchen.root, f"odd-{folder}")
     line = case.get("line")
+    if "make" in case and "acme/" in str(line):
+        kitchen.learn_commits()
     if line is None:
         line = ["cook", *_models(kitchen, folder, case), "-o", "bad-{name}", "--json", "--quiet", *case.get("cook", ())]
     # What libraries read when they are imported needs a process of its own.

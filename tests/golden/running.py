@@ -33,6 +33,13 @@ _COMMIT = re.compile(r"\b[0-9a-f]{7,40}\b")
 LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
+class _Plain(yaml.SafeDumper):
+    """Writes out what stands there twice, as a recipe has no aliases."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
 class _Left(BaseException):
     """The command ended its process, which is this one."""
 
@@ -47,7 +54,7 @@ def arguments(command: Sequence[object], name: str) -> list[str]:
 
 def recipe_text(recipe: Mapping[str, Any] | str, name: str) -> str:
     """The file of a recipe, which may be broken text; likewise for its keys and values."""
-    text = recipe if isinstance(recipe, str) else yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+    text = recipe if isinstance(recipe, str) else yaml.dump(dict(recipe), Dumper=_Plain, sort_keys=False)
     return text.replace("{name}", name)
 
 
