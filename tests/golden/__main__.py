@@ -30,7 +30,10 @@ def environment(home: Path, endpoint: str) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(FOREIGN) and not name.lower().endswith("_proxy")
     }
+    # Commands run in another folder.
+    paths = [str(Path(each).resolve()) for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
     return kept | {
+        "PYTHONPATH": os.pathsep.join(paths),
         "HF_ENDPOINT": endpoint, "HF_HOME": str(home / "home"), "HF_TOKEN": "hf_acme", "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1,localhost",
         "no_proxy": "127.0.0.1,localhost", "PYTHONUTF8": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE",
@@ -63,14 +66,15 @@ def main() -> int:
     # Before the client is imported; the local Hub takes plain uploads.
     os.environ |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     from golden.models import make_all, publish
-    from hf_soup.local_hub import LocalHub
+    from hf_soup import local_hub
 
+    print(f"hf_soup of {Path(local_hub.__file__).parents[2]}", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="golden-") as folder:
         home = Path(folder).resolve()
         for name in ("kitchen", "temporary", "home"):
             (home / name).mkdir()
         # The Hub is in this process: what the package does apart needs a process without other threads.
-        with LocalHub(home / "hub", users={"hf_acme": "acme", "hf_other": "other"}) as hub:
+        with local_hub.LocalHub(home / "hub", users={"hf_acme": "acme", "hf_other": "other"}) as hub:
             make_all(home / "kitchen")
             publish(home / "kitchen", hub)
             line = ["work", str(home / "kitchen"), hub.endpoint, str(given.file.absolute()), given.only]

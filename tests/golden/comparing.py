@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,11 @@ def differences(before: Any, after: Any, where: str = "") -> Iterator[tuple[str,
     elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
         for number, (one, other) in enumerate(zip(before, after, strict=True)):
             yield from differences(one, other, f"{where}/{number}")
+    elif isinstance(before, list) and isinstance(after, list) and all(isinstance(each, str) for each in before + after):
+        # Lines of a text: those that came or went, instead of all behind them.
+        for kind, begin, end, other_begin, other_end in SequenceMatcher(None, before, after, False).get_opcodes():
+            if kind != "equal":
+                yield f"{where}/{begin}", before[begin:end], after[other_begin:other_end]
     elif type(before) is not type(after) or before != after:
         yield where, before, after
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from golden import models
 from golden.recipes import ABC, BASE, EXAMPLES, HUB, REPORT, ROWS, A, B, C
+from golden.running import APART
 
 WEIGHTS = "model.safetensors"
 TWO = [A, B]
@@ -448,7 +449,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     "forage from nothing": _line("forage", "acme/nothing", "--json"),
     "forage from a folder": _line("forage", A, "--json"),
     "forage none": _line("forage", "acme/bert-base", "--limit", "0"),
-    "forage what has no group": _line("forage", "acme/resnet-a", "-o", "bad-{name}.yaml"),
+    "forage what has no group": _line("forage", "acme/bert-d", "-o", "bad-{name}.yaml"),
     "explain nothing": _line("methods", "tise", "--json"),
     "score without data": _line("score", A, "--recipe", "plain.yaml", "--json",
                                 make=_file("plain.yaml", "ingredients: [bert-a, bert-b]\n")),
@@ -456,7 +457,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     "score by a missing recipe": _line("score", A, "--recipe", "missing.yaml", "--json"),
     "a port too large": _line("hub", "--port", "99999"),
     "no network": _line(
-        "check", *HUB[:2], "--json", env={"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": "no-home"}, apart=True
+        "check", *HUB[:2], "--json", env={"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": "no-home"}, python=APART
     ),
-    "an endpoint that is none": _line("check", *HUB[:2], "--json", env={"HF_ENDPOINT": "http://[::1"}, apart=True),
+    "an endpoint that is none": _line("check", *HUB[:2], "--json", env={"HF_ENDPOINT": "http://[::1"}, python=APART),
 }  # fmt: skip

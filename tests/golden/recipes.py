@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from golden.running import LAUNCHER
+from golden.running import TOGETHER
 
 A, B, C, D = "bert-a", "bert-b", "bert-c", "bert-d"
 ABC, BASE = [A, B, C], "bert-base"
@@ -26,8 +26,34 @@ def _of(method: Any, ingredients: list[Any] = ABC, base: str | None = BASE, **mo
     return {"recipe": {**based, "ingredients": ingredients, "method": method, **more}}
 
 
+#: What a program does, and an error that it may catch.
+PROGRAM = """
+import json
+import hf_soup
+found = {"names": sorted(hf_soup.__all__), "light": "torch" not in __import__("sys").modules}
+recipe = hf_soup.Recipe(
+    base="bert-base", ingredients=["bert-a", {"model": "bert-b", "weight": 2}], method={"name": "wise_ft", "alpha": 0.9}
+)
+found["check"] = hf_soup.check(recipe).to_dict()
+soup = hf_soup.cook(recipe, "from-python-soup")
+found["cook"] = [soup.digest, soup.weights, soup.recipe.to_yaml(), sorted(soup.summary)]
+same = {"bert-a": "bert-a", "bert-b": "bert-b", "bert-base": "bert-base"}
+found["verify"] = hf_soup.verify("from-python-soup", map=same).to_dict()
+found["forage"] = hf_soup.forage("acme/llama-base").to_dict()
+data = hf_soup.Scoring(task="text-classification", dataset="rows.csv")
+found["score"] = hf_soup.score(["bert-a"], hf_soup.Recipe(ingredients=["bert-a"], score=[data]))
+for wrong in ({"ingredients": []}, {"ingredients": ["bert-a", "vit-a"]}, {"ingredients": ["bert-a", "nowhere"]}):
+    try:
+        hf_soup.cook(hf_soup.Recipe(**wrong), "from-python-wrong")
+    except hf_soup.SoupError as error:
+        found[str(wrong)] = [type(error).__name__, [each.__name__ for each in type(error).__mro__], error.message,
+                             error.hint, str(error)]
+print(json.dumps(found, default=str))
+"""
+
 #: Name → what is cooked: `recipe` (a file) or `models` (on the command line), with
-#: `cook`: more arguments; `check`, `verify`: False leaves these out; `then`: further commands; `soups`: what they make.
+#: `cook`: more arguments; `check`, `verify`: False leaves these out; `then`: further commands; `soups`: what they make;
+#: `python`: how Python runs it elsewhere; `code`: programs; `files`: written before; `map`: for who verifies.
 RECIPES: dict[str, dict[str, Any]] = {
     # Every method.
     "linear": {"recipe": {"ingredients": ABC}},
@@ -151,7 +177,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "files": {"greedy-for-people.yaml": {"ingredients": ABC, "select": "greedy", "score": ROWS, "report": REPORT}},
         "soups": ["written", "chosen"],
     },
-    "two processes": {"recipe": {"ingredients": ABC}, "launch": LAUNCHER},
+    "two processes": {"recipe": {"ingredients": ABC}, "python": TOGETHER},
+    "from Python": {"models": ABC, "code": {"program": PROGRAM}, "soups": ["from-python-soup"]},
     # The Hub.
     "from the Hub": {
         "recipe": {"ingredients": HUB, "select": "greedy", "score": MOODS, "report": MOODS_REPORT},
@@ -188,10 +215,11 @@ RECIPES: dict[str, dict[str, Any]] = {
         "then": [["cook", "{name}", C, "-o", "{name}-second", "--json", "--quiet"]],
         "soups": ["a-soup-of-a-soup-of-folders-second"],
     },
+    # Downloads are counted, so these are models whose files no other case asks for on the Hub.
     "foraged": {
         "models": HUB,
         "verify": False,
-        "then": [["forage", "acme/bert-base", "--json"], ["forage", "acme/vit-base", "-o", "foraged.yaml"],
+        "then": [["forage", "acme/resnet-base", "--json"], ["forage", "acme/vit-base", "-o", "foraged.yaml"],
                  ["forage", "acme/vit-base", "--task", "image-classification", "--limit", "2"],
                  ["cook", "foraged.yaml", "-o", "foraged-soup", "--json", "--quiet"]],
         "soups": ["foraged-soup"],

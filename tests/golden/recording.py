@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -28,20 +30,24 @@ def cook(kitchen: Kitchen, name: str, case: Mapping[str, Any]) -> dict[str, Any]
     steps: dict[str, Any] = {}
 
     def step(*command: object, **options: Any) -> dict[str, Any]:
-        line = arguments(command, folder)
-        return steps.setdefault(" ".join(line), kitchen.run(line, **options))
+        title = " ".join(str(part) for part in command).replace("{name}", folder)
+        return steps.setdefault(title, kitchen.run(arguments(command, folder), **options))
 
     _write(kitchen, case.get("files", {}))
     named = _models(kitchen, folder, case)
     if case.get("check", True):
         step("check", *named, "--json")
-    cooked = step("cook", *named, "-o", folder, "--json", "--quiet", *case.get("cook", ()), launch=case.get("launch"))
+    cooked = step(
+        "cook", *named, "-o", folder, "--json", "--quiet", *case.get("cook", ()), python=case.get("python", ())
+    )
     result: dict[str, Any] = {"digest": cooked["stdout"].get("digest") if cooked["exit"] == 0 else None}
     if case.get("verify", True) and cooked["exit"] == 0:
         maps = [f"--map={each}" for each in case.get("map", _maps(case))]
         step("verify", folder, "--json", "--quiet", *maps, *case.get("verify_with", ()))
     for more in case.get("then", ()):
         step(*more)
+    for title, code in case.get("code", {}).items():
+        steps[title] = kitchen.run([], python=["-c", code])
     result["soups"] = {each: kitchen.soup(each) for each in (folder, *case.get("soups", ()))}
     return {**result, "steps": steps}
 
@@ -59,7 +65,7 @@ def fail(kitchen: Kitchen, name: str, case: Mapping[str, Any]) -> dict[str, Any]
     if line is None:
         line = ["cook", *_models(kitchen, folder, case), "-o", "bad-{name}", "--json", "--quiet", *case.get("cook", ())]
     # What libraries read when they are imported needs a process of its own.
-    result = kitchen.run(arguments(line, folder), env=case.get("env"), launch=[] if case.get("apart") else None)
+    result = kitchen.run(arguments(line, folder), env=case.get("env"), python=case.get("python", ()))
     # Nothing half-made is left.
     return {**result, "left": sorted(path.name for path in kitchen.root.glob(f"*bad-{folder}*"))}
 
@@ -97,6 +103,9 @@ def record(root: Path, endpoint: str, file: Path, only: str) -> None:
             if not re.search(only, name):
                 continue
             start = time.monotonic()
+            # What was remembered of an earlier case would show in some numbers, as in the bytes that were read.
+            for path in Path(os.environ["HF_HOME"]).iterdir():
+                shutil.rmtree(path)
             found[title][name] = run(kitchen, name, case)
             took[name] = time.monotonic() - start
             print(f"{took[name]:6.1f} s  {name}", file=sys.stderr, flush=True)

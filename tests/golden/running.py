@@ -30,7 +30,9 @@ PATTERNS = [
     (re.compile(r"^hf-soup, version \S+"), "hf-soup, version <VERSION>"),
 ]
 _COMMIT = re.compile(r"\b[0-9a-f]{7,40}\b")
-LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+#: Arguments of Python that run the command line in a process of its own, and in two.
+APART = ["-m", "hf_soup"]
+TOGETHER = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *APART]
 
 
 class _Plain(yaml.SafeDumper):
@@ -107,7 +109,7 @@ class Kitchen:
 
     Args:
         root: Holds the models and data; commands run in it.
-        endpoint: Of the local Hub; without one nothing is on the Hub.
+        endpoint: Of the local Hub.
     """
 
     def __init__(self, root: Path, endpoint: str) -> None:
@@ -115,13 +117,13 @@ class Kitchen:
         self._commits: dict[str, tuple[str, str]] = {}
 
     def run(
-        self, line: Sequence[str], *, launch: Sequence[str] | None = None, env: Mapping[str, str] | None = None
+        self, line: Sequence[str], *, python: Sequence[str] = (), env: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
         """Run a command line in the folder, and say how it ended and what it wrote.
 
         Args:
             line: What stands after ``hf-soup``.
-            launch: Arguments of Python with which it is run in other processes than this one.
+            python: Arguments of Python with which it is run in other processes than this one.
             env: Changes to the environment; what is empty is taken out.
         """
         before, folder = dict(os.environ), Path.cwd()
@@ -131,9 +133,8 @@ class Kitchen:
         os.chdir(self.root)
         try:
             with _captured() as (out, err):
-                if launch is not None:
-                    command = [sys.executable, *launch, "-m", "hf_soup", *line]
-                    code = subprocess.run(command, check=False, timeout=120).returncode
+                if python:
+                    code = subprocess.run([sys.executable, *python, *line], check=False, timeout=120).returncode
                 else:
                     code = _in_process(line)
                 sys.stdout.flush()
@@ -157,9 +158,8 @@ class Kitchen:
 
     def text(self, text: str) -> str:
         """A text without paths, ports, times and the names of commits, which have times in them."""
-        if self.endpoint:
-            port = self.endpoint.rpartition(":")[2]
-            text = re.sub(rf"https?(`?://`?)(127\.0\.0\.1|localhost):{port}", r"<HUB>", text)
+        port = self.endpoint.rpartition(":")[2]
+        text = re.sub(rf"https?(`?://`?)(127\.0\.0\.1|localhost):{port}", r"<HUB>", text)
         text = text.replace(str(self.root), "<ROOT>").replace(str(self.root.parent), "<HOME>")
         text = _COMMIT.sub(self._commit, text)
         for found, shown in PATTERNS:
