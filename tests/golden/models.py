@@ -29,12 +29,12 @@ MOODS, COLOURS = ("negative", "positive"), ("red", "green", "blue")
 
 
 def numbers(key: str, shape: Sequence[int], scale: float = 1.0) -> np.ndarray:
-    """Normal numbers of float32 that belong to a key."""
+    """Numbers of float32 that belong to a key, distributed as a triangle, with this standard deviation."""
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little")
     drawn = np.random.Generator(np.random.Philox(key=seed)).random((2, *shape))
-    # By sums and products alone, as a logarithm may differ in its last bit between versions: twelve uniforms would be
-    # nearly normal, two are a triangle, which is all that is needed.
-    return ((drawn[0] + drawn[1] - 1) * 2.449 * scale).astype(np.float32)
+    # By sums and products alone, as a logarithm may differ in its last bit between versions of numpy.
+    spread: np.ndarray = (drawn[0] + drawn[1] - 1) * 2.449 * scale
+    return spread.astype(np.float32)
 
 
 def pattern(number: int) -> np.ndarray:
@@ -100,7 +100,7 @@ def write_model(
     if shards == 1:
         write_tensors(folder / "model.safetensors", tensors, dtype)
         return
-    ordered, where, total = sorted(tensors), {}, 0
+    ordered, where, total = sorted(tensors), dict[str, str](), 0
     for number in range(shards):
         file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
         part = {name: tensors[name] for name in ordered[number::shards]}
@@ -439,7 +439,11 @@ def _runs(root: Path) -> None:
             folder = root / "sweep" / run / f"checkpoint-{step}"
             write_model(folder, config, moved, files=tokenizer())
             (folder / "README.md").unlink()
-            state = {"global_step": step, "best_model_checkpoint": f"sweep/{run}/checkpoint-8", "log_history": []}
+            state: dict[str, Any] = {
+                "global_step": step,
+                "best_model_checkpoint": f"sweep/{run}/checkpoint-8",
+                "log_history": [],
+            }
             (folder / "trainer_state.json").write_text(json.dumps(state))
     resnets = resnet()
     for step in (5, 10, 15):

@@ -31,7 +31,8 @@ def cook(kitchen: Kitchen, name: str, case: Mapping[str, Any]) -> dict[str, Any]
 
     def step(*command: object, **options: Any) -> dict[str, Any]:
         title = " ".join(str(part) for part in command).replace("{name}", folder)
-        return steps.setdefault(title, kitchen.run(arguments(command, folder), **options))
+        steps[title] = kitchen.run(arguments(command, folder), **options)
+        return dict(steps[title])
 
     _write(kitchen, case.get("files", {}))
     named = _models(kitchen, folder, case)
