@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from golden.running import TOGETHER
+from golden.running import ACCELERATE, TOGETHER
 
 A, B, C, D = "bert-a", "bert-b", "bert-c", "bert-d"
 ABC, BASE = [A, B, C], "bert-base"
@@ -178,6 +178,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "soups": ["written", "chosen"],
     },
     "two processes": {"recipe": {"ingredients": ABC}, "python": TOGETHER},
+    "two processes that choose": {
+        "recipe": {"ingredients": [D, A, B], "select": "greedy", "score": ROWS, "report": REPORT}, "python": ACCELERATE
+    },
     "from Python": {"models": ABC, "code": {"program": PROGRAM}, "soups": ["from-python-soup"]},
     # The Hub.
     "from the Hub": {

@@ -30,9 +30,11 @@ PATTERNS = [
     (re.compile(r"^hf-soup, version \S+"), "hf-soup, version <VERSION>"),
 ]
 _COMMIT = re.compile(r"\b[0-9a-f]{7,40}\b")
-#: Arguments of Python that run the command line in a process of its own, and in two.
+#: Arguments of Python that run the command line in a process of its own, and in two, by either launcher.
 APART = ["-m", "hf_soup"]
 TOGETHER = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *APART]
+ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0",
+              *APART]  # fmt: skip
 
 
 class _Plain(yaml.SafeDumper):
