@@ -8,13 +8,11 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from hf_soup._util.version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from hf_soup.barrier import barriers
-    from hf_soup.basin import Barriers
-    from hf_soup.cooked import Soup
     from hf_soup.errors import (
         IncompatibleError,
         MergeError,
@@ -24,47 +22,35 @@ if TYPE_CHECKING:
         ScoringError,
         SoupError,
     )
-    from hf_soup.foraging import Foraged, forage
-    from hf_soup.lineage import Lineage
+    from hf_soup.lineage import LineageReport
+    from hf_soup.publishing import Soup
     from hf_soup.recipe import Ingredient, Recipe, Scoring
-    from hf_soup.soup import check, cook, score
-    from hf_soup.updating import Update
-    from hf_soup.verification import Verified, verify
+    from hf_soup.workflows.check import check
+    from hf_soup.workflows.connectivity import ConnectivityReport, connectivity
+    from hf_soup.workflows.cook import cook
+    from hf_soup.workflows.score import score
+    from hf_soup.workflows.search import SearchResult, search
+    from hf_soup.workflows.update import Update
+    from hf_soup.workflows.verify import VerificationReport, verify
+else:
+    from hf_soup._util.lazy import lazy_exports
 
-__version__ = "0.1.0"
+    _find, __dir__ = lazy_exports(__name__, __file__)
 
-# Names are looked up when they are used, so that `import hf_soup` loads neither torch nor transformers.
-_PLACES = {
-    "barriers": "barrier",
-    "Barriers": "basin",
-    "check": "soup",
-    "cook": "soup",
-    "score": "soup",
-    "Soup": "cooked",
-    "forage": "foraging",
-    "Foraged": "foraging",
-    "Lineage": "lineage",
-    "verify": "verification",
-    "Verified": "verification",
-    "Recipe": "recipe",
-    "Ingredient": "recipe",
-    "Scoring": "recipe",
-    "Update": "updating",
-    "SoupError": "errors",
-    "RecipeError": "errors",
-    "ResolveError": "errors",
-    "IncompatibleError": "errors",
-    "MergeError": "errors",
-    "ScoringError": "errors",
-    "PublishError": "errors",
-}
+    def __getattr__(name: str) -> Any:
+        if name in __all__ and not name.endswith("Error") and name not in ("Ingredient", "Recipe", "Scoring"):
+            from hf_soup._util.platform import require_endpoint, require_supported
+
+            require_supported()
+            require_endpoint()
+        return _find(name)
+
 
 __all__ = [
-    "Barriers",
-    "Foraged",
+    "ConnectivityReport",
     "IncompatibleError",
     "Ingredient",
-    "Lineage",
+    "LineageReport",
     "MergeError",
     "PublishError",
     "Recipe",
@@ -72,29 +58,15 @@ __all__ = [
     "ResolveError",
     "Scoring",
     "ScoringError",
+    "SearchResult",
     "Soup",
     "SoupError",
     "Update",
-    "Verified",
-    "barriers",
+    "VerificationReport",
     "check",
+    "connectivity",
     "cook",
-    "forage",
     "score",
+    "search",
     "verify",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module 'hf_soup' has no attribute '{name}'")
-    if _PLACES[name] not in ("errors", "recipe"):
-        from hf_soup.system import require_endpoint, require_supported
-
-        require_supported()
-        require_endpoint()
-    return getattr(import_module(f"hf_soup.{_PLACES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])

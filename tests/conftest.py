@@ -112,7 +112,7 @@ def cli(
     online: LocalHub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[..., Done]:
     """Runs ``hf-soup ARGUMENTS`` in this process, in ``tmp_path``: what a child would do, without its four seconds."""
-    from hf_soup.cli import main
+    from hf_soup.cli.app import main
 
     monkeypatch.chdir(tmp_path)
 
@@ -225,14 +225,14 @@ def publish(online: LocalHub, family: Path) -> Callable[..., str]:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The titles of the data that models were run on, in order."""
-    from hf_soup.scoring import Bench
+    from hf_soup.evaluation.dataset import EvalDataset
 
     titles: list[str] = []
-    run = Bench.logits
+    run = EvalDataset.logits
 
-    def logits(self: Bench, *arguments: Any, **options: Any) -> Any:
+    def logits(self: EvalDataset, *arguments: Any, **options: Any) -> Any:
         titles.append(self.title)
         return run(self, *arguments, **options)
 
-    monkeypatch.setattr(Bench, "logits", logits)
+    monkeypatch.setattr(EvalDataset, "logits", logits)
     return titles

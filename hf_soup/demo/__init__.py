@@ -26,9 +26,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from hf_soup import Recipe
 from hf_soup.demo.cache import ANCESTOR, DATASET, OWNER, POOR, Progress, Zoo, cache_folder, prepare
 from hf_soup.errors import SoupError
-from hf_soup.recipe import Recipe
 
 Say = Callable[[str], None]
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from hf_soup.demo.cache import DATASET, OWNER
-from hf_soup.publish import upload_folder
+from hf_soup.hub import upload_folder
 
 if __name__ == "__main__":
     # In a second demo every repo is there already, and the client would say so eleven times.

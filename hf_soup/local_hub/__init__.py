@@ -30,7 +30,7 @@ from starlette.types import Receive, Scope, Send
 from hf_soup.errors import SoupError
 from hf_soup.local_hub import discussions, files, repos
 from hf_soup.local_hub.store import Change, HubError, Kind, Repo, Store
-from hf_soup.local_hub.wire import Hub, Record
+from hf_soup.local_hub.wire import Hub
 
 __all__ = ["Hangup", "LocalHub", "Record", "serve"]
 

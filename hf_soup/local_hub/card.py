@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from hf_soup.licenses import LICENSES
+from hf_soup._util.licenses import LICENSES
 
 _FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _RELATIONS = ("adapter", "finetune", "merge", "quantized")

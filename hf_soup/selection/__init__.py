@@ -6,12 +6,19 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from hf_soup.selection.learned import require_enough as require_enough
+    from hf_soup.selection.search import Choice as Choice, choose as choose, searched as searched, settled as settled
+else:
+    from hf_soup._util.lazy import lazy_exports
+
+    __getattr__, __dir__ = lazy_exports(__name__, __file__)
+
 
 #: Shares by ingredient: what a selection gets, asks about, and gives back.
 Weights = Mapping[str, float]
@@ -21,7 +28,7 @@ Layers = Mapping[str, Sequence[float]]
 ScoreFunction = Callable[[Weights], float]
 
 
-class Descent(Protocol):
+class Objective(Protocol):
     """The held-out loss of soups, and its gradient: what a selection that learns looks at.
 
     ``shares`` are ``(tensors, n)`` float64, or ``(1, n)`` for all tensors alike; ``scale`` multiplies the logits;
@@ -76,7 +83,7 @@ class Selected:
 
 @dataclass(frozen=True)
 class Selection:
-    """A registered selection, whether it looks at held-out data, and if so, at its `Descent` instead of scores."""
+    """A registered selection, whether it looks at held-out data, and if so, at its `Objective` instead of scores."""
 
     name: str
     function: Callable[..., Selected]
@@ -111,5 +118,5 @@ def best_first(weights: Weights, score: ScoreFunction) -> dict[str, float]:
     return dict(sorted(alone.items(), key=lambda entry: -entry[1]))
 
 
-for _file in sorted(Path(__file__).parent.glob("[a-z]*.py")):
-    import_module(f"{__name__}.{_file.stem}")
+for _name in ("best", "greedy", "learned", "pruned", "uniform"):
+    import_module(f"{__name__}.{_name}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from hf_soup.errors import RecipeError, ScoringError
-from hf_soup.selection import Descent, Selected, Weights, selection
+from hf_soup.selection import Objective, Selected, Weights, selection
 
 #: By what shares differ → the paper's learning rate and passes over its data.
 _PAPER = {"ingredient": (0.1, 3), "layer": (0.05, 5)}
@@ -18,7 +18,7 @@ _MOST = 100_000
 @selection(needs_score=True, learns=True)
 def learned(
     weights: Weights,
-    descent: Descent,
+    descent: Objective,
     *,
     by: str = "ingredient",
     constrain: str = "softmax",

@@ -38,10 +38,10 @@ CORES = len(os.sched_getaffinity(0))
 #: Imports everything, then times the work alone.
 WORK = """
 import os, sys, time
-import hf_soup.merge, hf_soup.soup, hf_soup.estimate
+import hf_soup.merging.to_files, hf_soup.workflows.cook, hf_soup.workflows.estimate
 os.fsync = lambda descriptor: None
 started = time.perf_counter()
-hf_soup.soup.cook(sys.argv[2:], sys.argv[1], say=lambda message: None)
+hf_soup.cook(sys.argv[2:], sys.argv[1], say=lambda message: None)
 print("WORK", time.perf_counter() - started)
 """
 

@@ -35,7 +35,7 @@ import torch
 from transformers.utils import logging
 
 import hf_soup
-from hf_soup import Barriers, Recipe
+from hf_soup import ConnectivityReport, Recipe
 from hf_soup.demo import zoo as training
 from hf_soup.demo.cache import DATASET, POOR, Zoo, cache_folder, prepare
 from hf_soup.demo.data import DIGITS, LETTERS, draw_letters, splits_of
@@ -107,7 +107,7 @@ def main() -> None:
         )
 
 
-def measure(folder: Path, models: list[Path], found: dict[str, list[tuple[float, float, bool]]]) -> Barriers:
+def measure(folder: Path, models: list[Path], found: dict[str, list[tuple[float, float, bool]]]) -> ConnectivityReport:
     """All pairs of some models, sorted by kind into ``found``: cosine, height, whether it counts."""
     data = folder / DATASET / "data" / "validation-00000-of-00001.parquet"
     recipe = Recipe(
@@ -120,7 +120,7 @@ def measure(folder: Path, models: list[Path], found: dict[str, list[tuple[float,
         refused = [reason.code for reason in lineage.reasons if reason.refuses]
         print(f"The check refuses {', '.join(model.name for model in models)}: {', '.join(refused)}")
         lineage = replace(lineage, verdict="likely")
-    seen = hf_soup.barriers(recipe, lineage)
+    seen = hf_soup.connectivity(recipe, lineage)
     print(seen)
     for pair in seen.pairs:
         title = kind(pair.first, pair.second)

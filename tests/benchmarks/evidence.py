@@ -8,7 +8,7 @@ measured is kept too, and only printed in the next run; --again measures anew. R
 version does not have are left out.
 
 Soups are cooked by `hf_soup.cook` with the held-out data alone; test and shifted data are looked at afterwards, with
-`hf_soup.scoring`, because every row is compared with the same model: the ingredient that is best on held-out data.
+`hf_soup.evaluation`, because every row is compared with the same model: the ingredient that is best on held-out data.
 """
 
 from __future__ import annotations
@@ -30,19 +30,16 @@ from scipy.stats import pearsonr, spearmanr, t
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
 import hf_soup
-from hf_soup.methods import METHODS
-from hf_soup.scoring import (
-    Bench,
-    Logits,
+from hf_soup.evaluation.dataset import EvalDataset, Logits, compare, prepare_datasets
+from hf_soup.evaluation.ensembles import (
     calibration,
-    compare,
     diversity,
     ensemble,
     greedy_ensemble,
     logit_ensemble,
     predicted_gap,
-    prepare,
 )
+from hf_soup.methods import METHODS
 from hf_soup.selection import SELECTIONS
 
 #: Seeds of each zoo, at a constant and at an annealed rate.
@@ -81,8 +78,8 @@ class Kitchen:
         recipe = self.recipe("1", report=self.scorings["report"])
         config = json.loads((zoo / "start" / "config.json").read_text())
         wanted = [(role, each) for role in ("score", "report") for each in getattr(recipe, role)]
-        self.benches: dict[str, Bench] = dict(
-            zip(COLUMNS, prepare(wanted, folder=zoo / "start", config=config), strict=True)
+        self.benches: dict[str, EvalDataset] = dict(
+            zip(COLUMNS, prepare_datasets(wanted, folder=zoo / "start", config=config), strict=True)
         )
         self.loader: Any = AutoModelForImageClassification if kind == "digits" else AutoModelForSequenceClassification
 

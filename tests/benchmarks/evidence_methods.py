@@ -35,8 +35,8 @@ from fusion_zoo import CHECKPOINTS, JOINT, TASKS
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
 import hf_soup
+from hf_soup.evaluation.dataset import EvalDataset, prepare_datasets
 from hf_soup.methods import METHODS
-from hf_soup.scoring import Bench, prepare
 
 #: Of each kind of zoo.
 SEEDS = {"digits": 5, "texts": 3}
@@ -73,8 +73,8 @@ class Kitchen:
         recipe = self.recipe(["start"], score=self.scorings["held-out"], report=self._reports())
         wanted = [(role, each) for role in ("score", "report") for each in getattr(recipe, role)]
         config = json.loads((zoo / "start" / "config.json").read_text())
-        every = iter(prepare(wanted, folder=zoo / "start", config=config))
-        self.benches: dict[str, list[Bench]] = {column: [next(every) for _ in tasks] for column in self.columns}
+        every = iter(prepare_datasets(wanted, folder=zoo / "start", config=config))
+        self.benches: dict[str, list[EvalDataset]] = {column: [next(every) for _ in tasks] for column in self.columns}
         self._loader: Any = AutoModelForImageClassification if kind == "digits" else AutoModelForSequenceClassification
 
     def _data(self, column: str, task: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How alike weights of known lineage are: the distributions behind the thresholds of `hf_soup.kinship`.
+"""How alike weights of known lineage are: the distributions behind the thresholds of `hf_soup.lineage.similarity`.
 
     python tests/benchmarks/kinship.py [--seeds 2] [--folder DIR] [--plot docs/kinship.png]
 
@@ -31,9 +31,10 @@ import lineage_zoo
 import text_zoo
 from lineage_zoo import Member, Step
 
-from hf_soup import kinship, samples
-from hf_soup.checkpoint import open_checkpoint
-from hf_soup.kinship import Kinship
+from hf_soup.checkpoint import sampling as samples
+from hf_soup.checkpoint.checkpoint import open_checkpoint
+from hf_soup.lineage import similarity as kinship
+from hf_soup.lineage.similarity import Similarity
 
 #: Hot runs that go further than the zoo's: as long as one that was bad, and three times as hot.
 VIT_PLAN: dict[str, Step] = {
@@ -105,10 +106,12 @@ def sampled(title: str, members: dict[str, Member], folder: Path) -> Zoo:
         shared = set.intersection(*(set(each.tensors) for each in opened))
         donor = opened[names.index("A-light-1")] if "A-light-1" in names else opened[0]
         shapes = {name: info.shape for name, info in donor.tensors.items()}
-        body = samples.choose({name: shape for name, shape in shapes.items() if name in shared and _is_body(name)})
-        head = samples.choose({name: shape for name, shape in shapes.items() if not _is_body(name)}, samples.HEAD)
+        body = samples.choose_rows({name: shape for name, shape in shapes.items() if name in shared and _is_body(name)})
+        head = samples.choose_rows(
+            {name: shape for name, shape in shapes.items() if not _is_body(name)}, samples.HEAD_TENSORS
+        )
         for name, found in zip(
-            names, samples.sample([(each, each.tensors) for each in opened], [*body, *head])[0], strict=True
+            names, samples.read_samples([(each, each.tensors) for each in opened], [*body, *head])[0], strict=True
         ):
             zoo.bodies[name] = {tensor: rows for tensor, rows in found.items() if _is_body(tensor)}
             zoo.heads[name] = {tensor: rows for tensor, rows in found.items() if not _is_body(tensor)}
@@ -225,7 +228,7 @@ class Alike:
 
 def alike(read: dict[str, Sample], a: str, b: str) -> Alike:
     """Of bodies or of heads."""
-    found: Kinship = kinship.compare([read[a], read[b]], [a, b], "body")
+    found: Similarity = kinship.measure_similarity([read[a], read[b]], [a, b], "body")
     tensors = found.by_tensor[:, 0, 1]
     tensors = tensors[np.isfinite(tensors)]
     rows = float(found.rows[0, 1])
@@ -269,7 +272,7 @@ def bases(title: str, zoos: Sequence[Zoo]) -> dict[str, list[tuple[float, float]
     known: dict[str, list[tuple[float, float]]] = {}
     for zoo in zoos:
         names = list(zoo.bodies)
-        everyone = kinship.compare([zoo.bodies[name] for name in names], names, "body")
+        everyone = kinship.measure_similarity([zoo.bodies[name] for name in names], names, "body")
         for kind, wanted in bases_of(zoo).items():
             for one, other, base in wanted:
                 moved = everyone.moved([names.index(one), names.index(other)], names.index(base))
@@ -354,7 +357,7 @@ def coverage() -> None:
             for layer in range(layers)
             for part, times in parts.items()
         }
-        picked = [pick.name for pick in samples.choose({"embedding": (30_000, hidden), **shapes})]
+        picked = [pick.name for pick in samples.choose_rows({"embedding": (30_000, hidden), **shapes})]
         seen = {name.split(".")[1] for name in picked if "mlp" in name}
         print(f"| {title} | {len(picked)} | {len(seen)} of {layers} |")
 

@@ -24,14 +24,14 @@ from family import watched
 
 _IN_PROCESS = """
 import sys, time
-import hf_soup.merge, hf_soup.soup
+import hf_soup.merging.to_files, hf_soup.workflows.cook
 
 def peak():  # getrusage's would begin with that of the process that started this one
     return next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
 
 before = peak()
 started = time.perf_counter()
-hf_soup.soup.cook(sys.argv[2:], sys.argv[1], say=lambda message: None)
+hf_soup.cook(sys.argv[2:], sys.argv[1], say=lambda message: None)
 print(time.perf_counter() - started, before, peak())
 """
 

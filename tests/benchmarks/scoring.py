@@ -41,14 +41,14 @@ from transformers.utils import logging
 
 import hf_soup
 from hf_soup import Recipe, Scoring
-from hf_soup.alignment import Wishes
-from hf_soup.checkpoint import open_all
-from hf_soup.evaluation import Evaluation
-from hf_soup.lineage import examine
-from hf_soup.preparation import plan_of, shares
-from hf_soup.scoring import prepare
+from hf_soup.checkpoint.checkpoint import open_all
+from hf_soup.evaluation.dataset import prepare_datasets
+from hf_soup.evaluation.report import Evaluation
+from hf_soup.lineage.alignment import AlignmentOptions
+from hf_soup.lineage.report import check_lineage
+from hf_soup.merging.weight_files import fetch_weights
 from hf_soup.selection import SELECTIONS
-from hf_soup.weights import fetch_weights
+from hf_soup.workflows.prepare import plan_of, weights_by_name
 
 PACKAGES = ("asyncio", "encodings", "html", "pydoc_data")
 
@@ -118,7 +118,7 @@ def siblings(make: Callable[[Path], Any], folder: Path, count: int, scoring: dic
     torch.manual_seed(0)
     base = make(folder / "0")
     base.save_pretrained(folder / "0")
-    bench = prepare(
+    bench = prepare_datasets(
         [("score", Scoring(**scoring))], folder=folder / "0", config=json.loads((folder / "0/config.json").read_text())
     )[0]
     seen: list[Any] = []
@@ -176,15 +176,15 @@ def measure(folder: Path, make: Callable[[Path], Any], scoring: dict[str, Any], 
     recipe = Recipe(ingredients=[str(model) for model in models], score=scoring, select="greedy")
     (wanted,) = recipe.score
     checkpoints = open_all(recipe.ingredients)
-    lineage = examine(checkpoints, wishes=Wishes.of(recipe))
-    plan, paths = plan_of(recipe, lineage, shares(recipe, lineage)), fetch_weights(checkpoints, quiet=True)
+    lineage = check_lineage(checkpoints, wishes=AlignmentOptions.of(recipe))
+    plan, paths = plan_of(recipe, lineage, weights_by_name(recipe, lineage)), fetch_weights(checkpoints, quiet=True)
     config = json.loads((models[0] / "config.json").read_text())
 
     def fresh_home() -> None:
         constants.HF_HOME = tempfile.mkdtemp(dir=folder)
 
     def preprocess() -> Any:
-        return prepare([("score", wanted)], folder=models[0], config=config)[0]
+        return prepare_datasets([("score", wanted)], folder=models[0], config=config)[0]
 
     fresh_home()
     preprocess()  # what the libraries import is no preprocessing

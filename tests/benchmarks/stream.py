@@ -56,8 +56,8 @@ WORK = """
 import json, os, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-import hf_soup.merge, hf_soup.soup
-from hf_soup import hub, transfer
+import hf_soup.merging.to_files, hf_soup.workflows.cook
+from hf_soup.hub import repo as hub, download as transfer
 
 what, out, models = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
 os.fsync = lambda descriptor: None
@@ -80,13 +80,13 @@ if what == "fetch":
     def get(item):
         repo, name = item
         target = out / f"{repo.id.replace('/', '-')}-{name}"
-        transfer.download(repo, name, target, arrived=lambda count: None, stopped=lambda: False)
+        transfer.download_beside(repo, name, target, arrived=lambda count: None, stopped=lambda: False)
         target.unlink()
     with ThreadPoolExecutor(len(models)) as pool:
         list(pool.map(get, files))
 else:
     started = time.perf_counter()
-    hf_soup.soup.cook(models, out, stream=what == "stream", say=lambda message: None)
+    hf_soup.cook(models, out, stream=what == "stream", say=lambda message: None)
 seconds = time.perf_counter() - started
 stop.set()
 print(json.dumps([seconds, peak[0]]))

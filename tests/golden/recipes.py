@@ -26,11 +26,28 @@ def _of(method: Any, ingredients: list[Any] = ABC, base: str | None = BASE, **mo
     return {"recipe": {**based, "ingredients": ingredients, "method": method, **more}}
 
 
+#: Public names of before → of now: a record has the ones of now, whichever the package has.
+NAMES = {
+    "Barriers": "ConnectivityReport",
+    "Foraged": "SearchResult",
+    "Lineage": "LineageReport",
+    "Verified": "VerificationReport",
+    "barriers": "connectivity",
+    "forage": "search",
+}
 #: What a program does, and an error that it may catch.
-PROGRAM = """
+PROGRAM = (
+    f"""
 import json
+import sys
 import hf_soup
-found = {"names": sorted(hf_soup.__all__), "light": "torch" not in __import__("sys").modules}
+light = "torch" not in sys.modules
+now = {NAMES}
+for name in hf_soup.__all__:
+    setattr(hf_soup, now.get(name, name), getattr(hf_soup, name))
+"""
+    + """
+found = {"names": sorted(now.get(name, name) for name in hf_soup.__all__), "light": light}
 recipe = hf_soup.Recipe(
     base="bert-base", ingredients=["bert-a", {"model": "bert-b", "weight": 2}], method={"name": "wise_ft", "alpha": 0.9}
 )
@@ -39,7 +56,7 @@ soup = hf_soup.cook(recipe, "from-python-soup")
 found["cook"] = [soup.digest, soup.weights, soup.recipe.to_yaml(), sorted(soup.summary)]
 same = {"bert-a": "bert-a", "bert-b": "bert-b", "bert-base": "bert-base"}
 found["verify"] = hf_soup.verify("from-python-soup", map=same).to_dict()
-found["forage"] = hf_soup.forage("acme/llama-base").to_dict()
+found["search"] = hf_soup.search("acme/llama-base").to_dict()
 data = hf_soup.Scoring(task="text-classification", dataset="rows.csv")
 found["score"] = hf_soup.score(["bert-a"], hf_soup.Recipe(ingredients=["bert-a"], score=[data]))
 for wrong in ({"ingredients": []}, {"ingredients": ["bert-a", "vit-a"]}, {"ingredients": ["bert-a", "nowhere"]}):
@@ -50,6 +67,7 @@ for wrong in ({"ingredients": []}, {"ingredients": ["bert-a", "vit-a"]}, {"ingre
                              error.hint, str(error)]
 print(json.dumps(found, default=str))
 """
+)
 
 #: Name → what is cooked: `recipe` (a file) or `models` (on the command line), with
 #: `cook`: more arguments; `check`, `verify`: False leaves these out; `then`: further commands; `soups`: what they make;

@@ -17,9 +17,9 @@ from transformers import ResNetForImageClassification
 
 import hf_soup
 from hf_soup import Recipe
-from hf_soup.chance import uniform
 from hf_soup.demo.data import splits_of
-from hf_soup.digests import digest_of_folder
+from hf_soup.merging.arithmetic import uniform
+from hf_soup.merging.digest import digest_of_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 
@@ -153,7 +153,7 @@ def test_sixteen_bits_are_rounded_once(cli: Cli, recipe: Callable[..., Path], me
 def test_files_that_are_sharded_have_the_same_bytes(
     cli: Cli, recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hf_soup import preparation
+    from hf_soup.workflows import prepare as preparation
 
     one = cli("cook", recipe(), "-o", "one", "--json", "--quiet")
     make = preparation.make_plan
@@ -164,7 +164,7 @@ def test_files_that_are_sharded_have_the_same_bytes(
 
 
 def test_threads_do_not_show(cli: Cli, recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    from hf_soup.scoring import model
+    from hf_soup.evaluation import model
 
     monkeypatch.setattr(model, "usable_cores", lambda: 1)
     assert cli("cook", recipe(), "-o", "one", "--quiet").code == 0
@@ -173,11 +173,11 @@ def test_threads_do_not_show(cli: Cli, recipe: Callable[..., Path], monkeypatch:
     assert Path("one/model.safetensors").read_bytes() == Path("five/model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("where", ["write_contents", "collected_again"])
+@pytest.mark.parametrize("where", ["write_contents", "recalibrate_batch_norm"])
 def test_an_interrupted_cook_continues(
     cli: Cli, recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    from hf_soup import soup as kitchen
+    from hf_soup.workflows import cook as kitchen
 
     def killed(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
@@ -191,7 +191,7 @@ def test_an_interrupted_cook_continues(
     done = cli("cook", recipe(), "-o", "soup", "--quiet", "--json")
     assert done.json["digest"] == whole.json["digest"]
     # What was merged is kept; what was written over is merged again.
-    assert (done.json["resumed"] > 0) == (where == "collected_again")
+    assert (done.json["resumed"] > 0) == (where == "recalibrate_batch_norm")
     assert Path("soup/model.safetensors").read_bytes() == Path("whole/model.safetensors").read_bytes()
 
 
@@ -343,7 +343,7 @@ def test_barriers_are_measured_with_them(cli: Cli, recipe: Callable[..., Path], 
     found = []
     for examples in ({}, {"examples": None}):
         path = recipe("linear", ingredients=steps, score=held_out, **examples)
-        (pair,) = hf_soup.barriers(path, say=lambda _: None).pairs
+        (pair,) = hf_soup.connectivity(path, say=lambda _: None).pairs
         found.append(pair.height)
     assert found[0] < found[1]
 

@@ -14,7 +14,8 @@ import pytest
 import hf_soup.local_hub
 from hf_soup.demo import child_environment, run_demo
 from hf_soup.demo.cache import Zoo
-from hf_soup.local_hub import LocalHub, Record
+from hf_soup.local_hub import LocalHub
+from hf_soup.local_hub.wire import Record
 
 TOKEN = "hf_" + "u" * 34
 

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
-from hf_soup import __version__, client, hub
+from hf_soup import __version__
+from hf_soup.hub import client, repo as hub
 from hf_soup.local_hub import LocalHub
 
 # The client hands files to its HTTP library in a way that the library deprecates.
@@ -91,7 +92,7 @@ def test_the_hub_is_told_who_asks(online: LocalHub, publish: Callable[..., str],
 
     online.intercept = note
     assert cli("check", *names).code == 0
-    assert hub.answers()
+    assert hub.is_reachable()
     assert agents
     assert all(f"hf-soup/{__version__}" in agent for agent in agents), agents
 
@@ -103,7 +104,7 @@ def test_the_hub_is_told_who_asks(online: LocalHub, publish: Callable[..., str],
 def test_the_clients_log_is_as_loud_as_somebody_asks(settings: dict[str, str], level: str) -> None:
     """Silent by default, as what goes wrong is worded here."""
     code = (
-        "import logging; from hf_soup.client import patient; patient()\n"
+        "import logging; from hf_soup.hub.client import patient; patient()\n"
         "print(logging.getLevelName(logging.getLogger('huggingface_hub').level))"
     )
     environment = {key: value for key, value in os.environ.items() if key not in ("HF_HUB_VERBOSITY", "HF_DEBUG")}

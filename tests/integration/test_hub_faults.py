@@ -24,12 +24,12 @@ from safetensors import safe_open
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from hf_soup import client, hub, transfer
-from hf_soup.checkpoint import open_checkpoint
+from hf_soup.checkpoint.checkpoint import open_checkpoint
 from hf_soup.errors import PublishError, ResolveError
+from hf_soup.hub import client, download as transfer, repo as hub
+from hf_soup.hub.push import PushTarget, inspect_target, require_public
 from hf_soup.local_hub import Hangup, LocalHub
-from hf_soup.target import Target, look, require_public
-from hf_soup.weights import fetch_small, fetch_weights
+from hf_soup.merging.weight_files import fetch_small, fetch_weights
 
 pytestmark = [
     # The client hands files to its HTTP library in a way that the library deprecates.
@@ -229,7 +229,7 @@ def test_what_is_read_of_a_model_is_compared(
 ) -> None:
     """A digit of a config that changes on its way would stand in the soup's."""
     resolve = hub.resolve
-    monkeypatch.setattr(hub, "resolve", lambda *args, **options: replace(resolve(*args, **options), card={}))
+    monkeypatch.setattr("hf_soup.hub.resolve", lambda *args, **options: replace(resolve(*args, **options), card={}))
     right = open_checkpoint(sharded)
     assert right.card == {"license": "mit", "tags": "v1"}
     online.transform = flips(tmp_path / "sharded" / file, 1)
@@ -313,7 +313,7 @@ def test_an_odd_answer_is_an_error_that_says_whose(online: LocalHub, repo: str) 
     with pytest.raises(ResolveError, match=r"what http://127.0.0.1:\d+ says of it cannot be read"):
         hub.resolve(repo)
     with pytest.raises(PublishError, match=r"what http://127.0.0.1:\d+ says of it cannot be read \(TypeError"):
-        require_public([repo], Target("acme/x", None, "acme", False, False, None, None, False, False, None))
+        require_public([repo], PushTarget("acme/x", None, "acme", False, False, None, None, False, False, None))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -416,7 +416,7 @@ def test_no_network_is_said_at_once(
     with pytest.raises(ResolveError, match=rf"'acme/other': {nowhere} cannot be reached"):
         hub.resolve("acme/other")
     with pytest.raises(PublishError, match="cannot be reached"):
-        look("acme/other")
+        inspect_target("acme/other")
     assert sum(pauses) < 10
     again = hub.resolve(repo)
     assert again.from_cache
@@ -429,7 +429,7 @@ def test_no_network_is_said_at_once(
 
 def test_a_token_that_nobody_knows(online: LocalHub, repo: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_wrong_and_secret")
-    for ask in (lambda: hub.resolve(repo), lambda: look("acme/x")):
+    for ask in (lambda: hub.resolve(repo), lambda: inspect_target("acme/x")):
         with pytest.raises((ResolveError, PublishError), match="token") as raised:
             ask()
         assert "hf_wrong_and_secret" not in str(raised.value)

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from hf_soup import Recipe, hub, transfer
+from hf_soup import Recipe
+from hf_soup.hub import download as transfer, repo as hub
 from hf_soup.local_hub import LocalHub
 
 # The client hands files to its HTTP library in a way that the library deprecates.

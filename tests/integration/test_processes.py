@@ -19,17 +19,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hf_soup import plan as plan_module
+from hf_soup.checkpoint.headers import read_header
 from hf_soup.demo import child_environment
 from hf_soup.errors import RecipeError
-from hf_soup.headers import read_header
 from hf_soup.local_hub import LocalHub
-from hf_soup.merge import merge
-from hf_soup.plan import BLOCK_BYTES, make_plan
-from hf_soup.recipe import Recipe
-from hf_soup.soup import cook
-from hf_soup.staging import Staging
-from hf_soup.supply import Supply
+from hf_soup.merging import layout as plan_module
+from hf_soup.merging.layout import BLOCK_BYTES, make_plan
+from hf_soup.merging.to_files import merge
+from hf_soup.merging.weight_files import WeightFiles
+from hf_soup.merging.workspace import Workspace
+from hf_soup.recipe.schema import Recipe
+from hf_soup.workflows.cook import cook
 
 # Python runs this file at its start in every process: it tells, from outside, which process opened a journal to write.
 WITNESS = """
@@ -52,18 +52,18 @@ LAUNCHERS = {
 DYING = """
 import os, signal, sys
 from pathlib import Path
-from hf_soup import plan as plan_module
+from hf_soup.merging import layout as plan_module
 from hf_soup.errors import MergeError
 from hf_soup.local_hub import LocalHub
-from hf_soup.merge import merge
-from hf_soup.plan import Plan
-from hf_soup.staging import Staging
-from hf_soup.supply import Supply
-from hf_soup.world import world
+from hf_soup.merging.to_files import merge
+from hf_soup.merging.layout import Plan
+from hf_soup.merging.workspace import Workspace
+from hf_soup.merging.weight_files import WeightFiles
+from hf_soup.merging.processes import process_group
 
 plan_module.UNIT_BYTES = 4 << 20
-here = world(print)
-staging = Staging(Path("soup"))
+here = process_group(print)
+staging = Workspace(Path("soup"))
 note = staging.note
 
 def noting(rank, entries):
@@ -75,7 +75,7 @@ staging.note = noting
 values = staging.join()
 paths = [{n: Path(p) for n, p in s.items()} for s in values["paths"]]
 try:
-    merge(Plan.from_dict(values['plan']), Supply.here(paths), staging, world=here, threads=1, quiet=True)
+    merge(Plan.from_dict(values['plan']), WeightFiles.here(paths), staging, world=here, threads=1, quiet=True)
 except MergeError as error:
     print("SAID", here.rank, error.message, flush=True)
 """
@@ -84,7 +84,7 @@ except MergeError as error:
 COUNTING = """
 import os, signal, sys
 import torch
-from hf_soup.cli import main
+from hf_soup.cli.app import main
 
 rank, dies, passes = int(os.environ.get("RANK", 0)), sys.argv[1], 0
 
@@ -107,7 +107,8 @@ PROGRAM = """
 import os, sys, time
 from pathlib import Path
 from accelerate import Accelerator
-from hf_soup import SoupError, cook, world
+from hf_soup import SoupError, cook
+from hf_soup.merging import processes as world
 
 accelerator = Accelerator(cpu=True)
 rank = accelerator.process_index
@@ -148,7 +149,7 @@ for name in [name for name in sys.modules if name.partition(".")[0] == "hf_soup"
 constants.ENDPOINT = os.environ["HF_ENDPOINT"]
 constants.HUGGINGFACE_CO_URL_TEMPLATE = constants.ENDPOINT + "/{repo_id}/resolve/{revision}/{filename}"
 
-from hf_soup import cli, workers
+from hf_soup.cli import app as cli; from hf_soup.merging import workers
 
 workers._WORTH = 0
 for command in (
@@ -168,7 +169,7 @@ import json, os, runpy, sys, tempfile, traceback
 import accelerate, datasets, evaluate, matplotlib.figure, torch, transformers
 from huggingface_hub import constants
 from transformers import BertForSequenceClassification, BertTokenizer
-import hf_soup.cli, hf_soup.soup
+import hf_soup.cli, hf_soup.workflows.cook
 
 def become(job, rank):
     for number, name in ((1, "out"), (2, "err")):
@@ -366,7 +367,7 @@ def test_an_error_of_one_process_is_that_of_all(
     tensors = load_file(model / "model.safetensors")
     tensors["bert.pooler.dense.bias"][0] = float("nan")
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
-    line = "from hf_soup.cli import main\nmain(['cook', recipe, '-o', 'line', '--quiet'])"
+    line = "from hf_soup.cli.app import main\nmain(['cook', recipe, '-o', 'line', '--quiet'])"
     done = together(program(f"told('soup')\n{line}", [model, family / "b"]))
     assert done.returncode == 1
     errors = re.findall(r"SAID (\d) (.*)", done.stdout)
@@ -408,7 +409,7 @@ def test_one_that_waits_for_others_hears_signals(together: Launch, program: Call
     """The second one waits for the first, which is still busy."""
     text = """
 import signal, threading
-import hf_soup.soup
+import hf_soup.workflows.cook
 
 def busy(*_, **__):
     Path("busy").touch()
@@ -421,7 +422,7 @@ def interrupt():
     os.kill(os.getpid(), signal.SIGINT)
 
 if rank == 0:
-    hf_soup.soup.expand = busy
+    hf_soup.workflows.cook.resolve_ingredients = busy
 else:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=interrupt, daemon=True).start()
@@ -529,21 +530,21 @@ def test_a_process_that_dies_leaves_what_is_finished(
         headers.append({t.name: t for t in read_header(lambda _, i, j, d=data: d[i:j], "m", len(data), "m")})
         paths.append({"m": path})
     plan = make_plan(["a@0", "b@0"], headers, [0.3, 0.9])
-    with Staging(tmp_path / "soup") as staging:
+    with Workspace(tmp_path / "soup") as staging:
         staging.begin(plan.fingerprint, plan.to_dict(), paths)
     monkeypatch.setattr(plan_module, "UNIT_BYTES", BLOCK_BYTES)
     (tmp_path / "dying.py").write_text(DYING)
     done = together("dying.py", dies)
     assert done.returncode != 0
     assert f"SAID {1 - dies} Another of the processes that work together has ended early." in done.stdout, done.stderr
-    with Staging(tmp_path / "soup") as staging:
+    with Workspace(tmp_path / "soup") as staging:
         assert staging.begin(plan.fingerprint, plan.to_dict(), paths) == "continued"
-        merged = merge(plan, Supply.here(paths), staging, threads=1, quiet=True)
+        merged = merge(plan, WeightFiles.here(paths), staging, threads=1, quiet=True)
         staging.publish()
     assert merged.resumed == 4 * BLOCK_BYTES  # three of the living one, one of the other
-    with Staging(tmp_path / "fresh") as staging:
+    with Workspace(tmp_path / "fresh") as staging:
         staging.begin(plan.fingerprint, plan.to_dict(), paths)
-        assert merge(plan, Supply.here(paths), staging, threads=1, quiet=True).digest == merged.digest
+        assert merge(plan, WeightFiles.here(paths), staging, threads=1, quiet=True).digest == merged.digest
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,10 @@ from huggingface_hub import HfApi
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from hf_soup import hub
 from hf_soup.errors import PublishError
+from hf_soup.hub import repo as hub
+from hf_soup.hub.push import PushResult, commit_folder, inspect_target
 from hf_soup.local_hub import Hangup, LocalHub
-from hf_soup.publish import Pushed, commit_folder
-from hf_soup.target import look
 
 # The client hands files to its HTTP library in a way that the library deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
@@ -89,8 +88,8 @@ def api(online: LocalHub) -> HfApi:
     return HfApi(endpoint=online.endpoint, token=online.token)
 
 
-def push(files: dict[str, Path], repo: str = REPO, *, message: str = "Soup", **options: Any) -> Pushed:
-    return commit_folder(look(repo, **options), files, message=message)
+def push(files: dict[str, Path], repo: str = REPO, *, message: str = "Soup", **options: Any) -> PushResult:
+    return commit_folder(inspect_target(repo, **options), files, message=message)
 
 
 def commits(api: HfApi, repo: str = REPO) -> list[str]:
@@ -119,7 +118,7 @@ def at(step: str) -> Callable[[Request], bool]:
     return fits
 
 
-def is_pushed(api: HfApi, repo: str, done: Pushed, soup: dict[str, Path], *, create_pr: bool) -> None:
+def is_pushed(api: HfApi, repo: str, done: PushResult, soup: dict[str, Path], *, create_pr: bool) -> None:
     """Exactly once, with every byte."""
     assert commits(api, repo) == [*([] if create_pr else ["Soup"]), "Before", "initial commit"]
     assert offers(api, repo) == (["Soup"] if create_pr else [])

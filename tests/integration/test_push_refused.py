@@ -17,8 +17,8 @@ from starlette.responses import JSONResponse, Response
 
 from hf_soup import Soup, cook
 from hf_soup.errors import PublishError
+from hf_soup.hub.push import inspect_target
 from hf_soup.local_hub import LocalHub
-from hf_soup.target import look
 
 # The client hands files to its HTTP library in a way that the library deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
@@ -423,7 +423,7 @@ def test_an_answer_that_is_not_from_a_hub(online: LocalHub, soup: Path, answer: 
 
 
 def test_a_look_changes_nothing(online: LocalHub) -> None:
-    target = look("acme/soup", tag="v1", private=True)
+    target = inspect_target("acme/soup", tag="v1", private=True)
     assert (target.repo, target.head, target.private, target.user) == ("acme/soup", None, True, "local")
     assert changes(online) == []
     assert online.token not in repr(target)

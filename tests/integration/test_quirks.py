@@ -18,9 +18,10 @@ from stand_ins import BERT, CLIP, VIT, Tensors, as_json, publish, weights
 from starlette.responses import JSONResponse
 from transformers import BertConfig, BertForSequenceClassification, CLIPVisionModel
 
-from hf_soup import IncompatibleError, Lineage, Recipe, ResolveError, check, cook
-from hf_soup.hub import resolve
-from hf_soup.local_hub import LocalHub, Record
+from hf_soup import IncompatibleError, LineageReport, Recipe, ResolveError, check, cook
+from hf_soup.hub.repo import resolve
+from hf_soup.local_hub import LocalHub
+from hf_soup.local_hub.wire import Record
 
 Put = Callable[..., str]
 FEATHERS = ["connectivity/feather_berts_0", "connectivity/feather_berts_1"]
@@ -62,16 +63,16 @@ def put(online: LocalHub, bert: tuple[dict[str, Any], Tensors], request: pytest.
     return published
 
 
-def codes(lineage: Lineage) -> set[str]:
+def codes(lineage: LineageReport) -> set[str]:
     """The codes of what was found, without the tokenizer that these models lack."""
     return {reason.code for reason in lineage.reasons} - {"processing-absent"}
 
 
-def said(lineage: Lineage, code: str) -> str:
+def said(lineage: LineageReport, code: str) -> str:
     return next(reason.message for reason in lineage.reasons if reason.code == code)
 
 
-def ancestor(lineage: Lineage) -> tuple[str, str] | None:
+def ancestor(lineage: LineageReport) -> tuple[str, str] | None:
     return (lineage.ancestor.model, lineage.ancestor.source) if lineage.ancestor else None
 
 

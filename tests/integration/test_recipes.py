@@ -23,11 +23,12 @@ from stand_ins import DISTILBERT, JUNK, VIT
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from hf_soup import Recipe
-from hf_soup.checkpoint import ASSETS, open_checkpoint
+from hf_soup.checkpoint.checkpoint import open_checkpoint
 from hf_soup.demo import child_environment, demo_recipe
+from hf_soup.hub.repo_files import ASSETS
+from hf_soup.ingredients.resolve import resolve_ingredients
 from hf_soup.local_hub import LocalHub
-from hf_soup.second_order import expand
-from hf_soup.weights import fetch_weights
+from hf_soup.merging.weight_files import fetch_weights
 
 # The client hands files to its HTTP library in a way that the library deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
@@ -266,7 +267,7 @@ def test_a_soup_of_soups_is_one_of_their_leaves(cli: Cli, tmp_path: Path) -> Non
         greedy = beans.model_copy(update={"ingredients": some, "report": ()})
         weights = cooked(name, greedy, "--push", f"me/{name}")["weights"]
         shares |= {leaf: shares.get(leaf, 0.0) + 2 / len(weights) for leaf in weights}
-    found = expand(Recipe.load(RECIPES / "soup-of-soups.yaml"))
+    found = resolve_ingredients(Recipe.load(RECIPES / "soup-of-soups.yaml"))
     report = cooked("whole", found.recipe)
     unit = report["weights"]["hanyp/vit-base-beans"]
     assert {name: weight / unit for name, weight in report["weights"].items()} == pytest.approx(shares)
@@ -290,7 +291,7 @@ def test_layers_are_combined_each_in_its_way(cli: Cli, tmp_path: Path) -> None:
     assert cli("cook", path, "-o", "soup", "--json").code == 0
     summary = json.loads((tmp_path / "soup" / "soup.json").read_text())
     assert (summary["lineage"]["verdict"], summary["lineage"]["ancestor"]["model"]) == ("proven", VIT)
-    checkpoints = [*expand(Recipe.load(path)).checkpoints, open_checkpoint(VIT)]
+    checkpoints = [*resolve_ingredients(Recipe.load(path)).checkpoints, open_checkpoint(VIT)]
     *parts, origin = [
         {key: each.double() for file in files.values() for key, each in load_file(file).items()}
         for files in fetch_weights(checkpoints, quiet=True)

@@ -14,8 +14,9 @@ import yaml
 from huggingface_hub import constants
 
 import hf_soup
-from hf_soup import MergeError, Recipe, RecipeError, hub, transfer
-from hf_soup.arguments import scoring_of
+from hf_soup import MergeError, Recipe, RecipeError
+from hf_soup.cli.arguments import scoring_of
+from hf_soup.hub import download as transfer, repo as hub
 from hf_soup.local_hub import LocalHub
 
 Publish = Callable[..., str]
@@ -96,16 +97,15 @@ def test_weights_that_change_after_they_were_pinned(
     family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where a training run overwrites its checkpoint: no soup that contradicts its own recipe."""
-    from hf_soup import merge as engine
+    from hf_soup.merging import merge
 
     folder = copied(family, "b", tmp_path / "training")
-    merge = engine.merge
 
     def meanwhile(*arguments: object, **options: object) -> object:
         os.utime(folder / "model.safetensors", ns=(1, 1))
         return merge(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(engine, "merge", meanwhile)
+    monkeypatch.setattr("hf_soup.merging.merge", meanwhile)
     with pytest.raises(MergeError, match=r"'model.safetensors' changed while it was read"):
         hf_soup.cook([str(family / "a"), str(folder)], tmp_path / "soup", say=lambda _: None)
     assert not (tmp_path / "soup").exists()

@@ -18,22 +18,22 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hf_soup import plan as plan_module
-from hf_soup.headers import TensorInfo, read_header
-from hf_soup.merge import Merged, merge
-from hf_soup.plan import BLOCK_BYTES, Plan, make_plan
-from hf_soup.staging import Staging
-from hf_soup.supply import Supply
+from hf_soup.checkpoint.headers import TensorInfo, read_header
+from hf_soup.merging import layout as plan_module
+from hf_soup.merging.layout import BLOCK_BYTES, Plan, make_plan
+from hf_soup.merging.to_files import MergeResult, merge
+from hf_soup.merging.weight_files import WeightFiles
+from hf_soup.merging.workspace import Workspace
 
 #: Merges in a child of its own for every point: it dies by SIGKILL at that step on the disk, in the middle of it.
 DRIVER = '''
 import json, os, signal, sys
 from pathlib import Path
-from hf_soup import plan as plan_module, staging as staging_module
-from hf_soup.merge import merge
-from hf_soup.plan import Plan
-from hf_soup.staging import Staging
-from hf_soup.supply import Supply
+from hf_soup.merging import layout as plan_module, workspace as staging_module
+from hf_soup.merging.to_files import merge
+from hf_soup.merging.layout import Plan
+from hf_soup.merging.workspace import Workspace
+from hf_soup.merging.weight_files import WeightFiles
 
 plan_module.UNIT_BYTES = 4 << 20
 folder = Path(sys.argv[1])
@@ -54,7 +54,7 @@ def step(kind, half=None):
 
 def slow_disk():
     pwrite, fallocate, fsync = os.pwrite, os.posix_fallocate, os.fsync
-    note, write, rename, clear = Staging.note, Staging._write, staging_module._rename, Staging._clear
+    note, write, rename, clear = Workspace.note, Workspace._write, staging_module._rename, Workspace._clear
 
     def noting(self, rank, entries):
         def half():
@@ -75,15 +75,15 @@ def slow_disk():
             return function(*arguments)
         return call
 
-    os.pwrite, Staging.note = writing, noting
+    os.pwrite, Workspace.note = writing, noting
     os.posix_fallocate, os.fsync = wrapped("allocate", fallocate), wrapped("sync", fsync)
-    Staging._write, Staging._clear = wrapped("text", write), wrapped("clear", clear)
+    Workspace._write, Workspace._clear = wrapped("text", write), wrapped("clear", clear)
     staging_module._rename = wrapped("rename", rename)
 
 def cook(name):
-    with Staging(folder / name) as staging:
+    with Workspace(folder / name) as staging:
         staging.begin(plan.fingerprint, plan.to_dict(), paths)
-        merge(plan, Supply.here(paths), staging, threads=1, quiet=True)
+        merge(plan, WeightFiles.here(paths), staging, threads=1, quiet=True)
         staging.publish()
 
 kinds, point = [], 0
@@ -120,12 +120,12 @@ class Job:
     plan: Plan
     paths: list[dict[str, Path]]
 
-    def cook(self, name: str, plan: Plan | None = None) -> tuple[str | None, Merged, str]:
+    def cook(self, name: str, plan: Plan | None = None) -> tuple[str | None, MergeResult, str]:
         """What `begin` said, what came out, and the sha256 of all files."""
         plan = plan or self.plan
-        with Staging(self.folder / name) as staging:
+        with Workspace(self.folder / name) as staging:
             said = staging.begin(plan.fingerprint, plan.to_dict(), self.paths)
-            merged = merge(plan, Supply.here(self.paths), staging, threads=2, quiet=True)
+            merged = merge(plan, WeightFiles.here(self.paths), staging, threads=2, quiet=True)
             output = staging.publish()
         total = hashlib.sha256()
         for path in sorted(output.iterdir()):
@@ -202,11 +202,11 @@ def test_killed_at_any_step(job: Job) -> None:
     assert whole.resumed == 0
 
 
-def interrupted(job: Job, name: str) -> Staging:
+def interrupted(job: Job, name: str) -> Workspace:
     """A staging folder in which all blocks are finished."""
-    with Staging(job.folder / name) as staging:
+    with Workspace(job.folder / name) as staging:
         staging.begin(job.plan.fingerprint, job.plan.to_dict(), job.paths)
-        merge(job.plan, Supply.here(job.paths), staging, threads=2, quiet=True)
+        merge(job.plan, WeightFiles.here(job.paths), staging, threads=2, quiet=True)
     return staging
 
 
@@ -263,7 +263,7 @@ CHANGES = {
 def test_what_was_different_is_said(job: Job, had: str) -> None:
     interrupted(job, f"was {had}")
     plan = dataclasses.replace(job.plan, **CHANGES[had])
-    with Staging(job.folder / f"was {had}") as staging:
+    with Workspace(job.folder / f"was {had}") as staging:
         said = staging.begin(plan.fingerprint, plan.to_dict())
         assert said == f"an interrupted run had {had}, so this one starts anew"
         assert list(staging.finished()) == []
@@ -274,18 +274,19 @@ def test_a_signal_leaves_what_is_finished(job: Job, signal_number: signal.Signal
     """A real process with a slow disk, stopped from outside when its journal has two lines."""
     name = f"stopped{signal_number.value}"
     code = (
-        "import os, sys, time\nfrom pathlib import Path\nfrom hf_soup.merge import merge\n"
-        "from hf_soup.plan import Plan\nfrom hf_soup.staging import Staging\nfrom hf_soup.supply import Supply\n"
-        "from hf_soup import plan as plan_module\nplan_module.UNIT_BYTES = 4 << 20\n"
+        "import os, sys, time\nfrom pathlib import Path\nfrom hf_soup.merging.to_files import merge\n"
+        "from hf_soup.merging.layout import Plan\nfrom hf_soup.merging.workspace import Workspace\n"
+        "from hf_soup.merging.weight_files import WeightFiles\n"
+        "from hf_soup.merging import layout as plan_module\nplan_module.UNIT_BYTES = 4 << 20\n"
         "write = os.pwrite\n"
         "def slowly(*arguments):\n    time.sleep(0.03)\n    return write(*arguments)\n"
         "os.pwrite = slowly\n"
-        "with Staging(Path(sys.argv[1])) as staging:\n"
+        "with Workspace(Path(sys.argv[1])) as staging:\n"
         "    values = staging.join()\n"
         "    paths = [{n: Path(p) for n, p in s.items()} for s in values['paths']]\n"
-        "    merge(Plan.from_dict(values['plan']), Supply.here(paths), staging, threads=1, quiet=True)\n"
+        "    merge(Plan.from_dict(values['plan']), WeightFiles.here(paths), staging, threads=1, quiet=True)\n"
     )
-    with Staging(job.folder / name) as staging:
+    with Workspace(job.folder / name) as staging:
         staging.begin(job.plan.fingerprint, job.plan.to_dict(), job.paths)
     child = subprocess.Popen([sys.executable, "-c", code, job.folder / name], stderr=subprocess.DEVNULL)
     journal = staging.root / "journal.0"

@@ -22,8 +22,8 @@ CODE = """
 import json, sys, tempfile
 from pathlib import Path
 from hf_soup.errors import SoupError
-from hf_soup.recipe import Scoring
-from hf_soup.scoring import data
+from hf_soup.recipe.schema import Scoring
+from hf_soup.evaluation import data
 said = globals().get("said") or json.loads(sys.argv[1])
 try:
     with tempfile.TemporaryDirectory() as cache:

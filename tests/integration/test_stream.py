@@ -24,12 +24,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from transformers import BertConfig, BertForSequenceClassification
 
-from hf_soup import MergeError, Recipe, RecipeError, ResolveError, Soup, client, cook, transfer
-from hf_soup import plan as plan_module
-from hf_soup.headers import TensorInfo
+from hf_soup import MergeError, Recipe, RecipeError, ResolveError, Soup, cook
+from hf_soup.checkpoint.headers import TensorInfo
+from hf_soup.hub import client, download as transfer
 from hf_soup.local_hub import Hangup, LocalHub
-from hf_soup.plan import make_plan
-from hf_soup.supply import SourceFile, Supply
+from hf_soup.merging import layout as plan_module
+from hf_soup.merging.layout import make_plan
+from hf_soup.merging.weight_files import WeightFile, WeightFiles
 
 # The client's own, where it uploads files of more than a megabyte.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")
@@ -186,13 +187,13 @@ def test_merging_goes_on_while_files_arrive(
 
     monkeypatch.setattr(os, "pwrite", noticing)
     monkeypatch.setattr(transfer, "_PIECE", 1 << 14)
-    original = SourceFile.arrive
+    original = WeightFile.arrive
 
-    def slowly(self: SourceFile, arrived: int) -> None:
+    def slowly(self: WeightFile, arrived: int) -> None:
         original(self, arrived)
         time.sleep(0.002)
 
-    monkeypatch.setattr(SourceFile, "arrive", slowly)
+    monkeypatch.setattr(WeightFile, "arrive", slowly)
     soup = cook(repos[:2], tmp_path / "soup", stream=True, threads=1, say=lambda _: None)
     assert soup.resumed == 0
     shards = {path.stat().st_size for path in (online.store.root).rglob("*") if path.is_file()}
@@ -367,17 +368,17 @@ def test_a_disk_that_fills_is_one_clear_error(
     repos: list[str], plain: Soup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle of a download; then the same command goes on."""
-    original = SourceFile.arrive
+    original = WeightFile.arrive
     calls = []
 
-    def full(self: SourceFile, arrived: int) -> None:
+    def full(self: WeightFile, arrived: int) -> None:
         calls.append(arrived)
         if len(calls) == 40:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         original(self, arrived)
 
     with monkeypatch.context() as patched:
-        patched.setattr(SourceFile, "arrive", full)
+        patched.setattr(WeightFile, "arrive", full)
         with pytest.raises(MergeError, match="No space left on device"):
             cook(repos, tmp_path / "soup", stream=True, say=lambda _: None)
     soup = cook(repos, tmp_path / "soup", stream=True, say=lambda _: None)
@@ -389,11 +390,12 @@ def test_killed_while_it_streams(
 ) -> None:
     """What was fetched and right stays; what was fetched in part goes on from there; the bytes are the same."""
     code = (
-        "import sys, time\nfrom hf_soup import cook, plan, transfer\nfrom hf_soup.supply import SourceFile\n"
+        "import sys, time\nfrom hf_soup import cook\nfrom hf_soup.merging import layout as plan\n"
+        "from hf_soup.hub import download as transfer\nfrom hf_soup.merging.weight_files import WeightFile\n"
         "plan.UNIT_BYTES, plan.BLOCK_BYTES, transfer._PIECE = 1 << 20, 1 << 18, 1 << 16\n"
-        "arrive = SourceFile.arrive\n"
+        "arrive = WeightFile.arrive\n"
         "def slowly(self, arrived):\n    arrive(self, arrived)\n    time.sleep(0.01)\n"
-        "SourceFile.arrive = slowly\n"
+        "WeightFile.arrive = slowly\n"
         "cook(sys.argv[1:], 'soup', stream=True, threads=1)\n"
     )
     journal = tmp_path / ".soup.cooking" / "journal.0"
@@ -428,9 +430,9 @@ def test_the_peak_is_that_of_the_files_that_overlap(tmp_path: Path) -> None:
     whole = {n: TensorInfo(n, "BF16", (size // 2,), "all.st", 100 + i * size, size) for i, n in enumerate(names)}
     plan = make_plan(["cut", "whole"], [cut, whole], [1.0, 1.0])
 
-    def fetched(bytes_: int) -> SourceFile:
-        return SourceFile(bytes_, tmp_path / "x", fetch=lambda file: None, dropped=True)
+    def fetched(bytes_: int) -> WeightFile:
+        return WeightFile(bytes_, tmp_path / "x", fetch=lambda file: None, dropped=True)
 
     sources = [{f"{name}.st": fetched(10 + i) for i, name in enumerate(names)}, {"all.st": fetched(1000)}]
-    assert Supply(sources).peak_bytes(plan) == 1012
-    assert Supply([sources[0], {"all.st": SourceFile(1000, tmp_path / "x")}]).peak_bytes(plan) == 12
+    assert WeightFiles(sources).peak_bytes(plan) == 1012
+    assert WeightFiles([sources[0], {"all.st": WeightFile(1000, tmp_path / "x")}]).peak_bytes(plan) == 12

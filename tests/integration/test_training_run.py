@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import hf_soup
 from hf_soup import Recipe, RecipeError, ResolveError, Update
-from hf_soup.training_run import unroll
+from hf_soup.ingredients.trainer_run import expand_runs
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 
@@ -70,7 +70,7 @@ def steps_in(recipe: Recipe) -> list[int]:
 
 
 def picked(run: Path, **method: Any) -> list[int]:
-    return steps_in(unroll(Recipe(ingredients=[str(run)], method={"name": "swa", **method}))[0])
+    return steps_in(expand_runs(Recipe(ingredients=[str(run)], method={"name": "swa", **method}))[0])
 
 
 # ---- which checkpoints -------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ def _shards(last: Path) -> None:
 )
 def test_a_half_written_last_one_is_left_out(run: Path, spoil: Callable[[Path], Any], why: str) -> None:
     spoil(run / "checkpoint-12")
-    recipe, notes = unroll(Recipe(ingredients=[str(run)], method={"name": "swa", "last": 2}))
+    recipe, notes = expand_runs(Recipe(ingredients=[str(run)], method={"name": "swa", "last": 2}))
     assert steps_in(recipe) == [8, 10]
     said = next(note.message for note in notes if note.code == "half-written")
     assert said.startswith("Left out as half-written: exp1/checkpoint-12: ")
@@ -253,7 +253,7 @@ def test_more_than_there_are_is_all_of_them_and_said(cli: Cli, run: Path, tmp_pa
 def test_shares_by_ingredient_do_not_fit_a_run(trainer_folder: Path, family: Path) -> None:
     layers = {"*": (1.0, 2.0)}
     with pytest.raises(RecipeError, match="`layers` gives each ingredient its shares"):
-        unroll(Recipe(ingredients=[str(trainer_folder), str(family / "a")], layers=layers, method="swa"))
+        expand_runs(Recipe(ingredients=[str(trainer_folder), str(family / "a")], layers=layers, method="swa"))
 
 
 # ---- what a folder stands for ------------------------------------------------------------------------------------
@@ -370,7 +370,7 @@ def test_models_in_their_order_are_a_run_too(cli: Cli, run: Path, tmp_path: Path
 
 def test_the_weight_of_a_run_is_that_of_each_checkpoint(run: Path, family: Path) -> None:
     recipe = Recipe(ingredients=[{"model": str(run), "weight": 3}, str(family / "a")], heads=str(run), method="lawa")
-    found, _ = unroll(recipe)
+    found, _ = expand_runs(recipe)
     assert [each.weight for each in found.ingredients] == [3.0] * 6 + [1.0]
     assert found.head == 5, "the head is that of the last checkpoint"
 
@@ -421,7 +421,7 @@ def test_of_several_runs_each_stands_for_its_best_checkpoint(cli: Cli, sweep: Pa
 
 def test_a_best_checkpoint_that_is_gone_is_said(sweep: Path) -> None:
     shutil.rmtree(sweep / "exp1" / "checkpoint-6")
-    found, notes = unroll(Recipe(ingredients=[str(sweep)], heads=None))
+    found, notes = expand_runs(Recipe(ingredients=[str(sweep)], heads=None))
     assert [Path(each.model).name for each in found.ingredients] == ["checkpoint-12", "checkpoint-8", "checkpoint-12"]
     assert "exp1/checkpoint-12 (its last, as its best, checkpoint-6, is not there)" in notes[-1].message
 
@@ -429,12 +429,12 @@ def test_a_best_checkpoint_that_is_gone_is_said(sweep: Path) -> None:
 def test_runs_beside_models_and_with_shares(sweep: Path, family: Path) -> None:
     run = str(sweep / "exp2")
     recipe = Recipe(ingredients=[{"model": run, "weight": 3}, str(family / "a")], heads=run, layers={"*": (1.0, 2.0)})
-    found, _ = unroll(recipe)
+    found, _ = expand_runs(recipe)
     assert [Path(each.model).name for each in found.ingredients] == ["checkpoint-8", "a"]
     assert [each.weight for each in found.ingredients] == [3.0, 1.0]
     assert found.head == 0
     with pytest.raises(RecipeError, match="name the runs in the place of their folder"):
-        unroll(Recipe(ingredients=[str(sweep), str(family / "a")], layers={"*": (1.0, 2.0)}))
+        expand_runs(Recipe(ingredients=[str(sweep), str(family / "a")], layers={"*": (1.0, 2.0)}))
 
 
 def test_a_folder_of_models_stands_for_them(cli: Cli, family: Path, tmp_path: Path) -> None:
@@ -447,9 +447,9 @@ def test_a_folder_of_models_stands_for_them(cli: Cli, family: Path, tmp_path: Pa
 def test_a_head_that_does_not_go_in_is_not_kept(run: Path) -> None:
     models = [str(run / f"checkpoint-{step}") for step in STEPS]
     method = {"name": "swa", "last": 2}
-    assert unroll(Recipe(ingredients=models, heads=models[-1], method=method))[0].head == 1
+    assert expand_runs(Recipe(ingredients=models, heads=models[-1], method=method))[0].head == 1
     with pytest.raises(RecipeError, match="checkpoint-2', which does not go in"):
-        unroll(Recipe(ingredients=models, heads=models[0], method=method))
+        expand_runs(Recipe(ingredients=models, heads=models[0], method=method))
 
 
 def test_a_run_of_too_many_checkpoints(run: Path) -> None:
@@ -457,7 +457,7 @@ def test_a_run_of_too_many_checkpoints(run: Path) -> None:
         (run / f"checkpoint-{step}").mkdir()
     shutil.copytree(run / "checkpoint-12", run / "checkpoint-2000")
     with pytest.raises(RecipeError, match="With their checkpoints there are 1,008 ingredients"):
-        unroll(Recipe(ingredients=[str(run)]))
+        expand_runs(Recipe(ingredients=[str(run)]))
     assert picked(run, last=3) == [1099, 1100, 2000]
 
 
@@ -482,7 +482,7 @@ def test_it_is_cooked_again_and_verified(cli: Cli, run: Path, tmp_path: Path) ->
 def test_an_interrupted_cook_continues_and_notices_that_the_run_went_on(
     cli: Cli, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hf_soup import soup as kitchen
+    from hf_soup.workflows import cook as kitchen
 
     def killed(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
@@ -540,4 +540,4 @@ def test_a_run_joins_a_published_soup(publish: Callable[..., str], run: Path, tm
 def test_a_folder_of_nothing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ResolveError, match="has no `checkpoint-…` folders"):
-        unroll(Recipe(ingredients=[str(tmp_path / "empty")], method="swa"))
+        expand_runs(Recipe(ingredients=[str(tmp_path / "empty")], method="swa"))

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 from lineage_zoo import Member, founder
 from stand_ins import publish
 
-from hf_soup import Lineage, Recipe, check, cook
+from hf_soup import LineageReport, Recipe, check, cook
 from hf_soup.local_hub import LocalHub
 
 Zoo = dict[str, Member]
@@ -65,11 +65,11 @@ def put(hub: LocalHub, folder: Path, repo: str, base: str | None) -> str:
     return repo
 
 
-def codes(lineage: Lineage) -> set[str]:
+def codes(lineage: LineageReport) -> set[str]:
     return {reason.code for reason in lineage.reasons}
 
 
-def said(lineage: Lineage, code: str) -> str:
+def said(lineage: LineageReport, code: str) -> str:
     return next(reason.message for reason in lineage.reasons if reason.code == code)
 
 

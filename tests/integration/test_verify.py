@@ -20,11 +20,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import hf_soup
-from hf_soup import MergeError, Recipe, Soup, Verified, hub, transfer, verification
-from hf_soup import plan as planning
+from hf_soup import MergeError, Recipe, Soup, VerificationReport
+from hf_soup.hub import download as transfer, repo as hub
+from hf_soup.hub.push import upload_folder
 from hf_soup.local_hub import LocalHub
+from hf_soup.merging import layout as planning
 from hf_soup.methods import METHODS
-from hf_soup.publish import upload_folder
+from hf_soup.workflows import verify as verification
 
 # The client hands files to its HTTP library in a way that the library deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
@@ -45,7 +47,7 @@ def zoo(publish: Publish) -> None:
         publish(name)
 
 
-def verify(model: str | Path, **options: Any) -> Verified:
+def verify(model: str | Path, **options: Any) -> VerificationReport:
     return hf_soup.verify(str(model), say=lambda _: None, **options)
 
 
@@ -69,7 +71,7 @@ def data(family: Path, name: str = "rows.csv") -> dict[str, Any]:
     return {"task": "text-classification", "dataset": str(family / name), "metric": "accuracy"}
 
 
-def require_identical(found: Verified) -> None:
+def require_identical(found: VerificationReport) -> None:
     assert (found.verdict, found.different, found.reasons) == ("identical", [], ())
     assert len(set(found.digests.values())) == 1
 
@@ -455,7 +457,7 @@ def test_an_ingredient_that_goes_while_it_is_read(soup: Soup, online: LocalHub, 
 
 def test_a_hub_that_fails_is_no_verdict(soup: Soup, online: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
     pushed(soup)
-    monkeypatch.setattr("hf_soup.client.ATTEMPTS", 1)
+    monkeypatch.setattr("hf_soup.hub.client.ATTEMPTS", 1)
     online.intercept = answered(503, "", "/api/models/acme/b/")
     with pytest.raises(hf_soup.ResolveError, match="503"):
         verify("acme/soup")

@@ -25,9 +25,8 @@ from xet_server import XetHub
 
 from hf_soup import Recipe, Soup, cook
 from hf_soup.errors import PublishError, ResolveError
+from hf_soup.hub.push import PushTarget, _speaks_xet, upload_folder
 from hf_soup.local_hub import Hangup, LocalHub
-from hf_soup.publish import _speaks_xet, upload_folder
-from hf_soup.target import Target
 
 # The client hands files to its HTTP library in a way that the library deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
@@ -362,7 +361,7 @@ def test_a_hub_that_answers_without_a_token_has_no_xet(online: LocalHub, api: Hf
     for answer in (Response(), Response("<html>"), JSONResponse([]), *map(JSONResponse, odd)):
         online.intercept = lambda request, answer=answer: answer if "xet-write-token" in request.url.path else None
         assert not _speaks_xet(
-            "acme/soup", Target("acme/soup", None, "acme", None, False, None, None, False, False, None)
+            "acme/soup", PushTarget("acme/soup", None, "acme", None, False, None, None, False, False, None)
         )
     online.intercept = lambda request: JSONResponse({}) if "xet-write-token" in request.url.path else None
     soup.push("acme/soup", say=lambda _: None)

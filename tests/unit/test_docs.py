@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from hf_soup.cli import cli
-from hf_soup.explained import FORMULA, MARKUP, exactness, explanation, parameters
+from hf_soup.cli.app import cli
+from hf_soup.cli.method_help import FORMULA, MARKUP, exactness, explanation, parameters
 from hf_soup.methods import METHODS, Method
 
 ROOT = Path(__file__).parents[2]

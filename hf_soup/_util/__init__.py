@@ -1,0 +1,1 @@
+"""What knows nothing of models: text, files, progress, strict YAML, threads and processes."""

@@ -1,0 +1,99 @@
+"""Work in a process of its own, which may take so many seconds and bytes and no more.
+
+For what runs on strangers' files and cannot be stopped from within: a library that counts in no steps of Python's, that
+gives up by ending the process, or that asks for all memory there is.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+import select
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from multiprocessing import current_process
+from pathlib import Path
+from typing import TypeVar
+
+from tqdm import TMonitor
+
+_T = TypeVar("_T")
+
+
+class IsolationError(Exception):
+    """What was to be done apart took too long or too much, or ended its process."""
+
+
+def is_only_thread() -> bool:
+    """Whether no other thread does anything.
+
+    Else fork may wait for it for ever, as OpenBLAS does where it is at work, and so may a new process for a lock that
+    it held.
+    """
+    return all(each is threading.current_thread() or isinstance(each, TMonitor) for each in threading.enumerate())
+
+
+def run_isolated(work: Callable[[], _T], seconds: float, size: int) -> _T:
+    """What ``work`` returns, in a process that is forked for it; in this one where others of its threads are at work.
+
+    Args:
+        work: Returns plain data, and raises nothing.
+        seconds: That it may take.
+        size: Bytes that it may take beside those of this process.
+
+    Raises:
+        GaveUpError: It did not come to an end within that.
+    """
+    if sys.platform != "linux" or current_process().daemon or not is_only_thread():
+        return work()
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        # That others of this process's threads may hold locks: those of libraries, which are at rest.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if not child:
+        _work(work, writing, seconds, size)
+    os.close(writing)
+    try:
+        answer, ended = bytearray(), time.monotonic() + seconds
+        while select.select([reading], [], [], max(0.0, ended - time.monotonic()))[0]:
+            if not (piece := os.read(reading, 1 << 16)):
+                break
+            answer += piece
+        else:
+            raise IsolationError(f"it took more than {seconds:g} seconds")
+    finally:
+        os.close(reading)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    try:
+        found: _T = pickle.loads(answer)
+    except (EOFError, pickle.UnpicklingError):
+        raise IsolationError(f"it ended its process, or took more than {size >> 20:,} MiB") from None
+    return found
+
+
+def _work(work: Callable[[], object], writing: int, seconds: float, size: int) -> None:
+    """The new process: it has one thread, tells nobody anything but the answer, and ends without a word."""
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(1, 2)
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)  # those of the process that began this one are not here
+        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (held + size, held + size))
+        processor = int(seconds * (os.cpu_count() or 1)) + 1  # where nobody is left who waits for it
+        resource.setrlimit(resource.RLIMIT_CPU, (processor, processor))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        answer = pickle.dumps(work())
+        while answer:
+            answer = answer[os.write(writing, answer) :]
+    finally:
+        os._exit(0)

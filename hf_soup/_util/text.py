@@ -1,0 +1,78 @@
+"""Words for people: some of many names, counts, durations, names cut to a length."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+
+def some(names: Sequence[str] | Mapping[str, object], most: int = 4) -> str:
+    """The first few of many names, and how many more there are."""
+    shown = list(names)
+    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
+
+
+def printable(text: str) -> str:
+    """A stranger's text as it may be shown at a terminal: lines, and no letters that would steer it.
+
+    >>> printable("red\x1b[31m\\n")
+    'red�[31m\\n'
+    """
+    return "".join(letter if letter.isprintable() or letter == "\n" else "�" for letter in text)
+
+
+#: Letters of a name in a table or picture.
+_LETTERS = 24
+
+
+def short(names: Sequence[str]) -> list[str]:
+    """Names without owners, where that leaves them apart, and of bounded length; different names stay different.
+
+    >>> short(["acme/vit-1", "local:vit-2"])
+    ['vit-1', 'vit-2']
+    >>> short([f"acme/a-base-model-fine-tuned-with-seed-{seed}-on-digits-and-more" for seed in (1, 2)])
+    ['…1-on-digits-and-more', '…2-on-digits-and-more']
+    """
+    last = [name.rpartition("/")[2].removeprefix("local:") for name in names]
+    found = last if len({*last}) == len(last) else list(names)
+    begin = len(os.path.commonprefix(found))  # noqa: RUF071 -- letter by letter is what is meant
+    ways = (
+        [_middle_out(name) for name in found],
+        # What they have in common at the start goes first, as what tells them apart may have been in the middle.
+        [_middle_out(f"…{name[begin:]}") for name in found],
+        [f"{name[: _LETTERS - 5]}…{number}" for number, name in enumerate(found, 1)],
+    )
+    return next(way for way in ways if len({*way}) == len(way) or way is ways[-1])
+
+
+def _middle_out(name: str) -> str:
+    half = _LETTERS // 2
+    return name if len(name) <= _LETTERS else f"{name[:half]}…{name[1 - half :]}"
+
+
+def counted(some: int, many: int, word: str) -> str:
+    """How many of a number of things.
+
+    >>> counted(1, 1, "pair"), counted(2, 2, "pair"), counted(3, 3, "pair"), counted(1, 4, "pair")
+    ('the one pair', 'both pairs', 'all 3 pairs', '1 of 4 pairs')
+    """
+    if some < many:
+        return f"{some} of {many} {word}s"
+    return f"the one {word}" if many == 1 else f"{'both' if many == 2 else f'all {many}'} {word}s"
+
+
+def listed(names: Sequence[str], most: int = 12) -> str:
+    """Some names as words.
+
+    >>> listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c", "d", "e"], most=4)
+    ('a', 'a and b', 'a, b, c and 2 more')
+    """
+    shown = names if len(names) <= most else (*names[: most - 1], f"{len(names) - most + 1} more")
+    return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
+
+
+def spoken(seconds: float) -> str:
+    """A duration as people say it, such as ``12 s`` or ``1.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,325 @@
+"""What a model's files say before any weight is read: safetensors headers, indexes, configs, cards.
+
+All of it is strangers' text, so it is bounded and validated before it is believed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from itertools import accumulate
+from operator import mul
+from typing import Any, NamedTuple
+
+import yaml
+
+from hf_soup._util.text import some
+from hf_soup._util.yaml import parse_yaml
+from hf_soup.errors import ResolveError
+from hf_soup.hub import MAX_TEXT
+
+#: safetensors' names of element types that can be averaged or passed through → bytes an element.
+ITEM_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
+    "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+#: Those that are averaged.
+FLOATS = ("F64", "F32", "F16", "BF16")
+#: What torch calls the number of batches of which a layer of batch normalisation has statistics.
+COUNT = "num_batches_tracked"
+#: Those that only quantised checkpoints use; known so that they can be refused by name.
+_QUANTISED = ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2")
+
+_MAX_HEADER = 100_000_000  # safetensors' own limit
+_MAX_INDEX = 1 << 25  # 300,000 tensors
+_MAX_NAME, _MAX_DIMENSIONS = 500, 32
+#: Which safetensors takes for no whole number, and json for 0.
+_MINUS_ZERO = re.compile(rb"[\[,]\s*-0\s*[\],]")
+FIRST_READ = 100_000  # nearly every header fits, so nearly every file costs one request
+
+#: ``read(file, start, stop)``: bytes of a file, wherever it is.
+Read = Callable[[str, int, int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class RowRange:
+    """Rows of a tensor that lie next to each other in a file and in the output: which, where they go, how many."""
+
+    source: int
+    target: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where a tensor lies, from a safetensors header.
+
+    Args:
+        name: Its name in the file.
+        dtype: As safetensors spells it, such as ``BF16``.
+        shape: Its shape.
+        file: The file's path in the repo or folder.
+        offset: Of its first byte, counted from the start of the file.
+        size: In bytes.
+        rows: Where rows go in the output, in its order, if not each to its own place; shape and size are then the
+            output's, and rows of it that are not among these are ones that this model does not have.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    offset: int
+    size: int
+    rows: tuple[RowRange, ...] = ()
+
+    def moved(self, rows: Sequence[RowRange], length: int) -> TensorInfo:
+        """The same tensor as seen from an output of ``length`` rows.
+
+        >>> TensorInfo("head", "F32", (2, 8), "m", 64, 64).moved([RowRange(1, 0, 1), RowRange(0, 1, 1)], 2).rows
+        (RowRange(source=1, target=0, count=1), RowRange(source=0, target=1, count=1))
+        """
+        shape = (length, *self.shape[1:])
+        size = math.prod(shape) * ITEM_BYTES[self.dtype]
+        return replace(self, shape=shape, size=size, rows=tuple(rows))
+
+
+class Header(tuple[TensorInfo, ...]):
+    """The tensors of a file, in order. Files of one name with the same header share one object, which is told apart
+    from others as that, as comparing a hundred thousand tensors would take longer than reading them."""
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it is the same object."""
+        return self is other
+
+
+def read_header(read: Read, file: str, size: int, name: str) -> Header:
+    """The tensors of a safetensors file, validated: bounded, in range, without holes or overlaps.
+
+    Args:
+        read: Gives bytes of a file.
+        file: Its path.
+        size: Its size in bytes.
+        name: What errors call the model.
+
+    Raises:
+        ResolveError: The header is not one that safetensors would write.
+    """
+
+    def bad(reason: str) -> ResolveError:
+        return ResolveError(
+            f"{name}: {file} is not a valid safetensors file: {reason}.",
+            hint="It is damaged or was cut off; download or upload it again.",
+        )
+
+    if size < 10:
+        raise bad(f"it has {size} bytes")
+    start = read(file, 0, min(size, FIRST_READ))
+    (length,) = struct.unpack("<Q", start[:8])
+    if length > _MAX_HEADER or length + 8 > size:
+        raise bad(f"its header says it is {length:,} bytes long, in a file of {size:,}")
+    if len(start) < length + 8:
+        start += read(file, len(start), length + 8)
+    text = start[8 : 8 + length]
+    found = _once(("header", file, size, sha256(text).digest()), lambda: _tensors(text, file, size))
+    if isinstance(found, _Quantised):
+        raise ResolveError(
+            f"{name} is quantised: '{found.tensor}' is stored as {found.dtype}.",
+            hint="Averages need the weights before quantisation; use the original model.",
+        )
+    if not isinstance(found, Header):
+        raise bad(found)
+    return found
+
+
+class _Quantised(NamedTuple):
+    tensor: str
+    dtype: str
+
+
+_PARSING = threading.Lock()
+_parsed: OrderedDict[object, Any] = OrderedDict()
+
+
+def _once(key: object, parse: Callable[[], Any]) -> Any:
+    """What a text says, by its sha256: fine-tunes of one ancestor mostly have the same, and share what was read."""
+    with _PARSING:
+        if key not in _parsed:
+            _parsed[key] = parse()
+            if len(_parsed) > 128:
+                _parsed.popitem(last=False)
+        return _parsed[key]
+
+
+class _RepeatedError(ValueError):
+    """A mapping has a key twice: readers do not agree on which of them counts."""
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _RepeatedError(next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1))
+    return found
+
+
+def _is_texts(value: object) -> bool:
+    """Whether it is a mapping from texts to texts, without halves of characters: what safetensors reads."""
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        return False
+    try:
+        "".join((*value, *value.values())).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _tensors(text: bytes, file: str, size: int) -> Header | _Quantised | str:
+    """The tensors of a header, or what is wrong with it."""
+    try:
+        header = json.loads(text.decode(), object_pairs_hook=_once_each)
+    except _RepeatedError as error:
+        return f"its header has {error.args[0]!r:.80} twice"
+    except (ValueError, RecursionError):
+        return "its header is not JSON"
+    if not isinstance(header, dict):
+        return "its header is not a mapping"
+    if _MINUS_ZERO.search(text):
+        return "its header has a number -0"
+    metadata = header.pop("__metadata__", None)
+    if metadata is not None and not _is_texts(metadata):
+        return "its '__metadata__' is no mapping from texts to texts"
+    data, tensors = 8 + len(text), []
+    for tensor, entry in header.items():
+        if len(tensor) > _MAX_NAME:
+            return f"a tensor's name has {len(tensor):,} characters"
+        if not tensor.isprintable():
+            return f"a tensor's name is {tensor!r}"
+        try:
+            dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+            known = len(entry) == 3  # what else stood there could be what safetensors cannot read
+        except (TypeError, KeyError, ValueError):
+            known = False
+        if not known:
+            return f"the entry of '{tensor}' is {json.dumps(entry)[:80]}"
+        if not isinstance(dtype, str) or len(shape) > _MAX_DIMENSIONS:
+            return f"the entry of '{tensor}' is {json.dumps(entry)[:80]}"
+        if dtype in _QUANTISED:
+            return _Quantised(tensor, dtype)
+        if dtype not in ITEM_BYTES:
+            return f"'{tensor}' has the element type {dtype[:80]!r}"
+        if not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, begin, end)):
+            return f"the shape or offsets of '{tensor}' are not whole numbers: {json.dumps(entry)[:80]}"
+        if 0 in shape and max(accumulate(shape, mul)) >= 2**64:
+            return f"the shape of '{tensor}' is {shape}, too large to be counted"
+        expected = math.prod(shape) * ITEM_BYTES[dtype]
+        if end - begin != expected:
+            return f"'{tensor}' of shape {shape} and type {dtype} needs {expected:,} bytes, not {end - begin:,}"
+        tensors.append(TensorInfo(tensor, dtype, shape, file, data + begin, expected))
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.size))
+    position = data
+    for info in tensors:
+        if info.offset != position:
+            relation = "overlaps the tensor before it" if info.offset < position else "leaves a hole before it"
+            return f"'{info.name}' {relation}"
+        position += info.size
+    if position != size:
+        return f"its header describes {position:,} bytes, the file has {size:,}"
+    return Header(tensors)
+
+
+def joined(headers: tuple[Header, ...]) -> dict[str, TensorInfo] | tuple[TensorInfo, TensorInfo]:
+    """The tensors of all files of a model by their names, or two that have the same name."""
+
+    def join() -> dict[str, TensorInfo] | tuple[TensorInfo, TensorInfo]:
+        tensors: dict[str, TensorInfo] = {}
+        for header in headers:
+            for tensor in header:
+                if tensors.setdefault(tensor.name, tensor) is not tensor:
+                    return tensors[tensor.name], tensor
+        return tensors
+
+    found: dict[str, TensorInfo] | tuple[TensorInfo, TensorInfo] = _once(("joined", headers), join)
+    return found
+
+
+def _read_whole(read: Read, file: str, files: Mapping[str, int], name: str, most: int) -> bytes:
+    """A file from its first byte to its last, so that it is compared with what the Hub states."""
+    if files[file] > most:
+        raise ResolveError(
+            f"{name}: {file} has {files[file]:,} bytes, more than any such file needs; at most {most:,} are read."
+        )
+    return read(file, 0, files[file])
+
+
+def read_json(read: Read, file: str, files: Mapping[str, int], name: str) -> dict[str, Any]:
+    """A small JSON file that must be a mapping."""
+    text = _read_whole(read, file, files, name, MAX_TEXT)
+    try:
+        value = json.loads(text) if text else None
+        json.dumps(value, ensure_ascii=False).encode()  # halves of characters could not be written again
+    except (ValueError, RecursionError) as error:
+        raise ResolveError(f"{name}: {file} is not valid JSON ({error}).") from None
+    if not isinstance(value, dict):
+        raise ResolveError(f"{name}: {file} is not a mapping but {type(value).__name__}.")
+    return value
+
+
+def read_index(read: Read, file: str, files: Mapping[str, int], name: str) -> tuple[bytes, tuple[str, ...]]:
+    """An index, and the weight files that it names, all of which are there."""
+    text = _read_whole(read, file, files, name, _MAX_INDEX)
+    shards: tuple[str, ...] | None = _once(("index", sha256(text).digest()), lambda: _shards(text))
+    if shards is None:
+        raise ResolveError(f"{name}: {file} has no weight_map from tensors to files.")
+    # Only files that the listing shows are ever opened, so a path that leads elsewhere ends here as well.
+    absent = sorted(set(shards) - set(files))
+    if absent:
+        raise ResolveError(
+            f"{name}: {file} names {len(absent)} files that are not there: {some(absent)}.",
+            hint="The upload is incomplete; ask its owner, or name another revision.",
+        )
+    return text, shards
+
+
+def misplaced(index: bytes, headers: tuple[Header, ...]) -> list[str]:
+    """Tensors that an index names and that are not in the file that it says."""
+
+    def find() -> list[str]:
+        places = {tensor.name: tensor.file for header in headers for tensor in header}
+        return [tensor for tensor, file in json.loads(index)["weight_map"].items() if places.get(tensor) != file]
+
+    found: list[str] = _once(("misplaced", sha256(index).digest(), headers), find)
+    return found
+
+
+def _shards(index: bytes) -> tuple[str, ...] | None:
+    try:
+        found = json.loads(index)["weight_map"]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return None
+    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+        return None
+    return tuple(dict.fromkeys(found.values()))
+
+
+def front_matter(data: bytes) -> dict[str, Any]:
+    """The YAML between the first two lines of dashes; a card that cannot be parsed says nothing."""
+    found = re.match(r"\A\s*---\r?\n(.*?)\r?\n---", data.decode("utf-8-sig", "replace"), re.DOTALL)
+    try:
+        value = parse_yaml(found[1]) if found else None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+#: torch's names of what can be written → safetensors' names.
+DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}

@@ -1,0 +1,52 @@
+"""What is kept on disk from one run to the next.
+
+What transformers once said about a config is: importing it takes longer than averaging a small model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeVar
+
+from hf_soup.hub import own_cache_folder
+
+_T = TypeVar("_T")
+
+
+def remembered(question: str, about: object, answer: Callable[[], _T]) -> _T:
+    """``answer()``, or what it was when the same was asked before of the same transformers and the same code of ours.
+
+    Args:
+        question: Its name.
+        about: All that the answer depends on, as plain data.
+        answer: Gives yes or no, or a list of text. What it raises is raised, and not remembered.
+    """
+    text = json.dumps([question, about, _asked()], sort_keys=True)
+    note = own_cache_folder() / "transformers" / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        found: _T = json.loads(note.read_text())["answer"]
+        if isinstance(found, bool) or (isinstance(found, list) and all(isinstance(each, str) for each in found)):
+            return found
+    said = answer()
+    with suppress(OSError):  # a home that cannot be written costs nothing but this
+        note.parent.mkdir(parents=True, exist_ok=True)
+        partial = note.with_name(f"{note.name}.{os.getpid()}.{threading.get_ident()}")
+        partial.write_text(json.dumps({"answer": said}))
+        partial.replace(note)
+    return said
+
+
+@cache
+def _asked() -> list[str]:
+    """Who answers: the library's version, and the code that asks it."""
+    here = Path(__file__).parent
+    code = b"".join((here / name).read_bytes() for name in ("config.py", "labels.py", "parameters.py"))
+    return [version("transformers"), hashlib.sha256(code).hexdigest()]

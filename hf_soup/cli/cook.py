@@ -1,0 +1,140 @@
+"""``hf-soup cook``: average them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hf_soup._util.text import printable
+from hf_soup.cli import tables
+from hf_soup.cli.arguments import codes_of, recipe_of, scoring_of
+from hf_soup.cli.options import ALLOW, DEVICE, JSON, MODELS, QUIET, patient
+from hf_soup.errors import PublishError, RecipeError
+
+
+@click.command(epilog=f"RECIPE is a YAML file. {MODELS}")
+@click.argument("models", nargs=-1, required=True, metavar="RECIPE | MODEL...")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FOLDER", help="The soup.")
+@click.option("--base", metavar="MODEL", help="The pretrained ancestor, where cards do not name it.")
+@click.option("--method", metavar="NAME", help="How tensors are combined; see `hf-soup methods`.")
+@click.option("--select", metavar="NAME", help="What goes in, with which shares; see `hf-soup methods`.")
+@ALLOW
+@click.option("--data", metavar="ID_OR_PATH[:SPLIT]", help="Held-out data that selection may look at.")
+@click.option("--task", metavar="TASK", help="image-classification or text-classification.")
+@click.option("--metric", metavar="METRIC", help="accuracy, f1, …; accuracy by default.")
+@click.option("--set", "parameters", multiple=True, metavar="KEY=VALUE", help="A parameter of the method.")
+@click.option(
+    "--add", multiple=True, metavar="MODEL", help="A model more for the soup that MODEL is, cooked from its leaves."
+)
+@click.option("--dry-run", is_flag=True, help="Check, and say what would be fetched and written.")
+@click.option("--stream", is_flag=True, help="Keep no ingredient: drop each file after its last use.")
+@click.option("--push", metavar="REPO", help="Publish the soup when it is done.")
+@click.option("--pr", is_flag=True, help="Push it as a pull request.")
+@click.option("--tag", metavar="NAME", help="Tag what is pushed, such as v1.0.")
+@DEVICE
+@QUIET
+@JSON
+def cook(
+    models: tuple[str, ...],
+    output: Path,
+    base: str | None,
+    method: str | None,
+    select: str | None,
+    allow: tuple[str, ...],
+    data: str | None,
+    task: str | None,
+    metric: str | None,
+    parameters: tuple[str, ...],
+    add: tuple[str, ...],
+    dry_run: bool,
+    stream: bool,
+    push: str | None,
+    pr: bool,
+    tag: str | None,
+    device: str,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Average models into a new one, score it, and write it to a folder.
+
+    \b
+    Example: hf-soup cook recipes/beans.yaml -o soup
+             hf-soup cook owner/run-1 owner/run-2 -o soup --select greedy \\
+                 --data owner/dataset:validation --task image-classification
+             hf-soup cook runs/exp1 -o soup --method swa --set last=5
+             hf-soup cook owner/soup --add owner/run-3 -o better
+    """
+    from hf_soup.hub import inspect_target, is_repo_id, require_public, without_bars
+    from hf_soup.recipe import Scoring, as_recipe, is_local_path, parse_part, split_revision
+    from hf_soup.workflows.cook import cook as cook_soup, preview
+    from hf_soup.workflows.update import Update
+
+    patient()
+    if (pr or tag) and not push:
+        raise RecipeError("`--pr` and `--tag` say how to push, but not where.", hint="Add `--push OWNER/NAME`.")
+    changes: dict[str, Any] = {"base": base}
+    if data or task or metric:
+        changes["score"] = scoring_of(data, task, metric)
+    update = None
+    if add:
+        if len(models) != 1 or models[0].endswith((".yaml", ".yml")):
+            raise click.UsageError("--add adds to one published soup: name its repo or folder, and nothing beside it.")
+        if base or method or select or parameters:
+            raise click.UsageError("--add cooks by the soup's recipe: leave out --base, --method, --select and --set.")
+        score = changes.get("score")
+        update = Update.of(models[0], add, score=score and [parse_part(Scoring, score, "--data")])
+        recipe = as_recipe(update.recipe, allow=[*update.recipe.allow, *codes_of(allow)] if allow else None)
+        update = replace(update, recipe=recipe)
+    else:
+        recipe = recipe_of(models, method=method, select=select, parameters=parameters, allow=allow, **changes)
+    if dry_run:
+        planned = preview(recipe, output, stream=stream)
+        click.echo(json.dumps(planned, indent=2) if as_json else printable(tables.plan(planned)))
+        return
+    if push:
+        # What would stop the push stops it now, and not after hours of work.
+        if quiet:
+            without_bars()
+        target = inspect_target(push, create_pr=pr, tag=tag)
+        named = [*(ingredient.model for ingredient in recipe.ingredients), split_revision(recipe.base or "")[0]]
+        named += [update.soup] if update else []
+        require_public([model for model in named if is_repo_id(model) and not is_local_path(model)], target)
+    soup = cook_soup(update or recipe, output, device=device, stream=stream, quiet=quiet)
+    if int(os.environ.get("RANK", "0")) > 0:
+        return
+    try:
+        pushed = soup.push(push, create_pr=pr, tag=tag) if push else None
+    except PublishError as error:
+        raise PublishError(
+            f"The soup is in '{soup.folder}', but its push failed. {error.message}", hint=error.hint
+        ) from None
+    if as_json:
+        report = {
+            "folder": str(soup.folder),
+            "weights": soup.weights,
+            "scores": soup.scores,
+            "comparisons": {title: each["sentence"] for title, each in soup.summary["comparisons"].items()},
+            "best": soup.summary["best"],
+            "selected": soup.summary["selected"],
+            "trace": soup.summary["trace"],
+            "parameters": soup.summary["parameters"],
+            "curve": soup.summary["curve"],
+            "stability": soup.summary["stability"],
+            "update": soup.summary["update"],
+            "digest": soup.digest,
+            "seconds": soup.seconds,
+            "resumed": soup.resumed,
+            "pushed": pushed and pushed.to_dict(),
+        }
+        click.echo(json.dumps(report, indent=2))
+        return
+    click.echo(printable(tables.soup(soup)))
+    repo = [update.soup, "--pr"] if update and update.revision else ["OWNER/NAME"]
+    following = shlex.join(["hf-soup", "push", str(soup.folder), *repo])
+    click.echo(tables.pushed(pushed) if pushed else f"Next: {following}")

@@ -1,0 +1,40 @@
+"""``hf-soup methods``: what there is for `method` and `select`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from hf_soup.cli import method_help
+from hf_soup.cli.options import JSON
+from hf_soup.errors import RecipeError
+
+
+@click.command()
+@click.argument("name", required=False)
+@JSON
+def methods(name: str | None, as_json: bool) -> None:
+    """List the ways of combining tensors and of selecting ingredients, or explain one.
+
+    Example: hf-soup methods ties
+    """
+    from hf_soup.methods import METHODS
+    from hf_soup.selection import SELECTIONS
+
+    every: dict[str, Mapping[str, Any]] = {"methods": METHODS, "selections": SELECTIONS}
+    known = [each for registry in every.values() for each in sorted(registry)]
+    if name is not None and name not in known:
+        raise RecipeError(f"There is no method or selection '{name}'.", hint=f"Known are: {', '.join(known)}.")
+    chosen = {
+        title: [registry[each] for each in sorted(registry) if name in (None, each)]
+        for title, registry in every.items()
+    }
+    if as_json:
+        click.echo(json.dumps(method_help.as_data(chosen), indent=2))
+    elif name is None:
+        click.echo(method_help.listed(chosen))
+    else:
+        click.echo("\n\n\n".join(method_help.whole(each) for registry in chosen.values() for each in registry))

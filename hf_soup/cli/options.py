@@ -1,0 +1,51 @@
+"""Options that several commands share, and how results are told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from hf_soup._util.text import printable
+from hf_soup.errors import SoupError
+
+MODELS = "A MODEL is a Hub id (owner/name, owner/name@revision, a huggingface.co address) or a folder."
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+QUIET = click.option("--quiet", is_flag=True, help="No progress bars.")
+ALLOW = click.option(
+    "--allow", multiple=True, metavar="CODE,…", help="Accept findings that refuse or warn, such as parts-apart."
+)
+DEVICE = click.option("--device", default="cpu", show_default=True, help="Where models run when they are scored.")
+
+
+def tell(report: dict[str, Any], text: str, as_json: bool, *files: Callable[[], None]) -> None:
+    """Print what was found and write the files; where one cannot be written, what was found is printed all the same."""
+    failed = []
+    for write in files:
+        try:
+            write()
+        except SoupError as error:
+            failed.append(error)
+    if not as_json:
+        click.echo(printable(text))
+    elif failed:
+        click.echo(json.dumps(report | as_data(failed[0]), indent=2))
+        click.get_current_context().exit(1)
+    else:
+        click.echo(json.dumps(report, indent=2))
+    if failed:
+        raise failed[0]
+
+
+def as_data(error: SoupError) -> dict[str, Any]:
+    """What `--json` prints of an error."""
+    return {"error": {"type": type(error).__name__, "message": error.message, "hint": error.hint}}
+
+
+def patient() -> None:
+    """Give every request to the Hub a timeout, and the client's log silence."""
+    from hf_soup.hub import patient as be_patient
+
+    be_patient()

@@ -1,0 +1,80 @@
+"""Running statistics of batch normalisation, which belong to the weights that they were collected with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from hf_soup.checkpoint import COUNT
+from hf_soup.errors import RecipeError
+from hf_soup.ingredients import averages_run
+from hf_soup.lineage import LineageReport
+from hf_soup.recipe import Finding, Recipe, is_average, methods_of
+
+#: What is collected, under the names that torch gives it.
+MEAN, VARIANCE = "running_mean", "running_var"
+#: Within what statistics that are collected again are the same on every machine, in parts of the largest in a layer.
+BOUND = 1e-4
+_ADD = "`examples: {task: …, dataset: …, split: train}`"
+
+
+def batch_norms(names: Iterable[str]) -> list[str]:
+    """The layers of batch normalisation among tensors, as what stands before the names of their statistics; sorted.
+
+    A layer whose statistics are frozen, as in detectors, has them without a count of batches, and they are constants.
+
+    >>> batch_norms(["bn.running_mean", "bn.num_batches_tracked", "frozen.running_mean", "frozen.running_var"])
+    ['bn.']
+    """
+    known = set(names)
+    layers = (name.removesuffix(COUNT) for name in known if name.endswith(COUNT))
+    return sorted(layer for layer in layers if layer + MEAN in known)
+
+
+def _layers(lineage: LineageReport) -> list[str]:
+    return sorted({layer for checkpoint in lineage.checkpoints for layer in batch_norms(checkpoint.tensors)})
+
+
+def running_statistics(recipe: Recipe, lineage: LineageReport) -> list[Finding]:
+    """What is to be said of a soup of models with batch normalisation: its mean statistics are not those of its mean.
+
+    Methods over a run are defined with a pass over data that collects them again, so they refuse where the recipe has
+    no `examples` for it.
+
+    Args:
+        recipe: With the method.
+        lineage: The ingredients.
+    """
+    if recipe.examples or (len(lineage.checkpoints) == 1 and is_average(recipe)) or not (layers := _layers(lineage)):
+        return []
+    many = f"{len(layers)} layers" if len(layers) > 1 else "a layer"
+    message = (
+        f"The model has {many} of batch normalisation, such as '{layers[0].rstrip('.')}', and the mean of running "
+        "statistics is not the statistics of the mean weights."
+    )
+    refuses = averages_run(recipe)
+    if refuses:
+        message += (
+            f" {recipe.method.name} is defined with a pass over training data that collects them again: add {_ADD} to "
+            "the recipe. With `method: linear` they may be averaged as well."
+        )
+    else:
+        message += f" Add {_ADD} to the recipe, and they are collected again; else score the soup."
+    return [Finding("batch-norm", message, lineage.names, refuses=refuses)]
+
+
+def require_looked_at(recipe: Recipe, lineage: LineageReport) -> None:
+    """Refuse examples that nothing looks at: no method, and no batch normalisation.
+
+    Args:
+        recipe: With or without `examples`.
+        lineage: The ingredients.
+
+    Raises:
+        RecipeError: It is so.
+    """
+    if recipe.examples and not any(method.statistics for method in methods_of(recipe)) and not _layers(lineage):
+        raise RecipeError(
+            f"The recipe has `examples`, and {recipe.method.name} looks at none. The models have no running "
+            "statistics of batch normalisation either, which would be collected again.",
+            hint="Leave them out. `hf-soup methods` says which methods look at examples.",
+        )

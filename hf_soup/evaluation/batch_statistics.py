@@ -1,0 +1,346 @@
+"""The running statistics of batch normalisation, collected again for mixed weights: one pass over examples."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from hf_soup._util.io import open_file, write_all
+from hf_soup._util.progress import bar
+from hf_soup._util.text import some
+from hf_soup.checkpoint import COUNT, TORCH, bytes_of
+from hf_soup.errors import ScoringError, ValuesError
+from hf_soup.evaluation.batch_norm import MEAN, VARIANCE, batch_norms
+from hf_soup.evaluation.calibration_data import CalibrationDataset
+from hf_soup.evaluation.loaded_parameters import find_loaded_parameters, probes
+from hf_soup.evaluation.model import build_model, in_order
+from hf_soup.evaluation.statistics import Ints
+from hf_soup.evaluation.tasks import first_line
+from hf_soup.merging import BLOCK_BYTES, MergeResult, Plan, digest_of
+from hf_soup.methods import round_into
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class BatchNormStatistics(NamedTuple):
+    """Of a layer: the means over batches of their mean and unbiased variance, ``(channels,)`` float64, and how many."""
+
+    mean: Tensor
+    variance: Tensor
+    batches: int
+
+
+@dataclass(frozen=True)
+class BatchNormUpdate:
+    """What was collected with what.
+
+    Args:
+        examples: The data's title.
+        layers: How many have new statistics.
+        rows, batches, batch_size: What went through the model.
+        unreached: Layers through which nothing went, which keep the mean of the ingredients' statistics.
+    """
+
+    examples: str
+    layers: int
+    rows: int
+    batches: int
+    batch_size: int
+    unreached: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, as ``soup.json`` holds it."""
+        return {**asdict(self), "unreached": list(self.unreached)}
+
+    @property
+    def notes(self) -> list[str]:
+        """The same in words."""
+        size = f"{self.batches:,} batch{'es'[: 2 * self.batches - 2]} of {self.batch_size:,}"
+        said = [
+            f"The running statistics of {self.layers:,} layer{'s'[: self.layers - 1]} of batch normalisation were "
+            f"collected again with the soup's weights, in one pass over {self.rows:,} rows of {self.examples} ({size})."
+        ]
+        if self.unreached:
+            which = some(list(self.unreached))
+            said.append(f"No example went through {which}: the running statistics there are the ingredients' mean.")
+        return said
+
+
+class BatchStatistics:
+    r"""Collects the running statistics of models of one kind on the same examples.
+
+    With :math:`\mu_b, \sigma^2_b` the mean and the unbiased variance of a layer's inputs over batch :math:`b`, of which
+    there are :math:`B`,
+
+    .. math:: \mu = \frac1B \sum_b \mu_b, \qquad \sigma^2 = \frac1B \sum_b \sigma^2_b
+
+    which is what torch's ``momentum=None`` comes to, in float64. Layers of batch normalisation normalise by the batch,
+    as in training; all others, dropout among them, are as in inference. The batches are all rows once, in a random
+    order by the seed: a split may be sorted by label, and batches of one label have another variance. They do not
+    depend on each other, so on the CPU several are worked on at a time, each by one thread, and summed in their order.
+
+    Args:
+        plan: Names and shapes of the soup's tensors.
+        inputs: The examples.
+        config_folder: A folder with the soup's ``config.json``.
+        seed: Of the order.
+        device: Where models run, in float32.
+
+    Raises:
+        ScoringError: There are fewer than two examples.
+
+    Reference:
+        Izmailov et al., Averaging Weights Leads to Wider Optima and Better Generalization, UAI 2018, arXiv:1803.05407.
+    """
+
+    def __init__(
+        self, plan: Plan, inputs: CalibrationDataset, config_folder: Path, seed: int, device: str = "cpu"
+    ) -> None:
+        self.inputs, self.layers = inputs, batch_norms(tensor.name for tensor in plan.tensors)
+        if inputs.n < 2:
+            raise ScoringError(
+                f"The examples '{inputs.examples.title}' are one row, which has no variance for batch normalisation.",
+                hint="Use more rows: a few hundred of the training data or more.",
+            )
+        self._plan, self._config_folder, self._device = plan, config_folder, device
+        self._batches = inputs.alike(inputs.shuffled(seed))
+        about = [inputs.fingerprint, inputs.examples.task, inputs.examples.batch_size, seed]
+        #: What decides, beside the weights and the device, what is collected.
+        self.key = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+        #: A layer, as the files call it → as the model does; known after `model_of`.
+        self.modules: dict[str, str] = {}
+
+    @property
+    def batches(self) -> int:
+        """How many there are."""
+        return len(self._batches)
+
+    def model_of(self, tensors: Mapping[str, Tensor]) -> PreTrainedModel:
+        """The model of a soup's tensors in float32, in which marks are in the place of running means.
+
+        So it is found which of its layers is which, whatever transformers calls it.
+
+        Raises:
+            ScoringError: The tensors make no model, or a layer is none of torch's.
+        """
+        numbers = {tensor.name: number for number, tensor in enumerate(self._plan.tensors)}
+        means = [numbers[layer + MEAN] for layer in self.layers]
+        marks, whose = probes(self._plan, means)
+        task = self.inputs.examples.task
+        model = build_model(self._config_folder, {**tensors, **marks}, task, torch.float32)
+        homes = find_loaded_parameters(model, whose)
+        for layer, number in zip(self.layers, means, strict=True):
+            home = homes.direct.get(number, "")
+            name = home.removesuffix(MEAN).rstrip(".")
+            if not home.endswith(MEAN) or not isinstance(model.get_submodule(name), _BatchNorm):
+                raise ScoringError(
+                    f"'{layer.rstrip('.')}' has running statistics, and is no layer of torch's batch normalisation in "
+                    f"a {type(model).__name__}: they cannot be collected again.",
+                    hint="Leave `examples` out, and use a method such as linear, which averages them.",
+                )
+            self.modules[layer] = name
+        return model
+
+    def collect(
+        self, model: PreTrainedModel, progress: Callable[[int], object] = lambda count: None
+    ) -> dict[str, BatchNormStatistics]:
+        """The statistics of the layers through which examples go, by their names in the model, which is not changed.
+
+        Args:
+            model: Of the kind of `model_of`, which was called before.
+            progress: Told how many rows went through.
+
+        Raises:
+            ScoringError: The model fails, or what comes out is no number.
+        """
+        model.eval()  # type: ignore[no-untyped-call]
+        model.to(self._device)  # type: ignore[arg-type]  # transformers types its wrapper as taking no string
+        names = list(self.modules.values())
+        mine = threading.local()
+        # A thread has statistics of its own; weights are there once.
+        layers = _norms(model, names)
+        own = {id(buffer) for layer in layers for buffer in layer.buffers()}
+        shared = {id(each): each for each in (*model.parameters(), *model.buffers()) if id(each) not in own}
+
+        def lent() -> tuple[PreTrainedModel, list[_BatchNorm]]:
+            if not hasattr(mine, "lent"):
+                another = copy.deepcopy(model, dict(shared))
+                norms = _norms(another, names)
+                for norm in norms:
+                    norm.momentum = None
+                    norm.train()
+                mine.lent = another, norms
+            found: tuple[PreTrainedModel, list[_BatchNorm]] = mine.lent
+            return found
+
+        def statistics(rows: Ints) -> list[BatchNormStatistics]:
+            another, norms = lent()
+            for norm in norms:
+                norm.reset_running_stats()
+            with torch.no_grad():
+                another(**{name: value.to(self._device) for name, value in self.inputs.batch(rows).items()})
+            return [_now(norm) for norm in norms]
+
+        sums: dict[str, list[Tensor]] = {}
+        counts: Counter[str] = Counter()
+        flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+        size = sum(16 * layer.num_features for layer in layers)
+        try:
+            with _in_float32(model), flags:
+                for number, found in in_order(statistics, self._batches, size, self._device):
+                    for name, each in zip(names, found, strict=True):
+                        if each.batches:  # more than one where a layer is used several times
+                            counts[name] += each.batches
+                            known = sums.get(name, [torch.zeros(()), torch.zeros(())])
+                            sums[name] = [a + b * each.batches for a, b in zip(known, each[:2], strict=True)]
+                    progress(len(self._batches[number]))
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise self._failed(error) from error
+        for name, values in sums.items():
+            for what, value in zip(("mean", "variance"), values, strict=True):
+                if not value.isfinite().all():
+                    raise ScoringError(
+                        f"The {what} of what goes into '{name}' is not finite on the examples "
+                        f"'{self.inputs.examples.title}'.",
+                        hint="The mixed weights do not hold together: another `method`, or fewer ingredients.",
+                    )
+        return {
+            name: BatchNormStatistics(mean / counts[name], variance / counts[name], counts[name])
+            for name, (mean, variance) in sums.items()
+        }
+
+    def _failed(self, error: Exception) -> ScoringError:
+        title, size = self.inputs.examples.title, self.inputs.examples.batch_size
+        if "more than 1 value per channel" in str(error):
+            lone = sum(len(rows) == 1 for rows in self._batches)
+            return ScoringError(
+                f"{lone:,} of {self.batches:,} batches of the examples '{title}' are one row ({self.inputs.n:,} rows, "
+                f"`batch_size` {size:,}), and a layer of batch normalisation sees one number of each of its channels.",
+                hint="Set a `batch_size` of the examples that leaves no row alone.",
+            )
+        return ScoringError(
+            f"The soup fails on the examples '{title}': {first_line(error)}",
+            hint="Are these its inputs? Out of memory: a smaller `batch_size` of the examples.",
+        )
+
+
+def put(model: PreTrainedModel, found: Mapping[str, BatchNormStatistics]) -> None:
+    """Put statistics into a model, rounded once to its type."""
+    for name, each in found.items():
+        layer: Any = model.get_submodule(name)
+        round_into(each.mean, layer.running_mean)
+        round_into(each.variance, layer.running_var)
+        layer.num_batches_tracked.fill_(each.batches)
+
+
+def write_again(
+    plan: Plan, merged: MergeResult, folder: Path, statistics: BatchStatistics, *, quiet: bool = True
+) -> tuple[MergeResult, BatchNormUpdate]:
+    """Collect the statistics of a soup that was merged, and write them into its files in the place of the mean.
+
+    What is written is not in the journal, so that a run that is interrupted after it merges these places again.
+
+    Args:
+        plan: What was merged.
+        merged: From the engine.
+        folder: The staged files.
+        statistics: Of this plan.
+        quiet: No progress bar.
+
+    Returns:
+        What a merge leaves behind, with the new roots and digest; and what was collected.
+
+    Raises:
+        ScoringError: As `BatchStatistics`.
+        ValuesError: The output's type cannot hold what was collected.
+    """
+    tensors: dict[str, Tensor] = {}
+    for file in plan.files:
+        tensors |= load_file(folder / file.name)
+    model = statistics.model_of(tensors)
+    del tensors
+    with bar("Collecting statistics", statistics.inputs.n, unit="row", quiet=quiet) as shown:
+        found = statistics.collect(model, shown.update)
+    values: dict[str, Tensor] = {}
+    for layer, name in statistics.modules.items():
+        if name in found:
+            mean, variance, count = found[name]
+            values |= {layer + MEAN: mean, layer + VARIANCE: variance, layer + COUNT: torch.tensor(count)}
+    roots = dict(merged.roots)
+    with ExitStack() as stack:
+        outputs = [open_file(stack, folder / file.name, os.O_RDWR) for file in plan.files]
+        for tensor in (tensor for tensor in plan.tensors if tensor.name in values):
+            rounded = torch.empty(tensor.shape, dtype=TORCH[tensor.dtype])
+            round_into(values[tensor.name].reshape(tensor.shape), rounded)
+            if not rounded.isfinite().all():
+                raise ValuesError(
+                    f"'{tensor.name}' would be {values[tensor.name].max().item():g}, which "
+                    f"{str(rounded.dtype).removeprefix('torch.')} cannot hold.",
+                    hint="Set `dtype: bfloat16` or `dtype: float32` in the recipe.",
+                )
+            data = bytes_of(rounded.reshape(-1).view(torch.uint8))
+            write_all(outputs[tensor.file], data, tensor.offset)
+            roots[tensor.name] = _root(data)
+    inputs, reached = statistics.inputs, [layer for layer, name in statistics.modules.items() if name in found]
+    again = BatchNormUpdate(
+        inputs.examples.title, len(reached), inputs.n, statistics.batches, inputs.examples.batch_size,
+        tuple(layer.rstrip(".") for layer in statistics.modules if layer not in reached),
+    )  # fmt: skip
+    return replace(
+        merged,
+        roots=roots,
+        digest=digest_of((tensor.name, tensor.dtype, tensor.shape, roots[tensor.name]) for tensor in plan.tensors),
+        differing=tuple(name for name in merged.differing if name not in values),
+    ), again
+
+
+def _root(data: memoryview) -> str:
+    """A tensor's root, as in `hf_soup.merging.root_of`."""
+    blocks: Sequence[memoryview] = [data[start : start + BLOCK_BYTES] for start in range(0, len(data), BLOCK_BYTES)]
+    return hashlib.sha256(b"".join(hashlib.sha256(block).digest() for block in blocks)).hexdigest()
+
+
+def _norms(model: PreTrainedModel, names: Sequence[str]) -> list[_BatchNorm]:
+    return [cast("_BatchNorm", model.get_submodule(name)) for name in names]
+
+
+def _now(norm: _BatchNorm) -> BatchNormStatistics:
+    """What a layer collected since it was reset."""
+    assert norm.running_mean is not None, "it has a home"
+    assert norm.running_var is not None, "as has its mean"
+    assert norm.num_batches_tracked is not None, "as the files have it"
+    # Copies also where they are in float64 on the CPU: the next batch writes over them.
+    mean, variance = (each.to("cpu", torch.float64, copy=True) for each in (norm.running_mean, norm.running_var))
+    return BatchNormStatistics(mean, variance, int(norm.num_batches_tracked))
+
+
+@contextmanager
+def _in_float32(model: PreTrainedModel) -> Iterator[None]:
+    """A model of 16 bits in float32, as the written soup is loaded, and back: nothing is rounded."""
+    narrow = [
+        (each, each.dtype)
+        for each in (*model.parameters(), *model.buffers())
+        if each.is_floating_point() and each.element_size() == 2
+    ]
+    for each, _ in narrow:
+        each.data = each.data.float()
+    try:
+        yield
+    finally:
+        for each, dtype in narrow:
+            each.data = each.data.to(dtype)

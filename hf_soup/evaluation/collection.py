@@ -1,0 +1,363 @@
+"""What the ingredients show on a recipe's examples: one pass over each, one model in memory at a time, remembered."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hf_soup._util.progress import bar
+from hf_soup.errors import ScoringError
+from hf_soup.evaluation.calibration_data import CalibrationDataset
+from hf_soup.evaluation.candidates import AnswerKeys, Mixture, sha256_of
+from hf_soup.evaluation.loaded_parameters import LoadedParameters, find_loaded_parameters, held, on_disk, probes
+from hf_soup.evaluation.model import ReusableModel, build_model, in_order
+from hf_soup.evaluation.statistics import Ints
+from hf_soup.hub import prune
+from hf_soup.merging import (
+    MAX_STATISTICS_BYTES,
+    UNREADABLE,
+    Blend,
+    Plan,
+    learns_coefficients,
+    needs_statistics,
+    read_contents,
+    statistics_folder,
+    statistics_kind,
+    statistics_path,
+    uniform,
+)
+from hf_soup.methods import BLOCK, METHODS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+#: Of what is in the files; another one leaves older files alone.
+_FORM = 3
+
+#: Parameters of the model, or weights of its linear layers, by name, and what was found of them.
+_Found = dict[str, Tensor]
+
+
+def collect_statistics(
+    plan: Plan,
+    paths: Callable[[], Sequence[Mapping[str, Path]]],
+    inputs: CalibrationDataset | None,
+    config_folder: Path,
+    *,
+    seed: int,
+    device: str = "cpu",
+    quiet: bool = True,
+) -> Plan:
+    """The plan with the statistics that its methods ask for; those that are not in the cache are collected.
+
+    Args:
+        plan: Of ingredients, and the ancestor behind them where a method needs it.
+        paths: For every source, its weight files; not called where all is in the cache.
+        inputs: The examples.
+        config_folder: A folder with the soup's ``config.json``.
+        seed: Of the rows and labels that are drawn.
+        device: Where models run.
+        quiet: No progress bar.
+
+    Raises:
+        ScoringError: A model fails on the examples, or what comes out of it is no number.
+    """
+    kinds = sorted(
+        {
+            statistics_kind(mixing)
+            for mixing in plan.mixings
+            if needs_statistics(mixing) and not learns_coefficients(mixing)
+        }
+    )
+    if not kinds:
+        return plan
+    assert inputs is not None, "the recipe was checked: who asks for statistics has examples"
+    # What a model shows depends on these, and on none of its shares.
+    keys, bare, about = AnswerKeys(plan), replace(plan, statistics={}), _about(inputs, config_folder, seed, device)
+    sources = range(len(plan.sources) - plan.with_base)
+    models = [keys.of(Mixture({source: 1.0}, mean=True)) for source in sources]
+    found = {kind: tuple(sha256_of([kind, model, about]) for model in models) for kind in kinds}
+    missing = [
+        (source, kind) for source in sources for kind in kinds if not _is_there(statistics_path(found[kind][source]))
+    ]
+    if missing:
+        with closing(_Pass(bare, paths(), inputs, config_folder, seed, device)) as work:
+            rows = sum(min(inputs.n, int(kind.partition("-")[2])) for _, kind in missing)
+            with bar("Looking at examples", rows, unit="row", quiet=quiet) as shown:
+                for source, kind in missing:
+                    work.collect(source, kind, statistics_path(found[kind][source]), shown.update)
+        prune(statistics_folder(), max(MAX_STATISTICS_BYTES, _size(found)))
+    return replace(plan, statistics=found)
+
+
+def collect_coefficients(
+    plan: Plan,
+    mixture: Mixture,
+    paths: Callable[[], Sequence[Mapping[str, Path]]],
+    inputs: CalibrationDataset,
+    config_folder: Path,
+    *,
+    seed: int,
+    device: str = "cpu",
+    quiet: bool = True,
+    before: Callable[[], object] = lambda: None,
+) -> Mixture:
+    """The mixture with what is learned of its ingredients together; what is not in the cache is learned.
+
+    Args:
+        plan: Its sources, the ancestor behind them, and the statistics of `with_statistics`.
+        mixture: Who is mixed, by which weights.
+        paths, inputs, config_folder, seed, device, quiet: As in `with_statistics`.
+        before: Called before anything is learned, which takes a model and its gradients.
+
+    Raises:
+        ScoringError: There is too little memory, the model fails, or what comes out of it is no number.
+    """
+    learning = {statistics_kind(mixing): mixing for mixing in plan.mixings if learns_coefficients(mixing)}
+    if not learning:
+        return mixture
+    ((kind, mixing),) = learning.items()  # the recipe was checked: all tensors are learned alike
+    if mixture.parameters is not None and mixing.method != plan.method:
+        plan = replace(plan, parameters=dict(mixture.parameters))
+    mixture = mixture._replace(weights=dict(sorted(mixture.weights.items())))
+    how = [kind, AnswerKeys(plan).of(mixture._replace(parameters=None)), _about(inputs, config_folder, seed, device)]
+    names = {source: sha256_of([how, place]) for place, source in enumerate(mixture.weights)}
+    if not all(_is_there(statistics_path(name)) for name in names.values()):
+        from hf_soup.evaluation.entropy import EntropyLoss, learn_coefficients
+        from hf_soup.evaluation.report import require_memory
+
+        require_memory(plan, learns=True)
+        before()
+        parameters = METHODS[mixing.method].parameters | dict(mixing.parameters)
+        with (
+            closing(EntropyLoss(plan, paths(), mixture, mixing, inputs, config_folder, device)) as loss,
+            bar("Learning coefficients", parameters["steps"], unit="step", quiet=quiet) as shown,
+        ):
+            found = learn_coefficients(loss, inputs, parameters, seed, shown.update)
+        for column, name in enumerate(names.values()):
+            values = dict(zip(found.tensors, found.values[:, column], strict=True))
+            _keep(statistics_path(name), values, [], entropy=json.dumps(found.entropy))
+        prune(statistics_folder(), max(MAX_STATISTICS_BYTES, _size({**plan.statistics, kind: names.values()})))
+    # Of those that are not mixed nobody asks; a file has to be named.
+    spare = next(iter(names.values()))
+    count = len(plan.sources) - plan.with_base
+    return mixture._replace(statistics={kind: tuple(names.get(source, spare) for source in range(count))})
+
+
+def _about(inputs: CalibrationDataset, config_folder: Path, seed: int, device: str) -> list[object]:
+    """What else decides what is found."""
+    config = (config_folder / "config.json").read_bytes()
+    libraries = [version(name) for name in ("hf-soup", "torch", "transformers")]
+    about = [config.hex(), inputs.fingerprint, inputs.examples.task, inputs.examples.batch_size, seed, libraries]
+    return [*about, _FORM, device.partition(":")[0]]
+
+
+class _Pass:
+    """Models of one plan, one after the other, and what each shows."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        paths: Sequence[Mapping[str, Path]],
+        inputs: CalibrationDataset,
+        folder: Path,
+        seed: int,
+        device: str,
+    ) -> None:
+        self._plan, self._inputs, self._seed, self._device = plan, inputs, seed, device
+        self._made_of = folder, inputs.examples.task, torch.float32
+        self._blend, self._resident = Blend(plan, paths), ReusableModel(*self._made_of)
+        self._loaded: tuple[int, PreTrainedModel] | None = None
+        self._homes: LoadedParameters | None = None
+
+    def close(self) -> None:
+        """Close the files."""
+        self._blend.close()
+
+    def collect(self, source: int, kind: str, target: Path, progress: Callable[[int], object]) -> None:
+        """Write what a source shows into a file."""
+        if self._homes is None:
+            self._homes = self._find()
+        model, label = self._model(source), self._plan.sources[source]
+        name, _, count = kind.partition("-")
+        rows = self._inputs.drawn(int(count), self._seed)
+        turned: list[str] = []
+        try:
+            # On a GPU convolutions would be worked out with ten bits of a number.
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                if name == "fisher":
+                    tensors = self._named(model, self._fisher(model, rows, progress))
+                else:
+                    tensors, turned = self._grams(model, rows, progress)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise ScoringError(
+                f"{label} fails on the examples '{self._inputs.examples.title}': {error}",
+                hint="With `batch_size: 1` examples need no padding, and the least memory. Do the tokenizer or image "
+                "processor and the config belong to these weights?",
+            ) from error
+        bad = next((tensor for tensor, each in tensors.items() if not each.isfinite().all()), None)
+        if bad is not None:
+            raise ScoringError(
+                f"What {label} shows of '{bad}' on the examples is not finite.",
+                hint="Look at that model's weights; leave it out.",
+            )
+        _keep(target, tensors, turned)
+
+    def _find(self) -> LoadedParameters:
+        """Where each tensor of the disk lies in the model; nothing is known of those that are in pieces there."""
+        plan = self._plan
+        numbers = [number for number, tensor in enumerate(plan.tensors) if tensor.averaged and tensor.size]
+        given, whose = probes(plan, numbers)
+        mean = self._blend.mean({0: 1.0})
+        given |= {name: mean[name] for name in mean.keys() - given.keys()}
+        del mean
+        folder, task, dtype = self._made_of
+        return find_loaded_parameters(build_model(folder, given, task, dtype), whose)
+
+    def _model(self, source: int) -> PreTrainedModel:
+        if self._loaded is None or self._loaded[0] != source:
+            self._loaded = None
+            tensors = self._blend.mean({source: 1.0})
+            self._blend.forget()
+            for name, each in tensors.items():
+                tensors[name] = each.float() if each.is_floating_point() else each
+            self._loaded = source, self._resident.load(tensors)
+        model = self._loaded[1]
+        model.to(self._device)  # type: ignore[arg-type]  # transformers types its wrapper as taking no string
+        return model
+
+    def _named(self, model: PreTrainedModel, found: _Found) -> _Found:
+        """Under the names of the plan, in the pieces in which tensors lie on the disk."""
+        assert self._homes is not None, "found before the first"
+        names, tensors = self._homes.names, self._plan.tensors
+        pieces = on_disk(model, found)
+        return {tensors[names[name]].name: each for name, each in pieces.items() if name in names}
+
+    def _batch(self, rows: Ints) -> dict[str, Tensor]:
+        return {name: value.to(self._device) for name, value in self._inputs.batch(rows).items()}
+
+    def _fisher(self, model: PreTrainedModel, rows: Ints, progress: Callable[[int], object]) -> _Found:
+        """The mean over examples, each by itself, of the squared gradients of the log-probability of a drawn label.
+
+        Over their root mean square in the model, as a model that is sure of its answers has tiny ones everywhere.
+        """
+        every = {name: each for name, each in held(model).items() if each.requires_grad}
+        draws = uniform(self._seed, "labels", 0, 0, self._inputs.n)
+        total = {name: torch.zeros(each.shape) for name, each in every.items()}
+
+        def slopes(row: Ints) -> list[Tensor | None]:
+            logs = model(**self._batch(row)).logits[0].float().log_softmax(-1)
+            # In float64 the last sum may still be a little below 1, and a draw above it is the last label.
+            reached = logs.detach().double().exp().cumsum(-1) <= float(draws[row[0]])
+            label = min(int(reached.sum()), len(logs) - 1)
+            return list(torch.autograd.grad(logs[label], list(every.values()), allow_unused=True))
+
+        size = sum(4 * each.numel() for each in every.values())
+        for _, found in in_order(slopes, [row.reshape(1) for row in rows], size, self._device):
+            for name, slope in zip(every, found, strict=True):
+                if slope is not None:
+                    total[name].add_(slope.cpu().square())  # not in place: two gradients may be views of one
+            progress(1)
+        # In blocks that torch does not divide among threads, whose number would show in the last bit.
+        blocks = (block for each in total.values() for block in torch.split(each.view(-1), BLOCK))
+        whole = sum(float(block.double().square().sum()) for block in blocks)
+        length = math.sqrt(whole / max(1, sum(each.numel() for each in total.values())))
+        return {name: each.div_(length or 1.0) for name, each in total.items()}
+
+    def _grams(self, model: PreTrainedModel, rows: Ints, progress: Callable[[int], object]) -> tuple[_Found, list[str]]:
+        """The mean of :math:`xx^\\top` over the inputs of each linear layer, and which weights are stored turned."""
+        linear = dict(self._linear(model))
+        mine = threading.local()
+        total: dict[str, Tensor] = {}
+        counts: Counter[str] = Counter()
+
+        def look(name: str, values: Tensor) -> None:
+            flat = values.detach().reshape(-1, values.shape[-1]).float()
+            found = (flat.mT @ flat).cpu()
+            known, count = mine.found.get(name, (None, 0))
+            mine.found[name] = found if known is None else known.add_(found), count + len(flat)
+
+        def inputs_of(batch: Ints) -> dict[str, tuple[Tensor, int]]:
+            mine.found = {}
+            with torch.no_grad():
+                model(**self._batch(batch))
+            result: dict[str, tuple[Tensor, int]] = mine.found
+            del mine.found
+            return result
+
+        def hook(name: str) -> Callable[[object, tuple[Any, ...]], None]:
+            return lambda _, given: look(name, given[0]) if given else None
+
+        hooks = [module.register_forward_pre_hook(hook(name)) for name, (module, _) in linear.items()]
+        try:
+            batches = self._inputs.alike(rows)
+            size = sum(4 * width**2 for _, width in linear.values())
+            for number, found in in_order(inputs_of, batches, size, self._device):
+                for name, (each, count) in found.items():
+                    counts[name] += count
+                    total[name] = each if name not in total else total[name].add_(each)
+                progress(len(batches[number]))
+        finally:
+            for each_hook in hooks:
+                each_hook.remove()
+        turned = [name for name in total if type(linear[name][0]) is not torch.nn.Linear]
+        return {name: each.div_(counts[name]) for name, each in total.items()}, turned
+
+    def _linear(self, model: PreTrainedModel) -> Iterator[tuple[str, tuple[torch.nn.Module, int]]]:
+        """The linear layers whose weight is a tensor of the disk, and of no other layer: its name, layer, and width."""
+        from transformers.pytorch_utils import Conv1D
+
+        assert self._homes is not None, "found before the first"
+        numbers = {name: number for number, name in self._homes.direct.items()}
+        uses = Counter(id(each) for module in model.modules() for each in module.parameters(recurse=False))
+        for name, module in model.named_modules():
+            if type(module) in (torch.nn.Linear, Conv1D) and uses[id(module.weight)] == 1:
+                number, shape = numbers.get(f"{name}.weight"), module.weight.shape
+                if number is not None:
+                    width = shape[0] if isinstance(module, Conv1D) else shape[1]
+                    yield self._plan.tensors[number].name, (module, int(width))
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a file of statistics is there, and whole; it counts as used now."""
+    try:
+        read_contents(path)
+    except UNREADABLE:
+        return False
+    with suppress(OSError):
+        os.utime(path)
+    return True
+
+
+def _keep(path: Path, tensors: _Found, turned: Sequence[str], **more: str) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = {"turned": json.dumps(turned), **more}
+        save_file({name: each.contiguous() for name, each in tensors.items()}, partial, about)
+        partial.replace(path)
+    except OSError as error:
+        raise ScoringError(
+            f"Cannot keep statistics in '{path.parent}': {error.strerror or error}.",
+            hint="Make room, or set HF_HOME elsewhere.",
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _size(found: Mapping[str, Collection[str]]) -> int:
+    return sum(statistics_path(name).stat().st_size for names in found.values() for name in set(names))

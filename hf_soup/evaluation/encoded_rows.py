@@ -1,0 +1,219 @@
+"""Preprocessed rows, on disk from one run to the next and read where they lie: nothing makes them twice.
+
+An entry is one file: the numbers of all rows one after the other, the rows' digests (16 bytes each), where each row
+ends (int64, in numbers), what these are as JSON in 4,096 bytes, and the sha256 of all this.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import mmap
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_soup import hub
+from hf_soup._util.progress import bar
+from hf_soup._util.version import __version__
+from hf_soup.errors import ScoringError
+from hf_soup.evaluation.statistics import Ints
+from hf_soup.hub import ASSETS, prune
+
+#: What is kept in all; beyond it, what was not used for longest goes.
+MAX_BYTES = 20_000_000_000
+_TAIL, _PIECE = 4096, 1 << 24
+_LIBRARIES = ("transformers", "tokenizers", "datasets", "pillow", "numpy")
+_NO_ENTRY = (OSError, ValueError, KeyError, TypeError)
+
+
+class Chunk(NamedTuple):
+    """Rows made together."""
+
+    digests: Sequence[bytes]  #: 16 bytes a row.
+    names: Sequence[str]  #: The model's arguments: one, or one for each line of a row.
+    rows: Sequence[NDArray[Any]]  #: ``(channels, height, width)`` float32, or ``(names, tokens)`` int32.
+
+
+class EncodedRows:
+    """Rows mapped from an entry's file, which may be deleted meanwhile; or its bytes.
+
+    Another process maps the same file, or is given the bytes where it is gone.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: There is no such entry, or it is damaged.
+    """
+
+    def __init__(self, entry: Path | bytes) -> None:
+        self._entry = entry
+        self._mapping: mmap.mmap | bytes
+        if isinstance(entry, bytes):
+            self._mapping = entry
+        else:
+            with suppress(PermissionError):  # another's home, which may be read
+                os.utime(entry)  # it is in use
+            with entry.open("rb") as stream:
+                self._mapping = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        whole = hashlib.sha256()
+        for at in range(0, end := len(self._mapping) - whole.digest_size, _PIECE):
+            whole.update(self._mapping[at : min(at + _PIECE, end)])
+            self._let_go()
+        if whole.digest() != self._mapping[end:]:
+            raise ValueError("damaged")
+        said = json.loads(self._mapping[end - _TAIL : end])
+        count, total = said["rows"], said["numbers"]
+        self.names: list[str] = said["names"]
+        self._shape: list[int] = said["shape"]
+        self._numbers = np.frombuffer(self._mapping, said["dtype"], total)
+        self.digests = [self._mapping[at : at + 16] for at in range(4 * total, 4 * total + 16 * count, 16)]
+        self._ends = np.append(0, np.frombuffer(self._mapping, np.int64, count, 4 * total + 16 * count))
+        #: ``(rows,)`` numbers in each row.
+        self.sizes: Ints = np.diff(self._ends)
+
+    def rows(self, numbers: Ints) -> list[NDArray[Any]]:
+        """Copies of some rows, each in its shape."""
+        found = [self._numbers[self._ends[row] : self._ends[row + 1]].reshape(self._shape).copy() for row in numbers]
+        self._let_go()
+        return found
+
+    def _let_go(self) -> None:
+        """What was read stays in the system's cache of files, not in this process's memory."""
+        if isinstance(self._mapping, mmap.mmap):
+            self._mapping.madvise(mmap.MADV_DONTNEED)
+
+    def __reduce__(self) -> tuple[type[EncodedRows], tuple[Path | bytes]]:
+        here = isinstance(self._entry, Path) and self._entry.exists()
+        return EncodedRows, (self._entry if here else bytes(self._mapping),)
+
+
+def key_of(about: object, folder: Path) -> str:
+    """The sha256 of all that preprocessed rows depend on.
+
+    Args:
+        about: Which rows, and how the model wants them, as plain data.
+        folder: The donor's: its tokenizer or image processor.
+    """
+    names = sorted({file.name for file in folder.iterdir() if ASSETS.fullmatch(file.name)} - {"config.json"})
+    assets = [(name, _sha256(folder / name)) for name in names]
+    code = [_sha256(Path(__file__).with_name(name)) for name in ("encoded_rows.py", "tasks.py")]
+    versions = [__version__, *(version(library) for library in _LIBRARIES)]
+    return hashlib.sha256(json.dumps([about, assets, code, versions], sort_keys=True).encode()).hexdigest()
+
+
+def stored(
+    key: str, title: str, chunks: Sequence[range], make: Callable[[range], Chunk], *, scratch: Path, threads: int,
+    quiet: bool,
+) -> EncodedRows:  # fmt: skip
+    """The rows of an entry; where there is none, or a damaged one, it is made and kept for the next run.
+
+    Held in memory at a time: two chunks for each thread. The bytes are the same at any number of threads. Of several
+    processes one makes the entry, and the others wait for it.
+
+    Args:
+        key: Of the entry, from `key_of`.
+        title: What errors and the progress bar call the data.
+        chunks: All rows in their order, in pieces.
+        make: Makes the rows of one chunk; called in several threads.
+        scratch: Where the file goes when the user's cache cannot be written. It may be deleted afterwards.
+        threads: How many.
+        quiet: No progress bar.
+
+    Raises:
+        ScoringError: From ``make``; rows differ in shape; or the disk is full.
+    """
+    folder = hub.own_cache_folder() / "data"
+    with suppress(*_NO_ENTRY):
+        return EncodedRows(folder / key)
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _lock(stack, folder / f"{key}.partial")
+        except OSError:  # a home that cannot be written
+            folder = scratch
+        partial = folder / f"{key}.partial"
+        with suppress(*_NO_ENTRY):  # made by another process meanwhile
+            found = EncodedRows(folder / key)
+            partial.unlink(missing_ok=True)
+            return found
+        try:
+            shown = stack.enter_context(bar(f"Preprocessing {title}", chunks[-1].stop, unit="row", quiet=quiet))
+            with partial.open("wb") as stream:  # over what a killed process left
+                _write(stream, title, _in_order(make, chunks, threads), shown.update)
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.replace(folder / key)
+        except BaseException as error:
+            partial.unlink(missing_ok=True)
+            if not isinstance(error, OSError):
+                raise
+            raise ScoringError(
+                f"Cannot keep the preprocessed rows of {title} in '{folder}': {error.strerror or error}.",
+                hint="Make room, or set HF_HOME elsewhere.",
+            ) from error
+        found = EncodedRows(folder / key)
+        prune(folder, MAX_BYTES)
+        return found
+
+
+def _lock(stack: ExitStack, partial: Path) -> None:
+    """Wait until no other process makes the file, and hold it."""
+    while True:
+        lock = stack.enter_context(partial.open("ab", buffering=0))
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):  # the other one moved or deleted what this one waited for
+            if os.path.samestat(os.fstat(lock.fileno()), partial.stat()):
+                return
+
+
+def _in_order(make: Callable[[range], Chunk], chunks: Sequence[range], threads: int) -> Iterator[Chunk]:
+    waiting: deque[Future[Chunk]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for chunk in chunks:
+            waiting.append(pool.submit(make, chunk))
+            if len(waiting) == 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _write(stream: BinaryIO, title: str, chunks: Iterator[Chunk], progress: Callable[[int], object]) -> None:
+    digests: list[bytes] = []
+    whole = hashlib.sha256()
+
+    def put(piece: bytes | memoryview) -> None:
+        stream.write(piece)
+        whole.update(piece)
+
+    ends, shape, names, dtype = [0], None, None, ""
+    for chunk in chunks:
+        for row in chunk.rows:
+            found = row.shape if row.ndim == 3 else (len(row), -1)
+            if found != (shape := shape or found):
+                raise ScoringError(
+                    f"The donor's image processor makes images of {shape} and of {found} of {title}.",
+                    hint="Check `do_resize` and `size` in its preprocessor_config.json.",
+                )
+            put(np.ascontiguousarray(row).data)
+            ends.append(ends[-1] + row.size)
+            dtype = row.dtype.str
+        digests += chunk.digests
+        names = chunk.names
+        progress(len(chunk.rows))
+    put(b"".join(digests) + np.array(ends[1:], dtype=np.int64).tobytes())
+    said = {"rows": len(digests), "numbers": ends[-1], "dtype": dtype, "shape": shape, "names": names}
+    put(json.dumps(said).encode().ljust(_TAIL))
+    stream.write(whole.digest())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

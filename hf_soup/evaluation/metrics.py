@@ -1,0 +1,249 @@
+"""Metrics: scikit-learn's, reported through `evaluate`; or a function or an `evaluate` script of the user's.
+
+``evaluate.load`` would download a script, so the built-in metrics are one subclass of ``evaluate.Metric``, kept in
+memory. A new one is one entry of `METRICS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_soup.errors import ScoringError
+from hf_soup.evaluation import statistics
+from hf_soup.evaluation.data import content_hash
+from hf_soup.evaluation.statistics import Counted, Floats, Ints, Metric, Score, bootstrap, wilson
+from hf_soup.evaluation.tasks import first_line
+from hf_soup.recipe import is_local_path
+
+
+def _scikit_learn(function: str, of_counts: Callable[[Ints, Ints, Ints], Floats], **options: Any) -> Metric:
+    """A metric of scikit-learn's; in resamples ``of_counts``, as most of scikit-learn's time goes into its checks."""
+
+    def metric(labels: Ints, answers: Ints, rows: Ints) -> float:
+        import sklearn.metrics
+
+        drawn = rows > 0  # a class of no rows would count as one with a score of zero
+        with warnings.catch_warnings():
+            # That an answer is a class that no row has, or that there is one class only: both happen in resamples.
+            warnings.simplefilter("ignore", UserWarning)
+            value = getattr(sklearn.metrics, function)(
+                labels[drawn], answers[drawn], sample_weight=rows[drawn], **options
+            )
+        return float(value)
+
+    return Counted(metric, of_counts)
+
+
+def _macro(part: Ints, whole: Ints, of: Ints) -> Floats:
+    """The mean share over the classes that ``of`` has; a share of nothing is zero."""
+    return np.asarray((part / np.maximum(whole, 1)).sum(axis=0) / (of > 0).sum(axis=0))
+
+
+def _matthews(right: Ints, label: Ints, answer: Ints) -> Floats:
+    """Gorodkin, Comparing two K-category assignments by a K-category correlation coefficient, 2004."""
+    n = label.sum(axis=0)
+    # One class only among the labels or among the answers: zero above, and one below.
+    squares = [np.maximum(n**2 - (count**2).sum(axis=0), 1) for count in (label, answer)]
+    return np.asarray((right.sum(axis=0) * n - (label * answer).sum(axis=0)) / np.sqrt(squares).prod(axis=0))
+
+
+_MACRO: dict[str, Any] = {"average": "macro", "zero_division": 0.0}
+#: Name → metric. Averages are macro: every class counts the same, however rare; a class that neither the
+#: labels nor the answers have does not count, and a share of nothing is zero.
+METRICS: dict[str, Metric] = {
+    "accuracy": _scikit_learn("accuracy_score", lambda right, label, answer: right.sum(axis=0) / label.sum(axis=0)),
+    "f1": _scikit_learn(
+        "f1_score", lambda right, label, answer: _macro(2 * right, label + answer, label + answer), **_MACRO
+    ),
+    "precision": _scikit_learn(
+        "precision_score", lambda right, label, answer: _macro(right, answer, label + answer), **_MACRO
+    ),
+    "recall": _scikit_learn(
+        "recall_score", lambda right, label, answer: _macro(right, label, label + answer), **_MACRO
+    ),
+    "balanced_accuracy": _scikit_learn(
+        "balanced_accuracy_score", lambda right, label, answer: _macro(right, label, label)
+    ),
+    "matthews_correlation": _scikit_learn("matthews_corrcoef", _matthews),
+}
+
+
+def find(metric: str, trusted: bool = False) -> Metric:
+    """The metric that a recipe names, ready to be used.
+
+    Larger is better, always; of an error rate a function returns the negative.
+
+    Args:
+        metric: A built-in name; ``module:function``, called as ``function(references, predictions)`` with ``(n,)``
+            int64 each, to return one number; a folder with an `evaluate` script of its name, or that ``.py`` file;
+            or the id of such a script on the Hub.
+        trusted: Whether code from the Hub may run.
+
+    Raises:
+        ScoringError: There is no such metric, it cannot be loaded, or it is code from the Hub that is not trusted.
+    """
+    if metric in METRICS:
+        return METRICS[metric]
+    path = Path(metric).expanduser()
+    if is_local_path(str(path)):
+        script = path if path.suffix == ".py" else path.resolve() / f"{path.resolve().name}.py"
+        if not script.is_file():
+            raise ScoringError(f"There is no metric in '{metric}': it holds no file '{script.name}'.")
+        return _of_script(str(script.resolve()), script.stem)
+    if metric.startswith((".", "/", "~", "local:")) or path.suffix == ".py":
+        raise ScoringError(
+            f"There is no file or folder '{metric}'.",
+            hint="`metric` is a path on this machine; `local:` was one on another, so name your copy.",
+        )
+    if re.fullmatch(r"[\w.]+:\w+", metric):
+        return _of_function(metric)
+    if not trusted:
+        raise ScoringError(
+            f"There is no built-in metric '{metric}'.",
+            hint=f"Built in are {', '.join(METRICS)}. An `evaluate` metric of the Hub is code that runs here: "
+            "read it, and say `trust_remote_code: true` beside `metric`.",
+        )
+    return _of_script(metric, path.name)
+
+
+#: Module of a function → the sha256 of its file when it last ran.
+_RAN: dict[str, str] = {}
+
+
+def forget() -> None:
+    """Look again at functions and scripts: an edit counts from the next `prepare` on, and not between two scores."""
+    _of_function.cache_clear()
+    _of_script.cache_clear()
+
+
+@cache
+def _of_function(name: str) -> Metric:
+    module, _, function = name.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # where `python -m` looks; the module may import its neighbours later
+    try:
+        ran = importlib.import_module(module)
+        digest = content_hash(Path(ran.__spec__.origin)) if ran.__spec__ and ran.__spec__.origin else ""
+        if _RAN.setdefault(module, digest) != digest:
+            importlib.reload(ran)
+            _RAN[module] = digest
+        found = getattr(ran, function)
+    except (Exception, SystemExit) as error:  # whatever the user's module raises
+        raise ScoringError(
+            f"Cannot import the metric '{name}': {first_line(error)}.",
+            hint="`module:function` names a module that is installed, on PYTHONPATH or in the current folder.",
+        ) from error
+    if not callable(found):
+        raise ScoringError(f"The metric '{name}' is no function but {found!r}.")
+    return _by_rows(name, found)
+
+
+@cache
+def _of_script(path: str, name: str) -> Metric:
+    import evaluate
+
+    try:
+        # The folder is made but not used; the seed is as in `compute`.
+        with tempfile.TemporaryDirectory(prefix="hf-soup-metric-") as folder:
+            module = evaluate.load(path, keep_in_memory=True, cache_dir=folder, seed=0)
+    except (Exception, SystemExit) as error:  # whatever the script, the client or the disk raises
+        raise ScoringError(
+            f"Cannot load the metric '{name}': {first_line(error)}", hint=f"Built in are {', '.join(METRICS)}."
+        ) from error
+
+    def value(references: Ints, predictions: Ints) -> Any:
+        values = module.compute(references=references, predictions=predictions) or {}
+        if name not in values and len(values) != 1:
+            raise ScoringError(
+                f"The metric '{name}' gives {', '.join(map(str, values)) or 'nothing'}; which of them counts?",
+                hint="Call it yourself in a function that returns one number: `metric: module:function`.",
+            )
+        return values[name] if name in values else next(iter(values.values()))
+
+    return _by_rows(name, value)
+
+
+def _by_rows(name: str, function: Callable[[Ints, Ints], Any]) -> Metric:
+    """A metric that wants every row by itself."""
+
+    def metric(labels: Ints, answers: Ints, rows: Ints) -> float:
+        references, predictions = np.repeat(labels, rows), np.repeat(answers, rows)
+        try:
+            given = function(references, predictions)
+            if isinstance(given, str | bytes):
+                raise TypeError(f"{given!r} is a text and no number")
+            return _finite(name, float(given), len(references))
+        except ScoringError:
+            raise
+        except (Exception, SystemExit) as error:  # whatever the user's code raises
+            raise ScoringError(f"The metric '{name}' fails on {len(references):,} rows: {first_line(error)}") from error
+
+    return metric
+
+
+def _finite(name: str, value: float, n: int) -> float:
+    if not np.isfinite(value):
+        raise ScoringError(
+            f"The metric '{name}' gives {value} on {n:,} rows.",
+            hint="Use more rows, or another metric. Intervals draw rows again, and then a class may be missing.",
+        )
+    return value
+
+
+def compute(metric: str, labels: Ints, answers: Ints, trusted: bool = False) -> float:
+    """The value of a metric on ``(n,)`` class numbers; a built-in one's through ``evaluate``."""
+    if metric not in METRICS:
+        return find(metric, trusted)(labels, answers, np.ones_like(labels))
+    # evaluate makes a folder even for a metric in memory, by default below HF_HOME, which may be read-only. A seed
+    # of its own: by default evaluate reads numpy's global state.
+    with tempfile.TemporaryDirectory(prefix="hf-soup-metric-") as folder:
+        module = _metric_class()(metric, keep_in_memory=True, cache_dir=folder, seed=0)
+        return _finite(metric, float(module.compute(predictions=answers, references=labels)[metric]), len(labels))
+
+
+def value(metric: str, labels: Ints, answers: Ints, trusted: bool = False) -> float:
+    """As `compute`, but for the way through ``evaluate``, which takes as long as a small model's forward pass."""
+    return _finite(metric, find(metric, trusted)(labels, answers, np.ones_like(labels)), len(labels))
+
+
+def score(metric: str, labels: Ints, answers: Ints, trusted: bool = False) -> Score:
+    """A metric with its 95 % interval: Wilson's for accuracy, the bootstrap's for others."""
+    value, n = compute(metric, labels, answers, trusted), len(labels)
+    if metric == "accuracy":
+        low, high = wilson(int(np.sum(labels == answers)), n)
+    else:
+        low, high = bootstrap(labels, answers, find(metric, trusted))
+    return Score(metric, value, min(low, value), max(high, value), n)
+
+
+def resampled(metric: str, labels: Ints, answers: Ints, trusted: bool = False) -> Floats:
+    """A metric over 500 resamples of the rows, the same ones for every model; see `statistics.resampled`."""
+    return statistics.resampled(labels, answers, find(metric, trusted))
+
+
+@cache
+def _metric_class() -> Any:
+    """Made at first use, because importing ``evaluate`` takes five seconds."""
+    import evaluate
+    from datasets import Features, Value
+
+    class SoupMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate is not typed
+        def _info(self) -> Any:
+            features = Features({"predictions": Value("int64"), "references": Value("int64")})
+            return evaluate.MetricInfo(description=self.config_name, citation="", features=features)
+
+        def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
+            labels, answers = np.asarray(references), np.asarray(predictions)
+            return {self.config_name: METRICS[self.config_name](labels, answers, np.ones_like(labels))}
+
+    return SoupMetric

@@ -1,0 +1,290 @@
+"""From tensors with disk names to a model that answers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_soup._util.parallel import usable_cores
+from hf_soup.checkpoint import parts_of, read_config
+from hf_soup.errors import IncompatibleError, ScoringError
+from hf_soup.evaluation.statistics import Ints
+from hf_soup.evaluation.tasks import TASKS, first_line
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+#: Bytes that the threads of a pass hold together beside the model, where one of them does not hold more by itself.
+_HELD_BYTES = 2 << 30
+
+
+def build_model(
+    config_folder: Path, tensors: Mapping[str, torch.Tensor], task: str, dtype: torch.dtype
+) -> PreTrainedModel:
+    """Make a model from the tensors of a checkpoint, under the names that they have on disk.
+
+    transformers 5 renames, and for some families stacks, what it reads from files; giving the tensors to
+    ``from_pretrained`` goes through the same mapping as loading the folder. The model's parameters may
+    *alias* the tensors: do not write to them while the model lives. `ReusableModel` uses that.
+
+    Args:
+        config_folder: A folder with ``config.json``. No code from it is run.
+        tensors: Disk name → tensor.
+        task: ``image-classification`` or ``text-classification``.
+        dtype: Of the model's parameters.
+
+    Returns:
+        The model, in eval mode, on the CPU.
+
+    Raises:
+        ScoringError: The config is no such model, or tensors are missing, left over or of another shape.
+            Tied tensors may be missing.
+    """
+    import transformers
+
+    try:
+        config = read_config(json.loads((config_folder / "config.json").read_bytes()), "the model")
+    except (OSError, ValueError, IncompatibleError) as error:
+        raise ScoringError(
+            f"Cannot read the model's config: {first_line(error)}",
+            hint="Only models that transformers itself knows can be scored; code from a repo is never run.",
+        ) from error
+    classes = getattr(transformers, TASKS[task].models).get(type(config), None)
+    if classes is None:
+        raise ScoringError(
+            f"A model of type '{config.model_type}' has no {TASKS[task].head}.",
+            hint=f"The recipe says `task: {task}`; is that what the ingredients do?",
+        )
+    # Some families have several, such as DeiT's with and without its teacher.
+    several = classes if isinstance(classes, tuple) else (classes,)
+    model_class = next((found for found in several if found.__name__ in (config.architectures or ())), several[0])
+    try:
+        with _quiet(), parts_of(len(tensors), "The config is that of another model"):
+            model, info = model_class.from_pretrained(
+                None,
+                config=config,
+                state_dict=dict(tensors),
+                dtype=dtype,
+                output_loading_info=True,
+                # Only so that mismatches come back with the rest of the report; they are refused below.
+                ignore_mismatched_sizes=True,
+            )
+    except Exception as error:  # what a stranger's config makes of a model's constructor
+        raise ScoringError(f"Cannot make {model_class.__name__} from the tensors: {first_line(error)}") from error
+    faults = [
+        *(f"  missing     {name}" for name in sorted(info["missing_keys"])),
+        *(f"  left over   {name}" for name in sorted(info["unexpected_keys"])),
+        *(
+            f"  other shape {name}: {tuple(given)}, the config says {tuple(wanted)}"
+            for name, given, wanted in sorted(info["mismatched_keys"])
+        ),
+        *(f"  {message}" for message in info["error_msgs"]),
+    ]
+    if faults:
+        more = [f"  … {len(faults) - 20} more"] if len(faults) > 20 else []
+        raise ScoringError(
+            "\n".join([f"The tensors do not make a {model_class.__name__}:", *faults[:20], *more]),
+            hint="Score a model that was fine-tuned for this task, with the config that belongs to it.",
+        )
+    result: PreTrainedModel = model.eval()
+    return result
+
+
+class ReusableModel:
+    """One model in memory, whose weights are changed in place where that gives what a fresh build would.
+
+    `build_model` makes it once. Where every parameter and saved buffer is then one of the tensors given, as it is
+    but for families that stack what they read, the next tensors are copied to where those went; else it is built anew.
+
+    Args:
+        config_folder, task, dtype: As in `build_model`.
+    """
+
+    def __init__(self, config_folder: Path, task: str, dtype: torch.dtype) -> None:
+        self._made_of = config_folder, task, dtype
+        self._model: PreTrainedModel | None = None
+        self._places: dict[str, str] = {}  # of a parameter or buffer → the tensor that it takes
+        self._still: dict[str, torch.Tensor] = {}  # buffers that are not saved, as they were made
+        self._plain: list[object] = []  # what else the modules were made with
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+        """The model of these tensors, under the names of the first ones; it may keep them as its own.
+
+        Raises:
+            ScoringError: As in `build_model`.
+        """
+        import torch
+
+        held = _held(self._model) if self._model is not None and self._places else {}
+        # Scoring may change a buffer, such as the angles of rotary embeddings that grow, or a module for good: BigBird
+        # has full attention after a short text, also for long ones.
+        same = all(torch.equal(held[name].cpu(), value) for name, value in self._still.items() if held)
+        if held and self._model is not None and same and _plain(self._model) == self._plain:
+            with torch.no_grad():
+                for name, source in self._places.items():
+                    held[name].copy_(tensors[source])
+            return self._model
+        self._model = None  # before the next one is built
+        folder, task, dtype = self._made_of
+        self._model = build_model(folder, tensors, task, dtype)
+        self._places, self._still = _places(self._model, tensors)
+        self._plain = _plain(self._model)
+        return self._model
+
+
+def _held(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _plain(model: PreTrainedModel) -> list[object]:
+    """The plain attributes of all modules."""
+    every = ((name, *each) for name, module in model.named_modules() for each in vars(module).items())
+    return [each for each in every if each[-1] is None or isinstance(each[-1], str | int | float)]
+
+
+def _places(
+    model: PreTrainedModel, tensors: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Which tensor every parameter and saved buffer is, and copies of other buffers; nothing where one is none."""
+    sources = {value.data_ptr(): name for name, value in tensors.items() if value.numel()}
+    saved, places, still = model.state_dict().keys(), {}, {}
+    for name, value in _held(model).items():
+        source = sources.pop(value.data_ptr(), None)
+        if source is not None and tensors[source].shape == value.shape and tensors[source].dtype == value.dtype:
+            places[name] = source
+        elif source is None and name not in saved:
+            still[name] = value.detach().clone()
+        else:
+            return {}, {}
+    # Numbers that went nowhere may be a tied tensor's second copy, which counts as soon as it differs.
+    if any(tensors[name].is_floating_point() for name in sources.values()):
+        return {}, {}
+    return places, still
+
+
+def answers(
+    model: PreTrainedModel,
+    batches: Iterator[tuple[Ints, dict[str, torch.Tensor]]],
+    device: str,
+    progress: Callable[[int], object] | None = None,
+) -> list[tuple[Ints, NDArray[np.float32]]]:
+    """What a model answers to batches, in any order: row numbers, and ``(rows, classes)`` float32.
+
+    On the CPU several batches are worked on at a time, each by one thread: torch's own division of a matrix product
+    among threads shows in its last bits.
+
+    Raises:
+        ScoringError: The model fails; the message begins with the shapes of the batch.
+    """
+    import torch
+
+    model.eval()  # type: ignore[no-untyped-call]
+    model.to(device)  # type: ignore[arg-type]  # transformers types its wrapper as taking no string
+    found: list[tuple[Ints, NDArray[np.float32]]] = []
+    taking, ended = threading.Lock(), threading.Event()
+
+    def work() -> None:
+        while True:
+            with taking:
+                rows, batch = (None, {}) if ended.is_set() else next(batches, (None, {}))
+            if rows is None:
+                return
+            placed = {
+                name: value.to(device, model.dtype if value.is_floating_point() else value.dtype)
+                for name, value in batch.items()
+            }
+            try:
+                with torch.inference_mode():
+                    found.append((rows, model(**placed).logits.float().cpu().numpy()))
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                ended.set()
+                shapes = {name: tuple(value.shape) for name, value in placed.items()}
+                raise ScoringError(
+                    f"({shapes}): {first_line(error)}",
+                    hint="Do the donor's tokenizer or image processor and its config belong to these weights? "
+                    "Out of memory: a smaller `batch_size`.",
+                ) from error
+            if progress is not None:
+                progress(len(rows))
+
+    threads = torch.get_num_threads()
+    workers = threads if torch.device(device).type == "cpu" else 1
+    with ThreadPoolExecutor(workers) as pool:
+        torch.set_num_threads(1)
+        try:
+            others = [pool.submit(work) for _ in range(workers - 1)]
+            work()
+            for other in others:
+                other.result()
+        finally:
+            ended.set()
+            torch.set_num_threads(threads)
+    return found
+
+
+def in_order(work: Callable[[Ints], Any], every: Sequence[Ints], size: int, device: str) -> Iterator[tuple[int, Any]]:
+    """What comes of each, in their order, so that sums of it are the same at any number of threads.
+
+    On the CPU several are worked on at a time, each by one thread, as torch's own division of a matrix product among
+    threads shows in its last bits.
+
+    Args:
+        work: Of some rows; called by several threads.
+        every: The rows of each.
+        size: Bytes that one of them holds beside the model.
+        device: Where models run.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    cores = usable_cores()
+    workers = max(1, min(cores, _HELD_BYTES // max(1, size))) if torch.device(device).type == "cpu" else 1
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for begin in range(0, len(every), workers):
+                yield from enumerate(pool.map(work, every[begin : begin + workers]), begin)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No loading bar, and no loading report: its content is in the error."""
+    from transformers.utils import logging as library
+
+    bars, level = library.is_progress_bar_enabled(), library.get_verbosity()
+    library.disable_progress_bar()  # type: ignore[no-untyped-call]
+    library.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        library.set_verbosity(level)
+        if bars:
+            library.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def require_device(device: str) -> None:
+    """Refuse a device that torch does not have, before anything is fetched for it.
+
+    Raises:
+        ScoringError: It has not.
+    """
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ScoringError(f"torch cannot use the device '{device}': {reason}", hint="Use `cpu`, or `cuda`.") from None

@@ -1,0 +1,64 @@
+"""The Hugging Face Hub, read and written. The only importer of huggingface_hub."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hf_soup.hub.cache import own_cache_folder as own_cache_folder, prune as prune
+    from hf_soup.hub.client import (
+        Token as Token,
+        may_pass as may_pass,
+        patient as patient,
+        why_absent as why_absent,
+        without_bars as without_bars,
+    )
+    from hf_soup.hub.download import (
+        cache_folder as cache_folder,
+        download_beside as download_beside,
+        fetch as fetch,
+        fetch_one as fetch_one,
+        is_cached as is_cached,
+        read_range as read_range,
+        traffic as traffic,
+    )
+    from hf_soup.hub.file_digests import (
+        FileHasher as FileHasher,
+        Stamp as Stamp,
+        changed_while_read as changed_while_read,
+        known_sha256 as known_sha256,
+        remember_sha256 as remember_sha256,
+        sha256_of as sha256_of,
+        stamp_of as stamp_of,
+    )
+    from hf_soup.hub.push import (
+        PushResult as PushResult,
+        commit_folder as commit_folder,
+        inspect_target as inspect_target,
+        require_public as require_public,
+        upload_folder as upload_folder,
+    )
+    from hf_soup.hub.repo import (
+        Listed as Listed,
+        Repo as Repo,
+        base_models as base_models,
+        conversion_of as conversion_of,
+        is_reachable as is_reachable,
+        is_repo_id as is_repo_id,
+        remember_commit as remember_commit,
+        resolve as resolve,
+        resolve_dataset as resolve_dataset,
+        search_models as search_models,
+    )
+    from hf_soup.hub.repo_files import (
+        ASSETS as ASSETS,
+        CHAT as CHAT,
+        CHECKPOINT as CHECKPOINT,
+        INDEX as INDEX,
+        MAX_TEXT as MAX_TEXT,
+        PROCESSOR as PROCESSOR,
+        SINGLE as SINGLE,
+        TOKENIZER as TOKENIZER,
+    )
+else:
+    from hf_soup._util.lazy import lazy_exports
+
+    __getattr__, __dir__ = lazy_exports(__name__, __file__)

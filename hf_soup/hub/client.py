@@ -1,0 +1,260 @@
+"""How to speak to the Hub: patience, retries, and one wording for whatever goes wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import re
+import time
+from collections.abc import Callable
+from logging import CRITICAL
+from typing import ParamSpec, TypeVar
+
+import httpx2
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils._http import default_client_factory, parse_ratelimit_headers, set_client_factory
+from huggingface_hub.utils.logging import set_verbosity
+from huggingface_hub.utils.tqdm import disable_progress_bars
+
+from hf_soup._util.version import __version__
+from hf_soup.errors import PublishError, ResolveError, SoupError, shortened
+
+_T = TypeVar("_T")
+_P = ParamSpec("_P")
+
+#: Seconds before the Hub counts as silent.
+TIMEOUT = 30.0
+ATTEMPTS = 5
+_LONGEST_PAUSE = 60.0
+_UNREACHABLE = (httpx2.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError)
+
+Token = str | bool | None
+
+
+def api(token: Token = None) -> HfApi:
+    """The client, with this package's name in its user agent."""
+    return HfApi(token=token, library_name="hf-soup", library_version=__version__)
+
+
+def patient() -> None:
+    """Give every request of this process a timeout, and bound every pause; the client's default is to wait for ever."""
+
+    def factory() -> httpx2.Client:
+        client = default_client_factory()
+        client.timeout = httpx2.Timeout(TIMEOUT, read=120.0)
+        client.event_hooks = {**client.event_hooks, "response": [_shorten_pause]}
+        return client
+
+    set_client_factory(factory)
+    if "HF_HUB_VERBOSITY" not in os.environ and not constants.HF_DEBUG:
+        # What goes wrong is raised, and worded here; its log lines hold addresses that are signed for this user.
+        set_verbosity(CRITICAL)
+
+
+def without_bars() -> None:
+    """Have the client show no progress, unless the user's environment says that it shall."""
+    if constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+        disable_progress_bars()
+
+
+def endpoint() -> str:
+    """The address of the Hub in use, as it is shown: without user and password, also where it has no scheme."""
+    return re.sub(r"[^\s/]*@", "", str(constants.ENDPOINT))
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status of the Hub's answer, where there was one."""
+    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether the same request may succeed in a moment."""
+    if isinstance(error, httpx2.TransportError):
+        return not isinstance(error, httpx2.UnsupportedProtocol | httpx2.ProxyError)
+    status = status_of(error)
+    return status in (408, 425, 429) or (status is not None and status >= 500)
+
+
+class WrongBytesError(ResolveError):
+    """What arrived is not what the Hub states."""
+
+
+def may_pass(error: SoupError) -> bool:
+    """Whether an error words a failure of the Hub or the network that may pass, and so says nothing of a model."""
+    return any(is_passing(each) or isinstance(each, OfflineModeIsEnabled | WrongBytesError) for each in _causes(error))
+
+
+def why_absent(error: SoupError) -> str:
+    """What the Hub said where an error words that a repo cannot be had: ``gated``, ``revision-gone``, ``gone`` (or
+    private, which it does not tell apart); empty where it said something else."""
+    kinds = {GatedRepoError: "gated", RevisionNotFoundError: "revision-gone", RepositoryNotFoundError: "gone"}
+    found = (code for each in _causes(error) for kind, code in kinds.items() if isinstance(each, kind))
+    return next(found, "")
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """An error and all that led to it."""
+    each: BaseException | None = error
+    found: list[BaseException] = []
+    # A cause that is raised again has what it caused as its context, which goes round in a circle.
+    while each is not None and each not in found:
+        found.append(each)
+        each = each.__cause__ or each.__context__
+    return found
+
+
+class OddAnswerError(ValueError):
+    """The server answers what the Hub would not: the client fails where it reads that."""
+
+
+def retrying(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Call the client, again after a pause where the failure may pass (rate limit, 5xx, a broken connection).
+
+    Raises:
+        OddAnswerError: The client cannot read the answer: a list, say, where it wants a mapping.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            return call(*args, **kwargs)
+        except (HfHubHTTPError, httpx2.TransportError) as error:
+            refused = isinstance(error, httpx2.ConnectError) and attempt >= 2
+            if attempt == ATTEMPTS - 1 or not is_passing(error) or refused:
+                raise
+            time.sleep(pause_after(error, attempt))
+        except (TypeError, AttributeError, LookupError) as error:
+            raise OddAnswerError(f"{type(error).__name__}: {error}") from error
+    raise AssertionError("the loop returns or raises")
+
+
+def pause_after(error: BaseException, attempt: int) -> float:
+    """Seconds to wait before the next attempt: what the Hub asks for, else longer every time."""
+    pause = min(8.0, 0.5 * 2**attempt)
+    if isinstance(error, HfHubHTTPError):
+        asked = _asked_for(error.response)
+        pause = pause if asked is None else asked
+    # Jitter, so that parallel requests that failed together do not come back together.
+    return float(pause * random.uniform(1.0, 1.2))
+
+
+def _asked_for(response: httpx2.Response) -> float | None:
+    """Seconds that the Hub asks for, in its own header or in the one that is everybody's, up to a bound."""
+    limit = parse_ratelimit_headers(response.headers) if response.status_code == 429 else None
+    after = str(response.headers.get("Retry-After", ""))
+    if limit is not None and limit.remaining == 0:
+        return min(_LONGEST_PAUSE, float(limit.reset_in_seconds))
+    return min(_LONGEST_PAUSE, float(after)) if after.isdecimal() else None
+
+
+def _shorten_pause(response: httpx2.Response) -> None:
+    """Let the client, which pauses by itself in an upload, pause no longer than this package."""
+    pause = _asked_for(response)
+    if pause is not None:
+        response.headers.pop("RateLimit", None)
+        response.headers["Retry-After"] = str(int(pause))
+
+
+def explain(error: BaseException, what: str, *, kind: type[SoupError] = ResolveError) -> SoupError:
+    """One clear error for whatever the client raised while it looked at ``what``."""
+    status = status_of(error)
+    said = _without_tokens((error.server_message or "") if isinstance(error, HfHubHTTPError) else "", error)
+    if isinstance(error, SoupError):
+        return error
+    if isinstance(error, GatedRepoError):
+        page = f"{endpoint()}/{what.split('@', maxsplit=1)[0].strip(chr(39))}"
+        return kind(
+            f"{what} is gated: its owner asks for agreement to terms before anyone reads it.",
+            hint=f"Accept the terms at {page} and log in with `hf auth login`, or set HF_TOKEN.",
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return kind(f"{what}: there is no such branch, tag or commit.", hint="Check the part after '@'.")
+    if isinstance(error, RepositoryNotFoundError):
+        if get_token():
+            hint = "Check the spelling; a private repo needs a token that may read it (see `hf auth whoami`)."
+        else:
+            hint = "Check the spelling; if it is private, log in with `hf auth login` or set HF_TOKEN."
+        return kind(f"{what} does not exist on {endpoint()}, or it is private.", hint=hint)
+    if isinstance(error, HFValidationError):
+        return kind(
+            f"{what} is neither a folder nor a Hub id.",
+            hint="A Hub id is `owner/name` (letters, digits, '-', '_' and '.'); a folder must exist.",
+        )
+    if isinstance(error, OfflineModeIsEnabled):
+        return kind(
+            f"{what} is not in the cache, and offline mode is on.",
+            hint="Unset HF_HUB_OFFLINE, or fetch it once while online.",
+        )
+    if isinstance(error, _UNREACHABLE):
+        return kind(
+            f"{what}: {endpoint()} cannot be reached ({type(error).__name__})"
+            + ("." if kind is PublishError else ", and the cache does not hold it."),
+            hint="Check the network and HF_ENDPOINT, and try again.",
+        )
+    if isinstance(error, httpx2.InvalidURL | ImportError):
+        # Whose words may have a part of a password in them.
+        hint = "Check HF_ENDPOINT, and the proxies that HTTP_PROXY, HTTPS_PROXY and ALL_PROXY name."
+        return kind(f"{what}: the address of the Hub or of a proxy cannot be used ({type(error).__name__}).", hint=hint)
+    if isinstance(error, EntryNotFoundError):
+        return kind(f"{what}: the file is not in the repo.")
+    if status == 401:
+        return kind(f"{what}: the Hub does not accept the token.", hint="Log in again with `hf auth login`.")
+    if status == 403:
+        return kind(f"{what}: the token has no right to do this. {said}".strip(), hint="See `hf auth whoami`.")
+    if status == 429:
+        return kind(f"{what}: the Hub's rate limit is reached.", hint="Wait some minutes and run this again.")
+    if status is not None:
+        hint = "Try again later." if is_passing(error) else ""
+        return kind(f"{what}: the Hub answered {status}. {said}".strip(), hint=hint)
+    if isinstance(error, json.JSONDecodeError):
+        hint = "Check HF_ENDPOINT: is that a Hub? If it is, try again later."
+        return kind(f"{what}: what {endpoint()} answers is not JSON.", hint=hint)
+    if isinstance(error, OddAnswerError):
+        hint = "Check HF_ENDPOINT: is that a Hub?"
+        return kind(f"{what}: what {endpoint()} says of it cannot be read ({shortened(str(error))}).", hint=hint)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        cache = constants.HF_HUB_CACHE
+        return kind(f"{what}: no space is left on the disk of '{cache}'.", hint="Make room, or set HF_HOME elsewhere.")
+    reason = getattr(error, "strerror", None) or str(error)
+    return kind(f"{what}: {_without_tokens(reason, error)}")
+
+
+def explain_push(error: Exception, what: str) -> PublishError:
+    """As `explain`, in the words of a push, which no cache helps; also for what a look at the Hub raised."""
+    looked = isinstance(error, ResolveError) and isinstance(error.__context__, EXPLAINED)
+    said = explain(error.__context__ if looked and error.__context__ else error, what, kind=PublishError)
+    return PublishError(said.message, hint=said.hint)
+
+
+def _without_tokens(said: str, error: BaseException) -> str:
+    """What a server said, cut, without the token that it got, whatever its form, and without any of the Hub's."""
+    sent = [
+        each.response.request.headers.get("authorization", "").removeprefix("Bearer ")
+        for each in _causes(error)
+        if isinstance(each, HfHubHTTPError)
+    ]
+    for token in filter(None, (*sent, get_token())):
+        said = said.replace(token, "hf_…")
+    return shortened(re.sub(r"\bhf_[\w.-]+", "hf_…", said))
+
+
+EXPLAINED = (
+    HfHubHTTPError,
+    httpx2.HTTPError,
+    httpx2.InvalidURL,
+    ImportError,  # of what a proxy by SOCKS needs
+    OfflineModeIsEnabled,
+    EntryNotFoundError,
+    OSError,
+    ValueError,
+)

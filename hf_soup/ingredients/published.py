@@ -1,0 +1,312 @@
+"""A soup that somebody published: what its ``soup.yaml`` and ``soup.json`` say, read as the stranger's text that it is.
+
+Nothing in them names a path of this machine, runs code or reads a pickle here: models are on the Hub, by commit, or
+were folders, by name and sha256; and data and metrics are used only as far as `Published.with_data` lets them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hf_soup import hub
+from hf_soup.checkpoint import front_matter
+from hf_soup.errors import RecipeError, ResolveError, without_credentials
+from hf_soup.hub import CHECKPOINT, MAX_TEXT, Token
+from hf_soup.recipe import MAX_BYTES, Named, Recipe, Scoring, is_local_path, split_revision
+
+_COMMIT, _SHA256 = r"[0-9a-f]{40}", r"sha256:[0-9a-f]{64}"
+#: A thousand ingredients, each compared with each other, fit in; more is not parsed.
+_MOST_JSON = 1 << 26
+
+#: Paths on this machine of what a recipe calls ``local:name``: by that name, with or without ``local:``, and where
+#: several share it by ``name@1234567``, the first digits of the sha256.
+Paths = Mapping[str, str | Path]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A soup as its repo, or its folder, says that it is.
+
+    Args:
+        model: ``owner/name`` as the Hub answers, or ``local:name`` of a folder.
+        recipe: Its resolved recipe without data: every ingredient is a Hub id with a commit, or ``local:name`` with a
+            sha256. ``allow_pickle`` is the caller's.
+        score, report: The recipe's data, which `with_data` gives back in a recipe that can be measured.
+        summary: ``soup.json``.
+        digest: Over all tensors, as ``soup.json`` says.
+        files: Every file's size in bytes.
+        repo: Where it is on the Hub, pinned, or None.
+        folder: Where it is here, or None.
+    """
+
+    model: str
+    recipe: Recipe
+    score: tuple[Scoring, ...] = field(repr=False)
+    report: tuple[Scoring, ...] = field(repr=False)
+    summary: Mapping[str, Any] = field(repr=False)
+    digest: str
+    files: Mapping[str, int] = field(repr=False)
+    repo: hub.Repo | None = field(default=None, repr=False)
+    folder: Path | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.model}@{self.repo.revision[:7]}" if self.repo else self.model
+
+    def with_data(self, paths: Paths | None = None, *, trust_remote_code: bool = False) -> Recipe:
+        """The recipe with its data, where all of it may be used here.
+
+        Args:
+            paths: Where data and metrics that were files on another machine are on this one.
+            trust_remote_code: Let metrics that are code (of the Hub, or ``module:function``) run.
+
+        Raises:
+            RecipeError: Data or a metric was a file and is not among the paths, is not pinned, or is code.
+        """
+        every = [_usable(each, paths or {}, trust_remote_code) for each in (*self.score, *self.report)]
+        count = len(self.score)
+        return self.recipe.model_copy(update={"score": tuple(every[:count]), "report": tuple(every[count:])})
+
+    def with_examples(self, paths: Paths | None = None) -> Recipe:
+        """The recipe with its examples, and the reports whose rows are not among them, where they may be used here.
+
+        Args:
+            paths: As in `with_data`.
+
+        Raises:
+            RecipeError: As there.
+        """
+        if self.recipe.examples is None:
+            return self.recipe
+        examples = _usable(self.recipe.examples, paths or {}, False)
+        # No metric is run.
+        reports = [_usable(each.model_copy(update={"metric": "accuracy"}), paths or {}, False) for each in self.report]
+        return self.recipe.model_copy(update={"examples": examples, "report": tuple(reports)})
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """One of its small files.
+
+        Raises:
+            RecipeError: It is larger, or cannot be read.
+        """
+        return _read(self.files, self.repo, self.folder, name, max_bytes)
+
+    def scores(self, model: str = "soup") -> dict[str, float]:
+        """What ``soup.json`` says that a model scored: title of the data → value."""
+        said = self.summary.get("scores")
+        found = said.get(model) if isinstance(said, dict) else None
+        found = found if isinstance(found, dict) else {}
+        values: dict[str, Any] = {title: each.get("value") for title, each in found.items() if isinstance(each, dict)}
+        return {
+            title: float(value) for title, value in values.items() if type(value) in (int, float) and abs(value) <= 1e6
+        }
+
+
+def open_published(model: str, *, allow_pickle: bool = False, token: Token = None) -> Published:
+    """Pin a published soup and read what it says about itself; no weights, and nothing of its ingredients.
+
+    Args:
+        model: A Hub id, ``id@revision``, a huggingface.co address or a folder.
+        allow_pickle: Of the recipe that is returned; what the published one says does not count.
+        token: As everywhere in huggingface_hub.
+
+    Raises:
+        ResolveError: It cannot be found or reached.
+        RecipeError: It is no soup, or its recipe is too large, no recipe, not pinned, or names a path.
+    """
+    folder = Path(os.path.expanduser(model))  # noqa: PTH111 -- the other raises for an unknown user
+    repo = None
+    if is_local_path(str(folder)):
+        paths = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+        files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+        name = f"local:{folder.resolve().name}"
+    else:
+        asked, _, revision = split_revision(model.strip())
+        if not hub.is_repo_id(asked):
+            raise ResolveError(
+                f"'{without_credentials(model)[:200]}' is neither a folder nor a Hub id.",
+                hint="Name a soup's folder, or its repo `owner/name`.",
+            )
+        repo = hub.resolve(asked, revision or None, token=token)
+        files, name = {path: each.size for path, each in repo.files.items()}, repo.id
+    where = None if repo else folder
+    if not {"soup.yaml", "soup.json"} <= files.keys():
+        lacking = " and ".join(sorted({"soup.yaml", "soup.json"} - files.keys()))
+        raise RecipeError(
+            f"'{model}' is no soup: it has no {lacking}.", hint="Name a model that `hf-soup cook` made and pushed."
+        )
+    recipe = read_recipe(files, repo, where)
+    _require_pinned(recipe, repo)
+    summary = _read_summary(files, repo, where)
+    plain = {"score": (), "report": (), "allow_pickle": allow_pickle}
+    return Published(
+        name, recipe.model_copy(update=plain), recipe.score, recipe.report, summary, str(summary["digest"]), files,
+        repo, where,
+    )  # fmt: skip
+
+
+def read_recipe(
+    files: Mapping[str, int], repo: hub.Repo | None, folder: Path | None, *, max_bytes: int = MAX_BYTES
+) -> Recipe:
+    """The ``soup.yaml`` of a repo or folder, bounded, parsed and validated as any recipe.
+
+    Args:
+        files: Sizes, as they were listed.
+        repo, folder: Which of the two it is in.
+        max_bytes: A longer one is not parsed.
+
+    Raises:
+        RecipeError: It is too large, cannot be read, or is no recipe.
+    """
+    text = _read(files, repo, folder, "soup.yaml", max_bytes).decode("utf-8", "replace")
+    return Recipe.parse(text, "its soup.yaml")
+
+
+def _read(files: Mapping[str, int], repo: hub.Repo | None, folder: Path | None, name: str, most: int) -> bytes:
+    if files[name] > most:
+        raise RecipeError(f"its {name} has {files[name]:,} bytes; at most {most:,} are read")
+    # Into the cache, where it is found without a network too.
+    (path,) = hub.fetch([(repo, name)], quiet=True) if repo else [(folder or Path()) / name]
+    try:
+        with path.open("rb") as file:
+            return file.read(most)  # a folder's file may have grown
+    except OSError as error:
+        raise RecipeError(f"its {name} cannot be read: {error.strerror}") from None
+
+
+def _read_summary(files: Mapping[str, int], repo: hub.Repo | None, folder: Path | None) -> dict[str, Any]:
+    try:
+        summary = json.loads(_read(files, repo, folder, "soup.json", _MOST_JSON))
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"Cannot read its soup.json: it is not JSON ({error}).") from None
+    if not isinstance(summary, dict) or not re.fullmatch("[0-9a-f]{64}", str(summary.get("digest"))):
+        raise RecipeError("Cannot read its soup.json: it states no digest.")
+    return summary
+
+
+def _require_pinned(recipe: Recipe, repo: hub.Repo | None) -> None:
+    """Refuse what no soup's own recipe has: paths, branches, choices that are still to be made, the soup in itself."""
+    named: list[tuple[str, str | None]] = [(each.model, each.revision) for each in recipe.ingredients]
+    if recipe.base is not None and not recipe.base.startswith("local:"):
+        base, _, at = split_revision(recipe.base)
+        named.append((base, at))
+    for model, revision in named:
+        on_hub = hub.is_repo_id(model)
+        if not on_hub and not _is_local(model):
+            raise RecipeError(
+                f"its soup.yaml names {model[:200]!r}, which is neither a Hub id nor `local:name`",
+                hint="A published recipe names models on the Hub by commit, and folders by name and sha256.",
+            )
+        if not re.fullmatch(_COMMIT if on_hub else _SHA256, revision or ""):
+            raise RecipeError(
+                f"its soup.yaml does not say which {'commit' if on_hub else 'sha256'} {model!r} was "
+                f"(it says {str(revision)[:80]!r})"
+            )
+        if on_hub and is_local_path(model):
+            raise RecipeError(
+                f"There is a file or folder '{model}' here, which would be read in place of the Hub's model.",
+                hint="Run this in another folder.",
+            )
+        if repo is not None and (model, revision) == (repo.id, repo.revision):
+            raise RecipeError(f"its soup.yaml names the soup itself, {model}@{repo.revision[:7]}, as its ingredient")
+    if recipe.base is not None and recipe.base.startswith("local:") and not _is_local(recipe.base):
+        raise RecipeError(f"its soup.yaml names the base {recipe.base[:200]!r}, which is no name of a folder")
+    if recipe.select != Named(name="uniform") or recipe.repeats:
+        raise RecipeError("its soup.yaml leaves a choice open (`select` or `repeats`); in a soup's it is made")
+
+
+def _is_local(model: str) -> bool:
+    """Whether a name stands for a folder or file on somebody's machine, without its path."""
+    if not model.startswith("local:"):
+        return False
+    name, _, step = model.removeprefix("local:").partition("/")
+    name = name if CHECKPOINT.fullmatch(step) else model.removeprefix("local:")
+    return name not in ("", ".", "..") and not re.search(r"[/\\\0]", name)
+
+
+def local_path(model: str, revision: str | None, paths: Paths) -> Path | None:
+    """Where what a recipe calls ``local:name`` is on this machine, as the caller says; None where they do not.
+
+    >>> local_path("local:run-1/checkpoint-20", "sha256:" + 64 * "a", {"run-1": "runs/1"})
+    PosixPath('runs/1/checkpoint-20')
+    """
+    name = model.removeprefix("local:")
+    short = (revision or "").removeprefix("sha256:")[:7]
+    known = {key.removeprefix("local:"): os.path.expanduser(path) for key, path in paths.items()}  # noqa: PTH111
+    run, _, step = name.partition("/")
+    for key, within in ((f"{name}@{short}", ""), (name, ""), (run, step)):
+        if key in known:
+            return Path(known[key], within)
+    return None
+
+
+def _usable(scoring: Scoring, paths: Paths, trusted: bool) -> Scoring:
+    """Data as it may be used here: on the Hub by commit, or where the caller says that it is."""
+    changes: dict[str, object] = {"trust_remote_code": trusted}
+    if _is_local(scoring.dataset):
+        changes |= {"dataset": str(_mapped(scoring.dataset, scoring.revision, paths)), "name": _called(scoring)}
+    elif not hub.is_repo_id(scoring.dataset) or not re.fullmatch(_COMMIT, scoring.revision or ""):
+        raise RecipeError(
+            f"The data {scoring.dataset[:200]!r} (revision {str(scoring.revision)[:80]!r}) is neither a Hub id with a "
+            "commit nor `local:name`."
+        )
+    elif is_local_path(scoring.dataset):
+        raise RecipeError(
+            f"There is a file or folder '{scoring.dataset}' here, which would be read in place of the Hub's data.",
+            hint="Run this in another folder.",
+        )
+    metric = scoring.metric
+    if metric.startswith("local:"):
+        changes["metric"] = str(_mapped(metric, None, paths))
+    elif re.search(r"[^\w]", metric) and not trusted:
+        raise RecipeError(
+            f"The metric {metric[:200]!r} is code, which a stranger's recipe runs only where you say so.",
+            hint="Read it first; then --trust-remote-code (in Python `trust_remote_code=True`) lets it run.",
+        )
+    elif metric.startswith((".", "/", "~")) or is_local_path(os.path.expanduser(metric)):  # noqa: PTH111
+        raise RecipeError(f"The metric {metric[:200]!r} is a path, and nothing in a stranger's recipe names one here.")
+    return scoring.model_copy(update=changes)
+
+
+def _mapped(name: str, revision: str | None, paths: Paths) -> Path:
+    path = local_path(name, revision, paths)
+    if path is None:
+        raise RecipeError(
+            f"'{name}' was a file on the machine where the soup was made.",
+            hint=f"Where you have it, say so: --map {name.removeprefix('local:')}=PATH.",
+        )
+    return path
+
+
+def _called(scoring: Scoring) -> str:
+    """What local data is called in the tables of the soup, whatever the file is called here."""
+    return scoring.title.removesuffix(f" {scoring.measure}").removeprefix("local:")
+
+
+def model_index(published: Published) -> list[tuple[set[str], str, str | None, float]]:
+    """Of each result on the card: what the data is called, the metric, the split, the value."""
+    try:
+        fields = front_matter(published.read("README.md", MAX_TEXT)) if "README.md" in published.files else {}
+        return [
+            ({str(result["dataset"].get(key)) for key in ("type", "name")}, str(metric["type"]),
+             result["dataset"].get("split"), float(metric["value"]))
+            for entry in fields.get("model-index", [])
+            for result in entry["results"]
+            for metric in result["metrics"]
+            if abs(float(metric["value"])) <= 1e6
+        ]  # fmt: skip
+    except (RecipeError, KeyError, TypeError, ValueError, AttributeError):
+        return []
+
+
+def value_on_card(card: Sequence[tuple[set[str], str, str | None, float]], scoring: Scoring) -> float | None:
+    """What a card's results, of `model_index`, say of some data."""
+    for names, metric, split, value in card:
+        if metric == scoring.metric and {scoring.dataset, scoring.name} & names and split in (None, scoring.split):
+            return value
+    return None

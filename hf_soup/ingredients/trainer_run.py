@@ -1,0 +1,346 @@
+"""Folders that a Trainer or a sweep wrote, as ingredients: a run's checkpoints, or one of each of several runs.
+
+A run is a folder that has ``checkpoint-N`` folders and no model at its top. Alone it stands for its checkpoints in the
+order of their steps, and with a method that averages over a run so does every folder that has them; beside other
+ingredients it stands for its best checkpoint. A folder of runs or models stands for these. Of a checkpoint only the
+model is looked at; optimizer and random states are not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hf_soup._util.text import some
+from hf_soup.checkpoint import Checkpoint, open_checkpoint
+from hf_soup.errors import RecipeError, ResolveError
+from hf_soup.hub import CHECKPOINT
+from hf_soup.recipe import MAX_INGREDIENTS, Finding, Ingredient, Named, Recipe, is_local_path, require_named
+
+#: What the Trainer writes into a checkpoint after everything else.
+_STATE = "trainer_state.json"
+_DIGITS = re.compile(r"([0-9]+)")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A Trainer's folder: its name, its whole checkpoints by their steps, and why the last one is left out."""
+
+    name: str
+    checkpoints: tuple[Path, ...]
+    half: str | None = None
+
+    @property
+    def chosen(self) -> tuple[Path, str]:
+        """The checkpoint that stands for the run, and which one that is: the best by the Trainer's own word."""
+        last = self.checkpoints[-1]
+        for state in (last / _STATE, last.parent / _STATE):
+            try:
+                best = json.loads(state.read_bytes())["best_model_checkpoint"]
+            except (OSError, ValueError, RecursionError, LookupError, TypeError):
+                continue
+            named = re.split(r"[/\\]", best)[-1] if isinstance(best, str) else ""
+            if found := next((path for path in self.checkpoints if path.name == named), None):
+                return found, "its best"
+            if named:
+                return last, f"its last, as its best, {named[:80]}, is not there"
+        return last, "its last, as it names no best one"
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Which checkpoints a method averages; several values of a parameter are to be tried."""
+
+    lasts: tuple[int, ...]
+    strides: tuple[int, ...]
+    tried: bool
+
+    def of(self, group: Sequence[Ingredient]) -> list[Ingredient]:
+        """Those that go in; where several values are to be tried, with any of them."""
+        from hf_soup.methods._recent import recent
+
+        if len(self.strides) > 1:
+            return list(group)
+        most = 0 if 0 in self.lasts else max(self.lasts)
+        return [group[number] for number in recent(len(group), most, self.strides[0])]
+
+    def short(self, name: str, count: int) -> list[Finding]:
+        """Whether more are asked for than there are."""
+        there = -(-count // min(self.strides))
+        if max(self.lasts) <= there:
+            return []
+        at_stride = "" if self.strides == (1,) else f", of which {there} are as far apart as `stride` says"
+        return [_note(f"`last` is {max(self.lasts)} and {name} has {count}{at_stride}: all of them go in.", name)]
+
+
+def within_a_run(reasons: Sequence[Finding], checkpoints: Sequence[Checkpoint]) -> list[Finding]:
+    """What a check found, where all are checkpoints in one Trainer's folder.
+
+    They have one ancestor, whichever it is, and nobody moves neurons between two steps: parts that have nothing in
+    common were trained that far, which is no reason to refuse. Strangers are, as a folder may have been used twice.
+    """
+    folders = [each.folder for each in checkpoints if each.folder and CHECKPOINT.fullmatch(each.folder.name)]
+    if len(folders) < len(checkpoints) or len({folder.parent for folder in folders}) > 1:
+        return list(reasons)
+    found = [reason for reason in reasons if reason.code != "ancestor-unknown"]
+    return [_moved(reason) if reason.code == "parts-apart" else reason for reason in found]
+
+
+def _moved(reason: Finding) -> Finding:
+    message = (
+        f"{some(reason.ingredients)}: parts have nothing in common with the other checkpoints', as after a beginning "
+        "from random numbers or a high learning rate. With `--method swa --set last=N` the first ones are left out; "
+        "`--select greedy` finds out who helps."
+    )
+    return replace(reason, message=message, refuses=False)
+
+
+def averages_run(recipe: Recipe) -> bool:
+    """Whether its method is one over a run's checkpoints: it takes how many are the `last`."""
+    if recipe.method.name == "linear":
+        return False
+    from hf_soup.methods import METHODS  # late, as torch takes a second to import and a check needs none
+
+    method = METHODS.get(recipe.method.name)
+    return method is not None and "last" in method.parameters
+
+
+def expand_runs(recipe: Recipe, *, checks: bool = False, beside: bool = False) -> tuple[Recipe, tuple[Finding, ...]]:
+    """Put runs in the place of folders of runs, and checkpoints in the place of runs, and say so.
+
+    Where there is another ingredient a run stands for its best checkpoint, or the last where it names no best one.
+    Alone it stands for all. With a method that averages over a run only those are ingredients that its ``last`` and
+    ``stride`` pick: of each run, or, where there is none, of the ingredients as they stand. Its parameters are then
+    those that pick all. Where several values are to be tried, the ingredients are those that any of them picks.
+
+    Args:
+        recipe: As it was asked for.
+        beside: There are other ingredients, which the recipe does not name.
+        checks: It is only checked. A run alone stands for its checkpoints then, as one model is no soup.
+
+    Raises:
+        RecipeError: The method cannot have these parameters, or what is left is no soup.
+        ResolveError: The method asks for a run, and the folder is none.
+    """
+    recipe, found = _without_sweeps(recipe)
+    window, alone = _window(recipe), len(recipe.ingredients) == 1 and not beside
+    meant = window is not None or (checks and alone)
+    runs = [_run(each, meant, recipe.allow_pickle) for each in recipe.ingredients]
+    if window is None and not any(runs):
+        return recipe, (*found, *(_beside(recipe) if alone else ()))
+    if window and alone and not runs[0] and _is_folder(recipe.ingredients[0]):
+        raise ResolveError(
+            f"'{recipe.ingredients[0]}' has no `checkpoint-…` folders, and {recipe.method.name} averages those.",
+            hint="Name the folder that the Trainer wrote them to, or models in the order of their steps.",
+        )
+    notes = [*found, *(note for run in runs if run for note in _half(run))]
+    if not (window or alone):
+        return _one_each(recipe, runs, notes)
+    if recipe.layers:
+        raise RecipeError(
+            "`layers` gives each ingredient its shares, and a run is as many ingredients as it has checkpoints.",
+            hint="Name the checkpoints in the run's place.",
+        )
+    if any(runs):
+        groups = [_spelled(each, run) if run else [each] for each, run in zip(recipe.ingredients, runs, strict=True)]
+    else:
+        groups, runs = [list(recipe.ingredients)], [_Run("the recipe", ())]
+    kept = groups
+    if window:
+        if window.tried and len(groups) > 1:
+            raise RecipeError(
+                f"`last` or `stride` has values to choose from, for one run; there are {len(groups)} ingredients.",
+                hint="Name one run, or give one value.",
+            )
+        kept = [window.of(group) if run else group for group, run in zip(groups, runs, strict=True)]
+        if "last" in recipe.method.parameters:
+            notes += [
+                note for g, run in zip(groups, runs, strict=True) if run for note in window.short(run.name, len(g))
+            ]
+    notes += [_said(run, group) for run, group in zip(runs, kept, strict=True) if run and run.checkpoints]
+    ingredients = tuple(each for group in kept for each in group)
+    changes: dict[str, object] = {"ingredients": ingredients}
+    if window and not window.tried:
+        parameters = {**recipe.method.parameters, "last": 0, "stride": 1}
+        changes["method"] = Named(name=recipe.method.name, **parameters)
+    if isinstance(recipe.head, int):
+        changes["heads"] = _head(recipe.ingredients[recipe.head], recipe.head, runs, kept)
+    if window and len(ingredients) == 1 and not recipe.resolved:
+        left_out = " ".join(note.message for note in notes if note.code == "half-written")
+        raise RecipeError(
+            f"{recipe.method.name} averages checkpoints, and one goes in: {ingredients[0]}. {left_out}".strip(),
+            hint="An average needs two: let the run save more of them, or set a larger `last` or a smaller `stride`.",
+        )
+    if len(ingredients) > MAX_INGREDIENTS:
+        raise RecipeError(
+            f"With their checkpoints there are {len(ingredients):,} ingredients; a recipe has {MAX_INGREDIENTS:,} at "
+            "most.",
+            hint="`--method swa --set last=10` takes the last ten, `--set stride=10` every tenth.",
+        )
+    return recipe.model_copy(update=changes), tuple(notes)
+
+
+def _one_each(
+    recipe: Recipe, runs: Sequence[_Run | None], notes: Sequence[Finding]
+) -> tuple[Recipe, tuple[Finding, ...]]:
+    """A checkpoint in the place of each run."""
+    ingredients, chosen = list(recipe.ingredients), []
+    for number, run in enumerate(runs):
+        if run and run.checkpoints:
+            path, why = run.chosen
+            ingredients[number] = ingredients[number].model_copy(update={"model": str(path)})
+            chosen.append(f"{run.name}/{path.name} ({why})")
+    changes: dict[str, object] = {"ingredients": tuple(ingredients)}
+    if isinstance(recipe.head, int):
+        changes["heads"] = str(ingredients[recipe.head])
+    message = f"Each run stands for one of its checkpoints: {some(chosen, 12)}. Others go in where they are named."
+    who = [run.name for run in runs if run and run.checkpoints]
+    return recipe.model_copy(update=changes), (*notes, *([_note(message, *who)] if who else []))
+
+
+def _without_sweeps(recipe: Recipe) -> tuple[Recipe, list[Finding]]:
+    """Put the runs and models that folders of them hold in the place of these."""
+    ingredients: list[Ingredient] = []
+    notes = []
+    for each in recipe.ingredients:
+        members = _members(each)
+        ingredients += [each.model_copy(update={"model": str(path)}) for path in members] or [each]
+        if members:
+            name = _folder(each).resolve().name
+            notes.append(_note(f"{name} is a folder of {len(members)}: {some([m.name for m in members], 12)}.", name))
+    if not notes:
+        return recipe, notes
+    if recipe.layers:
+        raise RecipeError("`layers` gives each ingredient its shares; name the runs in the place of their folder.")
+    return recipe.model_copy(update={"ingredients": tuple(ingredients)}), notes
+
+
+def _members(each: Ingredient) -> list[Path]:
+    """The runs and models in a folder that is none itself, by name, with the numbers in them as numbers."""
+    if not _is_folder(each) or _is_model(_folder(each)) or _checkpoints(each):
+        return []
+    found = [path for path in _folder(each).iterdir() if path.is_dir() and (_has_weights(path) or _steps(path))]
+    return sorted(found, key=lambda path: [(not part.isdigit(), part.zfill(18)) for part in _DIGITS.split(path.name)])
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()
+
+
+def _has_weights(folder: Path) -> bool:
+    return _is_model(folder) and any(
+        re.match(r"(pytorch_|adapter_)?model.*\.(safetensors|bin)", p.name) for p in folder.iterdir()
+    )
+
+
+def _window(recipe: Recipe) -> _Window | None:
+    if not averages_run(recipe):
+        return None
+    from hf_soup.methods import METHODS
+
+    require_named("method", recipe.method, METHODS, several=True)
+    parameters = {**METHODS[recipe.method.name].parameters, **recipe.method.parameters}
+    last, stride = parameters["last"], parameters["stride"]
+    tried = isinstance(last, list) or isinstance(stride, list)
+    lasts, strides = (tuple(value) if isinstance(value, list) else (value,) for value in (last, stride))
+    return _Window(lasts, strides, tried)
+
+
+def _folder(each: Ingredient) -> Path:
+    return Path(os.path.expanduser(each.model))  # noqa: PTH111 -- the other raises for an unknown user
+
+
+def _is_folder(each: Ingredient) -> bool:
+    return each.revision is None and is_local_path(str(_folder(each))) and _folder(each).is_dir()
+
+
+def _checkpoints(each: Ingredient) -> list[Path]:
+    """The checkpoints in a folder, by their steps as numbers; none where the folder is pinned, as a model is."""
+    return _steps(_folder(each)) if _is_folder(each) else []
+
+
+def _steps(folder: Path) -> list[Path]:
+    steps = {
+        path: int(found[1])
+        for path in folder.glob("checkpoint-*")
+        if (found := CHECKPOINT.fullmatch(path.name)) and path.is_dir()
+    }
+    return sorted(steps, key=lambda path: (steps[path], path.name))
+
+
+def _run(each: Ingredient, meant: bool, allow_pickle: bool) -> _Run | None:
+    """The run that an ingredient stands for; ``meant``: also where the folder has a model at its top."""
+    found = _checkpoints(each)
+    if not found or (not meant and (_folder(each) / "config.json").is_file()):
+        return None
+    why = _unfinished(found, allow_pickle)
+    name = _folder(each).resolve().name
+    return _Run(name, tuple(found[:-1] if why else found), why and f"{name}/{found[-1].name}: {why}")
+
+
+def _unfinished(found: Sequence[Path], allow_pickle: bool) -> str | None:
+    """Why the last checkpoint is only half there; what is wrong with the one before it too is no sign of that."""
+    if len(found) < 2:
+        return None
+    last, before = found[-1], found[-2]
+    if error := _fault(last, allow_pickle):
+        return None if _fault(before, allow_pickle) else error
+    if (before / _STATE).is_file() and not (last / _STATE).is_file():
+        return f"it has no {_STATE}, which is written last."
+    return None
+
+
+def _fault(folder: Path, allow_pickle: bool) -> str | None:
+    try:
+        open_checkpoint(Ingredient.model_construct(model=str(folder)), allow_pickle=allow_pickle)
+    except ResolveError as error:
+        # Notes are published, and paths are not.
+        shown = error.message
+        for path in (folder.resolve(), folder):
+            shown = shown.replace(f"'{path}'", "it").replace(str(path), folder.name)
+        return shown.removeprefix("it: ")
+    return None
+
+
+def _spelled(each: Ingredient, run: _Run) -> list[Ingredient]:
+    """An ingredient for each checkpoint, with the run's share."""
+    return [each.model_copy(update={"model": str(path)}) for path in run.checkpoints]
+
+
+def _head(named: Ingredient, number: int, runs: Sequence[_Run | None], kept: Sequence[Sequence[Ingredient]]) -> str:
+    """Whose head is kept where that was a run's: its last checkpoint's."""
+    if len(kept) > number and runs[number] and (run := runs[number]) and run.checkpoints:
+        return kept[number][-1].model
+    if all(named not in group for group in kept):
+        raise RecipeError(f"`heads` is '{named}', which does not go in, as `last` and `stride` say.")
+    return str(named)
+
+
+# ---- what is said -----------------------------------------------------------------------------------------------
+
+
+def _note(message: str, *who: str) -> Finding:
+    return Finding("training-run", message, who)
+
+
+def _half(run: _Run) -> list[Finding]:
+    message = f"Left out as half-written: {run.half}"
+    return [Finding("half-written", message, (run.name,))] if run.half else []
+
+
+def _said(run: _Run, kept: Sequence[Ingredient]) -> Finding:
+    names, count = [f"{run.name}/{Path(each.model).name}" for each in kept], len(run.checkpoints)
+    which = "its checkpoints go" if len(names) == count else f"{len(names)} of its {count} checkpoints go"
+    return _note(f"{run.name} is a run: {which} in, {some(names, 12)}.", run.name)
+
+
+def _beside(recipe: Recipe) -> tuple[Finding, ...]:
+    """That a model has checkpoints beside it, which may be what is meant."""
+    (each,) = recipe.ingredients
+    count, name = len(_checkpoints(each)), _folder(each).resolve().name
+    message = f"{name} has a model and {count} checkpoints of a run; `--method swa`, lawa or ema averages those."
+    return (_note(message, name),) if count else ()

@@ -1,0 +1,131 @@
+"""What a merged model needs beside its weights: the donor's config, tokenizer and processor, without their origin."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_soup._util.io import write_json
+from hf_soup._util.text import some
+from hf_soup.checkpoint import Checkpoint, body_config, num_labels, output_dtype_config
+from hf_soup.errors import RecipeError
+from hf_soup.hub import ASSETS, CHAT, PROCESSOR, TOKENIZER
+from hf_soup.lineage.report import LineageReport
+
+#: Keys of JSON files that no loading depends on.
+_INCIDENTAL = {
+    *("transformers_version", "_name_or_path", "name_or_path", "_commit_hash", "__version__", "tokenizer_file"),
+    *("special_tokens_map_file", "is_local", "local_files_only"),
+}
+_PLACED = re.compile(r"\w+_(path|file)")
+_PLACE = re.compile(r"[/~]|[A-Za-z]:[\\/]")
+#: Files that hold such keys; in a vocabulary they are words.
+_CONFIG = re.compile(r"config\.json$")
+#: Keys that name code, which is not taken over and would be looked for, and where a config came from.
+_LEFT_OUT = {"auto_map", "custom_pipelines", "_name_or_path"}
+
+
+def soup_config(lineage: LineageReport, dtype: str) -> dict[str, Any]:
+    """The donor's config with the dtype that is written and the names of the outputs; without a head, the body's."""
+    given = output_dtype_config(lineage.donor.config, dtype)
+    config: dict[str, Any] = _tidied(given, local=lineage.donor.folder is not None)
+    if lineage.alignment.body:
+        return body_config(config, lineage.donor.model)
+    if lineage.alignment.untied:
+        config["tie_word_embeddings"] = False
+    names = lineage.alignment.labels
+    if names is not None:
+        known = num_labels(config)
+        if known not in (None, len(names)):
+            raise RecipeError(f"The recipe gives {len(names)} `labels`; the models have {known} outputs.")
+        config["id2label"] = {str(number): label for number, label in enumerate(names)}
+        config["label2id"] = {label: number for number, label in enumerate(names)}
+    return config
+
+
+def write_assets(
+    folder: Path, config: Mapping[str, Any], lineage: LineageReport, others: Sequence[Checkpoint] = ()
+) -> None:
+    """Write the config, and copy what loading needs beside it.
+
+    The donor gives its files. Where it has no tokenizer or no processor, the first ingredient that has one gives that,
+    else the ancestor, else one of the ``others``, which are not in the soup.
+    """
+    founder = lineage.ancestor.checkpoint if lineage.ancestor else None
+    sources = [lineage.donor, *lineage.checkpoints, *([founder] if founder else []), *others]
+    taken = dict.fromkeys((file for file in lineage.donor.files if ASSETS.fullmatch(file)), lineage.donor)
+    for needed, along in ((TOKENIZER, CHAT), (PROCESSOR, PROCESSOR)):
+        having = next((each for each in sources if any(map(needed.fullmatch, each.files))), lineage.donor)
+        if having is not lineage.donor:
+            taken |= {file: having for file in having.files if needed.fullmatch(file) or along.fullmatch(file)}
+    places = {id(checkpoint): checkpoint.fetch_assets() for checkpoint in taken.values()}
+    for file, checkpoint in taken.items():
+        target = folder / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        data = (places[id(checkpoint)] / file).read_bytes()
+        target.write_bytes(_tidied_json(data, local=checkpoint.folder is not None) if _CONFIG.search(file) else data)
+    write_json(folder / "config.json", config)
+
+
+def _tidied(values: Any, *, local: bool) -> Any:
+    """A config without what it must not name, at any depth: code, and a folder's without places on its owner's disk."""
+    if isinstance(values, list):
+        return [_tidied(each, local=local) for each in values]
+    if not isinstance(values, dict):
+        return values
+    return {
+        key: _tidied(each, local=local)
+        for key, each in values.items()
+        if key not in _LEFT_OUT and not (local and _PLACED.fullmatch(key) and _PLACE.match(str(each)))
+    }
+
+
+def _tidied_json(data: bytes, *, local: bool) -> bytes:
+    try:
+        values = json.loads(data)
+        kept = _tidied(values, local=local)
+    except (ValueError, RecursionError):
+        return data
+    return data if kept == values else (json.dumps(kept, indent=2) + "\n").encode()
+
+
+def _same(ours: bytes, theirs: bytes) -> bool:
+    """Whether two files say the same: equal, or JSON that is equal in all that loading depends on."""
+    if ours == theirs:
+        return True
+    try:
+        one, other = json.loads(ours), json.loads(theirs)
+    except (ValueError, RecursionError):
+        return False
+    if isinstance(one, dict) and isinstance(other, dict):
+        one, other = ({key: each[key] for key in each.keys() - _INCIDENTAL} for each in (one, other))
+    return bool(one == other)
+
+
+def about_files(lineage: LineageReport) -> list[str]:
+    """What a reader should know about the files beside the weights: those that are not the same in all ingredients.
+
+    Tokenizers and processors were compared by what they do as well, and files that only some have are named but for
+    theirs, as every version of the library saves other ones. Code is not taken over.
+    """
+    donor, whose = lineage.donor, lineage.names[lineage.alignment.donor]
+    ours = donor.fetch_assets()
+    differ: dict[str, list[str]] = {}
+    lacking: dict[str, list[str]] = {}
+    for name, checkpoint in zip(lineage.names, lineage.checkpoints, strict=True):
+        theirs = checkpoint.fetch_assets()
+        for file in (file for file in checkpoint.files if ASSETS.fullmatch(file) and file != "config.json"):
+            if file not in donor.files:
+                if not (TOKENIZER.fullmatch(file) or PROCESSOR.fullmatch(file)):
+                    lacking.setdefault(file, []).append(name)
+            elif not _same((ours / file).read_bytes(), (theirs / file).read_bytes()):
+                differ.setdefault(file, []).append(name)
+    notes = [f"{file} is {whose}'s, and not the same in {some(who)}." for file, who in differ.items()] + [
+        f"{whose} has no {file}, so the soup has none; {some(who)} had one." for file, who in lacking.items()
+    ]
+    if code := [file for file in donor.files if re.fullmatch(r"[\w./-]+\.py", file)]:
+        notes.append(f"Code is not taken over: {whose} brings {some(code)}.")
+    return notes

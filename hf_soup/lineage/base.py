@@ -1,0 +1,101 @@
+"""The ancestor as one more source, for methods that work on task vectors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hf_soup._util.text import some
+from hf_soup.checkpoint import (
+    FLOATS,
+    Checkpoint,
+    RowRange,
+    TensorInfo,
+    correspondence,
+    counted_names,
+    head_tensors,
+    label_names,
+)
+from hf_soup.errors import IncompatibleError
+from hf_soup.lineage.report import LineageReport
+
+
+def with_base(lineage: LineageReport, method: str) -> LineageReport:
+    """The ingredients and, behind them, their ancestor, its tensors under the names of the output.
+
+    What the ancestor does not have, as a head for these labels, has no task vector and is the mean of the ingredients.
+
+    Args:
+        lineage: Of the ingredients.
+        method: What errors call the method.
+
+    Raises:
+        IncompatibleError: No ancestor is known, or it cannot be read, or has nothing in common.
+    """
+    ancestor = lineage.ancestor
+    hint = "Name it: `base: MODEL` in the recipe, or --base MODEL."
+    if ancestor is None or not ancestor.declared:
+        pointed = f" The weights point to {ancestor.model}." if ancestor else ""
+        said = f"`{method}` works on what was learned since the ancestor, and none is known.{pointed}"
+        raise IncompatibleError(said, hint=hint)
+    base = ancestor.checkpoint
+    if base is None:
+        raise IncompatibleError(f"`{method}` needs the ancestor {ancestor.model}, which could not be read.", hint=hint)
+    donor, name = lineage.donor, lineage.names[lineage.alignment.donor]
+    found = _as_named(lineage, base, head_tensors(donor, name))
+    outputs = {output: info for mine in reversed(lineage.tensors) for output, info in mine.items()}
+    lacking = [output for output, info in outputs.items() if output not in found and info.dtype in FLOATS]
+    if len(lacking) == sum(info.dtype in FLOATS for info in outputs.values()):
+        raise IncompatibleError(f"{ancestor.model} has no tensor of {name}, so there are no task vectors.", hint=hint)
+    notes = []
+    if lacking:
+        notes = [
+            f"{some(lacking)}: {ancestor.model} has none that corresponds, so it is averaged and not part of {method}."
+        ]
+    counted = {output: outputs[output] for output in outputs.keys() - found.keys() - set(lacking)}
+    alignment = replace(
+        lineage.alignment,
+        # What is no weight is the ingredients' own, so the ancestor's is taken for equal.
+        tensors=(*lineage.tensors, found),
+        patched=lineage.alignment.patched | {*lacking, *counted, *(o for o, info in found.items() if info.rows)},
+        notes=(*lineage.alignment.notes, *notes),
+    )
+    called = f"{ancestor.model} (ancestor)"
+    return replace(
+        lineage, checkpoints=(*lineage.checkpoints, base), names=(*lineage.names, called), alignment=alignment
+    )
+
+
+def _as_named(lineage: LineageReport, base: Checkpoint, heads: set[str]) -> dict[str, TensorInfo]:
+    donor, own = lineage.donor, lineage.tensors[lineage.alignment.donor]
+    at = {info.name: output for output, info in own.items() if info.dtype in FLOATS}
+    if at.keys() - heads <= base.tensors.keys():
+        found = {output: base.tensors[disk] for disk, output in at.items() if disk in base.tensors}
+    else:
+
+        def by_key(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
+            shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+            read = correspondence(donor.config, shapes, checkpoint.model)
+            return {key: checkpoint.tensors[disk] for disk, key in read.parameters.items()}
+
+        theirs = by_key(base)
+        found = {at[info.name]: theirs[key] for key, info in by_key(donor).items() if key in theirs and info.name in at}
+    # A head is compared by its labels, not by its shape: that of an ancestor mostly answers something else.
+    labels = label_names(base.config, base.model)
+    kind = [each.config.get("architectures") for each in (base, donor)]
+    same = kind[0] == kind[1] and labels == lineage.alignment.labels
+    tables: set[str] = set()
+    if any(info.shape != own[output].shape for output, info in found.items()):
+        stored = [info.name for info in own.values()]
+        counted = set(counted_names(donor.config, stored, "vocabulary", donor.model))
+        tables = {output for output, info in own.items() if info.name in counted}
+    fitting = {}
+    for output, info in found.items():
+        shape = own[output].shape
+        if own[output].name in heads and not same:
+            continue
+        if info.shape == shape:
+            fitting[output] = info
+        elif output in tables and shape and info.shape[1:] == shape[1:]:
+            # Tokens were added behind those that the ancestor has, or its further rows are padding.
+            fitting[output] = info.moved([RowRange(0, 0, min(info.shape[0], shape[0]))], shape[0])
+    return fitting

@@ -1,0 +1,320 @@
+"""Are these models one model with other weights? Configs, labels, processing, and tensors by name and shape."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hf_soup import hub
+from hf_soup._util.text import some
+from hf_soup.checkpoint import (
+    Checkpoint,
+    ProcessorDifference,
+    Tokens,
+    contradictions,
+    is_encoder_decoder,
+    is_quantised,
+    label_names,
+    label_order,
+    labels_differ,
+    names_outputs,
+    num_labels,
+    read_config,
+    remembered,
+    same_architecture,
+    same_processing,
+)
+from hf_soup.hub import ASSETS
+from hf_soup.recipe import Finding
+
+_MODULE_WEIGHTS = re.compile(r"(\w+_)?\d+_[A-Z]\w*/(model|pytorch_model)[\w.-]*\.(safetensors|bin)")
+_MODULES = re.compile(r"modules\.json")
+#: How differences in configs begin that have to do with the number of tokens.
+_VOCABULARY = re.compile(r"(\w+\.)*vocab_size: (\d+) against (\d+)")
+_TIED = "tie_word_embeddings: "
+#: Differences in how places of a text are counted, which no shape shows.
+_POSITIONS = re.compile(r"(\w+\.)*((original_)?max_position_embeddings|n_positions|rope_\w+|rotary_emb_base): ")
+_TOKEN = re.compile(r"(\w+\.)*\w+_token_id: (.+) against (.+)")
+#: What helps where only heads differ.
+HEADS_HINT = "To average their bodies alone set `heads: body` in the recipe, or `heads: MODEL` to keep that one's head."
+#: Files that a model brings along but that do not decide how its inputs are prepared.
+_NOT_PROCESSING = ("config.json", "generation_config.json", "modules.json")
+
+
+def duplicates(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[Finding]:
+    """Models that stand there more than once: they count as often, which may not be meant."""
+    seen: dict[tuple[str, str], list[str]] = {}
+    for checkpoint, name in zip(checkpoints, names, strict=True):
+        seen.setdefault((checkpoint.model, checkpoint.identity), []).append(name)
+    return [
+        Finding("counted-twice", f"{model} stands there {len(who)} times and counts {len(who)} times.", tuple(who))
+        for (model, _), who in seen.items()
+        if len(who) > 1
+    ]
+
+
+def quantised(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[Finding]:
+    """Models whose weights are codes and not numbers."""
+    return [
+        Finding(
+            "quantised",
+            f"{name} is quantised ({method}), and an average of rounded codes means nothing. "
+            "Use the model from before quantisation.",
+            (name,),
+            refuses=True,
+        )
+        for checkpoint, name in zip(checkpoints, names, strict=True)
+        if (method := is_quantised(checkpoint.config))
+    ]
+
+
+def modules(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[Finding]:
+    """Models with weights of their own outside the transformer, which nobody would average, or with code there."""
+    reasons = []
+    for checkpoint, name in zip(checkpoints, names, strict=True):
+        found = [path for path in checkpoint.files if _MODULE_WEIGHTS.fullmatch(path)]
+        if found:
+            message = (
+                f"{name} has weights in {some(found)}, outside the transformer; they would be missing in the soup. "
+                "Only sentence-transformers modules without weights (pooling, normalisation) are taken over."
+            )
+            reasons.append(Finding("module-weights", message, (name,), refuses=True))
+        if own := _own_modules(checkpoint):
+            message = f"{name} has modules that are code of its own ({some(own)}), which is not taken over; "
+            reasons.append(Finding("module-code", f"{message}the soup could not be loaded.", (name,), refuses=True))
+    return reasons
+
+
+def _own_modules(checkpoint: Checkpoint) -> list[str]:
+    """The classes in ``modules.json`` that are in a file of the repo."""
+    code = {path.removesuffix(".py") for path in checkpoint.files if path.endswith(".py")}
+    if not code or "modules.json" not in checkpoint.files:
+        return []
+    try:
+        stated = json.loads((checkpoint.fetch_assets(_MODULES) / "modules.json").read_bytes())
+        classes = [str(module["type"]) for module in stated]
+    except (ValueError, RecursionError, LookupError, TypeError):
+        return []
+    return [each for each in classes if each.split(".")[0] in code]
+
+
+def architectures(
+    checkpoints: Sequence[Checkpoint], names: Sequence[str], donor: int = 0, *, body_only: bool = False
+) -> list[Finding]:
+    """Models that transformers would build differently from the donor; ``body_only`` leaves heads out of it.
+
+    The number of tokens does not count here: whether rows can be aligned is seen when the tokenizers are. Nor does
+    whether embeddings are tied, as a tied model is an untied one with two equal tensors; but an encoder-decoder that
+    ties them may also scale what it reads off them, as T5 does.
+    """
+    reasons = []
+    config, whose = checkpoints[donor].config, names[donor]
+
+    def readable() -> bool:
+        read_config(config, whose)
+        return True
+
+    remembered("readable", config, readable)
+    for checkpoint, name in zip(checkpoints, names, strict=True):
+        if checkpoint.config == config:
+            continue
+        differences = remembered(
+            "same-body" if body_only else "same-architecture",
+            [config, checkpoint.config],
+            partial(same_architecture, config, checkpoint.config, body_only=body_only, names=(whose, name)),
+        )
+        if any(each.startswith(_TIED) for each in differences) and (body_only or not _writes(config, whose)):
+            differences = [each for each in differences if not each.startswith(_TIED)]
+        sizes = [int(size) for each in differences if (found := _VOCABULARY.match(each)) for size in found.groups()[1:]]
+        if sizes:
+            differences = [
+                each for each in differences if not _VOCABULARY.match(each) and not _is_added(each, min(sizes))
+            ]
+        if positions := [each for each in differences if _POSITIONS.match(each)]:
+            differences = [each for each in differences if each not in positions]
+            message = (
+                f"{name} counts the places of a text in another way than {whose}: {'; '.join(positions[:6])}. The soup "
+                f"would have {whose}'s setting, in which {name} was not trained. Leave it out."
+            )
+            reasons.append(Finding("positions", message, (whose, name), refuses=True))
+        if differences:
+            shown = "; ".join(differences[:6])
+            message = f"{name} is another architecture than {whose}: {shown}."
+            if not body_only and all(each.startswith("class: ") for each in differences):
+                message += f" {HEADS_HINT}"
+            reasons.append(Finding("architecture", message, (whose, name), refuses=True))
+    return reasons
+
+
+def _writes(config: Mapping[str, Any], name: str) -> bool:
+    def asked() -> list[str]:
+        return ["yes"] if is_encoder_decoder(config, name) else []
+
+    return bool(remembered("encoder-decoder", config, asked))
+
+
+def _is_added(difference: str, tokens: int) -> bool:
+    """Whether the number of a special token differs as one side has none, or has one that was added.
+
+    >>> _is_added("pad_token_id: None against 3", 18), _is_added("pad_token_id: 0 against 18", 18)
+    (True, True)
+    >>> _is_added("pad_token_id: 0 against 5", 18), _is_added("hidden_size: 16 against 32", 18)
+    (False, False)
+    """
+    found = _TOKEN.match(difference)
+    sides = [re.findall(r"-?\d+", side) for side in found.groups()[1:]] if found else []
+    return any(not side or any(not 0 <= int(number) < tokens for number in side) for side in sides)
+
+
+def labels(
+    checkpoints: Sequence[Checkpoint], names: Sequence[str], wanted: Sequence[str] | None = None
+) -> list[Finding]:
+    """Labels that contradict each other, and models that give theirs no names.
+
+    Args:
+        checkpoints, names: The ingredients.
+        wanted: The labels of the recipe. They speak for the models that name none, which is what the recipe of a soup
+            relies on.
+    """
+    reasons = []
+    named = [label_names(checkpoint.config, name) for checkpoint, name in zip(checkpoints, names, strict=True)]
+    reference = next((index for index, labels in enumerate(named) if labels is not None), 0)
+    config, whose = checkpoints[reference].config, names[reference]
+    if wanted is not None:
+        config, whose = {"id2label": dict(enumerate(wanted))}, "the recipe"
+    unknown = [name for name, labels in zip(names, named, strict=True) if labels is None]
+    ours = label_names(config)
+    for name, checkpoint, theirs in zip(names, checkpoints, named, strict=True):
+        if name == whose:
+            continue
+        said = labels_differ(config, checkpoint.config).contradiction
+        count = num_labels(checkpoint.config) or 2  # what the library takes where nobody says it
+        if wanted is not None and len(wanted) != count:
+            said = f"{len(wanted)} labels against {count}"
+        if said and (ours is None or theirs is None or label_order(ours, theirs) is None):
+            hint = HEADS_HINT if wanted is None else "Correct `labels` in the recipe, or leave the model out."
+            message = f"{whose} and {name} do not have the same labels: {said}. {hint}"
+            reasons.append(Finding("labels", message, (whose, name), refuses=True))
+    if (reasons or unknown or wanted is not None) and not names_outputs(checkpoints[0], names[0]):
+        # Labels are left over from another head: nothing of this one can be in another order.
+        if wanted is None:
+            return []
+        message = f"The recipe gives `labels`, but {names[0]} has no outputs that they could name. Leave them out."
+        return [Finding("labels", message, (names[0],), refuses=True)]
+    if unknown and len(unknown) < len(names):
+        matched = "the recipe's `labels`" if wanted is not None else f"{names[reference]}'s"
+        message = (
+            f"{', '.join(unknown)} {'gives' if len(unknown) == 1 else 'give'} no names to the labels, so they are "
+            f"matched by number with {matched}; score them to see whether that is right."
+        )
+        reasons.append(Finding("labels-unknown", message, tuple(unknown)))
+    return reasons
+
+
+def types(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[Finding]:
+    """Say what is stored in several types."""
+    dtypes = [checkpoint.dtypes[:1] for checkpoint in checkpoints]
+    if len(set(dtypes)) < 2:
+        return []
+    shown = ", ".join(f"{name} {dtype[0]}" for name, dtype in zip(names, dtypes, strict=True) if dtype)
+    kinds = {kind for dtype in dtypes for kind in dtype}
+    written = "bfloat16, which has the range of both," if kinds == {"BF16", "F16"} else "the widest"
+    message = f"The models are stored in different types ({shown}); {written} is written where no `dtype` is named."
+    return [Finding("dtypes-mixed", message, tuple(names))]
+
+
+def complete(checkpoints: Sequence[Checkpoint], names: Sequence[str], donor: int, *, everyone: bool) -> list[Finding]:
+    """Files that are not what their own config asks for, so that the library could not load what is made of them.
+
+    The donor's, whose config the soup has; ``everyone``'s where only bodies are averaged, as what an ingredient lacks
+    is then averaged over the others, and where shapes differ, as that may be why.
+    """
+    reasons = []
+    for number, (checkpoint, name) in enumerate(zip(checkpoints, names, strict=True)):
+        if not everyone and number != donor:
+            continue
+        shapes = {tensor: info.shape for tensor, info in checkpoint.tensors.items()}
+        ask = partial(contradictions, checkpoint.config, shapes, name)
+        about = [checkpoint.config, {tensor: list(shape) for tensor, shape in shapes.items()}]
+        found = [each.partition(" ")[::2] for each in remembered("contradictions", about, ask)]
+        wrong, lacking = ([said for kind, said in found if kind == wanted] for wanted in ("shape", "missing"))
+        repair = "Correct its config.json, or leave it out."
+        if wrong:
+            more = f" The same is true of {len(wrong) - 1} more." if len(wrong) > 1 else ""
+            message = f"{name} contradicts itself: {wrong[0]}.{more} {repair}"
+            reasons.append(Finding("config-wrong", message, (name,), refuses=True))
+        if lacking:
+            message = f"{name} lacks {len(lacking)} tensors that its own config asks for: {some(lacking)}. {repair}"
+            reasons.append(Finding("tensors-missing" if everyone else "config-wrong", message, (name,), refuses=True))
+    return reasons
+
+
+def processing(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> tuple[list[Finding], Tokens]:
+    """Tokenizers and image processors: by their files' ids where they are equal, else by what they do."""
+    reasons: list[Finding] = []
+    ids = [_processing_ids(checkpoint) for checkpoint in checkpoints]
+    having = [index for index, each in enumerate(ids) if each]
+    if not having:
+        message = "None of the models brings a tokenizer or an image processor, so neither will the soup."
+        return [Finding("processing-absent", message, tuple(names))], Tokens()
+    folders: dict[int, Path] = {}
+
+    def compared(a: int, b: int) -> list[ProcessorDifference]:
+        for each in (a, b):
+            if each not in folders:
+                folders[each] = checkpoints[each].fetch_assets()
+        return same_processing(folders[a], folders[b], checkpoints[a].config, names=(names[a], names[b]))
+
+    first = having[0]
+    counts = [0] * len(checkpoints)
+    comparable = len(having) == len(checkpoints)
+    said, why = "", "but not all bring one"
+    for index in range(len(checkpoints)):
+        if index == first or ids[index] == ids[first]:
+            continue
+        if not ids[index]:
+            message = f"{names[index]} brings no tokenizer or image processor; {names[first]}'s is used."
+            reasons.append(Finding("processing-absent", message, (names[index],)))
+            continue
+        for found in compared(first, index):
+            if found.tokens is not None:
+                counts[first], counts[index] = found.tokens
+                said = said or found.message
+                continue
+            if found.about == "tokenizer":
+                comparable, why = False, f"but {'they differ' if found.kind == 'difference' else found.message}"
+            reasons.append(_processing_reason(found, names[first], names[index]))
+    # Those that are as the first have as many tokens.
+    counts = [count or counts[first] for count in counts]
+    largest = counts.index(max(counts))
+    for index in range(len(checkpoints)):
+        # Each adds to the first one's; whether they add the same, in the same place, only the largest can say.
+        if largest != first and index not in (first, largest) and ids[index] not in (ids[first], ids[largest]):
+            clashes = [found for found in compared(largest, index) if found.kind == "difference"]
+            reasons += [_processing_reason(found, names[largest], names[index]) for found in clashes]
+    return reasons, Tokens(tuple(counts), said) if comparable else Tokens(difference=why)
+
+
+def _processing_reason(found: ProcessorDifference, one: str, other: str) -> Finding:
+    if found.kind == "difference":
+        message = f"{one} and {other} do not prepare their inputs alike: {found.message}."
+        return Finding("processing", message, (one, other), refuses=True)
+    return Finding("processing-not-compared", f"{found.message[:1].upper()}{found.message[1:]}.", (one, other))
+
+
+def processing_files(checkpoint: Checkpoint) -> list[str]:
+    """The files of a model that decide how its inputs are prepared: tokenizer and processors."""
+    return [path for path in checkpoint.files if ASSETS.fullmatch(path) and path not in _NOT_PROCESSING]
+
+
+def _processing_ids(checkpoint: Checkpoint) -> dict[str, str]:
+    """Content ids of those files, by name."""
+    if checkpoint.repo is not None:
+        files = checkpoint.repo.files
+        return {path: files[path].sha256 or files[path].blob for path in processing_files(checkpoint)}
+    assert checkpoint.folder is not None
+    return {path: hub.sha256_of(checkpoint.folder / path) for path in processing_files(checkpoint)}

@@ -1,0 +1,368 @@
+"""May these models be averaged? The verdict, every reason for it, and the evidence."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from hf_soup.checkpoint import Checkpoint, TensorInfo, distinct_names
+from hf_soup.errors import IncompatibleError
+from hf_soup.hub import Token
+from hf_soup.lineage import similarity
+from hf_soup.lineage.alignment import Alignment, AlignmentOptions, align
+from hf_soup.lineage.compatibility import architectures, complete, duplicates, labels, modules, processing, quantised
+from hf_soup.lineage.declared_bases import BaseReference, candidates, read_declared_bases
+from hf_soup.lineage.similarity import Similarity
+from hf_soup.lineage.verdict import decide_verdict
+from hf_soup.recipe import JUDGEMENTS, Finding
+
+PROVEN, LIKELY, REFUSED = "proven", "likely", "refused"
+
+
+@dataclass(frozen=True)
+class LineageReport:
+    """The verdict on a set of models, with all reasons and the evidence.
+
+    Args:
+        verdict: ``proven``: declared and the weights agree, the ancestor compared; ``likely``: only one of the
+            two; ``refused``: a contradiction or strangers.
+        ancestor: Where one is known.
+        checkpoints: The ingredients, pinned.
+        names: What each is called everywhere else: its model, told apart where two share it.
+        reasons: Everything that was found, what refuses first.
+        alignment: How their tensors correspond.
+        evidence: The comparisons of weights, ``body`` and ``head``; the ancestor stands behind the ingredients.
+        transferred_bytes: What the check read from the Hub.
+    """
+
+    verdict: str
+    ancestor: BaseReference | None
+    checkpoints: tuple[Checkpoint, ...] = field(repr=False)
+    names: tuple[str, ...]
+    reasons: tuple[Finding, ...]
+    alignment: Alignment
+    evidence: tuple[Similarity, ...] = ()
+    transferred_bytes: int = 0
+
+    @property
+    def donor(self) -> Checkpoint:
+        """The ingredient whose config and names of tensors are the soup's."""
+        return self.checkpoints[self.alignment.donor]
+
+    @property
+    def tensors(self) -> tuple[Mapping[str, TensorInfo], ...]:
+        """For each ingredient its tensors under the names of the output."""
+        return self.alignment.tensors
+
+    @property
+    def alignments(self) -> tuple[str, ...]:
+        """What is dropped, renamed, moved or shared so that tensors correspond, a sentence each."""
+        return self.alignment.notes
+
+    @property
+    def head_of(self) -> str | None:
+        """Whose head the soup keeps, where only bodies are averaged."""
+        heads = self.alignment.wishes.heads
+        return self.names[heads] if isinstance(heads, int) else None
+
+    def only(self, names: Collection[str]) -> LineageReport:
+        """Some of the ingredients: what a selection leaves, and the one whose head is kept.
+
+        So the soup has the names and the config that cooking it again from those alone gives; the outputs keep their
+        order, as everything was scored in it.
+        """
+        kept = [n for n, name in enumerate(self.names) if name in names or name == self.head_of]
+        if len(kept) == len(self.names):
+            return self
+        checkpoints = tuple(self.checkpoints[index] for index in kept)
+        called = tuple(self.names[index] for index in kept)
+        wishes = self.alignment.wishes
+        heads = kept.index(wishes.heads) if isinstance(wishes.heads, int) else wishes.heads
+        wishes = replace(wishes, heads=heads, labels=self.alignment.labels)
+        alignment, _ = align(checkpoints, called, wishes, self.alignment.tokens.only(kept))
+        return replace(self, checkpoints=checkpoints, names=called, alignment=alignment)
+
+    def kin(self, number: int) -> tuple[float | None, tuple[float, float] | None]:
+        """Cosine of an ingredient's body with the ancestor's, and the lowest and highest with other ingredients."""
+        found = next((each for each in self.evidence if each.part == "body"), None)
+        if found is None:
+            return None, None
+        count = len(self.checkpoints)
+        others = np.delete(found.cosines[number, :count], number)
+        others = others[np.isfinite(others)]
+        near = (float(others.min()), float(others.max())) if len(others) else None
+        founders = found.names[count:]
+        if self.ancestor is None or self.ancestor.model not in founders:
+            return None, near
+        cosine = float(found.cosines[number, count + founders.index(self.ancestor.model)])
+        return None if np.isnan(cosine) else cosine, near
+
+    def pin(self) -> None:
+        """Know every revision from now on; folders are read whose sha256 is not known."""
+        founder = self.ancestor.checkpoint if self.ancestor else None
+        for checkpoint in (*self.checkpoints, *([founder] if founder else [])):
+            _ = checkpoint.revision
+
+    def with_reasons(self, reasons: Sequence[Finding]) -> LineageReport:
+        """The same with these reasons, what refuses first, and the verdict that they leave."""
+        verdict = LIKELY if self.verdict == REFUSED else self.verdict
+        if any(reason.refuses for reason in reasons):
+            verdict = REFUSED
+        return replace(self, reasons=tuple(sorted(reasons, key=lambda reason: not reason.refuses)), verdict=verdict)
+
+    def raise_if_refused(self) -> None:
+        """Stop before anything is averaged.
+
+        Raises:
+            IncompatibleError: The verdict is ``refused``; every reason is listed.
+        """
+        if self.verdict == REFUSED:
+            refusals = [reason.message for reason in self.reasons if reason.refuses]
+            shown = "\n".join(f"- {message}" for message in refusals) if len(refusals) > 1 else refusals[0]
+            raise IncompatibleError(
+                f"These models cannot be averaged:\n{shown}",
+                hint=f"`hf-soup check` shows the whole report.{self._permission()}",
+            )
+
+    def _permission(self) -> str:
+        """How to average them all the same, where everything that refuses is a judgement."""
+        codes = dict.fromkeys(reason.code for reason in self.reasons if reason.refuses)
+        if not JUDGEMENTS.issuperset(codes):
+            return ""
+        return f" If you know better, accept it: `--allow {','.join(codes)}`, or `allow:` in a recipe."
+
+    @property
+    def cosines(self) -> tuple[float, float] | None:
+        """Lowest and highest of all comparisons of bodies; None where nothing was compared."""
+        found = [each.cosines[np.triu_indices(len(each.names), 1)] for each in self.evidence if each.part == "body"]
+        known = [float(cosine) for cosine in (found[0] if found else ()) if np.isfinite(cosine)]
+        return (min(known), max(known)) if known else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data, as ``hf-soup check --json`` prints it."""
+        ancestor = self.ancestor and {
+            "model": self.ancestor.model,
+            "revision": self.ancestor.revision,
+            "source": self.ancestor.source,
+        }
+        return {
+            "verdict": self.verdict,
+            "ancestor": ancestor,
+            "ingredients": [
+                {
+                    "name": name,
+                    "model": checkpoint.model,
+                    "revision": checkpoint.known_revision,
+                    "parameters": checkpoint.parameters,
+                    "dtype": checkpoint.dtypes[0] if checkpoint.dtypes else None,
+                    "license": _license(checkpoint),
+                    "ancestor_cosine": None if (cosine := self.kin(number)[0]) is None else round(cosine, 4),
+                    "notes": list(checkpoint.notes),
+                }
+                for number, (name, checkpoint) in enumerate(zip(self.names, self.checkpoints, strict=True))
+            ],
+            "reasons": [reason.to_dict() for reason in self.reasons],
+            "alignments": list(self.alignments),
+            "evidence": [each.to_dict() for each in self.evidence],
+            "transferred_bytes": self.transferred_bytes,
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{self.verdict}: {_VERDICTS[self.verdict]}", ""]
+        if self.ancestor:
+            revision = f"@{self.ancestor.revision.removeprefix('sha256:')[:7]}" if self.ancestor.revision else ""
+            source = {"recipe": "named by you", "card": "as the cards say"}.get(self.ancestor.source, "by its weights")
+            lines.append(f"  ancestor  {self.ancestor.model}{revision} ({source})")
+        else:
+            lines.append("  ancestor  unknown")
+        lines += ["", *self._table()]
+        heads = next((each for each in self.evidence if each.part == "head"), None)
+        if heads is not None and np.isfinite(pairs := heads.cosines[np.triu_indices(len(heads.names), 1)]).any():
+            low, high = np.nanmin(pairs), np.nanmax(pairs)
+            lines.append(f"  heads: cosine {low:.3f} to {high:.3f}; below {similarity.HEADS_APART} they began apart")
+        for heading, reasons in (
+            ("Why not:", [reason for reason in self.reasons if reason.refuses]),
+            ("Allowed:", [reason for reason in self.reasons if reason.allowed]),
+            ("To know:", [reason for reason in self.reasons if not reason.refuses and not reason.allowed]),
+        ):
+            if reasons:
+                lines += ["", heading, *(_wrapped(f"- [{reason.code}] {reason.message}") for reason in reasons)]
+        notes = [*(f"{n}: {note}" for n, c in zip(self.names, self.checkpoints, strict=True) for note in c.notes)]
+        notes += self.alignments
+        if notes:
+            lines += ["", "Aligned:", *(_wrapped(f"- {each}") for each in notes[:_MOST_NOTES])]
+            lines += [f"- and {len(notes) - _MOST_NOTES} more; --json has all"] if len(notes) > _MOST_NOTES else []
+        lines += ["", _wrapped(f"What to do: {self._advice()}")]
+        if self.transferred_bytes:
+            lines += ["", f"Read from the Hub: {self.transferred_bytes / 1e6:.1f} MB."]
+        return "\n".join(lines)
+
+    def _table(self) -> list[str]:
+        rows = [("model", "parameters", "type", "licence", "to ancestor", "to the others")]
+        for number, (name, checkpoint) in enumerate(zip(self.names, self.checkpoints, strict=True)):
+            if number == _MOST_ROWS:
+                break
+            founder, others = self.kin(number)
+            rows.append(
+                (
+                    f"{_short(name)}{f'@{checkpoint.short}' if checkpoint.short and '@' not in name else ''}",
+                    f"{checkpoint.parameters:,}",
+                    checkpoint.dtypes[0] if checkpoint.dtypes else "?",
+                    _license(checkpoint) or "not stated",
+                    "" if founder is None else f"{founder:.3f}",
+                    "" if others is None else " to ".join(dict.fromkeys(f"{each:.3f}" for each in others)),
+                )
+            )
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True) if width).rstrip()
+            for row in rows
+        ]
+        if len(self.names) > _MOST_ROWS:
+            lines.append(f"  and {len(self.names) - _MOST_ROWS} more; --json has all")
+        if self.evidence:
+            below, above = similarity.STRANGERS, similarity.DRIFTED
+            lines.append(f"  cosines of rows of the body: strangers below {below}, close kin above {above}")
+        return lines
+
+    def _advice(self) -> str:
+        if self.verdict == REFUSED:
+            return f"each point under `Why not` says it; then check again.{self._permission()}"
+        if self.verdict == PROVEN:
+            return "`hf-soup cook` averages them; with held-out data it measures the soup against its ingredients."
+        if self.ancestor is None or self.ancestor.source == "weights":
+            return "name the ancestor with --base if you know it, or measure with `--recipe RECIPE --barrier`."
+        return "measure: `hf-soup cook` with held-out data, or `hf-soup check --recipe RECIPE --barrier`."
+
+
+_MOST_ROWS, _MOST_NOTES = 20, 12  # of a report for people
+
+
+def _short(name: str, most: int = 48) -> str:
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[-most // 2 + 1 :]}"
+
+
+def _wrapped(text: str, width: int = 100) -> str:
+    """Lines of a message within a width, their own indentation kept; names are never broken."""
+    lines = []
+    for line in text.splitlines():
+        indent = " " * (len(line) - len(line.lstrip())) + ("  " if line.startswith("- ") else "")
+        wrapped = textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        lines += wrapped or [""]
+    return "\n".join(lines)
+
+
+def _license(checkpoint: Checkpoint) -> str | None:
+    """A card's field that may hold one value, several or none."""
+    stated = checkpoint.card.get("license")
+    listed = stated if isinstance(stated, list) else [] if stated is None else [stated]
+    return ", ".join(str(each) for each in listed) or None
+
+
+_VERDICTS = {
+    PROVEN: "they share an architecture and a pretrained ancestor, and the weights agree. They can be averaged.",
+    LIKELY: "they look like siblings, but not everything confirms it. They can be averaged.",
+    REFUSED: "these models cannot be averaged.",
+}
+
+
+def check_lineage(
+    checkpoints: Sequence[Checkpoint],
+    *,
+    base: str | None = None,
+    wishes: AlignmentOptions | None = None,
+    alone: bool = False,
+    allow_pickle: bool = False,
+    token: Token = None,
+) -> LineageReport:
+    """Decide whether models may be averaged, from configs, cards, headers and samples of rows.
+
+    Args:
+        checkpoints: Opened ingredients.
+        base: The ancestor, where the user names one.
+        wishes: What the recipe says about heads, tokens and labels.
+        alone: A single model may be a soup, as where a selection kept only one.
+        allow_pickle: Read the base's ``pytorch_model.bin`` too.
+        token: As everywhere in huggingface_hub.
+    """
+    names = tuple(distinct_names(checkpoints))
+    reasons: list[Finding] = []
+    if len(checkpoints) < 2:
+        message = "A soup needs two models or more; only one was named."
+        reasons.append(Finding("single", message, names, refuses=not alone))
+    reasons += duplicates(checkpoints, names)
+    reasons += quantised(checkpoints, names)
+    reasons += modules(checkpoints, names)
+    wishes = wishes or AlignmentOptions()
+    alignment = _as_stored(checkpoints, wishes)
+    ancestor: BaseReference | None = None
+    evidence: tuple[Similarity, ...] = ()
+    proven = False
+    claims, found = read_declared_bases(checkpoints, names, base, allow_pickle=allow_pickle, token=token)
+    reasons += found
+    try:
+        alignment, found = correspond(checkpoints, names, wishes, reasons)
+        reasons += found
+        codes = {reason.code for reason in reasons if reason.refuses}
+        judgement = decide_verdict(
+            checkpoints,
+            names,
+            alignment,
+            claims,
+            partial(candidates, checkpoints, token=token),
+            comparable=not codes & {"architecture", "quantised"},
+            heads_correspond=not codes & {"labels", "shapes", "tensors-missing", "vocabulary"},
+        )
+        ancestor, proven, evidence = judgement.ancestor, judgement.proven, judgement.evidence
+        reasons += judgement.reasons
+    except IncompatibleError as error:
+        reasons.append(Finding("architecture", str(error), refuses=True))
+    if base is not None and claims.base is None:
+        ancestor, proven = BaseReference(base, "recipe"), False  # it could not be read without a network
+    reasons.sort(key=lambda reason: not reason.refuses)
+    verdict = PROVEN if proven else LIKELY
+    if any(reason.refuses for reason in reasons):
+        verdict = REFUSED
+    return LineageReport(
+        verdict=verdict,
+        ancestor=ancestor,
+        checkpoints=tuple(checkpoints),
+        names=names,
+        reasons=tuple(reasons),
+        alignment=alignment,
+        evidence=evidence,
+    )
+
+
+def correspond(
+    checkpoints: Sequence[Checkpoint], names: Sequence[str], wishes: AlignmentOptions, known: Sequence[Finding] = ()
+) -> tuple[Alignment, list[Finding]]:
+    """How the tensors of models correspond, whatever their weights are, and what stands against it.
+
+    Args:
+        checkpoints, names: The ingredients.
+        wishes: What the recipe says about heads, tokens and labels.
+        known: What was found before; where it refuses, only architectures are compared.
+
+    Raises:
+        IncompatibleError: A config cannot be read.
+    """
+    alignment, bodies = _as_stored(checkpoints, wishes), wishes.heads is not None
+    reasons = architectures(checkpoints, names, alignment.donor, body_only=bodies)
+    if any(reason.refuses for reason in (*known, *reasons) if reason.code not in {"single", *JUDGEMENTS}):
+        return alignment, reasons
+    reasons += [] if bodies else labels(checkpoints, names, wishes.labels)
+    found, tokens = processing(checkpoints, names)
+    reasons += found
+    alignment, found = align(checkpoints, names, wishes, tokens)
+    return alignment, [*reasons, *found, *complete(checkpoints, names, alignment.donor, everyone=bodies)]
+
+
+def _as_stored(checkpoints: Sequence[Checkpoint], wishes: AlignmentOptions) -> Alignment:
+    donor = wishes.heads if isinstance(wishes.heads, int) else 0
+    return Alignment(tuple(checkpoint.tensors for checkpoint in checkpoints), donor, wishes=wishes)

@@ -1,0 +1,360 @@
+"""Units of the output from the sources' files: read slices of every ingredient, combine, round once, hash, write."""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hf_soup._util.io import ShortReadError, begin_writing, open_file, read_all, shrunk, write_all
+from hf_soup.checkpoint import ITEM_BYTES, TORCH, bytes_of, widened
+from hf_soup.errors import ValuesError
+from hf_soup.merging.arithmetic import Cutoffs, combine, measured, not_finite, same_infinity, unravel, vectors
+from hf_soup.merging.digest import Blocks
+from hf_soup.merging.layout import Piece, Plan, PlannedTensor, Run
+from hf_soup.merging.statistics_store import StatisticsStore
+from hf_soup.merging.weight_files import WeightFiles
+from hf_soup.merging.workspace import CompletedUnit
+from hf_soup.methods import METHODS, Slices, round_into
+
+
+class Buffers:
+    """Memory that a thread reads into and writes from, again and again."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, Tensor] = {}
+
+    def part(self, source: int, size: int, dtype: str) -> tuple[Tensor, memoryview]:
+        """``size`` bytes for a source, as elements and as memory."""
+        held = self._held.get(source)
+        if held is None or held.numel() < size:
+            held = self._held[source] = torch.empty(size, dtype=torch.uint8)
+        return held[:size].view(TORCH[dtype]), bytes_of(held[:size])
+
+    def output(self, size: int, dtype: str) -> tuple[Tensor, memoryview]:
+        """The same for what is written."""
+        return self.part(-1, size, dtype)
+
+
+class Reading:
+    """The sources of a plan, opened.
+
+    Args:
+        plan: Names, shapes and places.
+        paths: For every source, its weight files on this machine.
+    """
+
+    def __init__(self, plan: Plan, paths: Sequence[Mapping[str, Path]]) -> None:
+        self._plan = plan
+        self._stack = ExitStack()
+        self._files = [{file: open_file(self._stack, path) for file, path in source.items()} for source in paths]
+
+    def close(self) -> None:
+        """Close the files."""
+        self._stack.close()
+
+    def read(self, run: Run, source: int, offset: int, elements: int) -> Tensor:
+        """Elements of a run as a source stores them, flat, or as float64 where that is written.
+
+        Args:
+            run: Of the plan, or in pieces of whole tensors.
+            source: One that has them.
+            offset: Of the first, in the source's file.
+            elements: How many.
+
+        Raises:
+            MergeError: The file is shorter than its header says, or NaN is among them.
+        """
+        part, label, number = run.parts[source], self._plan.sources[source], run.first
+        assert part is not None, "only those that have it are asked"
+        values = torch.empty(elements, dtype=TORCH[part.dtype])
+        try:
+            read_all(self._files[source][part.file], bytes_of(values.view(torch.uint8)), offset)
+        except ShortReadError:
+            raise shrunk(label, part.file, self._plan.tensors[number].name) from None
+        if values.is_floating_point() and values.aminmax().min.isnan():
+            # Named here, where it is known whose it is; as a model's answer it would only be "not a number".
+            index = int(values.isnan().nonzero()[0]) + (offset - part.offset) // values.itemsize
+            while number + 1 < run.stop and index >= self._plan.tensors[number].elements:
+                index -= self._plan.tensors[number].elements
+                number += 1
+            tensor = self._plan.tensors[number]
+            raise not_finite(label, tensor.name, float("nan"), index, tensor.shape)
+        return widened(values, run.dtype)
+
+
+#: Elements that are combined at once: large enough that Python does not show, small enough for the cache.
+SLICE_ELEMENTS = 1 << 18
+#: Bytes of slices that all threads of a process hold together; with many threads or ingredients slices get smaller.
+_SLICES_BYTES = 96 << 20
+#: Bytes of whole tensors that all threads of a process hold together, where one of each source is not more by itself.
+_TENSORS_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What was found of a whole tensor before it is combined slice by slice.
+
+    Args:
+        given: What `measured` found; None where the method does not measure.
+        finite: Whether all numbers that were looked at are; where not all were, as of a tensor with one element, one
+            that is not shows in what is combined.
+    """
+
+    given: Mapping[str, object] | None = None
+    finite: bool = False
+
+
+class Engine:
+    """Computes units of a plan's output from the sources' files."""
+
+    def __init__(
+        self, plan: Plan, supply: WeightFiles, outputs: Sequence[int], threads: int, statistics: StatisticsStore,
+        cutoffs: Cutoffs | None,
+    ) -> None:  # fmt: skip
+        self.plan = plan
+        self.statistics = statistics
+        self.cutoffs = cutoffs
+        self.supply = supply
+        self.outputs = outputs
+        self.threads = threads
+        self._free = _TENSORS_BYTES
+        self._freed = threading.Condition()
+
+    def write(self, number: int, buffers: Buffers) -> CompletedUnit:
+        """Compute a unit and write it."""
+        run = self.plan.runs[self.plan.units[number].run]
+        if not self.at_once(run):
+            return self._write(number, run, buffers)
+        beside = self.statistics.held_bytes(self.plan.mixing(run), self.plan.tensors[run.first].name)
+        need = min(_TENSORS_BYTES, run.elements * self._bytes_each(run) + beside)
+        with self._freed:
+            self._freed.wait_for(lambda: self._free >= need)
+            self._free -= need
+        try:
+            return self._write(number, run, Buffers())
+        finally:
+            with self._freed:
+                self._free += need
+                self._freed.notify_all()
+
+    def _write(self, number: int, run: Run, buffers: Buffers) -> CompletedUnit:
+        plan = self.plan
+        unit = plan.units[number]
+        item = ITEM_BYTES[run.dtype]
+        files = [
+            source[part.file] if part else None for source, part in zip(self.supply.sources, run.parts, strict=True)
+        ]
+        descriptors = [file.open() if file else -1 for file in files]
+        output = self.outputs[run.file]
+        blocks = Blocks([size for _, _, size in plan.blocks_of(unit)])
+        differing: set[int] = set()
+        known = self._measured(run, descriptors, buffers)
+        for pieces in run.slices(unit.begin, unit.end, self._step(run)):
+            begin, end = pieces[0].begin, pieces[-1].end
+            read = partial(self._read, run, pieces, descriptors, buffers)
+            piece, data = buffers.output((end - begin) * item, run.dtype)
+            if run.averaged:
+                self._combine(run, read, begin, piece, known)
+            else:
+                first, *others = read().values()
+                piece.copy_(first)
+                if any(not torch.equal(part, first) for part in others):
+                    differing |= self._differing(run, first, others, begin)
+            blocks.update(data)
+            write_all(output, data, run.offset + begin * item)
+        begin_writing(output, run.offset + unit.begin * item, unit.size)
+        return CompletedUnit(number, blocks.hex(), tuple(sorted(differing)))
+
+    def follow(self, number: int) -> None:
+        """Hash the sources' files up to where a unit, which was written just now, has read them."""
+        unit = self.plan.units[number]
+        run = self.plan.runs[unit.run]
+        for source, part in zip(self.supply.sources, run.parts, strict=True):
+            if part and not run.patched and source[part.file].follow:
+                file = source[part.file]
+                file.open()
+                file.read_up_to(part.offset + unit.end * ITEM_BYTES[part.dtype])
+
+    def _read(self, run: Run, pieces: Sequence[Piece], files: Sequence[int], buffers: Buffers) -> dict[int, Tensor]:
+        """Pieces of a run, which lie one after the other, from all sources that have them."""
+        (begin, _, sources), end = pieces[0], pieces[-1].end
+        parts: dict[int, Tensor] = {}
+        for source in sources:
+            part = run.parts[source]
+            assert part is not None, "a piece is of those that have it"
+            size = ITEM_BYTES[part.dtype]
+            held = Buffers() if self.at_once(run) else buffers  # whole tensors are let go one by one
+            parts[source], memory = held.part(source, (end - begin) * size, part.dtype)
+            try:
+                for start, stop, offsets in pieces:
+                    place = slice((start - begin) * size, (stop - begin) * size)
+                    read_all(files[source], memory[place], offsets[source])
+            except ShortReadError:
+                raise shrunk(self.plan.sources[source], part.file, self._at(run, begin)[0].name) from None
+        return {source: widened(part, run.dtype) for source, part in parts.items()}
+
+    def _step(self, run: Run) -> int:
+        """How many elements to combine at once."""
+        if self.at_once(run):
+            return run.elements
+        return min(SLICE_ELEMENTS, max(1 << 13, _SLICES_BYTES // (self._bytes_each(run) * self.threads)))
+
+    def _bytes_each(self, run: Run) -> int:
+        """Bytes that are held for each element that is combined."""
+        wide = 4 if run.dtype != "F64" and all(ITEM_BYTES[dtype] == 2 for dtype in run.dtypes) else 8
+        # The slices themselves, the accumulator, what a method makes on the way, and the output.
+        each = sum(ITEM_BYTES[dtype] for dtype in run.dtypes) + 3 * wide
+        each += len(run.parts) * wide if self.plan.with_base else 0  # task vectors
+        each += len(run.parts) * 8 if self._hides(run) else 0  # random numbers, masks
+        return each
+
+    def _at(self, run: Run, element: int) -> tuple[PlannedTensor, int]:
+        """The tensor of an element of a run, and which of its elements that is."""
+        tensors = self.plan.tensors
+        offset = run.offset + element * ITEM_BYTES[run.dtype]
+        number = bisect_right(tensors, offset, run.first, run.stop, key=lambda tensor: tensor.offset) - 1
+        return tensors[number], (offset - tensors[number].offset) // ITEM_BYTES[run.dtype]
+
+    def _differing(self, run: Run, first: Tensor, others: Sequence[Tensor], begin: int) -> set[int]:
+        """Numbers of the tensors on which a slice of the sources disagrees."""
+        found, length = set(), len(first)
+        for number in range(run.first, run.stop):
+            tensor = self.plan.tensors[number]
+            start = (tensor.offset - run.offset) // ITEM_BYTES[run.dtype] - begin
+            low, high = max(0, start), min(length, start + tensor.elements)
+            if low < high and any(not torch.equal(part[low:high], first[low:high]) for part in others):
+                found.add(number)
+        return found
+
+    def _measured(self, run: Run, files: Sequence[int], buffers: Buffers) -> _Measured:
+        if not run.whole or self.at_once(run):
+            return _Measured()
+        finite = True
+
+        def read(begin: int, end: int) -> Tensor:
+            nonlocal finite
+            parts = self._read(run, list(run.pieces(begin, end)), files, buffers)
+            if not _modest(parts):
+                if not _all_fit(parts):
+                    finite = False
+                    shared = self._shared(run, parts, begin)
+                    parts = {source: part.masked_fill(shared, 0.0) for source, part in parts.items()}
+                parts = _with_room(parts)
+            found, _ = vectors(self.plan, run, parts)
+            return found if isinstance(found, Tensor) else torch.stack(list(found))
+
+        count = len(self.plan.sources) - self.plan.with_base
+        weights = self.plan.shares(run)[:count]
+        given = measured(self.plan, run, Slices(read, count, run.elements), weights)
+        return _Measured(given, finite)
+
+    def _combine(
+        self, run: Run, read: Callable[[], dict[int, Tensor]], begin: int, piece: Tensor, known: _Measured
+    ) -> None:
+        parts = read()
+        at_once = self.at_once(run)
+        # What is trimmed does not show every NaN, and what is decomposed may hold none.
+        hidden = self._hides(run) and not (known.finite or _all_fit(parts))
+        if hidden:
+            shared = self._shared(run, parts, begin)
+            parts = {source: part.masked_fill(shared, 0.0) for source, part in parts.items()}
+        if at_once:
+            parts = _with_room(parts)
+        mixed = self._mixed(run, parts, begin, known, release=at_once)
+        if hidden or not _fits(mixed, piece.dtype):
+            mixed = self._settle(run, read(), begin, piece.dtype, mixed, known)
+        round_into(mixed, piece)
+
+    def at_once(self, run: Run) -> bool:
+        """Whether the method wants its tensor in one piece."""
+        return run.whole and not METHODS[self.plan.mixing(run).method].elementwise
+
+    def _hides(self, run: Run) -> bool:
+        method = METHODS[self.plan.mixing(run).method]
+        return bool(method.given) or not method.elementwise
+
+    def _mixed(
+        self, run: Run, parts: dict[int, Tensor], begin: int, known: _Measured, *, release: bool = False
+    ) -> Tensor:
+        shares, every = dict(enumerate(self.plan.shares(run))), range(len(self.plan.sources))
+        return combine(
+            self.plan, run, parts, shares,
+            mixed=every, begin=begin, cutoffs=self.cutoffs, statistics=self.statistics, given=known.given,
+            release=release,
+        )  # fmt: skip
+
+    def _shared(self, run: Run, parts: dict[int, Tensor], begin: int) -> Tensor:
+        """Where all have the same infinity; any other number that is not finite is an error."""
+        shared = same_infinity(parts.values())
+        for source, part in parts.items():
+            label = self.plan.sources[source]
+            bad = ~(part.isfinite() | shared)
+            if bad.any():
+                index = int(bad.nonzero()[0])
+                tensor, place = self._at(run, begin + index)
+                raise not_finite(label, tensor.name, part[index].item(), place, tensor.shape)
+        return shared
+
+    def _settle(
+        self, run: Run, parts: dict[int, Tensor], begin: int, dtype: torch.dtype, mixed: Tensor, known: _Measured
+    ) -> Tensor:
+        """Tell what is wrong with a slice that holds NaN or Inf, or give the result where nothing is."""
+        first, shared = next(iter(parts.values())), self._shared(run, parts, begin)
+        fine = mixed.isfinite() | shared
+        if mixed.dtype == torch.float32 and not fine.all():
+            # Finite numbers whose sum is too large for float32: those, and no others, are added up in float64, so
+            # that no entry's bits depend on the slice that it is in.
+            wide = {source: part.double() for source, part in parts.items()}
+            if self._hides(run):
+                wide = {source: part.masked_fill(shared, 0.0) for source, part in wide.items()}
+            wide_mixed = self._mixed(run, wide, begin, known)
+            mixed = torch.where(fine, mixed.double(), wide_mixed)
+        # Where all have the same infinity it stays, also where a share is so small that their sum is no number.
+        mixed = torch.where(shared, first.to(mixed.dtype), mixed)
+        rounded = torch.empty_like(mixed, dtype=dtype)
+        round_into(mixed, rounded)
+        lost = ~(rounded.isfinite() | shared)
+        if lost.any():
+            index = int(lost.nonzero()[0])
+            tensor, place = self._at(run, begin + index)
+            raise ValuesError(
+                f"'{tensor.name}' at {unravel(place, tensor.shape)} would be {mixed[index].item():g}, "
+                f"which {str(dtype).removeprefix('torch.')} cannot hold.",
+                hint="Set `dtype: bfloat16` or `dtype: float32` in the recipe."
+                if dtype == torch.float16
+                else "Give the method smaller numbers, as its `scale`, or the ingredients smaller weights.",
+            )
+        return mixed
+
+
+def _all_fit(parts: Mapping[int, Tensor]) -> bool:
+    """Whether every number is finite."""
+    return all(_fits(part, torch.float64) for part in parts.values())
+
+
+def _modest(parts: Mapping[int, Tensor]) -> bool:
+    """Whether float32 can hold all differences between them."""
+    return all(_fits(part, torch.float32, of=0.5) for part in parts.values())
+
+
+def _with_room(parts: dict[int, Tensor]) -> dict[int, Tensor]:
+    """The same numbers, in a type that can hold their differences."""
+    return parts if _modest(parts) else {source: part.double() for source, part in parts.items()}
+
+
+def _fits(mixed: Tensor, dtype: torch.dtype, of: float = 1.0) -> bool:
+    """Whether every number is finite and stays so in ``dtype``, or is in a share of its range; one pass, as NaN passes
+    through min and max.
+    """
+    low, high = mixed.aminmax()
+    # As Python's numbers: in a float32 tensor's comparison the largest float64 would be infinity, which Inf equals.
+    most = torch.finfo(dtype).max * of
+    return -most <= low.item() and high.item() <= most

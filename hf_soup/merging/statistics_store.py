@@ -1,0 +1,179 @@
+"""What the ingredients showed on a recipe's examples: statistics in files, read by position."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hf_soup._util.io import ShortReadError, open_file, read_all
+from hf_soup._util.text import printable
+from hf_soup.checkpoint import bytes_of
+from hf_soup.errors import MergeError
+from hf_soup.hub import own_cache_folder
+from hf_soup.merging.layout import Plan
+from hf_soup.methods import METHODS
+from hf_soup.recipe import MethodCall
+
+#: What is kept in all; beyond it, what was not used for longest goes.
+MAX_STATISTICS_BYTES = 20_000_000_000
+#: What a file is that is none.
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+
+
+class Place(NamedTuple):
+    """Where the statistic of a tensor lies."""
+
+    offset: int
+    shape: tuple[int, ...]
+
+
+class _File(NamedTuple):
+    descriptor: int
+    places: Mapping[str, Place]
+    turned: frozenset[str]  # weights that are stored as (in, out)
+    entropy: tuple[float, float] = (0.0, 0.0)  # of learned coefficients: before, and after
+
+
+class StatisticsStore:
+    """The statistics that a plan names, opened.
+
+    Args:
+        plan: With the identity of every source's.
+
+    Raises:
+        MergeError: A file is gone, or is none.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._stack = ExitStack()
+        self._files = {
+            kind: [_opened(self._stack, statistics_path(name)) for name in names]
+            for kind, names in plan.statistics.items()
+        }
+
+    def close(self) -> None:
+        """Close the files."""
+        self._stack.close()
+
+    def read(self, mixing: MethodCall, source: int, tensor: str, begin: int, count: int) -> Tensor | None:
+        """What a source showed of a tensor, for its method: of some elements, flat, or of the whole; None if nothing.
+
+        Args:
+            mixing: How the tensor is combined.
+            source: Its number.
+            tensor: Its name.
+            begin, count: The elements; a statistic of another shape is read as a whole.
+        """
+        file = self._files[statistics_kind(mixing)][source]
+        place = file.places.get(tensor)
+        if place is None:
+            return None
+        shape: tuple[int, ...] = (count,)
+        if METHODS[mixing.method].statistics != "fisher":
+            begin, shape = 0, place.shape
+        values = torch.empty(shape)
+        try:
+            read_all(file.descriptor, bytes_of(values.view(-1).view(torch.uint8)), place.offset + 4 * begin)
+        except ShortReadError:
+            raise _lost("it was cut off") from None
+        return values
+
+    def turned(self, mixing: MethodCall, tensor: str) -> bool:
+        """Whether a weight is stored as (in, out)."""
+        return any(tensor in file.turned for file in self._files[statistics_kind(mixing)])
+
+    def held_bytes(self, mixing: MethodCall, tensor: str) -> int:
+        """What combining a tensor holds beside what any method does."""
+        if METHODS[mixing.method].statistics != "gram":
+            return 0
+        places = [file.places[tensor] for file in self._files[statistics_kind(mixing)] if tensor in file.places]
+        return sum(8 * place.shape[0] ** 2 for place in places[:1]) * 3 + sum(4 * each.shape[0] ** 2 for each in places)
+
+    def lacking(self, plan: Plan) -> Iterator[str]:
+        """Tensors whose method asks for statistics, and that some source has none of."""
+        for number, tensor in enumerate(plan.tensors):
+            if tensor.averaged and tensor.size:
+                mixing = plan.mixing(plan.run_of(number))
+                if needs_statistics(mixing) and any(
+                    tensor.name not in file.places for file in self._files[statistics_kind(mixing)]
+                ):
+                    yield tensor.name
+
+    def learned(self) -> tuple[list[float], tuple[float, float]] | None:
+        """Where coefficients were learned, the mean of each source's, and the entropy before and after."""
+        for kind, files in self._files.items():
+            if kind.startswith("coefficients-"):
+                means = []
+                for file in files:
+                    read = torch.empty(len(file.places))
+                    for number, place in enumerate(file.places.values()):
+                        read_all(file.descriptor, bytes_of(read[number : number + 1].view(torch.uint8)), place.offset)
+                    means.append(float(read.double().mean()))
+                return means, files[0].entropy
+        return None
+
+
+def needs_statistics(mixing: MethodCall) -> bool:
+    """Whether a method asks for statistics."""
+    return bool(METHODS[mixing.method].statistics)
+
+
+def learns_coefficients(mixing: MethodCall) -> bool:
+    """Whether a method asks for what is learned of all ingredients together."""
+    return METHODS[mixing.method].statistics == "coefficients"
+
+
+def statistics_kind(mixing: MethodCall) -> str:
+    """Which statistics a method asks for, of how many examples, ``fisher-256``, and how they are learned."""
+    method = METHODS[mixing.method]
+    if learns_coefficients(mixing):
+        return f"{method.statistics}-{json.dumps({**method.parameters, **mixing.parameters}, sort_keys=True)}"
+    return f"{method.statistics}-{mixing.parameters.get('examples', method.parameters['examples'])}"
+
+
+def statistics_folder() -> Path:
+    """Where statistics are kept."""
+    return own_cache_folder() / "statistics"
+
+
+def statistics_path(name: str) -> Path:
+    """Where statistics lie, by their identity."""
+    return statistics_folder() / f"{name}.safetensors"
+
+
+def _opened(stack: ExitStack, path: Path) -> _File:
+    try:
+        return _File(open_file(stack, path), *read_contents(path))
+    except UNREADABLE as error:
+        raise _lost(printable(str(error))) from None
+
+
+def read_contents(path: Path) -> tuple[dict[str, Place], frozenset[str], tuple[float, float]]:
+    """What a file holds, as in `_File`; raises `UNREADABLE`."""
+    with path.open("rb") as file:
+        length, size = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size
+        if length > size:
+            raise ValueError("it has no header")
+        header = json.loads(file.read(length))
+    about = header.pop("__metadata__")
+    turned, (before, after) = frozenset(json.loads(about["turned"])), json.loads(about.get("entropy", "[0, 0]"))
+    if 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0) != size:
+        raise ValueError("it was cut off")
+    places = {
+        name: Place(8 + length + entry["data_offsets"][0], tuple(entry["shape"])) for name, entry in header.items()
+    }
+    return places, turned, (float(before), float(after))
+
+
+def _lost(reason: str) -> MergeError:
+    return MergeError(
+        f"A file of statistics in the cache cannot be read: {reason}.",
+        hint=f"Delete the folder '{statistics_folder()}', and run this again.",
+    )

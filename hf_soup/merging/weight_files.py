@@ -1,0 +1,463 @@
+"""The sources' weight files as they come: what is missing here, what may be read by now, what is fetched next."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from itertools import accumulate, islice
+from pathlib import Path
+
+from hf_soup import hub
+from hf_soup._util.io import open_file
+from hf_soup.checkpoint import Checkpoint, read_header
+from hf_soup.errors import ResolveError
+from hf_soup.hub import ASSETS, INDEX, MAX_TEXT, FileHasher, Stamp, changed_while_read, stamp_of
+from hf_soup.merging.layout import Plan, WorkUnit
+
+#: Files that are fetched at a time: into the cache, where the client has connections of its own, and beside the output.
+_INTO_CACHE, _BESIDE = 8, 32
+#: Units that are looked at for one whose files have arrived.
+_LOOK_AHEAD = 64
+
+
+class WeightFile:
+    """A weight file of a source.
+
+    Args:
+        size: In bytes, where it is to be fetched.
+        path: Where it is, or will be if it is dropped after use.
+        fetch: Brings it: sets ``path``, and calls ``arrive`` with the bytes that may be read; returns when its sha256
+            was right. None where it is here.
+        stamp: The state that it must be in when it is opened.
+        dropped: Remove it after its last use; until its sha256 was right nothing that was made of it counts.
+        follow: Compute its sha256 while it is read.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        path: Path | None,
+        *,
+        fetch: Callable[[WeightFile], None] | None = None,
+        stamp: Stamp | None = None,
+        dropped: bool = False,
+        follow: bool = False,
+    ) -> None:
+        self.size = size
+        self.path = path
+        self.fetch = fetch
+        self.stamp = stamp
+        self.missing = size if fetch else 0
+        self.dropped = dropped
+        self.follow = follow
+        self.arrived = 0 if fetch else sys.maxsize  # whether it is long enough is seen when it is read
+        self.right = fetch is None
+        self.uses = 0
+        self.first = 0
+        self.moved: Callable[[], None] = lambda: None
+        self._descriptor: int | None = None
+        self._stack = ExitStack()
+        self._lock = threading.Lock()
+        self._follower: FileHasher | None = None
+
+    def arrive(self, arrived: int) -> None:
+        """Say up to where the file may be read."""
+        self.arrived = arrived
+        self.moved()
+
+    def open(self) -> int:
+        """A descriptor, opened at the first use."""
+        if self._descriptor is None:
+            with self._lock:
+                if self._descriptor is None:
+                    assert self.path is not None, "a file is opened when it has arrived"
+                    descriptor = open_file(self._stack, self.path)
+                    # Another file may stand at its path for as long as this lasts, and the right one again afterwards.
+                    # The device is left out: machines number a shared file system differently.
+                    if self.stamp is not None and stamp_of(descriptor)[1:] != self.stamp[1:]:
+                        raise changed_while_read(self.path.parent.name, self.path.name)
+                    if self.follow:
+                        self._follower = FileHasher(self.path, descriptor)
+                    self._descriptor = descriptor
+        return self._descriptor
+
+    def read_up_to(self, stop: int) -> None:
+        """What is before ``stop`` was just read, and is still in memory."""
+        if self._follower is not None and self._descriptor is not None:
+            self._follower.follow(self._descriptor, stop)
+
+    def finish(self) -> str:
+        """The sha256 of a file that was followed."""
+        descriptor = self.open()
+        assert self._follower is not None
+        return self._follower.finish(descriptor)
+
+    def close(self) -> None:
+        """Close it, and remove it where nobody needs it any more; what a failed run still needs stays for the next."""
+        self._stack.close()
+        self._descriptor = None
+        if self.dropped and self.right and not self.uses and self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+class WeightFiles:
+    """Hands out units whose files have arrived, and fetches what the next ones need.
+
+    Args:
+        sources: For every source, its weight files.
+    """
+
+    def __init__(self, sources: Sequence[Mapping[str, WeightFile]]) -> None:
+        self.sources = sources
+        self.fetched: Callable[[int], object] = lambda count: None
+        self._changed = threading.Condition()
+        self._todo: deque[WorkUnit] = deque()
+        self._held: list[WorkUnit] = []
+        self._recheck = False
+        self._waiting: list[WeightFile] = []
+        self._flying: set[WeightFile] = set()
+        self._busy: set[WorkUnit] = set()
+        self._owners: dict[WeightFile, set[int]] = {}
+        self._error: BaseException | None = None
+        self._stopped = False
+        self._plan: Plan | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._fetching: list[Future[None]] = []
+
+    @classmethod
+    def here(
+        cls,
+        sources: Sequence[Mapping[str, Path]],
+        follow: Collection[Path] = (),
+        stamps: Mapping[Path, Stamp] | None = None,
+    ) -> WeightFiles:
+        """Of files that are all on this machine; those to ``follow`` are hashed meanwhile."""
+        paths = {path for source in sources for path in source.values()}
+        files = {path: WeightFile(0, path, follow=path in follow, stamp=(stamps or {}).get(path)) for path in paths}
+        return cls([{name: files[path] for name, path in source.items()} for source in sources])
+
+    def paths(self) -> list[dict[str, Path]]:
+        """Where the files of every source are, once they are."""
+        return [{name: file.path for name, file in source.items() if file.path} for source in self.sources]
+
+    def peak_bytes(self, plan: Plan) -> int:
+        """How many bytes lie beside the output at most, of files that are dropped after their last use."""
+        self._plan = plan
+        first: dict[WeightFile, int] = {}
+        last: dict[WeightFile, int] = {}
+        for number, unit in enumerate(plan.units):
+            for file, _ in self._needs(unit):
+                if file.dropped:
+                    first.setdefault(file, number)
+                    last[file] = number
+        free = [0] * len(self.sources)  # from which unit on a source has none
+        steps: dict[int, int] = {}
+        for file, earliest in first.items():
+            owners = [number for number, source in enumerate(self.sources) if file in source.values()]
+            start = min(earliest, max(free[owner] for owner in owners))
+            steps[start] = steps.get(start, 0) + file.size
+            steps[last[file] + 1] = steps.get(last[file] + 1, 0) - file.size
+            for owner in owners:
+                free[owner] = max(free[owner], last[file] + 1)
+        return max(accumulate((steps[number] for number in sorted(steps)), initial=0))
+
+    def keep(self) -> int:
+        """Drop no file after its last use, as all are read several times; returns how many bytes then lie here."""
+        held = [file for file in self.files() if file.dropped]
+        for file in held:
+            file.dropped = False
+        return sum(file.size for file in held)
+
+    def files(self) -> list[WeightFile]:
+        """Every file once."""
+        return list(dict.fromkeys(file for source in self.sources for file in source.values()))
+
+    def fetch_all(self) -> None:
+        """Wait until every file is here, as other processes need them."""
+        with ThreadPoolExecutor(_INTO_CACHE) as pool:
+            list(pool.map(self._fetch, [file for file in self.files() if not file.right]))
+        if self._error:
+            raise self._error
+
+    def begin(self, plan: Plan, units: Iterable[WorkUnit]) -> None:
+        """Take the units that are to be done, in order, and begin to fetch what they need."""
+        self._plan = plan
+        self._todo = deque(units)
+        for number, unit in enumerate(self._todo):
+            for file, _ in self._needs(unit):
+                file.first = file.first if file.uses else number
+                file.uses += 1
+        missing = [file for file in self.files() if file.uses and not file.right]
+        self._waiting = sorted(missing, key=lambda file: file.first)
+        for number, source in enumerate(self.sources):
+            for file in source.values():
+                self._owners.setdefault(file, set()).add(number)
+        if missing:
+            self._pool = ThreadPoolExecutor(_BESIDE if any(file.dropped for file in missing) else _INTO_CACHE)
+            for file in missing:
+                file.moved = self._wake
+            with self._changed:
+                self._launch()
+
+    def take(self) -> WorkUnit | None:
+        """The next unit whose bytes are all here; waits for one; None when all were handed out.
+
+        Raises:
+            SoupError: A file could not be had.
+        """
+        with self._changed:
+            while not self._stopped:
+                if self._error is not None:
+                    raise self._error
+                for index in range(min(_LOOK_AHEAD, len(self._todo))):
+                    unit = self._todo[index]
+                    if all(file.arrived >= stop for file, stop in self._needs(unit)):
+                        del self._todo[index]
+                        self._busy.add(unit)
+                        return unit
+                if not self._todo:
+                    return None
+                self._changed.wait()
+        return None
+
+    def done(self, unit: WorkUnit) -> list[WorkUnit]:
+        """A unit was written: lets go of files that no other needs. Returns the units that may be noted now."""
+        with self._changed:
+            self._busy.discard(unit)
+            needs = self._needs(unit)
+            self._held.append(unit)
+            self._recheck |= all(file.right for file, _ in needs)
+            for file, _ in needs:
+                file.uses -= 1
+                if not file.uses and file.right:
+                    self._let_go(file)
+            if self._waiting:
+                self._launch()  # the next unit may need a file of a source that still has another one here
+            return self._sure()
+
+    def wait(self) -> list[WorkUnit]:
+        """Wait until all that is fetched was right. Returns the units that may be noted now."""
+        with self._changed:
+            while not self._stopped and self._error is None and (self._waiting or self._flying):
+                self._changed.wait()
+            if self._error is not None:
+                raise self._error
+            return self._sure()
+
+    def stop(self) -> None:
+        """Let everyone who waits go, and fetch nothing more."""
+        with self._changed:
+            self._stopped = True
+            self._waiting = []
+            self._changed.notify_all()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            # Those that look whether they are stopped end at once; one that waits for the network is not waited for.
+            wait(self._fetching, timeout=1.0)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called: a fetch that sees it ends."""
+        return self._stopped
+
+    def close(self) -> None:
+        """Close all files."""
+        for file in self.files():
+            file.close()
+
+    def _needs(self, unit: WorkUnit) -> list[tuple[WeightFile, int]]:
+        """The files of a unit, and up to where each must have arrived."""
+        assert self._plan is not None
+        run = self._plan.runs[unit.run]
+        return [
+            (source[part.file], run.reach(part, unit.end))
+            for source, part in zip(self.sources, run.parts, strict=True)
+            if part
+        ]
+
+    def _sure(self) -> list[WorkUnit]:
+        """Units that were made of right bytes alone."""
+        if not self._recheck:
+            return []
+        self._recheck = False
+        sure: list[WorkUnit] = []
+        held: list[WorkUnit] = []
+        for unit in self._held:
+            (sure if all(file.right for file, _ in self._needs(unit)) else held).append(unit)
+        self._held = held
+        return sure
+
+    def _launch(self) -> None:
+        """Begin to fetch: all into the cache; beside the output one of each source, and what the next unit needs."""
+        if self._pool is None:
+            return
+        front = min([*self._busy, *islice(self._todo, 1)], key=lambda unit: (unit.run, unit.begin), default=None)
+        urgent = {file for file, _ in self._needs(front)} if front else set()
+        taken = {number for file in self._flying if file.dropped for number in self._owners[file]}
+        # Those that are read to the end and only have to be found right are gone in a moment.
+        leaving = {number for file in self._flying if not file.uses for number in self._owners[file]}
+        for file in list(self._waiting):
+            owners = self._owners[file]
+            if not file.dropped or not taken & owners or (file in urgent and not leaving & owners):
+                self._waiting.remove(file)
+                self._flying.add(file)
+                taken |= owners
+                self._fetching.append(self._pool.submit(self._fetch, file))
+
+    def _fetch(self, file: WeightFile) -> None:
+        assert file.fetch is not None
+        try:
+            file.fetch(file)
+        except BaseException as error:  # noqa: BLE001 -- raised again by whoever waits for the file
+            self._error = self._error or error
+        with self._changed:
+            if self._error is None and not self._stopped:
+                file.right = self._recheck = True
+                file.arrived = sys.maxsize
+                if not file.dropped:
+                    self._flying.discard(file)
+                elif not file.uses:
+                    self._let_go(file)
+            self._changed.notify_all()
+
+    def _let_go(self, file: WeightFile) -> None:
+        """Its last use is over."""
+        if file.dropped:
+            file.close()
+            self._flying.discard(file)
+            self._launch()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+
+def missing_weights(checkpoints: Sequence[Checkpoint]) -> list[tuple[hub.Repo, str]]:
+    """Weight files that are not on this machine yet, each once."""
+    return list(
+        {
+            (checkpoint.repo.id, checkpoint.repo.revision, file): (checkpoint.repo, file)
+            for checkpoint in checkpoints
+            if checkpoint.repo is not None and not checkpoint.converted
+            for file in checkpoint.weight_files
+            if not hub.is_cached(checkpoint.repo, file)
+        }.values()
+    )
+
+
+def fetch_small(checkpoints: Sequence[Checkpoint]) -> None:
+    """The files that a check reads, so that the next one works without a network."""
+    repos = list({(each.repo.id, each.repo.revision): each.repo for each in checkpoints if each.repo}.values())
+    small = [
+        (repo, path)
+        for repo in repos
+        for path, file in repo.files.items()
+        if path == INDEX or ASSETS.fullmatch(path) or (path == "README.md" and file.size <= MAX_TEXT)
+    ]
+    hub.fetch(small, quiet=True)
+
+
+def fetch_weights(checkpoints: Sequence[Checkpoint], *, quiet: bool = False) -> list[dict[str, Path]]:
+    """Where the weight files of each checkpoint lie on this machine, downloaded and checked where they must be.
+
+    Raises:
+        ResolveError: A file cannot be had or its sha256 is wrong.
+    """
+    wanted = {
+        (checkpoint.repo.id, checkpoint.repo.revision, file): (checkpoint.repo, file)
+        for checkpoint in checkpoints
+        if checkpoint.repo is not None and not checkpoint.converted
+        for file in checkpoint.weight_files
+    }
+    paths = dict(zip(wanted, hub.fetch(list(wanted.values()), quiet=quiet), strict=True))
+
+    for checkpoint in checkpoints:
+        if checkpoint.repo is not None and not checkpoint.converted:
+            for file in checkpoint.weight_files:
+                _require_header(checkpoint, file, paths[checkpoint.repo.id, checkpoint.repo.revision, file])
+
+    def place(checkpoint: Checkpoint, file: str) -> Path:
+        if file in checkpoint.converted:
+            return checkpoint.converted[file]
+        if checkpoint.repo is not None:
+            return paths[checkpoint.repo.id, checkpoint.repo.revision, file]
+        assert checkpoint.folder is not None
+        return checkpoint.folder / file
+
+    return [{file: place(checkpoint, file) for file in checkpoint.weight_files} for checkpoint in checkpoints]
+
+
+def weight_files_of(checkpoints: Sequence[Checkpoint], beside: Path | None = None) -> WeightFiles:
+    """The weight files of checkpoints, as a merge needs them: from here, from the cache, or fetched into it.
+
+    Args:
+        checkpoints: In the order of the plan's sources.
+        beside: A folder for files that are dropped after their last use, instead of the cache.
+    """
+    made: dict[tuple[str, ...], WeightFile] = {}
+
+    def source_file(checkpoint: Checkpoint, name: str) -> WeightFile:
+        repo = checkpoint.repo
+        if repo is None or name in checkpoint.converted:
+            path = checkpoint.converted.get(name) or (checkpoint.folder or Path()) / name
+            follow = repo is None and hub.known_sha256(path) is None
+            return made.setdefault((str(path),), WeightFile(0, path, follow=follow, stamp=checkpoint.stamps.get(path)))
+        key = (repo.id, repo.revision, name)
+        if key not in made:
+            if beside and not hub.is_cached(repo, name):
+                made[key] = _streamed(checkpoint, repo, name, beside)
+            else:
+                made[key] = _cached(checkpoint, repo, name)
+        return made[key]
+
+    def _cached(checkpoint: Checkpoint, repo: hub.Repo, name: str) -> WeightFile:
+        def fetch(file: WeightFile) -> None:
+            path = hub.fetch_one(repo, name, supply.fetched)
+            _require_header(checkpoint, name, path)
+            file.path = path
+
+        file = WeightFile(repo.files[name].size, None, fetch=fetch)
+        file.missing = 0 if hub.is_cached(repo, name) else file.size
+        return file
+
+    def _streamed(checkpoint: Checkpoint, repo: hub.Repo, name: str, beside: Path) -> WeightFile:
+        def fetch(file: WeightFile) -> None:
+            def arrived(count: int) -> None:
+                supply.fetched(count - file.arrived)
+                file.arrive(count)
+
+            assert file.path is not None
+            hub.download_beside(repo, name, file.path, arrived=arrived, stopped=lambda: supply.stopped)
+            if not supply.stopped:
+                _require_header(checkpoint, name, file.path)
+
+        title = hashlib.sha256("\n".join((repo.id, repo.revision, name)).encode()).hexdigest()[:32]
+        return WeightFile(repo.files[name].size, beside / title, fetch=fetch, dropped=True)
+
+    supply = WeightFiles([{name: source_file(each, name) for name in each.weight_files} for each in checkpoints])
+    return supply
+
+
+def _require_header(checkpoint: Checkpoint, name: str, path: Path) -> None:
+    """Refuse a file, whose bytes are right by now, if the header that the check read before was another one.
+
+    Raises:
+        ResolveError: Tensors would be looked for in the wrong places.
+    """
+
+    def read(_: str, start: int, stop: int) -> bytes:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
+
+    found = {tensor.name: tensor for tensor in read_header(read, name, path.stat().st_size, str(checkpoint))}
+    if found != {tensor.name: tensor for tensor in checkpoint.tensors.values() if tensor.file == name}:
+        raise ResolveError(
+            f"{checkpoint}: the header of {name} that was read first is not that of the file, whose bytes are right.",
+            hint="Something between here and the Hub, or in the cache, changed data; run the same command again.",
+        )

@@ -1,0 +1,363 @@
+"""Where a soup is made before anyone sees it: a locked folder beside the output, and one rename at the end."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set as AbstractSet
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, NamedTuple, Self
+
+from hf_soup.errors import MergeError
+
+_PLAN = "plan.json"
+_LOCK = "lock"
+_WORLD = "world"  # held by all processes of a world but the first
+_JOURNAL = "journal"
+
+
+class CompletedUnit(NamedTuple):
+    """A finished unit.
+
+    Args:
+        unit: Its number.
+        digests: The sha256s of its blocks in hexadecimal, one after the other.
+        differing: Numbers of its tensors that are not averaged and on which the sources disagree.
+    """
+
+    unit: int
+    digests: str
+    differing: tuple[int, ...] = ()
+
+
+class Workspace:
+    """The folder ``.NAME.cooking`` beside an output folder: a lock, a plan, journals, and the soup that grows in it.
+
+    It is locked while a process works in it. It stays when the work is interrupted, so that the next run can
+    continue; the soup in it is renamed to the output when it is complete. Nothing that exists is replaced.
+
+    Args:
+        output: The folder that the soup will be.
+        kept: Whether it stays when the work fails; else somebody takes it away.
+
+    Raises:
+        MergeError: The output exists, cannot be written, or another process is cooking it.
+    """
+
+    def __init__(self, output: Path, *, kept: bool = True) -> None:
+        self.output = Path(os.path.abspath(output))  # noqa: PTH100 -- resolve() would follow the last link
+        self.root = self.output.parent / f".{self.output.name}.cooking"
+        self.folder = self.root / "soup"
+        self._lock: IO[bytes] | None = None
+        self._world: IO[bytes] | None = None
+        self._guard = threading.Lock()
+        self._kept = kept
+
+    def __enter__(self) -> Self:
+        refuse_existing(self.output)
+        try:
+            while not self._locked():
+                pass
+        except BlockingIOError:
+            raise MergeError(
+                f"Another process is cooking '{self.output.name}' right now.",
+                hint="Wait until it is done, or choose another output folder with -o.",
+            ) from None
+        except OSError as error:
+            raise MergeError(
+                f"Cannot write beside '{self.output}': {error.strerror}.",
+                hint="Choose another output folder with -o.",
+            ) from None
+        try:
+            refuse_existing(self.output)  # the process that had the lock may have finished it
+            self._refuse_strange()
+        except MergeError:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def _refuse_strange(self) -> None:
+        """Stop where a process of an earlier world is still at work here, or where links lead elsewhere."""
+        for path in (self.root, self.folder, self.fetched):
+            if path.is_symlink():
+                raise MergeError(f"'{path}' is a link, and nothing behind it is touched.", hint="Remove the link.")
+        try:
+            with (self.root / _WORLD).open("ab") as world:
+                fcntl.flock(world, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MergeError(
+                f"A process of an interrupted run is still at work on '{self.output.name}'.",
+                hint="Wait until it has ended, or end it, and run the same command again.",
+            ) from None
+
+    def _locked(self) -> bool:
+        """Take the lock; False where the process that had it took the folder away, so that the lock is no one's."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack, suppress(FileNotFoundError):
+            lock = stack.enter_context((self.root / _LOCK).open("ab"))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock.fileno()), (self.root / _LOCK).stat()):
+                self._lock = lock
+                stack.pop_all()
+                return True
+        return False
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is None:
+            return
+        if not (self.root / _PLAN).exists():
+            # Nothing was begun, or all is done: there is nothing to continue.
+            with suppress(OSError):
+                (self.root / _WORLD).unlink(missing_ok=True)
+                (self.root / _LOCK).unlink()
+                self.root.rmdir()
+        self._lock.close()
+        self._lock = None
+
+    @contextmanager
+    def disk_errors(self) -> Iterator[None]:
+        """Turn what the file system refuses into a `MergeError` that says what is kept."""
+        mend = "make room or mend the cause, and run the same command again."
+        try:
+            yield
+        except OSError as error:
+            raise MergeError(
+                f"Cannot make '{self.output.name}': {error.strerror} ('{error.filename or self.folder}').",
+                hint=f"What is finished is kept; {mend}" if self._kept else mend.capitalize(),
+            ) from None
+
+    @property
+    def fetched(self) -> Path:
+        """Where files lie that are dropped after use."""
+        return self.root / "fetched"
+
+    def held_bytes(self) -> int:
+        """What an interrupted run left on the disk."""
+        return sum(path.lstat().st_blocks * 512 for path in self.root.rglob("*") if path.is_file())
+
+    def begin(
+        self,
+        fingerprint: str,
+        plan: Mapping[str, Any],
+        paths: Sequence[Mapping[str, Path]] = (),
+        follow: Sequence[Path] = (),
+        stamps: Mapping[Path, Sequence[int]] | None = None,
+    ) -> str | None:
+        """Start a merge, or continue the one that was interrupted.
+
+        Args:
+            fingerprint: Of the plan.
+            plan: As plain data; its outline is enough where no other process reads it.
+            paths: The weight files of every source, where other processes need them.
+            follow: Those whose sha256 is not known.
+            stamps: The states in which they must be.
+
+        Returns:
+            None at a fresh start; ``continued`` where the same merge was interrupted; else why it starts anew.
+        """
+        said = None
+        try:
+            earlier = json.loads((self.root / _PLAN).read_text())
+            if earlier["fingerprint"] == fingerprint:
+                said = "continued"
+            else:
+                said = f"an interrupted run had {_difference(earlier['plan'], plan)}, so this one starts anew"
+        except FileNotFoundError:
+            said = None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            said = "what an interrupted run left cannot be read, so this one starts anew"
+        values = {
+            "fingerprint": fingerprint,
+            "plan": plan,
+            "paths": [{file: str(path) for file, path in source.items()} for source in paths],
+            "follow": [str(path) for path in follow],
+            "stamps": {str(path): list(stamp) for path, stamp in (stamps or {}).items()},
+        }
+        with self.disk_errors():
+            self._clear({file["name"] for file in plan["files"]} if said == "continued" else set())
+            self._write(_PLAN, json.dumps(values))
+            self.folder.mkdir(exist_ok=True)
+            self.fetched.mkdir(exist_ok=True)
+        return said
+
+    def join(self) -> dict[str, Any]:
+        """What the first process of a world wrote with `begin`; from now on nobody else may begin here.
+
+        Raises:
+            MergeError: It is not there: the processes see different folders.
+        """
+        try:
+            self._world = (self.root / _WORLD).open("ab")
+            fcntl.flock(self._world, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            values: dict[str, Any] = json.loads((self.root / _PLAN).read_text())
+        except (OSError, ValueError):
+            raise MergeError(
+                f"This process does not see '{self.root}', which the first one wrote.",
+                hint="All processes need the same file system, and the same output folder.",
+            ) from None
+        return values
+
+    def allocate(self, files: Iterable[tuple[str, bytes, int]]) -> None:
+        """Make the output files, ``(name, first bytes, size)``, as large as they will be; what they hold stays.
+
+        That reserves the space, so that a full disk is known before the work and not in its middle.
+        """
+        for name, header, size in files:
+            with open(os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+b") as file:  # noqa: PTH123
+                file.write(header)
+                file.truncate(size)
+                if not hasattr(os, "posix_fallocate"):
+                    continue  # macOS; whether there is room was asked before the first download
+                try:
+                    os.posix_fallocate(file.fileno(), 0, size)
+                except OSError as error:
+                    if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+                        raise
+
+    def restart(self, kept: Sequence[CompletedUnit]) -> None:
+        """Put one journal of the units that are kept in the place of all journals."""
+        self._write(f"{_JOURNAL}.0", "".join(f"{json.dumps(entry)}\n" for entry in kept))
+        for journal in self.root.glob(f"{_JOURNAL}.*"):
+            if journal.name != f"{_JOURNAL}.0":
+                journal.unlink()
+
+    def note(self, rank: int, entries: Sequence[CompletedUnit]) -> None:
+        """Append finished units to this process's journal, after their bytes were written."""
+        self._append(rank, "".join(f"{json.dumps(entry)}\n" for entry in entries))
+
+    def note_hashes(self, rank: int, hashes: Sequence[tuple[str, str]]) -> None:
+        """Append paths of sources and their sha256s, which this process computed."""
+        self._append(rank, "".join(f"{json.dumps(entry)}\n" for entry in hashes))
+
+    def finished(self) -> Iterator[CompletedUnit]:
+        """The units that any process noted."""
+        for entry in self._entries():
+            with suppress(ValueError, TypeError, OverflowError):
+                unit, digests, differing = entry
+                yield CompletedUnit(int(unit), str(digests), tuple(int(number) for number in differing))
+
+    def hashes(self) -> Iterator[tuple[Path, str]]:
+        """The sha256s of sources that any process noted."""
+        for entry in self._entries():
+            if isinstance(entry, list) and len(entry) == 2 and re.fullmatch("[0-9a-f]{64}", str(entry[1])):
+                yield Path(str(entry[0])), str(entry[1])
+
+    def _append(self, rank: int, text: str) -> None:
+        if text:
+            with self._guard, (self.root / f"{_JOURNAL}.{rank}").open("a") as journal:
+                journal.write(text)
+
+    def _entries(self) -> Iterator[Any]:
+        """The lines of all journals; one that was cut off when the process died is passed over."""
+        for journal in sorted(self.root.glob(f"{_JOURNAL}.*")):
+            for line in journal.read_text(errors="replace").splitlines():
+                with suppress(ValueError, RecursionError):
+                    yield json.loads(line)
+
+    def publish(self) -> Path:
+        """Make the folder appear as the output, durably, replacing nothing.
+
+        Raises:
+            MergeError: Something with that name appeared meanwhile; the soup waits in the staging folder.
+        """
+        with self.disk_errors():
+            for path in [*self.folder.rglob("*"), self.folder]:
+                _sync(path)
+            try:
+                _rename(self.folder, self.output)
+            except OSError as error:
+                if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                    refuse_existing(self.output)
+                raise
+            _sync(self.output.parent)
+            self._clear(set())
+        return self.output
+
+    def _write(self, name: str, text: str) -> None:
+        """Write a file so that it is there whole or not at all."""
+        partial = self.root / f"partial.{name}"
+        partial.write_text(text)
+        partial.replace(self.root / name)
+
+    def _clear(self, keep: AbstractSet[str]) -> None:
+        """Remove what an earlier run left, but of the soup the files to ``keep``, and the plan and journals with them.
+
+        Whatever else lies there was not put there by this package, and stays.
+        """
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            if path.name not in keep:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        if not keep:
+            for path in [self.root / _PLAN, *self.root.glob(f"{_JOURNAL}.*"), *self.root.glob("partial.*")]:
+                path.unlink(missing_ok=True)
+            shutil.rmtree(self.fetched, ignore_errors=True)
+            with suppress(FileNotFoundError):
+                self.folder.rmdir()
+
+
+#: Part of a plan → what a run is said to have had when it was different.
+_PARTS = {
+    "sources": "other ingredients",
+    "states": "the same ingredients before they changed",
+    "weights": "other weights",
+    "method": "another method",
+    "parameters": "other parameters of the method",
+}
+
+
+def _difference(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """In what two plans differ, for people."""
+    found = [said for part, said in _PARTS.items() if earlier.get(part) != now[part]]
+    if "sources" in now and earlier.get("sources") != now["sources"]:
+        found = [said for said in found if said != _PARTS["states"]]
+        found[0] += f" ({', '.join(map(str, earlier.get('sources', [])))})"
+    return " and ".join(found) or "another layout of the output"
+
+
+def refuse_existing(output: Path) -> None:
+    """Stop before an output that exists; nothing is ever overwritten.
+
+    Raises:
+        MergeError: It exists.
+    """
+    if os.path.lexists(output):
+        whole = output.absolute()
+        kind = "is a mount point" if whole.is_mount() and not whole.is_symlink() else "exists already"
+        raise MergeError(
+            f"The output '{output}' {kind}, and nothing that exists is overwritten.",
+            hint="Choose another folder with -o, or move that one away.",
+        )
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _rename(source: Path, target: Path) -> None:
+    """Rename without replacing anything: plain ``rename`` replaces an empty folder and says nothing."""
+    at_here, no_replace = -100, 1
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is not None:
+        if call(at_here, os.fsencode(source), at_here, os.fsencode(target), no_replace) == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(code, os.strerror(code))
+    # macOS, or a file system that cannot promise it: look, then rename, which refuses all but an empty folder.
+    if os.path.lexists(target):
+        raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+    source.rename(target)

@@ -1,0 +1,13 @@
+"""The soup's folder, its card and its pictures, and the way to the Hub."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hf_soup.publishing.card import strings as strings
+    from hf_soup.publishing.folder import write_contents as write_contents
+    from hf_soup.publishing.plots import draw_barriers as draw_barriers
+    from hf_soup.publishing.soup import Soup as Soup
+else:
+    from hf_soup._util.lazy import lazy_exports
+
+    __getattr__, __dir__ = lazy_exports(__name__, __file__)

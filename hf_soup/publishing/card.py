@@ -1,0 +1,299 @@
+"""The model card: front matter that the Hub reads, and a page that a person reads.
+
+Text from other people's cards is data here: it is written through a YAML writer into the front matter, and with
+every character that Markdown or HTML would act on escaped into the page.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
+
+from hf_soup._util.licenses import LICENSES, PERMISSIVE
+from hf_soup._util.text import short
+from hf_soup._util.yaml import write_yaml
+from hf_soup.checkpoint import PIPELINES, Checkpoint
+from hf_soup.errors import PublishError
+from hf_soup.hub import is_repo_id
+from hf_soup.lineage import BaseReference, LineageReport
+from hf_soup.recipe import DEPTH
+
+_MARKUP = re.compile(r"([\\`*_{}\[\]()<>#+!|~&$])")
+#: What makes a list, a rule or a heading where it begins a line, and what GitHub's Markdown makes a link of; some
+#: readers look for that when backslashes are gone, so it is set apart as code.
+_STARTS = re.compile(r"^(\d+(?=\.(?!\S))|)([-=.])")
+_LINKS = re.compile(r"(?:://|(?<=www)\.|@(?=[-\w\\]+\.[-\w\\]))+", re.IGNORECASE)
+_LANGUAGE = re.compile(r"[a-z]{2,3}|code|multilingual")
+#: Where the recipe comes; no other text can hold it.
+_RECIPE = "\0"
+_EDITED = "The weights were changed by hand after cooking"
+_FRONT = re.compile(r"\A---\n(.*?)^---\n", re.DOTALL | re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class License:
+    """The licence of a soup.
+
+    Args:
+        fields: For the front matter.
+        rows: Model and licence of every leaf and of the base.
+        agreed: Whether there is nothing to warn of: all are the same, or each is a permissive one and is listed.
+            Nothing is claimed about which licences go together.
+    """
+
+    fields: Mapping[str, str]
+    rows: tuple[tuple[str, str], ...]
+    agreed: bool
+
+
+def license_of(leaves: Sequence[Checkpoint], ancestor: BaseReference | None) -> License:
+    """The ingredients' licence when all agree, the base included; else ``other``, with a link to the card's table."""
+    models: list[Checkpoint | BaseReference] = [*leaves, *([ancestor] if ancestor else [])]
+    rows = tuple(dict.fromkeys((each.model, stated_license(each.card)) for each in models))
+    found = list(dict.fromkeys(license for _, license in rows))
+    # What is no single identifier, such as `other (its name)` or a list, is not for us to put in a word.
+    if len(found) == 1 and found[0] in LICENSES - {"other", "unknown"}:
+        return License({"license": found[0]}, rows, agreed=True)
+    permissive = all(PERMISSIVE.fullmatch(each) for each in found)
+    fields = {
+        "license": "other",
+        "license_name": "-and-".join(found) if permissive else "see-ingredients",
+        "license_link": "https://huggingface.co/THIS_REPO#licenses",
+    }
+    return License(fields, rows, agreed=permissive)
+
+
+def stated_license(card: Mapping[str, Any]) -> str:
+    """As a card states it, spelled as the Hub spells it; a list is joined; empty where nothing is stated or read."""
+    license = ", ".join(sorted(strings(card.get("license")))).lower()
+    name = strings(card.get("license_name"))
+    return f"{license} ({name[0]})" if license == "other" and name else license
+
+
+def front_matter(
+    *, title: str, lineage: LineageReport, used: Sequence[str], license: License, summary: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the Hub reads.
+
+    Args:
+        title: The soup's name, for ``model-index``.
+        lineage: All ingredients.
+        used: Names of those that were averaged.
+        license: From `license_of`.
+        summary: What ``soup.json`` holds.
+    """
+    leaves = [c for name, c in zip(lineage.names, lineage.checkpoints, strict=True) if name in used]
+    bases = [leaf.model for leaf in leaves if leaf.repo is not None]
+    if any(leaf.repo is None for leaf in leaves) and lineage.ancestor and lineage.ancestor.declared:
+        # A folder has no address that a reader could follow, so its ancestor stands for it.
+        bases.append(lineage.ancestor.model)
+    bases = [base for base in dict.fromkeys(bases) if not base.startswith("local:")]
+    cards = [leaf.card for leaf in leaves]
+    tags = [None if lineage.alignment.body else card.get("pipeline_tag") for card in cards]
+    fields: dict[str, Any] = {**license.fields, "library_name": summary["library"]}
+    known = summary["tasks"]
+    # What all say, as a class does not tell a ranker from a classifier; but no pipeline that does not take the class.
+    agreed = len({str(tag) for tag in tags}) == 1 and isinstance(tags[0], str) and re.fullmatch(r"[a-z0-9-]+", tags[0])
+    if agreed and (tags[0] in known or tags[0] not in PIPELINES or not known):
+        fields["pipeline_tag"] = tags[0]
+    elif known:
+        fields["pipeline_tag"] = known[0]
+    if bases:
+        fields |= {"base_model": bases, "base_model_relation": "merge"}
+    datasets = dict.fromkeys(name for card in cards for name in strings(card.get("datasets")) if is_repo_id(name))
+    if datasets:
+        fields["datasets"] = list(datasets)
+    spoken = dict.fromkeys(
+        each for card in cards for each in strings(card.get("language")) if _LANGUAGE.fullmatch(each)
+    )
+    if spoken:
+        fields["language"] = list(spoken)
+    fields["tags"] = list(dict.fromkeys(["model-soup", "merge", "hf-soup", summary["method"]]))
+    results = _results(summary)
+    if results:
+        fields["model-index"] = [{"name": title, "results": results}]
+    return fields
+
+
+def _results(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """``model-index`` entries of all reports; local data has the name of its loader where others have an id."""
+    results = []
+    for report in summary["report"]:
+        dataset = {"type": report["loader"] or report["dataset"], "name": report["name"], "split": report["split"]}
+        dataset |= {"config": report["config"], "revision": report["revision"]}
+        score = summary["scores"]["soup"][report["title"]]
+        results.append(
+            {
+                "task": {"type": report["task"]},
+                "dataset": {key: value for key, value in dataset.items() if value},
+                "metrics": [{"type": report["metric"], "value": round(score["value"], 6), "name": report["metric"]}],
+            }
+        )
+    return results
+
+
+def strings(value: object) -> list[str]:
+    """The texts of a card's field that may hold one or a list, each on one line and of bounded length.
+
+    >>> strings(["mit", 3, "a\\n---\\nb: c"])
+    ['mit', 'a --- b: c']
+    """
+    found = value if isinstance(value, list) else [value]
+    return [text for each in found[:100] if isinstance(each, str) and (text := " ".join(each.split())[:200])]
+
+
+def escape(text: object) -> str:
+    r"""Text that Markdown and HTML show as it is: one line, no markup, no link, nothing that cannot be seen.
+
+    >>> print(escape("a|b <script> [x](y)"))
+    a\|b \<script\> \[x\]\(y\)
+    """
+    seen = "".join(each if each.isprintable() else "\ufffd" for each in " ".join(str(text).split()))
+    return _STARTS.sub(r"\1\\\2", _LINKS.sub(r"`\g<0>`", _MARKUP.sub(r"\\\1", seen)))
+
+
+def render(
+    *,
+    title: str,
+    lineage: LineageReport,
+    used: Sequence[str],
+    license: License,
+    summary: Mapping[str, Any],
+    recipe: str,
+    files: Sequence[str] = (),
+) -> str:
+    """The whole ``README.md`` of a soup.
+
+    Args:
+        title, lineage, used, license, summary: As in `front_matter`.
+        recipe: ``soup.yaml``.
+        files: What it names that scores need and that is only on the cook's machine.
+    """
+    fields = front_matter(title=title, lineage=lineage, used=used, license=license, summary=summary)
+    known = re.fullmatch(r"[A-Za-z]\w*", summary["architecture"], re.ASCII)  # a stranger's text, in code to copy
+    body = _environment().get_template("card.md.j2").render(
+        title=title, lineage=lineage, used=used, license=license, summary=summary, recipe=_RECIPE, files=files,
+        task=fields.get("pipeline_tag"), hidden=[name for name in used if name.startswith("local:")],
+        compared=[name for each in lineage.evidence if each.part == "body" for name in each.names],
+        architecture=summary["architecture"] if known else "AutoModel",
+        fence="`" * max(3, 1 + max(map(len, re.findall("`+", recipe)), default=0)),
+    )  # fmt: skip
+    return _with_front_matter(fields, re.sub(r"\n{3,}", "\n\n", body).replace(_RECIPE, recipe))
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("hf_soup.publishing", "templates"), undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True, autoescape=False,
+    )  # fmt: skip
+    environment.filters["md"] = escape
+    environment.filters["setting"] = lambda value: escape(setting(value))
+    environment.filters["licence"] = lambda leaf: escape(stated_license(leaf.card) or "not stated")
+    environment.filters["score"] = lambda s: f"{100 * s['value']:.2f} ({100 * s['low']:.2f} – {100 * s['high']:.2f})"
+    return environment
+
+
+def setting(value: object) -> str:
+    """A parameter's value, as people read it.
+
+    >>> setting(0.5), setting({"depth": [0.2, 0.6, 1]})
+    ('0.5', '0.2 to 0.6 to 1 from the first layer to the last')
+    """
+    if isinstance(value, Mapping) and isinstance(value.get(DEPTH), list):
+        return f"{' to '.join(map(str, value[DEPTH]))} from the first layer to the last"
+    return str(value)
+
+
+def difference(summary: Mapping[str, Any]) -> str:
+    """What an update changed, as Markdown, for a pull request; the card has it too.
+
+    Raises:
+        ValueError: The summary was edited, and lacks what an update has.
+    """
+    try:
+        return re.sub(r"\n{3,}", "\n\n", _environment().get_template("update.md.j2").render(summary=summary)).strip()
+    except TemplateError as error:
+        raise ValueError("no summary of an update") from error
+
+
+def with_fields(card: str, fields: Mapping[str, Any]) -> str:
+    """A card with some fields of its front matter replaced, or taken out where they are None.
+
+    Raises:
+        PublishError: Somebody edited the front matter, and it is no longer YAML.
+    """
+    found = _FRONT.match(card)
+    try:
+        matter = yaml.safe_load(found[1]) if found else {}
+        merged = {**(matter or {}), **fields}
+    except (yaml.YAMLError, TypeError):
+        said = "The front matter of README.md is not a YAML mapping."
+        raise PublishError(said, hint="Mend it, or cook again.") from None
+    body = card[found.end() :] if found else card
+    return _with_front_matter({key: value for key, value in merged.items() if value is not None}, body.lstrip("\n"))
+
+
+def edited(card: str, stated: str, digest: str) -> str:
+    """A card that says that the weights were changed by hand since the soup was cooked.
+
+    Args:
+        card: As it was written then, or as this function left it.
+        stated: The digest of the weights then.
+        digest: That of the weights now.
+
+    >>> print(edited("# Soup\\n\\nIts digest is `abc`.", "abc", "123"))
+    **The weights were changed by hand after cooking**: scores and recipe are not theirs. Their digest is `123`.
+    <BLANKLINE>
+    # Soup
+    <BLANKLINE>
+    Its digest is `abc` (not of these weights).
+    """
+    card = re.sub(rf"\*\*{_EDITED}.*\n+", "", card).replace(" (not of these weights)", "")
+    card = card.replace(f"`{stated}`", f"`{stated}` (not of these weights)")
+    found = _FRONT.match(card)
+    start = found.end() if found else 0
+    said = f"**{_EDITED}**: scores and recipe are not theirs. Their digest is `{digest}`."
+    return "\n".join([card[:start]] * bool(start) + [said, "", card[start:].lstrip()])
+
+
+def _with_front_matter(fields: Mapping[str, Any], body: str) -> str:
+    return f"---\n{write_yaml(dict(fields))}---\n\n{body}"
+
+
+def plot(path: Path, summary: Mapping[str, Any]) -> None:
+    """A picture of the scores with their intervals: a panel for each data set, the soup on top."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    scores = summary["scores"]
+    names = list(scores)
+    titles = list(scores["soup"])
+    figure = Figure(figsize=(1.5 + 3.6 * len(titles), 1.2 + 0.3 * len(names)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
+    for panel, title in zip(panels, titles, strict=True):
+        for row, name in enumerate(names):
+            score = scores[name][title]
+            color = "#d62728" if name == "soup" else "#2ca02c" if name == "ensemble" else "#1f77b4"
+            panel.plot([100 * score["low"], 100 * score["high"]], [row, row], color=color, linewidth=1.5)
+            panel.plot([100 * score["value"]], [row], "o", color=color, markersize=5)
+        panel.axvline(100 * scores["soup"][title]["value"], color="#d62728", linewidth=0.6, linestyle=":")
+        # A dollar sign would start a formula, and names are strangers' text.
+        panel.set_title(textwrap.fill(title, 34).replace("$", r"\$"), fontsize=9)
+        panel.grid(axis="x", linewidth=0.3)
+    panels[0].set_yticks(range(len(names)), [name.replace("$", r"\$") for name in short(names)], fontsize=8)
+    panels[0].invert_yaxis()
+    figure.supxlabel("percent, with 95 % intervals", fontsize=8)
+    path.parent.mkdir(exist_ok=True)
+    # Without the date and version that matplotlib adds, the same soup has the same picture.
+    figure.savefig(path, dpi=120, metadata={"Software": None})

@@ -1,0 +1,167 @@
+"""Pictures of what was measured."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_soup._util.text import short
+from hf_soup.errors import RecipeError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+#: Models up to which a matrix has its figures in it.
+_FIGURES = 22
+
+
+def draw_barriers(path: Path, summary: Mapping[str, Any]) -> None:
+    """Write barriers between models as PNG: the matrix of their heights, and the lines that were measured.
+
+    Args:
+        path: A new file.
+        summary: `ConnectivityReport.to_dict()`.
+
+    Raises:
+        RecipeError: The file exists, or cannot be written.
+    """
+    import numpy as np
+
+    names = summary["names"]
+    called = dict(zip(names, (_plain(name) for name in short(names)), strict=True))
+    side = max(3.2, 1.8 + 0.36 * len(names))
+    figure, (left, right) = _panels(side + 5.5, side, (side, 4.6))
+    heights = 100 * np.array(summary["heights"])
+    np.fill_diagonal(heights, np.nan)
+    most = max(100 * summary["least"], float(np.nanmax(np.abs(heights))))
+    shown = left.imshow(heights, cmap="RdBu_r", vmin=-most, vmax=most)
+    if len(names) <= _FIGURES:
+        for row, column in np.argwhere(~np.isnan(heights)):
+            color = "w" if abs(heights[row, column]) > 0.6 * most else "k"
+            text = f"{heights[row, column]:.1f}"
+            left.text(column, row, text, ha="center", va="center", fontsize=6, color=color)
+    left.set_xticks(range(len(names)), called.values(), rotation=90, fontsize=7)
+    left.set_yticks(range(len(names)), called.values(), fontsize=7)
+    left.set_title("barriers in points (red); blue: the way between is better", fontsize=8)
+    figure.colorbar(shown, ax=left, shrink=0.8)
+    for number, pair in enumerate(summary["lines"]):
+        at, scores = np.array(pair["line"]).T  # (points,) each
+        color, label = f"C{number}", f"{called[pair['first']]} – {called[pair['second']]}"
+        right.plot(at, 100 * scores, "o-", color=color, label=label)
+        right.plot(at[[0, -1]], 100 * scores[[0, -1]], ":", color=color, linewidth=0.8)
+    right.set_title(_plain(f"{summary['data']} on the way"), fontsize=8)
+    right.set_xlabel("from the first (0) to the second (1)", fontsize=8)
+    right.set_ylabel("percent", fontsize=8)
+    right.grid(linewidth=0.3)
+    if summary["lines"]:
+        right.legend(fontsize=6)
+    _save(figure, path)
+
+
+def draw_curve(path: Path, summary: Mapping[str, Any]) -> None:
+    """Write what a method's parameters do as PNG: scores by value, and reports against the held-out score.
+
+    The second is the picture of WiSE-FT (Wortsman et al., arXiv:2109.01903): what a step costs or gains on the data
+    that were fine-tuned for, against what it does on others.
+
+    Args:
+        path: A new file.
+        summary: What ``soup.json`` holds, with a ``curve`` and scores.
+
+    Raises:
+        RecipeError: The file exists, or cannot be written.
+    """
+    points = summary["curve"]
+    figure, (left, right) = _panels(9.5, 3.8, (1, 1))
+    varied = [key for key in points[0]["parameters"] if len({repr(point["parameters"][key]) for point in points}) > 1]
+    said = [", ".join(f"{point['parameters'][key]:g}" for key in varied) for point in points]
+    places = [point["parameters"][varied[0]] for point in points] if len(varied) == 1 else list(range(len(points)))
+    chosen = points.index(next(p for p in points if p["parameters"] == summary["parameters"]))
+    for title in points[0]["scores"]:
+        values = [100 * point["scores"][title]["value"] for point in points]
+        style = "o--" if title in summary["held_out"] else "o-"
+        (line,) = left.plot(places, values, style, markersize=4, label=_plain(title))
+        if title not in summary["held_out"]:
+            right.plot([100 * point["score"] for point in points], values, "o-", color=line.get_color(), markersize=4)
+            for place in dict.fromkeys((0, chosen, len(points) - 1)):
+                at = (100 * points[place]["score"], values[place])
+                right.annotate(said[place], at, fontsize=7, xytext=(4, 4), textcoords="offset points")
+    left.axvline(places[chosen], color="k", linewidth=0.6, linestyle=":")
+    if len(varied) > 1:
+        left.set_xticks(places, said, rotation=90, fontsize=6)
+    left.set_xlabel(f"{', '.join(varied)} (dotted: chosen on held-out data)", fontsize=8)
+    left.set_ylabel("percent", fontsize=8)
+    left.legend(fontsize=7)
+    right.set_xlabel("held-out data", fontsize=8)
+    right.set_ylabel("reports", fontsize=8)
+    for panel in (left, right):
+        panel.grid(linewidth=0.3)
+    _save(figure, path)
+
+
+def draw_learned(path: Path, summary: Mapping[str, Any], layers: Mapping[str, Sequence[float]]) -> None:
+    """Write how shares were learned as PNG: the losses by epoch, and the shares, by tensor where they have their own.
+
+    Args:
+        path: A new file.
+        summary: What ``soup.json`` holds, with a ``history``.
+        layers: Tensor → its own shares, in the order of the weights.
+
+    Raises:
+        RecipeError: The file exists, or cannot be written.
+    """
+    import numpy as np
+
+    history, weights = summary["history"], summary["weights"]
+    figure, (left, right) = _panels(10.5, max(3.8, 0.25 * len(weights) + 1.5), (1, 1.4))
+    epochs = [entry["epoch"] for entry in history]
+    for key, label in (("train_loss", "rows learned from"), ("inner_loss", "rows kept apart")):
+        left.plot(epochs, [np.nan if entry[key] is None else entry[key] for entry in history], label=label)
+    best = min(history, key=lambda entry: entry["inner_loss"])["epoch"]
+    left.axvline(best, color="k", linewidth=0.6, linestyle=":")
+    left.set_xlabel("epoch (dotted: taken)", fontsize=8)
+    left.set_ylabel("loss", fontsize=8)
+    left.legend(fontsize=7)
+    left.grid(linewidth=0.3)
+    names = [_plain(name) for name in short(list(weights))]
+    if layers:
+        shares = np.array(list(layers.values())).T  # (ingredients, tensors)
+        most = np.abs(shares).max()
+        shown = right.imshow(shares, aspect="auto", cmap="RdBu_r", vmin=-most, vmax=most, interpolation="nearest")
+        figure.colorbar(shown, ax=right, shrink=0.8)
+        right.set_xlabel(f"{len(layers)} tensors, in the order of the file", fontsize=8)
+    else:
+        right.barh(range(len(names)), list(weights.values()))
+        right.invert_yaxis()
+        right.set_xlabel("share", fontsize=8)
+    right.set_yticks(range(len(names)), names, fontsize=7)
+    _save(figure, path)
+
+
+def _plain(name: str) -> str:
+    # A dollar sign would start a formula, and names are strangers' text.
+    return name.replace("$", r"\$")
+
+
+def _panels(width: float, height: float, ratios: tuple[float, float]) -> tuple[Figure, Any]:
+    """A figure in memory with two panels beside each other."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(1, 2, width_ratios=ratios)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    picture = io.BytesIO()
+    # Without the date and version that matplotlib adds, the same barriers have the same picture.
+    figure.savefig(picture, format="png", dpi=120, bbox_inches="tight", metadata={"Software": None})
+    try:
+        with path.open("xb") as file:
+            file.write(picture.getvalue())
+    except OSError as error:
+        raise RecipeError(f"Cannot write '{path}': {error.strerror}.") from None

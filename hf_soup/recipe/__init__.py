@@ -1,0 +1,44 @@
+"""What a soup is made of, in names and numbers: the recipe, checked, and what it comes to for each tensor."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hf_soup.recipe.findings import (
+        Finding as Finding,
+        ingredients_set_apart as ingredients_set_apart,
+        with_allowed as with_allowed,
+    )
+    from hf_soup.recipe.mixture import (
+        DEPTH as DEPTH,
+        MethodCall as MethodCall,
+        is_average as is_average,
+        methods_by_tensor as methods_by_tensor,
+        methods_of as methods_of,
+        needs_base as needs_base,
+        parameters_at as parameters_at,
+        random_seed as random_seed,
+    )
+    from hf_soup.recipe.schema import (
+        JUDGEMENTS as JUDGEMENTS,
+        MAX_BYTES as MAX_BYTES,
+        MAX_INGREDIENTS as MAX_INGREDIENTS,
+        Examples as Examples,
+        Ingredient as Ingredient,
+        Models as Models,
+        Named as Named,
+        Recipe as Recipe,
+        Scoring as Scoring,
+        as_recipe as as_recipe,
+        is_local_path as is_local_path,
+        parse_part as parse_part,
+        split_revision as split_revision,
+    )
+    from hf_soup.recipe.validation import (
+        MAX_POINTS as MAX_POINTS,
+        require_methods as require_methods,
+        require_named as require_named,
+    )
+else:
+    from hf_soup._util.lazy import lazy_exports
+
+    __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -1,0 +1,133 @@
+"""What the method and the overrides of a recipe come to for each tensor."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hf_soup._util.text import some
+from hf_soup.errors import RecipeError
+from hf_soup.recipe.schema import Named, Recipe
+
+if TYPE_CHECKING:
+    from hf_soup.methods import Method
+
+
+class MethodCall(NamedTuple):
+    """How tensors are combined: the name of a method, and its parameters."""
+
+    method: str
+    parameters: Mapping[str, Any]
+
+
+#: The key of a parameter that changes over the layers.
+DEPTH = "depth"
+
+
+def is_average(recipe: Recipe) -> bool:
+    """Whether every tensor is the weighted mean of the ingredients', with the same shares or its own."""
+    normalize = recipe.method.parameters.get("normalize", True)
+    return recipe.method.name == "linear" and normalize is True and not recipe.overrides
+
+
+def methods_of(recipe: Recipe) -> list[Method]:
+    """The methods of a recipe: that of most tensors first, then those of overrides; unknown ones are left out."""
+    from hf_soup.methods import METHODS  # late, as torch takes a second to import and a check needs none
+
+    named = (recipe.method, *(each.method for each in recipe.overrides))
+    return [METHODS[each.name] for each in named if each.name in METHODS]
+
+
+def needs_base(recipe: Recipe) -> bool:
+    """Whether a method works on task vectors; then one model alone, between itself and its ancestor, will do."""
+    return not is_average(recipe) and any(method.needs_base for method in methods_of(recipe))
+
+
+def random_seed(recipe: Recipe) -> int:
+    """The recipe's seed, or 0 where no method has random numbers, and the seed changes nothing."""
+    if is_average(recipe):  # the check of an average imports no torch
+        return 0
+    return recipe.seed if any("random" in method.given for method in methods_of(recipe)) else 0
+
+
+def methods_by_tensor(recipe: Recipe, names: Iterable[str]) -> dict[str, MethodCall]:
+    """How tensors are combined that are not combined as most: by the first override that matches, or by their depth.
+
+    Args:
+        recipe: With one value for each parameter, or a value at each depth.
+        names: Of all tensors of the output.
+
+    Raises:
+        RecipeError: An override matches no tensor.
+    """
+    names = list(names)
+    given: dict[str, Named] = {}
+    for override in recipe.overrides:
+        pattern = override.tensors
+        matching = [pattern] if pattern in names else fnmatch.filter(names, pattern)
+        if not matching:
+            raise RecipeError(
+                f"`overrides` names '{pattern}', and no tensor matches it.",
+                hint=f"Tensors are called {some(sorted(names))}; `*` stands for anything.",
+            )
+        for name in matching:
+            given.setdefault(name, override.method)
+    if varies_with_depth(recipe.method):
+        given = {name: given.get(name, recipe.method) for name in names}
+    if not any(varies_with_depth(named) for named in given.values()):
+        return {name: MethodCall(named.name, named.parameters) for name, named in given.items()}
+    where = depths(names)
+    return {name: MethodCall(named.name, parameters_at(named.parameters, where[name])) for name, named in given.items()}
+
+
+def varies_with_depth(named: Named) -> bool:
+    """Whether a parameter changes over the layers."""
+    return any(isinstance(value, Mapping) for value in named.parameters.values())
+
+
+def parameters_at(parameters: Mapping[str, Any], depth: float) -> dict[str, Any]:
+    """Parameters at a depth between 0 and 1, those that change interpolated between the values that are given.
+
+    >>> parameters_at({"density": {"depth": [0.25, 0.75, 0.5]}, "scale": 1.0}, 0.25)
+    {'density': 0.5, 'scale': 1.0}
+    """
+    return {
+        name: _between(value[DEPTH], depth) if isinstance(value, Mapping) else value
+        for name, value in parameters.items()
+    }
+
+
+def _between(points: Sequence[float], depth: float) -> float:
+    place = depth * (len(points) - 1)
+    before = min(int(place), len(points) - 2)
+    share = place - before
+    return (1 - share) * points[before] + share * points[before + 1]
+
+
+def depths(names: Iterable[str]) -> dict[str, float]:
+    """Where tensors stand in a model: 0 in its first layer, 1 in its last.
+
+    A layer is what has a number in its name, among those with the same words before it. What has none stands before
+    the first layer where it is called an embedding, else behind the last one.
+
+    >>> depths(["embed.weight", "layers.0.w", "layers.1.experts.7.w", "layers.2.w", "head.weight"])
+    {'embed.weight': 0.0, 'layers.0.w': 0.0, 'layers.1.experts.7.w': 0.5, 'layers.2.w': 1.0, 'head.weight': 1.0}
+    """
+    names = list(names)
+    numbered = {name: found for name in names if (found := re.match(r"(.*?)(?:^|\.)(\d+)(?:\.|$)", name))}
+    groups: dict[str, list[int]] = {}
+    for found in numbered.values():
+        groups.setdefault(found[1], []).append(int(found[2]))
+    ranked = {prefix: sorted(set(numbers)) for prefix, numbers in groups.items()}
+    result = {}
+    for name in names:
+        if name in numbered:
+            layers = ranked[numbered[name][1]]
+            place = bisect_right(layers, int(numbered[name][2])) - 1
+            result[name] = place / max(1, len(layers) - 1)
+        else:
+            result[name] = 0.0 if "embed" in name else 1.0
+    return result

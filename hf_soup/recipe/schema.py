@@ -1,0 +1,512 @@
+"""What was asked for: `Recipe`, its `Ingredient`s and the `Scoring` of held-out and report data.
+
+A recipe is a frozen value, read from YAML with unknown keys refused, and written back the same. The resolved
+recipe of a soup (``soup.yaml``) is a recipe too: every revision is a full commit and every weight is final.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from hf_soup._util.yaml import parse_yaml, write_yaml
+from hf_soup.errors import RecipeError, shortened, without_credentials
+
+#: A recipe in a published repo is a stranger's text, so its size is bounded before it is parsed.
+MAX_BYTES = 1 << 22
+MAX_INGREDIENTS = 1000
+
+#: Codes of findings that are judgements, which `allow` may accept; what else refuses could not be averaged at all.
+JUDGEMENTS = frozenset({
+    *("ancestor-apart", "ancestor-copied", "ancestor-found", "ancestor-undeclared", "ancestor-unknown"),
+    *("ancestor-unreadable", "ancestors-differ", "ancestors-loop", "base-contradicted", "base-doubtful", "base-wrong"),
+    *("batch-norm", "card-wrong", "counted-twice", "drifted", "dtypes-mixed", "heads-apart", "identical", "labels"),
+    *("labels-unknown", "not-from-base", "parts-apart", "parts-drifted", "positions", "processing"),
+    *("processing-absent", "processing-not-compared", "scored-on-train", "selected-on-report", "strangers"),
+})  # fmt: skip
+
+_Part = TypeVar("_Part", bound=BaseModel)
+
+
+def _as_text(value: object) -> object:
+    """A path as the text that a recipe holds."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+_Text = Annotated[str, Field(min_length=1, max_length=1024), BeforeValidator(_as_text)]
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+
+    @field_validator("*")
+    @classmethod
+    def _holds_no_credentials(cls, value: Any) -> Any:
+        # A recipe is written down and published.
+        return without_credentials(value) if isinstance(value, str) else value
+
+
+class Ingredient(_Value):
+    """A model that goes into the soup.
+
+    Args:
+        model: A Hub id, ``id@revision``, a huggingface.co address or a folder.
+        revision: A branch, tag, pull request reference or commit; what stands after ``@`` says the same.
+        weight: Its share; shares are divided by their sum. Below zero only where a method adds up without dividing.
+
+    >>> Ingredient.model_validate("acme/a@v2")
+    Ingredient(model='acme/a', revision='v2', weight=1.0)
+    """
+
+    model: _Text
+    revision: str | None = None
+    weight: float = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_revision(cls, value: object) -> object:
+        if isinstance(value, str | os.PathLike):
+            value = {"model": value}
+        if isinstance(value, Mapping) and isinstance(named := _as_text(value.get("model")), str):
+            model, found, revision = split_revision(named)
+            value = {**value, "model": model}
+            if found:
+                if value.get("revision") not in (None, revision):
+                    raise ValueError(f"two revisions: '{revision}' and '{value['revision']}'")
+                value["revision"] = revision
+        return value
+
+    @field_validator("weight")
+    @classmethod
+    def _weight_is_a_number(cls, weight: float) -> float:
+        if not math.isfinite(weight):
+            raise ValueError(f"a weight is a finite number, not {weight}")
+        return weight
+
+    @model_serializer(mode="wrap")
+    def _to_text(self, handler: Any) -> object:
+        given: dict[str, object] = handler(self)
+        if self.weight == 1.0:
+            given.pop("weight", None)
+        if self.revision is None:
+            given.pop("revision", None)
+        return self.model if list(given) == ["model"] else given
+
+    def __str__(self) -> str:
+        return f"{self.model}@{self.revision}" if self.revision else self.model
+
+
+def is_local_path(path: str) -> bool:
+    """Whether a file or folder of this name exists; no where the name is too long, or the way to it closed."""
+    return os.path.exists(path)  # noqa: PTH110 -- Path.exists raises there
+
+
+def split_revision(model: str) -> tuple[str, bool, str]:
+    """Split ``owner/name@revision`` or a huggingface.co address; a folder that exists is left whole.
+
+    >>> split_revision("https://huggingface.co/acme/a/tree/v2")
+    ('acme/a', True, 'v2')
+    """
+    if is_local_path(model):
+        return model, False, ""
+    model = without_credentials(model)
+    if model.startswith(("https://huggingface.co/", "http://huggingface.co/", "https://hf.co/")):
+        parts = urlsplit(model).path.strip("/").split("/")
+        if parts[:1] == ["models"]:
+            parts = parts[1:]
+        revision = "/".join(parts[3:]) if parts[2:3] in (["tree"], ["commit"], ["blob"]) else ""
+        return "/".join(parts[:2]), bool(revision), unquote(revision)
+    name, at, revision = model.partition("@")
+    return name, bool(at), revision
+
+
+class Named(_Value):
+    """A method or a selection: its name, and its parameters beside it.
+
+    >>> Named.model_validate({"name": "greedy", "accept": ">"}).parameters
+    {'accept': '>'}
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", str_strip_whitespace=True)
+    name: _Text
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_serializer(mode="wrap")
+    def _to_text(self, handler: Any) -> object:
+        given: dict[str, object] = handler(self)
+        return self.name if list(given) == ["name"] else given
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Everything beside the name."""
+        return dict(self.model_extra or {})
+
+
+class Override(_Value):
+    """Tensors that are combined in a way of their own.
+
+    Args:
+        tensors: A pattern of names; ``*`` stands for anything.
+        method: How they are combined.
+    """
+
+    tensors: _Text
+    method: Named
+
+
+class Scoring(_Value):
+    """Labelled data and the number that is read off it.
+
+    Args:
+        task: ``image-classification`` or ``text-classification``.
+        dataset: A Hub id, or a local csv, jsonl or parquet file or image folder.
+        split: The split, also as a slice (``validation[:500]``); for a local file it may be left out.
+        metric: ``accuracy`` or another built-in metric; ``module:function``; a folder or file of an `evaluate` script,
+            or its id on the Hub. More is better.
+        config: The dataset's configuration, where it has several.
+        revision: The dataset's commit; filled in when the recipe is resolved.
+        labels: The class names in the order of the dataset's numbers, where nobody else says it.
+        label_column, input_columns: Columns, where the usual names do not fit.
+        name: What the data is called in tables; ``dataset split`` by default.
+        batch_size: Examples in one forward pass.
+        weight: How much it counts where selection looks at several.
+        trust_remote_code: Let a metric of the Hub, which is code, run here.
+    """
+
+    task: Literal["image-classification", "text-classification"]
+    dataset: _Text
+    split: str | None = None
+    metric: _Text = "accuracy"
+    config: str | None = None
+    revision: str | None = None
+    labels: tuple[str, ...] | None = None
+    label_column: str | None = None
+    input_columns: tuple[str, ...] | None = None
+    name: str | None = None
+    batch_size: Annotated[int, Field(ge=1, le=65536)] = 32
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    trust_remote_code: bool = False
+
+    @property
+    def measure(self) -> str:
+        """The metric's name, without the path of a script."""
+        return Path(self.metric).stem if is_local_path(os.path.expanduser(self.metric)) else self.metric  # noqa: PTH111
+
+    @property
+    def title(self) -> str:
+        """What the score is called in tables, such as ``AI-Lab-Makerere/beans test accuracy``."""
+        last = Path(self.dataset).name if is_local_path(self.dataset) else self.dataset
+        data = self.name or " ".join(part for part in (last, self.config, self.split) if part)
+        return f"{data} {self.measure}"
+
+
+#: What is said of a score, and not of examples.
+_OF_SCORES = {"metric", "labels", "label_column", "weight", "trust_remote_code"}
+
+
+class Examples(Scoring):
+    """Inputs on which a method looks at what the ingredients do; labels are not read. Its keys are those of `Scoring`.
+
+    A method draws so many rows as it asks for from the split. Statistics of batch normalisation are of all rows.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _have_no_metric(cls, value: object) -> object:
+        if isinstance(value, Mapping) and (found := value.keys() & _OF_SCORES):
+            raise ValueError(f"'{min(found)}' is for `score` and `report`; examples have no labels and no metric")
+        return value
+
+    @property
+    def title(self) -> str:
+        """What the data is called."""
+        return super().title.removesuffix(f" {self.measure}")
+
+
+def _as_list(value: object) -> object:
+    """Data as a recipe names it: none, one, or several."""
+    return [] if value is None else value if isinstance(value, list | tuple) else [value]
+
+
+class Recipe(_Value):
+    """What was asked for.
+
+    Args:
+        ingredients: The models, in the order that decides every other order.
+        base: The pretrained ancestor; found through the Hub when absent.
+        method: How tensors are combined. In the place of a number stand several in a list, of which the best on
+            held-out data is taken, or ``{depth: [first, …, last]}``, which goes from one to the next over the layers.
+        overrides: How some tensors are combined; the first whose pattern matches a tensor's name counts.
+        select: Which ingredients go in, with which shares: ``uniform`` (all), ``greedy``, …
+        score: The held-out data that selection may look at; of several the weighted mean of their scores.
+        layers: Shares by tensor, in the order of the ingredients: the first pattern that matches a tensor's name wins,
+            and the ingredients' own weights count where none does. A learned soup's are written here.
+        repeats: How often the choice is made again, on random halves of the held-out rows, to say how stable it is.
+        report: Data that is looked at once, at the end.
+        examples: Inputs for methods that look at what the ingredients do with them, as fisher and regmean, and with
+            which running statistics of batch normalisation are collected again.
+        dtype: ``bfloat16``, ``float16``, ``float32`` or ``float64``; the ingredients' by default.
+        labels: Names of the outputs in the order that the soup shall have; by default as the first ingredient that
+            names them has them. An ingredient that names none is taken to have them in this order: its rows stay.
+        heads: Average bodies alone: ``body`` makes a model without a head, a new base; the name of an ingredient
+            keeps its head.
+        vocabulary: Where some ingredients added tokens: ``base`` keeps those that all have, ``union`` all.
+        allow: Codes of findings that are accepted although they refuse or warn, such as ``strangers``: those that are
+            judgements (`JUDGEMENTS`).
+        seed: Of every random number.
+        allow_pickle: Read ``pytorch_model.bin`` where there is nothing else (weights only).
+
+    >>> recipe = Recipe(ingredients=["acme/a", {"model": "acme/b", "weight": 2}])
+    >>> print(recipe.to_yaml(), end="")
+    ingredients:
+    - acme/a
+    - model: acme/b
+      weight: 2.0
+    """
+
+    base: Annotated[str, Field(max_length=1024), BeforeValidator(_as_text)] | None = None
+    ingredients: Annotated[tuple[Ingredient, ...], Field(min_length=1, max_length=MAX_INGREDIENTS)]
+    method: Named = Named(name="linear")
+    overrides: Annotated[tuple[Override, ...], Field(max_length=1000)] = ()
+    select: Named = Named(name="uniform")
+    layers: Annotated[dict[_Text, tuple[float, ...]], Field(max_length=100_000)] = {}
+    score: Annotated[tuple[Scoring, ...], BeforeValidator(_as_list)] = ()
+    repeats: Annotated[int, Field(ge=0, le=1000)] = 0
+    report: Annotated[tuple[Scoring, ...], BeforeValidator(_as_list)] = ()
+    examples: Examples | None = None
+    dtype: Literal["bfloat16", "float16", "float32", "float64"] | None = None
+    labels: tuple[str, ...] | None = None
+    heads: _Text | None = None
+    vocabulary: Literal["base", "union"] | None = None
+    allow: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    allow_pickle: bool = False
+
+    def __init__(self, /, **values: Any) -> None:
+        # pydantic's own signature knows only the final types; a recipe is written with the short ones.
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise RecipeError(explain_faults(error.errors(include_url=False), _keys_at, "the recipe")) from None
+
+    @model_validator(mode="after")
+    def _weights_have_a_sum(self) -> Self:
+        weights = [ingredient.weight for ingredient in self.ingredients]
+        total = sum(weights)
+        if not any(weights) or not math.isfinite(total):
+            shown = ", ".join(f"{weight:g}" for weight in weights)
+            raise ValueError(f"the weights ({shown}) sum to {total:g}; give at least one ingredient a share")
+        return self
+
+    @model_validator(mode="after")
+    def _layers_fit(self) -> Self:
+        for pattern, weights in self.layers.items():
+            if len(weights) != len(self.ingredients) or not any(weights) or not math.isfinite(sum(weights)):
+                shown = ", ".join(f"{weight:g}" for weight in weights)
+                raise ValueError(
+                    f"`layers` gives '{pattern}' the weights ({shown}); it takes a finite one for each of the "
+                    f"{len(self.ingredients)} ingredients, not all of them zero"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _heads_are_known(self) -> Self:
+        if self.heads == "body" and (self.score or self.report or self.examples):
+            raise ValueError("with `heads: body` there are no outputs that `score`, `report` or `examples` look at")
+        if self.heads not in (None, "body") and not isinstance(self.head, int):
+            known = ", ".join(str(each) for each in self.ingredients[:6])
+            raise ValueError(f"`heads` is '{self.heads}'; it is `body` or one of the ingredients: {known}")
+        return self
+
+    @model_validator(mode="after")
+    def _labels_are_apart(self) -> Self:
+        labels = [label.strip().casefold() for label in self.labels or ()]
+        if self.labels is not None and self.heads == "body":
+            raise ValueError("with `heads: body` the soup has no outputs that `labels` could name")
+        if twice := next((label for label, count in Counter(labels).items() if count > 1), None):
+            raise ValueError(f"`labels` has '{twice}' twice; every output has a name of its own")
+        return self
+
+    @field_validator("allow")
+    @classmethod
+    def _allows_judgements(cls, allow: tuple[str, ...]) -> tuple[str, ...]:
+        if other := [code for code in allow if code not in JUDGEMENTS]:
+            raise ValueError(
+                f"'{other[0]}' is no finding that can be accepted; those are {', '.join(sorted(JUDGEMENTS))}"
+            )
+        return tuple(dict.fromkeys(allow))
+
+    @property
+    def head(self) -> int | Literal["body"] | None:
+        """Number of the ingredient whose head is kept, or ``body``; None where heads are averaged."""
+        if self.heads is None or self.heads == "body":
+            return self.heads  # type: ignore[return-value]  # "body" is one
+        model, _, revision = split_revision(self.heads)
+        for number, each in enumerate(self.ingredients):
+            if each.model == model and revision in ("", each.revision):
+                return number
+        return None
+
+    @property
+    def resolved(self) -> bool:
+        """Whether every ingredient is pinned, as in the ``soup.yaml`` of a soup; one alone is a soup only there."""
+        return all(re.fullmatch(r"[0-9a-f]{40}|sha256:[0-9a-f]{64}", each.revision or "") for each in self.ingredients)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a recipe from a YAML file.
+
+        Raises:
+            RecipeError: The file cannot be read or is not a recipe; every fault is listed.
+        """
+        path = Path(path)
+        try:
+            size = path.stat().st_size
+            if size > MAX_BYTES:
+                raise RecipeError(f"'{path.name}' has {size:,} bytes; a recipe has at most {MAX_BYTES:,}.")
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise RecipeError(f"Cannot read the recipe '{path}': {reason}.") from None
+        return cls.parse(text, path.name)
+
+    @classmethod
+    def parse(cls, text: str, name: str = "the recipe") -> Self:
+        """Read a recipe from YAML text; ``name`` is what errors call it."""
+        try:
+            values = parse_yaml(text)
+        except (yaml.YAMLError, RecursionError) as error:
+            raise RecipeError(f"Cannot read {name}: it is not valid YAML.\n{shortened(str(error))}") from None
+        if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+            raise RecipeError(
+                f"Cannot read {name}: a recipe is a mapping with the key 'ingredients'; "
+                f"this is {'empty' if values is None else type(values).__name__}.",
+                hint="Start from `hf-soup check MODEL... -o recipe.yaml`, which writes one.",
+            )
+        try:
+            return cls(**values)
+        except RecipeError as error:
+            raise RecipeError(error.message.replace("the recipe", name, 1)) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values that differ from their defaults, as plain data."""
+        dumped: dict[str, Any] = self.model_dump(mode="json", exclude_defaults=True)
+        for scoring in [*dumped.get("score", []), *dumped.get("report", []), dumped.get("examples", {})]:
+            for key in [key for key, value in scoring.items() if value is None]:
+                del scoring[key]
+        if len(dumped.get("score", [])) == 1:
+            (dumped["score"],) = dumped["score"]
+        return dumped
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML, without what is a default anyway."""
+        return write_yaml(self.to_dict())
+
+
+def _keys_at(location: Sequence[int | str]) -> set[str]:
+    """The keys that a recipe may have where a fault lies."""
+    children: dict[object, type[BaseModel]] = {"ingredients": Ingredient, "overrides": Override, "score": Scoring}
+    children["report"] = Scoring
+    if location[0] == "examples":
+        return set(Examples.model_fields) - _OF_SCORES
+    owners = [children[part] for part in location[:-1] if part in children]
+    return set((owners[-1] if owners else Recipe).model_fields)
+
+
+def parse_part(kind: type[_Part], value: object, name: str) -> _Part:
+    """An `Ingredient` or a `Scoring` by itself; ``name`` is what errors call it.
+
+    Raises:
+        RecipeError: It is none; every fault is listed.
+    """
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise RecipeError(explain_faults(error.errors(include_url=False), _keys_at, name)) from None
+
+
+#: What a caller may name models with: a recipe, its YAML file, a model, several, or several with their weights.
+Models = Recipe | str | Path | Sequence[str | Path] | Mapping[str, float] | Mapping[Path, float]
+
+
+def as_recipe(models: Models, **changes: Any) -> Recipe:
+    """A recipe from what a caller may give, with some of its keys changed; those that are None are not.
+
+    >>> as_recipe({"acme/a": 0.9, "acme/b": 0.1}, method="slerp").to_dict()["ingredients"][0]
+    {'model': 'acme/a', 'weight': 0.9}
+    """
+    changes = {key: value for key, value in changes.items() if value is not None}
+    if isinstance(models, str | Path) and str(models).endswith((".yaml", ".yml")):
+        models = Recipe.load(models)
+    if isinstance(models, Recipe):
+        return Recipe(**{**models.to_dict(), **changes}) if changes else models
+    if isinstance(models, Mapping):
+        named: list[Any] = [{"model": model, "weight": weight} for model, weight in models.items()]
+    else:
+        named = [models] if isinstance(models, str | Path) else list(models)
+    return Recipe(**{"ingredients": named, **changes})
+
+
+_MOST_FAULTS = 50
+#: pydantic's words, and those of somebody who writes YAML.
+_YAML_WORDS = {"Tuple": "List", "tuple": "list", "(dictionary|object)( or instance of [A-Za-z]+)?": "mapping"}
+
+
+def explain_faults(every: Sequence[Any], keys_at: Callable[[Sequence[int | str]], set[str]], name: str) -> str:
+    """All faults of a recipe, a line each, with the key, the value and what is allowed.
+
+    Args:
+        every: As pydantic lists them.
+        keys_at: The keys that a recipe may have where a fault lies.
+        name: What the recipe is called.
+    """
+    lines = [f"Cannot read {name}:"]
+    faults = every[:_MOST_FAULTS]
+    for fault in faults:
+        where = ".".join(shortened(str(part), 80) for part in fault["loc"]).replace("score.0", "score") or "recipe"
+        message = fault["msg"].removeprefix("Value error, ")
+        for theirs, ours in _YAML_WORDS.items():
+            message = re.sub(theirs, ours, message)
+        within = [other for other in faults if other["loc"][:-1][: len(fault["loc"])] == fault["loc"]]
+        if fault["type"] == "too_short" and within:
+            continue  # only because what is wrong in it was left out
+        if fault["type"] == "extra_forbidden":
+            known = sorted(keys_at(fault["loc"]))
+            message = "unknown key" + (f"; known here: {', '.join(known)}" if known else "")
+        elif fault["type"] != "value_error" and fault["type"] != "missing":
+            message = f"{message} (it is {_shown(fault['input'])})"
+        lines.append(f"  {where}: {shortened(message, 2000)}")
+    if len(every) > len(faults):
+        lines.append(f"  … and {len(every) - len(faults):,} more faults")
+    return "\n".join(lines)
+
+
+def _shown(value: object) -> str:
+    try:
+        # Before it is cut, as half an address is none.
+        return without_credentials(json.dumps(value, default=str))[:80]
+    except (ValueError, TypeError, RecursionError):  # a number of a million digits, keys that are none
+        return f"a {type(value).__name__} that cannot be written down"

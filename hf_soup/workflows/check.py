@@ -1,0 +1,109 @@
+"""May these models be averaged? From references to a verdict, without a whole weight file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from hf_soup import hub
+from hf_soup._util.progress import Say
+from hf_soup._util.text import some
+from hf_soup.evaluation import require_looked_at, running_statistics
+from hf_soup.hub import Token
+from hf_soup.ingredients import ResolvedIngredients, expand_runs, resolve_ingredients, within_a_run
+from hf_soup.lineage import AlignmentOptions, LineageReport, check_lineage
+from hf_soup.recipe import Finding, Models, Recipe, as_recipe, ingredients_set_apart, needs_base, with_allowed
+from hf_soup.workflows.prepare import selected_on, trained_on
+
+
+def check(
+    models: Models,
+    *,
+    base: str | Path | None = None,
+    allow: str | Sequence[str] | None = None,
+    allow_pickle: bool = False,
+    token: Token = None,
+) -> LineageReport:
+    """May these models be averaged? Reads configs, cards, headers and samples of rows; no whole weight file.
+
+    Args:
+        models: Hub ids or folders, also as a mapping to their weights; a recipe, or the path of one.
+        base: The pretrained ancestor; by default what the recipe, the cards or the configs name.
+        allow: Codes of findings that are accepted, as in a recipe.
+        allow_pickle: As in a recipe.
+        token: As everywhere in huggingface_hub.
+
+    Returns:
+        The verdict with all reasons; ``refused`` is a verdict too, not an error.
+
+    Raises:
+        ResolveError: A model cannot be found, reached or read.
+    """
+    before = hub.traffic()
+    recipe, runs = expand_runs(
+        as_recipe(models, base=base, allow=allow, allow_pickle=allow_pickle or None), checks=True
+    )
+    lineage = _examine(resolve_ingredients(recipe, token=token), runs, token)
+    # With the headers, indexes and cards of the ingredients.
+    return replace(lineage, transferred_bytes=hub.traffic() - before)
+
+
+def propose(recipe: Recipe, lineage: LineageReport, *, token: Token = None) -> tuple[Recipe, str] | None:
+    """A recipe near a refused one that is not refused, and what it changes; None where none was found.
+
+    Args:
+        recipe: That was checked, with checkpoints in the place of runs.
+        lineage: What the check said.
+        token: As everywhere in huggingface_hub.
+    """
+    refusals = [reason for reason in lineage.reasons if reason.refuses]
+    apart = set().union(*(ingredients_set_apart(reason, lineage.names) for reason in refusals))
+    found = [(recipe.model_copy(update={"heads": "body"}), "with `heads: body`")] if recipe.heads is None else []
+    if len(lineage.names) == len(recipe.ingredients) and apart and len(lineage.names) - len(apart) > 1:
+        pairs = zip(lineage.names, recipe.ingredients, strict=True)
+        kept = tuple(each for name, each in pairs if name not in apart)
+        found.append((recipe.model_copy(update={"ingredients": kept}), f"without {some(sorted(apart))}"))
+    only_heads = all(reason.code in ("architecture", "labels") for reason in refusals)
+    for changed, how in found if only_heads else found[::-1]:
+        if changed.heads == "body" and (not only_heads or recipe.score or recipe.report or recipe.examples):
+            continue
+        if check(changed, token=token).verdict != "refused":
+            return changed, how
+    return None
+
+
+def _examine(expanded: ResolvedIngredients, runs: Sequence[Finding], token: Token) -> LineageReport:
+    recipe = expanded.recipe
+    lineage = check_lineage(
+        expanded.checkpoints,
+        base=recipe.base,
+        wishes=AlignmentOptions.of(recipe),
+        alone=recipe.resolved or needs_base(recipe),
+        allow_pickle=recipe.allow_pickle,
+        token=token,
+    )
+    soups = [Finding("second-order", note) for note in expanded.notes]
+    seen = selected_on(recipe, expanded.seen)
+    found = within_a_run(lineage.reasons, expanded.checkpoints)
+    found += [*running_statistics(recipe, lineage), *runs, *soups, *seen]
+    return lineage.with_reasons(with_allowed([*found, *trained_on(recipe, lineage, token)], recipe.allow))
+
+
+def checked_lineage(expanded: ResolvedIngredients, runs: Sequence[Finding], token: Token, say: Say) -> LineageReport:
+    """The verdict on what a recipe stands for, with its warnings told; refused lineages are an error."""
+    for reason in runs:
+        say(f"note: [{reason.code}] {reason.message}")
+    lineage = _examine(expanded, runs, token)
+    require_looked_at(expanded.recipe, lineage)
+    lineage.raise_if_refused()
+    for reason in lineage.reasons:
+        if reason not in runs:
+            kind = "note" if reason.code == "second-order" else "allowed" if reason.allowed else "warning"
+            say(f"{kind}: [{reason.code}] {reason.message}")
+    for alignment in lineage.alignments:
+        say(f"note: {alignment}")
+    for name, checkpoint in zip(lineage.names, lineage.checkpoints, strict=True):
+        for note in checkpoint.notes:
+            say(f"note: {name}: {note}")
+    return lineage

@@ -1,0 +1,319 @@
+"""From a recipe to a soup's folder: check, fetch, select, average, score, write."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from hf_soup import hub
+from hf_soup._util.progress import Say, to_stderr
+from hf_soup.checkpoint import require_unchanged
+from hf_soup.errors import RecipeError
+from hf_soup.evaluation import (
+    batch_norms,
+    prepare_calibration,
+    recalibrate_batch_norm,
+    statistics_for,
+    statistics_notes,
+)
+from hf_soup.hub import Token
+from hf_soup.ingredients import ResolvedIngredients, expand_runs, resolve_ingredients
+from hf_soup.lineage import LineageReport, about_files, soup_config, write_assets
+from hf_soup.merging import (
+    Plan,
+    Workspace,
+    fetch_small,
+    fetch_weights,
+    missing_weights,
+    refuse_existing,
+    weight_files_of,
+)
+from hf_soup.publishing import Soup, write_contents
+from hf_soup.recipe import Models, Recipe, as_recipe
+from hf_soup.selection import choose, settled
+from hf_soup.workflows.check import checked_lineage
+from hf_soup.workflows.prepare import (
+    disk_needs,
+    evaluation_of_soup,
+    free_bytes,
+    ingredients_to_fetch,
+    plan_of,
+    prepare_evaluation,
+    require_disk,
+    require_rows,
+    weights_by_name,
+    with_base_if_needed,
+)
+from hf_soup.workflows.update import Update
+from hf_soup.workflows.validate import validate
+
+if TYPE_CHECKING:
+    from hf_soup.evaluation import BatchStatistics, EvalDataset, Evaluation, Mixture
+    from hf_soup.merging import ProcessGroup
+
+
+def cook(
+    recipe: Models | Update,
+    out: str | Path,
+    *,
+    method: str | Mapping[str, Any] | None = None,
+    select: str | Mapping[str, Any] | None = None,
+    allow: str | Sequence[str] | None = None,
+    token: Token = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    stream: bool = False,
+    processes: Literal["all", "main"] = "all",
+    quiet: bool = True,
+    say: Say = to_stderr,
+) -> Soup:
+    """Check, fetch, select, average, score, and write a soup folder that appears complete or not at all.
+
+    Args:
+        recipe: A recipe, the path of one, models, models with their weights, or the update of a published soup.
+        out: The folder to make; nothing that exists is overwritten.
+        method: How tensors are combined: a name, or a mapping with it and parameters, as in a recipe.
+        select: Which ingredients go in, likewise.
+        allow: Codes of findings that are accepted, as in a recipe.
+        token: As everywhere in huggingface_hub.
+        device: Where models run when they are scored.
+        threads: For averaging; by default one a core, and a few more where files must come from the disk.
+        stream: Keep no ingredient: fetch files beside the output in the order in which they are averaged, and drop
+            each after its last use. Nothing can be scored then.
+        processes: Who cooks, where a launcher started several: ``all`` of them, each of which calls this and is given
+            the finished soup, or the error of any of them; or the ``main`` one alone, as in
+            ``if accelerator.is_main_process:``, which waits for no other. The folder is on the disk of the first.
+        quiet: No progress bars.
+        say: Gets warnings.
+
+    Raises:
+        SoupError: Anything that stands against it; whatever headers, configs and cards can tell is told before
+            the first weight is fetched.
+    """
+    from hf_soup.evaluation import answer_along
+    from hf_soup.merging import ProcessGroup, in_step, merge_along, require_alone
+
+    if processes not in ("all", "main"):
+        raise RecipeError(f"`processes` is '{processes}'; it is `all` or `main`.")
+    out = Path(out)
+    changes = {"method": method, "select": select, "allow": allow}
+    lead = partial(_cook, recipe, changes, out, token, device, threads, stream, quiet, say)
+    if processes == "main":
+        return lead(ProcessGroup())
+    if stream:
+        require_alone("`--stream`")
+    return in_step(lead, lambda here: answer_along(here, lambda: merge_along(out, here, threads)), say)
+
+
+def _cook(
+    recipe: Models | Update,
+    changes: Mapping[str, Any],
+    out: Path,
+    token: Token,
+    device: str,
+    threads: int | None,
+    stream: bool,
+    quiet: bool,
+    say: Say,
+    here: ProcessGroup,
+) -> Soup:
+    from hf_soup.evaluation import BatchStatistics
+    from hf_soup.merging import merge
+
+    started = time.monotonic()
+    update = recipe if isinstance(recipe, Update) else None
+    if update and (changes["method"] or changes["select"]):
+        raise RecipeError("An update is cooked by the soup's recipe: leave `method` and `select` out.")
+    recipe, runs = expand_runs(as_recipe(recipe.recipe if isinstance(recipe, Update) else recipe, **changes))
+    selection = validate(recipe, stream=stream)
+    refuse_existing(out)
+    if update and update.from_cache:
+        say(f"note: {update.soup}: the Hub was not reached; the last version is the one in the cache")
+    for note in update.left_out if update else ():
+        say(f"note: {note}")
+    asked, expanded = recipe, resolve_ingredients(recipe, token=token)
+    recipe, lineage = expanded.recipe, checked_lineage(expanded, runs, token, say)
+    with Workspace(out) as staging, tempfile.TemporaryDirectory(prefix="hf-soup-") as kitchen:
+        given, everyone = weights_by_name(recipe, lineage), with_base_if_needed(recipe, lineage)
+        for note in everyone.alignments[len(lineage.alignments) :]:
+            say(f"note: {note}")
+        whole = plan_of(recipe, everyone, given)
+        config = soup_config(lineage, whole.dtype)
+        with staging.disk_errors():
+            write_assets(Path(kitchen), config, lineage)
+        benches = prepare_evaluation(
+            recipe, whole, Path(kitchen), config, device, token, say, lineage.head_of,
+            learns=selection.learns, quiet=quiet,
+        )  # fmt: skip
+        require_rows(recipe, benches, learns=selection.learns)
+        inputs = prepare_calibration(recipe, Path(kitchen), config, device, token, say, quiet=quiet)
+        statistics = None
+        if inputs and batch_norms(tensor.name for tensor in whole.tensors):
+            statistics = BatchStatistics(whole, inputs, Path(kitchen), recipe.seed, device)
+        needed = ingredients_to_fetch(recipe, lineage)
+        fed = everyone if needed is lineage else with_base_if_needed(recipe, needed)
+        wanted = {name: given[name] for name in needed.names}
+        plan = whole if needed is lineage else plan_of(recipe, fed, wanted)
+        require_disk(fed, plan, out, stream=stream, held=staging.held_bytes())
+        fetch_small(fed.checkpoints)
+        learn = None
+        if benches and inputs:
+            from hf_soup.evaluation import collect_coefficients, collect_statistics
+
+            places = partial(fetch_weights, everyone.checkpoints, quiet=quiet)
+            about: dict[str, Any] = {"paths": places, "inputs": inputs, "config_folder": Path(kitchen)}
+            about |= {"seed": recipe.seed, "device": device, "quiet": quiet}
+            whole = collect_statistics(whole, **about)
+            learn = partial(collect_coefficients, whole, **about)
+        with _evaluation(
+            expanded, lineage, everyone, benches, whole, Path(kitchen), device, quiet, here, statistics, learn
+        ) as evaluation:
+            weights = {name: each.weight for name, each in zip(expanded.groups, asked.ingredients, strict=True)}
+            weights = {name: weight for name, weight in weights.items() if weight or recipe.layers}
+            choice = choose(recipe, weights, evaluation)
+            chosen = {lineage.names[number]: share for number, share in choice.leaves(expanded).items()}
+            leaves = needed.only(chosen)
+            mixed = {name: chosen.get(name, 0.0) for name in leaves.names}
+            mix = choice.mix(expanded, [lineage.names.index(name) for name in leaves.names])
+            used = fed if leaves is needed else with_base_if_needed(mix, leaves)
+            if mixed != wanted or mix != settled(recipe):
+                plan = plan_of(mix, used, mixed)
+            pinned = recipe.model_copy(update={"examples": inputs and inputs.examples})
+            if inputs:
+                places = partial(fetch_weights, used.checkpoints, quiet=quiet)
+                plan = statistics_for(plan, pinned, leaves, lineage, places, device=device, token=token, quiet=quiet)
+            supply = weight_files_of(used.checkpoints, staging.fetched if stream else None)
+            if here.size > 1:
+                supply.fetch_all()
+            follow = [file.path for file in supply.files() if file.follow and file.path]
+            stamps = {path: stamp for leaf in used.checkpoints for path, stamp in leaf.stamps.items()}
+            said = (
+                staging.begin(plan.fingerprint, plan.outline())
+                if here.size == 1
+                else staging.begin(plan.fingerprint, plan.to_dict(), supply.paths(), follow, stamps)
+            )
+            if said not in (None, "continued"):
+                say(f"note: {said}")
+            here.broadcast(None)  # all candidates are answered
+            merged = merge(plan, supply, staging, world=here, threads=threads, quiet=quiet)
+            with staging.disk_errors():
+                lineage.pin()
+            require_unchanged(everyone.checkpoints)
+            if evaluation:
+                evaluation.release()
+            with staging.disk_errors():
+                merged, again = recalibrate_batch_norm(
+                    plan, merged, staging.folder, pinned, leaves, lineage, device=device, token=token, quiet=quiet
+                )
+            for name in merged.differing:
+                say(f"warning: the ingredients disagree on '{name}', which is not averaged; the first one's is kept")
+            files = [*about_files(leaves), *statistics_notes(plan), *(again.notes if again else ())]
+            for note in files:
+                say(f"note: {note}")
+            with staging.disk_errors():
+                own = evaluation_of_soup(recipe, lineage, leaves, plan, benches, Path(kitchen) / "soup", device, token)
+                tried = choice.selected.weights, [point.parameters for point in choice.curve]
+                last = update.last(expanded, whole) if update else None
+                results = evaluation.finish(staging.folder, merged.digest, *tried, last, *own) if evaluation else None
+                here.broadcast(None)  # and so are all reports
+                for warning in results.warnings if results else ():
+                    say(f"warning: {warning}")
+                write_contents(
+                    staging.folder,
+                    mix,
+                    lineage,
+                    plan,
+                    choice,
+                    mixed,
+                    groups=expanded.groups,
+                    alignments=used.alignments,
+                    files=files,
+                    merged=merged,
+                    results=results,
+                    benches=benches,
+                    inputs=inputs,
+                    again=again,
+                    update=update,
+                    title=os.fsencode(out.name).decode("utf-8", "replace"),
+                )
+        seconds = time.monotonic() - started
+        folder = staging.publish()
+    return Soup(folder, json.loads((folder / "soup.json").read_text()), merged.resumed, round(seconds, 3))
+
+
+def preview(
+    recipe: Recipe, out: Path, *, stream: bool = False, token: Token = None, say: Say = to_stderr
+) -> dict[str, Any]:
+    """What `cook` would do, as plain data: files, bytes to fetch, disk needed and free, seconds. Fetches no weights."""
+    from hf_soup.workflows.estimate import estimated_seconds
+
+    recipe, runs = expand_runs(recipe)
+    validate(recipe, stream=stream)
+    refuse_existing(out)
+    expanded = resolve_ingredients(recipe, token=token)
+    recipe, lineage = expanded.recipe, checked_lineage(expanded, runs, token, say)
+    needed = ingredients_to_fetch(recipe, lineage)
+    given, used = weights_by_name(recipe, lineage), with_base_if_needed(recipe, needed)
+    plan = plan_of(recipe, used, {name: given[name] for name in needed.names})
+    missing = missing_weights(used.checkpoints)
+    layers, again = batch_norms(tensor.name for tensor in plan.tensors), None
+    if recipe.examples and layers and len(plan.sources) > 1:
+        again = {"layers": len(layers), "examples": recipe.examples.title}
+    (_, output), (_, cache) = disk_needs(used, plan, out, stream).values()
+    return {
+        "verdict": lineage.verdict,
+        "ingredients": dict(zip(lineage.names, [str(each) for each in lineage.checkpoints], strict=True)),
+        "files": {file.name: file.size for file in plan.files},
+        "tensors": len(plan.tensors),
+        "alignments": list(used.alignments),
+        "dtype": plan.dtype,
+        "fetch_bytes": sum(repo.files[file].size for repo, file in missing),
+        "output_bytes": plan.size,
+        "output_disk_bytes": output,
+        "output_free_bytes": free_bytes(out.absolute().parent),
+        "cache_disk_bytes": cache,
+        "cache_free_bytes": free_bytes(hub.cache_folder()),
+        "estimated_seconds": estimated_seconds(plan, used.checkpoints, missing),
+        "batch_norm": again,
+    }
+
+
+def _evaluation(
+    expanded: ResolvedIngredients,
+    lineage: LineageReport,
+    everyone: LineageReport,
+    benches: Sequence[EvalDataset],
+    plan: Plan,
+    folder: Path,
+    device: str,
+    quiet: bool,
+    here: ProcessGroup,
+    statistics: BatchStatistics | None,
+    learn: Callable[..., Mixture] | None,
+) -> AbstractContextManager[Evaluation | None]:
+    if not benches:
+        return nullcontext()
+    from hf_soup.evaluation import Evaluation
+
+    return Evaluation(
+        benches,
+        held_out=len(expanded.recipe.score),
+        names=list(expanded.groups),
+        leaves=expanded.leaf_weights,
+        plan=plan,
+        paths=fetch_weights(everyone.checkpoints, quiet=quiet),
+        config_folder=folder,
+        device=device,
+        head_of=lineage.head_of,
+        quiet=quiet,
+        world=here,
+        statistics=statistics,
+        learn=learn,
+    )

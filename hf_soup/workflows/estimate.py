@@ -1,0 +1,145 @@
+"""How long will it take? From short trials of what the work consists of, on this machine and with this Hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from hf_soup import hub
+from hf_soup._util.parallel import usable_cores
+from hf_soup.checkpoint import TORCH, Checkpoint, bytes_of
+from hf_soup.hub import Repo
+from hf_soup.merging import Plan, Run, combine, needs_cutoffs
+from hf_soup.methods import METHODS, round_into
+from hf_soup.recipe import MethodCall
+
+#: Numbers that are mixed for a trial, and bytes that are read and fetched for one.
+_ELEMENTS = 1 << 18
+_READ = 64 << 20
+_FETCHED = 4 << 20
+#: Rows, columns and whatever else a trial of a whole tensor has at most.
+_SIDE = 256
+#: A trial that has taken so long is not repeated.
+_TRIAL_SECONDS = 0.3
+
+
+def estimated_seconds(
+    plan: Plan, checkpoints: Sequence[Checkpoint], missing: Sequence[tuple[Repo, str]]
+) -> dict[str, float]:
+    """Seconds to fetch what is missing and to merge; both go on at the same time.
+
+    Args:
+        plan: What is written.
+        checkpoints: The sources, of which one is read for a trial.
+        missing: Weight files that are to be fetched, of which the beginning of one is.
+    """
+    cores = usable_cores()
+    merge = 0.0
+    alike: dict[str, list[Run]] = {}
+    for run in plan.runs:
+        if run.averaged:
+            lacking = [part is None for part in run.parts]
+            sides = len(plan.tensors[run.first].shape) if run.whole else 0
+            key = json.dumps([run.dtype, run.dtypes, lacking, sides, plan.mixing(run)], sort_keys=True)
+            alike.setdefault(key, []).append(run)
+    longest = 0.0
+    for runs in alike.values():
+        seconds, alone = _seconds(plan, runs)
+        merge, longest = merge + seconds / cores, max(longest, alone)
+    merge = max(merge, longest)
+    total = sum(tensor.size for checkpoint in checkpoints for tensor in checkpoint.tensors.values())
+    here = [
+        (checkpoint.folder / file, checkpoint.files[file])
+        for checkpoint in checkpoints
+        if checkpoint.folder is not None
+        for file in checkpoint.weight_files
+        if file not in checkpoint.converted
+    ]
+    if here:
+        path, size = max(here, key=lambda entry: entry[1])
+        started = time.perf_counter()
+        with path.open("rb", buffering=0) as file:
+            file.seek(max(0, size // 2 - _READ // 2))
+            count = len(file.read(_READ))
+        # Reading overlaps computing, so the slower of the two counts.
+        passes = 2 if needs_cutoffs(plan) else 1
+        merge = max(merge, passes * (time.perf_counter() - started) / max(1, count) * total)
+    fetch = 0.0
+    if missing:
+        repo, name = max(missing, key=lambda entry: entry[0].files[entry[1]].size)
+        stop = min(_FETCHED, repo.files[name].size)
+        started = time.perf_counter()
+        hub.read_range(repo, name, 0, stop)
+        fetch = (time.perf_counter() - started) / stop * sum(repo.files[name].size for repo, name in missing)
+    return {"fetch": round(fetch, 1), "merge": round(merge, 1), "total": round(max(fetch, merge), 1)}
+
+
+class _Ones:
+    """In the place of statistics."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._shapes = {tensor.name: tensor.shape for tensor in plan.tensors}
+
+    def read(self, mixing: MethodCall, _: int, tensor: str, begin: int, count: int) -> Tensor:
+        return (
+            torch.ones(count) if METHODS[mixing.method].elementwise else torch.eye(*self._shapes[tensor][-1:] or (1,))
+        )
+
+    def turned(self, *_: object) -> bool:
+        return False
+
+
+def _seconds(plan: Plan, runs: Sequence[Run]) -> tuple[float, float]:
+    """Seconds of one core for runs that are mixed alike, and for the longest of what cores cannot share out."""
+    if not runs[0].whole:
+        return _mixing(plan, runs[0], (_ELEMENTS,)) * sum(run.elements for run in runs), 0.0
+    shapes = [plan.tensors[run.first].shape for run in runs]
+    largest = max(shapes, key=math.prod)
+    small, half = ([min(side, most) for side in largest] for most in (_SIDE, _SIDE // 2))
+    each = _mixing(plan, runs[0], small)
+    # What a number costs grows with the smaller side where a matrix is decomposed, and with nothing elsewhere.
+    growth = 0.0
+    if len(small) == 2 and half != small:
+        growth = min(1.0, max(0.0, math.log2(each / _mixing(plan, runs[0], half))))
+    side = max(1, min(small, default=1))
+    seconds = [math.prod(shape) * each * (min(shape, default=1) / side) ** growth for shape in shapes]
+    return math.fsum(seconds), max(seconds)
+
+
+def _mixing(plan: Plan, run: Run, shape: Sequence[int]) -> float:
+    """Seconds of one core for one number of a run: mixing, rounding, hashing."""
+    elements = math.prod(shape)
+    tensor = replace(plan.tensors[run.first], shape=tuple(shape), elements=elements)
+    run = replace(run, first=0, stop=1, elements=elements)
+    plan = replace(plan, tensors=(tensor,), runs=(run,))
+    parts = {}
+    for source, part in enumerate(run.parts):
+        if part is not None:
+            # None below zero, so that no two are opposite, which some methods refuse.
+            values = torch.rand(elements, generator=torch.Generator().manual_seed(source))
+            parts[source] = values.to(TORCH[part.dtype])
+    out = torch.empty(elements, dtype=TORCH[run.dtype])
+    shares, every = dict(enumerate(plan.shares(run))), range(len(plan.sources))
+    cutoffs = {tensor.name: [1.0] * (len(plan.sources) - plan.with_base)}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        seconds: list[float] = []
+        while len(seconds) < 5 and sum(seconds) < _TRIAL_SECONDS:
+            started = time.perf_counter()
+            mixed = combine(plan, run, parts, shares, mixed=every, cutoffs=cutoffs, statistics=_Ones(plan))
+            mixed.aminmax()
+            round_into(mixed, out)
+            hashlib.sha256(bytes_of(out.view(torch.uint8)))
+            seconds.append(time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(threads)
+    return statistics.median(seconds) / elements

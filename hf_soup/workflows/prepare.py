@@ -1,0 +1,297 @@
+"""What stands before the first download: the plan, the data, and room on the disk."""
+
+from __future__ import annotations
+
+import fnmatch
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_soup import hub
+from hf_soup._util.progress import Say
+from hf_soup._util.text import some
+from hf_soup.errors import MergeError, RecipeError, ScoringError
+from hf_soup.hub import Token
+from hf_soup.lineage import LineageReport, soup_config, write_assets
+from hf_soup.merging import Plan, make_plan, missing_weights, weight_files_of
+from hf_soup.publishing import strings
+from hf_soup.recipe import (
+    Finding,
+    Recipe,
+    Scoring,
+    is_average,
+    is_local_path,
+    methods_by_tensor,
+    methods_of,
+    needs_base,
+    parameters_at,
+    random_seed,
+)
+from hf_soup.selection import require_enough, settled
+
+if TYPE_CHECKING:
+    from hf_soup.evaluation import EvalDataset
+
+
+def trained_on(recipe: Recipe, lineage: LineageReport, token: Token = None) -> list[Finding]:
+    """Scores on the train split of a data set that an ingredient's card names: the model has seen those rows."""
+    reasons = []
+    for scoring in [*recipe.score, *recipe.report]:
+        # Where none is named there is one, and that is called train.
+        splits = [part.partition("[")[0].strip() for part in (scoring.split or "train").split("+")]
+        if not any(split.casefold().startswith("train") for split in splits):
+            continue
+        asked = {scoring.dataset}
+        if hub.is_repo_id(scoring.dataset) and not is_local_path(scoring.dataset):
+            asked.add(hub.resolve_dataset(scoring.dataset, scoring.revision, token=token)[0])
+        # Old cards leave the owner out: `beans` is AI-Lab-Makerere/beans.
+        known = {each for name in asked for each in (name.casefold(), name.casefold().rpartition("/")[2])}
+        who = tuple(
+            name
+            for name, checkpoint in zip(lineage.names, lineage.checkpoints, strict=True)
+            if known & {dataset.casefold() for dataset in strings(checkpoint.card.get("datasets"))}
+        )
+        if who:
+            message = f"'{scoring.title}' is data on which {', '.join(who)} were trained, as their cards say."
+            reasons.append(Finding("scored-on-train", message, who))
+    return reasons
+
+
+def selected_on(recipe: Recipe, seen: Sequence[tuple[str, Scoring]]) -> list[Finding]:
+    """Reports of data that an ingredient, a soup, was selected on: what has been looked at cannot test it."""
+
+    def named(scoring: Scoring) -> tuple[str, str | None]:
+        path = scoring.dataset.removeprefix("local:")
+        return Path(path).name if is_local_path(path) or path != scoring.dataset else path.casefold(), scoring.split
+
+    reasons = []
+    for report in recipe.report:
+        who = tuple(name for name, scoring in seen if named(scoring) == named(report))
+        if who:
+            message = (
+                f"'{report.title}' is data that {', '.join(who)} {'was' if len(who) == 1 else 'were'} selected on."
+            )
+            reasons.append(Finding("selected-on-report", message, who))
+    return reasons
+
+
+def weights_by_name(recipe: Recipe, lineage: LineageReport) -> dict[str, float]:
+    """The share of every ingredient, by its name."""
+    return {name: each.weight for name, each in zip(lineage.names, recipe.ingredients, strict=True)}
+
+
+def plan_of(recipe: Recipe, lineage: LineageReport, weights: Mapping[str, float]) -> Plan:
+    """The plan of a soup of all sources.
+
+    Args:
+        recipe: With method, parameters and type.
+        lineage: The sources.
+        weights: Of the ingredients; the ancestor, which may stand behind them, has none.
+    """
+    with_ancestor = len(lineage.checkpoints) > len(weights)
+    one = settled(recipe)
+    names = (
+        sorted({output for mine in lineage.tensors for output in mine}) if recipe.layers or not is_average(one) else []
+    )
+    return make_plan(
+        [str(c) if c.repo else name for name, c in zip(lineage.names, lineage.checkpoints, strict=True)],
+        lineage.tensors,
+        [*weights.values(), *([0.0] if with_ancestor else [])],
+        states=[checkpoint.identity for checkpoint in lineage.checkpoints],
+        method=one.method.name,
+        parameters=parameters_at(one.method.parameters, 0.0),
+        dtype=recipe.dtype,
+        patched=lineage.alignment.patched,
+        layers=_layers(recipe, names, len(weights)),
+        with_base=with_ancestor,
+        overrides=methods_by_tensor(one, names),
+        seed=random_seed(recipe),
+    )
+
+
+def _layers(recipe: Recipe, names: Sequence[str], count: int) -> dict[str, tuple[float, ...]]:
+    """The shares of tensors that have their own, of as many ingredients."""
+    found: dict[str, tuple[float, ...]] = {}
+    known = set(names)
+    for pattern, weights in recipe.layers.items():
+        matching = [pattern] if pattern in known else fnmatch.filter(names, pattern)
+        if not matching:
+            raise RecipeError(
+                f"`layers` names '{pattern}', and no tensor matches it.",
+                hint=f"Tensors are called {some(names)}; `*` stands for anything.",
+            )
+        assert len(weights) == count, "the recipe was checked, and one that has layers drops no ingredient"
+        for output in matching:
+            found.setdefault(output, weights)
+    return found
+
+
+def with_base_if_needed(recipe: Recipe, lineage: LineageReport) -> LineageReport:
+    """The ingredients of a lineage, and the ancestor behind them where a method needs it."""
+    if not needs_base(recipe):
+        return lineage
+    from hf_soup.lineage import with_base
+
+    return with_base(lineage, next(method.name for method in methods_of(recipe) if method.needs_base))
+
+
+def prepare_evaluation(
+    recipe: Recipe,
+    plan: Plan,
+    folder: Path,
+    config: Mapping[str, Any],
+    device: str,
+    token: Token,
+    say: Say,
+    head_of: str | None = None,
+    *,
+    learns: bool = False,
+    quiet: bool = True,
+) -> list[EvalDataset]:
+    """The held-out and report data, prepared once for all models, before any weight is fetched.
+
+    Args:
+        recipe: With `score` and `report`.
+        plan: Of all ingredients.
+        folder: With the soup's config, and tokenizer or processor.
+        config: That config.
+        device: Where models will run.
+        token: As everywhere in huggingface_hub.
+        say: Gets warnings.
+        head_of: The ingredient whose head all are scored with, where only bodies are averaged.
+        learns: Whether shares are learned, which takes memory for gradients.
+        quiet: No progress bar.
+    """
+    scorings = [("score", scoring) for scoring in recipe.score]
+    scorings += [("report", scoring) for scoring in recipe.report]
+    if not scorings:
+        return []
+    from hf_soup.evaluation import notes_of, prepare_datasets, require_device, require_memory, scored_with
+
+    require_device(device)
+    require_memory(plan, learns=learns)
+    benches = prepare_datasets(scorings, folder=folder, config=config, token=token, quiet=quiet)
+    for note in notes_of(benches):
+        say(f"warning: {note}")
+    for note in scored_with(head_of):
+        say(f"note: {note}")
+    return benches
+
+
+def require_rows(recipe: Recipe, benches: Sequence[EvalDataset], *, learns: bool) -> None:
+    """Refuse `repeats` where halves would say nothing, and learning from rows that are too few or have two labels.
+
+    Args:
+        recipe: With `score` and `repeats`.
+        benches: The held-out data first.
+        learns: Whether shares are learned.
+
+    Raises:
+        ScoringError: It is so.
+    """
+    held_out = benches[: len(recipe.score)]
+    for bench in held_out if recipe.repeats else ():
+        if bench.n < 20:
+            raise ScoringError(
+                f"`repeats` chooses on halves of the held-out rows, and '{bench.title}' has {bench.n}.",
+                hint="Use twenty rows or more, or leave `repeats` out.",
+            )
+    different: dict[str, EvalDataset] = {}
+    for bench in held_out if learns else ():
+        first = different.setdefault(bench.fingerprint, bench)
+        if first.references.tolist() != bench.references.tolist():
+            raise ScoringError(
+                f"'{first.title}' and '{bench.title}' have other labels for the same rows, and shares are learned "
+                "from one label a row.",
+                hint="Leave one of them out, or use another `select`.",
+            )
+    if learns:
+        require_enough(sum(bench.n for bench in different.values()))
+
+
+def evaluation_of_soup(
+    recipe: Recipe,
+    lineage: LineageReport,
+    leaves: LineageReport,
+    plan: Plan,
+    benches: Sequence[EvalDataset],
+    folder: Path,
+    device: str,
+    token: Token,
+) -> tuple[list[EvalDataset], Path] | tuple[()]:
+    """What the written soup is scored with, where its table of tokens is not that of the candidates.
+
+    Candidates have the rows of all ingredients' tokens. Where those that a selection left have others, the soup has
+    the tokenizer and the config of one of them. The rows of data are the same, so scores are compared row by row.
+
+    Args:
+        recipe: As it was asked for.
+        lineage: All ingredients.
+        leaves: Those in the soup.
+        plan: What was averaged.
+        benches: The data as it was prepared for the candidates.
+        folder: To be made, for config and tokenizer.
+        device, token: As in `prepare_benches`.
+
+    Returns:
+        The benches and the folder; nothing where the candidates' will do.
+    """
+    if not benches or leaves.alignment.vocabulary == lineage.alignment.vocabulary:
+        return ()
+    config = soup_config(leaves, plan.dtype)
+    folder.mkdir()
+    write_assets(folder, config, leaves, lineage.checkpoints)
+    pinned = [bench.scoring for bench in benches]  # the same rows, though a data set may have moved on
+    count = len(recipe.score)
+    recipe = recipe.model_copy(update={"score": tuple(pinned[:count]), "report": tuple(pinned[count:])})
+    return prepare_evaluation(recipe, plan, folder, config, device, token, lambda _: None), folder
+
+
+def ingredients_to_fetch(recipe: Recipe, lineage: LineageReport) -> LineageReport:
+    """Those that are fetched: where nothing is scored, an ingredient of weight 0 is not."""
+    if recipe.score or recipe.report or recipe.layers:
+        return lineage
+    return lineage.only({name for name, weight in weights_by_name(recipe, lineage).items() if weight})
+
+
+def disk_needs(lineage: LineageReport, plan: Plan, out: Path, stream: bool) -> dict[str, tuple[Path, int]]:
+    """What a cook of the ingredients of a lineage writes: title of a place → a folder on its disk, and bytes."""
+    beside = 0
+    if stream:
+        beside, fetch = weight_files_of(lineage.checkpoints, out).peak_bytes(plan), 0
+    else:
+        fetch = sum(repo.files[file].size for repo, file in missing_weights(lineage.checkpoints))
+    return {"output": (out.absolute().parent, plan.size + beside), "cache": (hub.cache_folder(), fetch)}
+
+
+def require_disk(lineage: LineageReport, plan: Plan, out: Path, *, stream: bool, held: int) -> None:
+    """Refuse before the download what would fill the disk; ``held`` bytes of it are there from an interrupted run."""
+    places = disk_needs(lineage, plan, out, stream)
+    fetch, beside = places["cache"][1], places["output"][1] - plan.size
+    devices = {title: _existing(folder).stat().st_dev for title, (folder, _) in places.items()}
+    if devices["output"] == devices["cache"]:
+        places = {"output and cache": (out.absolute().parent, places["output"][1] + fetch)}
+    hint = "Make room, choose another output with -o, or another cache with HF_HOME"
+    if not stream and fetch:
+        hint += "; `--stream` keeps no more of the ingredients than it is reading"
+    for title, (folder, need) in places.items():
+        free = free_bytes(folder) + (held if title.startswith("output") else 0)
+        if need > free:
+            raise MergeError(
+                f"The disk of the {title} has {free / 1e9:.1f} GB free; {need / 1e9:.1f} GB are needed "
+                f"({fetch / 1e9:.1f} GB to fetch, {plan.size / 1e9:.1f} GB to write"
+                + (f", {beside / 1e9:.1f} GB of files in flight)." if stream else ")."),
+                hint=f"{hint}.",
+            )
+
+
+def _existing(folder: Path) -> Path:
+    while not is_local_path(str(folder)):
+        folder = folder.parent
+    return folder
+
+
+def free_bytes(folder: Path) -> int:
+    """What the disk of a folder, which need not exist yet, has free."""
+    return shutil.disk_usage(_existing(folder)).free

@@ -1,0 +1,158 @@
+"""Everything that can be wrong with a recipe by itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from hf_soup.errors import RecipeError
+from hf_soup.recipe import MAX_POINTS, Recipe, is_average, methods_of, require_methods, require_named
+from hf_soup.selection import SELECTIONS, Selection, searched
+
+
+def validate(recipe: Recipe, *, stream: bool = False) -> Selection:
+    """Everything that can be wrong with a recipe by itself."""
+    if stream and (recipe.score or recipe.report):
+        raise RecipeError(
+            "`--stream` drops every file after its last use, and scoring reads the ingredients again and again.",
+            hint="Cook without --stream, or take `score` and `report` out of the recipe and score the soup afterwards.",
+        )
+    require_methods(recipe)
+    require_named("select", recipe.select, SELECTIONS)
+    if stream and any("cutoffs" in method.given for method in methods_of(recipe)):
+        raise RecipeError(
+            f"`--stream` reads every file once, and {recipe.method.name} first looks at all task vectors to trim them.",
+            hint="Cook without --stream.",
+        )
+    require_examples(recipe, stream=stream)
+    selection = SELECTIONS[recipe.select.name]
+    _require_fitting(recipe, selection)
+    if selection.needs_score and not recipe.score:
+        raise RecipeError(
+            f"`select: {selection.name}` looks at held-out scores, and the recipe has no `score`.",
+            hint="Add `score: {task: …, dataset: …, split: validation, metric: accuracy}`, or on the command line "
+            "--data, --task and --metric.",
+        )
+    scorings = [*recipe.score, *recipe.report]
+    titles = [scoring.title for scoring in scorings]
+    for title in titles:
+        if titles.count(title) > 1:
+            raise RecipeError(f"Two scores are called '{title}'.", hint="Give one of them a `name`.")
+    for scoring in [*scorings, *([recipe.examples] if recipe.examples else [])]:
+        for named in (scoring.dataset, scoring.metric):
+            if named.startswith("local:"):
+                raise RecipeError(
+                    f"'{named}' was a file on the machine where the recipe was resolved.",
+                    hint="Put that file's path in its place, or leave the data out.",
+                )
+    return selection
+
+
+def _require_fitting(recipe: Recipe, selection: Selection) -> None:
+    """Refuse what contradicts itself: shares, methods and selections."""
+    first, *others = methods_of(recipe)
+    divides = [] if first.sums or recipe.method.parameters.get("normalize", True) is False else [first]
+    divides += [
+        method for method, override in zip(others, recipe.overrides, strict=True)
+        if not method.sums and override.method.parameters.get("normalize", True)
+    ]  # fmt: skip
+    shares = [("weight", [each.weight for each in recipe.ingredients]), *recipe.layers.items()]
+    for title, weights in shares if divides else ():
+        if min(weights) < 0:
+            raise RecipeError(
+                f"'{title}' is {min(weights):g}, and {divides[0].name} divides by the sum of the weights.",
+                hint="A weight may be below zero with `method: {name: linear, normalize: false}` or "
+                "`method: task_arithmetic`.",
+            )
+    if selection.needs_score and any(each.weight < 0 for each in recipe.ingredients):
+        raise RecipeError(f"`select: {selection.name}` tries ingredients alone, and one has a weight below zero.")
+    if selection.learns and not is_average(recipe):
+        given = "a plain sum" if first.name == "linear" else first.name
+        raise RecipeError(
+            f"`select: {selection.name}` learns the shares of an average, and "
+            + ("there are `overrides`." if recipe.overrides else f"`method` is {given}."),
+            hint="Leave them out. `select: {name: learned, constrain: none}` learns the shares of a plain sum.",
+        )
+    if recipe.layers and (selection.needs_score or first.name != "linear" or recipe.overrides):
+        raise RecipeError(
+            f"`layers` gives tensors their shares, which go with `select: uniform` and `method: linear`, not with "
+            f"{selection.name} and {'`overrides`' if recipe.overrides else first.name}.",
+        )
+    if recipe.repeats and (not recipe.score or recipe.layers):
+        lacking = "has `layers`, which nobody chooses" if recipe.score else "has no `score`"
+        raise RecipeError(f"`repeats` chooses again on halves of the held-out rows, and the recipe {lacking}.")
+    used = [str(number) for number, each in enumerate(recipe.ingredients) if each.weight]
+    with suppress(_AskedError):  # what is wrong with its parameters is said before it asks anything
+        selection.function(dict.fromkeys(used, 1.0), _Asked(), **recipe.select.parameters)
+    several = searched(recipe)
+    points = math.prod(len(recipe.method.parameters[name]) for name in several)
+    if points > MAX_POINTS:
+        raise RecipeError(f"`method` asks to try {points:,} combinations of values; at most {MAX_POINTS:,} are tried.")
+    if several and not recipe.score:
+        raise RecipeError(
+            f"`method` gives '{several[0]}' several values, and the recipe has no `score` to choose by.",
+            hint="Add `score`, or give one value.",
+        )
+
+
+class _AskedError(Exception):
+    """A selection has looked at its parameters, and goes on to scores."""
+
+
+class _Asked:
+    """In the place of scores and losses."""
+
+    def __call__(self, *_: object) -> float:
+        raise _AskedError
+
+    def __getattr__(self, name: str) -> object:
+        raise _AskedError
+
+
+def require_examples(recipe: Recipe, *, stream: bool) -> None:
+    """Refuse a method that looks at examples without any, and examples that a report looks at.
+
+    Whether anything looks at them is known when the models are: `hf_soup.evaluation.require_looked_at`.
+    """
+    every = methods_of(recipe)
+    name = next((method.name for method in every if method.statistics), "")
+    if name and stream:
+        raise RecipeError(
+            f"`--stream` drops every file after its last use, and {name} first runs all ingredients on examples.",
+            hint="Cook without --stream.",
+        )
+    if not recipe.examples:
+        if not name:
+            return
+        raise RecipeError(
+            f"{name} looks at what the ingredients do with examples, and the recipe has no `examples`.",
+            hint="Add `examples: {task: …, dataset: …, split: train}`; their labels are not read.",
+        )
+    for report in recipe.report:
+        same = [getattr(report, key) == getattr(recipe.examples, key) for key in ("dataset", "config", "split")]
+        if all(same):
+            raise RecipeError(
+                f"`examples` are the rows of the report '{report.title}'; what a method has looked at cannot test it.",
+                hint="Use another split, or slices that do not meet.",
+            )
+    if name and isinstance(recipe.method.parameters.get("examples"), list):
+        raise RecipeError(
+            f"{name}: 'examples' takes one number; more examples tell more, so there is nothing to choose."
+        )
+    learning: dict[str, dict[str, Any]] = {}
+    for named, method in zip((recipe.method, *(each.method for each in recipe.overrides)), every, strict=True):
+        if method.statistics == "coefficients":
+            for key, value in named.parameters.items():
+                if isinstance(value, list | Mapping):
+                    raise RecipeError(f"{method.name}: '{key}' takes one number, as all tensors are learned together.")
+            parameters = method.parameters | dict(named.parameters)
+            other = learning.setdefault(method.name, parameters)
+            if other != parameters:
+                key = next(key for key in parameters if parameters[key] != other[key])
+                raise RecipeError(
+                    f"{method.name} learns all its tensors together, and '{key}' is {other[key]!r} and "
+                    f"{parameters[key]!r}.",
+                    hint="Give it the same parameters everywhere.",
+                )

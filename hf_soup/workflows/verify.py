@@ -1,0 +1,425 @@
+"""Is a published soup what it says? Cook it again from its repo alone, and compare.
+
+What the recipe in a repo asks for is checked before anything of it is believed (`hf_soup.ingredients.published`), the
+pinned ingredients are streamed past, and every tensor is compared bit by bit.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_soup import hub
+from hf_soup._util.parallel import in_parallel
+from hf_soup._util.progress import Say, bar, to_stderr
+from hf_soup._util.text import some
+from hf_soup.checkpoint import Checkpoint, distinct_names, open_checkpoint, require_unchanged
+from hf_soup.errors import (
+    IncompatibleError,
+    MergeError,
+    RecipeError,
+    ResolveError,
+    ScoringError,
+    SoupError,
+    ValuesError,
+)
+from hf_soup.evaluation import recalibrate_batch_norm, require_looked_at, statistics_for
+from hf_soup.hub import ASSETS, INDEX, SINGLE, Token, may_pass, why_absent
+from hf_soup.ingredients import Paths, Published, local_path, model_index, open_published, value_on_card
+from hf_soup.lineage import (
+    AlignmentOptions,
+    BaseReference,
+    LineageReport,
+    correspond,
+    processing_files,
+    soup_config,
+    write_assets,
+)
+from hf_soup.merging import Plan, Workspace, weight_files_of
+from hf_soup.recipe import Finding, Ingredient, Recipe, needs_base, parse_part, with_allowed
+from hf_soup.workflows.prepare import free_bytes, ingredients_to_fetch, plan_of, weights_by_name, with_base_if_needed
+from hf_soup.workflows.validate import validate
+
+if TYPE_CHECKING:
+    from hf_soup.workflows.differences import Difference
+
+
+IDENTICAL, EQUIVALENT, DIFFERENT, UNVERIFIABLE = "identical", "equivalent", "different", "unverifiable"
+
+
+@dataclass(frozen=True)
+class ScoreCheck:
+    """A score, measured again.
+
+    Args:
+        title: The data and the metric.
+        measured: What the published weights score here.
+        published: What ``soup.json`` says.
+        card: What the card's ``model-index`` says, where it says something.
+        n: How many rows; a difference of one of them is the other machine's.
+    """
+
+    title: str
+    measured: float
+    published: float | None
+    card: float | None
+    n: int
+
+    @property
+    def agrees(self) -> bool:
+        """Whether what was published is what was measured, but for one row; the card rounds at the sixth digit."""
+        return all(abs(each - self.measured) <= 1 / self.n + 1e-6 for each in self._said)
+
+    @property
+    def _said(self) -> list[float]:
+        return [each for each in (self.published, self.card) if each is not None]
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """What came out.
+
+    Args:
+        model: The soup, as the Hub calls it, with the commit that was looked at.
+        verdict: ``identical``; ``equivalent``: within the bound that its method states; ``different``; or
+            ``unverifiable``.
+        tensors: How many were compared.
+        differences: Tensors and files that are not as they should be.
+        reasons: Why something could not be verified.
+        digests: Of what was ``recorded`` in soup.json, of the ``published`` weights, and of the ``cooked`` ones.
+        scores: With ``score=True``.
+    """
+
+    model: str
+    verdict: str
+    tensors: int = 0
+    differences: tuple[Difference, ...] = field(default=(), repr=False)
+    reasons: tuple[Finding, ...] = ()
+    digests: Mapping[str, str] = field(default_factory=dict, repr=False)
+    scores: tuple[ScoreCheck, ...] = ()
+
+    @property
+    def different(self) -> list[str]:
+        """Names of the tensors, files and scores that make it different."""
+        return [each.name for each in self.differences] + [each.title for each in self.scores if not each.agrees]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, as ``hf-soup verify --json`` prints it."""
+        return {
+            "model": self.model,
+            "verdict": self.verdict,
+            "tensors": self.tensors,
+            "different": self.different,
+            "differences": [each.to_dict() for each in self.differences],
+            "reasons": [{"code": r.code, "message": r.message, "ingredients": list(r.ingredients)}
+                        for r in self.reasons],
+            "digests": dict(self.digests),
+            "scores": [{"title": each.title, "measured": each.measured, "published": each.published,
+                        "card": each.card, "n": each.n, "agrees": each.agrees} for each in self.scores],
+        }  # fmt: skip
+
+
+def verify(
+    model: str,
+    *,
+    score: bool = False,
+    map: Paths | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    token: Token = None,
+    quiet: bool = True,
+    say: Say = to_stderr,
+) -> VerificationReport:
+    """Cook a published soup again from what its repo says, and compare every tensor bit by bit.
+
+    The ingredients are streamed into a temporary folder (``TMPDIR``), which holds one copy of the soup and what is
+    being read. Config, tokenizer and processor are compared with what the ingredients give.
+
+    Args:
+        model: A Hub id, ``id@revision``, a huggingface.co address, or a folder.
+        score: Measure what the published weights score on the recipe's data too; they stay in the cache then.
+        map: For ingredients, data and metrics that were local: name → path here.
+        allow_pickle: Read ingredients that are pickles, tensors only; the recipe's own word does not count.
+        trust_remote_code: Let metrics that are code run; the recipe's own word does not count.
+        token: As everywhere in huggingface_hub.
+        quiet: No progress bars.
+        say: Gets notes.
+
+    Returns:
+        The verdict, which is no error whatever it is.
+
+    Raises:
+        ResolveError: There is no such model, or the Hub cannot be reached.
+        MergeError: The disk has no room.
+    """
+    from hf_soup.merging import require_alone
+
+    require_alone("`verify`")
+    paths = map or {}
+    try:
+        published = open_published(model, allow_pickle=allow_pickle, token=token)
+        looks = published.with_examples(paths)
+    except RecipeError as error:
+        return VerificationReport(model, UNVERIFIABLE, reasons=(Finding("recipe-refused", str(error)),))
+    if published.repo and published.repo.from_cache:
+        raise ResolveError(
+            f"{published}: the Hub was not reached, and the cache may not have all that was published.",
+            hint="Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, and try again.",
+        )
+    called = str(published)
+    published = replace(published, recipe=looks.model_copy(update={"report": ()}))
+    reasons = [*_refused(published.recipe)]
+    measured = published.recipe
+    if score:
+        try:
+            measured = published.with_data(paths, trust_remote_code=trust_remote_code)
+        except RecipeError as error:
+            reasons.append(Finding("data", str(error)))
+    if any(reason.code != "data" for reason in reasons):
+        return VerificationReport(called, UNVERIFIABLE, reasons=tuple(reasons))
+    checkpoints, found = _ingredients(published, paths, token)
+    if found:
+        return VerificationReport(called, UNVERIFIABLE, reasons=(*reasons, *found))
+    try:
+        base = _base(published.recipe, checkpoints, paths, token)
+        checked = _cooked_again(published, checkpoints, base, looks, token, keep=score, quiet=quiet, say=say)
+    except (RecipeError, IncompatibleError, ResolveError, ScoringError, ValuesError) as error:
+        # What is neither said by the Hub nor by the models is the way between: no verdict comes of it.
+        if may_pass(error) or (isinstance(error, ResolveError) and not why_absent(error)):
+            raise
+        said = str(error)
+        who = tuple(each.model for each in checkpoints if f"'{each.model}@" in said or f" {each.model}@" in said)
+        code = "data" if isinstance(error, ScoringError) else why_absent(error) or "not-cookable"
+        reasons.append(Finding(code, said, who))
+        return VerificationReport(called, UNVERIFIABLE, reasons=tuple(reasons))
+    scores: tuple[ScoreCheck, ...] = ()
+    stated, known = len(published.scores()), len(published.score) + len(published.report)
+    if score and stated > known:
+        message = f"Its soup.json states {stated:,} scores, and its recipe names data for {known:,} of them."
+        reasons.append(Finding("data", message))
+    elif score and not known:
+        say("note: its recipe names no data, so there is nothing to measure")
+    if score and (odd := [each.name for each in checked.differences if ASSETS.fullmatch(each.name)]):
+        # A model of a stranger's config may be of any size.
+        say(f"note: nothing is measured, as {some(odd)} is not what its ingredients give")
+    elif measured.score or measured.report:
+        try:
+            scores = _rescored(published, measured, model, token, quiet, say)
+        except SoupError as error:
+            if may_pass(error):
+                raise
+            reasons.append(Finding("not-measurable", str(error)))
+    reasons += checked.reasons
+    every = checked.differences
+    verdict = EQUIVALENT if every else IDENTICAL
+    if reasons:
+        verdict = UNVERIFIABLE
+    if not all(each.within for each in every) or not all(each.agrees for each in scores):
+        verdict = DIFFERENT
+    return replace(checked, verdict=verdict, reasons=tuple(reasons), scores=scores)
+
+
+def _refused(recipe: Recipe) -> Iterator[Finding]:
+    """What is wrong with a recipe by itself."""
+    from hf_soup.methods import METHODS
+
+    named = (recipe.method.name, *(each.method.name for each in recipe.overrides))
+    if unknown := next((name for name in named if name not in METHODS), None):
+        known = ", ".join(sorted(METHODS))
+        message = f"Its method is {unknown[:80]!r}, which this version does not know. Known are: {known}."
+        yield Finding("method-unknown", message)
+        return
+    try:
+        validate(recipe)
+    except RecipeError as error:
+        yield Finding("recipe-refused", str(error))
+
+
+def _ingredients(published: Published, paths: Paths, token: Token) -> tuple[list[Checkpoint], list[Finding]]:
+    """The pinned ingredients, opened, or every reason why not."""
+
+    def attempt(each: Ingredient) -> Checkpoint | Finding:
+        try:
+            if not each.model.startswith("local:"):
+                return _from_hub(each, published.recipe.allow_pickle, token)
+            return _mapped(each, paths, published.recipe.allow_pickle)
+        except ResolveError as error:
+            if may_pass(error):
+                raise
+            code, said = why_absent(error) or "ingredient-unreadable", str(error)
+            if "only pytorch_model" in error.message:
+                code, said = "pickle", f"{error.message}\n--allow-pickle reads the tensors in it."
+            return Finding(code, said, (each.model,))
+
+    unique = list({str(each): each for each in published.recipe.ingredients}.values())
+    found = dict(zip(map(str, unique), in_parallel(attempt, unique), strict=True))
+    every = [found[str(each)] for each in published.recipe.ingredients]
+    reasons = list(dict.fromkeys(each for each in every if isinstance(each, Finding)))
+    return [each for each in every if isinstance(each, Checkpoint)], reasons
+
+
+def _from_hub(each: Ingredient, allow_pickle: bool, token: Token) -> Checkpoint:
+    # Where the cache has a part of a model, the rest would look as if it had none.
+    return open_checkpoint(each, allow_pickle=allow_pickle, token=token, on_hub=True, whole=True)
+
+
+def _mapped(each: Ingredient, paths: Paths, allow_pickle: bool) -> Checkpoint | Finding:
+    path, name = local_path(each.model, each.revision, paths), each.model.removeprefix("local:")
+    short = (each.revision or "").removeprefix("sha256:")[:7]
+    if path is None:
+        message = f"'{name}' (sha256 {short}) was a folder on the machine where the soup was cooked."
+        return Finding("local", f"{message}\nWhere you have it, say so: --map {name}=PATH.", (each.model,))
+    if not path.is_dir():
+        return Finding("local", f"--map {name}: there is no folder '{path}'.", (each.model,))
+    opened = open_checkpoint(str(path), allow_pickle=allow_pickle)
+    if each.revision not in (None, opened.revision):
+        message = f"The weights in '{path}' are not those of '{name}' in the soup."
+        shown = f"  recipe {each.revision}\n  folder {opened.revision}"
+        return Finding("other-weights", f"{message}\n{shown}", (each.model,))
+    return replace(opened, model=each.model)
+
+
+def _base(recipe: Recipe, checkpoints: Sequence[Checkpoint], paths: Paths, token: Token) -> BaseReference | None:
+    """The ancestor, where the method works on it or it may have given the tokenizer."""
+    needed = needs_base(recipe)
+    if recipe.base is None or not (needed or not any(map(processing_files, checkpoints))):
+        return None
+    asked = parse_part(Ingredient, recipe.base, "the name of a model")
+    try:
+        if asked.model.startswith("local:"):
+            found = _mapped(asked, paths, recipe.allow_pickle)
+            if isinstance(found, Finding):
+                raise RecipeError(found.message)
+        else:
+            found = _from_hub(asked, recipe.allow_pickle, token)
+    except ResolveError as error:
+        if needed or may_pass(error):
+            raise
+        return None
+    return BaseReference(found.model, "recipe", found)
+
+
+def _cooked_again(
+    published: Published, checkpoints: Sequence[Checkpoint], base: BaseReference | None, looks: Recipe, token: Token, *,
+    keep: bool, quiet: bool, say: Say,
+) -> VerificationReport:  # fmt: skip
+    """Cook in a temporary folder, and compare. The verdict is left open; ``looks`` has the examples."""
+    from hf_soup.merging import merge, needs_cutoffs, needs_statistics
+    from hf_soup.workflows.differences import (  # late, as it takes torch
+        Difference,
+        compare_files,
+        compare_weights,
+        weight_files,
+    )
+
+    recipe, names = published.recipe, distinct_names(checkpoints)
+    alignment, found = correspond(checkpoints, names, AlignmentOptions.of(recipe))
+    refusals = [reason.message for reason in with_allowed(found, recipe.allow) if reason.refuses]
+    if refusals:
+        raise IncompatibleError("\n".join(["Its ingredients cannot be averaged:", *refusals]))
+    lineage = LineageReport("likely", base, tuple(checkpoints), tuple(names), (), alignment)
+    require_looked_at(recipe, lineage)
+    leaves, given = ingredients_to_fetch(recipe, lineage), weights_by_name(recipe, lineage)
+    used = with_base_if_needed(recipe, leaves)
+    plan = plan_of(recipe, used, {name: given[name] for name in leaves.names})
+    with (
+        tempfile.TemporaryDirectory(prefix="hf-soup-verify-") as room,
+        Workspace(Path(room) / "soup", kept=False) as staging,
+    ):
+        supply = weight_files_of(used.checkpoints, staging.fetched)
+        theirs = [name for name in weight_files(published)[0] if name in published.files]
+        asking = any(needs_statistics(mixing) for mixing in plan.mixings)
+        fetched_bytes = supply.keep() if needs_cutoffs(plan) or asking else supply.peak_bytes(plan)
+        _require_room(Path(room), plan, fetched_bytes, published, theirs, say)
+        if asking:
+            supply.fetch_all()
+            plan = statistics_for(plan, looks, leaves, lineage, supply.paths, token=token, quiet=quiet)
+        staging.begin(plan.fingerprint, plan.outline())
+        merged = merge(plan, supply, staging, quiet=quiet)
+        require_unchanged(used.checkpoints)
+        with staging.disk_errors():
+            merged, again = recalibrate_batch_norm(
+                plan, merged, staging.folder, looks, leaves, lineage, token=token, quiet=quiet
+            )
+            write_assets(staging.folder, soup_config(leaves, plan.dtype), leaves, lineage.checkpoints)
+        fetch = sum(published.files[name] for name in theirs) if published.repo else 0
+        with bar("Comparing", plan.size + fetch, quiet=quiet) as shown:
+
+            @contextmanager
+            def here(name: str) -> Iterator[Path]:
+                if published.repo is None:
+                    yield (published.folder or Path()) / name
+                elif keep or hub.is_cached(published.repo, name):
+                    yield hub.fetch_one(published.repo, name, shown.update)
+                else:
+                    target, done = Path(room) / "published", 0
+
+                    def arrived(count: int) -> None:
+                        nonlocal done
+                        shown.update(count - done)
+                        done = count
+
+                    hub.download_beside(published.repo, name, target, arrived=arrived, stopped=lambda: False)
+                    yield target
+                    target.unlink()
+
+            differences, digest = compare_weights(
+                published, plan, staging.folder, merged, here, again=again is not None, advance=shown.update
+            )
+        ours = {file.name for file in plan.files}
+        # An index beside a whole file of weights was not compared, and some programs would load what it names.
+        beside = [] if theirs == [SINGLE] else [INDEX]
+        differences += compare_files(published, staging.folder, {*ours, INDEX}, {*theirs, *beside})
+    known = [*checkpoints, *([base.checkpoint] if base and base.checkpoint else [])]
+    lost = [] if any(map(processing_files, known)) else [each for each in differences if _is_processing(each)]
+    reasons = [Finding("no-donor", f"Nobody in its recipe gives {each.name}.") for each in lost]
+    if published.digest != digest:
+        text = f"its digest is {published.digest[:16]}… and that of the weights beside it {digest[:16]}…"
+        differences.append(Difference("soup.json", "content", text))
+    digests = {"recorded": published.digest, "published": digest, "cooked": merged.digest}
+    differences = [each for each in differences if each not in lost]
+    return VerificationReport(str(published), "", len(plan.tensors), tuple(differences), tuple(reasons), digests)
+
+
+def _is_processing(found: Difference) -> bool:
+    """Whether it may have come from an ingredient that was not selected, whom the recipe does not name."""
+    return found.kind == "extra" and ASSETS.fullmatch(found.name) is not None
+
+
+def _require_room(room: Path, plan: Plan, beside: int, published: Published, theirs: Sequence[str], say: Say) -> None:
+    """Say what the disk has to hold, and stop where it cannot.
+
+    Raises:
+        MergeError: There is no room.
+    """
+    largest = max((published.files[name] for name in theirs), default=0) if published.repo else 0
+    need, free = plan.size + max(beside, largest), free_bytes(room)
+    say(f"note: cooking again in '{room.parent}': {need / 1e9:.2f} GB are needed, {free / 1e9:.1f} GB are free")
+    if need > free:
+        raise MergeError(
+            f"'{room.parent}' has {free / 1e9:.1f} GB free; {need / 1e9:.1f} GB are needed ({plan.size / 1e9:.1f} GB "
+            f"for the soup, {(need - plan.size) / 1e9:.1f} GB for files in flight).",
+            hint="Make room, or set TMPDIR to a folder on a larger disk.",
+        )
+
+
+def _rescored(
+    published: Published, recipe: Recipe, model: str, token: Token, quiet: bool, say: Say
+) -> tuple[ScoreCheck, ...]:
+    """The published weights on the recipe's data, beside what soup.json and the card say."""
+    from hf_soup.workflows.score import score
+
+    pinned = f"{published.model}@{published.repo.revision}" if published.repo else model
+    found = next(iter(score([pinned], recipe, token=token, quiet=quiet, say=say).values()))
+    said, card = published.scores(), model_index(published)
+    # Titles hold names of files, which may be others here; the order is the recipe's.
+    titles = list(said) if len(said) == len(found) else list(found)
+    asked = [*published.score, *published.report]
+    return tuple(
+        ScoreCheck(title, each["value"], said.get(title), value_on_card(card, scoring), each["n"])
+        for title, scoring, each in zip(titles, asked, found.values(), strict=True)
+    )

@@ -1,0 +1,70 @@
+"""The house in figures: rooms, files, statements, and what the contracts of setup.cfg hold.
+
+    python tests/benchmarks/house.py [CHECKOUT]
+
+Statements are those of the syntax tree, without docstrings. A module is under contract when it lies in a room that
+the contract on layers names. Each exception to a contract is printed with the comment above it, which names what will
+make it needless.
+"""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import sys
+from pathlib import Path
+
+ROOT = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[2]
+
+
+def statements(path: Path) -> int:
+    """How many a file has."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    texts = [node for node in nodes if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)]
+    docstrings = sum(isinstance(node.value.value, str) for node in texts)
+    return sum(isinstance(node, ast.stmt) for node in nodes) - docstrings
+
+
+def layers(settings: str) -> list[str]:
+    """The rooms that the contract on layers names, from above."""
+    parser = configparser.ConfigParser()
+    parser.read_string(settings)
+    named = parser.get("importlinter:contract:rooms", "layers", fallback="")
+    return [room.strip() for line in named.split("\n") for room in line.split("|") if room.strip()]
+
+
+def exceptions(settings: str) -> list[tuple[str, str]]:
+    """Every exception to a contract, and the comment above it."""
+    found, comment = [], ""
+    for line in (line.strip() for line in settings.split("\n")):
+        if line.startswith("#"):
+            comment = line.removeprefix("# ")
+        elif " -> " in line:
+            found.append((line, comment))
+    return found
+
+
+def main() -> None:
+    """Print all of it."""
+    package = ROOT / "hf_soup"
+    modules = sorted(package.rglob("*.py"))
+    settings = (ROOT / "setup.cfg").read_text()
+    rooms: dict[str, list[Path]] = {}
+    for path in modules:
+        rooms.setdefault(path.relative_to(package).parts[0].removesuffix(".py"), []).append(path)
+    held = layers(settings)
+    print(f"{'room':<14}{'files':>6}{'lines':>8}{'statements':>12}")
+    for room in [*held, *sorted(rooms.keys() - set(held))]:
+        lines = sum(path.read_text().count("\n") for path in rooms[room])
+        print(f"{room:<14}{len(rooms[room]):>6}{lines:>8,}{sum(map(statements, rooms[room])):>12,}")
+    total, tests = sum(map(statements, modules)), sum(map(statements, (ROOT / "tests").rglob("*.py")))
+    print(f"\nstatements: hf_soup {total:,}, tests {tests:,}")
+    print(f"files directly in hf_soup: {len(list(package.glob('*.py')))}")
+    print(f"modules under contract: {sum(len(rooms[room]) for room in held if room in rooms)} of {len(modules)}")
+    print(f"exceptions: {len(exceptions(settings))}")
+    for line, comment in exceptions(settings):
+        print(f"  {line}\n      {comment}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,288 @@
+"""The command line: what goes to stdout, what to stderr, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+from huggingface_hub import close_session, constants
+
+from hf_soup import Recipe
+from hf_soup.cli.app import cli as commands
+from hf_soup.methods import METHODS
+from hf_soup.selection import SELECTIONS
+
+# The client hands files to its HTTP library in a way that the library deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+
+Cli = Callable[..., Any]
+
+
+def recipe_of(family: Path, folder: Path, **values: Any) -> Path:
+    path = folder / "recipe.yaml"
+    score = {"task": "text-classification", "dataset": str(family / "rows.csv")}
+    report = [{"task": "text-classification", "dataset": str(family / "report.csv"), "name": "test"}]
+    models = [str(family / name) for name in "abc"]
+    path.write_text(yaml.safe_dump({"ingredients": models, "score": score, "report": report, **values}))
+    return path
+
+
+@pytest.mark.parametrize("name", ["", *commands.commands])
+def test_help(cli: Cli, name: str) -> None:
+    for flag in ("--help", "-h"):
+        done = cli(*filter(None, [name, flag]))
+        assert done.code == 0
+        assert done.err == ""
+        assert done.out.startswith(f"Usage: hf-soup {name}".rstrip())
+        assert max(map(len, done.out.splitlines())) <= 100
+
+
+#: A process that Windows would have begun, which has no such modules.
+WINDOWS = """
+import click, pydantic, sys
+sys.platform = "win32"
+sys.modules |= dict.fromkeys(["fcntl", "resource"])
+import hf_soup
+for name in ("check", "cook", "score", "verify", "search", "connectivity", "Soup", "Update"):
+    try:
+        getattr(hf_soup, name)
+    except hf_soup.SoupError as error:
+        print(name, error)
+from hf_soup.cli.app import main
+main(["check", "acme/a", "--json"])
+"""
+
+
+def test_windows_is_refused_in_plain_words() -> None:
+    """By the first call from Python, and by any command, which could not do their work."""
+    done = subprocess.run([sys.executable, "-c", WINDOWS], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == ""
+    assert done.stdout.count("hf-soup does not run on Windows: ") == 9
+    assert done.stdout.count("Use it in WSL") == 9
+    assert json.loads(done.stdout[done.stdout.index("{") :])["error"]["type"] == "SoupError"
+
+
+def test_version(cli: Cli) -> None:
+    assert cli("--version").out.startswith("hf-soup, version ")
+    assert cli().code in (0, 2)
+
+
+def test_json_is_one_object_on_stdout(cli: Cli, family: Path, tmp_path: Path, publish: Callable[..., str]) -> None:
+    """For every command that takes ``--json``, with the keys that scripts may rely on; warnings are on stderr."""
+    a, b = family / "a", family / "b"
+    recipe = recipe_of(family, tmp_path, select="greedy")
+    keys = {
+        "forage": {"base", "siblings", "groups"},
+        "check": {"verdict", "ancestor", "ingredients", "reasons", "alignments", "transferred_bytes"},
+        "cook": {"folder", "weights", "scores", "selected", "digest", "seconds", "resumed", "pushed"},
+        "score": {"scores"},
+        "push": {"repo", "commit", "url", "pull_request"},
+        "verify": {"verdict", "tensors", "different"},
+        "methods": {"methods", "selections"},
+    }
+    publish("base")
+    done = {
+        "forage": cli("forage", "acme/base", "--json"),
+        "check": cli("check", a, b, "-o", "new.yaml", "--json"),
+        "cook": cli("cook", recipe, "-o", "soup", "--json", "--quiet"),
+        "score": cli("score", a, "soup", "--recipe", recipe, "--json"),
+        "push": cli("push", "soup", "acme/soup", "--json"),
+        "verify": cli("verify", "soup", *(f"--map={name}={family / name}" for name in "abc"), "--json"),
+        "methods": cli("methods", "--json"),
+    }
+    takes = {name for name, each in commands.commands.items() if "--json" in str([p.opts for p in each.params])}
+    assert takes == set(keys)
+    for name, each in done.items():
+        assert each.code == 0, each
+        assert keys[name] <= set(each.json), name
+        assert each.out.count("\n{") == 0
+    assert "Wrote new.yaml" in done["check"].err
+    assert "warning:" in done["cook"].err
+    cooked = done["cook"].json
+    assert set(cooked["scores"]) == {
+        "soup", "local:a", "local:b", "local:c", "ensemble", "logit ensemble", "greedy ensemble",
+    }  # fmt: skip
+    assert set(cooked["scores"]["soup"]["test accuracy"]) == {"metric", "value", "low", "high", "n"}
+    assert cooked["selected"] == list(cooked["weights"])
+    assert cooked["pushed"] is None
+    assert len(done["score"].json["scores"]) == 2
+    plan = cli("cook", recipe, "-o", "soup-2", "--dry-run", "--json").json
+    assert {"verdict", "files", "fetch_bytes", "output_bytes"} <= set(plan)
+
+
+def test_words_for_people(cli: Cli, family: Path, tmp_path: Path) -> None:
+    """Next steps that can be copied, and nothing on stderr that is no warning."""
+    checked = cli("check", family / "a", family / "b", "-o", "recipe.yaml")
+    assert checked.code == 0
+    assert checked.out.startswith(("proven: ", "likely: "))
+    assert checked.err == "Wrote recipe.yaml. Next: hf-soup cook recipe.yaml -o soup\n"
+    again = cli("check", family / "a", family / "b", "-o", "recipe.yaml")
+    assert (again.code, again.out) == (1, "")
+    planned = cli("cook", "recipe.yaml", "-o", "soup", "--dry-run")
+    assert re.search(r"^write     model.safetensors  0.0 MB$", planned.out, re.MULTILINE)
+    assert re.search(r"^disk      0.00 GB needed of [\d,.]+ GB free \(output\)$", planned.out, re.MULTILINE)
+    assert re.search(r"^time      about \d+ s \(fetching \d+ s, merging \d+ s, at the same", planned.out, re.MULTILINE)
+    assert not (tmp_path / "soup").exists()
+    cooked = cli("cook", "recipe.yaml", "-o", "soup", "--quiet")
+    assert re.search(r"^Weights: local:a 1, local:b 1$", cooked.out, re.MULTILINE)
+    assert re.search(r"^Next: hf-soup push .*soup OWNER/NAME$", cooked.out, re.MULTILINE)
+    scored = cli("score", "soup", "--recipe", recipe_of(family, tmp_path))
+    assert scored.out.startswith("Percent, with 95 % intervals.")
+    assert "rows.csv accuracy" in scored.out
+    pushed = cli("push", "soup", "acme/soup")
+    assert re.search(r"^Pushed acme/soup as commit [0-9a-f]{7}: http", pushed.out)
+
+
+def test_options_change_the_recipe(cli: Cli, family: Path, tmp_path: Path) -> None:
+    """What the command line says is in the soup's recipe, and wins over the file."""
+    recipe = recipe_of(family, tmp_path, select="greedy", report=[])
+    done = cli(
+        "cook", recipe, "-o", "soup", "--select", "uniform", "--base", family / "base", "--method", "linear",
+        "--data", f"{family / 'report.csv'}", "--task", "text-classification", "--metric", "f1",
+    )  # fmt: skip
+    assert done.code == 0, done
+    resolved = Recipe.load(tmp_path / "soup" / "soup.yaml")
+    (score,) = resolved.score
+    assert score.metric == "f1"
+    assert score.dataset == "local:report.csv"
+    summary = json.loads((tmp_path / "soup" / "soup.json").read_text())
+    assert summary["select"] == "uniform"
+    assert summary["lineage"]["ancestor"]["source"] == "recipe"
+
+
+def test_set_gives_values_with_types(cli: Cli, monkeypatch: pytest.MonkeyPatch, family: Path, tmp_path: Path) -> None:
+    """YAML's: a number is a number. They change the file's method, unless another one is named."""
+    recipe = recipe_of(family, tmp_path, method={"name": "linear", "x": 1})
+    for arguments, said in [
+        (("--set", "y=0.5"), "linear has no parameter 'x'"),
+        (("--method", "linear", "--set", "y=0.5"), "linear has no parameter 'y'"),
+        (("--method", "ties", "--set", "y=0.5"), "ties has no parameter 'y'"),
+    ]:
+        assert said in cli("cook", recipe, "-o", "soup", *arguments).err
+
+
+def test_methods_explain_themselves(cli: Cli) -> None:
+    listed = cli("methods")
+    assert re.search(r"^  ties \*  +Average task vectors ", listed.out, re.MULTILINE)
+    assert re.search(r"^  uniform  +Every ingredient goes in", listed.out, re.MULTILINE)
+    names = re.findall(r"^  (\w+)", listed.out, re.MULTILINE)
+    assert names == [*sorted(METHODS), *sorted(SELECTIONS)]
+    assert cli("methods", "nothing").err.startswith("Error: There is no method or selection 'nothing'.")
+    explained = cli("methods", "ties")
+    for part in ("ties\n", "θ = θ₀ + λ (∑", "(0, 1]", "model, tensor", "Use it", "Not", "Ancestor     needed", "Yadav"):
+        assert part in explained.out
+    found = cli("methods", "ties", "--json").json["methods"][0]
+    assert (found["elementwise"], found["needs_base"], found["least"], found["most"]) == (True, True, 1, None)
+    assert found["parameters"] == {"density": 0.2, "scale": 1.0, "scope": "model"}
+    assert found["allowed"] == {"density": "(0, 1]", "scale": "(-inf, inf)", "scope": ["model", "tensor"]}
+    assert found["formula"][0].startswith(r"\theta = \theta_0")
+    assert "arXiv:2306.01708" in found["reference"]
+    assert cli("methods", "learned", "--json").json["selections"][0]["learns"] is True
+
+
+def test_a_refusal_has_its_own_exit_code(cli: Cli, family: Path, tmp_path: Path) -> None:
+    """The whole report is printed all the same, and no recipe is written."""
+    done = cli("check", family / "a", "-o", "recipe.yaml")
+    assert done.code == 3
+    assert done.out.startswith("refused: ")
+    assert done.err == "'recipe.yaml' was not written: leaving models out does not make a soup of these.\n"
+    assert not (tmp_path / "recipe.yaml").exists()
+    done = cli("check", family / "a", "--json")
+    assert (done.code, done.json["verdict"]) == (3, "refused")
+
+
+def test_the_hub_serves_until_it_is_stopped(environment: dict[str, str], tmp_path: Path) -> None:
+    """It prints what to export, and Ctrl-C ends it without a word."""
+    command = [sys.executable, "-m", "hf_soup", "hub", "--root", str(tmp_path / "served"), "--port", "0"]
+    child = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    assert child.stdout is not None
+    line = child.stdout.readline()
+    found = re.fullmatch(r"export HF_ENDPOINT=(http://127\.0\.0\.1:\d+) HF_TOKEN=(\w+) HF_HUB_DISABLE_XET=1\n", line)
+    assert found is not None, line
+    from huggingface_hub import HfApi
+
+    assert HfApi(endpoint=found[1], token=found[2]).whoami()["name"] == "local"
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode in (0, 130)
+    assert (out, err) == ("", "")
+
+
+def test_a_closed_pipe_is_no_error(environment: dict[str, str], tmp_path: Path) -> None:
+    """``hf-soup methods linear | head -1``"""
+    done = subprocess.run(
+        f"{sys.executable} -m hf_soup methods linear | head -1", shell=True, env=environment, cwd=tmp_path,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout == "linear\n"
+    assert done.stderr == ""
+
+
+def test_every_option_of_a_command_is_documented() -> None:
+    page = commands.get_help(click.Context(commands, info_name="hf-soup", **commands.context_settings))
+    for name in commands.commands:
+        assert re.search(rf"^  {name}\b", page, re.MULTILINE)
+
+
+def test_no_secret_is_shown_or_written(
+    cli: Cli, publish: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Addresses are pasted as `git clone` takes them, and tokens land in the wrong place."""
+    a, b = publish("a"), publish("b")
+    done = cli("check", f"https://me:secret@huggingface.co/{a}", b, "-o", "recipe.yaml", "--json")
+    assert done.json["verdict"] == "likely", done.err
+    wrong = [
+        cli("check", f"{a}@hf_secret", b),
+        cli("check", f"{a}@hf_secret", b, "--json"),
+        cli("forage", "https://me:secret@example.org/acme/x"),
+        cli("forage", 80 * "x" + "@hf_" + 34 * "secret"),
+        cli("verify", "https://me:secret@huggingface.co/acme/none"),
+        cli("check", "--recipe", "https://me:secret@example.org/recipe.yaml"),
+        cli("cook", a, b, "-o", "soup", "--set", "https://me:secret@example.org"),
+        cli("https://me:secret@example.org"),
+    ]
+    monkeypatch.setattr(constants, "ENDPOINT", "me:secret@127.0.0.1:9")
+    wrong += [cli("check", a, b)]
+    assert {each.code for each in wrong} == {1, 2}
+    assert "secret" not in str([done, *wrong]) + (tmp_path / "recipe.yaml").read_text()
+
+
+@pytest.mark.parametrize("proxy", ["http://me:secret@127.0.0.1:port", "socks5://me:secret@127.0.0.1:1"])
+def test_a_proxy_that_cannot_be_used_is_said(cli: Cli, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    close_session()
+    for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    done = cli("check", "acme/a", "acme/b")
+    assert (done.code, done.out) == (1, "")
+    assert "Check HF_ENDPOINT, and the proxies" in done.err
+    assert "secret" not in done.err
+
+
+def test_what_is_longer_than_any_name_is_said(cli: Cli, family: Path, tmp_path: Path) -> None:
+    shutil.copytree(family / "a", tmp_path / "a")
+    (tmp_path / "rows.yaml").write_text("ingredients: [a]\nscore: {task: text-classification, dataset: rows.csv}\n")
+    name = 1100 * "x"
+    for arguments in (
+        ["verify", name],
+        ["check", name, "a"],
+        ["check", "a", "a", "--base", name],
+        ["score", name, "--recipe", "rows.yaml"],
+        ["cook", "a", "--add", "a", "-o", "soup", "--data", "rows.csv", "--task", "guess"],
+    ):
+        done = cli(*arguments)
+        assert done.code == 1, arguments
+        assert re.match("Error: (Cannot read|'x+' is neither)", done.err), arguments

@@ -1,0 +1,336 @@
+"""The demo: the repos of its zoo, the cache that keeps them, and the story that is told with them."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from hf_soup.demo import Shell, child_environment, demo_recipe, run_demo
+from hf_soup.demo.cache import ANCESTOR, DATASET, OWNER, POOR, Zoo, prepare
+from hf_soup.demo.data import DIGITS, LETTERS, make_dataset, splits_of
+from hf_soup.demo.zoo import make_all, make_zoo
+from hf_soup.errors import SoupError
+from hf_soup.recipe.schema import Recipe
+
+TINY = Zoo(letters=256, letter_epochs=1, good=2, epochs=(1, 2))
+RECIPE = Path(__file__).parents[3] / "recipes" / "demo-digits.yaml"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def zoo(cache):
+    return prepare(cache, lambda text: None, TINY, make_all)
+
+
+def card_of(folder):
+    front, text = (folder / "README.md").read_text(encoding="utf-8").removeprefix("---\n").split("---\n", 1)
+    return yaml.safe_load(front), text
+
+
+def test_every_model_is_a_complete_repo_with_an_honest_card(zoo):
+    """Config, weights, processor, card; the card names ancestor and data, and the poor model says that it is."""
+    assert TINY.fine_tunes == ("vit-digits-1", "vit-digits-2", POOR)
+    for name in (ANCESTOR, *TINY.fine_tunes):
+        assert {path.name for path in (zoo / name).iterdir()} == {
+            "README.md",
+            "config.json",
+            "model.safetensors",
+            "preprocessor_config.json",
+        }
+        front, text = card_of(zoo / name)
+        assert front["license"] == "apache-2.0"
+        assert front["pipeline_tag"] == "image-classification"
+        assert ("learning rate is about ten times too high" in text) == (name == POOR)
+        assert "{" not in text
+        if name != ANCESTOR:
+            assert front["base_model"] == f"{OWNER}/{ANCESTOR}"
+            assert front["base_model_relation"] == "finetune"
+            assert front["datasets"] == [f"{OWNER}/{DATASET}"]
+            assert "learning rate: " in text
+
+
+@pytest.mark.parametrize(("name", "labels"), [(ANCESTOR, LETTERS), ("vit-digits-1", DIGITS), (POOR, DIGITS)])
+def test_a_model_loads_as_anybody_would_load_it(zoo, name, labels):
+    """The processor makes one channel of the pictures that the data set stores, and the model knows its labels."""
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    model = AutoModelForImageClassification.from_pretrained(zoo / name)
+    processor = AutoImageProcessor.from_pretrained(zoo / name)
+    assert model.config.id2label == dict(enumerate(labels))
+    assert model.config.label2id == {label: index for index, label in enumerate(labels)}
+    pixels = processor([Image.new("L", (8, 8), 255)] * 3, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixels, torch.full((3, 1, 8, 8), (1 - 0.3) / 0.35))
+    assert model(pixels).logits.shape == (3, len(labels))
+
+
+def test_training_and_scoring_see_the_same_pictures(zoo):
+    """What the model was trained on is what the stored PNGs decode to."""
+    from transformers import AutoImageProcessor
+
+    images, labels = splits_of(0)["shifted"]
+    table = pq.read_table(zoo / DATASET / "data" / "shifted-00000-of-00001.parquet")
+    stored = [Image.open(io.BytesIO(row["bytes"])) for row in table["image"].to_pylist()]
+    assert {(picture.mode, picture.size) for picture in stored} == {("L", (8, 8))}
+    pixels = AutoImageProcessor.from_pretrained(zoo / POOR)(stored, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixels, (images - 0.3) / 0.35)
+    assert table["label"].to_pylist() == labels.tolist()
+
+
+def test_the_data_set_loads_by_its_card(zoo, tmp_path):
+    """`datasets` finds the splits, decodes pictures and names classes."""
+    import datasets
+
+    loaded = datasets.load_dataset(str(zoo / DATASET), cache_dir=str(tmp_path))
+    assert {name: len(split) for name, split in loaded.items()} == {
+        "train": 200,
+        "validation": 450,
+        "test": 1147,
+        "shifted": 1147,
+    }
+    assert loaded["train"].features["label"].names == list(DIGITS)
+    assert loaded["train"][0]["image"].size == (8, 8)
+    front, text = card_of(zoo / DATASET)
+    assert front["license"] == "cc-by-4.0"
+    assert "The same 13 people" in text
+    assert "{" not in text
+
+
+def test_no_picture_is_in_two_splits():
+    """Neither the same row nor an equal picture, shifted ones included."""
+    rows = [bytes(row) for images, _ in splits_of(0).values() for row in (images * 255).byte().flatten(1).tolist()]
+    assert len(set(rows)) == len(rows) == 1797 + 1147
+
+
+def test_equal_seeds_give_equal_bytes(zoo, tmp_path):
+    """Data and models are a function of the settings: made again, every file is the same."""
+    make_dataset(tmp_path / DATASET)
+    make_zoo(tmp_path, lambda text: None, TINY)
+    for path in sorted(path for path in tmp_path.rglob("*") if path.is_file()):
+        assert path.read_bytes() == (zoo / path.relative_to(tmp_path)).read_bytes(), path.name
+    make_dataset(tmp_path / "other", seed=1)
+    split = Path("data") / "train-00000-of-00001.parquet"
+    assert (tmp_path / "other" / split).read_bytes() != (tmp_path / DATASET / split).read_bytes()
+
+
+class Maker:
+    """Stands in for the training, and counts how often it was asked for."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, folder, progress, zoo):
+        self.calls += 1
+        (folder / ANCESTOR).mkdir()
+        (folder / ANCESTOR / "config.json").write_text("{}")
+
+
+def test_a_second_run_trains_nothing(cache, zoo):
+    """A finished zoo is found again, and nothing is left beside it."""
+    make = Maker()
+    assert prepare(cache, lambda text: None, TINY, make) == zoo
+    assert make.calls == 0
+    assert [path.name for path in cache.iterdir()] == [TINY.key]
+
+
+@pytest.mark.parametrize("damage", ["no marker", "a file less", "a file changed", "a file more"])
+def test_an_incomplete_zoo_is_made_again(tmp_path, damage):
+    """What the marker does not vouch for, file by file, is not used."""
+    make = Maker()
+    folder = prepare(tmp_path, lambda text: None, TINY, make)
+    if damage == "no marker":
+        (folder / "complete.json").unlink()
+    elif damage == "a file less":
+        (folder / ANCESTOR / "config.json").unlink()
+    elif damage == "a file changed":
+        (folder / ANCESTOR / "config.json").write_text("{ }")
+    else:
+        (folder / ANCESTOR / "more").write_text("")
+    assert prepare(tmp_path, lambda text: None, TINY, make) == folder
+    assert make.calls == 2
+    assert (folder / ANCESTOR / "config.json").read_text() == "{}"
+    assert not (folder / ANCESTOR / "more").exists()
+
+
+def test_an_interrupted_training_leaves_nothing(tmp_path):
+    """Ctrl-C in the middle: the next run starts anew."""
+
+    def interrupted(folder, progress, zoo):
+        (folder / ANCESTOR).mkdir()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path, lambda text: None, TINY, interrupted)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_settings_are_another_zoo():
+    """Every setting is part of the key under which a zoo is kept."""
+    others = [Zoo(seed=1), Zoo(letters=1), Zoo(letter_epochs=1), Zoo(good=1), Zoo(epochs=(1, 2))]
+    assert len({zoo.key for zoo in (Zoo(), *others)}) == 6
+
+
+def test_the_recipe_names_what_the_zoo_holds():
+    """All nine, the ancestor, held-out data that is neither training nor test data, and the shifted test first."""
+    recipe = Recipe.load(RECIPE)
+    assert recipe == demo_recipe(Zoo().fine_tunes)
+    assert recipe.base == f"{OWNER}/{ANCESTOR}"
+    assert [i.model for i in recipe.ingredients] == [f"{OWNER}/{name}" for name in Zoo().fine_tunes]
+    assert recipe.select.name == "greedy"
+    (score,) = recipe.score
+    assert score.split == "validation"
+    assert [scoring.split for scoring in recipe.report] == ["shifted", "test"]
+    assert {scoring.dataset for scoring in (score, *recipe.report)} == {f"{OWNER}/{DATASET}"}
+
+
+def test_progress_names_each_model(tmp_path):
+    """One line before each training, so that a minute of work is not a minute of silence."""
+    lines = []
+    make_zoo(tmp_path, lines.append, Zoo(letters=128, letter_epochs=1, good=0, epochs=(1, 1)))
+    assert len(lines) == 2
+    assert ANCESTOR in lines[0]
+    assert POOR in lines[1]
+
+
+def test_the_demos_processes_know_nothing_of_the_users_account(tmp_path):
+    """Token, caches, offline mode and proxies of the user are gone, under whatever name they were set."""
+    ours = {
+        "PATH": "/bin",
+        "HF_TOKEN": "hf_real",
+        "HF_TOKEN_PATH": "/token",
+        "HUGGING_FACE_HUB_TOKEN": "hf_real",
+        "HF_HUB_CACHE": "/cache",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+        "https_proxy": "http://proxy",
+        "ALL_PROXY": "http://proxy",
+        "NO_PROXY": "example.org",
+    }
+    assert child_environment(ours, tmp_path, "http://127.0.0.1:1", "hf_made") == {
+        "PATH": "/bin",
+        "PYTHONUTF8": "1",
+        "HF_ENDPOINT": "http://127.0.0.1:1",
+        "HF_HOME": str(tmp_path.resolve()),
+        "HF_TOKEN": "hf_made",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "NO_PROXY": "127.0.0.1,localhost",
+        "no_proxy": "127.0.0.1,localhost",
+    }
+
+
+def test_a_command_that_fails_stops_the_demo(tmp_path):
+    """The error names the command and its exit code; what the command itself said stands above it on stderr."""
+    shell = Shell({}, lambda text: None)
+    with pytest.raises(SoupError, match=r"`hf-soup cook` ended with exit code 3\.\nrefused"):
+        shell.run("hf-soup cook", "-c", "print('refused'); raise SystemExit(3)")
+    assert shell.run("python", "-c", "import sys; print(sys.executable)").strip() == sys.executable
+    assert list(shell.seconds) == ["hf-soup cook", "python"]
+
+
+def figures(*values):
+    titles = ("hf-soup-demo/digits validation accuracy", "shifted test accuracy", "test accuracy")
+    return {
+        title: {"metric": "accuracy", "value": value, "low": value - 0.02, "high": value + 0.02, "n": 1147}
+        for title, value in zip(titles, values, strict=True)
+    }
+
+
+def cooked(models):
+    """What `hf-soup cook --json` prints, as far as the demo reads it."""
+    scores = {model: figures(0.9 - 0.1 * place, 0.5, 0.8 + 0.01 * place) for place, model in enumerate(models)}
+    titles = list(figures(0, 0, 0))
+    return json.dumps(
+        {
+            "scores": {"soup": figures(0.91, 0.6, 0.85), **scores, "ensemble": figures(0.92, 0.61, 0.86)},
+            "comparisons": dict.fromkeys(titles, "no difference can be seen with n = 1,147"),
+            "best": dict.fromkeys(titles, models[0]),
+            "selected": models[:2],
+        }
+    )
+
+
+@pytest.fixture
+def told(tmp_path, monkeypatch):
+    """Tells the story with a zoo that is there and commands that answer at once; gives what was said and run."""
+    models = [f"{OWNER}/{name}" for name in TINY.fine_tunes]
+    ran = []
+
+    def run(shell, name, *arguments):
+        ran.append(name)
+        return cooked(models) if name.startswith("hf-soup cook") else f"did {name.split()[1:2]}\n"
+
+    monkeypatch.setattr(Shell, "run", run)
+    monkeypatch.setattr("hf_soup.demo.prepare", lambda *arguments: tmp_path / "zoo")
+    monkeypatch.chdir(tmp_path)
+
+    def tell():
+        said = []
+        ran.clear()
+        result = run_demo(Path("demo"), say=said.append, progress=lambda text: None, zoo=TINY)
+        return result, "\n".join(said), list(ran)
+
+    return tell
+
+
+def test_the_story_shows_every_command_and_ends_in_a_table(told):
+    """What ran is what was shown; the table has every ingredient and four ways to use them; no win is claimed."""
+    result, text, ran = told()
+    assert [name.split()[1] for name in ran if name.startswith("hf-soup")] == ["check", "cook", "cook", "cook", "push"]
+    assert [line[2:] for line in text.splitlines() if line.startswith("$ hf-soup")] == [
+        name for name in ran if name.startswith("hf-soup")
+    ]
+    assert list(result["table"]) == [
+        "vit-digits-1 *",
+        "vit-digits-2",
+        POOR,
+        "uniform soup of all 3",
+        f"uniform soup without {POOR}",
+        "greedy soup of 2",
+        "probability ensemble",
+    ]
+    row = next(line for line in text.splitlines() if line.startswith("greedy soup"))
+    assert row.split("   ")[0] == "greedy soup of 2"
+    assert "   60.0 (58.0 to 62.0)   " in row
+    assert row.endswith("   85.0 (83.0 to 87.0)")
+    assert text.index("shifted test accuracy (n = 1,147)") < text.index("  test accuracy (n = 1,147)")
+    assert "test accuracy: no difference can be seen with n = 1,147" in text.splitlines()
+    assert [i.model for i in Recipe.load(Path("demo/1/without-the-poor-one.yaml")).ingredients] == [
+        f"{OWNER}/vit-digits-1",
+        f"{OWNER}/vit-digits-2",
+    ]
+    assert text.rstrip().endswith("hf-soup cook recipe.yaml -o soup")
+
+
+def test_a_second_demo_overwrites_nothing(told):
+    """It goes on in the next folder, and pushes to the next name."""
+    first, _, _ = told()
+    second, _, ran = told()
+    assert (first["folder"], second["folder"]) == ("demo/1", "demo/2")
+    assert (first["repo"], second["repo"]) == (f"{OWNER}/vit-digits-soup", f"{OWNER}/vit-digits-soup-2")
+    assert f"hf-soup push demo/2/soup {OWNER}/vit-digits-soup-2" in ran
+
+
+@pytest.mark.parametrize(("make", "message"), [("file", "is a file"), ("folder", "holds something else")])
+def test_a_place_that_holds_something_else_is_left_alone(told, make, message):
+    """Neither a file nor somebody's folder becomes a demo."""
+    if make == "file":
+        Path("demo").write_text("mine")
+    else:
+        Path("demo").mkdir()
+        Path("demo/thesis.tex").write_text("mine")
+    with pytest.raises(SoupError, match=message):
+        told()
+    assert not Path("demo/hub").exists()

@@ -1,0 +1,85 @@
+"""What is remembered of a model's answers is found again by its numbers alone: not by who else is in the recipe."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+from safetensors.torch import load_file
+
+from hf_soup.checkpoint.headers import TensorInfo, read_header
+from hf_soup.evaluation.candidates import AnswerKeys, Mixture, _keep, _noted
+from hf_soup.merging.layout import Plan, make_plan
+
+
+def plan_of(family: Path, names: str, method: str = "linear", head: str = "") -> Plan:
+    """Of some models of the family, of whom one may have the head alone."""
+    tensors: list[dict[str, TensorInfo]] = []
+    for name in names:
+        data = (family / name / "model.safetensors").read_bytes()
+        found = read_header(lambda _, i, j, d=data: d[i:j], "model.safetensors", len(data), name)
+        tensors.append({each.name: each for each in found if not head or name == head or "classifier" not in each.name})
+    patched = {"classifier.weight", "classifier.bias"} if head else set()
+    return make_plan(list(names), tensors, [1.0] * len(names), method=method, patched=patched)
+
+
+def test_everything_that_decides_the_numbers_is_in_the_key(family: Path) -> None:
+    name = next(iter(load_file(family / "a" / "model.safetensors")))
+    pair = {0: 1.0, 1: 1.0}
+    mixtures = [
+        Mixture({0: 1.0}, mean=True),
+        Mixture({1: 1.0}, mean=True),
+        Mixture(pair),
+        Mixture({1: 1.0, 0: 1.0}),  # sums are rounded in their order
+        Mixture({0: 1.0, 1: 2.0}),
+        Mixture(pair, {name: {0: 1.0, 1: 2.0}}),
+        Mixture(pair, {name: {0: 2.0, 1: 1.0}}),
+        Mixture(pair, parameters={"normalize": False}),
+    ]
+    plans = [plan_of(family, "abc"), plan_of(family, "abc", head="c"), plan_of(family, "abc", head="b")]
+    keys = {AnswerKeys(plan).of(mixture) for plan in plans for mixture in mixtures}
+    assert len(keys) == len(plans) * len(mixtures)
+
+
+def test_nothing_else_is(family: Path) -> None:
+    """Other ingredients, their number and the order of those that are not in it."""
+    here, there = plan_of(family, "abc"), plan_of(family, "cba")
+    assert AnswerKeys(here).of(Mixture({0: 1.0, 2: 3.0})) == AnswerKeys(there).of(Mixture({2: 1.0, 0: 3.0}))
+    assert AnswerKeys(here).of(Mixture({1: 1.0}, mean=True)) == AnswerKeys(plan_of(family, "b")).of(
+        Mixture({0: 1.0}, mean=True)
+    )
+    layers = {"classifier.bias": {0: 0.25, 2: 0.5}}, {"classifier.bias": {2: 0.25, 0: 0.5}}
+    assert AnswerKeys(here).of(Mixture({0: 1.0, 2: 3.0}, layers[0])) == AnswerKeys(there).of(
+        Mixture({2: 1.0, 0: 3.0}, layers[1])
+    )
+    # A head that one has alone is in every soup.
+    first, second = plan_of(family, "abc", head="c"), plan_of(family, "ac", head="c")
+    assert AnswerKeys(first).of(Mixture({0: 1.0}, mean=True)) == AnswerKeys(second).of(Mixture({0: 1.0}, mean=True))
+
+
+def test_what_is_remembered_is_believed_only_whole(tmp_path: Path) -> None:
+    logits = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
+    note, bench = tmp_path / "logits" / "note.npy", SimpleNamespace(n=5, class_names="abc")
+    _keep(note, logits)
+    whole = note.read_bytes()
+    assert [path.name for path in note.parent.iterdir()] == ["note.npy"]
+    assert np.array_equal(_noted(note, bench), logits)
+    damages = [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in range(len(whole))]
+    # A header that is no Python: numpy's reader of it raises an error that is of no common class.
+    damages += [b"", whole[:-1], whole + b"x", whole[:10] + b"(" * 50 + whole[60:]]
+    for damaged in damages:
+        note.write_bytes(damaged)
+        assert _noted(note, bench) is None
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        _keep(tmp_path / "note.npy", np.zeros((100_000, 2), dtype=np.float32))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,456 @@
+"""Methods with an ancestor, parameters that are chosen, shares of tensors, several held-out data: cooked as asked."""
+
+from __future__ import annotations
+
+import gc
+import json
+import re
+import shutil
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+
+from hf_soup import Recipe, RecipeError, Soup, SoupError, cook
+from hf_soup.evaluation.gradients import ValidationLoss
+from hf_soup.evaluation.model import ReusableModel
+from hf_soup.evaluation.report import Evaluation
+from hf_soup.evaluation.statistics import Comparison
+from hf_soup.merging.to_memory import Blend
+from hf_soup.selection.search import grid, settled
+
+pytestmark = pytest.mark.usefixtures("online")
+
+TITLE = "rows.csv accuracy"
+
+
+def quietly(recipe: Recipe, out: Path) -> Soup:
+    return cook(recipe, out, say=lambda _: None)
+
+
+@pytest.fixture
+def recipe(family: Path, trained: Path) -> Recipe:
+    data = {"task": "text-classification", "dataset": str(family / "rows.csv")}
+    return Recipe(
+        ingredients=[str(trained / name) for name in ("good", "fair", "poor")],
+        base=str(family / "base"),
+        score=data,
+        report=[{**data, "dataset": str(family / "report.csv"), "name": "test"}],
+    )
+
+
+def changed(recipe: Recipe, **changes: Any) -> Recipe:
+    return Recipe(**{**recipe.to_dict(), **changes})
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: each.double() for name, each in load_file(folder / "model.safetensors").items()}
+
+
+@pytest.mark.parametrize(("alpha", "expected"), [(0.0, 0.0), (0.25, 0.25), (1.0, 1.0)])
+def test_wise_ft_lies_between_the_ancestor_and_the_soup(
+    alpha: float, expected: float, recipe: Recipe, family: Path, trained: Path, tmp_path: Path
+) -> None:
+    method = {"name": "wise_ft", "alpha": alpha}
+    soup = quietly(changed(recipe, method=method, score=None, report=[]), tmp_path / "soup")
+    base, mixed = tensors(family / "base"), tensors(soup.folder)
+    each = [tensors(trained / name) for name in ("good", "fair", "poor")]
+    for name, tensor in mixed.items():
+        mean = sum(one[name] for one in each) / 3
+        want = (1 - expected) * base[name] + expected * mean
+        torch.testing.assert_close(tensor, want, rtol=1e-6, atol=1e-8)
+
+
+def test_task_arithmetic_adds_and_takes_away(recipe: Recipe, family: Path, trained: Path, tmp_path: Path) -> None:
+    given = [{"model": str(trained / "good"), "weight": 1.0}, {"model": str(trained / "fair"), "weight": -0.5}]
+    asked = changed(recipe, ingredients=given, method={"name": "task_arithmetic", "scale": 0.4}, score=None, report=[])
+    soup = quietly(asked, tmp_path / "soup")
+    base, good, fair = (tensors(folder) for folder in (family / "base", trained / "good", trained / "fair"))
+    for name, tensor in tensors(soup.folder).items():
+        want = base[name] + 0.4 * ((good[name] - base[name]) - 0.5 * (fair[name] - base[name]))
+        torch.testing.assert_close(tensor, want, rtol=1e-6, atol=1e-8)
+    assert soup.weights == {"local:good": 1.0, "local:fair": -0.5}
+
+
+def test_a_parameter_is_chosen_on_held_out_data(recipe: Recipe, tmp_path: Path, asked: list[str]) -> None:
+    """All values are tried and told; reports are looked at afterwards; what was chosen is in soup.yaml."""
+    values = [0.0, 0.3, 1.0]
+    soup = quietly(changed(recipe, method={"name": "wise_ft", "alpha": values}, select="best"), tmp_path / "soup")
+    curve = soup.summary["curve"]
+    assert [point["parameters"] for point in curve] == [{"alpha": value} for value in values]
+    assert curve[2]["score"] == curve[2]["scores"][TITLE]["value"] == soup.scores["local:good"][TITLE]["value"] == 1.0
+    chosen = max(curve, key=lambda point: point["score"])
+    assert soup.recipe.method.parameters == chosen["parameters"]
+    assert soup.scores["soup"] == chosen["scores"]
+    first = asked.index("test accuracy")
+    assert set(asked[:first]) == {TITLE}
+    assert soup.recipe.base == "local:base"
+    assert (soup.folder / "plots" / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    again = changed(soup.recipe, base=recipe.base, ingredients=[recipe.ingredients[0].model], score=None, report=[])
+    assert quietly(again, tmp_path / "again").digest == soup.digest
+
+
+def test_while_ingredients_are_selected_the_method_is_an_average(recipe: Recipe, tmp_path: Path) -> None:
+    """So greedy's trace is that of the plain soup, whatever is searched afterwards."""
+    plain = quietly(changed(recipe, select="greedy"), tmp_path / "plain")
+    for method in ({"name": "wise_ft", "alpha": [0.1, 0.9]}, {"name": "task_arithmetic", "scale": [0.1, 0.9]}):
+        soup = quietly(changed(recipe, select="greedy", method=method), tmp_path / method["name"])
+        assert soup.summary["trace"] == plain.summary["trace"]
+
+
+def test_every_combination_is_a_point(recipe: Recipe) -> None:
+    asked = recipe.model_copy(
+        update={"method": Recipe(ingredients=["a/b"], method={"name": "x", "a": [1, 2], "b": 3, "c": [4, 5]}).method}
+    )
+    assert grid(asked) == [{"a": a, "b": 3, "c": c} for a in (1, 2) for c in (4, 5)]
+    assert settled(asked).method.parameters == {"a": 1, "b": 3, "c": 4}
+
+
+def test_tensors_have_shares_of_their_own(recipe: Recipe, trained: Path, tmp_path: Path) -> None:
+    """The first pattern that matches wins; soup.yaml gives the same bytes again."""
+    layers = {"classifier.bias": [1, 0, 0], "classifier.*": [0, 3, 1], "*.layer.1.*": [0.25, 0.5, 0.25]}
+    asked = changed(recipe, layers=layers, score=None, report=[])
+    soup = quietly(asked, tmp_path / "soup")
+    each = [tensors(trained / name) for name in ("good", "fair", "poor")]
+    for name, tensor in tensors(soup.folder).items():
+        shares = [1.0, 1.0, 1.0]
+        if ".layer.1." in name:
+            shares = [0.25, 0.5, 0.25]
+        if name.startswith("classifier."):
+            shares = [1.0, 0.0, 0.0] if name.endswith("bias") else [0.0, 3.0, 1.0]
+        want = sum(share * one[name] for share, one in zip(shares, each, strict=True)) / sum(shares)
+        torch.testing.assert_close(tensor, want, rtol=1e-6, atol=1e-8)
+    folders = [each.model for each in recipe.ingredients]
+    again = changed(soup.recipe, ingredients=folders, base=recipe.base)
+    assert quietly(again, tmp_path / "again").digest == soup.digest
+    with pytest.raises(RecipeError, match=r"`layers` names 'clasifier.\*', and no tensor matches it"):
+        quietly(changed(asked, layers={"clasifier.*": [1, 1, 1]}), tmp_path / "wrong")
+
+
+@pytest.fixture
+def astray(recipe: Recipe, trained: Path, tmp_path: Path) -> Recipe:
+    """Of three models that went astray and whose mean is the good one, so that none alone is as good as a soup."""
+    good, fair = (load_file(trained / name / "model.safetensors") for name in ("good", "fair"))
+    shift = fair["classifier.bias"] - good["classifier.bias"]
+    ways = {"east": 2.0, "south": -1.0, "north-west": -1.0}
+    for name, way in ways.items():
+        shutil.copytree(trained / "good", tmp_path / name)
+        bias = good["classifier.bias"] + way * shift
+        save_file({**good, "classifier.bias": bias}, tmp_path / name / "model.safetensors", {"format": "pt"})
+    return changed(recipe, ingredients=[str(tmp_path / name) for name in ways])
+
+
+@pytest.mark.parametrize("by", ["ingredient", "layer"])
+def test_learned_shares_are_written_and_cooked_again(by: str, astray: Recipe, tmp_path: Path) -> None:
+    recipe = astray
+    asked = changed(recipe, select={"name": "learned", "by": by, "epochs": 3, "batch_size": 8})
+    soup = quietly(asked, tmp_path / "soup")
+    history = soup.summary["history"]
+    assert [entry["epoch"] for entry in history] == list(range(len(history)))
+    assert sum(history[-1]["weights"].values()) == pytest.approx(1)
+    assert bool(soup.recipe.layers) == (by == "layer")
+    assert soup.recipe.select.name == "uniform"
+    again = changed(soup.recipe, ingredients=[
+        {"model": each.model, "weight": mine.weight}
+        for each, mine in zip(recipe.ingredients, soup.recipe.ingredients, strict=True)
+    ], base=recipe.base, score=None, report=[])  # fmt: skip
+    assert quietly(again, tmp_path / "again").digest == soup.digest
+    assert (soup.folder / "plots" / "learned.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_an_ingredient_that_beats_what_was_learned_is_taken_alone(recipe: Recipe, tmp_path: Path) -> None:
+    select = {"name": "learned", "epochs": 1, "lr": 1e-6, "batch_size": 8}
+    mean = {"name": "linear", "normalize": True}  # as by default
+    assert quietly(changed(recipe, select=select, method=mean), tmp_path / "soup").weights == {"local:good": 1.0}
+
+
+def test_free_shares_are_a_plain_sum(astray: Recipe, tmp_path: Path) -> None:
+    select = {"name": "learned", "constrain": "none", "epochs": 2, "batch_size": 8}
+    soup = quietly(changed(astray, select=select), tmp_path / "soup")
+    assert soup.recipe.method.parameters == {"normalize": False}
+    each = [tensors(Path(ingredient.model)) for ingredient in astray.ingredients]
+    for name, tensor in tensors(soup.folder).items():
+        want = sum(weight * one[name] for weight, one in zip(soup.weights.values(), each, strict=True))
+        torch.testing.assert_close(tensor, want, rtol=1e-5, atol=1e-7)
+
+
+def test_several_held_out_data_are_weighed(recipe: Recipe, family: Path, tmp_path: Path) -> None:
+    """By the weights that the recipe gives them, each in its own metric."""
+    data = recipe.score[0].model_dump(exclude_defaults=True)
+    two = [{**data, "weight": 3}, {**data, "metric": "f1", "name": "again"}]
+    soup = quietly(changed(recipe, score=two, select="best"), tmp_path / "soup")
+    assert soup.summary["held_out"] == [TITLE, "again f1"]
+    for step in soup.summary["trace"]:
+        scores = soup.scores[step["ingredients"][0]]
+        assert step["score"] == pytest.approx((3 * scores[TITLE]["value"] + scores["again f1"]["value"]) / 4)
+    assert len(soup.recipe.score) == 2
+    assert json.loads((soup.folder / "soup.json").read_text())["best"].keys() == soup.scores["soup"].keys()
+
+
+def test_one_model_lies_between_itself_and_its_ancestor(recipe: Recipe, trained: Path, tmp_path: Path) -> None:
+    """WiSE-FT of a single fine-tune, as it was published."""
+    asked = changed(
+        recipe, ingredients=[str(trained / "good")], method={"name": "wise_ft", "alpha": 0.5}, score=None, report=[]
+    )
+    soup = quietly(asked, tmp_path / "soup")
+    base, good = tensors(Path(str(recipe.base))), tensors(trained / "good")
+    for name, tensor in tensors(soup.folder).items():
+        torch.testing.assert_close(tensor, (base[name] + good[name]) / 2, rtol=1e-6, atol=1e-8)
+    with pytest.raises(SoupError, match="two models or more"):
+        quietly(changed(asked, method="linear"), tmp_path / "none")
+
+
+def test_what_is_tried_alone_is_tried_as_it_would_be_written(recipe: Recipe, trained: Path, tmp_path: Path) -> None:
+    """A fixed parameter changes a soup of one too, so the trace and the score of the soup agree."""
+    for number, method in enumerate(
+        ({"name": "task_arithmetic", "scale": 0.01}, {"name": "linear", "normalize": False}, {"name": "wise_ft"})
+    ):
+        halves = [{"model": each.model, "weight": 0.5} for each in recipe.ingredients]
+        soup = quietly(changed(recipe, method=method, select="greedy", ingredients=halves), tmp_path / str(number))
+        kept = [step["score"] for step in soup.summary["trace"] if step["kept"]]
+        assert soup.scores["soup"][TITLE]["value"] == kept[-1]
+
+
+@pytest.mark.parametrize("method", ["dare_ties", "della", "karcher", {"name": "slerp", "t": 0.2}], ids=str)
+def test_what_is_tried_is_what_would_be_written(
+    method: Any, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Greedy tries the best first and recipes have an order of their own, by which masks and ends are given."""
+    first = recipe.ingredients[:2] if "slerp" in str(method) else recipe.ingredients
+    asked = changed(recipe, method=method, select={"name": "top_k", "k": 2}, ingredients=[*reversed(first)])
+    tried: list[dict[str, torch.Tensor]] = []
+    original = Blend.tensors
+
+    def noting(self: Blend, weights: Any, **options: Any) -> Any:
+        made = original(self, dict(reversed(weights.items())), **options)
+        tried.extend([made] if len(weights) > 1 else [])
+        return made
+
+    monkeypatch.setattr(Blend, "tensors", noting)
+    soup = quietly(changed(asked, select="greedy"), tmp_path / "soup")
+    if len(soup.weights) == 1:
+        soup = quietly(changed(asked, select="uniform"), tmp_path / "both")
+    written = load_file(soup.folder / "model.safetensors")
+    assert any(all(torch.equal(made[name], written[name]) for name in written) for made in tried)
+
+
+@pytest.mark.parametrize("method", ["slerp", "model_stock", {"name": "slerp", "t": [0.2, 0.5]}], ids=str)
+def test_one_that_is_left_of_those_that_a_method_needs_is_itself(
+    method: Any, recipe: Recipe, trained: Path, tmp_path: Path
+) -> None:
+    asked = changed(recipe, method=method, select="best", repeats=3, ingredients=recipe.ingredients[:2])
+    soup = quietly(asked, tmp_path / "soup")
+    assert soup.weights == {"local:good": 1.0}
+    best = load_file(trained / "good" / "model.safetensors")
+    assert all(torch.equal(each, best[name]) for name, each in load_file(soup.folder / "model.safetensors").items())
+    assert soup.recipe.method.name == "linear"
+    ingredient = {"model": str(trained / "good"), "revision": soup.recipe.ingredients[0].revision}
+    again = changed(soup.recipe, ingredients=[ingredient], base=None, score=None, report=[])
+    assert quietly(again, tmp_path / "again").digest == soup.digest
+
+
+def test_the_neutral_scale_is_that_of_the_shares(recipe: Recipe, tmp_path: Path) -> None:
+    """Twice the shares are the same soup, so the same ones are chosen."""
+    method = {"name": "task_arithmetic", "scale": [0.2, 0.5]}
+    found = []
+    for number, weight in enumerate((1.0, 2.0)):
+        given = [{"model": each.model, "weight": weight} for each in recipe.ingredients]
+        soup = quietly(changed(recipe, method=method, select="greedy", ingredients=given), tmp_path / str(number))
+        found.append(soup.summary["trace"])
+    assert found[0] == found[1]
+
+
+def test_the_same_rows_in_two_metrics_are_one_data_set(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[str]
+) -> None:
+    """Answered once, in the same half, and on the same side of the inner split."""
+    data = recipe.score[0].model_dump(exclude_defaults=True)
+    two = [data, {**data, "metric": "f1", "name": "again"}]
+    rows: list[int] = []
+
+    @contextmanager
+    def watched(self: Evaluation, names: Any, some: Any = None) -> Iterator[Any]:
+        with through(self, names, some) as descent:
+            rows.append(len(descent.labels))
+            some_rows = np.array([3, 20, 7, 11])
+            for one, loss in zip(np.eye(3), descent.alone(some_rows), strict=True):
+                assert descent.loss(one[np.newaxis], some_rows)[0] == pytest.approx(loss, rel=1e-4, abs=1e-6)
+            yield descent
+        first, second = self.random_halves(3)
+        assert [each.tolist() for each in first] == [first[0].tolist()] * 2
+        assert sorted([*first[0].tolist(), *second[0].tolist()]) == list(range(24))
+
+    through = Evaluation.descent
+    monkeypatch.setattr(Evaluation, "descent", watched)
+    select = {"name": "learned", "epochs": 1, "batch_size": 8}
+    quietly(changed(recipe, score=two, select=select, report=[]), tmp_path / "soup")
+    assert rows == [24]
+    assert len(asked) == 4  # three ingredients, and the soup
+
+
+def test_learning_holds_one_model(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that answered for the ingredients is let go, and the running sum of soups, of halves too."""
+    built: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    load, through = ReusableModel.load, ValidationLoss.gradient
+
+    def watched(self: ReusableModel, given: Any) -> Any:
+        model = load(self, given)
+        built.append(weakref.ref(model))
+        return model
+
+    def gradient(self: ValidationLoss, *arguments: Any) -> Any:
+        gc.collect()
+        alive.append(sum(each() is not None for each in built))
+        return through(self, *arguments)
+
+    monkeypatch.setattr(ReusableModel, "load", watched)
+    monkeypatch.setattr(ValidationLoss, "gradient", gradient)
+    quietly(changed(recipe, select={"name": "learned", "epochs": 1}, repeats=2, report=[]), tmp_path / "soup")
+    assert built
+    assert set(alive) == {0}
+
+
+def test_selections_refuse_models_that_know_nothing(recipe: Recipe, trained: Path, tmp_path: Path) -> None:
+    """Whatever the method, and whoever else is named."""
+    poor = str(trained / "poor")
+    shutil.copytree(poor, tmp_path / "poor-2")
+    asked = changed(recipe, ingredients=[poor, str(tmp_path / "poor-2")], report=[])
+    unused = [*asked.to_dict()["ingredients"], {"model": str(trained / "good"), "weight": 0}]
+    for changes in (
+        {"select": "learned"},
+        {"select": "greedy"},
+        {"select": "pruned", "ingredients": unused},
+        {"select": "greedy", "method": {"name": "linear", "normalize": False}},
+        {"select": "greedy", "method": {"name": "wise_ft", "alpha": [0.5, 1.0]}},
+    ):
+        with pytest.raises(SoupError, match=r"No ingredient is better than chance on 'rows\.csv accuracy'"):
+            quietly(changed(asked, **changes), tmp_path / "soup")
+    said: list[str] = []
+    cook(changed(asked, select="uniform"), tmp_path / "uniform", say=said.append)
+    assert any("No ingredient can be told from chance" in each for each in said)
+
+
+def test_a_soup_that_loses_to_its_best_ingredient_says_so(recipe: Recipe, trained: Path, tmp_path: Path) -> None:
+    """On the data that it was chosen on; selections that keep what helps have nothing to say."""
+    poor, good = ({"model": str(trained / name), "weight": w} for name, w in (("poor", 20), ("good", 1)))
+    said: list[str] = []
+    soup = cook(changed(recipe, ingredients=[poor, good], select="uniform"), tmp_path / "soup", say=said.append)
+    (doubt,) = [each for each in said if "is worse on" in each]
+    assert re.search(r"The soup is worse on 'rows\.csv accuracy' than local:good alone: worse by [\d.]+ points", doubt)
+    assert doubt.removeprefix("warning: ") in soup.summary["notes"]
+    said.clear()
+    assert "Use that one" in doubt
+    cook(changed(recipe, ingredients=[poor, good], select="greedy"), tmp_path / "greedy", say=said.append)
+    assert not any("is worse on" in each for each in said)
+
+
+def test_a_loss_that_the_weights_of_the_data_outweigh_is_no_reason_to_leave_the_soup() -> None:
+    """What is advised follows the score that was selected by; the loss is said all the same."""
+    worse = Comparison("accuracy", -0.2, -0.3, -0.1, 0.001, 100)
+    for soup, advice in (
+        (0.9, "In the mean of all held-out data, by their weights, it is not."),
+        (0.7, "Use that one"),
+    ):
+        scores = {"soup": soup, "one": 0.8}
+        seen = SimpleNamespace(
+            _judges=[SimpleNamespace(title="small")], _alone=lambda name, _: name, objective=scores.__getitem__
+        )
+        (doubt,) = Evaluation._losses(seen, {"small": "one"}, {"small": worse})  # type: ignore[arg-type]
+        assert f"worse on 'small' than one alone: {worse.sentence}. {advice}" in doubt
+
+
+@pytest.mark.parametrize("select", ["greedy", {"name": "learned", "epochs": 1, "batch_size": 8}], ids=str)
+def test_the_choice_is_made_again_on_halves(select: Any, recipe: Recipe, tmp_path: Path) -> None:
+    """And scored on the other halves; the soup is the one without repeats."""
+    plain = quietly(changed(recipe, select=select), tmp_path / "plain")
+    soup = quietly(changed(recipe, select=select, repeats=6), tmp_path / "soup")
+    found = soup.summary["stability"]
+    assert soup.digest == plain.digest
+    assert plain.summary["stability"] is None
+    assert found["repeats"] == len(found["gains"]) == 6
+    assert found["mean"] == pytest.approx(sum(found["gains"]) / 6)
+    # One is always right, and one hardly ever: in every half.
+    assert found["chosen"]["local:good"] == 6
+    assert all(gain <= 0 for gain in found["gains"])
+    assert soup.recipe.repeats == 0
+    assert quietly(changed(recipe, select=select, repeats=6), tmp_path / "again").summary["stability"] == found
+    with pytest.raises(RecipeError, match="`repeats` chooses again"):
+        quietly(changed(recipe, select="uniform", repeats=2, score=None), tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"method": {"name": "wise_ft", "alpha": [0, "x"]}}, "'alpha' is 'x'; it is of type float, such as 0.5, or"),
+        ({"method": {"name": "wise_ft", "alpha": []}}, r"'alpha' is \[\]"),
+        ({"method": {"name": "wise_ft", "alpha": [0, 1]}, "score": None}, "several values, and the recipe has no `sc"),
+        ({"method": {"name": "wise_ft", "alpha": list(range(1001))}}, "asks to try 1,001 combinations"),
+        ({"method": "wise_ft", "base": None}, "none is known"),
+        ({"ingredients": [{"model": "x/y", "weight": -1}, "x/z"]}, "'weight' is -1, and linear divides by the sum"),
+        ({"ingredients": [{"model": "x/y", "weight": -1}, "x/z"], "method": "knots"}, "and knots divides by the sum"),
+        ({"layers": {"a": [-1, 1, 1]}}, "'a' is -1, and linear divides"),
+        ({"layers": {"a": [1, 1, 1]}, "select": "greedy"}, "go with `select: uniform` and `method: linear`, not with"),
+        ({"select": "learned", "method": "wise_ft"}, "`select: learned` learns the shares of an average"),
+        ({"select": "learned", "method": {"name": "linear", "normalize": False}}, "and `method` is a plain sum"),
+        ({"select": {"name": "learned", "by": "row"}}, "`by` is 'row'; it is 'ingredient' or 'layer'"),
+        ({"method": {"name": "wise_ft", "alpha": float("nan")}}, "'alpha' is nan; it is a finite number"),
+        ({"method": {"name": "task_arithmetic", "scale": 10**400}}, "it is a finite number"),
+        (
+            {"select": "greedy", "ingredients": [{"model": "x/y", "weight": -1}, "x/z"], "method": "task_arithmetic"},
+            "tries ingredients alone, and one has a weight below zero",
+        ),
+        ({"layers": {"a": [1, 1, 1]}, "repeats": 3}, "the recipe has `layers`, which nobody chooses"),
+        ({"select": {"name": "greedy", "accept": "better"}}, "`accept` is 'better'"),
+        ({"select": {"name": "top_k", "k": 9}}, "`k` is 9; it is a number from 1 to 3"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else "-".join(value),
+)
+def test_what_contradicts_itself_is_refused(
+    changes: dict[str, Any], said: str, recipe: Recipe, tmp_path: Path, trained: Path
+) -> None:
+    asked = changed(recipe, **changes)
+    if "base" in changes:
+        nameless = tmp_path / "nameless"
+        for name in ("good", "fair"):
+            (nameless / name).mkdir(parents=True)
+            for file in (trained / name).iterdir():
+                if file.name != "README.md":
+                    (nameless / name / file.name).write_bytes(file.read_bytes())
+        asked = changed(asked, ingredients=[str(nameless / "good"), str(nameless / "fair")], score=None, report=[])
+    with pytest.raises(SoupError, match=said):
+        quietly(asked, tmp_path / "soup")
+    assert not (tmp_path / "soup").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+@pytest.mark.parametrize(
+    ("rows", "changes", "said"),
+    [
+        (15, {"repeats": 3}, "`repeats` chooses on halves of the held-out rows, and 'few accuracy' has 15"),
+        (8, {"select": "learned"}, "learned: there are 8 held-out rows, and it takes ten at least"),
+        (24, {"select": "learned"}, "'few accuracy' and 'other accuracy' have other labels for the same rows"),
+    ],
+)
+def test_rows_that_will_not_do_are_refused_before_the_download(
+    rows: int, changes: dict[str, Any], said: str, recipe: Recipe, family: Path, publish: Any, tmp_path: Path
+) -> None:
+    lines = (family / "rows.csv").read_text().splitlines()
+    chosen = [*lines[1:][:: len(lines) // rows or 1], *lines[1:]][:rows]
+    second = [f"{line},{int(number % 3 == 0)}" for number, line in enumerate(chosen)]
+    (tmp_path / "few.csv").write_text("\n".join(["text,label,second", *second]) + "\n")
+    data = {"task": "text-classification", "dataset": str(tmp_path / "few.csv")}
+    two = [{**data, "name": "few"}, {**data, "name": "other", "label_column": "second"}]
+    models = {"ingredients": [publish(name) for name in ("a", "b")], "base": publish("base"), "report": []}
+    asked = changed(recipe, **models, score=two if rows == 24 else two[:1], **changes)
+    with pytest.raises(SoupError, match=re.escape(said)):
+        quietly(asked, tmp_path / "soup")
+    assert not list(Path(constants.HF_HUB_CACHE).rglob("model.safetensors"))
