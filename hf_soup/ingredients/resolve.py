@@ -70,7 +70,7 @@ class ResolvedIngredients:
     notes: tuple[str, ...] = ()
     seen: tuple[tuple[str, Scoring], ...] = ()
 
-    def leaf_weights(self, weights: Mapping[str, float], *, mean: bool = True) -> dict[int, float]:
+    def flatten(self, weights: Mapping[str, float], *, mean: bool = True) -> dict[int, float]:
         r"""The shares of the leaves in a soup of groups, by their numbers.
 
         .. math:: v_j = c \sum_i w_i s_{ij}
@@ -84,7 +84,7 @@ class ResolvedIngredients:
 
         >>> halves, third = {0: Fraction(1, 2), 1: Fraction(1, 2)}, {n: Fraction(1, 3) for n in range(3)}
         >>> recipe = Recipe(ingredients=["a", "b", "c"])
-        >>> ResolvedIngredients(recipe, (), {"x": halves, "y": third}).leaf_weights({"x": 1, "y": 1})
+        >>> ResolvedIngredients(recipe, (), {"x": halves, "y": third}).flatten({"x": 1, "y": 1})
         {0: 5.0, 1: 5.0, 2: 2.0}
         """
         if all(list(shares) == [number] for number, shares in enumerate(self.groups.values())):
@@ -144,7 +144,7 @@ def resolve_ingredients(recipe: Recipe, *, allow_pickle: bool = False, token: To
         Ingredient(model=leaf.model, revision=leaf.revision, weight=weight)
         if leaf.repo
         else given[leaf.identity].model_copy(update={"weight": weight})
-        for leaf, (_, weight) in zip(leaves, sorted(found.leaf_weights(weights).items()), strict=True)
+        for leaf, (_, weight) in zip(leaves, sorted(found.flatten(weights).items()), strict=True)
     )
     changes: dict[str, object] = {"ingredients": ingredients}
     if isinstance(recipe.head, int) and (kept := opened[recipe.head]).repo:

@@ -57,7 +57,7 @@ class TensorStatistics(Protocol):
     def read(self, mixing: MethodCall, source: int, tensor: str, begin: int, count: int) -> Tensor | None:
         """Of some elements of a tensor, or of the whole, as its method wants it; None where there is nothing."""
 
-    def turned(self, mixing: MethodCall, tensor: str) -> bool:
+    def transposed(self, mixing: MethodCall, tensor: str) -> bool:
         """Whether it is the weight of a linear layer that is stored as (in, out)."""
 
 
@@ -110,22 +110,22 @@ def combine(
     if "cutoffs" in method.given:
         assert cutoffs is not None, "the engine finds them first"
         hand["cutoffs"] = cutoffs[tensor.name]
-    turned = False
+    transposed = False
     if method.statistics:
         assert statistics is not None, "the engine collects them first"
         mixing = plan.mixing(run)
         read = [statistics.read(mixing, source, tensor.name, begin, count) for source in own]
         if any(each is None for each in read):
             return linear([parts[source] for source in own], weights if any(weights) else [1.0] * len(weights))
-        hand["statistics"], turned = read, statistics.turned(mixing, tensor.name)
+        hand["statistics"], transposed = read, statistics.transposed(mixing, tensor.name)
     flat, origin = vectors(plan, run, parts, release=release)
     tensors = [each.reshape(shape) for each in flat]
-    tensors = [each.mT for each in tensors] if turned else tensors
+    tensors = [each.mT for each in tensors] if transposed else tensors
     if given is None:
         hand |= measured(plan, run, Slices.of(tensors), weights)
     with _told(name, tensor.name):
         mixture = method.function(tensors, weights, **hand, **parameters)
-        result = (mixture.mT if turned else mixture).reshape(-1)
+        result = (mixture.mT if transposed else mixture).reshape(-1)
     if origin is not None:
         for piece, start in zip(torch.split(result, BLOCK), torch.split(origin, BLOCK), strict=True):
             piece.add_(start)

@@ -37,7 +37,7 @@ class Place(NamedTuple):
 class _File(NamedTuple):
     descriptor: int
     places: Mapping[str, Place]
-    turned: frozenset[str]  # weights that are stored as (in, out)
+    transposed: frozenset[str]  # weights that are stored as (in, out)
     entropy: tuple[float, float] = (0.0, 0.0)  # of learned coefficients: before, and after
 
 
@@ -85,9 +85,9 @@ class StatisticsStore:
             raise _lost("it was cut off") from None
         return values
 
-    def turned(self, mixing: MethodCall, tensor: str) -> bool:
+    def transposed(self, mixing: MethodCall, tensor: str) -> bool:
         """Whether a weight is stored as (in, out)."""
-        return any(tensor in file.turned for file in self._files[statistics_kind(mixing)])
+        return any(tensor in file.transposed for file in self._files[statistics_kind(mixing)])
 
     def held_bytes(self, mixing: MethodCall, tensor: str) -> int:
         """What combining a tensor holds beside what any method does."""
@@ -163,13 +163,13 @@ def read_contents(path: Path) -> tuple[dict[str, Place], frozenset[str], tuple[f
             raise ValueError("it has no header")
         header = json.loads(file.read(length))
     about = header.pop("__metadata__")
-    turned, (before, after) = frozenset(json.loads(about["turned"])), json.loads(about.get("entropy", "[0, 0]"))
+    transposed, (before, after) = frozenset(json.loads(about["turned"])), json.loads(about.get("entropy", "[0, 0]"))
     if 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0) != size:
         raise ValueError("it was cut off")
     places = {
         name: Place(8 + length + entry["data_offsets"][0], tuple(entry["shape"])) for name, entry in header.items()
     }
-    return places, turned, (float(before), float(after))
+    return places, transposed, (float(before), float(after))
 
 
 def _lost(reason: str) -> MergeError:

@@ -216,7 +216,7 @@ def _run(
 
 def _threads(supply: WeightFiles) -> int:
     """One a core; where these would wait for the disk, a few more that compute meanwhile."""
-    here = [file.path for file in supply.files() if file.right and file.path and file.path.exists()]
+    here = [file.path for file in supply.files() if file.verified and file.path and file.path.exists()]
     slow = any(not in_memory(path) for path in here[:: max(1, len(here) // 16)])
     return usable_cores() + (4 if slow else 0)
 

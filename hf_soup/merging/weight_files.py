@@ -56,10 +56,10 @@ class WeightFile:
         self.dropped = dropped
         self.follow = follow
         self.arrived = 0 if fetch else sys.maxsize  # whether it is long enough is seen when it is read
-        self.right = fetch is None
+        self.verified = fetch is None
         self.uses = 0
         self.first = 0
-        self.moved: Callable[[], None] = lambda: None
+        self.on_arrival: Callable[[], None] = lambda: None
         self._descriptor: int | None = None
         self._stack = ExitStack()
         self._lock = threading.Lock()
@@ -68,7 +68,7 @@ class WeightFile:
     def arrive(self, arrived: int) -> None:
         """Say up to where the file may be read."""
         self.arrived = arrived
-        self.moved()
+        self.on_arrival()
 
     def open(self) -> int:
         """A descriptor, opened at the first use."""
@@ -101,7 +101,7 @@ class WeightFile:
         """Close it, and remove it where nobody needs it any more; what a failed run still needs stays for the next."""
         self._stack.close()
         self._descriptor = None
-        if self.dropped and self.right and not self.uses and self.path is not None:
+        if self.dropped and self.verified and not self.uses and self.path is not None:
             self.path.unlink(missing_ok=True)
 
 
@@ -180,7 +180,7 @@ class WeightFiles:
     def fetch_all(self) -> None:
         """Wait until every file is here, as other processes need them."""
         with ThreadPoolExecutor(_INTO_CACHE) as pool:
-            list(pool.map(self._fetch, [file for file in self.files() if not file.right]))
+            list(pool.map(self._fetch, [file for file in self.files() if not file.verified]))
         if self._error:
             raise self._error
 
@@ -192,7 +192,7 @@ class WeightFiles:
             for file, _ in self._needs(unit):
                 file.first = file.first if file.uses else number
                 file.uses += 1
-        missing = [file for file in self.files() if file.uses and not file.right]
+        missing = [file for file in self.files() if file.uses and not file.verified]
         self._waiting = sorted(missing, key=lambda file: file.first)
         for number, source in enumerate(self.sources):
             for file in source.values():
@@ -200,7 +200,7 @@ class WeightFiles:
         if missing:
             self._pool = ThreadPoolExecutor(_BESIDE if any(file.dropped for file in missing) else _INTO_CACHE)
             for file in missing:
-                file.moved = self._wake
+                file.on_arrival = self._wake
             with self._changed:
                 self._launch()
 
@@ -231,10 +231,10 @@ class WeightFiles:
             self._busy.discard(unit)
             needs = self._needs(unit)
             self._held.append(unit)
-            self._recheck |= all(file.right for file, _ in needs)
+            self._recheck |= all(file.verified for file, _ in needs)
             for file, _ in needs:
                 file.uses -= 1
-                if not file.uses and file.right:
+                if not file.uses and file.verified:
                     self._let_go(file)
             if self._waiting:
                 self._launch()  # the next unit may need a file of a source that still has another one here
@@ -288,7 +288,7 @@ class WeightFiles:
         sure: list[WorkUnit] = []
         held: list[WorkUnit] = []
         for unit in self._held:
-            (sure if all(file.right for file, _ in self._needs(unit)) else held).append(unit)
+            (sure if all(file.verified for file, _ in self._needs(unit)) else held).append(unit)
         self._held = held
         return sure
 
@@ -317,7 +317,7 @@ class WeightFiles:
             self._error = self._error or error
         with self._changed:
             if self._error is None and not self._stopped:
-                file.right = self._recheck = True
+                file.verified = self._recheck = True
                 file.arrived = sys.maxsize
                 if not file.dropped:
                     self._flying.discard(file)

@@ -46,7 +46,7 @@ def may_fork(engine: Engine, size: int, count: int) -> bool:
         and is_only_thread()
         and count > 1
         and size >= count * _WORTH
-        and all(file.right and not file.dropped for file in engine.supply.files())
+        and all(file.verified and not file.dropped for file in engine.supply.files())
         and not any(engine.at_once(run) for run in engine.plan.runs)
     )
 

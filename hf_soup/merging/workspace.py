@@ -145,7 +145,7 @@ class Workspace:
         """What an interrupted run left on the disk."""
         return sum(path.lstat().st_blocks * 512 for path in self.root.rglob("*") if path.is_file())
 
-    def begin(
+    def open(
         self,
         fingerprint: str,
         plan: Mapping[str, Any],
@@ -191,7 +191,7 @@ class Workspace:
         return said
 
     def join(self) -> dict[str, Any]:
-        """What the first process of a world wrote with `begin`; from now on nobody else may begin here.
+        """What the first process of a world wrote with `open`; from now on nobody else may begin here.
 
         Raises:
             MergeError: It is not there: the processes see different folders.

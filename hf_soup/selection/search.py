@@ -76,7 +76,7 @@ class Choice:
 
     def leaves(self, expanded: ResolvedIngredients) -> dict[int, float]:
         """Numbers of the leaves that go in, in their order, and their shares."""
-        found = sorted(expanded.leaf_weights(self.selected.weights, mean=self.selected.normalize).items())
+        found = sorted(expanded.flatten(self.selected.weights, mean=self.selected.normalize).items())
         if averages_run(self.recipe):
             from hf_soup.methods import METHODS
             from hf_soup.methods._recent import recent
@@ -95,7 +95,7 @@ class Choice:
         layers = {}
         for tensor, shares in self.selected.layers.items():
             given = dict(zip(self.selected.weights, shares, strict=True))
-            found = expanded.leaf_weights(given, mean=False)
+            found = expanded.flatten(given, mean=False)
             layers[tensor] = tuple(found.get(number, 0.0) for number in numbers)
         return self.recipe.model_copy(update={"layers": layers})
 

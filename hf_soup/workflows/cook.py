@@ -195,9 +195,9 @@ def _cook(
             follow = [file.path for file in supply.files() if file.follow and file.path]
             stamps = {path: stamp for leaf in used.checkpoints for path, stamp in leaf.stamps.items()}
             said = (
-                staging.begin(plan.fingerprint, plan.outline())
+                staging.open(plan.fingerprint, plan.outline())
                 if here.size == 1
-                else staging.begin(plan.fingerprint, plan.to_dict(), supply.paths(), follow, stamps)
+                else staging.open(plan.fingerprint, plan.to_dict(), supply.paths(), follow, stamps)
             )
             if said not in (None, "continued"):
                 say(f"note: {said}")
@@ -306,7 +306,7 @@ def _evaluation(
         benches,
         held_out=len(expanded.recipe.score),
         names=list(expanded.groups),
-        leaves=expanded.leaf_weights,
+        leaves=expanded.flatten,
         plan=plan,
         paths=fetch_weights(everyone.checkpoints, quiet=quiet),
         config_folder=folder,

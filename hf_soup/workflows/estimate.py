@@ -93,7 +93,7 @@ class _Ones:
             torch.ones(count) if METHODS[mixing.method].elementwise else torch.eye(*self._shapes[tensor][-1:] or (1,))
         )
 
-    def turned(self, *_: object) -> bool:
+    def transposed(self, *_: object) -> bool:
         return False
 
 

@@ -127,7 +127,7 @@ class Update:
         old = zip(expanded.groups, self.recipe.ingredients[: self.leaves], strict=False)
         weights = {name: each.weight for name, each in old if each.weight or self.recipe.layers}
         layers = {tensor: dict(enumerate(shares[: self.leaves])) for tensor, shares in plan.layers.items()}
-        return Mixture(dict(sorted(expanded.leaf_weights(weights).items())), layers)
+        return Mixture(dict(sorted(expanded.flatten(weights).items())), layers)
 
     def told(self, names: Sequence[str], results: EvaluationReport | None) -> dict[str, Any]:
         """What ``soup.json`` says of it: what was added to what, both versions' scores, and whether it helps.

@@ -338,7 +338,7 @@ def _cooked_again(
         if asking:
             supply.fetch_all()
             plan = statistics_for(plan, looks, leaves, lineage, supply.paths, token=token, quiet=quiet)
-        staging.begin(plan.fingerprint, plan.outline())
+        staging.open(plan.fingerprint, plan.outline())
         merged = merge(plan, supply, staging, quiet=quiet)
         require_unchanged(used.checkpoints)
         with staging.disk_errors():

@@ -531,19 +531,19 @@ def test_a_process_that_dies_leaves_what_is_finished(
         paths.append({"m": path})
     plan = make_plan(["a@0", "b@0"], headers, [0.3, 0.9])
     with Workspace(tmp_path / "soup") as staging:
-        staging.begin(plan.fingerprint, plan.to_dict(), paths)
+        staging.open(plan.fingerprint, plan.to_dict(), paths)
     monkeypatch.setattr(plan_module, "UNIT_BYTES", BLOCK_BYTES)
     (tmp_path / "dying.py").write_text(DYING)
     done = together("dying.py", dies)
     assert done.returncode != 0
     assert f"SAID {1 - dies} Another of the processes that work together has ended early." in done.stdout, done.stderr
     with Workspace(tmp_path / "soup") as staging:
-        assert staging.begin(plan.fingerprint, plan.to_dict(), paths) == "continued"
+        assert staging.open(plan.fingerprint, plan.to_dict(), paths) == "continued"
         merged = merge(plan, WeightFiles.here(paths), staging, threads=1, quiet=True)
         staging.publish()
     assert merged.resumed == 4 * BLOCK_BYTES  # three of the living one, one of the other
     with Workspace(tmp_path / "fresh") as staging:
-        staging.begin(plan.fingerprint, plan.to_dict(), paths)
+        staging.open(plan.fingerprint, plan.to_dict(), paths)
         assert merge(plan, WeightFiles.here(paths), staging, threads=1, quiet=True).digest == merged.digest
 
 

@@ -82,7 +82,7 @@ def slow_disk():
 
 def cook(name):
     with Workspace(folder / name) as staging:
-        staging.begin(plan.fingerprint, plan.to_dict(), paths)
+        staging.open(plan.fingerprint, plan.to_dict(), paths)
         merge(plan, WeightFiles.here(paths), staging, threads=1, quiet=True)
         staging.publish()
 
@@ -124,7 +124,7 @@ class Job:
         """What `begin` said, what came out, and the sha256 of all files."""
         plan = plan or self.plan
         with Workspace(self.folder / name) as staging:
-            said = staging.begin(plan.fingerprint, plan.to_dict(), self.paths)
+            said = staging.open(plan.fingerprint, plan.to_dict(), self.paths)
             merged = merge(plan, WeightFiles.here(self.paths), staging, threads=2, quiet=True)
             output = staging.publish()
         total = hashlib.sha256()
@@ -205,7 +205,7 @@ def test_killed_at_any_step(job: Job) -> None:
 def interrupted(job: Job, name: str) -> Workspace:
     """A staging folder in which all blocks are finished."""
     with Workspace(job.folder / name) as staging:
-        staging.begin(job.plan.fingerprint, job.plan.to_dict(), job.paths)
+        staging.open(job.plan.fingerprint, job.plan.to_dict(), job.paths)
         merge(job.plan, WeightFiles.here(job.paths), staging, threads=2, quiet=True)
     return staging
 
@@ -264,7 +264,7 @@ def test_what_was_different_is_said(job: Job, had: str) -> None:
     interrupted(job, f"was {had}")
     plan = dataclasses.replace(job.plan, **CHANGES[had])
     with Workspace(job.folder / f"was {had}") as staging:
-        said = staging.begin(plan.fingerprint, plan.to_dict())
+        said = staging.open(plan.fingerprint, plan.to_dict())
         assert said == f"an interrupted run had {had}, so this one starts anew"
         assert list(staging.finished()) == []
 
@@ -287,7 +287,7 @@ def test_a_signal_leaves_what_is_finished(job: Job, signal_number: signal.Signal
         "    merge(Plan.from_dict(values['plan']), WeightFiles.here(paths), staging, threads=1, quiet=True)\n"
     )
     with Workspace(job.folder / name) as staging:
-        staging.begin(job.plan.fingerprint, job.plan.to_dict(), job.paths)
+        staging.open(job.plan.fingerprint, job.plan.to_dict(), job.paths)
     child = subprocess.Popen([sys.executable, "-c", code, job.folder / name], stderr=subprocess.DEVNULL)
     journal = staging.root / "journal.0"
     while child.poll() is None and (not journal.exists() or len(journal.read_text().splitlines()) < 3):

@@ -91,7 +91,7 @@ def test_where_nothing_is_a_soup_nothing_changes(online: LocalHub, tmp_path: Pat
     assert [str(each) for each in found.checkpoints] == [str(each) for each in opened]
     short = commit("acme/b")[:7]
     assert found.groups == {"acme/a": {0: 1}, f"acme/b@{short}#1": {1: 1}, f"acme/b@{short}#2": {2: 1}}
-    assert found.leaf_weights({"acme/a": 0.3, f"acme/b@{short}#2": 2}) == {0: 0.3, 2: 2.0}
+    assert found.flatten({"acme/a": 0.3, f"acme/b@{short}#2": 2}) == {0: 0.3, 2: 2.0}
     assert found.notes == ()
 
 
@@ -120,7 +120,7 @@ def test_leaves_go_in_once_with_the_sum_of_their_shares(
         "acme/heavy": {1: Fraction(1, 4), 2: Fraction(3, 4)},
         "acme/a": {0: 1},
     }
-    assert found.leaf_weights({"acme/heavy": 2.0}) == {1: 1.0, 2: 3.0}
+    assert found.flatten({"acme/heavy": 2.0}) == {1: 1.0, 2: 3.0}
     assert [str(each) for each in found.checkpoints] == [f"acme/{n}@{commit(f'acme/{n}')[:7]}" for n in "abc"]
     a, b, c = (str(each) for each in found.checkpoints)
     assert found.notes == (

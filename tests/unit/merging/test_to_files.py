@@ -79,7 +79,7 @@ class Pot:
 
     def cook(self, name: str = "soup", **options: Any) -> tuple[MergeResult, Path]:
         with Workspace(self.folder / name) as staging:
-            staging.begin(self.plan.fingerprint, self.plan.to_dict(), self.paths)
+            staging.open(self.plan.fingerprint, self.plan.to_dict(), self.paths)
             options = {"threads": 2, "quiet": True} | options
             return merge(self.plan, WeightFiles.here(self.paths), staging, **options), staging.publish()
 
@@ -249,7 +249,7 @@ def in_a_world(pot: Pot, staging: Workspace, size: int) -> list[MergeResult | Ba
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_the_number_of_processes_does_not_show(pot: Pot, reference: tuple[str, Any], size: int) -> None:
     with Workspace(pot.folder / f"world{size}") as staging:
-        staging.begin(pot.plan.fingerprint, pot.plan.to_dict(), pot.paths)
+        staging.open(pot.plan.fingerprint, pot.plan.to_dict(), pot.paths)
         first, *others = in_a_world(pot, staging, size)
         assert isinstance(first, MergeResult)
         assert all(isinstance(other, MergeResult) and not other.digest for other in others)
@@ -434,7 +434,7 @@ def test_blocks_that_nobody_wrote_are_missed(pot: Pot) -> None:
     """As when a process of the world works in another folder."""
     meeting = threading.Barrier(2, timeout=30)
     with Workspace(pot.folder / "alone") as staging, ThreadPoolExecutor(1) as pool:
-        staging.begin(pot.plan.fingerprint, pot.plan.to_dict(), pot.paths)
+        staging.open(pot.plan.fingerprint, pot.plan.to_dict(), pot.paths)
         idle = pool.submit(lambda: [meeting.wait() for _ in range(4)])
         with pytest.raises(MergeError, match="parts of 'alone' were not written"):
             merge(
@@ -534,7 +534,7 @@ def test_more_files_than_a_process_may_open_at_first(tmp_path: Path) -> None:
         "    print(merge(plan, WeightFiles.here(paths), staging, threads=1, quiet=True).digest)\n"
     )
     with Workspace(tmp_path / "soup") as staging:
-        staging.begin(pot.plan.fingerprint, pot.plan.to_dict(), pot.paths)
+        staging.open(pot.plan.fingerprint, pot.plan.to_dict(), pot.paths)
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "soup"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == pot.cook("other")[0].digest
 
@@ -625,7 +625,7 @@ def test_memory_grows_neither_with_the_model_nor_with_the_number_of_ingredients(
         plan = make_plan([f"acme/{i}@0" for i in range(n)], [{"w": info}] * n, [1.0 + i for i in range(n)])
         out = tmp_path / name / "soup"
         with Workspace(out) as staging:
-            staging.begin(plan.fingerprint, plan.to_dict(), pot.paths * n)
+            staging.open(plan.fingerprint, plan.to_dict(), pot.paths * n)
         done = subprocess.run([sys.executable, "-c", code, out], capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout) << 10)
     assert peaks[1] - peaks[0] < 60 << 20, [peak >> 20 for peak in peaks]

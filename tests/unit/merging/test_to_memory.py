@@ -57,7 +57,7 @@ class Shelf:
         plan, paths = self._plan(weights), [self.paths[source] for source in weights]
         output = self.folder / str(len(list(self.folder.iterdir())))
         with Workspace(output) as staging:
-            staging.begin(plan.fingerprint, plan.to_dict(), paths)
+            staging.open(plan.fingerprint, plan.to_dict(), paths)
             merge(plan, WeightFiles.here(paths), staging, threads=1, quiet=True)
             return load_file(staging.publish() / "model.safetensors")
 
@@ -189,7 +189,7 @@ def test_other_mixes_are_what_a_merge_writes(
         with_base=base,
     )  # fmt: skip
     with Workspace(tmp_path / "out") as staging:
-        staging.begin(plan.fingerprint, plan.to_dict(), shelf.paths)
+        staging.open(plan.fingerprint, plan.to_dict(), shelf.paths)
         merge(Plan.from_dict(plan.to_dict()), WeightFiles.here(shelf.paths), staging, threads=1, quiet=True)
         written = load_file(staging.publish() / "model.safetensors")
     blend = Blend(plan, shelf.paths)

@@ -96,7 +96,7 @@ class Pot:
         paths = self.paths[: len(plan.sources)]
         supply = supply or WeightFiles.here(paths, follow)
         with Workspace(self.folder / name) as staging:
-            staging.begin(plan.fingerprint, plan.to_dict(), paths)
+            staging.open(plan.fingerprint, plan.to_dict(), paths)
             merged = merge(plan, supply, staging, threads=threads, quiet=True)
             staging.publish()
         return merged
@@ -335,7 +335,7 @@ def test_they_end_with_the_first_process(pot: Pot) -> None:
         "    merge(Plan.from_dict(values['plan']), WeightFiles.here(paths), staging, threads=2, quiet=True)\n"
     )
     with Workspace(output) as staging:
-        staging.begin(plan.fingerprint, plan.to_dict(), pot.paths[:3])
+        staging.open(plan.fingerprint, plan.to_dict(), pot.paths[:3])
     process = subprocess.Popen([sys.executable, "-c", code, output])
     try:
         limit = time.monotonic() + 60

@@ -112,7 +112,7 @@ class Shelf:
     def cook(self, plan: Plan, name: str = "soup", threads: int = 2) -> dict[str, Tensor]:
         paths = self.paths[: len(plan.sources)]
         with Workspace(self.folder / name) as staging:
-            staging.begin(plan.fingerprint, plan.outline(), paths)
+            staging.open(plan.fingerprint, plan.outline(), paths)
             merge(
                 Plan.from_dict(json.loads(json.dumps(plan.to_dict()))),
                 WeightFiles.here(paths),

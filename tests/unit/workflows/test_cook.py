@@ -212,7 +212,7 @@ def test_a_folder_that_stands_in_for_another_meanwhile_is_refused(
     for number in range(2):
         shutil.copytree(models[number], tmp_path / f"run{number}")
     one, other, away = tmp_path / "run0", tmp_path / "run1", tmp_path / "away"
-    original = Workspace.begin
+    original = Workspace.open
 
     def swapping(self: Workspace, *arguments: Any, **options: Any) -> str | None:
         said = original(self, *arguments, **options)
@@ -220,7 +220,7 @@ def test_a_folder_that_stands_in_for_another_meanwhile_is_refused(
         other.rename(one)
         return said
 
-    monkeypatch.setattr(Workspace, "begin", swapping)
+    monkeypatch.setattr(Workspace, "open", swapping)
     with pytest.raises(MergeError, match=r"'model.safetensors' changed while it was read"):
         hf_soup.cook([str(one), models[2]], tmp_path / "soup", say=lambda _: None)
     assert not (tmp_path / "soup").exists()
