@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     )
     from hf_soup.checkpoint.config import (
         PIPELINES as PIPELINES,
+        ConfigDifference as ConfigDifference,
         is_encoder_decoder as is_encoder_decoder,
         is_quantised as is_quantised,
         model_class as model_class,

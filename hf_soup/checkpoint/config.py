@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from hf_soup.errors import IncompatibleError
 
@@ -154,13 +154,28 @@ def model_class(config: PreTrainedConfig, name: str = "the model") -> type[PreTr
     return cast("type[PreTrainedModel]", found)
 
 
+class ConfigDifference(NamedTuple):
+    """What the library reads out of two configs and is not the same: the key, and both values as an error shows them.
+
+    >>> str(ConfigDifference("hidden_act", "gelu", "relu"))
+    'hidden_act: gelu against relu'
+    """
+
+    key: str
+    ours: str
+    theirs: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.ours} against {self.theirs}"
+
+
 def same_architecture(
     a: Mapping[str, Any],
     b: Mapping[str, Any],
     *,
     body_only: bool = False,
     names: tuple[str, str] = ("the first model", "the second model"),
-) -> list[str]:
+) -> list[ConfigDifference]:
     """How the models differ that the library reads out of two configs; empty when they do not.
 
     The loaded values are compared, defaults included, so fields that come and go between versions do not count;
@@ -175,10 +190,10 @@ def same_architecture(
 
     >>> vit = {"model_type": "vit", "hidden_size": 64, "num_attention_heads": 4, "torch_dtype": "float32"}
     >>> same_architecture(vit, {**vit, "hidden_act": "relu", "dtype": "bfloat16"}, body_only=True)
-    ['hidden_act: gelu against relu']
+    [ConfigDifference(key='hidden_act', ours='gelu', theirs='relu')]
     """
     left, right = read_config(a, names[0]), read_config(b, names[1])
-    differences = []
+    differences: list[ConfigDifference] = []
     ignore_tokens = body_only
     if body_only:
         left, right = _part_like(left, right), _part_like(right, left)
@@ -186,16 +201,16 @@ def same_architecture(
         first, second = model_class(left, names[0]), model_class(right, names[1])
         ignore_tokens = first.can_generate() and second.can_generate()
         if first is not second:
-            differences.append(f"class: {first.__name__} against {second.__name__}")
+            differences.append(ConfigDifference("class", first.__name__, second.__name__))
     if type(left) is not type(right):
-        return [*differences, f"model_type: {left.model_type} against {right.model_type}"]
+        return [*differences, ConfigDifference("model_type", str(left.model_type), str(right.model_type))]
     ours, theirs = dict(_fields(left, ignore_tokens)), dict(_fields(right, ignore_tokens))
     if ignore_tokens and not body_only:  # they generate; T5 reads out of an untied config that outputs are not scaled
         key = "scale_decoder_outputs"
         for values, config in ((ours, left), (theirs, right)):
             values[f"{key} (by tie_word_embeddings)"] = getattr(config, key, None)
     return differences + [
-        f"{key}: {shortened_value(ours.get(key))} against {shortened_value(theirs.get(key))}"
+        ConfigDifference(key, shortened_value(ours.get(key)), shortened_value(theirs.get(key)))
         for key in sorted(ours.keys() | theirs.keys())
         if ours.get(key) != theirs.get(key)
     ]

@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hf_soup.hub import own_cache_folder
 
@@ -27,14 +27,12 @@ def remembered(question: str, about: object, answer: Callable[[], _T]) -> _T:
     Args:
         question: Its name.
         about: All that the answer depends on, as plain data.
-        answer: Gives yes or no, or a list of text. What it raises is raised, and not remembered.
+        answer: Gives yes or no, or a list of texts or of tuples of texts. What it raises is raised, and not remembered.
     """
     text = json.dumps([question, about, _asked()], sort_keys=True)
     note = own_cache_folder() / "transformers" / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        found: _T = json.loads(note.read_text())["answer"]
-        if isinstance(found, bool) or (isinstance(found, list) and all(isinstance(each, str) for each in found)):
-            return found
+        return _answer(json.loads(note.read_text())["answer"])  # type: ignore[no-any-return]
     said = answer()
     with suppress(OSError):  # a home that cannot be written costs nothing but this
         note.parent.mkdir(parents=True, exist_ok=True)
@@ -42,6 +40,17 @@ def remembered(question: str, about: object, answer: Callable[[], _T]) -> _T:
         partial.write_text(json.dumps({"answer": said}))
         partial.replace(note)
     return said
+
+
+def _answer(kept: Any) -> Any:
+    """What was kept, as it was given; raises ValueError for anything else."""
+    if isinstance(kept, bool):
+        return kept
+    if not isinstance(kept, list) or not all(
+        isinstance(text, str) for each in kept for text in (each if isinstance(each, list) else [each])
+    ):
+        raise ValueError("it was written by another program")
+    return [tuple(each) if isinstance(each, list) else each for each in kept]
 
 
 @cache

@@ -137,8 +137,8 @@ def correspondence(config: Mapping[str, Any], tensors: Mapping[str, Shape], name
     )
 
 
-def contradictions(config: Mapping[str, Any], tensors: Mapping[str, Shape], name: str) -> list[str]:
-    """What a checkpoint's own config asks for and its tensors are not: ``missing NAME``, and ``shape`` with a sentence.
+def contradictions(config: Mapping[str, Any], tensors: Mapping[str, Shape], name: str) -> list[tuple[str, str]]:
+    """What a config asks for and its checkpoint's tensors are not: ``missing`` and a name, ``shape`` and a sentence.
 
     Args:
         config: Its ``config.json``.
@@ -148,8 +148,8 @@ def contradictions(config: Mapping[str, Any], tensors: Mapping[str, Shape], name
     if not config.get("id2label"):  # of an empty one the library makes a model of no outputs; the soup's says them
         config = {key: value for key, value in config.items() if key != "id2label"}
     found = correspondence(config, tensors, name)
-    missing = [f"missing {each}" for each in found.missing if not _NOT_MISSED.search(each)]
-    shapes = [f"shape '{disk}' is {has}, and its config asks for {asked}" for disk, has, asked in found.mismatched]
+    missing = [("missing", each) for each in found.missing if not _NOT_MISSED.search(each)]
+    shapes = [("shape", f"'{disk}' is {has}, and its config asks for {asked}") for disk, has, asked in found.mismatched]
     return [*shapes, *missing]
 
 

@@ -13,6 +13,7 @@ from hf_soup import hub
 from hf_soup._util.text import some
 from hf_soup.checkpoint import (
     Checkpoint,
+    ConfigDifference,
     ProcessorDifference,
     Tokens,
     contradictions,
@@ -33,12 +34,11 @@ from hf_soup.recipe import Finding
 
 _MODULE_WEIGHTS = re.compile(r"(\w+_)?\d+_[A-Z]\w*/(model|pytorch_model)[\w.-]*\.(safetensors|bin)")
 _MODULES = re.compile(r"modules\.json")
-#: How differences in configs begin that have to do with the number of tokens.
-_VOCABULARY = re.compile(r"(\w+\.)*vocab_size: (\d+) against (\d+)")
-_TIED = "tie_word_embeddings: "
-#: Differences in how places of a text are counted, which no shape shows.
-_POSITIONS = re.compile(r"(\w+\.)*((original_)?max_position_embeddings|n_positions|rope_\w+|rotary_emb_base): ")
-_TOKEN = re.compile(r"(\w+\.)*\w+_token_id: (.+) against (.+)")
+#: Keys of configs that have to do with the number of tokens.
+_VOCABULARY, _TOKEN = re.compile(r"(\w+\.)*vocab_size"), re.compile(r"(\w+\.)*\w+_token_id")
+_TIED = "tie_word_embeddings"
+#: Keys of how places of a text are counted, which no shape shows.
+_POSITIONS = re.compile(r"(\w+\.)*((original_)?max_position_embeddings|n_positions|rope_\w+|rotary_emb_base)")
 #: What helps where only heads differ.
 HEADS_HINT = "To average their bodies alone set `heads: body` in the recipe, or `heads: MODEL` to keep that one's head."
 #: Files that a model brings along but that do not decide how its inputs are prepared.
@@ -122,29 +122,27 @@ def architectures(
     for checkpoint, name in zip(checkpoints, names, strict=True):
         if checkpoint.config == config:
             continue
-        differences = remembered(
+        answer = remembered(
             "same-body" if body_only else "same-architecture",
             [config, checkpoint.config],
             partial(same_architecture, config, checkpoint.config, body_only=body_only, names=(whose, name)),
         )
-        if any(each.startswith(_TIED) for each in differences) and (body_only or not _writes(config, whose)):
-            differences = [each for each in differences if not each.startswith(_TIED)]
-        sizes = [int(size) for each in differences if (found := _VOCABULARY.match(each)) for size in found.groups()[1:]]
-        if sizes:
-            differences = [
-                each for each in differences if not _VOCABULARY.match(each) and not _is_added(each, min(sizes))
-            ]
-        if positions := [each for each in differences if _POSITIONS.match(each)]:
+        differences = [ConfigDifference(*each) for each in answer]
+        if any(each.key == _TIED for each in differences) and (body_only or not _writes(config, whose)):
+            differences = [each for each in differences if each.key != _TIED]
+        if vocabularies := [each for each in differences if _counts_tokens(each)]:
+            tokens = min(int(size) for each in vocabularies for size in (each.ours, each.theirs))
+            differences = [each for each in differences if each not in vocabularies and not _is_added(each, tokens)]
+        if positions := [each for each in differences if _POSITIONS.fullmatch(each.key)]:
             differences = [each for each in differences if each not in positions]
             message = (
-                f"{name} counts the places of a text in another way than {whose}: {'; '.join(positions[:6])}. The soup "
+                f"{name} counts the places of a text in another way than {whose}: {_listed(positions)}. The soup "
                 f"would have {whose}'s setting, in which {name} was not trained. Leave it out."
             )
             reasons.append(Finding("positions", message, (whose, name), refuses=True))
         if differences:
-            shown = "; ".join(differences[:6])
-            message = f"{name} is another architecture than {whose}: {shown}."
-            if not body_only and all(each.startswith("class: ") for each in differences):
+            message = f"{name} is another architecture than {whose}: {_listed(differences)}."
+            if not body_only and all(each.key == "class" for each in differences):
                 message += f" {HEADS_HINT}"
             reasons.append(Finding("architecture", message, (whose, name), refuses=True))
     return reasons
@@ -157,16 +155,24 @@ def _writes(config: Mapping[str, Any], name: str) -> bool:
     return bool(remembered("encoder-decoder", config, asked))
 
 
-def _is_added(difference: str, tokens: int) -> bool:
+def _listed(differences: Sequence[ConfigDifference]) -> str:
+    return "; ".join(str(each) for each in differences[:6])
+
+
+def _counts_tokens(difference: ConfigDifference) -> bool:
+    """Whether it is that of two numbers of tokens."""
+    numbers = difference.ours.isdecimal() and difference.theirs.isdecimal()
+    return numbers and _VOCABULARY.fullmatch(difference.key) is not None
+
+
+def _is_added(difference: ConfigDifference, tokens: int) -> bool:
     """Whether the number of a special token differs as one side has none, or has one that was added.
 
-    >>> _is_added("pad_token_id: None against 3", 18), _is_added("pad_token_id: 0 against 18", 18)
-    (True, True)
-    >>> _is_added("pad_token_id: 0 against 5", 18), _is_added("hidden_size: 16 against 32", 18)
-    (False, False)
+    >>> [_is_added(ConfigDifference("pad_token_id", *sides), 18) for sides in (("None", "3"), ("0", "18"), ("0", "5"))]
+    [True, True, False]
     """
-    found = _TOKEN.match(difference)
-    sides = [re.findall(r"-?\d+", side) for side in found.groups()[1:]] if found else []
+    named = _TOKEN.fullmatch(difference.key)
+    sides = [re.findall(r"-?\d+", side) for side in (difference.ours, difference.theirs)] if named else []
     return any(not side or any(not 0 <= int(number) < tokens for number in side) for side in sides)
 
 
@@ -240,7 +246,7 @@ def complete(checkpoints: Sequence[Checkpoint], names: Sequence[str], donor: int
         shapes = {tensor: info.shape for tensor, info in checkpoint.tensors.items()}
         ask = partial(contradictions, checkpoint.config, shapes, name)
         about = [checkpoint.config, {tensor: list(shape) for tensor, shape in shapes.items()}]
-        found = [each.partition(" ")[::2] for each in remembered("contradictions", about, ask)]
+        found = remembered("contradictions", about, ask)
         wrong, lacking = ([said for kind, said in found if kind == wanted] for wanted in ("shape", "missing"))
         repair = "Correct its config.json, or leave it out."
         if wrong:

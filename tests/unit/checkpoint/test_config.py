@@ -406,6 +406,10 @@ def test_what_comes_and_goes_between_versions_is_no_difference() -> None:
     assert same_architecture(old, new) == []
 
 
+def differences(*configs: dict[str, Any], body_only: bool = False) -> list[str]:
+    return [str(each) for each in same_architecture(*configs, body_only=body_only)]
+
+
 def test_what_changes_the_model_is_a_difference() -> None:
     changed = {
         "hidden_size": 64,
@@ -414,7 +418,7 @@ def test_what_changes_the_model_is_a_difference() -> None:
         "image_size": 16,
         "num_channels": 1,
     }
-    assert same_architecture(VIT, {**VIT, **changed}) == [
+    assert differences(VIT, {**VIT, **changed}) == [
         "hidden_act: gelu against relu",
         "hidden_size: 32 against 64",
         "image_size: 8 against 16",
@@ -422,25 +426,25 @@ def test_what_changes_the_model_is_a_difference() -> None:
         "num_channels: 3 against 1",
         "pooler_output_size: 32 against 64",
     ]
-    assert same_architecture(VIT, {**VIT, "architectures": ["ViTModel"]}) == [
+    assert differences(VIT, {**VIT, "architectures": ["ViTModel"]}) == [
         "class: ViTForImageClassification against ViTModel"
     ]
     bert = {"model_type": "bert", "architectures": ["BertModel"]}
-    assert same_architecture(VIT, bert)[-1] == "model_type: vit against bert"
+    assert differences(VIT, bert)[-1] == "model_type: vit against bert"
     llama = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **GROUPED, "rope_theta": 10000.0}
-    assert same_architecture(llama, {**llama, "eos_token_id": [1, 2], "pad_token_id": 0}) == []
-    assert "rope_parameters" in same_architecture(llama, {**llama, "rope_theta": 5e5})[0]
+    assert differences(llama, {**llama, "eos_token_id": [1, 2], "pad_token_id": 0}) == []
+    assert "rope_parameters" in differences(llama, {**llama, "rope_theta": 5e5})[0]
     reader = {**bert, "architectures": ["BertForSequenceClassification"]}
-    assert same_architecture(reader, {**reader, "pad_token_id": 1}) == ["pad_token_id: 0 against 1"]
+    assert differences(reader, {**reader, "pad_token_id": 1}) == ["pad_token_id: 0 against 1"]
 
 
 def test_an_ancestor_is_compared_by_the_part_that_it_shares() -> None:
     tower = {"model_type": "clip_vision_model", "architectures": ["CLIPVisionModel"], **SEEING}
     clip = {"model_type": "clip", "architectures": ["CLIPModel"], "vision_config": SEEING, "text_config": READING}
-    assert same_architecture(tower, clip, body_only=True) == []
+    assert differences(tower, clip, body_only=True) == []
     other = {**clip, "vision_config": {**SEEING, "hidden_act": "gelu"}}
-    assert same_architecture(tower, other, body_only=True) == ["hidden_act: quick_gelu against gelu"]
-    assert same_architecture(clip, other) == ["vision_config.hidden_act: quick_gelu against gelu"]
+    assert differences(tower, other, body_only=True) == ["hidden_act: quick_gelu against gelu"]
+    assert differences(clip, other) == ["vision_config.hidden_act: quick_gelu against gelu"]
 
 
 def _labels(*names: object) -> dict[str, Any]:

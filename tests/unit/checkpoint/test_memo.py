@@ -28,6 +28,7 @@ def test_the_same_question_is_asked_once() -> None:
 
     for _ in range(3):
         assert remembered("head", [{"x": 1}, ["n"]], answer) == ["a", "b"]
+        assert remembered("pairs", 1, lambda: [("a", "b")]) == [("a", "b")]
     assert len(asked) == 1
     remembered("head", [{"x": 2}, ["n"]], answer)
     remembered("tail", [{"x": 1}, ["n"]], answer)
@@ -51,7 +52,7 @@ def test_another_library_or_other_code_is_asked_again(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"other": 1}', '{"answer": 5}', '{"answer": null}', '{"answer": [["x"]]}', "[" * 99_999]
+    "text", ["", "{", "[]", '{"other": 1}', '{"answer": 5}', '{"answer": null}', '{"answer": [[1]]}', "[" * 99_999]
 )
 def test_a_note_that_cannot_be_read_is_none(home: Path, text: str) -> None:
     remembered("q", 1, lambda: True)
