@@ -72,7 +72,7 @@ def check(
 
         require_measurable(recipe, plot)
     lineage = examine(recipe)
-    report, text = lineage.to_dict(), str(lineage)
+    report, text = lineage.to_dict(), lineage.text()
     refused = lineage.verdict == "refused"
     files: list[Callable[[], None]] = []
     if barrier and refused:
@@ -83,8 +83,7 @@ def check(
         report["reasons"] += [reason.to_dict() for reason in found.reasons]
         report["barrier"] = found.to_dict()
         # What the check advises is to measure, which is done.
-        said = [part for part in text.split("\n\n") if not part.startswith("What to do: ")]
-        text = "\n\n".join([*said, tables.barriers(found)])
+        text = f"{lineage.text(advice=False)}\n\n{tables.barriers(found)}"
         files += [partial(found.draw, plot)] if plot else []
     written, how = _to_write(recipe, lineage) if output is not None else (None, "")
     if output is not None and written is not None:

@@ -173,6 +173,10 @@ class LineageReport:
         }
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, *, advice: bool = True) -> str:
+        """The report for people; without ``advice`` where what it advises is done already."""
         lines = [f"{self.verdict}: {_VERDICTS[self.verdict]}", ""]
         if self.ancestor:
             revision = f"@{self.ancestor.revision.removeprefix('sha256:')[:7]}" if self.ancestor.revision else ""
@@ -197,7 +201,8 @@ class LineageReport:
         if notes:
             lines += ["", "Aligned:", *(_wrapped(f"- {each}") for each in notes[:_MOST_NOTES])]
             lines += [f"- and {len(notes) - _MOST_NOTES} more; --json has all"] if len(notes) > _MOST_NOTES else []
-        lines += ["", _wrapped(f"What to do: {self._advice()}")]
+        if advice:
+            lines += ["", _wrapped(f"What to do: {self._advice()}")]
         if self.transferred_bytes:
             lines += ["", f"Read from the Hub: {self.transferred_bytes / 1e6:.1f} MB."]
         return "\n".join(lines)
