@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 else:
     from hf_soup._util.lazy import lazy_exports
 
-    _find, __dir__ = lazy_exports(__name__, __file__)
+    _find, __dir__ = lazy_exports(__name__)
 
     def __getattr__(name: str) -> Any:
         if name in __all__ and not name.endswith("Error") and name not in ("Ingredient", "Recipe", "Scoring"):

@@ -6,22 +6,21 @@ import ast
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
+from pkgutil import get_data
 from typing import Any
 
 
-def lazy_exports(room: str, path: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def lazy_exports(room: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """``__getattr__`` and ``__dir__`` of a package that exports what it imports under ``TYPE_CHECKING``.
 
     Type checkers, import-linter and people read these imports; here they are followed when a name is first asked for.
 
     Args:
         room: The ``__name__`` of the package.
-        path: Its ``__file__``.
     """
     places = {
         alias.asname or alias.name: node.module or ""
-        for block in ast.parse(Path(path).read_text("utf-8")).body
+        for block in ast.parse(get_data(room, "__init__.py") or b"").body
         if isinstance(block, ast.If)
         for node in block.body
         if isinstance(node, ast.ImportFrom)

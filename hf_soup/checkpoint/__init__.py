@@ -75,4 +75,4 @@ if TYPE_CHECKING:
 else:
     from hf_soup._util.lazy import lazy_exports
 
-    __getattr__, __dir__ = lazy_exports(__name__, __file__)
+    __getattr__, __dir__ = lazy_exports(__name__)

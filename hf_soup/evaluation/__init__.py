@@ -43,8 +43,14 @@ if TYPE_CHECKING:
         require_memory as require_memory,
         scored_with as scored_with,
     )
+    from hf_soup.evaluation.search import (
+        Choice as Choice,
+        choose as choose,
+        searched as searched,
+        settled as settled,
+    )
     from hf_soup.evaluation.statistics import Comparison as Comparison
 else:
     from hf_soup._util.lazy import lazy_exports
 
-    __getattr__, __dir__ = lazy_exports(__name__, __file__)
+    __getattr__, __dir__ = lazy_exports(__name__)

@@ -14,9 +14,10 @@ from torch import Tensor
 from hf_soup.errors import ValuesError
 from hf_soup.merging.layout import Plan, Run
 from hf_soup.methods import BLOCK, METHODS, Slices, accumulator
-from hf_soup.methods.linear import linear
 from hf_soup.recipe import MethodCall
 
+#: The mean, of what no other method is asked about.
+_linear = METHODS["linear"].function
 #: Numbers that one step of the generator's counter gives: four of 64 bits, halved.
 _BLOCK = 8
 
@@ -99,7 +100,7 @@ def combine(
     if (method.whole and not run.whole) or any(source not in parts for source in needed):
         # A share below zero takes away what was learned since the ancestor, and here that is not known.
         weights = [max(0.0, weight) for weight in weights]
-        return linear([parts[source] for source in own], weights if any(weights) else [1.0] * len(weights))
+        return _linear([parts[source] for source in own], weights if any(weights) else [1.0] * len(weights))
     hand = dict(given or {})
     tensor = plan.tensors[run.first]
     count = len(parts[own[0]])
@@ -116,7 +117,7 @@ def combine(
         mixing = plan.mixing(run)
         read = [statistics.read(mixing, source, tensor.name, begin, count) for source in own]
         if any(each is None for each in read):
-            return linear([parts[source] for source in own], weights if any(weights) else [1.0] * len(weights))
+            return _linear([parts[source] for source in own], weights if any(weights) else [1.0] * len(weights))
         hand["statistics"], transposed = read, statistics.transposed(mixing, tensor.name)
     flat, origin = vectors(plan, run, parts, release=release)
     tensors = [each.reshape(shape) for each in flat]

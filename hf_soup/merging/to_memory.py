@@ -19,8 +19,7 @@ from hf_soup.merging.cutoffs import cutoffs, needs_cutoffs
 from hf_soup.merging.engine import Reading
 from hf_soup.merging.layout import Plan, Run
 from hf_soup.merging.statistics_store import StatisticsStore
-from hf_soup.methods import accumulator, round_into
-from hf_soup.methods.linear import shares
+from hf_soup.methods import accumulator, round_into, shares
 
 #: Elements of each source that are read at a time, of a larger tensor too where all sources are mixed at once.
 _SLICE = 1 << 20

@@ -20,6 +20,7 @@ What else a method needs it asks for by the name of a parameter without a defaul
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -208,6 +209,20 @@ def accumulator(tensors: Sequence[Tensor]) -> torch.dtype:
     torch.float32
     """
     return torch.float32 if all(tensor.element_size() == 2 for tensor in tensors) else torch.float64
+
+
+def shares(weights: Sequence[float]) -> list[float]:
+    """Weights as `linear` multiplies with them: ones where all are equal, else scaled by a power of two.
+
+    That scaling rounds nothing, and no product or sum of shares under- or overflows that would not have to.
+
+    >>> shares([0.1, 0.1]), shares([3.0, 1.0])
+    ([1.0, 1.0], [0.75, 0.25])
+    """
+    if len(set(weights)) == 1:
+        return [1.0] * len(weights)
+    exponent = math.frexp(max(weights))[1]
+    return [math.ldexp(weight, -exponent) for weight in weights]
 
 
 def round_into(mixed: Tensor, out: Tensor) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from hf_soup.methods.linear import linear, shares
+from hf_soup.methods import shares
+from hf_soup.methods.linear import linear
 
 
 def recent(count: int, last: int, stride: int) -> list[int]:

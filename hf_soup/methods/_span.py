@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hf_soup.methods import Slices
-from hf_soup.methods.linear import shares
+from hf_soup.methods import Slices, shares
 
 #: Elements of each tensor at a time, which stay in the processor's cache, and those that are added up narrow.
 _PIECE, _CHUNK = 1 << 15, 1 << 10

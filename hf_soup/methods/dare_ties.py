@@ -7,9 +7,8 @@ from typing import Annotated
 
 from torch import Tensor
 
-from hf_soup.methods import Within, merge_method
+from hf_soup.methods import Within, merge_method, shares
 from hf_soup.methods._signs import agreeing_mean, masked
-from hf_soup.methods.linear import shares
 
 
 @merge_method(elementwise=True, neutral={"density": 1.0, "scale": 1.0}, needs_base=True)

@@ -8,9 +8,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from hf_soup.methods import Within, merge_method
+from hf_soup.methods import Within, merge_method, shares
 from hf_soup.methods._signs import agreeing_mean
-from hf_soup.methods.linear import shares
 
 #: Elements of whole rows that are ranked at a time.
 _ROWS = 1 << 18

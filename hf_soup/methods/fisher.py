@@ -8,8 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from hf_soup.methods import Within, accumulator, merge_method
-from hf_soup.methods.linear import shares
+from hf_soup.methods import Within, accumulator, merge_method, shares
 
 #: Entries on which no answer depends count alike; in parts of the root mean square over the model. What rounding leaves
 #: of a gradient that is zero, as that of the bias of keys, is below 1e-12.

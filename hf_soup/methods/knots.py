@@ -8,10 +8,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from hf_soup.methods import Within, merge_method
+from hf_soup.methods import Within, merge_method, shares
 from hf_soup.methods._ranks import cutoff
 from hf_soup.methods._spectral import is_matrix, joint_directions
-from hf_soup.methods.linear import shares
 from hf_soup.methods.ties import ties
 
 #: Entries along a direction that are smaller than this part of their column are zero.

@@ -8,21 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hf_soup.methods import accumulator, merge_method
-
-
-def shares(weights: Sequence[float]) -> list[float]:
-    """Weights as `linear` multiplies with them: ones where all are equal, else scaled by a power of two.
-
-    That scaling rounds nothing, and no product or sum of shares under- or overflows that would not have to.
-
-    >>> shares([0.1, 0.1]), shares([3.0, 1.0])
-    ([1.0, 1.0], [0.75, 0.25])
-    """
-    if len(set(weights)) == 1:
-        return [1.0] * len(weights)
-    exponent = math.frexp(max(weights))[1]
-    return [math.ldexp(weight, -exponent) for weight in weights]
+from hf_soup.methods import accumulator, merge_method, shares
 
 
 def weighted_sum(tensors: Sequence[Tensor], factors: Sequence[float], dtype: torch.dtype) -> Tensor:

@@ -8,8 +8,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from hf_soup.methods import Within, accumulator, merge_method
-from hf_soup.methods.linear import linear, shares
+from hf_soup.methods import Within, accumulator, merge_method, shares
+from hf_soup.methods.linear import linear
 
 #: Eigenvalues below this part of the largest are zero: their directions would be good to few of float32's digits.
 _NULL = 1e-4

@@ -8,10 +8,10 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from hf_soup.methods import Slices, Within, accumulator, merge_method
+from hf_soup.methods import Slices, Within, accumulator, merge_method, shares
 from hf_soup.methods._span import combination, cosines, products
 from hf_soup.methods._sphere import OPPOSITE
-from hf_soup.methods.linear import linear, shares
+from hf_soup.methods.linear import linear
 
 
 def _ends(weights: Sequence[float], t: float) -> list[float]:

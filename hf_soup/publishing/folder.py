@@ -20,9 +20,8 @@ from hf_soup.publishing.card import license_of, plot, render
 from hf_soup.recipe import Ingredient, Named, Recipe, Scoring, needs_base
 
 if TYPE_CHECKING:
-    from hf_soup.evaluation import BatchNormUpdate, CalibrationDataset, EvalDataset, EvaluationReport
+    from hf_soup.evaluation import BatchNormUpdate, CalibrationDataset, Choice, EvalDataset, EvaluationReport
     from hf_soup.merging import MergeResult
-    from hf_soup.selection import Choice
     from hf_soup.workflows.update import Update
 
 

@@ -13,11 +13,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hf_soup.selection.learned import require_enough as require_enough
-    from hf_soup.selection.search import Choice as Choice, choose as choose, searched as searched, settled as settled
 else:
     from hf_soup._util.lazy import lazy_exports
 
-    __getattr__, __dir__ = lazy_exports(__name__, __file__)
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 
 #: Shares by ingredient: what a selection gets, asks about, and gives back.

@@ -18,8 +18,10 @@ from hf_soup.checkpoint import require_unchanged
 from hf_soup.errors import RecipeError
 from hf_soup.evaluation import (
     batch_norms,
+    choose,
     prepare_calibration,
     recalibrate_batch_norm,
+    settled,
     statistics_for,
     statistics_notes,
 )
@@ -37,7 +39,6 @@ from hf_soup.merging import (
 )
 from hf_soup.publishing import Soup, write_contents
 from hf_soup.recipe import Models, Recipe, as_recipe
-from hf_soup.selection import choose, settled
 from hf_soup.workflows.check import checked_lineage
 from hf_soup.workflows.prepare import (
     disk_needs,

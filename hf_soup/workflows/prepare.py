@@ -12,6 +12,7 @@ from hf_soup import hub
 from hf_soup._util.progress import Say
 from hf_soup._util.text import some
 from hf_soup.errors import MergeError, RecipeError, ScoringError
+from hf_soup.evaluation import settled
 from hf_soup.hub import Token
 from hf_soup.lineage import LineageReport, soup_config, write_assets
 from hf_soup.merging import Plan, make_plan, missing_weights, weight_files_of
@@ -28,7 +29,7 @@ from hf_soup.recipe import (
     parameters_at,
     random_seed,
 )
-from hf_soup.selection import require_enough, settled
+from hf_soup.selection import require_enough
 
 if TYPE_CHECKING:
     from hf_soup.evaluation import EvalDataset
@@ -232,7 +233,7 @@ def evaluation_of_soup(
         plan: What was averaged.
         benches: The data as it was prepared for the candidates.
         folder: To be made, for config and tokenizer.
-        device, token: As in `prepare_benches`.
+        device, token: As in `prepare_evaluation`.
 
     Returns:
         The benches and the folder; nothing where the candidates' will do.

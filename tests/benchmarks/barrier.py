@@ -115,7 +115,9 @@ def measure(folder: Path, models: list[Path], found: dict[str, list[tuple[float,
         score={"task": "image-classification", "dataset": str(data), "name": "digits"},
     )
     lineage = hf_soup.check(recipe)
-    cosines = {frozenset((each.a, each.b)): each.cosine for each in lineage.evidence if each.part == "body"}
+    (bodies,) = [each for each in lineage.evidence if each.part == "body"]
+    ends = [(first, second) for first in range(len(bodies.names)) for second in range(first)]
+    cosines = {frozenset((bodies.names[a], bodies.names[b])): float(bodies.cosines[a, b]) for a, b in ends}
     if lineage.verdict == "refused":
         refused = [reason.code for reason in lineage.reasons if reason.refuses]
         print(f"The check refuses {', '.join(model.name for model in models)}: {', '.join(refused)}")

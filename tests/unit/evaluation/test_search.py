@@ -23,9 +23,9 @@ from hf_soup import Recipe, RecipeError, Soup, SoupError, cook
 from hf_soup.evaluation.gradients import ValidationLoss
 from hf_soup.evaluation.model import ReusableModel
 from hf_soup.evaluation.report import Evaluation
+from hf_soup.evaluation.search import grid, settled
 from hf_soup.evaluation.statistics import Comparison
 from hf_soup.merging.to_memory import Blend
-from hf_soup.selection.search import grid, settled
 
 pytestmark = pytest.mark.usefixtures("online")
 

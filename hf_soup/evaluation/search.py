@@ -15,7 +15,7 @@ from hf_soup.recipe import Named, Recipe, is_average, methods_of
 from hf_soup.selection import SELECTIONS, Selected, Weights
 
 if TYPE_CHECKING:
-    from hf_soup.evaluation import Evaluation, RowSubset
+    from hf_soup.evaluation.report import Evaluation, RowSubset
     from hf_soup.ingredients import ResolvedIngredients
 
 
