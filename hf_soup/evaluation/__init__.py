@@ -39,7 +39,6 @@ if TYPE_CHECKING:
         SOUP as SOUP,
         Evaluation as Evaluation,
         EvaluationReport as EvaluationReport,
-        RowSubset as RowSubset,
         require_memory as require_memory,
         scored_with as scored_with,
     )
