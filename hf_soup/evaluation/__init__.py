@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         statistics_notes as statistics_notes,
     )
     from hf_soup.evaluation.calibration_data import CalibrationDataset as CalibrationDataset
-    from hf_soup.evaluation.candidates import Mixture as Mixture, answer_along as answer_along
+    from hf_soup.evaluation.candidates import answer_along as answer_along
     from hf_soup.evaluation.collection import (
         collect_coefficients as collect_coefficients,
         collect_statistics as collect_statistics,
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from hf_soup.evaluation.search import (
         Choice as Choice,
         choose as choose,
-        searched as searched,
-        settled as settled,
     )
     from hf_soup.evaluation.statistics import Comparison as Comparison
 else:

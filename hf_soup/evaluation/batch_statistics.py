@@ -30,7 +30,7 @@ from hf_soup.evaluation.loaded_parameters import find_loaded_parameters, probes
 from hf_soup.evaluation.model import build_model, in_order
 from hf_soup.evaluation.statistics import Ints
 from hf_soup.evaluation.tasks import first_line
-from hf_soup.merging import BLOCK_BYTES, MergeResult, Plan, digest_of
+from hf_soup.merging import BLOCK_BYTES, Layout, MergeResult, digest_of
 from hf_soup.methods import round_into
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class BatchStatistics:
     depend on each other, so on the CPU several are worked on at a time, each by one thread, and summed in their order.
 
     Args:
-        plan: Names and shapes of the soup's tensors.
+        layout: Names and shapes of the soup's tensors.
         inputs: The examples.
         config_folder: A folder with the soup's ``config.json``.
         seed: Of the order.
@@ -109,15 +109,15 @@ class BatchStatistics:
     """
 
     def __init__(
-        self, plan: Plan, inputs: CalibrationDataset, config_folder: Path, seed: int, device: str = "cpu"
+        self, layout: Layout, inputs: CalibrationDataset, config_folder: Path, seed: int, device: str = "cpu"
     ) -> None:
-        self.inputs, self.layers = inputs, batch_norms(tensor.name for tensor in plan.tensors)
+        self.inputs, self.layers = inputs, batch_norms(tensor.name for tensor in layout.tensors)
         if inputs.n < 2:
             raise ScoringError(
                 f"The examples '{inputs.examples.title}' are one row, which has no variance for batch normalisation.",
                 hint="Use more rows: a few hundred of the training data or more.",
             )
-        self._plan, self._config_folder, self._device = plan, config_folder, device
+        self._layout, self._config_folder, self._device = layout, config_folder, device
         self._batches = inputs.alike(inputs.shuffled(seed))
         about = [inputs.fingerprint, inputs.examples.task, inputs.examples.batch_size, seed]
         #: What decides, beside the weights and the device, what is collected.
@@ -138,9 +138,9 @@ class BatchStatistics:
         Raises:
             ScoringError: The tensors make no model, or a layer is none of torch's.
         """
-        numbers = {tensor.name: number for number, tensor in enumerate(self._plan.tensors)}
+        numbers = {tensor.name: number for number, tensor in enumerate(self._layout.tensors)}
         means = [numbers[layer + MEAN] for layer in self.layers]
-        marks, whose = probes(self._plan, means)
+        marks, whose = probes(self._layout, means)
         task = self.inputs.examples.task
         model = build_model(self._config_folder, {**tensors, **marks}, task, torch.float32)
         homes = find_loaded_parameters(model, whose)
@@ -249,17 +249,17 @@ def put(model: PreTrainedModel, found: Mapping[str, BatchNormStatistics]) -> Non
 
 
 def write_again(
-    plan: Plan, merged: MergeResult, folder: Path, statistics: BatchStatistics, *, quiet: bool = True
+    layout: Layout, merged: MergeResult, folder: Path, statistics: BatchStatistics, *, quiet: bool = True
 ) -> tuple[MergeResult, BatchNormUpdate]:
     """Collect the statistics of a soup that was merged, and write them into its files in the place of the mean.
 
     What is written is not in the journal, so that a run that is interrupted after it merges these places again.
 
     Args:
-        plan: What was merged.
+        layout: Of what was merged.
         merged: From the engine.
         folder: The staged files.
-        statistics: Of this plan.
+        statistics: Of this layout.
         quiet: No progress bar.
 
     Returns:
@@ -270,7 +270,7 @@ def write_again(
         ValuesError: The output's type cannot hold what was collected.
     """
     tensors: dict[str, Tensor] = {}
-    for file in plan.files:
+    for file in layout.files:
         tensors |= load_file(folder / file.name)
     model = statistics.model_of(tensors)
     del tensors
@@ -283,8 +283,8 @@ def write_again(
             values |= {layer + MEAN: mean, layer + VARIANCE: variance, layer + COUNT: torch.tensor(count)}
     roots = dict(merged.roots)
     with ExitStack() as stack:
-        outputs = [open_file(stack, folder / file.name, os.O_RDWR) for file in plan.files]
-        for tensor in (tensor for tensor in plan.tensors if tensor.name in values):
+        outputs = [open_file(stack, folder / file.name, os.O_RDWR) for file in layout.files]
+        for tensor in (tensor for tensor in layout.tensors if tensor.name in values):
             rounded = torch.empty(tensor.shape, dtype=TORCH[tensor.dtype])
             round_into(values[tensor.name].reshape(tensor.shape), rounded)
             if not rounded.isfinite().all():
@@ -304,7 +304,7 @@ def write_again(
     return replace(
         merged,
         roots=roots,
-        digest=digest_of((tensor.name, tensor.dtype, tensor.shape, roots[tensor.name]) for tensor in plan.tensors),
+        digest=digest_of((tensor.name, tensor.dtype, tensor.shape, roots[tensor.name]) for tensor in layout.tensors),
         differing=tuple(name for name in merged.differing if name not in values),
     ), again
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,21 +76,16 @@ def statistics_for(
     Raises:
         ScoringError: The examples cannot be used, or a model fails on them.
     """
-    from hf_soup.evaluation.candidates import Mixture
     from hf_soup.evaluation.collection import collect_coefficients, collect_statistics
     from hf_soup.merging import needs_statistics
 
-    if not any(needs_statistics(mixing) for mixing in plan.mixings):
+    if not any(needs_statistics(call) for call in plan.mixture.methods):
         return plan
 
     with _as_the_soup(plan, recipe, leaves, everyone, device, token, quiet=quiet) as (inputs, folder):
         about: dict[str, Any] = {"seed": recipe.seed, "device": device, "quiet": quiet}
         plan = collect_statistics(plan, paths, inputs, folder, **about)
-        count = len(plan.sources) - plan.with_base
-        layers = {name: dict(enumerate(shares[:count])) for name, shares in plan.layers.items()}
-        mixture = Mixture(dict(enumerate(plan.weights[:count])), layers)
-        learned = collect_coefficients(plan, mixture, paths, inputs, folder, **about).statistics
-        return replace(plan, statistics={**plan.statistics, **(learned or {})})
+        return collect_coefficients(plan, paths, inputs, folder, **about)
 
 
 def recalibrate_batch_norm(
@@ -121,13 +115,14 @@ def recalibrate_batch_norm(
         ScoringError: The examples cannot be used, or the soup fails on them.
         ValuesError: The output's type cannot hold what was collected.
     """
-    if not recipe.examples or len(plan.sources) == 1 or not batch_norms(tensor.name for tensor in plan.tensors):
+    layout = plan.layout
+    if not recipe.examples or len(layout.labels) == 1 or not batch_norms(tensor.name for tensor in layout.tensors):
         return merged, None
     from hf_soup.evaluation.batch_statistics import BatchStatistics, write_again
 
     with _as_the_soup(plan, recipe, leaves, everyone, device, token, quiet=quiet) as (inputs, config_folder):
-        statistics = BatchStatistics(plan, inputs, config_folder, recipe.seed, device)
-        return write_again(plan, merged, folder, statistics, quiet=quiet)
+        statistics = BatchStatistics(layout, inputs, config_folder, recipe.seed, device)
+        return write_again(layout, merged, folder, statistics, quiet=quiet)
 
 
 @contextmanager
@@ -143,7 +138,7 @@ def _as_the_soup(
 ) -> Iterator[tuple[CalibrationDataset, Path]]:
     """The examples as the soup itself reads them, and a folder with its config."""
     with tempfile.TemporaryDirectory(prefix="hf-soup-") as room:
-        config = soup_config(leaves, plan.dtype)
+        config = soup_config(leaves, plan.layout.dtype)
         write_assets(Path(room), config, leaves, everyone.checkpoints)
         inputs = prepare_calibration(recipe, Path(room), config, device, token, lambda _: None, quiet=quiet)
         assert inputs is not None, "the recipe has examples"
@@ -158,13 +153,13 @@ def statistics_notes(plan: Plan) -> list[str]:
 
     with closing(StatisticsStore(plan)) as collected:
         names, learned = list(collected.lacking(plan)), collected.learned()
-    asked = " and ".join(dict.fromkeys(mixing.method for mixing in plan.mixings if needs_statistics(mixing)))
-    every = sum(tensor.averaged for tensor in plan.tensors)
+    asked = " and ".join(dict.fromkeys(call.method for call in plan.mixture.methods if needs_statistics(call)))
+    every = sum(tensor.averaged for tensor in plan.layout.tensors)
     said = f"{len(names)} of {every} tensors have nothing that {asked} goes by, and are averaged: {some(names)}."
     notes = [said] if names else []
     if learned:
         means, (before, after) = learned
-        told = ", ".join(f"{name} {mean:.3f}" for name, mean in zip(plan.sources, means, strict=False))
+        told = ", ".join(f"{name} {mean:.3f}" for name, mean in zip(plan.layout.labels, means, strict=False))
         notes.append(
             f"The coefficients of the task vectors, in the mean over tensors: {told}. The entropy of the answers to "
             f"the examples was {before:.3f} where they began, and is {after:.3f}."

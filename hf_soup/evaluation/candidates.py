@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,8 @@ from hf_soup.evaluation.batch_statistics import BatchNormStatistics, BatchStatis
 from hf_soup.evaluation.dataset import EvalDataset, Logits
 from hf_soup.evaluation.model import ReusableModel
 from hf_soup.hub import own_cache_folder, prune
-from hf_soup.merging import Blend, Plan, ProcessGroup, Run
+from hf_soup.merging import Layout, Materializer, Plan, ProcessGroup, Run, sources_of
+from hf_soup.methods import METHODS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,24 +34,6 @@ if TYPE_CHECKING:
 
 #: What is remembered in all; beyond it, what was not used for longest goes.
 MAX_BYTES = 2_000_000_000
-
-
-class Mixture(NamedTuple):
-    """A soup that is not written.
-
-    Args:
-        weights: Source number → share, in the order in which they are added up.
-        layers: Shares of tensors that have their own.
-        parameters: Of the method, in place of the plan's.
-        mean: Whether it is the mean, whatever the method; of one source, that source.
-        statistics: What was learned of its sources together, beside the plan's.
-    """
-
-    weights: Mapping[int, float]
-    layers: Mapping[str, Mapping[int, float]] | None = None
-    parameters: Mapping[str, Any] | None = None
-    mean: bool = False
-    statistics: Mapping[str, tuple[str, ...]] | None = None
 
 
 class SavedModel(NamedTuple):
@@ -68,21 +51,21 @@ class Candidates:
 
     Args:
         benches: The data.
-        plan: All sources, under the names of the soup.
+        layout: All sources, under the names of the soup.
         paths: For every source, its weight files.
         config: The bytes of the soup's ``config.json``.
         device: Where models run.
         quiet: No progress bar.
         world: The processes that answer together.
         statistics: Those of batch normalisation, collected again for what is mixed.
-        learn: Gives a mixture what is learned of its sources together; called with that, and ``before``, which lets go
+        learn: Gives a plan what is learned of its ingredients together; called with that, and ``before``, which lets go
             of the model and the running sum.
     """
 
     def __init__(
         self,
         benches: Sequence[EvalDataset],
-        plan: Plan,
+        layout: Layout,
         paths: Sequence[Mapping[str, Path]],
         config: bytes,
         device: str = "cpu",
@@ -90,24 +73,24 @@ class Candidates:
         quiet: bool = False,
         world: ProcessGroup | None = None,
         statistics: BatchStatistics | None = None,
-        learn: Callable[..., Mixture] | None = None,
+        learn: Callable[..., Plan] | None = None,
     ) -> None:
         self._statistics = statistics
         self._learn = learn
-        self._benches, self._plan, self._config, self._quiet = benches, plan, config, quiet
+        self._benches, self._layout, self._config, self._quiet = benches, layout, config, quiet
         self._world = world or ProcessGroup()
         self._device = device
         if device == "cuda" and self._world.size > 1:
             self._device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
         self._stack = ExitStack()
-        self._blend, self._keys = Blend(plan, paths), AnswerKeys(plan)
-        self._stack.callback(self._blend.close)
+        self._materializer, self._keys = Materializer(layout, paths), AnswerKeys(layout)
+        self._stack.callback(self._materializer.close)
         self._kitchen = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="hf-soup-")))
         self._resident: tuple[bytes, ReusableModel] | None = None
         self._versions = [version(name) for name in ("hf-soup", "torch", "transformers")]
         self._folder = own_cache_folder() / "logits"
         if self._world.rank == 0 and self._world.size > 1:
-            self._world.broadcast((benches, plan, paths, config, device))
+            self._world.broadcast((benches, layout, paths, config, device))
 
     def close(self) -> None:
         """Close the files, and remove what is too much and was not used for longest."""
@@ -117,27 +100,36 @@ class Candidates:
     def release(self) -> None:
         """Let go of the model and the running sum: what follows needs their memory. The next one is built anew."""
         self._resident = None
-        self._blend.forget()
+        self._materializer.forget()
 
     def outputs(
-        self, model: Mixture | SavedModel, benches: Sequence[EvalDataset], name: str, config: bytes | None = None
+        self,
+        model: Plan | SavedModel,
+        benches: Sequence[EvalDataset],
+        name: str,
+        *,
+        config: bytes | None = None,
+        alone: bool = False,
     ) -> dict[str, Logits]:
         """What a model answers to some data, by its title.
 
         Args:
-            model: Of the plan's sources, or of files.
+            model: Of the layout's sources, or of files.
             benches: The data.
             name: What progress and errors call the model.
             config: The bytes of its ``config.json``, where they are not those of the others.
+            alone: It is an ingredient, though it may be made of several: it has its own statistics of batch
+                normalisation.
 
         Raises:
             ScoringError: The tensors make no model, or it fails.
             MergeError: A source's file cannot be read, or holds NaN.
         """
-        if self._learn and isinstance(model, Mixture) and not model.mean:
+        if self._learn and isinstance(model, Plan):
             model = self._learn(model, before=self.release)
         weights = model.digest if isinstance(model, SavedModel) else self._keys.of(model)
-        if statistics := self._again(model):
+        statistics = None if alone else self._again(model)
+        if statistics:
             weights = sha256_of([weights, statistics.key])
         notes = {bench.title: self._note(weights, bench, config) for bench in benches}
         different: dict[Path, EvalDataset] = {}
@@ -148,11 +140,11 @@ class Candidates:
         if missing:
             if self._world.size > 1:
                 known = [self._benches.index(bench) if bench in self._benches else bench for bench in missing]
-                self._world.broadcast((model, known, config))
+                self._world.broadcast((model, known, config, alone))
             rows = sum(bench.n for bench in missing) // self._world.size
             with bar(f"Scoring {name}", rows, unit="row", quiet=self._quiet) as shown:
                 try:
-                    new = self._answer(model, missing, config, shown.update)
+                    new = self._answer(model, missing, config, statistics, shown.update)
                 except ScoringError as error:
                     raise ScoringError(f"{name}: {error.message}", hint=error.hint) from None
             for bench, logits in zip(missing, new, strict=True):
@@ -162,17 +154,18 @@ class Candidates:
 
     def _answer(
         self,
-        model: Mixture | SavedModel,
+        model: Plan | SavedModel,
         benches: Sequence[EvalDataset],
         config: bytes | None,
+        statistics: BatchStatistics | None,
         progress: Callable[[int], object] | None = None,
     ) -> list[Logits]:
         """The part of all processes: the model is made, or fails, in each, and each has all answers."""
         failed: SoupError | None = None
         found: dict[str, BatchNormStatistics] = {}
         try:
-            made = self._made(model, benches[0].scoring.task, config or self._config)
-            if statistics := self._again(model):
+            made = self._made(model, benches[0].scoring.task, config or self._config, statistics)
+            if statistics:
                 found = statistics.collect(made)
         except SoupError as error:
             failed = error
@@ -182,29 +175,27 @@ class Candidates:
         put(made, self._world.broadcast(found))  # the first one's
         return [bench.logits(made, device=self._device, progress=progress, world=self._world) for bench in benches]
 
-    def _again(self, model: Mixture | SavedModel) -> BatchStatistics | None:
-        """What collects the statistics of a model, where it is mixed; an ingredient has its own."""
-        if isinstance(model, SavedModel) or model.mean or len(model.weights) + self._plan.with_base == 1:
+    def _again(self, model: Plan | SavedModel) -> BatchStatistics | None:
+        """What collects the statistics of a model, where it is mixed; one ingredient has its own."""
+        if isinstance(model, SavedModel) or (len(model.weights) == 1 and self._layout.base is None):
             return None
         return self._statistics
 
-    def _made(self, model: Mixture | SavedModel, task: str, config: bytes) -> PreTrainedModel:
+    def _made(
+        self, model: Plan | SavedModel, task: str, config: bytes, statistics: BatchStatistics | None
+    ) -> PreTrainedModel:
         tensors: dict[str, Tensor] = {}
         if isinstance(model, SavedModel):
             for file in sorted(model.folder.glob("model*.safetensors")):
                 tensors |= load_file(file)
-        elif model.mean:
-            tensors = self._blend.mean(model.weights)
         else:
-            tensors = self._blend.tensors(
-                model.weights, layers=model.layers, parameters=model.parameters, statistics=model.statistics
-            )
-        if (statistics := self._again(model)) and not statistics.modules:
+            tensors = self._materializer.materialize(model)
+        if statistics and not statistics.modules:
             self._resident = None  # or there would be two models
             statistics.model_of(tensors)
         if self._resident is None or self._resident[0] != config:
             (self._kitchen / "config.json").write_bytes(config)
-            self._resident = config, ReusableModel(self._kitchen, task, getattr(torch, self._plan.dtype))
+            self._resident = config, ReusableModel(self._kitchen, task, getattr(torch, self._layout.dtype))
         return self._resident[1].load(tensors)
 
     def _note(self, weights: str, bench: EvalDataset, config: bytes | None) -> Path:
@@ -228,59 +219,50 @@ def answer_along(world: ProcessGroup, between: Callable[[], object]) -> None:
                     own = Candidates(*asked, quiet=True, world=world)
                     stack.callback(own.close)
                     continue
-                model, known, config = asked
+                model, known, config, alone = asked
                 benches = [own._benches[each] if isinstance(each, int) else each for each in known]
                 with suppress(SoupError):  # all processes have the same one, and the first says it
-                    own._answer(model, benches, config)
+                    own._answer(model, benches, config, None if alone else own._again(model))
             then()
 
 
 class AnswerKeys:
-    """What identifies the numbers of soups of a plan: the sources that go in, and no others."""
+    """What identifies the numbers of what plans of one layout make: the sources that go in, and no others."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
         self._sources: dict[int, str] = {}
 
-    def of(self, model: Mixture) -> str:
-        """The sha256 of all that decides the numbers of a soup."""
-        plan, weights = self._plan, dict(model.weights)
-        how: list[object] = [plan.method, dict(plan.parameters) if model.parameters is None else dict(model.parameters)]
-        if model.mean and list(weights.values()) == [1.0]:
-            how = []
-        elif model.mean and (plan.method != "linear" or plan.overrides):
-            how = ["linear", {}]
-        else:
-            how += [{name: list(mixing) for name, mixing in plan.overrides.items()}, plan.seed]
-            statistics = {**plan.statistics, **(model.statistics or {})}
-            known = [source for source in weights if source < len(plan.sources) - plan.with_base]
-            how += [{kind: [names[source] for source in known] for kind, names in statistics.items()}]
-        if plan.with_base and not model.mean:
-            weights[len(plan.sources) - 1] = 0.0
-        layers = {name: [own.get(source) for source in weights] for name, own in (model.layers or {}).items()}
-        parts = [[self._source(source), share] for source, share in weights.items()]
-        return sha256_of(
-            [how, parts, layers, [line for run in plan.runs if run.patched for line in self._rows(run, weights)]]
-        )
+    def of(self, plan: Plan) -> str:
+        """The sha256 of all that decides the numbers of what is made."""
+        layout, mixture = self._layout, plan.mixture
+        parts = [[self._source(source), share] for source, share in plan.weights.items()]
+        how: list[object] = []  # of one ingredient, which is itself
+        if not mixture.is_linear or list(plan.weights.values()) != [1.0]:
+            shown = [{kind: [names.get(each) for each in mixture.weights]} for kind, names in plan.statistics.items()]
+            how = [mixture.methods, list(mixture.tensor_methods), mixture.seed, mixture.tensor_weights, shown]
+        if layout.base is not None and any(METHODS[call.method].needs_base for call in mixture.methods):
+            parts.append([self._source(layout.base), 0.0])
+        rows = [line for run in layout.runs if run.patched for line in self._rows(plan, run)]
+        return sha256_of([how, parts, rows])
 
     def _source(self, source: int) -> str:
         """Where the tensors of a source lie that it has as a whole, and what becomes of them."""
         if source not in self._sources:
-            lines: list[object] = [self._plan.states[source]]
-            for number, tensor in enumerate(self._plan.tensors):
-                run = self._plan.run_of(number) if tensor.size else None
-                part = run and not run.patched and run.parts[source]
-                lines.append([tensor.name, tensor.dtype, tensor.shape, part and [part.file, part.offset, part.dtype]])
+            lines: list[object] = [self._layout.states[source]]
+            for number, tensor in enumerate(self._layout.tensors):
+                run = self._layout.run_of(number) if tensor.size else None
+                lines.append([tensor.name, tensor.dtype, tensor.shape])
+                lines.append(run and not run.patched and run.segments[0].extents[source])
                 lines.append(run and all(ITEM_BYTES[dtype] == 2 for dtype in run.dtypes))  # how wide sums are
             self._sources[source] = sha256_of(lines)
         return self._sources[source]
 
-    def _rows(self, run: Run, weights: Mapping[int, float]) -> Iterator[object]:
+    def _rows(self, plan: Plan, run: Run) -> Iterator[object]:
         """Where the rows of a tensor come from; those that none of the sources have, from whoever has them."""
-        for begin, end, offsets in run.pieces(0, run.elements):
-            having = [source for source in weights if source in offsets] or list(offsets)
-            places = [(run.parts[source], self._plan.states[source], offsets[source]) for source in having]
-            yield [begin, end, [[part.file, part.dtype, state, offset] for part, state, offset in places if part]]
+        for segment in run.segments:
+            places = [(segment.extents[n], self._layout.states[n]) for n in sources_of(plan, run, segment)]
+            yield [segment.begin, segment.end, places]
 
 
 def sha256_of(values: object) -> str:

@@ -7,7 +7,7 @@ import math
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from importlib.metadata import version
@@ -21,7 +21,7 @@ from torch import Tensor
 from hf_soup._util.progress import bar
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.calibration_data import CalibrationDataset
-from hf_soup.evaluation.candidates import AnswerKeys, Mixture, sha256_of
+from hf_soup.evaluation.candidates import AnswerKeys, sha256_of
 from hf_soup.evaluation.loaded_parameters import LoadedParameters, find_loaded_parameters, held, on_disk, probes
 from hf_soup.evaluation.model import ReusableModel, build_model, in_order
 from hf_soup.evaluation.statistics import Ints
@@ -29,7 +29,8 @@ from hf_soup.hub import prune
 from hf_soup.merging import (
     MAX_STATISTICS_BYTES,
     UNREADABLE,
-    Blend,
+    Layout,
+    Materializer,
     Plan,
     learns_coefficients,
     needs_statistics,
@@ -40,6 +41,7 @@ from hf_soup.merging import (
     uniform,
 )
 from hf_soup.methods import BLOCK, METHODS
+from hf_soup.recipe import Mixture
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -78,35 +80,35 @@ def collect_statistics(
     """
     kinds = sorted(
         {
-            statistics_kind(mixing)
-            for mixing in plan.mixings
-            if needs_statistics(mixing) and not learns_coefficients(mixing)
+            statistics_kind(call)
+            for call in plan.mixture.methods
+            if needs_statistics(call) and not learns_coefficients(call)
         }
     )
     if not kinds:
         return plan
     assert inputs is not None, "the recipe was checked: who asks for statistics has examples"
     # What a model shows depends on these, and on none of its shares.
-    keys, bare, about = AnswerKeys(plan), replace(plan, statistics={}), _about(inputs, config_folder, seed, device)
-    sources = range(len(plan.sources) - plan.with_base)
-    models = [keys.of(Mixture({source: 1.0}, mean=True)) for source in sources]
-    found = {kind: tuple(sha256_of([kind, model, about]) for model in models) for kind in kinds}
+    layout, about = plan.layout, _about(inputs, config_folder, seed, device)
+    alone = {name: Plan(layout, Mixture({name: 1.0})) for name in plan.mixture.weights}
+    keys = AnswerKeys(layout)
+    models = {name: keys.of(single) for name, single in alone.items()}
+    identities = {kind: {name: sha256_of([kind, model, about]) for name, model in models.items()} for kind in kinds}
     missing = [
-        (source, kind) for source in sources for kind in kinds if not _is_there(statistics_path(found[kind][source]))
+        (name, kind) for name in models for kind in kinds if not _is_there(statistics_path(identities[kind][name]))
     ]
     if missing:
-        with closing(_Pass(bare, paths(), inputs, config_folder, seed, device)) as work:
+        with closing(_Pass(layout, paths(), inputs, config_folder, seed, device)) as work:
             rows = sum(min(inputs.n, int(kind.partition("-")[2])) for _, kind in missing)
             with bar("Looking at examples", rows, unit="row", quiet=quiet) as shown:
-                for source, kind in missing:
-                    work.collect(source, kind, statistics_path(found[kind][source]), shown.update)
-        prune(statistics_folder(), max(MAX_STATISTICS_BYTES, _size(found)))
-    return replace(plan, statistics=found)
+                for name, kind in missing:
+                    work.collect(alone[name], kind, statistics_path(identities[kind][name]), shown.update)
+        prune(statistics_folder(), max(MAX_STATISTICS_BYTES, _size(identities)))
+    return replace(plan, statistics=identities)
 
 
 def collect_coefficients(
     plan: Plan,
-    mixture: Mixture,
     paths: Callable[[], Sequence[Mapping[str, Path]]],
     inputs: CalibrationDataset,
     config_folder: Path,
@@ -115,47 +117,50 @@ def collect_coefficients(
     device: str = "cpu",
     quiet: bool = True,
     before: Callable[[], object] = lambda: None,
-) -> Mixture:
-    """The mixture with what is learned of its ingredients together; what is not in the cache is learned.
+) -> Plan:
+    """The plan with what is learned of its ingredients together; what is not in the cache is learned.
 
     Args:
-        plan: Its sources, the ancestor behind them, and the statistics of `with_statistics`.
-        mixture: Who is mixed, by which weights.
-        paths, inputs, config_folder, seed, device, quiet: As in `with_statistics`.
+        plan: Of a layout with a base, with the statistics of `collect_statistics`.
+        paths, inputs, config_folder, seed, device, quiet: As in `collect_statistics`.
         before: Called before anything is learned, which takes a model and its gradients.
 
     Raises:
         ScoringError: There is too little memory, the model fails, or what comes out of it is no number.
     """
-    learning = {statistics_kind(mixing): mixing for mixing in plan.mixings if learns_coefficients(mixing)}
+    mixture = plan.mixture
+    learning = {statistics_kind(call): call for call in mixture.methods if learns_coefficients(call)}
     if not learning:
-        return mixture
-    ((kind, mixing),) = learning.items()  # the recipe was checked: all tensors are learned alike
-    if mixture.parameters is not None and mixing.method != plan.method:
-        plan = replace(plan, parameters=dict(mixture.parameters))
-    mixture = mixture._replace(weights=dict(sorted(mixture.weights.items())))
-    how = [kind, AnswerKeys(plan).of(mixture._replace(parameters=None)), _about(inputs, config_folder, seed, device)]
-    names = {source: sha256_of([how, place]) for place, source in enumerate(mixture.weights)}
-    if not all(_is_there(statistics_path(name)) for name in names.values()):
+        return plan
+    ((kind, call),) = learning.items()  # the recipe was checked: all tensors are learned alike
+    order = [plan.layout.names[source] for source in sorted(plan.weights)]
+    ordered = replace(plan, mixture=_in_order(mixture, order))
+    how = [kind, AnswerKeys(plan.layout).of(ordered), _about(inputs, config_folder, seed, device)]
+    identities = {name: sha256_of([how, place]) for place, name in enumerate(order)}
+    if not all(_is_there(statistics_path(identity)) for identity in identities.values()):
         from hf_soup.evaluation.entropy import EntropyLoss, learn_coefficients
         from hf_soup.evaluation.report import require_memory
 
-        require_memory(plan, learns=True)
+        require_memory(plan.layout, learns=True)
         before()
-        parameters = METHODS[mixing.method].parameters | dict(mixing.parameters)
+        parameters = METHODS[call.method].parameters | dict(call.parameters)
         with (
-            closing(EntropyLoss(plan, paths(), mixture, mixing, inputs, config_folder, device)) as loss,
+            closing(EntropyLoss(ordered, paths(), call, inputs, config_folder, device)) as loss,
             bar("Learning coefficients", parameters["steps"], unit="step", quiet=quiet) as shown,
         ):
-            found = learn_coefficients(loss, inputs, parameters, seed, shown.update)
-        for column, name in enumerate(names.values()):
-            values = dict(zip(found.tensors, found.values[:, column], strict=True))
-            _keep(statistics_path(name), values, [], entropy=json.dumps(found.entropy))
-        prune(statistics_folder(), max(MAX_STATISTICS_BYTES, _size({**plan.statistics, kind: names.values()})))
-    # Of those that are not mixed nobody asks; a file has to be named.
-    spare = next(iter(names.values()))
-    count = len(plan.sources) - plan.with_base
-    return mixture._replace(statistics={kind: tuple(names.get(source, spare) for source in range(count))})
+            learned = learn_coefficients(loss, inputs, parameters, seed, shown.update)
+        for column, identity in enumerate(identities.values()):
+            values = dict(zip(learned.tensors, learned.values[:, column], strict=True))
+            _keep(statistics_path(identity), values, [], entropy=json.dumps(learned.entropy))
+        prune(statistics_folder(), max(MAX_STATISTICS_BYTES, _size({**plan.statistics, kind: identities})))
+    return replace(plan, statistics={**plan.statistics, kind: identities})
+
+
+def _in_order(mixture: Mixture, names: Sequence[str]) -> Mixture:
+    """The same with its ingredients in an order."""
+    places = [list(mixture.weights).index(name) for name in names]
+    own = {tensor: tuple([shares[place] for place in places]) for tensor, shares in mixture.tensor_weights.items()}
+    return replace(mixture, weights={name: mixture.weights[name] for name in names}, tensor_weights=own)
 
 
 def _about(inputs: CalibrationDataset, config_folder: Path, seed: int, device: str) -> list[object]:
@@ -167,32 +172,32 @@ def _about(inputs: CalibrationDataset, config_folder: Path, seed: int, device: s
 
 
 class _Pass:
-    """Models of one plan, one after the other, and what each shows."""
+    """Models of one layout, one after the other, and what each shows."""
 
     def __init__(
         self,
-        plan: Plan,
+        layout: Layout,
         paths: Sequence[Mapping[str, Path]],
         inputs: CalibrationDataset,
         folder: Path,
         seed: int,
         device: str,
     ) -> None:
-        self._plan, self._inputs, self._seed, self._device = plan, inputs, seed, device
+        self._layout, self._inputs, self._seed, self._device = layout, inputs, seed, device
         self._made_of = folder, inputs.examples.task, torch.float32
-        self._blend, self._resident = Blend(plan, paths), ReusableModel(*self._made_of)
-        self._loaded: tuple[int, PreTrainedModel] | None = None
+        self._materializer, self._resident = Materializer(layout, paths), ReusableModel(*self._made_of)
+        self._loaded: tuple[Plan, PreTrainedModel] | None = None
         self._homes: LoadedParameters | None = None
 
     def close(self) -> None:
         """Close the files."""
-        self._blend.close()
+        self._materializer.close()
 
-    def collect(self, source: int, kind: str, target: Path, progress: Callable[[int], object]) -> None:
-        """Write what a source shows into a file."""
+    def collect(self, alone: Plan, kind: str, target: Path, progress: Callable[[int], object]) -> None:
+        """Write what an ingredient shows into a file."""
         if self._homes is None:
-            self._homes = self._find()
-        model, label = self._model(source), self._plan.sources[source]
+            self._homes = self._find(alone)
+        model, label = self._model(alone), self._layout.labels[next(iter(alone.weights))]
         name, _, count = kind.partition("-")
         rows = self._inputs.drawn(int(count), self._seed)
         turned: list[str] = []
@@ -217,25 +222,25 @@ class _Pass:
             )
         _keep(target, tensors, turned)
 
-    def _find(self) -> LoadedParameters:
+    def _find(self, alone: Plan) -> LoadedParameters:
         """Where each tensor of the disk lies in the model; nothing is known of those that are in pieces there."""
-        plan = self._plan
-        numbers = [number for number, tensor in enumerate(plan.tensors) if tensor.averaged and tensor.size]
-        given, whose = probes(plan, numbers)
-        mean = self._blend.mean({0: 1.0})
+        tensors = self._layout.tensors
+        numbers = [number for number, tensor in enumerate(tensors) if tensor.averaged and tensor.size]
+        given, whose = probes(self._layout, numbers)
+        mean = self._materializer.materialize(alone)
         given |= {name: mean[name] for name in mean.keys() - given.keys()}
         del mean
         folder, task, dtype = self._made_of
         return find_loaded_parameters(build_model(folder, given, task, dtype), whose)
 
-    def _model(self, source: int) -> PreTrainedModel:
-        if self._loaded is None or self._loaded[0] != source:
+    def _model(self, alone: Plan) -> PreTrainedModel:
+        if self._loaded is None or self._loaded[0] is not alone:
             self._loaded = None
-            tensors = self._blend.mean({source: 1.0})
-            self._blend.forget()
+            tensors = self._materializer.materialize(alone)
+            self._materializer.forget()
             for name, each in tensors.items():
                 tensors[name] = each.float() if each.is_floating_point() else each
-            self._loaded = source, self._resident.load(tensors)
+            self._loaded = alone, self._resident.load(tensors)
         model = self._loaded[1]
         model.to(self._device)  # type: ignore[arg-type]  # transformers types its wrapper as taking no string
         return model
@@ -243,7 +248,7 @@ class _Pass:
     def _named(self, model: PreTrainedModel, found: _Found) -> _Found:
         """Under the names of the plan, in the pieces in which tensors lie on the disk."""
         assert self._homes is not None, "found before the first"
-        names, tensors = self._homes.names, self._plan.tensors
+        names, tensors = self._homes.names, self._layout.tensors
         pieces = on_disk(model, found)
         return {tensors[names[name]].name: each for name, each in pieces.items() if name in names}
 
@@ -329,7 +334,7 @@ class _Pass:
                 number, shape = numbers.get(f"{name}.weight"), module.weight.shape
                 if number is not None:
                     width = shape[0] if isinstance(module, Conv1D) else shape[1]
-                    yield self._plan.tensors[number].name, (module, int(width))
+                    yield self._layout.tensors[number].name, (module, int(width))
 
 
 def _is_there(path: Path) -> bool:
@@ -359,5 +364,5 @@ def _keep(path: Path, tensors: _Found, turned: Sequence[str], **more: str) -> No
         partial.unlink(missing_ok=True)
 
 
-def _size(found: Mapping[str, Collection[str]]) -> int:
-    return sum(statistics_path(name).stat().st_size for names in found.values() for name in set(names))
+def _size(identities: Mapping[str, Mapping[str, str]]) -> int:
+    return sum(statistics_path(each).stat().st_size for names in identities.values() for each in {*names.values()})

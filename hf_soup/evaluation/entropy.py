@@ -6,7 +6,7 @@ As in `hf_soup.evaluation.gradients` one model and its gradients are held, and t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set as AbstractSet
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +20,10 @@ from torch import Tensor
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.batch_norm import MEAN, VARIANCE, batch_norms
 from hf_soup.evaluation.calibration_data import CalibrationDataset
-from hf_soup.evaluation.candidates import Mixture
 from hf_soup.evaluation.gradients import MergedModelGradient, Slice, mean_of
 from hf_soup.evaluation.statistics import Ints
-from hf_soup.merging import Blend, Plan
-from hf_soup.recipe import MethodCall
+from hf_soup.merging import Materializer, Plan
+from hf_soup.recipe import LINEAR, MethodCall
 
 #: Derivatives below this part of the largest are rounding, as those by the biases of keys, on which no answer depends;
 #: Adam would take steps of full length along them.
@@ -58,10 +57,9 @@ class EntropyLoss(MergedModelGradient):
     other methods combine as the merge makes it: neither has a part in the gradient.
 
     Args:
-        plan: With the ancestor as its last source, and statistics for all methods but those that learn.
+        plan: Of a layout with a base, with statistics for all methods but those that learn.
         paths: For every source, its weight files on this machine.
-        mixture: The ingredients that are merged, and their weights.
-        mixing: How those tensors are combined whose coefficients are learned.
+        call: How those tensors are combined whose coefficients are learned.
         inputs: The examples.
         config_folder: A folder with the soup's ``config.json``.
         device: Where the model runs.
@@ -71,28 +69,29 @@ class EntropyLoss(MergedModelGradient):
         self,
         plan: Plan,
         paths: Sequence[Mapping[str, Path]],
-        mixture: Mixture,
-        mixing: MethodCall,
+        call: MethodCall,
         inputs: CalibrationDataset,
         config_folder: Path,
         device: str = "cpu",
     ) -> None:
         self._inputs = inputs
-        sources = sorted(mixture.weights)
+        layout, mixture, sources = plan.layout, plan.mixture, sorted(plan.weights)
         # No answer tells their coefficients, and a variance between those of models may not come out below zero.
         running = {
-            layer + each for layer in batch_norms(tensor.name for tensor in plan.tensors) for each in (MEAN, VARIANCE)
+            layer + each for layer in batch_norms(tensor.name for tensor in layout.tensors) for each in (MEAN, VARIANCE)
         }
-        self.learned = [tensor.name for tensor in plan.tensors if tensor.averaged and tensor.size]
+        averaged = {tensor.name for tensor in layout.tensors if tensor.averaged and tensor.size}
         self.learned = [
-            name for name in self.learned if name not in running and plan.overrides.get(name, _usual(plan)) == mixing
+            tensor.name
+            for tensor in layout.tensors
+            if tensor.name in averaged - running and mixture.tensor_methods.get(tensor.name, mixture.method) == call
         ]
-        self._still = _combined(plan, paths, mixture, mixing, {*self.learned})
-        own = mixture.layers or {}
-        super().__init__(plan, paths, sources, config_folder, inputs.examples.task, device)
+        self._still = _combined(plan, paths, call, averaged - set(self.learned))
+        super().__init__(layout, paths, sources, config_folder, inputs.examples.task, device)
+        own = {name: dict(zip(plan.weights, shares, strict=True)) for name, shares in mixture.tensor_weights.items()}
         #: (tensors, ingredients): what coefficients are multiplied with.
         self._weights = np.array([
-            [{**mixture.weights, **own.get(name, {})}[source] for source in sources] for name in self.tensors
+            [own.get(name, plan.weights)[source] for source in sources] for name in self.tensors
         ])  # fmt: skip
 
     def mean(self, coefficients: NDArray[np.float64], rows: Ints) -> float:
@@ -131,7 +130,7 @@ class EntropyLoss(MergedModelGradient):
                 ) from error
 
     def _mix(self, number: int, shares: NDArray[np.float64], flat: Tensor) -> None:
-        still = self._still.get(self._plan.tensors[number].name)
+        still = self._still.get(self._layout.tensors[number].name)
         if still is None:
             super()._mix(number, shares, flat)
         else:
@@ -161,29 +160,18 @@ class EntropyLoss(MergedModelGradient):
         return piece.origin is not None and len(piece.having) == len(self.sources)
 
 
-def _usual(plan: Plan) -> MethodCall:
-    return MethodCall(plan.method, plan.parameters)
-
-
 def _combined(
-    plan: Plan, paths: Sequence[Mapping[str, Path]], mixture: Mixture, mixing: MethodCall, learned: set[str]
+    plan: Plan, paths: Sequence[Mapping[str, Path]], call: MethodCall, others: AbstractSet[str]
 ) -> dict[str, Tensor]:
-    """The tensors that other methods combine, as the merge makes them."""
-    others = {tensor.name for tensor in plan.tensors if tensor.averaged and tensor.size} - learned
+    """The tensors that other methods than one combine, as the merge makes them."""
     if not others:
         return {}
-    mean = MethodCall("linear", {})
-    usual, *overrides = [mean if each == mixing else each for each in plan.mixings]
-    straight = replace(
-        plan,
-        method=usual.method,
-        parameters=usual.parameters,
-        overrides=dict(zip(plan.overrides, overrides, strict=True)),
-    )
-    with closing(Blend(straight, paths)) as blend:
-        return {
-            name: each for name, each in blend.tensors(mixture.weights, layers=mixture.layers).items() if name in others
-        }
+    mixture = plan.mixture
+    usual, *own = [LINEAR if each == call else each for each in mixture.methods]
+    straight = replace(mixture, method=usual, tensor_methods=dict(zip(mixture.tensor_methods, own, strict=True)))
+    with closing(Materializer(plan.layout, paths)) as materializer:
+        made = materializer.materialize(replace(plan, mixture=straight))
+        return {name: each for name, each in made.items() if name in others}
 
 
 def learn_coefficients(

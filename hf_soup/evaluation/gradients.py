@@ -24,7 +24,7 @@ from hf_soup.errors import ScoringError
 from hf_soup.evaluation.dataset import EvalDataset, Logits
 from hf_soup.evaluation.loaded_parameters import find_loaded_parameters, held, on_disk, probes
 from hf_soup.evaluation.model import build_model
-from hf_soup.merging import Plan, Reading
+from hf_soup.merging import Layout, Reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 SLICE_ELEMENTS = 1 << 18
 
 
-def needed_bytes(plan: Plan) -> int:
+def needed_bytes(layout: Layout) -> int:
     """What learning holds beside activations: the model, its gradients, and a copy of one of them, all float32.
 
     The copy is there while the model is built, and, where transformers stacks tensors, in every step.
     """
-    return 12 * sum(run.elements for run in plan.runs)
+    return 12 * sum(run.elements for run in layout.runs)
 
 
 #: What reads a piece of a source, flat, as stored.
@@ -73,9 +73,9 @@ class MergedModelGradient(ABC):
     r"""One model in memory that is the soup of changing shares, and the gradient by these, streamed.
 
     Args:
-        plan: Names, shapes and places; its own weights are not used.
+        layout: Names, shapes and places.
         paths: For every source, its weight files on this machine.
-        sources: The numbers in the plan of those in play, in the order of columns of ``shares``.
+        sources: The numbers in the layout of those in play, in the order of columns of ``shares``.
         config_folder: A folder with the soup's ``config.json``.
         task: What the model does.
         device: Where the model runs.
@@ -83,23 +83,22 @@ class MergedModelGradient(ABC):
 
     def __init__(
         self,
-        plan: Plan,
+        layout: Layout,
         paths: Sequence[Mapping[str, Path]],
         sources: Sequence[int],
         config_folder: Path,
         task: str,
         device: str = "cpu",
     ) -> None:
-        averaged = [number for number, tensor in enumerate(plan.tensors) if tensor.averaged and tensor.size]
-        self.tensors = tuple(plan.tensors[number].name for number in averaged)
+        averaged = [number for number, tensor in enumerate(layout.tensors) if tensor.averaged and tensor.size]
+        self.tensors = tuple(layout.tensors[number].name for number in averaged)
         self._rows = {number: row for row, number in enumerate(averaged)}  # of shares
-        self._plan, self.sources, self._device = plan, list(sources), device
-        self._base = len(plan.sources) - 1 if plan.with_base else None
+        self._layout, self.sources, self._device = layout, list(sources), device
         self._made_of = config_folder, task
-        self._reading = Reading(plan, paths)
+        self._reading = Reading(layout, paths)
         self._shares: NDArray[np.float64] | None = None
         self._others = {
-            tensor.name: self._first(number) for number, tensor in enumerate(plan.tensors) if number not in self._rows
+            tensor.name: self._first(number) for number, tensor in enumerate(layout.tensors) if number not in self._rows
         }
         self._find()
 
@@ -133,7 +132,7 @@ class MergedModelGradient(ABC):
         By content, so that it rests on no name: what a family renames, stacks or splits is taken apart by
         transformers itself, and its pieces are the tensors of the disk, or the model is refused.
         """
-        given, whose = probes(self._plan, self._rows)
+        given, whose = probes(self._layout, self._rows)
         given |= self._others
         self._build(given)
         found, inside = find_loaded_parameters(self._model, whose), held(self._model)
@@ -176,7 +175,7 @@ class MergedModelGradient(ABC):
             del self._model  # not two of them
             tensors = dict(self._others)
             for number in self._rows:
-                tensor = self._plan.tensors[number]
+                tensor = self._layout.tensors[number]
                 tensors[tensor.name] = torch.empty(tensor.shape)
                 self._mix(number, shares, tensors[tensor.name].view(-1))
             self._build(tensors)
@@ -190,21 +189,22 @@ class MergedModelGradient(ABC):
 
     def _slices(self, number: int) -> Iterator[Slice]:
         """Pieces of a tensor. What none in play has is the mean of the others, as in a merge."""
-        run = self._plan.run_of(number)
+        run, base = self._layout.run_of(number), self._layout.base
         for start in range(0, run.elements, SLICE_ELEMENTS):
-            for begin, end, offsets in run.pieces(start, min(start + SLICE_ELEMENTS, run.elements)):
+            for piece in run.pieces(start, min(start + SLICE_ELEMENTS, run.elements)):
                 read = {
-                    source: partial(self._reading.read, run, source, offset, end - begin)
-                    for source, offset in offsets.items()
+                    source: partial(self._reading.read, run, piece, source)
+                    for source, at in enumerate(piece.extents)
+                    if at
                 }
-                origin = None if self._base is None else read.pop(self._base, None)
+                origin = None if base is None else read.pop(base, None)
                 having = [column for column, source in enumerate(self.sources) if source in read]
                 asked = [self.sources[column] for column in having] or list(read)
-                yield Slice(begin, end, having, [read[source] for source in asked], origin)
+                yield Slice(piece.begin, piece.end, having, [read[source] for source in asked], origin)
 
     def _first(self, number: int) -> Tensor:
         """A tensor that is not averaged: the first source's that has it."""
-        tensor = self._plan.tensors[number]
+        tensor = self._layout.tensors[number]
         result = torch.empty(tensor.elements, dtype=TORCH[tensor.dtype])
         for piece in self._slices(number) if tensor.size else ():
             result[piece.begin : piece.end] = piece.parts[0]()
@@ -225,9 +225,9 @@ class ValidationLoss(MergedModelGradient):
     statistics of batch norms follow the mix, and have no part in the gradient.
 
     Args:
-        plan: Names, shapes and places; its own weights are not used.
+        layout: Names, shapes and places.
         paths: For every source, its weight files on this machine.
-        sources: The ingredients in play, in the order of columns of ``shares``, and their numbers in the plan.
+        sources: The ingredients in play, in the order of columns of ``shares``, and their numbers in the layout.
         config_folder: A folder with the soup's ``config.json``.
         benches: The held-out data: rows are numbered through all of them.
         weights: Of the benches; a bench's rows share its weight equally. By default equal.
@@ -236,7 +236,7 @@ class ValidationLoss(MergedModelGradient):
 
     def __init__(
         self,
-        plan: Plan,
+        layout: Layout,
         paths: Sequence[Mapping[str, Path]],
         sources: Mapping[str, int],
         config_folder: Path,
@@ -250,7 +250,7 @@ class ValidationLoss(MergedModelGradient):
         each = zip(weights or [1.0] * len(benches), benches, strict=True)
         self._weights = np.concatenate([np.full(bench.n, weight / bench.n) for weight, bench in each])
         self.labels = np.concatenate([b.references + n * len(b.class_names) for n, b in enumerate(benches)])
-        super().__init__(plan, paths, list(sources.values()), config_folder, benches[0].scoring.task, device)
+        super().__init__(layout, paths, list(sources.values()), config_folder, benches[0].scoring.task, device)
 
     def loss(self, shares: NDArray[np.float64], rows: NDArray[np.int64]) -> tuple[float, float]:
         """The mean cross-entropy over some rows, each with its weight, at the logit scale where it is least.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hf_soup.checkpoint import bytes_of
-from hf_soup.merging import Plan
+from hf_soup.merging import Layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,7 +25,7 @@ class LoadedParameters:
     """Where tensors lie.
 
     Args:
-        names: What transformers calls a tensor when it saves the model → its number in the plan.
+        names: What transformers calls a tensor when it saves the model → its number in the layout.
         direct: Number of a tensor that is a parameter or buffer as it is → the name of that.
         lost: What transformers saves that holds numbers of the disk and is none of its tensors.
     """
@@ -35,12 +35,12 @@ class LoadedParameters:
     lost: tuple[str, ...]
 
 
-def probes(plan: Plan, numbers: Collection[int]) -> tuple[dict[str, Tensor], dict[bytes, int]]:
-    """In the place of some tensors of a plan, numbers that occur once; and whose they are, by their sha256."""
+def probes(layout: Layout, numbers: Collection[int]) -> tuple[dict[str, Tensor], dict[bytes, int]]:
+    """In the place of some tensors of a layout, numbers that occur once; and whose they are, by their sha256."""
     generator = torch.Generator().manual_seed(0)
     made, whose = {}, {}
     for row, number in enumerate(numbers):
-        tensor = plan.tensors[number]
+        tensor = layout.tensors[number]
         # From 2 on, which nothing is that a model fills in by itself.
         made[tensor.name] = row + 2 + torch.rand(tensor.shape, generator=generator)
         whose[_digest(made[tensor.name])] = number

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,11 +13,12 @@ import numpy as np
 
 from hf_soup.checkpoint import ITEM_BYTES
 from hf_soup.errors import ScoringError
-from hf_soup.evaluation.candidates import Candidates, Mixture, SavedModel
+from hf_soup.evaluation.candidates import Candidates, SavedModel
 from hf_soup.evaluation.dataset import EvalDataset, Logits, compare
 from hf_soup.evaluation.ensembles import calibration, diversity, ensemble, greedy_ensemble, logit_ensemble
 from hf_soup.evaluation.statistics import Comparison, Ints, Score
-from hf_soup.merging import Plan, ProcessGroup
+from hf_soup.merging import Layout, Plan, ProcessGroup
+from hf_soup.recipe import MethodCall, Mixture
 
 if TYPE_CHECKING:
     from hf_soup.evaluation.batch_statistics import BatchStatistics
@@ -86,7 +87,7 @@ class Evaluation:
         benches: The held-out ones first.
         held_out: How many of them are held-out.
         names: The ingredients.
-        plan: All sources, under the names of the soup.
+        plan: Of all sources, under the names of the soup: candidates are combined so, with weights of their own.
         paths: For every source, its weight files.
         config_folder: A folder with the soup's ``config.json``.
         device: Where models run.
@@ -113,16 +114,17 @@ class Evaluation:
         quiet: bool = False,
         world: ProcessGroup | None = None,
         statistics: BatchStatistics | None = None,
-        learn: Callable[..., Mixture] | None = None,
+        learn: Callable[..., Plan] | None = None,
     ) -> None:
         self.benches = benches
         self.names = list(names)
         self._leaves = leaves or self._each
         self._judges = benches[:held_out]
-        self._plan, self._paths, self._config_folder, self._device = plan, paths, config_folder, device
+        self._whole, self._layout = plan, plan.layout
+        self._paths, self._config_folder, self._device = paths, config_folder, device
         config = (config_folder / "config.json").read_bytes()
         self._candidates = Candidates(
-            benches, plan, paths, config, device, quiet=quiet, world=world, statistics=statistics, learn=learn
+            benches, plan.layout, paths, config, device, quiet=quiet, world=world, statistics=statistics, learn=learn
         )
         self._head_of = head_of
         self._logits: dict[tuple[str, str], Logits] = {}
@@ -194,15 +196,31 @@ class Evaluation:
         """
         if len(weights) == 1 and not layers and parameters is None:
             return self._alone(next(iter(weights)), self._judges)
-        each = {tensor: dict(zip(weights, shares, strict=True)) for tensor, shares in (layers or {}).items()}
-        own = {tensor: self._leaves(shares, mean=False) for tensor, shares in each.items()}
-        mixture = Mixture(self._leaves(weights), own, parameters)
-        found = self._candidates.outputs(mixture, self._judges, f"{len(weights)} ingredients")
+        plan = self._plan(weights, layers, parameters)
+        found = self._candidates.outputs(plan, self._judges, f"{len(weights)} ingredients")
         return [found[bench.title] for bench in self._judges]
 
     def release(self) -> None:
         """Let go of the model in memory: another one comes."""
         self._candidates.release()
+
+    def _plan(self, weights: Weights, layers: Layers | None, parameters: Mapping[str, Any] | None) -> Plan:
+        """What a soup that is not written is made of."""
+        leaves = self._leaves(weights)
+        own = {}
+        for tensor, shares in (layers or {}).items():
+            mine = self._leaves(dict(zip(weights, shares, strict=True)), mean=False)
+            own[tensor] = tuple([mine[source] for source in leaves])
+        usual = self._whole.mixture
+        call = usual.method if parameters is None else MethodCall(usual.method.method, parameters)
+        names = {self._layout.names[source]: share for source, share in leaves.items()}
+        mixture = replace(usual, weights=names, tensor_weights=own, method=call)
+        return replace(self._whole, mixture=mixture)
+
+    def _single(self, name: str) -> Plan:
+        """An ingredient, which may be the mean of several leaves."""
+        leaves = self._leaves({name: 1.0})
+        return Plan(self._layout, Mixture({self._layout.names[source]: share for source, share in leaves.items()}))
 
     def _each(self, weights: Weights, *, mean: bool = True) -> dict[int, float]:
         return {self.names.index(name): share for name, share in weights.items()}
@@ -211,7 +229,7 @@ class Evaluation:
         """What an ingredient answers, once asked."""
         missing = [bench for bench in benches if (name, bench.title) not in self._logits]
         if missing:
-            found = self._candidates.outputs(Mixture(self._leaves({name: 1.0}), mean=True), missing, name)
+            found = self._candidates.outputs(self._single(name), missing, name, alone=True)
             for title, logits in found.items():
                 self._logits[name, title] = logits
             # With another's head a model may answer anything, and so may one that does well on its own task's data on
@@ -279,7 +297,7 @@ class Evaluation:
         made_of = [self._leaves({name: 1.0}, mean=False) for name in names]
         sources = sorted({source for shares in made_of for source in shares})
         loss = ValidationLoss(
-            self._plan,
+            self._layout,
             self._paths,
             {str(source): source for source in sources},
             self._config_folder,
@@ -299,7 +317,7 @@ class Evaluation:
 
     def alone(self) -> dict[str, Score]:
         """The scores of the only model, on all benches."""
-        logits = self._candidates.outputs(Mixture({0: 1.0}, mean=True), self.benches, self.names[0])
+        logits = self._candidates.outputs(self._single(self.names[0]), self.benches, self.names[0], alone=True)
         return {bench.title: bench.score(logits[bench.title]) for bench in self.benches}
 
     def finish(
@@ -308,7 +326,7 @@ class Evaluation:
         digest: str,
         weights: Weights,
         points: Sequence[Mapping[str, Any]] = (),
-        last: Mixture | None = None,
+        last: Plan | None = None,
         benches: Sequence[EvalDataset] | None = None,
         config_folder: Path | None = None,
     ) -> EvaluationReport:
@@ -327,7 +345,7 @@ class Evaluation:
             self._alone(name, self.benches)
         config = (config_folder / "config.json").read_bytes() if config_folder else None
         for title, logits in self._candidates.outputs(
-            SavedModel(folder, digest), benches or self.benches, SOUP, config
+            SavedModel(folder, digest), benches or self.benches, SOUP, config=config
         ).items():
             self._logits[SOUP, title] = logits
         for title, logits in (self._candidates.outputs(last, self.benches, LAST) if last else {}).items():
@@ -354,8 +372,8 @@ class Evaluation:
         since = {b.title: compare(b, ours[b.title], self._logits[LAST, b.title]) for b in self.benches if last}
         curve = []
         for number, point in enumerate(points):
-            mixture = Mixture(self._leaves(weights), parameters=point)
-            found = self._candidates.outputs(mixture, self.benches, f"point {number + 1} of {len(points)}")
+            plan = self._plan(weights, None, point)
+            found = self._candidates.outputs(plan, self.benches, f"point {number + 1} of {len(points)}")
             curve.append({bench.title: bench.score(found[bench.title]) for bench in self.benches})
         warnings = (*self._warnings(), *self._losses(best, comparisons))
         return EvaluationReport(
@@ -383,7 +401,7 @@ def scored_with(head_of: str | None) -> list[str]:
     return [] if head_of is None else [f"Ingredients are scored with {head_of}'s head, {said}."]
 
 
-def require_memory(plan: Plan, *, learns: bool = False) -> None:
+def require_memory(layout: Layout, *, learns: bool = False) -> None:
     """Refuse a selection that would not fit into memory, before anything is fetched for it.
 
     The running sum takes the accumulator's 4 bytes a number for 16-bit weights and 8 for others; the candidate and
@@ -394,12 +412,12 @@ def require_memory(plan: Plan, *, learns: bool = False) -> None:
     """
     need = sum(
         run.elements * ((4 if all(ITEM_BYTES[dtype] == 2 for dtype in run.dtypes) else 8) + 2 * ITEM_BYTES[run.dtype])
-        for run in plan.runs
+        for run in layout.runs
     )
     if learns:
         from hf_soup.evaluation.gradients import needed_bytes
 
-        need = max(need, needed_bytes(plan))
+        need = max(need, needed_bytes(layout))
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_soup.ingredients import averages_run
-from hf_soup.recipe import Named, Recipe, is_average, methods_of
+from hf_soup.recipe import Named, Recipe, grid, is_average, methods_of, searched, settled
 from hf_soup.selection import SELECTIONS, Selected, Weights
 
 if TYPE_CHECKING:
@@ -98,29 +97,6 @@ class Choice:
             found = expanded.flatten(given, mean=False)
             layers[tensor] = tuple(found.get(number, 0.0) for number in numbers)
         return self.recipe.model_copy(update={"layers": layers})
-
-
-def grid(recipe: Recipe) -> list[dict[str, Any]]:
-    """The points at which a method's parameters are to be tried: every combination of those that are lists.
-
-    >>> recipe = Recipe(ingredients=["acme/a"], method={"name": "wise_ft", "alpha": [0.0, 1.0]})
-    >>> grid(recipe)
-    [{'alpha': 0.0}, {'alpha': 1.0}]
-    """
-    parameters = recipe.method.parameters
-    values = [value if isinstance(value, list) else [value] for value in parameters.values()]
-    return [dict(zip(parameters, point, strict=True)) for point in itertools.product(*values)]
-
-
-def searched(recipe: Recipe) -> list[str]:
-    """Names of the parameters that are to be chosen on held-out data."""
-    return [name for name, value in recipe.method.parameters.items() if isinstance(value, list)]
-
-
-def settled(recipe: Recipe, parameters: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe with one value for each parameter of its method: those given, or the first of every list."""
-    chosen = grid(recipe)[0] if parameters is None else parameters
-    return recipe.model_copy(update={"method": Named(name=recipe.method.name, **chosen)})
 
 
 def choose(recipe: Recipe, weights: Weights, evaluation: Evaluation | None) -> Choice:

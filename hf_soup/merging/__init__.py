@@ -3,17 +3,24 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hf_soup.merging.arithmetic import combine as combine, uniform as uniform
+    from hf_soup.merging.arithmetic import (
+        Aids as Aids,
+        combine as combine,
+        sources_of as sources_of,
+        uniform as uniform,
+    )
     from hf_soup.merging.cutoffs import needs_cutoffs as needs_cutoffs
     from hf_soup.merging.digest import digest_of as digest_of, digest_of_folder as digest_of_folder, root_of as root_of
     from hf_soup.merging.engine import Reading as Reading
     from hf_soup.merging.layout import (
         BLOCK_BYTES as BLOCK_BYTES,
-        Plan as Plan,
-        PlannedTensor as PlannedTensor,
+        Layout as Layout,
+        OutputTensor as OutputTensor,
         Run as Run,
-        make_plan as make_plan,
+        Segment as Segment,
+        Source as Source,
     )
+    from hf_soup.merging.plan import Plan as Plan
     from hf_soup.merging.processes import (
         ProcessGroup as ProcessGroup,
         close_all as close_all,
@@ -31,8 +38,13 @@ if TYPE_CHECKING:
         statistics_kind as statistics_kind,
         statistics_path as statistics_path,
     )
-    from hf_soup.merging.to_files import MergeResult as MergeResult, merge as merge, merge_along as merge_along
-    from hf_soup.merging.to_memory import Blend as Blend
+    from hf_soup.merging.to_files import (
+        MergeResult as MergeResult,
+        SharedMerge as SharedMerge,
+        merge as merge,
+        merge_along as merge_along,
+    )
+    from hf_soup.merging.to_memory import Materializer as Materializer
     from hf_soup.merging.weight_files import (
         fetch_small as fetch_small,
         fetch_weights as fetch_weights,

@@ -5,19 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hf_soup.errors import ValuesError
-from hf_soup.merging.layout import Plan, Run
+from hf_soup.merging.layout import Run, Segment
+from hf_soup.merging.plan import Plan
 from hf_soup.methods import BLOCK, METHODS, Slices, accumulator
 from hf_soup.recipe import MethodCall
 
-#: The mean, of what no other method is asked about.
-_linear = METHODS["linear"].function
 #: Numbers that one step of the generator's counter gives: four of 64 bits, halved.
 _BLOCK = 8
 
@@ -48,84 +47,97 @@ def uniform(seed: int, tensor: str, position: int, begin: int, count: int) -> Te
     return torch.from_numpy(bits.astype(np.float32)).mul_(2.0**-24)
 
 
-#: By tensor: for every ingredient the magnitude at which its task vector is trimmed.
+#: By tensor: for every ingredient that goes in the magnitude at which its task vector is trimmed.
 Cutoffs = Mapping[str, Sequence[float]]
 
 
 class TensorStatistics(Protocol):
     """What the ingredients showed on examples."""
 
-    def read(self, mixing: MethodCall, source: int, tensor: str, begin: int, count: int) -> Tensor | None:
+    def read(self, call: MethodCall, source: int, tensor: str, begin: int, count: int) -> Tensor | None:
         """Of some elements of a tensor, or of the whole, as its method wants it; None where there is nothing."""
 
-    def transposed(self, mixing: MethodCall, tensor: str) -> bool:
+    def transposed(self, call: MethodCall, tensor: str) -> bool:
         """Whether it is the weight of a linear layer that is stored as (in, out)."""
+
+    def held_bytes(self, call: MethodCall, tensor: str) -> int:
+        """What combining a tensor holds beside what any method does."""
+
+
+class Aids(NamedTuple):
+    """What methods may ask for beside tensors and shares; made once for a plan."""
+
+    cutoffs: Cutoffs
+    statistics: TensorStatistics
+
+
+def sources_of(plan: Plan, run: Run, segment: Segment) -> list[int]:
+    """The sources that a segment is made of: the ingredients that go in and have it, and the base where it counts.
+
+    What none of them has comes from the others: a head that belongs to one ingredient, the rows of a token.
+    """
+    base = plan.layout.base
+    having = [source for source, at in enumerate(segment.extents) if at]
+    own = [source for source in having if source in plan.weights] or [source for source in having if source != base]
+    return [*own, base] if base in having and METHODS[plan.method_of(run).method].needs_base else own
 
 
 def combine(
     plan: Plan,
     run: Run,
     parts: dict[int, Tensor],
-    shares: Mapping[int, float],
+    aids: Aids | None,
     *,
-    mixed: Collection[int],
     begin: int = 0,
-    cutoffs: Cutoffs | None = None,
-    given: Mapping[str, object] | None = None,
+    known: Mapping[str, object] | None = None,
     release: bool = False,
-    statistics: TensorStatistics | None = None,
 ) -> Tensor:
     """Mix elements of a run by its method; where not all have them, the mean of the ingredients that do.
 
     Args:
-        plan: With methods and parameters.
+        plan: With methods, parameters and shares.
         run: Of the plan.
-        parts: By source, flat.
-        shares: By source too; the ancestor's does not count.
-        mixed: The sources that go in.
+        parts: By source, flat: those of `sources_of`.
+        aids: Where a method asks for them; a tensor that one of the sources has no statistics of is averaged.
         begin: Which element of the run is the first.
-        cutoffs: Where a method asks for them.
-        given: What was `measured`; without it, parts are whole tensors, and it is done here.
+        known: What was `measured`; without it, parts are whole tensors, and it is done here.
         release: Take out of ``parts`` what is not needed any more, to save the memory.
-        statistics: Where a method asks for them; a tensor that one of the sources has none of is averaged.
 
     Raises:
         ValuesError: The method is not defined for these tensors.
     """
-    name, parameters = plan.mixing(run)
-    method, base = METHODS[name], len(plan.sources) - 1 if plan.with_base else None
+    call, base, shares = plan.method_of(run), plan.layout.base, plan.weights_of(run)
+    method = METHODS[call.method]
     own = [source for source in parts if source != base]
-    weights = [shares[source] for source in own]
-    needed = [source for source in mixed if source != base or method.needs_base]
-    if (method.whole and not run.whole) or any(source not in parts for source in needed):
-        # A share below zero takes away what was learned since the ancestor, and here that is not known.
-        weights = [max(0.0, weight) for weight in weights]
-        return _linear([parts[source] for source in own], weights if any(weights) else [1.0] * len(weights))
-    hand = dict(given or {})
-    tensor = plan.tensors[run.first]
+    weights = [shares.get(source, 1.0) for source in own]
+    needed = [*plan.weights, *([base] if method.needs_base else [])]
+    if (method.whole and not plan.is_whole(run)) or any(source not in parts for source in needed):
+        # A share below zero takes away what was learned since the base, and here that is not known.
+        return _mean([parts[source] for source in own], [max(0.0, weight) for weight in weights])
+    hand = dict(known or {})
+    tensor = plan.layout.tensors[run.first]
     count = len(parts[own[0]])
     shape = (count,) if method.elementwise else tensor.shape
-    if "random" in method.given:
-        drawn = (uniform(plan.seed, tensor.name, position, begin, count) for position in range(len(own)))
-        hand["random"] = [each.reshape(shape) for each in drawn]
-    if "cutoffs" in method.given:
-        assert cutoffs is not None, "the engine finds them first"
-        hand["cutoffs"] = cutoffs[tensor.name]
     transposed = False
     if method.statistics:
-        assert statistics is not None, "the engine collects them first"
-        mixing = plan.mixing(run)
-        read = [statistics.read(mixing, source, tensor.name, begin, count) for source in own]
+        assert aids is not None, "whose method asks for statistics, has them"
+        read = [aids.statistics.read(call, source, tensor.name, begin, count) for source in own]
         if any(each is None for each in read):
-            return _linear([parts[source] for source in own], weights if any(weights) else [1.0] * len(weights))
-        hand["statistics"], transposed = read, statistics.transposed(mixing, tensor.name)
+            return _mean([parts[source] for source in own], weights)
+        hand["statistics"], transposed = read, aids.statistics.transposed(call, tensor.name)
+    if "random" in method.given:
+        drawn = (uniform(plan.mixture.seed, tensor.name, position, begin, count) for position in range(len(own)))
+        hand["random"] = [each.reshape(shape) for each in drawn]
+    if "cutoffs" in method.given:
+        assert aids is not None, "whose method asks for cutoffs, has them"
+        hand["cutoffs"] = aids.cutoffs[tensor.name]
     flat, origin = vectors(plan, run, parts, release=release)
     tensors = [each.reshape(shape) for each in flat]
     tensors = [each.mT for each in tensors] if transposed else tensors
-    if given is None:
+    if known is None:
         hand |= measured(plan, run, Slices.of(tensors), weights)
-    with _told(name, tensor.name):
-        mixture = method.function(tensors, weights, **hand, **parameters)
+    with _told(call.method, tensor.name):
+        mixture = method.function(tensors, weights, **hand, **call.parameters)
         result = (mixture.mT if transposed else mixture).reshape(-1)
     if origin is not None:
         for piece, start in zip(torch.split(result, BLOCK), torch.split(origin, BLOCK), strict=True):
@@ -133,23 +145,28 @@ def combine(
     return result
 
 
+def _mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """The weighted one; the plain one, where all shares are zero."""
+    return METHODS["linear"].function(tensors, weights if any(weights) else [1.0] * len(weights))
+
+
 def vectors(
     plan: Plan, run: Run, parts: dict[int, Tensor], *, release: bool = False
 ) -> tuple[Sequence[Tensor] | Tensor, Tensor | None]:
     """What the method of a run is handed of each ingredient, a tensor as it is stored, or its task vector; and where
-    it is these, which are rows of one tensor, the ancestor's tensor. All flat.
+    it is these, which are rows of one tensor, the base's tensor. All flat.
     """
-    base = len(plan.sources) - 1 if plan.with_base else None
+    base = plan.layout.base
     own = [source for source in parts if source != base]
     take = parts.pop if release else parts.__getitem__
-    if base is None or not METHODS[plan.mixing(run).method].needs_base:
+    if base is None or not METHODS[plan.method_of(run).method].needs_base:
         return [take(source) for source in own], None
     wide = accumulator(list(parts.values()))
     origin = take(base).to(wide)
-    found = origin.new_empty(len(own), len(origin))
-    for row, source in zip(found, own, strict=True):
+    rows = origin.new_empty(len(own), len(origin))
+    for row, source in zip(rows, own, strict=True):
         task_vector(take(source), origin, row)
-    return found, origin
+    return rows, origin
 
 
 def measured(plan: Plan, run: Run, slices: Slices, weights: Sequence[float]) -> dict[str, object]:
@@ -165,11 +182,11 @@ def measured(plan: Plan, run: Run, slices: Slices, weights: Sequence[float]) -> 
     Raises:
         ValuesError: The method is not defined for these tensors.
     """
-    name, parameters = plan.mixing(run)
+    name, parameters = plan.method_of(run)
     method = METHODS[name]
     if method.measure is None:
         return {}
-    with _told(name, plan.tensors[run.first].name):
+    with _told(name, plan.layout.tensors[run.first].name):
         return {"measured": method.measure(slices, weights, **{**method.parameters, **parameters})}
 
 
@@ -186,7 +203,7 @@ def _told(method: str, tensor: str) -> Iterator[None]:
 
 
 def task_vector(tensor: Tensor, origin: Tensor, out: Tensor) -> None:
-    """A tensor minus the ancestor's, in the latter's dtype, block by block, as a wide copy would not stay in the
+    """A tensor minus the base's, in the latter's dtype, block by block, as a wide copy would not stay in the
     processor's cache.
     """
     for block, piece, start in zip(*(torch.split(each, BLOCK) for each in (out, tensor, origin)), strict=True):

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from hf_soup.merging.arithmetic import Cutoffs, task_vector
 from hf_soup.merging.engine import Reading
-from hf_soup.merging.layout import Piece, Plan, Run
+from hf_soup.merging.layout import Run, Segment
+from hf_soup.merging.plan import Plan
 from hf_soup.merging.processes import ProcessGroup
 from hf_soup.merging.weight_files import WeightFiles
-from hf_soup.methods import METHODS, accumulator
-from hf_soup.methods._ranks import Mapper, count_kept, ranked
+from hf_soup.methods import METHODS, Mapper, accumulator, count_kept, ranked
 from hf_soup.recipe import MethodCall
 
 #: Elements that are looked at together.
@@ -29,7 +29,7 @@ _SPREAD, _SAMPLE = 1 << 10, 1 << 20
 
 def needs_cutoffs(plan: Plan) -> bool:
     """Whether a method of a plan asks for cutoffs."""
-    return any(_asks(mixing) for mixing in plan.mixings)
+    return any(_asks(call) for call in plan.mixture.methods)
 
 
 def cutoffs(plan: Plan, reading: Reading, sources: Sequence[int], threads: int) -> Cutoffs:
@@ -39,51 +39,49 @@ def cutoffs(plan: Plan, reading: Reading, sources: Sequence[int], threads: int) 
     ``model``, else of each tensor by itself. Elements that not all have do not count, as they are averaged.
 
     Args:
-        plan: With the ancestor.
-        reading: Of its sources.
-        sources: Those that are mixed, without the ancestor.
+        plan: With a base.
+        reading: Of its layout.
+        sources: Those that are mixed, without the base.
         threads: That work on it.
     """
     groups: dict[str, list[Run]] = {}
     for run in plan.runs:
-        mixing = plan.mixing(run)
-        if run.averaged and _asks(mixing):
-            own = plan.tensors[run.first].name if _settings(mixing)["scope"] == "tensor" else ""
-            groups.setdefault(json.dumps([*mixing, own], sort_keys=True), []).append(run)
+        call = plan.method_of(run)
+        if run.averaged and _asks(call):
+            own = plan.layout.tensors[run.first].name if _settings(call)["scope"] == "tensor" else ""
+            groups.setdefault(json.dumps([*call, own], sort_keys=True), []).append(run)
     with ThreadPoolExecutor(threads) as pool:
         # Few groups are shared out by their pieces, many one by one.
         inner: Mapper = pool.map if len(groups) < threads else map
         outer = map if len(groups) < threads else pool.map
         found = list(outer(partial(_cutoffs, plan, reading, sources=sources, mapper=inner), groups.values()))
     return {
-        plan.tensors[run.first].name: own
+        plan.layout.tensors[run.first].name: own
         for own, runs in zip(found, groups.values(), strict=True)
         for run in runs
     }  # fmt: skip
 
 
-def cutoffs_for(plan: Plan, supply: WeightFiles, world: ProcessGroup, threads: int) -> Cutoffs | None:
+def cutoffs_for(plan: Plan, supply: WeightFiles, world: ProcessGroup, threads: int) -> Cutoffs:
     """Where a method trims task vectors, the magnitudes at which; every file is read for them, mostly once."""
+    trimmed: Cutoffs = {}
     if not needs_cutoffs(plan):
-        return None
-    found: Cutoffs = {}
+        return trimmed
     if world.rank == 0:
         supply.fetch_all()
-        with closing(Reading(plan, supply.paths())) as reading:
-            found = cutoffs(plan, reading, range(len(plan.sources) - plan.with_base), threads)
-    shared: Cutoffs = world.broadcast(found)
+        with closing(Reading(plan.layout, supply.paths())) as reading:
+            trimmed = cutoffs(plan, reading, sorted(plan.weights), threads)
+    shared: Cutoffs = world.broadcast(trimmed)
     return shared
 
 
 class _TaskVectors:
     """Of all sources, in pieces, which are read when they are asked for."""
 
-    def __init__(
-        self, plan: Plan, reading: Reading, sources: Sequence[int], pieces: Sequence[tuple[Run, Piece]]
-    ) -> None:
+    def __init__(self, reading: Reading, sources: Sequence[int], pieces: Sequence[tuple[Run, Segment]]) -> None:
         self._reading = reading
-        self._sources = [*sources, len(plan.sources) - 1]
-        self._pieces = [(run, piece) for run, piece in pieces if all(each in piece.offsets for each in self._sources)]
+        self._sources = sources
+        self._pieces = [(run, piece) for run, piece in pieces if all(piece.extents[each] for each in sources)]
         self.size = sum(piece.end - piece.begin for _, piece in self._pieces)
 
     def __len__(self) -> int:
@@ -98,14 +96,14 @@ class _TaskVectors:
         parts = [self._read(run, piece, min(4096, max(256, _SAMPLE // len(spread)))) for run, piece in spread]
         return list(torch.cat(parts, dim=1))
 
-    def _read(self, run: Run, piece: Piece, most: int = _SLICE) -> Tensor:
-        count = min(most, piece.end - piece.begin)
-        *tensors, origin = [self._reading.read(run, each, piece.offsets[each], count) for each in self._sources]
+    def _read(self, run: Run, piece: Segment, most: int = _SLICE) -> Tensor:
+        piece = piece.part(piece.begin, min(piece.end, piece.begin + most))
+        *tensors, origin = [self._reading.read(run, piece, each) for each in self._sources]
         wide = origin.to(accumulator([*tensors, origin]))
-        found = wide.new_empty(len(tensors), count)
-        for row, tensor in zip(found, tensors, strict=True):
+        rows = wide.new_empty(len(tensors), piece.end - piece.begin)
+        for row, tensor in zip(rows, tensors, strict=True):
             task_vector(tensor, wide, row)
-        return found.nan_to_num_(nan=0.0)  # infinities that all share have no difference
+        return rows.nan_to_num_(nan=0.0)  # infinities that all share have no difference
 
 
 def _cutoffs(
@@ -118,16 +116,17 @@ def _cutoffs(
         for start in range(0, run.elements, _SLICE)
         for piece in run.pieces(start, min(run.elements, start + _SLICE))
     ]
-    vectors = _TaskVectors(plan, reading, sources, pieces)
+    assert plan.layout.base is not None, "task vectors are measured from it"
+    vectors = _TaskVectors(reading, [*sources, plan.layout.base], pieces)
     if not vectors.size:
         return (0.0,) * len(sources)
-    rank = count_kept(vectors.size, _settings(plan.mixing(runs[0]))["density"])
+    rank = count_kept(vectors.size, _settings(plan.method_of(runs[0]))["density"])
     return tuple(found for [found] in ranked(vectors, [rank], vectors.size, vectors.sample(), mapper))
 
 
-def _asks(mixing: MethodCall) -> bool:
-    return "cutoffs" in METHODS[mixing.method].given
+def _asks(call: MethodCall) -> bool:
+    return "cutoffs" in METHODS[call.method].given
 
 
-def _settings(mixing: MethodCall) -> dict[str, Any]:
-    return {**METHODS[mixing.method].parameters, **mixing.parameters}
+def _settings(call: MethodCall) -> dict[str, Any]:
+    return {**METHODS[call.method].parameters, **call.parameters}

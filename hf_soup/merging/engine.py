@@ -16,10 +16,19 @@ from torch import Tensor
 from hf_soup._util.io import ShortReadError, begin_writing, open_file, read_all, shrunk, write_all
 from hf_soup.checkpoint import ITEM_BYTES, TORCH, bytes_of, widened
 from hf_soup.errors import ValuesError
-from hf_soup.merging.arithmetic import Cutoffs, combine, measured, not_finite, same_infinity, unravel, vectors
+from hf_soup.merging.arithmetic import (
+    Aids,
+    combine,
+    measured,
+    not_finite,
+    same_infinity,
+    sources_of,
+    unravel,
+    vectors,
+)
 from hf_soup.merging.digest import Blocks
-from hf_soup.merging.layout import Piece, Plan, PlannedTensor, Run
-from hf_soup.merging.statistics_store import StatisticsStore
+from hf_soup.merging.layout import Layout, OutputTensor, Run, Segment
+from hf_soup.merging.plan import Plan
 from hf_soup.merging.weight_files import WeightFiles
 from hf_soup.merging.workspace import CompletedUnit
 from hf_soup.methods import METHODS, Slices, round_into
@@ -44,15 +53,15 @@ class Buffers:
 
 
 class Reading:
-    """The sources of a plan, opened.
+    """The sources of a layout, opened.
 
     Args:
-        plan: Names, shapes and places.
+        layout: Names, shapes and places.
         paths: For every source, its weight files on this machine.
     """
 
-    def __init__(self, plan: Plan, paths: Sequence[Mapping[str, Path]]) -> None:
-        self._plan = plan
+    def __init__(self, layout: Layout, paths: Sequence[Mapping[str, Path]]) -> None:
+        self._layout = layout
         self._stack = ExitStack()
         self._files = [{file: open_file(self._stack, path) for file, path in source.items()} for source in paths]
 
@@ -60,34 +69,33 @@ class Reading:
         """Close the files."""
         self._stack.close()
 
-    def read(self, run: Run, source: int, offset: int, elements: int) -> Tensor:
-        """Elements of a run as a source stores them, flat, or as float64 where that is written.
-
-        Args:
-            run: Of the plan, or in pieces of whole tensors.
-            source: One that has them.
-            offset: Of the first, in the source's file.
-            elements: How many.
+    def read(self, run: Run, segment: Segment, source: int) -> Tensor:
+        """A segment of a run as a source that has it stores it, flat, or as float64 where that is written.
 
         Raises:
-            MergeError: The file is shorter than its header says, or NaN is among them.
+            MergeError: The file is shorter than its header says, or NaN is among the elements.
         """
-        part, label, number = run.parts[source], self._plan.sources[source], run.first
-        assert part is not None, "only those that have it are asked"
-        values = torch.empty(elements, dtype=TORCH[part.dtype])
+        at, label, number = segment.extents[source], self._layout.labels[source], run.first
+        assert at is not None, "only those that have it are asked"
+        values = torch.empty(segment.end - segment.begin, dtype=TORCH[at.dtype])
         try:
-            read_all(self._files[source][part.file], bytes_of(values.view(torch.uint8)), offset)
+            read_all(self._files[source][at.file], bytes_of(values.view(torch.uint8)), at.offset)
         except ShortReadError:
-            raise shrunk(label, part.file, self._plan.tensors[number].name) from None
+            raise shrunk(label, at.file, self._layout.tensors[number].name) from None
         if values.is_floating_point() and values.aminmax().min.isnan():
             # Named here, where it is known whose it is; as a model's answer it would only be "not a number".
-            index = int(values.isnan().nonzero()[0]) + (offset - part.offset) // values.itemsize
-            while number + 1 < run.stop and index >= self._plan.tensors[number].elements:
-                index -= self._plan.tensors[number].elements
-                number += 1
-            tensor = self._plan.tensors[number]
-            raise not_finite(label, tensor.name, float("nan"), index, tensor.shape)
+            index = int(values.isnan().nonzero()[0]) + segment.begin
+            tensor, place = tensor_at(self._layout, run, index)
+            raise not_finite(label, tensor.name, float("nan"), place, tensor.shape)
         return widened(values, run.dtype)
+
+
+def tensor_at(layout: Layout, run: Run, element: int) -> tuple[OutputTensor, int]:
+    """The tensor of an element of a run, and which of its elements that is."""
+    tensors = layout.tensors
+    offset = run.offset + element * ITEM_BYTES[run.dtype]
+    number = bisect_right(tensors, offset, run.first, run.stop, key=lambda tensor: tensor.offset) - 1
+    return tensors[number], (offset - tensors[number].offset) // ITEM_BYTES[run.dtype]
 
 
 #: Elements that are combined at once: large enough that Python does not show, small enough for the cache.
@@ -115,13 +123,9 @@ class _Measured:
 class Engine:
     """Computes units of a plan's output from the sources' files."""
 
-    def __init__(
-        self, plan: Plan, supply: WeightFiles, outputs: Sequence[int], threads: int, statistics: StatisticsStore,
-        cutoffs: Cutoffs | None,
-    ) -> None:  # fmt: skip
+    def __init__(self, plan: Plan, supply: WeightFiles, outputs: Sequence[int], threads: int, aids: Aids) -> None:
         self.plan = plan
-        self.statistics = statistics
-        self.cutoffs = cutoffs
+        self.aids = aids
         self.supply = supply
         self.outputs = outputs
         self.threads = threads
@@ -133,7 +137,8 @@ class Engine:
         run = self.plan.runs[self.plan.units[number].run]
         if not self.at_once(run):
             return self._write(number, run, buffers)
-        beside = self.statistics.held_bytes(self.plan.mixing(run), self.plan.tensors[run.first].name)
+        tensor = self.plan.layout.tensors[run.first].name
+        beside = self.aids.statistics.held_bytes(self.plan.method_of(run), tensor)
         need = min(_TENSORS_BYTES, run.elements * self._bytes_each(run) + beside)
         with self._freed:
             self._freed.wait_for(lambda: self._free >= need)
@@ -149,17 +154,13 @@ class Engine:
         plan = self.plan
         unit = plan.units[number]
         item = ITEM_BYTES[run.dtype]
-        files = [
-            source[part.file] if part else None for source, part in zip(self.supply.sources, run.parts, strict=True)
-        ]
-        descriptors = [file.open() if file else -1 for file in files]
         output = self.outputs[run.file]
         blocks = Blocks([size for _, _, size in plan.blocks_of(unit)])
         differing: set[int] = set()
-        known = self._measured(run, descriptors, buffers)
-        for pieces in run.slices(unit.begin, unit.end, self._step(run)):
+        known = self._measured(run, buffers)
+        for pieces in run.slices(unit.begin, unit.end, self._step(run), across=plan.is_whole(run)):
             begin, end = pieces[0].begin, pieces[-1].end
-            read = partial(self._read, run, pieces, descriptors, buffers)
+            read = partial(self._read, run, pieces, buffers)
             piece, data = buffers.output((end - begin) * item, run.dtype)
             if run.averaged:
                 self._combine(run, read, begin, piece, known)
@@ -177,28 +178,33 @@ class Engine:
         """Hash the sources' files up to where a unit, which was written just now, has read them."""
         unit = self.plan.units[number]
         run = self.plan.runs[unit.run]
-        for source, part in zip(self.supply.sources, run.parts, strict=True):
-            if part and not run.patched and source[part.file].follow:
-                file = source[part.file]
+        if run.patched:
+            return
+        for source, name, stop in run.needs(unit.end):
+            file = self.supply.sources[source][name]
+            if file.follow:
                 file.open()
-                file.read_up_to(part.offset + unit.end * ITEM_BYTES[part.dtype])
+                file.read_up_to(stop)
 
-    def _read(self, run: Run, pieces: Sequence[Piece], files: Sequence[int], buffers: Buffers) -> dict[int, Tensor]:
-        """Pieces of a run, which lie one after the other, from all sources that have them."""
-        (begin, _, sources), end = pieces[0], pieces[-1].end
+    def _read(self, run: Run, pieces: Sequence[Segment], buffers: Buffers) -> dict[int, Tensor]:
+        """Pieces of a run, which lie one after the other, from all sources that they are made of."""
+        begin, end = pieces[0].begin, pieces[-1].end
         parts: dict[int, Tensor] = {}
-        for source in sources:
-            part = run.parts[source]
-            assert part is not None, "a piece is of those that have it"
-            size = ITEM_BYTES[part.dtype]
+        for source in sources_of(self.plan, run, pieces[0]):
             held = Buffers() if self.at_once(run) else buffers  # whole tensors are let go one by one
-            parts[source], memory = held.part(source, (end - begin) * size, part.dtype)
-            try:
-                for start, stop, offsets in pieces:
-                    place = slice((start - begin) * size, (stop - begin) * size)
-                    read_all(files[source], memory[place], offsets[source])
-            except ShortReadError:
-                raise shrunk(self.plan.sources[source], part.file, self._at(run, begin)[0].name) from None
+            memory: memoryview | None = None
+            for piece in pieces:
+                at = piece.extents[source]
+                assert at is not None, "pieces that are read together are of the same sources"
+                size = ITEM_BYTES[at.dtype]
+                if memory is None:
+                    parts[source], memory = held.part(source, (end - begin) * size, at.dtype)
+                try:
+                    place = slice((piece.begin - begin) * size, (piece.end - begin) * size)
+                    read_all(self.supply.sources[source][at.file].open(), memory[place], at.offset)
+                except ShortReadError:
+                    name = tensor_at(self.plan.layout, run, begin)[0].name
+                    raise shrunk(self.plan.layout.labels[source], at.file, name) from None
         return {source: widened(part, run.dtype) for source, part in parts.items()}
 
     def _step(self, run: Run) -> int:
@@ -212,36 +218,30 @@ class Engine:
         wide = 4 if run.dtype != "F64" and all(ITEM_BYTES[dtype] == 2 for dtype in run.dtypes) else 8
         # The slices themselves, the accumulator, what a method makes on the way, and the output.
         each = sum(ITEM_BYTES[dtype] for dtype in run.dtypes) + 3 * wide
-        each += len(run.parts) * wide if self.plan.with_base else 0  # task vectors
-        each += len(run.parts) * 8 if self._hides(run) else 0  # random numbers, masks
+        sources = len(self.plan.layout.labels)
+        each += sources * wide if self.plan.layout.base is not None else 0  # task vectors
+        each += sources * 8 if self._hides(run) else 0  # random numbers, masks
         return each
-
-    def _at(self, run: Run, element: int) -> tuple[PlannedTensor, int]:
-        """The tensor of an element of a run, and which of its elements that is."""
-        tensors = self.plan.tensors
-        offset = run.offset + element * ITEM_BYTES[run.dtype]
-        number = bisect_right(tensors, offset, run.first, run.stop, key=lambda tensor: tensor.offset) - 1
-        return tensors[number], (offset - tensors[number].offset) // ITEM_BYTES[run.dtype]
 
     def _differing(self, run: Run, first: Tensor, others: Sequence[Tensor], begin: int) -> set[int]:
         """Numbers of the tensors on which a slice of the sources disagrees."""
         found, length = set(), len(first)
         for number in range(run.first, run.stop):
-            tensor = self.plan.tensors[number]
+            tensor = self.plan.layout.tensors[number]
             start = (tensor.offset - run.offset) // ITEM_BYTES[run.dtype] - begin
             low, high = max(0, start), min(length, start + tensor.elements)
             if low < high and any(not torch.equal(part[low:high], first[low:high]) for part in others):
                 found.add(number)
         return found
 
-    def _measured(self, run: Run, files: Sequence[int], buffers: Buffers) -> _Measured:
-        if not run.whole or self.at_once(run):
+    def _measured(self, run: Run, buffers: Buffers) -> _Measured:
+        if not self.plan.is_whole(run) or self.at_once(run):
             return _Measured()
         finite = True
 
         def read(begin: int, end: int) -> Tensor:
             nonlocal finite
-            parts = self._read(run, list(run.pieces(begin, end)), files, buffers)
+            parts = self._read(run, list(run.pieces(begin, end)), buffers)
             if not _modest(parts):
                 if not _all_fit(parts):
                     finite = False
@@ -251,10 +251,8 @@ class Engine:
             found, _ = vectors(self.plan, run, parts)
             return found if isinstance(found, Tensor) else torch.stack(list(found))
 
-        count = len(self.plan.sources) - self.plan.with_base
-        weights = self.plan.shares(run)[:count]
-        given = measured(self.plan, run, Slices(read, count, run.elements), weights)
-        return _Measured(given, finite)
+        weights = list(self.plan.weights_of(run).values())
+        return _Measured(measured(self.plan, run, Slices(read, len(weights), run.elements), weights), finite)
 
     def _combine(
         self, run: Run, read: Callable[[], dict[int, Tensor]], begin: int, piece: Tensor, known: _Measured
@@ -275,31 +273,26 @@ class Engine:
 
     def at_once(self, run: Run) -> bool:
         """Whether the method wants its tensor in one piece."""
-        return run.whole and not METHODS[self.plan.mixing(run).method].elementwise
+        return self.plan.is_whole(run) and not METHODS[self.plan.method_of(run).method].elementwise
 
     def _hides(self, run: Run) -> bool:
-        method = METHODS[self.plan.mixing(run).method]
+        method = METHODS[self.plan.method_of(run).method]
         return bool(method.given) or not method.elementwise
 
     def _mixed(
         self, run: Run, parts: dict[int, Tensor], begin: int, known: _Measured, *, release: bool = False
     ) -> Tensor:
-        shares, every = dict(enumerate(self.plan.shares(run))), range(len(self.plan.sources))
-        return combine(
-            self.plan, run, parts, shares,
-            mixed=every, begin=begin, cutoffs=self.cutoffs, statistics=self.statistics, given=known.given,
-            release=release,
-        )  # fmt: skip
+        return combine(self.plan, run, parts, self.aids, begin=begin, known=known.given, release=release)
 
     def _shared(self, run: Run, parts: dict[int, Tensor], begin: int) -> Tensor:
         """Where all have the same infinity; any other number that is not finite is an error."""
         shared = same_infinity(parts.values())
         for source, part in parts.items():
-            label = self.plan.sources[source]
+            label = self.plan.layout.labels[source]
             bad = ~(part.isfinite() | shared)
             if bad.any():
                 index = int(bad.nonzero()[0])
-                tensor, place = self._at(run, begin + index)
+                tensor, place = tensor_at(self.plan.layout, run, begin + index)
                 raise not_finite(label, tensor.name, part[index].item(), place, tensor.shape)
         return shared
 
@@ -324,7 +317,7 @@ class Engine:
         lost = ~(rounded.isfinite() | shared)
         if lost.any():
             index = int(lost.nonzero()[0])
-            tensor, place = self._at(run, begin + index)
+            tensor, place = tensor_at(self.plan.layout, run, begin + index)
             raise ValuesError(
                 f"'{tensor.name}' at {unravel(place, tensor.shape)} would be {mixed[index].item():g}, "
                 f"which {str(dtype).removeprefix('torch.')} cannot hold.",

@@ -1,6 +1,8 @@
-"""Where every element of the output lies in the sources: output files, runs of tensors, pieces, units of work.
+"""Where every element of the output lies in the sources: output files, runs of tensors, segments.
 
-All of it comes from headers, before the first weight is read."""
+All of it comes from headers, once for a set of models, before the first weight is read; whatever is made of them lies
+so.
+"""
 
 from __future__ import annotations
 
@@ -9,40 +11,47 @@ import json
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
-from hf_soup.checkpoint import DTYPES, FLOATS, ITEM_BYTES, RowRange, TensorInfo
+from hf_soup.checkpoint import DTYPES, FLOATS, ITEM_BYTES, TensorInfo
 from hf_soup.errors import IncompatibleError
-from hf_soup.recipe import MethodCall
+
+#: Bytes of output that are hashed as one; part of the definition of the digest, so it never changes.
+BLOCK_BYTES = 4 << 20
+#: Output files are cut at this size, whatever the number of processes.
+MAX_FILE_BYTES = 5_000_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Where the elements of a run lie in one source.
-
-    Args:
-        file: In which.
-        offset: Of the first.
-        dtype: Their type there.
-        rows: Where rows of the run's one tensor come from, if not all of them from the same place: alignments move
-            rows, and not every source has all of them.
-    """
+class Extent(NamedTuple):
+    """Where elements lie in one source: in which file, the byte of the first, and their type there."""
 
     file: str
     offset: int
     dtype: str
-    rows: tuple[RowRange, ...] = ()
 
 
-class Piece(NamedTuple):
-    """Elements of a run that lie together in all sources that have them: source number → offset of the first."""
+class Segment(NamedTuple):
+    """Elements of a run that every source that has them holds in one piece.
+
+    Args:
+        begin, end: Elements of the run.
+        extents: Where they lie in every source; None in those that do not have them.
+    """
 
     begin: int
     end: int
-    offsets: Mapping[int, int]
+    extents: tuple[Extent | None, ...]
+
+    def part(self, begin: int, end: int) -> Segment:
+        """Some of its elements."""
+        if (begin, end) == (self.begin, self.end):
+            return self
+        skipped = begin - self.begin
+        extents = [at and Extent(at.file, at.offset + skipped * ITEM_BYTES[at.dtype], at.dtype) for at in self.extents]
+        return Segment(begin, end, tuple(extents))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +66,8 @@ class Run:
         file: Which output file it is in.
         offset: Of its first byte in that file.
         elements: How many numbers it holds.
-        parts: Where it lies in every source; None in those that do not have it.
-        row: How many numbers a row has, where parts speak of rows.
-        whole: Whether its one tensor is worked on at once.
+        segments: All of them, in order: one, but where rows of its one tensor come from several places, as alignments
+            move rows, and not every source has all of them.
     """
 
     first: int
@@ -68,9 +76,7 @@ class Run:
     file: int
     offset: int
     elements: int
-    parts: tuple[Part | None, ...]
-    row: int = 1
-    whole: bool = False
+    segments: tuple[Segment, ...]
 
     @property
     def averaged(self) -> bool:
@@ -78,168 +84,57 @@ class Run:
         return self.dtype in FLOATS
 
     @property
+    def complete(self) -> bool:
+        """Whether every source has all of it."""
+        return all(None not in segment.extents for segment in self.segments)
+
+    @property
     def patched(self) -> bool:
         """Whether sources lack some of it, or hold its rows in another order."""
-        return any(part is None or part.rows for part in self.parts)
+        return len(self.segments) > 1 or not self.complete
 
     @property
     def dtypes(self) -> tuple[str, ...]:
         """The types in the sources that have it."""
-        return tuple([part.dtype for part in self.parts if part])
+        if len(self.segments) == 1:
+            return tuple([at.dtype for at in self.segments[0].extents if at])
+        held = {n: at.dtype for segment in self.segments for n, at in enumerate(segment.extents) if at}
+        return tuple([held[source] for source in sorted(held)])
 
-    def reach(self, part: Part, end: int) -> int:
-        """Up to where a source's file must be here for the elements before ``end``; for moved rows, all of them."""
-        last = max(rows.source + rows.count for rows in part.rows) * self.row if part.rows else end
-        return part.offset + last * ITEM_BYTES[part.dtype]
+    def needs(self, end: int) -> Iterator[tuple[int, str, int]]:
+        """What must be here for the elements before ``end``: of which source which file, and up to which byte."""
+        reach: dict[int, tuple[str, int]] = {}
+        for segment in self.segments:
+            if segment.begin >= end:
+                break
+            count = min(end, segment.end) - segment.begin
+            for source, at in enumerate(segment.extents):
+                if at:
+                    known = reach[source][1] if source in reach else 0
+                    reach[source] = at.file, max(known, at.offset + count * ITEM_BYTES[at.dtype])
+        for source, (file, stop) in reach.items():
+            yield source, file, stop
 
-    def pieces(self, begin: int, end: int) -> Iterator[Piece]:
-        """The elements from ``begin`` to ``end`` in pieces."""
-        cuts = {begin, end}
-        for part in self.parts:
-            for rows in part.rows if part else ():
-                edges = (rows.target * self.row, (rows.target + rows.count) * self.row)
-                cuts.update(edge for edge in edges if begin < edge < end)
-        for start, stop in pairwise(sorted(cuts)):
-            offsets = {}
-            for number, part in enumerate(self.parts):
-                if part is not None and (element := self._element(part, start)) is not None:
-                    offsets[number] = part.offset + element * ITEM_BYTES[part.dtype]
-            yield Piece(start, stop, offsets)
+    def pieces(self, begin: int, end: int) -> Iterator[Segment]:
+        """The elements from ``begin`` to ``end`` as parts of segments."""
+        for segment in self.segments:
+            if segment.begin < end and begin < segment.end:
+                yield segment.part(max(begin, segment.begin), min(end, segment.end))
 
-    def slices(self, begin: int, end: int, step: int) -> Iterator[list[Piece]]:
-        """The elements from ``begin`` to ``end`` in slices of at most ``step``, each of one piece, or where all sources
-        have all pieces, as of a tensor that is worked on whole, of several.
+    def slices(self, begin: int, end: int, step: int, *, across: bool = False) -> Iterator[list[Segment]]:
+        """The elements from ``begin`` to ``end`` in slices of at most ``step``, each of one segment, or ``across``
+        several, where every source has all of them.
         """
-        if self.whole:
+        if across:
             yield from (list(self.pieces(start, min(end, start + step))) for start in range(begin, end, step))
             return
         for piece in self.pieces(begin, end):
             for start in range(piece.begin, piece.end, step):
-                moved = {
-                    source: offset + (start - piece.begin) * ITEM_BYTES[part.dtype]
-                    for source, offset in piece.offsets.items()
-                    if (part := self.parts[source])
-                }
-                yield [Piece(start, min(piece.end, start + step), moved)]
-
-    def _element(self, part: Part, element: int) -> int | None:
-        """Which element of a source's tensor an element of the run is."""
-        if not part.rows:
-            return element
-        row = element // self.row
-        rows = part.rows[bisect_right(part.rows, row, key=lambda rows: rows.target) - 1]
-        if not rows.target <= row < rows.target + rows.count:
-            return None
-        return element + (rows.source - rows.target) * self.row
+                yield [piece.part(start, min(piece.end, start + step))]
 
 
 @dataclass(frozen=True, slots=True)
-class WorkUnit:
-    """Blocks of a run that are finished, noted and checked together: 16 MiB, or what is left of the run.
-
-    Args:
-        run: Its number.
-        begin, end: Elements of the run.
-        tensor, block: Where its first block belongs.
-        size: In bytes, as written.
-    """
-
-    run: int
-    begin: int
-    end: int
-    tensor: int
-    block: int
-    size: int
-
-
-#: Name and type of a tensor of the output, its places where there are any, and its place in every source.
-Laid = tuple[str, str, tuple[TensorInfo, ...], Sequence[TensorInfo | None]]
-
-
-#: What tensors of one run have in common: shares of their own, how they are combined, and what kind of method that is.
-Own = tuple[Sequence[float] | None, MethodCall, str]
-
-
-def cut(laid: Sequence[Laid], max_file_bytes: int) -> list[list[Laid]]:
-    """Tensors in files: a new one where the next tensor would not fit."""
-    groups: list[list[Laid]] = [[]]
-    held = 0
-    for entry in laid:
-        size = math.prod(entry[2][0].shape) * ITEM_BYTES[entry[1]]
-        if groups[-1] and held + size > max_file_bytes:
-            groups.append([])
-            held = 0
-        groups[-1].append(entry)
-        held += size
-    return groups
-
-
-def runs_of(group: Sequence[Laid], file: int, first: int, offset: int, own: Callable[[str, str], Own]) -> list[Run]:
-    """The runs of one output file, whose first tensor has the number ``first`` and begins at ``offset``."""
-    runs: list[Run] = []
-    begin = elements = 0
-    ends: tuple[tuple[str, int, str], ...] = ()  # where the run ends in every source
-    common: Own | None = None
-
-    def close(stop: int) -> None:
-        nonlocal offset, elements
-        if stop > begin:
-            _, written, having, places = group[begin]
-            parts = tuple([Part(at.file, at.offset, at.dtype, at.rows) if at else None for at in places])
-            row = math.prod(having[0].shape[1:])
-            run = Run(first + begin, first + stop, written, file, offset, elements, parts, row)
-            if common is not None and common[2] == "whole":
-                # One that some lack, or some rows of which, is averaged.
-                whole = all(len(piece.offsets) == len(parts) for piece in run.pieces(0, elements))
-                run = replace(run, whole=whole)
-            runs.append(run)
-            offset += elements * ITEM_BYTES[written]
-        elements = 0
-
-    for number, (name, written, parts, places) in enumerate(group):
-        if not parts[0].size:
-            close(number)
-            begin, ends = number + 1, ()
-            continue
-        starts = tuple([(part.file, part.offset, part.dtype) for part in parts])
-        whole = places is parts
-        mine = own(name, written)
-        if not whole or starts != ends or written != group[begin][1] or mine != common or mine[2]:
-            close(number)
-            begin, common = number, mine
-        elements += math.prod(parts[0].shape)
-        # Nothing continues a tensor whose rows come from several places.
-        ends = tuple([(part.file, part.offset + part.size, part.dtype) for part in parts]) if whole else ()
-    close(len(group))
-    return runs
-
-
-def plain(run: Run) -> list[Any]:
-    """A run as plain data."""
-    parts = [
-        part and [part.file, part.offset, part.dtype, [[rows.source, rows.target, rows.count] for rows in part.rows]]
-        for part in run.parts
-    ]
-    return [run.first, run.stop, run.dtype, run.file, run.offset, run.elements, parts, run.row, run.whole]
-
-
-def run_from(values: Sequence[Any]) -> Run:
-    """The inverse of `plain`."""
-    first, stop, dtype, file, offset, elements, parts, row, whole = values
-    made = [part and Part(part[0], part[1], part[2], tuple(RowRange(*rows) for rows in part[3])) for part in parts]
-    return Run(first, stop, dtype, file, offset, elements, tuple(made), row, whole)
-
-
-#: Bytes of output that are hashed as one; part of the definition of the digest, so it never changes.
-BLOCK_BYTES = 4 << 20
-#: Bytes of output that a thread finishes before it notes them.
-UNIT_BYTES = 16 << 20
-#: Output files are cut at this size, whatever the number of processes.
-MAX_FILE_BYTES = 5_000_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedTensor:
+class OutputTensor:
     """One tensor of the output.
 
     Args:
@@ -280,105 +175,113 @@ class OutputFile:
     size: int
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Output files and tensors, and what goes into them.
+class Source(NamedTuple):
+    """A model that tensors come from.
 
     Args:
-        sources: What errors call every source, in the order of the recipe.
-        states: What identifies their bytes: ``model@revision``, or the state of a folder's weight files.
-        weights: Their shares, as given.
-        method: Its name.
-        parameters: Its parameters.
-        files: In order.
-        tensors: All of them, in the order of the output.
-        runs: In that order too.
-        layers: Shares of tensors that have their own: name → one for each source.
-        with_base: Whether the last source is the ancestor, for a method that works on task vectors.
-        overrides: How tensors are combined that have a method or parameters of their own.
-        seed: Of random numbers; 0 where no method needs any.
-        statistics: Where methods ask for them, by kind and number of examples, the identity of every source's.
+        name: What mixtures call it.
+        tensors: Its tensors under the names of the output.
+        label: What errors call it; its name where this is empty.
+        state: What identifies its bytes: ``model@revision``, or the state of a folder's files; as ``label``.
     """
 
-    sources: tuple[str, ...]
-    states: tuple[str, ...]
-    weights: tuple[float, ...]
-    method: str
-    parameters: Mapping[str, Any]
-    files: tuple[OutputFile, ...]
-    tensors: tuple[PlannedTensor, ...] = field(repr=False)
-    runs: tuple[Run, ...] = field(repr=False)
-    layers: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
-    with_base: bool = False
-    overrides: Mapping[str, MethodCall] = field(default_factory=dict, repr=False)
-    seed: int = 0
-    statistics: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    name: str
+    tensors: Mapping[str, TensorInfo]
+    label: str = ""
+    state: str = ""
 
-    def mixing(self, run: Run) -> MethodCall:
-        """How a run is combined, all of whose tensors are combined alike."""
-        own = self.overrides.get(self.tensors[run.first].name) if self.overrides else None
-        return own or MethodCall(self.method, self.parameters)
+
+@dataclass(frozen=True)
+class Layout:
+    """Output files and tensors, and where they lie in the sources.
+
+    Sources have numbers: the ingredients from 0 on in the order of the recipe, and behind them the base.
+
+    Args:
+        names: What mixtures call the ingredients.
+        labels: What errors call every source.
+        states: What identifies their bytes.
+        files: In order.
+        tensors: All of them, in the order of the output.
+        runs: As long as can be, in that order too.
+    """
+
+    names: tuple[str, ...]
+    labels: tuple[str, ...]
+    states: tuple[str, ...]
+    files: tuple[OutputFile, ...]
+    tensors: tuple[OutputTensor, ...] = field(repr=False)
+    runs: tuple[Run, ...] = field(repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        ingredients: Sequence[Source],
+        base: Source | None = None,
+        *,
+        patched: Collection[str] = (),
+        dtype: str | None = None,
+    ) -> Layout:
+        """Lay out the output.
+
+        Args:
+            ingredients: In the order of the recipe.
+            base: What task vectors are measured from.
+            patched: Tensors that some sources do not have, or not all rows of, or in other places: averaged over those
+                who have them. All sources have all others.
+            dtype: torch's name of the type to write; by default each tensor's common one, or the widest.
+
+        Raises:
+            IncompatibleError: A tensor is missing in a source, or has another shape.
+        """
+        sources = [*ingredients, *([base] if base else [])]
+        groups = _cut(_laid(sources, len(ingredients), patched, dtype))
+        files: list[OutputFile] = []
+        tensors: list[OutputTensor] = []
+        runs: list[Run] = []
+        for number, group in enumerate(groups):
+            sizes = [entry.size for entry in group]
+            ends = list(accumulate(sizes))
+            # Spelled entry by entry: as one mapping, a hundred thousand of them would be most of what a merge holds.
+            entries = [
+                f'{json.dumps(entry.name)}:{{"dtype":"{entry.dtype}","shape":[{",".join(map(str, entry.shape))}],'
+                f'"data_offsets":[{end - size},{end}]}}'
+                for entry, size, end in zip(group, sizes, ends, strict=True)
+            ]
+            text = "".join(['{"__metadata__":{"format":"pt"}', *(f",{entry}" for entry in entries), "}"]).encode()
+            text += b" " * (-len(text) % 8)
+            header = len(text).to_bytes(8, "little") + text
+            title = "model.safetensors"
+            if len(groups) > 1:
+                title = f"model-{number + 1:05}-of-{len(groups):05}.safetensors"
+            files.append(OutputFile(title, header, len(header) + (ends[-1] if ends else 0)))
+            runs += _runs(group, number, len(tensors), len(header))
+            tensors += [
+                OutputTensor(
+                    entry.name, entry.dtype, entry.shape, number, len(header) + end - size,
+                    size // ITEM_BYTES[entry.dtype], size,
+                )
+                for entry, size, end in zip(group, sizes, ends, strict=True)
+            ]  # fmt: skip
+        labels = tuple(source.label or source.name for source in sources)
+        states = tuple(source.state or label for source, label in zip(sources, labels, strict=True))
+        names = tuple(source.name for source in ingredients)
+        return cls(names, labels, states, tuple(files), tuple(tensors), tuple(runs))
 
     @property
-    def mixings(self) -> tuple[MethodCall, ...]:
-        """Every way of combining that there is in it."""
-        return (MethodCall(self.method, self.parameters), *self.overrides.values())
+    def base(self) -> int | None:
+        """The number of the base, where there is one."""
+        return len(self.names) if len(self.labels) > len(self.names) else None
 
-    def shares(self, run: Run) -> tuple[float, ...]:
-        """The share of every source in a run, all of whose tensors have the same."""
-        return self.layers.get(self.tensors[run.first].name, self.weights)
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """Those of the ingredients."""
+        return {name: number for number, name in enumerate(self.names)}
 
     @property
     def size(self) -> int:
         """Bytes of all output files."""
         return sum(file.size for file in self.files)
-
-    @cached_property
-    def units(self) -> tuple[WorkUnit, ...]:
-        """The pieces in which the work is done, the same for any number of threads and processes."""
-        units = []
-        for number, run in enumerate(self.runs):
-            item = ITEM_BYTES[run.dtype]
-            begin = end = 0
-            head = (run.first, 0)
-            if run.whole:
-                units.append(WorkUnit(number, 0, run.elements, *head, run.elements * item))
-                continue
-            for tensor, block, size in self.blocks(run.first, 0):
-                if tensor >= run.stop:  # what stands between may be empty, and have no block
-                    break
-                if (end - begin) * item + size > UNIT_BYTES and end > begin:
-                    units.append(WorkUnit(number, begin, end, *head, (end - begin) * item))
-                    begin, head = end, (tensor, block)
-                end += size // item
-            units.append(WorkUnit(number, begin, end, *head, (end - begin) * item))
-        return tuple(units)
-
-    def blocks(self, tensor: int, block: int) -> Iterator[tuple[int, int, int]]:
-        """``(tensor number, block number, size in bytes)`` of all blocks from one on."""
-        for number in range(tensor, len(self.tensors)):
-            size = self.tensors[number].size
-            for start in range(block * BLOCK_BYTES, size, BLOCK_BYTES):
-                yield number, start // BLOCK_BYTES, min(BLOCK_BYTES, size - start)
-            block = 0
-
-    def blocks_of(self, unit: WorkUnit) -> list[tuple[int, int, int]]:
-        """Those of a unit."""
-        found, left = [], unit.size
-        for entry in self.blocks(unit.tensor, unit.block):
-            if not left:
-                break
-            found.append(entry)
-            left -= entry[2]
-        return found
-
-    def run_of(self, tensor: int) -> Run:
-        """A tensor, which must not be empty, as a run of its own."""
-        run = self.runs[bisect_right(self.runs, tensor, key=lambda run: run.first) - 1]
-        found = self.tensors[tensor]
-        before = (found.offset - run.offset) // ITEM_BYTES[run.dtype]
-        parts = tuple(p and Part(p.file, p.offset + before * ITEM_BYTES[p.dtype], p.dtype, p.rows) for p in run.parts)
-        return Run(tensor, tensor + 1, run.dtype, run.file, found.offset, found.elements, parts, run.row, run.whole)
 
     @property
     def dtype(self) -> str:
@@ -390,57 +293,7 @@ class Plan:
         spelled = {value: key for key, value in DTYPES.items()}
         return spelled[max(held, key=lambda dtype: held[dtype])] if held else "float32"
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """The sha256 of everything that decides the bytes of the output."""
-        found = hashlib.sha256(json.dumps(self.outline(), sort_keys=True).encode())
-        for file in self.files:
-            found.update(file.header)
-        for run in self.runs:
-            found.update(json.dumps(plain(run)).encode())
-        return found.hexdigest()
-
-    def outline(self) -> dict[str, Any]:
-        """The plan without its tensors, as plain data: enough to tell in what another one differs."""
-        return {
-            "sources": list(self.sources),
-            "states": list(self.states),
-            "weights": list(self.weights),
-            "method": self.method,
-            "parameters": dict(self.parameters),
-            "layers": {name: list(shares) for name, shares in self.layers.items()},
-            "with_base": self.with_base,
-            "overrides": {name: [mixing.method, dict(mixing.parameters)] for name, mixing in self.overrides.items()},
-            "seed": self.seed,
-            "statistics": {kind: list(names) for kind, names in self.statistics.items()},
-            "files": [{"name": file.name, "size": file.size} for file in self.files],
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of the plan as plain data, for the other processes of a world."""
-        files = [{"name": file.name, "header": file.header.decode("latin-1"), "size": file.size} for file in self.files]
-        return {**self.outline(), "files": files, "runs": [plain(run) for run in self.runs]}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
-        """The inverse of `to_dict`."""
-        files = tuple(OutputFile(f["name"], f["header"].encode("latin-1"), f["size"]) for f in values["files"])
-        return cls(
-            tuple(values["sources"]),
-            tuple(values["states"]),
-            tuple(values["weights"]),
-            values["method"],
-            dict(values["parameters"]),
-            files,
-            tuple(_tensors_of(files)),
-            tuple(run_from(run) for run in values["runs"]),
-            {name: tuple(shares) for name, shares in values["layers"].items()},
-            values["with_base"],
-            {name: MethodCall(*mixing) for name, mixing in values["overrides"].items()},
-            values["seed"],
-            {kind: tuple(names) for kind, names in values["statistics"].items()},
-        )
-
+    @property
     def index(self) -> dict[str, Any] | None:
         """``model.safetensors.index.json``, or None for a single file."""
         if len(self.files) == 1:
@@ -450,151 +303,181 @@ class Plan:
             "weight_map": {tensor.name: self.files[tensor.file].name for tensor in self.tensors},
         }
 
+    @cached_property
+    def identity(self) -> str:
+        """The sha256 of where everything lies, and in what."""
+        found = hashlib.sha256(json.dumps([self.names, self.labels, self.states]).encode())
+        for file in self.files:
+            found.update(f"{file.name} {file.size}\n".encode())
+            found.update(file.header)
+        for run in self.runs:
+            found.update(repr((run.first, run.stop, run.dtype, run.offset, run.segments)).encode())
+        return found.hexdigest()
 
-def make_plan(
-    sources: Sequence[str],
-    tensors: Sequence[Mapping[str, TensorInfo]],
-    weights: Sequence[float],
-    *,
-    method: str = "linear",
-    parameters: Mapping[str, Any] | None = None,
-    dtype: str | None = None,
-    states: Sequence[str] | None = None,
-    max_file_bytes: int = MAX_FILE_BYTES,
-    patched: Collection[str] = (),
-    layers: Mapping[str, Sequence[float]] | None = None,
-    with_base: bool = False,
-    overrides: Mapping[str, MethodCall] | None = None,
-    seed: int = 0,
-) -> Plan:
-    """Lay out the output.
+    def run_of(self, tensor: int) -> Run:
+        """A tensor, which must not be empty, as a run of its own."""
+        run = self.runs[bisect_right(self.runs, tensor, key=lambda run: run.first) - 1]
+        return run if run.stop - run.first == 1 else self.cut_out(run, tensor, tensor + 1)
 
-    Args:
-        sources: What errors call every source.
-        tensors: For every source, its tensors under the names that the output will use.
-        weights: Their shares.
-        method, parameters: How they are combined.
-        dtype: torch's name of the type to write; by default each tensor's common one, or the widest.
-        states: What identifies the bytes of every source; by default its name.
-        max_file_bytes: Where output files are cut.
-        patched: Tensors that some sources do not have, or not all rows of, or in other places: averaged over those
-            who have them. All sources have all others.
-        layers: Shares of tensors that have their own.
-        with_base: Whether the last source is the ancestor.
-        overrides: How tensors are combined that have a method or parameters of their own.
-        seed: Of random numbers.
+    @cached_property
+    def tensor_runs(self) -> tuple[Run, ...]:
+        """Every tensor that is not empty as a run of its own."""
+        return tuple(self.run_of(number) for number, tensor in enumerate(self.tensors) if tensor.size)
 
-    Raises:
-        IncompatibleError: A tensor is missing in a source, or has another shape.
-    """
-    laid: list[Laid] = []
-    counted = len(tensors) - with_base  # the ancestor has no say in what is written
+    def split(self, together: Callable[[OutputTensor, OutputTensor], bool]) -> Iterator[Run]:
+        """The runs, where two tensors that follow each other stay together if a function says so."""
+        for run in self.runs:
+            first = run.first
+            for number in range(run.first + 1, run.stop + 1):
+                if number == run.stop or not together(self.tensors[number - 1], self.tensors[number]):
+                    yield self.cut_out(run, first, number)
+                    first = number
+
+    def cut_out(self, run: Run, first: int, stop: int) -> Run:
+        """Some tensors of a run."""
+        offset, last = self.tensors[first].offset, self.tensors[stop - 1]
+        begin = (offset - run.offset) // ITEM_BYTES[run.dtype]
+        end = (last.offset + last.size - run.offset) // ITEM_BYTES[run.dtype]
+        if (first, stop) == (run.first, run.stop):
+            return run
+        segment = Segment(0, end - begin, run.segments[0].part(begin, end).extents)
+        return Run(first, stop, run.dtype, run.file, offset, end - begin, (segment,))
+
+    def blocks(self, tensor: int, block: int) -> Iterator[tuple[int, int, int]]:
+        """``(tensor number, block number, size in bytes)`` of all blocks from one on."""
+        for number in range(tensor, len(self.tensors)):
+            size = self.tensors[number].size
+            for start in range(block * BLOCK_BYTES, size, BLOCK_BYTES):
+                yield number, start // BLOCK_BYTES, min(BLOCK_BYTES, size - start)
+            block = 0
+
+
+class _Laid(NamedTuple):
+    """A tensor of the output before it has a place: its size in bytes, and its places in the sources."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    size: int
+    places: Sequence[TensorInfo | None]
+
+
+def _laid(sources: Sequence[Source], counted: int, patched: Collection[str], dtype: str | None) -> list[_Laid]:
+    """All tensors in the order of the output; of the base, which follows those that count, the type has no say."""
+    tensors = [source.tensors for source in sources]
     names: Collection[str] = tensors[0].keys()
-    if any(source is not tensors[0] and source.keys() != names for source in tensors[1:]):
-        names = dict.fromkeys(name for source in tensors for name in source)
+    if any(mine is not tensors[0] and mine.keys() != names for mine in tensors[1:]):
+        names = dict.fromkeys(name for mine in tensors for name in mine)
         for name in names:
-            lacking = [label for label, source in zip(sources, tensors, strict=True) if name not in source]
+            lacking = [source for source in sources if name not in source.tensors]
             if lacking and name not in patched:
-                raise IncompatibleError(f"Cannot average '{name}': {lacking[0]} does not have it.")
+                who = lacking[0].label or lacking[0].name
+                raise IncompatibleError(f"Cannot average '{name}': {who} does not have it.")
+    laid: list[tuple[tuple[int, bool, str, int], _Laid]] = []
     for name in names:
+        places: Sequence[TensorInfo | None]
         if name in patched:
-            places = tuple([source.get(name) for source in tensors])
-            having = tuple([place for place in places if place])
-            laid.append((name, _written(name, [place for place in places[:counted] if place], dtype), having, places))
-            continue
-        parts = tuple([source[name] for source in tensors])
-        shape = parts[0].shape
-        # Counted by identity first: sources that were saved alike share what their headers say.
-        if parts.count(parts[0]) < len(parts) and any(part.shape != shape for part in parts):
-            shown = "\n".join(f"  {label}  {part.shape}" for label, part in zip(sources, parts, strict=True))
-            raise IncompatibleError(f"Cannot average '{name}': the ingredients disagree on its shape.\n{shown}")
-        laid.append((name, _written(name, parts[:counted], dtype), parts, parts))
-    # The donor's own order, so that inputs are read forwards; wide types first, so that every tensor is aligned; empty
-    # tensors where they interrupt no run.
-    laid.sort(key=lambda entry: (-ITEM_BYTES[entry[1]], not entry[2][0].size, entry[2][0].file, entry[2][0].offset))
-    groups = cut(laid, max_file_bytes)
-    given = overrides or {}
-    usual = MethodCall(method, dict(parameters or {}))
-    kinds = {each.method: _kind(each.method) for each in (usual, *given.values())}
-
-    def own(name: str, dtype: str) -> Own:
-        mixing = given.get(name, usual)
-        kind = kinds[mixing.method] if dtype in FLOATS else ""
-        return (layers or {}).get(name), mixing, kind
-
-    files: list[OutputFile] = []
-    planned: list[PlannedTensor] = []
-    runs: list[Run] = []
-    for number, group in enumerate(groups):
-        sizes = [math.prod(parts[0].shape) * ITEM_BYTES[written] for _, written, parts, _ in group]
-        ends = list(accumulate(sizes))
-        # Spelled entry by entry: as one mapping, a hundred thousand of them would be most of what a merge holds.
-        entries = [
-            f'{json.dumps(name)}:{{"dtype":"{written}","shape":[{",".join(map(str, parts[0].shape))}],'
-            f'"data_offsets":[{end - size},{end}]}}'
-            for (name, written, parts, _), size, end in zip(group, sizes, ends, strict=True)
-        ]
-        text = "".join(['{"__metadata__":{"format":"pt"}', *(f",{entry}" for entry in entries), "}"]).encode()
-        text += b" " * (-len(text) % 8)
-        header = len(text).to_bytes(8, "little") + text
-        title = "model.safetensors"
-        if len(groups) > 1:
-            title = f"model-{number + 1:05}-of-{len(groups):05}.safetensors"
-        files.append(OutputFile(title, header, len(header) + (ends[-1] if ends else 0)))
-        runs += runs_of(group, number, len(planned), len(header), own)
-        planned += [
-            PlannedTensor(
-                name, written, parts[0].shape, number, len(header) + end - size, size // ITEM_BYTES[written], size
-            )
-            for (name, written, parts, _), size, end in zip(group, sizes, ends, strict=True)
-        ]
-    return Plan(
-        tuple(sources),
-        tuple(states or sources),
-        tuple(weights),
-        method,
-        dict(parameters or {}),
-        tuple(files),
-        tuple(planned),
-        tuple(runs),
-        {name: tuple(shares) for name, shares in (layers or {}).items()},
-        with_base,
-        dict(given),
-        seed,
-    )
+            places = [mine.get(name) for mine in tensors]
+            having = [place for place in places if place]
+            written = _written(name, [place for place in places[:counted] if place], dtype)
+        else:
+            places = having = [mine[name] for mine in tensors]
+            shape = having[0].shape
+            # Counted by identity first: sources that were saved alike share what their headers say.
+            if having.count(having[0]) < len(having) and any(place.shape != shape for place in having):
+                pairs = zip(sources, having, strict=True)
+                shown = "\n".join(f"  {source.label or source.name}  {place.shape}" for source, place in pairs)
+                raise IncompatibleError(f"Cannot average '{name}': the ingredients disagree on its shape.\n{shown}")
+            written = _written(name, having[:counted], dtype)
+        first, item = having[0], ITEM_BYTES[written]
+        # The donor's own order, so that inputs are read forwards; wide types first, so that every tensor is aligned;
+        # empty tensors where they interrupt no run.
+        order = (-item, not first.size, first.file, first.offset)
+        laid.append((order, _Laid(name, written, first.shape, math.prod(first.shape) * item, places)))
+    laid.sort(key=lambda entry: entry[0])
+    return [entry for _, entry in laid]
 
 
-def _kind(method: str) -> str:
-    """Empty for a method of elements, "apart" where it has to know whose they are, "whole" for one of tensors."""
-    if method == "linear":
-        return ""
-    from hf_soup.methods import METHODS  # late, as torch takes a second to import and a plan of an average needs none
-
-    found = METHODS[method]
-    return "whole" if found.whole else "apart" if found.given else ""
-
-
-def _tensors_of(files: Sequence[OutputFile]) -> Iterator[PlannedTensor]:
-    """What the headers say."""
-    for number, file in enumerate(files):
-        entries = json.loads(file.header[8:])
-        del entries["__metadata__"]
-        for name, entry in entries.items():
-            begin, end = entry["data_offsets"]
-            size, dtype = end - begin, entry["dtype"]
-            offset, elements = len(file.header) + begin, size // ITEM_BYTES[dtype]
-            yield PlannedTensor(name, dtype, tuple(entry["shape"]), number, offset, elements, size)
-
-
-def _written(name: str, parts: Sequence[TensorInfo], dtype: str | None) -> str:
+def _written(name: str, places: Sequence[TensorInfo], dtype: str | None) -> str:
     """The type in which a tensor is written."""
-    alike = parts.count(parts[0]) == len(parts)
-    found = [parts[0].dtype] if alike else list(dict.fromkeys(part.dtype for part in parts))
-    if all(each in FLOATS for each in found):
+    alike = places.count(places[0]) == len(places)
+    types = [places[0].dtype] if alike else list(dict.fromkeys(place.dtype for place in places))
+    if all(each in FLOATS for each in types):
         if dtype is not None:
             return DTYPES[dtype]
         # Of the two 16-bit types bfloat16 has the range of both; a wider one would double the model.
-        return max(found, key=lambda each: (ITEM_BYTES[each], each == "BF16"))
-    if len(found) > 1:
-        raise IncompatibleError(f"Cannot combine '{name}': its element types are {', '.join(found)}.")
-    return found[0]
+        return max(types, key=lambda each: (ITEM_BYTES[each], each == "BF16"))
+    if len(types) > 1:
+        raise IncompatibleError(f"Cannot combine '{name}': its element types are {', '.join(types)}.")
+    return types[0]
+
+
+def _cut(laid: Sequence[_Laid]) -> list[list[_Laid]]:
+    """Tensors in files: a new one where the next tensor would not fit."""
+    groups: list[list[_Laid]] = [[]]
+    held = 0
+    for entry in laid:
+        if groups[-1] and held + entry.size > MAX_FILE_BYTES:
+            groups.append([])
+            held = 0
+        groups[-1].append(entry)
+        held += entry.size
+    return groups
+
+
+def _runs(group: Sequence[_Laid], file: int, first: int, offset: int) -> Iterator[Run]:
+    """The runs of one output file, whose first tensor has the number ``first`` and begins at ``offset``."""
+    begin = elements = 0  # of the run that grows
+    segments: tuple[Segment, ...] = ()
+    dtype = ""
+    ends: tuple[Extent | None, ...] = ()  # where it ends in every source
+
+    def closed(stop: int) -> Iterator[Run]:
+        if stop > begin:
+            whole = segments if len(segments) > 1 else (Segment(0, elements, segments[0].extents),)
+            yield Run(first + begin, first + stop, dtype, file, offset, elements, whole)
+
+    for number, entry in enumerate(group):
+        if not entry.size:
+            yield from closed(number)
+            offset, elements = offset + elements * ITEM_BYTES.get(dtype, 0), 0
+            begin, ends = number + 1, ()
+            continue
+        mine = _segments(entry)
+        if len(mine) > 1 or mine[0].extents != ends or entry.dtype != dtype:
+            yield from closed(number)
+            offset, elements = offset + elements * ITEM_BYTES.get(dtype, 0), 0
+            begin, segments, dtype = number, mine, entry.dtype
+        elements += mine[-1].end
+        # A tensor that some do not have, or whose rows come from several places, is a run of its own.
+        ends = ()
+        if len(mine) == 1 and None not in mine[0].extents:
+            ends = tuple([Extent(at.file, at.offset + at.size, at.dtype) for at in entry.places if at])
+    yield from closed(len(group))
+
+
+def _segments(entry: _Laid) -> tuple[Segment, ...]:
+    """Those of a tensor that is not empty."""
+    elements = math.prod(entry.shape)
+    if not any(at.rows for at in entry.places if at):
+        extents = tuple([Extent(at.file, at.offset, at.dtype) if at else None for at in entry.places])
+        return (Segment(0, elements, extents),)
+    row = math.prod(entry.shape[1:])
+    moved = [rows for at in entry.places if at for rows in at.rows]
+    edges = {edge * row for rows in moved for edge in (rows.target, rows.target + rows.count)}
+    inside = sorted({0, elements, *(edge for edge in edges if 0 < edge < elements)})
+    return tuple(
+        Segment(begin, end, tuple([_extent(at, begin, row) if at else None for at in entry.places]))
+        for begin, end in pairwise(inside)
+    )
+
+
+def _extent(at: TensorInfo, element: int, row: int) -> Extent | None:
+    """Where an element of the output's tensor lies in a source's; None where that does not have its row."""
+    if at.rows:
+        target = element // row
+        rows = at.rows[bisect_right(at.rows, target, key=lambda rows: rows.target) - 1]
+        if not rows.target <= target < rows.target + rows.count:
+            return None
+        element += (rows.source - rows.target) * row
+    return Extent(at.file, at.offset + element * ITEM_BYTES[at.dtype], at.dtype)

@@ -17,7 +17,7 @@ from hf_soup._util.text import printable
 from hf_soup.checkpoint import bytes_of
 from hf_soup.errors import MergeError
 from hf_soup.hub import own_cache_folder
-from hf_soup.merging.layout import Plan
+from hf_soup.merging.plan import Plan
 from hf_soup.methods import METHODS
 from hf_soup.recipe import MethodCall
 
@@ -45,7 +45,7 @@ class StatisticsStore:
     """The statistics that a plan names, opened.
 
     Args:
-        plan: With the identity of every source's.
+        plan: With the identity of every ingredient's.
 
     Raises:
         MergeError: A file is gone, or is none.
@@ -53,30 +53,35 @@ class StatisticsStore:
 
     def __init__(self, plan: Plan) -> None:
         self._stack = ExitStack()
+        numbers = plan.layout.numbers
         self._files = {
-            kind: [_opened(self._stack, statistics_path(name)) for name in names]
-            for kind, names in plan.statistics.items()
+            kind: {
+                numbers[name]: _opened(self._stack, statistics_path(identity))
+                for name, identity in identities.items()
+                if name in plan.mixture.weights
+            }
+            for kind, identities in plan.statistics.items()
         }
 
     def close(self) -> None:
         """Close the files."""
         self._stack.close()
 
-    def read(self, mixing: MethodCall, source: int, tensor: str, begin: int, count: int) -> Tensor | None:
+    def read(self, call: MethodCall, source: int, tensor: str, begin: int, count: int) -> Tensor | None:
         """What a source showed of a tensor, for its method: of some elements, flat, or of the whole; None if nothing.
 
         Args:
-            mixing: How the tensor is combined.
+            call: How the tensor is combined.
             source: Its number.
             tensor: Its name.
             begin, count: The elements; a statistic of another shape is read as a whole.
         """
-        file = self._files[statistics_kind(mixing)][source]
+        file = self._files[statistics_kind(call)][source]
         place = file.places.get(tensor)
         if place is None:
             return None
         shape: tuple[int, ...] = (count,)
-        if METHODS[mixing.method].statistics != "fisher":
+        if METHODS[call.method].statistics != "fisher":
             begin, shape = 0, place.shape
         values = torch.empty(shape)
         try:
@@ -85,57 +90,56 @@ class StatisticsStore:
             raise _lost("it was cut off") from None
         return values
 
-    def transposed(self, mixing: MethodCall, tensor: str) -> bool:
+    def transposed(self, call: MethodCall, tensor: str) -> bool:
         """Whether a weight is stored as (in, out)."""
-        return any(tensor in file.transposed for file in self._files[statistics_kind(mixing)])
+        return any(tensor in file.transposed for file in self._files[statistics_kind(call)].values())
 
-    def held_bytes(self, mixing: MethodCall, tensor: str) -> int:
+    def held_bytes(self, call: MethodCall, tensor: str) -> int:
         """What combining a tensor holds beside what any method does."""
-        if METHODS[mixing.method].statistics != "gram":
+        if METHODS[call.method].statistics != "gram":
             return 0
-        places = [file.places[tensor] for file in self._files[statistics_kind(mixing)] if tensor in file.places]
+        files = self._files[statistics_kind(call)].values()
+        places = [file.places[tensor] for file in files if tensor in file.places]
         return sum(8 * place.shape[0] ** 2 for place in places[:1]) * 3 + sum(4 * each.shape[0] ** 2 for each in places)
 
     def lacking(self, plan: Plan) -> Iterator[str]:
         """Tensors whose method asks for statistics, and that some source has none of."""
-        for number, tensor in enumerate(plan.tensors):
-            if tensor.averaged and tensor.size:
-                mixing = plan.mixing(plan.run_of(number))
-                if needs_statistics(mixing) and any(
-                    tensor.name not in file.places for file in self._files[statistics_kind(mixing)]
-                ):
-                    yield tensor.name
+        for run in plan.layout.tensor_runs:
+            call, name = plan.method_of(run), plan.layout.tensors[run.first].name
+            files = self._files[statistics_kind(call)] if run.averaged and needs_statistics(call) else {}
+            if any(name not in file.places for file in files.values()):
+                yield name
 
     def learned(self) -> tuple[list[float], tuple[float, float]] | None:
         """Where coefficients were learned, the mean of each source's, and the entropy before and after."""
         for kind, files in self._files.items():
             if kind.startswith("coefficients-"):
                 means = []
-                for file in files:
+                for file in files.values():
                     read = torch.empty(len(file.places))
                     for number, place in enumerate(file.places.values()):
                         read_all(file.descriptor, bytes_of(read[number : number + 1].view(torch.uint8)), place.offset)
                     means.append(float(read.double().mean()))
-                return means, files[0].entropy
+                return means, file.entropy
         return None
 
 
-def needs_statistics(mixing: MethodCall) -> bool:
+def needs_statistics(call: MethodCall) -> bool:
     """Whether a method asks for statistics."""
-    return bool(METHODS[mixing.method].statistics)
+    return bool(METHODS[call.method].statistics)
 
 
-def learns_coefficients(mixing: MethodCall) -> bool:
+def learns_coefficients(call: MethodCall) -> bool:
     """Whether a method asks for what is learned of all ingredients together."""
-    return METHODS[mixing.method].statistics == "coefficients"
+    return METHODS[call.method].statistics == "coefficients"
 
 
-def statistics_kind(mixing: MethodCall) -> str:
+def statistics_kind(call: MethodCall) -> str:
     """Which statistics a method asks for, of how many examples, ``fisher-256``, and how they are learned."""
-    method = METHODS[mixing.method]
-    if learns_coefficients(mixing):
-        return f"{method.statistics}-{json.dumps({**method.parameters, **mixing.parameters}, sort_keys=True)}"
-    return f"{method.statistics}-{mixing.parameters.get('examples', method.parameters['examples'])}"
+    method = METHODS[call.method]
+    if learns_coefficients(call):
+        return f"{method.statistics}-{json.dumps({**method.parameters, **call.parameters}, sort_keys=True)}"
+    return f"{method.statistics}-{call.parameters.get('examples', method.parameters['examples'])}"
 
 
 def statistics_folder() -> Path:

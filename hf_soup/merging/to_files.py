@@ -14,7 +14,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -23,11 +23,12 @@ from hf_soup._util.parallel import usable_cores
 from hf_soup._util.progress import bar
 from hf_soup.checkpoint import ITEM_BYTES, keep_freed
 from hf_soup.errors import MergeError
-from hf_soup.hub import remember_sha256, stamp_of
+from hf_soup.hub import Stamp, remember_sha256, stamp_of
+from hf_soup.merging.arithmetic import Aids
 from hf_soup.merging.cutoffs import cutoffs_for
 from hf_soup.merging.digest import digest_of
 from hf_soup.merging.engine import Buffers, Engine
-from hf_soup.merging.layout import Plan, WorkUnit
+from hf_soup.merging.plan import Plan, WorkUnit
 from hf_soup.merging.processes import ProcessGroup
 from hf_soup.merging.statistics_store import StatisticsStore
 from hf_soup.merging.weight_files import WeightFile, WeightFiles
@@ -79,7 +80,7 @@ def merge(
         MergeError: An ingredient holds NaN or Inf, a file is shorter than its header says, or the disk is full.
         ResolveError: A file could not be fetched.
     """
-    world = world or ProcessGroup()
+    world, layout = world or ProcessGroup(), plan.layout
     threads = threads or _threads(supply)
     with ExitStack() as stack:
         # The threads below are the parallelism; torch's own would fight them for the cores.
@@ -88,9 +89,9 @@ def merge(
         keep_freed()
         stack.enter_context(staging.disk_errors())
         if world.rank == 0:
-            staging.allocate((file.name, file.header, file.size) for file in plan.files)
+            staging.allocate((file.name, file.header, file.size) for file in layout.files)
         world.barrier()
-        outputs = [open_file(stack, staging.folder / file.name, os.O_RDWR) for file in plan.files]
+        outputs = [open_file(stack, staging.folder / file.name, os.O_RDWR) for file in layout.files]
         if world.rank == 0:
             staging.restart(_still_right(plan, outputs, staging.finished(), threads, quiet))
         world.barrier()
@@ -107,10 +108,11 @@ def merge(
         if not fetch:
             supply.fetch_all()  # out of the cache, in a moment; then other processes may read them
         title = "Fetching and merging" if fetch else "Merging"
-        with bar(title, plan.size + fetch, initial=resumed, quiet=quiet or world.rank > 0) as shown:
+        with bar(title, layout.size + fetch, initial=resumed, quiet=quiet or world.rank > 0) as shown:
             supply.fetched = shown.update
-            collected = stack.enter_context(closing(StatisticsStore(plan)))
-            engine = Engine(plan, supply, outputs, threads, collected, cutoffs_for(plan, supply, world, threads))
+            statistics = stack.enter_context(closing(StatisticsStore(plan)))
+            aids = Aids(cutoffs_for(plan, supply, world, threads), statistics)
+            engine = Engine(plan, supply, outputs, threads, aids)
             share = _share(plan, kept, world)
             _run(
                 engine,
@@ -141,37 +143,48 @@ def merge(
         stamp = stamp_of(path)
         remember_sha256(path, stamp, digest, since=max(stamp[3:]) + 100_000_000)
     roots = tensor_roots(plan, finished)
-    differing = {number for entry in finished.values() for number in entry.differing} & set(range(len(plan.tensors)))
+    differing = {number for entry in finished.values() for number in entry.differing} & set(range(len(layout.tensors)))
     return MergeResult(
-        digest=digest_of((tensor.name, tensor.dtype, tensor.shape, roots[tensor.name]) for tensor in plan.tensors),
+        digest=digest_of((tensor.name, tensor.dtype, tensor.shape, roots[tensor.name]) for tensor in layout.tensors),
         roots=roots,
         resumed=resumed,
-        differing=tuple(sorted(plan.tensors[number].name for number in differing)),
+        differing=tuple(sorted(layout.tensors[number].name for number in differing)),
     )
 
 
 def tensor_roots(plan: Plan, finished: Mapping[int, CompletedUnit]) -> dict[str, str]:
     """The root of every tensor, from the sha256s of the blocks of all units."""
-    roots = [hashlib.sha256(b"").hexdigest()] * len(plan.tensors)
+    tensors = plan.layout.tensors
+    roots = [hashlib.sha256(b"").hexdigest()] * len(tensors)
     held = b""  # of the tensor that is not complete
     for number, unit in enumerate(plan.units):
         digests = bytes.fromhex(finished[number].digests)
         for place, (tensor, block, _) in enumerate(plan.blocks_of(unit)):
             held += digests[32 * place : 32 * place + 32]
-            if block + 1 == plan.tensors[tensor].blocks:
+            if block + 1 == tensors[tensor].blocks:
                 roots[tensor] = hashlib.sha256(held).hexdigest()
                 held = b""
-    return {tensor.name: root for tensor, root in zip(plan.tensors, roots, strict=True)}
+    return {tensor.name: root for tensor, root in zip(tensors, roots, strict=True)}
+
+
+class SharedMerge(NamedTuple):
+    """All that a process needs to have its part in a merge: the plan, and where the weight files of every source are;
+    those to be hashed on the way, and the states in which they must be.
+    """
+
+    plan: Plan
+    paths: Sequence[Mapping[str, Path]]
+    follow: frozenset[Path]
+    stamps: Mapping[Path, Stamp]
 
 
 def merge_along(output: Path, world: ProcessGroup, threads: int | None) -> None:
-    """The part that every process but the first has in a merge, of which the first one wrote all that is needed."""
+    """The part that every process but the first has in a merge, whose `SharedMerge` that one broadcasts."""
+    shared: SharedMerge = world.broadcast(None)
     staging = Workspace(output)
-    values = staging.join()
-    places = [{name: Path(path) for name, path in source.items()} for source in values["paths"]]
-    stamps = {Path(path): tuple(stamp) for path, stamp in values["stamps"].items()}
-    supply = WeightFiles.here(places, {Path(path) for path in values["follow"]}, stamps)
-    merge(Plan.from_dict(values["plan"]), supply, staging, world=world, threads=threads, quiet=True)
+    staging.join(shared.plan.fingerprint)
+    supply = WeightFiles.here(shared.paths, shared.follow, shared.stamps)
+    merge(shared.plan, supply, staging, world=world, threads=threads, quiet=True)
 
 
 def _run(

@@ -17,7 +17,7 @@ from hf_soup._util.io import open_file
 from hf_soup.checkpoint import Checkpoint, read_header
 from hf_soup.errors import ResolveError
 from hf_soup.hub import ASSETS, INDEX, MAX_TEXT, FileHasher, Stamp, changed_while_read, stamp_of
-from hf_soup.merging.layout import Plan, WorkUnit
+from hf_soup.merging.plan import Plan, WorkUnit
 
 #: Files that are fetched at a time: into the cache, where the client has connections of its own, and beside the output.
 _INTO_CACHE, _BESIDE = 8, 32
@@ -273,12 +273,8 @@ class WeightFiles:
     def _needs(self, unit: WorkUnit) -> list[tuple[WeightFile, int]]:
         """The files of a unit, and up to where each must have arrived."""
         assert self._plan is not None
-        run = self._plan.runs[unit.run]
-        return [
-            (source[part.file], run.reach(part, unit.end))
-            for source, part in zip(self.sources, run.parts, strict=True)
-            if part
-        ]
+        needs = self._plan.runs[unit.run].needs(unit.end)
+        return [(self.sources[source][name], stop) for source, name, stop in needs]
 
     def _sure(self) -> list[WorkUnit]:
         """Units that were made of right bytes alone."""

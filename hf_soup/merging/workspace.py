@@ -145,22 +145,12 @@ class Workspace:
         """What an interrupted run left on the disk."""
         return sum(path.lstat().st_blocks * 512 for path in self.root.rglob("*") if path.is_file())
 
-    def open(
-        self,
-        fingerprint: str,
-        plan: Mapping[str, Any],
-        paths: Sequence[Mapping[str, Path]] = (),
-        follow: Sequence[Path] = (),
-        stamps: Mapping[Path, Sequence[int]] | None = None,
-    ) -> str | None:
+    def open(self, fingerprint: str, outline: Mapping[str, Any]) -> str | None:
         """Start a merge, or continue the one that was interrupted.
 
         Args:
             fingerprint: Of the plan.
-            plan: As plain data; its outline is enough where no other process reads it.
-            paths: The weight files of every source, where other processes need them.
-            follow: Those whose sha256 is not known.
-            stamps: The states in which they must be.
+            outline: Of the plan, as plain data.
 
         Returns:
             None at a fresh start; ``continued`` where the same merge was interrupted; else why it starts anew.
@@ -171,27 +161,20 @@ class Workspace:
             if earlier["fingerprint"] == fingerprint:
                 said = "continued"
             else:
-                said = f"an interrupted run had {_difference(earlier['plan'], plan)}, so this one starts anew"
+                said = f"an interrupted run had {_difference(earlier['plan'], outline)}, so this one starts anew"
         except FileNotFoundError:
             said = None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             said = "what an interrupted run left cannot be read, so this one starts anew"
-        values = {
-            "fingerprint": fingerprint,
-            "plan": plan,
-            "paths": [{file: str(path) for file, path in source.items()} for source in paths],
-            "follow": [str(path) for path in follow],
-            "stamps": {str(path): list(stamp) for path, stamp in (stamps or {}).items()},
-        }
         with self.disk_errors():
-            self._clear({file["name"] for file in plan["files"]} if said == "continued" else set())
-            self._write(_PLAN, json.dumps(values))
+            self._clear({file["name"] for file in outline["files"]} if said == "continued" else set())
+            self._write(_PLAN, json.dumps({"fingerprint": fingerprint, "plan": outline}))
             self.folder.mkdir(exist_ok=True)
             self.fetched.mkdir(exist_ok=True)
         return said
 
-    def join(self) -> dict[str, Any]:
-        """What the first process of a world wrote with `open`; from now on nobody else may begin here.
+    def join(self, fingerprint: str) -> None:
+        """See what the first process of a world wrote with `open`; from now on nobody else may begin here.
 
         Raises:
             MergeError: It is not there: the processes see different folders.
@@ -199,13 +182,13 @@ class Workspace:
         try:
             self._world = (self.root / _WORLD).open("ab")
             fcntl.flock(self._world, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            values: dict[str, Any] = json.loads((self.root / _PLAN).read_text())
-        except (OSError, ValueError):
+            if json.loads((self.root / _PLAN).read_text())["fingerprint"] != fingerprint:
+                raise ValueError("it is another one's")
+        except (OSError, ValueError, LookupError, TypeError):
             raise MergeError(
                 f"This process does not see '{self.root}', which the first one wrote.",
                 hint="All processes need the same file system, and the same output folder.",
             ) from None
-        return values
 
     def allocate(self, files: Iterable[tuple[str, bytes, int]]) -> None:
         """Make the output files, ``(name, first bytes, size)``, as large as they will be; what they hold stays.

@@ -259,3 +259,6 @@ for _file in sorted(Path(__file__).parent.glob("[a-z]*.py")):
     import_module(f"{__name__}.{_file.stem}")
 for _name in sorted(METHODS):  # not as they import each other
     METHODS[_name] = METHODS.pop(_name)
+
+# Behind what it imports from here.
+from hf_soup.methods._ranks import Mapper as Mapper, count_kept as count_kept, ranked as ranked  # noqa: E402

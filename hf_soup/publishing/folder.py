@@ -74,9 +74,9 @@ def write_contents(
     )
 
     leaves = lineage.only(weights)
-    config = soup_config(leaves, plan.dtype)
+    config = soup_config(leaves, plan.layout.dtype)
     write_assets(folder, config, leaves, lineage.checkpoints)
-    index = plan.index()
+    index = plan.layout.index
     if index is not None:
         with (folder / "model.safetensors.index.json").open("w") as file:
             json.dump(index, file, indent=2)

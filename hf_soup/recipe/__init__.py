@@ -10,13 +10,15 @@ if TYPE_CHECKING:
     )
     from hf_soup.recipe.mixture import (
         DEPTH as DEPTH,
+        LINEAR as LINEAR,
         MethodCall as MethodCall,
+        Mixture as Mixture,
+        grid as grid,
         is_average as is_average,
-        methods_by_tensor as methods_by_tensor,
         methods_of as methods_of,
         needs_base as needs_base,
-        parameters_at as parameters_at,
-        random_seed as random_seed,
+        searched as searched,
+        settled as settled,
     )
     from hf_soup.recipe.schema import (
         JUDGEMENTS as JUDGEMENTS,

@@ -1,11 +1,13 @@
-"""What the method and the overrides of a recipe come to for each tensor."""
+"""What one merged model is, in names and numbers: what the shares, the method and the overrides of a recipe come to."""
 
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_soup._util.text import some
@@ -21,6 +23,62 @@ class MethodCall(NamedTuple):
 
     method: str
     parameters: Mapping[str, Any]
+
+
+#: The mean, or with ``normalize: false`` the sum.
+LINEAR = MethodCall("linear", {})
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What one merged model is: no file, no byte.
+
+    Args:
+        weights: Ingredient → its share, in the order in which means are added up.
+        method: How tensors are combined.
+        tensor_weights: The shares of tensors that have their own: name → one for each ingredient of ``weights``, in
+            its order.
+        tensor_methods: How tensors are combined that have a method or parameters of their own.
+        seed: Of random numbers; 0 where no method needs any.
+    """
+
+    weights: Mapping[str, float]
+    method: MethodCall = LINEAR
+    tensor_weights: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
+    tensor_methods: Mapping[str, MethodCall] = field(default_factory=dict, repr=False)
+    seed: int = 0
+
+    @classmethod
+    def of(cls, recipe: Recipe, weights: Mapping[str, float], names: Iterable[str]) -> Mixture:
+        """What a recipe makes of ingredients; of parameters with several values, the first.
+
+        Args:
+            recipe: Valid.
+            weights: Of the ingredients.
+            names: Of all tensors of the output.
+
+        Raises:
+            RecipeError: A pattern matches no tensor.
+        """
+        one = settled(recipe)
+        listed = sorted(names) if recipe.layers or not is_average(one) else []
+        return cls(
+            weights,
+            MethodCall(one.method.name, parameters_at(one.method.parameters, 0.0)),
+            _weights_by_tensor(recipe, listed, len(weights)),
+            methods_by_tensor(one, listed),
+            random_seed(recipe),
+        )
+
+    @property
+    def methods(self) -> tuple[MethodCall, ...]:
+        """Every way of combining that there is in it, that of most tensors first."""
+        return (self.method, *self.tensor_methods.values())
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether every tensor is a weighted mean, or sum, with the same shares."""
+        return self.method.method == "linear" and not self.tensor_methods and not self.tensor_weights
 
 
 #: The key of a parameter that changes over the layers.
@@ -81,6 +139,46 @@ def methods_by_tensor(recipe: Recipe, names: Iterable[str]) -> dict[str, MethodC
         return {name: MethodCall(named.name, named.parameters) for name, named in given.items()}
     where = depths(names)
     return {name: MethodCall(named.name, parameters_at(named.parameters, where[name])) for name, named in given.items()}
+
+
+def _weights_by_tensor(recipe: Recipe, names: Sequence[str], count: int) -> dict[str, tuple[float, ...]]:
+    """The shares of tensors that have their own, of as many ingredients."""
+    shares: dict[str, tuple[float, ...]] = {}
+    known = set(names)
+    for pattern, weights in recipe.layers.items():
+        matching = [pattern] if pattern in known else fnmatch.filter(names, pattern)
+        if not matching:
+            raise RecipeError(
+                f"`layers` names '{pattern}', and no tensor matches it.",
+                hint=f"Tensors are called {some(names)}; `*` stands for anything.",
+            )
+        assert len(weights) == count, "the recipe was checked, and one that has layers drops no ingredient"
+        for name in matching:
+            shares.setdefault(name, weights)
+    return shares
+
+
+def grid(recipe: Recipe) -> list[dict[str, Any]]:
+    """The points at which a method's parameters are to be tried: every combination of those that are lists.
+
+    >>> recipe = Recipe(ingredients=["acme/a"], method={"name": "wise_ft", "alpha": [0.0, 1.0]})
+    >>> grid(recipe)
+    [{'alpha': 0.0}, {'alpha': 1.0}]
+    """
+    parameters = recipe.method.parameters
+    values = [value if isinstance(value, list) else [value] for value in parameters.values()]
+    return [dict(zip(parameters, point, strict=True)) for point in itertools.product(*values)]
+
+
+def searched(recipe: Recipe) -> list[str]:
+    """Names of the parameters that are to be chosen on held-out data."""
+    return [name for name, value in recipe.method.parameters.items() if isinstance(value, list)]
+
+
+def settled(recipe: Recipe, parameters: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe with one value for each parameter of its method: those given, or the first of every list."""
+    chosen = grid(recipe)[0] if parameters is None else parameters
+    return recipe.model_copy(update={"method": Named(name=recipe.method.name, **chosen)})
 
 
 def varies_with_depth(named: Named) -> bool:

@@ -338,14 +338,14 @@ def connectivity(
     pairs = len(names) * (len(names) - 1) // 2
     total = len(names) + pairs + 2 * min(LINES, pairs)
     with tempfile.TemporaryDirectory(prefix="hf-soup-") as kitchen:
-        config = soup_config(lineage, plan.dtype)
+        config = soup_config(lineage, plan.layout.dtype)
         write_assets(Path(kitchen), config, lineage)
         bench = prepare_evaluation(recipe, plan, Path(kitchen), config, device, token, say, lineage.head_of)[0]
         say(f"note: {len(names)} models, {pairs} pair{'s'[: pairs - 1]}: {total} scorings of {bench.n:,} rows")
         inputs = prepare_calibration(recipe, Path(kitchen), config, device, token, say)
         statistics = None
-        if inputs and batch_norms(tensor.name for tensor in plan.tensors):
-            statistics = BatchStatistics(plan, inputs, Path(kitchen), recipe.seed, device)
+        if inputs and batch_norms(tensor.name for tensor in plan.layout.tensors):
+            statistics = BatchStatistics(plan.layout, inputs, Path(kitchen), recipe.seed, device)
         with (
             Evaluation(
                 [bench], held_out=1, names=names, plan=plan,

@@ -21,7 +21,6 @@ from hf_soup.evaluation import (
     choose,
     prepare_calibration,
     recalibrate_batch_norm,
-    settled,
     statistics_for,
     statistics_notes,
 )
@@ -30,6 +29,7 @@ from hf_soup.ingredients import ResolvedIngredients, expand_runs, resolve_ingred
 from hf_soup.lineage import LineageReport, about_files, soup_config, write_assets
 from hf_soup.merging import (
     Plan,
+    SharedMerge,
     Workspace,
     fetch_small,
     fetch_weights,
@@ -38,7 +38,7 @@ from hf_soup.merging import (
     weight_files_of,
 )
 from hf_soup.publishing import Soup, write_contents
-from hf_soup.recipe import Models, Recipe, as_recipe
+from hf_soup.recipe import Models, Recipe, as_recipe, settled
 from hf_soup.workflows.check import checked_lineage
 from hf_soup.workflows.prepare import (
     disk_needs,
@@ -56,7 +56,7 @@ from hf_soup.workflows.update import Update
 from hf_soup.workflows.validate import validate
 
 if TYPE_CHECKING:
-    from hf_soup.evaluation import BatchStatistics, EvalDataset, Evaluation, Mixture
+    from hf_soup.evaluation import BatchStatistics, EvalDataset, Evaluation
     from hf_soup.merging import ProcessGroup
 
 
@@ -146,7 +146,7 @@ def _cook(
         for note in everyone.alignments[len(lineage.alignments) :]:
             say(f"note: {note}")
         whole = plan_of(recipe, everyone, given)
-        config = soup_config(lineage, whole.dtype)
+        config = soup_config(lineage, whole.layout.dtype)
         with staging.disk_errors():
             write_assets(Path(kitchen), config, lineage)
         benches = prepare_evaluation(
@@ -156,8 +156,8 @@ def _cook(
         require_rows(recipe, benches, learns=selection.learns)
         inputs = prepare_calibration(recipe, Path(kitchen), config, device, token, say, quiet=quiet)
         statistics = None
-        if inputs and batch_norms(tensor.name for tensor in whole.tensors):
-            statistics = BatchStatistics(whole, inputs, Path(kitchen), recipe.seed, device)
+        if inputs and batch_norms(tensor.name for tensor in whole.layout.tensors):
+            statistics = BatchStatistics(whole.layout, inputs, Path(kitchen), recipe.seed, device)
         needed = ingredients_to_fetch(recipe, lineage)
         fed = everyone if needed is lineage else with_base_if_needed(recipe, needed)
         wanted = {name: given[name] for name in needed.names}
@@ -172,7 +172,7 @@ def _cook(
             about: dict[str, Any] = {"paths": places, "inputs": inputs, "config_folder": Path(kitchen)}
             about |= {"seed": recipe.seed, "device": device, "quiet": quiet}
             whole = collect_statistics(whole, **about)
-            learn = partial(collect_coefficients, whole, **about)
+            learn = partial(collect_coefficients, **about)
         with _evaluation(
             expanded, lineage, everyone, benches, whole, Path(kitchen), device, quiet, here, statistics, learn
         ) as evaluation:
@@ -193,16 +193,14 @@ def _cook(
             supply = weight_files_of(used.checkpoints, staging.fetched if stream else None)
             if here.size > 1:
                 supply.fetch_all()
-            follow = [file.path for file in supply.files() if file.follow and file.path]
-            stamps = {path: stamp for leaf in used.checkpoints for path, stamp in leaf.stamps.items()}
-            said = (
-                staging.open(plan.fingerprint, plan.outline())
-                if here.size == 1
-                else staging.open(plan.fingerprint, plan.to_dict(), supply.paths(), follow, stamps)
-            )
+            said = staging.open(plan.fingerprint, plan.outline())
             if said not in (None, "continued"):
                 say(f"note: {said}")
             here.broadcast(None)  # all candidates are answered
+            if here.size > 1:
+                follow = frozenset(file.path for file in supply.files() if file.follow and file.path)
+                stamps = {path: stamp for leaf in used.checkpoints for path, stamp in leaf.stamps.items()}
+                here.broadcast(SharedMerge(plan, supply.paths(), follow, stamps))
             merged = merge(plan, supply, staging, world=here, threads=threads, quiet=quiet)
             with staging.disk_errors():
                 lineage.pin()
@@ -264,19 +262,20 @@ def preview(
     given, used = weights_by_name(recipe, lineage), with_base_if_needed(recipe, needed)
     plan = plan_of(recipe, used, {name: given[name] for name in needed.names})
     missing = missing_weights(used.checkpoints)
-    layers, again = batch_norms(tensor.name for tensor in plan.tensors), None
-    if recipe.examples and layers and len(plan.sources) > 1:
+    layout = plan.layout
+    layers, again = batch_norms(tensor.name for tensor in layout.tensors), None
+    if recipe.examples and layers and len(layout.labels) > 1:
         again = {"layers": len(layers), "examples": recipe.examples.title}
     (_, output), (_, cache) = disk_needs(used, plan, out, stream).values()
     return {
         "verdict": lineage.verdict,
         "ingredients": dict(zip(lineage.names, [str(each) for each in lineage.checkpoints], strict=True)),
-        "files": {file.name: file.size for file in plan.files},
-        "tensors": len(plan.tensors),
+        "files": {file.name: file.size for file in layout.files},
+        "tensors": len(layout.tensors),
         "alignments": list(used.alignments),
-        "dtype": plan.dtype,
+        "dtype": layout.dtype,
         "fetch_bytes": sum(repo.files[file].size for repo, file in missing),
-        "output_bytes": plan.size,
+        "output_bytes": layout.size,
         "output_disk_bytes": output,
         "output_free_bytes": free_bytes(out.absolute().parent),
         "cache_disk_bytes": cache,
@@ -297,7 +296,7 @@ def _evaluation(
     quiet: bool,
     here: ProcessGroup,
     statistics: BatchStatistics | None,
-    learn: Callable[..., Mixture] | None,
+    learn: Callable[..., Plan] | None,
 ) -> AbstractContextManager[Evaluation | None]:
     if not benches:
         return nullcontext()

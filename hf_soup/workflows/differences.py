@@ -20,7 +20,7 @@ from hf_soup.errors import RecipeError, ResolveError
 from hf_soup.evaluation import BOUND, MEAN, VARIANCE, batch_norms
 from hf_soup.hub import ASSETS, INDEX, SINGLE
 from hf_soup.ingredients import Published
-from hf_soup.merging import BLOCK_BYTES, MergeResult, Plan, PlannedTensor, digest_of, root_of
+from hf_soup.merging import BLOCK_BYTES, MergeResult, OutputTensor, Plan, digest_of, root_of
 
 _MOST_JSON = 100_000_000
 #: Tensors and files that are listed of those that no soup has.
@@ -91,19 +91,19 @@ def compare_weights(
     from hf_soup.methods import METHODS  # late, as torch takes a second to import and the command line needs none
 
     found: dict[str, Difference] = {}
-    usual = METHODS[plan.method].bound
-    bounds = {name: METHODS[mixing.method].bound for name, mixing in plan.overrides.items()}
+    usual = METHODS[plan.mixture.method.method].bound
+    bounds = {name: METHODS[call.method].bound for name, call in plan.mixture.tensor_methods.items()}
     if again:
-        layers = batch_norms(tensor.name for tensor in plan.tensors)
+        layers = batch_norms(tensor.name for tensor in plan.layout.tensors)
         bounds |= {layer + name: BOUND for layer in layers for name in (MEAN, VARIANCE)}
-    known = {tensor.name: tensor for tensor in plan.tensors}
+    known = {tensor.name: tensor for tensor in plan.layout.tensors}
     roots: dict[str, tuple[str, str, tuple[int, ...], str]] = {}
     files, misplaced = weight_files(published)
     elsewhere: list[str] = []
     apart = [Difference(name, "missing", "a weight file that the index names is not there")
              for name in files if name not in published.files]  # fmt: skip
     with ExitStack() as stack:
-        ours = [open_file(stack, folder / file.name) for file in plan.files]
+        ours = [open_file(stack, folder / file.name) for file in plan.layout.files]
         for name in (name for name in files if name in published.files):
             with here(name) as path, ExitStack() as opened:
                 read = _reader(path)
@@ -171,9 +171,7 @@ def _shape(shape: tuple[int, ...]) -> str:
     return f"({', '.join(map(str, shape))})"
 
 
-def _compared(
-    info: TensorInfo, theirs: int, tensor: PlannedTensor | None, ours: int, bound: float
-) -> Difference | None:
+def _compared(info: TensorInfo, theirs: int, tensor: OutputTensor | None, ours: int, bound: float) -> Difference | None:
     if tensor is None:
         return Difference(info.name, "extra", f"{info.dtype} {_shape(info.shape)} is not in the soup")
     if info.shape != tensor.shape:
@@ -197,7 +195,7 @@ def _bytes(descriptor: int, offset: int, size: int) -> bytearray:
     return data
 
 
-def _measured(info: TensorInfo, theirs: int, tensor: PlannedTensor, ours: int, bound: float) -> Difference:
+def _measured(info: TensorInfo, theirs: int, tensor: OutputTensor, ours: int, bound: float) -> Difference:
     """How many elements differ, and by how much; in slices, so that no tensor is in memory."""
     item = ITEM_BYTES[info.dtype]
     elements = strange = ulps = 0

@@ -17,7 +17,7 @@ from hf_soup import hub
 from hf_soup._util.parallel import usable_cores
 from hf_soup.checkpoint import TORCH, Checkpoint, bytes_of
 from hf_soup.hub import Repo
-from hf_soup.merging import Plan, Run, combine, needs_cutoffs
+from hf_soup.merging import Aids, Plan, Run, combine, needs_cutoffs
 from hf_soup.methods import METHODS, round_into
 from hf_soup.recipe import MethodCall
 
@@ -46,9 +46,9 @@ def estimated_seconds(
     alike: dict[str, list[Run]] = {}
     for run in plan.runs:
         if run.averaged:
-            lacking = [part is None for part in run.parts]
-            sides = len(plan.tensors[run.first].shape) if run.whole else 0
-            key = json.dumps([run.dtype, run.dtypes, lacking, sides, plan.mixing(run)], sort_keys=True)
+            lacking = [at is None for at in run.segments[0].extents]
+            sides = len(plan.layout.tensors[run.first].shape) if plan.is_whole(run) else 0
+            key = json.dumps([run.dtype, run.dtypes, lacking, sides, plan.method_of(run)], sort_keys=True)
             alike.setdefault(key, []).append(run)
     longest = 0.0
     for runs in alike.values():
@@ -86,22 +86,23 @@ class _Ones:
     """In the place of statistics."""
 
     def __init__(self, plan: Plan) -> None:
-        self._shapes = {tensor.name: tensor.shape for tensor in plan.tensors}
+        self._shapes = {tensor.name: tensor.shape for tensor in plan.layout.tensors}
 
-    def read(self, mixing: MethodCall, _: int, tensor: str, begin: int, count: int) -> Tensor:
-        return (
-            torch.ones(count) if METHODS[mixing.method].elementwise else torch.eye(*self._shapes[tensor][-1:] or (1,))
-        )
+    def read(self, call: MethodCall, _: int, tensor: str, begin: int, count: int) -> Tensor:
+        return torch.ones(count) if METHODS[call.method].elementwise else torch.eye(*self._shapes[tensor][-1:] or (1,))
 
     def transposed(self, *_: object) -> bool:
         return False
 
+    def held_bytes(self, *_: object) -> int:
+        return 0
+
 
 def _seconds(plan: Plan, runs: Sequence[Run]) -> tuple[float, float]:
     """Seconds of one core for runs that are mixed alike, and for the longest of what cores cannot share out."""
-    if not runs[0].whole:
+    if not plan.is_whole(runs[0]):
         return _mixing(plan, runs[0], (_ELEMENTS,)) * sum(run.elements for run in runs), 0.0
-    shapes = [plan.tensors[run.first].shape for run in runs]
+    shapes = [plan.layout.tensors[run.first].shape for run in runs]
     largest = max(shapes, key=math.prod)
     small, half = ([min(side, most) for side in largest] for most in (_SIDE, _SIDE // 2))
     each = _mixing(plan, runs[0], small)
@@ -117,25 +118,24 @@ def _seconds(plan: Plan, runs: Sequence[Run]) -> tuple[float, float]:
 def _mixing(plan: Plan, run: Run, shape: Sequence[int]) -> float:
     """Seconds of one core for one number of a run: mixing, rounding, hashing."""
     elements = math.prod(shape)
-    tensor = replace(plan.tensors[run.first], shape=tuple(shape), elements=elements)
+    tensor = replace(plan.layout.tensors[run.first], shape=tuple(shape), elements=elements)
     run = replace(run, first=0, stop=1, elements=elements)
-    plan = replace(plan, tensors=(tensor,), runs=(run,))
+    plan = replace(plan, layout=replace(plan.layout, tensors=(tensor,), runs=(run,)))
     parts = {}
-    for source, part in enumerate(run.parts):
-        if part is not None:
+    for source, at in enumerate(run.segments[0].extents):
+        if at is not None:
             # None below zero, so that no two are opposite, which some methods refuse.
             values = torch.rand(elements, generator=torch.Generator().manual_seed(source))
-            parts[source] = values.to(TORCH[part.dtype])
+            parts[source] = values.to(TORCH[at.dtype])
     out = torch.empty(elements, dtype=TORCH[run.dtype])
-    shares, every = dict(enumerate(plan.shares(run))), range(len(plan.sources))
-    cutoffs = {tensor.name: [1.0] * (len(plan.sources) - plan.with_base)}
+    aids = Aids({tensor.name: [1.0] * len(plan.weights)}, _Ones(plan))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         seconds: list[float] = []
         while len(seconds) < 5 and sum(seconds) < _TRIAL_SECONDS:
             started = time.perf_counter()
-            mixed = combine(plan, run, parts, shares, mixed=every, cutoffs=cutoffs, statistics=_Ones(plan))
+            mixed = combine(plan, run, parts, aids)
             mixed.aminmax()
             round_into(mixed, out)
             hashlib.sha256(bytes_of(out.view(torch.uint8)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,25 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from hf_soup import hub
 from hf_soup._util.progress import Say
-from hf_soup._util.text import some
-from hf_soup.errors import MergeError, RecipeError, ScoringError
-from hf_soup.evaluation import settled
+from hf_soup.errors import MergeError, ScoringError
 from hf_soup.hub import Token
 from hf_soup.lineage import LineageReport, soup_config, write_assets
-from hf_soup.merging import Plan, make_plan, missing_weights, weight_files_of
+from hf_soup.merging import Layout, Plan, Source, missing_weights, weight_files_of
 from hf_soup.publishing import strings
-from hf_soup.recipe import (
-    Finding,
-    Recipe,
-    Scoring,
-    is_average,
-    is_local_path,
-    methods_by_tensor,
-    methods_of,
-    needs_base,
-    parameters_at,
-    random_seed,
-)
+from hf_soup.recipe import Finding, Mixture, Recipe, Scoring, is_local_path, methods_of, needs_base
 from hf_soup.selection import require_enough
 
 if TYPE_CHECKING:
@@ -90,42 +76,13 @@ def plan_of(recipe: Recipe, lineage: LineageReport, weights: Mapping[str, float]
         lineage: The sources.
         weights: Of the ingredients; the ancestor, which may stand behind them, has none.
     """
-    with_ancestor = len(lineage.checkpoints) > len(weights)
-    one = settled(recipe)
-    names = (
-        sorted({output for mine in lineage.tensors for output in mine}) if recipe.layers or not is_average(one) else []
-    )
-    return make_plan(
-        [str(c) if c.repo else name for name, c in zip(lineage.names, lineage.checkpoints, strict=True)],
-        lineage.tensors,
-        [*weights.values(), *([0.0] if with_ancestor else [])],
-        states=[checkpoint.identity for checkpoint in lineage.checkpoints],
-        method=one.method.name,
-        parameters=parameters_at(one.method.parameters, 0.0),
-        dtype=recipe.dtype,
-        patched=lineage.alignment.patched,
-        layers=_layers(recipe, names, len(weights)),
-        with_base=with_ancestor,
-        overrides=methods_by_tensor(one, names),
-        seed=random_seed(recipe),
-    )
-
-
-def _layers(recipe: Recipe, names: Sequence[str], count: int) -> dict[str, tuple[float, ...]]:
-    """The shares of tensors that have their own, of as many ingredients."""
-    found: dict[str, tuple[float, ...]] = {}
-    known = set(names)
-    for pattern, weights in recipe.layers.items():
-        matching = [pattern] if pattern in known else fnmatch.filter(names, pattern)
-        if not matching:
-            raise RecipeError(
-                f"`layers` names '{pattern}', and no tensor matches it.",
-                hint=f"Tensors are called {some(names)}; `*` stands for anything.",
-            )
-        assert len(weights) == count, "the recipe was checked, and one that has layers drops no ingredient"
-        for output in matching:
-            found.setdefault(output, weights)
-    return found
+    sources = [
+        Source(name, tensors, str(checkpoint) if checkpoint.repo else name, checkpoint.identity)
+        for name, tensors, checkpoint in zip(lineage.names, lineage.tensors, lineage.checkpoints, strict=True)
+    ]
+    base = sources.pop() if len(sources) > len(weights) else None
+    layout = Layout.of(sources, base, patched=lineage.alignment.patched, dtype=recipe.dtype)
+    return Plan(layout, Mixture.of(recipe, weights, (tensor.name for tensor in layout.tensors)))
 
 
 def with_base_if_needed(recipe: Recipe, lineage: LineageReport) -> LineageReport:
@@ -171,7 +128,7 @@ def prepare_evaluation(
     from hf_soup.evaluation import notes_of, prepare_datasets, require_device, require_memory, scored_with
 
     require_device(device)
-    require_memory(plan, learns=learns)
+    require_memory(plan.layout, learns=learns)
     benches = prepare_datasets(scorings, folder=folder, config=config, token=token, quiet=quiet)
     for note in notes_of(benches):
         say(f"warning: {note}")
@@ -240,7 +197,7 @@ def evaluation_of_soup(
     """
     if not benches or leaves.alignment.vocabulary == lineage.alignment.vocabulary:
         return ()
-    config = soup_config(leaves, plan.dtype)
+    config = soup_config(leaves, plan.layout.dtype)
     folder.mkdir()
     write_assets(folder, config, leaves, lineage.checkpoints)
     pinned = [bench.scoring for bench in benches]  # the same rows, though a data set may have moved on
@@ -263,13 +220,13 @@ def disk_needs(lineage: LineageReport, plan: Plan, out: Path, stream: bool) -> d
         beside, fetch = weight_files_of(lineage.checkpoints, out).peak_bytes(plan), 0
     else:
         fetch = sum(repo.files[file].size for repo, file in missing_weights(lineage.checkpoints))
-    return {"output": (out.absolute().parent, plan.size + beside), "cache": (hub.cache_folder(), fetch)}
+    return {"output": (out.absolute().parent, plan.layout.size + beside), "cache": (hub.cache_folder(), fetch)}
 
 
 def require_disk(lineage: LineageReport, plan: Plan, out: Path, *, stream: bool, held: int) -> None:
     """Refuse before the download what would fill the disk; ``held`` bytes of it are there from an interrupted run."""
     places = disk_needs(lineage, plan, out, stream)
-    fetch, beside = places["cache"][1], places["output"][1] - plan.size
+    fetch, beside = places["cache"][1], places["output"][1] - plan.layout.size
     devices = {title: _existing(folder).stat().st_dev for title, (folder, _) in places.items()}
     if devices["output"] == devices["cache"]:
         places = {"output and cache": (out.absolute().parent, places["output"][1] + fetch)}
@@ -281,7 +238,7 @@ def require_disk(lineage: LineageReport, plan: Plan, out: Path, *, stream: bool,
         if need > free:
             raise MergeError(
                 f"The disk of the {title} has {free / 1e9:.1f} GB free; {need / 1e9:.1f} GB are needed "
-                f"({fetch / 1e9:.1f} GB to fetch, {plan.size / 1e9:.1f} GB to write"
+                f"({fetch / 1e9:.1f} GB to fetch, {plan.layout.size / 1e9:.1f} GB to write"
                 + (f", {beside / 1e9:.1f} GB of files in flight)." if stream else ")."),
                 hint=f"{hint}.",
             )

@@ -56,7 +56,7 @@ def score(
         alone = LineageReport("likely", None, (checkpoint,), (checkpoint.model,), (), alignment)
         plan = plan_of(Recipe(ingredients=[checkpoint.model]), alone, {checkpoint.model: 1.0})
         with tempfile.TemporaryDirectory(prefix="hf-soup-") as folder:
-            config = soup_config(alone, plan.dtype)
+            config = soup_config(alone, plan.layout.dtype)
             write_assets(Path(folder), config, alone)
             benches = prepare_evaluation(recipe, plan, Path(folder), config, device, token, once, quiet=quiet)
             with Evaluation(

@@ -16,7 +16,7 @@ from hf_soup.ingredients import Published, ResolvedIngredients, expand_runs, ope
 from hf_soup.recipe import Recipe, Scoring
 
 if TYPE_CHECKING:
-    from hf_soup.evaluation import Comparison, EvaluationReport, Mixture
+    from hf_soup.evaluation import Comparison, EvaluationReport
     from hf_soup.merging import Plan
 
 
@@ -115,19 +115,19 @@ class Update:
             tuple(left_out), repo is not None and repo.from_cache,
         )  # fmt: skip
 
-    def last(self, expanded: ResolvedIngredients, plan: Plan) -> Mixture:
+    def last(self, expanded: ResolvedIngredients, plan: Plan) -> Plan:
         """The last version: the old leaves with their old shares.
 
         Args:
             expanded: This recipe's, of which the leaves stand first.
             plan: Of all ingredients.
         """
-        from hf_soup.evaluation import Mixture  # late, as it takes torch
-
         old = zip(expanded.groups, self.recipe.ingredients[: self.leaves], strict=False)
         weights = {name: each.weight for name, each in old if each.weight or self.recipe.layers}
-        layers = {tensor: dict(enumerate(shares[: self.leaves])) for tensor, shares in plan.layers.items()}
-        return Mixture(dict(sorted(expanded.flatten(weights).items())), layers)
+        leaves = sorted(expanded.flatten(weights).items())
+        own = {tensor: shares[: self.leaves] for tensor, shares in plan.mixture.tensor_weights.items()}
+        names = {plan.layout.names[number]: share for number, share in leaves}
+        return replace(plan, mixture=replace(plan.mixture, weights=names, tensor_weights=own))
 
     def told(self, names: Sequence[str], results: EvaluationReport | None) -> dict[str, Any]:
         """What ``soup.json`` says of it: what was added to what, both versions' scores, and whether it helps.

@@ -8,8 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from hf_soup.errors import RecipeError
-from hf_soup.evaluation import searched
-from hf_soup.recipe import MAX_POINTS, Recipe, is_average, methods_of, require_methods, require_named
+from hf_soup.recipe import MAX_POINTS, Recipe, is_average, methods_of, require_methods, require_named, searched
 from hf_soup.selection import SELECTIONS, Selection
 
 

@@ -332,7 +332,7 @@ def _cooked_again(
     ):
         supply = weight_files_of(used.checkpoints, staging.fetched)
         theirs = [name for name in weight_files(published)[0] if name in published.files]
-        asking = any(needs_statistics(mixing) for mixing in plan.mixings)
+        asking = any(needs_statistics(call) for call in plan.mixture.methods)
         fetched_bytes = supply.keep() if needs_cutoffs(plan) or asking else supply.peak_bytes(plan)
         _require_room(Path(room), plan, fetched_bytes, published, theirs, say)
         if asking:
@@ -345,9 +345,9 @@ def _cooked_again(
             merged, again = recalibrate_batch_norm(
                 plan, merged, staging.folder, looks, leaves, lineage, token=token, quiet=quiet
             )
-            write_assets(staging.folder, soup_config(leaves, plan.dtype), leaves, lineage.checkpoints)
+            write_assets(staging.folder, soup_config(leaves, plan.layout.dtype), leaves, lineage.checkpoints)
         fetch = sum(published.files[name] for name in theirs) if published.repo else 0
-        with bar("Comparing", plan.size + fetch, quiet=quiet) as shown:
+        with bar("Comparing", plan.layout.size + fetch, quiet=quiet) as shown:
 
             @contextmanager
             def here(name: str) -> Iterator[Path]:
@@ -370,7 +370,7 @@ def _cooked_again(
             differences, digest = compare_weights(
                 published, plan, staging.folder, merged, here, again=again is not None, advance=shown.update
             )
-        ours = {file.name for file in plan.files}
+        ours = {file.name for file in plan.layout.files}
         # An index beside a whole file of weights was not compared, and some programs would load what it names.
         beside = [] if theirs == [SINGLE] else [INDEX]
         differences += compare_files(published, staging.folder, {*ours, INDEX}, {*theirs, *beside})
@@ -382,7 +382,7 @@ def _cooked_again(
         differences.append(Difference("soup.json", "content", text))
     digests = {"recorded": published.digest, "published": digest, "cooked": merged.digest}
     differences = [each for each in differences if each not in lost]
-    return VerificationReport(str(published), "", len(plan.tensors), tuple(differences), tuple(reasons), digests)
+    return VerificationReport(str(published), "", len(plan.layout.tensors), tuple(differences), tuple(reasons), digests)
 
 
 def _is_processing(found: Difference) -> bool:
@@ -397,12 +397,13 @@ def _require_room(room: Path, plan: Plan, beside: int, published: Published, the
         MergeError: There is no room.
     """
     largest = max((published.files[name] for name in theirs), default=0) if published.repo else 0
-    need, free = plan.size + max(beside, largest), free_bytes(room)
+    size = plan.layout.size
+    need, free = size + max(beside, largest), free_bytes(room)
     say(f"note: cooking again in '{room.parent}': {need / 1e9:.2f} GB are needed, {free / 1e9:.1f} GB are free")
     if need > free:
         raise MergeError(
-            f"'{room.parent}' has {free / 1e9:.1f} GB free; {need / 1e9:.1f} GB are needed ({plan.size / 1e9:.1f} GB "
-            f"for the soup, {(need - plan.size) / 1e9:.1f} GB for files in flight).",
+            f"'{room.parent}' has {free / 1e9:.1f} GB free; {need / 1e9:.1f} GB are needed ({size / 1e9:.1f} GB "
+            f"for the soup, {(need - size) / 1e9:.1f} GB for files in flight).",
             hint="Make room, or set TMPDIR to a folder on a larger disk.",
         )
 

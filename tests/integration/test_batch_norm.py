@@ -153,11 +153,10 @@ def test_sixteen_bits_are_rounded_once(cli: Cli, recipe: Callable[..., Path], me
 def test_files_that_are_sharded_have_the_same_bytes(
     cli: Cli, recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hf_soup.workflows import prepare as preparation
+    from hf_soup.merging import layout
 
     one = cli("cook", recipe(), "-o", "one", "--json", "--quiet")
-    make = preparation.make_plan
-    monkeypatch.setattr(preparation, "make_plan", lambda *a, **k: make(*a, **k, max_file_bytes=10_000))
+    monkeypatch.setattr(layout, "MAX_FILE_BYTES", 10_000)
     several = cli("cook", recipe(), "-o", "several", "--json", "--quiet")
     assert len(list(Path("several").glob("*.safetensors"))) > 2
     assert one.json["digest"] == several.json["digest"] == digest_of_folder(Path("several"))

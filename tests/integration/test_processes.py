@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import re
 import select
 import shutil
@@ -17,14 +18,15 @@ from typing import Any
 
 import pytest
 import torch
+from plans import make_plan
 from safetensors.torch import load_file, save_file
 
 from hf_soup.checkpoint.headers import read_header
 from hf_soup.demo import child_environment
 from hf_soup.errors import RecipeError
 from hf_soup.local_hub import LocalHub
-from hf_soup.merging import layout as plan_module
-from hf_soup.merging.layout import BLOCK_BYTES, make_plan
+from hf_soup.merging import plan as plan_module
+from hf_soup.merging.layout import BLOCK_BYTES
 from hf_soup.merging.to_files import merge
 from hf_soup.merging.weight_files import WeightFiles
 from hf_soup.merging.workspace import Workspace
@@ -50,13 +52,12 @@ LAUNCHERS = {
 }  # fmt: skip
 #: One process dies by SIGKILL after its first block; the other reports what it can.
 DYING = """
-import os, signal, sys
+import os, pickle, signal, sys
 from pathlib import Path
-from hf_soup.merging import layout as plan_module
+from hf_soup.merging import plan as plan_module
 from hf_soup.errors import MergeError
 from hf_soup.local_hub import LocalHub
 from hf_soup.merging.to_files import merge
-from hf_soup.merging.layout import Plan
 from hf_soup.merging.workspace import Workspace
 from hf_soup.merging.weight_files import WeightFiles
 from hf_soup.merging.processes import process_group
@@ -72,10 +73,10 @@ def noting(rank, entries):
         os.kill(os.getpid(), signal.SIGKILL)
 
 staging.note = noting
-values = staging.join()
-paths = [{n: Path(p) for n, p in s.items()} for s in values["paths"]]
+plan, paths = pickle.loads(Path("job").read_bytes())
+staging.join(plan.fingerprint)
 try:
-    merge(Plan.from_dict(values['plan']), WeightFiles.here(paths), staging, world=here, threads=1, quiet=True)
+    merge(plan, WeightFiles.here(paths), staging, world=here, threads=1, quiet=True)
 except MergeError as error:
     print("SAID", here.rank, error.message, flush=True)
 """
@@ -531,19 +532,20 @@ def test_a_process_that_dies_leaves_what_is_finished(
         paths.append({"m": path})
     plan = make_plan(["a@0", "b@0"], headers, [0.3, 0.9])
     with Workspace(tmp_path / "soup") as staging:
-        staging.open(plan.fingerprint, plan.to_dict(), paths)
+        staging.open(plan.fingerprint, plan.outline())
     monkeypatch.setattr(plan_module, "UNIT_BYTES", BLOCK_BYTES)
+    (tmp_path / "job").write_bytes(pickle.dumps((plan, paths)))
     (tmp_path / "dying.py").write_text(DYING)
     done = together("dying.py", dies)
     assert done.returncode != 0
     assert f"SAID {1 - dies} Another of the processes that work together has ended early." in done.stdout, done.stderr
     with Workspace(tmp_path / "soup") as staging:
-        assert staging.open(plan.fingerprint, plan.to_dict(), paths) == "continued"
+        assert staging.open(plan.fingerprint, plan.outline()) == "continued"
         merged = merge(plan, WeightFiles.here(paths), staging, threads=1, quiet=True)
         staging.publish()
     assert merged.resumed == 4 * BLOCK_BYTES  # three of the living one, one of the other
     with Workspace(tmp_path / "fresh") as staging:
-        staging.open(plan.fingerprint, plan.to_dict(), paths)
+        staging.open(plan.fingerprint, plan.outline())
         assert merge(plan, WeightFiles.here(paths), staging, threads=1, quiet=True).digest == merged.digest
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -16,30 +17,30 @@ from pathlib import Path
 
 import pytest
 import torch
+from plans import candidate, make_plan
 from safetensors.torch import save_file
 
 from hf_soup.checkpoint.headers import TensorInfo, read_header
-from hf_soup.merging import layout as plan_module
-from hf_soup.merging.layout import BLOCK_BYTES, Plan, make_plan
+from hf_soup.merging import plan as plan_module
+from hf_soup.merging.layout import BLOCK_BYTES
+from hf_soup.merging.plan import Plan
 from hf_soup.merging.to_files import MergeResult, merge
 from hf_soup.merging.weight_files import WeightFiles
 from hf_soup.merging.workspace import Workspace
+from hf_soup.recipe import MethodCall
 
 #: Merges in a child of its own for every point: it dies by SIGKILL at that step on the disk, in the middle of it.
 DRIVER = '''
-import json, os, signal, sys
+import os, pickle, signal, sys
 from pathlib import Path
-from hf_soup.merging import layout as plan_module, workspace as staging_module
+from hf_soup.merging import plan as plan_module, workspace as staging_module
 from hf_soup.merging.to_files import merge
-from hf_soup.merging.layout import Plan
 from hf_soup.merging.workspace import Workspace
 from hf_soup.merging.weight_files import WeightFiles
 
 plan_module.UNIT_BYTES = 4 << 20
 folder = Path(sys.argv[1])
-job = json.loads((folder / "job.json").read_text())
-plan = Plan.from_dict(job["plan"])
-paths = [{file: Path(path) for file, path in source.items()} for source in job["paths"]]
+plan, paths = pickle.loads((folder / "job").read_bytes())
 steps = 0
 
 def step(kind, half=None):
@@ -82,7 +83,7 @@ def slow_disk():
 
 def cook(name):
     with Workspace(folder / name) as staging:
-        staging.open(plan.fingerprint, plan.to_dict(), paths)
+        staging.open(plan.fingerprint, plan.outline())
         merge(plan, WeightFiles.here(paths), staging, threads=1, quiet=True)
         staging.publish()
 
@@ -124,7 +125,7 @@ class Job:
         """What `begin` said, what came out, and the sha256 of all files."""
         plan = plan or self.plan
         with Workspace(self.folder / name) as staging:
-            said = staging.open(plan.fingerprint, plan.to_dict(), self.paths)
+            said = staging.open(plan.fingerprint, plan.outline())
             merged = merge(plan, WeightFiles.here(self.paths), staging, threads=2, quiet=True)
             output = staging.publish()
         total = hashlib.sha256()
@@ -152,9 +153,7 @@ def make_job(folder: Path) -> Job:
         found.append(header)
         paths.append({"m": path})
     plan = make_plan(["a@0", "b@0"], found, [0.3, 0.9], max_file_bytes=13_000_000)
-    (folder / "job.json").write_text(
-        json.dumps({"plan": plan.to_dict(), "paths": [{"m": str(each["m"])} for each in paths]})
-    )
+    (folder / "job").write_bytes(pickle.dumps((plan, paths)))
     return Job(folder, plan, paths)
 
 
@@ -186,7 +185,7 @@ def test_killed_at_any_step(job: Job) -> None:
         if output.exists():
             # Killed after the rename: the soup is whole, and only what was beside it is left.
             assert kind in ("sync", "clear")
-            assert sorted(path.name for path in output.iterdir()) == [file.name for file in job.plan.files]
+            assert sorted(path.name for path in output.iterdir()) == [file.name for file in job.plan.layout.files]
             continue
         noted = sum(each in ("note",) for at, each in points.items() if int(at) < int(number))
         said, merged, now = job.cook(output.name)
@@ -197,7 +196,7 @@ def test_killed_at_any_step(job: Job) -> None:
             assert merged.resumed > 0, (number, kind)
             continued += 1
         if kind in ("rename", "sync"):
-            assert merged.resumed == sum(tensor.size for tensor in job.plan.tensors)
+            assert merged.resumed == sum(tensor.size for tensor in job.plan.layout.tensors)
     assert continued >= 5
     assert whole.resumed == 0
 
@@ -205,7 +204,7 @@ def test_killed_at_any_step(job: Job) -> None:
 def interrupted(job: Job, name: str) -> Workspace:
     """A staging folder in which all blocks are finished."""
     with Workspace(job.folder / name) as staging:
-        staging.open(job.plan.fingerprint, job.plan.to_dict(), job.paths)
+        staging.open(job.plan.fingerprint, job.plan.outline())
         merge(job.plan, WeightFiles.here(job.paths), staging, threads=2, quiet=True)
     return staging
 
@@ -214,15 +213,15 @@ def test_finished_blocks_are_checked_again(job: Job) -> None:
     """One was changed on the disk, one sha256 in a journal is wrong, and a header is gone: all are made again."""
     _, whole, files = job.cook("clean")
     staging = interrupted(job, "damaged")
-    first = next(tensor for tensor in job.plan.tensors if tensor.blocks == 2)
-    with (staging.folder / job.plan.files[first.file].name).open("r+b") as file:
+    first = next(tensor for tensor in job.plan.layout.tensors if tensor.blocks == 2)
+    with (staging.folder / job.plan.layout.files[first.file].name).open("r+b") as file:
         file.write(bytes(100))
         file.seek(first.offset + BLOCK_BYTES + 5)
         file.write(b"\x55")
     with (staging.root / "journal.7").open("a") as journal:
         for unit in (0, 99, -1, len(job.plan.units)):
             journal.write(json.dumps([unit, "0" * 64, []]) + "\n")
-    size = sum(tensor.size for tensor in job.plan.tensors)
+    size = sum(tensor.size for tensor in job.plan.layout.tensors)
     said, merged, now = job.cook("damaged")
     assert said == "continued"
     assert merged.resumed == size - (first.size - BLOCK_BYTES)
@@ -232,8 +231,8 @@ def test_finished_blocks_are_checked_again(job: Job) -> None:
 def test_a_file_that_was_cut_is_made_again(job: Job) -> None:
     _, whole, files = job.cook("full")
     staging = interrupted(job, "cut")
-    os.truncate(staging.folder / job.plan.files[0].name, 5_000_000)
-    (staging.folder / job.plan.files[1].name).unlink()
+    os.truncate(staging.folder / job.plan.layout.files[0].name, 5_000_000)
+    (staging.folder / job.plan.layout.files[1].name).unlink()
     said, merged, now = job.cook("cut")
     assert said == "continued"
     assert merged.resumed == BLOCK_BYTES + 24  # the integers come first
@@ -242,7 +241,7 @@ def test_a_file_that_was_cut_is_made_again(job: Job) -> None:
 
 def test_another_recipe_starts_anew_and_says_why(job: Job) -> None:
     interrupted(job, "changed")
-    plan = dataclasses.replace(job.plan, weights=(0.5, 0.5))
+    plan = candidate(job.plan, {0: 0.5, 1: 0.5})
     said, merged, _ = job.cook("changed", plan)
     assert said == "an interrupted run had other weights, so this one starts anew"
     assert merged.resumed == 0
@@ -250,21 +249,26 @@ def test_another_recipe_starts_anew_and_says_why(job: Job) -> None:
 
 
 CHANGES = {
-    "other ingredients (a@0, b@0)": {"sources": ("a@0", "c@0"), "states": ("a@0", "c@0")},
-    "the same ingredients before they changed": {"states": ("a@0", "b@1")},
-    "another method": {"method": "other"},
-    "other parameters of the method": {"parameters": {"normalize": False}},
-    "other weights and other parameters of the method": {"weights": (1.0, 1.0), "parameters": {"normalize": False}},
-    "another layout of the output": {"files": ()},
+    "other ingredients (a@0, b@0)": ({"labels": ("a@0", "c@0"), "states": ("a@0", "c@0")}, {}),
+    "the same ingredients before they changed": ({"states": ("a@0", "b@1")}, {}),
+    "another method": ({}, {"method": MethodCall("ties", {})}),
+    "other parameters of the method": ({}, {"method": MethodCall("linear", {"normalize": False})}),
+    "other weights and other parameters of the method": (
+        {},
+        {"weights": {"a@0": 1.0, "b@0": 1.0}, "method": MethodCall("linear", {"normalize": False})},
+    ),
+    "another layout of the output": ({"files": ()}, {}),
 }
 
 
 @pytest.mark.parametrize("had", CHANGES)
 def test_what_was_different_is_said(job: Job, had: str) -> None:
     interrupted(job, f"was {had}")
-    plan = dataclasses.replace(job.plan, **CHANGES[had])
+    of_layout, of_mixture = CHANGES[had]
+    layout = dataclasses.replace(job.plan.layout, **of_layout)
+    plan = Plan(layout, dataclasses.replace(job.plan.mixture, **of_mixture))
     with Workspace(job.folder / f"was {had}") as staging:
-        said = staging.open(plan.fingerprint, plan.to_dict())
+        said = staging.open(plan.fingerprint, plan.outline())
         assert said == f"an interrupted run had {had}, so this one starts anew"
         assert list(staging.finished()) == []
 
@@ -274,21 +278,22 @@ def test_a_signal_leaves_what_is_finished(job: Job, signal_number: signal.Signal
     """A real process with a slow disk, stopped from outside when its journal has two lines."""
     name = f"stopped{signal_number.value}"
     code = (
-        "import os, sys, time\nfrom pathlib import Path\nfrom hf_soup.merging.to_files import merge\n"
-        "from hf_soup.merging.layout import Plan\nfrom hf_soup.merging.workspace import Workspace\n"
+        "import pickle, os, sys, time\nfrom pathlib import Path\nfrom hf_soup.merging.to_files import merge\n"
+        "from hf_soup.merging.workspace import Workspace\n"
         "from hf_soup.merging.weight_files import WeightFiles\n"
-        "from hf_soup.merging import layout as plan_module\nplan_module.UNIT_BYTES = 4 << 20\n"
+        "from hf_soup.merging import plan as plan_module\nplan_module.UNIT_BYTES = 4 << 20\n"
         "write = os.pwrite\n"
         "def slowly(*arguments):\n    time.sleep(0.03)\n    return write(*arguments)\n"
         "os.pwrite = slowly\n"
         "with Workspace(Path(sys.argv[1])) as staging:\n"
-        "    values = staging.join()\n"
-        "    paths = [{n: Path(p) for n, p in s.items()} for s in values['paths']]\n"
-        "    merge(Plan.from_dict(values['plan']), WeightFiles.here(paths), staging, threads=1, quiet=True)\n"
+        "    plan, paths = pickle.loads(Path(sys.argv[2]).read_bytes())\n"
+        "    merge(plan, WeightFiles.here(paths), staging, threads=1, quiet=True)\n"
     )
     with Workspace(job.folder / name) as staging:
-        staging.open(job.plan.fingerprint, job.plan.to_dict(), job.paths)
-    child = subprocess.Popen([sys.executable, "-c", code, job.folder / name], stderr=subprocess.DEVNULL)
+        staging.open(job.plan.fingerprint, job.plan.outline())
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, job.folder / name, job.folder / "job"], stderr=subprocess.DEVNULL
+    )
     journal = staging.root / "journal.0"
     while child.poll() is None and (not journal.exists() or len(journal.read_text().splitlines()) < 3):
         pass

@@ -19,6 +19,7 @@ from pathlib import Path
 import anyio
 import pytest
 import torch
+from plans import make_plan
 from safetensors.torch import load_file, save_file
 from starlette.requests import Request
 from starlette.responses import Response
@@ -28,8 +29,7 @@ from hf_soup import MergeError, Recipe, RecipeError, ResolveError, Soup, cook
 from hf_soup.checkpoint.headers import TensorInfo
 from hf_soup.hub import client, download as transfer
 from hf_soup.local_hub import Hangup, LocalHub
-from hf_soup.merging import layout as plan_module
-from hf_soup.merging.layout import make_plan
+from hf_soup.merging import layout, plan as plan_module
 from hf_soup.merging.weight_files import WeightFile, WeightFiles
 
 # The client's own, where it uploads files of more than a megabyte.
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning"
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a small model has several."""
     monkeypatch.setattr(plan_module, "UNIT_BYTES", 1 << 20)
-    monkeypatch.setattr(plan_module, "BLOCK_BYTES", 1 << 18)
+    monkeypatch.setattr(layout, "BLOCK_BYTES", 1 << 18)
     monkeypatch.setattr(transfer, "_PIECE", 1 << 17)
 
 
@@ -390,9 +390,9 @@ def test_killed_while_it_streams(
 ) -> None:
     """What was fetched and right stays; what was fetched in part goes on from there; the bytes are the same."""
     code = (
-        "import sys, time\nfrom hf_soup import cook\nfrom hf_soup.merging import layout as plan\n"
+        "import sys, time\nfrom hf_soup import cook\nfrom hf_soup.merging import layout, plan\n"
         "from hf_soup.hub import download as transfer\nfrom hf_soup.merging.weight_files import WeightFile\n"
-        "plan.UNIT_BYTES, plan.BLOCK_BYTES, transfer._PIECE = 1 << 20, 1 << 18, 1 << 16\n"
+        "plan.UNIT_BYTES, layout.BLOCK_BYTES, transfer._PIECE = 1 << 20, 1 << 18, 1 << 16\n"
         "arrive = WeightFile.arrive\n"
         "def slowly(self, arrived):\n    arrive(self, arrived)\n    time.sleep(0.01)\n"
         "WeightFile.arrive = slowly\n"

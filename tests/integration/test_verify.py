@@ -24,7 +24,7 @@ from hf_soup import MergeError, Recipe, Soup, VerificationReport
 from hf_soup.hub import download as transfer, repo as hub
 from hf_soup.hub.push import upload_folder
 from hf_soup.local_hub import LocalHub
-from hf_soup.merging import layout as planning
+from hf_soup.merging import layout
 from hf_soup.methods import METHODS
 from hf_soup.workflows import verify as verification
 
@@ -164,9 +164,7 @@ def test_a_sharded_soup_and_one_version_of_many(
     api.create_tag(first, tag="v1")
     shutil.move(soup.folder, tmp_path / "first")
     with monkeypatch.context() as patch:
-        patch.setattr(
-            planning.make_plan, "__kwdefaults__", {**planning.make_plan.__kwdefaults__, "max_file_bytes": 9000}
-        )
+        patch.setattr(layout, "MAX_FILE_BYTES", 9000)
         second = cook(tmp_path, ["acme/a", "acme/b"])
     assert len(list(second.folder.glob("model-*.safetensors"))) > 2
     pushed(second, replace=True)
@@ -361,9 +359,7 @@ def test_a_shard_that_is_gone(soup: Soup, publish: Publish) -> None:
 def test_shards_beside_a_whole_file(soup: Soup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are not what was compared, though they have the names of those that are cooked again; and some load them."""
     with monkeypatch.context() as patch:
-        patch.setattr(
-            planning.make_plan, "__kwdefaults__", {**planning.make_plan.__kwdefaults__, "max_file_bytes": 9000}
-        )
+        patch.setattr(layout, "MAX_FILE_BYTES", 9000)
         made = hf_soup.cook(soup.recipe, tmp_path / "many", say=lambda _: None).folder
         shards = sorted(path.name for path in made.glob("model-*.safetensors"))
         for name in shards:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+from plans import candidate, make_plan, mean
 from safetensors.torch import load_file
 
 from hf_soup.checkpoint.headers import TensorInfo, read_header
-from hf_soup.evaluation.candidates import AnswerKeys, Mixture, _keep, _noted
-from hf_soup.merging.layout import Plan, make_plan
+from hf_soup.evaluation.candidates import AnswerKeys, _keep, _noted
+from hf_soup.merging.plan import Plan
+from hf_soup.recipe import MethodCall
 
 
 def plan_of(family: Path, names: str, method: str = "linear", head: str = "") -> Plan:
@@ -25,38 +29,42 @@ def plan_of(family: Path, names: str, method: str = "linear", head: str = "") ->
     return make_plan(list(names), tensors, [1.0] * len(names), method=method, patched=patched)
 
 
+def key(plan: Plan, weights: Mapping[int, float], **changes: Any) -> str:
+    return AnswerKeys(plan.layout).of(candidate(plan, weights, **changes))
+
+
+def alone(plan: Plan, source: int) -> str:
+    return AnswerKeys(plan.layout).of(mean(plan, {source: 1.0}))
+
+
 def test_everything_that_decides_the_numbers_is_in_the_key(family: Path) -> None:
     name = next(iter(load_file(family / "a" / "model.safetensors")))
     pair = {0: 1.0, 1: 1.0}
-    mixtures = [
-        Mixture({0: 1.0}, mean=True),
-        Mixture({1: 1.0}, mean=True),
-        Mixture(pair),
-        Mixture({1: 1.0, 0: 1.0}),  # sums are rounded in their order
-        Mixture({0: 1.0, 1: 2.0}),
-        Mixture(pair, {name: {0: 1.0, 1: 2.0}}),
-        Mixture(pair, {name: {0: 2.0, 1: 1.0}}),
-        Mixture(pair, parameters={"normalize": False}),
-    ]
     plans = [plan_of(family, "abc"), plan_of(family, "abc", head="c"), plan_of(family, "abc", head="b")]
-    keys = {AnswerKeys(plan).of(mixture) for plan in plans for mixture in mixtures}
-    assert len(keys) == len(plans) * len(mixtures)
+    keys = set()
+    for plan in plans:
+        keys |= {
+            alone(plan, 0),
+            alone(plan, 1),
+            key(plan, pair),
+            key(plan, {1: 1.0, 0: 1.0}),  # sums are rounded in their order
+            key(plan, {0: 1.0, 1: 2.0}),
+            key(plan, pair, tensor_weights={name: (1.0, 2.0)}),
+            key(plan, pair, tensor_weights={name: (2.0, 1.0)}),
+            key(plan, pair, method=MethodCall("linear", {"normalize": False})),
+        }
+    assert len(keys) == len(plans) * 8
 
 
 def test_nothing_else_is(family: Path) -> None:
     """Other ingredients, their number and the order of those that are not in it."""
     here, there = plan_of(family, "abc"), plan_of(family, "cba")
-    assert AnswerKeys(here).of(Mixture({0: 1.0, 2: 3.0})) == AnswerKeys(there).of(Mixture({2: 1.0, 0: 3.0}))
-    assert AnswerKeys(here).of(Mixture({1: 1.0}, mean=True)) == AnswerKeys(plan_of(family, "b")).of(
-        Mixture({0: 1.0}, mean=True)
-    )
-    layers = {"classifier.bias": {0: 0.25, 2: 0.5}}, {"classifier.bias": {2: 0.25, 0: 0.5}}
-    assert AnswerKeys(here).of(Mixture({0: 1.0, 2: 3.0}, layers[0])) == AnswerKeys(there).of(
-        Mixture({2: 1.0, 0: 3.0}, layers[1])
-    )
+    assert key(here, {0: 1.0, 2: 3.0}) == key(there, {2: 1.0, 0: 3.0})
+    assert alone(here, 1) == alone(plan_of(family, "b"), 0)
+    own = {"classifier.bias": (0.25, 0.5)}
+    assert key(here, {0: 1.0, 2: 3.0}, tensor_weights=own) == key(there, {2: 1.0, 0: 3.0}, tensor_weights=own)
     # A head that one has alone is in every soup.
-    first, second = plan_of(family, "abc", head="c"), plan_of(family, "ac", head="c")
-    assert AnswerKeys(first).of(Mixture({0: 1.0}, mean=True)) == AnswerKeys(second).of(Mixture({0: 1.0}, mean=True))
+    assert alone(plan_of(family, "abc", head="c"), 0) == alone(plan_of(family, "ac", head="c"), 0)
 
 
 def test_what_is_remembered_is_believed_only_whole(tmp_path: Path) -> None:

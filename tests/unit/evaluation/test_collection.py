@@ -16,6 +16,7 @@ import torch
 import transformers
 from huggingface_hub import constants
 from PIL import Image
+from plans import make_plan
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
@@ -30,9 +31,9 @@ from hf_soup.evaluation.calibration_data import CalibrationDataset, prepare_cali
 from hf_soup.evaluation.collection import collect_statistics
 from hf_soup.evaluation.model import build_model
 from hf_soup.merging.arithmetic import uniform
-from hf_soup.merging.layout import Plan, make_plan
+from hf_soup.merging.plan import Plan
 from hf_soup.merging.statistics_store import StatisticsStore, statistics_folder, statistics_path
-from hf_soup.merging.to_memory import Blend
+from hf_soup.merging.to_memory import Materializer
 from hf_soup.methods.fisher import fisher
 from hf_soup.methods.regmean import regmean
 from hf_soup.recipe.schema import Examples
@@ -73,7 +74,7 @@ class Kitchen:
 
     def found(self, plan: Plan, source: int) -> dict[str, Tensor]:
         ((_, names),) = plan.statistics.items()
-        return load_file(statistics_path(names[source]))
+        return load_file(statistics_path(names["ab"[source]]))
 
     def model(self, source: int) -> Any:
         return build_model(self.folder, self.full[source], self.task, torch.float32)
@@ -190,9 +191,7 @@ def test_models_that_are_sure_of_their_answers_are_not_averaged(kitchen: Kitchen
         kitchen.full[source]["classifier.bias"][0] += 10
         save_file(kitchen.full[source], path, {"format": "pt"})
     plan = kitchen.collect("fisher")
-    blend = Blend(plan, kitchen.paths)
-    mixed = blend.tensors({0: 1.0, 1: 2.0})
-    blend.close()
+    mixed = Materializer(plan.layout, kitchen.paths).materialize(plan)
     a, b = (squares(kitchen, source) for source in range(2))
     for name in ("bert.encoder.layer.0.output.dense.weight", "classifier.weight"):
         own, seen = [full[name].double() for full in kitchen.full], [each[name].clamp(min=1e-6) for each in (a, b)]
@@ -233,10 +232,8 @@ def test_gram_is_of_the_inputs_of_linear_layers(kitchen: Kitchen) -> None:
 def test_each_layer_is_solved_as_it_is_stored(kitchen: Kitchen) -> None:
     """GPT-2 stores its weights as (in, out)."""
     plan = kitchen.collect("regmean", offdiagonal=0.5)
-    blend = Blend(plan, kitchen.paths)
-    mixed = blend.tensors({0: 1.0, 1: 2.0})
-    blend.close()
-    with safe_open(statistics_path(next(iter(plan.statistics.values()))[0]), "pt") as file:
+    mixed = Materializer(plan.layout, kitchen.paths).materialize(plan)
+    with safe_open(statistics_path(next(iter(plan.statistics.values()))["a"]), "pt") as file:
         turned = set(json.loads(file.metadata()["turned"]))
     assert bool(turned) == ("GPT2" in str(kitchen.model(0).__class__))
     both = [kitchen.found(plan, source) for source in range(2)]
@@ -262,9 +259,7 @@ def least_squares(own: Sequence[Tensor], grams: Sequence[Tensor]) -> Tensor:
 def test_slices_find_their_statistics(kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hf_soup.merging.to_memory._SLICE", 7)
     plan = kitchen.collect("fisher")
-    blend = Blend(plan, kitchen.paths)
-    mixed = blend.tensors({0: 1.0, 1: 2.0})
-    blend.close()
+    mixed = Materializer(plan.layout, kitchen.paths).materialize(plan)
     both = [kitchen.found(plan, source) for source in range(2)]
     for name, each in mixed.items():
         own, seen = [full[name] for full in kitchen.full], [found[name] for found in both]
@@ -278,7 +273,7 @@ def test_threads_do_not_show(kitchen: Kitchen, method: str, monkeypatch: pytest.
     for cores in (1, 3):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
         plan = kitchen.collect(method)
-        paths = [statistics_path(name) for names in plan.statistics.values() for name in names]
+        paths = [statistics_path(name) for names in plan.statistics.values() for name in names.values()]
         files.append([path.read_bytes() for path in paths])
         for path in paths:
             path.unlink()
@@ -291,8 +286,8 @@ def test_what_is_known_is_not_asked_again(kitchen: Kitchen, monkeypatch: pytest.
     plan = kitchen.collect("fisher")
     ((_, names),) = plan.statistics.items()
     others = [kitchen.collect("fisher", examples=3), kitchen.collect("regmean")]
-    known = {name for each in others for names in each.statistics.values() for name in names}
-    assert len(known | {*names}) == 6
+    known = {name for each in others for names in each.statistics.values() for name in names.values()}
+    assert len(known | {*names.values()}) == 6
     assert plan.fingerprint != kitchen.plan(method="fisher", parameters={"examples": ROWS}).fingerprint
     made: list[int] = []
     original = collecting._Pass.collect
@@ -301,21 +296,21 @@ def test_what_is_known_is_not_asked_again(kitchen: Kitchen, monkeypatch: pytest.
     )
     assert kitchen.collect("fisher") == plan
     assert made == []
-    whole = statistics_path(names[1]).read_bytes()
-    statistics_path(names[1]).write_bytes(whole[:-1])
+    whole = statistics_path(names["b"]).read_bytes()
+    statistics_path(names["b"]).write_bytes(whole[:-1])
     assert kitchen.collect("fisher") == plan
     assert made == [1]
-    assert statistics_path(names[1]).read_bytes() == whole
+    assert statistics_path(names["b"]).read_bytes() == whole
 
 
 @pytest.mark.parametrize("kitchen", ["BERT"], indirect=True)
 def test_a_file_that_is_gone_is_said(kitchen: Kitchen) -> None:
     plan = kitchen.collect("fisher")
     ((_, names),) = plan.statistics.items()
-    statistics_path(names[0]).unlink()
+    statistics_path(names["a"]).unlink()
     with pytest.raises(MergeError, match="file of statistics in the cache"):
         StatisticsStore(plan)
-    (statistics_folder() / f"{names[0]}.safetensors").write_bytes(b"x" * 100)
+    (statistics_folder() / f"{names['a']}.safetensors").write_bytes(b"x" * 100)
     with pytest.raises(MergeError, match="file of statistics in the cache"):
         StatisticsStore(plan)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 import transformers
 from huggingface_hub import constants
 from PIL import Image
+from plans import make_plan
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
@@ -25,13 +27,12 @@ from hf_soup.checkpoint.headers import RowRange, read_header
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation import entropy as adapting, gradients as descent
 from hf_soup.evaluation.calibration_data import CalibrationDataset, prepare_calibration_dataset
-from hf_soup.evaluation.candidates import Mixture
 from hf_soup.evaluation.collection import collect_coefficients
 from hf_soup.evaluation.entropy import EntropyLoss
 from hf_soup.evaluation.model import build_model
-from hf_soup.merging.layout import Plan, make_plan
+from hf_soup.merging.plan import Plan
 from hf_soup.merging.statistics_store import statistics_path
-from hf_soup.merging.to_memory import Blend
+from hf_soup.merging.to_memory import Materializer
 from hf_soup.recipe.mixture import MethodCall
 from hf_soup.recipe.schema import Examples
 
@@ -77,30 +78,23 @@ class Kitchen:
             more["patched"] = {words, "classifier.weight"}
         return make_plan(["a", "b", "base"], headers, [*self.weights, 0.0], method=method, with_base=True, **more)
 
-    def mixture(self) -> Mixture:
-        return Mixture(dict(enumerate(self.weights)))
-
     def entropy(self, plan: Plan) -> EntropyLoss:
-        return EntropyLoss(plan, self.paths, self.mixture(), plan.mixings[0], self.inputs, self.folder)
+        return EntropyLoss(plan, self.paths, plan.mixture.method, self.inputs, self.folder)
 
     def learn(self, plan: Plan | None = None, seed: int = 5, **parameters: Any) -> Plan:
         plan = plan or self.plan(parameters=parameters)
-        found = collect_coefficients(plan, self.mixture(), lambda: self.paths, self.inputs, self.folder, seed=seed)
-        return replace(plan, statistics=found.statistics or {})
+        return collect_coefficients(plan, lambda: self.paths, self.inputs, self.folder, seed=seed)
 
     def found(self, plan: Plan) -> list[dict[str, Tensor]]:
         ((_, names),) = plan.statistics.items()
-        return [load_file(statistics_path(name)) for name in names]
+        return [load_file(statistics_path(each)) for each in names.values()]
 
     def model(self, tensors: Mapping[str, Tensor]) -> Any:
         return build_model(self.folder, tensors, self.inputs.examples.task, torch.float32)
 
     def merged(self, plan: Plan) -> dict[str, Tensor]:
-        blend = Blend(plan, self.paths)
-        try:
-            return blend.tensors(self.mixture().weights)
-        finally:
-            blend.close()
+        with closing(Materializer(plan.layout, self.paths)) as materializer:
+            return materializer.materialize(plan)
 
 
 def finish(folder: Path, models: list[Mapping[str, Tensor]], rows: Path, task: str) -> Kitchen:
@@ -273,7 +267,7 @@ def test_other_methods_stay_as_they_are(family: Path, tmp_path: Path) -> None:
     own["classifier.bias"] = MethodCall("task_arithmetic", {"scale": 0.5})
     plan = kitchen.learn(kitchen.plan(overrides=own, parameters={"steps": 1}))
     assert kitchen.found(plan)[0].keys() == kitchen.full[0].keys() - own.keys()
-    loss = EntropyLoss(plan, kitchen.paths, kitchen.mixture(), plan.mixings[0], kitchen.inputs, tmp_path)
+    loss = EntropyLoss(plan, kitchen.paths, plan.mixture.method, kitchen.inputs, tmp_path)
     _, slopes = loss.gradient(some_coefficients(loss), np.arange(4))
     a, b, base = (each["classifier.bias"] for each in kitchen.full)
     torch.testing.assert_close(loss._model.classifier.bias.data, base + 0.5 * (a - base + b - base))
@@ -294,7 +288,7 @@ def test_the_mix_gets_surer_of_examples_that_it_has_not_seen(tasks: Kitchen, by:
     before, after = judged(tasks, start)[1], judged(tasks, tasks.merged(plan))[1]
     assert after < 0.97 * before
     ((_, names),) = plan.statistics.items()
-    with safe_open(statistics_path(names[0]), "pt") as file:
+    with safe_open(statistics_path(names["a"]), "pt") as file:
         first, last = json.loads(file.metadata()["entropy"])
     assert last < 0.97 * first
     still = tasks.merged(tasks.learn(by=by, steps=1, lr=1e-9))
@@ -305,7 +299,7 @@ def test_the_same_bits_whatever_the_threads_and_no_others_by_another_key(
     tasks: Kitchen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def names(plan: Plan) -> tuple[str, ...]:
-        return next(iter(plan.statistics.values()))
+        return tuple(next(iter(plan.statistics.values())).values())
 
     few = {"steps": 3, "lr": 0.1}
     plan = tasks.learn(**few)

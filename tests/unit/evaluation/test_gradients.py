@@ -18,6 +18,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 from PIL import Image
+from plans import make_plan
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from torch import Tensor
@@ -30,7 +31,7 @@ from hf_soup.evaluation.dataset import EvalDataset, prepare_datasets
 from hf_soup.evaluation.gradients import ValidationLoss, needed_bytes
 from hf_soup.evaluation.model import build_model
 from hf_soup.merging.engine import Reading
-from hf_soup.merging.layout import Plan, make_plan
+from hf_soup.merging.plan import Plan
 from hf_soup.recipe.schema import Scoring
 
 N = 3
@@ -133,7 +134,9 @@ class Kitchen:
         return make_plan(["a", "b", "c"], self.headers, [1.0] * N, patched=self.patched)
 
     def mixture(self, **more: Any) -> ValidationLoss:
-        return ValidationLoss(self.plan(), self.paths, {"a": 0, "b": 1, "c": 2}, self.folder, [self.bench], **more)
+        return ValidationLoss(
+            self.plan().layout, self.paths, {"a": 0, "b": 1, "c": 2}, self.folder, [self.bench], **more
+        )
 
     def mixed(self, name: str, shares: Tensor) -> Tensor:
         """``shares`` are (n,): the plain sum, but the mean of those who have it where not all have."""
@@ -173,7 +176,7 @@ class Kitchen:
 
     @property
     def floats(self) -> list[str]:
-        return [tensor.name for tensor in self.plan().tensors if tensor.averaged]
+        return [tensor.name for tensor in self.plan().layout.tensors if tensor.averaged]
 
     def model(self, tensors: Mapping[str, Tensor]) -> Any:
         return build_model(self.folder, tensors, self.task, torch.float32)

@@ -21,8 +21,8 @@ from hf_soup.cli.tables import table
 from hf_soup.errors import IncompatibleError, ScoringError
 from hf_soup.evaluation import candidates as answering
 from hf_soup.evaluation.model import require_device
-from hf_soup.merging import to_memory as blend
-from hf_soup.merging.layout import Run
+from hf_soup.merging.engine import Reading
+from hf_soup.merging.layout import Run, Segment
 
 # The cards name an ancestor on the Hub, which must not be the real one.
 pytestmark = pytest.mark.usefixtures("online")
@@ -123,13 +123,13 @@ def test_each_step_of_greedy_reads_little(
 ) -> None:
     """A candidate costs the ingredient that is tried, and once the one before it when that was kept."""
     read: Counter[str] = Counter()
-    through = blend.Blend._load
+    through = Reading.read
 
-    def count(self: blend.Blend, source: int, span: Run) -> Any:
-        read[self.plan.sources[source]] += span.stop - span.first
-        return through(self, source, span)
+    def count(self: Reading, run: Run, segment: Segment, source: int) -> Any:
+        read[self._layout.names[source]] += run.stop - run.first
+        return through(self, run, segment, source)
 
-    monkeypatch.setattr(blend.Blend, "_load", count)
+    monkeypatch.setattr(Reading, "read", count)
     cook(recipe, tmp_path / "soup", say=lambda _: None)
     tensors = len(load_file(trained / "good" / "model.safetensors"))
     # Alone, as a candidate and in the report; the ones that were kept are once folded into the sum.

@@ -9,6 +9,7 @@ import shutil
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,9 +24,9 @@ from hf_soup import Recipe, RecipeError, Soup, SoupError, cook
 from hf_soup.evaluation.gradients import ValidationLoss
 from hf_soup.evaluation.model import ReusableModel
 from hf_soup.evaluation.report import Evaluation
-from hf_soup.evaluation.search import grid, settled
 from hf_soup.evaluation.statistics import Comparison
-from hf_soup.merging.to_memory import Blend
+from hf_soup.merging import Materializer, Plan
+from hf_soup.recipe import grid, settled
 
 pytestmark = pytest.mark.usefixtures("online")
 
@@ -227,14 +228,15 @@ def test_what_is_tried_is_what_would_be_written(
     first = recipe.ingredients[:2] if "slerp" in str(method) else recipe.ingredients
     asked = changed(recipe, method=method, select={"name": "top_k", "k": 2}, ingredients=[*reversed(first)])
     tried: list[dict[str, torch.Tensor]] = []
-    original = Blend.tensors
+    original = Materializer.materialize
 
-    def noting(self: Blend, weights: Any, **options: Any) -> Any:
-        made = original(self, dict(reversed(weights.items())), **options)
+    def noting(self: Materializer, plan: Plan) -> Any:
+        weights = dict(reversed(plan.mixture.weights.items()))
+        made = original(self, replace(plan, mixture=replace(plan.mixture, weights=weights)))
         tried.extend([made] if len(weights) > 1 else [])
         return made
 
-    monkeypatch.setattr(Blend, "tensors", noting)
+    monkeypatch.setattr(Materializer, "materialize", noting)
     soup = quietly(changed(asked, select="greedy"), tmp_path / "soup")
     if len(soup.weights) == 1:
         soup = quietly(changed(asked, select="uniform"), tmp_path / "both")

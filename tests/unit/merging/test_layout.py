@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -12,10 +13,13 @@ from typing import Any
 
 import pytest
 from hypothesis import given, settings, strategies as st
+from plans import candidate, make_plan
 
 from hf_soup.checkpoint.headers import ITEM_BYTES, TensorInfo
 from hf_soup.errors import IncompatibleError
-from hf_soup.merging.layout import BLOCK_BYTES, Plan, make_plan
+from hf_soup.merging.layout import BLOCK_BYTES
+from hf_soup.merging.plan import Plan
+from hf_soup.recipe import MethodCall
 
 Header = Mapping[str, TensorInfo]
 
@@ -73,18 +77,18 @@ def test_types_that_cannot_be_combined_are_named() -> None:
 )
 def test_the_type_that_is_written(found: tuple[str, ...], dtype: str | None, written: str) -> None:
     plan = planned(*(header(("w", each, (2,))) for each in found), dtype=dtype)
-    assert plan.tensors[0].dtype == written
+    assert plan.layout.tensors[0].dtype == written
 
 
 def test_the_commonest_type_goes_into_the_config() -> None:
-    assert planned(header(("a", "F32", (2,)), ("b", "F32", (2,)), ("c", "BF16", (9,)))).dtype == "bfloat16"
-    assert planned(header(("a", "I64", (2,)))).dtype == "float32"
+    assert planned(header(("a", "F32", (2,)), ("b", "F32", (2,)), ("c", "BF16", (9,)))).layout.dtype == "bfloat16"
+    assert planned(header(("a", "I64", (2,)))).layout.dtype == "float32"
 
 
 def test_a_single_file_has_no_index() -> None:
     plan = planned(A, A)
-    assert [file.name for file in plan.files] == ["model.safetensors"]
-    assert plan.index() is None
+    assert [file.name for file in plan.layout.files] == ["model.safetensors"]
+    assert plan.layout.index is None
 
 
 names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
@@ -102,14 +106,14 @@ def test_every_byte_of_every_file_has_one_tensor(
     """Aligned, without holes, cut at the limit; and the same plan after a journey as JSON."""
     source = header(*entries)
     plan = planned(source, source, max_file_bytes=limit, dtype=dtype)
-    assert {tensor.name for tensor in plan.tensors} == set(source)
-    for number, file in enumerate(plan.files):
+    assert {tensor.name for tensor in plan.layout.tensors} == set(source)
+    for number, file in enumerate(plan.layout.files):
         position = len(file.header)
         assert int.from_bytes(file.header[:8], "little") == position - 8
         assert position % 8 == 0
         listed = json.loads(file.header[8:])
         assert listed.pop("__metadata__") == {"format": "pt"}
-        inside = [tensor for tensor in plan.tensors if tensor.file == number]
+        inside = [tensor for tensor in plan.layout.tensors if tensor.file == number]
         assert list(listed) == [tensor.name for tensor in inside]
         for tensor in inside:
             assert tensor.offset == position
@@ -125,15 +129,15 @@ def test_every_byte_of_every_file_has_one_tensor(
         assert position == file.size
         held = file.size - len(file.header)
         assert held <= limit or sum(tensor.size > 0 for tensor in inside) == 1
-    assert plan.size == sum(file.size for file in plan.files)
+    assert plan.layout.size == sum(file.size for file in plan.layout.files)
     # Every block is in one unit, and every unit within its run, also where empty tensors stand between two runs.
-    assert [entry for unit in plan.units for entry in plan.blocks_of(unit)] == list(plan.blocks(0, 0))
+    assert [entry for unit in plan.units for entry in plan.blocks_of(unit)] == list(plan.layout.blocks(0, 0))
     for unit in plan.units:
         run = plan.runs[unit.run]
         assert 0 <= unit.begin < unit.end <= run.elements
         assert all(run.first <= tensor < run.stop for tensor, _, _ in plan.blocks_of(unit))
         assert (unit.end - unit.begin) * ITEM_BYTES[run.dtype] == unit.size
-    again = Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
+    again = pickle.loads(pickle.dumps(plan))
     assert again == plan
     assert again.fingerprint == plan.fingerprint
 
@@ -147,10 +151,15 @@ def test_whatever_decides_the_bytes_changes_the_fingerprint() -> None:
         planned(A, A, dtype="float32"),
         planned(A, A, parameters={"normalize": False}),
         planned(A, A, max_file_bytes=10),
-        dataclasses.replace(plan, weights=(1.0, 2.0)),
-        dataclasses.replace(plan, sources=("m0", "m2")),
-        dataclasses.replace(plan, sources=("m1", "m0")),
-        dataclasses.replace(plan, method="other"),
+        candidate(plan, {0: 1.0, 1: 2.0}),
+        candidate(plan, {1: 1.0, 0: 1.0}),
+        candidate(plan, {0: 1.0}),
+        Plan(dataclasses.replace(plan.layout, labels=("m0", "m2")), plan.mixture),
+        Plan(dataclasses.replace(plan.layout, states=("m0", "m2")), plan.mixture),
+        dataclasses.replace(plan, mixture=dataclasses.replace(plan.mixture, method=MethodCall("ties", {}))),
+        dataclasses.replace(plan, mixture=dataclasses.replace(plan.mixture, tensor_weights={"w": (1.0, 2.0)})),
+        dataclasses.replace(plan, mixture=dataclasses.replace(plan.mixture, seed=1)),
+        dataclasses.replace(plan, statistics={"fisher-8": {"m0": "1", "m1": "2"}}),
     ]
     assert len({each.fingerprint for each in [plan, *different]}) == 1 + len(different)
     assert planned(A, A).fingerprint == plan.fingerprint
@@ -158,9 +167,10 @@ def test_whatever_decides_the_bytes_changes_the_fingerprint() -> None:
 
 def test_the_plan_does_not_depend_on_the_hash_seed() -> None:
     code = (
-        "from hf_soup.checkpoint.headers import TensorInfo\nfrom hf_soup.merging.layout import make_plan\n"
+        "from hf_soup.checkpoint.headers import TensorInfo\nfrom hf_soup.merging import Layout, Plan, Source, layout\n"
+        "from hf_soup.recipe import Mixture\nlayout.MAX_FILE_BYTES = 8\n"
         "t = {n: TensorInfo(n, 'BF16', (3,), 'm', 8 + 6 * i, 6) for i, n in enumerate('zebra')}\n"
-        "print(make_plan(['a', 'b'], [t, t], [1.0, 2.0], max_file_bytes=8).fingerprint)"
+        "print(Plan(Layout.of([Source('a', t), Source('b', t)]), Mixture({'a': 1.0, 'b': 2.0})).fingerprint)"
     )
     found = {
         subprocess.check_output([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, text=True)

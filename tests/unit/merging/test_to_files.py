@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
+import pickle
 import resource
 import subprocess
 import sys
@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from plans import candidate, make_plan
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -26,13 +27,15 @@ from torch import Tensor
 from hf_soup._util.io import in_memory
 from hf_soup.checkpoint.headers import ITEM_BYTES, RowRange, TensorInfo, read_header
 from hf_soup.errors import MergeError
-from hf_soup.merging import engine, layout as plan_module, workers
+from hf_soup.merging import engine, plan as plan_module, workers
+from hf_soup.merging.arithmetic import Aids
 from hf_soup.merging.digest import digest_of
-from hf_soup.merging.layout import BLOCK_BYTES, Plan, make_plan
+from hf_soup.merging.layout import BLOCK_BYTES
+from hf_soup.merging.plan import Plan
 from hf_soup.merging.processes import ProcessGroup
 from hf_soup.merging.statistics_store import StatisticsStore
 from hf_soup.merging.to_files import MergeResult, _share, merge
-from hf_soup.merging.to_memory import Blend
+from hf_soup.merging.to_memory import Materializer
 from hf_soup.merging.weight_files import WeightFiles
 from hf_soup.merging.workspace import Workspace
 from hf_soup.methods import METHODS, round_into
@@ -79,7 +82,7 @@ class Pot:
 
     def cook(self, name: str = "soup", **options: Any) -> tuple[MergeResult, Path]:
         with Workspace(self.folder / name) as staging:
-            staging.open(self.plan.fingerprint, self.plan.to_dict(), self.paths)
+            staging.open(self.plan.fingerprint, self.plan.outline())
             options = {"threads": 2, "quiet": True} | options
             return merge(self.plan, WeightFiles.here(self.paths), staging, **options), staging.publish()
 
@@ -145,10 +148,10 @@ def test_the_files_hold_what_the_method_gives(tmp_path: Path, read: torch.dtype,
 def test_every_file_is_one_that_safetensors_reads(pot: Pot, tmp_path: Path) -> None:
     """Cut by size and listed in the index; headers are padded, so that tensors are aligned."""
     _, folder = pot.cook("many")
-    index = pot.plan.index()
+    index = pot.plan.layout.index
     assert index is not None
-    assert len(pot.plan.files) == len(set(index["weight_map"].values())) == 3
-    for file in pot.plan.files:
+    assert len(pot.plan.layout.files) == len(set(index["weight_map"].values())) == 3
+    for file in pot.plan.layout.files:
         path = folder / file.name
         assert path.stat().st_size == file.size
         assert path.read_bytes()[: len(file.header)] == file.header
@@ -249,7 +252,7 @@ def in_a_world(pot: Pot, staging: Workspace, size: int) -> list[MergeResult | Ba
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_the_number_of_processes_does_not_show(pot: Pot, reference: tuple[str, Any], size: int) -> None:
     with Workspace(pot.folder / f"world{size}") as staging:
-        staging.open(pot.plan.fingerprint, pot.plan.to_dict(), pot.paths)
+        staging.open(pot.plan.fingerprint, pot.plan.outline())
         first, *others = in_a_world(pot, staging, size)
         assert isinstance(first, MergeResult)
         assert all(isinstance(other, MergeResult) and not other.digest for other in others)
@@ -264,7 +267,7 @@ def test_a_share_is_every_unit_once(pot: Pot, long: Pot) -> None:
     """And every unit is blocks that follow each other, no more than fit, within one run."""
     for each in (pot, long):
         plan = each.plan
-        assert [entry for unit in plan.units for entry in plan.blocks_of(unit)] == list(plan.blocks(0, 0))
+        assert [entry for unit in plan.units for entry in plan.blocks_of(unit)] == list(plan.layout.blocks(0, 0))
         assert all(sum(size for _, _, size in plan.blocks_of(unit)) == unit.size <= BLOCK_BYTES for unit in plan.units)
         for size in (1, 2, 3, 7, 50):
             shares = [_share(plan, set(), ProcessGroup(rank, size)) for rank in range(size)]
@@ -329,8 +332,8 @@ class Kin(Pot):
         super().__init__(folder, models, [1.0] * len(models), method=method, with_base=base, **options)
 
     def blend(self) -> Mapping[str, Tensor]:
-        with closing(Blend(self.plan, self.paths)) as blend:
-            return blend.tensors(dict.fromkeys(range(len(self.plan.sources) - self.plan.with_base), 1.0))
+        with closing(Materializer(self.plan.layout, self.paths)) as materializer:
+            return materializer.materialize(self.plan)
 
 
 def kin(dtype: torch.dtype) -> list[dict[str, Tensor]]:
@@ -434,7 +437,7 @@ def test_blocks_that_nobody_wrote_are_missed(pot: Pot) -> None:
     """As when a process of the world works in another folder."""
     meeting = threading.Barrier(2, timeout=30)
     with Workspace(pot.folder / "alone") as staging, ThreadPoolExecutor(1) as pool:
-        staging.open(pot.plan.fingerprint, pot.plan.to_dict(), pot.paths)
+        staging.open(pot.plan.fingerprint, pot.plan.outline())
         idle = pool.submit(lambda: [meeting.wait() for _ in range(4)])
         with pytest.raises(MergeError, match="parts of 'alone' were not written"):
             merge(
@@ -523,19 +526,21 @@ def test_short_reads_and_writes_are_continued(
 def test_more_files_than_a_process_may_open_at_first(tmp_path: Path) -> None:
     pot = Pot(tmp_path, [model(seed, shapes={"w": (3,)}) for seed in range(40)])
     code = (
-        "import json, resource, sys\nfrom pathlib import Path\nfrom hf_soup.merging.to_files import merge\n"
-        "from hf_soup.merging.layout import Plan\nfrom hf_soup.merging.workspace import Workspace\n"
+        "import pickle, json, resource, sys\nfrom pathlib import Path\nfrom hf_soup.merging.to_files import merge\n"
+        "from hf_soup.merging.workspace import Workspace\n"
         "from hf_soup.merging.weight_files import WeightFiles\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (30, 200))\n"
         "with Workspace(Path(sys.argv[1])) as staging:\n"
-        "    values = staging.join()\n"
-        "    paths = [{n: Path(p) for n, p in s.items()} for s in values['paths']]\n"
-        "    plan = Plan.from_dict(values['plan'])\n"
+        "    plan, paths = pickle.loads(Path(sys.argv[2]).read_bytes())\n"
         "    print(merge(plan, WeightFiles.here(paths), staging, threads=1, quiet=True).digest)\n"
     )
     with Workspace(tmp_path / "soup") as staging:
-        staging.open(pot.plan.fingerprint, pot.plan.to_dict(), pot.paths)
-    done = subprocess.run([sys.executable, "-c", code, tmp_path / "soup"], capture_output=True, text=True, check=True)
+        staging.open(pot.plan.fingerprint, pot.plan.outline())
+    job = tmp_path / "job"
+    job.write_bytes(pickle.dumps((pot.plan, pot.paths)))
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "soup", job], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == pot.cook("other")[0].digest
 
 
@@ -607,26 +612,27 @@ def test_an_error_in_one_thread_stops_the_others(tmp_path: Path, slow: list[int]
 def test_memory_grows_neither_with_the_model_nor_with_the_number_of_ingredients(tmp_path: Path) -> None:
     """Peaks of whole processes: two ingredients of 8 MB against sixteen of 64 MB."""
     code = (
-        "import re, sys\nfrom pathlib import Path\nfrom hf_soup.merging.to_files import merge\n"
-        "from hf_soup.merging.layout import Plan\nfrom hf_soup.merging.workspace import Workspace\n"
+        "import pickle, re, sys\nfrom pathlib import Path\nfrom hf_soup.merging.to_files import merge\n"
+        "from hf_soup.merging.workspace import Workspace\n"
         "from hf_soup.merging.weight_files import WeightFiles\n"
         "with Workspace(Path(sys.argv[1])) as staging:\n"
-        "    values = staging.join()\n"
-        "    paths = [{n: Path(p) for n, p in s.items()} for s in values['paths']]\n"
-        "    merge(Plan.from_dict(values['plan']), WeightFiles.here(paths), staging, threads=2, quiet=True)\n"
+        "    plan, paths = pickle.loads(Path(sys.argv[2]).read_bytes())\n"
+        "    merge(plan, WeightFiles.here(paths), staging, threads=2, quiet=True)\n"
         # Not getrusage, where a child begins with its parent's peak.
         "print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
     )
     peaks = []
     for name, rows, n in (("small", 4, 2), ("large", 32, 16)):
         pot = Pot(tmp_path / name, [{"w": torch.full((rows, 1 << 20), 0.5, dtype=torch.bfloat16)}])
-        part = pot.plan.run_of(0).parts[0]
-        info = TensorInfo("w", part.dtype, pot.plan.tensors[0].shape, part.file, part.offset, pot.plan.tensors[0].size)
+        tensor, (at,) = pot.plan.layout.tensors[0], pot.plan.layout.runs[0].segments[0].extents
+        info = TensorInfo("w", at.dtype, tensor.shape, at.file, at.offset, tensor.size)
         plan = make_plan([f"acme/{i}@0" for i in range(n)], [{"w": info}] * n, [1.0 + i for i in range(n)])
         out = tmp_path / name / "soup"
         with Workspace(out) as staging:
-            staging.open(plan.fingerprint, plan.to_dict(), pot.paths * n)
-        done = subprocess.run([sys.executable, "-c", code, out], capture_output=True, text=True, check=True)
+            staging.open(plan.fingerprint, plan.outline())
+        job = tmp_path / name / "job"
+        job.write_bytes(pickle.dumps((plan, pot.paths * n)))
+        done = subprocess.run([sys.executable, "-c", code, out, job], capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout) << 10)
     assert peaks[1] - peaks[0] < 60 << 20, [peak >> 20 for peak in peaks]
 
@@ -638,7 +644,7 @@ def test_all_threads_together_hold_no_more_than_is_documented(threads: int, n: i
     """Slices, accumulator and output of every thread, down to slices that are too small to be worth it."""
     info = TensorInfo("w", dtype, (1 << 24,), "m", 8, (1 << 24) * ITEM_BYTES[dtype])
     plan = make_plan([str(i) for i in range(n)], [{"w": info}] * n, [1.0] * n)
-    step = engine.Engine(plan, WeightFiles([]), [], threads, StatisticsStore(plan), None)._step(plan.runs[0])
+    step = engine.Engine(plan, WeightFiles([]), [], threads, Aids({}, StatisticsStore(plan)))._step(plan.runs[0])
     held = threads * step * (n * ITEM_BYTES[dtype] + ITEM_BYTES[dtype] + (4 if dtype == "BF16" else 8))
     assert held <= 96 << 20 or step == 1 << 13
     assert step <= 1 << 18
@@ -652,10 +658,6 @@ def test_what_is_in_memory_is_known(tmp_path: Path) -> None:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     assert not in_memory(path)
-
-
-def test_a_plan_passes_between_processes(pot: Pot) -> None:
-    assert Plan.from_dict(json.loads(json.dumps(pot.plan.to_dict()))) == pot.plan
 
 
 # ---- rows that lie elsewhere --------------------------------------------------------------------------------
@@ -705,19 +707,19 @@ def test_rows_are_averaged_over_those_who_have_them(
     assert torch.equal(found["table"][:700], mean(a["table"], b["table"], c["table"][:700]))
     assert torch.equal(found["table"][700:], c["table"][700:])
     assert torch.equal(found["head"], b["head"])
-    blend = Blend(pot.plan, pot.paths)
-    blended = blend.tensors(dict(enumerate(weights)))
-    assert all(torch.equal(blended[name], tensor) for name, tensor in found.items())
-    without = blend.tensors({0: 1.0, 2: 1.0})
+    materializer = Materializer(pot.plan.layout, pot.paths)
+    made = materializer.materialize(pot.plan)
+    assert all(torch.equal(made[name], tensor) for name, tensor in found.items())
+    without = materializer.materialize(candidate(pot.plan, {0: 1.0, 2: 1.0}))
     assert torch.equal(without["head"], b["head"])
     assert torch.equal(without["table"][700:], c["table"][700:])
     assert torch.equal(without["out"], mean(a["out"], c["out"], by=(1, 1)))
-    blend.close()
+    materializer.close()
 
 
 def test_a_plan_with_moved_rows_survives_being_written(tmp_path: Path) -> None:
     pot = PatchedPot(tmp_path)
-    again = Plan.from_dict(json.loads(json.dumps(pot.plan.to_dict())))
+    again = pickle.loads(pickle.dumps(pot.plan))
     assert again == pot.plan
     assert again.fingerprint == pot.plan.fingerprint
 

@@ -10,16 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from plans import candidate, make_plan, mean
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hf_soup.checkpoint.headers import RowRange, TensorInfo, read_header
 from hf_soup.errors import MergeError
-from hf_soup.merging.layout import Plan, make_plan
 from hf_soup.merging.to_files import merge
-from hf_soup.merging.to_memory import Blend
+from hf_soup.merging.to_memory import Materializer
 from hf_soup.merging.weight_files import WeightFiles
 from hf_soup.merging.workspace import Workspace
+from hf_soup.recipe import MethodCall
 
 N = 4
 SHAPES: dict[str, tuple[int, ...]] = {"a": (37, 41), "b": (5,), "scale": (), "empty": (0, 3)}
@@ -42,7 +43,11 @@ class Shelf:
             self.paths.append({"m": path})
         self.size = sum(info.size for info in self.headers[0].values())
         self.averaged = self.size - self.headers[0]["ids"].size
-        self.blend = Blend(self._plan(dict.fromkeys(range(len(dtypes)), 1.0)), self.paths)
+        self.whole = self._plan(dict.fromkeys(range(len(dtypes)), 1.0))
+        self.materializer = Materializer(self.whole.layout, self.paths)
+
+    def made(self, weights: Mapping[int, float]) -> dict[str, Tensor]:
+        return self.materializer.materialize(candidate(self.whole, weights))
 
     def _plan(self, weights: Mapping[int, float]) -> Any:
         return make_plan(
@@ -57,7 +62,7 @@ class Shelf:
         plan, paths = self._plan(weights), [self.paths[source] for source in weights]
         output = self.folder / str(len(list(self.folder.iterdir())))
         with Workspace(output) as staging:
-            staging.open(plan.fingerprint, plan.to_dict(), paths)
+            staging.open(plan.fingerprint, plan.outline())
             merge(plan, WeightFiles.here(paths), staging, threads=1, quiet=True)
             return load_file(staging.publish() / "model.safetensors")
 
@@ -75,7 +80,7 @@ def same_bits(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
 def shelf(tmp_path: Path) -> Iterator[Shelf]:
     shelf = Shelf(tmp_path, [torch.bfloat16] * N, None)
     yield shelf
-    shelf.blend.close()
+    shelf.materializer.close()
 
 
 KINDS = {
@@ -102,22 +107,22 @@ def test_every_subset_in_every_order_is_what_a_merge_writes(
             if (n == N and order[0] > order[1]) or (mixed and N - 1 not in order):
                 continue
             shares = {source: weights[source] for source in order}
-            assert same_bits(shelf.blend.tensors(shares), shelf.written_by_a_merge(shares)), order
-    shelf.blend.close()
+            assert same_bits(shelf.made(shares), shelf.written_by_a_merge(shares)), order
+    shelf.materializer.close()
 
 
 def test_a_plain_sum_is_one_here_too(tmp_path: Path) -> None:
     shelf = Shelf(tmp_path, [torch.bfloat16] * 3, None, normalize=False)
     for shares in ({0: 0.5}, {0: 0.5, 1: 0.5}, {0: 0.5, 1: 0.5, 2: 3.0}):
-        assert same_bits(shelf.blend.tensors(shares), shelf.written_by_a_merge(shares))
-    shelf.blend.close()
+        assert same_bits(shelf.made(shares), shelf.written_by_a_merge(shares))
+    shelf.materializer.close()
 
 
 def test_what_is_handed_out_may_be_written_to(shelf: Shelf) -> None:
     """Models change their buffers; the next soup does not see it."""
     expected = shelf.written_by_a_merge({0: 1.0, 1: 1.0})
     for _ in range(3):
-        found = shelf.blend.tensors({0: 1.0, 1: 1.0})
+        found = shelf.made({0: 1.0, 1: 1.0})
         assert same_bits(found, expected)
         for tensor in found.values():
             tensor.zero_()
@@ -145,7 +150,7 @@ def test_a_greedy_search_reads_what_is_documented(shelf: Shelf, monkeypatch: pyt
         ([3], 1),
     ]:  # fmt: skip
         before = read
-        shelf.blend.tensors(dict.fromkeys(chosen, 1.0))
+        shelf.made(dict.fromkeys(chosen, 1.0))
         # Integers are read once, as they are not added up.
         assert models * shelf.averaged <= read - before <= models * shelf.size, chosen
 
@@ -153,12 +158,12 @@ def test_a_greedy_search_reads_what_is_documented(shelf: Shelf, monkeypatch: pyt
 def test_a_file_that_shrinks_is_named(shelf: Shelf) -> None:
     os.truncate(shelf.paths[1]["m"], 2000)
     with pytest.raises(MergeError, match="1: m ended in the middle of"):
-        shelf.blend.tensors({0: 1.0, 1: 1.0})
+        shelf.made({0: 1.0, 1: 1.0})
 
 
 def test_closed_is_closed(tmp_path: Path) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
-    Shelf(tmp_path, [torch.bfloat16] * 2, None).blend.close()
+    Shelf(tmp_path, [torch.bfloat16] * 2, None).materializer.close()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
@@ -189,20 +194,19 @@ def test_other_mixes_are_what_a_merge_writes(
         with_base=base,
     )  # fmt: skip
     with Workspace(tmp_path / "out") as staging:
-        staging.open(plan.fingerprint, plan.to_dict(), shelf.paths)
-        merge(Plan.from_dict(plan.to_dict()), WeightFiles.here(shelf.paths), staging, threads=1, quiet=True)
+        staging.open(plan.fingerprint, plan.outline())
+        merge(plan, WeightFiles.here(shelf.paths), staging, threads=1, quiet=True)
         written = load_file(staging.publish() / "model.safetensors")
-    blend = Blend(plan, shelf.paths)
-    own = {name: dict(enumerate(shares)) for name, shares in layers.items()}
+    materializer = Materializer(plan.layout, shelf.paths)
     given = {source: weights[source] for source in range(N - base)}
-    assert same_bits(blend.tensors(given, layers=own), written)
-    other = blend.tensors(given, layers=own, parameters={**parameters, **{name: 0.1 for name in parameters if base}})
-    assert same_bits(other, written) == (not base)
+    assert same_bits(materializer.materialize(candidate(plan, given)), written)
+    call = MethodCall(method, {**parameters, **{name: 0.1 for name in parameters if base}})
+    assert same_bits(materializer.materialize(candidate(plan, given, method=call)), written) == (not base)
     if base:
         assert written["scale"].dtype == torch.bfloat16 if dtypes[0] == torch.bfloat16 else torch.float32
-        mean = blend.mean({1: 1.0})
-        assert torch.equal(mean["scale"], load_file(shelf.paths[1]["m"])["scale"])
-    blend.close()
+        alone = materializer.materialize(mean(plan, {1: 1.0}))
+        assert torch.equal(alone["scale"], load_file(shelf.paths[1]["m"])["scale"])
+    materializer.close()
 
 
 def test_rows_that_only_those_left_out_or_the_ancestor_have(tmp_path: Path) -> None:
@@ -214,9 +218,9 @@ def test_rows_that_only_those_left_out_or_the_ancestor_have(tmp_path: Path) -> N
         list("0123"), headers, [1.0, 1.0, 1.0, 0.0], method="wise_ft", parameters={"alpha": 0.5}, patched=["a"],
         with_base=True,
     )  # fmt: skip
-    blend = Blend(plan, shelf.paths)
+    materializer = Materializer(plan.layout, shelf.paths)
     each = [load_file(path["m"])["a"].double() for path in shelf.paths]
-    mixed = blend.tensors({0: 1.0})["a"].double()
+    mixed = materializer.materialize(candidate(plan, {0: 1.0}))["a"].double()
     torch.testing.assert_close(mixed[:30], (each[0][:30] + each[3][:30]) / 2, rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(mixed[30:], (each[1][30:] + each[2][30:]) / 2, rtol=1e-6, atol=1e-8)
-    blend.close()
+    materializer.close()

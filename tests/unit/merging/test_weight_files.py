@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from plans import make_plan
 
 from hf_soup.checkpoint.headers import TensorInfo
 from hf_soup.errors import ResolveError
-from hf_soup.merging import layout as plan_module
-from hf_soup.merging.layout import Plan, WorkUnit, make_plan
+from hf_soup.merging import plan as plan_module
+from hf_soup.merging.plan import Plan, WorkUnit
 from hf_soup.merging.weight_files import WeightFile, WeightFiles
 
 BLOCK = 4 << 20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -17,14 +18,17 @@ from typing import Any
 
 import pytest
 import torch
+from plans import make_plan
 from safetensors.torch import load_file, save_file
 
 from hf_soup.checkpoint.headers import TensorInfo, read_header
 from hf_soup.errors import MergeError
 from hf_soup.hub import file_digests as digests
-from hf_soup.merging import layout as plan_module, workers
+from hf_soup.merging import plan as plan_module, workers
+from hf_soup.merging.arithmetic import Aids
 from hf_soup.merging.engine import Engine
-from hf_soup.merging.layout import BLOCK_BYTES, Plan, make_plan
+from hf_soup.merging.layout import BLOCK_BYTES
+from hf_soup.merging.plan import Plan
 from hf_soup.merging.statistics_store import StatisticsStore
 from hf_soup.merging.to_files import MergeResult, merge
 from hf_soup.merging.weight_files import WeightFile, WeightFiles
@@ -93,10 +97,10 @@ class Pot:
     def cook(
         self, plan: Plan, name: str, threads: int, follow: Sequence[Path] = (), supply: WeightFiles | None = None
     ) -> MergeResult:
-        paths = self.paths[: len(plan.sources)]
+        paths = self.paths[: len(plan.layout.labels)]
         supply = supply or WeightFiles.here(paths, follow)
         with Workspace(self.folder / name) as staging:
-            staging.open(plan.fingerprint, plan.to_dict(), paths)
+            staging.open(plan.fingerprint, plan.outline())
             merged = merge(plan, supply, staging, threads=threads, quiet=True)
             staging.publish()
         return merged
@@ -157,8 +161,8 @@ def test_who_does_the_work(pot: Pot, monkeypatch: pytest.MonkeyPatch) -> None:
     """One process where there is little to do, where files are yet to come, and where tensors are held whole."""
 
     def may(plan: Plan, supply: WeightFiles | None = None, size: int = 1 << 30, count: int = 2) -> bool:
-        supply = supply or WeightFiles.here(pot.paths[: len(plan.sources)])
-        return workers.may_fork(Engine(plan, supply, [], count, StatisticsStore(plan), None), size, count)
+        supply = supply or WeightFiles.here(pot.paths[: len(plan.layout.labels)])
+        return workers.may_fork(Engine(plan, supply, [], count, Aids({}, StatisticsStore(plan))), size, count)
 
     plan = pot.plan("linear")
     assert may(plan)
@@ -317,26 +321,28 @@ def test_ctrl_c_ends_all_of_them(pot: Pot, slow: None) -> None:
         pot.cook(plan, "soup", threads=2)
     killer.join()
     assert not multiprocessing.active_children()
-    assert 0 < pot.cook(plan, "soup", threads=2).resumed < plan.size
+    assert 0 < pot.cook(plan, "soup", threads=2).resumed < plan.layout.size
 
 
 def test_they_end_with_the_first_process(pot: Pot) -> None:
     """And with it the lock is gone, so that the same command can go on at once."""
     plan, output = pot.plan("linear"), pot.folder / "soup"
     code = (
-        "import os, sys, time\nfrom pathlib import Path\nfrom hf_soup.merging import layout as plan, workers\n"
-        "from hf_soup.merging.to_files import merge\nfrom hf_soup.merging.layout import BLOCK_BYTES, Plan\n"
+        "import pickle, os, sys, time\nfrom pathlib import Path\n"
+        "from hf_soup.merging import plan as plan_module, workers\n"
+        "from hf_soup.merging.to_files import merge\nfrom hf_soup.merging.layout import BLOCK_BYTES\n"
         "from hf_soup.merging.workspace import Workspace\nfrom hf_soup.merging.weight_files import WeightFiles\n"
-        "plan.UNIT_BYTES, workers._WORTH = BLOCK_BYTES, 1\nwrite = os.pwrite\n"
+        "plan_module.UNIT_BYTES, workers._WORTH = BLOCK_BYTES, 1\nwrite = os.pwrite\n"
         "os.pwrite = lambda *given: time.sleep(0.05) or write(*given)\n"
         "with Workspace(Path(sys.argv[1])) as staging:\n"
-        "    values = staging.join()\n"
-        "    paths = [{n: Path(p) for n, p in s.items()} for s in values['paths']]\n"
-        "    merge(Plan.from_dict(values['plan']), WeightFiles.here(paths), staging, threads=2, quiet=True)\n"
+        "    plan, paths = pickle.loads(Path(sys.argv[2]).read_bytes())\n"
+        "    merge(plan, WeightFiles.here(paths), staging, threads=2, quiet=True)\n"
     )
     with Workspace(output) as staging:
-        staging.open(plan.fingerprint, plan.to_dict(), pot.paths[:3])
-    process = subprocess.Popen([sys.executable, "-c", code, output])
+        staging.open(plan.fingerprint, plan.outline())
+    job = pot.folder / "job"
+    job.write_bytes(pickle.dumps((plan, pot.paths[:3])))
+    process = subprocess.Popen([sys.executable, "-c", code, output, job])
     try:
         limit = time.monotonic() + 60
         while not journal(output) and time.monotonic() < limit:

@@ -61,7 +61,7 @@ def test_an_output_that_appears_meanwhile_is_not_replaced(tmp_path: Path, make: 
     """And the finished soup stays, for the same command once that is out of the way."""
     output = tmp_path / "soup"
     with Workspace(output) as staging:
-        staging.open("f", PLAN, [])
+        staging.open("f", PLAN)
         (staging.folder / "model.safetensors").write_text("soup")
         staging.note(0, BLOCKS)
         make(output)
@@ -71,7 +71,7 @@ def test_an_output_that_appears_meanwhile_is_not_replaced(tmp_path: Path, make: 
     assert state(output) == before
     output.rename(tmp_path / "away")
     with Workspace(output) as staging:
-        assert staging.open("f", PLAN, []) == "continued"
+        assert staging.open("f", PLAN) == "continued"
         assert list(staging.finished()) == BLOCKS
         assert staging.publish() == output
     assert (output / "model.safetensors").read_text() == "soup"
@@ -103,9 +103,9 @@ def test_files_of_others_in_the_staging_folder_stay(tmp_path: Path) -> None:
     mine.write_text("mine")
     for fingerprint in ("f", "g"):
         with Workspace(tmp_path / "soup") as staging:
-            staging.open(fingerprint, PLAN, [])
+            staging.open(fingerprint, PLAN)
     with Workspace(tmp_path / "soup") as staging:
-        staging.open("g", PLAN, [])
+        staging.open("g", PLAN)
         staging.publish()
     assert listing(tmp_path) == [".soup.cooking", ".soup.cooking/notes.txt", "soup"]
 
@@ -123,7 +123,7 @@ def test_a_place_that_cannot_be_written_is_one_clear_error(parent: str) -> None:
 
 def test_a_parent_that_does_not_exist_is_made(tmp_path: Path) -> None:
     with Workspace(tmp_path / "a" / "b" / "soup") as staging:
-        staging.open("f", PLAN, [])
+        staging.open("f", PLAN)
         staging.publish()
     assert listing(tmp_path / "a" / "b") == ["soup"]
 
@@ -133,7 +133,7 @@ def test_a_parent_that_does_not_exist_is_made(tmp_path: Path) -> None:
 
 def test_of_two_runs_into_one_folder_one_wins(tmp_path: Path) -> None:
     with Workspace(tmp_path / "soup") as staging:
-        staging.open("f", PLAN, [])
+        staging.open("f", PLAN)
         with (
             pytest.raises(MergeError, match="Another process is cooking 'soup' right now"),
             Workspace(tmp_path / "soup"),
@@ -152,7 +152,7 @@ def test_many_processes_at_once_make_one_soup(tmp_path: Path) -> None:
         "for number in range(40):\n"
         "    try:\n"
         "        with Workspace(Path(sys.argv[1], str(number))) as staging:\n"
-        "            staging.open('f', {'files': []}, [])\n"
+        "            staging.open('f', {'files': []})\n"
         "            (staging.folder / 'by').write_text(sys.argv[2])\n"
         "            staging.publish()\n"
         "            outcomes.append(number)\n"
@@ -184,7 +184,7 @@ def test_the_lock_of_a_folder_that_is_gone_is_not_taken_for_one(
     def late(lock: object, how: int) -> None:
         monkeypatch.setattr(module.fcntl, "flock", flock)
         if finishes:
-            first.open("f", PLAN, [])
+            first.open("f", PLAN)
             first.publish()
         first.__exit__(None, None, None)
         flock(lock, how)  # type: ignore[arg-type]
@@ -196,7 +196,7 @@ def test_the_lock_of_a_folder_that_is_gone_is_not_taken_for_one(
         assert listing(tmp_path) == ["soup"]
     else:
         with Workspace(output) as second:
-            second.open("f", PLAN, [])
+            second.open("f", PLAN)
             with pytest.raises(MergeError, match="Another process"), Workspace(output):
                 pass
             second.publish()
@@ -216,11 +216,10 @@ def test_the_same_merge_continues_and_another_starts_anew(tmp_path: Path) -> Non
     """What an interrupted run wrote beside the weights is half-made, and made again."""
     for fingerprint, said in (("f", None), ("f", "continued"), ("g", "so this one starts anew"), ("g", "continued")):
         with Workspace(tmp_path / "soup") as staging:
-            answer = staging.open(fingerprint, PLAN, [{"m": Path("/x/m")}])
+            answer = staging.open(fingerprint, PLAN)
             assert answer == said or (answer and said and said in answer)
             assert listing(staging.folder) == (["model.safetensors"] if said == "continued" else [])
             assert list(staging.finished()) == (BLOCKS if said == "continued" else [])
-            assert json.loads((staging.root / "plan.json").read_text())["paths"] == [{"m": "/x/m"}]
             if said != "continued":
                 staging.note(0, BLOCKS)
             (staging.folder / "model.safetensors").write_text("soup")
@@ -231,20 +230,20 @@ def test_the_same_merge_continues_and_another_starts_anew(tmp_path: Path) -> Non
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"fingerprint": 1}', '{"fingerprint": 1, "plan": []}'])
 def test_a_plan_that_cannot_be_read_starts_anew(tmp_path: Path, text: str) -> None:
     with Workspace(tmp_path / "soup") as staging:
-        staging.open("f", PLAN, [])
+        staging.open("f", PLAN)
         staging.note(0, BLOCKS)
         (staging.root / "plan.json").write_text(text)
     with Workspace(tmp_path / "soup") as staging:
-        assert staging.open("f", PLAN, []) == "what an interrupted run left cannot be read, so this one starts anew"
+        assert staging.open("f", PLAN) == "what an interrupted run left cannot be read, so this one starts anew"
         assert list(staging.finished()) == []
 
 
 def test_nobody_begins_while_a_process_of_another_run_is_at_work(tmp_path: Path) -> None:
     """It would write into what the new run makes; the world that has just begun may join."""
     with Workspace(tmp_path / "soup") as staging:
-        staging.open("f", PLAN, [])
+        staging.open("f", PLAN)
         orphan = Workspace(tmp_path / "soup")
-        assert orphan.join()["fingerprint"] == "f"
+        orphan.join("f")
     with (
         pytest.raises(MergeError, match="A process of an interrupted run is still at work on 'soup'"),
         Workspace(tmp_path / "soup"),
@@ -253,7 +252,7 @@ def test_nobody_begins_while_a_process_of_another_run_is_at_work(tmp_path: Path)
     assert orphan._world is not None
     orphan._world.close()
     with Workspace(tmp_path / "soup") as staging:
-        assert staging.open("f", PLAN, []) == "continued"
+        assert staging.open("f", PLAN) == "continued"
         staging.publish()
     assert listing(tmp_path) == ["soup"]
 
@@ -274,7 +273,7 @@ def test_nothing_behind_a_link_is_touched(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("line", ['[Infinity, "", []]', "[" * 100_000, '["x", 1]', '[1, "aa", ["y"]]', "{}"])
 def test_a_garbled_journal_is_passed_over(tmp_path: Path, line: str) -> None:
     with Workspace(tmp_path / "soup") as staging:
-        staging.open("f", PLAN, [])
+        staging.open("f", PLAN)
         staging.note(0, BLOCKS)
         (staging.root / "journal.1").write_text(f"{line}\n")
         assert list(staging.finished()) == BLOCKS
@@ -283,12 +282,12 @@ def test_a_garbled_journal_is_passed_over(tmp_path: Path, line: str) -> None:
 
 def test_processes_that_see_different_folders_are_told(tmp_path: Path) -> None:
     with pytest.raises(MergeError, match=r"does not see .*\.soup\.cooking"):
-        Workspace(tmp_path / "soup").join()
+        Workspace(tmp_path / "soup").join("f")
 
 
 def test_journals_of_all_processes_count_and_lines_that_were_cut_do_not(tmp_path: Path) -> None:
     with Workspace(tmp_path / "soup") as staging:
-        staging.open("f", PLAN, [])
+        staging.open("f", PLAN)
         staging.note(1, BLOCKS[2:])
         staging.note(0, BLOCKS[:1])
         staging.note(0, BLOCKS[1:2])
@@ -302,7 +301,7 @@ def test_journals_of_all_processes_count_and_lines_that_were_cut_do_not(tmp_path
 def test_a_new_run_does_not_write_behind_a_line_that_was_cut(tmp_path: Path) -> None:
     """It would be lost with it."""
     with Workspace(tmp_path / "soup") as staging:
-        staging.open("f", PLAN, [])
+        staging.open("f", PLAN)
         staging.note(0, BLOCKS[:1])
         staging.note(3, BLOCKS[1:2])
         journal = staging.root / "journal.0"
@@ -318,7 +317,7 @@ def test_a_new_run_does_not_write_behind_a_line_that_was_cut(tmp_path: Path) -> 
 
 def test_files_are_as_large_as_they_will_be_and_keep_what_they_hold(tmp_path: Path) -> None:
     with Workspace(tmp_path / "soup") as staging:
-        staging.open("f", PLAN, [])
+        staging.open("f", PLAN)
         path = staging.folder / "model.safetensors"
         staging.allocate([("model.safetensors", b"head", 1000)])
         assert path.read_bytes() == b"head" + bytes(996)
@@ -338,8 +337,8 @@ def test_what_the_disk_refuses_is_a_merge_error(tmp_path: Path, monkeypatch: pyt
         with monkeypatch.context() as patched:
             patched.setattr(Path, "write_text", refuse)
             with pytest.raises(MergeError, match="Cannot make 'soup': Input/output error"):
-                staging.open("f", PLAN, [])
-        staging.open("f", PLAN, [])
+                staging.open("f", PLAN)
+        staging.open("f", PLAN)
         staging.note(0, BLOCKS)
         with monkeypatch.context() as patched:
             patched.setattr(os, "fsync", refuse)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import json
+import pickle
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
 import torch
+from plans import make_plan
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hf_soup.checkpoint.headers import RowRange, TensorInfo, read_header
 from hf_soup.errors import MergeError, RecipeError
-from hf_soup.merging import engine, layout as plan_module
+from hf_soup.merging import engine, plan as plan_module
 from hf_soup.merging.arithmetic import combine, uniform
-from hf_soup.merging.layout import BLOCK_BYTES, Plan, make_plan
+from hf_soup.merging.layout import BLOCK_BYTES
+from hf_soup.merging.plan import Plan
 from hf_soup.merging.to_files import merge
-from hf_soup.merging.to_memory import Blend
+from hf_soup.merging.to_memory import Materializer
 from hf_soup.merging.weight_files import WeightFiles
 from hf_soup.merging.workspace import Workspace
 from hf_soup.methods import METHODS, Method, Within
@@ -110,11 +113,11 @@ class Shelf:
         return make_plan(list("0123")[:count], self.headers[:count], given, method=method, with_base=base, **options)
 
     def cook(self, plan: Plan, name: str = "soup", threads: int = 2) -> dict[str, Tensor]:
-        paths = self.paths[: len(plan.sources)]
+        paths = self.paths[: len(plan.layout.labels)]
         with Workspace(self.folder / name) as staging:
-            staging.open(plan.fingerprint, plan.outline(), paths)
+            staging.open(plan.fingerprint, plan.outline())
             merge(
-                Plan.from_dict(json.loads(json.dumps(plan.to_dict()))),
+                pickle.loads(pickle.dumps(plan)),
                 WeightFiles.here(paths),
                 staging,
                 threads=threads,
@@ -123,11 +126,8 @@ class Shelf:
             return load_file(staging.publish() / "model.safetensors")
 
     def blend(self, plan: Plan) -> dict[str, Tensor]:
-        blend = Blend(plan, self.paths[: len(plan.sources)])
-        try:
-            return blend.tensors(dict(enumerate(plan.weights[:3])))
-        finally:
-            blend.close()
+        with closing(Materializer(plan.layout, self.paths[: len(plan.layout.labels)])) as materializer:
+            return materializer.materialize(plan)
 
     def deltas(self, name: str) -> list[Tensor]:
         return [self.models[number][name].double() - self.models[3][name].double() for number in range(3)]
@@ -396,13 +396,12 @@ def bounded(
 def test_what_a_method_of_tensors_is_done_with_is_let_go(shelf: Shelf, method: str) -> None:
     """So that an ingredient's tensor and its task vector are not held both."""
     plan = shelf.plan(method)
-    run = plan.runs[[tensor.name for tensor in plan.tensors].index("layers.0.weight")]
-    assert run.whole
+    run = plan.runs[[tensor.name for tensor in plan.layout.tensors].index("layers.0.weight")]
+    assert plan.is_whole(run)
     parts = {number: model["layers.0.weight"].reshape(-1) for number, model in enumerate(shelf.models)}
-    parts = {number: parts[number] for number in range(len(plan.sources))}
-    shares = dict(enumerate(plan.weights))
-    kept = combine(plan, run, dict(parts), shares, mixed=range(len(parts)))
-    assert torch.equal(combine(plan, run, parts, shares, mixed=range(len(parts)), release=True), kept)
+    parts = {number: parts[number] for number in range(len(plan.layout.labels))}
+    kept = combine(plan, run, dict(parts), None)
+    assert torch.equal(combine(plan, run, parts, None, release=True), kept)
     assert not parts
 
 
