@@ -6,6 +6,7 @@ pinned ingredients are streamed past, and every tensor is compared bit by bit.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_soup import hub
 from hf_soup._util.parallel import in_parallel
-from hf_soup._util.progress import Say, bar, to_stderr
+from hf_soup._util.progress import bar
 from hf_soup._util.text import some
 from hf_soup.checkpoint import Checkpoint, distinct_names, open_checkpoint, require_unchanged
 from hf_soup.errors import (
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 
 
 IDENTICAL, EQUIVALENT, DIFFERENT, UNVERIFIABLE = "identical", "equivalent", "different", "unverifiable"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,6 @@ def verify(
     trust_remote_code: bool = False,
     token: Token = None,
     quiet: bool = True,
-    say: Say = to_stderr,
 ) -> VerificationReport:
     """Cook a published soup again from what its repo says, and compare every tensor bit by bit.
 
@@ -147,7 +149,6 @@ def verify(
         trust_remote_code: Let metrics that are code run; the recipe's own word does not count.
         token: As everywhere in huggingface_hub.
         quiet: No progress bars.
-        say: Gets notes.
 
     Returns:
         The verdict, which is no error whatever it is.
@@ -186,7 +187,7 @@ def verify(
         return VerificationReport(called, UNVERIFIABLE, reasons=(*reasons, *found))
     try:
         base = _base(published.recipe, checkpoints, paths, token)
-        checked = _cooked_again(published, checkpoints, base, looks, token, keep=score, quiet=quiet, say=say)
+        checked = _cooked_again(published, checkpoints, base, looks, token, keep=score, quiet=quiet)
     except (RecipeError, IncompatibleError, ResolveError, ScoringError, ValuesError) as error:
         # What is neither said by the Hub nor by the models is the way between: no verdict comes of it.
         if may_pass(error) or (isinstance(error, ResolveError) and not why_absent(error)):
@@ -202,13 +203,13 @@ def verify(
         message = f"Its soup.json states {stated:,} scores, and its recipe names data for {known:,} of them."
         reasons.append(Finding("data", message))
     elif score and not known:
-        say("note: its recipe names no data, so there is nothing to measure")
+        logger.info("its recipe names no data, so there is nothing to measure")
     if score and (odd := [each.name for each in checked.differences if ASSETS.fullmatch(each.name)]):
         # A model of a stranger's config may be of any size.
-        say(f"note: nothing is measured, as {some(odd)} is not what its ingredients give")
+        logger.info(f"nothing is measured, as {some(odd)} is not what its ingredients give")
     elif measured.score or measured.report:
         try:
-            scores = _rescored(published, measured, model, token, quiet, say)
+            scores = _rescored(published, measured, model, token, quiet)
         except SoupError as error:
             if may_pass(error):
                 raise
@@ -305,7 +306,7 @@ def _base(recipe: Recipe, checkpoints: Sequence[Checkpoint], paths: Paths, token
 
 def _cooked_again(
     published: Published, checkpoints: Sequence[Checkpoint], base: BaseReference | None, looks: Recipe, token: Token, *,
-    keep: bool, quiet: bool, say: Say,
+    keep: bool, quiet: bool,
 ) -> VerificationReport:  # fmt: skip
     """Cook in a temporary folder, and compare. The verdict is left open; ``looks`` has the examples."""
     from hf_soup.merging import merge, needs_cutoffs, needs_statistics
@@ -334,7 +335,7 @@ def _cooked_again(
         theirs = [name for name in weight_files(published)[0] if name in published.files]
         asking = any(needs_statistics(mixing) for mixing in plan.mixings)
         fetched_bytes = supply.keep() if needs_cutoffs(plan) or asking else supply.peak_bytes(plan)
-        _require_room(Path(room), plan, fetched_bytes, published, theirs, say)
+        _require_room(Path(room), plan, fetched_bytes, published, theirs)
         if asking:
             supply.fetch_all()
             plan = statistics_for(plan, looks, leaves, lineage, supply.paths, token=token, quiet=quiet)
@@ -390,7 +391,7 @@ def _is_processing(found: Difference) -> bool:
     return found.kind == "extra" and ASSETS.fullmatch(found.name) is not None
 
 
-def _require_room(room: Path, plan: Plan, beside: int, published: Published, theirs: Sequence[str], say: Say) -> None:
+def _require_room(room: Path, plan: Plan, beside: int, published: Published, theirs: Sequence[str]) -> None:
     """Say what the disk has to hold, and stop where it cannot.
 
     Raises:
@@ -398,7 +399,7 @@ def _require_room(room: Path, plan: Plan, beside: int, published: Published, the
     """
     largest = max((published.files[name] for name in theirs), default=0) if published.repo else 0
     need, free = plan.size + max(beside, largest), free_bytes(room)
-    say(f"note: cooking again in '{room.parent}': {need / 1e9:.2f} GB are needed, {free / 1e9:.1f} GB are free")
+    logger.info(f"cooking again in '{room.parent}': {need / 1e9:.2f} GB are needed, {free / 1e9:.1f} GB are free")
     if need > free:
         raise MergeError(
             f"'{room.parent}' has {free / 1e9:.1f} GB free; {need / 1e9:.1f} GB are needed ({plan.size / 1e9:.1f} GB "
@@ -407,14 +408,12 @@ def _require_room(room: Path, plan: Plan, beside: int, published: Published, the
         )
 
 
-def _rescored(
-    published: Published, recipe: Recipe, model: str, token: Token, quiet: bool, say: Say
-) -> tuple[ScoreCheck, ...]:
+def _rescored(published: Published, recipe: Recipe, model: str, token: Token, quiet: bool) -> tuple[ScoreCheck, ...]:
     """The published weights on the recipe's data, beside what soup.json and the card say."""
     from hf_soup.workflows.score import score
 
     pinned = f"{published.model}@{published.repo.revision}" if published.repo else model
-    found = next(iter(score([pinned], recipe, token=token, quiet=quiet, say=say).values()))
+    found = next(iter(score([pinned], recipe, token=token, quiet=quiet).values()))
     said, card = published.scores(), model_index(published)
     # Titles hold names of files, which may be others here; the order is the recipe's.
     titles = list(said) if len(said) == len(found) else list(found)
