@@ -495,7 +495,9 @@ def make_plan(
         for name in names:
             lacking = [label for label, source in zip(sources, tensors, strict=True) if name not in source]
             if lacking and name not in patched:
-                raise IncompatibleError(f"Cannot average '{name}': {lacking[0]} does not have it.")
+                raise IncompatibleError(
+                    f"Cannot average '{name}': {lacking[0]} does not have it.", subjects=lacking[:1]
+                )
     for name in names:
         if name in patched:
             places = tuple([source.get(name) for source in tensors])
@@ -507,7 +509,9 @@ def make_plan(
         # Counted by identity first: sources that were saved alike share what their headers say.
         if parts.count(parts[0]) < len(parts) and any(part.shape != shape for part in parts):
             shown = "\n".join(f"  {label}  {part.shape}" for label, part in zip(sources, parts, strict=True))
-            raise IncompatibleError(f"Cannot average '{name}': the ingredients disagree on its shape.\n{shown}")
+            raise IncompatibleError(
+                f"Cannot average '{name}': the ingredients disagree on its shape.\n{shown}", subjects=sources
+            )
         laid.append((name, _written(name, parts[:counted], dtype), parts, parts))
     # The donor's own order, so that inputs are read forwards; wide types first, so that every tensor is aligned; empty
     # tensors where they interrupt no run.

@@ -23,10 +23,6 @@ _SAID_AFTER = 60.0
 _T = TypeVar("_T")
 
 
-class _LeftError(MergeError):
-    """Another process is gone: never the cause of anything."""
-
-
 @dataclass(frozen=True)
 class ProcessGroup:
     """The processes that work together.
@@ -102,8 +98,8 @@ def in_step(lead: Callable[[ProcessGroup], _T], follow: Callable[[ProcessGroup],
         here.close()
         try:
             outcomes = end.gather((made, _told(failed, here.rank)))
-        except _LeftError as left:
-            if failed and not isinstance(failed, _LeftError):
+        except MergeError as left:
+            if failed and getattr(failed, "code", "") != "left":
                 raise failed from None
             raise left from None
     finally:
@@ -114,7 +110,7 @@ def in_step(lead: Callable[[ProcessGroup], _T], follow: Callable[[ProcessGroup],
         soup: _T = outcomes[0][0]
         return soup
     # That others left is a consequence of why one did.
-    cause = next((error for error in errors if not isinstance(error, _LeftError)), errors[0])
+    cause = next((error for error in errors if error.code != "left"), errors[0])
     if failed and cause is outcomes[here.rank][1]:
         raise failed
     cause.elsewhere = here.rank > 0
@@ -190,9 +186,10 @@ def process_group() -> ProcessGroup:
 
         if _heard(met):
             return
-        raise _LeftError(
+        raise MergeError(
             "Another of the processes that work together has ended early.",
             hint="Its own error says why. What is finished is kept; run the same command again.",
+            code="left",
         )
 
     def broadcast(value: Any) -> Any:

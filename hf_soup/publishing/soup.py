@@ -170,6 +170,7 @@ class Soup:
                     f"The weights in '{self.folder}' are not those that were cooked: their digest is {digest}, and "
                     f"soup.json says {self.digest}.",
                     hint="Cook the soup again, or push them with `--force`; the card will say that they were changed.",
+                    code="edited",
                 )
             card = edited(card, self.digest, digest)
         with tempfile.TemporaryDirectory(prefix="hf-soup-card-") as folder:

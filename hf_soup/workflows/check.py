@@ -101,8 +101,8 @@ def checked_lineage(expanded: ResolvedIngredients, runs: Sequence[Finding], toke
     lineage.raise_if_refused()
     for reason in lineage.reasons:
         if reason not in runs:
-            level = ALLOWED if reason.allowed else logging.WARNING
-            logger.log(logging.INFO if reason.code == "second-order" else level, f"[{reason.code}] {reason.message}")
+            noted = logging.INFO if reason.code == "second-order" else ALLOWED if reason.allowed else logging.WARNING
+            logger.log(noted, f"[{reason.code}] {reason.message}")
     for alignment in lineage.alignments:
         logger.info(alignment)
     for name, checkpoint in zip(lineage.names, lineage.checkpoints, strict=True):

@@ -294,6 +294,7 @@ def require_disk(lineage: LineageReport, plan: Plan, out: Path, *, stream: bool,
                 f"({fetch / 1e9:.1f} GB to fetch, {plan.size / 1e9:.1f} GB to write"
                 + (f", {beside / 1e9:.1f} GB of files in flight)." if stream else ")."),
                 hint=f"{hint}.",
+                code="disk-full",
             )
 
 

@@ -29,7 +29,7 @@ from hf_soup.errors import (
     ValuesError,
 )
 from hf_soup.evaluation import recalibrate_batch_norm, require_looked_at, statistics_for
-from hf_soup.hub import ASSETS, INDEX, SINGLE, Token, may_pass, why_absent
+from hf_soup.hub import ASSETS, INDEX, SINGLE, Token, may_pass
 from hf_soup.ingredients import Paths, Published, local_path, model_index, open_published, value_on_card
 from hf_soup.lineage import (
     AlignmentOptions,
@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 IDENTICAL, EQUIVALENT, DIFFERENT, UNVERIFIABLE = "identical", "equivalent", "different", "unverifiable"
 
 logger = logging.getLogger(__name__)
+#: Codes with which the Hub says that a repo cannot be had; of a private one it says that it is gone.
+_ABSENT = ("gated", "revision-gone", "gone")
 
 
 @dataclass(frozen=True)
@@ -190,12 +192,11 @@ def verify(
         checked = _cooked_again(published, checkpoints, base, looks, token, keep=score, quiet=quiet)
     except (RecipeError, IncompatibleError, ResolveError, ScoringError, ValuesError) as error:
         # What is neither said by the Hub nor by the models is the way between: no verdict comes of it.
-        if may_pass(error) or (isinstance(error, ResolveError) and not why_absent(error)):
+        if may_pass(error) or (isinstance(error, ResolveError) and error.code not in _ABSENT):
             raise
-        said = str(error)
-        who = tuple(each.model for each in checkpoints if f"'{each.model}@" in said or f" {each.model}@" in said)
-        code = "data" if isinstance(error, ScoringError) else why_absent(error) or "not-cookable"
-        reasons.append(Finding(code, said, who))
+        who = tuple(each.model for each in checkpoints if any(it.startswith(f"{each.model}@") for it in error.subjects))
+        code = error.code if error.code in _ABSENT else "not-cookable"
+        reasons.append(Finding("data" if isinstance(error, ScoringError) else code, str(error), who))
         return VerificationReport(called, UNVERIFIABLE, reasons=tuple(reasons))
     scores: tuple[ScoreCheck, ...] = ()
     stated, known = len(published.scores()), len(published.score) + len(published.report)
@@ -251,10 +252,10 @@ def _ingredients(published: Published, paths: Paths, token: Token) -> tuple[list
         except ResolveError as error:
             if may_pass(error):
                 raise
-            code, said = why_absent(error) or "ingredient-unreadable", str(error)
-            if "only pytorch_model" in error.message:
-                code, said = "pickle", f"{error.message}\n--allow-pickle reads the tensors in it."
-            return Finding(code, said, (each.model,))
+            if error.code == "pickle":
+                return Finding("pickle", f"{error.message}\n--allow-pickle reads the tensors in it.", (each.model,))
+            code = error.code if error.code in _ABSENT else "ingredient-unreadable"
+            return Finding(code, str(error), (each.model,))
 
     unique = list({str(each): each for each in published.recipe.ingredients}.values())
     found = dict(zip(map(str, unique), in_parallel(attempt, unique), strict=True))
@@ -405,6 +406,7 @@ def _require_room(room: Path, plan: Plan, beside: int, published: Published, the
             f"'{room.parent}' has {free / 1e9:.1f} GB free; {need / 1e9:.1f} GB are needed ({plan.size / 1e9:.1f} GB "
             f"for the soup, {(need - plan.size) / 1e9:.1f} GB for files in flight).",
             hint="Make room, or set TMPDIR to a folder on a larger disk.",
+            code="disk-full",
         )
 
 
