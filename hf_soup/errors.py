@@ -2,21 +2,25 @@
 
 ::
 
-    SoupError                 everything that this package raises on purpose
-    ├── RecipeError           the recipe, or the command line, asks for something that makes no sense
-    ├── ResolveError          a model or a data set cannot be found, reached, read or trusted
-    ├── IncompatibleError     the models cannot be averaged: architecture, ancestor, labels, vocabulary
-    ├── MergeError            the average itself failed: a tensor, the disk, the output folder
-    │   └── ValuesError       numbers that no average can be made of, or none of the type that is written
-    ├── ScoringError          held-out or report data cannot be used, or a score cannot be believed
-    └── PublishError          the soup could not be pushed
+    SoupError                 soup          everything that this package raises on purpose
+    ├── RecipeError           recipe        the recipe, or the command line, asks for something that makes no sense
+    ├── ResolveError          resolve       a model or a data set cannot be found, reached, read or trusted
+    ├── IncompatibleError     incompatible  the models cannot be averaged: architecture, ancestor, labels, vocabulary
+    ├── MergeError            merge         the average itself failed: a tensor, the disk, the output folder
+    │   └── ValuesError       values        numbers that no average can be made of, or none of the type that is written
+    ├── ScoringError          scoring       held-out or report data cannot be used, or a score cannot be believed
+    └── PublishError          publish       the soup could not be pushed
 
 An error names the thing, shows the values and says what to do: the first argument is the whole message
-and ``hint`` is the part that says what to do. Nothing else is caught by the command line, so a traceback
-is always a defect of this package. No error shows a password or a token, wherever it came from.
+and ``hint`` is the part that says what to do. In the middle stands the ``code`` of an error that has no finer one;
+docs/cli.md lists all of them. Decisions read codes and subjects, and never a message. Nothing else is caught by the
+command line, so a traceback is always a defect of this package. No error shows a password or a token, wherever it
+came from.
 """
 
 import re
+from collections.abc import Iterable
+from typing import Self
 
 #: What stands before the host in an address, up to the last ``@``; one that was taken for a path has one slash less.
 _USER = re.compile(r"(://|https?:/|^//|(?<=[\s'\"])//)[^\s/?#]+@", re.IGNORECASE)
@@ -50,6 +54,8 @@ class SoupError(Exception):
     Args:
         message: What is wrong: names the thing and shows the values.
         hint: What to do about it, as a sentence of its own.
+        code: For scripts and decisions, such as ``gated``; by default the name of the class, as ``recipe``.
+        subjects: The models that it is about, as the message calls them, where a decision reads that.
 
     ``elsewhere`` is true of the error of a world of processes where another than this one says it to the user.
 
@@ -61,12 +67,19 @@ class SoupError(Exception):
 
     elsewhere = False
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", *, code: str = "", subjects: Iterable[str] = ()) -> None:
         self.message, self.hint = without_credentials(message), without_credentials(hint)
+        default = type(self).__name__.removesuffix("Error").lower()
+        self.code, self.subjects = code or default, tuple(subjects)
         super().__init__(self.message, self.hint)
 
     def __str__(self) -> str:
         return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+    @classmethod
+    def of(cls, error: "SoupError", message: str, *, hint: str | None = None) -> Self:
+        """The same error in other words: its code and subjects, and its hint where there is no other."""
+        return cls(message, error.hint if hint is None else hint, code=error.code, subjects=error.subjects)
 
 
 class RecipeError(SoupError):

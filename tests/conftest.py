@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -115,6 +116,9 @@ def cli(
     from hf_soup.cli.app import main
 
     monkeypatch.chdir(tmp_path)
+    logger = logging.getLogger("hf_soup")
+    for name in ("handlers", "propagate"):  # a command's process ends with it, and this one goes on
+        monkeypatch.setattr(logger, name, getattr(logger, name))
 
     def run(*arguments: object) -> Done:
         capsys.readouterr()
@@ -125,6 +129,13 @@ def cli(
         return Done(int(stop.value.code or 0), out, err)
 
     return run
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What the package logs, notes too."""
+    caplog.set_level(logging.INFO, "hf_soup")
+    return caplog
 
 
 @pytest.fixture(scope="module")

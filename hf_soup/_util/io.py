@@ -59,6 +59,7 @@ def shrunk(label: str, file: str, tensor: str) -> MergeError:
     return MergeError(
         f"{label}: {file} ended in the middle of '{tensor}'; it changed while it was read.",
         hint="Leave the ingredients alone while they are averaged, and run this again.",
+        code="changed",
     )
 
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable
 from typing import Any
 
 from tqdm import tqdm
-
-from hf_soup._util.text import printable
 
 #: Seconds between lines where there is no terminal.
 _PAUSE = 10.0
@@ -68,12 +65,3 @@ def bar(desc: str, total: int, *, quiet: bool, unit: str = "B", initial: int = 0
         mininterval=_PAUSE if lines else 0.1,
         miniters=1,
     )
-
-
-#: Where warnings and notes go.
-Say = Callable[[str], None]
-
-
-def to_stderr(message: str) -> None:
-    """To a person at a terminal, whom a stranger's text in it must not reach as commands to the terminal."""
-    print(printable(message), file=sys.stderr)  # noqa: T201 -- the default way to tell a person at a terminal

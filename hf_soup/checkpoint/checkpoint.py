@@ -220,6 +220,7 @@ def open_all(
             f"{len(errors)} of {len(unique)} models cannot be used:\n"
             + "\n".join(f"  {error.message}" for error in errors),
             hint=" ".join(hints),
+            code=errors[0].code if len({error.code for error in errors}) == 1 else "",
         )
     return [checkpoint for i in ingredients if isinstance(checkpoint := found[str(i)], Checkpoint)]
 
@@ -336,7 +337,11 @@ def _assemble(
             hint = "Merge the adapter into its base first (peft's `merge_and_unload`)."
         elif steps := [found[1] for path in files if (found := re.fullmatch(r"(checkpoint-\d+)/config\.json", path))]:
             hint = f"It is a training run: name a checkpoint of it, as {steps[0]}, or `cook` it with `--method swa`."
-        raise ResolveError(f"{name} has no config.json: it is {kind}.", hint=hint)
+        raise ResolveError(
+            f"{name} has no config.json: it is {kind}.",
+            hint=hint,
+            code="adapter" if "adapter_config.json" in files else "no-config",
+        )
     large = next((path for path, size in files.items() if ASSETS.fullmatch(path) and size > _MAX_ASSET), None)
     if large is not None:
         # These are fetched before any disk is looked at, so a stranger's file must not be able to fill one.
@@ -424,15 +429,18 @@ def _no_safetensors(name: str, model: str, files: Mapping[str, int], repo: hub.R
             f"{name} has no safetensors, only {some(pickled)}: a pickle can run code when it is read.",
             hint=f"Have it converted ({convert}) and use the result, or name it in a recipe that says "
             "`allow_pickle: true`, which reads tensors only and converts them once into the cache.",
+            code="pickle",
         )
     if variants:
         return ResolveError(
             f"{name} has neither {SINGLE} nor {INDEX}; its safetensors files are {some(variants)}.",
             hint="Only the names that transformers loads by default are used; save the model under them.",
+            code="no-weights",
         )
     return ResolveError(
         f"{name} has no weights: neither {SINGLE} nor {INDEX}.",
         hint=f"It holds {some(files)}. Check that this is a transformers model in PyTorch format.",
+        code="no-weights",
     )
 
 

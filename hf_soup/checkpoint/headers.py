@@ -136,6 +136,7 @@ def read_header(read: Read, file: str, size: int, name: str) -> Header:
         raise ResolveError(
             f"{name} is quantised: '{found.tensor}' is stored as {found.dtype}.",
             hint="Averages need the weights before quantisation; use the original model.",
+            code="quantised",
         )
     if not isinstance(found, Header):
         raise bad(found)

@@ -92,6 +92,7 @@ def correspondence(config: Mapping[str, Any], tensors: Mapping[str, Shape], name
         raise IncompatibleError(
             f"{name} is quantised ({method}): its tensors are codes, and codes have no average.",
             hint="Use the model in 16 or 32 bits that it was quantised from.",
+            code="quantised",
         )
     model = _meta_model(config, name, len(tensors))
     every, tied = list(model.state_dict()), dict(sorted(model.all_tied_weights_keys.items()))

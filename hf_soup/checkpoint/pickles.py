@@ -126,7 +126,7 @@ def _problem(path: Path) -> str:
                 return f"holds tensors of {taken:,} bytes that share {size:,}"
     # A pickle from a stranger can raise anything at all.
     except Exception as error:  # noqa: BLE001
-        if "quantized" in str(error).lower():
+        if "quantized" in str(error).lower():  # torch has no code for it
             return "holds quantised tensors, and averages need the weights before quantisation"
         return f"cannot be read as tensors alone ({type(error).__name__})"
     finally:

@@ -93,15 +93,13 @@ def same_processing(
                 message = f"the {kind}s of {one} and {other} were compared by their files alone, which differ: {said}"
                 findings.append(ProcessorDifference("note", message, about=kind))
             continue
-        found = _compared(kind, folder_a, folder_b, channels)
+        found = _compared(kind, folder_a, folder_b, channels, (one, other))
         if isinstance(found, str):
             message = f"the {kind}s of {one} and {other} could not be compared: {found}"
             findings.append(ProcessorDifference("note", message, about=kind))
             continue
         findings += [
-            ProcessorDifference("difference", f"{kind}: {what}", about=kind)
-            if isinstance(what, str)
-            else what._replace(message=what.message.format(one, other))
+            ProcessorDifference("difference", f"{kind}: {what}", about=kind) if isinstance(what, str) else what
             for what in found
         ]
         if kind == "tokenizer":
@@ -109,7 +107,9 @@ def same_processing(
     return findings
 
 
-def _compared(kind: Kind, folder_a: Path, folder_b: Path, channels: int) -> list[str | ProcessorDifference] | str:
+def _compared(
+    kind: Kind, folder_a: Path, folder_b: Path, channels: int, names: tuple[str, str]
+) -> list[str | ProcessorDifference] | str:
     """What two do differently, or why they could not be compared."""
     import transformers
 
@@ -117,7 +117,9 @@ def _compared(kind: Kind, folder_a: Path, folder_b: Path, channels: int) -> list
         try:
             with quiet(), panics_as_errors():
                 a, b = (load(folder, trust_remote_code=False, local_files_only=True) for folder in (folder_a, folder_b))
-                return _tokenizer_differences(a, b) if kind == "tokenizer" else _image_differences(a, b, channels)
+                if kind == "tokenizer":
+                    return _tokenizer_differences(a, b, *names)
+                return _image_differences(a, b, channels)
         # A tokenizer library that is not installed, a class of the repo's own, a damaged file, a processor
         # that takes no pictures: whatever it is, nothing was compared, and that is what the note says.
         except Exception as error:  # noqa: BLE001
@@ -168,7 +170,7 @@ def _added(a: Any, b: Any) -> list[str]:
     return sorted(more, key=lambda token: more[token]) if min(more.values()) > max(small.values()) else []
 
 
-def _tokenizer_differences(a: Any, b: Any) -> list[str | ProcessorDifference]:
+def _tokenizer_differences(a: Any, b: Any, one: str, other: str) -> list[str | ProcessorDifference]:
     if added := _added(a, b):
         smaller, larger = sorted((a, b), key=lambda each: len(each.get_vocab()))
         # What was added says nothing yet; everything else must be as before.
@@ -179,8 +181,8 @@ def _tokenizer_differences(a: Any, b: Any) -> list[str | ProcessorDifference]:
             return differences
         counts = [max(each.get_vocab().values()) + 1 for each in (a, b)]
         more = f" and {len(added) - 4} more" if len(added) > 4 else ""
-        who = "{1} is {0}" if counts[0] < counts[1] else "{0} is {1}"
-        said = ", ".join(shortened_value(token) for token in added[:4]).replace("{", "{{").replace("}", "}}")
+        who = f"{other} is {one}" if counts[0] < counts[1] else f"{one} is {other}"
+        said = ", ".join(shortened_value(token) for token in added[:4])
         return [
             ProcessorDifference(
                 "tokens", f"The tokenizer of {who}'s with tokens added: {said}{more}.", (counts[0], counts[1])

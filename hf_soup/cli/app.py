@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import json
+import logging
 import os
 import signal
 import stat
@@ -16,7 +17,7 @@ from typing import NoReturn
 import click
 
 from hf_soup._util.platform import require_endpoint, require_supported
-from hf_soup._util.text import printable
+from hf_soup._util.text import ALLOWED, printable
 from hf_soup._util.version import __version__
 from hf_soup.cli import check, hub, score, verify
 from hf_soup.cli.cook import cook
@@ -80,10 +81,22 @@ def _end(number: int, _: object) -> None:
     raise _Ended(number)
 
 
+class _ToStderr(logging.Handler):
+    """To a person at a terminal, whom a stranger's text in it must not reach as commands to the terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = {logging.INFO: "note", ALLOWED: "allowed", logging.WARNING: "warning"}[record.levelno]
+        click.echo(printable(f"{kind}: {record.getMessage()}"), err=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and end the process with its exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     as_json = "--json" in arguments
+    # The process is this command's: what the package logs is shown once, whatever other libraries set up.
+    logger = logging.getLogger("hf_soup")
+    logger.setLevel(logging.INFO)
+    logger.handlers, logger.propagate = [_ToStderr()], False
     try:
         code = cli.main(list(arguments), prog_name="hf-soup", standalone_mode=False)
     except SoupError as error:

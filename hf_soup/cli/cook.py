@@ -111,9 +111,8 @@ def cook(
     try:
         pushed = soup.push(push, create_pr=pr, tag=tag) if push else None
     except PublishError as error:
-        raise PublishError(
-            f"The soup is in '{soup.folder}', but its push failed. {error.message}", hint=error.hint
-        ) from None
+        message = f"The soup is in '{soup.folder}', but its push failed. {error.message}"
+        raise PublishError.of(error, message) from None
     if as_json:
         report = {
             "folder": str(soup.folder),

@@ -21,4 +21,4 @@ def demo(output: Path) -> None:
     """
     from hf_soup.demo import run_demo
 
-    run_demo(output, say=click.echo, progress=lambda text: click.echo(text, err=True))
+    run_demo(output, progress=lambda text: click.echo(text, err=True))

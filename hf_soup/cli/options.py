@@ -41,7 +41,7 @@ def tell(report: dict[str, Any], text: str, as_json: bool, *files: Callable[[], 
 
 def as_data(error: SoupError) -> dict[str, Any]:
     """What `--json` prints of an error."""
-    return {"error": {"type": type(error).__name__, "message": error.message, "hint": error.hint}}
+    return {"error": {"type": type(error).__name__, "code": error.code, "message": error.message, "hint": error.hint}}
 
 
 def patient() -> None:

@@ -20,8 +20,9 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,11 @@ from hf_soup import Recipe
 from hf_soup.demo.cache import ANCESTOR, DATASET, OWNER, POOR, Progress, Zoo, cache_folder, prepare
 from hf_soup.errors import SoupError
 
-Say = Callable[[str], None]
+#: Results are what the demo is for; each is seen before what the next command writes to stderr.
+_show = partial(print, flush=True)
+
+#: Results are the demo's output; they are seen before what the next command says.
+_show = partial(print, flush=True)
 
 
 def demo_recipe(fine_tunes: Sequence[str] = Zoo().fine_tunes) -> Recipe:
@@ -45,12 +50,11 @@ def demo_recipe(fine_tunes: Sequence[str] = Zoo().fine_tunes) -> Recipe:
     )
 
 
-def run_demo(output: Path, *, say: Say, progress: Progress, zoo: Zoo | None = None) -> dict[str, Any]:
-    """Train, publish, check, cook, push, load, and compare.
+def run_demo(output: Path, *, progress: Progress, zoo: Zoo | None = None) -> dict[str, Any]:
+    """Train, publish, check, cook, push, load, and compare; the results go to stdout.
 
     Args:
         output: The demo's folder; in that of an earlier demo nothing is overwritten.
-        say: Where results go, some lines at a time.
         progress: Where it goes what is being done.
         zoo: Another zoo than the documented one.
 
@@ -71,7 +75,7 @@ def run_demo(output: Path, *, say: Say, progress: Progress, zoo: Zoo | None = No
     with LocalHub(output / "hub", users={token: OWNER}) as hub:
         progress(f"Publishing data and {len(zoo.fine_tunes) + 1} models on a local Hub, {hub.endpoint}")
         environment = child_environment(os.environ, output / "home", hub.endpoint, token)
-        shell = Shell(environment, say)
+        shell = Shell(environment)
         shell.seconds["train"] = round(time.monotonic() - started, 2)
         shell.run("publish", "-m", "hf_soup.demo.publish", str(trained))
         return _story(shell, folder, "" if number == 1 else f"-{number}", zoo)
@@ -125,14 +129,13 @@ class Shell:
     """Runs commands as a user would, shows them, and takes their time."""
 
     environment: Mapping[str, str]
-    say: Say
     seconds: dict[str, float] = field(default_factory=dict)
 
     def hf_soup(self, *arguments: str | Path) -> str:
         """Show and run ``hf-soup ARGUMENTS``, wherever the script was installed."""
         shown = [str(argument) for argument in arguments]
         command = f"hf-soup {shlex.join(shown)}"
-        self.say(f"\n$ {command}")
+        _show(f"\n$ {command}")
         return self.run(command, "-m", "hf_soup", *shown)
 
     def run(self, name: str, *arguments: str) -> str:
@@ -176,7 +179,7 @@ print(f"{{repo}} reads {{right:,}} of {{len(test):,}} test pictures ({{right / l
 
 
 def _story(shell: Shell, folder: Path, suffix: str, zoo: Zoo) -> dict[str, Any]:
-    say, recipe = shell.say, demo_recipe(zoo.fine_tunes)
+    recipe = demo_recipe(zoo.fine_tunes)
     models = [ingredient.model for ingredient in recipe.ingredients]
     everything, good = folder / "recipe.yaml", folder / "without-the-poor-one.yaml"
     everything.write_text(recipe.to_yaml(), encoding="utf-8")
@@ -186,21 +189,21 @@ def _story(shell: Shell, folder: Path, suffix: str, zoo: Zoo) -> dict[str, Any]:
         done: dict[str, Any] = json.loads(shell.hf_soup("cook", path, *options, "-o", folder / name, "--json"))
         return done
 
-    say("Can they be averaged?")
-    say(shell.hf_soup("check", *models, "--base", f"{OWNER}/{ANCESTOR}").rstrip())
-    say("\nA soup of those that help each other on held-out data; and, to compare, of all, and of all but one:")
+    _show("Can they be averaged?")
+    _show(shell.hf_soup("check", *models, "--base", f"{OWNER}/{ANCESTOR}").rstrip())
+    _show("\nA soup of those that help each other on held-out data; and, to compare, of all, and of all but one:")
     greedy = cook(everything, "soup")
-    say(f"In the soup: {', '.join(_short(name) for name in greedy['selected'])}")
+    _show(f"In the soup: {', '.join(_short(name) for name in greedy['selected'])}")
     plain = cook(everything, "uniform", "--select", "uniform")
     chosen = cook(good, "uniform-good", "--select", "uniform")
 
-    say("\nPublish it, and load it as any other model:")
+    _show("\nPublish it, and load it as any other model:")
     repo = f"{OWNER}/vit-digits-soup{suffix}"
-    say(shell.hf_soup("push", folder / "soup", repo).rstrip())
+    _show(shell.hf_soup("push", folder / "soup", repo).rstrip())
     script = folder / "load.py"
     script.write_text(_LOAD.format(dataset=f"{OWNER}/{DATASET}"), encoding="utf-8")
-    say(f"\n$ python {script} {repo}")
-    say(shell.run("load", str(script), repo).rstrip())
+    _show(f"\n$ python {script} {repo}")
+    _show(shell.run("load", str(script), repo).rstrip())
 
     best = next(iter(greedy["best"].values()))  # one and the same for all data, as there is held-out data
     table = {f"{_short(name)}{' *' * (name == best)}": greedy["scores"][name] for name in models}
@@ -211,11 +214,11 @@ def _story(shell: Shell, folder: Path, suffix: str, zoo: Zoo) -> dict[str, Any]:
         "probability ensemble": greedy["scores"]["ensemble"],
     }
     titles, comparisons = [scoring.title for scoring in recipe.report], greedy["comparisons"]
-    say("\n" + _render(table, titles))
-    say("* best on the held-out data, on which the soup was chosen too. The greedy soup against it:\n")
+    _show("\n" + _render(table, titles))
+    _show("* best on the held-out data, on which the soup was chosen too. The greedy soup against it:\n")
     for title in titles:
-        say(f"{title}: {comparisons[title]}")
-    say(_FAREWELL.format(root=shlex.quote(str(folder.parent / "hub"))))
+        _show(f"{title}: {comparisons[title]}")
+    _show(_FAREWELL.format(root=shlex.quote(str(folder.parent / "hub"))))
     return {"folder": str(folder), "repo": repo, "table": table, "comparisons": comparisons, "seconds": shell.seconds}
 
 

@@ -226,7 +226,7 @@ class BatchStatistics:
 
     def _failed(self, error: Exception) -> ScoringError:
         title, size = self.inputs.examples.title, self.inputs.examples.batch_size
-        if "more than 1 value per channel" in str(error):
+        if "more than 1 value per channel" in str(error):  # torch has no code for it
             lone = sum(len(rows) == 1 for rows in self._batches)
             return ScoringError(
                 f"{lone:,} of {self.batches:,} batches of the examples '{title}' are one row ({self.inputs.n:,} rows, "
@@ -292,6 +292,7 @@ def write_again(
                     f"'{tensor.name}' would be {values[tensor.name].max().item():g}, which "
                     f"{str(rounded.dtype).removeprefix('torch.')} cannot hold.",
                     hint="Set `dtype: bfloat16` or `dtype: float32` in the recipe.",
+                    code="overflow",
                 )
             data = bytes_of(rounded.reshape(-1).view(torch.uint8))
             write_all(outputs[tensor.file], data, tensor.offset)

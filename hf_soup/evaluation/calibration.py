@@ -8,7 +8,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_soup._util.progress import Say
 from hf_soup._util.text import some
 from hf_soup.evaluation.batch_norm import batch_norms
 from hf_soup.hub import Token
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def prepare_calibration(
-    recipe: Recipe, folder: Path, config: Mapping[str, Any], device: str, token: Token, say: Say, *, quiet: bool = True
+    recipe: Recipe, folder: Path, config: Mapping[str, Any], device: str, token: Token, *, quiet: bool = True
 ) -> CalibrationDataset | None:
     """The examples, prepared before any weight is fetched; None where the recipe has none.
 
@@ -33,7 +32,6 @@ def prepare_calibration(
         config: That config.
         device: Where models will run.
         token: As everywhere in huggingface_hub.
-        say: Gets warnings.
         quiet: No progress bar.
     """
     if recipe.examples is None:
@@ -42,12 +40,9 @@ def prepare_calibration(
     from hf_soup.evaluation.model import require_device
 
     require_device(device)
-    found = prepare_calibration_dataset(
+    return prepare_calibration_dataset(
         recipe.examples, recipe.report, folder=folder, config=config, token=token, quiet=quiet
     )
-    for note in found.notes:
-        say(f"warning: {note}")
-    return found
 
 
 def statistics_for(
@@ -140,7 +135,7 @@ def _as_the_soup(
     with tempfile.TemporaryDirectory(prefix="hf-soup-") as room:
         config = soup_config(leaves, plan.layout.dtype)
         write_assets(Path(room), config, leaves, everyone.checkpoints)
-        inputs = prepare_calibration(recipe, Path(room), config, device, token, lambda _: None, quiet=quiet)
+        inputs = prepare_calibration(recipe, Path(room), config, device, token, quiet=quiet)
         assert inputs is not None, "the recipe has examples"
         yield inputs, Path(room)
 

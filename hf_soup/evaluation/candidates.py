@@ -146,7 +146,7 @@ class Candidates:
                 try:
                     new = self._answer(model, missing, config, statistics, shown.update)
                 except ScoringError as error:
-                    raise ScoringError(f"{name}: {error.message}", hint=error.hint) from None
+                    raise ScoringError.of(error, f"{name}: {error.message}") from None
             for bench, logits in zip(missing, new, strict=True):
                 found[notes[bench.title]] = logits
                 _keep(notes[bench.title], logits)

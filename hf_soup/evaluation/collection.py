@@ -219,6 +219,8 @@ class _Pass:
             raise ScoringError(
                 f"What {label} shows of '{bad}' on the examples is not finite.",
                 hint="Look at that model's weights; leave it out.",
+                code="not-finite",
+                subjects=[label],
             )
         _keep(target, tensors, turned)
 

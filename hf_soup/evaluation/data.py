@@ -14,6 +14,7 @@ import numpy as np
 from hf_soup.errors import ResolveError, ScoringError
 from hf_soup.evaluation.statistics import Ints
 from hf_soup.evaluation.tasks import first_line
+from hf_soup.hub import was_cut_off
 from hf_soup.recipe import Scoring
 
 LABEL_COLUMNS = ("label", "labels", "coarse_label", "fine_label")
@@ -230,9 +231,13 @@ def _read(
     except Exception as error:  # of datasets, pyarrow, pandas, fsspec, the HTTP client: no common class
         # DatasetGenerationError says only that something failed; its cause says what.
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
-        if "corresponds to no data" in str(cause):  # how datasets says that a file has columns and no rows
+        if "corresponds to no data" in str(cause):  # it has no code for a file that has columns and no rows
             raise ScoringError(f"{name_of(scoring)} is empty: there are no rows in it.") from error
-        raise ScoringError(f"Cannot load the data of {name_of(scoring)}: {first_line(cause)}", hint=hint) from error
+        raise ScoringError(
+            f"Cannot load the data of {name_of(scoring)}: {first_line(cause)}",
+            hint=hint,
+            code="unreachable" if was_cut_off(error) else "",
+        ) from error
     finally:
         if bars:
             datasets.enable_progress_bars()

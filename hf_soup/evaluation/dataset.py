@@ -41,7 +41,7 @@ class EvalDataset:
         title: What the score is called in tables.
         scoring: With ``revision`` pinned: the commit of a Hub data set, ``sha256:…`` of local data.
         n: Rows.
-        notes: Warnings that a reader of the score should see.
+        notes: Warnings that a reader of the score should see, without the name of the data.
         class_names: In the order of the model's outputs.
         references: ``(n,)`` int64, the right output for each row.
         inputs: The preprocessed rows.
@@ -93,7 +93,7 @@ class EvalDataset:
         try:
             parts = answers(model, mine, device, progress)
         except ScoringError as error:
-            parts = ScoringError(f"The model fails on '{self._name}' {error.message}", hint=error.hint)
+            parts = ScoringError.of(error, f"The model fails on '{self._name}' {error.message}")
         everyones = world.gather(parts)
         for part in everyones:
             if isinstance(part, ScoringError):  # of any process, so that all end alike
@@ -314,7 +314,7 @@ def _prepare_one(
         )
     notes, dropped = [mapped.note] if mapped.note else [], len(table) - len(kept)
     if dropped:
-        notes.append(f"{name}: {dropped:,} of {len(table):,} rows equal a report row in content and were dropped")
+        notes.append(f"{dropped:,} of {len(table):,} rows equal a report row in content and were dropped")
     references = references[kept]
     if len(np.unique(references)) == 1:
         raise ScoringError(
@@ -334,7 +334,7 @@ def notes_of(benches: Sequence[EvalDataset]) -> list[str]:
     whose: dict[str, dict[str, None]] = {}
     for bench in benches:
         for note in bench.notes:
-            whose.setdefault(note.removeprefix(f"{bench._name}: "), {})[bench._name] = None
+            whose.setdefault(note, {})[bench._name] = None
     return [f"{', '.join(names)}: {note}" for note, names in whose.items()]
 
 

@@ -109,7 +109,7 @@ def match(
     spelled = {name.strip().casefold() for name in values} <= {name.strip().casefold() for name in model}
     if not by_name or (nameless and not labels and not spelled):
         side = "the model's config" if nameless else "the data"
-        note = f"{title}: labels matched by number, because {side} names no classes"
+        note = f"labels matched by number, because {side} names no classes"
     if not by_name and nameless and not _nameless(values):
         names = (*values, *model[len(values) :])
     return LabelMap(outputs, tuple(values), names, tuple(model), text, note)

@@ -23,6 +23,7 @@ from hf_soup.evaluation import statistics
 from hf_soup.evaluation.data import content_hash
 from hf_soup.evaluation.statistics import Counted, Floats, Ints, Metric, Score, bootstrap, wilson
 from hf_soup.evaluation.tasks import first_line
+from hf_soup.hub import was_cut_off
 from hf_soup.recipe import is_local_path
 
 
@@ -158,7 +159,9 @@ def _of_script(path: str, name: str) -> Metric:
             module = evaluate.load(path, keep_in_memory=True, cache_dir=folder, seed=0)
     except (Exception, SystemExit) as error:  # whatever the script, the client or the disk raises
         raise ScoringError(
-            f"Cannot load the metric '{name}': {first_line(error)}", hint=f"Built in are {', '.join(METRICS)}."
+            f"Cannot load the metric '{name}': {first_line(error)}",
+            hint=f"Built in are {', '.join(METRICS)}.",
+            code="unreachable" if was_cut_off(error) else "",
         ) from error
 
     def value(references: Ints, predictions: Ints) -> Any:

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
         Token as Token,
         may_pass as may_pass,
         patient as patient,
-        why_absent as why_absent,
+        was_cut_off as was_cut_off,
         without_bars as without_bars,
     )
     from hf_soup.hub.download import (

@@ -8,7 +8,8 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from logging import CRITICAL
 from typing import ParamSpec, TypeVar
 
@@ -87,21 +88,14 @@ def is_passing(error: BaseException) -> bool:
     return status in (408, 425, 429) or (status is not None and status >= 500)
 
 
-class WrongBytesError(ResolveError):
-    """What arrived is not what the Hub states."""
-
-
 def may_pass(error: SoupError) -> bool:
-    """Whether an error words a failure of the Hub or the network that may pass, and so says nothing of a model."""
-    return any(is_passing(each) or isinstance(each, OfflineModeIsEnabled | WrongBytesError) for each in _causes(error))
+    """Whether an error is a failure of the Hub or the network that may pass, and so says nothing of a model."""
+    return error.code in ("offline", "unreachable", "rate-limit", "wrong-bytes")
 
 
-def why_absent(error: SoupError) -> str:
-    """What the Hub said where an error words that a repo cannot be had: ``gated``, ``revision-gone``, ``gone`` (or
-    private, which it does not tell apart); empty where it said something else."""
-    kinds = {GatedRepoError: "gated", RevisionNotFoundError: "revision-gone", RepositoryNotFoundError: "gone"}
-    found = (code for each in _causes(error) for kind, code in kinds.items() if isinstance(each, kind))
-    return next(found, "")
+def was_cut_off(error: BaseException) -> bool:
+    """Whether a failure of the Hub or the network that may pass led to an error, of whatever library."""
+    return any(is_passing(each) or isinstance(each, OfflineModeIsEnabled) for each in _causes(error))
 
 
 def _causes(error: BaseException) -> list[BaseException]:
@@ -165,75 +159,100 @@ def _shorten_pause(response: httpx2.Response) -> None:
         response.headers["Retry-After"] = str(int(pause))
 
 
-def explain(error: BaseException, what: str, *, kind: type[SoupError] = ResolveError) -> SoupError:
+def explain(
+    error: BaseException, what: str, *, kind: type[SoupError] = ResolveError, subjects: Sequence[str] = ()
+) -> SoupError:
     """One clear error for whatever the client raised while it looked at ``what``."""
     status = status_of(error)
+    made, failed = partial(kind, subjects=subjects), "unreachable" if was_cut_off(error) else "hub"
     said = _without_tokens((error.server_message or "") if isinstance(error, HfHubHTTPError) else "", error)
     if isinstance(error, SoupError):
         return error
     if isinstance(error, GatedRepoError):
         page = f"{endpoint()}/{what.split('@', maxsplit=1)[0].strip(chr(39))}"
-        return kind(
+        return made(
             f"{what} is gated: its owner asks for agreement to terms before anyone reads it.",
             hint=f"Accept the terms at {page} and log in with `hf auth login`, or set HF_TOKEN.",
+            code="gated",
         )
     if isinstance(error, RevisionNotFoundError):
-        return kind(f"{what}: there is no such branch, tag or commit.", hint="Check the part after '@'.")
+        return made(
+            f"{what}: there is no such branch, tag or commit.", hint="Check the part after '@'.", code="revision-gone"
+        )
     if isinstance(error, RepositoryNotFoundError):
         if get_token():
             hint = "Check the spelling; a private repo needs a token that may read it (see `hf auth whoami`)."
         else:
             hint = "Check the spelling; if it is private, log in with `hf auth login` or set HF_TOKEN."
-        return kind(f"{what} does not exist on {endpoint()}, or it is private.", hint=hint)
+        return made(f"{what} does not exist on {endpoint()}, or it is private.", hint=hint, code="gone")
     if isinstance(error, HFValidationError):
-        return kind(
+        return made(
             f"{what} is neither a folder nor a Hub id.",
             hint="A Hub id is `owner/name` (letters, digits, '-', '_' and '.'); a folder must exist.",
+            code="name",
         )
     if isinstance(error, OfflineModeIsEnabled):
-        return kind(
+        return made(
             f"{what} is not in the cache, and offline mode is on.",
             hint="Unset HF_HUB_OFFLINE, or fetch it once while online.",
+            code="offline",
         )
     if isinstance(error, _UNREACHABLE):
-        return kind(
+        return made(
             f"{what}: {endpoint()} cannot be reached ({type(error).__name__})"
             + ("." if kind is PublishError else ", and the cache does not hold it."),
             hint="Check the network and HF_ENDPOINT, and try again.",
+            code=failed,
         )
     if isinstance(error, httpx2.InvalidURL | ImportError):
         # Whose words may have a part of a password in them.
         hint = "Check HF_ENDPOINT, and the proxies that HTTP_PROXY, HTTPS_PROXY and ALL_PROXY name."
-        return kind(f"{what}: the address of the Hub or of a proxy cannot be used ({type(error).__name__}).", hint=hint)
+        return made(
+            f"{what}: the address of the Hub or of a proxy cannot be used ({type(error).__name__}).",
+            hint=hint,
+            code="address",
+        )
     if isinstance(error, EntryNotFoundError):
-        return kind(f"{what}: the file is not in the repo.")
+        return made(f"{what}: the file is not in the repo.", code="no-file")
     if status == 401:
-        return kind(f"{what}: the Hub does not accept the token.", hint="Log in again with `hf auth login`.")
+        return made(
+            f"{what}: the Hub does not accept the token.", hint="Log in again with `hf auth login`.", code="token"
+        )
     if status == 403:
-        return kind(f"{what}: the token has no right to do this. {said}".strip(), hint="See `hf auth whoami`.")
+        return made(
+            f"{what}: the token has no right to do this. {said}".strip(), hint="See `hf auth whoami`.", code="forbidden"
+        )
     if status == 429:
-        return kind(f"{what}: the Hub's rate limit is reached.", hint="Wait some minutes and run this again.")
+        return made(
+            f"{what}: the Hub's rate limit is reached.", hint="Wait some minutes and run this again.", code="rate-limit"
+        )
     if status is not None:
         hint = "Try again later." if is_passing(error) else ""
-        return kind(f"{what}: the Hub answered {status}. {said}".strip(), hint=hint)
+        return made(f"{what}: the Hub answered {status}. {said}".strip(), hint=hint, code=failed)
     if isinstance(error, json.JSONDecodeError):
         hint = "Check HF_ENDPOINT: is that a Hub? If it is, try again later."
-        return kind(f"{what}: what {endpoint()} answers is not JSON.", hint=hint)
+        return made(f"{what}: what {endpoint()} answers is not JSON.", hint=hint, code=failed)
     if isinstance(error, OddAnswerError):
         hint = "Check HF_ENDPOINT: is that a Hub?"
-        return kind(f"{what}: what {endpoint()} says of it cannot be read ({shortened(str(error))}).", hint=hint)
+        return made(
+            f"{what}: what {endpoint()} says of it cannot be read ({shortened(str(error))}).", hint=hint, code=failed
+        )
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         cache = constants.HF_HUB_CACHE
-        return kind(f"{what}: no space is left on the disk of '{cache}'.", hint="Make room, or set HF_HOME elsewhere.")
+        return made(
+            f"{what}: no space is left on the disk of '{cache}'.",
+            hint="Make room, or set HF_HOME elsewhere.",
+            code="disk-full",
+        )
     reason = getattr(error, "strerror", None) or str(error)
-    return kind(f"{what}: {_without_tokens(reason, error)}")
+    return made(f"{what}: {_without_tokens(reason, error)}", code=failed)
 
 
 def explain_push(error: Exception, what: str) -> PublishError:
     """As `explain`, in the words of a push, which no cache helps; also for what a look at the Hub raised."""
     looked = isinstance(error, ResolveError) and isinstance(error.__context__, EXPLAINED)
     said = explain(error.__context__ if looked and error.__context__ else error, what, kind=PublishError)
-    return PublishError(said.message, hint=said.hint)
+    return PublishError.of(said, said.message)
 
 
 def _without_tokens(said: str, error: BaseException) -> str:

@@ -26,7 +26,7 @@ from hf_soup._util.parallel import in_parallel
 from hf_soup._util.progress import bar
 from hf_soup._util.version import __version__
 from hf_soup.errors import ResolveError
-from hf_soup.hub.client import ATTEMPTS, EXPLAINED, TIMEOUT, WrongBytesError, explain, is_passing, pause_after, retrying
+from hf_soup.hub.client import ATTEMPTS, EXPLAINED, TIMEOUT, explain, is_passing, pause_after, retrying
 from hf_soup.hub.file_digests import known_sha256, sha256_of
 from hf_soup.hub.repo import Repo
 
@@ -74,13 +74,14 @@ def read_range(repo: Repo, path: str, start: int, stop: int) -> bytes:
             raise ResolveError(
                 f"{_called(repo, path)}: the copy in the cache is not what the Hub stated.",
                 hint=f"Run the same command with the Hub in reach, or remove '{cached}'.",
+                subjects=_about(repo),
             )
     for _ in range(2):
         data = _asked_for(repo, path, start, stop)
         found = _content_id(data, stated)
         if found == stated:
             return data
-    raise _wrong(_called(repo, path), stated, found)
+    raise _wrong(repo, path, stated, found)
 
 
 def _asked_for(repo: Repo, path: str, start: int, stop: int) -> bytes:
@@ -88,7 +89,7 @@ def _asked_for(repo: Repo, path: str, start: int, stop: int) -> bytes:
     try:
         data = retrying(_request_range, repo, path, start, stop)
     except EXPLAINED as error:
-        raise explain(error, what) from None
+        raise explain(error, what, subjects=_about(repo)) from None
     global _received
     with _HERE:
         _received += len(data)
@@ -96,6 +97,7 @@ def _asked_for(repo: Repo, path: str, start: int, stop: int) -> bytes:
         raise ResolveError(
             f"{what}: asked for bytes {start} to {stop}, got {len(data)} bytes.",
             hint="The file is shorter than the repo says; its owner may have to upload it again.",
+            subjects=_about(repo),
         )
     return data
 
@@ -183,9 +185,9 @@ def fetch_one(repo: Repo, path: str, advance: Callable[[int], object]) -> Path:
             blob = local.resolve()
             local.unlink()
             blob.unlink(missing_ok=True)
-            raise _wrong(what, stated, found)
+            raise _wrong(repo, path, stated, found)
     except (*EXPLAINED, RuntimeError) as error:  # hf_xet raises plain RuntimeErrors
-        raise explain(error, what) from None
+        raise explain(error, what, subjects=_about(repo)) from None
     return local
 
 
@@ -228,7 +230,9 @@ def download_beside(
                             arrived(have)
                     attempt = 0 if have > before else attempt + 1
                     if attempt == ATTEMPTS:
-                        raise ResolveError(f"{what}: it ends after {have:,} of {file.size:,} bytes.")
+                        raise ResolveError(
+                            f"{what}: it ends after {have:,} of {file.size:,} bytes.", subjects=_about(repo)
+                        )
                 except (HfHubHTTPError, httpx2.TransportError) as error:
                     attempt = 0 if have > before else attempt + 1
                     if attempt == ATTEMPTS or not is_passing(error):
@@ -237,10 +241,10 @@ def download_beside(
     except EXPLAINED as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's, not the Hub's
-        raise explain(error, what) from None
+        raise explain(error, what, subjects=_about(repo)) from None
     if not stopped() and (have != file.size or digest.hexdigest() != (stated or digest.hexdigest())):
         target.unlink()
-        raise _wrong(what, stated or f"{file.size:,} bytes", digest.hexdigest())
+        raise _wrong(repo, path, stated or f"{file.size:,} bytes", digest.hexdigest())
 
 
 def _stated(repo: Repo, path: str) -> str:
@@ -266,10 +270,17 @@ def _called(repo: Repo, path: str) -> str:
     return f"'{repo.id}@{repo.revision[:7]}', file '{path}'"
 
 
-def _wrong(what: str, stated: str, found: str) -> WrongBytesError:
-    return WrongBytesError(
+def _about(repo: Repo) -> list[str]:
+    return [f"{repo.id}@{repo.revision[:7]}"]
+
+
+def _wrong(repo: Repo, path: str, stated: str, found: str) -> ResolveError:
+    what = _called(repo, path)
+    return ResolveError(
         f"{what}: the bytes that arrived are not the ones that the Hub states.\n  stated  {stated}\n  arrived {found}",
         hint="Something between here and the Hub changes data. No wrong copy is kept; run the same command again.",
+        code="wrong-bytes",
+        subjects=_about(repo),
     )
 
 

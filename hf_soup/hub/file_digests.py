@@ -84,6 +84,7 @@ def changed_while_read(label: str, file: str) -> MergeError:
     return MergeError(
         f"{label}: '{file}' changed while it was read.",
         hint="Leave the ingredients alone while they are averaged, and run this again.",
+        code="changed",
     )
 
 

@@ -152,8 +152,8 @@ class _Push:
         if self._head is None and status_of(error) == 400:
             hint = "Use another name."
         if unknown:
-            return PublishError(f"{said.message} Whether the soup is there is not known.", hint=_AGAIN)
-        return PublishError(said.message, hint=hint)
+            return PublishError.of(said, f"{said.message} Whether the soup is there is not known.", hint=_AGAIN)
+        return PublishError.of(said, said.message, hint=hint)
 
     def _create(self) -> Repo:
         target = self._target
@@ -176,6 +176,7 @@ class _Push:
             raise PublishError(
                 f"'{head.id}' holds another kind of model: {theirs}, and this is {ours}.",
                 hint="Push to another name, or replace what is there with `--replace`.",
+                code="taken",
             )
 
     def _is_in(self, repo: Repo) -> bool:
@@ -244,6 +245,7 @@ class _Push:
         raise PublishError(
             f"'{head.id}': somebody else committed {first[:7]} while this was being pushed.",
             hint="Look at what they changed, and push again.",
+            code="raced",
         )
 
     def _offer(self) -> PushResult | None:
@@ -266,7 +268,8 @@ class _Push:
         except (SoupError, *EXPLAINED) as error:
             said = explain_push(error, "What failed is to look at it")
             where = pushed.pull_request or f"commit {pushed.commit[:7]}"
-            raise PublishError(f"'{pushed.repo}' has the soup in {where}. {said.message}", hint=_AGAIN) from None
+            message = f"'{pushed.repo}' has the soup in {where}. {said.message}"
+            raise PublishError.of(said, message, hint=_AGAIN) from None
         if not self._is_in(repo):
             lacking = [path for path in self._files if path not in repo.files] or list(self._files)
             raise PublishError(
@@ -332,7 +335,7 @@ def _make_tag(tag: str, done: PushResult, token: Token) -> None:
     if tag in named:
         said = tag_is_taken(tag, named[tag])
         hint = said.hint
-    raise PublishError(f"'{done.repo}' has the soup in commit {done.commit[:7]}. {said.message}", hint=hint)
+    raise PublishError.of(said, f"'{done.repo}' has the soup in commit {done.commit[:7]}. {said.message}", hint=hint)
 
 
 def _refuse_stale(head: repo.Repo, others: Sequence[str]) -> None:
@@ -342,6 +345,7 @@ def _refuse_stale(head: repo.Repo, others: Sequence[str]) -> None:
         raise PublishError(
             f"'{head.id}' holds files that are not of this soup: {', '.join(stale)}.",
             hint="Push to another name, or delete them, and whatever else is there, with `--replace`.",
+            code="taken",
         )
 
 
@@ -415,9 +419,12 @@ def require_token(token: Token = None) -> None:
         raise PublishError(
             "No token: pushing needs to know who you are.",
             hint="Log in with `hf auth login`, or set HF_TOKEN to a token that may write.",
+            code="token",
         )
     if not re.fullmatch(r"[!-~]+", used):
-        raise PublishError("The token has spaces or letters that no token has.", hint="Copy it once more.")
+        raise PublishError(
+            "The token has spaces or letters that no token has.", hint="Copy it once more.", code="token"
+        )
 
 
 def inspect_target(
@@ -458,7 +465,9 @@ def inspect_target(
         user = str(me["name"])
         access = (me.get("auth") or {}).get("accessToken") or {}
         if access.get("role") == "read":
-            raise PublishError(f"{what}: the token of {user} may only read.", hint="Use one that may write.")
+            raise PublishError(
+                f"{what}: the token of {user} may only read.", hint="Use one that may write.", code="forbidden"
+            )
         head = _head(repo_id, revision, token)
         tags: dict[str, str | None] = {}
         if (tag is not None or revision is not None) and head is not None:
@@ -541,13 +550,14 @@ def require_public(models: Sequence[str], target: PushTarget) -> None:
         raise PublishError(
             f"'{target.repo}' is public, and would name models that are private or gone: {some(found)}.",
             hint="Use `hf-soup push --private`, or `--allow-private-ingredients` if everybody may know of them.",
+            code="private-ingredients",
         )
 
 
 def tag_is_taken(tag: str, commit: str | None) -> PublishError:
     """The error for a tag that names something else: a commit, or a branch that is called so."""
     names = f"another commit, {commit[:7]}" if commit else "a branch"
-    return PublishError(f"'{tag}' names {names}.", hint="Use another tag, or delete that one.")
+    return PublishError(f"'{tag}' names {names}.", hint="Use another tag, or delete that one.", code="taken")
 
 
 def require_fit(head: repo.Repo, *, private: bool | None, replace: bool) -> None:
@@ -565,4 +575,5 @@ def require_fit(head: repo.Repo, *, private: bool | None, replace: bool) -> None
         raise PublishError(
             f"'{head.id}' is taken: it holds something else ({some(found)}).",
             hint="Push to another name, or delete what is there with `--replace`.",
+            code="taken",
         )

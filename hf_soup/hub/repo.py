@@ -122,7 +122,8 @@ def resolve(
         ResolveError: It does not exist, is private or gated, or the Hub cannot be reached and the cache has no
             copy.
     """
-    what = f"'{repo_id}@{revision}'" if revision else f"'{repo_id}'"
+    named = f"{repo_id}@{revision}" if revision else repo_id
+    what = f"'{named}'"
     try:
         info = _info(what, api(token).model_info, repo_id, revision=revision, files_metadata=True)
     except (httpx2.TransportError, OfflineModeIsEnabled) as error:
@@ -131,12 +132,12 @@ def resolve(
         if known is None and (whole or not from_cache):
             why = f"cannot be reached ({type(error).__name__}), and what the cache has may be old, or a part of it"
             hint = "Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, and try again."
-            raise ResolveError(f"{what}: {endpoint()} {why}.", hint=hint) from None
+            raise ResolveError(f"{what}: {endpoint()} {why}.", hint=hint, code=explain(error, what).code) from None
         if known is None:
-            raise explain(error, what) from None
+            raise explain(error, what, subjects=[named]) from None
         return known
     except EXPLAINED as error:
-        raise explain(error, what) from None
+        raise explain(error, what, subjects=[named]) from None
     if not _COMMIT.fullmatch(info.sha or ""):
         raise ResolveError(f"{what}: the Hub's answer names no commit, but '{info.sha}'.")
     if any(file.size is None for file in info.siblings or ()):

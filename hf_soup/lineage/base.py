@@ -36,10 +36,12 @@ def with_base(lineage: LineageReport, method: str) -> LineageReport:
     if ancestor is None or not ancestor.declared:
         pointed = f" The weights point to {ancestor.model}." if ancestor else ""
         said = f"`{method}` works on what was learned since the ancestor, and none is known.{pointed}"
-        raise IncompatibleError(said, hint=hint)
+        raise IncompatibleError(said, hint=hint, code="no-base")
     base = ancestor.checkpoint
     if base is None:
-        raise IncompatibleError(f"`{method}` needs the ancestor {ancestor.model}, which could not be read.", hint=hint)
+        raise IncompatibleError(
+            f"`{method}` needs the ancestor {ancestor.model}, which could not be read.", hint=hint, code="no-base"
+        )
     donor, name = lineage.donor, lineage.names[lineage.alignment.donor]
     found = _as_named(lineage, base, head_tensors(donor, name))
     outputs = {output: info for mine in reversed(lineage.tensors) for output, info in mine.items()}

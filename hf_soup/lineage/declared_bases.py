@@ -150,7 +150,7 @@ def read_declared_bases(
         founder = seen.checkpoint
         if seen.error is not None:
             if not offline:
-                raise ResolveError(f"The base cannot be used: {seen.error.message}", hint=seen.error.hint)
+                raise ResolveError.of(seen.error, f"The base cannot be used: {seen.error.message}")
             # Without a network only what was fetched is here, and of an ancestor only samples were read.
             message = f"The ancestor {base} cannot be compared: {seen.error.message}"
             reasons.append(Finding("ancestor-unreadable", message, ()))

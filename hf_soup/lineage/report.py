@@ -127,6 +127,7 @@ class LineageReport:
             raise IncompatibleError(
                 f"These models cannot be averaged:\n{shown}",
                 hint=f"`hf-soup check` shows the whole report.{self._permission()}",
+                code="refused",
             )
 
     def _permission(self) -> str:

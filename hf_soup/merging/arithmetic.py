@@ -225,6 +225,8 @@ def not_finite(label: str, tensor: str, value: float, index: int, shape: tuple[i
     return ValuesError(
         f"'{tensor}' of {label} holds {value} at {unravel(index, shape)}.",
         hint="That model is broken, most likely by a training run that diverged; leave it out.",
+        code="not-finite",
+        subjects=[label],
     )
 
 

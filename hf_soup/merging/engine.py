@@ -324,6 +324,7 @@ class Engine:
                 hint="Set `dtype: bfloat16` or `dtype: float32` in the recipe."
                 if dtype == torch.float16
                 else "Give the method smaller numbers, as its `scale`, or the ingredients smaller weights.",
+                code="overflow",
             )
         return mixed
 

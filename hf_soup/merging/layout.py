@@ -372,7 +372,7 @@ def _laid(sources: Sequence[Source], counted: int, patched: Collection[str], dty
             lacking = [source for source in sources if name not in source.tensors]
             if lacking and name not in patched:
                 who = lacking[0].label or lacking[0].name
-                raise IncompatibleError(f"Cannot average '{name}': {who} does not have it.")
+                raise IncompatibleError(f"Cannot average '{name}': {who} does not have it.", subjects=[who])
     laid: list[tuple[tuple[int, bool, str, int], _Laid]] = []
     for name in names:
         places: Sequence[TensorInfo | None]
@@ -385,9 +385,11 @@ def _laid(sources: Sequence[Source], counted: int, patched: Collection[str], dty
             shape = having[0].shape
             # Counted by identity first: sources that were saved alike share what their headers say.
             if having.count(having[0]) < len(having) and any(place.shape != shape for place in having):
-                pairs = zip(sources, having, strict=True)
-                shown = "\n".join(f"  {source.label or source.name}  {place.shape}" for source, place in pairs)
-                raise IncompatibleError(f"Cannot average '{name}': the ingredients disagree on its shape.\n{shown}")
+                labels = [source.label or source.name for source in sources]
+                shown = "\n".join(f"  {who}  {place.shape}" for who, place in zip(labels, having, strict=True))
+                raise IncompatibleError(
+                    f"Cannot average '{name}': the ingredients disagree on its shape.\n{shown}", subjects=labels
+                )
             written = _written(name, having[:counted], dtype)
         first, item = having[0], ITEM_BYTES[written]
         # The donor's own order, so that inputs are read forwards; wide types first, so that every tensor is aligned;

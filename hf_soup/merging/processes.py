@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -14,15 +15,12 @@ from typing import Any, TypeVar
 
 from hf_soup.errors import MergeError, ScoringError, SoupError
 
+logger = logging.getLogger(__name__)
 #: torch gives up after half an hour; the first process may download for longer while the others wait.
 _PATIENCE = timedelta(days=30)
 #: Seconds after which it is said that others do not come.
 _SAID_AFTER = 60.0
 _T = TypeVar("_T")
-
-
-class _LeftError(MergeError):
-    """Another process is gone: never the cause of anything."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +71,12 @@ def require_alone(work: str) -> None:
         )
 
 
-def in_step(
-    lead: Callable[[ProcessGroup], _T], follow: Callable[[ProcessGroup], object], say: Callable[[str], object]
-) -> _T:
+def in_step(lead: Callable[[ProcessGroup], _T], follow: Callable[[ProcessGroup], object]) -> _T:
     """What the first process makes, or the error of any of them: the same in all processes, when all are done.
 
     Args:
         lead: The first one's part.
         follow: The part of every other.
-        say: Gets a note where others do not come.
 
     Raises:
         SoupError: Any of the processes failed, or ended.
@@ -89,7 +84,7 @@ def in_step(
     if launched() == 1:
         return lead(ProcessGroup())
     # What is worked with is left by whoever fails, so that the others come out of whatever they wait for.
-    here, end = process_group(say), process_group(say)
+    here, end = process_group(), process_group()
     made: _T | None = None
     failed: Exception | None = None
     try:
@@ -103,8 +98,8 @@ def in_step(
         here.close()
         try:
             outcomes = end.gather((made, _told(failed, here.rank)))
-        except _LeftError as left:
-            if failed and not isinstance(failed, _LeftError):
+        except MergeError as left:
+            if failed and getattr(failed, "code", "") != "left":
                 raise failed from None
             raise left from None
     finally:
@@ -115,7 +110,7 @@ def in_step(
         soup: _T = outcomes[0][0]
         return soup
     # That others left is a consequence of why one did.
-    cause = next((error for error in errors if not isinstance(error, _LeftError)), errors[0])
+    cause = next((error for error in errors if error.code != "left"), errors[0])
     if failed and cause is outcomes[here.rank][1]:
         raise failed
     cause.elsewhere = here.rank > 0
@@ -132,13 +127,10 @@ def _told(error: Exception | None, rank: int) -> SoupError | None:
     )
 
 
-def process_group(say: Callable[[str], object]) -> ProcessGroup:
+def process_group() -> ProcessGroup:
     """The world that Accelerate sees; a single process when none was launched.
 
     Whoever called for it leaves it.
-
-    Args:
-        say: Gets a note where others do not come.
 
     Raises:
         MergeError: Several processes are announced, but they cannot find each other: each would do all the work.
@@ -160,9 +152,9 @@ def process_group(say: Callable[[str], object]) -> ProcessGroup:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # else Accelerate warns that it sets torch's threads, as we do
     waiting = threading.Timer(
         _SAID_AFTER,
-        say,
+        logger.info,
         [
-            f"note: waiting for the others of {count} processes. Each has to call `cook`; "
+            f"waiting for the others of {count} processes. Each has to call `cook`; "
             '`cook(…, processes="main")` is for the first one alone.'
         ],
     )
@@ -194,9 +186,10 @@ def process_group(say: Callable[[str], object]) -> ProcessGroup:
 
         if _heard(met):
             return
-        raise _LeftError(
+        raise MergeError(
             "Another of the processes that work together has ended early.",
             hint="Its own error says why. What is finished is kept; run the same command again.",
+            code="left",
         )
 
     def broadcast(value: Any) -> Any:

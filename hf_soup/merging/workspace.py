@@ -70,6 +70,7 @@ class Workspace:
             raise MergeError(
                 f"Another process is cooking '{self.output.name}' right now.",
                 hint="Wait until it is done, or choose another output folder with -o.",
+                code="busy",
             ) from None
         except OSError as error:
             raise MergeError(
@@ -96,6 +97,7 @@ class Workspace:
             raise MergeError(
                 f"A process of an interrupted run is still at work on '{self.output.name}'.",
                 hint="Wait until it has ended, or end it, and run the same command again.",
+                code="busy",
             ) from None
 
     def _locked(self) -> bool:
@@ -134,6 +136,7 @@ class Workspace:
             raise MergeError(
                 f"Cannot make '{self.output.name}': {error.strerror} ('{error.filename or self.folder}').",
                 hint=f"What is finished is kept; {mend}" if self._kept else mend.capitalize(),
+                code="disk-full" if error.errno == errno.ENOSPC else "",
             ) from None
 
     @property
@@ -319,6 +322,7 @@ def refuse_existing(output: Path) -> None:
         raise MergeError(
             f"The output '{output}' {kind}, and nothing that exists is overwritten.",
             hint="Choose another folder with -o, or move that one away.",
+            code="exists",
         )
 
 

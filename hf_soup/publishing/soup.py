@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_soup._util.progress import Say, to_stderr
 from hf_soup._util.text import some
 from hf_soup.checkpoint import model_class, read_config
 from hf_soup.errors import PublishError, ResolveError
@@ -17,6 +17,8 @@ from hf_soup.hub import PushResult, Token, commit_folder, inspect_target, is_rep
 from hf_soup.merging import digest_of_folder
 from hf_soup.publishing.card import difference, edited, with_fields
 from hf_soup.recipe import Recipe
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,6 @@ class Soup:
         allow_private_ingredients: bool = False,
         force: bool = False,
         token: Token = None,
-        say: Say = to_stderr,
     ) -> PushResult:
         """Publish the soup as one commit to a model repo, or offer it there in a pull request.
 
@@ -124,7 +125,6 @@ class Soup:
             allow_private_ingredients: Name models in a public repo that are private.
             force: Push weights that were changed since they were cooked; the card says so.
             token: As everywhere in huggingface_hub.
-            say: Gets warnings.
 
         Raises:
             PublishError: No token or right, weights that are not those of the recipe, private ingredients, a repo
@@ -154,8 +154,8 @@ class Soup:
         if license is not None:
             fields = {"license": license, "license_name": None, "license_link": None}
         elif not self.summary["license_agreed"]:
-            say(
-                "warning: the ingredients' licences are not all the same or not all stated, so the card says "
+            logger.warning(
+                "the ingredients' licences are not all the same or not all stated, so the card says "
                 "`license: other` and lists them. Set the right one with --license."
             )
         try:
@@ -170,6 +170,7 @@ class Soup:
                     f"The weights in '{self.folder}' are not those that were cooked: their digest is {digest}, and "
                     f"soup.json says {self.digest}.",
                     hint="Cook the soup again, or push them with `--force`; the card will say that they were changed.",
+                    code="edited",
                 )
             card = edited(card, self.digest, digest)
         with tempfile.TemporaryDirectory(prefix="hf-soup-card-") as folder:

@@ -305,12 +305,13 @@ class Recipe(_Value):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     allow_pickle: bool = False
 
-    def __init__(self, /, **values: Any) -> None:
-        # pydantic's own signature knows only the final types; a recipe is written with the short ones.
+    def __init__(self, name: str = "the recipe", /, **values: Any) -> None:
+        # pydantic's own signature knows only the final types; a recipe is written with the short ones. ``name`` is
+        # what errors call it.
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise RecipeError(explain_faults(error.errors(include_url=False), _keys_at, "the recipe")) from None
+            raise RecipeError(explain_faults(error.errors(include_url=False), _keys_at, name)) from None
 
     @model_validator(mode="after")
     def _weights_have_a_sum(self) -> Self:
@@ -406,10 +407,7 @@ class Recipe(_Value):
                 f"this is {'empty' if values is None else type(values).__name__}.",
                 hint="Start from `hf-soup check MODEL... -o recipe.yaml`, which writes one.",
             )
-        try:
-            return cls(**values)
-        except RecipeError as error:
-            raise RecipeError(error.message.replace("the recipe", name, 1)) from None
+        return cls(name, **values)
 
     def to_dict(self) -> dict[str, Any]:
         """The values that differ from their defaults, as plain data."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from hf_soup import hub
-from hf_soup._util.progress import Say
-from hf_soup._util.text import some
+from hf_soup._util.text import ALLOWED, some
 from hf_soup.evaluation import require_looked_at, running_statistics
 from hf_soup.hub import Token
 from hf_soup.ingredients import ResolvedIngredients, expand_runs, resolve_ingredients, within_a_run
 from hf_soup.lineage import AlignmentOptions, LineageReport, check_lineage
 from hf_soup.recipe import Finding, Models, Recipe, as_recipe, ingredients_set_apart, needs_base, with_allowed
 from hf_soup.workflows.prepare import selected_on, trained_on
+
+logger = logging.getLogger(__name__)
 
 
 def check(
@@ -90,20 +92,20 @@ def _examine(expanded: ResolvedIngredients, runs: Sequence[Finding], token: Toke
     return lineage.with_reasons(with_allowed([*found, *trained_on(recipe, lineage, token)], recipe.allow))
 
 
-def checked_lineage(expanded: ResolvedIngredients, runs: Sequence[Finding], token: Token, say: Say) -> LineageReport:
+def checked_lineage(expanded: ResolvedIngredients, runs: Sequence[Finding], token: Token) -> LineageReport:
     """The verdict on what a recipe stands for, with its warnings told; refused lineages are an error."""
     for reason in runs:
-        say(f"note: [{reason.code}] {reason.message}")
+        logger.info(f"[{reason.code}] {reason.message}")
     lineage = _examine(expanded, runs, token)
     require_looked_at(expanded.recipe, lineage)
     lineage.raise_if_refused()
     for reason in lineage.reasons:
         if reason not in runs:
-            kind = "note" if reason.code == "second-order" else "allowed" if reason.allowed else "warning"
-            say(f"{kind}: [{reason.code}] {reason.message}")
+            noted = logging.INFO if reason.code == "second-order" else ALLOWED if reason.allowed else logging.WARNING
+            logger.log(noted, f"[{reason.code}] {reason.message}")
     for alignment in lineage.alignments:
-        say(f"note: {alignment}")
+        logger.info(alignment)
     for name, checkpoint in zip(lineage.names, lineage.checkpoints, strict=True):
         for note in checkpoint.notes:
-            say(f"note: {name}: {note}")
+            logger.info(f"{name}: {note}")
     return lineage

@@ -5,6 +5,7 @@ siblings, and their fine-tunes do not average. What is measured here is what ave
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import time
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_soup._util.progress import Say, bar, to_stderr
+from hf_soup._util.progress import bar
 from hf_soup._util.text import counted, listed, spoken
 from hf_soup.errors import RecipeError
 from hf_soup.evaluation import batch_norms, prepare_calibration
@@ -29,8 +30,10 @@ from hf_soup.merging import fetch_weights
 from hf_soup.publishing import draw_barriers
 from hf_soup.recipe import Finding, Named, Recipe, as_recipe
 from hf_soup.workflows.check import check
-from hf_soup.workflows.prepare import plan_of, prepare_evaluation
+from hf_soup.workflows.prepare import log_notes, plan_of, prepare_evaluation
 from hf_soup.workflows.validate import validate
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -286,7 +289,6 @@ def connectivity(
     token: Token = None,
     device: str = "cpu",
     quiet: bool = True,
-    say: Say = to_stderr,
 ) -> ConnectivityReport:
     r"""Measure the barrier between each two ingredients on the held-out data of a recipe, the first of several.
 
@@ -307,7 +309,6 @@ def connectivity(
         token: As everywhere in huggingface_hub.
         device: Where models run.
         quiet: No progress bar.
-        say: Gets warnings, and how much is to be done.
 
     Raises:
         RecipeError: The recipe has no `score`, or more than a thousand pairs.
@@ -340,9 +341,12 @@ def connectivity(
     with tempfile.TemporaryDirectory(prefix="hf-soup-") as kitchen:
         config = soup_config(lineage, plan.layout.dtype)
         write_assets(Path(kitchen), config, lineage)
-        bench = prepare_evaluation(recipe, plan, Path(kitchen), config, device, token, say, lineage.head_of)[0]
-        say(f"note: {len(names)} models, {pairs} pair{'s'[: pairs - 1]}: {total} scorings of {bench.n:,} rows")
-        inputs = prepare_calibration(recipe, Path(kitchen), config, device, token, say)
+        (bench, *_) = benches = prepare_evaluation(recipe, plan, Path(kitchen), config, device, token)
+        log_notes(benches, lineage.head_of)
+        logger.info(f"{len(names)} models, {pairs} pair{'s'[: pairs - 1]}: {total} scorings of {bench.n:,} rows")
+        inputs = prepare_calibration(recipe, Path(kitchen), config, device, token)
+        for note in inputs.notes if inputs else ():
+            logger.warning(note)
         statistics = None
         if inputs and batch_norms(tensor.name for tensor in plan.layout.tensors):
             statistics = BatchStatistics(plan.layout, inputs, Path(kitchen), recipe.seed, device)
@@ -363,7 +367,7 @@ def connectivity(
                 ended.append(time.monotonic())
                 if len(ended) == 3:  # the first one started what the others only use
                     seconds = ended[1] - ended[0] + (ended[2] - ended[1]) * (total - 1)
-                    say(f"note: they take about {spoken(seconds)}")
+                    logger.info(f"they take about {spoken(seconds)}")
                 return found
 
             scores, found = _measure(names, point, least)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 import time
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_soup import hub
-from hf_soup._util.progress import Say, to_stderr
 from hf_soup.checkpoint import require_unchanged
 from hf_soup.errors import RecipeError
 from hf_soup.evaluation import (
@@ -45,6 +45,7 @@ from hf_soup.workflows.prepare import (
     evaluation_of_soup,
     free_bytes,
     ingredients_to_fetch,
+    log_notes,
     plan_of,
     prepare_evaluation,
     require_disk,
@@ -58,6 +59,8 @@ from hf_soup.workflows.validate import validate
 if TYPE_CHECKING:
     from hf_soup.evaluation import BatchStatistics, EvalDataset, Evaluation
     from hf_soup.merging import ProcessGroup
+
+logger = logging.getLogger(__name__)
 
 
 def cook(
@@ -73,7 +76,6 @@ def cook(
     stream: bool = False,
     processes: Literal["all", "main"] = "all",
     quiet: bool = True,
-    say: Say = to_stderr,
 ) -> Soup:
     """Check, fetch, select, average, score, and write a soup folder that appears complete or not at all.
 
@@ -92,7 +94,6 @@ def cook(
             the finished soup, or the error of any of them; or the ``main`` one alone, as in
             ``if accelerator.is_main_process:``, which waits for no other. The folder is on the disk of the first.
         quiet: No progress bars.
-        say: Gets warnings.
 
     Raises:
         SoupError: Anything that stands against it; whatever headers, configs and cards can tell is told before
@@ -105,12 +106,12 @@ def cook(
         raise RecipeError(f"`processes` is '{processes}'; it is `all` or `main`.")
     out = Path(out)
     changes = {"method": method, "select": select, "allow": allow}
-    lead = partial(_cook, recipe, changes, out, token, device, threads, stream, quiet, say)
+    lead = partial(_cook, recipe, changes, out, token, device, threads, stream, quiet)
     if processes == "main":
         return lead(ProcessGroup())
     if stream:
         require_alone("`--stream`")
-    return in_step(lead, lambda here: answer_along(here, lambda: merge_along(out, here, threads)), say)
+    return in_step(lead, lambda here: answer_along(here, lambda: merge_along(out, here, threads)))
 
 
 def _cook(
@@ -122,7 +123,6 @@ def _cook(
     threads: int | None,
     stream: bool,
     quiet: bool,
-    say: Say,
     here: ProcessGroup,
 ) -> Soup:
     from hf_soup.evaluation import BatchStatistics
@@ -136,25 +136,28 @@ def _cook(
     selection = validate(recipe, stream=stream)
     refuse_existing(out)
     if update and update.from_cache:
-        say(f"note: {update.soup}: the Hub was not reached; the last version is the one in the cache")
+        logger.info(f"{update.soup}: the Hub was not reached; the last version is the one in the cache")
     for note in update.left_out if update else ():
-        say(f"note: {note}")
+        logger.info(note)
     asked, expanded = recipe, resolve_ingredients(recipe, token=token)
-    recipe, lineage = expanded.recipe, checked_lineage(expanded, runs, token, say)
+    recipe, lineage = expanded.recipe, checked_lineage(expanded, runs, token)
     with Workspace(out) as staging, tempfile.TemporaryDirectory(prefix="hf-soup-") as kitchen:
         given, everyone = weights_by_name(recipe, lineage), with_base_if_needed(recipe, lineage)
         for note in everyone.alignments[len(lineage.alignments) :]:
-            say(f"note: {note}")
+            logger.info(note)
         whole = plan_of(recipe, everyone, given)
         config = soup_config(lineage, whole.layout.dtype)
         with staging.disk_errors():
             write_assets(Path(kitchen), config, lineage)
         benches = prepare_evaluation(
-            recipe, whole, Path(kitchen), config, device, token, say, lineage.head_of,
+            recipe, whole, Path(kitchen), config, device, token,
             learns=selection.learns, quiet=quiet,
         )  # fmt: skip
+        log_notes(benches, lineage.head_of)
         require_rows(recipe, benches, learns=selection.learns)
-        inputs = prepare_calibration(recipe, Path(kitchen), config, device, token, say, quiet=quiet)
+        inputs = prepare_calibration(recipe, Path(kitchen), config, device, token, quiet=quiet)
+        for note in inputs.notes if inputs else ():
+            logger.warning(note)
         statistics = None
         if inputs and batch_norms(tensor.name for tensor in whole.layout.tensors):
             statistics = BatchStatistics(whole.layout, inputs, Path(kitchen), recipe.seed, device)
@@ -195,7 +198,7 @@ def _cook(
                 supply.fetch_all()
             said = staging.open(plan.fingerprint, plan.outline())
             if said not in (None, "continued"):
-                say(f"note: {said}")
+                logger.info(said)
             here.broadcast(None)  # all candidates are answered
             if here.size > 1:
                 follow = frozenset(file.path for file in supply.files() if file.follow and file.path)
@@ -212,10 +215,10 @@ def _cook(
                     plan, merged, staging.folder, pinned, leaves, lineage, device=device, token=token, quiet=quiet
                 )
             for name in merged.differing:
-                say(f"warning: the ingredients disagree on '{name}', which is not averaged; the first one's is kept")
+                logger.warning(f"the ingredients disagree on '{name}', which is not averaged; the first one's is kept")
             files = [*about_files(leaves), *statistics_notes(plan), *(again.notes if again else ())]
             for note in files:
-                say(f"note: {note}")
+                logger.info(note)
             with staging.disk_errors():
                 own = evaluation_of_soup(recipe, lineage, leaves, plan, benches, Path(kitchen) / "soup", device, token)
                 tried = choice.selected.weights, [point.parameters for point in choice.curve]
@@ -223,7 +226,7 @@ def _cook(
                 results = evaluation.finish(staging.folder, merged.digest, *tried, last, *own) if evaluation else None
                 here.broadcast(None)  # and so are all reports
                 for warning in results.warnings if results else ():
-                    say(f"warning: {warning}")
+                    logger.warning(warning)
                 write_contents(
                     staging.folder,
                     mix,
@@ -247,9 +250,7 @@ def _cook(
     return Soup(folder, json.loads((folder / "soup.json").read_text()), merged.resumed, round(seconds, 3))
 
 
-def preview(
-    recipe: Recipe, out: Path, *, stream: bool = False, token: Token = None, say: Say = to_stderr
-) -> dict[str, Any]:
+def preview(recipe: Recipe, out: Path, *, stream: bool = False, token: Token = None) -> dict[str, Any]:
     """What `cook` would do, as plain data: files, bytes to fetch, disk needed and free, seconds. Fetches no weights."""
     from hf_soup.workflows.estimate import estimated_seconds
 
@@ -257,7 +258,7 @@ def preview(
     validate(recipe, stream=stream)
     refuse_existing(out)
     expanded = resolve_ingredients(recipe, token=token)
-    recipe, lineage = expanded.recipe, checked_lineage(expanded, runs, token, say)
+    recipe, lineage = expanded.recipe, checked_lineage(expanded, runs, token)
     needed = ingredients_to_fetch(recipe, lineage)
     given, used = weights_by_name(recipe, lineage), with_base_if_needed(recipe, needed)
     plan = plan_of(recipe, used, {name: given[name] for name in needed.names})

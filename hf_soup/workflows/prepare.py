@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_soup import hub
-from hf_soup._util.progress import Say
 from hf_soup.errors import MergeError, ScoringError
 from hf_soup.hub import Token
 from hf_soup.lineage import LineageReport, soup_config, write_assets
@@ -19,6 +19,8 @@ from hf_soup.selection import require_enough
 
 if TYPE_CHECKING:
     from hf_soup.evaluation import EvalDataset
+
+logger = logging.getLogger(__name__)
 
 
 def trained_on(recipe: Recipe, lineage: LineageReport, token: Token = None) -> list[Finding]:
@@ -101,8 +103,6 @@ def prepare_evaluation(
     config: Mapping[str, Any],
     device: str,
     token: Token,
-    say: Say,
-    head_of: str | None = None,
     *,
     learns: bool = False,
     quiet: bool = True,
@@ -116,8 +116,6 @@ def prepare_evaluation(
         config: That config.
         device: Where models will run.
         token: As everywhere in huggingface_hub.
-        say: Gets warnings.
-        head_of: The ingredient whose head all are scored with, where only bodies are averaged.
         learns: Whether shares are learned, which takes memory for gradients.
         quiet: No progress bar.
     """
@@ -125,16 +123,28 @@ def prepare_evaluation(
     scorings += [("report", scoring) for scoring in recipe.report]
     if not scorings:
         return []
-    from hf_soup.evaluation import notes_of, prepare_datasets, require_device, require_memory, scored_with
+    from hf_soup.evaluation import prepare_datasets, require_device, require_memory
 
     require_device(device)
     require_memory(plan.layout, learns=learns)
-    benches = prepare_datasets(scorings, folder=folder, config=config, token=token, quiet=quiet)
+    return prepare_datasets(scorings, folder=folder, config=config, token=token, quiet=quiet)
+
+
+def log_notes(benches: Sequence[EvalDataset], head_of: str | None) -> None:
+    """Say what is to be known of the data.
+
+    Args:
+        benches: The data; none where nothing is scored.
+        head_of: The ingredient whose head all are scored with, where only bodies are averaged.
+    """
+    if not benches:
+        return
+    from hf_soup.evaluation import notes_of, scored_with
+
     for note in notes_of(benches):
-        say(f"warning: {note}")
+        logger.warning(note)
     for note in scored_with(head_of):
-        say(f"note: {note}")
-    return benches
+        logger.info(note)
 
 
 def require_rows(recipe: Recipe, benches: Sequence[EvalDataset], *, learns: bool) -> None:
@@ -203,7 +213,7 @@ def evaluation_of_soup(
     pinned = [bench.scoring for bench in benches]  # the same rows, though a data set may have moved on
     count = len(recipe.score)
     recipe = recipe.model_copy(update={"score": tuple(pinned[:count]), "report": tuple(pinned[count:])})
-    return prepare_evaluation(recipe, plan, folder, config, device, token, lambda _: None), folder
+    return prepare_evaluation(recipe, plan, folder, config, device, token), folder
 
 
 def ingredients_to_fetch(recipe: Recipe, lineage: LineageReport) -> LineageReport:
@@ -241,6 +251,7 @@ def require_disk(lineage: LineageReport, plan: Plan, out: Path, *, stream: bool,
                 f"({fetch / 1e9:.1f} GB to fetch, {plan.layout.size / 1e9:.1f} GB to write"
                 + (f", {beside / 1e9:.1f} GB of files in flight)." if stream else ")."),
                 hint=f"{hint}.",
+                code="disk-full",
             )
 
 

@@ -197,9 +197,9 @@ def search(
                 found, refused, broken = _averageable(alike, None, token)
             groups += found
             unread += broken
-            verdicts |= {name: "alone" if said == _ALONE else "refused" for name, said in refused.items()}
+            verdicts |= {name: "refused" if said else "alone" for name, said in refused.items()}
             verdicts |= dict.fromkeys(broken, "unusable")
-            why |= refused
+            why |= {name: said or _ALONE for name, said in refused.items()}
             progress.update(len(alike))
     downloads = {each.id: each.downloads for each in listed}
     groups.sort(key=lambda group: (-len(group.members), -sum(downloads[member] for member in group.members)))
@@ -322,7 +322,8 @@ def _alike(opened: Mapping[str, Checkpoint]) -> list[dict[str, Checkpoint]]:
 def _averageable(
     alike: Mapping[str, Checkpoint], base: str | None, token: Token
 ) -> tuple[list[MergeableGroup], dict[str, str], list[str]]:
-    """The sets of models that can be averaged, why each of the others cannot, and who could not be read just now.
+    """The sets of models that can be averaged, why each of the others cannot (nothing where there is nobody
+    to average it with), and who could not be read just now.
 
     Where a set is refused it is parted in two: those whom the reasons name, and those who agree with the first.
     """
@@ -340,7 +341,7 @@ def _averageable(
             lineage, stray = _examined(list(members.values()), base, token)
         except SoupError as error:
             # Of one whose files broke off, perhaps: an error names whom it is about, and the others go on without.
-            about = [name for name in members if _names(error.message, name)]
+            about = [name for name in members if name in {subject.partition("@")[0] for subject in error.subjects}]
             if not about:
                 if base is not None or may_pass(error):
                     raise
@@ -369,7 +370,7 @@ def _averageable(
             for out in (False, True):
                 waiting.append({name: each for name, each in members.items() if (name in apart_ids) is out})
     grouped = {member for group in groups for member in group.members}
-    return groups, {name: why.get(name, _ALONE) for name in alike if name not in grouped}, unread
+    return groups, {name: why.get(name, "") for name in alike if name not in grouped}, unread
 
 
 def _examined(members: Sequence[Checkpoint], base: str | None, token: Token) -> tuple[LineageReport, Finding | None]:
@@ -379,10 +380,6 @@ def _examined(members: Sequence[Checkpoint], base: str | None, token: Token) -> 
     if base is None or [reason.code for reason in refusals] != ["base-wrong"]:
         return lineage, None
     return check_lineage(members, token=token), refusals[0]
-
-
-def _names(message: str, model: str) -> bool:
-    return re.search(rf"(?<![\w./-]){re.escape(model)}(?!-|\w|\.\w)", message) is not None
 
 
 def _architecture(config: Mapping[str, Any]) -> str | None:

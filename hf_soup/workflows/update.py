@@ -79,7 +79,8 @@ class Update:
         try:
             leaves = in_parallel(lambda leaf: hub.resolve(leaf.model, leaf.revision, token=token), recipe.ingredients)
         except ResolveError as error:
-            raise ResolveError(
+            raise ResolveError.of(
+                error,
                 f"{called} cannot be cooked from its leaves. {error.message}",
                 hint="Where one is gone, cook the others that its soup.yaml names, with the newcomer, as a new soup.",
             ) from error

@@ -6,6 +6,7 @@ pinned ingredients are streamed past, and every tensor is compared bit by bit.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_soup import hub
 from hf_soup._util.parallel import in_parallel
-from hf_soup._util.progress import Say, bar, to_stderr
+from hf_soup._util.progress import bar
 from hf_soup._util.text import some
 from hf_soup.checkpoint import Checkpoint, distinct_names, open_checkpoint, require_unchanged
 from hf_soup.errors import (
@@ -28,7 +29,7 @@ from hf_soup.errors import (
     ValuesError,
 )
 from hf_soup.evaluation import recalibrate_batch_norm, require_looked_at, statistics_for
-from hf_soup.hub import ASSETS, INDEX, SINGLE, Token, may_pass, why_absent
+from hf_soup.hub import ASSETS, INDEX, SINGLE, Token, may_pass
 from hf_soup.ingredients import Paths, Published, local_path, model_index, open_published, value_on_card
 from hf_soup.lineage import (
     AlignmentOptions,
@@ -49,6 +50,10 @@ if TYPE_CHECKING:
 
 
 IDENTICAL, EQUIVALENT, DIFFERENT, UNVERIFIABLE = "identical", "equivalent", "different", "unverifiable"
+
+logger = logging.getLogger(__name__)
+#: Codes with which the Hub says that a repo cannot be had; of a private one it says that it is gone.
+_ABSENT = ("gated", "revision-gone", "gone")
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,6 @@ def verify(
     trust_remote_code: bool = False,
     token: Token = None,
     quiet: bool = True,
-    say: Say = to_stderr,
 ) -> VerificationReport:
     """Cook a published soup again from what its repo says, and compare every tensor bit by bit.
 
@@ -147,7 +151,6 @@ def verify(
         trust_remote_code: Let metrics that are code run; the recipe's own word does not count.
         token: As everywhere in huggingface_hub.
         quiet: No progress bars.
-        say: Gets notes.
 
     Returns:
         The verdict, which is no error whatever it is.
@@ -186,15 +189,14 @@ def verify(
         return VerificationReport(called, UNVERIFIABLE, reasons=(*reasons, *found))
     try:
         base = _base(published.recipe, checkpoints, paths, token)
-        checked = _cooked_again(published, checkpoints, base, looks, token, keep=score, quiet=quiet, say=say)
+        checked = _cooked_again(published, checkpoints, base, looks, token, keep=score, quiet=quiet)
     except (RecipeError, IncompatibleError, ResolveError, ScoringError, ValuesError) as error:
         # What is neither said by the Hub nor by the models is the way between: no verdict comes of it.
-        if may_pass(error) or (isinstance(error, ResolveError) and not why_absent(error)):
+        if may_pass(error) or (isinstance(error, ResolveError) and error.code not in _ABSENT):
             raise
-        said = str(error)
-        who = tuple(each.model for each in checkpoints if f"'{each.model}@" in said or f" {each.model}@" in said)
-        code = "data" if isinstance(error, ScoringError) else why_absent(error) or "not-cookable"
-        reasons.append(Finding(code, said, who))
+        who = tuple(each.model for each in checkpoints if any(it.startswith(f"{each.model}@") for it in error.subjects))
+        code = error.code if error.code in _ABSENT else "not-cookable"
+        reasons.append(Finding("data" if isinstance(error, ScoringError) else code, str(error), who))
         return VerificationReport(called, UNVERIFIABLE, reasons=tuple(reasons))
     scores: tuple[ScoreCheck, ...] = ()
     stated, known = len(published.scores()), len(published.score) + len(published.report)
@@ -202,13 +204,13 @@ def verify(
         message = f"Its soup.json states {stated:,} scores, and its recipe names data for {known:,} of them."
         reasons.append(Finding("data", message))
     elif score and not known:
-        say("note: its recipe names no data, so there is nothing to measure")
+        logger.info("its recipe names no data, so there is nothing to measure")
     if score and (odd := [each.name for each in checked.differences if ASSETS.fullmatch(each.name)]):
         # A model of a stranger's config may be of any size.
-        say(f"note: nothing is measured, as {some(odd)} is not what its ingredients give")
+        logger.info(f"nothing is measured, as {some(odd)} is not what its ingredients give")
     elif measured.score or measured.report:
         try:
-            scores = _rescored(published, measured, model, token, quiet, say)
+            scores = _rescored(published, measured, model, token, quiet)
         except SoupError as error:
             if may_pass(error):
                 raise
@@ -250,10 +252,10 @@ def _ingredients(published: Published, paths: Paths, token: Token) -> tuple[list
         except ResolveError as error:
             if may_pass(error):
                 raise
-            code, said = why_absent(error) or "ingredient-unreadable", str(error)
-            if "only pytorch_model" in error.message:
-                code, said = "pickle", f"{error.message}\n--allow-pickle reads the tensors in it."
-            return Finding(code, said, (each.model,))
+            if error.code == "pickle":
+                return Finding("pickle", f"{error.message}\n--allow-pickle reads the tensors in it.", (each.model,))
+            code = error.code if error.code in _ABSENT else "ingredient-unreadable"
+            return Finding(code, str(error), (each.model,))
 
     unique = list({str(each): each for each in published.recipe.ingredients}.values())
     found = dict(zip(map(str, unique), in_parallel(attempt, unique), strict=True))
@@ -305,7 +307,7 @@ def _base(recipe: Recipe, checkpoints: Sequence[Checkpoint], paths: Paths, token
 
 def _cooked_again(
     published: Published, checkpoints: Sequence[Checkpoint], base: BaseReference | None, looks: Recipe, token: Token, *,
-    keep: bool, quiet: bool, say: Say,
+    keep: bool, quiet: bool,
 ) -> VerificationReport:  # fmt: skip
     """Cook in a temporary folder, and compare. The verdict is left open; ``looks`` has the examples."""
     from hf_soup.merging import merge, needs_cutoffs, needs_statistics
@@ -334,7 +336,7 @@ def _cooked_again(
         theirs = [name for name in weight_files(published)[0] if name in published.files]
         asking = any(needs_statistics(call) for call in plan.mixture.methods)
         fetched_bytes = supply.keep() if needs_cutoffs(plan) or asking else supply.peak_bytes(plan)
-        _require_room(Path(room), plan, fetched_bytes, published, theirs, say)
+        _require_room(Path(room), plan, fetched_bytes, published, theirs)
         if asking:
             supply.fetch_all()
             plan = statistics_for(plan, looks, leaves, lineage, supply.paths, token=token, quiet=quiet)
@@ -390,7 +392,7 @@ def _is_processing(found: Difference) -> bool:
     return found.kind == "extra" and ASSETS.fullmatch(found.name) is not None
 
 
-def _require_room(room: Path, plan: Plan, beside: int, published: Published, theirs: Sequence[str], say: Say) -> None:
+def _require_room(room: Path, plan: Plan, beside: int, published: Published, theirs: Sequence[str]) -> None:
     """Say what the disk has to hold, and stop where it cannot.
 
     Raises:
@@ -399,23 +401,22 @@ def _require_room(room: Path, plan: Plan, beside: int, published: Published, the
     largest = max((published.files[name] for name in theirs), default=0) if published.repo else 0
     size = plan.layout.size
     need, free = size + max(beside, largest), free_bytes(room)
-    say(f"note: cooking again in '{room.parent}': {need / 1e9:.2f} GB are needed, {free / 1e9:.1f} GB are free")
+    logger.info(f"cooking again in '{room.parent}': {need / 1e9:.2f} GB are needed, {free / 1e9:.1f} GB are free")
     if need > free:
         raise MergeError(
             f"'{room.parent}' has {free / 1e9:.1f} GB free; {need / 1e9:.1f} GB are needed ({size / 1e9:.1f} GB "
             f"for the soup, {(need - size) / 1e9:.1f} GB for files in flight).",
             hint="Make room, or set TMPDIR to a folder on a larger disk.",
+            code="disk-full",
         )
 
 
-def _rescored(
-    published: Published, recipe: Recipe, model: str, token: Token, quiet: bool, say: Say
-) -> tuple[ScoreCheck, ...]:
+def _rescored(published: Published, recipe: Recipe, model: str, token: Token, quiet: bool) -> tuple[ScoreCheck, ...]:
     """The published weights on the recipe's data, beside what soup.json and the card say."""
     from hf_soup.workflows.score import score
 
     pinned = f"{published.model}@{published.repo.revision}" if published.repo else model
-    found = next(iter(score([pinned], recipe, token=token, quiet=quiet, say=say).values()))
+    found = next(iter(score([pinned], recipe, token=token, quiet=quiet).values()))
     said, card = published.scores(), model_index(published)
     # Titles hold names of files, which may be others here; the order is the recipe's.
     titles = list(said) if len(said) == len(found) else list(found)

@@ -41,7 +41,7 @@ import os, sys, time
 import hf_soup.merging.to_files, hf_soup.workflows.cook, hf_soup.workflows.estimate
 os.fsync = lambda descriptor: None
 started = time.perf_counter()
-hf_soup.cook(sys.argv[2:], sys.argv[1], say=lambda message: None)
+hf_soup.cook(sys.argv[2:], sys.argv[1])
 print("WORK", time.perf_counter() - started)
 """
 

@@ -96,7 +96,7 @@ class Kitchen:
         """The folder of a soup."""
         folder = self.out / title.replace(" ", "-")
         started = time.perf_counter()
-        hf_soup.cook(self.recipe(*models, **changes), folder, threads=1, say=lambda _: None)
+        hf_soup.cook(self.recipe(*models, **changes), folder, threads=1)
         print(f"  {self.zoo.name}, {title}: {time.perf_counter() - started:.1f} s", flush=True)
         return folder
 

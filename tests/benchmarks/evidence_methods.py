@@ -115,7 +115,7 @@ class Kitchen:
         """The folder of a soup, and its method as it was chosen."""
         folder = self.out / "soup"
         shutil.rmtree(folder, ignore_errors=True)
-        hf_soup.cook(self.recipe(models, **changes), folder, threads=1, say=lambda _: None)
+        hf_soup.cook(self.recipe(models, **changes), folder, threads=1)
         return folder, yaml.safe_load((folder / "soup.yaml").read_text()).get("method", "")
 
     def accuracies(self, folder: Path, columns: Sequence[str]) -> dict[str, list[float]]:

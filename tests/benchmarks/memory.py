@@ -31,7 +31,7 @@ def peak():  # getrusage's would begin with that of the process that started thi
 
 before = peak()
 started = time.perf_counter()
-hf_soup.cook(sys.argv[2:], sys.argv[1], say=lambda message: None)
+hf_soup.cook(sys.argv[2:], sys.argv[1])
 print(time.perf_counter() - started, before, peak())
 """
 

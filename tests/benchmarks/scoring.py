@@ -249,7 +249,7 @@ def measure(folder: Path, make: Callable[[Path], Any], scoring: dict[str, Any], 
     show("preprocessing, again", again, "s")
     fresh_home()
     for title in ("first", "again"):
-        seconds, _ = timed(lambda title=title: hf_soup.cook(recipe, folder / f"soup-{title}", say=lambda _: None))
+        seconds, _ = timed(lambda title=title: hf_soup.cook(recipe, folder / f"soup-{title}"))
         show(f"greedy cook, {title}", [seconds], "s")
 
 

@@ -86,7 +86,7 @@ if what == "fetch":
         list(pool.map(get, files))
 else:
     started = time.perf_counter()
-    hf_soup.cook(models, out, stream=what == "stream", say=lambda message: None)
+    hf_soup.cook(models, out, stream=what == "stream")
 seconds = time.perf_counter() - started
 stop.set()
 print(json.dumps([seconds, peak[0]]))

@@ -111,11 +111,13 @@ def test_with_json_an_error_is_json(cli: Cli, online: LocalHub) -> None:
     assert done.code == 1
     assert done.err == ""
     assert set(done.json) == {"error"}
-    assert set(done.json["error"]) == {"type", "message", "hint"}
-    assert done.json["error"]["type"] == "ResolveError"
+    assert set(done.json["error"]) == {"type", "code", "message", "hint"}
+    assert (done.json["error"]["type"], done.json["error"]["code"]) == ("ResolveError", "gone")
+    assert cli("check", "acme/one", "nobody/here/or/there", "--json").json["error"]["code"] == "resolve"
     done = cli("methods", "magic", "--json")
     assert done.json["error"] == {
         "type": "RecipeError",
+        "code": "recipe",
         "message": "There is no method or selection 'magic'.",
         "hint": f"Known are: {', '.join([*METHODS, *sorted(SELECTIONS)])}.",
     }

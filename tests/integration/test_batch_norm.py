@@ -185,7 +185,7 @@ def test_an_interrupted_cook_continues(
     with monkeypatch.context() as patch:
         patch.setattr(kitchen, where, killed)
         with pytest.raises(KeyboardInterrupt):
-            hf_soup.cook(Recipe.load(recipe()), tmp_path / "soup", say=lambda _: None)
+            hf_soup.cook(Recipe.load(recipe()), tmp_path / "soup")
     assert not Path("soup").exists()
     done = cli("cook", recipe(), "-o", "soup", "--quiet", "--json")
     assert done.json["digest"] == whole.json["digest"]
@@ -342,7 +342,7 @@ def test_barriers_are_measured_with_them(cli: Cli, recipe: Callable[..., Path], 
     found = []
     for examples in ({}, {"examples": None}):
         path = recipe("linear", ingredients=steps, score=held_out, **examples)
-        (pair,) = hf_soup.connectivity(path, say=lambda _: None).pairs
+        (pair,) = hf_soup.connectivity(path).pairs
         found.append(pair.height)
     assert found[0] < found[1]
 

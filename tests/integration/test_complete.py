@@ -93,11 +93,10 @@ def relatives(model: PreTrainedModel, folder: Path, dress: Callable[[Path], None
     return found
 
 
-def soup_of(paths: list[Path], out: Path, **options: Any) -> tuple[Soup, list[str]]:
-    said: list[str] = []
+def soup_of(paths: list[Path], out: Path, **options: Any) -> Soup:
     recipe = out.with_suffix(".yaml")
     recipe.write_text(yaml.safe_dump({"ingredients": [str(path) for path in paths[1:]], "base": str(paths[0])}))
-    return cook(recipe, out, say=said.append, **options), said
+    return cook(recipe, out, **options)
 
 
 def vocabulary(folder: Path) -> Path:
@@ -224,7 +223,9 @@ LAYOUTS: dict[str, tuple[Any, Any, Any, set[str]]] = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_everything_that_loading_needs_is_there_and_nothing_else(layout: str, tmp_path: Path) -> None:
+def test_everything_that_loading_needs_is_there_and_nothing_else(
+    layout: str, tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
     make, auto, does, expected = LAYOUTS[layout]
     (tmp_path / "made").mkdir()
     torch.manual_seed(0)
@@ -234,7 +235,7 @@ def test_everything_that_loading_needs_is_there_and_nothing_else(layout: str, tm
         for name in CLUTTER:
             (path / name).parent.mkdir(exist_ok=True)
             (path / name).write_bytes(b"left over")
-    soup, said = soup_of(paths, tmp_path / "soup")
+    soup = soup_of(paths, tmp_path / "soup")
     there = {path.relative_to(soup.folder).as_posix() for path in soup.folder.rglob("*") if path.is_file()}
     assert there == expected | {"config.json", "model.safetensors", "README.md", "soup.yaml", "soup.json"}
     for name in expected:
@@ -244,8 +245,8 @@ def test_everything_that_loading_needs_is_there_and_nothing_else(layout: str, tm
     assert type(loaded) is type(model)
     assert does(soup.folder) == does(paths[1])
     # All have the same; but code is not taken over.
-    assert [line for line in said if "not the same" in line or "has no" in line] == []
-    assert "note: Code is not taken over: local:a brings train.py." in said
+    assert [line for line in log.messages if "not the same" in line or "has no" in line] == []
+    assert "Code is not taken over: local:a brings train.py." in log.messages
     assert "Code is not taken over: local:a brings train.py." in (soup.folder / "README.md").read_text()
     assert layout != "gpt2" or loaded.generation_config.max_new_tokens == 7
 
@@ -281,7 +282,7 @@ def test_a_classifier_of_sounds_is_published_as_one(tmp_path: Path, stated: str 
             (path / "README.md").write_text(f"---\npipeline_tag: {stated}\n---\n")
 
     torch.manual_seed(0)
-    soup, _ = soup_of(relatives(Wav2Vec2ForSequenceClassification(config), tmp_path / "made", dress), tmp_path / "soup")
+    soup = soup_of(relatives(Wav2Vec2ForSequenceClassification(config), tmp_path / "made", dress), tmp_path / "soup")
     card = (soup.folder / "README.md").read_text()
     assert "pipeline_tag: audio-classification\n" in card
     snippet = re.search(r"```python\n(from transformers import pipeline\n.*?)```", card, re.DOTALL)
@@ -336,7 +337,7 @@ def test_a_sentence_transformer_is_one_again(tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
     paths = sentences(tmp_path)
-    soup, _ = soup_of(paths, tmp_path / "soup")
+    soup = soup_of(paths, tmp_path / "soup")
     model = SentenceTransformer(str(soup.folder), device="cpu")
     assert [type(module).__name__ for module in model] == ["Transformer", "Pooling", "Normalize"]
     assert model[1].pooling_mode == "cls"
@@ -358,7 +359,7 @@ def test_the_card_loads_what_it_is_with_its_own_class(kind: str, tmp_path: Path)
         file = path / "config_sentence_transformers.json"
         file.write_text(json.dumps({**json.loads(file.read_text()), "model_type": kind}))
         (path / "README.md").write_text("---\npipeline_tag: text-ranking\n---\n")
-    soup, _ = soup_of(paths, tmp_path / "soup")
+    soup = soup_of(paths, tmp_path / "soup")
     card = (soup.folder / "README.md").read_text()
     assert f'import {kind}\n\nmodel = {kind}("THIS_REPO")' in card
     assert "pipeline_tag: text-ranking\n" in card
@@ -388,7 +389,9 @@ def test_modules_with_weights_of_their_own_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["folders", "hub"])
-def test_files_that_differ_are_said_with_whose(where: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_files_that_differ_are_said_with_whose(
+    where: str, tmp_path: Path, request: pytest.FixtureRequest, log: pytest.LogCaptureFixture
+) -> None:
     """And those of which only the version, a path or a page differs are not."""
     (tmp_path / "made").mkdir()
     torch.manual_seed(0)
@@ -410,19 +413,17 @@ def test_files_that_differ_are_said_with_whose(where: str, tmp_path: Path, reque
         request.getfixturevalue("online")
         publish: Publish = request.getfixturevalue("publish")
         names = [publish(path.name, path) for path in paths][1:]
-        said: list[str] = []
-        soup = cook(names, tmp_path / "soup", say=said.append)
+        soup = cook(names, tmp_path / "soup")
     else:
-        soup, said = soup_of(paths, tmp_path / "soup")
+        soup = soup_of(paths, tmp_path / "soup")
     one, other = names
     expected = [
         f"chat_template.jinja is {one}'s, and not the same in {other}.",
         f"generation_config.json is {one}'s, and not the same in {other}.",
         f"{one} has no additional_chat_templates/rag.jinja, so the soup has none; {other} had one.",
     ]
-    assert sorted(line for line in said if "is not" in line or "not the same" in line or "has no" in line) == sorted(
-        f"note: {line}" for line in expected
-    )
+    heard = [line for line in log.messages if "is not" in line or "not the same" in line or "has no" in line]
+    assert sorted(heard) == sorted(expected)
     assert set(expected) <= set(soup.summary["notes"])
     card = (soup.folder / "README.md").read_text().replace("\\", "")
     assert all(line in card for line in expected)
@@ -447,7 +448,7 @@ def test_a_tokenizer_and_a_processor_may_come_from_two(tmp_path: Path) -> None:
     config = json.loads((paths[1] / "config.json").read_text())
     config["text_config"] |= {"_name_or_path": str(tmp_path / "text"), "vocab_file": str(tmp_path / "vocab.json")}
     (paths[1] / "config.json").write_text(json.dumps(config))
-    soup, _ = soup_of(paths, tmp_path / "soup")
+    soup = soup_of(paths, tmp_path / "soup")
     assert processed(soup.folder) == processed(paths[0])
     for path in soup.folder.glob("*.json"):
         assert str(tmp_path) not in path.read_text()
@@ -459,7 +460,9 @@ def clip_parts(tmp_path: Path) -> tuple[PreTrainedModel, Path, Callable[[Path], 
     return model, tmp_path, dress
 
 
-def test_code_of_a_model_is_not_taken_over_and_the_soup_loads_without(tmp_path: Path, online: LocalHub) -> None:
+def test_code_of_a_model_is_not_taken_over_and_the_soup_loads_without(
+    tmp_path: Path, online: LocalHub, log: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "made").mkdir()
     torch.manual_seed(0)
     model, dress = bert_fast(tmp_path / "made")
@@ -473,8 +476,8 @@ def test_code_of_a_model_is_not_taken_over_and_the_soup_loads_without(tmp_path: 
         tokenizer = json.loads((path / "tokenizer_config.json").read_text())
         tokenizer["auto_map"] = {"AutoTokenizer": ["modeling_mine.MyTokenizer", None]}
         (path / "tokenizer_config.json").write_text(json.dumps(tokenizer))
-    soup, said = soup_of(paths, tmp_path / "soup")
-    assert "note: Code is not taken over: local:a brings modeling_mine.py." in said
+    soup = soup_of(paths, tmp_path / "soup")
+    assert "Code is not taken over: local:a brings modeling_mine.py." in log.messages
     assert not list(soup.folder.rglob("*.py"))
     for trusted in (False, True):
         assert isinstance(AutoModel.from_pretrained(soup.folder, trust_remote_code=trusted), BertModel)

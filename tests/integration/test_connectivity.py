@@ -78,7 +78,7 @@ def parquet(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def measured(digits: Path) -> ConnectivityReport:
     """The two siblings and the twin's fine-tune."""
-    return hf_soup.connectivity(recipe_of(digits, "a-1", "a-2", "b-1"), say=lambda message: None)
+    return hf_soup.connectivity(recipe_of(digits, "a-1", "a-2", "b-1"))
 
 
 def test_only_the_barrier_tells_a_twins_child(digits: Path, measured: ConnectivityReport) -> None:
@@ -130,7 +130,7 @@ def test_the_figures_are_those_of_plain_transformers(digits: Path, measured: Con
 
 
 def test_it_is_the_same_every_time(digits: Path, measured: ConnectivityReport) -> None:
-    again = hf_soup.connectivity(recipe_of(digits, "a-1", "b-1"), say=lambda message: None)
+    again = hf_soup.connectivity(recipe_of(digits, "a-1", "b-1"))
     assert again.pairs == measured.pairs[1:2]
 
 
@@ -185,7 +185,7 @@ def test_data_that_cannot_be_used_is_said_before_the_download(digits: Path) -> N
 
 
 def test_other_metrics_have_barriers_too(digits: Path, measured: ConnectivityReport) -> None:
-    found = hf_soup.connectivity(recipe_of(digits, "a-1", "b-1", metric="f1"), say=lambda message: None, least=0.01)
+    found = hf_soup.connectivity(recipe_of(digits, "a-1", "b-1", metric="f1"), least=0.01)
     assert found.title == "digits f1"
     assert found.least == 0.01
     (pair,) = found.pairs

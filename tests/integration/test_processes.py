@@ -63,7 +63,7 @@ from hf_soup.merging.weight_files import WeightFiles
 from hf_soup.merging.processes import process_group
 
 plan_module.UNIT_BYTES = 4 << 20
-here = process_group(print)
+here = process_group()
 staging = Workspace(Path("soup"))
 note = staging.note
 
@@ -280,7 +280,7 @@ def ingredients(family: Path) -> list[object]:
 def alone(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The soup that one process makes."""
     recipe = Recipe(ingredients=[str(family / name) for name in "abc"], base=str(family / "base"))
-    return cook(recipe, tmp_path_factory.mktemp("alone") / "soup", say=lambda _: None).folder
+    return cook(recipe, tmp_path_factory.mktemp("alone") / "soup").folder
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
@@ -399,7 +399,16 @@ def test_one_that_waits_for_others_says_so(together: Launch, program: Callable[.
 world._SAID_AFTER = 0.01
 if rank:
     while not Path("said").exists(): time.sleep(0.01)
-told("soup", say=lambda text: "waiting for" in text and Path("said").write_text(text))
+import logging
+
+class Said(logging.Handler):
+    def emit(self, record):
+        if "waiting for" in record.getMessage():
+            Path("said").touch()
+
+logging.getLogger("hf_soup").setLevel(logging.INFO)
+logging.getLogger("hf_soup").addHandler(Said())
+told("soup")
 """
     done = together(program(text))
     assert done.returncode == 0, done.stderr
@@ -582,7 +591,7 @@ def test_one_process_collects_the_statistics_of_batch_norms(together: Launch, re
     )
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
     (tmp_path / "counting.py").write_text(COUNTING.replace("BertForSequence", "ResNetForImage"))
-    cook(recipe, tmp_path / "one", say=lambda _: None)
+    cook(recipe, tmp_path / "one")
     done = together("counting.py", "none", "cook", "recipe.yaml", "--quiet", "-o", "two")
     assert done.returncode == 0, done.stderr
     for name in ("soup.json", "soup.yaml", "model.safetensors"):

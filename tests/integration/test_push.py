@@ -343,13 +343,12 @@ def test_a_repo_that_holds_something_else_is_kept(
 
 def test_a_soup_is_pushed_from_python(online: LocalHub, api: HfApi, family: Path, tmp_path: Path) -> None:
     """And is an ingredient again."""
-    said: list[str] = []
-    soup = cook([str(family / "a"), str(family / "b")], tmp_path / "soup", say=said.append)
-    done = soup.push("acme/soup", commit_message="First", token=online.token, say=said.append)
+    soup = cook([str(family / "a"), str(family / "b")], tmp_path / "soup")
+    done = soup.push("acme/soup", commit_message="First", token=online.token)
     assert commits(api, "acme/soup")[0] == "First"
     assert done.commit == api.model_info("acme/soup").sha
     assert Soup.open(tmp_path / "soup").digest == soup.digest
-    again = cook(["acme/soup", str(family / "c")], tmp_path / "again", say=said.append)
+    again = cook(["acme/soup", str(family / "c")], tmp_path / "again")
     mixed = load_file(tmp_path / "again" / "model.safetensors")["classifier.weight"]
     parts = [load_file(path / "model.safetensors")["classifier.weight"] for path in (soup.folder, family / "c")]
     torch.testing.assert_close(mixed, (parts[0].double() + parts[1].double()).div(2).float(), rtol=0, atol=0)

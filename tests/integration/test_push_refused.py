@@ -36,7 +36,7 @@ def api(online: LocalHub) -> HfApi:
 def cooked(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A soup of two folders."""
     folder = tmp_path_factory.mktemp("cooked") / "soup"
-    cook([str(family / "a"), str(family / "b")], folder, say=lambda _: None)
+    cook([str(family / "a"), str(family / "b")], folder)
     return folder
 
 

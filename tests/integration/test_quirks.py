@@ -397,7 +397,7 @@ def test_pickles_are_read_when_that_is_allowed_and_converted_once(online: LocalH
     assert len(converted) == 2
     times = [path.stat().st_mtime_ns for path in converted]
     asked = len(online.requests)
-    soup = cook(Recipe(ingredients=FEATHERS, allow_pickle=True), tmp_path / "soup", say=lambda _: None)
+    soup = cook(Recipe(ingredients=FEATHERS, allow_pickle=True), tmp_path / "soup")
     assert [path.stat().st_mtime_ns for path in converted] == times
     assert not [each for each in weight_requests(online, asked) if FEATHERS[0] in each.path]
     a, b = (load_file(path) for path in converted)
@@ -410,7 +410,7 @@ def test_a_tower_of_a_whole_clip(online: LocalHub, tmp_path: Path) -> None:
     """The ancestor has more tensors, and the only processor."""
     lineage = check(TOWERS)
     assert (lineage.verdict, codes(lineage), ancestor(lineage)) == ("proven", set(), (CLIP, "card"))
-    soup = cook(TOWERS, tmp_path / "soup", say=lambda _: None)
+    soup = cook(TOWERS, tmp_path / "soup")
     processor = json.loads((soup.folder / "preprocessor_config.json").read_text())
     assert processor["feature_extractor_type"] == "CLIPFeatureExtractor"
     loaded: Any = CLIPVisionModel.from_pretrained(soup.folder, output_loading_info=True)
@@ -503,7 +503,7 @@ def test_an_ancestor_may_have_anything_between_its_tensors(put: Put, online: Loc
 def test_nothing_is_fetched_for_what_is_refused(online: LocalHub, large: Sequence[str], tmp_path: Path) -> None:
     asked = len(online.requests)
     with pytest.raises(IncompatibleError, match="large/odd: the weights have nothing in common"):
-        cook(large, tmp_path / "soup", say=lambda _: None)
+        cook(large, tmp_path / "soup")
     assert all(each.range for each in weight_requests(online, asked))
     assert not (tmp_path / "soup").exists()
     assert not list((tmp_path / "home").rglob("*.safetensors"))
@@ -553,7 +553,7 @@ def test_a_folder_beside_a_repo(
 def test_a_pull_request_offline(online: LocalHub, hf_soup: Callable[..., Any], tmp_path: Path) -> None:
     """What was cooked once is checked again without a network, and marked."""
     models = ["sanjeev498/vit-base-beans@refs/pr/1", "zqTensor/vit-base-beans"]
-    cook(models, tmp_path / "soup", say=lambda _: None)
+    cook(models, tmp_path / "soup")
     asked = len(online.requests)
     done = hf_soup("check", *models, "--json", HF_HUB_OFFLINE="1")
     report = json.loads(done.stdout)

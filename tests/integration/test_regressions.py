@@ -84,7 +84,7 @@ def test_a_folder_with_an_at_in_its_name(family: Path, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        soup = hf_soup.cook([str(family / "a"), str(folder)], tmp_path / "soup", say=lambda _: None)
+        soup = hf_soup.cook([str(family / "a"), str(folder)], tmp_path / "soup")
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
@@ -107,7 +107,7 @@ def test_weights_that_change_after_they_were_pinned(
 
     monkeypatch.setattr("hf_soup.merging.merge", meanwhile)
     with pytest.raises(MergeError, match=r"'model.safetensors' changed while it was read"):
-        hf_soup.cook([str(family / "a"), str(folder)], tmp_path / "soup", say=lambda _: None)
+        hf_soup.cook([str(family / "a"), str(folder)], tmp_path / "soup")
     assert not (tmp_path / "soup").exists()
 
 

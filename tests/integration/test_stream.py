@@ -75,7 +75,7 @@ def repos(publish: Callable[..., str], family: Path) -> list[str]:
 def plain(family: Path, tmp_path: Path) -> Soup:
     """The soup of the folders."""
     recipe = Recipe(ingredients=[str(family / name) for name in "abc"], base=str(family / "base"))
-    return cook(recipe, tmp_path / "plain", say=lambda _: None)
+    return cook(recipe, tmp_path / "plain")
 
 
 def weights(folder: Path) -> str:
@@ -124,12 +124,12 @@ def delayed(seconds: float, path: str = "/cdn/") -> Callable[[Request], object]:
 
 def test_the_bytes_are_those_of_any_other_way(repos: list[str], plain: Soup, tmp_path: Path) -> None:
     """And the ingredients' weights are neither in the cache nor anywhere else afterwards."""
-    soup = cook(repos, tmp_path / "soup", stream=True, say=lambda _: None)
+    soup = cook(repos, tmp_path / "soup", stream=True)
     assert soup.digest == plain.digest
     assert weights(soup.folder) == weights(plain.folder)
     assert cached_weights() == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "hub", "plain", "soup"]
-    again = cook(repos, tmp_path / "again", say=lambda _: None)
+    again = cook(repos, tmp_path / "again")
     assert again.digest == soup.digest
     assert len(cached_weights()) > 10
 
@@ -145,7 +145,7 @@ def test_no_more_lies_on_the_disk_than_was_said(
     online.intercept = delayed(0.05)
     watching = watch(tmp_path / ".soup.cooking" / "fetched")
     found = next(watching)
-    cook(repos[:2], tmp_path / "soup", stream=True, say=lambda _: None)
+    cook(repos[:2], tmp_path / "soup", stream=True)
     next(watching, None)
     assert 0.5 * peak < max(found) <= peak
 
@@ -157,15 +157,15 @@ def test_ingredients_that_are_cut_differently_need_more_and_it_is_said(
     peak = told["output_disk_bytes"] - told["output_bytes"]
     watching = watch(tmp_path / ".soup.cooking" / "fetched")
     found = next(watching)
-    cook(repos, tmp_path / "soup", stream=True, say=lambda _: None)
+    cook(repos, tmp_path / "soup", stream=True)
     next(watching, None)
     assert 0 < max(found) <= peak
 
 
 def test_a_file_in_the_cache_is_used(online: LocalHub, repos: list[str], plain: Soup, tmp_path: Path) -> None:
-    cook(repos[:2], tmp_path / "first", say=lambda _: None)
+    cook(repos[:2], tmp_path / "first")
     before = len(online.requests)
-    soup = cook(repos, tmp_path / "soup", stream=True, say=lambda _: None)
+    soup = cook(repos, tmp_path / "soup", stream=True)
     whole = [request.path for request in online.requests[before:] if re.match(r"bytes=0-\d{6}", request.range)]
     assert any(path.startswith("/acme/c/") for path in whole)
     assert not [path for path in whole if path.startswith(("/acme/a/", "/acme/b/"))]
@@ -194,7 +194,7 @@ def test_merging_goes_on_while_files_arrive(
         time.sleep(0.002)
 
     monkeypatch.setattr(WeightFile, "arrive", slowly)
-    soup = cook(repos[:2], tmp_path / "soup", stream=True, threads=1, say=lambda _: None)
+    soup = cook(repos[:2], tmp_path / "soup", stream=True, threads=1)
     assert soup.resumed == 0
     shards = {path.stat().st_size for path in (online.store.root).rglob("*") if path.is_file()}
     assert all(size not in shards for size in first_write[0].values()), first_write
@@ -226,9 +226,7 @@ def test_tensors_in_another_order_in_every_source(
     (mixed / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     models = [repos[0], publish("mixed", mixed), repos[2]]
     done: list[Soup] = []
-    thread = threading.Thread(
-        target=lambda: done.append(cook(models, tmp_path / "soup", stream=True, say=lambda _: None)), daemon=True
-    )
+    thread = threading.Thread(target=lambda: done.append(cook(models, tmp_path / "soup", stream=True)), daemon=True)
     thread.start()
     thread.join(60)
     assert done, "it waits for ever"
@@ -246,7 +244,7 @@ def test_an_ingredient_of_weight_0_is_not_fetched(
     for key in ("fetch_bytes", "output_disk_bytes", "cache_disk_bytes"):
         assert three[key] == two[key], key
     before = len(online.requests)
-    cook(recipe, tmp_path / "soup", stream=True, say=lambda _: None)
+    cook(recipe, tmp_path / "soup", stream=True)
     whole = [request.path for request in online.requests[before:] if re.match(r"bytes=0-\d{6}", request.range)]
     assert whole
     assert not [path for path in whole if path.startswith("/acme/c/")]
@@ -270,7 +268,7 @@ def test_a_connection_that_breaks_goes_on_where_it_was(
         return Hangup(response, 400_000, reset=reset)
 
     online.transform = transform
-    soup = cook(repos, tmp_path / "soup", stream=True, say=lambda _: None)
+    soup = cook(repos, tmp_path / "soup", stream=True)
     assert soup.digest == plain.digest
     assert breaks == [0]
     ranges = [request.range for request in online.requests if request.path.startswith("/cdn/")]
@@ -293,10 +291,10 @@ def test_wrong_bytes_become_no_soup_and_the_next_run_is_right(
 
     online.transform = flip
     with pytest.raises(ResolveError, match="not the ones that the Hub states") as raised:
-        cook(repos, tmp_path / "soup", stream=True, say=lambda _: None)
+        cook(repos, tmp_path / "soup", stream=True)
     assert "run the same command again" in raised.value.hint
     assert not (tmp_path / "soup").exists()
-    soup = cook(repos, tmp_path / "soup", stream=True, say=lambda _: None)
+    soup = cook(repos, tmp_path / "soup", stream=True)
     assert soup.digest == plain.digest
     assert not flips
 
@@ -325,10 +323,10 @@ def test_a_header_that_is_not_the_files_becomes_no_soup(
 
     online.transform = lie
     with pytest.raises(ResolveError, match="is not that of the file, whose bytes are right"):
-        cook(repos, tmp_path / "soup", stream=stream, say=lambda _: None)
+        cook(repos, tmp_path / "soup", stream=stream)
     assert not (tmp_path / "soup").exists()
     online.transform = None
-    assert cook(repos, tmp_path / "soup", stream=stream, say=lambda _: None).digest == plain.digest
+    assert cook(repos, tmp_path / "soup", stream=stream).digest == plain.digest
 
 
 @pytest.mark.parametrize("place", [12, 2000, -1000])
@@ -336,13 +334,13 @@ def test_a_file_that_was_damaged_in_the_cache_is_fetched_again(
     repos: list[str], plain: Soup, tmp_path: Path, place: int
 ) -> None:
     """In its header too, which is not believed until the file is known to be right."""
-    cook(repos, tmp_path / "first", say=lambda _: None)
+    cook(repos, tmp_path / "first")
     blob = max(transfer.cache_folder().rglob("*.safetensors"), key=lambda path: path.stat().st_size).resolve()
     data = bytearray(blob.read_bytes())
     data[place] ^= 1
     time.sleep(0.06)
     blob.write_bytes(data)
-    soup = cook(repos, tmp_path / "soup", say=lambda _: None)
+    soup = cook(repos, tmp_path / "soup")
     assert soup.digest == plain.digest
     assert blob.read_bytes() != data
 
@@ -361,7 +359,7 @@ def test_a_file_that_is_not_there_any_more_is_one_clear_error(
 
     online.intercept = gone
     with pytest.raises(ResolveError, match=r"acme/[ab]@.*model-00004-of-00004.safetensors': the file is not in"):
-        cook(repos[:2], tmp_path / "soup", stream=True, say=lambda _: None)
+        cook(repos[:2], tmp_path / "soup", stream=True)
 
 
 def test_a_disk_that_fills_is_one_clear_error(
@@ -380,8 +378,8 @@ def test_a_disk_that_fills_is_one_clear_error(
     with monkeypatch.context() as patched:
         patched.setattr(WeightFile, "arrive", full)
         with pytest.raises(MergeError, match="No space left on device"):
-            cook(repos, tmp_path / "soup", stream=True, say=lambda _: None)
-    soup = cook(repos, tmp_path / "soup", stream=True, say=lambda _: None)
+            cook(repos, tmp_path / "soup", stream=True)
+    soup = cook(repos, tmp_path / "soup", stream=True)
     assert soup.digest == plain.digest
 
 
@@ -412,7 +410,7 @@ def test_killed_while_it_streams(
     assert len(noted) >= 3
     assert any(parts.values())
     before = len(online.requests)
-    soup = cook(repos, tmp_path / "soup", stream=True, say=lambda _: None)
+    soup = cook(repos, tmp_path / "soup", stream=True)
     assert soup.resumed > 0
     assert soup.digest == plain.digest
     ranges = {request.range for request in online.requests[before:] if request.path.startswith("/cdn/")}

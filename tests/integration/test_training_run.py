@@ -515,7 +515,7 @@ def test_greedy_chooses_among_the_checkpoints(cli: Cli, run: Path, family: Path,
     assert 1 <= len(done.json["weights"]) <= 6
     text = (tmp_path / "soup" / "soup.yaml").read_text().replace("local:exp1", str(run))
     recipe = Recipe.parse(text.replace("local:rows.csv", str(family / "rows.csv")))
-    assert hf_soup.cook(recipe, tmp_path / "again", say=lambda _: None).digest == done.json["digest"]
+    assert hf_soup.cook(recipe, tmp_path / "again").digest == done.json["digest"]
 
 
 def test_how_many_is_chosen_on_held_out_data(cli: Cli, run: Path, family: Path, tmp_path: Path) -> None:
@@ -529,8 +529,8 @@ def test_how_many_is_chosen_on_held_out_data(cli: Cli, run: Path, family: Path, 
 
 def test_a_run_joins_a_published_soup(publish: Callable[..., str], run: Path, tmp_path: Path) -> None:
     publish("base")
-    soup = hf_soup.cook(Recipe(ingredients=[publish("a"), publish("b")]), tmp_path / "pair", say=lambda _: None)
-    soup.push("acme/pair", say=lambda _: None)
+    soup = hf_soup.cook(Recipe(ingredients=[publish("a"), publish("b")]), tmp_path / "pair")
+    soup.push("acme/pair")
     _cut(run / "checkpoint-12")
     update = Update.of("acme/pair", [str(run)])
     assert [Path(each.model).name for each in update.recipe.ingredients][2:] == ["checkpoint-10"]

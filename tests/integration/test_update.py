@@ -96,13 +96,13 @@ def recipe(**changes: Any) -> Recipe:
 
 
 def made(asked: Recipe | Update, folder: Path) -> Soup:
-    return cook(asked, folder, say=lambda _: None)
+    return cook(asked, folder)
 
 
 def first(tmp_path: Path, **changes: Any) -> Soup:
     """The first version, on the Hub."""
     soup = made(recipe(**changes), tmp_path / "v1")
-    soup.push("acme/soup", say=lambda _: None)
+    soup.push("acme/soup")
     return soup
 
 
@@ -173,7 +173,7 @@ def test_several_newcomers_and_a_second_update(cli: Cli, tmp_path: Path) -> None
     assert v3.summary["update"]["before"] == Soup.open(tmp_path / "v2").scores["soup"]
 
     other = made(Recipe(ingredients=["acme/c", "acme/helps"]), tmp_path / "other")
-    other.push("acme/other", say=lambda _: None)
+    other.push("acme/other")
     assert cli("cook", "acme/soup", "--add", "acme/other", "-o", "soups").code == 0
     weights = {"acme/a": 2.0, "acme/b": 2.0, "acme/c": 1.0, "acme/helps": 1.0}
     soups = Soup.open(tmp_path / "soups")
@@ -320,7 +320,7 @@ def test_what_cannot_be_taken_in(family: Path, tmp_path: Path) -> None:
 
 def test_soups_that_cannot_take_in_anything(family: Path, tmp_path: Path, online: Any) -> None:
     """Leaves that were folders, or are gone; shares that mean nothing."""
-    made(Recipe(ingredients=[str(family / "a"), "acme/b"]), tmp_path / "mixed").push("acme/mixed", say=lambda _: None)
+    made(Recipe(ingredients=[str(family / "a"), "acme/b"]), tmp_path / "mixed").push("acme/mixed")
     assert "acme/mixed cannot be cooked from its leaves: of local:a" in refused(ResolveError, "acme/mixed", "acme/c")
     plain = {"name": "linear", "normalize": False}
     halves = [{"model": f"acme/{name}", "weight": 0.5} for name in "ab"]
@@ -328,7 +328,7 @@ def test_soups_that_cannot_take_in_anything(family: Path, tmp_path: Path, online
         ("sum", {"ingredients": halves, "method": plain}, "acme/sum is a plain sum"),
         ("less", {"ingredients": ["acme/a", {"model": "acme/b", "weight": -0.5}], "method": "task_arithmetic"}, "-0.5"),
     ):
-        made(Recipe(**changes), tmp_path / name).push(f"acme/{name}", say=lambda _: None)
+        made(Recipe(**changes), tmp_path / name).push(f"acme/{name}")
         assert said in refused(RecipeError, f"acme/{name}", "acme/c")
 
     first(tmp_path, score=[], report=[])
@@ -343,7 +343,7 @@ def test_a_soup_that_many_contribute_to(
 ) -> None:
     """One publishes a soup, another proposes a newcomer, the first takes it in, and somebody goes on from there."""
     acme, mia = (HfApi(endpoint=local_hub.endpoint, token=f"t-{name}") for name in ("acme", "mia"))
-    made(recipe(), tmp_path / "v1").push("acme/soup", tag="v1", say=lambda _: None)
+    made(recipe(), tmp_path / "v1").push("acme/soup", tag="v1")
     mia.create_repo("mia/helps")
     mia.upload_folder(repo_id="mia/helps", folder_path=contributors / "helps")
 

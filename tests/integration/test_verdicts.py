@@ -237,14 +237,14 @@ def test_labels_in_another_order_give_the_soup_of_the_first_order(members: Zoo, 
     one, other = members["A-light-1"].folder, members["A-light-2"].folder
     changed = lineage_zoo.permuted_labels(other, tmp_path / "changed", order)
     assert check([str(one), str(changed)]).verdict == "likely"
-    plain = cook([str(one), str(other)], tmp_path / "plain", say=lambda _: None)
-    soup = cook([str(one), str(changed)], tmp_path / "soup", say=lambda _: None)
+    plain = cook([str(one), str(other)], tmp_path / "plain")
+    soup = cook([str(one), str(changed)], tmp_path / "soup")
     assert soup.digest == plain.digest
     assert torch.equal(lineage_zoo.outputs(soup.folder), lineage_zoo.outputs(plain.folder))
-    turned = cook([str(changed), str(one)], tmp_path / "turned", say=lambda _: None)
+    turned = cook([str(changed), str(one)], tmp_path / "turned")
     assert torch.allclose(lineage_zoo.outputs(turned.folder), lineage_zoo.outputs(plain.folder)[:, order], atol=1e-5)
     again = Recipe(ingredients=[str(changed), str(one)], labels=plain.load().config.id2label.values())
-    found = lineage_zoo.accuracy(cook(again, tmp_path / "again", say=lambda _: None).folder)
+    found = lineage_zoo.accuracy(cook(again, tmp_path / "again").folder)
     assert found == pytest.approx(lineage_zoo.accuracy(plain.folder), abs=0.01)
     assert found > 0.7
 
@@ -285,7 +285,7 @@ def test_the_ancestor_is_found_on_the_hub(
     assert (lineage.ancestor.model, lineage.ancestor.source) == ("zoo/A", "weights")
     assert "only a measured barrier" in said(lineage, "ancestor-found")
     # What the weights alone say is told, and not written down as a fact that another cook would take for declared.
-    soup = cook(models, tmp_path / "soup", say=lambda _: None)
+    soup = cook(models, tmp_path / "soup")
     assert soup.recipe.base is None
     assert "which the weights point to" in (soup.folder / "README.md").read_text()
     folders = [str(members[name].folder) for name in ("B-light-1", "B-light-2")]

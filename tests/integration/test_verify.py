@@ -48,12 +48,12 @@ def zoo(publish: Publish) -> None:
 
 
 def verify(model: str | Path, **options: Any) -> VerificationReport:
-    return hf_soup.verify(str(model), say=lambda _: None, **options)
+    return hf_soup.verify(str(model), **options)
 
 
 def cook(tmp_path: Path, ingredients: list[Any] | None = None, **said: Any) -> Soup:
     recipe = Recipe(ingredients=ingredients or ["acme/a", "acme/b", "acme/c"], **said)
-    return hf_soup.cook(recipe, tmp_path / "soup", say=lambda _: None)
+    return hf_soup.cook(recipe, tmp_path / "soup")
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def soup(zoo: None, tmp_path: Path) -> Soup:
 
 
 def pushed(soup: Soup, **options: Any) -> str:
-    soup.push("acme/soup", say=lambda _: None, **options)
+    soup.push("acme/soup", **options)
     return "acme/soup"
 
 
@@ -360,7 +360,7 @@ def test_shards_beside_a_whole_file(soup: Soup, tmp_path: Path, monkeypatch: pyt
     """They are not what was compared, though they have the names of those that are cooked again; and some load them."""
     with monkeypatch.context() as patch:
         patch.setattr(layout, "MAX_FILE_BYTES", 9000)
-        made = hf_soup.cook(soup.recipe, tmp_path / "many", say=lambda _: None).folder
+        made = hf_soup.cook(soup.recipe, tmp_path / "many").folder
         shards = sorted(path.name for path in made.glob("model-*.safetensors"))
         for name in shards:
             shutil.copy(soup.folder / "model.safetensors", made / name)
@@ -575,7 +575,7 @@ def test_what_was_local_is_where_the_caller_says(
     for number, name in enumerate("ab"):
         shutil.copytree(family / name, tmp_path / str(number) / "run")
     recipe = Recipe(ingredients=["acme/c", *(str(tmp_path / str(number) / "run") for number in range(2))])
-    made = hf_soup.cook(recipe, tmp_path / "soup", say=lambda _: None)
+    made = hf_soup.cook(recipe, tmp_path / "soup")
     pushed(made)
     shorts = [each.revision[7:14] for each in made.recipe.ingredients[1:] if each.revision]
     done = cli("verify", "acme/soup", "--json")

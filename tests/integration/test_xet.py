@@ -102,7 +102,7 @@ def large(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def soup(large: Path, tmp_path: Path) -> Soup:
-    return cook(Recipe(ingredients=[str(large / "a"), str(large / "b")]), tmp_path / "soup", say=lambda _: None)
+    return cook(Recipe(ingredients=[str(large / "a"), str(large / "b")]), tmp_path / "soup")
 
 
 def commits(api: HfApi, repo: str) -> list[str]:
@@ -119,8 +119,8 @@ def test_soups_go_up_and_come_down_by_xet(
     """Ingredients that were uploaded by xet make the soup that they make from folders, and it comes back the same."""
     for name in "ab":
         publish(name, large / name)
-    by_xet = cook(["acme/a", "acme/b"], tmp_path / "by_xet", say=lambda _: None)
-    done = by_xet.push("acme/soup", say=lambda _: None)
+    by_xet = cook(["acme/a", "acme/b"], tmp_path / "by_xet")
+    done = by_xet.push("acme/soup")
 
     assert (by_xet.folder / NAME).read_bytes() == (soup.folder / NAME).read_bytes()
     assert commits(api, "acme/soup") == ["Model soup of 2 models", "initial commit"]
@@ -145,11 +145,11 @@ def test_a_soup_with_another_layer_sends_that_layer(
     online: XetHub, api: HfApi, large: Path, soup: Soup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An eighth of the tensors differs, and about an eighth of the bytes goes up; the rest is known to be there."""
-    soup.push("acme/soup", say=lambda _: None)
+    soup.push("acme/soup")
     models = [str(large / "a"), str(large / "b")]
-    other = cook(Recipe(ingredients=models, layers={"*.layer.3.*": [3, 1]}), tmp_path / "other", say=lambda _: None)
+    other = cook(Recipe(ingredients=models, layers={"*.layer.3.*": [3, 1]}), tmp_path / "other")
     new_session(monkeypatch, tmp_path / "home")
-    other.push("acme/soup", say=lambda _: None)
+    other.push("acme/soup")
 
     old, new = load_file(soup.folder / NAME), load_file(other.folder / NAME)
     different = {name for name, tensor in new.items() if not tensor.equal(old[name])}
@@ -206,7 +206,7 @@ def test_an_upload_that_is_disturbed_ends_in_one_commit(
     intercept: Callable[[Request], Any], online: XetHub, api: HfApi, soup: Soup
 ) -> None:
     online.intercept = intercept
-    soup.push("acme/soup", say=lambda _: None)
+    soup.push("acme/soup")
     assert commits(api, "acme/soup") == ["Model soup of 2 models", "initial commit"]
     assert Path(api.hf_hub_download("acme/soup", NAME)).read_bytes() == (soup.folder / NAME).read_bytes()
 
@@ -217,13 +217,13 @@ def test_a_push_that_failed_goes_on_where_it_stopped(
     """Nothing is in the repo until everything is; then, in another process, only what had not arrived is sent."""
     online.intercept = failing(100, lambda: JSONResponse({"error": "broken"}, 500), "/v2/shards")
     with pytest.raises(PublishError, match=r"^'acme/soup': .*500 Internal Server Error"):
-        soup.push("acme/soup", say=lambda _: None)
+        soup.push("acme/soup")
     assert commits(api, "acme/soup") == ["initial commit"]
     assert len(online.received) == 1
 
     online.intercept = None
     new_session(monkeypatch, tmp_path / "home")
-    soup.push("acme/soup", say=lambda _: None)
+    soup.push("acme/soup")
     assert commits(api, "acme/soup") == ["Model soup of 2 models", "initial commit"]
     assert len(online.received) == 1
     assert Path(api.hf_hub_download("acme/soup", NAME)).read_bytes() == (soup.folder / NAME).read_bytes()
@@ -243,7 +243,7 @@ def test_ctrl_c_stops_a_transfer_and_the_same_command_ends_it(
     del environment["HF_HUB_DISABLE_XET"]
     asked, command = threading.Event(), ["push", str(soup.folder), "acme/soup"]
     if stalled == "/cdn/":
-        soup.push("acme/soup", say=lambda _: None)
+        soup.push("acme/soup")
         command = ["cook", "acme/soup", "acme/soup@main", "-o", "again"]
 
     async def stall(request: Request) -> None:
@@ -278,7 +278,7 @@ def test_xorbs_that_were_changed_on_the_way_up_make_no_file(online: XetHub, api:
 
     online.intercept = spoil
     with pytest.raises(PublishError, match=r"^'acme/soup': .*400 Bad Request"):
-        soup.push("acme/soup", say=lambda _: None)
+        soup.push("acme/soup")
     assert commits(api, "acme/soup") == ["initial commit"]
 
 
@@ -294,7 +294,7 @@ def test_bytes_that_were_changed_on_the_way_are_noticed(
     monkeypatch.setenv("HF_XET_XORB_COMPRESSION_POLICY", "none")
     names = [publish(name, large / name) for name in "ab"]
     online.transform = spoiling(online, 1)
-    mended = cook(names, tmp_path / "mended", say=lambda _: None)
+    mended = cook(names, tmp_path / "mended")
     assert (mended.folder / NAME).read_bytes() == (soup.folder / NAME).read_bytes()
     assert len(paths(online, "/v2/reconstructions/")) == 3
 
@@ -302,7 +302,7 @@ def test_bytes_that_were_changed_on_the_way_are_noticed(
     new_session(monkeypatch, tmp_path / "home")
     online.transform = spoiling(online, 100)
     with pytest.raises(ResolveError, match="not the ones that the Hub states"):
-        cook(names, tmp_path / "never", say=lambda _: None)
+        cook(names, tmp_path / "never")
     assert not (tmp_path / "never").exists()
 
 
@@ -340,14 +340,14 @@ def test_a_hub_without_xet_is_read_without(
     with monkeypatch.context() as patch:
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         names = [publish(name, large / name) for name in "ab"]
-    other = cook(names, tmp_path / "other", say=lambda _: None)
+    other = cook(names, tmp_path / "other")
     assert (other.folder / NAME).read_bytes() == (soup.folder / NAME).read_bytes()
 
 
 @pytest.mark.parametrize("local_hub", ["plain"], indirect=True)
 def test_a_hub_without_xet_is_pushed_to_without(online: LocalHub, api: HfApi, soup: Soup) -> None:
     """The client by itself ends with an error: it takes every Hub for one that has xet."""
-    soup.push("acme/soup", say=lambda _: None)
+    soup.push("acme/soup")
     assert paths(online, "/lfs/")
     assert commits(api, "acme/soup") == ["Model soup of 2 models", "initial commit"]
     assert Path(api.hf_hub_download("acme/soup", NAME)).read_bytes() == (soup.folder / NAME).read_bytes()
@@ -364,6 +364,6 @@ def test_a_hub_that_answers_without_a_token_has_no_xet(online: LocalHub, api: Hf
             "acme/soup", PushTarget("acme/soup", None, "acme", None, False, None, None, False, False, None)
         )
     online.intercept = lambda request: JSONResponse({}) if "xet-write-token" in request.url.path else None
-    soup.push("acme/soup", say=lambda _: None)
+    soup.push("acme/soup")
     assert paths(online, "/lfs/")
     assert commits(api, "acme/soup") == ["Model soup of 2 models", "initial commit"]

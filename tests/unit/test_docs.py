@@ -17,9 +17,55 @@ METHODS_PAGE = ROOT / "docs" / "methods.md"
 _HEAD = """# Command line
 Made from `--help` by `python tests/unit/test_docs.py`; a test compares the two.
 
-Exit codes: 0 done; 1 an error, explained on stderr (with `--json`: `{"error": {"type", "message", "hint"}}` on
+Exit codes: 0 done; 1 an error, explained on stderr (with `--json`: `{"error": {"type", "code", "message", "hint"}}` on
 stdout); 2 wrong usage; 3 `check` refused, or `forage -o` found no group; 130 interrupted, as by
 Ctrl-C; 143 ended by SIGTERM, and 129 by SIGHUP. Results go to stdout, progress and warnings to stderr.
+
+The `code` of an error says what a script may want to tell apart. Messages may be reworded, codes stay. An error that
+has no finer code has that of its type.
+
+| code | what it says |
+|---|---|
+| `soup` | a `SoupError` |
+| `recipe` | a `RecipeError`: the recipe or the command line makes no sense |
+| `resolve` | a `ResolveError`: a model or data cannot be found, read or trusted |
+| `incompatible` | an `IncompatibleError`: the models cannot be averaged |
+| `merge` | a `MergeError`: the average itself failed |
+| `values` | a `ValuesError`: numbers that no average can be made of |
+| `scoring` | a `ScoringError`: data cannot be used, or a score not be believed |
+| `publish` | a `PublishError`: the soup could not be pushed |
+| `address` | HF_ENDPOINT or a proxy is no address that can be used |
+| `unreachable` | the Hub does not answer, or fails; later it may not |
+| `rate-limit` | the Hub's limit of requests is reached |
+| `offline` | offline mode is on, and the cache does not hold it |
+| `hub` | the Hub, or what stands in its place, answers something that cannot be used |
+| `token` | there is no token, or one that the Hub does not accept |
+| `forbidden` | the token has no right to do this |
+| `gated` | the owner asks for agreement to terms first |
+| `gone` | there is no such repo, or it is private |
+| `revision-gone` | the repo has no such branch, tag or commit |
+| `no-file` | the repo has no such file |
+| `name` | neither a folder nor a Hub id |
+| `wrong-bytes` | what arrived is not what the Hub states; the same command may succeed |
+| `adapter` | an adapter and not a whole model |
+| `no-config` | a model without a config.json |
+| `no-weights` | a model without weights under the usual names |
+| `pickle` | a model with pickles only: `allow_pickle` reads them |
+| `quantised` | a quantised model |
+| `no-base` | a method that needs the ancestor, which is not known or cannot be read |
+| `refused` | the check refuses: `hf-soup check` gives the findings, which have codes of their own |
+| `not-finite` | a model holds, or shows, a number that is not finite |
+| `overflow` | the average is too large for the type that is written |
+| `disk-full` | a disk is full, or has less room than is needed |
+| `memory` | there is less memory than is needed |
+| `exists` | the output exists, and nothing is overwritten |
+| `busy` | another process works on the same output |
+| `changed` | a file changed while it was read |
+| `left` | another of the processes that work together has ended |
+| `edited` | the weights are not those that were cooked: `--force` pushes them |
+| `private-ingredients` | a public repo would name private models |
+| `raced` | somebody else committed in between |
+| `taken` | the repo or the tag is something else already: `--replace`, or another name |
 """
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import pickle
 import re
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from hf_soup import errors
-from hf_soup.errors import PublishError, RecipeError, SoupError
+from hf_soup.errors import PublishError, RecipeError, ResolveError, SoupError
 
 KINDS = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, SoupError)]
 
@@ -24,6 +27,37 @@ def test_the_tree_is_the_one_that_is_drawn() -> None:
     assert SoupError.__mro__[1] is Exception
 
 
+def raised() -> Iterator[str]:
+    """The codes that the package gives to its errors."""
+    yield from (kind("").code for kind in KINDS)
+    yield "hub"  # which `explain` chooses for several at once
+    for path in sorted(Path(errors.__file__).parent.rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text())):
+            for given in (
+                [each.value for each in call.keywords if each.arg == "code"] if isinstance(call, ast.Call) else []
+            ):
+                either = (given.body, given.orelse) if isinstance(given, ast.IfExp) else (given,)
+                yield from (each.value for each in either if isinstance(each, ast.Constant) and each.value)
+
+
+def test_codes_are_few_and_documented() -> None:
+    """For scripts: short, in kebab-case, and each with a line of its own in the documentation."""
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+    documented = re.findall(r"^\| `(\S+)` \| ", page, re.MULTILINE)
+    assert sorted(documented) == sorted(set(raised()))
+    assert all(re.fullmatch("[a-z]+(-[a-z]+)*", code) for code in documented)
+    drawn = re.findall(r"(\w+Error) +(\w+)  ", errors.__doc__ or "")
+    assert drawn == [(kind.__name__, kind("").code) for kind in KINDS]
+
+
+def test_an_error_in_other_words_keeps_what_decisions_read() -> None:
+    first = ResolveError("It is gone.", hint="Look.", code="gone", subjects=["acme/a"])
+    again = PublishError.of(first, "The push failed. It is gone.")
+    assert (again.code, again.subjects, again.hint) == ("gone", ("acme/a",), "Look.")
+    assert PublishError.of(first, "It failed.", hint="").hint == ""
+    assert (PublishError("It failed.").code, PublishError("It failed.").subjects) == ("publish", ())
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: str(kind.__name__))
 def test_an_error_says_what_to_do_on_a_line_of_its_own(kind: type[SoupError]) -> None:
     assert str(kind("It broke.")) == "It broke."
@@ -31,9 +65,9 @@ def test_an_error_says_what_to_do_on_a_line_of_its_own(kind: type[SoupError]) ->
 
 
 def test_an_error_passes_between_processes() -> None:
-    error = pickle.loads(pickle.dumps(PublishError("a", hint="b")))
+    error = pickle.loads(pickle.dumps(PublishError("a", hint="b", code="raced", subjects=["acme/a"])))
     assert isinstance(error, PublishError)
-    assert (error.message, error.hint) == ("a", "b")
+    assert (error.message, error.hint, error.code, error.subjects) == ("a", "b", "raced", ("acme/a",))
     assert not isinstance(error, RecipeError)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import signal
@@ -18,6 +19,7 @@ import yaml
 from huggingface_hub import close_session, constants
 
 from hf_soup import Recipe
+from hf_soup._util.text import ALLOWED
 from hf_soup.cli.app import cli as commands
 from hf_soup.methods import METHODS
 from hf_soup.selection import SELECTIONS
@@ -45,6 +47,22 @@ def test_help(cli: Cli, name: str) -> None:
         assert done.err == ""
         assert done.out.startswith(f"Usage: hf-soup {name}".rstrip())
         assert max(map(len, done.out.splitlines())) <= 100
+
+
+def test_messages_go_to_stderr_by_their_level(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, whatever handlers other libraries set up, and with nothing in them that would steer the terminal."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler()])
+
+    def measure(*_: object, **__: object) -> dict[str, object]:
+        logger = logging.getLogger("hf_soup.workflows.score")
+        for level in (logging.DEBUG, logging.INFO, ALLOWED, logging.WARNING):
+            logger.log(level, "a 100 % \x1b[31mred %s")
+        return {}
+
+    monkeypatch.setattr("hf_soup.workflows.score.score", measure)
+    monkeypatch.setattr(Recipe, "load", lambda _: None)
+    done = cli("score", "acme/a", "--recipe", "recipe.yaml", "--json")
+    assert done.err.splitlines() == [f"{kind}: a 100 % �[31mred %s" for kind in ("note", "allowed", "warning")]
 
 
 #: A process that Windows would have begun, which has no such modules.

@@ -233,7 +233,7 @@ def test_the_demos_processes_know_nothing_of_the_users_account(tmp_path):
 
 def test_a_command_that_fails_stops_the_demo(tmp_path):
     """The error names the command and its exit code; what the command itself said stands above it on stderr."""
-    shell = Shell({}, lambda text: None)
+    shell = Shell({})
     with pytest.raises(SoupError, match=r"`hf-soup cook` ended with exit code 3\.\nrefused"):
         shell.run("hf-soup cook", "-c", "print('refused'); raise SystemExit(3)")
     assert shell.run("python", "-c", "import sys; print(sys.executable)").strip() == sys.executable
@@ -263,7 +263,7 @@ def cooked(models):
 
 
 @pytest.fixture
-def told(tmp_path, monkeypatch):
+def told(tmp_path, monkeypatch, capsys):
     """Tells the story with a zoo that is there and commands that answer at once; gives what was said and run."""
     models = [f"{OWNER}/{name}" for name in TINY.fine_tunes]
     ran = []
@@ -277,10 +277,9 @@ def told(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def tell():
-        said = []
         ran.clear()
-        result = run_demo(Path("demo"), say=said.append, progress=lambda text: None, zoo=TINY)
-        return result, "\n".join(said), list(ran)
+        result = run_demo(Path("demo"), progress=lambda text: None, zoo=TINY)
+        return result, capsys.readouterr().out, list(ran)
 
     return tell
 

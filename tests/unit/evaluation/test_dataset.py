@@ -176,7 +176,7 @@ def test_text_logits_do_not_depend_on_the_batch(bert: Any, sentences: Path, batc
         with torch.inference_mode():
             alone = model(input_ids=torch.tensor([tokens])).logits[0]
         np.testing.assert_allclose(logits[row], alone, atol=1e-5)
-    assert bench.notes == ("moods.jsonl: labels matched by number, because the model's config names no classes",)
+    assert bench.notes == ("labels matched by number, because the model's config names no classes",)
     other = replace(bench, notes=("more.jsonl: labels matched by number, because the model's config names no classes",))
     other = replace(other, _name="more.jsonl")
     # Several metrics on one data set, and several data sets of which the same is to be known.
@@ -466,7 +466,7 @@ def test_equal_rows_elsewhere_are_dropped_from_held_out(bert: Any, sentences: Pa
         [("score", text_scoring(other)), ("report", text_scoring(sentences))], folder=bert[0], config=bert[1]
     )
     assert (score.n, report.n) == (2, 8)
-    assert "other.jsonl: 2 of 4 rows equal a report row in content and were dropped" in score.notes
+    assert "2 of 4 rows equal a report row in content and were dropped" in score.notes
     assert score.references.tolist() == [0, 1]
     logits = score.logits(
         build_model(bert[0], load_file(bert[0] / "model.safetensors"), "text-classification", torch.float32)

@@ -44,7 +44,7 @@ def recipe(family: Path, trained: Path) -> Recipe:
 
 @pytest.fixture
 def soup(recipe: Recipe, asked: list[str], tmp_path: Path) -> Soup:
-    return cook(recipe, tmp_path / "soup", say=lambda _: None)
+    return cook(recipe, tmp_path / "soup")
 
 
 def test_reports_are_looked_at_once_at_the_end(soup: Soup, asked: list[str]) -> None:
@@ -73,12 +73,12 @@ def test_a_model_that_nobody_could_make_is_not_scored(recipe: Recipe, family: Pa
     odd = {key: value for key, value in config.items() if key not in ("id2label", "label2id")} | {"num_labels": 10**12}
     (tmp_path / "odd" / "config.json").write_text(json.dumps(odd))
     with pytest.raises(IncompatibleError, match="asks for num_labels = 1,000,000,000,000"):
-        score([str(tmp_path / "odd")], recipe, say=lambda _: None)
+        score([str(tmp_path / "odd")], recipe)
 
 
 def test_the_scores_are_those_of_the_files(soup: Soup, recipe: Recipe) -> None:
     """Measured again, on the folder that came out, they are the same."""
-    (again,) = score([str(soup.folder)], recipe, say=lambda _: None).values()
+    (again,) = score([str(soup.folder)], recipe).values()
     assert again == soup.scores["soup"]
     last = [step for step in soup.summary["trace"] if step["kept"]][-1]
     assert last["score"] == soup.scores["soup"][HELD_OUT]["value"]
@@ -96,10 +96,10 @@ def test_who_errs_by_a_system_on_one_of_several_data_is_of_another_task(
     own = {**other, "dataset": str(family / "rows.csv")}
     for number, (score_on, report) in enumerate([([other, own], []), ([own], [other])]):
         several = Recipe(ingredients=recipe.ingredients, base=recipe.base, score=score_on, report=report)
-        assert cook(several, tmp_path / f"soup-{number}", say=lambda _: None).scores
+        assert cook(several, tmp_path / f"soup-{number}").scores
     alone = Recipe(ingredients=recipe.ingredients, base=recipe.base, score=[other])
     with pytest.raises(ScoringError, match="With its outputs in another order it would get 100"):
-        cook(alone, tmp_path / "refused", say=lambda _: None)
+        cook(alone, tmp_path / "refused")
 
 
 def test_the_ensemble_is_the_mean_of_probabilities(soup: Soup, recipe: Recipe, family: Path) -> None:
@@ -130,7 +130,7 @@ def test_each_step_of_greedy_reads_little(
         return through(self, run, segment, source)
 
     monkeypatch.setattr(Reading, "read", count)
-    cook(recipe, tmp_path / "soup", say=lambda _: None)
+    cook(recipe, tmp_path / "soup")
     tensors = len(load_file(trained / "good" / "model.safetensors"))
     # Alone, as a candidate and in the report; the ones that were kept are once folded into the sum.
     assert read["local:poor"] == 3 * tensors
@@ -153,7 +153,7 @@ def passes() -> Iterator[list[str]]:
 
 
 def cooked(recipe: Recipe, out: Path) -> dict[str, Any]:
-    return dict(cook(recipe, out, say=lambda _: None).summary)
+    return dict(cook(recipe, out).summary)
 
 
 def test_what_was_answered_once_is_not_asked_again(recipe: Recipe, tmp_path: Path, passes: list[str]) -> None:
@@ -244,7 +244,7 @@ def test_what_is_remembered_is_bounded(recipe: Recipe, tmp_path: Path, monkeypat
         os.utime(note, (0, 0))
     monkeypatch.setattr(answering, "MAX_BYTES", sizes // 2)
     some = recipe.model_copy(update={"ingredients": recipe.ingredients[1:], "report": ()})
-    cook(some, tmp_path / "some", say=lambda _: None)
+    cook(some, tmp_path / "some")
     left = list(folder.iterdir())
     assert sum(note.stat().st_size for note in left) <= sizes // 2
     assert [note for note in left if note.stat().st_mtime > 0], "what was used last stays"
@@ -261,7 +261,7 @@ def test_a_home_that_cannot_be_written_costs_no_more_than_time(
 
 def test_without_held_out_data_each_report_has_its_own_best(recipe: Recipe, tmp_path: Path, asked: list[str]) -> None:
     uniform = recipe.model_copy(update={"score": (), "select": Recipe(ingredients=["x/y"]).select})
-    soup = cook(uniform, tmp_path / "soup", say=lambda _: None)
+    soup = cook(uniform, tmp_path / "soup")
     assert asked == [REPORT] * 4
     assert soup.summary["held_out"] == []
     assert soup.summary["best"] == {REPORT: "local:good"}

@@ -34,7 +34,7 @@ TITLE = "rows.csv accuracy"
 
 
 def quietly(recipe: Recipe, out: Path) -> Soup:
-    return cook(recipe, out, say=lambda _: None)
+    return cook(recipe, out)
 
 
 @pytest.fixture
@@ -321,7 +321,9 @@ def test_learning_holds_one_model(recipe: Recipe, tmp_path: Path, monkeypatch: p
     assert set(alive) == {0}
 
 
-def test_selections_refuse_models_that_know_nothing(recipe: Recipe, trained: Path, tmp_path: Path) -> None:
+def test_selections_refuse_models_that_know_nothing(
+    recipe: Recipe, trained: Path, tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
     """Whatever the method, and whoever else is named."""
     poor = str(trained / "poor")
     shutil.copytree(poor, tmp_path / "poor-2")
@@ -336,23 +338,23 @@ def test_selections_refuse_models_that_know_nothing(recipe: Recipe, trained: Pat
     ):
         with pytest.raises(SoupError, match=r"No ingredient is better than chance on 'rows\.csv accuracy'"):
             quietly(changed(asked, **changes), tmp_path / "soup")
-    said: list[str] = []
-    cook(changed(asked, select="uniform"), tmp_path / "uniform", say=said.append)
-    assert any("No ingredient can be told from chance" in each for each in said)
+    cook(changed(asked, select="uniform"), tmp_path / "uniform")
+    assert any("No ingredient can be told from chance" in each for each in log.messages)
 
 
-def test_a_soup_that_loses_to_its_best_ingredient_says_so(recipe: Recipe, trained: Path, tmp_path: Path) -> None:
+def test_a_soup_that_loses_to_its_best_ingredient_says_so(
+    recipe: Recipe, trained: Path, tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
     """On the data that it was chosen on; selections that keep what helps have nothing to say."""
     poor, good = ({"model": str(trained / name), "weight": w} for name, w in (("poor", 20), ("good", 1)))
-    said: list[str] = []
-    soup = cook(changed(recipe, ingredients=[poor, good], select="uniform"), tmp_path / "soup", say=said.append)
-    (doubt,) = [each for each in said if "is worse on" in each]
+    soup = cook(changed(recipe, ingredients=[poor, good], select="uniform"), tmp_path / "soup")
+    (doubt,) = [each for each in log.messages if "is worse on" in each]
     assert re.search(r"The soup is worse on 'rows\.csv accuracy' than local:good alone: worse by [\d.]+ points", doubt)
-    assert doubt.removeprefix("warning: ") in soup.summary["notes"]
-    said.clear()
+    assert doubt in soup.summary["notes"]
+    log.clear()
     assert "Use that one" in doubt
-    cook(changed(recipe, ingredients=[poor, good], select="greedy"), tmp_path / "greedy", say=said.append)
-    assert not any("is worse on" in each for each in said)
+    cook(changed(recipe, ingredients=[poor, good], select="greedy"), tmp_path / "greedy")
+    assert not any("is worse on" in each for each in log.messages)
 
 
 def test_a_loss_that_the_weights_of_the_data_outweigh_is_no_reason_to_leave_the_soup() -> None:

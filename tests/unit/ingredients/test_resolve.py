@@ -33,7 +33,7 @@ Publish = Callable[..., str]
 def cook(recipe: Recipe | list[str], out: Path) -> Soup:
     """A soup of the leaves of a recipe."""
     recipe = recipe if isinstance(recipe, Recipe) else Recipe(ingredients=recipe)
-    return hf_soup.cook(resolve_ingredients(recipe).recipe, out, say=lambda _: None)
+    return hf_soup.cook(resolve_ingredients(recipe).recipe, out)
 
 
 def commit(model: str) -> str:
@@ -340,7 +340,7 @@ def test_outputs_without_names_keep_their_order(publish: Publish, family: Path, 
     first = resolve_ingredients(Recipe(ingredients=[soup, "acme/c-labels"]))
     assert first.recipe.labels == ("negative", "positive")
     assert [each.model for each in first.recipe.ingredients] == ["acme/a-labels", "acme/b-labels", "acme/c-labels"]
-    whole = hf_soup.cook(first.recipe, tmp_path / "whole", say=lambda _: None)
+    whole = hf_soup.cook(first.recipe, tmp_path / "whole")
     heads = [load_file(tmp_path / name / "model.safetensors")["classifier.bias"] for name in "abc"]
     torch.testing.assert_close(
         load_file(whole.folder / "model.safetensors")["classifier.bias"],

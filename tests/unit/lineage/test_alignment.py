@@ -104,7 +104,7 @@ def mean(*folders: tuple[str, str]) -> dict[str, torch.Tensor]:
 
 
 def cooked(tmp_path: Path, models: Sequence[str], **fields: Any) -> Soup:
-    return cook(Recipe(ingredients=list(models), **fields), tmp_path / "soup", say=lambda _: None)
+    return cook(Recipe(ingredients=list(models), **fields), tmp_path / "soup")
 
 
 HEADS = [
@@ -134,7 +134,7 @@ def test_bodies_alone_make_a_new_base(tmp_path: Path, one: str, other: str, base
         assert "pooler.dense.bias, pooler.dense.weight: nobody has it" in "".join(soup.summary["alignments"])
     assert any("The heads are left out" in note for note in soup.summary["alignments"])
     pinned = soup.recipe.model_copy(update={"ingredients": Recipe(ingredients=models).ingredients})
-    assert cook(pinned, tmp_path / "again", say=lambda _: None).digest == soup.digest
+    assert cook(pinned, tmp_path / "again").digest == soup.digest
 
 
 @pytest.mark.parametrize(("one", "other", "base"), HEADS)
@@ -164,7 +164,7 @@ def test_the_one_whose_head_is_kept_stays_when_a_selection_drops_it(tmp_path: Pa
     kind = "BertForSequenceClassification"
     models = [made(kind, tmp_path / name, n, labels=["x", "y"]) for n, name in enumerate("abc")]
     weighted = [{"model": models[0], "weight": 0}, models[1], models[2]]
-    soup = cook(Recipe(ingredients=weighted, heads=models[0]), tmp_path / "soup", say=lambda _: None)
+    soup = cook(Recipe(ingredients=weighted, heads=models[0]), tmp_path / "soup")
     found = loaded(kind, soup.folder)
     first = load_file(Path(models[0]) / "model.safetensors")
     assert torch.equal(found.state_dict()["classifier.weight"], first["classifier.weight"])
@@ -228,7 +228,7 @@ def test_tokens_that_some_added(tmp_path: Path, kind: str, tied: bool, first: bo
     assert "`vocabulary: union`" in reason.message
     for vocabulary, size in (("union", 20), ("base", 18)):
         out = tmp_path / vocabulary
-        soup = cook(Recipe(ingredients=models, vocabulary=vocabulary), out, say=lambda _: None)
+        soup = cook(Recipe(ingredients=models, vocabulary=vocabulary), out)
         model = loaded(kind, soup.folder, like=a)
         assert model.config.vocab_size == size
         tokenizer = AutoTokenizer.from_pretrained(soup.folder)
@@ -252,7 +252,7 @@ def test_tokens_added_where_one_ties_and_the_other_does_not(tmp_path: Path, tied
     kind = "LlamaForCausalLM"
     one = with_tokens(made(kind, tmp_path / "a", 1, tie_word_embeddings=tied == "ab"), kind=kind)
     other = with_tokens(made(kind, tmp_path / "b", 2, tie_word_embeddings=tied == "ba"), ["<end>"], kind=kind)
-    soup = cook(Recipe(ingredients=[one, other], vocabulary="union"), tmp_path / "soup", say=lambda _: None)
+    soup = cook(Recipe(ingredients=[one, other], vocabulary="union"), tmp_path / "soup")
     model = loaded(kind, soup.folder)
     assert model.config.tie_word_embeddings is False
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
@@ -268,7 +268,7 @@ def test_what_is_padding_for_one_and_a_token_for_another_is_not_mixed(tmp_path: 
     rows = [load_file(Path(each) / "model.safetensors")["model.embed_tokens.weight"].double() for each in (a, b)]
     for vocabulary, behind in (("base", rows[0][18:]), ("union", rows[1][18:])):
         out = tmp_path / vocabulary
-        soup = cook(Recipe(ingredients=[a, b], vocabulary=vocabulary), out, say=lambda _: None)
+        soup = cook(Recipe(ingredients=[a, b], vocabulary=vocabulary), out)
         found = load_file(soup.folder / "model.safetensors")["model.embed_tokens.weight"]
         assert torch.equal(found, torch.cat([(rows[0][:18] + rows[1][:18]) / 2, behind]).float()), vocabulary
 
@@ -285,7 +285,7 @@ def test_a_config_with_infinity_in_it(tmp_path: Path) -> None:
                 each.add_(0.01 * torch.randn_like(each))
         model.save_pretrained(tmp_path / name)
     assert "__float__" in (tmp_path / "a" / "config.json").read_text()
-    soup = cook([str(tmp_path / "a"), str(tmp_path / "b")], tmp_path / "soup", say=lambda _: None)
+    soup = cook([str(tmp_path / "a"), str(tmp_path / "b")], tmp_path / "soup")
     assert loaded("Mamba2ForCausalLM", soup.folder).config.time_step_limit[1] == float("inf")
 
 
@@ -299,7 +299,7 @@ def test_rows_of_padding_are_no_tokens(tmp_path: Path, order: str, heads: str | 
     models = [str(tmp_path / name) for name in order]
     recipe = Recipe(ingredients=models, heads=heads and str(tmp_path / heads))
     assert check(recipe).verdict == "likely"
-    soup = cook(recipe, tmp_path / "soup", say=lambda _: None)
+    soup = cook(recipe, tmp_path / "soup")
     model = loaded(kind, soup.folder)
     assert model.config.vocab_size == (24 if heads == "b" else 18)
     assert any("(further rows are padding)" in note for note in soup.summary["alignments"])
@@ -368,7 +368,7 @@ def test_a_tied_tensor_that_one_stores_twice(tmp_path: Path, vocabulary: str, or
     tensors = load_file(path)
     save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, path, {"format": "pt"})
     models = [str(tmp_path / name) for name in order]
-    soup = cook(Recipe(ingredients=models, vocabulary=vocabulary), tmp_path / "soup", say=lambda _: None)
+    soup = cook(Recipe(ingredients=models, vocabulary=vocabulary), tmp_path / "soup")
     model = loaded(kind, soup.folder)
     a, b = (load_file(tmp_path / name / "model.safetensors")["model.embed_tokens.weight"].double() for name in "ab")
     table = torch.cat([(a + b[:18]) / 2, b[18:]]).float()
@@ -495,7 +495,7 @@ def test_a_soup_without_the_one_that_spoke_for_all_is_scored_as_it_is(
     more: dict[str, Any] = {"report": [data], "ingredients": [few, {"model": many, "weight": 0}]}
     if chosen != "by share":
         more = {"score": data, "select": {"name": "greedy", "accept": ">"}, "ingredients": [many, few]}
-    soup = cook(Recipe(vocabulary=vocabulary, **more), tmp_path / "soup", say=lambda _: None)
+    soup = cook(Recipe(vocabulary=vocabulary, **more), tmp_path / "soup")
     one = "many" if chosen == "many" else "few"
     assert list(soup.weights) == [f"local:{one}"]
     assert loaded(kind, soup.folder).config.vocab_size == len(AutoTokenizer.from_pretrained(soup.folder))
@@ -504,7 +504,7 @@ def test_a_soup_without_the_one_that_spoke_for_all_is_scored_as_it_is(
     # Local paths are not in soup.yaml.
     pinned = [{"model": str(tmp_path / one), "revision": soup.recipe.ingredients[0].revision}]
     scored = {key: more[key] for key in ("score", "report") if key in more}
-    again = cook(Recipe(ingredients=pinned, vocabulary=vocabulary, **scored), tmp_path / "again", say=lambda _: None)
+    again = cook(Recipe(ingredients=pinned, vocabulary=vocabulary, **scored), tmp_path / "again")
     assert (again.digest, again.scores["soup"]) == (soup.digest, soup.scores["soup"])
     assert (again.folder / "config.json").read_bytes() == (soup.folder / "config.json").read_bytes()
 
@@ -553,7 +553,7 @@ def test_the_labels_of_the_recipe_speak_for_those_who_name_none(tmp_path: Path) 
     recipe = Recipe(ingredients=[a, b], labels=["bird", "cat", "dog"])
     [reason] = [reason for reason in check(recipe).reasons if reason.code == "labels-unknown"]
     assert "matched by number with the recipe's `labels`" in reason.message
-    soup = cook(recipe, tmp_path / "soup", say=lambda _: None)
+    soup = cook(recipe, tmp_path / "soup")
     one, other, both = (
         load_file(Path(each) / "model.safetensors")["classifier.weight"] for each in (a, b, soup.folder)
     )
@@ -581,7 +581,7 @@ def test_labels_that_are_left_over_from_another_head_say_nothing(tmp_path: Path,
     lineage = check(models)
     assert not {reason.code for reason in lineage.reasons} & {"labels", "labels-unknown"}
     assert lineage.verdict == "likely"
-    soup = cook(models, tmp_path / "soup", say=lambda _: None)
+    soup = cook(models, tmp_path / "soup")
     assert json.loads((soup.folder / "config.json").read_text())["id2label"] == {"0": "cat", "1": "dog", "2": "bird"}
     assert "has no outputs that they could name" in refusals(Recipe(ingredients=models, labels=ANIMALS))["labels"]
 
@@ -599,7 +599,7 @@ def test_the_kept_head_is_put_into_the_order_of_the_recipe(tmp_path: Path, unnam
     assert torch.equal(model.classifier.weight, first if unnamed else first[[2, 0, 1]])
     pinned = soup.recipe.model_copy(update={"heads": models[0], "ingredients": Recipe(ingredients=models).ingredients})
     assert pinned.labels == tuple(wanted)
-    assert cook(pinned, tmp_path / "again", say=lambda _: None).digest == soup.digest
+    assert cook(pinned, tmp_path / "again").digest == soup.digest
     for labels in (["x", "y"], ["one", "two", "three"])[: 1 if unnamed else 2]:
         found = refusals(Recipe(ingredients=models, heads=models[0], labels=labels))
         assert "whose head is kept" in found["labels"]
@@ -685,7 +685,7 @@ def test_a_body_that_nobody_has_is_refused(towers: tuple[str, str]) -> None:
     assert re.match(r"Nobody has 39 of the tensors of a CLIPModel: .* Keep a head: `heads: MODEL`", found["body"])
 
 
-def test_scores_with_another_models_head_say_so(tmp_path: Path) -> None:
+def test_scores_with_another_models_head_say_so(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
     """A body that answers wrongly under a head that is not its own is no model with labels in another order."""
     kind = "BertForSequenceClassification"
     a = with_tokens(made(kind, tmp_path / "a", 1, labels=["x", "y"]), kind=kind)
@@ -707,17 +707,16 @@ def test_scores_with_another_models_head_say_so(tmp_path: Path) -> None:
         tensors["classifier.weight"].zero_()[:, 0] = torch.tensor([1e4, -1e4])
         save_file(tensors, Path(folder) / "model.safetensors", {"format": "pt"})
     named(a, ["x1", "y1"])
-    told: list[str] = []
     recipe = Recipe(ingredients=[a, b], heads=b, report=[data])
-    soup = cook(recipe, tmp_path / "soup", say=told.append)
+    soup = cook(recipe, tmp_path / "soup")
     value = {name: each["rows.csv accuracy"]["value"] for name, each in soup.scores.items()}
     assert (value["local:a"], value["local:b"]) == (0.0, 1.0)
     sentence = "Ingredients are scored with local:b's head"
-    assert sum(sentence in each for each in told) == 1
+    assert sum(sentence in each for each in log.messages) == 1
     assert sentence in "".join(soup.summary["notes"])
     assert sentence in (soup.folder / "README.md").read_text()
     assert sentence in shown.soup(soup)
-    told.clear()
-    connectivity(Recipe(ingredients=[a, b], heads=b, score=data), say=told.append)
-    assert sum(sentence in each for each in told) == 1
-    assert sentence not in shown.soup(cook(Recipe(ingredients=[a, b], heads=b), tmp_path / "none", say=told.append))
+    log.clear()
+    connectivity(Recipe(ingredients=[a, b], heads=b, score=data))
+    assert sum(sentence in each for each in log.messages) == 1
+    assert sentence not in shown.soup(cook(Recipe(ingredients=[a, b], heads=b), tmp_path / "none"))

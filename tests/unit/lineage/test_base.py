@@ -49,7 +49,7 @@ def kin(tmp_path: Path) -> Callable[..., list[Path]]:
 def wise(folders: list[Path], out: Path, **changes: Any) -> tuple[Soup, Tensors]:
     base, *ingredients = map(str, folders)
     asked = {"method": {"name": "wise_ft", "alpha": 0.25}, **changes}
-    soup = cook(Recipe(ingredients=ingredients, base=base, **asked), out, say=lambda _: None)
+    soup = cook(Recipe(ingredients=ingredients, base=base, **asked), out)
     return soup, load_file(soup.folder / "model.safetensors")
 
 
@@ -104,7 +104,7 @@ def test_what_the_ancestor_lacks_is_averaged(
 def test_what_the_ancestor_lacks_takes_time_too(method: str, tmp_path: Path, kin: Callable[..., list[Path]]) -> None:
     base, *ingredients = map(str, kin(headless, {"architectures": ["BertModel"]}, torch.float32))
     recipe = Recipe(ingredients=ingredients, base=base, method=method)
-    assert 0 <= preview(recipe, tmp_path / "soup", say=lambda _: None)["estimated_seconds"]["merge"] < float("inf")
+    assert 0 <= preview(recipe, tmp_path / "soup")["estimated_seconds"]["merge"] < float("inf")
 
 
 @pytest.mark.parametrize("weights", [(1.0, -0.99), (0.5, -2.0), (1.0, -1.0)])
@@ -113,7 +113,7 @@ def test_what_the_ancestor_lacks_is_of_those_whose_share_is_above_zero(
 ) -> None:
     base, a, b = map(str, kin(headless, {"architectures": ["BertModel"]}, torch.float32))
     given = [{"model": a, "weight": weights[0]}, {"model": b, "weight": weights[1]}]
-    soup = cook(Recipe(ingredients=given, base=base, method="task_arithmetic"), tmp_path / "soup", say=lambda _: None)
+    soup = cook(Recipe(ingredients=given, base=base, method="task_arithmetic"), tmp_path / "soup")
     mixed, first = load_file(soup.folder / "model.safetensors"), load_file(Path(a) / "model.safetensors")
     assert torch.equal(mixed["classifier.weight"], first["classifier.weight"])
 

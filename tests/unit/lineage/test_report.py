@@ -458,7 +458,7 @@ def test_one_model_by_its_revision_is_what_a_selection_kept(write: Write, tmp_pa
     pin = check([folder]).checkpoints[0].revision
     recipe = Recipe(ingredients=[{"model": folder, "revision": pin}])
     assert (check(recipe).verdict, codes(check(recipe))) == ("likely", {"single"})
-    soup = cook(recipe, tmp_path / "soup", say=lambda _: None)
+    soup = cook(recipe, tmp_path / "soup")
     ours, theirs = (load_file(Path(place) / "model.safetensors") for place in (soup.folder, folder))
     assert all(torch.equal(ours[name], each) for name, each in theirs.items())
 
@@ -529,7 +529,7 @@ def test_labels_without_names_match_by_number(write: Write, config: dict[str, An
     assert "local:a gives no names to the labels, so they are matched by number with local:b's" in said(
         lineage, "labels-unknown"
     )
-    soup = cook(models, tmp_path / "soup", say=lambda _: None)
+    soup = cook(models, tmp_path / "soup")
     assert soup.load().config.id2label == {0: "negative", 1: "positive"}
 
 
@@ -550,7 +550,7 @@ def test_the_same_labels_in_another_order(
         "local:b: the labels stand in another order; rows of classifier.bias, classifier.weight move (negative 1→0"
         in ("".join(lineage.alignments))
     )
-    soup = cook(models, tmp_path / "soup", say=lambda _: None)
+    soup = cook(models, tmp_path / "soup")
     assert soup.load().config.id2label == {0: "negative", 1: "positive"}
     a, averaged = (load_file(tmp_path / name / "model.safetensors") for name in ("a", "soup"))
     for name in ("classifier.weight", "classifier.bias"):
@@ -667,7 +667,7 @@ def test_old_names_and_buffers_are_aligned(
     assert (lineage.verdict, codes(lineage)) == ("likely", set())
     assert any("local:b: transformers ignores bert.embeddings.position_ids" in each for each in lineage.alignments)
     assert any("local:b: 10 tensors have other names on disk" in each for each in lineage.alignments)
-    cook(models, tmp_path / "soup", say=lambda _: None)
+    cook(models, tmp_path / "soup")
     soup = load_file(tmp_path / "soup" / "model.safetensors")
     a = load_file(tmp_path / "a" / "model.safetensors")
     assert soup.keys() == a.keys()
@@ -685,7 +685,7 @@ def test_a_donor_with_old_names_gives_them_to_the_soup(
         for name, each in nearby(berts[1][0], 2).items()
     }
     models = [write("old", tensors=old), write("new", 1)]
-    soup = cook(models if first else models[::-1], tmp_path / "soup", say=lambda _: None)
+    soup = cook(models if first else models[::-1], tmp_path / "soup")
     names = load_file(tmp_path / "soup" / "model.safetensors").keys()
     assert ("bert.embeddings.LayerNorm.gamma" in names) is first
     loaded = soup.load().state_dict()["bert.embeddings.LayerNorm.weight"]
@@ -700,7 +700,7 @@ def test_mixed_dtypes_are_stated(write: Write, berts: tuple[dict[str, Any], list
     assert (lineage.verdict, codes(lineage)) == ("likely", {"dtypes-mixed"})
     assert "local:a BF16, local:b F32" in said(lineage, "dtypes-mixed")
     assert "the widest is written where no `dtype` is named" in said(lineage, "dtypes-mixed")
-    soup = cook(models, tmp_path / "soup", say=lambda _: None)
+    soup = cook(models, tmp_path / "soup")
     assert {each.dtype for each in soup.load().state_dict().values()} == {torch.float32}
     assert json.loads((soup.folder / "config.json").read_text())["dtype"] == "float32"
 
@@ -753,7 +753,7 @@ def test_a_tied_tensor_that_one_stores_twice(write: Write, kind: str, first: boo
     models = models[::-1] if first else models
     lineage = check(models)
     assert (lineage.verdict, codes(lineage)) == ("likely", set())
-    soup: Any = cook(models, tmp_path / "soup", say=lambda _: None).load()
+    soup: Any = cook(models, tmp_path / "soup").load()
     one = lineage.checkpoints[1 if first else 0]
     assert sum(each.numel() for each in soup.parameters()) == one.parameters
     mean = ((once[embedding].double() + twice[embedding].double()) / 2).float()
@@ -764,7 +764,7 @@ def test_a_tied_tensor_that_one_stores_twice(write: Write, kind: str, first: boo
 def test_heads_that_are_not_tied(write: Write, tmp_path: Path) -> None:
     config, tensors, *_ = language_model("llama", tmp_path / "made", tied=False)
     models = [write(name, tensors=nearby(tensors, n), whole=config) for n, name in enumerate("ab")]
-    soup: Any = cook(models, tmp_path / "soup", say=lambda _: None).load()
+    soup: Any = cook(models, tmp_path / "soup").load()
     assert not torch.equal(soup.get_input_embeddings().weight, soup.get_output_embeddings().weight)
 
 
@@ -781,7 +781,7 @@ def test_one_ties_and_the_other_does_not(write: Write, first: bool, tmp_path: Pa
     assert lineage.verdict == "likely"
     assert any(note.endswith("not tied to what predicts tokens, as in local:b.") for note in lineage.alignments)
     assert f"local:a: '{head}' is tied, and stored once as '{embedding}'." in lineage.alignments
-    soup: Any = cook(models, tmp_path / "soup", say=lambda _: None).load()
+    soup: Any = cook(models, tmp_path / "soup").load()
     assert torch.equal(soup.get_output_embeddings().weight, ((once[embedding].double() + other[head]) / 2).float())
     assert torch.equal(soup.get_input_embeddings().weight, ((once[embedding].double() + other[embedding]) / 2).float())
 
@@ -793,7 +793,7 @@ def test_a_mixture_of_experts(write: Write, tmp_path: Path) -> None:
     models = [write(name, tensors=nearby(tensors, n), whole=config) for n, name in enumerate("ab")]
     lineage = check(models, base=write("base", tensors=tensors, whole=config))
     assert (lineage.verdict, codes(lineage)) == ("proven", set())
-    soup = cook(models, tmp_path / "soup", say=lambda _: None)
+    soup = cook(models, tmp_path / "soup")
     assert load_file(soup.folder / "model.safetensors").keys() == tensors.keys()
     assert sum(each.numel() for each in soup.load().parameters()) == lineage.checkpoints[0].parameters
 
@@ -827,7 +827,7 @@ def test_a_tokenizer_that_only_one_brings(write: Write, tmp_path: Path) -> None:
     lineage = check(models)
     assert lineage.verdict == "likely"
     assert said(lineage, "processing-absent") == "local:a brings no tokenizer or image processor; local:b's is used."
-    soup = cook(models, tmp_path / "soup", say=lambda _: None)
+    soup = cook(models, tmp_path / "soup")
     assert (soup.folder / "vocab.txt").is_file()
 
 
@@ -865,19 +865,18 @@ def test_another_processor(write: Write, fields: dict[str, Any], shown: str) -> 
 # ---- findings that a user accepts -----------------------------------------------------------------------------
 
 
-def test_a_judgement_can_be_accepted(write: Write, tmp_path: Path) -> None:
+def test_a_judgement_can_be_accepted(write: Write, tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
     """By code, and that is written into the recipe, the summary and the card."""
     models = [write("a", 1), write("b", 2, of=1)]
     refused = check(models)
     assert refused.verdict == "refused"
     with pytest.raises(IncompatibleError, match="accept it: `--allow strangers`"):
-        cook(models, tmp_path / "refused", say=lambda _: None)
+        cook(models, tmp_path / "refused")
     accepted = check(models, allow=["strangers"])
     assert accepted.verdict == "likely"
     assert "Allowed:\n- [strangers]" in str(accepted)
-    told: list[str] = []
-    soup = cook(models, tmp_path / "soup", allow=["strangers"], say=told.append)
-    assert any(line.startswith("allowed: [strangers]") for line in told)
+    soup = cook(models, tmp_path / "soup", allow=["strangers"])
+    assert any(each.levelname == "ALLOWED" and each.message.startswith("[strangers]") for each in log.records)
     assert Recipe.load(soup.folder / "soup.yaml").allow == ("strangers",)
     found = {each["code"]: each["severity"] for each in soup.summary["lineage"]["reasons"]}
     assert found["strangers"] == "allowed"
@@ -911,7 +910,7 @@ def test_another_count_of_places_is_a_judgement(write: Write, tmp_path: Path) ->
     lineage = check([a, b])
     assert (lineage.verdict, [each.code for each in lineage.reasons if each.refuses]) == ("refused", ["positions"])
     assert "max_position_embeddings: 64 against 256" in said(lineage, "positions")
-    soup = cook([a, b], tmp_path / "soup", allow=["positions"], say=lambda _: None)
+    soup = cook([a, b], tmp_path / "soup", allow=["positions"])
     assert json.loads((soup.folder / "config.json").read_text())["max_position_embeddings"] == 64
     # Positions that are learned have a row each.
     wide, more = built(BertForSequenceClassification, BertConfig(**{**SMALL, "max_position_embeddings": 32}), tmp_path)
@@ -924,5 +923,5 @@ def test_labels_of_other_names_can_be_accepted(write: Write, tmp_path: Path) -> 
     other = {"id2label": {"0": "NEG", "1": "POS"}, "label2id": {"NEG": 0, "POS": 1}}
     models = [write("a", 1), write("b", 2, config=other)]
     assert check(models).verdict == "refused"
-    soup = cook(models, tmp_path / "soup", allow=["labels"], say=lambda _: None)
+    soup = cook(models, tmp_path / "soup", allow=["labels"])
     assert json.loads((soup.folder / "config.json").read_text())["id2label"] == NAMED["id2label"]

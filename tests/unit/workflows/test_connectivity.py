@@ -372,18 +372,17 @@ def test_barriers_of_texts(cli: Cli, family: Path, tmp_path: Path) -> None:
     assert (tmp_path / "b.png").exists()
 
 
-def test_whose_head_is_scored_is_said(family: Path) -> None:
+def test_whose_head_is_scored_is_said(family: Path, log: pytest.LogCaptureFixture) -> None:
     """With `heads: MODEL` a model's score is not its own."""
     score = {**SCORE, "dataset": str(family / "rows.csv")}
     models = [str(family / name) for name in "ab"]
-    said: list[str] = []
-    seen = connectivity(Recipe(ingredients=models, score=score, heads=models[1]), say=said.append)
+    seen = connectivity(Recipe(ingredients=models, score=score, heads=models[1]))
     assert seen.head_of == seen.to_dict()["head_of"] == "local:b"
     assert seen.text.endswith("All of them, the ends too, were scored with local:b's head.")
-    own = connectivity(Recipe(ingredients=models, score=score), say=said.append)
+    own = connectivity(Recipe(ingredients=models, score=score))
     assert own.head_of is None
     assert "head" not in own.text
-    assert "note: 2 models, 1 pair: 5 scorings of 24 rows" in said
+    assert "2 models, 1 pair: 5 scorings of 24 rows" in log.messages
 
 
 @pytest.mark.parametrize("as_json", [False, True])

@@ -31,12 +31,11 @@ def models(family: Path) -> list[str]:
 
 def test_a_soup_is_the_mean_of_its_ingredients(models: list[str], family: Path, tmp_path: Path) -> None:
     """By its weights; it loads; and what it says of itself is true."""
-    said: list[str] = []
     recipe = Recipe(
         ingredients=[models[0], {"model": models[1], "weight": 3}, {"model": models[2], "weight": 0}],
         base=str(family / "base"),
     )
-    soup = hf_soup.cook(recipe, tmp_path / "soup", say=said.append)
+    soup = hf_soup.cook(recipe, tmp_path / "soup")
     assert soup.weights == {"local:a": 1.0, "local:b": 3.0}
     parts = [load_file(Path(model) / "model.safetensors") for model in models[:2]]
     for name, tensor in load_file(soup.folder / "model.safetensors").items():
@@ -56,8 +55,8 @@ def test_a_soup_cooked_from_its_own_recipe_has_its_bytes(
     models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: Path
 ) -> None:
     """Every file, the card's and the recipe's included, where nothing was looked up anew."""
-    first = hf_soup.cook(models, tmp_path / "1" / "soup", say=lambda _: None)
-    second = hf_soup.cook(models, tmp_path / "2" / "soup", threads=1, say=lambda _: None)
+    first = hf_soup.cook(models, tmp_path / "1" / "soup")
+    second = hf_soup.cook(models, tmp_path / "2" / "soup", threads=1)
     names = [path.relative_to(first.folder) for path in sorted(first.folder.rglob("*")) if path.is_file()]
     assert [path.relative_to(second.folder) for path in sorted(second.folder.rglob("*")) if path.is_file()] == names
     for name in names:
@@ -66,24 +65,24 @@ def test_a_soup_cooked_from_its_own_recipe_has_its_bytes(
 
 def test_models_are_named_in_several_ways(models: list[str], family: Path, tmp_path: Path) -> None:
     """By paths, with weights, and one by itself; the method and the selection are arguments."""
-    weighted = hf_soup.cook({models[0]: 0.9, models[1]: 0.1}, tmp_path / "weighted", say=lambda _: None)
+    weighted = hf_soup.cook({models[0]: 0.9, models[1]: 0.1}, tmp_path / "weighted")
     assert weighted.weights == {"local:a": 0.9, "local:b": 0.1}
-    by_path = hf_soup.cook({Path(models[0]): 0.9, Path(models[1]): 0.1}, tmp_path / "path", say=lambda _: None)
+    by_path = hf_soup.cook({Path(models[0]): 0.9, Path(models[1]): 0.1}, tmp_path / "path")
     recipe = Recipe(ingredients=[{"model": models[0], "weight": 0.9}, {"model": models[1], "weight": 0.1}])
-    spelled = hf_soup.cook(recipe, tmp_path / "spelled", say=lambda _: None)
+    spelled = hf_soup.cook(recipe, tmp_path / "spelled")
     assert weighted.digest == by_path.digest == spelled.digest
     assert hf_soup.check([Path(model) for model in models]).names == ("local:a", "local:b", "local:c")
     assert hf_soup.check({Path(model): 1.0 for model in models}).names == ("local:a", "local:b", "local:c")
     assert hf_soup.check(Path(models[0])).verdict == "refused"  # one is no soup
     options: dict[str, Any] = {"method": "slerp", "select": {"name": "uniform"}}
-    between = hf_soup.cook(models[:2], tmp_path / "between", **options, say=lambda _: None)
+    between = hf_soup.cook(models[:2], tmp_path / "between", **options)
     assert between.recipe.method.name == "slerp"
-    changed = hf_soup.cook(recipe, tmp_path / "changed", method="slerp", say=lambda _: None)
+    changed = hf_soup.cook(recipe, tmp_path / "changed", method="slerp")
     assert (changed.recipe.method.name, changed.weights) == ("slerp", weighted.weights)
     data = {"task": "text-classification", "dataset": str(family / "rows.csv")}
     scored = Recipe(ingredients=[Path(models[0]), {"model": Path(models[1])}], base=family / "base", score=data)
     assert [each.model for each in scored.ingredients] == models[:2]
-    one, several = (hf_soup.score(each, scored, say=lambda _: None) for each in (Path(models[0]), models[:1]))
+    one, several = (hf_soup.score(each, scored) for each in (Path(models[0]), models[:1]))
     assert one == several
     ancestor = hf_soup.check(models, base=family / "base").ancestor
     assert ancestor is not None
@@ -105,7 +104,7 @@ def test_check_gives_a_verdict(models: list[str], family: Path) -> None:
 
 def test_a_preview_writes_nothing(models: list[str], tmp_path: Path) -> None:
     out = tmp_path / "deep" / "soup"
-    planned = preview(Recipe(ingredients=models, dtype="bfloat16"), out, say=lambda _: None)
+    planned = preview(Recipe(ingredients=models, dtype="bfloat16"), out)
     assert planned["files"].keys() == {"model.safetensors"}
     assert planned["dtype"] == "bfloat16"
     assert planned["fetch_bytes"] == planned["cache_disk_bytes"] == 0
@@ -115,7 +114,7 @@ def test_a_preview_writes_nothing(models: list[str], tmp_path: Path) -> None:
     assert 0 <= seconds["merge"] == seconds["total"]
     assert seconds["fetch"] == 0
     assert not out.parent.exists()
-    soup = hf_soup.cook(Recipe(ingredients=models, dtype="bfloat16"), out, say=lambda _: None)
+    soup = hf_soup.cook(Recipe(ingredients=models, dtype="bfloat16"), out)
     assert planned["files"]["model.safetensors"] == (soup.folder / "model.safetensors").stat().st_size
     assert {tensor.dtype for tensor in load_file(soup.folder / "model.safetensors").values()} == {torch.bfloat16}
     assert json.loads((soup.folder / "config.json").read_text())["dtype"] == "bfloat16"
@@ -149,7 +148,7 @@ def test_new_folders_are_hashed_in_the_wake_of_the_merge(
     lineage = hf_soup.check(models)
     assert [each["revision"] for each in lineage.to_dict()["ingredients"]] == [None] * 3
     assert "local:a  " in str(lineage)
-    soup = hf_soup.cook(models, tmp_path / "soup", say=lambda _: None)
+    soup = hf_soup.cook(models, tmp_path / "soup")
     assert nothing_known == []
     assert [leaf.revision for leaf in soup.recipe.ingredients] == [pin(model) for model in models]
     assert [each["revision"] for each in soup.summary["lineage"]["ingredients"]] == [pin(model) for model in models]
@@ -184,7 +183,7 @@ def test_an_ingredient_that_is_written_to_meanwhile_is_refused(
 
     monkeypatch.setattr(os, "pwrite", training_goes_on)
     with pytest.raises(MergeError, match=r"local:live.*: 'model.safetensors' changed while it was read"):
-        hf_soup.cook([*models[1:], str(live.parent)], tmp_path / "soup", say=lambda _: None)
+        hf_soup.cook([*models[1:], str(live.parent)], tmp_path / "soup")
     assert not (tmp_path / "soup").exists()
 
 
@@ -201,7 +200,7 @@ def test_an_ingredient_that_is_removed_at_the_end_is_said(
 
     monkeypatch.setattr(LineageReport, "pin", pin)
     with pytest.raises(MergeError, match=r"No such file or directory \('.*gone/model.safetensors'\)"):
-        hf_soup.cook([*models[1:], str(gone)], tmp_path / "soup", say=lambda _: None)
+        hf_soup.cook([*models[1:], str(gone)], tmp_path / "soup")
     assert not (tmp_path / "soup").exists()
 
 
@@ -222,16 +221,15 @@ def test_a_folder_that_stands_in_for_another_meanwhile_is_refused(
 
     monkeypatch.setattr(Workspace, "open", swapping)
     with pytest.raises(MergeError, match=r"'model.safetensors' changed while it was read"):
-        hf_soup.cook([str(one), models[2]], tmp_path / "soup", say=lambda _: None)
+        hf_soup.cook([str(one), models[2]], tmp_path / "soup")
     assert not (tmp_path / "soup").exists()
 
 
-def test_warnings_are_told_and_not_printed(
-    models: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_warnings_are_logged_and_not_printed(
+    models: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], log: pytest.LogCaptureFixture
 ) -> None:
-    said: list[str] = []
-    hf_soup.cook([models[0], models[0]], tmp_path / "soup", say=said.append)
-    assert any("counts 2 times" in each for each in said)
+    hf_soup.cook([models[0], models[0]], tmp_path / "soup")
+    assert any("counts 2 times" in each.message and each.levelname == "WARNING" for each in log.records)
     assert capsys.readouterr() == ("", "")
 
 
@@ -247,15 +245,16 @@ def test_what_is_wrong_is_one_of_the_errors(models: list[str], tmp_path: Path) -
         hf_soup.cook(tmp_path / "none.yaml", tmp_path / "soup")
 
 
-def test_a_soup_of_one_is_a_soup_only_where_it_is_pinned(models: list[str], tmp_path: Path) -> None:
+def test_a_soup_of_one_is_a_soup_only_where_it_is_pinned(
+    models: list[str], tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
     """A selection may keep one model; its ``soup.yaml`` is cooked again as any other."""
     with pytest.raises(IncompatibleError, match="needs two models or more"):
-        hf_soup.cook(models[:1], tmp_path / "refused", say=lambda _: None)
+        hf_soup.cook(models[:1], tmp_path / "refused")
     revision = hf_soup.check(models[:1]).checkpoints[0].revision
-    said: list[str] = []
     recipe = Recipe(ingredients=[{"model": models[0], "revision": revision}])
-    soup = hf_soup.cook(recipe, tmp_path / "soup", say=said.append)
-    assert any("[single]" in line for line in said)
+    soup = hf_soup.cook(recipe, tmp_path / "soup")
+    assert any("[single]" in line for line in log.messages)
     ours, theirs = (load_file(Path(folder) / "model.safetensors") for folder in (soup.folder, models[0]))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -276,7 +275,6 @@ def test_what_was_left_out_leaves_no_trace_in_the_bytes(models: list[str], famil
     first = hf_soup.cook(
         Recipe(ingredients=[{"model": str(old), "weight": 0}, *map(str, rest)], base=str(family / "base")),
         tmp_path / "first",
-        say=lambda _: None,
     )
     assert json.loads((first.folder / "config.json").read_text())["id2label"] == {"0": "negative", "1": "positive"}
     assert not any("gamma" in name for name in load_file(first.folder / "model.safetensors"))
@@ -285,6 +283,6 @@ def test_what_was_left_out_leaves_no_trace_in_the_bytes(models: list[str], famil
         for folder, leaf in zip(rest, first.recipe.ingredients, strict=True)
     ]
     again = Recipe(**{**first.recipe.to_dict(), "ingredients": leaves})
-    second = hf_soup.cook(again, tmp_path / "second", say=lambda _: None)
+    second = hf_soup.cook(again, tmp_path / "second")
     assert second.digest == first.digest
     assert (second.folder / "config.json").read_bytes() == (first.folder / "config.json").read_bytes()
