@@ -423,7 +423,7 @@ def test_files_that_differ_are_said_with_whose(where: str, tmp_path: Path, reque
     assert sorted(line for line in said if "is not" in line or "not the same" in line or "has no" in line) == sorted(
         f"note: {line}" for line in expected
     )
-    assert set(expected) <= set(soup.summary["notes"])
+    assert set(expected) <= set(soup.report.notes)
     card = (soup.folder / "README.md").read_text().replace("\\", "")
     assert all(line in card for line in expected)
 

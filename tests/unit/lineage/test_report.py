@@ -879,7 +879,7 @@ def test_a_judgement_can_be_accepted(write: Write, tmp_path: Path) -> None:
     soup = cook(models, tmp_path / "soup", allow=["strangers"], say=told.append)
     assert any(line.startswith("allowed: [strangers]") for line in told)
     assert Recipe.load(soup.folder / "soup.yaml").allow == ("strangers",)
-    found = {each["code"]: each["severity"] for each in soup.summary["lineage"]["reasons"]}
+    found = {each.code: each.severity for each in soup.report.lineage.reasons}
     assert found["strangers"] == "allowed"
     card = (soup.folder / "README.md").read_text()
     assert "The recipe accepts these findings" in card
