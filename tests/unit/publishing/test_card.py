@@ -172,13 +172,8 @@ def data(**stated: Any) -> dict[str, Any]:
 def merged_models(lineage: LineageReport, weights: Mapping[str, float]) -> MergedModels:
     """Of models without tensors."""
     groups = {name: {number: 1.0} for number, name in enumerate(lineage.names)}
-    return MergedModels(
-        lineage,
-        groups,
-        weights,
-        make_plan(["a"], [{"x": TensorInfo("x", "F32", (1,), "model.safetensors", 0, 4)}], [1.0]),
-        (),
-    )
+    tensor = TensorInfo("x", "F32", (1,), "model.safetensors", 0, 4)
+    return MergedModels(lineage, groups, weights, make_plan(["a"], [{"x": tensor}], [1.0]), ())
 
 
 KEYS = ("license", "tag", "dataset", "language", "task", "name", "base", "label", "data", "title")
