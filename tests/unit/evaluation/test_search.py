@@ -83,6 +83,7 @@ def test_a_parameter_is_chosen_on_held_out_data(recipe: Recipe, tmp_path: Path, 
     """All values are tried and told; reports are looked at afterwards; what was chosen is in soup.yaml."""
     values = [0.0, 0.3, 1.0]
     soup = quietly(changed(recipe, method={"name": "wise_ft", "alpha": values}, select="best"), tmp_path / "soup")
+    assert Soup.open(soup.folder).report == soup.report
     curve = soup.report.curve
     assert [point.parameters for point in curve] == [{"alpha": value} for value in values]
     assert curve[2].score == curve[2].scores[TITLE].value == soup.scores["local:good"][TITLE]["value"] == 1.0
@@ -372,6 +373,7 @@ def test_the_choice_is_made_again_on_halves(select: Any, recipe: Recipe, tmp_pat
     """And scored on the other halves; the soup is the one without repeats."""
     plain = quietly(changed(recipe, select=select), tmp_path / "plain")
     soup = quietly(changed(recipe, select=select, repeats=6), tmp_path / "soup")
+    assert Soup.open(soup.folder).report == soup.report
     found = soup.report.stability
     assert soup.digest == plain.digest
     assert plain.report.stability is None
