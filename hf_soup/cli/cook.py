@@ -114,18 +114,13 @@ def cook(
         message = f"The soup is in '{soup.folder}', but its push failed. {error.message}"
         raise PublishError.of(error, message) from None
     if as_json:
+        told = soup.report.to_dict()
         report = {
             "folder": str(soup.folder),
             "weights": soup.weights,
             "scores": soup.scores,
-            "comparisons": {title: each["sentence"] for title, each in soup.summary["comparisons"].items()},
-            "best": soup.summary["best"],
-            "selected": soup.summary["selected"],
-            "trace": soup.summary["trace"],
-            "parameters": soup.summary["parameters"],
-            "curve": soup.summary["curve"],
-            "stability": soup.summary["stability"],
-            "update": soup.summary["update"],
+            "comparisons": {title: each.sentence for title, each in soup.report.comparisons.items()},
+            **{key: told[key] for key in ("best", "selected", "trace", "parameters", "curve", "stability", "update")},
             "digest": soup.digest,
             "seconds": soup.seconds,
             "resumed": soup.resumed,

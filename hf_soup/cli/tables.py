@@ -12,6 +12,7 @@ from hf_soup._util.text import printable, short
 if TYPE_CHECKING:
     from hf_soup.hub import PushResult
     from hf_soup.publishing import Soup
+    from hf_soup.recipe import SoupReport
     from hf_soup.workflows.connectivity import ConnectivityReport
     from hf_soup.workflows.search import FineTune, SearchResult
     from hf_soup.workflows.verify import VerificationReport
@@ -54,27 +55,25 @@ def soup(soup: Soup) -> str:
         lines += [
             "Percent, with 95 % intervals; * went into the soup.",
             "",
-            table(soup.scores, soup.summary["selected"]),
+            table(soup.scores, soup.report.selected),
             "",
         ]
-        lines += scored_with(soup.summary.get("head_of"))
-        for title, each in soup.summary["comparisons"].items():
-            lines.append(f"{title}: soup against {each['against']}: {each['sentence']}.")
-        lines += ["", *_calibration(soup.summary)]
-    if update := soup.summary["update"]:
-        since = [
-            f"{title}: new version against the last: {c['sentence']}." for title, c in update["comparisons"].items()
-        ]
-        lines += [*since, update["sentence"], ""]
-    if soup.summary["curve"]:
+        lines += scored_with(soup.report.head_of)
+        for title, each in soup.report.comparisons.items():
+            lines.append(f"{title}: soup against {each.against}: {each.sentence}.")
+        lines += ["", *_calibration(soup.report)]
+    if update := soup.report.update:
+        since = [f"{title}: new version against the last: {c.sentence}." for title, c in update.comparisons.items()]
+        lines += [*since, update.sentence, ""]
+    if soup.report.curve:
         tried = []
-        for point in soup.summary["curve"]:
-            values = ", ".join(f"{name} {value:g}" for name, value in point["parameters"].items())
-            tried.append(f"{values}: {100 * point['score']:.1f}")
+        for point in soup.report.curve:
+            values = ", ".join(f"{name} {value:g}" for name, value in point.parameters.items())
+            tried.append(f"{values}: {100 * point.score:.1f}")
         lines += [f"Tried on held-out data: {'; '.join(tried)}.", ""]
-    if stability := soup.summary["stability"]:
-        often = ", ".join(f"{name} {count}" for name, count in stability["chosen"].items())
-        lines += [*_wrapped(f"Stability: {stability['sentence']}. Went in: {often}.", ""), ""]
+    if stability := soup.report.stability:
+        often = ", ".join(f"{name} {count}" for name, count in stability.chosen.items())
+        lines += [*_wrapped(f"Stability: {stability.sentence}. Went in: {often}.", ""), ""]
     shares = ", ".join(f"{name} {weight:g}" for name, weight in soup.weights.items())
     lines += [f"Weights: {shares}", f"Digest:  {soup.digest}", f"Soup:    {soup.folder} ({soup.seconds:.1f} s)"]
     return "\n".join(lines)
@@ -126,19 +125,20 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _calibration(summary: Mapping[str, Any]) -> list[str]:
+def _calibration(report: SoupReport) -> list[str]:
     """How far probabilities can be believed, of soup, best ingredient and ensembles; and how errors differ."""
-    found, lines = summary["calibration"], []
-    for title, errors in summary["diversity"].items():
-        models = [name for name in found if name not in errors["models"] or name == summary["best"][title]]
+    lines = []
+    for title, errors in report.diversity.items():
         rows = [["", "ECE", "NLL", "Brier"]]
-        rows += [[name, *(f"{found[name][title][key]:.3f}" for key in ("ece", "nll", "brier"))] for name in models]
+        for name, found in report.calibration.items():
+            if name not in errors.models or name == report.best[title]:
+                rows.append([name, *(f"{x:.3f}" for x in (found[title].ece, found[title].nll, found[title].brier))])
         lines += [f"Calibration on {title}; less is better.", *_aligned(rows)]
-        mean = errors["mean"]
-        if mean["disagreement"] is not None:
-            shared = "" if mean["shared_errors"] is None else f", and share {mean['shared_errors']:.0%} of their errors"
+        mean = errors.mean
+        if mean.disagreement is not None:
+            shared = "" if mean.shared_errors is None else f", and share {mean.shared_errors:.0%} of their errors"
             lines.append(
-                f"  Two ingredients answer {mean['disagreement']:.1%} of the rows differently{shared} (mean of pairs)."
+                f"  Two ingredients answer {mean.disagreement:.1%} of the rows differently{shared} (mean of pairs)."
             )
         lines.append("")
     return lines

@@ -11,10 +11,7 @@ if TYPE_CHECKING:
         require_looked_at as require_looked_at,
         running_statistics as running_statistics,
     )
-    from hf_soup.evaluation.batch_statistics import (
-        BatchNormUpdate as BatchNormUpdate,
-        BatchStatistics as BatchStatistics,
-    )
+    from hf_soup.evaluation.batch_statistics import BatchStatistics as BatchStatistics
     from hf_soup.evaluation.calibration import (
         prepare_calibration as prepare_calibration,
         recalibrate_batch_norm as recalibrate_batch_norm,

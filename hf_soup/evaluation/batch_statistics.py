@@ -10,7 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -21,7 +21,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_soup._util.io import open_file, write_all
 from hf_soup._util.progress import bar
-from hf_soup._util.text import some
 from hf_soup.checkpoint import COUNT, TORCH, bytes_of
 from hf_soup.errors import ScoringError, ValuesError
 from hf_soup.evaluation.batch_norm import MEAN, VARIANCE, batch_norms
@@ -32,6 +31,7 @@ from hf_soup.evaluation.statistics import Ints
 from hf_soup.evaluation.tasks import first_line
 from hf_soup.merging import BLOCK_BYTES, Layout, MergeResult, digest_of
 from hf_soup.methods import round_into
+from hf_soup.recipe import BatchNormUpdate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,42 +43,6 @@ class BatchNormStatistics(NamedTuple):
     mean: Tensor
     variance: Tensor
     batches: int
-
-
-@dataclass(frozen=True)
-class BatchNormUpdate:
-    """What was collected with what.
-
-    Args:
-        examples: The data's title.
-        layers: How many have new statistics.
-        rows, batches, batch_size: What went through the model.
-        unreached: Layers through which nothing went, which keep the mean of the ingredients' statistics.
-    """
-
-    examples: str
-    layers: int
-    rows: int
-    batches: int
-    batch_size: int
-    unreached: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data, as ``soup.json`` holds it."""
-        return {**asdict(self), "unreached": list(self.unreached)}
-
-    @property
-    def notes(self) -> list[str]:
-        """The same in words."""
-        size = f"{self.batches:,} batch{'es'[: 2 * self.batches - 2]} of {self.batch_size:,}"
-        said = [
-            f"The running statistics of {self.layers:,} layer{'s'[: self.layers - 1]} of batch normalisation were "
-            f"collected again with the soup's weights, in one pass over {self.rows:,} rows of {self.examples} ({size})."
-        ]
-        if self.unreached:
-            which = some(list(self.unreached))
-            said.append(f"No example went through {which}: the running statistics there are the ingredients' mean.")
-        return said
 
 
 class BatchStatistics:
@@ -299,9 +263,13 @@ def write_again(
             roots[tensor.name] = _root(data)
     inputs, reached = statistics.inputs, [layer for layer, name in statistics.modules.items() if name in found]
     again = BatchNormUpdate(
-        inputs.examples.title, len(reached), inputs.n, statistics.batches, inputs.examples.batch_size,
-        tuple(layer.rstrip(".") for layer in statistics.modules if layer not in reached),
-    )  # fmt: skip
+        examples=inputs.examples.title,
+        layers=len(reached),
+        rows=inputs.n,
+        batches=statistics.batches,
+        batch_size=inputs.examples.batch_size,
+        unreached=tuple(layer.rstrip(".") for layer in statistics.modules if layer not in reached),
+    )
     return replace(
         merged,
         roots=roots,

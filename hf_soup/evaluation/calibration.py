@@ -13,10 +13,9 @@ from hf_soup.evaluation.batch_norm import batch_norms
 from hf_soup.hub import Token
 from hf_soup.lineage import LineageReport, soup_config, write_assets
 from hf_soup.merging import Plan
-from hf_soup.recipe import Recipe
+from hf_soup.recipe import BatchNormUpdate, Recipe
 
 if TYPE_CHECKING:
-    from hf_soup.evaluation.batch_statistics import BatchNormUpdate
     from hf_soup.evaluation.calibration_data import CalibrationDataset
     from hf_soup.merging import MergeResult
 

@@ -17,9 +17,9 @@ from hf_soup.errors import ScoringError
 from hf_soup.evaluation import data, label_map, metrics, tasks
 from hf_soup.evaluation.model import answers
 from hf_soup.evaluation.preprocessing import preprocessed
-from hf_soup.evaluation.statistics import Comparison, Ints, Score, mcnemar, paired_bootstrap, paired_interval
+from hf_soup.evaluation.statistics import Comparison, Ints, mcnemar, paired_bootstrap, paired_interval
 from hf_soup.merging import ProcessGroup
-from hf_soup.recipe import Scoring
+from hf_soup.recipe import Score, Scoring
 
 if TYPE_CHECKING:
     from torch import Tensor

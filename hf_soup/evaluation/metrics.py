@@ -21,10 +21,10 @@ import numpy as np
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation import statistics
 from hf_soup.evaluation.data import content_hash
-from hf_soup.evaluation.statistics import Counted, Floats, Ints, Metric, Score, bootstrap, wilson
+from hf_soup.evaluation.statistics import Counted, Floats, Ints, Metric, bootstrap, wilson
 from hf_soup.evaluation.tasks import first_line
 from hf_soup.hub import was_cut_off
-from hf_soup.recipe import is_local_path
+from hf_soup.recipe import Score, is_local_path
 
 
 def _scikit_learn(function: str, of_counts: Callable[[Ints, Ints, Ints], Floats], **options: Any) -> Metric:

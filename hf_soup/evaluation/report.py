@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,11 +14,11 @@ import numpy as np
 from hf_soup.checkpoint import ITEM_BYTES
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.candidates import Candidates, SavedModel
-from hf_soup.evaluation.dataset import EvalDataset, Logits, compare
+from hf_soup.evaluation.dataset import EvalDataset, Logits, compare, notes_of
 from hf_soup.evaluation.ensembles import calibration, diversity, ensemble, greedy_ensemble, logit_ensemble
-from hf_soup.evaluation.statistics import Comparison, Ints, Score
+from hf_soup.evaluation.statistics import Comparison, Ints
 from hf_soup.merging import Layout, Plan, ProcessGroup
-from hf_soup.recipe import MethodCall, Mixture
+from hf_soup.recipe import CalibrationErrors, Diversity, MethodCall, Mixture, Score
 
 if TYPE_CHECKING:
     from hf_soup.evaluation.batch_statistics import BatchStatistics
@@ -51,29 +51,31 @@ class Mix(NamedTuple):
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """What was measured.
+    """What was measured; nothing, where the recipe names no data.
 
     Args:
         scores: Name of a model (every ingredient, the soup, ensembles) → title of the data → its score.
         best: The ingredient that is best on the held-out data; without such data, on each report by itself.
         comparisons: Title of the data → the soup against the best ingredient there.
         since: The same against the last version of the soup, where it is an update.
-        calibration: As ``scores`` → ``ece``, ``nll`` and ``brier``.
+        calibration: As ``scores`` → how far probabilities can be believed.
         diversity: Title of the data → how differently the ingredients err.
         in_ensemble: The ingredients in the greedy ensemble, best first.
         curve: For each point that was tried, title of the data → its score.
+        notes: About the data, and whose head the models have.
         warnings: About all of it.
     """
 
-    scores: Mapping[str, Mapping[str, Score]]
-    best: Mapping[str, str]
-    comparisons: Mapping[str, Comparison]
-    since: Mapping[str, Comparison]
-    calibration: Mapping[str, Mapping[str, Mapping[str, float]]]
-    diversity: Mapping[str, Mapping[str, Any]]
-    in_ensemble: tuple[str, ...]
-    curve: tuple[Mapping[str, Score], ...]
-    warnings: tuple[str, ...]
+    scores: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
+    best: Mapping[str, str] = field(default_factory=dict)
+    comparisons: Mapping[str, Comparison] = field(default_factory=dict)
+    since: Mapping[str, Comparison] = field(default_factory=dict)
+    calibration: Mapping[str, Mapping[str, CalibrationErrors]] = field(default_factory=dict)
+    diversity: Mapping[str, Diversity] = field(default_factory=dict)
+    in_ensemble: tuple[str, ...] = ()
+    curve: tuple[Mapping[str, Score], ...] = ()
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class Evaluation:
@@ -354,18 +356,19 @@ class Evaluation:
         models = list(dict.fromkeys(name for name, _ in self._logits))
         models = [SOUP, *self.names, *(name for name in models if name not in (SOUP, *self.names))]
         scores: dict[str, dict[str, Score]] = {name: {} for name in models}
-        calibrated: dict[str, dict[str, dict[str, float]]] = {name: {} for name in models}
+        calibrated: dict[str, dict[str, CalibrationErrors]] = {name: {} for name in models}
         each = {name: self.objective(self._alone(name, self._judges)) for name in self.names if self._judges}
         judged = max(each, key=lambda name: each[name]) if each else None
         best: dict[str, str] = {}
         comparisons: dict[str, Comparison] = {}
-        errors: dict[str, Mapping[str, Any]] = {}
+        errors: dict[str, Diversity] = {}
         for bench in self.benches:
             title = bench.title
             for name in models:
                 scores[name][title] = bench.score(self._logits[name, title])
-                calibrated[name][title] = calibration(self._logits[name, title], bench.references)
-            errors[title] = diversity({name: self._logits[name, title] for name in self.names}, bench.references)
+                calibrated[name][title] = CalibrationErrors(**calibration(self._logits[name, title], bench.references))
+            answers = {name: self._logits[name, title] for name in self.names}
+            errors[title] = Diversity(**diversity(answers, bench.references))
             best[title] = judged or max(self.names, key=lambda name: scores[name][title].value)
             comparisons[title] = compare(bench, self._logits[SOUP, title], self._logits[best[title], title])
         ours = {at: logits for (name, at), logits in self._logits.items() if name == SOUP}
@@ -375,9 +378,10 @@ class Evaluation:
             plan = self._plan(weights, None, point)
             found = self._candidates.outputs(plan, self.benches, f"point {number + 1} of {len(points)}")
             curve.append({bench.title: bench.score(found[bench.title]) for bench in self.benches})
+        notes = (*notes_of(self.benches), *scored_with(self._head_of))
         warnings = (*self._warnings(), *self._losses(best, comparisons))
         return EvaluationReport(
-            scores, best, comparisons, since, calibrated, errors, in_ensemble, tuple(curve), warnings
+            scores, best, comparisons, since, calibrated, errors, in_ensemble, tuple(curve), notes, warnings
         )
 
     def _ensembles(self) -> tuple[str, ...]:

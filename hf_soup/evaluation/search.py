@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_soup.ingredients import averages_run
-from hf_soup.recipe import Named, Recipe, grid, is_average, methods_of, searched, settled
+from hf_soup.recipe import Named, Recipe, SelectionStability, grid, is_average, methods_of, searched, settled
 from hf_soup.selection import SELECTIONS, Selected, Weights
 
 if TYPE_CHECKING:
@@ -24,37 +24,6 @@ class Point:
 
     parameters: Mapping[str, Any]
     score: float
-
-
-@dataclass(frozen=True)
-class SelectionStability:
-    """What comes out when the choice is made again on random halves of the held-out rows.
-
-    Args:
-        repeats: How often.
-        chosen: How often each ingredient went in.
-        gains: The score of each soup on the other half of the rows, less that of the ingredient which is best on the
-            half that was chosen on; so nothing is scored on rows that it was chosen by.
-    """
-
-    repeats: int
-    chosen: Mapping[str, int]
-    gains: tuple[float, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data, with the mean gain and the middle 95 % of them, and a sentence."""
-        low, high = (float(bound) for bound in np.quantile(self.gains, [0.025, 0.975]))
-        mean, won = sum(self.gains) / len(self.gains), sum(gain > 0 for gain in self.gains)
-        tied = sum(gain == 0 for gain in self.gains)
-        sentence = (
-            f"chosen again on {self.repeats} random halves of the held-out rows and scored on the other halves, the "
-            f"soup is {100 * mean:+.1f} points from the best ingredient in the mean ({100 * low:+.1f} to "
-            f"{100 * high:+.1f}); better in {won}, equal in {tied}, worse in {self.repeats - won - tied}"
-        )
-        return {
-            "repeats": self.repeats, "chosen": dict(self.chosen), "gains": list(self.gains), "mean": mean, "low": low,
-            "high": high, "sentence": sentence,
-        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -127,7 +96,21 @@ def choose(recipe: Recipe, weights: Weights, evaluation: Evaluation | None) -> C
         gains.append(soup - evaluation.held_out({best: 1.0}, rows=second))
         for name in selected.weights:
             chosen[name] += 1
-    return replace(choice, stability=SelectionStability(recipe.repeats, chosen, tuple(gains)))
+    return replace(choice, stability=_stability(recipe.repeats, chosen, gains))
+
+
+def _stability(repeats: int, chosen: Mapping[str, int], gains: Sequence[float]) -> SelectionStability:
+    low, high = (float(bound) for bound in np.quantile(gains, [0.025, 0.975]))
+    mean, won = sum(gains) / len(gains), sum(gain > 0 for gain in gains)
+    tied = sum(gain == 0 for gain in gains)
+    sentence = (
+        f"chosen again on {repeats} random halves of the held-out rows and scored on the other halves, the "
+        f"soup is {100 * mean:+.1f} points from the best ingredient in the mean ({100 * low:+.1f} to "
+        f"{100 * high:+.1f}); better in {won}, equal in {tied}, worse in {repeats - won - tied}"
+    )
+    return SelectionStability(
+        repeats=repeats, chosen=chosen, gains=tuple(gains), mean=mean, low=low, high=high, sentence=sentence
+    )
 
 
 def _choose(recipe: Recipe, weights: Weights, evaluation: Evaluation | None, rows: RowSubset | None = None) -> Choice:

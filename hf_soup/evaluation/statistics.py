@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,24 +43,6 @@ class Counted:
     def __call__(self, labels: Ints, answers: Ints, rows: Ints) -> float:
         """The metric itself."""
         return self.metric(labels, answers, rows)
-
-
-@dataclass(frozen=True)
-class Score:
-    """A metric on one data set, with its 95 % interval ``low`` to ``high`` and the number of rows."""
-
-    metric: str
-    value: float
-    low: float
-    high: float
-    n: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain data, for ``soup.json``."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        return f"{self.metric} {self.value:.4f} (95 % interval {self.low:.4f} to {self.high:.4f}, n = {self.n:,})"
 
 
 @dataclass(frozen=True)
@@ -103,10 +84,6 @@ class Comparison:
             f"{word} by {100 * abs(self.difference):.1f} points "
             f"(95 % interval {100 * low:.1f} to {100 * high:.1f}, {p}, n = {self.n:,})"
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields and the sentence as plain data."""
-        return {**asdict(self), "sentence": self.sentence}
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:

@@ -38,8 +38,8 @@ class Published:
         recipe: Its resolved recipe without data: every ingredient is a Hub id with a commit, or ``local:name`` with a
             sha256. ``allow_pickle`` is the caller's.
         score, report: The recipe's data, which `with_data` gives back in a recipe that can be measured.
-        summary: ``soup.json``.
         digest: Over all tensors, as ``soup.json`` says.
+        scores: What it says that the soup scored: title of the data → value.
         files: Every file's size in bytes.
         repo: Where it is on the Hub, pinned, or None.
         folder: Where it is here, or None.
@@ -49,8 +49,8 @@ class Published:
     recipe: Recipe
     score: tuple[Scoring, ...] = field(repr=False)
     report: tuple[Scoring, ...] = field(repr=False)
-    summary: Mapping[str, Any] = field(repr=False)
     digest: str
+    scores: Mapping[str, float] = field(repr=False)
     files: Mapping[str, int] = field(repr=False)
     repo: hub.Repo | None = field(default=None, repr=False)
     folder: Path | None = field(default=None, repr=False)
@@ -96,16 +96,6 @@ class Published:
         """
         return _read(self.files, self.repo, self.folder, name, max_bytes)
 
-    def scores(self, model: str = "soup") -> dict[str, float]:
-        """What ``soup.json`` says that a model scored: title of the data → value."""
-        said = self.summary.get("scores")
-        found = said.get(model) if isinstance(said, dict) else None
-        found = found if isinstance(found, dict) else {}
-        values: dict[str, Any] = {title: each.get("value") for title, each in found.items() if isinstance(each, dict)}
-        return {
-            title: float(value) for title, value in values.items() if type(value) in (int, float) and abs(value) <= 1e6
-        }
-
 
 def open_published(model: str, *, allow_pickle: bool = False, token: Token = None) -> Published:
     """Pin a published soup and read what it says about itself; no weights, and nothing of its ingredients.
@@ -142,11 +132,10 @@ def open_published(model: str, *, allow_pickle: bool = False, token: Token = Non
         )
     recipe = read_recipe(files, repo, where)
     _require_pinned(recipe, repo)
-    summary = _read_summary(files, repo, where)
+    digest, scores = _read_report(files, repo, where)
     plain = {"score": (), "report": (), "allow_pickle": allow_pickle}
     return Published(
-        name, recipe.model_copy(update=plain), recipe.score, recipe.report, summary, str(summary["digest"]), files,
-        repo, where,
+        name, recipe.model_copy(update=plain), recipe.score, recipe.report, digest, scores, files, repo, where,
     )  # fmt: skip
 
 
@@ -179,14 +168,23 @@ def _read(files: Mapping[str, int], repo: hub.Repo | None, folder: Path | None, 
         raise RecipeError(f"its {name} cannot be read: {error.strerror}") from None
 
 
-def _read_summary(files: Mapping[str, int], repo: hub.Repo | None, folder: Path | None) -> dict[str, Any]:
+def _read_report(files: Mapping[str, int], repo: hub.Repo | None, folder: Path | None) -> tuple[str, dict[str, float]]:
+    """The digest, and what the soup scored, as far as that is numbers; what else is said is nobody's to believe."""
     try:
-        summary = json.loads(_read(files, repo, folder, "soup.json", _MOST_JSON))
+        report = json.loads(_read(files, repo, folder, "soup.json", _MOST_JSON))
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"Cannot read its soup.json: it is not JSON ({error}).") from None
-    if not isinstance(summary, dict) or not re.fullmatch("[0-9a-f]{64}", str(summary.get("digest"))):
+    if not isinstance(report, dict) or not re.fullmatch("[0-9a-f]{64}", str(report.get("digest"))):
         raise RecipeError("Cannot read its soup.json: it states no digest.")
-    return summary
+    scores = _mapping(_mapping(report.get("scores")).get("soup"))
+    values: dict[str, Any] = {title: _mapping(score).get("value") for title, score in scores.items()}
+    return str(report["digest"]), {
+        title: float(value) for title, value in values.items() if type(value) in (int, float) and abs(value) <= 1e6
+    }
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _require_pinned(recipe: Recipe, repo: hub.Repo | None) -> None:

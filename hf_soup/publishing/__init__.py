@@ -4,7 +4,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hf_soup.publishing.card import strings as strings
-    from hf_soup.publishing.folder import write_contents as write_contents
+    from hf_soup.publishing.folder import (
+        resolve_recipe as resolve_recipe,
+        soup_report as soup_report,
+        write_folder as write_folder,
+    )
+    from hf_soup.publishing.merged_models import MergedModels as MergedModels
     from hf_soup.publishing.plots import draw_barriers as draw_barriers
     from hf_soup.publishing.soup import Soup as Soup
 else:

@@ -24,7 +24,8 @@ from hf_soup.checkpoint import PIPELINES, Checkpoint
 from hf_soup.errors import PublishError
 from hf_soup.hub import is_repo_id
 from hf_soup.lineage import BaseReference, LineageReport
-from hf_soup.recipe import DEPTH
+from hf_soup.publishing.merged_models import MergedModels
+from hf_soup.recipe import DEPTH, SoupReport
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]()<>#+!|~&$])")
 #: What makes a list, a rule or a heading where it begins a line, and what GitHub's Markdown makes a link of; some
@@ -54,9 +55,9 @@ class License:
     agreed: bool
 
 
-def license_of(leaves: Sequence[Checkpoint], ancestor: BaseReference | None) -> License:
+def license_of(leaves: LineageReport) -> License:
     """The ingredients' licence when all agree, the base included; else ``other``, with a link to the card's table."""
-    models: list[Checkpoint | BaseReference] = [*leaves, *([ancestor] if ancestor else [])]
+    models: list[Checkpoint | BaseReference] = [*leaves.checkpoints, *([leaves.ancestor] if leaves.ancestor else [])]
     rows = tuple(dict.fromkeys((each.model, stated_license(each.card)) for each in models))
     found = list(dict.fromkeys(license for _, license in rows))
     # What is no single identifier, such as `other (its name)` or a list, is not for us to put in a word.
@@ -78,19 +79,16 @@ def stated_license(card: Mapping[str, Any]) -> str:
     return f"{license} ({name[0]})" if license == "other" and name else license
 
 
-def front_matter(
-    *, title: str, lineage: LineageReport, used: Sequence[str], license: License, summary: Mapping[str, Any]
-) -> dict[str, Any]:
+def front_matter(title: str, models: MergedModels, report: SoupReport, license: License) -> dict[str, Any]:
     """What the Hub reads.
 
     Args:
         title: The soup's name, for ``model-index``.
-        lineage: All ingredients.
-        used: Names of those that were averaged.
+        models: What it is of.
+        report: What is told of it.
         license: From `license_of`.
-        summary: What ``soup.json`` holds.
     """
-    leaves = [c for name, c in zip(lineage.names, lineage.checkpoints, strict=True) if name in used]
+    lineage, leaves = models.lineage, models.leaves.checkpoints
     bases = [leaf.model for leaf in leaves if leaf.repo is not None]
     if any(leaf.repo is None for leaf in leaves) and lineage.ancestor and lineage.ancestor.declared:
         # A folder has no address that a reader could follow, so its ancestor stands for it.
@@ -98,8 +96,8 @@ def front_matter(
     bases = [base for base in dict.fromkeys(bases) if not base.startswith("local:")]
     cards = [leaf.card for leaf in leaves]
     tags = [None if lineage.alignment.body else card.get("pipeline_tag") for card in cards]
-    fields: dict[str, Any] = {**license.fields, "library_name": summary["library"]}
-    known = summary["tasks"]
+    fields: dict[str, Any] = {**license.fields, "library_name": report.library}
+    known = report.tasks
     # What all say, as a class does not tell a ranker from a classifier; but no pipeline that does not take the class.
     agreed = len({str(tag) for tag in tags}) == 1 and isinstance(tags[0], str) and re.fullmatch(r"[a-z0-9-]+", tags[0])
     if agreed and (tags[0] in known or tags[0] not in PIPELINES or not known):
@@ -116,25 +114,25 @@ def front_matter(
     )
     if spoken:
         fields["language"] = list(spoken)
-    fields["tags"] = list(dict.fromkeys(["model-soup", "merge", "hf-soup", summary["method"]]))
-    results = _results(summary)
+    fields["tags"] = list(dict.fromkeys(["model-soup", "merge", "hf-soup", report.method]))
+    results = _results(report)
     if results:
         fields["model-index"] = [{"name": title, "results": results}]
     return fields
 
 
-def _results(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _results(report: SoupReport) -> list[dict[str, Any]]:
     """``model-index`` entries of all reports; local data has the name of its loader where others have an id."""
     results = []
-    for report in summary["report"]:
-        dataset = {"type": report["loader"] or report["dataset"], "name": report["name"], "split": report["split"]}
-        dataset |= {"config": report["config"], "revision": report["revision"]}
-        score = summary["scores"]["soup"][report["title"]]
+    for data in report.report:
+        dataset = {"type": data.loader or data.dataset, "name": data.name, "split": data.split}
+        dataset |= {"config": data.config, "revision": data.revision}
+        value = round(report.scores["soup"][data.title].value, 6)
         results.append(
             {
-                "task": {"type": report["task"]},
+                "task": {"type": data.task},
                 "dataset": {key: value for key, value in dataset.items() if value},
-                "metrics": [{"type": report["metric"], "value": round(score["value"], 6), "name": report["metric"]}],
+                "metrics": [{"type": data.metric, "value": value, "name": data.metric}],
             }
         )
     return results
@@ -160,30 +158,22 @@ def escape(text: object) -> str:
     return _STARTS.sub(r"\1\\\2", _LINKS.sub(r"`\g<0>`", _MARKUP.sub(r"\\\1", seen)))
 
 
-def render(
-    *,
-    title: str,
-    lineage: LineageReport,
-    used: Sequence[str],
-    license: License,
-    summary: Mapping[str, Any],
-    recipe: str,
-    files: Sequence[str] = (),
-) -> str:
+def render(title: str, models: MergedModels, report: SoupReport, *, recipe: str, files: Sequence[str] = ()) -> str:
     """The whole ``README.md`` of a soup.
 
     Args:
-        title, lineage, used, license, summary: As in `front_matter`.
+        title, models, report: As in `front_matter`.
         recipe: ``soup.yaml``.
         files: What it names that scores need and that is only on the cook's machine.
     """
-    fields = front_matter(title=title, lineage=lineage, used=used, license=license, summary=summary)
-    known = re.fullmatch(r"[A-Za-z]\w*", summary["architecture"], re.ASCII)  # a stranger's text, in code to copy
+    license, lineage, used = license_of(models.leaves), models.lineage, list(models.weights)
+    fields = front_matter(title, models, report, license)
+    known = re.fullmatch(r"[A-Za-z]\w*", report.architecture, re.ASCII)  # a stranger's text, in code to copy
     body = _environment().get_template("card.md.j2").render(
-        title=title, lineage=lineage, used=used, license=license, summary=summary, recipe=_RECIPE, files=files,
+        title=title, lineage=lineage, used=used, license=license, report=report, recipe=_RECIPE, files=files,
         task=fields.get("pipeline_tag"), hidden=[name for name in used if name.startswith("local:")],
         compared=[name for each in lineage.evidence if each.part == "body" for name in each.names],
-        architecture=summary["architecture"] if known else "AutoModel",
+        architecture=report.architecture if known else "AutoModel",
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", recipe)), default=0)),
     )  # fmt: skip
     return _with_front_matter(fields, re.sub(r"\n{3,}", "\n\n", body).replace(_RECIPE, recipe))
@@ -199,7 +189,7 @@ def _environment() -> Environment:
     environment.filters["md"] = escape
     environment.filters["setting"] = lambda value: escape(setting(value))
     environment.filters["licence"] = lambda leaf: escape(stated_license(leaf.card) or "not stated")
-    environment.filters["score"] = lambda s: f"{100 * s['value']:.2f} ({100 * s['low']:.2f} – {100 * s['high']:.2f})"
+    environment.filters["score"] = lambda s: f"{100 * s.value:.2f} ({100 * s.low:.2f} – {100 * s.high:.2f})"
     return environment
 
 
@@ -214,16 +204,16 @@ def setting(value: object) -> str:
     return str(value)
 
 
-def difference(summary: Mapping[str, Any]) -> str:
+def difference(report: SoupReport) -> str:
     """What an update changed, as Markdown, for a pull request; the card has it too.
 
     Raises:
-        ValueError: The summary was edited, and lacks what an update has.
+        ValueError: The report was edited, and lacks the score of a model that was added.
     """
     try:
-        return re.sub(r"\n{3,}", "\n\n", _environment().get_template("update.md.j2").render(summary=summary)).strip()
+        return re.sub(r"\n{3,}", "\n\n", _environment().get_template("update.md.j2").render(report=report)).strip()
     except TemplateError as error:
-        raise ValueError("no summary of an update") from error
+        raise ValueError("no report of an update") from error
 
 
 def with_fields(card: str, fields: Mapping[str, Any]) -> str:
@@ -270,12 +260,12 @@ def _with_front_matter(fields: Mapping[str, Any], body: str) -> str:
     return f"---\n{write_yaml(dict(fields))}---\n\n{body}"
 
 
-def plot(path: Path, summary: Mapping[str, Any]) -> None:
+def plot(path: Path, report: SoupReport) -> None:
     """A picture of the scores with their intervals: a panel for each data set, the soup on top."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    scores = summary["scores"]
+    scores = report.scores
     names = list(scores)
     titles = list(scores["soup"])
     figure = Figure(figsize=(1.5 + 3.6 * len(titles), 1.2 + 0.3 * len(names)), layout="constrained")
@@ -285,9 +275,9 @@ def plot(path: Path, summary: Mapping[str, Any]) -> None:
         for row, name in enumerate(names):
             score = scores[name][title]
             color = "#d62728" if name == "soup" else "#2ca02c" if name == "ensemble" else "#1f77b4"
-            panel.plot([100 * score["low"], 100 * score["high"]], [row, row], color=color, linewidth=1.5)
-            panel.plot([100 * score["value"]], [row], "o", color=color, markersize=5)
-        panel.axvline(100 * scores["soup"][title]["value"], color="#d62728", linewidth=0.6, linestyle=":")
+            panel.plot([100 * score.low, 100 * score.high], [row, row], color=color, linewidth=1.5)
+            panel.plot([100 * score.value], [row], "o", color=color, markersize=5)
+        panel.axvline(100 * scores["soup"][title].value, color="#d62728", linewidth=0.6, linestyle=":")
         # A dollar sign would start a formula, and names are strangers' text.
         panel.set_title(textwrap.fill(title, 34).replace("$", r"\$"), fontsize=9)
         panel.grid(axis="x", linewidth=0.3)

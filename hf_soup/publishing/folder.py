@@ -1,176 +1,153 @@
-"""What a soup's folder holds beside its weights: config, tokenizer or processor, recipe, results, card, picture."""
+"""What a soup's folder holds beside its weights: config, tokenizer or processor, recipe, report, card, pictures."""
 
 from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_soup._util.io import write_json
 from hf_soup.checkpoint import label_names, pipeline_tasks, remembered
-from hf_soup.lineage import LineageReport, soup_config, write_assets
-from hf_soup.merging import Plan
+from hf_soup.lineage import write_assets
 from hf_soup.publishing import plots
 from hf_soup.publishing.card import license_of, plot, render
-from hf_soup.recipe import Ingredient, Named, Recipe, Scoring, needs_base
+from hf_soup.publishing.merged_models import MergedModels
+from hf_soup.recipe import (
+    BatchNormUpdate,
+    CurvePoint,
+    Ingredient,
+    LearningEpoch,
+    Named,
+    Recipe,
+    ReportedComparison,
+    ReportedData,
+    ReportedLineage,
+    Scoring,
+    SoupReport,
+    TraceStep,
+    UpdateReport,
+    needs_base,
+)
 
 if TYPE_CHECKING:
-    from hf_soup.evaluation import BatchNormUpdate, CalibrationDataset, Choice, EvalDataset, EvaluationReport
+    from hf_soup.evaluation import CalibrationDataset, Choice, EvalDataset, EvaluationReport
     from hf_soup.merging import MergeResult
-    from hf_soup.workflows.update import Update
 
 
 _PACKAGES = ("hf-soup", "torch", "transformers", "safetensors", "huggingface_hub", "datasets", "evaluate")
 
 
-def write_contents(
-    folder: Path,
+def soup_report(
     recipe: Recipe,
-    lineage: LineageReport,
-    plan: Plan,
+    models: MergedModels,
     choice: Choice,
-    weights: Mapping[str, float],
-    *,
-    groups: Mapping[str, Mapping[int, object]],
-    alignments: Sequence[str],
-    files: Sequence[str],
     merged: MergeResult,
     results: EvaluationReport | None,
-    benches: Sequence[EvalDataset],
-    inputs: CalibrationDataset | None,
-    again: BatchNormUpdate | None,
-    update: Update | None,
-    title: str,
-) -> None:
+    batch_norm: BatchNormUpdate | None,
+    update: UpdateReport | None,
+    notes: Sequence[str],
+) -> SoupReport:
+    """What is told of a soup.
+
+    Args:
+        recipe: From `resolve_recipe`.
+        models: What it is of.
+        choice: How it was chosen.
+        merged: From the engine.
+        results: The scores, where the recipe names data.
+        batch_norm: Where statistics of batch normalisation were collected again, with what.
+        update: Where the soup is the next version of another.
+        notes: What else a reader should know.
+    """
+    from hf_soup.evaluation import SOUP, EvaluationReport, loader_of  # late, as it takes torch
+
+    asked, donor, measured = choice.recipe, models.leaves.donor, results or EvaluationReport()
+    architecture = str((models.config.get("architectures") or ["AutoModel"])[0])
+    titles = list(measured.scores.get(SOUP, ()))
+    differing = [f"The ingredients disagree on '{name}', which is not averaged." for name in merged.differing]
+    return SoupReport(
+        digest=merged.digest,
+        weights=models.weights,
+        selected=tuple(
+            name for name in choice.selected.weights if not models.weights.keys().isdisjoint(models.made_of[name])
+        ),
+        made_of={name: leaves for name, leaves in models.made_of.items() if leaves != (name,)},
+        method=asked.method.name,
+        parameters=asked.method.parameters,  # of those of a run the resolved recipe has what takes all
+        overrides=asked.overrides,
+        select=asked.select.name,
+        architecture=architecture,
+        tasks=tuple(remembered("pipeline-tasks", architecture, partial(pipeline_tasks, architecture))),
+        library="sentence-transformers" if "modules.json" in donor.files else "transformers",
+        encoder=_encoder(donor.fetch_assets()),
+        head_of=models.leaves.head_of,
+        held_out=tuple(scoring.title for scoring in asked.score),
+        scores=measured.scores,
+        best=measured.best,
+        comparisons={
+            title: ReportedComparison.model_validate(each).model_copy(update={"against": measured.best[title]})
+            for title, each in measured.comparisons.items()
+        },
+        calibration=measured.calibration,
+        diversity=measured.diversity,
+        greedy_ensemble=measured.in_ensemble,
+        curve=tuple(
+            CurvePoint(parameters=point.parameters, score=point.score, scores=scores)
+            for point, scores in zip(choice.curve, measured.curve, strict=True)
+        ),
+        trace=tuple(map(TraceStep.model_validate, choice.selected.trace)),
+        history=tuple(map(LearningEpoch.model_validate, choice.selected.history)),
+        stability=choice.stability,
+        report=tuple(
+            ReportedData.model_validate({
+                **scoring.model_dump(), "title": title, "name": scoring.name or scoring.dataset,
+                "loader": loader_of(scoring),
+            })
+            for scoring, title in zip(recipe.report, titles[len(recipe.score) :], strict=True)
+        ),
+        batch_norm=batch_norm,
+        update=update,
+        license_agreed=license_of(models.leaves).agreed,
+        notes=(*measured.notes, *measured.warnings, *differing, *notes),
+        alignments=models.alignments,
+        lineage=ReportedLineage.model_validate(models.lineage.to_dict()),
+        versions={**{name: version(name) for name in _PACKAGES}, "python": platform.python_version()},
+        system=f"{platform.system()} {platform.machine()}",
+    )  # fmt: skip
+
+
+def write_folder(folder: Path, report: SoupReport, recipe: Recipe, models: MergedModels, title: str) -> None:
     """Everything beside the weight files, which are in the folder already.
 
     Args:
         folder: The soup's.
-        recipe: With everything that was chosen but the ingredients.
-        lineage: All leaves.
-        plan: What was averaged.
-        choice: How it was chosen.
-        weights: Shares of the leaves that went in.
-        groups: For each ingredient, numbers of the leaves that it is made of.
-        alignments: What was done so that tensors correspond.
-        files: From `about_files`.
-        merged: From the engine.
-        results: The scores, where the recipe names data.
-        benches: That data, pinned.
-        inputs: The examples, pinned, where the recipe has any.
-        again: Where statistics of batch normalisation were collected again, with what.
-        update: Where the soup is the next version of another.
-        title: The soup's name.
+        report: From `soup_report`.
+        recipe: From `resolve_recipe`.
+        models: What the soup is of.
+        title: Its name.
     """
-    from hf_soup.evaluation import (
-        loader_of,
-        notes_of,
-        scored_with,  # late, as it takes torch
-    )
-
-    leaves = lineage.only(weights)
-    config = soup_config(leaves, plan.layout.dtype)
-    write_assets(folder, config, leaves, lineage.checkpoints)
-    index = plan.layout.index
+    write_assets(folder, models.config, models.leaves, models.lineage.checkpoints)
+    index = models.plan.layout.index
     if index is not None:
         with (folder / "model.safetensors.index.json").open("w") as file:
             json.dump(index, file, indent=2)
             file.write("\n")
-    resolved = resolve_recipe(recipe, leaves, weights, benches, inputs)
-    (folder / "soup.yaml").write_text(resolved.to_yaml())
-    used = list(weights)
-    eaten = [c for n, c in zip(lineage.names, lineage.checkpoints, strict=True) if n in used]
-    license = license_of(eaten, lineage.ancestor)
-    model_class = str((config.get("architectures") or ["AutoModel"])[0])
-    summary: dict[str, Any] = {
-        "digest": merged.digest,
-        "weights": weights,
-        "selected": [
-            name for name in choice.selected.weights if any(lineage.names[number] in weights for number in groups[name])
-        ],
-        "made_of": {
-            name: [lineage.names[number] for number in numbers]
-            for name, numbers in groups.items()
-            if [lineage.names[number] for number in numbers] != [name]
-        },
-        "method": recipe.method.name,
-        "parameters": choice.recipe.method.parameters,  # of those of a run the resolved recipe has what takes all
-        "overrides": [each.model_dump(mode="json") for each in recipe.overrides],
-        "select": recipe.select.name,
-        "architecture": model_class,
-        "tasks": remembered("pipeline-tasks", model_class, partial(pipeline_tasks, model_class)),
-        "library": "sentence-transformers" if (folder / "modules.json").exists() else "transformers",
-        "encoder": _encoder(folder),
-        "head_of": leaves.head_of,
-        "held_out": [scoring.title for scoring in recipe.score],
-        "scores": {},
-        "best": {},
-        "comparisons": {},
-        "calibration": {},
-        "diversity": {},
-        "greedy_ensemble": [],
-        "curve": [],
-        "trace": [
-            {"ingredients": list(step.ingredients), "score": step.score, "kept": step.kept}
-            for step in choice.selected.trace
-        ],
-        "history": list(choice.selected.history),
-        "stability": choice.stability and choice.stability.to_dict(),
-        "report": [
-            {
-                **scoring.model_dump(mode="json"),
-                "title": bench.title,
-                "name": scoring.name or scoring.dataset,
-                "loader": loader_of(scoring),
-            }
-            for scoring, bench in zip(resolved.report, benches[len(recipe.score) :], strict=True)
-        ],
-        "batch_norm": again and again.to_dict(),
-        "update": update and update.told(list(groups), results),
-        "license_agreed": license.agreed,
-        "notes": notes_of(benches)
-        + (scored_with(leaves.head_of) if benches else [])
-        + list(results.warnings if results else ())
-        + [f"The ingredients disagree on '{name}', which is not averaged." for name in merged.differing]
-        + list(files),
-        "alignments": list(alignments),
-        "lineage": lineage.to_dict(),
-        "versions": {**{name: version(name) for name in _PACKAGES}, "python": platform.python_version()},
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-    if results is not None:
-        summary["scores"] = {
-            name: {at: score.to_dict() for at, score in scores.items()} for name, scores in results.scores.items()
-        }
-        summary["best"] = dict(results.best)
-        summary["comparisons"] = {
-            at: {**each.to_dict(), "against": results.best[at], "significant": each.significant}
-            for at, each in results.comparisons.items()
-        }
-        summary["calibration"], summary["diversity"] = results.calibration, results.diversity
-        summary["greedy_ensemble"] = list(results.in_ensemble)
-        summary["curve"] = [
-            {**asdict(point), "scores": {at: score.to_dict() for at, score in each.items()}}
-            for point, each in zip(choice.curve, results.curve, strict=True)
-        ]
-        plot(folder / "plots" / "scores.png", summary)
-        if summary["curve"]:
-            plots.draw_curve(folder / "plots" / "curve.png", summary)
-        if summary["history"]:
-            plots.draw_learned(folder / "plots" / "learned.png", summary, recipe.layers)
-    write_json(folder / "soup.json", summary)
-    named = [each for scoring in (*resolved.score, *resolved.report) for each in (scoring.dataset, scoring.metric)]
-    named += [resolved.examples.dataset] if resolved.examples else []
-    card = render(
-        title=title, lineage=lineage, used=used, license=license, summary=summary, recipe=resolved.to_yaml(),
-        files=list(dict.fromkeys(each for each in named if each.startswith("local:"))),
-    )  # fmt: skip
-    (folder / "README.md").write_text(card)
+    (folder / "soup.yaml").write_text(recipe.to_yaml())
+    if report.scores:
+        plot(folder / "plots" / "scores.png", report)
+        if report.curve:
+            plots.draw_curve(folder / "plots" / "curve.png", report)
+        if report.history:
+            plots.draw_learned(folder / "plots" / "learned.png", report, recipe.layers)
+    write_json(folder / "soup.json", report.to_dict())
+    named = [each for scoring in (*recipe.score, *recipe.report) for each in (scoring.dataset, scoring.metric)]
+    named += [recipe.examples.dataset] if recipe.examples else []
+    files = list(dict.fromkeys(each for each in named if each.startswith("local:")))
+    (folder / "README.md").write_text(render(title, models, report, recipe=recipe.to_yaml(), files=files))
 
 
 def _encoder(folder: Path) -> str:
@@ -183,13 +160,17 @@ def _encoder(folder: Path) -> str:
 
 
 def resolve_recipe(
-    recipe: Recipe,
-    leaves: LineageReport,
-    weights: Mapping[str, float],
-    benches: Sequence[EvalDataset],
-    inputs: CalibrationDataset | None,
+    recipe: Recipe, models: MergedModels, benches: Sequence[EvalDataset], inputs: CalibrationDataset | None
 ) -> Recipe:
-    """The recipe with every choice made: the leaves that went in, by commit, with their shares; no local paths."""
+    """The recipe with every choice made: the leaves that went in, by commit, with their shares; no local paths.
+
+    Args:
+        recipe: With everything that was chosen but the ingredients.
+        models: What the soup is of.
+        benches: The recipe's data, pinned.
+        inputs: The examples, pinned, where the recipe has any.
+    """
+    leaves = models.leaves
     scorings = [_public(bench.scoring) for bench in benches]
     ancestor, base = leaves.ancestor, None
     # One that cannot be read would stop the next cook, for which it is only a hint where no method works on it.
@@ -200,7 +181,7 @@ def resolve_recipe(
             base = ancestor.model
     ingredients = tuple(
         Ingredient(model=leaf.model, revision=leaf.revision, weight=weight)
-        for leaf, weight in zip(leaves.checkpoints, weights.values(), strict=True)
+        for leaf, weight in zip(leaves.checkpoints, models.weights.values(), strict=True)
     )
     heads = recipe.heads
     if leaves.head_of is not None:

@@ -13,6 +13,8 @@ from hf_soup.errors import RecipeError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from hf_soup.recipe import SoupReport
+
 
 #: Models up to which a matrix has its figures in it.
 _FIGURES = 22
@@ -61,7 +63,7 @@ def draw_barriers(path: Path, summary: Mapping[str, Any]) -> None:
     _save(figure, path)
 
 
-def draw_curve(path: Path, summary: Mapping[str, Any]) -> None:
+def draw_curve(path: Path, report: SoupReport) -> None:
     """Write what a method's parameters do as PNG: scores by value, and reports against the held-out score.
 
     The second is the picture of WiSE-FT (Wortsman et al., arXiv:2109.01903): what a step costs or gains on the data
@@ -69,25 +71,25 @@ def draw_curve(path: Path, summary: Mapping[str, Any]) -> None:
 
     Args:
         path: A new file.
-        summary: What ``soup.json`` holds, with a ``curve`` and scores.
+        report: With a ``curve`` and scores.
 
     Raises:
         RecipeError: The file exists, or cannot be written.
     """
-    points = summary["curve"]
+    points = report.curve
     figure, (left, right) = _panels(9.5, 3.8, (1, 1))
-    varied = [key for key in points[0]["parameters"] if len({repr(point["parameters"][key]) for point in points}) > 1]
-    said = [", ".join(f"{point['parameters'][key]:g}" for key in varied) for point in points]
-    places = [point["parameters"][varied[0]] for point in points] if len(varied) == 1 else list(range(len(points)))
-    chosen = points.index(next(p for p in points if p["parameters"] == summary["parameters"]))
-    for title in points[0]["scores"]:
-        values = [100 * point["scores"][title]["value"] for point in points]
-        style = "o--" if title in summary["held_out"] else "o-"
+    varied = [key for key in points[0].parameters if len({repr(point.parameters[key]) for point in points}) > 1]
+    said = [", ".join(f"{point.parameters[key]:g}" for key in varied) for point in points]
+    places = [point.parameters[varied[0]] for point in points] if len(varied) == 1 else list(range(len(points)))
+    chosen = points.index(next(p for p in points if p.parameters == report.parameters))
+    for title in points[0].scores:
+        values = [100 * point.scores[title].value for point in points]
+        style = "o--" if title in report.held_out else "o-"
         (line,) = left.plot(places, values, style, markersize=4, label=_plain(title))
-        if title not in summary["held_out"]:
-            right.plot([100 * point["score"] for point in points], values, "o-", color=line.get_color(), markersize=4)
+        if title not in report.held_out:
+            right.plot([100 * point.score for point in points], values, "o-", color=line.get_color(), markersize=4)
             for place in dict.fromkeys((0, chosen, len(points) - 1)):
-                at = (100 * points[place]["score"], values[place])
+                at = (100 * points[place].score, values[place])
                 right.annotate(said[place], at, fontsize=7, xytext=(4, 4), textcoords="offset points")
     left.axvline(places[chosen], color="k", linewidth=0.6, linestyle=":")
     if len(varied) > 1:
@@ -102,12 +104,12 @@ def draw_curve(path: Path, summary: Mapping[str, Any]) -> None:
     _save(figure, path)
 
 
-def draw_learned(path: Path, summary: Mapping[str, Any], layers: Mapping[str, Sequence[float]]) -> None:
+def draw_learned(path: Path, report: SoupReport, layers: Mapping[str, Sequence[float]]) -> None:
     """Write how shares were learned as PNG: the losses by epoch, and the shares, by tensor where they have their own.
 
     Args:
         path: A new file.
-        summary: What ``soup.json`` holds, with a ``history``.
+        report: With a ``history``.
         layers: Tensor → its own shares, in the order of the weights.
 
     Raises:
@@ -115,12 +117,13 @@ def draw_learned(path: Path, summary: Mapping[str, Any], layers: Mapping[str, Se
     """
     import numpy as np
 
-    history, weights = summary["history"], summary["weights"]
+    history, weights = report.history, report.weights
     figure, (left, right) = _panels(10.5, max(3.8, 0.25 * len(weights) + 1.5), (1, 1.4))
-    epochs = [entry["epoch"] for entry in history]
-    for key, label in (("train_loss", "rows learned from"), ("inner_loss", "rows kept apart")):
-        left.plot(epochs, [np.nan if entry[key] is None else entry[key] for entry in history], label=label)
-    best = min(history, key=lambda entry: entry["inner_loss"])["epoch"]
+    epochs = [entry.epoch for entry in history]
+    train = [np.nan if entry.train_loss is None else entry.train_loss for entry in history]
+    left.plot(epochs, train, label="rows learned from")
+    left.plot(epochs, [entry.inner_loss for entry in history], label="rows kept apart")
+    best = min(history, key=lambda entry: entry.inner_loss).epoch
     left.axvline(best, color="k", linewidth=0.6, linestyle=":")
     left.set_xlabel("epoch (dotted: taken)", fontsize=8)
     left.set_ylabel("loss", fontsize=8)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from hf_soup.errors import PublishError, ResolveError
 from hf_soup.hub import PushResult, Token, commit_folder, inspect_target, is_repo_id, require_public
 from hf_soup.merging import digest_of_folder
 from hf_soup.publishing.card import difference, edited, with_fields
-from hf_soup.recipe import Recipe
+from hf_soup.recipe import Recipe, SoupReport
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +26,13 @@ class Soup:
 
     Args:
         folder: Where it is.
-        summary: What ``soup.json`` holds: weights, scores, evidence, digest, versions.
+        report: What ``soup.json`` holds: weights, scores, evidence, digest, versions.
         resumed: Bytes that an interrupted run had written already.
         seconds: How long it took to cook.
     """
 
     folder: Path
-    summary: Mapping[str, Any] = field(repr=False)
+    report: SoupReport = field(repr=False)
     resumed: int = 0
     seconds: float = 0.0
 
@@ -46,22 +45,20 @@ class Soup:
         """
         folder = Path(folder)
         try:
-            summary = json.loads((folder / "soup.json").read_text())
-            if not isinstance(summary, dict) or not {"weights", "scores", "digest", "license_agreed"} <= summary.keys():
-                raise ValueError("it is another program's")
+            return cls(folder, SoupReport.parse((folder / "soup.json").read_bytes()))
         except (OSError, ValueError, RecursionError):
             raise _unreadable(folder) from None
-        return cls(folder, summary)
 
     @property
     def weights(self) -> dict[str, float]:
         """The share of every ingredient that went in."""
-        return dict(self.summary["weights"])
+        return dict(self.report.weights)
 
     @property
     def scores(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Model → data → ``{metric, value, low, high, n}``, for the soup, its ingredients and their ensemble."""
-        return dict(self.summary["scores"])
+        scores = self.report.scores.items()
+        return {name: {title: each.to_dict() for title, each in found.items()} for name, found in scores}
 
     @property
     def recipe(self) -> Recipe:
@@ -71,7 +68,7 @@ class Soup:
     @property
     def digest(self) -> str:
         """The digest over all tensors."""
-        return str(self.summary["digest"])
+        return self.report.digest
 
     def load(self) -> Any:
         """The soup as a model of the library that its card names: transformers, or sentence-transformers.
@@ -79,7 +76,7 @@ class Soup:
         Raises:
             ResolveError: It is one of sentence-transformers, which is not installed.
         """
-        if self.summary.get("library") == "sentence-transformers":
+        if self.report.library == "sentence-transformers":
             try:
                 import sentence_transformers
             except ImportError:
@@ -87,7 +84,7 @@ class Soup:
                     f"'{self.folder}' is a model of sentence-transformers, which is not installed.",
                     hint="pip install sentence-transformers",
                 ) from None
-            return getattr(sentence_transformers, self.summary["encoder"])(str(self.folder))
+            return getattr(sentence_transformers, self.report.encoder)(str(self.folder))
         model = model_class(read_config(json.loads((self.folder / "config.json").read_text()), str(self.folder)))
         return model.from_pretrained(self.folder)
 
@@ -153,7 +150,7 @@ class Soup:
         fields: dict[str, Any] = {}
         if license is not None:
             fields = {"license": license, "license_name": None, "license_link": None}
-        elif not self.summary["license_agreed"]:
+        elif not self.report.license_agreed:
             logger.warning(
                 "the ingredients' licences are not all the same or not all stated, so the card says "
                 "`license: other` and lists them. Set the right one with --license."
@@ -182,19 +179,18 @@ class Soup:
 
     def _told(self) -> tuple[str, str | None]:
         """The title of its commit and, of an update, what it changed."""
-        if update := self.summary.get("update"):
-            return f"Add {some(update['added'])}", difference(self.summary)
+        if update := self.report.update:
+            return f"Add {some(list(update.added))}", difference(self.report)
         return f"Model soup of {len(self.weights)} models", None
 
     def _models(self) -> list[str]:
         """Every model on the Hub that the soup's files name and that could be read when it was cooked."""
-        lineage = self.summary.get("lineage") or {}
-        named = [*lineage.get("ingredients", ()), *([lineage["ancestor"]] if lineage.get("ancestor") else [])]
         models = [ingredient.model for ingredient in self.recipe.ingredients]
-        models += [each["model"] for each in named if each.get("revision")]
-        models += [name.split("@")[0] for name in self.summary.get("made_of", ())]
-        if update := self.summary.get("update"):
-            models.append(update["soup"])
+        if lineage := self.report.lineage:
+            models += [each.model for each in (*lineage.ingredients, lineage.ancestor) if each and each.revision]
+        models += [name.split("@")[0] for name in self.report.made_of]
+        if update := self.report.update:
+            models.append(update.soup)
         return [name for name in dict.fromkeys(models) if is_repo_id(name)]
 
 

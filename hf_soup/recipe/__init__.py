@@ -1,4 +1,4 @@
-"""What a soup is made of, in names and numbers: the recipe, checked, and what it comes to for each tensor."""
+"""What a soup is made of, in names and numbers: the recipe, checked; what it comes to; what is told of the soup."""
 
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,21 @@ if TYPE_CHECKING:
         is_local_path as is_local_path,
         parse_part as parse_part,
         split_revision as split_revision,
+    )
+    from hf_soup.recipe.soup_report import (
+        BatchNormUpdate as BatchNormUpdate,
+        CalibrationErrors as CalibrationErrors,
+        CurvePoint as CurvePoint,
+        Diversity as Diversity,
+        LearningEpoch as LearningEpoch,
+        ReportedComparison as ReportedComparison,
+        ReportedData as ReportedData,
+        ReportedLineage as ReportedLineage,
+        Score as Score,
+        SelectionStability as SelectionStability,
+        SoupReport as SoupReport,
+        TraceStep as TraceStep,
+        UpdateReport as UpdateReport,
     )
     from hf_soup.recipe.validation import (
         MAX_POINTS as MAX_POINTS,

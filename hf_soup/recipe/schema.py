@@ -65,6 +65,13 @@ class _Value(BaseModel):
         return without_credentials(value) if isinstance(value, str) else value
 
 
+def _or_text(schema: dict[str, Any]) -> None:
+    """In the JSON schema, what may also be written as its name alone."""
+    whole = dict(schema)
+    schema.clear()
+    schema["anyOf"] = [{"type": "string"}, whole]
+
+
 class Ingredient(_Value):
     """A model that goes into the soup.
 
@@ -77,6 +84,7 @@ class Ingredient(_Value):
     Ingredient(model='acme/a', revision='v2', weight=1.0)
     """
 
+    model_config = ConfigDict(json_schema_extra=_or_text)
     model: _Text
     revision: str | None = None
     weight: float = 1.0
@@ -146,7 +154,7 @@ class Named(_Value):
     {'accept': '>'}
     """
 
-    model_config = ConfigDict(frozen=True, extra="allow", str_strip_whitespace=True)
+    model_config = ConfigDict(extra="allow", json_schema_extra=_or_text)
     name: _Text
 
     @model_validator(mode="before")
@@ -251,6 +259,11 @@ def _as_list(value: object) -> object:
     return [] if value is None else value if isinstance(value, list | tuple) else [value]
 
 
+_Scorings = Annotated[
+    tuple[Scoring, ...], BeforeValidator(_as_list, json_schema_input_type=tuple[Scoring, ...] | Scoring | None)
+]
+
+
 class Recipe(_Value):
     """What was asked for.
 
@@ -293,15 +306,17 @@ class Recipe(_Value):
     overrides: Annotated[tuple[Override, ...], Field(max_length=1000)] = ()
     select: Named = Named(name="uniform")
     layers: Annotated[dict[_Text, tuple[float, ...]], Field(max_length=100_000)] = {}
-    score: Annotated[tuple[Scoring, ...], BeforeValidator(_as_list)] = ()
+    score: _Scorings = ()
     repeats: Annotated[int, Field(ge=0, le=1000)] = 0
-    report: Annotated[tuple[Scoring, ...], BeforeValidator(_as_list)] = ()
+    report: _Scorings = ()
     examples: Examples | None = None
     dtype: Literal["bfloat16", "float16", "float32", "float64"] | None = None
     labels: tuple[str, ...] | None = None
     heads: _Text | None = None
     vocabulary: Literal["base", "union"] | None = None
-    allow: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()
+    allow: Annotated[
+        tuple[str, ...], BeforeValidator(_as_list, json_schema_input_type=tuple[str, ...] | str | None)
+    ] = ()
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     allow_pickle: bool = False
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import tempfile
@@ -37,7 +36,7 @@ from hf_soup.merging import (
     refuse_existing,
     weight_files_of,
 )
-from hf_soup.publishing import Soup, write_contents
+from hf_soup.publishing import MergedModels, Soup, resolve_recipe, soup_report, write_folder
 from hf_soup.recipe import Models, Recipe, as_recipe, settled
 from hf_soup.workflows.check import checked_lineage
 from hf_soup.workflows.prepare import (
@@ -227,27 +226,15 @@ def _cook(
                 here.broadcast(None)  # and so are all reports
                 for warning in results.warnings if results else ():
                     logger.warning(warning)
-                write_contents(
-                    staging.folder,
-                    mix,
-                    lineage,
-                    plan,
-                    choice,
-                    mixed,
-                    groups=expanded.groups,
-                    alignments=used.alignments,
-                    files=files,
-                    merged=merged,
-                    results=results,
-                    benches=benches,
-                    inputs=inputs,
-                    again=again,
-                    update=update,
-                    title=os.fsencode(out.name).decode("utf-8", "replace"),
-                )
+                models = MergedModels(lineage, expanded.groups, mixed, plan, used.alignments)
+                resolved = resolve_recipe(mix, models, benches, inputs)
+                told = update.report(list(expanded.groups), results) if update else None
+                report = soup_report(resolved, models, choice, merged, results, again, told, files)
+                title = os.fsencode(out.name).decode("utf-8", "replace")
+                write_folder(staging.folder, report, resolved, models, title)
         seconds = time.monotonic() - started
         folder = staging.publish()
-    return Soup(folder, json.loads((folder / "soup.json").read_text()), merged.resumed, round(seconds, 3))
+    return Soup(folder, report, merged.resumed, round(seconds, 3))
 
 
 def preview(recipe: Recipe, out: Path, *, stream: bool = False, token: Token = None) -> dict[str, Any]:

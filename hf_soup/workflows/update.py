@@ -13,7 +13,7 @@ from hf_soup._util.text import some
 from hf_soup.errors import RecipeError, ResolveError
 from hf_soup.hub import Token, may_pass
 from hf_soup.ingredients import Published, ResolvedIngredients, expand_runs, open_published, resolve_ingredients
-from hf_soup.recipe import Recipe, Scoring
+from hf_soup.recipe import Recipe, ReportedComparison, Scoring, UpdateReport
 
 if TYPE_CHECKING:
     from hf_soup.evaluation import Comparison, EvaluationReport
@@ -130,8 +130,8 @@ class Update:
         names = {plan.layout.names[number]: share for number, share in leaves}
         return replace(plan, mixture=replace(plan.mixture, weights=names, tensor_weights=own))
 
-    def told(self, names: Sequence[str], results: EvaluationReport | None) -> dict[str, Any]:
-        """What ``soup.json`` says of it: what was added to what, both versions' scores, and whether it helps.
+    def report(self, names: Sequence[str], results: EvaluationReport | None) -> UpdateReport:
+        """What is told of it: what was added to what, both versions' scores, and whether it helps.
 
         Args:
             names: Of all ingredients, in the order of the recipe.
@@ -139,21 +139,20 @@ class Update:
         """
         from hf_soup.evaluation import LAST, SOUP  # late, as it takes torch
 
-        added = list(names[self.leaves :])
+        added = tuple(names[self.leaves :])
         since = results.since if results else {}
-        scores = {name: results.scores[name] if results else {} for name in (LAST, SOUP)}
         helps, sentence = _judged(added, since, [scoring.title for scoring in self.recipe.score])
-        return {
-            "soup": self.soup,
-            "revision": self.revision,
-            "added": added,
-            "before": {title: score.to_dict() for title, score in scores[LAST].items()},
-            "after": {title: score.to_dict() for title, score in scores[SOUP].items()},
-            "comparisons": {at: {**each.to_dict(), "significant": each.significant} for at, each in since.items()},
-            "left_out": list(self.left_out),
-            "helps": helps,
-            "sentence": sentence,
-        }
+        return UpdateReport(
+            soup=self.soup,
+            revision=self.revision,
+            added=added,
+            before=results.scores[LAST] if results else {},
+            after=results.scores[SOUP] if results else {},
+            comparisons={title: ReportedComparison.model_validate(each) for title, each in since.items()},
+            left_out=self.left_out,
+            helps=helps,
+            sentence=sentence,
+        )
 
 
 def _require_shares(recipe: Recipe, called: str) -> None:

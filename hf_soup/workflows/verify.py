@@ -199,7 +199,7 @@ def verify(
         reasons.append(Finding("data" if isinstance(error, ScoringError) else code, str(error), who))
         return VerificationReport(called, UNVERIFIABLE, reasons=tuple(reasons))
     scores: tuple[ScoreCheck, ...] = ()
-    stated, known = len(published.scores()), len(published.score) + len(published.report)
+    stated, known = len(published.scores), len(published.score) + len(published.report)
     if score and stated > known:
         message = f"Its soup.json states {stated:,} scores, and its recipe names data for {known:,} of them."
         reasons.append(Finding("data", message))
@@ -417,7 +417,7 @@ def _rescored(published: Published, recipe: Recipe, model: str, token: Token, qu
 
     pinned = f"{published.model}@{published.repo.revision}" if published.repo else model
     found = next(iter(score([pinned], recipe, token=token, quiet=quiet).values()))
-    said, card = published.scores(), model_index(published)
+    said, card = published.scores, model_index(published)
     # Titles hold names of files, which may be others here; the order is the recipe's.
     titles = list(said) if len(said) == len(found) else list(found)
     asked = [*published.score, *published.report]

@@ -53,7 +53,8 @@ recipe = hf_soup.Recipe(
 )
 found["check"] = hf_soup.check(recipe).to_dict()
 soup = hf_soup.cook(recipe, "from-python-soup")
-found["cook"] = [soup.digest, soup.weights, soup.recipe.to_yaml(), sorted(soup.summary)]
+told = json.loads((soup.folder / "soup.json").read_text())
+found["cook"] = [soup.digest, soup.weights, soup.recipe.to_yaml(), sorted(told)]
 same = {"bert-a": "bert-a", "bert-b": "bert-b", "bert-base": "bert-base"}
 found["verify"] = hf_soup.verify("from-python-soup", map=same).to_dict()
 found["search"] = hf_soup.search("acme/llama-base").to_dict()

@@ -172,7 +172,7 @@ def test_threads_do_not_show(cli: Cli, recipe: Callable[..., Path], monkeypatch:
     assert Path("one/model.safetensors").read_bytes() == Path("five/model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("where", ["write_contents", "recalibrate_batch_norm"])
+@pytest.mark.parametrize("where", ["write_folder", "recalibrate_batch_norm"])
 def test_an_interrupted_cook_continues(
     cli: Cli, recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:

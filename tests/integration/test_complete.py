@@ -424,7 +424,7 @@ def test_files_that_differ_are_said_with_whose(
     ]
     heard = [line for line in log.messages if "is not" in line or "not the same" in line or "has no" in line]
     assert sorted(heard) == sorted(expected)
-    assert set(expected) <= set(soup.summary["notes"])
+    assert set(expected) <= set(soup.report.notes)
     card = (soup.folder / "README.md").read_text().replace("\\", "")
     assert all(line in card for line in expected)
 

@@ -210,6 +210,13 @@ def test_edited_weights_are_refused_or_said(cli: Cli, api: HfApi, soup: Path) ->
     assert "is not a valid safetensors file" in cli("push", soup, "acme/soup", "--force").err
 
 
+#: Whole, but the soup's scores lack the model that was added.
+UPDATE = {
+    "soup": "acme/a", "added": ["acme/b"], "before": {}, "comparisons": {}, "left_out": [], "helps": None,
+    "after": {"rows": {"metric": "accuracy", "value": 0.5, "low": 0.4, "high": 0.6, "n": 10}}, "sentence": "",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -220,6 +227,7 @@ def test_edited_weights_are_refused_or_said(cli: Cli, api: HfApi, soup: Path) ->
         ("made_of", 3),
         ("update", {"soup": "acme/a"}),
         ("update", {"soup": "acme/a", "added": ["acme/b"], "after": [1]}),
+        ("update", UPDATE),
     ],
 )
 def test_a_summary_that_was_edited_is_refused(cli: Cli, api: HfApi, soup: Path, key: str, value: object) -> None:

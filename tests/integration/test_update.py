@@ -125,13 +125,13 @@ def test_a_newcomer_that_helps(cli: Cli, tmp_path: Path) -> None:
     assert v2.recipe.to_dict() == by_hand.recipe.to_dict() | {
         key: value for key, value in v1.recipe.to_dict().items() if key in ("score", "report")
     }
-    update = v2.summary["update"]
-    assert (update["soup"], update["added"], update["helps"]) == ("acme/soup", ["acme/helps"], True)
-    assert update["before"] == v1.scores["soup"] == v2.scores["last version"]
-    assert update["after"] == v2.scores["soup"]
-    assert [each["difference"] for each in update["comparisons"].values()] == [0.3, 0.5]
+    update = v2.report.update
+    assert (update.soup, update.added, update.helps) == ("acme/soup", ("acme/helps",), True)
+    assert update.before == v1.report.scores["soup"] == v2.report.scores["last version"]
+    assert update.after == v2.report.scores["soup"]
+    assert [each.difference for each in update.comparisons.values()] == [0.3, 0.5]
     card = (v2.folder / "README.md").read_text()
-    assert f"acme/soup/tree/{update['revision']}" in card
+    assert f"acme/soup/tree/{update.revision}" in card
     lines = card[card.index("## Against the last version") : card.index("## Ingredients")].splitlines()
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
     assert [row[0] for row in table] == ["model", "---", "last version", "acme/helps, alone", "**new version**"]
@@ -169,8 +169,8 @@ def test_several_newcomers_and_a_second_update(cli: Cli, tmp_path: Path) -> None
     assert same_weights(tmp_path / "both", by_hand.folder)
     assert same_weights(tmp_path / "v3", by_hand.folder)
     v3 = Soup.open(tmp_path / "v3")
-    assert (v3.summary["update"]["soup"], v3.summary["update"]["revision"]) == ("local:v2", None)
-    assert v3.summary["update"]["before"] == Soup.open(tmp_path / "v2").scores["soup"]
+    assert (v3.report.update.soup, v3.report.update.revision) == ("local:v2", None)
+    assert v3.report.update.before == Soup.open(tmp_path / "v2").report.scores["soup"]
 
     other = made(Recipe(ingredients=["acme/c", "acme/helps"]), tmp_path / "other")
     other.push("acme/other")
@@ -183,7 +183,7 @@ def test_several_newcomers_and_a_second_update(cli: Cli, tmp_path: Path) -> None
         tmp_path / "weighted",
     )
     assert same_weights(soups.folder, by_hand.folder)
-    assert soups.summary["update"]["before"] == Soup.open(tmp_path / "v1").scores["soup"]
+    assert soups.report.update.before == Soup.open(tmp_path / "v1").report.scores["soup"]
 
 
 @pytest.mark.parametrize(
@@ -229,10 +229,10 @@ def test_everything_in_the_recipe_stays(tmp_path: Path, changes: dict[str, Any],
     assert same_weights(v2.folder, by_hand.folder)
     assert v2.recipe == by_hand.recipe
     if v1.scores:
-        assert v2.summary["update"]["before"] == v1.scores["soup"]
-        assert v2.summary["update"]["after"] == by_hand.scores["soup"]
+        assert v2.report.update.before == v1.report.scores["soup"]
+        assert v2.report.update.after == by_hand.report.scores["soup"]
     else:
-        assert v2.summary["update"]["sentence"] == "Whether adding acme/c helps was not measured, as there is no data."
+        assert v2.report.update.sentence == "Whether adding acme/c helps was not measured, as there is no data."
 
 
 def test_data_that_is_gone_is_left_out(cli: Cli, local_hub: LocalHub, tmp_path: Path) -> None:
@@ -250,15 +250,15 @@ def test_data_that_was_local_is_left_out_or_given_anew(cli: Cli, family: Path, t
     done = cli("cook", "acme/soup", "--add", "acme/helps", "-o", "v2", "--quiet")
     assert done.code == 0
     soup = Soup.open(tmp_path / "v2")
-    assert list(soup.summary["update"]["after"]) == [REPORT]
+    assert list(soup.report.update.after) == [REPORT]
     for name in ("rows.csv", "report.csv"):
         assert f"note: 'local:{name} accuracy' is not measured." in done.err
-        assert f"local:{name} accuracy" in "".join(soup.summary["update"]["left_out"])
+        assert f"local:{name} accuracy" in "".join(soup.report.update.left_out)
     assert "'local:rows.csv accuracy' is not measured." in (tmp_path / "v2" / "README.md").read_text()
     given = cli("cook", "acme/soup", "--add", "acme/helps", "-o", "given", "--quiet", "--data", family / "rows.csv",
                 "--task", "text-classification")  # fmt: skip
     assert "rows.csv accuracy' is not" not in given.err
-    assert set(Soup.open(tmp_path / "given").summary["update"]["after"]) == {"rows.csv accuracy", REPORT}
+    assert set(Soup.open(tmp_path / "given").report.update.after) == {"rows.csv accuracy", REPORT}
     assert same_weights(tmp_path / "v2", tmp_path / "given")
 
 
@@ -380,7 +380,7 @@ def test_a_soup_that_many_contribute_to(
         by_hand = made(Recipe(ingredients=leaves[:count]), tmp_path / f"{tag} by hand")
         file = acme.hf_hub_download("acme/soup", "model.safetensors", revision=tag)
         assert Path(file).read_bytes() == (by_hand.folder / "model.safetensors").read_bytes()
-    assert Soup.open(tmp_path / "v3").summary["update"]["before"] == Soup.open(tmp_path / "v2").scores["soup"]
+    assert Soup.open(tmp_path / "v3").report.update.before == Soup.open(tmp_path / "v2").report.scores["soup"]
 
 
 @pytest.mark.parametrize(

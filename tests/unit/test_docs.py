@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import click
+import pytest
 
 from hf_soup.cli.app import cli
 from hf_soup.cli.method_help import FORMULA, MARKUP, exactness, explanation, parameters
 from hf_soup.methods import METHODS, Method
+from hf_soup.recipe import Recipe, SoupReport
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "cli.md"
 METHODS_PAGE = ROOT / "docs" / "methods.md"
+#: JSON schemas of what people and programs read and write.
+SCHEMAS = {ROOT / "docs" / "recipe.schema.json": Recipe, ROOT / "docs" / "soup.schema.json": SoupReport}
 _HEAD = """# Command line
 Made from `--help` by `python tests/unit/test_docs.py`; a test compares the two.
 
@@ -164,6 +169,18 @@ def _math(latex: str) -> str:
     return " ".join(latex.split())
 
 
+def schema(kind: type[Recipe | SoupReport]) -> str:
+    """The JSON schema of a value that is written to a file."""
+    draft = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return json.dumps(draft | kind.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+@pytest.mark.parametrize("path", SCHEMAS, ids=lambda path: path.name)
+def test_a_schema_is_what_the_value_says(path: Path) -> None:
+    """`python tests/unit/test_docs.py` writes it anew."""
+    assert path.read_text() == schema(SCHEMAS[path])
+
+
 def test_the_methods_page_is_what_docstrings_say() -> None:
     """`python tests/unit/test_docs.py` writes it anew."""
     assert METHODS_PAGE.read_text() == methods_page()
@@ -200,3 +217,5 @@ def test_every_option_of_a_documented_command_exists() -> None:
 if __name__ == "__main__":
     REFERENCE.write_text(reference())
     METHODS_PAGE.write_text(methods_page())
+    for _path, _kind in SCHEMAS.items():
+        _path.write_text(schema(_kind))

@@ -23,6 +23,7 @@ from hf_soup.evaluation import candidates as answering
 from hf_soup.evaluation.model import require_device
 from hf_soup.merging.engine import Reading
 from hf_soup.merging.layout import Run, Segment
+from hf_soup.recipe.soup_report import SoupReport, TraceStep
 
 # The cards name an ancestor on the Hub, which must not be the real one.
 pytestmark = pytest.mark.usefixtures("online")
@@ -49,7 +50,7 @@ def soup(recipe: Recipe, asked: list[str], tmp_path: Path) -> Soup:
 
 def test_reports_are_looked_at_once_at_the_end(soup: Soup, asked: list[str]) -> None:
     """Every ingredient alone and every candidate sees held-out data; only then does anything see a report."""
-    steps = len(soup.summary["trace"])
+    steps = len(soup.report.trace)
     assert steps == 3
     candidates = 3 + (steps - 1)
     assert asked == [HELD_OUT] * candidates + [REPORT] * 3 + [HELD_OUT, REPORT]
@@ -60,11 +61,11 @@ def test_greedy_starts_with_the_best_and_leaves_out_what_hurts(soup: Soup) -> No
     assert scores["local:good"] == 1.0
     assert scores["local:good"] > scores["local:fair"] > scores["local:poor"]
     assert list(soup.weights) == ["local:fair", "local:good"]  # the recipe's order, not the one of the steps
-    assert soup.summary["trace"][0] == {"ingredients": ["local:good"], "score": 1.0, "kept": True}
-    assert soup.summary["trace"][-1]["kept"] is False
+    assert soup.report.trace[0] == TraceStep(ingredients=("local:good",), score=1.0, kept=True)
+    assert soup.report.trace[-1].kept is False
     assert "local:poor" not in soup.weights
-    assert soup.summary["best"] == {HELD_OUT: "local:good", REPORT: "local:good"}
-    assert soup.summary["comparisons"][REPORT]["against"] == "local:good"
+    assert soup.report.best == {HELD_OUT: "local:good", REPORT: "local:good"}
+    assert soup.report.comparisons[REPORT].against == "local:good"
 
 
 def test_a_model_that_nobody_could_make_is_not_scored(recipe: Recipe, family: Path, tmp_path: Path) -> None:
@@ -80,9 +81,9 @@ def test_the_scores_are_those_of_the_files(soup: Soup, recipe: Recipe) -> None:
     """Measured again, on the folder that came out, they are the same."""
     (again,) = score([str(soup.folder)], recipe).values()
     assert again == soup.scores["soup"]
-    last = [step for step in soup.summary["trace"] if step["kept"]][-1]
-    assert last["score"] == soup.scores["soup"][HELD_OUT]["value"]
-    assert set(last["ingredients"]) == set(soup.weights)
+    last = [step for step in soup.report.trace if step.kept][-1]
+    assert last.score == soup.scores["soup"][HELD_OUT]["value"]
+    assert set(last.ingredients) == set(soup.weights)
 
 
 def test_who_errs_by_a_system_on_one_of_several_data_is_of_another_task(
@@ -152,8 +153,8 @@ def passes() -> Iterator[list[str]]:
     hook.remove()
 
 
-def cooked(recipe: Recipe, out: Path) -> dict[str, Any]:
-    return dict(cook(recipe, out).summary)
+def cooked(recipe: Recipe, out: Path) -> SoupReport:
+    return cook(recipe, out).report
 
 
 def test_what_was_answered_once_is_not_asked_again(recipe: Recipe, tmp_path: Path, passes: list[str]) -> None:
@@ -167,13 +168,11 @@ def test_what_was_answered_once_is_not_asked_again(recipe: Recipe, tmp_path: Pat
     some = recipe.model_copy(update={"ingredients": (recipe.ingredients[2], recipe.ingredients[1])})
     found = cooked(some, tmp_path / "some")
     assert len(passes) == asked
-    assert found["scores"]["soup"] == first["scores"]["soup"]
+    assert found.scores["soup"] == first.scores["soup"]
     every = recipe.model_copy(update={"select": Recipe(ingredients=["x/y"]).select})
     found = cooked(every, tmp_path / "every")
     assert len(passes) == asked + 2
-    assert {name: found["scores"][name] for name in found["weights"]} == {
-        name: first["scores"][name] for name in found["weights"]
-    }
+    assert {name: found.scores[name] for name in found.weights} == {name: first.scores[name] for name in found.weights}
 
 
 @pytest.mark.parametrize("change", ["weights", "config", "data", "batch size"])
@@ -255,7 +254,7 @@ def test_a_home_that_cannot_be_written_costs_no_more_than_time(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "file"))
-    assert cooked(recipe, tmp_path / "again") == soup.summary
+    assert cooked(recipe, tmp_path / "again") == soup.report
     assert passes
 
 
@@ -263,8 +262,8 @@ def test_without_held_out_data_each_report_has_its_own_best(recipe: Recipe, tmp_
     uniform = recipe.model_copy(update={"score": (), "select": Recipe(ingredients=["x/y"]).select})
     soup = cook(uniform, tmp_path / "soup")
     assert asked == [REPORT] * 4
-    assert soup.summary["held_out"] == []
-    assert soup.summary["best"] == {REPORT: "local:good"}
+    assert soup.report.held_out == ()
+    assert soup.report.best == {REPORT: "local:good"}
     assert soup.weights == {"local:poor": 1.0, "local:fair": 1.0, "local:good": 1.0}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import re
 import shutil
 import weakref
@@ -85,12 +84,13 @@ def test_a_parameter_is_chosen_on_held_out_data(recipe: Recipe, tmp_path: Path, 
     """All values are tried and told; reports are looked at afterwards; what was chosen is in soup.yaml."""
     values = [0.0, 0.3, 1.0]
     soup = quietly(changed(recipe, method={"name": "wise_ft", "alpha": values}, select="best"), tmp_path / "soup")
-    curve = soup.summary["curve"]
-    assert [point["parameters"] for point in curve] == [{"alpha": value} for value in values]
-    assert curve[2]["score"] == curve[2]["scores"][TITLE]["value"] == soup.scores["local:good"][TITLE]["value"] == 1.0
-    chosen = max(curve, key=lambda point: point["score"])
-    assert soup.recipe.method.parameters == chosen["parameters"]
-    assert soup.scores["soup"] == chosen["scores"]
+    assert Soup.open(soup.folder).report == soup.report
+    curve = soup.report.curve
+    assert [point.parameters for point in curve] == [{"alpha": value} for value in values]
+    assert curve[2].score == curve[2].scores[TITLE].value == soup.scores["local:good"][TITLE]["value"] == 1.0
+    chosen = max(curve, key=lambda point: point.score)
+    assert soup.recipe.method.parameters == chosen.parameters
+    assert soup.report.scores["soup"] == chosen.scores
     first = asked.index("test accuracy")
     assert set(asked[:first]) == {TITLE}
     assert soup.recipe.base == "local:base"
@@ -104,7 +104,7 @@ def test_while_ingredients_are_selected_the_method_is_an_average(recipe: Recipe,
     plain = quietly(changed(recipe, select="greedy"), tmp_path / "plain")
     for method in ({"name": "wise_ft", "alpha": [0.1, 0.9]}, {"name": "task_arithmetic", "scale": [0.1, 0.9]}):
         soup = quietly(changed(recipe, select="greedy", method=method), tmp_path / method["name"])
-        assert soup.summary["trace"] == plain.summary["trace"]
+        assert soup.report.trace == plain.report.trace
 
 
 def test_every_combination_is_a_point(recipe: Recipe) -> None:
@@ -154,9 +154,9 @@ def test_learned_shares_are_written_and_cooked_again(by: str, astray: Recipe, tm
     recipe = astray
     asked = changed(recipe, select={"name": "learned", "by": by, "epochs": 3, "batch_size": 8})
     soup = quietly(asked, tmp_path / "soup")
-    history = soup.summary["history"]
-    assert [entry["epoch"] for entry in history] == list(range(len(history)))
-    assert sum(history[-1]["weights"].values()) == pytest.approx(1)
+    history = soup.report.history
+    assert [entry.epoch for entry in history] == list(range(len(history)))
+    assert sum(history[-1].weights.values()) == pytest.approx(1)
     assert bool(soup.recipe.layers) == (by == "layer")
     assert soup.recipe.select.name == "uniform"
     again = changed(soup.recipe, ingredients=[
@@ -188,12 +188,12 @@ def test_several_held_out_data_are_weighed(recipe: Recipe, family: Path, tmp_pat
     data = recipe.score[0].model_dump(exclude_defaults=True)
     two = [{**data, "weight": 3}, {**data, "metric": "f1", "name": "again"}]
     soup = quietly(changed(recipe, score=two, select="best"), tmp_path / "soup")
-    assert soup.summary["held_out"] == [TITLE, "again f1"]
-    for step in soup.summary["trace"]:
-        scores = soup.scores[step["ingredients"][0]]
-        assert step["score"] == pytest.approx((3 * scores[TITLE]["value"] + scores["again f1"]["value"]) / 4)
+    assert soup.report.held_out == (TITLE, "again f1")
+    for step in soup.report.trace:
+        scores = soup.scores[step.ingredients[0]]
+        assert step.score == pytest.approx((3 * scores[TITLE]["value"] + scores["again f1"]["value"]) / 4)
     assert len(soup.recipe.score) == 2
-    assert json.loads((soup.folder / "soup.json").read_text())["best"].keys() == soup.scores["soup"].keys()
+    assert Soup.open(soup.folder).report.best.keys() == soup.scores["soup"].keys()
 
 
 def test_one_model_lies_between_itself_and_its_ancestor(recipe: Recipe, trained: Path, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_what_is_tried_alone_is_tried_as_it_would_be_written(recipe: Recipe, tra
     ):
         halves = [{"model": each.model, "weight": 0.5} for each in recipe.ingredients]
         soup = quietly(changed(recipe, method=method, select="greedy", ingredients=halves), tmp_path / str(number))
-        kept = [step["score"] for step in soup.summary["trace"] if step["kept"]]
+        kept = [step.score for step in soup.report.trace if step.kept]
         assert soup.scores["soup"][TITLE]["value"] == kept[-1]
 
 
@@ -266,7 +266,7 @@ def test_the_neutral_scale_is_that_of_the_shares(recipe: Recipe, tmp_path: Path)
     for number, weight in enumerate((1.0, 2.0)):
         given = [{"model": each.model, "weight": weight} for each in recipe.ingredients]
         soup = quietly(changed(recipe, method=method, select="greedy", ingredients=given), tmp_path / str(number))
-        found.append(soup.summary["trace"])
+        found.append(soup.report.trace)
     assert found[0] == found[1]
 
 
@@ -350,7 +350,7 @@ def test_a_soup_that_loses_to_its_best_ingredient_says_so(
     soup = cook(changed(recipe, ingredients=[poor, good], select="uniform"), tmp_path / "soup")
     (doubt,) = [each for each in log.messages if "is worse on" in each]
     assert re.search(r"The soup is worse on 'rows\.csv accuracy' than local:good alone: worse by [\d.]+ points", doubt)
-    assert doubt in soup.summary["notes"]
+    assert doubt in soup.report.notes
     log.clear()
     assert "Use that one" in doubt
     cook(changed(recipe, ingredients=[poor, good], select="greedy"), tmp_path / "greedy")
@@ -377,16 +377,17 @@ def test_the_choice_is_made_again_on_halves(select: Any, recipe: Recipe, tmp_pat
     """And scored on the other halves; the soup is the one without repeats."""
     plain = quietly(changed(recipe, select=select), tmp_path / "plain")
     soup = quietly(changed(recipe, select=select, repeats=6), tmp_path / "soup")
-    found = soup.summary["stability"]
+    assert Soup.open(soup.folder).report == soup.report
+    found = soup.report.stability
     assert soup.digest == plain.digest
-    assert plain.summary["stability"] is None
-    assert found["repeats"] == len(found["gains"]) == 6
-    assert found["mean"] == pytest.approx(sum(found["gains"]) / 6)
+    assert plain.report.stability is None
+    assert found.repeats == len(found.gains) == 6
+    assert found.mean == pytest.approx(sum(found.gains) / 6)
     # One is always right, and one hardly ever: in every half.
-    assert found["chosen"]["local:good"] == 6
-    assert all(gain <= 0 for gain in found["gains"])
+    assert found.chosen["local:good"] == 6
+    assert all(gain <= 0 for gain in found.gains)
     assert soup.recipe.repeats == 0
-    assert quietly(changed(recipe, select=select, repeats=6), tmp_path / "again").summary["stability"] == found
+    assert quietly(changed(recipe, select=select, repeats=6), tmp_path / "again").report.stability == found
     with pytest.raises(RecipeError, match="`repeats` chooses again"):
         quietly(changed(recipe, select="uniform", repeats=2, score=None), tmp_path / "none")
 

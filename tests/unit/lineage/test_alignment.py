@@ -131,8 +131,8 @@ def test_bodies_alone_make_a_new_base(tmp_path: Path, one: str, other: str, base
         assert torch.equal(found[name], expected[name]), name
     assert "id2label" not in json.loads((soup.folder / "config.json").read_text())
     if base == "ViTModel":
-        assert "pooler.dense.bias, pooler.dense.weight: nobody has it" in "".join(soup.summary["alignments"])
-    assert any("The heads are left out" in note for note in soup.summary["alignments"])
+        assert "pooler.dense.bias, pooler.dense.weight: nobody has it" in "".join(soup.report.alignments)
+    assert any("The heads are left out" in note for note in soup.report.alignments)
     pinned = soup.recipe.model_copy(update={"ingredients": Recipe(ingredients=models).ingredients})
     assert cook(pinned, tmp_path / "again").digest == soup.digest
 
@@ -157,7 +157,7 @@ def test_one_head_is_kept(tmp_path: Path, one: str, other: str, base: str) -> No
             assert torch.equal(model.state_dict()[name], each), name
     if "Classification" in other:
         assert model.config.id2label == {0: "x", 1: "y", 2: "z"}
-    assert any("'s alone" in note for note in soup.summary["alignments"]) or tied
+    assert any("'s alone" in note for note in soup.report.alignments) or tied
 
 
 def test_the_one_whose_head_is_kept_stays_when_a_selection_drops_it(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_tokens_that_some_added(tmp_path: Path, kind: str, tied: bool, first: bo
                 assert torch.equal(each[18:], ((rows[1][18:] + rows[2][18:]) / 2).float()), name
         text = tokenizer("so happy <tool>", return_tensors="pt")
         assert torch.isfinite(next(iter(model(**{"input_ids": text["input_ids"]}).values()))).all()
-        assert any("tokens" in note or "rows" in note for note in soup.summary["alignments"])
+        assert any("tokens" in note or "rows" in note for note in soup.report.alignments)
 
 
 @pytest.mark.parametrize("tied", ["ab", "ba"])
@@ -302,7 +302,7 @@ def test_rows_of_padding_are_no_tokens(tmp_path: Path, order: str, heads: str | 
     soup = cook(recipe, tmp_path / "soup")
     model = loaded(kind, soup.folder)
     assert model.config.vocab_size == (24 if heads == "b" else 18)
-    assert any("(further rows are padding)" in note for note in soup.summary["alignments"])
+    assert any("(further rows are padding)" in note for note in soup.report.alignments)
     a, b = (load_file(tmp_path / name / "model.safetensors")["model.embed_tokens.weight"].double() for name in "ab")
     table = torch.cat([(a + b[:18]) / 2, b[18:]]).float()
     assert torch.equal(model.model.embed_tokens.weight, table[: model.config.vocab_size])
@@ -713,7 +713,7 @@ def test_scores_with_another_models_head_say_so(tmp_path: Path, log: pytest.LogC
     assert (value["local:a"], value["local:b"]) == (0.0, 1.0)
     sentence = "Ingredients are scored with local:b's head"
     assert sum(sentence in each for each in log.messages) == 1
-    assert sentence in "".join(soup.summary["notes"])
+    assert sentence in "".join(soup.report.notes)
     assert sentence in (soup.folder / "README.md").read_text()
     assert sentence in shown.soup(soup)
     log.clear()

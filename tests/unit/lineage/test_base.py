@@ -96,7 +96,7 @@ def test_what_the_ancestor_lacks_is_averaged(
         torch.testing.assert_close(
             each.double(), want.to(dtype).double(), rtol=2**-7 if dtype == torch.bfloat16 else 1e-6, atol=1e-7
         )
-    said = " ".join(soup.summary["alignments"])
+    said = " ".join(soup.report.alignments)
     assert ("has none that corresponds, so it is averaged and not part of wise_ft" in said) == (not head)
 
 

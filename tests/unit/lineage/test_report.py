@@ -878,7 +878,7 @@ def test_a_judgement_can_be_accepted(write: Write, tmp_path: Path, log: pytest.L
     soup = cook(models, tmp_path / "soup", allow=["strangers"])
     assert any(each.levelname == "ALLOWED" and each.message.startswith("[strangers]") for each in log.records)
     assert Recipe.load(soup.folder / "soup.yaml").allow == ("strangers",)
-    found = {each["code"]: each["severity"] for each in soup.summary["lineage"]["reasons"]}
+    found = {each.code: each.severity for each in soup.report.lineage.reasons}
     assert found["strangers"] == "allowed"
     card = (soup.folder / "README.md").read_text()
     assert "The recipe accepts these findings" in card

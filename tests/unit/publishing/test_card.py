@@ -15,18 +15,27 @@ from markdown_it import MarkdownIt
 
 from hf_soup._util.yaml import parse_yaml, write_yaml
 from hf_soup.checkpoint.checkpoint import Checkpoint
+from hf_soup.checkpoint.headers import TensorInfo
 from hf_soup.errors import PublishError
 from hf_soup.lineage.alignment import Alignment
 from hf_soup.lineage.declared_bases import BaseReference
 from hf_soup.lineage.report import LineageReport
 from hf_soup.local_hub.card import problems
+from hf_soup.merging.layout import make_plan
 from hf_soup.publishing.card import escape, license_of, render, strings, with_fields
+from hf_soup.publishing.merged_models import MergedModels
+from hf_soup.recipe.soup_report import SoupReport
 
 FEW = settings(deadline=None, derandomize=True, max_examples=100)
 
 
 def model(name: str, **card: Any) -> Checkpoint:
     return Checkpoint(name, config={}, card=card, tensors={}, files={})
+
+
+def lineage_of(leaves: list[Checkpoint], ancestor: BaseReference | None) -> LineageReport:
+    names = tuple(leaf.model for leaf in leaves)
+    return LineageReport("likely", ancestor, tuple(leaves), names, (), Alignment(({},) * len(leaves)))
 
 
 OTHER = {"license": "other", "license_link": "https://huggingface.co/THIS_REPO#licenses"}
@@ -72,7 +81,7 @@ def test_a_licence_is_claimed_only_when_all_have_it(
     """The base's included; nothing is said about which go together."""
     leaves = [model(f"acme/{number}", **card) for number, card in enumerate(cards)]
     ancestor = BaseReference("acme/base", "card", model("acme/base", **base)) if base is not None else None
-    found = license_of(leaves, ancestor)
+    found = license_of(lineage_of(leaves, ancestor))
     assert (found.fields, found.agreed) == (fields, agreed)
     assert len(found.rows) == len(cards) + (base is not None)
     assert all("\n" not in text for _, text in found.rows)
@@ -80,7 +89,7 @@ def test_a_licence_is_claimed_only_when_all_have_it(
 
 
 def test_a_base_that_cannot_be_read_has_no_licence_that_is_known() -> None:
-    found = license_of([model("acme/a", license="mit")], BaseReference("acme/gated", "card"))
+    found = license_of(lineage_of([model("acme/a", license="mit")], BaseReference("acme/gated", "card")))
     assert found.fields["license_name"] == "see-ingredients"
     assert found.rows == (("acme/a", "mit"), ("acme/gated", ""))
 
@@ -103,7 +112,7 @@ TEXT = st.lists(
 ).map("".join).filter(str.strip)  # fmt: skip
 
 
-def soup(text: Mapping[str, Any], **changes: Any) -> tuple[LineageReport, dict[str, Any], str]:
+def soup(text: Mapping[str, Any], **changes: Any) -> tuple[MergedModels, SoupReport, str]:
     """What a card is made of, with strangers' text wherever it can stand: in cards, names, labels and data."""
     from hf_soup.recipe.findings import Finding
 
@@ -123,37 +132,56 @@ def soup(text: Mapping[str, Any], **changes: Any) -> tuple[LineageReport, dict[s
     scores = {name: {title: score} for name in ("soup", *names, "ensemble")}
     calibrated = {name: {title: {"ece": 0.1, "nll": 0.2, "brier": 0.3}} for name in scores}
     report = {"task": "text-classification", "dataset": f"local:{text['data']}", "name": f"local:{text['data']}"}
-    report |= {"split": text["data"], "config": None, "revision": "sha256:0", "metric": text["tag"], "title": title}
-    summary: dict[str, Any] = {
+    report |= {"split": text["data"], "revision": "sha256:0", "metric": text["tag"], "title": title, "loader": "csv"}
+    compared = {"metric": "accuracy", "difference": 0.0, "low": -0.1, "high": 0.1, "p": 1.0, "n": 10}
+    compared |= {"sentence": f"no difference on {text['data']}", "significant": False}
+    square = [[0.0, 0.0], [0.0, 0.0]]
+    measures = ("disagreement", "double_fault", "shared_errors")
+    values: dict[str, Any] = {
         "digest": "0" * 64, "weights": dict.fromkeys(names, 0.5), "selected": list(names), "method": "linear",
+        "select": "uniform", "license_agreed": False,
         "parameters": {}, "overrides": [], "architecture": text["task"], "tasks": [], "library": "transformers",
         "held_out": [title],
         "scores": scores, "best": {title: names[0]}, "calibration": calibrated, "greedy_ensemble": [], "curve": [],
-        "comparisons": {title: {"against": names[0], "sentence": f"no difference on {text['data']}"}},
-        "diversity": {title: {"models": list(names), "mean": {"disagreement": None, "shared_errors": None}}},
-        "history": [], "stability": {"sentence": text["data"], "chosen": {names[0]: 3}},
-        "report": [{**report, "loader": "csv"}], "notes": [text["label"]], "alignments": [text["label"]],
+        "comparisons": {title: {**compared, "against": names[0]}},
+        "diversity": {
+            title: {"models": names, **dict.fromkeys(measures, square), "mean": dict.fromkeys(measures)},
+        },
+        "stability": {
+            "repeats": 3, "chosen": {names[0]: 3}, "gains": [0.0], "mean": 0.0, "low": 0.0, "high": 0.0,
+            "sentence": text["data"],
+        },
+        "report": [data(**report)], "notes": [text["label"]], "alignments": [text["label"]],
         "update": {
             "soup": f"local:{text['name']}", "revision": None, "added": [names[0]], "sentence": text["data"],
             "before": {title: score}, "after": {title: score}, "left_out": [text["label"]],
-            "comparisons": {title: {"sentence": text["data"]}},
+            "comparisons": {title: compared}, "helps": None,
         },
         "versions": {"hf-soup": "1"}, "system": "Linux", **changes,
     }  # fmt: skip
     recipe = write_yaml({"ingredients": list(names), "labels": [text["label"], text["name"]]})
-    return lineage, summary, recipe
+    return merged_models(lineage, values["weights"]), SoupReport.model_validate(values), recipe
+
+
+def data(**stated: Any) -> dict[str, Any]:
+    """Data as a report has it, of which no key is left out."""
+    absent = dict.fromkeys(("config", "labels", "label_column", "input_columns"))
+    return {**absent, "batch_size": 32, "weight": 1.0, "trust_remote_code": False, **stated}
+
+
+def merged_models(lineage: LineageReport, weights: Mapping[str, float]) -> MergedModels:
+    """Of models without tensors."""
+    groups = {name: {number: 1.0} for number, name in enumerate(lineage.names)}
+    tensor = TensorInfo("x", "F32", (1,), "model.safetensors", 0, 4)
+    return MergedModels(lineage, groups, weights, make_plan(["a"], [{"x": tensor}], [1.0]), ())
 
 
 KEYS = ("license", "tag", "dataset", "language", "task", "name", "base", "label", "data", "title")
 
 
 def card_of(text: Mapping[str, Any], **changes: Any) -> str:
-    lineage, summary, recipe = soup(text, **changes)
-    license = license_of(lineage.checkpoints, lineage.ancestor)
-    used = list(lineage.names)
-    return render(
-        title=text["title"], lineage=lineage, used=used, license=license, summary=summary, recipe=recipe
-    )  # fmt: skip
+    models, report, recipe = soup(text, **changes)
+    return render(text["title"], models, report, recipe=recipe)
 
 
 def split(card: str) -> tuple[dict[str, Any], str]:
@@ -283,18 +311,18 @@ def test_escaped_text_has_one_line_and_no_markup(text: str) -> None:
 
 def test_every_report_is_in_the_model_index() -> None:
     """Data of the Hub under its id, local data under the name of its loader."""
-    _, summary, _ = soup(PLAIN)
-    hub = {
-        "task": "text-classification", "dataset": "dair-ai/emotion", "name": "dair-ai/emotion", "split": "test",
-        "config": "split", "revision": "0" * 40, "metric": "f1_macro", "title": "emotion", "loader": None,
-    }  # fmt: skip
+    plain = soup(PLAIN)[1].to_dict()
+    hub = data(
+        task="text-classification", dataset="dair-ai/emotion", name="dair-ai/emotion", split="test", config="split",
+        revision="0" * 40, metric="f1_macro", title="emotion", loader=None,
+    )  # fmt: skip
     at = ("word accuracy", "emotion")
-    emotion = {"value": 0.25, "low": 0.2, "high": 0.3, "n": 100}
-    changes: dict[str, Any] = {"report": [*summary["report"], hub], "best": dict.fromkeys(at, "acme/b")}
-    changes["scores"] = {name: {**each, "emotion": emotion} for name, each in summary["scores"].items()}
-    calibrated = summary["calibration"].items()
+    emotion = {"metric": "f1_macro", "value": 0.25, "low": 0.2, "high": 0.3, "n": 100}
+    changes: dict[str, Any] = {"report": [*plain["report"], hub], "best": dict.fromkeys(at, "acme/b")}
+    changes["scores"] = {name: {**each, "emotion": emotion} for name, each in plain["scores"].items()}
+    calibrated = plain["calibration"].items()
     changes["calibration"] = {name: dict.fromkeys(at, each["word accuracy"]) for name, each in calibrated}
-    changes["diversity"] = dict.fromkeys(at, summary["diversity"]["word accuracy"])
+    changes["diversity"] = dict.fromkeys(at, plain["diversity"]["word accuracy"])
     card = card_of(PLAIN, **changes)
     local, other = ModelCardData(**split(card)[0]).eval_results or []
     assert (local.dataset_type, local.dataset_name, local.metric_value) == ("csv", "local:word", 0.5)
@@ -335,14 +363,10 @@ def test_overrides_are_told() -> None:
     override = {"tensors": "*", "method": {"name": "wise_ft", "alpha": 0.1}}
     page = card_of(PLAIN, overrides=[override])
     assert "mix by `linear`, some tensors as `overrides` in the recipe says, of the weights of 2" in page
-    lineage, summary, recipe = soup(PLAIN, overrides=[override])
-    summary["weights"] = {"acme/b": 1.0}
-    license = license_of(lineage.checkpoints, lineage.ancestor)
-    page = render(title="one", lineage=lineage, used=["acme/b"], license=license, summary=summary, recipe=recipe)
-    assert "A copy of" not in page
-    summary |= {"overrides": [], "parameters": {"normalize": False}}
-    page = render(title="one", lineage=lineage, used=["acme/b"], license=license, summary=summary, recipe=recipe)
-    assert "A copy of" not in page
+    one = {"acme/b": 1.0}
+    for changes in ({"overrides": [override]}, {"parameters": {"normalize": False}}):
+        models, report, recipe = soup(PLAIN, weights=one, **changes)
+        assert "A copy of" not in render("one", models, report, recipe=recipe)
 
 
 def test_what_was_not_checked_is_said() -> None:

@@ -330,3 +330,13 @@ def test_a_fault_shows_a_strangers_text_in_part(text: str) -> None:
     with pytest.raises(RecipeError) as raised:
         Recipe.parse(text)
     assert len(str(raised.value)) < 3000
+
+
+def test_the_json_schema_knows_the_short_forms() -> None:
+    """A model or a method by its name alone, and one data set or code where several may stand."""
+    schema = Recipe.model_json_schema()
+    for part in ("Ingredient", "Named"):
+        assert {"type": "string"} in schema["$defs"][part]["anyOf"]
+    for key in ("score", "report"):
+        assert {"$ref": "#/$defs/Scoring"} in schema["properties"][key]["anyOf"]
+    assert {"type": "string"} in schema["properties"]["allow"]["anyOf"]

@@ -151,7 +151,7 @@ def test_new_folders_are_hashed_in_the_wake_of_the_merge(
     soup = hf_soup.cook(models, tmp_path / "soup")
     assert nothing_known == []
     assert [leaf.revision for leaf in soup.recipe.ingredients] == [pin(model) for model in models]
-    assert [each["revision"] for each in soup.summary["lineage"]["ingredients"]] == [pin(model) for model in models]
+    assert [each.revision for each in soup.report.lineage.ingredients] == [pin(model) for model in models]
     known = hf_soup.check(models)
     assert [each["revision"] for each in known.to_dict()["ingredients"]] == [pin(model) for model in models]
     assert f"local:a@{pin(models[0])[7:14]}  " in str(known)

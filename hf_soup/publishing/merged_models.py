@@ -1,0 +1,46 @@
+"""Which models a soup is of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from hf_soup.lineage import LineageReport, soup_config
+from hf_soup.merging import Plan
+
+
+@dataclass(frozen=True)
+class MergedModels:
+    """Which models a soup is of, with what shares.
+
+    Args:
+        lineage: All leaves.
+        groups: For each ingredient, numbers of the leaves that it is made of.
+        weights: Shares of the leaves that went in.
+        plan: What was averaged.
+        alignments: What was done so that tensors correspond.
+    """
+
+    lineage: LineageReport
+    groups: Mapping[str, Mapping[int, object]]
+    weights: Mapping[str, float]
+    plan: Plan
+    alignments: tuple[str, ...]
+
+    @cached_property
+    def leaves(self) -> LineageReport:
+        """Those that went in."""
+        return self.lineage.only(self.weights)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The soup's."""
+        return soup_config(self.leaves, self.plan.layout.dtype)
+
+    @cached_property
+    def made_of(self) -> dict[str, tuple[str, ...]]:
+        """Names of the leaves of every ingredient."""
+        names = self.lineage.names
+        return {name: tuple(names[number] for number in numbers) for name, numbers in self.groups.items()}

@@ -1,0 +1,345 @@
+"""What is told of a soup: `SoupReport`, which ``soup.json`` holds as it stands here, key by key.
+
+Everything else that is said of a soup (the card, the pictures, the tables of the command line) is made from it. A
+report of another version is read as far as it can be: keys that are not known are passed over, and those that may be
+absent have defaults.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from hf_soup._util.text import some
+from hf_soup.recipe.schema import Override
+
+
+class _Part(BaseModel):
+    # What is neither a name nor a number that this file knows is some other version's.
+    model_config = ConfigDict(frozen=True, extra="ignore", from_attributes=True)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric on one data set, with its 95 % interval ``low`` to ``high`` and the number of rows."""
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain data."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.metric} {self.value:.4f} (95 % interval {self.low:.4f} to {self.high:.4f}, n = {self.n:,})"
+
+
+#: Title of the data → score.
+Scores = Mapping[str, Score]
+
+
+class ReportedComparison(_Part):
+    """The soup and another model on the same rows: ``difference`` is its score less the other's, as a share of one.
+
+    ``against`` names an ingredient; of the last version there is nothing to name.
+    """
+
+    metric: str
+    difference: float
+    low: float
+    high: float
+    p: float
+    n: int
+    sentence: str
+    against: Annotated[str | None, Field(exclude_if=lambda name: name is None)] = None
+    significant: bool
+
+
+class UpdateReport(_Part):
+    """What an update changed.
+
+    Args:
+        soup, revision: The last version, and its commit where it is on the Hub.
+        added: The ingredients that are new.
+        before, after: What the last version and this one score.
+        comparisons: Title of the data → this version against the last.
+        left_out: Why something is not measured, a sentence each.
+        helps: Whether the new ingredients help; None where nobody can tell.
+        sentence: The same in words.
+    """
+
+    soup: str
+    revision: str | None = None
+    added: tuple[str, ...]
+    before: Scores
+    after: Scores
+    comparisons: Mapping[str, ReportedComparison]
+    left_out: tuple[str, ...]
+    helps: bool | None
+    sentence: str
+
+
+class CalibrationErrors(_Part):
+    """How far a model's probabilities can be believed: expected calibration error, log-likelihood, Brier score."""
+
+    ece: float
+    nll: float
+    brier: float
+
+
+class MeanDiversity(_Part):
+    """Means over all pairs of ingredients; None where there are none."""
+
+    disagreement: float | None
+    double_fault: float | None
+    shared_errors: float | None
+
+
+class Diversity(_Part):
+    """How differently ``models`` err: a square matrix in their order for each measure, and the ``mean`` over pairs."""
+
+    models: tuple[str, ...]
+    disagreement: tuple[tuple[float | None, ...], ...]
+    double_fault: tuple[tuple[float | None, ...], ...]
+    shared_errors: tuple[tuple[float | None, ...], ...]
+    mean: MeanDiversity
+
+
+class CurvePoint(_Part):
+    """Values of a method's parameters that were tried: the held-out score, and the score on all data."""
+
+    parameters: Mapping[str, Any]
+    score: float
+    scores: Scores
+
+
+class TraceStep(_Part):
+    """One thing that a selection tried: the soup, its held-out score, and whether it was kept."""
+
+    ingredients: tuple[str, ...]
+    score: float
+    kept: bool
+
+
+class LearningEpoch(_Part):
+    """Of learned shares: losses on the rows learned from and on those kept apart, the logits' scale, the shares."""
+
+    epoch: int
+    train_loss: float | None
+    inner_loss: float
+    scale: float
+    weights: Mapping[str, float]
+
+
+class SelectionStability(_Part):
+    """What comes out when the choice is made again on random halves of the held-out rows.
+
+    Args:
+        repeats: How often.
+        chosen: How often each ingredient went in.
+        gains: The score of each soup on the other half of the rows, less that of the ingredient which is best on the
+            half that was chosen on; so nothing is scored on rows that it was chosen by.
+        mean, low, high: The mean gain, and the middle 95 % of them.
+        sentence: The same in words.
+    """
+
+    repeats: int
+    chosen: Mapping[str, int]
+    gains: tuple[float, ...]
+    mean: float
+    low: float
+    high: float
+    sentence: str
+
+
+class ReportedData(_Part):
+    """Data that was looked at once, at the end: as in the recipe, with its ``title`` and the ``loader`` of files."""
+
+    task: str
+    dataset: str
+    split: str | None
+    metric: str
+    config: str | None
+    revision: str | None
+    labels: tuple[str, ...] | None
+    label_column: str | None
+    input_columns: tuple[str, ...] | None
+    name: str
+    batch_size: int
+    weight: float
+    trust_remote_code: bool
+    title: str
+    loader: str | None
+
+
+class BatchNormUpdate(_Part):
+    """With what running statistics of batch normalisation were collected again.
+
+    Args:
+        examples: The data's title.
+        layers: How many have new statistics.
+        rows, batches, batch_size: What went through the model.
+        unreached: Layers through which nothing went, which keep the mean of the ingredients' statistics.
+    """
+
+    examples: str
+    layers: int
+    rows: int
+    batches: int
+    batch_size: int
+    unreached: tuple[str, ...]
+
+    @property
+    def notes(self) -> list[str]:
+        """The same in words."""
+        size = f"{self.batches:,} batch{'es'[: 2 * self.batches - 2]} of {self.batch_size:,}"
+        said = [
+            f"The running statistics of {self.layers:,} layer{'s'[: self.layers - 1]} of batch normalisation were "
+            f"collected again with the soup's weights, in one pass over {self.rows:,} rows of {self.examples} ({size})."
+        ]
+        if self.unreached:
+            which = some(list(self.unreached))
+            said.append(f"No example went through {which}: the running statistics there are the ingredients' mean.")
+        return said
+
+
+class ReportedBase(_Part):
+    """The pretrained ancestor, its commit where it could be read, and who names it."""
+
+    model: str
+    revision: str | None = None
+    source: str
+
+
+class ReportedIngredient(_Part):
+    """A leaf: what it is, and the cosine of its body with the ancestor's."""
+
+    name: str
+    model: str
+    revision: str | None = None
+    parameters: int
+    dtype: str | None
+    license: str | None
+    ancestor_cosine: float | None
+    notes: tuple[str, ...]
+
+
+class ReportedFinding(_Part):
+    """Something that was found: ``severity`` is ``refusal``, ``allowed`` or ``warning``."""
+
+    code: str
+    severity: str
+    message: str
+    ingredients: tuple[str, ...]
+
+
+class ReportedSimilarity(_Part):
+    """Rows of a part of the models, each model with each: cosines, and shares of rows that find themselves."""
+
+    part: str
+    names: tuple[str, ...]
+    tensors: tuple[str, ...]
+    cosine: tuple[tuple[float | None, ...], ...]
+    rows: tuple[tuple[float | None, ...], ...]
+
+
+class ReportedLineage(_Part):
+    """Whether the ingredients may be averaged, and how that is known: what ``hf-soup check --json`` prints."""
+
+    verdict: str
+    ancestor: ReportedBase | None = None
+    ingredients: tuple[ReportedIngredient, ...]
+    reasons: tuple[ReportedFinding, ...] = ()
+    alignments: tuple[str, ...] = ()
+    evidence: tuple[ReportedSimilarity, ...] = ()
+    transferred_bytes: int = 0
+
+
+class SoupReport(_Part):
+    """What is told of a soup; ``soup.json``.
+
+    Args:
+        digest: Over all tensors: sha256 of the lines ``name dtype shape root`` in name order, ``root`` the sha256 of
+            the concatenated sha256s of a tensor's 4 MiB blocks.
+        weights: Share of every leaf that went in.
+        selected: The ingredients of the recipe that went in.
+        made_of: The leaves of each ingredient that is a run or a soup.
+        method, parameters, overrides, select: As in the recipe, with the parameters that were chosen.
+        architecture, tasks: Class of the model, and the pipelines that take it.
+        library, encoder: What loads it: transformers, or sentence-transformers with this class.
+        head_of: Whose head it keeps, where only bodies are averaged.
+        held_out: Titles of the data that selection may look at.
+        scores: Model (``soup``, every ingredient, their ensembles) → title of the data → score.
+        best: Title of the data → the ingredient that is best on the held-out data, or there.
+        comparisons: Title of the data → the soup against that ingredient.
+        calibration: As ``scores`` → how far probabilities can be believed.
+        diversity: Title of the data → how differently the ingredients err.
+        greedy_ensemble: Those in the ensemble of that name, best first.
+        curve: Values of parameters that were tried.
+        trace: What the selection tried.
+        history: How shares were learned, an entry for each epoch.
+        stability: What comes out when the choice is made again.
+        report: The data that was looked at once, at the end.
+        batch_norm: With what running statistics were collected again.
+        update: What changed since the last version.
+        license_agreed: Whether the ingredients' licences are the same, or all permissive.
+        notes, alignments: What a reader should know, and what was done so that tensors correspond, a sentence each.
+        lineage: Where the ingredients come from.
+        versions, system: Of what cooked it.
+    """
+
+    digest: str
+    weights: Mapping[str, float]
+    selected: tuple[str, ...] = ()
+    made_of: Mapping[str, tuple[str, ...]] = {}
+    method: str
+    parameters: Mapping[str, Any] = {}
+    overrides: tuple[Override, ...] = ()
+    select: str
+    architecture: str = "AutoModel"
+    tasks: tuple[str, ...] = ()
+    library: str = "transformers"
+    encoder: str = "SentenceTransformer"
+    head_of: str | None = None
+    held_out: tuple[str, ...] = ()
+    scores: Mapping[str, Scores]
+    best: Mapping[str, str] = {}
+    comparisons: Mapping[str, ReportedComparison] = {}
+    calibration: Mapping[str, Mapping[str, CalibrationErrors]] = {}
+    diversity: Mapping[str, Diversity] = {}
+    greedy_ensemble: tuple[str, ...] = ()
+    curve: tuple[CurvePoint, ...] = ()
+    trace: tuple[TraceStep, ...] = ()
+    history: tuple[LearningEpoch, ...] = ()
+    stability: SelectionStability | None = None
+    report: tuple[ReportedData, ...] = ()
+    batch_norm: BatchNormUpdate | None = None
+    update: UpdateReport | None = None
+    license_agreed: bool
+    notes: tuple[str, ...] = ()
+    alignments: tuple[str, ...] = ()
+    lineage: ReportedLineage | None = None
+    versions: Mapping[str, str] = {}
+    system: str = ""
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> Self:
+        """Read ``soup.json``.
+
+        Raises:
+            ValueError: It is none.
+            RecursionError: It is nested without end.
+        """
+        # Not pydantic's own parser: it refuses half a letter, which strangers' names may have.
+        return cls.model_validate(json.loads(text))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, in the order of ``soup.json``."""
+        return self.model_dump()
