@@ -91,8 +91,8 @@ def front_matter(
         summary: What ``soup.json`` holds.
     """
     leaves = [c for name, c in zip(lineage.names, lineage.checkpoints, strict=True) if name in used]
-    bases = [leaf.model for leaf in leaves if leaf.repo is not None]
-    if any(leaf.repo is None for leaf in leaves) and lineage.ancestor and lineage.ancestor.declared:
+    bases = [leaf.model for leaf in leaves if leaf.source.commit]
+    if not all(leaf.source.commit for leaf in leaves) and lineage.ancestor and lineage.ancestor.declared:
         # A folder has no address that a reader could follow, so its ancestor stands for it.
         bases.append(lineage.ancestor.model)
     bases = [base for base in dict.fromkeys(bases) if not base.startswith("local:")]

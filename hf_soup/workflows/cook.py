@@ -194,7 +194,7 @@ def _cook(
             if here.size > 1:
                 supply.fetch_all()
             follow = [file.path for file in supply.files() if file.follow and file.path]
-            stamps = {path: stamp for leaf in used.checkpoints for path, stamp in leaf.stamps.items()}
+            stamps = {file.path: file.stamp for file in supply.files() if file.stamp and file.path}
             said = (
                 staging.open(plan.fingerprint, plan.outline())
                 if here.size == 1
@@ -275,7 +275,7 @@ def preview(
         "tensors": len(plan.tensors),
         "alignments": list(used.alignments),
         "dtype": plan.dtype,
-        "fetch_bytes": sum(repo.files[file].size for repo, file in missing),
+        "fetch_bytes": sum(source.files[file] for source, file in missing),
         "output_bytes": plan.size,
         "output_disk_bytes": output,
         "output_free_bytes": free_bytes(out.absolute().parent),

@@ -96,7 +96,7 @@ def plan_of(recipe: Recipe, lineage: LineageReport, weights: Mapping[str, float]
         sorted({output for mine in lineage.tensors for output in mine}) if recipe.layers or not is_average(one) else []
     )
     return make_plan(
-        [str(c) if c.repo else name for name, c in zip(lineage.names, lineage.checkpoints, strict=True)],
+        [str(c) if c.source.commit else name for name, c in zip(lineage.names, lineage.checkpoints, strict=True)],
         lineage.tensors,
         [*weights.values(), *([0.0] if with_ancestor else [])],
         states=[checkpoint.identity for checkpoint in lineage.checkpoints],
@@ -262,7 +262,7 @@ def disk_needs(lineage: LineageReport, plan: Plan, out: Path, stream: bool) -> d
     if stream:
         beside, fetch = weight_files_of(lineage.checkpoints, out).peak_bytes(plan), 0
     else:
-        fetch = sum(repo.files[file].size for repo, file in missing_weights(lineage.checkpoints))
+        fetch = sum(source.files[file] for source, file in missing_weights(lineage.checkpoints))
     return {"output": (out.absolute().parent, plan.size + beside), "cache": (hub.cache_folder(), fetch)}
 
 

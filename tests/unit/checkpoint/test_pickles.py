@@ -15,6 +15,7 @@ import torch
 
 from hf_soup._util import isolated as apart
 from hf_soup.checkpoint import pickles
+from hf_soup.checkpoint.file_sources import LocalFolder
 from hf_soup.checkpoint.pickles import convert_pickle, require_plain
 from hf_soup.errors import ResolveError
 
@@ -107,8 +108,7 @@ def test_what_only_shows_when_it_is_read(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("hf_soup.hub.own_cache_folder", lambda: tmp_path / "cache")
 
     def convert() -> None:
-        files = {path.name: path.stat().st_size for path in tmp_path.iterdir() if path.is_file()}
-        convert_pickle("acme/a", files, lambda file, *_: (tmp_path / file).read_bytes(), None, tmp_path)
+        convert_pickle("acme/a", LocalFolder.of(tmp_path, tmp_path.iterdir()))
 
     torch.save({"b": torch.empty(3, device="meta")}, tmp_path / "pytorch_model.bin")
     with pytest.raises(ResolveError, match=r"'b' in pytorch_model.bin has a shape and no numbers"):
