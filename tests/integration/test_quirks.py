@@ -473,7 +473,7 @@ def test_a_check_reads_little(online: LocalHub, large: Sequence[str], tmp_path: 
     asked = len(online.requests)
     lineage = check(large[:2])
     assert lineage.verdict == "likely"
-    assert lineage.checkpoints[0].files["model.safetensors"] > 10e6
+    assert lineage.checkpoints[0].source.files["model.safetensors"] > 10e6
     samples: dict[str, list[int]] = {}
     for record in weight_requests(online, asked):
         if record.path.startswith("/cdn/") and not record.range.startswith("bytes=0-"):
