@@ -55,9 +55,10 @@ def estimated_seconds(
     merge = max(merge, longest)
     total = sum(tensor.size for checkpoint in checkpoints for tensor in checkpoint.tensors.values())
     here = [
-        (path, source.files[file])
-        for source, file in {(each.weights.source, file): None for each in checkpoints for file in each.weights.files}
-        if (path := source.here(file))
+        (path, each.weights.source.files[file])
+        for each in checkpoints
+        for file in each.weights.files
+        if (path := each.weights.source.here(file))
     ]
     if here:
         path, size = max(here, key=lambda entry: entry[1])

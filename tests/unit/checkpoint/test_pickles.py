@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from hf_soup._util import isolated as apart
@@ -124,3 +125,20 @@ def test_what_only_shows_when_it_is_read(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     with pytest.raises(ResolveError, match=r"'b' is in 2.bin and in another file"):
         convert()
+
+
+def test_what_another_process_converted_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever opened it has noted its state, and would find another file in its place."""
+    monkeypatch.setattr("hf_soup.hub.own_cache_folder", lambda: tmp_path / "cache")
+    torch.save({"a": SOME}, tmp_path / "pytorch_model.bin")
+    written, states = safetensors.torch.save_file, []
+
+    def both(tensors: Any, partial: Path, **more: Any) -> None:
+        written(tensors, partial, **more)
+        written(tensors, partial.parent / "model.safetensors", **more)
+        states.append((partial.parent / "model.safetensors").stat().st_ino)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", both)
+    found = convert_pickle("acme/a", LocalFolder.of(tmp_path, tmp_path.iterdir()))
+    assert [stamp[1] for stamp in found.stamps.values()] == states
+    assert [path.name for path in found.path.iterdir()] == ["model.safetensors"]
