@@ -22,6 +22,12 @@ if TYPE_CHECKING:
         same_architecture as same_architecture,
         ties_embeddings as ties_embeddings,
     )
+    from hf_soup.checkpoint.file_sources import (
+        FileSource as FileSource,
+        HubRepo as HubRepo,
+        LocalFolder as LocalFolder,
+        fetch_files as fetch_files,
+    )
     from hf_soup.checkpoint.headers import (
         COUNT as COUNT,
         DTYPES as DTYPES,
@@ -32,6 +38,7 @@ if TYPE_CHECKING:
         TensorInfo as TensorInfo,
         front_matter as front_matter,
         read_header as read_header,
+        reader_of as reader_of,
     )
     from hf_soup.checkpoint.labels import (
         label_names as label_names,
@@ -66,6 +73,7 @@ if TYPE_CHECKING:
         choose_rows as choose_rows,
         read_samples as read_samples,
     )
+    from hf_soup.checkpoint.tensor_sources import TensorSource as TensorSource
     from hf_soup.checkpoint.tensors import (
         TORCH as TORCH,
         bytes_of as bytes_of,

@@ -6,23 +6,22 @@ them is bounded and validated before it is believed.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from hf_soup import hub
 from hf_soup._util.parallel import in_parallel
 from hf_soup._util.text import some
+from hf_soup.checkpoint.file_sources import FileSource, HubRepo, LocalFolder
 from hf_soup.checkpoint.headers import (
     FLOATS,
     ITEM_BYTES,
-    Read,
     TensorInfo,
     front_matter,
     joined,
@@ -32,11 +31,14 @@ from hf_soup.checkpoint.headers import (
     read_json,
 )
 from hf_soup.checkpoint.pickles import PICKLE, PICKLE_INDEX, convert_pickle
+from hf_soup.checkpoint.tensor_sources import TensorSource
 from hf_soup.errors import ResolveError, SoupError
-from hf_soup.hub import ASSETS, CHECKPOINT, INDEX, MAX_TEXT, SINGLE, Stamp, Token
+from hf_soup.hub import ASSETS, CHECKPOINT, INDEX, MAX_TEXT, SINGLE, Token
 from hf_soup.recipe import Ingredient, is_local_path, parse_part
 
 _MAX_ASSET = 500_000_000
+#: What makes safetensors of a pickle, on the Hub and elsewhere.
+_BOT, _LIBRARY = "https://huggingface.co/spaces/safetensors/convert", "`model.save_pretrained(folder)`"
 
 
 def called(folder: Path) -> str:
@@ -57,43 +59,35 @@ class Checkpoint:
         model: ``owner/name`` as the Hub answers, or ``local:name`` for a folder; see `called`.
         config: ``config.json``.
         card: The front matter of ``README.md``.
-        tensors: Every tensor by its name on disk.
-        files: Every file's size in bytes.
-        repo: Where it is on the Hub, or None.
-        folder: Where it is here, or None; ``files`` are relative to it.
-        converted: Weight files that were converted from a pickle, by their name in ``files``.
+        source: Where its files are.
+        weights: Where its tensors are.
         notes: What was unusual about opening it.
-        stamps: The states of a folder's weight files when it was opened.
     """
 
     model: str
     config: Mapping[str, Any] = field(repr=False)
     card: Mapping[str, Any] = field(repr=False)
-    tensors: Mapping[str, TensorInfo] = field(repr=False)
-    files: Mapping[str, int] = field(repr=False)
-    repo: hub.Repo | None = field(default=None, repr=False)
-    folder: Path | None = field(default=None, repr=False)
-    converted: Mapping[str, Path] = field(default_factory=dict, repr=False)
+    source: FileSource = field(repr=False)
+    weights: TensorSource = field(repr=False)
     notes: tuple[str, ...] = ()
-    stamps: Mapping[Path, Stamp] = field(default_factory=dict, repr=False, compare=False)
 
     def __str__(self) -> str:
         return f"{self.model}@{self.short}" if self.short else self.model
 
-    @cached_property
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor by its name on disk."""
+        return self.weights.tensors
+
+    @property
     def revision(self) -> str:
         """The full commit, or ``sha256:…`` over a folder's weight files, which are read where it is not known yet."""
-        if self.repo is not None:
-            return self.repo.revision
-        hashes = in_parallel(hub.sha256_of, self._paths(), threads=4)
-        lines = (f"{file} {digest}\n" for file, digest in zip(sorted(self.weight_files), hashes, strict=True))
-        return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
+        return self.source.commit or self.weights.content
 
     @property
     def known_revision(self) -> str | None:
         """The revision, where it costs no reading."""
-        known = self.repo or "revision" in self.__dict__ or all(hub.known_sha256(path) for path in self._paths())
-        return self.revision if known else None
+        return self.source.commit or self.weights.known_content
 
     @property
     def short(self) -> str:
@@ -103,13 +97,9 @@ class Checkpoint:
     @property
     def identity(self) -> str:
         """What tells whether an interrupted merge had the same weights: the commit, or the state of the files."""
-        if self.repo is not None:
-            return f"{self.model}@{self.repo.revision}"
-        return f"{self.model} {sorted(self.stamps.values())}"
-
-    def _paths(self) -> list[Path]:
-        """A folder's weight files, in the order of their names."""
-        return [self.converted.get(file, (self.folder or Path()) / file) for file in sorted(self.weight_files)]
+        if self.source.commit:
+            return f"{self.model}@{self.source.commit}"
+        return f"{self.model} {sorted(self.weights.source.stamps[file] for file in self.weights.files)}"
 
     @property
     def parameters(self) -> int:
@@ -128,28 +118,6 @@ class Checkpoint:
         for tensor in self.tensors.values():
             held[tensor.dtype] = held.get(tensor.dtype, 0) + tensor.size
         return {dtype: size // ITEM_BYTES[dtype] for dtype, size in held.items() if dtype in FLOATS}
-
-    @cached_property
-    def weight_files(self) -> tuple[str, ...]:
-        """The files that hold tensors, in the order of their first tensor."""
-        return tuple(dict.fromkeys(tensor.file for tensor in self.tensors.values()))
-
-    def read(self, tensor: TensorInfo, start: int, stop: int) -> bytes:
-        """Bytes ``start`` to ``stop`` of a tensor, by a range request where it is not here.
-
-        Raises:
-            ResolveError: The file is shorter than its header says, or cannot be read.
-        """
-        return _reader(self.repo, self.folder, self.converted)(tensor.file, tensor.offset + start, tensor.offset + stop)
-
-    def fetch_assets(self, pattern: re.Pattern[str] = ASSETS) -> Path:
-        """A folder here that holds the files that match, apart from weights: config, tokenizer, processor."""
-        if self.folder is not None:
-            return self.folder
-        assert self.repo is not None
-        wanted = [(self.repo, path) for path in self.files if pattern.fullmatch(path)]
-        paths = hub.fetch(wanted, quiet=True)
-        return paths[0].parents[len(PurePosixPath(wanted[0][1]).parts) - 1]
 
 
 def open_checkpoint(
@@ -228,24 +196,6 @@ def open_all(
 # ---- opening ------------------------------------------------------------------------------------------------
 
 
-def _reader(repo: hub.Repo | None, folder: Path | None, converted: Mapping[str, Path]) -> Read:
-    def read(file: str, start: int, stop: int) -> bytes:
-        if repo is not None and file not in converted:
-            return hub.read_range(repo, file, start, stop)
-        path = converted[file] if file in converted else (folder or Path()) / file
-        try:
-            with path.open("rb") as opened:
-                opened.seek(start)
-                data = opened.read(stop - start)
-        except OSError as error:
-            raise ResolveError(f"Cannot read '{path}': {error.strerror}.") from None
-        if len(data) != stop - start:
-            raise ResolveError(f"'{path}' is shorter than its header says: {start + len(data):,} bytes of {stop:,}.")
-        return data
-
-    return read
-
-
 def _open_repo(repo: hub.Repo, allow_pickle: bool) -> Checkpoint:
     notes = []
     if repo.from_cache:
@@ -256,20 +206,7 @@ def _open_repo(repo: hub.Repo, allow_pickle: bool) -> Checkpoint:
             notes.append(f"its safetensors are in the conversion bot's pull request ({offered.requested})")
             hub.remember_commit("model", repo.id, repo.requested, found=offered.id, commit=offered.revision)
             repo = offered
-    name = f"{repo.id}@{repo.revision[:7]}"
-    files = {path: file.size for path, file in repo.files.items()}
-    read = _reader(repo, None, {})
-    return _assemble(
-        name=name,
-        model=repo.id,
-        files=files,
-        read=read,
-        card=repo.card,
-        repo=repo,
-        folder=None,
-        allow_pickle=allow_pickle,
-        notes=notes,
-    )
+    return _assemble(f"{repo.id}@{repo.revision[:7]}", repo.id, HubRepo.of(repo), repo.card, notes, allow_pickle)
 
 
 def _open_folder(folder: Path, ingredient: Ingredient, allow_pickle: bool) -> Checkpoint:
@@ -279,22 +216,8 @@ def _open_folder(folder: Path, ingredient: Ingredient, allow_pickle: bool) -> Ch
             f"'{ingredient.model}' is a folder, which has no revision '{ingredient.revision}'.",
             hint="Leave the part after '@' out.",
         )
-    # Taken before anything is read, so that no later change goes unseen.
-    found = {path: hub.stamp_of(path) for path in sorted([*folder.glob("*"), *folder.glob("*/*")]) if path.is_file()}
-    files = {path.relative_to(folder).as_posix(): stamp[2] for path, stamp in found.items()}
-    read = _reader(None, folder, {})
-    checkpoint = _assemble(
-        name=f"'{ingredient.model}'",
-        model=f"local:{called(folder)}",
-        files=files,
-        read=read,
-        card={},
-        repo=None,
-        folder=folder,
-        allow_pickle=allow_pickle,
-        notes=[],
-    )
-    checkpoint = replace(checkpoint, stamps={p: found.get(p) or hub.stamp_of(p) for p in checkpoint._paths()})
+    source = LocalFolder.of(folder, [*folder.glob("*"), *folder.glob("*/*")])
+    checkpoint = _assemble(f"'{ingredient.model}'", f"local:{called(folder)}", source, {}, [], allow_pickle)
     if ingredient.revision is not None and ingredient.revision != checkpoint.revision:
         raise ResolveError(
             f"The weights in '{ingredient.model}' are not the ones that the recipe names.\n"
@@ -311,24 +234,18 @@ def require_unchanged(checkpoints: Sequence[Checkpoint]) -> None:
         MergeError: A file was written to since.
     """
     for checkpoint in checkpoints:
-        for path, stamp in checkpoint.stamps.items():
-            if not path.exists() or hub.stamp_of(path) != stamp:
+        source = checkpoint.weights.source
+        for file in checkpoint.weights.files if source.stamps else ():
+            path = source.fetch(file)
+            if not path.exists() or hub.stamp_of(path) != source.stamps[file]:
                 raise hub.changed_while_read(str(checkpoint), path.name)
 
 
 def _assemble(
-    *,
-    name: str,
-    model: str,
-    files: Mapping[str, int],
-    read: Read,
-    card: Mapping[str, Any],
-    repo: hub.Repo | None,
-    folder: Path | None,
-    allow_pickle: bool,
-    notes: Sequence[str],
+    name: str, model: str, source: FileSource, card: Mapping[str, Any], notes: Sequence[str], allow_pickle: bool
 ) -> Checkpoint:
-    if not {SINGLE, INDEX, PICKLE, PICKLE_INDEX} & set(files) and (foreign := _other_format(files, folder)):
+    files = source.files
+    if not {SINGLE, INDEX, PICKLE, PICKLE_INDEX} & set(files) and (foreign := _other_format(source)):
         raise ResolveError(f"{name} is {foreign[0]}, not a model with safetensors.", hint=foreign[1])
     if "config.json" not in files:
         kind = "an adapter, not a whole model" if "adapter_config.json" in files else "not a transformers model"
@@ -351,24 +268,18 @@ def _assemble(
         card = {}
         notes = [*notes, f"its README.md has {length:,} bytes and is not used; at most {MAX_TEXT:,} are read"]
     elif not card and length:
-        card = front_matter(read("README.md", 0, length))
-    config = read_json(read, "config.json", files, name)
-    converted: dict[str, Path] = {}
-    if SINGLE in files:
-        shards: Sequence[str] = [SINGLE]
-        index = b""
-    elif INDEX in files:
-        index, shards = read_index(read, INDEX, files, name)
-    elif {PICKLE, PICKLE_INDEX} & set(files) and allow_pickle:
-        index = b""
-        converted = {SINGLE: convert_pickle(name, files, read, repo, folder)}
-        shards = [SINGLE]
-        files = {**files, SINGLE: converted[SINGLE].stat().st_size}
-        read = _reader(repo, folder, converted)
+        card = front_matter(source.read("README.md", 0, length))
+    config = read_json(source.read, "config.json", files, name)
+    shards: Sequence[str] = [SINGLE]
+    index, stored = b"", source
+    if SINGLE not in files and INDEX in files:
+        index, shards = read_index(source.read, INDEX, files, name)
+    elif SINGLE not in files and {PICKLE, PICKLE_INDEX} & set(files) and allow_pickle:
+        stored = convert_pickle(name, source)
         notes = [*notes, "its weights were converted from pytorch_model.bin"]
-    else:
-        raise _no_safetensors(name, model, files, repo)
-    headers = in_parallel(lambda file: read_header(read, file, files[file], name), shards)
+    elif SINGLE not in files:
+        raise _no_safetensors(name, source)
+    headers = in_parallel(lambda file: read_header(stored.read, file, stored.files[file], name), shards)
     tensors = joined(tuple(headers))
     if isinstance(tensors, tuple):
         one, other = tensors
@@ -384,25 +295,15 @@ def _assemble(
         )
     if not tensors:
         raise ResolveError(f"{name} has a weight file without a single tensor.")
-    return Checkpoint(
-        model=model,
-        config=config,
-        card=card,
-        tensors=tensors,
-        files=files,
-        repo=repo,
-        folder=folder,
-        converted=converted,
-        notes=tuple(notes),
-    )
+    return Checkpoint(model, config, card, source, TensorSource(tensors, stored), tuple(notes))
 
 
 _BESIDE = "\nThen put config.json and the tokenizer's files beside what comes out."
 
 
-def _other_format(files: Mapping[str, int], folder: Path | None) -> tuple[str, str] | None:
+def _other_format(source: FileSource) -> tuple[str, str] | None:
     """What a folder is that another tool wrote, and what makes a model of it; None where it is not one of these."""
-    where = folder or Path("FOLDER")
+    files, where = source.files, Path("FOLDER" if source.commit else source.reference)
     if quantised := [file for file in files if file.endswith(".gguf")]:
         load = f"AutoModelForCausalLM.from_pretrained({str(where)!r}, gguf_file={quantised[0]!r})"
         return (
@@ -420,15 +321,14 @@ def _other_format(files: Mapping[str, int], folder: Path | None) -> tuple[str, s
     return None
 
 
-def _no_safetensors(name: str, model: str, files: Mapping[str, int], repo: hub.Repo | None) -> ResolveError:
-    pickled = [file for file in files if re.fullmatch(r"pytorch_model.*\.bin", file)]
-    variants = [file for file in files if file.endswith(".safetensors")]
+def _no_safetensors(name: str, source: FileSource) -> ResolveError:
+    pickled = [file for file in source.files if re.fullmatch(r"pytorch_model.*\.bin", file)]
+    variants = [file for file in source.files if file.endswith(".safetensors")]
     if pickled:
-        convert = "https://huggingface.co/spaces/safetensors/convert" if repo else "`model.save_pretrained(folder)`"
         return ResolveError(
             f"{name} has no safetensors, only {some(pickled)}: a pickle can run code when it is read.",
-            hint=f"Have it converted ({convert}) and use the result, or name it in a recipe that says "
-            "`allow_pickle: true`, which reads tensors only and converts them once into the cache.",
+            hint=f"Have it converted ({_BOT if source.commit else _LIBRARY}) and use the result, or name it in a "
+            "recipe that says `allow_pickle: true`, which reads tensors only and converts them once into the cache.",
             code="pickle",
         )
     if variants:
@@ -439,7 +339,7 @@ def _no_safetensors(name: str, model: str, files: Mapping[str, int], repo: hub.R
         )
     return ResolveError(
         f"{name} has no weights: neither {SINGLE} nor {INDEX}.",
-        hint=f"It holds {some(files)}. Check that this is a transformers model in PyTorch format.",
+        hint=f"It holds {some(source.files)}. Check that this is a transformers model in PyTorch format.",
         code="no-weights",
     )
 

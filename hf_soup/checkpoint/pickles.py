@@ -6,15 +6,17 @@ import hashlib
 import logging
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_soup import hub
 from hf_soup._util.isolated import IsolationError, run_isolated
-from hf_soup.checkpoint.headers import Read, read_index
+from hf_soup.checkpoint.file_sources import FileSource, LocalFolder, fetch_files
+from hf_soup.checkpoint.headers import read_index
 from hf_soup.errors import ResolveError
+from hf_soup.hub import SINGLE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,20 +32,20 @@ _SHARED = 4
 _HINT = "It holds more than such tensors as can be averaged, or is damaged; have its owner upload safetensors."
 
 
-def convert_pickle(name: str, files: Mapping[str, int], read: Read, repo: hub.Repo | None, folder: Path | None) -> Path:
-    """Tensors of ``pytorch_model.bin`` as one safetensors file in the cache, made once for each content."""
+def convert_pickle(name: str, source: FileSource) -> LocalFolder:
+    """A folder in the cache with the tensors of ``pytorch_model.bin`` as safetensors, made once for each content."""
     import torch
     from safetensors.torch import save_file
 
-    if PICKLE in files:
+    if PICKLE in source.files:
         parts: Sequence[str] = [PICKLE]
     else:
-        parts = sorted(read_index(read, PICKLE_INDEX, files, name)[1])
-    paths = hub.fetch([(repo, part) for part in parts]) if repo else [(folder or Path()) / part for part in parts]
+        parts = sorted(read_index(source.read, PICKLE_INDEX, source.files, name)[1])
+    paths = fetch_files([(source, part) for part in parts])
     key = hashlib.sha256("".join(hub.sha256_of(path) for path in paths).encode()).hexdigest()
-    target = hub.own_cache_folder() / "converted" / f"{key}.safetensors"
+    target = hub.own_cache_folder() / "converted" / key / SINGLE
     if target.exists():
-        return target
+        return LocalFolder.of(target.parent, [target])
     tensors: dict[str, Tensor] = {}
     for path in paths:
         require_plain(path, name)
@@ -62,15 +64,16 @@ def convert_pickle(name: str, files: Mapping[str, int], read: Read, repo: hub.Re
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, partial, metadata={"format": "pt"})
-        partial.replace(target)
+        if not target.exists():  # somebody else's, of the same content, whose state may have been noted by now, stays
+            partial.replace(target)
     except OSError as error:
         raise ResolveError(
-            f"{name}: its converted weights cannot be written to '{target.parent}': {error.strerror or error}.",
+            f"{name}: its converted weights cannot be written to '{target.parent.parent}': {error.strerror or error}.",
             hint="Make room there, or choose another cache with HF_HOME.",
         ) from None
     finally:
         partial.unlink(missing_ok=True)
-    return target
+    return LocalFolder.of(target.parent, [target])
 
 
 def require_plain(path: Path, name: str) -> None:

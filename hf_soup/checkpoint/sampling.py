@@ -107,9 +107,8 @@ def read_samples(
 
     def read(job: tuple[int, _Span]) -> bytes | SoupError:
         index, span = job
-        tensor = TensorInfo("", "U8", (), span.file, 0, 0)
         try:
-            return wanted[index][0].read(tensor, span.start, span.stop)
+            return wanted[index][0].weights.source.read(span.file, span.start, span.stop)
         except SoupError as error:
             if needed is None or index < needed:
                 raise

@@ -110,6 +110,5 @@ def _to_write(recipe: Recipe, lineage: LineageReport) -> tuple[Recipe | None, st
         return (proposed[0], f", a recipe {proposed[1]}") if proposed else (None, "")
     # One that cannot be read would stop the cook, for which it is only a hint here.
     if lineage.ancestor and lineage.ancestor.checkpoint and lineage.ancestor.declared and recipe.base is None:
-        found = lineage.ancestor.checkpoint
-        recipe = recipe.model_copy(update={"base": str(found.folder) if found.folder else found.model})
+        recipe = recipe.model_copy(update={"base": lineage.ancestor.checkpoint.source.reference})
     return recipe, ""

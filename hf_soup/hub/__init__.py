@@ -13,10 +13,9 @@ if TYPE_CHECKING:
     )
     from hf_soup.hub.download import (
         cache_folder as cache_folder,
+        cached_path as cached_path,
         download_beside as download_beside,
-        fetch as fetch,
         fetch_one as fetch_one,
-        is_cached as is_cached,
         read_range as read_range,
         traffic as traffic,
     )

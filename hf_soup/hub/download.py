@@ -10,7 +10,7 @@ import hashlib
 import re
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,6 @@ from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._http import hf_raise_for_status
 from tqdm import tqdm
 
-from hf_soup._util.parallel import in_parallel
-from hf_soup._util.progress import bar
 from hf_soup._util.version import __version__
 from hf_soup.errors import ResolveError
 from hf_soup.hub.client import ATTEMPTS, EXPLAINED, TIMEOUT, explain, is_passing, pause_after, retrying
@@ -59,12 +57,12 @@ def read_range(repo: Repo, path: str, start: int, stop: int) -> bytes:
         return b""
     whole = (start, stop) == (0, repo.files[path].size)
     stated = _stated(repo, path) if whole else ""
-    cached = try_to_load_from_cache(repo.id, path, revision=repo.revision)
+    cached = cached_path(repo, path)
     # A header that was changed in the cache would decide where tensors are looked for, so the file has to be known to
     # be right, unless there is nobody else to ask.
     sha256 = repo.files[path].sha256
-    if isinstance(cached, str) and (repo.from_cache or sha256 in (None, known_sha256(Path(cached)))):
-        with Path(cached).open("rb") as file:
+    if cached and (repo.from_cache or sha256 in (None, known_sha256(cached))):
+        with cached.open("rb") as file:
             file.seek(start)
             data = file.read(stop - start)
         found = _content_id(data, stated)
@@ -136,23 +134,7 @@ def _pieces(repo: Repo, path: str, start: int, stop: int, *, remembering: bool =
                 return
 
 
-def fetch(wanted: Sequence[tuple[Repo, str]], *, quiet: bool = False, threads: int = 4) -> list[Path]:
-    """Files in the ordinary cache, downloaded where they are not there yet; as `obtain`, several at once.
-
-    Args:
-        wanted: Repos and paths in them.
-        quiet: No progress bar.
-        threads: Files at a time.
-
-    Raises:
-        ResolveError: As `obtain`.
-    """
-    total = sum(repo.files[path].size for repo, path in wanted if not is_cached(repo, path))
-    with bar("Fetching", total, quiet=quiet) as shown:
-        return in_parallel(lambda item: fetch_one(item[0], item[1], shown.update), wanted, threads)
-
-
-def fetch_one(repo: Repo, path: str, advance: Callable[[int], object]) -> Path:
+def fetch_one(repo: Repo, path: str, advance: Callable[[int], object] = lambda _: None) -> Path:
     """A file in the ordinary cache, downloaded where it is not there yet, and compared with its sha256.
 
     Args:
@@ -306,9 +288,10 @@ def _download(repo: Repo, path: str, bar: type[tqdm[Any]], *, force: bool = Fals
         raise
 
 
-def is_cached(repo: Repo, path: str) -> bool:
-    """Whether a file needs no download."""
-    return isinstance(try_to_load_from_cache(repo.id, path, revision=repo.revision), str)
+def cached_path(repo: Repo, path: str) -> Path | None:
+    """Where a file is that needs no download."""
+    cached = try_to_load_from_cache(repo.id, path, revision=repo.revision)
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def cache_folder() -> Path:

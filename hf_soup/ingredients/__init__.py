@@ -9,6 +9,7 @@ if TYPE_CHECKING:
         local_path as local_path,
         model_index as model_index,
         open_published as open_published,
+        read_small as read_small,
         value_on_card as value_on_card,
     )
     from hf_soup.ingredients.resolve import (

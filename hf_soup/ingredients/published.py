@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_soup import hub
-from hf_soup.checkpoint import front_matter
+from hf_soup.checkpoint import FileSource, HubRepo, LocalFolder, front_matter
 from hf_soup.errors import RecipeError, ResolveError, without_credentials
 from hf_soup.hub import CHECKPOINT, MAX_TEXT, Token
 from hf_soup.recipe import MAX_BYTES, Named, Recipe, Scoring, is_local_path, split_revision
@@ -40,9 +40,7 @@ class Published:
         score, report: The recipe's data, which `with_data` gives back in a recipe that can be measured.
         digest: Over all tensors, as ``soup.json`` says.
         scores: What it says that the soup scored: title of the data → value.
-        files: Every file's size in bytes.
-        repo: Where it is on the Hub, pinned, or None.
-        folder: Where it is here, or None.
+        source: Where its files are.
     """
 
     model: str
@@ -51,12 +49,10 @@ class Published:
     report: tuple[Scoring, ...] = field(repr=False)
     digest: str
     scores: Mapping[str, float] = field(repr=False)
-    files: Mapping[str, int] = field(repr=False)
-    repo: hub.Repo | None = field(default=None, repr=False)
-    folder: Path | None = field(default=None, repr=False)
+    source: FileSource = field(repr=False)
 
     def __str__(self) -> str:
-        return f"{self.model}@{self.repo.revision[:7]}" if self.repo else self.model
+        return f"{self.model}@{self.source.commit[:7]}" if self.source.commit else self.model
 
     def with_data(self, paths: Paths | None = None, *, trust_remote_code: bool = False) -> Recipe:
         """The recipe with its data, where all of it may be used here.
@@ -88,14 +84,6 @@ class Published:
         reports = [_usable(each.model_copy(update={"metric": "accuracy"}), paths or {}, False) for each in self.report]
         return self.recipe.model_copy(update={"examples": examples, "report": tuple(reports)})
 
-    def read(self, name: str, max_bytes: int) -> bytes:
-        """One of its small files.
-
-        Raises:
-            RecipeError: It is larger, or cannot be read.
-        """
-        return _read(self.files, self.repo, self.folder, name, max_bytes)
-
 
 def open_published(model: str, *, allow_pickle: bool = False, token: Token = None) -> Published:
     """Pin a published soup and read what it says about itself; no weights, and nothing of its ingredients.
@@ -110,10 +98,9 @@ def open_published(model: str, *, allow_pickle: bool = False, token: Token = Non
         RecipeError: It is no soup, or its recipe is too large, no recipe, not pinned, or names a path.
     """
     folder = Path(os.path.expanduser(model))  # noqa: PTH111 -- the other raises for an unknown user
-    repo = None
+    source: FileSource
     if is_local_path(str(folder)):
-        paths = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
-        files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+        source = LocalFolder.of(folder, folder.rglob("*") if folder.is_dir() else ())
         name = f"local:{folder.resolve().name}"
     else:
         asked, _, revision = split_revision(model.strip())
@@ -123,44 +110,43 @@ def open_published(model: str, *, allow_pickle: bool = False, token: Token = Non
                 hint="Name a soup's folder, or its repo `owner/name`.",
             )
         repo = hub.resolve(asked, revision or None, token=token)
-        files, name = {path: each.size for path, each in repo.files.items()}, repo.id
-    where = None if repo else folder
-    if not {"soup.yaml", "soup.json"} <= files.keys():
-        lacking = " and ".join(sorted({"soup.yaml", "soup.json"} - files.keys()))
+        source, name = HubRepo.of(repo), repo.id
+    if lacking := " and ".join(sorted({"soup.yaml", "soup.json"} - source.files.keys())):
         raise RecipeError(
             f"'{model}' is no soup: it has no {lacking}.", hint="Name a model that `hf-soup cook` made and pushed."
         )
-    recipe = read_recipe(files, repo, where)
-    _require_pinned(recipe, repo)
-    digest, scores = _read_report(files, repo, where)
+    recipe = read_recipe(source)
+    _require_pinned(recipe, (name, source.commit))
+    digest, scores = _read_report(source)
     plain = {"score": (), "report": (), "allow_pickle": allow_pickle}
     return Published(
-        name, recipe.model_copy(update=plain), recipe.score, recipe.report, digest, scores, files, repo, where,
+        name, recipe.model_copy(update=plain), recipe.score, recipe.report, digest, scores, source
     )  # fmt: skip
 
 
-def read_recipe(
-    files: Mapping[str, int], repo: hub.Repo | None, folder: Path | None, *, max_bytes: int = MAX_BYTES
-) -> Recipe:
+def read_recipe(source: FileSource, *, max_bytes: int = MAX_BYTES) -> Recipe:
     """The ``soup.yaml`` of a repo or folder, bounded, parsed and validated as any recipe.
 
     Args:
-        files: Sizes, as they were listed.
-        repo, folder: Which of the two it is in.
+        source: Where it is.
         max_bytes: A longer one is not parsed.
 
     Raises:
         RecipeError: It is too large, cannot be read, or is no recipe.
     """
-    text = _read(files, repo, folder, "soup.yaml", max_bytes).decode("utf-8", "replace")
+    text = read_small(source, "soup.yaml", max_bytes).decode("utf-8", "replace")
     return Recipe.parse(text, "its soup.yaml")
 
 
-def _read(files: Mapping[str, int], repo: hub.Repo | None, folder: Path | None, name: str, most: int) -> bytes:
-    if files[name] > most:
-        raise RecipeError(f"its {name} has {files[name]:,} bytes; at most {most:,} are read")
-    # Into the cache, where it is found without a network too.
-    (path,) = hub.fetch([(repo, name)], quiet=True) if repo else [(folder or Path()) / name]
+def read_small(source: FileSource, name: str, most: int) -> bytes:
+    """A whole file of at most so many bytes.
+
+    Raises:
+        RecipeError: It is larger, or cannot be read.
+    """
+    if source.files[name] > most:
+        raise RecipeError(f"its {name} has {source.files[name]:,} bytes; at most {most:,} are read")
+    path = source.fetch(name)  # into the cache, where it is found without a network too
     try:
         with path.open("rb") as file:
             return file.read(most)  # a folder's file may have grown
@@ -168,10 +154,10 @@ def _read(files: Mapping[str, int], repo: hub.Repo | None, folder: Path | None, 
         raise RecipeError(f"its {name} cannot be read: {error.strerror}") from None
 
 
-def _read_report(files: Mapping[str, int], repo: hub.Repo | None, folder: Path | None) -> tuple[str, dict[str, float]]:
+def _read_report(source: FileSource) -> tuple[str, dict[str, float]]:
     """The digest, and what the soup scored, as far as that is numbers; what else is said is nobody's to believe."""
     try:
-        report = json.loads(_read(files, repo, folder, "soup.json", _MOST_JSON))
+        report = json.loads(read_small(source, "soup.json", _MOST_JSON))
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"Cannot read its soup.json: it is not JSON ({error}).") from None
     if not isinstance(report, dict) or not re.fullmatch("[0-9a-f]{64}", str(report.get("digest"))):
@@ -187,7 +173,7 @@ def _mapping(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _require_pinned(recipe: Recipe, repo: hub.Repo | None) -> None:
+def _require_pinned(recipe: Recipe, itself: tuple[str, str | None]) -> None:
     """Refuse what no soup's own recipe has: paths, branches, choices that are still to be made, the soup in itself."""
     named: list[tuple[str, str | None]] = [(each.model, each.revision) for each in recipe.ingredients]
     if recipe.base is not None and not recipe.base.startswith("local:"):
@@ -210,8 +196,8 @@ def _require_pinned(recipe: Recipe, repo: hub.Repo | None) -> None:
                 f"There is a file or folder '{model}' here, which would be read in place of the Hub's model.",
                 hint="Run this in another folder.",
             )
-        if repo is not None and (model, revision) == (repo.id, repo.revision):
-            raise RecipeError(f"its soup.yaml names the soup itself, {model}@{repo.revision[:7]}, as its ingredient")
+        if revision and (model, revision) == itself:
+            raise RecipeError(f"its soup.yaml names the soup itself, {model}@{revision[:7]}, as its ingredient")
     if recipe.base is not None and recipe.base.startswith("local:") and not _is_local(recipe.base):
         raise RecipeError(f"its soup.yaml names the base {recipe.base[:200]!r}, which is no name of a folder")
     if recipe.select != Named(name="uniform") or recipe.repeats:
@@ -289,7 +275,7 @@ def _called(scoring: Scoring) -> str:
 def model_index(published: Published) -> list[tuple[set[str], str, str | None, float]]:
     """Of each result on the card: what the data is called, the metric, the split, the value."""
     try:
-        fields = front_matter(published.read("README.md", MAX_TEXT)) if "README.md" in published.files else {}
+        fields = front_matter(read_small(published.source, "README.md", MAX_TEXT))
         return [
             ({str(result["dataset"].get(key)) for key in ("type", "name")}, str(metric["type"]),
              result["dataset"].get("split"), float(metric["value"]))

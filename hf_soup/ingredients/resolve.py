@@ -142,12 +142,12 @@ def resolve_ingredients(recipe: Recipe, *, allow_pickle: bool = False, token: To
     given = {each.identity: one for each, one in zip(opened, recipe.ingredients, strict=True)}
     ingredients = tuple(
         Ingredient(model=leaf.model, revision=leaf.revision, weight=weight)
-        if leaf.repo
+        if leaf.source.commit
         else given[leaf.identity].model_copy(update={"weight": weight})
         for leaf, (_, weight) in zip(leaves, sorted(found.flatten(weights).items()), strict=True)
     )
     changes: dict[str, object] = {"ingredients": ingredients}
-    if isinstance(recipe.head, int) and (kept := opened[recipe.head]).repo:
+    if isinstance(recipe.head, int) and (kept := opened[recipe.head]).source.commit:
         changes["heads"] = f"{kept.model}@{kept.revision}"
     if soups.nameless:
         changes["labels"] = soups.wanted
@@ -204,7 +204,7 @@ class _Soups:
             )
         if me not in self._found:
             self._found[me] = {me: Fraction(1)}
-            if "soup.yaml" in checkpoint.files:
+            if "soup.yaml" in checkpoint.source.files:
                 try:
                     self._found[me] = self._replaced(checkpoint, (*within, me))
                 except _StaysError as reason:
@@ -234,7 +234,7 @@ class _Soups:
     def _recipe_of(self, soup: Checkpoint) -> Recipe:
         """The recipe of a soup that may be replaced."""
         try:
-            recipe = read_recipe(soup.files, soup.repo, soup.folder, max_bytes=_MOST_BYTES)
+            recipe = read_recipe(soup.source, max_bytes=_MOST_BYTES)
         except RecipeError as error:
             raise _StaysError(" ".join(error.message.split())[:300].rstrip(".")) from None
         looked_at = (*recipe.score, *([recipe.examples] if recipe.examples else []))

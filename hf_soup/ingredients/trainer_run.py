@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hf_soup._util.text import some
-from hf_soup.checkpoint import Checkpoint, open_checkpoint
+from hf_soup.checkpoint import Checkpoint, LocalFolder, open_checkpoint
 from hf_soup.errors import RecipeError, ResolveError
 from hf_soup.hub import CHECKPOINT
 from hf_soup.recipe import MAX_INGREDIENTS, Finding, Ingredient, Named, Recipe, is_local_path, require_named
@@ -83,7 +83,11 @@ def within_a_run(reasons: Sequence[Finding], checkpoints: Sequence[Checkpoint]) 
     They have one ancestor, whichever it is, and nobody moves neurons between two steps: parts that have nothing in
     common were trained that far, which is no reason to refuse. Strangers are, as a folder may have been used twice.
     """
-    folders = [each.folder for each in checkpoints if each.folder and CHECKPOINT.fullmatch(each.folder.name)]
+    folders = [
+        each.source.path
+        for each in checkpoints
+        if isinstance(each.source, LocalFolder) and CHECKPOINT.fullmatch(each.source.path.name)
+    ]
     if len(folders) < len(checkpoints) or len({folder.parent for folder in folders}) > 1:
         return list(reasons)
     found = [reason for reason in reasons if reason.code != "ancestor-unknown"]

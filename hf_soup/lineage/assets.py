@@ -31,7 +31,7 @@ _LEFT_OUT = {"auto_map", "custom_pipelines", "_name_or_path"}
 def soup_config(lineage: LineageReport, dtype: str) -> dict[str, Any]:
     """The donor's config with the dtype that is written and the names of the outputs; without a head, the body's."""
     given = output_dtype_config(lineage.donor.config, dtype)
-    config: dict[str, Any] = _tidied(given, local=lineage.donor.folder is not None)
+    config: dict[str, Any] = _tidied(given, local=not lineage.donor.source.commit)
     if lineage.alignment.body:
         return body_config(config, lineage.donor.model)
     if lineage.alignment.untied:
@@ -56,17 +56,17 @@ def write_assets(
     """
     founder = lineage.ancestor.checkpoint if lineage.ancestor else None
     sources = [lineage.donor, *lineage.checkpoints, *([founder] if founder else []), *others]
-    taken = dict.fromkeys((file for file in lineage.donor.files if ASSETS.fullmatch(file)), lineage.donor)
+    taken = dict.fromkeys((file for file in lineage.donor.source.files if ASSETS.fullmatch(file)), lineage.donor)
     for needed, along in ((TOKENIZER, CHAT), (PROCESSOR, PROCESSOR)):
-        having = next((each for each in sources if any(map(needed.fullmatch, each.files))), lineage.donor)
+        having = next((each for each in sources if any(map(needed.fullmatch, each.source.files))), lineage.donor)
         if having is not lineage.donor:
-            taken |= {file: having for file in having.files if needed.fullmatch(file) or along.fullmatch(file)}
-    places = {id(checkpoint): checkpoint.fetch_assets() for checkpoint in taken.values()}
+            taken |= {file: having for file in having.source.files if needed.fullmatch(file) or along.fullmatch(file)}
+    places = {id(checkpoint): checkpoint.source.fetch_assets() for checkpoint in taken.values()}
     for file, checkpoint in taken.items():
         target = folder / file
         target.parent.mkdir(parents=True, exist_ok=True)
         data = (places[id(checkpoint)] / file).read_bytes()
-        target.write_bytes(_tidied_json(data, local=checkpoint.folder is not None) if _CONFIG.search(file) else data)
+        target.write_bytes(_tidied_json(data, local=not checkpoint.source.commit) if _CONFIG.search(file) else data)
     write_json(folder / "config.json", config)
 
 
@@ -112,13 +112,13 @@ def about_files(lineage: LineageReport) -> list[str]:
     theirs, as every version of the library saves other ones. Code is not taken over.
     """
     donor, whose = lineage.donor, lineage.names[lineage.alignment.donor]
-    ours = donor.fetch_assets()
+    ours = donor.source.fetch_assets()
     differ: dict[str, list[str]] = {}
     lacking: dict[str, list[str]] = {}
     for name, checkpoint in zip(lineage.names, lineage.checkpoints, strict=True):
-        theirs = checkpoint.fetch_assets()
-        for file in (file for file in checkpoint.files if ASSETS.fullmatch(file) and file != "config.json"):
-            if file not in donor.files:
+        theirs = checkpoint.source.fetch_assets()
+        for file in (file for file in checkpoint.source.files if ASSETS.fullmatch(file) and file != "config.json"):
+            if file not in donor.source.files:
                 if not (TOKENIZER.fullmatch(file) or PROCESSOR.fullmatch(file)):
                     lacking.setdefault(file, []).append(name)
             elif not _same((ours / file).read_bytes(), (theirs / file).read_bytes()):
@@ -126,6 +126,6 @@ def about_files(lineage: LineageReport) -> list[str]:
     notes = [f"{file} is {whose}'s, and not the same in {some(who)}." for file, who in differ.items()] + [
         f"{whose} has no {file}, so the soup has none; {some(who)} had one." for file, who in lacking.items()
     ]
-    if code := [file for file in donor.files if re.fullmatch(r"[\w./-]+\.py", file)]:
+    if code := [file for file in donor.source.files if re.fullmatch(r"[\w./-]+\.py", file)]:
         notes.append(f"Code is not taken over: {whose} brings {some(code)}.")
     return notes

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hf_soup import hub
 from hf_soup._util.text import some
 from hf_soup.checkpoint import (
     Checkpoint,
@@ -33,7 +32,6 @@ from hf_soup.hub import ASSETS
 from hf_soup.recipe import Finding
 
 _MODULE_WEIGHTS = re.compile(r"(\w+_)?\d+_[A-Z]\w*/(model|pytorch_model)[\w.-]*\.(safetensors|bin)")
-_MODULES = re.compile(r"modules\.json")
 #: Keys of configs that have to do with the number of tokens.
 _VOCABULARY, _TOKEN = re.compile(r"(\w+\.)*vocab_size"), re.compile(r"(\w+\.)*\w+_token_id")
 _TIED = "tie_word_embeddings"
@@ -76,7 +74,7 @@ def modules(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[Fin
     """Models with weights of their own outside the transformer, which nobody would average, or with code there."""
     reasons = []
     for checkpoint, name in zip(checkpoints, names, strict=True):
-        found = [path for path in checkpoint.files if _MODULE_WEIGHTS.fullmatch(path)]
+        found = [path for path in checkpoint.source.files if _MODULE_WEIGHTS.fullmatch(path)]
         if found:
             message = (
                 f"{name} has weights in {some(found)}, outside the transformer; they would be missing in the soup. "
@@ -91,11 +89,11 @@ def modules(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[Fin
 
 def _own_modules(checkpoint: Checkpoint) -> list[str]:
     """The classes in ``modules.json`` that are in a file of the repo."""
-    code = {path.removesuffix(".py") for path in checkpoint.files if path.endswith(".py")}
-    if not code or "modules.json" not in checkpoint.files:
+    code = {path.removesuffix(".py") for path in checkpoint.source.files if path.endswith(".py")}
+    if not code or "modules.json" not in checkpoint.source.files:
         return []
     try:
-        stated = json.loads((checkpoint.fetch_assets(_MODULES) / "modules.json").read_bytes())
+        stated = json.loads(checkpoint.source.fetch("modules.json").read_bytes())
         classes = [str(module["type"]) for module in stated]
     except (ValueError, RecursionError, LookupError, TypeError):
         return []
@@ -262,7 +260,7 @@ def complete(checkpoints: Sequence[Checkpoint], names: Sequence[str], donor: int
 def processing(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> tuple[list[Finding], Tokens]:
     """Tokenizers and image processors: by their files' ids where they are equal, else by what they do."""
     reasons: list[Finding] = []
-    ids = [_processing_ids(checkpoint) for checkpoint in checkpoints]
+    ids = [{file: each.source.content_id(file) for file in processing_files(each)} for each in checkpoints]
     having = [index for index, each in enumerate(ids) if each]
     if not having:
         message = "None of the models brings a tokenizer or an image processor, so neither will the soup."
@@ -272,7 +270,7 @@ def processing(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> tuple
     def compared(a: int, b: int) -> list[ProcessorDifference]:
         for each in (a, b):
             if each not in folders:
-                folders[each] = checkpoints[each].fetch_assets()
+                folders[each] = checkpoints[each].source.fetch_assets()
         return same_processing(folders[a], folders[b], checkpoints[a].config, names=(names[a], names[b]))
 
     first = having[0]
@@ -314,13 +312,4 @@ def _processing_reason(found: ProcessorDifference, one: str, other: str) -> Find
 
 def processing_files(checkpoint: Checkpoint) -> list[str]:
     """The files of a model that decide how its inputs are prepared: tokenizer and processors."""
-    return [path for path in checkpoint.files if ASSETS.fullmatch(path) and path not in _NOT_PROCESSING]
-
-
-def _processing_ids(checkpoint: Checkpoint) -> dict[str, str]:
-    """Content ids of those files, by name."""
-    if checkpoint.repo is not None:
-        files = checkpoint.repo.files
-        return {path: files[path].sha256 or files[path].blob for path in processing_files(checkpoint)}
-    assert checkpoint.folder is not None
-    return {path: hub.sha256_of(checkpoint.folder / path) for path in processing_files(checkpoint)}
+    return [path for path in checkpoint.source.files if ASSETS.fullmatch(path) and path not in _NOT_PROCESSING]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from hf_soup import hub
 from hf_soup._util.parallel import in_parallel
-from hf_soup.checkpoint import Checkpoint, label_names, open_checkpoint
+from hf_soup.checkpoint import Checkpoint, FileSource, HubRepo, label_names, open_checkpoint
 from hf_soup.errors import ResolveError, SoupError
 from hf_soup.hub import MAX_TEXT, Token
 from hf_soup.recipe import Finding, is_local_path, split_revision
@@ -143,7 +143,7 @@ def read_declared_bases(
             )
             reasons.append(Finding("ancestor-unreadable", message, (names[index],)))
             chains[index] = []
-    offline = any(checkpoint.repo and checkpoint.repo.from_cache for checkpoint in checkpoints)
+    offline = any(checkpoint.source.from_cache for checkpoint in checkpoints)
     founder = None
     if base is not None:
         seen = _look(base, token, on_hub=False, allow_pickle=allow_pickle)
@@ -224,8 +224,8 @@ def _look(model: str, token: Token, *, on_hub: bool = True, allow_pickle: bool =
             repo = hub.resolve(model, token=token)
         except SoupError:
             return Seen(model, NOBODY, found=False, error=error)
-        names = _models(repo.card.get("base_model")) or _models(list(hub.base_models(repo))) or _models(_adapted(repo))
-        return Seen(repo.id, Bases(names), error=error, card=repo.card)
+        names = _models(repo.card.get("base_model")) or _models(list(hub.base_models(repo)))
+        return Seen(repo.id, Bases(names or _models(_adapted(HubRepo.of(repo)))), error=error, card=repo.card)
     return Seen(checkpoint.model, declared_bases(checkpoint), checkpoint=checkpoint)
 
 
@@ -252,18 +252,14 @@ def candidates(checkpoints: Sequence[Checkpoint], token: Token) -> list[Checkpoi
     return [each for each in found if label_names(each.config) not in learned]
 
 
-def _adapted(source: hub.Repo | Checkpoint) -> object:
+def _adapted(source: FileSource) -> object:
     """What an adapter is for: a model may come from one that was merged into its base."""
-    repo, folder = (source, None) if isinstance(source, hub.Repo) else (source.repo, source.folder)
-    name = "adapter_config.json"
+    size = source.files.get("adapter_config.json", 0)
+    if not 0 < size <= MAX_TEXT:
+        return None
     try:
-        if repo is not None and name in repo.files and 0 < (size := repo.files[name].size) <= MAX_TEXT:
-            stated = json.loads(hub.read_range(repo, name, 0, size))
-        elif folder is not None and (path := folder / name).is_file() and path.stat().st_size <= MAX_TEXT:
-            stated = json.loads(path.read_bytes())
-        else:
-            return None
-    except (SoupError, OSError, ValueError, RecursionError):
+        stated = json.loads(source.read("adapter_config.json", 0, size))
+    except (SoupError, ValueError, RecursionError):
         return None  # gated, or damaged: only a hint
     return stated.get("base_model_name_or_path") if isinstance(stated, dict) else None
 
@@ -271,16 +267,17 @@ def _adapted(source: hub.Repo | Checkpoint) -> object:
 def declared_bases(checkpoint: Checkpoint) -> Bases:
     """The models that a checkpoint says it comes from: its card, the Hub's own reading, its config."""
     found = _models(checkpoint.card.get("base_model"))
-    if not found and checkpoint.repo is not None:
-        found = _models(list(hub.base_models(checkpoint.repo)))
+    source = checkpoint.source
+    if not found and isinstance(source, HubRepo):
+        found = _models(list(hub.base_models(source.repo)))
     if found:
         return Bases(found)
     # The libraries write there what was given to `from_pretrained`: the base, the repo itself, or a folder, whose name
     # may look like a repo's. So only what is on the Hub counts, and of a folder's own what is a folder here.
-    for stated in (checkpoint.config.get("_name_or_path"), _adapted(checkpoint)):
-        here = os.path.expanduser(stated) if checkpoint.folder and isinstance(stated, str) else ""  # noqa: PTH111
+    for stated in (checkpoint.config.get("_name_or_path"), _adapted(source)):
+        here = os.path.expanduser(stated) if not source.commit and isinstance(stated, str) else ""  # noqa: PTH111
         # Path's own way to ask raises where a name is longer than any.
-        if here and is_local_path(os.path.join(here, "config.json")) and Path(here).resolve() != checkpoint.folder:  # noqa: PTH118
+        if here and is_local_path(os.path.join(here, "config.json")) and Path(here).resolve() != Path(source.reference):  # noqa: PTH118
             return Bases([str(Path(here).resolve())], False)
         if found := [name for name in _models(stated) if name != checkpoint.model]:
             return Bases(found, False)

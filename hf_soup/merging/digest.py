@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hf_soup._util.parallel import in_parallel
-from hf_soup.checkpoint import Read, TensorInfo, read_header
+from hf_soup.checkpoint import LocalFolder, Read, TensorInfo, read_header
 from hf_soup.errors import ResolveError
 from hf_soup.merging import layout
 
@@ -38,19 +38,13 @@ def digest_of_folder(folder: Path) -> str:
     Raises:
         ResolveError: There are none, or a file is not what safetensors would write.
     """
-
-    def read(file: str, start: int, stop: int) -> bytes:
-        with (folder / file).open("rb") as weights:
-            weights.seek(start)
-            return weights.read(stop - start)
-
-    files = sorted(path.name for path in folder.glob("*.safetensors"))
-    if not files:
+    source = LocalFolder.of(folder, folder.glob("*.safetensors"))
+    if not source.files:
         raise ResolveError(f"'{folder}' has no weights.", hint="Cook the soup again.")
     tensors = [
-        tensor for file in files for tensor in read_header(read, file, (folder / file).stat().st_size, f"'{folder}'")
+        tensor for file, size in source.files.items() for tensor in read_header(source.read, file, size, f"'{folder}'")
     ]
-    roots = in_parallel(lambda tensor: root_of(read, tensor), tensors)
+    roots = in_parallel(lambda tensor: root_of(source.read, tensor), tensors)
     return digest_of((t.name, t.dtype, t.shape, r) for t, r in zip(tensors, roots, strict=True))
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hf_soup import hub
 from hf_soup._util.io import open_file
-from hf_soup.checkpoint import Checkpoint, read_header
+from hf_soup.checkpoint import Checkpoint, FileSource, HubRepo, fetch_files, read_header, reader_of
 from hf_soup.errors import ResolveError
 from hf_soup.hub import ASSETS, INDEX, MAX_TEXT, FileHasher, Stamp, changed_while_read, stamp_of
 from hf_soup.merging.plan import Plan, WorkUnit
@@ -333,29 +333,20 @@ class WeightFiles:
             self._changed.notify_all()
 
 
-def missing_weights(checkpoints: Sequence[Checkpoint]) -> list[tuple[hub.Repo, str]]:
+def missing_weights(checkpoints: Sequence[Checkpoint]) -> list[tuple[FileSource, str]]:
     """Weight files that are not on this machine yet, each once."""
-    return list(
-        {
-            (checkpoint.repo.id, checkpoint.repo.revision, file): (checkpoint.repo, file)
-            for checkpoint in checkpoints
-            if checkpoint.repo is not None and not checkpoint.converted
-            for file in checkpoint.weight_files
-            if not hub.is_cached(checkpoint.repo, file)
-        }.values()
-    )
+    return [(source, file) for source, file in _placed(checkpoints) if source.here(file) is None]
 
 
 def fetch_small(checkpoints: Sequence[Checkpoint]) -> None:
     """The files that a check reads, so that the next one works without a network."""
-    repos = list({(each.repo.id, each.repo.revision): each.repo for each in checkpoints if each.repo}.values())
     small = [
-        (repo, path)
-        for repo in repos
-        for path, file in repo.files.items()
-        if path == INDEX or ASSETS.fullmatch(path) or (path == "README.md" and file.size <= MAX_TEXT)
+        (source, file)
+        for source in dict.fromkeys(checkpoint.source for checkpoint in checkpoints)
+        for file, size in source.files.items()
+        if file == INDEX or ASSETS.fullmatch(file) or (file == "README.md" and size <= MAX_TEXT)
     ]
-    hub.fetch(small, quiet=True)
+    fetch_files(small, quiet=True)
 
 
 def fetch_weights(checkpoints: Sequence[Checkpoint], *, quiet: bool = False) -> list[dict[str, Path]]:
@@ -364,28 +355,13 @@ def fetch_weights(checkpoints: Sequence[Checkpoint], *, quiet: bool = False) -> 
     Raises:
         ResolveError: A file cannot be had or its sha256 is wrong.
     """
-    wanted = {
-        (checkpoint.repo.id, checkpoint.repo.revision, file): (checkpoint.repo, file)
-        for checkpoint in checkpoints
-        if checkpoint.repo is not None and not checkpoint.converted
-        for file in checkpoint.weight_files
-    }
-    paths = dict(zip(wanted, hub.fetch(list(wanted.values()), quiet=quiet), strict=True))
-
-    for checkpoint in checkpoints:
-        if checkpoint.repo is not None and not checkpoint.converted:
-            for file in checkpoint.weight_files:
-                _require_header(checkpoint, file, paths[checkpoint.repo.id, checkpoint.repo.revision, file])
-
-    def place(checkpoint: Checkpoint, file: str) -> Path:
-        if file in checkpoint.converted:
-            return checkpoint.converted[file]
-        if checkpoint.repo is not None:
-            return paths[checkpoint.repo.id, checkpoint.repo.revision, file]
-        assert checkpoint.folder is not None
-        return checkpoint.folder / file
-
-    return [{file: place(checkpoint, file) for file in checkpoint.weight_files} for checkpoint in checkpoints]
+    wanted = list(_placed(checkpoints))
+    paths = dict(zip(wanted, fetch_files(wanted, quiet=quiet), strict=True))
+    places = [{file: paths[each.weights.source, file] for file in each.weights.files} for each in checkpoints]
+    for checkpoint, files in zip(checkpoints, places, strict=True):
+        for file, path in files.items():
+            _require_header(checkpoint, file, path)
+    return places
 
 
 def weight_files_of(checkpoints: Sequence[Checkpoint], beside: Path | None = None) -> WeightFiles:
@@ -395,63 +371,56 @@ def weight_files_of(checkpoints: Sequence[Checkpoint], beside: Path | None = Non
         checkpoints: In the order of the plan's sources.
         beside: A folder for files that are dropped after their last use, instead of the cache.
     """
-    made: dict[tuple[str, ...], WeightFile] = {}
 
-    def source_file(checkpoint: Checkpoint, name: str) -> WeightFile:
-        repo = checkpoint.repo
-        if repo is None or name in checkpoint.converted:
-            path = checkpoint.converted.get(name) or (checkpoint.folder or Path()) / name
-            follow = repo is None and hub.known_sha256(path) is None
-            return made.setdefault((str(path),), WeightFile(0, path, follow=follow, stamp=checkpoint.stamps.get(path)))
-        key = (repo.id, repo.revision, name)
-        if key not in made:
-            if beside and not hub.is_cached(repo, name):
-                made[key] = _streamed(checkpoint, repo, name, beside)
-            else:
-                made[key] = _cached(checkpoint, repo, name)
-        return made[key]
+    def weight_file(checkpoint: Checkpoint, name: str) -> WeightFile:
+        source = checkpoint.weights.source
+        if not isinstance(source, HubRepo):
+            path = source.fetch(name)
+            # What was converted from a pickle of the Hub is pinned by the commit.
+            follow = checkpoint.source.commit is None and hub.known_sha256(path) is None
+            return WeightFile(0, path, follow=follow, stamp=source.stamps.get(name))
 
-    def _cached(checkpoint: Checkpoint, repo: hub.Repo, name: str) -> WeightFile:
-        def fetch(file: WeightFile) -> None:
-            path = hub.fetch_one(repo, name, supply.fetched)
-            _require_header(checkpoint, name, path)
-            file.path = path
-
-        file = WeightFile(repo.files[name].size, None, fetch=fetch)
-        file.missing = 0 if hub.is_cached(repo, name) else file.size
-        return file
-
-    def _streamed(checkpoint: Checkpoint, repo: hub.Repo, name: str, beside: Path) -> WeightFile:
         def fetch(file: WeightFile) -> None:
             def arrived(count: int) -> None:
                 supply.fetched(count - file.arrived)
                 file.arrive(count)
 
-            assert file.path is not None
-            hub.download_beside(repo, name, file.path, arrived=arrived, stopped=lambda: supply.stopped)
+            if file.path is None:
+                file.path = source.fetch(name, supply.fetched)
+            else:
+                hub.download_beside(source.repo, name, file.path, arrived=arrived, stopped=lambda: supply.stopped)
             if not supply.stopped:
                 _require_header(checkpoint, name, file.path)
 
-        title = hashlib.sha256("\n".join((repo.id, repo.revision, name)).encode()).hexdigest()[:32]
-        return WeightFile(repo.files[name].size, beside / title, fetch=fetch, dropped=True)
+        size, cached = source.files[name], source.here(name) is not None
+        if beside and not cached:
+            title = hashlib.sha256(f"{source.reference}\n{source.commit}\n{name}".encode()).hexdigest()[:32]
+            return WeightFile(size, beside / title, fetch=fetch, dropped=True)
+        file = WeightFile(size, None, fetch=fetch)
+        file.missing = 0 if cached else size
+        return file
 
-    supply = WeightFiles([{name: source_file(each, name) for name in each.weight_files} for each in checkpoints])
+    made = {place: weight_file(checkpoint, place[1]) for place, checkpoint in _placed(checkpoints).items()}
+    sources = [{name: made[each.weights.source, name] for name in each.weights.files} for each in checkpoints]
+    supply = WeightFiles(sources)
     return supply
 
 
+def _placed(checkpoints: Sequence[Checkpoint]) -> dict[tuple[FileSource, str], Checkpoint]:
+    """Every weight file once, by its place, and one that it is of."""
+    return {(each.weights.source, file): each for each in checkpoints for file in each.weights.files}
+
+
 def _require_header(checkpoint: Checkpoint, name: str, path: Path) -> None:
-    """Refuse a file, whose bytes are right by now, if the header that the check read before was another one.
+    """Refuse a file of the Hub, whose bytes are right by now, if the header that the check read before was another one.
 
     Raises:
         ResolveError: Tensors would be looked for in the wrong places.
     """
-
-    def read(_: str, start: int, stop: int) -> bytes:
-        with path.open("rb") as file:
-            file.seek(start)
-            return file.read(stop - start)
-
-    found = {tensor.name: tensor for tensor in read_header(read, name, path.stat().st_size, str(checkpoint))}
+    if checkpoint.weights.source.stamps:
+        return  # its state is compared
+    header = read_header(reader_of(path), name, path.stat().st_size, str(checkpoint))
+    found = {tensor.name: tensor for tensor in header}
     if found != {tensor.name: tensor for tensor in checkpoint.tensors.values() if tensor.file == name}:
         raise ResolveError(
             f"{checkpoint}: the header of {name} that was read first is not that of the file, whose bytes are right.",

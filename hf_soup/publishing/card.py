@@ -89,8 +89,8 @@ def front_matter(title: str, models: MergedModels, report: SoupReport, license: 
         license: From `license_of`.
     """
     lineage, leaves = models.lineage, models.leaves.checkpoints
-    bases = [leaf.model for leaf in leaves if leaf.repo is not None]
-    if any(leaf.repo is None for leaf in leaves) and lineage.ancestor and lineage.ancestor.declared:
+    bases = [leaf.model for leaf in leaves if leaf.source.commit]
+    if not all(leaf.source.commit for leaf in leaves) and lineage.ancestor and lineage.ancestor.declared:
         # A folder has no address that a reader could follow, so its ancestor stands for it.
         bases.append(lineage.ancestor.model)
     bases = [base for base in dict.fromkeys(bases) if not base.startswith("local:")]

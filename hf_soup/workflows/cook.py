@@ -201,7 +201,7 @@ def _cook(
             here.broadcast(None)  # all candidates are answered
             if here.size > 1:
                 follow = frozenset(file.path for file in supply.files() if file.follow and file.path)
-                stamps = {path: stamp for leaf in used.checkpoints for path, stamp in leaf.stamps.items()}
+                stamps = {file.path: file.stamp for file in supply.files() if file.stamp and file.path}
                 here.broadcast(SharedMerge(plan, supply.paths(), follow, stamps))
             merged = merge(plan, supply, staging, world=here, threads=threads, quiet=quiet)
             with staging.disk_errors():
@@ -262,7 +262,7 @@ def preview(recipe: Recipe, out: Path, *, stream: bool = False, token: Token = N
         "tensors": len(layout.tensors),
         "alignments": list(used.alignments),
         "dtype": layout.dtype,
-        "fetch_bytes": sum(repo.files[file].size for repo, file in missing),
+        "fetch_bytes": sum(source.files[file] for source, file in missing),
         "output_bytes": layout.size,
         "output_disk_bytes": output,
         "output_free_bytes": free_bytes(out.absolute().parent),

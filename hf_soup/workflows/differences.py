@@ -15,11 +15,11 @@ import torch
 
 from hf_soup._util.io import ShortReadError, open_file, read_all
 from hf_soup._util.text import some
-from hf_soup.checkpoint import FLOATS, ITEM_BYTES, TORCH, TensorInfo, read_header
+from hf_soup.checkpoint import FLOATS, ITEM_BYTES, TORCH, TensorInfo, read_header, reader_of
 from hf_soup.errors import RecipeError, ResolveError
 from hf_soup.evaluation import BOUND, MEAN, VARIANCE, batch_norms
 from hf_soup.hub import ASSETS, INDEX, SINGLE
-from hf_soup.ingredients import Published
+from hf_soup.ingredients import Published, read_small
 from hf_soup.merging import BLOCK_BYTES, MergeResult, OutputTensor, Plan, digest_of, root_of
 
 _MOST_JSON = 100_000_000
@@ -101,12 +101,12 @@ def compare_weights(
     files, misplaced = weight_files(published)
     elsewhere: list[str] = []
     apart = [Difference(name, "missing", "a weight file that the index names is not there")
-             for name in files if name not in published.files]  # fmt: skip
+             for name in files if name not in published.source.files]  # fmt: skip
     with ExitStack() as stack:
         ours = [open_file(stack, folder / file.name) for file in plan.layout.files]
-        for name in (name for name in files if name in published.files):
+        for name in (name for name in files if name in published.source.files):
             with here(name) as path, ExitStack() as opened:
-                read = _reader(path)
+                read = reader_of(path)
                 try:
                     header = read_header(read, name, path.stat().st_size, str(published))
                 except ResolveError as error:
@@ -147,24 +147,15 @@ def _few(extra: list[Difference]) -> list[Difference]:
 
 def weight_files(published: Published) -> tuple[list[str], dict[str, str]]:
     """The files that the library would load, and what the index says is where."""
-    if SINGLE in published.files or INDEX not in published.files:
+    if SINGLE in published.source.files or INDEX not in published.source.files:
         return [SINGLE], {}
     try:
-        places = json.loads(published.read(INDEX, _MOST_JSON))["weight_map"]
+        places = json.loads(read_small(published.source, INDEX, _MOST_JSON))["weight_map"]
         if all(isinstance(file, str) for file in places.values()):
             return sorted(set(places.values())), places
         raise ValueError("a file's name is no text")
     except (RecipeError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return [INDEX], {}  # which is no weight file, as its header will say
-
-
-def _reader(path: Path) -> Callable[[str, int, int], bytes]:
-    def read(_: str, start: int, stop: int) -> bytes:
-        with path.open("rb") as file:
-            file.seek(start)
-            return file.read(stop - start)
-
-    return read
 
 
 def _shape(shape: tuple[int, ...]) -> str:
@@ -253,13 +244,13 @@ def compare_files(
     cooked = {name: path for name, path in every.items() if name not in ours}
     found = []
     for name, path in cooked.items():
-        if name not in published.files:
+        if name not in published.source.files:
             found.append(Difference(name, "missing", "it is not there"))
         elif said := _told_apart(published, name, path):
             found.append(Difference(name, "content", said))
     extra = [
         Difference(name, "extra", "no ingredient gives it, and it could be loaded or run")
-        for name in sorted(published.files.keys() - cooked.keys() - set(theirs))
+        for name in sorted(published.source.files.keys() - cooked.keys() - set(theirs))
         if ASSETS.fullmatch(name) or not _HARMLESS.fullmatch(name)
     ]
     return [*found, *_few(extra)]
@@ -270,7 +261,7 @@ def _told_apart(published: Published, name: str, path: Path) -> str:
     right = path.read_bytes()
     try:
         # A much larger one is another one, and is not fetched.
-        given = published.read(name, 2 * len(right) + (1 << 20))
+        given = read_small(published.source, name, 2 * len(right) + (1 << 20))
     except RecipeError as error:
         return error.message
     if given == right:

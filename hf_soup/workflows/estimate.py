@@ -13,10 +13,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from hf_soup import hub
 from hf_soup._util.parallel import usable_cores
-from hf_soup.checkpoint import TORCH, Checkpoint, bytes_of
-from hf_soup.hub import Repo
+from hf_soup.checkpoint import TORCH, Checkpoint, FileSource, bytes_of
 from hf_soup.merging import Aids, Plan, Run, combine, needs_cutoffs
 from hf_soup.methods import METHODS, round_into
 from hf_soup.recipe import MethodCall
@@ -32,7 +30,7 @@ _TRIAL_SECONDS = 0.3
 
 
 def estimated_seconds(
-    plan: Plan, checkpoints: Sequence[Checkpoint], missing: Sequence[tuple[Repo, str]]
+    plan: Plan, checkpoints: Sequence[Checkpoint], missing: Sequence[tuple[FileSource, str]]
 ) -> dict[str, float]:
     """Seconds to fetch what is missing and to merge; both go on at the same time.
 
@@ -57,11 +55,10 @@ def estimated_seconds(
     merge = max(merge, longest)
     total = sum(tensor.size for checkpoint in checkpoints for tensor in checkpoint.tensors.values())
     here = [
-        (checkpoint.folder / file, checkpoint.files[file])
-        for checkpoint in checkpoints
-        if checkpoint.folder is not None
-        for file in checkpoint.weight_files
-        if file not in checkpoint.converted
+        (path, each.weights.source.files[file])
+        for each in checkpoints
+        for file in each.weights.files
+        if (path := each.weights.source.here(file))
     ]
     if here:
         path, size = max(here, key=lambda entry: entry[1])
@@ -74,11 +71,11 @@ def estimated_seconds(
         merge = max(merge, passes * (time.perf_counter() - started) / max(1, count) * total)
     fetch = 0.0
     if missing:
-        repo, name = max(missing, key=lambda entry: entry[0].files[entry[1]].size)
-        stop = min(_FETCHED, repo.files[name].size)
+        source, name = max(missing, key=lambda entry: entry[0].files[entry[1]])
+        stop = min(_FETCHED, source.files[name])
         started = time.perf_counter()
-        hub.read_range(repo, name, 0, stop)
-        fetch = (time.perf_counter() - started) / stop * sum(repo.files[name].size for repo, name in missing)
+        source.read(name, 0, stop)
+        fetch = (time.perf_counter() - started) / stop * sum(source.files[name] for source, name in missing)
     return {"fetch": round(fetch, 1), "merge": round(merge, 1), "total": round(max(fetch, merge), 1)}
 
 

@@ -79,7 +79,7 @@ def plan_of(recipe: Recipe, lineage: LineageReport, weights: Mapping[str, float]
         weights: Of the ingredients; the ancestor, which may stand behind them, has none.
     """
     sources = [
-        Source(name, tensors, str(checkpoint) if checkpoint.repo else name, checkpoint.identity)
+        Source(name, tensors, str(checkpoint) if checkpoint.source.commit else name, checkpoint.identity)
         for name, tensors, checkpoint in zip(lineage.names, lineage.tensors, lineage.checkpoints, strict=True)
     ]
     base = sources.pop() if len(sources) > len(weights) else None
@@ -229,7 +229,7 @@ def disk_needs(lineage: LineageReport, plan: Plan, out: Path, stream: bool) -> d
     if stream:
         beside, fetch = weight_files_of(lineage.checkpoints, out).peak_bytes(plan), 0
     else:
-        fetch = sum(repo.files[file].size for repo, file in missing_weights(lineage.checkpoints))
+        fetch = sum(source.files[file] for source, file in missing_weights(lineage.checkpoints))
     return {"output": (out.absolute().parent, plan.layout.size + beside), "cache": (hub.cache_folder(), fetch)}
 
 

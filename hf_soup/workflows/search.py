@@ -292,14 +292,12 @@ def _opened(
         if isinstance(each, SoupError):
             why[name] = each.message
             continue
-        assert each.repo is not None
         codes = each.config.get("quantization_config")
         if isinstance(codes, Mapping) and codes:
             # Alone of its kind it would not be compared with anything, and this not be said.
             why[name] = f"{name} is quantised ({str(codes.get('quant_method', 'no method stated'))[:40]})."
             continue
-        weights = tuple(each.repo.files[file].sha256 for file in each.weight_files)
-        same.setdefault(weights if all(weights) else name, {})[name] = each
+        same.setdefault(tuple(map(each.source.content_id, each.weights.files)), {})[name] = each
     # Of copies the one that says what its labels mean, and among equals the most downloaded.
     chosen = [min(copies, key=lambda name: _unnamed(_labels(copies[name].config))) for copies in same.values()]
     for original, copies in zip(chosen, same.values(), strict=True):

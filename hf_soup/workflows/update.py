@@ -85,7 +85,8 @@ class Update:
                 hint="Where one is gone, cook the others that its soup.yaml names, with the newcomer, as a new soup.",
             ) from error
         newcomers, runs = expand_runs(Recipe(ingredients=list(add), allow_pickle=allow_pickle), beside=True)
-        known = {f"{repo.id}@{repo.revision}" for repo in (*leaves, published.repo) if repo}
+        source = published.source
+        known = {f"{repo.id}@{repo.revision}" for repo in leaves} | {f"{called}@{source.commit}"}
         found = resolve_ingredients(newcomers, token=token)
         for name, shares in found.groups.items():
             mine = {found.checkpoints[number].identity: str(found.checkpoints[number]) for number in shares}
@@ -110,10 +111,9 @@ class Update:
         changes["score"] = tuple(score) if score else _usable(published, published.score, left_out, token)
         changes["report"] = _usable(published, published.report, left_out, token)
         changes["examples"] = published.with_examples().examples
-        repo = published.repo
         return cls(
-            called, repo.revision if repo else None, recipe.model_copy(update=changes), len(recipe.ingredients),
-            tuple(left_out), repo is not None and repo.from_cache,
+            called, source.commit, recipe.model_copy(update=changes), len(recipe.ingredients), tuple(left_out),
+            source.from_cache,
         )  # fmt: skip
 
     def last(self, expanded: ResolvedIngredients, plan: Plan) -> Plan:

@@ -18,7 +18,7 @@ from hf_soup import hub
 from hf_soup._util.parallel import in_parallel
 from hf_soup._util.progress import bar
 from hf_soup._util.text import some
-from hf_soup.checkpoint import Checkpoint, distinct_names, open_checkpoint, require_unchanged
+from hf_soup.checkpoint import Checkpoint, HubRepo, distinct_names, open_checkpoint, require_unchanged
 from hf_soup.errors import (
     IncompatibleError,
     MergeError,
@@ -168,7 +168,7 @@ def verify(
         looks = published.with_examples(paths)
     except RecipeError as error:
         return VerificationReport(model, UNVERIFIABLE, reasons=(Finding("recipe-refused", str(error)),))
-    if published.repo and published.repo.from_cache:
+    if published.source.from_cache:
         raise ResolveError(
             f"{published}: the Hub was not reached, and the cache may not have all that was published.",
             hint="Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, and try again.",
@@ -333,7 +333,7 @@ def _cooked_again(
         Workspace(Path(room) / "soup", kept=False) as staging,
     ):
         supply = weight_files_of(used.checkpoints, staging.fetched)
-        theirs = [name for name in weight_files(published)[0] if name in published.files]
+        theirs = [name for name in weight_files(published)[0] if name in published.source.files]
         asking = any(needs_statistics(call) for call in plan.mixture.methods)
         fetched_bytes = supply.keep() if needs_cutoffs(plan) or asking else supply.peak_bytes(plan)
         _require_room(Path(room), plan, fetched_bytes, published, theirs)
@@ -348,15 +348,14 @@ def _cooked_again(
                 plan, merged, staging.folder, looks, leaves, lineage, token=token, quiet=quiet
             )
             write_assets(staging.folder, soup_config(leaves, plan.layout.dtype), leaves, lineage.checkpoints)
-        fetch = sum(published.files[name] for name in theirs) if published.repo else 0
+        source = published.source
+        fetch = sum(source.files[name] for name in theirs) if source.commit else 0
         with bar("Comparing", plan.layout.size + fetch, quiet=quiet) as shown:
 
             @contextmanager
             def here(name: str) -> Iterator[Path]:
-                if published.repo is None:
-                    yield (published.folder or Path()) / name
-                elif keep or hub.is_cached(published.repo, name):
-                    yield hub.fetch_one(published.repo, name, shown.update)
+                if not isinstance(source, HubRepo) or keep or source.here(name):
+                    yield source.fetch(name, shown.update)
                 else:
                     target, done = Path(room) / "published", 0
 
@@ -365,7 +364,7 @@ def _cooked_again(
                         shown.update(count - done)
                         done = count
 
-                    hub.download_beside(published.repo, name, target, arrived=arrived, stopped=lambda: False)
+                    hub.download_beside(source.repo, name, target, arrived=arrived, stopped=lambda: False)
                     yield target
                     target.unlink()
 
@@ -398,7 +397,7 @@ def _require_room(room: Path, plan: Plan, beside: int, published: Published, the
     Raises:
         MergeError: There is no room.
     """
-    largest = max((published.files[name] for name in theirs), default=0) if published.repo else 0
+    largest = max((published.source.files[name] for name in theirs), default=0) if published.source.commit else 0
     size = plan.layout.size
     need, free = size + max(beside, largest), free_bytes(room)
     logger.info(f"cooking again in '{room.parent}': {need / 1e9:.2f} GB are needed, {free / 1e9:.1f} GB are free")
@@ -415,7 +414,7 @@ def _rescored(published: Published, recipe: Recipe, model: str, token: Token, qu
     """The published weights on the recipe's data, beside what soup.json and the card say."""
     from hf_soup.workflows.score import score
 
-    pinned = f"{published.model}@{published.repo.revision}" if published.repo else model
+    pinned = f"{published.model}@{published.source.commit}" if published.source.commit else model
     found = next(iter(score([pinned], recipe, token=token, quiet=quiet).values()))
     said, card = published.scores, model_index(published)
     # Titles hold names of files, which may be others here; the order is the recipe's.

@@ -115,7 +115,7 @@ def test_a_fault_that_passes_is_waited_for(
     assert transfer.read_range(hub.resolve(repo), NAME, 10, 20) == WEIGHTS[10:20]
     assert len(pauses) == 2
     online.intercept = first(1, "/resolve/", answer, "HEAD")
-    assert transfer.fetch([(hub.resolve(repo), NAME)], quiet=True)[0].read_bytes() == WEIGHTS
+    assert transfer.fetch_one(hub.resolve(repo), NAME).read_bytes() == WEIGHTS
     assert all(asked <= pause <= 1.2 * asked for pause in pauses)
 
 
@@ -138,7 +138,7 @@ def test_a_download_that_breaks_off_goes_on(
     # The client notes what arrived in steps of 10 MB.
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100_000)
     online.transform = broken(1, "/cdn/", 500_000, reset=reset)
-    (path,) = transfer.fetch([(hub.resolve(repo), NAME)], quiet=True)
+    path = transfer.fetch_one(hub.resolve(repo), NAME)
     assert path.read_bytes() == WEIGHTS
     ranges = [request.range for request in online.requests if request.path.startswith("/cdn/")]
     # What arrived before a reset is discarded by the operating system, perhaps all of it.
@@ -158,7 +158,7 @@ def test_a_flipped_byte_is_fetched_again(online: LocalHub, repo: str) -> None:
         return response
 
     online.transform = flip
-    (path,) = transfer.fetch([(hub.resolve(repo), NAME)], quiet=True)
+    path = transfer.fetch_one(hub.resolve(repo), NAME)
     assert path.read_bytes() == WEIGHTS
 
 
@@ -170,14 +170,14 @@ def test_a_byte_that_stays_wrong_leaves_no_poison(online: LocalHub, repo: str) -
     )
     found = hub.resolve(repo)
     with pytest.raises(ResolveError, match="not the ones that the Hub states") as raised:
-        transfer.fetch([(found, NAME)], quiet=True)
+        transfer.fetch_one(found, NAME)
     assert hashlib.sha256(WEIGHTS).hexdigest() in str(raised.value)
     assert hashlib.sha256(wrong).hexdigest() in str(raised.value)
-    assert not transfer.is_cached(found, NAME)
+    assert not transfer.cached_path(found, NAME)
     held = [path.read_bytes() for path in transfer.cache_folder().rglob("*") if path.is_file()]
     assert bytes(wrong) not in held
     online.transform = None
-    assert transfer.fetch([(found, NAME)], quiet=True)[0].read_bytes() == WEIGHTS
+    assert transfer.fetch_one(found, NAME).read_bytes() == WEIGHTS
 
 
 def test_small_files_are_compared_too(online: LocalHub, repo: str) -> None:
@@ -190,10 +190,10 @@ def test_small_files_are_compared_too(online: LocalHub, repo: str) -> None:
         else response
     )
     with pytest.raises(ResolveError, match="not the ones that the Hub states"):
-        transfer.fetch([(found, "config.json")], quiet=True)
-    assert not transfer.is_cached(found, "config.json")
+        transfer.fetch_one(found, "config.json")
+    assert not transfer.cached_path(found, "config.json")
     online.transform = None
-    (path,) = transfer.fetch([(found, "config.json")], quiet=True)
+    path = transfer.fetch_one(found, "config.json")
     assert path.stat().st_size == found.files["config.json"].size
 
 
@@ -269,9 +269,8 @@ def test_a_card_that_is_longer_than_any_is_not_used(
     assert opened.card == {}
     assert opened.notes == ("its README.md has 4,194,325 bytes and is not used; at most 4,194,304 are read",)
     fetch_small([opened])
-    assert opened.repo is not None
-    assert transfer.is_cached(opened.repo, "config.json")
-    assert not transfer.is_cached(opened.repo, "README.md")
+    assert opened.source.here("config.json")
+    assert not opened.source.here("README.md")
 
 
 @pytest.mark.parametrize("path", ["../x", "/etc/x", "a/../x", "a//x", "a\\x", "a\0x", ".", ""])
@@ -385,7 +384,7 @@ def test_what_stays_broken_is_given_up_and_said(online: LocalHub, repo: str, pau
     assert len(online.requests) - count == 2 * client.ATTEMPTS
     assert sum(pauses) < 30
     with pytest.raises(ResolveError, match=f"'{NAME}': the Hub answered 500"):
-        transfer.fetch([(found, NAME)], quiet=True)
+        transfer.fetch_one(found, NAME)
     online.intercept = lambda request: Response(status_code=429, headers={"Retry-After": "3600"})
     with pytest.raises(ResolveError, match=r"rate limit is reached\.\nWait some minutes"):
         hub.resolve(repo)
@@ -407,7 +406,7 @@ def test_no_network_is_said_at_once(
 ) -> None:
     """And what the cache holds is used, and said to be from there."""
     found = hub.resolve(repo)
-    (path,) = transfer.fetch([(found, NAME)], quiet=True)
+    path = transfer.fetch_one(found, NAME)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         nowhere = f"http://127.0.0.1:{closed.getsockname()[1]}"
@@ -421,7 +420,7 @@ def test_no_network_is_said_at_once(
     again = hub.resolve(repo)
     assert again.from_cache
     assert again.revision == found.revision
-    assert transfer.fetch([(again, NAME)], quiet=True) == [path]
+    assert transfer.fetch_one(again, NAME) == path
     assert again.files[NAME].sha256 == found.files[NAME].sha256
     with pytest.raises(ResolveError, match=r"file 'config.json': .* cannot be reached"):
         transfer.read_range(found, "config.json", 0, 1)
@@ -438,7 +437,8 @@ def test_a_token_that_nobody_knows(online: LocalHub, repo: str, monkeypatch: pyt
 def test_the_token_goes_to_the_hub_and_nowhere_else(online: LocalHub, repo: str) -> None:
     found = hub.resolve(repo)
     transfer.read_range(found, NAME, 0, 10)
-    transfer.fetch([(found, NAME), (found, "config.json")], quiet=True)
+    transfer.fetch_one(found, NAME)
+    transfer.fetch_one(found, "config.json")
     elsewhere = [request for request in online.requests if request.path.startswith("/cdn/") and request.method == "GET"]
     assert len(elsewhere) == 2
     assert {request.authorization for request in elsewhere} == {""}

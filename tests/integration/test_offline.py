@@ -32,7 +32,8 @@ def test_what_was_cooked_once_is_cooked_again_offline(
     cli("push", "first", "acme/pair")
     second = cli("cook", "acme/pair", "acme/a", "-o", "second", "--json").json
     repo = hub.resolve("acme/pair")
-    transfer.fetch([(repo, file) for file in repo.files], quiet=True)  # as somebody has who used the soup
+    for file in repo.files:
+        transfer.fetch_one(repo, file)  # as somebody has who used the soup
     asked = len(online.requests)
 
     # A soup is its leaves offline too.

@@ -344,7 +344,7 @@ def test_one_repo_by_two_names_counts_twice(put: Put) -> None:
 def test_weights_in_several_files_beside_one_in_a_single_file(online: LocalHub) -> None:
     lineage = check(["hanyp/vit-base-beans", "zqTensor/vit-base-beans"])
     assert (lineage.verdict, codes(lineage)) == ("proven", set())
-    assert lineage.checkpoints[0].weight_files == (
+    assert lineage.checkpoints[0].weights.files == (
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
     )
@@ -393,7 +393,7 @@ def test_pickles_are_read_when_that_is_allowed_and_converted_once(online: LocalH
     lineage = check(FEATHERS, allow_pickle=True)
     assert (lineage.verdict, codes(lineage), ancestor(lineage)) == ("proven", set(), (BERT, "card"))
     assert lineage.checkpoints[0].notes == ("its weights were converted from pytorch_model.bin",)
-    converted = sorted((tmp_path / "home" / "hf-soup" / "converted").iterdir())
+    converted = sorted((tmp_path / "home" / "hf-soup" / "converted").rglob("*.*"))
     assert len(converted) == 2
     times = [path.stat().st_mtime_ns for path in converted]
     asked = len(online.requests)
@@ -422,8 +422,8 @@ def test_a_tower_of_a_whole_clip(online: LocalHub, tmp_path: Path) -> None:
 def test_a_tower_saved_by_a_new_version_has_other_names(online: LocalHub) -> None:
     lineage = check(TOWERS[:1])
     checkpoint = lineage.checkpoints[0]
-    tower = {name: torch.frombuffer(bytearray(checkpoint.read(each, 0, each.size)), dtype=torch.float32)
-             .reshape(each.shape) for name, each in checkpoint.tensors.items()}  # fmt: skip
+    path = checkpoint.weights.source.fetch(checkpoint.weights.files[0])
+    tower = load_file(path)
     renamed = {name.removeprefix("vision_model."): each for name, each in stand_ins.nearby(tower, 5).items()}
     files = {"config.json": as_json(dict(checkpoint.config)), "README.md": card(base_model=CLIP), **weights(renamed)}
     publish(online, "new-version/tower", files)
@@ -473,7 +473,7 @@ def test_a_check_reads_little(online: LocalHub, large: Sequence[str], tmp_path: 
     asked = len(online.requests)
     lineage = check(large[:2])
     assert lineage.verdict == "likely"
-    assert lineage.checkpoints[0].files["model.safetensors"] > 10e6
+    assert lineage.checkpoints[0].source.files["model.safetensors"] > 10e6
     samples: dict[str, list[int]] = {}
     for record in weight_requests(online, asked):
         if record.path.startswith("/cdn/") and not record.range.startswith("bytes=0-"):

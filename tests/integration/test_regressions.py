@@ -50,7 +50,7 @@ def test_names_that_moved_are_known_offline(
     publish("a")
     online.rename("model", "acme/a", "acme/new")
     found = hub.resolve("acme/a")
-    transfer.fetch([(found, "config.json")], quiet=True)
+    transfer.fetch_one(found, "config.json")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     again = hub.resolve("acme/a")
     assert (again.id, again.revision, again.from_cache) == ("acme/new", found.revision, True)

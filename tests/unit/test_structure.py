@@ -51,7 +51,6 @@ MAY = {
 #: The exceptions to the contracts in setup.cfg. There may only be fewer.
 EXCEPTIONS = {
     ("hf_soup.demo.publish", "hf_soup.hub"),
-    ("hf_soup.merging.cutoffs", "hf_soup.methods._ranks"),
     ("hf_soup.ingredients.trainer_run", "hf_soup.methods._recent"),
     ("hf_soup.evaluation.search", "hf_soup.methods._recent"),
 }

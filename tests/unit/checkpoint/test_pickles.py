@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from hf_soup._util import isolated as apart
 from hf_soup.checkpoint import pickles
+from hf_soup.checkpoint.file_sources import LocalFolder
 from hf_soup.checkpoint.pickles import convert_pickle, require_plain
 from hf_soup.errors import ResolveError
 
@@ -107,8 +109,7 @@ def test_what_only_shows_when_it_is_read(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("hf_soup.hub.own_cache_folder", lambda: tmp_path / "cache")
 
     def convert() -> None:
-        files = {path.name: path.stat().st_size for path in tmp_path.iterdir() if path.is_file()}
-        convert_pickle("acme/a", files, lambda file, *_: (tmp_path / file).read_bytes(), None, tmp_path)
+        convert_pickle("acme/a", LocalFolder.of(tmp_path, tmp_path.iterdir()))
 
     torch.save({"b": torch.empty(3, device="meta")}, tmp_path / "pytorch_model.bin")
     with pytest.raises(ResolveError, match=r"'b' in pytorch_model.bin has a shape and no numbers"):
@@ -124,3 +125,20 @@ def test_what_only_shows_when_it_is_read(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     with pytest.raises(ResolveError, match=r"'b' is in 2.bin and in another file"):
         convert()
+
+
+def test_what_another_process_converted_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever opened it has noted its state, and would find another file in its place."""
+    monkeypatch.setattr("hf_soup.hub.own_cache_folder", lambda: tmp_path / "cache")
+    torch.save({"a": SOME}, tmp_path / "pytorch_model.bin")
+    written, states = safetensors.torch.save_file, []
+
+    def both(tensors: Any, partial: Path, **more: Any) -> None:
+        written(tensors, partial, **more)
+        written(tensors, partial.parent / "model.safetensors", **more)
+        states.append((partial.parent / "model.safetensors").stat().st_ino)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", both)
+    found = convert_pickle("acme/a", LocalFolder.of(tmp_path, tmp_path.iterdir()))
+    assert [stamp[1] for stamp in found.stamps.values()] == states
+    assert [path.name for path in found.path.iterdir()] == ["model.safetensors"]

@@ -354,7 +354,7 @@ def test_a_soup_in_itself_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path:
     """No honest Hub has one, as a commit cannot name itself, and no other file passes for the Hub's."""
     path = tmp_path / "soup.yaml"
     path.write_text(f"ingredients: [{{model: acme/pair, revision: {commit('acme/pair')}}}]\n")
-    monkeypatch.setattr("hf_soup.hub.fetch", lambda wanted, **_: [path])
+    monkeypatch.setattr("hf_soup.hub.fetch_one", lambda *_: path)
     with pytest.raises(ResolveError, match=r"A soup is in itself, .*: acme/pair → acme/pair\.\nLeave it out"):
         resolve_ingredients(Recipe(ingredients=["acme/pair", "acme/c"]))
 

@@ -650,7 +650,7 @@ def test_a_tensor_too_few_and_one_too_many(write: Write, berts: tuple[dict[str, 
     lineage = check([write("a", 1), write("b", tensors=tensors)])
     assert (lineage.verdict, codes(lineage)) == ("refused", {"tensors-missing"})
     assert "local:b lacks 1 tensors of local:a: bert.pooler.dense.bias" in said(lineage, "tensors-missing")
-    more = check([str(lineage.checkpoints[1].folder), str(lineage.checkpoints[0].folder)])
+    more = check([each.source.reference for each in lineage.checkpoints[::-1]])
     assert (more.verdict, codes(more)) == ("refused", {"tensors-extra"})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from markdown_it import MarkdownIt
 
 from hf_soup._util.yaml import parse_yaml, write_yaml
 from hf_soup.checkpoint.checkpoint import Checkpoint
+from hf_soup.checkpoint.file_sources import LocalFolder
 from hf_soup.checkpoint.headers import TensorInfo
+from hf_soup.checkpoint.tensor_sources import TensorSource
 from hf_soup.errors import PublishError
 from hf_soup.lineage.alignment import Alignment
 from hf_soup.lineage.declared_bases import BaseReference
@@ -30,7 +33,8 @@ FEW = settings(deadline=None, derandomize=True, max_examples=100)
 
 
 def model(name: str, **card: Any) -> Checkpoint:
-    return Checkpoint(name, config={}, card=card, tensors={}, files={})
+    source = LocalFolder.of(Path(), [])
+    return Checkpoint(name, config={}, card=card, source=source, weights=TensorSource({}, source))
 
 
 def lineage_of(leaves: list[Checkpoint], ancestor: BaseReference | None) -> LineageReport:
