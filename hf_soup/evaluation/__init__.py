@@ -13,37 +13,35 @@ if TYPE_CHECKING:
     )
     from hf_soup.evaluation.batch_statistics import BatchStatistics as BatchStatistics
     from hf_soup.evaluation.calibration import (
-        prepare_calibration as prepare_calibration,
         recalibrate_batch_norm as recalibrate_batch_norm,
-        statistics_for as statistics_for,
         statistics_notes as statistics_notes,
     )
     from hf_soup.evaluation.calibration_data import CalibrationDataset as CalibrationDataset
-    from hf_soup.evaluation.candidates import answer_along as answer_along
+    from hf_soup.evaluation.candidates import Candidates as Candidates
     from hf_soup.evaluation.collection import (
-        collect_coefficients as collect_coefficients,
         collect_statistics as collect_statistics,
+        with_statistics as with_statistics,
     )
     from hf_soup.evaluation.data import loader_of as loader_of
-    from hf_soup.evaluation.dataset import (
-        EvalDataset as EvalDataset,
-        notes_of as notes_of,
-        prepare_datasets as prepare_datasets,
+    from hf_soup.evaluation.dataset import EvalDataset as EvalDataset, prepare_datasets as prepare_datasets
+    from hf_soup.evaluation.evaluation_data import (
+        Calibration as Calibration,
+        EvaluationData as EvaluationData,
+        data_of_soup as data_of_soup,
+        load_calibration as load_calibration,
+        load_data as load_data,
+        require_rows as require_rows,
     )
-    from hf_soup.evaluation.model import require_device as require_device
-    from hf_soup.evaluation.report import (
-        LAST as LAST,
-        SOUP as SOUP,
-        Evaluation as Evaluation,
-        EvaluationReport as EvaluationReport,
-        require_memory as require_memory,
+    from hf_soup.evaluation.memory import require_memory as require_memory
+    from hf_soup.evaluation.model_answers import SavedModel as SavedModel, answer_along as answer_along
+    from hf_soup.evaluation.report import LAST as LAST, SOUP as SOUP, EvaluationReport as EvaluationReport
+    from hf_soup.evaluation.search import Choice as Choice, MixtureSpace as MixtureSpace, choose as choose
+    from hf_soup.evaluation.statistics import Comparison as Comparison
+    from hf_soup.evaluation.template import (
+        ModelTemplate as ModelTemplate,
+        model_template as model_template,
         scored_with as scored_with,
     )
-    from hf_soup.evaluation.search import (
-        Choice as Choice,
-        choose as choose,
-    )
-    from hf_soup.evaluation.statistics import Comparison as Comparison
 else:
     from hf_soup._util.lazy import lazy_exports
 

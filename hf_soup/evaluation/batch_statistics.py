@@ -24,7 +24,7 @@ from hf_soup._util.progress import bar
 from hf_soup.checkpoint import COUNT, TORCH, bytes_of
 from hf_soup.errors import ScoringError, ValuesError
 from hf_soup.evaluation.batch_norm import MEAN, VARIANCE, batch_norms
-from hf_soup.evaluation.calibration_data import CalibrationDataset
+from hf_soup.evaluation.evaluation_data import Calibration
 from hf_soup.evaluation.loaded_parameters import find_loaded_parameters, probes
 from hf_soup.evaluation.model import build_model, in_order
 from hf_soup.evaluation.statistics import Ints
@@ -60,10 +60,7 @@ class BatchStatistics:
 
     Args:
         layout: Names and shapes of the soup's tensors.
-        inputs: The examples.
-        config_folder: A folder with the soup's ``config.json``.
-        seed: Of the order.
-        device: Where models run, in float32.
+        calibration: The examples.
 
     Raises:
         ScoringError: There are fewer than two examples.
@@ -72,18 +69,17 @@ class BatchStatistics:
         Izmailov et al., Averaging Weights Leads to Wider Optima and Better Generalization, UAI 2018, arXiv:1803.05407.
     """
 
-    def __init__(
-        self, layout: Layout, inputs: CalibrationDataset, config_folder: Path, seed: int, device: str = "cpu"
-    ) -> None:
-        self.inputs, self.layers = inputs, batch_norms(tensor.name for tensor in layout.tensors)
+    def __init__(self, layout: Layout, calibration: Calibration) -> None:
+        self.inputs = inputs = calibration.inputs
+        self.layers = batch_norms(tensor.name for tensor in layout.tensors)
         if inputs.n < 2:
             raise ScoringError(
                 f"The examples '{inputs.examples.title}' are one row, which has no variance for batch normalisation.",
                 hint="Use more rows: a few hundred of the training data or more.",
             )
-        self._layout, self._config_folder, self._device = layout, config_folder, device
-        self._batches = inputs.alike(inputs.shuffled(seed))
-        about = [inputs.fingerprint, inputs.examples.task, inputs.examples.batch_size, seed]
+        self._layout, self._config, self._device = layout, calibration.template.config, calibration.device
+        self._batches = inputs.alike(inputs.shuffled(calibration.seed))
+        about = [inputs.fingerprint, inputs.examples.task, inputs.examples.batch_size, calibration.seed]
         #: What decides, beside the weights and the device, what is collected.
         self.key = hashlib.sha256(json.dumps(about).encode()).hexdigest()
         #: A layer, as the files call it → as the model does; known after `model_of`.
@@ -106,7 +102,7 @@ class BatchStatistics:
         means = [numbers[layer + MEAN] for layer in self.layers]
         marks, whose = probes(self._layout, means)
         task = self.inputs.examples.task
-        model = build_model(self._config_folder, {**tensors, **marks}, task, torch.float32)
+        model = build_model(self._config, {**tensors, **marks}, task, torch.float32)
         homes = find_loaded_parameters(model, whose)
         for layer, number in zip(self.layers, means, strict=True):
             home = homes.direct.get(number, "")
@@ -214,7 +210,7 @@ def put(model: PreTrainedModel, found: Mapping[str, BatchNormStatistics]) -> Non
 
 def write_again(
     layout: Layout, merged: MergeResult, folder: Path, statistics: BatchStatistics, *, quiet: bool = True
-) -> tuple[MergeResult, BatchNormUpdate]:
+) -> MergeResult:
     """Collect the statistics of a soup that was merged, and write them into its files in the place of the mean.
 
     What is written is not in the journal, so that a run that is interrupted after it merges these places again.
@@ -227,7 +223,7 @@ def write_again(
         quiet: No progress bar.
 
     Returns:
-        What a merge leaves behind, with the new roots and digest; and what was collected.
+        What a merge leaves behind, with the new roots and digest, and what was collected.
 
     Raises:
         ScoringError: As `BatchStatistics`.
@@ -275,7 +271,8 @@ def write_again(
         roots=roots,
         digest=digest_of((tensor.name, tensor.dtype, tensor.shape, roots[tensor.name]) for tensor in layout.tensors),
         differing=tuple(name for name in merged.differing if name not in values),
-    ), again
+        batch_norm=again,
+    )
 
 
 def _root(data: memoryview) -> str:

@@ -1,298 +1,307 @@
-"""What models answer to data: each asked once, by all processes together, and remembered on disk."""
+"""Scores of ingredients, of candidate soups that were never written, and of the soup that was."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
-from importlib.metadata import version
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
-from hf_soup._util.progress import bar
-from hf_soup.checkpoint import ITEM_BYTES
-from hf_soup.errors import ScoringError, SoupError
-from hf_soup.evaluation.batch_statistics import BatchNormStatistics, BatchStatistics, put
-from hf_soup.evaluation.dataset import EvalDataset, Logits
-from hf_soup.evaluation.model import ReusableModel
-from hf_soup.hub import own_cache_folder, prune
-from hf_soup.merging import Layout, Materializer, Plan, ProcessGroup, Run, sources_of
-from hf_soup.methods import METHODS
+from hf_soup.errors import ScoringError
+from hf_soup.evaluation.dataset import EvalDataset, Logits, compare
+from hf_soup.evaluation.ensembles import calibration, diversity, ensemble, greedy_ensemble, logit_ensemble
+from hf_soup.evaluation.evaluation_data import EvaluationData
+from hf_soup.evaluation.model_answers import ModelAnswers, SavedModel
+from hf_soup.evaluation.report import ENSEMBLE, GREEDY_ENSEMBLE, LAST, LOGIT_ENSEMBLE, SOUP, EvaluationReport
+from hf_soup.evaluation.statistics import Comparison, Ints
+from hf_soup.evaluation.template import scored_with
+from hf_soup.merging import Layout, Plan, RunContext
+from hf_soup.recipe import CalibrationErrors, Diversity, Mixture, Score
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from hf_soup.selection import Objective
 
-
-#: What is remembered in all; beyond it, what was not used for longest goes.
-MAX_BYTES = 2_000_000_000
-
-
-class SavedModel(NamedTuple):
-    """A soup in files, and their digest."""
-
-    folder: Path
-    digest: str
+#: Row numbers of every data set that a selection may look at.
+RowSubset = Sequence[Ints]
 
 
 class Candidates:
-    """Models of one kind, one at a time in memory, and what they answer.
+    """Scores of mixtures of one layout, of its ingredients, and of the soup that was written.
 
-    In a world, every process makes the model and answers its share of the batches. The first one asks; the others
-    `answer_along`.
+    An ingredient is run once on the validation data, and once more at the end on the test data, which nothing looks at
+    before; what was run in an earlier cook is remembered. Held in memory at a time: one model, its tensors, and the
+    running sum of the soup.
 
     Args:
-        benches: The data.
         layout: All sources, under the names of the soup.
         paths: For every source, its weight files.
-        config: The bytes of the soup's ``config.json``.
-        device: Where models run.
-        quiet: No progress bar.
-        world: The processes that answer together.
-        statistics: Those of batch normalisation, collected again for what is mixed.
-        learn: Gives a plan what is learned of its ingredients together; called with that, and ``before``, which lets go
-            of the model and the running sum.
+        data: What is scored on.
+        context: The device, and the processes that answer together.
+        ingredients: What the recipe names, each of which may be the mean of several sources; by default the sources.
     """
 
     def __init__(
         self,
-        benches: Sequence[EvalDataset],
         layout: Layout,
         paths: Sequence[Mapping[str, Path]],
-        config: bytes,
-        device: str = "cpu",
-        *,
-        quiet: bool = False,
-        world: ProcessGroup | None = None,
-        statistics: BatchStatistics | None = None,
-        learn: Callable[..., Plan] | None = None,
+        data: EvaluationData,
+        context: RunContext,
+        ingredients: Mapping[str, Mixture] | None = None,
     ) -> None:
-        self._statistics = statistics
-        self._learn = learn
-        self._benches, self._layout, self._config, self._quiet = benches, layout, config, quiet
-        self._world = world or ProcessGroup()
-        self._device = device
-        if device == "cuda" and self._world.size > 1:
-            self._device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
-        self._stack = ExitStack()
-        self._materializer, self._keys = Materializer(layout, paths), AnswerKeys(layout)
-        self._stack.callback(self._materializer.close)
-        self._kitchen = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="hf-soup-")))
-        self._resident: tuple[bytes, ReusableModel] | None = None
-        self._versions = [version(name) for name in ("hf-soup", "torch", "transformers")]
-        self._folder = own_cache_folder() / "logits"
-        if self._world.rank == 0 and self._world.size > 1:
-            self._world.broadcast((benches, layout, paths, config, device))
+        self.ingredients = ingredients or {name: Mixture({name: 1.0}) for name in layout.names}
+        self._layout, self._paths, self._data, self._context = layout, paths, data, context
+        self._models = ModelAnswers(layout, paths, data, context)
+        self._logits: dict[tuple[str, str], Logits] = {}
+        self._answers: dict[str, list[Ints]] = {}
+        self._in_order: set[str] = set()
 
-    def close(self) -> None:
-        """Close the files, and remove what is too much and was not used for longest."""
-        self._stack.close()
-        prune(self._folder, MAX_BYTES)
+    def __enter__(self) -> Candidates:
+        return self
 
-    def release(self) -> None:
-        """Let go of the model and the running sum: what follows needs their memory. The next one is built anew."""
-        self._resident = None
-        self._materializer.forget()
+    def __exit__(self, *_: object) -> None:
+        self._models.close()
 
-    def outputs(
-        self,
-        model: Plan | SavedModel,
-        benches: Sequence[EvalDataset],
-        name: str,
-        *,
-        config: bytes | None = None,
-        alone: bool = False,
-    ) -> dict[str, Logits]:
-        """What a model answers to some data, by its title.
+    def score(self, mixture: Mixture, rows: RowSubset | None = None) -> float:
+        """The validation score of a soup that is not written.
+
+        Over several data sets it is the mean of their metrics, by the recipe's weights.
 
         Args:
-            model: Of the layout's sources, or of files.
-            benches: The data.
-            name: What progress and errors call the model.
-            config: The bytes of its ``config.json``, where they are not those of the others.
-            alone: It is an ingredient, though it may be made of several: it has its own statistics of batch
-                normalisation.
+            mixture: Of sources of the layout.
+            rows: Of each data set those that count; by default all.
+        """
+        key = Plan(self._layout, mixture).key
+        if key not in self._answers:
+            self._answers[key] = self._answered(self.logits(mixture))
+        return self._mean_score(self._answers[key], rows)
+
+    def score_alone(self, name: str, rows: RowSubset | None = None) -> float:
+        """That of an ingredient.
 
         Raises:
-            ScoringError: The tensors make no model, or it fails.
-            MergeError: A source's file cannot be read, or holds NaN.
+            ScoringError: It answers as if its labels were in another order.
         """
-        if self._learn and isinstance(model, Plan):
-            model = self._learn(model, before=self.release)
-        weights = model.digest if isinstance(model, SavedModel) else self._keys.of(model)
-        statistics = None if alone else self._again(model)
-        if statistics:
-            weights = sha256_of([weights, statistics.key])
-        notes = {bench.title: self._note(weights, bench, config) for bench in benches}
-        different: dict[Path, EvalDataset] = {}
-        for bench in benches:
-            different.setdefault(notes[bench.title], bench)  # the same rows in another metric are answered once
-        found = {note: logits for note, bench in different.items() if (logits := _noted(note, bench)) is not None}
-        missing = [bench for note, bench in different.items() if note not in found]
+        return self._mean_score(self._answered(self.logits_alone(name)), rows)
+
+    def logits(self, mixture: Mixture) -> list[Logits]:
+        """What a soup that is not written answers to the validation data."""
+        plan, validation = Plan(self._layout, mixture), self._data.validation
+        answers = self._models.outputs(plan, validation, f"{len(mixture.weights)} ingredients")
+        return [answers[bench.title] for bench in validation]
+
+    def logits_alone(self, name: str) -> list[Logits]:
+        """What an ingredient answers to it, as `score_alone`."""
+        return self._alone(name, self._data.validation)
+
+    def _answered(self, logits: Sequence[Logits]) -> list[Ints]:
+        return [bench.answers(each) for bench, each in zip(self._data.validation, logits, strict=True)]
+
+    def _mean_score(self, answers: Sequence[Ints], rows: RowSubset | None = None) -> float:
+        validation = self._data.validation
+        shares = [bench.scoring.weight for bench in validation]
+        values = [
+            bench.judge(each, rows[number] if rows else None)
+            for number, (bench, each) in enumerate(zip(validation, answers, strict=True))
+        ]
+        return math.fsum(share * value for share, value in zip(shares, values, strict=True)) / math.fsum(shares)
+
+    def objective(self, logits: Sequence[Logits]) -> float:
+        """The mean of the validation metrics of a model's answers, by the recipe's weights."""
+        return self._mean_score(self._answered(logits))
+
+    def random_halves(self, seed: int) -> tuple[RowSubset, RowSubset]:
+        """The rows of every validation data set in two random halves, the same for the same number."""
+        generator = np.random.Generator(np.random.Philox(key=seed))
+        validation = self._data.validation
+        # The same rows in another metric are in the same half.
+        kinds = {bench.fingerprint: generator.permutation(bench.n) for bench in validation}
+        orders = [kinds[bench.fingerprint] for bench in validation]
+        return tuple([np.sort(order[len(order) // 2 :]) for order in orders]), tuple(
+            [np.sort(order[: len(order) // 2]) for order in orders]
+        )
+
+    def release(self) -> None:
+        """Let go of the model in memory: another one comes."""
+        self._models.release()
+
+    def _alone(self, name: str, benches: Sequence[EvalDataset]) -> list[Logits]:
+        """What an ingredient answers, once asked."""
+        missing = [bench for bench in benches if (name, bench.title) not in self._logits]
         if missing:
-            if self._world.size > 1:
-                known = [self._benches.index(bench) if bench in self._benches else bench for bench in missing]
-                self._world.broadcast((model, known, config, alone))
-            rows = sum(bench.n for bench in missing) // self._world.size
-            with bar(f"Scoring {name}", rows, unit="row", quiet=self._quiet) as shown:
-                try:
-                    new = self._answer(model, missing, config, statistics, shown.update)
-                except ScoringError as error:
-                    raise ScoringError.of(error, f"{name}: {error.message}") from None
-            for bench, logits in zip(missing, new, strict=True):
-                found[notes[bench.title]] = logits
-                _keep(notes[bench.title], logits)
-        return {bench.title: found[notes[bench.title]] for bench in benches}
+            plan = Plan(self._layout, self.ingredients[name])
+            answers = self._models.outputs(plan, missing, name, alone=True)
+            for title, logits in answers.items():
+                self._logits[name, title] = logits
+            # With another's head a model may answer anything, and so may one that does well on its own task's data on
+            # those of another; that says nothing of its labels.
+            doubts = [bench.doubt_of_order(name, answers[bench.title]) for bench in missing]
+            if not all(doubts) or self._data.template.head_of not in (None, name):
+                self._in_order.add(name)
+            elif doubts[0] and name not in self._in_order:
+                raise doubts[0]
+        return [self._logits[name, bench.title] for bench in benches]
 
-    def _answer(
+    def require_better_than_chance(self, names: Sequence[str]) -> None:
+        """Where nobody has learned anything, the order of scores is luck, and so is what is selected by it.
+
+        Raises:
+            ScoringError: It is so, or an ingredient answers as if its labels were in another order.
+        """
+        bench, head_of = self._data.validation[0], self._data.template.head_of
+        found = {name: bench.better_than_chance(self.logits_alone(name)[0]) for name in names}
+        if head_of is not None or any(accuracy > chance for accuracy, chance, _ in found.values()):
+            return
+        name = max(found, key=lambda name: found[name][0] - found[name][1])
+        raise ScoringError(
+            f"No ingredient is better than chance on '{bench.title}': the best, {name}, answers {found[name][0]:.1%} "
+            f"of {bench.n:,} rows correctly, and its answers in random order would get {found[name][1]:.1%}.",
+            hint="Are these its inputs and its labels? `select: uniform` averages without looking.",
+        )
+
+    def _warnings(self) -> list[str]:
+        bench = self._data.scored[0]
+        found = [bench.better_than_chance(self._logits[name, bench.title])[2] for name in self.ingredients]
+        if min(found) < 0.05:
+            return []
+        return [f"No ingredient can be told from chance on '{bench.title}' (n = {bench.n:,}, p >= {min(found):.2g})."]
+
+    def _losses(self, best: Mapping[str, str], comparisons: Mapping[str, Comparison]) -> list[str]:
+        """What a soup lost against its best ingredient on the data that it was chosen on."""
+        lost = [
+            bench.title
+            for bench in self._data.validation
+            if comparisons[bench.title].significant and comparisons[bench.title].difference < 0
+        ]
+        if not lost:
+            return []
+        soup, single = (self.logits_alone(name) for name in (SOUP, best[lost[0]]))
+        advice = "In the mean of all held-out data, by their weights, it is not."
+        if self.objective(soup) < self.objective(single):
+            advice = "Use that one, or another `select` or `method`: greedy keeps no ingredient that hurts the soup."
+        return [
+            f"The soup is worse on '{title}' than {best[title]} alone: {comparisons[title].sentence}. {advice}"
+            for title in lost
+        ]
+
+    @contextmanager
+    def descent(self, names: Sequence[str], rows: RowSubset | None = None) -> Iterator[Objective]:
+        """The held-out loss of soups of some ingredients and its gradient, for a selection that learns."""
+        from hf_soup.evaluation.gradients import GroupedObjective, ValidationLoss
+
+        validation = self._data.validation
+        alone = [self.logits_alone(name) for name in names]
+        self.release()  # or there would be its model beside the one that learns
+        # The loss of the same rows is the same, whatever is measured on them.
+        benches: dict[str, EvalDataset] = {}
+        for bench in validation:
+            benches.setdefault(bench.fingerprint, bench)
+        made_of = [_shares(self.ingredients[name]) for name in names]
+        sources = [name for name in self._layout.names if any(name in shares for shares in made_of)]
+        loss = ValidationLoss(
+            self._layout,
+            self._paths,
+            {name: self._layout.numbers[name] for name in sources},
+            self._data.template.config,
+            list(benches.values()),
+            [math.fsum(b.scoring.weight for b in validation if b.fingerprint == kind) for kind in benches],
+            self._context.device,
+        )
+        with closing(loss):
+            starts = np.cumsum([0, *(bench.n for bench in benches.values())])
+            places = [validation.index(bench) for bench in benches.values()]
+            numbers = None
+            if rows is not None:
+                numbers = np.concatenate([start + rows[at] for start, at in zip(starts, places, strict=False)])
+            groups = [[shares.get(source, 0.0) for source in sources] for shares in made_of]
+            answers = [[logits[at] for at in places] for logits in alone]
+            yield GroupedObjective(names, loss, groups, answers, numbers)
+
+    def scores_alone(self) -> dict[str, dict[str, Score]]:
+        """The scores of every ingredient on all data."""
+        scored = self._data.scored
+        return {
+            name: {
+                bench.title: bench.score(each) for bench, each in zip(scored, self._alone(name, scored), strict=True)
+            }
+            for name in self.ingredients
+        }
+
+    def evaluate(
         self,
-        model: Plan | SavedModel,
-        benches: Sequence[EvalDataset],
-        config: bytes | None,
-        statistics: BatchStatistics | None,
-        progress: Callable[[int], object] | None = None,
-    ) -> list[Logits]:
-        """The part of all processes: the model is made, or fails, in each, and each has all answers."""
-        failed: SoupError | None = None
-        found: dict[str, BatchNormStatistics] = {}
-        try:
-            made = self._made(model, benches[0].scoring.task, config or self._config, statistics)
-            if statistics:
-                found = statistics.collect(made)
-        except SoupError as error:
-            failed = error
-        for each in self._world.gather(failed):
-            if each is not None:
-                raise each
-        put(made, self._world.broadcast(found))  # the first one's
-        return [bench.logits(made, device=self._device, progress=progress, world=self._world) for bench in benches]
+        soup: SavedModel,
+        own: EvaluationData,
+        points: Sequence[Mixture] = (),
+        last: Mixture | None = None,
+    ) -> EvaluationReport:
+        """Score the soup that was written, and every ingredient, on all data; the test data for the first time.
 
-    def _again(self, model: Plan | SavedModel) -> BatchStatistics | None:
-        """What collects the statistics of a model, where it is mixed; one ingredient has its own."""
-        if isinstance(model, SavedModel) or (len(model.weights) == 1 and self._layout.base is None):
-            return None
-        return self._statistics
+        Args:
+            soup: As it was written.
+            own: The same data as the soup itself reads them.
+            points: What was tried with other parameters of the method; it is scored on the test data now.
+            last: The last version, of which the soup is an update.
+        """
+        names, every = list(self.ingredients), self._data.scored
+        for name in names:
+            self._alone(name, every)
+        if own.validation is not self._data.validation:  # it has another tokenizer than the candidates had
+            soup = soup._replace(template=own.template)
+        for title, logits in self._models.outputs(soup, own.scored, SOUP).items():
+            self._logits[SOUP, title] = logits
+        if last is not None:
+            for title, logits in self._models.outputs(Plan(self._layout, last), every, LAST).items():
+                self._logits[LAST, title] = logits
+        in_ensemble = self._ensembles() if len(names) > 1 else ()
+        models = list(dict.fromkeys(name for name, _ in self._logits))
+        models = [SOUP, *names, *(name for name in models if name not in (SOUP, *names))]
+        scores: dict[str, dict[str, Score]] = {name: {} for name in models}
+        calibrated: dict[str, dict[str, CalibrationErrors]] = {name: {} for name in models}
+        each = {name: self.objective(self.logits_alone(name)) for name in names if self._data.validation}
+        judged = max(each, key=lambda name: each[name]) if each else None
+        best: dict[str, str] = {}
+        comparisons: dict[str, Comparison] = {}
+        errors: dict[str, Diversity] = {}
+        for bench in every:
+            title = bench.title
+            for name in models:
+                scores[name][title] = bench.score(self._logits[name, title])
+                calibrated[name][title] = CalibrationErrors(**calibration(self._logits[name, title], bench.references))
+            answers = {name: self._logits[name, title] for name in names}
+            errors[title] = Diversity(**diversity(answers, bench.references))
+            best[title] = judged or max(names, key=lambda name: scores[name][title].value)
+            comparisons[title] = compare(bench, self._logits[SOUP, title], self._logits[best[title], title])
+        ours = {at: logits for (name, at), logits in self._logits.items() if name == SOUP}
+        since = {b.title: compare(b, ours[b.title], self._logits[LAST, b.title]) for b in every if last}
+        curve = []
+        for number, point in enumerate(points):
+            answers = self._models.outputs(Plan(self._layout, point), every, f"point {number + 1} of {len(points)}")
+            curve.append({bench.title: bench.score(answers[bench.title]) for bench in every})
+        notes = (*self._data.notes, *scored_with(self._data.template.head_of))
+        warnings = (*self._warnings(), *self._losses(best, comparisons))
+        return EvaluationReport(
+            scores, best, comparisons, since, calibrated, errors, in_ensemble, tuple(curve), notes, warnings
+        )
 
-    def _made(
-        self, model: Plan | SavedModel, task: str, config: bytes, statistics: BatchStatistics | None
-    ) -> PreTrainedModel:
-        tensors: dict[str, Tensor] = {}
-        if isinstance(model, SavedModel):
-            for file in sorted(model.folder.glob("model*.safetensors")):
-                tensors |= load_file(file)
-        else:
-            tensors = self._materializer.materialize(model)
-        if statistics and not statistics.modules:
-            self._resident = None  # or there would be two models
-            statistics.model_of(tensors)
-        if self._resident is None or self._resident[0] != config:
-            (self._kitchen / "config.json").write_bytes(config)
-            self._resident = config, ReusableModel(self._kitchen, task, getattr(torch, self._layout.dtype))
-        return self._resident[1].load(tensors)
-
-    def _note(self, weights: str, bench: EvalDataset, config: bytes | None) -> Path:
-        """Where it is remembered what some weights answer to some data, named by all that this depends on."""
-        data = [bench.fingerprint, bench.scoring.batch_size, bench.scoring.task, self._device.partition(":")[0]]
-        return self._folder / f"{sha256_of([weights, (config or self._config).hex(), data, self._versions])}.npy"
-
-
-def answer_along(world: ProcessGroup, between: Callable[[], object]) -> None:
-    """The part that every process but the first has in a cook: answer what it asks, merge with it, answer again.
-
-    Args:
-        world: This process's.
-        between: What is to be done when all candidates are answered.
-    """
-    own: Candidates | None = None
-    with ExitStack() as stack:
-        for then in (between, stack.close):
-            while (asked := world.broadcast(None)) is not None:
-                if own is None:  # first of all it says which models and data there are
-                    own = Candidates(*asked, quiet=True, world=world)
-                    stack.callback(own.close)
-                    continue
-                model, known, config, alone = asked
-                benches = [own._benches[each] if isinstance(each, int) else each for each in known]
-                with suppress(SoupError):  # all processes have the same one, and the first says it
-                    own._answer(model, benches, config, None if alone else own._again(model))
-            then()
+    def _ensembles(self) -> tuple[str, ...]:
+        """Work out what ensembles of the ingredients answer; the members of the greedy one."""
+        members: tuple[str, ...] = ()
+        names, every = list(self.ingredients), self._data.scored
+        if self._data.validation:
+            each = {name: self.logits_alone(name) for name in names}
+            members = greedy_ensemble(each, self.objective)
+        for bench in every:
+            alone = {name: self._logits[name, bench.title] for name in names}
+            self._logits[ENSEMBLE, bench.title] = ensemble(list(alone.values()))
+            self._logits[LOGIT_ENSEMBLE, bench.title] = logit_ensemble(list(alone.values()))
+            if members:
+                self._logits[GREEDY_ENSEMBLE, bench.title] = logit_ensemble([alone[name] for name in members])
+        return members
 
 
-class AnswerKeys:
-    """What identifies the numbers of what plans of one layout make: the sources that go in, and no others."""
-
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        self._sources: dict[int, str] = {}
-
-    def of(self, plan: Plan) -> str:
-        """The sha256 of all that decides the numbers of what is made."""
-        layout, mixture = self._layout, plan.mixture
-        parts = [[self._source(source), share] for source, share in plan.weights.items()]
-        how: list[object] = []  # of one ingredient, which is itself
-        if not mixture.is_linear or list(plan.weights.values()) != [1.0]:
-            shown = [{kind: [names.get(each) for each in mixture.weights]} for kind, names in plan.statistics.items()]
-            how = [mixture.methods, list(mixture.tensor_methods), mixture.seed, mixture.tensor_weights, shown]
-        if layout.base is not None and any(METHODS[call.method].needs_base for call in mixture.methods):
-            parts.append([self._source(layout.base), 0.0])
-        rows = [line for run in layout.runs if run.patched for line in self._rows(plan, run)]
-        return sha256_of([how, parts, rows])
-
-    def _source(self, source: int) -> str:
-        """Where the tensors of a source lie that it has as a whole, and what becomes of them."""
-        if source not in self._sources:
-            lines: list[object] = [self._layout.states[source]]
-            for number, tensor in enumerate(self._layout.tensors):
-                run = self._layout.run_of(number) if tensor.size else None
-                lines.append([tensor.name, tensor.dtype, tensor.shape])
-                lines.append(run and not run.patched and run.segments[0].extents[source])
-                lines.append(run and all(ITEM_BYTES[dtype] == 2 for dtype in run.dtypes))  # how wide sums are
-            self._sources[source] = sha256_of(lines)
-        return self._sources[source]
-
-    def _rows(self, plan: Plan, run: Run) -> Iterator[object]:
-        """Where the rows of a tensor come from; those that none of the sources have, from whoever has them."""
-        for segment in run.segments:
-            places = [(segment.extents[n], self._layout.states[n]) for n in sources_of(plan, run, segment)]
-            yield [segment.begin, segment.end, places]
-
-
-def sha256_of(values: object) -> str:
-    """Of plain data."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _noted(note: Path, bench: EvalDataset) -> Logits | None:
-    """What was remembered, if it can still be read; it counts as used now."""
-    with suppress(OSError):
-        whole = note.read_bytes()
-        if hashlib.sha256(memoryview(whole)[:-32]).digest() != whole[-32:]:
-            return None
-        found: Logits = np.load(io.BytesIO(whole), allow_pickle=False)
-        right = found.dtype == np.float32 and found.shape == (bench.n, len(bench.class_names))
-        if right and np.isfinite(found).all():
-            os.utime(note)
-            return found
-    return None
-
-
-def _keep(note: Path, logits: Logits) -> None:
-    with suppress(OSError):  # a home that cannot be written costs nothing but this
-        note.parent.mkdir(parents=True, exist_ok=True)
-        partial = note.with_name(f"{note.name}.{os.getpid()}")
-        try:
-            with partial.open("w+b") as file:
-                np.save(file, logits, allow_pickle=False)
-                file.seek(0)
-                file.write(hashlib.file_digest(file, "sha256").digest())
-            partial.replace(note)
-        finally:
-            partial.unlink(missing_ok=True)
+def _shares(mixture: Mixture) -> dict[str, float]:
+    """Shares that sum to 1."""
+    total = math.fsum(mixture.weights.values())
+    return {name: weight / total for name, weight in mixture.weights.items()}

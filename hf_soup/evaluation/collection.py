@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -20,8 +21,7 @@ from torch import Tensor
 
 from hf_soup._util.progress import bar
 from hf_soup.errors import ScoringError
-from hf_soup.evaluation.calibration_data import CalibrationDataset
-from hf_soup.evaluation.candidates import AnswerKeys, sha256_of
+from hf_soup.evaluation.evaluation_data import Calibration
 from hf_soup.evaluation.loaded_parameters import LoadedParameters, find_loaded_parameters, held, on_disk, probes
 from hf_soup.evaluation.model import ReusableModel, build_model, in_order
 from hf_soup.evaluation.statistics import Ints
@@ -41,7 +41,7 @@ from hf_soup.merging import (
     uniform,
 )
 from hf_soup.methods import BLOCK, METHODS
-from hf_soup.recipe import Mixture
+from hf_soup.recipe import MethodCall, Mixture
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,137 +54,120 @@ _FORM = 3
 _Found = dict[str, Tensor]
 
 
-def collect_statistics(
-    plan: Plan,
-    paths: Callable[[], Sequence[Mapping[str, Path]]],
-    inputs: CalibrationDataset | None,
-    config_folder: Path,
-    *,
-    seed: int,
-    device: str = "cpu",
-    quiet: bool = True,
-) -> Plan:
-    """The plan with the statistics that its methods ask for; those that are not in the cache are collected.
+def with_statistics(plan: Plan, calibration: Calibration | None) -> Plan:
+    """The plan with the identities of the statistics that its methods ask for, whether they are in the cache or not.
 
     Args:
-        plan: Of ingredients, and the ancestor behind them where a method needs it.
+        plan: Of ingredients, and of the base where a method needs it.
+        calibration: The examples; None where no method looks at any.
+    """
+    calls = [call for call in plan.mixture.methods if needs_statistics(call)]
+    if not calls:
+        return plan
+    assert calibration is not None, "the recipe was checked: who asks for statistics has examples"
+    about, names = _about(calibration), list(plan.mixture.weights)
+    # What a model shows depends on these, and on none of its shares.
+    alone = {name: _alone(plan, name).key for name in names}
+    kinds = sorted({statistics_kind(call) for call in calls if not learns_coefficients(call)})
+    plan = replace(
+        plan, statistics={kind: {name: sha256_of([kind, alone[name], about]) for name in names} for kind in kinds}
+    )
+    # The recipe was checked: all tensors are learned alike.
+    for kind in {statistics_kind(call) for call in calls if learns_coefficients(call)}:
+        ordered = _in_order(plan)
+        how = [kind, ordered.key, about]
+        learned = {name: sha256_of([how, place]) for place, name in enumerate(ordered.mixture.weights)}
+        plan = replace(plan, statistics={**plan.statistics, kind: learned})
+    return plan
+
+
+def is_collected(plan: Plan) -> bool:
+    """Whether all statistics that a plan names are in the cache."""
+    return all(_is_there(statistics_path(each)) for names in plan.statistics.values() for each in names.values())
+
+
+def collect_statistics(
+    plan: Plan, paths: Callable[[], Sequence[Mapping[str, Path]]], calibration: Calibration | None
+) -> None:
+    """Collect the statistics that a plan names and that are not in the cache: a model and its gradients in memory.
+
+    Args:
+        plan: From `with_statistics`.
         paths: For every source, its weight files; not called where all is in the cache.
-        inputs: The examples.
-        config_folder: A folder with the soup's ``config.json``.
-        seed: Of the rows and labels that are drawn.
-        device: Where models run.
-        quiet: No progress bar.
+        calibration: The examples, where the plan names any statistics.
 
     Raises:
-        ScoringError: A model fails on the examples, or what comes out of it is no number.
+        ScoringError: There is too little memory, a model fails on the examples, or what comes out is no number.
     """
-    kinds = sorted(
-        {
-            statistics_kind(call)
-            for call in plan.mixture.methods
-            if needs_statistics(call) and not learns_coefficients(call)
-        }
-    )
-    if not kinds:
-        return plan
-    assert inputs is not None, "the recipe was checked: who asks for statistics has examples"
-    # What a model shows depends on these, and on none of its shares.
-    layout, about = plan.layout, _about(inputs, config_folder, seed, device)
-    alone = {name: Plan(layout, Mixture({name: 1.0})) for name in plan.mixture.weights}
-    keys = AnswerKeys(layout)
-    models = {name: keys.of(single) for name, single in alone.items()}
-    identities = {kind: {name: sha256_of([kind, model, about]) for name, model in models.items()} for kind in kinds}
+    if calibration is None or is_collected(plan):
+        return
+    learned = {statistics_kind(call): call for call in plan.mixture.methods if learns_coefficients(call)}
     missing = [
-        (name, kind) for name in models for kind in kinds if not _is_there(statistics_path(identities[kind][name]))
+        (name, kind)
+        for name in plan.mixture.weights
+        for kind, names in plan.statistics.items()
+        if kind not in learned and not _is_there(statistics_path(names[name]))
     ]
     if missing:
-        with closing(_Pass(layout, paths(), inputs, config_folder, seed, device)) as work:
-            rows = sum(min(inputs.n, int(kind.partition("-")[2])) for _, kind in missing)
-            with bar("Looking at examples", rows, unit="row", quiet=quiet) as shown:
+        alone = {name: _alone(plan, name) for name in plan.mixture.weights}
+        with closing(_Pass(plan.layout, paths(), calibration)) as work:
+            rows = sum(min(calibration.inputs.n, int(kind.partition("-")[2])) for _, kind in missing)
+            with bar("Looking at examples", rows, unit="row", quiet=calibration.quiet) as shown:
                 for name, kind in missing:
-                    work.collect(alone[name], kind, statistics_path(identities[kind][name]), shown.update)
-        prune(statistics_folder(), max(MAX_STATISTICS_BYTES, _size(identities)))
-    return replace(plan, statistics=identities)
+                    work.collect(alone[name], kind, statistics_path(plan.statistics[kind][name]), shown.update)
+    for kind, call in learned.items():
+        if not all(_is_there(statistics_path(each)) for each in plan.statistics[kind].values()):
+            _learn(_in_order(plan), kind, call, paths(), calibration)
+    prune(statistics_folder(), max(MAX_STATISTICS_BYTES, _size(plan.statistics)))
 
 
-def collect_coefficients(
-    plan: Plan,
-    paths: Callable[[], Sequence[Mapping[str, Path]]],
-    inputs: CalibrationDataset,
-    config_folder: Path,
-    *,
-    seed: int,
-    device: str = "cpu",
-    quiet: bool = True,
-    before: Callable[[], object] = lambda: None,
-) -> Plan:
-    """The plan with what is learned of its ingredients together; what is not in the cache is learned.
+def _learn(
+    plan: Plan, kind: str, call: MethodCall, paths: Sequence[Mapping[str, Path]], calibration: Calibration
+) -> None:
+    from hf_soup.evaluation.entropy import EntropyLoss, learn_coefficients
+    from hf_soup.evaluation.memory import require_memory
 
-    Args:
-        plan: Of a layout with a base, with the statistics of `collect_statistics`.
-        paths, inputs, config_folder, seed, device, quiet: As in `collect_statistics`.
-        before: Called before anything is learned, which takes a model and its gradients.
-
-    Raises:
-        ScoringError: There is too little memory, the model fails, or what comes out of it is no number.
-    """
-    mixture = plan.mixture
-    learning = {statistics_kind(call): call for call in mixture.methods if learns_coefficients(call)}
-    if not learning:
-        return plan
-    ((kind, call),) = learning.items()  # the recipe was checked: all tensors are learned alike
-    order = [plan.layout.names[source] for source in sorted(plan.weights)]
-    ordered = replace(plan, mixture=_in_order(mixture, order))
-    how = [kind, AnswerKeys(plan.layout).of(ordered), _about(inputs, config_folder, seed, device)]
-    identities = {name: sha256_of([how, place]) for place, name in enumerate(order)}
-    if not all(_is_there(statistics_path(identity)) for identity in identities.values()):
-        from hf_soup.evaluation.entropy import EntropyLoss, learn_coefficients
-        from hf_soup.evaluation.report import require_memory
-
-        require_memory(plan.layout, learns=True)
-        before()
-        parameters = METHODS[call.method].parameters | dict(call.parameters)
-        with (
-            closing(EntropyLoss(ordered, paths(), call, inputs, config_folder, device)) as loss,
-            bar("Learning coefficients", parameters["steps"], unit="step", quiet=quiet) as shown,
-        ):
-            learned = learn_coefficients(loss, inputs, parameters, seed, shown.update)
-        for column, identity in enumerate(identities.values()):
-            values = dict(zip(learned.tensors, learned.values[:, column], strict=True))
-            _keep(statistics_path(identity), values, [], entropy=json.dumps(learned.entropy))
-        prune(statistics_folder(), max(MAX_STATISTICS_BYTES, _size({**plan.statistics, kind: identities})))
-    return replace(plan, statistics={**plan.statistics, kind: identities})
+    require_memory(plan.layout, learns=True)
+    parameters = METHODS[call.method].parameters | dict(call.parameters)
+    others = {each: names for each, names in plan.statistics.items() if each != kind}
+    with (
+        closing(EntropyLoss(replace(plan, statistics=others), paths, call, calibration)) as loss,
+        bar("Learning coefficients", parameters["steps"], unit="step", quiet=calibration.quiet) as shown,
+    ):
+        learned = learn_coefficients(loss, calibration.inputs, parameters, calibration.seed, shown.update)
+    for column, name in enumerate(plan.mixture.weights):
+        values = dict(zip(learned.tensors, learned.values[:, column], strict=True))
+        _keep(statistics_path(plan.statistics[kind][name]), values, [], entropy=json.dumps(learned.entropy))
 
 
-def _in_order(mixture: Mixture, names: Sequence[str]) -> Mixture:
-    """The same with its ingredients in an order."""
-    places = [list(mixture.weights).index(name) for name in names]
+def _alone(plan: Plan, name: str) -> Plan:
+    """One ingredient as it is."""
+    return Plan(plan.layout, Mixture({name: 1.0}))
+
+
+def _in_order(plan: Plan) -> Plan:
+    """The same with its ingredients in the order of the layout."""
+    mixture, order = plan.mixture, sorted(plan.weights)
+    names, places = [plan.layout.names[n] for n in order], [list(plan.weights).index(n) for n in order]
     own = {tensor: tuple([shares[place] for place in places]) for tensor, shares in mixture.tensor_weights.items()}
-    return replace(mixture, weights={name: mixture.weights[name] for name in names}, tensor_weights=own)
+    weights = {name: mixture.weights[name] for name in names}
+    return replace(plan, mixture=replace(mixture, weights=weights, tensor_weights=own))
 
 
-def _about(inputs: CalibrationDataset, config_folder: Path, seed: int, device: str) -> list[object]:
+def _about(calibration: Calibration) -> list[object]:
     """What else decides what is found."""
-    config = (config_folder / "config.json").read_bytes()
-    libraries = [version(name) for name in ("hf-soup", "torch", "transformers")]
-    about = [config.hex(), inputs.fingerprint, inputs.examples.task, inputs.examples.batch_size, seed, libraries]
-    return [*about, _FORM, device.partition(":")[0]]
+    inputs, libraries = calibration.inputs, [version(name) for name in ("hf-soup", "torch", "transformers")]
+    about = [dict(calibration.template.config), inputs.fingerprint, inputs.examples.task, inputs.examples.batch_size]
+    return [*about, calibration.seed, libraries, _FORM, calibration.device.partition(":")[0]]
 
 
 class _Pass:
     """Models of one layout, one after the other, and what each shows."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        paths: Sequence[Mapping[str, Path]],
-        inputs: CalibrationDataset,
-        folder: Path,
-        seed: int,
-        device: str,
-    ) -> None:
-        self._layout, self._inputs, self._seed, self._device = layout, inputs, seed, device
-        self._made_of = folder, inputs.examples.task, torch.float32
+    def __init__(self, layout: Layout, paths: Sequence[Mapping[str, Path]], calibration: Calibration) -> None:
+        self._layout, self._inputs = layout, calibration.inputs
+        self._seed, self._device = calibration.seed, calibration.device
+        self._made_of = calibration.template.config, self._inputs.examples.task, torch.float32
         self._materializer, self._resident = Materializer(layout, paths), ReusableModel(*self._made_of)
         self._loaded: tuple[Plan, PreTrainedModel] | None = None
         self._homes: LoadedParameters | None = None
@@ -232,8 +215,8 @@ class _Pass:
         mean = self._materializer.materialize(alone)
         given |= {name: mean[name] for name in mean.keys() - given.keys()}
         del mean
-        folder, task, dtype = self._made_of
-        return find_loaded_parameters(build_model(folder, given, task, dtype), whose)
+        config, task, dtype = self._made_of
+        return find_loaded_parameters(build_model(config, given, task, dtype), whose)
 
     def _model(self, alone: Plan) -> PreTrainedModel:
         if self._loaded is None or self._loaded[0] is not alone:
@@ -337,6 +320,11 @@ class _Pass:
                 if number is not None:
                     width = shape[0] if isinstance(module, Conv1D) else shape[1]
                     yield self._layout.tensors[number].name, (module, int(width))
+
+
+def sha256_of(values: object) -> str:
+    """Of plain data."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _is_there(path: Path) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.batch_norm import MEAN, VARIANCE, batch_norms
 from hf_soup.evaluation.calibration_data import CalibrationDataset
+from hf_soup.evaluation.evaluation_data import Calibration
 from hf_soup.evaluation.gradients import MergedModelGradient, Slice, mean_of
 from hf_soup.evaluation.statistics import Ints
 from hf_soup.merging import Materializer, Plan
@@ -60,9 +61,7 @@ class EntropyLoss(MergedModelGradient):
         plan: Of a layout with a base, with statistics for all methods but those that learn.
         paths: For every source, its weight files on this machine.
         call: How those tensors are combined whose coefficients are learned.
-        inputs: The examples.
-        config_folder: A folder with the soup's ``config.json``.
-        device: Where the model runs.
+        calibration: The examples.
     """
 
     def __init__(
@@ -70,11 +69,9 @@ class EntropyLoss(MergedModelGradient):
         plan: Plan,
         paths: Sequence[Mapping[str, Path]],
         call: MethodCall,
-        inputs: CalibrationDataset,
-        config_folder: Path,
-        device: str = "cpu",
+        calibration: Calibration,
     ) -> None:
-        self._inputs = inputs
+        self._inputs = inputs = calibration.inputs
         layout, mixture, sources = plan.layout, plan.mixture, sorted(plan.weights)
         # No answer tells their coefficients, and a variance between those of models may not come out below zero.
         running = {
@@ -87,7 +84,8 @@ class EntropyLoss(MergedModelGradient):
             if tensor.name in averaged - running and mixture.tensor_methods.get(tensor.name, mixture.method) == call
         ]
         self._still = _combined(plan, paths, call, averaged - set(self.learned))
-        super().__init__(layout, paths, sources, config_folder, inputs.examples.task, device)
+        config, task = calibration.template.config, inputs.examples.task
+        super().__init__(layout, paths, sources, config, task, calibration.device)
         own = {name: dict(zip(plan.weights, shares, strict=True)) for name, shares in mixture.tensor_weights.items()}
         #: (tensors, ingredients): what coefficients are multiplied with.
         self._weights = np.array([

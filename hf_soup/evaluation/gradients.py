@@ -76,7 +76,7 @@ class MergedModelGradient(ABC):
         layout: Names, shapes and places.
         paths: For every source, its weight files on this machine.
         sources: The numbers in the layout of those in play, in the order of columns of ``shares``.
-        config_folder: A folder with the soup's ``config.json``.
+        config: The model's ``config.json``.
         task: What the model does.
         device: Where the model runs.
     """
@@ -86,7 +86,7 @@ class MergedModelGradient(ABC):
         layout: Layout,
         paths: Sequence[Mapping[str, Path]],
         sources: Sequence[int],
-        config_folder: Path,
+        config: Mapping[str, Any],
         task: str,
         device: str = "cpu",
     ) -> None:
@@ -94,7 +94,7 @@ class MergedModelGradient(ABC):
         self.tensors = tuple(layout.tensors[number].name for number in averaged)
         self._rows = {number: row for row, number in enumerate(averaged)}  # of shares
         self._layout, self.sources, self._device = layout, list(sources), device
-        self._made_of = config_folder, task
+        self._made_of = config, task
         self._reading = Reading(layout, paths)
         self._shares: NDArray[np.float64] | None = None
         self._others = {
@@ -148,8 +148,8 @@ class MergedModelGradient(ABC):
             self._homes = {}  # they would keep this model beside the next
 
     def _build(self, tensors: dict[str, Tensor]) -> None:
-        folder, task = self._made_of
-        model = build_model(folder, tensors, task, torch.float32)
+        config, task = self._made_of
+        model = build_model(config, tensors, task, torch.float32)
         tensors.clear()
         self._model: PreTrainedModel = model.to(self._device)  # type: ignore[arg-type]
 
@@ -228,7 +228,7 @@ class ValidationLoss(MergedModelGradient):
         layout: Names, shapes and places.
         paths: For every source, its weight files on this machine.
         sources: The ingredients in play, in the order of columns of ``shares``, and their numbers in the layout.
-        config_folder: A folder with the soup's ``config.json``.
+        config: The model's ``config.json``.
         benches: The held-out data: rows are numbered through all of them.
         weights: Of the benches; a bench's rows share its weight equally. By default equal.
         device: Where the model runs.
@@ -239,7 +239,7 @@ class ValidationLoss(MergedModelGradient):
         layout: Layout,
         paths: Sequence[Mapping[str, Path]],
         sources: Mapping[str, int],
-        config_folder: Path,
+        config: Mapping[str, Any],
         benches: Sequence[EvalDataset],
         weights: Sequence[float] | None = None,
         device: str = "cpu",
@@ -250,7 +250,7 @@ class ValidationLoss(MergedModelGradient):
         each = zip(weights or [1.0] * len(benches), benches, strict=True)
         self._weights = np.concatenate([np.full(bench.n, weight / bench.n) for weight, bench in each])
         self.labels = np.concatenate([b.references + n * len(b.class_names) for n, b in enumerate(benches)])
-        super().__init__(layout, paths, list(sources.values()), config_folder, benches[0].scoring.task, device)
+        super().__init__(layout, paths, list(sources.values()), config, benches[0].scoring.task, device)
 
     def loss(self, shares: NDArray[np.float64], rows: NDArray[np.int64]) -> tuple[float, float]:
         """The mean cross-entropy over some rows, each with its weight, at the logit scale where it is least.

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +28,7 @@ _HELD_BYTES = 2 << 30
 
 
 def build_model(
-    config_folder: Path, tensors: Mapping[str, torch.Tensor], task: str, dtype: torch.dtype
+    config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], task: str, dtype: torch.dtype
 ) -> PreTrainedModel:
     """Make a model from the tensors of a checkpoint, under the names that they have on disk.
 
@@ -39,7 +37,7 @@ def build_model(
     *alias* the tensors: do not write to them while the model lives. `ReusableModel` uses that.
 
     Args:
-        config_folder: A folder with ``config.json``. No code from it is run.
+        config: Its ``config.json``. No code that it names is run.
         tensors: Disk name → tensor.
         task: ``image-classification`` or ``text-classification``.
         dtype: Of the model's parameters.
@@ -54,26 +52,26 @@ def build_model(
     import transformers
 
     try:
-        config = read_config(json.loads((config_folder / "config.json").read_bytes()), "the model")
-    except (OSError, ValueError, IncompatibleError) as error:
+        known = read_config(config, "the model")
+    except IncompatibleError as error:
         raise ScoringError(
             f"Cannot read the model's config: {first_line(error)}",
             hint="Only models that transformers itself knows can be scored; code from a repo is never run.",
         ) from error
-    classes = getattr(transformers, TASKS[task].models).get(type(config), None)
+    classes = getattr(transformers, TASKS[task].models).get(type(known), None)
     if classes is None:
         raise ScoringError(
-            f"A model of type '{config.model_type}' has no {TASKS[task].head}.",
+            f"A model of type '{known.model_type}' has no {TASKS[task].head}.",
             hint=f"The recipe says `task: {task}`; is that what the ingredients do?",
         )
     # Some families have several, such as DeiT's with and without its teacher.
     several = classes if isinstance(classes, tuple) else (classes,)
-    model_class = next((found for found in several if found.__name__ in (config.architectures or ())), several[0])
+    model_class = next((found for found in several if found.__name__ in (known.architectures or ())), several[0])
     try:
         with _quiet(), parts_of(len(tensors), "The config is that of another model"):
             model, info = model_class.from_pretrained(
                 None,
-                config=config,
+                config=known,
                 state_dict=dict(tensors),
                 dtype=dtype,
                 output_loading_info=True,
@@ -108,11 +106,11 @@ class ReusableModel:
     but for families that stack what they read, the next tensors are copied to where those went; else it is built anew.
 
     Args:
-        config_folder, task, dtype: As in `build_model`.
+        config, task, dtype: As in `build_model`.
     """
 
-    def __init__(self, config_folder: Path, task: str, dtype: torch.dtype) -> None:
-        self._made_of = config_folder, task, dtype
+    def __init__(self, config: Mapping[str, Any], task: str, dtype: torch.dtype) -> None:
+        self._made_of = config, task, dtype
         self._model: PreTrainedModel | None = None
         self._places: dict[str, str] = {}  # of a parameter or buffer → the tensor that it takes
         self._still: dict[str, torch.Tensor] = {}  # buffers that are not saved, as they were made
@@ -136,8 +134,8 @@ class ReusableModel:
                     held[name].copy_(tensors[source])
             return self._model
         self._model = None  # before the next one is built
-        folder, task, dtype = self._made_of
-        self._model = build_model(folder, tensors, task, dtype)
+        config, task, dtype = self._made_of
+        self._model = build_model(config, tensors, task, dtype)
         self._places, self._still = _places(self._model, tensors)
         self._plain = _plain(self._model)
         return self._model

@@ -9,66 +9,91 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_soup.ingredients import averages_run
-from hf_soup.recipe import Named, Recipe, SelectionStability, grid, is_average, methods_of, searched, settled
-from hf_soup.selection import SELECTIONS, Selected, Weights
+from hf_soup.ingredients import ResolvedIngredients, averages_run
+from hf_soup.recipe import (
+    MethodCall,
+    Mixture,
+    Named,
+    Recipe,
+    SelectionStability,
+    grid,
+    is_average,
+    methods_of,
+    searched,
+    settled,
+)
+from hf_soup.selection import SELECTIONS, Layers, Selected, Weights
 
 if TYPE_CHECKING:
-    from hf_soup.evaluation.report import Evaluation, RowSubset
-    from hf_soup.ingredients import ResolvedIngredients
+    from hf_soup.evaluation.candidates import Candidates, RowSubset
 
 
 @dataclass(frozen=True)
 class Point:
-    """Values of a method's parameters, and the held-out score of the soup with them."""
+    """Values of a method's parameters, and the validation score of the soup with them."""
 
     parameters: Mapping[str, Any]
     score: float
+    mixture: Mixture
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen on held-out data, or given.
+    """What was chosen on validation data, or given, and how.
 
     Args:
-        selected: Ingredients and shares.
-        recipe: With the parameters that were chosen, each one value.
+        weights: The share of every source that goes in, in the order of the recipe; 0 of one that only gives its head.
+        recipe: As it was asked for, with one value for each parameter.
+        final: That of the mixture: of a run's checkpoints all that are left go in, and tensors have the shares chosen.
+        selected: What the selection found, by ingredient.
         curve: All values that were tried, in the order of the recipe; empty where none were to be chosen.
         stability: Where the recipe asks for repeats.
     """
 
-    selected: Selected
+    weights: Mapping[str, float]
     recipe: Recipe
+    final: Recipe
+    selected: Selected
     curve: tuple[Point, ...] = ()
     stability: SelectionStability | None = None
 
-    def leaves(self, expanded: ResolvedIngredients) -> dict[int, float]:
-        """Numbers of the leaves that go in, in their order, and their shares."""
-        found = sorted(expanded.flatten(self.selected.weights, mean=self.selected.normalize).items())
-        if averages_run(self.recipe):
-            from hf_soup.methods import METHODS
-            from hf_soup.methods._recent import recent
 
-            settings = METHODS[self.recipe.method.name].parameters | self.recipe.method.parameters
-            found = [found[place] for place in recent(len(found), settings["last"], settings["stride"])]
-        return dict(found)
+@dataclass(frozen=True)
+class MixtureSpace:
+    """All mixtures that a selection may ask for: ingredients may be means of sources themselves.
 
-    def mix(self, expanded: ResolvedIngredients, numbers: Sequence[int]) -> Recipe:
-        """The recipe for those leaves, all of which go in, with the shares of single tensors that were chosen."""
-        if averages_run(self.recipe):
-            named = Named(name=self.recipe.method.name, **{**self.recipe.method.parameters, "last": 0, "stride": 1})
-            return self.recipe.model_copy(update={"method": named})
-        if not self.selected.layers:
-            return self.recipe
-        layers = {}
-        for tensor, shares in self.selected.layers.items():
-            given = dict(zip(self.selected.weights, shares, strict=True))
-            found = expanded.flatten(given, mean=False)
-            layers[tensor] = tuple(found.get(number, 0.0) for number in numbers)
-        return self.recipe.model_copy(update={"layers": layers})
+    Args:
+        usual: What the recipe makes of all sources.
+        ingredients: What those sources are to the recipe.
+        names: Of what the ingredients stand for, by their numbers.
+    """
+
+    usual: Mixture
+    ingredients: ResolvedIngredients
+    names: Sequence[str]
+
+    def of(
+        self, weights: Weights, layers: Layers | None = None, parameters: Mapping[str, Any] | None = None
+    ) -> Mixture:
+        """The mixture of some ingredients, with shares of single tensors, and parameters of the method, of its own."""
+        flatten = self.ingredients.flatten
+        shares = flatten(weights)
+        own = {}
+        for tensor, mine in (layers or {}).items():
+            each = flatten(dict(zip(weights, mine, strict=True)), mean=False)
+            own[tensor] = tuple([each[number] for number in shares])
+        call = self.usual.method if parameters is None else MethodCall(self.usual.method.method, parameters)
+        named = {self.names[number]: share for number, share in shares.items()}
+        return replace(self.usual, weights=named, tensor_weights=own, method=call)
+
+    def alone(self) -> dict[str, Mixture]:
+        """Every ingredient by itself."""
+        return {name: Mixture(self.of({name: 1.0}).weights) for name in self.ingredients.groups}
 
 
-def choose(recipe: Recipe, weights: Weights, evaluation: Evaluation | None) -> Choice:
+def choose(
+    recipe: Recipe, weights: Weights, space: MixtureSpace, candidates: Candidates | None, head_of: str | None = None
+) -> Choice:
     """Run the selection of a recipe, then try the values of its method's parameters on what it chose.
 
     While ingredients are selected, parameters that are to be chosen have the values with which the method is a plain
@@ -77,31 +102,119 @@ def choose(recipe: Recipe, weights: Weights, evaluation: Evaluation | None) -> C
     Args:
         recipe: Valid.
         weights: Share of each ingredient.
-        evaluation: Where something is scored.
+        space: Of the sources that the ingredients stand for.
+        candidates: Where something is scored.
+        head_of: The source whose head is kept, whether it is chosen or not.
     """
-    if SELECTIONS[recipe.select.name].needs_score and evaluation is not None:
-        evaluation.require_better_than_chance(list(weights))
-    choice = _choose(recipe, weights, evaluation)
-    if not recipe.repeats or evaluation is None:
-        return choice
-    chosen, gains = dict.fromkeys(weights, 0), []
-    for number in range(recipe.repeats):
-        first, second = evaluation.random_halves(recipe.seed + number)
-        again = _choose(recipe, weights, evaluation, first)
-        best = max(weights, key=lambda name: evaluation.held_out({name: 1.0}, rows=first))
-        selected = again.selected
-        plain = is_average(again.recipe) and selected.normalize and again.recipe.method.parameters == {}
-        parameters = None if plain else again.recipe.method.parameters
-        soup = evaluation.held_out(selected.weights, layers=selected.layers, parameters=parameters, rows=second)
-        gains.append(soup - evaluation.held_out({best: 1.0}, rows=second))
-        for name in selected.weights:
-            chosen[name] += 1
-    return replace(choice, stability=_stability(recipe.repeats, chosen, gains))
+    if SELECTIONS[recipe.select.name].needs_score and candidates is not None:
+        candidates.require_better_than_chance(list(weights))
+    search = _Search(recipe, weights, space, candidates)
+    selected, one, curve = search.run()
+    stability = search.stability() if recipe.repeats and candidates is not None else None
+    chosen = space.ingredients.flatten(selected.weights, mean=selected.normalize)
+    numbers, final = sorted(chosen), one
+    if averages_run(one):
+        from hf_soup.methods import METHODS
+        from hf_soup.methods._recent import recent
+
+        settings = METHODS[one.method.name].parameters | one.method.parameters
+        numbers = [numbers[place] for place in recent(len(numbers), settings["last"], settings["stride"])]
+        named = Named(name=one.method.name, **{**one.method.parameters, "last": 0, "stride": 1})
+        final = one.model_copy(update={"method": named})
+    if head_of is not None:
+        numbers = sorted({*numbers, space.names.index(head_of)})
+    if selected.layers:
+        layers = {}
+        for tensor, given in selected.layers.items():
+            own = space.ingredients.flatten(dict(zip(selected.weights, given, strict=True)), mean=False)
+            layers[tensor] = tuple(own.get(number, 0.0) for number in numbers)
+        final = final.model_copy(update={"layers": layers})
+    shares = {space.names[number]: chosen.get(number, 0.0) for number in numbers}
+    return Choice(shares, one, final, selected, curve, stability)
 
 
-def _stability(repeats: int, chosen: Mapping[str, int], gains: Sequence[float]) -> SelectionStability:
+@dataclass(frozen=True)
+class _Search:
+    """The arguments of `choose`."""
+
+    recipe: Recipe
+    weights: Weights
+    space: MixtureSpace
+    candidates: Candidates | None
+
+    def run(self, rows: RowSubset | None = None) -> tuple[Selected, Recipe, tuple[Point, ...]]:
+        """What is selected, the recipe with one value for each parameter, and what was tried for them."""
+        from hf_soup.methods import METHODS  # late, as torch takes a second to import and a check needs none
+
+        recipe, candidates = self.recipe, self.candidates
+        selection, method = SELECTIONS[recipe.select.name], METHODS[recipe.method.name]
+        open_parameters = searched(recipe)
+        least = 1 if is_average(recipe) else max(each.least for each in methods_of(recipe))
+
+        def score(asked: Weights) -> float:
+            own = {**method.parameters, **recipe.method.parameters}
+            # Of fewer than its methods are defined for, the candidate is their mean: one alone is itself.
+            if is_average(recipe) or len(asked) < least:
+                return self.score(asked, rows=rows)
+            neutral = method.neutral_for(math.fsum(asked.values()))
+            own |= {name: neutral.get(name, method.parameters[name]) for name in open_parameters}
+            return self.score(asked, parameters=own, rows=rows)
+
+        if selection.learns:
+            assert candidates is not None, "the recipe was checked: who learns has validation data"
+            with candidates.descent(list(self.weights), rows) as descent:
+                selected = selection.function(self.weights, descent, **recipe.select.parameters)
+        else:
+            selected = selection.function(self.weights, score, **recipe.select.parameters)
+        # In the recipe's order, whatever the order in which they were chosen: sums are rounded in order.
+        if not selected.layers:  # else they stand in the order of the weights
+            kept = selected.weights
+            selected = replace(selected, weights={name: kept[name] for name in self.weights if name in kept})
+        if len(selected.weights) < least:
+            return selected, recipe.model_copy(update={"method": Named(name="linear"), "overrides": ()}), ()
+        if not selected.normalize:
+            return selected, settled(recipe, {**settled(recipe).method.parameters, "normalize": False}), ()
+        if not open_parameters or candidates is None:
+            return selected, settled(recipe), ()
+        points = [(at, self.space.of(selected.weights, parameters=at)) for at in grid(recipe)]
+        curve = tuple(Point(at, candidates.score(mixture, rows), mixture) for at, mixture in points)
+        best = max(curve, key=lambda point: point.score)
+        return selected, settled(recipe, best.parameters), curve
+
+    def stability(self) -> SelectionStability:
+        """The same choice on halves of the rows, again and again."""
+        recipe, candidates = self.recipe, self.candidates
+        assert candidates is not None, "the recipe was checked: who repeats has validation data"
+        counts, gains = dict.fromkeys(self.weights, 0), []
+        for number in range(recipe.repeats):
+            first, second = candidates.random_halves(recipe.seed + number)
+            selected, one, _ = self.run(first)
+            best = max(self.weights, key=lambda name: candidates.score_alone(name, first))
+            plain = is_average(one) and selected.normalize and one.method.parameters == {}
+            parameters = None if plain else one.method.parameters
+            soup = self.score(selected.weights, selected.layers, parameters, second)
+            gains.append(soup - candidates.score_alone(best, second))
+            for name in selected.weights:
+                counts[name] += 1
+        return _stability(counts, gains)
+
+    def score(
+        self,
+        weights: Weights,
+        layers: Layers | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        rows: RowSubset | None = None,
+    ) -> float:
+        """The validation score of some ingredients; one alone is itself."""
+        assert self.candidates is not None, "the recipe was checked: who looks at scores has validation data"
+        if len(weights) == 1 and not layers and parameters is None:
+            return self.candidates.score_alone(next(iter(weights)), rows)
+        return self.candidates.score(self.space.of(weights, layers, parameters), rows)
+
+
+def _stability(counts: Mapping[str, int], gains: Sequence[float]) -> SelectionStability:
     low, high = (float(bound) for bound in np.quantile(gains, [0.025, 0.975]))
-    mean, won = sum(gains) / len(gains), sum(gain > 0 for gain in gains)
+    repeats, mean, won = len(gains), sum(gains) / len(gains), sum(gain > 0 for gain in gains)
     tied = sum(gain == 0 for gain in gains)
     sentence = (
         f"chosen again on {repeats} random halves of the held-out rows and scored on the other halves, the "
@@ -109,43 +222,5 @@ def _stability(repeats: int, chosen: Mapping[str, int], gains: Sequence[float]) 
         f"{100 * high:+.1f}); better in {won}, equal in {tied}, worse in {repeats - won - tied}"
     )
     return SelectionStability(
-        repeats=repeats, chosen=chosen, gains=tuple(gains), mean=mean, low=low, high=high, sentence=sentence
+        repeats=repeats, chosen=counts, gains=tuple(gains), mean=mean, low=low, high=high, sentence=sentence
     )
-
-
-def _choose(recipe: Recipe, weights: Weights, evaluation: Evaluation | None, rows: RowSubset | None = None) -> Choice:
-    from hf_soup.methods import METHODS  # late, as torch takes a second to import and a check needs none
-
-    selection, method = SELECTIONS[recipe.select.name], METHODS[recipe.method.name]
-    open_parameters = searched(recipe)
-    least = 1 if is_average(recipe) else max(each.least for each in methods_of(recipe))
-
-    def score(asked: Weights) -> float:
-        assert evaluation is not None, "the recipe was checked: who looks at scores has held-out data"
-        own = {**method.parameters, **recipe.method.parameters}
-        # Of fewer than its methods are defined for, the candidate is their mean: one alone is itself.
-        if is_average(recipe) or len(asked) < least:
-            return evaluation.held_out(asked, rows=rows)
-        neutral = method.neutral_for(math.fsum(asked.values()))
-        own |= {name: neutral.get(name, method.parameters[name]) for name in open_parameters}
-        return evaluation.held_out(asked, parameters=own, rows=rows)
-
-    if selection.learns:
-        assert evaluation is not None, "the recipe was checked: who learns has held-out data"
-        with evaluation.descent(list(weights), rows) as descent:
-            selected = selection.function(weights, descent, **recipe.select.parameters)
-    else:
-        selected = selection.function(weights, score, **recipe.select.parameters)
-    # In the recipe's order, whatever the order in which they were chosen: sums are rounded in order.
-    if not selected.layers:  # else they stand in the order of the weights
-        kept = selected.weights
-        selected = replace(selected, weights={name: kept[name] for name in weights if name in kept})
-    if len(selected.weights) < least:
-        return Choice(selected, recipe.model_copy(update={"method": Named(name="linear"), "overrides": ()}))
-    if not selected.normalize:
-        return Choice(selected, settled(recipe, {**settled(recipe).method.parameters, "normalize": False}))
-    if not open_parameters or evaluation is None:
-        return Choice(selected, settled(recipe))
-    curve = [Point(at, evaluation.held_out(selected.weights, parameters=at, rows=rows)) for at in grid(recipe)]
-    best = max(curve, key=lambda point: point.score)
-    return Choice(selected, settled(recipe, best.parameters), tuple(curve))

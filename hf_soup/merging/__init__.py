@@ -6,9 +6,9 @@ if TYPE_CHECKING:
     from hf_soup.merging.arithmetic import (
         Aids as Aids,
         combine as combine,
-        sources_of as sources_of,
         uniform as uniform,
     )
+    from hf_soup.merging.context import RunContext as RunContext
     from hf_soup.merging.cutoffs import needs_cutoffs as needs_cutoffs
     from hf_soup.merging.digest import digest_of as digest_of, digest_of_folder as digest_of_folder, root_of as root_of
     from hf_soup.merging.engine import Reading as Reading

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_soup.errors import ValuesError
-from hf_soup.merging.layout import Run, Segment
+from hf_soup.merging.layout import Run
 from hf_soup.merging.plan import Plan
 from hf_soup.methods import BLOCK, METHODS, Slices, accumulator
 from hf_soup.recipe import MethodCall
@@ -71,17 +71,6 @@ class Aids(NamedTuple):
     statistics: TensorStatistics
 
 
-def sources_of(plan: Plan, run: Run, segment: Segment) -> list[int]:
-    """The sources that a segment is made of: the ingredients that go in and have it, and the base where it counts.
-
-    What none of them has comes from the others: a head that belongs to one ingredient, the rows of a token.
-    """
-    base = plan.layout.base
-    having = [source for source, at in enumerate(segment.extents) if at]
-    own = [source for source in having if source in plan.weights] or [source for source in having if source != base]
-    return [*own, base] if base in having and METHODS[plan.method_of(run).method].needs_base else own
-
-
 def combine(
     plan: Plan,
     run: Run,
@@ -97,7 +86,7 @@ def combine(
     Args:
         plan: With methods, parameters and shares.
         run: Of the plan.
-        parts: By source, flat: those of `sources_of`.
+        parts: By source, flat: those of `Plan.sources_of`.
         aids: Where a method asks for them; a tensor that one of the sources has no statistics of is averaged.
         begin: Which element of the run is the first.
         known: What was `measured`; without it, parts are whole tensors, and it is done here.

@@ -22,7 +22,6 @@ from hf_soup.merging.arithmetic import (
     measured,
     not_finite,
     same_infinity,
-    sources_of,
     unravel,
     vectors,
 )
@@ -190,7 +189,7 @@ class Engine:
         """Pieces of a run, which lie one after the other, from all sources that they are made of."""
         begin, end = pieces[0].begin, pieces[-1].end
         parts: dict[int, Tensor] = {}
-        for source in sources_of(self.plan, run, pieces[0]):
+        for source in self.plan.sources_of(run, pieces[0]):
             held = Buffers() if self.at_once(run) else buffers  # whole tensors are let go one by one
             memory: memoryview | None = None
             for piece in pieces:

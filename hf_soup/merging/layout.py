@@ -314,6 +314,25 @@ class Layout:
             found.update(repr((run.first, run.stop, run.dtype, run.offset, run.segments)).encode())
         return found.hexdigest()
 
+    @cached_property
+    def patched_runs(self) -> tuple[Run, ...]:
+        """Those that some sources do not have, or have in other places."""
+        return tuple(run for run in self.runs if run.patched)
+
+    @cached_property
+    def source_identities(self) -> tuple[str, ...]:
+        """Of every source the sha256 of where its tensors lie that it has as a whole, and what becomes of them; the
+        same, whoever else is in the layout.
+        """
+        found = [hashlib.sha256(state.encode()) for state in self.states]
+        for number, tensor in enumerate(self.tensors):
+            run = self.run_of(number) if tensor.size else None
+            narrow = run and all(ITEM_BYTES[dtype] == 2 for dtype in run.dtypes)  # how wide sums are
+            here = run.segments[0].extents if run and not run.patched else [None] * len(found)
+            for each, at in zip(found, here, strict=True):
+                each.update(repr((tensor.name, tensor.dtype, tensor.shape, narrow, at and tuple(at))).encode())
+        return tuple(each.hexdigest() for each in found)
+
     def run_of(self, tensor: int) -> Run:
         """A tensor, which must not be empty, as a run of its own."""
         run = self.runs[bisect_right(self.runs, tensor, key=lambda run: run.first) - 1]

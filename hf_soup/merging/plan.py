@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from hf_soup.checkpoint import FLOATS, ITEM_BYTES
-from hf_soup.merging.layout import Layout, OutputTensor, Run
+from hf_soup.merging.layout import Layout, OutputTensor, Run, Segment
 from hf_soup.recipe import MethodCall, Mixture
 
 #: Bytes of output that a thread finishes before it notes them.
@@ -91,6 +91,38 @@ class Plan:
 
         return tuple(self.layout.split(together))
 
+    def sources_of(self, run: Run, segment: Segment) -> list[int]:
+        """Of what a segment is made: the ingredients that go in and have it, and the base where it counts.
+
+        What none of them has comes from the others: a head that belongs to one ingredient, the rows of a token.
+        """
+        base = self.layout.base
+        having = [source for source, at in enumerate(segment.extents) if at]
+        own = [source for source in having if source in self.weights] or [source for source in having if source != base]
+        return [*own, base] if base in having and _needs_base(self.method_of(run).method) else own
+
+    @cached_property
+    def key(self) -> str:
+        """The sha256 of all that decides the numbers of a candidate: of the sources that go in, and of no others."""
+        layout, mixture = self.layout, self.mixture
+        sources: list[object] = [[layout.source_identities[n], share] for n, share in self.weights.items()]
+        how: list[object] = []  # of one ingredient, which is itself
+        if not mixture.is_linear or list(self.weights.values()) != [1.0]:
+            shown = [[kind, [names.get(each) for each in mixture.weights]] for kind, names in self.statistics.items()]
+            how = [mixture.methods, list(mixture.tensor_methods), mixture.seed, mixture.tensor_weights, sorted(shown)]
+        if layout.base is not None and any(_needs_base(call.method) for call in mixture.methods):
+            sources.append(layout.source_identities[layout.base])
+        rows = [
+            [
+                segment.begin,
+                segment.end,
+                [[segment.extents[n], layout.states[n]] for n in self.sources_of(run, segment)],
+            ]
+            for run in layout.patched_runs
+            for segment in run.segments
+        ]
+        return hashlib.sha256(json.dumps([how, sources, rows], sort_keys=True).encode()).hexdigest()
+
     @cached_property
     def units(self) -> tuple[WorkUnit, ...]:
         """The pieces in which the work is done, the same for any number of threads and processes."""
@@ -145,6 +177,14 @@ class Plan:
             "statistics": {kind: dict(names) for kind, names in self.statistics.items()},
             "files": [{"name": file.name, "size": file.size} for file in self.layout.files],
         }
+
+
+def _needs_base(method: str) -> bool:
+    if method == "linear":
+        return False
+    from hf_soup.methods import METHODS  # late, as in `_kind`
+
+    return METHODS[method].needs_base
 
 
 def _kind(method: str) -> str:

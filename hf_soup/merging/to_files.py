@@ -34,6 +34,7 @@ from hf_soup.merging.statistics_store import StatisticsStore
 from hf_soup.merging.weight_files import WeightFile, WeightFiles
 from hf_soup.merging.workers import Write, forked, may_fork
 from hf_soup.merging.workspace import CompletedUnit, Workspace
+from hf_soup.recipe import BatchNormUpdate
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
@@ -49,12 +50,14 @@ class MergeResult:
         roots: ``root`` of every tensor.
         resumed: Bytes that an interrupted run had already written.
         differing: Integer and boolean tensors on which the sources disagree; the first source's were kept.
+        batch_norm: Where statistics of batch normalisation were collected again, with what.
     """
 
     digest: str
     roots: Mapping[str, str] = field(repr=False)
     resumed: int
     differing: tuple[str, ...]
+    batch_norm: BatchNormUpdate | None = None
 
 
 def merge(
@@ -176,6 +179,13 @@ class SharedMerge(NamedTuple):
     paths: Sequence[Mapping[str, Path]]
     follow: frozenset[Path]
     stamps: Mapping[Path, Stamp]
+
+    @classmethod
+    def of(cls, plan: Plan, supply: WeightFiles) -> SharedMerge:
+        """That of files which are all here."""
+        files = [(file.path, file) for file in supply.files() if file.path]
+        follow = frozenset(path for path, file in files if file.follow)
+        return cls(plan, supply.paths(), follow, {path: file.stamp for path, file in files if file.stamp})
 
 
 def merge_along(output: Path, world: ProcessGroup, threads: int | None) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hf_soup._util.parallel import usable_cores
 from hf_soup.checkpoint import TORCH
-from hf_soup.merging.arithmetic import Aids, combine, same_infinity, sources_of
+from hf_soup.merging.arithmetic import Aids, combine, same_infinity
 from hf_soup.merging.cutoffs import cutoffs, needs_cutoffs
 from hf_soup.merging.engine import Reading
 from hf_soup.merging.layout import Layout, Run
@@ -133,7 +133,7 @@ class Materializer:
         whole = plan.is_whole(run)
         for pieces in run.slices(0, run.elements, run.elements if whole else _SLICE, across=whole):
             begin, end = pieces[0].begin, pieces[-1].end
-            having = sources_of(plan, run, pieces[0])
+            having = plan.sources_of(run, pieces[0])
             if plan.mixture.is_linear:  # a mean is added up in the order of the mixture
                 having = [source for source in plan.weights if source in having] or having
             parts = {

@@ -17,7 +17,6 @@ from hf_soup.publishing import plots
 from hf_soup.publishing.card import license_of, plot, render
 from hf_soup.publishing.merged_models import MergedModels
 from hf_soup.recipe import (
-    BatchNormUpdate,
     CurvePoint,
     Ingredient,
     LearningEpoch,
@@ -34,7 +33,7 @@ from hf_soup.recipe import (
 )
 
 if TYPE_CHECKING:
-    from hf_soup.evaluation import CalibrationDataset, Choice, EvalDataset, EvaluationReport
+    from hf_soup.evaluation import Choice, EvaluationData, EvaluationReport
     from hf_soup.merging import MergeResult
 
 
@@ -47,7 +46,6 @@ def soup_report(
     choice: Choice,
     merged: MergeResult,
     results: EvaluationReport | None,
-    batch_norm: BatchNormUpdate | None,
     update: UpdateReport | None,
     notes: Sequence[str],
 ) -> SoupReport:
@@ -59,7 +57,6 @@ def soup_report(
         choice: How it was chosen.
         merged: From the engine.
         results: The scores, where the recipe names data.
-        batch_norm: Where statistics of batch normalisation were collected again, with what.
         update: Where the soup is the next version of another.
         notes: What else a reader should know.
     """
@@ -109,11 +106,11 @@ def soup_report(
             })
             for scoring, title in zip(recipe.report, titles[len(recipe.score) :], strict=True)
         ),
-        batch_norm=batch_norm,
+        batch_norm=merged.batch_norm,
         update=update,
         license_agreed=license_of(models.leaves).agreed,
         notes=(*measured.notes, *measured.warnings, *differing, *notes),
-        alignments=models.alignments,
+        alignments=models.sources.alignments,
         lineage=ReportedLineage.model_validate(models.lineage.to_dict()),
         versions={**{name: version(name) for name in _PACKAGES}, "python": platform.python_version()},
         system=f"{platform.system()} {platform.machine()}",
@@ -159,19 +156,15 @@ def _encoder(folder: Path) -> str:
     return kind if kind in ("CrossEncoder", "SparseEncoder") else "SentenceTransformer"
 
 
-def resolve_recipe(
-    recipe: Recipe, models: MergedModels, benches: Sequence[EvalDataset], inputs: CalibrationDataset | None
-) -> Recipe:
+def resolve_recipe(recipe: Recipe, models: MergedModels, data: EvaluationData) -> Recipe:
     """The recipe with every choice made: the leaves that went in, by commit, with their shares; no local paths.
 
     Args:
         recipe: With everything that was chosen but the ingredients.
         models: What the soup is of.
-        benches: The recipe's data, pinned.
-        inputs: The examples, pinned, where the recipe has any.
+        data: The recipe's, pinned.
     """
     leaves = models.leaves
-    scorings = [_public(bench.scoring) for bench in benches]
     ancestor, base = leaves.ancestor, None
     # One that cannot be read would stop the next cook, for which it is only a hint where no method works on it.
     if ancestor and ancestor.declared and ancestor.revision:
@@ -203,9 +196,9 @@ def resolve_recipe(
             # The choice is made; a weight that came out of data is not derived again.
             "select": Named(name="uniform"),
             "repeats": 0,
-            "score": tuple(scorings[: len(recipe.score)]),
-            "report": tuple(scorings[len(recipe.score) :]),
-            "examples": inputs and _public(inputs.examples),
+            "score": tuple(_public(bench.scoring) for bench in data.validation),
+            "report": tuple(_public(bench.scoring) for bench in data.test),
+            "examples": data.calibration and _public(data.calibration.inputs.examples),
         }
     )
 

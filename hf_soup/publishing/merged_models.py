@@ -18,21 +18,21 @@ class MergedModels:
     Args:
         lineage: All leaves.
         groups: For each ingredient, numbers of the leaves that it is made of.
-        weights: Shares of the leaves that went in.
+        leaves: Those that went in.
+        sources: The same, and the base behind them where a method needs it.
         plan: What was averaged.
-        alignments: What was done so that tensors correspond.
     """
 
     lineage: LineageReport
     groups: Mapping[str, Mapping[int, object]]
-    weights: Mapping[str, float]
+    leaves: LineageReport
+    sources: LineageReport
     plan: Plan
-    alignments: tuple[str, ...]
 
-    @cached_property
-    def leaves(self) -> LineageReport:
-        """Those that went in."""
-        return self.lineage.only(self.weights)
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Shares of the leaves that went in."""
+        return self.plan.mixture.weights
 
     @cached_property
     def config(self) -> dict[str, Any]:

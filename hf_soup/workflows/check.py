@@ -14,7 +14,7 @@ from hf_soup.hub import Token
 from hf_soup.ingredients import ResolvedIngredients, expand_runs, resolve_ingredients, within_a_run
 from hf_soup.lineage import AlignmentOptions, LineageReport, check_lineage
 from hf_soup.recipe import Finding, Models, Recipe, as_recipe, ingredients_set_apart, needs_base, with_allowed
-from hf_soup.workflows.prepare import selected_on, trained_on
+from hf_soup.workflows.prepare import CheckedModels, selected_on, trained_on
 
 logger = logging.getLogger(__name__)
 
@@ -92,12 +92,22 @@ def _examine(expanded: ResolvedIngredients, runs: Sequence[Finding], token: Toke
     return lineage.with_reasons(with_allowed([*found, *trained_on(recipe, lineage, token)], recipe.allow))
 
 
-def checked_lineage(expanded: ResolvedIngredients, runs: Sequence[Finding], token: Token) -> LineageReport:
-    """The verdict on what a recipe stands for, with its warnings told; refused lineages are an error."""
+def checked_models(asked: Recipe, runs: Sequence[Finding], token: Token) -> CheckedModels:
+    """What a recipe stands for, with the warnings of its check told; models that are refused are an error.
+
+    Args:
+        asked: With checkpoints in the place of runs.
+        runs: What there is to say of those.
+        token: As everywhere in huggingface_hub.
+
+    Raises:
+        SoupError: A model cannot be had, or they cannot be averaged.
+    """
+    ingredients = resolve_ingredients(asked, token=token)
     for reason in runs:
         logger.info(f"[{reason.code}] {reason.message}")
-    lineage = _examine(expanded, runs, token)
-    require_looked_at(expanded.recipe, lineage)
+    lineage = _examine(ingredients, runs, token)
+    require_looked_at(ingredients.recipe, lineage)
     lineage.raise_if_refused()
     for reason in lineage.reasons:
         if reason not in runs:
@@ -108,4 +118,7 @@ def checked_lineage(expanded: ResolvedIngredients, runs: Sequence[Finding], toke
     for name, checkpoint in zip(lineage.names, lineage.checkpoints, strict=True):
         for note in checkpoint.notes:
             logger.info(f"{name}: {note}")
-    return lineage
+    models = CheckedModels.of(asked, ingredients, lineage)
+    for alignment in models.sources.alignments[len(models.fetched.alignments) :]:
+        logger.info(alignment)
+    return models

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, combinations, product
 from pathlib import Path
@@ -22,15 +21,14 @@ from numpy.typing import NDArray
 from hf_soup._util.progress import bar
 from hf_soup._util.text import counted, listed, spoken
 from hf_soup.errors import RecipeError
-from hf_soup.evaluation import batch_norms, prepare_calibration
 from hf_soup.hub import Token
 from hf_soup.ingredients import expand_runs
-from hf_soup.lineage import LineageReport, soup_config, write_assets
+from hf_soup.lineage import LineageReport
 from hf_soup.merging import fetch_weights
 from hf_soup.publishing import draw_barriers
 from hf_soup.recipe import Finding, Named, Recipe, as_recipe
 from hf_soup.workflows.check import check
-from hf_soup.workflows.prepare import log_notes, plan_of, prepare_evaluation
+from hf_soup.workflows.prepare import log_notes, plan_of
 from hf_soup.workflows.validate import validate
 
 logger = logging.getLogger(__name__)
@@ -321,8 +319,8 @@ def connectivity(
         in Linear Mode Connectivity of Neural Networks, ICLR 2022, arXiv:2110.06296 (against the line between the ends;
         for the loss, which is turned round here).
     """
-    from hf_soup.evaluation import BatchStatistics, Evaluation
-    from hf_soup.merging import require_alone
+    from hf_soup.evaluation import Candidates, load_data, model_template, require_memory
+    from hf_soup.merging import RunContext, require_alone
 
     require_alone("The measuring of barriers")
     recipe, _ = expand_runs(as_recipe(recipe), checks=True)
@@ -330,7 +328,7 @@ def connectivity(
     require_measurable(recipe)
     lineage = lineage or check(recipe, token=token)
     lineage.raise_if_refused()
-    names = lineage.names
+    names, context = lineage.names, RunContext(token, device)
     if len(names) < 2:
         raise RecipeError("A barrier lies between two models, and there is one.")
     # What is measured is the straight line, by whatever method the recipe averages.
@@ -338,30 +336,23 @@ def connectivity(
     plan = plan_of(straight, lineage, dict.fromkeys(names, 1.0))
     pairs = len(names) * (len(names) - 1) // 2
     total = len(names) + pairs + 2 * min(LINES, pairs)
-    with tempfile.TemporaryDirectory(prefix="hf-soup-") as kitchen:
-        config = soup_config(lineage, plan.layout.dtype)
-        write_assets(Path(kitchen), config, lineage)
-        (bench, *_) = benches = prepare_evaluation(recipe, plan, Path(kitchen), config, device, token)
-        log_notes(benches, lineage.head_of)
+    with model_template(lineage, plan.layout.dtype) as template:
+        require_memory(plan.layout)
+        data = load_data(recipe, template, context)
+        log_notes(data)
+        bench = data.validation[0]
         logger.info(f"{len(names)} models, {pairs} pair{'s'[: pairs - 1]}: {total} scorings of {bench.n:,} rows")
-        inputs = prepare_calibration(recipe, Path(kitchen), config, device, token)
-        for note in inputs.notes if inputs else ():
-            logger.warning(note)
-        statistics = None
-        if inputs and batch_norms(tensor.name for tensor in plan.layout.tensors):
-            statistics = BatchStatistics(plan.layout, inputs, Path(kitchen), recipe.seed, device)
+        paths = fetch_weights(lineage.checkpoints, quiet=quiet)
         with (
-            Evaluation(
-                [bench], held_out=1, names=names, plan=plan,
-                paths=fetch_weights(lineage.checkpoints, quiet=quiet), config_folder=Path(kitchen), device=device,
-                head_of=lineage.head_of, quiet=True, statistics=statistics,
-            ) as evaluation,
+            Candidates(plan.layout, paths, replace(data, validation=(bench,), test=()), context) as candidates,
             bar("Measuring barriers", total, unit="score", quiet=quiet) as shown,
-        ):  # fmt: skip
+        ):
             ended = [time.monotonic()]
 
             def point(weights: Mapping[str, float]) -> _Point:
-                (logits,) = evaluation.logits(weights)
+                alone = next(iter(weights)) if len(weights) == 1 else None
+                mixture = replace(plan.mixture, weights=weights)
+                (logits,) = candidates.logits_alone(alone) if alone else candidates.logits(mixture)
                 found = bench.value(logits), bench.resampled(logits)
                 shown.update(1)
                 ended.append(time.monotonic())

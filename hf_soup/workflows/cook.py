@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,20 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from hf_soup import hub
 from hf_soup.checkpoint import require_unchanged
 from hf_soup.errors import RecipeError
-from hf_soup.evaluation import (
-    batch_norms,
-    choose,
-    prepare_calibration,
-    recalibrate_batch_norm,
-    statistics_for,
-    statistics_notes,
-)
+from hf_soup.evaluation import batch_norms, recalibrate_batch_norm, statistics_notes
 from hf_soup.hub import Token
-from hf_soup.ingredients import ResolvedIngredients, expand_runs, resolve_ingredients
-from hf_soup.lineage import LineageReport, about_files, soup_config, write_assets
+from hf_soup.ingredients import expand_runs
+from hf_soup.lineage import about_files
 from hf_soup.merging import (
     Plan,
-    SharedMerge,
     Workspace,
     fetch_small,
     fetch_weights,
@@ -37,27 +29,24 @@ from hf_soup.merging import (
     weight_files_of,
 )
 from hf_soup.publishing import MergedModels, Soup, resolve_recipe, soup_report, write_folder
-from hf_soup.recipe import Models, Recipe, as_recipe, settled
-from hf_soup.workflows.check import checked_lineage
+from hf_soup.recipe import Mixture, Models, Recipe, as_recipe
+from hf_soup.selection import SELECTIONS
+from hf_soup.workflows.check import checked_models
 from hf_soup.workflows.prepare import (
+    CheckedModels,
     disk_needs,
-    evaluation_of_soup,
     free_bytes,
-    ingredients_to_fetch,
+    layout_of,
     log_notes,
-    plan_of,
-    prepare_evaluation,
     require_disk,
-    require_rows,
-    weights_by_name,
     with_base_if_needed,
 )
 from hf_soup.workflows.update import Update
 from hf_soup.workflows.validate import validate
 
 if TYPE_CHECKING:
-    from hf_soup.evaluation import BatchStatistics, EvalDataset, Evaluation
-    from hf_soup.merging import ProcessGroup
+    from hf_soup.evaluation import Candidates, Choice, EvaluationData, EvaluationReport, SavedModel
+    from hf_soup.merging import MergeResult, ProcessGroup, RunContext
 
 logger = logging.getLogger(__name__)
 
@@ -99,168 +88,184 @@ def cook(
             the first weight is fetched.
     """
     from hf_soup.evaluation import answer_along
-    from hf_soup.merging import ProcessGroup, in_step, merge_along, require_alone
+    from hf_soup.merging import ProcessGroup, RunContext, in_step, merge_along, require_alone
 
     if processes not in ("all", "main"):
         raise RecipeError(f"`processes` is '{processes}'; it is `all` or `main`.")
-    out = Path(out)
+    context = RunContext(token, device, threads, quiet)
     changes = {"method": method, "select": select, "allow": allow}
-    lead = partial(_cook, recipe, changes, out, token, device, threads, stream, quiet)
+
+    def lead(here: ProcessGroup) -> Soup:
+        return _cook(recipe, changes, Path(out), stream, replace(context, processes=here))
+
     if processes == "main":
         return lead(ProcessGroup())
     if stream:
         require_alone("`--stream`")
-    return in_step(lead, lambda here: answer_along(here, lambda: merge_along(out, here, threads)))
+    return in_step(lead, lambda here: answer_along(here, lambda: merge_along(Path(out), here, threads)))
 
 
-def _cook(
-    recipe: Models | Update,
-    changes: Mapping[str, Any],
-    out: Path,
-    token: Token,
-    device: str,
-    threads: int | None,
-    stream: bool,
-    quiet: bool,
-    here: ProcessGroup,
-) -> Soup:
-    from hf_soup.evaluation import BatchStatistics
-    from hf_soup.merging import merge
+def _cook(recipe: Models | Update, changes: Mapping[str, Any], out: Path, stream: bool, context: RunContext) -> Soup:
+    from hf_soup.evaluation import SavedModel, choose, data_of_soup
 
-    started = time.monotonic()
+    started, update = time.monotonic(), recipe if isinstance(recipe, Update) else None
+    models = _checked(recipe, changes, out, stream, context)
+    with Workspace(out) as workspace, ExitStack() as stack:
+        plan = models.plan()
+        data = stack.enter_context(_data(models, plan, workspace, context))
+        require_disk(models.sources, plan, out, stream=stream, held=workspace.held_bytes())
+        fetch_small(models.sources.checkpoints)
+        candidates = _candidates(models, plan, data, context, stack)
+        choice = choose(models.recipe, models.weights, models.space(plan), candidates, models.lineage.head_of)
+        used = _chosen(models, plan, choice)
+        own = stack.enter_context(data_of_soup(models.recipe, data, used.leaves, models.lineage, context))
+        used = _with_statistics(used, own, context)
+        merged = _merged(used, workspace, stream, context)
+        with workspace.disk_errors():
+            models.lineage.pin()
+        require_unchanged(models.sources.checkpoints)
+        if candidates:
+            candidates.release()
+        with workspace.disk_errors():
+            merged = recalibrate_batch_norm(merged, used.plan.layout, workspace.folder, own.calibration)
+            notes = _notes(used, merged)
+            last = update.last(models.ingredients, plan) if update else None
+            results = _evaluated(candidates, choice, SavedModel(workspace.folder, merged.digest), own, last)
+            context.processes.broadcast(None)  # and so are all reports
+            resolved = resolve_recipe(choice.final, used, data)
+            told = update.report(list(models.ingredients.groups), results) if update else None
+            report = soup_report(resolved, used, choice, merged, results, told, notes)
+            write_folder(workspace.folder, report, resolved, used, os.fsencode(out.name).decode("utf-8", "replace"))
+        seconds = round(time.monotonic() - started, 3)
+        return Soup(workspace.publish(), report, merged.resumed, seconds)
+
+
+def _checked(
+    recipe: Models | Update, changes: Mapping[str, Any], out: Path, stream: bool, context: RunContext
+) -> CheckedModels:
+    """The models, after all that can be wrong with the recipe, with them, and with the output."""
     update = recipe if isinstance(recipe, Update) else None
     if update and (changes["method"] or changes["select"]):
         raise RecipeError("An update is cooked by the soup's recipe: leave `method` and `select` out.")
-    recipe, runs = expand_runs(as_recipe(recipe.recipe if isinstance(recipe, Update) else recipe, **changes))
-    selection = validate(recipe, stream=stream)
+    asked, runs = expand_runs(as_recipe(recipe.recipe if isinstance(recipe, Update) else recipe, **changes))
+    validate(asked, stream=stream)
     refuse_existing(out)
     if update and update.from_cache:
         logger.info(f"{update.soup}: the Hub was not reached; the last version is the one in the cache")
     for note in update.left_out if update else ():
         logger.info(note)
-    asked, expanded = recipe, resolve_ingredients(recipe, token=token)
-    recipe, lineage = expanded.recipe, checked_lineage(expanded, runs, token)
-    with Workspace(out) as staging, tempfile.TemporaryDirectory(prefix="hf-soup-") as kitchen:
-        given, everyone = weights_by_name(recipe, lineage), with_base_if_needed(recipe, lineage)
-        for note in everyone.alignments[len(lineage.alignments) :]:
-            logger.info(note)
-        whole = plan_of(recipe, everyone, given)
-        config = soup_config(lineage, whole.layout.dtype)
-        with staging.disk_errors():
-            write_assets(Path(kitchen), config, lineage)
-        benches = prepare_evaluation(
-            recipe, whole, Path(kitchen), config, device, token,
-            learns=selection.learns, quiet=quiet,
-        )  # fmt: skip
-        log_notes(benches, lineage.head_of)
-        require_rows(recipe, benches, learns=selection.learns)
-        inputs = prepare_calibration(recipe, Path(kitchen), config, device, token, quiet=quiet)
-        for note in inputs.notes if inputs else ():
-            logger.warning(note)
-        statistics = None
-        if inputs and batch_norms(tensor.name for tensor in whole.layout.tensors):
-            statistics = BatchStatistics(whole.layout, inputs, Path(kitchen), recipe.seed, device)
-        needed = ingredients_to_fetch(recipe, lineage)
-        fed = everyone if needed is lineage else with_base_if_needed(recipe, needed)
-        wanted = {name: given[name] for name in needed.names}
-        plan = whole if needed is lineage else plan_of(recipe, fed, wanted)
-        require_disk(fed, plan, out, stream=stream, held=staging.held_bytes())
-        fetch_small(fed.checkpoints)
-        learn = None
-        if benches and inputs:
-            from hf_soup.evaluation import collect_coefficients, collect_statistics
+    return checked_models(asked, runs, context.token)
 
-            places = partial(fetch_weights, everyone.checkpoints, quiet=quiet)
-            about: dict[str, Any] = {"paths": places, "inputs": inputs, "config_folder": Path(kitchen)}
-            about |= {"seed": recipe.seed, "device": device, "quiet": quiet}
-            whole = collect_statistics(whole, **about)
-            learn = partial(collect_coefficients, **about)
-        with _evaluation(
-            expanded, lineage, everyone, benches, whole, Path(kitchen), device, quiet, here, statistics, learn
-        ) as evaluation:
-            weights = {name: each.weight for name, each in zip(expanded.groups, asked.ingredients, strict=True)}
-            weights = {name: weight for name, weight in weights.items() if weight or recipe.layers}
-            choice = choose(recipe, weights, evaluation)
-            chosen = {lineage.names[number]: share for number, share in choice.leaves(expanded).items()}
-            leaves = needed.only(chosen)
-            mixed = {name: chosen.get(name, 0.0) for name in leaves.names}
-            mix = choice.mix(expanded, [lineage.names.index(name) for name in leaves.names])
-            used = fed if leaves is needed else with_base_if_needed(mix, leaves)
-            if mixed != wanted or mix != settled(recipe):
-                plan = plan_of(mix, used, mixed)
-            pinned = recipe.model_copy(update={"examples": inputs and inputs.examples})
-            if inputs:
-                places = partial(fetch_weights, used.checkpoints, quiet=quiet)
-                plan = statistics_for(plan, pinned, leaves, lineage, places, device=device, token=token, quiet=quiet)
-            supply = weight_files_of(used.checkpoints, staging.fetched if stream else None)
-            if here.size > 1:
-                supply.fetch_all()
-            said = staging.open(plan.fingerprint, plan.outline())
-            if said not in (None, "continued"):
-                logger.info(said)
-            here.broadcast(None)  # all candidates are answered
-            if here.size > 1:
-                follow = frozenset(file.path for file in supply.files() if file.follow and file.path)
-                stamps = {file.path: file.stamp for file in supply.files() if file.stamp and file.path}
-                here.broadcast(SharedMerge(plan, supply.paths(), follow, stamps))
-            merged = merge(plan, supply, staging, world=here, threads=threads, quiet=quiet)
-            with staging.disk_errors():
-                lineage.pin()
-            require_unchanged(everyone.checkpoints)
-            if evaluation:
-                evaluation.release()
-            with staging.disk_errors():
-                merged, again = recalibrate_batch_norm(
-                    plan, merged, staging.folder, pinned, leaves, lineage, device=device, token=token, quiet=quiet
-                )
-            for name in merged.differing:
-                logger.warning(f"the ingredients disagree on '{name}', which is not averaged; the first one's is kept")
-            files = [*about_files(leaves), *statistics_notes(plan), *(again.notes if again else ())]
-            for note in files:
-                logger.info(note)
-            with staging.disk_errors():
-                own = evaluation_of_soup(recipe, lineage, leaves, plan, benches, Path(kitchen) / "soup", device, token)
-                tried = choice.selected.weights, [point.parameters for point in choice.curve]
-                last = update.last(expanded, whole) if update else None
-                results = evaluation.finish(staging.folder, merged.digest, *tried, last, *own) if evaluation else None
-                here.broadcast(None)  # and so are all reports
-                for warning in results.warnings if results else ():
-                    logger.warning(warning)
-                models = MergedModels(lineage, expanded.groups, mixed, plan, used.alignments)
-                resolved = resolve_recipe(mix, models, benches, inputs)
-                told = update.report(list(expanded.groups), results) if update else None
-                report = soup_report(resolved, models, choice, merged, results, again, told, files)
-                title = os.fsencode(out.name).decode("utf-8", "replace")
-                write_folder(staging.folder, report, resolved, models, title)
-        seconds = time.monotonic() - started
-        folder = staging.publish()
-    return Soup(folder, report, merged.resumed, round(seconds, 3))
+
+@contextmanager
+def _data(models: CheckedModels, plan: Plan, workspace: Workspace, context: RunContext) -> Iterator[EvaluationData]:
+    """The recipe's data, as a model of all that is fetched reads them."""
+    from hf_soup.evaluation import load_data, model_template, require_memory, require_rows
+
+    learns = SELECTIONS[models.recipe.select.name].learns
+    with ExitStack() as stack:
+        with workspace.disk_errors():
+            template = stack.enter_context(model_template(models.lineage, plan.layout.dtype))
+        if models.recipe.score or models.recipe.report:
+            require_memory(plan.layout, learns=learns)
+        data = load_data(models.recipe, template, context)
+        log_notes(data)
+        require_rows(models.recipe, data, learns=learns)
+        yield data
+
+
+def _candidates(
+    models: CheckedModels, plan: Plan, data: EvaluationData, context: RunContext, stack: ExitStack
+) -> Candidates | None:
+    """Scores of candidates, as long as a stack lasts; None where nothing is scored."""
+    if not data.scored:
+        return None
+    from hf_soup.evaluation import Candidates
+
+    paths = fetch_weights(models.sources.checkpoints, quiet=context.quiet)
+    ingredients = models.space(plan).alone()
+    return stack.enter_context(Candidates(plan.layout, paths, data, context, ingredients))
+
+
+def _chosen(models: CheckedModels, plan: Plan, choice: Choice) -> MergedModels:
+    """What a selection left, and its plan: what cooking those models alone would give."""
+    leaves, sources, layout = models.fetched.only(choice.weights), models.sources, plan.layout
+    if leaves is not models.fetched:
+        sources = with_base_if_needed(choice.final, leaves)
+        layout = layout_of(choice.final, sources, len(leaves.names))
+    mixture = Mixture.of(choice.final, choice.weights, (tensor.name for tensor in layout.tensors))
+    return MergedModels(models.lineage, models.ingredients.groups, leaves, sources, Plan(layout, mixture))
+
+
+def _with_statistics(used: MergedModels, own: EvaluationData, context: RunContext) -> MergedModels:
+    """With what its methods look at, collected on the examples as the soup itself reads them."""
+    if own.calibration is None:
+        return used
+    from hf_soup.evaluation import collect_statistics, with_statistics
+
+    plan = with_statistics(used.plan, own.calibration)
+    collect_statistics(plan, partial(fetch_weights, used.sources.checkpoints, quiet=context.quiet), own.calibration)
+    return replace(used, plan=plan)
+
+
+def _merged(used: MergedModels, workspace: Workspace, stream: bool, context: RunContext) -> MergeResult:
+    """The soup's weights, in the workspace, made by all processes."""
+    from hf_soup.merging import SharedMerge, merge
+
+    processes = context.processes
+    supply = weight_files_of(used.sources.checkpoints, workspace.fetched if stream else None)
+    if processes.size > 1:
+        supply.fetch_all()
+    begun = workspace.open(used.plan.fingerprint, used.plan.outline())
+    if begun not in (None, "continued"):
+        logger.info(begun)
+    processes.broadcast(None)  # all candidates are answered
+    if processes.size > 1:
+        processes.broadcast(SharedMerge.of(used.plan, supply))
+    return merge(used.plan, supply, workspace, world=processes, threads=context.threads, quiet=context.quiet)
+
+
+def _notes(used: MergedModels, merged: MergeResult) -> list[str]:
+    """What a reader should know of the files, logged."""
+    for name in merged.differing:
+        logger.warning(f"the ingredients disagree on '{name}', which is not averaged; the first one's is kept")
+    collected = merged.batch_norm.notes if merged.batch_norm else ()
+    notes = [*about_files(used.leaves), *statistics_notes(used.plan), *collected]
+    for note in notes:
+        logger.info(note)
+    return notes
+
+
+def _evaluated(
+    candidates: Candidates | None, choice: Choice, soup: SavedModel, own: EvaluationData, last: Mixture | None
+) -> EvaluationReport | None:
+    """The scores of the soup that was written, and of all others, where anything is scored."""
+    if candidates is None:
+        return None
+    results = candidates.evaluate(soup, own, [point.mixture for point in choice.curve], last)
+    for warning in results.warnings:
+        logger.warning(warning)
+    return results
 
 
 def preview(recipe: Recipe, out: Path, *, stream: bool = False, token: Token = None) -> dict[str, Any]:
     """What `cook` would do, as plain data: files, bytes to fetch, disk needed and free, seconds. Fetches no weights."""
+    from hf_soup.merging import RunContext
     from hf_soup.workflows.estimate import estimated_seconds
 
-    recipe, runs = expand_runs(recipe)
-    validate(recipe, stream=stream)
-    refuse_existing(out)
-    expanded = resolve_ingredients(recipe, token=token)
-    recipe, lineage = expanded.recipe, checked_lineage(expanded, runs, token)
-    needed = ingredients_to_fetch(recipe, lineage)
-    given, used = weights_by_name(recipe, lineage), with_base_if_needed(recipe, needed)
-    plan = plan_of(recipe, used, {name: given[name] for name in needed.names})
-    missing = missing_weights(used.checkpoints)
-    layout = plan.layout
+    models = _checked(recipe, {"method": None, "select": None}, out, stream, RunContext(token))
+    lineage, sources, plan = models.lineage, models.sources, models.plan()
+    layout, missing = plan.layout, missing_weights(sources.checkpoints)
     layers, again = batch_norms(tensor.name for tensor in layout.tensors), None
-    if recipe.examples and layers and len(layout.labels) > 1:
-        again = {"layers": len(layers), "examples": recipe.examples.title}
-    (_, output), (_, cache) = disk_needs(used, plan, out, stream).values()
+    if models.recipe.examples and layers and len(layout.labels) > 1:
+        again = {"layers": len(layers), "examples": models.recipe.examples.title}
+    (_, output), (_, cache) = disk_needs(sources, plan, out, stream).values()
     return {
         "verdict": lineage.verdict,
         "ingredients": dict(zip(lineage.names, [str(each) for each in lineage.checkpoints], strict=True)),
         "files": {file.name: file.size for file in layout.files},
         "tensors": len(layout.tensors),
-        "alignments": list(used.alignments),
+        "alignments": list(sources.alignments),
         "dtype": layout.dtype,
         "fetch_bytes": sum(source.files[file] for source, file in missing),
         "output_bytes": layout.size,
@@ -268,40 +273,6 @@ def preview(recipe: Recipe, out: Path, *, stream: bool = False, token: Token = N
         "output_free_bytes": free_bytes(out.absolute().parent),
         "cache_disk_bytes": cache,
         "cache_free_bytes": free_bytes(hub.cache_folder()),
-        "estimated_seconds": estimated_seconds(plan, used.checkpoints, missing),
+        "estimated_seconds": estimated_seconds(plan, sources.checkpoints, missing),
         "batch_norm": again,
     }
-
-
-def _evaluation(
-    expanded: ResolvedIngredients,
-    lineage: LineageReport,
-    everyone: LineageReport,
-    benches: Sequence[EvalDataset],
-    plan: Plan,
-    folder: Path,
-    device: str,
-    quiet: bool,
-    here: ProcessGroup,
-    statistics: BatchStatistics | None,
-    learn: Callable[..., Plan] | None,
-) -> AbstractContextManager[Evaluation | None]:
-    if not benches:
-        return nullcontext()
-    from hf_soup.evaluation import Evaluation
-
-    return Evaluation(
-        benches,
-        held_out=len(expanded.recipe.score),
-        names=list(expanded.groups),
-        leaves=expanded.flatten,
-        plan=plan,
-        paths=fetch_weights(everyone.checkpoints, quiet=quiet),
-        config_folder=folder,
-        device=device,
-        head_of=lineage.head_of,
-        quiet=quiet,
-        world=here,
-        statistics=statistics,
-        learn=learn,
-    )

@@ -5,20 +5,21 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_soup import hub
-from hf_soup.errors import MergeError, ScoringError
+from hf_soup.errors import MergeError
 from hf_soup.hub import Token
-from hf_soup.lineage import LineageReport, soup_config, write_assets
+from hf_soup.ingredients import ResolvedIngredients
+from hf_soup.lineage import LineageReport
 from hf_soup.merging import Layout, Plan, Source, missing_weights, weight_files_of
 from hf_soup.publishing import strings
 from hf_soup.recipe import Finding, Mixture, Recipe, Scoring, is_local_path, methods_of, needs_base
-from hf_soup.selection import require_enough
 
 if TYPE_CHECKING:
-    from hf_soup.evaluation import EvalDataset
+    from hf_soup.evaluation import EvaluationData, MixtureSpace
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +66,73 @@ def selected_on(recipe: Recipe, seen: Sequence[tuple[str, Scoring]]) -> list[Fin
     return reasons
 
 
+@dataclass(frozen=True)
+class CheckedModels:
+    """What a recipe stands for, after the check.
+
+    Args:
+        asked: The recipe as it was asked for.
+        ingredients: What its ingredients stand for.
+        lineage: Of all of that.
+        fetched: Those that are fetched: where nothing is scored, one of weight 0 is not.
+        sources: The same, and the base behind them where a method needs it.
+    """
+
+    asked: Recipe
+    ingredients: ResolvedIngredients
+    lineage: LineageReport
+    fetched: LineageReport
+    sources: LineageReport
+
+    @classmethod
+    def of(cls, asked: Recipe, ingredients: ResolvedIngredients, lineage: LineageReport) -> CheckedModels:
+        """The models of a recipe that were checked."""
+        fetched = ingredients_to_fetch(ingredients.recipe, lineage)
+        return cls(asked, ingredients, lineage, fetched, with_base_if_needed(ingredients.recipe, fetched))
+
+    @property
+    def recipe(self) -> Recipe:
+        """With soups replaced by what they are made of."""
+        return self.ingredients.recipe
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The shares of the ingredients as they were asked for; one of weight 0 is left out."""
+        pairs = zip(self.ingredients.groups, self.asked.ingredients, strict=True)
+        return {name: each.weight for name, each in pairs if each.weight or self.recipe.layers}
+
+    def space(self, plan: Plan) -> MixtureSpace:
+        """All that may be made of them, by a plan of all that is fetched."""
+        from hf_soup.evaluation import MixtureSpace
+
+        return MixtureSpace(plan.mixture, self.ingredients, self.lineage.names)
+
+    def plan(self) -> Plan:
+        """Of all that is fetched."""
+        weights = weights_by_name(self.recipe, self.lineage)
+        return plan_of(self.recipe, self.sources, {name: weights[name] for name in self.fetched.names})
+
+
 def weights_by_name(recipe: Recipe, lineage: LineageReport) -> dict[str, float]:
     """The share of every ingredient, by its name."""
     return {name: each.weight for name, each in zip(lineage.names, recipe.ingredients, strict=True)}
+
+
+def ingredients_to_fetch(recipe: Recipe, lineage: LineageReport) -> LineageReport:
+    """Those that are fetched: where nothing is scored, an ingredient of weight 0 is not."""
+    if recipe.score or recipe.report or recipe.layers:
+        return lineage
+    return lineage.only({name for name, weight in weights_by_name(recipe, lineage).items() if weight})
+
+
+def layout_of(recipe: Recipe, lineage: LineageReport, count: int) -> Layout:
+    """Where everything lies of sources, of which so many are ingredients; the base may stand behind them."""
+    sources = [
+        Source(name, tensors, str(checkpoint) if checkpoint.source.commit else name, checkpoint.identity)
+        for name, tensors, checkpoint in zip(lineage.names, lineage.tensors, lineage.checkpoints, strict=True)
+    ]
+    base = sources.pop() if len(sources) > count else None
+    return Layout.of(sources, base, patched=lineage.alignment.patched, dtype=recipe.dtype)
 
 
 def plan_of(recipe: Recipe, lineage: LineageReport, weights: Mapping[str, float]) -> Plan:
@@ -76,14 +141,9 @@ def plan_of(recipe: Recipe, lineage: LineageReport, weights: Mapping[str, float]
     Args:
         recipe: With method, parameters and type.
         lineage: The sources.
-        weights: Of the ingredients; the ancestor, which may stand behind them, has none.
+        weights: Of the ingredients; the base, which may stand behind them, has none.
     """
-    sources = [
-        Source(name, tensors, str(checkpoint) if checkpoint.source.commit else name, checkpoint.identity)
-        for name, tensors, checkpoint in zip(lineage.names, lineage.tensors, lineage.checkpoints, strict=True)
-    ]
-    base = sources.pop() if len(sources) > len(weights) else None
-    layout = Layout.of(sources, base, patched=lineage.alignment.patched, dtype=recipe.dtype)
+    layout = layout_of(recipe, lineage, len(weights))
     return Plan(layout, Mixture.of(recipe, weights, (tensor.name for tensor in layout.tensors)))
 
 
@@ -94,133 +154,6 @@ def with_base_if_needed(recipe: Recipe, lineage: LineageReport) -> LineageReport
     from hf_soup.lineage import with_base
 
     return with_base(lineage, next(method.name for method in methods_of(recipe) if method.needs_base))
-
-
-def prepare_evaluation(
-    recipe: Recipe,
-    plan: Plan,
-    folder: Path,
-    config: Mapping[str, Any],
-    device: str,
-    token: Token,
-    *,
-    learns: bool = False,
-    quiet: bool = True,
-) -> list[EvalDataset]:
-    """The held-out and report data, prepared once for all models, before any weight is fetched.
-
-    Args:
-        recipe: With `score` and `report`.
-        plan: Of all ingredients.
-        folder: With the soup's config, and tokenizer or processor.
-        config: That config.
-        device: Where models will run.
-        token: As everywhere in huggingface_hub.
-        learns: Whether shares are learned, which takes memory for gradients.
-        quiet: No progress bar.
-    """
-    scorings = [("score", scoring) for scoring in recipe.score]
-    scorings += [("report", scoring) for scoring in recipe.report]
-    if not scorings:
-        return []
-    from hf_soup.evaluation import prepare_datasets, require_device, require_memory
-
-    require_device(device)
-    require_memory(plan.layout, learns=learns)
-    return prepare_datasets(scorings, folder=folder, config=config, token=token, quiet=quiet)
-
-
-def log_notes(benches: Sequence[EvalDataset], head_of: str | None) -> None:
-    """Say what is to be known of the data.
-
-    Args:
-        benches: The data; none where nothing is scored.
-        head_of: The ingredient whose head all are scored with, where only bodies are averaged.
-    """
-    if not benches:
-        return
-    from hf_soup.evaluation import notes_of, scored_with
-
-    for note in notes_of(benches):
-        logger.warning(note)
-    for note in scored_with(head_of):
-        logger.info(note)
-
-
-def require_rows(recipe: Recipe, benches: Sequence[EvalDataset], *, learns: bool) -> None:
-    """Refuse `repeats` where halves would say nothing, and learning from rows that are too few or have two labels.
-
-    Args:
-        recipe: With `score` and `repeats`.
-        benches: The held-out data first.
-        learns: Whether shares are learned.
-
-    Raises:
-        ScoringError: It is so.
-    """
-    held_out = benches[: len(recipe.score)]
-    for bench in held_out if recipe.repeats else ():
-        if bench.n < 20:
-            raise ScoringError(
-                f"`repeats` chooses on halves of the held-out rows, and '{bench.title}' has {bench.n}.",
-                hint="Use twenty rows or more, or leave `repeats` out.",
-            )
-    different: dict[str, EvalDataset] = {}
-    for bench in held_out if learns else ():
-        first = different.setdefault(bench.fingerprint, bench)
-        if first.references.tolist() != bench.references.tolist():
-            raise ScoringError(
-                f"'{first.title}' and '{bench.title}' have other labels for the same rows, and shares are learned "
-                "from one label a row.",
-                hint="Leave one of them out, or use another `select`.",
-            )
-    if learns:
-        require_enough(sum(bench.n for bench in different.values()))
-
-
-def evaluation_of_soup(
-    recipe: Recipe,
-    lineage: LineageReport,
-    leaves: LineageReport,
-    plan: Plan,
-    benches: Sequence[EvalDataset],
-    folder: Path,
-    device: str,
-    token: Token,
-) -> tuple[list[EvalDataset], Path] | tuple[()]:
-    """What the written soup is scored with, where its table of tokens is not that of the candidates.
-
-    Candidates have the rows of all ingredients' tokens. Where those that a selection left have others, the soup has
-    the tokenizer and the config of one of them. The rows of data are the same, so scores are compared row by row.
-
-    Args:
-        recipe: As it was asked for.
-        lineage: All ingredients.
-        leaves: Those in the soup.
-        plan: What was averaged.
-        benches: The data as it was prepared for the candidates.
-        folder: To be made, for config and tokenizer.
-        device, token: As in `prepare_evaluation`.
-
-    Returns:
-        The benches and the folder; nothing where the candidates' will do.
-    """
-    if not benches or leaves.alignment.vocabulary == lineage.alignment.vocabulary:
-        return ()
-    config = soup_config(leaves, plan.layout.dtype)
-    folder.mkdir()
-    write_assets(folder, config, leaves, lineage.checkpoints)
-    pinned = [bench.scoring for bench in benches]  # the same rows, though a data set may have moved on
-    count = len(recipe.score)
-    recipe = recipe.model_copy(update={"score": tuple(pinned[:count]), "report": tuple(pinned[count:])})
-    return prepare_evaluation(recipe, plan, folder, config, device, token), folder
-
-
-def ingredients_to_fetch(recipe: Recipe, lineage: LineageReport) -> LineageReport:
-    """Those that are fetched: where nothing is scored, an ingredient of weight 0 is not."""
-    if recipe.score or recipe.report or recipe.layers:
-        return lineage
-    return lineage.only({name for name, weight in weights_by_name(recipe, lineage).items() if weight})
 
 
 def disk_needs(lineage: LineageReport, plan: Plan, out: Path, stream: bool) -> dict[str, tuple[Path, int]]:
@@ -264,3 +197,15 @@ def _existing(folder: Path) -> Path:
 def free_bytes(folder: Path) -> int:
     """What the disk of a folder, which need not exist yet, has free."""
     return shutil.disk_usage(_existing(folder)).free
+
+
+def log_notes(data: EvaluationData) -> None:
+    """Say what is to be known of data."""
+    from hf_soup.evaluation import scored_with
+
+    for note in data.notes:
+        logger.warning(note)
+    for note in scored_with(data.template.head_of) if data.scored else ():
+        logger.info(note)
+    for note in data.calibration.inputs.notes if data.calibration else ():
+        logger.warning(note)

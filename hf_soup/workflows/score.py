@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ from typing import Any
 from hf_soup.checkpoint import label_names, open_all, read_config
 from hf_soup.errors import RecipeError
 from hf_soup.hub import Token
-from hf_soup.lineage import Alignment, LineageReport, soup_config, write_assets
+from hf_soup.lineage import Alignment, LineageReport
 from hf_soup.merging import fetch_weights
 from hf_soup.recipe import Recipe
-from hf_soup.workflows.prepare import plan_of, prepare_evaluation
+from hf_soup.workflows.prepare import layout_of
 
 logger = logging.getLogger(__name__)
 
@@ -32,32 +31,30 @@ def score(
     Raises:
         SoupError: A model or the data cannot be used.
     """
-    from hf_soup.evaluation import Evaluation, notes_of
-    from hf_soup.merging import require_alone
+    from hf_soup.evaluation import Candidates, load_data, model_template, require_memory
+    from hf_soup.merging import RunContext, require_alone
 
     require_alone("`score`")
     if not recipe.score and not recipe.report:
         raise RecipeError("The recipe names no data: it has neither `score` nor `report`.")
-    named = [models] if isinstance(models, str | Path) else models
+    named, context = [models] if isinstance(models, str | Path) else models, RunContext(token, device, quiet=quiet)
     checkpoints = open_all([str(each) for each in named], allow_pickle=recipe.allow_pickle, token=token)
     told: set[str] = set()
     scores: dict[str, dict[str, dict[str, Any]]] = {}
+    data_alone = recipe.model_copy(update={"examples": None})
     for checkpoint in checkpoints:
         read_config(checkpoint.config, checkpoint.model)  # refuses what nobody could make a model of
         alignment = Alignment((checkpoint.tensors,), labels=label_names(checkpoint.config))
         alone = LineageReport("likely", None, (checkpoint,), (checkpoint.model,), (), alignment)
-        plan = plan_of(Recipe(ingredients=[checkpoint.model]), alone, {checkpoint.model: 1.0})
-        with tempfile.TemporaryDirectory(prefix="hf-soup-") as folder:
-            config = soup_config(alone, plan.layout.dtype)
-            write_assets(Path(folder), config, alone)
-            benches = prepare_evaluation(recipe, plan, Path(folder), config, device, token, quiet=quiet)
-            for note in notes_of(benches):
+        layout = layout_of(Recipe(ingredients=[checkpoint.model]), alone, 1)
+        with model_template(alone, layout.dtype) as template:
+            require_memory(layout)
+            data = load_data(data_alone, template, context)
+            for note in data.notes:
                 if note not in told:
                     logger.warning(note)
                 told.add(note)
-            with Evaluation(
-                benches, held_out=0, names=[checkpoint.model], plan=plan,
-                paths=fetch_weights([checkpoint], quiet=quiet), config_folder=Path(folder), device=device, quiet=quiet,
-            ) as evaluation:  # fmt: skip
-                scores[str(checkpoint)] = {at: each.to_dict() for at, each in evaluation.alone().items()}
+            with Candidates(layout, fetch_weights([checkpoint], quiet=quiet), data, context) as candidates:
+                ((_, found),) = candidates.scores_alone().items()
+                scores[str(checkpoint)] = {title: each.to_dict() for title, each in found.items()}
     return scores

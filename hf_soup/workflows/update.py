@@ -13,7 +13,7 @@ from hf_soup._util.text import some
 from hf_soup.errors import RecipeError, ResolveError
 from hf_soup.hub import Token, may_pass
 from hf_soup.ingredients import Published, ResolvedIngredients, expand_runs, open_published, resolve_ingredients
-from hf_soup.recipe import Recipe, ReportedComparison, Scoring, UpdateReport
+from hf_soup.recipe import Mixture, Recipe, ReportedComparison, Scoring, UpdateReport
 
 if TYPE_CHECKING:
     from hf_soup.evaluation import Comparison, EvaluationReport
@@ -116,7 +116,7 @@ class Update:
             source.from_cache,
         )  # fmt: skip
 
-    def last(self, expanded: ResolvedIngredients, plan: Plan) -> Plan:
+    def last(self, expanded: ResolvedIngredients, plan: Plan) -> Mixture:
         """The last version: the old leaves with their old shares.
 
         Args:
@@ -128,7 +128,7 @@ class Update:
         leaves = sorted(expanded.flatten(weights).items())
         own = {tensor: shares[: self.leaves] for tensor, shares in plan.mixture.tensor_weights.items()}
         names = {plan.layout.names[number]: share for number, share in leaves}
-        return replace(plan, mixture=replace(plan.mixture, weights=names, tensor_weights=own))
+        return replace(plan.mixture, weights=names, tensor_weights=own)
 
     def report(self, names: Sequence[str], results: EvaluationReport | None) -> UpdateReport:
         """What is told of it: what was added to what, both versions' scores, and whether it helps.

@@ -28,7 +28,14 @@ from hf_soup.errors import (
     SoupError,
     ValuesError,
 )
-from hf_soup.evaluation import recalibrate_batch_norm, require_looked_at, statistics_for
+from hf_soup.evaluation import (
+    collect_statistics,
+    load_calibration,
+    model_template,
+    recalibrate_batch_norm,
+    require_looked_at,
+    with_statistics,
+)
 from hf_soup.hub import ASSETS, INDEX, SINGLE, Token, may_pass
 from hf_soup.ingredients import Paths, Published, local_path, model_index, open_published, value_on_card
 from hf_soup.lineage import (
@@ -37,10 +44,9 @@ from hf_soup.lineage import (
     LineageReport,
     correspond,
     processing_files,
-    soup_config,
     write_assets,
 )
-from hf_soup.merging import Plan, Workspace, weight_files_of
+from hf_soup.merging import Plan, RunContext, Workspace, weight_files_of
 from hf_soup.recipe import Finding, Ingredient, Recipe, needs_base, parse_part, with_allowed
 from hf_soup.workflows.prepare import free_bytes, ingredients_to_fetch, plan_of, weights_by_name, with_base_if_needed
 from hf_soup.workflows.validate import validate
@@ -331,23 +337,24 @@ def _cooked_again(
     with (
         tempfile.TemporaryDirectory(prefix="hf-soup-verify-") as room,
         Workspace(Path(room) / "soup", kept=False) as staging,
+        model_template(leaves, plan.layout.dtype, lineage.checkpoints) as template,
     ):
         supply = weight_files_of(used.checkpoints, staging.fetched)
         theirs = [name for name in weight_files(published)[0] if name in published.source.files]
         asking = any(needs_statistics(call) for call in plan.mixture.methods)
         fetched_bytes = supply.keep() if needs_cutoffs(plan) or asking else supply.peak_bytes(plan)
         _require_room(Path(room), plan, fetched_bytes, published, theirs)
+        calibration = load_calibration(looks, template, RunContext(token, quiet=quiet))
         if asking:
             supply.fetch_all()
-            plan = statistics_for(plan, looks, leaves, lineage, supply.paths, token=token, quiet=quiet)
+            plan = with_statistics(plan, calibration)
+            collect_statistics(plan, supply.paths, calibration)
         staging.open(plan.fingerprint, plan.outline())
         merged = merge(plan, supply, staging, quiet=quiet)
         require_unchanged(used.checkpoints)
         with staging.disk_errors():
-            merged, again = recalibrate_batch_norm(
-                plan, merged, staging.folder, looks, leaves, lineage, token=token, quiet=quiet
-            )
-            write_assets(staging.folder, soup_config(leaves, plan.layout.dtype), leaves, lineage.checkpoints)
+            merged = recalibrate_batch_norm(merged, plan.layout, staging.folder, calibration)
+            write_assets(staging.folder, template.config, leaves, lineage.checkpoints)
         source = published.source
         fetch = sum(source.files[name] for name in theirs) if source.commit else 0
         with bar("Comparing", plan.layout.size + fetch, quiet=quiet) as shown:
@@ -369,7 +376,7 @@ def _cooked_again(
                     target.unlink()
 
             differences, digest = compare_weights(
-                published, plan, staging.folder, merged, here, again=again is not None, advance=shown.update
+                published, plan, staging.folder, merged, here, again=merged.batch_norm is not None, advance=shown.update
             )
         ours = {file.name for file in plan.layout.files}
         # An index beside a whole file of weights was not compared, and some programs would load what it names.

@@ -1,0 +1,161 @@
+"""All data that a recipe names, read and preprocessed for one kind of model: validation, test, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from hf_soup.errors import ScoringError
+from hf_soup.evaluation.calibration_data import CalibrationDataset, prepare_calibration_dataset
+from hf_soup.evaluation.dataset import EvalDataset, notes_of, prepare_datasets
+from hf_soup.evaluation.model import require_device
+from hf_soup.evaluation.template import ModelTemplate, model_template
+from hf_soup.lineage import LineageReport
+from hf_soup.merging import RunContext
+from hf_soup.recipe import Recipe
+from hf_soup.selection import require_enough
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A recipe's examples, and the models that look at them.
+
+    Args:
+        inputs: The examples.
+        template: What those models have beside their weights.
+        seed: Of the rows and labels that are drawn.
+        device: Where models run.
+        quiet: No progress bars.
+    """
+
+    inputs: CalibrationDataset
+    template: ModelTemplate
+    seed: int
+    device: str = "cpu"
+    quiet: bool = True
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """All data of a recipe.
+
+    Args:
+        template: Of the models that look at them.
+        validation: What a selection may look at.
+        test: What is looked at once, at the end.
+        calibration: What methods look at, and new statistics of batch normalisation are collected with.
+    """
+
+    template: ModelTemplate
+    validation: tuple[EvalDataset, ...] = ()
+    test: tuple[EvalDataset, ...] = ()
+    calibration: Calibration | None = None
+
+    @property
+    def scored(self) -> tuple[EvalDataset, ...]:
+        """All that scores are measured on."""
+        return (*self.validation, *self.test)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader should know of what scores are measured on."""
+        return notes_of(self.scored)
+
+
+def load_data(recipe: Recipe, template: ModelTemplate, context: RunContext) -> EvaluationData:
+    """Read, check and preprocess all data of a recipe, before any weight is fetched.
+
+    Args:
+        recipe: With `score`, `report` and `examples`, or without them.
+        template: Of all models that will look at them.
+        context: With the token and the device.
+
+    Raises:
+        ResolveError: A data set cannot be found or reached.
+        ScoringError: A data set, or the device, cannot be used.
+    """
+    scorings = [("score", scoring) for scoring in recipe.score] + [("report", scoring) for scoring in recipe.report]
+    if scorings or recipe.examples:
+        require_device(context.device)
+    scored: Sequence[EvalDataset] = ()
+    if scorings:
+        scored = prepare_datasets(
+            scorings, folder=template.folder, config=template.config, token=context.token, quiet=context.quiet
+        )
+    count = len(recipe.score)
+    calibration = load_calibration(recipe, template, context)
+    return EvaluationData(template, tuple(scored[:count]), tuple(scored[count:]), calibration)
+
+
+def load_calibration(recipe: Recipe, template: ModelTemplate, context: RunContext) -> Calibration | None:
+    """The examples alone, as `load_data`; None where the recipe has none."""
+    if recipe.examples is None:
+        return None
+    inputs = prepare_calibration_dataset(
+        recipe.examples, recipe.report, folder=template.folder, config=template.config, token=context.token,
+        quiet=context.quiet,
+    )  # fmt: skip
+    return Calibration(inputs, template, recipe.seed, context.device, context.quiet)
+
+
+@contextmanager
+def data_of_soup(
+    recipe: Recipe, data: EvaluationData, chosen: LineageReport, everyone: LineageReport, context: RunContext
+) -> Iterator[EvaluationData]:
+    """All data as the soup itself reads them, which may have another config and tokenizer than all models together.
+
+    Candidates have the rows of all ingredients' tokens. Where those that a selection left have others, the soup has
+    the tokenizer and the config of one of them. The rows of data are the same, so scores are compared row by row.
+
+    Args:
+        recipe: Of the data.
+        data: As all models read them.
+        chosen: The models in the soup.
+        everyone: All models, any of which may give the tokenizer.
+        context: As in `load_data`.
+    """
+    same = not data.scored or chosen.alignment.vocabulary == everyone.alignment.vocabulary
+    if chosen is everyone or (same and data.calibration is None):
+        yield data
+        return
+    examples = data.calibration and data.calibration.inputs.examples
+    pinned: dict[str, object] = {"examples": examples}  # the same rows, though a data set may have moved on
+    pinned |= {"score": tuple(b.scoring for b in data.validation), "report": tuple(b.scoring for b in data.test)}
+    recipe = recipe.model_copy(update=pinned)
+    with model_template(chosen, data.template.dtype, everyone.checkpoints) as template:
+        if same:
+            yield replace(data, template=template, calibration=load_calibration(recipe, template, context))
+        else:
+            yield load_data(recipe, template, context)
+
+
+def require_rows(recipe: Recipe, data: EvaluationData, *, learns: bool) -> None:
+    """Refuse `repeats` where halves would say nothing, and learning from rows that are too few or have two labels.
+
+    Args:
+        recipe: With `repeats`.
+        data: Its data.
+        learns: Whether shares are learned.
+
+    Raises:
+        ScoringError: It is so.
+    """
+    for bench in data.validation if recipe.repeats else ():
+        if bench.n < 20:
+            raise ScoringError(
+                f"`repeats` chooses on halves of the held-out rows, and '{bench.title}' has {bench.n}.",
+                hint="Use twenty rows or more, or leave `repeats` out.",
+            )
+    if not learns:
+        return
+    different: dict[str, EvalDataset] = {}
+    for bench in data.validation:
+        first = different.setdefault(bench.fingerprint, bench)
+        if first.references.tolist() != bench.references.tolist():
+            raise ScoringError(
+                f"'{first.title}' and '{bench.title}' have other labels for the same rows, and shares are learned "
+                "from one label a row.",
+                hint="Leave one of them out, or use another `select`.",
+            )
+    require_enough(sum(bench.n for bench in different.values()))

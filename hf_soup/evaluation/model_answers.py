@@ -1,0 +1,235 @@
+"""What models answer to data: each asked once, by all processes together, and remembered on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hf_soup._util.progress import bar
+from hf_soup.errors import ScoringError, SoupError
+from hf_soup.evaluation.batch_norm import batch_norms
+from hf_soup.evaluation.batch_statistics import BatchNormStatistics, BatchStatistics, put
+from hf_soup.evaluation.collection import collect_statistics, is_collected, sha256_of, with_statistics
+from hf_soup.evaluation.dataset import EvalDataset, Logits
+from hf_soup.evaluation.evaluation_data import EvaluationData
+from hf_soup.evaluation.model import ReusableModel
+from hf_soup.evaluation.template import ModelTemplate
+from hf_soup.hub import own_cache_folder, prune
+from hf_soup.merging import Layout, Materializer, Plan, ProcessGroup, RunContext
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+#: What is remembered in all; beyond it, what was not used for longest goes.
+MAX_BYTES = 2_000_000_000
+
+
+class SavedModel(NamedTuple):
+    """A soup in files, their digest, and its template where it is not that of the candidates."""
+
+    folder: Path
+    digest: str
+    template: ModelTemplate | None = None
+
+
+class ModelAnswers:
+    """Models of one kind, one at a time in memory, and what they answer.
+
+    In a world, every process makes the model and answers its share of the batches. The first one asks; the others
+    `answer_along`.
+
+    Args:
+        layout: All sources, under the names of the soup.
+        paths: For every source, its weight files.
+        data: What models answer to, and their template.
+        context: The device, and the processes that answer together.
+    """
+
+    def __init__(
+        self, layout: Layout, paths: Sequence[Mapping[str, Path]], data: EvaluationData, context: RunContext
+    ) -> None:
+        self._layout, self._paths, self._data, self._context = layout, paths, data, context
+        self._world, self._device = context.processes, context.device
+        if self._device == "cuda" and self._world.size > 1:
+            self._device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+        self._materializer = Materializer(layout, paths)
+        self._batch_norm: BatchStatistics | None = None
+        if data.calibration and batch_norms(tensor.name for tensor in layout.tensors):
+            self._batch_norm = BatchStatistics(layout, data.calibration)
+        self._resident: tuple[ModelTemplate, ReusableModel] | None = None
+        self._versions = [version(name) for name in ("hf-soup", "torch", "transformers")]
+        self._folder = own_cache_folder() / "logits"
+        if self._world.rank == 0 and self._world.size > 1:
+            # Only the first one looks at examples.
+            self._world.broadcast((layout, paths, replace(data, calibration=None), context.device))
+
+    def close(self) -> None:
+        """Close the files, and remove what is too much and was not used for longest."""
+        self._materializer.close()
+        prune(self._folder, MAX_BYTES)
+
+    def release(self) -> None:
+        """Let go of the model and the running sum: what follows needs their memory. The next one is built anew."""
+        self._resident = None
+        self._materializer.forget()
+
+    def outputs(
+        self, model: Plan | SavedModel, benches: Sequence[EvalDataset], name: str, *, alone: bool = False
+    ) -> dict[str, Logits]:
+        """What a model answers to some data, by its title.
+
+        Args:
+            model: Of the layout's sources, or of files.
+            benches: The data, as this model reads them.
+            name: What progress and errors call the model.
+            alone: It is an ingredient, though it may be made of several: it has its own statistics of batch
+                normalisation.
+
+        Raises:
+            ScoringError: The tensors make no model, or it fails.
+            MergeError: A source's file cannot be read, or holds NaN.
+        """
+        if isinstance(model, Plan):
+            model = with_statistics(model, self._data.calibration)
+        weights = model.key if isinstance(model, Plan) else model.digest
+        batch_norm = None if alone else self._recollected(model)
+        if batch_norm:
+            weights = sha256_of([weights, batch_norm.key])
+        notes = {bench.title: self._note(weights, bench, self._template_of(model)) for bench in benches}
+        different: dict[Path, EvalDataset] = {}
+        for bench in benches:
+            different.setdefault(notes[bench.title], bench)  # the same rows in another metric are answered once
+        known = {note: logits for note, bench in different.items() if (logits := _noted(note, bench)) is not None}
+        missing = [bench for note, bench in different.items() if note not in known]
+        if missing:
+            if isinstance(model, Plan) and not is_collected(model):
+                self.release()
+                collect_statistics(model, lambda: self._paths, self._data.calibration)
+            if self._world.size > 1:
+                scored = self._data.scored
+                self._world.broadcast((model, [scored.index(b) if b in scored else b for b in missing]))
+            rows = sum(bench.n for bench in missing) // self._world.size
+            with bar(f"Scoring {name}", rows, unit="row", quiet=self._context.quiet) as shown:
+                try:
+                    new = self._answer(model, missing, batch_norm, shown.update)
+                except ScoringError as error:
+                    raise ScoringError.of(error, f"{name}: {error.message}") from None
+            for bench, logits in zip(missing, new, strict=True):
+                known[notes[bench.title]] = logits
+                _keep(notes[bench.title], logits)
+        return {bench.title: known[notes[bench.title]] for bench in benches}
+
+    def _answer(
+        self,
+        model: Plan | SavedModel,
+        benches: Sequence[EvalDataset],
+        batch_norm: BatchStatistics | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> list[Logits]:
+        """The part of all processes: the model is made, or fails, in each, and each has all answers."""
+        failed: SoupError | None = None
+        collected: dict[str, BatchNormStatistics] = {}
+        try:
+            made = self._made(model, benches[0].scoring.task, batch_norm)
+            if batch_norm:
+                collected = batch_norm.collect(made)
+        except SoupError as error:
+            failed = error
+        for each in self._world.gather(failed):
+            if each is not None:
+                raise each
+        put(made, self._world.broadcast(collected))  # the first one's
+        return [bench.logits(made, device=self._device, progress=progress, world=self._world) for bench in benches]
+
+    def _recollected(self, model: Plan | SavedModel) -> BatchStatistics | None:
+        """What collects the statistics of a model, where it is mixed; one ingredient has its own."""
+        if isinstance(model, SavedModel) or (len(model.weights) == 1 and self._layout.base is None):
+            return None
+        return self._batch_norm
+
+    def _template_of(self, model: Plan | SavedModel) -> ModelTemplate:
+        return self._data.template if isinstance(model, Plan) else model.template or self._data.template
+
+    def _made(self, model: Plan | SavedModel, task: str, batch_norm: BatchStatistics | None) -> PreTrainedModel:
+        tensors: dict[str, Tensor] = {}
+        if isinstance(model, SavedModel):
+            for file in sorted(model.folder.glob("model*.safetensors")):
+                tensors |= load_file(file)
+        else:
+            tensors = self._materializer.materialize(model)
+        if batch_norm and not batch_norm.modules:
+            self._resident = None  # or there would be two models
+            batch_norm.model_of(tensors)
+        template = self._template_of(model)
+        if self._resident is None or self._resident[0] is not template:
+            self._resident = template, ReusableModel(template.config, task, getattr(torch, self._layout.dtype))
+        return self._resident[1].load(tensors)
+
+    def _note(self, weights: str, bench: EvalDataset, template: ModelTemplate) -> Path:
+        """Where it is remembered what some weights answer to some data, named by all that this depends on."""
+        data = [bench.fingerprint, bench.scoring.batch_size, bench.scoring.task, self._device.partition(":")[0]]
+        return self._folder / f"{sha256_of([weights, dict(template.config), data, self._versions])}.npy"
+
+
+def answer_along(world: ProcessGroup, between: Callable[[], object]) -> None:
+    """The part that every process but the first has in a cook: answer what it asks, merge with it, answer again.
+
+    Args:
+        world: This process's.
+        between: What is to be done when all candidates are answered.
+    """
+    own: ModelAnswers | None = None
+    with ExitStack() as stack:
+        for then in (between, stack.close):
+            while (asked := world.broadcast(None)) is not None:
+                if own is None:  # first of all it says which models and data there are
+                    layout, paths, data, device = asked
+                    own = ModelAnswers(layout, paths, data, RunContext(device=device, processes=world))
+                    stack.callback(own.close)
+                    continue
+                model, known = asked
+                benches = [own._data.scored[each] if isinstance(each, int) else each for each in known]
+                with suppress(SoupError):  # all processes have the same one, and the first says it
+                    own._answer(model, benches)
+            then()
+
+
+def _noted(note: Path, bench: EvalDataset) -> Logits | None:
+    """What was remembered, if it can still be read; it counts as used now."""
+    with suppress(OSError):
+        whole = note.read_bytes()
+        if hashlib.sha256(memoryview(whole)[:-32]).digest() != whole[-32:]:
+            return None
+        found: Logits = np.load(io.BytesIO(whole), allow_pickle=False)
+        right = found.dtype == np.float32 and found.shape == (bench.n, len(bench.class_names))
+        if right and np.isfinite(found).all():
+            os.utime(note)
+            return found
+    return None
+
+
+def _keep(note: Path, logits: Logits) -> None:
+    with suppress(OSError):  # a home that cannot be written costs nothing but this
+        note.parent.mkdir(parents=True, exist_ok=True)
+        partial = note.with_name(f"{note.name}.{os.getpid()}")
+        try:
+            with partial.open("w+b") as file:
+                np.save(file, logits, allow_pickle=False)
+                file.seek(0)
+                file.write(hashlib.file_digest(file, "sha256").digest())
+            partial.replace(note)
+        finally:
+            partial.unlink(missing_ok=True)

@@ -1,0 +1,51 @@
+"""What a model that is scored has beside its weights."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hf_soup.checkpoint import Checkpoint
+from hf_soup.lineage import LineageReport, soup_config, write_assets
+
+
+@dataclass(frozen=True)
+class ModelTemplate:
+    """What a model that is scored has beside its weights.
+
+    Args:
+        config: Its ``config.json``.
+        dtype: torch's name of the type of its parameters.
+        folder: Has that config, and the tokenizer or processor; other machines do not have the folder.
+        head_of: The ingredient whose head all have, where only bodies are averaged.
+    """
+
+    config: Mapping[str, Any] = field(repr=False)
+    dtype: str
+    folder: Path
+    head_of: str | None = None
+
+
+@contextmanager
+def model_template(lineage: LineageReport, dtype: str, others: Sequence[Checkpoint] = ()) -> Iterator[ModelTemplate]:
+    """The template of what models are merged into, in a temporary folder.
+
+    Args:
+        lineage: The models.
+        dtype: torch's name of the type that is written.
+        others: Who may give a tokenizer or processor where none of them has one.
+    """
+    with tempfile.TemporaryDirectory(prefix="hf-soup-") as folder:
+        config = soup_config(lineage, dtype)
+        write_assets(Path(folder), config, lineage, others)
+        yield ModelTemplate(config, dtype, Path(folder), lineage.head_of)
+
+
+def scored_with(head_of: str | None) -> list[str]:
+    """A sentence about scores of models that all have one's head, where it is so."""
+    said = "so their scores are those of their bodies under it, not of the models as they were published"
+    return [] if head_of is None else [f"Ingredients are scored with {head_of}'s head, {said}."]
