@@ -177,8 +177,7 @@ def test_text_logits_do_not_depend_on_the_batch(bert: Any, sentences: Path, batc
             alone = model(input_ids=torch.tensor([tokens])).logits[0]
         np.testing.assert_allclose(logits[row], alone, atol=1e-5)
     assert bench.notes == ("labels matched by number, because the model's config names no classes",)
-    other = replace(bench, notes=("more.jsonl: labels matched by number, because the model's config names no classes",))
-    other = replace(other, _name="more.jsonl")
+    other = replace(bench, _name="more.jsonl")
     # Several metrics on one data set, and several data sets of which the same is to be known.
     assert notes_of([bench, bench, other]) == [
         "moods.jsonl, more.jsonl: labels matched by number, because the model's config names no classes"
