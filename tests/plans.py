@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 from hf_soup.checkpoint import TensorInfo
+from hf_soup.evaluation import ModelTemplate
 from hf_soup.merging import Layout, Plan, Source, layout
 from hf_soup.recipe import MethodCall, Mixture
 
@@ -55,3 +58,14 @@ def candidate(plan: Plan, weights: Mapping[int, float], **changes: Any) -> Plan:
 def mean(plan: Plan, weights: Mapping[int, float]) -> Plan:
     """Of the same layout, the mean of some ingredients by their numbers; of one, that one."""
     return Plan(plan.layout, Mixture({plan.layout.names[number]: weight for number, weight in weights.items()}))
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """The config in a folder."""
+    config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
+    return config
+
+
+def template_of(folder: Path) -> ModelTemplate:
+    """The template of a model whose config, and tokenizer or processor, are in a folder."""
+    return ModelTemplate(config_of(folder), "float32", folder)

@@ -489,7 +489,7 @@ def test_an_interrupted_cook_continues_and_notices_that_the_run_went_on(
 
     cook = ("cook", run, "--method", "swa", "--set", "last=2", "-o", "soup", "--quiet")
     with monkeypatch.context() as patch:
-        patch.setattr(kitchen, "write_contents", killed)
+        patch.setattr(kitchen, "write_folder", killed)
         with pytest.raises(KeyboardInterrupt):
             hf_soup.cook(Recipe(ingredients=[str(run)], method={"name": "swa", "last": 2}), tmp_path / "soup")
     kept = shutil.copytree(tmp_path / ".soup.cooking", tmp_path / "kept")

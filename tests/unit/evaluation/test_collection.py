@@ -16,7 +16,7 @@ import torch
 import transformers
 from huggingface_hub import constants
 from PIL import Image
-from plans import make_plan
+from plans import config_of, make_plan, template_of
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
@@ -28,7 +28,8 @@ from hf_soup.checkpoint.headers import read_header
 from hf_soup.errors import MergeError, ScoringError
 from hf_soup.evaluation import collection as collecting
 from hf_soup.evaluation.calibration_data import CalibrationDataset, prepare_calibration_dataset
-from hf_soup.evaluation.collection import collect_statistics
+from hf_soup.evaluation.collection import collect_statistics, with_statistics
+from hf_soup.evaluation.evaluation_data import Calibration
 from hf_soup.evaluation.model import build_model
 from hf_soup.merging.arithmetic import uniform
 from hf_soup.merging.plan import Plan
@@ -70,14 +71,17 @@ class Kitchen:
 
     def collect(self, method: str, **parameters: Any) -> Plan:
         plan = self.plan(method=method, parameters={"examples": ROWS, **parameters})
-        return collect_statistics(plan, lambda: self.paths, self.inputs, self.folder, seed=5)
+        calibration = Calibration(self.inputs, template_of(self.folder), seed=5)
+        plan = with_statistics(plan, calibration)
+        collect_statistics(plan, lambda: self.paths, calibration)
+        return plan
 
     def found(self, plan: Plan, source: int) -> dict[str, Tensor]:
         ((_, names),) = plan.statistics.items()
         return load_file(statistics_path(names["ab"[source]]))
 
     def model(self, source: int) -> Any:
-        return build_model(self.folder, self.full[source], self.task, torch.float32)
+        return build_model(config_of(self.folder), self.full[source], self.task, torch.float32)
 
     def rows(self) -> list[tuple[int, dict[str, Tensor]]]:
         """Each drawn row by itself."""
@@ -292,7 +296,9 @@ def test_what_is_known_is_not_asked_again(kitchen: Kitchen, monkeypatch: pytest.
     made: list[int] = []
     original = collecting._Pass.collect
     monkeypatch.setattr(
-        collecting._Pass, "collect", lambda self, source, *rest: (made.append(source), original(self, source, *rest))
+        collecting._Pass,
+        "collect",
+        lambda self, source, *rest: (made.append(next(iter(source.weights))), original(self, source, *rest)),
     )
     assert kitchen.collect("fisher") == plan
     assert made == []

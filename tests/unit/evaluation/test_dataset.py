@@ -14,6 +14,7 @@ import torch
 import transformers
 from huggingface_hub import constants
 from PIL import Image
+from plans import config_of
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
@@ -132,7 +133,7 @@ def one_hot(bench: EvalDataset, answers: Any) -> Any:
 
 def vit_model(donor: tuple[Path, dict[str, Any]]) -> Any:
     tensors = load_file(donor[0] / "model.safetensors")
-    return build_model(donor[0], tensors, "image-classification", torch.float32)
+    return build_model(config_of(donor[0]), tensors, "image-classification", torch.float32)
 
 
 def test_digits_are_scored_as_the_model_answers_them(vit: Any, digits: Path) -> None:
@@ -168,7 +169,7 @@ def test_text_logits_do_not_depend_on_the_batch(bert: Any, sentences: Path, batc
     """Sorted by length and padded for speed; the rows come back in the order of the data."""
     bench = bench_of(text_scoring(sentences, batch_size=batch_size), bert)
     tensors = load_file(bert[0] / "model.safetensors")
-    model = build_model(bert[0], tensors, "text-classification", torch.float32)
+    model = build_model(config_of(bert[0]), tensors, "text-classification", torch.float32)
     logits = bench.logits(model)
     for row, (sentence, _) in enumerate(SENTENCES):
         # At most the 12 positions that the model has, the last one for [SEP].
@@ -468,7 +469,7 @@ def test_equal_rows_elsewhere_are_dropped_from_held_out(bert: Any, sentences: Pa
     assert "2 of 4 rows equal a report row in content and were dropped" in score.notes
     assert score.references.tolist() == [0, 1]
     logits = score.logits(
-        build_model(bert[0], load_file(bert[0] / "model.safetensors"), "text-classification", torch.float32)
+        build_model(config_of(bert[0]), load_file(bert[0] / "model.safetensors"), "text-classification", torch.float32)
     )
     assert logits.shape == (2, 2)
     some = write_rows(tmp_path / "some.jsonl", SENTENCES[:3])
@@ -597,15 +598,14 @@ def test_ensemble_averages_probabilities() -> None:
 
 def test_disk_names_make_the_model_that_the_folder_makes(vit: Any, capsys: pytest.CaptureFixture[str]) -> None:
     tensors = load_file(vit[0] / "model.safetensors")
-    model = build_model(vit[0], tensors, "image-classification", torch.float32)
+    model = build_model(config_of(vit[0]), tensors, "image-classification", torch.float32)
     whole = ViTForImageClassification.from_pretrained(vit[0])
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in model.state_dict().items())
     assert next(model.parameters()).dtype == torch.float32
-    assert (
-        next(build_model(vit[0], tensors, "image-classification", torch.bfloat16).parameters()).dtype == torch.bfloat16
-    )
+    narrow = build_model(config_of(vit[0]), tensors, "image-classification", torch.bfloat16)
+    assert next(narrow.parameters()).dtype == torch.bfloat16
     capsys.readouterr()
-    build_model(vit[0], tensors, "image-classification", torch.float32)
+    build_model(config_of(vit[0]), tensors, "image-classification", torch.float32)
     assert capsys.readouterr() == ("", "")
 
 
@@ -615,7 +615,7 @@ def test_tensors_that_do_not_fit_are_all_named(vit: Any) -> None:
     tensors["classifier.weight"] = torch.zeros(3, 16)
     tensors["extra"] = torch.zeros(1)
     with pytest.raises(ScoringError) as raised:
-        build_model(vit[0], tensors, "image-classification", torch.float32)
+        build_model(config_of(vit[0]), tensors, "image-classification", torch.float32)
     assert "missing     classifier.bias" in raised.value.message
     assert "left over   extra" in raised.value.message
     assert "other shape classifier.weight: (3, 16), the config says (10, 16)" in raised.value.message
@@ -627,7 +627,7 @@ def test_old_berts_load_without_a_missing_key(bert: Any) -> None:
         for name, tensor in load_file(bert[0] / "model.safetensors").items()
     }
     tensors["bert.embeddings.position_ids"] = torch.arange(12)[None]
-    model = build_model(bert[0], tensors, "text-classification", torch.float32)
+    model = build_model(config_of(bert[0]), tensors, "text-classification", torch.float32)
     norm = tensors["bert.embeddings.LayerNorm.gamma"]
     assert torch.equal(model.state_dict()["bert.embeddings.LayerNorm.weight"], norm)
 
@@ -640,7 +640,7 @@ def test_tied_weights_are_not_missing(tmp_path: Path) -> None:
     save(transformers.BartForSequenceClassification(config), tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     assert "model.decoder.embed_tokens.weight" not in tensors
-    model = build_model(tmp_path, tensors, "text-classification", torch.float32)
+    model = build_model(config_of(tmp_path), tensors, "text-classification", torch.float32)
     state = model.state_dict()
     assert torch.equal(state["model.decoder.embed_tokens.weight"], state["model.shared.weight"])
 
@@ -649,19 +649,13 @@ def test_an_ancestor_and_a_model_of_another_task(vit: Any, tmp_path: Path) -> No
     save(transformers.ViTModel(ViTConfig(**{**vit[1], "architectures": None}), add_pooling_layer=False), tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     with pytest.raises(ScoringError, match=r"do not make a ViTForImageClassification:\n  missing     classifier"):
-        build_model(tmp_path, tensors, "image-classification", torch.float32)
+        build_model(config_of(tmp_path), tensors, "image-classification", torch.float32)
     with pytest.raises(ScoringError, match="type 'vit' has no ForSequenceClassification"):
-        build_model(tmp_path, tensors, "text-classification", torch.float32)
+        build_model(config_of(tmp_path), tensors, "text-classification", torch.float32)
 
 
-def test_configs_that_cannot_be_read(tmp_path: Path) -> None:
-    for config in (
-        "",
-        "[]",
-        '{"model_type": "vit", "hidden_size": "x"}',
-        "{}",
-        '{"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}',
-    ):
-        (tmp_path / "config.json").write_text(config)
+def test_configs_that_cannot_be_read() -> None:
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
+    for config in ({"model_type": "vit", "hidden_size": "x"}, {}, own):
         with pytest.raises(ScoringError, match="Cannot read the model's config"):
-            build_model(tmp_path, {}, "image-classification", torch.float32)
+            build_model(config, {}, "image-classification", torch.float32)

@@ -16,7 +16,7 @@ import torch
 import transformers
 from huggingface_hub import constants
 from PIL import Image
-from plans import make_plan
+from plans import config_of, make_plan, template_of
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
@@ -27,8 +27,9 @@ from hf_soup.checkpoint.headers import RowRange, read_header
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation import entropy as adapting, gradients as descent
 from hf_soup.evaluation.calibration_data import CalibrationDataset, prepare_calibration_dataset
-from hf_soup.evaluation.collection import collect_coefficients
+from hf_soup.evaluation.collection import collect_statistics, with_statistics
 from hf_soup.evaluation.entropy import EntropyLoss
+from hf_soup.evaluation.evaluation_data import Calibration
 from hf_soup.evaluation.model import build_model
 from hf_soup.merging.plan import Plan
 from hf_soup.merging.statistics_store import statistics_path
@@ -79,18 +80,24 @@ class Kitchen:
         return make_plan(["a", "b", "base"], headers, [*self.weights, 0.0], method=method, with_base=True, **more)
 
     def entropy(self, plan: Plan) -> EntropyLoss:
-        return EntropyLoss(plan, self.paths, plan.mixture.method, self.inputs, self.folder)
+        return EntropyLoss(plan, self.paths, plan.mixture.method, self.calibration())
+
+    def calibration(self, seed: int = 5) -> Calibration:
+        return Calibration(self.inputs, template_of(self.folder), seed)
 
     def learn(self, plan: Plan | None = None, seed: int = 5, **parameters: Any) -> Plan:
         plan = plan or self.plan(parameters=parameters)
-        return collect_coefficients(plan, lambda: self.paths, self.inputs, self.folder, seed=seed)
+        calibration = self.calibration(seed)
+        plan = with_statistics(plan, calibration)
+        collect_statistics(plan, lambda: self.paths, calibration)
+        return plan
 
     def found(self, plan: Plan) -> list[dict[str, Tensor]]:
         ((_, names),) = plan.statistics.items()
         return [load_file(statistics_path(each)) for each in names.values()]
 
     def model(self, tensors: Mapping[str, Tensor]) -> Any:
-        return build_model(self.folder, tensors, self.inputs.examples.task, torch.float32)
+        return build_model(config_of(self.folder), tensors, self.inputs.examples.task, torch.float32)
 
     def merged(self, plan: Plan) -> dict[str, Tensor]:
         with closing(Materializer(plan.layout, self.paths)) as materializer:
@@ -267,7 +274,7 @@ def test_other_methods_stay_as_they_are(family: Path, tmp_path: Path) -> None:
     own["classifier.bias"] = MethodCall("task_arithmetic", {"scale": 0.5})
     plan = kitchen.learn(kitchen.plan(overrides=own, parameters={"steps": 1}))
     assert kitchen.found(plan)[0].keys() == kitchen.full[0].keys() - own.keys()
-    loss = EntropyLoss(plan, kitchen.paths, plan.mixture.method, kitchen.inputs, tmp_path)
+    loss = EntropyLoss(plan, kitchen.paths, plan.mixture.method, kitchen.calibration())
     _, slopes = loss.gradient(some_coefficients(loss), np.arange(4))
     a, b, base = (each["classifier.bias"] for each in kitchen.full)
     torch.testing.assert_close(loss._model.classifier.bias.data, base + 0.5 * (a - base + b - base))

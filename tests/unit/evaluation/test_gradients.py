@@ -18,7 +18,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 from PIL import Image
-from plans import make_plan
+from plans import config_of, make_plan
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from torch import Tensor
@@ -135,7 +135,7 @@ class Kitchen:
 
     def mixture(self, **more: Any) -> ValidationLoss:
         return ValidationLoss(
-            self.plan().layout, self.paths, {"a": 0, "b": 1, "c": 2}, self.folder, [self.bench], **more
+            self.plan().layout, self.paths, {"a": 0, "b": 1, "c": 2}, config_of(self.folder), [self.bench], **more
         )
 
     def mixed(self, name: str, shares: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ class Kitchen:
         return [tensor.name for tensor in self.plan().layout.tensors if tensor.averaged]
 
     def model(self, tensors: Mapping[str, Tensor]) -> Any:
-        return build_model(self.folder, tensors, self.task, torch.float32)
+        return build_model(config_of(self.folder), tensors, self.task, torch.float32)
 
 
 def some_shares(kitchen: Kitchen, by: str, constrain: str) -> NDArray[np.float64]:
@@ -245,7 +245,7 @@ def test_rows_that_not_all_have(tmp_path: Path, family: Path, by: str, monkeypat
     assert far(loss, expected[0]) < 1e-5
     assert far(slopes, expected[1]) < 1e-5
     # With the first one alone in play, the rows that it does not have are the mean of those who have them.
-    first = ValidationLoss(kitchen.plan(), kitchen.paths, {"a": 0}, tmp_path, [kitchen.bench])
+    first = ValidationLoss(kitchen.plan().layout, kitchen.paths, {"a": 0}, config_of(tmp_path), [kitchen.bench])
     having = kitchen.having[words][1:]
     lent = (torch.stack([each[words] for each in kitchen.full[1:]]) * having).sum(0) / having.sum(0)
     kitchen.full[0][words][7:], kitchen.having[words][:] = lent[7:], 1.0
@@ -269,7 +269,7 @@ def test_benches_have_weights_whatever_their_size(tmp_path: Path, family: Path) 
     sources = {"a": 0, "b": 1, "c": 2}
 
     def mixture(benches: list[EvalDataset], weights: list[float] | None = None) -> ValidationLoss:
-        return ValidationLoss(kitchen.plan(), kitchen.paths, sources, tmp_path, benches, weights)
+        return ValidationLoss(kitchen.plan().layout, kitchen.paths, sources, config_of(tmp_path), benches, weights)
 
     one = mixture([kitchen.bench]).gradient(shares, 1.0, np.arange(kitchen.bench.n))
     other = mixture([few]).gradient(shares, 1.0, np.arange(3))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from plans import config_of
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -73,10 +74,11 @@ def answer(model: Any) -> Tensor:
 def test_weights_changed_in_place_answer_as_a_fresh_model(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     task = "image-classification" if "Image" in name else "text-classification"
     models = candidates(name, tmp_path, dtype)
-    resident = ReusableModel(tmp_path, task, dtype)
+    resident = ReusableModel(config_of(tmp_path), task, dtype)
     ids, answers = [], []
     for number in (0, 1, 2, 1, 3, 0):
-        fresh = build_model(tmp_path, {key: value.clone() for key, value in models[number].items()}, task, dtype)
+        copied = {key: value.clone() for key, value in models[number].items()}
+        fresh = build_model(config_of(tmp_path), copied, task, dtype)
         model = resident.load({key: value.clone() for key, value in models[number].items()})
         ids.append(id(model))
         answers.append(answer(model))
@@ -95,9 +97,9 @@ def test_a_tied_tensor_that_is_stored_twice_is_looked_at_again(tmp_path: Path) -
     for tensors in (first, second):
         tensors["model.decoder.embed_tokens.weight"] = tensors["model.shared.weight"].clone()
     second["model.decoder.embed_tokens.weight"] += 1
-    resident = ReusableModel(tmp_path, "text-classification", torch.float32)
+    resident = ReusableModel(config_of(tmp_path), "text-classification", torch.float32)
     for tensors in (first, second, first):
-        fresh = build_model(tmp_path, dict(tensors), "text-classification", torch.float32)
+        fresh = build_model(config_of(tmp_path), dict(tensors), "text-classification", torch.float32)
         assert torch.equal(answer(resident.load(tensors)), answer(fresh))
 
 
@@ -109,7 +111,7 @@ def test_what_a_run_changed_is_not_handed_on(tmp_path: Path) -> None:
     config = transformers.LlamaConfig(**settings, architectures=[name])
     transformers.LlamaForSequenceClassification(config).save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
-    resident = ReusableModel(tmp_path, "text-classification", torch.float32)
+    resident = ReusableModel(config_of(tmp_path), "text-classification", torch.float32)
     before = answer(resident.load({key: value.clone() for key, value in tensors.items()}))
     model = resident.load({key: value.clone() for key, value in tensors.items()})
     long = torch.arange(3, 17)[None]
@@ -124,7 +126,8 @@ def test_the_number_of_threads_does_not_show(name: str, tmp_path: Path) -> None:
     """Each batch is worked on by one thread; of 37 rows in batches of 7, all are answered once."""
     image = "Image" in name
     tensors = candidates(name, tmp_path, torch.float32)[0]
-    model = build_model(tmp_path, tensors, "image-classification" if image else "text-classification", torch.float32)
+    task = "image-classification" if image else "text-classification"
+    model = build_model(config_of(tmp_path), tensors, task, torch.float32)
     generator = torch.Generator().manual_seed(0)
     inputs = (
         {"pixel_values": torch.randn(37, 1, 8, 8, generator=generator)}
@@ -155,7 +158,8 @@ def test_the_number_of_threads_does_not_show(name: str, tmp_path: Path) -> None:
 
 def test_a_model_that_fails_ends_all_threads(tmp_path: Path) -> None:
     name = "BertForSequenceClassification"
-    model = build_model(tmp_path, candidates(name, tmp_path, torch.float32)[0], "text-classification", torch.float32)
+    tensors = candidates(name, tmp_path, torch.float32)[0]
+    model = build_model(config_of(tmp_path), tensors, "text-classification", torch.float32)
     taken = []
 
     def batches() -> Iterator[tuple[Any, dict[str, Tensor]]]:
@@ -176,7 +180,7 @@ def test_a_model_that_a_short_text_changed_is_built_anew(tmp_path: Path) -> None
     config = transformers.BigBirdConfig(**TEXT, **small, attention_type="block_sparse", architectures=[name])
     transformers.BigBirdForSequenceClassification(config).save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
-    resident = ReusableModel(tmp_path, "text-classification", torch.float32)
+    resident = ReusableModel(config_of(tmp_path), "text-classification", torch.float32)
     found = []
     for length in (48, 48, 6, 48):
         model = resident.load({key: value.clone() for key, value in tensors.items()})
@@ -201,4 +205,4 @@ def test_a_config_of_a_model_that_could_not_be_made_in_hours(more: dict[str, Any
     small = {"model_type": "bert", "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
     (tmp_path / "config.json").write_text(json.dumps({**small, "vocab_size": 50, **more}))
     with pytest.raises(ScoringError, match=said):
-        build_model(tmp_path, {"classifier.bias": torch.zeros(2)}, "text-classification", torch.float32)
+        build_model(config_of(tmp_path), {"classifier.bias": torch.zeros(2)}, "text-classification", torch.float32)

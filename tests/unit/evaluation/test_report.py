@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from hf_soup import Ingredient, Recipe, Soup, cook, score
 from hf_soup.cli.tables import table
 from hf_soup.errors import IncompatibleError, ScoringError
-from hf_soup.evaluation import candidates as answering
+from hf_soup.evaluation import model_answers
 from hf_soup.evaluation.model import require_device
 from hf_soup.merging.engine import Reading
 from hf_soup.merging.layout import Run, Segment
@@ -241,7 +241,7 @@ def test_what_is_remembered_is_bounded(recipe: Recipe, tmp_path: Path, monkeypat
     sizes = sum(note.stat().st_size for note in notes)
     for note in notes:
         os.utime(note, (0, 0))
-    monkeypatch.setattr(answering, "MAX_BYTES", sizes // 2)
+    monkeypatch.setattr(model_answers, "MAX_BYTES", sizes // 2)
     some = recipe.model_copy(update={"ingredients": recipe.ingredients[1:], "report": ()})
     cook(some, tmp_path / "some")
     left = list(folder.iterdir())

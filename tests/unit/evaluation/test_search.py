@@ -20,9 +20,9 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from hf_soup import Recipe, RecipeError, Soup, SoupError, cook
+from hf_soup.evaluation.candidates import Candidates
 from hf_soup.evaluation.gradients import ValidationLoss
 from hf_soup.evaluation.model import ReusableModel
-from hf_soup.evaluation.report import Evaluation
 from hf_soup.evaluation.statistics import Comparison
 from hf_soup.merging import Materializer, Plan
 from hf_soup.recipe import grid, settled
@@ -279,7 +279,7 @@ def test_the_same_rows_in_two_metrics_are_one_data_set(
     rows: list[int] = []
 
     @contextmanager
-    def watched(self: Evaluation, names: Any, some: Any = None) -> Iterator[Any]:
+    def watched(self: Candidates, names: Any, some: Any = None) -> Iterator[Any]:
         with through(self, names, some) as descent:
             rows.append(len(descent.labels))
             some_rows = np.array([3, 20, 7, 11])
@@ -290,8 +290,8 @@ def test_the_same_rows_in_two_metrics_are_one_data_set(
         assert [each.tolist() for each in first] == [first[0].tolist()] * 2
         assert sorted([*first[0].tolist(), *second[0].tolist()]) == list(range(24))
 
-    through = Evaluation.descent
-    monkeypatch.setattr(Evaluation, "descent", watched)
+    through = Candidates.descent
+    monkeypatch.setattr(Candidates, "descent", watched)
     select = {"name": "learned", "epochs": 1, "batch_size": 8}
     quietly(changed(recipe, score=two, select=select, report=[]), tmp_path / "soup")
     assert rows == [24]
@@ -366,9 +366,11 @@ def test_a_loss_that_the_weights_of_the_data_outweigh_is_no_reason_to_leave_the_
     ):
         scores = {"soup": soup, "one": 0.8}
         seen = SimpleNamespace(
-            _judges=[SimpleNamespace(title="small")], _alone=lambda name, _: name, objective=scores.__getitem__
+            _data=SimpleNamespace(validation=[SimpleNamespace(title="small")]),
+            logits_alone=lambda name: name,
+            objective=scores.__getitem__,
         )
-        (doubt,) = Evaluation._losses(seen, {"small": "one"}, {"small": worse})  # type: ignore[arg-type]
+        (doubt,) = Candidates._losses(seen, {"small": "one"}, {"small": worse})  # type: ignore[arg-type]
         assert f"worse on 'small' than one alone: {worse.sentence}. {advice}" in doubt
 
 

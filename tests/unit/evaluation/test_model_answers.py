@@ -13,7 +13,7 @@ from plans import candidate, make_plan, mean
 from safetensors.torch import load_file
 
 from hf_soup.checkpoint.headers import TensorInfo, read_header
-from hf_soup.evaluation.candidates import AnswerKeys, _keep, _noted
+from hf_soup.evaluation.model_answers import _keep, _noted
 from hf_soup.merging.plan import Plan
 from hf_soup.recipe import MethodCall
 
@@ -30,11 +30,11 @@ def plan_of(family: Path, names: str, method: str = "linear", head: str = "") ->
 
 
 def key(plan: Plan, weights: Mapping[int, float], **changes: Any) -> str:
-    return AnswerKeys(plan.layout).of(candidate(plan, weights, **changes))
+    return candidate(plan, weights, **changes).key
 
 
 def alone(plan: Plan, source: int) -> str:
-    return AnswerKeys(plan.layout).of(mean(plan, {source: 1.0}))
+    return mean(plan, {source: 1.0}).key
 
 
 def test_everything_that_decides_the_numbers_is_in_the_key(family: Path) -> None:
