@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hf_soup._util.text import some
 from hf_soup.evaluation.batch_norm import batch_norms
 from hf_soup.hub import Token
-from hf_soup.lineage import LineageReport, soup_config, write_assets
+from hf_soup.lineage import AlignedModels, soup_config, write_assets
 from hf_soup.merging import Plan
 from hf_soup.recipe import BatchNormUpdate, Recipe
 
@@ -47,8 +47,7 @@ def prepare_calibration(
 def statistics_for(
     plan: Plan,
     recipe: Recipe,
-    leaves: LineageReport,
-    everyone: LineageReport,
+    leaves: AlignedModels,
     paths: Callable[[], Sequence[Mapping[str, Path]]],
     *,
     device: str = "cpu",
@@ -61,7 +60,6 @@ def statistics_for(
         plan: Of the leaves.
         recipe: With `examples`, `report` and `seed`.
         leaves: Those in the soup.
-        everyone: All ingredients, any of which may give the tokenizer.
         paths: For every source, its weight files.
         device: Where models run.
         token: As everywhere in huggingface_hub.
@@ -76,7 +74,7 @@ def statistics_for(
     if not any(needs_statistics(call) for call in plan.mixture.methods):
         return plan
 
-    with _as_the_soup(plan, recipe, leaves, everyone, device, token, quiet=quiet) as (inputs, folder):
+    with _as_the_soup(plan, recipe, leaves, device, token, quiet=quiet) as (inputs, folder):
         about: dict[str, Any] = {"seed": recipe.seed, "device": device, "quiet": quiet}
         plan = collect_statistics(plan, paths, inputs, folder, **about)
         return collect_coefficients(plan, paths, inputs, folder, **about)
@@ -87,8 +85,7 @@ def recalibrate_batch_norm(
     merged: MergeResult,
     folder: Path,
     recipe: Recipe,
-    leaves: LineageReport,
-    everyone: LineageReport,
+    leaves: AlignedModels,
     *,
     device: str = "cpu",
     token: Token = None,
@@ -102,7 +99,7 @@ def recalibrate_batch_norm(
         plan: What was merged.
         merged: From the engine.
         folder: The staged files.
-        recipe, leaves, everyone: As in `collected_for`.
+        recipe, leaves: As in `collected_for`.
         device, token, quiet: As there.
 
     Raises:
@@ -114,7 +111,7 @@ def recalibrate_batch_norm(
         return merged, None
     from hf_soup.evaluation.batch_statistics import BatchStatistics, write_again
 
-    with _as_the_soup(plan, recipe, leaves, everyone, device, token, quiet=quiet) as (inputs, config_folder):
+    with _as_the_soup(plan, recipe, leaves, device, token, quiet=quiet) as (inputs, config_folder):
         statistics = BatchStatistics(layout, inputs, config_folder, recipe.seed, device)
         return write_again(layout, merged, folder, statistics, quiet=quiet)
 
@@ -123,8 +120,7 @@ def recalibrate_batch_norm(
 def _as_the_soup(
     plan: Plan,
     recipe: Recipe,
-    leaves: LineageReport,
-    everyone: LineageReport,
+    leaves: AlignedModels,
     device: str,
     token: Token,
     *,
@@ -133,7 +129,7 @@ def _as_the_soup(
     """The examples as the soup itself reads them, and a folder with its config."""
     with tempfile.TemporaryDirectory(prefix="hf-soup-") as room:
         config = soup_config(leaves, plan.layout.dtype)
-        write_assets(Path(room), config, leaves, everyone.checkpoints)
+        write_assets(Path(room), config, leaves)
         inputs = prepare_calibration(recipe, Path(room), config, device, token, quiet=quiet)
         assert inputs is not None, "the recipe has examples"
         yield inputs, Path(room)

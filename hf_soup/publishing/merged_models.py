@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from hf_soup.lineage import LineageReport, soup_config
+from hf_soup.lineage import AlignedModels, LineageReport, soup_config
 from hf_soup.merging import Plan
 
 
@@ -16,23 +16,18 @@ class MergedModels:
     """Which models a soup is of, with what shares.
 
     Args:
-        lineage: All leaves.
+        lineage: Of all leaves.
         groups: For each ingredient, numbers of the leaves that it is made of.
         weights: Shares of the leaves that went in.
         plan: What was averaged.
-        alignments: What was done so that tensors correspond.
+        leaves: Those that went in, and the base where the method needed one.
     """
 
     lineage: LineageReport
     groups: Mapping[str, Mapping[int, object]]
     weights: Mapping[str, float]
     plan: Plan
-    alignments: tuple[str, ...]
-
-    @cached_property
-    def leaves(self) -> LineageReport:
-        """Those that went in."""
-        return self.lineage.only(self.weights)
+    leaves: AlignedModels
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -42,5 +37,5 @@ class MergedModels:
     @cached_property
     def made_of(self) -> dict[str, tuple[str, ...]]:
         """Names of the leaves of every ingredient."""
-        names = self.lineage.names
+        names = self.lineage.models.names
         return {name: tuple(names[number] for number in numbers) for name, numbers in self.groups.items()}

@@ -330,19 +330,19 @@ def connectivity(
     require_measurable(recipe)
     lineage = lineage or check(recipe, token=token)
     lineage.raise_if_refused()
-    names = lineage.names
+    models, names = lineage.models, lineage.models.names
     if len(names) < 2:
         raise RecipeError("A barrier lies between two models, and there is one.")
     # What is measured is the straight line, by whatever method the recipe averages.
     straight = recipe.model_copy(update={"method": Named(name="linear")})
-    plan = plan_of(straight, lineage, dict.fromkeys(names, 1.0))
+    plan = plan_of(straight, models, dict.fromkeys(names, 1.0))
     pairs = len(names) * (len(names) - 1) // 2
     total = len(names) + pairs + 2 * min(LINES, pairs)
     with tempfile.TemporaryDirectory(prefix="hf-soup-") as kitchen:
-        config = soup_config(lineage, plan.layout.dtype)
-        write_assets(Path(kitchen), config, lineage)
+        config = soup_config(models, plan.layout.dtype)
+        write_assets(Path(kitchen), config, models)
         (bench, *_) = benches = prepare_evaluation(recipe, plan, Path(kitchen), config, device, token)
-        log_notes(benches, lineage.head_of)
+        log_notes(benches, models.head_of)
         logger.info(f"{len(names)} models, {pairs} pair{'s'[: pairs - 1]}: {total} scorings of {bench.n:,} rows")
         inputs = prepare_calibration(recipe, Path(kitchen), config, device, token)
         for note in inputs.notes if inputs else ():
@@ -353,8 +353,8 @@ def connectivity(
         with (
             Evaluation(
                 [bench], held_out=1, names=names, plan=plan,
-                paths=fetch_weights(lineage.checkpoints, quiet=quiet), config_folder=Path(kitchen), device=device,
-                head_of=lineage.head_of, quiet=True, statistics=statistics,
+                paths=fetch_weights(models.checkpoints, quiet=quiet), config_folder=Path(kitchen), device=device,
+                head_of=models.head_of, quiet=True, statistics=statistics,
             ) as evaluation,
             bar("Measuring barriers", total, unit="score", quiet=quiet) as shown,
         ):  # fmt: skip
@@ -371,7 +371,7 @@ def connectivity(
                 return found
 
             scores, found = _measure(names, point, least)
-    return ConnectivityReport(bench.title, bench.n, least, scores, found, lineage.head_of)
+    return ConnectivityReport(bench.title, bench.n, least, scores, found, models.head_of)
 
 
 #: A score, and the score over resamples of the rows.

@@ -25,7 +25,7 @@ from hf_soup.evaluation import (
 )
 from hf_soup.hub import Token
 from hf_soup.ingredients import ResolvedIngredients, expand_runs, resolve_ingredients
-from hf_soup.lineage import LineageReport, about_files, soup_config, write_assets
+from hf_soup.lineage import AlignedModels, about_files, soup_config, write_assets
 from hf_soup.merging import (
     Plan,
     SharedMerge,
@@ -140,19 +140,20 @@ def _cook(
         logger.info(note)
     asked, expanded = recipe, resolve_ingredients(recipe, token=token)
     recipe, lineage = expanded.recipe, checked_lineage(expanded, runs, token)
+    aligned, ancestor = lineage.models, lineage.ancestor
     with Workspace(out) as staging, tempfile.TemporaryDirectory(prefix="hf-soup-") as kitchen:
-        given, everyone = weights_by_name(recipe, lineage), with_base_if_needed(recipe, lineage)
-        for note in everyone.alignments[len(lineage.alignments) :]:
+        given, everyone = weights_by_name(recipe, aligned), with_base_if_needed(recipe, aligned, ancestor)
+        for note in everyone.notes[len(aligned.notes) :]:
             logger.info(note)
         whole = plan_of(recipe, everyone, given)
-        config = soup_config(lineage, whole.layout.dtype)
+        config = soup_config(aligned, whole.layout.dtype)
         with staging.disk_errors():
-            write_assets(Path(kitchen), config, lineage)
+            write_assets(Path(kitchen), config, aligned)
         benches = prepare_evaluation(
             recipe, whole, Path(kitchen), config, device, token,
             learns=selection.learns, quiet=quiet,
         )  # fmt: skip
-        log_notes(benches, lineage.head_of)
+        log_notes(benches, aligned.head_of)
         require_rows(recipe, benches, learns=selection.learns)
         inputs = prepare_calibration(recipe, Path(kitchen), config, device, token, quiet=quiet)
         for note in inputs.notes if inputs else ():
@@ -160,10 +161,10 @@ def _cook(
         statistics = None
         if inputs and batch_norms(tensor.name for tensor in whole.layout.tensors):
             statistics = BatchStatistics(whole.layout, inputs, Path(kitchen), recipe.seed, device)
-        needed = ingredients_to_fetch(recipe, lineage)
-        fed = everyone if needed is lineage else with_base_if_needed(recipe, needed)
+        needed = ingredients_to_fetch(recipe, aligned)
+        fed = everyone if needed is aligned else with_base_if_needed(recipe, needed, ancestor)
         wanted = {name: given[name] for name in needed.names}
-        plan = whole if needed is lineage else plan_of(recipe, fed, wanted)
+        plan = whole if needed is aligned else plan_of(recipe, fed, wanted)
         require_disk(fed, plan, out, stream=stream, held=staging.held_bytes())
         fetch_small(fed.checkpoints)
         learn = None
@@ -176,22 +177,22 @@ def _cook(
             whole = collect_statistics(whole, **about)
             learn = partial(collect_coefficients, **about)
         with _evaluation(
-            expanded, lineage, everyone, benches, whole, Path(kitchen), device, quiet, here, statistics, learn
+            expanded, everyone, benches, whole, Path(kitchen), device, quiet, here, statistics, learn
         ) as evaluation:
             weights = {name: each.weight for name, each in zip(expanded.groups, asked.ingredients, strict=True)}
             weights = {name: weight for name, weight in weights.items() if weight or recipe.layers}
             choice = choose(recipe, weights, evaluation)
-            chosen = {lineage.names[number]: share for number, share in choice.leaves(expanded).items()}
+            chosen = {aligned.names[number]: share for number, share in choice.leaves(expanded).items()}
             leaves = needed.only(chosen)
             mixed = {name: chosen.get(name, 0.0) for name in leaves.names}
-            mix = choice.mix(expanded, [lineage.names.index(name) for name in leaves.names])
-            used = fed if leaves is needed else with_base_if_needed(mix, leaves)
+            mix = choice.mix(expanded, [aligned.names.index(name) for name in leaves.names])
+            used = fed if leaves is needed else with_base_if_needed(mix, leaves, ancestor)
             if mixed != wanted or mix != settled(recipe):
                 plan = plan_of(mix, used, mixed)
             pinned = recipe.model_copy(update={"examples": inputs and inputs.examples})
             if inputs:
                 places = partial(fetch_weights, used.checkpoints, quiet=quiet)
-                plan = statistics_for(plan, pinned, leaves, lineage, places, device=device, token=token, quiet=quiet)
+                plan = statistics_for(plan, pinned, leaves, places, device=device, token=token, quiet=quiet)
             supply = weight_files_of(used.checkpoints, staging.fetched if stream else None)
             if here.size > 1:
                 supply.fetch_all()
@@ -205,13 +206,13 @@ def _cook(
                 here.broadcast(SharedMerge(plan, supply.paths(), follow, stamps))
             merged = merge(plan, supply, staging, world=here, threads=threads, quiet=quiet)
             with staging.disk_errors():
-                lineage.pin()
+                aligned.pin()
             require_unchanged(everyone.checkpoints)
             if evaluation:
                 evaluation.release()
             with staging.disk_errors():
                 merged, again = recalibrate_batch_norm(
-                    plan, merged, staging.folder, pinned, leaves, lineage, device=device, token=token, quiet=quiet
+                    plan, merged, staging.folder, pinned, leaves, device=device, token=token, quiet=quiet
                 )
             for name in merged.differing:
                 logger.warning(f"the ingredients disagree on '{name}', which is not averaged; the first one's is kept")
@@ -219,14 +220,14 @@ def _cook(
             for note in files:
                 logger.info(note)
             with staging.disk_errors():
-                own = evaluation_of_soup(recipe, lineage, leaves, plan, benches, Path(kitchen) / "soup", device, token)
+                own = evaluation_of_soup(recipe, aligned, leaves, plan, benches, Path(kitchen) / "soup", device, token)
                 tried = choice.selected.weights, [point.parameters for point in choice.curve]
                 last = update.last(expanded, whole) if update else None
                 results = evaluation.finish(staging.folder, merged.digest, *tried, last, *own) if evaluation else None
                 here.broadcast(None)  # and so are all reports
                 for warning in results.warnings if results else ():
                     logger.warning(warning)
-                models = MergedModels(lineage, expanded.groups, mixed, plan, used.alignments)
+                models = MergedModels(lineage, expanded.groups, mixed, plan, used)
                 resolved = resolve_recipe(mix, models, benches, inputs)
                 told = update.report(list(expanded.groups), results) if update else None
                 report = soup_report(resolved, models, choice, merged, results, again, told, files)
@@ -246,8 +247,8 @@ def preview(recipe: Recipe, out: Path, *, stream: bool = False, token: Token = N
     refuse_existing(out)
     expanded = resolve_ingredients(recipe, token=token)
     recipe, lineage = expanded.recipe, checked_lineage(expanded, runs, token)
-    needed = ingredients_to_fetch(recipe, lineage)
-    given, used = weights_by_name(recipe, lineage), with_base_if_needed(recipe, needed)
+    needed = ingredients_to_fetch(recipe, lineage.models)
+    given, used = weights_by_name(recipe, lineage.models), with_base_if_needed(recipe, needed, lineage.ancestor)
     plan = plan_of(recipe, used, {name: given[name] for name in needed.names})
     missing = missing_weights(used.checkpoints)
     layout = plan.layout
@@ -257,10 +258,10 @@ def preview(recipe: Recipe, out: Path, *, stream: bool = False, token: Token = N
     (_, output), (_, cache) = disk_needs(used, plan, out, stream).values()
     return {
         "verdict": lineage.verdict,
-        "ingredients": dict(zip(lineage.names, [str(each) for each in lineage.checkpoints], strict=True)),
+        "ingredients": {model.name: str(model.checkpoint) for model in lineage.models.ingredients},
         "files": {file.name: file.size for file in layout.files},
         "tensors": len(layout.tensors),
-        "alignments": list(used.alignments),
+        "alignments": list(used.notes),
         "dtype": layout.dtype,
         "fetch_bytes": sum(source.files[file] for source, file in missing),
         "output_bytes": layout.size,
@@ -275,8 +276,7 @@ def preview(recipe: Recipe, out: Path, *, stream: bool = False, token: Token = N
 
 def _evaluation(
     expanded: ResolvedIngredients,
-    lineage: LineageReport,
-    everyone: LineageReport,
+    everyone: AlignedModels,
     benches: Sequence[EvalDataset],
     plan: Plan,
     folder: Path,
@@ -299,7 +299,7 @@ def _evaluation(
         paths=fetch_weights(everyone.checkpoints, quiet=quiet),
         config_folder=folder,
         device=device,
-        head_of=lineage.head_of,
+        head_of=everyone.head_of,
         quiet=quiet,
         world=here,
         statistics=statistics,

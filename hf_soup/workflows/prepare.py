@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from hf_soup import hub
 from hf_soup.errors import MergeError, ScoringError
 from hf_soup.hub import Token
-from hf_soup.lineage import LineageReport, soup_config, write_assets
-from hf_soup.merging import Layout, Plan, Source, missing_weights, weight_files_of
+from hf_soup.lineage import AlignedModels, BaseReference, soup_config, write_assets
+from hf_soup.merging import Layout, Plan, missing_weights, weight_files_of
 from hf_soup.publishing import strings
 from hf_soup.recipe import Finding, Mixture, Recipe, Scoring, is_local_path, methods_of, needs_base
 from hf_soup.selection import require_enough
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def trained_on(recipe: Recipe, lineage: LineageReport, token: Token = None) -> list[Finding]:
+def trained_on(recipe: Recipe, models: AlignedModels, token: Token = None) -> list[Finding]:
     """Scores on the train split of a data set that an ingredient's card names: the model has seen those rows."""
     reasons = []
     for scoring in [*recipe.score, *recipe.report]:
@@ -37,9 +37,9 @@ def trained_on(recipe: Recipe, lineage: LineageReport, token: Token = None) -> l
         # Old cards leave the owner out: `beans` is AI-Lab-Makerere/beans.
         known = {each for name in asked for each in (name.casefold(), name.casefold().rpartition("/")[2])}
         who = tuple(
-            name
-            for name, checkpoint in zip(lineage.names, lineage.checkpoints, strict=True)
-            if known & {dataset.casefold() for dataset in strings(checkpoint.card.get("datasets"))}
+            model.name
+            for model in models.ingredients
+            if known & {dataset.casefold() for dataset in strings(model.checkpoint.card.get("datasets"))}
         )
         if who:
             message = f"'{scoring.title}' is data on which {', '.join(who)} were trained, as their cards say."
@@ -65,35 +65,30 @@ def selected_on(recipe: Recipe, seen: Sequence[tuple[str, Scoring]]) -> list[Fin
     return reasons
 
 
-def weights_by_name(recipe: Recipe, lineage: LineageReport) -> dict[str, float]:
+def weights_by_name(recipe: Recipe, models: AlignedModels) -> dict[str, float]:
     """The share of every ingredient, by its name."""
-    return {name: each.weight for name, each in zip(lineage.names, recipe.ingredients, strict=True)}
+    return {name: each.weight for name, each in zip(models.names, recipe.ingredients, strict=True)}
 
 
-def plan_of(recipe: Recipe, lineage: LineageReport, weights: Mapping[str, float]) -> Plan:
+def plan_of(recipe: Recipe, models: AlignedModels, weights: Mapping[str, float]) -> Plan:
     """The plan of a soup of all sources.
 
     Args:
         recipe: With method, parameters and type.
-        lineage: The sources.
-        weights: Of the ingredients; the ancestor, which may stand behind them, has none.
+        models: The sources.
+        weights: Of the ingredients; the base has none.
     """
-    sources = [
-        Source(name, tensors, str(checkpoint) if checkpoint.source.commit else name, checkpoint.identity)
-        for name, tensors, checkpoint in zip(lineage.names, lineage.tensors, lineage.checkpoints, strict=True)
-    ]
-    base = sources.pop() if len(sources) > len(weights) else None
-    layout = Layout.of(sources, base, patched=lineage.alignment.patched, dtype=recipe.dtype)
+    layout = Layout.of(models.ingredients, models.base, patched=models.patched, dtype=recipe.dtype)
     return Plan(layout, Mixture.of(recipe, weights, (tensor.name for tensor in layout.tensors)))
 
 
-def with_base_if_needed(recipe: Recipe, lineage: LineageReport) -> LineageReport:
-    """The ingredients of a lineage, and the ancestor behind them where a method needs it."""
+def with_base_if_needed(recipe: Recipe, models: AlignedModels, ancestor: BaseReference | None) -> AlignedModels:
+    """The ingredients, and their ancestor as the base where a method needs one."""
     if not needs_base(recipe):
-        return lineage
+        return models
     from hf_soup.lineage import with_base
 
-    return with_base(lineage, next(method.name for method in methods_of(recipe) if method.needs_base))
+    return with_base(models, ancestor, next(method.name for method in methods_of(recipe) if method.needs_base))
 
 
 def prepare_evaluation(
@@ -180,8 +175,8 @@ def require_rows(recipe: Recipe, benches: Sequence[EvalDataset], *, learns: bool
 
 def evaluation_of_soup(
     recipe: Recipe,
-    lineage: LineageReport,
-    leaves: LineageReport,
+    models: AlignedModels,
+    leaves: AlignedModels,
     plan: Plan,
     benches: Sequence[EvalDataset],
     folder: Path,
@@ -195,7 +190,7 @@ def evaluation_of_soup(
 
     Args:
         recipe: As it was asked for.
-        lineage: All ingredients.
+        models: All ingredients.
         leaves: Those in the soup.
         plan: What was averaged.
         benches: The data as it was prepared for the candidates.
@@ -205,37 +200,37 @@ def evaluation_of_soup(
     Returns:
         The benches and the folder; nothing where the candidates' will do.
     """
-    if not benches or leaves.alignment.vocabulary == lineage.alignment.vocabulary:
+    if not benches or leaves.vocabulary == models.vocabulary:
         return ()
     config = soup_config(leaves, plan.layout.dtype)
     folder.mkdir()
-    write_assets(folder, config, leaves, lineage.checkpoints)
+    write_assets(folder, config, leaves)
     pinned = [bench.scoring for bench in benches]  # the same rows, though a data set may have moved on
     count = len(recipe.score)
     recipe = recipe.model_copy(update={"score": tuple(pinned[:count]), "report": tuple(pinned[count:])})
     return prepare_evaluation(recipe, plan, folder, config, device, token), folder
 
 
-def ingredients_to_fetch(recipe: Recipe, lineage: LineageReport) -> LineageReport:
+def ingredients_to_fetch(recipe: Recipe, models: AlignedModels) -> AlignedModels:
     """Those that are fetched: where nothing is scored, an ingredient of weight 0 is not."""
     if recipe.score or recipe.report or recipe.layers:
-        return lineage
-    return lineage.only({name for name, weight in weights_by_name(recipe, lineage).items() if weight})
+        return models
+    return models.only({name for name, weight in weights_by_name(recipe, models).items() if weight})
 
 
-def disk_needs(lineage: LineageReport, plan: Plan, out: Path, stream: bool) -> dict[str, tuple[Path, int]]:
-    """What a cook of the ingredients of a lineage writes: title of a place → a folder on its disk, and bytes."""
+def disk_needs(models: AlignedModels, plan: Plan, out: Path, stream: bool) -> dict[str, tuple[Path, int]]:
+    """What a cook of these models writes: title of a place → a folder on its disk, and bytes."""
     beside = 0
     if stream:
-        beside, fetch = weight_files_of(lineage.checkpoints, out).peak_bytes(plan), 0
+        beside, fetch = weight_files_of(models.checkpoints, out).peak_bytes(plan), 0
     else:
-        fetch = sum(source.files[file] for source, file in missing_weights(lineage.checkpoints))
+        fetch = sum(source.files[file] for source, file in missing_weights(models.checkpoints))
     return {"output": (out.absolute().parent, plan.layout.size + beside), "cache": (hub.cache_folder(), fetch)}
 
 
-def require_disk(lineage: LineageReport, plan: Plan, out: Path, *, stream: bool, held: int) -> None:
+def require_disk(models: AlignedModels, plan: Plan, out: Path, *, stream: bool, held: int) -> None:
     """Refuse before the download what would fill the disk; ``held`` bytes of it are there from an interrupted run."""
-    places = disk_needs(lineage, plan, out, stream)
+    places = disk_needs(models, plan, out, stream)
     fetch, beside = places["cache"][1], places["output"][1] - plan.layout.size
     devices = {title: _existing(folder).stat().st_dev for title, (folder, _) in places.items()}
     if devices["output"] == devices["cache"]:

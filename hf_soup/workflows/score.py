@@ -11,7 +11,7 @@ from typing import Any
 from hf_soup.checkpoint import label_names, open_all, read_config
 from hf_soup.errors import RecipeError
 from hf_soup.hub import Token
-from hf_soup.lineage import Alignment, LineageReport, soup_config, write_assets
+from hf_soup.lineage import AlignedModel, AlignedModels, soup_config, write_assets
 from hf_soup.merging import fetch_weights
 from hf_soup.recipe import Recipe
 from hf_soup.workflows.prepare import plan_of, prepare_evaluation
@@ -44,8 +44,8 @@ def score(
     scores: dict[str, dict[str, dict[str, Any]]] = {}
     for checkpoint in checkpoints:
         read_config(checkpoint.config, checkpoint.model)  # refuses what nobody could make a model of
-        alignment = Alignment((checkpoint.tensors,), labels=label_names(checkpoint.config))
-        alone = LineageReport("likely", None, (checkpoint,), (checkpoint.model,), (), alignment)
+        model = AlignedModel(checkpoint.model, checkpoint, checkpoint.tensors)
+        alone = AlignedModels((model,), labels=label_names(checkpoint.config))
         plan = plan_of(Recipe(ingredients=[checkpoint.model]), alone, {checkpoint.model: 1.0})
         with tempfile.TemporaryDirectory(prefix="hf-soup-") as folder:
             config = soup_config(alone, plan.layout.dtype)

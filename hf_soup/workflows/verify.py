@@ -18,7 +18,7 @@ from hf_soup import hub
 from hf_soup._util.parallel import in_parallel
 from hf_soup._util.progress import bar
 from hf_soup._util.text import some
-from hf_soup.checkpoint import Checkpoint, HubRepo, distinct_names, open_checkpoint, require_unchanged
+from hf_soup.checkpoint import Checkpoint, HubRepo, open_checkpoint, require_unchanged
 from hf_soup.errors import (
     IncompatibleError,
     MergeError,
@@ -32,9 +32,9 @@ from hf_soup.evaluation import recalibrate_batch_norm, require_looked_at, statis
 from hf_soup.hub import ASSETS, INDEX, SINGLE, Token, may_pass
 from hf_soup.ingredients import Paths, Published, local_path, model_index, open_published, value_on_card
 from hf_soup.lineage import (
+    AlignedModels,
     AlignmentOptions,
     BaseReference,
-    LineageReport,
     correspond,
     processing_files,
     soup_config,
@@ -318,15 +318,15 @@ def _cooked_again(
         weight_files,
     )
 
-    recipe, names = published.recipe, distinct_names(checkpoints)
-    alignment, found = correspond(checkpoints, names, AlignmentOptions.of(recipe))
+    recipe, ancestor = published.recipe, [base.checkpoint] if base and base.checkpoint else []
+    models, found = correspond(AlignedModels.as_stored(checkpoints, AlignmentOptions.of(recipe)))
     refusals = [reason.message for reason in with_allowed(found, recipe.allow) if reason.refuses]
     if refusals:
         raise IncompatibleError("\n".join(["Its ingredients cannot be averaged:", *refusals]))
-    lineage = LineageReport("likely", base, tuple(checkpoints), tuple(names), (), alignment)
-    require_looked_at(recipe, lineage)
-    leaves, given = ingredients_to_fetch(recipe, lineage), weights_by_name(recipe, lineage)
-    used = with_base_if_needed(recipe, leaves)
+    models = replace(models, asset_sources=tuple(ancestor))
+    require_looked_at(recipe, models)
+    leaves, given = ingredients_to_fetch(recipe, models), weights_by_name(recipe, models)
+    used = with_base_if_needed(recipe, leaves, base)
     plan = plan_of(recipe, used, {name: given[name] for name in leaves.names})
     with (
         tempfile.TemporaryDirectory(prefix="hf-soup-verify-") as room,
@@ -339,15 +339,15 @@ def _cooked_again(
         _require_room(Path(room), plan, fetched_bytes, published, theirs)
         if asking:
             supply.fetch_all()
-            plan = statistics_for(plan, looks, leaves, lineage, supply.paths, token=token, quiet=quiet)
+            plan = statistics_for(plan, looks, leaves, supply.paths, token=token, quiet=quiet)
         staging.open(plan.fingerprint, plan.outline())
         merged = merge(plan, supply, staging, quiet=quiet)
         require_unchanged(used.checkpoints)
         with staging.disk_errors():
             merged, again = recalibrate_batch_norm(
-                plan, merged, staging.folder, looks, leaves, lineage, token=token, quiet=quiet
+                plan, merged, staging.folder, looks, leaves, token=token, quiet=quiet
             )
-            write_assets(staging.folder, soup_config(leaves, plan.layout.dtype), leaves, lineage.checkpoints)
+            write_assets(staging.folder, soup_config(leaves, plan.layout.dtype), leaves)
         source = published.source
         fetch = sum(source.files[name] for name in theirs) if source.commit else 0
         with bar("Comparing", plan.layout.size + fetch, quiet=quiet) as shown:
@@ -375,8 +375,11 @@ def _cooked_again(
         # An index beside a whole file of weights was not compared, and some programs would load what it names.
         beside = [] if theirs == [SINGLE] else [INDEX]
         differences += compare_files(published, staging.folder, {*ours, INDEX}, {*theirs, *beside})
-    known = [*checkpoints, *([base.checkpoint] if base and base.checkpoint else [])]
-    lost = [] if any(map(processing_files, known)) else [each for each in differences if _is_processing(each)]
+    lost = (
+        []
+        if any(map(processing_files, [*checkpoints, *ancestor]))
+        else [each for each in differences if _is_processing(each)]
+    )
     reasons = [Finding("no-donor", f"Nobody in its recipe gives {each.name}.") for each in lost]
     if published.digest != digest:
         text = f"its digest is {published.digest[:16]}… and that of the weights beside it {digest[:16]}…"
