@@ -119,11 +119,6 @@ class AlignedModels:
         return self.ingredients[self.donor_number]
 
     @property
-    def body(self) -> bool:
-        """Whether the soup is a model without a head."""
-        return self.options.heads == "body"
-
-    @property
     def head_of(self) -> str | None:
         """Whose head the soup keeps, where only bodies are averaged."""
         heads = self.options.heads
@@ -167,18 +162,20 @@ def align(
     work.move_tokens()
     work.compare_shapes()
     work.note_types()
-    aligned = AlignedModels(
-        tuple(work.models),
-        donor_number=work.donor_number,
-        patched=frozenset(work.patched),
-        labels=work.labels,
-        tokens=tokens,
-        options=options,
-        untied=work.untied,
-        vocabulary=work.vocabulary,
-        notes=tuple(work.notes),
+    return (
+        AlignedModels(
+            tuple(work.models),
+            donor_number=work.donor_number,
+            patched=frozenset(work.patched),
+            labels=work.labels,
+            tokens=tokens,
+            options=options,
+            untied=work.untied,
+            vocabulary=work.vocabulary,
+            notes=tuple(work.notes),
+        ),
+        [*work.reasons, *types(models)],
     )
-    return aligned, [*work.reasons, *types(models)]
 
 
 class _Alignment:

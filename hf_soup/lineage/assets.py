@@ -32,7 +32,7 @@ def soup_config(models: AlignedModels, dtype: str) -> dict[str, Any]:
     """The donor's config with the dtype that is written and the names of the outputs; without a head, the body's."""
     donor = models.donor.checkpoint
     config: dict[str, Any] = _tidied(output_dtype_config(donor.config, dtype), local=not donor.source.commit)
-    if models.body:
+    if models.options.heads == "body":
         return body_config(config, donor.model)
     if models.untied:
         config["tie_word_embeddings"] = False
@@ -114,14 +114,13 @@ def about_files(models: AlignedModels) -> list[str]:
     differ: dict[str, list[str]] = {}
     lacking: dict[str, list[str]] = {}
     for model in models.ingredients:
-        name, checkpoint = model.name, model.checkpoint
-        theirs = checkpoint.source.fetch_assets()
-        for file in (file for file in checkpoint.source.files if ASSETS.fullmatch(file) and file != "config.json"):
+        source, theirs = model.checkpoint.source, model.checkpoint.source.fetch_assets()
+        for file in (file for file in source.files if ASSETS.fullmatch(file) and file != "config.json"):
             if file not in donor.source.files:
                 if not (TOKENIZER.fullmatch(file) or PROCESSOR.fullmatch(file)):
-                    lacking.setdefault(file, []).append(name)
+                    lacking.setdefault(file, []).append(model.name)
             elif not _same((ours / file).read_bytes(), (theirs / file).read_bytes()):
-                differ.setdefault(file, []).append(name)
+                differ.setdefault(file, []).append(model.name)
     notes = [f"{file} is {whose}'s, and not the same in {some(who)}." for file, who in differ.items()] + [
         f"{whose} has no {file}, so the soup has none; {some(who)} had one." for file, who in lacking.items()
     ]

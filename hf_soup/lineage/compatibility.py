@@ -192,8 +192,7 @@ def labels(models: Sequence[AlignedModel], wanted: Sequence[str] | None = None) 
     unknown = [model.name for model, labels in zip(models, named, strict=True) if labels is None]
     ours = label_names(config)
     for model, theirs in zip(models, named, strict=True):
-        name = model.name
-        if name == whose:
+        if model.name == whose:
             continue
         said = labels_differ(config, model.checkpoint.config).contradiction
         count = num_labels(model.checkpoint.config) or 2  # what the library takes where nobody says it
@@ -201,15 +200,16 @@ def labels(models: Sequence[AlignedModel], wanted: Sequence[str] | None = None) 
             said = f"{len(wanted)} labels against {count}"
         if said and (ours is None or theirs is None or label_order(ours, theirs) is None):
             hint = HEADS_HINT if wanted is None else "Correct `labels` in the recipe, or leave the model out."
-            message = f"{whose} and {name} do not have the same labels: {said}. {hint}"
-            reasons.append(Finding("labels", message, (whose, name), refuses=True))
+            message = f"{whose} and {model.name} do not have the same labels: {said}. {hint}"
+            reasons.append(Finding("labels", message, (whose, model.name), refuses=True))
     if (reasons or unknown or wanted is not None) and not names_outputs(models[0].checkpoint, models[0].name):
         # Labels are left over from another head: nothing of this one can be in another order.
         if wanted is None:
             return []
-        first = models[0].name
-        message = f"The recipe gives `labels`, but {first} has no outputs that they could name. Leave them out."
-        return [Finding("labels", message, (first,), refuses=True)]
+        message = (
+            f"The recipe gives `labels`, but {models[0].name} has no outputs that they could name. Leave them out."
+        )
+        return [Finding("labels", message, (models[0].name,), refuses=True)]
     if unknown and len(unknown) < len(models):
         matched = "the recipe's `labels`" if wanted is not None else f"{reference.name}'s"
         message = (

@@ -18,7 +18,7 @@ from hf_soup.lineage.alignment import AlignedModels, AlignmentOptions, align
 from hf_soup.lineage.compatibility import architectures, complete, duplicates, labels, modules, processing, quantised
 from hf_soup.lineage.declared_bases import BaseReference, candidates, read_declared_bases
 from hf_soup.lineage.similarity import Similarity
-from hf_soup.lineage.verdict import decide_verdict
+from hf_soup.lineage.verdict import Verdict, decide_verdict
 from hf_soup.recipe import JUDGEMENTS, Finding
 
 PROVEN, LIKELY, REFUSED = "proven", "likely", "refused"
@@ -48,10 +48,9 @@ class LineageReport:
     def similarity_to_ancestor(self, number: int) -> float | None:
         """Cosine of an ingredient's body with the ancestor's, where that was compared."""
         count, bodies = len(self.models.ingredients), self._bodies
-        ancestors = bodies.names[count:] if bodies else ()
-        if bodies is None or self.ancestor is None or self.ancestor.model not in ancestors:
+        if bodies is None or self.ancestor is None or self.ancestor.model not in bodies.names[count:]:
             return None
-        cosine = float(bodies.cosines[number, count + ancestors.index(self.ancestor.model)])
+        cosine = float(bodies.cosines[number, bodies.names.index(self.ancestor.model, count)])
         return None if np.isnan(cosine) else cosine
 
     def similarity_to_others(self, number: int) -> tuple[float, float] | None:
@@ -98,9 +97,7 @@ class LineageReport:
     @property
     def cosines(self) -> tuple[float, float] | None:
         """Lowest and highest of all comparisons of bodies; None where nothing was compared."""
-        if (bodies := self._bodies) is None:
-            return None
-        pairs = bodies.cosines[np.triu_indices(len(bodies.names), 1)]
+        pairs = bodies.cosines[np.triu_indices(len(bodies.names), 1)] if (bodies := self._bodies) else ()
         known = [float(cosine) for cosine in pairs if np.isfinite(cosine)]
         return (min(known), max(known)) if known else None
 
@@ -263,9 +260,7 @@ def check_lineage(
         message = "A soup needs two models or more; only one was named."
         reasons.append(Finding("single", message, models.names, refuses=not alone))
     reasons += [*duplicates(stored), *quantised(stored), *modules(stored)]
-    ancestor: BaseReference | None = None
-    evidence: tuple[Similarity, ...] = ()
-    proven = False
+    judgement = Verdict(None, False, (), ())
     claims, found = read_declared_bases(stored, base, allow_pickle=allow_pickle, token=token)
     reasons += found
     try:
@@ -279,19 +274,16 @@ def check_lineage(
             comparable=not codes & {"architecture", "quantised"},
             heads_correspond=not codes & {"labels", "shapes", "tensors-missing", "vocabulary"},
         )
-        ancestor, proven, evidence = judgement.ancestor, judgement.proven, judgement.evidence
         reasons += judgement.reasons
     except IncompatibleError as error:
         reasons.append(Finding("architecture", str(error), refuses=True))
     if base is not None and claims.base is None:
-        ancestor, proven = BaseReference(base, "recipe"), False  # it could not be read without a network
-    reasons.sort(key=lambda reason: not reason.refuses)
-    verdict = PROVEN if proven else LIKELY
-    if any(reason.refuses for reason in reasons):
-        verdict = REFUSED
-    if ancestor and ancestor.checkpoint:
-        models = replace(models, asset_sources=(ancestor.checkpoint,))
-    return LineageReport(verdict, ancestor, models, tuple(reasons), evidence)
+        # It could not be read without a network.
+        judgement = replace(judgement, ancestor=BaseReference(base, "recipe"), proven=False)
+    ancestor = judgement.ancestor
+    models = replace(models, asset_sources=(ancestor.checkpoint,) if ancestor and ancestor.checkpoint else ())
+    verdict = PROVEN if judgement.proven else LIKELY
+    return LineageReport(verdict, ancestor, models, (), judgement.evidence).with_reasons(reasons)
 
 
 def correspond(models: AlignedModels, known: Sequence[Finding] = ()) -> tuple[AlignedModels, list[Finding]]:

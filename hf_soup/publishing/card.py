@@ -96,7 +96,7 @@ def front_matter(title: str, models: MergedModels, report: SoupReport, license: 
         bases.append(lineage.ancestor.model)
     bases = [base for base in dict.fromkeys(bases) if not base.startswith("local:")]
     cards = [leaf.card for leaf in leaves]
-    tags = [None if lineage.models.body else card.get("pipeline_tag") for card in cards]
+    tags = [None if lineage.models.options.heads == "body" else card.get("pipeline_tag") for card in cards]
     fields: dict[str, Any] = {**license.fields, "library_name": report.library}
     known = report.tasks
     # What all say, as a class does not tell a ranker from a classifier; but no pipeline that does not take the class.

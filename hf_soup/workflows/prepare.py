@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hf_soup import hub
 from hf_soup.errors import MergeError, ScoringError
 from hf_soup.hub import Token
-from hf_soup.lineage import AlignedModels, BaseReference, soup_config, write_assets
+from hf_soup.lineage import AlignedModels, BaseReference, soup_config, with_base, write_assets
 from hf_soup.merging import Layout, Plan, missing_weights, weight_files_of
 from hf_soup.publishing import strings
 from hf_soup.recipe import Finding, Mixture, Recipe, Scoring, is_local_path, methods_of, needs_base
@@ -86,8 +86,6 @@ def with_base_if_needed(recipe: Recipe, models: AlignedModels, ancestor: BaseRef
     """The ingredients, and their ancestor as the base where a method needs one."""
     if not needs_base(recipe):
         return models
-    from hf_soup.lineage import with_base
-
     return with_base(models, ancestor, next(method.name for method in methods_of(recipe) if method.needs_base))
 
 

@@ -318,21 +318,21 @@ def _cooked_again(
         weight_files,
     )
 
-    recipe, ancestor = published.recipe, [base.checkpoint] if base and base.checkpoint else []
+    recipe, ancestor = published.recipe, (base.checkpoint,) if base and base.checkpoint else ()
     models, found = correspond(AlignedModels.as_stored(checkpoints, AlignmentOptions.of(recipe)))
     refusals = [reason.message for reason in with_allowed(found, recipe.allow) if reason.refuses]
     if refusals:
         raise IncompatibleError("\n".join(["Its ingredients cannot be averaged:", *refusals]))
-    models = replace(models, asset_sources=tuple(ancestor))
+    models = replace(models, asset_sources=ancestor)
     require_looked_at(recipe, models)
-    leaves, given = ingredients_to_fetch(recipe, models), weights_by_name(recipe, models)
-    used = with_base_if_needed(recipe, leaves, base)
-    plan = plan_of(recipe, used, {name: given[name] for name in leaves.names})
+    leaves = with_base_if_needed(recipe, ingredients_to_fetch(recipe, models), base)
+    given = weights_by_name(recipe, models)
+    plan = plan_of(recipe, leaves, {name: given[name] for name in leaves.names})
     with (
         tempfile.TemporaryDirectory(prefix="hf-soup-verify-") as room,
         Workspace(Path(room) / "soup", kept=False) as staging,
     ):
-        supply = weight_files_of(used.checkpoints, staging.fetched)
+        supply = weight_files_of(leaves.checkpoints, staging.fetched)
         theirs = [name for name in weight_files(published)[0] if name in published.source.files]
         asking = any(needs_statistics(call) for call in plan.mixture.methods)
         fetched_bytes = supply.keep() if needs_cutoffs(plan) or asking else supply.peak_bytes(plan)
@@ -342,7 +342,7 @@ def _cooked_again(
             plan = statistics_for(plan, looks, leaves, supply.paths, token=token, quiet=quiet)
         staging.open(plan.fingerprint, plan.outline())
         merged = merge(plan, supply, staging, quiet=quiet)
-        require_unchanged(used.checkpoints)
+        require_unchanged(leaves.checkpoints)
         with staging.disk_errors():
             merged, again = recalibrate_batch_norm(
                 plan, merged, staging.folder, looks, leaves, token=token, quiet=quiet
@@ -375,11 +375,8 @@ def _cooked_again(
         # An index beside a whole file of weights was not compared, and some programs would load what it names.
         beside = [] if theirs == [SINGLE] else [INDEX]
         differences += compare_files(published, staging.folder, {*ours, INDEX}, {*theirs, *beside})
-    lost = (
-        []
-        if any(map(processing_files, [*checkpoints, *ancestor]))
-        else [each for each in differences if _is_processing(each)]
-    )
+    processed = any(map(processing_files, [*checkpoints, *ancestor]))
+    lost = [] if processed else [each for each in differences if _is_processing(each)]
     reasons = [Finding("no-donor", f"Nobody in its recipe gives {each.name}.") for each in lost]
     if published.digest != digest:
         text = f"its digest is {published.digest[:16]}… and that of the weights beside it {digest[:16]}…"

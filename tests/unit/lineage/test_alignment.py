@@ -421,7 +421,7 @@ def test_a_tied_head_is_nobodys_alone(tmp_path: Path) -> None:
     notes = check(Recipe(ingredients=[a, b], heads=a)).models.notes
     assert any(note.startswith("local:a predicts tokens with its embeddings, which are averaged") for note in notes)
     bare = made("LlamaModel", tmp_path / "bare", 3)
-    assert "local:bare has no head of its own." in check(Recipe(ingredients=[a, bare], heads=bare)).alignments
+    assert "local:bare has no head of its own." in check(Recipe(ingredients=[a, bare], heads=bare)).models.notes
 
 
 def test_tokens_that_two_added_differently_are_refused(tmp_path: Path) -> None:

@@ -71,8 +71,8 @@ def test_models_are_named_in_several_ways(models: list[str], family: Path, tmp_p
     recipe = Recipe(ingredients=[{"model": models[0], "weight": 0.9}, {"model": models[1], "weight": 0.1}])
     spelled = hf_soup.cook(recipe, tmp_path / "spelled")
     assert weighted.digest == by_path.digest == spelled.digest
-    assert hf_soup.check([Path(model) for model in models]).names == ("local:a", "local:b", "local:c")
-    assert hf_soup.check({Path(model): 1.0 for model in models}).names == ("local:a", "local:b", "local:c")
+    assert hf_soup.check([Path(model) for model in models]).models.names == ("local:a", "local:b", "local:c")
+    assert hf_soup.check({Path(model): 1.0 for model in models}).models.names == ("local:a", "local:b", "local:c")
     assert hf_soup.check(Path(models[0])).verdict == "refused"  # one is no soup
     options: dict[str, Any] = {"method": "slerp", "select": {"name": "uniform"}}
     between = hf_soup.cook(models[:2], tmp_path / "between", **options)
