@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 from hf_soup.checkpoint import TensorInfo
 from hf_soup.evaluation import ModelTemplate
-from hf_soup.merging import Layout, Plan, Source, layout
+from hf_soup.merging import Layout, Plan, layout
 from hf_soup.recipe import MethodCall, Mixture
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """What a layout asks of a model: its name, which errors say too, its tensors, and what identifies its bytes."""
+
+    name: str
+    tensors: Mapping[str, TensorInfo]
+    state: str = ""
+
+    @property
+    def label(self) -> str:
+        """Its name."""
+        return self.name
 
 
 def make_plan(
@@ -33,8 +47,7 @@ def make_plan(
 ) -> Plan:
     """Of some headers: all ingredients with their weights, and the base behind them, which has none."""
     sources = [
-        Source(name, header, state=state)
-        for name, header, state in zip(names, headers, states or [""] * len(names), strict=True)
+        StoredModel(name, header, state) for name, header, state in zip(names, headers, states or names, strict=True)
     ]
     base = sources.pop() if with_base else None
     with patch.object(layout, "MAX_FILE_BYTES", max_file_bytes):

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from hf_soup.checkpoint import COUNT
 from hf_soup.errors import RecipeError
 from hf_soup.ingredients import averages_run
-from hf_soup.lineage import LineageReport
+from hf_soup.lineage import AlignedModels
 from hf_soup.recipe import Finding, Recipe, is_average, methods_of
 
 #: What is collected, under the names that torch gives it.
@@ -30,11 +30,11 @@ def batch_norms(names: Iterable[str]) -> list[str]:
     return sorted(layer for layer in layers if layer + MEAN in known)
 
 
-def _layers(lineage: LineageReport) -> list[str]:
-    return sorted({layer for checkpoint in lineage.checkpoints for layer in batch_norms(checkpoint.tensors)})
+def _layers(models: AlignedModels) -> list[str]:
+    return sorted({layer for model in models.ingredients for layer in batch_norms(model.checkpoint.tensors)})
 
 
-def running_statistics(recipe: Recipe, lineage: LineageReport) -> list[Finding]:
+def running_statistics(recipe: Recipe, models: AlignedModels) -> list[Finding]:
     """What is to be said of a soup of models with batch normalisation: its mean statistics are not those of its mean.
 
     Methods over a run are defined with a pass over data that collects them again, so they refuse where the recipe has
@@ -42,9 +42,9 @@ def running_statistics(recipe: Recipe, lineage: LineageReport) -> list[Finding]:
 
     Args:
         recipe: With the method.
-        lineage: The ingredients.
+        models: The ingredients.
     """
-    if recipe.examples or (len(lineage.checkpoints) == 1 and is_average(recipe)) or not (layers := _layers(lineage)):
+    if recipe.examples or (len(models.ingredients) == 1 and is_average(recipe)) or not (layers := _layers(models)):
         return []
     many = f"{len(layers)} layers" if len(layers) > 1 else "a layer"
     message = (
@@ -59,20 +59,20 @@ def running_statistics(recipe: Recipe, lineage: LineageReport) -> list[Finding]:
         )
     else:
         message += f" Add {_ADD} to the recipe, and they are collected again; else score the soup."
-    return [Finding("batch-norm", message, lineage.names, refuses=refuses)]
+    return [Finding("batch-norm", message, models.names, refuses=refuses)]
 
 
-def require_looked_at(recipe: Recipe, lineage: LineageReport) -> None:
+def require_looked_at(recipe: Recipe, models: AlignedModels) -> None:
     """Refuse examples that nothing looks at: no method, and no batch normalisation.
 
     Args:
         recipe: With or without `examples`.
-        lineage: The ingredients.
+        models: The ingredients.
 
     Raises:
         RecipeError: It is so.
     """
-    if recipe.examples and not any(method.statistics for method in methods_of(recipe)) and not _layers(lineage):
+    if recipe.examples and not any(method.statistics for method in methods_of(recipe)) and not _layers(models):
         raise RecipeError(
             f"The recipe has `examples`, and {recipe.method.name} looks at none. The models have no running "
             "statistics of batch normalisation either, which would be collected again.",

@@ -11,7 +11,7 @@ from hf_soup.evaluation.calibration_data import CalibrationDataset, prepare_cali
 from hf_soup.evaluation.dataset import EvalDataset, notes_of, prepare_datasets
 from hf_soup.evaluation.model import require_device
 from hf_soup.evaluation.template import ModelTemplate, model_template
-from hf_soup.lineage import LineageReport
+from hf_soup.lineage import AlignedModels
 from hf_soup.merging import RunContext
 from hf_soup.recipe import Recipe
 from hf_soup.selection import require_enough
@@ -101,7 +101,7 @@ def load_calibration(recipe: Recipe, template: ModelTemplate, context: RunContex
 
 @contextmanager
 def data_of_soup(
-    recipe: Recipe, data: EvaluationData, chosen: LineageReport, everyone: LineageReport, context: RunContext
+    recipe: Recipe, data: EvaluationData, chosen: AlignedModels, everyone: AlignedModels, context: RunContext
 ) -> Iterator[EvaluationData]:
     """All data as the soup itself reads them, which may have another config and tokenizer than all models together.
 
@@ -112,18 +112,18 @@ def data_of_soup(
         recipe: Of the data.
         data: As all models read them.
         chosen: The models in the soup.
-        everyone: All models, any of which may give the tokenizer.
+        everyone: All models.
         context: As in `load_data`.
     """
-    same = not data.scored or chosen.alignment.vocabulary == everyone.alignment.vocabulary
-    if chosen is everyone or (same and data.calibration is None):
+    same = not data.scored or chosen.vocabulary == everyone.vocabulary
+    if chosen.names == everyone.names or (same and data.calibration is None):
         yield data
         return
     examples = data.calibration and data.calibration.inputs.examples
     pinned: dict[str, object] = {"examples": examples}  # the same rows, though a data set may have moved on
     pinned |= {"score": tuple(b.scoring for b in data.validation), "report": tuple(b.scoring for b in data.test)}
     recipe = recipe.model_copy(update=pinned)
-    with model_template(chosen, data.template.dtype, everyone.checkpoints) as template:
+    with model_template(chosen, data.template.dtype) as template:
         if same:
             yield replace(data, template=template, calibration=load_calibration(recipe, template, context))
         else:

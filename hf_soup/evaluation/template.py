@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_soup.checkpoint import Checkpoint
-from hf_soup.lineage import LineageReport, soup_config, write_assets
+from hf_soup.lineage import AlignedModels, soup_config, write_assets
 
 
 @dataclass(frozen=True)
@@ -31,18 +30,17 @@ class ModelTemplate:
 
 
 @contextmanager
-def model_template(lineage: LineageReport, dtype: str, others: Sequence[Checkpoint] = ()) -> Iterator[ModelTemplate]:
+def model_template(models: AlignedModels, dtype: str) -> Iterator[ModelTemplate]:
     """The template of what models are merged into, in a temporary folder.
 
     Args:
-        lineage: The models.
+        models: That are merged.
         dtype: torch's name of the type that is written.
-        others: Who may give a tokenizer or processor where none of them has one.
     """
     with tempfile.TemporaryDirectory(prefix="hf-soup-") as folder:
-        config = soup_config(lineage, dtype)
-        write_assets(Path(folder), config, lineage, others)
-        yield ModelTemplate(config, dtype, Path(folder), lineage.head_of)
+        config = soup_config(models, dtype)
+        write_assets(Path(folder), config, models)
+        yield ModelTemplate(config, dtype, Path(folder), models.head_of)
 
 
 def scored_with(head_of: str | None) -> list[str]:

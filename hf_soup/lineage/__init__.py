@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hf_soup.lineage.alignment import Alignment as Alignment, AlignmentOptions as AlignmentOptions
+    from hf_soup.lineage.aligned_model import AlignedModel as AlignedModel
+    from hf_soup.lineage.alignment import AlignedModels as AlignedModels, AlignmentOptions as AlignmentOptions
     from hf_soup.lineage.assets import (
         about_files as about_files,
         soup_config as soup_config,

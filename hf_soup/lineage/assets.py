@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hf_soup._util.io import write_json
 from hf_soup._util.text import some
-from hf_soup.checkpoint import Checkpoint, body_config, num_labels, output_dtype_config
+from hf_soup.checkpoint import body_config, num_labels, output_dtype_config
 from hf_soup.errors import RecipeError
 from hf_soup.hub import ASSETS, CHAT, PROCESSOR, TOKENIZER
-from hf_soup.lineage.report import LineageReport
+from hf_soup.lineage.alignment import AlignedModels
 
 #: Keys of JSON files that no loading depends on.
 _INCIDENTAL = {
@@ -28,15 +28,15 @@ _CONFIG = re.compile(r"config\.json$")
 _LEFT_OUT = {"auto_map", "custom_pipelines", "_name_or_path"}
 
 
-def soup_config(lineage: LineageReport, dtype: str) -> dict[str, Any]:
+def soup_config(models: AlignedModels, dtype: str) -> dict[str, Any]:
     """The donor's config with the dtype that is written and the names of the outputs; without a head, the body's."""
-    given = output_dtype_config(lineage.donor.config, dtype)
-    config: dict[str, Any] = _tidied(given, local=not lineage.donor.source.commit)
-    if lineage.alignment.body:
-        return body_config(config, lineage.donor.model)
-    if lineage.alignment.untied:
+    donor = models.donor.checkpoint
+    config: dict[str, Any] = _tidied(output_dtype_config(donor.config, dtype), local=not donor.source.commit)
+    if models.options.heads == "body":
+        return body_config(config, donor.model)
+    if models.untied:
         config["tie_word_embeddings"] = False
-    names = lineage.alignment.labels
+    names = models.labels
     if names is not None:
         known = num_labels(config)
         if known not in (None, len(names)):
@@ -46,20 +46,18 @@ def soup_config(lineage: LineageReport, dtype: str) -> dict[str, Any]:
     return config
 
 
-def write_assets(
-    folder: Path, config: Mapping[str, Any], lineage: LineageReport, others: Sequence[Checkpoint] = ()
-) -> None:
+def write_assets(folder: Path, config: Mapping[str, Any], models: AlignedModels) -> None:
     """Write the config, and copy what loading needs beside it.
 
     The donor gives its files. Where it has no tokenizer or no processor, the first ingredient that has one gives that,
-    else the ancestor, else one of the ``others``, which are not in the soup.
+    else the first of those that are not in the soup.
     """
-    founder = lineage.ancestor.checkpoint if lineage.ancestor else None
-    sources = [lineage.donor, *lineage.checkpoints, *([founder] if founder else []), *others]
-    taken = dict.fromkeys((file for file in lineage.donor.source.files if ASSETS.fullmatch(file)), lineage.donor)
+    donor = models.donor.checkpoint
+    sources = [donor, *(model.checkpoint for model in models.ingredients), *models.asset_sources]
+    taken = dict.fromkeys((file for file in donor.source.files if ASSETS.fullmatch(file)), donor)
     for needed, along in ((TOKENIZER, CHAT), (PROCESSOR, PROCESSOR)):
-        having = next((each for each in sources if any(map(needed.fullmatch, each.source.files))), lineage.donor)
-        if having is not lineage.donor:
+        having = next((each for each in sources if any(map(needed.fullmatch, each.source.files))), donor)
+        if having is not donor:
             taken |= {file: having for file in having.source.files if needed.fullmatch(file) or along.fullmatch(file)}
     places = {id(checkpoint): checkpoint.source.fetch_assets() for checkpoint in taken.values()}
     for file, checkpoint in taken.items():
@@ -105,24 +103,24 @@ def _same(ours: bytes, theirs: bytes) -> bool:
     return bool(one == other)
 
 
-def about_files(lineage: LineageReport) -> list[str]:
+def about_files(models: AlignedModels) -> list[str]:
     """What a reader should know about the files beside the weights: those that are not the same in all ingredients.
 
     Tokenizers and processors were compared by what they do as well, and files that only some have are named but for
     theirs, as every version of the library saves other ones. Code is not taken over.
     """
-    donor, whose = lineage.donor, lineage.names[lineage.alignment.donor]
+    donor, whose = models.donor.checkpoint, models.donor.name
     ours = donor.source.fetch_assets()
     differ: dict[str, list[str]] = {}
     lacking: dict[str, list[str]] = {}
-    for name, checkpoint in zip(lineage.names, lineage.checkpoints, strict=True):
-        theirs = checkpoint.source.fetch_assets()
-        for file in (file for file in checkpoint.source.files if ASSETS.fullmatch(file) and file != "config.json"):
+    for model in models.ingredients:
+        source, theirs = model.checkpoint.source, model.checkpoint.source.fetch_assets()
+        for file in (file for file in source.files if ASSETS.fullmatch(file) and file != "config.json"):
             if file not in donor.source.files:
                 if not (TOKENIZER.fullmatch(file) or PROCESSOR.fullmatch(file)):
-                    lacking.setdefault(file, []).append(name)
+                    lacking.setdefault(file, []).append(model.name)
             elif not _same((ours / file).read_bytes(), (theirs / file).read_bytes()):
-                differ.setdefault(file, []).append(name)
+                differ.setdefault(file, []).append(model.name)
     notes = [f"{file} is {whose}'s, and not the same in {some(who)}." for file, who in differ.items()] + [
         f"{whose} has no {file}, so the soup has none; {some(who)} had one." for file, who in lacking.items()
     ]

@@ -1,4 +1,4 @@
-"""The ancestor as one more source, for methods that work on task vectors."""
+"""The ancestor as a source, for methods that work on task vectors."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ from hf_soup.checkpoint import (
     label_names,
 )
 from hf_soup.errors import IncompatibleError
-from hf_soup.lineage.report import LineageReport
+from hf_soup.lineage.aligned_model import AlignedModel
+from hf_soup.lineage.alignment import AlignedModels
+from hf_soup.lineage.declared_bases import BaseReference
 
 
-def with_base(lineage: LineageReport, method: str) -> LineageReport:
-    """The ingredients and, behind them, their ancestor, its tensors under the names of the output.
+def with_base(models: AlignedModels, ancestor: BaseReference | None, method: str) -> AlignedModels:
+    """The ingredients, and their ancestor as the base, its tensors under the names of the output.
 
     What the ancestor does not have, as a head for these labels, has no task vector and is the mean of the ingredients.
 
     Args:
-        lineage: Of the ingredients.
+        models: The ingredients.
+        ancestor: Theirs, where one is known.
         method: What errors call the method.
 
     Raises:
         IncompatibleError: No ancestor is known, or it cannot be read, or has nothing in common.
     """
-    ancestor = lineage.ancestor
     hint = "Name it: `base: MODEL` in the recipe, or --base MODEL."
     if ancestor is None or not ancestor.declared:
         pointed = f" The weights point to {ancestor.model}." if ancestor else ""
@@ -42,9 +44,9 @@ def with_base(lineage: LineageReport, method: str) -> LineageReport:
         raise IncompatibleError(
             f"`{method}` needs the ancestor {ancestor.model}, which could not be read.", hint=hint, code="no-base"
         )
-    donor, name = lineage.donor, lineage.names[lineage.alignment.donor]
-    found = _as_named(lineage, base, head_tensors(donor, name))
-    outputs = {output: info for mine in reversed(lineage.tensors) for output, info in mine.items()}
+    name = models.donor.name
+    found = _as_named(models, base, head_tensors(models.donor.checkpoint, name))
+    outputs = {output: info for model in reversed(models.ingredients) for output, info in model.tensors.items()}
     lacking = [output for output, info in outputs.items() if output not in found and info.dtype in FLOATS]
     if len(lacking) == sum(info.dtype in FLOATS for info in outputs.values()):
         raise IncompatibleError(f"{ancestor.model} has no tensor of {name}, so there are no task vectors.", hint=hint)
@@ -54,21 +56,17 @@ def with_base(lineage: LineageReport, method: str) -> LineageReport:
             f"{some(lacking)}: {ancestor.model} has none that corresponds, so it is averaged and not part of {method}."
         ]
     counted = {output: outputs[output] for output in outputs.keys() - found.keys() - set(lacking)}
-    alignment = replace(
-        lineage.alignment,
-        # What is no weight is the ingredients' own, so the ancestor's is taken for equal.
-        tensors=(*lineage.tensors, found),
-        patched=lineage.alignment.patched | {*lacking, *counted, *(o for o, info in found.items() if info.rows)},
-        notes=(*lineage.alignment.notes, *notes),
-    )
-    called = f"{ancestor.model} (ancestor)"
     return replace(
-        lineage, checkpoints=(*lineage.checkpoints, base), names=(*lineage.names, called), alignment=alignment
+        models,
+        base=AlignedModel(f"{ancestor.model} (ancestor)", base, found),
+        # What is no weight is the ingredients' own, so the ancestor's is taken for equal.
+        patched=models.patched | {*lacking, *counted, *(o for o, info in found.items() if info.rows)},
+        notes=(*models.notes, *notes),
     )
 
 
-def _as_named(lineage: LineageReport, base: Checkpoint, heads: set[str]) -> dict[str, TensorInfo]:
-    donor, own = lineage.donor, lineage.tensors[lineage.alignment.donor]
+def _as_named(models: AlignedModels, base: Checkpoint, heads: set[str]) -> dict[str, TensorInfo]:
+    donor, own = models.donor.checkpoint, models.donor.tensors
     at = {info.name: output for output, info in own.items() if info.dtype in FLOATS}
     if at.keys() - heads <= base.tensors.keys():
         found = {output: base.tensors[disk] for disk, output in at.items() if disk in base.tensors}
@@ -84,7 +82,7 @@ def _as_named(lineage: LineageReport, base: Checkpoint, heads: set[str]) -> dict
     # A head is compared by its labels, not by its shape: that of an ancestor mostly answers something else.
     labels = label_names(base.config, base.model)
     kind = [each.config.get("architectures") for each in (base, donor)]
-    same = kind[0] == kind[1] and labels == lineage.alignment.labels
+    same = kind[0] == kind[1] and labels == models.labels
     tables: set[str] = set()
     if any(info.shape != own[output].shape for output, info in found.items()):
         stored = [info.name for info in own.values()]

@@ -29,6 +29,7 @@ from hf_soup.checkpoint import (
     same_processing,
 )
 from hf_soup.hub import ASSETS
+from hf_soup.lineage.aligned_model import AlignedModel
 from hf_soup.recipe import Finding
 
 _MODULE_WEIGHTS = re.compile(r"(\w+_)?\d+_[A-Z]\w*/(model|pytorch_model)[\w.-]*\.(safetensors|bin)")
@@ -43,37 +44,38 @@ HEADS_HINT = "To average their bodies alone set `heads: body` in the recipe, or 
 _NOT_PROCESSING = ("config.json", "generation_config.json", "modules.json")
 
 
-def duplicates(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[Finding]:
+def duplicates(models: Sequence[AlignedModel]) -> list[Finding]:
     """Models that stand there more than once: they count as often, which may not be meant."""
     seen: dict[tuple[str, str], list[str]] = {}
-    for checkpoint, name in zip(checkpoints, names, strict=True):
-        seen.setdefault((checkpoint.model, checkpoint.identity), []).append(name)
+    for model in models:
+        seen.setdefault((model.checkpoint.model, model.state), []).append(model.name)
     return [
-        Finding("counted-twice", f"{model} stands there {len(who)} times and counts {len(who)} times.", tuple(who))
-        for (model, _), who in seen.items()
+        Finding("counted-twice", f"{called} stands there {len(who)} times and counts {len(who)} times.", tuple(who))
+        for (called, _), who in seen.items()
         if len(who) > 1
     ]
 
 
-def quantised(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[Finding]:
+def quantised(models: Sequence[AlignedModel]) -> list[Finding]:
     """Models whose weights are codes and not numbers."""
     return [
         Finding(
             "quantised",
-            f"{name} is quantised ({method}), and an average of rounded codes means nothing. "
+            f"{model.name} is quantised ({method}), and an average of rounded codes means nothing. "
             "Use the model from before quantisation.",
-            (name,),
+            (model.name,),
             refuses=True,
         )
-        for checkpoint, name in zip(checkpoints, names, strict=True)
-        if (method := is_quantised(checkpoint.config))
+        for model in models
+        if (method := is_quantised(model.checkpoint.config))
     ]
 
 
-def modules(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[Finding]:
+def modules(models: Sequence[AlignedModel]) -> list[Finding]:
     """Models with weights of their own outside the transformer, which nobody would average, or with code there."""
     reasons = []
-    for checkpoint, name in zip(checkpoints, names, strict=True):
+    for model in models:
+        name, checkpoint = model.name, model.checkpoint
         found = [path for path in checkpoint.source.files if _MODULE_WEIGHTS.fullmatch(path)]
         if found:
             message = (
@@ -100,9 +102,7 @@ def _own_modules(checkpoint: Checkpoint) -> list[str]:
     return [each for each in classes if each.split(".")[0] in code]
 
 
-def architectures(
-    checkpoints: Sequence[Checkpoint], names: Sequence[str], donor: int = 0, *, body_only: bool = False
-) -> list[Finding]:
+def architectures(models: Sequence[AlignedModel], donor: AlignedModel, *, body_only: bool = False) -> list[Finding]:
     """Models that transformers would build differently from the donor; ``body_only`` leaves heads out of it.
 
     The number of tokens does not count here: whether rows can be aligned is seen when the tokenizers are. Nor does
@@ -110,20 +110,21 @@ def architectures(
     ties them may also scale what it reads off them, as T5 does.
     """
     reasons = []
-    config, whose = checkpoints[donor].config, names[donor]
+    config, whose = donor.checkpoint.config, donor.name
 
     def readable() -> bool:
         read_config(config, whose)
         return True
 
     remembered("readable", config, readable)
-    for checkpoint, name in zip(checkpoints, names, strict=True):
-        if checkpoint.config == config:
+    for model in models:
+        name, theirs = model.name, model.checkpoint.config
+        if theirs == config:
             continue
         answer = remembered(
             "same-body" if body_only else "same-architecture",
-            [config, checkpoint.config],
-            partial(same_architecture, config, checkpoint.config, body_only=body_only, names=(whose, name)),
+            [config, theirs],
+            partial(same_architecture, config, theirs, body_only=body_only, names=(whose, name)),
         )
         differences = [ConfigDifference(*each) for each in answer]
         if any(each.key == _TIED for each in differences) and (body_only or not _writes(config, whose)):
@@ -174,43 +175,43 @@ def _is_added(difference: ConfigDifference, tokens: int) -> bool:
     return any(not side or any(not 0 <= int(number) < tokens for number in side) for side in sides)
 
 
-def labels(
-    checkpoints: Sequence[Checkpoint], names: Sequence[str], wanted: Sequence[str] | None = None
-) -> list[Finding]:
+def labels(models: Sequence[AlignedModel], wanted: Sequence[str] | None = None) -> list[Finding]:
     """Labels that contradict each other, and models that give theirs no names.
 
     Args:
-        checkpoints, names: The ingredients.
+        models: The ingredients.
         wanted: The labels of the recipe. They speak for the models that name none, which is what the recipe of a soup
             relies on.
     """
     reasons = []
-    named = [label_names(checkpoint.config, name) for checkpoint, name in zip(checkpoints, names, strict=True)]
-    reference = next((index for index, labels in enumerate(named) if labels is not None), 0)
-    config, whose = checkpoints[reference].config, names[reference]
+    named = [label_names(model.checkpoint.config, model.name) for model in models]
+    reference = next((model for model, labels in zip(models, named, strict=True) if labels is not None), models[0])
+    config, whose = reference.checkpoint.config, reference.name
     if wanted is not None:
         config, whose = {"id2label": dict(enumerate(wanted))}, "the recipe"
-    unknown = [name for name, labels in zip(names, named, strict=True) if labels is None]
+    unknown = [model.name for model, labels in zip(models, named, strict=True) if labels is None]
     ours = label_names(config)
-    for name, checkpoint, theirs in zip(names, checkpoints, named, strict=True):
-        if name == whose:
+    for model, theirs in zip(models, named, strict=True):
+        if model.name == whose:
             continue
-        said = labels_differ(config, checkpoint.config).contradiction
-        count = num_labels(checkpoint.config) or 2  # what the library takes where nobody says it
+        said = labels_differ(config, model.checkpoint.config).contradiction
+        count = num_labels(model.checkpoint.config) or 2  # what the library takes where nobody says it
         if wanted is not None and len(wanted) != count:
             said = f"{len(wanted)} labels against {count}"
         if said and (ours is None or theirs is None or label_order(ours, theirs) is None):
             hint = HEADS_HINT if wanted is None else "Correct `labels` in the recipe, or leave the model out."
-            message = f"{whose} and {name} do not have the same labels: {said}. {hint}"
-            reasons.append(Finding("labels", message, (whose, name), refuses=True))
-    if (reasons or unknown or wanted is not None) and not names_outputs(checkpoints[0], names[0]):
+            message = f"{whose} and {model.name} do not have the same labels: {said}. {hint}"
+            reasons.append(Finding("labels", message, (whose, model.name), refuses=True))
+    if (reasons or unknown or wanted is not None) and not names_outputs(models[0].checkpoint, models[0].name):
         # Labels are left over from another head: nothing of this one can be in another order.
         if wanted is None:
             return []
-        message = f"The recipe gives `labels`, but {names[0]} has no outputs that they could name. Leave them out."
-        return [Finding("labels", message, (names[0],), refuses=True)]
-    if unknown and len(unknown) < len(names):
-        matched = "the recipe's `labels`" if wanted is not None else f"{names[reference]}'s"
+        message = (
+            f"The recipe gives `labels`, but {models[0].name} has no outputs that they could name. Leave them out."
+        )
+        return [Finding("labels", message, (models[0].name,), refuses=True)]
+    if unknown and len(unknown) < len(models):
+        matched = "the recipe's `labels`" if wanted is not None else f"{reference.name}'s"
         message = (
             f"{', '.join(unknown)} {'gives' if len(unknown) == 1 else 'give'} no names to the labels, so they are "
             f"matched by number with {matched}; score them to see whether that is right."
@@ -219,28 +220,27 @@ def labels(
     return reasons
 
 
-def types(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[Finding]:
+def types(models: Sequence[AlignedModel]) -> list[Finding]:
     """Say what is stored in several types."""
-    dtypes = [checkpoint.dtypes[:1] for checkpoint in checkpoints]
-    if len(set(dtypes)) < 2:
+    dtypes = {model.name: model.checkpoint.dtypes[:1] for model in models}
+    if len(set(dtypes.values())) < 2:
         return []
-    shown = ", ".join(f"{name} {dtype[0]}" for name, dtype in zip(names, dtypes, strict=True) if dtype)
-    kinds = {kind for dtype in dtypes for kind in dtype}
+    shown = ", ".join(f"{name} {dtype[0]}" for name, dtype in dtypes.items() if dtype)
+    kinds = {kind for dtype in dtypes.values() for kind in dtype}
     written = "bfloat16, which has the range of both," if kinds == {"BF16", "F16"} else "the widest"
     message = f"The models are stored in different types ({shown}); {written} is written where no `dtype` is named."
-    return [Finding("dtypes-mixed", message, tuple(names))]
+    return [Finding("dtypes-mixed", message, tuple(dtypes))]
 
 
-def complete(checkpoints: Sequence[Checkpoint], names: Sequence[str], donor: int, *, everyone: bool) -> list[Finding]:
+def complete(models: Sequence[AlignedModel], donor: AlignedModel, *, everyone: bool) -> list[Finding]:
     """Files that are not what their own config asks for, so that the library could not load what is made of them.
 
     The donor's, whose config the soup has; ``everyone``'s where only bodies are averaged, as what an ingredient lacks
     is then averaged over the others, and where shapes differ, as that may be why.
     """
     reasons = []
-    for number, (checkpoint, name) in enumerate(zip(checkpoints, names, strict=True)):
-        if not everyone and number != donor:
-            continue
+    for model in models if everyone else [donor]:
+        name, checkpoint = model.name, model.checkpoint
         shapes = {tensor: info.shape for tensor, info in checkpoint.tensors.items()}
         ask = partial(contradictions, checkpoint.config, shapes, name)
         about = [checkpoint.config, {tensor: list(shape) for tensor, shape in shapes.items()}]
@@ -257,9 +257,10 @@ def complete(checkpoints: Sequence[Checkpoint], names: Sequence[str], donor: int
     return reasons
 
 
-def processing(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> tuple[list[Finding], Tokens]:
+def processing(models: Sequence[AlignedModel]) -> tuple[list[Finding], Tokens]:
     """Tokenizers and image processors: by their files' ids where they are equal, else by what they do."""
     reasons: list[Finding] = []
+    names, checkpoints = [model.name for model in models], [model.checkpoint for model in models]
     ids = [{file: each.source.content_id(file) for file in processing_files(each)} for each in checkpoints]
     having = [index for index, each in enumerate(ids) if each]
     if not having:

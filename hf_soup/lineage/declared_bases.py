@@ -18,6 +18,7 @@ from hf_soup._util.parallel import in_parallel
 from hf_soup.checkpoint import Checkpoint, FileSource, HubRepo, label_names, open_checkpoint
 from hf_soup.errors import ResolveError, SoupError
 from hf_soup.hub import MAX_TEXT, Token
+from hf_soup.lineage.aligned_model import AlignedModel
 from hf_soup.recipe import Finding, is_local_path, split_revision
 
 _CHAIN = 12  # how far back ancestors of ancestors are followed
@@ -108,7 +109,7 @@ class DeclaredBases:
 
 
 def read_declared_bases(
-    checkpoints: Sequence[Checkpoint], names: Sequence[str], base: str | None, *, allow_pickle: bool, token: Token
+    models: Sequence[AlignedModel], base: str | None, *, allow_pickle: bool, token: Token
 ) -> tuple[DeclaredBases, list[Finding]]:
     """What cards, the Hub and configs say, followed to ancestors of ancestors.
 
@@ -133,21 +134,20 @@ def read_declared_bases(
                     known.setdefault(found.result().name, found)  # by which chains name it
         return found.result()
 
-    chains = in_parallel(partial(_chain, look=look), checkpoints)
+    chains = in_parallel(lambda model: _chain(model.checkpoint, look), models)
     # A name that nobody can find contradicts nobody: where others can be found, that model's weights decide.
     lost = [index for index, chain in enumerate(chains) if chain and not any(look(each).found for each in chain)]
     if lost and any(chain for index, chain in enumerate(chains) if index not in lost):
         for index in lost:
-            message = (
-                f"{names[index]} says that it comes from {chains[index][0]}, which is not there; its weights decide."
-            )
-            reasons.append(Finding("ancestor-unreadable", message, (names[index],)))
+            name = models[index].name
+            message = f"{name} says that it comes from {chains[index][0]}, which is not there; its weights decide."
+            reasons.append(Finding("ancestor-unreadable", message, (name,)))
             chains[index] = []
-    offline = any(checkpoint.source.from_cache for checkpoint in checkpoints)
-    founder = None
+    offline = any(model.checkpoint.source.from_cache for model in models)
+    opened = None
     if base is not None:
         seen = _look(base, token, on_hub=False, allow_pickle=allow_pickle)
-        founder = seen.checkpoint
+        opened = seen.checkpoint
         if seen.error is not None:
             if not offline:
                 raise ResolveError.of(seen.error, f"The base cannot be used: {seen.error.message}")
@@ -155,20 +155,20 @@ def read_declared_bases(
             message = f"The ancestor {base} cannot be compared: {seen.error.message}"
             reasons.append(Finding("ancestor-unreadable", message, ()))
     every = tuple(tuple(chain) for chain in chains)
-    shared, silent = _shared(every, [checkpoint.model for checkpoint in checkpoints])
+    shared, silent = _shared(every, [model.checkpoint.model for model in models])
     loops = []
-    for index, checkpoint in enumerate(checkpoints):
+    for index, model in enumerate(models):
         named = {
             name: {look(each).name for each in look(name).bases.names[:_PARENTS] if each in known}
             for name in every[index]
         }
         try:
-            TopologicalSorter({checkpoint.model: set(every[index][:1]), **named}).prepare()
+            TopologicalSorter({model.checkpoint.model: set(every[index][:1]), **named}).prepare()
         except CycleError as error:
             loops.append(index)
-            message = f"The cards behind {names[index]} lead in a circle ({' to '.join(error.args[1])}), so they do "
-            reasons.append(Finding("ancestors-loop", f"{message}not say what came first.", (names[index],)))
-    return DeclaredBases(every, shared, silent, tuple(lost), tuple(loops), founder, offline, look), reasons
+            message = f"The cards behind {model.name} lead in a circle ({' to '.join(error.args[1])}), so they do "
+            reasons.append(Finding("ancestors-loop", f"{message}not say what came first.", (model.name,)))
+    return DeclaredBases(every, shared, silent, tuple(lost), tuple(loops), opened, offline, look), reasons
 
 
 def _shared(chains: Sequence[tuple[str, ...]], models: Sequence[str]) -> tuple[tuple[str, ...], tuple[int, ...]]:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from hf_soup.checkpoint import Checkpoint, TensorInfo, distinct_names
+from hf_soup.checkpoint import Checkpoint
 from hf_soup.errors import IncompatibleError
 from hf_soup.hub import Token
 from hf_soup.lineage import similarity
-from hf_soup.lineage.alignment import Alignment, AlignmentOptions, align
+from hf_soup.lineage.alignment import AlignedModels, AlignmentOptions, align
 from hf_soup.lineage.compatibility import architectures, complete, duplicates, labels, modules, processing, quantised
 from hf_soup.lineage.declared_bases import BaseReference, candidates, read_declared_bases
 from hf_soup.lineage.similarity import Similarity
-from hf_soup.lineage.verdict import decide_verdict
+from hf_soup.lineage.verdict import Verdict, decide_verdict
 from hf_soup.recipe import JUDGEMENTS, Finding
 
 PROVEN, LIKELY, REFUSED = "proven", "likely", "refused"
@@ -32,81 +32,38 @@ class LineageReport:
         verdict: ``proven``: declared and the weights agree, the ancestor compared; ``likely``: only one of the
             two; ``refused``: a contradiction or strangers.
         ancestor: Where one is known.
-        checkpoints: The ingredients, pinned.
-        names: What each is called everywhere else: its model, told apart where two share it.
+        models: The ingredients.
         reasons: Everything that was found, what refuses first.
-        alignment: How their tensors correspond.
         evidence: The comparisons of weights, ``body`` and ``head``; the ancestor stands behind the ingredients.
         transferred_bytes: What the check read from the Hub.
     """
 
     verdict: str
     ancestor: BaseReference | None
-    checkpoints: tuple[Checkpoint, ...] = field(repr=False)
-    names: tuple[str, ...]
+    models: AlignedModels
     reasons: tuple[Finding, ...]
-    alignment: Alignment
     evidence: tuple[Similarity, ...] = ()
     transferred_bytes: int = 0
 
-    @property
-    def donor(self) -> Checkpoint:
-        """The ingredient whose config and names of tensors are the soup's."""
-        return self.checkpoints[self.alignment.donor]
+    def similarity_to_ancestor(self, number: int) -> float | None:
+        """Cosine of an ingredient's body with the ancestor's, where that was compared."""
+        count, bodies = len(self.models.ingredients), self._bodies
+        if bodies is None or self.ancestor is None or self.ancestor.model not in bodies.names[count:]:
+            return None
+        cosine = float(bodies.cosines[number, bodies.names.index(self.ancestor.model, count)])
+        return None if np.isnan(cosine) else cosine
 
-    @property
-    def tensors(self) -> tuple[Mapping[str, TensorInfo], ...]:
-        """For each ingredient its tensors under the names of the output."""
-        return self.alignment.tensors
-
-    @property
-    def alignments(self) -> tuple[str, ...]:
-        """What is dropped, renamed, moved or shared so that tensors correspond, a sentence each."""
-        return self.alignment.notes
-
-    @property
-    def head_of(self) -> str | None:
-        """Whose head the soup keeps, where only bodies are averaged."""
-        heads = self.alignment.wishes.heads
-        return self.names[heads] if isinstance(heads, int) else None
-
-    def only(self, names: Collection[str]) -> LineageReport:
-        """Some of the ingredients: what a selection leaves, and the one whose head is kept.
-
-        So the soup has the names and the config that cooking it again from those alone gives; the outputs keep their
-        order, as everything was scored in it.
-        """
-        kept = [n for n, name in enumerate(self.names) if name in names or name == self.head_of]
-        if len(kept) == len(self.names):
-            return self
-        checkpoints = tuple(self.checkpoints[index] for index in kept)
-        called = tuple(self.names[index] for index in kept)
-        wishes = self.alignment.wishes
-        heads = kept.index(wishes.heads) if isinstance(wishes.heads, int) else wishes.heads
-        wishes = replace(wishes, heads=heads, labels=self.alignment.labels)
-        alignment, _ = align(checkpoints, called, wishes, self.alignment.tokens.only(kept))
-        return replace(self, checkpoints=checkpoints, names=called, alignment=alignment)
-
-    def kin(self, number: int) -> tuple[float | None, tuple[float, float] | None]:
-        """Cosine of an ingredient's body with the ancestor's, and the lowest and highest with other ingredients."""
-        found = next((each for each in self.evidence if each.part == "body"), None)
-        if found is None:
-            return None, None
-        count = len(self.checkpoints)
-        others = np.delete(found.cosines[number, :count], number)
+    def similarity_to_others(self, number: int) -> tuple[float, float] | None:
+        """The lowest and highest cosine of an ingredient's body with those of other ingredients."""
+        if self._bodies is None:
+            return None
+        others = np.delete(self._bodies.cosines[number, : len(self.models.ingredients)], number)
         others = others[np.isfinite(others)]
-        near = (float(others.min()), float(others.max())) if len(others) else None
-        founders = found.names[count:]
-        if self.ancestor is None or self.ancestor.model not in founders:
-            return None, near
-        cosine = float(found.cosines[number, count + founders.index(self.ancestor.model)])
-        return None if np.isnan(cosine) else cosine, near
+        return (float(others.min()), float(others.max())) if len(others) else None
 
-    def pin(self) -> None:
-        """Know every revision from now on; folders are read whose sha256 is not known."""
-        founder = self.ancestor.checkpoint if self.ancestor else None
-        for checkpoint in (*self.checkpoints, *([founder] if founder else [])):
-            _ = checkpoint.revision
+    @property
+    def _bodies(self) -> Similarity | None:
+        return next((each for each in self.evidence if each.part == "body"), None)
 
     def with_reasons(self, reasons: Sequence[Finding]) -> LineageReport:
         """The same with these reasons, what refuses first, and the verdict that they leave."""
@@ -140,8 +97,8 @@ class LineageReport:
     @property
     def cosines(self) -> tuple[float, float] | None:
         """Lowest and highest of all comparisons of bodies; None where nothing was compared."""
-        found = [each.cosines[np.triu_indices(len(each.names), 1)] for each in self.evidence if each.part == "body"]
-        known = [float(cosine) for cosine in (found[0] if found else ()) if np.isfinite(cosine)]
+        pairs = bodies.cosines[np.triu_indices(len(bodies.names), 1)] if (bodies := self._bodies) else ()
+        known = [float(cosine) for cosine in pairs if np.isfinite(cosine)]
         return (min(known), max(known)) if known else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -156,19 +113,21 @@ class LineageReport:
             "ancestor": ancestor,
             "ingredients": [
                 {
-                    "name": name,
-                    "model": checkpoint.model,
-                    "revision": checkpoint.known_revision,
-                    "parameters": checkpoint.parameters,
-                    "dtype": checkpoint.dtypes[0] if checkpoint.dtypes else None,
-                    "license": _license(checkpoint),
-                    "ancestor_cosine": None if (cosine := self.kin(number)[0]) is None else round(cosine, 4),
-                    "notes": list(checkpoint.notes),
+                    "name": model.name,
+                    "model": model.checkpoint.model,
+                    "revision": model.checkpoint.known_revision,
+                    "parameters": model.checkpoint.parameters,
+                    "dtype": model.checkpoint.dtypes[0] if model.checkpoint.dtypes else None,
+                    "license": _license(model.checkpoint),
+                    "ancestor_cosine": None
+                    if (near := self.similarity_to_ancestor(number)) is None
+                    else round(near, 4),
+                    "notes": list(model.checkpoint.notes),
                 }
-                for number, (name, checkpoint) in enumerate(zip(self.names, self.checkpoints, strict=True))
+                for number, model in enumerate(self.models.ingredients)
             ],
             "reasons": [reason.to_dict() for reason in self.reasons],
-            "alignments": list(self.alignments),
+            "alignments": list(self.models.notes),
             "evidence": [each.to_dict() for each in self.evidence],
             "transferred_bytes": self.transferred_bytes,
         }
@@ -197,8 +156,8 @@ class LineageReport:
         ):
             if reasons:
                 lines += ["", heading, *(_wrapped(f"- [{reason.code}] {reason.message}") for reason in reasons)]
-        notes = [*(f"{n}: {note}" for n, c in zip(self.names, self.checkpoints, strict=True) for note in c.notes)]
-        notes += self.alignments
+        notes = [f"{model.name}: {note}" for model in self.models.ingredients for note in model.checkpoint.notes]
+        notes += self.models.notes
         if notes:
             lines += ["", "Aligned:", *(_wrapped(f"- {each}") for each in notes[:_MOST_NOTES])]
             lines += [f"- and {len(notes) - _MOST_NOTES} more; --json has all"] if len(notes) > _MOST_NOTES else []
@@ -210,17 +169,16 @@ class LineageReport:
 
     def _table(self) -> list[str]:
         rows = [("model", "parameters", "type", "licence", "to ancestor", "to the others")]
-        for number, (name, checkpoint) in enumerate(zip(self.names, self.checkpoints, strict=True)):
-            if number == _MOST_ROWS:
-                break
-            founder, others = self.kin(number)
+        for number, model in enumerate(self.models.ingredients[:_MOST_ROWS]):
+            name, checkpoint = model.name, model.checkpoint
+            near, others = self.similarity_to_ancestor(number), self.similarity_to_others(number)
             rows.append(
                 (
                     f"{_short(name)}{f'@{checkpoint.short}' if checkpoint.short and '@' not in name else ''}",
                     f"{checkpoint.parameters:,}",
                     checkpoint.dtypes[0] if checkpoint.dtypes else "?",
                     _license(checkpoint) or "not stated",
-                    "" if founder is None else f"{founder:.3f}",
+                    "" if near is None else f"{near:.3f}",
                     "" if others is None else " to ".join(dict.fromkeys(f"{each:.3f}" for each in others)),
                 )
             )
@@ -229,8 +187,8 @@ class LineageReport:
             "  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True) if width).rstrip()
             for row in rows
         ]
-        if len(self.names) > _MOST_ROWS:
-            lines.append(f"  and {len(self.names) - _MOST_ROWS} more; --json has all")
+        if (count := len(self.models.ingredients)) > _MOST_ROWS:
+            lines.append(f"  and {count - _MOST_ROWS} more; --json has all")
         if self.evidence:
             below, above = similarity.STRANGERS, similarity.DRIFTED
             lines.append(f"  cosines of rows of the body: strangers below {below}, close kin above {above}")
@@ -281,7 +239,7 @@ def check_lineage(
     checkpoints: Sequence[Checkpoint],
     *,
     base: str | None = None,
-    wishes: AlignmentOptions | None = None,
+    options: AlignmentOptions | None = None,
     alone: bool = False,
     allow_pickle: bool = False,
     token: Token = None,
@@ -291,84 +249,59 @@ def check_lineage(
     Args:
         checkpoints: Opened ingredients.
         base: The ancestor, where the user names one.
-        wishes: What the recipe says about heads, tokens and labels.
+        options: What the recipe says about heads, tokens and labels.
         alone: A single model may be a soup, as where a selection kept only one.
         allow_pickle: Read the base's ``pytorch_model.bin`` too.
         token: As everywhere in huggingface_hub.
     """
-    names = tuple(distinct_names(checkpoints))
-    reasons: list[Finding] = []
-    if len(checkpoints) < 2:
+    models = AlignedModels.as_stored(checkpoints, options or AlignmentOptions())
+    stored, reasons = models.ingredients, list[Finding]()
+    if len(stored) < 2:
         message = "A soup needs two models or more; only one was named."
-        reasons.append(Finding("single", message, names, refuses=not alone))
-    reasons += duplicates(checkpoints, names)
-    reasons += quantised(checkpoints, names)
-    reasons += modules(checkpoints, names)
-    wishes = wishes or AlignmentOptions()
-    alignment = _as_stored(checkpoints, wishes)
-    ancestor: BaseReference | None = None
-    evidence: tuple[Similarity, ...] = ()
-    proven = False
-    claims, found = read_declared_bases(checkpoints, names, base, allow_pickle=allow_pickle, token=token)
+        reasons.append(Finding("single", message, models.names, refuses=not alone))
+    reasons += [*duplicates(stored), *quantised(stored), *modules(stored)]
+    judgement = Verdict(None, False, (), ())
+    claims, found = read_declared_bases(stored, base, allow_pickle=allow_pickle, token=token)
     reasons += found
     try:
-        alignment, found = correspond(checkpoints, names, wishes, reasons)
+        models, found = correspond(models, reasons)
         reasons += found
         codes = {reason.code for reason in reasons if reason.refuses}
         judgement = decide_verdict(
-            checkpoints,
-            names,
-            alignment,
+            models,
             claims,
             partial(candidates, checkpoints, token=token),
             comparable=not codes & {"architecture", "quantised"},
             heads_correspond=not codes & {"labels", "shapes", "tensors-missing", "vocabulary"},
         )
-        ancestor, proven, evidence = judgement.ancestor, judgement.proven, judgement.evidence
         reasons += judgement.reasons
     except IncompatibleError as error:
         reasons.append(Finding("architecture", str(error), refuses=True))
     if base is not None and claims.base is None:
-        ancestor, proven = BaseReference(base, "recipe"), False  # it could not be read without a network
-    reasons.sort(key=lambda reason: not reason.refuses)
-    verdict = PROVEN if proven else LIKELY
-    if any(reason.refuses for reason in reasons):
-        verdict = REFUSED
-    return LineageReport(
-        verdict=verdict,
-        ancestor=ancestor,
-        checkpoints=tuple(checkpoints),
-        names=names,
-        reasons=tuple(reasons),
-        alignment=alignment,
-        evidence=evidence,
-    )
+        # It could not be read without a network.
+        judgement = replace(judgement, ancestor=BaseReference(base, "recipe"), proven=False)
+    ancestor = judgement.ancestor
+    models = replace(models, asset_sources=(ancestor.checkpoint,) if ancestor and ancestor.checkpoint else ())
+    verdict = PROVEN if judgement.proven else LIKELY
+    return LineageReport(verdict, ancestor, models, (), judgement.evidence).with_reasons(reasons)
 
 
-def correspond(
-    checkpoints: Sequence[Checkpoint], names: Sequence[str], wishes: AlignmentOptions, known: Sequence[Finding] = ()
-) -> tuple[Alignment, list[Finding]]:
+def correspond(models: AlignedModels, known: Sequence[Finding] = ()) -> tuple[AlignedModels, list[Finding]]:
     """How the tensors of models correspond, whatever their weights are, and what stands against it.
 
     Args:
-        checkpoints, names: The ingredients.
-        wishes: What the recipe says about heads, tokens and labels.
+        models: As they are stored.
         known: What was found before; where it refuses, only architectures are compared.
 
     Raises:
         IncompatibleError: A config cannot be read.
     """
-    alignment, bodies = _as_stored(checkpoints, wishes), wishes.heads is not None
-    reasons = architectures(checkpoints, names, alignment.donor, body_only=bodies)
+    stored, options, bodies = models.ingredients, models.options, models.options.heads is not None
+    reasons = architectures(stored, models.donor, body_only=bodies)
     if any(reason.refuses for reason in (*known, *reasons) if reason.code not in {"single", *JUDGEMENTS}):
-        return alignment, reasons
-    reasons += [] if bodies else labels(checkpoints, names, wishes.labels)
-    found, tokens = processing(checkpoints, names)
+        return models, reasons
+    reasons += [] if bodies else labels(stored, options.labels)
+    found, tokens = processing(stored)
     reasons += found
-    alignment, found = align(checkpoints, names, wishes, tokens)
-    return alignment, [*reasons, *found, *complete(checkpoints, names, alignment.donor, everyone=bodies)]
-
-
-def _as_stored(checkpoints: Sequence[Checkpoint], wishes: AlignmentOptions) -> Alignment:
-    donor = wishes.heads if isinstance(wishes.heads, int) else 0
-    return Alignment(tuple(checkpoint.tensors for checkpoint in checkpoints), donor, wishes=wishes)
+    models, found = align(stored, options, tokens)
+    return models, [*reasons, *found, *complete(stored, models.donor, everyone=bodies)]

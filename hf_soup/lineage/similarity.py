@@ -257,16 +257,16 @@ def copies(same: Flags, names: Sequence[str], pins: Sequence[object]) -> list[Fi
     return reasons
 
 
-def strangers(bodies: Similarity, names: Sequence[str], founder: int | None = None) -> list[Finding]:
+def strangers(bodies: Similarity, names: Sequence[str], ancestor: int | None = None) -> list[Finding]:
     """Those who are not kin to the others; where there are none, those that drifted far apart.
 
-    The family is whoever is kin to the founder, else the largest group; where several are as large, nobody is singled
+    The family is whoever is kin to the ancestor, else the largest group; where several are as large, nobody is singled
     out.
 
     Args:
         bodies: The ingredients come first in it.
         names: The ingredients.
-        founder: The place of the ancestor that all name.
+        ancestor: The place of the ancestor that all name.
     """
     count = len(names)
     cosines, related = bodies.cosines[:count, :count], bodies.related[:count, :count]
@@ -274,13 +274,13 @@ def strangers(bodies: Similarity, names: Sequence[str], founder: int | None = No
     groups = [group for group in families(related & known) if known[group].any()]
     if not groups:
         return []
-    if founder is not None:
-        own = [group for group in groups if bodies.related[group, founder].any()]
+    if ancestor is not None:
+        own = [group for group in groups if bodies.related[group, ancestor].any()]
         if own:
             groups = [sorted(number for group in own for number in group), *(g for g in groups if g not in own)]
     family, *rest = groups
     if rest:
-        fair = founder is None and len(family) == len(rest[0])
+        fair = ancestor is None and len(family) == len(rest[0])
         outside = [number for group in (groups if fair else rest) for number in group]
         who = [names[number] for number in outside]
         inside = np.isin(np.arange(count), family)
@@ -314,7 +314,7 @@ def strangers(bodies: Similarity, names: Sequence[str], founder: int | None = No
     return [Finding("drifted", message, tuple(names[number] for number in far))]
 
 
-def parts_apart(bodies: Similarity, names: Sequence[str], founder: int | None, *, named: bool) -> list[Finding]:
+def parts_apart(bodies: Similarity, names: Sequence[str], ancestor: int | None, *, named: bool) -> list[Finding]:
     """Tensors that have nothing in common where the others do: initialised anew, or neurons in another order.
 
     Two models between whom a tensor is apart are refused, unless others that have it link them: a link passes from one
@@ -323,11 +323,11 @@ def parts_apart(bodies: Similarity, names: Sequence[str], founder: int | None, *
     Args:
         bodies: The ingredients come first in it.
         names: The ingredients.
-        founder: The place of the ancestor, where it could be compared.
+        ancestor: The place of the ancestor, where it could be compared.
         named: Whether there is an ancestor that somebody names.
     """
     count = len(names)
-    places = [*range(count), *([] if founder is None else [founder])]
+    places = [*range(count), *([] if ancestor is None else [ancestor])]
     poolers, tables = (
         np.array([bool(kind.search(tensor)) for tensor in bodies.tensors], dtype=bool)[:, None, None]
         for kind in (_POOLER, _TABLE)
@@ -337,7 +337,7 @@ def parts_apart(bodies: Similarity, names: Sequence[str], founder: int | None, *
     if fresh := _where(bodies, bodies.apart[:, :count, :count] & poolers):
         message = f"{some(fresh)}: initialised apart, each by itself. `--select greedy` finds out who helps."
         reasons.append(Finding("parts-apart", message, tuple(names)))
-    if founder is not None and (shared := _where(bodies, apart[:, :count, count:].all(axis=1, keepdims=True))):
+    if ancestor is not None and (shared := _where(bodies, apart[:, :count, count:].all(axis=1, keepdims=True))):
         message = (
             f"{len(shared)} of {len(bodies.tensors)} tensors that were read are not the ancestor's: {some(shared)}. "
             "The models agree about them, as after a common step between."
@@ -354,7 +354,7 @@ def parts_apart(bodies: Similarity, names: Sequence[str], founder: int | None, *
     if not others:
         return reasons + _far_below(bodies, names, bodies.low[:, :count, :count] & ~poolers)
     # Whose neurons were moved, the ancestor tells.
-    own = [group for group in groups if founder is not None and not split[group, count].all()]
+    own = [group for group in groups if ancestor is not None and not split[group, count].all()]
     if len(own) == 1:
         family, others = own[0], [group for group in groups if group is not own[0]]
     fair = len(own) != 1 and len(others[0]) == len(family)

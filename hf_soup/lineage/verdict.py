@@ -9,13 +9,13 @@ from functools import partial
 from hf_soup._util.text import some
 from hf_soup.checkpoint import Checkpoint
 from hf_soup.lineage import similarity
-from hf_soup.lineage.alignment import Alignment
+from hf_soup.lineage.alignment import AlignedModels
 from hf_soup.lineage.comparison import WeightComparison
 from hf_soup.lineage.declared_bases import BaseReference, DeclaredBases
 from hf_soup.lineage.similarity import Similarity
 from hf_soup.recipe import Finding
 
-_FOUNDERS = 24  # of different ancestors that cards name, so that they cannot ask for a thousand requests
+_ANCESTORS = 24  # of different ancestors that cards name, so that they cannot ask for a thousand requests
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,7 @@ class Verdict:
 
 
 def decide_verdict(
-    checkpoints: Sequence[Checkpoint],
-    names: Sequence[str],
-    alignment: Alignment,
+    models: AlignedModels,
     claims: DeclaredBases,
     seek: Callable[[], Sequence[Checkpoint]],
     *,
@@ -48,18 +46,16 @@ def decide_verdict(
     """Compare rows of the ingredients with each other and with those that they may come from.
 
     Args:
-        checkpoints: The ingredients.
-        names: What they are called.
-        alignment: Their tensors.
+        models: The ingredients.
         claims: Where they say that they come from.
         seek: Gives models on the Hub that may be their ancestor, where nobody names one that is.
         comparable: False where they are different architectures, so that only what they say can be judged.
         heads_correspond: False where labels or shapes were found to differ: what heads were initialised with is then
             beside the point.
     """
-    court = _Decision(checkpoints, names, claims, seek)
+    court = _Decision(models, claims, seek)
     if comparable:
-        court.look_at_weights(alignment, heads_correspond=heads_correspond)
+        court.look_at_weights(heads_correspond=heads_correspond)
     court.name_ancestor()
     weights = court.weights
     evidence = tuple(each for each in (weights.bodies, weights.heads) if each is not None) if weights else ()
@@ -70,15 +66,9 @@ def decide_verdict(
 class _Decision:
     """A judgement in the making."""
 
-    def __init__(
-        self,
-        checkpoints: Sequence[Checkpoint],
-        names: Sequence[str],
-        claims: DeclaredBases,
-        seek: Callable[[], Sequence[Checkpoint]],
-    ) -> None:
-        self.checkpoints, self.names, self.claims, self.seek = checkpoints, names, claims, seek
-        self.count = len(checkpoints)
+    def __init__(self, models: AlignedModels, claims: DeclaredBases, seek: Callable[[], Sequence[Checkpoint]]) -> None:
+        self.models, self.claims, self.seek = models, claims, seek
+        self.names, self.count = models.names, len(models.ingredients)
         self.weights: WeightComparison | None = None
         self.reasons: list[Finding] = []
         self.ancestor: BaseReference | None = None
@@ -91,21 +81,19 @@ class _Decision:
         found = [*self.reasons, *(self.weights.reasons if self.weights else ())]
         return any(reason.refuses for reason in found)
 
-    def look_at_weights(self, alignment: Alignment, *, heads_correspond: bool) -> None:
+    def look_at_weights(self, *, heads_correspond: bool) -> None:
         """The ingredients with each other, and with those whom somebody names."""
         claims = self.claims
         if claims.base is not None:
-            founders: list[Checkpoint] = [claims.base]
+            ancestors: list[Checkpoint] = [claims.base]
         elif claims.shared:
-            founders = [founder] if (founder := self._readable(claims)) else []
+            ancestors = [ancestor] if (ancestor := self._readable(claims)) else []
         else:
             nearest = [claims.nearest(number) for number in range(self.count)]
-            founders = [seen.checkpoint for seen in nearest if seen and seen.checkpoint]
-        distinct = list({each.model: each for each in founders}.values())[:_FOUNDERS]
+            ancestors = [seen.checkpoint for seen in nearest if seen and seen.checkpoint]
+        distinct = list({each.model: each for each in ancestors}.values())[:_ANCESTORS]
         self.weights = WeightComparison(
-            self.checkpoints,
-            self.names,
-            alignment,
+            self.models,
             distinct,
             needed=claims.base is not None,
             agreed=claims.agree,
@@ -116,9 +104,9 @@ class _Decision:
         """The nearest ancestor that all have and whose weights can be read."""
         return next((seen.checkpoint for name in claims.shared if (seen := claims.look(name)).checkpoint), None)
 
-    def _links(self, founder: str) -> Sequence[bool | None]:
-        """Whether each ingredient is kin to a founder."""
-        return self.weights.links(founder) if self.weights else [None] * self.count
+    def _links(self, ancestor: str) -> Sequence[bool | None]:
+        """Whether each ingredient is kin to an ancestor."""
+        return self.weights.links(ancestor) if self.weights else [None] * self.count
 
     # ---- against what is said ---------------------------------------------------------------------------------
 
@@ -136,7 +124,7 @@ class _Decision:
         weights, model = self.weights, self.ancestor.model if self.ancestor else ""
         if weights is None:
             return
-        known = model in weights.founders and model not in weights.unread
+        known = model in weights.ancestors and model not in weights.unread
         if not self.refused:
             found = similarity.parts_apart(
                 weights.bodies, self.names, weights.place(model) if known else None, named=bool(model)
@@ -153,7 +141,7 @@ class _Decision:
         self.ancestor = BaseReference(base.model, "recipe", base)
         contradicted = []
         for number, chain in enumerate(self.claims.chains):
-            if chain and base.model not in (*chain, self.checkpoints[number].model):
+            if chain and base.model not in (*chain, self.models.ingredients[number].checkpoint.model):
                 contradicted.append(number)
                 message = f"{self.names[number]} says that it comes from {chain[0]}, not from {base.model}"
                 self.warn("base-contradicted", f"{message}{self._decide}", self.names[number])
@@ -165,13 +153,13 @@ class _Decision:
         self.proven = all(links) and not contradicted and not self.refused
 
     def _as_cards_say(self, claims: DeclaredBases, liars: Collection[int] = ()) -> None:
-        founder = self._readable(claims)
+        ancestor = self._readable(claims)
         if who := [self.names[number] for number in claims.silent if number not in (*liars, *claims.lost)]:
             message = (
                 f"{some(who)} {'names' if len(who) == 1 else 'name'} no ancestor that could be found{self._decide}"
             )
             self.warn("ancestor-undeclared", message, *who)
-        if founder is None:
+        if ancestor is None:
             name = claims.shared[0]
             seen = claims.look(name)
             error = seen.error
@@ -179,14 +167,14 @@ class _Decision:
             message = f"The ancestor {name} cannot be compared: {error.message if error else 'unknown'}"
             self.warn("ancestor-unreadable", message)
             return
-        model = founder.model
+        model = ancestor.model
         if self.weights:
-            self.weights.add([founder])
+            self.weights.add([ancestor])
         links = self._links(model)
         if all(link is False for link in links) and not self.refused:
             found = self._nearest_on_hub()
             if found is None or self.weights is None:
-                self.ancestor = BaseReference(model, "card", founder)
+                self.ancestor = BaseReference(model, "card", ancestor)
                 self._wrong_base(model, "card")
                 return
             self.ancestor = BaseReference(found.model, "weights", found)
@@ -198,7 +186,7 @@ class _Decision:
                 *self.names,
             )
             return
-        self.ancestor = BaseReference(model, "card", founder)
+        self.ancestor = BaseReference(model, "card", ancestor)
         self._outsiders(model, links)
         self.proven = all(links) and not claims.silent and not claims.loops and not self.refused
 
@@ -208,24 +196,24 @@ class _Decision:
         liars = {}
         for number in range(self.count):
             nearest = claims.nearest(number)
-            founder = nearest.checkpoint.model if nearest and nearest.checkpoint else None
-            if founder and self._links(founder)[number] is False:
-                liars[number] = founder
-        rest = claims.without(liars, [checkpoint.model for checkpoint in self.checkpoints])
+            ancestor = nearest.checkpoint.model if nearest and nearest.checkpoint else None
+            if ancestor and self._links(ancestor)[number] is False:
+                liars[number] = ancestor
+        rest = claims.without(liars, [checkpoint.model for checkpoint in self.models.checkpoints])
         agreed = bool(rest.shared) or self._copies_of_one(rest)
-        for number, founder in liars.items():
+        for number, ancestor in liars.items():
             assert self.weights, "they say who lies"
-            whose = [name for name in self.weights.founders if self._links(name)[number]]
+            whose = [name for name in self.weights.ancestors if self._links(name)[number]]
             message = (
-                f"{self.names[number]} says that it comes from {founder}, but its weights have nothing in common with "
-                f"it ({self.weights.near(number, founder)}). "
+                f"{self.names[number]} says that it comes from {ancestor}, but its weights have nothing in common with "
+                f"it ({self.weights.near(number, ancestor)}). "
             )
             if whose:
                 near = max(whose, key=partial(self.weights.cosine, number))
                 message += f"They agree with {near}'s ({self.weights.near(number, near)}), and the weights count."
             self.warn("card-wrong", message.rstrip(), self.names[number])
         if agreed:
-            rest = rest if rest.shared else replace(rest, shared=(self._first_founder(rest),))
+            rest = rest if rest.shared else replace(rest, shared=(self._first_ancestor(rest),))
             self._as_cards_say(rest, liars)
             self.proven = self.proven and not liars
         elif not any(rest.chains):
@@ -248,7 +236,7 @@ class _Decision:
                 *who,
             )
 
-    def _first_founder(self, claims: DeclaredBases) -> str:
+    def _first_ancestor(self, claims: DeclaredBases) -> str:
         nearest = (claims.nearest(number) for number in range(self.count))
         return next(seen.name for seen in nearest if seen)
 
@@ -257,7 +245,7 @@ class _Decision:
         nearest = [claims.nearest(number) for number, chain in enumerate(claims.chains) if chain]
         named = list(dict.fromkeys(seen.checkpoint.model for seen in nearest if seen and seen.checkpoint))
         weights = self.weights
-        if weights is None or not named or not all(nearest) or not set(named) <= weights.founders.keys():
+        if weights is None or not named or not all(nearest) or not set(named) <= weights.ancestors.keys():
             return False
         places = [weights.place(name) for name in named]
         if weights.unread.intersection(named) or not all(weights.bodies.same[places[0], place] for place in places):
@@ -294,7 +282,7 @@ class _Decision:
         weights = self.weights
         if weights is None:
             return None
-        candidates = [each for each in self.seek() if each.model not in weights.founders]
+        candidates = [each for each in self.seek() if each.model not in weights.ancestors]
         self.tried = len(candidates)
         weights.add(candidates, tried=True)
         kin = [each for each in candidates if all(self._links(each.model))]

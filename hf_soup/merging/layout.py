@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from hf_soup.checkpoint import DTYPES, FLOATS, ITEM_BYTES, TensorInfo
 from hf_soup.errors import IncompatibleError
@@ -175,20 +175,24 @@ class OutputFile:
     size: int
 
 
-class Source(NamedTuple):
-    """A model that tensors come from.
+class Source(Protocol):
+    """A model that tensors come from."""
 
-    Args:
-        name: What mixtures call it.
-        tensors: Its tensors under the names of the output.
-        label: What errors call it; its name where this is empty.
-        state: What identifies its bytes: ``model@revision``, or the state of a folder's files; as ``label``.
-    """
+    @property
+    def name(self) -> str:
+        """What mixtures call it."""
 
-    name: str
-    tensors: Mapping[str, TensorInfo]
-    label: str = ""
-    state: str = ""
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Its tensors under the names of the output."""
+
+    @property
+    def label(self) -> str:
+        """What errors call it."""
+
+    @property
+    def state(self) -> str:
+        """What identifies its bytes: ``model@revision``, or the state of a folder's files."""
 
 
 @dataclass(frozen=True)
@@ -263,9 +267,8 @@ class Layout:
                 )
                 for entry, size, end in zip(group, sizes, ends, strict=True)
             ]  # fmt: skip
-        labels = tuple(source.label or source.name for source in sources)
-        states = tuple(source.state or label for source, label in zip(sources, labels, strict=True))
         names = tuple(source.name for source in ingredients)
+        labels, states = tuple(source.label for source in sources), tuple(source.state for source in sources)
         return cls(names, labels, states, tuple(files), tuple(tensors), tuple(runs))
 
     @property
@@ -390,7 +393,7 @@ def _laid(sources: Sequence[Source], counted: int, patched: Collection[str], dty
         for name in names:
             lacking = [source for source in sources if name not in source.tensors]
             if lacking and name not in patched:
-                who = lacking[0].label or lacking[0].name
+                who = lacking[0].label
                 raise IncompatibleError(f"Cannot average '{name}': {who} does not have it.", subjects=[who])
     laid: list[tuple[tuple[int, bool, str, int], _Laid]] = []
     for name in names:
@@ -404,7 +407,7 @@ def _laid(sources: Sequence[Source], counted: int, patched: Collection[str], dty
             shape = having[0].shape
             # Counted by identity first: sources that were saved alike share what their headers say.
             if having.count(having[0]) < len(having) and any(place.shape != shape for place in having):
-                labels = [source.label or source.name for source in sources]
+                labels = [source.label for source in sources]
                 shown = "\n".join(f"  {who}  {place.shape}" for who, place in zip(labels, having, strict=True))
                 raise IncompatibleError(
                     f"Cannot average '{name}': the ingredients disagree on its shape.\n{shown}", subjects=labels

@@ -23,7 +23,7 @@ from hf_soup._util.yaml import write_yaml
 from hf_soup.checkpoint import PIPELINES, Checkpoint
 from hf_soup.errors import PublishError
 from hf_soup.hub import is_repo_id
-from hf_soup.lineage import BaseReference, LineageReport
+from hf_soup.lineage import BaseReference
 from hf_soup.publishing.merged_models import MergedModels
 from hf_soup.recipe import DEPTH, SoupReport
 
@@ -55,9 +55,10 @@ class License:
     agreed: bool
 
 
-def license_of(leaves: LineageReport) -> License:
+def license_of(merged: MergedModels) -> License:
     """The ingredients' licence when all agree, the base included; else ``other``, with a link to the card's table."""
-    models: list[Checkpoint | BaseReference] = [*leaves.checkpoints, *([leaves.ancestor] if leaves.ancestor else [])]
+    models: list[Checkpoint | BaseReference] = [leaf.checkpoint for leaf in merged.leaves.ingredients]
+    models += [merged.lineage.ancestor] if merged.lineage.ancestor else []
     rows = tuple(dict.fromkeys((each.model, stated_license(each.card)) for each in models))
     found = list(dict.fromkeys(license for _, license in rows))
     # What is no single identifier, such as `other (its name)` or a list, is not for us to put in a word.
@@ -88,14 +89,14 @@ def front_matter(title: str, models: MergedModels, report: SoupReport, license: 
         report: What is told of it.
         license: From `license_of`.
     """
-    lineage, leaves = models.lineage, models.leaves.checkpoints
+    lineage, leaves = models.lineage, [leaf.checkpoint for leaf in models.leaves.ingredients]
     bases = [leaf.model for leaf in leaves if leaf.source.commit]
     if not all(leaf.source.commit for leaf in leaves) and lineage.ancestor and lineage.ancestor.declared:
         # A folder has no address that a reader could follow, so its ancestor stands for it.
         bases.append(lineage.ancestor.model)
     bases = [base for base in dict.fromkeys(bases) if not base.startswith("local:")]
     cards = [leaf.card for leaf in leaves]
-    tags = [None if lineage.alignment.body else card.get("pipeline_tag") for card in cards]
+    tags = [None if lineage.models.options.heads == "body" else card.get("pipeline_tag") for card in cards]
     fields: dict[str, Any] = {**license.fields, "library_name": report.library}
     known = report.tasks
     # What all say, as a class does not tell a ranker from a classifier; but no pipeline that does not take the class.
@@ -166,12 +167,13 @@ def render(title: str, models: MergedModels, report: SoupReport, *, recipe: str,
         recipe: ``soup.yaml``.
         files: What it names that scores need and that is only on the cook's machine.
     """
-    license, lineage, used = license_of(models.leaves), models.lineage, list(models.weights)
+    license, lineage, used = license_of(models), models.lineage, list(models.weights)
     fields = front_matter(title, models, report, license)
     known = re.fullmatch(r"[A-Za-z]\w*", report.architecture, re.ASCII)  # a stranger's text, in code to copy
     body = _environment().get_template("card.md.j2").render(
         title=title, lineage=lineage, used=used, license=license, report=report, recipe=_RECIPE, files=files,
         task=fields.get("pipeline_tag"), hidden=[name for name in used if name.startswith("local:")],
+        checkpoints={model.name: model.checkpoint for model in lineage.models.ingredients},
         compared=[name for each in lineage.evidence if each.part == "body" for name in each.names],
         architecture=report.architecture if known else "AutoModel",
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", recipe)), default=0)),

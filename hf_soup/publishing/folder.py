@@ -62,7 +62,7 @@ def soup_report(
     """
     from hf_soup.evaluation import SOUP, EvaluationReport, loader_of  # late, as it takes torch
 
-    asked, donor, measured = choice.recipe, models.leaves.donor, results or EvaluationReport()
+    asked, donor, measured = choice.recipe, models.leaves.donor.checkpoint, results or EvaluationReport()
     architecture = str((models.config.get("architectures") or ["AutoModel"])[0])
     titles = list(measured.scores.get(SOUP, ()))
     differing = [f"The ingredients disagree on '{name}', which is not averaged." for name in merged.differing]
@@ -108,9 +108,9 @@ def soup_report(
         ),
         batch_norm=merged.batch_norm,
         update=update,
-        license_agreed=license_of(models.leaves).agreed,
+        license_agreed=license_of(models).agreed,
         notes=(*measured.notes, *measured.warnings, *differing, *notes),
-        alignments=models.sources.alignments,
+        alignments=models.leaves.notes,
         lineage=ReportedLineage.model_validate(models.lineage.to_dict()),
         versions={**{name: version(name) for name in _PACKAGES}, "python": platform.python_version()},
         system=f"{platform.system()} {platform.machine()}",
@@ -127,7 +127,7 @@ def write_folder(folder: Path, report: SoupReport, recipe: Recipe, models: Merge
         models: What the soup is of.
         title: Its name.
     """
-    write_assets(folder, models.config, models.leaves, models.lineage.checkpoints)
+    write_assets(folder, models.config, models.leaves)
     index = models.plan.layout.index
     if index is not None:
         with (folder / "model.safetensors.index.json").open("w") as file:
@@ -165,7 +165,7 @@ def resolve_recipe(recipe: Recipe, models: MergedModels, data: EvaluationData) -
         data: The recipe's, pinned.
     """
     leaves = models.leaves
-    ancestor, base = leaves.ancestor, None
+    ancestor, base = models.lineage.ancestor, None
     # One that cannot be read would stop the next cook, for which it is only a hint where no method works on it.
     if ancestor and ancestor.declared and ancestor.revision:
         if not ancestor.model.startswith("local:"):
@@ -173,20 +173,20 @@ def resolve_recipe(recipe: Recipe, models: MergedModels, data: EvaluationData) -
         elif needs_base(recipe):
             base = ancestor.model
     ingredients = tuple(
-        Ingredient(model=leaf.model, revision=leaf.revision, weight=weight)
-        for leaf, weight in zip(leaves.checkpoints, models.weights.values(), strict=True)
+        Ingredient(model=leaf.checkpoint.model, revision=leaf.checkpoint.revision, weight=models.weights[leaf.name])
+        for leaf in leaves.ingredients
     )
     heads = recipe.heads
     if leaves.head_of is not None:
-        one = ingredients[leaves.alignment.donor]
+        one = ingredients[leaves.donor_number]
         # A model may stand there in several revisions.
         several = [each.model for each in ingredients].count(one.model) > 1
         heads = f"{one.model}@{one.revision}" if several else one.model
     # The order of the outputs, where it is not what the leaves say by themselves.
-    every = leaves.checkpoints if leaves.head_of is None else [leaves.donor]
-    named = (label_names(leaf.config) for leaf in every)
+    every = leaves.ingredients if leaves.head_of is None else [leaves.donor]
+    named = (label_names(leaf.checkpoint.config) for leaf in every)
     said = next((each for each in named if each is not None), None)
-    labels = leaves.alignment.labels
+    labels = leaves.labels
     return recipe.model_copy(
         update={
             "base": base,

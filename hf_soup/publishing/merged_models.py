@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from hf_soup.lineage import LineageReport, soup_config
+from hf_soup.lineage import AlignedModels, LineageReport, soup_config
 from hf_soup.merging import Plan
 
 
@@ -16,17 +16,15 @@ class MergedModels:
     """Which models a soup is of, with what shares.
 
     Args:
-        lineage: All leaves.
+        lineage: Of all leaves.
         groups: For each ingredient, numbers of the leaves that it is made of.
-        leaves: Those that went in.
-        sources: The same, and the base behind them where a method needs it.
+        leaves: Those that went in, and the base where the method needed one.
         plan: What was averaged.
     """
 
     lineage: LineageReport
     groups: Mapping[str, Mapping[int, object]]
-    leaves: LineageReport
-    sources: LineageReport
+    leaves: AlignedModels
     plan: Plan
 
     @property
@@ -42,5 +40,5 @@ class MergedModels:
     @cached_property
     def made_of(self) -> dict[str, tuple[str, ...]]:
         """Names of the leaves of every ingredient."""
-        names = self.lineage.names
+        names = self.lineage.models.names
         return {name: tuple(names[number] for number in numbers) for name, numbers in self.groups.items()}

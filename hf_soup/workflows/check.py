@@ -60,10 +60,10 @@ def propose(recipe: Recipe, lineage: LineageReport, *, token: Token = None) -> t
         token: As everywhere in huggingface_hub.
     """
     refusals = [reason for reason in lineage.reasons if reason.refuses]
-    apart = set().union(*(ingredients_set_apart(reason, lineage.names) for reason in refusals))
+    apart = set().union(*(ingredients_set_apart(reason, lineage.models.names) for reason in refusals))
     found = [(recipe.model_copy(update={"heads": "body"}), "with `heads: body`")] if recipe.heads is None else []
-    if len(lineage.names) == len(recipe.ingredients) and apart and len(lineage.names) - len(apart) > 1:
-        pairs = zip(lineage.names, recipe.ingredients, strict=True)
+    if len(lineage.models.names) == len(recipe.ingredients) and apart and len(lineage.models.names) - len(apart) > 1:
+        pairs = zip(lineage.models.names, recipe.ingredients, strict=True)
         kept = tuple(each for name, each in pairs if name not in apart)
         found.append((recipe.model_copy(update={"ingredients": kept}), f"without {some(sorted(apart))}"))
     only_heads = all(reason.code in ("architecture", "labels") for reason in refusals)
@@ -80,7 +80,7 @@ def _examine(expanded: ResolvedIngredients, runs: Sequence[Finding], token: Toke
     lineage = check_lineage(
         expanded.checkpoints,
         base=recipe.base,
-        wishes=AlignmentOptions.of(recipe),
+        options=AlignmentOptions.of(recipe),
         alone=recipe.resolved or needs_base(recipe),
         allow_pickle=recipe.allow_pickle,
         token=token,
@@ -88,8 +88,8 @@ def _examine(expanded: ResolvedIngredients, runs: Sequence[Finding], token: Toke
     soups = [Finding("second-order", note) for note in expanded.notes]
     seen = selected_on(recipe, expanded.seen)
     found = within_a_run(lineage.reasons, expanded.checkpoints)
-    found += [*running_statistics(recipe, lineage), *runs, *soups, *seen]
-    return lineage.with_reasons(with_allowed([*found, *trained_on(recipe, lineage, token)], recipe.allow))
+    found += [*running_statistics(recipe, lineage.models), *runs, *soups, *seen]
+    return lineage.with_reasons(with_allowed([*found, *trained_on(recipe, lineage.models, token)], recipe.allow))
 
 
 def checked_models(asked: Recipe, runs: Sequence[Finding], token: Token) -> CheckedModels:
@@ -107,18 +107,19 @@ def checked_models(asked: Recipe, runs: Sequence[Finding], token: Token) -> Chec
     for reason in runs:
         logger.info(f"[{reason.code}] {reason.message}")
     lineage = _examine(ingredients, runs, token)
-    require_looked_at(ingredients.recipe, lineage)
+    require_looked_at(ingredients.recipe, lineage.models)
     lineage.raise_if_refused()
     for reason in lineage.reasons:
         if reason not in runs:
             noted = logging.INFO if reason.code == "second-order" else ALLOWED if reason.allowed else logging.WARNING
             logger.log(noted, f"[{reason.code}] {reason.message}")
-    for alignment in lineage.alignments:
-        logger.info(alignment)
-    for name, checkpoint in zip(lineage.names, lineage.checkpoints, strict=True):
-        for note in checkpoint.notes:
-            logger.info(f"{name}: {note}")
+    for note in lineage.models.notes:
+        logger.info(note)
+    for model in lineage.models.ingredients:
+        for note in model.checkpoint.notes:
+            logger.info(f"{model.name}: {note}")
     models = CheckedModels.of(asked, ingredients, lineage)
-    for alignment in models.sources.alignments[len(models.fetched.alignments) :]:
-        logger.info(alignment)
+    if models.fetched.base:
+        for note in models.fetched.notes[len(lineage.models.notes) :]:
+            logger.info(note)
     return models

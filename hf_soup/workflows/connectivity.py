@@ -328,21 +328,21 @@ def connectivity(
     require_measurable(recipe)
     lineage = lineage or check(recipe, token=token)
     lineage.raise_if_refused()
-    names, context = lineage.names, RunContext(token, device)
+    models, names, context = lineage.models, lineage.models.names, RunContext(token, device)
     if len(names) < 2:
         raise RecipeError("A barrier lies between two models, and there is one.")
     # What is measured is the straight line, by whatever method the recipe averages.
     straight = recipe.model_copy(update={"method": Named(name="linear")})
-    plan = plan_of(straight, lineage, dict.fromkeys(names, 1.0))
+    plan = plan_of(straight, models, dict.fromkeys(names, 1.0))
     pairs = len(names) * (len(names) - 1) // 2
     total = len(names) + pairs + 2 * min(LINES, pairs)
-    with model_template(lineage, plan.layout.dtype) as template:
+    with model_template(models, plan.layout.dtype) as template:
         require_memory(plan.layout)
         data = load_data(recipe, template, context)
         log_notes(data)
         bench = data.validation[0]
         logger.info(f"{len(names)} models, {pairs} pair{'s'[: pairs - 1]}: {total} scorings of {bench.n:,} rows")
-        paths = fetch_weights(lineage.checkpoints, quiet=quiet)
+        paths = fetch_weights(models.checkpoints, quiet=quiet)
         with (
             Candidates(plan.layout, paths, replace(data, validation=(bench,), test=()), context) as candidates,
             bar("Measuring barriers", total, unit="score", quiet=quiet) as shown,
@@ -362,7 +362,7 @@ def connectivity(
                 return found
 
             scores, found = _measure(names, point, least)
-    return ConnectivityReport(bench.title, bench.n, least, scores, found, lineage.head_of)
+    return ConnectivityReport(bench.title, bench.n, least, scores, found, models.head_of)
 
 
 #: A score, and the score over resamples of the rows.

@@ -113,17 +113,17 @@ def _cook(recipe: Models | Update, changes: Mapping[str, Any], out: Path, stream
     with Workspace(out) as workspace, ExitStack() as stack:
         plan = models.plan()
         data = stack.enter_context(_data(models, plan, workspace, context))
-        require_disk(models.sources, plan, out, stream=stream, held=workspace.held_bytes())
-        fetch_small(models.sources.checkpoints)
+        require_disk(models.fetched, plan, out, stream=stream, held=workspace.held_bytes())
+        fetch_small(models.fetched.checkpoints)
         candidates = _candidates(models, plan, data, context, stack)
-        choice = choose(models.recipe, models.weights, models.space(plan), candidates, models.lineage.head_of)
+        choice = choose(models.recipe, models.weights, models.space(plan), candidates, models.lineage.models.head_of)
         used = _chosen(models, plan, choice)
-        own = stack.enter_context(data_of_soup(models.recipe, data, used.leaves, models.lineage, context))
+        own = stack.enter_context(data_of_soup(models.recipe, data, used.leaves, models.lineage.models, context))
         used = _with_statistics(used, own, context)
         merged = _merged(used, workspace, stream, context)
         with workspace.disk_errors():
-            models.lineage.pin()
-        require_unchanged(models.sources.checkpoints)
+            models.lineage.models.pin()
+        require_unchanged(models.fetched.checkpoints)
         if candidates:
             candidates.release()
         with workspace.disk_errors():
@@ -165,7 +165,7 @@ def _data(models: CheckedModels, plan: Plan, workspace: Workspace, context: RunC
     learns = SELECTIONS[models.recipe.select.name].learns
     with ExitStack() as stack:
         with workspace.disk_errors():
-            template = stack.enter_context(model_template(models.lineage, plan.layout.dtype))
+            template = stack.enter_context(model_template(models.lineage.models, plan.layout.dtype))
         if models.recipe.score or models.recipe.report:
             require_memory(plan.layout, learns=learns)
         data = load_data(models.recipe, template, context)
@@ -182,19 +182,19 @@ def _candidates(
         return None
     from hf_soup.evaluation import Candidates
 
-    paths = fetch_weights(models.sources.checkpoints, quiet=context.quiet)
+    paths = fetch_weights(models.fetched.checkpoints, quiet=context.quiet)
     ingredients = models.space(plan).alone()
     return stack.enter_context(Candidates(plan.layout, paths, data, context, ingredients))
 
 
 def _chosen(models: CheckedModels, plan: Plan, choice: Choice) -> MergedModels:
     """What a selection left, and its plan: what cooking those models alone would give."""
-    leaves, sources, layout = models.fetched.only(choice.weights), models.sources, plan.layout
+    leaves, layout = models.fetched.only(choice.weights), plan.layout
     if leaves is not models.fetched:
-        sources = with_base_if_needed(choice.final, leaves)
-        layout = layout_of(choice.final, sources, len(leaves.names))
+        leaves = with_base_if_needed(choice.final, leaves, models.lineage.ancestor)
+        layout = layout_of(leaves, choice.final.dtype)
     mixture = Mixture.of(choice.final, choice.weights, (tensor.name for tensor in layout.tensors))
-    return MergedModels(models.lineage, models.ingredients.groups, leaves, sources, Plan(layout, mixture))
+    return MergedModels(models.lineage, models.ingredients.groups, leaves, Plan(layout, mixture))
 
 
 def _with_statistics(used: MergedModels, own: EvaluationData, context: RunContext) -> MergedModels:
@@ -204,7 +204,7 @@ def _with_statistics(used: MergedModels, own: EvaluationData, context: RunContex
     from hf_soup.evaluation import collect_statistics, with_statistics
 
     plan = with_statistics(used.plan, own.calibration)
-    collect_statistics(plan, partial(fetch_weights, used.sources.checkpoints, quiet=context.quiet), own.calibration)
+    collect_statistics(plan, partial(fetch_weights, used.leaves.checkpoints, quiet=context.quiet), own.calibration)
     return replace(used, plan=plan)
 
 
@@ -213,7 +213,7 @@ def _merged(used: MergedModels, workspace: Workspace, stream: bool, context: Run
     from hf_soup.merging import SharedMerge, merge
 
     processes = context.processes
-    supply = weight_files_of(used.sources.checkpoints, workspace.fetched if stream else None)
+    supply = weight_files_of(used.leaves.checkpoints, workspace.fetched if stream else None)
     if processes.size > 1:
         supply.fetch_all()
     begun = workspace.open(used.plan.fingerprint, used.plan.outline())
@@ -254,7 +254,7 @@ def preview(recipe: Recipe, out: Path, *, stream: bool = False, token: Token = N
     from hf_soup.workflows.estimate import estimated_seconds
 
     models = _checked(recipe, {"method": None, "select": None}, out, stream, RunContext(token))
-    lineage, sources, plan = models.lineage, models.sources, models.plan()
+    lineage, sources, plan = models.lineage, models.fetched, models.plan()
     layout, missing = plan.layout, missing_weights(sources.checkpoints)
     layers, again = batch_norms(tensor.name for tensor in layout.tensors), None
     if models.recipe.examples and layers and len(layout.labels) > 1:
@@ -262,10 +262,10 @@ def preview(recipe: Recipe, out: Path, *, stream: bool = False, token: Token = N
     (_, output), (_, cache) = disk_needs(sources, plan, out, stream).values()
     return {
         "verdict": lineage.verdict,
-        "ingredients": dict(zip(lineage.names, [str(each) for each in lineage.checkpoints], strict=True)),
+        "ingredients": {model.name: str(model.checkpoint) for model in lineage.models.ingredients},
         "files": {file.name: file.size for file in layout.files},
         "tensors": len(layout.tensors),
-        "alignments": list(sources.alignments),
+        "alignments": list(sources.notes),
         "dtype": layout.dtype,
         "fetch_bytes": sum(source.files[file] for source, file in missing),
         "output_bytes": layout.size,

@@ -13,8 +13,8 @@ from hf_soup import hub
 from hf_soup.errors import MergeError
 from hf_soup.hub import Token
 from hf_soup.ingredients import ResolvedIngredients
-from hf_soup.lineage import LineageReport
-from hf_soup.merging import Layout, Plan, Source, missing_weights, weight_files_of
+from hf_soup.lineage import AlignedModels, BaseReference, LineageReport, with_base
+from hf_soup.merging import Layout, Plan, missing_weights, weight_files_of
 from hf_soup.publishing import strings
 from hf_soup.recipe import Finding, Mixture, Recipe, Scoring, is_local_path, methods_of, needs_base
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def trained_on(recipe: Recipe, lineage: LineageReport, token: Token = None) -> list[Finding]:
+def trained_on(recipe: Recipe, models: AlignedModels, token: Token = None) -> list[Finding]:
     """Scores on the train split of a data set that an ingredient's card names: the model has seen those rows."""
     reasons = []
     for scoring in [*recipe.score, *recipe.report]:
@@ -38,9 +38,9 @@ def trained_on(recipe: Recipe, lineage: LineageReport, token: Token = None) -> l
         # Old cards leave the owner out: `beans` is AI-Lab-Makerere/beans.
         known = {each for name in asked for each in (name.casefold(), name.casefold().rpartition("/")[2])}
         who = tuple(
-            name
-            for name, checkpoint in zip(lineage.names, lineage.checkpoints, strict=True)
-            if known & {dataset.casefold() for dataset in strings(checkpoint.card.get("datasets"))}
+            model.name
+            for model in models.ingredients
+            if known & {dataset.casefold() for dataset in strings(model.checkpoint.card.get("datasets"))}
         )
         if who:
             message = f"'{scoring.title}' is data on which {', '.join(who)} were trained, as their cards say."
@@ -74,21 +74,21 @@ class CheckedModels:
         asked: The recipe as it was asked for.
         ingredients: What its ingredients stand for.
         lineage: Of all of that.
-        fetched: Those that are fetched: where nothing is scored, one of weight 0 is not.
-        sources: The same, and the base behind them where a method needs it.
+        fetched: Those that are fetched, and the base where a method needs it; where nothing is scored, an ingredient of
+            weight 0 is not fetched.
     """
 
     asked: Recipe
     ingredients: ResolvedIngredients
     lineage: LineageReport
-    fetched: LineageReport
-    sources: LineageReport
+    fetched: AlignedModels
 
     @classmethod
     def of(cls, asked: Recipe, ingredients: ResolvedIngredients, lineage: LineageReport) -> CheckedModels:
         """The models of a recipe that were checked."""
-        fetched = ingredients_to_fetch(ingredients.recipe, lineage)
-        return cls(asked, ingredients, lineage, fetched, with_base_if_needed(ingredients.recipe, fetched))
+        recipe = ingredients.recipe
+        fetched = ingredients_to_fetch(recipe, lineage.models)
+        return cls(asked, ingredients, lineage, with_base_if_needed(recipe, fetched, lineage.ancestor))
 
     @property
     def recipe(self) -> Recipe:
@@ -101,74 +101,67 @@ class CheckedModels:
         pairs = zip(self.ingredients.groups, self.asked.ingredients, strict=True)
         return {name: each.weight for name, each in pairs if each.weight or self.recipe.layers}
 
+    def plan(self) -> Plan:
+        """Of all that is fetched."""
+        weights = weights_by_name(self.recipe, self.lineage.models)
+        return plan_of(self.recipe, self.fetched, {name: weights[name] for name in self.fetched.names})
+
     def space(self, plan: Plan) -> MixtureSpace:
         """All that may be made of them, by a plan of all that is fetched."""
         from hf_soup.evaluation import MixtureSpace
 
-        return MixtureSpace(plan.mixture, self.ingredients, self.lineage.names)
-
-    def plan(self) -> Plan:
-        """Of all that is fetched."""
-        weights = weights_by_name(self.recipe, self.lineage)
-        return plan_of(self.recipe, self.sources, {name: weights[name] for name in self.fetched.names})
+        return MixtureSpace(plan.mixture, self.ingredients, self.lineage.models.names)
 
 
-def weights_by_name(recipe: Recipe, lineage: LineageReport) -> dict[str, float]:
+def weights_by_name(recipe: Recipe, models: AlignedModels) -> dict[str, float]:
     """The share of every ingredient, by its name."""
-    return {name: each.weight for name, each in zip(lineage.names, recipe.ingredients, strict=True)}
+    return {name: each.weight for name, each in zip(models.names, recipe.ingredients, strict=True)}
 
 
-def ingredients_to_fetch(recipe: Recipe, lineage: LineageReport) -> LineageReport:
+def ingredients_to_fetch(recipe: Recipe, models: AlignedModels) -> AlignedModels:
     """Those that are fetched: where nothing is scored, an ingredient of weight 0 is not."""
     if recipe.score or recipe.report or recipe.layers:
-        return lineage
-    return lineage.only({name for name, weight in weights_by_name(recipe, lineage).items() if weight})
+        return models
+    return models.only({name for name, weight in weights_by_name(recipe, models).items() if weight})
 
 
-def layout_of(recipe: Recipe, lineage: LineageReport, count: int) -> Layout:
-    """Where everything lies of sources, of which so many are ingredients; the base may stand behind them."""
-    sources = [
-        Source(name, tensors, str(checkpoint) if checkpoint.source.commit else name, checkpoint.identity)
-        for name, tensors, checkpoint in zip(lineage.names, lineage.tensors, lineage.checkpoints, strict=True)
-    ]
-    base = sources.pop() if len(sources) > count else None
-    return Layout.of(sources, base, patched=lineage.alignment.patched, dtype=recipe.dtype)
+def layout_of(models: AlignedModels, dtype: str | None) -> Layout:
+    """Where everything lies of sources."""
+    return Layout.of(models.ingredients, models.base, patched=models.patched, dtype=dtype)
 
 
-def plan_of(recipe: Recipe, lineage: LineageReport, weights: Mapping[str, float]) -> Plan:
+def plan_of(recipe: Recipe, models: AlignedModels, weights: Mapping[str, float]) -> Plan:
     """The plan of a soup of all sources.
 
     Args:
         recipe: With method, parameters and type.
-        lineage: The sources.
-        weights: Of the ingredients; the base, which may stand behind them, has none.
+        models: The sources.
+        weights: Of the ingredients; the base has none.
     """
-    layout = layout_of(recipe, lineage, len(weights))
+    layout = layout_of(models, recipe.dtype)
     return Plan(layout, Mixture.of(recipe, weights, (tensor.name for tensor in layout.tensors)))
 
 
-def with_base_if_needed(recipe: Recipe, lineage: LineageReport) -> LineageReport:
-    """The ingredients of a lineage, and the ancestor behind them where a method needs it."""
+def with_base_if_needed(recipe: Recipe, models: AlignedModels, ancestor: BaseReference | None) -> AlignedModels:
+    """The ingredients, and their ancestor as the base where a method needs one."""
     if not needs_base(recipe):
-        return lineage
-    from hf_soup.lineage import with_base
-
-    return with_base(lineage, next(method.name for method in methods_of(recipe) if method.needs_base))
+        return models
+    return with_base(models, ancestor, next(method.name for method in methods_of(recipe) if method.needs_base))
 
 
-def disk_needs(lineage: LineageReport, plan: Plan, out: Path, stream: bool) -> dict[str, tuple[Path, int]]:
-    """What a cook of the ingredients of a lineage writes: title of a place → a folder on its disk, and bytes."""
+def disk_needs(models: AlignedModels, plan: Plan, out: Path, stream: bool) -> dict[str, tuple[Path, int]]:
+    """What a cook of models writes: title of a place → a folder on its disk, and bytes."""
     beside = 0
     if stream:
-        beside, fetch = weight_files_of(lineage.checkpoints, out).peak_bytes(plan), 0
+        beside, fetch = weight_files_of(models.checkpoints, out).peak_bytes(plan), 0
     else:
-        fetch = sum(source.files[file] for source, file in missing_weights(lineage.checkpoints))
+        fetch = sum(source.files[file] for source, file in missing_weights(models.checkpoints))
     return {"output": (out.absolute().parent, plan.layout.size + beside), "cache": (hub.cache_folder(), fetch)}
 
 
-def require_disk(lineage: LineageReport, plan: Plan, out: Path, *, stream: bool, held: int) -> None:
+def require_disk(models: AlignedModels, plan: Plan, out: Path, *, stream: bool, held: int) -> None:
     """Refuse before the download what would fill the disk; ``held`` bytes of it are there from an interrupted run."""
-    places = disk_needs(lineage, plan, out, stream)
+    places = disk_needs(models, plan, out, stream)
     fetch, beside = places["cache"][1], places["output"][1] - plan.layout.size
     devices = {title: _existing(folder).stat().st_dev for title, (folder, _) in places.items()}
     if devices["output"] == devices["cache"]:

@@ -10,7 +10,7 @@ from typing import Any
 from hf_soup.checkpoint import label_names, open_all, read_config
 from hf_soup.errors import RecipeError
 from hf_soup.hub import Token
-from hf_soup.lineage import Alignment, LineageReport
+from hf_soup.lineage import AlignedModel, AlignedModels
 from hf_soup.merging import fetch_weights
 from hf_soup.recipe import Recipe
 from hf_soup.workflows.prepare import layout_of
@@ -44,9 +44,9 @@ def score(
     data_alone = recipe.model_copy(update={"examples": None})
     for checkpoint in checkpoints:
         read_config(checkpoint.config, checkpoint.model)  # refuses what nobody could make a model of
-        alignment = Alignment((checkpoint.tensors,), labels=label_names(checkpoint.config))
-        alone = LineageReport("likely", None, (checkpoint,), (checkpoint.model,), (), alignment)
-        layout = layout_of(Recipe(ingredients=[checkpoint.model]), alone, 1)
+        model = AlignedModel(checkpoint.model, checkpoint, checkpoint.tensors)
+        alone = AlignedModels((model,), labels=label_names(checkpoint.config))
+        layout = layout_of(alone, None)
         with model_template(alone, layout.dtype) as template:
             require_memory(layout)
             data = load_data(data_alone, template, context)

@@ -348,7 +348,7 @@ def _averageable(
             unread += about if may_pass(error) else []
             waiting.append({name: each for name, each in members.items() if name not in about})
             continue
-        ids = dict(zip(lineage.names, members, strict=True))
+        ids = dict(zip(lineage.models.names, members, strict=True))
         if lineage.verdict != "refused":
             reasons = (*([replace(stray, refuses=False)] if stray else []), *lineage.reasons)
             groups.append(MergeableGroup(tuple(members), lineage.verdict, reasons, base is not None and stray is None))
@@ -362,8 +362,8 @@ def _averageable(
         if parting is refusals:
             why |= dict.fromkeys(members, refusals[0].message)
         why |= named
-        apart = set().union(*(ingredients_set_apart(reason, lineage.names) for reason in parting))
-        apart_ids = [ids[name] for name in lineage.names if name in apart]
+        apart = set().union(*(ingredients_set_apart(reason, lineage.models.names) for reason in parting))
+        apart_ids = [ids[name] for name in lineage.models.names if name in apart]
         if 0 < len(apart_ids) < len(members):
             for out in (False, True):
                 waiting.append({name: each for name, each in members.items() if (name in apart_ids) is out})

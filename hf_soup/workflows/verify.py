@@ -18,7 +18,7 @@ from hf_soup import hub
 from hf_soup._util.parallel import in_parallel
 from hf_soup._util.progress import bar
 from hf_soup._util.text import some
-from hf_soup.checkpoint import Checkpoint, HubRepo, distinct_names, open_checkpoint, require_unchanged
+from hf_soup.checkpoint import Checkpoint, HubRepo, open_checkpoint, require_unchanged
 from hf_soup.errors import (
     IncompatibleError,
     MergeError,
@@ -39,9 +39,9 @@ from hf_soup.evaluation import (
 from hf_soup.hub import ASSETS, INDEX, SINGLE, Token, may_pass
 from hf_soup.ingredients import Paths, Published, local_path, model_index, open_published, value_on_card
 from hf_soup.lineage import (
+    AlignedModels,
     AlignmentOptions,
     BaseReference,
-    LineageReport,
     correspond,
     processing_files,
     write_assets,
@@ -324,22 +324,22 @@ def _cooked_again(
         weight_files,
     )
 
-    recipe, names = published.recipe, distinct_names(checkpoints)
-    alignment, found = correspond(checkpoints, names, AlignmentOptions.of(recipe))
+    recipe, ancestor = published.recipe, (base.checkpoint,) if base and base.checkpoint else ()
+    models, found = correspond(AlignedModels.as_stored(checkpoints, AlignmentOptions.of(recipe)))
     refusals = [reason.message for reason in with_allowed(found, recipe.allow) if reason.refuses]
     if refusals:
         raise IncompatibleError("\n".join(["Its ingredients cannot be averaged:", *refusals]))
-    lineage = LineageReport("likely", base, tuple(checkpoints), tuple(names), (), alignment)
-    require_looked_at(recipe, lineage)
-    leaves, given = ingredients_to_fetch(recipe, lineage), weights_by_name(recipe, lineage)
-    used = with_base_if_needed(recipe, leaves)
-    plan = plan_of(recipe, used, {name: given[name] for name in leaves.names})
+    models = replace(models, asset_sources=ancestor)
+    require_looked_at(recipe, models)
+    leaves = with_base_if_needed(recipe, ingredients_to_fetch(recipe, models), base)
+    given = weights_by_name(recipe, models)
+    plan = plan_of(recipe, leaves, {name: given[name] for name in leaves.names})
     with (
         tempfile.TemporaryDirectory(prefix="hf-soup-verify-") as room,
         Workspace(Path(room) / "soup", kept=False) as staging,
-        model_template(leaves, plan.layout.dtype, lineage.checkpoints) as template,
+        model_template(leaves, plan.layout.dtype) as template,
     ):
-        supply = weight_files_of(used.checkpoints, staging.fetched)
+        supply = weight_files_of(leaves.checkpoints, staging.fetched)
         theirs = [name for name in weight_files(published)[0] if name in published.source.files]
         asking = any(needs_statistics(call) for call in plan.mixture.methods)
         fetched_bytes = supply.keep() if needs_cutoffs(plan) or asking else supply.peak_bytes(plan)
@@ -351,10 +351,10 @@ def _cooked_again(
             collect_statistics(plan, supply.paths, calibration)
         staging.open(plan.fingerprint, plan.outline())
         merged = merge(plan, supply, staging, quiet=quiet)
-        require_unchanged(used.checkpoints)
+        require_unchanged(leaves.checkpoints)
         with staging.disk_errors():
             merged = recalibrate_batch_norm(merged, plan.layout, staging.folder, calibration)
-            write_assets(staging.folder, template.config, leaves, lineage.checkpoints)
+            write_assets(staging.folder, template.config, leaves)
         source = published.source
         fetch = sum(source.files[name] for name in theirs) if source.commit else 0
         with bar("Comparing", plan.layout.size + fetch, quiet=quiet) as shown:
@@ -382,8 +382,8 @@ def _cooked_again(
         # An index beside a whole file of weights was not compared, and some programs would load what it names.
         beside = [] if theirs == [SINGLE] else [INDEX]
         differences += compare_files(published, staging.folder, {*ours, INDEX}, {*theirs, *beside})
-    known = [*checkpoints, *([base.checkpoint] if base and base.checkpoint else [])]
-    lost = [] if any(map(processing_files, known)) else [each for each in differences if _is_processing(each)]
+    processed = any(map(processing_files, [*checkpoints, *ancestor]))
+    lost = [] if processed else [each for each in differences if _is_processing(each)]
     reasons = [Finding("no-donor", f"Nobody in its recipe gives {each.name}.") for each in lost]
     if published.digest != digest:
         text = f"its digest is {published.digest[:16]}… and that of the weights beside it {digest[:16]}…"

@@ -176,8 +176,8 @@ def measure(folder: Path, make: Callable[[Path], Any], scoring: dict[str, Any], 
     recipe = Recipe(ingredients=[str(model) for model in models], score=scoring, select="greedy")
     (wanted,) = recipe.score
     checkpoints = open_all(recipe.ingredients)
-    lineage = check_lineage(checkpoints, wishes=AlignmentOptions.of(recipe))
-    plan, paths = plan_of(recipe, lineage, weights_by_name(recipe, lineage)), fetch_weights(checkpoints, quiet=True)
+    aligned = check_lineage(checkpoints, options=AlignmentOptions.of(recipe)).models
+    plan, paths = plan_of(recipe, aligned, weights_by_name(recipe, aligned)), fetch_weights(checkpoints, quiet=True)
     config = json.loads((models[0] / "config.json").read_text())
 
     def fresh_home() -> None:
@@ -207,18 +207,18 @@ def measure(folder: Path, make: Callable[[Path], Any], scoring: dict[str, Any], 
     def evaluation() -> Evaluation:
         fresh_home()
         return Evaluation(
-            [bench], held_out=1, names=lineage.names, plan=plan, paths=paths, config_folder=models[0],
+            [bench], held_out=1, names=aligned.names, plan=plan, paths=paths, config_folder=models[0],
             quiet=True,
         )  # fmt: skip
 
     def scored() -> None:
         with evaluation() as asked:
-            for name in lineage.names:
+            for name in aligned.names:
                 asked.held_out({name: 1.0})
 
     def greedy() -> int:
         with evaluation() as asked:
-            found = SELECTIONS["greedy"].function(dict.fromkeys(lineage.names, 1.0), asked.held_out)
+            found = SELECTIONS["greedy"].function(dict.fromkeys(aligned.names, 1.0), asked.held_out)
             return len(models) + len(found.trace) - 1
 
     pipe_inputs = inputs_of(scoring["task"], scoring)

@@ -328,14 +328,14 @@ def test_one_model_by_its_commit_is_what_a_selection_kept(put: Put) -> None:
     model = put("a", 1)
     lineage = check([model])
     assert (lineage.verdict, codes(lineage)) == ("refused", {"single"})
-    pinned = check([f"{model}@{lineage.checkpoints[0].revision}"])
+    pinned = check([f"{model}@{lineage.models.checkpoints[0].revision}"])
     assert (pinned.verdict, codes(pinned)) == ("proven", {"single"})
 
 
 def test_one_repo_by_two_names_counts_twice(put: Put) -> None:
     lineage = check(["bert-base-uncased", BERT])
     assert "counted-twice" in codes(lineage)
-    assert lineage.names == tuple(f"{BERT}@{lineage.checkpoints[0].revision[:7]}#{n}" for n in (1, 2))
+    assert lineage.models.names == tuple(f"{BERT}@{lineage.models.checkpoints[0].revision[:7]}#{n}" for n in (1, 2))
 
 
 # ---- where the weights are ------------------------------------------------------------------------------------
@@ -344,7 +344,7 @@ def test_one_repo_by_two_names_counts_twice(put: Put) -> None:
 def test_weights_in_several_files_beside_one_in_a_single_file(online: LocalHub) -> None:
     lineage = check(["hanyp/vit-base-beans", "zqTensor/vit-base-beans"])
     assert (lineage.verdict, codes(lineage)) == ("proven", set())
-    assert lineage.checkpoints[0].weights.files == (
+    assert lineage.models.checkpoints[0].weights.files == (
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
     )
@@ -357,10 +357,11 @@ def test_weights_in_the_bots_pull_request(online: LocalHub) -> None:
     assert (lineage.verdict, codes(lineage)) == ("proven", set())
     refs = HfApi(endpoint=online.endpoint, token=online.token).list_repo_refs(models[0], include_pull_requests=True)
     assert refs.pull_requests is not None
-    assert [lineage.checkpoints[0].revision] == [each.target_commit for each in refs.pull_requests]
-    assert lineage.checkpoints[0].notes == ("its safetensors are in the conversion bot's pull request (refs/pr/1)",)
+    (checkpoint, _) = lineage.models.checkpoints
+    assert [checkpoint.revision] == [each.target_commit for each in refs.pull_requests]
+    assert checkpoint.notes == ("its safetensors are in the conversion bot's pull request (refs/pr/1)",)
     named = check([f"{models[0]}@refs/pr/1", models[1]], base=VIT)
-    assert named.checkpoints[0].revision == lineage.checkpoints[0].revision
+    assert named.models.checkpoints[0].revision == checkpoint.revision
 
 
 def test_a_pull_request_that_is_not_to_be_believed(
@@ -392,7 +393,7 @@ def test_pickles_alone_are_refused_with_both_remedies(online: LocalHub) -> None:
 def test_pickles_are_read_when_that_is_allowed_and_converted_once(online: LocalHub, tmp_path: Path) -> None:
     lineage = check(FEATHERS, allow_pickle=True)
     assert (lineage.verdict, codes(lineage), ancestor(lineage)) == ("proven", set(), (BERT, "card"))
-    assert lineage.checkpoints[0].notes == ("its weights were converted from pytorch_model.bin",)
+    assert lineage.models.checkpoints[0].notes == ("its weights were converted from pytorch_model.bin",)
     converted = sorted((tmp_path / "home" / "hf-soup" / "converted").rglob("*.*"))
     assert len(converted) == 2
     times = [path.stat().st_mtime_ns for path in converted]
@@ -416,12 +417,12 @@ def test_a_tower_of_a_whole_clip(online: LocalHub, tmp_path: Path) -> None:
     loaded: Any = CLIPVisionModel.from_pretrained(soup.folder, output_loading_info=True)
     model, info = loaded
     assert not info["missing_keys"]
-    assert sum(each.numel() for each in model.parameters()) == lineage.checkpoints[0].parameters
+    assert sum(each.numel() for each in model.parameters()) == lineage.models.checkpoints[0].parameters
 
 
 def test_a_tower_saved_by_a_new_version_has_other_names(online: LocalHub) -> None:
     lineage = check(TOWERS[:1])
-    checkpoint = lineage.checkpoints[0]
+    checkpoint = lineage.models.checkpoints[0]
     path = checkpoint.weights.source.fetch(checkpoint.weights.files[0])
     tower = load_file(path)
     renamed = {name.removeprefix("vision_model."): each for name, each in stand_ins.nearby(tower, 5).items()}
@@ -429,7 +430,7 @@ def test_a_tower_saved_by_a_new_version_has_other_names(online: LocalHub) -> Non
     publish(online, "new-version/tower", files)
     lineage = check([TOWERS[0], "new-version/tower"])
     assert (lineage.verdict, codes(lineage)) == ("proven", set())
-    assert "have other names on disk" in "".join(lineage.alignments)
+    assert "have other names on disk" in "".join(lineage.models.notes)
 
 
 # ---- what a check reads ---------------------------------------------------------------------------------------
@@ -473,7 +474,7 @@ def test_a_check_reads_little(online: LocalHub, large: Sequence[str], tmp_path: 
     asked = len(online.requests)
     lineage = check(large[:2])
     assert lineage.verdict == "likely"
-    assert lineage.checkpoints[0].source.files["model.safetensors"] > 10e6
+    assert lineage.models.checkpoints[0].source.files["model.safetensors"] > 10e6
     samples: dict[str, list[int]] = {}
     for record in weight_requests(online, asked):
         if record.path.startswith("/cdn/") and not record.range.startswith("bytes=0-"):
@@ -523,7 +524,7 @@ def test_the_ways_to_name_a_revision(put: Put, online: LocalHub) -> None:
         model, f"{model}@main", f"{model}@v1", f"{model}@more/runs", f"{model}@{commit}", page, f"{page}/",
         f"{page}/tree/main", f"{page}/tree/more%2Fruns", f"{page}/commit/{commit}", f"{page}/blob/v1",
     ):  # fmt: skip
-        found = check([name, other]).checkpoints[0]
+        found = check([name, other]).models.checkpoints[0]
         assert (found.model, found.revision) == (model, commit), name
     with pytest.raises(ResolveError, match=f"'{model}@{'0' * 40}': there is no such branch, tag or commit"):
         check([f"{model}@{'0' * 40}", other])
@@ -543,9 +544,9 @@ def test_a_folder_beside_a_repo(
     for name in (str(folder), "best", "./best", "../runs/best", str(folder) + "/"):
         lineage = check([name, other])
         assert (lineage.verdict, codes(lineage), ancestor(lineage)) == ("proven", set(), (BERT, "card"))
-        assert lineage.names == ("local:best", other)
+        assert lineage.models.names == ("local:best", other)
         assert str(tmp_path) not in json.dumps(lineage.to_dict()) + str(lineage)
-        pins.add(lineage.checkpoints[0].revision)
+        pins.add(lineage.models.checkpoints[0].revision)
     assert len(pins) == 1
     assert pins.pop().startswith("sha256:")
 

@@ -123,7 +123,7 @@ def test_every_base_by_the_user(members: Zoo, name: str) -> None:
 
 def alone(members: Zoo, name: str, base: str) -> Recipe:
     folder = str(members[name].folder)
-    pin = check([folder]).checkpoints[0].revision
+    pin = check([folder]).models.checkpoints[0].revision
     return Recipe(ingredients=[{"model": folder, "revision": pin}], base=str(members[base].folder))
 
 

@@ -345,7 +345,7 @@ def test_numbers_of_special_tokens_beside_added_tokens(tmp_path: Path, number: i
     if refused:
         assert "pad_token_id: 0 against 5" in str(lineage)
     else:
-        assert any(f"with pad_token_id {number}" in note for note in lineage.alignments)
+        assert any(f"with pad_token_id {number}" in note for note in lineage.models.notes)
 
 
 def test_tokens_in_columns_are_named(tmp_path: Path) -> None:
@@ -418,10 +418,10 @@ def test_shapes_that_differ_as_a_file_contradicts_itself(tmp_path: Path) -> None
 def test_a_tied_head_is_nobodys_alone(tmp_path: Path) -> None:
     a = made("LlamaForCausalLM", tmp_path / "a", 1, tie_word_embeddings=True)
     b = made("LlamaForSequenceClassification", tmp_path / "b", 2, tie_word_embeddings=True)
-    notes = check(Recipe(ingredients=[a, b], heads=a)).alignments
+    notes = check(Recipe(ingredients=[a, b], heads=a)).models.notes
     assert any(note.startswith("local:a predicts tokens with its embeddings, which are averaged") for note in notes)
     bare = made("LlamaModel", tmp_path / "bare", 3)
-    assert "local:bare has no head of its own." in check(Recipe(ingredients=[a, bare], heads=bare)).alignments
+    assert "local:bare has no head of its own." in check(Recipe(ingredients=[a, bare], heads=bare)).models.notes
 
 
 def test_tokens_that_two_added_differently_are_refused(tmp_path: Path) -> None:

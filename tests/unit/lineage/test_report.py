@@ -122,7 +122,7 @@ def test_a_base_that_is_given_is_compared(write: Write, berts: tuple[dict[str, A
     assert lineage.ancestor is not None
     assert (lineage.ancestor.model, lineage.ancestor.source) == ("local:base", "recipe")
     assert lineage.evidence[0].names == ("local:a", "local:b", "local:base")
-    assert all((lineage.kin(number)[0] or 0) > 0.9 for number in range(2))
+    assert all((lineage.similarity_to_ancestor(number) or 0) > 0.9 for number in range(2))
 
 
 def test_one_stranger_among_four_is_named(write: Write) -> None:
@@ -192,7 +192,7 @@ def test_the_same_model_twice_counts_twice(write: Write) -> None:
     a = write("a", 1)
     lineage = check([a, write("b", 2), a])
     assert (lineage.verdict, codes(lineage)) == ("likely", {"counted-twice"})
-    assert len(set(lineage.names)) == 3
+    assert len(set(lineage.models.names)) == 3
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -455,7 +455,7 @@ def test_one_model_is_no_soup(write: Write) -> None:
 def test_one_model_by_its_revision_is_what_a_selection_kept(write: Write, tmp_path: Path) -> None:
     """A soup's own recipe may name one ingredient, and cooking it gives the same bytes."""
     folder = write("a")
-    pin = check([folder]).checkpoints[0].revision
+    pin = check([folder]).models.checkpoints[0].revision
     recipe = Recipe(ingredients=[{"model": folder, "revision": pin}])
     assert (check(recipe).verdict, codes(check(recipe))) == ("likely", {"single"})
     soup = cook(recipe, tmp_path / "soup")
@@ -548,7 +548,7 @@ def test_the_same_labels_in_another_order(
     assert (lineage.verdict, codes(lineage)) == ("likely", set())
     assert (
         "local:b: the labels stand in another order; rows of classifier.bias, classifier.weight move (negative 1→0"
-        in ("".join(lineage.alignments))
+        in ("".join(lineage.models.notes))
     )
     soup = cook(models, tmp_path / "soup")
     assert soup.load().config.id2label == {0: "negative", 1: "positive"}
@@ -650,7 +650,7 @@ def test_a_tensor_too_few_and_one_too_many(write: Write, berts: tuple[dict[str, 
     lineage = check([write("a", 1), write("b", tensors=tensors)])
     assert (lineage.verdict, codes(lineage)) == ("refused", {"tensors-missing"})
     assert "local:b lacks 1 tensors of local:a: bert.pooler.dense.bias" in said(lineage, "tensors-missing")
-    more = check([each.source.reference for each in lineage.checkpoints[::-1]])
+    more = check([each.source.reference for each in lineage.models.checkpoints[::-1]])
     assert (more.verdict, codes(more)) == ("refused", {"tensors-extra"})
 
 
@@ -665,8 +665,8 @@ def test_old_names_and_buffers_are_aligned(
     models = [write("a", 1), write("b", tensors=old)]
     lineage = check(models)
     assert (lineage.verdict, codes(lineage)) == ("likely", set())
-    assert any("local:b: transformers ignores bert.embeddings.position_ids" in each for each in lineage.alignments)
-    assert any("local:b: 10 tensors have other names on disk" in each for each in lineage.alignments)
+    assert any("local:b: transformers ignores bert.embeddings.position_ids" in each for each in lineage.models.notes)
+    assert any("local:b: 10 tensors have other names on disk" in each for each in lineage.models.notes)
     cook(models, tmp_path / "soup")
     soup = load_file(tmp_path / "soup" / "model.safetensors")
     a = load_file(tmp_path / "a" / "model.safetensors")
@@ -754,7 +754,7 @@ def test_a_tied_tensor_that_one_stores_twice(write: Write, kind: str, first: boo
     lineage = check(models)
     assert (lineage.verdict, codes(lineage)) == ("likely", set())
     soup: Any = cook(models, tmp_path / "soup").load()
-    one = lineage.checkpoints[1 if first else 0]
+    one = lineage.models.checkpoints[1 if first else 0]
     assert sum(each.numel() for each in soup.parameters()) == one.parameters
     mean = ((once[embedding].double() + twice[embedding].double()) / 2).float()
     assert torch.equal(soup.get_input_embeddings().weight, mean)
@@ -779,8 +779,8 @@ def test_one_ties_and_the_other_does_not(write: Write, first: bool, tmp_path: Pa
     models = models[::-1] if first else models
     lineage = check(models)
     assert lineage.verdict == "likely"
-    assert any(note.endswith("not tied to what predicts tokens, as in local:b.") for note in lineage.alignments)
-    assert f"local:a: '{head}' is tied, and stored once as '{embedding}'." in lineage.alignments
+    assert any(note.endswith("not tied to what predicts tokens, as in local:b.") for note in lineage.models.notes)
+    assert f"local:a: '{head}' is tied, and stored once as '{embedding}'." in lineage.models.notes
     soup: Any = cook(models, tmp_path / "soup").load()
     assert torch.equal(soup.get_output_embeddings().weight, ((once[embedding].double() + other[head]) / 2).float())
     assert torch.equal(soup.get_input_embeddings().weight, ((once[embedding].double() + other[embedding]) / 2).float())
@@ -795,7 +795,7 @@ def test_a_mixture_of_experts(write: Write, tmp_path: Path) -> None:
     assert (lineage.verdict, codes(lineage)) == ("proven", set())
     soup = cook(models, tmp_path / "soup")
     assert load_file(soup.folder / "model.safetensors").keys() == tensors.keys()
-    assert sum(each.numel() for each in soup.load().parameters()) == lineage.checkpoints[0].parameters
+    assert sum(each.numel() for each in soup.load().parameters()) == lineage.models.checkpoints[0].parameters
 
 
 # ---- tokenizers and processors --------------------------------------------------------------------------------

@@ -167,10 +167,11 @@ def test_whatever_decides_the_bytes_changes_the_fingerprint() -> None:
 
 def test_the_plan_does_not_depend_on_the_hash_seed() -> None:
     code = (
-        "from hf_soup.checkpoint.headers import TensorInfo\nfrom hf_soup.merging import Layout, Plan, Source, layout\n"
-        "from hf_soup.recipe import Mixture\nlayout.MAX_FILE_BYTES = 8\n"
+        "from hf_soup.checkpoint.headers import TensorInfo\nfrom hf_soup.merging import Layout, Plan, layout\n"
+        "from hf_soup.recipe import Mixture\nfrom types import SimpleNamespace\nlayout.MAX_FILE_BYTES = 8\n"
         "t = {n: TensorInfo(n, 'BF16', (3,), 'm', 8 + 6 * i, 6) for i, n in enumerate('zebra')}\n"
-        "print(Plan(Layout.of([Source('a', t), Source('b', t)]), Mixture({'a': 1.0, 'b': 2.0})).fingerprint)"
+        "models = [SimpleNamespace(name=n, label=n, state=n, tensors=t) for n in 'ab']\n"
+        "print(Plan(Layout.of(models), Mixture({'a': 1.0, 'b': 2.0})).fingerprint)"
     )
     found = {
         subprocess.check_output([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, text=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import yaml
 from huggingface_hub import ModelCardData
 from hypothesis import given, settings, strategies as st
 from markdown_it import MarkdownIt
+from plans import make_plan
 
 from hf_soup._util.yaml import parse_yaml, write_yaml
 from hf_soup.checkpoint.checkpoint import Checkpoint
@@ -20,11 +22,10 @@ from hf_soup.checkpoint.file_sources import LocalFolder
 from hf_soup.checkpoint.headers import TensorInfo
 from hf_soup.checkpoint.tensor_sources import TensorSource
 from hf_soup.errors import PublishError
-from hf_soup.lineage.alignment import Alignment
+from hf_soup.lineage.alignment import AlignedModels, AlignmentOptions
 from hf_soup.lineage.declared_bases import BaseReference
 from hf_soup.lineage.report import LineageReport
 from hf_soup.local_hub.card import problems
-from hf_soup.merging.layout import make_plan
 from hf_soup.publishing.card import escape, license_of, render, strings, with_fields
 from hf_soup.publishing.merged_models import MergedModels
 from hf_soup.recipe.soup_report import SoupReport
@@ -38,8 +39,7 @@ def model(name: str, **card: Any) -> Checkpoint:
 
 
 def lineage_of(leaves: list[Checkpoint], ancestor: BaseReference | None) -> LineageReport:
-    names = tuple(leaf.model for leaf in leaves)
-    return LineageReport("likely", ancestor, tuple(leaves), names, (), Alignment(({},) * len(leaves)))
+    return LineageReport("likely", ancestor, AlignedModels.as_stored(leaves, AlignmentOptions()), ())
 
 
 OTHER = {"license": "other", "license_link": "https://huggingface.co/THIS_REPO#licenses"}
@@ -85,7 +85,7 @@ def test_a_licence_is_claimed_only_when_all_have_it(
     """The base's included; nothing is said about which go together."""
     leaves = [model(f"acme/{number}", **card) for number, card in enumerate(cards)]
     ancestor = BaseReference("acme/base", "card", model("acme/base", **base)) if base is not None else None
-    found = license_of(lineage_of(leaves, ancestor))
+    found = license_of(merged_models(lineage_of(leaves, ancestor)))
     assert (found.fields, found.agreed) == (fields, agreed)
     assert len(found.rows) == len(cards) + (base is not None)
     assert all("\n" not in text for _, text in found.rows)
@@ -93,7 +93,7 @@ def test_a_licence_is_claimed_only_when_all_have_it(
 
 
 def test_a_base_that_cannot_be_read_has_no_licence_that_is_known() -> None:
-    found = license_of(lineage_of([model("acme/a", license="mit")], BaseReference("acme/gated", "card")))
+    found = license_of(merged_models(lineage_of([model("acme/a", license="mit")], BaseReference("acme/gated", "card"))))
     assert found.fields["license_name"] == "see-ingredients"
     assert found.rows == (("acme/a", "mit"), ("acme/gated", ""))
 
@@ -124,13 +124,10 @@ def soup(text: Mapping[str, Any], **changes: Any) -> tuple[MergedModels, SoupRep
     stated |= {"datasets": [text["dataset"]], "language": [text["language"]], "pipeline_tag": text["task"]}
     names = (f"local:a {text['name']}", "acme/b")
     ancestor = BaseReference(f"local:{text['base']}", "card", model("acme/base", license=text["license"]))
-    leaves = tuple(model(name, **stated) for name in names)
+    leaves = [model(name, **stated) for name in names]
     for leaf in leaves:
         leaf.__dict__["revision"] = "sha256:" + "0" * 64  # as if it was read
-    lineage = LineageReport(
-        "likely", ancestor, leaves, names, (Finding("processing", text["label"]),),
-        Alignment(({}, {})),
-    )  # fmt: skip
+    lineage = replace(lineage_of(leaves, ancestor), reasons=(Finding("processing", text["label"]),))
     title = f"{text['data']} accuracy"
     score = {"metric": "accuracy", "value": 0.5, "low": 0.4, "high": 0.6, "n": 10}
     scores = {name: {title: score} for name in ("soup", *names, "ensemble")}
@@ -164,7 +161,7 @@ def soup(text: Mapping[str, Any], **changes: Any) -> tuple[MergedModels, SoupRep
         "versions": {"hf-soup": "1"}, "system": "Linux", **changes,
     }  # fmt: skip
     recipe = write_yaml({"ingredients": list(names), "labels": [text["label"], text["name"]]})
-    return merged_models(lineage, values["weights"]), SoupReport.model_validate(values), recipe
+    return merged_models(lineage), SoupReport.model_validate(values), recipe
 
 
 def data(**stated: Any) -> dict[str, Any]:
@@ -173,11 +170,12 @@ def data(**stated: Any) -> dict[str, Any]:
     return {**absent, "batch_size": 32, "weight": 1.0, "trust_remote_code": False, **stated}
 
 
-def merged_models(lineage: LineageReport, weights: Mapping[str, float]) -> MergedModels:
-    """Of models without tensors."""
-    groups = {name: {number: 1.0} for number, name in enumerate(lineage.names)}
+def merged_models(lineage: LineageReport) -> MergedModels:
+    """All of some models without tensors."""
+    weights = dict.fromkeys(lineage.models.names, 0.5)
+    groups = {name: {number: 1.0} for number, name in enumerate(lineage.models.names)}
     tensor = TensorInfo("x", "F32", (1,), "model.safetensors", 0, 4)
-    return MergedModels(lineage, groups, weights, make_plan(["a"], [{"x": tensor}], [1.0]), ())
+    return MergedModels(lineage, groups, weights, make_plan(["a"], [{"x": tensor}], [1.0]), lineage.models)
 
 
 KEYS = ("license", "tag", "dataset", "language", "task", "name", "base", "label", "data", "title")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import hf_soup
 from hf_soup import IncompatibleError, MergeError, Recipe, RecipeError, ResolveError, Soup
 from hf_soup.hub import file_digests as digests
-from hf_soup.lineage.report import LineageReport
+from hf_soup.lineage.alignment import AlignedModels
 from hf_soup.merging.workspace import Workspace
 from hf_soup.workflows.cook import preview
 
@@ -71,8 +71,8 @@ def test_models_are_named_in_several_ways(models: list[str], family: Path, tmp_p
     recipe = Recipe(ingredients=[{"model": models[0], "weight": 0.9}, {"model": models[1], "weight": 0.1}])
     spelled = hf_soup.cook(recipe, tmp_path / "spelled")
     assert weighted.digest == by_path.digest == spelled.digest
-    assert hf_soup.check([Path(model) for model in models]).names == ("local:a", "local:b", "local:c")
-    assert hf_soup.check({Path(model): 1.0 for model in models}).names == ("local:a", "local:b", "local:c")
+    assert hf_soup.check([Path(model) for model in models]).models.names == ("local:a", "local:b", "local:c")
+    assert hf_soup.check({Path(model): 1.0 for model in models}).models.names == ("local:a", "local:b", "local:c")
     assert hf_soup.check(Path(models[0])).verdict == "refused"  # one is no soup
     options: dict[str, Any] = {"method": "slerp", "select": {"name": "uniform"}}
     between = hf_soup.cook(models[:2], tmp_path / "between", **options)
@@ -94,7 +94,7 @@ def test_models_are_named_in_several_ways(models: list[str], family: Path, tmp_p
 def test_check_gives_a_verdict(models: list[str], family: Path) -> None:
     lineage = hf_soup.check(models, base=str(family / "base"))
     assert lineage.verdict in ("proven", "likely")
-    assert lineage.names == ("local:a", "local:b", "local:c")
+    assert lineage.models.names == ("local:a", "local:b", "local:c")
     assert json.loads(json.dumps(lineage.to_dict()))["verdict"] == lineage.verdict
     alone = hf_soup.check(models[:1])
     assert alone.verdict == "refused"
@@ -164,7 +164,7 @@ def test_folders_of_one_name_are_told_apart_by_their_weights(
     for number, model in enumerate(models[:2]):
         shutil.copytree(model, tmp_path / str(number) / "run")
     folders = [str(tmp_path / str(number) / "run") for number in range(2)]
-    names = hf_soup.check(folders).names
+    names = hf_soup.check(folders).models.names
     assert names == tuple(f"local:run@{pin(folder)[7:14]}" for folder in folders)
     assert len(nothing_known) >= 2
 
@@ -192,13 +192,13 @@ def test_an_ingredient_that_is_removed_at_the_end_is_said(
 ) -> None:
     """Its sha256 is asked for when all of it was read."""
     gone = shutil.copytree(models[0], tmp_path / "gone")
-    original = LineageReport.pin
+    original = AlignedModels.pin
 
-    def pin(self: LineageReport) -> None:
+    def pin(self: AlignedModels) -> None:
         shutil.rmtree(gone)
         original(self)
 
-    monkeypatch.setattr(LineageReport, "pin", pin)
+    monkeypatch.setattr(AlignedModels, "pin", pin)
     with pytest.raises(MergeError, match=r"No such file or directory \('.*gone/model.safetensors'\)"):
         hf_soup.cook([*models[1:], str(gone)], tmp_path / "soup")
     assert not (tmp_path / "soup").exists()
@@ -251,7 +251,7 @@ def test_a_soup_of_one_is_a_soup_only_where_it_is_pinned(
     """A selection may keep one model; its ``soup.yaml`` is cooked again as any other."""
     with pytest.raises(IncompatibleError, match="needs two models or more"):
         hf_soup.cook(models[:1], tmp_path / "refused")
-    revision = hf_soup.check(models[:1]).checkpoints[0].revision
+    revision = hf_soup.check(models[:1]).models.checkpoints[0].revision
     recipe = Recipe(ingredients=[{"model": models[0], "revision": revision}])
     soup = hf_soup.cook(recipe, tmp_path / "soup")
     assert any("[single]" in line for line in log.messages)
