@@ -26,8 +26,10 @@ from hf_soup.lineage.alignment import AlignedModels, AlignmentOptions
 from hf_soup.lineage.declared_bases import BaseReference
 from hf_soup.lineage.report import LineageReport
 from hf_soup.local_hub.card import problems
+from hf_soup.merging import Plan
 from hf_soup.publishing.card import escape, license_of, render, strings, with_fields
 from hf_soup.publishing.merged_models import MergedModels
+from hf_soup.recipe import Mixture
 from hf_soup.recipe.soup_report import SoupReport
 
 FEW = settings(deadline=None, derandomize=True, max_examples=100)
@@ -175,7 +177,8 @@ def merged_models(lineage: LineageReport) -> MergedModels:
     weights = dict.fromkeys(lineage.models.names, 0.5)
     groups = {name: {number: 1.0} for number, name in enumerate(lineage.models.names)}
     tensor = TensorInfo("x", "F32", (1,), "model.safetensors", 0, 4)
-    return MergedModels(lineage, groups, weights, make_plan(["a"], [{"x": tensor}], [1.0]), lineage.models)
+    layout = make_plan(["a"], [{"x": tensor}], [1.0]).layout
+    return MergedModels(lineage, groups, lineage.models, Plan(layout, Mixture(weights)))
 
 
 KEYS = ("license", "tag", "dataset", "language", "task", "name", "base", "label", "data", "title")
