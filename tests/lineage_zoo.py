@@ -392,9 +392,8 @@ def _fine_tune(
     own = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1000 * seed + number))[:134]
     chosen = {"weight_decay": 0.05, "label_smoothing": 0.0, "augmentation": 0.6, "mixup": 0.0} | settings
     epochs = max(1, round(epochs * effort))
-    demo._fine_tune(
-        model, images[own], labels[own], seed=1000 * seed + number, learning_rate=learning_rate, epochs=epochs, **chosen
-    )
+    seeded = {"seed": 1000 * seed + number, "learning_rate": learning_rate, "epochs": epochs}
+    demo._fine_tune(model, images[own], labels[own], demo.Hyperparameters(**seeded, **chosen))
     _save(model, out)
 
 

@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ def make_zoo(folder: Path, progress: Progress, zoo: Zoo) -> None:
         for number, name in enumerate(zoo.fine_tunes):
             progress(f"Training {name}, fine-tune {number + 1} of {len(zoo.fine_tunes)}")
             model, chosen = copy.deepcopy(start), _hyperparameters(zoo, number)
-            _fine_tune(model, *splits["train"], **chosen)
+            _fine_tune(model, *splits["train"], chosen)
             _save(model, folder / name, _FINE_TUNE_FRONT, _fine_tune_card(model, name, splits, chosen))
     finally:
         torch.set_num_threads(threads)
@@ -72,19 +72,32 @@ def _ancestor(zoo: Zoo) -> Any:
     return model
 
 
-def _hyperparameters(zoo: Zoo, number: int) -> dict[str, Any]:
+class Hyperparameters(NamedTuple):
+    """With what a model is fine-tuned; the learning rate is constant after its warm-up where it is not annealed."""
+
+    seed: int
+    learning_rate: float
+    epochs: int
+    weight_decay: float
+    label_smoothing: float
+    augmentation: float
+    mixup: float
+    annealed: bool = False
+
+
+def _hyperparameters(zoo: Zoo, number: int) -> Hyperparameters:
     """What different people would choose; different enough to make a soup worth cooking. The last one is the poor."""
     drawn = random.Random(f"{zoo.seed} {number}")
-    chosen = {
-        "seed": zoo.seed * 1000 + number,
-        "learning_rate": 10 ** drawn.uniform(-3.4, -2.9),
-        "epochs": drawn.randint(*zoo.epochs),
-        "weight_decay": 10 ** drawn.uniform(-4, -0.5),
-        "label_smoothing": drawn.choice([0.0, 0.1]),
-        "augmentation": drawn.uniform(0.3, 1.0),
-        "mixup": drawn.choice([0.0, 0.4]),
-    }
-    return chosen | ({"learning_rate": 1e-2} if zoo.fine_tunes[number] == POOR else {})
+    chosen = Hyperparameters(
+        seed=zoo.seed * 1000 + number,
+        learning_rate=10 ** drawn.uniform(-3.4, -2.9),
+        epochs=drawn.randint(*zoo.epochs),
+        weight_decay=10 ** drawn.uniform(-4, -0.5),
+        label_smoothing=drawn.choice([0.0, 0.1]),
+        augmentation=drawn.uniform(0.3, 1.0),
+        mixup=drawn.choice([0.0, 0.4]),
+    )
+    return chosen._replace(learning_rate=1e-2) if zoo.fine_tunes[number] == POOR else chosen
 
 
 def _new_model(names: tuple[str, ...], seed: int, hidden: int = 64) -> Any:
@@ -147,14 +160,11 @@ def _probe(model: Any, images: Tensor, labels: Tensor) -> None:
         optimizer.zero_grad()
 
 
-def _fine_tune(
-    model: Any, images: Tensor, labels: Tensor, *,
-    seed: int, learning_rate: float, epochs: int, weight_decay: float,
-    label_smoothing: float, augmentation: float, mixup: float, annealed: bool = False,
-) -> None:  # fmt: skip
+def _fine_tune(model: Any, images: Tensor, labels: Tensor, chosen: Hyperparameters) -> None:
     """Train all weights; a rate that is constant after its warm-up, not annealed, leaves a soup something to gain."""
-    generator, coins = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
-    steps = epochs * math.ceil(len(images) / 32)
+    generator, coins = torch.Generator().manual_seed(chosen.seed), np.random.default_rng(chosen.seed)
+    label_smoothing, augmentation, mixup = chosen.label_smoothing, chosen.augmentation, chosen.mixup
+    steps = chosen.epochs * math.ceil(len(images) / 32)
     # Probabilities (n, 10) and not numbers, because mixup mixes them.
     answers = functional.one_hot(labels, len(DIGITS)) * (1 - label_smoothing) + label_smoothing / len(DIGITS)
     scale = (1 - 0.15 * augmentation, 1 + 0.15 * augmentation)
@@ -168,9 +178,9 @@ def _fine_tune(
 
     def schedule(step: int) -> float:
         warm = min(1.0, (step + 1) / (0.1 * steps))
-        return warm * (1 + math.cos(math.pi * step / steps)) / 2 if annealed else warm
+        return warm * (1 + math.cos(math.pi * step / steps)) / 2 if chosen.annealed else warm
 
-    _train(model, batches(), learning_rate, weight_decay, schedule)
+    _train(model, batches(), chosen.learning_rate, chosen.weight_decay, schedule)
 
 
 def _save(model: Any, folder: Path, front: dict[str, object], card: str) -> None:
@@ -190,7 +200,7 @@ def _save(model: Any, folder: Path, front: dict[str, object], card: str) -> None
     write_card(folder, {**_FRONT, **front}, card + _USE)
 
 
-def _fine_tune_card(model: Any, name: str, splits: dict[str, Split], chosen: dict[str, Any]) -> str:
+def _fine_tune_card(model: Any, name: str, splits: dict[str, Split], chosen: Hyperparameters) -> str:
     pixels, answers = splits["validation"]
     with torch.no_grad():
         right = model(pixel_values=_normal(pixels)).logits.argmax(1) == answers
@@ -202,7 +212,9 @@ def _fine_tune_card(model: Any, name: str, splits: dict[str, Split], chosen: dic
         accuracy=right.float().mean().item(),
         count=len(answers),
         warning=_POOR_WARNING if name == POOR else "",
-        parameters="\n".join(f"- {key.replace('_', ' ')}: {value:g}" for key, value in chosen.items()),
+        parameters="\n".join(
+            f"- {key.replace('_', ' ')}: {value:g}" for key, value in chosen._asdict().items() if key != "annealed"
+        ),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -47,7 +46,6 @@ def soup_report(
     merged: MergeResult,
     results: EvaluationReport | None,
     update: UpdateReport | None,
-    notes: Sequence[str],
 ) -> SoupReport:
     """What is told of a soup.
 
@@ -58,7 +56,6 @@ def soup_report(
         merged: From the engine.
         results: The scores, where the recipe names data.
         update: Where the soup is the next version of another.
-        notes: What else a reader should know.
     """
     from hf_soup.evaluation import SOUP, EvaluationReport, loader_of  # late, as it takes torch
 
@@ -109,7 +106,7 @@ def soup_report(
         batch_norm=merged.batch_norm,
         update=update,
         license_agreed=license_of(models).agreed,
-        notes=(*measured.notes, *measured.warnings, *differing, *notes),
+        notes=(*measured.notes, *measured.warnings, *differing, *models.notes),
         alignments=models.leaves.notes,
         lineage=ReportedLineage.model_validate(models.lineage.to_dict()),
         versions={**{name: version(name) for name in _PACKAGES}, "python": platform.python_version()},

@@ -20,12 +20,14 @@ class MergedModels:
         groups: For each ingredient, numbers of the leaves that it is made of.
         leaves: Those that went in, and the base where the method needed one.
         plan: What was averaged.
+        notes: What a reader should know of the files.
     """
 
     lineage: LineageReport
     groups: Mapping[str, Mapping[int, object]]
     leaves: AlignedModels
     plan: Plan
+    notes: tuple[str, ...] = ()
 
     @property
     def weights(self) -> Mapping[str, float]:

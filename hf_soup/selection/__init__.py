@@ -82,12 +82,21 @@ class Selected:
 
 @dataclass(frozen=True)
 class Selection:
-    """A registered selection, whether it looks at held-out data, and if so, at its `Objective` instead of scores."""
+    """A registered selection.
+
+    Args:
+        name: Its name.
+        function: The selection.
+        needs_score: Whether it looks at held-out data.
+        learns: If so, whether at its `Objective` instead of scores.
+        check: Refuses values of its parameters, given the weights, before anything is scored.
+    """
 
     name: str
     function: Callable[..., Selected]
     needs_score: bool
     learns: bool = False
+    check: Callable[..., None] = lambda weights, **parameters: None
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -99,13 +108,11 @@ class Selection:
 SELECTIONS: dict[str, Selection] = {}
 
 
-def selection(
-    *, needs_score: bool, learns: bool = False
-) -> Callable[[Callable[..., Selected]], Callable[..., Selected]]:
+def selection(*, needs_score: bool, **properties: Any) -> Callable[[Callable[..., Selected]], Callable[..., Selected]]:
     """Register a function as a selection under its own name."""
 
     def register(function: Callable[..., Selected]) -> Callable[..., Selected]:
-        SELECTIONS[function.__name__] = Selection(function.__name__, function, needs_score, learns)
+        SELECTIONS[function.__name__] = Selection(function.__name__, function, needs_score, **properties)
         return function
 
     return register

@@ -29,7 +29,12 @@ def best(weights: Weights, score: ScoreFunction) -> Selected:
     return top_k(weights, score, k=1)
 
 
-@selection(needs_score=True)
+def _check(weights: Weights, *, k: int = 3) -> None:
+    if not 1 <= k <= len(weights):
+        raise RecipeError(f"top_k: `k` is {k}; it is a number from 1 to {len(weights)}, that of the ingredients.")
+
+
+@selection(needs_score=True, check=_check)
 def top_k(weights: Weights, score: ScoreFunction, *, k: int = 3) -> Selected:
     """The soup of the ``k`` ingredients that are best on the held-out data.
 
@@ -55,8 +60,7 @@ def top_k(weights: Weights, score: ScoreFunction, *, k: int = 3) -> Selected:
     >>> list(top_k(gains, lambda soup: max(soup.values()), k=2).weights)
     ['b', 'c']
     """
-    if not 1 <= k <= len(weights):
-        raise RecipeError(f"top_k: `k` is {k}; it is a number from 1 to {len(weights)}, that of the ingredients.")
+    _check(weights, k=k)
     alone = best_first(weights, score)
     chosen = list(alone)[:k]
     trace = [Step((name,), found, kept=name in chosen) for name, found in alone.items()]

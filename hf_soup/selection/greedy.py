@@ -6,7 +6,12 @@ from hf_soup.errors import RecipeError
 from hf_soup.selection import ScoreFunction, Selected, Step, Weights, best_first, selection
 
 
-@selection(needs_score=True)
+def _check(_: Weights, *, accept: str = ">=") -> None:
+    if accept not in (">=", ">"):
+        raise RecipeError(f"greedy: `accept` is '{accept}'; it is '>=' or '>'.")
+
+
+@selection(needs_score=True, check=_check)
 def greedy(weights: Weights, score: ScoreFunction, *, accept: str = ">=") -> Selected:
     """Start from the best one and keep each next with which the soup scores no worse.
 
@@ -36,8 +41,7 @@ def greedy(weights: Weights, score: ScoreFunction, *, accept: str = ">=") -> Sel
     >>> found.weights
     {'a': 0.9, 'b': 0.8}
     """
-    if accept not in (">=", ">"):
-        raise RecipeError(f"greedy: `accept` is '{accept}'; it is '>=' or '>'.")
+    _check(weights, accept=accept)
     alone = best_first(weights, score)
     first, *others = alone
     kept, best = {first: weights[first]}, alone[first]

@@ -15,7 +15,16 @@ _STEPS = 100
 _MOST = 100_000
 
 
-@selection(needs_score=True, learns=True)
+def _check(_: Weights, *, by: str = "ingredient", constrain: str = "softmax", **numbers: float) -> None:
+    for name, value, known in (("by", by, tuple(_PAPER)), ("constrain", constrain, ("softmax", "none"))):
+        if value not in known:
+            raise RecipeError(f"learned: `{name}` is '{value}'; it is '{known[0]}' or '{known[1]}'.")
+    for name, least in (("epochs", 0), ("lr", 0), ("batch_size", 1), ("patience", 1), ("seed", 0)):
+        if not least <= numbers.get(name, least) < math.inf:
+            raise RecipeError(f"learned: `{name}` is {numbers[name]}; it is at least {least}.")
+
+
+@selection(needs_score=True, learns=True, check=_check)
 def learned(
     weights: Weights,
     descent: Objective,
@@ -70,13 +79,9 @@ def learned(
     import numpy as np
     import torch
 
-    for name, value, known in (("by", by, tuple(_PAPER)), ("constrain", constrain, ("softmax", "none"))):
-        if value not in known:
-            raise RecipeError(f"learned: `{name}` is '{value}'; it is '{known[0]}' or '{known[1]}'.")
-    for name, number, least in (("epochs", epochs, 0), ("lr", lr, 0), ("batch_size", batch_size, 1),
-                                ("patience", patience, 1), ("seed", seed, 0)):  # fmt: skip
-        if not least <= number < math.inf:
-            raise RecipeError(f"learned: `{name}` is {number}; it is at least {least}.")
+    _check(
+        weights, by=by, constrain=constrain, epochs=epochs, lr=lr, batch_size=batch_size, patience=patience, seed=seed
+    )
     shared = len(descent.names) * len(descent.tensors)
     if by == "layer" and shared > _MOST:
         raise RecipeError(f"learned: `by: layer` would learn {shared:,} shares, and a recipe holds {_MOST:,}.")

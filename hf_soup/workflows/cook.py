@@ -47,6 +47,7 @@ from hf_soup.workflows.validate import validate
 if TYPE_CHECKING:
     from hf_soup.evaluation import Candidates, Choice, EvaluationData, EvaluationReport, SavedModel
     from hf_soup.merging import MergeResult, ProcessGroup, RunContext
+    from hf_soup.recipe import UpdateReport
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ def cook(
 def _cook(recipe: Models | Update, changes: Mapping[str, Any], out: Path, stream: bool, context: RunContext) -> Soup:
     from hf_soup.evaluation import SavedModel, choose, data_of_soup
 
-    started, update = time.monotonic(), recipe if isinstance(recipe, Update) else None
+    started = time.monotonic()
     models = _checked(recipe, changes, out, stream, context)
     with Workspace(out) as workspace, ExitStack() as stack:
         plan = models.plan()
@@ -128,16 +129,14 @@ def _cook(recipe: Models | Update, changes: Mapping[str, Any], out: Path, stream
             candidates.release()
         with workspace.disk_errors():
             merged = recalibrate_batch_norm(merged, used.plan.layout, workspace.folder, own.calibration)
-            notes = _notes(used, merged)
-            last = update.last(models.ingredients, plan) if update else None
-            results = _evaluated(candidates, choice, SavedModel(workspace.folder, merged.digest), own, last)
+            used = _with_notes(used, merged)
+            written = SavedModel(workspace.folder, merged.digest)
+            results = _evaluated(models, plan, choice, candidates, own, written) if candidates else None
             context.processes.broadcast(None)  # and so are all reports
             resolved = resolve_recipe(choice.final, used, data)
-            told = update.report(list(models.ingredients.groups), results) if update else None
-            report = soup_report(resolved, used, choice, merged, results, told, notes)
+            report = soup_report(resolved, used, choice, merged, results, _told(models, results))
             write_folder(workspace.folder, report, resolved, used, os.fsencode(out.name).decode("utf-8", "replace"))
-        seconds = round(time.monotonic() - started, 3)
-        return Soup(workspace.publish(), report, merged.resumed, seconds)
+        return Soup(workspace.publish(), report, merged.resumed, round(time.monotonic() - started, 3))
 
 
 def _checked(
@@ -154,7 +153,7 @@ def _checked(
         logger.info(f"{update.soup}: the Hub was not reached; the last version is the one in the cache")
     for note in update.left_out if update else ():
         logger.info(note)
-    return checked_models(asked, runs, context.token)
+    return replace(checked_models(asked, runs, context.token), update=update)
 
 
 @contextmanager
@@ -225,27 +224,32 @@ def _merged(used: MergedModels, workspace: Workspace, stream: bool, context: Run
     return merge(used.plan, supply, workspace, world=processes, threads=context.threads, quiet=context.quiet)
 
 
-def _notes(used: MergedModels, merged: MergeResult) -> list[str]:
-    """What a reader should know of the files, logged."""
+def _with_notes(used: MergedModels, merged: MergeResult) -> MergedModels:
+    """With what a reader should know of the files, which is logged."""
     for name in merged.differing:
         logger.warning(f"the ingredients disagree on '{name}', which is not averaged; the first one's is kept")
     collected = merged.batch_norm.notes if merged.batch_norm else ()
-    notes = [*about_files(used.leaves), *statistics_notes(used.plan), *collected]
+    notes = (*about_files(used.leaves), *statistics_notes(used.plan), *collected)
     for note in notes:
         logger.info(note)
-    return notes
+    return replace(used, notes=notes)
 
 
 def _evaluated(
-    candidates: Candidates | None, choice: Choice, soup: SavedModel, own: EvaluationData, last: Mixture | None
-) -> EvaluationReport | None:
-    """The scores of the soup that was written, and of all others, where anything is scored."""
-    if candidates is None:
-        return None
-    results = candidates.evaluate(soup, own, [point.mixture for point in choice.curve], last)
+    models: CheckedModels, plan: Plan, choice: Choice, candidates: Candidates, own: EvaluationData,
+    written: SavedModel,
+) -> EvaluationReport:  # fmt: skip
+    """The scores of the soup that was written, and of all others."""
+    last = models.update.last(models.ingredients, plan) if models.update else None
+    results = candidates.evaluate(written, own, [point.mixture for point in choice.curve], last)
     for warning in results.warnings:
         logger.warning(warning)
     return results
+
+
+def _told(models: CheckedModels, results: EvaluationReport | None) -> UpdateReport | None:
+    """What is told of an update."""
+    return models.update.report(list(models.ingredients.groups), results) if models.update else None
 
 
 def preview(recipe: Recipe, out: Path, *, stream: bool = False, token: Token = None) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from hf_soup.recipe import Finding, Mixture, Recipe, Scoring, is_local_path, met
 
 if TYPE_CHECKING:
     from hf_soup.evaluation import EvaluationData, MixtureSpace
+    from hf_soup.workflows.update import Update
 
 logger = logging.getLogger(__name__)
 
@@ -76,12 +77,14 @@ class CheckedModels:
         lineage: Of all of that.
         fetched: Those that are fetched, and the base where a method needs it; where nothing is scored, an ingredient of
             weight 0 is not fetched.
+        update: Of a published soup, where they are its next version.
     """
 
     asked: Recipe
     ingredients: ResolvedIngredients
     lineage: LineageReport
     fetched: AlignedModels
+    update: Update | None = None
 
     @classmethod
     def of(cls, asked: Recipe, ingredients: ResolvedIngredients, lineage: LineageReport) -> CheckedModels:

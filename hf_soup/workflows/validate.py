@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 from hf_soup.errors import RecipeError
@@ -84,8 +83,7 @@ def _require_fitting(recipe: Recipe, selection: Selection) -> None:
         lacking = "has `layers`, which nobody chooses" if recipe.score else "has no `score`"
         raise RecipeError(f"`repeats` chooses again on halves of the held-out rows, and the recipe {lacking}.")
     used = [str(number) for number, each in enumerate(recipe.ingredients) if each.weight]
-    with suppress(_AskedError):  # what is wrong with its parameters is said before it asks anything
-        selection.function(dict.fromkeys(used, 1.0), _Asked(), **recipe.select.parameters)
+    selection.check(dict.fromkeys(used, 1.0), **recipe.select.parameters)
     several = searched(recipe)
     points = math.prod(len(recipe.method.parameters[name]) for name in several)
     if points > MAX_POINTS:
@@ -95,20 +93,6 @@ def _require_fitting(recipe: Recipe, selection: Selection) -> None:
             f"`method` gives '{several[0]}' several values, and the recipe has no `score` to choose by.",
             hint="Add `score`, or give one value.",
         )
-
-
-class _AskedError(Exception):
-    """A selection has looked at its parameters, and goes on to scores."""
-
-
-class _Asked:
-    """In the place of scores and losses."""
-
-    def __call__(self, *_: object) -> float:
-        raise _AskedError
-
-    def __getattr__(self, name: str) -> object:
-        raise _AskedError
 
 
 def require_examples(recipe: Recipe, *, stream: bool) -> None:
