@@ -25,7 +25,7 @@ import sysconfig
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,17 @@ from transformers.utils import logging
 import hf_soup
 from hf_soup import Recipe, Scoring
 from hf_soup.checkpoint.checkpoint import open_all
+from hf_soup.evaluation.candidates import Candidates
 from hf_soup.evaluation.dataset import prepare_datasets
-from hf_soup.evaluation.report import Evaluation
+from hf_soup.evaluation.evaluation_data import EvaluationData
+from hf_soup.evaluation.template import ModelTemplate
 from hf_soup.lineage.alignment import AlignmentOptions
 from hf_soup.lineage.report import check_lineage
+from hf_soup.merging import RunContext
 from hf_soup.merging.weight_files import fetch_weights
+from hf_soup.recipe import Mixture
 from hf_soup.selection import SELECTIONS
-from hf_soup.workflows.prepare import plan_of, weights_by_name
+from hf_soup.workflows.prepare import layout_of
 
 PACKAGES = ("asyncio", "encodings", "html", "pydoc_data")
 
@@ -177,7 +181,7 @@ def measure(folder: Path, make: Callable[[Path], Any], scoring: dict[str, Any], 
     (wanted,) = recipe.score
     checkpoints = open_all(recipe.ingredients)
     aligned = check_lineage(checkpoints, options=AlignmentOptions.of(recipe)).models
-    plan, paths = plan_of(recipe, aligned, weights_by_name(recipe, aligned)), fetch_weights(checkpoints, quiet=True)
+    layout, paths = layout_of(aligned, None), fetch_weights(checkpoints, quiet=True)
     config = json.loads((models[0] / "config.json").read_text())
 
     def fresh_home() -> None:
@@ -204,21 +208,23 @@ def measure(folder: Path, make: Callable[[Path], Any], scoring: dict[str, Any], 
                 for _, batch in bench.inputs.batches(bench.scoring.batch_size):
                     model(**batch).logits.float().numpy()
 
-    def evaluation() -> Evaluation:
+    data = EvaluationData(ModelTemplate(config, layout.dtype, models[0]), (bench,))
+
+    def candidates() -> Candidates:
         fresh_home()
-        return Evaluation(
-            [bench], held_out=1, names=aligned.names, plan=plan, paths=paths, config_folder=models[0],
-            quiet=True,
-        )  # fmt: skip
+        return Candidates(layout, paths, data, RunContext())
 
     def scored() -> None:
-        with evaluation() as asked:
-            for name in aligned.names:
-                asked.held_out({name: 1.0})
+        with candidates() as asked:
+            asked.scores_alone()
 
     def greedy() -> int:
-        with evaluation() as asked:
-            found = SELECTIONS["greedy"].function(dict.fromkeys(aligned.names, 1.0), asked.held_out)
+        with candidates() as asked:
+
+            def score(soup: Mapping[str, float]) -> float:
+                return asked.score(Mixture(soup)) if len(soup) > 1 else asked.score_alone(next(iter(soup)))
+
+            found = SELECTIONS["greedy"].function(dict.fromkeys(aligned.names, 1.0), score)
             return len(models) + len(found.trace) - 1
 
     pipe_inputs = inputs_of(scoring["task"], scoring)
