@@ -99,7 +99,7 @@ def recalibrate_batch_norm(
         plan: What was merged.
         merged: From the engine.
         folder: The staged files.
-        recipe, leaves: As in `collected_for`.
+        recipe, leaves: As in `statistics_for`.
         device, token, quiet: As there.
 
     Raises:
