@@ -18,7 +18,6 @@ if TYPE_CHECKING:
         OutputTensor as OutputTensor,
         Run as Run,
         Segment as Segment,
-        Source as Source,
     )
     from hf_soup.merging.plan import Plan as Plan
     from hf_soup.merging.processes import (

@@ -12,7 +12,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from hf_soup import IncompatibleError, Recipe, Soup, cook
+from hf_soup import IncompatibleError, Recipe, Soup, check, cook
+from hf_soup.lineage.assets import write_assets
+from hf_soup.lineage.base import with_base
+from hf_soup.merging.layout import Layout
 from hf_soup.workflows.cook import preview
 
 pytestmark = pytest.mark.usefixtures("online")
@@ -98,6 +101,36 @@ def test_what_the_ancestor_lacks_is_averaged(
         )
     said = " ".join(soup.report.alignments)
     assert ("has none that corresponds, so it is averaged and not part of wise_ft" in said) == (not head)
+
+
+def test_the_base_is_a_source_that_is_no_ingredient(kin: Callable[..., list[Path]]) -> None:
+    base, *ingredients = map(str, kin(headless, {"architectures": ["BertModel"]}, torch.float32))
+    lineage = check(ingredients, base=base)
+    alone, based = lineage.models, with_base(lineage.models, lineage.ancestor, "ties")
+    assert alone.base is None
+    assert based.base is not None
+    assert (based.names, based.base.name) == (("local:a", "local:b"), "local:base (ancestor)")
+    assert based.ingredients is alone.ingredients
+    assert [each.model for each in based.checkpoints] == ["local:a", "local:b", "local:base"]
+    assert not any(name.startswith("classifier.") for name in based.base.tensors)
+    assert based.patched - alone.patched == {"classifier.weight", "classifier.bias"}
+    assert len(based.notes) == len(alone.notes) + 1
+    layout = Layout.of(based.ingredients, based.base, patched=based.patched)
+    assert (layout.names, layout.base) == (based.names, 2)
+    assert layout.states == tuple(each.identity for each in based.checkpoints)
+
+
+@pytest.mark.parametrize("giver", ["b", "base"])
+def test_who_is_left_out_still_gives_the_tokenizer(giver: str, tmp_path: Path, kin: Callable[..., list[Path]]) -> None:
+    """The ancestor goes before ingredients that are left out."""
+    base, *ingredients = kin(plain, {}, torch.float32)
+    for name in {"b", giver}:
+        (tmp_path / name / "tokenizer_config.json").write_text(json.dumps({"model_input_names": [name]}))
+    leaves = check([str(each) for each in ingredients], base=str(base)).models.only(["local:a"])
+    assert leaves.names == ("local:a",)
+    (tmp_path / "out").mkdir()
+    write_assets(tmp_path / "out", {}, leaves)
+    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["model_input_names"] == [giver]
 
 
 @pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_linear", "breadcrumbs", "iso_c"])
