@@ -114,8 +114,7 @@ def choose(
     chosen = space.ingredients.flatten(selected.weights, mean=selected.normalize)
     numbers, final = sorted(chosen), one
     if averages_run(one):
-        from hf_soup.methods import METHODS
-        from hf_soup.methods._recent import recent
+        from hf_soup.methods import METHODS, recent
 
         settings = METHODS[one.method.name].parameters | one.method.parameters
         numbers = [numbers[place] for place in recent(len(numbers), settings["last"], settings["stride"])]

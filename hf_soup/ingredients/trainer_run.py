@@ -61,7 +61,7 @@ class _Window:
 
     def of(self, group: Sequence[Ingredient]) -> list[Ingredient]:
         """Those that go in; where several values are to be tried, with any of them."""
-        from hf_soup.methods._recent import recent
+        from hf_soup.methods import recent
 
         if len(self.strides) > 1:
             return list(group)

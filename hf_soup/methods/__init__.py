@@ -262,3 +262,4 @@ for _name in sorted(METHODS):  # not as they import each other
 
 # Behind what it imports from here.
 from hf_soup.methods._ranks import Mapper as Mapper, count_kept as count_kept, ranked as ranked  # noqa: E402
+from hf_soup.methods._recent import recent as recent  # noqa: E402
