@@ -11,19 +11,16 @@ if TYPE_CHECKING:
         require_looked_at as require_looked_at,
         running_statistics as running_statistics,
     )
-    from hf_soup.evaluation.batch_statistics import BatchStatistics as BatchStatistics
     from hf_soup.evaluation.calibration import (
         recalibrate_batch_norm as recalibrate_batch_norm,
         statistics_notes as statistics_notes,
     )
-    from hf_soup.evaluation.calibration_data import CalibrationDataset as CalibrationDataset
     from hf_soup.evaluation.candidates import Candidates as Candidates
     from hf_soup.evaluation.collection import (
         collect_statistics as collect_statistics,
         with_statistics as with_statistics,
     )
     from hf_soup.evaluation.data import loader_of as loader_of
-    from hf_soup.evaluation.dataset import EvalDataset as EvalDataset, prepare_datasets as prepare_datasets
     from hf_soup.evaluation.evaluation_data import (
         Calibration as Calibration,
         EvaluationData as EvaluationData,

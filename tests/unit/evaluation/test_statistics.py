@@ -247,7 +247,7 @@ def test_metrics_need_no_network_and_no_home() -> None:
 
 def test_importing_scoring_is_light() -> None:
     code = (
-        "import sys; from hf_soup.evaluation import CalibrationDataset, EvalDataset, require_device;"
+        "import sys; from hf_soup.evaluation import EvaluationData, ModelTemplate, load_data;"
         "heavy = {'torch', 'transformers', 'datasets', 'evaluate', 'sklearn', 'scipy'};"
         "print(*heavy & set(sys.modules))"
     )
