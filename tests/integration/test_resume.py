@@ -31,7 +31,7 @@ from hf_soup.recipe import MethodCall
 
 #: Merges in a child of its own for every point: it dies by SIGKILL at that step on the disk, in the middle of it.
 DRIVER = '''
-import os, pickle, signal, sys
+import json, os, pickle, signal, sys
 from pathlib import Path
 from hf_soup.merging import plan as plan_module, workspace as staging_module
 from hf_soup.merging.to_files import merge
