@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         recalibrate_batch_norm as recalibrate_batch_norm,
         statistics_notes as statistics_notes,
     )
+    from hf_soup.evaluation.calibration_data import require_variance as require_variance
     from hf_soup.evaluation.candidates import Candidates as Candidates
     from hf_soup.evaluation.collection import (
         collect_statistics as collect_statistics,

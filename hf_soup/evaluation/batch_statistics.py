@@ -24,6 +24,7 @@ from hf_soup._util.progress import bar
 from hf_soup.checkpoint import COUNT, TORCH, bytes_of
 from hf_soup.errors import ScoringError, ValuesError
 from hf_soup.evaluation.batch_norm import MEAN, VARIANCE, batch_norms
+from hf_soup.evaluation.calibration_data import require_variance
 from hf_soup.evaluation.evaluation_data import Calibration
 from hf_soup.evaluation.loaded_parameters import find_loaded_parameters, probes
 from hf_soup.evaluation.model import build_model, in_order
@@ -72,11 +73,7 @@ class BatchStatistics:
     def __init__(self, layout: Layout, calibration: Calibration) -> None:
         self.inputs = inputs = calibration.inputs
         self.layers = batch_norms(tensor.name for tensor in layout.tensors)
-        if inputs.n < 2:
-            raise ScoringError(
-                f"The examples '{inputs.examples.title}' are one row, which has no variance for batch normalisation.",
-                hint="Use more rows: a few hundred of the training data or more.",
-            )
+        require_variance(inputs)
         self._layout, self._config, self._device = layout, calibration.template.config, calibration.device
         self._batches = inputs.alike(inputs.shuffled(calibration.seed))
         about = [inputs.fingerprint, inputs.examples.task, inputs.examples.batch_size, calibration.seed]

@@ -127,3 +127,16 @@ def prepare_calibration_dataset(
     assert isinstance(pinned, Examples)
     fingerprint = hashlib.sha256(key.encode() + kept.tobytes()).hexdigest()
     return CalibrationDataset(pinned, len(kept), notes, fingerprint, task.inputs(found, kept))
+
+
+def require_variance(inputs: CalibrationDataset) -> None:
+    """Refuse one row, where running statistics of batch normalisation are to be collected.
+
+    Raises:
+        ScoringError: It is one.
+    """
+    if inputs.n < 2:
+        raise ScoringError(
+            f"The examples '{inputs.examples.title}' are one row, which has no variance for batch normalisation.",
+            hint="Use more rows: a few hundred of the training data or more.",
+        )

@@ -247,8 +247,8 @@ class Candidates:
         names, every = list(self.ingredients), self._data.scored
         for name in names:
             self._alone(name, every)
-        if own.validation is not self._data.validation:  # it has another tokenizer than the candidates had
-            soup = soup._replace(template=own.template)
+        if own.validation is not self._data.validation or own.test is not self._data.test:
+            soup = soup._replace(template=own.template)  # it has another tokenizer than the candidates had
         for title, logits in self._models.outputs(soup, own.scored, SOUP).items():
             self._logits[SOUP, title] = logits
         if last is not None:

@@ -159,7 +159,7 @@ def _checked(
 @contextmanager
 def _data(models: CheckedModels, plan: Plan, workspace: Workspace, context: RunContext) -> Iterator[EvaluationData]:
     """The recipe's data, as a model of all that is fetched reads them."""
-    from hf_soup.evaluation import load_data, model_template, require_memory, require_rows
+    from hf_soup.evaluation import load_data, model_template, require_memory, require_rows, require_variance
 
     learns = SELECTIONS[models.recipe.select.name].learns
     with ExitStack() as stack:
@@ -170,6 +170,8 @@ def _data(models: CheckedModels, plan: Plan, workspace: Workspace, context: RunC
         data = load_data(models.recipe, template, context)
         log_notes(data)
         require_rows(models.recipe, data, learns=learns)
+        if data.calibration and batch_norms(tensor.name for tensor in plan.layout.tensors):
+            require_variance(data.calibration.inputs)
         yield data
 
 

@@ -65,7 +65,7 @@ def fine_tunes(zoo: Zoo, name: str, folder: Path) -> list[Path]:
     made = []
     for number in range(2):
         model = copy.deepcopy(start)
-        training._fine_tune(model, *train, **training._hyperparameters(zoo, number))
+        training._fine_tune(model, *train, training._hyperparameters(zoo, number))
         made.append(folder / f"{name}-{number + 1}")
         training._save(model, made[-1], {}, "# A model for a benchmark\n")
     return made

@@ -81,7 +81,7 @@ def digits(out: Path, seed: int, annealed: bool) -> None:
     demo._save(start, out / "start", {}, "")
     for number, name in enumerate(zoo.fine_tunes):
         model = copy.deepcopy(start)
-        demo._fine_tune(model, images, labels, annealed=annealed, **demo._hyperparameters(zoo, number))
+        demo._fine_tune(model, images, labels, demo._hyperparameters(zoo, number)._replace(annealed=annealed))
         demo._save(model, out / f"{number + 1}{'-poor' if number == zoo.good else ''}", {}, f"# {name}\n")
 
 

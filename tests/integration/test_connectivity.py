@@ -56,10 +56,11 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
         zoo._probe(start, *train)
         for number in range(1, count + 1):
             model = copy.deepcopy(start)
-            zoo._fine_tune(
-                model, *train, seed=number + 10 * mirrored, learning_rate=8e-4, epochs=15, weight_decay=0.01,
-                label_smoothing=0.0, augmentation=0.6, mixup=0.0,
+            chosen = zoo.Hyperparameters(
+                seed=number + 10 * mirrored, learning_rate=8e-4, epochs=15, weight_decay=0.01, label_smoothing=0.0,
+                augmentation=0.6, mixup=0.0,
             )  # fmt: skip
+            zoo._fine_tune(model, *train, chosen)
             zoo._save(model, folder / f"{name}-{number}", {}, card)
     zoo._save(zoo._new_model(DIGITS, 1), folder / "stranger", {}, card)
     torch.set_num_threads(threads)
