@@ -314,7 +314,7 @@ class Layout:
             found.update(f"{file.name} {file.size}\n".encode())
             found.update(file.header)
         for run in self.runs:
-            found.update(repr((run.first, run.stop, run.dtype, run.offset, run.segments)).encode())
+            found.update(json.dumps([run.first, run.stop, run.dtype, run.offset, run.segments]).encode())
         return found.hexdigest()
 
     @cached_property
@@ -344,7 +344,20 @@ class Layout:
     @cached_property
     def tensor_runs(self) -> tuple[Run, ...]:
         """Every tensor that is not empty as a run of its own."""
-        return tuple(self.run_of(number) for number, tensor in enumerate(self.tensors) if tensor.size)
+        single: list[Run] = []
+        for run in self.runs:
+            if run.stop - run.first == 1:
+                single.append(run)
+                continue
+            # By hand, as there may be a hundred thousand; such a run has one segment, which all sources have.
+            item, places = ITEM_BYTES[run.dtype], [(at, ITEM_BYTES[at.dtype]) for at in run.segments[0].extents if at]
+            for number in range(run.first, run.stop):
+                tensor = self.tensors[number]
+                begin = (tensor.offset - run.offset) // item
+                extents = tuple([Extent(at.file, at.offset + begin * size, at.dtype) for at, size in places])
+                segments = (Segment(0, tensor.elements, extents),)
+                single.append(Run(number, number + 1, run.dtype, run.file, tensor.offset, tensor.elements, segments))
+        return tuple(single)
 
     def split(self, together: Callable[[OutputTensor, OutputTensor], bool]) -> Iterator[Run]:
         """The runs, where two tensors that follow each other stay together if a function says so."""
@@ -375,13 +388,16 @@ class Layout:
 
 
 class _Laid(NamedTuple):
-    """A tensor of the output before it has a place: its size in bytes, and its places in the sources."""
+    """A tensor of the output before it has a place: its size in bytes, its places in the sources, and whether these are
+    all of them, each with all rows in their places.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     size: int
     places: Sequence[TensorInfo | None]
+    whole: bool
 
 
 def _laid(sources: Sequence[Source], counted: int, patched: Collection[str], dtype: str | None) -> list[_Laid]:
@@ -417,7 +433,9 @@ def _laid(sources: Sequence[Source], counted: int, patched: Collection[str], dty
         # The donor's own order, so that inputs are read forwards; wide types first, so that every tensor is aligned;
         # empty tensors where they interrupt no run.
         order = (-item, not first.size, first.file, first.offset)
-        laid.append((order, _Laid(name, written, first.shape, math.prod(first.shape) * item, places)))
+        laid.append(
+            (order, _Laid(name, written, first.shape, math.prod(first.shape) * item, places, name not in patched))
+        )
     laid.sort(key=lambda entry: entry[0])
     return [entry for _, entry in laid]
 
@@ -454,7 +472,7 @@ def _runs(group: Sequence[_Laid], file: int, first: int, offset: int) -> Iterato
     begin = elements = 0  # of the run that grows
     segments: tuple[Segment, ...] = ()
     dtype = ""
-    ends: tuple[Extent | None, ...] = ()  # where it ends in every source
+    ends: tuple[tuple[str, int, str], ...] = ()  # where it ends in every source
 
     def closed(stop: int) -> Iterator[Run]:
         if stop > begin:
@@ -467,16 +485,15 @@ def _runs(group: Sequence[_Laid], file: int, first: int, offset: int) -> Iterato
             offset, elements = offset + elements * ITEM_BYTES.get(dtype, 0), 0
             begin, ends = number + 1, ()
             continue
-        mine = _segments(entry)
-        if len(mine) > 1 or mine[0].extents != ends or entry.dtype != dtype:
+        # Plain tuples, as of a hundred thousand tensors most only continue a run.
+        starts = tuple([(at.file, at.offset, at.dtype) for at in entry.places if at]) if entry.whole else None
+        if starts != ends or entry.dtype != dtype:
             yield from closed(number)
             offset, elements = offset + elements * ITEM_BYTES.get(dtype, 0), 0
-            begin, segments, dtype = number, mine, entry.dtype
-        elements += mine[-1].end
+            begin, segments, dtype = number, _segments(entry), entry.dtype
+        elements += entry.size // ITEM_BYTES[dtype]
         # A tensor that some do not have, or whose rows come from several places, is a run of its own.
-        ends = ()
-        if len(mine) == 1 and None not in mine[0].extents:
-            ends = tuple([Extent(at.file, at.offset + at.size, at.dtype) for at in entry.places if at])
+        ends = tuple([(at.file, at.offset + at.size, at.dtype) for at in entry.places if at]) if entry.whole else ()
     yield from closed(len(group))
 
 
