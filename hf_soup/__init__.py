@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
     from hf_soup.lineage import LineageReport
     from hf_soup.publishing import Soup
-    from hf_soup.recipe import Ingredient, Recipe, Scoring
+    from hf_soup.recipe import Ingredient, Recipe, Scoring, SoupReport
     from hf_soup.workflows.check import check
     from hf_soup.workflows.connectivity import ConnectivityReport, connectivity
     from hf_soup.workflows.cook import cook
@@ -38,7 +38,11 @@ else:
     _find, __dir__ = lazy_exports(__name__)
 
     def __getattr__(name: str) -> Any:
-        if name in __all__ and not name.endswith("Error") and name not in ("Ingredient", "Recipe", "Scoring"):
+        if (
+            name in __all__
+            and not name.endswith("Error")
+            and name not in ("Ingredient", "Recipe", "Scoring", "SoupReport")
+        ):
             from hf_soup._util.platform import require_endpoint, require_supported
 
             require_supported()
@@ -61,6 +65,7 @@ __all__ = [
     "SearchResult",
     "Soup",
     "SoupError",
+    "SoupReport",
     "Update",
     "VerificationReport",
     "check",

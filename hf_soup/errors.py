@@ -69,17 +69,22 @@ class SoupError(Exception):
 
     def __init__(self, message: str, hint: str = "", *, code: str = "", subjects: Iterable[str] = ()) -> None:
         self.message, self.hint = without_credentials(message), without_credentials(hint)
-        default = type(self).__name__.removesuffix("Error").lower()
-        self.code, self.subjects = code or default, tuple(subjects)
+        self.code, self.subjects = code or self.default_code(), tuple(subjects)
         super().__init__(self.message, self.hint)
 
     def __str__(self) -> str:
         return f"{self.message}\n{self.hint}" if self.hint else self.message
 
     @classmethod
+    def default_code(cls) -> str:
+        """That of its errors which have no finer one."""
+        return cls.__name__.removesuffix("Error").lower()
+
+    @classmethod
     def of(cls, error: "SoupError", message: str, *, hint: str | None = None) -> Self:
-        """The same error in other words: its code and subjects, and its hint where there is no other."""
-        return cls(message, error.hint if hint is None else hint, code=error.code, subjects=error.subjects)
+        """The same error in other words: its finer code and its subjects, and its hint where there is no other."""
+        code = "" if error.code == error.default_code() else error.code
+        return cls(message, error.hint if hint is None else hint, code=code, subjects=error.subjects)
 
 
 class RecipeError(SoupError):

@@ -1,14 +1,9 @@
-"""Words for people: some of many names, counts, durations, names cut to a length; and a level of messages."""
+"""Words for people: some of many names, counts, durations, names cut to a length."""
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
-
-#: The level of messages about what would refuse or warn, and was allowed: above notes, below warnings.
-ALLOWED = 25
-logging.addLevelName(ALLOWED, "ALLOWED")
 
 
 def some(names: Sequence[str] | Mapping[str, object], most: int = 4) -> str:

@@ -189,6 +189,7 @@ def open_all(
             + "\n".join(f"  {error.message}" for error in errors),
             hint=" ".join(hints),
             code=errors[0].code if len({error.code for error in errors}) == 1 else "",
+            subjects=[subject for error in errors for subject in error.subjects],
         )
     return [checkpoint for i in ingredients if isinstance(checkpoint := found[str(i)], Checkpoint)]
 

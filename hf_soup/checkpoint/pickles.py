@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import warnings
@@ -70,6 +71,7 @@ def convert_pickle(name: str, source: FileSource) -> LocalFolder:
         raise ResolveError(
             f"{name}: its converted weights cannot be written to '{target.parent.parent}': {error.strerror or error}.",
             hint="Make room there, or choose another cache with HF_HOME.",
+            code="disk-full" if error.errno == errno.ENOSPC else "",
         ) from None
     finally:
         partial.unlink(missing_ok=True)

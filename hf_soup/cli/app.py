@@ -16,8 +16,9 @@ from typing import NoReturn
 
 import click
 
+from hf_soup._util.logs import ALLOWED
 from hf_soup._util.platform import require_endpoint, require_supported
-from hf_soup._util.text import ALLOWED, printable
+from hf_soup._util.text import printable
 from hf_soup._util.version import __version__
 from hf_soup.cli import check, hub, score, verify
 from hf_soup.cli.cook import cook
@@ -81,12 +82,14 @@ def _end(number: int, _: object) -> None:
     raise _Ended(number)
 
 
+_KINDS = {logging.INFO: "note", ALLOWED: "allowed"}
+
+
 class _ToStderr(logging.Handler):
-    """To a person at a terminal, whom a stranger's text in it must not reach as commands to the terminal."""
+    """To a person at a terminal."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        kind = {logging.INFO: "note", ALLOWED: "allowed", logging.WARNING: "warning"}[record.levelno]
-        click.echo(printable(f"{kind}: {record.getMessage()}"), err=True)
+        click.echo(f"{_KINDS.get(record.levelno, 'warning')}: {record.getMessage()}", err=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

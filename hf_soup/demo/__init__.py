@@ -34,9 +34,6 @@ from hf_soup.errors import SoupError
 #: Results are what the demo is for; each is seen before what the next command writes to stderr.
 _show = partial(print, flush=True)
 
-#: Results are the demo's output; they are seen before what the next command says.
-_show = partial(print, flush=True)
-
 
 def demo_recipe(fine_tunes: Sequence[str] = Zoo().fine_tunes) -> Recipe:
     """The recipe that the demo cooks: chosen on held-out digits, reported on a shifted test first."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         data_of_soup as data_of_soup,
         load_calibration as load_calibration,
         load_data as load_data,
+        looks_at_examples as looks_at_examples,
         require_rows as require_rows,
     )
     from hf_soup.evaluation.memory import require_memory as require_memory

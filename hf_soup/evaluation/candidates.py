@@ -73,7 +73,7 @@ class Candidates:
             mixture: Of sources of the layout.
             rows: Of each data set those that count; by default all.
         """
-        key = Plan(self._layout, mixture).key
+        key = Plan(self._layout, mixture).in_order.key  # the order of a sum shows in its last bits only
         if key not in self._answers:
             self._answers[key] = self._answered(self.logits(mixture))
         return self._mean_score(self._answers[key], rows)
@@ -220,14 +220,12 @@ class Candidates:
             yield GroupedObjective(names, loss, groups, answers, numbers)
 
     def scores_alone(self) -> dict[str, dict[str, Score]]:
-        """The scores of every ingredient on all data."""
-        scored = self._data.scored
-        return {
-            name: {
-                bench.title: bench.score(each) for bench, each in zip(scored, self._alone(name, scored), strict=True)
-            }
-            for name in self.ingredients
-        }
+        """The scores of every ingredient on all data, whatever the order of its labels seems to be."""
+        scored, scores = self._data.scored, {}
+        for name, mixture in self.ingredients.items():
+            logits = self._models.outputs(Plan(self._layout, mixture), scored, name, alone=True)
+            scores[name] = {bench.title: bench.score(logits[bench.title]) for bench in scored}
+        return scores
 
     def evaluate(
         self,
@@ -302,6 +300,7 @@ class Candidates:
 
 
 def _shares(mixture: Mixture) -> dict[str, float]:
-    """Shares that sum to 1."""
-    total = math.fsum(mixture.weights.values())
+    """Shares that sum to 1, as nearly as they can be given."""
+    whole = all(float(weight).is_integer() for weight in mixture.weights.values())
+    total = math.fsum(mixture.weights.values()) if whole else 1.0  # else they do so already
     return {name: weight / total for name, weight in mixture.weights.items()}

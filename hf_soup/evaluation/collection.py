@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -54,12 +55,13 @@ _FORM = 3
 _Found = dict[str, Tensor]
 
 
-def with_statistics(plan: Plan, calibration: Calibration | None) -> Plan:
+def with_statistics(plan: Plan, calibration: Calibration | None, *, learned: bool = True) -> Plan:
     """The plan with the identities of the statistics that its methods ask for, whether they are in the cache or not.
 
     Args:
         plan: Of ingredients, and of the base where a method needs it.
         calibration: The examples; None where no method looks at any.
+        learned: With what is learned of all of them together.
     """
     calls = [call for call in plan.mixture.methods if needs_statistics(call)]
     if not calls:
@@ -73,11 +75,11 @@ def with_statistics(plan: Plan, calibration: Calibration | None) -> Plan:
         plan, statistics={kind: {name: sha256_of([kind, alone[name], about]) for name in names} for kind in kinds}
     )
     # The recipe was checked: all tensors are learned alike.
-    for kind in {statistics_kind(call) for call in calls if learns_coefficients(call)}:
-        ordered = _in_order(plan)
-        how = [kind, ordered.key, about]
-        learned = {name: sha256_of([how, place]) for place, name in enumerate(ordered.mixture.weights)}
-        plan = replace(plan, statistics={**plan.statistics, kind: learned})
+    for kind in {statistics_kind(call) for call in calls if learned and learns_coefficients(call)}:
+        together = _unlearned(plan)
+        how = [kind, together.key, about]
+        identities = {name: sha256_of([how, place]) for place, name in enumerate(together.mixture.weights)}
+        plan = replace(plan, statistics={**plan.statistics, kind: identities})
     return plan
 
 
@@ -116,8 +118,10 @@ def collect_statistics(
                 for name, kind in missing:
                     work.collect(alone[name], kind, statistics_path(plan.statistics[kind][name]), shown.update)
     for kind, call in learned.items():
-        if not all(_is_there(statistics_path(each)) for each in plan.statistics[kind].values()):
-            _learn(_in_order(plan), kind, call, paths(), calibration)
+        if kind in plan.statistics and not all(
+            _is_there(statistics_path(each)) for each in plan.statistics[kind].values()
+        ):
+            _learn(plan.in_order, kind, call, paths(), calibration)
     prune(statistics_folder(), max(MAX_STATISTICS_BYTES, _size(plan.statistics)))
 
 
@@ -145,13 +149,15 @@ def _alone(plan: Plan, name: str) -> Plan:
     return Plan(plan.layout, Mixture({name: 1.0}))
 
 
-def _in_order(plan: Plan) -> Plan:
-    """The same with its ingredients in the order of the layout."""
-    mixture, order = plan.mixture, sorted(plan.weights)
-    names, places = [plan.layout.names[n] for n in order], [list(plan.weights).index(n) for n in order]
-    own = {tensor: tuple([shares[place] for place in places]) for tensor, shares in mixture.tensor_weights.items()}
-    weights = {name: mixture.weights[name] for name in names}
-    return replace(plan, mixture=replace(mixture, weights=weights, tensor_weights=own))
+def _unlearned(plan: Plan) -> Plan:
+    """The plan as what is learned depends on it: in the layout's order, without the parameters that tell how."""
+
+    def bare(call: MethodCall) -> MethodCall:
+        return call._replace(parameters={}) if learns_coefficients(call) else call
+
+    mixture = plan.in_order.mixture
+    own = {tensor: bare(call) for tensor, call in mixture.tensor_methods.items()}
+    return replace(plan, mixture=replace(mixture, method=bare(mixture.method), tensor_methods=own))
 
 
 def _about(calibration: Calibration) -> list[object]:
@@ -349,6 +355,7 @@ def _keep(path: Path, tensors: _Found, turned: Sequence[str], **more: str) -> No
         raise ScoringError(
             f"Cannot keep statistics in '{path.parent}': {error.strerror or error}.",
             hint="Make room, or set HF_HOME elsewhere.",
+            code="disk-full" if error.errno == errno.ENOSPC else "",
         ) from error
     finally:
         partial.unlink(missing_ok=True)

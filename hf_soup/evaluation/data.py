@@ -14,7 +14,7 @@ import numpy as np
 from hf_soup.errors import ResolveError, ScoringError
 from hf_soup.evaluation.statistics import Ints
 from hf_soup.evaluation.tasks import first_line
-from hf_soup.hub import was_cut_off
+from hf_soup.hub import cut_off
 from hf_soup.recipe import Scoring
 
 LABEL_COLUMNS = ("label", "labels", "coarse_label", "fine_label")
@@ -236,7 +236,7 @@ def _read(
         raise ScoringError(
             f"Cannot load the data of {name_of(scoring)}: {first_line(cause)}",
             hint=hint,
-            code="unreachable" if was_cut_off(error) else "",
+            code=cut_off(error),
         ) from error
     finally:
         if bars:

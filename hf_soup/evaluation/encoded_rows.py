@@ -6,6 +6,7 @@ ends (int64, in numbers), what these are as JSON in 4,096 bytes, and the sha256 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -158,6 +159,7 @@ def stored(
             raise ScoringError(
                 f"Cannot keep the preprocessed rows of {title} in '{folder}': {error.strerror or error}.",
                 hint="Make room, or set HF_HOME elsewhere.",
+                code="disk-full" if error.errno == errno.ENOSPC else "",
             ) from error
         found = EncodedRows(folder / key)
         prune(folder, MAX_BYTES)

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from hf_soup.errors import ScoringError
+from hf_soup.evaluation.batch_norm import batch_norms
 from hf_soup.evaluation.calibration_data import CalibrationDataset, prepare_calibration_dataset
 from hf_soup.evaluation.dataset import EvalDataset, notes_of, prepare_datasets
 from hf_soup.evaluation.model import require_device
 from hf_soup.evaluation.template import ModelTemplate, model_template
 from hf_soup.lineage import AlignedModels
-from hf_soup.merging import RunContext
+from hf_soup.merging import Plan, RunContext, needs_statistics
 from hf_soup.recipe import Recipe
 from hf_soup.selection import require_enough
 
@@ -99,9 +100,21 @@ def load_calibration(recipe: Recipe, template: ModelTemplate, context: RunContex
     return Calibration(inputs, template, recipe.seed, context.device, context.quiet)
 
 
+def looks_at_examples(plan: Plan) -> bool:
+    """Whether a method of a plan does, or new statistics of batch normalisation are collected of what it makes."""
+    asks = any(needs_statistics(call) for call in plan.mixture.methods)
+    layout = plan.layout
+    return asks or (len(layout.labels) > 1 and bool(batch_norms(tensor.name for tensor in layout.tensors)))
+
+
 @contextmanager
 def data_of_soup(
-    recipe: Recipe, data: EvaluationData, chosen: AlignedModels, everyone: AlignedModels, context: RunContext
+    recipe: Recipe,
+    data: EvaluationData,
+    chosen: AlignedModels,
+    everyone: AlignedModels,
+    plan: Plan,
+    context: RunContext,
 ) -> Iterator[EvaluationData]:
     """All data as the soup itself reads them, which may have another config and tokenizer than all models together.
 
@@ -113,17 +126,18 @@ def data_of_soup(
         data: As all models read them.
         chosen: The models in the soup.
         everyone: All models.
+        plan: Of the models in the soup.
         context: As in `load_data`.
     """
     same = not data.scored or chosen.vocabulary == everyone.vocabulary
-    if chosen.names == everyone.names or (same and data.calibration is None):
+    if chosen.names == everyone.names or (same and not (data.calibration and looks_at_examples(plan))):
         yield data
         return
     examples = data.calibration and data.calibration.inputs.examples
     pinned: dict[str, object] = {"examples": examples}  # the same rows, though a data set may have moved on
     pinned |= {"score": tuple(b.scoring for b in data.validation), "report": tuple(b.scoring for b in data.test)}
     recipe = recipe.model_copy(update=pinned)
-    with model_template(chosen, data.template.dtype) as template:
+    with model_template(chosen, plan.layout.dtype) as template:
         if same:
             yield replace(data, template=template, calibration=load_calibration(recipe, template, context))
         else:

@@ -23,7 +23,7 @@ from hf_soup.evaluation import statistics
 from hf_soup.evaluation.data import content_hash
 from hf_soup.evaluation.statistics import Counted, Floats, Ints, Metric, bootstrap, wilson
 from hf_soup.evaluation.tasks import first_line
-from hf_soup.hub import was_cut_off
+from hf_soup.hub import cut_off
 from hf_soup.recipe import Score, is_local_path
 
 
@@ -161,7 +161,7 @@ def _of_script(path: str, name: str) -> Metric:
         raise ScoringError(
             f"Cannot load the metric '{name}': {first_line(error)}",
             hint=f"Built in are {', '.join(METRICS)}.",
-            code="unreachable" if was_cut_off(error) else "",
+            code=cut_off(error),
         ) from error
 
     def value(references: Ints, predictions: Ints) -> Any:

@@ -120,7 +120,8 @@ class ModelAnswers:
                 collect_statistics(model, lambda: self._paths, self._data.calibration)
             if self._world.size > 1:
                 scored = self._data.scored
-                self._world.broadcast((model, [scored.index(b) if b in scored else b for b in missing]))
+                sent = (model.mixture, model.statistics) if isinstance(model, Plan) else model  # all have the layout
+                self._world.broadcast((sent, [scored.index(b) if b in scored else b for b in missing]))
             rows = sum(bench.n for bench in missing) // self._world.size
             with bar(f"Scoring {name}", rows, unit="row", quiet=self._context.quiet) as shown:
                 try:
@@ -200,7 +201,8 @@ def answer_along(world: ProcessGroup, between: Callable[[], object]) -> None:
                     own = ModelAnswers(layout, paths, data, RunContext(device=device, processes=world))
                     stack.callback(own.close)
                     continue
-                model, known = asked
+                sent, known = asked
+                model = sent if isinstance(sent, SavedModel) else Plan(own._layout, *sent)
                 benches = [own._data.scored[each] if isinstance(each, int) else each for each in known]
                 with suppress(SoupError):  # all processes have the same one, and the first says it
                     own._answer(model, benches)

@@ -6,9 +6,9 @@ if TYPE_CHECKING:
     from hf_soup.hub.cache import own_cache_folder as own_cache_folder, prune as prune
     from hf_soup.hub.client import (
         Token as Token,
+        cut_off as cut_off,
         may_pass as may_pass,
         patient as patient,
-        was_cut_off as was_cut_off,
         without_bars as without_bars,
     )
     from hf_soup.hub.download import (

@@ -93,9 +93,12 @@ def may_pass(error: SoupError) -> bool:
     return error.code in ("offline", "unreachable", "rate-limit", "wrong-bytes")
 
 
-def was_cut_off(error: BaseException) -> bool:
-    """Whether a failure of the Hub or the network that may pass led to an error, of whatever library."""
-    return any(is_passing(each) or isinstance(each, OfflineModeIsEnabled) for each in _causes(error))
+def cut_off(error: BaseException) -> str:
+    """``offline`` or ``unreachable``, where that led to an error, of whatever library; else empty."""
+    causes = _causes(error)
+    if any(isinstance(each, OfflineModeIsEnabled) for each in causes):
+        return "offline"
+    return "unreachable" if any(map(is_passing, causes)) else ""
 
 
 def _causes(error: BaseException) -> list[BaseException]:
@@ -164,7 +167,7 @@ def explain(
 ) -> SoupError:
     """One clear error for whatever the client raised while it looked at ``what``."""
     status = status_of(error)
-    made, failed = partial(kind, subjects=subjects), "unreachable" if was_cut_off(error) else "hub"
+    made, failed = partial(kind, subjects=subjects), cut_off(error) or "hub"
     said = _without_tokens((error.server_message or "") if isinstance(error, HfHubHTTPError) else "", error)
     if isinstance(error, SoupError):
         return error

@@ -132,7 +132,8 @@ def resolve(
         if known is None and (whole or not from_cache):
             why = f"cannot be reached ({type(error).__name__}), and what the cache has may be old, or a part of it"
             hint = "Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, and try again."
-            raise ResolveError(f"{what}: {endpoint()} {why}.", hint=hint, code=explain(error, what).code) from None
+            code = explain(error, what).code
+            raise ResolveError(f"{what}: {endpoint()} {why}.", hint=hint, code=code, subjects=[named]) from None
         if known is None:
             raise explain(error, what, subjects=[named]) from None
         return known

@@ -125,7 +125,7 @@ class AlignedModels:
         return self.ingredients[heads].name if isinstance(heads, int) else None
 
     def only(self, names: Collection[str]) -> AlignedModels:
-        """Some of the ingredients: what a selection leaves, and the one whose head is kept; a base is added anew.
+        """Some of the ingredients: what a selection leaves, and the one whose head is kept; of fewer, without the base.
 
         So the soup has the names and the config that cooking it again from those alone gives; the outputs keep their
         order, as everything was scored in it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -102,8 +102,21 @@ class Plan:
         return [*own, base] if base in having and _needs_base(self.method_of(run).method) else own
 
     @cached_property
+    def in_order(self) -> Plan:
+        """The same with its ingredients in the order of the layout, in which all but means are computed."""
+        mixture, order = self.mixture, sorted(self.weights)
+        if order == list(self.weights):
+            return self
+        places = [list(self.weights).index(number) for number in order]
+        own = {tensor: tuple([shares[place] for place in places]) for tensor, shares in mixture.tensor_weights.items()}
+        weights = {self.layout.names[number]: self.weights[number] for number in order}
+        return replace(self, mixture=replace(mixture, weights=weights, tensor_weights=own))
+
+    @cached_property
     def key(self) -> str:
         """The sha256 of all that decides the numbers of a candidate: of the sources that go in, and of no others."""
+        if not self.mixture.is_linear and self.in_order is not self:
+            return self.in_order.key
         layout, mixture = self.layout, self.mixture
         sources: list[object] = [[layout.source_identities[n], share] for n, share in self.weights.items()]
         how: list[object] = []  # of one ingredient, which is itself
@@ -112,15 +125,12 @@ class Plan:
             how = [mixture.methods, list(mixture.tensor_methods), mixture.seed, mixture.tensor_weights, sorted(shown)]
         if layout.base is not None and any(_needs_base(call.method) for call in mixture.methods):
             sources.append(layout.source_identities[layout.base])
-        rows = [
-            [
-                segment.begin,
-                segment.end,
-                [[segment.extents[n], layout.states[n]] for n in self.sources_of(run, segment)],
-            ]
-            for run in layout.patched_runs
-            for segment in run.segments
-        ]
+        rows: list[object] = []
+        for run in layout.patched_runs:
+            rows.append(self.is_whole(run))
+            for segment in run.segments:
+                places = [(segment.extents[n], layout.states[n]) for n in self.sources_of(run, segment)]
+                rows.append([segment.begin, segment.end, places])
         return hashlib.sha256(json.dumps([how, sources, rows], sort_keys=True).encode()).hexdigest()
 
     @cached_property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Callable
@@ -13,9 +12,10 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
 
+from hf_soup._util.logs import PrintableLogger
 from hf_soup.errors import MergeError, ScoringError, SoupError
 
-logger = logging.getLogger(__name__)
+logger = PrintableLogger(__name__)
 #: torch gives up after half an hour; the first process may download for longer while the others wait.
 _PATIENCE = timedelta(days=30)
 #: Seconds after which it is said that others do not come.
@@ -99,7 +99,7 @@ def in_step(lead: Callable[[ProcessGroup], _T], follow: Callable[[ProcessGroup],
         try:
             outcomes = end.gather((made, _told(failed, here.rank)))
         except MergeError as left:
-            if failed and getattr(failed, "code", "") != "left":
+            if failed and left.code == "left" and getattr(failed, "code", "") != "left":
                 raise failed from None
             raise left from None
     finally:
@@ -152,7 +152,7 @@ def process_group() -> ProcessGroup:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # else Accelerate warns that it sets torch's threads, as we do
     waiting = threading.Timer(
         _SAID_AFTER,
-        logger.info,
+        logger.warning,
         [
             f"waiting for the others of {count} processes. Each has to call `cook`; "
             '`cook(…, processes="main")` is for the first one alone.'

@@ -24,6 +24,7 @@ from hf_soup.recipe import (
     ReportedComparison,
     ReportedData,
     ReportedLineage,
+    ReportedOverride,
     Scoring,
     SoupReport,
     TraceStep,
@@ -72,7 +73,7 @@ def soup_report(
         made_of={name: leaves for name, leaves in models.made_of.items() if leaves != (name,)},
         method=asked.method.name,
         parameters=asked.method.parameters,  # of those of a run the resolved recipe has what takes all
-        overrides=asked.overrides,
+        overrides=tuple(map(ReportedOverride.model_validate, asked.overrides)),
         select=asked.select.name,
         architecture=architecture,
         tasks=tuple(remembered("pipeline-tasks", architecture, partial(pipeline_tasks, architecture))),

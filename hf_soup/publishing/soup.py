@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hf_soup._util.logs import PrintableLogger
 from hf_soup._util.text import some
 from hf_soup.checkpoint import model_class, read_config
 from hf_soup.errors import PublishError, ResolveError
@@ -17,7 +17,7 @@ from hf_soup.merging import digest_of_folder
 from hf_soup.publishing.card import difference, edited, with_fields
 from hf_soup.recipe import Recipe, SoupReport
 
-logger = logging.getLogger(__name__)
+logger = PrintableLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         ReportedComparison as ReportedComparison,
         ReportedData as ReportedData,
         ReportedLineage as ReportedLineage,
+        ReportedOverride as ReportedOverride,
         Score as Score,
         SelectionStability as SelectionStability,
         SoupReport as SoupReport,

@@ -15,12 +15,19 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from hf_soup._util.text import some
-from hf_soup.recipe.schema import Override
+from hf_soup.recipe.schema import Named
 
 
 class _Part(BaseModel):
     # What is neither a name nor a number that this file knows is some other version's.
     model_config = ConfigDict(frozen=True, extra="ignore", from_attributes=True)
+
+
+class ReportedOverride(_Part):
+    """Tensors that were combined in a way of their own."""
+
+    tensors: str
+    method: Named
 
 
 @dataclass(frozen=True)
@@ -301,7 +308,7 @@ class SoupReport(_Part):
     made_of: Mapping[str, tuple[str, ...]] = {}
     method: str
     parameters: Mapping[str, Any] = {}
-    overrides: tuple[Override, ...] = ()
+    overrides: tuple[ReportedOverride, ...] = ()
     select: str
     architecture: str = "AutoModel"
     tasks: tuple[str, ...] = ()

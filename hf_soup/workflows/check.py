@@ -8,15 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 
 from hf_soup import hub
-from hf_soup._util.text import ALLOWED, some
+from hf_soup._util.logs import ALLOWED, PrintableLogger
+from hf_soup._util.text import some
 from hf_soup.evaluation import require_looked_at, running_statistics
 from hf_soup.hub import Token
 from hf_soup.ingredients import ResolvedIngredients, expand_runs, resolve_ingredients, within_a_run
 from hf_soup.lineage import AlignmentOptions, LineageReport, check_lineage
 from hf_soup.recipe import Finding, Models, Recipe, as_recipe, ingredients_set_apart, needs_base, with_allowed
-from hf_soup.workflows.prepare import CheckedModels, selected_on, trained_on
+from hf_soup.workflows.prepare import (
+    CheckedModels,
+    ingredients_to_fetch,
+    selected_on,
+    trained_on,
+    with_base_if_needed,
+)
 
-logger = logging.getLogger(__name__)
+logger = PrintableLogger(__name__)
 
 
 def check(
@@ -118,8 +125,8 @@ def checked_models(asked: Recipe, runs: Sequence[Finding], token: Token) -> Chec
     for model in lineage.models.ingredients:
         for note in model.checkpoint.notes:
             logger.info(f"{model.name}: {note}")
-    models = CheckedModels.of(asked, ingredients, lineage)
-    if models.fetched.base:
-        for note in models.fetched.notes[len(lineage.models.notes) :]:
-            logger.info(note)
-    return models
+    without_base = ingredients_to_fetch(ingredients.recipe, lineage.models)
+    fetched = with_base_if_needed(ingredients.recipe, without_base, lineage.ancestor)
+    for note in fetched.notes[len(without_base.notes) :]:
+        logger.info(note)
+    return CheckedModels(asked, ingredients, lineage, fetched)

@@ -5,7 +5,6 @@ siblings, and their fine-tunes do not average. What is measured here is what ave
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_soup._util.logs import PrintableLogger
 from hf_soup._util.progress import bar
 from hf_soup._util.text import counted, listed, spoken
 from hf_soup.errors import RecipeError
@@ -26,12 +26,12 @@ from hf_soup.ingredients import expand_runs
 from hf_soup.lineage import LineageReport
 from hf_soup.merging import fetch_weights
 from hf_soup.publishing import draw_barriers
-from hf_soup.recipe import Finding, Named, Recipe, as_recipe
+from hf_soup.recipe import Finding, Mixture, Recipe, as_recipe
 from hf_soup.workflows.check import check
-from hf_soup.workflows.prepare import log_notes, plan_of
+from hf_soup.workflows.prepare import layout_of, log_notes
 from hf_soup.workflows.validate import validate
 
-logger = logging.getLogger(__name__)
+logger = PrintableLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -319,7 +319,14 @@ def connectivity(
         in Linear Mode Connectivity of Neural Networks, ICLR 2022, arXiv:2110.06296 (against the line between the ends;
         for the loss, which is turned round here).
     """
-    from hf_soup.evaluation import Candidates, load_data, model_template, require_memory
+    from hf_soup.evaluation import (
+        Candidates,
+        batch_norms,
+        load_data,
+        model_template,
+        require_memory,
+        require_variance,
+    )
     from hf_soup.merging import RunContext, require_alone
 
     require_alone("The measuring of barriers")
@@ -331,28 +338,28 @@ def connectivity(
     models, names, context = lineage.models, lineage.models.names, RunContext(token, device)
     if len(names) < 2:
         raise RecipeError("A barrier lies between two models, and there is one.")
-    # What is measured is the straight line, by whatever method the recipe averages.
-    straight = recipe.model_copy(update={"method": Named(name="linear")})
-    plan = plan_of(straight, models, dict.fromkeys(names, 1.0))
+    layout = layout_of(models, recipe.dtype)
     pairs = len(names) * (len(names) - 1) // 2
     total = len(names) + pairs + 2 * min(LINES, pairs)
-    with model_template(models, plan.layout.dtype) as template:
-        require_memory(plan.layout)
+    with model_template(models, layout.dtype) as template:
+        require_memory(layout)
         data = load_data(recipe, template, context)
         log_notes(data)
+        if data.calibration and batch_norms(tensor.name for tensor in layout.tensors):
+            require_variance(data.calibration.inputs)
         bench = data.validation[0]
         logger.info(f"{len(names)} models, {pairs} pair{'s'[: pairs - 1]}: {total} scorings of {bench.n:,} rows")
         paths = fetch_weights(models.checkpoints, quiet=quiet)
         with (
-            Candidates(plan.layout, paths, replace(data, validation=(bench,), test=()), context) as candidates,
+            Candidates(layout, paths, replace(data, validation=(bench,), test=()), context) as candidates,
             bar("Measuring barriers", total, unit="score", quiet=quiet) as shown,
         ):
             ended = [time.monotonic()]
 
             def point(weights: Mapping[str, float]) -> _Point:
                 alone = next(iter(weights)) if len(weights) == 1 else None
-                mixture = replace(plan.mixture, weights=weights)
-                (logits,) = candidates.logits_alone(alone) if alone else candidates.logits(mixture)
+                # The straight line, by whatever method the recipe averages.
+                (logits,) = candidates.logits_alone(alone) if alone else candidates.logits(Mixture(weights))
                 found = bench.value(logits), bench.resampled(logits)
                 shown.update(1)
                 ended.append(time.monotonic())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_soup import hub
+from hf_soup._util.logs import PrintableLogger
 from hf_soup.checkpoint import require_unchanged
 from hf_soup.errors import RecipeError
 from hf_soup.evaluation import batch_norms, recalibrate_batch_norm, statistics_notes
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from hf_soup.merging import MergeResult, ProcessGroup, RunContext
     from hf_soup.recipe import UpdateReport
 
-logger = logging.getLogger(__name__)
+logger = PrintableLogger(__name__)
 
 
 def cook(
@@ -119,14 +119,16 @@ def _cook(recipe: Models | Update, changes: Mapping[str, Any], out: Path, stream
         candidates = _candidates(models, plan, data, context, stack)
         choice = choose(models.recipe, models.weights, models.space(plan), candidates, models.lineage.models.head_of)
         used = _chosen(models, plan, choice)
-        own = stack.enter_context(data_of_soup(models.recipe, data, used.leaves, models.lineage.models, context))
+        if candidates:
+            candidates.release()
+        with workspace.disk_errors():
+            soups = data_of_soup(models.recipe, data, used.leaves, models.lineage.models, used.plan, context)
+            own = stack.enter_context(soups)
         used = _with_statistics(used, own, context)
         merged = _merged(used, workspace, stream, context)
         with workspace.disk_errors():
             models.lineage.models.pin()
         require_unchanged(models.fetched.checkpoints)
-        if candidates:
-            candidates.release()
         with workspace.disk_errors():
             merged = recalibrate_batch_norm(merged, used.plan.layout, workspace.folder, own.calibration)
             used = _with_notes(used, merged)
@@ -181,9 +183,11 @@ def _candidates(
     """Scores of candidates, as long as a stack lasts; None where nothing is scored."""
     if not data.scored:
         return None
-    from hf_soup.evaluation import Candidates
+    from hf_soup.evaluation import Candidates, collect_statistics, with_statistics
 
     paths = fetch_weights(models.fetched.checkpoints, quiet=context.quiet)
+    if data.calibration:  # what each ingredient shows by itself, at once
+        collect_statistics(with_statistics(plan, data.calibration, learned=False), lambda: paths, data.calibration)
     ingredients = models.space(plan).alone()
     return stack.enter_context(Candidates(plan.layout, paths, data, context, ingredients))
 

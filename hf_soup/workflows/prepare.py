@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_soup import hub
+from hf_soup._util.logs import PrintableLogger
 from hf_soup.errors import MergeError
 from hf_soup.hub import Token
 from hf_soup.ingredients import ResolvedIngredients
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hf_soup.evaluation import EvaluationData, MixtureSpace
     from hf_soup.workflows.update import Update
 
-logger = logging.getLogger(__name__)
+logger = PrintableLogger(__name__)
 
 
 def trained_on(recipe: Recipe, models: AlignedModels, token: Token = None) -> list[Finding]:
@@ -85,13 +85,6 @@ class CheckedModels:
     lineage: LineageReport
     fetched: AlignedModels
     update: Update | None = None
-
-    @classmethod
-    def of(cls, asked: Recipe, ingredients: ResolvedIngredients, lineage: LineageReport) -> CheckedModels:
-        """The models of a recipe that were checked."""
-        recipe = ingredients.recipe
-        fetched = ingredients_to_fetch(recipe, lineage.models)
-        return cls(asked, ingredients, lineage, with_base_if_needed(recipe, fetched, lineage.ancestor))
 
     @property
     def recipe(self) -> Recipe:

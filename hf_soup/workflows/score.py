@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_soup._util.logs import PrintableLogger
 from hf_soup.checkpoint import label_names, open_all, read_config
 from hf_soup.errors import RecipeError
 from hf_soup.hub import Token
@@ -15,7 +15,7 @@ from hf_soup.merging import fetch_weights
 from hf_soup.recipe import Recipe
 from hf_soup.workflows.prepare import layout_of
 
-logger = logging.getLogger(__name__)
+logger = PrintableLogger(__name__)
 
 
 def score(

@@ -297,7 +297,8 @@ def _opened(
             # Alone of its kind it would not be compared with anything, and this not be said.
             why[name] = f"{name} is quantised ({str(codes.get('quant_method', 'no method stated'))[:40]})."
             continue
-        same.setdefault(tuple(map(each.source.content_id, each.weights.files)), {})[name] = each
+        contents = tuple(map(each.source.content_id, each.weights.files))
+        same.setdefault(contents if all(contents) else name, {})[name] = each  # a Hub may not state them
     # Of copies the one that says what its labels mean, and among equals the most downloaded.
     chosen = [min(copies, key=lambda name: _unnamed(_labels(copies[name].config))) for copies in same.values()]
     for original, copies in zip(chosen, same.values(), strict=True):

@@ -6,15 +6,15 @@ pinned ingredients are streamed past, and every tensor is compared bit by bit.
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_soup import hub
+from hf_soup._util.logs import PrintableLogger
 from hf_soup._util.parallel import in_parallel
 from hf_soup._util.progress import bar
 from hf_soup._util.text import some
@@ -31,6 +31,7 @@ from hf_soup.errors import (
 from hf_soup.evaluation import (
     collect_statistics,
     load_calibration,
+    looks_at_examples,
     model_template,
     recalibrate_batch_norm,
     require_looked_at,
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
 
 IDENTICAL, EQUIVALENT, DIFFERENT, UNVERIFIABLE = "identical", "equivalent", "different", "unverifiable"
 
-logger = logging.getLogger(__name__)
+logger = PrintableLogger(__name__)
 #: Codes with which the Hub says that a repo cannot be had; of a private one it says that it is gone.
 _ABSENT = ("gated", "revision-gone", "gone")
 
@@ -326,9 +327,11 @@ def _cooked_again(
 
     recipe, ancestor = published.recipe, (base.checkpoint,) if base and base.checkpoint else ()
     models, found = correspond(AlignedModels.as_stored(checkpoints, AlignmentOptions.of(recipe)))
-    refusals = [reason.message for reason in with_allowed(found, recipe.allow) if reason.refuses]
+    refusals = [reason for reason in with_allowed(found, recipe.allow) if reason.refuses]
     if refusals:
-        raise IncompatibleError("\n".join(["Its ingredients cannot be averaged:", *refusals]))
+        told = [reason.message for reason in refusals]
+        who = [name for reason in refusals for name in reason.ingredients]
+        raise IncompatibleError("\n".join(["Its ingredients cannot be averaged:", *told]), subjects=who)
     models = replace(models, asset_sources=ancestor)
     require_looked_at(recipe, models)
     leaves = with_base_if_needed(recipe, ingredients_to_fetch(recipe, models), base)
@@ -337,14 +340,17 @@ def _cooked_again(
     with (
         tempfile.TemporaryDirectory(prefix="hf-soup-verify-") as room,
         Workspace(Path(room) / "soup", kept=False) as staging,
-        model_template(leaves, plan.layout.dtype) as template,
+        ExitStack() as stack,
     ):
         supply = weight_files_of(leaves.checkpoints, staging.fetched)
         theirs = [name for name in weight_files(published)[0] if name in published.source.files]
         asking = any(needs_statistics(call) for call in plan.mixture.methods)
         fetched_bytes = supply.keep() if needs_cutoffs(plan) or asking else supply.peak_bytes(plan)
         _require_room(Path(room), plan, fetched_bytes, published, theirs)
-        calibration = load_calibration(looks, template, RunContext(token, quiet=quiet))
+        with staging.disk_errors():
+            template = stack.enter_context(model_template(leaves, plan.layout.dtype))
+        context = RunContext(token, quiet=quiet)
+        calibration = load_calibration(looks, template, context) if looks_at_examples(plan) else None
         if asking:
             supply.fetch_all()
             plan = with_statistics(plan, calibration)

@@ -30,7 +30,7 @@ def test_the_tree_is_the_one_that_is_drawn() -> None:
 def raised() -> Iterator[str]:
     """The codes that the package gives to its errors."""
     yield from (kind("").code for kind in KINDS)
-    yield "hub"  # which `explain` chooses for several at once
+    yield from ("hub", "unreachable")  # which `explain` and `cut_off` choose for several at once
     for path in sorted(Path(errors.__file__).parent.rglob("*.py")):
         for call in ast.walk(ast.parse(path.read_text())):
             for given in (
@@ -55,6 +55,8 @@ def test_an_error_in_other_words_keeps_what_decisions_read() -> None:
     again = PublishError.of(first, "The push failed. It is gone.")
     assert (again.code, again.subjects, again.hint) == ("gone", ("acme/a",), "Look.")
     assert PublishError.of(first, "It failed.", hint="").hint == ""
+    # What has no finer code has that of its type, in other words too.
+    assert PublishError.of(ResolveError("It broke."), "It failed.").code == "publish"
     assert (PublishError("It failed.").code, PublishError("It failed.").subjects) == ("publish", ())
 
 

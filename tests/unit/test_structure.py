@@ -184,7 +184,7 @@ def test_the_public_names() -> None:
     assert hf_soup.__all__ == [
         "ConnectivityReport", "IncompatibleError", "Ingredient", "LineageReport", "MergeError", "PublishError",
         "Recipe", "RecipeError", "ResolveError", "Scoring", "ScoringError", "SearchResult", "Soup", "SoupError",
-        "Update", "VerificationReport", "check", "connectivity", "cook", "score", "search", "verify",
+        "SoupReport", "Update", "VerificationReport", "check", "connectivity", "cook", "score", "search", "verify",
     ]  # fmt: skip
     for name in hf_soup.__all__:
         assert getattr(hf_soup, name).__module__.startswith("hf_soup.")

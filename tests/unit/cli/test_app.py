@@ -19,7 +19,7 @@ import yaml
 from huggingface_hub import close_session, constants
 
 from hf_soup import Recipe
-from hf_soup._util.text import ALLOWED
+from hf_soup._util.logs import ALLOWED, PrintableLogger
 from hf_soup.cli.app import cli as commands
 from hf_soup.methods import METHODS
 from hf_soup.selection import SELECTIONS
@@ -54,7 +54,7 @@ def test_messages_go_to_stderr_by_their_level(cli: Cli, monkeypatch: pytest.Monk
     monkeypatch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler()])
 
     def measure(*_: object, **__: object) -> dict[str, object]:
-        logger = logging.getLogger("hf_soup.workflows.score")
+        logger = PrintableLogger("hf_soup.workflows.score")
         for level in (logging.DEBUG, logging.INFO, ALLOWED, logging.WARNING):
             logger.log(level, "a 100 % \x1b[31mred %s")
         return {}

@@ -331,6 +331,8 @@ def test_the_same_bits_whatever_the_threads_and_no_others_by_another_key(
     others = [tasks.learn(seed=6, **few), tasks.learn(steps=2, lr=0.1), tasks.learn(init=0.2, **few)]
     others.append(replace(tasks, weights=(1.0, 2.0)).learn(**few))
     assert len({name for each in (plan, *others) for name in names(each)}) == 10
+    # A parameter that is written out with its default is the same: nothing is learned again.
+    assert names(tasks.learn(batch_size=16, **few)) == names(plan)
     assert learned == [1] * 5
 
 

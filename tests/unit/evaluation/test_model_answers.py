@@ -61,8 +61,13 @@ def test_nothing_else_is(family: Path) -> None:
     here, there = plan_of(family, "abc"), plan_of(family, "cba")
     assert key(here, {0: 1.0, 2: 3.0}) == key(there, {2: 1.0, 0: 3.0})
     assert alone(here, 1) == alone(plan_of(family, "b"), 0)
-    own = {"classifier.bias": (0.25, 0.5)}
-    assert key(here, {0: 1.0, 2: 3.0}, tensor_weights=own) == key(there, {2: 1.0, 0: 3.0}, tensor_weights=own)
+    # Anything but a plain mean is computed in the order of the layout, whatever the order of its mixture.
+    own, turned = {"classifier.bias": (0.25, 0.5)}, {"classifier.bias": (0.5, 0.25)}
+    again = key(here, {0: 1.0, 2: 3.0}, tensor_weights=own)
+    assert again == key(here, {2: 3.0, 0: 1.0}, tensor_weights=turned)
+    assert again != key(there, {2: 1.0, 0: 3.0}, tensor_weights=own)
+    ties = MethodCall("ties", {})
+    assert key(here, {0: 1.0, 2: 3.0}, method=ties) == key(here, {2: 3.0, 0: 1.0}, method=ties)
     # A head that one has alone is in every soup.
     assert alone(plan_of(family, "abc", head="c"), 0) == alone(plan_of(family, "ac", head="c"), 0)
 

@@ -101,6 +101,10 @@ def test_who_errs_by_a_system_on_one_of_several_data_is_of_another_task(
     alone = Recipe(ingredients=recipe.ingredients, base=recipe.base, score=[other])
     with pytest.raises(ScoringError, match="With its outputs in another order it would get 100"):
         cook(alone, tmp_path / "refused")
+    # Who asks for a model's scores gets them, however low: they tell it.
+    good = str(recipe.ingredients[-1].model)
+    ((_, scores),) = score([good], alone).items()
+    assert {each["value"] for each in scores.values()} == {0.0}
 
 
 def test_the_ensemble_is_the_mean_of_probabilities(soup: Soup, recipe: Recipe, family: Path) -> None:

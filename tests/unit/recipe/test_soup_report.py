@@ -11,8 +11,7 @@ from pydantic import ValidationError
 
 from hf_soup import ResolveError, Soup
 from hf_soup._util.io import write_json
-from hf_soup.recipe.schema import Override
-from hf_soup.recipe.soup_report import CalibrationErrors, Score, SoupReport
+from hf_soup.recipe.soup_report import CalibrationErrors, ReportedOverride, Score, SoupReport
 
 SCORE = {"metric": "accuracy", "value": 0.5, "low": 0.4, "high": 0.6, "n": 10}
 COMPARISON = {
@@ -119,7 +118,7 @@ def test_fields_have_types() -> None:
     report = SoupReport.model_validate(WHOLE)
     assert report.scores["soup"]["rows accuracy"] == Score("accuracy", 0.5, 0.4, 0.6, 10)
     assert report.calibration["soup"]["rows accuracy"] == CalibrationErrors(ece=0.1, nll=float("inf"), brier=0.3)
-    assert report.overrides[0] == Override.model_validate({"tensors": "*", "method": "linear"})
+    assert report.overrides[0] == ReportedOverride.model_validate({"tensors": "*", "method": "linear"})
     assert report.lineage
     assert report.lineage.evidence[0].cosine == ((0.0, 0.5), (0.5, None))
     with pytest.raises(ValidationError, match="frozen"):
@@ -129,6 +128,8 @@ def test_fields_have_types() -> None:
 def test_another_version_may_know_less_or_more() -> None:
     more = SoupReport.parse(json.dumps({**WHOLE, "mood": 3, "scores": {"soup": {"rows": {**SCORE, "mood": 3}}}}))
     assert more.to_dict() == SoupReport.model_validate({**WHOLE, "scores": {"soup": {"rows": SCORE}}}).to_dict()
+    newer = [{"tensors": "*", "method": "linear", "mood": 3}]
+    assert SoupReport.parse(json.dumps({**WHOLE, "overrides": newer})).overrides[0].tensors == "*"
     less = SoupReport.parse(json.dumps(LEAST))
     assert (less.update, less.curve, less.made_of, less.library) == (None, (), {}, "transformers")
 

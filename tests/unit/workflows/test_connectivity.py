@@ -385,6 +385,20 @@ def test_whose_head_is_scored_is_said(family: Path, log: pytest.LogCaptureFixtur
     assert "2 models, 1 pair: 5 scorings of 24 rows" in log.messages
 
 
+def test_the_line_is_straight_whatever_the_recipe_does(family: Path) -> None:
+    """By layer, by tensor, by another method: what is measured is the mean of all tensors."""
+    recipe = Recipe(
+        ingredients=[str(family / name) for name in "ab"], score={**SCORE, "dataset": str(family / "rows.csv")}
+    )
+    plain = connectivity(recipe).to_dict()
+    overrides = [{"tensors": "*.dense.*", "method": {"name": "linear", "normalize": False}}]
+    layers = {"*.dense.*": [0.1, 0.9]}
+    for changes in ({"overrides": overrides}, {"layers": layers}, {"method": {"name": "linear", "normalize": False}}):
+        assert (
+            connectivity(Recipe.model_validate({**recipe.model_dump(exclude_unset=True), **changes})).to_dict() == plain
+        )
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 def test_what_was_measured_is_told_where_it_cannot_be_drawn(
     cli: Cli, family: Path, tmp_path: Path, as_json: bool
