@@ -245,16 +245,6 @@ def test_metrics_need_no_network_and_no_home() -> None:
     assert float(done.stdout) == pytest.approx(2 / 3)
 
 
-def test_importing_scoring_is_light() -> None:
-    code = (
-        "import sys; from hf_soup.evaluation import EvaluationData, ModelTemplate, load_data;"
-        "heavy = {'torch', 'transformers', 'datasets', 'evaluate', 'sklearn', 'scipy'};"
-        "print(*heavy & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ""
-
-
 @pytest.mark.parametrize(
     ("p", "shown"),
     [
