@@ -234,24 +234,13 @@ def pipeline_tasks(named: str) -> list[str]:
     return [task for task in found if not (writes and task == "fill-mask")]
 
 
-def ties_embeddings(config: Mapping[str, Any], name: str = "the model") -> bool:
+def ties_embeddings(config: Mapping[str, Any], name: str) -> bool:
     """Whether the library ties the embeddings of tokens to what predicts them.
 
-    >>> ties_embeddings({"model_type": "gpt2"})
+    >>> ties_embeddings({"model_type": "gpt2"}, "acme/a")
     True
-    >>> ties_embeddings({"model_type": "gpt2", "tie_word_embeddings": False})
-    False
     """
     return bool(read_config(config, name).tie_word_embeddings)
-
-
-def is_encoder_decoder(config: Mapping[str, Any], name: str = "the model") -> bool:
-    """Whether a model reads one text and writes another.
-
-    >>> is_encoder_decoder({"model_type": "t5"}), is_encoder_decoder({"model_type": "gpt2"})
-    (True, False)
-    """
-    return bool(read_config(config, name).is_encoder_decoder)
 
 
 def is_quantised(config: Mapping[str, Any]) -> str | None:

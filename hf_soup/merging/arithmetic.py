@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ from torch import Tensor
 from hf_soup.errors import ValuesError
 from hf_soup.merging.layout import Run
 from hf_soup.merging.plan import Plan
+from hf_soup.merging.statistics_store import StatisticsStore
 from hf_soup.methods import BLOCK, METHODS, Slices, accumulator
-from hf_soup.recipe import MethodCall
 
 #: Numbers that one step of the generator's counter gives: four of 64 bits, halved.
 _BLOCK = 8
@@ -51,24 +51,11 @@ def uniform(seed: int, tensor: str, position: int, begin: int, count: int) -> Te
 Cutoffs = Mapping[str, Sequence[float]]
 
 
-class TensorStatistics(Protocol):
-    """What the ingredients showed on examples."""
-
-    def read(self, call: MethodCall, source: int, tensor: str, begin: int, count: int) -> Tensor | None:
-        """Of some elements of a tensor, or of the whole, as its method wants it; None where there is nothing."""
-
-    def transposed(self, call: MethodCall, tensor: str) -> bool:
-        """Whether it is the weight of a linear layer that is stored as (in, out)."""
-
-    def held_bytes(self, call: MethodCall, tensor: str) -> int:
-        """What combining a tensor holds beside what any method does."""
-
-
 class Aids(NamedTuple):
     """What methods may ask for beside tensors and shares; made once for a plan."""
 
     cutoffs: Cutoffs
-    statistics: TensorStatistics
+    statistics: StatisticsStore
 
 
 def combine(
@@ -225,8 +212,4 @@ def unravel(index: int, shape: tuple[int, ...]) -> str:
     >>> unravel(5, (2, 3))
     '[1, 2]'
     """
-    place: list[int] = []
-    for length in reversed(shape):
-        place.append(index % length)
-        index //= length
-    return f"[{', '.join(str(number) for number in reversed(place))}]"
+    return str([int(place) for place in np.unravel_index(index, shape)])

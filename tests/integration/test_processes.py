@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from plans import make_plan
+from plans import files_here, make_plan
 from safetensors.torch import load_file, save_file
 
 from hf_soup.checkpoint.headers import read_header
@@ -28,7 +28,6 @@ from hf_soup.local_hub import LocalHub
 from hf_soup.merging import plan as plan_module
 from hf_soup.merging.layout import BLOCK_BYTES
 from hf_soup.merging.to_files import merge
-from hf_soup.merging.weight_files import WeightFiles
 from hf_soup.merging.workspace import Workspace
 from hf_soup.recipe.schema import Recipe
 from hf_soup.workflows.cook import cook
@@ -73,10 +72,10 @@ def noting(rank, entries):
         os.kill(os.getpid(), signal.SIGKILL)
 
 staging.note = noting
-plan, paths = pickle.loads(Path("job").read_bytes())
+plan, supply = pickle.loads(Path("job").read_bytes())
 staging.join(plan.fingerprint)
 try:
-    merge(plan, WeightFiles.here(paths), staging, world=here, threads=1, quiet=True)
+    merge(plan, supply, staging, world=here, threads=1, quiet=True)
 except MergeError as error:
     print("SAID", here.rank, error.message, flush=True)
 """
@@ -543,19 +542,19 @@ def test_a_process_that_dies_leaves_what_is_finished(
     with Workspace(tmp_path / "soup") as staging:
         staging.open(plan.fingerprint, plan.outline())
     monkeypatch.setattr(plan_module, "UNIT_BYTES", BLOCK_BYTES)
-    (tmp_path / "job").write_bytes(pickle.dumps((plan, paths)))
+    (tmp_path / "job").write_bytes(pickle.dumps((plan, files_here(paths))))
     (tmp_path / "dying.py").write_text(DYING)
     done = together("dying.py", dies)
     assert done.returncode != 0
     assert f"SAID {1 - dies} Another of the processes that work together has ended early." in done.stdout, done.stderr
     with Workspace(tmp_path / "soup") as staging:
         assert staging.open(plan.fingerprint, plan.outline()) == "continued"
-        merged = merge(plan, WeightFiles.here(paths), staging, threads=1, quiet=True)
+        merged = merge(plan, files_here(paths), staging, threads=1, quiet=True)
         staging.publish()
     assert merged.resumed == 4 * BLOCK_BYTES  # three of the living one, one of the other
     with Workspace(tmp_path / "fresh") as staging:
         staging.open(plan.fingerprint, plan.outline())
-        assert merge(plan, WeightFiles.here(paths), staging, threads=1, quiet=True).digest == merged.digest
+        assert merge(plan, files_here(paths), staging, threads=1, quiet=True).digest == merged.digest
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 import torch
-from plans import make_plan
+from plans import files_here, make_plan
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -22,7 +22,6 @@ from hf_soup.merging.layout import BLOCK_BYTES
 from hf_soup.merging.plan import Plan
 from hf_soup.merging.to_files import merge
 from hf_soup.merging.to_memory import Materializer
-from hf_soup.merging.weight_files import WeightFiles
 from hf_soup.merging.workspace import Workspace
 from hf_soup.methods import METHODS, Method, Within
 from hf_soup.methods._ranks import cutoff
@@ -118,7 +117,7 @@ class Shelf:
             staging.open(plan.fingerprint, plan.outline())
             merge(
                 pickle.loads(pickle.dumps(plan)),
-                WeightFiles.here(paths),
+                files_here(paths),
                 staging,
                 threads=threads,
                 quiet=True,
