@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from hf_soup._util.text import some
+from hf_soup._util.text import is_writable, some
 from hf_soup._util.yaml import parse_yaml
 from hf_soup.errors import ResolveError
 from hf_soup.hub import MAX_TEXT
@@ -189,11 +189,7 @@ def _is_texts(value: object) -> bool:
     """Whether it is a mapping from texts to texts, without halves of characters: what safetensors reads."""
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         return False
-    try:
-        "".join((*value, *value.values())).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return is_writable("".join((*value, *value.values())))
 
 
 def _tensors(text: bytes, file: str, size: int) -> Header | _Quantised | str:

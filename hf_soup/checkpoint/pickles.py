@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from hf_soup import hub
 from hf_soup._util.isolated import IsolationError, run_isolated
+from hf_soup._util.text import is_writable
 from hf_soup.checkpoint.file_sources import FileSource, LocalFolder, fetch_files
 from hf_soup.checkpoint.headers import read_index
 from hf_soup.errors import ResolveError
@@ -117,7 +118,7 @@ def _problem(path: Path) -> str:
                 return "is not a mapping from names to tensors"
             taken = 0
             for key, value in loaded.items():
-                if not isinstance(key, str) or not _is_text(key):
+                if not isinstance(key, str) or not key or not is_writable(key):
                     return f"names a tensor {key!r:.80}, which is no text"
                 if value.layout != torch.strided or value.is_quantized or value.is_nested:
                     return f"holds {key!r:.80} as a tensor that is sparse, nested or quantised"
@@ -137,10 +138,3 @@ def _problem(path: Path) -> str:
     finally:
         log.disabled = before
     return ""
-
-
-def _is_text(key: str) -> bool:
-    try:
-        return bool(key.encode())
-    except UnicodeEncodeError:
-        return False

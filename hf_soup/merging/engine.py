@@ -155,7 +155,7 @@ class Engine:
         item = ITEM_BYTES[run.dtype]
         output = self.outputs[run.file]
         blocks = Blocks([size for _, _, size in plan.blocks_of(unit)])
-        differing: set[int] = set()
+        differ = False
         known = self._measured(run, buffers)
         for pieces in run.slices(unit.begin, unit.end, self._step(run), across=plan.is_whole(run)):
             begin, end = pieces[0].begin, pieces[-1].end
@@ -166,12 +166,11 @@ class Engine:
             else:
                 first, *others = read().values()
                 piece.copy_(first)
-                if any(not torch.equal(part, first) for part in others):
-                    differing |= self._differing(run, first, others, begin)
+                differ = differ or any(not torch.equal(part, first) for part in others)
             blocks.update(data)
             write_all(output, data, run.offset + begin * item)
         begin_writing(output, run.offset + unit.begin * item, unit.size)
-        return CompletedUnit(number, blocks.hex(), tuple(sorted(differing)))
+        return CompletedUnit(number, blocks.hex(), (run.first,) if differ else ())
 
     def follow(self, number: int) -> None:
         """Hash the sources' files up to where a unit, which was written just now, has read them."""
@@ -179,7 +178,7 @@ class Engine:
         run = self.plan.runs[unit.run]
         if run.patched:
             return
-        for source, name, stop in run.needs(unit.end):
+        for source, (name, stop) in run.needs(unit.end).items():
             file = self.supply.sources[source][name]
             if file.follow:
                 file.open()
@@ -221,17 +220,6 @@ class Engine:
         each += sources * wide if self.plan.layout.base is not None else 0  # task vectors
         each += sources * 8 if self._hides(run) else 0  # random numbers, masks
         return each
-
-    def _differing(self, run: Run, first: Tensor, others: Sequence[Tensor], begin: int) -> set[int]:
-        """Numbers of the tensors on which a slice of the sources disagrees."""
-        found, length = set(), len(first)
-        for number in range(run.first, run.stop):
-            tensor = self.plan.layout.tensors[number]
-            start = (tensor.offset - run.offset) // ITEM_BYTES[run.dtype] - begin
-            low, high = max(0, start), min(length, start + tensor.elements)
-            if low < high and any(not torch.equal(part[low:high], first[low:high]) for part in others):
-                found.add(number)
-        return found
 
     def _measured(self, run: Run, buffers: Buffers) -> _Measured:
         if not self.plan.is_whole(run) or self.at_once(run):

@@ -61,7 +61,7 @@ class Run:
     A model of a hundred thousand small tensors that all sources store alike is a run for each file.
 
     Args:
-        first, stop: Numbers of its tensors, none of them empty, all of one dtype.
+        first, stop: Numbers of its tensors, none of them empty, all of one dtype; one, where that is not averaged.
         dtype: As written.
         file: Which output file it is in.
         offset: Of its first byte in that file.
@@ -101,7 +101,7 @@ class Run:
         held = {n: at.dtype for segment in self.segments for n, at in enumerate(segment.extents) if at}
         return tuple([held[source] for source in sorted(held)])
 
-    def needs(self, end: int) -> Iterator[tuple[int, str, int]]:
+    def needs(self, end: int) -> dict[int, tuple[str, int]]:
         """What must be here for the elements before ``end``: of which source which file, and up to which byte."""
         reach: dict[int, tuple[str, int]] = {}
         for segment in self.segments:
@@ -112,8 +112,7 @@ class Run:
                 if at:
                     known = reach[source][1] if source in reach else 0
                     reach[source] = at.file, max(known, at.offset + count * ITEM_BYTES[at.dtype])
-        for source, (file, stop) in reach.items():
-            yield source, file, stop
+        return reach
 
     def pieces(self, begin: int, end: int) -> Iterator[Segment]:
         """The elements from ``begin`` to ``end`` as parts of segments."""
@@ -480,17 +479,15 @@ def _runs(group: Sequence[_Laid], file: int, first: int, offset: int) -> Iterato
             yield Run(first + begin, first + stop, dtype, file, offset, elements, whole)
 
     for number, entry in enumerate(group):
-        if not entry.size:
-            yield from closed(number)
-            offset, elements = offset + elements * ITEM_BYTES.get(dtype, 0), 0
-            begin, ends = number + 1, ()
-            continue
-        # Plain tuples, as of a hundred thousand tensors most only continue a run.
-        starts = tuple([(at.file, at.offset, at.dtype) for at in entry.places if at]) if entry.whole else None
-        if starts != ends or entry.dtype != dtype:
+        # Plain tuples, as of a hundred thousand tensors most only continue a run; an empty one continues none.
+        grows = entry.whole and entry.size
+        starts = tuple([(at.file, at.offset, at.dtype) for at in entry.places if at]) if grows else None
+        if starts != ends or entry.dtype != dtype or dtype not in FLOATS:
             yield from closed(number)
             offset, elements = offset + elements * ITEM_BYTES.get(dtype, 0), 0
             begin, segments, dtype = number, _segments(entry), entry.dtype
+        if not entry.size:
+            begin = number + 1
         elements += entry.size // ITEM_BYTES[dtype]
         # A tensor that some do not have, or whose rows come from several places, is a run of its own.
         ends = tuple([(at.file, at.offset + at.size, at.dtype) for at in entry.places if at]) if entry.whole else ()

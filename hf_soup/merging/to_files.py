@@ -13,7 +13,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -225,14 +225,9 @@ def _threads(supply: WeightFiles) -> int:
 def _share(plan: Plan, kept: AbstractSet[int], world: ProcessGroup) -> list[int]:
     """Numbers of the units that this process does: as many bytes as every other's, one after the other."""
     todo = [number for number in range(len(plan.units)) if number not in kept]
-    total = sum(plan.units[number].size for number in todo)
+    *starts, total = accumulate((plan.units[number].size for number in todo), initial=0)
     low, high = total * world.rank // world.size, total * (world.rank + 1) // world.size
-    share, position = [], 0
-    for number in todo:
-        if low <= position < high:
-            share.append(number)
-        position += plan.units[number].size
-    return share
+    return [number for number, start in zip(todo, starts, strict=True) if low <= start < high]
 
 
 def _still_right(

@@ -257,7 +257,7 @@ class WeightFiles:
         """The files of a unit, and up to where each must have arrived."""
         assert self._plan is not None
         needs = self._plan.runs[unit.run].needs(unit.end)
-        return [(self.sources[source][name], stop) for source, name, stop in needs]
+        return [(self.sources[source][name], stop) for source, (name, stop) in needs.items()]
 
     def _sure(self) -> list[WorkUnit]:
         """Units that were made of right bytes alone."""
