@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from typing import Any
 
 from tqdm import tqdm
@@ -16,13 +15,9 @@ _PAUSE = 10.0
 class _Bar(tqdm):  # type: ignore[type-arg]
     """A bar that several threads may move."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        self._guard = threading.Lock()
-        super().__init__(*arguments, **options)
-
     def update(self, n: float | None = 1) -> bool | None:
         """Move on by ``n``."""
-        with self._guard:
+        with self.get_lock():  # type: ignore[no-untyped-call]
             return super().update(n)
 
 

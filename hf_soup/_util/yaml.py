@@ -117,8 +117,4 @@ def write_yaml(values: Any) -> str:
     """
     text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
     # All that cannot be seen is in double quotes; as it is, some of it turns the order of what follows.
-    return re.sub(r"[^\n -~]", lambda found: found[0] if found[0].isprintable() else _escaped(found[0]), text)
-
-
-def _escaped(character: str) -> str:
-    return f"\\U{ord(character):08X}"
+    return re.sub(r"[^\n -~]", lambda found: found[0] if found[0].isprintable() else f"\\U{ord(found[0]):08X}", text)

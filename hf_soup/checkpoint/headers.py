@@ -14,10 +14,10 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from itertools import accumulate
+from itertools import accumulate, chain
 from operator import mul
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
@@ -127,37 +127,27 @@ def read_header(read: Read, file: str, size: int, name: str) -> Header:
     Raises:
         ResolveError: The header is not one that safetensors would write.
     """
-
-    def bad(reason: str) -> ResolveError:
-        return ResolveError(
-            f"{name}: {file} is not a valid safetensors file: {reason}.",
+    try:
+        return _parsed_header(read, file, size, name)
+    except _InvalidError as error:
+        raise ResolveError(
+            f"{name}: {file} is not a valid safetensors file: {error}.",
             hint="It is damaged or was cut off; download or upload it again.",
-        )
+        ) from None
 
+
+def _parsed_header(read: Read, file: str, size: int, name: str) -> Header:
     if size < 10:
-        raise bad(f"it has {size} bytes")
+        raise _InvalidError(f"it has {size} bytes")
     start = read(file, 0, min(size, FIRST_READ))
     (length,) = struct.unpack("<Q", start[:8])
     if length > _MAX_HEADER or length + 8 > size:
-        raise bad(f"its header says it is {length:,} bytes long, in a file of {size:,}")
+        raise _InvalidError(f"its header says it is {length:,} bytes long, in a file of {size:,}")
     if len(start) < length + 8:
         start += read(file, len(start), length + 8)
     text = start[8 : 8 + length]
-    found = _once(("header", file, size, sha256(text).digest()), lambda: _tensors(text, file, size))
-    if isinstance(found, _Quantised):
-        raise ResolveError(
-            f"{name} is quantised: '{found.tensor}' is stored as {found.dtype}.",
-            hint="Averages need the weights before quantisation; use the original model.",
-            code="quantised",
-        )
-    if not isinstance(found, Header):
-        raise bad(found)
-    return found
-
-
-class _Quantised(NamedTuple):
-    tensor: str
-    dtype: str
+    header: Header = _once(("header", file, size, sha256(text).digest()), lambda: _tensors(text, file, size, name))
+    return header
 
 
 _PARSING = threading.Lock()
@@ -174,14 +164,16 @@ def _once(key: object, parse: Callable[[], Any]) -> Any:
         return _parsed[key]
 
 
-class _RepeatedError(ValueError):
-    """A mapping has a key twice: readers do not agree on which of them counts."""
+class _InvalidError(Exception):
+    """Why a header is none that safetensors would write."""
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping; where a key stands twice in it, readers do not agree on which of the two counts."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise _RepeatedError(next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1))
+        twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        raise _InvalidError(f"its header has {twice!r:.80} twice")
     return found
 
 
@@ -192,73 +184,82 @@ def _is_texts(value: object) -> bool:
     return is_writable("".join((*value, *value.values())))
 
 
-def _tensors(text: bytes, file: str, size: int) -> Header | _Quantised | str:
-    """The tensors of a header, or what is wrong with it."""
+def _tensors(text: bytes, file: str, size: int, name: str) -> Header:
+    """The tensors of a header."""
     try:
         header = json.loads(text.decode(), object_pairs_hook=_once_each)
-    except _RepeatedError as error:
-        return f"its header has {error.args[0]!r:.80} twice"
     except (ValueError, RecursionError):
-        return "its header is not JSON"
+        raise _InvalidError("its header is not JSON") from None
     if not isinstance(header, dict):
-        return "its header is not a mapping"
+        raise _InvalidError("its header is not a mapping")
     if _MINUS_ZERO.search(text):
-        return "its header has a number -0"
+        raise _InvalidError("its header has a number -0")
     metadata = header.pop("__metadata__", None)
     if metadata is not None and not _is_texts(metadata):
-        return "its '__metadata__' is no mapping from texts to texts"
+        raise _InvalidError("its '__metadata__' is no mapping from texts to texts")
     data, tensors = 8 + len(text), []
     for tensor, entry in header.items():
         if len(tensor) > _MAX_NAME:
-            return f"a tensor's name has {len(tensor):,} characters"
+            raise _InvalidError(f"a tensor's name has {len(tensor):,} characters")
         if not tensor.isprintable():
-            return f"a tensor's name is {tensor!r}"
+            raise _InvalidError(f"a tensor's name is {tensor!r}")
         try:
             dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
             known = len(entry) == 3  # what else stood there could be what safetensors cannot read
         except (TypeError, KeyError, ValueError):
             known = False
-        if not known:
-            return f"the entry of '{tensor}' is {json.dumps(entry)[:80]}"
-        if not isinstance(dtype, str) or len(shape) > _MAX_DIMENSIONS:
-            return f"the entry of '{tensor}' is {json.dumps(entry)[:80]}"
+        if not known or not isinstance(dtype, str) or len(shape) > _MAX_DIMENSIONS:
+            raise _InvalidError(f"the entry of '{tensor}' is {json.dumps(entry)[:80]}")
         if dtype in _QUANTISED:
-            return _Quantised(tensor, dtype)
+            raise ResolveError(
+                f"{name} is quantised: '{tensor}' is stored as {dtype}.",
+                hint="Averages need the weights before quantisation; use the original model.",
+                code="quantised",
+            )
         if dtype not in ITEM_BYTES:
-            return f"'{tensor}' has the element type {dtype[:80]!r}"
+            raise _InvalidError(f"'{tensor}' has the element type {dtype[:80]!r}")
         if not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, begin, end)):
-            return f"the shape or offsets of '{tensor}' are not whole numbers: {json.dumps(entry)[:80]}"
+            raise _InvalidError(f"the shape or offsets of '{tensor}' are not whole numbers: {json.dumps(entry)[:80]}")
         if 0 in shape and max(accumulate(shape, mul)) >= 2**64:
-            return f"the shape of '{tensor}' is {shape}, too large to be counted"
+            raise _InvalidError(f"the shape of '{tensor}' is {shape}, too large to be counted")
         expected = math.prod(shape) * ITEM_BYTES[dtype]
         if end - begin != expected:
-            return f"'{tensor}' of shape {shape} and type {dtype} needs {expected:,} bytes, not {end - begin:,}"
+            raise _InvalidError(
+                f"'{tensor}' of shape {shape} and type {dtype} needs {expected:,} bytes, not {end - begin:,}"
+            )
         tensors.append(TensorInfo(tensor, dtype, shape, file, data + begin, expected))
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.size))
     position = data
     for info in tensors:
         if info.offset != position:
             relation = "overlaps the tensor before it" if info.offset < position else "leaves a hole before it"
-            return f"'{info.name}' {relation}"
+            raise _InvalidError(f"'{info.name}' {relation}")
         position += info.size
     if position != size:
-        return f"its header describes {position:,} bytes, the file has {size:,}"
+        raise _InvalidError(f"its header describes {position:,} bytes, the file has {size:,}")
     return Header(tensors)
 
 
-def joined(headers: tuple[Header, ...]) -> dict[str, TensorInfo] | tuple[TensorInfo, TensorInfo]:
-    """The tensors of all files of a model by their names, or two that have the same name."""
+def joined(headers: tuple[Header, ...], name: str) -> dict[str, TensorInfo]:
+    """The tensors of all files of a model, which ``name`` says, by their names.
 
-    def join() -> dict[str, TensorInfo] | tuple[TensorInfo, TensorInfo]:
+    Raises:
+        ResolveError: Two have the same name.
+    """
+
+    def join() -> dict[str, TensorInfo]:
         tensors: dict[str, TensorInfo] = {}
-        for header in headers:
-            for tensor in header:
-                if tensors.setdefault(tensor.name, tensor) is not tensor:
-                    return tensors[tensor.name], tensor
+        for tensor in chain(*headers):
+            one = tensors.setdefault(tensor.name, tensor)
+            if one is not tensor:
+                raise ResolveError(
+                    f"{name} has the tensor '{one.name}' twice: in {one.file} and {tensor.file}.",
+                    hint="The upload mixes two versions of the model; ask its owner.",
+                )
         return tensors
 
-    found: dict[str, TensorInfo] | tuple[TensorInfo, TensorInfo] = _once(("joined", headers), join)
-    return found
+    tensors: dict[str, TensorInfo] = _once(("joined", headers), join)
+    return tensors
 
 
 def _read_whole(read: Read, file: str, files: Mapping[str, int], name: str, most: int) -> bytes:

@@ -181,8 +181,7 @@ class Engine:
         for source, (name, stop) in run.needs(unit.end).items():
             file = self.supply.sources[source][name]
             if file.follow:
-                file.open()
-                file.read_up_to(stop)
+                file.hasher().follow(stop)
 
     def _read(self, run: Run, pieces: Sequence[Segment], buffers: Buffers) -> dict[int, Tensor]:
         """Pieces of a run, which lie one after the other, from all sources that they are made of."""

@@ -32,7 +32,7 @@ from hf_soup.merging.engine import Buffers, Engine
 from hf_soup.merging.plan import Plan, WorkUnit
 from hf_soup.merging.processes import ProcessGroup
 from hf_soup.merging.statistics_store import StatisticsStore
-from hf_soup.merging.weight_files import WeightFile, WeightFiles
+from hf_soup.merging.weight_files import WeightFiles
 from hf_soup.merging.workers import Write, forked, may_fork
 from hf_soup.merging.workspace import CompletedUnit, Workspace
 from hf_soup.recipe import BatchNormUpdate
@@ -127,7 +127,7 @@ def merge(
                 alone=world.size == 1,
             )
             with ThreadPoolExecutor(threads) as pool:
-                hashes = list(pool.map(WeightFile.finish, mine))
+                hashes = list(pool.map(lambda file: file.hasher().finish(), mine))
     hashed = world.gather([(file.path, digest) for file, digest in zip(mine, hashes, strict=True)])
     if world.rank > 0:
         return MergeResult("", {}, 0, ())

@@ -84,16 +84,11 @@ class WeightFile:
                     self._descriptor = descriptor
         return self._descriptor
 
-    def read_up_to(self, stop: int) -> None:
-        """What is before ``stop`` was just read, and is still in memory."""
-        if self._follower is not None and self._descriptor is not None:
-            self._follower.follow(self._descriptor, stop)
-
-    def finish(self) -> str:
-        """The sha256 of a file that was followed."""
-        descriptor = self.open()
-        assert self._follower is not None
-        return self._follower.finish(descriptor)
+    def hasher(self) -> FileHasher:
+        """What computes the sha256 of a file that is followed."""
+        self.open()
+        assert self._follower is not None, "it is followed"
+        return self._follower
 
     def close(self) -> None:
         """Close it, and remove it where nobody needs it any more; what a failed run still needs stays for the next."""
