@@ -17,7 +17,7 @@ from hashlib import sha256
 from itertools import accumulate, chain
 from operator import mul
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -146,22 +146,22 @@ def _parsed_header(read: Read, file: str, size: int, name: str) -> Header:
     if len(start) < length + 8:
         start += read(file, len(start), length + 8)
     text = start[8 : 8 + length]
-    header: Header = _once(("header", file, size, sha256(text).digest()), lambda: _tensors(text, file, size, name))
-    return header
+    return _once(("header", file, size, sha256(text).digest()), lambda: _tensors(text, file, size, name))
 
 
 _PARSING = threading.Lock()
 _parsed: OrderedDict[object, Any] = OrderedDict()
+_T = TypeVar("_T")
 
 
-def _once(key: object, parse: Callable[[], Any]) -> Any:
+def _once(key: object, parse: Callable[[], _T]) -> _T:
     """What a text says, by its sha256: fine-tunes of one ancestor mostly have the same, and share what was read."""
     with _PARSING:
         if key not in _parsed:
             _parsed[key] = parse()
             if len(_parsed) > 128:
                 _parsed.popitem(last=False)
-        return _parsed[key]
+        return _parsed[key]  # type: ignore[no-any-return]
 
 
 class _InvalidError(Exception):
@@ -258,8 +258,7 @@ def joined(headers: tuple[Header, ...], name: str) -> dict[str, TensorInfo]:
                 )
         return tensors
 
-    tensors: dict[str, TensorInfo] = _once(("joined", headers), join)
-    return tensors
+    return _once(("joined", headers), join)
 
 
 def _read_whole(read: Read, file: str, files: Mapping[str, int], name: str, most: int) -> bytes:
@@ -284,41 +283,24 @@ def read_json(read: Read, file: str, files: Mapping[str, int], name: str) -> dic
     return value
 
 
-def read_index(read: Read, file: str, files: Mapping[str, int], name: str) -> tuple[bytes, tuple[str, ...]]:
-    """An index, and the weight files that it names, all of which are there."""
+def read_index(read: Read, file: str, files: Mapping[str, int], name: str) -> dict[str, str]:
+    """The weight file of each tensor by an index; all of them are there."""
     text = _read_whole(read, file, files, name, _MAX_INDEX)
-    shards: tuple[str, ...] | None = _once(("index", sha256(text).digest()), lambda: _shards(text))
-    if shards is None:
+    try:
+        places: dict[str, str] = json.loads(text)["weight_map"]
+        valid = all(isinstance(shard, str) for shard in places.values())
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        valid = False
+    if not valid:
         raise ResolveError(f"{name}: {file} has no weight_map from tensors to files.")
     # Only files that the listing shows are ever opened, so a path that leads elsewhere ends here as well.
-    absent = sorted(set(shards) - set(files))
+    absent = sorted(set(places.values()) - set(files))
     if absent:
         raise ResolveError(
             f"{name}: {file} names {len(absent)} files that are not there: {some(absent)}.",
             hint="The upload is incomplete; ask its owner, or name another revision.",
         )
-    return text, shards
-
-
-def misplaced(index: bytes, headers: tuple[Header, ...]) -> list[str]:
-    """Tensors that an index names and that are not in the file that it says."""
-
-    def find() -> list[str]:
-        places = {tensor.name: tensor.file for header in headers for tensor in header}
-        return [tensor for tensor, file in json.loads(index)["weight_map"].items() if places.get(tensor) != file]
-
-    found: list[str] = _once(("misplaced", sha256(index).digest(), headers), find)
-    return found
-
-
-def _shards(index: bytes) -> tuple[str, ...] | None:
-    try:
-        found = json.loads(index)["weight_map"]
-    except (ValueError, RecursionError, KeyError, TypeError):
-        return None
-    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
-        return None
-    return tuple(dict.fromkeys(found.values()))
+    return places
 
 
 def front_matter(data: bytes) -> dict[str, Any]:

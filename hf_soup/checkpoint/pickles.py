@@ -42,7 +42,7 @@ def convert_pickle(name: str, source: FileSource) -> LocalFolder:
     if PICKLE in source.files:
         parts: Sequence[str] = [PICKLE]
     else:
-        parts = sorted(read_index(source.read, PICKLE_INDEX, source.files, name)[1])
+        parts = sorted(set(read_index(source.read, PICKLE_INDEX, source.files, name).values()))
     paths = fetch_files([(source, part) for part in parts])
     key = hashlib.sha256("".join(hub.sha256_of(path) for path in paths).encode()).hexdigest()
     target = hub.own_cache_folder() / "converted" / key / SINGLE

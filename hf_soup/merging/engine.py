@@ -252,7 +252,7 @@ class Engine:
             parts = {source: part.masked_fill(shared, 0.0) for source, part in parts.items()}
         if at_once:
             parts = _with_room(parts)
-        mixed = self._mixed(run, parts, begin, known, release=at_once)
+        mixed = combine(self.plan, run, parts, self.aids, begin=begin, known=known.given, release=at_once)
         if hidden or not _fits(mixed, piece.dtype):
             mixed = self._settle(run, read(), begin, piece.dtype, mixed, known)
         round_into(mixed, piece)
@@ -264,11 +264,6 @@ class Engine:
     def _hides(self, run: Run) -> bool:
         method = METHODS[self.plan.method_of(run).method]
         return bool(method.given) or not method.elementwise
-
-    def _mixed(
-        self, run: Run, parts: dict[int, Tensor], begin: int, known: _Measured, *, release: bool = False
-    ) -> Tensor:
-        return combine(self.plan, run, parts, self.aids, begin=begin, known=known.given, release=release)
 
     def _shared(self, run: Run, parts: dict[int, Tensor], begin: int) -> Tensor:
         """Where all have the same infinity; any other number that is not finite is an error."""
@@ -294,7 +289,7 @@ class Engine:
             wide = {source: part.double() for source, part in parts.items()}
             if self._hides(run):
                 wide = {source: part.masked_fill(shared, 0.0) for source, part in wide.items()}
-            wide_mixed = self._mixed(run, wide, begin, known)
+            wide_mixed = combine(self.plan, run, wide, self.aids, begin=begin, known=known.given)
             mixed = torch.where(fine, mixed.double(), wide_mixed)
         # Where all have the same infinity it stays, also where a share is so small that their sum is no number.
         mixed = torch.where(shared, first.to(mixed.dtype), mixed)

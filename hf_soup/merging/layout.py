@@ -343,20 +343,7 @@ class Layout:
     @cached_property
     def tensor_runs(self) -> tuple[Run, ...]:
         """Every tensor that is not empty as a run of its own."""
-        single: list[Run] = []
-        for run in self.runs:
-            if run.stop - run.first == 1:
-                single.append(run)
-                continue
-            # By hand, as there may be a hundred thousand; such a run has one segment, which all sources have.
-            item, places = ITEM_BYTES[run.dtype], [(at, ITEM_BYTES[at.dtype]) for at in run.segments[0].extents if at]
-            for number in range(run.first, run.stop):
-                tensor = self.tensors[number]
-                begin = (tensor.offset - run.offset) // item
-                extents = tuple([Extent(at.file, at.offset + begin * size, at.dtype) for at, size in places])
-                segments = (Segment(0, tensor.elements, extents),)
-                single.append(Run(number, number + 1, run.dtype, run.file, tensor.offset, tensor.elements, segments))
-        return tuple(single)
+        return tuple([self.cut_out(run, n, n + 1) for run in self.runs for n in range(run.first, run.stop)])
 
     def split(self, together: Callable[[OutputTensor, OutputTensor], bool]) -> Iterator[Run]:
         """The runs, where two tensors that follow each other stay together if a function says so."""

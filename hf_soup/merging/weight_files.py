@@ -15,6 +15,7 @@ from pathlib import Path
 
 from hf_soup import hub
 from hf_soup._util.io import open_file
+from hf_soup._util.parallel import in_parallel
 from hf_soup.checkpoint import Checkpoint, FileSource, HubRepo, fetch_files, read_header, reader_of
 from hf_soup.errors import ResolveError
 from hf_soup.hub import ASSETS, INDEX, MAX_TEXT, FileHasher, Stamp, changed_while_read, stamp_of
@@ -58,7 +59,6 @@ class WeightFile:
         self.arrived = 0 if fetch else sys.maxsize  # whether it is long enough is seen when it is read
         self.verified = fetch is None
         self.uses = 0
-        self.first = 0
         self._descriptor: int | None = None
         self._stack = ExitStack()
         self._lock = threading.Lock()
@@ -164,8 +164,7 @@ class WeightFiles:
 
     def fetch_all(self) -> None:
         """Wait until every file is here, as other processes need them."""
-        with ThreadPoolExecutor(_INTO_CACHE) as pool:
-            list(pool.map(self._fetch, [file for file in self.files() if not file.verified]))
+        in_parallel(self._fetch, [file for file in self.files() if not file.verified], _INTO_CACHE)
         if self._error:
             raise self._error
 
@@ -173,17 +172,17 @@ class WeightFiles:
         """Take the units that are to be done, in order, and begin to fetch what they need."""
         self._plan = plan
         self._todo = deque(units)
-        for number, unit in enumerate(self._todo):
+        needed: dict[WeightFile, None] = {}
+        for unit in self._todo:
             for file, _ in self._needs(unit):
-                file.first = file.first if file.uses else number
+                needed[file] = None
                 file.uses += 1
-        missing = [file for file in self.files() if file.uses and not file.verified]
-        self._waiting = sorted(missing, key=lambda file: file.first)
+        self._waiting = [file for file in needed if not file.verified]
         for number, source in enumerate(self.sources):
             for file in source.values():
                 self._owners.setdefault(file, set()).add(number)
-        if missing:
-            self._pool = ThreadPoolExecutor(_BESIDE if any(file.dropped for file in missing) else _INTO_CACHE)
+        if self._waiting:
+            self._pool = ThreadPoolExecutor(_BESIDE if any(file.dropped for file in self._waiting) else _INTO_CACHE)
             with self._changed:
                 self._launch()
 

@@ -157,7 +157,6 @@ class Workspace:
         Returns:
             None at a fresh start; ``continued`` where the same merge was interrupted; else why it starts anew.
         """
-        said = None
         try:
             earlier = json.loads((self.root / _PLAN).read_text())
             if earlier["fingerprint"] == fingerprint:
