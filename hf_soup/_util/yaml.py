@@ -42,19 +42,12 @@ class _Strict(yaml.composer.Composer, yaml.constructor.SafeConstructor):
         return super().construct_mapping(node, deep)
 
 
-if yaml.__with_libyaml__:
+class _Loader(_Strict, yaml.CSafeLoader):
+    """With libyaml's parser, which takes a tenth of the time of PyYAML's own."""
 
-    class _Loader(_Strict, yaml.CSafeLoader):
-        """With libyaml's parser, which takes a tenth of the time."""
-
-        def __init__(self, stream: str) -> None:
-            yaml.CSafeLoader.__init__(self, stream)
-            yaml.composer.Composer.__init__(self)
-
-else:
-
-    class _Loader(_Strict, yaml.SafeLoader):  # type: ignore[no-redef]
-        """With PyYAML's own."""
+    def __init__(self, stream: str) -> None:
+        yaml.CSafeLoader.__init__(self, stream)
+        yaml.composer.Composer.__init__(self)
 
 
 def _number(loader: _Loader, node: yaml.ScalarNode) -> int | float | str:

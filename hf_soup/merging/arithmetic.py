@@ -62,7 +62,7 @@ def combine(
     plan: Plan,
     run: Run,
     parts: dict[int, Tensor],
-    aids: Aids | None,
+    aids: Aids,
     *,
     begin: int = 0,
     known: Mapping[str, object] | None = None,
@@ -74,7 +74,7 @@ def combine(
         plan: With methods, parameters and shares.
         run: Of the plan.
         parts: By source, flat: those of `Plan.sources_of`.
-        aids: Where a method asks for them; a tensor that one of the sources has no statistics of is averaged.
+        aids: Of the plan; a tensor that one of the sources has no statistics of is averaged.
         begin: Which element of the run is the first.
         known: What was `measured`; without it, parts are whole tensors, and it is done here.
         release: Take out of ``parts`` what is not needed any more, to save the memory.
@@ -96,7 +96,6 @@ def combine(
     shape = (count,) if method.elementwise else tensor.shape
     transposed = False
     if method.statistics:
-        assert aids is not None, "whose method asks for statistics, has them"
         read = [aids.statistics.read(call, source, tensor.name, begin, count) for source in own]
         if any(each is None for each in read):
             return _mean([parts[source] for source in own], weights)
@@ -105,7 +104,6 @@ def combine(
         drawn = (uniform(plan.mixture.seed, tensor.name, position, begin, count) for position in range(len(own)))
         hand["random"] = [each.reshape(shape) for each in drawn]
     if "cutoffs" in method.given:
-        assert aids is not None, "whose method asks for cutoffs, has them"
         hand["cutoffs"] = aids.cutoffs[tensor.name]
     flat, origin = vectors(plan, run, parts, release=release)
     tensors = [each.reshape(shape) for each in flat]

@@ -10,14 +10,15 @@ import hashlib
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from hf_soup.checkpoint import DTYPES, FLOATS, ITEM_BYTES, TensorInfo
 from hf_soup.errors import IncompatibleError
+from hf_soup.lineage import AlignedModel
 
 #: Bytes of output that are hashed as one; part of the definition of the digest, so it never changes.
 BLOCK_BYTES = 4 << 20
@@ -174,26 +175,6 @@ class OutputFile:
     size: int
 
 
-class Source(Protocol):
-    """A model that tensors come from."""
-
-    @property
-    def name(self) -> str:
-        """What mixtures call it."""
-
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        """Its tensors under the names of the output."""
-
-    @property
-    def label(self) -> str:
-        """What errors call it."""
-
-    @property
-    def state(self) -> str:
-        """What identifies its bytes: ``model@revision``, or the state of a folder's files."""
-
-
 @dataclass(frozen=True)
 class Layout:
     """Output files and tensors, and where they lie in the sources.
@@ -219,8 +200,8 @@ class Layout:
     @classmethod
     def of(
         cls,
-        ingredients: Sequence[Source],
-        base: Source | None = None,
+        ingredients: Sequence[AlignedModel],
+        base: AlignedModel | None = None,
         *,
         patched: Collection[str] = (),
         dtype: str | None = None,
@@ -386,7 +367,7 @@ class _Laid(NamedTuple):
     whole: bool
 
 
-def _laid(sources: Sequence[Source], counted: int, patched: Collection[str], dtype: str | None) -> list[_Laid]:
+def _laid(sources: Sequence[AlignedModel], counted: int, patched: Collection[str], dtype: str | None) -> list[_Laid]:
     """All tensors in the order of the output; of the base, which follows those that count, the type has no say."""
     tensors = [source.tensors for source in sources]
     names: Collection[str] = tensors[0].keys()

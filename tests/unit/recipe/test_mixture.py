@@ -17,9 +17,10 @@ from torch import Tensor
 from hf_soup.checkpoint.headers import RowRange, TensorInfo, read_header
 from hf_soup.errors import MergeError, RecipeError
 from hf_soup.merging import engine, plan as plan_module
-from hf_soup.merging.arithmetic import combine, uniform
+from hf_soup.merging.arithmetic import Aids, combine, uniform
 from hf_soup.merging.layout import BLOCK_BYTES
 from hf_soup.merging.plan import Plan
+from hf_soup.merging.statistics_store import StatisticsStore
 from hf_soup.merging.to_files import merge
 from hf_soup.merging.to_memory import Materializer
 from hf_soup.merging.workspace import Workspace
@@ -399,8 +400,9 @@ def test_what_a_method_of_tensors_is_done_with_is_let_go(shelf: Shelf, method: s
     assert plan.is_whole(run)
     parts = {number: model["layers.0.weight"].reshape(-1) for number, model in enumerate(shelf.models)}
     parts = {number: parts[number] for number in range(len(plan.layout.labels))}
-    kept = combine(plan, run, dict(parts), None)
-    assert torch.equal(combine(plan, run, parts, None, release=True), kept)
+    aids = Aids({}, StatisticsStore(plan))
+    kept = combine(plan, run, dict(parts), aids)
+    assert torch.equal(combine(plan, run, parts, aids, release=True), kept)
     assert not parts
 
 
