@@ -458,7 +458,7 @@ def _runs(group: Sequence[_Laid], file: int, first: int, offset: int) -> Iterato
             begin = number + 1
         elements += entry.size // ITEM_BYTES[dtype]
         # A tensor that some do not have, or whose rows come from several places, is a run of its own.
-        ends = tuple([(at.file, at.offset + at.size, at.dtype) for at in entry.places if at]) if entry.whole else ()
+        ends = tuple([(at.file, at.offset + at.size, at.dtype) for at in entry.places if at]) if grows else ()
     yield from closed(len(group))
 
 
