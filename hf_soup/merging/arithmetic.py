@@ -194,16 +194,6 @@ def same_infinity(parts: Collection[Tensor]) -> Tensor:
     return shared
 
 
-def not_finite(label: str, tensor: str, value: float, index: int, shape: tuple[int, ...]) -> ValuesError:
-    """The error for a number of an ingredient that cannot be averaged; ``index`` counts in the flat tensor."""
-    return ValuesError(
-        f"'{tensor}' of {label} holds {value} at {unravel(index, shape)}.",
-        hint="That model is broken, most likely by a training run that diverged; leave it out.",
-        code="not-finite",
-        subjects=[label],
-    )
-
-
 def unravel(index: int, shape: tuple[int, ...]) -> str:
     """The place of an element of a flat tensor, as people write it.
 

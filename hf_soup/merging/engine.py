@@ -20,7 +20,6 @@ from hf_soup.merging.arithmetic import (
     Aids,
     combine,
     measured,
-    not_finite,
     same_infinity,
     unravel,
     vectors,
@@ -74,18 +73,18 @@ class Reading:
         Raises:
             MergeError: The file is shorter than its header says, or NaN is among the elements.
         """
-        at, label, number = segment.extents[source], self._layout.labels[source], run.first
+        at = segment.extents[source]
         assert at is not None, "only those that have it are asked"
         values = torch.empty(segment.end - segment.begin, dtype=TORCH[at.dtype])
         try:
             read_all(self._files[source][at.file], bytes_of(values.view(torch.uint8)), at.offset)
         except ShortReadError:
-            raise shrunk(label, at.file, self._layout.tensors[number].name) from None
+            name = self._layout.tensors[run.first].name
+            raise shrunk(self._layout.labels[source], at.file, name) from None
         if values.is_floating_point() and values.aminmax().min.isnan():
             # Named here, where it is known whose it is; as a model's answer it would only be "not a number".
             index = int(values.isnan().nonzero()[0]) + segment.begin
-            tensor, place = tensor_at(self._layout, run, index)
-            raise not_finite(label, tensor.name, float("nan"), place, tensor.shape)
+            raise _not_finite(self._layout, run, source, index, float("nan"))
         return widened(values, run.dtype)
 
 
@@ -95,6 +94,18 @@ def tensor_at(layout: Layout, run: Run, element: int) -> tuple[OutputTensor, int
     offset = run.offset + element * ITEM_BYTES[run.dtype]
     number = bisect_right(tensors, offset, run.first, run.stop, key=lambda tensor: tensor.offset) - 1
     return tensors[number], (offset - tensors[number].offset) // ITEM_BYTES[run.dtype]
+
+
+def _not_finite(layout: Layout, run: Run, source: int, element: int, value: float) -> ValuesError:
+    """The error for a number of a source that cannot be averaged."""
+    label = layout.labels[source]
+    tensor, place = tensor_at(layout, run, element)
+    return ValuesError(
+        f"'{tensor.name}' of {label} holds {value} at {unravel(place, tensor.shape)}.",
+        hint="That model is broken, most likely by a training run that diverged; leave it out.",
+        code="not-finite",
+        subjects=[label],
+    )
 
 
 #: Elements that are combined at once: large enough that Python does not show, small enough for the cache.
@@ -269,12 +280,10 @@ class Engine:
         """Where all have the same infinity; any other number that is not finite is an error."""
         shared = same_infinity(parts.values())
         for source, part in parts.items():
-            label = self.plan.layout.labels[source]
             bad = ~(part.isfinite() | shared)
             if bad.any():
                 index = int(bad.nonzero()[0])
-                tensor, place = tensor_at(self.plan.layout, run, begin + index)
-                raise not_finite(label, tensor.name, part[index].item(), place, tensor.shape)
+                raise _not_finite(self.plan.layout, run, source, begin + index, part[index].item())
         return shared
 
     def _settle(

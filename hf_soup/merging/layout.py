@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
 from typing import Any, NamedTuple
 
 from hf_soup.checkpoint import DTYPES, FLOATS, ITEM_BYTES, TensorInfo
@@ -326,14 +326,12 @@ class Layout:
         """Every tensor that is not empty as a run of its own."""
         return tuple([self.cut_out(run, n, n + 1) for run in self.runs for n in range(run.first, run.stop)])
 
-    def split(self, together: Callable[[OutputTensor, OutputTensor], bool]) -> Iterator[Run]:
-        """The runs, where two tensors that follow each other stay together if a function says so."""
+    def split(self, kind: Callable[[OutputTensor], object]) -> Iterator[Run]:
+        """The runs, where tensors that follow each other stay together if they are of one kind."""
         for run in self.runs:
-            first = run.first
-            for number in range(run.first + 1, run.stop + 1):
-                if number == run.stop or not together(self.tensors[number - 1], self.tensors[number]):
-                    yield self.cut_out(run, first, number)
-                    first = number
+            for _, group in groupby(range(run.first, run.stop), lambda number: kind(self.tensors[number])):
+                numbers = list(group)
+                yield self.cut_out(run, numbers[0], numbers[-1] + 1)
 
     def cut_out(self, run: Run, first: int, stop: int) -> Run:
         """Some tensors of a run."""
