@@ -148,9 +148,7 @@ def test_what_lies_in_the_cache_is_here(pot: Pot, missing: int, forks: list[int]
     """What the Hub's cache holds is found there when it is asked for."""
 
     def found(path: Path) -> WeightFile:
-        file = WeightFile(path.stat().st_size, None, fetch=lambda file: setattr(file, "path", path))
-        file.missing *= missing
-        return file
+        return WeightFile(missing * path.stat().st_size, None, fetch=lambda file: setattr(file, "path", path))
 
     supply = WeightFiles([{"m": found(source["m"])} for source in pot.paths[:3]])
     pot.cook(pot.plan("linear"), "soup", threads=2, supply=supply)
