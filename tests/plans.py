@@ -12,6 +12,7 @@ from unittest.mock import patch
 from hf_soup.checkpoint import TensorInfo
 from hf_soup.evaluation import ModelTemplate
 from hf_soup.merging import Layout, Plan, layout
+from hf_soup.merging.weight_files import WeightFile, WeightFiles
 from hf_soup.recipe import MethodCall, Mixture
 
 
@@ -60,6 +61,12 @@ def make_plan(
         seed,
     )
     return Plan(laid, mixture)
+
+
+def files_here(paths: Sequence[Mapping[str, Path]], follow: Collection[Path] = ()) -> WeightFiles:
+    """Weight files that are all on this machine; those to ``follow`` are hashed while they are read."""
+    files = {path: WeightFile(0, path, follow=path in follow) for source in paths for path in source.values()}
+    return WeightFiles([{name: files[path] for name, path in source.items()} for source in paths])
 
 
 def candidate(plan: Plan, weights: Mapping[int, float], **changes: Any) -> Plan:

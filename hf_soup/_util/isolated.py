@@ -7,16 +7,14 @@ gives up by ending the process, or that asks for all memory there is.
 from __future__ import annotations
 
 import os
-import pickle
 import resource
-import select
 import signal
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable
-from multiprocessing import current_process
+from multiprocessing import current_process, get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TypeVar
 
@@ -47,38 +45,32 @@ def run_isolated(work: Callable[[], _T], seconds: float, size: int) -> _T:
         size: Bytes that it may take beside those of this process.
 
     Raises:
-        GaveUpError: It did not come to an end within that.
+        IsolationError: It did not come to an end within that.
     """
     if sys.platform != "linux" or current_process().daemon or not is_only_thread():
         return work()
-    reading, writing = os.pipe()
+    context = get_context("fork")
+    reading, writing = context.Pipe(duplex=False)
+    child = context.Process(target=_work, args=(work, writing, seconds, size))
     with warnings.catch_warnings():
         # That others of this process's threads may hold locks: those of libraries, which are at rest.
         warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if not child:
-        _work(work, writing, seconds, size)
-    os.close(writing)
+        child.start()
+    writing.close()
     try:
-        answer, ended = bytearray(), time.monotonic() + seconds
-        while select.select([reading], [], [], max(0.0, ended - time.monotonic()))[0]:
-            if not (piece := os.read(reading, 1 << 16)):
-                break
-            answer += piece
-        else:
+        if not reading.poll(seconds):
             raise IsolationError(f"it took more than {seconds:g} seconds")
-    finally:
-        os.close(reading)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    try:
-        found: _T = pickle.loads(answer)
-    except (EOFError, pickle.UnpicklingError):
+        answer: _T = reading.recv()
+    except (EOFError, OSError):
         raise IsolationError(f"it ended its process, or took more than {size >> 20:,} MiB") from None
-    return found
+    finally:
+        reading.close()
+        child.kill()
+        child.join()
+    return answer
 
 
-def _work(work: Callable[[], object], writing: int, seconds: float, size: int) -> None:
+def _work(work: Callable[[], object], writing: Connection, seconds: float, size: int) -> None:
     """The new process: it has one thread, tells nobody anything but the answer, and ends without a word."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -92,8 +84,6 @@ def _work(work: Callable[[], object], writing: int, seconds: float, size: int) -
         processor = int(seconds * (os.cpu_count() or 1)) + 1  # where nobody is left who waits for it
         resource.setrlimit(resource.RLIMIT_CPU, (processor, processor))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        answer = pickle.dumps(work())
-        while answer:
-            answer = answer[os.write(writing, answer) :]
+        writing.send(work())
     finally:
         os._exit(0)

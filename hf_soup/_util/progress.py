@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from typing import Any
 
 from tqdm import tqdm
@@ -16,13 +15,9 @@ _PAUSE = 10.0
 class _Bar(tqdm):  # type: ignore[type-arg]
     """A bar that several threads may move."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        self._guard = threading.Lock()
-        super().__init__(*arguments, **options)
-
     def update(self, n: float | None = 1) -> bool | None:
         """Move on by ``n``."""
-        with self._guard:
+        with self.get_lock():  # type: ignore[no-untyped-call]
             return super().update(n)
 
 
@@ -37,11 +32,6 @@ class _Lines(_Bar):
             print(self.format_meter(**{**now, "bar_format": line}), file=sys.stderr, flush=True)  # noqa: T201
 
 
-def _unwanted() -> bool:
-    """Whether the setting that huggingface_hub's own bars follow is against bars."""
-    return os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS", "").upper() in ("1", "ON", "YES", "TRUE")
-
-
 def bar(desc: str, total: int, *, quiet: bool, unit: str = "B", initial: int = 0) -> tqdm[Any]:
     """Progress of ``total`` bytes (or other units) to stderr, with rate and time left.
 
@@ -52,6 +42,8 @@ def bar(desc: str, total: int, *, quiet: bool, unit: str = "B", initial: int = 0
         unit: ``B`` is shown with its multiples.
         initial: How much is done already.
     """
+    # The setting that huggingface_hub's own bars follow.
+    unwanted = os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS", "").upper() in ("1", "ON", "YES", "TRUE")
     lines = not sys.stderr.isatty()
     kind = _Lines if lines else _Bar
     return kind(
@@ -60,7 +52,7 @@ def bar(desc: str, total: int, *, quiet: bool, unit: str = "B", initial: int = 0
         unit=unit,
         unit_scale=unit == "B",
         desc=desc,
-        disable=quiet or total == 0 or _unwanted(),
+        disable=quiet or total == 0 or unwanted,
         leave=False,
         mininterval=_PAUSE if lines else 0.1,
         miniters=1,

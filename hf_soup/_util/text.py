@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 
 
@@ -10,6 +11,11 @@ def some(names: Sequence[str] | Mapping[str, object], most: int = 4) -> str:
     """The first few of many names, and how many more there are."""
     shown = list(names)
     return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
+
+
+def is_writable(text: str) -> bool:
+    """Whether a text can be written: JSON and pickles can spell halves of characters, which cannot."""
+    return re.search("[\ud800-\udfff]", text) is None
 
 
 def printable(text: str) -> str:

@@ -42,19 +42,12 @@ class _Strict(yaml.composer.Composer, yaml.constructor.SafeConstructor):
         return super().construct_mapping(node, deep)
 
 
-if yaml.__with_libyaml__:
+class _Loader(_Strict, yaml.CSafeLoader):
+    """With libyaml's parser, which takes a tenth of the time of PyYAML's own."""
 
-    class _Loader(_Strict, yaml.CSafeLoader):
-        """With libyaml's parser, which takes a tenth of the time."""
-
-        def __init__(self, stream: str) -> None:
-            yaml.CSafeLoader.__init__(self, stream)
-            yaml.composer.Composer.__init__(self)
-
-else:
-
-    class _Loader(_Strict, yaml.SafeLoader):  # type: ignore[no-redef]
-        """With PyYAML's own."""
+    def __init__(self, stream: str) -> None:
+        yaml.CSafeLoader.__init__(self, stream)
+        yaml.composer.Composer.__init__(self)
 
 
 def _number(loader: _Loader, node: yaml.ScalarNode) -> int | float | str:
@@ -117,8 +110,4 @@ def write_yaml(values: Any) -> str:
     """
     text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
     # All that cannot be seen is in double quotes; as it is, some of it turns the order of what follows.
-    return re.sub(r"[^\n -~]", lambda found: found[0] if found[0].isprintable() else _escaped(found[0]), text)
-
-
-def _escaped(character: str) -> str:
-    return f"\\U{ord(character):08X}"
+    return re.sub(r"[^\n -~]", lambda found: found[0] if found[0].isprintable() else f"\\U{ord(found[0]):08X}", text)

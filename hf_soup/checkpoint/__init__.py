@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from hf_soup.checkpoint.config import (
         PIPELINES as PIPELINES,
         ConfigDifference as ConfigDifference,
-        is_encoder_decoder as is_encoder_decoder,
         is_quantised as is_quantised,
         model_class as model_class,
         output_dtype_config as output_dtype_config,

@@ -25,7 +25,6 @@ from hf_soup.checkpoint.headers import (
     TensorInfo,
     front_matter,
     joined,
-    misplaced,
     read_header,
     read_index,
     read_json,
@@ -272,23 +271,19 @@ def _assemble(
         card = front_matter(source.read("README.md", 0, length))
     config = read_json(source.read, "config.json", files, name)
     shards: Sequence[str] = [SINGLE]
-    index, stored = b"", source
+    places: Mapping[str, str] = {}
+    stored = source
     if SINGLE not in files and INDEX in files:
-        index, shards = read_index(source.read, INDEX, files, name)
+        places = read_index(source.read, INDEX, files, name)
+        shards = list(dict.fromkeys(places.values()))
     elif SINGLE not in files and {PICKLE, PICKLE_INDEX} & set(files) and allow_pickle:
         stored = convert_pickle(name, source)
         notes = [*notes, "its weights were converted from pytorch_model.bin"]
     elif SINGLE not in files:
         raise _no_safetensors(name, source)
     headers = in_parallel(lambda file: read_header(stored.read, file, stored.files[file], name), shards)
-    tensors = joined(tuple(headers))
-    if isinstance(tensors, tuple):
-        one, other = tensors
-        raise ResolveError(
-            f"{name} has the tensor '{one.name}' twice: in {one.file} and {other.file}.",
-            hint="The upload mixes two versions of the model; ask its owner.",
-        )
-    absent = misplaced(index, tuple(headers)) if index else []
+    tensors = joined(tuple(headers), name)
+    absent = [tensor for tensor, file in places.items() if tensor not in tensors or tensors[tensor].file != file]
     if absent:
         raise ResolveError(
             f"{name}: {INDEX} names {len(absent)} tensors that are not in the file it says: {some(absent)}.",

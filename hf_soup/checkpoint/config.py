@@ -105,20 +105,21 @@ def read_config(config: Mapping[str, Any], name: str) -> PreTrainedConfig:
                 hint="Its config.json is damaged or hostile; correct it, or drop the model.",
             )
     with library(f"transformers cannot read the config of {name} ({model_type})"):
-        return CONFIG_MAPPING[model_type].from_dict(_untagged(_without_fetching(config)))
+        return CONFIG_MAPPING[model_type].from_dict(_as_read(config))
 
 
-def _untagged(value: Any) -> Any:
-    """Numbers that JSON has no word for, from the way in which the library writes them.
+def _as_read(value: Any) -> Any:
+    """A config, or a part of one, as the library gets to see it: without what would be fetched, and with the numbers
+    for which JSON has no word, from the way in which the library writes them.
 
-    >>> _untagged({"time_step_limit": [0.0, {"__float__": "Infinity"}]})
+    >>> _as_read({"time_step_limit": [0.0, {"__float__": "Infinity"}], "auto_map": {}})
     {'time_step_limit': [0.0, inf]}
     """
     if isinstance(value, Mapping):
         if value.keys() == {"__float__"} and value["__float__"] in ("NaN", "Infinity", "-Infinity"):
             return float(value["__float__"])
-        return {key: _untagged(each) for key, each in value.items()}
-    return [_untagged(each) for each in value] if isinstance(value, list) else value
+        return {str(key): _as_read(each) for key, each in value.items() if not _FETCHING.fullmatch(str(key))}
+    return [_as_read(each) for each in value] if isinstance(value, list) else value
 
 
 def model_class(config: PreTrainedConfig, name: str = "the model") -> type[PreTrainedModel]:
@@ -234,24 +235,13 @@ def pipeline_tasks(named: str) -> list[str]:
     return [task for task in found if not (writes and task == "fill-mask")]
 
 
-def ties_embeddings(config: Mapping[str, Any], name: str = "the model") -> bool:
+def ties_embeddings(config: Mapping[str, Any], name: str) -> bool:
     """Whether the library ties the embeddings of tokens to what predicts them.
 
-    >>> ties_embeddings({"model_type": "gpt2"})
+    >>> ties_embeddings({"model_type": "gpt2"}, "acme/a")
     True
-    >>> ties_embeddings({"model_type": "gpt2", "tie_word_embeddings": False})
-    False
     """
     return bool(read_config(config, name).tie_word_embeddings)
-
-
-def is_encoder_decoder(config: Mapping[str, Any], name: str = "the model") -> bool:
-    """Whether a model reads one text and writes another.
-
-    >>> is_encoder_decoder({"model_type": "t5"}), is_encoder_decoder({"model_type": "gpt2"})
-    (True, False)
-    """
-    return bool(read_config(config, name).is_encoder_decoder)
 
 
 def is_quantised(config: Mapping[str, Any]) -> str | None:
@@ -284,14 +274,6 @@ def _parts(config: Mapping[str, Any], depth: int = 0) -> Iterator[Any]:
     for key, value in config.items():
         if isinstance(value, Mapping) and (str(key).endswith("_config") or "model_type" in value) and depth < 8:
             yield from _parts(value, depth + 1)
-
-
-def _without_fetching(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        str(key): _without_fetching(value) if isinstance(value, Mapping) else value
-        for key, value in config.items()
-        if not _FETCHING.fullmatch(str(key))
-    }
 
 
 def _part_like(whole: PreTrainedConfig, other: PreTrainedConfig) -> PreTrainedConfig:

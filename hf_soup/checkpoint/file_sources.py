@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from hf_soup import hub
 from hf_soup._util.parallel import in_parallel
 from hf_soup._util.progress import bar
+from hf_soup.checkpoint.headers import reader_of
 from hf_soup.errors import ResolveError
 from hf_soup.hub import ASSETS, Stamp
 
@@ -121,9 +122,7 @@ class LocalFolder(FileSource):
         """From the disk."""
         path = self.path / file
         try:
-            with path.open("rb") as opened:
-                opened.seek(start)
-                data = opened.read(stop - start)
+            data = reader_of(path)(file, start, stop)
         except OSError as error:
             raise ResolveError(f"Cannot read '{path}': {error.strerror}.") from None
         if len(data) != stop - start:

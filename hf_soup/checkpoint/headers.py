@@ -14,14 +14,14 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from itertools import accumulate
+from itertools import accumulate, chain
 from operator import mul
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import yaml
 
-from hf_soup._util.text import some
+from hf_soup._util.text import is_writable, some
 from hf_soup._util.yaml import parse_yaml
 from hf_soup.errors import ResolveError
 from hf_soup.hub import MAX_TEXT
@@ -127,61 +127,53 @@ def read_header(read: Read, file: str, size: int, name: str) -> Header:
     Raises:
         ResolveError: The header is not one that safetensors would write.
     """
-
-    def bad(reason: str) -> ResolveError:
-        return ResolveError(
-            f"{name}: {file} is not a valid safetensors file: {reason}.",
+    try:
+        return _parsed_header(read, file, size, name)
+    except _InvalidError as error:
+        raise ResolveError(
+            f"{name}: {file} is not a valid safetensors file: {error}.",
             hint="It is damaged or was cut off; download or upload it again.",
-        )
+        ) from None
 
+
+def _parsed_header(read: Read, file: str, size: int, name: str) -> Header:
     if size < 10:
-        raise bad(f"it has {size} bytes")
+        raise _InvalidError(f"it has {size} bytes")
     start = read(file, 0, min(size, FIRST_READ))
     (length,) = struct.unpack("<Q", start[:8])
     if length > _MAX_HEADER or length + 8 > size:
-        raise bad(f"its header says it is {length:,} bytes long, in a file of {size:,}")
+        raise _InvalidError(f"its header says it is {length:,} bytes long, in a file of {size:,}")
     if len(start) < length + 8:
         start += read(file, len(start), length + 8)
     text = start[8 : 8 + length]
-    found = _once(("header", file, size, sha256(text).digest()), lambda: _tensors(text, file, size))
-    if isinstance(found, _Quantised):
-        raise ResolveError(
-            f"{name} is quantised: '{found.tensor}' is stored as {found.dtype}.",
-            hint="Averages need the weights before quantisation; use the original model.",
-            code="quantised",
-        )
-    if not isinstance(found, Header):
-        raise bad(found)
-    return found
-
-
-class _Quantised(NamedTuple):
-    tensor: str
-    dtype: str
+    return _once(("header", file, size, sha256(text).digest()), lambda: _tensors(text, file, size, name))
 
 
 _PARSING = threading.Lock()
 _parsed: OrderedDict[object, Any] = OrderedDict()
+_T = TypeVar("_T")
 
 
-def _once(key: object, parse: Callable[[], Any]) -> Any:
+def _once(key: object, parse: Callable[[], _T]) -> _T:
     """What a text says, by its sha256: fine-tunes of one ancestor mostly have the same, and share what was read."""
     with _PARSING:
         if key not in _parsed:
             _parsed[key] = parse()
             if len(_parsed) > 128:
                 _parsed.popitem(last=False)
-        return _parsed[key]
+        return _parsed[key]  # type: ignore[no-any-return]
 
 
-class _RepeatedError(ValueError):
-    """A mapping has a key twice: readers do not agree on which of them counts."""
+class _InvalidError(Exception):
+    """Why a header is none that safetensors would write."""
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping; where a key stands twice in it, readers do not agree on which of the two counts."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise _RepeatedError(next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1))
+        twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        raise _InvalidError(f"its header has {twice!r:.80} twice")
     return found
 
 
@@ -189,80 +181,84 @@ def _is_texts(value: object) -> bool:
     """Whether it is a mapping from texts to texts, without halves of characters: what safetensors reads."""
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         return False
-    try:
-        "".join((*value, *value.values())).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return is_writable("".join((*value, *value.values())))
 
 
-def _tensors(text: bytes, file: str, size: int) -> Header | _Quantised | str:
-    """The tensors of a header, or what is wrong with it."""
+def _tensors(text: bytes, file: str, size: int, name: str) -> Header:
+    """The tensors of a header."""
     try:
         header = json.loads(text.decode(), object_pairs_hook=_once_each)
-    except _RepeatedError as error:
-        return f"its header has {error.args[0]!r:.80} twice"
     except (ValueError, RecursionError):
-        return "its header is not JSON"
+        raise _InvalidError("its header is not JSON") from None
     if not isinstance(header, dict):
-        return "its header is not a mapping"
+        raise _InvalidError("its header is not a mapping")
     if _MINUS_ZERO.search(text):
-        return "its header has a number -0"
+        raise _InvalidError("its header has a number -0")
     metadata = header.pop("__metadata__", None)
     if metadata is not None and not _is_texts(metadata):
-        return "its '__metadata__' is no mapping from texts to texts"
+        raise _InvalidError("its '__metadata__' is no mapping from texts to texts")
     data, tensors = 8 + len(text), []
     for tensor, entry in header.items():
         if len(tensor) > _MAX_NAME:
-            return f"a tensor's name has {len(tensor):,} characters"
+            raise _InvalidError(f"a tensor's name has {len(tensor):,} characters")
         if not tensor.isprintable():
-            return f"a tensor's name is {tensor!r}"
+            raise _InvalidError(f"a tensor's name is {tensor!r}")
         try:
             dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
             known = len(entry) == 3  # what else stood there could be what safetensors cannot read
         except (TypeError, KeyError, ValueError):
             known = False
-        if not known:
-            return f"the entry of '{tensor}' is {json.dumps(entry)[:80]}"
-        if not isinstance(dtype, str) or len(shape) > _MAX_DIMENSIONS:
-            return f"the entry of '{tensor}' is {json.dumps(entry)[:80]}"
+        if not known or not isinstance(dtype, str) or len(shape) > _MAX_DIMENSIONS:
+            raise _InvalidError(f"the entry of '{tensor}' is {json.dumps(entry)[:80]}")
         if dtype in _QUANTISED:
-            return _Quantised(tensor, dtype)
+            raise ResolveError(
+                f"{name} is quantised: '{tensor}' is stored as {dtype}.",
+                hint="Averages need the weights before quantisation; use the original model.",
+                code="quantised",
+            )
         if dtype not in ITEM_BYTES:
-            return f"'{tensor}' has the element type {dtype[:80]!r}"
+            raise _InvalidError(f"'{tensor}' has the element type {dtype[:80]!r}")
         if not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, begin, end)):
-            return f"the shape or offsets of '{tensor}' are not whole numbers: {json.dumps(entry)[:80]}"
+            raise _InvalidError(f"the shape or offsets of '{tensor}' are not whole numbers: {json.dumps(entry)[:80]}")
         if 0 in shape and max(accumulate(shape, mul)) >= 2**64:
-            return f"the shape of '{tensor}' is {shape}, too large to be counted"
+            raise _InvalidError(f"the shape of '{tensor}' is {shape}, too large to be counted")
         expected = math.prod(shape) * ITEM_BYTES[dtype]
         if end - begin != expected:
-            return f"'{tensor}' of shape {shape} and type {dtype} needs {expected:,} bytes, not {end - begin:,}"
+            raise _InvalidError(
+                f"'{tensor}' of shape {shape} and type {dtype} needs {expected:,} bytes, not {end - begin:,}"
+            )
         tensors.append(TensorInfo(tensor, dtype, shape, file, data + begin, expected))
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.size))
     position = data
     for info in tensors:
         if info.offset != position:
             relation = "overlaps the tensor before it" if info.offset < position else "leaves a hole before it"
-            return f"'{info.name}' {relation}"
+            raise _InvalidError(f"'{info.name}' {relation}")
         position += info.size
     if position != size:
-        return f"its header describes {position:,} bytes, the file has {size:,}"
+        raise _InvalidError(f"its header describes {position:,} bytes, the file has {size:,}")
     return Header(tensors)
 
 
-def joined(headers: tuple[Header, ...]) -> dict[str, TensorInfo] | tuple[TensorInfo, TensorInfo]:
-    """The tensors of all files of a model by their names, or two that have the same name."""
+def joined(headers: tuple[Header, ...], name: str) -> dict[str, TensorInfo]:
+    """The tensors of all files of a model, which ``name`` says, by their names.
 
-    def join() -> dict[str, TensorInfo] | tuple[TensorInfo, TensorInfo]:
+    Raises:
+        ResolveError: Two have the same name.
+    """
+
+    def join() -> dict[str, TensorInfo]:
         tensors: dict[str, TensorInfo] = {}
-        for header in headers:
-            for tensor in header:
-                if tensors.setdefault(tensor.name, tensor) is not tensor:
-                    return tensors[tensor.name], tensor
+        for tensor in chain(*headers):
+            one = tensors.setdefault(tensor.name, tensor)
+            if one is not tensor:
+                raise ResolveError(
+                    f"{name} has the tensor '{one.name}' twice: in {one.file} and {tensor.file}.",
+                    hint="The upload mixes two versions of the model; ask its owner.",
+                )
         return tensors
 
-    found: dict[str, TensorInfo] | tuple[TensorInfo, TensorInfo] = _once(("joined", headers), join)
-    return found
+    return _once(("joined", headers), join)
 
 
 def _read_whole(read: Read, file: str, files: Mapping[str, int], name: str, most: int) -> bytes:
@@ -287,41 +283,24 @@ def read_json(read: Read, file: str, files: Mapping[str, int], name: str) -> dic
     return value
 
 
-def read_index(read: Read, file: str, files: Mapping[str, int], name: str) -> tuple[bytes, tuple[str, ...]]:
-    """An index, and the weight files that it names, all of which are there."""
+def read_index(read: Read, file: str, files: Mapping[str, int], name: str) -> dict[str, str]:
+    """The weight file of each tensor by an index; all of them are there."""
     text = _read_whole(read, file, files, name, _MAX_INDEX)
-    shards: tuple[str, ...] | None = _once(("index", sha256(text).digest()), lambda: _shards(text))
-    if shards is None:
+    try:
+        places: dict[str, str] = json.loads(text)["weight_map"]
+        valid = all(isinstance(shard, str) for shard in places.values())
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        valid = False
+    if not valid:
         raise ResolveError(f"{name}: {file} has no weight_map from tensors to files.")
     # Only files that the listing shows are ever opened, so a path that leads elsewhere ends here as well.
-    absent = sorted(set(shards) - set(files))
+    absent = sorted(set(places.values()) - set(files))
     if absent:
         raise ResolveError(
             f"{name}: {file} names {len(absent)} files that are not there: {some(absent)}.",
             hint="The upload is incomplete; ask its owner, or name another revision.",
         )
-    return text, shards
-
-
-def misplaced(index: bytes, headers: tuple[Header, ...]) -> list[str]:
-    """Tensors that an index names and that are not in the file that it says."""
-
-    def find() -> list[str]:
-        places = {tensor.name: tensor.file for header in headers for tensor in header}
-        return [tensor for tensor, file in json.loads(index)["weight_map"].items() if places.get(tensor) != file]
-
-    found: list[str] = _once(("misplaced", sha256(index).digest(), headers), find)
-    return found
-
-
-def _shards(index: bytes) -> tuple[str, ...] | None:
-    try:
-        found = json.loads(index)["weight_map"]
-    except (ValueError, RecursionError, KeyError, TypeError):
-        return None
-    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
-        return None
-    return tuple(dict.fromkeys(found.values()))
+    return places
 
 
 def front_matter(data: bytes) -> dict[str, Any]:

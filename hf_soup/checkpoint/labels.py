@@ -5,38 +5,33 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from hf_soup.checkpoint.config import shortened_value
 from hf_soup.errors import IncompatibleError
 
 
-class LabelComparison(NamedTuple):
-    """Why two heads do not name their outputs alike, if they do not; unknown: one gives no names at all."""
+def labels_differ(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
+    """What two classifiers say differently about their outputs; empty where one says nothing, or both say the same.
 
-    contradiction: str
-    unknown: bool
-
-
-def labels_differ(a: Mapping[str, Any], b: Mapping[str, Any]) -> LabelComparison:
-    """Whether two classifiers say the same about their outputs. Case and outer spaces make no other label.
+    Case and outer spaces make no other label.
 
     >>> a = {"id2label": {"0": "cat", "1": "dog"}}
-    >>> labels_differ(a, {"id2label": {"0": "Dog", "1": "cat"}}).contradiction
+    >>> labels_differ(a, {"id2label": {"0": "Dog", "1": "cat"}})
     'the same 2 labels stand in another order: 0 cat is 1, 1 dog is 0'
     >>> labels_differ(a, {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}})
-    LabelComparison(contradiction='', unknown=True)
+    ''
     """
     ours, theirs = label_names(a, "the first model"), label_names(b, "the second model")
     counts = num_labels(a), num_labels(b)
     if None not in counts and counts[0] != counts[1]:
-        return LabelComparison(f"{counts[0]} labels against {counts[1]}", ours is None or theirs is None)
+        return f"{counts[0]} labels against {counts[1]}"
     if ours is None or theirs is None:
-        return LabelComparison("", unknown=True)
+        return ""
     left, right = ([label.strip().casefold() for label in labels] for labels in (ours, theirs))
     moved = [number for number, (one, other) in enumerate(zip(left, right, strict=True)) if one != other]
     if not moved:
-        return LabelComparison("", unknown=False)
+        return ""
     if Counter(left) == Counter(right):
         what = f"the same {len(left)} labels stand in another order"
         pairs = [f"{number} {shortened_value(ours[number])} is {right.index(left[number])}" for number in moved[:8]]
@@ -47,7 +42,7 @@ def labels_differ(a: Mapping[str, Any], b: Mapping[str, Any]) -> LabelComparison
             for number in moved[:8]
         ]
     more = f", and {len(moved) - 8} more" if len(moved) > 8 else ""
-    return LabelComparison(f"{what}: {', '.join(pairs)}{more}", unknown=False)
+    return f"{what}: {', '.join(pairs)}{more}"
 
 
 def label_order(wanted: Sequence[str], labels: Sequence[str]) -> list[int] | None:

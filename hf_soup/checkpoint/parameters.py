@@ -12,7 +12,7 @@ import itertools
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -154,14 +154,13 @@ def contradictions(config: Mapping[str, Any], tensors: Mapping[str, Shape], name
     return [*shapes, *missing]
 
 
-def head_names(config: Mapping[str, Any], names: Iterable[str], name: str = "the model") -> set[str]:
+def head_names(config: Mapping[str, Any], names: Collection[str], name: str = "the model") -> set[str]:
     """Which tensors belong to the head: what they load into does not lie in the library's base model.
 
     A base model has no head, and neither have tensors that the library ignores.
     """
-    stored = list(names)
-    model = _meta_model(config, name, len(stored))
-    targets = {disk: pair.targets[0] for disk, pair in _pair(model, stored).items()}
+    model = _meta_model(config, name, len(names))
+    targets = {disk: pair.targets[0] for disk, pair in _pair(model, names).items()}
     path = next((path for path, module in model.named_modules() if module is model.base_model), "")
     if path:
         return {disk for disk, target in targets.items() if not target.startswith(f"{path}.")}
@@ -169,7 +168,7 @@ def head_names(config: Mapping[str, Any], names: Iterable[str], name: str = "the
     body = body_class(model.config)
     if body is None or isinstance(model, body):
         return set()
-    parts = {part for part, _ in _meta_model(config, name, len(stored), body).named_children()}
+    parts = {part for part, _ in _meta_model(config, name, len(names), body).named_children()}
     shared = parts & {part for part, _ in model.named_children()}
     return {disk for disk, target in targets.items() if shared and target.partition(".")[0] not in parts}
 
@@ -192,7 +191,7 @@ def body_config(config: Mapping[str, Any], name: str = "the model") -> dict[str,
 
 
 def counted_names(
-    config: Mapping[str, Any], names: Iterable[str], what: Literal["labels", "vocabulary"], name: str
+    config: Mapping[str, Any], names: Collection[str], what: Literal["labels", "vocabulary"], name: str
 ) -> list[str]:
     """Which tensors have a row for each label or for each token: those that are longer where a config has more.
 
@@ -213,9 +212,8 @@ def counted_names(
         loaded = read_config(config, name).get_text_config()
         part = more.get("text_config", more) if "vocab_size" not in more else more
         part["vocab_size"] = getattr(loaded, "vocab_size", 0) + 1
-    stored = list(names)
-    model = _meta_model(config, name, len(stored))
-    shapes = {key: each.shape for key, each in _meta_model(more, name, len(stored)).state_dict().items()}
+    model = _meta_model(config, name, len(names))
+    shapes = {key: each.shape for key, each in _meta_model(more, name, len(names)).state_dict().items()}
     grown = set()
     for key, each in model.state_dict().items():
         if key in shapes and shapes[key] != each.shape:
@@ -225,7 +223,7 @@ def counted_names(
                 message = f"'{key}' of {name}, {tuple(each.shape)}, has the {counted} in its {at}, not in its rows."
                 raise IncompatibleError(message, hint="Only rows can be put where they belong. Leave the model out.")
             grown.add(key)
-    return sorted(disk for disk, pair in _pair(model, stored).items() if pair.key in grown)
+    return sorted(disk for disk, pair in _pair(model, names).items() if pair.key in grown)
 
 
 class _Pair(NamedTuple):

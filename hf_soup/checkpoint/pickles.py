@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from hf_soup import hub
 from hf_soup._util.isolated import IsolationError, run_isolated
+from hf_soup._util.text import is_writable
 from hf_soup.checkpoint.file_sources import FileSource, LocalFolder, fetch_files
 from hf_soup.checkpoint.headers import read_index
 from hf_soup.errors import ResolveError
@@ -41,7 +42,7 @@ def convert_pickle(name: str, source: FileSource) -> LocalFolder:
     if PICKLE in source.files:
         parts: Sequence[str] = [PICKLE]
     else:
-        parts = sorted(read_index(source.read, PICKLE_INDEX, source.files, name)[1])
+        parts = sorted(set(read_index(source.read, PICKLE_INDEX, source.files, name).values()))
     paths = fetch_files([(source, part) for part in parts])
     key = hashlib.sha256("".join(hub.sha256_of(path) for path in paths).encode()).hexdigest()
     target = hub.own_cache_folder() / "converted" / key / SINGLE
@@ -117,7 +118,7 @@ def _problem(path: Path) -> str:
                 return "is not a mapping from names to tensors"
             taken = 0
             for key, value in loaded.items():
-                if not isinstance(key, str) or not _is_text(key):
+                if not isinstance(key, str) or not key or not is_writable(key):
                     return f"names a tensor {key!r:.80}, which is no text"
                 if value.layout != torch.strided or value.is_quantized or value.is_nested:
                     return f"holds {key!r:.80} as a tensor that is sparse, nested or quantised"
@@ -137,10 +138,3 @@ def _problem(path: Path) -> str:
     finally:
         log.disabled = before
     return ""
-
-
-def _is_text(key: str) -> bool:
-    try:
-        return bool(key.encode())
-    except UnicodeEncodeError:
-        return False

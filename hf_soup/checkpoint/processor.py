@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from hf_soup._util.isolated import IsolationError, run_isolated
+from hf_soup._util.text import some
 from hf_soup.checkpoint.config import error_in_one_line, quiet, shortened_value
 from hf_soup.checkpoint.processor_bounds import Kind, excess, panics_as_errors
 
@@ -180,12 +181,11 @@ def _tokenizer_differences(a: Any, b: Any, one: str, other: str) -> list[str | P
         if differences:
             return differences
         counts = [max(each.get_vocab().values()) + 1 for each in (a, b)]
-        more = f" and {len(added) - 4} more" if len(added) > 4 else ""
         who = f"{other} is {one}" if counts[0] < counts[1] else f"{one} is {other}"
-        said = ", ".join(shortened_value(token) for token in added[:4])
+        said = some([shortened_value(token) for token in added])
         return [
             ProcessorDifference(
-                "tokens", f"The tokenizer of {who}'s with tokens added: {said}{more}.", (counts[0], counts[1])
+                "tokens", f"The tokenizer of {who}'s with tokens added: {said}.", (counts[0], counts[1])
             )
         ]
     return _other_differences(a, b, set())

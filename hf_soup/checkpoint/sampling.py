@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -135,7 +135,7 @@ class _Place:
     start: int
     stop: int
     dtype: str
-    order: slice | list[int] = field(default_factory=lambda: slice(None))
+    order: slice | list[int]
 
 
 @dataclass(frozen=True)
@@ -153,17 +153,16 @@ def _place(pick: RowSample, tensor: TensorInfo) -> _Place | None:
     if tensor.dtype not in FLOATS:
         return None
     item, columns = ITEM_BYTES[tensor.dtype], int(np.prod(tensor.shape[1:]))
-    first, stop, order = pick.start, pick.stop, slice(None)
+    order: slice | list[int] = slice(None)
+    first, stop = pick.start, pick.stop
     if tensor.rows:
         came = {rows.target + n: rows.source + n for rows in tensor.rows for n in range(rows.count)}
         rows = [came.get(row, -1) for row in range(pick.start, pick.stop)]
         first, stop = min(rows), max(rows) + 1
         if first < 0 or columns != pick.columns or (stop - first) * columns * item > 2 * _BYTES:
             return None
-        start = tensor.offset + first * columns * item
-        end = tensor.offset + stop * columns * item
-        return _Place(pick, tensor.file, start, end, tensor.dtype, [row - first for row in rows])
-    if stop > tensor.shape[0] or columns < pick.columns or (columns > pick.columns and stop - first > 1):
+        order = [row - first for row in rows]
+    elif stop > tensor.shape[0] or columns < pick.columns or (columns > pick.columns and stop - first > 1):
         return None  # an ancestor with fewer tokens, or a tensor of another shape
     start = tensor.offset + first * columns * item
     # A row may be longer than what is looked at of it.

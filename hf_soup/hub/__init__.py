@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hf_soup.hub.cache import own_cache_folder as own_cache_folder, prune as prune
+    from hf_soup.hub.cache import own_cache_folder as own_cache_folder, prune as prune, write_note as write_note
     from hf_soup.hub.client import (
         Token as Token,
         cut_off as cut_off,

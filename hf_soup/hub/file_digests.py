@@ -12,11 +12,10 @@ import os
 import re
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from hf_soup.errors import MergeError
-from hf_soup.hub.cache import own_cache_folder
+from hf_soup.hub.cache import own_cache_folder, write_note
 
 #: Device, inode, size in bytes, time of change of the content and of the inode, in nanoseconds.
 Stamp = tuple[int, int, int, int, int]
@@ -67,12 +66,7 @@ def remember_sha256(path: Path, stamp: Stamp, digest: str, *, since: int) -> Non
     _known[str(path), stamp] = digest
     if quiet < _COARSE:
         return
-    note = _note(path)
-    with suppress(OSError):  # a home that cannot be written costs nothing but this
-        note.parent.mkdir(parents=True, exist_ok=True)
-        partial = note.with_name(f"{note.name}.{os.getpid()}.{threading.get_ident()}")
-        partial.write_text(" ".join(str(number) for number in stamp) + f" {digest}\n")
-        partial.replace(note)
+    write_note(_note(path), " ".join(str(number) for number in stamp) + f" {digest}\n")
 
 
 def _note(path: Path) -> Path:
@@ -93,36 +87,36 @@ class FileHasher:
 
     Args:
         path: The file.
-        descriptor: Of it, open.
+        descriptor: Of it, open until it is finished.
     """
 
     def __init__(self, path: Path, descriptor: int) -> None:
-        self._path = path
+        self._path, self._descriptor = path, descriptor
         self._stamp, self._since = stamp_of(descriptor), time.time_ns()
         self._hash = hashlib.sha256()
         self._position = 0
         self._lock = threading.Lock()
 
-    def follow(self, descriptor: int, stop: int) -> None:
+    def follow(self, stop: int) -> None:
         """Hash on up to ``stop``, unless another thread is at it."""
         if self._position < stop and self._lock.acquire(blocking=False):
             try:
-                self._advance(descriptor, stop)
+                self._advance(stop)
             finally:
                 self._lock.release()
 
-    def finish(self, descriptor: int) -> str:
+    def finish(self) -> str:
         """Hash the rest; the sha256 of the whole file, which is remembered."""
         with self._lock:
-            self._advance(descriptor, self._stamp[2])
+            self._advance(self._stamp[2])
             digest = self._hash.hexdigest()
         remember_sha256(self._path, self._stamp, digest, since=self._since)
         return digest
 
-    def _advance(self, descriptor: int, stop: int) -> None:
+    def _advance(self, stop: int) -> None:
         buffer = memoryview(bytearray(min(_CHUNK, max(0, stop - self._position))))
         while self._position < stop:
-            count = os.preadv(descriptor, [buffer[: stop - self._position]], self._position)
+            count = os.preadv(self._descriptor, [buffer[: stop - self._position]], self._position)
             if count == 0:
                 return  # it shrank; whoever needs those bytes says so, and the stamp differs
             self._hash.update(buffer[:count])

@@ -16,7 +16,6 @@ from hf_soup.checkpoint import (
     ProcessorDifference,
     Tokens,
     contradictions,
-    is_encoder_decoder,
     is_quantised,
     label_names,
     label_order,
@@ -148,10 +147,8 @@ def architectures(models: Sequence[AlignedModel], donor: AlignedModel, *, body_o
 
 
 def _writes(config: Mapping[str, Any], name: str) -> bool:
-    def asked() -> list[str]:
-        return ["yes"] if is_encoder_decoder(config, name) else []
-
-    return bool(remembered("encoder-decoder", config, asked))
+    """Whether a model reads one text and writes another."""
+    return remembered("encoder-decoder", config, lambda: bool(read_config(config, name).is_encoder_decoder))
 
 
 def _listed(differences: Sequence[ConfigDifference]) -> str:
@@ -194,7 +191,7 @@ def labels(models: Sequence[AlignedModel], wanted: Sequence[str] | None = None) 
     for model, theirs in zip(models, named, strict=True):
         if model.name == whose:
             continue
-        said = labels_differ(config, model.checkpoint.config).contradiction
+        said = labels_differ(config, model.checkpoint.config)
         count = num_labels(model.checkpoint.config) or 2  # what the library takes where nobody says it
         if wanted is not None and len(wanted) != count:
             said = f"{len(wanted)} labels against {count}"

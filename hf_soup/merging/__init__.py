@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     )
     from hf_soup.merging.to_files import (
         MergeResult as MergeResult,
-        SharedMerge as SharedMerge,
         merge as merge,
         merge_along as merge_along,
     )

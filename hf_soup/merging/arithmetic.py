@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ from torch import Tensor
 from hf_soup.errors import ValuesError
 from hf_soup.merging.layout import Run
 from hf_soup.merging.plan import Plan
+from hf_soup.merging.statistics_store import StatisticsStore
 from hf_soup.methods import BLOCK, METHODS, Slices, accumulator
-from hf_soup.recipe import MethodCall
 
 #: Numbers that one step of the generator's counter gives: four of 64 bits, halved.
 _BLOCK = 8
@@ -51,31 +51,18 @@ def uniform(seed: int, tensor: str, position: int, begin: int, count: int) -> Te
 Cutoffs = Mapping[str, Sequence[float]]
 
 
-class TensorStatistics(Protocol):
-    """What the ingredients showed on examples."""
-
-    def read(self, call: MethodCall, source: int, tensor: str, begin: int, count: int) -> Tensor | None:
-        """Of some elements of a tensor, or of the whole, as its method wants it; None where there is nothing."""
-
-    def transposed(self, call: MethodCall, tensor: str) -> bool:
-        """Whether it is the weight of a linear layer that is stored as (in, out)."""
-
-    def held_bytes(self, call: MethodCall, tensor: str) -> int:
-        """What combining a tensor holds beside what any method does."""
-
-
 class Aids(NamedTuple):
     """What methods may ask for beside tensors and shares; made once for a plan."""
 
     cutoffs: Cutoffs
-    statistics: TensorStatistics
+    statistics: StatisticsStore
 
 
 def combine(
     plan: Plan,
     run: Run,
     parts: dict[int, Tensor],
-    aids: Aids | None,
+    aids: Aids,
     *,
     begin: int = 0,
     known: Mapping[str, object] | None = None,
@@ -87,7 +74,7 @@ def combine(
         plan: With methods, parameters and shares.
         run: Of the plan.
         parts: By source, flat: those of `Plan.sources_of`.
-        aids: Where a method asks for them; a tensor that one of the sources has no statistics of is averaged.
+        aids: Of the plan; a tensor that one of the sources has no statistics of is averaged.
         begin: Which element of the run is the first.
         known: What was `measured`; without it, parts are whole tensors, and it is done here.
         release: Take out of ``parts`` what is not needed any more, to save the memory.
@@ -109,7 +96,6 @@ def combine(
     shape = (count,) if method.elementwise else tensor.shape
     transposed = False
     if method.statistics:
-        assert aids is not None, "whose method asks for statistics, has them"
         read = [aids.statistics.read(call, source, tensor.name, begin, count) for source in own]
         if any(each is None for each in read):
             return _mean([parts[source] for source in own], weights)
@@ -118,7 +104,6 @@ def combine(
         drawn = (uniform(plan.mixture.seed, tensor.name, position, begin, count) for position in range(len(own)))
         hand["random"] = [each.reshape(shape) for each in drawn]
     if "cutoffs" in method.given:
-        assert aids is not None, "whose method asks for cutoffs, has them"
         hand["cutoffs"] = aids.cutoffs[tensor.name]
     flat, origin = vectors(plan, run, parts, release=release)
     tensors = [each.reshape(shape) for each in flat]
@@ -209,24 +194,10 @@ def same_infinity(parts: Collection[Tensor]) -> Tensor:
     return shared
 
 
-def not_finite(label: str, tensor: str, value: float, index: int, shape: tuple[int, ...]) -> ValuesError:
-    """The error for a number of an ingredient that cannot be averaged; ``index`` counts in the flat tensor."""
-    return ValuesError(
-        f"'{tensor}' of {label} holds {value} at {unravel(index, shape)}.",
-        hint="That model is broken, most likely by a training run that diverged; leave it out.",
-        code="not-finite",
-        subjects=[label],
-    )
-
-
 def unravel(index: int, shape: tuple[int, ...]) -> str:
     """The place of an element of a flat tensor, as people write it.
 
     >>> unravel(5, (2, 3))
     '[1, 2]'
     """
-    place: list[int] = []
-    for length in reversed(shape):
-        place.append(index % length)
-        index //= length
-    return f"[{', '.join(str(number) for number in reversed(place))}]"
+    return str([int(place) for place in np.unravel_index(index, shape)])

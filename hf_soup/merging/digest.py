@@ -54,23 +54,18 @@ class Blocks:
     def __init__(self, sizes: Sequence[int]) -> None:
         self._sizes = iter(sizes)
         self._left = next(self._sizes)
-        self._hash: hashlib._Hash | None = None
+        self._hash = hashlib.sha256()
         self._digests: list[bytes] = []
 
     def update(self, data: memoryview) -> None:
         """Take the next bytes."""
-        start, stop = 0, len(data)
-        while start < stop:
-            end = min(stop, start + self._left)
-            if self._hash is None:
-                self._hash = hashlib.sha256(data[start:end])
-            else:
-                self._hash.update(data[start:end])
-            self._left -= end - start
-            start = end
+        while data:
+            piece, data = data[: self._left], data[self._left :]
+            self._hash.update(piece)
+            self._left -= len(piece)
             if not self._left:
                 self._digests.append(self._hash.digest())
-                self._hash = None
+                self._hash = hashlib.sha256()
                 self._left = next(self._sizes, 0)
 
     def hex(self) -> str:

@@ -20,7 +20,6 @@ from hf_soup.merging.arithmetic import (
     Aids,
     combine,
     measured,
-    not_finite,
     same_infinity,
     unravel,
     vectors,
@@ -74,18 +73,18 @@ class Reading:
         Raises:
             MergeError: The file is shorter than its header says, or NaN is among the elements.
         """
-        at, label, number = segment.extents[source], self._layout.labels[source], run.first
+        at = segment.extents[source]
         assert at is not None, "only those that have it are asked"
         values = torch.empty(segment.end - segment.begin, dtype=TORCH[at.dtype])
         try:
             read_all(self._files[source][at.file], bytes_of(values.view(torch.uint8)), at.offset)
         except ShortReadError:
-            raise shrunk(label, at.file, self._layout.tensors[number].name) from None
+            name = self._layout.tensors[run.first].name
+            raise shrunk(self._layout.labels[source], at.file, name) from None
         if values.is_floating_point() and values.aminmax().min.isnan():
             # Named here, where it is known whose it is; as a model's answer it would only be "not a number".
             index = int(values.isnan().nonzero()[0]) + segment.begin
-            tensor, place = tensor_at(self._layout, run, index)
-            raise not_finite(label, tensor.name, float("nan"), place, tensor.shape)
+            raise _not_finite(self._layout, run, source, index, float("nan"))
         return widened(values, run.dtype)
 
 
@@ -95,6 +94,18 @@ def tensor_at(layout: Layout, run: Run, element: int) -> tuple[OutputTensor, int
     offset = run.offset + element * ITEM_BYTES[run.dtype]
     number = bisect_right(tensors, offset, run.first, run.stop, key=lambda tensor: tensor.offset) - 1
     return tensors[number], (offset - tensors[number].offset) // ITEM_BYTES[run.dtype]
+
+
+def _not_finite(layout: Layout, run: Run, source: int, element: int, value: float) -> ValuesError:
+    """The error for a number of a source that cannot be averaged."""
+    label = layout.labels[source]
+    tensor, place = tensor_at(layout, run, element)
+    return ValuesError(
+        f"'{tensor.name}' of {label} holds {value} at {unravel(place, tensor.shape)}.",
+        hint="That model is broken, most likely by a training run that diverged; leave it out.",
+        code="not-finite",
+        subjects=[label],
+    )
 
 
 #: Elements that are combined at once: large enough that Python does not show, small enough for the cache.
@@ -155,7 +166,7 @@ class Engine:
         item = ITEM_BYTES[run.dtype]
         output = self.outputs[run.file]
         blocks = Blocks([size for _, _, size in plan.blocks_of(unit)])
-        differing: set[int] = set()
+        differ = False
         known = self._measured(run, buffers)
         for pieces in run.slices(unit.begin, unit.end, self._step(run), across=plan.is_whole(run)):
             begin, end = pieces[0].begin, pieces[-1].end
@@ -166,12 +177,11 @@ class Engine:
             else:
                 first, *others = read().values()
                 piece.copy_(first)
-                if any(not torch.equal(part, first) for part in others):
-                    differing |= self._differing(run, first, others, begin)
+                differ = differ or any(not torch.equal(part, first) for part in others)
             blocks.update(data)
             write_all(output, data, run.offset + begin * item)
         begin_writing(output, run.offset + unit.begin * item, unit.size)
-        return CompletedUnit(number, blocks.hex(), tuple(sorted(differing)))
+        return CompletedUnit(number, blocks.hex(), (run.first,) if differ else ())
 
     def follow(self, number: int) -> None:
         """Hash the sources' files up to where a unit, which was written just now, has read them."""
@@ -179,11 +189,10 @@ class Engine:
         run = self.plan.runs[unit.run]
         if run.patched:
             return
-        for source, name, stop in run.needs(unit.end):
+        for source, (name, stop) in run.needs(unit.end).items():
             file = self.supply.sources[source][name]
             if file.follow:
-                file.open()
-                file.read_up_to(stop)
+                file.hasher().follow(stop)
 
     def _read(self, run: Run, pieces: Sequence[Segment], buffers: Buffers) -> dict[int, Tensor]:
         """Pieces of a run, which lie one after the other, from all sources that they are made of."""
@@ -222,17 +231,6 @@ class Engine:
         each += sources * 8 if self._hides(run) else 0  # random numbers, masks
         return each
 
-    def _differing(self, run: Run, first: Tensor, others: Sequence[Tensor], begin: int) -> set[int]:
-        """Numbers of the tensors on which a slice of the sources disagrees."""
-        found, length = set(), len(first)
-        for number in range(run.first, run.stop):
-            tensor = self.plan.layout.tensors[number]
-            start = (tensor.offset - run.offset) // ITEM_BYTES[run.dtype] - begin
-            low, high = max(0, start), min(length, start + tensor.elements)
-            if low < high and any(not torch.equal(part[low:high], first[low:high]) for part in others):
-                found.add(number)
-        return found
-
     def _measured(self, run: Run, buffers: Buffers) -> _Measured:
         if not self.plan.is_whole(run) or self.at_once(run):
             return _Measured()
@@ -265,7 +263,7 @@ class Engine:
             parts = {source: part.masked_fill(shared, 0.0) for source, part in parts.items()}
         if at_once:
             parts = _with_room(parts)
-        mixed = self._mixed(run, parts, begin, known, release=at_once)
+        mixed = combine(self.plan, run, parts, self.aids, begin=begin, known=known.given, release=at_once)
         if hidden or not _fits(mixed, piece.dtype):
             mixed = self._settle(run, read(), begin, piece.dtype, mixed, known)
         round_into(mixed, piece)
@@ -278,21 +276,14 @@ class Engine:
         method = METHODS[self.plan.method_of(run).method]
         return bool(method.given) or not method.elementwise
 
-    def _mixed(
-        self, run: Run, parts: dict[int, Tensor], begin: int, known: _Measured, *, release: bool = False
-    ) -> Tensor:
-        return combine(self.plan, run, parts, self.aids, begin=begin, known=known.given, release=release)
-
     def _shared(self, run: Run, parts: dict[int, Tensor], begin: int) -> Tensor:
         """Where all have the same infinity; any other number that is not finite is an error."""
         shared = same_infinity(parts.values())
         for source, part in parts.items():
-            label = self.plan.layout.labels[source]
             bad = ~(part.isfinite() | shared)
             if bad.any():
                 index = int(bad.nonzero()[0])
-                tensor, place = tensor_at(self.plan.layout, run, begin + index)
-                raise not_finite(label, tensor.name, part[index].item(), place, tensor.shape)
+                raise _not_finite(self.plan.layout, run, source, begin + index, part[index].item())
         return shared
 
     def _settle(
@@ -307,7 +298,7 @@ class Engine:
             wide = {source: part.double() for source, part in parts.items()}
             if self._hides(run):
                 wide = {source: part.masked_fill(shared, 0.0) for source, part in wide.items()}
-            wide_mixed = self._mixed(run, wide, begin, known)
+            wide_mixed = combine(self.plan, run, wide, self.aids, begin=begin, known=known.given)
             mixed = torch.where(fine, mixed.double(), wide_mixed)
         # Where all have the same infinity it stays, also where a share is so small that their sum is no number.
         mixed = torch.where(shared, first.to(mixed.dtype), mixed)

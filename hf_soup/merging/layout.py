@@ -10,14 +10,15 @@ import hashlib
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate, pairwise
-from typing import Any, NamedTuple, Protocol
+from itertools import accumulate, groupby, pairwise
+from typing import Any, NamedTuple
 
 from hf_soup.checkpoint import DTYPES, FLOATS, ITEM_BYTES, TensorInfo
 from hf_soup.errors import IncompatibleError
+from hf_soup.lineage import AlignedModel
 
 #: Bytes of output that are hashed as one; part of the definition of the digest, so it never changes.
 BLOCK_BYTES = 4 << 20
@@ -61,7 +62,7 @@ class Run:
     A model of a hundred thousand small tensors that all sources store alike is a run for each file.
 
     Args:
-        first, stop: Numbers of its tensors, none of them empty, all of one dtype.
+        first, stop: Numbers of its tensors, none of them empty, all of one dtype; one, where that is not averaged.
         dtype: As written.
         file: Which output file it is in.
         offset: Of its first byte in that file.
@@ -101,7 +102,7 @@ class Run:
         held = {n: at.dtype for segment in self.segments for n, at in enumerate(segment.extents) if at}
         return tuple([held[source] for source in sorted(held)])
 
-    def needs(self, end: int) -> Iterator[tuple[int, str, int]]:
+    def needs(self, end: int) -> dict[int, tuple[str, int]]:
         """What must be here for the elements before ``end``: of which source which file, and up to which byte."""
         reach: dict[int, tuple[str, int]] = {}
         for segment in self.segments:
@@ -112,8 +113,7 @@ class Run:
                 if at:
                     known = reach[source][1] if source in reach else 0
                     reach[source] = at.file, max(known, at.offset + count * ITEM_BYTES[at.dtype])
-        for source, (file, stop) in reach.items():
-            yield source, file, stop
+        return reach
 
     def pieces(self, begin: int, end: int) -> Iterator[Segment]:
         """The elements from ``begin`` to ``end`` as parts of segments."""
@@ -175,26 +175,6 @@ class OutputFile:
     size: int
 
 
-class Source(Protocol):
-    """A model that tensors come from."""
-
-    @property
-    def name(self) -> str:
-        """What mixtures call it."""
-
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        """Its tensors under the names of the output."""
-
-    @property
-    def label(self) -> str:
-        """What errors call it."""
-
-    @property
-    def state(self) -> str:
-        """What identifies its bytes: ``model@revision``, or the state of a folder's files."""
-
-
 @dataclass(frozen=True)
 class Layout:
     """Output files and tensors, and where they lie in the sources.
@@ -220,8 +200,8 @@ class Layout:
     @classmethod
     def of(
         cls,
-        ingredients: Sequence[Source],
-        base: Source | None = None,
+        ingredients: Sequence[AlignedModel],
+        base: AlignedModel | None = None,
         *,
         patched: Collection[str] = (),
         dtype: str | None = None,
@@ -344,29 +324,14 @@ class Layout:
     @cached_property
     def tensor_runs(self) -> tuple[Run, ...]:
         """Every tensor that is not empty as a run of its own."""
-        single: list[Run] = []
-        for run in self.runs:
-            if run.stop - run.first == 1:
-                single.append(run)
-                continue
-            # By hand, as there may be a hundred thousand; such a run has one segment, which all sources have.
-            item, places = ITEM_BYTES[run.dtype], [(at, ITEM_BYTES[at.dtype]) for at in run.segments[0].extents if at]
-            for number in range(run.first, run.stop):
-                tensor = self.tensors[number]
-                begin = (tensor.offset - run.offset) // item
-                extents = tuple([Extent(at.file, at.offset + begin * size, at.dtype) for at, size in places])
-                segments = (Segment(0, tensor.elements, extents),)
-                single.append(Run(number, number + 1, run.dtype, run.file, tensor.offset, tensor.elements, segments))
-        return tuple(single)
+        return tuple([self.cut_out(run, n, n + 1) for run in self.runs for n in range(run.first, run.stop)])
 
-    def split(self, together: Callable[[OutputTensor, OutputTensor], bool]) -> Iterator[Run]:
-        """The runs, where two tensors that follow each other stay together if a function says so."""
+    def split(self, kind: Callable[[OutputTensor], object]) -> Iterator[Run]:
+        """The runs, where tensors that follow each other stay together if they are of one kind."""
         for run in self.runs:
-            first = run.first
-            for number in range(run.first + 1, run.stop + 1):
-                if number == run.stop or not together(self.tensors[number - 1], self.tensors[number]):
-                    yield self.cut_out(run, first, number)
-                    first = number
+            for _, group in groupby(range(run.first, run.stop), lambda number: kind(self.tensors[number])):
+                numbers = list(group)
+                yield self.cut_out(run, numbers[0], numbers[-1] + 1)
 
     def cut_out(self, run: Run, first: int, stop: int) -> Run:
         """Some tensors of a run."""
@@ -400,7 +365,7 @@ class _Laid(NamedTuple):
     whole: bool
 
 
-def _laid(sources: Sequence[Source], counted: int, patched: Collection[str], dtype: str | None) -> list[_Laid]:
+def _laid(sources: Sequence[AlignedModel], counted: int, patched: Collection[str], dtype: str | None) -> list[_Laid]:
     """All tensors in the order of the output; of the base, which follows those that count, the type has no say."""
     tensors = [source.tensors for source in sources]
     names: Collection[str] = tensors[0].keys()
@@ -480,20 +445,18 @@ def _runs(group: Sequence[_Laid], file: int, first: int, offset: int) -> Iterato
             yield Run(first + begin, first + stop, dtype, file, offset, elements, whole)
 
     for number, entry in enumerate(group):
-        if not entry.size:
-            yield from closed(number)
-            offset, elements = offset + elements * ITEM_BYTES.get(dtype, 0), 0
-            begin, ends = number + 1, ()
-            continue
-        # Plain tuples, as of a hundred thousand tensors most only continue a run.
-        starts = tuple([(at.file, at.offset, at.dtype) for at in entry.places if at]) if entry.whole else None
-        if starts != ends or entry.dtype != dtype:
+        # Plain tuples, as of a hundred thousand tensors most only continue a run; an empty one continues none.
+        grows = entry.whole and entry.size
+        starts = tuple([(at.file, at.offset, at.dtype) for at in entry.places if at]) if grows else None
+        if starts != ends or entry.dtype != dtype or dtype not in FLOATS:
             yield from closed(number)
             offset, elements = offset + elements * ITEM_BYTES.get(dtype, 0), 0
             begin, segments, dtype = number, _segments(entry), entry.dtype
+        if not entry.size:
+            begin = number + 1
         elements += entry.size // ITEM_BYTES[dtype]
         # A tensor that some do not have, or whose rows come from several places, is a run of its own.
-        ends = tuple([(at.file, at.offset + at.size, at.dtype) for at in entry.places if at]) if entry.whole else ()
+        ends = tuple([(at.file, at.offset + at.size, at.dtype) for at in entry.places if at]) if grows else ()
     yield from closed(len(group))
 
 

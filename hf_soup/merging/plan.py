@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from hf_soup.checkpoint import FLOATS, ITEM_BYTES
+from hf_soup.checkpoint import ITEM_BYTES
 from hf_soup.merging.layout import Layout, OutputTensor, Run, Segment
 from hf_soup.recipe import MethodCall, Mixture
 
@@ -82,14 +82,11 @@ class Plan:
             return self.layout.tensor_runs if _kind(mixture.method.method) else self.layout.runs
         apart = {call.method for call in mixture.methods if _kind(call.method)}
 
-        def own(tensor: OutputTensor) -> tuple[object, MethodCall]:
-            return mixture.tensor_weights.get(tensor.name), mixture.tensor_methods.get(tensor.name, mixture.method)
+        def kind(tensor: OutputTensor) -> tuple[object, MethodCall, str]:
+            call = mixture.tensor_methods.get(tensor.name, mixture.method)
+            return mixture.tensor_weights.get(tensor.name), call, tensor.name if call.method in apart else ""
 
-        def together(one: OutputTensor, next_one: OutputTensor) -> bool:
-            shares, call = own(one)
-            return (shares, call) == own(next_one) and (call.method not in apart or one.dtype not in FLOATS)
-
-        return tuple(self.layout.split(together))
+        return tuple(self.layout.split(kind))
 
     def sources_of(self, run: Run, segment: Segment) -> list[int]:
         """Of what a segment is made: the ingredients that go in and have it, and the base where it counts.

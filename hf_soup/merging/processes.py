@@ -95,7 +95,8 @@ def in_step(lead: Callable[[ProcessGroup], _T], follow: Callable[[ProcessGroup],
                 follow(here)
         except Exception as error:  # noqa: BLE001 -- it is raised below, here and elsewhere
             failed = error
-        here.close()
+        finally:
+            here.close()
         try:
             outcomes = end.gather((made, _told(failed, here.rank)))
         except MergeError as left:
@@ -103,7 +104,6 @@ def in_step(lead: Callable[[ProcessGroup], _T], follow: Callable[[ProcessGroup],
                 raise failed from None
             raise left from None
     finally:
-        here.close()
         end.close()
     errors = [error for _, error in outcomes if error]
     if not errors:

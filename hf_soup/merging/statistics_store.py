@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,8 +13,8 @@ from torch import Tensor
 
 from hf_soup._util.io import ShortReadError, open_file, read_all
 from hf_soup._util.text import printable
-from hf_soup.checkpoint import bytes_of
-from hf_soup.errors import MergeError
+from hf_soup.checkpoint import TensorInfo, bytes_of, read_header, reader_of
+from hf_soup.errors import MergeError, ResolveError
 from hf_soup.hub import own_cache_folder
 from hf_soup.merging.plan import Plan
 from hf_soup.methods import METHODS
@@ -24,19 +23,12 @@ from hf_soup.recipe import MethodCall
 #: What is kept in all; beyond it, what was not used for longest goes.
 MAX_STATISTICS_BYTES = 20_000_000_000
 #: What a file is that is none.
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
-
-
-class Place(NamedTuple):
-    """Where the statistic of a tensor lies."""
-
-    offset: int
-    shape: tuple[int, ...]
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, ResolveError)
 
 
 class _File(NamedTuple):
     descriptor: int
-    places: Mapping[str, Place]
+    places: Mapping[str, TensorInfo]
     transposed: frozenset[str]  # weights that are stored as (in, out)
     entropy: tuple[float, float] = (0.0, 0.0)  # of learned coefficients: before, and after
 
@@ -159,21 +151,15 @@ def _opened(stack: ExitStack, path: Path) -> _File:
         raise _lost(printable(str(error))) from None
 
 
-def read_contents(path: Path) -> tuple[dict[str, Place], frozenset[str], tuple[float, float]]:
+def read_contents(path: Path) -> tuple[dict[str, TensorInfo], frozenset[str], tuple[float, float]]:
     """What a file holds, as in `_File`; raises `UNREADABLE`."""
-    with path.open("rb") as file:
-        length, size = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size
-        if length > size:
-            raise ValueError("it has no header")
-        header = json.loads(file.read(length))
-    about = header.pop("__metadata__")
-    transposed, (before, after) = frozenset(json.loads(about["turned"])), json.loads(about.get("entropy", "[0, 0]"))
-    if 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0) != size:
-        raise ValueError("it was cut off")
-    places = {
-        name: Place(8 + length + entry["data_offsets"][0], tuple(entry["shape"])) for name, entry in header.items()
-    }
-    return places, transposed, (float(before), float(after))
+    read = reader_of(path)
+    header = read_header(read, path.name, path.stat().st_size, "a soup's examples")
+    length = int.from_bytes(read(path.name, 0, 8), "little")
+    about = json.loads(read(path.name, 8, 8 + length))["__metadata__"]
+    before, after = json.loads(about.get("entropy", "[0, 0]"))
+    places = {tensor.name: tensor for tensor in header}
+    return places, frozenset(json.loads(about["turned"])), (float(before), float(after))
 
 
 def _lost(reason: str) -> MergeError:

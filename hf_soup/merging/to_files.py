@@ -13,17 +13,18 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate, chain
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
 from hf_soup._util.io import in_memory, open_file
-from hf_soup._util.parallel import usable_cores
+from hf_soup._util.parallel import in_parallel, usable_cores
 from hf_soup._util.progress import bar
 from hf_soup.checkpoint import ITEM_BYTES, keep_freed
 from hf_soup.errors import MergeError
-from hf_soup.hub import Stamp, remember_sha256, stamp_of
+from hf_soup.hub import remember_sha256, stamp_of
 from hf_soup.merging.arithmetic import Aids
 from hf_soup.merging.cutoffs import cutoffs_for
 from hf_soup.merging.digest import digest_of
@@ -31,7 +32,7 @@ from hf_soup.merging.engine import Buffers, Engine
 from hf_soup.merging.plan import Plan, WorkUnit
 from hf_soup.merging.processes import ProcessGroup
 from hf_soup.merging.statistics_store import StatisticsStore
-from hf_soup.merging.weight_files import WeightFile, WeightFiles
+from hf_soup.merging.weight_files import WeightFiles
 from hf_soup.merging.workers import Write, forked, may_fork
 from hf_soup.merging.workspace import CompletedUnit, Workspace
 from hf_soup.recipe import BatchNormUpdate
@@ -107,7 +108,7 @@ def merge(
         for number, file in enumerate(followed):
             file.follow = number % world.size == world.rank
         mine = [file for file in followed if file.follow]
-        fetch = sum(file.missing for file in supply.files())
+        fetch = sum(file.size for file in supply.files())
         if not fetch:
             supply.fetch_all()  # out of the cache, in a moment; then other processes may read them
         title = "Fetching and merging" if fetch else "Merging"
@@ -125,11 +126,8 @@ def merge(
                 shown.update,
                 alone=world.size == 1,
             )
-            with ThreadPoolExecutor(threads) as pool:
-                hashes = list(pool.map(WeightFile.finish, mine))
-        if world.size > 1:
-            staging.note_hashes(world.rank, [(str(f.path), digest) for f, digest in zip(mine, hashes, strict=True)])
-    world.barrier()
+            hashes = in_parallel(lambda file: file.hasher().finish(), mine, threads)
+    hashed = world.gather([(file.path, digest) for file, digest in zip(mine, hashes, strict=True)])
     if world.rank > 0:
         return MergeResult("", {}, 0, ())
     finished = {entry.unit: entry for entry in staging.finished()}
@@ -139,9 +137,7 @@ def merge(
             f"{missing} parts of '{staging.output.name}' were not written.",
             hint="All processes need the same file system, and the same output folder.",
         )
-    for path, digest in staging.hashes():
-        if path not in {file.path for file in followed}:
-            continue  # the journal is a file that anyone may have written to
+    for path, digest in chain(*hashed[1:]):
         # Whether a file changed meanwhile is seen by those who hold its stamp from before.
         stamp = stamp_of(path)
         remember_sha256(path, stamp, digest, since=max(stamp[3:]) + 100_000_000)
@@ -170,31 +166,12 @@ def tensor_roots(plan: Plan, finished: Mapping[int, CompletedUnit]) -> dict[str,
     return {tensor.name: root for tensor, root in zip(tensors, roots, strict=True)}
 
 
-class SharedMerge(NamedTuple):
-    """All that a process needs to have its part in a merge: the plan, and where the weight files of every source are;
-    those to be hashed on the way, and the states in which they must be.
-    """
-
-    plan: Plan
-    paths: Sequence[Mapping[str, Path]]
-    follow: frozenset[Path]
-    stamps: Mapping[Path, Stamp]
-
-    @classmethod
-    def of(cls, plan: Plan, supply: WeightFiles) -> SharedMerge:
-        """That of files which are all here."""
-        files = [(file.path, file) for file in supply.files() if file.path]
-        follow = frozenset(path for path, file in files if file.follow)
-        return cls(plan, supply.paths(), follow, {path: file.stamp for path, file in files if file.stamp})
-
-
 def merge_along(output: Path, world: ProcessGroup, threads: int | None) -> None:
-    """The part that every process but the first has in a merge, whose `SharedMerge` that one broadcasts."""
-    shared: SharedMerge = world.broadcast(None)
+    """The part that every process but the first has in a merge, whose plan and weight files that one broadcasts."""
+    plan, supply = world.broadcast(None)
     staging = Workspace(output)
-    staging.join(shared.plan.fingerprint)
-    supply = WeightFiles.here(shared.paths, shared.follow, shared.stamps)
-    merge(shared.plan, supply, staging, world=world, threads=threads, quiet=True)
+    staging.join(plan.fingerprint)
+    merge(plan, supply, staging, world=world, threads=threads, quiet=True)
 
 
 def _run(
@@ -247,14 +224,9 @@ def _threads(supply: WeightFiles) -> int:
 def _share(plan: Plan, kept: AbstractSet[int], world: ProcessGroup) -> list[int]:
     """Numbers of the units that this process does: as many bytes as every other's, one after the other."""
     todo = [number for number in range(len(plan.units)) if number not in kept]
-    total = sum(plan.units[number].size for number in todo)
+    *starts, total = accumulate((plan.units[number].size for number in todo), initial=0)
     low, high = total * world.rank // world.size, total * (world.rank + 1) // world.size
-    share, position = [], 0
-    for number in todo:
-        if low <= position < high:
-            share.append(number)
-        position += plan.units[number].size
-    return share
+    return [number for number, start in zip(todo, starts, strict=True) if low <= start < high]
 
 
 def _still_right(

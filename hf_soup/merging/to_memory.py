@@ -66,19 +66,19 @@ class Materializer:
         Raises:
             MergeError: A file is shorter than its header says, or a source alone holds NaN.
         """
-        if plan.mixture.is_linear:
-            return self._mean(plan)
         # In the recipe's order, as in the written soup: what is dropped at random goes by an ingredient's place.
         sources = sorted(plan.weights)
         trimmed = cutoffs(plan, self._reading, sources, usable_cores()) if needs_cutoffs(plan) else {}
         with closing(StatisticsStore(plan)) as statistics:
             aids = Aids(trimmed, statistics)
+            if plan.mixture.is_linear:
+                return self._mean(plan, aids)
             return {
                 tensor.name: self._mixed(plan, number, aids).reshape(tensor.shape)
                 for number, tensor in enumerate(self.layout.tensors)
             }
 
-    def _mean(self, plan: Plan) -> dict[str, Tensor]:
+    def _mean(self, plan: Plan, aids: Aids) -> dict[str, Tensor]:
         """The weighted mean, or the sum; of one ingredient, that ingredient."""
         normalize = plan.mixture.method.parameters.get("normalize", True)
         weights = plan.weights
@@ -94,7 +94,7 @@ class Materializer:
         result = {}
         for place, span in enumerate(self._spans):
             if span.patched:
-                value = self._mixed(plan, span.first)
+                value = self._mixed(plan, span.first, aids)
             elif not span.averaged:
                 value = self._sum[place] if self._sum else self._reading.read(span, span.segments[0], last)
             else:
@@ -123,7 +123,7 @@ class Materializer:
                 self._sum[place].add_(self._product(source, span, factor))
         self._summed[source] = factor
 
-    def _mixed(self, plan: Plan, number: int, aids: Aids | None = None) -> Tensor:
+    def _mixed(self, plan: Plan, number: int, aids: Aids) -> Tensor:
         """A tensor as the merge makes it, slice by slice, flat."""
         tensor = self.layout.tensors[number]
         rounded = torch.empty(tensor.elements, dtype=TORCH[tensor.dtype])

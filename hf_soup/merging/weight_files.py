@@ -6,14 +6,16 @@ import hashlib
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from functools import partial
 from itertools import accumulate, islice
 from pathlib import Path
 
 from hf_soup import hub
 from hf_soup._util.io import open_file
+from hf_soup._util.parallel import in_parallel
 from hf_soup.checkpoint import Checkpoint, FileSource, HubRepo, fetch_files, read_header, reader_of
 from hf_soup.errors import ResolveError
 from hf_soup.hub import ASSETS, INDEX, MAX_TEXT, FileHasher, Stamp, changed_while_read, stamp_of
@@ -29,10 +31,10 @@ class WeightFile:
     """A weight file of a source.
 
     Args:
-        size: In bytes, where it is to be fetched.
+        size: Bytes that are to be fetched.
         path: Where it is, or will be if it is dropped after use.
-        fetch: Brings it: sets ``path``, and calls ``arrive`` with the bytes that may be read; returns when its sha256
-            was right. None where it is here.
+        fetch: Brings it: sets ``path``, and tells `WeightFiles.arrived` of the bytes that may be read; returns when its
+            sha256 was right. None where it is here.
         stamp: The state that it must be in when it is opened.
         dropped: Remove it after its last use; until its sha256 was right nothing that was made of it counts.
         follow: Compute its sha256 while it is read.
@@ -52,23 +54,19 @@ class WeightFile:
         self.path = path
         self.fetch = fetch
         self.stamp = stamp
-        self.missing = size if fetch else 0
         self.dropped = dropped
         self.follow = follow
         self.arrived = 0 if fetch else sys.maxsize  # whether it is long enough is seen when it is read
         self.verified = fetch is None
         self.uses = 0
-        self.first = 0
-        self.on_arrival: Callable[[], None] = lambda: None
         self._descriptor: int | None = None
         self._stack = ExitStack()
         self._lock = threading.Lock()
         self._follower: FileHasher | None = None
 
-    def arrive(self, arrived: int) -> None:
-        """Say up to where the file may be read."""
-        self.arrived = arrived
-        self.on_arrival()
+    def __reduce__(self) -> tuple[Callable[..., WeightFile], tuple[int, Path | None]]:
+        """A file that is here, for another process."""
+        return partial(WeightFile, stamp=self.stamp, follow=self.follow), (0, self.path)
 
     def open(self) -> int:
         """A descriptor, opened at the first use."""
@@ -86,16 +84,11 @@ class WeightFile:
                     self._descriptor = descriptor
         return self._descriptor
 
-    def read_up_to(self, stop: int) -> None:
-        """What is before ``stop`` was just read, and is still in memory."""
-        if self._follower is not None and self._descriptor is not None:
-            self._follower.follow(self._descriptor, stop)
-
-    def finish(self) -> str:
-        """The sha256 of a file that was followed."""
-        descriptor = self.open()
-        assert self._follower is not None
-        return self._follower.finish(descriptor)
+    def hasher(self) -> FileHasher:
+        """What computes the sha256 of a file that is followed."""
+        self.open()
+        assert self._follower is not None, "it is followed"
+        return self._follower
 
     def close(self) -> None:
         """Close it, and remove it where nobody needs it any more; what a failed run still needs stays for the next."""
@@ -124,22 +117,14 @@ class WeightFiles:
         self._busy: set[WorkUnit] = set()
         self._owners: dict[WeightFile, set[int]] = {}
         self._error: BaseException | None = None
-        self._stopped = False
+        self.stopped = False  # a fetch that sees it ends
         self._plan: Plan | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._fetching: list[Future[None]] = []
 
-    @classmethod
-    def here(
-        cls,
-        sources: Sequence[Mapping[str, Path]],
-        follow: Collection[Path] = (),
-        stamps: Mapping[Path, Stamp] | None = None,
-    ) -> WeightFiles:
-        """Of files that are all on this machine; those to ``follow`` are hashed meanwhile."""
-        paths = {path for source in sources for path in source.values()}
-        files = {path: WeightFile(0, path, follow=path in follow, stamp=(stamps or {}).get(path)) for path in paths}
-        return cls([{name: files[path] for name, path in source.items()} for source in sources])
+    def __reduce__(self) -> tuple[type[WeightFiles], tuple[Sequence[Mapping[str, WeightFile]]]]:
+        """Of files that are all here, for another process."""
+        return WeightFiles, (self.sources,)
 
     def paths(self) -> list[dict[str, Path]]:
         """Where the files of every source are, once they are."""
@@ -179,8 +164,7 @@ class WeightFiles:
 
     def fetch_all(self) -> None:
         """Wait until every file is here, as other processes need them."""
-        with ThreadPoolExecutor(_INTO_CACHE) as pool:
-            list(pool.map(self._fetch, [file for file in self.files() if not file.verified]))
+        in_parallel(self._fetch, [file for file in self.files() if not file.verified], _INTO_CACHE)
         if self._error:
             raise self._error
 
@@ -188,19 +172,17 @@ class WeightFiles:
         """Take the units that are to be done, in order, and begin to fetch what they need."""
         self._plan = plan
         self._todo = deque(units)
-        for number, unit in enumerate(self._todo):
+        needed: dict[WeightFile, None] = {}
+        for unit in self._todo:
             for file, _ in self._needs(unit):
-                file.first = file.first if file.uses else number
+                needed[file] = None
                 file.uses += 1
-        missing = [file for file in self.files() if file.uses and not file.verified]
-        self._waiting = sorted(missing, key=lambda file: file.first)
+        self._waiting = [file for file in needed if not file.verified]
         for number, source in enumerate(self.sources):
             for file in source.values():
                 self._owners.setdefault(file, set()).add(number)
-        if missing:
-            self._pool = ThreadPoolExecutor(_BESIDE if any(file.dropped for file in missing) else _INTO_CACHE)
-            for file in missing:
-                file.on_arrival = self._wake
+        if self._waiting:
+            self._pool = ThreadPoolExecutor(_BESIDE if any(file.dropped for file in self._waiting) else _INTO_CACHE)
             with self._changed:
                 self._launch()
 
@@ -211,7 +193,7 @@ class WeightFiles:
             SoupError: A file could not be had.
         """
         with self._changed:
-            while not self._stopped:
+            while not self.stopped:
                 if self._error is not None:
                     raise self._error
                 for index in range(min(_LOOK_AHEAD, len(self._todo))):
@@ -243,7 +225,7 @@ class WeightFiles:
     def wait(self) -> list[WorkUnit]:
         """Wait until all that is fetched was right. Returns the units that may be noted now."""
         with self._changed:
-            while not self._stopped and self._error is None and (self._waiting or self._flying):
+            while not self.stopped and self._error is None and (self._waiting or self._flying):
                 self._changed.wait()
             if self._error is not None:
                 raise self._error
@@ -252,18 +234,13 @@ class WeightFiles:
     def stop(self) -> None:
         """Let everyone who waits go, and fetch nothing more."""
         with self._changed:
-            self._stopped = True
+            self.stopped = True
             self._waiting = []
             self._changed.notify_all()
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
             # Those that look whether they are stopped end at once; one that waits for the network is not waited for.
             wait(self._fetching, timeout=1.0)
-
-    @property
-    def stopped(self) -> bool:
-        """Whether `stop` was called: a fetch that sees it ends."""
-        return self._stopped
 
     def close(self) -> None:
         """Close all files."""
@@ -274,7 +251,7 @@ class WeightFiles:
         """The files of a unit, and up to where each must have arrived."""
         assert self._plan is not None
         needs = self._plan.runs[unit.run].needs(unit.end)
-        return [(self.sources[source][name], stop) for source, name, stop in needs]
+        return [(self.sources[source][name], stop) for source, (name, stop) in needs.items()]
 
     def _sure(self) -> list[WorkUnit]:
         """Units that were made of right bytes alone."""
@@ -312,7 +289,7 @@ class WeightFiles:
         except BaseException as error:  # noqa: BLE001 -- raised again by whoever waits for the file
             self._error = self._error or error
         with self._changed:
-            if self._error is None and not self._stopped:
+            if self._error is None and not self.stopped:
                 file.verified = self._recheck = True
                 file.arrived = sys.maxsize
                 if not file.dropped:
@@ -328,7 +305,10 @@ class WeightFiles:
             self._flying.discard(file)
             self._launch()
 
-    def _wake(self) -> None:
+    def arrived(self, file: WeightFile, count: int) -> None:
+        """Say up to where a file that is being fetched may be read."""
+        self.fetched(count - file.arrived)
+        file.arrived = count
         with self._changed:
             self._changed.notify_all()
 
@@ -381,13 +361,10 @@ def weight_files_of(checkpoints: Sequence[Checkpoint], beside: Path | None = Non
             return WeightFile(0, path, follow=follow, stamp=source.stamps.get(name))
 
         def fetch(file: WeightFile) -> None:
-            def arrived(count: int) -> None:
-                supply.fetched(count - file.arrived)
-                file.arrive(count)
-
             if file.path is None:
                 file.path = source.fetch(name, supply.fetched)
             else:
+                arrived = partial(supply.arrived, file)
                 hub.download_beside(source.repo, name, file.path, arrived=arrived, stopped=lambda: supply.stopped)
             if not supply.stopped:
                 _require_header(checkpoint, name, file.path)
@@ -396,9 +373,7 @@ def weight_files_of(checkpoints: Sequence[Checkpoint], beside: Path | None = Non
         if beside and not cached:
             title = hashlib.sha256(f"{source.reference}\n{source.commit}\n{name}".encode()).hexdigest()[:32]
             return WeightFile(size, beside / title, fetch=fetch, dropped=True)
-        file = WeightFile(size, None, fetch=fetch)
-        file.missing = 0 if cached else size
-        return file
+        return WeightFile(0 if cached else size, None, fetch=fetch)
 
     made = {place: weight_file(checkpoint, place[1]) for place, checkpoint in _placed(checkpoints).items()}
     sources = [{name: made[each.weights.source, name] for name in each.weights.files} for each in checkpoints]

@@ -7,7 +7,6 @@ import errno
 import fcntl
 import json
 import os
-import re
 import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set as AbstractSet
@@ -158,7 +157,6 @@ class Workspace:
         Returns:
             None at a fresh start; ``continued`` where the same merge was interrupted; else why it starts anew.
         """
-        said = None
         try:
             earlier = json.loads((self.root / _PLAN).read_text())
             if earlier["fingerprint"] == fingerprint:
@@ -219,36 +217,17 @@ class Workspace:
 
     def note(self, rank: int, entries: Sequence[CompletedUnit]) -> None:
         """Append finished units to this process's journal, after their bytes were written."""
-        self._append(rank, "".join(f"{json.dumps(entry)}\n" for entry in entries))
-
-    def note_hashes(self, rank: int, hashes: Sequence[tuple[str, str]]) -> None:
-        """Append paths of sources and their sha256s, which this process computed."""
-        self._append(rank, "".join(f"{json.dumps(entry)}\n" for entry in hashes))
+        if entries:
+            with self._guard, (self.root / f"{_JOURNAL}.{rank}").open("a") as journal:
+                journal.write("".join(f"{json.dumps(entry)}\n" for entry in entries))
 
     def finished(self) -> Iterator[CompletedUnit]:
-        """The units that any process noted."""
-        for entry in self._entries():
-            with suppress(ValueError, TypeError, OverflowError):
-                unit, digests, differing = entry
-                yield CompletedUnit(int(unit), str(digests), tuple(int(number) for number in differing))
-
-    def hashes(self) -> Iterator[tuple[Path, str]]:
-        """The sha256s of sources that any process noted."""
-        for entry in self._entries():
-            if isinstance(entry, list) and len(entry) == 2 and re.fullmatch("[0-9a-f]{64}", str(entry[1])):
-                yield Path(str(entry[0])), str(entry[1])
-
-    def _append(self, rank: int, text: str) -> None:
-        if text:
-            with self._guard, (self.root / f"{_JOURNAL}.{rank}").open("a") as journal:
-                journal.write(text)
-
-    def _entries(self) -> Iterator[Any]:
-        """The lines of all journals; one that was cut off when the process died is passed over."""
+        """The units that any process noted; a line that was cut off when the process died is passed over."""
         for journal in sorted(self.root.glob(f"{_JOURNAL}.*")):
             for line in journal.read_text(errors="replace").splitlines():
-                with suppress(ValueError, RecursionError):
-                    yield json.loads(line)
+                with suppress(ValueError, TypeError, OverflowError, RecursionError):
+                    unit, digests, differing = json.loads(line)
+                    yield CompletedUnit(int(unit), str(digests), tuple(int(number) for number in differing))
 
     def publish(self) -> Path:
         """Make the folder appear as the output, durably, replacing nothing.

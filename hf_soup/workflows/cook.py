@@ -215,7 +215,7 @@ def _with_statistics(used: MergedModels, own: EvaluationData, context: RunContex
 
 def _merged(used: MergedModels, workspace: Workspace, stream: bool, context: RunContext) -> MergeResult:
     """The soup's weights, in the workspace, made by all processes."""
-    from hf_soup.merging import SharedMerge, merge
+    from hf_soup.merging import merge
 
     processes = context.processes
     supply = weight_files_of(used.leaves.checkpoints, workspace.fetched if stream else None)
@@ -226,7 +226,7 @@ def _merged(used: MergedModels, workspace: Workspace, stream: bool, context: Run
         logger.info(begun)
     processes.broadcast(None)  # all candidates are answered
     if processes.size > 1:
-        processes.broadcast(SharedMerge.of(used.plan, supply))
+        processes.broadcast((used.plan, supply))
     return merge(used.plan, supply, workspace, world=processes, threads=context.threads, quiet=context.quiet)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hf_soup._util.parallel import usable_cores
 from hf_soup.checkpoint import TORCH, Checkpoint, FileSource, bytes_of
-from hf_soup.merging import Aids, Plan, Run, combine, needs_cutoffs
+from hf_soup.merging import Aids, Plan, Run, StatisticsStore, combine, needs_cutoffs
 from hf_soup.methods import METHODS, round_into
 from hf_soup.recipe import MethodCall
 
@@ -79,20 +79,17 @@ def estimated_seconds(
     return {"fetch": round(fetch, 1), "merge": round(merge, 1), "total": round(max(fetch, merge), 1)}
 
 
-class _Ones:
+class _Ones(StatisticsStore):
     """In the place of statistics."""
 
     def __init__(self, plan: Plan) -> None:
         self._shapes = {tensor.name: tensor.shape for tensor in plan.layout.tensors}
 
-    def read(self, call: MethodCall, _: int, tensor: str, begin: int, count: int) -> Tensor:
+    def read(self, call: MethodCall, source: int, tensor: str, begin: int, count: int) -> Tensor:
         return torch.ones(count) if METHODS[call.method].elementwise else torch.eye(*self._shapes[tensor][-1:] or (1,))
 
-    def transposed(self, *_: object) -> bool:
+    def transposed(self, call: MethodCall, tensor: str) -> bool:
         return False
-
-    def held_bytes(self, *_: object) -> int:
-        return 0
 
 
 def _seconds(plan: Plan, runs: Sequence[Run]) -> tuple[float, float]:

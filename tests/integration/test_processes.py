@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from plans import make_plan
+from plans import files_here, make_plan
 from safetensors.torch import load_file, save_file
 
 from hf_soup.checkpoint.headers import read_header
@@ -28,19 +28,23 @@ from hf_soup.local_hub import LocalHub
 from hf_soup.merging import plan as plan_module
 from hf_soup.merging.layout import BLOCK_BYTES
 from hf_soup.merging.to_files import merge
-from hf_soup.merging.weight_files import WeightFiles
 from hf_soup.merging.workspace import Workspace
 from hf_soup.recipe.schema import Recipe
 from hf_soup.workflows.cook import cook
 
-# Python runs this file at its start in every process: it tells, from outside, which process opened a journal to write.
+# Python runs this file at its start in every process: it tells, from outside, which process opened a journal to write,
+# or the weights of an ingredient to average or to hash them.
 WITNESS = """
 import os, sys
 
 def hook(event, arguments):
-    if event == "open" and isinstance(arguments[0], str) and "/journal." in arguments[0] and arguments[1] == "a":
+    if event != "open" or isinstance(arguments[0], int):
+        return
+    folder, name = os.path.split(os.fspath(arguments[0]))
+    read = name == "model.safetensors" and arguments[1] is None and not folder.endswith("soup")
+    if read or (name.startswith("journal.") and arguments[1] == "a"):
         rank = os.environ.get("RANK", "alone")
-        os.write(2, f"\\nWITNESS {rank} {os.path.basename(arguments[0])}\\n".encode())
+        os.write(2, f"\\nWITNESS {rank} {os.path.basename(folder) if read else name}\\n".encode())
 
 sys.addaudithook(hook)
 """
@@ -73,10 +77,10 @@ def noting(rank, entries):
         os.kill(os.getpid(), signal.SIGKILL)
 
 staging.note = noting
-plan, paths = pickle.loads(Path("job").read_bytes())
+plan, supply = pickle.loads(Path("job").read_bytes())
 staging.join(plan.fingerprint)
 try:
-    merge(plan, WeightFiles.here(paths), staging, world=here, threads=1, quiet=True)
+    merge(plan, supply, staging, world=here, threads=1, quiet=True)
 except MergeError as error:
     print("SAID", here.rank, error.message, flush=True)
 """
@@ -287,11 +291,12 @@ def alone(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_write_the_bytes_of_one(
     launch: Launch, launcher: str, family: Path, alone: Path, tmp_path: Path
 ) -> None:
-    """Both of them write, one of them speaks."""
+    """Both of them work, one of them speaks."""
     command = ["-m", "hf_soup", "cook", *ingredients(family), "-o", "soup", "--json"]
     done = launch(*LAUNCHERS[launcher], *command, PYTHONHASHSEED="7")
     assert done.returncode == 0, done.stderr
-    assert set(re.findall(r"WITNESS (.*)", done.stderr)) == {"0 journal.0", "1 journal.1"}
+    # There is one unit, for the first, and the other hashes the second of three folders whose sha256 is not known.
+    assert set(re.findall(r"WITNESS (.*)", done.stderr)) == {"0 journal.0", "0 a", "0 b", "0 c", "1 b"}
     assert json.loads(done.stdout)["digest"] == json.loads((alone / "soup.json").read_text())["digest"]
     assert weights(tmp_path / "soup") == weights(alone)
     # The processes divided the files whose sha256 was not known, and the recipe has them all.
@@ -543,19 +548,19 @@ def test_a_process_that_dies_leaves_what_is_finished(
     with Workspace(tmp_path / "soup") as staging:
         staging.open(plan.fingerprint, plan.outline())
     monkeypatch.setattr(plan_module, "UNIT_BYTES", BLOCK_BYTES)
-    (tmp_path / "job").write_bytes(pickle.dumps((plan, paths)))
+    (tmp_path / "job").write_bytes(pickle.dumps((plan, files_here(paths))))
     (tmp_path / "dying.py").write_text(DYING)
     done = together("dying.py", dies)
     assert done.returncode != 0
     assert f"SAID {1 - dies} Another of the processes that work together has ended early." in done.stdout, done.stderr
     with Workspace(tmp_path / "soup") as staging:
         assert staging.open(plan.fingerprint, plan.outline()) == "continued"
-        merged = merge(plan, WeightFiles.here(paths), staging, threads=1, quiet=True)
+        merged = merge(plan, files_here(paths), staging, threads=1, quiet=True)
         staging.publish()
     assert merged.resumed == 4 * BLOCK_BYTES  # three of the living one, one of the other
     with Workspace(tmp_path / "fresh") as staging:
         staging.open(plan.fingerprint, plan.outline())
-        assert merge(plan, WeightFiles.here(paths), staging, threads=1, quiet=True).digest == merged.digest
+        assert merge(plan, files_here(paths), staging, threads=1, quiet=True).digest == merged.digest
 
 
 @pytest.mark.parametrize(
@@ -575,7 +580,7 @@ def test_one_process_looks_at_examples_for_all(
     assert alone.returncode == 0, alone.stderr
     done = together("counting.py", *command, "two", HF_HOME=str(tmp_path / "two-home"))
     assert done.returncode == 0, done.stderr
-    assert set(re.findall(r"WITNESS (.*)", done.stderr)) == {"0 journal.0", "1 journal.1"}
+    assert set(re.findall(r"WITNESS (. journal.*)", done.stderr)) == {"0 journal.0", "1 journal.1"}
     for name in ("soup.json", "soup.yaml", "model.safetensors"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from plans import candidate, make_plan
+from plans import candidate, files_here, make_plan
 from safetensors.torch import save_file
 
 from hf_soup.checkpoint.headers import TensorInfo, read_header
@@ -25,7 +25,6 @@ from hf_soup.merging import plan as plan_module
 from hf_soup.merging.layout import BLOCK_BYTES
 from hf_soup.merging.plan import Plan
 from hf_soup.merging.to_files import MergeResult, merge
-from hf_soup.merging.weight_files import WeightFiles
 from hf_soup.merging.workspace import Workspace
 from hf_soup.recipe import MethodCall
 
@@ -40,7 +39,7 @@ from hf_soup.merging.weight_files import WeightFiles
 
 plan_module.UNIT_BYTES = 4 << 20
 folder = Path(sys.argv[1])
-plan, paths = pickle.loads((folder / "job").read_bytes())
+plan, supply = pickle.loads((folder / "job").read_bytes())
 steps = 0
 
 def step(kind, half=None):
@@ -84,7 +83,7 @@ def slow_disk():
 def cook(name):
     with Workspace(folder / name) as staging:
         staging.open(plan.fingerprint, plan.outline())
-        merge(plan, WeightFiles.here(paths), staging, threads=1, quiet=True)
+        merge(plan, supply, staging, threads=1, quiet=True)
         staging.publish()
 
 kinds, point = [], 0
@@ -126,7 +125,7 @@ class Job:
         plan = plan or self.plan
         with Workspace(self.folder / name) as staging:
             said = staging.open(plan.fingerprint, plan.outline())
-            merged = merge(plan, WeightFiles.here(self.paths), staging, threads=2, quiet=True)
+            merged = merge(plan, files_here(self.paths), staging, threads=2, quiet=True)
             output = staging.publish()
         total = hashlib.sha256()
         for path in sorted(output.iterdir()):
@@ -153,7 +152,7 @@ def make_job(folder: Path) -> Job:
         found.append(header)
         paths.append({"m": path})
     plan = make_plan(["a@0", "b@0"], found, [0.3, 0.9], max_file_bytes=13_000_000)
-    (folder / "job").write_bytes(pickle.dumps((plan, paths)))
+    (folder / "job").write_bytes(pickle.dumps((plan, files_here(paths))))
     return Job(folder, plan, paths)
 
 
@@ -205,7 +204,7 @@ def interrupted(job: Job, name: str) -> Workspace:
     """A staging folder in which all blocks are finished."""
     with Workspace(job.folder / name) as staging:
         staging.open(job.plan.fingerprint, job.plan.outline())
-        merge(job.plan, WeightFiles.here(job.paths), staging, threads=2, quiet=True)
+        merge(job.plan, files_here(job.paths), staging, threads=2, quiet=True)
     return staging
 
 
@@ -280,14 +279,13 @@ def test_a_signal_leaves_what_is_finished(job: Job, signal_number: signal.Signal
     code = (
         "import pickle, os, sys, time\nfrom pathlib import Path\nfrom hf_soup.merging.to_files import merge\n"
         "from hf_soup.merging.workspace import Workspace\n"
-        "from hf_soup.merging.weight_files import WeightFiles\n"
         "from hf_soup.merging import plan as plan_module\nplan_module.UNIT_BYTES = 4 << 20\n"
         "write = os.pwrite\n"
         "def slowly(*arguments):\n    time.sleep(0.03)\n    return write(*arguments)\n"
         "os.pwrite = slowly\n"
         "with Workspace(Path(sys.argv[1])) as staging:\n"
-        "    plan, paths = pickle.loads(Path(sys.argv[2]).read_bytes())\n"
-        "    merge(plan, WeightFiles.here(paths), staging, threads=1, quiet=True)\n"
+        "    plan, supply = pickle.loads(Path(sys.argv[2]).read_bytes())\n"
+        "    merge(plan, supply, staging, threads=1, quiet=True)\n"
     )
     with Workspace(job.folder / name) as staging:
         staging.open(job.plan.fingerprint, job.plan.outline())

@@ -187,13 +187,13 @@ def test_merging_goes_on_while_files_arrive(
 
     monkeypatch.setattr(os, "pwrite", noticing)
     monkeypatch.setattr(transfer, "_PIECE", 1 << 14)
-    original = WeightFile.arrive
+    original = WeightFiles.arrived
 
-    def slowly(self: WeightFile, arrived: int) -> None:
-        original(self, arrived)
+    def slowly(self: WeightFiles, file: WeightFile, count: int) -> None:
+        original(self, file, count)
         time.sleep(0.002)
 
-    monkeypatch.setattr(WeightFile, "arrive", slowly)
+    monkeypatch.setattr(WeightFiles, "arrived", slowly)
     soup = cook(repos[:2], tmp_path / "soup", stream=True, threads=1)
     assert soup.resumed == 0
     shards = {path.stat().st_size for path in (online.store.root).rglob("*") if path.is_file()}
@@ -366,17 +366,17 @@ def test_a_disk_that_fills_is_one_clear_error(
     repos: list[str], plain: Soup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle of a download; then the same command goes on."""
-    original = WeightFile.arrive
+    original = WeightFiles.arrived
     calls = []
 
-    def full(self: WeightFile, arrived: int) -> None:
-        calls.append(arrived)
+    def full(self: WeightFiles, file: WeightFile, count: int) -> None:
+        calls.append(count)
         if len(calls) == 40:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        original(self, arrived)
+        original(self, file, count)
 
     with monkeypatch.context() as patched:
-        patched.setattr(WeightFile, "arrive", full)
+        patched.setattr(WeightFiles, "arrived", full)
         with pytest.raises(MergeError, match="No space left on device"):
             cook(repos, tmp_path / "soup", stream=True)
     soup = cook(repos, tmp_path / "soup", stream=True)
@@ -389,11 +389,11 @@ def test_killed_while_it_streams(
     """What was fetched and right stays; what was fetched in part goes on from there; the bytes are the same."""
     code = (
         "import sys, time\nfrom hf_soup import cook\nfrom hf_soup.merging import layout, plan\n"
-        "from hf_soup.hub import download as transfer\nfrom hf_soup.merging.weight_files import WeightFile\n"
+        "from hf_soup.hub import download as transfer\nfrom hf_soup.merging.weight_files import WeightFiles\n"
         "plan.UNIT_BYTES, layout.BLOCK_BYTES, transfer._PIECE = 1 << 20, 1 << 18, 1 << 16\n"
-        "arrive = WeightFile.arrive\n"
-        "def slowly(self, arrived):\n    arrive(self, arrived)\n    time.sleep(0.01)\n"
-        "WeightFile.arrive = slowly\n"
+        "arrived = WeightFiles.arrived\n"
+        "def slowly(*given):\n    arrived(*given)\n    time.sleep(0.01)\n"
+        "WeightFiles.arrived = slowly\n"
         "cook(sys.argv[1:], 'soup', stream=True, threads=1)\n"
     )
     journal = tmp_path / ".soup.cooking" / "journal.0"

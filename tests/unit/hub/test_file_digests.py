@@ -117,12 +117,12 @@ def test_following_readers_hashes_every_byte_once_in_order(file: Path) -> None:
     descriptor = os.open(file, os.O_RDONLY)
     follower = FileHasher(file, descriptor)
     stops = [100_000 * number for number in (3, 1, 9, 5, 20, 2, 30)]
-    threads = [threading.Thread(target=follower.follow, args=(descriptor, stop)) for stop in stops]
+    threads = [threading.Thread(target=follower.follow, args=(stop,)) for stop in stops]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert follower.finish(descriptor) == RIGHT
+    assert follower.finish() == RIGHT
     os.close(descriptor)
     assert known_sha256(file) == RIGHT
 
@@ -131,10 +131,10 @@ def test_what_changed_while_it_was_followed_is_not_believed(file: Path) -> None:
     settle()
     descriptor = os.open(file, os.O_RDONLY)
     follower = FileHasher(file, descriptor)
-    follower.follow(descriptor, 1000)
+    follower.follow(1000)
     settle()
     file.write_bytes(DATA[::-1])
-    follower.finish(descriptor)
+    follower.finish()
     os.close(descriptor)
     assert known_sha256(file) is None
 
@@ -143,6 +143,6 @@ def test_a_file_that_shrank_ends_the_following(file: Path) -> None:
     descriptor = os.open(file, os.O_RDONLY)
     follower = FileHasher(file, descriptor)
     os.truncate(file, 10)
-    assert follower.finish(descriptor) == hashlib.sha256(DATA[:10]).hexdigest()
+    assert follower.finish() == hashlib.sha256(DATA[:10]).hexdigest()
     os.close(descriptor)
     assert known_sha256(file) is None

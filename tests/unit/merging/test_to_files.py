@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from plans import candidate, make_plan
+from plans import candidate, files_here, make_plan
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -84,7 +84,7 @@ class Pot:
         with Workspace(self.folder / name) as staging:
             staging.open(self.plan.fingerprint, self.plan.outline())
             options = {"threads": 2, "quiet": True} | options
-            return merge(self.plan, WeightFiles.here(self.paths), staging, **options), staging.publish()
+            return merge(self.plan, files_here(self.paths), staging, **options), staging.publish()
 
     def refused(self, name: str = "soup", **options: Any) -> str:
         with pytest.raises(MergeError) as error:
@@ -236,11 +236,17 @@ def test_threads_and_slices_do_not_show(
 def in_a_world(pot: Pot, staging: Workspace, size: int) -> list[MergeResult | BaseException]:
     """What every process of a world would do, on threads."""
     meeting = threading.Barrier(size, timeout=30)
+    told: list[object] = [None] * size
 
     def process(rank: int) -> MergeResult | BaseException:
+        def gather(value: object) -> list[object]:
+            told[rank] = value
+            meeting.wait()
+            return told
+
         try:
-            here = ProcessGroup(rank, size, lambda: meeting.wait() and None)
-            return merge(pot.plan, WeightFiles.here(pot.paths), staging, world=here, threads=2, quiet=True)
+            here = ProcessGroup(rank, size, lambda: meeting.wait() and None, gather=gather)
+            return merge(pot.plan, files_here(pot.paths), staging, world=here, threads=2, quiet=True)
         except Exception as error:  # noqa: BLE001 -- handed back
             meeting.abort()
             return error
@@ -438,11 +444,11 @@ def test_blocks_that_nobody_wrote_are_missed(pot: Pot) -> None:
     meeting = threading.Barrier(2, timeout=30)
     with Workspace(pot.folder / "alone") as staging, ThreadPoolExecutor(1) as pool:
         staging.open(pot.plan.fingerprint, pot.plan.outline())
-        idle = pool.submit(lambda: [meeting.wait() for _ in range(4)])
+        idle = pool.submit(lambda: [meeting.wait() for _ in range(3)])
         with pytest.raises(MergeError, match="parts of 'alone' were not written"):
             merge(
                 pot.plan,
-                WeightFiles.here(pot.paths),
+                files_here(pot.paths),
                 staging,
                 world=ProcessGroup(0, 2, lambda: meeting.wait() and None),
                 quiet=True,
@@ -528,16 +534,15 @@ def test_more_files_than_a_process_may_open_at_first(tmp_path: Path) -> None:
     code = (
         "import pickle, json, resource, sys\nfrom pathlib import Path\nfrom hf_soup.merging.to_files import merge\n"
         "from hf_soup.merging.workspace import Workspace\n"
-        "from hf_soup.merging.weight_files import WeightFiles\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (30, 200))\n"
         "with Workspace(Path(sys.argv[1])) as staging:\n"
-        "    plan, paths = pickle.loads(Path(sys.argv[2]).read_bytes())\n"
-        "    print(merge(plan, WeightFiles.here(paths), staging, threads=1, quiet=True).digest)\n"
+        "    plan, supply = pickle.loads(Path(sys.argv[2]).read_bytes())\n"
+        "    print(merge(plan, supply, staging, threads=1, quiet=True).digest)\n"
     )
     with Workspace(tmp_path / "soup") as staging:
         staging.open(pot.plan.fingerprint, pot.plan.outline())
     job = tmp_path / "job"
-    job.write_bytes(pickle.dumps((pot.plan, pot.paths)))
+    job.write_bytes(pickle.dumps((pot.plan, files_here(pot.paths))))
     done = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "soup", job], capture_output=True, text=True, check=True
     )
@@ -614,10 +619,9 @@ def test_memory_grows_neither_with_the_model_nor_with_the_number_of_ingredients(
     code = (
         "import pickle, re, sys\nfrom pathlib import Path\nfrom hf_soup.merging.to_files import merge\n"
         "from hf_soup.merging.workspace import Workspace\n"
-        "from hf_soup.merging.weight_files import WeightFiles\n"
         "with Workspace(Path(sys.argv[1])) as staging:\n"
-        "    plan, paths = pickle.loads(Path(sys.argv[2]).read_bytes())\n"
-        "    merge(plan, WeightFiles.here(paths), staging, threads=2, quiet=True)\n"
+        "    plan, supply = pickle.loads(Path(sys.argv[2]).read_bytes())\n"
+        "    merge(plan, supply, staging, threads=2, quiet=True)\n"
         # Not getrusage, where a child begins with its parent's peak.
         "print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
     )
@@ -631,7 +635,7 @@ def test_memory_grows_neither_with_the_model_nor_with_the_number_of_ingredients(
         with Workspace(out) as staging:
             staging.open(plan.fingerprint, plan.outline())
         job = tmp_path / name / "job"
-        job.write_bytes(pickle.dumps((plan, pot.paths * n)))
+        job.write_bytes(pickle.dumps((plan, files_here(pot.paths * n))))
         done = subprocess.run([sys.executable, "-c", code, out, job], capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout) << 10)
     assert peaks[1] - peaks[0] < 60 << 20, [peak >> 20 for peak in peaks]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from plans import candidate, make_plan, mean
+from plans import candidate, files_here, make_plan, mean
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,7 +18,6 @@ from hf_soup.checkpoint.headers import RowRange, TensorInfo, read_header
 from hf_soup.errors import MergeError
 from hf_soup.merging.to_files import merge
 from hf_soup.merging.to_memory import Materializer
-from hf_soup.merging.weight_files import WeightFiles
 from hf_soup.merging.workspace import Workspace
 from hf_soup.recipe import MethodCall
 
@@ -63,7 +62,7 @@ class Shelf:
         output = self.folder / str(len(list(self.folder.iterdir())))
         with Workspace(output) as staging:
             staging.open(plan.fingerprint, plan.outline())
-            merge(plan, WeightFiles.here(paths), staging, threads=1, quiet=True)
+            merge(plan, files_here(paths), staging, threads=1, quiet=True)
             return load_file(staging.publish() / "model.safetensors")
 
 
@@ -195,7 +194,7 @@ def test_other_mixes_are_what_a_merge_writes(
     )  # fmt: skip
     with Workspace(tmp_path / "out") as staging:
         staging.open(plan.fingerprint, plan.outline())
-        merge(plan, WeightFiles.here(shelf.paths), staging, threads=1, quiet=True)
+        merge(plan, files_here(shelf.paths), staging, threads=1, quiet=True)
         written = load_file(staging.publish() / "model.safetensors")
     materializer = Materializer(plan.layout, shelf.paths)
     given = {source: weights[source] for source in range(N - base)}

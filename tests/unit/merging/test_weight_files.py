@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from plans import make_plan
+from plans import files_here, make_plan
 
 from hf_soup.checkpoint.headers import TensorInfo
 from hf_soup.errors import ResolveError
@@ -80,7 +80,7 @@ def waits(call: Callable[[], object]) -> threading.Thread:
 
 def test_files_that_are_here_are_handed_out_in_order(tmp_path: Path) -> None:
     plan = planned(["a", "a", "b", "b"], ["c"] * 4)
-    supply = WeightFiles.here([{"a": tmp_path, "b": tmp_path}, {"c": tmp_path}])
+    supply = files_here([{"a": tmp_path, "b": tmp_path}, {"c": tmp_path}])
     supply.begin(plan, plan.units)
     taken = [supply.take() for _ in range(5)]
     assert taken == [*plan.units, None]
@@ -95,15 +95,15 @@ def test_a_unit_waits_for_its_bytes_and_no_longer(hub: Hub) -> None:
     supply.begin(plan, plan.units)
     taken: list[WorkUnit | None] = []
     thread = waits(lambda: taken.append(supply.take()))
-    a.arrive(100 + BLOCK - 1)
+    supply.arrived(a, 100 + BLOCK - 1)
     thread.join(0.05)
     assert thread.is_alive()
-    a.arrive(100 + BLOCK)
+    supply.arrived(a, 100 + BLOCK)
     thread.join(5)
     assert taken == [plan.units[0]]
     # It was made of bytes that may still turn out to be wrong, so it does not count yet.
     assert supply.done(plan.units[0]) == []
-    a.arrive(100 + 2 * BLOCK)
+    supply.arrived(a, 100 + 2 * BLOCK)
     assert supply.take() == plan.units[1]
     assert supply.done(plan.units[1]) == []
     assert hub.asked == ["a"]  # the source's next file waits until this one is gone

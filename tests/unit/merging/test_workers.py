@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from plans import make_plan
+from plans import files_here, make_plan
 from safetensors.torch import load_file, save_file
 
 from hf_soup.checkpoint.headers import TensorInfo, read_header
@@ -98,7 +98,7 @@ class Pot:
         self, plan: Plan, name: str, threads: int, follow: Sequence[Path] = (), supply: WeightFiles | None = None
     ) -> MergeResult:
         paths = self.paths[: len(plan.layout.labels)]
-        supply = supply or WeightFiles.here(paths, follow)
+        supply = supply or files_here(paths, follow)
         with Workspace(self.folder / name) as staging:
             staging.open(plan.fingerprint, plan.outline())
             merged = merge(plan, supply, staging, threads=threads, quiet=True)
@@ -148,9 +148,7 @@ def test_what_lies_in_the_cache_is_here(pot: Pot, missing: int, forks: list[int]
     """What the Hub's cache holds is found there when it is asked for."""
 
     def found(path: Path) -> WeightFile:
-        file = WeightFile(path.stat().st_size, None, fetch=lambda file: setattr(file, "path", path))
-        file.missing *= missing
-        return file
+        return WeightFile(missing * path.stat().st_size, None, fetch=lambda file: setattr(file, "path", path))
 
     supply = WeightFiles([{"m": found(source["m"])} for source in pot.paths[:3]])
     pot.cook(pot.plan("linear"), "soup", threads=2, supply=supply)
@@ -161,7 +159,7 @@ def test_who_does_the_work(pot: Pot, monkeypatch: pytest.MonkeyPatch) -> None:
     """One process where there is little to do, where files are yet to come, and where tensors are held whole."""
 
     def may(plan: Plan, supply: WeightFiles | None = None, size: int = 1 << 30, count: int = 2) -> bool:
-        supply = supply or WeightFiles.here(pot.paths[: len(plan.layout.labels)])
+        supply = supply or files_here(pot.paths[: len(plan.layout.labels)])
         return workers.may_fork(Engine(plan, supply, [], count, Aids({}, StatisticsStore(plan))), size, count)
 
     plan = pot.plan("linear")
@@ -331,17 +329,17 @@ def test_they_end_with_the_first_process(pot: Pot) -> None:
         "import pickle, os, sys, time\nfrom pathlib import Path\n"
         "from hf_soup.merging import plan as plan_module, workers\n"
         "from hf_soup.merging.to_files import merge\nfrom hf_soup.merging.layout import BLOCK_BYTES\n"
-        "from hf_soup.merging.workspace import Workspace\nfrom hf_soup.merging.weight_files import WeightFiles\n"
+        "from hf_soup.merging.workspace import Workspace\n"
         "plan_module.UNIT_BYTES, workers._WORTH = BLOCK_BYTES, 1\nwrite = os.pwrite\n"
         "os.pwrite = lambda *given: time.sleep(0.05) or write(*given)\n"
         "with Workspace(Path(sys.argv[1])) as staging:\n"
-        "    plan, paths = pickle.loads(Path(sys.argv[2]).read_bytes())\n"
-        "    merge(plan, WeightFiles.here(paths), staging, threads=2, quiet=True)\n"
+        "    plan, supply = pickle.loads(Path(sys.argv[2]).read_bytes())\n"
+        "    merge(plan, supply, staging, threads=2, quiet=True)\n"
     )
     with Workspace(output) as staging:
         staging.open(plan.fingerprint, plan.outline())
     job = pot.folder / "job"
-    job.write_bytes(pickle.dumps((plan, pot.paths[:3])))
+    job.write_bytes(pickle.dumps((plan, files_here(pot.paths[:3]))))
     process = subprocess.Popen([sys.executable, "-c", code, output, job])
     try:
         limit = time.monotonic() + 60

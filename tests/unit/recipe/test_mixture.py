@@ -10,19 +10,19 @@ from typing import Annotated, Any, Literal
 
 import pytest
 import torch
-from plans import make_plan
+from plans import files_here, make_plan
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hf_soup.checkpoint.headers import RowRange, TensorInfo, read_header
 from hf_soup.errors import MergeError, RecipeError
 from hf_soup.merging import engine, plan as plan_module
-from hf_soup.merging.arithmetic import combine, uniform
+from hf_soup.merging.arithmetic import Aids, combine, uniform
 from hf_soup.merging.layout import BLOCK_BYTES
 from hf_soup.merging.plan import Plan
+from hf_soup.merging.statistics_store import StatisticsStore
 from hf_soup.merging.to_files import merge
 from hf_soup.merging.to_memory import Materializer
-from hf_soup.merging.weight_files import WeightFiles
 from hf_soup.merging.workspace import Workspace
 from hf_soup.methods import METHODS, Method, Within
 from hf_soup.methods._ranks import cutoff
@@ -118,7 +118,7 @@ class Shelf:
             staging.open(plan.fingerprint, plan.outline())
             merge(
                 pickle.loads(pickle.dumps(plan)),
-                WeightFiles.here(paths),
+                files_here(paths),
                 staging,
                 threads=threads,
                 quiet=True,
@@ -400,8 +400,9 @@ def test_what_a_method_of_tensors_is_done_with_is_let_go(shelf: Shelf, method: s
     assert plan.is_whole(run)
     parts = {number: model["layers.0.weight"].reshape(-1) for number, model in enumerate(shelf.models)}
     parts = {number: parts[number] for number in range(len(plan.layout.labels))}
-    kept = combine(plan, run, dict(parts), None)
-    assert torch.equal(combine(plan, run, parts, None, release=True), kept)
+    aids = Aids({}, StatisticsStore(plan))
+    kept = combine(plan, run, dict(parts), aids)
+    assert torch.equal(combine(plan, run, parts, aids, release=True), kept)
     assert not parts
 
 
