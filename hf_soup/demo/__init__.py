@@ -6,6 +6,7 @@ whether the soup is better in it is up to the digits, and the demo says which.
 
 ::
 
+    FOLDER/models  the data set and the models that were trained
     FOLDER/hub     what was published; `hf-soup hub --root FOLDER/hub` serves it again
     FOLDER/home    the HF_HOME of the demo's processes: the user's own caches and token are not touched
     FOLDER/1       recipes and soups of the first run; a second run makes FOLDER/2 and trains nothing
@@ -19,16 +20,16 @@ import secrets
 import shlex
 import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from hf_soup import Recipe
-from hf_soup.demo.cache import ANCESTOR, DATASET, OWNER, POOR, Progress, Zoo, cache_folder, prepare
+from hf_soup.demo.repos import ANCESTOR, DATASET, OWNER, POOR, Progress, Zoo
 from hf_soup.errors import SoupError
 
 #: Results are what the demo is for; each is seen before what the next command writes to stderr.
@@ -47,17 +48,13 @@ def demo_recipe(fine_tunes: Sequence[str] = Zoo().fine_tunes) -> Recipe:
     )
 
 
-def run_demo(output: Path, *, progress: Progress, zoo: Zoo | None = None) -> dict[str, Any]:
+def run_demo(output: Path, *, progress: Progress, zoo: Zoo | None = None) -> None:
     """Train, publish, check, cook, push, load, and compare; the results go to stdout.
 
     Args:
-        output: The demo's folder; in that of an earlier demo nothing is overwritten.
+        output: The demo's folder; in that of an earlier demo nothing is overwritten, and nothing trained again.
         progress: Where it goes what is being done.
         zoo: Another zoo than the documented one.
-
-    Returns:
-        ``folder``, ``repo``, ``table`` (row → title → ``{metric, value, low, high, n}``), ``comparisons``
-        (title → sentence) and ``seconds`` (by step).
 
     Raises:
         SoupError: The folder holds something else, or a command failed.
@@ -66,22 +63,32 @@ def run_demo(output: Path, *, progress: Progress, zoo: Zoo | None = None) -> dic
 
     zoo = zoo or Zoo()
     folder, number = _next_run(output)
-    started = time.monotonic()
-    trained = prepare(cache_folder(), progress, zoo, _make)
     token = f"hf_{secrets.token_hex(17)}"
     with LocalHub(output / "hub", users={token: OWNER}) as hub:
-        progress(f"Publishing data and {len(zoo.fine_tunes) + 1} models on a local Hub, {hub.endpoint}")
-        environment = child_environment(os.environ, output / "home", hub.endpoint, token)
-        shell = Shell(environment)
-        shell.seconds["train"] = round(time.monotonic() - started, 2)
-        shell.run("publish", "-m", "hf_soup.demo.publish", str(trained))
-        return _story(shell, folder, "" if number == 1 else f"-{number}", zoo)
+        shell = Shell(child_environment(os.environ, output / "home", hub.endpoint, token))
+        models = output / "models"
+        if models.is_dir():
+            progress(f"The models of an earlier run are used: {models}")
+        else:
+            _publish(models, shell, progress, zoo)
+        _story(shell, folder, "" if number == 1 else f"-{number}", zoo)
 
 
-def _make(folder: Path, progress: Progress, zoo: Zoo) -> None:
+def _publish(models: Path, shell: Shell, progress: Progress, zoo: Zoo) -> None:
+    """Make the data set and all models, one repo a folder, and upload them; the folder is there when all of it is."""
     from hf_soup.demo.zoo import make_all  # torch and transformers, which a second run does without
 
-    make_all(folder, progress, zoo)
+    with tempfile.TemporaryDirectory(prefix=".models-", dir=models.parent) as name:
+        staged = Path(name) / "models"
+        make_all(staged, progress, zoo)
+        progress(
+            f"Publishing data and {len(zoo.fine_tunes) + 1} models on a local Hub, {shell.environment['HF_ENDPOINT']}"
+        )
+        for repo in sorted(staged.iterdir()):
+            kind = "dataset" if repo.name == DATASET else "model"
+            upload = ("upload", f"{OWNER}/{repo.name}", str(repo), "--repo-type", kind)
+            shell.run(f"hf {shlex.join(upload)}", "-m", "huggingface_hub.cli.hf", *upload)
+        staged.rename(models)
 
 
 def _next_run(output: Path) -> tuple[Path, int]:
@@ -121,12 +128,11 @@ def child_environment(ours: Mapping[str, str], home: Path, endpoint: str, token:
     }
 
 
-@dataclass
+@dataclass(frozen=True)
 class Shell:
-    """Runs commands as a user would, shows them, and takes their time."""
+    """Runs commands as a user would, and shows them."""
 
     environment: Mapping[str, str]
-    seconds: dict[str, float] = field(default_factory=dict)
 
     def hf_soup(self, *arguments: str | Path) -> str:
         """Show and run ``hf-soup ARGUMENTS``, wherever the script was installed."""
@@ -141,11 +147,9 @@ class Shell:
         Raises:
             SoupError: It failed.
         """
-        started = time.monotonic()
         done = subprocess.run(
             [sys.executable, *arguments], env=self.environment, stdout=subprocess.PIPE, encoding="utf-8", check=False
         )
-        self.seconds[name] = round(time.monotonic() - started, 2)
         if done.returncode:
             raise SoupError(
                 f"The demo stopped: `{name}` ended with exit code {done.returncode}.\n{done.stdout}".rstrip(),
@@ -175,7 +179,7 @@ print(f"{{repo}} reads {{right:,}} of {{len(test):,}} test pictures ({{right / l
 '''
 
 
-def _story(shell: Shell, folder: Path, suffix: str, zoo: Zoo) -> dict[str, Any]:
+def _story(shell: Shell, folder: Path, suffix: str, zoo: Zoo) -> None:
     recipe = demo_recipe(zoo.fine_tunes)
     models = [ingredient.model for ingredient in recipe.ingredients]
     everything, good = folder / "recipe.yaml", folder / "without-the-poor-one.yaml"
@@ -216,7 +220,6 @@ def _story(shell: Shell, folder: Path, suffix: str, zoo: Zoo) -> dict[str, Any]:
     for title in titles:
         _show(f"{title}: {comparisons[title]}")
     _show(_FAREWELL.format(root=shlex.quote(str(folder.parent / "hub"))))
-    return {"folder": str(folder), "repo": repo, "table": table, "comparisons": comparisons, "seconds": shell.seconds}
 
 
 _FAREWELL = """

@@ -32,7 +32,6 @@ from hf_soup.hub.client import (
     Token,
     api,
     endpoint,
-    explain,
     explain_push,
     is_passing,
     pause_after,
@@ -363,17 +362,6 @@ def _content_ids(path: Path) -> set[str | None]:
         content = path.read_bytes()
         ids.add(hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest())
     return ids
-
-
-def upload_folder(repo_id: str, folder: Path, *, repo_type: str, token: Token = None, private: bool = False) -> str:
-    """Publish a folder as it is, as the demo does with its data and models; returns the commit."""
-    client = api(token)
-    try:
-        retrying(client.create_repo, repo_id, repo_type=repo_type, private=private, exist_ok=True)
-        done = client.upload_folder(repo_id=repo_id, folder_path=folder, repo_type=repo_type)
-    except EXPLAINED as error:
-        raise explain(error, f"'{repo_id}'", kind=PublishError) from None
-    return str(done.oid)
 
 
 _TAG = re.compile(r"(?!refs/|.*(\.\.|//|\.lock$|[./]$))[A-Za-z0-9_][A-Za-z0-9._/-]{0,127}")

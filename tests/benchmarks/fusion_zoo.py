@@ -24,8 +24,8 @@ import torch
 from evidence_zoo import Course, sentences, write_rows
 
 from hf_soup.demo import zoo as demo
-from hf_soup.demo.cache import Zoo
 from hf_soup.demo.data import DIGITS, Split, splits_of, warp, write_split
+from hf_soup.demo.repos import Zoo
 
 #: Task → what is done to pictures, or the file of sentences.
 TASKS: dict[str, dict[str, Any]] = {
