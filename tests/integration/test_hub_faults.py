@@ -19,6 +19,7 @@ from typing import Any
 
 import anyio
 import pytest
+from hub_faults import Hangup
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from safetensors import safe_open
 from starlette.requests import Request
@@ -28,7 +29,7 @@ from hf_soup.checkpoint.checkpoint import open_checkpoint
 from hf_soup.errors import PublishError, ResolveError
 from hf_soup.hub import client, download as transfer, repo as hub
 from hf_soup.hub.push import PushTarget, inspect_target, require_public
-from hf_soup.local_hub import Hangup, LocalHub
+from hf_soup.local_hub import LocalHub
 from hf_soup.merging.weight_files import fetch_small, fetch_weights
 
 pytestmark = [

@@ -4,6 +4,8 @@ import hashlib
 import io
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +20,7 @@ import anyio
 import pytest
 import uvicorn
 from httpx2 import RemoteProtocolError
+from hub_faults import Hangup
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DiscussionComment, HfApi, constants
 from huggingface_hub.constants import DISCUSSION_TYPES
 from huggingface_hub.errors import (
@@ -32,7 +35,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from hf_soup.errors import SoupError
-from hf_soup.local_hub import Hangup, LocalHub
+from hf_soup.local_hub import LocalHub
 
 pytestmark = [
     # The client hands files to its HTTP library in a way that the library deprecates.
@@ -182,7 +185,7 @@ def test_lists_are_sorted_and_cut(hub: LocalHub, api: HfApi, tiny: str, tmp_path
     for number, name in enumerate(("one", "two", "three")):
         api.create_repo(f"acme/{name}")
         api.upload_file(repo_id=f"acme/{name}", path_in_repo="README.md", path_or_fileobj=b"---\ntags: [x]\n---\n")
-        hub.count_downloads("model", f"acme/{name}", number)
+        hub.store.count_downloads(hub.store.repos["model", f"acme/{name}"], number)
     for _ in range(3):
         api.hf_hub_download(tiny, "config.json", cache_dir=tmp_path / "cache", force_download=True)
     popular = [(m.id, m.downloads) for m in api.list_models(sort="downloads")]
@@ -376,7 +379,7 @@ def test_who_may_push(hub: LocalHub, api: HfApi, tiny: str) -> None:
 
 
 def test_gated_content_is_closed_and_the_rest_is_open(hub: LocalHub, api: HfApi, tiny: str, tmp_path: Path) -> None:
-    hub.gate("model", tiny)
+    api.update_repo_settings(tiny, gated="auto")
     for token, code in ((False, 401), ("t-other", 403)):
         outside = client(hub, token)
         assert outside.model_info(tiny).gated == "auto"
@@ -559,20 +562,6 @@ def test_what_is_deleted_is_gone(hub: LocalHub, api: HfApi, tiny: str) -> None:
     assert api.list_repo_files(tiny) == [".gitattributes"]
 
 
-def test_a_bot_opens_a_pull_request(hub: LocalHub, api: HfApi, tiny: str, tmp_path: Path) -> None:
-    weights = tmp_path / "w.safetensors"
-    header = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
-    weights.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
-    num = hub.bot_pull_request("model", tiny, {"model.safetensors": weights, "note.txt": b"n"})
-    found = next(iter(api.get_repo_discussions(tiny)))
-    assert (found.num, found.author, found.status) == (num, "SFconvertbot", "open")
-    parents = [commit.commit_id for commit in api.list_repo_commits(tiny, revision=f"refs/pr/{num}")]
-    assert parents[1] == api.model_info(tiny).sha
-    metadata = api.get_safetensors_metadata(tiny, revision=f"refs/pr/{num}")
-    assert metadata.parameter_count == {"F32": 2}
-    assert "safetensors" in (api.model_info(tiny, revision=f"refs/pr/{num}").tags or [])
-
-
 RESULT = "task: {type: t}, dataset: {type: d, name: D}, metrics: [{type: m, value: 1}]"
 
 
@@ -622,17 +611,12 @@ def test_everything_survives_a_restart(tmp_path: Path) -> None:
 
 
 def test_serve_until_interrupted(tmp_path: Path) -> None:
-    code = f"""
-import os, pathlib, signal
-from hf_soup.local_hub import serve
-def ready(hub):
-    print(hub.endpoint, bool(hub.token), flush=True)
-    os.kill(os.getpid(), signal.SIGINT)
-serve(pathlib.Path({str(tmp_path / "hub")!r}), port=0, on_ready=ready)
-print("stopped")
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "stopped"
+    command = [sys.executable, "-m", "hf_soup", "hub", "--root", str(tmp_path / "hub"), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert re.match(r"export HF_ENDPOINT=http://127\.0\.0\.1:\d+ HF_TOKEN=hf_local_\w+ ", server.stdout.readline())
+        server.send_signal(signal.SIGINT)
+    assert server.returncode == 0
     assert (tmp_path / "hub" / "token").stat().st_mode & 0o77 == 0
 
 
@@ -640,12 +624,6 @@ def test_a_commit_larger_than_any_one_file(api: HfApi, tiny: str) -> None:
     add = [CommitOperationAdd(f"part/{n}.txt", b"x" * 900_000 + bytes([48 + n])) for n in range(5)]
     api.create_commit(tiny, add, commit_message="many")
     assert sum(path.startswith("part/") for path in api.list_repo_files(tiny)) == 5
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.2", "example.org", "::1", ""])
-def test_only_loopback(tmp_path: Path, host: str) -> None:
-    with pytest.raises(SoupError, match="cannot listen"):
-        LocalHub(tmp_path / "hub", host=host)
 
 
 def test_a_port_that_is_taken(hub: LocalHub, tmp_path: Path) -> None:
