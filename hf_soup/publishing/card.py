@@ -7,18 +7,15 @@ every character that Markdown or HTML would act on escaped into the page.
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 
 from hf_soup._util.licenses import LICENSES, PERMISSIVE
-from hf_soup._util.text import short
 from hf_soup._util.yaml import write_yaml
 from hf_soup.checkpoint import PIPELINES, Checkpoint
 from hf_soup.errors import PublishError
@@ -260,32 +257,3 @@ def edited(card: str, stated: str, digest: str) -> str:
 
 def _with_front_matter(fields: Mapping[str, Any], body: str) -> str:
     return f"---\n{write_yaml(dict(fields))}---\n\n{body}"
-
-
-def plot(path: Path, report: SoupReport) -> None:
-    """A picture of the scores with their intervals: a panel for each data set, the soup on top."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    scores = report.scores
-    names = list(scores)
-    titles = list(scores["soup"])
-    figure = Figure(figsize=(1.5 + 3.6 * len(titles), 1.2 + 0.3 * len(names)), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
-    for panel, title in zip(panels, titles, strict=True):
-        for row, name in enumerate(names):
-            score = scores[name][title]
-            color = "#d62728" if name == "soup" else "#2ca02c" if name == "ensemble" else "#1f77b4"
-            panel.plot([100 * score.low, 100 * score.high], [row, row], color=color, linewidth=1.5)
-            panel.plot([100 * score.value], [row], "o", color=color, markersize=5)
-        panel.axvline(100 * scores["soup"][title].value, color="#d62728", linewidth=0.6, linestyle=":")
-        # A dollar sign would start a formula, and names are strangers' text.
-        panel.set_title(textwrap.fill(title, 34).replace("$", r"\$"), fontsize=9)
-        panel.grid(axis="x", linewidth=0.3)
-    panels[0].set_yticks(range(len(names)), [name.replace("$", r"\$") for name in short(names)], fontsize=8)
-    panels[0].invert_yaxis()
-    figure.supxlabel("percent, with 95 % intervals", fontsize=8)
-    path.parent.mkdir(exist_ok=True)
-    # Without the date and version that matplotlib adds, the same soup has the same picture.
-    figure.savefig(path, dpi=120, metadata={"Software": None})
