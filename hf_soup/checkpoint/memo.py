@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -16,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hf_soup.hub import own_cache_folder
+from hf_soup.hub import keep_note, own_cache_folder
 
 _T = TypeVar("_T")
 
@@ -34,11 +32,7 @@ def remembered(question: str, about: object, answer: Callable[[], _T]) -> _T:
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         return _answer(json.loads(note.read_text())["answer"])  # type: ignore[no-any-return]
     said = answer()
-    with suppress(OSError):  # a home that cannot be written costs nothing but this
-        note.parent.mkdir(parents=True, exist_ok=True)
-        partial = note.with_name(f"{note.name}.{os.getpid()}.{threading.get_ident()}")
-        partial.write_text(json.dumps({"answer": said}))
-        partial.replace(note)
+    keep_note(note, json.dumps({"answer": said}))
     return said
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,6 +13,15 @@ from huggingface_hub import constants
 def own_cache_folder() -> Path:
     """Where this package keeps what it derived from downloads, beside the Hub's cache."""
     return Path(constants.HF_HOME) / "hf-soup"
+
+
+def keep_note(note: Path, text: str) -> None:
+    """Write a small file in that folder, whole or not at all; what it saves is only work."""
+    with suppress(OSError):  # a home that cannot be written costs nothing but this
+        note.parent.mkdir(parents=True, exist_ok=True)
+        partial = note.with_name(f"{note.name}.{os.getpid()}.{threading.get_ident()}")
+        partial.write_text(text)
+        partial.replace(note)
 
 
 def prune(folder: Path, most: int) -> None:

@@ -12,11 +12,10 @@ import os
 import re
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from hf_soup.errors import MergeError
-from hf_soup.hub.cache import own_cache_folder
+from hf_soup.hub.cache import keep_note, own_cache_folder
 
 #: Device, inode, size in bytes, time of change of the content and of the inode, in nanoseconds.
 Stamp = tuple[int, int, int, int, int]
@@ -67,12 +66,7 @@ def remember_sha256(path: Path, stamp: Stamp, digest: str, *, since: int) -> Non
     _known[str(path), stamp] = digest
     if quiet < _COARSE:
         return
-    note = _note(path)
-    with suppress(OSError):  # a home that cannot be written costs nothing but this
-        note.parent.mkdir(parents=True, exist_ok=True)
-        partial = note.with_name(f"{note.name}.{os.getpid()}.{threading.get_ident()}")
-        partial.write_text(" ".join(str(number) for number in stamp) + f" {digest}\n")
-        partial.replace(note)
+    keep_note(_note(path), " ".join(str(number) for number in stamp) + f" {digest}\n")
 
 
 def _note(path: Path) -> Path:

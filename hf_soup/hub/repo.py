@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +23,7 @@ from huggingface_hub.utils._headers import build_hf_headers
 
 from hf_soup._util.version import __version__
 from hf_soup.errors import ResolveError
-from hf_soup.hub.cache import own_cache_folder
+from hf_soup.hub.cache import keep_note, own_cache_folder
 from hf_soup.hub.client import EXPLAINED, TIMEOUT, OddAnswerError, Token, api, endpoint, explain, retrying, status_of
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -152,7 +149,7 @@ def resolve(
     remember_commit("model", repo_id, revision, found=info.id, commit=str(info.sha))
     # Without the card, whose front matter came with the answer, so that it is seldom in the cache.
     listed = {path: (file.size, file.blob, file.sha256) for path, file in files.items() if path != "README.md"}
-    _write_note(_note("files", info.id, str(info.sha)), json.dumps(listed))
+    keep_note(_note("files", info.id, str(info.sha)), json.dumps(listed))
     return Repo(
         id=info.id,
         revision=str(info.sha),
@@ -348,15 +345,7 @@ def remember_commit(kind: str, asked: str, revision: str | None, *, found: str, 
         asked, revision: As somebody spelled them.
         found, commit: The id that the Hub answered with, and the full commit.
     """
-    _write_note(_note(kind, asked, revision), f"{found}\n{commit}\n")
-
-
-def _write_note(note: Path, text: str) -> None:
-    with suppress(OSError):  # a home that cannot be written costs nothing but this
-        note.parent.mkdir(parents=True, exist_ok=True)
-        partial = note.with_name(f"{note.name}.{os.getpid()}.{threading.get_ident()}")
-        partial.write_text(text)
-        partial.replace(note)
+    keep_note(_note(kind, asked, revision), f"{found}\n{commit}\n")
 
 
 def _remembered(kind: str, asked: str, revision: str | None) -> tuple[str, str] | None:
