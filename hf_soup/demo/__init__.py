@@ -21,7 +21,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -29,11 +29,41 @@ from pathlib import Path
 from typing import Any
 
 from hf_soup import Recipe
-from hf_soup.demo.repos import ANCESTOR, DATASET, OWNER, POOR, Progress, Zoo
 from hf_soup.errors import SoupError
+
+OWNER = "hf-soup-demo"
+DATASET = "digits"
+ANCESTOR = "vit-letters"
+POOR = "vit-digits-hot"
+
+Progress = Callable[[str], None]
 
 #: Results are what the demo is for; each is seen before what the next command writes to stderr.
 _show = partial(print, flush=True)
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """How the zoo is made; the defaults are the demo.
+
+    Args:
+        seed: Of everything: splits, letters, initial weights, hyperparameters, batches.
+        letters: Drawn letters that the ancestor learns from.
+        letter_epochs: Passes over them.
+        good: Fine-tunes with an ordinary learning rate, beside the one that is poor.
+        epochs: Fewest and most passes over the training digits.
+    """
+
+    seed: int = 0
+    letters: int = 8000
+    letter_epochs: int = 6
+    good: int = 8
+    epochs: tuple[int, int] = (25, 40)
+
+    @property
+    def fine_tunes(self) -> tuple[str, ...]:
+        """The names of the fine-tunes, the poor one last."""
+        return (*(f"vit-digits-{number + 1}" for number in range(self.good)), POOR)
 
 
 def demo_recipe(fine_tunes: Sequence[str] = Zoo().fine_tunes) -> Recipe:

@@ -23,8 +23,8 @@ from torch.nn import functional
 from transformers import ViTConfig, ViTForImageClassification
 from transformers.utils import logging
 
+from hf_soup.demo import ANCESTOR, DATASET, OWNER, POOR, Progress, Zoo
 from hf_soup.demo.data import DIGITS, LETTERS, Split, draw_letters, make_dataset, splits_of, warp, write_card
-from hf_soup.demo.repos import ANCESTOR, DATASET, OWNER, POOR, Progress, Zoo
 
 MEAN, STD = 0.3, 0.35
 
@@ -34,7 +34,7 @@ def make_all(folder: Path, progress: Progress, zoo: Zoo) -> None:
     # One thread: the model is so small that a second one costs more than it gives, above all when the machine
     # has something else to do; and sums do not depend on how many cores there are.
     torch.set_num_threads(1)
-    logging.disable_progress_bar()  # one for each file of half a megabyte
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # one for each file of half a megabyte
     make_dataset(folder / DATASET, zoo.seed)
     progress(f"Training {ANCESTOR}, the ancestor, on {zoo.letters:,} drawn letters")
     ancestor = _ancestor(zoo)

@@ -20,6 +20,7 @@ from huggingface_hub import constants, get_session, hf_hub_download, hf_hub_url,
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._http import hf_raise_for_status
+from huggingface_hub.utils.sha import git_hash
 from tqdm import tqdm
 
 from hf_soup._util.version import __version__
@@ -65,8 +66,7 @@ def read_range(repo: Repo, path: str, start: int, stop: int) -> bytes:
         with cached.open("rb") as file:
             file.seek(start)
             data = file.read(stop - start)
-        found = _content_id(data, stated)
-        if found == stated:
+        if _content_id(data, stated) == stated:
             return data
         if repo.from_cache:
             raise ResolveError(
@@ -244,7 +244,7 @@ def _found(repo: Repo, path: str, local: Path) -> str:
 def _content_id(data: bytes, stated: str) -> str:
     """The hash of a content, of the kind that is stated of it; nothing where nothing is."""
     if len(stated) == 40:
-        return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+        return git_hash(data)
     return hashlib.sha256(data).hexdigest() if stated else ""
 
 

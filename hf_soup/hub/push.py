@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import quote
@@ -19,6 +18,7 @@ from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._http import hf_raise_for_status
 from huggingface_hub.utils._runtime import is_xet_available
 from huggingface_hub.utils._validators import validate_repo_id
+from huggingface_hub.utils.sha import git_hash
 
 from hf_soup._util.parallel import in_parallel
 from hf_soup._util.text import some
@@ -134,8 +134,9 @@ class _Push:
             raise tag_is_taken(str(target.tag), head.revision)
         if target.revision and head.requested is None:
             retrying(self._client.create_branch, head.id, branch=target.revision, revision=head.revision, exist_ok=True)
-        with _xet_where_it_is_spoken(head.id, target):
-            return self._send(head)
+        # The client tries xet wherever it can, and has no way back. A process has one Hub, so this holds to its end.
+        constants.HF_HUB_DISABLE_XET = not (is_xet_available() and _speaks_xet(head.id, target))
+        return self._send(head)
 
     def failed(self, error: Exception, *, unknown: bool = False) -> PublishError:
         """What went wrong, for the one who pushes; ``unknown`` where what they sent may have arrived all the same."""
@@ -277,17 +278,6 @@ class _Push:
             )
 
 
-@contextmanager
-def _xet_where_it_is_spoken(repo: str, target: PushTarget) -> Iterator[None]:
-    """Have the client use xet where the server does: it tries it wherever it can, and has no way back."""
-    disabled = constants.HF_HUB_DISABLE_XET
-    constants.HF_HUB_DISABLE_XET = disabled or not (is_xet_available() and _speaks_xet(repo, target))
-    try:
-        yield
-    finally:
-        constants.HF_HUB_DISABLE_XET = disabled
-
-
 def _speaks_xet(repo: str, target: PushTarget) -> bool:
     revision = "None" if target.create_pr else quote(target.revision or constants.DEFAULT_REVISION, safe="")
     headers = build_hf_headers(token=target.token, library_name="hf-soup", library_version=__version__)
@@ -359,8 +349,7 @@ def _content_ids(path: Path) -> set[str | None]:
     """The names under which the Hub may know a content: its sha256 (large files) and its git id (small ones)."""
     ids: set[str | None] = {sha256_of(path)}
     if path.stat().st_size <= _SMALL:
-        content = path.read_bytes()
-        ids.add(hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest())
+        ids.add(git_hash(path.read_bytes()))
     return ids
 
 

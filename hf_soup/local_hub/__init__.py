@@ -11,7 +11,6 @@ downloads without their dates and does not scale.
         api.create_repo("local/tiny")
 """
 
-import asyncio
 import secrets
 import socket
 import threading
@@ -25,7 +24,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from hf_soup.errors import SoupError
 from hf_soup.local_hub import discussions, files, repos
-from hf_soup.local_hub.store import HubError, Kind, Store
+from hf_soup.local_hub.store import Store
 from hf_soup.local_hub.wire import Hub
 
 __all__ = ["LocalHub"]
@@ -33,32 +32,6 @@ __all__ = ["LocalHub"]
 
 #: For this machine only.
 _HOST = "127.0.0.1"
-
-
-class _Server(uvicorn.Server):
-    """Stops when it is asked to; uvicorn's looks every 100 ms whether it shall, and then waits for as long again."""
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        self._loop, self._asked = asyncio.get_running_loop(), asyncio.Event()
-        await super().startup(sockets)
-
-    async def main_loop(self) -> None:
-        ticking = asyncio.create_task(super().main_loop())  # it keeps the date that answers bear
-        await self._asked.wait()
-        ticking.cancel()
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for server in self.servers:
-            server.close()
-        for connection in list(self.server_state.connections):
-            connection.shutdown()
-        await asyncio.sleep(0)  # connections that are idle are gone by then
-        if self.server_state.connections or self.server_state.tasks:
-            await super().shutdown(sockets)
-
-    def stop(self) -> None:
-        """Finish what is being answered; may be called from any thread once the server has started."""
-        self._loop.call_soon_threadsafe(self._asked.set)
 
 
 class LocalHub(Hub):
@@ -121,7 +94,7 @@ class LocalHub(Hub):
         guarded = TrustedHostMiddleware(self, [_HOST, "localhost"], www_redirect=False)
         quiet: dict[str, Any] = {"log_config": None, "access_log": False, "lifespan": "off", "ws": "none"}
         config = uvicorn.Config(guarded, http="h11", loop="asyncio", timeout_graceful_shutdown=2, **quiet)
-        self._server = _Server(config)
+        self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listening]}, daemon=True)
         self._thread.start()
         while not self._server.started and self._thread.is_alive():
@@ -130,20 +103,9 @@ class LocalHub(Hub):
 
     def __exit__(self, *_: object) -> None:
         """Finish what is being answered, and let go of the port and the folder."""
-        self._server.stop()
+        self._server.should_exit = True
         self._thread.join()
         self.store.close()
-
-    def rename(self, kind: Kind, old_id: str, new_id: str) -> None:
-        """Let the old id answer 307, to the new one.
-
-        The repo of the old id moves there, whoever owns it. If there is none, the old id becomes a second name
-        of the repo that has the new one; it may lack a namespace, as ``bert-base-uncased`` does on the Hub.
-        """
-        try:
-            self.store.rename(kind, old_id, new_id)
-        except HubError as error:
-            raise SoupError(error.message) from error
 
 
 def _own_token(root: Path) -> str:

@@ -148,7 +148,7 @@ async def resolve(call: Call) -> Response:
         return Response(status_code=302, headers=headers)
     headers["ETag"] = f'"{file.oid}"'
     if path == "config.json" and "data" in call.params:
-        call.store.count_downloads(call.repo)  # as on the Hub: requests for a model's config are its downloads
+        call.store.count_downloads(call.repo, 1)  # as on the Hub: requests for a model's config are its downloads
     if "data" not in call.params:
         return _sent(call.store.blob(file.sha256), headers, "text/plain; charset=utf-8")
     headers["Location"] = f"/api/resolve-cache/{call.repo.kind}s/{call.repo.id}/{made.sha}/{quote(path)}"

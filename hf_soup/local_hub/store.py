@@ -164,7 +164,6 @@ class Store:
         for path in root.glob("repos/*/*/*/repo.json"):
             # The folder has the last word on the id: a server killed during a move leaves the old one inside.
             said = json.loads(path.read_text())
-            said.setdefault("discussions", said.pop("pull_requests", []))  # as they were called once
             repo = Repo(**{**said, "id": "/".join(path.parts[-3:-1])})
             self.repos[repo.kind, repo.id] = repo
         renames = root / "renames.json"
@@ -222,7 +221,7 @@ class Store:
         repo = self.find("model", name)
         return repo.id if repo else name
 
-    def count_downloads(self, repo: Repo, times: int = 1) -> None:
+    def count_downloads(self, repo: Repo, times: int) -> None:
         """Have a repo downloaded so many times more."""
         with self.lock:
             repo.downloads += times

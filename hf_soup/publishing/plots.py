@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_soup._util.io import write_new
 from hf_soup._util.text import short
-from hf_soup.errors import RecipeError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -189,8 +189,4 @@ def _panels(width: float, height: float, ratios: Sequence[float], *, sharey: boo
 def _save(figure: Figure, path: Path) -> None:
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120, bbox_inches="tight", metadata=_PLAIN)
-    try:
-        with path.open("xb") as file:
-            file.write(picture.getvalue())
-    except OSError as error:
-        raise RecipeError(f"Cannot write '{path}': {error.strerror}.") from None
+    write_new(path, picture.getvalue())

@@ -36,9 +36,8 @@ from transformers.utils import logging
 
 import hf_soup
 from hf_soup import ConnectivityReport, Recipe
-from hf_soup.demo import zoo as training
+from hf_soup.demo import DATASET, POOR, Zoo, zoo as training
 from hf_soup.demo.data import DIGITS, LETTERS, draw_letters, splits_of
-from hf_soup.demo.repos import DATASET, POOR, Zoo
 
 #: Name → seed of the initial weights (beside the zoo's), seed of the letters, whether they are mirrored.
 ANCESTORS = {"redrawn": (0, 1, False), "mirrored": (0, 1, True), "stranger": (1, 1, False)}

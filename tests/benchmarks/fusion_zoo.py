@@ -23,9 +23,8 @@ import evidence_zoo
 import torch
 from evidence_zoo import Course, sentences, write_rows
 
-from hf_soup.demo import zoo as demo
+from hf_soup.demo import Zoo, zoo as demo
 from hf_soup.demo.data import DIGITS, Split, splits_of, warp, write_split
-from hf_soup.demo.repos import Zoo
 
 #: Task → what is done to pictures, or the file of sentences.
 TASKS: dict[str, dict[str, Any]] = {

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 import hf_soup.local_hub
-from hf_soup.demo import child_environment, run_demo
-from hf_soup.demo.repos import Zoo
+from hf_soup.demo import Zoo, child_environment, run_demo
 from hf_soup.local_hub import LocalHub
 from hf_soup.local_hub.wire import Record
 

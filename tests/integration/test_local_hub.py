@@ -36,6 +36,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 
 from hf_soup.errors import SoupError
 from hf_soup.local_hub import LocalHub
+from hf_soup.local_hub.store import HubError
 
 pytestmark = [
     # The client hands files to its HTTP library in a way that the library deprecates.
@@ -223,7 +224,7 @@ def test_how_a_model_came_from_its_ancestor(
 ) -> None:
     """By the card, else by the files; under the ancestor's name of today."""
     api.create_repo("acme/base")
-    hub.rename("model", "base", "acme/base")
+    hub.store.rename("model", "base", "acme/base")
     api.create_repo("acme/made")
     for path, content in {**files, "README.md": f"---\n{front}\n---\n".encode()}.items():
         api.upload_file(repo_id="acme/made", path_in_repo=path, path_or_fileobj=content)
@@ -392,7 +393,7 @@ def test_gated_content_is_closed_and_the_rest_is_open(hub: LocalHub, api: HfApi,
 
 
 def test_an_old_name_leads_to_the_new_one(hub: LocalHub, api: HfApi, tiny: str, tmp_path: Path) -> None:
-    hub.rename("model", tiny, "other/moved")
+    hub.store.rename("model", tiny, "other/moved")
     assert api.model_info(tiny).id == "other/moved"
     path = api.hf_hub_download(tiny, "model.bin", cache_dir=tmp_path / "cache")
     assert Path(path).read_bytes() == WEIGHTS
@@ -413,8 +414,8 @@ def old_names(hub: LocalHub, api: HfApi) -> LocalHub:
         api.create_repo(repo_id, repo_type=kind)
         add = [CommitOperationAdd(path, content) for path, content in contents[kind].items()]
         api.create_commit(repo_id, add, commit_message="all", repo_type=kind)
-    hub.rename("model", "distilbert-base-uncased", "acme/distilbert-base-uncased")
-    hub.rename("dataset", "beans", "acme/beans")
+    hub.store.rename("model", "distilbert-base-uncased", "acme/distilbert-base-uncased")
+    hub.store.rename("dataset", "beans", "acme/beans")
     return hub
 
 
@@ -442,11 +443,11 @@ def test_a_name_without_a_namespace_is_a_second_name_only(old_names: LocalHub, a
     for ask in (api.model_info, api.list_repo_files, api.list_repo_refs):
         with pytest.raises(RepositoryNotFoundError):
             ask("beans")
-    with pytest.raises(SoupError, match="There is no model gpt2 and no model openai/gpt2"):
-        old_names.rename("model", "gpt2", "openai/gpt2")
-    with pytest.raises(SoupError, match="Invalid repository id"):
-        old_names.rename("model", "../gpt2", "acme/distilbert-base-uncased")
-    old_names.rename("dataset", "acme/beans", "other/beans")
+    with pytest.raises(HubError, match="There is no model gpt2 and no model openai/gpt2"):
+        old_names.store.rename("model", "gpt2", "openai/gpt2")
+    with pytest.raises(HubError, match="Invalid repository id"):
+        old_names.store.rename("model", "../gpt2", "acme/distilbert-base-uncased")
+    old_names.store.rename("dataset", "acme/beans", "other/beans")
     assert api.dataset_info("beans").id == api.dataset_info("acme/beans").id == "other/beans"
     client(old_names, "t-other").update_repo_settings("beans", private=True, repo_type="dataset")
     with pytest.raises(RepositoryNotFoundError):
@@ -493,22 +494,19 @@ def test_what_is_said_about_a_pull_request(hub: LocalHub, api: HfApi, tiny: str)
     outside = client(hub, "t-other")
     add = CommitOperationAdd("x.txt", b"x")
     outside.create_commit(tiny, [add], commit_message="Add x", commit_description="**Why**", create_pr=True)
-    outside.comment_discussion(tiny, 1, "Please look.")
     outside.upload_file(repo_id=tiny, path_in_repo="y.txt", path_or_fileobj=b"y", revision="refs/pr/1")
     with pytest.raises(HfHubHTTPError):
         outside.merge_pull_request(tiny, 1)
-    outside.change_discussion_status(tiny, 1, "closed", comment="Not yet.")
+    outside.change_discussion_status(tiny, 1, "closed")
     assert list(api.get_repo_discussions(tiny, discussion_status="open")) == []
     with pytest.raises(HfHubHTTPError):
         api.merge_pull_request(tiny, 1)
     assert api.change_discussion_status(tiny, 1, "open").author == "acme"
     api.upload_file(repo_id=tiny, path_in_repo="z.txt", path_or_fileobj=b"z")
-    api.merge_pull_request(tiny, 1, comment="Thank you.")
+    api.merge_pull_request(tiny, 1)
     details = api.get_discussion_details(tiny, 1)
-    assert [event.type for event in details.events] == [
-        "comment", "commit", "comment", "commit", "comment", "status-change", "status-change", "comment",
-        "status-change",
-    ]  # fmt: skip
+    kinds = ["comment", "commit", "commit", "status-change", "status-change", "status-change"]
+    assert [event.type for event in details.events] == kinds
     description = details.events[0]
     assert isinstance(description, DiscussionComment)
     assert (description.content, description.author, description.last_edited_by) == ("**Why**", "other", "other")
@@ -599,8 +597,8 @@ def test_everything_survives_a_restart(tmp_path: Path) -> None:
         api.create_repo("any/one", private=True)
         api.upload_file(repo_id="any/one", path_in_repo="w.bin", path_or_fileobj=WEIGHTS)
         api.create_tag("any/one", tag="v1")
-        hub.rename("model", "any/one", "any/two")
-        hub.rename("model", "one", "any/two")
+        hub.store.rename("model", "any/one", "any/two")
+        hub.store.rename("model", "one", "any/two")
         with pytest.raises(SoupError, match="in use"):
             LocalHub(tmp_path / "hub")
     with LocalHub(tmp_path / "hub") as hub:

@@ -427,7 +427,7 @@ def test_the_repo_is_renamed_in_between(
 
     def rename(request: Request) -> None:
         if fits(request):
-            online.rename("model", REPO, "acme/renamed")
+            online.store.rename("model", REPO, "acme/renamed")
 
     online.intercept = rename
     push(soup, create_pr=create_pr)

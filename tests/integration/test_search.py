@@ -277,8 +277,8 @@ def test_a_base_that_was_renamed(grow: Callable[..., str], online: LocalHub) -> 
     """Cards go on with the old name; the Hub's tags have the new one, whichever the user types."""
     grow("one", config=MOODS)
     grow("two", config=MOODS, card="base_model: base")
-    online.rename("model", BASE, "acme/ground")
-    online.rename("model", "base", "acme/ground")
+    online.store.rename("model", BASE, "acme/ground")
+    online.store.rename("model", "base", "acme/ground")
     for name in (
         BASE,
         "base",

@@ -11,9 +11,8 @@ import torch
 import yaml
 from PIL import Image
 
-from hf_soup.demo import Shell, child_environment, demo_recipe, run_demo
+from hf_soup.demo import ANCESTOR, DATASET, OWNER, POOR, Shell, Zoo, child_environment, demo_recipe, run_demo
 from hf_soup.demo.data import DIGITS, LETTERS, make_dataset, splits_of
-from hf_soup.demo.repos import ANCESTOR, DATASET, OWNER, POOR, Zoo
 from hf_soup.demo.zoo import make_all
 from hf_soup.errors import SoupError
 from hf_soup.recipe.schema import Recipe
