@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import quote
@@ -134,9 +134,8 @@ class _Push:
             raise tag_is_taken(str(target.tag), head.revision)
         if target.revision and head.requested is None:
             retrying(self._client.create_branch, head.id, branch=target.revision, revision=head.revision, exist_ok=True)
-        # The client tries xet wherever it can, and has no way back. A process has one Hub, so this holds to its end.
-        constants.HF_HUB_DISABLE_XET = not (is_xet_available() and _speaks_xet(head.id, target))
-        return self._send(head)
+        with _xet_where_it_is_spoken(head.id, target):
+            return self._send(head)
 
     def failed(self, error: Exception, *, unknown: bool = False) -> PublishError:
         """What went wrong, for the one who pushes; ``unknown`` where what they sent may have arrived all the same."""
@@ -276,6 +275,17 @@ class _Push:
                 f"'{repo.id}' has the commit {repo.revision[:7]} now, but not as it was sent: {some(lacking)}.",
                 hint="Does a .gitignore in the repo keep them away? Delete it and push again.",
             )
+
+
+@contextmanager
+def _xet_where_it_is_spoken(repo: str, target: PushTarget) -> Iterator[None]:
+    """Have the client use xet where the server does: it tries it wherever it can, and has no way back."""
+    disabled = constants.HF_HUB_DISABLE_XET
+    constants.HF_HUB_DISABLE_XET = disabled or not (is_xet_available() and _speaks_xet(repo, target))
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_XET = disabled
 
 
 def _speaks_xet(repo: str, target: PushTarget) -> bool:

@@ -299,21 +299,22 @@ class Store:
             self.save(repo)
             return made
 
-    def open_pull_request(self, repo: Repo, base: Commit, changes: Sequence[Change], note: Note) -> int:
-        """Put one commit beside main, and return the number of the pull request that offers it."""
-        with self.lock:
-            return self.open_discussion(repo, note, base, self._write(repo, base, changes, note))
+    def open_discussion(
+        self, repo: Repo, note: Note, base: Commit | None, changes: Sequence[Change] | None = None
+    ) -> int:
+        """Begin a discussion, or with a ``base`` a pull request, and return its number.
 
-    def open_discussion(self, repo: Repo, note: Note, base: Commit | None, offered: Commit | None = None) -> int:
-        """Begin a discussion, or with a ``base`` a pull request, which is a draft as long as it offers nothing."""
+        Changes are put beside main as one commit; as long as a pull request offers nothing it is a draft.
+        """
         with self.lock:
+            offered = base if base is None or changes is None else self._write(repo, base, changes, note)
             num, first = 1 + len(repo.discussions), event("comment", note[2], raw=note[1])
             about = {"num": num, "title": note[0], "author": first["author"], "createdAt": first["createdAt"]}
-            status = "draft" if base and not offered else "open"
+            status = "draft" if base and changes is None else "open"
             repo.discussions.append({**about, "status": status, "events": [first]})
-            if base:
+            if base and offered:
                 repo.discussions[-1]["base"] = base.sha
-                repo.refs[f"refs/pr/{num}"] = (offered or base).sha
+                repo.refs[f"refs/pr/{num}"] = offered.sha
             self.save(repo)
             return num
 
