@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 def plan(planned: Mapping[str, Any]) -> str:
     """What `preview` found."""
-    lines = [f"verdict   {planned['verdict']}"]
-    lines += [f"model     {pinned}" for pinned in planned["ingredients"].values()]
-    lines += [f"align     {note}" for note in planned["alignments"]]
-    lines += [f"write     {name}  {size / 1e6:,.1f} MB" for name, size in planned["files"].items()]
-    lines += [
+    lines = [
+        f"verdict   {planned['verdict']}",
+        *(f"model     {pinned}" for pinned in planned["ingredients"].values()),
+        *(f"align     {note}" for note in planned["alignments"]),
+        *(f"write     {name}  {size / 1e6:,.1f} MB" for name, size in planned["files"].items()),
         f"tensors   {planned['tensors']:,} in {planned['dtype']}",
         f"fetch     {planned['fetch_bytes'] / 1e6:,.1f} MB",
         f"output    {planned['output_bytes'] / 1e6:,.1f} MB",

@@ -104,12 +104,25 @@ def _about(call: Call, repo: Repo, commit: Commit) -> dict[str, Any]:
     if call.flag("blobs"):
         for sibling, file in zip(siblings, commit.files.values(), strict=True):
             sibling |= {"blobId": file.oid, "size": file.size, **(file.details() if file.lfs else {})}
-    about: dict[str, Any] = {"_id": commit.sha[:24], "id": repo.id, "modelId": repo.id}
-    about |= {"author": repo.namespace, "sha": commit.sha, "createdAt": repo.created, "lastModified": commit.date}
-    about |= {"private": repo.private, "gated": repo.gated, "disabled": False, "likes": 0, "downloads": repo.downloads}
-    about |= {"cardData": data or None, "model-index": data.get("model-index"), "siblings": siblings}
-    about |= {"config": {key: config[key] for key in ("architectures", "model_type") if key in config} or None}
-    about |= card.describe(data, config, list(commit.files), call.store.current_id)
+    about = {
+        "_id": commit.sha[:24],
+        "id": repo.id,
+        "modelId": repo.id,
+        "author": repo.namespace,
+        "sha": commit.sha,
+        "createdAt": repo.created,
+        "lastModified": commit.date,
+        "private": repo.private,
+        "gated": repo.gated,
+        "disabled": False,
+        "likes": 0,
+        "downloads": repo.downloads,
+        "cardData": data or None,
+        "model-index": data.get("model-index"),
+        "siblings": siblings,
+        "config": {key: config[key] for key in ("architectures", "model_type") if key in config} or None,
+        **card.describe(data, config, list(commit.files), call.store.current_id),
+    }
     return {key: value for key, value in about.items() if value is not None}
 
 

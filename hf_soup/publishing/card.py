@@ -94,29 +94,27 @@ def front_matter(title: str, models: MergedModels, report: SoupReport, license: 
     bases = [base for base in dict.fromkeys(bases) if not base.startswith("local:")]
     cards = [leaf.card for leaf in leaves]
     tags = [None if lineage.models.options.heads == "body" else card.get("pipeline_tag") for card in cards]
-    fields: dict[str, Any] = {**license.fields, "library_name": report.library}
     known = report.tasks
     # What all say, as a class does not tell a ranker from a classifier; but no pipeline that does not take the class.
     agreed = len({str(tag) for tag in tags}) == 1 and isinstance(tags[0], str) and re.fullmatch(r"[a-z0-9-]+", tags[0])
+    task = known[0] if known else None
     if agreed and (tags[0] in known or tags[0] not in PIPELINES or not known):
-        fields["pipeline_tag"] = tags[0]
-    elif known:
-        fields["pipeline_tag"] = known[0]
-    if bases:
-        fields |= {"base_model": bases, "base_model_relation": "merge"}
-    datasets = dict.fromkeys(name for card in cards for name in strings(card.get("datasets")) if is_repo_id(name))
-    if datasets:
-        fields["datasets"] = list(datasets)
-    spoken = dict.fromkeys(
-        each for card in cards for each in strings(card.get("language")) if _LANGUAGE.fullmatch(each)
-    )
-    if spoken:
-        fields["language"] = list(spoken)
-    fields["tags"] = list(dict.fromkeys(["model-soup", "merge", "hf-soup", report.method]))
+        task = tags[0]
+    datasets = [name for card in cards for name in strings(card.get("datasets")) if is_repo_id(name)]
+    languages = [name for card in cards for name in strings(card.get("language")) if _LANGUAGE.fullmatch(name)]
     results = _results(report)
-    if results:
-        fields["model-index"] = [{"name": title, "results": results}]
-    return fields
+    fields = {
+        **license.fields,
+        "library_name": report.library,
+        "pipeline_tag": task,
+        "base_model": bases,
+        "base_model_relation": "merge" if bases else None,
+        "datasets": list(dict.fromkeys(datasets)),
+        "language": list(dict.fromkeys(languages)),
+        "tags": list(dict.fromkeys(["model-soup", "merge", "hf-soup", report.method])),
+        "model-index": [{"name": title, "results": results}] if results else None,
+    }
+    return {key: value for key, value in fields.items() if value}
 
 
 def _results(report: SoupReport) -> list[dict[str, Any]]:
