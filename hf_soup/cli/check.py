@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hf_soup._util.io import write_new
 from hf_soup.cli import tables
 from hf_soup.cli.arguments import recipe_of, refuse_existing
 from hf_soup.cli.options import ALLOW, DEVICE, JSON, MODELS, QUIET, patient, tell
@@ -54,6 +53,7 @@ def check(
     Example: hf-soup check owner/run-1 owner/run-2 -o recipe.yaml
              hf-soup check --recipe recipe.yaml --barrier --plot barriers.png
     """
+    from hf_soup._util.io import write_new
     from hf_soup.workflows.check import check as examine
 
     if not models and source is None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
+from hf_soup._util.text import printable
 from hf_soup.cli import tables
-from hf_soup.cli.options import DEVICE, JSON, MODELS, QUIET, patient, tell
+from hf_soup.cli.options import DEVICE, JSON, MODELS, QUIET, patient
 
 
 @click.command(epilog=MODELS)
@@ -26,4 +28,7 @@ def score(models: tuple[str, ...], recipe: Path, device: str, quiet: bool, as_js
 
     patient()
     scores = measure(models, Recipe.load(recipe), device=device, quiet=quiet)
-    tell({"scores": scores}, "Percent, with 95 % intervals.\n\n" + tables.table(scores), as_json)
+    if as_json:
+        click.echo(json.dumps({"scores": scores}, indent=2))
+    else:
+        click.echo(printable("Percent, with 95 % intervals.\n\n" + tables.table(scores)))

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 
-from hf_soup._util.io import write_new
 from hf_soup.cli import tables
 from hf_soup.cli.arguments import refuse_existing
 from hf_soup.cli.options import JSON, QUIET, patient, tell
@@ -31,6 +30,7 @@ def forage(
 
     Example: hf-soup forage google/vit-base-patch16-224-in21k --task image-classification -o recipe.yaml
     """
+    from hf_soup._util.io import write_new
     from hf_soup.workflows.search import search as find
 
     patient()
