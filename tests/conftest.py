@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -26,6 +28,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
+import uvicorn
 
 from hf_soup.demo import child_environment
 from hf_soup.local_hub import LocalHub
@@ -34,6 +37,27 @@ from hf_soup.local_hub import LocalHub
 sys.path.insert(0, str(Path(__file__).parent))
 
 OWNER = "acme"
+
+
+class QuickServer(uvicorn.Server):
+    """Stops when it is asked to; uvicorn's looks every 100 ms whether it shall, and then waits for as long again."""
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):
+            await asyncio.sleep(0.005)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        await asyncio.sleep(0)  # connections that are idle are gone by then
+        if self.server_state.connections or self.server_state.tasks:
+            await super().shutdown(sockets)
+
+
+# Most tests have a local Hub of their own, and a fifth of a second for each would be minutes.
+uvicorn.Server = QuickServer  # type: ignore[misc]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from hf_soup.errors import MergeError
+from hf_soup.errors import MergeError, RecipeError
 
 _MOST_FILES = 10_240
 
@@ -96,3 +96,12 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write JSON that is indented, and ends with a line."""
     # Half a letter, as a stranger's "\ud800" is read, has no bytes; the escape that is put in its place is JSON's.
     path.write_bytes(f"{json.dumps(values, indent=2, ensure_ascii=False)}\n".encode("utf-8", "backslashreplace"))
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write a file that a user asked for, and that must not exist."""
+    try:
+        with path.open("xb") as file:
+            file.write(content)
+    except OSError as error:
+        raise RecipeError(f"Cannot write '{path}': {error.strerror}.") from None

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hf_soup.hub import own_cache_folder, write_note
+from hf_soup.hub import keep_note, own_cache_folder
 
 _T = TypeVar("_T")
 
@@ -32,7 +32,7 @@ def remembered(question: str, about: object, answer: Callable[[], _T]) -> _T:
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         return _answer(json.loads(note.read_text())["answer"])  # type: ignore[no-any-return]
     said = answer()
-    write_note(note, json.dumps({"answer": said}))
+    keep_note(note, json.dumps({"answer": said}))
     return said
 
 

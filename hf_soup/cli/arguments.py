@@ -85,12 +85,3 @@ def refuse_existing(path: Path) -> None:
         raise RecipeError(f"'{path}' cannot be written: there is no folder '{folder}'.", hint="Make the folder first.")
     if not os.access(folder, os.W_OK):
         raise RecipeError(f"'{path}' cannot be written to the folder '{folder}'.", hint="Name another folder.")
-
-
-def write_new(path: Path, text: str) -> None:
-    """Write a file that must not exist."""
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise RecipeError(f"Cannot write '{path}': {error.strerror}.") from None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hf_soup.cli import tables
-from hf_soup.cli.arguments import recipe_of, refuse_existing, write_new
+from hf_soup.cli.arguments import recipe_of, refuse_existing
 from hf_soup.cli.options import ALLOW, DEVICE, JSON, MODELS, QUIET, patient, tell
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def check(
     Example: hf-soup check owner/run-1 owner/run-2 -o recipe.yaml
              hf-soup check --recipe recipe.yaml --barrier --plot barriers.png
     """
+    from hf_soup._util.io import write_new
     from hf_soup.workflows.check import check as examine
 
     if not models and source is None:
@@ -87,7 +88,7 @@ def check(
         files += [partial(found.draw, plot)] if plot else []
     written, how = _to_write(recipe, lineage) if output is not None else (None, "")
     if output is not None and written is not None:
-        files.insert(0, partial(write_new, output, written.to_yaml()))
+        files.insert(0, partial(write_new, output, written.to_yaml().encode()))
     tell(report, text, as_json, *files)
     if output is not None and written is not None:
         click.echo(f"Wrote {output}{how}. Next: hf-soup cook {shlex.quote(str(output))} -o soup", err=True)

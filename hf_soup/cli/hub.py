@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -18,10 +19,8 @@ def hub(root: Path, port: int) -> None:
 
     Example: hf-soup hub --root local-hub --port 8760
     """
-    from hf_soup.local_hub import LocalHub, serve
+    from hf_soup.local_hub import LocalHub
 
-    def ready(server: LocalHub) -> None:
+    with LocalHub(root, port=port) as server, suppress(KeyboardInterrupt):
         click.echo(f"export HF_ENDPOINT={server.endpoint} HF_TOKEN={server.token} HF_HUB_DISABLE_XET=1")
-        sys.stdout.flush()
-
-    serve(root, port=port, on_ready=ready)
+        threading.Event().wait()

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from hf_soup.cli import tables
-from hf_soup.cli.arguments import refuse_existing, write_new
+from hf_soup.cli.arguments import refuse_existing
 from hf_soup.cli.options import JSON, QUIET, patient, tell
 
 
@@ -30,13 +30,14 @@ def forage(
 
     Example: hf-soup forage google/vit-base-patch16-224-in21k --task image-classification -o recipe.yaml
     """
+    from hf_soup._util.io import write_new
     from hf_soup.workflows.search import search as find
 
     patient()
     if output is not None:
         refuse_existing(output)
     found = find(base, task=task, limit=limit, quiet=quiet)
-    recipe = found.recipe().to_yaml() if output is not None and found.groups else None
+    recipe = found.recipe().to_yaml().encode() if output is not None and found.groups else None
     text = "" if as_json else tables.foraged(found)
     tell(found.to_dict(), text, as_json, *([partial(write_new, output, recipe)] if output and recipe else []))
     if found.unread:

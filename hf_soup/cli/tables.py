@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hf_soup._util.text import printable, short
+from hf_soup._util.text import printable, short, spoken
 
 if TYPE_CHECKING:
     from hf_soup.hub import PushResult
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 def plan(planned: Mapping[str, Any]) -> str:
     """What `preview` found."""
-    lines = [f"verdict   {planned['verdict']}"]
-    lines += [f"model     {pinned}" for pinned in planned["ingredients"].values()]
-    lines += [f"align     {note}" for note in planned["alignments"]]
-    lines += [f"write     {name}  {size / 1e6:,.1f} MB" for name, size in planned["files"].items()]
-    lines += [
+    lines = [
+        f"verdict   {planned['verdict']}",
+        *(f"model     {pinned}" for pinned in planned["ingredients"].values()),
+        *(f"align     {note}" for note in planned["alignments"]),
+        *(f"write     {name}  {size / 1e6:,.1f} MB" for name, size in planned["files"].items()),
         f"tensors   {planned['tensors']:,} in {planned['dtype']}",
         f"fetch     {planned['fetch_bytes'] / 1e6:,.1f} MB",
         f"output    {planned['output_bytes'] / 1e6:,.1f} MB",
@@ -36,8 +36,6 @@ def plan(planned: Mapping[str, Any]) -> str:
     for title in ("output", "cache"):
         need, free = planned[f"{title}_disk_bytes"], planned[f"{title}_free_bytes"]
         lines.append(f"disk      {need / 1e9:,.2f} GB needed of {free / 1e9:,.1f} GB free ({title})")
-    from hf_soup._util.text import spoken
-
     seconds = planned["estimated_seconds"]
     lines.append(
         f"time      about {spoken(seconds['total'])} (fetching {spoken(seconds['fetch'])}, merging "

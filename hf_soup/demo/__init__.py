@@ -6,6 +6,7 @@ whether the soup is better in it is up to the digits, and the demo says which.
 
 ::
 
+    FOLDER/models  the data set and the models that were trained
     FOLDER/hub     what was published; `hf-soup hub --root FOLDER/hub` serves it again
     FOLDER/home    the HF_HOME of the demo's processes: the user's own caches and token are not touched
     FOLDER/1       recipes and soups of the first run; a second run makes FOLDER/2 and trains nothing
@@ -19,20 +20,50 @@ import secrets
 import shlex
 import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from hf_soup import Recipe
-from hf_soup.demo.cache import ANCESTOR, DATASET, OWNER, POOR, Progress, Zoo, cache_folder, prepare
 from hf_soup.errors import SoupError
+
+OWNER = "hf-soup-demo"
+DATASET = "digits"
+ANCESTOR = "vit-letters"
+POOR = "vit-digits-hot"
+
+Progress = Callable[[str], None]
 
 #: Results are what the demo is for; each is seen before what the next command writes to stderr.
 _show = partial(print, flush=True)
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """How the zoo is made; the defaults are the demo.
+
+    Args:
+        seed: Of everything: splits, letters, initial weights, hyperparameters, batches.
+        letters: Drawn letters that the ancestor learns from.
+        letter_epochs: Passes over them.
+        good: Fine-tunes with an ordinary learning rate, beside the one that is poor.
+        epochs: Fewest and most passes over the training digits.
+    """
+
+    seed: int = 0
+    letters: int = 8000
+    letter_epochs: int = 6
+    good: int = 8
+    epochs: tuple[int, int] = (25, 40)
+
+    @property
+    def fine_tunes(self) -> tuple[str, ...]:
+        """The names of the fine-tunes, the poor one last."""
+        return (*(f"vit-digits-{number + 1}" for number in range(self.good)), POOR)
 
 
 def demo_recipe(fine_tunes: Sequence[str] = Zoo().fine_tunes) -> Recipe:
@@ -47,17 +78,13 @@ def demo_recipe(fine_tunes: Sequence[str] = Zoo().fine_tunes) -> Recipe:
     )
 
 
-def run_demo(output: Path, *, progress: Progress, zoo: Zoo | None = None) -> dict[str, Any]:
+def run_demo(output: Path, *, progress: Progress, zoo: Zoo | None = None) -> None:
     """Train, publish, check, cook, push, load, and compare; the results go to stdout.
 
     Args:
-        output: The demo's folder; in that of an earlier demo nothing is overwritten.
+        output: The demo's folder; in that of an earlier demo nothing is overwritten, and nothing trained again.
         progress: Where it goes what is being done.
         zoo: Another zoo than the documented one.
-
-    Returns:
-        ``folder``, ``repo``, ``table`` (row → title → ``{metric, value, low, high, n}``), ``comparisons``
-        (title → sentence) and ``seconds`` (by step).
 
     Raises:
         SoupError: The folder holds something else, or a command failed.
@@ -66,22 +93,32 @@ def run_demo(output: Path, *, progress: Progress, zoo: Zoo | None = None) -> dic
 
     zoo = zoo or Zoo()
     folder, number = _next_run(output)
-    started = time.monotonic()
-    trained = prepare(cache_folder(), progress, zoo, _make)
     token = f"hf_{secrets.token_hex(17)}"
     with LocalHub(output / "hub", users={token: OWNER}) as hub:
-        progress(f"Publishing data and {len(zoo.fine_tunes) + 1} models on a local Hub, {hub.endpoint}")
-        environment = child_environment(os.environ, output / "home", hub.endpoint, token)
-        shell = Shell(environment)
-        shell.seconds["train"] = round(time.monotonic() - started, 2)
-        shell.run("publish", "-m", "hf_soup.demo.publish", str(trained))
-        return _story(shell, folder, "" if number == 1 else f"-{number}", zoo)
+        shell = Shell(child_environment(os.environ, output / "home", hub.endpoint, token))
+        models = output / "models"
+        if models.is_dir():
+            progress(f"The models of an earlier run are used: {models}")
+        else:
+            _publish(models, shell, progress, zoo)
+        _story(shell, folder, "" if number == 1 else f"-{number}", zoo)
 
 
-def _make(folder: Path, progress: Progress, zoo: Zoo) -> None:
+def _publish(models: Path, shell: Shell, progress: Progress, zoo: Zoo) -> None:
+    """Make the data set and all models, one repo a folder, and upload them; the folder is there when all of it is."""
     from hf_soup.demo.zoo import make_all  # torch and transformers, which a second run does without
 
-    make_all(folder, progress, zoo)
+    with tempfile.TemporaryDirectory(prefix=".models-", dir=models.parent) as name:
+        staged = Path(name) / "models"
+        make_all(staged, progress, zoo)
+        progress(
+            f"Publishing data and {len(zoo.fine_tunes) + 1} models on a local Hub, {shell.environment['HF_ENDPOINT']}"
+        )
+        for repo in sorted(staged.iterdir()):
+            kind = "dataset" if repo.name == DATASET else "model"
+            upload = ("upload", f"{OWNER}/{repo.name}", str(repo), "--repo-type", kind)
+            shell.run(f"hf {shlex.join(upload)}", "-m", "huggingface_hub.cli.hf", *upload)
+        staged.rename(models)
 
 
 def _next_run(output: Path) -> tuple[Path, int]:
@@ -114,6 +151,7 @@ def child_environment(ours: Mapping[str, str], home: Path, endpoint: str, token:
         "HF_TOKEN": token,
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_UPDATE_CHECK": "1",  # `hf` would ask PyPI
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "NO_PROXY": "127.0.0.1,localhost",
         "no_proxy": "127.0.0.1,localhost",
@@ -121,12 +159,11 @@ def child_environment(ours: Mapping[str, str], home: Path, endpoint: str, token:
     }
 
 
-@dataclass
+@dataclass(frozen=True)
 class Shell:
-    """Runs commands as a user would, shows them, and takes their time."""
+    """Runs commands as a user would, and shows them."""
 
     environment: Mapping[str, str]
-    seconds: dict[str, float] = field(default_factory=dict)
 
     def hf_soup(self, *arguments: str | Path) -> str:
         """Show and run ``hf-soup ARGUMENTS``, wherever the script was installed."""
@@ -141,11 +178,9 @@ class Shell:
         Raises:
             SoupError: It failed.
         """
-        started = time.monotonic()
         done = subprocess.run(
             [sys.executable, *arguments], env=self.environment, stdout=subprocess.PIPE, encoding="utf-8", check=False
         )
-        self.seconds[name] = round(time.monotonic() - started, 2)
         if done.returncode:
             raise SoupError(
                 f"The demo stopped: `{name}` ended with exit code {done.returncode}.\n{done.stdout}".rstrip(),
@@ -175,7 +210,7 @@ print(f"{{repo}} reads {{right:,}} of {{len(test):,}} test pictures ({{right / l
 '''
 
 
-def _story(shell: Shell, folder: Path, suffix: str, zoo: Zoo) -> dict[str, Any]:
+def _story(shell: Shell, folder: Path, suffix: str, zoo: Zoo) -> None:
     recipe = demo_recipe(zoo.fine_tunes)
     models = [ingredient.model for ingredient in recipe.ingredients]
     everything, good = folder / "recipe.yaml", folder / "without-the-poor-one.yaml"
@@ -216,7 +251,6 @@ def _story(shell: Shell, folder: Path, suffix: str, zoo: Zoo) -> dict[str, Any]:
     for title in titles:
         _show(f"{title}: {comparisons[title]}")
     _show(_FAREWELL.format(root=shlex.quote(str(folder.parent / "hub"))))
-    return {"folder": str(folder), "repo": repo, "table": table, "comparisons": comparisons, "seconds": shell.seconds}
 
 
 _FAREWELL = """

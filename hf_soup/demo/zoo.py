@@ -21,45 +21,33 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import ViTConfig, ViTForImageClassification
-from transformers.utils import logging as its_logging
+from transformers.utils import logging
 
-from hf_soup.demo.cache import ANCESTOR, DATASET, OWNER, POOR, Progress, Zoo
+from hf_soup.demo import ANCESTOR, DATASET, OWNER, POOR, Progress, Zoo
 from hf_soup.demo.data import DIGITS, LETTERS, Split, draw_letters, make_dataset, splits_of, warp, write_card
 
 MEAN, STD = 0.3, 0.35
 
 
 def make_all(folder: Path, progress: Progress, zoo: Zoo) -> None:
-    """Make the data set and all models, one repo a folder."""
-    make_dataset(folder / DATASET, zoo.seed)
-    make_zoo(folder, progress, zoo)
-
-
-def make_zoo(folder: Path, progress: Progress, zoo: Zoo) -> None:
-    """Train the ancestor and its fine-tunes, and save each as a model repo in a folder of its name."""
-    logging: Any = its_logging
-    threads, bars = torch.get_num_threads(), logging.is_progress_bar_enabled()
+    """Make the data set, train the ancestor and its fine-tunes, and save each as a repo in a folder of its name."""
     # One thread: the model is so small that a second one costs more than it gives, above all when the machine
     # has something else to do; and sums do not depend on how many cores there are.
     torch.set_num_threads(1)
-    logging.disable_progress_bar()  # one for each file of half a megabyte
-    try:
-        progress(f"Training {ANCESTOR}, the ancestor, on {zoo.letters:,} drawn letters")
-        ancestor = _ancestor(zoo)
-        _save(ancestor, folder / ANCESTOR, {}, _ANCESTOR_CARD.format(letters=zoo.letters, epochs=zoo.letter_epochs))
-        splits = splits_of(zoo.seed)
-        start = _new_model(DIGITS, zoo.seed)
-        start.vit.load_state_dict(ancestor.vit.state_dict())
-        _probe(start, *splits["train"])
-        for number, name in enumerate(zoo.fine_tunes):
-            progress(f"Training {name}, fine-tune {number + 1} of {len(zoo.fine_tunes)}")
-            model, chosen = copy.deepcopy(start), _hyperparameters(zoo, number)
-            _fine_tune(model, *splits["train"], chosen)
-            _save(model, folder / name, _FINE_TUNE_FRONT, _fine_tune_card(model, name, splits, chosen))
-    finally:
-        torch.set_num_threads(threads)
-        if bars:
-            logging.enable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # one for each file of half a megabyte
+    make_dataset(folder / DATASET, zoo.seed)
+    progress(f"Training {ANCESTOR}, the ancestor, on {zoo.letters:,} drawn letters")
+    ancestor = _ancestor(zoo)
+    _save(ancestor, folder / ANCESTOR, {}, _ANCESTOR_CARD.format(letters=zoo.letters, epochs=zoo.letter_epochs))
+    splits = splits_of(zoo.seed)
+    start = _new_model(DIGITS, zoo.seed)
+    start.vit.load_state_dict(ancestor.vit.state_dict())
+    _probe(start, *splits["train"])
+    for number, name in enumerate(zoo.fine_tunes):
+        progress(f"Training {name}, fine-tune {number + 1} of {len(zoo.fine_tunes)}")
+        model, chosen = copy.deepcopy(start), _hyperparameters(zoo, number)
+        _fine_tune(model, *splits["train"], chosen)
+        _save(model, folder / name, _FINE_TUNE_FRONT, _fine_tune_card(model, name, splits, chosen))
 
 
 def _ancestor(zoo: Zoo) -> Any:

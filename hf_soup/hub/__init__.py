@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hf_soup.hub.cache import own_cache_folder as own_cache_folder, prune as prune, write_note as write_note
+    from hf_soup.hub.cache import keep_note as keep_note, own_cache_folder as own_cache_folder, prune as prune
     from hf_soup.hub.client import (
         Token as Token,
         cut_off as cut_off,
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
         commit_folder as commit_folder,
         inspect_target as inspect_target,
         require_public as require_public,
-        upload_folder as upload_folder,
     )
     from hf_soup.hub.repo import (
         Listed as Listed,

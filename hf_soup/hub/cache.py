@@ -15,8 +15,8 @@ def own_cache_folder() -> Path:
     return Path(constants.HF_HOME) / "hf-soup"
 
 
-def write_note(note: Path, text: str) -> None:
-    """Keep a small file, which is there whole or not at all, for the next run."""
+def keep_note(note: Path, text: str) -> None:
+    """Write a small file in that folder, whole or not at all; what it saves is only work."""
     with suppress(OSError):  # a home that cannot be written costs nothing but this
         note.parent.mkdir(parents=True, exist_ok=True)
         partial = note.with_name(f"{note.name}.{os.getpid()}.{threading.get_ident()}")

@@ -9,7 +9,6 @@ import random
 import re
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from logging import CRITICAL
 from typing import ParamSpec, TypeVar
 
@@ -162,93 +161,97 @@ def _shorten_pause(response: httpx2.Response) -> None:
         response.headers["Retry-After"] = str(int(pause))
 
 
+#: What the client raises, by class or by the status of the Hub's answer, and the words for it: message, hint, code. The
+#: first that fits counts; those without a code have that of `cut_off`.
+_WORDS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...] | int, str, str, str], ...] = (
+    (
+        GatedRepoError,
+        "{what} is gated: its owner asks for agreement to terms before anyone reads it.",
+        "Accept the terms at {page} and log in with `hf auth login`, or set HF_TOKEN.",
+        "gated",
+    ),
+    (
+        RevisionNotFoundError,
+        "{what}: there is no such branch, tag or commit.",
+        "Check the part after '@'.",
+        "revision-gone",
+    ),
+    (
+        RepositoryNotFoundError,
+        "{what} does not exist on {hub}, or it is private.",
+        "Check the spelling; {private}",
+        "gone",
+    ),
+    (
+        HFValidationError,
+        "{what} is neither a folder nor a Hub id.",
+        "A Hub id is `owner/name` (letters, digits, '-', '_' and '.'); a folder must exist.",
+        "name",
+    ),
+    (
+        OfflineModeIsEnabled,
+        "{what} is not in the cache, and offline mode is on.",
+        "Unset HF_HUB_OFFLINE, or fetch it once while online.",
+        "offline",
+    ),
+    (
+        _UNREACHABLE,
+        "{what}: {hub} cannot be reached ({error}){uncached}.",
+        "Check the network and HF_ENDPOINT, and try again.",
+        "",
+    ),
+    (
+        # Whose words may have a part of a password in them.
+        (httpx2.InvalidURL, ImportError),
+        "{what}: the address of the Hub or of a proxy cannot be used ({error}).",
+        "Check HF_ENDPOINT, and the proxies that HTTP_PROXY, HTTPS_PROXY and ALL_PROXY name.",
+        "address",
+    ),
+    (EntryNotFoundError, "{what}: the file is not in the repo.", "", "no-file"),
+    (401, "{what}: the Hub does not accept the token.", "Log in again with `hf auth login`.", "token"),
+    (403, "{what}: the token has no right to do this. {said}", "See `hf auth whoami`.", "forbidden"),
+    (429, "{what}: the Hub's rate limit is reached.", "Wait some minutes and run this again.", "rate-limit"),
+    (HfHubHTTPError, "{what}: the Hub answered {status}. {said}", "{later}", ""),
+    (
+        json.JSONDecodeError,
+        "{what}: what {hub} answers is not JSON.",
+        "Check HF_ENDPOINT: is that a Hub? If it is, try again later.",
+        "",
+    ),
+    (OddAnswerError, "{what}: what {hub} says of it cannot be read ({odd}).", "Check HF_ENDPOINT: is that a Hub?", ""),
+)
+
+
 def explain(
     error: BaseException, what: str, *, kind: type[SoupError] = ResolveError, subjects: Sequence[str] = ()
 ) -> SoupError:
     """One clear error for whatever the client raised while it looked at ``what``."""
-    status = status_of(error)
-    made, failed = partial(kind, subjects=subjects), cut_off(error) or "hub"
-    said = _without_tokens((error.server_message or "") if isinstance(error, HfHubHTTPError) else "", error)
     if isinstance(error, SoupError):
         return error
-    if isinstance(error, GatedRepoError):
-        page = f"{endpoint()}/{what.split('@', maxsplit=1)[0].strip(chr(39))}"
-        return made(
-            f"{what} is gated: its owner asks for agreement to terms before anyone reads it.",
-            hint=f"Accept the terms at {page} and log in with `hf auth login`, or set HF_TOKEN.",
-            code="gated",
-        )
-    if isinstance(error, RevisionNotFoundError):
-        return made(
-            f"{what}: there is no such branch, tag or commit.", hint="Check the part after '@'.", code="revision-gone"
-        )
-    if isinstance(error, RepositoryNotFoundError):
-        if get_token():
-            hint = "Check the spelling; a private repo needs a token that may read it (see `hf auth whoami`)."
-        else:
-            hint = "Check the spelling; if it is private, log in with `hf auth login` or set HF_TOKEN."
-        return made(f"{what} does not exist on {endpoint()}, or it is private.", hint=hint, code="gone")
-    if isinstance(error, HFValidationError):
-        return made(
-            f"{what} is neither a folder nor a Hub id.",
-            hint="A Hub id is `owner/name` (letters, digits, '-', '_' and '.'); a folder must exist.",
-            code="name",
-        )
-    if isinstance(error, OfflineModeIsEnabled):
-        return made(
-            f"{what} is not in the cache, and offline mode is on.",
-            hint="Unset HF_HUB_OFFLINE, or fetch it once while online.",
-            code="offline",
-        )
-    if isinstance(error, _UNREACHABLE):
-        return made(
-            f"{what}: {endpoint()} cannot be reached ({type(error).__name__})"
-            + ("." if kind is PublishError else ", and the cache does not hold it."),
-            hint="Check the network and HF_ENDPOINT, and try again.",
-            code=failed,
-        )
-    if isinstance(error, httpx2.InvalidURL | ImportError):
-        # Whose words may have a part of a password in them.
-        hint = "Check HF_ENDPOINT, and the proxies that HTTP_PROXY, HTTPS_PROXY and ALL_PROXY name."
-        return made(
-            f"{what}: the address of the Hub or of a proxy cannot be used ({type(error).__name__}).",
-            hint=hint,
-            code="address",
-        )
-    if isinstance(error, EntryNotFoundError):
-        return made(f"{what}: the file is not in the repo.", code="no-file")
-    if status == 401:
-        return made(
-            f"{what}: the Hub does not accept the token.", hint="Log in again with `hf auth login`.", code="token"
-        )
-    if status == 403:
-        return made(
-            f"{what}: the token has no right to do this. {said}".strip(), hint="See `hf auth whoami`.", code="forbidden"
-        )
-    if status == 429:
-        return made(
-            f"{what}: the Hub's rate limit is reached.", hint="Wait some minutes and run this again.", code="rate-limit"
-        )
-    if status is not None:
-        hint = "Try again later." if is_passing(error) else ""
-        return made(f"{what}: the Hub answered {status}. {said}".strip(), hint=hint, code=failed)
-    if isinstance(error, json.JSONDecodeError):
-        hint = "Check HF_ENDPOINT: is that a Hub? If it is, try again later."
-        return made(f"{what}: what {endpoint()} answers is not JSON.", hint=hint, code=failed)
-    if isinstance(error, OddAnswerError):
-        hint = "Check HF_ENDPOINT: is that a Hub?"
-        return made(
-            f"{what}: what {endpoint()} says of it cannot be read ({shortened(str(error))}).", hint=hint, code=failed
-        )
+    status, failed = status_of(error), cut_off(error) or "hub"
+    known = {
+        "what": what,
+        "hub": endpoint(),
+        "page": f"{endpoint()}/{what.split('@', maxsplit=1)[0].strip(chr(39))}",
+        "private": "a private repo needs a token that may read it (see `hf auth whoami`)."
+        if get_token()
+        else "if it is private, log in with `hf auth login` or set HF_TOKEN.",
+        "error": type(error).__name__,
+        "uncached": "" if kind is PublishError else ", and the cache does not hold it",
+        "said": _without_tokens(error.server_message or "", error) if isinstance(error, HfHubHTTPError) else "",
+        "status": status,
+        "later": "Try again later." if is_passing(error) else "",
+        "odd": shortened(str(error)),
+    }
+    for case, message, hint, code in _WORDS:
+        if status == case if isinstance(case, int) else isinstance(error, case):
+            words = message.format(**known).strip(), hint.format(**known)
+            return kind(*words, code=code or failed, subjects=subjects)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        cache = constants.HF_HUB_CACHE
-        return made(
-            f"{what}: no space is left on the disk of '{cache}'.",
-            hint="Make room, or set HF_HOME elsewhere.",
-            code="disk-full",
-        )
+        full = f"{what}: no space is left on the disk of '{constants.HF_HUB_CACHE}'."
+        return kind(full, "Make room, or set HF_HOME elsewhere.", code="disk-full", subjects=subjects)
     reason = getattr(error, "strerror", None) or str(error)
-    return made(f"{what}: {_without_tokens(reason, error)}", code=failed)
+    return kind(f"{what}: {_without_tokens(reason, error)}", code=failed, subjects=subjects)
 
 
 def explain_push(error: Exception, what: str) -> PublishError:

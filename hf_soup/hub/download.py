@@ -20,6 +20,7 @@ from huggingface_hub import constants, get_session, hf_hub_download, hf_hub_url,
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._http import hf_raise_for_status
+from huggingface_hub.utils.sha import git_hash
 from tqdm import tqdm
 
 from hf_soup._util.version import __version__
@@ -31,11 +32,9 @@ from hf_soup.hub.repo import Repo
 #: Bytes that are taken from a connection at a time.
 _PIECE = 1 << 20
 
-#: How long the address that the Hub redirects to is used again, which it signs for an hour.
-_SIGNED_SECONDS = 600.0
-
 _HERE = threading.Lock()
-_signed: dict[str, tuple[str, float]] = {}
+#: Address of a file on the Hub → the one that it redirected to, which it signs for an hour.
+_signed: dict[str, str] = {}
 _received = 0
 
 
@@ -65,8 +64,7 @@ def read_range(repo: Repo, path: str, start: int, stop: int) -> bytes:
         with cached.open("rb") as file:
             file.seek(start)
             data = file.read(stop - start)
-        found = _content_id(data, stated)
-        if found == stated:
+        if _content_id(data, stated) == stated:
             return data
         if repo.from_cache:
             raise ResolveError(
@@ -111,18 +109,17 @@ def _pieces(repo: Repo, path: str, start: int, stop: int, *, remembering: bool =
     wanted = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
     headers = build_hf_headers(token=repo.token, library_name="hf-soup", library_version=__version__) | wanted
     # Many samples of one file: where the Hub sent the first request, the others go directly, and without the token.
-    signed, until = _signed.get(url, ("", 0.0)) if remembering else ("", 0.0)
-    directly = time.monotonic() < until
-    given = (signed, wanted) if directly else (url, headers)
-    with get_session().stream("GET", given[0], headers=given[1], timeout=TIMEOUT) as response:
+    signed = _signed.get(url) if remembering else None
+    address, sent = (signed, wanted) if signed else (url, headers)
+    with get_session().stream("GET", address, headers=sent, timeout=TIMEOUT) as response:
         if response.status_code >= 400:
             response.read()
-        if directly and response.status_code >= 400:
+        if signed and response.status_code >= 400:
             _signed.pop(url, None)
             raise httpx2.RemoteProtocolError("the address is no longer good")  # and the next attempt asks the Hub
         hf_raise_for_status(response)
         if remembering and response.history:
-            _signed[url] = (str(response.url), time.monotonic() + _SIGNED_SECONDS)
+            _signed[url] = str(response.url)
         # A server that ignores the range answers 200 with the whole file: skip to the range, and stop after it.
         position = start if response.status_code == 206 else 0
         for chunk in response.iter_raw(_PIECE):
@@ -244,7 +241,7 @@ def _found(repo: Repo, path: str, local: Path) -> str:
 def _content_id(data: bytes, stated: str) -> str:
     """The hash of a content, of the kind that is stated of it; nothing where nothing is."""
     if len(stated) == 40:
-        return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+        return git_hash(data)
     return hashlib.sha256(data).hexdigest() if stated else ""
 
 

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from hf_soup.errors import MergeError
-from hf_soup.hub.cache import own_cache_folder, write_note
+from hf_soup.hub.cache import keep_note, own_cache_folder
 
 #: Device, inode, size in bytes, time of change of the content and of the inode, in nanoseconds.
 Stamp = tuple[int, int, int, int, int]
@@ -66,7 +66,7 @@ def remember_sha256(path: Path, stamp: Stamp, digest: str, *, since: int) -> Non
     _known[str(path), stamp] = digest
     if quiet < _COARSE:
         return
-    write_note(_note(path), " ".join(str(number) for number in stamp) + f" {digest}\n")
+    keep_note(_note(path), " ".join(str(number) for number in stamp) + f" {digest}\n")
 
 
 def _note(path: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import time
@@ -19,6 +18,7 @@ from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._http import hf_raise_for_status
 from huggingface_hub.utils._runtime import is_xet_available
 from huggingface_hub.utils._validators import validate_repo_id
+from huggingface_hub.utils.sha import git_hash
 
 from hf_soup._util.parallel import in_parallel
 from hf_soup._util.text import some
@@ -32,7 +32,6 @@ from hf_soup.hub.client import (
     Token,
     api,
     endpoint,
-    explain,
     explain_push,
     is_passing,
     pause_after,
@@ -360,20 +359,8 @@ def _content_ids(path: Path) -> set[str | None]:
     """The names under which the Hub may know a content: its sha256 (large files) and its git id (small ones)."""
     ids: set[str | None] = {sha256_of(path)}
     if path.stat().st_size <= _SMALL:
-        content = path.read_bytes()
-        ids.add(hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest())
+        ids.add(git_hash(path.read_bytes()))
     return ids
-
-
-def upload_folder(repo_id: str, folder: Path, *, repo_type: str, token: Token = None, private: bool = False) -> str:
-    """Publish a folder as it is, as the demo does with its data and models; returns the commit."""
-    client = api(token)
-    try:
-        retrying(client.create_repo, repo_id, repo_type=repo_type, private=private, exist_ok=True)
-        done = client.upload_folder(repo_id=repo_id, folder_path=folder, repo_type=repo_type)
-    except EXPLAINED as error:
-        raise explain(error, f"'{repo_id}'", kind=PublishError) from None
-    return str(done.oid)
 
 
 _TAG = re.compile(r"(?!refs/|.*(\.\.|//|\.lock$|[./]$))[A-Za-z0-9_][A-Za-z0-9._/-]{0,127}")

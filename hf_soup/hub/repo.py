@@ -1,4 +1,4 @@
-"""The Hub, read: what a reference stands for. This, `transfer`, `client` and `publish` alone import huggingface_hub.
+"""The Hub, read: what a reference stands for.
 
 What the client leaves open is closed here: requests that it does not retry are retried, and every failure becomes one
 `SoupError` that says what to do.
@@ -23,7 +23,7 @@ from huggingface_hub.utils._headers import build_hf_headers
 
 from hf_soup._util.version import __version__
 from hf_soup.errors import ResolveError
-from hf_soup.hub.cache import own_cache_folder, write_note
+from hf_soup.hub.cache import keep_note, own_cache_folder
 from hf_soup.hub.client import EXPLAINED, TIMEOUT, OddAnswerError, Token, api, endpoint, explain, retrying, status_of
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -75,7 +75,6 @@ class Listed:
         id: ``owner/name``.
         task: Its ``pipeline_tag``, from the card or guessed by the Hub from the config.
         downloads: In the last 30 days.
-        likes: Of all time.
         tags: As the Hub derives them.
         private: Whether others cannot see it.
         gated: Whether its owner asks for agreement to terms.
@@ -87,7 +86,6 @@ class Listed:
     id: str
     task: str | None = None
     downloads: int = 0
-    likes: int = 0
     tags: tuple[str, ...] = field(default=(), repr=False)
     private: bool = False
     gated: bool = False
@@ -149,7 +147,7 @@ def resolve(
     remember_commit("model", repo_id, revision, found=info.id, commit=str(info.sha))
     # Without the card, whose front matter came with the answer, so that it is seldom in the cache.
     listed = {path: (file.size, file.blob, file.sha256) for path, file in files.items() if path != "README.md"}
-    write_note(_note("files", info.id, str(info.sha)), json.dumps(listed))
+    keep_note(_note("files", info.id, str(info.sha)), json.dumps(listed))
     return Repo(
         id=info.id,
         revision=str(info.sha),
@@ -238,18 +236,8 @@ def _pull_requests_of_the_bot(repo: Repo) -> list[Discussion]:
 
 
 def base_models(repo: Repo) -> tuple[str, ...]:
-    """The ancestors that the Hub itself derived, from tags and from ``baseModels``."""
-    found = [tag.split(":")[-1] for tag in repo.tags if tag.startswith("base_model:")]
-    if not found and not repo.from_cache:
-        try:
-            stated = retrying(api(repo.token).model_info, repo.id, expand=["baseModels"], timeout=TIMEOUT).base_models
-        except EXPLAINED:
-            return ()  # Only a hint: the card, the config and the weights speak as well.
-        entries: object = stated.get("models") if isinstance(stated, dict) else stated
-        for entry in entries if isinstance(entries, list) else []:
-            name = entry.get("id") if isinstance(entry, dict) else entry
-            found += [name] if isinstance(name, str) else []
-    return tuple(dict.fromkeys(found))
+    """The ancestors that the Hub itself derived, of which its tags tell."""
+    return tuple(dict.fromkeys(tag.split(":")[-1] for tag in repo.tags if tag.startswith("base_model:")))
 
 
 def resolve_dataset(dataset: str, revision: str | None, *, token: Token = None) -> tuple[str, str]:
@@ -302,7 +290,7 @@ def search_models(tags: Sequence[str], limit: int, *, task: str | None = None, t
         ResolveError: The Hub cannot be reached, or does not answer.
     """
     what = f"the models tagged {', '.join(repr(tag) for tag in tags)}"
-    fields: list[Any] = ["downloads", "gated", "likes", "pipeline_tag", "private", "tags"]
+    fields: list[Any] = ["downloads", "gated", "pipeline_tag", "private", "tags"]
     try:
         # The client tries again by itself here, as it does nowhere else.
         found = list(
@@ -317,7 +305,6 @@ def search_models(tags: Sequence[str], limit: int, *, task: str | None = None, t
             id=info.id,
             task=info.pipeline_tag,
             downloads=info.downloads or 0,
-            likes=info.likes or 0,
             tags=tuple(info.tags or ()),
             private=bool(info.private),
             gated=bool(info.gated),
@@ -345,7 +332,7 @@ def remember_commit(kind: str, asked: str, revision: str | None, *, found: str, 
         asked, revision: As somebody spelled them.
         found, commit: The id that the Hub answered with, and the full commit.
     """
-    write_note(_note(kind, asked, revision), f"{found}\n{commit}\n")
+    keep_note(_note(kind, asked, revision), f"{found}\n{commit}\n")
 
 
 def _remembered(kind: str, asked: str, revision: str | None) -> tuple[str, str] | None:

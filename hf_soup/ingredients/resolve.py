@@ -98,7 +98,7 @@ class ResolvedIngredients:
         return {leaf: float(share * scale) for leaf, share in found.items()}
 
 
-def resolve_ingredients(recipe: Recipe, *, allow_pickle: bool = False, token: Token = None) -> ResolvedIngredients:
+def resolve_ingredients(recipe: Recipe, *, token: Token = None) -> ResolvedIngredients:
     """Open the ingredients of a recipe, and replace soups by their leaves.
 
     A soup has ``soup.yaml`` beside its weights. It is replaced where both recipes are weighted means,
@@ -107,17 +107,15 @@ def resolve_ingredients(recipe: Recipe, *, allow_pickle: bool = False, token: To
 
     Args:
         recipe: As it was asked for.
-        allow_pickle: As in a recipe.
         token: As everywhere in huggingface_hub.
 
     Raises:
         ResolveError: An ingredient cannot be opened, the Hub cannot be reached, or a soup is in itself.
         RecipeError: There are more than 1,000 leaves.
     """
-    allow_pickle = allow_pickle or recipe.allow_pickle
-    opened = open_all(recipe.ingredients, allow_pickle=allow_pickle, token=token)
+    opened = open_all(recipe.ingredients, allow_pickle=recipe.allow_pickle, token=token)
     names = distinct_names(opened)
-    soups = _Soups(recipe, dict(zip(names, opened, strict=True)), allow_pickle, token)
+    soups = _Soups(recipe, dict(zip(names, opened, strict=True)), token)
     reached = [soups.leaves(checkpoint) for checkpoint in opened]
     if not soups.replaced:
         groups = {name: {number: Fraction(1)} for number, name in enumerate(names)}
@@ -164,11 +162,11 @@ class _Soups:
     Args:
         recipe: As it was asked for.
         opened: Its ingredients by their names.
-        allow_pickle, token: As in `expand`.
+        token: As in `resolve_ingredients`.
     """
 
-    def __init__(self, recipe: Recipe, opened: Mapping[str, Checkpoint], allow_pickle: bool, token: Token) -> None:
-        self.recipe, self._allow_pickle, self._token = recipe, allow_pickle, token
+    def __init__(self, recipe: Recipe, opened: Mapping[str, Checkpoint], token: Token) -> None:
+        self.recipe, self._token = recipe, token
         self._opened = list(opened.values())
         self.known = {each.identity: each for each in self._opened}
         self._names = {each.identity: name for name, each in opened.items()}
@@ -264,7 +262,7 @@ class _Soups:
             known = self.known.get(str(ingredient))  # a repo's identity is its id and commit
             try:
                 return known or open_checkpoint(
-                    ingredient, allow_pickle=self._allow_pickle, token=self._token, on_hub=True
+                    ingredient, allow_pickle=self.recipe.allow_pickle, token=self._token, on_hub=True
                 )
             except SoupError as error:
                 return error

@@ -28,11 +28,11 @@ _DIGITS = re.compile(r"([0-9]+)")
 
 @dataclass(frozen=True)
 class _Run:
-    """A Trainer's folder: its name, its whole checkpoints by their steps, and why the last one is left out."""
+    """A Trainer's folder: its name, its whole checkpoints by their steps, and a note where the last one is left out."""
 
     name: str
     checkpoints: tuple[Path, ...]
-    half: str | None = None
+    half: Finding | None = None
 
     @property
     def chosen(self) -> tuple[Path, str]:
@@ -141,7 +141,7 @@ def expand_runs(recipe: Recipe, *, checks: bool = False, beside: bool = False) -
             f"'{recipe.ingredients[0]}' has no `checkpoint-…` folders, and {recipe.method.name} averages those.",
             hint="Name the folder that the Trainer wrote them to, or models in the order of their steps.",
         )
-    notes = [*found, *(note for run in runs if run for note in _half(run))]
+    notes = [*found, *(run.half for run in runs if run and run.half)]
     if not (window or alone):
         return _one_each(recipe, runs, notes)
     if recipe.layers:
@@ -150,7 +150,10 @@ def expand_runs(recipe: Recipe, *, checks: bool = False, beside: bool = False) -
             hint="Name the checkpoints in the run's place.",
         )
     if any(runs):
-        groups = [_spelled(each, run) if run else [each] for each, run in zip(recipe.ingredients, runs, strict=True)]
+        groups = [
+            [each.model_copy(update={"model": str(path)}) for path in run.checkpoints] if run else [each]
+            for each, run in zip(recipe.ingredients, runs, strict=True)
+        ]
     else:
         groups, runs = [list(recipe.ingredients)], [_Run("the recipe", ())]
     kept = groups
@@ -283,7 +286,10 @@ def _run(each: Ingredient, meant: bool, allow_pickle: bool) -> _Run | None:
         return None
     why = _unfinished(found, allow_pickle)
     name = _folder(each).resolve().name
-    return _Run(name, tuple(found[:-1] if why else found), why and f"{name}/{found[-1].name}: {why}")
+    if why is None:
+        return _Run(name, tuple(found))
+    half = Finding("half-written", f"Left out as half-written: {name}/{found[-1].name}: {why}", (name,))
+    return _Run(name, tuple(found[:-1]), half)
 
 
 def _unfinished(found: Sequence[Path], allow_pickle: bool) -> str | None:
@@ -310,11 +316,6 @@ def _fault(folder: Path, allow_pickle: bool) -> str | None:
     return None
 
 
-def _spelled(each: Ingredient, run: _Run) -> list[Ingredient]:
-    """An ingredient for each checkpoint, with the run's share."""
-    return [each.model_copy(update={"model": str(path)}) for path in run.checkpoints]
-
-
 def _head(named: Ingredient, number: int, runs: Sequence[_Run | None], kept: Sequence[Sequence[Ingredient]]) -> str:
     """Whose head is kept where that was a run's: its last checkpoint's."""
     if len(kept) > number and runs[number] and (run := runs[number]) and run.checkpoints:
@@ -329,11 +330,6 @@ def _head(named: Ingredient, number: int, runs: Sequence[_Run | None], kept: Seq
 
 def _note(message: str, *who: str) -> Finding:
     return Finding("training-run", message, who)
-
-
-def _half(run: _Run) -> list[Finding]:
-    message = f"Left out as half-written: {run.half}"
-    return [Finding("half-written", message, (run.name,))] if run.half else []
 
 
 def _said(run: _Run, kept: Sequence[Ingredient]) -> Finding:

@@ -143,12 +143,19 @@ def describe(
     merged, quantised = len(ancestors) > 1, "gguf" in formats or "quantization_config" in config
     guess = "adapter" if adapter else "merge" if merged else "quantized" if quantised else "finetune"
     relation = card.get("base_model_relation") or guess
-    tags = [library, *formats]
-    tags += [*_texts(config.get("model_type")), task, *_texts(card.get("tags")), *_texts(card.get("language"))]
-    tags += [f"dataset:{value}" for value in _texts(card.get("datasets"))]
-    tags += [f"base_model:{value}" for value in ancestors] + [f"base_model:{relation}:{value}" for value in ancestors]
-    tags += [f"license:{value}" for value in _texts(card.get("license"))]
-    tags += [f"task_categories:{value}" for value in _texts(card.get("task_categories"))]
+    tags = [
+        library,
+        *formats,
+        *_texts(config.get("model_type")),
+        task,
+        *_texts(card.get("tags")),
+        *_texts(card.get("language")),
+        *(f"dataset:{value}" for value in _texts(card.get("datasets"))),
+        *(f"base_model:{value}" for value in ancestors),
+        *(f"base_model:{relation}:{value}" for value in ancestors),
+        *(f"license:{value}" for value in _texts(card.get("license"))),
+        *(f"task_categories:{value}" for value in _texts(card.get("task_categories"))),
+    ]
     return {
         "library_name": library,
         "pipeline_tag": task,

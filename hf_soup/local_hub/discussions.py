@@ -61,12 +61,6 @@ async def create_discussion(call: Call) -> Response:
     return JSONResponse({"num": num, "pullRequest": base is not None, "url": url})
 
 
-async def comment(call: Call) -> Response:
-    """One more comment, by anybody."""
-    user, body = call.writer(), await call.json()
-    return JSONResponse({"newMessage": _add(call, event("comment", user, raw=_text(body, "comment")))})
-
-
 async def change_status(call: Call) -> Response:
     """Open or close, by the author or the owner of the repo."""
     user, body = call.writer(), await call.json()
@@ -75,14 +69,12 @@ async def change_status(call: Call) -> Response:
         call.writer(call.repo.namespace)
     if status not in _STATUS or about["status"] in (status, "merged"):
         raise HubError(400, f"What is {about['status']} cannot become {status!r:.40}.")
-    if body.get("comment"):
-        _add(call, event("comment", user, raw=_text(body, "comment")))
     return JSONResponse({"newStatus": _add(call, event("status-change", user, status=status), status=status)})
 
 
 async def merge(call: Call) -> Response:
     """Put what a pull request offers on main, as one commit; the Hub merges no drafts."""
-    user, body = call.writer(call.repo.namespace), await call.json()
+    user = call.writer(call.repo.namespace)
     with call.store.lock:
         about = _found(call)
         if "base" not in about or about["status"] != "open":
@@ -92,8 +84,6 @@ async def merge(call: Call) -> Response:
             raise HubError(409, f"These files were changed on main as well: {', '.join(conflicts)}")
         note = f"{about['title']} (#{about['num']})", f"- {about['title']}", user
         sha = call.store.commit(call.repo, "main", list(files.items()), note, None).sha
-        if body.get("comment"):
-            _add(call, event("comment", user, raw=_text(body, "comment")))
         _add(call, event("status-change", user, status="merged"), status="merged", merged=sha)
     return JSONResponse({"success": True})
 
@@ -139,7 +129,6 @@ ROUTES: dict[str, Endpoint] = {
     "GET /api/{kind}/{id}/discussions": list_discussions,
     "POST /api/{kind}/{id}/discussions": create_discussion,
     "GET /api/{kind}/{id}/discussions/{num}": discussion,
-    "POST /api/{kind}/{id}/discussions/{num}/comment": comment,
     "POST /api/{kind}/{id}/discussions/{num}/status": change_status,
     "POST /api/{kind}/{id}/discussions/{num}/merge": merge,
 }

@@ -127,7 +127,7 @@ async def commit(call: Call) -> Response:
     repo, answer = call.repo, {"success": True, "hookOutput": ""}
     if call.flag("create_pr"):
         base = call.store.revision(repo, parent) if parent else call.commit()
-        num = call.store.open_pull_request(repo, base, changes, note)
+        num = call.store.open_discussion(repo, note, base, changes)
         sha = repo.refs[f"refs/pr/{num}"]
         answer["pullRequestUrl"] = call.address(repo.kind, repo.id, "discussions", str(num))
     else:
@@ -148,7 +148,7 @@ async def resolve(call: Call) -> Response:
         return Response(status_code=302, headers=headers)
     headers["ETag"] = f'"{file.oid}"'
     if path == "config.json" and "data" in call.params:
-        call.store.count_downloads(call.repo)  # as on the Hub: requests for a model's config are its downloads
+        call.store.count_downloads(call.repo, 1)  # as on the Hub: requests for a model's config are its downloads
     if "data" not in call.params:
         return _sent(call.store.blob(file.sha256), headers, "text/plain; charset=utf-8")
     headers["Location"] = f"/api/resolve-cache/{call.repo.kind}s/{call.repo.id}/{made.sha}/{quote(path)}"

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, quote
 from starlette.responses import JSONResponse, Response
 
 from hf_soup.local_hub import card
-from hf_soup.local_hub.store import Commit, HubError, Repo, valid_id, valid_path, valid_ref
+from hf_soup.local_hub.store import Commit, HubError, Kind, Repo, valid_id, valid_path, valid_ref
 from hf_soup.local_hub.wire import Call, Endpoint, kind_of, not_found
 
 
@@ -45,12 +45,17 @@ async def create(call: Call) -> Response:
     return JSONResponse({"url": url, "name": repo_id, "id": repo_id})
 
 
+def _known(call: Call, kind: Kind, repo_id: str) -> Repo:
+    repo = call.store.repos.get((kind, repo_id))
+    if repo is None or not call.hub.may_see(call.user, repo):
+        raise not_found(call.user)
+    return repo
+
+
 async def delete(call: Call) -> Response:
     """Delete a repo, for good."""
     user, body = call.writer(), await call.json()
-    repo = call.store.repos.get((kind_of(body.get("type")), f"{body.get('organization') or user}/{body['name']}"))
-    if repo is None or not call.hub.may_see(user, repo):
-        raise not_found(user)
+    repo = _known(call, kind_of(body.get("type")), f"{body.get('organization') or user}/{body['name']}")
     call.writer(repo.namespace)
     call.store.delete(repo)
     return JSONResponse({"success": True})
@@ -60,10 +65,7 @@ async def move(call: Call) -> Response:
     """Rename a repo; the old id answers 307 from then on."""
     body = await call.json()
     kind, old_id, new_id = kind_of(body.get("type")), body["fromRepo"], body["toRepo"]
-    repo = call.store.repos.get((kind, old_id))
-    if repo is None or not call.hub.may_see(call.user, repo):
-        raise not_found(call.user)
-    for repo_id in (old_id, new_id):
+    for repo_id in (_known(call, kind, old_id).id, new_id):
         call.writer(repo_id.partition("/")[0])
     call.store.rename(kind, old_id, new_id)
     return JSONResponse({"success": True})
@@ -102,12 +104,25 @@ def _about(call: Call, repo: Repo, commit: Commit) -> dict[str, Any]:
     if call.flag("blobs"):
         for sibling, file in zip(siblings, commit.files.values(), strict=True):
             sibling |= {"blobId": file.oid, "size": file.size, **(file.details() if file.lfs else {})}
-    about: dict[str, Any] = {"_id": commit.sha[:24], "id": repo.id, "modelId": repo.id}
-    about |= {"author": repo.namespace, "sha": commit.sha, "createdAt": repo.created, "lastModified": commit.date}
-    about |= {"private": repo.private, "gated": repo.gated, "disabled": False, "likes": 0, "downloads": repo.downloads}
-    about |= {"cardData": data or None, "model-index": data.get("model-index"), "siblings": siblings}
-    about |= {"config": {key: config[key] for key in ("architectures", "model_type") if key in config} or None}
-    about |= card.describe(data, config, list(commit.files), call.store.current_id)
+    about = {
+        "_id": commit.sha[:24],
+        "id": repo.id,
+        "modelId": repo.id,
+        "author": repo.namespace,
+        "sha": commit.sha,
+        "createdAt": repo.created,
+        "lastModified": commit.date,
+        "private": repo.private,
+        "gated": repo.gated,
+        "disabled": False,
+        "likes": 0,
+        "downloads": repo.downloads,
+        "cardData": data or None,
+        "model-index": data.get("model-index"),
+        "siblings": siblings,
+        "config": {key: config[key] for key in ("architectures", "model_type") if key in config} or None,
+        **card.describe(data, config, list(commit.files), call.store.current_id),
+    }
     return {key: value for key, value in about.items() if value is not None}
 
 

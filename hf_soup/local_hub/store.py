@@ -164,7 +164,6 @@ class Store:
         for path in root.glob("repos/*/*/*/repo.json"):
             # The folder has the last word on the id: a server killed during a move leaves the old one inside.
             said = json.loads(path.read_text())
-            said.setdefault("discussions", said.pop("pull_requests", []))  # as they were called once
             repo = Repo(**{**said, "id": "/".join(path.parts[-3:-1])})
             self.repos[repo.kind, repo.id] = repo
         renames = root / "renames.json"
@@ -222,7 +221,7 @@ class Store:
         repo = self.find("model", name)
         return repo.id if repo else name
 
-    def count_downloads(self, repo: Repo, times: int = 1) -> None:
+    def count_downloads(self, repo: Repo, times: int) -> None:
         """Have a repo downloaded so many times more."""
         with self.lock:
             repo.downloads += times
@@ -300,21 +299,22 @@ class Store:
             self.save(repo)
             return made
 
-    def open_pull_request(self, repo: Repo, base: Commit, changes: Sequence[Change], note: Note) -> int:
-        """Put one commit beside main, and return the number of the pull request that offers it."""
-        with self.lock:
-            return self.open_discussion(repo, note, base, self._write(repo, base, changes, note))
+    def open_discussion(
+        self, repo: Repo, note: Note, base: Commit | None, changes: Sequence[Change] | None = None
+    ) -> int:
+        """Begin a discussion, or with a ``base`` a pull request, and return its number.
 
-    def open_discussion(self, repo: Repo, note: Note, base: Commit | None, offered: Commit | None = None) -> int:
-        """Begin a discussion, or with a ``base`` a pull request, which is a draft as long as it offers nothing."""
+        Changes are put beside main as one commit; as long as a pull request offers nothing it is a draft.
+        """
         with self.lock:
+            offered = base if base is None or changes is None else self._write(repo, base, changes, note)
             num, first = 1 + len(repo.discussions), event("comment", note[2], raw=note[1])
             about = {"num": num, "title": note[0], "author": first["author"], "createdAt": first["createdAt"]}
-            status = "draft" if base and not offered else "open"
+            status = "draft" if base and changes is None else "open"
             repo.discussions.append({**about, "status": status, "events": [first]})
-            if base:
+            if base and offered:
                 repo.discussions[-1]["base"] = base.sha
-                repo.refs[f"refs/pr/{num}"] = (offered or base).sha
+                repo.refs[f"refs/pr/{num}"] = offered.sha
             self.save(repo)
             return num
 

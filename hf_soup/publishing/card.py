@@ -7,18 +7,15 @@ every character that Markdown or HTML would act on escaped into the page.
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 
 from hf_soup._util.licenses import LICENSES, PERMISSIVE
-from hf_soup._util.text import short
 from hf_soup._util.yaml import write_yaml
 from hf_soup.checkpoint import PIPELINES, Checkpoint
 from hf_soup.errors import PublishError
@@ -97,29 +94,27 @@ def front_matter(title: str, models: MergedModels, report: SoupReport, license: 
     bases = [base for base in dict.fromkeys(bases) if not base.startswith("local:")]
     cards = [leaf.card for leaf in leaves]
     tags = [None if lineage.models.options.heads == "body" else card.get("pipeline_tag") for card in cards]
-    fields: dict[str, Any] = {**license.fields, "library_name": report.library}
     known = report.tasks
     # What all say, as a class does not tell a ranker from a classifier; but no pipeline that does not take the class.
     agreed = len({str(tag) for tag in tags}) == 1 and isinstance(tags[0], str) and re.fullmatch(r"[a-z0-9-]+", tags[0])
+    task = known[0] if known else None
     if agreed and (tags[0] in known or tags[0] not in PIPELINES or not known):
-        fields["pipeline_tag"] = tags[0]
-    elif known:
-        fields["pipeline_tag"] = known[0]
-    if bases:
-        fields |= {"base_model": bases, "base_model_relation": "merge"}
-    datasets = dict.fromkeys(name for card in cards for name in strings(card.get("datasets")) if is_repo_id(name))
-    if datasets:
-        fields["datasets"] = list(datasets)
-    spoken = dict.fromkeys(
-        each for card in cards for each in strings(card.get("language")) if _LANGUAGE.fullmatch(each)
-    )
-    if spoken:
-        fields["language"] = list(spoken)
-    fields["tags"] = list(dict.fromkeys(["model-soup", "merge", "hf-soup", report.method]))
+        task = tags[0]
+    datasets = [name for card in cards for name in strings(card.get("datasets")) if is_repo_id(name)]
+    languages = [name for card in cards for name in strings(card.get("language")) if _LANGUAGE.fullmatch(name)]
     results = _results(report)
-    if results:
-        fields["model-index"] = [{"name": title, "results": results}]
-    return fields
+    fields = {
+        **license.fields,
+        "library_name": report.library,
+        "pipeline_tag": task,
+        "base_model": bases,
+        "base_model_relation": "merge" if bases else None,
+        "datasets": list(dict.fromkeys(datasets)),
+        "language": list(dict.fromkeys(languages)),
+        "tags": list(dict.fromkeys(["model-soup", "merge", "hf-soup", report.method])),
+        "model-index": [{"name": title, "results": results}] if results else None,
+    }
+    return {key: value for key, value in fields.items() if value}
 
 
 def _results(report: SoupReport) -> list[dict[str, Any]]:
@@ -260,32 +255,3 @@ def edited(card: str, stated: str, digest: str) -> str:
 
 def _with_front_matter(fields: Mapping[str, Any], body: str) -> str:
     return f"---\n{write_yaml(dict(fields))}---\n\n{body}"
-
-
-def plot(path: Path, report: SoupReport) -> None:
-    """A picture of the scores with their intervals: a panel for each data set, the soup on top."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    scores = report.scores
-    names = list(scores)
-    titles = list(scores["soup"])
-    figure = Figure(figsize=(1.5 + 3.6 * len(titles), 1.2 + 0.3 * len(names)), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
-    for panel, title in zip(panels, titles, strict=True):
-        for row, name in enumerate(names):
-            score = scores[name][title]
-            color = "#d62728" if name == "soup" else "#2ca02c" if name == "ensemble" else "#1f77b4"
-            panel.plot([100 * score.low, 100 * score.high], [row, row], color=color, linewidth=1.5)
-            panel.plot([100 * score.value], [row], "o", color=color, markersize=5)
-        panel.axvline(100 * scores["soup"][title].value, color="#d62728", linewidth=0.6, linestyle=":")
-        # A dollar sign would start a formula, and names are strangers' text.
-        panel.set_title(textwrap.fill(title, 34).replace("$", r"\$"), fontsize=9)
-        panel.grid(axis="x", linewidth=0.3)
-    panels[0].set_yticks(range(len(names)), [name.replace("$", r"\$") for name in short(names)], fontsize=8)
-    panels[0].invert_yaxis()
-    figure.supxlabel("percent, with 95 % intervals", fontsize=8)
-    path.parent.mkdir(exist_ok=True)
-    # Without the date and version that matplotlib adds, the same soup has the same picture.
-    figure.savefig(path, dpi=120, metadata={"Software": None})

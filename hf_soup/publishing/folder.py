@@ -13,7 +13,7 @@ from hf_soup._util.io import write_json
 from hf_soup.checkpoint import label_names, pipeline_tasks, remembered
 from hf_soup.lineage import write_assets
 from hf_soup.publishing import plots
-from hf_soup.publishing.card import license_of, plot, render
+from hf_soup.publishing.card import license_of, render
 from hf_soup.publishing.merged_models import MergedModels
 from hf_soup.recipe import (
     CurvePoint,
@@ -133,7 +133,8 @@ def write_folder(folder: Path, report: SoupReport, recipe: Recipe, models: Merge
             file.write("\n")
     (folder / "soup.yaml").write_text(recipe.to_yaml())
     if report.scores:
-        plot(folder / "plots" / "scores.png", report)
+        (folder / "plots").mkdir(exist_ok=True)
+        plots.draw_scores(folder / "plots" / "scores.png", report)
         if report.curve:
             plots.draw_curve(folder / "plots" / "curve.png", report)
         if report.history:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_soup._util.io import write_new
 from hf_soup._util.text import short
-from hf_soup.errors import RecipeError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,6 +19,34 @@ if TYPE_CHECKING:
 
 #: Models up to which a matrix has its figures in it.
 _FIGURES = 22
+#: Without the date and version that matplotlib adds, the same numbers have the same picture.
+_PLAIN = {"Software": None}
+
+
+def draw_scores(path: Path, report: SoupReport) -> None:
+    """Write the scores with their intervals as PNG: a panel for each data set, the soup on top.
+
+    Args:
+        path: A new file.
+        report: With scores.
+    """
+    scores = report.scores
+    names = list(scores)
+    titles = list(scores["soup"])
+    figure, panels = _panels(1.5 + 3.6 * len(titles), 1.2 + 0.3 * len(names), (1,) * len(titles), sharey=True)
+    for panel, title in zip(panels, titles, strict=True):
+        for row, name in enumerate(names):
+            score = scores[name][title]
+            color = "#d62728" if name == "soup" else "#2ca02c" if name == "ensemble" else "#1f77b4"
+            panel.plot([100 * score.low, 100 * score.high], [row, row], color=color, linewidth=1.5)
+            panel.plot([100 * score.value], [row], "o", color=color, markersize=5)
+        panel.axvline(100 * scores["soup"][title].value, color="#d62728", linewidth=0.6, linestyle=":")
+        panel.set_title(_plain(textwrap.fill(title, 34)), fontsize=9)
+        panel.grid(axis="x", linewidth=0.3)
+    panels[0].set_yticks(range(len(names)), [_plain(name) for name in short(names)], fontsize=8)
+    panels[0].invert_yaxis()
+    figure.supxlabel("percent, with 95 % intervals", fontsize=8)
+    figure.savefig(path, dpi=120, metadata=_PLAIN)
 
 
 def draw_barriers(path: Path, summary: Mapping[str, Any]) -> None:
@@ -149,22 +178,15 @@ def _plain(name: str) -> str:
     return name.replace("$", r"\$")
 
 
-def _panels(width: float, height: float, ratios: tuple[float, float]) -> tuple[Figure, Any]:
-    """A figure in memory with two panels beside each other."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def _panels(width: float, height: float, ratios: Sequence[float], *, sharey: bool = False) -> tuple[Figure, Any]:
+    """A figure in memory with panels beside each other."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, 2, width_ratios=ratios)
+    return figure, figure.subplots(1, len(ratios), width_ratios=ratios, sharey=sharey, squeeze=False)[0]
 
 
 def _save(figure: Figure, path: Path) -> None:
     picture = io.BytesIO()
-    # Without the date and version that matplotlib adds, the same barriers have the same picture.
-    figure.savefig(picture, format="png", dpi=120, bbox_inches="tight", metadata={"Software": None})
-    try:
-        with path.open("xb") as file:
-            file.write(picture.getvalue())
-    except OSError as error:
-        raise RecipeError(f"Cannot write '{path}': {error.strerror}.") from None
+    figure.savefig(picture, format="png", dpi=120, bbox_inches="tight", metadata=_PLAIN)
+    write_new(path, picture.getvalue())

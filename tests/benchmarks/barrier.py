@@ -36,8 +36,7 @@ from transformers.utils import logging
 
 import hf_soup
 from hf_soup import ConnectivityReport, Recipe
-from hf_soup.demo import zoo as training
-from hf_soup.demo.cache import DATASET, POOR, Zoo, cache_folder, prepare
+from hf_soup.demo import DATASET, POOR, Zoo, zoo as training
 from hf_soup.demo.data import DIGITS, LETTERS, draw_letters, splits_of
 
 #: Name → seed of the initial weights (beside the zoo's), seed of the letters, whether they are mirrored.
@@ -88,9 +87,10 @@ def main() -> None:
     logging.disable_progress_bar()
     torch.set_num_threads(1)
     zoo = Zoo(seed=options.seed)
-    folder = prepare(cache_folder(), print, zoo, training.make_all)
     found: dict[str, list[tuple[float, float, bool]]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "zoo"
+        training.make_all(folder, print, zoo)
         theirs = {ancestor: fine_tunes(zoo, ancestor, Path(name)) for ancestor in ANCESTORS}
         siblings = [folder / each for each in zoo.fine_tunes]
         for group in ([*siblings, *theirs["redrawn"], *theirs["mirrored"]], [*siblings[:2], *theirs["stranger"]]):

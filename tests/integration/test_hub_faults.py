@@ -19,6 +19,7 @@ from typing import Any
 
 import anyio
 import pytest
+from hub_faults import Hangup
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from safetensors import safe_open
 from starlette.requests import Request
@@ -28,7 +29,7 @@ from hf_soup.checkpoint.checkpoint import open_checkpoint
 from hf_soup.errors import PublishError, ResolveError
 from hf_soup.hub import client, download as transfer, repo as hub
 from hf_soup.hub.push import PushTarget, inspect_target, require_public
-from hf_soup.local_hub import Hangup, LocalHub
+from hf_soup.local_hub import LocalHub
 from hf_soup.merging.weight_files import fetch_small, fetch_weights
 
 pytestmark = [
@@ -299,14 +300,6 @@ def test_a_file_whose_path_leads_elsewhere_is_not_there(online: LocalHub, sharde
         open_checkpoint(sharded)
 
 
-@pytest.mark.parametrize("answer", [[], {"baseModels": []}, {}, "x", None])
-def test_an_odd_answer_names_no_base(online: LocalHub, repo: str, answer: object) -> None:
-    """It is only a hint."""
-    found = replace(hub.resolve(repo), tags=())
-    online.intercept = lambda request: JSONResponse(answer) if "expand" in request.url.query else None
-    assert hub.base_models(found) == ()
-
-
 def test_an_odd_answer_is_an_error_that_says_whose(online: LocalHub, repo: str) -> None:
     online.intercept = lambda request: JSONResponse([])
     with pytest.raises(ResolveError, match=r"what http://127.0.0.1:\d+ says of it cannot be read"):
@@ -446,7 +439,7 @@ def test_the_token_goes_to_the_hub_and_nowhere_else(online: LocalHub, repo: str)
 
 
 def test_a_renamed_repo_is_called_by_its_new_name(online: LocalHub, repo: str) -> None:
-    online.rename("model", repo, "acme/new")
+    online.store.rename("model", repo, "acme/new")
     found = hub.resolve(repo)
     assert found.id == "acme/new"
     assert transfer.read_range(found, NAME, 0, 3) == WEIGHTS[:3]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_faults import Hangup
 from huggingface_hub import HfApi
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -17,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from hf_soup.errors import PublishError
 from hf_soup.hub import repo as hub
 from hf_soup.hub.push import PushResult, commit_folder, inspect_target
-from hf_soup.local_hub import Hangup, LocalHub
+from hf_soup.local_hub import LocalHub
 
 # The client hands files to its HTTP library in a way that the library deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
@@ -426,7 +427,7 @@ def test_the_repo_is_renamed_in_between(
 
     def rename(request: Request) -> None:
         if fits(request):
-            online.rename("model", REPO, "acme/renamed")
+            online.store.rename("model", REPO, "acme/renamed")
 
     online.intercept = rename
     push(soup, create_pr=create_pr)

@@ -14,7 +14,7 @@ import torch
 from drawn_data import card
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save
-from stand_ins import BERT, CLIP, VIT, Tensors, as_json, publish, weights
+from stand_ins import BERT, CLIP, VIT, Tensors, as_json, bot_pull_request, publish, weights
 from starlette.responses import JSONResponse
 from transformers import BertConfig, BertForSequenceClassification, CLIPVisionModel
 
@@ -33,7 +33,9 @@ NAMED = {"id2label": {"0": "negative", "1": "positive"}, "label2id": {"negative"
 @pytest.fixture
 def local_hub(zoo: LocalHub) -> LocalHub:
     """The Hub of the whole session: what a test publishes, it publishes under a name of its own."""
-    zoo.count_downloads("model", BERT, 1000)  # as a base has, so that it is among those that are looked at
+    zoo.store.count_downloads(
+        zoo.store.repos["model", BERT], 1000
+    )  # as a base has, so that it is among those that are looked at
     return zoo
 
 
@@ -220,7 +222,7 @@ def test_a_candidate_may_hold_numbers_that_are_none(put: Put, online: LocalHub, 
     tensors = {name: each * float("inf") for name, each in bert[1].items()}
     # Without the ingredients' labels, which an ancestor has not learned.
     broken = put("broken", tensors=tensors, base=None, config={"id2label": None, "label2id": None})
-    online.count_downloads("model", broken, 2000)
+    online.store.count_downloads(online.store.repos["model", broken], 2000)
     lineage = check([put("a", 1, base=None), put("b", 2, base=None)])
     assert (lineage.verdict, codes(lineage), ancestor(lineage)) == ("likely", {"ancestor-found"}, (BERT, "weights"))
 
@@ -309,7 +311,7 @@ def test_an_ancestor_that_is_gone(put: Put) -> None:
 
 def test_an_ancestor_that_is_gated(put: Put, online: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
     gated = put("gated", 9, base=None)
-    online.gate("model", gated)
+    HfApi().update_repo_settings(gated, gated="auto")
     monkeypatch.delenv("HF_TOKEN")
     lineage = check([put("a", 1, base=gated), put("b", 2, base=gated)], token=False)
     assert (lineage.verdict, codes(lineage)) == ("likely", {"ancestor-unreadable"})
@@ -375,7 +377,7 @@ def test_a_pull_request_that_is_not_to_be_believed(
     ):
         files = {"config.json": as_json(bert[0]), **stand_ins.pickled(bert[1])}
         publish(online, f"unbelievable/{name}", files)
-        online.bot_pull_request("model", f"unbelievable/{name}", {**content}, **options)
+        bot_pull_request(online, f"unbelievable/{name}", content, **options)
     publish(online, "unbelievable/old", {"README.md": b"---\nlicense: mit\n---\n# The head of main has moved on\n"})
     for name in ("author", "title", "old"):
         with pytest.raises(ResolveError, match=r"only pytorch_model\.bin"):

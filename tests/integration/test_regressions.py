@@ -48,7 +48,7 @@ def test_names_that_moved_are_known_offline(
 ) -> None:
     """What was resolved under an old name is found under it again when the Hub is away."""
     publish("a")
-    online.rename("model", "acme/a", "acme/new")
+    online.store.rename("model", "acme/a", "acme/new")
     found = hub.resolve("acme/a")
     transfer.fetch_one(found, "config.json")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_faults import Hangup
 from huggingface_hub import CommitOperationAdd, HfApi
 
-from hf_soup.local_hub import Hangup, LocalHub
+from hf_soup.local_hub import LocalHub
 
 Load = Callable[..., dict[str, Any]]
 

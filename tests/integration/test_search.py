@@ -71,7 +71,7 @@ def grow(publish: Callable[..., str], family: Path, tmp_path: Path, online: Loca
         for path in drop:
             (folder / path).unlink()
         publish(name, folder)
-        online.count_downloads("model", f"acme/{name}", downloads)
+        online.store.count_downloads(online.store.repos["model", f"acme/{name}"], downloads)
         return f"acme/{name}"
 
     return make
@@ -96,7 +96,7 @@ def meadow(grow: Callable[..., str], online: LocalHub, monkeypatch: pytest.Monke
     grow("original", downloads=51, config=MOODS, source="a")
     grow("copy", downloads=50, config=MOODS, source="a")
     grow("gated", downloads=40, config=MOODS)
-    online.gate("model", "acme/gated")
+    HfApi().update_repo_settings("acme/gated", gated="auto")
     # These name the base as well, and are no fine-tunes of it.
     grow("true-lora", downloads=9999, files={"adapter_config.json": b"{}"}, drop=(weights, "config.json"))
     grow("true-gguf", downloads=9999, files={"model.gguf": b"GGUF"}, drop=(weights, "config.json"))
@@ -277,8 +277,8 @@ def test_a_base_that_was_renamed(grow: Callable[..., str], online: LocalHub) -> 
     """Cards go on with the old name; the Hub's tags have the new one, whichever the user types."""
     grow("one", config=MOODS)
     grow("two", config=MOODS, card="base_model: base")
-    online.rename("model", BASE, "acme/ground")
-    online.rename("model", "base", "acme/ground")
+    online.store.rename("model", BASE, "acme/ground")
+    online.store.rename("model", "base", "acme/ground")
     for name in (
         BASE,
         "base",
@@ -367,7 +367,7 @@ def test_a_base_whose_weights_cannot_be_read(
     grow("stranger", config=MOODS, strange=True)
     api = HfApi(endpoint=online.endpoint, token=online.token)
     if damage == "gated":
-        online.gate("model", BASE)
+        api.update_repo_settings(BASE, gated="auto")
         monkeypatch.delenv("HF_TOKEN")
     elif damage == "pickle":
         api.delete_file("model.safetensors", BASE)

@@ -19,6 +19,7 @@ from pathlib import Path
 import anyio
 import pytest
 import torch
+from hub_faults import Hangup
 from plans import make_plan
 from safetensors.torch import load_file, save_file
 from starlette.requests import Request
@@ -28,7 +29,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from hf_soup import MergeError, Recipe, RecipeError, ResolveError, Soup, cook
 from hf_soup.checkpoint.headers import TensorInfo
 from hf_soup.hub import client, download as transfer
-from hf_soup.local_hub import Hangup, LocalHub
+from hf_soup.local_hub import LocalHub
 from hf_soup.merging import layout, plan as plan_module
 from hf_soup.merging.weight_files import WeightFile, WeightFiles
 

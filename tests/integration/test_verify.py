@@ -22,7 +22,6 @@ from starlette.responses import Response
 import hf_soup
 from hf_soup import MergeError, Recipe, Soup, VerificationReport
 from hf_soup.hub import download as transfer, repo as hub
-from hf_soup.hub.push import upload_folder
 from hf_soup.local_hub import LocalHub
 from hf_soup.merging import layout
 from hf_soup.methods import METHODS
@@ -673,14 +672,16 @@ def where(family: Path) -> list[str]:
 
 
 def test_scores_are_measured_again(
-    hf_soup: Callable[..., Any], family: Path, trained: Path, publish: Publish, tmp_path: Path
+    hf_soup: Callable[..., Any], family: Path, trained: Path, publish: Publish, local_hub: LocalHub, tmp_path: Path
 ) -> None:
     """Hub data by commit, local data where the caller says, beside soup.json and the card."""
     publish("base")
     models = [publish(name, trained / name) for name in ("good", "fair")]
     (tmp_path / "data").mkdir()
     shutil.copy(family / "report.csv", tmp_path / "data" / "data.csv")
-    upload_folder("acme/rows", tmp_path / "data", repo_type="dataset")
+    api = HfApi(endpoint=local_hub.endpoint, token=local_hub.token)
+    api.create_repo("acme/rows", repo_type="dataset")
+    api.upload_folder(repo_id="acme/rows", repo_type="dataset", folder_path=tmp_path / "data")
     report = {"task": "text-classification", "dataset": "acme/rows", "split": "train", "metric": "accuracy"}
     recipe = Recipe(ingredients=models, select="greedy", score=data(family), report=report)
     (tmp_path / "r.yaml").write_text(recipe.to_yaml())

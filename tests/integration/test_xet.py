@@ -16,6 +16,7 @@ from typing import Any
 
 import anyio
 import pytest
+from hub_faults import Hangup
 from huggingface_hub import HfApi, RepoFile, constants
 from huggingface_hub.utils import _xet
 from safetensors.torch import load_file
@@ -25,8 +26,8 @@ from xet_server import XetHub
 
 from hf_soup import Recipe, Soup, cook
 from hf_soup.errors import PublishError, ResolveError
-from hf_soup.hub.push import PushTarget, _speaks_xet, upload_folder
-from hf_soup.local_hub import Hangup, LocalHub
+from hf_soup.hub.push import PushTarget, _speaks_xet
+from hf_soup.local_hub import LocalHub
 
 # The client hands files to its HTTP library in a way that the library deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
@@ -57,7 +58,8 @@ def publish(online: LocalHub) -> Callable[..., str]:
     """Puts a folder on the Hub by the client, which is what uses xet."""
 
     def push(name: str, folder: Path) -> str:
-        upload_folder(f"acme/{name}", folder, repo_type="model")
+        HfApi().create_repo(f"acme/{name}", exist_ok=True)
+        HfApi().upload_folder(repo_id=f"acme/{name}", folder_path=folder)
         return f"acme/{name}"
 
     return push

@@ -1,4 +1,4 @@
-"""The demo: the repos of its zoo, the cache that keeps them, and the story that is told with them."""
+"""The demo: the repos of its zoo, and the story that is told with them."""
 
 import io
 import json
@@ -11,10 +11,9 @@ import torch
 import yaml
 from PIL import Image
 
-from hf_soup.demo import Shell, child_environment, demo_recipe, run_demo
-from hf_soup.demo.cache import ANCESTOR, DATASET, OWNER, POOR, Zoo, prepare
+from hf_soup.demo import ANCESTOR, DATASET, OWNER, POOR, Shell, Zoo, child_environment, demo_recipe, run_demo
 from hf_soup.demo.data import DIGITS, LETTERS, make_dataset, splits_of
-from hf_soup.demo.zoo import make_all, make_zoo
+from hf_soup.demo.zoo import make_all
 from hf_soup.errors import SoupError
 from hf_soup.recipe.schema import Recipe
 
@@ -23,13 +22,10 @@ RECIPE = Path(__file__).parents[3] / "recipes" / "demo-digits.yaml"
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def zoo(cache):
-    return prepare(cache, lambda text: None, TINY, make_all)
+def zoo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("zoo")
+    make_all(folder, lambda text: None, TINY)
+    return folder
 
 
 def card_of(folder):
@@ -113,70 +109,12 @@ def test_no_picture_is_in_two_splits():
 
 def test_equal_seeds_give_equal_bytes(zoo, tmp_path):
     """Data and models are a function of the settings: made again, every file is the same."""
-    make_dataset(tmp_path / DATASET)
-    make_zoo(tmp_path, lambda text: None, TINY)
+    make_all(tmp_path, lambda text: None, TINY)
     for path in sorted(path for path in tmp_path.rglob("*") if path.is_file()):
         assert path.read_bytes() == (zoo / path.relative_to(tmp_path)).read_bytes(), path.name
     make_dataset(tmp_path / "other", seed=1)
     split = Path("data") / "train-00000-of-00001.parquet"
     assert (tmp_path / "other" / split).read_bytes() != (tmp_path / DATASET / split).read_bytes()
-
-
-class Maker:
-    """Stands in for the training, and counts how often it was asked for."""
-
-    def __init__(self):
-        self.calls = 0
-
-    def __call__(self, folder, progress, zoo):
-        self.calls += 1
-        (folder / ANCESTOR).mkdir()
-        (folder / ANCESTOR / "config.json").write_text("{}")
-
-
-def test_a_second_run_trains_nothing(cache, zoo):
-    """A finished zoo is found again, and nothing is left beside it."""
-    make = Maker()
-    assert prepare(cache, lambda text: None, TINY, make) == zoo
-    assert make.calls == 0
-    assert [path.name for path in cache.iterdir()] == [TINY.key]
-
-
-@pytest.mark.parametrize("damage", ["no marker", "a file less", "a file changed", "a file more"])
-def test_an_incomplete_zoo_is_made_again(tmp_path, damage):
-    """What the marker does not vouch for, file by file, is not used."""
-    make = Maker()
-    folder = prepare(tmp_path, lambda text: None, TINY, make)
-    if damage == "no marker":
-        (folder / "complete.json").unlink()
-    elif damage == "a file less":
-        (folder / ANCESTOR / "config.json").unlink()
-    elif damage == "a file changed":
-        (folder / ANCESTOR / "config.json").write_text("{ }")
-    else:
-        (folder / ANCESTOR / "more").write_text("")
-    assert prepare(tmp_path, lambda text: None, TINY, make) == folder
-    assert make.calls == 2
-    assert (folder / ANCESTOR / "config.json").read_text() == "{}"
-    assert not (folder / ANCESTOR / "more").exists()
-
-
-def test_an_interrupted_training_leaves_nothing(tmp_path):
-    """Ctrl-C in the middle: the next run starts anew."""
-
-    def interrupted(folder, progress, zoo):
-        (folder / ANCESTOR).mkdir()
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        prepare(tmp_path, lambda text: None, TINY, interrupted)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_other_settings_are_another_zoo():
-    """Every setting is part of the key under which a zoo is kept."""
-    others = [Zoo(seed=1), Zoo(letters=1), Zoo(letter_epochs=1), Zoo(good=1), Zoo(epochs=(1, 2))]
-    assert len({zoo.key for zoo in (Zoo(), *others)}) == 6
 
 
 def test_the_recipe_names_what_the_zoo_holds():
@@ -195,7 +133,7 @@ def test_the_recipe_names_what_the_zoo_holds():
 def test_progress_names_each_model(tmp_path):
     """One line before each training, so that a minute of work is not a minute of silence."""
     lines = []
-    make_zoo(tmp_path, lines.append, Zoo(letters=128, letter_epochs=1, good=0, epochs=(1, 1)))
+    make_all(tmp_path, lines.append, Zoo(letters=128, letter_epochs=1, good=0, epochs=(1, 1)))
     assert len(lines) == 2
     assert ANCESTOR in lines[0]
     assert POOR in lines[1]
@@ -225,6 +163,7 @@ def test_the_demos_processes_know_nothing_of_the_users_account(tmp_path):
         "HF_TOKEN": "hf_made",
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_UPDATE_CHECK": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "NO_PROXY": "127.0.0.1,localhost",
         "no_proxy": "127.0.0.1,localhost",
@@ -237,7 +176,6 @@ def test_a_command_that_fails_stops_the_demo(tmp_path):
     with pytest.raises(SoupError, match=r"`hf-soup cook` ended with exit code 3\.\nrefused"):
         shell.run("hf-soup cook", "-c", "print('refused'); raise SystemExit(3)")
     assert shell.run("python", "-c", "import sys; print(sys.executable)").strip() == sys.executable
-    assert list(shell.seconds) == ["hf-soup cook", "python"]
 
 
 def figures(*values):
@@ -264,34 +202,39 @@ def cooked(models):
 
 @pytest.fixture
 def told(tmp_path, monkeypatch, capsys):
-    """Tells the story with a zoo that is there and commands that answer at once; gives what was said and run."""
+    """Tells the story, with a zoo that is there and commands that answer at once; gives what was said and run."""
     models = [f"{OWNER}/{name}" for name in TINY.fine_tunes]
     ran = []
+
+    def make(folder, progress, zoo):
+        for name in (DATASET, ANCESTOR):
+            (folder / name).mkdir(parents=True)
 
     def run(shell, name, *arguments):
         ran.append(name)
         return cooked(models) if name.startswith("hf-soup cook") else f"did {name.split()[1:2]}\n"
 
     monkeypatch.setattr(Shell, "run", run)
-    monkeypatch.setattr("hf_soup.demo.prepare", lambda *arguments: tmp_path / "zoo")
+    monkeypatch.setattr("hf_soup.demo.zoo.make_all", make)
     monkeypatch.chdir(tmp_path)
 
     def tell():
         ran.clear()
-        result = run_demo(Path("demo"), progress=lambda text: None, zoo=TINY)
-        return result, capsys.readouterr().out, list(ran)
+        run_demo(Path("demo"), progress=lambda text: None, zoo=TINY)
+        return capsys.readouterr().out, list(ran)
 
     return tell
 
 
 def test_the_story_shows_every_command_and_ends_in_a_table(told):
     """What ran is what was shown; the table has every ingredient and four ways to use them; no win is claimed."""
-    result, text, ran = told()
+    text, ran = told()
     assert [name.split()[1] for name in ran if name.startswith("hf-soup")] == ["check", "cook", "cook", "cook", "push"]
     assert [line[2:] for line in text.splitlines() if line.startswith("$ hf-soup")] == [
         name for name in ran if name.startswith("hf-soup")
     ]
-    assert list(result["table"]) == [
+    head = text.index("in %, with 95 % intervals")
+    assert [line.split("   ")[0] for line in text[head:].splitlines()[1:8]] == [
         "vit-digits-1 *",
         "vit-digits-2",
         POOR,
@@ -315,11 +258,37 @@ def test_the_story_shows_every_command_and_ends_in_a_table(told):
 
 def test_a_second_demo_overwrites_nothing(told):
     """It goes on in the next folder, and pushes to the next name."""
-    first, _, _ = told()
-    second, _, ran = told()
-    assert (first["folder"], second["folder"]) == ("demo/1", "demo/2")
-    assert (first["repo"], second["repo"]) == (f"{OWNER}/vit-digits-soup", f"{OWNER}/vit-digits-soup-2")
-    assert f"hf-soup push demo/2/soup {OWNER}/vit-digits-soup-2" in ran
+    _, first = told()
+    _, second = told()
+    assert f"hf-soup push demo/1/soup {OWNER}/vit-digits-soup" in first
+    assert f"hf-soup push demo/2/soup {OWNER}/vit-digits-soup-2" in second
+
+
+def test_a_second_demo_in_its_folder_trains_and_uploads_nothing(told):
+    """What the first one made is used."""
+    _, first = told()
+    uploads = [name for name in first if name.startswith("hf upload")]
+    assert [name.split()[2] for name in uploads] == [f"{OWNER}/{DATASET}", f"{OWNER}/{ANCESTOR}"]
+    assert [name.split()[-1] for name in uploads] == ["dataset", "model"]
+    _, second = told()
+    assert not [name for name in second if name.startswith("hf upload")]
+    assert {path.name for path in Path("demo").iterdir()} == {"1", "2", "hub", "models"}
+
+
+def test_a_demo_that_was_stopped_leaves_no_models(told, monkeypatch):
+    """Ctrl-C while they are uploaded: the next demo makes them again."""
+    run = Shell.run
+
+    def stopped(shell, name, *arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Shell, "run", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        told()
+    assert {path.name for path in Path("demo").iterdir()} == {"1", "hub"}
+    monkeypatch.setattr(Shell, "run", run)
+    _, ran = told()
+    assert [name for name in ran if name.startswith("hf upload")]
 
 
 @pytest.mark.parametrize(("make", "message"), [("file", "is a file"), ("folder", "holds something else")])

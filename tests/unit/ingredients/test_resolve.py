@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from safetensors.torch import load_file, save_file
 from starlette.responses import Response
 
@@ -297,7 +297,7 @@ def test_a_leaf_that_cannot_be_had_leaves_the_soup_whole(
     online: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where it is gated. But where nobody can say, as without a network, that is the error."""
-    online.gate("model", "acme/b")
+    HfApi().update_repo_settings("acme/b", gated="auto")
     monkeypatch.setattr(transfer, "_signed", {})
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
