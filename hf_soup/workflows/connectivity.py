@@ -321,7 +321,6 @@ def connectivity(
     """
     from hf_soup.evaluation import (
         Candidates,
-        batch_norms,
         load_data,
         model_template,
         require_memory,
@@ -345,8 +344,7 @@ def connectivity(
         require_memory(layout)
         data = load_data(recipe, template, context)
         log_notes(data)
-        if data.calibration and batch_norms(tensor.name for tensor in layout.tensors):
-            require_variance(data.calibration.inputs)
+        require_variance(layout, data.calibration)
         bench = data.validation[0]
         logger.info(f"{len(names)} models, {pairs} pair{'s'[: pairs - 1]}: {total} scorings of {bench.n:,} rows")
         paths = fetch_weights(models.checkpoints, quiet=quiet)

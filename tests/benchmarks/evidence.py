@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -23,22 +24,19 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import evidence_zoo
 import numpy as np
 import torch
+from ensemble_gap import predicted_gap
 from scipy.stats import pearsonr, spearmanr, t
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
 import hf_soup
-from hf_soup.evaluation.dataset import EvalDataset, Logits, compare, prepare_datasets
-from hf_soup.evaluation.ensembles import (
-    calibration,
-    diversity,
-    ensemble,
-    greedy_ensemble,
-    logit_ensemble,
-    predicted_gap,
-)
+from hf_soup.evaluation.dataset import EvalDataset, Logits, compare
+from hf_soup.evaluation.ensembles import calibration, diversity, ensemble, greedy_ensemble, logit_ensemble
+from hf_soup.evaluation.preprocessing import prepare_datasets
 from hf_soup.methods import METHODS
 from hf_soup.selection import SELECTIONS
 
@@ -137,7 +135,7 @@ def measure(kind: str, zoo: Path) -> dict[str, Any]:
         return {
             "singles": {name: scores(kitchen, logits, rows[BEST]) for name, logits in singles.items()},
             "rows": {title: scores(kitchen, logits, rows[BEST]) for title, logits in rows.items()},
-            "diversity": diversity({name: singles[name]["test"] for name in good}, test.references)["mean"],
+            "diversity": diversity({name: singles[name]["test"] for name in good}, test.references).mean.model_dump(),
             "gaps": [{"poor": "poor" in b, **asdict(gap(kitchen, singles, a, b))} for a, b in pairs],
             "n": {column: bench.n for column, bench in kitchen.benches.items()},
         }
@@ -183,7 +181,7 @@ def scores(kitchen: Kitchen, logits: Mapping[str, Logits], best: Mapping[str, Lo
         found[column] = {
             "accuracy": bench.value(logits[column]),
             "claim": int(np.sign(against.difference)) if against.significant else 0,
-            **calibration(logits[column], bench.references),
+            **calibration(logits[column], bench.references).model_dump(),
         }
     return found
 

@@ -35,7 +35,8 @@ from fusion_zoo import CHECKPOINTS, JOINT, TASKS
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
 import hf_soup
-from hf_soup.evaluation.dataset import EvalDataset, prepare_datasets
+from hf_soup.evaluation.dataset import EvalDataset
+from hf_soup.evaluation.preprocessing import prepare_datasets
 from hf_soup.methods import METHODS
 
 #: Of each kind of zoo.
