@@ -194,8 +194,9 @@ class _Pass:
     def __init__(self, one: Plan, paths: Sequence[Mapping[str, Path]], calibration: Calibration) -> None:
         self._layout, self._inputs = one.layout, calibration.inputs
         self._seed, self._device = calibration.seed, calibration.device
-        self._made_of = calibration.template.config, self._inputs.examples.task, torch.float32
-        self._materializer, self._resident = Materializer(one.layout, paths), ReusableModel(*self._made_of)
+        self._made_of = calibration.template.config, self._inputs.examples.task
+        self._materializer = Materializer(one.layout, paths)
+        self._resident = ReusableModel(*self._made_of, torch.float32)
         self._loaded: tuple[Plan, PreTrainedModel] | None = None
         self._homes = self._find(one)
 
@@ -235,8 +236,7 @@ class _Pass:
     def _find(self, alone: Plan) -> LoadedParameters:
         """Where each tensor of the disk lies in the model; nothing is known of those that are in pieces there."""
         numbers = [number for number, tensor in enumerate(self._layout.tensors) if tensor.averaged and tensor.size]
-        config, task, _ = self._made_of
-        return find_loaded_parameters(self._layout, numbers, self._materializer.materialize(alone), config, task)[1]
+        return find_loaded_parameters(self._layout, numbers, self._materializer.materialize(alone), *self._made_of)[1]
 
     def _model(self, alone: Plan) -> PreTrainedModel:
         if self._loaded is None or self._loaded[0] is not alone:

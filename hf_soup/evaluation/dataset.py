@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation import label_map, metrics, tasks
 from hf_soup.evaluation.model import answers
-from hf_soup.evaluation.statistics import Ints, comparison_of, mcnemar, paired_bootstrap, paired_interval, resampled
+from hf_soup.evaluation.statistics import Ints, comparison_of, paired_bootstrap, paired_interval, resampled
 from hf_soup.merging import ProcessGroup
 from hf_soup.recipe import Examples, ReportedComparison, Score, Scoring
 
@@ -123,12 +123,8 @@ class EvalDataset:
         )
         return replace(found, metric=self.scoring.measure)
 
-    def value(self, logits: Logits) -> float:
-        """The metric alone, without the interval, for whoever asks it of many candidates."""
-        return self.judge(self.answers(logits))
-
     def judge(self, answers: Ints, rows: Ints | None = None) -> float:
-        """The metric of answers to all rows, or of those to some."""
+        """The metric of answers to all rows, or of those to some, without the interval."""
         scoring, chosen = self.scoring, slice(None) if rows is None else rows
         return metrics.value(scoring.metric, self.references[chosen], answers[chosen], scoring.trust_remote_code)
 
@@ -259,8 +255,9 @@ class CalibrationDataset:
 def compare(bench: EvalDataset, logits_a: Logits, logits_b: Logits) -> ReportedComparison:
     """Is the first model better than the second, on the same rows?
 
-    Accuracy: the exact McNemar test, and the interval of Agresti and Min for matched shares. Other metrics:
-    the paired bootstrap, and a permutation test.
+    Accuracy: the exact two-sided test of McNemar (Note on the sampling error of the difference between correlated
+    proportions, 1947), of the rows that just one of them gets right, and the interval of Agresti and Min for matched
+    shares. Other metrics: the paired bootstrap, and a permutation test.
 
     Args:
         bench: The rows and the metric.
@@ -269,12 +266,15 @@ def compare(bench: EvalDataset, logits_a: Logits, logits_b: Logits) -> ReportedC
     Returns:
         The difference, first minus second, and a sentence that claims it only where it can be seen.
     """
+    from scipy.stats import binomtest
+
     name, first, second = bench.scoring.measure, bench.answers(logits_a), bench.answers(logits_b)
     if bench.scoring.metric == "accuracy":
         right, other = first == bench.references, second == bench.references
         b, c = int(np.sum(right & ~other)), int(np.sum(other & ~right))
         low, high = paired_interval(b, c, bench.n)
-        return comparison_of(name, (b - c) / bench.n, low, high, mcnemar(b, c), bench.n)
+        p = float(binomtest(b, b + c).pvalue) if b + c else 1.0
+        return comparison_of(name, (b - c) / bench.n, low, high, p, bench.n)
     metric = metrics.find(bench.scoring.metric, bench.scoring.trust_remote_code)
     low, high, p = paired_bootstrap(bench.references, first, second, metric)
-    return comparison_of(name, bench.value(logits_a) - bench.value(logits_b), low, high, p, bench.n)
+    return comparison_of(name, bench.judge(first) - bench.judge(second), low, high, p, bench.n)

@@ -28,7 +28,7 @@ from hf_soup.evaluation.statistics import Ints
 from hf_soup.merging import Layout, Reading
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 
 #: Elements of an ingredient that are held at once.

@@ -16,7 +16,7 @@ import numpy as np
 
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.data import content_hash
-from hf_soup.evaluation.statistics import Counted, Floats, Ints, Metric, bootstrap, wilson
+from hf_soup.evaluation.statistics import Counted, Floats, Ints, Metric, bootstrap
 from hf_soup.evaluation.tasks import first_line
 from hf_soup.hub import cut_off
 from hf_soup.recipe import Score, is_local_path
@@ -202,9 +202,12 @@ def value(metric: str, labels: Ints, answers: Ints, trusted: bool = False) -> fl
 
 def score(metric: str, labels: Ints, answers: Ints, trusted: bool = False) -> Score:
     """A metric with its 95 % interval: Wilson's for accuracy, the bootstrap's for others."""
+    from scipy.stats import binomtest
+
     value_of_all, n = value(metric, labels, answers, trusted), len(labels)
     if metric == "accuracy":
-        low, high = wilson(int(np.sum(labels == answers)), n)
+        # Wilson, Probable inference, JASA 1927: good for few rows, and for shares near zero and one.
+        low, high = binomtest(int(np.sum(labels == answers)), n).proportion_ci(method="wilson")
     else:
         low, high = bootstrap(labels, answers, find(metric, trusted))
-    return Score(metric, value_of_all, min(low, value_of_all), max(high, value_of_all), n)
+    return Score(metric, value_of_all, float(min(low, value_of_all)), float(max(high, value_of_all)), n)

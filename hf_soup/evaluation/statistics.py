@@ -72,49 +72,6 @@ def comparison_of(metric: str, difference: float, low: float, high: float, p: fl
     )
 
 
-def wilson(correct: int, n: int) -> tuple[float, float]:
-    r"""The 95 % interval of a share, good for small ``n`` and for shares near zero and one.
-
-    .. math:: \frac{1}{1 + z^2/n}\left(\hat p + \frac{z^2}{2n}
-        \pm z\sqrt{\frac{\hat p(1-\hat p)}{n} + \frac{z^2}{4n^2}}\right)
-
-    Args:
-        correct: Rows answered correctly, of ``n >= 1``.
-
-    Reference:
-        Wilson, Probable inference, the law of succession, and statistical inference, JASA 1927.
-
-    >>> [round(bound, 4) for bound in wilson(10, 10)]
-    [0.7225, 1.0]
-    """
-    from scipy.stats import binomtest
-
-    low, high = binomtest(correct, n).proportion_ci(method="wilson")
-    return float(low), float(high)
-
-
-def mcnemar(only_first: int, only_second: int) -> float:
-    r"""The exact two-sided p of McNemar's test: are two models equally often right on the same rows?
-
-    With :math:`m` rows that just one of them gets right, :math:`p = 2\,P(X \le \min(b, c))` for
-    :math:`X \sim \mathrm{Binomial}(m, \tfrac12)`, at most one.
-
-    Args:
-        only_first: Rows that only the first model gets right.
-        only_second: Rows that only the second model gets right.
-
-    Reference:
-        McNemar, Note on the sampling error of the difference between correlated proportions, 1947.
-
-    >>> mcnemar(1, 9)
-    0.021484375
-    """
-    from scipy.stats import binomtest
-
-    together = only_first + only_second
-    return float(binomtest(only_first, together).pvalue) if together else 1.0
-
-
 def paired_interval(only_first: int, only_second: int, n: int) -> tuple[float, float]:
     r"""The 95 % interval of the difference of two accuracies on the same ``n`` rows.
 
@@ -146,7 +103,7 @@ def bootstrap(labels: Ints, answers: Ints, metric: Metric) -> tuple[float, float
     Reference:
         Efron, Bootstrap methods: another look at the jackknife, 1979.
     """
-    (label, answer), counts = _kinds(labels, answers)
+    (label, answer), counts = np.unique(np.stack([labels, answers]), axis=1, return_counts=True)
     return _interval(lambda rows: _values(metric, label, answer, rows), counts, _generator(0))
 
 
@@ -163,7 +120,7 @@ def paired_bootstrap(labels: Ints, first: Ints, second: Ints, metric: Metric) ->
     Returns:
         Low, high (first minus second) and p.
     """
-    (label, one, two), counts = _kinds(labels, first, second)
+    (label, one, two), counts = np.unique(np.stack([labels, first, second]), axis=1, return_counts=True)
     twice, forward, exchanged = np.tile(label, 2), np.concatenate([one, two]), np.concatenate([two, one])
 
     def difference(rows: Ints, moved: Ints | int = 0) -> Floats:
@@ -201,12 +158,6 @@ def resampled(labels: Ints, answers: Ints, metric: Metric) -> Floats:
         return np.stack([np.bincount(place[generator.integers(n, size=n)], minlength=len(label)) for _ in range(BLOCK)])
 
     return np.concatenate([_values(metric, label, answer, block()) for _ in range(RESAMPLES // BLOCK)])
-
-
-def _kinds(*columns: Ints) -> tuple[Ints, Ints]:
-    """The distinct rows of some columns, ``(columns, kinds)``, and how many there are of each."""
-    kinds, counts = np.unique(np.stack(columns), axis=1, return_counts=True)
-    return kinds, counts
 
 
 def _values(metric: Metric, labels: Ints, answers: Ints, rows: Ints) -> Floats:

@@ -358,7 +358,7 @@ def connectivity(
                 alone = next(iter(weights)) if len(weights) == 1 else None
                 # The straight line, by whatever method the recipe averages.
                 (logits,) = candidates.logits_alone(alone) if alone else candidates.logits(Mixture(weights))
-                found = bench.value(logits), bench.resampled(logits)
+                found = bench.judge(bench.answers(logits)), bench.resampled(logits)
                 shown.update(1)
                 ended.append(time.monotonic())
                 if len(ended) == 3:  # the first one started what the others only use

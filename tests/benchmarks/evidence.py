@@ -120,9 +120,9 @@ def measure(kind: str, zoo: Path) -> dict[str, Any]:
         singles = {name: kitchen.logits(zoo / name) for name in kitchen.models}
         held_out = {name: logits["held-out"] for name, logits in singles.items()}
         judge = kitchen.benches["held-out"]
-        best = max(singles, key=lambda name: judge.value(held_out[name]))
+        best = max(singles, key=lambda name: judge.score(held_out[name]).value)
         rows = {BEST: singles[best], **soups(kitchen)}
-        chosen = greedy_ensemble({n: [each] for n, each in held_out.items()}, lambda each: judge.value(each[0]))
+        chosen = greedy_ensemble({n: [each] for n, each in held_out.items()}, lambda each: judge.score(each[0]).value)
         for title, members, combine in zip(
             ENSEMBLES, (singles, singles, chosen), (logit_ensemble, ensemble, logit_ensemble), strict=True
         ):
@@ -168,7 +168,7 @@ def soups(kitchen: Kitchen) -> dict[str, dict[str, Logits]]:
         folder = kitchen.cook(title, *models, **recipe)
         found[title] = kitchen.logits(folder)
         said = json.loads((folder / "soup.json").read_text())["scores"]["soup"]["held-out accuracy"]["value"]
-        mine = kitchen.benches["held-out"].value(found[title]["held-out"])
+        mine = kitchen.benches["held-out"].score(found[title]["held-out"]).value
         assert abs(said - mine) < 1e-9, f"{title}: soup.json says {said}, the folder as it loads {mine}"
     return found
 
@@ -179,7 +179,7 @@ def scores(kitchen: Kitchen, logits: Mapping[str, Logits], best: Mapping[str, Lo
     for column, bench in kitchen.benches.items():
         against = compare(bench, logits[column], best[column])
         found[column] = {
-            "accuracy": bench.value(logits[column]),
+            "accuracy": bench.score(logits[column]).value,
             "claim": int(np.sign(against.difference)) if against.significant else 0,
             **calibration(logits[column], bench.references).model_dump(),
         }

@@ -122,7 +122,9 @@ class Kitchen:
     def accuracies(self, folder: Path, columns: Sequence[str]) -> dict[str, list[float]]:
         """Column → the accuracy on every task."""
         model = self._loader.from_pretrained(folder)
-        return {column: [bench.value(bench.logits(model)) for bench in self.benches[column]] for column in columns}
+        return {
+            column: [bench.score(bench.logits(model)).value for bench in self.benches[column]] for column in columns
+        }
 
 
 def mean(row: Mapping[str, Sequence[float]], column: str) -> float:
