@@ -8,7 +8,7 @@ import json
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_soup._util.io import open_file, write_all
 from hf_soup._util.progress import bar
-from hf_soup.checkpoint import COUNT, TORCH, bytes_of
+from hf_soup.checkpoint import COUNT, TORCH, LocalFolder, TensorInfo, bytes_of
 from hf_soup.errors import ScoringError, ValuesError
 from hf_soup.evaluation.batch_norm import MEAN, VARIANCE, batch_norms
 from hf_soup.evaluation.evaluation_data import Calibration, require_variance
@@ -29,7 +29,7 @@ from hf_soup.evaluation.loaded_parameters import find_loaded_parameters
 from hf_soup.evaluation.model import each_alone, workers_for
 from hf_soup.evaluation.statistics import Ints
 from hf_soup.evaluation.tasks import first_line
-from hf_soup.merging import BLOCK_BYTES, Layout, MergeResult, digest_of
+from hf_soup.merging import Layout, MergeResult, digest_of, root_of
 from hf_soup.methods import round_into
 from hf_soup.recipe import BatchNormUpdate
 
@@ -235,6 +235,7 @@ def recalibrate_batch_norm(
         if name in found:
             mean, variance, count = found[name]
             values |= {layer + MEAN: mean, layer + VARIANCE: variance, layer + COUNT: torch.tensor(count)}
+    source = LocalFolder.of(folder, [folder / file.name for file in layout.files])
     roots = dict(merged.roots)
     with ExitStack() as stack:
         outputs = [open_file(stack, folder / file.name, os.O_RDWR) for file in layout.files]
@@ -250,7 +251,10 @@ def recalibrate_batch_norm(
                 )
             data = bytes_of(rounded.reshape(-1).view(torch.uint8))
             write_all(outputs[tensor.file], data, tensor.offset)
-            roots[tensor.name] = _root(data)
+            written = TensorInfo(
+                tensor.name, tensor.dtype, tensor.shape, layout.files[tensor.file].name, tensor.offset, tensor.size
+            )
+            roots[tensor.name] = root_of(source.read, written)
     inputs, reached = statistics.inputs, [layer for layer, name in statistics.modules.items() if name in found]
     again = BatchNormUpdate(
         examples=inputs.examples.title,
@@ -267,12 +271,6 @@ def recalibrate_batch_norm(
         differing=tuple(name for name in merged.differing if name not in values),
         batch_norm=again,
     )
-
-
-def _root(data: memoryview) -> str:
-    """A tensor's root, as in `hf_soup.merging.root_of`."""
-    blocks: Sequence[memoryview] = [data[start : start + BLOCK_BYTES] for start in range(0, len(data), BLOCK_BYTES)]
-    return hashlib.sha256(b"".join(hashlib.sha256(block).digest() for block in blocks)).hexdigest()
 
 
 def _now(norm: Any) -> BatchNormStatistics:

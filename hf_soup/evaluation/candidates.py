@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ from hf_soup.merging import Layout, Plan, RunContext
 from hf_soup.recipe import Mixture, ReportedComparison, Score
 
 if TYPE_CHECKING:
-    from hf_soup.selection import Objective
+    from hf_soup.evaluation.gradients import ValidationLoss
 
 #: Row numbers of every data set that a selection may look at.
 RowSubset = Sequence[Ints]
@@ -188,19 +188,18 @@ class Candidates:
             for title in lost
         ]
 
-    @contextmanager
-    def descent(self, names: Sequence[str], rows: RowSubset | None = None) -> Iterator[Objective]:
+    def descent(self, names: Sequence[str], rows: RowSubset | None = None) -> closing[ValidationLoss]:
         """The held-out loss of soups of some ingredients and its gradient, for a selection that learns."""
         from hf_soup.evaluation.gradients import ValidationLoss
 
         alone = [self.logits_alone(name) for name in names]
         self.release()  # or there would be its model beside the one that learns
         made_of, config = {name: _shares(self.ingredients[name]) for name in names}, self._data.template.config
-        loss = ValidationLoss(
-            self._layout, self._paths, made_of, config, self._data.validation, alone, rows, self._context.device
+        return closing(
+            ValidationLoss(
+                self._layout, self._paths, made_of, config, self._data.validation, alone, rows, self._context.device
+            )
         )
-        with closing(loss):
-            yield loss
 
     def scores_alone(self) -> dict[str, dict[str, Score]]:
         """The scores of every ingredient on all data, whatever the order of its labels seems to be."""

@@ -251,9 +251,8 @@ class ValidationLoss(MergedModelGradient):
         device: str = "cpu",
     ) -> None:
         self.names: Sequence[str] = tuple(ingredients)
-        made_of = ingredients.values()
-        sources = [name for name in layout.names if any(name in shares for shares in made_of)]
-        self._groups = np.array([[shares.get(source, 0.0) for source in sources] for shares in made_of])
+        sources = [name for name in layout.names if any(name in shares for shares in ingredients.values())]
+        self._groups = np.array([[shares.get(source, 0.0) for source in sources] for shares in ingredients.values()])
         kinds = [bench.fingerprint for bench in benches]
         places = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
         self._benches = [benches[place] for place in places]
@@ -266,8 +265,8 @@ class ValidationLoss(MergedModelGradient):
         self._seen = np.concatenate([start + mine for start, mine in zip(self._starts, seen, strict=False)])
         labels = [b.references + n * len(b.class_names) for n, b in enumerate(self._benches)]
         self.labels = np.concatenate(labels)[self._seen]
-        numbers = [layout.numbers[source] for source in sources]
-        super().__init__(layout, paths, numbers, config, benches[0].scoring.task, device)
+        task = benches[0].scoring.task
+        super().__init__(layout, paths, [layout.numbers[source] for source in sources], config, task, device)
 
     def loss(self, shares: NDArray[np.float64], rows: NDArray[np.int64]) -> tuple[float, float]:
         """The mean cross-entropy over some rows, each with its weight, at the logit scale where it is least.
