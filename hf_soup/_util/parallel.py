@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 
@@ -32,3 +33,14 @@ def in_parallel(call: Callable[[Any], _T], items: Sequence[Any], threads: int = 
         raise
     finally:
         pool.shutdown(wait=not interrupted, cancel_futures=True)
+
+
+def in_order(pool: ThreadPoolExecutor, call: Callable[[Any], _T], items: Iterable[Any], ahead: int) -> Iterator[_T]:
+    """``call(item)`` of each, in order; at most ``ahead`` of them are begun before the first of these is taken."""
+    waiting: deque[Future[_T]] = deque()
+    for item in items:
+        waiting.append(pool.submit(call, item))
+        if len(waiting) == ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

@@ -11,14 +11,11 @@ if TYPE_CHECKING:
         require_looked_at as require_looked_at,
         running_statistics as running_statistics,
     )
-    from hf_soup.evaluation.calibration import (
-        recalibrate_batch_norm as recalibrate_batch_norm,
-        statistics_notes as statistics_notes,
-    )
-    from hf_soup.evaluation.calibration_data import require_variance as require_variance
+    from hf_soup.evaluation.batch_statistics import recalibrate_batch_norm as recalibrate_batch_norm
     from hf_soup.evaluation.candidates import Candidates as Candidates
     from hf_soup.evaluation.collection import (
         collect_statistics as collect_statistics,
+        statistics_notes as statistics_notes,
         with_statistics as with_statistics,
     )
     from hf_soup.evaluation.data import loader_of as loader_of
@@ -30,12 +27,12 @@ if TYPE_CHECKING:
         load_data as load_data,
         looks_at_examples as looks_at_examples,
         require_rows as require_rows,
+        require_variance as require_variance,
     )
     from hf_soup.evaluation.memory import require_memory as require_memory
     from hf_soup.evaluation.model_answers import SavedModel as SavedModel, answer_along as answer_along
     from hf_soup.evaluation.report import LAST as LAST, SOUP as SOUP, EvaluationReport as EvaluationReport
     from hf_soup.evaluation.search import Choice as Choice, MixtureSpace as MixtureSpace, choose as choose
-    from hf_soup.evaluation.statistics import Comparison as Comparison
     from hf_soup.evaluation.template import (
         ModelTemplate as ModelTemplate,
         model_template as model_template,

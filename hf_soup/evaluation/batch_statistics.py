@@ -8,11 +8,11 @@ import json
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -21,16 +21,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_soup._util.io import open_file, write_all
 from hf_soup._util.progress import bar
-from hf_soup.checkpoint import COUNT, TORCH, bytes_of
+from hf_soup.checkpoint import COUNT, TORCH, LocalFolder, TensorInfo, bytes_of
 from hf_soup.errors import ScoringError, ValuesError
 from hf_soup.evaluation.batch_norm import MEAN, VARIANCE, batch_norms
-from hf_soup.evaluation.calibration_data import require_variance
-from hf_soup.evaluation.evaluation_data import Calibration
-from hf_soup.evaluation.loaded_parameters import find_loaded_parameters, probes
-from hf_soup.evaluation.model import build_model, in_order
+from hf_soup.evaluation.evaluation_data import Calibration, require_variance
+from hf_soup.evaluation.loaded_parameters import find_loaded_parameters
+from hf_soup.evaluation.model import each_alone, workers_for
 from hf_soup.evaluation.statistics import Ints
 from hf_soup.evaluation.tasks import first_line
-from hf_soup.merging import BLOCK_BYTES, Layout, MergeResult, digest_of
+from hf_soup.merging import Layout, MergeResult, digest_of, root_of
 from hf_soup.methods import round_into
 from hf_soup.recipe import BatchNormUpdate
 
@@ -73,19 +72,14 @@ class BatchStatistics:
     def __init__(self, layout: Layout, calibration: Calibration) -> None:
         self.inputs = inputs = calibration.inputs
         self.layers = batch_norms(tensor.name for tensor in layout.tensors)
-        require_variance(inputs)
+        require_variance(layout, calibration)
         self._layout, self._config, self._device = layout, calibration.template.config, calibration.device
-        self._batches = inputs.alike(inputs.shuffled(calibration.seed))
+        self.batches = inputs.alike(inputs.shuffled(calibration.seed))
         about = [inputs.fingerprint, inputs.examples.task, inputs.examples.batch_size, calibration.seed]
         #: What decides, beside the weights and the device, what is collected.
         self.key = hashlib.sha256(json.dumps(about).encode()).hexdigest()
         #: A layer, as the files call it → as the model does; known after `model_of`.
         self.modules: dict[str, str] = {}
-
-    @property
-    def batches(self) -> int:
-        """How many there are."""
-        return len(self._batches)
 
     def model_of(self, tensors: Mapping[str, Tensor]) -> PreTrainedModel:
         """The model of a soup's tensors in float32, in which marks are in the place of running means.
@@ -97,10 +91,8 @@ class BatchStatistics:
         """
         numbers = {tensor.name: number for number, tensor in enumerate(self._layout.tensors)}
         means = [numbers[layer + MEAN] for layer in self.layers]
-        marks, whose = probes(self._layout, means)
         task = self.inputs.examples.task
-        model = build_model(self._config, {**tensors, **marks}, task, torch.float32)
-        homes = find_loaded_parameters(model, whose)
+        model, homes = find_loaded_parameters(self._layout, means, tensors, self._config, task)
         for layer, number in zip(self.layers, means, strict=True):
             home = homes.direct.get(number, "")
             name = home.removesuffix(MEAN).rstrip(".")
@@ -130,19 +122,19 @@ class BatchStatistics:
         names = list(self.modules.values())
         mine = threading.local()
         # A thread has statistics of its own; weights are there once.
-        layers = _norms(model, names)
+        layers: list[Any] = [model.get_submodule(name) for name in names]
         own = {id(buffer) for layer in layers for buffer in layer.buffers()}
         shared = {id(each): each for each in (*model.parameters(), *model.buffers()) if id(each) not in own}
 
-        def lent() -> tuple[PreTrainedModel, list[_BatchNorm]]:
+        def lent() -> tuple[PreTrainedModel, list[Any]]:
             if not hasattr(mine, "lent"):
                 another = copy.deepcopy(model, dict(shared))
-                norms = _norms(another, names)
+                norms: list[Any] = [another.get_submodule(name) for name in names]
                 for norm in norms:
                     norm.momentum = None
                     norm.train()
                 mine.lent = another, norms
-            found: tuple[PreTrainedModel, list[_BatchNorm]] = mine.lent
+            found: tuple[PreTrainedModel, list[Any]] = mine.lent
             return found
 
         def statistics(rows: Ints) -> list[BatchNormStatistics]:
@@ -150,22 +142,23 @@ class BatchStatistics:
             for norm in norms:
                 norm.reset_running_stats()
             with torch.no_grad():
-                another(**{name: value.to(self._device) for name, value in self.inputs.batch(rows).items()})
+                another(**self.inputs.batch(rows, self._device))
             return [_now(norm) for norm in norms]
 
         sums: dict[str, list[Tensor]] = {}
         counts: Counter[str] = Counter()
         flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-        size = sum(16 * layer.num_features for layer in layers)
+        workers = workers_for(sum(16 * layer.num_features for layer in layers))
         try:
             with _in_float32(model), flags:
-                for number, found in in_order(statistics, self._batches, size, self._device):
+                of_batches = each_alone(statistics, self.batches, workers, self._device)
+                for rows, found in zip(self.batches, of_batches, strict=True):
                     for name, each in zip(names, found, strict=True):
                         if each.batches:  # more than one where a layer is used several times
                             counts[name] += each.batches
                             known = sums.get(name, [torch.zeros(()), torch.zeros(())])
                             sums[name] = [a + b * each.batches for a, b in zip(known, each[:2], strict=True)]
-                    progress(len(self._batches[number]))
+                    progress(len(rows))
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise self._failed(error) from error
         for name, values in sums.items():
@@ -184,10 +177,11 @@ class BatchStatistics:
     def _failed(self, error: Exception) -> ScoringError:
         title, size = self.inputs.examples.title, self.inputs.examples.batch_size
         if "more than 1 value per channel" in str(error):  # torch has no code for it
-            lone = sum(len(rows) == 1 for rows in self._batches)
+            lone = sum(len(rows) == 1 for rows in self.batches)
             return ScoringError(
-                f"{lone:,} of {self.batches:,} batches of the examples '{title}' are one row ({self.inputs.n:,} rows, "
-                f"`batch_size` {size:,}), and a layer of batch normalisation sees one number of each of its channels.",
+                f"{lone:,} of {len(self.batches):,} batches of the examples '{title}' are one row "
+                f"({self.inputs.n:,} rows, `batch_size` {size:,}), and a layer of batch normalisation sees one number "
+                "of each of its channels.",
                 hint="Set a `batch_size` of the examples that leaves no row alone.",
             )
         return ScoringError(
@@ -205,19 +199,19 @@ def put(model: PreTrainedModel, found: Mapping[str, BatchNormStatistics]) -> Non
         layer.num_batches_tracked.fill_(each.batches)
 
 
-def write_again(
-    layout: Layout, merged: MergeResult, folder: Path, statistics: BatchStatistics, *, quiet: bool = True
+def recalibrate_batch_norm(
+    merged: MergeResult, layout: Layout, folder: Path, calibration: Calibration | None
 ) -> MergeResult:
-    """Collect the statistics of a soup that was merged, and write them into its files in the place of the mean.
+    """A merged soup with statistics of batch normalisation of its own, in the place of the mean in its files.
 
-    What is written is not in the journal, so that a run that is interrupted after it merges these places again.
+    A soup of one model is that model, and keeps its own; so does one without such layers, or without examples. What is
+    written is not in the journal, so that a run that is interrupted after it merges these places again.
 
     Args:
-        layout: Of what was merged.
         merged: From the engine.
+        layout: Of what was merged.
         folder: The staged files.
-        statistics: Of this layout.
-        quiet: No progress bar.
+        calibration: The examples as the soup itself reads them.
 
     Returns:
         What a merge leaves behind, with the new roots and digest, and what was collected.
@@ -226,18 +220,22 @@ def write_again(
         ScoringError: As `BatchStatistics`.
         ValuesError: The output's type cannot hold what was collected.
     """
+    if calibration is None or len(layout.labels) == 1 or not batch_norms(tensor.name for tensor in layout.tensors):
+        return merged
+    statistics = BatchStatistics(layout, calibration)
     tensors: dict[str, Tensor] = {}
     for file in layout.files:
         tensors |= load_file(folder / file.name)
     model = statistics.model_of(tensors)
     del tensors
-    with bar("Collecting statistics", statistics.inputs.n, unit="row", quiet=quiet) as shown:
+    with bar("Collecting statistics", statistics.inputs.n, unit="row", quiet=calibration.quiet) as shown:
         found = statistics.collect(model, shown.update)
     values: dict[str, Tensor] = {}
     for layer, name in statistics.modules.items():
         if name in found:
             mean, variance, count = found[name]
             values |= {layer + MEAN: mean, layer + VARIANCE: variance, layer + COUNT: torch.tensor(count)}
+    source = LocalFolder.of(folder, [folder / file.name for file in layout.files])
     roots = dict(merged.roots)
     with ExitStack() as stack:
         outputs = [open_file(stack, folder / file.name, os.O_RDWR) for file in layout.files]
@@ -253,13 +251,16 @@ def write_again(
                 )
             data = bytes_of(rounded.reshape(-1).view(torch.uint8))
             write_all(outputs[tensor.file], data, tensor.offset)
-            roots[tensor.name] = _root(data)
+            written = TensorInfo(
+                tensor.name, tensor.dtype, tensor.shape, layout.files[tensor.file].name, tensor.offset, tensor.size
+            )
+            roots[tensor.name] = root_of(source.read, written)
     inputs, reached = statistics.inputs, [layer for layer, name in statistics.modules.items() if name in found]
     again = BatchNormUpdate(
         examples=inputs.examples.title,
         layers=len(reached),
         rows=inputs.n,
-        batches=statistics.batches,
+        batches=len(statistics.batches),
         batch_size=inputs.examples.batch_size,
         unreached=tuple(layer.rstrip(".") for layer in statistics.modules if layer not in reached),
     )
@@ -272,21 +273,8 @@ def write_again(
     )
 
 
-def _root(data: memoryview) -> str:
-    """A tensor's root, as in `hf_soup.merging.root_of`."""
-    blocks: Sequence[memoryview] = [data[start : start + BLOCK_BYTES] for start in range(0, len(data), BLOCK_BYTES)]
-    return hashlib.sha256(b"".join(hashlib.sha256(block).digest() for block in blocks)).hexdigest()
-
-
-def _norms(model: PreTrainedModel, names: Sequence[str]) -> list[_BatchNorm]:
-    return [cast("_BatchNorm", model.get_submodule(name)) for name in names]
-
-
-def _now(norm: _BatchNorm) -> BatchNormStatistics:
+def _now(norm: Any) -> BatchNormStatistics:
     """What a layer collected since it was reset."""
-    assert norm.running_mean is not None, "it has a home"
-    assert norm.running_var is not None, "as has its mean"
-    assert norm.num_batches_tracked is not None, "as the files have it"
     # Copies also where they are in float64 on the CPU: the next batch writes over them.
     mean, variance = (each.to("cpu", torch.float64, copy=True) for each in (norm.running_mean, norm.running_var))
     return BatchNormStatistics(mean, variance, int(norm.num_batches_tracked))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,13 +16,13 @@ from hf_soup.evaluation.ensembles import calibration, diversity, ensemble, greed
 from hf_soup.evaluation.evaluation_data import EvaluationData
 from hf_soup.evaluation.model_answers import ModelAnswers, SavedModel
 from hf_soup.evaluation.report import ENSEMBLE, GREEDY_ENSEMBLE, LAST, LOGIT_ENSEMBLE, SOUP, EvaluationReport
-from hf_soup.evaluation.statistics import Comparison, Ints
+from hf_soup.evaluation.statistics import Ints
 from hf_soup.evaluation.template import scored_with
 from hf_soup.merging import Layout, Plan, RunContext
-from hf_soup.recipe import CalibrationErrors, Diversity, Mixture, Score
+from hf_soup.recipe import Mixture, ReportedComparison, Score
 
 if TYPE_CHECKING:
-    from hf_soup.selection import Objective
+    from hf_soup.evaluation.gradients import ValidationLoss
 
 #: Row numbers of every data set that a selection may look at.
 RowSubset = Sequence[Ints]
@@ -133,8 +133,7 @@ class Candidates:
         if missing:
             plan = Plan(self._layout, self.ingredients[name])
             answers = self._models.outputs(plan, missing, name, alone=True)
-            for title, logits in answers.items():
-                self._logits[name, title] = logits
+            self._remember(name, answers)
             # With another's head a model may answer anything, and so may one that does well on its own task's data on
             # those of another; that says nothing of its labels.
             doubts = [bench.doubt_of_order(name, answers[bench.title]) for bench in missing]
@@ -143,6 +142,9 @@ class Candidates:
             elif doubts[0] and name not in self._in_order:
                 raise doubts[0]
         return [self._logits[name, bench.title] for bench in benches]
+
+    def _remember(self, name: str, answers: Mapping[str, Logits]) -> None:
+        self._logits |= {(name, title): logits for title, logits in answers.items()}
 
     def require_better_than_chance(self, names: Sequence[str]) -> None:
         """Where nobody has learned anything, the order of scores is luck, and so is what is selected by it.
@@ -168,7 +170,7 @@ class Candidates:
             return []
         return [f"No ingredient can be told from chance on '{bench.title}' (n = {bench.n:,}, p >= {min(found):.2g})."]
 
-    def _losses(self, best: Mapping[str, str], comparisons: Mapping[str, Comparison]) -> list[str]:
+    def _losses(self, best: Mapping[str, str], comparisons: Mapping[str, ReportedComparison]) -> list[str]:
         """What a soup lost against its best ingredient on the data that it was chosen on."""
         lost = [
             bench.title
@@ -186,38 +188,18 @@ class Candidates:
             for title in lost
         ]
 
-    @contextmanager
-    def descent(self, names: Sequence[str], rows: RowSubset | None = None) -> Iterator[Objective]:
+    def descent(self, names: Sequence[str], rows: RowSubset | None = None) -> closing[ValidationLoss]:
         """The held-out loss of soups of some ingredients and its gradient, for a selection that learns."""
-        from hf_soup.evaluation.gradients import GroupedObjective, ValidationLoss
+        from hf_soup.evaluation.gradients import ValidationLoss
 
-        validation = self._data.validation
         alone = [self.logits_alone(name) for name in names]
         self.release()  # or there would be its model beside the one that learns
-        # The loss of the same rows is the same, whatever is measured on them.
-        benches: dict[str, EvalDataset] = {}
-        for bench in validation:
-            benches.setdefault(bench.fingerprint, bench)
-        made_of = [_shares(self.ingredients[name]) for name in names]
-        sources = [name for name in self._layout.names if any(name in shares for shares in made_of)]
-        loss = ValidationLoss(
-            self._layout,
-            self._paths,
-            {name: self._layout.numbers[name] for name in sources},
-            self._data.template.config,
-            list(benches.values()),
-            [math.fsum(b.scoring.weight for b in validation if b.fingerprint == kind) for kind in benches],
-            self._context.device,
+        made_of, config = {name: _shares(self.ingredients[name]) for name in names}, self._data.template.config
+        return closing(
+            ValidationLoss(
+                self._layout, self._paths, made_of, config, self._data.validation, alone, rows, self._context.device
+            )
         )
-        with closing(loss):
-            starts = np.cumsum([0, *(bench.n for bench in benches.values())])
-            places = [validation.index(bench) for bench in benches.values()]
-            numbers = None
-            if rows is not None:
-                numbers = np.concatenate([start + rows[at] for start, at in zip(starts, places, strict=False)])
-            groups = [[shares.get(source, 0.0) for source in sources] for shares in made_of]
-            answers = [[logits[at] for at in places] for logits in alone]
-            yield GroupedObjective(names, loss, groups, answers, numbers)
 
     def scores_alone(self) -> dict[str, dict[str, Score]]:
         """The scores of every ingredient on all data, whatever the order of its labels seems to be."""
@@ -247,32 +229,21 @@ class Candidates:
             self._alone(name, every)
         if own.validation is not self._data.validation or own.test is not self._data.test:
             soup = soup._replace(template=own.template)  # it has another tokenizer than the candidates had
-        for title, logits in self._models.outputs(soup, own.scored, SOUP).items():
-            self._logits[SOUP, title] = logits
+        self._remember(SOUP, self._models.outputs(soup, own.scored, SOUP))
         if last is not None:
-            for title, logits in self._models.outputs(Plan(self._layout, last), every, LAST).items():
-                self._logits[LAST, title] = logits
+            self._remember(LAST, self._models.outputs(Plan(self._layout, last), every, LAST))
         in_ensemble = self._ensembles() if len(names) > 1 else ()
-        models = list(dict.fromkeys(name for name, _ in self._logits))
-        models = [SOUP, *names, *(name for name in models if name not in (SOUP, *names))]
-        scores: dict[str, dict[str, Score]] = {name: {} for name in models}
-        calibrated: dict[str, dict[str, CalibrationErrors]] = {name: {} for name in models}
+        models = list(dict.fromkeys([SOUP, *names, *(name for name, _ in self._logits)]))
+        answered = self._logits
+        scores = {name: {b.title: b.score(answered[name, b.title]) for b in every} for name in models}
+        calibrated = {
+            name: {b.title: calibration(answered[name, b.title], b.references) for b in every} for name in models
+        }
+        errors = {b.title: diversity({name: answered[name, b.title] for name in names}, b.references) for b in every}
         each = {name: self.objective(self.logits_alone(name)) for name in names if self._data.validation}
-        judged = max(each, key=lambda name: each[name]) if each else None
-        best: dict[str, str] = {}
-        comparisons: dict[str, Comparison] = {}
-        errors: dict[str, Diversity] = {}
-        for bench in every:
-            title = bench.title
-            for name in models:
-                scores[name][title] = bench.score(self._logits[name, title])
-                calibrated[name][title] = CalibrationErrors(**calibration(self._logits[name, title], bench.references))
-            answers = {name: self._logits[name, title] for name in names}
-            errors[title] = Diversity(**diversity(answers, bench.references))
-            best[title] = judged or max(names, key=lambda name: scores[name][title].value)
-            comparisons[title] = compare(bench, self._logits[SOUP, title], self._logits[best[title], title])
-        ours = {at: logits for (name, at), logits in self._logits.items() if name == SOUP}
-        since = {b.title: compare(b, ours[b.title], self._logits[LAST, b.title]) for b in every if last}
+        best = {b.title: max(names, key=lambda name: each.get(name, scores[name][b.title].value)) for b in every}
+        comparisons = {b.title: compare(b, answered[SOUP, b.title], answered[best[b.title], b.title]) for b in every}
+        since = {b.title: compare(b, answered[SOUP, b.title], answered[LAST, b.title]) for b in every if last}
         curve = []
         for number, point in enumerate(points):
             answers = self._models.outputs(Plan(self._layout, point), every, f"point {number + 1} of {len(points)}")

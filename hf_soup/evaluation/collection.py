@@ -21,18 +21,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hf_soup._util.progress import bar
+from hf_soup._util.text import some
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.evaluation_data import Calibration
-from hf_soup.evaluation.loaded_parameters import LoadedParameters, find_loaded_parameters, held, on_disk, probes
-from hf_soup.evaluation.model import ReusableModel, build_model, in_order
+from hf_soup.evaluation.loaded_parameters import LoadedParameters, find_loaded_parameters, held, on_disk
+from hf_soup.evaluation.model import ReusableModel, each_alone, workers_for
 from hf_soup.evaluation.statistics import Ints
 from hf_soup.hub import prune
 from hf_soup.merging import (
     MAX_STATISTICS_BYTES,
     UNREADABLE,
-    Layout,
     Materializer,
     Plan,
+    StatisticsStore,
     learns_coefficients,
     needs_statistics,
     read_contents,
@@ -112,7 +113,7 @@ def collect_statistics(
     ]
     if missing:
         alone = {name: _alone(plan, name) for name in plan.mixture.weights}
-        with closing(_Pass(plan.layout, paths(), calibration)) as work:
+        with closing(_Pass(alone[missing[0][0]], paths(), calibration)) as work:
             rows = sum(min(calibration.inputs.n, int(kind.partition("-")[2])) for _, kind in missing)
             with bar("Looking at examples", rows, unit="row", quiet=calibration.quiet) as shown:
                 for name, kind in missing:
@@ -122,7 +123,28 @@ def collect_statistics(
             _is_there(statistics_path(each)) for each in plan.statistics[kind].values()
         ):
             _learn(plan.in_order, kind, call, paths(), calibration)
-    prune(statistics_folder(), max(MAX_STATISTICS_BYTES, _size(plan.statistics)))
+    used = {statistics_path(each) for names in plan.statistics.values() for each in names.values()}
+    prune(statistics_folder(), max(MAX_STATISTICS_BYTES, sum(path.stat().st_size for path in used)))
+
+
+def statistics_notes(plan: Plan) -> list[str]:
+    """Sentences about what was learned, and which tensors are averaged, as some ingredient shows nothing of them."""
+    if not plan.statistics:
+        return []
+    with closing(StatisticsStore(plan)) as collected:
+        names, learned = list(collected.lacking(plan)), collected.learned()
+    asked = " and ".join(dict.fromkeys(call.method for call in plan.mixture.methods if needs_statistics(call)))
+    every = sum(tensor.averaged for tensor in plan.layout.tensors)
+    said = f"{len(names)} of {every} tensors have nothing that {asked} goes by, and are averaged: {some(names)}."
+    notes = [said] if names else []
+    if learned:
+        means, (before, after) = learned
+        told = ", ".join(f"{name} {mean:.3f}" for name, mean in zip(plan.layout.labels, means, strict=False))
+        notes.append(
+            f"The coefficients of the task vectors, in the mean over tensors: {told}. The entropy of the answers to "
+            f"the examples was {before:.3f} where they began, and is {after:.3f}."
+        )
+    return notes
 
 
 def _learn(
@@ -138,10 +160,9 @@ def _learn(
         closing(EntropyLoss(replace(plan, statistics=others), paths, call, calibration)) as loss,
         bar("Learning coefficients", parameters["steps"], unit="step", quiet=calibration.quiet) as shown,
     ):
-        learned = learn_coefficients(loss, calibration.inputs, parameters, calibration.seed, shown.update)
-    for column, name in enumerate(plan.mixture.weights):
-        values = dict(zip(learned.tensors, learned.values[:, column], strict=True))
-        _keep(statistics_path(plan.statistics[kind][name]), values, [], entropy=json.dumps(learned.entropy))
+        learned, entropy = learn_coefficients(loss, calibration.inputs, parameters, calibration.seed, shown.update)
+    for name, values in zip(plan.mixture.weights, learned, strict=True):
+        _keep(statistics_path(plan.statistics[kind][name]), values, [], entropy=json.dumps(entropy))
 
 
 def _alone(plan: Plan, name: str) -> Plan:
@@ -168,15 +189,16 @@ def _about(calibration: Calibration) -> list[object]:
 
 
 class _Pass:
-    """Models of one layout, one after the other, and what each shows."""
+    """Models of the layout of one of them, one after the other, and what each shows."""
 
-    def __init__(self, layout: Layout, paths: Sequence[Mapping[str, Path]], calibration: Calibration) -> None:
-        self._layout, self._inputs = layout, calibration.inputs
+    def __init__(self, one: Plan, paths: Sequence[Mapping[str, Path]], calibration: Calibration) -> None:
+        self._layout, self._inputs = one.layout, calibration.inputs
         self._seed, self._device = calibration.seed, calibration.device
-        self._made_of = calibration.template.config, self._inputs.examples.task, torch.float32
-        self._materializer, self._resident = Materializer(layout, paths), ReusableModel(*self._made_of)
+        self._made_of = calibration.template.config, self._inputs.examples.task
+        self._materializer = Materializer(one.layout, paths)
+        self._resident = ReusableModel(*self._made_of, torch.float32)
         self._loaded: tuple[Plan, PreTrainedModel] | None = None
-        self._homes: LoadedParameters | None = None
+        self._homes = self._find(one)
 
     def close(self) -> None:
         """Close the files."""
@@ -184,8 +206,6 @@ class _Pass:
 
     def collect(self, alone: Plan, kind: str, target: Path, progress: Callable[[int], object]) -> None:
         """Write what an ingredient shows into a file."""
-        if self._homes is None:
-            self._homes = self._find(alone)
         model, label = self._model(alone), self._layout.labels[next(iter(alone.weights))]
         name, _, count = kind.partition("-")
         rows = self._inputs.drawn(int(count), self._seed)
@@ -215,14 +235,8 @@ class _Pass:
 
     def _find(self, alone: Plan) -> LoadedParameters:
         """Where each tensor of the disk lies in the model; nothing is known of those that are in pieces there."""
-        tensors = self._layout.tensors
-        numbers = [number for number, tensor in enumerate(tensors) if tensor.averaged and tensor.size]
-        given, whose = probes(self._layout, numbers)
-        mean = self._materializer.materialize(alone)
-        given |= {name: mean[name] for name in mean.keys() - given.keys()}
-        del mean
-        config, task, dtype = self._made_of
-        return find_loaded_parameters(build_model(config, given, task, dtype), whose)
+        numbers = [number for number, tensor in enumerate(self._layout.tensors) if tensor.averaged and tensor.size]
+        return find_loaded_parameters(self._layout, numbers, self._materializer.materialize(alone), *self._made_of)[1]
 
     def _model(self, alone: Plan) -> PreTrainedModel:
         if self._loaded is None or self._loaded[0] is not alone:
@@ -238,13 +252,9 @@ class _Pass:
 
     def _named(self, model: PreTrainedModel, found: _Found) -> _Found:
         """Under the names of the plan, in the pieces in which tensors lie on the disk."""
-        assert self._homes is not None, "found before the first"
         names, tensors = self._homes.names, self._layout.tensors
         pieces = on_disk(model, found)
         return {tensors[names[name]].name: each for name, each in pieces.items() if name in names}
-
-    def _batch(self, rows: Ints) -> dict[str, Tensor]:
-        return {name: value.to(self._device) for name, value in self._inputs.batch(rows).items()}
 
     def _fisher(self, model: PreTrainedModel, rows: Ints, progress: Callable[[int], object]) -> _Found:
         """The mean over examples, each by itself, of the squared gradients of the log-probability of a drawn label.
@@ -256,14 +266,14 @@ class _Pass:
         total = {name: torch.zeros(each.shape) for name, each in every.items()}
 
         def slopes(row: Ints) -> list[Tensor | None]:
-            logs = model(**self._batch(row)).logits[0].float().log_softmax(-1)
+            logs = model(**self._inputs.batch(row, self._device)).logits[0].float().log_softmax(-1)
             # In float64 the last sum may still be a little below 1, and a draw above it is the last label.
             reached = logs.detach().double().exp().cumsum(-1) <= float(draws[row[0]])
             label = min(int(reached.sum()), len(logs) - 1)
             return list(torch.autograd.grad(logs[label], list(every.values()), allow_unused=True))
 
-        size = sum(4 * each.numel() for each in every.values())
-        for _, found in in_order(slopes, [row.reshape(1) for row in rows], size, self._device):
+        workers = workers_for(sum(4 * each.numel() for each in every.values()))
+        for found in each_alone(slopes, [row.reshape(1) for row in rows], workers, self._device):
             for name, slope in zip(every, found, strict=True):
                 if slope is not None:
                     total[name].add_(slope.cpu().square())  # not in place: two gradients may be views of one
@@ -290,7 +300,7 @@ class _Pass:
         def inputs_of(batch: Ints) -> dict[str, tuple[Tensor, int]]:
             mine.found = {}
             with torch.no_grad():
-                model(**self._batch(batch))
+                model(**self._inputs.batch(batch, self._device))
             result: dict[str, tuple[Tensor, int]] = mine.found
             del mine.found
             return result
@@ -301,12 +311,12 @@ class _Pass:
         hooks = [module.register_forward_pre_hook(hook(name)) for name, (module, _) in linear.items()]
         try:
             batches = self._inputs.alike(rows)
-            size = sum(4 * width**2 for _, width in linear.values())
-            for number, found in in_order(inputs_of, batches, size, self._device):
+            workers = workers_for(sum(4 * width**2 for _, width in linear.values()))
+            for batch, found in zip(batches, each_alone(inputs_of, batches, workers, self._device), strict=True):
                 for name, (each, count) in found.items():
                     counts[name] += count
                     total[name] = each if name not in total else total[name].add_(each)
-                progress(len(batches[number]))
+                progress(len(batch))
         finally:
             for each_hook in hooks:
                 each_hook.remove()
@@ -317,7 +327,6 @@ class _Pass:
         """The linear layers whose weight is a tensor of the disk, and of no other layer: its name, layer, and width."""
         from transformers.pytorch_utils import Conv1D
 
-        assert self._homes is not None, "found before the first"
         numbers = {name: number for number, name in self._homes.direct.items()}
         uses = Counter(id(each) for module in model.modules() for each in module.parameters(recurse=False))
         for name, module in model.named_modules():
@@ -359,7 +368,3 @@ def _keep(path: Path, tensors: _Found, turned: Sequence[str], **more: str) -> No
         ) from error
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _size(identities: Mapping[str, Mapping[str, str]]) -> int:
-    return sum(statistics_path(each).stat().st_size for names in identities.values() for each in {*names.values()})

@@ -149,11 +149,6 @@ def declared_classes(table: Any, column: str) -> tuple[str, ...] | None:
     return tuple(getattr(table.features[column], "names", None) or ()) or None
 
 
-def read_column(table: Any, column: str) -> list[Any]:
-    """One column as plain values; class numbers stay numbers."""
-    return list(table.select_columns([column])[:][column])
-
-
 def _pin(scoring: Scoring, token: str | bool | None) -> tuple[str, str]:
     """The canonical name of a data set and its full revision; the hash of a file or folder, which no Hub id names."""
     path = Path(scoring.dataset).expanduser()

@@ -1,28 +1,22 @@
-"""One `Scoring`, prepared once, for every model of a recipe."""
+"""Data sets, prepared once for every model of a recipe: with labels to score, and without, to be looked at."""
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import tempfile
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hf_soup.errors import ScoringError
-from hf_soup.evaluation import data, label_map, metrics, tasks
+from hf_soup.evaluation import label_map, metrics, tasks
 from hf_soup.evaluation.model import answers
-from hf_soup.evaluation.preprocessing import preprocessed
-from hf_soup.evaluation.statistics import Comparison, Ints, mcnemar, paired_bootstrap, paired_interval
+from hf_soup.evaluation.statistics import Ints, comparison_of, paired_bootstrap, paired_interval, resampled
 from hf_soup.merging import ProcessGroup
-from hf_soup.recipe import Score, Scoring
+from hf_soup.recipe import Examples, ReportedComparison, Score, Scoring
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel
 
 
@@ -32,7 +26,7 @@ Logits = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class EvalDataset:
-    """One `Scoring` with its rows preprocessed and kept on disk; `prepare` makes them.
+    """One `Scoring` with its rows preprocessed and kept on disk; `prepare_datasets` makes them.
 
     Images take ``4 * channels * height * width`` bytes a row (0.6 MB at 224 x 224 in colour), texts their
     token numbers.
@@ -46,6 +40,7 @@ class EvalDataset:
         references: ``(n,)`` int64, the right output for each row.
         inputs: The preprocessed rows.
         fingerprint: The sha256 of what decides which inputs a model sees, and in which order; of no label.
+        name: What errors and notes call the data, whatever is measured on them.
     """
 
     title: str
@@ -54,17 +49,17 @@ class EvalDataset:
     notes: tuple[str, ...]
     class_names: tuple[str, ...]
     references: Ints = field(repr=False)
-    inputs: tasks.ImageInputs | tasks.TextInputs = field(repr=False)
+    inputs: tasks.Inputs = field(repr=False)
     fingerprint: str
     _labels: label_map.LabelMap = field(repr=False)
-    _name: str = field(repr=False)
+    name: str
 
     def logits(
         self,
         model: PreTrainedModel,
         *,
         device: str = "cpu",
-        progress: Callable[[int], object] | None = None,
+        progress: Callable[[int], object] = lambda _: None,
         world: ProcessGroup | None = None,
     ) -> Logits:
         """What a model answers, row by row.
@@ -88,56 +83,58 @@ class EvalDataset:
             ScoringError: The model fails, or an output is NaN, infinite, or of another number of classes.
         """
         world = world or ProcessGroup()
-        mine = itertools.islice(self.inputs.batches(self.scoring.batch_size), world.rank, None, world.size)
-        parts: list[tuple[Ints, Logits]] | ScoringError
+        # Long rows first: a batch too big for the memory fails at once. Stable: ties stay in row order.
+        order = np.argsort(-self.inputs.sizes, kind="stable")
+        batches = self.inputs.batches(order, self.scoring.batch_size)
+        answered: list[Logits] | ScoringError
         try:
-            parts = answers(model, mine, device, progress)
+            answered = answers(model, self.inputs.batch, batches[world.rank :: world.size], device, progress)
         except ScoringError as error:
-            parts = ScoringError.of(error, f"The model fails on '{self._name}' {error.message}")
-        everyones = world.gather(parts)
+            answered = ScoringError.of(error, f"The model fails on '{self.name}' {error.message}")
+        everyones = world.gather(answered)
         for part in everyones:
             if isinstance(part, ScoringError):  # of any process, so that all end alike
                 raise part
-        every = [part for parts in everyones for part in parts]
-        found = np.empty((self.n, every[0][1].shape[-1]), dtype=np.float32)
-        for rows, logits in every:
-            found[rows] = logits
-        self._check(found)
+        outputs, classes = everyones[0][0].shape[1], len(self.class_names)
+        if outputs != classes:
+            raise ScoringError(
+                f"The model has {outputs} outputs, and the config names {classes} classes for '{self.name}'.",
+                hint="The config does not belong to these weights.",
+            )
+        found = np.empty((self.n, classes), dtype=np.float32)
+        for rank, parts in enumerate(everyones):
+            for rows, logits in zip(batches[rank :: world.size], parts, strict=True):
+                found[rows] = logits
+        for row in np.flatnonzero(~np.isfinite(found).all(axis=1)):
+            raise ScoringError(
+                f"The model's output for row {row} of '{self.name}' is {found[row]}.",
+                hint="Look at the ingredients' weights, and at the dtype (float16 overflows at 65,504).",
+            )
         return found
-
-    def batch(self, rows: Ints) -> dict[str, Tensor]:
-        """The model's keyword arguments for some rows, in their order."""
-        return self.inputs.batch(rows)
 
     def score(self, logits: Logits) -> Score:
         """The scoring's metric with its 95 % interval: Wilson's for accuracy, the bootstrap's for others.
 
         Raises:
-            ScoringError: The metric is no number, or the logits do not belong to this data.
+            ScoringError: The metric is no number.
         """
         found = metrics.score(
             self.scoring.metric, self.references, self.answers(logits), self.scoring.trust_remote_code
         )
         return replace(found, metric=self.scoring.measure)
 
-    def value(self, logits: Logits) -> float:
-        """The metric alone, without the interval, for whoever asks it of many candidates."""
-        return self.judge(self.answers(logits))
-
     def judge(self, answers: Ints, rows: Ints | None = None) -> float:
-        """The metric of answers to all rows, or of those to some."""
+        """The metric of answers to all rows, or of those to some, without the interval."""
         scoring, chosen = self.scoring, slice(None) if rows is None else rows
         return metrics.value(scoring.metric, self.references[chosen], answers[chosen], scoring.trust_remote_code)
 
     def resampled(self, logits: Logits) -> NDArray[np.float64]:
         """``(500,)``: the metric over resamples of the rows, the same ones for every model, for paired intervals."""
-        return metrics.resampled(
-            self.scoring.metric, self.references, self.answers(logits), self.scoring.trust_remote_code
-        )
+        metric = metrics.find(self.scoring.metric, self.scoring.trust_remote_code)
+        return resampled(self.references, self.answers(logits), metric)
 
     def answers(self, logits: Logits) -> Ints:
         """``(n,)`` int64: the largest of each row's logits, the first of equal ones."""
-        self._check(logits)
         return np.asarray(logits.argmax(axis=1), dtype=np.int64)
 
     def doubt_of_order(self, name: str, logits: Logits) -> ScoringError | None:
@@ -174,7 +171,7 @@ class EvalDataset:
         order = label_map.suggestion(self._labels, [int(answer) for answer in permutation])
         said = f"If all ingredients are so, say the order: `labels: [{', '.join(order)}]`." if order else ""
         return ScoringError(
-            f"{name} answers {correct / n:.1%} of the {n:,} rows of '{self._name}' correctly; "
+            f"{name} answers {correct / n:.1%} of the {n:,} rows of '{self.name}' correctly; "
             f"always answering '{names[support.argmax()]}' gets {share:.1%}.\n"
             f"With its outputs in another order it would get {permuted / n:.1%}:\n" + "\n".join(moved),
             hint=f"{said or 'Its config names its classes wrongly.'} If it is only this one, leave it out.",
@@ -210,139 +207,57 @@ class EvalDataset:
         p = float(norm.sf((right - half - mean) / variance**0.5)) if variance > 1e-9 else 1.0
         return right / n, float(mean / n), p
 
-    def _check(self, logits: Logits) -> None:
-        if len(logits) != self.n:
-            raise ScoringError(f"'{self._name}' has {self.n:,} rows; these logits are {logits.shape}.")
-        outputs, classes = logits.shape[1], len(self.class_names)
-        if outputs != classes:
-            raise ScoringError(
-                f"The model has {outputs} outputs, and the config names {classes} classes for '{self._name}'.",
-                hint="The config does not belong to these weights.",
-            )
-        for row in np.flatnonzero(~np.isfinite(logits).all(axis=1)):
-            raise ScoringError(
-                f"The model's output for row {row} of '{self._name}' is {logits[row]}.",
-                hint="Look at the ingredients' weights, and at the dtype (float16 overflows at 65,504).",
-            )
 
-
-def prepare_datasets(
-    scorings: Sequence[tuple[str, Scoring]],
-    *,
-    folder: Path,
-    config: Mapping[str, Any],
-    token: str | bool | None = None,
-    quiet: bool = False,
-) -> list[EvalDataset]:
-    """Read, check and preprocess all held-out and report data of a recipe.
-
-    What was preprocessed once is read from the disk the next time, where the data, the donor's tokenizer or image
-    processor, and the libraries are the same. Neither images nor their numbers are ever all in memory.
-
-    They are given together because rule 9 is about them together: held-out rows that are report rows too
-    are refused, and held-out rows that equal a report row elsewhere in content are dropped, with a note.
+@dataclass(frozen=True)
+class CalibrationDataset:
+    """The examples of a recipe, preprocessed; `prepare_calibration_dataset` makes them.
 
     Args:
-        scorings: ``("score" or "report", scoring)``.
-        folder: The donor's: its ``config.json`` and tokenizer or image processor.
-        config: The donor's ``config.json``.
-        token: For gated and private data sets.
-        quiet: No progress bar.
-
-    Returns:
-        One bench for each scoring, in their order.
-
-    Raises:
-        ResolveError: A data set cannot be found or reached.
-        ScoringError: A data set cannot be used: the message says why and what there is instead.
+        examples: With ``revision`` pinned.
+        n: Rows.
+        notes: Warnings.
+        fingerprint: The sha256 of what decides which inputs a model sees.
     """
-    metrics.forget()
-    for _, scoring in scorings:
-        metrics.find(scoring.metric, scoring.trust_remote_code)
-    if config.get("problem_type") in ("regression", "multi_label_classification"):
-        raise ScoringError(f"The model's problem type is {config['problem_type']}; only one label a row can be scored.")
-    if len(label_map.model_classes(config)) < 2:
-        raise ScoringError("The model has one output: a regression, which cannot be scored as classes.")
-    names = [data.name_of(scoring) for _, scoring in scorings]
-    reports = [place for place, (role, _) in enumerate(scorings) if role == "report"]
-    held_out = [place for place, (role, _) in enumerate(scorings) if role == "score"]
-    benches: dict[int, EvalDataset] = {}
-    reported: set[bytes] = set()
-    with tempfile.TemporaryDirectory(prefix="hf-soup-data-") as cache:
-        scratch = Path(cache)
-        loaded = data.load([scoring for _, scoring in scorings], scratch, token)
-        for place, other in itertools.product(held_out, reports):
-            data.refuse_overlap((names[place], loaded[place][1]), (names[other], loaded[other][1]))
-        # Reports first: what they hold is what held-out may not hold.
-        for place in reports + held_out:
-            barred = reported if place in held_out else set()
-            benches[place], digests = _prepare_one(
-                scorings[place][1], *loaded[place], folder, config, barred, scratch, quiet
-            )
-            if place in reports:
-                reported.update(digests)
-        for place, other in itertools.combinations(held_out, 2):
-            if benches[place].fingerprint != benches[other].fingerprint:
-                data.refuse_partial_overlap((names[place], loaded[place][1]), (names[other], loaded[other][1]))
-    return [benches[place] for place in range(len(loaded))]
+
+    examples: Examples
+    n: int
+    notes: tuple[str, ...]
+    fingerprint: str
+    _inputs: tasks.Inputs = field(repr=False)
+
+    def drawn(self, count: int, seed: int) -> Ints:
+        """So many rows at random, all where there are fewer, in their order: a split may be sorted by label."""
+        return np.sort(self.shuffled(seed)[:count])
+
+    def shuffled(self, seed: int) -> Ints:
+        """All rows in a random order."""
+        from hf_soup.merging import uniform  # late, as it takes torch
+
+        order: Ints = np.argsort(uniform(seed, "examples", 0, 0, self.n).numpy(), kind="stable")
+        return order
+
+    def alike(self, rows: Ints) -> list[Ints]:
+        """Rows in batches of inputs of one size, so that nothing is padded: long ones first, those of one as given."""
+        sizes, batches = self._inputs.sizes[rows], []
+        for size in np.unique(sizes)[::-1]:
+            batches += self._inputs.batches(rows[sizes == size], self.examples.batch_size)
+        return batches
+
+    def padded(self, rows: Ints) -> list[Ints]:
+        """Rows in batches in their order, to be padded; of one size each where the tokenizer cannot pad."""
+        return self._inputs.batches(rows, self.examples.batch_size) if self._inputs.can_pad else self.alike(rows)
+
+    def batch(self, rows: Ints, device: str = "cpu") -> dict[str, Any]:
+        """The model's keyword arguments for some rows, in their order."""
+        return self._inputs.batch(rows, device)
 
 
-def _prepare_one(
-    asked: Scoring,
-    scoring: Scoring,
-    rows: data.DatasetRows,
-    folder: Path,
-    config: Mapping[str, Any],
-    barred: Set[bytes],
-    scratch: Path,
-    quiet: bool,
-) -> tuple[EvalDataset, Sequence[bytes]]:
-    """A bench of the rows that are not ``barred``, and the hash of every row."""
-    task, name, table = tasks.TASKS[scoring.task](folder, config), data.name_of(asked), rows.table
-    model_names = label_map.model_classes(config)
-    label_name = data.label_column(scoring, name, table, len(model_names))
-    columns = data.input_columns(scoring, name, table, task.columns)
-    column = label_map.clean(name, data.read_column(table, label_name), label_name)
-    mapped = label_map.match(name, model_names, column, data.declared_classes(table, label_name), scoring.labels)
-    references = label_map.to_outputs(mapped, column, name)
-    key, found = preprocessed(scoring, rows, task, folder, columns, scratch=scratch, quiet=quiet)
-    kept = np.flatnonzero([digest not in barred for digest in found.digests])
-    if not len(kept):
-        raise ScoringError(
-            f"Every row of the held-out data '{name}' is in the report too.",
-            hint="What selection has looked at cannot test it: use other rows.",
-        )
-    notes, dropped = [mapped.note] if mapped.note else [], len(table) - len(kept)
-    if dropped:
-        notes.append(f"{dropped:,} of {len(table):,} rows equal a report row in content and were dropped")
-    references = references[kept]
-    if len(np.unique(references)) == 1:
-        raise ScoringError(
-            f"All {len(kept):,} rows of {name} have the label '{column[kept[0]]}'; a score would mean nothing.",
-            hint="Use rows of several classes; a slice of a sorted split may hold only one.",
-        )
-    fingerprint = hashlib.sha256(key.encode() + kept.tobytes()).hexdigest()
-    inputs, names = task.inputs(found, kept), mapped.class_names
-    bench = EvalDataset(
-        asked.title, scoring, len(kept), tuple(notes), names, references, inputs, fingerprint, mapped, name
-    )
-    return bench, found.digests
-
-
-def notes_of(benches: Sequence[EvalDataset]) -> list[str]:
-    """What to know of data, each once: where the same holds for several, they are named together."""
-    whose: dict[str, dict[str, None]] = {}
-    for bench in benches:
-        for note in bench.notes:
-            whose.setdefault(note, {})[bench._name] = None
-    return [f"{', '.join(names)}: {note}" for note, names in whose.items()]
-
-
-def compare(bench: EvalDataset, logits_a: Logits, logits_b: Logits) -> Comparison:
+def compare(bench: EvalDataset, logits_a: Logits, logits_b: Logits) -> ReportedComparison:
     """Is the first model better than the second, on the same rows?
 
-    Accuracy: the exact McNemar test, and the interval of Agresti and Min for matched shares. Other metrics:
-    the paired bootstrap, and a permutation test.
+    Accuracy: the exact two-sided test of McNemar (Note on the sampling error of the difference between correlated
+    proportions, 1947), of the rows that just one of them gets right, and the interval of Agresti and Min for matched
+    shares. Other metrics: the paired bootstrap, and a permutation test.
 
     Args:
         bench: The rows and the metric.
@@ -350,16 +265,16 @@ def compare(bench: EvalDataset, logits_a: Logits, logits_b: Logits) -> Compariso
 
     Returns:
         The difference, first minus second, and a sentence that claims it only where it can be seen.
-
-    Raises:
-        ScoringError: The logits do not belong to this data.
     """
+    from scipy.stats import binomtest
+
     name, first, second = bench.scoring.measure, bench.answers(logits_a), bench.answers(logits_b)
     if bench.scoring.metric == "accuracy":
         right, other = first == bench.references, second == bench.references
         b, c = int(np.sum(right & ~other)), int(np.sum(other & ~right))
         low, high = paired_interval(b, c, bench.n)
-        return Comparison(name, (b - c) / bench.n, low, high, mcnemar(b, c), bench.n)
+        p = float(binomtest(b, b + c).pvalue) if b + c else 1.0
+        return comparison_of(name, (b - c) / bench.n, low, high, p, bench.n)
     metric = metrics.find(bench.scoring.metric, bench.scoring.trust_remote_code)
     low, high, p = paired_bootstrap(bench.references, first, second, metric)
-    return Comparison(name, bench.value(logits_a) - bench.value(logits_b), low, high, p, bench.n)
+    return comparison_of(name, bench.judge(first) - bench.judge(second), low, high, p, bench.n)

@@ -12,9 +12,8 @@ import hashlib
 import json
 import mmap
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_soup import hub
+from hf_soup._util.parallel import in_order
 from hf_soup._util.progress import bar
 from hf_soup._util.version import __version__
 from hf_soup.errors import ScoringError
@@ -104,10 +104,11 @@ def key_of(about: object, folder: Path) -> str:
         folder: The donor's: its tokenizer or image processor.
     """
     names = sorted({file.name for file in folder.iterdir() if ASSETS.fullmatch(file.name)} - {"config.json"})
-    assets = [(name, _sha256(folder / name)) for name in names]
-    code = [_sha256(Path(__file__).with_name(name)) for name in ("encoded_rows.py", "tasks.py")]
+    code = [Path(__file__).with_name(name) for name in ("encoded_rows.py", "tasks.py")]
+    files = [*(folder / name for name in names), *code]
+    contents = [(file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in files]
     versions = [__version__, *(version(library) for library in _LIBRARIES)]
-    return hashlib.sha256(json.dumps([about, assets, code, versions], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([about, contents, versions], sort_keys=True).encode()).hexdigest()
 
 
 def stored(
@@ -147,8 +148,8 @@ def stored(
             return found
         try:
             shown = stack.enter_context(bar(f"Preprocessing {title}", chunks[-1].stop, unit="row", quiet=quiet))
-            with partial.open("wb") as stream:  # over what a killed process left
-                _write(stream, title, _in_order(make, chunks, threads), shown.update)
+            with partial.open("wb") as stream, ThreadPoolExecutor(threads) as pool:  # over what a killed process left
+                _write(stream, title, in_order(pool, make, chunks, 2 * threads), shown.update)
                 stream.flush()
                 os.fsync(stream.fileno())
             partial.replace(folder / key)
@@ -174,17 +175,6 @@ def _lock(stack: ExitStack, partial: Path) -> None:
         with suppress(FileNotFoundError):  # the other one moved or deleted what this one waited for
             if os.path.samestat(os.fstat(lock.fileno()), partial.stat()):
                 return
-
-
-def _in_order(make: Callable[[range], Chunk], chunks: Sequence[range], threads: int) -> Iterator[Chunk]:
-    waiting: deque[Future[Chunk]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for chunk in chunks:
-            waiting.append(pool.submit(make, chunk))
-            if len(waiting) == 2 * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def _write(stream: BinaryIO, title: str, chunks: Iterator[Chunk], progress: Callable[[int], object]) -> None:
@@ -214,8 +204,3 @@ def _write(stream: BinaryIO, title: str, chunks: Iterator[Chunk], progress: Call
     said = {"rows": len(digests), "numbers": ends[-1], "dtype": dtype, "shape": shape, "names": names}
     put(json.dumps(said).encode().ljust(_TAIL))
     stream.write(whole.digest())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set as Abstra
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +19,10 @@ from torch import Tensor
 
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.batch_norm import MEAN, VARIANCE, batch_norms
-from hf_soup.evaluation.calibration_data import CalibrationDataset
+from hf_soup.evaluation.dataset import CalibrationDataset
 from hf_soup.evaluation.evaluation_data import Calibration
-from hf_soup.evaluation.gradients import MergedModelGradient, Slice, mean_of
+from hf_soup.evaluation.gradients import MergedModelGradient, Read, Slice, mean_of
+from hf_soup.evaluation.model import one_thread
 from hf_soup.evaluation.statistics import Ints
 from hf_soup.merging import Materializer, Plan
 from hf_soup.recipe import LINEAR, MethodCall
@@ -29,20 +30,6 @@ from hf_soup.recipe import LINEAR, MethodCall
 #: Derivatives below this part of the largest are rounding, as those by the biases of keys, on which no answer depends;
 #: Adam would take steps of full length along them.
 _ROUNDING = 1e-7
-
-
-class Coefficients(NamedTuple):
-    """What was learned.
-
-    Args:
-        tensors: Those that are merged by them.
-        values: ``(tensors, ingredients)`` float32.
-        entropy: The mean over all examples that were drawn, in nats: before, and after.
-    """
-
-    tensors: Sequence[str]
-    values: Tensor
-    entropy: tuple[float, float]
 
 
 class EntropyLoss(MergedModelGradient):
@@ -78,12 +65,9 @@ class EntropyLoss(MergedModelGradient):
             layer + each for layer in batch_norms(tensor.name for tensor in layout.tensors) for each in (MEAN, VARIANCE)
         }
         averaged = {tensor.name for tensor in layout.tensors if tensor.averaged and tensor.size}
-        self.learned = [
-            tensor.name
-            for tensor in layout.tensors
-            if tensor.name in averaged - running and mixture.tensor_methods.get(tensor.name, mixture.method) == call
-        ]
-        self._still = _combined(plan, paths, call, averaged - set(self.learned))
+        own_methods = mixture.tensor_methods
+        self.learned = {name for name in averaged - running if own_methods.get(name, mixture.method) == call}
+        self._still = _combined(plan, paths, call, averaged - self.learned)
         config, task = calibration.template.config, inputs.examples.task
         super().__init__(layout, paths, sources, config, task, calibration.device)
         own = {name: dict(zip(plan.weights, shares, strict=True)) for name, shares in mixture.tensor_weights.items()}
@@ -116,7 +100,7 @@ class EntropyLoss(MergedModelGradient):
         """The sum of the entropies of each batch."""
         self._set(coefficients)
         for places in self._inputs.padded(rows):
-            batch = {name: value.to(self._device) for name, value in self._inputs.batch(places).items()}
+            batch = self._inputs.batch(places, self._device)
             try:
                 logs = self._model(**batch).logits.float().cpu().log_softmax(-1)
                 yield -(logs.exp() * logs).sum()
@@ -135,11 +119,11 @@ class EntropyLoss(MergedModelGradient):
             flat.copy_(still.view(-1))
 
     def _made(self, row: int, given: NDArray[np.float64], piece: Slice) -> Tensor:
-        if not self._whole(piece):
+        read_origin = self._origin_of(piece)
+        if read_origin is None:
             weights = self._weights[row, piece.having].clip(0).tolist()
             return mean_of(piece.parts, weights, piece.end - piece.begin)
-        assert piece.origin is not None, "whole"
-        origin = piece.origin().float()
+        origin = read_origin().float()
         made = origin.clone()
         for factor, read in zip((self._weights[row] * given).tolist(), piece.parts, strict=True):
             if factor:
@@ -147,15 +131,15 @@ class EntropyLoss(MergedModelGradient):
         return made
 
     def _moves(self, row: int, given: NDArray[np.float64], piece: Slice, slope: Tensor) -> Any:
-        if not self._whole(piece) or self.tensors[row] in self._still:
+        read_origin = self._origin_of(piece)
+        if read_origin is None or self.tensors[row] in self._still:
             return 0.0
-        assert piece.origin is not None, "whole"
-        origin = piece.origin().double()
+        origin = read_origin().double()
         return np.array([float(slope.dot(read().double().sub_(origin))) for read in piece.parts])
 
-    def _whole(self, piece: Slice) -> bool:
-        """Whether all have it, so that there are task vectors."""
-        return piece.origin is not None and len(piece.having) == len(self.sources)
+    def _origin_of(self, piece: Slice) -> Read | None:
+        """What reads the ancestor's, from which there are task vectors where all have it; else None."""
+        return piece.origin if len(piece.having) == len(self.sources) else None
 
 
 def _combined(
@@ -178,7 +162,7 @@ def learn_coefficients(
     parameters: Mapping[str, Any],
     seed: int,
     progress: Callable[[int], object],
-) -> Coefficients:
+) -> tuple[list[dict[str, Tensor]], tuple[float, float]]:
     """Descend on the entropy of random batches of examples, by Adam.
 
     On the CPU by one thread, as torch's division of a matrix product among threads shows in its last bits, and
@@ -190,6 +174,10 @@ def learn_coefficients(
         parameters: All of the method's.
         seed: Of the examples that are drawn, and their order.
         progress: Called with 1 after each step.
+
+    Returns:
+        For every ingredient, tensor → its coefficient, float32; and the mean entropy over all examples that were drawn,
+        in nats: before, and after.
 
     Raises:
         ScoringError: The model fails, or the entropy is not finite.
@@ -211,9 +199,7 @@ def learn_coefficients(
             hint="Lower `init` or `lr`, or look at the ingredients: one may be broken.",
         )
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         before = finite(loss.mean(free.detach().expand(shape).numpy(), rows), 0)
         for step, batch in zip(range(parameters["steps"]), _batches(rows, size, seed), strict=False):
             spread = free.expand(shape)
@@ -228,10 +214,8 @@ def learn_coefficients(
             progress(1)
         found = free.detach().expand(shape)
         after = finite(loss.mean(found.numpy(), rows), parameters["steps"])
-    finally:
-        torch.set_num_threads(threads)
-    kept = [row for row, name in enumerate(loss.tensors) if name in set(loss.learned)]
-    return Coefficients([loss.tensors[row] for row in kept], found[kept].float(), (before, after))
+    learned = [(name, row) for name, row in zip(loss.tensors, found.float(), strict=True) if name in loss.learned]
+    return [{name: row[column] for name, row in learned} for column in range(shape[1])], (before, after)
 
 
 def _batches(rows: Ints, size: int, seed: int) -> Iterator[Ints]:

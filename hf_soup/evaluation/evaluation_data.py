@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.batch_norm import batch_norms
-from hf_soup.evaluation.calibration_data import CalibrationDataset, prepare_calibration_dataset
-from hf_soup.evaluation.dataset import EvalDataset, notes_of, prepare_datasets
+from hf_soup.evaluation.dataset import CalibrationDataset, EvalDataset
 from hf_soup.evaluation.model import require_device
+from hf_soup.evaluation.preprocessing import prepare_calibration_dataset, prepare_datasets
 from hf_soup.evaluation.template import ModelTemplate, model_template
 from hf_soup.lineage import AlignedModels
-from hf_soup.merging import Plan, RunContext, needs_statistics
+from hf_soup.merging import Layout, Plan, RunContext
 from hf_soup.recipe import Recipe
-from hf_soup.selection import require_enough
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,12 @@ class EvaluationData:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader should know of what scores are measured on."""
-        return notes_of(self.scored)
+        """What a reader should know of what scores are measured on; what holds for several names them together."""
+        whose: dict[str, dict[str, None]] = {}
+        for bench in self.scored:
+            for note in bench.notes:
+                whose.setdefault(note, {})[bench.name] = None
+        return [f"{', '.join(names)}: {note}" for note, names in whose.items()]
 
 
 def load_data(recipe: Recipe, template: ModelTemplate, context: RunContext) -> EvaluationData:
@@ -102,6 +105,8 @@ def load_calibration(recipe: Recipe, template: ModelTemplate, context: RunContex
 
 def looks_at_examples(plan: Plan) -> bool:
     """Whether a method of a plan does, or new statistics of batch normalisation are collected of what it makes."""
+    from hf_soup.merging import needs_statistics  # late, as it takes torch
+
     asks = any(needs_statistics(call) for call in plan.mixture.methods)
     layout = plan.layout
     return asks or (len(layout.labels) > 1 and bool(batch_norms(tensor.name for tensor in layout.tensors)))
@@ -172,4 +177,23 @@ def require_rows(recipe: Recipe, data: EvaluationData, *, learns: bool) -> None:
                 "from one label a row.",
                 hint="Leave one of them out, or use another `select`.",
             )
-    require_enough(sum(bench.n for bench in different.values()))
+    rows = sum(bench.n for bench in different.values())
+    if rows < 10:  # a fifth of which are kept apart
+        raise ScoringError(
+            f"learned: there are {rows} held-out rows, and it takes ten at least.",
+            hint="Use `select: uniform`, or more held-out rows.",
+        )
+
+
+def require_variance(layout: Layout, calibration: Calibration | None) -> None:
+    """Refuse one row, where running statistics of batch normalisation are to be collected.
+
+    Raises:
+        ScoringError: It is one.
+    """
+    if calibration and calibration.inputs.n < 2 and batch_norms(tensor.name for tensor in layout.tensors):
+        raise ScoringError(
+            f"The examples '{calibration.inputs.examples.title}' are one row, which has no variance for batch "
+            "normalisation.",
+            hint="Use more rows: a few hundred of the training data or more.",
+        )

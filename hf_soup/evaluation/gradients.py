@@ -22,12 +22,13 @@ from torch import Tensor
 from hf_soup.checkpoint import TORCH
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.dataset import EvalDataset, Logits
-from hf_soup.evaluation.loaded_parameters import find_loaded_parameters, held, on_disk, probes
+from hf_soup.evaluation.loaded_parameters import find_loaded_parameters, held, on_disk
 from hf_soup.evaluation.model import build_model
+from hf_soup.evaluation.statistics import Ints
 from hf_soup.merging import Layout, Reading
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 
 #: Elements of an ingredient that are held at once.
@@ -91,7 +92,7 @@ class MergedModelGradient(ABC):
         device: str = "cpu",
     ) -> None:
         averaged = [number for number, tensor in enumerate(layout.tensors) if tensor.averaged and tensor.size]
-        self.tensors = tuple(layout.tensors[number].name for number in averaged)
+        self.tensors: Sequence[str] = tuple(layout.tensors[number].name for number in averaged)
         self._rows = {number: row for row, number in enumerate(averaged)}  # of shares
         self._layout, self.sources, self._device = layout, list(sources), device
         self._made_of = config, task
@@ -132,10 +133,9 @@ class MergedModelGradient(ABC):
         By content, so that it rests on no name: what a family renames, stacks or splits is taken apart by
         transformers itself, and its pieces are the tensors of the disk, or the model is refused.
         """
-        given, whose = probes(self._layout, self._rows)
-        given |= self._others
-        self._build(given)
-        found, inside = find_loaded_parameters(self._model, whose), held(self._model)
+        model, found = find_loaded_parameters(self._layout, self._rows, self._others, *self._made_of)
+        self._model = model.to(self._device)  # type: ignore[arg-type]  # transformers types its wrapper otherwise
+        inside = held(self._model)
         if found.lost:
             raise ScoringError(
                 f"'{found.lost[0]}' is not put back together as it lies on the disk, so nothing can be learned of it.",
@@ -151,7 +151,7 @@ class MergedModelGradient(ABC):
         config, task = self._made_of
         model = build_model(config, tensors, task, torch.float32)
         tensors.clear()
-        self._model: PreTrainedModel = model.to(self._device)  # type: ignore[arg-type]
+        self._model = model.to(self._device)  # type: ignore[arg-type]
 
     def _slopes(self) -> dict[int, Tensor]:
         """The gradient by each tensor of the disk that has any."""
@@ -214,6 +214,9 @@ class MergedModelGradient(ABC):
 class ValidationLoss(MergedModelGradient):
     r"""The loss of a soup, and the streamed gradient, a `hf_soup.selection.Objective`.
 
+    Ingredients may be means of sources themselves: with :math:`G` the shares of sources in ingredients, the shares
+    :math:`\alpha` of ingredients are :math:`\alpha G` of sources, of which all else here is said.
+
     The loss is the cross-entropy of :math:`\operatorname{softmax}(\beta f(x; \theta))` with
     :math:`\theta_t = \sum_i\alpha_{ti}\theta_{i,t}`, made in float32 and not rounded to the type that is written, and
 
@@ -227,10 +230,12 @@ class ValidationLoss(MergedModelGradient):
     Args:
         layout: Names, shapes and places.
         paths: For every source, its weight files on this machine.
-        sources: The ingredients in play, in the order of columns of ``shares``, and their numbers in the layout.
+        ingredients: Those in play, in the order of columns of ``shares``, and the share of every source in each.
         config: The model's ``config.json``.
-        benches: The held-out data: rows are numbered through all of them.
-        weights: Of the benches; a bench's rows share its weight equally. By default equal.
+        benches: The held-out data, each of whose rows share its weight equally. The loss of the same rows is the same,
+            whatever is measured on them: they are looked at once, with the weights of all.
+        answers: What each ingredient answers to each of the held-out data, all rows.
+        rows: Of each of the held-out data those that are looked at, by default all; they are numbered through.
         device: Where the model runs.
     """
 
@@ -238,19 +243,30 @@ class ValidationLoss(MergedModelGradient):
         self,
         layout: Layout,
         paths: Sequence[Mapping[str, Path]],
-        sources: Mapping[str, int],
+        ingredients: Mapping[str, Mapping[str, float]],
         config: Mapping[str, Any],
         benches: Sequence[EvalDataset],
-        weights: Sequence[float] | None = None,
+        answers: Sequence[Sequence[Logits]] = (),
+        rows: Sequence[Ints] | None = None,
         device: str = "cpu",
     ) -> None:
-        self.names = tuple(sources)
-        self._benches = benches
-        self._starts = np.cumsum([0, *(bench.n for bench in benches)])
-        each = zip(weights or [1.0] * len(benches), benches, strict=True)
+        self.names: Sequence[str] = tuple(ingredients)
+        sources = [name for name in layout.names if any(name in shares for shares in ingredients.values())]
+        self._groups = np.array([[shares.get(source, 0.0) for source in sources] for shares in ingredients.values()])
+        kinds = [bench.fingerprint for bench in benches]
+        places = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
+        self._benches = [benches[place] for place in places]
+        self._answers = [[logits[place] for place in places] for logits in answers]
+        weights = [math.fsum(b.scoring.weight for b in benches if b.fingerprint == kinds[place]) for place in places]
+        each = zip(weights, self._benches, strict=True)
         self._weights = np.concatenate([np.full(bench.n, weight / bench.n) for weight, bench in each])
-        self.labels = np.concatenate([b.references + n * len(b.class_names) for n, b in enumerate(benches)])
-        super().__init__(layout, paths, list(sources.values()), config, benches[0].scoring.task, device)
+        self._starts = np.cumsum([0, *(bench.n for bench in self._benches)])
+        seen = [np.arange(benches[place].n) if rows is None else rows[place] for place in places]
+        self._seen = np.concatenate([start + mine for start, mine in zip(self._starts, seen, strict=False)])
+        labels = [b.references + n * len(b.class_names) for n, b in enumerate(self._benches)]
+        self.labels = np.concatenate(labels)[self._seen]
+        task = benches[0].scoring.task
+        super().__init__(layout, paths, [layout.numbers[source] for source in sources], config, task, device)
 
     def loss(self, shares: NDArray[np.float64], rows: NDArray[np.int64]) -> tuple[float, float]:
         """The mean cross-entropy over some rows, each with its weight, at the logit scale where it is least.
@@ -271,8 +287,11 @@ class ValidationLoss(MergedModelGradient):
             self._run(shares, rows, lambda *each: answers.append(each))
         return _least(answers)
 
-    def loss_of(self, logits: Sequence[Logits], rows: NDArray[np.int64]) -> float:
-        """That of answers which are there already, one array for each bench."""
+    def alone(self, rows: NDArray[np.int64]) -> list[float]:
+        """That of every ingredient, from what it answered, without another forward pass."""
+        return [self._loss_of(logits, self._seen[rows]) for logits in self._answers]
+
+    def _loss_of(self, logits: Sequence[Logits], rows: NDArray[np.int64]) -> float:
         share = self._weights[rows] / self._weights[rows].sum()
         answers = []
         for number, (bench, mine) in enumerate(zip(self._benches, logits, strict=True)):
@@ -298,21 +317,20 @@ class ValidationLoss(MergedModelGradient):
 
         self._run(shares, rows, descend)
         assert beta.grad is not None
-        return sum(losses), self._derivatives(shares), float(beta.grad)
+        return sum(losses), self._derivatives(shares @ self._groups) @ self._groups.T, float(beta.grad)
 
     def _run(
         self, shares: NDArray[np.float64], rows: NDArray[np.int64], use: Callable[[Tensor, Tensor, Tensor], None]
     ) -> None:
         """Have the soup of these shares answer batch by batch: logits, labels, and weights that sum to 1 in all."""
-        self._set(shares)
+        self._set(shares @ self._groups)
+        rows = self._seen[rows]
         share = self._weights[rows] / self._weights[rows].sum()
         for number, bench in enumerate(self._benches):
             chosen = np.flatnonzero((rows >= self._starts[number]) & (rows < self._starts[number + 1]))
-            step = bench.scoring.batch_size if bench.inputs.can_pad else 1
-            for begin in range(0, len(chosen), step):
-                places = chosen[begin : begin + step]
+            for places in bench.inputs.batches(chosen, bench.scoring.batch_size):
                 mine = rows[places] - self._starts[number]
-                batch = {name: value.to(self._device) for name, value in bench.batch(mine).items()}
+                batch = bench.inputs.batch(mine, self._device)
                 try:
                     logits = self._model(**batch).logits.float().cpu()
                     use(logits, torch.from_numpy(bench.references[mine]), torch.from_numpy(share[places]))
@@ -325,7 +343,7 @@ class ValidationLoss(MergedModelGradient):
 
     def _made(self, row: int, given: NDArray[np.float64], piece: Slice) -> Tensor:
         # What only some have is their mean.
-        if len(piece.having) < len(self.names):
+        if len(piece.having) < len(self.sources):
             return mean_of(piece.parts, given[piece.having].tolist(), piece.end - piece.begin)
         made = torch.zeros(piece.end - piece.begin)
         for factor, read in zip(given.tolist(), piece.parts, strict=True):
@@ -335,7 +353,7 @@ class ValidationLoss(MergedModelGradient):
 
     def _moves(self, row: int, given: NDArray[np.float64], piece: Slice, slope: Tensor) -> Any:
         dots = np.array([float(slope.dot(read().double())) for read in piece.parts])
-        if len(piece.having) == len(self.names):
+        if len(piece.having) == len(self.sources):
             return dots
         given = given[piece.having]
         if given.sum() <= 0:
@@ -360,45 +378,3 @@ def _least(answers: Sequence[_Answers]) -> tuple[float, float]:
 
 def _loss(logits: Tensor, target: Tensor, weights: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(logits, target, reduction="none") @ weights.to(logits.dtype)
-
-
-class GroupedObjective:
-    r"""The loss of soups of ingredients that are means of sources themselves, a `hf_soup.selection.Objective`.
-
-    With :math:`G` the shares of sources in ingredients, :math:`L(\alpha) = L_\text{sources}(\alpha G)`.
-
-    Args:
-        names: The ingredients.
-        loss: Of soups of the sources.
-        groups: ``(ingredients, sources)``.
-        answers: What each ingredient answers to each of the held-out data, all rows.
-        rows: Numbers of the held-out rows that are looked at; all of them by default.
-    """
-
-    def __init__(
-        self,
-        names: Sequence[str],
-        loss: ValidationLoss,
-        groups: Sequence[Sequence[float]],
-        answers: Sequence[Sequence[Logits]],
-        rows: NDArray[np.int64] | None = None,
-    ) -> None:
-        self._rows = np.arange(len(loss.labels)) if rows is None else rows
-        self.names, self.labels = names, loss.labels[self._rows]
-        self.tensors: Sequence[str] = loss.tensors
-        self._loss, self._groups, self._answers = loss, np.array(groups), answers
-
-    def loss(self, shares: NDArray[np.float64], rows: NDArray[np.int64]) -> tuple[float, float]:
-        """As that of sources."""
-        return self._loss.loss(shares @ self._groups, self._rows[rows])
-
-    def alone(self, rows: NDArray[np.int64]) -> list[float]:
-        """From what they answered, without another forward pass."""
-        return [self._loss.loss_of(each, self._rows[rows]) for each in self._answers]
-
-    def gradient(
-        self, shares: NDArray[np.float64], scale: float, rows: NDArray[np.int64]
-    ) -> tuple[float, NDArray[np.float64], float]:
-        """As that of sources."""
-        loss, slope, scale_slope = self._loss.gradient(shares @ self._groups, scale, self._rows[rows])
-        return loss, slope @ self._groups.T, scale_slope

@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from hf_soup.checkpoint import bytes_of
+from hf_soup.evaluation.model import build_model
 from hf_soup.merging import Layout
 
 if TYPE_CHECKING:
@@ -35,20 +36,28 @@ class LoadedParameters:
     lost: tuple[str, ...]
 
 
-def probes(layout: Layout, numbers: Collection[int]) -> tuple[dict[str, Tensor], dict[bytes, int]]:
-    """In the place of some tensors of a layout, numbers that occur once; and whose they are, by their sha256."""
+def find_loaded_parameters(
+    layout: Layout, numbers: Collection[int], others: Mapping[str, Tensor], config: Mapping[str, Any], task: str
+) -> tuple[PreTrainedModel, LoadedParameters]:
+    """A model in float32 that has numbers which occur once in the place of some tensors, and where these lie in it.
+
+    Args:
+        layout: Names and shapes.
+        numbers: Of the tensors.
+        others: All other tensors.
+        config, task: Of the model, as in `build_model`.
+
+    Raises:
+        ScoringError: The tensors make no model.
+    """
     generator = torch.Generator().manual_seed(0)
-    made, whose = {}, {}
+    made, whose = dict(others), {}
     for row, number in enumerate(numbers):
         tensor = layout.tensors[number]
         # From 2 on, which nothing is that a model fills in by itself.
         made[tensor.name] = row + 2 + torch.rand(tensor.shape, generator=generator)
         whose[_digest(made[tensor.name])] = number
-    return made, whose
-
-
-def find_loaded_parameters(model: PreTrainedModel, whose: Mapping[bytes, int]) -> LoadedParameters:
-    """Where the probes lie of which a model was made."""
+    model = build_model(config, made, task, torch.float32)
     inside = held(model)
     places = {tensor.data_ptr(): name for name, tensor in inside.items()}
     names, direct, lost = {}, {}, []
@@ -61,7 +70,7 @@ def find_loaded_parameters(model: PreTrainedModel, whose: Mapping[bytes, int]) -
                 direct[number] = home
         elif piece.numel() and piece.min() >= 2:
             lost.append(name)
-    return LoadedParameters(names, direct, tuple(lost))
+    return model, LoadedParameters(names, direct, tuple(lost))
 
 
 def held(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -1,8 +1,4 @@
-"""Metrics: scikit-learn's, reported through `evaluate`; or a function or an `evaluate` script of the user's.
-
-``evaluate.load`` would download a script, so the built-in metrics are one subclass of ``evaluate.Metric``, kept in
-memory. A new one is one entry of `METRICS`.
-"""
+"""Metrics: scikit-learn's; or a function or an `evaluate` script of the user's. A new one is an entry of `METRICS`."""
 
 from __future__ import annotations
 
@@ -19,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from hf_soup.errors import ScoringError
-from hf_soup.evaluation import statistics
 from hf_soup.evaluation.data import content_hash
-from hf_soup.evaluation.statistics import Counted, Floats, Ints, Metric, bootstrap, wilson
+from hf_soup.evaluation.statistics import Counted, Floats, Ints, Metric, bootstrap
 from hf_soup.evaluation.tasks import first_line
 from hf_soup.hub import cut_off
 from hf_soup.recipe import Score, is_local_path
@@ -154,7 +149,7 @@ def _of_script(path: str, name: str) -> Metric:
     import evaluate
 
     try:
-        # The folder is made but not used; the seed is as in `compute`.
+        # The folder is made but not used. A seed of its own: by default evaluate reads numpy's global state.
         with tempfile.TemporaryDirectory(prefix="hf-soup-metric-") as folder:
             module = evaluate.load(path, keep_in_memory=True, cache_dir=folder, seed=0)
     except (Exception, SystemExit) as error:  # whatever the script, the client or the disk raises
@@ -185,68 +180,34 @@ def _by_rows(name: str, function: Callable[[Ints, Ints], Any]) -> Metric:
             given = function(references, predictions)
             if isinstance(given, str | bytes):
                 raise TypeError(f"{given!r} is a text and no number")
-            return _finite(name, float(given), len(references))
+            value = float(given)
         except ScoringError:
             raise
         except (Exception, SystemExit) as error:  # whatever the user's code raises
             raise ScoringError(f"The metric '{name}' fails on {len(references):,} rows: {first_line(error)}") from error
+        if not np.isfinite(value):
+            raise ScoringError(
+                f"The metric '{name}' gives {value} on {len(references):,} rows.",
+                hint="Use more rows, or another metric. Intervals draw rows again, and then a class may be missing.",
+            )
+        return value
 
     return metric
 
 
-def _finite(name: str, value: float, n: int) -> float:
-    if not np.isfinite(value):
-        raise ScoringError(
-            f"The metric '{name}' gives {value} on {n:,} rows.",
-            hint="Use more rows, or another metric. Intervals draw rows again, and then a class may be missing.",
-        )
-    return value
-
-
-def compute(metric: str, labels: Ints, answers: Ints, trusted: bool = False) -> float:
-    """The value of a metric on ``(n,)`` class numbers; a built-in one's through ``evaluate``."""
-    if metric not in METRICS:
-        return find(metric, trusted)(labels, answers, np.ones_like(labels))
-    # evaluate makes a folder even for a metric in memory, by default below HF_HOME, which may be read-only. A seed
-    # of its own: by default evaluate reads numpy's global state.
-    with tempfile.TemporaryDirectory(prefix="hf-soup-metric-") as folder:
-        module = _metric_class()(metric, keep_in_memory=True, cache_dir=folder, seed=0)
-        return _finite(metric, float(module.compute(predictions=answers, references=labels)[metric]), len(labels))
-
-
 def value(metric: str, labels: Ints, answers: Ints, trusted: bool = False) -> float:
-    """As `compute`, but for the way through ``evaluate``, which takes as long as a small model's forward pass."""
-    return _finite(metric, find(metric, trusted)(labels, answers, np.ones_like(labels)), len(labels))
+    """The value of a metric on ``(n,)`` class numbers."""
+    return find(metric, trusted)(labels, answers, np.ones_like(labels))
 
 
 def score(metric: str, labels: Ints, answers: Ints, trusted: bool = False) -> Score:
     """A metric with its 95 % interval: Wilson's for accuracy, the bootstrap's for others."""
-    value, n = compute(metric, labels, answers, trusted), len(labels)
+    from scipy.stats import binomtest
+
+    value_of_all, n = value(metric, labels, answers, trusted), len(labels)
     if metric == "accuracy":
-        low, high = wilson(int(np.sum(labels == answers)), n)
+        # Wilson, Probable inference, JASA 1927: good for few rows, and for shares near zero and one.
+        low, high = binomtest(int(np.sum(labels == answers)), n).proportion_ci(method="wilson")
     else:
         low, high = bootstrap(labels, answers, find(metric, trusted))
-    return Score(metric, value, min(low, value), max(high, value), n)
-
-
-def resampled(metric: str, labels: Ints, answers: Ints, trusted: bool = False) -> Floats:
-    """A metric over 500 resamples of the rows, the same ones for every model; see `statistics.resampled`."""
-    return statistics.resampled(labels, answers, find(metric, trusted))
-
-
-@cache
-def _metric_class() -> Any:
-    """Made at first use, because importing ``evaluate`` takes five seconds."""
-    import evaluate
-    from datasets import Features, Value
-
-    class SoupMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate is not typed
-        def _info(self) -> Any:
-            features = Features({"predictions": Value("int64"), "references": Value("int64")})
-            return evaluate.MetricInfo(description=self.config_name, citation="", features=features)
-
-        def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
-            labels, answers = np.asarray(references), np.asarray(predictions)
-            return {self.config_name: METRICS[self.config_name](labels, answers, np.ones_like(labels))}
-
-    return SoupMetric
+    return Score(metric, value_of_all, float(min(low, value_of_all)), float(max(high, value_of_all)), n)

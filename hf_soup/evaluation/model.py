@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_soup._util.parallel import usable_cores
+from hf_soup._util.parallel import in_order, usable_cores
 from hf_soup.checkpoint import parts_of, read_config
 from hf_soup.errors import IncompatibleError, ScoringError
 from hf_soup.evaluation.statistics import Ints
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+_T = TypeVar("_T")
 #: Bytes that the threads of a pass hold together beside the model, where one of them does not hold more by itself.
 _HELD_BYTES = 2 << 30
 
@@ -173,14 +173,12 @@ def _places(
 
 def answers(
     model: PreTrainedModel,
-    batches: Iterator[tuple[Ints, dict[str, torch.Tensor]]],
+    batch_of: Callable[[Ints], dict[str, torch.Tensor]],
+    every: Sequence[Ints],
     device: str,
-    progress: Callable[[int], object] | None = None,
-) -> list[tuple[Ints, NDArray[np.float32]]]:
-    """What a model answers to batches, in any order: row numbers, and ``(rows, classes)`` float32.
-
-    On the CPU several batches are worked on at a time, each by one thread: torch's own division of a matrix product
-    among threads shows in its last bits.
+    progress: Callable[[int], object],
+) -> list[NDArray[np.float32]]:
+    """What a model answers to batches of rows, ``(rows, classes)`` float32 each.
 
     Raises:
         ScoringError: The model fails; the message begins with the shapes of the batch.
@@ -189,49 +187,35 @@ def answers(
 
     model.eval()  # type: ignore[no-untyped-call]
     model.to(device)  # type: ignore[arg-type]  # transformers types its wrapper as taking no string
-    found: list[tuple[Ints, NDArray[np.float32]]] = []
-    taking, ended = threading.Lock(), threading.Event()
 
-    def work() -> None:
-        while True:
-            with taking:
-                rows, batch = (None, {}) if ended.is_set() else next(batches, (None, {}))
-            if rows is None:
-                return
-            placed = {
-                name: value.to(device, model.dtype if value.is_floating_point() else value.dtype)
-                for name, value in batch.items()
-            }
-            try:
-                with torch.inference_mode():
-                    found.append((rows, model(**placed).logits.float().cpu().numpy()))
-            except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                ended.set()
-                shapes = {name: tuple(value.shape) for name, value in placed.items()}
-                raise ScoringError(
-                    f"({shapes}): {first_line(error)}",
-                    hint="Do the donor's tokenizer or image processor and its config belong to these weights? "
-                    "Out of memory: a smaller `batch_size`.",
-                ) from error
-            if progress is not None:
-                progress(len(rows))
-
-    threads = torch.get_num_threads()
-    workers = threads if torch.device(device).type == "cpu" else 1
-    with ThreadPoolExecutor(workers) as pool:
-        torch.set_num_threads(1)
+    def answer(rows: Ints) -> NDArray[np.float32]:
+        placed = {
+            name: value.to(device, model.dtype if value.is_floating_point() else value.dtype)
+            for name, value in batch_of(rows).items()
+        }
         try:
-            others = [pool.submit(work) for _ in range(workers - 1)]
-            work()
-            for other in others:
-                other.result()
-        finally:
-            ended.set()
-            torch.set_num_threads(threads)
-    return found
+            with torch.inference_mode():
+                logits: NDArray[np.float32] = model(**placed).logits.float().cpu().numpy()
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            shapes = {name: tuple(value.shape) for name, value in placed.items()}
+            raise ScoringError(
+                f"({shapes}): {first_line(error)}",
+                hint="Do the donor's tokenizer or image processor and its config belong to these weights? "
+                "Out of memory: a smaller `batch_size`.",
+            ) from error
+        progress(len(rows))
+        return logits
+
+    # Several processes that answer together have the cores that their launcher gives each.
+    return list(each_alone(answer, every, torch.get_num_threads(), device))
 
 
-def in_order(work: Callable[[Ints], Any], every: Sequence[Ints], size: int, device: str) -> Iterator[tuple[int, Any]]:
+def workers_for(size: int) -> int:
+    """How many threads work at a time, each of which holds so many bytes beside the model."""
+    return max(1, min(usable_cores(), _HELD_BYTES // max(1, size)))
+
+
+def each_alone(work: Callable[[Ints], _T], every: Sequence[Ints], workers: int, device: str) -> Iterator[_T]:
     """What comes of each, in their order, so that sums of it are the same at any number of threads.
 
     On the CPU several are worked on at a time, each by one thread, as torch's own division of a matrix product among
@@ -240,19 +224,25 @@ def in_order(work: Callable[[Ints], Any], every: Sequence[Ints], size: int, devi
     Args:
         work: Of some rows; called by several threads.
         every: The rows of each.
-        size: Bytes that one of them holds beside the model.
-        device: Where models run.
+        workers: How many threads.
+        device: Where models run; on another than the CPU it is one thread.
     """
     import torch
 
+    workers = workers if torch.device(device).type == "cpu" else 1
+    with one_thread(), ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield from in_order(pool, work, every, workers)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """torch works by one thread."""
+    import torch
+
     threads = torch.get_num_threads()
-    cores = usable_cores()
-    workers = max(1, min(cores, _HELD_BYTES // max(1, size))) if torch.device(device).type == "cpu" else 1
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for begin in range(0, len(every), workers):
-                yield from enumerate(pool.map(work, every[begin : begin + workers]), begin)
+        yield
     finally:
         torch.set_num_threads(threads)
 

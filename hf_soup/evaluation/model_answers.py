@@ -105,7 +105,8 @@ class ModelAnswers:
         if isinstance(model, Plan):
             model = with_statistics(model, self._data.calibration)
         weights = model.key if isinstance(model, Plan) else model.digest
-        batch_norm = None if alone else self._recollected(model)
+        mixed = isinstance(model, Plan) and (len(model.weights) > 1 or self._layout.base is not None)
+        batch_norm = self._batch_norm if mixed and not alone else None  # one ingredient has its own
         if batch_norm:
             weights = sha256_of([weights, batch_norm.key])
         notes = {bench.title: self._note(weights, bench, self._template_of(model)) for bench in benches}
@@ -138,7 +139,7 @@ class ModelAnswers:
         model: Plan | SavedModel,
         benches: Sequence[EvalDataset],
         batch_norm: BatchStatistics | None = None,
-        progress: Callable[[int], object] | None = None,
+        progress: Callable[[int], object] = lambda _: None,
     ) -> list[Logits]:
         """The part of all processes: the model is made, or fails, in each, and each has all answers."""
         failed: SoupError | None = None
@@ -154,12 +155,6 @@ class ModelAnswers:
                 raise each
         put(made, self._world.broadcast(collected))  # the first one's
         return [bench.logits(made, device=self._device, progress=progress, world=self._world) for bench in benches]
-
-    def _recollected(self, model: Plan | SavedModel) -> BatchStatistics | None:
-        """What collects the statistics of a model, where it is mixed; one ingredient has its own."""
-        if isinstance(model, SavedModel) or (len(model.weights) == 1 and self._layout.base is None):
-            return None
-        return self._batch_norm
 
     def _template_of(self, model: Plan | SavedModel) -> ModelTemplate:
         return self._data.template if isinstance(model, Plan) else model.template or self._data.template

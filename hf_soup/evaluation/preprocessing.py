@@ -1,21 +1,185 @@
-"""The inputs of rows, as a model takes them."""
+"""The data sets of a recipe: read, checked, compared with each other, and preprocessed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import itertools
+import tempfile
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hf_soup.errors import ScoringError
-from hf_soup.evaluation import data, tasks
+from hf_soup.evaluation import data, label_map, metrics, tasks
+from hf_soup.evaluation.dataset import CalibrationDataset, EvalDataset
 from hf_soup.evaluation.encoded_rows import Chunk, EncodedRows, key_of, stored
-from hf_soup.recipe import Scoring
+from hf_soup.evaluation.statistics import Ints
+from hf_soup.recipe import Examples, Scoring
+
+_Task = tasks.ImageClassification | tasks.TextClassification
 
 
-def preprocessed(
+def prepare_datasets(
+    scorings: Sequence[tuple[str, Scoring]],
+    *,
+    folder: Path,
+    config: Mapping[str, Any],
+    token: str | bool | None = None,
+    quiet: bool = False,
+) -> list[EvalDataset]:
+    """Read, check and preprocess all held-out and report data of a recipe.
+
+    What was preprocessed once is read from the disk the next time, where the data, the donor's tokenizer or image
+    processor, and the libraries are the same. Neither images nor their numbers are ever all in memory.
+
+    They are given together because rule 9 is about them together: held-out rows that are report rows too
+    are refused, and held-out rows that equal a report row elsewhere in content are dropped, with a note.
+
+    Args:
+        scorings: ``("score" or "report", scoring)``.
+        folder: The donor's: its ``config.json`` and tokenizer or image processor.
+        config: The donor's ``config.json``.
+        token: For gated and private data sets.
+        quiet: No progress bar.
+
+    Returns:
+        One bench for each scoring, in their order.
+
+    Raises:
+        ResolveError: A data set cannot be found or reached.
+        ScoringError: A data set cannot be used: the message says why and what there is instead.
+    """
+    metrics.forget()
+    for _, scoring in scorings:
+        metrics.find(scoring.metric, scoring.trust_remote_code)
+    if config.get("problem_type") in ("regression", "multi_label_classification"):
+        raise ScoringError(f"The model's problem type is {config['problem_type']}; only one label a row can be scored.")
+    if len(label_map.model_classes(config)) < 2:
+        raise ScoringError("The model has one output: a regression, which cannot be scored as classes.")
+    names = [data.name_of(scoring) for _, scoring in scorings]
+    reports = [place for place, (role, _) in enumerate(scorings) if role == "report"]
+    held_out = [place for place, (role, _) in enumerate(scorings) if role == "score"]
+    benches: dict[int, EvalDataset] = {}
+    reported: set[bytes] = set()
+    with tempfile.TemporaryDirectory(prefix="hf-soup-data-") as cache:
+        scratch = Path(cache)
+        loaded = data.load([scoring for _, scoring in scorings], scratch, token)
+        for place, other in itertools.product(held_out, reports):
+            data.refuse_overlap((names[place], loaded[place][1]), (names[other], loaded[other][1]))
+        # Reports first: what they hold is what held-out may not hold.
+        for place in reports + held_out:
+            barred = reported if place in held_out else set()
+            benches[place], digests = _prepare_one(
+                scorings[place][1], *loaded[place], folder, config, barred, scratch, quiet
+            )
+            if place in reports:
+                reported.update(digests)
+        for place, other in itertools.combinations(held_out, 2):
+            if benches[place].fingerprint != benches[other].fingerprint:
+                data.refuse_partial_overlap((names[place], loaded[place][1]), (names[other], loaded[other][1]))
+    return [benches[place] for place in range(len(loaded))]
+
+
+def _prepare_one(
+    asked: Scoring,
     scoring: Scoring,
     rows: data.DatasetRows,
-    task: tasks.ImageClassification | tasks.TextClassification,
+    folder: Path,
+    config: Mapping[str, Any],
+    barred: Set[bytes],
+    scratch: Path,
+    quiet: bool,
+) -> tuple[EvalDataset, Sequence[bytes]]:
+    """A bench of the rows that are not ``barred``, and the hash of every row."""
+    task, name, table = tasks.TASKS[scoring.task](folder, config), data.name_of(asked), rows.table
+    model_names = label_map.model_classes(config)
+    label_name = data.label_column(scoring, name, table, len(model_names))
+    columns = data.input_columns(scoring, name, table, task.columns)
+    column = label_map.clean(name, table.select_columns([label_name])[:][label_name], label_name)
+    mapped = label_map.match(name, model_names, column, data.declared_classes(table, label_name), scoring.labels)
+    references = label_map.to_outputs(mapped, column, name)
+    key, found = _preprocessed(scoring, rows, task, folder, columns, scratch=scratch, quiet=quiet)
+    kept, dropped = _unseen(found, barred, name, "held-out data", "selection")
+    notes = tuple(note for note in (mapped.note, *dropped) if note)
+    references = references[kept]
+    if len(np.unique(references)) == 1:
+        raise ScoringError(
+            f"All {len(kept):,} rows of {name} have the label '{column[kept[0]]}'; a score would mean nothing.",
+            hint="Use rows of several classes; a slice of a sorted split may hold only one.",
+        )
+    fingerprint = hashlib.sha256(key.encode() + kept.tobytes()).hexdigest()
+    inputs, names = tasks.Inputs(found, kept, task.tokenizer), mapped.class_names
+    bench = EvalDataset(asked.title, scoring, len(kept), notes, names, references, inputs, fingerprint, mapped, name)
+    return bench, found.digests
+
+
+def prepare_calibration_dataset(
+    examples: Examples,
+    reports: Sequence[Scoring],
+    *,
+    folder: Path,
+    config: Mapping[str, Any],
+    token: str | bool | None = None,
+    quiet: bool = False,
+) -> CalibrationDataset:
+    """Read and preprocess the examples of a recipe.
+
+    Rows of a report are refused, and rows that equal one in content dropped: a report is looked at once, at the end.
+
+    Args:
+        examples: The recipe's.
+        reports: The data that nothing may look at before.
+        folder, config, token, quiet: As in `prepare_datasets`.
+
+    Raises:
+        ResolveError: A data set cannot be found or reached.
+        ScoringError: A data set cannot be used.
+    """
+    if config.get("problem_type") in ("regression", "multi_label_classification"):
+        raise ScoringError(f"The model's problem type is {config['problem_type']}; it has no one label to draw.")
+    if len(label_map.model_classes(config)) < 2:
+        raise ScoringError("The model has one output: a regression, which has no labels to draw.")
+    name = data.name_of(examples)
+    barred: set[bytes] = set()
+    with tempfile.TemporaryDirectory(prefix="hf-soup-data-") as cache:
+        scratch = Path(cache)
+        (pinned, rows), *others = data.load([examples, *reports], scratch, token)
+        for report, (_, theirs) in zip(reports, others, strict=True):
+            data.refuse_overlap((name, rows), (data.name_of(report), theirs), "examples")
+
+        def of(scoring: Scoring, its: data.DatasetRows) -> tuple[_Task, str, EncodedRows]:
+            task = tasks.TASKS[scoring.task](folder, config)
+            columns = data.input_columns(scoring, data.name_of(scoring), its.table, task.columns)
+            return task, *_preprocessed(scoring, its, task, folder, columns, scratch=scratch, quiet=quiet)
+
+        for scoring, theirs in others:
+            barred.update(of(scoring, theirs)[2].digests)
+        task, key, found = of(pinned, rows)
+    kept, dropped = _unseen(found, barred, name, "examples", "a method")
+    notes = tuple(f"{name}: {note}" for note in dropped)
+    assert isinstance(pinned, Examples)
+    fingerprint = hashlib.sha256(key.encode() + kept.tobytes()).hexdigest()
+    return CalibrationDataset(pinned, len(kept), notes, fingerprint, tasks.Inputs(found, kept, task.tokenizer))
+
+
+def _unseen(rows: EncodedRows, barred: Set[bytes], name: str, what: str, who: str) -> tuple[Ints, list[str]]:
+    """The rows that are in no report, and what is to be said of those that are."""
+    kept, every = np.flatnonzero([digest not in barred for digest in rows.digests]), len(rows.digests)
+    if not len(kept):
+        raise ScoringError(
+            f"Every row of the {what} '{name}' is in the report too.",
+            hint=f"What {who} has looked at cannot test it: use other rows.",
+        )
+    note = f"{every - len(kept):,} of {every:,} rows equal a report row in content and were dropped"
+    return kept, [note] if len(kept) < every else []
+
+
+def _preprocessed(
+    scoring: Scoring,
+    rows: data.DatasetRows,
+    task: _Task,
     folder: Path,
     columns: Sequence[str],
     *,

@@ -195,7 +195,17 @@ class _Search:
             gains.append(soup - candidates.score_alone(best, second))
             for name in selected.weights:
                 counts[name] += 1
-        return _stability(counts, gains)
+        low, high = (float(bound) for bound in np.quantile(gains, [0.025, 0.975]))
+        repeats, mean, won = len(gains), sum(gains) / len(gains), sum(gain > 0 for gain in gains)
+        tied = sum(gain == 0 for gain in gains)
+        sentence = (
+            f"chosen again on {repeats} random halves of the held-out rows and scored on the other halves, the "
+            f"soup is {100 * mean:+.1f} points from the best ingredient in the mean ({100 * low:+.1f} to "
+            f"{100 * high:+.1f}); better in {won}, equal in {tied}, worse in {repeats - won - tied}"
+        )
+        return SelectionStability(
+            repeats=repeats, chosen=counts, gains=tuple(gains), mean=mean, low=low, high=high, sentence=sentence
+        )
 
     def score(
         self,
@@ -209,17 +219,3 @@ class _Search:
         if len(weights) == 1 and not layers and parameters is None:
             return self.candidates.score_alone(next(iter(weights)), rows)
         return self.candidates.score(self.space.of(weights, layers, parameters), rows)
-
-
-def _stability(counts: Mapping[str, int], gains: Sequence[float]) -> SelectionStability:
-    low, high = (float(bound) for bound in np.quantile(gains, [0.025, 0.975]))
-    repeats, mean, won = len(gains), sum(gains) / len(gains), sum(gain > 0 for gain in gains)
-    tied = sum(gain == 0 for gain in gains)
-    sentence = (
-        f"chosen again on {repeats} random halves of the held-out rows and scored on the other halves, the "
-        f"soup is {100 * mean:+.1f} points from the best ingredient in the mean ({100 * low:+.1f} to "
-        f"{100 * high:+.1f}); better in {won}, equal in {tied}, worse in {repeats - won - tied}"
-    )
-    return SelectionStability(
-        repeats=repeats, chosen=counts, gains=tuple(gains), mean=mean, low=low, high=high, sentence=sentence
-    )

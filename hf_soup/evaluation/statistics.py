@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_soup.recipe import ReportedComparison
+
 #: The 97.5 % point of the normal distribution: two sides of 2.5 % leave 95 %.
 Z = 1.959963984540054
 RESAMPLES = 500
@@ -45,88 +47,29 @@ class Counted:
         return self.metric(labels, answers, rows)
 
 
-@dataclass(frozen=True)
-class Comparison:
+def comparison_of(metric: str, difference: float, low: float, high: float, p: float, n: int) -> ReportedComparison:
     """Two models on the same rows: ``difference`` is the first minus the second, as a share of one.
 
-    ``sentence`` claims a difference only where ``p`` is below 0.05 and zero lies outside the interval.
+    A difference is claimed only where ``p`` is below 0.05 and zero lies outside the interval.
+
+    >>> comparison_of("accuracy", 0.009, 0.002, 0.016, 0.01, 2000).sentence
+    'better by 0.9 points (95 % interval 0.2 to 1.6, p = 0.01, n = 2,000)'
+    >>> comparison_of("accuracy", 0.01, -0.02, 0.04, 0.6, 200).sentence
+    'no difference can be seen with n = 200'
     """
-
-    metric: str
-    difference: float
-    low: float
-    high: float
-    p: float
-    n: int
-
-    @property
-    def significant(self) -> bool:
-        """Whether a difference can be claimed."""
-        return self.p < 0.05 and (self.low > 0 or self.high < 0)
-
-    @property
-    def sentence(self) -> str:
-        """The comparison in plain words.
-
-        >>> Comparison("accuracy", 0.009, 0.002, 0.016, 0.01, 2000).sentence
-        'better by 0.9 points (95 % interval 0.2 to 1.6, p = 0.01, n = 2,000)'
-        >>> Comparison("accuracy", 0.01, -0.02, 0.04, 0.6, 200).sentence
-        'no difference can be seen with n = 200'
-        """
-        if not self.significant:
-            return f"no difference can be seen with n = {self.n:,}"
-        word = "better" if self.difference > 0 else "worse"
-        low, high = sorted((abs(self.low), abs(self.high)))
+    significant = p < 0.05 and (low > 0 or high < 0)
+    sentence = f"no difference can be seen with n = {n:,}"
+    if significant:
+        nearer, farther = sorted((abs(low), abs(high)))
         # What is claimed is below 0.05, and two digits would make 0.05 of 0.0499.
-        p = f"p = {self.p:.2g}" if self.p < 0.0495 else f"p = {min(self.p, 0.0499):.3g}"
-        p = p if self.p >= 0.001 else "p < 0.001"
-        return (
-            f"{word} by {100 * abs(self.difference):.1f} points "
-            f"(95 % interval {100 * low:.1f} to {100 * high:.1f}, {p}, n = {self.n:,})"
+        shown = f"p = {p:.2g}" if p < 0.0495 else f"p = {min(p, 0.0499):.3g}"
+        sentence = (
+            f"{'better' if difference > 0 else 'worse'} by {100 * abs(difference):.1f} points (95 % interval "
+            f"{100 * nearer:.1f} to {100 * farther:.1f}, {shown if p >= 0.001 else 'p < 0.001'}, n = {n:,})"
         )
-
-
-def wilson(correct: int, n: int) -> tuple[float, float]:
-    r"""The 95 % interval of a share, good for small ``n`` and for shares near zero and one.
-
-    .. math:: \frac{1}{1 + z^2/n}\left(\hat p + \frac{z^2}{2n}
-        \pm z\sqrt{\frac{\hat p(1-\hat p)}{n} + \frac{z^2}{4n^2}}\right)
-
-    Args:
-        correct: Rows answered correctly, of ``n >= 1``.
-
-    Reference:
-        Wilson, Probable inference, the law of succession, and statistical inference, JASA 1927.
-
-    >>> [round(bound, 4) for bound in wilson(10, 10)]
-    [0.7225, 1.0]
-    """
-    from scipy.stats import binomtest
-
-    low, high = binomtest(correct, n).proportion_ci(method="wilson")
-    return float(low), float(high)
-
-
-def mcnemar(only_first: int, only_second: int) -> float:
-    r"""The exact two-sided p of McNemar's test: are two models equally often right on the same rows?
-
-    With :math:`m` rows that just one of them gets right, :math:`p = 2\,P(X \le \min(b, c))` for
-    :math:`X \sim \mathrm{Binomial}(m, \tfrac12)`, at most one.
-
-    Args:
-        only_first: Rows that only the first model gets right.
-        only_second: Rows that only the second model gets right.
-
-    Reference:
-        McNemar, Note on the sampling error of the difference between correlated proportions, 1947.
-
-    >>> mcnemar(1, 9)
-    0.021484375
-    """
-    from scipy.stats import binomtest
-
-    together = only_first + only_second
-    return float(binomtest(only_first, together).pvalue) if together else 1.0
+    return ReportedComparison(
+        metric=metric, difference=difference, low=low, high=high, p=p, n=n, sentence=sentence, significant=significant
+    )
 
 
 def paired_interval(only_first: int, only_second: int, n: int) -> tuple[float, float]:
@@ -160,7 +103,7 @@ def bootstrap(labels: Ints, answers: Ints, metric: Metric) -> tuple[float, float
     Reference:
         Efron, Bootstrap methods: another look at the jackknife, 1979.
     """
-    (label, answer), counts = _kinds(labels, answers)
+    (label, answer), counts = np.unique(np.stack([labels, answers]), axis=1, return_counts=True)
     return _interval(lambda rows: _values(metric, label, answer, rows), counts, _generator(0))
 
 
@@ -177,7 +120,7 @@ def paired_bootstrap(labels: Ints, first: Ints, second: Ints, metric: Metric) ->
     Returns:
         Low, high (first minus second) and p.
     """
-    (label, one, two), counts = _kinds(labels, first, second)
+    (label, one, two), counts = np.unique(np.stack([labels, first, second]), axis=1, return_counts=True)
     twice, forward, exchanged = np.tile(label, 2), np.concatenate([one, two]), np.concatenate([two, one])
 
     def difference(rows: Ints, moved: Ints | int = 0) -> Floats:
@@ -215,12 +158,6 @@ def resampled(labels: Ints, answers: Ints, metric: Metric) -> Floats:
         return np.stack([np.bincount(place[generator.integers(n, size=n)], minlength=len(label)) for _ in range(BLOCK)])
 
     return np.concatenate([_values(metric, label, answer, block()) for _ in range(RESAMPLES // BLOCK)])
-
-
-def _kinds(*columns: Ints) -> tuple[Ints, Ints]:
-    """The distinct rows of some columns, ``(columns, kinds)``, and how many there are of each."""
-    kinds, counts = np.unique(np.stack(columns), axis=1, return_counts=True)
-    return kinds, counts
 
 
 def _values(metric: Metric, labels: Ints, answers: Ints, rows: Ints) -> Floats:

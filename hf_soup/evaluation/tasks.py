@@ -7,7 +7,7 @@ into numbers once, so that every model sees the same ones.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,25 +25,41 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass
-class ImageInputs:
-    """Pixels, ``(channels, height, width)`` float32 a row, of the rows of ``kept``."""
+@dataclass(frozen=True)
+class Inputs:
+    """The rows of ``kept`` as a model takes them: pixels, ``(channels, height, width)`` float32 a row, or token
+    numbers, ``(names, tokens)`` int32 a row, which the tokenizer pads when a batch is made.
+    """
 
     stored: EncodedRows
     kept: Ints
-    can_pad: ClassVar[bool] = True
+    tokenizer: Any = None
 
-    def batch(self, places: Ints) -> dict[str, Tensor]:
-        """The model's keyword arguments for places in ``kept``, in their order."""
+    @property
+    def can_pad(self) -> bool:
+        """Whether rows of several lengths can be in one batch; pixels are all of one shape."""
+        return self.tokenizer is None or self.tokenizer.pad_token_id is not None
+
+    @property
+    def sizes(self) -> Ints:
+        """``(rows,)``: numbers in each row."""
+        return self.stored.sizes[self.kept]
+
+    def batch(self, places: Ints, device: str = "cpu") -> dict[str, Tensor]:
+        """The model's keyword arguments for places in ``kept``, in their order; of texts padded to the longest."""
         import torch
 
-        return {"pixel_values": torch.from_numpy(np.stack(self.stored.rows(self.kept[places])))}
+        rows = self.stored.rows(self.kept[places])
+        if self.tokenizer is None:
+            return {"pixel_values": torch.from_numpy(np.stack(rows)).to(device)}
+        lines = [row.tolist() for row in rows]
+        chosen = {name: [row[line] for row in lines] for line, name in enumerate(self.stored.names)}
+        return {name: value.to(device) for name, value in self.tokenizer.pad(chosen, return_tensors="pt").items()}
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Ints, dict[str, Tensor]]]:
-        """Places in ``kept`` and the model's keyword arguments, every row once, in order."""
-        for start in range(0, len(self.kept), batch_size):
-            places = np.arange(start, min(start + batch_size, len(self.kept)))
-            yield places, self.batch(places)
+    def batches(self, places: Ints, size: int) -> list[Ints]:
+        """Places in their order, in batches of a size; one at a time where the tokenizer cannot pad."""
+        step = size if self.can_pad else 1
+        return [places[begin : begin + step] for begin in range(0, len(places), step)]
 
 
 class ImageClassification:
@@ -57,7 +73,7 @@ class ImageClassification:
     models: ClassVar[str] = "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING"
     #: Rows that are made together: few, as a photograph may have 50 MB of pixels.
     chunk: ClassVar[int] = 16
-    inputs: ClassVar[type[ImageInputs]] = ImageInputs
+    tokenizer: ClassVar[None] = None
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         from transformers import AutoImageProcessor
@@ -101,29 +117,6 @@ class ImageClassification:
             ) from error
 
 
-class TextInputs:
-    """Token numbers, ``(names, tokens)`` int32 a row, of the rows of ``kept``; padded when a batch is made."""
-
-    def __init__(self, stored: EncodedRows, kept: Ints, tokenizer: Any) -> None:
-        self.stored, self.kept, self.tokenizer = stored, kept, tokenizer
-        # Long rows first: a batch too big for the memory fails at once. Stable: ties stay in row order.
-        self.order = np.argsort(-stored.sizes[kept], kind="stable")
-        self.can_pad = tokenizer.pad_token_id is not None
-
-    def batch(self, places: Ints) -> dict[str, Tensor]:
-        """As `ImageInputs.batch`, padded to the longest; one row at a time where the tokenizer cannot pad."""
-        rows = [row.tolist() for row in self.stored.rows(self.kept[places])]
-        chosen = {name: [row[line] for row in rows] for line, name in enumerate(self.stored.names)}
-        return dict(self.tokenizer.pad(chosen, return_tensors="pt"))
-
-    def batches(self, batch_size: int) -> Iterator[tuple[Ints, dict[str, Tensor]]]:
-        """As `ImageInputs.batches`, but longest rows first; one at a time where the tokenizer cannot pad."""
-        step = batch_size if self.can_pad else 1
-        for start in range(0, len(self.order), step):
-            places = self.order[start : start + step]
-            yield places, self.batch(places)
-
-
 class TextClassification:
     """Texts, or pairs of texts, through the donor's tokenizer, cut at the longest that the model reads."""
 
@@ -149,10 +142,6 @@ class TextClassification:
         files = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
         self.tokenizer = _of_donor(folder, "tokenizer", files, AutoTokenizer)
         self.depends_on = [type(self.tokenizer).__name__, self._longest(), config.get("vocab_size")]
-
-    def inputs(self, stored: EncodedRows, kept: Ints) -> TextInputs:
-        """The rows of ``kept`` as the model takes them."""
-        return TextInputs(stored, kept, self.tokenizer)
 
     def read(self, values: Sequence[Any]) -> tuple[str, ...]:
         """One text or two."""

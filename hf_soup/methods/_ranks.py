@@ -103,13 +103,10 @@ def cutoff(values: Tensor, density: float) -> float:
     >>> cutoff(torch.tensor([0.5, -3.0, 2.0, 1.0]), 0.5)
     2.0
     """
-    if not values.numel():
+    slices = Slices.of([values.detach()])
+    if not slices.size:
         return 0.0
-    flat = values.detach().reshape(-1)
-    # In parts that stay in the processor's cache. An odd step does not stay in a few columns of a matrix.
-    parts = [[part] for part in torch.split(flat, 1 << 18)]
-    sample = flat[:: (len(flat) >> 13) | 1]
-    return ranked(parts, [count_kept(len(flat), density)], len(flat), [sample])[0][0]
+    return ranked(slices, [count_kept(slices.size, density)], slices.size, sampled(slices))[0][0]
 
 
 def count_kept(size: int, density: float) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import hardshrink
 
 from hf_soup.methods import BLOCK
+from hf_soup.methods.linear import weighted_sum
 
 
 def masked(values: Tensor, mask: Tensor) -> Tensor:
@@ -69,38 +70,18 @@ def agreeing_mean(
     tensor([4., 2.])
     """
     out = torch.empty_like(deltas[0], memory_format=torch.contiguous_format)
-    flat = out.view(-1)
+    flat, ones = out.view(-1), [1.0] * len(deltas)
     for start in range(0, flat.numel(), BLOCK):
         block = slice(start, start + BLOCK)
         parts = [trim(place, block) for place in range(len(deltas))]
         if factors is None:
             # What counts in the vote counts in the mean too, and is multiplied once.
-            parts = [_times(each, share) for each, share in zip(parts, votes, strict=True)]
-        vote: Tensor | None = None
-        for each, share in zip(parts, votes, strict=True):
-            vote = _plus(vote, each if factors is None or share == 1.0 else each * share)
-        assert vote is not None
-        elected = vote.sign_()
-        mean: Tensor | None = None
-        total: Tensor | None = None
-        for place, share in enumerate(votes):
-            # Magnitudes of those that agree. Turned to the elected sign, all others are zero or less.
-            agreed = parts[place].mul_(elected).clamp_(min=0.0)
-            counted = agreed.detach().sign()
-            factor = share if factors is None else factors[place]
-            mean = _plus(mean, agreed if factors is None else _times(agreed, factor))
-            total = _plus(total, _times(counted, factor))
-        assert mean is not None
-        assert total is not None
+            parts = [part.mul_(share) for part, share in zip(parts, votes, strict=True)]
+        elected = weighted_sum(parts, ones if factors is None else votes, out.dtype).sign_()
+        # Magnitudes of those that agree. Turned to the elected sign, all others are zero or less.
+        agreed = [part.mul_(elected).clamp_(min=0.0) for part in parts]
+        mean = weighted_sum(agreed, ones if factors is None else factors, out.dtype)
+        counted = (each.detach().sign() for each in agreed)
+        total = weighted_sum(counted, votes if factors is None else factors, out.dtype)
         flat[block] = mean.div_(total.add_(total.detach() == 0)).mul_(elected)
     return out
-
-
-def _times(values: Tensor, factor: float | Tensor) -> Tensor:
-    """Their product, in the memory of the values."""
-    return values if isinstance(factor, float) and factor == 1.0 else values.mul_(factor)
-
-
-def _plus(total: Tensor | None, part: Tensor) -> Tensor:
-    """Their sum, in the memory of the total; at first a total of its own."""
-    return part.clone() if total is None else total.add_(part)

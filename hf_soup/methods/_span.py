@@ -1,4 +1,4 @@
-"""What lies in the span of a few tensors: their inner products, and their combinations."""
+"""Inner products of a few tensors."""
 
 from __future__ import annotations
 
@@ -63,22 +63,3 @@ def cosines(gram: Tensor) -> tuple[Tensor, Tensor]:
     inner = gram[there][:, there]
     norms = inner.diagonal().sqrt()
     return there, (inner / norms / norms[:, None]).clamp(-1, 1)
-
-
-def combination(tensors: Sequence[Tensor], coefficients: Tensor, dtype: torch.dtype) -> Tensor:
-    """The sum of tensors, each times its coefficient, every product and sum rounded to ``dtype``.
-
-    Args:
-        tensors: ``n`` of one shape.
-        coefficients: ``(n,)`` float64.
-        dtype: Of the result.
-
-    >>> combination([torch.tensor([1.0, 2.0]), torch.tensor([0.0, 1.0])], torch.tensor([2.0, 3.0]), torch.float32)
-    tensor([2., 7.])
-    """
-    total: Tensor | None = None
-    for tensor, coefficient in zip(tensors, coefficients, strict=True):
-        part = tensor.to(dtype) * coefficient.to(dtype)
-        total = part if total is None else total.add_(part)
-    assert total is not None
-    return total

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hf_soup.methods import Slices, accumulator
-from hf_soup.methods._span import combination, cosines, portions, products
-from hf_soup.methods.linear import linear
+from hf_soup.methods._span import cosines, portions, products
+from hf_soup.methods.linear import linear, weighted_sum
 
 #: Cosines below this are those of opposite tensors: which way round the sphere goes between them, rounding decides.
 OPPOSITE = -0.9995
@@ -68,7 +68,8 @@ def on_sphere(slices: Slices, weights: Sequence[float], *, max_iter: int = 1, to
 
 def mix_on_sphere(tensors: Sequence[Tensor], weights: Sequence[float], measured: Tensor | None) -> Tensor:
     """The tensors, combined with the coefficients that `on_sphere` found."""
-    return linear(tensors, weights) if measured is None else combination(tensors, measured, accumulator(tensors))
+    dtype = accumulator(tensors)
+    return linear(tensors, weights) if measured is None else weighted_sum(tensors, measured.to(dtype), dtype)
 
 
 def _square(coefficients: Tensor, between: Tensor) -> Tensor:

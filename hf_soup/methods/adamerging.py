@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-import torch
 from torch import Tensor
 
 from hf_soup.methods import Within, merge_method
+from hf_soup.methods.linear import weighted_sum
 
 
 @merge_method(elementwise=True, neutral=None, needs_base=True, sums=True, statistics="coefficients", bound=1e-4)
@@ -69,9 +69,6 @@ def adamerging(
     ...            statistics=[torch.tensor(0.5), torch.tensor(0.25)])
     tensor([1.5000, 0.0000])
     """
-    if len(weights) != len(deltas):
-        raise ValueError(f"{len(deltas)} task vectors and {len(weights)} weights")
-    mixed = torch.zeros_like(deltas[0])
-    for delta, weight, coefficient in zip(deltas, weights, statistics, strict=True):
-        mixed.add_(delta * (coefficient.to(delta.dtype) * weight))
-    return mixed
+    dtype = deltas[0].dtype
+    factors = [coefficient.to(dtype) * weight for coefficient, weight in zip(statistics, weights, strict=True)]
+    return weighted_sum(deltas, factors, dtype)

@@ -11,6 +11,7 @@ from torch import Tensor
 from hf_soup.methods import Slices, Within, merge_method
 from hf_soup.methods._ranks import count_kept, ranked, sampled
 from hf_soup.methods._signs import within
+from hf_soup.methods.linear import weighted_sum
 
 
 def _cutoffs(
@@ -88,11 +89,5 @@ def breadcrumbs(
     >>> breadcrumbs([torch.tensor([9.0, 2.0, -3.0, 0.1])], [1.0], measured=[(2.0, 3.0)], scale=1.0)
     tensor([ 0.,  2., -3.,  0.])
     """
-    total: Tensor | None = None
-    for delta, weight, (low, high) in zip(deltas, weights, measured, strict=True):
-        kept = within(delta, low, high)
-        if weight != 1.0:
-            kept.mul_(weight)
-        total = kept if total is None else total.add_(kept)
-    assert total is not None
-    return total.mul_(scale)
+    kept = (within(delta, low, high) for delta, (low, high) in zip(deltas, measured, strict=True))
+    return weighted_sum(kept, weights, deltas[0].dtype).mul_(scale)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hf_soup.methods import Within, merge_method
 from hf_soup.methods._signs import masked
+from hf_soup.methods.linear import weighted_sum
 
 
 @merge_method(elementwise=True, neutral={"density": 1.0, "scale": lambda total: 1 / total}, needs_base=True, sums=True)
@@ -59,11 +60,6 @@ def dare_linear(
     >>> dare_linear([learned], [1.0], random=[drawn], density=0.5)
     tensor([2., 0., 6., 0.])
     """
-    total: Tensor | None = None
-    for delta, weight, drawn in zip(deltas, weights, random, strict=True):
-        kept = masked(delta, drawn.clone().lt_(density).to(delta.dtype))
-        if weight != 1.0:
-            kept.mul_(weight)
-        total = kept if total is None else total.add_(kept)
-    assert total is not None
-    return total.mul_(scale).div_(density)
+    pairs = zip(deltas, random, strict=True)
+    kept = (masked(delta, drawn.clone().lt_(density).to(delta.dtype)) for delta, drawn in pairs)
+    return weighted_sum(kept, weights, deltas[0].dtype).mul_(scale).div_(density)

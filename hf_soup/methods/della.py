@@ -95,15 +95,13 @@ def della(
     ladder = ladder.float().clamp_(torch.finfo(torch.float32).tiny, 1.0).to(out.device)
     step = max(1, _ROWS // columns)
     for start in range(0, rows, step):
-        part = [delta[start : start + step] for delta, _ in table]
-        chances = [_chances(delta[start : start + step], drawn[start : start + step], ladder) for delta, drawn in table]
-        flat = [(delta.reshape(-1), each.view(-1)) for delta, each in zip(part, chances, strict=True)]
+        part = [(delta[start : start + step], drawn[start : start + step]) for delta, drawn in table]
+        kept = [(delta / _chances(delta, drawn, ladder)).reshape(-1) for delta, drawn in part]
 
-        def trim(place: int, block: slice, flat: list[tuple[Tensor, Tensor]] = flat) -> Tensor:
-            delta, chance = flat[place]
-            return delta[block] / chance[block]
+        def trim(place: int, block: slice, kept: list[Tensor] = kept) -> Tensor:
+            return kept[place][block].clone()
 
-        out.view(rows, -1)[start : start + step] = agreeing_mean(part, shares(weights), trim)
+        out.view(rows, -1)[start : start + step] = agreeing_mean([delta for delta, _ in part], shares(weights), trim)
     return out.mul_(scale)
 
 

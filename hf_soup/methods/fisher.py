@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_soup.methods import Within, accumulator, merge_method, shares
+from hf_soup.methods.linear import weighted_sum
 
 #: Entries on which no answer depends count alike; in parts of the root mean square over the model. What rounding leaves
 #: of a gradient that is zero, as that of the bias of keys, is below 1e-12.
@@ -69,19 +70,12 @@ def fisher(
     ...        statistics=[torch.tensor([3.0, 0.0]), torch.tensor([1.0, 0.0])])
     tensor([2., 3.], dtype=torch.float64)
     """
-    dtype, factors = accumulator(tensors), shares(weights)
-    if len(factors) != len(tensors):
-        raise ValueError(f"{len(tensors)} tensors and {len(factors)} weights")
-
-    def importance(place: int) -> Tensor:
-        return statistics[place].to(dtype, copy=True).clamp_(min=FLOOR).mul_(factors[place])
-
-    total = importance(0)
-    for place in range(1, len(tensors)):
-        total.add_(importance(place))
+    dtype, pairs = accumulator(tensors), zip(statistics, shares(weights), strict=True)
+    importances = [shown.to(dtype, copy=True).clamp_(min=FLOOR).mul_(share) for shown, share in pairs]
+    total = weighted_sum(importances, [1.0] * len(tensors), dtype)
     first = tensors[0].to(dtype)
     mixed, equal = torch.zeros_like(first), torch.ones_like(first, dtype=torch.bool)
-    for place, tensor in enumerate(tensors):
-        mixed.add_(tensor.to(dtype) * importance(place).div_(total))
+    for tensor, importance in zip(tensors, importances, strict=True):
+        mixed.add_(tensor.to(dtype) * importance.div_(total))
         equal &= tensor == tensors[0]
     return torch.where(equal, first, mixed)

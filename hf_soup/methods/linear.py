@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,21 +11,33 @@ from torch import Tensor
 from hf_soup.methods import accumulator, merge_method, shares
 
 
-def weighted_sum(tensors: Sequence[Tensor], factors: Sequence[float], dtype: torch.dtype) -> Tensor:
+def weighted_sum(tensors: Iterable[Tensor], factors: Iterable[float | Tensor], dtype: torch.dtype) -> Tensor:
     """The sum of tensors, each times its factor, in order, every product and sum rounded to ``dtype``.
+
+    Tensors may come one by one, so that one is held beside the sum. A factor that is a tensor is of ``dtype``.
 
     >>> weighted_sum([torch.tensor([1.0]), torch.tensor([2.0])], [1.0, -1.0], torch.float32)
     tensor([-1.])
     """
     # Starts from the first product, not from zero: 0 + −0 is +0, and a model full of −0 would not give itself back.
-    total = tensors[0].to(dtype, copy=True)
-    if factors[0] != 1.0:
-        total.mul_(factors[0])
-    for tensor, factor in zip(tensors[1:], factors[1:], strict=True):
+    pairs = zip(tensors, factors, strict=True)
+    total = _product(*next(pairs), dtype)
+    for tensor, factor in pairs:
         # Not `add_(tensor, alpha=factor)`: whether that fuses product and sum depends on the processor and on the
         # position in the slice, and so would the bytes.
-        total.add_(tensor if factor == 1.0 else tensor.to(dtype, copy=True).mul_(factor))
+        total.add_(tensor if _is_one(factor) else _product(tensor, factor, dtype))
     return total
+
+
+def _product(tensor: Tensor, factor: float | Tensor, dtype: torch.dtype) -> Tensor:
+    """A new tensor."""
+    wide = tensor.to(dtype, copy=True)
+    return wide if _is_one(factor) else wide.mul_(factor)
+
+
+def _is_one(factor: float | Tensor) -> bool:
+    """Whether a product may be left out; where the factor is a tensor, gradients flow through it."""
+    return isinstance(factor, float) and factor == 1.0
 
 
 def mean(tensors: Sequence[Tensor], weights: Sequence[float], dtype: torch.dtype) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from hf_soup.methods import Slices, merge_method
-from hf_soup.methods._span import combination, cosines, portions, products
+from hf_soup.methods._span import cosines, portions, products
+from hf_soup.methods.linear import weighted_sum
 
 
 def _coefficients(slices: Slices, weights: Sequence[float]) -> Tensor:
@@ -66,4 +67,4 @@ def model_stock(deltas: Sequence[Tensor], weights: Sequence[float], *, measured:
     >>> model_stock(deltas, weights, measured=_coefficients(Slices.of(deltas), weights))  # 3/4 of the mean
     tensor([3.0000, 1.5000])
     """
-    return combination(deltas, measured, deltas[0].dtype)
+    return weighted_sum(deltas, measured.to(deltas[0].dtype), deltas[0].dtype)

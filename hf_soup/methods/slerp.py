@@ -8,10 +8,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from hf_soup.methods import Slices, Within, accumulator, merge_method, shares
-from hf_soup.methods._span import combination, cosines, products
-from hf_soup.methods._sphere import OPPOSITE
-from hf_soup.methods.linear import linear
+from hf_soup.methods import Slices, Within, merge_method, shares
+from hf_soup.methods._span import cosines, products
+from hf_soup.methods._sphere import OPPOSITE, mix_on_sphere
 
 
 def _ends(weights: Sequence[float], t: float) -> list[float]:
@@ -92,6 +91,4 @@ def slerp(
     >>> slerp(tensors, [1.0, 1.0], measured=measured).float()  # as long as both
     tensor([20., 15.])
     """
-    if measured is None:
-        return linear(tensors, _ends(weights, t))
-    return combination(tensors, measured, accumulator(tensors))
+    return mix_on_sphere(tensors, _ends(weights, t), measured)

@@ -12,12 +12,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from hf_soup.selection.learned import require_enough as require_enough
-else:
-    from hf_soup._util.lazy import lazy_exports
-
-    __getattr__, __dir__ = lazy_exports(__name__)
-
 
 #: Shares by ingredient: what a selection gets, asks about, and gives back.
 Weights = Mapping[str, float]

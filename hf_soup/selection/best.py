@@ -47,10 +47,7 @@ def top_k(weights: Weights, score: ScoreFunction, *, k: int = 3) -> Selected:
     Args:
         weights: The ingredients and their shares.
         score: The held-out score of a soup.
-        k: How many; equal ones in the order of the recipe.
-
-    Raises:
-        RecipeError: ``k`` is below 1, or above the number of ingredients.
+        k: How many, from 1 to the number of ingredients; equal ones in the order of the recipe.
 
     Reference:
         Wortsman et al., Model soups, ICML 2022, arXiv:2203.05482, where the uniform soup of the best few is the
@@ -60,7 +57,6 @@ def top_k(weights: Weights, score: ScoreFunction, *, k: int = 3) -> Selected:
     >>> list(top_k(gains, lambda soup: max(soup.values()), k=2).weights)
     ['b', 'c']
     """
-    _check(weights, k=k)
     alone = best_first(weights, score)
     chosen = list(alone)[:k]
     trace = [Step((name,), found, kept=name in chosen) for name, found in alone.items()]

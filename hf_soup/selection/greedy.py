@@ -30,9 +30,6 @@ def greedy(weights: Weights, score: ScoreFunction, *, accept: str = ">=") -> Sel
         score: The held-out score of a soup.
         accept: ``>=`` or ``>``.
 
-    Raises:
-        RecipeError: ``accept`` is something else.
-
     Reference:
         Wortsman et al., Model soups, ICML 2022, arXiv:2203.05482, Recipe 1.
 
@@ -41,7 +38,6 @@ def greedy(weights: Weights, score: ScoreFunction, *, accept: str = ">=") -> Sel
     >>> found.weights
     {'a': 0.9, 'b': 0.8}
     """
-    _check(weights, accept=accept)
     alone = best_first(weights, score)
     first, *others = alone
     kept, best = {first: weights[first]}, alone[first]

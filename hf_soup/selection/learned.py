@@ -70,8 +70,8 @@ def learned(
         seed: Of the rows that are kept apart, and of the order of the others.
 
     Raises:
-        RecipeError: A parameter is something else.
-        ScoringError: There are fewer than ten rows, or the loss is not finite.
+        RecipeError: There would be more shares than a recipe holds.
+        ScoringError: The loss is not finite.
 
     Reference:
         Wortsman et al., Model soups, ICML 2022, arXiv:2203.05482, appendix on learned soups.
@@ -79,13 +79,9 @@ def learned(
     import numpy as np
     import torch
 
-    _check(
-        weights, by=by, constrain=constrain, epochs=epochs, lr=lr, batch_size=batch_size, patience=patience, seed=seed
-    )
     shared = len(descent.names) * len(descent.tensors)
     if by == "layer" and shared > _MOST:
         raise RecipeError(f"learned: `by: layer` would learn {shared:,} shares, and a recipe holds {_MOST:,}.")
-    require_enough(len(descent.labels))
     random = np.random.default_rng(seed)
     order = random.permutation(len(descent.labels))
     order = order[np.argsort(descent.labels[order], kind="stable")]
@@ -133,16 +129,3 @@ def learned(
     layers = dict(zip(descent.tensors, map(tuple, best.tolist()), strict=True)) if by == "layer" else {}
     chosen = dict(zip(descent.names, best.mean(0).tolist(), strict=True))
     return Selected(chosen, layers=layers, normalize=softmax, history=tuple(history))
-
-
-def require_enough(rows: int) -> None:
-    """Refuse to learn from fewer than ten rows, a fifth of which are kept apart.
-
-    Raises:
-        ScoringError: They are fewer.
-    """
-    if rows < 10:
-        raise ScoringError(
-            f"learned: there are {rows} held-out rows, and it takes ten at least.",
-            hint="Use `select: uniform`, or more held-out rows.",
-        )

@@ -321,7 +321,6 @@ def connectivity(
     """
     from hf_soup.evaluation import (
         Candidates,
-        batch_norms,
         load_data,
         model_template,
         require_memory,
@@ -345,8 +344,7 @@ def connectivity(
         require_memory(layout)
         data = load_data(recipe, template, context)
         log_notes(data)
-        if data.calibration and batch_norms(tensor.name for tensor in layout.tensors):
-            require_variance(data.calibration.inputs)
+        require_variance(layout, data.calibration)
         bench = data.validation[0]
         logger.info(f"{len(names)} models, {pairs} pair{'s'[: pairs - 1]}: {total} scorings of {bench.n:,} rows")
         paths = fetch_weights(models.checkpoints, quiet=quiet)
@@ -360,7 +358,7 @@ def connectivity(
                 alone = next(iter(weights)) if len(weights) == 1 else None
                 # The straight line, by whatever method the recipe averages.
                 (logits,) = candidates.logits_alone(alone) if alone else candidates.logits(Mixture(weights))
-                found = bench.value(logits), bench.resampled(logits)
+                found = bench.judge(bench.answers(logits)), bench.resampled(logits)
                 shown.update(1)
                 ended.append(time.monotonic())
                 if len(ended) == 3:  # the first one started what the others only use

@@ -15,7 +15,7 @@ from hf_soup import hub
 from hf_soup._util.logs import PrintableLogger
 from hf_soup.checkpoint import require_unchanged
 from hf_soup.errors import RecipeError
-from hf_soup.evaluation import batch_norms, recalibrate_batch_norm, statistics_notes
+from hf_soup.evaluation import batch_norms
 from hf_soup.hub import Token
 from hf_soup.ingredients import expand_runs
 from hf_soup.lineage import about_files
@@ -107,7 +107,7 @@ def cook(
 
 
 def _cook(recipe: Models | Update, changes: Mapping[str, Any], out: Path, stream: bool, context: RunContext) -> Soup:
-    from hf_soup.evaluation import SavedModel, choose, data_of_soup
+    from hf_soup.evaluation import SavedModel, choose, data_of_soup, recalibrate_batch_norm
 
     started = time.monotonic()
     models = _checked(recipe, changes, out, stream, context)
@@ -172,8 +172,7 @@ def _data(models: CheckedModels, plan: Plan, workspace: Workspace, context: RunC
         data = load_data(models.recipe, template, context)
         log_notes(data)
         require_rows(models.recipe, data, learns=learns)
-        if data.calibration and batch_norms(tensor.name for tensor in plan.layout.tensors):
-            require_variance(data.calibration.inputs)
+        require_variance(plan.layout, data.calibration)
         yield data
 
 
@@ -232,6 +231,8 @@ def _merged(used: MergedModels, workspace: Workspace, stream: bool, context: Run
 
 def _with_notes(used: MergedModels, merged: MergeResult) -> MergedModels:
     """With what a reader should know of the files, which is logged."""
+    from hf_soup.evaluation import statistics_notes
+
     for name in merged.differing:
         logger.warning(f"the ingredients disagree on '{name}', which is not averaged; the first one's is kept")
     collected = merged.batch_norm.notes if merged.batch_norm else ()

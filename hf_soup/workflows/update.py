@@ -16,7 +16,7 @@ from hf_soup.ingredients import Published, ResolvedIngredients, expand_runs, ope
 from hf_soup.recipe import Mixture, Recipe, ReportedComparison, Scoring, UpdateReport
 
 if TYPE_CHECKING:
-    from hf_soup.evaluation import Comparison, EvaluationReport
+    from hf_soup.evaluation import EvaluationReport
     from hf_soup.merging import Plan
 
 
@@ -148,7 +148,7 @@ class Update:
             added=added,
             before=results.scores[LAST] if results else {},
             after=results.scores[SOUP] if results else {},
-            comparisons={title: ReportedComparison.model_validate(each) for title, each in since.items()},
+            comparisons=since,
             left_out=self.left_out,
             helps=helps,
             sentence=sentence,
@@ -190,7 +190,9 @@ def _usable(
     return tuple(found)
 
 
-def _judged(added: Sequence[str], since: Mapping[str, Comparison], held_out: Sequence[str]) -> tuple[bool | None, str]:
+def _judged(
+    added: Sequence[str], since: Mapping[str, ReportedComparison], held_out: Sequence[str]
+) -> tuple[bool | None, str]:
     """Whether newcomers help (None: nobody can tell), and the same in plain words.
 
     Held-out data decides, where there is any: reports by which versions were chosen would test nothing any more.

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -23,22 +24,19 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import evidence_zoo
 import numpy as np
 import torch
+from ensemble_gap import predicted_gap
 from scipy.stats import pearsonr, spearmanr, t
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
 import hf_soup
-from hf_soup.evaluation.dataset import EvalDataset, Logits, compare, prepare_datasets
-from hf_soup.evaluation.ensembles import (
-    calibration,
-    diversity,
-    ensemble,
-    greedy_ensemble,
-    logit_ensemble,
-    predicted_gap,
-)
+from hf_soup.evaluation.dataset import EvalDataset, Logits, compare
+from hf_soup.evaluation.ensembles import calibration, diversity, ensemble, greedy_ensemble, logit_ensemble
+from hf_soup.evaluation.preprocessing import prepare_datasets
 from hf_soup.methods import METHODS
 from hf_soup.selection import SELECTIONS
 
@@ -122,9 +120,9 @@ def measure(kind: str, zoo: Path) -> dict[str, Any]:
         singles = {name: kitchen.logits(zoo / name) for name in kitchen.models}
         held_out = {name: logits["held-out"] for name, logits in singles.items()}
         judge = kitchen.benches["held-out"]
-        best = max(singles, key=lambda name: judge.value(held_out[name]))
+        best = max(singles, key=lambda name: judge.score(held_out[name]).value)
         rows = {BEST: singles[best], **soups(kitchen)}
-        chosen = greedy_ensemble({n: [each] for n, each in held_out.items()}, lambda each: judge.value(each[0]))
+        chosen = greedy_ensemble({n: [each] for n, each in held_out.items()}, lambda each: judge.score(each[0]).value)
         for title, members, combine in zip(
             ENSEMBLES, (singles, singles, chosen), (logit_ensemble, ensemble, logit_ensemble), strict=True
         ):
@@ -137,7 +135,7 @@ def measure(kind: str, zoo: Path) -> dict[str, Any]:
         return {
             "singles": {name: scores(kitchen, logits, rows[BEST]) for name, logits in singles.items()},
             "rows": {title: scores(kitchen, logits, rows[BEST]) for title, logits in rows.items()},
-            "diversity": diversity({name: singles[name]["test"] for name in good}, test.references)["mean"],
+            "diversity": diversity({name: singles[name]["test"] for name in good}, test.references).mean.model_dump(),
             "gaps": [{"poor": "poor" in b, **asdict(gap(kitchen, singles, a, b))} for a, b in pairs],
             "n": {column: bench.n for column, bench in kitchen.benches.items()},
         }
@@ -170,7 +168,7 @@ def soups(kitchen: Kitchen) -> dict[str, dict[str, Logits]]:
         folder = kitchen.cook(title, *models, **recipe)
         found[title] = kitchen.logits(folder)
         said = json.loads((folder / "soup.json").read_text())["scores"]["soup"]["held-out accuracy"]["value"]
-        mine = kitchen.benches["held-out"].value(found[title]["held-out"])
+        mine = kitchen.benches["held-out"].score(found[title]["held-out"]).value
         assert abs(said - mine) < 1e-9, f"{title}: soup.json says {said}, the folder as it loads {mine}"
     return found
 
@@ -181,9 +179,9 @@ def scores(kitchen: Kitchen, logits: Mapping[str, Logits], best: Mapping[str, Lo
     for column, bench in kitchen.benches.items():
         against = compare(bench, logits[column], best[column])
         found[column] = {
-            "accuracy": bench.value(logits[column]),
+            "accuracy": bench.score(logits[column]).value,
             "claim": int(np.sign(against.difference)) if against.significant else 0,
-            **calibration(logits[column], bench.references),
+            **calibration(logits[column], bench.references).model_dump(),
         }
     return found
 

@@ -35,7 +35,8 @@ from fusion_zoo import CHECKPOINTS, JOINT, TASKS
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
 import hf_soup
-from hf_soup.evaluation.dataset import EvalDataset, prepare_datasets
+from hf_soup.evaluation.dataset import EvalDataset
+from hf_soup.evaluation.preprocessing import prepare_datasets
 from hf_soup.methods import METHODS
 
 #: Of each kind of zoo.
@@ -121,7 +122,9 @@ class Kitchen:
     def accuracies(self, folder: Path, columns: Sequence[str]) -> dict[str, list[float]]:
         """Column → the accuracy on every task."""
         model = self._loader.from_pretrained(folder)
-        return {column: [bench.value(bench.logits(model)) for bench in self.benches[column]] for column in columns}
+        return {
+            column: [bench.score(bench.logits(model)).value for bench in self.benches[column]] for column in columns
+        }
 
 
 def mean(row: Mapping[str, Sequence[float]], column: str) -> float:

@@ -43,8 +43,8 @@ import hf_soup
 from hf_soup import Recipe, Scoring
 from hf_soup.checkpoint.checkpoint import open_all
 from hf_soup.evaluation.candidates import Candidates
-from hf_soup.evaluation.dataset import prepare_datasets
 from hf_soup.evaluation.evaluation_data import EvaluationData
+from hf_soup.evaluation.preprocessing import prepare_datasets
 from hf_soup.evaluation.template import ModelTemplate
 from hf_soup.lineage.alignment import AlignmentOptions
 from hf_soup.lineage.report import check_lineage
@@ -129,8 +129,8 @@ def siblings(make: Callable[[Path], Any], folder: Path, count: int, scoring: dic
     hook = base.classifier.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     order = []
     with torch.inference_mode():
-        for rows, batch in bench.inputs.batches(32):
-            base.eval()(**batch)
+        for rows in bench.inputs.batches(np.arange(bench.n), 32):
+            base.eval()(**bench.inputs.batch(rows))
             order += rows.tolist()
     hook.remove()
     features = torch.cat(seen).clone()
@@ -202,11 +202,13 @@ def measure(folder: Path, make: Callable[[Path], Any], scoring: dict[str, Any], 
     numbers = sum(value.numel() for value in held[0].parameters())
     print(f"\n{type(held[0]).__name__}, {numbers / 1e6:.1f} million parameters, {bench.n} rows, {len(models)} models")
 
+    by_size = np.argsort(-bench.inputs.sizes, kind="stable")
+
     def bare(count: int = len(models)) -> None:
         with torch.inference_mode():
             for model in held[:count]:
-                for _, batch in bench.inputs.batches(bench.scoring.batch_size):
-                    model(**batch).logits.float().numpy()
+                for rows in bench.inputs.batches(by_size, bench.scoring.batch_size):
+                    model(**bench.inputs.batch(rows)).logits.float().numpy()
 
     data = EvaluationData(ModelTemplate(config, layout.dtype, models[0]), (bench,))
 

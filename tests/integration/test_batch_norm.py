@@ -172,25 +172,23 @@ def test_threads_do_not_show(cli: Cli, recipe: Callable[..., Path], monkeypatch:
     assert Path("one/model.safetensors").read_bytes() == Path("five/model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("where", ["write_folder", "recalibrate_batch_norm"])
+@pytest.mark.parametrize("where", ["workflows.cook.write_folder", "evaluation.recalibrate_batch_norm"])
 def test_an_interrupted_cook_continues(
     cli: Cli, recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    from hf_soup.workflows import cook as kitchen
-
     def killed(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     whole = cli("cook", recipe(), "-o", "whole", "--quiet", "--json")
     with monkeypatch.context() as patch:
-        patch.setattr(kitchen, where, killed)
+        patch.setattr(f"hf_soup.{where}", killed)
         with pytest.raises(KeyboardInterrupt):
             hf_soup.cook(Recipe.load(recipe()), tmp_path / "soup")
     assert not Path("soup").exists()
     done = cli("cook", recipe(), "-o", "soup", "--quiet", "--json")
     assert done.json["digest"] == whole.json["digest"]
     # What was merged is kept; what was written over is merged again.
-    assert (done.json["resumed"] > 0) == (where == "recalibrate_batch_norm")
+    assert (done.json["resumed"] > 0) == (where == "evaluation.recalibrate_batch_norm")
     assert Path("soup/model.safetensors").read_bytes() == Path("whole/model.safetensors").read_bytes()
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from hf_soup.methods import METHODS, Slices
-from hf_soup.methods._span import combination, products
+from hf_soup.methods._span import products
 from hf_soup.methods.iso_c import iso_c
-from hf_soup.methods.linear import linear
+from hf_soup.methods.linear import linear, weighted_sum
 from hf_soup.methods.tsv_m import tsv_m
 
 
@@ -265,7 +265,7 @@ def test_long_tensors_are_read_in_pieces(size: int) -> None:
     close(products(Slices.of(tensors)), stack @ stack.mT)
     narrow = products(Slices.of([each.float() for each in tensors]), dtype=None)
     torch.testing.assert_close(narrow, stack @ stack.mT, rtol=1e-6, atol=1e-6 * size)
-    close(combination(tensors, weights, torch.float64), weights @ stack)
+    close(weighted_sum(tensors, weights, torch.float64), weights @ stack)
 
 
 @pytest.mark.parametrize("power", [-110, -75, 100])

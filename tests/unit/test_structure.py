@@ -42,7 +42,7 @@ ONLY = {
 MAY = {
     "hf_soup.errors": set(),
     "hf_soup.methods": {"torch", "numpy"},
-    "hf_soup.selection": {"torch", "numpy", "hf_soup.errors", "hf_soup._util.lazy"},
+    "hf_soup.selection": {"torch", "numpy", "hf_soup.errors"},
     "hf_soup.recipe": {"pydantic", "yaml", "torch", "hf_soup.errors", "hf_soup._util", "hf_soup.methods"},
     "hf_soup._util": {"torch", "tqdm", "yaml", "hf_soup.errors"},
     "hf_soup.local_hub": {"starlette", "uvicorn", "yaml", "hf_soup.errors", "hf_soup._util.licenses"},

@@ -27,10 +27,11 @@ from transformers.pytorch_utils import Conv1D
 from hf_soup.checkpoint.headers import read_header
 from hf_soup.errors import MergeError, ScoringError
 from hf_soup.evaluation import collection as collecting
-from hf_soup.evaluation.calibration_data import CalibrationDataset, prepare_calibration_dataset
 from hf_soup.evaluation.collection import collect_statistics, with_statistics
+from hf_soup.evaluation.dataset import CalibrationDataset
 from hf_soup.evaluation.evaluation_data import Calibration
 from hf_soup.evaluation.model import build_model
+from hf_soup.evaluation.preprocessing import prepare_calibration_dataset
 from hf_soup.merging.arithmetic import uniform
 from hf_soup.merging.plan import Plan
 from hf_soup.merging.statistics_store import StatisticsStore, statistics_folder, statistics_path
@@ -345,5 +346,5 @@ def test_rows_are_drawn_and_batches_have_no_padding(tmp_path: Path, family: Path
     assert all(len(batch) <= 5 and inputs.batch(batch)["attention_mask"].all() for batch in batches)
     assert max(map(len, batches)) > 1
     # Without a token for padding, as GPT-2, some models refuse more than one row, padded or not.
-    inputs._inputs.can_pad = False
+    inputs._inputs.tokenizer.pad_token = None
     assert {len(batch) for batch in inputs.alike(inputs.drawn(1000, 1))} == {1}

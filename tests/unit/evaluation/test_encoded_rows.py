@@ -21,7 +21,8 @@ from sklearn.datasets import load_digits
 
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation import encoded_rows as stored, tasks
-from hf_soup.evaluation.dataset import EvalDataset, prepare_datasets
+from hf_soup.evaluation.dataset import EvalDataset
+from hf_soup.evaluation.preprocessing import prepare_datasets
 from hf_soup.recipe.schema import Scoring
 
 DIGITS = load_digits()
@@ -67,7 +68,7 @@ def bench_of(path: Path, donor: Path, config: dict[str, Any] = CONFIG, **more: A
 
 
 def pixels_of(bench: EvalDataset) -> bytes:
-    return b"".join(batch["pixel_values"].numpy().tobytes() for _, batch in bench.inputs.batches(7))
+    return bench.inputs.batch(np.arange(bench.n))["pixel_values"].numpy().tobytes()
 
 
 def refuse_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +196,7 @@ def test_of_two_processes_one_makes_the_entry(digits: Path, donor: Path, entries
     """They begin together; each that decodes an image writes a line."""
     code = (
         "import sys, json; from pathlib import Path; from hf_soup.recipe.schema import Scoring\n"
-        "from hf_soup.evaluation.dataset import prepare_datasets; from hf_soup.evaluation import tasks\n"
+        "from hf_soup.evaluation.preprocessing import prepare_datasets; from hf_soup.evaluation import tasks\n"
         "read = tasks.ImageClassification.read\n"
         "def said(self, values):\n"
         "    print('read\\n', end=''); return read(self, values)\n"

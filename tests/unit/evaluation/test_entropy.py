@@ -26,11 +26,12 @@ from torch.func import functional_call
 from hf_soup.checkpoint.headers import RowRange, read_header
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation import entropy as adapting, gradients as descent
-from hf_soup.evaluation.calibration_data import CalibrationDataset, prepare_calibration_dataset
 from hf_soup.evaluation.collection import collect_statistics, with_statistics
+from hf_soup.evaluation.dataset import CalibrationDataset
 from hf_soup.evaluation.entropy import EntropyLoss
 from hf_soup.evaluation.evaluation_data import Calibration
 from hf_soup.evaluation.model import build_model
+from hf_soup.evaluation.preprocessing import prepare_calibration_dataset
 from hf_soup.merging.plan import Plan
 from hf_soup.merging.statistics_store import statistics_path
 from hf_soup.merging.to_memory import Materializer

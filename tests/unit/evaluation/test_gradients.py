@@ -8,6 +8,7 @@ import math
 import os
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,18 @@ from transformers.utils import logging
 
 from hf_soup.checkpoint.headers import RowRange, TensorInfo, read_header
 from hf_soup.errors import MergeError, ScoringError
-from hf_soup.evaluation import gradients as descent
-from hf_soup.evaluation.dataset import EvalDataset, prepare_datasets
+from hf_soup.evaluation import gradients as descent, loaded_parameters
+from hf_soup.evaluation.dataset import EvalDataset
 from hf_soup.evaluation.gradients import ValidationLoss, needed_bytes
 from hf_soup.evaluation.model import build_model
+from hf_soup.evaluation.preprocessing import prepare_datasets
 from hf_soup.merging.engine import Reading
 from hf_soup.merging.plan import Plan
 from hf_soup.recipe.schema import Scoring
 
 N = 3
+#: Ingredients that are sources.
+ALONE = {name: {name: 1.0} for name in "abc"}
 TEXT: dict[str, Any] = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 IMAGE: dict[str, Any] = {"num_channels": 1, "id2label": {n: str(n) for n in range(10)}, "initializer_range": 0.3}
 MADE: dict[str, Callable[[], Any]] = {
@@ -134,9 +138,7 @@ class Kitchen:
         return make_plan(["a", "b", "c"], self.headers, [1.0] * N, patched=self.patched)
 
     def mixture(self, **more: Any) -> ValidationLoss:
-        return ValidationLoss(
-            self.plan().layout, self.paths, {"a": 0, "b": 1, "c": 2}, config_of(self.folder), [self.bench], **more
-        )
+        return ValidationLoss(self.plan().layout, self.paths, ALONE, config_of(self.folder), [self.bench], **more)
 
     def mixed(self, name: str, shares: Tensor) -> Tensor:
         """``shares`` are (n,): the plain sum, but the mean of those who have it where not all have."""
@@ -153,7 +155,7 @@ class Kitchen:
         model = self.model({name: self.mixed(name, each) for name, each in given.items()} | ints)
         beta = torch.tensor(scale, requires_grad=True)
         everything = np.arange(self.bench.n)
-        logits = model(**self.bench.batch(everything)).logits
+        logits = model(**self.bench.inputs.batch(everything)).logits
         loss = torch.nn.functional.cross_entropy(beta * logits, torch.from_numpy(self.bench.references))
         loss.backward()
         # Loading moves entries and changes none, so numbers in their places say which tensor each entry came from.
@@ -245,7 +247,9 @@ def test_rows_that_not_all_have(tmp_path: Path, family: Path, by: str, monkeypat
     assert far(loss, expected[0]) < 1e-5
     assert far(slopes, expected[1]) < 1e-5
     # With the first one alone in play, the rows that it does not have are the mean of those who have them.
-    first = ValidationLoss(kitchen.plan().layout, kitchen.paths, {"a": 0}, config_of(tmp_path), [kitchen.bench])
+    first = ValidationLoss(
+        kitchen.plan().layout, kitchen.paths, {"a": {"a": 1.0}}, config_of(tmp_path), [kitchen.bench]
+    )
     having = kitchen.having[words][1:]
     lent = (torch.stack([each[words] for each in kitchen.full[1:]]) * having).sum(0) / having.sum(0)
     kitchen.full[0][words][7:], kitchen.having[words][:] = lent[7:], 1.0
@@ -254,6 +258,31 @@ def test_rows_that_not_all_have(tmp_path: Path, family: Path, by: str, monkeypat
     loss, slopes, _ = first.gradient(alone[:, :1], 1.0, np.arange(kitchen.bench.n))
     assert far(loss, expected[0]) < 1e-6
     assert slopes.shape == (1, 1)
+
+
+def weighing(bench: EvalDataset, weight: float) -> EvalDataset:
+    return replace(bench, scoring=bench.scoring.model_copy(update={"weight": weight}))
+
+
+def test_ingredients_may_be_means_of_sources(tmp_path: Path, family: Path) -> None:
+    """And rows may be looked at in part; what ingredients answer alone is not asked again."""
+    kitchen = Kitchen(tmp_path, "BERT", family / "rows.csv")
+    rows = np.arange(1, kitchen.bench.n, 2)
+    made_of = {"of two": {"a": 0.5, "c": 0.5}, "b": {"b": 1.0}}
+    answers = [[np.random.default_rng(n).normal(size=(kitchen.bench.n, 2)).astype(np.float32)] for n in range(2)]
+    layout, config = kitchen.plan().layout, config_of(tmp_path)
+    objective = ValidationLoss(layout, kitchen.paths, made_of, config, [kitchen.bench], answers, [rows])
+    assert (list(objective.names), objective.labels.tolist()) == (
+        list(made_of),
+        kitchen.bench.references[rows].tolist(),
+    )
+    shares, some = np.array([[0.6, 0.4]]), np.array([0, 3])
+    loss, slopes, slope = objective.gradient(shares, 1.5, some)
+    expected = kitchen.mixture().gradient(np.array([[0.3, 0.4, 0.3]]), 1.5, rows[some])
+    assert far([loss, slope], [expected[0], expected[2]]) < 1e-6
+    assert far(slopes, [[expected[1][0, [0, 2]].mean(), expected[1][0, 1]]]) < 1e-6
+    every = kitchen.mixture(answers=answers)
+    assert objective.alone(some) == every.alone(rows[some])
 
 
 def test_benches_have_weights_whatever_their_size(tmp_path: Path, family: Path) -> None:
@@ -266,14 +295,14 @@ def test_benches_have_weights_whatever_their_size(tmp_path: Path, family: Path) 
         config=config,
     )[0]
     shares = np.full((1, N), 1 / N)
-    sources = {"a": 0, "b": 1, "c": 2}
 
-    def mixture(benches: list[EvalDataset], weights: list[float] | None = None) -> ValidationLoss:
-        return ValidationLoss(kitchen.plan().layout, kitchen.paths, sources, config_of(tmp_path), benches, weights)
+    def mixture(benches: list[EvalDataset]) -> ValidationLoss:
+        return ValidationLoss(kitchen.plan().layout, kitchen.paths, ALONE, config_of(tmp_path), benches)
 
     one = mixture([kitchen.bench]).gradient(shares, 1.0, np.arange(kitchen.bench.n))
     other = mixture([few]).gradient(shares, 1.0, np.arange(3))
-    both = mixture([kitchen.bench, few], [1.0, 3.0])
+    # Of the same rows in another metric the weight counts, and not the place.
+    both = mixture([kitchen.bench, weighing(few, 1.0), weighing(few, 2.0)])
     assert np.bincount(both.labels).tolist() == [12, 12, 2, 1]
     every = np.random.default_rng(0).permutation(kitchen.bench.n + 3)
     for found, first, second in zip(both.gradient(shares, 1.0, every), one, other, strict=True):
@@ -294,7 +323,8 @@ def test_the_model_is_built_once_where_tensors_are_only_renamed(
         calls += 1
         return build_model(*arguments)
 
-    monkeypatch.setattr(descent, "build_model", counted)
+    for module in (descent, loaded_parameters):
+        monkeypatch.setattr(module, "build_model", counted)
     kitchen = Kitchen(tmp_path, family_name, family / "rows.csv")
     mixture = kitchen.mixture()
     for shares in ([[0.5, 0.25, 0.25]], [[0.5, 0.25, 0.25]], [[0.2, 0.5, 0.3]]):

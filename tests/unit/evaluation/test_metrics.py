@@ -12,8 +12,9 @@ import sklearn.metrics
 
 from hf_soup.errors import ResolveError, ScoringError
 from hf_soup.evaluation import metrics
-from hf_soup.evaluation.dataset import prepare_datasets
 from hf_soup.evaluation.metrics import METRICS
+from hf_soup.evaluation.preprocessing import prepare_datasets
+from hf_soup.evaluation.statistics import resampled
 from hf_soup.recipe.schema import Scoring
 
 LABELS = np.random.default_rng(0).integers(0, 3, 200)
@@ -81,7 +82,7 @@ def test_a_function_of_the_current_folder_scores_with_an_interval() -> None:
     score = metrics.score("own_metrics:kappa", LABELS, ANSWERS)
     assert score.value == sklearn.metrics.cohen_kappa_score(LABELS, ANSWERS)
     assert score.low < score.value < score.high
-    draws = metrics.resampled("own_metrics:kappa", LABELS, ANSWERS)
+    draws = resampled(LABELS, ANSWERS, metrics.find("own_metrics:kappa"))
     assert np.quantile(draws, 0.025) == pytest.approx(score.low, abs=0.03)
 
 
@@ -114,7 +115,7 @@ def test_functions_that_are_no_metrics(metric: str, message: str) -> None:
 def test_a_metric_without_a_value_for_some_draws_of_rows(here: Path) -> None:
     """One row of the class: about a third of the resamples have none."""
     labels = np.append(LABELS, 7)
-    assert metrics.compute("own_metrics:rare", labels, labels) == 1.0
+    assert metrics.value("own_metrics:rare", labels, labels) == 1.0
     with pytest.raises(ScoringError, match="gives nan on 201 rows") as raised:
         metrics.score("own_metrics:rare", labels, labels)
     assert "draw rows again" in raised.value.hint
@@ -185,7 +186,7 @@ def test_trusted_code_is_asked_of_the_hub(tmp_path: Path) -> None:
     """With the real client, and a Hub that nobody answers for: one error, before the data is read."""
     code = (
         "from hf_soup.errors import ScoringError; from hf_soup.recipe.schema import Scoring\n"
-        "from pathlib import Path; from hf_soup.evaluation.dataset import prepare_datasets\n"
+        "from pathlib import Path; from hf_soup.evaluation.preprocessing import prepare_datasets\n"
         "scoring = Scoring(task='text-classification', dataset='/nowhere.csv', metric='acme/own_metric',"
         " trust_remote_code=True)\n"
         "try: prepare_datasets([('score', scoring)], folder=Path('.'), config={})\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +133,7 @@ def test_the_number_of_threads_does_not_show(name: str, tmp_path: Path) -> None:
         if image
         else {"input_ids": torch.randint(3, 30, (37, 11), generator=generator)}
     )
-    found = []
+    found: list[Any] = []
     before = torch.get_num_threads()
     try:
         for threads in (1, 2, 5, 5):
@@ -142,14 +141,11 @@ def test_the_number_of_threads_does_not_show(name: str, tmp_path: Path) -> None:
             done: list[int] = []
             cut = np.split(np.arange(37), range(7, 37, 7))
             parts = answers(
-                model, ((rows, {key: value[rows] for key, value in inputs.items()}) for rows in cut), "cpu", done.append
+                model, lambda rows: {key: value[rows] for key, value in inputs.items()}, cut, "cpu", done.append
             )
             assert torch.get_num_threads() == threads
             assert sum(done) == 37
-            whole = np.full((37, 3), np.nan, dtype=np.float32)
-            for rows, logits in parts:
-                whole[rows] = logits
-            found.append(whole)
+            found.append(np.concatenate(parts))
     finally:
         torch.set_num_threads(before)
     assert np.isfinite(found[0]).all()
@@ -162,13 +158,12 @@ def test_a_model_that_fails_ends_all_threads(tmp_path: Path) -> None:
     model = build_model(config_of(tmp_path), tensors, "text-classification", torch.float32)
     taken = []
 
-    def batches() -> Iterator[tuple[Any, dict[str, Tensor]]]:
-        for number in range(1000):
-            taken.append(number)
-            yield np.arange(1), {"input_ids": torch.tensor([[30 if number > 3 else 1]])}  # there are 30 tokens
+    def batch_of(rows: Any) -> dict[str, Tensor]:
+        taken.append(int(rows[0]))
+        return {"input_ids": torch.tensor([[30 if rows[0] > 3 else 1]])}  # there are 30 tokens
 
     with pytest.raises(ScoringError, match=r"^\(\{'input_ids': \(1, 1\)\}\): .*index out of range"):
-        answers(model, batches(), "cpu")
+        answers(model, batch_of, list(np.arange(1000)[:, None]), "cpu", lambda _: None)
     assert len(taken) < 20
 
 

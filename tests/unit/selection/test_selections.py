@@ -70,7 +70,7 @@ def test_greedy_is_never_below_the_best_ingredient_on_held_out() -> None:
 @pytest.mark.parametrize("accept", ["=>", "", 3])
 def test_greedy_refuses_another_word(accept: str) -> None:
     with pytest.raises(RecipeError, match=r"`accept` is .*; it is '>=' or '>'"):
-        greedy({"a": 1.0}, len, accept=accept)
+        SELECTIONS["greedy"].check({"a": 1.0}, accept=accept)
 
 
 def test_uniform_asks_nothing() -> None:
@@ -92,9 +92,9 @@ def test_the_best_and_the_best_few_by_hand() -> None:
     assert list(found.weights) == ["b", "c"]
     assert found.trace[-1] == Step(("b", "c"), 0.92, kept=True)
     with pytest.raises(RecipeError, match="`k` is 5; it is a number from 1 to 4"):
-        top_k(dict.fromkeys("abcd", 1.0), score, k=5)
+        SELECTIONS["top_k"].check(dict.fromkeys("abcd", 1.0), k=5)
     with pytest.raises(RecipeError, match="`k` is 0"):
-        top_k(dict.fromkeys("abcd", 1.0), score, k=0)
+        SELECTIONS["top_k"].check(dict.fromkeys("abcd", 1.0), k=0)
 
 
 def test_pruned_by_hand() -> None:
