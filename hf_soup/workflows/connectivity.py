@@ -21,10 +21,18 @@ from hf_soup._util.logs import PrintableLogger
 from hf_soup._util.progress import bar
 from hf_soup._util.text import counted, listed, spoken
 from hf_soup.errors import RecipeError
+from hf_soup.evaluation import (
+    Candidates,
+    batch_norms,
+    load_data,
+    model_template,
+    require_memory,
+    require_variance,
+)
 from hf_soup.hub import Token
 from hf_soup.ingredients import expand_runs
 from hf_soup.lineage import LineageReport
-from hf_soup.merging import fetch_weights
+from hf_soup.merging import RunContext, fetch_weights, require_alone
 from hf_soup.publishing import draw_barriers
 from hf_soup.recipe import Finding, Mixture, Recipe, as_recipe
 from hf_soup.workflows.check import check
@@ -319,16 +327,6 @@ def connectivity(
         in Linear Mode Connectivity of Neural Networks, ICLR 2022, arXiv:2110.06296 (against the line between the ends;
         for the loss, which is turned round here).
     """
-    from hf_soup.evaluation import (
-        Candidates,
-        batch_norms,
-        load_data,
-        model_template,
-        require_memory,
-        require_variance,
-    )
-    from hf_soup.merging import RunContext, require_alone
-
     require_alone("The measuring of barriers")
     recipe, _ = expand_runs(as_recipe(recipe), checks=True)
     validate(recipe)

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING
 from hf_soup import hub
 from hf_soup._util.logs import PrintableLogger
 from hf_soup.errors import MergeError
+from hf_soup.evaluation import MixtureSpace, scored_with
 from hf_soup.hub import Token
 from hf_soup.ingredients import ResolvedIngredients
 from hf_soup.lineage import AlignedModels, BaseReference, LineageReport, with_base
 from hf_soup.merging import Layout, Plan, missing_weights, weight_files_of
 from hf_soup.publishing import strings
 from hf_soup.recipe import Finding, Mixture, Recipe, Scoring, is_local_path, methods_of, needs_base
+from hf_soup.workflows.update import Update
 
 if TYPE_CHECKING:
-    from hf_soup.evaluation import EvaluationData, MixtureSpace
-    from hf_soup.workflows.update import Update
+    from hf_soup.evaluation import EvaluationData  # which takes torch, and a check needs none
 
 logger = PrintableLogger(__name__)
 
@@ -104,8 +105,6 @@ class CheckedModels:
 
     def space(self, plan: Plan) -> MixtureSpace:
         """All that may be made of them, by a plan of all that is fetched."""
-        from hf_soup.evaluation import MixtureSpace
-
         return MixtureSpace(plan.mixture, self.ingredients, self.lineage.models.names)
 
 
@@ -190,8 +189,6 @@ def free_bytes(folder: Path) -> int:
 
 def log_notes(data: EvaluationData) -> None:
     """Say what is to be known of data."""
-    from hf_soup.evaluation import scored_with
-
     for note in data.notes:
         logger.warning(note)
     for note in scored_with(data.template.head_of) if data.scored else ():

@@ -5,19 +5,17 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hf_soup import hub
 from hf_soup._util.parallel import in_parallel
 from hf_soup._util.text import some
 from hf_soup.errors import RecipeError, ResolveError
+from hf_soup.evaluation import LAST, SOUP, Comparison, EvaluationReport
 from hf_soup.hub import Token, may_pass
 from hf_soup.ingredients import Published, ResolvedIngredients, expand_runs, open_published, resolve_ingredients
+from hf_soup.merging import Plan
 from hf_soup.recipe import Mixture, Recipe, ReportedComparison, Scoring, UpdateReport
-
-if TYPE_CHECKING:
-    from hf_soup.evaluation import Comparison, EvaluationReport
-    from hf_soup.merging import Plan
 
 
 @dataclass(frozen=True)
@@ -137,8 +135,6 @@ class Update:
             names: Of all ingredients, in the order of the recipe.
             results: The scores, where anything was measured.
         """
-        from hf_soup.evaluation import LAST, SOUP  # late, as it takes torch
-
         added = tuple(names[self.leaves :])
         since = results.since if results else {}
         helps, sentence = _judged(added, since, [scoring.title for scoring in self.recipe.score])

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hf_soup import hub
 from hf_soup._util.logs import PrintableLogger
@@ -47,14 +47,22 @@ from hf_soup.lineage import (
     processing_files,
     write_assets,
 )
-from hf_soup.merging import Plan, RunContext, Workspace, weight_files_of
+from hf_soup.merging import (
+    Plan,
+    RunContext,
+    Workspace,
+    merge,
+    needs_cutoffs,
+    needs_statistics,
+    require_alone,
+    weight_files_of,
+)
+from hf_soup.methods import METHODS
 from hf_soup.recipe import Finding, Ingredient, Recipe, needs_base, parse_part, with_allowed
+from hf_soup.workflows.differences import Difference, compare_files, compare_weights, weight_files
 from hf_soup.workflows.prepare import free_bytes, ingredients_to_fetch, plan_of, weights_by_name, with_base_if_needed
+from hf_soup.workflows.score import score as score_models
 from hf_soup.workflows.validate import validate
-
-if TYPE_CHECKING:
-    from hf_soup.workflows.differences import Difference
-
 
 IDENTICAL, EQUIVALENT, DIFFERENT, UNVERIFIABLE = "identical", "equivalent", "different", "unverifiable"
 
@@ -166,8 +174,6 @@ def verify(
         ResolveError: There is no such model, or the Hub cannot be reached.
         MergeError: The disk has no room.
     """
-    from hf_soup.merging import require_alone
-
     require_alone("`verify`")
     paths = map or {}
     try:
@@ -234,8 +240,6 @@ def verify(
 
 def _refused(recipe: Recipe) -> Iterator[Finding]:
     """What is wrong with a recipe by itself."""
-    from hf_soup.methods import METHODS
-
     named = (recipe.method.name, *(each.method.name for each in recipe.overrides))
     if unknown := next((name for name in named if name not in METHODS), None):
         known = ", ".join(sorted(METHODS))
@@ -317,14 +321,6 @@ def _cooked_again(
     keep: bool, quiet: bool,
 ) -> VerificationReport:  # fmt: skip
     """Cook in a temporary folder, and compare. The verdict is left open; ``looks`` has the examples."""
-    from hf_soup.merging import merge, needs_cutoffs, needs_statistics
-    from hf_soup.workflows.differences import (  # late, as it takes torch
-        Difference,
-        compare_files,
-        compare_weights,
-        weight_files,
-    )
-
     recipe, ancestor = published.recipe, (base.checkpoint,) if base and base.checkpoint else ()
     models, found = correspond(AlignedModels.as_stored(checkpoints, AlignmentOptions.of(recipe)))
     refusals = [reason for reason in with_allowed(found, recipe.allow) if reason.refuses]
@@ -425,10 +421,8 @@ def _require_room(room: Path, plan: Plan, beside: int, published: Published, the
 
 def _rescored(published: Published, recipe: Recipe, model: str, token: Token, quiet: bool) -> tuple[ScoreCheck, ...]:
     """The published weights on the recipe's data, beside what soup.json and the card say."""
-    from hf_soup.workflows.score import score
-
     pinned = f"{published.model}@{published.source.commit}" if published.source.commit else model
-    found = next(iter(score([pinned], recipe, token=token, quiet=quiet).values()))
+    found = next(iter(score_models([pinned], recipe, token=token, quiet=quiet).values()))
     said, card = published.scores, model_index(published)
     # Titles hold names of files, which may be others here; the order is the recipe's.
     titles = list(said) if len(said) == len(found) else list(found)
