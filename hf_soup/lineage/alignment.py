@@ -22,7 +22,6 @@ from hf_soup.checkpoint import (
     Tokens,
     body_config,
     correspondence,
-    counted_names,
     distinct_names,
     head_tensors,
     label_names,
@@ -376,9 +375,8 @@ class _Alignment:
 
     def move_tokens(self) -> None:
         """Rows of embeddings and of what predicts tokens, where tokens were added or rows are padding."""
-        config, name, donors = self.donor.checkpoint.config, self.donor.name, self.donor.tensors
+        name, donors = self.donor.name, self.donor.tensors
         names = [model.name for model in self.models]
-        stored = list(dict.fromkeys(info.name for info in donors.values()))
         if not self.tokens.differ and not any(
             model.tensors[tensor].shape != info.shape
             for tensor, info in donors.items()
@@ -386,9 +384,7 @@ class _Alignment:
             if model.tensors is not donors and tensor in model.tensors
         ):
             return
-        ask = partial(counted_names, config, stored, "vocabulary", name)
-        counted = set(remembered("vocabulary", [config, stored], ask))
-        table = [output for output, info in donors.items() if info.name in counted]
+        table = self.donor.token_tables
         held = [
             {model.tensors[tensor].shape[0] for tensor in table if tensor in model.tensors} for model in self.models
         ]

@@ -77,6 +77,7 @@ class DeclaredBases:
         loops: Those whose chain leads back to themselves.
         base: The one that the user named.
         offline: Whether some answers are from the cache, where renamed models have their old names.
+        look: What can be read of a model that somebody names.
     """
 
     chains: tuple[tuple[str, ...], ...]
@@ -86,16 +87,12 @@ class DeclaredBases:
     loops: tuple[int, ...]
     base: Checkpoint | None
     offline: bool
-    _look: Callable[[str], Seen] = field(repr=False)
+    look: Callable[[str], Seen] = field(repr=False)
 
     @property
     def agree(self) -> bool:
         """Whether there is one that the user names, or all who say anything."""
         return self.base is not None or bool(self.shared)
-
-    def look(self, model: str) -> Seen:
-        """What can be read of a model that somebody names."""
-        return self._look(model)
 
     def nearest(self, ingredient: int) -> Seen | None:
         """The nearest ancestor of an ingredient's chain whose weights can be read."""

@@ -297,7 +297,7 @@ def correspond(models: AlignedModels, known: Sequence[Finding] = ()) -> tuple[Al
         IncompatibleError: A config cannot be read.
     """
     stored, options, bodies = models.ingredients, models.options, models.options.heads is not None
-    reasons = architectures(stored, models.donor, body_only=bodies)
+    reasons = list(architectures(stored, models.donor, body_only=bodies))
     if any(reason.refuses for reason in (*known, *reasons) if reason.code not in {"single", *JUDGEMENTS}):
         return models, reasons
     reasons += [] if bodies else labels(stored, options.labels)

@@ -56,7 +56,7 @@ from hf_soup.merging import (
     weight_files_of,
 )
 from hf_soup.publishing import MergedModels, Soup, resolve_recipe, soup_report, write_folder
-from hf_soup.recipe import Mixture, Models, Recipe, UpdateReport, as_recipe
+from hf_soup.recipe import Mixture, Models, Recipe, as_recipe
 from hf_soup.selection import SELECTIONS
 from hf_soup.workflows.check import checked_models
 from hf_soup.workflows.estimate import estimated_seconds
@@ -153,8 +153,9 @@ def _cook(recipe: Models | Update, changes: Mapping[str, Any], out: Path, stream
             written = SavedModel(workspace.folder, merged.digest)
             results = _evaluated(models, plan, choice, candidates, own, written) if candidates else None
             context.processes.broadcast(None)  # and so are all reports
+            told = models.update.report(list(models.ingredients.groups), results) if models.update else None
             resolved = resolve_recipe(choice.final, used, data)
-            report = soup_report(resolved, used, choice, merged, results, _told(models, results))
+            report = soup_report(resolved, used, choice, merged, results, told)
             write_folder(workspace.folder, report, resolved, used, os.fsencode(out.name).decode("utf-8", "replace"))
         return Soup(workspace.publish(), report, merged.resumed, round(time.monotonic() - started, 3))
 
@@ -261,11 +262,6 @@ def _evaluated(
     for warning in results.warnings:
         logger.warning(warning)
     return results
-
-
-def _told(models: CheckedModels, results: EvaluationReport | None) -> UpdateReport | None:
-    """What is told of an update."""
-    return models.update.report(list(models.ingredients.groups), results) if models.update else None
 
 
 def preview(recipe: Recipe, out: Path, *, stream: bool = False, token: Token = None) -> dict[str, Any]:

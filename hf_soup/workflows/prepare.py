@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 logger = PrintableLogger(__name__)
 
 
-def trained_on(recipe: Recipe, models: AlignedModels, token: Token = None) -> list[Finding]:
+def trained_on(recipe: Recipe, models: AlignedModels, token: Token = None) -> Iterator[Finding]:
     """Scores on the train split of a data set that an ingredient's card names: the model has seen those rows."""
-    reasons = []
     for scoring in [*recipe.score, *recipe.report]:
         # Where none is named there is one, and that is called train.
         splits = [part.partition("[")[0].strip() for part in (scoring.split or "train").split("+")]
@@ -46,26 +45,23 @@ def trained_on(recipe: Recipe, models: AlignedModels, token: Token = None) -> li
         )
         if who:
             message = f"'{scoring.title}' is data on which {', '.join(who)} were trained, as their cards say."
-            reasons.append(Finding("scored-on-train", message, who))
-    return reasons
+            yield Finding("scored-on-train", message, who)
 
 
-def selected_on(recipe: Recipe, seen: Sequence[tuple[str, Scoring]]) -> list[Finding]:
+def selected_on(recipe: Recipe, seen: Sequence[tuple[str, Scoring]]) -> Iterator[Finding]:
     """Reports of data that an ingredient, a soup, was selected on: what has been looked at cannot test it."""
 
     def named(scoring: Scoring) -> tuple[str, str | None]:
         path = scoring.dataset.removeprefix("local:")
         return Path(path).name if is_local_path(path) or path != scoring.dataset else path.casefold(), scoring.split
 
-    reasons = []
     for report in recipe.report:
         who = tuple(name for name, scoring in seen if named(scoring) == named(report))
         if who:
             message = (
                 f"'{report.title}' is data that {', '.join(who)} {'was' if len(who) == 1 else 'were'} selected on."
             )
-            reasons.append(Finding("selected-on-report", message, who))
-    return reasons
+            yield Finding("selected-on-report", message, who)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from hf_soup.recipe import MAX_POINTS, Recipe, is_average, methods_of, require_m
 from hf_soup.selection import SELECTIONS, Selection
 
 
-def validate(recipe: Recipe, *, stream: bool = False) -> Selection:
+def validate(recipe: Recipe, *, stream: bool = False) -> None:
     """Everything that can be wrong with a recipe by itself."""
     if stream and (recipe.score or recipe.report):
         raise RecipeError(
@@ -46,7 +46,6 @@ def validate(recipe: Recipe, *, stream: bool = False) -> Selection:
                     f"'{named}' was a file on the machine where the recipe was resolved.",
                     hint="Put that file's path in its place, or leave the data out.",
                 )
-    return selection
 
 
 def _require_fitting(recipe: Recipe, selection: Selection) -> None:

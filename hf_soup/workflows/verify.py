@@ -385,7 +385,9 @@ def _cooked_again(
         beside = [] if theirs == [SINGLE] else [INDEX]
         differences += compare_files(published, staging.folder, {*ours, INDEX}, {*theirs, *beside})
     processed = any(map(processing_files, [*checkpoints, *ancestor]))
-    lost = [] if processed else [each for each in differences if _is_processing(each)]
+    # What may have come from an ingredient that was not selected, whom the recipe does not name.
+    beyond = [each for each in differences if each.kind == "extra" and ASSETS.fullmatch(each.name)]
+    lost = [] if processed else beyond
     reasons = [Finding("no-donor", f"Nobody in its recipe gives {each.name}.") for each in lost]
     if published.digest != digest:
         text = f"its digest is {published.digest[:16]}… and that of the weights beside it {digest[:16]}…"
@@ -393,11 +395,6 @@ def _cooked_again(
     digests = {"recorded": published.digest, "published": digest, "cooked": merged.digest}
     differences = [each for each in differences if each not in lost]
     return VerificationReport(str(published), "", len(plan.layout.tensors), tuple(differences), tuple(reasons), digests)
-
-
-def _is_processing(found: Difference) -> bool:
-    """Whether it may have come from an ingredient that was not selected, whom the recipe does not name."""
-    return found.kind == "extra" and ASSETS.fullmatch(found.name) is not None
 
 
 def _require_room(room: Path, plan: Plan, beside: int, published: Published, theirs: Sequence[str]) -> None:
