@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from hf_soup.evaluation.model_answers import SavedModel as SavedModel, answer_along as answer_along
     from hf_soup.evaluation.report import LAST as LAST, SOUP as SOUP, EvaluationReport as EvaluationReport
     from hf_soup.evaluation.search import Choice as Choice, MixtureSpace as MixtureSpace, choose as choose
-    from hf_soup.evaluation.statistics import Comparison as Comparison
     from hf_soup.evaluation.template import (
         ModelTemplate as ModelTemplate,
         model_template as model_template,

@@ -16,10 +16,10 @@ from hf_soup.evaluation.ensembles import calibration, diversity, ensemble, greed
 from hf_soup.evaluation.evaluation_data import EvaluationData
 from hf_soup.evaluation.model_answers import ModelAnswers, SavedModel
 from hf_soup.evaluation.report import ENSEMBLE, GREEDY_ENSEMBLE, LAST, LOGIT_ENSEMBLE, SOUP, EvaluationReport
-from hf_soup.evaluation.statistics import Comparison, Ints
+from hf_soup.evaluation.statistics import Ints
 from hf_soup.evaluation.template import scored_with
 from hf_soup.merging import Layout, Plan, RunContext
-from hf_soup.recipe import CalibrationErrors, Diversity, Mixture, Score
+from hf_soup.recipe import CalibrationErrors, Comparison, Diversity, Mixture, Score
 
 if TYPE_CHECKING:
     from hf_soup.selection import Objective

@@ -17,9 +17,9 @@ from hf_soup.errors import ScoringError
 from hf_soup.evaluation import data, label_map, metrics, tasks
 from hf_soup.evaluation.model import answers
 from hf_soup.evaluation.preprocessing import preprocessed
-from hf_soup.evaluation.statistics import Comparison, Ints, mcnemar, paired_bootstrap, paired_interval
+from hf_soup.evaluation.statistics import Ints, comparison, mcnemar, paired_bootstrap, paired_interval
 from hf_soup.merging import ProcessGroup
-from hf_soup.recipe import Score, Scoring
+from hf_soup.recipe import Comparison, Score, Scoring
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -359,7 +359,7 @@ def compare(bench: EvalDataset, logits_a: Logits, logits_b: Logits) -> Compariso
         right, other = first == bench.references, second == bench.references
         b, c = int(np.sum(right & ~other)), int(np.sum(other & ~right))
         low, high = paired_interval(b, c, bench.n)
-        return Comparison(name, (b - c) / bench.n, low, high, mcnemar(b, c), bench.n)
+        return comparison(name, (b - c) / bench.n, low, high, mcnemar(b, c), bench.n)
     metric = metrics.find(bench.scoring.metric, bench.scoring.trust_remote_code)
     low, high, p = paired_bootstrap(bench.references, first, second, metric)
-    return Comparison(name, bench.value(logits_a) - bench.value(logits_b), low, high, p, bench.n)
+    return comparison(name, bench.value(logits_a) - bench.value(logits_b), low, high, p, bench.n)

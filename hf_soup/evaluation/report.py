@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from hf_soup.evaluation.statistics import Comparison
-from hf_soup.recipe import CalibrationErrors, Diversity, Score
+from hf_soup.recipe import CalibrationErrors, Comparison, Diversity, Score
 
 SOUP, LAST = "soup", "last version"
 #: Of probabilities, of logits, and of the logits of those that help.

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_soup.recipe import Comparison
+
 #: The 97.5 % point of the normal distribution: two sides of 2.5 % leave 95 %.
 Z = 1.959963984540054
 RESAMPLES = 500
@@ -45,45 +47,29 @@ class Counted:
         return self.metric(labels, answers, rows)
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Two models on the same rows: ``difference`` is the first minus the second, as a share of one.
+def comparison(metric: str, difference: float, low: float, high: float, p: float, n: int) -> Comparison:
+    """What is told of two models on the same rows: a difference is claimed only where ``p`` and interval agree.
 
-    ``sentence`` claims a difference only where ``p`` is below 0.05 and zero lies outside the interval.
+    >>> comparison("accuracy", 0.009, 0.002, 0.016, 0.01, 2000).sentence
+    'better by 0.9 points (95 % interval 0.2 to 1.6, p = 0.01, n = 2,000)'
+    >>> comparison("accuracy", 0.01, -0.02, 0.04, 0.6, 200).sentence
+    'no difference can be seen with n = 200'
     """
-
-    metric: str
-    difference: float
-    low: float
-    high: float
-    p: float
-    n: int
-
-    @property
-    def significant(self) -> bool:
-        """Whether a difference can be claimed."""
-        return self.p < 0.05 and (self.low > 0 or self.high < 0)
-
-    @property
-    def sentence(self) -> str:
-        """The comparison in plain words.
-
-        >>> Comparison("accuracy", 0.009, 0.002, 0.016, 0.01, 2000).sentence
-        'better by 0.9 points (95 % interval 0.2 to 1.6, p = 0.01, n = 2,000)'
-        >>> Comparison("accuracy", 0.01, -0.02, 0.04, 0.6, 200).sentence
-        'no difference can be seen with n = 200'
-        """
-        if not self.significant:
-            return f"no difference can be seen with n = {self.n:,}"
-        word = "better" if self.difference > 0 else "worse"
-        low, high = sorted((abs(self.low), abs(self.high)))
+    significant = p < 0.05 and (low > 0 or high < 0)
+    sentence = f"no difference can be seen with n = {n:,}"
+    if significant:
+        word = "better" if difference > 0 else "worse"
+        near, far = sorted((abs(low), abs(high)))
         # What is claimed is below 0.05, and two digits would make 0.05 of 0.0499.
-        p = f"p = {self.p:.2g}" if self.p < 0.0495 else f"p = {min(self.p, 0.0499):.3g}"
-        p = p if self.p >= 0.001 else "p < 0.001"
-        return (
-            f"{word} by {100 * abs(self.difference):.1f} points "
-            f"(95 % interval {100 * low:.1f} to {100 * high:.1f}, {p}, n = {self.n:,})"
+        shown = f"p = {p:.2g}" if p < 0.0495 else f"p = {min(p, 0.0499):.3g}"
+        shown = shown if p >= 0.001 else "p < 0.001"
+        sentence = (
+            f"{word} by {100 * abs(difference):.1f} points "
+            f"(95 % interval {100 * near:.1f} to {100 * far:.1f}, {shown}, n = {n:,})"
         )
+    return Comparison(
+        metric=metric, difference=difference, low=low, high=high, p=p, n=n, sentence=sentence, significant=significant
+    )
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:

@@ -21,7 +21,6 @@ from hf_soup.recipe import (
     LearningEpoch,
     Named,
     Recipe,
-    ReportedComparison,
     ReportedData,
     ReportedLineage,
     ReportedOverride,
@@ -84,7 +83,7 @@ def soup_report(
         scores=measured.scores,
         best=measured.best,
         comparisons={
-            title: ReportedComparison.model_validate(each).model_copy(update={"against": measured.best[title]})
+            title: each.model_copy(update={"against": measured.best[title]})
             for title, each in measured.comparisons.items()
         },
         calibration=measured.calibration,

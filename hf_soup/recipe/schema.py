@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -326,7 +326,7 @@ class Recipe(_Value):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise RecipeError(explain_faults(error.errors(include_url=False), _keys_at, name)) from None
+            raise _explained(error, name) from None
 
     @model_validator(mode="after")
     def _weights_have_a_sum(self) -> Self:
@@ -441,8 +441,9 @@ class Recipe(_Value):
 
 def _keys_at(location: Sequence[int | str]) -> set[str]:
     """The keys that a recipe may have where a fault lies."""
-    children: dict[object, type[BaseModel]] = {"ingredients": Ingredient, "overrides": Override, "score": Scoring}
-    children["report"] = Scoring
+    children: dict[object, type[BaseModel]] = {
+        "ingredients": Ingredient, "overrides": Override, "score": Scoring, "report": Scoring,
+    }  # fmt: skip
     if location[0] == "examples":
         return set(Examples.model_fields) - _OF_SCORES
     owners = [children[part] for part in location[:-1] if part in children]
@@ -458,7 +459,7 @@ def parse_part(kind: type[_Part], value: object, name: str) -> _Part:
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        raise RecipeError(explain_faults(error.errors(include_url=False), _keys_at, name)) from None
+        raise _explained(error, name) from None
 
 
 #: What a caller may name models with: a recipe, its YAML file, a model, several, or several with their weights.
@@ -488,15 +489,9 @@ _MOST_FAULTS = 50
 _YAML_WORDS = {"Tuple": "List", "tuple": "list", "(dictionary|object)( or instance of [A-Za-z]+)?": "mapping"}
 
 
-def explain_faults(every: Sequence[Any], keys_at: Callable[[Sequence[int | str]], set[str]], name: str) -> str:
-    """All faults of a recipe, a line each, with the key, the value and what is allowed.
-
-    Args:
-        every: As pydantic lists them.
-        keys_at: The keys that a recipe may have where a fault lies.
-        name: What the recipe is called.
-    """
-    lines = [f"Cannot read {name}:"]
+def _explained(error: ValidationError, name: str) -> RecipeError:
+    """All faults of a recipe of this name, a line each, with the key, the value and what is allowed."""
+    every, lines = error.errors(include_url=False), [f"Cannot read {name}:"]
     faults = every[:_MOST_FAULTS]
     for fault in faults:
         where = ".".join(shortened(str(part), 80) for part in fault["loc"]).replace("score.0", "score") or "recipe"
@@ -507,14 +502,14 @@ def explain_faults(every: Sequence[Any], keys_at: Callable[[Sequence[int | str]]
         if fault["type"] == "too_short" and within:
             continue  # only because what is wrong in it was left out
         if fault["type"] == "extra_forbidden":
-            known = sorted(keys_at(fault["loc"]))
+            known = sorted(_keys_at(fault["loc"]))
             message = "unknown key" + (f"; known here: {', '.join(known)}" if known else "")
         elif fault["type"] != "value_error" and fault["type"] != "missing":
             message = f"{message} (it is {_shown(fault['input'])})"
         lines.append(f"  {where}: {shortened(message, 2000)}")
     if len(every) > len(faults):
         lines.append(f"  … and {len(every) - len(faults):,} more faults")
-    return "\n".join(lines)
+    return RecipeError("\n".join(lines))
 
 
 def _shown(value: object) -> str:

@@ -52,10 +52,11 @@ class Score:
 Scores = Mapping[str, Score]
 
 
-class ReportedComparison(_Part):
-    """The soup and another model on the same rows: ``difference`` is its score less the other's, as a share of one.
+class Comparison(_Part):
+    """Two models on the same rows: ``difference`` is the first one's score less the other's, as a share of one.
 
-    ``against`` names an ingredient; of the last version there is nothing to name.
+    ``sentence`` claims a difference only where it is ``significant``. ``against`` names an ingredient; of the last
+    version there is nothing to name.
     """
 
     metric: str
@@ -87,7 +88,7 @@ class UpdateReport(_Part):
     added: tuple[str, ...]
     before: Scores
     after: Scores
-    comparisons: Mapping[str, ReportedComparison]
+    comparisons: Mapping[str, Comparison]
     left_out: tuple[str, ...]
     helps: bool | None
     sentence: str
@@ -318,7 +319,7 @@ class SoupReport(_Part):
     held_out: tuple[str, ...] = ()
     scores: Mapping[str, Scores]
     best: Mapping[str, str] = {}
-    comparisons: Mapping[str, ReportedComparison] = {}
+    comparisons: Mapping[str, Comparison] = {}
     calibration: Mapping[str, Mapping[str, CalibrationErrors]] = {}
     diversity: Mapping[str, Diversity] = {}
     greedy_ensemble: tuple[str, ...] = ()

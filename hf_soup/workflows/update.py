@@ -11,11 +11,11 @@ from hf_soup import hub
 from hf_soup._util.parallel import in_parallel
 from hf_soup._util.text import some
 from hf_soup.errors import RecipeError, ResolveError
-from hf_soup.evaluation import LAST, SOUP, Comparison, EvaluationReport
+from hf_soup.evaluation import LAST, SOUP, EvaluationReport
 from hf_soup.hub import Token, may_pass
 from hf_soup.ingredients import Published, ResolvedIngredients, expand_runs, open_published, resolve_ingredients
 from hf_soup.merging import Plan
-from hf_soup.recipe import Mixture, Recipe, ReportedComparison, Scoring, UpdateReport
+from hf_soup.recipe import Comparison, Mixture, Recipe, Scoring, UpdateReport
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Update:
             added=added,
             before=results.scores[LAST] if results else {},
             after=results.scores[SOUP] if results else {},
-            comparisons={title: ReportedComparison.model_validate(each) for title, each in since.items()},
+            comparisons=since,
             left_out=self.left_out,
             helps=helps,
             sentence=sentence,

@@ -23,7 +23,7 @@ from hf_soup import Recipe, RecipeError, Soup, SoupError, cook
 from hf_soup.evaluation.candidates import Candidates
 from hf_soup.evaluation.gradients import ValidationLoss
 from hf_soup.evaluation.model import ReusableModel
-from hf_soup.evaluation.statistics import Comparison
+from hf_soup.evaluation.statistics import comparison
 from hf_soup.merging import Materializer, Plan
 from hf_soup.recipe import grid, settled
 
@@ -359,7 +359,7 @@ def test_a_soup_that_loses_to_its_best_ingredient_says_so(
 
 def test_a_loss_that_the_weights_of_the_data_outweigh_is_no_reason_to_leave_the_soup() -> None:
     """What is advised follows the score that was selected by; the loss is said all the same."""
-    worse = Comparison("accuracy", -0.2, -0.3, -0.1, 0.001, 100)
+    worse = comparison("accuracy", -0.2, -0.3, -0.1, 0.001, 100)
     for soup, advice in (
         (0.9, "In the mean of all held-out data, by their weights, it is not."),
         (0.7, "Use that one"),

@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation import metrics, statistics
 from hf_soup.evaluation.metrics import METRICS
-from hf_soup.evaluation.statistics import Comparison, Ints
+from hf_soup.evaluation.statistics import Ints, comparison
 from hf_soup.recipe.soup_report import Score
 
 RNG = np.random.default_rng(0)
@@ -210,13 +210,13 @@ def test_permutation_p_by_hand() -> None:
     ],
 )
 def test_a_difference_is_claimed_only_where_both_agree(low: float, high: float, p: float, sentence: str) -> None:
-    comparison = Comparison("accuracy", 0.009, low, high, p, 2000)
-    assert comparison.sentence == sentence
+    found = comparison("accuracy", 0.009, low, high, p, 2000)
+    assert found.sentence == sentence
 
 
 def test_worse_is_said_in_positive_numbers() -> None:
-    comparison = Comparison("f1", -0.05, -0.08, -0.02, 0.004, 300)
-    assert comparison.sentence == "worse by 5.0 points (95 % interval 2.0 to 8.0, p = 0.004, n = 300)"
+    found = comparison("f1", -0.05, -0.08, -0.02, 0.004, 300)
+    assert found.sentence == "worse by 5.0 points (95 % interval 2.0 to 8.0, p = 0.004, n = 300)"
 
 
 def test_an_unknown_metric_lists_those_that_there_are() -> None:
@@ -266,4 +266,4 @@ def test_importing_scoring_is_light() -> None:
     ],
 )
 def test_a_p_beside_a_claim_is_below_the_limit_as_it_is_printed_too(p: float, shown: str) -> None:
-    assert shown in Comparison("accuracy", 0.01, 0.001, 0.02, p, 100).sentence
+    assert shown in comparison("accuracy", 0.01, 0.001, 0.02, p, 100).sentence

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from hf_soup.evaluation.statistics import Comparison
+from hf_soup.evaluation.statistics import comparison
+from hf_soup.recipe import Comparison
 from hf_soup.workflows.update import _judged
 
 
 def compared(points: int) -> Comparison:
     """Of versions that differ by some points, with an interval of four."""
     share = points / 100
-    return Comparison("accuracy", share, share - 0.04, share + 0.04, 0.001 if points else 1.0, 500)
+    return comparison("accuracy", share, share - 0.04, share + 0.04, 0.001 if points else 1.0, 500)
 
 
 @pytest.mark.parametrize(
