@@ -185,11 +185,11 @@ class Override(_Value):
     method: Named
 
 
-class Scoring(_Value):
+class LabelledData(_Value):
     """Labelled data and the number that is read off it.
 
     Args:
-        task: ``image-classification`` or ``text-classification``.
+        task: What a model does with it.
         dataset: A Hub id, or a local csv, jsonl or parquet file or image folder.
         split: The split, also as a slice (``validation[:500]``); for a local file it may be left out.
         metric: ``accuracy`` or another built-in metric; ``module:function``; a folder or file of an `evaluate` script,
@@ -204,7 +204,7 @@ class Scoring(_Value):
         trust_remote_code: Let a metric of the Hub, which is code, run here.
     """
 
-    task: Literal["image-classification", "text-classification"]
+    task: str
     dataset: _Text
     split: str | None = None
     metric: _Text = "accuracy"
@@ -217,6 +217,16 @@ class Scoring(_Value):
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 32
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     trust_remote_code: bool = False
+
+
+class Scoring(LabelledData):
+    """Labelled data as a recipe names it: `LabelledData` of a task that there is.
+
+    Args:
+        task: ``image-classification`` or ``text-classification``.
+    """
+
+    task: Literal["image-classification", "text-classification"]
 
     @property
     def measure(self) -> str:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from hf_soup._util.text import some
-from hf_soup.recipe.schema import Named
+from hf_soup.recipe.schema import LabelledData, Named
 
 
 class _Part(BaseModel):
@@ -43,9 +43,6 @@ class Score:
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain data."""
         return asdict(self)
-
-    def __str__(self) -> str:
-        return f"{self.metric} {self.value:.4f} (95 % interval {self.low:.4f} to {self.high:.4f}, n = {self.n:,})"
 
 
 #: Title of the data → score.
@@ -167,22 +164,11 @@ class SelectionStability(_Part):
     sentence: str
 
 
-class ReportedData(_Part):
+class ReportedData(LabelledData):
     """Data that was looked at once, at the end: as in the recipe, with its ``title`` and the ``loader`` of files."""
 
-    task: str
-    dataset: str
-    split: str | None
-    metric: str
-    config: str | None
-    revision: str | None
-    labels: tuple[str, ...] | None
-    label_column: str | None
-    input_columns: tuple[str, ...] | None
+    model_config = ConfigDict(extra="ignore", str_strip_whitespace=False)
     name: str
-    batch_size: int
-    weight: float
-    trust_remote_code: bool
     title: str
     loader: str | None
 

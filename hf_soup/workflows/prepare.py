@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,8 +96,7 @@ class CheckedModels:
 
     def plan(self) -> Plan:
         """Of all that is fetched."""
-        weights = weights_by_name(self.recipe, self.lineage.models)
-        return plan_of(self.recipe, self.fetched, {name: weights[name] for name in self.fetched.names})
+        return plan_of(self.recipe, self.lineage.models, self.fetched)
 
     def space(self, plan: Plan) -> MixtureSpace:
         """All that may be made of them, by a plan of all that is fetched."""
@@ -121,16 +120,17 @@ def layout_of(models: AlignedModels, dtype: str | None) -> Layout:
     return Layout.of(models.ingredients, models.base, patched=models.patched, dtype=dtype)
 
 
-def plan_of(recipe: Recipe, models: AlignedModels, weights: Mapping[str, float]) -> Plan:
-    """The plan of a soup of all sources.
+def plan_of(recipe: Recipe, models: AlignedModels, fetched: AlignedModels) -> Plan:
+    """The plan of a soup of all sources that are fetched.
 
     Args:
-        recipe: With method, parameters and type.
-        models: The sources.
-        weights: Of the ingredients; the base has none.
+        recipe: Of all ingredients.
+        models: All of them.
+        fetched: Those that are fetched, and the base where a method needs it.
     """
-    layout = layout_of(models, recipe.dtype)
-    return Plan(layout, Mixture.of(recipe, weights, (tensor.name for tensor in layout.tensors)))
+    layout, weights = layout_of(fetched, recipe.dtype), weights_by_name(recipe, models)
+    own = {name: weights[name] for name in fetched.names}
+    return Plan(layout, Mixture.of(recipe, own, (tensor.name for tensor in layout.tensors)))
 
 
 def with_base_if_needed(recipe: Recipe, models: AlignedModels, ancestor: BaseReference | None) -> AlignedModels:

@@ -60,7 +60,7 @@ from hf_soup.merging import (
 from hf_soup.methods import METHODS
 from hf_soup.recipe import Finding, Ingredient, Recipe, needs_base, parse_part, with_allowed
 from hf_soup.workflows.differences import Difference, compare_files, compare_weights, weight_files
-from hf_soup.workflows.prepare import free_bytes, ingredients_to_fetch, plan_of, weights_by_name, with_base_if_needed
+from hf_soup.workflows.prepare import free_bytes, ingredients_to_fetch, plan_of, with_base_if_needed
 from hf_soup.workflows.score import score as score_models
 from hf_soup.workflows.validate import validate
 
@@ -331,8 +331,7 @@ def _cooked_again(
     models = replace(models, asset_sources=ancestor)
     require_looked_at(recipe, models)
     leaves = with_base_if_needed(recipe, ingredients_to_fetch(recipe, models), base)
-    given = weights_by_name(recipe, models)
-    plan = plan_of(recipe, leaves, {name: given[name] for name in leaves.names})
+    plan = plan_of(recipe, models, leaves)
     with (
         tempfile.TemporaryDirectory(prefix="hf-soup-verify-") as room,
         Workspace(Path(room) / "soup", kept=False) as staging,
