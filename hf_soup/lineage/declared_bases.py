@@ -89,11 +89,6 @@ class DeclaredBases:
     offline: bool
     look: Callable[[str], Seen] = field(repr=False)
 
-    @property
-    def agree(self) -> bool:
-        """Whether there is one that the user names, or all who say anything."""
-        return self.base is not None or bool(self.shared)
-
     def nearest(self, ingredient: int) -> Seen | None:
         """The nearest ancestor of an ingredient's chain whose weights can be read."""
         return next((seen for name in self.chains[ingredient] if (seen := self.look(name)).checkpoint), None)

@@ -158,19 +158,15 @@ def measure_similarity(samples: Sequence[Mapping[str, Array]], names: Sequence[s
         having = [i for i, each in enumerate(samples) if tensor in each and each[tensor].shape == shape]
         stack = np.stack([samples[i][tensor].ravel() for i in having]).astype(np.float64)  # (models, numbers)
         kinds: dict[bytes, int] = {}
-        content = [kinds.setdefault(row.tobytes(), len(kinds)) for row in stack]
-        lacking = [-1] * count
-        for i, kind in zip(having, content, strict=True):
-            lacking[i] = kind
-        same &= np.equal.outer(lacking, lacking)
+        content = np.full(count, -1)  # of those that lack it
+        content[having] = [kinds.setdefault(row.tobytes(), len(kinds)) for row in stack]
+        same &= np.equal.outer(content, content)
         # A padding token's row is zeros, and a pruned one: those say nothing.
         full = np.any(stack.reshape(len(having), shape[0], -1) != 0, axis=2)
         stack -= stack.mean(axis=1, keepdims=True)
         products[number][np.ix_(having, having)] = stack @ stack.T
         if min(shape[0], stack.shape[1] // shape[0]) >= _FEWEST:
-            rows = [
-                np.where(held[:, None], row.reshape(shape), 0.0) for row, held in zip(stack, list(full), strict=True)
-            ]
+            rows = np.where(full[:, :, None], stack.reshape(*full.shape, -1), 0.0)
             finding[number] = _by_rows(dict(zip(having, rows, strict=True)), count)
     return Similarity(part, tuple(names), tensors, products, _median(finding), same & bool(tensors))
 

@@ -96,7 +96,7 @@ class _Decision:
             self.models,
             distinct,
             needed=claims.base is not None,
-            agreed=claims.agree,
+            agreed=claims.base is not None or bool(claims.shared),
             heads_correspond=heads_correspond,
         )
 
@@ -200,7 +200,7 @@ class _Decision:
             if ancestor and self._links(ancestor)[number] is False:
                 liars[number] = ancestor
         rest = claims.without(liars, [checkpoint.model for checkpoint in self.models.checkpoints])
-        agreed = bool(rest.shared) or self._copies_of_one(rest)
+        shared = rest.shared or self._copies_of_one(rest)
         for number, ancestor in liars.items():
             assert self.weights, "they say who lies"
             whose = [name for name in self.weights.ancestors if self._links(name)[number]]
@@ -212,9 +212,8 @@ class _Decision:
                 near = max(whose, key=partial(self.weights.cosine, number))
                 message += f"They agree with {near}'s ({self.weights.near(number, near)}), and the weights count."
             self.warn("card-wrong", message.rstrip(), self.names[number])
-        if agreed:
-            rest = rest if rest.shared else replace(rest, shared=(self._first_ancestor(rest),))
-            self._as_cards_say(rest, liars)
+        if shared:
+            self._as_cards_say(replace(rest, shared=shared), liars)
             self.proven = self.proven and not liars
         elif not any(rest.chains):
             self._seek()
@@ -236,22 +235,18 @@ class _Decision:
                 *who,
             )
 
-    def _first_ancestor(self, claims: DeclaredBases) -> str:
-        nearest = (claims.nearest(number) for number in range(self.count))
-        return next(seen.name for seen in nearest if seen)
-
-    def _copies_of_one(self, claims: DeclaredBases) -> bool:
-        """Whether the ancestors that are named are one model under several names, as mirrors are."""
+    def _copies_of_one(self, claims: DeclaredBases) -> tuple[str, ...]:
+        """The first of the ancestors that are named, where they are one model under several names, as mirrors are."""
         nearest = [claims.nearest(number) for number, chain in enumerate(claims.chains) if chain]
         named = list(dict.fromkeys(seen.checkpoint.model for seen in nearest if seen and seen.checkpoint))
         weights = self.weights
         if weights is None or not named or not all(nearest) or not set(named) <= weights.ancestors.keys():
-            return False
+            return ()
         places = [weights.place(name) for name in named]
         if weights.unread.intersection(named) or not all(weights.bodies.same[places[0], place] for place in places):
-            return False
+            return ()
         self.warn("ancestor-copied", f"{some(named)} are equal in every number that was read: one ancestor.")
-        return True
+        return (named[0],)
 
     def _seek(self) -> None:
         """Nobody says anything that holds."""

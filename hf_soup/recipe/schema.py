@@ -113,10 +113,6 @@ class Ingredient(_Value):
     @model_serializer(mode="wrap")
     def _to_text(self, handler: Any) -> object:
         given: dict[str, object] = handler(self)
-        if self.weight == 1.0:
-            given.pop("weight", None)
-        if self.revision is None:
-            given.pop("revision", None)
         return self.model if list(given) == ["model"] else given
 
     def __str__(self) -> str:
@@ -437,9 +433,6 @@ class Recipe(_Value):
     def to_dict(self) -> dict[str, Any]:
         """The values that differ from their defaults, as plain data."""
         dumped: dict[str, Any] = self.model_dump(mode="json", exclude_defaults=True)
-        for scoring in [*dumped.get("score", []), *dumped.get("report", []), dumped.get("examples", {})]:
-            for key in [key for key, value in scoring.items() if value is None]:
-                del scoring[key]
         if len(dumped.get("score", [])) == 1:
             (dumped["score"],) = dumped["score"]
         return dumped
