@@ -226,10 +226,6 @@ class WeightComparison:
         """Of an ingredient and an ancestor."""
         return float(self.bodies.cosines[number, self.place(ancestor)])
 
-    def lowest(self, ancestor: str) -> float:
-        """The lowest cosine of any ingredient with an ancestor."""
-        return min(self.cosine(number, ancestor) for number in range(self.count))
-
     def near(self, number: int, ancestor: str) -> str:
         """How near an ingredient is to an ancestor, in words."""
         cosine = self.cosine(number, ancestor)

@@ -83,8 +83,13 @@ def modules(models: Sequence[AlignedModel]) -> Iterator[Finding]:
             )
             yield Finding("module-weights", message, (name,), refuses=True)
         if own := _own_modules(checkpoint):
-            message = f"{name} has modules that are code of its own ({some(own)}), which is not taken over; "
-            yield Finding("module-code", f"{message}the soup could not be loaded.", (name,), refuses=True)
+            yield Finding(
+                "module-code",
+                f"{name} has modules that are code of its own ({some(own)}), which is not taken over; the soup could "
+                "not be loaded.",
+                (name,),
+                refuses=True,
+            )
 
 
 def _own_modules(checkpoint: Checkpoint) -> list[str]:
@@ -124,7 +129,9 @@ def architectures(models: Sequence[AlignedModel], donor: AlignedModel, *, body_o
             partial(same_architecture, config, theirs, body_only=body_only, names=(whose, name)),
         )
         differences = [ConfigDifference(*each) for each in answer]
-        if any(each.key == _TIED for each in differences) and (body_only or not _writes(config, whose)):
+        writes = partial(is_encoder_decoder, config, whose)
+        tied = any(each.key == _TIED for each in differences)
+        if tied and (body_only or not remembered("encoder-decoder", config, writes)):
             differences = [each for each in differences if each.key != _TIED]
         if vocabularies := [each for each in differences if _counts_tokens(each)]:
             tokens = min(int(size) for each in vocabularies for size in (each.ours, each.theirs))
@@ -141,13 +148,6 @@ def architectures(models: Sequence[AlignedModel], donor: AlignedModel, *, body_o
             if not body_only and all(each.key == "class" for each in differences):
                 message += f" {HEADS_HINT}"
             yield Finding("architecture", message, (whose, name), refuses=True)
-
-
-def _writes(config: Mapping[str, Any], name: str) -> bool:
-    def asked() -> list[str]:
-        return ["yes"] if is_encoder_decoder(config, name) else []
-
-    return bool(remembered("encoder-decoder", config, asked))
 
 
 def _listed(differences: Sequence[ConfigDifference]) -> str:

@@ -158,8 +158,9 @@ def read_declared_bases(
             TopologicalSorter({model.checkpoint.model: set(every[index][:1]), **named}).prepare()
         except CycleError as error:
             loops.append(index)
-            message = f"The cards behind {model.name} lead in a circle ({' to '.join(error.args[1])}), so they do "
-            reasons.append(Finding("ancestors-loop", f"{message}not say what came first.", (model.name,)))
+            circle = " to ".join(error.args[1])
+            message = f"The cards behind {model.name} lead in a circle ({circle}), so they do not say what came first."
+            reasons.append(Finding("ancestors-loop", message, (model.name,)))
     return DeclaredBases(every, shared, silent, tuple(lost), tuple(loops), opened, offline, look), reasons
 
 

@@ -281,7 +281,8 @@ class _Decision:
         self.tried = len(candidates)
         weights.add(candidates, tried=True)
         kin = [each for each in candidates if all(self._links(each.model))]
-        nearest = max(kin, key=lambda each: weights.lowest(each.model), default=None)
+        lowest = {each.model: min(weights.cosine(number, each.model) for number in range(self.count)) for each in kin}
+        nearest = max(kin, key=lambda each: lowest[each.model], default=None)
         weights.drop([each.model for each in candidates if each is not nearest])
         return nearest
 

@@ -92,11 +92,8 @@ class ScoreCheck:
     @property
     def agrees(self) -> bool:
         """Whether what was published is what was measured, but for one row; the card rounds at the sixth digit."""
-        return all(abs(each - self.measured) <= 1 / self.n + 1e-6 for each in self._said)
-
-    @property
-    def _said(self) -> list[float]:
-        return [each for each in (self.published, self.card) if each is not None]
+        stated = [each for each in (self.published, self.card) if each is not None]
+        return all(abs(each - self.measured) <= 1 / self.n + 1e-6 for each in stated)
 
 
 @dataclass(frozen=True)
