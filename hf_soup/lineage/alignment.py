@@ -98,8 +98,8 @@ class AlignedModels:
     @classmethod
     def as_stored(cls, checkpoints: Sequence[Checkpoint], options: AlignmentOptions) -> AlignedModels:
         """Ingredients before anything is aligned, by the names that they have everywhere."""
-        names = distinct_names(checkpoints)
-        models = tuple(AlignedModel(name, each, each.tensors) for name, each in zip(names, checkpoints, strict=True))
+        named = zip(distinct_names(checkpoints), checkpoints, strict=True)
+        models = tuple(AlignedModel(name, each, each.tensors) for name, each in named)
         return cls(models, donor_number=options.donor_number, options=options)
 
     @property

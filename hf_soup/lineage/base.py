@@ -68,8 +68,7 @@ def _as_named(models: AlignedModels, base: Checkpoint, heads: set[str]) -> dict[
         found = tensors_of_ancestor(base, donor, at)
     # A head is compared by its labels, not by its shape: that of an ancestor mostly answers something else.
     labels = label_names(base.config, base.model)
-    kind = [each.config.get("architectures") for each in (base, donor)]
-    same = kind[0] == kind[1] and labels == models.labels
+    same = base.config.get("architectures") == donor.config.get("architectures") and labels == models.labels
     grown = any(info.shape != own[output].shape for output, info in found.items())
     tables = models.donor.token_tables if grown else []
     fitting = {}

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -79,14 +80,13 @@ def estimated_seconds(
     return {"fetch": round(fetch, 1), "merge": round(merge, 1), "total": round(max(fetch, merge), 1)}
 
 
-class _Ones:
-    """In the place of statistics."""
+class _Ones(NamedTuple):
+    """In the place of statistics of a tensor."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._shapes = {tensor.name: tensor.shape for tensor in plan.layout.tensors}
+    shape: tuple[int, ...]
 
     def read(self, call: MethodCall, _: int, tensor: str, begin: int, count: int) -> Tensor:
-        return torch.ones(count) if METHODS[call.method].elementwise else torch.eye(*self._shapes[tensor][-1:] or (1,))
+        return torch.ones(count) if METHODS[call.method].elementwise else torch.eye(*self.shape[-1:] or (1,))
 
     def transposed(self, *_: object) -> bool:
         return False
@@ -125,7 +125,7 @@ def _mixing(plan: Plan, run: Run, shape: Sequence[int]) -> float:
             values = torch.rand(elements, generator=torch.Generator().manual_seed(source))
             parts[source] = values.to(TORCH[at.dtype])
     out = torch.empty(elements, dtype=TORCH[run.dtype])
-    aids = Aids({tensor.name: [1.0] * len(plan.weights)}, _Ones(plan))
+    aids = Aids({tensor.name: [1.0] * len(plan.weights)}, _Ones(tensor.shape))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
