@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
 from hf_soup._util.text import some
 from hf_soup.checkpoint import (
@@ -259,13 +258,10 @@ def processing(models: Sequence[AlignedModel]) -> tuple[list[Finding], Tokens]:
     if not having:
         message = "None of the models brings a tokenizer or an image processor, so neither will the soup."
         return [Finding("processing-absent", message, tuple(names))], Tokens()
-    folders: dict[int, Path] = {}
 
     def compared(a: int, b: int) -> list[ProcessorDifference]:
-        for each in (a, b):
-            if each not in folders:
-                folders[each] = checkpoints[each].source.fetch_assets()
-        return same_processing(folders[a], folders[b], checkpoints[a].config, names=(names[a], names[b]))
+        one, other = (checkpoints[each].source.fetch_assets() for each in (a, b))
+        return same_processing(one, other, checkpoints[a].config, names=(names[a], names[b]))
 
     first = having[0]
     counts = [0] * len(checkpoints)

@@ -257,7 +257,7 @@ def _evaluated(
     written: SavedModel,
 ) -> EvaluationReport:  # fmt: skip
     """The scores of the soup that was written, and of all others."""
-    last = models.update.last(models.ingredients, plan) if models.update else None
+    last = models.update.last(models.weights, models.ingredients, plan) if models.update else None
     results = candidates.evaluate(written, own, [point.mixture for point in choice.curve], last)
     for warning in results.warnings:
         logger.warning(warning)

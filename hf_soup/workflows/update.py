@@ -114,16 +114,16 @@ class Update:
             source.from_cache,
         )  # fmt: skip
 
-    def last(self, expanded: ResolvedIngredients, plan: Plan) -> Mixture:
+    def last(self, weights: Mapping[str, float], expanded: ResolvedIngredients, plan: Plan) -> Mixture:
         """The last version: the old leaves with their old shares.
 
         Args:
+            weights: Of all ingredients that count.
             expanded: This recipe's, of which the leaves stand first.
             plan: Of all ingredients.
         """
-        old = zip(expanded.groups, self.recipe.ingredients[: self.leaves], strict=False)
-        weights = {name: each.weight for name, each in old if each.weight or self.recipe.layers}
-        leaves = sorted(expanded.flatten(weights).items())
+        old = {name: weights[name] for name in list(expanded.groups)[: self.leaves] if name in weights}
+        leaves = sorted(expanded.flatten(old).items())
         own = {tensor: shares[: self.leaves] for tensor, shares in plan.mixture.tensor_weights.items()}
         names = {plan.layout.names[number]: share for number, share in leaves}
         return replace(plan.mixture, weights=names, tensor_weights=own)
