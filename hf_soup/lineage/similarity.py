@@ -289,8 +289,8 @@ def strangers(bodies: Similarity, names: Sequence[str], ancestor: int | None = N
             theirs = some([names[number] for number in family])
             message = f"{some(who)}: the weights have nothing in common with those of {theirs} ({numbers})."
             remedy = f"Leave {_them(who)} out."
-        message += " They were not fine-tuned from the same model, or their neurons stand in another order, and the "
-        return [Finding("strangers", f"{message}average would be noise. {remedy}", tuple(who), refuses=True)]
+        why = "They were not fine-tuned from the same model, or their neurons stand in another order, and the average "
+        return [Finding("strangers", f"{message} {why}would be noise. {remedy}", tuple(who), refuses=True)]
     drifted = (known & (cosines < DRIFTED)).any(axis=1)
     if not drifted.any():
         return []

@@ -251,8 +251,10 @@ class _Decision:
     def _seek(self) -> None:
         """Nobody says anything that holds."""
         found = None if self.refused else self._nearest_on_hub()
-        same = "Ancestors that began from the same random numbers look alike in this, and only a measured barrier "
-        same += "(`check --recipe RECIPE --barrier`) can tell them apart."
+        same = (
+            "Ancestors that began from the same random numbers look alike in this, and only a measured barrier "
+            "(`check --recipe RECIPE --barrier`) can tell them apart."
+        )
         said = "No card or config names an ancestor"
         if any(self.claims.chains):
             said += " that the weights agree with"
@@ -304,8 +306,10 @@ class _Decision:
         who = [number for number, link in enumerate(links) if link is False]
         if who:
             shown = some([f"{self.names[number]} ({self.weights.near(number, model)})" for number in who])
-            message = f"{shown}: the weights have nothing in common with those of the ancestor, {model}. Leave "
-            message += "it out." if len(who) == 1 else "them out."
+            them = "it" if len(who) == 1 else "them"
+            message = (
+                f"{shown}: the weights have nothing in common with those of the ancestor, {model}. Leave {them} out."
+            )
             self.refuse("not-from-base", message, *[self.names[number] for number in who])
         unknown = [self.names[number] for number, link in enumerate(links) if link is None]
         if unknown and model not in self.weights.unread:

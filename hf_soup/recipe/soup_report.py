@@ -199,8 +199,9 @@ class BatchNormUpdate(_Part):
             f"collected again with the soup's weights, in one pass over {self.rows:,} rows of {self.examples} ({size})."
         ]
         if self.unreached:
-            which = some(list(self.unreached))
-            said.append(f"No example went through {which}: the running statistics there are the ingredients' mean.")
+            said.append(
+                f"No example went through {some(self.unreached)}: the running statistics there are the ingredients' mean."
+            )
         return said
 
 

@@ -95,6 +95,7 @@ class Update:
                 )
             known |= mine.keys()
         weight = statistics.mean(each.weight for each in recipe.ingredients)  # exact, so equal weights stay equal
+        left_out = [note.message for note in runs if note.code == "half-written"]
         changes: dict[str, Any] = {
             "ingredients": (
                 *recipe.ingredients,
@@ -104,11 +105,10 @@ class Update:
                 pattern: (*shares, *[statistics.mean(shares)] * len(newcomers.ingredients))
                 for pattern, shares in recipe.layers.items()
             },
+            "score": tuple(score) if score else _usable(published, published.score, left_out, token),
+            "report": _usable(published, published.report, left_out, token),
+            "examples": published.with_examples().examples,
         }
-        left_out = [note.message for note in runs if note.code == "half-written"]
-        changes["score"] = tuple(score) if score else _usable(published, published.score, left_out, token)
-        changes["report"] = _usable(published, published.report, left_out, token)
-        changes["examples"] = published.with_examples().examples
         return cls(
             called, source.commit, recipe.model_copy(update=changes), len(recipe.ingredients), tuple(left_out),
             source.from_cache,
