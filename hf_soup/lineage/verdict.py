@@ -306,11 +306,12 @@ class _Decision:
         who = [number for number, link in enumerate(links) if link is False]
         if who:
             shown = some([f"{self.names[number]} ({self.weights.near(number, model)})" for number in who])
-            them = "it" if len(who) == 1 else "them"
-            message = (
-                f"{shown}: the weights have nothing in common with those of the ancestor, {model}. Leave {them} out."
+            self.refuse(
+                "not-from-base",
+                f"{shown}: the weights have nothing in common with those of the ancestor, {model}. Leave "
+                f"{'it' if len(who) == 1 else 'them'} out.",
+                *[self.names[number] for number in who],
             )
-            self.refuse("not-from-base", message, *[self.names[number] for number in who])
         unknown = [self.names[number] for number, link in enumerate(links) if link is None]
         if unknown and model not in self.weights.unread:
             message = f"{model} shares no tensor with {some(unknown)} that could be compared."

@@ -200,7 +200,8 @@ class BatchNormUpdate(_Part):
         ]
         if self.unreached:
             said.append(
-                f"No example went through {some(self.unreached)}: the running statistics there are the ingredients' mean."
+                f"No example went through {some(self.unreached)}: the running statistics there are the ingredients' "
+                "mean."
             )
         return said
 
