@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
@@ -109,22 +108,15 @@ def read_declared_bases(
         ResolveError: The base that the user named cannot be read.
     """
     reasons: list[Finding] = []
-    known: dict[str, Future[Seen]] = {}
-    lock = Lock()
+    known: dict[str, Seen] = {}
+    turns: dict[str, Lock] = {}
 
     def look(model: str) -> Seen:
-        with lock:
-            first = model not in known
-            found = known.setdefault(model, Future())
-        if first:
-            try:
-                found.set_result(_look(model, token))
-            except BaseException as error:  # noqa: BLE001 -- whoever waits for it has to hear of it
-                found.set_exception(error)
-            else:
-                with lock:
-                    known.setdefault(found.result().name, found)  # by which chains name it
-        return found.result()
+        with turns.setdefault(model, Lock()):  # of several who ask for one at once, the first looks
+            if model not in known:
+                known[model] = seen = _look(model, token)
+                known.setdefault(seen.name, seen)  # by which chains name it
+            return known[model]
 
     chains = in_parallel(lambda model: _chain(model.checkpoint, look), models)
     # A name that nobody can find contradicts nobody: where others can be found, that model's weights decide.
