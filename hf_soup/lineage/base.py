@@ -49,12 +49,11 @@ def with_base(models: AlignedModels, ancestor: BaseReference | None, method: str
     if len(lacking) == sum(info.dtype in FLOATS for info in outputs.values()):
         raise IncompatibleError(f"{ancestor.model} has no tensor of {name}, so there are no task vectors.", hint=hint)
     note = f"{some(lacking)}: {ancestor.model} has none that corresponds, so it is averaged and not part of {method}."
-    counted = {output: outputs[output] for output in outputs.keys() - found.keys() - set(lacking)}
     return replace(
         models,
         base=AlignedModel(f"{ancestor.model} (ancestor)", base, found),
         # What is no weight is the ingredients' own, so the ancestor's is taken for equal.
-        patched=models.patched | {*lacking, *counted, *(o for o, info in found.items() if info.rows)},
+        patched=models.patched | (outputs.keys() - found.keys()) | {o for o, info in found.items() if info.rows},
         notes=(*models.notes, *([note] if lacking else [])),
     )
 

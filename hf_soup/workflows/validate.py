@@ -114,8 +114,7 @@ def require_examples(recipe: Recipe, *, stream: bool) -> None:
             hint="Add `examples: {task: …, dataset: …, split: train}`; their labels are not read.",
         )
     for report in recipe.report:
-        same = [getattr(report, key) == getattr(recipe.examples, key) for key in ("dataset", "config", "split")]
-        if all(same):
+        if all(getattr(report, key) == getattr(recipe.examples, key) for key in ("dataset", "config", "split")):
             raise RecipeError(
                 f"`examples` are the rows of the report '{report.title}'; what a method has looked at cannot test it.",
                 hint="Use another split, or slices that do not meet.",

@@ -183,7 +183,6 @@ def verify(
             f"{published}: the Hub was not reached, and the cache may not have all that was published.",
             hint="Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, and try again.",
         )
-    called = str(published)
     published = replace(published, recipe=looks.model_copy(update={"report": ()}))
     reasons = [*_refused(published.recipe)]
     measured = published.recipe
@@ -193,10 +192,10 @@ def verify(
         except RecipeError as error:
             reasons.append(Finding("data", str(error)))
     if any(reason.code != "data" for reason in reasons):
-        return VerificationReport(called, UNVERIFIABLE, reasons=tuple(reasons))
+        return VerificationReport(str(published), UNVERIFIABLE, reasons=tuple(reasons))
     checkpoints, found = _ingredients(published, paths, token)
     if found:
-        return VerificationReport(called, UNVERIFIABLE, reasons=(*reasons, *found))
+        return VerificationReport(str(published), UNVERIFIABLE, reasons=(*reasons, *found))
     try:
         base = _base(published.recipe, checkpoints, paths, token)
         checked = _cooked_again(published, checkpoints, base, looks, token, keep=score, quiet=quiet)
@@ -207,7 +206,7 @@ def verify(
         who = tuple(each.model for each in checkpoints if any(it.startswith(f"{each.model}@") for it in error.subjects))
         code = error.code if error.code in _ABSENT else "not-cookable"
         reasons.append(Finding("data" if isinstance(error, ScoringError) else code, str(error), who))
-        return VerificationReport(called, UNVERIFIABLE, reasons=tuple(reasons))
+        return VerificationReport(str(published), UNVERIFIABLE, reasons=tuple(reasons))
     scores: tuple[ScoreCheck, ...] = ()
     stated, known = len(published.scores), len(published.score) + len(published.report)
     if score and stated > known:
@@ -226,11 +225,10 @@ def verify(
                 raise
             reasons.append(Finding("not-measurable", str(error)))
     reasons += checked.reasons
-    every = checked.differences
-    verdict = EQUIVALENT if every else IDENTICAL
+    verdict = EQUIVALENT if checked.differences else IDENTICAL
     if reasons:
         verdict = UNVERIFIABLE
-    if not all(each.within for each in every) or not all(each.agrees for each in scores):
+    if not all(each.within for each in checked.differences) or not all(each.agrees for each in scores):
         verdict = DIFFERENT
     return replace(checked, verdict=verdict, reasons=tuple(reasons), scores=scores)
 
