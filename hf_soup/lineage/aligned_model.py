@@ -29,6 +29,11 @@ class AlignedModel:
         return str(self.checkpoint) if self.checkpoint.source.commit else self.name
 
     @property
+    def state(self) -> str:
+        """What identifies its bytes."""
+        return self.checkpoint.identity
+
+    @property
     def token_tables(self) -> list[str]:
         """The tensors that have a row for each token."""
         config, stored = self.checkpoint.config, list(dict.fromkeys(info.name for info in self.tensors.values()))

@@ -105,7 +105,7 @@ class WeightComparison:
             heads = [{name: rows for name, rows in each.items() if name not in picked} for each in found[: self.count]]
             self.heads = similarity.measure_similarity(heads, self.names, "head")
         if heads_correspond:
-            pins = [(model.checkpoint.model, model.checkpoint.identity) for model in models.ingredients]
+            pins = [(model.checkpoint.model, model.state) for model in models.ingredients]
             same = (
                 self.bodies.same
                 if self.heads is None

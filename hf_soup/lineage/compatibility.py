@@ -46,7 +46,7 @@ def duplicates(models: Sequence[AlignedModel]) -> list[Finding]:
     """Models that stand there more than once: they count as often, which may not be meant."""
     seen: dict[tuple[str, str], list[str]] = {}
     for model in models:
-        seen.setdefault((model.checkpoint.model, model.checkpoint.identity), []).append(model.name)
+        seen.setdefault((model.checkpoint.model, model.state), []).append(model.name)
     return [
         Finding("counted-twice", f"{called} stands there {len(who)} times and counts {len(who)} times.", tuple(who))
         for (called, _), who in seen.items()

@@ -268,7 +268,7 @@ class Layout:
                 for entry, size, end in zip(group, sizes, ends, strict=True)
             ]  # fmt: skip
         names = tuple(source.name for source in ingredients)
-        labels, states = tuple(each.label for each in sources), tuple(each.checkpoint.identity for each in sources)
+        labels, states = tuple(source.label for source in sources), tuple(source.state for source in sources)
         return cls(names, labels, states, tuple(files), tuple(tensors), tuple(runs))
 
     @property
