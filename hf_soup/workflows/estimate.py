@@ -40,8 +40,6 @@ def estimated_seconds(
         checkpoints: The sources, of which one is read for a trial.
         missing: Weight files that are to be fetched, of which the beginning of one is.
     """
-    cores = usable_cores()
-    merge = 0.0
     alike: dict[str, list[Run]] = {}
     for run in plan.runs:
         if run.averaged:
@@ -49,11 +47,8 @@ def estimated_seconds(
             sides = len(plan.layout.tensors[run.first].shape) if plan.is_whole(run) else 0
             key = json.dumps([run.dtype, run.dtypes, lacking, sides, plan.method_of(run)], sort_keys=True)
             alike.setdefault(key, []).append(run)
-    longest = 0.0
-    for runs in alike.values():
-        seconds, alone = _seconds(plan, runs)
-        merge, longest = merge + seconds / cores, max(longest, alone)
-    merge = max(merge, longest)
+    times = [_seconds(plan, runs) for runs in alike.values()]
+    merge = max([sum(seconds for seconds, _ in times) / usable_cores(), *(alone for _, alone in times)])
     total = sum(tensor.size for checkpoint in checkpoints for tensor in checkpoint.tensors.values())
     here = [
         (path, each.weights.source.files[file])

@@ -380,8 +380,7 @@ def _cooked_again(
         differences += compare_files(published, staging.folder, {*ours, INDEX}, {*theirs, *beside})
     processed = any(map(processing_files, [*checkpoints, *ancestor]))
     # What may have come from an ingredient that was not selected, whom the recipe does not name.
-    beyond = [each for each in differences if each.kind == "extra" and ASSETS.fullmatch(each.name)]
-    lost = [] if processed else beyond
+    lost = [each for each in differences if not processed and each.kind == "extra" and ASSETS.fullmatch(each.name)]
     reasons = [Finding("no-donor", f"Nobody in its recipe gives {each.name}.") for each in lost]
     if published.digest != digest:
         text = f"its digest is {published.digest[:16]}… and that of the weights beside it {digest[:16]}…"
