@@ -43,17 +43,18 @@ def short(names: Sequence[str]) -> list[str]:
     found = last if len({*last}) == len(last) else list(names)
     begin = len(os.path.commonprefix(found))  # noqa: RUF071 -- letter by letter is what is meant
     ways = (
-        [_middle_out(name) for name in found],
+        [middle_out(name) for name in found],
         # What they have in common at the start goes first, as what tells them apart may have been in the middle.
-        [_middle_out(f"…{name[begin:]}") for name in found],
+        [middle_out(f"…{name[begin:]}") for name in found],
         [f"{name[: _LETTERS - 5]}…{number}" for number, name in enumerate(found, 1)],
     )
     return next(way for way in ways if len({*way}) == len(way) or way is ways[-1])
 
 
-def _middle_out(name: str) -> str:
-    half = _LETTERS // 2
-    return name if len(name) <= _LETTERS else f"{name[:half]}…{name[1 - half :]}"
+def middle_out(name: str, most: int = _LETTERS) -> str:
+    """A name without its middle, where it has more letters than that."""
+    half = most // 2
+    return name if len(name) <= most else f"{name[:half]}…{name[1 - half :]}"
 
 
 def counted(some: int, many: int, word: str) -> str:

@@ -19,7 +19,7 @@ from hf_soup.evaluation.report import ENSEMBLE, GREEDY_ENSEMBLE, LAST, LOGIT_ENS
 from hf_soup.evaluation.statistics import Ints
 from hf_soup.evaluation.template import scored_with
 from hf_soup.merging import Layout, Plan, RunContext
-from hf_soup.recipe import Mixture, ReportedComparison, Score
+from hf_soup.recipe import Comparison, Mixture, Score
 
 if TYPE_CHECKING:
     from hf_soup.evaluation.gradients import ValidationLoss
@@ -170,7 +170,7 @@ class Candidates:
             return []
         return [f"No ingredient can be told from chance on '{bench.title}' (n = {bench.n:,}, p >= {min(found):.2g})."]
 
-    def _losses(self, best: Mapping[str, str], comparisons: Mapping[str, ReportedComparison]) -> list[str]:
+    def _losses(self, best: Mapping[str, str], comparisons: Mapping[str, Comparison]) -> list[str]:
         """What a soup lost against its best ingredient on the data that it was chosen on."""
         lost = [
             bench.title

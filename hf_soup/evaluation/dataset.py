@@ -14,7 +14,7 @@ from hf_soup.evaluation import label_map, metrics, tasks
 from hf_soup.evaluation.model import answers
 from hf_soup.evaluation.statistics import Ints, comparison_of, paired_bootstrap, paired_interval, resampled
 from hf_soup.merging import ProcessGroup
-from hf_soup.recipe import Examples, ReportedComparison, Score, Scoring
+from hf_soup.recipe import Comparison, Examples, Score, Scoring
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -252,7 +252,7 @@ class CalibrationDataset:
         return self._inputs.batch(rows, device)
 
 
-def compare(bench: EvalDataset, logits_a: Logits, logits_b: Logits) -> ReportedComparison:
+def compare(bench: EvalDataset, logits_a: Logits, logits_b: Logits) -> Comparison:
     """Is the first model better than the second, on the same rows?
 
     Accuracy: the exact two-sided test of McNemar (Note on the sampling error of the difference between correlated

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from hf_soup.recipe import CalibrationErrors, Diversity, ReportedComparison, Score
+from hf_soup.recipe import CalibrationErrors, Comparison, Diversity, Score
 
 SOUP, LAST = "soup", "last version"
 #: Of probabilities, of logits, and of the logits of those that help.
@@ -31,8 +31,8 @@ class EvaluationReport:
 
     scores: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
     best: Mapping[str, str] = field(default_factory=dict)
-    comparisons: Mapping[str, ReportedComparison] = field(default_factory=dict)
-    since: Mapping[str, ReportedComparison] = field(default_factory=dict)
+    comparisons: Mapping[str, Comparison] = field(default_factory=dict)
+    since: Mapping[str, Comparison] = field(default_factory=dict)
     calibration: Mapping[str, Mapping[str, CalibrationErrors]] = field(default_factory=dict)
     diversity: Mapping[str, Diversity] = field(default_factory=dict)
     in_ensemble: tuple[str, ...] = ()

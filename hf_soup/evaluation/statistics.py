@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_soup.recipe import ReportedComparison
+from hf_soup.recipe import Comparison
 
 #: The 97.5 % point of the normal distribution: two sides of 2.5 % leave 95 %.
 Z = 1.959963984540054
@@ -47,7 +47,7 @@ class Counted:
         return self.metric(labels, answers, rows)
 
 
-def comparison_of(metric: str, difference: float, low: float, high: float, p: float, n: int) -> ReportedComparison:
+def comparison_of(metric: str, difference: float, low: float, high: float, p: float, n: int) -> Comparison:
     """Two models on the same rows: ``difference`` is the first minus the second, as a share of one.
 
     A difference is claimed only where ``p`` is below 0.05 and zero lies outside the interval.
@@ -67,7 +67,7 @@ def comparison_of(metric: str, difference: float, low: float, high: float, p: fl
             f"{'better' if difference > 0 else 'worse'} by {100 * abs(difference):.1f} points (95 % interval "
             f"{100 * nearer:.1f} to {100 * farther:.1f}, {shown if p >= 0.001 else 'p < 0.001'}, n = {n:,})"
         )
-    return ReportedComparison(
+    return Comparison(
         metric=metric, difference=difference, low=low, high=high, p=p, n=n, sentence=sentence, significant=significant
     )
 

@@ -22,7 +22,6 @@ from hf_soup.checkpoint import (
     Tokens,
     body_config,
     correspondence,
-    counted_names,
     distinct_names,
     head_tensors,
     label_names,
@@ -99,8 +98,8 @@ class AlignedModels:
     @classmethod
     def as_stored(cls, checkpoints: Sequence[Checkpoint], options: AlignmentOptions) -> AlignedModels:
         """Ingredients before anything is aligned, by the names that they have everywhere."""
-        names = distinct_names(checkpoints)
-        models = tuple(AlignedModel(name, each, each.tensors) for name, each in zip(names, checkpoints, strict=True))
+        named = zip(distinct_names(checkpoints), checkpoints, strict=True)
+        models = tuple(AlignedModel(name, each, each.tensors) for name, each in named)
         return cls(models, donor_number=options.donor_number, options=options)
 
     @property
@@ -296,8 +295,12 @@ class _Alignment:
             name, mine = self.models[number].name, {out: source[key] for key, out in outputs.items() if key in source}
             self.put(number, mine)
             if not mine:
-                message = f"transformers loads no tensor of {name} into {whose}'s body, a {kind}."
-                self.refuse("body", f"{message} Leave it out, or name another model first.", name)
+                self.refuse(
+                    "body",
+                    f"transformers loads no tensor of {name} into {whose}'s body, a {kind}. Leave it out, or name "
+                    "another model first.",
+                    name,
+                )
                 continue
             lacking = [output for output in outputs.values() if output not in mine]
             if lacking:
@@ -309,12 +312,16 @@ class _Alignment:
         if heads == "body":
             self.notes.append(f"The heads are left out; the soup is a {kind}.")
             if 4 * len(self.missing) > len(outputs) + len(self.missing):
-                said = f"Nobody has {len(self.missing)} of the tensors of a {kind}"
-                said += f": {some(sorted(self.missing))}. Keep a head: `heads: MODEL`."
-                self.refuse("body", said, *(model.name for model in self.models))
+                self.refuse(
+                    "body",
+                    f"Nobody has {len(self.missing)} of the tensors of a {kind}: {some(sorted(self.missing))}. Keep a "
+                    "head: `heads: MODEL`.",
+                    *(model.name for model in self.models),
+                )
             elif self.missing:
-                said = f"{some(sorted(self.missing))}: nobody has it, so transformers initialises it anew at load."
-                self.notes.append(said)
+                self.notes.append(
+                    f"{some(sorted(self.missing))}: nobody has it, so transformers initialises it anew at load."
+                )
             return
         used = {info.name for info in self.donor.tensors.values()}
         shapes = {tensor: info.shape for tensor, info in donor.tensors.items()}
@@ -347,8 +354,12 @@ class _Alignment:
             named = [own if model is self.donor else None for model in self.models]  # the others' are left out
             fits = wanted == own or not (wanted and own) or label_order(wanted, own)
             if wanted and (not fits or len(wanted) != (num_labels(donor.config) or 2)):
-                message = f"The recipe's `labels` ({some(wanted)}) are not those of {whose}, whose head is kept"
-                self.refuse("labels", f"{message} ({some(own) if own else 'without names'}).", whose)
+                self.refuse(
+                    "labels",
+                    f"The recipe's `labels` ({some(wanted)}) are not those of {whose}, whose head is kept "
+                    f"({some(own) if own else 'without names'}).",
+                    whose,
+                )
                 return
         elif len(set(named)) > 1 and not names_outputs(donor, whose):
             return  # left over from another head; the donor's stay in its config
@@ -366,8 +377,12 @@ class _Alignment:
             other = next((tensor for tensor in moved if mine[tensor].shape[0] != len(order)), None)
             if not moved or other:
                 said = f"'{other}' has {mine[other].shape[0]}" if other else "no tensor has as many"
-                message = f"{name}: the labels stand in another order than wanted, but there are {len(order)} of them "
-                self.refuse("labels-rows", f"{message}and {said} rows, so rows cannot be moved. Leave it out.", name)
+                self.refuse(
+                    "labels-rows",
+                    f"{name}: the labels stand in another order than wanted, but there are {len(order)} of them and "
+                    f"{said} rows, so rows cannot be moved. Leave it out.",
+                    name,
+                )
                 continue
             self.move(number, dict.fromkeys(moved, rows), len(order))
             shown = ", ".join(f"{label} {order[place]}→{place}" for place, label in enumerate(self.labels[:6]))
@@ -376,9 +391,8 @@ class _Alignment:
 
     def move_tokens(self) -> None:
         """Rows of embeddings and of what predicts tokens, where tokens were added or rows are padding."""
-        config, name, donors = self.donor.checkpoint.config, self.donor.name, self.donor.tensors
+        name, donors = self.donor.name, self.donor.tensors
         names = [model.name for model in self.models]
-        stored = list(dict.fromkeys(info.name for info in donors.values()))
         if not self.tokens.differ and not any(
             model.tensors[tensor].shape != info.shape
             for tensor, info in donors.items()
@@ -386,9 +400,7 @@ class _Alignment:
             if model.tensors is not donors and tensor in model.tensors
         ):
             return
-        ask = partial(counted_names, config, stored, "vocabulary", name)
-        counted = set(remembered("vocabulary", [config, stored], ask))
-        table = [output for output, info in donors.items() if info.name in counted]
+        table = self.donor.token_tables
         held = [
             {model.tensors[tensor].shape[0] for tensor in table if tensor in model.tensors} for model in self.models
         ]
@@ -426,8 +438,13 @@ class _Alignment:
         if self.options.heads is None or self.options.heads == "body":
             self.donor_number = speaker
         elif speaker != self.donor_number:
-            message = f"`heads` keeps the head and config of {name}, and `vocabulary` those of {names[speaker]}."
-            self.refuse("vocabulary", f"{message} Name one model for both.", name, names[speaker])
+            self.refuse(
+                "vocabulary",
+                f"`heads` keeps the head and config of {name}, and `vocabulary` those of {names[speaker]}. Name one "
+                "model for both.",
+                name,
+                names[speaker],
+            )
             return
         length = self.vocabulary = rows[speaker]
         for number, who in enumerate(names):
@@ -458,8 +475,6 @@ class _Alignment:
         """Refuse what has other shapes."""
         first = self.models[0].tensors
         others = [model.tensors for model in self.models[1:] if model.tensors is not first]
-        if not others:
-            return
         reference = {tensor: info.shape for tensor, info in first.items() if tensor not in self.spoken_of}
         differing: dict[str, None] = {}
         for other in others:

@@ -10,13 +10,11 @@ from hf_soup.checkpoint import (
     Checkpoint,
     RowRange,
     TensorInfo,
-    correspondence,
-    counted_names,
     head_tensors,
     label_names,
 )
 from hf_soup.errors import IncompatibleError
-from hf_soup.lineage.aligned_model import AlignedModel
+from hf_soup.lineage.aligned_model import AlignedModel, tensors_of_ancestor
 from hf_soup.lineage.alignment import AlignedModels
 from hf_soup.lineage.declared_bases import BaseReference
 
@@ -50,18 +48,13 @@ def with_base(models: AlignedModels, ancestor: BaseReference | None, method: str
     lacking = [output for output, info in outputs.items() if output not in found and info.dtype in FLOATS]
     if len(lacking) == sum(info.dtype in FLOATS for info in outputs.values()):
         raise IncompatibleError(f"{ancestor.model} has no tensor of {name}, so there are no task vectors.", hint=hint)
-    notes = []
-    if lacking:
-        notes = [
-            f"{some(lacking)}: {ancestor.model} has none that corresponds, so it is averaged and not part of {method}."
-        ]
-    counted = {output: outputs[output] for output in outputs.keys() - found.keys() - set(lacking)}
+    note = f"{some(lacking)}: {ancestor.model} has none that corresponds, so it is averaged and not part of {method}."
     return replace(
         models,
         base=AlignedModel(f"{ancestor.model} (ancestor)", base, found),
         # What is no weight is the ingredients' own, so the ancestor's is taken for equal.
-        patched=models.patched | {*lacking, *counted, *(o for o, info in found.items() if info.rows)},
-        notes=(*models.notes, *notes),
+        patched=models.patched | (outputs.keys() - found.keys()) | {o for o, info in found.items() if info.rows},
+        notes=(*models.notes, *([note] if lacking else [])),
     )
 
 
@@ -71,23 +64,12 @@ def _as_named(models: AlignedModels, base: Checkpoint, heads: set[str]) -> dict[
     if at.keys() - heads <= base.tensors.keys():
         found = {output: base.tensors[disk] for disk, output in at.items() if disk in base.tensors}
     else:
-
-        def by_key(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
-            shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-            read = correspondence(donor.config, shapes, checkpoint.model)
-            return {key: checkpoint.tensors[disk] for disk, key in read.parameters.items()}
-
-        theirs = by_key(base)
-        found = {at[info.name]: theirs[key] for key, info in by_key(donor).items() if key in theirs and info.name in at}
+        found = tensors_of_ancestor(base, donor, at)
     # A head is compared by its labels, not by its shape: that of an ancestor mostly answers something else.
     labels = label_names(base.config, base.model)
-    kind = [each.config.get("architectures") for each in (base, donor)]
-    same = kind[0] == kind[1] and labels == models.labels
-    tables: set[str] = set()
-    if any(info.shape != own[output].shape for output, info in found.items()):
-        stored = [info.name for info in own.values()]
-        counted = set(counted_names(donor.config, stored, "vocabulary", donor.model))
-        tables = {output for output, info in own.items() if info.name in counted}
+    same = base.config.get("architectures") == donor.config.get("architectures") and labels == models.labels
+    grown = any(info.shape != own[output].shape for output, info in found.items())
+    tables = models.donor.token_tables if grown else []
     fitting = {}
     for output, info in found.items():
         shape = own[output].shape

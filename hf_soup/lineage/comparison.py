@@ -17,12 +17,12 @@ from hf_soup.checkpoint import (
     RowSample,
     TensorInfo,
     choose_rows,
-    correspondence,
     head_tensors,
     read_samples,
 )
 from hf_soup.errors import IncompatibleError
 from hf_soup.lineage import similarity
+from hf_soup.lineage.aligned_model import tensors_of_ancestor
 from hf_soup.lineage.alignment import AlignedModels
 from hf_soup.lineage.similarity import Similarity, families
 from hf_soup.recipe import Finding
@@ -116,11 +116,6 @@ class WeightComparison:
         trusted = self.count if len(self.ancestors) == 1 and agreed else None
         self.reasons += similarity.strangers(self.bodies, self.names, trusted)
 
-    @property
-    def refused(self) -> bool:
-        """Whether anything forbids to average."""
-        return any(reason.refuses for reason in self.reasons)
-
     def _broken(self, picks: Sequence[RowSample], found: Sequence[dict[str, Array]]) -> None:
         """Numbers that are none: said, and kept out of the statistics."""
         starts = {pick.name: pick.start for pick in picks}
@@ -162,19 +157,16 @@ class WeightComparison:
 
     def _as_named(self, ancestor: Checkpoint, *, tried: bool = False) -> Mapping[str, TensorInfo]:
         """An ancestor's tensors under the soup's names, where they correspond; none where that cannot be found out."""
-        donor = self._donor
         found: Mapping[str, TensorInfo] = ancestor.tensors
         if not self._body.keys() <= ancestor.tensors.keys():
+            outputs = {info.name: name for name, info in self._first.items() if name in self._body}
             try:
-                by_key = self._by_key(ancestor)
-                ours = self._by_key(donor)
+                found = tensors_of_ancestor(ancestor, self._donor, outputs)
             except IncompatibleError as error:
                 self.unread.add(ancestor.model)
                 if not tried:
                     self._unreadable(ancestor.model, error.message)
                 return {}
-            at = {info.name: name for name, info in self._first.items() if name in self._body}
-            found = {at[info.name]: by_key[key] for key, info in ours.items() if key in by_key and info.name in at}
         fitting = {
             name: info
             for name, shape in self._body.items()
@@ -188,11 +180,6 @@ class WeightComparison:
             # Of one with no more than a matrix or two it cannot be said what else it would have.
             self._foreign.add(ancestor.model) if wide > 2 else None
         return fitting
-
-    def _by_key(self, checkpoint: Checkpoint) -> dict[str, TensorInfo]:
-        shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-        found = correspondence(self._donor.config, shapes, checkpoint.model)
-        return {key: checkpoint.tensors[disk] for disk, key in found.parameters.items()}
 
     def add(self, ancestors: Sequence[Checkpoint], *, tried: bool = False) -> None:
         """Compare with more of them, which are only ``tried`` where nobody names them."""
@@ -238,10 +225,6 @@ class WeightComparison:
     def cosine(self, number: int, ancestor: str) -> float:
         """Of an ingredient and an ancestor."""
         return float(self.bodies.cosines[number, self.place(ancestor)])
-
-    def lowest(self, ancestor: str) -> float:
-        """The lowest cosine of any ingredient with an ancestor."""
-        return min(self.cosine(number, ancestor) for number in range(self.count))
 
     def near(self, number: int, ancestor: str) -> str:
         """How near an ingredient is to an ancestor, in words."""

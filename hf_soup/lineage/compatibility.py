@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from hf_soup._util.text import some
@@ -70,9 +69,8 @@ def quantised(models: Sequence[AlignedModel]) -> list[Finding]:
     ]
 
 
-def modules(models: Sequence[AlignedModel]) -> list[Finding]:
+def modules(models: Sequence[AlignedModel]) -> Iterator[Finding]:
     """Models with weights of their own outside the transformer, which nobody would average, or with code there."""
-    reasons = []
     for model in models:
         name, checkpoint = model.name, model.checkpoint
         found = [path for path in checkpoint.source.files if _MODULE_WEIGHTS.fullmatch(path)]
@@ -81,11 +79,15 @@ def modules(models: Sequence[AlignedModel]) -> list[Finding]:
                 f"{name} has weights in {some(found)}, outside the transformer; they would be missing in the soup. "
                 "Only sentence-transformers modules without weights (pooling, normalisation) are taken over."
             )
-            reasons.append(Finding("module-weights", message, (name,), refuses=True))
+            yield Finding("module-weights", message, (name,), refuses=True)
         if own := _own_modules(checkpoint):
-            message = f"{name} has modules that are code of its own ({some(own)}), which is not taken over; "
-            reasons.append(Finding("module-code", f"{message}the soup could not be loaded.", (name,), refuses=True))
-    return reasons
+            yield Finding(
+                "module-code",
+                f"{name} has modules that are code of its own ({some(own)}), which is not taken over; the soup could "
+                "not be loaded.",
+                (name,),
+                refuses=True,
+            )
 
 
 def _own_modules(checkpoint: Checkpoint) -> list[str]:
@@ -101,14 +103,13 @@ def _own_modules(checkpoint: Checkpoint) -> list[str]:
     return [each for each in classes if each.split(".")[0] in code]
 
 
-def architectures(models: Sequence[AlignedModel], donor: AlignedModel, *, body_only: bool = False) -> list[Finding]:
+def architectures(models: Sequence[AlignedModel], donor: AlignedModel, *, body_only: bool = False) -> Iterator[Finding]:
     """Models that transformers would build differently from the donor; ``body_only`` leaves heads out of it.
 
     The number of tokens does not count here: whether rows can be aligned is seen when the tokenizers are. Nor does
     whether embeddings are tied, as a tied model is an untied one with two equal tensors; but an encoder-decoder that
     ties them may also scale what it reads off them, as T5 does.
     """
-    reasons = []
     config, whose = donor.checkpoint.config, donor.name
 
     def readable() -> bool:
@@ -137,13 +138,12 @@ def architectures(models: Sequence[AlignedModel], donor: AlignedModel, *, body_o
                 f"{name} counts the places of a text in another way than {whose}: {_listed(positions)}. The soup "
                 f"would have {whose}'s setting, in which {name} was not trained. Leave it out."
             )
-            reasons.append(Finding("positions", message, (whose, name), refuses=True))
+            yield Finding("positions", message, (whose, name), refuses=True)
         if differences:
             message = f"{name} is another architecture than {whose}: {_listed(differences)}."
             if not body_only and all(each.key == "class" for each in differences):
                 message += f" {HEADS_HINT}"
-            reasons.append(Finding("architecture", message, (whose, name), refuses=True))
-    return reasons
+            yield Finding("architecture", message, (whose, name), refuses=True)
 
 
 def _writes(config: Mapping[str, Any], name: str) -> bool:
@@ -229,13 +229,12 @@ def types(models: Sequence[AlignedModel]) -> list[Finding]:
     return [Finding("dtypes-mixed", message, tuple(dtypes))]
 
 
-def complete(models: Sequence[AlignedModel], donor: AlignedModel, *, everyone: bool) -> list[Finding]:
+def complete(models: Sequence[AlignedModel], donor: AlignedModel, *, everyone: bool) -> Iterator[Finding]:
     """Files that are not what their own config asks for, so that the library could not load what is made of them.
 
     The donor's, whose config the soup has; ``everyone``'s where only bodies are averaged, as what an ingredient lacks
     is then averaged over the others, and where shapes differ, as that may be why.
     """
-    reasons = []
     for model in models if everyone else [donor]:
         name, checkpoint = model.name, model.checkpoint
         shapes = {tensor: info.shape for tensor, info in checkpoint.tensors.items()}
@@ -247,11 +246,10 @@ def complete(models: Sequence[AlignedModel], donor: AlignedModel, *, everyone: b
         if wrong:
             more = f" The same is true of {len(wrong) - 1} more." if len(wrong) > 1 else ""
             message = f"{name} contradicts itself: {wrong[0]}.{more} {repair}"
-            reasons.append(Finding("config-wrong", message, (name,), refuses=True))
+            yield Finding("config-wrong", message, (name,), refuses=True)
         if lacking:
             message = f"{name} lacks {len(lacking)} tensors that its own config asks for: {some(lacking)}. {repair}"
-            reasons.append(Finding("tensors-missing" if everyone else "config-wrong", message, (name,), refuses=True))
-    return reasons
+            yield Finding("tensors-missing" if everyone else "config-wrong", message, (name,), refuses=True)
 
 
 def processing(models: Sequence[AlignedModel]) -> tuple[list[Finding], Tokens]:
@@ -263,13 +261,10 @@ def processing(models: Sequence[AlignedModel]) -> tuple[list[Finding], Tokens]:
     if not having:
         message = "None of the models brings a tokenizer or an image processor, so neither will the soup."
         return [Finding("processing-absent", message, tuple(names))], Tokens()
-    folders: dict[int, Path] = {}
 
     def compared(a: int, b: int) -> list[ProcessorDifference]:
-        for each in (a, b):
-            if each not in folders:
-                folders[each] = checkpoints[each].source.fetch_assets()
-        return same_processing(folders[a], folders[b], checkpoints[a].config, names=(names[a], names[b]))
+        one, other = (checkpoints[each].source.fetch_assets() for each in (a, b))
+        return same_processing(one, other, checkpoints[a].config, names=(names[a], names[b]))
 
     first = having[0]
     counts = [0] * len(checkpoints)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
@@ -77,6 +76,7 @@ class DeclaredBases:
         loops: Those whose chain leads back to themselves.
         base: The one that the user named.
         offline: Whether some answers are from the cache, where renamed models have their old names.
+        look: What can be read of a model that somebody names.
     """
 
     chains: tuple[tuple[str, ...], ...]
@@ -86,16 +86,7 @@ class DeclaredBases:
     loops: tuple[int, ...]
     base: Checkpoint | None
     offline: bool
-    _look: Callable[[str], Seen] = field(repr=False)
-
-    @property
-    def agree(self) -> bool:
-        """Whether there is one that the user names, or all who say anything."""
-        return self.base is not None or bool(self.shared)
-
-    def look(self, model: str) -> Seen:
-        """What can be read of a model that somebody names."""
-        return self._look(model)
+    look: Callable[[str], Seen] = field(repr=False)
 
     def nearest(self, ingredient: int) -> Seen | None:
         """The nearest ancestor of an ingredient's chain whose weights can be read."""
@@ -117,22 +108,15 @@ def read_declared_bases(
         ResolveError: The base that the user named cannot be read.
     """
     reasons: list[Finding] = []
-    known: dict[str, Future[Seen]] = {}
-    lock = Lock()
+    known: dict[str, Seen] = {}
+    turns: dict[str, Lock] = {}
 
     def look(model: str) -> Seen:
-        with lock:
-            first = model not in known
-            found = known.setdefault(model, Future())
-        if first:
-            try:
-                found.set_result(_look(model, token))
-            except BaseException as error:  # noqa: BLE001 -- whoever waits for it has to hear of it
-                found.set_exception(error)
-            else:
-                with lock:
-                    known.setdefault(found.result().name, found)  # by which chains name it
-        return found.result()
+        with turns.setdefault(model, Lock()):  # of several who ask for one at once, the first looks
+            if model not in known:
+                known[model] = seen = _look(model, token)
+                known.setdefault(seen.name, seen)  # by which chains name it
+            return known[model]
 
     chains = in_parallel(lambda model: _chain(model.checkpoint, look), models)
     # A name that nobody can find contradicts nobody: where others can be found, that model's weights decide.
@@ -166,8 +150,9 @@ def read_declared_bases(
             TopologicalSorter({model.checkpoint.model: set(every[index][:1]), **named}).prepare()
         except CycleError as error:
             loops.append(index)
-            message = f"The cards behind {model.name} lead in a circle ({' to '.join(error.args[1])}), so they do "
-            reasons.append(Finding("ancestors-loop", f"{message}not say what came first.", (model.name,)))
+            circle = " to ".join(error.args[1])
+            message = f"The cards behind {model.name} lead in a circle ({circle}), so they do not say what came first."
+            reasons.append(Finding("ancestors-loop", message, (model.name,)))
     return DeclaredBases(every, shared, silent, tuple(lost), tuple(loops), opened, offline, look), reasons
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_soup._util.text import middle_out
 from hf_soup.checkpoint import Checkpoint
 from hf_soup.errors import IncompatibleError
 from hf_soup.hub import Token
@@ -174,7 +175,7 @@ class LineageReport:
             near, others = self.similarity_to_ancestor(number), self.similarity_to_others(number)
             rows.append(
                 (
-                    f"{_short(name)}{f'@{checkpoint.short}' if checkpoint.short and '@' not in name else ''}",
+                    f"{middle_out(name, 48)}{f'@{checkpoint.short}' if checkpoint.short and '@' not in name else ''}",
                     f"{checkpoint.parameters:,}",
                     checkpoint.dtypes[0] if checkpoint.dtypes else "?",
                     _license(checkpoint) or "not stated",
@@ -205,10 +206,6 @@ class LineageReport:
 
 
 _MOST_ROWS, _MOST_NOTES = 20, 12  # of a report for people
-
-
-def _short(name: str, most: int = 48) -> str:
-    return name if len(name) <= most else f"{name[: most // 2]}…{name[-most // 2 + 1 :]}"
 
 
 def _wrapped(text: str, width: int = 100) -> str:
@@ -297,7 +294,7 @@ def correspond(models: AlignedModels, known: Sequence[Finding] = ()) -> tuple[Al
         IncompatibleError: A config cannot be read.
     """
     stored, options, bodies = models.ingredients, models.options, models.options.heads is not None
-    reasons = architectures(stored, models.donor, body_only=bodies)
+    reasons = list(architectures(stored, models.donor, body_only=bodies))
     if any(reason.refuses for reason in (*known, *reasons) if reason.code not in {"single", *JUDGEMENTS}):
         return models, reasons
     reasons += [] if bodies else labels(stored, options.labels)

@@ -8,7 +8,7 @@ are as good as orthogonal. docs/lineage.md has the distributions behind the thre
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -88,8 +88,7 @@ class Similarity:
     @cached_property
     def related(self) -> Flags:
         """``(models, models)``, which two come from one initialisation."""
-        with np.errstate(invalid="ignore"):
-            return (self.cosines >= STRANGERS) & ~(self.rows < SAME_ROWS)
+        return (self.cosines >= STRANGERS) & ~(self.rows < SAME_ROWS)
 
     def kin(self, a: int, b: int) -> bool | None:
         """Whether two do; None where nothing can be compared."""
@@ -98,14 +97,12 @@ class Similarity:
     @cached_property
     def apart(self) -> Flags:
         """``(tensors, models, models)``, which have nothing in common in two models that otherwise clearly do."""
-        with np.errstate(invalid="ignore"):
-            return (self.by_tensor < APART) & (self.cosines >= SURE)
+        return (self.by_tensor < APART) & (self.cosines >= SURE)
 
     @cached_property
     def low(self) -> Flags:
         """``(tensors, models, models)``, which have far less in common than the other tensors of two models."""
-        with np.errstate(invalid="ignore"):
-            return self.by_tensor < np.maximum(APART, FAR_BELOW * self.cosines)
+        return self.by_tensor < np.maximum(APART, FAR_BELOW * self.cosines)
 
     def moved(self, models: Sequence[int], base: int) -> tuple[float, float] | None:
         """The lowest cosine of two task vectors measured from ``base``, and their size relative to it.
@@ -161,19 +158,15 @@ def measure_similarity(samples: Sequence[Mapping[str, Array]], names: Sequence[s
         having = [i for i, each in enumerate(samples) if tensor in each and each[tensor].shape == shape]
         stack = np.stack([samples[i][tensor].ravel() for i in having]).astype(np.float64)  # (models, numbers)
         kinds: dict[bytes, int] = {}
-        content = [kinds.setdefault(row.tobytes(), len(kinds)) for row in stack]
-        lacking = [-1] * count
-        for i, kind in zip(having, content, strict=True):
-            lacking[i] = kind
-        same &= np.equal.outer(lacking, lacking)
+        content = np.full(count, -1)  # of those that lack it
+        content[having] = [kinds.setdefault(row.tobytes(), len(kinds)) for row in stack]
+        same &= np.equal.outer(content, content)
         # A padding token's row is zeros, and a pruned one: those say nothing.
         full = np.any(stack.reshape(len(having), shape[0], -1) != 0, axis=2)
         stack -= stack.mean(axis=1, keepdims=True)
         products[number][np.ix_(having, having)] = stack @ stack.T
         if min(shape[0], stack.shape[1] // shape[0]) >= _FEWEST:
-            rows = [
-                np.where(held[:, None], row.reshape(shape), 0.0) for row, held in zip(stack, list(full), strict=True)
-            ]
+            rows = np.where(full[:, :, None], stack.reshape(*full.shape, -1), 0.0)
             finding[number] = _by_rows(dict(zip(having, rows, strict=True)), count)
     return Similarity(part, tuple(names), tensors, products, _median(finding), same & bool(tensors))
 
@@ -240,7 +233,7 @@ _POOLER = re.compile(r"pooler")
 _TABLE = re.compile(r"embed|wte|wpe|shared\.weight")
 
 
-def copies(same: Flags, names: Sequence[str], pins: Sequence[object]) -> list[Finding]:
+def copies(same: Flags, names: Sequence[str], pins: Sequence[object]) -> Iterator[Finding]:
     """Models that are equal: they are said, as they count each.
 
     Args:
@@ -248,13 +241,11 @@ def copies(same: Flags, names: Sequence[str], pins: Sequence[object]) -> list[Fi
         names: The ingredients.
         pins: What identifies their bytes; the same one twice is said elsewhere.
     """
-    reasons = []
     for group in families(same[: len(names), : len(names)]):
         if len({pins[number] for number in group}) > 1:
             who = [names[number] for number in group]
             message = f"{some(who)} are equal in every number that was read: copies of one model, which all count."
-            reasons.append(Finding("identical", message, tuple(who)))
-    return reasons
+            yield Finding("identical", message, tuple(who))
 
 
 def strangers(bodies: Similarity, names: Sequence[str], ancestor: int | None = None) -> list[Finding]:
@@ -298,10 +289,9 @@ def strangers(bodies: Similarity, names: Sequence[str], ancestor: int | None = N
             theirs = some([names[number] for number in family])
             message = f"{some(who)}: the weights have nothing in common with those of {theirs} ({numbers})."
             remedy = f"Leave {_them(who)} out."
-        message += " They were not fine-tuned from the same model, or their neurons stand in another order, and the "
-        return [Finding("strangers", f"{message}average would be noise. {remedy}", tuple(who), refuses=True)]
-    with np.errstate(invalid="ignore"):
-        drifted = (known & (cosines < DRIFTED)).any(axis=1)
+        why = "They were not fine-tuned from the same model, or their neurons stand in another order, and the average "
+        return [Finding("strangers", f"{message} {why}would be noise. {remedy}", tuple(who), refuses=True)]
+    drifted = (known & (cosines < DRIFTED)).any(axis=1)
     if not drifted.any():
         return []
     far = sorted(np.flatnonzero(drifted).tolist(), key=np.where(known, cosines, 0.0).sum(axis=1).__getitem__)
@@ -403,8 +393,7 @@ def _where(bodies: Similarity, found: Flags) -> list[str]:
 def heads_apart(heads: Similarity, names: Sequence[str]) -> list[Finding]:
     """Heads that were not initialised together."""
     cosines = np.where(np.eye(len(names), dtype=bool), np.nan, heads.cosines)
-    with np.errstate(invalid="ignore"):
-        groups = families(cosines >= HEADS_APART)
+    groups = families(cosines >= HEADS_APART)
     if len(groups) < 2 or np.isnan(cosines).all():
         return []
     shown = "; ".join(some([names[number] for number in group]) for group in groups[:6])

@@ -96,7 +96,7 @@ class _Decision:
             self.models,
             distinct,
             needed=claims.base is not None,
-            agreed=claims.agree,
+            agreed=claims.base is not None or bool(claims.shared),
             heads_correspond=heads_correspond,
         )
 
@@ -200,7 +200,7 @@ class _Decision:
             if ancestor and self._links(ancestor)[number] is False:
                 liars[number] = ancestor
         rest = claims.without(liars, [checkpoint.model for checkpoint in self.models.checkpoints])
-        agreed = bool(rest.shared) or self._copies_of_one(rest)
+        shared = rest.shared or self._copies_of_one(rest)
         for number, ancestor in liars.items():
             assert self.weights, "they say who lies"
             whose = [name for name in self.weights.ancestors if self._links(name)[number]]
@@ -212,9 +212,8 @@ class _Decision:
                 near = max(whose, key=partial(self.weights.cosine, number))
                 message += f"They agree with {near}'s ({self.weights.near(number, near)}), and the weights count."
             self.warn("card-wrong", message.rstrip(), self.names[number])
-        if agreed:
-            rest = rest if rest.shared else replace(rest, shared=(self._first_ancestor(rest),))
-            self._as_cards_say(rest, liars)
+        if shared:
+            self._as_cards_say(replace(rest, shared=shared), liars)
             self.proven = self.proven and not liars
         elif not any(rest.chains):
             self._seek()
@@ -236,28 +235,26 @@ class _Decision:
                 *who,
             )
 
-    def _first_ancestor(self, claims: DeclaredBases) -> str:
-        nearest = (claims.nearest(number) for number in range(self.count))
-        return next(seen.name for seen in nearest if seen)
-
-    def _copies_of_one(self, claims: DeclaredBases) -> bool:
-        """Whether the ancestors that are named are one model under several names, as mirrors are."""
+    def _copies_of_one(self, claims: DeclaredBases) -> tuple[str, ...]:
+        """The first of the ancestors that are named, where they are one model under several names, as mirrors are."""
         nearest = [claims.nearest(number) for number, chain in enumerate(claims.chains) if chain]
         named = list(dict.fromkeys(seen.checkpoint.model for seen in nearest if seen and seen.checkpoint))
         weights = self.weights
         if weights is None or not named or not all(nearest) or not set(named) <= weights.ancestors.keys():
-            return False
+            return ()
         places = [weights.place(name) for name in named]
         if weights.unread.intersection(named) or not all(weights.bodies.same[places[0], place] for place in places):
-            return False
+            return ()
         self.warn("ancestor-copied", f"{some(named)} are equal in every number that was read: one ancestor.")
-        return True
+        return (named[0],)
 
     def _seek(self) -> None:
         """Nobody says anything that holds."""
         found = None if self.refused else self._nearest_on_hub()
-        same = "Ancestors that began from the same random numbers look alike in this, and only a measured barrier "
-        same += "(`check --recipe RECIPE --barrier`) can tell them apart."
+        same = (
+            "Ancestors that began from the same random numbers look alike in this, and only a measured barrier "
+            "(`check --recipe RECIPE --barrier`) can tell them apart."
+        )
         said = "No card or config names an ancestor"
         if any(self.claims.chains):
             said += " that the weights agree with"
@@ -286,7 +283,8 @@ class _Decision:
         self.tried = len(candidates)
         weights.add(candidates, tried=True)
         kin = [each for each in candidates if all(self._links(each.model))]
-        nearest = max(kin, key=lambda each: weights.lowest(each.model), default=None)
+        lowest = {each.model: min(weights.cosine(number, each.model) for number in range(self.count)) for each in kin}
+        nearest = max(kin, key=lambda each: lowest[each.model], default=None)
         weights.drop([each.model for each in candidates if each is not nearest])
         return nearest
 
@@ -308,9 +306,12 @@ class _Decision:
         who = [number for number, link in enumerate(links) if link is False]
         if who:
             shown = some([f"{self.names[number]} ({self.weights.near(number, model)})" for number in who])
-            message = f"{shown}: the weights have nothing in common with those of the ancestor, {model}. Leave "
-            message += "it out." if len(who) == 1 else "them out."
-            self.refuse("not-from-base", message, *[self.names[number] for number in who])
+            self.refuse(
+                "not-from-base",
+                f"{shown}: the weights have nothing in common with those of the ancestor, {model}. Leave "
+                f"{'it' if len(who) == 1 else 'them'} out.",
+                *[self.names[number] for number in who],
+            )
         unknown = [self.names[number] for number, link in enumerate(links) if link is None]
         if unknown and model not in self.weights.unread:
             message = f"{model} shares no tensor with {some(unknown)} that could be compared."

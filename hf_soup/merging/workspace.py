@@ -101,7 +101,8 @@ class Workspace:
 
     def _locked(self) -> bool:
         """Take the lock; False where the process that had it took the folder away, so that the lock is no one's."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # `exist_ok` asks again whether it exists, and it may be gone by then
+            self.root.mkdir(parents=True)
         with ExitStack() as stack, suppress(FileNotFoundError):
             lock = stack.enter_context((self.root / _LOCK).open("ab"))
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

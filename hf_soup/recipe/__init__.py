@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from hf_soup.recipe.soup_report import (
         BatchNormUpdate as BatchNormUpdate,
         CalibrationErrors as CalibrationErrors,
+        Comparison as Comparison,
         CurvePoint as CurvePoint,
         Diversity as Diversity,
         LearningEpoch as LearningEpoch,
-        ReportedComparison as ReportedComparison,
         ReportedData as ReportedData,
         ReportedLineage as ReportedLineage,
         ReportedOverride as ReportedOverride,

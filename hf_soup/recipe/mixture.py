@@ -6,7 +6,7 @@ import fnmatch
 import itertools
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -61,7 +61,7 @@ class Mixture:
             RecipeError: A pattern matches no tensor.
         """
         one = settled(recipe)
-        listed = sorted(names) if recipe.layers or not is_average(one) else []
+        listed = dict.fromkeys(sorted(names) if recipe.layers or not is_average(one) else ())
         return cls(
             weights,
             MethodCall(one.method.name, parameters_at(one.method.parameters, 0.0)),
@@ -111,51 +111,45 @@ def random_seed(recipe: Recipe) -> int:
     return recipe.seed if any("random" in method.given for method in methods_of(recipe)) else 0
 
 
-def methods_by_tensor(recipe: Recipe, names: Iterable[str]) -> dict[str, MethodCall]:
+def methods_by_tensor(recipe: Recipe, names: Mapping[str, object]) -> dict[str, MethodCall]:
     """How tensors are combined that are not combined as most: by the first override that matches, or by their depth.
 
     Args:
         recipe: With one value for each parameter, or a value at each depth.
-        names: Of all tensors of the output.
+        names: Of all tensors of the output, in order.
 
     Raises:
         RecipeError: An override matches no tensor.
     """
-    names = list(names)
     given: dict[str, Named] = {}
     for override in recipe.overrides:
-        pattern = override.tensors
-        matching = [pattern] if pattern in names else fnmatch.filter(names, pattern)
-        if not matching:
-            raise RecipeError(
-                f"`overrides` names '{pattern}', and no tensor matches it.",
-                hint=f"Tensors are called {some(sorted(names))}; `*` stands for anything.",
-            )
-        for name in matching:
+        for name in _matching("overrides", override.tensors, names):
             given.setdefault(name, override.method)
     if varies_with_depth(recipe.method):
         given = {name: given.get(name, recipe.method) for name in names}
-    if not any(varies_with_depth(named) for named in given.values()):
-        return {name: MethodCall(named.name, named.parameters) for name, named in given.items()}
     where = depths(names)
     return {name: MethodCall(named.name, parameters_at(named.parameters, where[name])) for name, named in given.items()}
 
 
-def _weights_by_tensor(recipe: Recipe, names: Sequence[str], count: int) -> dict[str, tuple[float, ...]]:
+def _weights_by_tensor(recipe: Recipe, names: Mapping[str, object], count: int) -> dict[str, tuple[float, ...]]:
     """The shares of tensors that have their own, of as many ingredients."""
     shares: dict[str, tuple[float, ...]] = {}
-    known = set(names)
     for pattern, weights in recipe.layers.items():
-        matching = [pattern] if pattern in known else fnmatch.filter(names, pattern)
-        if not matching:
-            raise RecipeError(
-                f"`layers` names '{pattern}', and no tensor matches it.",
-                hint=f"Tensors are called {some(names)}; `*` stands for anything.",
-            )
         assert len(weights) == count, "the recipe was checked, and one that has layers drops no ingredient"
-        for name in matching:
+        for name in _matching("layers", pattern, names):
             shares.setdefault(name, weights)
     return shares
+
+
+def _matching(key: str, pattern: str, names: Mapping[str, object]) -> list[str]:
+    """The tensors that a pattern of the recipe stands for."""
+    matching = [pattern] if pattern in names else fnmatch.filter(names, pattern)
+    if not matching:
+        raise RecipeError(
+            f"`{key}` names '{pattern}', and no tensor matches it.",
+            hint=f"Tensors are called {some(names)}; `*` stands for anything.",
+        )
+    return matching
 
 
 def grid(recipe: Recipe) -> list[dict[str, Any]]:
@@ -205,7 +199,7 @@ def _between(points: Sequence[float], depth: float) -> float:
     return (1 - share) * points[before] + share * points[before + 1]
 
 
-def depths(names: Iterable[str]) -> dict[str, float]:
+def depths(names: Collection[str]) -> dict[str, float]:
     """Where tensors stand in a model: 0 in its first layer, 1 in its last.
 
     A layer is what has a number in its name, among those with the same words before it. What has none stands before
@@ -214,7 +208,6 @@ def depths(names: Iterable[str]) -> dict[str, float]:
     >>> depths(["embed.weight", "layers.0.w", "layers.1.experts.7.w", "layers.2.w", "head.weight"])
     {'embed.weight': 0.0, 'layers.0.w': 0.0, 'layers.1.experts.7.w': 0.5, 'layers.2.w': 1.0, 'head.weight': 1.0}
     """
-    names = list(names)
     numbered = {name: found for name in names if (found := re.match(r"(.*?)(?:^|\.)(\d+)(?:\.|$)", name))}
     groups: dict[str, list[int]] = {}
     for found in numbered.values():

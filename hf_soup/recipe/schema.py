@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -113,10 +113,6 @@ class Ingredient(_Value):
     @model_serializer(mode="wrap")
     def _to_text(self, handler: Any) -> object:
         given: dict[str, object] = handler(self)
-        if self.weight == 1.0:
-            given.pop("weight", None)
-        if self.revision is None:
-            given.pop("revision", None)
         return self.model if list(given) == ["model"] else given
 
     def __str__(self) -> str:
@@ -185,11 +181,11 @@ class Override(_Value):
     method: Named
 
 
-class Scoring(_Value):
+class LabelledData(_Value):
     """Labelled data and the number that is read off it.
 
     Args:
-        task: ``image-classification`` or ``text-classification``.
+        task: What a model does with it.
         dataset: A Hub id, or a local csv, jsonl or parquet file or image folder.
         split: The split, also as a slice (``validation[:500]``); for a local file it may be left out.
         metric: ``accuracy`` or another built-in metric; ``module:function``; a folder or file of an `evaluate` script,
@@ -204,7 +200,7 @@ class Scoring(_Value):
         trust_remote_code: Let a metric of the Hub, which is code, run here.
     """
 
-    task: Literal["image-classification", "text-classification"]
+    task: str
     dataset: _Text
     split: str | None = None
     metric: _Text = "accuracy"
@@ -217,6 +213,16 @@ class Scoring(_Value):
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 32
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     trust_remote_code: bool = False
+
+
+class Scoring(LabelledData):
+    """Labelled data as a recipe names it: `LabelledData` of a task that there is.
+
+    Args:
+        task: ``image-classification`` or ``text-classification``.
+    """
+
+    task: Literal["image-classification", "text-classification"]
 
     @property
     def measure(self) -> str:
@@ -326,7 +332,7 @@ class Recipe(_Value):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise RecipeError(explain_faults(error.errors(include_url=False), _keys_at, name)) from None
+            raise _explained(error, name) from None
 
     @model_validator(mode="after")
     def _weights_have_a_sum(self) -> Self:
@@ -427,9 +433,6 @@ class Recipe(_Value):
     def to_dict(self) -> dict[str, Any]:
         """The values that differ from their defaults, as plain data."""
         dumped: dict[str, Any] = self.model_dump(mode="json", exclude_defaults=True)
-        for scoring in [*dumped.get("score", []), *dumped.get("report", []), dumped.get("examples", {})]:
-            for key in [key for key, value in scoring.items() if value is None]:
-                del scoring[key]
         if len(dumped.get("score", [])) == 1:
             (dumped["score"],) = dumped["score"]
         return dumped
@@ -441,8 +444,9 @@ class Recipe(_Value):
 
 def _keys_at(location: Sequence[int | str]) -> set[str]:
     """The keys that a recipe may have where a fault lies."""
-    children: dict[object, type[BaseModel]] = {"ingredients": Ingredient, "overrides": Override, "score": Scoring}
-    children["report"] = Scoring
+    children: dict[object, type[BaseModel]] = {
+        "ingredients": Ingredient, "overrides": Override, "score": Scoring, "report": Scoring,
+    }  # fmt: skip
     if location[0] == "examples":
         return set(Examples.model_fields) - _OF_SCORES
     owners = [children[part] for part in location[:-1] if part in children]
@@ -458,7 +462,7 @@ def parse_part(kind: type[_Part], value: object, name: str) -> _Part:
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        raise RecipeError(explain_faults(error.errors(include_url=False), _keys_at, name)) from None
+        raise _explained(error, name) from None
 
 
 #: What a caller may name models with: a recipe, its YAML file, a model, several, or several with their weights.
@@ -488,15 +492,9 @@ _MOST_FAULTS = 50
 _YAML_WORDS = {"Tuple": "List", "tuple": "list", "(dictionary|object)( or instance of [A-Za-z]+)?": "mapping"}
 
 
-def explain_faults(every: Sequence[Any], keys_at: Callable[[Sequence[int | str]], set[str]], name: str) -> str:
-    """All faults of a recipe, a line each, with the key, the value and what is allowed.
-
-    Args:
-        every: As pydantic lists them.
-        keys_at: The keys that a recipe may have where a fault lies.
-        name: What the recipe is called.
-    """
-    lines = [f"Cannot read {name}:"]
+def _explained(error: ValidationError, name: str) -> RecipeError:
+    """All faults of a recipe of this name, a line each, with the key, the value and what is allowed."""
+    every, lines = error.errors(include_url=False), [f"Cannot read {name}:"]
     faults = every[:_MOST_FAULTS]
     for fault in faults:
         where = ".".join(shortened(str(part), 80) for part in fault["loc"]).replace("score.0", "score") or "recipe"
@@ -507,14 +505,14 @@ def explain_faults(every: Sequence[Any], keys_at: Callable[[Sequence[int | str]]
         if fault["type"] == "too_short" and within:
             continue  # only because what is wrong in it was left out
         if fault["type"] == "extra_forbidden":
-            known = sorted(keys_at(fault["loc"]))
+            known = sorted(_keys_at(fault["loc"]))
             message = "unknown key" + (f"; known here: {', '.join(known)}" if known else "")
         elif fault["type"] != "value_error" and fault["type"] != "missing":
             message = f"{message} (it is {_shown(fault['input'])})"
         lines.append(f"  {where}: {shortened(message, 2000)}")
     if len(every) > len(faults):
         lines.append(f"  … and {len(every) - len(faults):,} more faults")
-    return "\n".join(lines)
+    return RecipeError("\n".join(lines))
 
 
 def _shown(value: object) -> str:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from hf_soup._util.text import some
-from hf_soup.recipe.schema import Named
+from hf_soup.recipe.schema import LabelledData, Named
 
 
 class _Part(BaseModel):
@@ -44,18 +44,16 @@ class Score:
         """The fields as plain data."""
         return asdict(self)
 
-    def __str__(self) -> str:
-        return f"{self.metric} {self.value:.4f} (95 % interval {self.low:.4f} to {self.high:.4f}, n = {self.n:,})"
-
 
 #: Title of the data → score.
 Scores = Mapping[str, Score]
 
 
-class ReportedComparison(_Part):
-    """The soup and another model on the same rows: ``difference`` is its score less the other's, as a share of one.
+class Comparison(_Part):
+    """Two models on the same rows: ``difference`` is the first one's score less the other's, as a share of one.
 
-    ``against`` names an ingredient; of the last version there is nothing to name.
+    ``sentence`` claims a difference only where it is ``significant``. ``against`` names an ingredient; of the last
+    version there is nothing to name.
     """
 
     metric: str
@@ -87,7 +85,7 @@ class UpdateReport(_Part):
     added: tuple[str, ...]
     before: Scores
     after: Scores
-    comparisons: Mapping[str, ReportedComparison]
+    comparisons: Mapping[str, Comparison]
     left_out: tuple[str, ...]
     helps: bool | None
     sentence: str
@@ -166,22 +164,11 @@ class SelectionStability(_Part):
     sentence: str
 
 
-class ReportedData(_Part):
+class ReportedData(LabelledData):
     """Data that was looked at once, at the end: as in the recipe, with its ``title`` and the ``loader`` of files."""
 
-    task: str
-    dataset: str
-    split: str | None
-    metric: str
-    config: str | None
-    revision: str | None
-    labels: tuple[str, ...] | None
-    label_column: str | None
-    input_columns: tuple[str, ...] | None
+    model_config = ConfigDict(extra="ignore", str_strip_whitespace=False)
     name: str
-    batch_size: int
-    weight: float
-    trust_remote_code: bool
     title: str
     loader: str | None
 
@@ -212,8 +199,10 @@ class BatchNormUpdate(_Part):
             f"collected again with the soup's weights, in one pass over {self.rows:,} rows of {self.examples} ({size})."
         ]
         if self.unreached:
-            which = some(list(self.unreached))
-            said.append(f"No example went through {which}: the running statistics there are the ingredients' mean.")
+            said.append(
+                f"No example went through {some(self.unreached)}: the running statistics there are the ingredients' "
+                "mean."
+            )
         return said
 
 
@@ -318,7 +307,7 @@ class SoupReport(_Part):
     held_out: tuple[str, ...] = ()
     scores: Mapping[str, Scores]
     best: Mapping[str, str] = {}
-    comparisons: Mapping[str, ReportedComparison] = {}
+    comparisons: Mapping[str, Comparison] = {}
     calibration: Mapping[str, Mapping[str, CalibrationErrors]] = {}
     diversity: Mapping[str, Diversity] = {}
     greedy_ensemble: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_soup.errors import RecipeError
-from hf_soup.recipe.mixture import DEPTH, methods_of, varies_with_depth
+from hf_soup.recipe.mixture import DEPTH, methods_of
 from hf_soup.recipe.schema import Named, Recipe
 
 if TYPE_CHECKING:
@@ -61,10 +61,8 @@ def require_methods(recipe: Recipe) -> None:
 
 def _points(named: Named) -> Iterator[dict[str, Any]]:
     """Every combination of the values that its parameters take."""
-    if varies_with_depth(named):
-        values = [value[DEPTH] if isinstance(value, Mapping) else [value] for value in named.parameters.values()]
-    else:
-        values = [value if isinstance(value, list) else [value] for value in named.parameters.values()]
+    along = [value[DEPTH] if isinstance(value, Mapping) else value for value in named.parameters.values()]
+    values = [value if isinstance(value, list) else [value] for value in along]
     for point in itertools.islice(itertools.product(*values), MAX_POINTS):
         yield dict(zip(named.parameters, point, strict=True))
 

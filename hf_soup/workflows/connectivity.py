@@ -21,10 +21,17 @@ from hf_soup._util.logs import PrintableLogger
 from hf_soup._util.progress import bar
 from hf_soup._util.text import counted, listed, spoken
 from hf_soup.errors import RecipeError
+from hf_soup.evaluation import (
+    Candidates,
+    load_data,
+    model_template,
+    require_memory,
+    require_variance,
+)
 from hf_soup.hub import Token
 from hf_soup.ingredients import expand_runs
 from hf_soup.lineage import LineageReport
-from hf_soup.merging import fetch_weights
+from hf_soup.merging import RunContext, fetch_weights, require_alone
 from hf_soup.publishing import draw_barriers
 from hf_soup.recipe import Finding, Mixture, Recipe, as_recipe
 from hf_soup.workflows.check import check
@@ -96,12 +103,11 @@ class ConnectivityReport:
         where a pair counts as one. Heights decide and not how many barriers count, as with few rows one of several
         walls between two basins may not.
         """
-        between = {frozenset((pair.first, pair.second)): pair for pair in self.pairs}
         groups: list[tuple[str, ...]] = [(name,) for name in self.scores]
         while True:
             joins = []
             for one, other in combinations(range(len(groups)), 2):
-                pairs = [between[frozenset(ends)] for ends in product(groups[one], groups[other])]
+                pairs = [self._between[frozenset(ends)] for ends in product(groups[one], groups[other])]
                 if not any(pair.barrier for pair in pairs):
                     joins.append((max(pair.height for pair in pairs), one, other))
             if not joins:
@@ -110,6 +116,10 @@ class ConnectivityReport:
             groups[one] += groups.pop(other)
         order = list(self.scores)
         return tuple(tuple(sorted(group, key=order.index)) for group in sorted(groups, key=len, reverse=True))
+
+    @cached_property
+    def _between(self) -> Mapping[frozenset[str], PairBarrier]:
+        return {frozenset((pair.first, pair.second)): pair for pair in self.pairs}
 
     @cached_property
     def _apart(self) -> tuple[tuple[str, ...], ...]:
@@ -197,23 +207,19 @@ class ConnectivityReport:
         ``matrix`` holds the models' own scores and those of the midpoints, ``heights`` and ``intervals`` the barriers.
         """
         names = list(self.scores)
-        matrix: list[list[float]] = [[score if a == b else 0.0 for b in names] for a, score in self.scores.items()]
-        heights = [[0.0 for _ in names] for _ in names]
-        intervals = [[[0.0, 0.0] for _ in names] for _ in names]
-        for pair in self.pairs:
-            for a, b in ((pair.first, pair.second), (pair.second, pair.first)):
-                row, column = names.index(a), names.index(b)
-                matrix[row][column], heights[row][column] = pair.line[0.5], pair.height
-                intervals[row][column] = [pair.low, pair.high]
+        rows = [[self._between.get(frozenset((a, b))) for b in names] for a in names]  # None for a model and itself
         return {
             "data": self.title,
             "n": self.n,
             "least": self.least,
             "names": names,
             "head_of": self.head_of,
-            "matrix": matrix,
-            "heights": heights,
-            "intervals": intervals,
+            "matrix": [
+                [pair.line[0.5] if pair else score for pair in row]
+                for row, score in zip(rows, self.scores.values(), strict=True)
+            ],
+            "heights": [[pair.height if pair else 0.0 for pair in row] for row in rows],
+            "intervals": [[[pair.low, pair.high] if pair else [0.0, 0.0] for pair in row] for row in rows],
             "barriers": [[pair.first, pair.second] for pair in self.pairs if pair.barrier],
             "lines": [
                 {"first": pair.first, "second": pair.second, "line": [[at, value] for at, value in pair.line.items()]}
@@ -319,15 +325,6 @@ def connectivity(
         in Linear Mode Connectivity of Neural Networks, ICLR 2022, arXiv:2110.06296 (against the line between the ends;
         for the loss, which is turned round here).
     """
-    from hf_soup.evaluation import (
-        Candidates,
-        load_data,
-        model_template,
-        require_memory,
-        require_variance,
-    )
-    from hf_soup.merging import RunContext, require_alone
-
     require_alone("The measuring of barriers")
     recipe, _ = expand_runs(as_recipe(recipe), checks=True)
     validate(recipe)

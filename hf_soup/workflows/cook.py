@@ -9,29 +9,56 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from hf_soup import hub
 from hf_soup._util.logs import PrintableLogger
 from hf_soup.checkpoint import require_unchanged
 from hf_soup.errors import RecipeError
-from hf_soup.evaluation import batch_norms
+from hf_soup.evaluation import (
+    Candidates,
+    Choice,
+    EvaluationData,
+    EvaluationReport,
+    SavedModel,
+    answer_along,
+    batch_norms,
+    choose,
+    collect_statistics,
+    data_of_soup,
+    load_data,
+    model_template,
+    recalibrate_batch_norm,
+    require_memory,
+    require_rows,
+    require_variance,
+    statistics_notes,
+    with_statistics,
+)
 from hf_soup.hub import Token
 from hf_soup.ingredients import expand_runs
 from hf_soup.lineage import about_files
 from hf_soup.merging import (
+    MergeResult,
     Plan,
+    ProcessGroup,
+    RunContext,
     Workspace,
     fetch_small,
     fetch_weights,
+    in_step,
+    merge,
+    merge_along,
     missing_weights,
     refuse_existing,
+    require_alone,
     weight_files_of,
 )
 from hf_soup.publishing import MergedModels, Soup, resolve_recipe, soup_report, write_folder
 from hf_soup.recipe import Mixture, Models, Recipe, as_recipe
 from hf_soup.selection import SELECTIONS
 from hf_soup.workflows.check import checked_models
+from hf_soup.workflows.estimate import estimated_seconds
 from hf_soup.workflows.prepare import (
     CheckedModels,
     disk_needs,
@@ -43,11 +70,6 @@ from hf_soup.workflows.prepare import (
 )
 from hf_soup.workflows.update import Update
 from hf_soup.workflows.validate import validate
-
-if TYPE_CHECKING:
-    from hf_soup.evaluation import Candidates, Choice, EvaluationData, EvaluationReport, SavedModel
-    from hf_soup.merging import MergeResult, ProcessGroup, RunContext
-    from hf_soup.recipe import UpdateReport
 
 logger = PrintableLogger(__name__)
 
@@ -88,9 +110,6 @@ def cook(
         SoupError: Anything that stands against it; whatever headers, configs and cards can tell is told before
             the first weight is fetched.
     """
-    from hf_soup.evaluation import answer_along
-    from hf_soup.merging import ProcessGroup, RunContext, in_step, merge_along, require_alone
-
     if processes not in ("all", "main"):
         raise RecipeError(f"`processes` is '{processes}'; it is `all` or `main`.")
     context = RunContext(token, device, threads, quiet)
@@ -107,8 +126,6 @@ def cook(
 
 
 def _cook(recipe: Models | Update, changes: Mapping[str, Any], out: Path, stream: bool, context: RunContext) -> Soup:
-    from hf_soup.evaluation import SavedModel, choose, data_of_soup, recalibrate_batch_norm
-
     started = time.monotonic()
     models = _checked(recipe, changes, out, stream, context)
     with Workspace(out) as workspace, ExitStack() as stack:
@@ -135,8 +152,9 @@ def _cook(recipe: Models | Update, changes: Mapping[str, Any], out: Path, stream
             written = SavedModel(workspace.folder, merged.digest)
             results = _evaluated(models, plan, choice, candidates, own, written) if candidates else None
             context.processes.broadcast(None)  # and so are all reports
+            told = models.update.report(list(models.ingredients.groups), results) if models.update else None
             resolved = resolve_recipe(choice.final, used, data)
-            report = soup_report(resolved, used, choice, merged, results, _told(models, results))
+            report = soup_report(resolved, used, choice, merged, results, told)
             write_folder(workspace.folder, report, resolved, used, os.fsencode(out.name).decode("utf-8", "replace"))
         return Soup(workspace.publish(), report, merged.resumed, round(time.monotonic() - started, 3))
 
@@ -161,8 +179,6 @@ def _checked(
 @contextmanager
 def _data(models: CheckedModels, plan: Plan, workspace: Workspace, context: RunContext) -> Iterator[EvaluationData]:
     """The recipe's data, as a model of all that is fetched reads them."""
-    from hf_soup.evaluation import load_data, model_template, require_memory, require_rows, require_variance
-
     learns = SELECTIONS[models.recipe.select.name].learns
     with ExitStack() as stack:
         with workspace.disk_errors():
@@ -182,8 +198,6 @@ def _candidates(
     """Scores of candidates, as long as a stack lasts; None where nothing is scored."""
     if not data.scored:
         return None
-    from hf_soup.evaluation import Candidates, collect_statistics, with_statistics
-
     paths = fetch_weights(models.fetched.checkpoints, quiet=context.quiet)
     if data.calibration:  # what each ingredient shows by itself, at once
         collect_statistics(with_statistics(plan, data.calibration, learned=False), lambda: paths, data.calibration)
@@ -205,8 +219,6 @@ def _with_statistics(used: MergedModels, own: EvaluationData, context: RunContex
     """With what its methods look at, collected on the examples as the soup itself reads them."""
     if own.calibration is None:
         return used
-    from hf_soup.evaluation import collect_statistics, with_statistics
-
     plan = with_statistics(used.plan, own.calibration)
     collect_statistics(plan, partial(fetch_weights, used.leaves.checkpoints, quiet=context.quiet), own.calibration)
     return replace(used, plan=plan)
@@ -214,8 +226,6 @@ def _with_statistics(used: MergedModels, own: EvaluationData, context: RunContex
 
 def _merged(used: MergedModels, workspace: Workspace, stream: bool, context: RunContext) -> MergeResult:
     """The soup's weights, in the workspace, made by all processes."""
-    from hf_soup.merging import merge
-
     processes = context.processes
     supply = weight_files_of(used.leaves.checkpoints, workspace.fetched if stream else None)
     if processes.size > 1:
@@ -231,7 +241,6 @@ def _merged(used: MergedModels, workspace: Workspace, stream: bool, context: Run
 
 def _with_notes(used: MergedModels, merged: MergeResult) -> MergedModels:
     """With what a reader should know of the files, which is logged."""
-    from hf_soup.evaluation import statistics_notes
 
     for name in merged.differing:
         logger.warning(f"the ingredients disagree on '{name}', which is not averaged; the first one's is kept")
@@ -247,23 +256,15 @@ def _evaluated(
     written: SavedModel,
 ) -> EvaluationReport:  # fmt: skip
     """The scores of the soup that was written, and of all others."""
-    last = models.update.last(models.ingredients, plan) if models.update else None
+    last = models.update.last(models.weights, models.ingredients, plan) if models.update else None
     results = candidates.evaluate(written, own, [point.mixture for point in choice.curve], last)
     for warning in results.warnings:
         logger.warning(warning)
     return results
 
 
-def _told(models: CheckedModels, results: EvaluationReport | None) -> UpdateReport | None:
-    """What is told of an update."""
-    return models.update.report(list(models.ingredients.groups), results) if models.update else None
-
-
 def preview(recipe: Recipe, out: Path, *, stream: bool = False, token: Token = None) -> dict[str, Any]:
     """What `cook` would do, as plain data: files, bytes to fetch, disk needed and free, seconds. Fetches no weights."""
-    from hf_soup.merging import RunContext
-    from hf_soup.workflows.estimate import estimated_seconds
-
     models = _checked(recipe, {"method": None, "select": None}, out, stream, RunContext(token))
     lineage, sources, plan = models.lineage, models.fetched, models.plan()
     layout, missing = plan.layout, missing_weights(sources.checkpoints)

@@ -21,6 +21,7 @@ from hf_soup.evaluation import BOUND, MEAN, VARIANCE, batch_norms
 from hf_soup.hub import ASSETS, INDEX, SINGLE
 from hf_soup.ingredients import Published, read_small
 from hf_soup.merging import BLOCK_BYTES, MergeResult, OutputTensor, Plan, digest_of, root_of
+from hf_soup.methods import METHODS
 
 _MOST_JSON = 100_000_000
 #: Tensors and files that are listed of those that no soup has.
@@ -88,8 +89,6 @@ def compare_weights(
         The differences in the order of the cooked tensors, the first of what is extra behind them; and the published
         digest.
     """
-    from hf_soup.methods import METHODS  # late, as torch takes a second to import and the command line needs none
-
     found: dict[str, Difference] = {}
     usual = METHODS[plan.mixture.method.method].bound
     bounds = {name: METHODS[call.method].bound for name, call in plan.mixture.tensor_methods.items()}

@@ -39,8 +39,6 @@ def estimated_seconds(
         checkpoints: The sources, of which one is read for a trial.
         missing: Weight files that are to be fetched, of which the beginning of one is.
     """
-    cores = usable_cores()
-    merge = 0.0
     alike: dict[str, list[Run]] = {}
     for run in plan.runs:
         if run.averaged:
@@ -48,11 +46,8 @@ def estimated_seconds(
             sides = len(plan.layout.tensors[run.first].shape) if plan.is_whole(run) else 0
             key = json.dumps([run.dtype, run.dtypes, lacking, sides, plan.method_of(run)], sort_keys=True)
             alike.setdefault(key, []).append(run)
-    longest = 0.0
-    for runs in alike.values():
-        seconds, alone = _seconds(plan, runs)
-        merge, longest = merge + seconds / cores, max(longest, alone)
-    merge = max(merge, longest)
+    times = [_seconds(plan, runs) for runs in alike.values()]
+    merge = max([sum(seconds for seconds, _ in times) / usable_cores(), *(alone for _, alone in times)])
     total = sum(tensor.size for checkpoint in checkpoints for tensor in checkpoint.tensors.values())
     here = [
         (path, each.weights.source.files[file])
@@ -80,13 +75,13 @@ def estimated_seconds(
 
 
 class _Ones(StatisticsStore):
-    """In the place of statistics."""
+    """In the place of statistics of a tensor."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._shapes = {tensor.name: tensor.shape for tensor in plan.layout.tensors}
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._shape = shape
 
     def read(self, call: MethodCall, source: int, tensor: str, begin: int, count: int) -> Tensor:
-        return torch.ones(count) if METHODS[call.method].elementwise else torch.eye(*self._shapes[tensor][-1:] or (1,))
+        return torch.ones(count) if METHODS[call.method].elementwise else torch.eye(*self._shape[-1:] or (1,))
 
     def transposed(self, call: MethodCall, tensor: str) -> bool:
         return False
@@ -122,7 +117,7 @@ def _mixing(plan: Plan, run: Run, shape: Sequence[int]) -> float:
             values = torch.rand(elements, generator=torch.Generator().manual_seed(source))
             parts[source] = values.to(TORCH[at.dtype])
     out = torch.empty(elements, dtype=TORCH[run.dtype])
-    aids = Aids({tensor.name: [1.0] * len(plan.weights)}, _Ones(plan))
+    aids = Aids({tensor.name: [1.0] * len(plan.weights)}, _Ones(tensor.shape))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

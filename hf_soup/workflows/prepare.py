@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING
 from hf_soup import hub
 from hf_soup._util.logs import PrintableLogger
 from hf_soup.errors import MergeError
+from hf_soup.evaluation import MixtureSpace, scored_with
 from hf_soup.hub import Token
 from hf_soup.ingredients import ResolvedIngredients
 from hf_soup.lineage import AlignedModels, BaseReference, LineageReport, with_base
 from hf_soup.merging import Layout, Plan, missing_weights, weight_files_of
 from hf_soup.publishing import strings
 from hf_soup.recipe import Finding, Mixture, Recipe, Scoring, is_local_path, methods_of, needs_base
+from hf_soup.workflows.update import Update
 
 if TYPE_CHECKING:
-    from hf_soup.evaluation import EvaluationData, MixtureSpace
-    from hf_soup.workflows.update import Update
+    from hf_soup.evaluation import EvaluationData  # which takes torch, and a check needs none
 
 logger = PrintableLogger(__name__)
 
 
-def trained_on(recipe: Recipe, models: AlignedModels, token: Token = None) -> list[Finding]:
+def trained_on(recipe: Recipe, models: AlignedModels, token: Token = None) -> Iterator[Finding]:
     """Scores on the train split of a data set that an ingredient's card names: the model has seen those rows."""
-    reasons = []
     for scoring in [*recipe.score, *recipe.report]:
         # Where none is named there is one, and that is called train.
         splits = [part.partition("[")[0].strip() for part in (scoring.split or "train").split("+")]
@@ -45,26 +45,23 @@ def trained_on(recipe: Recipe, models: AlignedModels, token: Token = None) -> li
         )
         if who:
             message = f"'{scoring.title}' is data on which {', '.join(who)} were trained, as their cards say."
-            reasons.append(Finding("scored-on-train", message, who))
-    return reasons
+            yield Finding("scored-on-train", message, who)
 
 
-def selected_on(recipe: Recipe, seen: Sequence[tuple[str, Scoring]]) -> list[Finding]:
+def selected_on(recipe: Recipe, seen: Sequence[tuple[str, Scoring]]) -> Iterator[Finding]:
     """Reports of data that an ingredient, a soup, was selected on: what has been looked at cannot test it."""
 
     def named(scoring: Scoring) -> tuple[str, str | None]:
         path = scoring.dataset.removeprefix("local:")
         return Path(path).name if is_local_path(path) or path != scoring.dataset else path.casefold(), scoring.split
 
-    reasons = []
     for report in recipe.report:
         who = tuple(name for name, scoring in seen if named(scoring) == named(report))
         if who:
             message = (
                 f"'{report.title}' is data that {', '.join(who)} {'was' if len(who) == 1 else 'were'} selected on."
             )
-            reasons.append(Finding("selected-on-report", message, who))
-    return reasons
+            yield Finding("selected-on-report", message, who)
 
 
 @dataclass(frozen=True)
@@ -99,13 +96,10 @@ class CheckedModels:
 
     def plan(self) -> Plan:
         """Of all that is fetched."""
-        weights = weights_by_name(self.recipe, self.lineage.models)
-        return plan_of(self.recipe, self.fetched, {name: weights[name] for name in self.fetched.names})
+        return plan_of(self.recipe, self.lineage.models, self.fetched)
 
     def space(self, plan: Plan) -> MixtureSpace:
         """All that may be made of them, by a plan of all that is fetched."""
-        from hf_soup.evaluation import MixtureSpace
-
         return MixtureSpace(plan.mixture, self.ingredients, self.lineage.models.names)
 
 
@@ -126,16 +120,17 @@ def layout_of(models: AlignedModels, dtype: str | None) -> Layout:
     return Layout.of(models.ingredients, models.base, patched=models.patched, dtype=dtype)
 
 
-def plan_of(recipe: Recipe, models: AlignedModels, weights: Mapping[str, float]) -> Plan:
-    """The plan of a soup of all sources.
+def plan_of(recipe: Recipe, models: AlignedModels, fetched: AlignedModels) -> Plan:
+    """The plan of a soup of all sources that are fetched.
 
     Args:
-        recipe: With method, parameters and type.
-        models: The sources.
-        weights: Of the ingredients; the base has none.
+        recipe: Of all ingredients.
+        models: All of them.
+        fetched: Those that are fetched, and the base where a method needs it.
     """
-    layout = layout_of(models, recipe.dtype)
-    return Plan(layout, Mixture.of(recipe, weights, (tensor.name for tensor in layout.tensors)))
+    layout, weights = layout_of(fetched, recipe.dtype), weights_by_name(recipe, models)
+    own = {name: weights[name] for name in fetched.names}
+    return Plan(layout, Mixture.of(recipe, own, (tensor.name for tensor in layout.tensors)))
 
 
 def with_base_if_needed(recipe: Recipe, models: AlignedModels, ancestor: BaseReference | None) -> AlignedModels:
@@ -190,8 +185,6 @@ def free_bytes(folder: Path) -> int:
 
 def log_notes(data: EvaluationData) -> None:
     """Say what is to be known of data."""
-    from hf_soup.evaluation import scored_with
-
     for note in data.notes:
         logger.warning(note)
     for note in scored_with(data.template.head_of) if data.scored else ():

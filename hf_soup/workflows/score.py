@@ -9,9 +9,10 @@ from typing import Any
 from hf_soup._util.logs import PrintableLogger
 from hf_soup.checkpoint import label_names, open_all, read_config
 from hf_soup.errors import RecipeError
+from hf_soup.evaluation import Candidates, load_data, model_template, require_memory
 from hf_soup.hub import Token
 from hf_soup.lineage import AlignedModel, AlignedModels
-from hf_soup.merging import fetch_weights
+from hf_soup.merging import RunContext, fetch_weights, require_alone
 from hf_soup.recipe import Recipe
 from hf_soup.workflows.prepare import layout_of
 
@@ -31,9 +32,6 @@ def score(
     Raises:
         SoupError: A model or the data cannot be used.
     """
-    from hf_soup.evaluation import Candidates, load_data, model_template, require_memory
-    from hf_soup.merging import RunContext, require_alone
-
     require_alone("`score`")
     if not recipe.score and not recipe.report:
         raise RecipeError("The recipe names no data: it has neither `score` nor `report`.")

@@ -77,12 +77,7 @@ class MergeableGroup:
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         reasons = [reason.to_dict() for reason in self.reasons]
-        return {
-            "members": list(self.members),
-            "verdict": self.verdict,
-            "reasons": reasons,
-            "from_base": self.from_base,
-        }
+        return {**self.__dict__, "members": list(self.members), "reasons": reasons}
 
 
 @dataclass(frozen=True)

@@ -5,19 +5,17 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hf_soup import hub
 from hf_soup._util.parallel import in_parallel
 from hf_soup._util.text import some
 from hf_soup.errors import RecipeError, ResolveError
+from hf_soup.evaluation import LAST, SOUP, EvaluationReport
 from hf_soup.hub import Token, may_pass
 from hf_soup.ingredients import Published, ResolvedIngredients, expand_runs, open_published, resolve_ingredients
-from hf_soup.recipe import Mixture, Recipe, ReportedComparison, Scoring, UpdateReport
-
-if TYPE_CHECKING:
-    from hf_soup.evaluation import EvaluationReport
-    from hf_soup.merging import Plan
+from hf_soup.merging import Plan
+from hf_soup.recipe import Comparison, Mixture, Recipe, Scoring, UpdateReport
 
 
 @dataclass(frozen=True)
@@ -97,6 +95,7 @@ class Update:
                 )
             known |= mine.keys()
         weight = statistics.mean(each.weight for each in recipe.ingredients)  # exact, so equal weights stay equal
+        left_out = [note.message for note in runs if note.code == "half-written"]
         changes: dict[str, Any] = {
             "ingredients": (
                 *recipe.ingredients,
@@ -106,26 +105,25 @@ class Update:
                 pattern: (*shares, *[statistics.mean(shares)] * len(newcomers.ingredients))
                 for pattern, shares in recipe.layers.items()
             },
+            "score": tuple(score) if score else _usable(published, published.score, left_out, token),
+            "report": _usable(published, published.report, left_out, token),
+            "examples": published.with_examples().examples,
         }
-        left_out = [note.message for note in runs if note.code == "half-written"]
-        changes["score"] = tuple(score) if score else _usable(published, published.score, left_out, token)
-        changes["report"] = _usable(published, published.report, left_out, token)
-        changes["examples"] = published.with_examples().examples
         return cls(
             called, source.commit, recipe.model_copy(update=changes), len(recipe.ingredients), tuple(left_out),
             source.from_cache,
         )  # fmt: skip
 
-    def last(self, expanded: ResolvedIngredients, plan: Plan) -> Mixture:
+    def last(self, weights: Mapping[str, float], expanded: ResolvedIngredients, plan: Plan) -> Mixture:
         """The last version: the old leaves with their old shares.
 
         Args:
+            weights: Of all ingredients that count.
             expanded: This recipe's, of which the leaves stand first.
             plan: Of all ingredients.
         """
-        old = zip(expanded.groups, self.recipe.ingredients[: self.leaves], strict=False)
-        weights = {name: each.weight for name, each in old if each.weight or self.recipe.layers}
-        leaves = sorted(expanded.flatten(weights).items())
+        old = {name: weights[name] for name in list(expanded.groups)[: self.leaves] if name in weights}
+        leaves = sorted(expanded.flatten(old).items())
         own = {tensor: shares[: self.leaves] for tensor, shares in plan.mixture.tensor_weights.items()}
         names = {plan.layout.names[number]: share for number, share in leaves}
         return replace(plan.mixture, weights=names, tensor_weights=own)
@@ -137,8 +135,6 @@ class Update:
             names: Of all ingredients, in the order of the recipe.
             results: The scores, where anything was measured.
         """
-        from hf_soup.evaluation import LAST, SOUP  # late, as it takes torch
-
         added = tuple(names[self.leaves :])
         since = results.since if results else {}
         helps, sentence = _judged(added, since, [scoring.title for scoring in self.recipe.score])
@@ -190,9 +186,7 @@ def _usable(
     return tuple(found)
 
 
-def _judged(
-    added: Sequence[str], since: Mapping[str, ReportedComparison], held_out: Sequence[str]
-) -> tuple[bool | None, str]:
+def _judged(added: Sequence[str], since: Mapping[str, Comparison], held_out: Sequence[str]) -> tuple[bool | None, str]:
     """Whether newcomers help (None: nobody can tell), and the same in plain words.
 
     Held-out data decides, where there is any: reports by which versions were chosen would test nothing any more.

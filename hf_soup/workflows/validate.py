@@ -11,7 +11,7 @@ from hf_soup.recipe import MAX_POINTS, Recipe, is_average, methods_of, require_m
 from hf_soup.selection import SELECTIONS, Selection
 
 
-def validate(recipe: Recipe, *, stream: bool = False) -> Selection:
+def validate(recipe: Recipe, *, stream: bool = False) -> None:
     """Everything that can be wrong with a recipe by itself."""
     if stream and (recipe.score or recipe.report):
         raise RecipeError(
@@ -46,7 +46,6 @@ def validate(recipe: Recipe, *, stream: bool = False) -> Selection:
                     f"'{named}' was a file on the machine where the recipe was resolved.",
                     hint="Put that file's path in its place, or leave the data out.",
                 )
-    return selection
 
 
 def _require_fitting(recipe: Recipe, selection: Selection) -> None:
@@ -115,8 +114,7 @@ def require_examples(recipe: Recipe, *, stream: bool) -> None:
             hint="Add `examples: {task: …, dataset: …, split: train}`; their labels are not read.",
         )
     for report in recipe.report:
-        same = [getattr(report, key) == getattr(recipe.examples, key) for key in ("dataset", "config", "split")]
-        if all(same):
+        if all(getattr(report, key) == getattr(recipe.examples, key) for key in ("dataset", "config", "split")):
             raise RecipeError(
                 f"`examples` are the rows of the report '{report.title}'; what a method has looked at cannot test it.",
                 hint="Use another split, or slices that do not meet.",

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hf_soup import hub
 from hf_soup._util.logs import PrintableLogger
@@ -47,14 +47,22 @@ from hf_soup.lineage import (
     processing_files,
     write_assets,
 )
-from hf_soup.merging import Plan, RunContext, Workspace, weight_files_of
+from hf_soup.merging import (
+    Plan,
+    RunContext,
+    Workspace,
+    merge,
+    needs_cutoffs,
+    needs_statistics,
+    require_alone,
+    weight_files_of,
+)
+from hf_soup.methods import METHODS
 from hf_soup.recipe import Finding, Ingredient, Recipe, needs_base, parse_part, with_allowed
-from hf_soup.workflows.prepare import free_bytes, ingredients_to_fetch, plan_of, weights_by_name, with_base_if_needed
+from hf_soup.workflows.differences import Difference, compare_files, compare_weights, weight_files
+from hf_soup.workflows.prepare import free_bytes, ingredients_to_fetch, plan_of, with_base_if_needed
+from hf_soup.workflows.score import score as score_models
 from hf_soup.workflows.validate import validate
-
-if TYPE_CHECKING:
-    from hf_soup.workflows.differences import Difference
-
 
 IDENTICAL, EQUIVALENT, DIFFERENT, UNVERIFIABLE = "identical", "equivalent", "different", "unverifiable"
 
@@ -84,11 +92,8 @@ class ScoreCheck:
     @property
     def agrees(self) -> bool:
         """Whether what was published is what was measured, but for one row; the card rounds at the sixth digit."""
-        return all(abs(each - self.measured) <= 1 / self.n + 1e-6 for each in self._said)
-
-    @property
-    def _said(self) -> list[float]:
-        return [each for each in (self.published, self.card) if each is not None]
+        stated = [each for each in (self.published, self.card) if each is not None]
+        return all(abs(each - self.measured) <= 1 / self.n + 1e-6 for each in stated)
 
 
 @dataclass(frozen=True)
@@ -166,8 +171,6 @@ def verify(
         ResolveError: There is no such model, or the Hub cannot be reached.
         MergeError: The disk has no room.
     """
-    from hf_soup.merging import require_alone
-
     require_alone("`verify`")
     paths = map or {}
     try:
@@ -180,7 +183,6 @@ def verify(
             f"{published}: the Hub was not reached, and the cache may not have all that was published.",
             hint="Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, and try again.",
         )
-    called = str(published)
     published = replace(published, recipe=looks.model_copy(update={"report": ()}))
     reasons = [*_refused(published.recipe)]
     measured = published.recipe
@@ -190,10 +192,10 @@ def verify(
         except RecipeError as error:
             reasons.append(Finding("data", str(error)))
     if any(reason.code != "data" for reason in reasons):
-        return VerificationReport(called, UNVERIFIABLE, reasons=tuple(reasons))
+        return VerificationReport(str(published), UNVERIFIABLE, reasons=tuple(reasons))
     checkpoints, found = _ingredients(published, paths, token)
     if found:
-        return VerificationReport(called, UNVERIFIABLE, reasons=(*reasons, *found))
+        return VerificationReport(str(published), UNVERIFIABLE, reasons=(*reasons, *found))
     try:
         base = _base(published.recipe, checkpoints, paths, token)
         checked = _cooked_again(published, checkpoints, base, looks, token, keep=score, quiet=quiet)
@@ -204,7 +206,7 @@ def verify(
         who = tuple(each.model for each in checkpoints if any(it.startswith(f"{each.model}@") for it in error.subjects))
         code = error.code if error.code in _ABSENT else "not-cookable"
         reasons.append(Finding("data" if isinstance(error, ScoringError) else code, str(error), who))
-        return VerificationReport(called, UNVERIFIABLE, reasons=tuple(reasons))
+        return VerificationReport(str(published), UNVERIFIABLE, reasons=tuple(reasons))
     scores: tuple[ScoreCheck, ...] = ()
     stated, known = len(published.scores), len(published.score) + len(published.report)
     if score and stated > known:
@@ -223,19 +225,16 @@ def verify(
                 raise
             reasons.append(Finding("not-measurable", str(error)))
     reasons += checked.reasons
-    every = checked.differences
-    verdict = EQUIVALENT if every else IDENTICAL
+    verdict = EQUIVALENT if checked.differences else IDENTICAL
     if reasons:
         verdict = UNVERIFIABLE
-    if not all(each.within for each in every) or not all(each.agrees for each in scores):
+    if not all(each.within for each in checked.differences) or not all(each.agrees for each in scores):
         verdict = DIFFERENT
     return replace(checked, verdict=verdict, reasons=tuple(reasons), scores=scores)
 
 
 def _refused(recipe: Recipe) -> Iterator[Finding]:
     """What is wrong with a recipe by itself."""
-    from hf_soup.methods import METHODS
-
     named = (recipe.method.name, *(each.method.name for each in recipe.overrides))
     if unknown := next((name for name in named if name not in METHODS), None):
         known = ", ".join(sorted(METHODS))
@@ -317,14 +316,6 @@ def _cooked_again(
     keep: bool, quiet: bool,
 ) -> VerificationReport:  # fmt: skip
     """Cook in a temporary folder, and compare. The verdict is left open; ``looks`` has the examples."""
-    from hf_soup.merging import merge, needs_cutoffs, needs_statistics
-    from hf_soup.workflows.differences import (  # late, as it takes torch
-        Difference,
-        compare_files,
-        compare_weights,
-        weight_files,
-    )
-
     recipe, ancestor = published.recipe, (base.checkpoint,) if base and base.checkpoint else ()
     models, found = correspond(AlignedModels.as_stored(checkpoints, AlignmentOptions.of(recipe)))
     refusals = [reason for reason in with_allowed(found, recipe.allow) if reason.refuses]
@@ -335,8 +326,7 @@ def _cooked_again(
     models = replace(models, asset_sources=ancestor)
     require_looked_at(recipe, models)
     leaves = with_base_if_needed(recipe, ingredients_to_fetch(recipe, models), base)
-    given = weights_by_name(recipe, models)
-    plan = plan_of(recipe, leaves, {name: given[name] for name in leaves.names})
+    plan = plan_of(recipe, models, leaves)
     with (
         tempfile.TemporaryDirectory(prefix="hf-soup-verify-") as room,
         Workspace(Path(room) / "soup", kept=False) as staging,
@@ -389,7 +379,8 @@ def _cooked_again(
         beside = [] if theirs == [SINGLE] else [INDEX]
         differences += compare_files(published, staging.folder, {*ours, INDEX}, {*theirs, *beside})
     processed = any(map(processing_files, [*checkpoints, *ancestor]))
-    lost = [] if processed else [each for each in differences if _is_processing(each)]
+    # What may have come from an ingredient that was not selected, whom the recipe does not name.
+    lost = [each for each in differences if not processed and each.kind == "extra" and ASSETS.fullmatch(each.name)]
     reasons = [Finding("no-donor", f"Nobody in its recipe gives {each.name}.") for each in lost]
     if published.digest != digest:
         text = f"its digest is {published.digest[:16]}… and that of the weights beside it {digest[:16]}…"
@@ -397,11 +388,6 @@ def _cooked_again(
     digests = {"recorded": published.digest, "published": digest, "cooked": merged.digest}
     differences = [each for each in differences if each not in lost]
     return VerificationReport(str(published), "", len(plan.layout.tensors), tuple(differences), tuple(reasons), digests)
-
-
-def _is_processing(found: Difference) -> bool:
-    """Whether it may have come from an ingredient that was not selected, whom the recipe does not name."""
-    return found.kind == "extra" and ASSETS.fullmatch(found.name) is not None
 
 
 def _require_room(room: Path, plan: Plan, beside: int, published: Published, theirs: Sequence[str]) -> None:
@@ -425,10 +411,8 @@ def _require_room(room: Path, plan: Plan, beside: int, published: Published, the
 
 def _rescored(published: Published, recipe: Recipe, model: str, token: Token, quiet: bool) -> tuple[ScoreCheck, ...]:
     """The published weights on the recipe's data, beside what soup.json and the card say."""
-    from hf_soup.workflows.score import score
-
     pinned = f"{published.model}@{published.source.commit}" if published.source.commit else model
-    found = next(iter(score([pinned], recipe, token=token, quiet=quiet).values()))
+    found = next(iter(score_models([pinned], recipe, token=token, quiet=quiet).values()))
     said, card = published.scores, model_index(published)
     # Titles hold names of files, which may be others here; the order is the recipe's.
     titles = list(said) if len(said) == len(found) else list(found)

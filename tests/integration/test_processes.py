@@ -420,7 +420,7 @@ told("soup")
     assert done.stdout.count("True\n") == 2
 
 
-def test_one_that_waits_for_others_hears_signals(together: Launch, program: Callable[..., str]) -> None:
+def test_one_that_waits_for_others_hears_signals(together: Launch, program: Callable[..., str], tmp_path: Path) -> None:
     """The second one waits for the first, which is still busy."""
     text = """
 import signal, threading
@@ -437,7 +437,7 @@ def interrupt():
     os.kill(os.getpid(), signal.SIGINT)
 
 if rank == 0:
-    hf_soup.workflows.cook.resolve_ingredients = busy
+    hf_soup.workflows.cook.checked_models = busy
 else:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=interrupt, daemon=True).start()
@@ -449,6 +449,7 @@ except KeyboardInterrupt:
 """
     done = together(program(text))
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "heard").exists()
 
 
 def test_nothing_needs_what_linux_alone_has(

@@ -105,7 +105,7 @@ def test_weights_that_change_after_they_were_pinned(
         os.utime(folder / "model.safetensors", ns=(1, 1))
         return merge(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("hf_soup.merging.merge", meanwhile)
+    monkeypatch.setattr("hf_soup.workflows.cook.merge", meanwhile)
     with pytest.raises(MergeError, match=r"'model.safetensors' changed while it was read"):
         hf_soup.cook([str(family / "a"), str(folder)], tmp_path / "soup")
     assert not (tmp_path / "soup").exists()

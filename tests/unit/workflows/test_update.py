@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from hf_soup.evaluation.statistics import comparison_of
-from hf_soup.recipe import ReportedComparison
+from hf_soup.recipe import Comparison
 from hf_soup.workflows.update import _judged
 
 
-def compared(points: int) -> ReportedComparison:
+def compared(points: int) -> Comparison:
     """Of versions that differ by some points, with an interval of four."""
     share = points / 100
     return comparison_of("accuracy", share, share - 0.04, share + 0.04, 0.001 if points else 1.0, 500)
