@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,10 +26,6 @@ from hf_soup.evaluation.loaded_parameters import find_loaded_parameters, held, o
 from hf_soup.evaluation.model import build_model
 from hf_soup.evaluation.statistics import Ints
 from hf_soup.merging import Layout, Reading
-
-if TYPE_CHECKING:
-    pass
-
 
 #: Elements of an ingredient that are held at once.
 SLICE_ELEMENTS = 1 << 18

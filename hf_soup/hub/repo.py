@@ -236,8 +236,18 @@ def _pull_requests_of_the_bot(repo: Repo) -> list[Discussion]:
 
 
 def base_models(repo: Repo) -> tuple[str, ...]:
-    """The ancestors that the Hub itself derived, of which its tags tell."""
-    return tuple(dict.fromkeys(tag.split(":")[-1] for tag in repo.tags if tag.startswith("base_model:")))
+    """The ancestors that the Hub itself derived, from tags and from ``baseModels``."""
+    found = [tag.split(":")[-1] for tag in repo.tags if tag.startswith("base_model:")]
+    if not found and not repo.from_cache:
+        try:
+            stated = retrying(api(repo.token).model_info, repo.id, expand=["baseModels"], timeout=TIMEOUT).base_models
+        except EXPLAINED:
+            return ()  # Only a hint: the card, the config and the weights speak as well.
+        entries: object = stated.get("models") if isinstance(stated, dict) else stated
+        for entry in entries if isinstance(entries, list) else []:
+            name = entry.get("id") if isinstance(entry, dict) else entry
+            found += [name] if isinstance(name, str) else []
+    return tuple(dict.fromkeys(found))
 
 
 def resolve_dataset(dataset: str, revision: str | None, *, token: Token = None) -> tuple[str, str]:

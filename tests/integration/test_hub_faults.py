@@ -300,6 +300,14 @@ def test_a_file_whose_path_leads_elsewhere_is_not_there(online: LocalHub, sharde
         open_checkpoint(sharded)
 
 
+@pytest.mark.parametrize("answer", [[], {"baseModels": []}, {}, "x", None])
+def test_an_odd_answer_names_no_base(online: LocalHub, repo: str, answer: object) -> None:
+    """It is only a hint."""
+    found = replace(hub.resolve(repo), tags=())
+    online.intercept = lambda request: JSONResponse(answer) if "expand" in request.url.query else None
+    assert hub.base_models(found) == ()
+
+
 def test_an_odd_answer_is_an_error_that_says_whose(online: LocalHub, repo: str) -> None:
     online.intercept = lambda request: JSONResponse([])
     with pytest.raises(ResolveError, match=r"what http://127.0.0.1:\d+ says of it cannot be read"):
