@@ -184,7 +184,7 @@ class Shell:
         if done.returncode:
             raise SoupError(
                 f"The demo stopped: `{name}` ended with exit code {done.returncode}.\n{done.stdout}".rstrip(),
-                hint="The reason stands above. The demo can be run again; what was trained is kept.",
+                hint="The reason stands above. Run the demo again once it is mended.",
             )
         return done.stdout
 

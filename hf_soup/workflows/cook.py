@@ -139,8 +139,9 @@ def _cook(recipe: Models | Update, changes: Mapping[str, Any], out: Path, stream
         if candidates:
             candidates.release()
         with workspace.disk_errors():
-            soups = data_of_soup(models.recipe, data, used.leaves, models.lineage.models, used.plan, context)
-            own = stack.enter_context(soups)
+            own = stack.enter_context(
+                data_of_soup(models.recipe, data, used.leaves, models.lineage.models, used.plan, context)
+            )
         used = _with_statistics(used, own, context)
         merged = _merged(used, workspace, stream, context)
         with workspace.disk_errors():
@@ -149,8 +150,11 @@ def _cook(recipe: Models | Update, changes: Mapping[str, Any], out: Path, stream
         with workspace.disk_errors():
             merged = recalibrate_batch_norm(merged, used.plan.layout, workspace.folder, own.calibration)
             used = _with_notes(used, merged)
-            written = SavedModel(workspace.folder, merged.digest)
-            results = _evaluated(models, plan, choice, candidates, own, written) if candidates else None
+            results = (
+                _evaluated(models, plan, choice, candidates, own, SavedModel(workspace.folder, merged.digest))
+                if candidates
+                else None
+            )
             context.processes.broadcast(None)  # and so are all reports
             told = models.update.report(list(models.ingredients.groups), results) if models.update else None
             resolved = resolve_recipe(choice.final, used, data)
@@ -241,7 +245,6 @@ def _merged(used: MergedModels, workspace: Workspace, stream: bool, context: Run
 
 def _with_notes(used: MergedModels, merged: MergeResult) -> MergedModels:
     """With what a reader should know of the files, which is logged."""
-
     for name in merged.differing:
         logger.warning(f"the ingredients disagree on '{name}', which is not averaged; the first one's is kept")
     collected = merged.batch_norm.notes if merged.batch_norm else ()
