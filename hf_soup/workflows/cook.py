@@ -255,9 +255,13 @@ def _with_notes(used: MergedModels, merged: MergeResult) -> MergedModels:
 
 
 def _evaluated(
-    models: CheckedModels, plan: Plan, choice: Choice, candidates: Candidates, own: EvaluationData,
+    models: CheckedModels,
+    plan: Plan,
+    choice: Choice,
+    candidates: Candidates,
+    own: EvaluationData,
     written: SavedModel,
-) -> EvaluationReport:  # fmt: skip
+) -> EvaluationReport:
     """The scores of the soup that was written, and of all others."""
     last = models.update.last(models.weights, models.ingredients, plan) if models.update else None
     results = candidates.evaluate(written, own, [point.mixture for point in choice.curve], last)
