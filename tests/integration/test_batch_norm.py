@@ -172,7 +172,7 @@ def test_threads_do_not_show(cli: Cli, recipe: Callable[..., Path], monkeypatch:
     assert Path("one/model.safetensors").read_bytes() == Path("five/model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("where", ["workflows.cook.write_folder", "evaluation.recalibrate_batch_norm"])
+@pytest.mark.parametrize("where", ["workflows.cook.write_folder", "workflows.cook.recalibrate_batch_norm"])
 def test_an_interrupted_cook_continues(
     cli: Cli, recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -188,7 +188,7 @@ def test_an_interrupted_cook_continues(
     done = cli("cook", recipe(), "-o", "soup", "--quiet", "--json")
     assert done.json["digest"] == whole.json["digest"]
     # What was merged is kept; what was written over is merged again.
-    assert (done.json["resumed"] > 0) == (where == "evaluation.recalibrate_batch_norm")
+    assert (done.json["resumed"] > 0) == (where == "workflows.cook.recalibrate_batch_norm")
     assert Path("soup/model.safetensors").read_bytes() == Path("whole/model.safetensors").read_bytes()
 
 

@@ -31,7 +31,7 @@ try:
         scoring, rows = data.load([Scoring(task="text-classification", **said)], Path(cache), token=None)[0]
         print(json.dumps({
             "dataset": scoring.dataset, "revision": scoring.revision, "config": rows.origin.config,
-            "texts": data.read_column(rows.table, "text"), "classes": data.declared_classes(rows.table, "label"),
+            "texts": list(rows.table["text"]), "classes": data.declared_classes(rows.table, "label"),
         }))
 except SoupError as error:
     print(json.dumps({"error": type(error).__name__, "message": error.message, "hint": error.hint}))

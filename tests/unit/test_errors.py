@@ -12,6 +12,7 @@ import pytest
 
 from hf_soup import errors
 from hf_soup.errors import PublishError, RecipeError, ResolveError, SoupError
+from hf_soup.hub.client import _WORDS
 
 KINDS = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, SoupError)]
 
@@ -31,6 +32,7 @@ def raised() -> Iterator[str]:
     """The codes that the package gives to its errors."""
     yield from (kind("").code for kind in KINDS)
     yield from ("hub", "unreachable")  # which `explain` and `cut_off` choose for several at once
+    yield from (code for *_, code in _WORDS if code)
     for path in sorted(Path(errors.__file__).parent.rglob("*.py")):
         for call in ast.walk(ast.parse(path.read_text())):
             for given in (

@@ -51,7 +51,7 @@ def test_files_are_read_and_pinned_by_their_content(tmp_path: Path, suffix: str)
         text = "\n".join(lines)
         path.write_text(text if suffix == ".tsv" else text.replace("\t", ","))
     scoring, found = load_one(text_scoring(path), tmp_path / "cache")
-    assert data.read_column(found.table, "text") == TEXTS
+    assert list(found.table["text"]) == TEXTS
     assert scoring.revision == f"sha256:{data.content_hash(path)}"
     # The pinned scoring reads the same; a changed file is told.
     assert load_one(scoring, tmp_path / "cache")[0] == scoring
@@ -89,7 +89,7 @@ def test_splits_are_sets_of_row_numbers(tmp_path: Path, split: str | None, numbe
     assert {name: list(found) for name, found in rows.numbers.items()} == {
         name: list(wanted) for name, wanted in numbers.items()
     }
-    assert data.read_column(rows.table, "text") == [TEXTS[i] for i in numbers["train"]]
+    assert list(rows.table["text"]) == [TEXTS[i] for i in numbers["train"]]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from sklearn.metrics import f1_score
 from hf_soup import ConnectivityReport, Recipe, RecipeError, connectivity
 from hf_soup._util.text import short
 from hf_soup.cli import tables as shown
-from hf_soup.evaluation import metrics
+from hf_soup.evaluation.metrics import find
 from hf_soup.evaluation.statistics import RESAMPLES, resampled
 from hf_soup.local_hub import LocalHub
 from hf_soup.workflows.connectivity import LINES, MAX_PAIRS, PairBarrier, _measure, require_measurable
@@ -116,9 +116,9 @@ def test_resamples_are_the_same_rows_for_every_model(metric: str) -> None:
     """So a model's difference to itself is always zero, and each resample is the metric on rows drawn again."""
     generator = np.random.default_rng(0)
     labels, answers = generator.integers(0, 3, 80), generator.integers(0, 3, 80)
-    values = metrics.resampled(metric, labels, answers)
+    values = resampled(labels, answers, find(metric))
     assert values.shape == (RESAMPLES,)
-    assert np.array_equal(values, metrics.resampled(metric, labels, answers))
+    assert np.array_equal(values, resampled(labels, answers, find(metric)))
     seen = resampled(labels, answers, lambda label, answer, rows: float(rows @ (label == answer)) / rows.sum())
     if metric == "accuracy":
         assert np.array_equal(values, seen)
