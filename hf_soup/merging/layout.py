@@ -50,9 +50,11 @@ class Segment(NamedTuple):
         """Some of its elements."""
         if (begin, end) == (self.begin, self.end):
             return self
-        skipped = begin - self.begin
-        extents = [at and Extent(at.file, at.offset + skipped * ITEM_BYTES[at.dtype], at.dtype) for at in self.extents]
-        return Segment(begin, end, tuple(extents))
+        return Segment(begin, end, self.places(begin - self.begin))
+
+    def places(self, skipped: int) -> tuple[Extent | None, ...]:
+        """Where the elements behind the first ones lie."""
+        return tuple([at and Extent(at[0], at[1] + skipped * ITEM_BYTES[at[2]], at[2]) for at in self.extents])
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,7 +342,7 @@ class Layout:
         end = (last.offset + last.size - run.offset) // ITEM_BYTES[run.dtype]
         if (first, stop) == (run.first, run.stop):
             return run
-        segment = Segment(0, end - begin, run.segments[0].part(begin, end).extents)
+        segment = Segment(0, end - begin, run.segments[0].places(begin))
         return Run(first, stop, run.dtype, run.file, offset, end - begin, (segment,))
 
     def blocks(self, tensor: int, block: int) -> Iterator[tuple[int, int, int]]:

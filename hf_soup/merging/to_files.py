@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hf_soup._util.io import in_memory, open_file
-from hf_soup._util.parallel import in_parallel, usable_cores
+from hf_soup._util.parallel import usable_cores
 from hf_soup._util.progress import bar
 from hf_soup.checkpoint import ITEM_BYTES, keep_freed
 from hf_soup.errors import MergeError
@@ -126,7 +126,8 @@ def merge(
                 shown.update,
                 alone=world.size == 1,
             )
-            hashes = in_parallel(lambda file: file.hasher().finish(), mine, threads)
+            with ThreadPoolExecutor(threads) as pool:  # which is waited for, before the files are closed
+                hashes = list(pool.map(lambda file: file.hasher().finish(), mine))
     hashed = world.gather([(file.path, digest) for file, digest in zip(mine, hashes, strict=True)])
     if world.rank > 0:
         return MergeResult("", {}, 0, ())

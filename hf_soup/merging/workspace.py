@@ -101,8 +101,11 @@ class Workspace:
 
     def _locked(self) -> bool:
         """Take the lock; False where the process that had it took the folder away, so that the lock is no one's."""
-        with suppress(FileExistsError):  # `exist_ok` asks again whether it exists, and it may be gone by then
+        try:
             self.root.mkdir(parents=True)
+        except FileExistsError as error:  # for `exist_ok` it may be gone again; but a link to nothing stays
+            if Path(error.filename).is_symlink() and not Path(error.filename).exists():
+                raise
         with ExitStack() as stack, suppress(FileNotFoundError):
             lock = stack.enter_context((self.root / _LOCK).open("ab"))
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

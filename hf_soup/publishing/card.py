@@ -205,12 +205,13 @@ def difference(report: SoupReport) -> str:
     """What an update changed, as Markdown, for a pull request; the card has it too.
 
     Raises:
-        ValueError: The report was edited, and lacks the score of a model that was added.
+        PublishError: The report was edited, and lacks the score of a model that was added.
     """
     try:
         return re.sub(r"\n{3,}", "\n\n", _environment().get_template("update.md.j2").render(report=report)).strip()
-    except TemplateError as error:
-        raise ValueError("no report of an update") from error
+    except TemplateError:
+        said = "soup.json lacks scores of a model that was added: it was edited."
+        raise PublishError(said, hint="Cook the update again.") from None
 
 
 def with_fields(card: str, fields: Mapping[str, Any]) -> str:

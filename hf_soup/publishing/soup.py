@@ -11,13 +11,15 @@ from typing import Any
 from hf_soup._util.logs import PrintableLogger
 from hf_soup._util.text import some
 from hf_soup.checkpoint import model_class, read_config
-from hf_soup.errors import PublishError, ResolveError
+from hf_soup.errors import PublishError, RecipeError, ResolveError
 from hf_soup.hub import PushResult, Token, commit_folder, inspect_target, is_repo_id, require_public
 from hf_soup.merging import digest_of_folder
 from hf_soup.publishing.card import difference, edited, with_fields
 from hf_soup.recipe import Recipe, SoupReport
 
 logger = PrintableLogger(__name__)
+
+_COOK = "Name a folder that `hf-soup cook` made."
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,9 @@ class Soup:
         try:
             return cls(folder, SoupReport.parse((folder / "soup.json").read_bytes()))
         except (OSError, ValueError, RecursionError):
-            raise _unreadable(folder) from None
+            raise ResolveError(f"'{folder}' is not a soup: it has no readable soup.json.", hint=_COOK) from None
+        except RecipeError as error:  # somebody edited it
+            raise ResolveError(f"'{folder}' is not a soup. {error.message}", hint=_COOK) from None
 
     @property
     def weights(self) -> dict[str, float]:
@@ -141,10 +145,7 @@ class Soup:
         }
         if "README.md" not in files:
             raise PublishError(f"'{self.folder}' has no README.md.", hint="Cook the soup again, or write a card.")
-        try:
-            models, title, changes = self._models(), *self._told()
-        except (AttributeError, LookupError, TypeError, ValueError):
-            raise _unreadable(self.folder) from None  # somebody edited it
+        models, title, changes = self._models(), *self._told()
         if not allow_private_ingredients:
             require_public(models, target)
         fields: dict[str, Any] = {}
@@ -192,9 +193,3 @@ class Soup:
         if update := self.report.update:
             models.append(update.soup)
         return [name for name in dict.fromkeys(models) if is_repo_id(name)]
-
-
-def _unreadable(folder: Path) -> ResolveError:
-    return ResolveError(
-        f"'{folder}' is not a soup: it has no readable soup.json.", hint="Name a folder that `hf-soup cook` made."
-    )

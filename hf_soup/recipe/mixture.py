@@ -127,8 +127,11 @@ def methods_by_tensor(recipe: Recipe, names: Mapping[str, object]) -> dict[str, 
             given.setdefault(name, override.method)
     if varies_with_depth(recipe.method):
         given = {name: given.get(name, recipe.method) for name in names}
-    where = depths(names)
-    return {name: MethodCall(named.name, parameters_at(named.parameters, where[name])) for name, named in given.items()}
+    where = depths(names) if any(map(varies_with_depth, given.values())) else {}
+    return {
+        name: MethodCall(named.name, parameters_at(named.parameters, where.get(name, 0.0)))
+        for name, named in given.items()
+    }
 
 
 def _weights_by_tensor(recipe: Recipe, names: Mapping[str, object], count: int) -> dict[str, tuple[float, ...]]:

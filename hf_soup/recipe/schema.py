@@ -454,7 +454,7 @@ def _keys_at(location: Sequence[int | str]) -> set[str]:
 
 
 def parse_part(kind: type[_Part], value: object, name: str) -> _Part:
-    """An `Ingredient` or a `Scoring` by itself; ``name`` is what errors call it.
+    """What is read from plain data, such as a `Scoring`; ``name`` is what errors call it.
 
     Raises:
         RecipeError: It is none; every fault is listed.

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from hf_soup._util.text import some
-from hf_soup.recipe.schema import LabelledData, Named
+from hf_soup.recipe.schema import LabelledData, Named, parse_part
 
 
 class _Part(BaseModel):
@@ -330,11 +330,15 @@ class SoupReport(_Part):
         """Read ``soup.json``.
 
         Raises:
-            ValueError: It is none.
+            ValueError: It is no JSON object.
+            RecipeError: It is not that of a soup; every fault is listed.
             RecursionError: It is nested without end.
         """
         # Not pydantic's own parser: it refuses half a letter, which strangers' names may have.
-        return cls.model_validate(json.loads(text))
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("no object")
+        return parse_part(cls, values, "soup.json")
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, in the order of ``soup.json``."""

@@ -227,13 +227,16 @@ UPDATE = {
         ("made_of", 3),
         ("update", {"soup": "acme/a"}),
         ("update", {"soup": "acme/a", "added": ["acme/b"], "after": [1]}),
-        ("update", UPDATE),
     ],
 )
 def test_a_summary_that_was_edited_is_refused(cli: Cli, api: HfApi, soup: Path, key: str, value: object) -> None:
     summary = json.loads((soup / "soup.json").read_text())
     (soup / "soup.json").write_text(json.dumps({**summary, key: value}))
-    assert "is not a soup: it has no readable soup.json" in cli("push", soup, "acme/soup").err
+    err = cli("push", soup, "acme/soup").err
+    assert "soup' is not a soup. Cannot read soup.json:" in err
+    assert f"\n  {key}" in err
+    (soup / "soup.json").write_text(json.dumps({**summary, "update": UPDATE}))
+    assert "soup.json lacks scores of a model that was added" in cli("push", soup, "acme/soup").err
     assert not api.repo_exists("acme/soup")
 
 

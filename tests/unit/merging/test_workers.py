@@ -292,7 +292,7 @@ def after(condition: Callable[[], object], act: Callable[[], object]) -> threadi
 
 def journal(output: Path) -> bool:
     """Whether a unit is noted."""
-    return any(path.stat().st_size for path in output.parent.glob(f".{output.name}.cooking/*journal*"))
+    return any(path.stat().st_size for path in output.parent.glob(f".{output.name}.cooking/journal*"))
 
 
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
@@ -320,6 +320,25 @@ def test_ctrl_c_ends_all_of_them(pot: Pot, slow: None) -> None:
     killer.join()
     assert not multiprocessing.active_children()
     assert 0 < pot.cook(plan, "soup", threads=2).resumed < plan.layout.size
+
+
+def test_ctrl_c_waits_for_hashes_of_files_that_it_closes(pot: Pot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a thread reads from a descriptor that is by then another file's, and notes what it got."""
+    main, paths = threading.get_ident(), [path for source in pot.paths[:3] for path in source.values()]
+    begun, finish = threading.Event(), digests.FileHasher.finish
+
+    def slowly(hasher: digests.FileHasher) -> str:
+        begun.set()
+        time.sleep(0.5)
+        return finish(hasher)
+
+    monkeypatch.setattr(digests.FileHasher, "finish", slowly)
+    killer = after(begun.is_set, lambda: signal.pthread_kill(main, signal.SIGINT))
+    threads = set(threading.enumerate())
+    with pytest.raises(KeyboardInterrupt):
+        pot.cook(pot.plan("linear"), "soup", threads=2, follow=paths)
+    assert set(threading.enumerate()) <= threads
+    killer.join()
 
 
 def test_they_end_with_the_first_process(pot: Pot) -> None:

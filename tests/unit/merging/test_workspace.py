@@ -257,6 +257,17 @@ def test_nobody_begins_while_a_process_of_another_run_is_at_work(tmp_path: Path)
     assert listing(tmp_path) == ["soup"]
 
 
+@pytest.mark.parametrize("link", ["disk", ".soup.cooking"])
+def test_a_link_to_nothing_is_no_folder(tmp_path: Path, link: str) -> None:
+    """As of a disk that is not mounted: an error, and no wait for it."""
+    (tmp_path / link).symlink_to(tmp_path / "nowhere")
+    with (
+        pytest.raises(MergeError, match=r"Cannot write beside .*soup': File exists"),
+        Workspace(tmp_path / ("soup" if link == ".soup.cooking" else "disk/soup")),
+    ):
+        raise AssertionError("it was opened")
+
+
 @pytest.mark.parametrize("name", ["", "soup", "fetched"])
 def test_nothing_behind_a_link_is_touched(tmp_path: Path, name: str) -> None:
     mine = tmp_path / "mine"
