@@ -96,10 +96,11 @@ def della(
     step = max(1, _ROWS // columns)
     for start in range(0, rows, step):
         part = [(delta[start : start + step], drawn[start : start + step]) for delta, drawn in table]
-        kept = [(delta / _chances(delta, drawn, ladder)).reshape(-1) for delta, drawn in part]
+        flat = [(delta.reshape(-1), _chances(delta, drawn, ladder).view(-1)) for delta, drawn in part]
 
-        def trim(place: int, block: slice, kept: list[Tensor] = kept) -> Tensor:
-            return kept[place][block].clone()
+        def trim(place: int, block: slice, flat: list[tuple[Tensor, Tensor]] = flat) -> Tensor:
+            delta, chance = flat[place]
+            return delta[block] / chance[block]
 
         out.view(rows, -1)[start : start + step] = agreeing_mean([delta for delta, _ in part], shares(weights), trim)
     return out.mul_(scale)
