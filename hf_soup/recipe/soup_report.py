@@ -20,7 +20,7 @@ from hf_soup.recipe.schema import LabelledData, Named, parse_part
 
 class _Part(BaseModel):
     # What is neither a name nor a number that this file knows is some other version's.
-    model_config = ConfigDict(frozen=True, extra="ignore", from_attributes=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", from_attributes=True, defer_build=True)
 
 
 class ReportedOverride(_Part):
