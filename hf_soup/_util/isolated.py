@@ -14,11 +14,13 @@ import threading
 import warnings
 from collections.abc import Callable
 from multiprocessing import current_process, get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from tqdm import TMonitor
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 _T = TypeVar("_T")
 

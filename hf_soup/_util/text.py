@@ -27,6 +27,16 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() or letter == "\n" else "�" for letter in text)
 
 
+def strings(value: object) -> list[str]:
+    """The texts of a card's field that may hold one or a list, each on one line and of bounded length.
+
+    >>> strings(["mit", 3, "a\\n---\\nb: c"])
+    ['mit', 'a --- b: c']
+    """
+    found = value if isinstance(value, list) else [value]
+    return [text for each in found[:100] if isinstance(each, str) and (text := " ".join(each.split())[:200])]
+
+
 #: Letters of a name in a table or picture.
 _LETTERS = 24
 

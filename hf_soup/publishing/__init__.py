@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hf_soup.publishing.card import strings as strings
     from hf_soup.publishing.folder import (
         resolve_recipe as resolve_recipe,
         soup_report as soup_report,

@@ -16,6 +16,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 
 from hf_soup._util.licenses import LICENSES, PERMISSIVE
+from hf_soup._util.text import strings
 from hf_soup._util.yaml import write_yaml
 from hf_soup.checkpoint import PIPELINES, Checkpoint
 from hf_soup.errors import PublishError
@@ -132,16 +133,6 @@ def _results(report: SoupReport) -> list[dict[str, Any]]:
             }
         )
     return results
-
-
-def strings(value: object) -> list[str]:
-    """The texts of a card's field that may hold one or a list, each on one line and of bounded length.
-
-    >>> strings(["mit", 3, "a\\n---\\nb: c"])
-    ['mit', 'a --- b: c']
-    """
-    found = value if isinstance(value, list) else [value]
-    return [text for each in found[:100] if isinstance(each, str) and (text := " ".join(each.split())[:200])]
 
 
 def escape(text: object) -> str:

@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING
 
 from hf_soup import hub
 from hf_soup._util.logs import PrintableLogger
+from hf_soup._util.text import strings
 from hf_soup.errors import MergeError
 from hf_soup.evaluation import MixtureSpace, scored_with
 from hf_soup.hub import Token
 from hf_soup.ingredients import ResolvedIngredients
 from hf_soup.lineage import AlignedModels, BaseReference, LineageReport, with_base
 from hf_soup.merging import Layout, Plan, missing_weights, weight_files_of
-from hf_soup.publishing import strings
 from hf_soup.recipe import Finding, Mixture, Recipe, Scoring, is_local_path, methods_of, needs_base
-from hf_soup.workflows.update import Update
 
 if TYPE_CHECKING:
-    from hf_soup.evaluation import EvaluationData  # which takes torch, and a check needs none
+    # Which take torch, and the report's fields; a check needs none.
+    from hf_soup.evaluation import EvaluationData
+    from hf_soup.workflows.update import Update
 
 logger = PrintableLogger(__name__)
 

@@ -16,6 +16,7 @@ from hypothesis import given, settings, strategies as st
 from markdown_it import MarkdownIt
 from plans import make_plan
 
+from hf_soup._util.text import strings
 from hf_soup._util.yaml import parse_yaml, write_yaml
 from hf_soup.checkpoint.checkpoint import Checkpoint
 from hf_soup.checkpoint.file_sources import LocalFolder
@@ -27,7 +28,7 @@ from hf_soup.lineage.declared_bases import BaseReference
 from hf_soup.lineage.report import LineageReport
 from hf_soup.local_hub.card import problems
 from hf_soup.merging import Plan
-from hf_soup.publishing.card import escape, license_of, render, strings, with_fields
+from hf_soup.publishing.card import escape, license_of, render, with_fields
 from hf_soup.publishing.merged_models import MergedModels
 from hf_soup.recipe import Mixture
 from hf_soup.recipe.soup_report import SoupReport
