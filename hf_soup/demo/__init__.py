@@ -117,7 +117,8 @@ def _publish(models: Path, shell: Shell, progress: Progress, zoo: Zoo) -> None:
         for repo in sorted(staged.iterdir()):
             kind = "dataset" if repo.name == DATASET else "model"
             upload = ("upload", f"{OWNER}/{repo.name}", str(repo), "--repo-type", kind)
-            shell.run(f"hf {shlex.join(upload)}", "-m", "huggingface_hub.cli.hf", *upload)
+            # What it says of each file is shown where it fails.
+            shell.run(f"hf {shlex.join(upload)}", "-m", "huggingface_hub.cli.hf", *upload, stderr=subprocess.STDOUT)
         staged.rename(models)
 
 
@@ -172,14 +173,19 @@ class Shell:
         _show(f"\n$ {command}")
         return self.run(command, "-m", "hf_soup", *shown)
 
-    def run(self, name: str, *arguments: str) -> str:
-        """Run Python with these arguments to the end and return its stdout; its stderr goes where ours goes.
+    def run(self, name: str, *arguments: str, stderr: int | None = None) -> str:
+        """Run Python with these arguments to the end and return its stdout; its stderr goes where ours goes, or there.
 
         Raises:
             SoupError: It failed.
         """
         done = subprocess.run(
-            [sys.executable, *arguments], env=self.environment, stdout=subprocess.PIPE, encoding="utf-8", check=False
+            [sys.executable, *arguments],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            encoding="utf-8",
+            check=False,
         )
         if done.returncode:
             raise SoupError(

@@ -13,7 +13,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate, chain
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ from hf_soup._util.parallel import usable_cores
 from hf_soup._util.progress import bar
 from hf_soup.checkpoint import ITEM_BYTES, keep_freed
 from hf_soup.errors import MergeError
-from hf_soup.hub import remember_sha256, stamp_of
+from hf_soup.hub import remember_sha256
 from hf_soup.merging.arithmetic import Aids
 from hf_soup.merging.cutoffs import cutoffs_for
 from hf_soup.merging.digest import digest_of
@@ -107,7 +107,6 @@ def merge(
         followed = [file for file in supply.files() if file.follow]
         for number, file in enumerate(followed):
             file.follow = number % world.size == world.rank
-        mine = [file for file in followed if file.follow]
         fetch = sum(file.size for file in supply.files())
         if not fetch:
             supply.fetch_all()  # out of the cache, in a moment; then other processes may read them
@@ -127,8 +126,8 @@ def merge(
                 alone=world.size == 1,
             )
             with ThreadPoolExecutor(threads) as pool:  # which is waited for, before the files are closed
-                hashes = list(pool.map(lambda file: file.hasher().finish(), mine))
-    hashed = world.gather([(file.path, digest) for file, digest in zip(mine, hashes, strict=True)])
+                hashes = list(pool.map(lambda file: file.hasher().finish(), followed[world.rank :: world.size]))
+    hashed = world.gather(hashes)
     if world.rank > 0:
         return MergeResult("", {}, 0, ())
     finished = {entry.unit: entry for entry in staging.finished()}
@@ -138,10 +137,10 @@ def merge(
             f"{missing} parts of '{staging.output.name}' were not written.",
             hint="All processes need the same file system, and the same output folder.",
         )
-    for path, digest in chain(*hashed[1:]):
-        # Whether a file changed meanwhile is seen by those who hold its stamp from before.
-        stamp = stamp_of(path)
-        remember_sha256(path, stamp, digest, since=max(stamp[3:]) + 100_000_000)
+    for rank, digests in enumerate(hashed[1:], 1):
+        for file, digest in zip(followed[rank :: world.size], digests, strict=True):
+            if file.path and file.stamp:  # from before anything was read, so that what changed since is not believed
+                remember_sha256(file.path, file.stamp, digest, since=max(file.stamp[3:]) + 100_000_000)
     roots = tensor_roots(plan, finished)
     differing = {number for entry in finished.values() for number in entry.differing} & set(range(len(layout.tensors)))
     return MergeResult(

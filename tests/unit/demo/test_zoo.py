@@ -2,6 +2,7 @@
 
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -175,6 +176,8 @@ def test_a_command_that_fails_stops_the_demo(tmp_path):
     shell = Shell({})
     with pytest.raises(SoupError, match=r"`hf-soup cook` ended with exit code 3\.\nrefused"):
         shell.run("hf-soup cook", "-c", "print('refused'); raise SystemExit(3)")
+    with pytest.raises(SoupError, match=r"`hf upload` ended with exit code 1\.\nno space"):
+        shell.run("hf upload", "-c", "raise SystemExit('no space')", stderr=subprocess.STDOUT)
     assert shell.run("python", "-c", "import sys; print(sys.executable)").strip() == sys.executable
 
 
@@ -210,7 +213,7 @@ def told(tmp_path, monkeypatch, capsys):
         for name in (DATASET, ANCESTOR):
             (folder / name).mkdir(parents=True)
 
-    def run(shell, name, *arguments):
+    def run(shell, name, *arguments, stderr=None):
         ran.append(name)
         return cooked(models) if name.startswith("hf-soup cook") else f"did {name.split()[1:2]}\n"
 
@@ -279,7 +282,7 @@ def test_a_demo_that_was_stopped_leaves_no_models(told, monkeypatch):
     """Ctrl-C while they are uploaded: the next demo makes them again."""
     run = Shell.run
 
-    def stopped(shell, name, *arguments):
+    def stopped(shell, name, *arguments, stderr=None):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Shell, "run", stopped)
