@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -27,6 +27,8 @@ from torch import Tensor
 from hf_soup._util.io import in_memory
 from hf_soup.checkpoint.headers import ITEM_BYTES, RowRange, TensorInfo, read_header
 from hf_soup.errors import MergeError
+from hf_soup.hub import known_sha256, stamp_of
+from hf_soup.hub.file_digests import FileHasher
 from hf_soup.merging import engine, plan as plan_module, workers
 from hf_soup.merging.arithmetic import Aids
 from hf_soup.merging.digest import digest_of
@@ -36,7 +38,7 @@ from hf_soup.merging.processes import ProcessGroup
 from hf_soup.merging.statistics_store import StatisticsStore
 from hf_soup.merging.to_files import MergeResult, _share, merge
 from hf_soup.merging.to_memory import Materializer
-from hf_soup.merging.weight_files import WeightFiles
+from hf_soup.merging.weight_files import WeightFile, WeightFiles
 from hf_soup.merging.workspace import Workspace
 from hf_soup.methods import METHODS, round_into
 from hf_soup.methods.linear import linear
@@ -233,8 +235,11 @@ def test_threads_and_slices_do_not_show(
     assert (merged.digest, file_hashes(folder)) == reference
 
 
-def in_a_world(pot: Pot, staging: Workspace, size: int) -> list[MergeResult | BaseException]:
+def in_a_world(
+    pot: Pot, staging: Workspace, size: int, supply: Callable[[], WeightFiles] | None = None
+) -> list[MergeResult | BaseException]:
     """What every process of a world would do, on threads."""
+    supply = supply or (lambda: files_here(pot.paths))
     meeting = threading.Barrier(size, timeout=30)
     told: list[object] = [None] * size
 
@@ -246,13 +251,36 @@ def in_a_world(pot: Pot, staging: Workspace, size: int) -> list[MergeResult | Ba
 
         try:
             here = ProcessGroup(rank, size, lambda: meeting.wait() and None, gather=gather)
-            return merge(pot.plan, files_here(pot.paths), staging, world=here, threads=2, quiet=True)
+            return merge(pot.plan, supply(), staging, world=here, threads=2, quiet=True)
         except Exception as error:  # noqa: BLE001 -- handed back
             meeting.abort()
             return error
 
     with ThreadPoolExecutor(size) as pool:
         return list(pool.map(process, range(size)))
+
+
+def test_what_another_process_hashed_is_not_believed_of_a_file_that_changed_since(
+    pot: Pot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, finish = [source["m"] for source in pot.paths], FileHasher.finish
+    stamps = {path: stamp_of(path) for path in paths}
+
+    def then_changed(hasher: FileHasher) -> str:
+        digest = finish(hasher)
+        if hasher._path == paths[1]:
+            os.utime(paths[1], ns=(1, 1))
+        return digest
+
+    def supply() -> WeightFiles:
+        return WeightFiles([{"m": WeightFile(0, path, follow=True, stamp=stamps[path])} for path in paths])
+
+    monkeypatch.setattr(FileHasher, "finish", then_changed)
+    with Workspace(pot.folder / "changing") as staging:
+        staging.open(pot.plan.fingerprint, pot.plan.outline())
+        first, *_ = in_a_world(pot, staging, 2, supply)
+    assert isinstance(first, MergeResult)
+    assert known_sha256(paths[1]) is None
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
