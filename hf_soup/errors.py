@@ -8,7 +8,7 @@
     ├── IncompatibleError     incompatible  the models cannot be averaged: architecture, ancestor, labels, vocabulary
     ├── MergeError            merge         the average itself failed: a tensor, the disk, the output folder
     │   └── ValuesError       values        numbers that no average can be made of, or none of the type that is written
-    ├── ScoringError          scoring       held-out or report data cannot be used, or a score cannot be believed
+    ├── ScoringError          scoring       validation or test data cannot be used, or a score cannot be believed
     └── PublishError          publish       the soup could not be pushed
 
 An error names the thing, shows the values and says what to do: the first argument is the whole message
@@ -108,7 +108,7 @@ class ValuesError(MergeError):
 
 
 class ScoringError(SoupError):
-    """Held-out or report data cannot be used, or a score cannot be believed."""
+    """Validation or test data cannot be used, or a score cannot be believed."""
 
 
 class PublishError(SoupError):

@@ -84,7 +84,7 @@ def parse_yaml(text: str) -> Any:
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML with lists of numbers on one line: `layers` has one for each tensor."""
+    """YAML with lists of numbers on one line: `tensor_weights` has one for each tensor."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
         # In other styles some characters are line breaks, which are read as spaces.

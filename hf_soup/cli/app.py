@@ -20,19 +20,26 @@ from hf_soup._util.logs import ALLOWED
 from hf_soup._util.platform import require_endpoint, require_supported
 from hf_soup._util.text import printable
 from hf_soup._util.version import __version__
-from hf_soup.cli import check, hub, score, verify
+from hf_soup.cli import check, hub, score, search, verify
 from hf_soup.cli.cook import cook
 from hf_soup.cli.demo import demo
 from hf_soup.cli.methods import methods
 from hf_soup.cli.options import as_data
 from hf_soup.cli.push import push
-from hf_soup.cli.search import forage
 from hf_soup.errors import SoupError, without_credentials
 from hf_soup.merging import close_all
+
+#: Commands that had other names before the first release.
+_RENAMED = {"forage": "search"}
 
 
 class _InOrder(click.Group):
     """Lists commands in the order in which they are used."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _RENAMED:
+            raise click.UsageError(f"`{cmd_name}` is called `{_RENAMED[cmd_name]}` now.", ctx)
+        return super().get_command(ctx, cmd_name)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -45,7 +52,7 @@ def cli() -> None:
 
     \b
     hf-soup demo                                       the whole story, no network, no account
-    hf-soup forage owner/base                          who was fine-tuned from it?
+    hf-soup search owner/base                          who was fine-tuned from it?
     hf-soup check owner/run-1 owner/run-2              may these be averaged?
     hf-soup cook owner/run-1 owner/run-2 -o soup       average them
     hf-soup push soup me/my-soup                       publish the result
@@ -56,7 +63,7 @@ def cli() -> None:
 
 
 for _command in (
-    demo, forage, check.check, cook, score.score, push, verify.verify,
+    demo, search.search, check.check, cook, score.score, push, verify.verify,
     methods, hub.hub,
 ):  # fmt: skip
     cli.add_command(_command)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @ALLOW
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="RECIPE", help="Write a recipe of them.")
 @click.option("--recipe", "source", metavar="RECIPE", help="Whose data to use, and its models where none are named.")
-@click.option("--barrier", is_flag=True, help="Measure on its held-out data whether they lie in one basin.")
+@click.option("--barrier", is_flag=True, help="Measure on its validation data whether they lie in one basin.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the barriers.")
 @DEVICE
 @QUIET
@@ -59,13 +59,15 @@ def check(
     if not models and source is None:
         raise click.UsageError("Missing argument 'MODEL...': name models, or a recipe of them with --recipe.")
     if barrier and source is None:
-        raise click.UsageError("--barrier measures on held-out data: name a recipe that has `score` with --recipe.")
+        raise click.UsageError(
+            "--barrier measures on validation data: name a recipe that has `validation` with --recipe."
+        )
     if plot and not barrier:
         raise click.UsageError("--plot draws barriers, so it goes with --barrier.")
     if plot and output and plot.absolute() == output.absolute():
         raise click.UsageError(f"-o and --plot both name '{plot}', and one would take the other's place.")
     patient()
-    recipe = recipe_of(models, source, base=base, allow=allow)
+    recipe = recipe_of(models, source, base_model=base, allow=allow)
     if output is not None:
         refuse_existing(output)
     if barrier:
@@ -110,6 +112,6 @@ def _to_write(recipe: Recipe, lineage: LineageReport) -> tuple[Recipe | None, st
         proposed = propose(recipe, lineage)
         return (proposed[0], f", a recipe {proposed[1]}") if proposed else (None, "")
     # One that cannot be read would stop the cook, for which it is only a hint here.
-    if lineage.ancestor and lineage.ancestor.checkpoint and lineage.ancestor.declared and recipe.base is None:
-        recipe = recipe.model_copy(update={"base": lineage.ancestor.checkpoint.source.reference})
+    if lineage.ancestor and lineage.ancestor.checkpoint and lineage.ancestor.declared and recipe.base_model is None:
+        recipe = recipe.model_copy(update={"base_model": lineage.ancestor.checkpoint.source.reference})
     return recipe, ""

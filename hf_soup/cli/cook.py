@@ -25,7 +25,7 @@ from hf_soup.errors import PublishError, RecipeError
 @click.option("--method", metavar="NAME", help="How tensors are combined; see `hf-soup methods`.")
 @click.option("--select", metavar="NAME", help="What goes in, with which shares; see `hf-soup methods`.")
 @ALLOW
-@click.option("--data", metavar="ID_OR_PATH[:SPLIT]", help="Held-out data that selection may look at.")
+@click.option("--data", metavar="ID_OR_PATH[:SPLIT]", help="Validation data that selection may look at.")
 @click.option("--task", metavar="TASK", help="image-classification or text-classification.")
 @click.option("--metric", metavar="METRIC", help="accuracy, f1, …; accuracy by default.")
 @click.option("--set", "parameters", multiple=True, metavar="KEY=VALUE", help="A parameter of the method.")
@@ -78,17 +78,17 @@ def cook(
     patient()
     if (pr or tag) and not push:
         raise RecipeError("`--pr` and `--tag` say how to push, but not where.", hint="Add `--push OWNER/NAME`.")
-    changes: dict[str, Any] = {"base": base}
+    changes: dict[str, Any] = {"base_model": base}
     if data or task or metric:
-        changes["score"] = scoring_of(data, task, metric)
+        changes["validation"] = scoring_of(data, task, metric)
     update = None
     if add:
         if len(models) != 1 or models[0].endswith((".yaml", ".yml")):
             raise click.UsageError("--add adds to one published soup: name its repo or folder, and nothing beside it.")
         if base or method or select or parameters:
             raise click.UsageError("--add cooks by the soup's recipe: leave out --base, --method, --select and --set.")
-        score = changes.get("score")
-        update = Update.of(models[0], add, score=score and [parse_part(Scoring, score, "--data")])
+        validation = changes.get("validation")
+        update = Update.of(models[0], add, validation=validation and [parse_part(Scoring, validation, "--data")])
         recipe = as_recipe(update.recipe, allow=[*update.recipe.allow, *codes_of(allow)] if allow else None)
         update = replace(update, recipe=recipe)
     else:
@@ -102,7 +102,7 @@ def cook(
         if quiet:
             without_bars()
         target = inspect_target(push, create_pr=pr, tag=tag)
-        named = [*(ingredient.model for ingredient in recipe.ingredients), split_revision(recipe.base or "")[0]]
+        named = [*(ingredient.model for ingredient in recipe.ingredients), split_revision(recipe.base_model or "")[0]]
         named += [update.soup] if update else []
         require_public([model for model in named if is_repo_id(model) and not is_local_path(model)], target)
     soup = cook_soup(update or recipe, output, device=device, stream=stream, quiet=quiet)

@@ -122,7 +122,7 @@ def listed(chosen: Mapping[str, Sequence[Method | Selection]]) -> str:
     width = max(len(each.name) for registry in chosen.values() for each in registry) + 2
     lines = []
     for title, registry in chosen.items():
-        key, mark = ("method", "needs the ancestor") if title == "methods" else ("select", "needs held-out data")
+        key, mark = ("method", "needs the ancestor") if title == "methods" else ("select", "needs validation data")
         lines += ["", f"{title.capitalize()}, for `{key}` in a recipe; * {mark}"]
         for each in registry:
             star = " *" if getattr(each, "needs_base", False) or getattr(each, "needs_score", False) else ""
@@ -146,7 +146,7 @@ def whole(each: Method | Selection) -> str:
     parts.append("\n".join(["Parameters:", *table]) if table else "It has no parameters.")
     facts = {"Use it": said.sections.get("When", ""), "Not": said.sections.get("When not", "")}
     if isinstance(each, Selection):
-        facts["Held-out"] = "needed" if each.needs_score else "not needed"
+        facts["Validation"] = "needed" if each.needs_score else "not needed"
     else:
         facts["Ingredients"] = f"{each.takes}, in their order" if each.ordered else each.takes
         facts["Ancestor"] = "needed" if each.needs_base else "not needed"

@@ -19,7 +19,7 @@ from hf_soup.cli.options import DEVICE, JSON, MODELS, QUIET, patient
 @QUIET
 @JSON
 def score(models: tuple[str, ...], recipe: Path, device: str, quiet: bool, as_json: bool) -> None:
-    """Score any models on a recipe's held-out and report data.
+    """Score any models on a recipe's validation and test data.
 
     Example: hf-soup score owner/run-1 soup --recipe recipes/beans.yaml
     """

@@ -1,4 +1,4 @@
-"""``hf-soup forage``: the fine-tunes of a base on the Hub."""
+"""``hf-soup search``: the fine-tunes of a base on the Hub."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from hf_soup.cli.options import JSON, QUIET, patient, tell
 @QUIET
 @JSON
 @click.pass_context
-def forage(
+def search(
     ctx: click.Context, base: str, task: str | None, limit: int, output: Path | None, quiet: bool, as_json: bool
 ) -> None:
     """Find the fine-tunes of a base on the Hub, and who of them can be averaged.
 
     Lists architecture, labels, licence, downloads and verdict. Exit code 3 when there is no group to write down.
 
-    Example: hf-soup forage google/vit-base-patch16-224-in21k --task image-classification -o recipe.yaml
+    Example: hf-soup search google/vit-base-patch16-224-in21k --task image-classification -o recipe.yaml
     """
     from hf_soup._util.io import write_new
     from hf_soup.workflows.search import search as find
@@ -38,7 +38,7 @@ def forage(
         refuse_existing(output)
     found = find(base, task=task, limit=limit, quiet=quiet)
     recipe = found.recipe().to_yaml().encode() if output is not None and found.groups else None
-    text = "" if as_json else tables.foraged(found)
+    text = "" if as_json else tables.fine_tunes(found)
     tell(found.to_dict(), text, as_json, *([partial(write_new, output, recipe)] if output and recipe else []))
     if found.unread:
         many = f"{len(found.unread)} of {len(found.siblings)}"

@@ -31,7 +31,7 @@ def plan(planned: Mapping[str, Any]) -> str:
     ]
     if again := planned["batch_norm"]:
         count = again["layers"]
-        said = f"statistics of {count:,} layer{'s'[: count - 1]} of batch normalisation again, with {again['examples']}"
+        said = f"statistics of {count:,} layer{'s'[: count - 1]} of batch normalisation again, with {again['data']}"
         lines.append(f"collect   {said}")
     for title in ("output", "cache"):
         need, free = planned[f"{title}_disk_bytes"], planned[f"{title}_free_bytes"]
@@ -68,7 +68,7 @@ def soup(soup: Soup) -> str:
         for point in soup.report.curve:
             values = ", ".join(f"{name} {value:g}" for name, value in point.parameters.items())
             tried.append(f"{values}: {100 * point.score:.1f}")
-        lines += [f"Tried on held-out data: {'; '.join(tried)}.", ""]
+        lines += [f"Tried on validation data: {'; '.join(tried)}.", ""]
     if stability := soup.report.stability:
         often = ", ".join(f"{name} {count}" for name, count in stability.chosen.items())
         lines += [*_wrapped(f"Stability: {stability.sentence}. Went in: {often}.", ""), ""]
@@ -128,7 +128,7 @@ def _calibration(report: SoupReport) -> list[str]:
     lines = []
     for title, errors in report.diversity.items():
         rows = [["", "ECE", "NLL", "Brier"]]
-        for name, found in report.calibration.items():
+        for name, found in report.calibration_errors.items():
             if name not in errors.models or name == report.best[title]:
                 rows.append([name, *(f"{x:.3f}" for x in (found[title].ece, found[title].nll, found[title].brier))])
         lines += [f"Calibration on {title}; less is better.", *_aligned(rows)]
@@ -142,13 +142,13 @@ def _calibration(report: SoupReport) -> list[str]:
     return lines
 
 
-def foraged(found: SearchResult) -> str:
+def fine_tunes(found: SearchResult) -> str:
     """The fine-tunes of a base, by group."""
     base = f"{found.base.partition('@')[0]}@{found.revision[:7]}"
     if not found.siblings:
         lines = [f"No model on the Hub names {base} in its card (`base_model`) as what it was fine-tuned from."]
         if found.parents:
-            lines.append(f"It was itself made from another. Next: hf-soup forage {found.parents[0]}")
+            lines.append(f"It was itself made from another. Next: hf-soup search {found.parents[0]}")
         return "\n".join([*lines, f"Older cards do not say it. Next: hf-soup check MODEL... --base {found.base}"])
     grouped = sum(len(group.members) for group in found.groups)
     many = "1 group" if len(found.groups) == 1 else f"{len(found.groups)} groups"

@@ -67,14 +67,14 @@ class Zoo:
 
 
 def demo_recipe(fine_tunes: Sequence[str] = Zoo().fine_tunes) -> Recipe:
-    """The recipe that the demo cooks: chosen on held-out digits, reported on a shifted test first."""
+    """The recipe that the demo cooks: chosen on validation digits, reported on a shifted test first."""
     data = {"task": "image-classification", "dataset": f"{OWNER}/{DATASET}", "metric": "accuracy"}
     return Recipe(
-        base=f"{OWNER}/{ANCESTOR}",
+        base_model=f"{OWNER}/{ANCESTOR}",
         ingredients=[f"{OWNER}/{name}" for name in fine_tunes],
         select="greedy",
-        score={**data, "split": "validation"},
-        report=[{**data, "split": "shifted", "name": "shifted test"}, {**data, "split": "test", "name": "test"}],
+        validation={**data, "split": "validation"},
+        test=[{**data, "split": "shifted", "name": "shifted test"}, {**data, "split": "test", "name": "test"}],
     )
 
 
@@ -229,7 +229,7 @@ def _story(shell: Shell, folder: Path, suffix: str, zoo: Zoo) -> None:
 
     _show("Can they be averaged?")
     _show(shell.hf_soup("check", *models, "--base", f"{OWNER}/{ANCESTOR}").rstrip())
-    _show("\nA soup of those that help each other on held-out data; and, to compare, of all, and of all but one:")
+    _show("\nA soup of those that help each other on validation data; and, to compare, of all, and of all but one:")
     greedy = cook(everything, "soup")
     _show(f"In the soup: {', '.join(_short(name) for name in greedy['selected'])}")
     plain = cook(everything, "uniform", "--select", "uniform")
@@ -243,7 +243,7 @@ def _story(shell: Shell, folder: Path, suffix: str, zoo: Zoo) -> None:
     _show(f"\n$ python {script} {repo}")
     _show(shell.run("load", str(script), repo).rstrip())
 
-    best = next(iter(greedy["best"].values()))  # one and the same for all data, as there is held-out data
+    best = next(iter(greedy["best"].values()))  # one and the same for all data, as there is validation data
     table = {f"{_short(name)}{' *' * (name == best)}": greedy["scores"][name] for name in models}
     table |= {
         f"uniform soup of all {len(models)}": plain["scores"]["soup"],
@@ -251,9 +251,9 @@ def _story(shell: Shell, folder: Path, suffix: str, zoo: Zoo) -> None:
         f"greedy soup of {len(greedy['selected'])}": greedy["scores"]["soup"],
         "probability ensemble": greedy["scores"]["ensemble"],
     }
-    titles, comparisons = [scoring.title for scoring in recipe.report], greedy["comparisons"]
+    titles, comparisons = [scoring.title for scoring in recipe.test], greedy["comparisons"]
     _show("\n" + _render(table, titles))
-    _show("* best on the held-out data, on which the soup was chosen too. The greedy soup against it:\n")
+    _show("* best on the validation data, on which the soup was chosen too. The greedy soup against it:\n")
     for title in titles:
         _show(f"{title}: {comparisons[title]}")
     _show(_FAREWELL.format(root=shlex.quote(str(folder.parent / "hub"))))

@@ -14,7 +14,7 @@ from hf_soup.recipe import Finding, Recipe, is_average, methods_of
 MEAN, VARIANCE = "running_mean", "running_var"
 #: Within what statistics that are collected again are the same on every machine, in parts of the largest in a layer.
 BOUND = 1e-4
-_ADD = "`examples: {task: …, dataset: …, split: train}`"
+_ADD = "`calibration: {task: …, dataset: …, split: train}`"
 
 
 def batch_norms(names: Iterable[str]) -> list[str]:
@@ -38,13 +38,13 @@ def running_statistics(recipe: Recipe, models: AlignedModels) -> list[Finding]:
     """What is to be said of a soup of models with batch normalisation: its mean statistics are not those of its mean.
 
     Methods over a run are defined with a pass over data that collects them again, so they refuse where the recipe has
-    no `examples` for it.
+    no `calibration` for it.
 
     Args:
         recipe: With the method.
         models: The ingredients.
     """
-    if recipe.examples or (len(models.ingredients) == 1 and is_average(recipe)) or not (layers := _layers(models)):
+    if recipe.calibration or (len(models.ingredients) == 1 and is_average(recipe)) or not (layers := _layers(models)):
         return []
     many = f"{len(layers)} layers" if len(layers) > 1 else "a layer"
     message = (
@@ -66,15 +66,15 @@ def require_looked_at(recipe: Recipe, models: AlignedModels) -> None:
     """Refuse examples that nothing looks at: no method, and no batch normalisation.
 
     Args:
-        recipe: With or without `examples`.
+        recipe: With or without `calibration`.
         models: The ingredients.
 
     Raises:
         RecipeError: It is so.
     """
-    if recipe.examples and not any(method.statistics for method in methods_of(recipe)) and not _layers(models):
+    if recipe.calibration and not any(method.statistics for method in methods_of(recipe)) and not _layers(models):
         raise RecipeError(
-            f"The recipe has `examples`, and {recipe.method.name} looks at none. The models have no running "
+            f"The recipe has `calibration`, and {recipe.method.name} looks at none. The models have no running "
             "statistics of batch normalisation either, which would be collected again.",
             hint="Leave them out. `hf-soup methods` says which methods look at examples.",
         )

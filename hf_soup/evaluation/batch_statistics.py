@@ -75,7 +75,7 @@ class BatchStatistics:
         require_variance(layout, calibration)
         self._layout, self._config, self._device = layout, calibration.template.config, calibration.device
         self.batches = inputs.alike(inputs.shuffled(calibration.seed))
-        about = [inputs.fingerprint, inputs.examples.task, inputs.examples.batch_size, calibration.seed]
+        about = [inputs.fingerprint, inputs.data.task, inputs.data.batch_size, calibration.seed]
         #: What decides, beside the weights and the device, what is collected.
         self.key = hashlib.sha256(json.dumps(about).encode()).hexdigest()
         #: A layer, as the files call it → as the model does; known after `model_of`.
@@ -91,7 +91,7 @@ class BatchStatistics:
         """
         numbers = {tensor.name: number for number, tensor in enumerate(self._layout.tensors)}
         means = [numbers[layer + MEAN] for layer in self.layers]
-        task = self.inputs.examples.task
+        task = self.inputs.data.task
         model, homes = find_loaded_parameters(self._layout, means, tensors, self._config, task)
         for layer, number in zip(self.layers, means, strict=True):
             home = homes.direct.get(number, "")
@@ -100,7 +100,7 @@ class BatchStatistics:
                 raise ScoringError(
                     f"'{layer.rstrip('.')}' has running statistics, and is no layer of torch's batch normalisation in "
                     f"a {type(model).__name__}: they cannot be collected again.",
-                    hint="Leave `examples` out, and use a method such as linear, which averages them.",
+                    hint="Leave `calibration` out, and use a method such as linear, which averages them.",
                 )
             self.modules[layer] = name
         return model
@@ -166,7 +166,7 @@ class BatchStatistics:
                 if not value.isfinite().all():
                     raise ScoringError(
                         f"The {what} of what goes into '{name}' is not finite on the examples "
-                        f"'{self.inputs.examples.title}'.",
+                        f"'{self.inputs.data.title}'.",
                         hint="The mixed weights do not hold together: another `method`, or fewer ingredients.",
                     )
         return {
@@ -175,7 +175,7 @@ class BatchStatistics:
         }
 
     def _failed(self, error: Exception) -> ScoringError:
-        title, size = self.inputs.examples.title, self.inputs.examples.batch_size
+        title, size = self.inputs.data.title, self.inputs.data.batch_size
         if "more than 1 value per channel" in str(error):  # torch has no code for it
             lone = sum(len(rows) == 1 for rows in self.batches)
             return ScoringError(
@@ -257,11 +257,11 @@ def recalibrate_batch_norm(
             roots[tensor.name] = root_of(source.read, written)
     inputs, reached = statistics.inputs, [layer for layer, name in statistics.modules.items() if name in found]
     again = BatchNormUpdate(
-        examples=inputs.examples.title,
+        data=inputs.data.title,
         layers=len(reached),
         rows=inputs.n,
         batches=len(statistics.batches),
-        batch_size=inputs.examples.batch_size,
+        batch_size=inputs.data.batch_size,
         unreached=tuple(layer.rstrip(".") for layer in statistics.modules if layer not in reached),
     )
     return replace(

@@ -180,7 +180,7 @@ class Candidates:
         if not lost:
             return []
         soup, single = (self.logits_alone(name) for name in (SOUP, best[lost[0]]))
-        advice = "In the mean of all held-out data, by their weights, it is not."
+        advice = "In the mean of all validation data, by their weights, it is not."
         if self.objective(soup) < self.objective(single):
             advice = "Use that one, or another `select` or `method`: greedy keeps no ingredient that hurts the soup."
         return [
@@ -189,7 +189,7 @@ class Candidates:
         ]
 
     def descent(self, names: Sequence[str], rows: RowSubset | None = None) -> closing[ValidationLoss]:
-        """The held-out loss of soups of some ingredients and its gradient, for a selection that learns."""
+        """The validation loss of soups of some ingredients and its gradient, for a selection that learns."""
         from hf_soup.evaluation.gradients import ValidationLoss
 
         alone = [self.logits_alone(name) for name in names]

@@ -184,7 +184,7 @@ def _unlearned(plan: Plan) -> Plan:
 def _about(calibration: Calibration) -> list[object]:
     """What else decides what is found."""
     inputs, libraries = calibration.inputs, [version(name) for name in ("hf-soup", "torch", "transformers")]
-    about = [dict(calibration.template.config), inputs.fingerprint, inputs.examples.task, inputs.examples.batch_size]
+    about = [dict(calibration.template.config), inputs.fingerprint, inputs.data.task, inputs.data.batch_size]
     return [*about, calibration.seed, libraries, _FORM, calibration.device.partition(":")[0]]
 
 
@@ -194,7 +194,7 @@ class _Pass:
     def __init__(self, one: Plan, paths: Sequence[Mapping[str, Path]], calibration: Calibration) -> None:
         self._layout, self._inputs = one.layout, calibration.inputs
         self._seed, self._device = calibration.seed, calibration.device
-        self._made_of = calibration.template.config, self._inputs.examples.task
+        self._made_of = calibration.template.config, self._inputs.data.task
         self._materializer = Materializer(one.layout, paths)
         self._resident = ReusableModel(*self._made_of, torch.float32)
         self._loaded: tuple[Plan, PreTrainedModel] | None = None
@@ -219,7 +219,7 @@ class _Pass:
                     tensors, turned = self._grams(model, rows, progress)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ScoringError(
-                f"{label} fails on the examples '{self._inputs.examples.title}': {error}",
+                f"{label} fails on the examples '{self._inputs.data.title}': {error}",
                 hint="With `batch_size: 1` examples need no padding, and the least memory. Do the tokenizer or image "
                 "processor and the config belong to these weights?",
             ) from error

@@ -1,4 +1,4 @@
-"""The rows of a `Scoring`: where they come from, which ones, and that held-out is not test (rule 9)."""
+"""The rows of a `Scoring`: where they come from, which ones, and that validation is not test (rule 9)."""
 
 from __future__ import annotations
 
@@ -82,24 +82,24 @@ def name_of(scoring: Scoring) -> str:
 
 
 def refuse_overlap(
-    first: tuple[str, DatasetRows], second: tuple[str, DatasetRows], what: str = "held-out data"
+    first: tuple[str, DatasetRows], second: tuple[str, DatasetRows], what: str = "validation data"
 ) -> None:
-    """Held-out rows, or examples, and report rows of one data set must have no row in common."""
-    (first_title, held_out), (second_title, report) = first, second
-    if common := _common(held_out, report):
+    """Validation rows, or examples, and test rows of one data set must have no row in common."""
+    (first_title, validation), (second_title, test) = first, second
+    if common := _common(validation, test):
         raise ScoringError(
-            f"The {what} '{first_title}' and the report '{second_title}' share {common}.",
+            f"The {what} '{first_title}' and the test data '{second_title}' share {common}.",
             hint="What selection has looked at cannot test it: use another split, or slices that do not meet, "
             "such as `split: validation[:50%]` and `split: validation[50%:]`.",
         )
 
 
 def refuse_partial_overlap(first: tuple[str, DatasetRows], second: tuple[str, DatasetRows]) -> None:
-    """Held-out data sets that are not one have no row in common: halves and inner splits of each would mix."""
+    """Validation data sets that are not one have no row in common: halves and inner splits of each would mix."""
     (title, rows), (other_title, others) = first, second
     if common := _common(rows, others):
         raise ScoringError(
-            f"The held-out data '{title}' and '{other_title}' share {common}, and are not the same.",
+            f"The validation data '{title}' and '{other_title}' share {common}, and are not the same.",
             hint="Several scores may look at the same rows, which the same `split` and `input_columns` name, or at "
             "slices that do not meet.",
         )

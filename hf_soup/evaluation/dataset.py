@@ -14,7 +14,7 @@ from hf_soup.evaluation import label_map, metrics, tasks
 from hf_soup.evaluation.model import answers
 from hf_soup.evaluation.statistics import Ints, comparison_of, paired_bootstrap, paired_interval, resampled
 from hf_soup.merging import ProcessGroup
-from hf_soup.recipe import Comparison, Examples, Score, Scoring
+from hf_soup.recipe import CalibrationData, Comparison, Score, Scoring
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -213,13 +213,13 @@ class CalibrationDataset:
     """The examples of a recipe, preprocessed; `prepare_calibration_dataset` makes them.
 
     Args:
-        examples: With ``revision`` pinned.
+        data: With ``revision`` pinned.
         n: Rows.
         notes: Warnings.
         fingerprint: The sha256 of what decides which inputs a model sees.
     """
 
-    examples: Examples
+    data: CalibrationData
     n: int
     notes: tuple[str, ...]
     fingerprint: str
@@ -240,12 +240,12 @@ class CalibrationDataset:
         """Rows in batches of inputs of one size, so that nothing is padded: long ones first, those of one as given."""
         sizes, batches = self._inputs.sizes[rows], []
         for size in np.unique(sizes)[::-1]:
-            batches += self._inputs.batches(rows[sizes == size], self.examples.batch_size)
+            batches += self._inputs.batches(rows[sizes == size], self.data.batch_size)
         return batches
 
     def padded(self, rows: Ints) -> list[Ints]:
         """Rows in batches in their order, to be padded; of one size each where the tokenizer cannot pad."""
-        return self._inputs.batches(rows, self.examples.batch_size) if self._inputs.can_pad else self.alike(rows)
+        return self._inputs.batches(rows, self.data.batch_size) if self._inputs.can_pad else self.alike(rows)
 
     def batch(self, rows: Ints, device: str = "cpu") -> dict[str, Any]:
         """The model's keyword arguments for some rows, in their order."""

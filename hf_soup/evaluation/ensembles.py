@@ -52,13 +52,13 @@ def logit_ensemble(logits_list: Sequence[Logits]) -> Logits:
 
 
 def greedy_ensemble(
-    held_out: Mapping[str, Sequence[Logits]], score: Callable[[Sequence[Logits]], float]
+    validation: Mapping[str, Sequence[Logits]], score: Callable[[Sequence[Logits]], float]
 ) -> tuple[str, ...]:
     """The models that the greedy soup's recipe keeps when it averages logits and not weights, best first.
 
     Args:
-        held_out: Every model's logits on each of the held-out data sets, ``(n, classes)``.
-        score: The held-out score of such logits; larger is better.
+        validation: Every model's logits on each of the validation data sets, ``(n, classes)``.
+        score: The validation score of such logits; larger is better.
 
     Reference:
         Wortsman et al., Model soups, ICML 2022, arXiv:2203.05482, appendix on ensembles.
@@ -70,9 +70,9 @@ def greedy_ensemble(
     """
 
     def together(names: Mapping[str, float]) -> float:
-        return score([logit_ensemble(each) for each in zip(*(held_out[name] for name in names), strict=True)])
+        return score([logit_ensemble(each) for each in zip(*(validation[name] for name in names), strict=True)])
 
-    found = SELECTIONS["greedy"].function(dict.fromkeys(held_out, 1.0), together)
+    found = SELECTIONS["greedy"].function(dict.fromkeys(validation, 1.0), together)
     return tuple(found.weights)
 
 

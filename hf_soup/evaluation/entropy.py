@@ -68,7 +68,7 @@ class EntropyLoss(MergedModelGradient):
         own_methods = mixture.tensor_methods
         self.learned = {name for name in averaged - running if own_methods.get(name, mixture.method) == call}
         self._still = _combined(plan, paths, call, averaged - self.learned)
-        config, task = calibration.template.config, inputs.examples.task
+        config, task = calibration.template.config, inputs.data.task
         super().__init__(layout, paths, sources, config, task, calibration.device)
         own = {name: dict(zip(plan.weights, shares, strict=True)) for name, shares in mixture.tensor_weights.items()}
         #: (tensors, ingredients): what coefficients are multiplied with.
@@ -107,7 +107,7 @@ class EntropyLoss(MergedModelGradient):
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
                 shapes = {name: tuple(value.shape) for name, value in batch.items()}
                 raise ScoringError(
-                    f"The model cannot learn from the examples '{self._inputs.examples.title}' ({shapes}): {error}",
+                    f"The model cannot learn from the examples '{self._inputs.data.title}' ({shapes}): {error}",
                     hint="Out of memory: a smaller `batch_size` of the examples, or a larger machine.",
                 ) from error
 
@@ -194,7 +194,7 @@ def learn_coefficients(
             return value
         mean = ", ".join(f"{each:.3g}" for each in free.detach().mean(0).tolist())
         raise ScoringError(
-            f"The entropy of the answers to the examples '{inputs.examples.title}' is {value:g} in step {step}, "
+            f"The entropy of the answers to the examples '{inputs.data.title}' is {value:g} in step {step}, "
             f"with the mean coefficients {mean}.",
             hint="Lower `init` or `lr`, or look at the ingredients: one may be broken.",
         )

@@ -71,7 +71,7 @@ def load_data(recipe: Recipe, template: ModelTemplate, context: RunContext) -> E
     """Read, check and preprocess all data of a recipe, before any weight is fetched.
 
     Args:
-        recipe: With `score`, `report` and `examples`, or without them.
+        recipe: With `validation`, `test` and `calibration`, or without them.
         template: Of all models that will look at them.
         context: With the token and the device.
 
@@ -79,25 +79,27 @@ def load_data(recipe: Recipe, template: ModelTemplate, context: RunContext) -> E
         ResolveError: A data set cannot be found or reached.
         ScoringError: A data set, or the device, cannot be used.
     """
-    scorings = [("score", scoring) for scoring in recipe.score] + [("report", scoring) for scoring in recipe.report]
-    if scorings or recipe.examples:
+    scorings = [("validation", scoring) for scoring in recipe.validation] + [
+        ("test", scoring) for scoring in recipe.test
+    ]
+    if scorings or recipe.calibration:
         require_device(context.device)
     scored: Sequence[EvalDataset] = ()
     if scorings:
         scored = prepare_datasets(
             scorings, folder=template.folder, config=template.config, token=context.token, quiet=context.quiet
         )
-    count = len(recipe.score)
+    count = len(recipe.validation)
     calibration = load_calibration(recipe, template, context)
     return EvaluationData(template, tuple(scored[:count]), tuple(scored[count:]), calibration)
 
 
 def load_calibration(recipe: Recipe, template: ModelTemplate, context: RunContext) -> Calibration | None:
     """The examples alone, as `load_data`; None where the recipe has none."""
-    if recipe.examples is None:
+    if recipe.calibration is None:
         return None
     inputs = prepare_calibration_dataset(
-        recipe.examples, recipe.report, folder=template.folder, config=template.config, token=context.token,
+        recipe.calibration, recipe.test, folder=template.folder, config=template.config, token=context.token,
         quiet=context.quiet,
     )  # fmt: skip
     return Calibration(inputs, template, recipe.seed, context.device, context.quiet)
@@ -138,9 +140,9 @@ def data_of_soup(
     if chosen.names == everyone.names or (same and not (data.calibration and looks_at_examples(plan))):
         yield data
         return
-    examples = data.calibration and data.calibration.inputs.examples
-    pinned: dict[str, object] = {"examples": examples}  # the same rows, though a data set may have moved on
-    pinned |= {"score": tuple(b.scoring for b in data.validation), "report": tuple(b.scoring for b in data.test)}
+    calibration = data.calibration and data.calibration.inputs.data
+    pinned: dict[str, object] = {"calibration": calibration}  # the same rows, though a data set may have moved on
+    pinned |= {"validation": tuple(b.scoring for b in data.validation), "test": tuple(b.scoring for b in data.test)}
     recipe = recipe.model_copy(update=pinned)
     with model_template(chosen, plan.layout.dtype) as template:
         if same:
@@ -150,21 +152,21 @@ def data_of_soup(
 
 
 def require_rows(recipe: Recipe, data: EvaluationData, *, learns: bool) -> None:
-    """Refuse `repeats` where halves would say nothing, and learning from rows that are too few or have two labels.
+    """Refuse `stability_repeats` where halves would say nothing, and learning from too few rows, or two labels a row.
 
     Args:
-        recipe: With `repeats`.
+        recipe: With `stability_repeats`.
         data: Its data.
         learns: Whether shares are learned.
 
     Raises:
         ScoringError: It is so.
     """
-    for bench in data.validation if recipe.repeats else ():
+    for bench in data.validation if recipe.stability_repeats else ():
         if bench.n < 20:
             raise ScoringError(
-                f"`repeats` chooses on halves of the held-out rows, and '{bench.title}' has {bench.n}.",
-                hint="Use twenty rows or more, or leave `repeats` out.",
+                f"`stability_repeats` chooses on halves of the validation rows, and '{bench.title}' has {bench.n}.",
+                hint="Use twenty rows or more, or leave `stability_repeats` out.",
             )
     if not learns:
         return
@@ -180,8 +182,8 @@ def require_rows(recipe: Recipe, data: EvaluationData, *, learns: bool) -> None:
     rows = sum(bench.n for bench in different.values())
     if rows < 10:  # a fifth of which are kept apart
         raise ScoringError(
-            f"learned: there are {rows} held-out rows, and it takes ten at least.",
-            hint="Use `select: uniform`, or more held-out rows.",
+            f"learned: there are {rows} validation rows, and it takes ten at least.",
+            hint="Use `select: uniform`, or more validation rows.",
         )
 
 
@@ -193,7 +195,7 @@ def require_variance(layout: Layout, calibration: Calibration | None) -> None:
     """
     if calibration and calibration.inputs.n < 2 and batch_norms(tensor.name for tensor in layout.tensors):
         raise ScoringError(
-            f"The examples '{calibration.inputs.examples.title}' are one row, which has no variance for batch "
+            f"The examples '{calibration.inputs.data.title}' are one row, which has no variance for batch "
             "normalisation.",
             hint="Use more rows: a few hundred of the training data or more.",
         )

@@ -1,4 +1,4 @@
-"""The held-out loss of soups in memory, and its gradient with respect to the shares of the ingredients.
+"""The validation loss of soups in memory, and its gradient with respect to the shares of the ingredients.
 
 One backward pass gives the gradient of the loss by the weights of the one model that is held; the ingredients are
 read from their files slice by slice and multiplied with it, so nothing grows with their number.
@@ -228,10 +228,10 @@ class ValidationLoss(MergedModelGradient):
         paths: For every source, its weight files on this machine.
         ingredients: Those in play, in the order of columns of ``shares``, and the share of every source in each.
         config: The model's ``config.json``.
-        benches: The held-out data, each of whose rows share its weight equally. The loss of the same rows is the same,
+        benches: The validation data, whose rows share its weight equally. The loss of the same rows is the same,
             whatever is measured on them: they are looked at once, with the weights of all.
-        answers: What each ingredient answers to each of the held-out data, all rows.
-        rows: Of each of the held-out data those that are looked at, by default all; they are numbered through.
+        answers: What each ingredient answers to each of the validation data, all rows.
+        rows: Of each of the validation data those that are looked at, by default all; they are numbered through.
         device: Where the model runs.
     """
 
@@ -269,7 +269,7 @@ class ValidationLoss(MergedModelGradient):
 
         Args:
             shares: ``(len(tensors), len(names))``, or ``(1, len(names))`` for all tensors alike.
-            rows: Numbers of held-out rows.
+            rows: Numbers of validation rows.
 
         Returns:
             The loss and that scale, between exp(-5) and exp(5).

@@ -34,6 +34,6 @@ def require_memory(layout: Layout, *, learns: bool = False) -> None:
     if need > free:
         raise ScoringError(
             f"Scoring candidates takes {need / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free.",
-            hint="Use `select: uniform` without `score` and `report`, or a larger machine.",
+            hint="Use `select: uniform` without `validation` and `test`, or a larger machine.",
             code="memory",
         )

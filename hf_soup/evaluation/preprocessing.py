@@ -16,7 +16,7 @@ from hf_soup.evaluation import data, label_map, metrics, tasks
 from hf_soup.evaluation.dataset import CalibrationDataset, EvalDataset
 from hf_soup.evaluation.encoded_rows import Chunk, EncodedRows, key_of, stored
 from hf_soup.evaluation.statistics import Ints
-from hf_soup.recipe import Examples, Scoring
+from hf_soup.recipe import CalibrationData, Scoring
 
 _Task = tasks.ImageClassification | tasks.TextClassification
 
@@ -29,16 +29,16 @@ def prepare_datasets(
     token: str | bool | None = None,
     quiet: bool = False,
 ) -> list[EvalDataset]:
-    """Read, check and preprocess all held-out and report data of a recipe.
+    """Read, check and preprocess all validation and test data of a recipe.
 
     What was preprocessed once is read from the disk the next time, where the data, the donor's tokenizer or image
     processor, and the libraries are the same. Neither images nor their numbers are ever all in memory.
 
-    They are given together because rule 9 is about them together: held-out rows that are report rows too
-    are refused, and held-out rows that equal a report row elsewhere in content are dropped, with a note.
+    They are given together because rule 9 is about them together: validation rows that are test rows too
+    are refused, and validation rows that equal a test row elsewhere in content are dropped, with a note.
 
     Args:
-        scorings: ``("score" or "report", scoring)``.
+        scorings: ``("validation" or "test", scoring)``.
         folder: The donor's: its ``config.json`` and tokenizer or image processor.
         config: The donor's ``config.json``.
         token: For gated and private data sets.
@@ -59,24 +59,24 @@ def prepare_datasets(
     if len(label_map.model_classes(config)) < 2:
         raise ScoringError("The model has one output: a regression, which cannot be scored as classes.")
     names = [data.name_of(scoring) for _, scoring in scorings]
-    reports = [place for place, (role, _) in enumerate(scorings) if role == "report"]
-    held_out = [place for place, (role, _) in enumerate(scorings) if role == "score"]
+    tests = [place for place, (role, _) in enumerate(scorings) if role == "test"]
+    validation = [place for place, (role, _) in enumerate(scorings) if role == "validation"]
     benches: dict[int, EvalDataset] = {}
-    reported: set[bytes] = set()
+    in_tests: set[bytes] = set()
     with tempfile.TemporaryDirectory(prefix="hf-soup-data-") as cache:
         scratch = Path(cache)
         loaded = data.load([scoring for _, scoring in scorings], scratch, token)
-        for place, other in itertools.product(held_out, reports):
+        for place, other in itertools.product(validation, tests):
             data.refuse_overlap((names[place], loaded[place][1]), (names[other], loaded[other][1]))
-        # Reports first: what they hold is what held-out may not hold.
-        for place in reports + held_out:
-            barred = reported if place in held_out else set()
+        # Test data first: what they hold is what validation may not hold.
+        for place in tests + validation:
+            barred = in_tests if place in validation else set()
             benches[place], digests = _prepare_one(
                 scorings[place][1], *loaded[place], folder, config, barred, scratch, quiet
             )
-            if place in reports:
-                reported.update(digests)
-        for place, other in itertools.combinations(held_out, 2):
+            if place in tests:
+                in_tests.update(digests)
+        for place, other in itertools.combinations(validation, 2):
             if benches[place].fingerprint != benches[other].fingerprint:
                 data.refuse_partial_overlap((names[place], loaded[place][1]), (names[other], loaded[other][1]))
     return [benches[place] for place in range(len(loaded))]
@@ -101,7 +101,7 @@ def _prepare_one(
     mapped = label_map.match(name, model_names, column, data.declared_classes(table, label_name), scoring.labels)
     references = label_map.to_outputs(mapped, column, name)
     key, found = _preprocessed(scoring, rows, task, folder, columns, scratch=scratch, quiet=quiet)
-    kept, dropped = _unseen(found, barred, name, "held-out data", "selection")
+    kept, dropped = _unseen(found, barred, name, "validation data", "selection")
     notes = tuple(note for note in (mapped.note, *dropped) if note)
     references = references[kept]
     if len(np.unique(references)) == 1:
@@ -116,8 +116,8 @@ def _prepare_one(
 
 
 def prepare_calibration_dataset(
-    examples: Examples,
-    reports: Sequence[Scoring],
+    examples: CalibrationData,
+    tests: Sequence[Scoring],
     *,
     folder: Path,
     config: Mapping[str, Any],
@@ -126,11 +126,12 @@ def prepare_calibration_dataset(
 ) -> CalibrationDataset:
     """Read and preprocess the examples of a recipe.
 
-    Rows of a report are refused, and rows that equal one in content dropped: a report is looked at once, at the end.
+    Rows of the test data are refused, and rows that equal one in content dropped: nothing may look at test data before
+    the end.
 
     Args:
         examples: The recipe's.
-        reports: The data that nothing may look at before.
+        tests: The data that nothing may look at before.
         folder, config, token, quiet: As in `prepare_datasets`.
 
     Raises:
@@ -145,8 +146,8 @@ def prepare_calibration_dataset(
     barred: set[bytes] = set()
     with tempfile.TemporaryDirectory(prefix="hf-soup-data-") as cache:
         scratch = Path(cache)
-        (pinned, rows), *others = data.load([examples, *reports], scratch, token)
-        for report, (_, theirs) in zip(reports, others, strict=True):
+        (pinned, rows), *others = data.load([examples, *tests], scratch, token)
+        for report, (_, theirs) in zip(tests, others, strict=True):
             data.refuse_overlap((name, rows), (data.name_of(report), theirs), "examples")
 
         def of(scoring: Scoring, its: data.DatasetRows) -> tuple[_Task, str, EncodedRows]:
@@ -159,20 +160,20 @@ def prepare_calibration_dataset(
         task, key, found = of(pinned, rows)
     kept, dropped = _unseen(found, barred, name, "examples", "a method")
     notes = tuple(f"{name}: {note}" for note in dropped)
-    assert isinstance(pinned, Examples)
+    assert isinstance(pinned, CalibrationData)
     fingerprint = hashlib.sha256(key.encode() + kept.tobytes()).hexdigest()
     return CalibrationDataset(pinned, len(kept), notes, fingerprint, tasks.Inputs(found, kept, task.tokenizer))
 
 
 def _unseen(rows: EncodedRows, barred: Set[bytes], name: str, what: str, who: str) -> tuple[Ints, list[str]]:
-    """The rows that are in no report, and what is to be said of those that are."""
+    """The rows that are in no test data, and what is to be said of those that are."""
     kept, every = np.flatnonzero([digest not in barred for digest in rows.digests]), len(rows.digests)
     if not len(kept):
         raise ScoringError(
-            f"Every row of the {what} '{name}' is in the report too.",
+            f"Every row of the {what} '{name}' is in the test data too.",
             hint=f"What {who} has looked at cannot test it: use other rows.",
         )
-    note = f"{every - len(kept):,} of {every:,} rows equal a report row in content and were dropped"
+    note = f"{every - len(kept):,} of {every:,} rows equal a test row in content and were dropped"
     return kept, [note] if len(kept) < every else []
 
 

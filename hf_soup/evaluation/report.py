@@ -18,7 +18,7 @@ class EvaluationReport:
 
     Args:
         scores: Name of a model (every ingredient, the soup, ensembles) → title of the data → its score.
-        best: The ingredient that is best on the held-out data; without such data, on each report by itself.
+        best: The ingredient that is best on the validation data; without such data, on each report by itself.
         comparisons: Title of the data → the soup against the best ingredient there.
         since: The same against the last version of the soup, where it is an update.
         calibration: As ``scores`` → how far probabilities can be believed.

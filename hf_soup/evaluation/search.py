@@ -22,7 +22,7 @@ from hf_soup.recipe import (
     searched,
     settled,
 )
-from hf_soup.selection import SELECTIONS, Layers, Selected, Weights
+from hf_soup.selection import SELECTIONS, Selected, TensorWeights, Weights
 
 if TYPE_CHECKING:
     from hf_soup.evaluation.candidates import Candidates, RowSubset
@@ -73,13 +73,13 @@ class MixtureSpace:
     names: Sequence[str]
 
     def of(
-        self, weights: Weights, layers: Layers | None = None, parameters: Mapping[str, Any] | None = None
+        self, weights: Weights, tensor_weights: TensorWeights | None = None, parameters: Mapping[str, Any] | None = None
     ) -> Mixture:
         """The mixture of some ingredients, with shares of single tensors, and parameters of the method, of its own."""
         flatten = self.ingredients.flatten
         shares = flatten(weights)
         own = {}
-        for tensor, mine in (layers or {}).items():
+        for tensor, mine in (tensor_weights or {}).items():
             each = flatten(dict(zip(weights, mine, strict=True)), mean=False)
             own[tensor] = tuple([each[number] for number in shares])
         call = self.usual.method if parameters is None else MethodCall(self.usual.method.method, parameters)
@@ -110,7 +110,7 @@ def choose(
         candidates.require_better_than_chance(list(weights))
     search = _Search(recipe, weights, space, candidates)
     selected, one, curve = search.run()
-    stability = search.stability() if recipe.repeats and candidates is not None else None
+    stability = search.stability() if recipe.stability_repeats and candidates is not None else None
     chosen = space.ingredients.flatten(selected.weights, mean=selected.normalize)
     numbers, final = sorted(chosen), one
     if averages_run(one):
@@ -122,12 +122,12 @@ def choose(
         final = one.model_copy(update={"method": named})
     if head_of is not None:
         numbers = sorted({*numbers, space.names.index(head_of)})
-    if selected.layers:
-        layers = {}
-        for tensor, given in selected.layers.items():
+    if selected.tensor_weights:
+        tensor_weights = {}
+        for tensor, given in selected.tensor_weights.items():
             own = space.ingredients.flatten(dict(zip(selected.weights, given, strict=True)), mean=False)
-            layers[tensor] = tuple(own.get(number, 0.0) for number in numbers)
-        final = final.model_copy(update={"layers": layers})
+            tensor_weights[tensor] = tuple(own.get(number, 0.0) for number in numbers)
+        final = final.model_copy(update={"tensor_weights": tensor_weights})
     shares = {space.names[number]: chosen.get(number, 0.0) for number in numbers}
     return Choice(shares, one, final, selected, curve, stability)
 
@@ -166,7 +166,7 @@ class _Search:
         else:
             selected = selection.function(self.weights, score, **recipe.select.parameters)
         # In the recipe's order, whatever the order in which they were chosen: sums are rounded in order.
-        if not selected.layers:  # else they stand in the order of the weights
+        if not selected.tensor_weights:  # else they stand in the order of the weights
             kept = selected.weights
             selected = replace(selected, weights={name: kept[name] for name in self.weights if name in kept})
         if len(selected.weights) < least:
@@ -185,13 +185,13 @@ class _Search:
         recipe, candidates = self.recipe, self.candidates
         assert candidates is not None, "the recipe was checked: who repeats has validation data"
         counts, gains = dict.fromkeys(self.weights, 0), []
-        for number in range(recipe.repeats):
+        for number in range(recipe.stability_repeats):
             first, second = candidates.random_halves(recipe.seed + number)
             selected, one, _ = self.run(first)
             best = max(self.weights, key=lambda name: candidates.score_alone(name, first))
             plain = is_average(one) and selected.normalize and one.method.parameters == {}
             parameters = None if plain else one.method.parameters
-            soup = self.score(selected.weights, selected.layers, parameters, second)
+            soup = self.score(selected.weights, selected.tensor_weights, parameters, second)
             gains.append(soup - candidates.score_alone(best, second))
             for name in selected.weights:
                 counts[name] += 1
@@ -199,7 +199,7 @@ class _Search:
         repeats, mean, won = len(gains), sum(gains) / len(gains), sum(gain > 0 for gain in gains)
         tied = sum(gain == 0 for gain in gains)
         sentence = (
-            f"chosen again on {repeats} random halves of the held-out rows and scored on the other halves, the "
+            f"chosen again on {repeats} random halves of the validation rows and scored on the other halves, the "
             f"soup is {100 * mean:+.1f} points from the best ingredient in the mean ({100 * low:+.1f} to "
             f"{100 * high:+.1f}); better in {won}, equal in {tied}, worse in {repeats - won - tied}"
         )
@@ -210,12 +210,12 @@ class _Search:
     def score(
         self,
         weights: Weights,
-        layers: Layers | None = None,
+        tensor_weights: TensorWeights | None = None,
         parameters: Mapping[str, Any] | None = None,
         rows: RowSubset | None = None,
     ) -> float:
         """The validation score of some ingredients; one alone is itself."""
         assert self.candidates is not None, "the recipe was checked: who looks at scores has validation data"
-        if len(weights) == 1 and not layers and parameters is None:
+        if len(weights) == 1 and not tensor_weights and parameters is None:
             return self.candidates.score_alone(next(iter(weights)), rows)
-        return self.candidates.score(self.space.of(weights, layers, parameters), rows)
+        return self.candidates.score(self.space.of(weights, tensor_weights, parameters), rows)

@@ -37,7 +37,7 @@ class Published:
         model: ``owner/name`` as the Hub answers, or ``local:name`` of a folder.
         recipe: Its resolved recipe without data: every ingredient is a Hub id with a commit, or ``local:name`` with a
             sha256. ``allow_pickle`` is the caller's.
-        score, report: The recipe's data, which `with_data` gives back in a recipe that can be measured.
+        validation, test: The recipe's data, which `with_data` gives back in a recipe that can be measured.
         digest: Over all tensors, as ``soup.json`` says.
         scores: What it says that the soup scored: title of the data → value.
         source: Where its files are.
@@ -45,8 +45,8 @@ class Published:
 
     model: str
     recipe: Recipe
-    score: tuple[Scoring, ...] = field(repr=False)
-    report: tuple[Scoring, ...] = field(repr=False)
+    validation: tuple[Scoring, ...] = field(repr=False)
+    test: tuple[Scoring, ...] = field(repr=False)
     digest: str
     scores: Mapping[str, float] = field(repr=False)
     source: FileSource = field(repr=False)
@@ -64,12 +64,12 @@ class Published:
         Raises:
             RecipeError: Data or a metric was a file and is not among the paths, is not pinned, or is code.
         """
-        every = [_usable(each, paths or {}, trust_remote_code) for each in (*self.score, *self.report)]
-        count = len(self.score)
-        return self.recipe.model_copy(update={"score": tuple(every[:count]), "report": tuple(every[count:])})
+        every = [_usable(each, paths or {}, trust_remote_code) for each in (*self.validation, *self.test)]
+        count = len(self.validation)
+        return self.recipe.model_copy(update={"validation": tuple(every[:count]), "test": tuple(every[count:])})
 
-    def with_examples(self, paths: Paths | None = None) -> Recipe:
-        """The recipe with its examples, and the reports whose rows are not among them, where they may be used here.
+    def with_calibration(self, paths: Paths | None = None) -> Recipe:
+        """The recipe with its examples, and the test data whose rows are not among them, where they may be used here.
 
         Args:
             paths: As in `with_data`.
@@ -77,12 +77,12 @@ class Published:
         Raises:
             RecipeError: As there.
         """
-        if self.recipe.examples is None:
+        if self.recipe.calibration is None:
             return self.recipe
-        examples = _usable(self.recipe.examples, paths or {}, False)
+        calibration = _usable(self.recipe.calibration, paths or {}, False)
         # No metric is run.
-        reports = [_usable(each.model_copy(update={"metric": "accuracy"}), paths or {}, False) for each in self.report]
-        return self.recipe.model_copy(update={"examples": examples, "report": tuple(reports)})
+        tests = [_usable(each.model_copy(update={"metric": "accuracy"}), paths or {}, False) for each in self.test]
+        return self.recipe.model_copy(update={"calibration": calibration, "test": tuple(tests)})
 
 
 def open_published(model: str, *, allow_pickle: bool = False, token: Token = None) -> Published:
@@ -118,9 +118,9 @@ def open_published(model: str, *, allow_pickle: bool = False, token: Token = Non
     recipe = read_recipe(source)
     _require_pinned(recipe, (name, source.commit))
     digest, scores = _read_report(source)
-    plain = {"score": (), "report": (), "allow_pickle": allow_pickle}
+    plain = {"validation": (), "test": (), "allow_pickle": allow_pickle}
     return Published(
-        name, recipe.model_copy(update=plain), recipe.score, recipe.report, digest, scores, source
+        name, recipe.model_copy(update=plain), recipe.validation, recipe.test, digest, scores, source
     )  # fmt: skip
 
 
@@ -176,8 +176,8 @@ def _mapping(value: object) -> dict[str, Any]:
 def _require_pinned(recipe: Recipe, itself: tuple[str, str | None]) -> None:
     """Refuse what no soup's own recipe has: paths, branches, choices that are still to be made, the soup in itself."""
     named: list[tuple[str, str | None]] = [(each.model, each.revision) for each in recipe.ingredients]
-    if recipe.base is not None and not recipe.base.startswith("local:"):
-        base, _, at = split_revision(recipe.base)
+    if recipe.base_model is not None and not recipe.base_model.startswith("local:"):
+        base, _, at = split_revision(recipe.base_model)
         named.append((base, at))
     for model, revision in named:
         on_hub = hub.is_repo_id(model)
@@ -198,10 +198,12 @@ def _require_pinned(recipe: Recipe, itself: tuple[str, str | None]) -> None:
             )
         if revision and (model, revision) == itself:
             raise RecipeError(f"its soup.yaml names the soup itself, {model}@{revision[:7]}, as its ingredient")
-    if recipe.base is not None and recipe.base.startswith("local:") and not _is_local(recipe.base):
-        raise RecipeError(f"its soup.yaml names the base {recipe.base[:200]!r}, which is no name of a folder")
-    if recipe.select != Named(name="uniform") or recipe.repeats:
-        raise RecipeError("its soup.yaml leaves a choice open (`select` or `repeats`); in a soup's it is made")
+    if recipe.base_model is not None and recipe.base_model.startswith("local:") and not _is_local(recipe.base_model):
+        raise RecipeError(f"its soup.yaml names the base {recipe.base_model[:200]!r}, which is no name of a folder")
+    if recipe.select != Named(name="uniform") or recipe.stability_repeats:
+        raise RecipeError(
+            "its soup.yaml leaves a choice open (`select` or `stability_repeats`); in a soup's it is made"
+        )
 
 
 def _is_local(model: str) -> bool:

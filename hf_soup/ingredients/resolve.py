@@ -42,7 +42,7 @@ _DEEPEST = 20
 #: A mean has no shares by tensor, so its recipe is short; a longer one is not parsed, as it is a stranger's.
 _MOST_BYTES = 1 << 20
 #: What a soup's recipe may say; any other key may make it something else than the mean of its leaves.
-_HARMLESS = {"base", "ingredients", "score", "report", "seed", "allow_pickle", "labels", "dtype", "allow"}
+_HARMLESS = {"base_model", "ingredients", "validation", "test", "seed", "allow_pickle", "labels", "dtype", "allow"}
 #: How far rounding may take a mean, in parts of its terms' sizes.
 _ROUNDED = {"BF16": 2.0**-8, "F16": 2.0**-10, "F32": 2.0**-20, "F64": 2.0**-20}
 #: Shares up to this are whole numbers where they can be, as products of them with 16-bit numbers are exact in float32.
@@ -235,10 +235,10 @@ class _Soups:
             recipe = read_recipe(soup.source, max_bytes=_MOST_BYTES)
         except RecipeError as error:
             raise _StaysError(" ".join(error.message.split())[:300].rstrip(".")) from None
-        looked_at = (*recipe.score, *([recipe.examples] if recipe.examples else []))
+        looked_at = (*recipe.validation, *([recipe.calibration] if recipe.calibration else []))
         self.seen += [(self.name(soup.identity), scoring) for scoring in looked_at]
         if not _averages(self.recipe):
-            key = "layers" if self.recipe.layers else "overrides" if self.recipe.overrides else "method"
+            key = "tensor_weights" if self.recipe.tensor_weights else "overrides" if self.recipe.overrides else "method"
             raise _StaysError(f"with this `{key}` the recipe makes no weighted mean, the same for all tensors")
         if isinstance(self.recipe.head, int) and soup.identity == self._opened[self.recipe.head].identity:
             raise _StaysError("its head is the one that is kept")
@@ -305,7 +305,7 @@ class _Soups:
 
 def _averages(recipe: Recipe) -> bool:
     """Whether it makes a weighted mean, the same for all tensors."""
-    return is_average(recipe) and not recipe.layers
+    return is_average(recipe) and not recipe.tensor_weights
 
 
 def _bounded(share: Fraction) -> Fraction:

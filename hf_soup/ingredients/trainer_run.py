@@ -144,9 +144,9 @@ def expand_runs(recipe: Recipe, *, checks: bool = False, beside: bool = False) -
     notes = [*found, *(run.half for run in runs if run and run.half)]
     if not (window or alone):
         return _one_each(recipe, runs, notes)
-    if recipe.layers:
+    if recipe.tensor_weights:
         raise RecipeError(
-            "`layers` gives each ingredient its shares, and a run is as many ingredients as it has checkpoints.",
+            "`tensor_weights` gives each ingredient its weights, and a run is as many as it has checkpoints.",
             hint="Name the checkpoints in the run's place.",
         )
     if any(runs):
@@ -221,8 +221,10 @@ def _without_sweeps(recipe: Recipe) -> tuple[Recipe, list[Finding]]:
             notes.append(_note(f"{name} is a folder of {len(members)}: {some([m.name for m in members], 12)}.", name))
     if not notes:
         return recipe, notes
-    if recipe.layers:
-        raise RecipeError("`layers` gives each ingredient its shares; name the runs in the place of their folder.")
+    if recipe.tensor_weights:
+        raise RecipeError(
+            "`tensor_weights` gives each ingredient its shares; name the runs in the place of their folder."
+        )
     return recipe.model_copy(update={"ingredients": tuple(ingredients)}), notes
 
 

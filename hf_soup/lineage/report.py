@@ -199,10 +199,10 @@ class LineageReport:
         if self.verdict == REFUSED:
             return f"each point under `Why not` says it; then check again.{self._permission()}"
         if self.verdict == PROVEN:
-            return "`hf-soup cook` averages them; with held-out data it measures the soup against its ingredients."
+            return "`hf-soup cook` averages them; with validation data it measures the soup against its ingredients."
         if self.ancestor is None or self.ancestor.source == "weights":
             return "name the ancestor with --base if you know it, or measure with `--recipe RECIPE --barrier`."
-        return "measure: `hf-soup cook` with held-out data, or `hf-soup check --recipe RECIPE --barrier`."
+        return "measure: `hf-soup cook` with validation data, or `hf-soup check --recipe RECIPE --barrier`."
 
 
 _MOST_ROWS, _MOST_NOTES = 20, 12  # of a report for people

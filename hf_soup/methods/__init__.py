@@ -86,7 +86,7 @@ class Method:
             example by example, over the root mean square of these in the whole model; or ``gram``, for the weight of a
             linear layer, given as (out, in), the float32 (in, in) mean of :math:`xx^\top` over the layer's inputs; or
             ``coefficients``, a float32 without dimensions, learned for all ingredients together. The parameter
-            ``examples`` says how many are looked at.
+            ``calibration`` says how many are looked at.
         measure: ``measure(slices, weights, **parameters)`` gives what the parameter ``measured`` gets: for `Slices` of
             whole tensors, or of their task vectors.
     """

@@ -38,7 +38,7 @@ def ema(
 
     When not:
         Where the learning rate was annealed to zero: the last checkpoint is there already. A model with batch
-        normalisation needs `examples` in the recipe, with which its running statistics are collected again.
+        normalisation needs `calibration` in the recipe, with which its running statistics are collected again.
 
     Args:
         tensors: ``n`` tensors of one shape, as stored, the latest last.

@@ -40,7 +40,7 @@ def iso_c(
     directions of zero, which are arbitrary, up to the mean also; here they stay zero.
 
     When:
-        For many models of different tasks, with ``scale`` tuned on held-out data, as in the paper. It costs an
+        For many models of different tasks, with ``scale`` tuned on validation data, as in the paper. It costs an
         eigendecomposition of the smaller side of every matrix.
 
     When not:
@@ -50,7 +50,7 @@ def iso_c(
     Args:
         deltas: ``n`` task vectors of one shape and dtype, float32 or float64.
         weights: ``n`` numbers of zero or more, whose sum is not zero.
-        scale: :math:`\lambda`; the paper tunes it on held-out data, which a list of values does here.
+        scale: :math:`\lambda`; the paper tunes it on validation data, which a list of values does here.
 
     Returns:
         The task vector of the mix, in their dtype.

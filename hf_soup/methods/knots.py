@@ -56,7 +56,7 @@ def knots(
 
     When:
         For LoRAs on different tasks, each merged into its copy of one base: their entries hardly line up, so that votes
-        on these mean little. Tune ``scale`` on held-out data, as the authors do, whose values are 0.5 and 0.6.
+        on these mean little. Tune ``scale`` on validation data, as the authors do, whose values are 0.5 and 0.6.
 
     When not:
         For full fine-tunes, whose entries line up better, so that `ties` is enough. Where time counts: it takes an

@@ -32,7 +32,8 @@ def lawa(
         For a run that is not at its end: the mean is as good as a checkpoint many epochs later.
 
     When not:
-        Where the learning rate was annealed to zero: it gains little. A model with batch normalisation needs `examples`
+        Where the learning rate was annealed to zero: it gains little. A model with batch normalisation needs
+        `calibration`
         in the recipe, with which its running statistics are collected again.
 
     Args:

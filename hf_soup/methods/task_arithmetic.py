@@ -35,7 +35,7 @@ def task_arithmetic(
     Args:
         deltas: ``n`` task vectors of one shape and dtype, float32 or float64.
         weights: ``n`` numbers.
-        scale: :math:`\lambda`; the paper tunes it on held-out data, which a list of values does here.
+        scale: :math:`\lambda`; the paper tunes it on validation data, which a list of values does here.
 
     Returns:
         The task vector of the mix, in their dtype.

@@ -24,7 +24,7 @@ def wise_ft(
         = \theta_0 + \alpha\,\frac{\sum_i w_i \tau_i}{\sum_i w_i}
 
     With one ingredient this is WiSE-FT as published, with several the WiSE-FT of their soup. Give ``alpha`` as a
-    list and the best on held-out data is taken.
+    list and the best on validation data is taken.
 
     When:
         Where fine-tuning cost robustness under distribution shift: a way back towards the ancestor often wins it back.

@@ -119,9 +119,9 @@ def front_matter(title: str, models: MergedModels, report: SoupReport, license: 
 
 
 def _results(report: SoupReport) -> list[dict[str, Any]]:
-    """``model-index`` entries of all reports; local data has the name of its loader where others have an id."""
+    """``model-index`` entries of all test data; local data has the name of its loader where others have an id."""
     results = []
-    for data in report.report:
+    for data in report.test:
         dataset = {"type": data.loader or data.dataset, "name": data.name, "split": data.split}
         dataset |= {"config": data.config, "revision": data.revision}
         value = round(report.scores["soup"][data.title].value, 6)

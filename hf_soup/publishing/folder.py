@@ -79,14 +79,14 @@ def soup_report(
         library="sentence-transformers" if "modules.json" in donor.source.files else "transformers",
         encoder=_encoder(donor.source.fetch_assets()),
         head_of=models.leaves.head_of,
-        held_out=tuple(scoring.title for scoring in asked.score),
+        validation=tuple(scoring.title for scoring in asked.validation),
         scores=measured.scores,
         best=measured.best,
         comparisons={
             title: each.model_copy(update={"against": measured.best[title]})
             for title, each in measured.comparisons.items()
         },
-        calibration=measured.calibration,
+        calibration_errors=measured.calibration,
         diversity=measured.diversity,
         greedy_ensemble=measured.in_ensemble,
         curve=tuple(
@@ -96,12 +96,12 @@ def soup_report(
         trace=tuple(map(TraceStep.model_validate, choice.selected.trace)),
         history=tuple(map(LearningEpoch.model_validate, choice.selected.history)),
         stability=choice.stability,
-        report=tuple(
+        test=tuple(
             ReportedData.model_validate({
                 **scoring.model_dump(), "title": title, "name": scoring.name or scoring.dataset,
                 "loader": loader_of(scoring),
             })
-            for scoring, title in zip(recipe.report, titles[len(recipe.score) :], strict=True)
+            for scoring, title in zip(recipe.test, titles[len(recipe.validation) :], strict=True)
         ),
         batch_norm=merged.batch_norm,
         update=update,
@@ -137,10 +137,10 @@ def write_folder(folder: Path, report: SoupReport, recipe: Recipe, models: Merge
         if report.curve:
             plots.draw_curve(folder / "plots" / "curve.png", report)
         if report.history:
-            plots.draw_learned(folder / "plots" / "learned.png", report, recipe.layers)
+            plots.draw_learned(folder / "plots" / "learned.png", report, recipe.tensor_weights)
     write_json(folder / "soup.json", report.to_dict())
-    named = [each for scoring in (*recipe.score, *recipe.report) for each in (scoring.dataset, scoring.metric)]
-    named += [recipe.examples.dataset] if recipe.examples else []
+    named = [each for scoring in (*recipe.validation, *recipe.test) for each in (scoring.dataset, scoring.metric)]
+    named += [recipe.calibration.dataset] if recipe.calibration else []
     files = list(dict.fromkeys(each for each in named if each.startswith("local:")))
     (folder / "README.md").write_text(render(title, models, report, recipe=recipe.to_yaml(), files=files))
 
@@ -187,16 +187,16 @@ def resolve_recipe(recipe: Recipe, models: MergedModels, data: EvaluationData) -
     labels = leaves.labels
     return recipe.model_copy(
         update={
-            "base": base,
+            "base_model": base,
             "ingredients": ingredients,
             "heads": heads,
             "labels": None if labels == said else labels,
             # The choice is made; a weight that came out of data is not derived again.
             "select": Named(name="uniform"),
-            "repeats": 0,
-            "score": tuple(_public(bench.scoring) for bench in data.validation),
-            "report": tuple(_public(bench.scoring) for bench in data.test),
-            "examples": data.calibration and _public(data.calibration.inputs.examples),
+            "stability_repeats": 0,
+            "validation": tuple(_public(bench.scoring) for bench in data.validation),
+            "test": tuple(_public(bench.scoring) for bench in data.test),
+            "calibration": data.calibration and _public(data.calibration.inputs.data),
         }
     )
 

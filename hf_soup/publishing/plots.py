@@ -93,7 +93,7 @@ def draw_barriers(path: Path, summary: Mapping[str, Any]) -> None:
 
 
 def draw_curve(path: Path, report: SoupReport) -> None:
-    """Write what a method's parameters do as PNG: scores by value, and reports against the held-out score.
+    """Write what a method's parameters do as PNG: scores by value, and test scores against the validation score.
 
     The second is the picture of WiSE-FT (Wortsman et al., arXiv:2109.01903): what a step costs or gains on the data
     that were fine-tuned for, against what it does on others.
@@ -113,9 +113,9 @@ def draw_curve(path: Path, report: SoupReport) -> None:
     chosen = points.index(next(p for p in points if p.parameters == report.parameters))
     for title in points[0].scores:
         values = [100 * point.scores[title].value for point in points]
-        style = "o--" if title in report.held_out else "o-"
+        style = "o--" if title in report.validation else "o-"
         (line,) = left.plot(places, values, style, markersize=4, label=_plain(title))
-        if title not in report.held_out:
+        if title not in report.validation:
             right.plot([100 * point.score for point in points], values, "o-", color=line.get_color(), markersize=4)
             for place in dict.fromkeys((0, chosen, len(points) - 1)):
                 at = (100 * points[place].score, values[place])
@@ -123,11 +123,11 @@ def draw_curve(path: Path, report: SoupReport) -> None:
     left.axvline(places[chosen], color="k", linewidth=0.6, linestyle=":")
     if len(varied) > 1:
         left.set_xticks(places, said, rotation=90, fontsize=6)
-    left.set_xlabel(f"{', '.join(varied)} (dotted: chosen on held-out data)", fontsize=8)
+    left.set_xlabel(f"{', '.join(varied)} (dotted: chosen on validation data)", fontsize=8)
     left.set_ylabel("percent", fontsize=8)
     left.legend(fontsize=7)
-    right.set_xlabel("held-out data", fontsize=8)
-    right.set_ylabel("reports", fontsize=8)
+    right.set_xlabel("validation data", fontsize=8)
+    right.set_ylabel("test", fontsize=8)
     for panel in (left, right):
         panel.grid(linewidth=0.3)
     _save(figure, path)

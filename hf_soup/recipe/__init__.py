@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         JUDGEMENTS as JUDGEMENTS,
         MAX_BYTES as MAX_BYTES,
         MAX_INGREDIENTS as MAX_INGREDIENTS,
-        Examples as Examples,
+        CalibrationData as CalibrationData,
         Ingredient as Ingredient,
         Models as Models,
         Named as Named,

@@ -61,7 +61,7 @@ class Mixture:
             RecipeError: A pattern matches no tensor.
         """
         one = settled(recipe)
-        listed = dict.fromkeys(sorted(names) if recipe.layers or not is_average(one) else ())
+        listed = dict.fromkeys(sorted(names) if recipe.tensor_weights or not is_average(one) else ())
         return cls(
             weights,
             MethodCall(one.method.name, parameters_at(one.method.parameters, 0.0)),
@@ -137,7 +137,7 @@ def methods_by_tensor(recipe: Recipe, names: Mapping[str, object]) -> dict[str, 
 def _weights_by_tensor(recipe: Recipe, names: Mapping[str, object], count: int) -> dict[str, tuple[float, ...]]:
     """The shares of tensors that have their own, of as many ingredients."""
     shares: dict[str, tuple[float, ...]] = {}
-    for pattern, weights in recipe.layers.items():
+    for pattern, weights in recipe.tensor_weights.items():
         assert len(weights) == count, "the recipe was checked, and one that has layers drops no ingredient"
         for name in _matching("layers", pattern, names):
             shares.setdefault(name, weights)
@@ -168,7 +168,7 @@ def grid(recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def searched(recipe: Recipe) -> list[str]:
-    """Names of the parameters that are to be chosen on held-out data."""
+    """Names of the parameters that are to be chosen on validation data."""
     return [name for name, value in recipe.method.parameters.items() if isinstance(value, list)]
 
 

@@ -1,4 +1,4 @@
-"""What was asked for: `Recipe`, its `Ingredient`s and the `Scoring` of held-out and report data.
+"""What was asked for: `Recipe`, its `Ingredient`s and the `Scoring` of validation and test data.
 
 A recipe is a frozen value, read from YAML with unknown keys refused, and written back the same. The resolved
 recipe of a soup (``soup.yaml``) is a recipe too: every revision is a full commit and every weight is final.
@@ -43,6 +43,16 @@ JUDGEMENTS = frozenset({
     *("labels-unknown", "not-from-base", "parts-apart", "parts-drifted", "positions", "processing"),
     *("processing-absent", "processing-not-compared", "scored-on-train", "selected-on-report", "strangers"),
 })  # fmt: skip
+
+#: Keys that had other names before the first release, for an error that names the new one.
+RENAMED_KEYS = {
+    "base": "base_model",
+    "examples": "calibration",
+    "layers": "tensor_weights",
+    "repeats": "stability_repeats",
+    "report": "test",
+    "score": "validation",
+}
 
 _Part = TypeVar("_Part", bound=BaseModel)
 
@@ -241,7 +251,7 @@ class Scoring(LabelledData):
 _OF_SCORES = {"metric", "labels", "label_column", "weight", "trust_remote_code"}
 
 
-class Examples(Scoring):
+class CalibrationData(Scoring):
     """Inputs on which a method looks at what the ingredients do; labels are not read. Its keys are those of `Scoring`.
 
     A method draws so many rows as it asks for from the split. Statistics of batch normalisation are of all rows.
@@ -251,7 +261,7 @@ class Examples(Scoring):
     @classmethod
     def _have_no_metric(cls, value: object) -> object:
         if isinstance(value, Mapping) and (found := value.keys() & _OF_SCORES):
-            raise ValueError(f"'{min(found)}' is for `score` and `report`; examples have no labels and no metric")
+            raise ValueError(f"'{min(found)}' is for `validation` and `test`; examples have no labels and no metric")
         return value
 
     @property
@@ -275,26 +285,28 @@ class Recipe(_Value):
 
     Args:
         ingredients: The models, in the order that decides every other order.
-        base: The pretrained ancestor; found through the Hub when absent.
+        base_model: The pretrained ancestor; found through the Hub when absent.
         method: How tensors are combined. In the place of a number stand several in a list, of which the best on
-            held-out data is taken, or ``{depth: [first, …, last]}``, which goes from one to the next over the layers.
+            validation data is taken, or ``{depth: [first, …, last]}``, which goes from one to the next over the layers.
         overrides: How some tensors are combined; the first whose pattern matches a tensor's name counts.
-        select: Which ingredients go in, with which shares: ``uniform`` (all), ``greedy``, …
-        score: The held-out data that selection may look at; of several the weighted mean of their scores.
-        layers: Shares by tensor, in the order of the ingredients: the first pattern that matches a tensor's name wins,
-            and the ingredients' own weights count where none does. A learned soup's are written here.
-        repeats: How often the choice is made again, on random halves of the held-out rows, to say how stable it is.
-        report: Data that is looked at once, at the end.
-        examples: Inputs for methods that look at what the ingredients do with them, as fisher and regmean, and with
+        select: Which ingredients go in, with which weights: ``uniform`` (all), ``greedy``, …
+        tensor_weights: Weights of single tensors, in the order of the ingredients: the first pattern that matches a
+            tensor's name wins, and the ingredients' own weights count where none does. What a selection learned is
+            written here.
+        validation: The data that selection may look at; of several the weighted mean of their scores.
+        test: Data that is looked at once, at the end.
+        calibration: Inputs for methods that look at what the ingredients do with them, as fisher and regmean, and with
             which running statistics of batch normalisation are collected again.
-        dtype: ``bfloat16``, ``float16``, ``float32`` or ``float64``; the ingredients' by default.
-        labels: Names of the outputs in the order that the soup shall have; by default as the first ingredient that
-            names them has them. An ingredient that names none is taken to have them in this order: its rows stay.
         heads: Average bodies alone: ``body`` makes a model without a head, a new base; the name of an ingredient
             keeps its head.
         vocabulary: Where some ingredients added tokens: ``base`` keeps those that all have, ``union`` all.
-        allow: Codes of findings that are accepted although they refuse or warn, such as ``strangers``: those that are
+        labels: Names of the outputs in the order that the soup shall have; by default as the first ingredient that
+            names them has them. An ingredient that names none is taken to have them in this order: its rows stay.
+        allow: Codes of findings that are accepted although they refuse or warn, such as ``drifted``: those that are
             judgements (`JUDGEMENTS`).
+        dtype: ``bfloat16``, ``float16``, ``float32`` or ``float64``; the ingredients' by default.
+        stability_repeats: How often the choice is made again, on random halves of the validation rows, to say how
+            stable it is.
         seed: Of every random number.
         allow_pickle: Read ``pytorch_model.bin`` where there is nothing else (weights only).
 
@@ -306,23 +318,23 @@ class Recipe(_Value):
       weight: 2.0
     """
 
-    base: Annotated[str, Field(max_length=1024), BeforeValidator(_as_text)] | None = None
+    base_model: Annotated[str, Field(max_length=1024), BeforeValidator(_as_text)] | None = None
     ingredients: Annotated[tuple[Ingredient, ...], Field(min_length=1, max_length=MAX_INGREDIENTS)]
     method: Named = Named(name="linear")
     overrides: Annotated[tuple[Override, ...], Field(max_length=1000)] = ()
     select: Named = Named(name="uniform")
-    layers: Annotated[dict[_Text, tuple[float, ...]], Field(max_length=100_000)] = {}
-    score: _Scorings = ()
-    repeats: Annotated[int, Field(ge=0, le=1000)] = 0
-    report: _Scorings = ()
-    examples: Examples | None = None
-    dtype: Literal["bfloat16", "float16", "float32", "float64"] | None = None
-    labels: tuple[str, ...] | None = None
+    tensor_weights: Annotated[dict[_Text, tuple[float, ...]], Field(max_length=100_000)] = {}
+    validation: _Scorings = ()
+    test: _Scorings = ()
+    calibration: CalibrationData | None = None
     heads: _Text | None = None
     vocabulary: Literal["base", "union"] | None = None
+    labels: tuple[str, ...] | None = None
     allow: Annotated[
         tuple[str, ...], BeforeValidator(_as_list, json_schema_input_type=tuple[str, ...] | str | None)
     ] = ()
+    dtype: Literal["bfloat16", "float16", "float32", "float64"] | None = None
+    stability_repeats: Annotated[int, Field(ge=0, le=1000)] = 0
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     allow_pickle: bool = False
 
@@ -345,19 +357,21 @@ class Recipe(_Value):
 
     @model_validator(mode="after")
     def _layers_fit(self) -> Self:
-        for pattern, weights in self.layers.items():
+        for pattern, weights in self.tensor_weights.items():
             if len(weights) != len(self.ingredients) or not any(weights) or not math.isfinite(sum(weights)):
                 shown = ", ".join(f"{weight:g}" for weight in weights)
                 raise ValueError(
-                    f"`layers` gives '{pattern}' the weights ({shown}); it takes a finite one for each of the "
+                    f"`tensor_weights` gives '{pattern}' the weights ({shown}); it takes a finite one for each of the "
                     f"{len(self.ingredients)} ingredients, not all of them zero"
                 )
         return self
 
     @model_validator(mode="after")
     def _heads_are_known(self) -> Self:
-        if self.heads == "body" and (self.score or self.report or self.examples):
-            raise ValueError("with `heads: body` there are no outputs that `score`, `report` or `examples` look at")
+        if self.heads == "body" and (self.validation or self.test or self.calibration):
+            raise ValueError(
+                "with `heads: body` there are no outputs that `validation`, `test` or `calibration` look at"
+            )
         if self.heads not in (None, "body") and not isinstance(self.head, int):
             known = ", ".join(str(each) for each in self.ingredients[:6])
             raise ValueError(f"`heads` is '{self.heads}'; it is `body` or one of the ingredients: {known}")
@@ -433,8 +447,8 @@ class Recipe(_Value):
     def to_dict(self) -> dict[str, Any]:
         """The values that differ from their defaults, as plain data."""
         dumped: dict[str, Any] = self.model_dump(mode="json", exclude_defaults=True)
-        if len(dumped.get("score", [])) == 1:
-            (dumped["score"],) = dumped["score"]
+        if len(dumped.get("validation", [])) == 1:
+            (dumped["validation"],) = dumped["validation"]
         return dumped
 
     def to_yaml(self) -> str:
@@ -445,10 +459,10 @@ class Recipe(_Value):
 def _keys_at(location: Sequence[int | str]) -> set[str]:
     """The keys that a recipe may have where a fault lies."""
     children: dict[object, type[BaseModel]] = {
-        "ingredients": Ingredient, "overrides": Override, "score": Scoring, "report": Scoring,
+        "ingredients": Ingredient, "overrides": Override, "validation": Scoring, "test": Scoring,
     }  # fmt: skip
-    if location[0] == "examples":
-        return set(Examples.model_fields) - _OF_SCORES
+    if location[0] == "calibration":
+        return set(CalibrationData.model_fields) - _OF_SCORES
     owners = [children[part] for part in location[:-1] if part in children]
     return set((owners[-1] if owners else Recipe).model_fields)
 
@@ -497,14 +511,19 @@ def _explained(error: ValidationError, name: str) -> RecipeError:
     every, lines = error.errors(include_url=False), [f"Cannot read {name}:"]
     faults = every[:_MOST_FAULTS]
     for fault in faults:
-        where = ".".join(shortened(str(part), 80) for part in fault["loc"]).replace("score.0", "score") or "recipe"
+        where = (
+            ".".join(shortened(str(part), 80) for part in fault["loc"]).replace("validation.0", "validation")
+            or "recipe"
+        )
         message = fault["msg"].removeprefix("Value error, ")
         for theirs, ours in _YAML_WORDS.items():
             message = re.sub(theirs, ours, message)
         within = [other for other in faults if other["loc"][:-1][: len(fault["loc"])] == fault["loc"]]
         if fault["type"] == "too_short" and within:
             continue  # only because what is wrong in it was left out
-        if fault["type"] == "extra_forbidden":
+        if fault["type"] == "extra_forbidden" and len(fault["loc"]) == 1 and where in RENAMED_KEYS:
+            message = f"this key is called `{RENAMED_KEYS[where]}` now"
+        elif fault["type"] == "extra_forbidden":
             known = sorted(_keys_at(fault["loc"]))
             message = "unknown key" + (f"; known here: {', '.join(known)}" if known else "")
         elif fault["type"] != "value_error" and fault["type"] != "missing":

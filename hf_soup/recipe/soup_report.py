@@ -118,7 +118,7 @@ class Diversity(_Part):
 
 
 class CurvePoint(_Part):
-    """Values of a method's parameters that were tried: the held-out score, and the score on all data."""
+    """Values of a method's parameters that were tried: the validation score, and the score on all data."""
 
     parameters: Mapping[str, Any]
     score: float
@@ -126,7 +126,7 @@ class CurvePoint(_Part):
 
 
 class TraceStep(_Part):
-    """One thing that a selection tried: the soup, its held-out score, and whether it was kept."""
+    """One thing that a selection tried: the soup, its validation score, and whether it was kept."""
 
     ingredients: tuple[str, ...]
     score: float
@@ -144,7 +144,7 @@ class LearningEpoch(_Part):
 
 
 class SelectionStability(_Part):
-    """What comes out when the choice is made again on random halves of the held-out rows.
+    """What comes out when the choice is made again on random halves of the validation rows.
 
     Args:
         repeats: How often.
@@ -177,13 +177,13 @@ class BatchNormUpdate(_Part):
     """With what running statistics of batch normalisation were collected again.
 
     Args:
-        examples: The data's title.
+        data: Its title.
         layers: How many have new statistics.
         rows, batches, batch_size: What went through the model.
         unreached: Layers through which nothing went, which keep the mean of the ingredients' statistics.
     """
 
-    examples: str
+    data: str
     layers: int
     rows: int
     batches: int
@@ -196,7 +196,7 @@ class BatchNormUpdate(_Part):
         size = f"{self.batches:,} batch{'es'[: 2 * self.batches - 2]} of {self.batch_size:,}"
         said = [
             f"The running statistics of {self.layers:,} layer{'s'[: self.layers - 1]} of batch normalisation were "
-            f"collected again with the soup's weights, in one pass over {self.rows:,} rows of {self.examples} ({size})."
+            f"collected again with the soup's weights, in one pass over {self.rows:,} rows of {self.data} ({size})."
         ]
         if self.unreached:
             said.append(
@@ -271,18 +271,18 @@ class SoupReport(_Part):
         architecture, tasks: Class of the model, and the pipelines that take it.
         library, encoder: What loads it: transformers, or sentence-transformers with this class.
         head_of: Whose head it keeps, where only bodies are averaged.
-        held_out: Titles of the data that selection may look at.
+        validation: Titles of the data that selection may look at.
         scores: Model (``soup``, every ingredient, their ensembles) → title of the data → score.
-        best: Title of the data → the ingredient that is best on the held-out data, or there.
+        best: Title of the data → the ingredient that is best on the validation data, or there.
         comparisons: Title of the data → the soup against that ingredient.
-        calibration: As ``scores`` → how far probabilities can be believed.
+        calibration_errors: As ``scores`` → how far probabilities can be believed.
         diversity: Title of the data → how differently the ingredients err.
         greedy_ensemble: Those in the ensemble of that name, best first.
         curve: Values of parameters that were tried.
         trace: What the selection tried.
         history: How shares were learned, an entry for each epoch.
         stability: What comes out when the choice is made again.
-        report: The data that was looked at once, at the end.
+        test: The data that was looked at once, at the end.
         batch_norm: With what running statistics were collected again.
         update: What changed since the last version.
         license_agreed: Whether the ingredients' licences are the same, or all permissive.
@@ -304,18 +304,18 @@ class SoupReport(_Part):
     library: str = "transformers"
     encoder: str = "SentenceTransformer"
     head_of: str | None = None
-    held_out: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
     scores: Mapping[str, Scores]
     best: Mapping[str, str] = {}
     comparisons: Mapping[str, Comparison] = {}
-    calibration: Mapping[str, Mapping[str, CalibrationErrors]] = {}
+    calibration_errors: Mapping[str, Mapping[str, CalibrationErrors]] = {}
     diversity: Mapping[str, Diversity] = {}
     greedy_ensemble: tuple[str, ...] = ()
     curve: tuple[CurvePoint, ...] = ()
     trace: tuple[TraceStep, ...] = ()
     history: tuple[LearningEpoch, ...] = ()
     stability: SelectionStability | None = None
-    report: tuple[ReportedData, ...] = ()
+    test: tuple[ReportedData, ...] = ()
     batch_norm: BatchNormUpdate | None = None
     update: UpdateReport | None = None
     license_agreed: bool

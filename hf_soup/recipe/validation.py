@@ -136,7 +136,7 @@ def _require_value(owner: str, name: str, value: object, default: object, allowe
         raise RecipeError(f"{owner}: '{name}' is {value!r}; it is a finite number, such as {default!r}.")
     words = isinstance(allowed, tuple)
     if not words and (not fits or (isinstance(value, bool) and type(default) is not bool)):
-        more = ", or several in a list, to take what is best on held-out data" if several else ""
+        more = ", or several in a list, to take what is best on validation data" if several else ""
         kind = type(default).__name__
         raise RecipeError(f"{owner}: '{name}' is {value!r}; it is of type {kind}, such as {default!r}{more}.")
     if allowed is not None and value not in allowed:

@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 #: Shares by ingredient: what a selection gets, asks about, and gives back.
 Weights = Mapping[str, float]
 #: Shares of single tensors: name → one for each ingredient that goes in, in their order.
-Layers = Mapping[str, Sequence[float]]
-#: The held-out score of the soup with these weights; larger is better.
+TensorWeights = Mapping[str, Sequence[float]]
+#: The validation score of the soup with these weights; larger is better.
 ScoreFunction = Callable[[Weights], float]
 
 
 class Objective(Protocol):
-    """The held-out loss of soups, and its gradient: what a selection that learns looks at.
+    """The validation loss of soups, and its gradient: what a selection that learns looks at.
 
     ``shares`` are ``(tensors, n)`` float64, or ``(1, n)`` for all tensors alike; ``scale`` multiplies the logits;
-    ``rows`` are numbers of held-out rows.
+    ``rows`` are numbers of validation rows.
     """
 
     #: The ingredients, and the tensors that are averaged.
     names: Sequence[str]
     tensors: Sequence[str]
-    #: ``(rows,)`` int64: what each held-out row is, to split them evenly.
+    #: ``(rows,)`` int64: what each validation row is, to split them evenly.
     labels: NDArray[np.int64]
 
     def loss(self, shares: NDArray[np.float64], rows: NDArray[np.int64]) -> tuple[float, float]:
@@ -48,7 +48,7 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that a selection tried: the soup, its held-out score, and whether it was kept."""
+    """One thing that a selection tried: the soup, its validation score, and whether it was kept."""
 
     ingredients: tuple[str, ...]
     score: float
@@ -62,14 +62,14 @@ class Selected:
     Args:
         weights: The shares of those that go in; where they differ from tensor to tensor, the mean over tensors.
         trace: Every step on the way.
-        layers: Tensor → its own shares, in the order of ``weights``.
+        tensor_weights: Tensor → its own shares, in the order of ``weights``.
         normalize: Whether the soup is the weighted mean; else it is the plain weighted sum.
         history: Of a search that learned, an entry an epoch, as plain data.
     """
 
     weights: Weights
     trace: tuple[Step, ...] = ()
-    layers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    tensor_weights: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     normalize: bool = True
     history: tuple[Mapping[str, Any], ...] = ()
 
@@ -81,7 +81,7 @@ class Selection:
     Args:
         name: Its name.
         function: The selection.
-        needs_score: Whether it looks at held-out data.
+        needs_score: Whether it looks at validation data.
         learns: If so, whether at its `Objective` instead of scores.
         check: Refuses values of its parameters, given the weights, before anything is scored.
     """
@@ -113,7 +113,7 @@ def selection(*, needs_score: bool, **properties: Any) -> Callable[[Callable[...
 
 
 def best_first(weights: Weights, score: ScoreFunction) -> dict[str, float]:
-    """The held-out score of every ingredient alone, best first, equal ones in the order of the recipe."""
+    """The validation score of every ingredient alone, best first, equal ones in the order of the recipe."""
     alone = {name: score({name: weight}) for name, weight in weights.items()}
     return dict(sorted(alone.items(), key=lambda entry: -entry[1]))
 

@@ -8,7 +8,7 @@ from hf_soup.selection import ScoreFunction, Selected, Step, Weights, best_first
 
 @selection(needs_score=True)
 def best(weights: Weights, score: ScoreFunction) -> Selected:
-    """The ingredient that is best on the held-out data, alone.
+    """The ingredient that is best on the validation data, alone.
 
     When:
         As what a soup is compared with.
@@ -18,7 +18,7 @@ def best(weights: Weights, score: ScoreFunction) -> Selected:
 
     Args:
         weights: The ingredients and their shares.
-        score: The held-out score of a soup.
+        score: The validation score of a soup.
 
     Reference:
         Wortsman et al., Model soups, ICML 2022, arXiv:2203.05482, the baseline.
@@ -36,7 +36,7 @@ def _check(weights: Weights, *, k: int = 3) -> None:
 
 @selection(needs_score=True, check=_check)
 def top_k(weights: Weights, score: ScoreFunction, *, k: int = 3) -> Selected:
-    """The soup of the ``k`` ingredients that are best on the held-out data.
+    """The soup of the ``k`` ingredients that are best on the validation data.
 
     When:
         To make a soup with few scorings, one of each ingredient.
@@ -46,7 +46,7 @@ def top_k(weights: Weights, score: ScoreFunction, *, k: int = 3) -> Selected:
 
     Args:
         weights: The ingredients and their shares.
-        score: The held-out score of a soup.
+        score: The validation score of a soup.
         k: How many, from 1 to the number of ingredients; equal ones in the order of the recipe.
 
     Reference:

@@ -15,19 +15,19 @@ def _check(_: Weights, *, accept: str = ">=") -> None:
 def greedy(weights: Weights, score: ScoreFunction, *, accept: str = ">=") -> Selected:
     """Start from the best one and keep each next with which the soup scores no worse.
 
-    The ingredients are taken in the order of their own held-out scores, best first, equal ones in the order of the
+    The ingredients are taken in the order of their own validation scores, best first, equal ones in the order of the
     recipe. With ``accept=">="`` an ingredient is kept when the soup with it scores at least as well as before, as in
     Recipe 1 of the paper; with ``">"`` only when it scores better, as in the paper's code.
 
     When:
-        Where some runs may be poor, and there are held-out data.
+        Where some runs may be poor, and there are validation data.
 
     When not:
-        With few held-out rows: the choice is luck then, which ``repeats`` shows.
+        With few validation rows: the choice is luck then, which `stability_repeats` shows.
 
     Args:
         weights: The ingredients and their shares; the shares of those that are kept stay as they are.
-        score: The held-out score of a soup.
+        score: The validation score of a soup.
         accept: ``>=`` or ``>``.
 
     Reference:

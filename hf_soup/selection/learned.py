@@ -1,4 +1,4 @@
-"""Shares that are learned by gradient descent on held-out loss."""
+"""Shares that are learned by gradient descent on validation loss."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hf_soup.errors import RecipeError, ScoringError
 from hf_soup.selection import Objective, Selected, Weights, selection
 
 #: By what shares differ → the paper's learning rate and passes over its data.
-_PAPER = {"ingredient": (0.1, 3), "layer": (0.05, 5)}
+_PAPER = {"ingredient": (0.1, 3), "tensor": (0.05, 5)}
 #: Fewest steps. A step moves a share's logarithm by about the learning rate: a hundred take an ingredient in or out.
 _STEPS = 100
 #: Shares that the recipe of a soup has room for.
@@ -37,34 +37,34 @@ def learned(
     patience: int = 10,
     seed: int = 0,
 ) -> Selected:
-    r"""Learn the shares that minimise the held-out loss.
+    r"""Learn the shares that minimise the validation loss.
 
     .. math:: \min_{\alpha,\beta}\ \frac1n\sum_j
         \ell\Bigl(\beta f\bigl(x_j; \textstyle\sum_i\alpha_i\theta_i\bigr), y_j\Bigr)
 
     with :math:`\ell` the cross-entropy of the softmax, by AdamW without weight decay, from the given shares and
     :math:`\beta = 1` on. The logit scale :math:`\beta > 0` is learned too and left out of the soup, as it changes no
-    answer. The paper trains on all held-out rows for a fixed time; here a fifth of them, of every label
+    answer. The paper trains on all validation rows for a fixed time; here a fifth of them, of every label
     alike, is kept apart: its loss, at the :math:`\beta` where it is least, is measured after every epoch, and
     ``patience`` epochs without a lower one end the search. The shares with the lowest are taken; the given ones are a
     candidate too, and so is the ingredient that alone is best on the rows that are learned from: where the given soup
     is of no use, its gradient may lead nowhere.
 
     When:
-        For many held-out rows, and ingredients that deserve unequal shares.
+        For many validation rows, and ingredients that deserve unequal shares.
 
     When not:
-        With few held-out rows; or where the given soup is of no use, as its gradient may lead nowhere.
+        With few validation rows; or where the given soup is of no use, as its gradient may lead nowhere.
 
     Args:
         weights: The ingredients and their shares.
-        descent: The held-out loss and its gradient.
-        by: ``ingredient``, one share for each; or ``layer``, one for each in every tensor.
+        descent: The validation loss and its gradient.
+        by: ``ingredient``, one share for each; or ``tensor``, one for each in every tensor.
         constrain: ``softmax``: shares are positive and sum to one; ``none``: they are any numbers, and the soup is the
             plain weighted sum.
-        epochs: Passes over the rows that are learned from; 0 for the paper's 3 (5 by layer), but at least 100 steps:
+        epochs: Passes over the rows that are learned from; 0 for the paper's 3 (5 by tensor), but at least 100 steps:
             the paper's 3 passes were 300 steps over 26,000 rows, and would be 3 over 250.
-        lr: Learning rate; 0 for the paper's 0.1 (0.05 by layer).
+        lr: Learning rate; 0 for the paper's 0.1 (0.05 by tensor).
         batch_size: Rows a step.
         patience: Epochs without a lower loss after which it stops.
         seed: Of the rows that are kept apart, and of the order of the others.
@@ -80,8 +80,8 @@ def learned(
     import torch
 
     shared = len(descent.names) * len(descent.tensors)
-    if by == "layer" and shared > _MOST:
-        raise RecipeError(f"learned: `by: layer` would learn {shared:,} shares, and a recipe holds {_MOST:,}.")
+    if by == "tensor" and shared > _MOST:
+        raise RecipeError(f"learned: `by: tensor` would learn {shared:,} shares, and a recipe holds {_MOST:,}.")
     random = np.random.default_rng(seed)
     order = random.permutation(len(descent.labels))
     order = order[np.argsort(descent.labels[order], kind="stable")]
@@ -89,7 +89,7 @@ def learned(
     batches = math.ceil(len(rows) / batch_size)
     epochs = epochs or max(_PAPER[by][1], math.ceil(_STEPS / batches))
     start = torch.tensor([weights[name] for name in descent.names], dtype=torch.float64)
-    start = (start / start.sum()).repeat(len(descent.tensors) if by == "layer" else 1, 1)
+    start = (start / start.sum()).repeat(len(descent.tensors) if by == "tensor" else 1, 1)
     softmax, n = constrain == "softmax", len(descent.names)
     # (tensors or 1, n). Free shares are counted in equal ones, or a first step would double the model.
     free = (start.log() if softmax else n * start).requires_grad_()
@@ -112,7 +112,7 @@ def learned(
         if not math.isfinite(now + sum(losses)):
             shown = ", ".join(f"{n} {share:.3g}" for n, share in zip(descent.names, found.mean(0), strict=True))
             raise ScoringError(
-                f"learned: the held-out loss is {now:g} in epoch {epoch}, with the shares {shown}.",
+                f"learned: the validation loss is {now:g} in epoch {epoch}, with the shares {shown}.",
                 hint="Lower `lr`, or look at the ingredients: one may be broken.",
             )
         history.append({
@@ -126,6 +126,6 @@ def learned(
     single = int(np.argmin(descent.alone(rows)))
     if descent.alone(inner)[single] < lowest:
         return Selected({descent.names[single]: 1.0}, history=tuple(history))
-    layers = dict(zip(descent.tensors, map(tuple, best.tolist()), strict=True)) if by == "layer" else {}
+    tensor_weights = dict(zip(descent.tensors, map(tuple, best.tolist()), strict=True)) if by == "tensor" else {}
     chosen = dict(zip(descent.names, best.mean(0).tolist(), strict=True))
-    return Selected(chosen, layers=layers, normalize=softmax, history=tuple(history))
+    return Selected(chosen, tensor_weights=tensor_weights, normalize=softmax, history=tuple(history))

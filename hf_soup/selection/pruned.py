@@ -9,7 +9,7 @@ from hf_soup.selection import ScoreFunction, Selected, Step, Weights, best_first
 def pruned(weights: Weights, score: ScoreFunction) -> Selected:
     """Start from all ingredients and drop each without which the soup scores better.
 
-    They are tried in the order of their own held-out scores, worst first, again and again until a whole round drops
+    They are tried in the order of their own validation scores, worst first, again and again until a whole round drops
     none. On a tie an ingredient stays. It costs a forward pass for each ingredient and each trial.
 
     When:
@@ -20,7 +20,7 @@ def pruned(weights: Weights, score: ScoreFunction) -> Selected:
 
     Args:
         weights: The ingredients and their shares; the shares of those that stay do not change.
-        score: The held-out score of a soup.
+        score: The validation score of a soup.
 
     Reference:
         Dansereau et al., Model soups to increase inference without increasing compute time, arXiv:2301.10092 (the

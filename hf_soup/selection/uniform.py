@@ -10,7 +10,7 @@ def uniform(weights: Weights, score: ScoreFunction) -> Selected:
     """Every ingredient goes in, with the share that the recipe gives it.
 
     When:
-        Where all runs are good, or there are no held-out data.
+        Where all runs are good, or there are no validation data.
 
     When not:
         Where one may be poor: it spoils the soup.

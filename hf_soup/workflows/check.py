@@ -51,7 +51,7 @@ def check(
     """
     before = hub.traffic()
     recipe, runs = expand_runs(
-        as_recipe(models, base=base, allow=allow, allow_pickle=allow_pickle or None), checks=True
+        as_recipe(models, base_model=base, allow=allow, allow_pickle=allow_pickle or None), checks=True
     )
     lineage = _examine(resolve_ingredients(recipe, token=token), runs, token)
     # With the headers, indexes and cards of the ingredients.
@@ -75,7 +75,7 @@ def propose(recipe: Recipe, lineage: LineageReport, *, token: Token = None) -> t
         found.append((recipe.model_copy(update={"ingredients": kept}), f"without {some(sorted(apart))}"))
     only_heads = all(reason.code in ("architecture", "labels") for reason in refusals)
     for changed, how in found if only_heads else found[::-1]:
-        if changed.heads == "body" and (not only_heads or recipe.score or recipe.report or recipe.examples):
+        if changed.heads == "body" and (not only_heads or recipe.validation or recipe.test or recipe.calibration):
             continue
         if check(changed, token=token).verdict != "refused":
             return changed, how
@@ -86,7 +86,7 @@ def _examine(expanded: ResolvedIngredients, runs: Sequence[Finding], token: Toke
     recipe = expanded.recipe
     lineage = check_lineage(
         expanded.checkpoints,
-        base=recipe.base,
+        base=recipe.base_model,
         options=AlignmentOptions.of(recipe),
         alone=recipe.resolved or needs_base(recipe),
         allow_pickle=recipe.allow_pickle,

@@ -1,4 +1,4 @@
-"""Do models lie in one basin? The score along the straight line between each two of them, on held-out data.
+"""Do models lie in one basin? The score along the straight line between each two of them, on validation data.
 
 Statistics of weights cannot tell: two ancestors that share no more than their random initialisation look like
 siblings, and their fine-tunes do not average. What is measured here is what averaging does to the score."""
@@ -75,7 +75,7 @@ class ConnectivityReport:
     """What was measured between all pairs of some models.
 
     Args:
-        title: Of the held-out data, with the metric.
+        title: Of the validation data, with the metric.
         n: Its rows.
         least: The height from which on a barrier counts, as a share of one.
         scores: Of every model itself, in the recipe's order.
@@ -140,7 +140,7 @@ class ConnectivityReport:
     @property
     def reasons(self) -> tuple[Finding, ...]:
         """A warning for everyone who does not belong, and one for the others where they fall into groups."""
-        seem, instead = ("", "") if not self._unclear_within else (" seem to", "Measure on more held-out rows")
+        seem, instead = ("", "") if not self._unclear_within else (" seem to", "Measure on more validation rows")
         reasons = []
         for group in self._apart:
             do, them = ("does", "it") if len(group) == 1 else ("do", "them")
@@ -195,7 +195,7 @@ class ConnectivityReport:
             within = f", {self._unclear_within} of them within a group" if self.reasons and self._unclear_within else ""
             lines.append(
                 f"In {counted(len(self._unclear), len(self.pairs), 'pair')}{within}, one of {least} cannot be excluded "
-                f"with n = {self.n:,}; more held-out rows would tell."
+                f"with n = {self.n:,}; more validation rows would tell."
             )
         if self.head_of is not None:
             lines.append(f"All of them, the ends too, were scored with {self.head_of}'s head.")
@@ -256,17 +256,17 @@ def require_measurable(recipe: Recipe, picture: Path | None = None) -> None:
     """Refuse what cannot be measured or drawn, before anything is looked at.
 
     Raises:
-        RecipeError: The recipe has no held-out data or too many models, or the picture's place is taken.
+        RecipeError: The recipe has no validation data or too many models, or the picture's place is taken.
     """
     if recipe.heads == "body":
         raise RecipeError(
             "The recipe has `heads: body`, and a body has no outputs that could be measured.",
-            hint="Where the models have outputs, leave `heads` out or set `heads: MODEL`, and add `score`.",
+            hint="Where the models have outputs, leave `heads` out or set `heads: MODEL`, and add `validation`.",
         )
-    if not recipe.score:
+    if not recipe.validation:
         raise RecipeError(
-            "Barriers are measured on held-out data, and the recipe has no `score`.",
-            hint="Add `score: {task: …, dataset: …, split: validation, metric: accuracy}`.",
+            "Barriers are measured on validation data, and the recipe has no `validation`.",
+            hint="Add `validation: {task: …, dataset: …, split: validation, metric: accuracy}`.",
         )
     count = len(recipe.ingredients)
     pairs = count * (count - 1) // 2
@@ -294,7 +294,7 @@ def connectivity(
     device: str = "cpu",
     quiet: bool = True,
 ) -> ConnectivityReport:
-    r"""Measure the barrier between each two ingredients on the held-out data of a recipe, the first of several.
+    r"""Measure the barrier between each two ingredients on the validation data of a recipe, the first of several.
 
     With :math:`s(\alpha)` the score of :math:`(1-\alpha)\theta_1 + \alpha\theta_2`, in a metric that is better when
     it is higher,
@@ -304,10 +304,10 @@ def connectivity(
     over the inner :math:`\alpha` that are measured: the midpoint of every pair, and the quarters of the five pairs
     with the highest barrier there. It counts as a barrier where the bootstrap's 95 % interval lies above zero and
     :math:`B` is ``least`` or more. Every ingredient counts the same; shares, method and selection are not used.
-    With the recipe's `examples`, statistics of batch normalisation are collected again at every inner point.
+    With the recipe's `calibration`, statistics of batch normalisation are collected again at every inner point.
 
     Args:
-        recipe: With `score`; or the path of one.
+        recipe: With `validation`; or the path of one.
         lineage: What `check` said of this recipe; it is checked here where that is absent.
         least: The height from which on a barrier counts, as a share of one (0.02: two points).
         token: As everywhere in huggingface_hub.
@@ -315,7 +315,7 @@ def connectivity(
         quiet: No progress bar.
 
     Raises:
-        RecipeError: The recipe has no `score`, or more than a thousand pairs.
+        RecipeError: The recipe has no `validation`, or more than a thousand pairs.
         IncompatibleError: The models cannot be averaged.
         SoupError: A model or the data cannot be used.
 

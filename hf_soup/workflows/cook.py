@@ -187,7 +187,7 @@ def _data(models: CheckedModels, plan: Plan, workspace: Workspace, context: RunC
     with ExitStack() as stack:
         with workspace.disk_errors():
             template = stack.enter_context(model_template(models.lineage.models, plan.layout.dtype))
-        if models.recipe.score or models.recipe.report:
+        if models.recipe.validation or models.recipe.test:
             require_memory(plan.layout, learns=learns)
         data = load_data(models.recipe, template, context)
         log_notes(data)
@@ -276,8 +276,8 @@ def preview(recipe: Recipe, out: Path, *, stream: bool = False, token: Token = N
     lineage, sources, plan = models.lineage, models.fetched, models.plan()
     layout, missing = plan.layout, missing_weights(sources.checkpoints)
     layers, again = batch_norms(tensor.name for tensor in layout.tensors), None
-    if models.recipe.examples and layers and len(layout.labels) > 1:
-        again = {"layers": len(layers), "examples": models.recipe.examples.title}
+    if models.recipe.calibration and layers and len(layout.labels) > 1:
+        again = {"layers": len(layers), "data": models.recipe.calibration.title}
     (_, output), (_, cache) = disk_needs(sources, plan, out, stream).values()
     return {
         "verdict": lineage.verdict,

@@ -29,7 +29,7 @@ logger = PrintableLogger(__name__)
 
 def trained_on(recipe: Recipe, models: AlignedModels, token: Token = None) -> Iterator[Finding]:
     """Scores on the train split of a data set that an ingredient's card names: the model has seen those rows."""
-    for scoring in [*recipe.score, *recipe.report]:
+    for scoring in [*recipe.validation, *recipe.test]:
         # Where none is named there is one, and that is called train.
         splits = [part.partition("[")[0].strip() for part in (scoring.split or "train").split("+")]
         if not any(split.casefold().startswith("train") for split in splits):
@@ -50,18 +50,16 @@ def trained_on(recipe: Recipe, models: AlignedModels, token: Token = None) -> It
 
 
 def selected_on(recipe: Recipe, seen: Sequence[tuple[str, Scoring]]) -> Iterator[Finding]:
-    """Reports of data that an ingredient, a soup, was selected on: what has been looked at cannot test it."""
+    """Test data that an ingredient, a soup, was selected on: what has been looked at cannot test it."""
 
     def named(scoring: Scoring) -> tuple[str, str | None]:
         path = scoring.dataset.removeprefix("local:")
         return Path(path).name if is_local_path(path) or path != scoring.dataset else path.casefold(), scoring.split
 
-    for report in recipe.report:
-        who = tuple(name for name, scoring in seen if named(scoring) == named(report))
+    for test in recipe.test:
+        who = tuple(name for name, scoring in seen if named(scoring) == named(test))
         if who:
-            message = (
-                f"'{report.title}' is data that {', '.join(who)} {'was' if len(who) == 1 else 'were'} selected on."
-            )
+            message = f"'{test.title}' is data that {', '.join(who)} {'was' if len(who) == 1 else 'were'} selected on."
             yield Finding("selected-on-report", message, who)
 
 
@@ -93,7 +91,7 @@ class CheckedModels:
     def weights(self) -> dict[str, float]:
         """The shares of the ingredients as they were asked for; one of weight 0 is left out."""
         pairs = zip(self.ingredients.groups, self.asked.ingredients, strict=True)
-        return {name: each.weight for name, each in pairs if each.weight or self.recipe.layers}
+        return {name: each.weight for name, each in pairs if each.weight or self.recipe.tensor_weights}
 
     def plan(self) -> Plan:
         """Of all that is fetched."""
@@ -111,7 +109,7 @@ def weights_by_name(recipe: Recipe, models: AlignedModels) -> dict[str, float]:
 
 def ingredients_to_fetch(recipe: Recipe, models: AlignedModels) -> AlignedModels:
     """Those that are fetched: where nothing is scored, an ingredient of weight 0 is not."""
-    if recipe.score or recipe.report or recipe.layers:
+    if recipe.validation or recipe.test or recipe.tensor_weights:
         return models
     return models.only({name for name, weight in weights_by_name(recipe, models).items() if weight})
 

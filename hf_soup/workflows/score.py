@@ -27,19 +27,19 @@ def score(
     device: str = "cpu",
     quiet: bool = True,
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """The recipe's held-out and report data on any models: model → data → score as plain data.
+    """The recipe's validation and test data on any models: model → data → score as plain data.
 
     Raises:
         SoupError: A model or the data cannot be used.
     """
     require_alone("`score`")
-    if not recipe.score and not recipe.report:
-        raise RecipeError("The recipe names no data: it has neither `score` nor `report`.")
+    if not recipe.validation and not recipe.test:
+        raise RecipeError("The recipe names no data: it has neither `validation` nor `test`.")
     named, context = [models] if isinstance(models, str | Path) else models, RunContext(token, device, quiet=quiet)
     checkpoints = open_all([str(each) for each in named], allow_pickle=recipe.allow_pickle, token=token)
     told: set[str] = set()
     scores: dict[str, dict[str, dict[str, Any]]] = {}
-    data_alone = recipe.model_copy(update={"examples": None})
+    data_alone = recipe.model_copy(update={"calibration": None})
     for checkpoint in checkpoints:
         read_config(checkpoint.config, checkpoint.model)  # refuses what nobody could make a model of
         model = AlignedModel(checkpoint.model, checkpoint, checkpoint.tensors)

@@ -122,10 +122,10 @@ class SearchResult:
             )
         chosen = [each for each in self.siblings if each.group == group]
         base = self.base if self.groups[group - 1].from_base else None
-        return Recipe(base=base, ingredients=[{"model": each.id, "revision": each.revision} for each in chosen])
+        return Recipe(base_model=base, ingredients=[{"model": each.id, "revision": each.revision} for each in chosen])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, as ``hf-soup forage --json`` prints it."""
+        """Plain data, as ``hf-soup search --json`` prints it."""
         return {
             "base": {
                 "model": self.base,

@@ -23,7 +23,7 @@ class Update:
     r"""The next version of a soup: its leaves, and newcomers behind them; `cook` takes it in the place of a recipe.
 
     A newcomer has the mean of the leaves' weights, :math:`w_{n+1} = \frac1n\sum_i w_i`, and so in every pattern of
-    `layers`. Whatever else the recipe says stays, so the result has the bytes of a cook of that longer recipe.
+    `tensor_weights`. Whatever else the recipe says stays, so the result has the bytes of a cook of that longer recipe.
 
     Args:
         soup: ``owner/name`` as the Hub answers, or ``local:name`` of a folder.
@@ -47,7 +47,7 @@ class Update:
         soup: str,
         add: Sequence[str],
         *,
-        score: Sequence[Scoring] | None = None,
+        validation: Sequence[Scoring] | None = None,
         allow_pickle: bool = False,
         token: Token = None,
     ) -> Update:
@@ -56,7 +56,7 @@ class Update:
         Args:
             soup: A Hub id, ``id@revision``, a huggingface.co address or a folder.
             add: The newcomers, each a Hub id or a folder; one that is a soup itself counts as one.
-            score: Held-out data in the place of the recipe's.
+            validation: Validation data in the place of the recipe's.
             allow_pickle: As in a recipe; what the soup's own says does not count.
             token: As everywhere in huggingface_hub.
 
@@ -66,7 +66,7 @@ class Update:
         """
         published = open_published(soup, allow_pickle=allow_pickle, token=token)
         recipe, called = published.recipe, published.model
-        everything = [*(each.model for each in recipe.ingredients), recipe.base or ""]
+        everything = [*(each.model for each in recipe.ingredients), recipe.base_model or ""]
         if local := [name for name in everything if name.startswith("local:")]:
             raise ResolveError(
                 f"{called} cannot be cooked from its leaves: of {some(local)} its recipe has a name and a sha256, "
@@ -101,13 +101,15 @@ class Update:
                 *recipe.ingredients,
                 *(each.model_copy(update={"weight": weight}) for each in newcomers.ingredients),
             ),
-            "layers": {
+            "tensor_weights": {
                 pattern: (*shares, *[statistics.mean(shares)] * len(newcomers.ingredients))
-                for pattern, shares in recipe.layers.items()
+                for pattern, shares in recipe.tensor_weights.items()
             },
-            "score": tuple(score) if score else _usable(published, published.score, left_out, token),
-            "report": _usable(published, published.report, left_out, token),
-            "examples": published.with_examples().examples,
+            "validation": tuple(validation)
+            if validation
+            else _usable(published, published.validation, left_out, token),
+            "test": _usable(published, published.test, left_out, token),
+            "calibration": published.with_calibration().calibration,
         }
         return cls(
             called, source.commit, recipe.model_copy(update=changes), len(recipe.ingredients), tuple(left_out),
@@ -137,7 +139,7 @@ class Update:
         """
         added = tuple(names[self.leaves :])
         since = results.since if results else {}
-        helps, sentence = _judged(added, since, [scoring.title for scoring in self.recipe.score])
+        helps, sentence = _judged(added, since, [scoring.title for scoring in self.recipe.validation])
         return UpdateReport(
             soup=self.soup,
             revision=self.revision,
@@ -153,7 +155,9 @@ class Update:
 
 def _require_shares(recipe: Recipe, called: str) -> None:
     """Refuse a soup in which a newcomer's share would mean nothing."""
-    every = [each.weight for each in recipe.ingredients] + [s for shares in recipe.layers.values() for s in shares]
+    every = [each.weight for each in recipe.ingredients] + [
+        s for shares in recipe.tensor_weights.values() for s in shares
+    ]
     if recipe.method.parameters.get("normalize", True) is not True:
         reason = "is a plain sum (`normalize: false`): one more model in it would make all its weights larger"
     elif min(every) < 0:
@@ -175,7 +179,7 @@ def _usable(
     found: list[Scoring] = []
     for each in scorings:
         try:
-            (usable,) = replace(published, score=(each,), report=()).with_data().score
+            (usable,) = replace(published, validation=(each,), test=()).with_data().validation
             hub.resolve_dataset(usable.dataset, usable.revision, token=token)
         except (RecipeError, ResolveError) as error:
             if may_pass(error):
@@ -186,10 +190,12 @@ def _usable(
     return tuple(found)
 
 
-def _judged(added: Sequence[str], since: Mapping[str, Comparison], held_out: Sequence[str]) -> tuple[bool | None, str]:
+def _judged(
+    added: Sequence[str], since: Mapping[str, Comparison], validation: Sequence[str]
+) -> tuple[bool | None, str]:
     """Whether newcomers help (None: nobody can tell), and the same in plain words.
 
-    Held-out data decides, where there is any: reports by which versions were chosen would test nothing any more.
+    Validation data decides, where there is any: test data by which versions were chosen would test nothing any more.
 
     >>> _judged(["acme/c"], {}, [])
     (None, 'Whether adding acme/c helps was not measured, as there is no data.')
@@ -197,7 +203,7 @@ def _judged(added: Sequence[str], since: Mapping[str, Comparison], held_out: Seq
     who = some(added)
     if not since:
         return None, f"Whether adding {who} helps was not measured, as there is no data."
-    decides = [title for title in since if title in held_out] or list(since)
+    decides = [title for title in since if title in validation] or list(since)
 
     def seen(gain: bool, decided: bool) -> str:
         found = {title: each for title, each in since.items() if (title in decides) is decided and each.significant}
@@ -211,5 +217,5 @@ def _judged(added: Sequence[str], since: Mapping[str, Comparison], held_out: Seq
     else:
         none = f"no difference from the last version can be seen on {some(decides)}"
         said = f"That adding {who} helps cannot be shown: {none}."
-    reports = " and ".join(filter(None, (seen(True, False), seen(False, False))))
-    return (False if worse else True if better else None), f"{said} It is {reports}." if reports else said
+    tests = " and ".join(filter(None, (seen(True, False), seen(False, False))))
+    return (False if worse else True if better else None), f"{said} It is {tests}." if tests else said

@@ -13,10 +13,10 @@ from hf_soup.selection import SELECTIONS, Selection
 
 def validate(recipe: Recipe, *, stream: bool = False) -> None:
     """Everything that can be wrong with a recipe by itself."""
-    if stream and (recipe.score or recipe.report):
+    if stream and (recipe.validation or recipe.test):
         raise RecipeError(
             "`--stream` drops every file after its last use, and scoring reads the ingredients again and again.",
-            hint="Cook without --stream, or take `score` and `report` out of the recipe and score the soup afterwards.",
+            hint="Cook without --stream, or leave `validation` and `test` out and score the soup afterwards.",
         )
     require_methods(recipe)
     require_named("select", recipe.select, SELECTIONS)
@@ -28,18 +28,18 @@ def validate(recipe: Recipe, *, stream: bool = False) -> None:
     require_examples(recipe, stream=stream)
     selection = SELECTIONS[recipe.select.name]
     _require_fitting(recipe, selection)
-    if selection.needs_score and not recipe.score:
+    if selection.needs_score and not recipe.validation:
         raise RecipeError(
-            f"`select: {selection.name}` looks at held-out scores, and the recipe has no `score`.",
-            hint="Add `score: {task: …, dataset: …, split: validation, metric: accuracy}`, or on the command line "
+            f"`select: {selection.name}` looks at validation scores, and the recipe has no `validation`.",
+            hint="Add `validation: {task: …, dataset: …, split: validation, metric: accuracy}`, or on the command line "
             "--data, --task and --metric.",
         )
-    scorings = [*recipe.score, *recipe.report]
+    scorings = [*recipe.validation, *recipe.test]
     titles = [scoring.title for scoring in scorings]
     for title in titles:
         if titles.count(title) > 1:
             raise RecipeError(f"Two scores are called '{title}'.", hint="Give one of them a `name`.")
-    for scoring in [*scorings, *([recipe.examples] if recipe.examples else [])]:
+    for scoring in [*scorings, *([recipe.calibration] if recipe.calibration else [])]:
         for named in (scoring.dataset, scoring.metric):
             if named.startswith("local:"):
                 raise RecipeError(
@@ -56,7 +56,7 @@ def _require_fitting(recipe: Recipe, selection: Selection) -> None:
         method for method, override in zip(others, recipe.overrides, strict=True)
         if not method.sums and override.method.parameters.get("normalize", True)
     ]  # fmt: skip
-    shares = [("weight", [each.weight for each in recipe.ingredients]), *recipe.layers.items()]
+    shares = [("weight", [each.weight for each in recipe.ingredients]), *recipe.tensor_weights.items()]
     for title, weights in shares if divides else ():
         if min(weights) < 0:
             raise RecipeError(
@@ -73,29 +73,31 @@ def _require_fitting(recipe: Recipe, selection: Selection) -> None:
             + ("there are `overrides`." if recipe.overrides else f"`method` is {given}."),
             hint="Leave them out. `select: {name: learned, constrain: none}` learns the shares of a plain sum.",
         )
-    if recipe.layers and (selection.needs_score or first.name != "linear" or recipe.overrides):
+    if recipe.tensor_weights and (selection.needs_score or first.name != "linear" or recipe.overrides):
         raise RecipeError(
-            f"`layers` gives tensors their shares, which go with `select: uniform` and `method: linear`, not with "
+            f"`tensor_weights` goes with `select: uniform` and `method: linear`, not with "
             f"{selection.name} and {'`overrides`' if recipe.overrides else first.name}.",
         )
-    if recipe.repeats and (not recipe.score or recipe.layers):
-        lacking = "has `layers`, which nobody chooses" if recipe.score else "has no `score`"
-        raise RecipeError(f"`repeats` chooses again on halves of the held-out rows, and the recipe {lacking}.")
+    if recipe.stability_repeats and (not recipe.validation or recipe.tensor_weights):
+        lacking = "has `tensor_weights`, which nobody chooses" if recipe.validation else "has no `validation`"
+        raise RecipeError(
+            f"`stability_repeats` chooses again on halves of the validation rows, and the recipe {lacking}."
+        )
     used = [str(number) for number, each in enumerate(recipe.ingredients) if each.weight]
     selection.check(dict.fromkeys(used, 1.0), **recipe.select.parameters)
     several = searched(recipe)
     points = math.prod(len(recipe.method.parameters[name]) for name in several)
     if points > MAX_POINTS:
         raise RecipeError(f"`method` asks to try {points:,} combinations of values; at most {MAX_POINTS:,} are tried.")
-    if several and not recipe.score:
+    if several and not recipe.validation:
         raise RecipeError(
-            f"`method` gives '{several[0]}' several values, and the recipe has no `score` to choose by.",
-            hint="Add `score`, or give one value.",
+            f"`method` gives '{several[0]}' several values, and the recipe has no `validation` to choose by.",
+            hint="Add `validation`, or give one value.",
         )
 
 
 def require_examples(recipe: Recipe, *, stream: bool) -> None:
-    """Refuse a method that looks at examples without any, and examples that a report looks at.
+    """Refuse a method that looks at examples without any, and examples that are test data.
 
     Whether anything looks at them is known when the models are: `hf_soup.evaluation.require_looked_at`.
     """
@@ -106,17 +108,17 @@ def require_examples(recipe: Recipe, *, stream: bool) -> None:
             f"`--stream` drops every file after its last use, and {name} first runs all ingredients on examples.",
             hint="Cook without --stream.",
         )
-    if not recipe.examples:
+    if not recipe.calibration:
         if not name:
             return
         raise RecipeError(
-            f"{name} looks at what the ingredients do with examples, and the recipe has no `examples`.",
-            hint="Add `examples: {task: …, dataset: …, split: train}`; their labels are not read.",
+            f"{name} looks at what the ingredients do with examples, and the recipe has no `calibration`.",
+            hint="Add `calibration: {task: …, dataset: …, split: train}`; their labels are not read.",
         )
-    for report in recipe.report:
-        if all(getattr(report, key) == getattr(recipe.examples, key) for key in ("dataset", "config", "split")):
+    for test in recipe.test:
+        if all(getattr(test, key) == getattr(recipe.calibration, key) for key in ("dataset", "config", "split")):
             raise RecipeError(
-                f"`examples` are the rows of the report '{report.title}'; what a method has looked at cannot test it.",
+                f"`calibration` are the rows of the test data '{test.title}'; what a method saw cannot test it.",
                 hint="Use another split, or slices that do not meet.",
             )
     if name and isinstance(recipe.method.parameters.get("examples"), list):

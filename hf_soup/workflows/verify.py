@@ -175,7 +175,7 @@ def verify(
     paths = map or {}
     try:
         published = open_published(model, allow_pickle=allow_pickle, token=token)
-        looks = published.with_examples(paths)
+        looks = published.with_calibration(paths)
     except RecipeError as error:
         return VerificationReport(model, UNVERIFIABLE, reasons=(Finding("recipe-refused", str(error)),))
     if published.source.from_cache:
@@ -183,7 +183,7 @@ def verify(
             f"{published}: the Hub was not reached, and the cache may not have all that was published.",
             hint="Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, and try again.",
         )
-    published = replace(published, recipe=looks.model_copy(update={"report": ()}))
+    published = replace(published, recipe=looks.model_copy(update={"test": ()}))
     reasons = [*_refused(published.recipe)]
     measured = published.recipe
     if score:
@@ -208,7 +208,7 @@ def verify(
         reasons.append(Finding("data" if isinstance(error, ScoringError) else code, str(error), who))
         return VerificationReport(str(published), UNVERIFIABLE, reasons=tuple(reasons))
     scores: tuple[ScoreCheck, ...] = ()
-    stated, known = len(published.scores), len(published.score) + len(published.report)
+    stated, known = len(published.scores), len(published.validation) + len(published.test)
     if score and stated > known:
         message = f"Its soup.json states {stated:,} scores, and its recipe names data for {known:,} of them."
         reasons.append(Finding("data", message))
@@ -217,7 +217,7 @@ def verify(
     if score and (odd := [each.name for each in checked.differences if ASSETS.fullmatch(each.name)]):
         # A model of a stranger's config may be of any size.
         logger.info(f"nothing is measured, as {some(odd)} is not what its ingredients give")
-    elif measured.score or measured.report:
+    elif measured.validation or measured.test:
         try:
             scores = _rescored(published, measured, model, token, quiet)
         except SoupError as error:
@@ -294,9 +294,9 @@ def _mapped(each: Ingredient, paths: Paths, allow_pickle: bool) -> Checkpoint | 
 def _base(recipe: Recipe, checkpoints: Sequence[Checkpoint], paths: Paths, token: Token) -> BaseReference | None:
     """The ancestor, where the method works on it or it may have given the tokenizer."""
     needed = needs_base(recipe)
-    if recipe.base is None or not (needed or not any(map(processing_files, checkpoints))):
+    if recipe.base_model is None or not (needed or not any(map(processing_files, checkpoints))):
         return None
-    asked = parse_part(Ingredient, recipe.base, "the name of a model")
+    asked = parse_part(Ingredient, recipe.base_model, "the name of a model")
     try:
         if asked.model.startswith("local:"):
             found = _mapped(asked, paths, recipe.allow_pickle)
@@ -416,7 +416,7 @@ def _rescored(published: Published, recipe: Recipe, model: str, token: Token, qu
     said, card = published.scores, model_index(published)
     # Titles hold names of files, which may be others here; the order is the recipe's.
     titles = list(said) if len(said) == len(found) else list(found)
-    asked = [*published.score, *published.report]
+    asked = [*published.validation, *published.test]
     return tuple(
         ScoreCheck(title, each["value"], said.get(title), value_on_card(card, scoring), each["n"])
         for title, scoring, each in zip(titles, asked, found.values(), strict=True)

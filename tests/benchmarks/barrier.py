@@ -10,7 +10,7 @@ mirrored   the same random initialisation, the letters mirrored
 stranger   another random initialisation (a check refuses its fine-tunes; they are measured all the same)
 
 Printed are, for every kind of pair: the cosine that the check sees, and the barrier in points of accuracy on the 450
-held-out digits, minimum, median and maximum over the pairs; and how many count as a barrier.
+validation digits, minimum, median and maximum over the pairs; and how many count as a barrier.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def measure(folder: Path, models: list[Path], found: dict[str, list[tuple[float,
     data = folder / DATASET / "data" / "validation-00000-of-00001.parquet"
     recipe = Recipe(
         ingredients=[str(model) for model in models],
-        score={"task": "image-classification", "dataset": str(data), "name": "digits"},
+        validation={"task": "image-classification", "dataset": str(data), "name": "digits"},
     )
     lineage = hf_soup.check(recipe)
     (bodies,) = [each for each in lineage.evidence if each.part == "body"]

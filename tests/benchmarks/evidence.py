@@ -3,12 +3,12 @@
     python tests/benchmarks/evidence.py [--folder DIR] [--zoo digits|texts] [--seeds N] [--again] [--write PAGE]
 
 Trains the zoos of `evidence_zoo.py` (minutes for digits, an hour for texts, on one thread; kept in DIR), cooks a soup
-for every row, and measures it, its ingredients and their ensembles on held-out, test and shifted data. What was
+for every row, and measures it, its ingredients and their ensembles on validation, test and shifted data. What was
 measured is kept too, and only printed in the next run; --again measures anew. Rows whose selection or method this
 version does not have are left out.
 
-Soups are cooked by `hf_soup.cook` with the held-out data alone; test and shifted data are looked at afterwards, with
-`hf_soup.evaluation`, because every row is compared with the same model: the ingredient that is best on held-out data.
+Soups are cooked by `hf_soup.cook` with the validation data alone; test and shifted data are looked at afterwards, with
+`hf_soup.evaluation`, because every row is compared with the same model: the ingredient that is best on validation data.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ SEEDS = {"digits": 9, "texts": 5}
 ALPHAS = {"digits": [tenth / 10 for tenth in range(11)], "texts": [0, 0.25, 0.5, 0.75, 1]}
 BEST, GREEDY, LEARNED = "best single", "greedy soup", "learned soup"
 ENSEMBLES = ("logit ensemble", "probability ensemble", "greedy ensemble")
-#: Title → what the recipe says beside the ingredients, the base and the held-out data.
+#: Title → what the recipe says beside the ingredients, the base and the validation data.
 SOUPS: list[tuple[str, dict[str, Any]]] = [
     ("uniform soup", {"select": "uniform"}),
     ("uniform without the poor one", {"select": "uniform", "ingredients": "good"}),
     (GREEDY, {"select": "greedy"}),
     ("pruned soup", {"select": "pruned"}),
     (LEARNED, {"select": {"name": "learned", "by": "ingredient"}}),
-    ("learned by layer", {"select": {"name": "learned", "by": "layer"}}),
+    ("learned by layer", {"select": {"name": "learned", "by": "tensor"}}),
     ("soup of two greedy soups", {"select": "uniform", "ingredients": "halves"}),
     ("WiSE-FT of the greedy soup", {"select": "greedy", "method": {"name": "wise_ft"}}),
 ]
@@ -61,7 +61,7 @@ LEARNING = {
     "digits": {"ingredient": {"batch_size": 64}, "layer": {"batch_size": 64}},
     "texts": {"ingredient": {"batch_size": 64, "epochs": 3}, "layer": {"batch_size": 64, "epochs": 5}},
 }
-COLUMNS = ("held-out", "test", "shifted")
+COLUMNS = ("validation", "test", "shifted")
 #: Pairs whose gap is measured (and a quarter as many with the poor one), and the step of its second derivative.
 PAIRS, STEP = {"digits": 12, "texts": 2}, 0.1
 
@@ -73,7 +73,7 @@ class Kitchen:
         self.zoo, self.out, self.kind = zoo, out, kind
         self.models = sorted(path.name for path in zoo.iterdir() if path.name[0].isdigit())
         self.scorings = evidence_zoo.scorings(kind, zoo)
-        recipe = self.recipe("1", report=self.scorings["report"])
+        recipe = self.recipe("1", test=self.scorings["report"])
         config = json.loads((zoo / "start" / "config.json").read_text())
         wanted = [(role, each) for role in ("score", "report") for each in getattr(recipe, role)]
         self.benches: dict[str, EvalDataset] = dict(
@@ -87,7 +87,7 @@ class Kitchen:
             {**each, "model": str(self.zoo / each["model"])} if isinstance(each, dict) else str(self.zoo / each)
             for each in models
         ]
-        values = {"base": str(self.zoo / "start"), "score": self.scorings["score"], **changes}
+        values = {"base": str(self.zoo / "start"), "validation": self.scorings["score"], **changes}
         return hf_soup.Recipe(ingredients=named, **values)
 
     def cook(self, title: str, *models: str | dict[str, Any], **changes: Any) -> Path:
@@ -118,11 +118,11 @@ def measure(kind: str, zoo: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="soups-", dir=zoo.parent) as out:
         kitchen = Kitchen(kind, zoo, Path(out))
         singles = {name: kitchen.logits(zoo / name) for name in kitchen.models}
-        held_out = {name: logits["held-out"] for name, logits in singles.items()}
-        judge = kitchen.benches["held-out"]
-        best = max(singles, key=lambda name: judge.score(held_out[name]).value)
+        validation = {name: logits["validation"] for name, logits in singles.items()}
+        judge = kitchen.benches["validation"]
+        best = max(singles, key=lambda name: judge.score(validation[name]).value)
         rows = {BEST: singles[best], **soups(kitchen)}
-        chosen = greedy_ensemble({n: [each] for n, each in held_out.items()}, lambda each: judge.score(each[0]).value)
+        chosen = greedy_ensemble({n: [each] for n, each in validation.items()}, lambda each: judge.score(each[0]).value)
         for title, members, combine in zip(
             ENSEMBLES, (singles, singles, chosen), (logit_ensemble, ensemble, logit_ensemble), strict=True
         ):
@@ -167,8 +167,8 @@ def soups(kitchen: Kitchen) -> dict[str, dict[str, Logits]]:
                 kitchen.cook(f"half {half}", *kitchen.models[half::2], select="greedy")
         folder = kitchen.cook(title, *models, **recipe)
         found[title] = kitchen.logits(folder)
-        said = json.loads((folder / "soup.json").read_text())["scores"]["soup"]["held-out accuracy"]["value"]
-        mine = kitchen.benches["held-out"].score(found[title]["held-out"]).value
+        said = json.loads((folder / "soup.json").read_text())["scores"]["soup"]["validation accuracy"]["value"]
+        mine = kitchen.benches["validation"].score(found[title]["validation"]).value
         assert abs(said - mine) < 1e-9, f"{title}: soup.json says {said}, the folder as it loads {mine}"
     return found
 
@@ -214,7 +214,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def accuracies(zoos: Sequence[Mapping[str, Any]]) -> list[str]:
     """The table of the paper over the seeds of one kind of zoo and schedule."""
-    head = ["in %", "held-out"]
+    head = ["in %", "validation"]
     for column in COLUMNS[1:]:
         head += [column, "against the best single", "won / tied / lost"]
     rows = []
@@ -223,7 +223,7 @@ def accuracies(zoos: Sequence[Mapping[str, Any]]) -> list[str]:
         for column in COLUMNS:
             mine = [zoo["rows"][title][column] for zoo in zoos]
             row.append(f"{100 * np.mean([each['accuracy'] for each in mine]):.1f}")
-            if column != "held-out":
+            if column != "validation":
                 base = [zoo["rows"][BEST][column]["accuracy"] for zoo in zoos]
                 apart = [100 * (each["accuracy"] - other) for each, other in zip(mine, base, strict=True)]
                 claims = [each["claim"] for each in mine]

@@ -4,7 +4,7 @@
 
 Trains the zoos of `evidence_zoo.py` (constant rate) and `fusion_zoo.py`, cooks a soup for every row with
 `hf_soup.cook`, and measures it on test data, which nothing is chosen by. A method's scale, or what it has in its
-place, is tried on held-out data (``searched``) and left as its paper has it. What was measured is kept in DIR, row by
+place, is tried on validation data (``searched``) and left as its paper has it. What was measured is kept in DIR, row by
 row. Then every method is run once more on the first zoo of text tasks, as a process of its own, for time and memory;
 --write replaces the tables of the page.
 """
@@ -41,7 +41,7 @@ from hf_soup.methods import METHODS
 
 #: Of each kind of zoo.
 SEEDS = {"digits": 5, "texts": 3}
-#: What is tried on held-out data, for methods of means; those of plain sums are given these by the number of models.
+#: What is tried on validation data, for methods of means; those of plain sums are given these by the number of models.
 SCALES = {"digits": (0.5, 1.0, 1.5, 2.0, 3.0), "texts": (0.5, 1.0, 2.0)}
 #: Values in the place of a scale.
 SEARCHED: dict[str, dict[str, list[float]]] = {
@@ -50,9 +50,9 @@ SEARCHED: dict[str, dict[str, list[float]]] = {
 }
 #: Of each file at most: every row of the tables, and every value that is searched, costs a pass over them.
 ROWS = {
-    ("digits", "tasks"): {"held-out": 450, "test": 600},
-    ("texts", "fine-tunes"): {"held-out": 300, "test": 400},
-    ("texts", "tasks"): {"held-out": 100, "test": 150},
+    ("digits", "tasks"): {"validation": 450, "test": 600},
+    ("texts", "fine-tunes"): {"validation": 300, "test": 400},
+    ("texts", "tasks"): {"validation": 100, "test": 150},
 }
 RUNS: dict[str, dict[str, Any]] = {"swa": {}, "lawa": {"last": 5}, "ema": {}}
 #: Two models at most.
@@ -69,9 +69,9 @@ class Kitchen:
         self.models = sorted(path.name for path in zoo.iterdir() if path.name[0].isdigit())
         tasks = list(TASKS[kind]) if layout == "tasks" else [""]
         wide = kind == "digits" and layout != "tasks"
-        self.columns = ("held-out", "test", "shifted") if wide else ("held-out", "test")
+        self.columns = ("validation", "test", "shifted") if wide else ("validation", "test")
         self.scorings = {column: [self._data(column, task) for task in tasks] for column in self.columns}
-        recipe = self.recipe(["start"], score=self.scorings["held-out"], report=self._reports())
+        recipe = self.recipe(["start"], validation=self.scorings["validation"], test=self._reports())
         wanted = [(role, each) for role in ("score", "report") for each in getattr(recipe, role)]
         config = json.loads((zoo / "start" / "config.json").read_text())
         every = iter(prepare_datasets(wanted, folder=zoo / "start", config=config))
@@ -82,7 +82,7 @@ class Kitchen:
         job = "image-classification" if self.kind == "digits" else "text-classification"
         found: dict[str, Any] = {"task": job, "batch_size": 64}
         if self.kind == "digits" and self.layout == "fine-tunes":
-            return {**found, "dataset": str(self.zoo / "data"), "split": column.replace("held-out", "validation")}
+            return {**found, "dataset": str(self.zoo / "data"), "split": column.replace("validation", "validation")}
         end = "parquet" if self.kind == "digits" else "jsonl"
         name = f"{column}-{task}" if task else column
         rows = ROWS.get((self.kind, self.layout), {}).get(column)
@@ -96,7 +96,9 @@ class Kitchen:
     def recipe(self, models: Sequence[str], **changes: Any) -> hf_soup.Recipe:
         """A recipe of models of the zoo."""
         return hf_soup.Recipe(
-            base=str(self.zoo / "start"), ingredients=[{"model": str(self.zoo / each)} for each in models], **changes
+            base_model=str(self.zoo / "start"),
+            ingredients=[{"model": str(self.zoo / each)} for each in models],
+            **changes,
         )
 
     def method(self, name: str, models: Sequence[str], *, searched: bool) -> dict[str, Any]:
@@ -106,10 +108,10 @@ class Kitchen:
             count = len(models) if METHODS[name].sums else 1
             scales = [round(scale / count, 6) for scale in SCALES[self.kind]]
             said["method"] |= SEARCHED.get(name, {"scale": scales})
-            said["score"] = self.scorings["held-out"]
+            said["score"] = self.scorings["validation"]
         if METHODS[name].statistics:
             # What learns from unlabelled rows learns nothing from rows that all models were trained on.
-            said["examples"] = self._data("held-out" if name == "adamerging" else "train")
+            said["examples"] = self._data("validation" if name == "adamerging" else "train")
         return said
 
     def cook(self, models: Sequence[str], **changes: Any) -> tuple[Path, dict[str, Any]]:
@@ -164,8 +166,8 @@ def measure(kitchen: Kitchen) -> dict[str, Any]:
     for name in ("start", *kitchen.models, *([JOINT] if kitchen.layout == "tasks" else [])):
         row(name, [name])
     good = [name for name in kitchen.models if "poor" not in name]
-    best = sorted(good, key=lambda name: -mean(rows[name], "held-out"))[:2]
-    row("greedy", kitchen.models, select="greedy", score=kitchen.scorings["held-out"])
+    best = sorted(good, key=lambda name: -mean(rows[name], "validation"))[:2]
+    row("greedy", kitchen.models, select="greedy", score=kitchen.scorings["validation"])
     for name in METHODS:
         quick = (kitchen.kind, kitchen.layout) != ("texts", "fine-tunes")
         if name in RUNS or (name == "adamerging" and not quick):
@@ -198,9 +200,9 @@ def percent(zoos: Sequence[Mapping[str, Any]], title: str, column: str) -> str:
 
 
 def chosen(zoos: Sequence[dict[str, Any]], title: str, names: Sequence[str], function: Any = max) -> None:
-    """Add a row to every zoo: the one among these that is best on held-out data."""
+    """Add a row to every zoo: the one among these that is best on validation data."""
     for zoo in zoos:
-        zoo[title] = zoo[function(names, key=lambda name: mean(zoo[name], "held-out"))]
+        zoo[title] = zoo[function(names, key=lambda name: mean(zoo[name], "validation"))]
 
 
 def soups(zoos: Sequence[dict[str, Any]]) -> list[str]:
@@ -229,7 +231,8 @@ def fusion(zoos: Sequence[dict[str, Any]]) -> list[str]:
     chosen(zoos, SINGLE, singles)
     for zoo in zoos:
         zoo[OWN] = {
-            column: [zoo[name][column][place] for place, name in enumerate(singles)] for column in ("held-out", "test")
+            column: [zoo[name][column][place] for place, name in enumerate(singles)]
+            for column in ("validation", "test")
         }
     rows = []
     for title in (START, SINGLE, OWN, JOINT, "greedy", *methods(zoos)):
@@ -275,7 +278,7 @@ def costs(kitchen: Kitchen) -> list[str]:
         method = kitchen.method(name, models, searched=False)
         recipe = kitchen.out / "recipe.yaml"
         paths = [{"model": str(kitchen.zoo / each)} for each in models]
-        recipe.write_text(json.dumps({"base": str(kitchen.zoo / "start"), "ingredients": paths, **method}))
+        recipe.write_text(json.dumps({"base_model": str(kitchen.zoo / "start"), "ingredients": paths, **method}))
         out, home = kitchen.out / "soup", kitchen.out / "home"
         shutil.rmtree(out, ignore_errors=True)
         shutil.rmtree(home, ignore_errors=True)

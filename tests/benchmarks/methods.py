@@ -156,7 +156,12 @@ def commands(case: Case, paths: list[Path], folder: Path, dtype: str) -> tuple[l
     ingredients = [{"model": str(path), "weight": weight} for path, weight in used]
     if case.name == "slerp":
         ingredients = [{"model": str(path)} for path, _ in used]
-    recipe = {"base": str(base), "ingredients": ingredients, "method": {"name": case.name, **case.ours}, "dtype": dtype}
+    recipe = {
+        "base_model": str(base),
+        "ingredients": ingredients,
+        "method": {"name": case.name, **case.ours},
+        "dtype": dtype,
+    }
     mine = folder / "ours.yaml"
     mine.write_text(json.dumps(recipe))
     ours = [sys.executable, "-m", "hf_soup", "cook", mine, "-o", folder / "ours", "--quiet"]

@@ -177,8 +177,8 @@ def inputs_of(pipe_task: str, scoring: dict[str, Any]) -> list[Any]:
 def measure(folder: Path, make: Callable[[Path], Any], scoring: dict[str, Any], options: argparse.Namespace) -> None:
     """All figures of one kind of model."""
     models = siblings(make, folder / "models", options.models, scoring)
-    recipe = Recipe(ingredients=[str(model) for model in models], score=scoring, select="greedy")
-    (wanted,) = recipe.score
+    recipe = Recipe(ingredients=[str(model) for model in models], validation=scoring, select="greedy")
+    (wanted,) = recipe.validation
     checkpoints = open_all(recipe.ingredients)
     aligned = check_lineage(checkpoints, options=AlignmentOptions.of(recipe)).models
     layout, paths = layout_of(aligned, None), fetch_weights(checkpoints, quiet=True)

@@ -33,7 +33,7 @@ NAMES = {
     "Lineage": "LineageReport",
     "Verified": "VerificationReport",
     "barriers": "connectivity",
-    "forage": "search",
+    "search": "search",
 }
 #: What a program does, and an error that it may catch.
 PROGRAM = (
@@ -96,9 +96,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "tsv_m": _of("tsv_m"),
     "iso_c": _of({"name": "iso_c", "scale": 0.9}),
     "knots": _of({"name": "knots", "density": 0.5}),
-    "fisher": _of({"name": "fisher", "examples": 8}, examples=EXAMPLES),
-    "regmean": _of({"name": "regmean", "examples": 12, "offdiagonal": 0.8}, examples=EXAMPLES),
-    "adamerging": _of({"name": "adamerging", "examples": 16, "steps": 10}, examples=EXAMPLES),
+    "fisher": _of({"name": "fisher", "examples": 8}, calibration=EXAMPLES),
+    "regmean": _of({"name": "regmean", "examples": 12, "offdiagonal": 0.8}, calibration=EXAMPLES),
+    "adamerging": _of({"name": "adamerging", "examples": 16, "steps": 10}, calibration=EXAMPLES),
     # Runs.
     "swa": _of({"name": "swa", "last": 3}, ["sweep/run-1"], None),
     "lawa": _of({"name": "lawa", "last": 2, "stride": 2}, ["sweep/run-1"], None),
@@ -106,33 +106,34 @@ RECIPES: dict[str, dict[str, Any]] = {
     "ema of two runs": _of("ema", ["sweep/run-1", "sweep/run-2"], None),
     "a run of any method": {"models": ["sweep/run-1"], "map": ["run-1=sweep/run-1"]},
     "a sweep": {"models": ["sweep"], "map": ["run-1=sweep/run-1", "run-2=sweep/run-2"]},
-    "a number of swa chosen": _of({"name": "swa", "last": [2, 3, 5]}, ["sweep/run-2"], None, score=ROWS),
+    "a number of swa chosen": _of({"name": "swa", "last": [2, 3, 5]}, ["sweep/run-2"], None, validation=ROWS),
     # Every selection.
-    "uniform": {"recipe": {"ingredients": ABC, "select": "uniform", "score": ROWS, "report": REPORT}},
-    "greedy": {"recipe": {"ingredients": [D, A, B], "select": "greedy", "score": ROWS, "report": REPORT}},
+    "uniform": {"recipe": {"ingredients": ABC, "select": "uniform", "validation": ROWS, "test": REPORT}},
+    "greedy": {"recipe": {"ingredients": [D, A, B], "select": "greedy", "validation": ROWS, "test": REPORT}},
     "greedy that must gain": {
-        "recipe": {"ingredients": [*ABC, D], "select": {"name": "greedy", "accept": ">"}, "score": ROWS}
+        "recipe": {"ingredients": [*ABC, D], "select": {"name": "greedy", "accept": ">"}, "validation": ROWS}
     },
-    "pruned": {"recipe": {"ingredients": [D, A, B], "select": "pruned", "score": ROWS}},
-    "top_k": {"recipe": {"ingredients": [D, *ABC], "select": {"name": "top_k", "k": 2}, "score": ROWS}},
-    "best": {"recipe": {"ingredients": [D, *ABC], "select": "best", "score": ROWS}},
-    "learned": {"recipe": {"ingredients": [D, A, B], "select": "learned", "score": ROWS}},
+    "pruned": {"recipe": {"ingredients": [D, A, B], "select": "pruned", "validation": ROWS}},
+    "top_k": {"recipe": {"ingredients": [D, *ABC], "select": {"name": "top_k", "k": 2}, "validation": ROWS}},
+    "best": {"recipe": {"ingredients": [D, *ABC], "select": "best", "validation": ROWS}},
+    "learned": {"recipe": {"ingredients": [D, A, B], "select": "learned", "validation": ROWS}},
     "learned by layer": {
-        "recipe": {"ingredients": [D, A, B], "select": {"name": "learned", "by": "layer"}, "score": ROWS, "seed": 5}
+        "recipe": {"ingredients": [D, A, B], "select": {"name": "learned", "by": "tensor"}, "validation": ROWS,
+                   "seed": 5}
     },
-    "repeats": {"recipe": {"ingredients": [D, A, B], "select": "greedy", "repeats": 5, "score": ROWS}},
+    "repeats": {"recipe": {"ingredients": [D, A, B], "select": "greedy", "stability_repeats": 5, "validation": ROWS}},
     "pictures": {
-        "recipe": {"ingredients": VITS, "base": VIT_BASE, "select": "greedy", "score": COLOURS,
-                   "report": COLOURS_REPORT}
+        "recipe": {"ingredients": VITS, "base_model": VIT_BASE, "select": "greedy", "validation": COLOURS,
+                   "test": COLOURS_REPORT}
     },
     "two data sets and another metric": {
         "recipe": {"ingredients": ABC, "select": "greedy",
-                   "score": [{**ROWS, "weight": 2, "labels": ["negative", "positive"]},
+                   "validation": [{**ROWS, "weight": 2, "labels": ["negative", "positive"]},
                              {**ROWS, "dataset": "report.csv", "metric": "f1"}]}
     },
     # Numbers that are chosen or change, tensors in another way.
-    "a number chosen": _of({"name": "wise_ft", "alpha": [0, 0.5, 1, 1.5]}, score=ROWS, report=REPORT),
-    "two numbers chosen": _of({"name": "ties", "density": [0.2, 0.6], "scale": [0.5, 1]}, score=ROWS),
+    "a number chosen": _of({"name": "wise_ft", "alpha": [0, 0.5, 1, 1.5]}, validation=ROWS, test=REPORT),
+    "two numbers chosen": _of({"name": "ties", "density": [0.2, 0.6], "scale": [0.5, 1]}, validation=ROWS),
     "depth": _of({"name": "wise_ft", "alpha": {"depth": [0.2, 1]}}),
     "overrides": _of(
         "ties",
@@ -140,17 +141,17 @@ RECIPES: dict[str, dict[str, Any]] = {
                    {"tensors": "*LayerNorm*", "method": {"name": "wise_ft", "alpha": {"depth": [0, 0.5]}}},
                    {"tensors": "*.layer.1.*", "method": "dare_linear"}],
     ),
-    "layers": {"recipe": {"ingredients": ABC, "layers": {"classifier.*": [0, 1, 1], "*.layer.0.*": [2, 1, 1]}}},
+    "layers": {"recipe": {"ingredients": ABC, "tensor_weights": {"classifier.*": [0, 1, 1], "*.layer.0.*": [2, 1, 1]}}},
     # Heads, labels, vocabularies, names, types, files.
-    "heads of the body": {"recipe": {"ingredients": [A, "bert-b-spam"], "base": BASE, "heads": "body"}},
-    "heads of one": {"recipe": {"ingredients": [A, "bert-b-spam"], "base": BASE, "heads": A, "report": REPORT}},
-    "labels in another order": {"recipe": {"ingredients": [A, "bert-b-turned", C], "base": BASE}},
+    "heads of the body": {"recipe": {"ingredients": [A, "bert-b-spam"], "base_model": BASE, "heads": "body"}},
+    "heads of one": {"recipe": {"ingredients": [A, "bert-b-spam"], "base_model": BASE, "heads": A, "test": REPORT}},
+    "labels in another order": {"recipe": {"ingredients": [A, "bert-b-turned", C], "base_model": BASE}},
     "labels as the recipe says": {
         "recipe": {"ingredients": [A, "bert-b-nameless", C], "labels": ["positive", "negative"]}
     },
     "vocabulary union": {"recipe": {"ingredients": [A, "bert-b-tokens", "bert-c-tokens"], "vocabulary": "union"}},
     "vocabulary base": {
-        "recipe": {"ingredients": [A, "bert-b-tokens", "bert-c-tokens"], "base": BASE, "vocabulary": "base",
+        "recipe": {"ingredients": [A, "bert-b-tokens", "bert-c-tokens"], "base_model": BASE, "vocabulary": "base",
                    "method": "task_arithmetic"}
     },
     "tied and untied": {"recipe": {"ingredients": ["llama-a", "llama-tied", "llama-b"]}},
@@ -160,20 +161,20 @@ RECIPES: dict[str, dict[str, Any]] = {
     "dtypes within a model": {"recipe": {"ingredients": ["bert-a-in-two-types", "bert-b-float64"]}},
     "16 bits": _of("task_arithmetic", ["bert-a-bfloat16", "bert-b-bfloat16"]),
     "written as bfloat16": {"recipe": {"ingredients": ABC, "dtype": "bfloat16"}},
-    "sharded": {"recipe": {"ingredients": [A, "bert-b-sharded", "bert-c-sharded"], "base": BASE}},
+    "sharded": {"recipe": {"ingredients": [A, "bert-b-sharded", "bert-c-sharded"], "base_model": BASE}},
     "pickles": {
         "recipe": {"ingredients": [A, "bert-b-pickled"], "allow_pickle": True}, "verify_with": ["--allow-pickle"]
     },
     "a finding that is allowed": {
-        "recipe": {"ingredients": [A, "bert-drifted"], "base": BASE, "allow": ["drifted", "parts-drifted"]}
+        "recipe": {"ingredients": [A, "bert-drifted"], "base_model": BASE, "allow": ["drifted", "parts-drifted"]}
     },
     "a copy": {"models": [A, B, "bert-a-copy", A]},
     # Batch normalisation.
     "batch norm that is averaged": {"recipe": {"ingredients": ["resnet-a", "resnet-b", "resnet-c"]}},
     "batch norm": {
-        "recipe": {"ingredients": ["resnet-a", "resnet-b"], "examples": COLOURS_EXAMPLES, "report": COLOURS_REPORT}
+        "recipe": {"ingredients": ["resnet-a", "resnet-b"], "calibration": COLOURS_EXAMPLES, "test": COLOURS_REPORT}
     },
-    "batch norm of a run": _of("swa", ["resnet-run"], None, examples=COLOURS_EXAMPLES, seed=2),
+    "batch norm of a run": _of("swa", ["resnet-run"], None, calibration=COLOURS_EXAMPLES, seed=2),
     # Options of the command line.
     "options": {
         "models": ABC,
@@ -193,17 +194,19 @@ RECIPES: dict[str, dict[str, Any]] = {
                  ["check", "--recipe", "greedy-for-people.yaml", "--barrier", "--plot", "barriers.png"],
                  ["check", "--recipe", "greedy-for-people.yaml", "--barrier", "--json", "--quiet"],
                  ["methods"], ["methods", "ties"], ["methods", "--json"], ["--version"]],
-        "files": {"greedy-for-people.yaml": {"ingredients": ABC, "select": "greedy", "score": ROWS, "report": REPORT}},
+        "files": {"greedy-for-people.yaml": {"ingredients": ABC, "select": "greedy", "validation": ROWS,
+                                             "test": REPORT}},
         "soups": ["written", "chosen"],
     },
     "two processes": {"recipe": {"ingredients": ABC}, "python": TOGETHER},
     "two processes that choose": {
-        "recipe": {"ingredients": [D, A, B], "select": "greedy", "score": ROWS, "report": REPORT}, "python": ACCELERATE
+        "recipe": {"ingredients": [D, A, B], "select": "greedy", "validation": ROWS, "test": REPORT},
+        "python": ACCELERATE
     },
     "from Python": {"models": ABC, "code": {"program": PROGRAM}, "soups": ["from-python-soup"]},
     # The Hub.
     "from the Hub": {
-        "recipe": {"ingredients": HUB, "select": "greedy", "score": MOODS, "report": MOODS_REPORT},
+        "recipe": {"ingredients": HUB, "select": "greedy", "validation": MOODS, "test": MOODS_REPORT},
         "verify_with": ["--score"],
         "then": [["cook", "{name}/soup.yaml", "-o", "{name}-again", "--json", "--quiet"]],
     },
@@ -212,7 +215,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "cook": ["--stream"],
     },
     "pushed": {
-        "recipe": {"ingredients": HUB[:2], "report": MOODS_REPORT},
+        "recipe": {"ingredients": HUB[:2], "test": MOODS_REPORT},
         "cook": ["--push", "acme/{name}", "--tag", "v1"],
         "then": [["verify", "acme/{name}", "--json", "--quiet"], ["verify", "acme/{name}@v1", "--score"],
                  ["push", "{name}", "acme/{name}", "--json"], ["push", "{name}", "acme/{name}-copy", "--private"],
@@ -233,17 +236,17 @@ RECIPES: dict[str, dict[str, Any]] = {
         "soups": ["a-soup-of-soups-second", "a-soup-of-soups-of-a-folder"],
     },
     "a soup of a soup of folders": {
-        "recipe": {"ingredients": [A, B], "method": "ties", "base": BASE},
+        "recipe": {"ingredients": [A, B], "method": "ties", "base_model": BASE},
         "then": [["cook", "{name}", C, "-o", "{name}-second", "--json", "--quiet"]],
         "soups": ["a-soup-of-a-soup-of-folders-second"],
     },
     # Downloads are counted, so these are models whose files no other case asks for on the Hub.
-    "foraged": {
+    "searched": {
         "models": HUB,
         "verify": False,
-        "then": [["forage", "acme/resnet-base", "--json"], ["forage", "acme/vit-base", "-o", "foraged.yaml"],
-                 ["forage", "acme/vit-base", "--task", "image-classification", "--limit", "2"],
-                 ["cook", "foraged.yaml", "-o", "foraged-soup", "--json", "--quiet"]],
-        "soups": ["foraged-soup"],
+        "then": [["search", "acme/resnet-base", "--json"], ["search", "acme/vit-base", "-o", "searched.yaml"],
+                 ["search", "acme/vit-base", "--task", "image-classification", "--limit", "2"],
+                 ["cook", "searched.yaml", "-o", "searched-soup", "--json", "--quiet"]],
+        "soups": ["searched-soup"],
     },
 }  # fmt: skip

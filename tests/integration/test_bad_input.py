@@ -159,16 +159,19 @@ def test_recipes_that_ask_for_nonsense(cli: Cli, family: Path, tmp_path: Path) -
         ({"method": "magic"}, "`method` is 'magic'.\nKnown are: adamerging"),
         ({"method": {"name": "linear", "density": 1}}, "linear has no parameter 'density'.\nIt takes: "),
         ({"select": "tastiest"}, "`select` is 'tastiest'.\nKnown are: best, greedy, learned"),
-        ({"select": "greedy"}, "looks at held-out scores, and the recipe has no `score`"),
-        ({"select": {"name": "greedy", "accept": 1}, "score": score}, "greedy: 'accept' is 1; it is of type str"),
-        ({"select": {"name": "greedy", "accept": "~"}, "score": score}, "`accept` is '~'"),
-        ({"score": {**score, "metric": "beauty"}}, "beauty"),
-        ({"score": {**score, "dataset": str(tmp_path / "none.csv")}}, "none.csv"),
-        ({"score": {**score, "split": "train[:3"}}, "train[:3"),
-        ({"score": score, "report": [dict(score)]}, "Two scores are called 'rows.csv accuracy'"),
-        ({"score": score, "report": [{**score, "name": "test"}]}, "rows"),
-        ({"score": {**score, "label_column": "truth"}}, "truth"),
-        ({"score": {**score, "dataset": "local:rows.csv"}}, "was a file on the machine where the recipe was resolved"),
+        ({"select": "greedy"}, "looks at validation scores, and the recipe has no `validation`"),
+        ({"select": {"name": "greedy", "accept": 1}, "validation": score}, "greedy: 'accept' is 1; it is of type str"),
+        ({"select": {"name": "greedy", "accept": "~"}, "validation": score}, "`accept` is '~'"),
+        ({"validation": {**score, "metric": "beauty"}}, "beauty"),
+        ({"validation": {**score, "dataset": str(tmp_path / "none.csv")}}, "none.csv"),
+        ({"validation": {**score, "split": "train[:3"}}, "train[:3"),
+        ({"validation": score, "test": [dict(score)]}, "Two scores are called 'rows.csv accuracy'"),
+        ({"validation": score, "test": [{**score, "name": "test"}]}, "rows"),
+        ({"validation": {**score, "label_column": "truth"}}, "truth"),
+        (
+            {"validation": {**score, "dataset": "local:rows.csv"}},
+            "was a file on the machine where the recipe was resolved",
+        ),
         ({"dtype": "int8"}, "dtype: "),
         ({"ingredients": [{"model": "x/y", "weight": 0}]}, "the weights (0) sum to 0"),
     ]
@@ -180,7 +183,7 @@ def test_recipes_that_ask_for_nonsense(cli: Cli, family: Path, tmp_path: Path) -
     refused(cli("cook", "missing.yaml", "-o", "soup"), "Cannot read the recipe 'missing.yaml': No such file")
     refused(cli("score", family / "a", "--recipe", "missing.yaml"), "missing.yaml")
     (tmp_path / "recipe.yaml").write_text(recipe_of(family))
-    refused(cli("score", family / "a", "--recipe", "recipe.yaml"), "neither `score` nor `report`")
+    refused(cli("score", family / "a", "--recipe", "recipe.yaml"), "neither `validation` nor `test`")
 
 
 def test_a_command_line_that_makes_no_sense(cli: Cli, family: Path) -> None:

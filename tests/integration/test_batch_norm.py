@@ -37,7 +37,7 @@ def recipe(resnets: Path, tmp_path: Path) -> Callable[..., Path]:
         values = {
             "ingredients": [str(resnets / "run")],
             "method": method,
-            "examples": data(resnets / "train.parquet", batch_size=BATCH),
+            "calibration": data(resnets / "train.parquet", batch_size=BATCH),
             **changes,
         }
         path = tmp_path / "recipe.yaml"
@@ -121,9 +121,9 @@ def test_the_soup_has_the_statistics_of_its_own_weights(
     }  # fmt: skip
     assert "in one pass over 200 rows of train.parquet" in Path("soup/README.md").read_text()
     assert digest_of_folder(Path("soup")) == done.json["digest"]
-    assert Recipe.load("soup/soup.yaml").examples is not None
+    assert Recipe.load("soup/soup.yaml").calibration is not None
     # All else is as without.
-    assert cli("cook", recipe("linear", examples=None, seed=3), "-o", "mean", "--quiet").code == 0
+    assert cli("cook", recipe("linear", calibration=None, seed=3), "-o", "mean", "--quiet").code == 0
     if method in ("swa", "linear"):
         mean, soup = weights("mean"), weights("soup")
         assert {name for name in mean if not torch.equal(mean[name], soup[name])} == statistics(mean).keys()
@@ -133,8 +133,8 @@ def test_its_accuracy_is_better_than_with_the_mean_of_statistics(
     cli: Cli, recipe: Callable[..., Path], resnets: Path
 ) -> None:
     report = [data(resnets / "test.parquet", name="test")]
-    again = cli("cook", recipe("linear", report=report), "-o", "again", "--json")
-    mean = cli("cook", recipe("linear", report=report, examples=None), "-o", "mean", "--json")
+    again = cli("cook", recipe("linear", test=report), "-o", "again", "--json")
+    mean = cli("cook", recipe("linear", test=report, calibration=None), "-o", "mean", "--json")
     assert (again.code, mean.code) == (0, 0), again.err
     found = [each.json["scores"]["soup"]["test accuracy"]["value"] for each in (again, mean)]
     assert found[0] > found[1] + 0.03
@@ -236,31 +236,31 @@ def test_frozen_statistics_are_left_alone(
     done = cli("cook", recipe("linear", ingredients=[str(run)]), "-o", "soup", "--json")
     assert done.code == 0, done.err
     assert summary("soup")["batch_norm"]["layers"] == 5
-    assert cli("cook", recipe("linear", ingredients=[str(run)], examples=None), "-o", "mean").code == 0
+    assert cli("cook", recipe("linear", ingredients=[str(run)], calibration=None), "-o", "mean").code == 0
     mean, soup = weights("mean"), weights("soup")
     assert all(torch.equal(mean[name], soup[name]) for name in mean if name.startswith(frozen))
 
 
-# ---- chosen on held-out data -------------------------------------------------------------------------------------
+# ---- chosen on validation data -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_candidates_have_statistics_of_their_own_too(
     cli: Cli, recipe: Callable[..., Path], resnets: Path, dtype: str, training: set[type]
 ) -> None:
-    held_out = data(resnets / "validation.parquet", name="held-out")
-    options = {"select": "greedy", "score": held_out, "dtype": dtype}
+    validation = data(resnets / "validation.parquet", name="validation")
+    options = {"select": "greedy", "validation": validation, "dtype": dtype}
     done = cli("cook", recipe("linear", **options), "-o", "soup", "--json")
     assert done.code == 0, done.err
     kept = [step for step in done.json["trace"] if step["kept"]]
     assert len(kept) > 1
-    assert done.json["scores"]["soup"]["held-out accuracy"]["value"] == pytest.approx(kept[-1]["score"])
+    assert done.json["scores"]["soup"]["validation accuracy"]["value"] == pytest.approx(kept[-1]["score"])
     require_updated("soup", rtol=1e-5 if dtype == "float32" else 2.0**-8)
     # Again, from what models answered, and without examples: other numbers are not mixed up.
     training.clear()
     again = cli("cook", recipe("linear", **options), "-o", "again", "--json")
     assert again.json["trace"] == done.json["trace"]
-    plain = cli("cook", recipe("linear", **options, examples=None), "-o", "plain", "--json")
+    plain = cli("cook", recipe("linear", **options, calibration=None), "-o", "plain", "--json")
     assert plain.json["trace"] != done.json["trace"]
     # Ingredients have the statistics that they were published with.
     assert plain.json["scores"]["local:run/checkpoint-60"] == done.json["scores"]["local:run/checkpoint-60"]
@@ -274,7 +274,7 @@ def test_coefficients_are_learned_with_the_mean_of_statistics(
     wide = {name: each * (30 if name.endswith("running_var") else 1) for name, each in weights(base).items()}
     save_file(wide, base / "model.safetensors", {"format": "pt"})
     models = [str(resnets / "run" / f"checkpoint-{step}") for step in (45, 50, 60)]
-    path = recipe({"name": "adamerging", "steps": 2, "init": 0.4}, base=str(base), ingredients=models)
+    path = recipe({"name": "adamerging", "steps": 2, "init": 0.4}, base_model=str(base), ingredients=models)
     done = cli("cook", path, "-o", "soup", "--quiet")
     assert done.code == 0, done.err
     assert "have nothing that adamerging goes by, and are averaged: " in done.err
@@ -282,8 +282,8 @@ def test_coefficients_are_learned_with_the_mean_of_statistics(
 
 
 def test_a_soup_of_one_model_is_that_model(cli: Cli, recipe: Callable[..., Path], resnets: Path) -> None:
-    held_out = data(resnets / "validation.parquet", name="held-out")
-    done = cli("cook", recipe("linear", select="best", score=held_out), "-o", "soup", "--json")
+    validation = data(resnets / "validation.parquet", name="validation")
+    done = cli("cook", recipe("linear", select="best", validation=validation), "-o", "soup", "--json")
     assert done.code == 0, done.err
     (name,) = done.json["weights"]
     assert summary("soup")["batch_norm"] is None
@@ -328,18 +328,18 @@ def test_what_would_be_done_is_said(cli: Cli, recipe: Callable[..., Path]) -> No
     done = cli("cook", recipe(), "--dry-run", "-o", "soup")
     assert (done.code, said in done.out) == (0, True), done.out
     assert "[batch-norm]" not in done.err
-    plain = cli("cook", recipe("linear", examples=None), "--dry-run", "-o", "soup")
+    plain = cli("cook", recipe("linear", calibration=None), "--dry-run", "-o", "soup")
     assert (plain.code, "collect " in plain.out) == (0, False)
     assert "warning: [batch-norm] The model has 6 layers of batch normalisation, such as 'resnet." in plain.err
-    assert "Add `examples: {task: …, dataset: …, split: train}` to the recipe" in plain.err
+    assert "Add `calibration: {task: …, dataset: …, split: train}` to the recipe" in plain.err
 
 
 def test_barriers_are_measured_with_them(cli: Cli, recipe: Callable[..., Path], resnets: Path) -> None:
-    held_out = data(resnets / "validation.parquet", name="held-out")
+    validation = data(resnets / "validation.parquet", name="validation")
     steps = [str(resnets / "run" / f"checkpoint-{step}") for step in (40, 60)]
     found = []
-    for examples in ({}, {"examples": None}):
-        path = recipe("linear", ingredients=steps, score=held_out, **examples)
+    for examples in ({}, {"calibration": None}):
+        path = recipe("linear", ingredients=steps, validation=validation, **examples)
         (pair,) = hf_soup.connectivity(path).pairs
         found.append(pair.height)
     assert found[0] < found[1]
@@ -352,7 +352,7 @@ def test_barriers_are_measured_with_them(cli: Cli, recipe: Callable[..., Path], 
 def test_averages_of_a_run_need_examples(cli: Cli, recipe: Callable[..., Path], resnets: Path, method: str) -> None:
     for done in (
         cli("cook", resnets / "run", "--method", method, "-o", "soup", "--quiet"),
-        cli("cook", recipe(method, examples=None), "-o", "soup", "--dry-run"),
+        cli("cook", recipe(method, calibration=None), "-o", "soup", "--dry-run"),
     ):
         assert (done.code, Path("soup").exists()) == (1, False)
         assert "of batch normalisation, such as 'resnet." in done.err
@@ -360,7 +360,7 @@ def test_averages_of_a_run_need_examples(cli: Cli, recipe: Callable[..., Path], 
 
 
 def test_one_example_has_no_variance(cli: Cli, recipe: Callable[..., Path], resnets: Path) -> None:
-    done = cli("cook", recipe(examples=data(resnets / "train.parquet", split="train[:1]")), "-o", "soup")
+    done = cli("cook", recipe(calibration=data(resnets / "train.parquet", split="train[:1]")), "-o", "soup")
     assert done.code == 1
     assert "The examples 'train.parquet train[:1]' are one row, which has no variance" in done.err
     assert not Path(".soup.cooking").exists()  # nothing was begun
@@ -371,7 +371,7 @@ def test_a_batch_of_one_row_and_one_place(
     cli: Cli, recipe: Callable[..., Path], resnets: Path, rows: str, size: int, alone: str
 ) -> None:
     examples = data(resnets / "train.parquet", split=f"train{rows}", batch_size=size)
-    done = cli("cook", recipe(examples=examples), "-o", "soup")
+    done = cli("cook", recipe(calibration=examples), "-o", "soup")
     assert (done.code, Path("soup").exists()) == (1, False)
     assert f"{alone} batches of the examples" in done.err
     assert "Set a `batch_size` of the examples that leaves no row alone." in done.err
@@ -416,6 +416,6 @@ def test_a_soup_that_fails_on_the_examples(
 
 
 def test_examples_that_a_report_looks_at(cli: Cli, recipe: Callable[..., Path], resnets: Path) -> None:
-    done = cli("cook", recipe(report=[data(resnets / "train.parquet")]), "-o", "soup")
+    done = cli("cook", recipe(test=[data(resnets / "train.parquet")]), "-o", "soup")
     assert done.code == 1
-    assert "`examples` are the rows of the report 'train.parquet accuracy'" in done.err
+    assert "`calibration` are the rows of the report 'train.parquet accuracy'" in done.err

@@ -95,7 +95,7 @@ def relatives(model: PreTrainedModel, folder: Path, dress: Callable[[Path], None
 
 def soup_of(paths: list[Path], out: Path, **options: Any) -> Soup:
     recipe = out.with_suffix(".yaml")
-    recipe.write_text(yaml.safe_dump({"ingredients": [str(path) for path in paths[1:]], "base": str(paths[0])}))
+    recipe.write_text(yaml.safe_dump({"ingredients": [str(path) for path in paths[1:]], "base_model": str(paths[0])}))
     return cook(recipe, out, **options)
 
 

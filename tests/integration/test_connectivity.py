@@ -69,7 +69,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recipe_of(folder: Path, *names: str, **score: Any) -> Recipe:
     data = {"task": "image-classification", "dataset": str(parquet(folder)), "name": "digits", **score}
-    return Recipe(ingredients=[str(folder / name) for name in names], score=data)
+    return Recipe(ingredients=[str(folder / name) for name in names], validation=data)
 
 
 def parquet(folder: Path) -> Path:

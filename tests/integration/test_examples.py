@@ -29,10 +29,10 @@ def recipe(family: Path, tmp_path: Path) -> Callable[..., Path]:
 
     def write(method: object = "fisher", **changes: object) -> Path:
         values = {
-            "base": str(family / "base"),
+            "base_model": str(family / "base"),
             "ingredients": [str(family / name) for name in "abc"],
             "method": method,
-            "examples": {"task": "text-classification", "dataset": str(family / "rows.csv"), "batch_size": 4},
+            "calibration": {"task": "text-classification", "dataset": str(family / "rows.csv"), "batch_size": 4},
             **changes,
         }
         path = tmp_path / "recipe.yaml"
@@ -70,9 +70,9 @@ def test_the_second_cook_looks_at_nothing(
     assert passes == []
     assert weights("one") == weights("two")
     resolved = Recipe.load("one/soup.yaml")
-    assert resolved.examples is not None
-    assert resolved.examples.dataset == "local:rows.csv"
-    assert re.fullmatch(r"sha256:[0-9a-f]{64}", resolved.examples.revision or "")
+    assert resolved.calibration is not None
+    assert resolved.calibration.dataset == "local:rows.csv"
+    assert re.fullmatch(r"sha256:[0-9a-f]{64}", resolved.calibration.revision or "")
     assert resolved.method.parameters == {"examples": 16}
 
 
@@ -91,7 +91,7 @@ def test_coefficients_are_learned_once_and_told(cli: Cli, recipe: Callable[..., 
     assert cli("cook", path, "-o", "two").code == 0
     assert passes == []
     assert weights("one") == weights("two")
-    assert cli("cook", recipe({"name": "task_arithmetic"}, examples=None), "-o", "three").code == 0
+    assert cli("cook", recipe({"name": "task_arithmetic"}, calibration=None), "-o", "three").code == 0
     assert weights("one") != weights("three")
     assert cli("cook", path, "-o", "four", "--dry-run").code == 0
 
@@ -101,7 +101,7 @@ def weights(folder: str | Path) -> bytes:
 
 
 def test_what_has_no_statistics_is_averaged_and_said(cli: Cli, recipe: Callable[..., Path]) -> None:
-    assert cli("cook", recipe("linear", examples=None), "-o", "mean").code == 0
+    assert cli("cook", recipe("linear", calibration=None), "-o", "mean").code == 0
     done = cli("cook", recipe("regmean"), "-o", "soup")
     assert done.code == 0, done.err
     said = re.findall(r"note: (\d+) of (\d+) tensors have nothing that regmean goes by, and are averaged: .+", done.err)
@@ -130,8 +130,8 @@ def test_candidates_and_the_written_soup_are_one(
         method,
         ingredients=[str(trained / name) for name in ("poor", "fair", "good")],
         select="greedy",
-        score=data,
-        report=[{**data, "dataset": str(family / "report.csv"), "name": "test"}],
+        validation=data,
+        test=[{**data, "dataset": str(family / "report.csv"), "name": "test"}],
     )
     done = cli("cook", path, "-o", "soup", "--json")
     assert done.code == 0, done.err
@@ -150,7 +150,7 @@ def test_a_published_soup_is_verified(
     """Where the examples are; they were a file, which only its owner has."""
     names = [publish(name) for name in ("base", "a", "b", "c")]
     report = [{"task": "text-classification", "dataset": str(family / "report.csv")}]
-    path = recipe({**method, "examples": 8}, base=names[0], ingredients=names[1:], report=report)
+    path = recipe({**method, "examples": 8}, base_model=names[0], ingredients=names[1:], test=report)
     assert cli("cook", path, "-o", "soup", "--quiet").code == 0
     maps = [f"--map=rows.csv={family / 'rows.csv'}", f"--map=report.csv={family / 'report.csv'}"]
     done = cli("verify", "soup", *maps, "--json")
@@ -172,42 +172,51 @@ def test_rows_of_a_report_are_not_looked_at(
     """Named twice it is refused before anything is read, sliced into it too, and equal rows elsewhere are dropped."""
     rows = str(family / "rows.csv")
     data = {"task": "text-classification", "dataset": rows}
-    same = cli("cook", recipe(report=[data]), "-o", "soup")
+    same = cli("cook", recipe(test=[data]), "-o", "soup")
     assert same.code == 1
-    assert "`examples` are the rows of the report 'rows.csv accuracy'" in same.err
-    sliced = cli("cook", recipe(report=[{**data, "split": "train[11:14]"}]), "-o", "soup")
+    assert "`calibration` are the rows of the report 'rows.csv accuracy'" in same.err
+    sliced = cli("cook", recipe(test=[{**data, "split": "train[11:14]"}]), "-o", "soup")
     assert sliced.code == 1
     assert (
         "The examples 'rows.csv' and the report 'rows.csv train[11:14]' share 3 rows: train rows 11-13." in sliced.err
     )
     lines = (family / "rows.csv").read_text().splitlines()
     (tmp_path / "few.csv").write_text("\n".join([lines[0], *lines[1:24:2]]) + "\n")
-    equal = cli("cook", recipe(report=[{**data, "dataset": "few.csv"}]), "-o", "soup")
+    equal = cli("cook", recipe(test=[{**data, "dataset": "few.csv"}]), "-o", "soup")
     assert equal.code == 0, equal.err
-    assert "warning: rows.csv: 12 of 24 rows equal a report row in content and were dropped" in equal.err
+    assert "warning: rows.csv: 12 of 24 rows equal a test row in content and were dropped" in equal.err
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         (
-            {"examples": None},
+            {"calibration": None},
             "fisher looks at what the ingredients do with examples, and the",
         ),
-        ({"method": "linear"}, "The recipe has `examples`, and linear looks at none."),
-        ({"examples": {"task": "text-classification", "dataset": "local:rows.csv"}}, "'local:rows.csv' was a file on"),
+        ({"method": "linear"}, "The recipe has `calibration`, and linear looks at none."),
         (
-            {"examples": {"task": "text-classification", "dataset": "none.csv"}},
+            {"calibration": {"task": "text-classification", "dataset": "local:rows.csv"}},
+            "'local:rows.csv' was a file on",
+        ),
+        (
+            {"calibration": {"task": "text-classification", "dataset": "none.csv"}},
             "There is no file or folder 'none.csv'",
         ),
-        ({"examples": {"task": "text-classification", "dataset": "x", "metric": "f1"}}, "'metric' is for `score` and"),
+        (
+            {"calibration": {"task": "text-classification", "dataset": "x", "metric": "f1"}},
+            "'metric' is for `validation` and",
+        ),
         ({"method": {"name": "fisher", "examples": 0}}, "fisher: 'examples' is 0; it is in [1, inf)."),
         ({"method": {"name": "fisher", "examples": [8, 16]}}, "fisher: 'examples' takes one number"),
         ({"method": {"name": "regmean", "offdiagonal": 1.5}}, "regmean: 'offdiagonal' is 1.5; it is in [0, 1]."),
         ({"method": {"name": "adamerging", "steps": 0}}, "adamerging: 'steps' is 0; it is in [1, inf)."),
         ({"method": {"name": "adamerging", "init": [0.2, 0.3]}}, "adamerging: 'init' takes one number, as all tensors"),
         ({"method": {"name": "adamerging", "lr": {"depth": [0.1, 0.2]}}}, "adamerging: 'lr' takes one number, as all"),
-        ({"method": "adamerging", "examples": None}, "adamerging looks at what the ingredients do with examples, and"),
+        (
+            {"method": "adamerging", "calibration": None},
+            "adamerging looks at what the ingredients do with examples, and",
+        ),
         (
             {
                 "method": "adamerging",
@@ -231,7 +240,7 @@ def test_an_override_may_look_at_examples(cli: Cli, recipe: Callable[..., Path],
     own = [{"tensors": "classifier.*", "method": method}]
     done = cli("cook", recipe("linear", overrides=own), "-o", "soup")
     assert done.code == 0, done.err
-    assert cli("cook", recipe("linear", examples=None), "-o", "mean").code == 0
+    assert cli("cook", recipe("linear", calibration=None), "-o", "mean").code == 0
     mean, soup = load_file("mean/model.safetensors"), load_file("soup/model.safetensors")
     assert {name for name in mean if not torch.equal(mean[name], soup[name])} == {
         "classifier.weight",

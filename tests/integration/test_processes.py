@@ -283,7 +283,7 @@ def ingredients(family: Path) -> list[object]:
 @pytest.fixture(scope="module")
 def alone(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The soup that one process makes."""
-    recipe = Recipe(ingredients=[str(family / name) for name in "abc"], base=str(family / "base"))
+    recipe = Recipe(ingredients=[str(family / name) for name in "abc"], base_model=str(family / "base"))
     return cook(recipe, tmp_path_factory.mktemp("alone") / "soup").folder
 
 
@@ -307,14 +307,14 @@ def test_two_processes_write_the_bytes_of_one(
 
 @pytest.fixture
 def greedy(family: Path, trained: Path, tmp_path: Path) -> Path:
-    """A recipe that scores: 24 rows of held-out data and 24 of a report, five in a batch."""
+    """A recipe that scores: 24 rows of validation data and 24 of a report, five in a batch."""
     data = {"task": "text-classification", "batch_size": 5}
     recipe = {
-        "base": str(family / "base"),
+        "base_model": str(family / "base"),
         "ingredients": [str(trained / name) for name in ("poor", "fair", "good")],
         "select": "greedy",
-        "score": {**data, "dataset": str(family / "rows.csv")},
-        "report": [{**data, "dataset": str(family / "report.csv"), "name": "test"}],
+        "validation": {**data, "dataset": str(family / "rows.csv")},
+        "test": [{**data, "dataset": str(family / "report.csv"), "name": "test"}],
     }
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     (tmp_path / "counting.py").write_text(COUNTING)
@@ -346,7 +346,7 @@ def program(family: Path, tmp_path: Path) -> Callable[..., str]:
 
     def write(text: str, models: Sequence[Path] = ()) -> str:
         models = models or [family / name for name in "abc"]
-        recipe = {"ingredients": [str(model) for model in models], "base": str(family / "base")}
+        recipe = {"ingredients": [str(model) for model in models], "base_model": str(family / "base")}
         (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
         (tmp_path / "program.py").write_text(f"{PROGRAM}recipe = 'recipe.yaml'\n{text}")
         return "program.py"
@@ -459,7 +459,7 @@ def test_nothing_needs_what_linux_alone_has(
     for name in ("base", "a", "b"):
         publish(name)
     data = {"task": "text-classification", "dataset": str(family / "rows.csv")}
-    recipe = {"ingredients": ["acme/a", "acme/b"], "select": "greedy", "score": data}
+    recipe = {"ingredients": ["acme/a", "acme/b"], "select": "greedy", "validation": data}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     (tmp_path / "mac.py").write_text(MAC)
     done = together("mac.py", count=1)
@@ -592,8 +592,8 @@ def test_one_process_collects_the_statistics_of_batch_norms(together: Launch, re
     recipe = Recipe(
         ingredients=[str(resnets / "run" / f"checkpoint-{step}") for step in (40, 50, 60)],
         select="greedy",
-        examples={**data, "dataset": str(resnets / "train.parquet"), "batch_size": 64},
-        score={**data, "dataset": str(resnets / "validation.parquet")},
+        calibration={**data, "dataset": str(resnets / "train.parquet"), "batch_size": 64},
+        validation={**data, "dataset": str(resnets / "validation.parquet")},
     )
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
     (tmp_path / "counting.py").write_text(COUNTING.replace("BertForSequence", "ResNetForImage"))

@@ -255,7 +255,7 @@ def test_nothing_breaks_out_of_a_card(cli: Cli, publish: Publish, family: Path, 
 def test_every_report_is_in_the_model_index(
     cli: Cli, publish: Publish, api: HfApi, family: Path, tmp_path: Path
 ) -> None:
-    """Of the Hub's data and of local data, in one metric and in another; held-out data is no result."""
+    """Of the Hub's data and of local data, in one metric and in another; validation data is no result."""
     for name in ("base", "a", "b"):
         publish(name)
     api.create_repo("acme/rows", repo_type="dataset")
@@ -268,7 +268,7 @@ def test_every_report_is_in_the_model_index(
         {"task": "text-classification", "dataset": str(family / "report.csv")},
     ]
     score = {"task": "text-classification", "dataset": str(family / "rows.csv")}
-    recipe = {"ingredients": ["acme/a", "acme/b"], "score": score, "report": report}
+    recipe = {"ingredients": ["acme/a", "acme/b"], "validation": score, "test": report}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     done = cli("cook", "recipe.yaml", "-o", "soup", "--push", "acme/soup", "--json")
     scores = done.json["scores"]["soup"]
@@ -289,9 +289,9 @@ def test_no_path_of_this_machine_is_pushed(
 ) -> None:
     """Nor the token. Folders are called `local:<name>`, and so is local data."""
     recipe = {
-        "ingredients": [str(family / "a"), str(family / "b")], "base": str(family / "base"),
-        "score": {"task": "text-classification", "dataset": str(family / "rows.csv")},
-        "report": [{"task": "text-classification", "dataset": str(family / "report.csv")}],
+        "ingredients": [str(family / "a"), str(family / "b")], "base_model": str(family / "base"),
+        "validation": {"task": "text-classification", "dataset": str(family / "rows.csv")},
+        "test": [{"task": "text-classification", "dataset": str(family / "report.csv")}],
     }  # fmt: skip
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert cli("cook", "recipe.yaml", "-o", "soup").code == 0
@@ -305,8 +305,8 @@ def test_no_path_of_this_machine_is_pushed(
             assert secret.encode() not in content, f"{secret} in {path.name}"
     resolved = Recipe.load(pushed / "soup.yaml")
     assert [ingredient.model for ingredient in resolved.ingredients] == ["local:a", "local:b"]
-    assert resolved.base is None
-    (score,) = resolved.score
+    assert resolved.base_model is None
+    (score,) = resolved.validation
     assert score.dataset == "local:rows.csv"
     card = (pushed / "README.md").read_text()
     assert "local:a, local:b were folders on the cook's machine: put their paths there first." in card

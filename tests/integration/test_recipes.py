@@ -160,10 +160,10 @@ def test_cook_says_what_scripts_rely_on(cooked: Cooked) -> None:
             assert score["metric"] == "accuracy"
             assert score["low"] <= score["value"] <= score["high"]
             assert score["n"] in (48, 96)
-    held_out = {name: scores[cooked.case.titles[0]]["value"] for name, scores in report["scores"].items()}
-    assert min(held_out[name] for name in models) > 1.5 / len(cooked.case.labels)
+    validation = {name: scores[cooked.case.titles[0]]["value"] for name, scores in report["scores"].items()}
+    assert min(validation[name] for name in models) > 1.5 / len(cooked.case.labels)
     # Greedy soups are never worse than the best single one where they were chosen.
-    assert held_out["soup"] >= max(held_out[name] for name in models)
+    assert validation["soup"] >= max(validation[name] for name in models)
     assert set(report["weights"]) == set(report["selected"]) <= set(models)
     assert re.fullmatch("[0-9a-f]{64}", report["digest"])
     assert report["pushed"]["repo"] == f"cooks/{cooked.case.name}-soup"
@@ -222,8 +222,8 @@ def test_soup_yaml_gives_the_same_bytes(cli: Cli, cooked: Cooked, tmp_path: Path
     resolved = Recipe.load(cooked.folder / "soup.yaml")
     assert [ingredient.model for ingredient in resolved.ingredients] == cooked.report["selected"]
     assert all(re.fullmatch("[0-9a-f]{40}", ingredient.revision or "") for ingredient in resolved.ingredients)
-    assert (resolved.base or "").partition("@")[0] == cooked.case.ancestor
-    (score,) = resolved.score
+    assert (resolved.base_model or "").partition("@")[0] == cooked.case.ancestor
+    (score,) = resolved.validation
     assert re.fullmatch("[0-9a-f]{40}", score.revision or "")
     again = cli("cook", cooked.folder / "soup.yaml", "-o", "again", "--json").json
     assert again["digest"] == cooked.report["digest"]
@@ -264,7 +264,7 @@ def test_a_soup_of_soups_is_one_of_their_leaves(cli: Cli, tmp_path: Path) -> Non
         return report
 
     for name, some in (("vit-beans-soup-1", beans.ingredients[:4]), ("vit-beans-soup-2", beans.ingredients[2:6])):
-        greedy = beans.model_copy(update={"ingredients": some, "report": ()})
+        greedy = beans.model_copy(update={"ingredients": some, "test": ()})
         weights = cooked(name, greedy, "--push", f"me/{name}")["weights"]
         shares |= {leaf: shares.get(leaf, 0.0) + 2 / len(weights) for leaf in weights}
     found = resolve_ingredients(Recipe.load(RECIPES / "soup-of-soups.yaml"))

@@ -1,4 +1,4 @@
-"""Forage against the local Hub, with the real client: what is listed, what is grouped, what is written."""
+"""Search against the local Hub, with the real client: what is listed, what is grouped, what is written."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_what_there_is(meadow: LocalHub) -> None:
 
 def test_what_the_command_prints_and_writes(meadow: LocalHub, cli: Cli, tmp_path: Path) -> None:
     """A screen of aligned lines; the largest group as a recipe of pinned models, which cooks."""
-    done = cli("forage", BASE, "-o", "found.yaml", "--quiet")
+    done = cli("search", BASE, "-o", "found.yaml", "--quiet")
     assert done.code == 0
     lines = done.out.splitlines()
     assert re.fullmatch(r"Fine-tunes of acme/base@[0-9a-f]{7}: 15 looked at, 6 in 2 groups\.", lines[0])
@@ -161,7 +161,7 @@ def test_what_the_command_prints_and_writes(meadow: LocalHub, cli: Cli, tmp_path
     assert "Group 2 instead: hf-soup check acme/mail-1 acme/mail-2 --base acme/base -o RECIPE" in done.err
 
     recipe = Recipe.load(tmp_path / "found.yaml")
-    assert recipe.base == BASE
+    assert recipe.base_model == BASE
     assert [each.model for each in recipe.ingredients] == [
         "acme/mood-1", "acme/mood-2", "acme/mood-3", "acme/original",
     ]  # fmt: skip
@@ -180,7 +180,7 @@ def _weight(online: LocalHub, name: str) -> torch.Tensor:
 def test_nothing_is_overwritten(meadow: LocalHub, cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "found.yaml").write_text("mine")
     asked = len(meadow.requests)
-    done = cli("forage", BASE, "-o", "found.yaml")
+    done = cli("search", BASE, "-o", "found.yaml")
     assert (done.code, done.out) == (1, "")
     assert "'found.yaml' exists already" in done.err
     assert (tmp_path / "found.yaml").read_text() == "mine"
@@ -189,7 +189,7 @@ def test_nothing_is_overwritten(meadow: LocalHub, cli: Cli, tmp_path: Path) -> N
 
 def test_json(meadow: LocalHub, cli: Cli) -> None:
     """The keys that scripts may rely on, and the same as from Python."""
-    done = cli("forage", BASE, "--limit", 6, "--json", "-o", "found.yaml")
+    done = cli("search", BASE, "--limit", 6, "--json", "-o", "found.yaml")
     again = hf_soup.search(BASE, limit=6).to_dict()
     for each in again["siblings"]:
         each["downloads"] -= 1  # the first look at its config was one
@@ -200,7 +200,7 @@ def test_json(meadow: LocalHub, cli: Cli) -> None:
         "id", "revision", "architecture", "task", "labels", "license", "downloads", "verdict", "why", "group",
     }  # fmt: skip
     assert set(done.json["groups"][0]) == {"members", "verdict", "reasons", "from_base"}
-    assert Recipe.load("found.yaml").base == BASE
+    assert Recipe.load("found.yaml").base_model == BASE
 
 
 def test_the_limit_takes_the_most_downloaded(meadow: LocalHub, cli: Cli) -> None:
@@ -208,7 +208,7 @@ def test_the_limit_takes_the_most_downloaded(meadow: LocalHub, cli: Cli) -> None
     meadow.page_size = 2
     assert [each.id for each in hf_soup.search(BASE, limit=3).siblings] == ["acme/mail-1", "acme/mail-2", "acme/mood-1"]
     assert not any("mood-2" in record.path for record in meadow.requests if "/resolve/" in record.path)
-    assert cli("forage", BASE, "--limit", 0).code == 2
+    assert cli("search", BASE, "--limit", 0).code == 2
     for limit in (0, -1, 1001):
         with pytest.raises(RecipeError, match=f"`limit` is {limit}; it is 1 to 1000"):
             hf_soup.search(BASE, limit=limit)
@@ -246,12 +246,12 @@ def test_a_task(grow: Callable[..., str], cli: Cli) -> None:
     grow("three", config={"architectures": ["BertForMaskedLM"]})
     found = hf_soup.search(BASE, task="fill-mask")
     assert [each.id for each in found.siblings] == ["acme/three"]
-    done = cli("forage", BASE, "--task", "fill-masks")
+    done = cli("search", BASE, "--task", "fill-masks")
     assert (done.code, done.out) == (1, "")
     assert "None of 3 fine-tunes of acme/base has the task 'fill-masks'." in done.err
     assert "They have: text-classification (2), fill-mask (1)." in done.err
     grow("steering", card='base_model: acme/base\npipeline_tag: "t\\e[31mask"')
-    done = cli("forage", BASE, "--task", "fill-masks")
+    done = cli("search", BASE, "--task", "fill-masks")
     assert "None of 4 fine-tunes" in done.err
     assert "t�[31mask (1)" in done.err
     assert "\x1b" not in done.err
@@ -259,15 +259,15 @@ def test_a_task(grow: Callable[..., str], cli: Cli) -> None:
 
 def test_a_base_without_fine_tunes(publish: Callable[..., str], grow: Callable[..., str], cli: Cli) -> None:
     """An empty result that says what to do, also about a fine-tune that was taken for a base."""
-    done = cli("forage", BASE, "-o", "found.yaml")
+    done = cli("search", BASE, "-o", "found.yaml")
     assert done.code == 3
     assert re.match(r"No model on the Hub names acme/base@[0-9a-f]{7} in its card", done.out)
     assert "hf-soup check MODEL... --base acme/base" in done.out
     assert "'found.yaml' was not written" in done.err
     assert not Path("found.yaml").exists()
     grow("leaf")
-    assert "Next: hf-soup forage acme/base\n" in cli("forage", "acme/leaf").out
-    assert cli("forage", "acme/leaf", "--json").json["siblings"] == []
+    assert "Next: hf-soup search acme/base\n" in cli("search", "acme/leaf").out
+    assert cli("search", "acme/leaf", "--json").json["siblings"] == []
     assert hf_soup.search("acme/leaf", task="fill-mask") == SearchResult(
         "acme/leaf", hub.resolve("acme/leaf").revision, ("acme/base",)
     )
@@ -321,7 +321,7 @@ def test_without_a_network(
     snapshot_download(BASE)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     for base, said in ((BASE, "The Hub was not reached, and it alone knows"), ("acme/one", "cannot be reached")):
-        done = cli("forage", base)
+        done = cli("search", base)
         assert (done.code, done.out) == (1, "")
         assert said in done.err
         assert "HF_ENDPOINT" in done.err
@@ -331,7 +331,7 @@ def test_a_list_that_the_hub_refuses(grow: Callable[..., str], online: LocalHub,
     """Is one error that says of what."""
     grow("one")
     online.intercept = lambda request: Response("no", 403) if request.url.path == "/api/models" else None
-    done = cli("forage", BASE)
+    done = cli("search", BASE)
     assert (done.code, done.out) == (1, "")
     assert "the models tagged 'base_model:finetune:acme/base'" in done.err
 
@@ -379,7 +379,7 @@ def test_a_base_whose_weights_cannot_be_read(
     assert {each.id: each.verdict for each in found.siblings}["acme/stranger"] == "refused"
     assert said in found.not_compared
     assert found.recipe().base is None
-    done = cli("forage", BASE, "-o", "found.yaml")
+    done = cli("search", BASE, "-o", "found.yaml")
     assert "They were compared with one another and not with it: " in done.out
     assert " ".join(done.out.split()).count(said) == 1
     assert "base" not in yaml.safe_load(Path("found.yaml").read_text())
@@ -394,7 +394,7 @@ def test_a_hub_that_fails_is_no_verdict(grow: Callable[..., str], online: LocalH
     online.intercept = lambda request: (
         Response("later", 429, {"Retry-After": "0"}) if re.search(path, request.url.path) else None
     )
-    done = cli("forage", BASE)
+    done = cli("search", BASE)
     assert (done.code, done.out) == (1, "")
     assert "the Hub's rate limit is reached" in done.err
 
@@ -406,7 +406,7 @@ def test_one_that_cannot_be_read_just_now(grow: Callable[..., str], online: Loca
     online.intercept = lambda request: (
         Response("later", 429, {"Retry-After": "0"}) if "/acme/m1/resolve" in request.url.path else None
     )
-    done = cli("forage", BASE, "--json")
+    done = cli("search", BASE, "--json")
     assert done.code == 0
     assert done.json["unread"] == ["acme/m1"]
     assert [each["verdict"] for each in done.json["siblings"]] == ["proven", "unusable", "proven"]
@@ -472,7 +472,7 @@ def test_siblings_of_another_base_are_a_group(
     assert "acme/base is not their ancestor" in group.reasons[0].message
     assert not group.reasons[0].refuses
     assert found.recipe().base is None
-    assert "acme/base is not their ancestor" in " ".join(cli("forage", BASE).out.split())
+    assert "acme/base is not their ancestor" in " ".join(cli("search", BASE).out.split())
 
 
 def test_what_is_said_of_one_in_a_line() -> None:
@@ -494,7 +494,7 @@ def test_notes_of_a_group_end_with_a_sentence() -> None:
     long = 60 * "word " + "end. " + "More " + 60 * "more " + "end."
     group = MergeableGroup(("acme/a", "acme/b"), "likely", (Finding("drifted", long),))
     two = tuple(FineTune(f"acme/{x}", "c" * 40, None, None, (), None, 0, "likely", group=1) for x in "ab")
-    text = shown.foraged(SearchResult("acme/base", "c" * 40, (), two, (group,)))
+    text = shown.fine_tunes(SearchResult("acme/base", "c" * 40, (), two, (group,)))
     assert text.endswith("word end.")
     assert max(map(len, text.splitlines())) <= 110
 
@@ -510,7 +510,7 @@ def test_what_strangers_write_is_bounded(grow: Callable[..., str], cli: Cli) -> 
     )):  # fmt: skip
         grow(f"odd-{number}", config=config)
         grow(f"odd-{number}-again", config=config)
-    done = cli("forage", BASE)
+    done = cli("search", BASE)
     assert done.code == 0
     assert "Group 1, proven: BertForSequenceClassification, 2 labels: �[2Jgone�xxx" in done.out
     assert max(map(len, done.out.splitlines())) < 200

@@ -75,7 +75,7 @@ def repos(publish: Callable[..., str], family: Path) -> list[str]:
 @pytest.fixture
 def plain(family: Path, tmp_path: Path) -> Soup:
     """The soup of the folders."""
-    recipe = Recipe(ingredients=[str(family / name) for name in "abc"], base=str(family / "base"))
+    recipe = Recipe(ingredients=[str(family / name) for name in "abc"], base_model=str(family / "base"))
     return cook(recipe, tmp_path / "plain")
 
 

@@ -212,7 +212,7 @@ def test_what_all_have_is_no_sign_of_being_half_written(cli: Cli, run: Path) -> 
         (["last={depth: [1, 2]}"], "swa: 'last' is {'depth': [1, 2]}"),
         (["last=1"], "swa averages checkpoints, and one goes in: "),
         (["stride=6"], "swa averages checkpoints, and one goes in: "),
-        (["last=[2, 3]"], "the recipe has no `score` to choose by"),
+        (["last=[2, 3]"], "the recipe has no `validation` to choose by"),
     ],
     ids=str,
 )
@@ -252,8 +252,8 @@ def test_more_than_there_are_is_all_of_them_and_said(cli: Cli, run: Path, tmp_pa
 
 def test_shares_by_ingredient_do_not_fit_a_run(trainer_folder: Path, family: Path) -> None:
     layers = {"*": (1.0, 2.0)}
-    with pytest.raises(RecipeError, match="`layers` gives each ingredient its shares"):
-        expand_runs(Recipe(ingredients=[str(trainer_folder), str(family / "a")], layers=layers, method="swa"))
+    with pytest.raises(RecipeError, match="`tensor_weights` gives each ingredient its shares"):
+        expand_runs(Recipe(ingredients=[str(trainer_folder), str(family / "a")], tensor_weights=layers, method="swa"))
 
 
 # ---- what a folder stands for ------------------------------------------------------------------------------------
@@ -325,7 +325,7 @@ def test_what_training_moved_far_is_said_and_strangers_are_refused(cli: Cli, run
 def test_what_the_chosen_window_leaves_out_is_not_in_the_soup(cli: Cli, family: Path, run: Path) -> None:
     """Nor on its card: with four checkpoints to choose from, the chosen two have all the shares."""
     score = {"task": "text-classification", "dataset": str(family / "rows.csv")}
-    recipe = {"ingredients": [str(run)], "method": {"name": "swa", "last": [2], "stride": [2, 2]}, "score": score}
+    recipe = {"ingredients": [str(run)], "method": {"name": "swa", "last": [2], "stride": [2, 2]}, "validation": score}
     Path("recipe.yaml").write_text(json.dumps(recipe))
     assert cli("cook", "recipe.yaml", "-o", "soup", "--quiet").code == 0
     require_mean(Path("soup"), run, [8, 12])
@@ -428,13 +428,15 @@ def test_a_best_checkpoint_that_is_gone_is_said(sweep: Path) -> None:
 
 def test_runs_beside_models_and_with_shares(sweep: Path, family: Path) -> None:
     run = str(sweep / "exp2")
-    recipe = Recipe(ingredients=[{"model": run, "weight": 3}, str(family / "a")], heads=run, layers={"*": (1.0, 2.0)})
+    recipe = Recipe(
+        ingredients=[{"model": run, "weight": 3}, str(family / "a")], heads=run, tensor_weights={"*": (1.0, 2.0)}
+    )
     found, _ = expand_runs(recipe)
     assert [Path(each.model).name for each in found.ingredients] == ["checkpoint-8", "a"]
     assert [each.weight for each in found.ingredients] == [3.0, 1.0]
     assert found.head == 0
     with pytest.raises(RecipeError, match="name the runs in the place of their folder"):
-        expand_runs(Recipe(ingredients=[str(sweep), str(family / "a")], layers={"*": (1.0, 2.0)}))
+        expand_runs(Recipe(ingredients=[str(sweep), str(family / "a")], tensor_weights={"*": (1.0, 2.0)}))
 
 
 def test_a_folder_of_models_stands_for_them(cli: Cli, family: Path, tmp_path: Path) -> None:
@@ -503,7 +505,7 @@ def test_an_interrupted_cook_continues_and_notices_that_the_run_went_on(
     require_mean(tmp_path / "soup", run, [12, 14])
 
 
-# ---- chosen on held-out data -------------------------------------------------------------------------------------
+# ---- chosen on validation data -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["linear", "swa"])
@@ -518,7 +520,7 @@ def test_greedy_chooses_among_the_checkpoints(cli: Cli, run: Path, family: Path,
     assert hf_soup.cook(recipe, tmp_path / "again").digest == done.json["digest"]
 
 
-def test_how_many_is_chosen_on_held_out_data(cli: Cli, run: Path, family: Path, tmp_path: Path) -> None:
+def test_how_many_is_chosen_on_validation_data(cli: Cli, run: Path, family: Path, tmp_path: Path) -> None:
     data = ("--data", family / "rows.csv", "--task", "text-classification")
     options = ("--method", "lawa", "--set", "last=[2, 4]")
     done = cli("cook", run, *options, *data, "-o", "soup", "--quiet", "--json")

@@ -35,7 +35,7 @@ MIDDLE = [
     for thing in THINGS
     for other in THINGS
 ]
-HELD_OUT, REPORT = "acme/mood validation accuracy", "acme/mood test accuracy"
+VALIDATION, REPORT = "acme/mood validation accuracy", "acme/mood test accuracy"
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +91,7 @@ def mood(split: str, **more: Any) -> dict[str, Any]:
 def recipe(**changes: Any) -> Recipe:
     """Of the first version."""
     return Recipe(
-        **{"ingredients": ["acme/a", "acme/b"], "score": mood("validation"), "report": mood("test"), **changes}
+        **{"ingredients": ["acme/a", "acme/b"], "validation": mood("validation"), "test": mood("test"), **changes}
     )
 
 
@@ -115,9 +115,11 @@ def test_a_newcomer_that_helps(cli: Cli, tmp_path: Path) -> None:
     v1 = first(tmp_path)
     done = cli("cook", "acme/soup", "--add", "acme/helps", "-o", "v2", "--quiet")
     assert done.code == 0
-    said = f"Adding acme/helps helps: the soup is better on {HELD_OUT} than the last version. It is better on {REPORT}."
+    said = (
+        f"Adding acme/helps helps: the soup is better on {VALIDATION} than the last version. It is better on {REPORT}."
+    )
     assert said in done.out
-    assert f"{HELD_OUT}: new version against the last: better by 30.0 points" in done.out
+    assert f"{VALIDATION}: new version against the last: better by 30.0 points" in done.out
     by_hand = made(Recipe(ingredients=["acme/a", "acme/b", "acme/helps"]), tmp_path / "by hand")
     v2 = Soup.open(tmp_path / "v2")
     assert same_weights(v2.folder, by_hand.folder)
@@ -141,11 +143,12 @@ def test_a_newcomer_that_helps(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("newcomer", "helps", "said"),
     [
-        ("harms", False, f"Adding acme/harms does not help: the soup is worse on {HELD_OUT} than the last version."),
+        ("harms", False, f"Adding acme/harms does not help: the soup is worse on {VALIDATION} than the last version."),
         (
             "c",
             None,
-            f"That adding acme/c helps cannot be shown: no difference from the last version can be seen on {HELD_OUT}.",
+            f"That adding acme/c helps cannot be shown: no difference from the last version can be "
+            f"seen on {VALIDATION}.",
         ),
     ],
 )
@@ -196,16 +199,16 @@ def test_several_newcomers_and_a_second_update(cli: Cli, tmp_path: Path) -> None
         ({"method": {"name": "wise_ft", "alpha": 0.7}}, {}),
         ({"method": {"name": "task_arithmetic", "scale": 0.4}}, {}),
         (
-            {"layers": {"*.layer.1.*": [1, 0], "*": [0.5, 1]}},
-            {"layers": {"*.layer.1.*": [1, 0, 0.5], "*": [0.5, 1, 0.75]}},
+            {"tensor_weights": {"*.layer.1.*": [1, 0], "*": [0.5, 1]}},
+            {"tensor_weights": {"*.layer.1.*": [1, 0, 0.5], "*": [0.5, 1, 0.75]}},
         ),
         ({"heads": "acme/b"}, {}),
-        ({"heads": "body", "score": [], "report": []}, {}),
+        ({"heads": "body", "validation": [], "test": []}, {}),
         (
             {
                 "labels": ["positive", "negative"],
-                "report": [],
-                "score": mood("validation", labels=["negative", "positive"]),
+                "test": [],
+                "validation": mood("validation", labels=["negative", "positive"]),
             },
             {},
         ),
@@ -246,7 +249,7 @@ def test_data_that_is_gone_is_left_out(cli: Cli, local_hub: LocalHub, tmp_path: 
 
 def test_data_that_was_local_is_left_out_or_given_anew(cli: Cli, family: Path, tmp_path: Path) -> None:
     local = {"task": "text-classification", "dataset": str(family / "rows.csv")}
-    first(tmp_path, score=local, report=[mood("test"), {**local, "dataset": str(family / "report.csv")}])
+    first(tmp_path, validation=local, test=[mood("test"), {**local, "dataset": str(family / "report.csv")}])
     done = cli("cook", "acme/soup", "--add", "acme/helps", "-o", "v2", "--quiet")
     assert done.code == 0
     soup = Soup.open(tmp_path / "v2")
@@ -264,7 +267,7 @@ def test_data_that_was_local_is_left_out_or_given_anew(cli: Cli, family: Path, t
 
 def test_pictures_of_the_last_version_do_not_stop_the_offer(cli: Cli, family: Path, tmp_path: Path) -> None:
     """Whoever has not its data draws none; what was learned or tried is not learned or tried again."""
-    first(tmp_path, score={"task": "text-classification", "dataset": str(family / "rows.csv")}, report=[],
+    first(tmp_path, validation={"task": "text-classification", "dataset": str(family / "rows.csv")}, test=[],
           method={"name": "wise_ft", "alpha": [0.5, 1.0]})  # fmt: skip
     assert {path.name for path in (tmp_path / "v1" / "plots").iterdir()} == {"scores.png", "curve.png"}
     done = cli("cook", "acme/soup", "--add", "acme/helps", "-o", "v2", "--quiet", "--push", "acme/soup", "--pr")
@@ -275,7 +278,7 @@ def test_pictures_of_the_last_version_do_not_stop_the_offer(cli: Cli, family: Pa
 def test_without_the_hub_the_last_version_may_be_an_old_one(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first(tmp_path, score=[], report=[])
+    first(tmp_path, validation=[], test=[])
     assert cli("cook", "acme/soup", "--add", "acme/c", "-o", "v2", "--quiet").code == 0
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     done = cli("cook", "acme/soup", "--add", "acme/c", "-o", "again", "--quiet")
@@ -286,7 +289,7 @@ def test_without_the_hub_the_last_version_may_be_an_old_one(
 
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_names_of_data_do_not_steer_the_terminal(cli: Cli, tmp_path: Path) -> None:
-    first(tmp_path, report=mood("test", name="\x1b[31mred\x07"))
+    first(tmp_path, test=mood("test", name="\x1b[31mred\x07"))
     done = cli("cook", "acme/soup", "--add", "acme/helps", "-o", "v2", "--quiet")
     assert done.code == 0
     assert "It is better on �[31mred� accuracy." in done.out
@@ -303,7 +306,7 @@ def refused(kind: type[SoupError], soup: str, *add: str) -> str:
 
 def test_what_cannot_be_taken_in(family: Path, tmp_path: Path) -> None:
     """Each in one error that names it, before anything is fetched."""
-    first(tmp_path, score=[], report=[])
+    first(tmp_path, validation=[], test=[])
     assert "acme/a adds nothing: acme/soup has acme/a@" in refused(RecipeError, "acme/soup", "acme/a")
     assert "acme/soup adds nothing: acme/soup has acme/a@" in refused(RecipeError, "acme/soup", "acme/soup")
     assert "or it is named twice" in refused(RecipeError, "acme/soup", "acme/c", "acme/c@main")
@@ -331,7 +334,7 @@ def test_soups_that_cannot_take_in_anything(family: Path, tmp_path: Path, online
         made(Recipe(**changes), tmp_path / name).push(f"acme/{name}")
         assert said in refused(RecipeError, f"acme/{name}", "acme/c")
 
-    first(tmp_path, score=[], report=[])
+    first(tmp_path, validation=[], test=[])
     HfApi(endpoint=online.endpoint, token=online.token).delete_repo("acme/b")
     said = refused(ResolveError, "acme/soup", "acme/c")
     assert "acme/soup" in said

@@ -124,7 +124,7 @@ def test_every_base_by_the_user(members: Zoo, name: str) -> None:
 def alone(members: Zoo, name: str, base: str) -> Recipe:
     folder = str(members[name].folder)
     pin = check([folder]).models.checkpoints[0].revision
-    return Recipe(ingredients=[{"model": folder, "revision": pin}], base=str(members[base].folder))
+    return Recipe(ingredients=[{"model": folder, "revision": pin}], base_model=str(members[base].folder))
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_the_ancestor_is_found_on_the_hub(
     assert "only a measured barrier" in said(lineage, "ancestor-found")
     # What the weights alone say is told, and not written down as a fact that another cook would take for declared.
     soup = cook(models, tmp_path / "soup")
-    assert soup.recipe.base is None
+    assert soup.recipe.base_model is None
     assert "which the weights point to" in (soup.folder / "README.md").read_text()
     folders = [str(members[name].folder) for name in ("B-light-1", "B-light-2")]
     found = check(folders).ancestor

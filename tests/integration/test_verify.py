@@ -86,7 +86,7 @@ def require_identical(found: VerificationReport) -> None:
         {"dtype": "bfloat16"},
         {"method": {"name": "wise_ft", "alpha": 0.3}},
         {"method": {"name": "task_arithmetic", "scale": 0.4}},
-        {"layers": {"*layer.0*": [1, 2, 0], "classifier.*": [0, 0.25, 1]}},
+        {"tensor_weights": {"*layer.0*": [1, 2, 0], "classifier.*": [0, 0.25, 1]}},
         {"heads": "acme/b"},
         {"heads": "body"},
     ],
@@ -103,7 +103,7 @@ def test_an_honest_soup_is_identical_and_its_ingredients_are_not_kept(tmp_path: 
     assert not list(transfer.cache_folder().rglob("*.safetensors"))
 
 
-@pytest.mark.parametrize("select", ["greedy", {"name": "learned", "by": "layer", "epochs": 2}], ids=str)
+@pytest.mark.parametrize("select", ["greedy", {"name": "learned", "by": "tensor", "epochs": 2}], ids=str)
 def test_a_choice_is_made_once(trained: Path, publish: Publish, family: Path, tmp_path: Path, select: Any) -> None:
     """It is in the recipe, and no data are needed."""
     publish("base")
@@ -606,8 +606,8 @@ def test_a_method_of_another_version(soup: Soup, cli: Cli) -> None:
         ({"ingredients": [f"acme/a@{'0' * 40}" for _ in range(1001)]}, "recipe-refused"),
         ({"method": {"name": "linear", "normalize": "os.system"}}, "recipe-refused"),
         ({"method": {"name": "wise_ft", "alpha": 1e999}}, "recipe-refused"),
-        ({"layers": {"*": [1e308, 1e308, 1e308]}}, "recipe-refused"),
-        ({"layers": {"nothing*": [1, 1, 1]}}, "not-cookable"),
+        ({"tensor_weights": {"*": [1e308, 1e308, 1e308]}}, "recipe-refused"),
+        ({"tensor_weights": {"nothing*": [1, 1, 1]}}, "not-cookable"),
         ({"heads": "acme/a", "labels": ["x"]}, "not-cookable"),
         ({"labels": ["x", "y", "z"]}, "not-cookable"),
     ],
@@ -683,7 +683,7 @@ def test_scores_are_measured_again(
     api.create_repo("acme/rows", repo_type="dataset")
     api.upload_folder(repo_id="acme/rows", repo_type="dataset", folder_path=tmp_path / "data")
     report = {"task": "text-classification", "dataset": "acme/rows", "split": "train", "metric": "accuracy"}
-    recipe = Recipe(ingredients=models, select="greedy", score=data(family), report=report)
+    recipe = Recipe(ingredients=models, select="greedy", validation=data(family), test=report)
     (tmp_path / "r.yaml").write_text(recipe.to_yaml())
     done = hf_soup("cook", "r.yaml", "-o", "soup", "--push", "acme/soup", "--quiet")
     assert done.returncode == 0, done.stderr

@@ -149,7 +149,7 @@ def test_a_soup_with_another_layer_sends_that_layer(
     """An eighth of the tensors differs, and about an eighth of the bytes goes up; the rest is known to be there."""
     soup.push("acme/soup")
     models = [str(large / "a"), str(large / "b")]
-    other = cook(Recipe(ingredients=models, layers={"*.layer.3.*": [3, 1]}), tmp_path / "other")
+    other = cook(Recipe(ingredients=models, tensor_weights={"*.layer.3.*": [3, 1]}), tmp_path / "other")
     new_session(monkeypatch, tmp_path / "home")
     other.push("acme/soup")
 

@@ -23,7 +23,7 @@ _HEAD = """# Command line
 Made from `--help` by `python tests/unit/test_docs.py`; a test compares the two.
 
 Exit codes: 0 done; 1 an error, explained on stderr (with `--json`: `{"error": {"type", "code", "message", "hint"}}` on
-stdout); 2 wrong usage; 3 `check` refused, or `forage -o` found no group; 130 interrupted, as by
+stdout); 2 wrong usage; 3 `check` refused, or `search -o` found no group; 130 interrupted, as by
 Ctrl-C; 143 ended by SIGTERM, and 129 by SIGHUP. Results go to stdout, progress and warnings to stderr.
 
 The `code` of an error says what a script may want to tell apart. Messages may be reworded, codes stay. An error that
@@ -90,7 +90,7 @@ Made from the docstrings by `python tests/unit/test_docs.py`; a test compares th
 same at the terminal.
 
 A recipe says `method: NAME`, or `method: {name: NAME, parameter: value}`. A list of numbers in the place of one is
-tried on held-out data, `{depth: [first, …, last]}` changes it over the layers, and `overrides` gives tensors a method
+tried on validation data, `{depth: [first, …, last]}` changes it over the layers, and `overrides` gives tensors a method
 of their own ([selection](selection.md#tensors-combined-in-another-way)).
 
 Here $`\theta_i`$ is a tensor of an ingredient, $`\theta_0`$ of the ancestor, $`\tau_i = \theta_i - \theta_0`$ the task

@@ -35,7 +35,7 @@ def recipe_of(family: Path, folder: Path, **values: Any) -> Path:
     score = {"task": "text-classification", "dataset": str(family / "rows.csv")}
     report = [{"task": "text-classification", "dataset": str(family / "report.csv"), "name": "test"}]
     models = [str(family / name) for name in "abc"]
-    path.write_text(yaml.safe_dump({"ingredients": models, "score": score, "report": report, **values}))
+    path.write_text(yaml.safe_dump({"ingredients": models, "validation": score, "test": report, **values}))
     return path
 
 
@@ -101,7 +101,7 @@ def test_json_is_one_object_on_stdout(cli: Cli, family: Path, tmp_path: Path, pu
     a, b = family / "a", family / "b"
     recipe = recipe_of(family, tmp_path, select="greedy")
     keys = {
-        "forage": {"base", "siblings", "groups"},
+        "search": {"base", "siblings", "groups"},
         "check": {"verdict", "ancestor", "ingredients", "reasons", "alignments", "transferred_bytes"},
         "cook": {"folder", "weights", "scores", "selected", "digest", "seconds", "resumed", "pushed"},
         "score": {"scores"},
@@ -111,7 +111,7 @@ def test_json_is_one_object_on_stdout(cli: Cli, family: Path, tmp_path: Path, pu
     }
     publish("base")
     done = {
-        "forage": cli("forage", "acme/base", "--json"),
+        "search": cli("search", "acme/base", "--json"),
         "check": cli("check", a, b, "-o", "new.yaml", "--json"),
         "cook": cli("cook", recipe, "-o", "soup", "--json", "--quiet"),
         "score": cli("score", a, "soup", "--recipe", recipe, "--json"),
@@ -164,14 +164,14 @@ def test_words_for_people(cli: Cli, family: Path, tmp_path: Path) -> None:
 
 def test_options_change_the_recipe(cli: Cli, family: Path, tmp_path: Path) -> None:
     """What the command line says is in the soup's recipe, and wins over the file."""
-    recipe = recipe_of(family, tmp_path, select="greedy", report=[])
+    recipe = recipe_of(family, tmp_path, select="greedy", test=[])
     done = cli(
         "cook", recipe, "-o", "soup", "--select", "uniform", "--base", family / "base", "--method", "linear",
         "--data", f"{family / 'report.csv'}", "--task", "text-classification", "--metric", "f1",
     )  # fmt: skip
     assert done.code == 0, done
     resolved = Recipe.load(tmp_path / "soup" / "soup.yaml")
-    (score,) = resolved.score
+    (score,) = resolved.validation
     assert score.metric == "f1"
     assert score.dataset == "local:report.csv"
     summary = json.loads((tmp_path / "soup" / "soup.json").read_text())
@@ -249,6 +249,12 @@ def test_a_closed_pipe_is_no_error(environment: dict[str, str], tmp_path: Path) 
     assert done.stderr == ""
 
 
+def test_an_old_command_is_answered_with_its_new_name(cli: Cli) -> None:
+    done = cli("forage", "acme/base")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.endswith("Error: `forage` is called `search` now.\n")
+
+
 def test_every_option_of_a_command_is_documented() -> None:
     page = commands.get_help(click.Context(commands, info_name="hf-soup", **commands.context_settings))
     for name in commands.commands:
@@ -265,8 +271,8 @@ def test_no_secret_is_shown_or_written(
     wrong = [
         cli("check", f"{a}@hf_secret", b),
         cli("check", f"{a}@hf_secret", b, "--json"),
-        cli("forage", "https://me:secret@example.org/acme/x"),
-        cli("forage", 80 * "x" + "@hf_" + 34 * "secret"),
+        cli("search", "https://me:secret@example.org/acme/x"),
+        cli("search", 80 * "x" + "@hf_" + 34 * "secret"),
         cli("verify", "https://me:secret@huggingface.co/acme/none"),
         cli("check", "--recipe", "https://me:secret@example.org/recipe.yaml"),
         cli("cook", a, b, "-o", "soup", "--set", "https://me:secret@example.org"),
@@ -292,7 +298,9 @@ def test_a_proxy_that_cannot_be_used_is_said(cli: Cli, monkeypatch: pytest.Monke
 
 def test_what_is_longer_than_any_name_is_said(cli: Cli, family: Path, tmp_path: Path) -> None:
     shutil.copytree(family / "a", tmp_path / "a")
-    (tmp_path / "rows.yaml").write_text("ingredients: [a]\nscore: {task: text-classification, dataset: rows.csv}\n")
+    (tmp_path / "rows.yaml").write_text(
+        "ingredients: [a]\nvalidation: {task: text-classification, dataset: rows.csv}\n"
+    )
     name = 1100 * "x"
     for arguments in (
         ["verify", name],

@@ -119,16 +119,16 @@ def test_equal_seeds_give_equal_bytes(zoo, tmp_path):
 
 
 def test_the_recipe_names_what_the_zoo_holds():
-    """All nine, the ancestor, held-out data that is neither training nor test data, and the shifted test first."""
+    """All nine, the ancestor, validation data that is neither training nor test data, and the shifted test first."""
     recipe = Recipe.load(RECIPE)
     assert recipe == demo_recipe(Zoo().fine_tunes)
-    assert recipe.base == f"{OWNER}/{ANCESTOR}"
+    assert recipe.base_model == f"{OWNER}/{ANCESTOR}"
     assert [i.model for i in recipe.ingredients] == [f"{OWNER}/{name}" for name in Zoo().fine_tunes]
     assert recipe.select.name == "greedy"
-    (score,) = recipe.score
+    (score,) = recipe.validation
     assert score.split == "validation"
-    assert [scoring.split for scoring in recipe.report] == ["shifted", "test"]
-    assert {scoring.dataset for scoring in (score, *recipe.report)} == {f"{OWNER}/{DATASET}"}
+    assert [scoring.split for scoring in recipe.test] == ["shifted", "test"]
+    assert {scoring.dataset for scoring in (score, *recipe.test)} == {f"{OWNER}/{DATASET}"}
 
 
 def test_progress_names_each_model(tmp_path):

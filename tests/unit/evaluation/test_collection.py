@@ -38,7 +38,7 @@ from hf_soup.merging.statistics_store import StatisticsStore, statistics_folder,
 from hf_soup.merging.to_memory import Materializer
 from hf_soup.methods.fisher import fisher
 from hf_soup.methods.regmean import regmean
-from hf_soup.recipe.schema import Examples
+from hf_soup.recipe.schema import CalibrationData
 
 TEXT: dict[str, Any] = {"vocab_size": 16, "id2label": {n: str(n) for n in range(3)}, "initializer_range": 0.3}
 MADE: dict[str, Callable[[], Any]] = {
@@ -129,7 +129,7 @@ def a_kitchen(family: str, place: Path, rows: Path) -> Kitchen:
     task = "text-classification" if text else "image-classification"
     config = json.loads((place / "config.json").read_text())
     inputs = prepare_calibration_dataset(
-        Examples(task=task, dataset=str(rows), batch_size=5), [], folder=place, config=config, quiet=True
+        CalibrationData(task=task, dataset=str(rows), batch_size=5), [], folder=place, config=config, quiet=True
     )  # fmt: skip
     plan = lambda **more: make_plan(["a", "b"], headers, [1.0, 2.0], **more)  # noqa: E731
     return Kitchen(place, task, plan, paths, full, inputs)

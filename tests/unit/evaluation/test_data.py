@@ -221,9 +221,9 @@ def rows_of(numbers: dict[str, Sequence[int]], revision: str = "r", config: str 
 
 
 def test_overlap_shows_the_rows() -> None:
-    held_out = rows_of({"test": range(10), "train": range(5)})
+    validation = rows_of({"test": range(10), "train": range(5)})
     with pytest.raises(ScoringError, match=r"share 5 rows: test rows 2-4, 8-9\.") as raised:
-        data.refuse_overlap(("a", held_out), ("b", rows_of({"test": [9, 8, 2, 3, 4, 20]})))
+        data.refuse_overlap(("a", validation), ("b", rows_of({"test": [9, 8, 2, 3, 4, 20]})))
     assert "validation[:50%]" in raised.value.hint
 
 
@@ -241,13 +241,15 @@ def test_other_rows_do_not_overlap(report: data.DatasetRows) -> None:
 
 
 @pytest.mark.parametrize("other", [{"test": range(5, 15)}, {"test": range(10), "train": [0]}, {"test": [7]}])
-def test_held_out_data_that_are_the_same_in_part_are_refused(other: dict[str, Sequence[int]]) -> None:
-    with pytest.raises(ScoringError, match=r"The held-out data 'a' and 'b' share .* rows: test rows .*not the same\."):
+def test_validation_data_that_are_the_same_in_part_are_refused(other: dict[str, Sequence[int]]) -> None:
+    with pytest.raises(
+        ScoringError, match=r"The validation data 'a' and 'b' share .* rows: test rows .*not the same\."
+    ):
         data.refuse_partial_overlap(("a", rows_of({"test": range(10)})), ("b", rows_of(other)))
 
 
 @pytest.mark.parametrize("other", [{"test": range(10, 20)}, {"train": range(10)}])
-def test_held_out_data_that_are_apart_are_not(other: dict[str, Sequence[int]]) -> None:
+def test_validation_data_that_are_apart_are_not(other: dict[str, Sequence[int]]) -> None:
     data.refuse_partial_overlap(("a", rows_of({"test": range(10)})), ("b", rows_of(other)))
     data.refuse_partial_overlap(("a", rows_of({"test": range(10)})), ("b", rows_of({"test": [3]}, revision="other")))
 

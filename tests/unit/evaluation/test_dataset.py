@@ -420,7 +420,7 @@ def test_an_unknown_metric_is_told_before_the_data_is_read(vit: Any) -> None:
 # ---- rule 9 ------------------------------------------------------------------------------------------------
 
 
-def test_held_out_rows_in_the_report_are_refused(vit: Any, digits: Path) -> None:
+def test_validation_rows_in_the_report_are_refused(vit: Any, digits: Path) -> None:
     roles = [
         ("report", image_scoring(digits, split="train[40:]")),
         ("score", image_scoring(digits, split="train[:45]")),
@@ -440,7 +440,7 @@ def test_reports_may_share_rows_and_the_order_is_kept(vit: Any, digits: Path) ->
     assert [(bench.title, bench.n) for bench in benches] == list(zip(titles, (20, 40, 20), strict=True))
 
 
-def test_held_out_slices_that_meet_are_refused(bert: Any, sentences: Path) -> None:
+def test_validation_slices_that_meet_are_refused(bert: Any, sentences: Path) -> None:
     def benches(*splits: str) -> list[EvalDataset]:
         scorings = [
             ("score", text_scoring(sentences, split=each, metric=m)) for each, m in zip(splits, METRICS, strict=False)
@@ -463,20 +463,20 @@ def test_the_same_file_under_two_names_overlaps(bert: Any, sentences: Path, tmp_
         )
 
 
-def test_equal_rows_elsewhere_are_dropped_from_held_out(bert: Any, sentences: Path, tmp_path: Path) -> None:
+def test_equal_rows_elsewhere_are_dropped_from_validation(bert: Any, sentences: Path, tmp_path: Path) -> None:
     other = write_rows(tmp_path / "other.jsonl", [("joy", 1), ("a new one", 0), ("grey", 0), ("grey day", 1)])
     score, report = prepare_datasets(
         [("score", text_scoring(other)), ("report", text_scoring(sentences))], folder=bert[0], config=bert[1]
     )
     assert (score.n, report.n) == (2, 8)
-    assert "2 of 4 rows equal a report row in content and were dropped" in score.notes
+    assert "2 of 4 rows equal a test row in content and were dropped" in score.notes
     assert score.references.tolist() == [0, 1]
     logits = score.logits(
         build_model(config_of(bert[0]), load_file(bert[0] / "model.safetensors"), "text-classification", torch.float32)
     )
     assert logits.shape == (2, 2)
     some = write_rows(tmp_path / "some.jsonl", SENTENCES[:3])
-    with pytest.raises(ScoringError, match=r"Every row of the held-out data 'some\.jsonl' is in the report too"):
+    with pytest.raises(ScoringError, match=r"Every row of the validation data 'some\.jsonl' is in the test data too"):
         prepare_datasets(
             [("score", text_scoring(some)), ("report", text_scoring(sentences))], folder=bert[0], config=bert[1]
         )

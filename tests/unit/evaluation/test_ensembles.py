@@ -62,22 +62,22 @@ def of_first(logits: Sequence[NDArray[np.float32]]) -> float:
 
 
 def alone(logits: dict[str, NDArray[np.float32]]) -> dict[str, list[NDArray[np.float32]]]:
-    """With one held-out data set."""
+    """With one validation data set."""
     return {name: [each] for name, each in logits.items()}
 
 
 def test_a_greedy_ensemble_keeps_what_does_not_hurt(logits: dict[str, NDArray[np.float32]]) -> None:
     """Worked again step by step; the order is that of the single scores."""
-    held_out = {"poor": logits["poor"], **logits, "twin": logits["a"]}
-    found = greedy_ensemble(alone(held_out), of_first)
-    order = sorted(held_out, key=lambda name: -share_right(held_out[name]))
-    kept, best = [order[0]], share_right(held_out[order[0]])
+    validation = {"poor": logits["poor"], **logits, "twin": logits["a"]}
+    found = greedy_ensemble(alone(validation), of_first)
+    order = sorted(validation, key=lambda name: -share_right(validation[name]))
+    kept, best = [order[0]], share_right(validation[order[0]])
     for name in order[1:]:
-        score = share_right(np.mean([held_out[each] for each in [*kept, name]], axis=0, dtype=np.float64))
+        score = share_right(np.mean([validation[each] for each in [*kept, name]], axis=0, dtype=np.float64))
         if score >= best:
             kept, best = [*kept, name], score
     assert found == tuple(kept)
-    assert len(found) < len(held_out)
+    assert len(found) < len(validation)
     assert greedy_ensemble(alone({"a": logits["a"], "twin": logits["a"]}), of_first) == ("a", "twin")
 
 

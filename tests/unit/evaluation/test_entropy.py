@@ -36,7 +36,7 @@ from hf_soup.merging.plan import Plan
 from hf_soup.merging.statistics_store import statistics_path
 from hf_soup.merging.to_memory import Materializer
 from hf_soup.recipe.mixture import MethodCall
-from hf_soup.recipe.schema import Examples
+from hf_soup.recipe.schema import CalibrationData
 
 TEXT: dict[str, Any] = {"vocab_size": 16, "id2label": {n: str(n) for n in range(3)}, "initializer_range": 0.3}
 MADE: dict[str, Callable[[], Any]] = {
@@ -98,7 +98,7 @@ class Kitchen:
         return [load_file(statistics_path(each)) for each in names.values()]
 
     def model(self, tensors: Mapping[str, Tensor]) -> Any:
-        return build_model(config_of(self.folder), tensors, self.inputs.examples.task, torch.float32)
+        return build_model(config_of(self.folder), tensors, self.inputs.data.task, torch.float32)
 
     def merged(self, plan: Plan) -> dict[str, Tensor]:
         with closing(Materializer(plan.layout, self.paths)) as materializer:
@@ -111,7 +111,7 @@ def finish(folder: Path, models: list[Mapping[str, Tensor]], rows: Path, task: s
         paths.append({"m": folder / f"{number}.safetensors"})
         save_file(dict(tensors), paths[-1]["m"])
     config = json.loads((folder / "config.json").read_text())
-    examples = Examples(task=task, dataset=str(rows), batch_size=16)
+    examples = CalibrationData(task=task, dataset=str(rows), batch_size=16)
     inputs = prepare_calibration_dataset(examples, [], folder=folder, config=config, quiet=True)
     return Kitchen(folder, paths, [{k: v.float() for k, v in each.items()} for each in models], inputs)
 

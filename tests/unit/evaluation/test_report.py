@@ -1,4 +1,4 @@
-"""What is scored, when, and on what: held-out first, reports once at the end, and the files that were written."""
+"""What is scored, when, and on what: validation first, reports once at the end, and the files that were written."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from hf_soup.recipe.soup_report import SoupReport, TraceStep
 # The cards name an ancestor on the Hub, which must not be the real one.
 pytestmark = pytest.mark.usefixtures("online")
 
-HELD_OUT, REPORT = "rows.csv accuracy", "test accuracy"
+VALIDATION, REPORT = "rows.csv accuracy", "test accuracy"
 
 
 @pytest.fixture
@@ -37,9 +37,9 @@ def recipe(family: Path, trained: Path) -> Recipe:
     return Recipe(
         ingredients=[str(trained / name) for name in ("poor", "fair", "good")],
         select="greedy",
-        score=data,
-        report=[{**data, "dataset": str(family / "report.csv"), "name": "test"}],
-        base=str(family / "base"),
+        validation=data,
+        test=[{**data, "dataset": str(family / "report.csv"), "name": "test"}],
+        base_model=str(family / "base"),
     )
 
 
@@ -49,22 +49,22 @@ def soup(recipe: Recipe, asked: list[str], tmp_path: Path) -> Soup:
 
 
 def test_reports_are_looked_at_once_at_the_end(soup: Soup, asked: list[str]) -> None:
-    """Every ingredient alone and every candidate sees held-out data; only then does anything see a report."""
+    """Every ingredient alone and every candidate sees validation data; only then does anything see a report."""
     steps = len(soup.report.trace)
     assert steps == 3
     candidates = 3 + (steps - 1)
-    assert asked == [HELD_OUT] * candidates + [REPORT] * 3 + [HELD_OUT, REPORT]
+    assert asked == [VALIDATION] * candidates + [REPORT] * 3 + [VALIDATION, REPORT]
 
 
 def test_greedy_starts_with_the_best_and_leaves_out_what_hurts(soup: Soup) -> None:
-    scores = {name: each[HELD_OUT]["value"] for name, each in soup.scores.items()}
+    scores = {name: each[VALIDATION]["value"] for name, each in soup.scores.items()}
     assert scores["local:good"] == 1.0
     assert scores["local:good"] > scores["local:fair"] > scores["local:poor"]
     assert list(soup.weights) == ["local:fair", "local:good"]  # the recipe's order, not the one of the steps
     assert soup.report.trace[0] == TraceStep(ingredients=("local:good",), score=1.0, kept=True)
     assert soup.report.trace[-1].kept is False
     assert "local:poor" not in soup.weights
-    assert soup.report.best == {HELD_OUT: "local:good", REPORT: "local:good"}
+    assert soup.report.best == {VALIDATION: "local:good", REPORT: "local:good"}
     assert soup.report.comparisons[REPORT].against == "local:good"
 
 
@@ -82,7 +82,7 @@ def test_the_scores_are_those_of_the_files(soup: Soup, recipe: Recipe) -> None:
     (again,) = score([str(soup.folder)], recipe).values()
     assert again == soup.scores["soup"]
     last = [step for step in soup.report.trace if step.kept][-1]
-    assert last.score == soup.scores["soup"][HELD_OUT]["value"]
+    assert last.score == soup.scores["soup"][VALIDATION]["value"]
     assert set(last.ingredients) == set(soup.weights)
 
 
@@ -96,9 +96,9 @@ def test_who_errs_by_a_system_on_one_of_several_data_is_of_another_task(
     other = {"task": "text-classification", "dataset": str(tmp_path / "turned.csv")}
     own = {**other, "dataset": str(family / "rows.csv")}
     for number, (score_on, report) in enumerate([([other, own], []), ([own], [other])]):
-        several = Recipe(ingredients=recipe.ingredients, base=recipe.base, score=score_on, report=report)
+        several = Recipe(ingredients=recipe.ingredients, base_model=recipe.base_model, validation=score_on, test=report)
         assert cook(several, tmp_path / f"soup-{number}").scores
-    alone = Recipe(ingredients=recipe.ingredients, base=recipe.base, score=[other])
+    alone = Recipe(ingredients=recipe.ingredients, base_model=recipe.base_model, validation=[other])
     with pytest.raises(ScoringError, match="With its outputs in another order it would get 100"):
         cook(alone, tmp_path / "refused")
     # Who asks for a model's scores gets them, however low: they tell it.
@@ -188,12 +188,12 @@ def test_whatever_answers_depend_on_is_looked_at(
         shutil.copytree(trained / name, tmp_path / name)
     data = tmp_path / "rows.csv"
     shutil.copy(family / "rows.csv", data)
-    scoring = recipe.score[0].model_copy(update={"dataset": str(data)})
+    scoring = recipe.validation[0].model_copy(update={"dataset": str(data)})
     pair = recipe.model_copy(
         update={
             "ingredients": tuple(Ingredient(model=str(tmp_path / name)) for name in ("good", "fair")),
-            "score": (scoring,),
-            "report": (),
+            "validation": (scoring,),
+            "test": (),
         }
     )
     notes = Path(constants.HF_HOME) / "hf-soup" / "logits"
@@ -211,7 +211,7 @@ def test_whatever_answers_depend_on_is_looked_at(
     elif change == "data":
         data.write_text(data.read_text().replace("good film", "good book", 1))
     else:
-        pair = pair.model_copy(update={"score": (scoring.model_copy(update={"batch_size": 5}),)})
+        pair = pair.model_copy(update={"validation": (scoring.model_copy(update={"batch_size": 5}),)})
     cooked(pair, tmp_path / "second")
     new = set(notes.iterdir()) - before
     # `good` alone is what it was where only the weights of `fair` are new.
@@ -246,7 +246,7 @@ def test_what_is_remembered_is_bounded(recipe: Recipe, tmp_path: Path, monkeypat
     for note in notes:
         os.utime(note, (0, 0))
     monkeypatch.setattr(model_answers, "MAX_BYTES", sizes // 2)
-    some = recipe.model_copy(update={"ingredients": recipe.ingredients[1:], "report": ()})
+    some = recipe.model_copy(update={"ingredients": recipe.ingredients[1:], "test": ()})
     cook(some, tmp_path / "some")
     left = list(folder.iterdir())
     assert sum(note.stat().st_size for note in left) <= sizes // 2
@@ -262,11 +262,11 @@ def test_a_home_that_cannot_be_written_costs_no_more_than_time(
     assert passes
 
 
-def test_without_held_out_data_each_report_has_its_own_best(recipe: Recipe, tmp_path: Path, asked: list[str]) -> None:
-    uniform = recipe.model_copy(update={"score": (), "select": Recipe(ingredients=["x/y"]).select})
+def test_without_validation_data_each_report_has_its_own_best(recipe: Recipe, tmp_path: Path, asked: list[str]) -> None:
+    uniform = recipe.model_copy(update={"validation": (), "select": Recipe(ingredients=["x/y"]).select})
     soup = cook(uniform, tmp_path / "soup")
     assert asked == [REPORT] * 4
-    assert soup.report.held_out == ()
+    assert soup.report.validation == ()
     assert soup.report.best == {REPORT: "local:good"}
     assert soup.weights == {"local:poor": 1.0, "local:fair": 1.0, "local:good": 1.0}
 

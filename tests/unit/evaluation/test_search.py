@@ -1,4 +1,4 @@
-"""Methods with an ancestor, parameters that are chosen, shares of tensors, several held-out data: cooked as asked."""
+"""Methods with an ancestor, parameters that are chosen, shares of tensors, several validation data: cooked as asked."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def recipe(family: Path, trained: Path) -> Recipe:
     data = {"task": "text-classification", "dataset": str(family / "rows.csv")}
     return Recipe(
         ingredients=[str(trained / name) for name in ("good", "fair", "poor")],
-        base=str(family / "base"),
-        score=data,
-        report=[{**data, "dataset": str(family / "report.csv"), "name": "test"}],
+        base_model=str(family / "base"),
+        validation=data,
+        test=[{**data, "dataset": str(family / "report.csv"), "name": "test"}],
     )
 
 
@@ -60,7 +60,7 @@ def test_wise_ft_lies_between_the_ancestor_and_the_soup(
     alpha: float, expected: float, recipe: Recipe, family: Path, trained: Path, tmp_path: Path
 ) -> None:
     method = {"name": "wise_ft", "alpha": alpha}
-    soup = quietly(changed(recipe, method=method, score=None, report=[]), tmp_path / "soup")
+    soup = quietly(changed(recipe, method=method, validation=None, test=[]), tmp_path / "soup")
     base, mixed = tensors(family / "base"), tensors(soup.folder)
     each = [tensors(trained / name) for name in ("good", "fair", "poor")]
     for name, tensor in mixed.items():
@@ -71,7 +71,9 @@ def test_wise_ft_lies_between_the_ancestor_and_the_soup(
 
 def test_task_arithmetic_adds_and_takes_away(recipe: Recipe, family: Path, trained: Path, tmp_path: Path) -> None:
     given = [{"model": str(trained / "good"), "weight": 1.0}, {"model": str(trained / "fair"), "weight": -0.5}]
-    asked = changed(recipe, ingredients=given, method={"name": "task_arithmetic", "scale": 0.4}, score=None, report=[])
+    asked = changed(
+        recipe, ingredients=given, method={"name": "task_arithmetic", "scale": 0.4}, validation=None, test=[]
+    )
     soup = quietly(asked, tmp_path / "soup")
     base, good, fair = (tensors(folder) for folder in (family / "base", trained / "good", trained / "fair"))
     for name, tensor in tensors(soup.folder).items():
@@ -80,7 +82,7 @@ def test_task_arithmetic_adds_and_takes_away(recipe: Recipe, family: Path, train
     assert soup.weights == {"local:good": 1.0, "local:fair": -0.5}
 
 
-def test_a_parameter_is_chosen_on_held_out_data(recipe: Recipe, tmp_path: Path, asked: list[str]) -> None:
+def test_a_parameter_is_chosen_on_validation_data(recipe: Recipe, tmp_path: Path, asked: list[str]) -> None:
     """All values are tried and told; reports are looked at afterwards; what was chosen is in soup.yaml."""
     values = [0.0, 0.3, 1.0]
     soup = quietly(changed(recipe, method={"name": "wise_ft", "alpha": values}, select="best"), tmp_path / "soup")
@@ -93,9 +95,11 @@ def test_a_parameter_is_chosen_on_held_out_data(recipe: Recipe, tmp_path: Path, 
     assert soup.report.scores["soup"] == chosen.scores
     first = asked.index("test accuracy")
     assert set(asked[:first]) == {TITLE}
-    assert soup.recipe.base == "local:base"
+    assert soup.recipe.base_model == "local:base"
     assert (soup.folder / "plots" / "curve.png").read_bytes()[:4] == b"\x89PNG"
-    again = changed(soup.recipe, base=recipe.base, ingredients=[recipe.ingredients[0].model], score=None, report=[])
+    again = changed(
+        soup.recipe, base_model=recipe.base_model, ingredients=[recipe.ingredients[0].model], validation=None, test=[]
+    )
     assert quietly(again, tmp_path / "again").digest == soup.digest
 
 
@@ -118,7 +122,7 @@ def test_every_combination_is_a_point(recipe: Recipe) -> None:
 def test_tensors_have_shares_of_their_own(recipe: Recipe, trained: Path, tmp_path: Path) -> None:
     """The first pattern that matches wins; soup.yaml gives the same bytes again."""
     layers = {"classifier.bias": [1, 0, 0], "classifier.*": [0, 3, 1], "*.layer.1.*": [0.25, 0.5, 0.25]}
-    asked = changed(recipe, layers=layers, score=None, report=[])
+    asked = changed(recipe, tensor_weights=layers, validation=None, test=[])
     soup = quietly(asked, tmp_path / "soup")
     each = [tensors(trained / name) for name in ("good", "fair", "poor")]
     for name, tensor in tensors(soup.folder).items():
@@ -130,10 +134,10 @@ def test_tensors_have_shares_of_their_own(recipe: Recipe, trained: Path, tmp_pat
         want = sum(share * one[name] for share, one in zip(shares, each, strict=True)) / sum(shares)
         torch.testing.assert_close(tensor, want, rtol=1e-6, atol=1e-8)
     folders = [each.model for each in recipe.ingredients]
-    again = changed(soup.recipe, ingredients=folders, base=recipe.base)
+    again = changed(soup.recipe, ingredients=folders, base_model=recipe.base_model)
     assert quietly(again, tmp_path / "again").digest == soup.digest
-    with pytest.raises(RecipeError, match=r"`layers` names 'clasifier.\*', and no tensor matches it"):
-        quietly(changed(asked, layers={"clasifier.*": [1, 1, 1]}), tmp_path / "wrong")
+    with pytest.raises(RecipeError, match=r"`tensor_weights` names 'clasifier.\*', and no tensor matches it"):
+        quietly(changed(asked, tensor_weights={"clasifier.*": [1, 1, 1]}), tmp_path / "wrong")
 
 
 @pytest.fixture
@@ -157,12 +161,12 @@ def test_learned_shares_are_written_and_cooked_again(by: str, astray: Recipe, tm
     history = soup.report.history
     assert [entry.epoch for entry in history] == list(range(len(history)))
     assert sum(history[-1].weights.values()) == pytest.approx(1)
-    assert bool(soup.recipe.layers) == (by == "layer")
+    assert bool(soup.recipe.tensor_weights) == (by == "layer")
     assert soup.recipe.select.name == "uniform"
     again = changed(soup.recipe, ingredients=[
         {"model": each.model, "weight": mine.weight}
         for each, mine in zip(recipe.ingredients, soup.recipe.ingredients, strict=True)
-    ], base=recipe.base, score=None, report=[])  # fmt: skip
+    ], base_model=recipe.base_model, validation=None, test=[])  # fmt: skip
     assert quietly(again, tmp_path / "again").digest == soup.digest
     assert (soup.folder / "plots" / "learned.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -183,26 +187,26 @@ def test_free_shares_are_a_plain_sum(astray: Recipe, tmp_path: Path) -> None:
         torch.testing.assert_close(tensor, want, rtol=1e-5, atol=1e-7)
 
 
-def test_several_held_out_data_are_weighed(recipe: Recipe, family: Path, tmp_path: Path) -> None:
+def test_several_validation_data_are_weighed(recipe: Recipe, family: Path, tmp_path: Path) -> None:
     """By the weights that the recipe gives them, each in its own metric."""
-    data = recipe.score[0].model_dump(exclude_defaults=True)
+    data = recipe.validation[0].model_dump(exclude_defaults=True)
     two = [{**data, "weight": 3}, {**data, "metric": "f1", "name": "again"}]
-    soup = quietly(changed(recipe, score=two, select="best"), tmp_path / "soup")
-    assert soup.report.held_out == (TITLE, "again f1")
+    soup = quietly(changed(recipe, validation=two, select="best"), tmp_path / "soup")
+    assert soup.report.validation == (TITLE, "again f1")
     for step in soup.report.trace:
         scores = soup.scores[step.ingredients[0]]
         assert step.score == pytest.approx((3 * scores[TITLE]["value"] + scores["again f1"]["value"]) / 4)
-    assert len(soup.recipe.score) == 2
+    assert len(soup.recipe.validation) == 2
     assert Soup.open(soup.folder).report.best.keys() == soup.scores["soup"].keys()
 
 
 def test_one_model_lies_between_itself_and_its_ancestor(recipe: Recipe, trained: Path, tmp_path: Path) -> None:
     """WiSE-FT of a single fine-tune, as it was published."""
     asked = changed(
-        recipe, ingredients=[str(trained / "good")], method={"name": "wise_ft", "alpha": 0.5}, score=None, report=[]
+        recipe, ingredients=[str(trained / "good")], method={"name": "wise_ft", "alpha": 0.5}, validation=None, test=[]
     )
     soup = quietly(asked, tmp_path / "soup")
-    base, good = tensors(Path(str(recipe.base))), tensors(trained / "good")
+    base, good = tensors(Path(str(recipe.base_model))), tensors(trained / "good")
     for name, tensor in tensors(soup.folder).items():
         torch.testing.assert_close(tensor, (base[name] + good[name]) / 2, rtol=1e-6, atol=1e-8)
     with pytest.raises(SoupError, match="two models or more"):
@@ -248,14 +252,14 @@ def test_what_is_tried_is_what_would_be_written(
 def test_one_that_is_left_of_those_that_a_method_needs_is_itself(
     method: Any, recipe: Recipe, trained: Path, tmp_path: Path
 ) -> None:
-    asked = changed(recipe, method=method, select="best", repeats=3, ingredients=recipe.ingredients[:2])
+    asked = changed(recipe, method=method, select="best", stability_repeats=3, ingredients=recipe.ingredients[:2])
     soup = quietly(asked, tmp_path / "soup")
     assert soup.weights == {"local:good": 1.0}
     best = load_file(trained / "good" / "model.safetensors")
     assert all(torch.equal(each, best[name]) for name, each in load_file(soup.folder / "model.safetensors").items())
     assert soup.recipe.method.name == "linear"
     ingredient = {"model": str(trained / "good"), "revision": soup.recipe.ingredients[0].revision}
-    again = changed(soup.recipe, ingredients=[ingredient], base=None, score=None, report=[])
+    again = changed(soup.recipe, ingredients=[ingredient], base_model=None, validation=None, test=[])
     assert quietly(again, tmp_path / "again").digest == soup.digest
 
 
@@ -274,7 +278,7 @@ def test_the_same_rows_in_two_metrics_are_one_data_set(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[str]
 ) -> None:
     """Answered once, in the same half, and on the same side of the inner split."""
-    data = recipe.score[0].model_dump(exclude_defaults=True)
+    data = recipe.validation[0].model_dump(exclude_defaults=True)
     two = [data, {**data, "metric": "f1", "name": "again"}]
     rows: list[int] = []
 
@@ -293,7 +297,7 @@ def test_the_same_rows_in_two_metrics_are_one_data_set(
     through = Candidates.descent
     monkeypatch.setattr(Candidates, "descent", watched)
     select = {"name": "learned", "epochs": 1, "batch_size": 8}
-    quietly(changed(recipe, score=two, select=select, report=[]), tmp_path / "soup")
+    quietly(changed(recipe, validation=two, select=select, test=[]), tmp_path / "soup")
     assert rows == [24]
     assert len(asked) == 4  # three ingredients, and the soup
 
@@ -316,7 +320,7 @@ def test_learning_holds_one_model(recipe: Recipe, tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(ReusableModel, "load", watched)
     monkeypatch.setattr(ValidationLoss, "gradient", gradient)
-    quietly(changed(recipe, select={"name": "learned", "epochs": 1}, repeats=2, report=[]), tmp_path / "soup")
+    quietly(changed(recipe, select={"name": "learned", "epochs": 1}, stability_repeats=2, test=[]), tmp_path / "soup")
     assert built
     assert set(alive) == {0}
 
@@ -327,7 +331,7 @@ def test_selections_refuse_models_that_know_nothing(
     """Whatever the method, and whoever else is named."""
     poor = str(trained / "poor")
     shutil.copytree(poor, tmp_path / "poor-2")
-    asked = changed(recipe, ingredients=[poor, str(tmp_path / "poor-2")], report=[])
+    asked = changed(recipe, ingredients=[poor, str(tmp_path / "poor-2")], test=[])
     unused = [*asked.to_dict()["ingredients"], {"model": str(trained / "good"), "weight": 0}]
     for changes in (
         {"select": "learned"},
@@ -361,7 +365,7 @@ def test_a_loss_that_the_weights_of_the_data_outweigh_is_no_reason_to_leave_the_
     """What is advised follows the score that was selected by; the loss is said all the same."""
     worse = comparison_of("accuracy", -0.2, -0.3, -0.1, 0.001, 100)
     for soup, advice in (
-        (0.9, "In the mean of all held-out data, by their weights, it is not."),
+        (0.9, "In the mean of all validation data, by their weights, it is not."),
         (0.7, "Use that one"),
     ):
         scores = {"soup": soup, "one": 0.8}
@@ -378,7 +382,7 @@ def test_a_loss_that_the_weights_of_the_data_outweigh_is_no_reason_to_leave_the_
 def test_the_choice_is_made_again_on_halves(select: Any, recipe: Recipe, tmp_path: Path) -> None:
     """And scored on the other halves; the soup is the one without repeats."""
     plain = quietly(changed(recipe, select=select), tmp_path / "plain")
-    soup = quietly(changed(recipe, select=select, repeats=6), tmp_path / "soup")
+    soup = quietly(changed(recipe, select=select, stability_repeats=6), tmp_path / "soup")
     assert Soup.open(soup.folder).report == soup.report
     found = soup.report.stability
     assert soup.digest == plain.digest
@@ -388,10 +392,10 @@ def test_the_choice_is_made_again_on_halves(select: Any, recipe: Recipe, tmp_pat
     # One is always right, and one hardly ever: in every half.
     assert found.chosen["local:good"] == 6
     assert all(gain <= 0 for gain in found.gains)
-    assert soup.recipe.repeats == 0
-    assert quietly(changed(recipe, select=select, repeats=6), tmp_path / "again").report.stability == found
-    with pytest.raises(RecipeError, match="`repeats` chooses again"):
-        quietly(changed(recipe, select="uniform", repeats=2, score=None), tmp_path / "none")
+    assert soup.recipe.stability_repeats == 0
+    assert quietly(changed(recipe, select=select, stability_repeats=6), tmp_path / "again").report.stability == found
+    with pytest.raises(RecipeError, match="`stability_repeats` chooses again"):
+        quietly(changed(recipe, select="uniform", stability_repeats=2, validation=None), tmp_path / "none")
 
 
 @pytest.mark.parametrize(
@@ -399,13 +403,19 @@ def test_the_choice_is_made_again_on_halves(select: Any, recipe: Recipe, tmp_pat
     [
         ({"method": {"name": "wise_ft", "alpha": [0, "x"]}}, "'alpha' is 'x'; it is of type float, such as 0.5, or"),
         ({"method": {"name": "wise_ft", "alpha": []}}, r"'alpha' is \[\]"),
-        ({"method": {"name": "wise_ft", "alpha": [0, 1]}, "score": None}, "several values, and the recipe has no `sc"),
+        (
+            {"method": {"name": "wise_ft", "alpha": [0, 1]}, "validation": None},
+            "several values, and the recipe has no `sc",
+        ),
         ({"method": {"name": "wise_ft", "alpha": list(range(1001))}}, "asks to try 1,001 combinations"),
-        ({"method": "wise_ft", "base": None}, "none is known"),
+        ({"method": "wise_ft", "base_model": None}, "none is known"),
         ({"ingredients": [{"model": "x/y", "weight": -1}, "x/z"]}, "'weight' is -1, and linear divides by the sum"),
         ({"ingredients": [{"model": "x/y", "weight": -1}, "x/z"], "method": "knots"}, "and knots divides by the sum"),
-        ({"layers": {"a": [-1, 1, 1]}}, "'a' is -1, and linear divides"),
-        ({"layers": {"a": [1, 1, 1]}, "select": "greedy"}, "go with `select: uniform` and `method: linear`, not with"),
+        ({"tensor_weights": {"a": [-1, 1, 1]}}, "'a' is -1, and linear divides"),
+        (
+            {"tensor_weights": {"a": [1, 1, 1]}, "select": "greedy"},
+            "go with `select: uniform` and `method: linear`, not with",
+        ),
         ({"select": "learned", "method": "wise_ft"}, "`select: learned` learns the shares of an average"),
         ({"select": "learned", "method": {"name": "linear", "normalize": False}}, "and `method` is a plain sum"),
         ({"select": {"name": "learned", "by": "row"}}, "`by` is 'row'; it is 'ingredient' or 'layer'"),
@@ -415,7 +425,10 @@ def test_the_choice_is_made_again_on_halves(select: Any, recipe: Recipe, tmp_pat
             {"select": "greedy", "ingredients": [{"model": "x/y", "weight": -1}, "x/z"], "method": "task_arithmetic"},
             "tries ingredients alone, and one has a weight below zero",
         ),
-        ({"layers": {"a": [1, 1, 1]}, "repeats": 3}, "the recipe has `layers`, which nobody chooses"),
+        (
+            {"tensor_weights": {"a": [1, 1, 1]}, "stability_repeats": 3},
+            "the recipe has `tensor_weights`, which nobody chooses",
+        ),
         ({"select": {"name": "greedy", "accept": "better"}}, "`accept` is 'better'"),
         ({"select": {"name": "top_k", "k": 9}}, "`k` is 9; it is a number from 1 to 3"),
     ],
@@ -432,7 +445,7 @@ def test_what_contradicts_itself_is_refused(
             for file in (trained / name).iterdir():
                 if file.name != "README.md":
                     (nameless / name / file.name).write_bytes(file.read_bytes())
-        asked = changed(asked, ingredients=[str(nameless / "good"), str(nameless / "fair")], score=None, report=[])
+        asked = changed(asked, ingredients=[str(nameless / "good"), str(nameless / "fair")], validation=None, test=[])
     with pytest.raises(SoupError, match=said):
         quietly(asked, tmp_path / "soup")
     assert not (tmp_path / "soup").exists()
@@ -442,8 +455,8 @@ def test_what_contradicts_itself_is_refused(
 @pytest.mark.parametrize(
     ("rows", "changes", "said"),
     [
-        (15, {"repeats": 3}, "`repeats` chooses on halves of the held-out rows, and 'few accuracy' has 15"),
-        (8, {"select": "learned"}, "learned: there are 8 held-out rows, and it takes ten at least"),
+        (15, {"repeats": 3}, "`stability_repeats` chooses on halves of the validation rows, and 'few accuracy' has 15"),
+        (8, {"select": "learned"}, "learned: there are 8 validation rows, and it takes ten at least"),
         (24, {"select": "learned"}, "'few accuracy' and 'other accuracy' have other labels for the same rows"),
     ],
 )
@@ -456,8 +469,8 @@ def test_rows_that_will_not_do_are_refused_before_the_download(
     (tmp_path / "few.csv").write_text("\n".join(["text,label,second", *second]) + "\n")
     data = {"task": "text-classification", "dataset": str(tmp_path / "few.csv")}
     two = [{**data, "name": "few"}, {**data, "name": "other", "label_column": "second"}]
-    models = {"ingredients": [publish(name) for name in ("a", "b")], "base": publish("base"), "report": []}
-    asked = changed(recipe, **models, score=two if rows == 24 else two[:1], **changes)
+    models = {"ingredients": [publish(name) for name in ("a", "b")], "base_model": publish("base"), "test": []}
+    asked = changed(recipe, **models, validation=two if rows == 24 else two[:1], **changes)
     with pytest.raises(SoupError, match=re.escape(said)):
         quietly(asked, tmp_path / "soup")
     assert not list(Path(constants.HF_HUB_CACHE).rglob("model.safetensors"))

@@ -34,11 +34,11 @@ def opened(folder: Path, **said: Any) -> Published:
 def test_what_is_read_names_no_path_and_runs_nothing(tmp_path: Path) -> None:
     """Flags of the recipe do not count, and its data are apart from it."""
     metric = {**ROWS, "metric": "os:system", "trust_remote_code": True}
-    found = opened(tmp_path, allow_pickle=True, report=[metric], ingredients=[f"acme/a@{A}", f"local:run@{SHA}"])
+    found = opened(tmp_path, allow_pickle=True, test=[metric], ingredients=[f"acme/a@{A}", f"local:run@{SHA}"])
     assert found.model == "local:s"
     assert found.digest == "d" * 64
     assert not found.recipe.allow_pickle
-    assert (found.recipe.score, found.recipe.report) == ((), ())
+    assert (found.recipe.validation, found.recipe.test) == ((), ())
     assert found.report[0].metric == "os:system"
     with pytest.raises(RecipeError, match="'os:system' is code"):
         found.with_data()
@@ -61,7 +61,7 @@ def test_what_is_read_names_no_path_and_runs_nothing(tmp_path: Path) -> None:
         ({"base": "/etc"}, "'/etc', which is neither"),
         ({"base": "acme/base"}, "does not say which commit 'acme/base' was"),
         ({"base": "local:../x"}, "names the base 'local:../x', which is no name of a folder"),
-        ({"select": "greedy", "score": ROWS}, "leaves a choice open"),
+        ({"select": "greedy", "validation": ROWS}, "leaves a choice open"),
         ({"ingredients": [f"acme/m{n}@{A}" for n in range(1001)]}, "at most 1000 items"),
         ({"ingredients": [{"model": f"acme/a@{A}", "weight": 10**400}]}, "Cannot read its soup.yaml"),
         ({"ingredients": [{"model": f"acme/{n}@{A}", "weight": 1e308} for n in "ab"]}, "sum to inf"),
@@ -110,7 +110,7 @@ def test_data_of_a_stranger_are_on_the_hub_or_where_the_caller_says(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
-    found = opened(tmp_path, report=[{k: v for k, v in {**ROWS, **data}.items() if v is not None}])
+    found = opened(tmp_path, test=[{k: v for k, v in {**ROWS, **data}.items() if v is not None}])
     with pytest.raises(RecipeError) as error:
         found.with_data()
     assert reason in str(error.value)
@@ -120,7 +120,7 @@ def test_a_folder_of_the_same_name_is_not_read_in_place_of_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    found = opened(tmp_path, report=[ROWS])
+    found = opened(tmp_path, test=[ROWS])
     assert found.with_data().report[0].dataset == "acme/rows"
     (tmp_path / "acme" / "rows").mkdir(parents=True)
     with pytest.raises(RecipeError, match="would be read in place of the Hub's data"):
@@ -133,7 +133,7 @@ def test_a_folder_of_the_same_name_is_not_read_in_place_of_the_hub(
 def test_files_of_another_machine_are_where_the_caller_says(tmp_path: Path) -> None:
     """They keep the names that they have in the soup's tables."""
     data = {**ROWS, "dataset": "local:rows.csv", "revision": SHA, "metric": "local:mine"}
-    found = opened(tmp_path, score=data)
+    found = opened(tmp_path, validation=data)
     (scoring,) = found.with_data({"rows.csv": "elsewhere/x.csv", "local:mine": tmp_path / "mine.py"}).score
     assert (scoring.dataset, scoring.metric) == ("elsewhere/x.csv", str(tmp_path / "mine.py"))
     assert scoring.name == "rows.csv test"

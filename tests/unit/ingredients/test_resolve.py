@@ -210,7 +210,7 @@ def test_a_soup_in_a_soup_is_flattened_too(publish: Publish, pair: Soup, tmp_pat
         ({"heads": "body"}, "its recipe has `heads`, which"),
         ({"vocabulary": "union"}, "its recipe has `vocabulary`, which"),
         ({"select": "greedy"}, "its recipe has `select`, which"),
-        ({"layers": {"classifier.*": [1, 2]}}, "its recipe has `layers`, which"),
+        ({"tensor_weights": {"classifier.*": [1, 2]}}, "its recipe has `tensor_weights`, which"),
         ({"dtype": "bfloat16"}, "its recipe has `dtype: bfloat16`, its leaves are stored as F32, and"),
         ({"ingredients": ["acme/a", "acme/b"]}, "its soup.yaml does not say which commits its leaves were"),
         ({"ingredients": ["local:a"]}, "'local:a', which is in it, is not on the Hub"),
@@ -247,9 +247,11 @@ def test_the_recipe_that_it_goes_into_may_need_it_whole(pair: Soup, tmp_path: Pa
 
 def test_what_a_soup_says_of_its_base_is_not_what_the_recipe_says(pair: Soup, tmp_path: Path) -> None:
     """A stranger's soup.yaml proves nothing; the leaves speak for themselves."""
-    other = edited(pair, tmp_path / "1", base="acme/c")
-    assert resolve_ingredients(Recipe(ingredients=[str(other)])).recipe.base is None
-    assert resolve_ingredients(Recipe(ingredients=[str(other)], base="acme/base")).recipe.base == "acme/base"
+    other = edited(pair, tmp_path / "1", base_model="acme/c")
+    assert resolve_ingredients(Recipe(ingredients=[str(other)])).recipe.base_model is None
+    assert (
+        resolve_ingredients(Recipe(ingredients=[str(other)], base_model="acme/base")).recipe.base_model == "acme/base"
+    )
 
 
 def test_weights_below_zero_make_no_mean(pair: Soup, tmp_path: Path) -> None:
@@ -269,9 +271,9 @@ def test_a_head_that_was_trained_on_makes_it_another_model(pair: Soup, tmp_path:
 
 def test_data_that_a_soup_was_selected_on_are_no_test_of_it(zoo: None, family: Path, tmp_path: Path) -> None:
     data = {"task": "text-classification", "dataset": str(family / "rows.csv")}
-    soup = cook(Recipe(ingredients=["acme/a", "acme/b"], score=data, select="best"), tmp_path / "soup")
+    soup = cook(Recipe(ingredients=["acme/a", "acme/b"], validation=data, select="best"), tmp_path / "soup")
     for report, count in ((data, 1), ({**data, "dataset": str(family / "report.csv")}, 0)):
-        lineage = check(Recipe(ingredients=[str(soup.folder), "acme/c"], report=report))
+        lineage = check(Recipe(ingredients=[str(soup.folder), "acme/c"], test=report))
         assert [reason.code for reason in lineage.reasons].count("selected-on-report") == count
 
 

@@ -185,7 +185,7 @@ def test_heads_of_somebody_else(heads: str) -> None:
 def test_a_body_cannot_be_scored() -> None:
     score = {"task": "text-classification", "dataset": "x/y", "split": "test"}
     with pytest.raises(RecipeError, match="no outputs"):
-        Recipe(ingredients=["acme/a", "acme/b"], heads="body", score=score)
+        Recipe(ingredients=["acme/a", "acme/b"], heads="body", validation=score)
 
 
 # ---- tokens ---------------------------------------------------------------------------------------------------
@@ -441,7 +441,7 @@ def test_more_tokens_than_rows_that_grew_is_compared_with_the_base(tmp_path: Pat
     base = with_tokens(made(kind, tmp_path / "base", 9), kind=kind)
     assert check(models, base=base).verdict == "proven"
     mixed = [*models, with_tokens(made(kind, tmp_path / "c", 3), kind=kind)]
-    assert check(Recipe(ingredients=mixed, base=base, vocabulary="union")).verdict == "proven"
+    assert check(Recipe(ingredients=mixed, base_model=base, vocabulary="union")).verdict == "proven"
 
 
 # ---- scores ---------------------------------------------------------------------------------------------------
@@ -457,7 +457,7 @@ def answering(folder: str, answer: int, labels: Sequence[str] | None = None) -> 
 
 
 def rows(path: Path, labels: Sequence[str]) -> dict[str, Any]:
-    """Held-out data; three quarters have the first label."""
+    """Validation data; three quarters have the first label."""
     lines = [f"so very {word} {other},{labels[n % 4 == 0]}" for n, word in enumerate(WORDS) for other in WORDS[:2]]
     path.write_text("\n".join(["text,label", *lines]) + "\n")
     return {"task": "text-classification", "dataset": str(path)}
@@ -492,9 +492,9 @@ def test_a_soup_without_the_one_that_spoke_for_all_is_scored_as_it_is(
     data = rows(tmp_path / "rows.csv", ["x", "y"])
     if chosen != "by share":
         knowing(few if chosen == "few" else many, tmp_path / "rows.csv", ["x", "y"])
-    more: dict[str, Any] = {"report": [data], "ingredients": [few, {"model": many, "weight": 0}]}
+    more: dict[str, Any] = {"test": [data], "ingredients": [few, {"model": many, "weight": 0}]}
     if chosen != "by share":
-        more = {"score": data, "select": {"name": "greedy", "accept": ">"}, "ingredients": [many, few]}
+        more = {"validation": data, "select": {"name": "greedy", "accept": ">"}, "ingredients": [many, few]}
     soup = cook(Recipe(vocabulary=vocabulary, **more), tmp_path / "soup")
     one = "many" if chosen == "many" else "few"
     assert list(soup.weights) == [f"local:{one}"]
@@ -707,7 +707,7 @@ def test_scores_with_another_models_head_say_so(tmp_path: Path, log: pytest.LogC
         tensors["classifier.weight"].zero_()[:, 0] = torch.tensor([1e4, -1e4])
         save_file(tensors, Path(folder) / "model.safetensors", {"format": "pt"})
     named(a, ["x1", "y1"])
-    recipe = Recipe(ingredients=[a, b], heads=b, report=[data])
+    recipe = Recipe(ingredients=[a, b], heads=b, test=[data])
     soup = cook(recipe, tmp_path / "soup")
     value = {name: each["rows.csv accuracy"]["value"] for name, each in soup.scores.items()}
     assert (value["local:a"], value["local:b"]) == (0.0, 1.0)
@@ -717,6 +717,6 @@ def test_scores_with_another_models_head_say_so(tmp_path: Path, log: pytest.LogC
     assert sentence in (soup.folder / "README.md").read_text()
     assert sentence in shown.soup(soup)
     log.clear()
-    connectivity(Recipe(ingredients=[a, b], heads=b, score=data))
+    connectivity(Recipe(ingredients=[a, b], heads=b, validation=data))
     assert sum(sentence in each for each in log.messages) == 1
     assert sentence not in shown.soup(cook(Recipe(ingredients=[a, b], heads=b), tmp_path / "none"))

@@ -52,7 +52,7 @@ def kin(tmp_path: Path) -> Callable[..., list[Path]]:
 def wise(folders: list[Path], out: Path, **changes: Any) -> tuple[Soup, Tensors]:
     base, *ingredients = map(str, folders)
     asked = {"method": {"name": "wise_ft", "alpha": 0.25}, **changes}
-    soup = cook(Recipe(ingredients=ingredients, base=base, **asked), out)
+    soup = cook(Recipe(ingredients=ingredients, base_model=base, **asked), out)
     return soup, load_file(soup.folder / "model.safetensors")
 
 
@@ -136,7 +136,7 @@ def test_who_is_left_out_still_gives_the_tokenizer(giver: str, tmp_path: Path, k
 @pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_linear", "breadcrumbs", "iso_c"])
 def test_what_the_ancestor_lacks_takes_time_too(method: str, tmp_path: Path, kin: Callable[..., list[Path]]) -> None:
     base, *ingredients = map(str, kin(headless, {"architectures": ["BertModel"]}, torch.float32))
-    recipe = Recipe(ingredients=ingredients, base=base, method=method)
+    recipe = Recipe(ingredients=ingredients, base_model=base, method=method)
     assert 0 <= preview(recipe, tmp_path / "soup")["estimated_seconds"]["merge"] < float("inf")
 
 
@@ -146,7 +146,7 @@ def test_what_the_ancestor_lacks_is_of_those_whose_share_is_above_zero(
 ) -> None:
     base, a, b = map(str, kin(headless, {"architectures": ["BertModel"]}, torch.float32))
     given = [{"model": a, "weight": weights[0]}, {"model": b, "weight": weights[1]}]
-    soup = cook(Recipe(ingredients=given, base=base, method="task_arithmetic"), tmp_path / "soup")
+    soup = cook(Recipe(ingredients=given, base_model=base, method="task_arithmetic"), tmp_path / "soup")
     mixed, first = load_file(soup.folder / "model.safetensors"), load_file(Path(a) / "model.safetensors")
     assert torch.equal(mixed["classifier.weight"], first["classifier.weight"])
 

@@ -145,7 +145,7 @@ def soup(text: Mapping[str, Any], **changes: Any) -> tuple[MergedModels, SoupRep
         "digest": "0" * 64, "weights": dict.fromkeys(names, 0.5), "selected": list(names), "method": "linear",
         "select": "uniform", "license_agreed": False,
         "parameters": {}, "overrides": [], "architecture": text["task"], "tasks": [], "library": "transformers",
-        "held_out": [title],
+        "validation": [title],
         "scores": scores, "best": {title: names[0]}, "calibration": calibrated, "greedy_ensemble": [], "curve": [],
         "comparisons": {title: {**compared, "against": names[0]}},
         "diversity": {

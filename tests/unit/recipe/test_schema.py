@@ -14,10 +14,19 @@ from hypothesis import given, settings, strategies as st
 from hf_soup._util import yaml as plain_yaml
 from hf_soup._util.yaml import parse_yaml
 from hf_soup.errors import RecipeError, SoupError
-from hf_soup.recipe.schema import MAX_BYTES, Ingredient, Recipe, Scoring, as_recipe, parse_part, split_revision
+from hf_soup.recipe.schema import (
+    MAX_BYTES,
+    RENAMED_KEYS,
+    Ingredient,
+    Recipe,
+    Scoring,
+    as_recipe,
+    parse_part,
+    split_revision,
+)
 
 FULL = """\
-base: acme/base@v1
+base_model: acme/base@v1
 ingredients:
 - acme/a
 - model: acme/b
@@ -28,14 +37,14 @@ method:
 select:
   name: greedy
   accept: '>'
-score:
+validation:
   task: text-classification
   dataset: acme/rows
   split: validation
   labels:
   - bad
   - good
-report:
+test:
 - task: text-classification
   dataset: acme/rows
   split: test
@@ -50,7 +59,7 @@ def test_a_recipe_comes_back_as_it_was_written() -> None:
     assert Recipe.parse(recipe.to_yaml()) == recipe
     assert recipe.to_yaml() == FULL.replace("method:\n  name: linear\n", "")
     assert recipe.select.parameters == {"accept": ">"}
-    (score,) = recipe.score
+    (score,) = recipe.validation
     assert score.title == "acme/rows validation accuracy"
 
 
@@ -98,7 +107,7 @@ def test_a_folder_with_an_at_sign_is_a_folder(tmp_path: Path) -> None:
         ("1: 2", "this is dict"),
         ("{", "not valid YAML"),
         ("a: !!python/object/apply:os.system [ls]", "not valid YAML"),
-        ("base: &x acme/a\ningredients: [*x]", "a recipe has no aliases"),
+        ("base_model: &x acme/a\ningredients: [*x]", "a recipe has no aliases"),
         ("ingredients: [acme/a]\ningredients: [acme/b]", "the key 'ingredients' stands there twice"),
         ("{" * 3000, "not valid YAML"),
         ("\x00", "not valid YAML"),
@@ -106,7 +115,7 @@ def test_a_folder_with_an_at_sign_is_a_folder(tmp_path: Path) -> None:
         ("seed: 1", "ingredients: Field required"),
         ("ingredients: []", "ingredients: "),
         ("ingredients: acme/a", "ingredients: "),
-        ("ingredients: [acme/a]\nmetod: linear", "metod: unknown key; known here: allow, allow_pickle, base, dtype"),
+        ("ingredients: [acme/a]\nmetod: linear", "metod: unknown key; known here: allow, allow_pickle, base_model, cali"),
         ("ingredients: [{model: acme/a, wieght: 1}]", "wieght: unknown key; known here: model, revision, weight"),
         ("ingredients: [{weight: 1}]", "ingredients.0.model: Field required"),
         ("ingredients: [3]", "ingredients.0"),
@@ -122,13 +131,13 @@ def test_a_folder_with_an_at_sign_is_a_folder(tmp_path: Path) -> None:
         ("ingredients: [acme/a]\nseed: 99999999999999999999", "seed: "),
         ("ingredients: [acme/a]\nmethod: 3", "method: "),
         ("ingredients: [acme/a]\nmethod: {density: 1}", "method.name: Field required"),
-        ("ingredients: [acme/a]\nscore: {task: chat, dataset: x}", "score.task: "),
-        ("ingredients: [acme/a]\nscore: {task: text-classification}", "score.dataset: Field required"),
-        ("ingredients: [acme/a]\nscore: {task: text-classification, dataset: x, batch: 3}", "batch: unknown key"),
-        ("ingredients: [acme/a]\nlayers: {a: [1, 2]}", "gives 'a' the weights (1, 2); it takes a finite one for each"),
-        ("ingredients: [acme/a]\nlayers: {a: [0]}", "not all of them zero"),
-        ("ingredients: [acme/a]\nlayers: {a: [.inf]}", "gives 'a' the weights (inf)"),
-        ("ingredients: [acme/a]\nscore: {task: text-classification, dataset: x, weight: 0}", "score.weight: "),
+        ("ingredients: [acme/a]\nvalidation: {task: chat, dataset: x}", "validation.task: "),
+        ("ingredients: [acme/a]\nvalidation: {task: text-classification}", "validation.dataset: Field required"),
+        ("ingredients: [acme/a]\nvalidation: {task: text-classification, dataset: x, batch: 3}", "batch: unknown key"),
+        ("ingredients: [acme/a]\ntensor_weights: {a: [1, 2]}", "gives 'a' the weights (1, 2); it takes a finite one"),
+        ("ingredients: [acme/a]\ntensor_weights: {a: [0]}", "not all of them zero"),
+        ("ingredients: [acme/a]\ntensor_weights: {a: [.inf]}", "gives 'a' the weights (inf)"),
+        ("ingredients: [acme/a]\nvalidation: {task: text-classification, dataset: x, weight: 0}", "weight: "),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_said(text: str, said: str) -> None:
@@ -223,19 +232,27 @@ def test_labels_that_no_output_could_have() -> None:
 def test_data_may_be_one_or_several() -> None:
     """And is written as it is read: one as a mapping, several as a list."""
     data = {"task": "text-classification", "dataset": "acme/rows"}
-    one = Recipe(ingredients=["acme/a"], score=data, report=data)
-    assert one.score == one.report
+    one = Recipe(ingredients=["acme/a"], validation=data, test=data)
+    assert one.validation == one.test
     assert one.to_dict()["score"] == data
-    two = Recipe(ingredients=["acme/a"], score=[data, {**data, "metric": "f1", "weight": 2}])
-    assert [scoring.weight for scoring in two.score] == [1.0, 2.0]
+    two = Recipe(ingredients=["acme/a"], validation=[data, {**data, "metric": "f1", "weight": 2}])
+    assert [scoring.weight for scoring in two.validation] == [1.0, 2.0]
     assert Recipe.parse(two.to_yaml()) == two
-    assert Recipe(ingredients=["acme/a"], score=None).score == ()
+    assert Recipe(ingredients=["acme/a"], validation=None).score == ()
 
 
 def test_shares_of_tensors_are_one_line_each() -> None:
-    recipe = Recipe(ingredients=["acme/a", "acme/b"], layers={"head.*": (0.25, 0.75)})
+    recipe = Recipe(ingredients=["acme/a", "acme/b"], tensor_weights={"head.*": (0.25, 0.75)})
     assert "  head.*: [0.25, 0.75]\n" in recipe.to_yaml()
     assert Recipe.parse(recipe.to_yaml()) == recipe
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())
+def test_an_old_key_is_answered_with_its_new_name(old: str, new: str) -> None:
+    assert old not in Recipe.model_fields
+    with pytest.raises(RecipeError, match=f"{old}: this key is called `{new}` now"):
+        Recipe(**{"ingredients": ["acme/a"], old: []})
+    assert new in Recipe.model_fields
 
 
 @pytest.mark.parametrize(
@@ -259,10 +276,12 @@ def test_a_recipe_keeps_no_password_and_no_token() -> None:
     """It is written down and published."""
     address = "https://me:hf_secret@huggingface.co/acme"
     data = {"task": "text-classification", "dataset": "https://me:secret@example.org/rows.csv"}
-    recipe = Recipe(ingredients=[f"{address}/a/tree/v2", "acme/b@hf_secret"], base=f"{address}/c", score=data)
+    recipe = Recipe(
+        ingredients=[f"{address}/a/tree/v2", "acme/b@hf_secret"], base_model=f"{address}/c", validation=data
+    )
     assert [str(each) for each in recipe.ingredients] == ["acme/a@v2", "acme/b@hf_…"]
-    assert recipe.base == "https://huggingface.co/acme/c"
-    assert recipe.score[0].dataset == "https://example.org/rows.csv"
+    assert recipe.base_model == "https://huggingface.co/acme/c"
+    assert recipe.validation[0].dataset == "https://example.org/rows.csv"
     assert "secret" not in recipe.to_yaml()
 
 
@@ -282,7 +301,7 @@ def test_a_fault_shows_no_part_of_a_token() -> None:
         ("seed: !!float 1" + 200_000 * ":1", "seed: Input should be a valid integer"),
         (f"seed: 0x{5000 * 'f'}", "a number has 5,002 digits"),
         (f"method: {{name: linear, x: {5000 * '9'}}}", "a number has 5,000 digits"),
-        (f"base: {1025 * 'a'}", "base: String should have at most 1024 characters"),
+        (f"base_model: {1025 * 'a'}", "base_model: String should have at most 1024 characters"),
     ],
     ids=lambda text: text[:10],
 )

@@ -45,7 +45,7 @@ WHOLE: dict[str, Any] = {
     "library": "transformers",
     "encoder": "SentenceTransformer",
     "head_of": None,
-    "held_out": ["rows accuracy"],
+    "validation": ["rows accuracy"],
     "scores": {"soup": {"rows accuracy": SCORE}},
     "best": {"rows accuracy": "acme/a"},
     "comparisons": {"rows accuracy": {**COMPARISON, "against": "acme/a", "significant": True}},

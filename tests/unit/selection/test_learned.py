@@ -25,7 +25,7 @@ class Linear:
     """Classifiers of digits that were fitted to different halves of the labels' rows, and their `Objective`.
 
     Args:
-        rows: How many held-out rows.
+        rows: How many validation rows.
         broken: The last classifier's weights are drawn.
     """
 
@@ -155,9 +155,9 @@ def test_it_stops_when_nothing_gets_better() -> None:
     ("rows", "more", "epochs"),
     [
         (400, {}, 50),
-        (400, {"by": "layer"}, 50),
+        (400, {"by": "tensor"}, 50),
         (797, {"batch_size": 16}, 3),
-        (797, {"batch_size": 16, "by": "layer"}, 5),
+        (797, {"batch_size": 16, "by": "tensor"}, 5),
     ],
 )
 def test_few_rows_are_gone_through_more_often(rows: int, more: dict[str, Any], epochs: int) -> None:

@@ -60,7 +60,7 @@ def test_greedy_goes_on_after_one_that_hurts() -> None:
     assert "".join(found.weights) == "ac"
 
 
-def test_greedy_is_never_below_the_best_ingredient_on_held_out() -> None:
+def test_greedy_is_never_below_the_best_ingredient_on_validation() -> None:
     score, _ = table({"a": 0.9, "b": 0.8, "ab": 0.1})
     assert greedy({"a": 1.0, "b": 1.0}, score).weights == {"a": 1.0}
     score, _ = table({"a": 0.9})

@@ -199,7 +199,7 @@ def test_heights_tell_two_pairs_whose_walls_hardly_count() -> None:
     assert seen.groups == (("m0", "m1"), ("m2", "m3"))
     # What may be a wall within a group is no ground for advice to average it.
     assert seen.text.startswith("They seem to fall into 2 groups: m0 and m1; m2 and m3. ")
-    assert "Measure on more held-out rows, or let" in seen.text
+    assert "Measure on more validation rows, or let" in seen.text
     assert "Average one" not in seen.text
     assert "In 5 of 6 pairs, 2 of them within a group, one of 2 points cannot be excluded with n = 60" in seen.text
 
@@ -264,14 +264,14 @@ def test_the_picture(count: int, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_measured_is_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="the recipe has no `score`"):
+    with pytest.raises(RecipeError, match="the recipe has no `validation`"):
         connectivity(Recipe(ingredients=["acme/a", "acme/b"]))
-    many = Recipe(ingredients=[f"acme/m{number}" for number in range(200)], score=SCORE)
+    many = Recipe(ingredients=[f"acme/m{number}" for number in range(200)], validation=SCORE)
     with pytest.raises(RecipeError, match="200 models are 19,900 pairs") as error:
         connectivity(many)
     assert f"at most {MAX_PAIRS:,}" in str(error.value)
-    require_measurable(Recipe(ingredients=[f"acme/m{number}" for number in range(45)], score=SCORE))
-    two = Recipe(ingredients=["acme/a", "acme/b"], score=SCORE)
+    require_measurable(Recipe(ingredients=[f"acme/m{number}" for number in range(45)], validation=SCORE))
+    two = Recipe(ingredients=["acme/a", "acme/b"], validation=SCORE)
     (tmp_path / "there.png").touch()
     (tmp_path / "dangling.png").symlink_to("nowhere")
     for name, said in {
@@ -286,7 +286,7 @@ def test_what_cannot_be_measured_is_refused_at_once(tmp_path: Path) -> None:
 
 
 def test_a_body_has_nothing_to_measure() -> None:
-    """And no `score` would help, as a recipe cannot have both."""
+    """And no `validation` would help, as a recipe cannot have both."""
     body = Recipe(ingredients=["acme/a", "acme/b"], heads="body")
     with pytest.raises(RecipeError, match="a body has no outputs") as error:
         require_measurable(body)
@@ -311,7 +311,7 @@ def test_wrong_usage(cli: Cli, family: Path, tmp_path: Path) -> None:
     """Exit code 2 and what is missing; nothing was looked at."""
     for arguments, said in {
         (): "name models, or a recipe of them with --recipe",
-        ("acme/a", "acme/b", "--barrier"): "name a recipe that has `score` with --recipe",
+        ("acme/a", "acme/b", "--barrier"): "name a recipe that has `validation` with --recipe",
         ("acme/a", "acme/b", "--plot", "b.png"): "it goes with --barrier",
         ("--recipe", "r.yaml", "--barrier", "-o", "b.png", "--plot", "b.png"): "-o and --plot both name 'b.png'",
     }.items():
@@ -322,7 +322,9 @@ def test_wrong_usage(cli: Cli, family: Path, tmp_path: Path) -> None:
     recipe.write_text(Recipe(ingredients=[str(family / "a"), str(family / "b")]).to_yaml())
     done = cli("check", "--recipe", recipe, "--barrier", "--json")
     assert done.code == 1
-    assert done.json["error"]["message"] == "Barriers are measured on held-out data, and the recipe has no `score`."
+    assert (
+        done.json["error"]["message"] == "Barriers are measured on validation data, and the recipe has no `validation`."
+    )
     assert cli("check", "--recipe", tmp_path / "none.yaml").code == 1
 
 
@@ -330,7 +332,7 @@ def test_a_recipe_gives_the_models_of_a_check(cli: Cli, family: Path, tmp_path: 
     """Without --barrier too; models that are named take the place of its own, and its base stays."""
     recipe = tmp_path / "of-models"
     base = str(family / "base")
-    recipe.write_text(Recipe(ingredients=[str(family / "a"), str(family / "b")], base=base).to_yaml())
+    recipe.write_text(Recipe(ingredients=[str(family / "a"), str(family / "b")], base_model=base).to_yaml())
     for models, expected in {(): ["local:a", "local:b"], ("b", "c", "a"): ["local:b", "local:c", "local:a"]}.items():
         report = cli("check", *(family / name for name in models), "--recipe", recipe, "--json").json
         assert [each["name"] for each in report["ingredients"]] == expected
@@ -343,7 +345,7 @@ def test_one_model_has_no_barrier(
 ) -> None:
     """A check refuses it; one that is pinned may be cooked, but there is nothing to measure."""
     score = {**SCORE, "dataset": str(family / "rows.csv")}
-    (tmp_path / "one.yaml").write_text(Recipe(ingredients=[str(family / "a")], score=score).to_yaml())
+    (tmp_path / "one.yaml").write_text(Recipe(ingredients=[str(family / "a")], validation=score).to_yaml())
     done = cli("check", "--recipe", "one.yaml", "--barrier")
     assert done.code == 3
     assert done.out.startswith("refused")
@@ -351,14 +353,14 @@ def test_one_model_has_no_barrier(
     model = publish("a")
     commit = HfApi(endpoint=online.endpoint, token=online.token).model_info(model).sha
     with pytest.raises(RecipeError, match="lies between two models, and there is one"):
-        connectivity(Recipe(ingredients=[f"{model}@{commit}"], score=score))
+        connectivity(Recipe(ingredients=[f"{model}@{commit}"], validation=score))
 
 
 def test_barriers_of_texts(cli: Cli, family: Path, tmp_path: Path) -> None:
     """Words for people: the report, the matrix, the sentence; progress on stderr."""
     score = {**SCORE, "dataset": str(family / "rows.csv")}
     (tmp_path / "recipe.yaml").write_text(
-        Recipe(ingredients=[str(family / name) for name in "abc"], score=score, select="greedy").to_yaml()
+        Recipe(ingredients=[str(family / name) for name in "abc"], validation=score, select="greedy").to_yaml()
     )
     done = cli("check", "--recipe", "recipe.yaml", "--barrier", "--quiet", "--plot", "b.png", "-o", "new.yaml")
     assert done.code == 0, done
@@ -376,10 +378,10 @@ def test_whose_head_is_scored_is_said(family: Path, log: pytest.LogCaptureFixtur
     """With `heads: MODEL` a model's score is not its own."""
     score = {**SCORE, "dataset": str(family / "rows.csv")}
     models = [str(family / name) for name in "ab"]
-    seen = connectivity(Recipe(ingredients=models, score=score, heads=models[1]))
+    seen = connectivity(Recipe(ingredients=models, validation=score, heads=models[1]))
     assert seen.head_of == seen.to_dict()["head_of"] == "local:b"
     assert seen.text.endswith("All of them, the ends too, were scored with local:b's head.")
-    own = connectivity(Recipe(ingredients=models, score=score))
+    own = connectivity(Recipe(ingredients=models, validation=score))
     assert own.head_of is None
     assert "head" not in own.text
     assert "2 models, 1 pair: 5 scorings of 24 rows" in log.messages
@@ -388,7 +390,7 @@ def test_whose_head_is_scored_is_said(family: Path, log: pytest.LogCaptureFixtur
 def test_the_line_is_straight_whatever_the_recipe_does(family: Path) -> None:
     """By layer, by tensor, by another method: what is measured is the mean of all tensors."""
     recipe = Recipe(
-        ingredients=[str(family / name) for name in "ab"], score={**SCORE, "dataset": str(family / "rows.csv")}
+        ingredients=[str(family / name) for name in "ab"], validation={**SCORE, "dataset": str(family / "rows.csv")}
     )
     plain = connectivity(recipe).to_dict()
     overrides = [{"tensors": "*.dense.*", "method": {"name": "linear", "normalize": False}}]
@@ -406,7 +408,7 @@ def test_what_was_measured_is_told_where_it_cannot_be_drawn(
     """A name that no disk takes: the result, then the error; in JSON both in one object."""
     score = {**SCORE, "dataset": str(family / "rows.csv")}
     (tmp_path / "recipe.yaml").write_text(
-        Recipe(ingredients=[str(family / name) for name in "ab"], score=score).to_yaml()
+        Recipe(ingredients=[str(family / name) for name in "ab"], validation=score).to_yaml()
     )
     picture = f"{300 * 'b'}.png"
     arguments = ["check", "--recipe", "recipe.yaml", "--barrier", "--plot", picture, "-o", "new.yaml"]
@@ -421,7 +423,7 @@ def test_what_was_measured_is_told_where_it_cannot_be_drawn(
         assert f"Error: Cannot write '{picture}': File name too long." in done.err
 
 
-@pytest.mark.parametrize("command", [["check", "acme/a", "acme/b"], ["forage", "acme/base"]])
+@pytest.mark.parametrize("command", [["check", "acme/a", "acme/b"], ["search", "acme/base"]])
 def test_a_place_that_cannot_be_written_is_refused_at_once(
     cli: Cli, online: LocalHub, tmp_path: Path, command: list[str]
 ) -> None:

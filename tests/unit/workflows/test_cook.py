@@ -1,4 +1,4 @@
-"""`check`, `cook`, `score` and `Soup` from Python."""
+"""`check`, `cook`, `validation` and `Soup` from Python."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_soup_is_the_mean_of_its_ingredients(models: list[str], family: Path, 
     """By its weights; it loads; and what it says of itself is true."""
     recipe = Recipe(
         ingredients=[models[0], {"model": models[1], "weight": 3}, {"model": models[2], "weight": 0}],
-        base=str(family / "base"),
+        base_model=str(family / "base"),
     )
     soup = hf_soup.cook(recipe, tmp_path / "soup")
     assert soup.weights == {"local:a": 1.0, "local:b": 3.0}
@@ -80,7 +80,9 @@ def test_models_are_named_in_several_ways(models: list[str], family: Path, tmp_p
     changed = hf_soup.cook(recipe, tmp_path / "changed", method="slerp")
     assert (changed.recipe.method.name, changed.weights) == ("slerp", weighted.weights)
     data = {"task": "text-classification", "dataset": str(family / "rows.csv")}
-    scored = Recipe(ingredients=[Path(models[0]), {"model": Path(models[1])}], base=family / "base", score=data)
+    scored = Recipe(
+        ingredients=[Path(models[0]), {"model": Path(models[1])}], base_model=family / "base", validation=data
+    )
     assert [each.model for each in scored.ingredients] == models[:2]
     one, several = (hf_soup.score(each, scored) for each in (Path(models[0]), models[:1]))
     assert one == several
@@ -273,7 +275,7 @@ def test_what_was_left_out_leaves_no_trace_in_the_bytes(models: list[str], famil
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if "label" not in k}))
     first = hf_soup.cook(
-        Recipe(ingredients=[{"model": str(old), "weight": 0}, *map(str, rest)], base=str(family / "base")),
+        Recipe(ingredients=[{"model": str(old), "weight": 0}, *map(str, rest)], base_model=str(family / "base")),
         tmp_path / "first",
     )
     assert json.loads((first.folder / "config.json").read_text())["id2label"] == {"0": "negative", "1": "positive"}

@@ -16,7 +16,7 @@ def compared(points: int) -> Comparison:
 
 
 @pytest.mark.parametrize(
-    ("points", "held_out", "helps", "said"),
+    ("points", "validation", "helps", "said"),
     [
         (
             {"seen": 9, "test": 0},
@@ -48,8 +48,8 @@ def compared(points: int) -> Comparison:
         ({"test": 9}, ["gone"], True, "Adding acme/c helps: the soup is better on test than the last version."),
     ],
 )
-def test_held_out_data_says_whether_a_newcomer_helps(
-    points: dict[str, int], held_out: list[str], helps: bool | None, said: str
+def test_validation_data_says_whether_a_newcomer_helps(
+    points: dict[str, int], validation: list[str], helps: bool | None, said: str
 ) -> None:
     """And reports only where there is none."""
-    assert _judged(["acme/c"], {title: compared(each) for title, each in points.items()}, held_out) == (helps, said)
+    assert _judged(["acme/c"], {title: compared(each) for title, each in points.items()}, validation) == (helps, said)
