@@ -23,13 +23,11 @@ def recipe_of(
     method: str | None = None,
     select: str | None = None,
     parameters: Sequence[str] = (),
+    weights: str | None = None,
     allow: Sequence[str] = (),
     **changes: Any,
 ) -> Recipe:
     """The recipe that the arguments name or spell out, with what the options change; the rest is that of ``source``."""
-    import yaml
-
-    from hf_soup._util.yaml import parse_yaml
     from hf_soup.recipe import Recipe
 
     if len(models) == 1 and models[0].endswith((".yaml", ".yml")):
@@ -38,25 +36,50 @@ def recipe_of(
         values = {"ingredients": list(models)}
     if source is not None:
         values = Recipe.load(source).to_dict() | ({"ingredients": values["ingredients"]} if models else {})
-    given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
-    if method or parameters:
-        named = {} if method else values.get("method", {})
-        named = {"name": named} if isinstance(named, str) else dict(named)
-        named.setdefault("name", method or "linear")
-        for parameter in parameters:
-            key, equals, value = parameter.partition("=")
-            if not equals or not key:
-                raise click.UsageError(f"--set takes KEY=VALUE, not '{parameter}'")
-            try:
-                named[key] = parse_yaml(value)
-            except yaml.YAMLError:
-                raise click.UsageError(f"--set {key}: '{value}' is not valid YAML") from None
-        given["method"] = named
-    if select:
-        given["select"] = select
+    values |= {key: value for key, value in changes.items() if value is not None}
+    values["method"] = _named(method or values.get("method", "linear"))
+    values["select"] = _named(select or values.get("select", "uniform"))
+    for parameter in parameters:
+        _set(values, parameter)
+    if weights is not None:
+        values["ingredients"] = _weighted(values["ingredients"], weights)
     if allow:
-        given["allow"] = [*values.get("allow", []), *codes_of(allow)]
-    return Recipe(**{**values, **given})
+        values["allow"] = [*values.get("allow", []), *codes_of(allow)]
+    return Recipe(**values)
+
+
+def _named(value: str | dict[str, Any]) -> dict[str, Any]:
+    return {"name": value} if isinstance(value, str) else dict(value)
+
+
+def _set(values: dict[str, Any], parameter: str) -> None:
+    """Give the selection, where it has a parameter of that name, or else the method, the value of ``KEY=VALUE``."""
+    import yaml
+
+    from hf_soup._util.yaml import parse_yaml
+    from hf_soup.selection import SELECTIONS
+
+    key, equals, value = parameter.partition("=")
+    if not equals or not key:
+        raise click.UsageError(f"--set takes KEY=VALUE, not '{parameter}'")
+    selection = SELECTIONS.get(values["select"]["name"])
+    owner = "select" if selection and key in selection.parameters else "method"
+    try:
+        values[owner][key] = parse_yaml(value)
+    except yaml.YAMLError:
+        raise click.UsageError(f"--set {key}: '{value}' is not valid YAML") from None
+
+
+def _weighted(ingredients: Sequence[str | dict[str, Any]], weights: str) -> list[dict[str, Any]]:
+    """Ingredients of a recipe with the weights of ``--weights``, in their order."""
+    try:
+        numbers = [float(weight) for weight in weights.split(",")]
+    except ValueError:
+        raise click.UsageError(f"--weights takes numbers with commas between them, not '{weights}'") from None
+    if len(numbers) != len(ingredients):
+        raise click.UsageError(f"--weights has {len(numbers)} numbers, and there are {len(ingredients)} models.")
+    every = [{"model": each} if isinstance(each, str) else each for each in ingredients]
+    return [{**each, "weight": number} for each, number in zip(every, numbers, strict=True)]
 
 
 def codes_of(allow: Sequence[str]) -> list[str]:
@@ -64,16 +87,26 @@ def codes_of(allow: Sequence[str]) -> list[str]:
     return [code.strip() for each in allow for code in each.split(",")]
 
 
-def scoring_of(data: str | None, task: str | None, metric: str | None) -> dict[str, Any]:
-    """What ``--data``, ``--task`` and ``--metric`` say together."""
-    if not data or not task:
-        raise click.UsageError("--data and --task go together")
+def data_of(data: str | None, test: str | None, task: str | None, metric: str | None) -> dict[str, Any]:
+    """The keys of a recipe that ``--data``, ``--test``, ``--task`` and ``--metric`` stand for."""
+    if (data or test) and not task:
+        raise click.UsageError("--data and --test need --task: image-classification or text-classification.")
+    if (task or metric) and not (data or test):
+        raise click.UsageError("--task and --metric say how to look at data: name them with --data or --test.")
+    named = {"validation": data, "test": test}
+    return {
+        key: {**_dataset(value), "task": task, "metric": metric or "accuracy"} for key, value in named.items() if value
+    }
+
+
+def _dataset(named: str) -> dict[str, Any]:
+    """A data set and its split; the split may have a colon of its own: ``owner/data:validation[:500]``."""
     from hf_soup.recipe import is_local_path
 
-    # A split may have a colon of its own: `owner/data:validation[:500]`.
-    found = re.fullmatch(r"(.+?):(\w[^:\[\]]*(?:\[[^\]]*\][^:\[\]]*)*)", data)
-    dataset, split = (data, "") if found is None or is_local_path(data) else found.groups()
-    return {"task": task, "dataset": dataset, "split": split or None, "metric": metric or "accuracy"}
+    match = re.fullmatch(r"(.+?):(\w[^:\[\]]*(?:\[[^\]]*\][^:\[\]]*)*)", named)
+    if match is None or is_local_path(named):
+        return {"dataset": named}
+    return {"dataset": match[1], "split": match[2]}
 
 
 def refuse_existing(path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="RECIPE", help="Write a recipe of them.")
 @click.option("--recipe", "source", metavar="RECIPE", help="Whose data to use, and its models where none are named.")
 @click.option("--barrier", is_flag=True, help="Measure on its validation data whether they lie in one basin.")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the barriers.")
 @DEVICE
 @QUIET
 @JSON
@@ -39,7 +37,6 @@ def check(
     output: Path | None,
     source: str | None,
     barrier: bool,
-    plot: Path | None,
     device: str,
     quiet: bool,
     as_json: bool,
@@ -51,7 +48,7 @@ def check(
 
     \b
     Example: hf-soup check owner/run-1 owner/run-2 -o recipe.yaml
-             hf-soup check --recipe recipe.yaml --barrier --plot barriers.png
+             hf-soup check --recipe recipe.yaml --barrier
     """
     from hf_soup._util.io import write_new
     from hf_soup.workflows.check import check as examine
@@ -62,10 +59,6 @@ def check(
         raise click.UsageError(
             "--barrier measures on validation data: name a recipe that has `validation` with --recipe."
         )
-    if plot and not barrier:
-        raise click.UsageError("--plot draws barriers, so it goes with --barrier.")
-    if plot and output and plot.absolute() == output.absolute():
-        raise click.UsageError(f"-o and --plot both name '{plot}', and one would take the other's place.")
     patient()
     recipe = recipe_of(models, source, base_model=base, allow=allow)
     if output is not None:
@@ -73,11 +66,10 @@ def check(
     if barrier:
         from hf_soup.workflows.connectivity import connectivity, require_measurable
 
-        require_measurable(recipe, plot)
+        require_measurable(recipe)
     lineage = examine(recipe)
     report, text = lineage.to_dict(), lineage.text()
     refused = lineage.verdict == "refused"
-    files: list[Callable[[], None]] = []
     if barrier and refused:
         click.echo("note: models that cannot be averaged have no barrier measured between them", err=True)
         report["barrier"] = None
@@ -87,10 +79,8 @@ def check(
         report["barrier"] = found.to_dict()
         # What the check advises is to measure, which is done.
         text = f"{lineage.text(advice=False)}\n\n{tables.barriers(found)}"
-        files += [partial(found.draw, plot)] if plot else []
     written, how = _to_write(recipe, lineage) if output is not None else (None, "")
-    if output is not None and written is not None:
-        files.insert(0, partial(write_new, output, written.to_yaml().encode()))
+    files = [partial(write_new, output, written.to_yaml().encode())] if output and written else []
     tell(report, text, as_json, *files)
     if output is not None and written is not None:
         click.echo(f"Wrote {output}{how}. Next: hf-soup cook {shlex.quote(str(output))} -o soup", err=True)

@@ -13,9 +13,9 @@ import click
 
 from hf_soup._util.text import printable
 from hf_soup.cli import tables
-from hf_soup.cli.arguments import codes_of, recipe_of, scoring_of
-from hf_soup.cli.options import ALLOW, DEVICE, JSON, MODELS, QUIET, patient
-from hf_soup.errors import PublishError, RecipeError
+from hf_soup.cli.arguments import codes_of, data_of, recipe_of
+from hf_soup.cli.options import ALLOW, DEVICE, JSON, METRIC, MODELS, QUIET, TASK, patient
+from hf_soup.errors import PublishError
 
 
 @click.command(epilog=f"RECIPE is a YAML file. {MODELS}")
@@ -25,18 +25,22 @@ from hf_soup.errors import PublishError, RecipeError
 @click.option("--method", metavar="NAME", help="How tensors are combined; see `hf-soup methods`.")
 @click.option("--select", metavar="NAME", help="What goes in, with which shares; see `hf-soup methods`.")
 @ALLOW
-@click.option("--data", metavar="ID_OR_PATH[:SPLIT]", help="Validation data that selection may look at.")
-@click.option("--task", metavar="TASK", help="image-classification or text-classification.")
-@click.option("--metric", metavar="METRIC", help="accuracy, f1, …; accuracy by default.")
-@click.option("--set", "parameters", multiple=True, metavar="KEY=VALUE", help="A parameter of the method.")
+@click.option("--set", "parameters", multiple=True, metavar="KEY=VALUE", help="A parameter of the selection or method.")
+@click.option("--weights", metavar="W,W,…", help="A weight for each model, in their order.")
+@click.option("--data", metavar="DATA[:SPLIT]", help="Validation data, which selection may look at.")
+@click.option("--test", metavar="DATA[:SPLIT]", help="Test data, which are looked at once, at the end.")
+@TASK
+@METRIC
+@click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32", "float64"]), help="Of the soup.")
+@click.option("--heads", metavar="body|MODEL", help="Average bodies alone, and keep no head or that of one model.")
+@click.option("--vocabulary", type=click.Choice(["base", "union"]), help="Keep the tokens that all have, or all.")
+@click.option("--seed", type=click.IntRange(min=0), help="Of random numbers.")
 @click.option(
     "--add", multiple=True, metavar="MODEL", help="A model more for the soup that MODEL is, cooked from its leaves."
 )
 @click.option("--dry-run", is_flag=True, help="Check, and say what would be fetched and written.")
 @click.option("--stream", is_flag=True, help="Keep no ingredient: drop each file after its last use.")
 @click.option("--push", metavar="REPO", help="Publish the soup when it is done.")
-@click.option("--pr", is_flag=True, help="Push it as a pull request.")
-@click.option("--tag", metavar="NAME", help="Tag what is pushed, such as v1.0.")
 @DEVICE
 @QUIET
 @JSON
@@ -48,26 +52,28 @@ def cook(
     select: str | None,
     allow: tuple[str, ...],
     data: str | None,
+    test: str | None,
     task: str | None,
     metric: str | None,
     parameters: tuple[str, ...],
+    weights: str | None,
     add: tuple[str, ...],
     dry_run: bool,
     stream: bool,
     push: str | None,
-    pr: bool,
-    tag: str | None,
     device: str,
     quiet: bool,
     as_json: bool,
+    **keys: Any,
 ) -> None:
     """Average models into a new one, score it, and write it to a folder.
 
     \b
     Example: hf-soup cook recipes/beans.yaml -o soup
+             hf-soup cook owner/run-1 owner/run-2 -o soup --weights 0.7,0.3
              hf-soup cook owner/run-1 owner/run-2 -o soup --select greedy \\
                  --data owner/dataset:validation --task image-classification
-             hf-soup cook runs/exp1 -o soup --method swa --set last=5
+             hf-soup cook runs/exp1 -o soup --select run_average --set last=5
              hf-soup cook owner/soup --add owner/run-3 -o better
     """
     from hf_soup.hub import inspect_target, is_repo_id, require_public, without_bars
@@ -76,23 +82,24 @@ def cook(
     from hf_soup.workflows.update import Update
 
     patient()
-    if (pr or tag) and not push:
-        raise RecipeError("`--pr` and `--tag` say how to push, but not where.", hint="Add `--push OWNER/NAME`.")
-    changes: dict[str, Any] = {"base_model": base}
-    if data or task or metric:
-        changes["validation"] = scoring_of(data, task, metric)
+    looked_at = data_of(data, test, task, metric)
     update = None
     if add:
         if len(models) != 1 or models[0].endswith((".yaml", ".yml")):
             raise click.UsageError("--add adds to one published soup: name its repo or folder, and nothing beside it.")
-        if base or method or select or parameters:
-            raise click.UsageError("--add cooks by the soup's recipe: leave out --base, --method, --select and --set.")
-        validation = changes.get("validation")
-        update = Update.of(models[0], add, validation=validation and [parse_part(Scoring, validation, "--data")])
+        asked = {"--base": base, "--method": method, "--select": select, "--set": parameters, "--weights": weights}
+        asked |= {"--test": test} | {f"--{key}": value for key, value in keys.items()}
+        if unfit := [option for option, value in asked.items() if value not in (None, ())]:
+            raise click.UsageError(f"--add cooks by the soup's recipe: leave out {', '.join(unfit)}.")
+        validation = [parse_part(Scoring, each, "--data") for each in looked_at.values()]
+        update = Update.of(models[0], add, validation=validation)
         recipe = as_recipe(update.recipe, allow=[*update.recipe.allow, *codes_of(allow)] if allow else None)
         update = replace(update, recipe=recipe)
     else:
-        recipe = recipe_of(models, method=method, select=select, parameters=parameters, allow=allow, **changes)
+        recipe = recipe_of(
+            models, method=method, select=select, parameters=parameters, weights=weights, allow=allow,
+            base_model=base, **looked_at, **keys,
+        )  # fmt: skip
     if dry_run:
         planned = preview(recipe, output, stream=stream)
         click.echo(json.dumps(planned, indent=2) if as_json else printable(tables.plan(planned)))
@@ -101,7 +108,7 @@ def cook(
         # What would stop the push stops it now, and not after hours of work.
         if quiet:
             without_bars()
-        target = inspect_target(push, create_pr=pr, tag=tag)
+        target = inspect_target(push)
         named = [*(ingredient.model for ingredient in recipe.ingredients), split_revision(recipe.base_model or "")[0]]
         named += [update.soup] if update else []
         require_public([model for model in named if is_repo_id(model) and not is_local_path(model)], target)
@@ -109,7 +116,7 @@ def cook(
     if int(os.environ.get("RANK", "0")) > 0:
         return
     try:
-        pushed = soup.push(push, create_pr=pr, tag=tag) if push else None
+        pushed = soup.push(push) if push else None
     except PublishError as error:
         message = f"The soup is in '{soup.folder}', but its push failed. {error.message}"
         raise PublishError.of(error, message) from None

@@ -21,7 +21,6 @@ from hf_soup.cli.options import JSON, patient
 @click.option("--license", metavar="ID", help="The card's licence, such as apache-2.0.")
 @click.option("--replace", is_flag=True, help="Delete what the repo holds beside the soup.")
 @click.option("--allow-private-ingredients", is_flag=True, help="Name private models in a public repo.")
-@click.option("--force", is_flag=True, help="Push weights that were changed since; the card says so.")
 @JSON
 def push(folder: Path, repo: str, as_json: bool, **options: Any) -> None:
     """Publish a soup as one commit to a model repo on the Hub.

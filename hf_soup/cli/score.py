@@ -9,25 +9,44 @@ import click
 
 from hf_soup._util.text import printable
 from hf_soup.cli import tables
-from hf_soup.cli.options import DEVICE, JSON, MODELS, QUIET, patient
+from hf_soup.cli.arguments import data_of
+from hf_soup.cli.options import DEVICE, JSON, METRIC, MODELS, QUIET, TASK, patient
 
 
 @click.command(epilog=MODELS)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
-@click.option("--recipe", type=click.Path(path_type=Path), required=True, help="Whose data to use.")
+@click.option("--recipe", type=click.Path(path_type=Path), help="Whose data to use.")
+@click.option("--data", metavar="DATA[:SPLIT]", help="The data, without a recipe.")
+@TASK
+@METRIC
 @DEVICE
 @QUIET
 @JSON
-def score(models: tuple[str, ...], recipe: Path, device: str, quiet: bool, as_json: bool) -> None:
-    """Score any models on a recipe's validation and test data.
+def score(
+    models: tuple[str, ...],
+    recipe: Path | None,
+    data: str | None,
+    task: str | None,
+    metric: str | None,
+    device: str,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Score any models, on data or on a recipe's validation and test data.
 
-    Example: hf-soup score owner/run-1 soup --recipe recipes/beans.yaml
+    \b
+    Example: hf-soup score owner/run-1 soup --data owner/dataset:test --task image-classification
+             hf-soup score owner/run-1 soup --recipe recipes/beans.yaml
     """
     from hf_soup.recipe import Recipe
     from hf_soup.workflows.score import score as measure
 
+    if (recipe is None) == (data is None):
+        raise click.UsageError("Name the data: either --data and --task, or --recipe.")
     patient()
-    scores = measure(models, Recipe.load(recipe), device=device, quiet=quiet)
+    looked_at = data_of(None, data, task, metric)
+    asked = Recipe.load(recipe) if recipe else Recipe(ingredients=models, **looked_at)
+    scores = measure(models, asked, device=device, quiet=quiet)
     if as_json:
         click.echo(json.dumps({"scores": scores}, indent=2))
     else:

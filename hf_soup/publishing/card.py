@@ -33,7 +33,6 @@ _LINKS = re.compile(r"(?:://|(?<=www)\.|@(?=[-\w\\]+\.[-\w\\]))+", re.IGNORECASE
 _LANGUAGE = re.compile(r"[a-z]{2,3}|code|multilingual")
 #: Where the recipe comes; no other text can hold it.
 _RECIPE = "\0"
-_EDITED = "The weights were changed by hand after cooking"
 _FRONT = re.compile(r"\A---\n(.*?)^---\n", re.DOTALL | re.MULTILINE)
 
 
@@ -220,29 +219,6 @@ def with_fields(card: str, fields: Mapping[str, Any]) -> str:
         raise PublishError(said, hint="Mend it, or cook again.") from None
     body = card[found.end() :] if found else card
     return _with_front_matter({key: value for key, value in merged.items() if value is not None}, body.lstrip("\n"))
-
-
-def edited(card: str, stated: str, digest: str) -> str:
-    """A card that says that the weights were changed by hand since the soup was cooked.
-
-    Args:
-        card: As it was written then, or as this function left it.
-        stated: The digest of the weights then.
-        digest: That of the weights now.
-
-    >>> print(edited("# Soup\\n\\nIts digest is `abc`.", "abc", "123"))
-    **The weights were changed by hand after cooking**: scores and recipe are not theirs. Their digest is `123`.
-    <BLANKLINE>
-    # Soup
-    <BLANKLINE>
-    Its digest is `abc` (not of these weights).
-    """
-    card = re.sub(rf"\*\*{_EDITED}.*\n+", "", card).replace(" (not of these weights)", "")
-    card = card.replace(f"`{stated}`", f"`{stated}` (not of these weights)")
-    found = _FRONT.match(card)
-    start = found.end() if found else 0
-    said = f"**{_EDITED}**: scores and recipe are not theirs. Their digest is `{digest}`."
-    return "\n".join([card[:start]] * bool(start) + [said, "", card[start:].lstrip()])
 
 
 def _with_front_matter(fields: Mapping[str, Any], body: str) -> str:

@@ -14,7 +14,7 @@ from hf_soup.checkpoint import model_class, read_config
 from hf_soup.errors import PublishError, RecipeError, ResolveError
 from hf_soup.hub import PushResult, Token, commit_folder, inspect_target, is_repo_id, require_public
 from hf_soup.merging import digest_of_folder
-from hf_soup.publishing.card import difference, edited, with_fields
+from hf_soup.publishing.card import difference, with_fields
 from hf_soup.recipe import Recipe, SoupReport
 
 logger = PrintableLogger(__name__)
@@ -105,7 +105,6 @@ class Soup:
         license: str | None = None,
         replace: bool = False,
         allow_private_ingredients: bool = False,
-        force: bool = False,
         token: Token = None,
     ) -> PushResult:
         """Publish the soup as one commit to a model repo, or offer it there in a pull request.
@@ -124,7 +123,6 @@ class Soup:
             license: The card's licence, in place of what the ingredients' licences give.
             replace: Delete what the repo holds beside the soup, whatever that is.
             allow_private_ingredients: Name models in a public repo that are private.
-            force: Push weights that were changed since they were cooked; the card says so.
             token: As everywhere in huggingface_hub.
 
         Raises:
@@ -163,14 +161,12 @@ class Soup:
         card = with_fields(card, fields).replace("THIS_REPO", target.repo)
         digest = digest_of_folder(self.folder)
         if digest != self.digest:
-            if not force:
-                raise PublishError(
-                    f"The weights in '{self.folder}' are not those that were cooked: their digest is {digest}, and "
-                    f"soup.json says {self.digest}.",
-                    hint="Cook the soup again, or push them with `--force`; the card will say that they were changed.",
-                    code="edited",
-                )
-            card = edited(card, self.digest, digest)
+            raise PublishError(
+                f"The weights in '{self.folder}' are not those that were cooked: their digest is {digest}, and "
+                f"soup.json says {self.digest}.",
+                hint="Cook the soup again. Other weights are no soup of this recipe: publish them as your own model.",
+                code="edited",
+            )
         with tempfile.TemporaryDirectory(prefix="hf-soup-card-") as folder:
             files["README.md"] = Path(folder) / "README.md"
             files["README.md"].write_text(card)

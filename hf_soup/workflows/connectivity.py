@@ -5,7 +5,6 @@ siblings, and their fine-tunes do not average. What is measured here is what ave
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -252,11 +251,11 @@ MAX_PAIRS = 1000
 LINES = 5
 
 
-def require_measurable(recipe: Recipe, picture: Path | None = None) -> None:
-    """Refuse what cannot be measured or drawn, before anything is looked at.
+def require_measurable(recipe: Recipe) -> None:
+    """Refuse what cannot be measured, before anything is looked at.
 
     Raises:
-        RecipeError: The recipe has no validation data or too many models, or the picture's place is taken.
+        RecipeError: The recipe has no validation data or too many models.
     """
     if recipe.heads == "body":
         raise RecipeError(
@@ -275,14 +274,6 @@ def require_measurable(recipe: Recipe, picture: Path | None = None) -> None:
             f"{count} models are {pairs:,} pairs, each of which would be scored; at most {MAX_PAIRS:,} are.",
             hint="Name some of the models before `--recipe`, or let `select: greedy` choose: it scores each once.",
         )
-    if picture is None:
-        return
-    if picture.suffix != ".png":
-        raise RecipeError(f"'{picture}' does not end in .png, and pictures are written as PNG.")
-    if os.path.lexists(picture):
-        raise RecipeError(f"'{picture}' exists already, and nothing is overwritten.", hint="Name another file.")
-    if not os.access(picture.absolute().parent, os.W_OK):
-        raise RecipeError(f"The picture cannot be written to the folder '{picture.absolute().parent}'.")
 
 
 def connectivity(

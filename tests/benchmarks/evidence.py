@@ -73,9 +73,9 @@ class Kitchen:
         self.zoo, self.out, self.kind = zoo, out, kind
         self.models = sorted(path.name for path in zoo.iterdir() if path.name[0].isdigit())
         self.scorings = evidence_zoo.scorings(kind, zoo)
-        recipe = self.recipe("1", test=self.scorings["report"])
+        recipe = self.recipe("1", test=self.scorings["test"])
         config = json.loads((zoo / "start" / "config.json").read_text())
-        wanted = [(role, each) for role in ("score", "report") for each in getattr(recipe, role)]
+        wanted = [(role, each) for role in ("validation", "test") for each in getattr(recipe, role)]
         self.benches: dict[str, EvalDataset] = dict(
             zip(COLUMNS, prepare_datasets(wanted, folder=zoo / "start", config=config), strict=True)
         )
@@ -87,7 +87,7 @@ class Kitchen:
             {**each, "model": str(self.zoo / each["model"])} if isinstance(each, dict) else str(self.zoo / each)
             for each in models
         ]
-        values = {"base": str(self.zoo / "start"), "validation": self.scorings["score"], **changes}
+        values = {"base_model": str(self.zoo / "start"), "validation": self.scorings["validation"], **changes}
         return hf_soup.Recipe(ingredients=named, **values)
 
     def cook(self, title: str, *models: str | dict[str, Any], **changes: Any) -> Path:
@@ -191,7 +191,7 @@ def gap(kitchen: Kitchen, singles: Mapping[str, Mapping[str, Logits]], first: st
     path = []
     for at in (0.5 - STEP, 0.5, 0.5 + STEP):
         models = [{"model": first, "weight": 1 - at}, {"model": last, "weight": at}]
-        folder = kitchen.cook(f"{first} {last} {at}", *models, score=[])
+        folder = kitchen.cook(f"{first} {last} {at}", *models, validation=[])
         path.append(kitchen.logits(folder, ["test"])["test"])
     ends = [singles[name]["test"] for name in (first, last)]
     return predicted_gap(path, ends, kitchen.benches["test"].references, step=STEP)

@@ -72,7 +72,7 @@ class Kitchen:
         self.columns = ("validation", "test", "shifted") if wide else ("validation", "test")
         self.scorings = {column: [self._data(column, task) for task in tasks] for column in self.columns}
         recipe = self.recipe(["start"], validation=self.scorings["validation"], test=self._reports())
-        wanted = [(role, each) for role in ("score", "report") for each in getattr(recipe, role)]
+        wanted = [(role, each) for role in ("validation", "test") for each in getattr(recipe, role)]
         config = json.loads((zoo / "start" / "config.json").read_text())
         every = iter(prepare_datasets(wanted, folder=zoo / "start", config=config))
         self.benches: dict[str, list[EvalDataset]] = {column: [next(every) for _ in tasks] for column in self.columns}
@@ -108,10 +108,10 @@ class Kitchen:
             count = len(models) if METHODS[name].sums else 1
             scales = [round(scale / count, 6) for scale in SCALES[self.kind]]
             said["method"] |= SEARCHED.get(name, {"scale": scales})
-            said["score"] = self.scorings["validation"]
+            said["validation"] = self.scorings["validation"]
         if METHODS[name].statistics:
             # What learns from unlabelled rows learns nothing from rows that all models were trained on.
-            said["examples"] = self._data("validation" if name == "adamerging" else "train")
+            said["calibration"] = self._data("validation" if name == "adamerging" else "train")
         return said
 
     def cook(self, models: Sequence[str], **changes: Any) -> tuple[Path, dict[str, Any]]:
@@ -167,7 +167,7 @@ def measure(kitchen: Kitchen) -> dict[str, Any]:
         row(name, [name])
     good = [name for name in kitchen.models if "poor" not in name]
     best = sorted(good, key=lambda name: -mean(rows[name], "validation"))[:2]
-    row("greedy", kitchen.models, select="greedy", score=kitchen.scorings["validation"])
+    row("greedy", kitchen.models, select="greedy", validation=kitchen.scorings["validation"])
     for name in METHODS:
         quick = (kitchen.kind, kitchen.layout) != ("texts", "fine-tunes")
         if name in RUNS or (name == "adamerging" and not quick):

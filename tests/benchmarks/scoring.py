@@ -123,7 +123,9 @@ def siblings(make: Callable[[Path], Any], folder: Path, count: int, scoring: dic
     base = make(folder / "0")
     base.save_pretrained(folder / "0")
     bench = prepare_datasets(
-        [("score", Scoring(**scoring))], folder=folder / "0", config=json.loads((folder / "0/config.json").read_text())
+        [("validation", Scoring(**scoring))],
+        folder=folder / "0",
+        config=json.loads((folder / "0/config.json").read_text()),
     )[0]
     seen: list[Any] = []
     hook = base.classifier.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
@@ -188,7 +190,7 @@ def measure(folder: Path, make: Callable[[Path], Any], scoring: dict[str, Any], 
         constants.HF_HOME = tempfile.mkdtemp(dir=folder)
 
     def preprocess() -> Any:
-        return prepare_datasets([("score", wanted)], folder=models[0], config=config)[0]
+        return prepare_datasets([("validation", wanted)], folder=models[0], config=config)[0]
 
     fresh_home()
     preprocess()  # what the libraries import is no preprocessing

@@ -8,6 +8,8 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
+from golden.names import translated
+
 _MISSING = "<missing>"
 
 
@@ -31,7 +33,7 @@ def differences(before: Any, after: Any, where: str = "") -> Iterator[tuple[str,
 
 def compare(before: Path, after: Path) -> int:
     """Print how two records differ; 1 when they do."""
-    one, other = (json.loads(path.read_text()) for path in (before, after))
+    one, other = (translated(json.loads(path.read_text())) for path in (before, after))
     count, touched = 0, set[str]()
     for where, was, now in differences(one, other):
         count += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from golden.names import PUBLIC_NAMES
 from golden.running import ACCELERATE, TOGETHER
 
 A, B, C, D = "bert-a", "bert-b", "bert-c", "bert-d"
@@ -22,19 +23,10 @@ MOODS_REPORT = [{"task": "text-classification", "dataset": "acme/moods", "split"
 
 def _of(method: Any, ingredients: list[Any] = ABC, base: str | None = BASE, **more: Any) -> dict[str, Any]:
     """A recipe of the fine-tunes of a base by a method."""
-    based = {"base": base} if base else {}
+    based = {"base_model": base} if base else {}
     return {"recipe": {**based, "ingredients": ingredients, "method": method, **more}}
 
 
-#: Public names of before → of now: a record has the ones of now, whichever the package has.
-NAMES = {
-    "Barriers": "ConnectivityReport",
-    "Foraged": "SearchResult",
-    "Lineage": "LineageReport",
-    "Verified": "VerificationReport",
-    "barriers": "connectivity",
-    "search": "search",
-}
 #: What a program does, and an error that it may catch.
 PROGRAM = (
     f"""
@@ -42,14 +34,16 @@ import json
 import sys
 import hf_soup
 light = "torch" not in sys.modules
-now = {NAMES}
+now = {PUBLIC_NAMES}
 for name in hf_soup.__all__:
     setattr(hf_soup, now.get(name, name), getattr(hf_soup, name))
 """
     + """
 found = {"names": sorted(now.get(name, name) for name in hf_soup.__all__), "light": light}
+base, validation = ("base_model", "validation") if "validation" in hf_soup.Recipe.model_fields else ("base", "score")
 recipe = hf_soup.Recipe(
-    base="bert-base", ingredients=["bert-a", {"model": "bert-b", "weight": 2}], method={"name": "wise_ft", "alpha": 0.9}
+    **{base: "bert-base"}, ingredients=["bert-a", {"model": "bert-b", "weight": 2}],
+    method={"name": "wise_ft", "alpha": 0.9},
 )
 found["check"] = hf_soup.check(recipe).to_dict()
 soup = hf_soup.cook(recipe, "from-python-soup")
@@ -59,7 +53,7 @@ same = {"bert-a": "bert-a", "bert-b": "bert-b", "bert-base": "bert-base"}
 found["verify"] = hf_soup.verify("from-python-soup", map=same).to_dict()
 found["search"] = hf_soup.search("acme/llama-base").to_dict()
 data = hf_soup.Scoring(task="text-classification", dataset="rows.csv")
-found["score"] = hf_soup.score(["bert-a"], hf_soup.Recipe(ingredients=["bert-a"], score=[data]))
+found["score"] = hf_soup.score(["bert-a"], hf_soup.Recipe(ingredients=["bert-a"], **{validation: [data]}))
 for wrong in ({"ingredients": []}, {"ingredients": ["bert-a", "vit-a"]}, {"ingredients": ["bert-a", "nowhere"]}):
     try:
         hf_soup.cook(hf_soup.Recipe(**wrong), "from-python-wrong")
@@ -191,7 +185,7 @@ RECIPES: dict[str, dict[str, Any]] = {
                  "greedy-for-people.yaml"], ["cook", "greedy-for-people.yaml", "-o", "chosen"],
                  ["cook", "greedy-for-people.yaml", "-o", "planned", "--dry-run", "--json"],
                  ["score", A, "written", "--recipe", "greedy-for-people.yaml", "--json"],
-                 ["check", "--recipe", "greedy-for-people.yaml", "--barrier", "--plot", "barriers.png"],
+                 ["check", "--recipe", "greedy-for-people.yaml", "--barrier"],
                  ["check", "--recipe", "greedy-for-people.yaml", "--barrier", "--json", "--quiet"],
                  ["methods"], ["methods", "ties"], ["methods", "--json"], ["--version"]],
         "files": {"greedy-for-people.yaml": {"ingredients": ABC, "select": "greedy", "validation": ROWS,
@@ -216,8 +210,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "pushed": {
         "recipe": {"ingredients": HUB[:2], "test": MOODS_REPORT},
-        "cook": ["--push", "acme/{name}", "--tag", "v1"],
-        "then": [["verify", "acme/{name}", "--json", "--quiet"], ["verify", "acme/{name}@v1", "--score"],
+        "cook": ["--push", "acme/{name}"],
+        "then": [["push", "{name}", "acme/{name}", "--tag", "v1"], ["verify", "acme/{name}", "--json", "--quiet"],
+                 ["verify", "acme/{name}@v1", "--score"],
                  ["push", "{name}", "acme/{name}", "--json"], ["push", "{name}", "acme/{name}-copy", "--private"],
                  ["cook", "acme/{name}", "--add", "acme/bert-c", "-o", "{name}-more", "--json", "--quiet"],
                  ["push", "{name}-more", "acme/{name}", "--pr", "--json"],

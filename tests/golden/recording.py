@@ -83,9 +83,9 @@ def _maps(case: Mapping[str, Any]) -> list[str]:
     """Where the ingredients that are folders are, for those who verify."""
     recipe = case.get("recipe", {"ingredients": case.get("models", ())})
     named = [each if isinstance(each, str) else each["model"] for each in recipe["ingredients"]]
-    named += [recipe["base"]] if recipe.get("base") else []
-    if "examples" in recipe:
-        named += [each["dataset"] for each in (recipe["examples"], *recipe.get("report", ()))]
+    named += [recipe["base_model"]] if recipe.get("base_model") else []
+    if "calibration" in recipe:
+        named += [each["dataset"] for each in (recipe["calibration"], *recipe.get("test", ()))]
     return [f"{Path(each).name}={each}" for each in dict.fromkeys(named) if not each.startswith("acme/")]
 
 

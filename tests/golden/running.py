@@ -17,6 +17,9 @@ from typing import Any
 
 import yaml
 
+from golden.names import as_before
+from hf_soup import Recipe
+
 #: Keys of JSON whose values are times, versions, or of the machine.
 DROPPED = frozenset({
     "seconds", "versions", "estimated_seconds", "cache_free_bytes", "output_free_bytes", "transformers_version",
@@ -58,7 +61,10 @@ def arguments(command: Sequence[object], name: str) -> list[str]:
 
 def recipe_text(recipe: Mapping[str, Any] | str, name: str) -> str:
     """The file of a recipe, which may be broken text; likewise for its keys and values."""
-    text = recipe if isinstance(recipe, str) else yaml.dump(dict(recipe), Dumper=_Plain, sort_keys=False)
+    if isinstance(recipe, str):
+        return recipe.replace("{name}", name)
+    values = dict(recipe) if "validation" in Recipe.model_fields else as_before(recipe)
+    text = yaml.dump(values, Dumper=_Plain, sort_keys=False)
     return text.replace("{name}", name)
 
 

@@ -117,7 +117,7 @@ def test_the_soup_has_the_statistics_of_its_own_weights(
     assert "note: The running statistics of 6 layers of batch normalisation were collected again" in done.err
     assert "num_batches_tracked" not in done.err
     assert summary("soup")["batch_norm"] == {
-        "examples": "train.parquet", "layers": 6, "rows": ROWS, "batches": 7, "batch_size": BATCH, "unreached": [],
+        "data": "train.parquet", "layers": 6, "rows": ROWS, "batches": 7, "batch_size": BATCH, "unreached": [],
     }  # fmt: skip
     assert "in one pass over 200 rows of train.parquet" in Path("soup/README.md").read_text()
     assert digest_of_folder(Path("soup")) == done.json["digest"]

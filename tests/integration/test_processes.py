@@ -572,9 +572,9 @@ def test_one_process_looks_at_examples_for_all(
 ) -> None:
     """The first collects, both read what it found; the soup is what one process makes."""
     recipe = json.loads(greedy.read_text())
-    del recipe["select"], recipe["score"]
+    del recipe["select"], recipe["validation"]
     recipe |= {"method": {**method, "examples": 8}}
-    recipe["examples"] = {"task": "text-classification", "dataset": str(family / "rows.csv"), "batch_size": 2}
+    recipe["calibration"] = {"task": "text-classification", "dataset": str(family / "rows.csv"), "batch_size": 2}
     greedy.write_text(json.dumps(recipe))
     command = ["none", "cook", greedy, "--quiet", "-o"]
     alone = together("counting.py", *command, "one", count=1, HF_HOME=str(tmp_path / "one-home"))

@@ -288,7 +288,7 @@ def test_a_base_that_was_renamed(grow: Callable[..., str], online: LocalHub) -> 
         found = hf_soup.search(name)
         assert (found.base, [each.id for each in found.siblings]) == ("acme/ground", ["acme/one", "acme/two"])
         assert [group.verdict for group in found.groups] == ["proven"]
-    assert hf_soup.search("acme/ground@main").recipe().base == "acme/ground@main"
+    assert hf_soup.search("acme/ground@main").recipe().base_model == "acme/ground@main"
 
 
 @pytest.mark.parametrize(
@@ -378,7 +378,7 @@ def test_a_base_whose_weights_cannot_be_read(
     assert [(group.members, group.verdict) for group in found.groups] == [(("acme/one", "acme/two"), "likely")]
     assert {each.id: each.verdict for each in found.siblings}["acme/stranger"] == "refused"
     assert said in found.not_compared
-    assert found.recipe().base is None
+    assert found.recipe().base_model is None
     done = cli("search", BASE, "-o", "found.yaml")
     assert "They were compared with one another and not with it: " in done.out
     assert " ".join(done.out.split()).count(said) == 1
@@ -447,7 +447,7 @@ def test_one_liar_does_not_refuse_an_honest_sibling(grow: Callable[..., str]) ->
     grow("friend", downloads=7, config=MOODS)
     found = hf_soup.search(BASE)
     assert [group.members for group in found.groups] == [("acme/honest", "acme/friend")]
-    assert found.recipe().base == BASE
+    assert found.recipe().base_model == BASE
 
 
 def test_siblings_of_another_base_are_a_group(
@@ -471,7 +471,7 @@ def test_siblings_of_another_base_are_a_group(
     assert (group.verdict, group.from_base) == ("likely", False)
     assert "acme/base is not their ancestor" in group.reasons[0].message
     assert not group.reasons[0].refuses
-    assert found.recipe().base is None
+    assert found.recipe().base_model is None
     assert "acme/base is not their ancestor" in " ".join(cli("search", BASE).out.split())
 
 

@@ -201,10 +201,10 @@ def test_merging_goes_on_while_files_arrive(
     assert all(size not in shards for size in first_write[0].values()), first_write
 
 
-@pytest.mark.parametrize("key", ["score", "report"])
+@pytest.mark.parametrize("key", ["validation", "test"])
 def test_scores_need_the_ingredients_again_and_again(key: str, tmp_path: Path) -> None:
     scoring = {"task": "text-classification", "dataset": "rows.csv", "metric": "accuracy"}
-    recipe = Recipe(ingredients=["acme/a", "acme/b"], **{key: scoring if key == "score" else [scoring]})
+    recipe = Recipe(ingredients=["acme/a", "acme/b"], **{key: scoring if key == "validation" else [scoring]})
     with pytest.raises(RecipeError, match=r"`--stream` drops every file after its last use, and scoring reads"):
         cook(recipe, tmp_path / "soup", stream=True)
 

@@ -125,7 +125,7 @@ def test_a_newcomer_that_helps(cli: Cli, tmp_path: Path) -> None:
     assert same_weights(v2.folder, by_hand.folder)
     assert v2.digest == by_hand.digest
     assert v2.recipe.to_dict() == by_hand.recipe.to_dict() | {
-        key: value for key, value in v1.recipe.to_dict().items() if key in ("score", "report")
+        key: value for key, value in v1.recipe.to_dict().items() if key in ("validation", "test")
     }
     update = v2.report.update
     assert (update.soup, update.added, update.helps) == ("acme/soup", ("acme/helps",), True)
@@ -270,8 +270,9 @@ def test_pictures_of_the_last_version_do_not_stop_the_offer(cli: Cli, family: Pa
     first(tmp_path, validation={"task": "text-classification", "dataset": str(family / "rows.csv")}, test=[],
           method={"name": "wise_ft", "alpha": [0.5, 1.0]})  # fmt: skip
     assert {path.name for path in (tmp_path / "v1" / "plots").iterdir()} == {"scores.png", "curve.png"}
-    done = cli("cook", "acme/soup", "--add", "acme/helps", "-o", "v2", "--quiet", "--push", "acme/soup", "--pr")
+    done = cli("cook", "acme/soup", "--add", "acme/helps", "-o", "v2", "--quiet")
     assert done.code == 0, done.err
+    assert cli("push", "v2", "acme/soup", "--pr").code == 0
     assert cli("verify", "acme/soup@refs/pr/1").code == 0
 
 
@@ -351,10 +352,9 @@ def test_a_soup_that_many_contribute_to(
     mia.upload_folder(repo_id="mia/helps", folder_path=contributors / "helps")
 
     monkeypatch.setenv("HF_TOKEN", "t-mia")
-    offer = ("cook", "acme/soup@v1", "--add", "mia/helps", "--push", "acme/soup", "--pr", "--quiet")
-    done = cli(*offer, "-o", "v2", "--json")
-    assert done.code == 0
-    assert done.json["pushed"]["pull_request"].endswith("/acme/soup/discussions/1")
+    assert cli("cook", "acme/soup@v1", "--add", "mia/helps", "-o", "v2", "--quiet").code == 0
+    done = cli("push", "v2", "acme/soup", "--pr", "--json")
+    assert done.json["pull_request"].endswith("/acme/soup/discussions/1")
     assert "offered already" in cli("push", "v2", "acme/soup", "--pr").out
     (offered,) = acme.get_repo_discussions("acme/soup")
     assert (offered.author, offered.title, offered.status) == ("mia", "Add mia/helps", "open")
@@ -373,10 +373,8 @@ def test_a_soup_that_many_contribute_to(
     assert cli("verify", "acme/soup@refs/pr/1", "--score").code == 0
     acme.merge_pull_request("acme/soup", 1)
     acme.create_tag("acme/soup", tag="v2")
-    assert (
-        cli("cook", "acme/soup@v2", "--add", "acme/c", "-o", "v3", "--quiet", "--push", "acme/soup", "--tag", "v3").code
-        == 0
-    )
+    assert cli("cook", "acme/soup@v2", "--add", "acme/c", "-o", "v3", "--quiet").code == 0
+    assert cli("push", "v3", "acme/soup", "--tag", "v3").code == 0
     leaves = ["acme/a", "acme/b", "mia/helps", "acme/c"]
     assert cli("verify", "acme/soup@v3", "--score", "--json").json["verdict"] == "identical"
     for tag, count in (("v1", 2), ("v2", 3), ("v3", 4)):

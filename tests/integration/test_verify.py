@@ -108,7 +108,7 @@ def test_a_choice_is_made_once(trained: Path, publish: Publish, family: Path, tm
     """It is in the recipe, and no data are needed."""
     publish("base")
     made = cook(
-        tmp_path, [publish(name, trained / name) for name in ("fair", "good")], select=select, score=data(family)
+        tmp_path, [publish(name, trained / name) for name in ("fair", "good")], select=select, validation=data(family)
     )
     require_identical(verify(pushed(made)))
 
@@ -664,7 +664,7 @@ def test_a_full_disk_is_said_before_anything_is_fetched(
 def scored(family: Path, trained: Path, publish: Publish, tmp_path: Path) -> Soup:
     publish("base")
     models = [publish(name, trained / name) for name in ("good", "fair")]
-    return cook(tmp_path, models, select="greedy", score=data(family), report=[data(family, "report.csv")])
+    return cook(tmp_path, models, select="greedy", validation=data(family), test=[data(family, "report.csv")])
 
 
 def where(family: Path) -> list[str]:
@@ -732,7 +732,7 @@ def test_scores_that_nobody_measures_again_are_named(scored: Soup, family: Path,
 def test_scores_that_the_recipe_has_no_data_for(scored: Soup, family: Path, cli: Cli) -> None:
     """Nobody can measure them, so they are not passed over."""
     said = yaml.safe_load((scored.folder / "soup.yaml").read_text())
-    for key, count in (("report", 1), ("score", 0)):
+    for key, count in (("test", 1), ("validation", 0)):
         del said[key]
         (scored.folder / "soup.yaml").write_text(yaml.safe_dump(said))
         done = cli("verify", scored.folder, "--score", *where(family), "--json")
@@ -767,7 +767,7 @@ def test_a_tokenizer_that_reads_nothing(family: Path, publish: Publish, cli: Cli
     (tmp_path / "a" / "vocab.txt").write_text("x")
     publish("bad", tmp_path / "a")
     publish("b")
-    made = cook(tmp_path, ["acme/b", "acme/base"], score=data(family))
+    made = cook(tmp_path, ["acme/b", "acme/base"], validation=data(family))
     said = yaml.safe_load((made.folder / "soup.yaml").read_text())
     said["ingredients"] = [f"acme/bad@{hub.resolve('acme/bad').revision}"]
     (made.folder / "soup.yaml").write_text(yaml.safe_dump(said))

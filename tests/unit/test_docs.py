@@ -67,7 +67,7 @@ has no finer code has that of its type.
 | `busy` | another process works on the same output |
 | `changed` | a file changed while it was read |
 | `left` | another of the processes that work together has ended |
-| `edited` | the weights are not those that were cooked: `--force` pushes them |
+| `edited` | the weights are not those that were cooked: cook the soup again |
 | `private-ingredients` | a public repo would name private models |
 | `raced` | somebody else committed in between |
 | `taken` | the repo or the tag is something else already: `--replace`, or another name |

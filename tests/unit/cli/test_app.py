@@ -179,6 +179,60 @@ def test_options_change_the_recipe(cli: Cli, family: Path, tmp_path: Path) -> No
     assert summary["lineage"]["ancestor"]["source"] == "recipe"
 
 
+def test_a_recipe_is_spelled_out_on_the_command_line(cli: Cli, family: Path, tmp_path: Path) -> None:
+    """Weights, data for both uses, and what else one types every day."""
+    a, b = family / "a", family / "b"
+    done = cli(
+        "cook", a, b, "-o", "soup", "--weights", "0.75,0.25", "--dtype", "bfloat16", "--vocabulary", "base",
+        "--seed", "7", "--heads", a, "--data", family / "rows.csv", "--test", f"{family / 'report.csv'}:train[2:]",
+        "--task", "text-classification", "--quiet", "--json",
+    )  # fmt: skip
+    assert done.code == 0, done
+    assert done.json["weights"] == {"local:a": 0.75, "local:b": 0.25}
+    recipe = Recipe.load(tmp_path / "soup" / "soup.yaml")
+    assert (recipe.dtype, recipe.vocabulary, recipe.seed, recipe.heads) == ("bfloat16", "base", 7, "local:a")
+    assert [each.dataset for each in (*recipe.validation, *recipe.test)] == ["local:rows.csv", "local:report.csv"]
+    assert [each["n"] for each in done.json["scores"]["soup"].values()] == [24, 22]
+    written = recipe_of(family, tmp_path, ingredients=[str(a), {"model": str(b), "weight": 3}])
+    again = cli("cook", written, "-o", "again", "--weights", "2,1", "--quiet", "--json")
+    assert again.json["weights"] == {"local:a": 2.0, "local:b": 1.0}
+
+
+def test_set_goes_to_the_selection_that_has_the_parameter(cli: Cli, family: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(family, tmp_path, method="wise_ft", base_model=str(family / "base"))
+    done = cli("cook", recipe, "-o", "soup", "--select", "top_k", "--set", "k=1", "--set", "alpha=0.5", "--quiet")
+    assert done.code == 0, done
+    told = json.loads((tmp_path / "soup" / "soup.json").read_text())
+    assert (len(told["selected"]), told["parameters"]) == (1, {"alpha": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("cook", "a", "b", "-o", "soup", "--weights", "1,much"), "--weights takes numbers with commas between them"),
+        (("cook", "a", "b", "-o", "soup", "--weights", "1"), "--weights has 1 numbers, and there are 2 models."),
+        (("cook", "a", "b", "-o", "soup", "--test", "rows.csv"), "--data and --test need --task"),
+        (("cook", "a", "b", "-o", "soup", "--metric", "f1"), "name them with --data or --test"),
+        (("cook", "a", "-o", "soup", "--add", "b", "--seed", "1", "--method", "ties"), "leave out --method, --seed."),
+        (("score", "a"), "Name the data: either --data and --task, or --recipe."),
+        (("score", "a", "--recipe", "r.yaml", "--data", "rows.csv"), "either --data and --task, or --recipe."),
+        (("score", "a", "--data", "rows.csv"), "--data and --test need --task"),
+    ],
+)
+def test_options_that_do_not_fit_are_wrong_usage(cli: Cli, arguments: tuple[str, ...], message: str) -> None:
+    done = cli(*arguments)
+    assert (done.code, done.out) == (2, "")
+    assert message in done.err
+
+
+def test_a_model_is_scored_without_a_recipe(cli: Cli, family: Path) -> None:
+    done = cli("score", family / "a", "--data", f"{family / 'rows.csv'}:train[:20]", "--task", "text-classification",
+               "--metric", "f1", "--json", "--quiet")  # fmt: skip
+    assert done.code == 0, done
+    ((title, score),) = done.json["scores"][next(iter(done.json["scores"]))].items()
+    assert (title, score["n"]) == ("rows.csv train[:20] f1", 20)
+
+
 def test_set_gives_values_with_types(cli: Cli, monkeypatch: pytest.MonkeyPatch, family: Path, tmp_path: Path) -> None:
     """YAML's: a number is a number. They change the file's method, unless another one is named."""
     recipe = recipe_of(family, tmp_path, method={"name": "linear", "x": 1})

@@ -119,7 +119,7 @@ def text_scoring(path: Path, **more: Any) -> Scoring:
 
 
 def bench_of(scoring: Scoring, donor: tuple[Path, dict[str, Any]], **more: Any) -> EvalDataset:
-    (bench,) = prepare_datasets([("score", scoring)], folder=donor[0], config={**donor[1], **more})
+    (bench,) = prepare_datasets([("validation", scoring)], folder=donor[0], config={**donor[1], **more})
     return bench
 
 
@@ -422,15 +422,15 @@ def test_an_unknown_metric_is_told_before_the_data_is_read(vit: Any) -> None:
 
 def test_validation_rows_in_the_report_are_refused(vit: Any, digits: Path) -> None:
     roles = [
-        ("report", image_scoring(digits, split="train[40:]")),
-        ("score", image_scoring(digits, split="train[:45]")),
+        ("test", image_scoring(digits, split="train[40:]")),
+        ("validation", image_scoring(digits, split="train[:45]")),
     ]
     with pytest.raises(ScoringError, match=r"share 5 rows: train rows 40-44\."):
         prepare_datasets(roles, folder=vit[0], config=vit[1])
 
 
 def test_reports_may_share_rows_and_the_order_is_kept(vit: Any, digits: Path) -> None:
-    slices = [("report", "train[40:]"), ("score", "train[:40]"), ("report", "train[40:60]")]
+    slices = [("test", "train[40:]"), ("validation", "train[:40]"), ("test", "train[40:60]")]
     benches = prepare_datasets(
         [(role, image_scoring(digits, split=split, name=split)) for role, split in slices],
         folder=vit[0],
@@ -443,7 +443,8 @@ def test_reports_may_share_rows_and_the_order_is_kept(vit: Any, digits: Path) ->
 def test_validation_slices_that_meet_are_refused(bert: Any, sentences: Path) -> None:
     def benches(*splits: str) -> list[EvalDataset]:
         scorings = [
-            ("score", text_scoring(sentences, split=each, metric=m)) for each, m in zip(splits, METRICS, strict=False)
+            ("validation", text_scoring(sentences, split=each, metric=m))
+            for each, m in zip(splits, METRICS, strict=False)
         ]
         return prepare_datasets(scorings, folder=bert[0], config=bert[1])
 
@@ -459,14 +460,14 @@ def test_the_same_file_under_two_names_overlaps(bert: Any, sentences: Path, tmp_
     copy.write_bytes(sentences.read_bytes())
     with pytest.raises(ScoringError, match="share 8 rows: train rows 0-7"):
         prepare_datasets(
-            [("score", text_scoring(copy)), ("report", text_scoring(sentences))], folder=bert[0], config=bert[1]
+            [("validation", text_scoring(copy)), ("test", text_scoring(sentences))], folder=bert[0], config=bert[1]
         )
 
 
 def test_equal_rows_elsewhere_are_dropped_from_validation(bert: Any, sentences: Path, tmp_path: Path) -> None:
     other = write_rows(tmp_path / "other.jsonl", [("joy", 1), ("a new one", 0), ("grey", 0), ("grey day", 1)])
     score, report = prepare_datasets(
-        [("score", text_scoring(other)), ("report", text_scoring(sentences))], folder=bert[0], config=bert[1]
+        [("validation", text_scoring(other)), ("test", text_scoring(sentences))], folder=bert[0], config=bert[1]
     )
     assert (score.n, report.n) == (2, 8)
     assert "2 of 4 rows equal a test row in content and were dropped" in score.notes
@@ -478,7 +479,7 @@ def test_equal_rows_elsewhere_are_dropped_from_validation(bert: Any, sentences: 
     some = write_rows(tmp_path / "some.jsonl", SENTENCES[:3])
     with pytest.raises(ScoringError, match=r"Every row of the validation data 'some\.jsonl' is in the test data too"):
         prepare_datasets(
-            [("score", text_scoring(some)), ("report", text_scoring(sentences))], folder=bert[0], config=bert[1]
+            [("validation", text_scoring(some)), ("test", text_scoring(sentences))], folder=bert[0], config=bert[1]
         )
 
 
@@ -487,7 +488,7 @@ def test_equal_images_are_found_by_their_pixels(vit: Any, digits: Path, tmp_path
     rows = {"image": PIXELS[58:64].tolist(), "label": DIGITS.target[58:64].tolist()}
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "d.parquet")
     score, _ = prepare_datasets(
-        [("score", image_scoring(tmp_path / "d.parquet")), ("report", image_scoring(digits))],
+        [("validation", image_scoring(tmp_path / "d.parquet")), ("test", image_scoring(digits))],
         folder=vit[0],
         config=vit[1],
     )

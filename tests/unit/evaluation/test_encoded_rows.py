@@ -64,7 +64,7 @@ def write_processor(folder: Path, size: int, channels: int = 1) -> Path:
 
 def bench_of(path: Path, donor: Path, config: dict[str, Any] = CONFIG, **more: Any) -> EvalDataset:
     scoring = Scoring(task="image-classification", dataset=str(path), **more)
-    return prepare_datasets([("score", scoring)], folder=donor, config=config)[0]
+    return prepare_datasets([("validation", scoring)], folder=donor, config=config)[0]
 
 
 def pixels_of(bench: EvalDataset) -> bytes:
@@ -148,7 +148,7 @@ def test_dropped_rows_change_the_fingerprint_and_not_the_entry(
     alone = bench_of(digits, donor)
     rows = {"image": [np.asarray(IMAGES[3]).tolist(), np.asarray(IMAGES[50]).tolist()], "label": [3, 0]}
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "report.parquet")
-    roles = [("score", digits), ("report", tmp_path / "report.parquet")]
+    roles = [("validation", digits), ("test", tmp_path / "report.parquet")]
     score, _ = prepare_datasets(
         [(role, Scoring(task="image-classification", dataset=str(path))) for role, path in roles],
         folder=donor,

@@ -111,7 +111,7 @@ class Kitchen:
             ).to_parquet(rows)
         config = json.loads((folder / "config.json").read_text())
         scoring = Scoring(task=self.task, dataset=str(rows), batch_size=10)
-        self.bench: EvalDataset = prepare_datasets([("score", scoring)], folder=folder, config=config)[0]
+        self.bench: EvalDataset = prepare_datasets([("validation", scoring)], folder=folder, config=config)[0]
 
     @staticmethod
     def _varied(tensor: Tensor) -> Tensor:
@@ -290,7 +290,7 @@ def test_benches_have_weights_whatever_their_size(tmp_path: Path, family: Path) 
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "few.csv").write_text("text,label\ngood day,1\nsad sad film,0\nawful awful awful book,0\n")
     few = prepare_datasets(
-        [("score", Scoring(task="text-classification", dataset=str(tmp_path / "few.csv")))],
+        [("validation", Scoring(task="text-classification", dataset=str(tmp_path / "few.csv")))],
         folder=tmp_path,
         config=config,
     )[0]

@@ -177,7 +177,7 @@ def test_code_of_the_hub_needs_trust(metric: str, tmp_path: Path) -> None:
     """It is refused before anything is read or asked, whatever the data."""
     scoring = Scoring(task="text-classification", dataset="/nowhere.csv", metric=metric)
     with pytest.raises(ScoringError, match=f"There is no built-in metric '{metric}'") as raised:
-        prepare_datasets([("score", scoring)], folder=tmp_path, config={})
+        prepare_datasets([("validation", scoring)], folder=tmp_path, config={})
     assert "trust_remote_code: true" in raised.value.hint
     assert all(name in raised.value.hint for name in METRICS)
 
@@ -215,5 +215,5 @@ def test_an_edited_metric_counts_from_the_next_preparation_on(here: Path) -> Non
     assert [metrics.value(name, LABELS, ANSWERS) for name in named] == [0.25] * 3
     scoring = Scoring(task="text-classification", dataset="/nowhere.csv", metric=named[0])
     with pytest.raises(ResolveError):
-        prepare_datasets([("score", scoring)], folder=here, config={})
+        prepare_datasets([("validation", scoring)], folder=here, config={})
     assert [metrics.value(name, LABELS, ANSWERS) for name in named] == [0.125] * 3

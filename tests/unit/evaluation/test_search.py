@@ -438,7 +438,7 @@ def test_what_contradicts_itself_is_refused(
     changes: dict[str, Any], said: str, recipe: Recipe, tmp_path: Path, trained: Path
 ) -> None:
     asked = changed(recipe, **changes)
-    if "base" in changes:
+    if "base_model" in changes:
         nameless = tmp_path / "nameless"
         for name in ("good", "fair"):
             (nameless / name).mkdir(parents=True)
@@ -455,7 +455,11 @@ def test_what_contradicts_itself_is_refused(
 @pytest.mark.parametrize(
     ("rows", "changes", "said"),
     [
-        (15, {"repeats": 3}, "`stability_repeats` chooses on halves of the validation rows, and 'few accuracy' has 15"),
+        (
+            15,
+            {"stability_repeats": 3},
+            "`stability_repeats` chooses on halves of the validation rows, and 'few accuracy' has 15",
+        ),
         (8, {"select": "learned"}, "learned: there are 8 validation rows, and it takes ten at least"),
         (24, {"select": "learned"}, "'few accuracy' and 'other accuracy' have other labels for the same rows"),
     ],

@@ -58,9 +58,9 @@ def test_what_is_read_names_no_path_and_runs_nothing(tmp_path: Path) -> None:
         ({"ingredients": ["acme/a"]}, "does not say which commit 'acme/a' was"),
         ({"ingredients": ["local:run"]}, "does not say which sha256 'local:run' was"),
         ({"ingredients": [f"local:run@{A}"]}, "does not say which sha256 'local:run' was"),
-        ({"base": "/etc"}, "'/etc', which is neither"),
-        ({"base": "acme/base"}, "does not say which commit 'acme/base' was"),
-        ({"base": "local:../x"}, "names the base 'local:../x', which is no name of a folder"),
+        ({"base_model": "/etc"}, "'/etc', which is neither"),
+        ({"base_model": "acme/base"}, "does not say which commit 'acme/base' was"),
+        ({"base_model": "local:../x"}, "names the base 'local:../x', which is no name of a folder"),
         ({"select": "greedy", "validation": ROWS}, "leaves a choice open"),
         ({"ingredients": [f"acme/m{n}@{A}" for n in range(1001)]}, "at most 1000 items"),
         ({"ingredients": [{"model": f"acme/a@{A}", "weight": 10**400}]}, "Cannot read its soup.yaml"),
@@ -72,7 +72,7 @@ def test_what_is_read_names_no_path_and_runs_nothing(tmp_path: Path) -> None:
         ({"text": "[" * 100_000}, "not valid YAML"),
         ({"text": "ingredients: []\n" + "#" * 5_000_000}, "has 5,000,016 bytes; at most 4,194,304 are read"),
         ({"text": "\x00"}, "not valid YAML"),
-        ({"base": ""}, "'', which is neither"),
+        ({"base_model": ""}, "'', which is neither"),
         ({"summary": "{"}, "it is not JSON"),
         ({"summary": "[" * 100_000}, "it is not JSON"),
         ({"summary": [1]}, "it states no digest"),
@@ -134,7 +134,7 @@ def test_files_of_another_machine_are_where_the_caller_says(tmp_path: Path) -> N
     """They keep the names that they have in the soup's tables."""
     data = {**ROWS, "dataset": "local:rows.csv", "revision": SHA, "metric": "local:mine"}
     found = opened(tmp_path, validation=data)
-    (scoring,) = found.with_data({"rows.csv": "elsewhere/x.csv", "local:mine": tmp_path / "mine.py"}).score
+    (scoring,) = found.with_data({"rows.csv": "elsewhere/x.csv", "local:mine": tmp_path / "mine.py"}).validation
     assert (scoring.dataset, scoring.metric) == ("elsewhere/x.csv", str(tmp_path / "mine.py"))
     assert scoring.name == "rows.csv test"
     paths = {"run@ddddddd": "1", "run@ccccccc": "2", "run": "3"}

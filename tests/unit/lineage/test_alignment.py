@@ -503,7 +503,7 @@ def test_a_soup_without_the_one_that_spoke_for_all_is_scored_as_it_is(
     assert soup.scores["soup"]["rows.csv accuracy"]["n"] == 26
     # Local paths are not in soup.yaml.
     pinned = [{"model": str(tmp_path / one), "revision": soup.recipe.ingredients[0].revision}]
-    scored = {key: more[key] for key in ("score", "report") if key in more}
+    scored = {key: more[key] for key in ("validation", "test") if key in more}
     again = cook(Recipe(ingredients=pinned, vocabulary=vocabulary, **scored), tmp_path / "again")
     assert (again.digest, again.scores["soup"]) == (soup.digest, soup.scores["soup"])
     assert (again.folder / "config.json").read_bytes() == (soup.folder / "config.json").read_bytes()

@@ -146,7 +146,8 @@ def soup(text: Mapping[str, Any], **changes: Any) -> tuple[MergedModels, SoupRep
         "select": "uniform", "license_agreed": False,
         "parameters": {}, "overrides": [], "architecture": text["task"], "tasks": [], "library": "transformers",
         "validation": [title],
-        "scores": scores, "best": {title: names[0]}, "calibration": calibrated, "greedy_ensemble": [], "curve": [],
+        "scores": scores, "best": {title: names[0]}, "calibration_errors": calibrated, "greedy_ensemble": [],
+        "curve": [],
         "comparisons": {title: {**compared, "against": names[0]}},
         "diversity": {
             title: {"models": names, **dict.fromkeys(measures, square), "mean": dict.fromkeys(measures)},
@@ -155,7 +156,7 @@ def soup(text: Mapping[str, Any], **changes: Any) -> tuple[MergedModels, SoupRep
             "repeats": 3, "chosen": {names[0]: 3}, "gains": [0.0], "mean": 0.0, "low": 0.0, "high": 0.0,
             "sentence": text["data"],
         },
-        "report": [data(**report)], "notes": [text["label"]], "alignments": [text["label"]],
+        "test": [data(**report)], "notes": [text["label"]], "alignments": [text["label"]],
         "update": {
             "soup": f"local:{text['name']}", "revision": None, "added": [names[0]], "sentence": text["data"],
             "before": {title: score}, "after": {title: score}, "left_out": [text["label"]],
@@ -324,10 +325,10 @@ def test_every_report_is_in_the_model_index() -> None:
     )  # fmt: skip
     at = ("word accuracy", "emotion")
     emotion = {"metric": "f1_macro", "value": 0.25, "low": 0.2, "high": 0.3, "n": 100}
-    changes: dict[str, Any] = {"report": [*plain["report"], hub], "best": dict.fromkeys(at, "acme/b")}
+    changes: dict[str, Any] = {"test": [*plain["test"], hub], "best": dict.fromkeys(at, "acme/b")}
     changes["scores"] = {name: {**each, "emotion": emotion} for name, each in plain["scores"].items()}
-    calibrated = plain["calibration"].items()
-    changes["calibration"] = {name: dict.fromkeys(at, each["word accuracy"]) for name, each in calibrated}
+    calibrated = plain["calibration_errors"].items()
+    changes["calibration_errors"] = {name: dict.fromkeys(at, each["word accuracy"]) for name, each in calibrated}
     changes["diversity"] = dict.fromkeys(at, plain["diversity"]["word accuracy"])
     card = card_of(PLAIN, **changes)
     local, other = ModelCardData(**split(card)[0]).eval_results or []
@@ -381,7 +382,7 @@ def test_what_was_not_checked_is_said() -> None:
     checked, unchecked = page.split("## What was checked, and what was not")[1].split("Not checked:")
     assert "The scores above, on the soup as it was written." in checked
     assert "nothing comparable was found" in unchecked
-    page = card_of(PLAIN, scores={}, report=[], update=None)
+    page = card_of(PLAIN, scores={}, test=[], update=None)
     assert "- How well it does." in page.split("Not checked:")[1]
 
 

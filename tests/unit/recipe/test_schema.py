@@ -234,11 +234,11 @@ def test_data_may_be_one_or_several() -> None:
     data = {"task": "text-classification", "dataset": "acme/rows"}
     one = Recipe(ingredients=["acme/a"], validation=data, test=data)
     assert one.validation == one.test
-    assert one.to_dict()["score"] == data
+    assert one.to_dict()["validation"] == data
     two = Recipe(ingredients=["acme/a"], validation=[data, {**data, "metric": "f1", "weight": 2}])
     assert [scoring.weight for scoring in two.validation] == [1.0, 2.0]
     assert Recipe.parse(two.to_yaml()) == two
-    assert Recipe(ingredients=["acme/a"], validation=None).score == ()
+    assert Recipe(ingredients=["acme/a"], validation=None).validation == ()
 
 
 def test_shares_of_tensors_are_one_line_each() -> None:
@@ -356,6 +356,6 @@ def test_the_json_schema_knows_the_short_forms() -> None:
     schema = Recipe.model_json_schema()
     for part in ("Ingredient", "Named"):
         assert {"type": "string"} in schema["$defs"][part]["anyOf"]
-    for key in ("score", "report"):
+    for key in ("validation", "test"):
         assert {"$ref": "#/$defs/Scoring"} in schema["properties"][key]["anyOf"]
     assert {"type": "string"} in schema["properties"]["allow"]["anyOf"]

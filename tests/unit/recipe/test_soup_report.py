@@ -49,7 +49,7 @@ WHOLE: dict[str, Any] = {
     "scores": {"soup": {"rows accuracy": SCORE}},
     "best": {"rows accuracy": "acme/a"},
     "comparisons": {"rows accuracy": {**COMPARISON, "against": "acme/a", "significant": True}},
-    "calibration": {"soup": {"rows accuracy": {"ece": 0.1, "nll": float("inf"), "brier": 0.3}}},
+    "calibration_errors": {"soup": {"rows accuracy": {"ece": 0.1, "nll": float("inf"), "brier": 0.3}}},
     "diversity": {
         "rows accuracy": {
             "models": ["acme/a", "acme/soup"], "disagreement": SQUARE, "double_fault": SQUARE, "shared_errors": SQUARE,
@@ -65,7 +65,7 @@ WHOLE: dict[str, Any] = {
     "stability": {
         "repeats": 1, "chosen": {"acme/a": 1}, "gains": [0.0], "mean": 0.0, "low": 0.0, "high": 0.0, "sentence": "even",
     },
-    "report": [
+    "test": [
         {
             "task": "text-classification", "dataset": "local:rows.csv", "split": None, "metric": "accuracy",
             "config": None, "revision": "sha256:0", "labels": ["a", "b"], "label_column": None, "input_columns": None,
@@ -74,7 +74,7 @@ WHOLE: dict[str, Any] = {
         }
     ],
     "batch_norm": {
-        "examples": "rows", "layers": 2, "rows": 64, "batches": 2, "batch_size": 32, "unreached": ["bn.1"],
+        "data": "rows", "layers": 2, "rows": 64, "batches": 2, "batch_size": 32, "unreached": ["bn.1"],
     },
     "update": {
         "soup": "acme/soup", "revision": None, "added": ["acme/b"], "before": {"rows accuracy": SCORE},
@@ -117,7 +117,7 @@ def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_fields_have_types() -> None:
     report = SoupReport.model_validate(WHOLE)
     assert report.scores["soup"]["rows accuracy"] == Score("accuracy", 0.5, 0.4, 0.6, 10)
-    assert report.calibration["soup"]["rows accuracy"] == CalibrationErrors(ece=0.1, nll=float("inf"), brier=0.3)
+    assert report.calibration_errors["soup"]["rows accuracy"] == CalibrationErrors(ece=0.1, nll=float("inf"), brier=0.3)
     assert report.overrides[0] == ReportedOverride.model_validate({"tensors": "*", "method": "linear"})
     assert report.lineage
     assert report.lineage.evidence[0].cosine == ((0.0, 0.5), (0.5, None))

@@ -83,8 +83,8 @@ def test_it_learns_to_leave_out_what_is_broken(by: str, constrain: str) -> None:
     found = learned(EQUAL, machine, by=by, constrain=constrain)
     alone = len(found.weights) == 1  # where that is better still
     assert list(found.weights) == (["b"] if alone else ["a", "b", "c"])
-    assert list(found.layers) == (["weight", "bias"] if by == "layer" and not alone else [])
-    shares = np.array(list(found.layers.values()) or [[found.weights.get(name, 0.0) for name in "abc"]])
+    assert list(found.tensor_weights) == (["weight", "bias"] if by == "layer" and not alone else [])
+    shares = np.array(list(found.tensor_weights.values()) or [[found.weights.get(name, 0.0) for name in "abc"]])
     assert abs(shares[0, 2]) < 0.1 < shares[0, :2].max()
     everything = np.arange(400)
     assert machine.loss(shares, everything)[0] < 0.7 * machine.loss(np.full((1, 3), 1 / 3), everything)[0]
@@ -129,7 +129,7 @@ def test_an_ingredient_that_no_soup_on_the_way_beats_is_taken_alone() -> None:
         single = int(np.argmin(machine.alone(np.setdiff1d(np.arange(400), inner))))
         assert machine.alone(inner)[single] < min(inner_losses(found))
         assert found.weights == {"abc"[single]: 1.0}
-        assert not found.layers
+        assert not found.tensor_weights
 
 
 def test_the_logit_scale_of_the_start_does_not_count_against_it() -> None:
