@@ -253,7 +253,7 @@ def _assemble(
         if "adapter_config.json" in files:
             hint = "Merge the adapter into its base first (peft's `merge_and_unload`)."
         elif steps := [found[1] for path in files if (found := re.fullmatch(r"(checkpoint-\d+)/config\.json", path))]:
-            hint = f"It is a training run: name a checkpoint of it, as {steps[0]}, or `cook` it with `--method swa`."
+            hint = f"It is a run: name a checkpoint of it, as {steps[0]}, or cook it with `--select run_average`."
         raise ResolveError(
             f"{name} has no config.json: it is {kind}.",
             hint=hint,

@@ -66,7 +66,7 @@ def soup(soup: Soup) -> str:
     if soup.report.curve:
         tried = []
         for point in soup.report.curve:
-            values = ", ".join(f"{name} {value:g}" for name, value in point.parameters.items())
+            values = ", ".join(f"{name} {_shown(value)}" for name, value in point.parameters.items())
             tried.append(f"{values}: {100 * point.score:.1f}")
         lines += [f"Tried on validation data: {'; '.join(tried)}.", ""]
     if stability := soup.report.stability:
@@ -75,6 +75,10 @@ def soup(soup: Soup) -> str:
     shares = ", ".join(f"{name} {weight:g}" for name, weight in soup.weights.items())
     lines += [f"Weights: {shares}", f"Digest:  {soup.digest}", f"Soup:    {soup.folder} ({soup.seconds:.1f} s)"]
     return "\n".join(lines)
+
+
+def _shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def pushed(done: PushResult) -> str:

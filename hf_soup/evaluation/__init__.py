@@ -8,7 +8,7 @@ if TYPE_CHECKING:
         MEAN as MEAN,
         VARIANCE as VARIANCE,
         batch_norms as batch_norms,
-        require_looked_at as require_looked_at,
+        looks_at_calibration as looks_at_calibration,
         running_statistics as running_statistics,
     )
     from hf_soup.evaluation.batch_statistics import recalibrate_batch_norm as recalibrate_batch_norm

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from hf_soup.checkpoint import COUNT
-from hf_soup.errors import RecipeError
-from hf_soup.ingredients import averages_run
 from hf_soup.lineage import AlignedModels
 from hf_soup.recipe import Finding, Recipe, is_average, methods_of
+from hf_soup.selection import SELECTIONS
 
 #: What is collected, under the names that torch gives it.
 MEAN, VARIANCE = "running_mean", "running_var"
@@ -37,8 +36,8 @@ def _layers(models: AlignedModels) -> list[str]:
 def running_statistics(recipe: Recipe, models: AlignedModels) -> list[Finding]:
     """What is to be said of a soup of models with batch normalisation: its mean statistics are not those of its mean.
 
-    Methods over a run are defined with a pass over data that collects them again, so they refuse where the recipe has
-    no `calibration` for it.
+    A selection that picks from a run is defined with a pass over data that collects them again, so it refuses where the
+    recipe has no `calibration` for it.
 
     Args:
         recipe: With the method.
@@ -51,30 +50,23 @@ def running_statistics(recipe: Recipe, models: AlignedModels) -> list[Finding]:
         f"The model has {many} of batch normalisation, such as '{layers[0].rstrip('.')}', and the mean of running "
         "statistics is not the statistics of the mean weights."
     )
-    refuses = averages_run(recipe)
+    refuses = SELECTIONS[recipe.select.name].picks is not None
     if refuses:
         message += (
-            f" {recipe.method.name} is defined with a pass over training data that collects them again: add {_ADD} to "
-            "the recipe. With `method: linear` they may be averaged as well."
+            f" {recipe.select.name} is defined with a pass over training data that collects them again: add {_ADD} to "
+            "the recipe. With another `select` they may be averaged as well."
         )
     else:
         message += f" Add {_ADD} to the recipe, and they are collected again; else score the soup."
     return [Finding("batch-norm", message, models.names, refuses=refuses)]
 
 
-def require_looked_at(recipe: Recipe, models: AlignedModels) -> None:
-    """Refuse examples that nothing looks at: no method, and no batch normalisation.
+def looks_at_calibration(recipe: Recipe, models: AlignedModels) -> bool:
+    """Whether calibration data is of use: for a selection, a method, or running statistics of batch normalisation.
 
     Args:
         recipe: With or without `calibration`.
         models: The ingredients.
-
-    Raises:
-        RecipeError: It is so.
     """
-    if recipe.calibration and not any(method.statistics for method in methods_of(recipe)) and not _layers(models):
-        raise RecipeError(
-            f"The recipe has `calibration`, and {recipe.method.name} looks at none. The models have no running "
-            "statistics of batch normalisation either, which would be collected again.",
-            hint="Leave them out. `hf-soup methods` says which methods look at examples.",
-        )
+    learns = SELECTIONS[recipe.select.name].learns == "entropy"
+    return learns or any(method.statistics for method in methods_of(recipe)) or bool(_layers(models))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hf_soup._util.progress import bar
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.dataset import EvalDataset, Logits, compare
 from hf_soup.evaluation.ensembles import calibration, diversity, ensemble, greedy_ensemble, logit_ensemble
 from hf_soup.evaluation.evaluation_data import EvaluationData
+from hf_soup.evaluation.model import one_thread
 from hf_soup.evaluation.model_answers import ModelAnswers, SavedModel
 from hf_soup.evaluation.report import ENSEMBLE, GREEDY_ENSEMBLE, LAST, LOGIT_ENSEMBLE, SOUP, EvaluationReport
 from hf_soup.evaluation.statistics import Ints
@@ -22,6 +24,7 @@ from hf_soup.merging import Layout, Plan, RunContext
 from hf_soup.recipe import Comparison, Mixture, Score
 
 if TYPE_CHECKING:
+    from hf_soup.evaluation.entropy import EntropyLoss
     from hf_soup.evaluation.gradients import ValidationLoss
 
 #: Row numbers of every data set that a selection may look at.
@@ -200,6 +203,28 @@ class Candidates:
                 self._layout, self._paths, made_of, config, self._data.validation, alone, rows, self._context.device
             )
         )
+
+    @contextmanager
+    def entropy(self, weights: Mapping[str, float], steps: int) -> Iterator[EntropyLoss]:
+        """How sure soups of some ingredients are of their answers to the calibration data, and its gradient.
+
+        On the CPU by one thread, as torch's division of a matrix product among threads shows in its last bits, and
+        every step would add to that.
+
+        Args:
+            weights: Of the ingredients.
+            steps: How many will be shown as done.
+        """
+        from hf_soup.evaluation.entropy import EntropyLoss
+
+        calibration = self._data.calibration
+        assert calibration is not None, "the recipe was checked: who learns from examples has some"
+        with (
+            bar("Learning coefficients", steps, unit="step", quiet=self._context.quiet) as shown,
+            closing(EntropyLoss(self._layout, self._paths, weights, calibration, shown.update)) as loss,
+            one_thread(),
+        ):
+            yield loss
 
     def scores_alone(self) -> dict[str, dict[str, Score]]:
         """The scores of every ingredient on all data, whatever the order of its labels seems to be."""

@@ -34,7 +34,6 @@ from hf_soup.merging import (
     Materializer,
     Plan,
     StatisticsStore,
-    learns_coefficients,
     needs_statistics,
     read_contents,
     statistics_folder,
@@ -42,8 +41,8 @@ from hf_soup.merging import (
     statistics_path,
     uniform,
 )
-from hf_soup.methods import BLOCK, METHODS
-from hf_soup.recipe import MethodCall, Mixture
+from hf_soup.methods import BLOCK
+from hf_soup.recipe import Mixture
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,13 +55,12 @@ _FORM = 3
 _Found = dict[str, Tensor]
 
 
-def with_statistics(plan: Plan, calibration: Calibration | None, *, learned: bool = True) -> Plan:
+def with_statistics(plan: Plan, calibration: Calibration | None) -> Plan:
     """The plan with the identities of the statistics that its methods ask for, whether they are in the cache or not.
 
     Args:
         plan: Of ingredients, and of the base where a method needs it.
         calibration: The examples; None where no method looks at any.
-        learned: With what is learned of all of them together.
     """
     calls = [call for call in plan.mixture.methods if needs_statistics(call)]
     if not calls:
@@ -71,17 +69,10 @@ def with_statistics(plan: Plan, calibration: Calibration | None, *, learned: boo
     about, names = _about(calibration), list(plan.mixture.weights)
     # What a model shows depends on these, and on none of its shares.
     alone = {name: _alone(plan, name).key for name in names}
-    kinds = sorted({statistics_kind(call) for call in calls if not learns_coefficients(call)})
-    plan = replace(
+    kinds = sorted({statistics_kind(call) for call in calls})
+    return replace(
         plan, statistics={kind: {name: sha256_of([kind, alone[name], about]) for name in names} for kind in kinds}
     )
-    # The recipe was checked: all tensors are learned alike.
-    for kind in {statistics_kind(call) for call in calls if learned and learns_coefficients(call)}:
-        together = _unlearned(plan)
-        how = [kind, together.key, about]
-        identities = {name: sha256_of([how, place]) for place, name in enumerate(together.mixture.weights)}
-        plan = replace(plan, statistics={**plan.statistics, kind: identities})
-    return plan
 
 
 def is_collected(plan: Plan) -> bool:
@@ -104,12 +95,11 @@ def collect_statistics(
     """
     if calibration is None or is_collected(plan):
         return
-    learned = {statistics_kind(call): call for call in plan.mixture.methods if learns_coefficients(call)}
     missing = [
         (name, kind)
         for name in plan.mixture.weights
         for kind, names in plan.statistics.items()
-        if kind not in learned and not _is_there(statistics_path(names[name]))
+        if not _is_there(statistics_path(names[name]))
     ]
     if missing:
         alone = {name: _alone(plan, name) for name in plan.mixture.weights}
@@ -118,67 +108,25 @@ def collect_statistics(
             with bar("Looking at examples", rows, unit="row", quiet=calibration.quiet) as shown:
                 for name, kind in missing:
                     work.collect(alone[name], kind, statistics_path(plan.statistics[kind][name]), shown.update)
-    for kind, call in learned.items():
-        if kind in plan.statistics and not all(
-            _is_there(statistics_path(each)) for each in plan.statistics[kind].values()
-        ):
-            _learn(plan.in_order, kind, call, paths(), calibration)
     used = {statistics_path(each) for names in plan.statistics.values() for each in names.values()}
     prune(statistics_folder(), max(MAX_STATISTICS_BYTES, sum(path.stat().st_size for path in used)))
 
 
 def statistics_notes(plan: Plan) -> list[str]:
-    """Sentences about what was learned, and which tensors are averaged, as some ingredient shows nothing of them."""
+    """Which tensors are averaged, as some ingredient shows nothing of them, in a sentence."""
     if not plan.statistics:
         return []
     with closing(StatisticsStore(plan)) as collected:
-        names, learned = list(collected.lacking(plan)), collected.learned()
+        names = list(collected.lacking(plan))
     asked = " and ".join(dict.fromkeys(call.method for call in plan.mixture.methods if needs_statistics(call)))
     every = sum(tensor.averaged for tensor in plan.layout.tensors)
     said = f"{len(names)} of {every} tensors have nothing that {asked} goes by, and are averaged: {some(names)}."
-    notes = [said] if names else []
-    if learned:
-        means, (before, after) = learned
-        told = ", ".join(f"{name} {mean:.3f}" for name, mean in zip(plan.layout.labels, means, strict=False))
-        notes.append(
-            f"The coefficients of the task vectors, in the mean over tensors: {told}. The entropy of the answers to "
-            f"the examples was {before:.3f} where they began, and is {after:.3f}."
-        )
-    return notes
-
-
-def _learn(
-    plan: Plan, kind: str, call: MethodCall, paths: Sequence[Mapping[str, Path]], calibration: Calibration
-) -> None:
-    from hf_soup.evaluation.entropy import EntropyLoss, learn_coefficients
-    from hf_soup.evaluation.memory import require_memory
-
-    require_memory(plan.layout, learns=True)
-    parameters = METHODS[call.method].parameters | dict(call.parameters)
-    others = {each: names for each, names in plan.statistics.items() if each != kind}
-    with (
-        closing(EntropyLoss(replace(plan, statistics=others), paths, call, calibration)) as loss,
-        bar("Learning coefficients", parameters["steps"], unit="step", quiet=calibration.quiet) as shown,
-    ):
-        learned, entropy = learn_coefficients(loss, calibration.inputs, parameters, calibration.seed, shown.update)
-    for name, values in zip(plan.mixture.weights, learned, strict=True):
-        _keep(statistics_path(plan.statistics[kind][name]), values, [], entropy=json.dumps(entropy))
+    return [said] if names else []
 
 
 def _alone(plan: Plan, name: str) -> Plan:
     """One ingredient as it is."""
     return Plan(plan.layout, Mixture({name: 1.0}))
-
-
-def _unlearned(plan: Plan) -> Plan:
-    """The plan as what is learned depends on it: in the layout's order, without the parameters that tell how."""
-
-    def bare(call: MethodCall) -> MethodCall:
-        return call._replace(parameters={}) if learns_coefficients(call) else call
-
-    mixture = plan.in_order.mixture
-    own = {tensor: bare(call) for tensor, call in mixture.tensor_methods.items()}
-    return replace(plan, mixture=replace(mixture, method=bare(mixture.method), tensor_methods=own))
 
 
 def _about(calibration: Calibration) -> list[object]:
@@ -353,11 +301,11 @@ def _is_there(path: Path) -> bool:
     return True
 
 
-def _keep(path: Path, tensors: _Found, turned: Sequence[str], **more: str) -> None:
+def _keep(path: Path, tensors: _Found, turned: Sequence[str]) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        about = {"turned": json.dumps(turned), **more}
+        about = {"turned": json.dumps(turned)}
         save_file({name: each.contiguous() for name, each in tensors.items()}, partial, about)
         partial.replace(path)
     except OSError as error:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_soup.ingredients import ResolvedIngredients, averages_run
+from hf_soup.ingredients import ResolvedIngredients
 from hf_soup.recipe import (
     MethodCall,
     Mixture,
     Named,
+    Override,
     Recipe,
     SelectionStability,
     grid,
@@ -22,7 +23,7 @@ from hf_soup.recipe import (
     searched,
     settled,
 )
-from hf_soup.selection import SELECTIONS, Selected, TensorWeights, Weights
+from hf_soup.selection import SELECTIONS, Selected, Selection, TensorWeights, Weights
 
 if TYPE_CHECKING:
     from hf_soup.evaluation.candidates import Candidates, RowSubset
@@ -78,7 +79,9 @@ class MixtureSpace:
         """The mixture of some ingredients, with shares of single tensors, and parameters of the method, of its own."""
         flatten = self.ingredients.flatten
         shares = flatten(weights)
-        own = {}
+        own: dict[str, tuple[float, ...]] = {}
+        if tensor_weights is None and len(shares) == len(self.usual.weights):
+            own |= self.usual.tensor_weights
         for tensor, mine in (tensor_weights or {}).items():
             each = flatten(dict(zip(weights, mine, strict=True)), mean=False)
             own[tensor] = tuple([each[number] for number in shares])
@@ -113,13 +116,6 @@ def choose(
     stability = search.stability() if recipe.stability_repeats and candidates is not None else None
     chosen = space.ingredients.flatten(selected.weights, mean=selected.normalize)
     numbers, final = sorted(chosen), one
-    if averages_run(one):
-        from hf_soup.methods import METHODS, recent
-
-        settings = METHODS[one.method.name].parameters | one.method.parameters
-        numbers = [numbers[place] for place in recent(len(numbers), settings["last"], settings["stride"])]
-        named = Named(name=one.method.name, **{**one.method.parameters, "last": 0, "stride": 1})
-        final = one.model_copy(update={"method": named})
     if head_of is not None:
         numbers = sorted({*numbers, space.names.index(head_of)})
     if selected.tensor_weights:
@@ -127,7 +123,8 @@ def choose(
         for tensor, given in selected.tensor_weights.items():
             own = space.ingredients.flatten(dict(zip(selected.weights, given, strict=True)), mean=False)
             tensor_weights[tensor] = tuple(own.get(number, 0.0) for number in numbers)
-        final = final.model_copy(update={"tensor_weights": tensor_weights})
+        overrides = tuple(Override(tensors=name, method=Named(name="linear")) for name in selected.averaged)
+        final = final.model_copy(update={"tensor_weights": tensor_weights, "overrides": overrides})
     shares = {space.names[number]: chosen.get(number, 0.0) for number in numbers}
     return Choice(shares, one, final, selected, curve, stability)
 
@@ -147,7 +144,7 @@ class _Search:
 
         recipe, candidates = self.recipe, self.candidates
         selection, method = SELECTIONS[recipe.select.name], METHODS[recipe.method.name]
-        open_parameters = searched(recipe)
+        open_parameters = searched(recipe.method)
         least = 1 if is_average(recipe) else max(each.least for each in methods_of(recipe))
 
         def score(asked: Weights) -> float:
@@ -159,10 +156,15 @@ class _Search:
             own |= {name: neutral.get(name, method.parameters[name]) for name in open_parameters}
             return self.score(asked, parameters=own, rows=rows)
 
+        curve: tuple[Point, ...] = ()
         if selection.learns:
-            assert candidates is not None, "the recipe was checked: who learns has validation data"
-            with candidates.descent(list(self.weights), rows) as descent:
-                selected = selection.function(self.weights, descent, **recipe.select.parameters)
+            selected = self._learned(selection, rows)
+        elif searched(recipe.select):
+            every = [(at, selection.function(self.weights, score, **at)) for at in grid(recipe.select)]
+            curve = tuple(Point(at, score(each.weights), self.space.of(each.weights)) for at, each in every)
+            place = curve.index(max(curve, key=lambda point: point.score))
+            selected = every[place][1]
+            recipe = recipe.model_copy(update={"select": Named(name=selection.name, **curve[place].parameters)})
         else:
             selected = selection.function(self.weights, score, **recipe.select.parameters)
         # In the recipe's order, whatever the order in which they were chosen: sums are rounded in order.
@@ -174,11 +176,24 @@ class _Search:
         if not selected.normalize:
             return selected, settled(recipe, {**settled(recipe).method.parameters, "normalize": False}), ()
         if not open_parameters or candidates is None:
-            return selected, settled(recipe), ()
-        points = [(at, self.space.of(selected.weights, parameters=at)) for at in grid(recipe)]
+            return selected, settled(recipe), curve
+        points = [(at, self.space.of(selected.weights, parameters=at)) for at in grid(recipe.method)]
         curve = tuple(Point(at, candidates.score(mixture, rows), mixture) for at, mixture in points)
         best = max(curve, key=lambda point: point.score)
         return selected, settled(recipe, best.parameters), curve
+
+    def _learned(self, selection: Selection, rows: RowSubset | None) -> Selected:
+        parameters = {**selection.parameters, **self.recipe.select.parameters}
+        if "seed" in selection.given:
+            parameters["seed"] = self.recipe.seed
+        assert self.candidates is not None, "the recipe was checked: who learns has data"
+        if selection.learns == "entropy":
+            with self.candidates.entropy(self.weights, parameters["steps"]) as entropy:
+                selected: Selected = selection.function(self.weights, entropy, **parameters)
+        else:
+            with self.candidates.descent(list(self.weights), rows) as descent:
+                selected = selection.function(self.weights, descent, **parameters)
+        return selected
 
     def stability(self) -> SelectionStability:
         """The same choice on halves of the rows, again and again."""

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
         resolve_ingredients as resolve_ingredients,
     )
     from hf_soup.ingredients.trainer_run import (
-        averages_run as averages_run,
         expand_runs as expand_runs,
         within_a_run as within_a_run,
     )

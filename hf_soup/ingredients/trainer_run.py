@@ -1,7 +1,7 @@
 """Folders that a Trainer or a sweep wrote, as ingredients: a run's checkpoints, or one of each of several runs.
 
 A run is a folder that has ``checkpoint-N`` folders and no model at its top. Alone it stands for its checkpoints in the
-order of their steps, and with a method that averages over a run so does every folder that has them; beside other
+order of their steps, and with a selection that picks from them so does every folder that has them; beside other
 ingredients it stands for its best checkpoint. A folder of runs or models stands for these. Of a checkpoint only the
 model is looked at; optimizer and random states are not.
 """
@@ -20,6 +20,7 @@ from hf_soup.checkpoint import Checkpoint, LocalFolder, open_checkpoint
 from hf_soup.errors import RecipeError, ResolveError
 from hf_soup.hub import CHECKPOINT
 from hf_soup.recipe import MAX_INGREDIENTS, Finding, Ingredient, Named, Recipe, is_local_path, require_named
+from hf_soup.selection import SELECTIONS, Selection
 
 #: What the Trainer writes into a checkpoint after everything else.
 _STATE = "trainer_state.json"
@@ -51,32 +52,6 @@ class _Run:
         return last, "its last, as it names no best one"
 
 
-@dataclass(frozen=True)
-class _Window:
-    """Which checkpoints a method averages; several values of a parameter are to be tried."""
-
-    lasts: tuple[int, ...]
-    strides: tuple[int, ...]
-    tried: bool
-
-    def of(self, group: Sequence[Ingredient]) -> list[Ingredient]:
-        """Those that go in; where several values are to be tried, with any of them."""
-        from hf_soup.methods import recent
-
-        if len(self.strides) > 1:
-            return list(group)
-        most = 0 if 0 in self.lasts else max(self.lasts)
-        return [group[number] for number in recent(len(group), most, self.strides[0])]
-
-    def short(self, name: str, count: int) -> list[Finding]:
-        """Whether more are asked for than there are."""
-        there = -(-count // min(self.strides))
-        if max(self.lasts) <= there:
-            return []
-        at_stride = "" if self.strides == (1,) else f", of which {there} are as far apart as `stride` says"
-        return [_note(f"`last` is {max(self.lasts)} and {name} has {count}{at_stride}: all of them go in.", name)]
-
-
 def within_a_run(reasons: Sequence[Finding], checkpoints: Sequence[Checkpoint]) -> list[Finding]:
     """What a check found, where all are checkpoints in one Trainer's folder.
 
@@ -97,29 +72,19 @@ def within_a_run(reasons: Sequence[Finding], checkpoints: Sequence[Checkpoint]) 
 def _moved(reason: Finding) -> Finding:
     message = (
         f"{some(reason.ingredients)}: parts have nothing in common with the other checkpoints', as after a beginning "
-        "from random numbers or a high learning rate. With `--method swa --set last=N` the first ones are left out; "
-        "`--select greedy` finds out who helps."
+        "from random numbers or a high learning rate. With `--select run_average --set last=N` the first ones are left "
+        "out; `--select greedy` finds out who helps."
     )
     return replace(reason, message=message, refuses=False)
-
-
-def averages_run(recipe: Recipe) -> bool:
-    """Whether its method is one over a run's checkpoints: it takes how many are the `last`."""
-    if recipe.method.name == "linear":
-        return False
-    from hf_soup.methods import METHODS  # late, as torch takes a second to import and a check needs none
-
-    method = METHODS.get(recipe.method.name)
-    return method is not None and "last" in method.parameters
 
 
 def expand_runs(recipe: Recipe, *, checks: bool = False, beside: bool = False) -> tuple[Recipe, tuple[Finding, ...]]:
     """Put runs in the place of folders of runs, and checkpoints in the place of runs, and say so.
 
     Where there is another ingredient a run stands for its best checkpoint, or the last where it names no best one.
-    Alone it stands for all. With a method that averages over a run only those are ingredients that its ``last`` and
-    ``stride`` pick: of each run, or, where there is none, of the ingredients as they stand. Its parameters are then
-    those that pick all. Where several values are to be tried, the ingredients are those that any of them picks.
+    Alone it stands for all. With a selection that picks from ingredients in order only those are ingredients that it
+    picks: of each run, or, where there is none, of the ingredients as they stand. Their weights are those that it
+    computes, and of its parameters those are left whose values are still to be tried.
 
     Args:
         recipe: As it was asked for.
@@ -127,22 +92,24 @@ def expand_runs(recipe: Recipe, *, checks: bool = False, beside: bool = False) -
         checks: It is only checked. A run alone stands for its checkpoints then, as one model is no soup.
 
     Raises:
-        RecipeError: The method cannot have these parameters, or what is left is no soup.
-        ResolveError: The method asks for a run, and the folder is none.
+        RecipeError: The selection cannot have these parameters, or what is left is no soup.
+        ResolveError: The selection asks for a run, and the folder is none.
     """
-    recipe, found = _without_sweeps(recipe)
-    window, alone = _window(recipe), len(recipe.ingredients) == 1 and not beside
-    meant = window is not None or (checks and alone)
-    runs = [_run(each, meant, recipe.allow_pickle) for each in recipe.ingredients]
-    if window is None and not any(runs):
-        return recipe, (*found, *(_beside(recipe) if alone else ()))
-    if window and alone and not runs[0] and _is_folder(recipe.ingredients[0]):
+    recipe, sweeps = _without_sweeps(recipe)
+    require_named("select", recipe.select, SELECTIONS, lists=True)
+    selection = SELECTIONS[recipe.select.name]
+    alone = len(recipe.ingredients) == 1 and not beside
+    picks = selection.picks is not None
+    runs = [_run(each, picks or (checks and alone), recipe.allow_pickle) for each in recipe.ingredients]
+    if not picks and not any(runs):
+        return recipe, (*sweeps, *(_beside(recipe) if alone else ()))
+    if picks and alone and not runs[0] and _is_folder(recipe.ingredients[0]):
         raise ResolveError(
-            f"'{recipe.ingredients[0]}' has no `checkpoint-…` folders, and {recipe.method.name} averages those.",
+            f"'{recipe.ingredients[0]}' has no `checkpoint-…` folders, and {selection.name} averages those.",
             hint="Name the folder that the Trainer wrote them to, or models in the order of their steps.",
         )
-    notes = [*found, *(run.half for run in runs if run and run.half)]
-    if not (window or alone):
+    notes = [*sweeps, *(run.half for run in runs if run and run.half)]
+    if not (picks or alone):
         return _one_each(recipe, runs, notes)
     if recipe.tensor_weights:
         raise RecipeError(
@@ -156,39 +123,57 @@ def expand_runs(recipe: Recipe, *, checks: bool = False, beside: bool = False) -
         ]
     else:
         groups, runs = [list(recipe.ingredients)], [_Run("the recipe", ())]
-    kept = groups
-    if window:
-        if window.tried and len(groups) > 1:
-            raise RecipeError(
-                f"`last` or `stride` has values to choose from, for one run; there are {len(groups)} ingredients.",
-                hint="Name one run, or give one value.",
-            )
-        kept = [window.of(group) if run else group for group, run in zip(groups, runs, strict=True)]
-        if "last" in recipe.method.parameters:
-            notes += [
-                note for g, run in zip(groups, runs, strict=True) if run for note in window.short(run.name, len(g))
-            ]
-    notes += [_said(run, group) for run, group in zip(runs, kept, strict=True) if run and run.checkpoints]
+    kept, left = groups, recipe.select
+    if picks:
+        kept, left = _picked(recipe, selection, groups, runs)
+    for run, group, taken in zip(runs, groups, kept, strict=True):
+        if run and run.checkpoints:
+            notes.append(_said(run, len(group), taken, recipe.select if picks else None))
     ingredients = tuple(each for group in kept for each in group)
-    changes: dict[str, object] = {"ingredients": ingredients}
-    if window and not window.tried:
-        parameters = {**recipe.method.parameters, "last": 0, "stride": 1}
-        changes["method"] = Named(name=recipe.method.name, **parameters)
+    changes: dict[str, object] = {"ingredients": ingredients, "select": left}
     if isinstance(recipe.head, int):
         changes["heads"] = _head(recipe.ingredients[recipe.head], recipe.head, runs, kept)
-    if window and len(ingredients) == 1 and not recipe.resolved:
+    if picks and len(ingredients) == 1 and not recipe.resolved:
         left_out = " ".join(note.message for note in notes if note.code == "half-written")
         raise RecipeError(
-            f"{recipe.method.name} averages checkpoints, and one goes in: {ingredients[0]}. {left_out}".strip(),
+            f"{selection.name} averages checkpoints, and one goes in: {ingredients[0]}. {left_out}".strip(),
             hint="An average needs two: let the run save more of them, or set a larger `last` or a smaller `stride`.",
         )
     if len(ingredients) > MAX_INGREDIENTS:
         raise RecipeError(
             f"With their checkpoints there are {len(ingredients):,} ingredients; a recipe has {MAX_INGREDIENTS:,} at "
             "most.",
-            hint="`--method swa --set last=10` takes the last ten, `--set stride=10` every tenth.",
+            hint="`--select run_average --set last=10` takes the last ten, `--set stride=10` every tenth.",
         )
     return recipe.model_copy(update=changes), tuple(notes)
+
+
+def _picked(
+    recipe: Recipe, selection: Selection, groups: Sequence[Sequence[Ingredient]], runs: Sequence[_Run | None]
+) -> tuple[list[list[Ingredient]], Named]:
+    """What a selection picks from each run, with its weights; of values that are to be tried, with any of them."""
+    assert selection.picks is not None, "who picks was asked"
+    parameters = recipe.select.parameters
+    tried = [name for name, value in parameters.items() if isinstance(value, list)]
+    if tried and len(groups) > 1:
+        raise RecipeError(
+            f"`{tried[0]}` has values to choose from, for one run; there are {len(groups)} ingredients.",
+            hint="Name one run, or give one value.",
+        )
+    kept: list[list[Ingredient]] = []
+    left = parameters
+    for group, run in zip(groups, runs, strict=True):
+        if not run:
+            kept.append(list(group))
+            continue
+        numbers, left = selection.picks(len(group), **parameters)
+        taken = [group[number] for number in numbers]
+        if not tried:
+            weights = {str(place): each.weight for place, each in enumerate(taken)}
+            weighed = selection.function(weights, None, **left).weights
+            taken = [taken[int(place)].model_copy(update={"weight": weight}) for place, weight in weighed.items()]
+        kept.append(taken)
+    return kept, Named(name=selection.name, **(left if tried else {}))
 
 
 def _one_each(
@@ -244,19 +229,6 @@ def _has_weights(folder: Path) -> bool:
     return _is_model(folder) and any(
         re.match(r"(pytorch_|adapter_)?model.*\.(safetensors|bin)", p.name) for p in folder.iterdir()
     )
-
-
-def _window(recipe: Recipe) -> _Window | None:
-    if not averages_run(recipe):
-        return None
-    from hf_soup.methods import METHODS
-
-    require_named("method", recipe.method, METHODS, several=True)
-    parameters = {**METHODS[recipe.method.name].parameters, **recipe.method.parameters}
-    last, stride = parameters["last"], parameters["stride"]
-    tried = isinstance(last, list) or isinstance(stride, list)
-    lasts, strides = (tuple(value) if isinstance(value, list) else (value,) for value in (last, stride))
-    return _Window(lasts, strides, tried)
 
 
 def _folder(each: Ingredient) -> Path:
@@ -323,7 +295,7 @@ def _head(named: Ingredient, number: int, runs: Sequence[_Run | None], kept: Seq
     if len(kept) > number and runs[number] and (run := runs[number]) and run.checkpoints:
         return kept[number][-1].model
     if all(named not in group for group in kept):
-        raise RecipeError(f"`heads` is '{named}', which does not go in, as `last` and `stride` say.")
+        raise RecipeError(f"`heads` is '{named}', which does not go in, as the selection says.")
     return str(named)
 
 
@@ -334,15 +306,20 @@ def _note(message: str, *who: str) -> Finding:
     return Finding("training-run", message, who)
 
 
-def _said(run: _Run, kept: Sequence[Ingredient]) -> Finding:
-    names, count = [f"{run.name}/{Path(each.model).name}" for each in kept], len(run.checkpoints)
+def _said(run: _Run, count: int, kept: Sequence[Ingredient], select: Named | None) -> Finding:
+    """Which of so many checkpoints go in, and who picked them."""
+    names = [f"{run.name}/{Path(each.model).name}" for each in kept]
     which = "its checkpoints go" if len(names) == count else f"{len(names)} of its {count} checkpoints go"
-    return _note(f"{run.name} is a run: {which} in, {some(names, 12)}.", run.name)
+    how = ""
+    if select:
+        parameters = "".join(f", {name} {value}" for name, value in select.parameters.items())
+        how = f" ({select.name}{parameters})"
+    return _note(f"{run.name} is a run: {which} in, {some(names, 12)}{how}.", run.name)
 
 
 def _beside(recipe: Recipe) -> tuple[Finding, ...]:
     """That a model has checkpoints beside it, which may be what is meant."""
     (each,) = recipe.ingredients
     count, name = len(_checkpoints(each)), _folder(each).resolve().name
-    message = f"{name} has a model and {count} checkpoints of a run; `--method swa`, lawa or ema averages those."
+    message = f"{name} has a model and {count} checkpoints of a run; `--select run_average` averages those."
     return (_note(message, name),) if count else ()

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
         MAX_STATISTICS_BYTES as MAX_STATISTICS_BYTES,
         UNREADABLE as UNREADABLE,
         StatisticsStore as StatisticsStore,
-        learns_coefficients as learns_coefficients,
         needs_statistics as needs_statistics,
         read_contents as read_contents,
         statistics_folder as statistics_folder,

@@ -30,7 +30,6 @@ class _File(NamedTuple):
     descriptor: int
     places: Mapping[str, TensorInfo]
     transposed: frozenset[str]  # weights that are stored as (in, out)
-    entropy: tuple[float, float] = (0.0, 0.0)  # of learned coefficients: before, and after
 
 
 class StatisticsStore:
@@ -102,35 +101,15 @@ class StatisticsStore:
             if any(name not in file.places for file in files.values()):
                 yield name
 
-    def learned(self) -> tuple[list[float], tuple[float, float]] | None:
-        """Where coefficients were learned, the mean of each source's, and the entropy before and after."""
-        for kind, files in self._files.items():
-            if kind.startswith("coefficients-"):
-                means = []
-                for file in files.values():
-                    read = torch.empty(len(file.places))
-                    for number, place in enumerate(file.places.values()):
-                        read_all(file.descriptor, bytes_of(read[number : number + 1].view(torch.uint8)), place.offset)
-                    means.append(float(read.double().mean()))
-                return means, file.entropy
-        return None
-
 
 def needs_statistics(call: MethodCall) -> bool:
     """Whether a method asks for statistics."""
     return bool(METHODS[call.method].statistics)
 
 
-def learns_coefficients(call: MethodCall) -> bool:
-    """Whether a method asks for what is learned of all ingredients together."""
-    return METHODS[call.method].statistics == "coefficients"
-
-
 def statistics_kind(call: MethodCall) -> str:
-    """Which statistics a method asks for, of how many examples, ``fisher-256``, and how they are learned."""
+    """Which statistics a method asks for, and of how many examples: ``fisher-256``."""
     method = METHODS[call.method]
-    if learns_coefficients(call):
-        return f"{method.statistics}-{json.dumps({**method.parameters, **call.parameters}, sort_keys=True)}"
     return f"{method.statistics}-{call.parameters.get('examples', method.parameters['examples'])}"
 
 
@@ -151,15 +130,14 @@ def _opened(stack: ExitStack, path: Path) -> _File:
         raise _lost(printable(str(error))) from None
 
 
-def read_contents(path: Path) -> tuple[dict[str, TensorInfo], frozenset[str], tuple[float, float]]:
+def read_contents(path: Path) -> tuple[dict[str, TensorInfo], frozenset[str]]:
     """What a file holds, as in `_File`; raises `UNREADABLE`."""
     read = reader_of(path)
     header = read_header(read, path.name, path.stat().st_size, "a soup's examples")
     length = int.from_bytes(read(path.name, 0, 8), "little")
     about = json.loads(read(path.name, 8, 8 + length))["__metadata__"]
-    before, after = json.loads(about.get("entropy", "[0, 0]"))
     places = {tensor.name: tensor for tensor in header}
-    return places, frozenset(json.loads(about["turned"])), (float(before), float(after))
+    return places, frozenset(json.loads(about["turned"]))
 
 
 def _lost(reason: str) -> MergeError:

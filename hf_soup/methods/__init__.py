@@ -19,19 +19,15 @@ What else a method needs it asks for by the name of a parameter without a defaul
 
 from __future__ import annotations
 
-import inspect
 import math
-import re
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from importlib import import_module
-from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from hf_soup._util.registry import Registered, Registry, Within as Within
 
 Function = Callable[..., Tensor]
 
@@ -43,34 +39,11 @@ SLICE = 1 << 18
 
 
 @dataclass(frozen=True)
-class Within:
-    """The numbers that a parameter may have, as an interval in brackets: ``Annotated[float, Within("(0, 1]")]``.
-
-    >>> 0 in Within("(0, 1]"), 1 in Within("(0, 1]"), 7 in Within("[0, inf)")
-    (False, True, True)
-    """
-
-    interval: str
-
-    def __contains__(self, value: float) -> bool:
-        found = re.fullmatch(r"([\[(])(\S+), (\S+)([\])])", self.interval)
-        assert found, f"{self.interval} is no interval"
-        low, high = float(found[2]), float(found[3])
-        return (low <= value if found[1] == "[" else low < value) and (
-            value <= high if found[4] == "]" else value < high
-        )
-
-    def __str__(self) -> str:
-        return self.interval
-
-
-@dataclass(frozen=True)
-class Method:
+class Method(Registered):
     r"""A registered method.
 
     Args:
-        name: As recipes spell it.
-        function: ``function(tensors, weights, **parameters) -> Tensor``.
+        name, function: ``function(tensors, weights, **parameters) -> Tensor``.
         elementwise: Whether slices give what whole tensors give, once it is ``measured``.
         neutral: Parameters with which equal ingredients return themselves; a function where one depends on the sum of
             their shares. None where there are no such, which its docstring explains.
@@ -91,7 +64,6 @@ class Method:
             whole tensors, or of their task vectors.
     """
 
-    name: str
     function: Function
     elementwise: bool
     neutral: Mapping[str, Any] | None
@@ -101,40 +73,13 @@ class Method:
     least: int = 1
     most: int | None = None
     ordered: bool = False
-    statistics: Literal["", "fisher", "gram", "coefficients"] = ""
+    statistics: Literal["", "fisher", "gram"] = ""
     measure: Callable[..., Any] | None = None
 
     @property
     def whole(self) -> bool:
         """Whether a tensor is worked on at once, by one thread: it is held, or measured first."""
         return not self.elementwise or self.measure is not None
-
-    @cached_property
-    def _signature(self) -> Mapping[str, inspect.Parameter]:
-        parameters = inspect.signature(self.function).parameters
-        return {name: each for name, each in parameters.items() if each.kind is inspect.Parameter.KEYWORD_ONLY}
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """Parameters and their defaults."""
-        return {name: each.default for name, each in self._signature.items() if each.default is not each.empty}
-
-    @property
-    def given(self) -> tuple[str, ...]:
-        """What the engine hands in: parameters without a default."""
-        return tuple(name for name, each in self._signature.items() if each.default is each.empty)
-
-    @cached_property
-    def allowed(self) -> dict[str, Within | tuple[str, ...]]:
-        """The interval or the words that a parameter may have, where it may not have any value of its type."""
-        found: dict[str, Within | tuple[str, ...]] = {}
-        for name, hint in get_type_hints(self.function, include_extras=True).items():
-            if typing.get_origin(hint) is typing.Literal:
-                found[name] = typing.get_args(hint)
-            for each in getattr(hint, "__metadata__", ()):
-                if isinstance(each, Within):
-                    found[name] = each
-        return found
 
     @property
     def takes(self) -> str:
@@ -148,7 +93,7 @@ class Method:
         return {name: value(total) if callable(value) else value for name, value in (self.neutral or {}).items()}
 
 
-METHODS: dict[str, Method] = {}
+METHODS: Registry[Method] = Registry("method")
 
 
 def merge_method(
@@ -157,8 +102,7 @@ def merge_method(
     """Register a function as a method under its own name, with the properties of `Method`."""
 
     def register(function: Function) -> Function:
-        name = function.__name__
-        METHODS[name] = Method(name, function, elementwise, neutral, **properties)
+        METHODS.add(Method(function.__name__, function, elementwise, neutral, **properties))
         return function
 
     return register
@@ -255,11 +199,7 @@ def _to_odd(near: Tensor, wide: Tensor) -> Tensor:
     return near
 
 
-for _file in sorted(Path(__file__).parent.glob("[a-z]*.py")):
-    import_module(f"{__name__}.{_file.stem}")
-for _name in sorted(METHODS):  # not as they import each other
-    METHODS[_name] = METHODS.pop(_name)
+METHODS.load_package(__name__)
 
 # Behind what it imports from here.
 from hf_soup.methods._ranks import Mapper as Mapper, count_kept as count_kept, ranked as ranked  # noqa: E402
-from hf_soup.methods._recent import recent as recent  # noqa: E402

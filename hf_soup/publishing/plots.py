@@ -93,7 +93,7 @@ def draw_barriers(path: Path, summary: Mapping[str, Any]) -> None:
 
 
 def draw_curve(path: Path, report: SoupReport) -> None:
-    """Write what a method's parameters do as PNG: scores by value, and test scores against the validation score.
+    """Write what parameters do as PNG: scores by value, and test scores against the validation score.
 
     The second is the picture of WiSE-FT (Wortsman et al., arXiv:2109.01903): what a step costs or gains on the data
     that were fine-tuned for, against what it does on others.
@@ -110,7 +110,7 @@ def draw_curve(path: Path, report: SoupReport) -> None:
     varied = [key for key in points[0].parameters if len({repr(point.parameters[key]) for point in points}) > 1]
     said = [", ".join(f"{point.parameters[key]:g}" for key in varied) for point in points]
     places = [point.parameters[varied[0]] for point in points] if len(varied) == 1 else list(range(len(points)))
-    chosen = points.index(next(p for p in points if p.parameters == report.parameters))
+    chosen = max(range(len(points)), key=lambda place: points[place].score)
     for title in points[0].scores:
         values = [100 * point.scores[title].value for point in points]
         style = "o--" if title in report.validation else "o-"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         needs_base as needs_base,
         searched as searched,
         settled as settled,
+        with_method_of_selection as with_method_of_selection,
     )
     from hf_soup.recipe.schema import (
         JUDGEMENTS as JUDGEMENTS,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         Ingredient as Ingredient,
         Models as Models,
         Named as Named,
+        Override as Override,
         Recipe as Recipe,
         Scoring as Scoring,
         as_recipe as as_recipe,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hf_soup._util.text import some
 from hf_soup.errors import RecipeError
 from hf_soup.recipe.schema import Named, Recipe
+from hf_soup.selection import SELECTIONS
 
 if TYPE_CHECKING:
     from hf_soup.methods import Method
@@ -79,6 +80,12 @@ class Mixture:
     def is_linear(self) -> bool:
         """Whether every tensor is a weighted mean, or sum, with the same shares."""
         return self.method.method == "linear" and not self.tensor_methods and not self.tensor_weights
+
+
+def with_method_of_selection(recipe: Recipe) -> Recipe:
+    """The recipe with the method that its selection finds weights for, where it brings one."""
+    method = SELECTIONS[recipe.select.name].method
+    return recipe.model_copy(update={"method": Named(**method)}) if method else recipe
 
 
 #: The key of a parameter that changes over the layers.
@@ -155,26 +162,25 @@ def _matching(key: str, pattern: str, names: Mapping[str, object]) -> list[str]:
     return matching
 
 
-def grid(recipe: Recipe) -> list[dict[str, Any]]:
-    """The points at which a method's parameters are to be tried: every combination of those that are lists.
+def grid(named: Named) -> list[dict[str, Any]]:
+    """The points at which the parameters of a method or selection are to be tried: every combination of lists.
 
-    >>> recipe = Recipe(ingredients=["acme/a"], method={"name": "wise_ft", "alpha": [0.0, 1.0]})
-    >>> grid(recipe)
+    >>> grid(Named(name="wise_ft", alpha=[0.0, 1.0]))
     [{'alpha': 0.0}, {'alpha': 1.0}]
     """
-    parameters = recipe.method.parameters
+    parameters = named.parameters
     values = [value if isinstance(value, list) else [value] for value in parameters.values()]
     return [dict(zip(parameters, point, strict=True)) for point in itertools.product(*values)]
 
 
-def searched(recipe: Recipe) -> list[str]:
+def searched(named: Named) -> list[str]:
     """Names of the parameters that are to be chosen on validation data."""
-    return [name for name, value in recipe.method.parameters.items() if isinstance(value, list)]
+    return [name for name, value in named.parameters.items() if isinstance(value, list)]
 
 
 def settled(recipe: Recipe, parameters: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe with one value for each parameter of its method: those given, or the first of every list."""
-    chosen = grid(recipe)[0] if parameters is None else parameters
+    chosen = grid(recipe.method)[0] if parameters is None else parameters
     return recipe.model_copy(update={"method": Named(name=recipe.method.name, **chosen)})
 
 

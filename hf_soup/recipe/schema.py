@@ -358,11 +358,11 @@ class Recipe(_Value):
     @model_validator(mode="after")
     def _layers_fit(self) -> Self:
         for pattern, weights in self.tensor_weights.items():
-            if len(weights) != len(self.ingredients) or not any(weights) or not math.isfinite(sum(weights)):
+            if len(weights) != len(self.ingredients) or not math.isfinite(sum(weights)):
                 shown = ", ".join(f"{weight:g}" for weight in weights)
                 raise ValueError(
                     f"`tensor_weights` gives '{pattern}' the weights ({shown}); it takes a finite one for each of the "
-                    f"{len(self.ingredients)} ingredients, not all of them zero"
+                    f"{len(self.ingredients)} ingredients"
                 )
         return self
 

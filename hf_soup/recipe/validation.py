@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hf_soup._util.registry import Registry
 from hf_soup.errors import RecipeError
 from hf_soup.recipe.mixture import DEPTH, methods_of
 from hf_soup.recipe.schema import Named, Recipe
@@ -28,9 +29,9 @@ def require_methods(recipe: Recipe) -> None:
     """
     from hf_soup.methods import METHODS
 
-    require_named("method", recipe.method, METHODS, several=True)
+    require_named("method", recipe.method, METHODS, lists=True, depth=True)
     for override in recipe.overrides:
-        require_named(f"overrides: '{override.tensors}'", override.method, METHODS)
+        require_named(f"overrides: '{override.tensors}'", override.method, METHODS, depth=True)
     count = sum(each.weight != 0 for each in recipe.ingredients)
     for method in methods_of(recipe):
         if count < method.least or (method.most is not None and count > method.most):
@@ -94,14 +95,17 @@ def _require_together(method: Method, weights: Sequence[float], parameters: Mapp
         raise RecipeError(f"{method.name} with {shown or 'its defaults'}: {error}") from None
 
 
-def require_named(title: str, wanted: Named, registry: Mapping[str, Any], *, several: bool = False) -> None:
+def require_named(
+    title: str, wanted: Named, registry: Registry[Any], *, lists: bool = False, depth: bool = False
+) -> None:
     """Refuse a method or selection that does not exist, and parameters that it does not have.
 
     Args:
         title: The key of the recipe.
         wanted: What stands there.
         registry: What there is.
-        several: Whether a number may be a list of those to choose from.
+        lists: Whether a number may be a list of those to choose from.
+        depth: Whether one may change over the layers.
     """
     known = registry.get(wanted.name)
     if known is None:
@@ -113,10 +117,10 @@ def require_named(title: str, wanted: Named, registry: Mapping[str, Any], *, sev
             hint += f" A recipe has '{min(unknown & Recipe.model_fields.keys())}' beside `method`."
         raise RecipeError(f"{wanted.name} has no parameter '{min(unknown)}'.", hint=hint)
     for name, value in wanted.parameters.items():
-        default, allowed = known.parameters[name], getattr(known, "allowed", {}).get(name)
-        numeric = hasattr(known, "allowed") and type(default) in (int, float)
+        default, allowed = known.parameters[name], known.allowed.get(name)
+        numeric = type(default) in (int, float)
         values = [value]
-        if numeric and isinstance(value, Mapping):
+        if numeric and depth and isinstance(value, Mapping):
             points = value.get(DEPTH)
             if set(value) != {DEPTH} or not isinstance(points, list) or len(points) < 2 or type(default) is int:
                 raise RecipeError(
@@ -124,19 +128,19 @@ def require_named(title: str, wanted: Named, registry: Mapping[str, Any], *, sev
                     f"whole, written `{{{DEPTH}: [first, …, last]}}`."
                 )
             values = points
-        elif numeric and several and isinstance(value, list) and value:
+        elif numeric and lists and isinstance(value, list) and value:
             values = value
         for each in values:
-            _require_value(wanted.name, name, each, default, allowed, several=several and numeric)
+            _require_value(wanted.name, name, each, default, allowed, lists=lists and numeric)
 
 
-def _require_value(owner: str, name: str, value: object, default: object, allowed: Any, *, several: bool) -> None:
+def _require_value(owner: str, name: str, value: object, default: object, allowed: Any, *, lists: bool) -> None:
     fits = isinstance(value, int | float) if type(default) is float else type(value) is type(default)
     if isinstance(value, int | float) and not abs(value) <= sys.float_info.max:
         raise RecipeError(f"{owner}: '{name}' is {value!r}; it is a finite number, such as {default!r}.")
     words = isinstance(allowed, tuple)
     if not words and (not fits or (isinstance(value, bool) and type(default) is not bool)):
-        more = ", or several in a list, to take what is best on validation data" if several else ""
+        more = ", or several in a list, to take what is best on validation data" if lists else ""
         kind = type(default).__name__
         raise RecipeError(f"{owner}: '{name}' is {value!r}; it is of type {kind}, such as {default!r}{more}.")
     if allowed is not None and value not in allowed:

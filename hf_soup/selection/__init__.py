@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from hf_soup._util.registry import Registered, Registry, Within as Within
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +46,32 @@ class Objective(Protocol):
         """That at a scale, and its derivatives with respect to ``shares``, of their shape, and ``scale``."""
 
 
+class EntropyObjective(Protocol):
+    """How sure soups are of their answers to calibration data, and the gradient of that.
+
+    ``coefficients`` are ``(tensors, n)`` float64, what task vectors are multiplied with beside the ingredients'
+    weights; ``rows`` are numbers of rows.
+    """
+
+    #: The tensors whose coefficients are learned, and all others, which are the mean.
+    tensors: Sequence[str]
+    others: Sequence[str]
+    #: What the data are called in messages.
+    title: str
+
+    def drawn(self, count: int, seed: int) -> NDArray[np.int64]:
+        """Numbers of so many rows, drawn at random; of all, where there are fewer."""
+
+    def mean(self, coefficients: NDArray[np.float64], rows: NDArray[np.int64]) -> float:
+        """The mean entropy of the answers to some rows, in nats."""
+
+    def gradient(self, coefficients: NDArray[np.float64], rows: NDArray[np.int64]) -> tuple[float, NDArray[np.float64]]:
+        """That, and its derivatives by ``coefficients``, of their shape."""
+
+    def progress(self, steps: int) -> object:
+        """Show that so many steps more are done."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One thing that a selection tried: the soup, its validation score, and whether it was kept."""
@@ -63,50 +89,51 @@ class Selected:
         weights: The shares of those that go in; where they differ from tensor to tensor, the mean over tensors.
         trace: Every step on the way.
         tensor_weights: Tensor → its own shares, in the order of ``weights``.
+        averaged: Of a selection that brings a method, tensors that are the mean all the same.
         normalize: Whether the soup is the weighted mean; else it is the plain weighted sum.
         history: Of a search that learned, an entry an epoch, as plain data.
+        notes: What a reader should know, a sentence each.
     """
 
     weights: Weights
     trace: tuple[Step, ...] = ()
     tensor_weights: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    averaged: tuple[str, ...] = ()
     normalize: bool = True
     history: tuple[Mapping[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Selection:
+class Selection(Registered):
     """A registered selection.
 
     Args:
-        name: Its name.
-        function: The selection.
-        needs_score: Whether it looks at validation data.
-        learns: If so, whether at its `Objective` instead of scores.
+        name, function: ``function(weights, score, **parameters) -> Selected``. It may ask for the recipe's ``seed``.
+        needs_score: Whether it looks at validation scores.
+        learns: Whether it gets an objective with a gradient in the place of scores: the validation ``loss``
+            (`Objective`), or the ``entropy`` of answers to calibration data (`EntropyObjective`).
         check: Refuses values of its parameters, given the weights, before anything is scored.
+        picks: ``picks(count, **parameters)``: of so many ingredients in order the numbers of those that go in at all,
+            so that only those are opened, and the parameters with which they are selected then.
+        method: The method with parameters that its weights are for, as a recipe has it; by default the mean.
     """
 
-    name: str
-    function: Callable[..., Selected]
     needs_score: bool
-    learns: bool = False
+    learns: Literal["", "loss", "entropy"] = ""
     check: Callable[..., None] = lambda weights, **parameters: None
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """Parameters and their defaults."""
-        signature = inspect.signature(self.function).parameters.values()
-        return {p.name: p.default for p in signature if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    picks: Callable[..., tuple[Sequence[int], dict[str, Any]]] | None = None
+    method: Mapping[str, Any] = field(default_factory=dict)
 
 
-SELECTIONS: dict[str, Selection] = {}
+SELECTIONS: Registry[Selection] = Registry("selection")
 
 
 def selection(*, needs_score: bool, **properties: Any) -> Callable[[Callable[..., Selected]], Callable[..., Selected]]:
-    """Register a function as a selection under its own name."""
+    """Register a function as a selection under its own name, with the properties of `Selection`."""
 
     def register(function: Callable[..., Selected]) -> Callable[..., Selected]:
-        SELECTIONS[function.__name__] = Selection(function.__name__, function, needs_score, **properties)
+        SELECTIONS.add(Selection(function.__name__, function, needs_score, **properties))
         return function
 
     return register
@@ -118,5 +145,4 @@ def best_first(weights: Weights, score: ScoreFunction) -> dict[str, float]:
     return dict(sorted(alone.items(), key=lambda entry: -entry[1]))
 
 
-for _name in ("best", "greedy", "learned", "pruned", "uniform"):
-    import_module(f"{__name__}.{_name}")
+SELECTIONS.load_package(__name__)

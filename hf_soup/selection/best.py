@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from hf_soup.errors import RecipeError
-from hf_soup.selection import ScoreFunction, Selected, Step, Weights, best_first, selection
+from hf_soup.selection import ScoreFunction, Selected, Step, Weights, Within, best_first, selection
 
 
 @selection(needs_score=True)
@@ -30,12 +32,12 @@ def best(weights: Weights, score: ScoreFunction) -> Selected:
 
 
 def _check(weights: Weights, *, k: int = 3) -> None:
-    if not 1 <= k <= len(weights):
-        raise RecipeError(f"top_k: `k` is {k}; it is a number from 1 to {len(weights)}, that of the ingredients.")
+    if k > len(weights):
+        raise RecipeError(f"top_k: `k` is {k}, and there are {len(weights)} ingredients.")
 
 
 @selection(needs_score=True, check=_check)
-def top_k(weights: Weights, score: ScoreFunction, *, k: int = 3) -> Selected:
+def top_k(weights: Weights, score: ScoreFunction, *, k: Annotated[int, Within("[1, inf)")] = 3) -> Selected:
     """The soup of the ``k`` ingredients that are best on the validation data.
 
     When:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from hf_soup.errors import RecipeError
+from typing import Literal
+
 from hf_soup.selection import ScoreFunction, Selected, Step, Weights, best_first, selection
 
 
-def _check(_: Weights, *, accept: str = ">=") -> None:
-    if accept not in (">=", ">"):
-        raise RecipeError(f"greedy: `accept` is '{accept}'; it is '>=' or '>'.")
-
-
-@selection(needs_score=True, check=_check)
-def greedy(weights: Weights, score: ScoreFunction, *, accept: str = ">=") -> Selected:
+@selection(needs_score=True)
+def greedy(weights: Weights, score: ScoreFunction, *, accept: Literal[">=", ">"] = ">=") -> Selected:
     """Start from the best one and keep each next with which the soup scores no worse.
 
     The ingredients are taken in the order of their own validation scores, best first, equal ones in the order of the

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated, Literal
 
 from hf_soup.errors import RecipeError, ScoringError
-from hf_soup.selection import Objective, Selected, Weights, selection
+from hf_soup.selection import Objective, Selected, Weights, Within, selection
 
 #: By what shares differ → the paper's learning rate and passes over its data.
 _PAPER = {"ingredient": (0.1, 3), "tensor": (0.05, 5)}
@@ -15,27 +16,18 @@ _STEPS = 100
 _MOST = 100_000
 
 
-def _check(_: Weights, *, by: str = "ingredient", constrain: str = "softmax", **numbers: float) -> None:
-    for name, value, known in (("by", by, tuple(_PAPER)), ("constrain", constrain, ("softmax", "none"))):
-        if value not in known:
-            raise RecipeError(f"learned: `{name}` is '{value}'; it is '{known[0]}' or '{known[1]}'.")
-    for name, least in (("epochs", 0), ("lr", 0), ("batch_size", 1), ("patience", 1), ("seed", 0)):
-        if not least <= numbers.get(name, least) < math.inf:
-            raise RecipeError(f"learned: `{name}` is {numbers[name]}; it is at least {least}.")
-
-
-@selection(needs_score=True, learns=True, check=_check)
+@selection(needs_score=True, learns="loss")
 def learned(
     weights: Weights,
     descent: Objective,
     *,
-    by: str = "ingredient",
-    constrain: str = "softmax",
-    epochs: int = 0,
-    lr: float = 0.0,
-    batch_size: int = 256,
-    patience: int = 10,
-    seed: int = 0,
+    seed: int,
+    by: Literal["ingredient", "tensor"] = "ingredient",
+    constrain: Literal["softmax", "none"] = "softmax",
+    epochs: Annotated[int, Within("[0, inf)")] = 0,
+    lr: Annotated[float, Within("[0, inf)")] = 0.0,
+    batch_size: Annotated[int, Within("[1, inf)")] = 256,
+    patience: Annotated[int, Within("[1, inf)")] = 10,
 ) -> Selected:
     r"""Learn the shares that minimise the validation loss.
 
@@ -59,6 +51,7 @@ def learned(
     Args:
         weights: The ingredients and their shares.
         descent: The validation loss and its gradient.
+        seed: The recipe's: of the rows that are kept apart, and of the order of the others.
         by: ``ingredient``, one share for each; or ``tensor``, one for each in every tensor.
         constrain: ``softmax``: shares are positive and sum to one; ``none``: they are any numbers, and the soup is the
             plain weighted sum.
@@ -67,7 +60,6 @@ def learned(
         lr: Learning rate; 0 for the paper's 0.1 (0.05 by tensor).
         batch_size: Rows a step.
         patience: Epochs without a lower loss after which it stops.
-        seed: Of the rows that are kept apart, and of the order of the others.
 
     Raises:
         RecipeError: There would be more shares than a recipe holds.

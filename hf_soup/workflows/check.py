@@ -10,11 +10,20 @@ from pathlib import Path
 from hf_soup import hub
 from hf_soup._util.logs import ALLOWED, PrintableLogger
 from hf_soup._util.text import some
-from hf_soup.evaluation import require_looked_at, running_statistics
+from hf_soup.evaluation import looks_at_calibration, running_statistics
 from hf_soup.hub import Token
 from hf_soup.ingredients import ResolvedIngredients, expand_runs, resolve_ingredients, within_a_run
 from hf_soup.lineage import AlignmentOptions, LineageReport, check_lineage
-from hf_soup.recipe import Finding, Models, Recipe, as_recipe, ingredients_set_apart, needs_base, with_allowed
+from hf_soup.recipe import (
+    Finding,
+    Models,
+    Recipe,
+    as_recipe,
+    ingredients_set_apart,
+    needs_base,
+    with_allowed,
+    with_method_of_selection,
+)
 from hf_soup.workflows.prepare import (
     CheckedModels,
     ingredients_to_fetch,
@@ -53,7 +62,7 @@ def check(
     recipe, runs = expand_runs(
         as_recipe(models, base_model=base, allow=allow, allow_pickle=allow_pickle or None), checks=True
     )
-    lineage = _examine(resolve_ingredients(recipe, token=token), runs, token)
+    lineage = _examine(resolve_ingredients(with_method_of_selection(recipe), token=token), runs, token)
     # With the headers, indexes and cards of the ingredients.
     return replace(lineage, transferred_bytes=hub.traffic() - before)
 
@@ -114,8 +123,9 @@ def checked_models(asked: Recipe, runs: Sequence[Finding], token: Token) -> Chec
     for reason in runs:
         logger.info(f"[{reason.code}] {reason.message}")
     lineage = _examine(ingredients, runs, token)
-    require_looked_at(ingredients.recipe, lineage.models)
     lineage.raise_if_refused()
+    if ingredients.recipe.calibration and not looks_at_calibration(ingredients.recipe, lineage.models):
+        logger.warning("nothing looks at `calibration`: the method needs none, and no batch normalisation is there")
     for reason in lineage.reasons:
         if reason not in runs:
             noted = logging.INFO if reason.code == "second-order" else ALLOWED if reason.allowed else logging.WARNING

@@ -55,7 +55,7 @@ from hf_soup.merging import (
     weight_files_of,
 )
 from hf_soup.publishing import MergedModels, Soup, resolve_recipe, soup_report, write_folder
-from hf_soup.recipe import Mixture, Models, Recipe, as_recipe
+from hf_soup.recipe import Mixture, Models, Recipe, as_recipe, with_method_of_selection
 from hf_soup.selection import SELECTIONS
 from hf_soup.workflows.check import checked_models
 from hf_soup.workflows.estimate import estimated_seconds
@@ -149,10 +149,10 @@ def _cook(recipe: Models | Update, changes: Mapping[str, Any], out: Path, stream
         require_unchanged(models.fetched.checkpoints)
         with workspace.disk_errors():
             merged = recalibrate_batch_norm(merged, used.plan.layout, workspace.folder, own.calibration)
-            used = _with_notes(used, merged)
+            used = _with_notes(used, choice, merged)
             results = (
                 _evaluated(models, plan, choice, candidates, own, SavedModel(workspace.folder, merged.digest))
-                if candidates
+                if candidates and data.scored
                 else None
             )
             context.processes.broadcast(None)  # and so are all reports
@@ -177,7 +177,7 @@ def _checked(
         logger.info(f"{update.soup}: the Hub was not reached; the last version is the one in the cache")
     for note in update.left_out if update else ():
         logger.info(note)
-    return replace(checked_models(asked, runs, context.token), update=update)
+    return replace(checked_models(with_method_of_selection(asked), runs, context.token), update=update)
 
 
 @contextmanager
@@ -187,11 +187,11 @@ def _data(models: CheckedModels, plan: Plan, workspace: Workspace, context: RunC
     with ExitStack() as stack:
         with workspace.disk_errors():
             template = stack.enter_context(model_template(models.lineage.models, plan.layout.dtype))
-        if models.recipe.validation or models.recipe.test:
-            require_memory(plan.layout, learns=learns)
+        if models.recipe.validation or models.recipe.test or learns:
+            require_memory(plan.layout, learns=bool(learns))
         data = load_data(models.recipe, template, context)
         log_notes(data)
-        require_rows(models.recipe, data, learns=learns)
+        require_rows(models.recipe, data, learns=learns == "loss")
         require_variance(plan.layout, data.calibration)
         yield data
 
@@ -199,12 +199,12 @@ def _data(models: CheckedModels, plan: Plan, workspace: Workspace, context: RunC
 def _candidates(
     models: CheckedModels, plan: Plan, data: EvaluationData, context: RunContext, stack: ExitStack
 ) -> Candidates | None:
-    """Scores of candidates, as long as a stack lasts; None where nothing is scored."""
-    if not data.scored:
+    """Scores of candidates, as long as a stack lasts; None where nothing is scored, and nothing learned."""
+    if not data.scored and not SELECTIONS[models.recipe.select.name].learns:
         return None
     paths = fetch_weights(models.fetched.checkpoints, quiet=context.quiet)
     if data.calibration:  # what each ingredient shows by itself, at once
-        collect_statistics(with_statistics(plan, data.calibration, learned=False), lambda: paths, data.calibration)
+        collect_statistics(with_statistics(plan, data.calibration), lambda: paths, data.calibration)
     ingredients = models.space(plan).alone()
     return stack.enter_context(Candidates(plan.layout, paths, data, context, ingredients))
 
@@ -243,12 +243,12 @@ def _merged(used: MergedModels, workspace: Workspace, stream: bool, context: Run
     return merge(used.plan, supply, workspace, world=processes, threads=context.threads, quiet=context.quiet)
 
 
-def _with_notes(used: MergedModels, merged: MergeResult) -> MergedModels:
+def _with_notes(used: MergedModels, choice: Choice, merged: MergeResult) -> MergedModels:
     """With what a reader should know of the files, which is logged."""
     for name in merged.differing:
         logger.warning(f"the ingredients disagree on '{name}', which is not averaged; the first one's is kept")
     collected = merged.batch_norm.notes if merged.batch_norm else ()
-    notes = (*about_files(used.leaves), *statistics_notes(used.plan), *collected)
+    notes = (*about_files(used.leaves), *choice.selected.notes, *statistics_notes(used.plan), *collected)
     for note in notes:
         logger.info(note)
     return replace(used, notes=notes)

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 from hf_soup.errors import RecipeError
-from hf_soup.recipe import MAX_POINTS, Recipe, is_average, methods_of, require_methods, require_named, searched
+from hf_soup.recipe import (
+    MAX_POINTS,
+    Recipe,
+    grid,
+    is_average,
+    methods_of,
+    require_methods,
+    require_named,
+    searched,
+)
 from hf_soup.selection import SELECTIONS, Selection
 
 
@@ -19,14 +27,14 @@ def validate(recipe: Recipe, *, stream: bool = False) -> None:
             hint="Cook without --stream, or leave `validation` and `test` out and score the soup afterwards.",
         )
     require_methods(recipe)
-    require_named("select", recipe.select, SELECTIONS)
+    require_named("select", recipe.select, SELECTIONS, lists=True)
     if stream and any("cutoffs" in method.given for method in methods_of(recipe)):
         raise RecipeError(
             f"`--stream` reads every file once, and {recipe.method.name} first looks at all task vectors to trim them.",
             hint="Cook without --stream.",
         )
-    require_examples(recipe, stream=stream)
     selection = SELECTIONS[recipe.select.name]
+    require_examples(recipe, stream=stream, selection=selection)
     _require_fitting(recipe, selection)
     if selection.needs_score and not recipe.validation:
         raise RecipeError(
@@ -56,7 +64,9 @@ def _require_fitting(recipe: Recipe, selection: Selection) -> None:
         method for method, override in zip(others, recipe.overrides, strict=True)
         if not method.sums and override.method.parameters.get("normalize", True)
     ]  # fmt: skip
-    shares = [("weight", [each.weight for each in recipe.ingredients]), *recipe.tensor_weights.items()]
+    shares: list[tuple[str, Sequence[float]]] = [("weight", [each.weight for each in recipe.ingredients])]
+    if first in divides:
+        shares += recipe.tensor_weights.items()
     for title, weights in shares if divides else ():
         if min(weights) < 0:
             raise RecipeError(
@@ -64,45 +74,66 @@ def _require_fitting(recipe: Recipe, selection: Selection) -> None:
                 hint="A weight may be below zero with `method: {name: linear, normalize: false}` or "
                 "`method: task_arithmetic`.",
             )
+        if not any(weights):
+            raise RecipeError(
+                f"`tensor_weights` gives '{title}' no weight but zero, and {divides[0].name} divides by their sum."
+            )
     if selection.needs_score and any(each.weight < 0 for each in recipe.ingredients):
         raise RecipeError(f"`select: {selection.name}` tries ingredients alone, and one has a weight below zero.")
     if selection.learns and not is_average(recipe):
-        given = "a plain sum" if first.name == "linear" else first.name
+        named = "there are `overrides`" if recipe.overrides else f"`method` is {first.name}"
+        brings = f"task vectors, by `method: {selection.method['name']}`" if selection.method else "an average"
         raise RecipeError(
-            f"`select: {selection.name}` learns the shares of an average, and "
-            + ("there are `overrides`." if recipe.overrides else f"`method` is {given}."),
-            hint="Leave them out. `select: {name: learned, constrain: none}` learns the shares of a plain sum.",
+            f"`select: {selection.name}` learns the weights of {brings}, and {named}.",
+            hint="Leave `method` and `overrides` out."
+            + ("" if selection.method else " `select: {name: learned, constrain: none}` learns those of a plain sum."),
         )
-    if recipe.tensor_weights and (selection.needs_score or first.name != "linear" or recipe.overrides):
-        raise RecipeError(
-            f"`tensor_weights` goes with `select: uniform` and `method: linear`, not with "
-            f"{selection.name} and {'`overrides`' if recipe.overrides else first.name}.",
-        )
-    if recipe.stability_repeats and (not recipe.validation or recipe.tensor_weights):
-        lacking = "has `tensor_weights`, which nobody chooses" if recipe.validation else "has no `validation`"
+    if recipe.tensor_weights and (selection.needs_score or selection.learns):
+        raise RecipeError(f"`select: {selection.name}` chooses weights, and the recipe has `tensor_weights` already.")
+    if recipe.stability_repeats and (not recipe.validation or recipe.tensor_weights or selection.learns == "entropy"):
+        lacking = "has no `validation`"
+        if recipe.tensor_weights:
+            lacking = "has `tensor_weights`, which nobody chooses"
+        elif recipe.validation:
+            lacking = "chooses by examples without labels"
         raise RecipeError(
             f"`stability_repeats` chooses again on halves of the validation rows, and the recipe {lacking}."
         )
-    used = [str(number) for number, each in enumerate(recipe.ingredients) if each.weight]
-    selection.check(dict.fromkeys(used, 1.0), **recipe.select.parameters)
-    several = searched(recipe)
-    points = math.prod(len(recipe.method.parameters[name]) for name in several)
-    if points > MAX_POINTS:
-        raise RecipeError(f"`method` asks to try {points:,} combinations of values; at most {MAX_POINTS:,} are tried.")
-    if several and not recipe.validation:
-        raise RecipeError(
-            f"`method` gives '{several[0]}' several values, and the recipe has no `validation` to choose by.",
-            hint="Add `validation`, or give one value.",
-        )
+    _require_lists(recipe, selection)
+    used = dict.fromkeys((str(number) for number, each in enumerate(recipe.ingredients) if each.weight), 1.0)
+    for point in grid(recipe.select):
+        selection.check(used, **point)
 
 
-def require_examples(recipe: Recipe, *, stream: bool) -> None:
+def _require_lists(recipe: Recipe, selection: Selection) -> None:
+    """Refuse lists of values that nobody could choose from."""
+    lists = {key: named for key in ("select", "method") if searched(named := getattr(recipe, key))}
+    if len(lists) > 1:
+        raise RecipeError("`select` and `method` both have values to choose from; one of the two may.")
+    for key, named in lists.items():
+        several = searched(named)
+        points = math.prod(len(named.parameters[name]) for name in several)
+        if points > MAX_POINTS:
+            raise RecipeError(
+                f"`{key}` asks to try {points:,} combinations of values; at most {MAX_POINTS:,} are tried."
+            )
+        if key == "select" and selection.learns:
+            raise RecipeError(f"{selection.name} learns once, so '{several[0]}' takes one value.")
+        if not recipe.validation:
+            raise RecipeError(
+                f"`{key}` gives '{several[0]}' several values, and the recipe has no `validation` to choose by.",
+                hint="Add `validation`, or give one value.",
+            )
+
+
+def require_examples(recipe: Recipe, *, stream: bool, selection: Selection) -> None:
     """Refuse a method that looks at examples without any, and examples that are test data.
 
-    Whether anything looks at them is known when the models are: `hf_soup.evaluation.require_looked_at`.
+    Whether anything looks at them is known when the models are: `hf_soup.evaluation.looks_at_calibration`.
     """
-    every = methods_of(recipe)
-    name = next((method.name for method in every if method.statistics), "")
+    name = next((method.name for method in methods_of(recipe) if method.statistics), "")
+    if selection.learns == "entropy":
+        name = selection.name
     if name and stream:
         raise RecipeError(
             f"`--stream` drops every file after its last use, and {name} first runs all ingredients on examples.",
@@ -125,18 +156,3 @@ def require_examples(recipe: Recipe, *, stream: bool) -> None:
         raise RecipeError(
             f"{name}: 'examples' takes one number; more examples tell more, so there is nothing to choose."
         )
-    learning: dict[str, dict[str, Any]] = {}
-    for named, method in zip((recipe.method, *(each.method for each in recipe.overrides)), every, strict=True):
-        if method.statistics == "coefficients":
-            for key, value in named.parameters.items():
-                if isinstance(value, list | Mapping):
-                    raise RecipeError(f"{method.name}: '{key}' takes one number, as all tensors are learned together.")
-            parameters = method.parameters | dict(named.parameters)
-            other = learning.setdefault(method.name, parameters)
-            if other != parameters:
-                key = next(key for key in parameters if parameters[key] != other[key])
-                raise RecipeError(
-                    f"{method.name} learns all its tensors together, and '{key}' is {other[key]!r} and "
-                    f"{parameters[key]!r}.",
-                    hint="Give it the same parameters everywhere.",
-                )

@@ -34,7 +34,6 @@ from hf_soup.evaluation import (
     looks_at_examples,
     model_template,
     recalibrate_batch_norm,
-    require_looked_at,
     with_statistics,
 )
 from hf_soup.hub import ASSETS, INDEX, SINGLE, Token, may_pass
@@ -324,7 +323,6 @@ def _cooked_again(
         who = [name for reason in refusals for name in reason.ingredients]
         raise IncompatibleError("\n".join(["Its ingredients cannot be averaged:", *told]), subjects=who)
     models = replace(models, asset_sources=ancestor)
-    require_looked_at(recipe, models)
     leaves = with_base_if_needed(recipe, ingredients_to_fetch(recipe, models), base)
     plan = plan_of(recipe, models, leaves)
     with (

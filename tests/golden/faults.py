@@ -262,18 +262,18 @@ FAULTS: dict[str, dict[str, Any]] = {
     "a method without examples": _cook(method="fisher"),
     "examples for nothing": _cook(calibration=EXAMPLES),
     "examples that are a report": _cook(method="fisher", calibration={**ROWS, "dataset": "report.csv"}, test=REPORT),
-    "a run of plain models": {"recipe": {"ingredients": [A], "method": "swa"}},
-    "one checkpoint": {"recipe": {"ingredients": ["sweep/run-1"], "method": {"name": "swa", "last": 1}}},
+    "a run of plain models": {"recipe": {"ingredients": [A], "select": "run_average"}},
+    "one checkpoint": {"recipe": {"ingredients": ["sweep/run-1"], "select": {"name": "run_average", "last": 1}}},
     "a run with a broken checkpoint": {
-        "recipe": {"ingredients": ["odd-{name}"], "method": "swa"}, "make": _run_with_a_hole
+        "recipe": {"ingredients": ["odd-{name}"], "select": "run_average"}, "make": _run_with_a_hole
     },
     "a run that is half-written": {
-        "recipe": {"ingredients": ["odd-{name}"], "method": "swa"}, "make": _run_half_written
+        "recipe": {"ingredients": ["odd-{name}"], "select": "run_average"}, "make": _run_half_written
     },
     "more checkpoints than there are": {
-        "recipe": {"ingredients": ["sweep/run-1"], "method": {"name": "swa", "last": 50}}
+        "recipe": {"ingredients": ["sweep/run-1"], "select": {"name": "run_average", "last": 50}}
     },
-    "batch norm in a run": {"recipe": {"ingredients": ["resnet-run"], "method": "swa"}},
+    "batch norm in a run": {"recipe": {"ingredients": ["resnet-run"], "select": "run_average"}},
     # Models.
     "no such folder": _line("check", A, "nowhere", "--json"),
     "no such path": _line("check", A, "./no/where/at/all", "--json"),

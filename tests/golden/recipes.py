@@ -27,6 +27,12 @@ def _of(method: Any, ingredients: list[Any] = ABC, base: str | None = BASE, **mo
     return {"recipe": {**based, "ingredients": ingredients, "method": method, **more}}
 
 
+def _run(parameters: dict[str, Any], *runs: str, **more: Any) -> dict[str, Any]:
+    """A recipe of the checkpoints of one run, or several."""
+    select = {"name": "run_average", **parameters}
+    return {"recipe": {"ingredients": list(runs or ["sweep/run-1"]), "select": select, **more}}
+
+
 #: What a program does, and an error that it may catch.
 PROGRAM = (
     f"""
@@ -92,15 +98,17 @@ RECIPES: dict[str, dict[str, Any]] = {
     "knots": _of({"name": "knots", "density": 0.5}),
     "fisher": _of({"name": "fisher", "examples": 8}, calibration=EXAMPLES),
     "regmean": _of({"name": "regmean", "examples": 12, "offdiagonal": 0.8}, calibration=EXAMPLES),
-    "adamerging": _of({"name": "adamerging", "examples": 16, "steps": 10}, calibration=EXAMPLES),
+    "adamerging": {"recipe": {"ingredients": ABC, "base_model": BASE, "calibration": EXAMPLES,
+                              "select": {"name": "entropy", "examples": 16, "steps": 10}}},
     # Runs.
-    "swa": _of({"name": "swa", "last": 3}, ["sweep/run-1"], None),
-    "lawa": _of({"name": "lawa", "last": 2, "stride": 2}, ["sweep/run-1"], None),
-    "ema": _of({"name": "ema", "decay": 0.5}, ["sweep/run-1"], None),
-    "ema of two runs": _of("ema", ["sweep/run-1", "sweep/run-2"], None),
+    "swa": _run({"last": 3}),
+    "lawa": _run({"last": 2, "stride": 2}),
+    "ema": _run({"schedule": "ema", "decay": 0.5}),
+    "ema of two runs": _run({"schedule": "ema"}, "sweep/run-1", "sweep/run-2"),
+    "weights as of annealing": _run({"schedule": "minus_sqrt"}),
     "a run of any method": {"models": ["sweep/run-1"], "map": ["run-1=sweep/run-1"]},
     "a sweep": {"models": ["sweep"], "map": ["run-1=sweep/run-1", "run-2=sweep/run-2"]},
-    "a number of swa chosen": _of({"name": "swa", "last": [2, 3, 5]}, ["sweep/run-2"], None, validation=ROWS),
+    "a number of swa chosen": _run({"last": [2, 3, 5]}, "sweep/run-2", validation=ROWS),
     # Every selection.
     "uniform": {"recipe": {"ingredients": ABC, "select": "uniform", "validation": ROWS, "test": REPORT}},
     "greedy": {"recipe": {"ingredients": [D, A, B], "select": "greedy", "validation": ROWS, "test": REPORT}},
@@ -168,7 +176,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "batch norm": {
         "recipe": {"ingredients": ["resnet-a", "resnet-b"], "calibration": COLOURS_EXAMPLES, "test": COLOURS_REPORT}
     },
-    "batch norm of a run": _of("swa", ["resnet-run"], None, calibration=COLOURS_EXAMPLES, seed=2),
+    "batch norm of a run": _run({}, "resnet-run", calibration=COLOURS_EXAMPLES, seed=2),
     # Options of the command line.
     "options": {
         "models": ABC,

@@ -1,0 +1,150 @@
+"""Functions that recipes name, with what their signatures say of them: built in, or of another package.
+
+Another package offers one by an entry point whose name is the function's and whose value is the module that defines it,
+in the group ``hf_soup.methods`` or ``hf_soup.selections``. It is imported when a recipe first names it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any, Generic, TypeVar, get_type_hints
+
+from hf_soup.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Within:
+    """The numbers that a parameter may have, as an interval in brackets: ``Annotated[float, Within("(0, 1]")]``.
+
+    >>> 0 in Within("(0, 1]"), 1 in Within("(0, 1]"), 7 in Within("[0, inf)")
+    (False, True, True)
+    """
+
+    interval: str
+
+    def __contains__(self, value: float) -> bool:
+        found = re.fullmatch(r"([\[(])(\S+), (\S+)([\])])", self.interval)
+        assert found, f"{self.interval} is no interval"
+        low, high = float(found[2]), float(found[3])
+        return (low <= value if found[1] == "[" else low < value) and (
+            value <= high if found[4] == "]" else value < high
+        )
+
+    def __str__(self) -> str:
+        return self.interval
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A function that recipes name; its keyword-only parameters with a default are what a recipe may set.
+
+    Args:
+        name: As recipes spell it, that of the function.
+        function: The function.
+    """
+
+    name: str
+    function: Callable[..., Any]
+
+    @cached_property
+    def _signature(self) -> Mapping[str, inspect.Parameter]:
+        parameters = inspect.signature(self.function).parameters
+        return {name: each for name, each in parameters.items() if each.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Parameters and their defaults."""
+        return {name: each.default for name, each in self._signature.items() if each.default is not each.empty}
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """What the engine hands in: parameters without a default."""
+        return tuple(name for name, each in self._signature.items() if each.default is each.empty)
+
+    @cached_property
+    def allowed(self) -> dict[str, Within | tuple[str, ...]]:
+        """The interval or the words that a parameter may have, where it may not have any value of its type."""
+        found: dict[str, Within | tuple[str, ...]] = {}
+        for name, hint in get_type_hints(self.function, include_extras=True).items():
+            if typing.get_origin(hint) is typing.Literal:
+                found[name] = typing.get_args(hint)
+            for each in getattr(hint, "__metadata__", ()):
+                if isinstance(each, Within):
+                    found[name] = each
+        return found
+
+
+T = TypeVar("T", bound=Registered)
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """All functions of one kind by name, in alphabetical order; those of other packages are loaded when asked for.
+
+    Args:
+        kind: What one is called: ``method`` or ``selection``. The group of entry points is ``hf_soup.methods`` or
+            ``hf_soup.selections``.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._loaded: dict[str, T] = {}
+
+    def add(self, entry: T) -> None:
+        """Register a function; a built-in name is not given away."""
+        self._loaded.setdefault(entry.name, entry)
+
+    def load_package(self, package: str) -> None:
+        """Import all public modules of a package, whose functions register themselves."""
+        folder = Path(str(import_module(package).__file__)).parent
+        for file in sorted(folder.glob("[a-z]*.py")):
+            import_module(f"{package}.{file.stem}")
+        self._loaded = dict(sorted(self._loaded.items()))  # not as they import each other
+
+    @cached_property
+    def _offered(self) -> Mapping[str, metadata.EntryPoint]:
+        return {each.name: each for each in metadata.entry_points(group=f"hf_soup.{self.kind}s")}
+
+    def distribution(self, name: str) -> tuple[str, str] | None:
+        """The package that offers a function, and its version; None of a built-in one."""
+        offered = None if self._is_built_in(name) else self._offered.get(name)
+        return (offered.dist.name, offered.dist.version) if offered and offered.dist else None
+
+    def _is_built_in(self, name: str) -> bool:
+        return name in self._loaded and self._loaded[name].function.__module__.startswith("hf_soup.")
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._loaded:
+            self._load(self._offered[name])
+        return self._loaded[name]
+
+    def _load(self, offered: metadata.EntryPoint) -> None:
+        owner = f"The package '{offered.dist.name if offered.dist else offered.value}'"
+        try:
+            offered.load()
+        except Exception as error:  # importing a stranger's module may raise anything
+            raise RecipeError(
+                f"{owner} offers the {self.kind} '{offered.name}', and cannot be imported: "
+                f"{type(error).__name__}: {error}",
+                hint="Upgrade the package, or uninstall it.",
+            ) from error
+        if offered.name not in self._loaded:
+            raise RecipeError(
+                f"{owner} offers the {self.kind} '{offered.name}', and {offered.value} defines none of that name.",
+                hint=f"The entry point has the name of the function that is registered as a {self.kind}.",
+            )
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._loaded or name in self._offered
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted({*self._loaded, *self._offered}))
+
+    def __len__(self) -> int:
+        return len({*self._loaded, *self._offered})
