@@ -94,18 +94,19 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        self._loaded: dict[str, T] = {}
+        #: What is loaded, by name.
+        self.loaded: dict[str, T] = {}
 
     def add(self, entry: T) -> None:
         """Register a function; a built-in name is not given away."""
-        self._loaded.setdefault(entry.name, entry)
+        self.loaded.setdefault(entry.name, entry)
 
     def load_package(self, package: str) -> None:
         """Import all public modules of a package, whose functions register themselves."""
         folder = Path(str(import_module(package).__file__)).parent
         for file in sorted(folder.glob("[a-z]*.py")):
             import_module(f"{package}.{file.stem}")
-        self._loaded = dict(sorted(self._loaded.items()))  # not as they import each other
+        self.loaded = dict(sorted(self.loaded.items()))  # not as they import each other
 
     @cached_property
     def _offered(self) -> Mapping[str, metadata.EntryPoint]:
@@ -117,12 +118,12 @@ class Registry(Mapping[str, T], Generic[T]):
         return (offered.dist.name, offered.dist.version) if offered and offered.dist else None
 
     def _is_built_in(self, name: str) -> bool:
-        return name in self._loaded and self._loaded[name].function.__module__.startswith("hf_soup.")
+        return name in self.loaded and self.loaded[name].function.__module__.startswith("hf_soup.")
 
     def __getitem__(self, name: str) -> T:
-        if name not in self._loaded:
+        if name not in self.loaded:
             self._load(self._offered[name])
-        return self._loaded[name]
+        return self.loaded[name]
 
     def _load(self, offered: metadata.EntryPoint) -> None:
         owner = f"The package '{offered.dist.name if offered.dist else offered.value}'"
@@ -134,17 +135,17 @@ class Registry(Mapping[str, T], Generic[T]):
                 f"{type(error).__name__}: {error}",
                 hint="Upgrade the package, or uninstall it.",
             ) from error
-        if offered.name not in self._loaded:
+        if offered.name not in self.loaded:
             raise RecipeError(
                 f"{owner} offers the {self.kind} '{offered.name}', and {offered.value} defines none of that name.",
                 hint=f"The entry point has the name of the function that is registered as a {self.kind}.",
             )
 
     def __contains__(self, name: object) -> bool:
-        return name in self._loaded or name in self._offered
+        return name in self.loaded or name in self._offered
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted({*self._loaded, *self._offered}))
+        return iter(sorted({*self.loaded, *self._offered}))
 
     def __len__(self) -> int:
-        return len({*self._loaded, *self._offered})
+        return len({*self.loaded, *self._offered})

@@ -28,8 +28,10 @@ from hf_soup.recipe import (
     SoupReport,
     TraceStep,
     UpdateReport,
+    methods_of,
     needs_base,
 )
+from hf_soup.selection import SELECTIONS
 
 if TYPE_CHECKING:
     from hf_soup.evaluation import Choice, EvaluationData, EvaluationReport
@@ -109,7 +111,9 @@ def soup_report(
         notes=(*measured.notes, *measured.warnings, *differing, *models.notes),
         alignments=models.leaves.notes,
         lineage=ReportedLineage.model_validate(models.lineage.to_dict()),
-        versions={**{name: version(name) for name in _PACKAGES}, "python": platform.python_version()},
+        versions={
+            **{name: version(name) for name in _PACKAGES}, **_extensions(asked), "python": platform.python_version()
+        },
         system=f"{platform.system()} {platform.machine()}",
     )  # fmt: skip
 
@@ -143,6 +147,14 @@ def write_folder(folder: Path, report: SoupReport, recipe: Recipe, models: Merge
     named += [recipe.calibration.dataset] if recipe.calibration else []
     files = list(dict.fromkeys(each for each in named if each.startswith("local:")))
     (folder / "README.md").write_text(render(title, models, report, recipe=recipe.to_yaml(), files=files))
+
+
+def _extensions(recipe: Recipe) -> dict[str, str]:
+    """Other packages that methods and selection of a recipe come from, and their versions."""
+    from hf_soup.methods import METHODS
+
+    asked = [METHODS.distribution(method.name) for method in methods_of(recipe)]
+    return dict(filter(None, [*asked, SELECTIONS.distribution(recipe.select.name)]))
 
 
 def _encoder(folder: Path) -> str:

@@ -145,8 +145,8 @@ def _weights_by_tensor(recipe: Recipe, names: Mapping[str, object], count: int) 
     """The shares of tensors that have their own, of as many ingredients."""
     shares: dict[str, tuple[float, ...]] = {}
     for pattern, weights in recipe.tensor_weights.items():
-        assert len(weights) == count, "the recipe was checked, and one that has layers drops no ingredient"
-        for name in _matching("layers", pattern, names):
+        assert len(weights) == count, "the recipe was checked, and one that has `tensor_weights` drops no ingredient"
+        for name in _matching("tensor_weights", pattern, names):
             shares.setdefault(name, weights)
     return shares
 

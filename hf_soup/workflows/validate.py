@@ -81,7 +81,10 @@ def _require_fitting(recipe: Recipe, selection: Selection) -> None:
     if selection.needs_score and any(each.weight < 0 for each in recipe.ingredients):
         raise RecipeError(f"`select: {selection.name}` tries ingredients alone, and one has a weight below zero.")
     if selection.learns and not is_average(recipe):
-        named = "there are `overrides`" if recipe.overrides else f"`method` is {first.name}"
+        plain = recipe.method.parameters.get("normalize", True) is not True
+        named = f"`method` is {'a plain sum' if plain else first.name}"
+        if recipe.overrides:
+            named = "there are `overrides`"
         brings = f"task vectors, by `method: {selection.method['name']}`" if selection.method else "an average"
         raise RecipeError(
             f"`select: {selection.name}` learns the weights of {brings}, and {named}.",

@@ -58,8 +58,8 @@ SOUPS: list[tuple[str, dict[str, Any]]] = [
 ]
 #: What differs from zoo to zoo in how shares are learned: with texts a step costs seconds, so the paper's passes do.
 LEARNING = {
-    "digits": {"ingredient": {"batch_size": 64}, "layer": {"batch_size": 64}},
-    "texts": {"ingredient": {"batch_size": 64, "epochs": 3}, "layer": {"batch_size": 64, "epochs": 5}},
+    "digits": {"ingredient": {"batch_size": 64}, "tensor": {"batch_size": 64}},
+    "texts": {"ingredient": {"batch_size": 64, "epochs": 3}, "tensor": {"batch_size": 64, "epochs": 5}},
 }
 COLUMNS = ("validation", "test", "shifted")
 #: Pairs whose gap is measured (and a quarter as many with the poor one), and the step of its second derivative.

@@ -156,12 +156,12 @@ def recipe_of(family: Path, **values: Any) -> str:
 def test_recipes_that_ask_for_nonsense(cli: Cli, family: Path, tmp_path: Path) -> None:
     score = {"task": "text-classification", "dataset": str(family / "rows.csv")}
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"method": "magic"}, "`method` is 'magic'.\nKnown are: adamerging"),
+        ({"method": "magic"}, "`method` is 'magic'.\nKnown are: breadcrumbs"),
         ({"method": {"name": "linear", "density": 1}}, "linear has no parameter 'density'.\nIt takes: "),
         ({"select": "tastiest"}, "`select` is 'tastiest'.\nKnown are: best, greedy, learned"),
         ({"select": "greedy"}, "looks at validation scores, and the recipe has no `validation`"),
         ({"select": {"name": "greedy", "accept": 1}, "validation": score}, "greedy: 'accept' is 1; it is of type str"),
-        ({"select": {"name": "greedy", "accept": "~"}, "validation": score}, "`accept` is '~'"),
+        ({"select": {"name": "greedy", "accept": "~"}, "validation": score}, "'accept' is '~'"),
         ({"validation": {**score, "metric": "beauty"}}, "beauty"),
         ({"validation": {**score, "dataset": str(tmp_path / "none.csv")}}, "none.csv"),
         ({"validation": {**score, "split": "train[:3"}}, "train[:3"),
@@ -191,8 +191,8 @@ def test_a_command_line_that_makes_no_sense(cli: Cli, family: Path) -> None:
     for arguments, said in [
         (("cook", a, b), "Missing option '-o'"),
         (("check",), "Missing argument 'MODEL...'"),
-        (("cook", a, b, "-o", "soup", "--data", "x"), "--data and --task go together"),
-        (("cook", a, b, "-o", "soup", "--task", "text-classification"), "--data and --task go together"),
+        (("cook", a, b, "-o", "soup", "--data", "x"), "--data and --test need --task"),
+        (("cook", a, b, "-o", "soup", "--task", "text-classification"), "name them with --data or --test"),
         (("cook", a, b, "-o", "soup", "--set", "scale"), "--set takes KEY=VALUE, not 'scale'"),
         (("hub", "--port", "99999"), "99999"),
         (("stir",), "No such command 'stir'"),

@@ -33,10 +33,10 @@ ROWS, BATCH = 200, 32
 def recipe(resnets: Path, tmp_path: Path) -> Callable[..., Path]:
     """Writes a recipe of a run of ResNets and the digits that they were trained on, with changes."""
 
-    def write(method: object = "swa", **changes: object) -> Path:
+    def write(select: object = "run_average", **changes: object) -> Path:
         values = {
             "ingredients": [str(resnets / "run")],
-            "method": method,
+            "select": select,
             "calibration": data(resnets / "train.parquet", batch_size=BATCH),
             **changes,
         }
@@ -106,11 +106,13 @@ def training() -> Iterator[set[type]]:
 # ---- what is written ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["swa", {"name": "lawa", "last": 2}, "ema", "linear"])
+@pytest.mark.parametrize(
+    "select", ["uniform", "run_average", {"name": "run_average", "last": 2}, {"name": "run_average", "schedule": "ema"}]
+)
 def test_the_soup_has_the_statistics_of_its_own_weights(
-    cli: Cli, recipe: Callable[..., Path], training: set[type], method: object
+    cli: Cli, recipe: Callable[..., Path], training: set[type], select: object
 ) -> None:
-    done = cli("cook", recipe(method, seed=3), "-o", "soup", "--json")
+    done = cli("cook", recipe(select, seed=3), "-o", "soup", "--json")
     assert done.code == 0, done.err
     assert training == {torch.nn.BatchNorm2d}
     require_updated("soup", seed=3)
@@ -123,8 +125,8 @@ def test_the_soup_has_the_statistics_of_its_own_weights(
     assert digest_of_folder(Path("soup")) == done.json["digest"]
     assert Recipe.load("soup/soup.yaml").calibration is not None
     # All else is as without.
-    assert cli("cook", recipe("linear", calibration=None, seed=3), "-o", "mean", "--quiet").code == 0
-    if method in ("swa", "linear"):
+    assert cli("cook", recipe("uniform", calibration=None, seed=3), "-o", "mean", "--quiet").code == 0
+    if select in ("run_average", "uniform"):
         mean, soup = weights("mean"), weights("soup")
         assert {name for name in mean if not torch.equal(mean[name], soup[name])} == statistics(mean).keys()
 
@@ -133,8 +135,8 @@ def test_its_accuracy_is_better_than_with_the_mean_of_statistics(
     cli: Cli, recipe: Callable[..., Path], resnets: Path
 ) -> None:
     report = [data(resnets / "test.parquet", name="test")]
-    again = cli("cook", recipe("linear", test=report), "-o", "again", "--json")
-    mean = cli("cook", recipe("linear", test=report, calibration=None), "-o", "mean", "--json")
+    again = cli("cook", recipe("uniform", test=report), "-o", "again", "--json")
+    mean = cli("cook", recipe("uniform", test=report, calibration=None), "-o", "mean", "--json")
     assert (again.code, mean.code) == (0, 0), again.err
     found = [each.json["scores"]["soup"]["test accuracy"]["value"] for each in (again, mean)]
     assert found[0] > found[1] + 0.03
@@ -142,7 +144,7 @@ def test_its_accuracy_is_better_than_with_the_mean_of_statistics(
 
 @pytest.mark.parametrize("method", ["linear", "fisher"])
 def test_sixteen_bits_are_rounded_once(cli: Cli, recipe: Callable[..., Path], method: str) -> None:
-    done = cli("cook", recipe(method, dtype="bfloat16"), "-o", "soup", "--quiet")
+    done = cli("cook", recipe("uniform", method=method, dtype="bfloat16"), "-o", "soup", "--quiet")
     assert done.code == 0, done.err
     soup = weights("soup")
     assert {each.dtype for name, each in soup.items() if not name.endswith(STATISTICS[2])} == {torch.bfloat16}
@@ -233,10 +235,10 @@ def test_frozen_statistics_are_left_alone(
         tensors = load_file(path)
         del tensors[frozen + STATISTICS[2]]
         save_file(tensors, path, {"format": "pt"})
-    done = cli("cook", recipe("linear", ingredients=[str(run)]), "-o", "soup", "--json")
+    done = cli("cook", recipe("uniform", ingredients=[str(run)]), "-o", "soup", "--json")
     assert done.code == 0, done.err
     assert summary("soup")["batch_norm"]["layers"] == 5
-    assert cli("cook", recipe("linear", ingredients=[str(run)], calibration=None), "-o", "mean").code == 0
+    assert cli("cook", recipe("uniform", ingredients=[str(run)], calibration=None), "-o", "mean").code == 0
     mean, soup = weights("mean"), weights("soup")
     assert all(torch.equal(mean[name], soup[name]) for name in mean if name.startswith(frozen))
 
@@ -250,7 +252,7 @@ def test_candidates_have_statistics_of_their_own_too(
 ) -> None:
     validation = data(resnets / "validation.parquet", name="validation")
     options = {"select": "greedy", "validation": validation, "dtype": dtype}
-    done = cli("cook", recipe("linear", **options), "-o", "soup", "--json")
+    done = cli("cook", recipe(**options), "-o", "soup", "--json")
     assert done.code == 0, done.err
     kept = [step for step in done.json["trace"] if step["kept"]]
     assert len(kept) > 1
@@ -258,9 +260,9 @@ def test_candidates_have_statistics_of_their_own_too(
     require_updated("soup", rtol=1e-5 if dtype == "float32" else 2.0**-8)
     # Again, from what models answered, and without examples: other numbers are not mixed up.
     training.clear()
-    again = cli("cook", recipe("linear", **options), "-o", "again", "--json")
+    again = cli("cook", recipe(**options), "-o", "again", "--json")
     assert again.json["trace"] == done.json["trace"]
-    plain = cli("cook", recipe("linear", **options, calibration=None), "-o", "plain", "--json")
+    plain = cli("cook", recipe(**options, calibration=None), "-o", "plain", "--json")
     assert plain.json["trace"] != done.json["trace"]
     # Ingredients have the statistics that they were published with.
     assert plain.json["scores"]["local:run/checkpoint-60"] == done.json["scores"]["local:run/checkpoint-60"]
@@ -274,16 +276,21 @@ def test_coefficients_are_learned_with_the_mean_of_statistics(
     wide = {name: each * (30 if name.endswith("running_var") else 1) for name, each in weights(base).items()}
     save_file(wide, base / "model.safetensors", {"format": "pt"})
     models = [str(resnets / "run" / f"checkpoint-{step}") for step in (45, 50, 60)]
-    path = recipe({"name": "adamerging", "steps": 2, "init": 0.4}, base_model=str(base), ingredients=models)
+    path = recipe({"name": "entropy", "steps": 2, "init": 0.4}, base_model=str(base), ingredients=models)
     done = cli("cook", path, "-o", "soup", "--quiet")
     assert done.code == 0, done.err
-    assert "have nothing that adamerging goes by, and are averaged: " in done.err
     require_updated("soup")
+    resolved = Recipe.load("soup/soup.yaml")
+    assert resolved.method.model_dump() == {"name": "task_arithmetic", "scale": 1.0}
+    assert {each.tensors for each in resolved.overrides} == {
+        name for name in weights("soup") if name.endswith(("running_mean", "running_var"))
+    }
+    assert not resolved.tensor_weights.keys() & {each.tensors for each in resolved.overrides}
 
 
 def test_a_soup_of_one_model_is_that_model(cli: Cli, recipe: Callable[..., Path], resnets: Path) -> None:
     validation = data(resnets / "validation.parquet", name="validation")
-    done = cli("cook", recipe("linear", select="best", validation=validation), "-o", "soup", "--json")
+    done = cli("cook", recipe("best", validation=validation), "-o", "soup", "--json")
     assert done.code == 0, done.err
     (name,) = done.json["weights"]
     assert summary("soup")["batch_norm"] is None
@@ -295,7 +302,7 @@ def test_a_soup_of_one_model_is_that_model(cli: Cli, recipe: Callable[..., Path]
 
 
 def test_a_published_soup_is_verified(cli: Cli, recipe: Callable[..., Path], resnets: Path, tmp_path: Path) -> None:
-    assert cli("cook", recipe({"name": "lawa", "last": 2}), "-o", "soup", "--quiet").code == 0
+    assert cli("cook", recipe({"name": "run_average", "last": 2}), "-o", "soup", "--quiet").code == 0
     maps = [f"--map=run/checkpoint-{step}={resnets / 'run' / f'checkpoint-{step}'}" for step in (50, 60)]
     maps.append(f"--map=train.parquet={resnets / 'train.parquet'}")
     done = cli("verify", "soup", *maps, "--json")
@@ -318,7 +325,7 @@ def test_streamed_from_the_hub(
     cli: Cli, recipe: Callable[..., Path], publish: Callable[..., str], resnets: Path
 ) -> None:
     names = [publish(f"step-{step}", resnets / "run" / f"checkpoint-{step}") for step in (50, 60)]
-    done = cli("cook", recipe("linear", ingredients=names), "--stream", "-o", "soup", "--json")
+    done = cli("cook", recipe("uniform", ingredients=names), "--stream", "-o", "soup", "--json")
     assert done.code == 0, done.err
     require_updated("soup")
 
@@ -328,7 +335,7 @@ def test_what_would_be_done_is_said(cli: Cli, recipe: Callable[..., Path]) -> No
     done = cli("cook", recipe(), "--dry-run", "-o", "soup")
     assert (done.code, said in done.out) == (0, True), done.out
     assert "[batch-norm]" not in done.err
-    plain = cli("cook", recipe("linear", calibration=None), "--dry-run", "-o", "soup")
+    plain = cli("cook", recipe("uniform", calibration=None), "--dry-run", "-o", "soup")
     assert (plain.code, "collect " in plain.out) == (0, False)
     assert "warning: [batch-norm] The model has 6 layers of batch normalisation, such as 'resnet." in plain.err
     assert "Add `calibration: {task: …, dataset: …, split: train}` to the recipe" in plain.err
@@ -339,7 +346,7 @@ def test_barriers_are_measured_with_them(cli: Cli, recipe: Callable[..., Path], 
     steps = [str(resnets / "run" / f"checkpoint-{step}") for step in (40, 60)]
     found = []
     for examples in ({}, {"calibration": None}):
-        path = recipe("linear", ingredients=steps, validation=validation, **examples)
+        path = recipe("uniform", ingredients=steps, validation=validation, **examples)
         (pair,) = hf_soup.connectivity(path).pairs
         found.append(pair.height)
     assert found[0] < found[1]
@@ -348,15 +355,14 @@ def test_barriers_are_measured_with_them(cli: Cli, recipe: Callable[..., Path], 
 # ---- what is refused ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["swa", "lawa", "ema"])
-def test_averages_of_a_run_need_examples(cli: Cli, recipe: Callable[..., Path], resnets: Path, method: str) -> None:
+def test_averages_of_a_run_need_examples(cli: Cli, recipe: Callable[..., Path], resnets: Path) -> None:
     for done in (
-        cli("cook", resnets / "run", "--method", method, "-o", "soup", "--quiet"),
-        cli("cook", recipe(method, calibration=None), "-o", "soup", "--dry-run"),
+        cli("cook", resnets / "run", "--select", "run_average", "-o", "soup", "--quiet"),
+        cli("cook", recipe(calibration=None), "-o", "soup", "--dry-run"),
     ):
         assert (done.code, Path("soup").exists()) == (1, False)
         assert "of batch normalisation, such as 'resnet." in done.err
-        assert f"{method} is defined with a pass over training data that collects them again: add `examples" in done.err
+        assert "run_average is defined with a pass over training data that collects them again: add `cal" in done.err
 
 
 def test_one_example_has_no_variance(cli: Cli, recipe: Callable[..., Path], resnets: Path) -> None:
@@ -418,4 +424,4 @@ def test_a_soup_that_fails_on_the_examples(
 def test_examples_that_a_report_looks_at(cli: Cli, recipe: Callable[..., Path], resnets: Path) -> None:
     done = cli("cook", recipe(test=[data(resnets / "train.parquet")]), "-o", "soup")
     assert done.code == 1
-    assert "`calibration` are the rows of the report 'train.parquet accuracy'" in done.err
+    assert "`calibration` are the rows of the test data 'train.parquet accuracy'" in done.err

@@ -20,7 +20,7 @@ Cli = Callable[..., Any]
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 METHODS = ("fisher", "regmean")
 #: Few steps, that show.
-FEW = {"name": "adamerging", "steps": 3, "lr": 0.1}
+FEW = {"name": "entropy", "steps": 3, "lr": 0.1}
 
 
 @pytest.fixture
@@ -76,21 +76,27 @@ def test_the_second_cook_looks_at_nothing(
     assert resolved.method.parameters == {"examples": 16}
 
 
-def test_coefficients_are_learned_once_and_told(cli: Cli, recipe: Callable[..., Path], passes: list[str]) -> None:
-    path = recipe({**FEW, "examples": 16})
+def test_coefficients_are_learned_once_and_told(
+    cli: Cli, recipe: Callable[..., Path], passes: list[str], family: Path
+) -> None:
+    path = recipe("linear", select={**FEW, "examples": 16})
     first = cli("cook", path, "-o", "one")
     assert first.code == 0, first.err
     # Sixteen rows in batches of four: before, in each step, and after.
     assert len(passes) == 4 * (1 + 3 + 1)
     means = ", ".join(rf"local:{name} 0\.\d{{3}}" for name in "abc")
-    told = rf"in the mean over tensors: {means}\. The entropy of the answers to the examples was"
+    told = rf"in the mean over tensors: {means}\. The entropy of the answers to the examples 'rows.csv' was"
     assert re.search(told, first.err)
     assert any(re.search(told, note) for note in json.loads(Path("one/soup.json").read_text())["notes"])
     assert re.search(told, Path("one/README.md").read_text())
     del passes[:]
-    assert cli("cook", path, "-o", "two").code == 0
-    assert passes == []
-    assert weights("one") == weights("two")
+    resolved = Recipe.load("one/soup.yaml")
+    assert resolved.method.model_dump() == {"name": "task_arithmetic", "scale": 1.0}
+    assert (len(resolved.tensor_weights), resolved.overrides, resolved.select.name) == (41, (), "uniform")
+    maps = [f"--map={name}={family / name}" for name in ("a", "b", "c", "base", "rows.csv")]
+    verified = cli("verify", "one", *maps, "--json")
+    assert verified.json["verdict"] == "identical", verified
+    assert passes == [], "what was learned is not learned again"
     assert cli("cook", recipe({"name": "task_arithmetic"}, calibration=None), "-o", "three").code == 0
     assert weights("one") != weights("three")
     assert cli("cook", path, "-o", "four", "--dry-run").code == 0
@@ -120,7 +126,7 @@ def test_what_has_no_statistics_is_averaged_and_said(cli: Cli, recipe: Callable[
     assert weights("other") != weights("mean")
 
 
-@pytest.mark.parametrize("method", [*METHODS, FEW], ids=str)
+@pytest.mark.parametrize("method", METHODS)
 def test_candidates_and_the_written_soup_are_one(
     cli: Cli, recipe: Callable[..., Path], family: Path, trained: Path, method: object, asked: list[str]
 ) -> None:
@@ -143,14 +149,13 @@ def test_candidates_and_the_written_soup_are_one(
     assert summary["scores"]["soup"]["rows.csv accuracy"]["value"] == pytest.approx(kept)
 
 
-@pytest.mark.parametrize("method", [{"name": "fisher"}, FEW], ids=str)
 def test_a_published_soup_is_verified(
-    cli: Cli, recipe: Callable[..., Path], publish: Callable[..., str], family: Path, tmp_path: Path, method: Any
+    cli: Cli, recipe: Callable[..., Path], publish: Callable[..., str], family: Path, tmp_path: Path
 ) -> None:
     """Where the examples are; they were a file, which only its owner has."""
     names = [publish(name) for name in ("base", "a", "b", "c")]
     report = [{"task": "text-classification", "dataset": str(family / "report.csv")}]
-    path = recipe({**method, "examples": 8}, base_model=names[0], ingredients=names[1:], test=report)
+    path = recipe({"name": "fisher", "examples": 8}, base_model=names[0], ingredients=names[1:], test=report)
     assert cli("cook", path, "-o", "soup", "--quiet").code == 0
     maps = [f"--map=rows.csv={family / 'rows.csv'}", f"--map=report.csv={family / 'report.csv'}"]
     done = cli("verify", "soup", *maps, "--json")
@@ -174,11 +179,11 @@ def test_rows_of_a_report_are_not_looked_at(
     data = {"task": "text-classification", "dataset": rows}
     same = cli("cook", recipe(test=[data]), "-o", "soup")
     assert same.code == 1
-    assert "`calibration` are the rows of the report 'rows.csv accuracy'" in same.err
+    assert "`calibration` are the rows of the test data 'rows.csv accuracy'" in same.err
     sliced = cli("cook", recipe(test=[{**data, "split": "train[11:14]"}]), "-o", "soup")
     assert sliced.code == 1
     assert (
-        "The examples 'rows.csv' and the report 'rows.csv train[11:14]' share 3 rows: train rows 11-13." in sliced.err
+        "The examples 'rows.csv' and the test data 'rows.csv train[11:14]' share 3 rows: train rows 11-13." in sliced.err
     )
     lines = (family / "rows.csv").read_text().splitlines()
     (tmp_path / "few.csv").write_text("\n".join([lines[0], *lines[1:24:2]]) + "\n")
@@ -194,7 +199,6 @@ def test_rows_of_a_report_are_not_looked_at(
             {"calibration": None},
             "fisher looks at what the ingredients do with examples, and the",
         ),
-        ({"method": "linear"}, "The recipe has `calibration`, and linear looks at none."),
         (
             {"calibration": {"task": "text-classification", "dataset": "local:rows.csv"}},
             "'local:rows.csv' was a file on",
@@ -210,20 +214,21 @@ def test_rows_of_a_report_are_not_looked_at(
         ({"method": {"name": "fisher", "examples": 0}}, "fisher: 'examples' is 0; it is in [1, inf)."),
         ({"method": {"name": "fisher", "examples": [8, 16]}}, "fisher: 'examples' takes one number"),
         ({"method": {"name": "regmean", "offdiagonal": 1.5}}, "regmean: 'offdiagonal' is 1.5; it is in [0, 1]."),
-        ({"method": {"name": "adamerging", "steps": 0}}, "adamerging: 'steps' is 0; it is in [1, inf)."),
-        ({"method": {"name": "adamerging", "init": [0.2, 0.3]}}, "adamerging: 'init' takes one number, as all tensors"),
-        ({"method": {"name": "adamerging", "lr": {"depth": [0.1, 0.2]}}}, "adamerging: 'lr' takes one number, as all"),
+        ({"method": "linear", "select": {"name": "entropy", "steps": 0}}, "entropy: 'steps' is 0; it is in [1, inf)."),
+        ({"method": "linear", "select": {"name": "entropy", "by": "row"}}, "it is one of tensor, ingredient."),
         (
-            {"method": "adamerging", "calibration": None},
-            "adamerging looks at what the ingredients do with examples, and",
+            {"method": "linear", "select": {"name": "entropy", "init": [0.2, 0.3]}},
+            "entropy learns once, so 'init' takes one value.",
         ),
         (
-            {
-                "method": "adamerging",
-                "overrides": [{"tensors": "classifier.*", "method": {"name": "adamerging", "init": 0.1}}],
-            },
-            "adamerging learns all its tensors together, and 'init' is 0.3 and 0.1.",
+            {"method": "linear", "select": {"name": "entropy", "lr": {"depth": [0.1, 0.2]}}},
+            "entropy: 'lr' is {'depth': [0.1, 0.2]}; it is of type float",
         ),
+        (
+            {"method": "linear", "select": "entropy", "calibration": None},
+            "entropy looks at what the ingredients do with examples, and",
+        ),
+        ({"method": "ties", "select": "entropy"}, "learns the weights of task vectors, by `method: task_arithmetic`"),
         ({"heads": "body"}, "with `heads: body` there are no outputs"),
     ],
 )
@@ -235,9 +240,14 @@ def test_bad_input_is_said_before_anything_is_fetched(
     assert said in done.err
 
 
-@pytest.mark.parametrize("method", [{"name": "fisher", "examples": 4}, FEW], ids=str)
-def test_an_override_may_look_at_examples(cli: Cli, recipe: Callable[..., Path], method: object) -> None:
-    own = [{"tensors": "classifier.*", "method": method}]
+def test_examples_that_nothing_looks_at_are_said(cli: Cli, recipe: Callable[..., Path]) -> None:
+    done = cli("cook", recipe("linear"), "-o", "soup")
+    assert done.code == 0, done
+    assert "warning: nothing looks at `calibration`: the method needs none" in done.err
+
+
+def test_an_override_may_look_at_examples(cli: Cli, recipe: Callable[..., Path]) -> None:
+    own = [{"tensors": "classifier.*", "method": {"name": "fisher", "examples": 4}}]
     done = cli("cook", recipe("linear", overrides=own), "-o", "soup")
     assert done.code == 0, done.err
     assert cli("cook", recipe("linear", calibration=None), "-o", "mean").code == 0

@@ -565,15 +565,20 @@ def test_a_process_that_dies_leaves_what_is_finished(
 
 
 @pytest.mark.parametrize(
-    "method", [{"name": "fisher"}, {"name": "regmean"}, {"name": "adamerging", "steps": 3}], ids=str
-)
+    "how",
+    [
+        {"method": {"name": "fisher", "examples": 8}}, {"method": {"name": "regmean", "examples": 8}},
+        {"select": {"name": "entropy", "steps": 3, "examples": 8}},
+    ],
+    ids=str,
+)  # fmt: skip
 def test_one_process_looks_at_examples_for_all(
-    together: Launch, greedy: Path, family: Path, tmp_path: Path, method: dict[str, object]
+    together: Launch, greedy: Path, family: Path, tmp_path: Path, how: dict[str, object]
 ) -> None:
     """The first collects, both read what it found; the soup is what one process makes."""
     recipe = json.loads(greedy.read_text())
     del recipe["select"], recipe["validation"]
-    recipe |= {"method": {**method, "examples": 8}}
+    recipe |= how
     recipe["calibration"] = {"task": "text-classification", "dataset": str(family / "rows.csv"), "batch_size": 2}
     greedy.write_text(json.dumps(recipe))
     command = ["none", "cook", greedy, "--quiet", "-o"]

@@ -70,14 +70,14 @@ def steps_in(recipe: Recipe) -> list[int]:
 
 
 def picked(run: Path, **method: Any) -> list[int]:
-    return steps_in(expand_runs(Recipe(ingredients=[str(run)], method={"name": "swa", **method}))[0])
+    return steps_in(expand_runs(Recipe(ingredients=[str(run)], select={"name": "run_average", **method}))[0])
 
 
 # ---- which checkpoints -------------------------------------------------------------------------------------------
 
 
 def test_the_last_checkpoints_in_the_order_of_their_steps(cli: Cli, run: Path, tmp_path: Path) -> None:
-    done = cli("cook", run, "--method", "swa", "--set", "last=5", "-o", "soup", "--quiet")
+    done = cli("cook", run, "--select", "run_average", "--set", "last=5", "-o", "soup", "--quiet")
     assert done.code == 0
     assert (
         "exp1 is a run: 5 of its 6 checkpoints go in, exp1/checkpoint-4, exp1/checkpoint-6, exp1/checkpoint-8"
@@ -88,13 +88,14 @@ def test_the_last_checkpoints_in_the_order_of_their_steps(cli: Cli, run: Path, t
     recipe = Recipe.load(tmp_path / "soup" / "soup.yaml")
     assert [each.model for each in recipe.ingredients] == [f"local:exp1/checkpoint-{step}" for step in STEPS[1:]]
     assert all((each.revision or "").startswith("sha256:") for each in recipe.ingredients)
-    assert recipe.method.parameters == {"last": 0, "stride": 1}
+    assert (recipe.method.name, recipe.select.name) == ("linear", "uniform")
     said = "".join(path.read_text() for path in (tmp_path / "soup").glob("*.[jym]*") if path.suffix != ".safetensors")
     assert str(tmp_path) not in said, "paths are nobody's business"
     names = {path.name for path in (tmp_path / "soup").iterdir()}
     assert {"config.json", "tokenizer.json", "model.safetensors"} <= names
     assert not names & {"optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json", "training_args.bin"}
-    assert cli("cook", run, "--method", "ema", "--set", "decay=0.5", "-o", "moving", "--quiet").code == 0
+    ema = ("--select", "run_average", "--set", "schedule=ema", "--set", "decay=0.5")
+    assert cli("cook", run, *ema, "-o", "moving", "--quiet").code == 0
     require_mean(tmp_path / "moving", run, STEPS, {step: 2.0**place for place, step in enumerate(STEPS)})
 
 
@@ -105,12 +106,10 @@ def test_the_last_checkpoints_in_the_order_of_their_steps(cli: Cli, run: Path, t
         ({"last": 2}, [10, 12]),
         ({"stride": 2}, [4, 8, 12]),
         ({"last": 2, "stride": 3}, [6, 12]),
-        ({"name": "lawa"}, STEPS),
-        ({"name": "lawa", "last": 3}, [8, 10, 12]),
-        ({"name": "ema", "last": 0, "decay": 0.9}, STEPS),
+        ({"last": 0, "schedule": "ema", "decay": 0.9}, STEPS),
         ({"last": [2, 4]}, [6, 8, 10, 12]),
         ({"last": [2, 0], "stride": 2}, [4, 8, 12]),
-        ({"last": 2, "stride": [1, 2]}, STEPS),
+        ({"last": 2, "stride": [1, 2]}, [8, 10, 12]),
     ],
     ids=str,
 )
@@ -163,7 +162,7 @@ def _shards(last: Path) -> None:
 )
 def test_a_half_written_last_one_is_left_out(run: Path, spoil: Callable[[Path], Any], why: str) -> None:
     spoil(run / "checkpoint-12")
-    recipe, notes = expand_runs(Recipe(ingredients=[str(run)], method={"name": "swa", "last": 2}))
+    recipe, notes = expand_runs(Recipe(ingredients=[str(run)], select={"name": "run_average", "last": 2}))
     assert steps_in(recipe) == [8, 10]
     said = next(note.message for note in notes if note.code == "half-written")
     assert said.startswith("Left out as half-written: exp1/checkpoint-12: ")
@@ -173,7 +172,7 @@ def test_a_half_written_last_one_is_left_out(run: Path, spoil: Callable[[Path], 
 
 def test_the_command_line_says_what_it_leaves_out(cli: Cli, run: Path, tmp_path: Path) -> None:
     _cut(run / "checkpoint-12")
-    done = cli("cook", run, "--method", "lawa", "--set", "last=2", "-o", "soup", "--quiet")
+    done = cli("cook", run, "--select", "run_average", "--set", "last=2", "-o", "soup", "--quiet")
     assert done.code == 0
     assert "note: [half-written] Left out as half-written: exp1/checkpoint-12: model.safetensors is not" in done.err
     require_mean(tmp_path / "soup", run, [8, 10])
@@ -183,16 +182,16 @@ def test_the_command_line_says_what_it_leaves_out(cli: Cli, run: Path, tmp_path:
 def test_one_that_is_broken_elsewhere_is_an_error(cli: Cli, run: Path) -> None:
     """Nobody is writing to it any more, so something else is wrong; unless it does not go in."""
     _cut(run / "checkpoint-8")
-    done = cli("cook", run, "--method", "swa", "-o", "soup", "--quiet")
+    done = cli("cook", run, "--select", "run_average", "-o", "soup", "--quiet")
     assert done.code == 1
     assert "checkpoint-8': model.safetensors is not a valid safetensors file" in done.err
-    assert cli("cook", run, "--method", "swa", "--set", "last=2", "-o", "soup", "--quiet").code == 0
+    assert cli("cook", run, "--select", "run_average", "--set", "last=2", "-o", "soup", "--quiet").code == 0
 
 
 def test_what_all_have_is_no_sign_of_being_half_written(cli: Cli, run: Path) -> None:
     for each in run.iterdir():
         (each / "model.safetensors").rename(each / "pytorch_model.bin")
-    done = cli("cook", run, "--method", "swa", "-o", "soup", "--quiet")
+    done = cli("cook", run, "--select", "run_average", "-o", "soup", "--quiet")
     assert done.code == 1
     assert "half-written" not in done.err
     assert "a pickle can run code" in done.err
@@ -204,56 +203,55 @@ def test_what_all_have_is_no_sign_of_being_half_written(cli: Cli, run: Path) -> 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (["last=-1"], "swa: 'last' is -1; it is in [0, inf)."),
-        (["last=2.5"], "swa: 'last' is 2.5; it is of type int"),
-        (["last=all"], "swa: 'last' is 'all'; it is of type int"),
-        (["stride=0"], "swa: 'stride' is 0; it is in [1, inf)."),
-        (["newest=5"], "swa has no parameter 'newest'."),
-        (["last={depth: [1, 2]}"], "swa: 'last' is {'depth': [1, 2]}"),
-        (["last=1"], "swa averages checkpoints, and one goes in: "),
-        (["stride=6"], "swa averages checkpoints, and one goes in: "),
+        (["last=-1"], "run_average: 'last' is -1; it is in [0, inf)."),
+        (["last=2.5"], "run_average: 'last' is 2.5; it is of type int"),
+        (["last=all"], "run_average: 'last' is 'all'; it is of type int"),
+        (["stride=0"], "run_average: 'stride' is 0; it is in [1, inf)."),
+        (["newest=5"], "linear has no parameter 'newest'."),
+        (["last={depth: [1, 2]}"], "run_average: 'last' is {'depth': [1, 2]}"),
+        (["last=1"], "run_average averages checkpoints, and one goes in: "),
+        (["stride=6"], "run_average averages checkpoints, and one goes in: "),
         (["last=[2, 3]"], "the recipe has no `validation` to choose by"),
     ],
     ids=str,
 )
 def test_what_makes_no_sense_is_said(cli: Cli, run: Path, settings: list[str], said: str) -> None:
     options = [part for setting in settings for part in ("--set", setting)]
-    done = cli("cook", run, "--method", "swa", *options, "-o", "soup", "--quiet")
+    done = cli("cook", run, "--select", "run_average", *options, "-o", "soup", "--quiet")
     assert done.code == 1
     assert said in done.err
 
 
 def test_no_checkpoint_and_one(cli: Cli, run: Path, family: Path) -> None:
-    done = cli("cook", family / "a", "--method", "swa", "-o", "soup", "--quiet")
+    done = cli("cook", family / "a", "--select", "run_average", "-o", "soup", "--quiet")
     assert done.code == 1
-    assert "has no `checkpoint-…` folders, and swa averages those" in done.err
+    assert "has no `checkpoint-…` folders, and run_average averages those" in done.err
     for step in STEPS[2:]:
         shutil.rmtree(run / f"checkpoint-{step}")
     _cut(run / "checkpoint-4")
-    done = cli("cook", run, "--method", "swa", "-o", "soup", "--quiet")
+    done = cli("cook", run, "--select", "run_average", "-o", "soup", "--quiet")
     assert done.code == 1
     assert "checkpoint-2. Left out as half-written: exp1/checkpoint-4:" in done.err
     shutil.rmtree(run / "checkpoint-4")
-    assert "one goes in" in cli("cook", run, "--method", "swa", "-o", "soup", "--quiet").err
+    assert "one goes in" in cli("cook", run, "--select", "run_average", "-o", "soup", "--quiet").err
     done = cli("cook", run, "-o", "soup", "--quiet")
     assert done.code == 1
     assert "exp1 is a run: its checkpoints go in, exp1/checkpoint-2." in done.err
     assert "A soup needs two models or more" in done.err
 
 
-def test_more_than_there_are_is_all_of_them_and_said(cli: Cli, run: Path, tmp_path: Path) -> None:
-    done = cli("cook", run, "--method", "swa", "--set", "last=50", "-o", "soup", "--quiet")
+def test_more_than_there_are_is_all_of_them(cli: Cli, run: Path, tmp_path: Path) -> None:
+    done = cli("cook", run, "--select", "run_average", "--set", "last=50", "-o", "soup", "--quiet")
     assert done.code == 0
-    assert "`last` is 50 and exp1 has 6: all of them go in." in done.err
+    assert "exp1 is a run: its checkpoints go in" in done.err
     require_mean(tmp_path / "soup", run, STEPS)
-    done = cli("cook", run, "--method", "swa", "--set", "last=3", "--set", "stride=3", "-o", "far", "--quiet")
-    assert "`last` is 3 and exp1 has 6, of which 2 are as far apart as `stride` says: all" in done.err
 
 
 def test_shares_by_ingredient_do_not_fit_a_run(trainer_folder: Path, family: Path) -> None:
     layers = {"*": (1.0, 2.0)}
-    with pytest.raises(RecipeError, match="`tensor_weights` gives each ingredient its shares"):
-        expand_runs(Recipe(ingredients=[str(trainer_folder), str(family / "a")], tensor_weights=layers, method="swa"))
+    models = [str(trainer_folder), str(family / "a")]
+    with pytest.raises(RecipeError, match="`tensor_weights` gives each ingredient its weights"):
+        expand_runs(Recipe(ingredients=models, tensor_weights=layers, select="run_average"))
 
 
 # ---- what a folder stands for ------------------------------------------------------------------------------------
@@ -270,11 +268,11 @@ def test_a_model_at_the_top_is_one_unless_a_run_is_averaged(cli: Cli, run: Path,
     assert "training-run" not in done.err
     done = cli("cook", run, "-o", "no", "--quiet")
     assert done.code == 1
-    assert "exp1 has a model and 6 checkpoints of a run; `--method swa`, lawa or ema averages those." in done.err
+    assert "exp1 has a model and 6 checkpoints of a run; `--select run_average` averages those." in done.err
     done = cli("check", run, "-o", "recipe.yaml")
     assert done.code == 0
     assert steps_in(Recipe.load(tmp_path / "recipe.yaml")) == STEPS
-    done = cli("cook", run, "--method", "lawa", "--set", "last=2", "-o", "lawa", "--quiet")
+    done = cli("cook", run, "--select", "run_average", "--set", "last=2", "-o", "lawa", "--quiet")
     assert done.code == 0
     require_mean(tmp_path / "lawa", run, [10, 12])
 
@@ -319,23 +317,26 @@ def test_what_training_moved_far_is_said_and_strangers_are_refused(cli: Cli, run
     done = cli("check", run, "--json")
     assert done.json["verdict"] == "refused"
     assert done.json["reasons"][0]["code"] == "strangers"
-    assert cli("cook", run, "--method", "swa", "--set", "last=5", "-o", "soup", "--quiet").code == 0
+    assert cli("cook", run, "--select", "run_average", "--set", "last=5", "-o", "soup", "--quiet").code == 0
 
 
 def test_what_the_chosen_window_leaves_out_is_not_in_the_soup(cli: Cli, family: Path, run: Path) -> None:
     """Nor on its card: with four checkpoints to choose from, the chosen two have all the shares."""
     score = {"task": "text-classification", "dataset": str(family / "rows.csv")}
-    recipe = {"ingredients": [str(run)], "method": {"name": "swa", "last": [2], "stride": [2, 2]}, "validation": score}
+    select = {"name": "run_average", "last": [2], "stride": [2, 2]}
+    recipe = {"ingredients": [str(run)], "select": select, "validation": score}
     Path("recipe.yaml").write_text(json.dumps(recipe))
     assert cli("cook", "recipe.yaml", "-o", "soup", "--quiet").code == 0
     require_mean(Path("soup"), run, [8, 12])
     resolved, summary = Recipe.load("soup/soup.yaml"), json.loads(Path("soup/soup.json").read_text())
     assert steps_in(resolved) == [8, 12]
-    assert resolved.method.parameters == {"last": 0, "stride": 1}
+    assert [each.weight for each in resolved.ingredients] == [1.0, 1.0]
     assert list(summary["weights"]) == summary["selected"] == ["local:exp1/checkpoint-8", "local:exp1/checkpoint-12"]
-    assert summary["parameters"] == {"last": 2, "stride": 2}
+    assert (summary["select"], summary["method"]) == ("run_average", "linear")
+    assert [point["parameters"] for point in summary["curve"]] == 2 * [{"last": 2, "stride": 2}]
     page = Path("soup/README.md").read_text()
-    assert "with last = 2, stride = 2 of the weights of 2 fine-tuned models" in page
+    assert "the average of the weights of 2 fine-tuned models" in page
+    assert "Chosen on the validation data from 2 points: last = 2, stride = 2." in page
     assert page.count("| 50 % |") == 2
     maps = [each for step in (8, 12) for each in ("--map", f"exp1/checkpoint-{step}={run}/checkpoint-{step}")]
     assert cli("verify", "./soup", *maps, "--quiet").code == 0
@@ -346,7 +347,7 @@ def test_two_runs_stay_apart(cli: Cli, run: Path, tmp_path: Path) -> None:
     for folder in other.iterdir():
         tensors = {name: tensor * 1.01 for name, tensor in load_file(folder / "model.safetensors").items()}
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    done = cli("cook", run, other, "--method", "swa", "--set", "last=2", "-o", "soup", "--quiet", "--json")
+    done = cli("cook", run, other, "--select", "run_average", "--set", "last=2", "-o", "soup", "--quiet", "--json")
     assert done.code == 0
     assert len(done.json["weights"]) == 4
     assert list(done.json["weights"]) == [f"local:{name}/checkpoint-{n}" for name in ("exp1", "exp2") for n in (10, 12)]
@@ -356,20 +357,21 @@ def test_two_runs_stay_apart(cli: Cli, run: Path, tmp_path: Path) -> None:
     )
     for name, tensor in found.items():
         torch.testing.assert_close(tensor, (one[name] + two[name]) / 2, rtol=1e-5, atol=1e-7)
-    done = cli("cook", run, other, "--method", "swa", "--set", "last=[2, 3]", "-o", "no", "--quiet")
+    done = cli("cook", run, other, "--select", "run_average", "--set", "last=[2, 3]", "-o", "no", "--quiet")
     assert "has values to choose from, for one run; there are 2 ingredients" in done.err
 
 
 def test_models_in_their_order_are_a_run_too(cli: Cli, run: Path, tmp_path: Path) -> None:
     models = [run / f"checkpoint-{step}" for step in STEPS]
-    done = cli("cook", *models, "--method", "swa", "--set", "last=2", "-o", "soup", "--quiet")
+    done = cli("cook", *models, "--select", "run_average", "--set", "last=2", "-o", "soup", "--quiet")
     assert done.code == 0
     require_mean(tmp_path / "soup", run, [10, 12])
     assert len(Recipe.load(tmp_path / "soup" / "soup.yaml").ingredients) == 2
 
 
 def test_the_weight_of_a_run_is_that_of_each_checkpoint(run: Path, family: Path) -> None:
-    recipe = Recipe(ingredients=[{"model": str(run), "weight": 3}, str(family / "a")], heads=str(run), method="lawa")
+    models = [{"model": str(run), "weight": 3}, str(family / "a")]
+    recipe = Recipe(ingredients=models, heads=str(run), select="run_average")
     found, _ = expand_runs(recipe)
     assert [each.weight for each in found.ingredients] == [3.0] * 6 + [1.0]
     assert found.head == 5, "the head is that of the last checkpoint"
@@ -448,10 +450,10 @@ def test_a_folder_of_models_stands_for_them(cli: Cli, family: Path, tmp_path: Pa
 
 def test_a_head_that_does_not_go_in_is_not_kept(run: Path) -> None:
     models = [str(run / f"checkpoint-{step}") for step in STEPS]
-    method = {"name": "swa", "last": 2}
-    assert expand_runs(Recipe(ingredients=models, heads=models[-1], method=method))[0].head == 1
+    select = {"name": "run_average", "last": 2}
+    assert expand_runs(Recipe(ingredients=models, heads=models[-1], select=select))[0].head == 1
     with pytest.raises(RecipeError, match="checkpoint-2', which does not go in"):
-        expand_runs(Recipe(ingredients=models, heads=models[0], method=method))
+        expand_runs(Recipe(ingredients=models, heads=models[0], select=select))
 
 
 def test_a_run_of_too_many_checkpoints(run: Path) -> None:
@@ -467,7 +469,8 @@ def test_a_run_of_too_many_checkpoints(run: Path) -> None:
 
 
 def test_it_is_cooked_again_and_verified(cli: Cli, run: Path, tmp_path: Path) -> None:
-    first = cli("cook", run, "--method", "ema", "--set", "last=3", "-o", "soup", "--quiet", "--json")
+    ema = ("--select", "run_average", "--set", "schedule=ema", "--set", "last=3")
+    first = cli("cook", run, *ema, "-o", "soup", "--quiet", "--json")
     text = (tmp_path / "soup" / "soup.yaml").read_text()
     (tmp_path / "again.yaml").write_text(text.replace("local:exp1", str(run)))
     shutil.copytree(run / "checkpoint-12", run / "checkpoint-14")  # the run went on, and the recipe does not
@@ -489,11 +492,11 @@ def test_an_interrupted_cook_continues_and_notices_that_the_run_went_on(
     def killed(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    cook = ("cook", run, "--method", "swa", "--set", "last=2", "-o", "soup", "--quiet")
+    cook = ("cook", run, "--select", "run_average", "--set", "last=2", "-o", "soup", "--quiet")
     with monkeypatch.context() as patch:
         patch.setattr(kitchen, "write_folder", killed)
         with pytest.raises(KeyboardInterrupt):
-            hf_soup.cook(Recipe(ingredients=[str(run)], method={"name": "swa", "last": 2}), tmp_path / "soup")
+            hf_soup.cook(Recipe(ingredients=[str(run)], select={"name": "run_average", "last": 2}), tmp_path / "soup")
     kept = shutil.copytree(tmp_path / ".soup.cooking", tmp_path / "kept")
     assert cli(*cook, "--json").json["resumed"] > 0
     require_mean(tmp_path / "soup", run, [10, 12])
@@ -508,10 +511,9 @@ def test_an_interrupted_cook_continues_and_notices_that_the_run_went_on(
 # ---- chosen on validation data -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["linear", "swa"])
-def test_greedy_chooses_among_the_checkpoints(cli: Cli, run: Path, family: Path, tmp_path: Path, method: str) -> None:
+def test_greedy_chooses_among_the_checkpoints(cli: Cli, run: Path, family: Path, tmp_path: Path) -> None:
     data = ("--data", family / "rows.csv", "--task", "text-classification")
-    done = cli("cook", run, "--method", method, "--select", "greedy", *data, "-o", "soup", "--quiet", "--json")
+    done = cli("cook", run, "--select", "greedy", *data, "-o", "soup", "--quiet", "--json")
     assert done.code == 0
     assert {f"local:exp1/checkpoint-{step}" for step in STEPS} <= done.json["scores"].keys()
     assert 1 <= len(done.json["weights"]) <= 6
@@ -522,11 +524,27 @@ def test_greedy_chooses_among_the_checkpoints(cli: Cli, run: Path, family: Path,
 
 def test_how_many_is_chosen_on_validation_data(cli: Cli, run: Path, family: Path, tmp_path: Path) -> None:
     data = ("--data", family / "rows.csv", "--task", "text-classification")
-    options = ("--method", "lawa", "--set", "last=[2, 4]")
+    options = ("--select", "run_average", "--set", "last=[2, 4]")
     done = cli("cook", run, *options, *data, "-o", "soup", "--quiet", "--json")
     assert done.code == 0
     assert [point["parameters"]["last"] for point in done.json["curve"]] == [2, 4]
-    require_mean(tmp_path / "soup", run, STEPS[-done.json["parameters"]["last"] :])
+    best = max(done.json["curve"], key=lambda point: point["score"])
+    require_mean(tmp_path / "soup", run, STEPS[-best["parameters"]["last"] :])
+
+
+def test_of_several_runs_each_is_weighed_by_its_own_steps(run: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run, tmp_path / "exp2")
+    select = {"name": "run_average", "last": 3, "schedule": "ema", "decay": 0.5}
+    recipe, _ = expand_runs(Recipe(ingredients=[str(run), {"model": str(other), "weight": 2}], select=select))
+    assert [each.weight for each in recipe.ingredients] == [0.25, 0.5, 1.0, 0.5, 1.0, 2.0]
+
+
+def test_only_those_that_go_in_are_opened(run: Path, tmp_path: Path) -> None:
+    """What lies in the others does not matter, and nobody looks."""
+    for step in STEPS[:-2]:
+        (run / f"checkpoint-{step}" / "model.safetensors").write_bytes(b"")
+    soup = hf_soup.cook(Recipe(ingredients=[str(run)], select={"name": "run_average", "last": 2}), tmp_path / "soup")
+    assert list(soup.weights) == ["local:exp1/checkpoint-10", "local:exp1/checkpoint-12"]
 
 
 def test_a_run_joins_a_published_soup(publish: Callable[..., str], run: Path, tmp_path: Path) -> None:
@@ -542,4 +560,4 @@ def test_a_run_joins_a_published_soup(publish: Callable[..., str], run: Path, tm
 def test_a_folder_of_nothing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ResolveError, match="has no `checkpoint-…` folders"):
-        expand_runs(Recipe(ingredients=[str(tmp_path / "empty")], method="swa"))
+        expand_runs(Recipe(ingredients=[str(tmp_path / "empty")], select="run_average"))

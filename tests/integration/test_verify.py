@@ -370,7 +370,7 @@ def test_shards_beside_a_whole_file(soup: Soup, tmp_path: Path, monkeypatch: pyt
 
 def test_within_the_bound_of_a_method_that_states_one(soup: Soup, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what it makes is rounded, to neighbours at most where it is as good as the same."""
-    monkeypatch.setitem(METHODS, "linear", replace(METHODS["linear"], bound=1e-12))
+    monkeypatch.setitem(METHODS.loaded, "linear", replace(METHODS["linear"], bound=1e-12))
     require_identical(verify(soup.folder))
     rewrite(soup.folder, flip_a_bit)
     other = verify(soup.folder).digests["published"]

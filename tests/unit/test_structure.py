@@ -41,9 +41,10 @@ ONLY = {
 #: Room → all that it may import beside the standard library and itself.
 MAY = {
     "hf_soup.errors": set(),
-    "hf_soup.methods": {"torch", "numpy"},
-    "hf_soup.selection": {"torch", "numpy", "hf_soup.errors"},
-    "hf_soup.recipe": {"pydantic", "yaml", "torch", "hf_soup.errors", "hf_soup._util", "hf_soup.methods"},
+    "hf_soup.methods": {"torch", "numpy", "hf_soup._util.registry"},
+    "hf_soup.selection": {"torch", "numpy", "hf_soup.errors", "hf_soup._util.registry"},
+    "hf_soup.recipe": {"pydantic", "yaml", "torch", "hf_soup.errors", "hf_soup._util", "hf_soup.methods",
+                       "hf_soup.selection"},
     "hf_soup._util": {"torch", "tqdm", "yaml", "hf_soup.errors"},
     "hf_soup.local_hub": {"starlette", "uvicorn", "yaml", "hf_soup.errors", "hf_soup._util.licenses"},
     "hf_soup.publishing.plots": {"numpy", "matplotlib", "hf_soup._util", "hf_soup.recipe"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -17,7 +18,6 @@ import transformers
 from huggingface_hub import constants
 from PIL import Image
 from plans import config_of, make_plan, template_of
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from torch import Tensor
@@ -25,18 +25,19 @@ from torch.func import functional_call
 
 from hf_soup.checkpoint.headers import RowRange, read_header
 from hf_soup.errors import ScoringError
-from hf_soup.evaluation import entropy as adapting, gradients as descent
-from hf_soup.evaluation.collection import collect_statistics, with_statistics
+from hf_soup.evaluation import gradients as descent
+from hf_soup.evaluation.candidates import Candidates
 from hf_soup.evaluation.dataset import CalibrationDataset
 from hf_soup.evaluation.entropy import EntropyLoss
-from hf_soup.evaluation.evaluation_data import Calibration
+from hf_soup.evaluation.evaluation_data import Calibration, EvaluationData
 from hf_soup.evaluation.model import build_model
 from hf_soup.evaluation.preprocessing import prepare_calibration_dataset
+from hf_soup.merging import RunContext
 from hf_soup.merging.plan import Plan
-from hf_soup.merging.statistics_store import statistics_path
 from hf_soup.merging.to_memory import Materializer
-from hf_soup.recipe.mixture import MethodCall
 from hf_soup.recipe.schema import CalibrationData
+from hf_soup.selection import Selected
+from hf_soup.selection.entropy import entropy
 
 TEXT: dict[str, Any] = {"vocab_size": 16, "id2label": {n: str(n) for n in range(3)}, "initializer_range": 0.3}
 MADE: dict[str, Callable[[], Any]] = {
@@ -68,7 +69,7 @@ class Kitchen:
     inputs: CalibrationDataset
     weights: tuple[float, ...] = (1.0, 1.0)
 
-    def plan(self, method: str = "adamerging", *, lost: bool = False, **more: Any) -> Plan:
+    def plan(self, *, scale: float = 1.0, lost: bool = False, **more: Any) -> Plan:
         headers = []
         for each in self.paths:
             data = each["m"].read_bytes()
@@ -78,24 +79,27 @@ class Kitchen:
             headers[0][words] = headers[0][words].moved([RowRange(0, 0, 9)], headers[1][words].shape[0])
             del headers[2]["classifier.weight"]
             more["patched"] = {words, "classifier.weight"}
-        return make_plan(["a", "b", "base"], headers, [*self.weights, 0.0], method=method, with_base=True, **more)
+        more |= {"method": "task_arithmetic", "parameters": {"scale": scale}, "with_base": True}
+        return make_plan(["a", "b", "base"], headers, [*self.weights, 0.0], **more)
 
     def entropy(self, plan: Plan) -> EntropyLoss:
-        return EntropyLoss(plan, self.paths, plan.mixture.method, self.calibration())
+        return EntropyLoss(plan.layout, self.paths, plan.mixture.weights, self.calibration(), lambda steps: None)
 
-    def calibration(self, seed: int = 5) -> Calibration:
-        return Calibration(self.inputs, template_of(self.folder), seed)
+    def calibration(self) -> Calibration:
+        return Calibration(self.inputs, template_of(self.folder), 5)
 
-    def learn(self, plan: Plan | None = None, seed: int = 5, **parameters: Any) -> Plan:
-        plan = plan or self.plan(parameters=parameters)
-        calibration = self.calibration(seed)
-        plan = with_statistics(plan, calibration)
-        collect_statistics(plan, lambda: self.paths, calibration)
-        return plan
-
-    def found(self, plan: Plan) -> list[dict[str, Tensor]]:
-        ((_, names),) = plan.statistics.items()
-        return [load_file(statistics_path(each)) for each in names.values()]
+    def learn(self, plan: Plan | None = None, seed: int = 5, **parameters: Any) -> tuple[Plan, Selected]:
+        """The soup with what was learned, and that."""
+        plan = plan or self.plan()
+        context = RunContext()
+        data = EvaluationData(template_of(self.folder), calibration=self.calibration())
+        with (
+            Candidates(plan.layout, self.paths, data, context) as candidates,
+            candidates.entropy(plan.mixture.weights, 1) as objective,
+        ):
+            selected = entropy(plan.mixture.weights, objective, seed=seed, **parameters)
+        mixture = replace(plan.mixture, tensor_weights=selected.tensor_weights)
+        return replace(plan, mixture=mixture), selected
 
     def model(self, tensors: Mapping[str, Tensor]) -> Any:
         return build_model(config_of(self.folder), tensors, self.inputs.data.task, torch.float32)
@@ -213,7 +217,7 @@ def test_the_gradient_is_autograds(family: Path, tmp_path: Path, dtype: torch.dt
     kitchen = drawn(family, tmp_path, "BERT", dtype)
     kitchen.weights = (1.0, 0.5)
     loss = kitchen.entropy(kitchen.plan())
-    assert set(loss.tensors) == set(loss.learned) == kitchen.full[0].keys()
+    assert set(loss.tensors) == kitchen.full[0].keys()
     given = some_coefficients(loss)
     loss.gradient(np.full_like(given, 0.3), np.arange(5))  # leaves nothing behind
     value, slopes = loss.gradient(given, np.arange(kitchen.inputs.n))
@@ -248,7 +252,7 @@ def test_what_not_all_have_is_averaged_and_moves_nothing(
     monkeypatch.setattr(descent, "SLICE_ELEMENTS", 137)
     kitchen = drawn(family, tmp_path, "BERT")
     kitchen.weights = (1.0, 2.0)
-    plan = kitchen.plan(lost=True, parameters={"steps": 2, "lr": 0.1})
+    plan = kitchen.plan(lost=True)
     loss = kitchen.entropy(plan)
     given, rows = some_coefficients(loss), np.arange(kitchen.inputs.n)
     _, slopes = loss.gradient(given, rows)
@@ -260,81 +264,44 @@ def test_what_not_all_have_is_averaged_and_moves_nothing(
         step[row, column] = 1e-2
         there, back = loss.mean(given + step, rows), loss.mean(given - step, rows)
         assert slopes[row, column] == pytest.approx((there - back) / 2e-2, rel=2e-2, abs=1e-6)
-    plan = kitchen.learn(plan)
-    values = [np.array([float(found[name]) for name in loss.tensors]) for found in kitchen.found(plan)]
-    loss.mean(np.stack(values, 1), rows[:1])
+    plan, selected = kitchen.learn(plan, steps=2, lr=0.1)
+    values = np.array([selected.tensor_weights[name] for name in loss.tensors]) / np.array(kitchen.weights)
+    loss.mean(values, rows[:1])
     merged = kitchen.model(kitchen.merged(plan)).state_dict()
     for name, each in loss._model.state_dict().items():
         torch.testing.assert_close(each, merged[name], rtol=1e-5, atol=1e-6)
 
 
-def test_other_methods_stay_as_they_are(family: Path, tmp_path: Path) -> None:
-    """Tensors of overrides are in the model as the merge makes them, have no coefficient, and are not learned."""
-    kitchen = drawn(family, tmp_path, "BERT")
-    own = {"classifier.weight": MethodCall("linear", {}), "classifier.bias": MethodCall("wise_ft", {"alpha": 0.25})}
-    own["classifier.bias"] = MethodCall("task_arithmetic", {"scale": 0.5})
-    plan = kitchen.learn(kitchen.plan(overrides=own, parameters={"steps": 1}))
-    assert kitchen.found(plan)[0].keys() == kitchen.full[0].keys() - own.keys()
-    loss = EntropyLoss(plan, kitchen.paths, plan.mixture.method, kitchen.calibration())
-    _, slopes = loss.gradient(some_coefficients(loss), np.arange(4))
-    a, b, base = (each["classifier.bias"] for each in kitchen.full)
-    torch.testing.assert_close(loss._model.classifier.bias.data, base + 0.5 * (a - base + b - base))
-    a, b, base = (each["classifier.weight"] for each in kitchen.full)
-    torch.testing.assert_close(loss._model.classifier.weight.data, (a + b) / 2)
-    assert not slopes[[loss.tensors.index(name) for name in own]].any()
-
-
-@pytest.mark.parametrize("by", ["layer", "ingredient"])
+@pytest.mark.parametrize("by", ["tensor", "ingredient"])
 def test_the_mix_gets_surer_of_examples_that_it_has_not_seen(tasks: Kitchen, by: str) -> None:
     """Than task arithmetic at 0.3, from where it starts; and at no step it is no other than that."""
-    plan = tasks.learn(by=by, steps=40, lr=0.02, examples=200)
-    found = tasks.found(plan)
-    values = torch.stack([torch.stack(list(each.values())) for each in found])
+    plan, selected = tasks.learn(by=by, steps=40, lr=0.02, examples=200)
+    values = np.array(list(selected.tensor_weights.values()))
     assert ((values >= 0) & (values <= 1)).all()
-    assert len({*values[0].tolist()}) > 10 if by == "layer" else len({*values[0].tolist()}) == 1
-    start = tasks.merged(tasks.plan("task_arithmetic"))
+    assert len(set(values[:, 0])) > 10 if by == "tensor" else len(set(values[:, 0])) == 1
+    start = tasks.merged(tasks.plan(scale=0.3))
     before, after = judged(tasks, start)[1], judged(tasks, tasks.merged(plan))[1]
     assert after < 0.97 * before
-    ((_, names),) = plan.statistics.items()
-    with safe_open(statistics_path(names["a"]), "pt") as file:
-        first, last = json.loads(file.metadata()["entropy"])
+    (note,) = selected.notes
+    first, last = map(float, re.findall(r"was ([\d.]+) where they began, and is ([\d.]+)\.", note)[0])
     assert last < 0.97 * first
-    still = tasks.merged(tasks.learn(by=by, steps=1, lr=1e-9))
+    still = tasks.merged(tasks.learn(by=by, steps=1, lr=1e-9)[0])
     assert all(torch.allclose(each, start[name], atol=1e-6) for name, each in still.items())
 
 
-def test_the_same_bits_whatever_the_threads_and_no_others_by_another_key(
-    tasks: Kitchen, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def names(plan: Plan) -> tuple[str, ...]:
-        return tuple(next(iter(plan.statistics.values())).values())
-
+def test_the_same_bits_whatever_the_threads_and_others_by_other_parameters(tasks: Kitchen) -> None:
     few = {"steps": 3, "lr": 0.1}
-    plan = tasks.learn(**few)
-    whole = tasks.found(plan)
-    learned: list[int] = []
-    through = adapting.learn_coefficients
-    monkeypatch.setattr(adapting, "learn_coefficients", lambda *args: learned.append(1) or through(*args))  # type: ignore[func-returns-value]
-    assert tasks.learn(**few) == plan
-    assert not learned
-    statistics_path(names(plan)[1]).unlink()
+    _, first = tasks.learn(**few)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(threads + 1)
-        assert tasks.learn(**few) == plan
+        assert tasks.learn(**few)[1] == first
         assert torch.get_num_threads() == threads + 1
     finally:
         torch.set_num_threads(threads)
-    assert learned == [1]
-    for found, before in zip(tasks.found(plan), whole, strict=True):
-        assert found.keys() == before.keys()
-        assert all(torch.equal(each, before[name]) for name, each in found.items())
     others = [tasks.learn(seed=6, **few), tasks.learn(steps=2, lr=0.1), tasks.learn(init=0.2, **few)]
     others.append(replace(tasks, weights=(1.0, 2.0)).learn(**few))
-    assert len({name for each in (plan, *others) for name in names(each)}) == 10
-    # A parameter that is written out with its default is the same: nothing is learned again.
-    assert names(tasks.learn(batch_size=16, **few)) == names(plan)
-    assert learned == [1] * 5
+    assert len({json.dumps(each.tensor_weights) for each in (first, *(other for _, other in others))}) == 5
 
 
 def test_what_is_not_finite_is_said(family: Path, tmp_path: Path) -> None:
@@ -345,13 +312,3 @@ def test_what_is_not_finite_is_said(family: Path, tmp_path: Path) -> None:
     save_file(tensors, kitchen.paths[1]["m"])
     with pytest.raises(ScoringError, match=r"The entropy of .*'rows.csv' is nan in step 0, .* coefficients 0.3, 0.3"):
         kitchen.learn(steps=1)
-
-
-def test_a_machine_that_is_too_small_is_said_before_anything_is_read(
-    tasks: Kitchen, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    through = Path.read_text
-    small = lambda self, **more: "MemAvailable: 1 kB" if "meminfo" in str(self) else through(self, **more)  # noqa: E731
-    monkeypatch.setattr(Path, "read_text", small)
-    with pytest.raises(ScoringError, match=r"takes 0.0 GB of memory"):
-        tasks.learn(steps=7)

@@ -186,7 +186,7 @@ class Kitchen:
 
 def some_shares(kitchen: Kitchen, by: str, constrain: str) -> NDArray[np.float64]:
     """Not equal; with ``none`` one is negative."""
-    raw = np.random.default_rng(0).normal(size=(len(kitchen.floats) if by == "layer" else 1, N))
+    raw = np.random.default_rng(0).normal(size=(len(kitchen.floats) if by == "tensor" else 1, N))
     shares: NDArray[np.float64] = np.exp(raw) / np.exp(raw).sum(1, keepdims=True)
     return shares if constrain == "softmax" else 1.3 * shares - np.array([0.0, 0.0, 0.4])
 
@@ -197,7 +197,7 @@ def far(found: Any, expected: Any) -> float:
 
 
 @pytest.mark.parametrize("constrain", ["softmax", "none"])
-@pytest.mark.parametrize("by", ["ingredient", "layer"])
+@pytest.mark.parametrize("by", ["ingredient", "tensor"])
 @pytest.mark.parametrize("family_name", MADE)
 def test_the_gradient_is_autograds(tmp_path: Path, family: Path, family_name: str, by: str, constrain: str) -> None:
     kitchen = Kitchen(tmp_path, family_name, family / "rows.csv")
@@ -224,14 +224,14 @@ def test_the_gradient_is_autograds(tmp_path: Path, family: Path, family_name: st
 def test_ingredients_of_other_types(tmp_path: Path, family: Path, family_name: str, dtype: torch.dtype) -> None:
     """Widened before they are mixed, and the mix is not rounded back."""
     kitchen = Kitchen(tmp_path, family_name, family / "rows.csv", dtype)
-    shares = some_shares(kitchen, "layer", "softmax")
+    shares = some_shares(kitchen, "tensor", "softmax")
     loss, slopes, _ = kitchen.mixture().gradient(shares, 1.0, np.arange(kitchen.bench.n))
     expected = kitchen.expected(shares, 1.0)
     assert far(loss, expected[0]) < 1e-6
     assert far(slopes, expected[1]) < 1e-5
 
 
-@pytest.mark.parametrize("by", ["ingredient", "layer"])
+@pytest.mark.parametrize("by", ["ingredient", "tensor"])
 def test_rows_that_not_all_have(tmp_path: Path, family: Path, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their mean is over those who have them, and who has them alone moves nothing; slices cut across rows."""
     monkeypatch.setattr(descent, "SLICE_ELEMENTS", 137)

@@ -115,7 +115,7 @@ def test_every_combination_is_a_point(recipe: Recipe) -> None:
     asked = recipe.model_copy(
         update={"method": Recipe(ingredients=["a/b"], method={"name": "x", "a": [1, 2], "b": 3, "c": [4, 5]}).method}
     )
-    assert grid(asked) == [{"a": a, "b": 3, "c": c} for a in (1, 2) for c in (4, 5)]
+    assert grid(asked.method) == [{"a": a, "b": 3, "c": c} for a in (1, 2) for c in (4, 5)]
     assert settled(asked).method.parameters == {"a": 1, "b": 3, "c": 4}
 
 
@@ -153,7 +153,7 @@ def astray(recipe: Recipe, trained: Path, tmp_path: Path) -> Recipe:
     return changed(recipe, ingredients=[str(tmp_path / name) for name in ways])
 
 
-@pytest.mark.parametrize("by", ["ingredient", "layer"])
+@pytest.mark.parametrize("by", ["ingredient", "tensor"])
 def test_learned_shares_are_written_and_cooked_again(by: str, astray: Recipe, tmp_path: Path) -> None:
     recipe = astray
     asked = changed(recipe, select={"name": "learned", "by": by, "epochs": 3, "batch_size": 8})
@@ -161,7 +161,7 @@ def test_learned_shares_are_written_and_cooked_again(by: str, astray: Recipe, tm
     history = soup.report.history
     assert [entry.epoch for entry in history] == list(range(len(history)))
     assert sum(history[-1].weights.values()) == pytest.approx(1)
-    assert bool(soup.recipe.tensor_weights) == (by == "layer")
+    assert bool(soup.recipe.tensor_weights) == (by == "tensor")
     assert soup.recipe.select.name == "uniform"
     again = changed(soup.recipe, ingredients=[
         {"model": each.model, "weight": mine.weight}
@@ -405,7 +405,7 @@ def test_the_choice_is_made_again_on_halves(select: Any, recipe: Recipe, tmp_pat
         ({"method": {"name": "wise_ft", "alpha": []}}, r"'alpha' is \[\]"),
         (
             {"method": {"name": "wise_ft", "alpha": [0, 1]}, "validation": None},
-            "several values, and the recipe has no `sc",
+            "several values, and the recipe has no `val",
         ),
         ({"method": {"name": "wise_ft", "alpha": list(range(1001))}}, "asks to try 1,001 combinations"),
         ({"method": "wise_ft", "base_model": None}, "none is known"),
@@ -414,11 +414,11 @@ def test_the_choice_is_made_again_on_halves(select: Any, recipe: Recipe, tmp_pat
         ({"tensor_weights": {"a": [-1, 1, 1]}}, "'a' is -1, and linear divides"),
         (
             {"tensor_weights": {"a": [1, 1, 1]}, "select": "greedy"},
-            "go with `select: uniform` and `method: linear`, not with",
+            "chooses weights, and the recipe has `tensor_weights`",
         ),
-        ({"select": "learned", "method": "wise_ft"}, "`select: learned` learns the shares of an average"),
+        ({"select": "learned", "method": "wise_ft"}, "`select: learned` learns the weights of an average"),
         ({"select": "learned", "method": {"name": "linear", "normalize": False}}, "and `method` is a plain sum"),
-        ({"select": {"name": "learned", "by": "row"}}, "`by` is 'row'; it is 'ingredient' or 'layer'"),
+        ({"select": {"name": "learned", "by": "row"}}, "'by' is 'row'; it is one of ingredient, tensor."),
         ({"method": {"name": "wise_ft", "alpha": float("nan")}}, "'alpha' is nan; it is a finite number"),
         ({"method": {"name": "task_arithmetic", "scale": 10**400}}, "it is a finite number"),
         (
@@ -429,8 +429,8 @@ def test_the_choice_is_made_again_on_halves(select: Any, recipe: Recipe, tmp_pat
             {"tensor_weights": {"a": [1, 1, 1]}, "stability_repeats": 3},
             "the recipe has `tensor_weights`, which nobody chooses",
         ),
-        ({"select": {"name": "greedy", "accept": "better"}}, "`accept` is 'better'"),
-        ({"select": {"name": "top_k", "k": 9}}, "`k` is 9; it is a number from 1 to 3"),
+        ({"select": {"name": "greedy", "accept": "better"}}, "'accept' is 'better'"),
+        ({"select": {"name": "top_k", "k": 9}}, "`k` is 9, and there are 3 ingredients"),
     ],
     ids=lambda value: "" if isinstance(value, str) else "-".join(value),
 )

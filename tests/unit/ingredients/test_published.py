@@ -39,10 +39,10 @@ def test_what_is_read_names_no_path_and_runs_nothing(tmp_path: Path) -> None:
     assert found.digest == "d" * 64
     assert not found.recipe.allow_pickle
     assert (found.recipe.validation, found.recipe.test) == ((), ())
-    assert found.report[0].metric == "os:system"
+    assert found.test[0].metric == "os:system"
     with pytest.raises(RecipeError, match="'os:system' is code"):
         found.with_data()
-    assert found.with_data(trust_remote_code=True).report[0].metric == "os:system"
+    assert found.with_data(trust_remote_code=True).test[0].metric == "os:system"
     assert open_published(str(tmp_path / "s"), allow_pickle=True).recipe.allow_pickle
 
 
@@ -121,7 +121,7 @@ def test_a_folder_of_the_same_name_is_not_read_in_place_of_the_hub(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     found = opened(tmp_path, test=[ROWS])
-    assert found.with_data().report[0].dataset == "acme/rows"
+    assert found.with_data().test[0].dataset == "acme/rows"
     (tmp_path / "acme" / "rows").mkdir(parents=True)
     with pytest.raises(RecipeError, match="would be read in place of the Hub's data"):
         found.with_data()

@@ -346,15 +346,15 @@ def test_a_soup_of_sentence_transformers_is_loaded_as_one() -> None:
 
 
 def test_a_weight_is_called_a_share_only_in_an_average() -> None:
-    """Of `ema` and `slerp` the parameters have a say too, and a plain sum has no shares."""
+    """Of `ties` and `slerp` the parameters have a say too, and a plain sum has no shares."""
 
     def column(**changes: Any) -> str:
         table = card_of(PLAIN, **changes).split("## Ingredients\n\n")[1].split("\n\n")[0]
         return re.sub(r"\[.*?\)|`.*?`", "", table)
 
     assert "| share |" in column()
-    assert "| 50 % |" in column(method="swa", parameters={"last": 2})
-    for method, parameters in (("ema", {"decay": 0.5}), ("slerp", {"t": 0.2}), ("linear", {"normalize": False})):
+    assert "| 50 % |" in column()
+    for method, parameters in (("ties", {"density": 0.5}), ("slerp", {"t": 0.2}), ("linear", {"normalize": False})):
         page = column(method=method, parameters=parameters)
         assert "| weight |" in page
         assert "| 0.5 |" in page

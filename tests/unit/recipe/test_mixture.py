@@ -77,7 +77,7 @@ MEASURED = [name for name in ALONE if METHODS[name].measure]
 @pytest.fixture(autouse=True)
 def methods(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, method in OWN.items():
-        monkeypatch.setitem(METHODS, name, method)
+        monkeypatch.setitem(METHODS.loaded, name, method)
     monkeypatch.setattr(plan_module, "UNIT_BYTES", BLOCK_BYTES)
 
 
@@ -346,8 +346,8 @@ def test_a_parameter_changes_over_the_layers() -> None:
     ],
 )
 def test_what_is_wrong_with_a_method_is_said(method: Any, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHODS, "bounded", Method("bounded", bounded, True, None))
-    monkeypatch.setitem(METHODS, "pair", Method("pair", _whole, False, None, least=3, most=3))
+    monkeypatch.setitem(METHODS.loaded, "bounded", Method("bounded", bounded, True, None))
+    monkeypatch.setitem(METHODS.loaded, "pair", Method("pair", _whole, False, None, least=3, most=3))
     with pytest.raises(RecipeError) as error:
         require_methods(recipe(method=method))
     assert said in str(error.value)
@@ -371,7 +371,7 @@ def test_no_recipe_has_methods_tried_for_ever(monkeypatch: pytest.MonkeyPatch) -
         tried.append(share)
         return linear(tensors, weights)
 
-    monkeypatch.setitem(METHODS, "counting", Method("counting", counting, True, None))
+    monkeypatch.setitem(METHODS.loaded, "counting", Method("counting", counting, True, None))
 
     def asked(values: Sequence[Sequence[float]]) -> Recipe:
         methods = [{"name": "counting", "share": {"depth": list(each)}} for each in values]
