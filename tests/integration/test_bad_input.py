@@ -158,7 +158,7 @@ def test_recipes_that_ask_for_nonsense(cli: Cli, family: Path, tmp_path: Path) -
     cases: list[tuple[dict[str, Any], str]] = [
         ({"method": "magic"}, "`method` is 'magic'.\nKnown are: breadcrumbs"),
         ({"method": {"name": "linear", "density": 1}}, "linear has no parameter 'density'.\nIt takes: "),
-        ({"select": "tastiest"}, "`select` is 'tastiest'.\nKnown are: best, greedy, learned"),
+        ({"select": "tastiest"}, "`select` is 'tastiest'.\nKnown are: best, entropy, greedy, learned"),
         ({"select": "greedy"}, "looks at validation scores, and the recipe has no `validation`"),
         ({"select": {"name": "greedy", "accept": 1}, "validation": score}, "greedy: 'accept' is 1; it is of type str"),
         ({"select": {"name": "greedy", "accept": "~"}, "validation": score}, "'accept' is '~'"),
@@ -392,7 +392,7 @@ def test_a_base_that_a_folder_names_is_its_ancestor(cli: Cli, family: Path, tmp_
             (folder / "adapter_config.json").write_text(json.dumps(adapter))
     done = cli("check", "a", "b", "-o", "recipe.yaml", "--json")
     assert (done.json["verdict"], done.json["ancestor"]["model"]) == ("proven", "local:base")
-    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["base"] == str(family / "base")
+    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["base_model"] == str(family / "base")
     assert cli("cook", "recipe.yaml", "--method", "task_arithmetic", "-o", "soup", "--quiet").code == 0
     assert str(family) not in (tmp_path / "soup" / "README.md").read_text()
 
