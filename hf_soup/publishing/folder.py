@@ -26,7 +26,6 @@ from hf_soup.recipe import (
     ReportedOverride,
     Scoring,
     SoupReport,
-    TraceStep,
     UpdateReport,
     methods_of,
     needs_base,
@@ -95,7 +94,7 @@ def soup_report(
             CurvePoint(parameters=point.parameters, score=point.score, scores=scores)
             for point, scores in zip(choice.curve, measured.curve, strict=True)
         ),
-        trace=tuple(map(TraceStep.model_validate, choice.selected.trace)),
+        trace=choice.selected.trace,
         history=tuple(map(LearningEpoch.model_validate, choice.selected.history)),
         stability=choice.stability,
         test=tuple(

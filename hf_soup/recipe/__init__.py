@@ -50,7 +50,6 @@ if TYPE_CHECKING:
         Score as Score,
         SelectionStability as SelectionStability,
         SoupReport as SoupReport,
-        TraceStep as TraceStep,
         UpdateReport as UpdateReport,
     )
     from hf_soup.recipe.validation import (

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hf_soup._util.text import some
 from hf_soup.recipe.schema import LabelledData, Named, parse_part
+from hf_soup.selection import Step
 
 
 class _Part(BaseModel):
@@ -123,14 +124,6 @@ class CurvePoint(_Part):
     parameters: Mapping[str, Any]
     score: float
     scores: Scores
-
-
-class TraceStep(_Part):
-    """One thing that a selection tried: the soup, its validation score, and whether it was kept."""
-
-    ingredients: tuple[str, ...]
-    score: float
-    kept: bool
 
 
 class LearningEpoch(_Part):
@@ -312,7 +305,7 @@ class SoupReport(_Part):
     diversity: Mapping[str, Diversity] = {}
     greedy_ensemble: tuple[str, ...] = ()
     curve: tuple[CurvePoint, ...] = ()
-    trace: tuple[TraceStep, ...] = ()
+    trace: tuple[Step, ...] = ()
     history: tuple[LearningEpoch, ...] = ()
     stability: SelectionStability | None = None
     test: tuple[ReportedData, ...] = ()

@@ -183,7 +183,8 @@ def test_rows_of_a_report_are_not_looked_at(
     sliced = cli("cook", recipe(test=[{**data, "split": "train[11:14]"}]), "-o", "soup")
     assert sliced.code == 1
     assert (
-        "The examples 'rows.csv' and the test data 'rows.csv train[11:14]' share 3 rows: train rows 11-13." in sliced.err
+        "The examples 'rows.csv' and the test data 'rows.csv train[11:14]' share 3 rows: train rows 11-13."
+        in sliced.err
     )
     lines = (family / "rows.csv").read_text().splitlines()
     (tmp_path / "few.csv").write_text("\n".join([lines[0], *lines[1:24:2]]) + "\n")

@@ -23,7 +23,8 @@ from hf_soup.evaluation import model_answers
 from hf_soup.evaluation.model import require_device
 from hf_soup.merging.engine import Reading
 from hf_soup.merging.layout import Run, Segment
-from hf_soup.recipe.soup_report import SoupReport, TraceStep
+from hf_soup.recipe.soup_report import SoupReport
+from hf_soup.selection import Step
 
 # The cards name an ancestor on the Hub, which must not be the real one.
 pytestmark = pytest.mark.usefixtures("online")
@@ -61,7 +62,7 @@ def test_greedy_starts_with_the_best_and_leaves_out_what_hurts(soup: Soup) -> No
     assert scores["local:good"] == 1.0
     assert scores["local:good"] > scores["local:fair"] > scores["local:poor"]
     assert list(soup.weights) == ["local:fair", "local:good"]  # the recipe's order, not the one of the steps
-    assert soup.report.trace[0] == TraceStep(ingredients=("local:good",), score=1.0, kept=True)
+    assert soup.report.trace[0] == Step(ingredients=("local:good",), score=1.0, kept=True)
     assert soup.report.trace[-1].kept is False
     assert "local:poor" not in soup.weights
     assert soup.report.best == {VALIDATION: "local:good", REPORT: "local:good"}
