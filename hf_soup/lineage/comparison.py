@@ -141,7 +141,7 @@ class WeightComparison:
                 del mine[tensor]
             if broken and not tried:
                 message = f"The ancestor {model} has NaN or Inf in {some(broken)}, which are not compared."
-                self.reasons.append(Finding("ancestor-unreadable", message))
+                self.reasons.append(Finding("base-unreadable", message))
 
     def _too_thin(self, *, tried: bool = False) -> None:
         """Ancestors of which so little could be read that nothing follows."""
@@ -153,7 +153,7 @@ class WeightComparison:
 
     def _unreadable(self, model: str, why: str) -> None:
         self.unread.add(model)
-        self.reasons.append(Finding("ancestor-unreadable", f"The ancestor {model} cannot be compared: {why}"))
+        self.reasons.append(Finding("base-unreadable", f"The ancestor {model} cannot be compared: {why}"))
 
     def _as_named(self, ancestor: Checkpoint, *, tried: bool = False) -> Mapping[str, TensorInfo]:
         """An ancestor's tensors under the soup's names, where they correspond; none where that cannot be found out."""

@@ -125,7 +125,7 @@ def read_declared_bases(
         for index in lost:
             name = models[index].name
             message = f"{name} says that it comes from {chains[index][0]}, which is not there; its weights decide."
-            reasons.append(Finding("ancestor-unreadable", message, (name,)))
+            reasons.append(Finding("base-unreadable", message, (name,)))
             chains[index] = []
     offline = any(model.checkpoint.source.from_cache for model in models)
     opened = None
@@ -137,7 +137,7 @@ def read_declared_bases(
                 raise ResolveError.of(seen.error, f"The base cannot be used: {seen.error.message}")
             # Without a network only what was fetched is here, and of an ancestor only samples were read.
             message = f"The ancestor {base} cannot be compared: {seen.error.message}"
-            reasons.append(Finding("ancestor-unreadable", message, ()))
+            reasons.append(Finding("base-unreadable", message, ()))
     every = tuple(tuple(chain) for chain in chains)
     shared, silent = _shared(every, [model.checkpoint.model for model in models])
     loops = []
@@ -152,7 +152,7 @@ def read_declared_bases(
             loops.append(index)
             circle = " to ".join(error.args[1])
             message = f"The cards behind {model.name} lead in a circle ({circle}), so they do not say what came first."
-            reasons.append(Finding("ancestors-loop", message, (model.name,)))
+            reasons.append(Finding("base-undeclared", message, (model.name,)))
     return DeclaredBases(every, shared, silent, tuple(lost), tuple(loops), opened, offline, look), reasons
 
 

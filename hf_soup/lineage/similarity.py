@@ -290,7 +290,7 @@ def strangers(bodies: Similarity, names: Sequence[str], ancestor: int | None = N
             message = f"{some(who)}: the weights have nothing in common with those of {theirs} ({numbers})."
             remedy = f"Leave {_them(who)} out."
         why = "They were not fine-tuned from the same model, or their neurons stand in another order, and the average "
-        return [Finding("strangers", f"{message} {why}would be noise. {remedy}", tuple(who), refuses=True)]
+        return [Finding("unrelated", f"{message} {why}would be noise. {remedy}", tuple(who), refuses=True)]
     drifted = (known & (cosines < DRIFTED)).any(axis=1)
     if not drifted.any():
         return []
@@ -326,13 +326,13 @@ def parts_apart(bodies: Similarity, names: Sequence[str], ancestor: int | None, 
     reasons = []
     if fresh := _where(bodies, bodies.apart[:, :count, :count] & poolers):
         message = f"{some(fresh)}: initialised apart, each by itself. `--select greedy` finds out who helps."
-        reasons.append(Finding("parts-apart", message, tuple(names)))
+        reasons.append(Finding("tensors-unrelated", message, tuple(names)))
     if ancestor is not None and (shared := _where(bodies, apart[:, :count, count:].all(axis=1, keepdims=True))):
         message = (
             f"{len(shared)} of {len(bodies.tensors)} tensors that were read are not the ancestor's: {some(shared)}. "
             "The models agree about them, as after a common step between."
         )
-        reasons.append(Finding("ancestor-apart", message, tuple(names)))
+        reasons.append(Finding("base-tensors-unrelated", message, tuple(names)))
     split = np.zeros(apart.shape[1:], dtype=bool)
     for tensor in np.flatnonzero(apart.any(axis=(1, 2))).tolist():
         having = np.isfinite(bodies.products[tensor, places, places])
@@ -360,7 +360,7 @@ def parts_apart(bodies: Similarity, names: Sequence[str], ancestor: int | None, 
         "initialised anew; averaged, they would be noise. "
         f"{'Leave all but one out.' if fair else f'Leave {_them(who)} out.'}{hint}"
     )
-    return [*reasons, Finding("parts-apart", message, tuple(who), refuses=True)]
+    return [*reasons, Finding("tensors-unrelated", message, tuple(who), refuses=True)]
 
 
 def _far_below(bodies: Similarity, names: Sequence[str], low: Flags) -> list[Finding]:
@@ -376,7 +376,7 @@ def _far_below(bodies: Similarity, names: Sequence[str], low: Flags) -> list[Fin
         f"{cosines[tensor, a, b]:.2f} in {bodies.tensors[tensor]}, and {bodies.cosines[a, b]:.2f} or more in half of "
         "all. `--select greedy` finds out who helps."
     )
-    return [Finding("parts-drifted", message, tuple(who))]
+    return [Finding("tensors-drifted", message, tuple(who))]
 
 
 def _extreme(cosines: Matrix, among: Flags, sign: int) -> tuple[int, int]:
@@ -403,7 +403,7 @@ def heads_apart(heads: Similarity, names: Sequence[str]) -> list[Finding]:
         "the commonest reason for a soup that is worse than its ingredients. Use `--select greedy`, which keeps only "
         "what helps."
     )
-    return [Finding("heads-apart", message, tuple(names[n] for group in groups[1:] for n in group))]
+    return [Finding("heads-unrelated", message, tuple(names[n] for group in groups[1:] for n in group))]
 
 
 def _them(who: Sequence[str]) -> str:

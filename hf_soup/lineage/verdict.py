@@ -129,7 +129,7 @@ class _Decision:
             found = similarity.parts_apart(
                 weights.bodies, self.names, weights.place(model) if known else None, named=bool(model)
             )
-            self.proven = self.proven and not any(each.code == "ancestor-apart" for each in found)
+            self.proven = self.proven and not any(each.code == "base-tensors-unrelated" for each in found)
             self.reasons += found
         if not self.refused and weights.heads is not None:
             self.reasons += similarity.heads_apart(weights.heads, self.names)
@@ -158,14 +158,14 @@ class _Decision:
             message = (
                 f"{some(who)} {'names' if len(who) == 1 else 'name'} no ancestor that could be found{self._decide}"
             )
-            self.warn("ancestor-undeclared", message, *who)
+            self.warn("base-undeclared", message, *who)
         if ancestor is None:
             name = claims.shared[0]
             seen = claims.look(name)
             error = seen.error
             self.ancestor = BaseReference(name, "card", stated=seen.card)
             message = f"The ancestor {name} cannot be compared: {error.message if error else 'unknown'}"
-            self.warn("ancestor-unreadable", message)
+            self.warn("base-unreadable", message)
             return
         model = ancestor.model
         if self.weights:
@@ -225,10 +225,10 @@ class _Decision:
             if claims.offline and not all(claims.look(rest.chains[number][0]).found for number in speaking):
                 # One ancestor may have two names, and only the Hub knows.
                 message = f"The Hub was not reached, so it is not known whether these are one ancestor: {lines}."
-                self.warn("ancestor-unreadable", message, *who)
+                self.warn("base-unreadable", message, *who)
                 return
             self.refuse(
-                "ancestors-differ",
+                "bases-differ",
                 f"The models say that they come from different ancestors: {lines}. Weights that look alike do not show "
                 "that they are one, as ancestors that began from the same random numbers do so too. If the cards are "
                 "wrong, name the right one with --base.",
@@ -245,7 +245,7 @@ class _Decision:
         places = [weights.place(name) for name in named]
         if weights.unread.intersection(named) or not all(weights.bodies.same[places[0], place] for place in places):
             return ()
-        self.warn("ancestor-copied", f"{some(named)} are equal in every number that was read: one ancestor.")
+        self.warn("base-copied", f"{some(named)} are equal in every number that was read: one ancestor.")
         return (named[0],)
 
     def _seek(self) -> None:
@@ -259,16 +259,16 @@ class _Decision:
         if any(self.claims.chains):
             said += " that the weights agree with"
         if self.weights is None or self.refused:
-            self.warn("ancestor-unknown", f"{said}.", *self.names)
+            self.warn("base-unknown", f"{said}.", *self.names)
             return
         if found is None:
             tried = f", and none of the {self.tried} that were tried on the Hub is one" if self.tried else ""
             message = f"{said}{tried}, so only the weights speak. {same} Name it with --base."
-            self.warn("ancestor-unknown", message, *self.names)
+            self.warn("base-unknown", message, *self.names)
             return
         self.ancestor = BaseReference(found.model, "weights", found)
         self.warn(
-            "ancestor-found",
+            "base-inferred",
             f"{said}; of {self.tried} models on the Hub that were tried the weights agree with {found.model}'s "
             f"({self.weights.range(found.model)}). {same}",
             *self.names,
@@ -315,7 +315,7 @@ class _Decision:
         unknown = [self.names[number] for number, link in enumerate(links) if link is None]
         if unknown and model not in self.weights.unread:
             message = f"{model} shares no tensor with {some(unknown)} that could be compared."
-            self.warn("ancestor-unreadable", message, *unknown)
+            self.warn("base-unreadable", message, *unknown)
 
     def _doubt(self, weights: WeightComparison, model: str) -> None:
         moved = weights.bodies.moved(range(self.count), weights.place(model))

@@ -39,7 +39,7 @@ class Finding:
 def with_allowed(reasons: Sequence[Finding], allow: Collection[str]) -> list[Finding]:
     """What was found, where a recipe accepts some codes.
 
-    >>> [reason.refuses for reason in with_allowed([Finding("strangers", "…", refuses=True)], ["strangers"])]
+    >>> [reason.refuses for reason in with_allowed([Finding("unrelated", "…", refuses=True)], ["unrelated"])]
     [False]
     """
     return [replace(each, refuses=False, allowed=True) if each.code in allow else each for each in reasons]

@@ -161,7 +161,7 @@ def pairs_of(zoo: Zoo) -> dict[str, Pairs]:
         "earlier ancestor": _across(["A"], [*continued, *again]),
         "towers and their whole CLIP": [*combinations(towers, 2), *_across(["CLIP"], towers)] if towers else [],
         "same random start": _across(["A", *light, *heavy], ["A2", *a2]),
-        "strangers": _across(["A", *light, *heavy, *hot, *worst, *continued, "A2", *a2], ["B", *b]),
+        "unrelated": _across(["A", *light, *heavy, *hot, *worst, *continued, "A2", *a2], ["B", *b]),
         "neurons of one layer permuted": guised("one layer"),
         "neurons of all layers permuted": guised("neurons"),
         "half of the neurons permuted": guised("half"),
@@ -288,7 +288,7 @@ def bases(title: str, zoos: Sequence[Zoo]) -> dict[str, list[tuple[float, float]
     return known
 
 
-_UNRELATED = ("strangers", "hidden dimension permuted")
+_UNRELATED = ("unrelated", "hidden dimension permuted")
 _MOVED_ABOUT = ("neurons of one layer permuted", "neurons of all layers permuted")
 _IN_PART = ("half of the neurons permuted", "two of four heads swapped", "three of four heads permuted")
 _HOT = ("one hot", "both hot", "own ancestor, hot", "one or both far too hot", "own ancestor, far too hot")

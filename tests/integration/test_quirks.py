@@ -106,10 +106,10 @@ def test_cards_that_name_different_bases(put: Put) -> None:
     other = put("other", 9, base=None)
     models = [put("a", 1), put("b", 2, base=other)]
     lineage = check(models)
-    assert (lineage.verdict, codes(lineage)) == ("refused", {"ancestors-differ"})
-    assert f"{models[0]} from {BERT} (cosine 0.99" in said(lineage, "ancestors-differ")
-    assert f"{models[1]} from {other} (cosine 0.99" in said(lineage, "ancestors-differ")
-    assert "--base" in said(lineage, "ancestors-differ")
+    assert (lineage.verdict, codes(lineage)) == ("refused", {"bases-differ"})
+    assert f"{models[0]} from {BERT} (cosine 0.99" in said(lineage, "bases-differ")
+    assert f"{models[1]} from {other} (cosine 0.99" in said(lineage, "bases-differ")
+    assert "--base" in said(lineage, "bases-differ")
     settled = check(models, base=BERT)
     assert (settled.verdict, codes(settled)) == ("likely", {"base-contradicted"})
 
@@ -132,7 +132,7 @@ def test_a_base_under_two_names(put: Put, bert: tuple[dict[str, Any], Tensors]) 
     mirror = put("mirror", tensors=bert[1], base=None)
     copy = put("copy", tensors=bert[1], base=None)
     lineage = check([put("a", 1, base=mirror), put("b", 2, base=copy)])
-    assert (lineage.verdict, codes(lineage)) == ("proven", {"ancestor-copied"})
+    assert (lineage.verdict, codes(lineage)) == ("proven", {"base-copied"})
     assert ancestor(lineage) == (mirror, "card")
 
 
@@ -180,7 +180,7 @@ def test_chains_that_loop(put: Put) -> None:
     assert check(models).verdict in ("proven", "likely")
     alone = [put("c", 1, base=None, config={"_name_or_path": f"{owner}/c"}), put("d", 2, base=f"{owner}/d")]
     lineage = check(alone)
-    assert (lineage.verdict, codes(lineage)) == ("likely", {"ancestor-found"})
+    assert (lineage.verdict, codes(lineage)) == ("likely", {"base-inferred"})
 
 
 def test_cards_that_name_each_other(put: Put) -> None:
@@ -188,11 +188,11 @@ def test_cards_that_name_each_other(put: Put) -> None:
     models = [put("a", 1, base=f"{owner}/b"), put("b", 2, base=f"{owner}/a")]
     lineage = check(models)
     assert lineage.verdict == "likely"
-    message = said(lineage, "ancestors-loop")
+    message = said(lineage, "base-undeclared")
     assert f"The cards behind {models[0]} lead in a circle (" in message
     assert f"{models[0]} to {models[1]}" in message or f"{models[1]} to {models[0]}" in message
     among = [put("c", 3, base=models[0]), put("d", 4, base=models[1])]
-    assert (check(among).verdict, "ancestors-loop" in codes(check(among))) == ("likely", True)
+    assert (check(among).verdict, "base-undeclared" in codes(check(among))) == ("likely", True)
 
 
 def test_eight_generations(put: Put) -> None:
@@ -224,7 +224,7 @@ def test_a_candidate_may_hold_numbers_that_are_none(put: Put, online: LocalHub, 
     broken = put("broken", tensors=tensors, base=None, config={"id2label": None, "label2id": None})
     online.store.count_downloads(online.store.repos["model", broken], 2000)
     lineage = check([put("a", 1, base=None), put("b", 2, base=None)])
-    assert (lineage.verdict, codes(lineage), ancestor(lineage)) == ("likely", {"ancestor-found"}, (BERT, "weights"))
+    assert (lineage.verdict, codes(lineage), ancestor(lineage)) == ("likely", {"base-inferred"}, (BERT, "weights"))
 
 
 def test_samples_of_others_may_fail(put: Put, online: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +242,7 @@ def test_samples_of_others_may_fail(put: Put, online: LocalHub, monkeypatch: pyt
 
     monkeypatch.setattr(online, "intercept", answer)
     lineage = check(models)
-    assert (lineage.verdict, codes(lineage)) == ("likely", {"ancestor-unreadable"})
+    assert (lineage.verdict, codes(lineage)) == ("likely", {"base-unreadable"})
     assert ancestor(check(mute)) != (BERT, "weights")
     broken.add(mute[0])
     with pytest.raises(ResolveError, match=mute[0]):
@@ -257,9 +257,9 @@ def test_a_folder_in_name_or_path_is_no_ancestor(put: Put, path: str, tmp_path: 
     (tmp_path / "bert-finetuned").mkdir()
     one = {"base": None, "config": {"_name_or_path": path}}
     lineage = check([put("a", 1, **one), put("b", 2, **one)])
-    assert (lineage.verdict, codes(lineage), ancestor(lineage)) == ("likely", {"ancestor-found"}, (BERT, "weights"))
+    assert (lineage.verdict, codes(lineage), ancestor(lineage)) == ("likely", {"base-inferred"}, (BERT, "weights"))
     with_card = check([put("c", 1, **one), put("d", 2)])
-    assert (with_card.verdict, codes(with_card)) == ("likely", {"ancestor-undeclared"})
+    assert (with_card.verdict, codes(with_card)) == ("likely", {"base-undeclared"})
     assert check([put("e", 1, **one), put("f", 2)], base=BERT).verdict == "proven"
 
 
@@ -290,7 +290,7 @@ def test_a_base_model_of_the_wrong_type(put: Put, online: LocalHub, base: object
     finally:
         online.intercept = None
     lineage = check(models)
-    assert (lineage.verdict, codes(lineage)) == ("likely", {"ancestor-found"})
+    assert (lineage.verdict, codes(lineage)) == ("likely", {"base-inferred"})
 
 
 def test_no_card_anywhere(online: LocalHub, bert: tuple[dict[str, Any], Tensors]) -> None:
@@ -298,13 +298,13 @@ def test_no_card_anywhere(online: LocalHub, bert: tuple[dict[str, Any], Tensors]
         files = {"config.json": as_json(bert[0]), **weights(stand_ins.nearby(bert[1], number))}
         publish(online, f"cardless/{number}", files)
     lineage = check(["cardless/1", "cardless/2"])
-    assert (lineage.verdict, codes(lineage), ancestor(lineage)) == ("likely", {"ancestor-found"}, (BERT, "weights"))
+    assert (lineage.verdict, codes(lineage), ancestor(lineage)) == ("likely", {"base-inferred"}, (BERT, "weights"))
 
 
 def test_an_ancestor_that_is_gone(put: Put) -> None:
     lineage = check([put("a", 1, base="acme/gone"), put("b", 2, base="acme/gone")])
-    assert (lineage.verdict, codes(lineage)) == ("likely", {"ancestor-unreadable"})
-    assert "'acme/gone' does not exist" in said(lineage, "ancestor-unreadable")
+    assert (lineage.verdict, codes(lineage)) == ("likely", {"base-unreadable"})
+    assert "'acme/gone' does not exist" in said(lineage, "base-unreadable")
     with pytest.raises(ResolveError, match="The base cannot be used: 'acme/gone' does not exist"):
         check([put("c", 1), put("d", 2)], base="acme/gone")
 
@@ -314,16 +314,16 @@ def test_an_ancestor_that_is_gated(put: Put, online: LocalHub, monkeypatch: pyte
     HfApi().update_repo_settings(gated, gated="auto")
     monkeypatch.delenv("HF_TOKEN")
     lineage = check([put("a", 1, base=gated), put("b", 2, base=gated)], token=False)
-    assert (lineage.verdict, codes(lineage)) == ("likely", {"ancestor-unreadable"})
-    assert "is gated" in said(lineage, "ancestor-unreadable")
+    assert (lineage.verdict, codes(lineage)) == ("likely", {"base-unreadable"})
+    assert "is gated" in said(lineage, "base-unreadable")
     assert lineage.ancestor is not None
     assert lineage.ancestor.model == gated
 
 
 def test_an_ancestor_that_is_a_pickle(put: Put) -> None:
     lineage = check([put("a", 1, base=FEATHERS[0]), put("b", 2, base=FEATHERS[0])])
-    assert (lineage.verdict, codes(lineage)) == ("likely", {"ancestor-unreadable"})
-    assert "only pytorch_model.bin" in said(lineage, "ancestor-unreadable")
+    assert (lineage.verdict, codes(lineage)) == ("likely", {"base-unreadable"})
+    assert "only pytorch_model.bin" in said(lineage, "base-unreadable")
 
 
 def test_one_model_by_its_commit_is_what_a_selection_kept(put: Put) -> None:
