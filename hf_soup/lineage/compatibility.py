@@ -111,12 +111,7 @@ def architectures(models: Sequence[AlignedModel], donor: AlignedModel, *, body_o
     ties them may also scale what it reads off them, as T5 does.
     """
     config, whose = donor.checkpoint.config, donor.name
-
-    def readable() -> bool:
-        read_config(config, whose)
-        return True
-
-    remembered("readable", config, readable)
+    remembered("readable", config, lambda: bool(read_config(config, whose)))
     for model in models:
         name, theirs = model.name, model.checkpoint.config
         if theirs == config:
