@@ -65,6 +65,8 @@ def decide_verdict(
     if decision.base is None and not any(each.bases for each in decision.declared):
         decision.ask_the_hub(candidates)
     decision.compare_tensors()
+    if with_heads:
+        decision.find_copies(models)
     return decision.verdict()
 
 
@@ -240,6 +242,13 @@ class _Decision:
             doubts = [] if place is None else list(similarity.doubts_about_base(bodies, names, place))
             self.reasons += doubts
             self.agreed = self.agreed and not doubts
+
+    def find_copies(self, models: AlignedModels) -> None:
+        """Ingredients that are equal, heads included."""
+        count, heads = len(self.names), self.weights.heads
+        same = self.weights.bodies.same[:count, :count]
+        pins = [(model.checkpoint.model, model.state) for model in models.ingredients]
+        self.reasons += similarity.identical(same if heads is None else same & heads.same, self.names, pins)
 
     def verdict(self) -> Verdict:
         """What came out."""
