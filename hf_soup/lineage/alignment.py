@@ -335,10 +335,9 @@ class _Alignment:
         self.patched |= set(head)
         if head:
             self.notes.append(f"The head ({some(list(head))}) is {whose}'s alone.")
-        elif len(whole.tied) > len(tied):
-            self.notes.append(f"{whose} predicts tokens with its embeddings, which are averaged: no head is its alone.")
         else:
-            self.notes.append(f"{whose} has no head of its own.")
+            why = ": it predicts tokens with its embeddings, which are averaged" if len(whole.tied) > len(tied) else ""
+            self.notes.append(f"{whose} has no head of its own{why}.")
 
     # ---- rows -------------------------------------------------------------------------------------------------
 

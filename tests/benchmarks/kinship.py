@@ -60,7 +60,7 @@ class Zoo:
         found = [
             member.name
             for member in self.members.values()
-            if member.kind in kinds and lineage_zoo.founder(self.members, member.name) == line
+            if member.kind in kinds and lineage_zoo.first_base(self.members, member.name) == line
         ]
         return [name for name in found if parent is None or self.members[name].ancestor == parent]
 

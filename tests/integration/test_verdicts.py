@@ -10,7 +10,7 @@ import lineage_zoo
 import pytest
 import torch
 from huggingface_hub import HfApi
-from lineage_zoo import Member, founder
+from lineage_zoo import Member, first_base
 from stand_ins import publish
 
 from hf_soup import LineageReport, Recipe, check, cook
@@ -81,7 +81,7 @@ def line(zoo: Zoo, name: str) -> set[str]:
 
 def initial(zoo: Zoo, name: str) -> str:
     """Which random numbers it began from: A2 has A's."""
-    return founder(zoo, name).removesuffix("2")
+    return first_base(zoo, name).removesuffix("2")
 
 
 # ---- without cards --------------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ def test_every_pair_without_cards(members: Zoo) -> None:
 
 
 def test_all_of_one_family_and_one_stranger(members: Zoo) -> None:
-    family = [name for name in FINE_TUNES if founder(members, name) == "A"]
+    family = [name for name in FINE_TUNES if first_base(members, name) == "A"]
     assert check([str(members[name].folder) for name in family]).verdict == "likely"
     lineage = check([str(members[name].folder) for name in [*family, "B-light-1"]])
     [reason] = [reason for reason in lineage.reasons if reason.refuses]
