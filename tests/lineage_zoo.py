@@ -95,14 +95,14 @@ def make_planned(
     return {name: members[name] for name in (names or plan)} | members
 
 
-def founder(zoo: dict[str, Member], name: str) -> str:
+def first_base(zoo: dict[str, Member], name: str) -> str:
     """The first of a member's line, which was initialised at random.
 
     >>> PLAN["A-continued-1"].ancestor
     'A-continued'
     """
     ancestor = zoo[name].ancestor
-    return name if ancestor is None else founder(zoo, ancestor)
+    return name if ancestor is None else first_base(zoo, ancestor)
 
 
 def write_card(folder: Path, base_model: str | Sequence[str] | None = None, **front: object) -> None:

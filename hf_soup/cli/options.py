@@ -15,7 +15,7 @@ MODELS = "A MODEL is a Hub id (owner/name, owner/name@revision, a huggingface.co
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 QUIET = click.option("--quiet", is_flag=True, help="No progress bars.")
 ALLOW = click.option(
-    "--allow", multiple=True, metavar="CODE,…", help="Accept findings that refuse or warn, such as parts-apart."
+    "--allow", multiple=True, metavar="CODE,…", help="Accept findings that refuse or warn, such as tensors-unrelated."
 )
 TASK = click.option("--task", metavar="TASK", help="image-classification or text-classification.")
 METRIC = click.option("--metric", metavar="METRIC", help="accuracy, f1, …; accuracy by default.")

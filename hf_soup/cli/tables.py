@@ -174,7 +174,7 @@ def fine_tunes(found: SearchResult) -> str:
         alike = ", ".join(part for part in (_cut(members[0].architecture or "", 80), labels) if part)
         lines += ["", f"Group {number}, {group.verdict}: {alike}", *(line(each) for each in members)]
         # What keeps the base from being compared is said once, above.
-        said = [each for each in group.reasons if not (found.not_compared and each.code == "ancestor-unreadable")]
+        said = [each for each in group.reasons if not (found.not_compared and each.code == "base-unreadable")]
         codes = [reason.code for reason in said]
         for at, reason in enumerate(said):
             if reason.code not in codes[:at]:

@@ -65,8 +65,8 @@ def within_a_run(reasons: Sequence[Finding], checkpoints: Sequence[Checkpoint]) 
     ]
     if len(folders) < len(checkpoints) or len({folder.parent for folder in folders}) > 1:
         return list(reasons)
-    found = [reason for reason in reasons if reason.code != "ancestor-unknown"]
-    return [_moved(reason) if reason.code == "parts-apart" else reason for reason in found]
+    found = [reason for reason in reasons if reason.code != "base-unknown"]
+    return [_moved(reason) if reason.code == "tensors-unrelated" else reason for reason in found]
 
 
 def _moved(reason: Finding) -> Finding:

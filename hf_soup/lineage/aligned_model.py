@@ -42,15 +42,15 @@ class AlignedModel:
         return [output for output, info in self.tensors.items() if info.name in counted]
 
 
-def tensors_of_ancestor(ancestor: Checkpoint, donor: Checkpoint, outputs: Mapping[str, str]) -> dict[str, TensorInfo]:
-    """An ancestor's tensors under the names of the output, by what the library loads them into in the donor's model.
+def tensors_of_base(base: Checkpoint, donor: Checkpoint, outputs: Mapping[str, str]) -> dict[str, TensorInfo]:
+    """A base's tensors under the names of the output, by what the library loads them into in the donor's model.
 
     Args:
-        ancestor: Of whatever class and names.
+        base: Of whatever class and names.
         donor: Whose config and names the output has.
         outputs: Name on the donor's disk → name in the output, of those that are wanted.
     """
-    theirs, ours = _by_parameter(ancestor, donor), _by_parameter(donor, donor)
+    theirs, ours = _by_parameter(base, donor), _by_parameter(donor, donor)
     return {outputs[own.name]: theirs[key] for key, own in ours.items() if key in theirs and own.name in outputs}
 
 

@@ -71,7 +71,7 @@ class AlignedModels:
 
     Args:
         ingredients: Those that are averaged, in the order of the recipe.
-        base: Their ancestor, where a method works on what was learned since.
+        base: Of all of them, where a method works on what was learned since.
         donor_number: Of the ingredient whose config and names the soup has.
         patched: Tensors that some sources do not have, or have with other rows or in another order.
         labels: Names of the outputs, where anyone gives any.
@@ -80,7 +80,7 @@ class AlignedModels:
         untied: Whether the soup's embeddings are not tied, though its donor's may be.
         vocabulary: How many rows for tokens the output has, where they were aligned.
         notes: What is dropped, renamed, moved or shared so that tensors correspond, a sentence each.
-        asset_sources: Who gives tokenizer and processor where no ingredient has one: the ancestor, and those left out.
+        asset_sources: Who gives tokenizer and processor where no ingredient has one: the base, and those left out.
     """
 
     ingredients: tuple[AlignedModel, ...]
@@ -335,10 +335,9 @@ class _Alignment:
         self.patched |= set(head)
         if head:
             self.notes.append(f"The head ({some(list(head))}) is {whose}'s alone.")
-        elif len(whole.tied) > len(tied):
-            self.notes.append(f"{whose} predicts tokens with its embeddings, which are averaged: no head is its alone.")
         else:
-            self.notes.append(f"{whose} has no head of its own.")
+            why = ": it predicts tokens with its embeddings, which are averaged" if len(whole.tied) > len(tied) else ""
+            self.notes.append(f"{whose} has no head of its own{why}.")
 
     # ---- rows -------------------------------------------------------------------------------------------------
 
@@ -473,17 +472,13 @@ class _Alignment:
 
     def compare_shapes(self) -> None:
         """Refuse what has other shapes."""
-        first = self.models[0].tensors
-        others = [model.tensors for model in self.models[1:] if model.tensors is not first]
-        reference = {tensor: info.shape for tensor, info in first.items() if tensor not in self.spoken_of}
-        differing: dict[str, None] = {}
-        for other in others:
-            for tensor, info in other.items():
-                if tensor not in self.spoken_of and reference.setdefault(tensor, info.shape) != info.shape:
-                    differing[tensor] = None
+        shapes: dict[str, set[tuple[int, ...]]] = {}
+        for tensor, info in (pair for model in self.models for pair in model.tensors.items()):
+            shapes.setdefault(tensor, set()).add(info.shape)
+        differing = [tensor for tensor, known in shapes.items() if len(known) > 1 and tensor not in self.spoken_of]
         if not differing:
             return
-        tensor = next((name for name in first if name in differing), next(iter(differing)))
+        tensor = differing[0]
         having = [(model.name, model.tensors[tensor].shape) for model in self.models if tensor in model.tensors]
         rows = "\n".join(f"    {name}  {shape}" for name, shape in having)
         more = f"\n  The same is true of {len(differing) - 1} more." if len(differing) > 1 else ""

@@ -1,4 +1,4 @@
-"""The ancestor as a source, for methods that work on task vectors."""
+"""The base as a source, for methods that work on task vectors."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ from hf_soup.checkpoint import (
     label_names,
 )
 from hf_soup.errors import IncompatibleError
-from hf_soup.lineage.aligned_model import AlignedModel, tensors_of_ancestor
+from hf_soup.lineage.aligned_model import AlignedModel, tensors_of_base
 from hf_soup.lineage.alignment import AlignedModels
 from hf_soup.lineage.declared_bases import BaseReference
 
 
-def with_base(models: AlignedModels, ancestor: BaseReference | None, method: str) -> AlignedModels:
-    """The ingredients, and their ancestor as the base, its tensors under the names of the output.
+def with_base(models: AlignedModels, reference: BaseReference | None, method: str) -> AlignedModels:
+    """The ingredients, and their base, its tensors under the names of the output.
 
-    What the ancestor does not have, as a head for these labels, has no task vector and is the mean of the ingredients.
+    What the base does not have, as a head for these labels, has no task vector and is the mean of the ingredients.
 
     Args:
         models: The ingredients.
-        ancestor: Theirs, where one is known.
+        reference: Their base, where one is known.
         method: What errors call the method.
 
     Raises:
-        IncompatibleError: No ancestor is known, or it cannot be read, or has nothing in common.
+        IncompatibleError: No base is known, or it cannot be read, or has nothing in common.
     """
     hint = "Name it: `base: MODEL` in the recipe, or --base MODEL."
-    if ancestor is None or not ancestor.declared:
-        pointed = f" The weights point to {ancestor.model}." if ancestor else ""
-        said = f"`{method}` works on what was learned since the ancestor, and none is known.{pointed}"
+    if reference is None or not reference.declared:
+        pointed = f" The weights point to {reference.model}." if reference else ""
+        said = f"`{method}` works on what was learned since the base, and none is known.{pointed}"
         raise IncompatibleError(said, hint=hint, code="no-base")
-    base = ancestor.checkpoint
+    base = reference.checkpoint
     if base is None:
         raise IncompatibleError(
-            f"`{method}` needs the ancestor {ancestor.model}, which could not be read.", hint=hint, code="no-base"
+            f"`{method}` needs the base {reference.model}, which could not be read.", hint=hint, code="no-base"
         )
     name = models.donor.name
     found = _as_named(models, base, head_tensors(models.donor.checkpoint, name))
     outputs = {output: info for model in reversed(models.ingredients) for output, info in model.tensors.items()}
     lacking = [output for output, info in outputs.items() if output not in found and info.dtype in FLOATS]
     if len(lacking) == sum(info.dtype in FLOATS for info in outputs.values()):
-        raise IncompatibleError(f"{ancestor.model} has no tensor of {name}, so there are no task vectors.", hint=hint)
-    note = f"{some(lacking)}: {ancestor.model} has none that corresponds, so it is averaged and not part of {method}."
+        raise IncompatibleError(f"{reference.model} has no tensor of {name}, so there are no task vectors.", hint=hint)
+    note = f"{some(lacking)}: {reference.model} has none that corresponds, so it is averaged and not part of {method}."
     return replace(
         models,
-        base=AlignedModel(f"{ancestor.model} (ancestor)", base, found),
-        # What is no weight is the ingredients' own, so the ancestor's is taken for equal.
+        base=AlignedModel(f"{reference.model} (base)", base, found),
+        # What is no weight is the ingredients' own, so the base's is taken for equal.
         patched=models.patched | (outputs.keys() - found.keys()) | {o for o, info in found.items() if info.rows},
         notes=(*models.notes, *([note] if lacking else [])),
     )
@@ -64,8 +64,8 @@ def _as_named(models: AlignedModels, base: Checkpoint, heads: set[str]) -> dict[
     if at.keys() - heads <= base.tensors.keys():
         found = {output: base.tensors[disk] for disk, output in at.items() if disk in base.tensors}
     else:
-        found = tensors_of_ancestor(base, donor, at)
-    # A head is compared by its labels, not by its shape: that of an ancestor mostly answers something else.
+        found = tensors_of_base(base, donor, at)
+    # A head is compared by its labels, not by its shape: that of a base mostly answers something else.
     labels = label_names(base.config, base.model)
     same = base.config.get("architectures") == donor.config.get("architectures") and labels == models.labels
     grown = any(info.shape != own[output].shape for output, info in found.items())
@@ -78,6 +78,6 @@ def _as_named(models: AlignedModels, base: Checkpoint, heads: set[str]) -> dict[
         if info.shape == shape:
             fitting[output] = info
         elif output in tables and shape and info.shape[1:] == shape[1:]:
-            # Tokens were added behind those that the ancestor has, or its further rows are padding.
+            # Tokens were added behind those that the base has, or its further rows are padding.
             fitting[output] = info.moved([RowRange(0, 0, min(info.shape[0], shape[0]))], shape[0])
     return fitting

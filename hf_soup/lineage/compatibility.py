@@ -111,12 +111,7 @@ def architectures(models: Sequence[AlignedModel], donor: AlignedModel, *, body_o
     ties them may also scale what it reads off them, as T5 does.
     """
     config, whose = donor.checkpoint.config, donor.name
-
-    def readable() -> bool:
-        read_config(config, whose)
-        return True
-
-    remembered("readable", config, readable)
+    remembered("readable", config, lambda: bool(read_config(config, whose)))
     for model in models:
         name, theirs = model.name, model.checkpoint.config
         if theirs == config:
@@ -266,34 +261,30 @@ def processing(models: Sequence[AlignedModel]) -> tuple[list[Finding], Tokens]:
         one, other = (checkpoints[each].source.fetch_assets() for each in (a, b))
         return same_processing(one, other, checkpoints[a].config, names=(names[a], names[b]))
 
-    first = having[0]
-    counts = [0] * len(checkpoints)
-    comparable = len(having) == len(checkpoints)
-    said, why = "", "but not all bring one"
-    for index in range(len(checkpoints)):
-        if index == first or ids[index] == ids[first]:
-            continue
-        if not ids[index]:
-            message = f"{names[index]} brings no tokenizer or image processor; {names[first]}'s is used."
-            reasons.append(Finding("processing-absent", message, (names[index],)))
-            continue
+    first, counts, difference = having[0], [0] * len(checkpoints), ""
+    not_compared = "" if len(having) == len(checkpoints) else "but not all bring one"
+    for name in (names[index] for index in range(len(names)) if index not in having):
+        message = f"{name} brings no tokenizer or image processor; {names[first]}'s is used."
+        reasons.append(Finding("processing-absent", message, (name,)))
+    others = [index for index in having if ids[index] != ids[first]]
+    for index in others:
         for found in compared(first, index):
             if found.tokens is not None:
                 counts[first], counts[index] = found.tokens
-                said = said or found.message
+                difference = difference or found.message
                 continue
             if found.about == "tokenizer":
-                comparable, why = False, f"but {'they differ' if found.kind == 'difference' else found.message}"
+                not_compared = f"but {'they differ' if found.kind == 'difference' else found.message}"
             reasons.append(_processing_reason(found, names[first], names[index]))
     # Those that are as the first have as many tokens.
     counts = [count or counts[first] for count in counts]
     largest = counts.index(max(counts))
-    for index in range(len(checkpoints)):
-        # Each adds to the first one's; whether they add the same, in the same place, only the largest can say.
-        if largest != first and index not in (first, largest) and ids[index] not in (ids[first], ids[largest]):
+    # Each adds to the first one's; whether they add the same, in the same place, only the largest can say.
+    for index in others if largest != first else []:
+        if ids[index] != ids[largest]:
             clashes = [found for found in compared(largest, index) if found.kind == "difference"]
             reasons += [_processing_reason(found, names[largest], names[index]) for found in clashes]
-    return reasons, Tokens(tuple(counts), said) if comparable else Tokens(difference=why)
+    return reasons, Tokens(difference=not_compared) if not_compared else Tokens(tuple(counts), difference)
 
 
 def _processing_reason(found: ProcessorDifference, one: str, other: str) -> Finding:

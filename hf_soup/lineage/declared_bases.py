@@ -1,56 +1,53 @@
-"""Where do models say that they come from? Cards, the Hub and configs, followed to ancestors of ancestors."""
+"""Which bases do models declare? Cards, the Hub and configs, followed back at most three steps."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 from hf_soup import hub
 from hf_soup._util.parallel import in_parallel
 from hf_soup.checkpoint import Checkpoint, FileSource, HubRepo, label_names, open_checkpoint
-from hf_soup.errors import ResolveError, SoupError
+from hf_soup.errors import SoupError
 from hf_soup.hub import MAX_TEXT, Token
 from hf_soup.lineage.aligned_model import AlignedModel
-from hf_soup.recipe import Finding, is_local_path, split_revision
+from hf_soup.recipe import is_local_path, split_revision
 
-_CHAIN = 12  # how far back ancestors of ancestors are followed
-_LINE = 64  # and how many of them there may be, so that a card cannot ask for a thousand requests
-_LISTED, _CANDIDATES = 100, 6  # models of a kind that are listed, and those that are opened, to find an ancestor
-_PARENTS = 16  # how many of one generation
-
-
-class Bases(NamedTuple):
-    """Models that a model says it comes from; ``stated`` on its card or by the Hub, not only in its config."""
-
-    names: list[str]
-    stated: bool = True
-
-
-NOBODY = Bases([])
+_STEPS = 3  # how far back declared bases are followed
+_PARENTS = 16  # bases that are looked at in each step, so that a card cannot ask for a thousand requests
+_LISTED, _CANDIDATES = 100, 6  # models of a kind that are listed, and those that are opened, where nobody names a base
 
 
 @dataclass(frozen=True)
 class BaseReference:
-    """The pretrained model that the ingredients come from, and who says so: ``recipe``, ``card`` or ``weights``.
+    """A model that others are said to come from.
 
-    Where its weights cannot be read, ``stated`` is its card.
+    Args:
+        model: What the Hub calls it, whatever its name was when a card was written.
+        source: Who names it: ``recipe``, ``card`` or ``weights``.
+        checkpoint: None where its weights cannot be read.
+        stated: Its card, where its weights cannot be read.
+        parents: The bases that it declares itself.
+        error: Why its weights cannot be read.
+        exists: Whether there is such a model at all.
     """
 
     model: str
     source: str
     checkpoint: Checkpoint | None = field(default=None, repr=False)
     stated: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    parents: Sequence[str] = field(default=(), repr=False, compare=False)
+    error: SoupError | None = field(default=None, repr=False, compare=False)
+    exists: bool = True
 
     @property
     def declared(self) -> bool:
-        """Whether somebody says so, and not only the weights; what they alone say is not written down as a fact."""
+        """Whether somebody names it, and not only the weights; what they alone say is not written down as a fact."""
         return self.source != "weights"
 
     @property
@@ -66,141 +63,71 @@ class BaseReference:
 
 @dataclass(frozen=True)
 class DeclaredBases:
-    """Where models say that they come from.
+    """The bases behind one model.
 
     Args:
-        chains: For each ingredient its ancestors, nearest first, as the Hub calls them.
-        shared: Those that all who say anything name, the nearest of the first one first.
-        silent: Numbers of those that name nobody who can be found.
-        lost: Those of them that name somebody, who is not there.
-        loops: Those whose chain leads back to themselves.
-        base: The one that the user named.
-        offline: Whether some answers are from the cache, where renamed models have their old names.
-        look: What can be read of a model that somebody names.
+        bases: Those that could be found, nearest first, at most three steps back.
+        further: There are more, which are unknown.
+        missing: Names that the model itself gives and that nobody can find.
     """
 
-    chains: tuple[tuple[str, ...], ...]
-    shared: tuple[str, ...]
-    silent: tuple[int, ...]
-    lost: tuple[int, ...]
-    loops: tuple[int, ...]
-    base: Checkpoint | None
-    offline: bool
-    look: Callable[[str], Seen] = field(repr=False)
+    bases: tuple[BaseReference, ...] = ()
+    further: bool = False
+    missing: tuple[str, ...] = ()
 
-    def nearest(self, ingredient: int) -> Seen | None:
-        """The nearest ancestor of an ingredient's chain whose weights can be read."""
-        return next((seen for name in self.chains[ingredient] if (seen := self.look(name)).checkpoint), None)
+    @property
+    def models(self) -> list[str]:
+        """What the Hub calls them."""
+        return [base.model for base in self.bases]
 
-    def without(self, liars: Collection[int], models: Sequence[str]) -> DeclaredBases:
-        """The same, where what some say does not count."""
-        chains = tuple(() if number in liars else chain for number, chain in enumerate(self.chains))
-        shared, silent = _shared(chains, models)
-        return replace(self, chains=chains, shared=shared, silent=silent)
+    @property
+    def nearest(self) -> BaseReference | None:
+        """The nearest one whose weights can be read."""
+        return next((base for base in self.bases if base.checkpoint), None)
 
 
-def read_declared_bases(
-    models: Sequence[AlignedModel], base: str | None, *, allow_pickle: bool, token: Token
-) -> tuple[DeclaredBases, list[Finding]]:
-    """What cards, the Hub and configs say, followed to ancestors of ancestors.
+def read_declared_bases(models: Sequence[AlignedModel], token: Token) -> list[DeclaredBases]:
+    """The bases behind each model, by its card, the Hub and its config. All parents are followed: a soup has several.
 
-    Raises:
-        ResolveError: The base that the user named cannot be read.
+    A base that nobody can find does not count. Nor does what a card says that leads back to the model itself, as it
+    does not say what came first.
     """
-    reasons: list[Finding] = []
-    known: dict[str, Seen] = {}
-    turns: dict[str, Lock] = {}
-
-    def look(model: str) -> Seen:
-        with turns.setdefault(model, Lock()):  # of several who ask for one at once, the first looks
-            if model not in known:
-                known[model] = seen = _look(model, token)
-                known.setdefault(seen.name, seen)  # by which chains name it
-            return known[model]
-
-    chains = in_parallel(lambda model: _chain(model.checkpoint, look), models)
-    # A name that nobody can find contradicts nobody: where others can be found, that model's weights decide.
-    lost = [index for index, chain in enumerate(chains) if chain and not any(look(each).found for each in chain)]
-    if lost and any(chain for index, chain in enumerate(chains) if index not in lost):
-        for index in lost:
-            name = models[index].name
-            message = f"{name} says that it comes from {chains[index][0]}, which is not there; its weights decide."
-            reasons.append(Finding("ancestor-unreadable", message, (name,)))
-            chains[index] = []
-    offline = any(model.checkpoint.source.from_cache for model in models)
-    opened = None
-    if base is not None:
-        seen = _look(base, token, on_hub=False, allow_pickle=allow_pickle)
-        opened = seen.checkpoint
-        if seen.error is not None:
-            if not offline:
-                raise ResolveError.of(seen.error, f"The base cannot be used: {seen.error.message}")
-            # Without a network only what was fetched is here, and of an ancestor only samples were read.
-            message = f"The ancestor {base} cannot be compared: {seen.error.message}"
-            reasons.append(Finding("ancestor-unreadable", message, ()))
-    every = tuple(tuple(chain) for chain in chains)
-    shared, silent = _shared(every, [model.checkpoint.model for model in models])
-    loops = []
-    for index, model in enumerate(models):
-        named = {
-            name: {look(each).name for each in look(name).bases.names[:_PARENTS] if each in known}
-            for name in every[index]
-        }
-        try:
-            TopologicalSorter({model.checkpoint.model: set(every[index][:1]), **named}).prepare()
-        except CycleError as error:
-            loops.append(index)
-            circle = " to ".join(error.args[1])
-            message = f"The cards behind {model.name} lead in a circle ({circle}), so they do not say what came first."
-            reasons.append(Finding("ancestors-loop", message, (model.name,)))
-    return DeclaredBases(every, shared, silent, tuple(lost), tuple(loops), opened, offline, look), reasons
+    front = named = in_parallel(_bases_of, [model.checkpoint for model in models])
+    opened: dict[str, BaseReference] = {}
+    behind: list[dict[str, BaseReference]] = [{} for _ in models]
+    for _ in range(_STEPS):
+        names = [name for name in dict.fromkeys(name for each in front for name in each) if name not in opened]
+        opened |= zip(names, in_parallel(partial(open_base, token=token), names), strict=True)
+        bases = [[opened[name] for name in each if opened[name].exists] for each in front]
+        for found, theirs in zip(behind, bases, strict=True):
+            found |= {base.model: base for base in theirs if base.model not in found}
+        front = [[parent for base in theirs for parent in base.parents][:_PARENTS] for theirs in bases]
+    declared = []
+    for model, names, found, parents in zip(models, named, behind, front, strict=True):
+        if model.checkpoint.model in found:
+            found.clear()
+        further = any(name not in opened or opened[name].model not in found for name in parents)
+        missing = tuple(name for name in names if not opened[name].exists)
+        declared.append(DeclaredBases(tuple(found.values()), further, missing))
+    return declared
 
 
-def _shared(chains: Sequence[tuple[str, ...]], models: Sequence[str]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Ancestors that all who speak have in common, and those who do not speak."""
-    # An ingredient may be another's ancestor, and has itself as one then.
-    lines = [{*chain, model} for chain, model in zip(chains, models, strict=True) if chain]
-    first = next((chain for chain in chains if chain), ())
-    shared = tuple(each for each in first if all(each in line for line in lines))
-    speaks = [bool(chain) or model in shared[:1] for chain, model in zip(chains, models, strict=True)]
-    return shared, tuple(number for number, each in enumerate(speaks) if not each)
+def shared_base(declared: Sequence[DeclaredBases], models: Sequence[str]) -> BaseReference | None:
+    """The nearest base that all have in common who declare any, if possible one whose weights can be read.
 
-
-def _chain(checkpoint: Checkpoint, look: Callable[[str], Seen]) -> list[str]:
-    """The ancestors of a model, nearest first, by the names that the Hub answers with, as bases are renamed.
-
-    All parents are followed, as a soup has several.
+    Args:
+        declared: By each model.
+        models: What the Hub calls these; one that is another's base counts as its own.
     """
-    chain: list[str] = []
-    front = [declared_bases(checkpoint)]
-    for _ in range(_CHAIN):
-        parents: dict[str, Seen] = {}
-        for bases in front:
-            for name in bases.names[:_PARENTS]:
-                if len(chain) + len(parents) == _LINE:
-                    break
-                seen = look(name)
-                if seen.name not in (*chain, checkpoint.model) and (bases.stated or seen.found):
-                    parents[seen.name] = seen
-        chain += parents
-        front = [seen.bases for seen in list(parents.values())[:_PARENTS]]
-    return chain
+    lines = [{*each.models, model} for each, model in zip(declared, models, strict=True) if each.bases]
+    first = next((each.bases for each in declared if each.bases), ())
+    shared = [base for base in first if all(base.model in line for line in lines)]
+    return next((base for base in shared if base.checkpoint), shared[0] if shared else None)
 
 
-@dataclass(frozen=True)
-class Seen:
-    """An ancestor that somebody names: what the Hub calls it, whether there is one, and what can be read of it."""
-
-    name: str
-    bases: Bases
-    found: bool = True
-    checkpoint: Checkpoint | None = None
-    error: SoupError | None = None
-    card: Mapping[str, Any] = field(default_factory=dict, repr=False)
-
-
-def _look(model: str, token: Token, *, on_hub: bool = True, allow_pickle: bool = False) -> Seen:
-    on_hub = on_hub and not Path(model).is_absolute()
+def open_base(model: str, *, source: str = "card", allow_pickle: bool = False, token: Token) -> BaseReference:
+    """A model that somebody names as a base. On a card it is one on the Hub; the user may also name a folder."""
+    on_hub = source == "card" and not Path(model).is_absolute()
     try:
         checkpoint = open_checkpoint(model, token=token, on_hub=on_hub, allow_pickle=allow_pickle)
     except SoupError as error:
@@ -208,17 +135,58 @@ def _look(model: str, token: Token, *, on_hub: bool = True, allow_pickle: bool =
         try:
             repo = hub.resolve(model, token=token)
         except SoupError:
-            return Seen(model, NOBODY, found=False, error=error)
-        names = _models(repo.card.get("base_model")) or _models(list(hub.base_models(repo)))
-        return Seen(repo.id, Bases(names or _models(_adapted(HubRepo.of(repo)))), error=error, card=repo.card)
-    return Seen(checkpoint.model, declared_bases(checkpoint), checkpoint=checkpoint)
+            return BaseReference(model, source, error=error, exists=False)
+        return BaseReference(repo.id, source, None, repo.card, _named_by(HubRepo.of(repo), repo.card, {}), error)
+    return BaseReference(checkpoint.model, source, checkpoint, parents=_bases_of(checkpoint))
 
 
-def candidates(checkpoints: Sequence[Checkpoint], token: Token) -> list[Checkpoint]:
-    """Models on the Hub that may be the ancestor of ingredients which name none: the most used of their kind.
+def _bases_of(checkpoint: Checkpoint) -> list[str]:
+    return _named_by(checkpoint.source, checkpoint.card, checkpoint.config)
 
-    Those that say themselves that they come from others are none, nor are those that know the ingredients' labels.
-    Nothing on the Hub is needed, so nothing that fails there is an error.
+
+def _named_by(source: FileSource, card: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """The bases that a model names: on its card, else as the Hub reads it, else in its config."""
+    own = {source.reference, str(Path(source.reference).resolve())}
+    named = _repo_ids(card.get("base_model"))
+    if not named and isinstance(source, HubRepo):
+        named = _repo_ids(list(hub.base_models(source.repo)))
+    # The libraries write there what was given to `from_pretrained`: the base, the repo itself, or a folder.
+    for path in (config.get("_name_or_path"), _adapter_base(source)):
+        here = os.path.expanduser(path) if not source.commit and isinstance(path, str) else ""  # noqa: PTH111
+        # Path's own way to ask raises where a name is longer than any.
+        is_model = bool(here) and is_local_path(os.path.join(here, "config.json"))  # noqa: PTH118
+        stated = [str(Path(here).resolve())] if is_model else _repo_ids(path)
+        named = named or [name for name in stated if name not in own]
+    return [name for name in named if name not in own][:_PARENTS]
+
+
+def _adapter_base(source: FileSource) -> object:
+    """What an adapter is for: a model may come from one that was merged into its base."""
+    size = source.files.get("adapter_config.json", 0)
+    if not 0 < size <= MAX_TEXT:
+        return None
+    try:
+        stated = json.loads(source.read("adapter_config.json", 0, size))
+    except (SoupError, ValueError, RecursionError):
+        return None  # gated, or damaged: only a hint
+    return stated.get("base_model_name_or_path") if isinstance(stated, dict) else None
+
+
+def _repo_ids(stated: object) -> list[str]:
+    """The repo ids in a card's field that may hold one or several, or anything at all."""
+    named = stated if isinstance(stated, list) else [stated]
+    # An address is no id by the Hub's rules, but people write it.
+    plain = [
+        split_revision(name)[0] if name.startswith("https://") else name for name in named if isinstance(name, str)
+    ]
+    return [name for name in plain if hub.is_repo_id(name)]
+
+
+def base_candidates(checkpoints: Sequence[Checkpoint], token: Token) -> list[Checkpoint]:
+    """Models on the Hub that may be the base of ingredients which name none: the most used of their kind.
+
+    Those that come from others themselves are none, nor are those that know the ingredients' labels. Nothing on the Hub
+    is needed, so nothing that fails there is an error.
     """
     kind = checkpoints[0].config.get("model_type")
     if not isinstance(kind, str) or not hub.is_reachable():
@@ -231,49 +199,10 @@ def candidates(checkpoints: Sequence[Checkpoint], token: Token) -> list[Checkpoi
     roots = [
         each.id for each in listed if each.id not in own and not any(tag.startswith("base_model:") for tag in each.tags)
     ]
-    seen = in_parallel(partial(_look, token=token), roots[:_CANDIDATES])
-    learned = {named for each in checkpoints if (named := label_names(each.config))}
-    found = [each.checkpoint for each in seen if each.checkpoint is not None and not each.bases.names]
-    return [each for each in found if label_names(each.config) not in learned]
-
-
-def _adapted(source: FileSource) -> object:
-    """What an adapter is for: a model may come from one that was merged into its base."""
-    size = source.files.get("adapter_config.json", 0)
-    if not 0 < size <= MAX_TEXT:
-        return None
-    try:
-        stated = json.loads(source.read("adapter_config.json", 0, size))
-    except (SoupError, ValueError, RecursionError):
-        return None  # gated, or damaged: only a hint
-    return stated.get("base_model_name_or_path") if isinstance(stated, dict) else None
-
-
-def declared_bases(checkpoint: Checkpoint) -> Bases:
-    """The models that a checkpoint says it comes from: its card, the Hub's own reading, its config."""
-    found = _models(checkpoint.card.get("base_model"))
-    source = checkpoint.source
-    if not found and isinstance(source, HubRepo):
-        found = _models(list(hub.base_models(source.repo)))
-    if found:
-        return Bases(found)
-    # The libraries write there what was given to `from_pretrained`: the base, the repo itself, or a folder, whose name
-    # may look like a repo's. So only what is on the Hub counts, and of a folder's own what is a folder here.
-    for stated in (checkpoint.config.get("_name_or_path"), _adapted(source)):
-        here = os.path.expanduser(stated) if not source.commit and isinstance(stated, str) else ""  # noqa: PTH111
-        # Path's own way to ask raises where a name is longer than any.
-        if here and is_local_path(os.path.join(here, "config.json")) and Path(here).resolve() != Path(source.reference):  # noqa: PTH118
-            return Bases([str(Path(here).resolve())], False)
-        if found := [name for name in _models(stated) if name != checkpoint.model]:
-            return Bases(found, False)
-    return NOBODY
-
-
-def _models(stated: object) -> list[str]:
-    """The repo ids in a card's field that may hold one or several, or anything at all."""
-    named = stated if isinstance(stated, list) else [stated]
-    # An address is no id by the Hub's rules, but people write it.
-    plain = [
-        split_revision(name)[0] if name.startswith("https://") else name for name in named if isinstance(name, str)
+    bases = in_parallel(partial(open_base, token=token), roots[:_CANDIDATES])
+    learned = {labels for each in checkpoints if (labels := label_names(each.config))}
+    return [
+        base.checkpoint
+        for base in bases
+        if base.checkpoint and not base.parents and label_names(base.checkpoint.config) not in learned
     ]
-    return [name for name in plain if hub.is_repo_id(name)]

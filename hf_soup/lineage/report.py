@@ -10,14 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from hf_soup._util.text import middle_out
+from hf_soup._util.text import middle_out, strings
 from hf_soup.checkpoint import Checkpoint
-from hf_soup.errors import IncompatibleError
+from hf_soup.errors import IncompatibleError, ResolveError
 from hf_soup.hub import Token
 from hf_soup.lineage import similarity
 from hf_soup.lineage.alignment import AlignedModels, AlignmentOptions, align
 from hf_soup.lineage.compatibility import architectures, complete, duplicates, labels, modules, processing, quantised
-from hf_soup.lineage.declared_bases import BaseReference, candidates, read_declared_bases
+from hf_soup.lineage.declared_bases import (
+    BaseReference,
+    base_candidates,
+    open_base,
+    read_declared_bases,
+    shared_base,
+)
 from hf_soup.lineage.similarity import Similarity
 from hf_soup.lineage.verdict import Verdict, decide_verdict
 from hf_soup.recipe import JUDGEMENTS, Finding
@@ -30,12 +36,12 @@ class LineageReport:
     """The verdict on a set of models, with all reasons and the evidence.
 
     Args:
-        verdict: ``proven``: declared and the weights agree, the ancestor compared; ``likely``: only one of the
-            two; ``refused``: a contradiction or strangers.
-        ancestor: Where one is known.
+        verdict: ``proven``: declared, compared, and the weights agree; ``likely``: something of that is missing;
+            ``refused``: a contradiction, or the weights are unrelated.
+        ancestor: Their base, where one is known.
         models: The ingredients.
         reasons: Everything that was found, what refuses first.
-        evidence: The comparisons of weights, ``body`` and ``head``; the ancestor stands behind the ingredients.
+        evidence: The comparisons of weights, ``body`` and ``head``; the base stands behind the ingredients.
         transferred_bytes: What the check read from the Hub.
     """
 
@@ -47,7 +53,7 @@ class LineageReport:
     transferred_bytes: int = 0
 
     def similarity_to_ancestor(self, number: int) -> float | None:
-        """Cosine of an ingredient's body with the ancestor's, where that was compared."""
+        """Cosine of an ingredient's body with the base's, where that was compared."""
         count, bodies = len(self.models.ingredients), self._bodies
         if bodies is None or self.ancestor is None or self.ancestor.model not in bodies.names[count:]:
             return None
@@ -142,14 +148,16 @@ class LineageReport:
         if self.ancestor:
             revision = f"@{self.ancestor.revision.removeprefix('sha256:')[:7]}" if self.ancestor.revision else ""
             source = {"recipe": "named by you", "card": "as the cards say"}.get(self.ancestor.source, "by its weights")
-            lines.append(f"  ancestor  {self.ancestor.model}{revision} ({source})")
+            lines.append(f"  base  {self.ancestor.model}{revision} ({source})")
         else:
-            lines.append("  ancestor  unknown")
+            lines.append("  base  unknown")
         lines += ["", *self._table()]
         heads = next((each for each in self.evidence if each.part == "head"), None)
         if heads is not None and np.isfinite(pairs := heads.cosines[np.triu_indices(len(heads.names), 1)]).any():
             low, high = np.nanmin(pairs), np.nanmax(pairs)
-            lines.append(f"  heads: cosine {low:.3f} to {high:.3f}; below {similarity.HEADS_APART} they began apart")
+            lines.append(
+                f"  heads: cosine {low:.3f} to {high:.3f}; below {similarity.HEADS_UNRELATED} they are unrelated"
+            )
         for heading, reasons in (
             ("Why not:", [reason for reason in self.reasons if reason.refuses]),
             ("Allowed:", [reason for reason in self.reasons if reason.allowed]),
@@ -169,7 +177,7 @@ class LineageReport:
         return "\n".join(lines)
 
     def _table(self) -> list[str]:
-        rows = [("model", "parameters", "type", "licence", "to ancestor", "to the others")]
+        rows = [("model", "parameters", "type", "licence", "to base", "to the others")]
         for number, model in enumerate(self.models.ingredients[:_MOST_ROWS]):
             name, checkpoint = model.name, model.checkpoint
             near, others = self.similarity_to_ancestor(number), self.similarity_to_others(number)
@@ -191,8 +199,8 @@ class LineageReport:
         if (count := len(self.models.ingredients)) > _MOST_ROWS:
             lines.append(f"  and {count - _MOST_ROWS} more; --json has all")
         if self.evidence:
-            below, above = similarity.STRANGERS, similarity.DRIFTED
-            lines.append(f"  cosines of rows of the body: strangers below {below}, close kin above {above}")
+            below, above = similarity.UNRELATED, similarity.DRIFTED
+            lines.append(f"  cosines of rows of the body: unrelated below {below}, closely related above {above}")
         return lines
 
     def _advice(self) -> str:
@@ -201,33 +209,35 @@ class LineageReport:
         if self.verdict == PROVEN:
             return "`hf-soup cook` averages them; with validation data it measures the soup against its ingredients."
         if self.ancestor is None or self.ancestor.source == "weights":
-            return "name the ancestor with --base if you know it, or measure with `--recipe RECIPE --barrier`."
+            return "name the base with --base if you know it, or measure with `--recipe RECIPE --barrier`."
         return "measure: `hf-soup cook` with validation data, or `hf-soup check --recipe RECIPE --barrier`."
 
 
 _MOST_ROWS, _MOST_NOTES = 20, 12  # of a report for people
 
 
-def _wrapped(text: str, width: int = 100) -> str:
+def _wrapped(text: str) -> str:
     """Lines of a message within a width, their own indentation kept; names are never broken."""
-    lines = []
-    for line in text.splitlines():
-        indent = " " * (len(line) - len(line.lstrip())) + ("  " if line.startswith("- ") else "")
-        wrapped = textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-        lines += wrapped or [""]
-    return "\n".join(lines)
+    return "\n".join(
+        textwrap.fill(
+            line,
+            100,
+            subsequent_indent=" " * (len(line) - len(line.lstrip("- "))),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for line in text.splitlines()
+    )
 
 
 def _license(checkpoint: Checkpoint) -> str | None:
     """A card's field that may hold one value, several or none."""
-    stated = checkpoint.card.get("license")
-    listed = stated if isinstance(stated, list) else [] if stated is None else [stated]
-    return ", ".join(str(each) for each in listed) or None
+    return ", ".join(strings(checkpoint.card.get("license"))) or None
 
 
 _VERDICTS = {
-    PROVEN: "they share an architecture and a pretrained ancestor, and the weights agree. They can be averaged.",
-    LIKELY: "they look like siblings, but not everything confirms it. They can be averaged.",
+    PROVEN: "they share an architecture and a pretrained base, and the weights agree. They can be averaged.",
+    LIKELY: "they look related, but not everything confirms it. They can be averaged.",
     REFUSED: "these models cannot be averaged.",
 }
 
@@ -245,7 +255,7 @@ def check_lineage(
 
     Args:
         checkpoints: Opened ingredients.
-        base: The ancestor, where the user names one.
+        base: Where the user names one.
         options: What the recipe says about heads, tokens and labels.
         alone: A single model may be a soup, as where a selection kept only one.
         allow_pickle: Read the base's ``pytorch_model.bin`` too.
@@ -257,30 +267,37 @@ def check_lineage(
         message = "A soup needs two models or more; only one was named."
         reasons.append(Finding("single", message, models.names, refuses=not alone))
     reasons += [*duplicates(stored), *quantised(stored), *modules(stored)]
-    judgement = Verdict(None, False, (), ())
-    claims, found = read_declared_bases(stored, base, allow_pickle=allow_pickle, token=token)
-    reasons += found
+    offline = any(checkpoint.source.from_cache for checkpoint in checkpoints)
+    declared = read_declared_bases(stored, token)
+    named = None if base is None else _named_base(base, offline=offline, allow_pickle=allow_pickle, token=token)
+    verdict = Verdict(named or shared_base(declared, [checkpoint.model for checkpoint in checkpoints]))
     try:
         models, found = correspond(models, reasons)
         reasons += found
         codes = {reason.code for reason in reasons if reason.refuses}
-        judgement = decide_verdict(
-            models,
-            claims,
-            partial(candidates, checkpoints, token=token),
-            comparable=not codes & {"architecture", "quantised"},
-            heads_correspond=not codes & {"labels", "shapes", "tensors-missing", "vocabulary"},
-        )
-        reasons += judgement.reasons
+        if not codes & {"architecture", "quantised"}:
+            verdict = decide_verdict(
+                models,
+                declared,
+                named,
+                partial(base_candidates, checkpoints, token=token),
+                with_heads=not codes & {"labels", "shapes", "tensors-missing", "vocabulary"},
+            )
+            reasons += verdict.reasons
     except IncompatibleError as error:
         reasons.append(Finding("architecture", str(error), refuses=True))
-    if base is not None and claims.base is None:
-        # It could not be read without a network.
-        judgement = replace(judgement, ancestor=BaseReference(base, "recipe"), proven=False)
-    ancestor = judgement.ancestor
-    models = replace(models, asset_sources=(ancestor.checkpoint,) if ancestor and ancestor.checkpoint else ())
-    verdict = PROVEN if judgement.proven else LIKELY
-    return LineageReport(verdict, ancestor, models, (), judgement.evidence).with_reasons(reasons)
+    found_base = verdict.base
+    models = replace(models, asset_sources=(found_base.checkpoint,) if found_base and found_base.checkpoint else ())
+    report = LineageReport(PROVEN if verdict.proven else LIKELY, found_base, models, (), verdict.evidence)
+    return report.with_reasons(reasons)
+
+
+def _named_base(base: str, *, offline: bool, allow_pickle: bool, token: Token) -> BaseReference:
+    """The base that the user names. Without a network it may lack its weights, as only samples of them were read."""
+    named = open_base(base, source="recipe", allow_pickle=allow_pickle, token=token)
+    if named.error is not None and not offline:
+        raise ResolveError.of(named.error, f"The base cannot be used: {named.error.message}")
+    return named
 
 
 def correspond(models: AlignedModels, known: Sequence[Finding] = ()) -> tuple[AlignedModels, list[Finding]]:

@@ -1,346 +1,96 @@
-"""What weights say about where models come from, beside what cards say; where the two disagree, weights win."""
+"""From declared bases and from weights to a verdict: which base, what was found, and whether it is proven."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from hf_soup._util.text import some
 from hf_soup.checkpoint import Checkpoint
 from hf_soup.lineage import similarity
 from hf_soup.lineage.alignment import AlignedModels
 from hf_soup.lineage.comparison import WeightComparison
-from hf_soup.lineage.declared_bases import BaseReference, DeclaredBases
+from hf_soup.lineage.declared_bases import BaseReference, DeclaredBases, shared_base
 from hf_soup.lineage.similarity import Similarity
 from hf_soup.recipe import Finding
 
-_ANCESTORS = 24  # of different ancestors that cards name, so that they cannot ask for a thousand requests
+_MOST_BASES = 24  # that are compared, so that cards cannot ask for a thousand requests
+_ALIKE = (
+    "Bases that began from the same random numbers look alike in this, and only a measured barrier "
+    "(`check --recipe RECIPE --barrier`) can tell them apart."
+)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came out of comparing weights with what is said about them.
+    """What came out of comparing weights with what is declared.
 
     Args:
-        ancestor: Where one is known.
-        proven: Whether every ingredient says that it comes from it, and the weights of each agree.
+        base: Where one is known.
+        proven: Whether every ingredient declares it, or the user names it and no card another, and the weights agree.
         evidence: The comparisons.
         reasons: What was found.
     """
 
-    ancestor: BaseReference | None
-    proven: bool
-    evidence: tuple[Similarity, ...]
-    reasons: tuple[Finding, ...]
+    base: BaseReference | None = None
+    proven: bool = False
+    evidence: tuple[Similarity, ...] = ()
+    reasons: tuple[Finding, ...] = ()
 
 
 def decide_verdict(
     models: AlignedModels,
-    claims: DeclaredBases,
-    seek: Callable[[], Sequence[Checkpoint]],
+    declared: Sequence[DeclaredBases],
+    named: BaseReference | None,
+    candidates: Callable[[], Sequence[Checkpoint]],
     *,
-    comparable: bool = True,
-    heads_correspond: bool = True,
+    with_heads: bool,
 ) -> Verdict:
-    """Compare rows of the ingredients with each other and with those that they may come from.
+    """Compare rows of the ingredients with each other and with the bases that somebody names.
 
     Args:
-        models: The ingredients.
-        claims: Where they say that they come from.
-        seek: Gives models on the Hub that may be their ancestor, where nobody names one that is.
-        comparable: False where they are different architectures, so that only what they say can be judged.
-        heads_correspond: False where labels or shapes were found to differ: what heads were initialised with is then
-            beside the point.
+        models: The ingredients, of one architecture.
+        declared: The bases that each declares.
+        named: The base that the user names, which counts before all others.
+        candidates: Gives models on the Hub that may be the base, where nobody names one that is.
+        with_heads: False where labels or shapes were found to differ: what heads were initialised with is then beside
+            the point.
     """
-    court = _Decision(models, claims, seek)
-    if comparable:
-        court.look_at_weights(heads_correspond=heads_correspond)
-    court.name_ancestor()
-    weights = court.weights
-    evidence = tuple(each for each in (weights.bodies, weights.heads) if each is not None) if weights else ()
-    reasons = (*(weights.reasons if weights else ()), *court.reasons)
-    return Verdict(court.ancestor, court.proven and not court.refused, evidence, reasons)
+    decision = _Decision(models, declared, named, with_heads=with_heads)
+    if named is not None:
+        decision.compare_cards_with(named)
+    else:
+        decision.choose_base()
+    decision.compare_models()
+    if decision.base is None and not any(each.bases for each in decision.declared):
+        decision.ask_the_hub(candidates)
+    decision.compare_tensors()
+    if with_heads:
+        decision.find_copies(models)
+    return decision.verdict()
 
 
 class _Decision:
-    """A judgement in the making."""
+    """A verdict in the making."""
 
-    def __init__(self, models: AlignedModels, claims: DeclaredBases, seek: Callable[[], Sequence[Checkpoint]]) -> None:
-        self.models, self.claims, self.seek = models, claims, seek
-        self.names, self.count = models.names, len(models.ingredients)
-        self.weights: WeightComparison | None = None
+    def __init__(
+        self, models: AlignedModels, declared: Sequence[DeclaredBases], named: BaseReference | None, *, with_heads: bool
+    ) -> None:
+        self.names, self.declared = models.names, list(declared)
+        self.own = [model.checkpoint.model for model in models.ingredients]
         self.reasons: list[Finding] = []
-        self.ancestor: BaseReference | None = None
-        self.proven = False
-        self.tried = 0
+        self.agreed = True  # that it is the base: nothing that is declared or computed casts doubt on it
+        self.base = named or shared_base(self.declared, self.own)
+        bases = [self.base] if self.base else [each.nearest for each in self.declared]
+        opened = {base.model: base.checkpoint for base in bases if base and base.checkpoint}
+        self.weights = WeightComparison(
+            models, list(opened.values())[:_MOST_BASES], needed=named is not None, with_heads=with_heads
+        )
 
     @property
     def refused(self) -> bool:
-        """Whether the weights or what is said forbid to average."""
-        found = [*self.reasons, *(self.weights.reasons if self.weights else ())]
-        return any(reason.refuses for reason in found)
-
-    def look_at_weights(self, *, heads_correspond: bool) -> None:
-        """The ingredients with each other, and with those whom somebody names."""
-        claims = self.claims
-        if claims.base is not None:
-            ancestors: list[Checkpoint] = [claims.base]
-        elif claims.shared:
-            ancestors = [ancestor] if (ancestor := self._readable(claims)) else []
-        else:
-            nearest = [claims.nearest(number) for number in range(self.count)]
-            ancestors = [seen.checkpoint for seen in nearest if seen and seen.checkpoint]
-        distinct = list({each.model: each for each in ancestors}.values())[:_ANCESTORS]
-        self.weights = WeightComparison(
-            self.models,
-            distinct,
-            needed=claims.base is not None,
-            agreed=claims.base is not None or bool(claims.shared),
-            heads_correspond=heads_correspond,
-        )
-
-    def _readable(self, claims: DeclaredBases) -> Checkpoint | None:
-        """The nearest ancestor that all have and whose weights can be read."""
-        return next((seen.checkpoint for name in claims.shared if (seen := claims.look(name)).checkpoint), None)
-
-    def _links(self, ancestor: str) -> Sequence[bool | None]:
-        """Whether each ingredient is kin to an ancestor."""
-        return self.weights.links(ancestor) if self.weights else [None] * self.count
-
-    # ---- against what is said ---------------------------------------------------------------------------------
-
-    def name_ancestor(self) -> None:
-        """Who the ancestor is, by what is said and by the weights."""
-        claims = self.claims
-        if claims.base is not None:
-            self._as_the_user_says(claims.base)
-        elif claims.shared:
-            self._as_cards_say(claims)
-        elif any(claims.chains):
-            self._as_cards_differ()
-        else:
-            self._seek()
-        weights, model = self.weights, self.ancestor.model if self.ancestor else ""
-        if weights is None:
-            return
-        known = model in weights.ancestors and model not in weights.unread
-        if not self.refused:
-            found = similarity.parts_apart(
-                weights.bodies, self.names, weights.place(model) if known else None, named=bool(model)
-            )
-            self.proven = self.proven and not any(each.code == "ancestor-apart" for each in found)
-            self.reasons += found
-        if not self.refused and weights.heads is not None:
-            self.reasons += similarity.heads_apart(weights.heads, self.names)
-        if known:
-            self._doubt(weights, model)
-            self._equal_to(weights, model)
-
-    def _as_the_user_says(self, base: Checkpoint) -> None:
-        self.ancestor = BaseReference(base.model, "recipe", base)
-        contradicted = []
-        for number, chain in enumerate(self.claims.chains):
-            if chain and base.model not in (*chain, self.models.ingredients[number].checkpoint.model):
-                contradicted.append(number)
-                message = f"{self.names[number]} says that it comes from {chain[0]}, not from {base.model}"
-                self.warn("base-contradicted", f"{message}{self._decide}", self.names[number])
-        links = self._links(base.model)
-        if all(link is False for link in links):
-            self._wrong_base(base.model, "recipe")
-        else:
-            self._outsiders(base.model, links)
-        self.proven = all(links) and not contradicted and not self.refused
-
-    def _as_cards_say(self, claims: DeclaredBases, liars: Collection[int] = ()) -> None:
-        ancestor = self._readable(claims)
-        if who := [self.names[number] for number in claims.silent if number not in (*liars, *claims.lost)]:
-            message = (
-                f"{some(who)} {'names' if len(who) == 1 else 'name'} no ancestor that could be found{self._decide}"
-            )
-            self.warn("ancestor-undeclared", message, *who)
-        if ancestor is None:
-            name = claims.shared[0]
-            seen = claims.look(name)
-            error = seen.error
-            self.ancestor = BaseReference(name, "card", stated=seen.card)
-            message = f"The ancestor {name} cannot be compared: {error.message if error else 'unknown'}"
-            self.warn("ancestor-unreadable", message)
-            return
-        model = ancestor.model
-        if self.weights:
-            self.weights.add([ancestor])
-        links = self._links(model)
-        if all(link is False for link in links) and not self.refused:
-            found = self._nearest_on_hub()
-            if found is None or self.weights is None:
-                self.ancestor = BaseReference(model, "card", ancestor)
-                self._wrong_base(model, "card")
-                return
-            self.ancestor = BaseReference(found.model, "weights", found)
-            self.warn(
-                "card-wrong",
-                f"The cards say that the models come from {model}, but their weights have nothing in common with it "
-                f"({self.weights.range(model)}); they agree with {found.model}'s ({self.weights.range(found.model)}). "
-                "The weights count.",
-                *self.names,
-            )
-            return
-        self.ancestor = BaseReference(model, "card", ancestor)
-        self._outsiders(model, links)
-        self.proven = all(links) and not claims.silent and not claims.loops and not self.refused
-
-    def _as_cards_differ(self) -> None:
-        """Whose card is contradicted by the weights does not count; the others have to agree."""
-        claims = self.claims
-        liars = {}
-        for number in range(self.count):
-            nearest = claims.nearest(number)
-            ancestor = nearest.checkpoint.model if nearest and nearest.checkpoint else None
-            if ancestor and self._links(ancestor)[number] is False:
-                liars[number] = ancestor
-        rest = claims.without(liars, [checkpoint.model for checkpoint in self.models.checkpoints])
-        shared = rest.shared or self._copies_of_one(rest)
-        for number, ancestor in liars.items():
-            assert self.weights, "they say who lies"
-            whose = [name for name in self.weights.ancestors if self._links(name)[number]]
-            message = (
-                f"{self.names[number]} says that it comes from {ancestor}, but its weights have nothing in common with "
-                f"it ({self.weights.near(number, ancestor)}). "
-            )
-            if whose:
-                near = max(whose, key=partial(self.weights.cosine, number))
-                message += f"They agree with {near}'s ({self.weights.near(number, near)}), and the weights count."
-            self.warn("card-wrong", message.rstrip(), self.names[number])
-        if shared:
-            self._as_cards_say(replace(rest, shared=shared), liars)
-            self.proven = self.proven and not liars
-        elif not any(rest.chains):
-            self._seek()
-        else:
-            speaking = [number for number, chain in enumerate(rest.chains) if chain]
-            who = [self.names[number] for number in speaking]
-            numbers = self.weights.numbers if self.weights else lambda number: ""
-            lines = some([f"{self.names[n]} from {rest.chains[n][0]}{numbers(n)}" for n in speaking], 8)
-            if claims.offline and not all(claims.look(rest.chains[number][0]).found for number in speaking):
-                # One ancestor may have two names, and only the Hub knows.
-                message = f"The Hub was not reached, so it is not known whether these are one ancestor: {lines}."
-                self.warn("ancestor-unreadable", message, *who)
-                return
-            self.refuse(
-                "ancestors-differ",
-                f"The models say that they come from different ancestors: {lines}. Weights that look alike do not show "
-                "that they are one, as ancestors that began from the same random numbers do so too. If the cards are "
-                "wrong, name the right one with --base.",
-                *who,
-            )
-
-    def _copies_of_one(self, claims: DeclaredBases) -> tuple[str, ...]:
-        """The first of the ancestors that are named, where they are one model under several names, as mirrors are."""
-        nearest = [claims.nearest(number) for number, chain in enumerate(claims.chains) if chain]
-        named = list(dict.fromkeys(seen.checkpoint.model for seen in nearest if seen and seen.checkpoint))
-        weights = self.weights
-        if weights is None or not named or not all(nearest) or not set(named) <= weights.ancestors.keys():
-            return ()
-        places = [weights.place(name) for name in named]
-        if weights.unread.intersection(named) or not all(weights.bodies.same[places[0], place] for place in places):
-            return ()
-        self.warn("ancestor-copied", f"{some(named)} are equal in every number that was read: one ancestor.")
-        return (named[0],)
-
-    def _seek(self) -> None:
-        """Nobody says anything that holds."""
-        found = None if self.refused else self._nearest_on_hub()
-        same = (
-            "Ancestors that began from the same random numbers look alike in this, and only a measured barrier "
-            "(`check --recipe RECIPE --barrier`) can tell them apart."
-        )
-        said = "No card or config names an ancestor"
-        if any(self.claims.chains):
-            said += " that the weights agree with"
-        if self.weights is None or self.refused:
-            self.warn("ancestor-unknown", f"{said}.", *self.names)
-            return
-        if found is None:
-            tried = f", and none of the {self.tried} that were tried on the Hub is one" if self.tried else ""
-            message = f"{said}{tried}, so only the weights speak. {same} Name it with --base."
-            self.warn("ancestor-unknown", message, *self.names)
-            return
-        self.ancestor = BaseReference(found.model, "weights", found)
-        self.warn(
-            "ancestor-found",
-            f"{said}; of {self.tried} models on the Hub that were tried the weights agree with {found.model}'s "
-            f"({self.weights.range(found.model)}). {same}",
-            *self.names,
-        )
-
-    def _nearest_on_hub(self) -> Checkpoint | None:
-        """Whom all ingredients are kin to, and nearest."""
-        weights = self.weights
-        if weights is None:
-            return None
-        candidates = [each for each in self.seek() if each.model not in weights.ancestors]
-        self.tried = len(candidates)
-        weights.add(candidates, tried=True)
-        kin = [each for each in candidates if all(self._links(each.model))]
-        lowest = {each.model: min(weights.cosine(number, each.model) for number in range(self.count)) for each in kin}
-        nearest = max(kin, key=lambda each: lowest[each.model], default=None)
-        weights.drop([each.model for each in candidates if each is not nearest])
-        return nearest
-
-    def _wrong_base(self, model: str, source: str) -> None:
-        if self.refused or self.weights is None:
-            return
-        who = "The models are siblings, but" if self.count > 1 else f"{self.names[0]}:"
-        self.refuse(
-            "base-wrong",
-            f"{who} {model} is not their ancestor: their weights have nothing in common with it "
-            f"({self.weights.range(model)}). {'The card is wrong; name' if source == 'card' else 'Name'} the right "
-            "base with --base.",
-            *self.names,
-        )
-
-    def _outsiders(self, model: str, links: Sequence[bool | None]) -> None:
-        if self.weights is None:
-            return
-        who = [number for number, link in enumerate(links) if link is False]
-        if who:
-            shown = some([f"{self.names[number]} ({self.weights.near(number, model)})" for number in who])
-            self.refuse(
-                "not-from-base",
-                f"{shown}: the weights have nothing in common with those of the ancestor, {model}. Leave "
-                f"{'it' if len(who) == 1 else 'them'} out.",
-                *[self.names[number] for number in who],
-            )
-        unknown = [self.names[number] for number, link in enumerate(links) if link is None]
-        if unknown and model not in self.weights.unread:
-            message = f"{model} shares no tensor with {some(unknown)} that could be compared."
-            self.warn("ancestor-unreadable", message, *unknown)
-
-    def _doubt(self, weights: WeightComparison, model: str) -> None:
-        moved = weights.bodies.moved(range(self.count), weights.place(model))
-        if moved and moved[0] > similarity.WRONG_BASE and moved[1] > similarity.FAR_FROM_BASE and not self.refused:
-            self.proven = False
-            self.warn(
-                "base-doubtful",
-                f"Measured from {model} the models all moved far ({moved[1]:.0%} of its size) and the same way (cosine "
-                f"{moved[0]:.2f} or more): they share a later ancestor, or this is not theirs.",
-                *self.names,
-            )
-
-    def _equal_to(self, weights: WeightComparison, model: str) -> None:
-        place = weights.place(model)
-        equal = [self.names[number] for number in range(self.count) if weights.bodies.same[number, place]]
-        if equal:
-            message = (
-                f"{some(equal)}: the body is equal to {model}'s in every number that was read, so it is the ancestor "
-                "itself, or only its head was trained. It counts like every other and draws the soup back."
-            )
-            self.warn("identical", message, *equal)
-
-    @property
-    def _decide(self) -> str:
-        return "." if self.weights is None else "; the weights decide."
+        """Whether anything that was found forbids to average."""
+        return any(reason.refuses for reason in [*self.reasons, *self.weights.reasons])
 
     def warn(self, code: str, message: str, *who: str) -> None:
         """Something to know."""
@@ -349,3 +99,161 @@ class _Decision:
     def refuse(self, code: str, message: str, *who: str) -> None:
         """Something that forbids to average."""
         self.reasons.append(Finding(code, message, who, refuses=True))
+
+    # ---- which base -------------------------------------------------------------------------------------------
+
+    def compare_cards_with(self, base: BaseReference) -> None:
+        """Name those who declare another base than the one that the user names."""
+        for name, own, each in zip(self.names, self.own, self.declared, strict=True):
+            if each.bases and not each.further and base.model not in (*each.models, own):
+                self.agreed = False
+                message = f"{name} says that it comes from {each.models[0]}, not from {base.model}."
+                self.warn("base-contradicted", message, name)
+
+    def choose_base(self) -> None:
+        """The nearest base that all declare, where the weights do not contradict."""
+        compared = [next(filter(self.weights.compared, each.models), None) for each in self.declared]
+        links = {base: self.weights.links(base) for base in {*compared} if base}
+        wrong = {n: base for n, base in enumerate(compared) if base and links[base][n] is False}
+        self.declared = [DeclaredBases() if n in wrong else each for n, each in enumerate(self.declared)]
+        self.base = shared_base(self.declared, self.own)
+        if self.base is None and any(each.bases for each in self.declared):
+            self._compare_bases()
+        common = self.base.model if self.base else None
+        for base in dict.fromkeys(wrong.values()):
+            if base != common:  # else it is said that these are not from the base
+                self._name_wrong_cards(base, [n for n, theirs in wrong.items() if theirs == base])
+        silent = [n for n, each in enumerate(self.declared) if not each.bases and self.own[n] != common]
+        self.agreed = not silent
+        if common and (numbers := [number for number in silent if number not in wrong]):
+            who, verb = [self.names[number] for number in numbers], "names" if len(numbers) == 1 else "name"
+            message = f"{some(who)} {verb} no base that can be found{self._missing(numbers)}; the weights decide."
+            self.warn("base-undeclared", message, *who)
+
+    def _missing(self, numbers: Iterable[int]) -> str:
+        """The bases that some ingredients name and that nobody can find, in brackets."""
+        missing = dict.fromkeys(name for number in numbers for name in self.declared[number].missing)
+        return f" ({some(list(missing))} {'is' if len(missing) == 1 else 'are'} not there)" if missing else ""
+
+    def _compare_bases(self) -> None:
+        """Bases of different names are one where their weights are equal, as those of a mirror are."""
+        speaking = [number for number, each in enumerate(self.declared) if each.bases]
+        nearest = [self.declared[number].nearest for number in speaking]
+        copies = list(dict.fromkeys(base.model for base in nearest if base))
+        if all(nearest) and self.weights.equal(copies):
+            self.base = nearest[0]
+            self.warn("base-copied", f"{some(copies)} are equal in every number that was read: one base.")
+            return
+        who = [self.names[number] for number in speaking]
+        listed = some([f"{self.names[n]} from {self.declared[n].models[0]}{self._near(n)}" for n in speaking], 8)
+        if any(self.declared[number].further for number in speaking):
+            message = (
+                f"The models have no base in common that is at most three steps back: {listed}. What is further is not "
+                "looked at, so it is not known. Name the base with --base."
+            )
+            self.warn("base-unknown", message, *who)
+            return
+        self.refuse(
+            "bases-differ",
+            f"The models say that they come from different bases: {listed}. Weights that look alike do not show that "
+            "they are one, as bases that began from the same random numbers do so too. If the cards are wrong, name "
+            "the right one with --base.",
+            *who,
+        )
+
+    def _near(self, number: int) -> str:
+        """How near an ingredient is to the nearest base that it declares, in brackets."""
+        base = self.declared[number].nearest
+        return f" ({self.weights.cosines([number], base.model)})" if base and self.weights.compared(base.model) else ""
+
+    def _name_wrong_cards(self, base: str, numbers: Sequence[int]) -> None:
+        who = [self.names[number] for number in numbers]
+        self.warn(
+            "card-wrong",
+            f"{some(who)} {'says' if len(who) == 1 else 'say'} to come from {base}, but the weights have nothing in "
+            f"common with it ({self.weights.cosines(numbers, base)}). The weights count.",
+            *who,
+        )
+
+    # ---- what the weights say ---------------------------------------------------------------------------------
+
+    def compare_models(self) -> None:
+        """Are all related to the base, and to each other?"""
+        bodies, base = self.weights.bodies, self.base
+        if base is not None and base.checkpoint is None:
+            why = base.error.message if base.error else "unknown"
+            self.warn("base-unreadable", f"The base {base.model} cannot be compared: {why}")
+        elif base is not None and base.checkpoint is not None:
+            self.weights.add([base.checkpoint])
+        links = self.weights.links(base.model) if base else []
+        outside = [number for number, link in enumerate(links) if link is False]
+        if base is not None and any(links) and outside:
+            who = [self.names[number] for number in outside]
+            self.refuse(
+                "not-from-base",
+                f"{some(who)}: the weights have nothing in common with those of the base, {base.model} "
+                f"({self.weights.cosines(outside, base.model)}). Leave {'it' if len(who) == 1 else 'them'} out.",
+                *who,
+            )
+        elif found := similarity.unrelated(bodies, self.names):
+            self.reasons += found
+        elif base is not None and links and len(outside) == len(links):
+            subject = "The models are related to each other, but" if len(links) > 1 else f"{self.names[0]}:"
+            self.refuse(
+                "base-wrong",
+                f"{subject} {base.model} is not their base: their weights have nothing in common with it "
+                f"({self.weights.cosines(outside, base.model)}). Name the right base with --base.",
+                *self.names,
+            )
+        else:
+            self.reasons += similarity.drifted(bodies, self.names)
+
+    def ask_the_hub(self, candidates: Callable[[], Sequence[Checkpoint]]) -> None:
+        """Nobody declares a base that holds: the most used models of the kind may be it."""
+        if self.refused:
+            return
+        tried = candidates()
+        nearest = self.weights.nearest(tried)
+        nobody = f"No card or config names a base that holds{self._missing(range(len(self.names)))}"
+        if nearest is None:
+            among = f", and none of the {len(tried)} that were tried on the Hub is one" if tried else ""
+            message = f"{nobody}{among}, so only the weights speak. {_ALIKE} Name it with --base."
+            self.warn("base-unknown", message, *self.names)
+            return
+        self.base = BaseReference(nearest.model, "weights", nearest)
+        self.warn(
+            "base-inferred",
+            f"{nobody}; of {len(tried)} models on the Hub that were tried the weights agree with "
+            f"{nearest.model}'s ({self.weights.cosines(range(len(self.names)), nearest.model)}). {_ALIKE}",
+            *self.names,
+        )
+
+    def compare_tensors(self) -> None:
+        """Single tensors and heads, and whether the base is the nearest one."""
+        bodies, heads, names = self.weights.bodies, self.weights.heads, self.names
+        model = self.base.model if self.base and self.weights.compared(self.base.model) else None
+        place = self.weights.place(model) if model else None
+        if not self.refused:
+            self.reasons += similarity.unrelated_tensors(bodies, names, place)
+        if place is not None:
+            self.reasons += similarity.equal_to_base(bodies, names, place)
+        if not self.refused:
+            self.reasons += similarity.unrelated_heads(heads, names) if heads is not None else []
+            doubts = [] if place is None else list(similarity.doubts_about_base(bodies, names, place))
+            self.reasons += doubts
+            self.agreed = self.agreed and not doubts
+
+    def find_copies(self, models: AlignedModels) -> None:
+        """Ingredients that are equal, heads included."""
+        count, heads = len(self.names), self.weights.heads
+        same = self.weights.bodies.same[:count, :count]
+        pins = [(model.checkpoint.model, model.state) for model in models.ingredients]
+        self.reasons += similarity.identical(same if heads is None else same & heads.same, self.names, pins)
+
+    def verdict(self) -> Verdict:
+        """What came out."""
+        base, weights = self.base, self.weights
+        links = weights.links(base.model) if base else [None]
+        proven = base is not None and base.declared and all(links) and self.agreed and not self.refused
+        evidence = (weights.bodies, *([weights.heads] if weights.heads is not None else []))
+        return Verdict(base, proven, evidence, (*weights.reasons, *self.reasons))

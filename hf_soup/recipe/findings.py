@@ -39,7 +39,7 @@ class Finding:
 def with_allowed(reasons: Sequence[Finding], allow: Collection[str]) -> list[Finding]:
     """What was found, where a recipe accepts some codes.
 
-    >>> [reason.refuses for reason in with_allowed([Finding("strangers", "…", refuses=True)], ["strangers"])]
+    >>> [reason.refuses for reason in with_allowed([Finding("unrelated", "…", refuses=True)], ["unrelated"])]
     [False]
     """
     return [replace(each, refuses=False, allowed=True) if each.code in allow else each for each in reasons]
@@ -49,7 +49,7 @@ def ingredients_set_apart(reason: Finding, names: Sequence[str]) -> set[str]:
     """Whom a reason sets apart from the rest: of a pair with the first model the other; nobody where it names all."""
     who = set(reason.ingredients)
     if reason.code == "not-from-base":
-        return who if len(who) < len(names) else set()
+        return who
     if who >= set(names):
         return set()
     return who - {names[0]} or who

@@ -37,12 +37,31 @@ MAX_INGREDIENTS = 1000
 
 #: Codes of findings that are judgements, which `allow` may accept; what else refuses could not be averaged at all.
 JUDGEMENTS = frozenset({
-    *("ancestor-apart", "ancestor-copied", "ancestor-found", "ancestor-undeclared", "ancestor-unknown"),
-    *("ancestor-unreadable", "ancestors-differ", "ancestors-loop", "base-contradicted", "base-doubtful", "base-wrong"),
-    *("batch-norm", "card-wrong", "counted-twice", "drifted", "dtypes-mixed", "heads-apart", "identical", "labels"),
-    *("labels-unknown", "not-from-base", "parts-apart", "parts-drifted", "positions", "processing"),
-    *("processing-absent", "processing-not-compared", "scored-on-train", "selected-on-report", "strangers"),
+    *("base-contradicted", "base-copied", "base-doubtful", "base-inferred", "base-tensors-unrelated"),
+    *("base-undeclared", "base-unknown", "base-unreadable", "base-wrong", "bases-differ", "batch-norm", "card-wrong"),
+    *("counted-twice", "drifted", "dtypes-mixed", "evaluated-on-train", "heads-unrelated", "identical", "labels"),
+    *("labels-unknown", "not-from-base", "positions", "processing", "processing-absent", "processing-not-compared"),
+    *("selected-on-test", "tensors-drifted", "tensors-unrelated", "unrelated"),
 })  # fmt: skip
+#: What findings were called before, and their codes of today.
+RENAMED_CODES = {
+    "ancestor-apart": "base-tensors-unrelated",
+    "ancestor-copied": "base-copied",
+    "ancestor-found": "base-inferred",
+    "ancestor-undeclared": "base-undeclared",
+    "ancestor-unknown": "base-unknown",
+    "ancestor-unreadable": "base-unreadable",
+    "ancestors-differ": "bases-differ",
+    "ancestors-loop": "base-undeclared",
+    "heads-apart": "heads-unrelated",
+    "no-donor": "file-unexplained",
+    "parts-apart": "tensors-unrelated",
+    "parts-drifted": "tensors-drifted",
+    "scored-on-train": "evaluated-on-train",
+    "second-order": "soup-expanded",
+    "selected-on-report": "selected-on-test",
+    "strangers": "unrelated",
+}
 
 #: Keys that had other names before the first release, for an error that names the new one.
 RENAMED_KEYS = {
@@ -389,6 +408,8 @@ class Recipe(_Value):
     @field_validator("allow")
     @classmethod
     def _allows_judgements(cls, allow: tuple[str, ...]) -> tuple[str, ...]:
+        if renamed := [code for code in allow if code in RENAMED_CODES]:
+            raise ValueError(f"the code '{renamed[0]}' is now called '{RENAMED_CODES[renamed[0]]}'; write that one")
         if other := [code for code in allow if code not in JUDGEMENTS]:
             raise ValueError(
                 f"'{other[0]}' is no finding that can be accepted; those are {', '.join(sorted(JUDGEMENTS))}"

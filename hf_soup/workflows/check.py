@@ -101,7 +101,7 @@ def _examine(expanded: ResolvedIngredients, runs: Sequence[Finding], token: Toke
         allow_pickle=recipe.allow_pickle,
         token=token,
     )
-    soups = [Finding("second-order", note) for note in expanded.notes]
+    soups = [Finding("soup-expanded", note) for note in expanded.notes]
     seen = selected_on(recipe, expanded.seen)
     found = within_a_run(lineage.reasons, expanded.checkpoints)
     found += [*running_statistics(recipe, lineage.models), *runs, *soups, *seen]
@@ -128,7 +128,7 @@ def checked_models(asked: Recipe, runs: Sequence[Finding], token: Token) -> Chec
         logger.warning("nothing looks at `calibration`: the method needs none, and no batch normalisation is there")
     for reason in lineage.reasons:
         if reason not in runs:
-            noted = logging.INFO if reason.code == "second-order" else ALLOWED if reason.allowed else logging.WARNING
+            noted = logging.INFO if reason.code == "soup-expanded" else ALLOWED if reason.allowed else logging.WARNING
             logger.log(noted, f"[{reason.code}] {reason.message}")
     for note in lineage.models.notes:
         logger.info(note)

@@ -46,7 +46,7 @@ def trained_on(recipe: Recipe, models: AlignedModels, token: Token = None) -> It
         )
         if who:
             message = f"'{scoring.title}' is data on which {', '.join(who)} were trained, as their cards say."
-            yield Finding("scored-on-train", message, who)
+            yield Finding("evaluated-on-train", message, who)
 
 
 def selected_on(recipe: Recipe, seen: Sequence[tuple[str, Scoring]]) -> Iterator[Finding]:
@@ -60,7 +60,7 @@ def selected_on(recipe: Recipe, seen: Sequence[tuple[str, Scoring]]) -> Iterator
         who = tuple(name for name, scoring in seen if named(scoring) == named(test))
         if who:
             message = f"'{test.title}' is data that {', '.join(who)} {'was' if len(who) == 1 else 'were'} selected on."
-            yield Finding("selected-on-report", message, who)
+            yield Finding("selected-on-test", message, who)
 
 
 @dataclass(frozen=True)

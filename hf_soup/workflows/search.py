@@ -169,14 +169,14 @@ def search(
             hint="Name the base by its Hub id, in a folder that has nothing of that name.",
         )
     model, revision = _asked(base)
-    founder = hub.resolve(model, revision, token=token)
-    if founder.from_cache:
+    base_repo = hub.resolve(model, revision, token=token)
+    if base_repo.from_cache:
         raise ResolveError(
-            f"The Hub was not reached, and it alone knows who was fine-tuned from {founder.id}.",
+            f"The Hub was not reached, and it alone knows who was fine-tuned from {base_repo.id}.",
             hint="Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, and try again.",
         )
-    named = f"{founder.id}@{revision}" if revision else founder.id
-    listed = _listed(founder.id, task, limit, token)
+    named = f"{base_repo.id}@{revision}" if revision else base_repo.id
+    listed = _listed(base_repo.id, task, limit, token)
     opened, why, unread = _opened(listed, token, quiet)
     verdicts = dict.fromkeys(why, "unusable")
     groups: list[MergeableGroup] = []
@@ -217,8 +217,8 @@ def search(
                 group=numbers.get(each.id),
             )
         )
-    parents = hub.base_models(founder)
-    return SearchResult(named, founder.revision, parents, tuple(siblings), tuple(groups), not_compared, tuple(unread))
+    parents = hub.base_models(base_repo)
+    return SearchResult(named, base_repo.revision, parents, tuple(siblings), tuple(groups), not_compared, tuple(unread))
 
 
 def _asked(base: str) -> tuple[str, str | None]:
@@ -352,8 +352,8 @@ def _averageable(
             continue
         refusals = [reason for reason in lineage.reasons if reason.refuses]
         # Whom the base does not know is set apart first: of those who differ from one another it tells who is right.
-        liars = [reason for reason in refusals if reason.code == "not-from-base"]
-        parting = liars if liars and len(liars[0].ingredients) < len(members) else refusals
+        outside = [reason for reason in refusals if reason.code == "not-from-base"]
+        parting = outside or refusals
         named = {ids[name]: reason.message for reason in reversed(parting) for name in reason.ingredients}
         if parting is refusals:
             why |= dict.fromkeys(members, refusals[0].message)

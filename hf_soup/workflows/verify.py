@@ -379,7 +379,7 @@ def _cooked_again(
     processed = any(map(processing_files, [*checkpoints, *ancestor]))
     # What may have come from an ingredient that was not selected, whom the recipe does not name.
     lost = [each for each in differences if not processed and each.kind == "extra" and ASSETS.fullmatch(each.name)]
-    reasons = [Finding("no-donor", f"Nobody in its recipe gives {each.name}.") for each in lost]
+    reasons = [Finding("file-unexplained", f"Nobody in its recipe gives {each.name}.") for each in lost]
     if published.digest != digest:
         text = f"its digest is {published.digest[:16]}… and that of the weights beside it {digest[:16]}…"
         differences.append(Difference("soup.json", "content", text))

@@ -60,7 +60,7 @@ class Zoo:
         found = [
             member.name
             for member in self.members.values()
-            if member.kind in kinds and lineage_zoo.founder(self.members, member.name) == line
+            if member.kind in kinds and lineage_zoo.first_base(self.members, member.name) == line
         ]
         return [name for name in found if parent is None or self.members[name].ancestor == parent]
 
@@ -161,7 +161,7 @@ def pairs_of(zoo: Zoo) -> dict[str, Pairs]:
         "earlier ancestor": _across(["A"], [*continued, *again]),
         "towers and their whole CLIP": [*combinations(towers, 2), *_across(["CLIP"], towers)] if towers else [],
         "same random start": _across(["A", *light, *heavy], ["A2", *a2]),
-        "strangers": _across(["A", *light, *heavy, *hot, *worst, *continued, "A2", *a2], ["B", *b]),
+        "unrelated": _across(["A", *light, *heavy, *hot, *worst, *continued, "A2", *a2], ["B", *b]),
         "neurons of one layer permuted": guised("one layer"),
         "neurons of all layers permuted": guised("neurons"),
         "half of the neurons permuted": guised("half"),
@@ -221,7 +221,7 @@ class Alike:
     median: float
     rows: float
     lowest: float
-    verdict: bool | None
+    verdict: bool
     apart: bool
     low: bool
 
@@ -233,8 +233,8 @@ def alike(read: dict[str, Sample], a: str, b: str) -> Alike:
     tensors = tensors[np.isfinite(tensors)]
     rows = float(found.rows[0, 1])
     lowest = float(tensors.min())
-    apart, low = (bool(each[:, 0, 1].any()) for each in (found.apart, found.low))
-    return Alike(float(found.cosines[0, 1]), rows, lowest, found.kin(0, 1), apart, low)
+    apart, low = (bool(each[:, 0, 1].any()) for each in (found.tensors_unrelated, found.tensors_drifted))
+    return Alike(float(found.cosines[0, 1]), rows, lowest, bool(found.related[0, 1]), apart, low)
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
@@ -251,7 +251,11 @@ def table(
     """Print what pairs of each kind have in common, and return it."""
     known: dict[str, list[Alike]] = {}
     heads = part == "heads"
-    rest = "" if heads else " rows that find themselves | lowest tensor | kin | a tensor apart | a tensor far below |"
+    rest = (
+        ""
+        if heads
+        else " rows that find themselves | lowest tensor | related | a tensor unrelated | a tensor drifted |"
+    )
     print(f"\n### {title}\n\n| pair | pairs | median cosine |{rest}\n|---|---|---|{'' if heads else '---|' * 5}")
     for kind in pairs_in(zoos[0]):
         found = [alike(getattr(zoo, part), a, b) for zoo in zoos for a, b in pairs_in(zoo)[kind]]
@@ -261,7 +265,7 @@ def table(
         row = f"| {kind} | {len(found)} | {spread([each.median for each in found])} |"
         if not heads:
             row += f" {spread([each.rows for each in found])} | {spread([each.lowest for each in found])} |"
-            row += f" {sum(each.verdict is True for each in found)} |"
+            row += f" {sum(each.verdict for each in found)} |"
             row += f" {sum(each.apart for each in found)} | {sum(each.low for each in found)} |"
         print(row)
     return known
@@ -275,7 +279,7 @@ def bases(title: str, zoos: Sequence[Zoo]) -> dict[str, list[tuple[float, float]
         everyone = kinship.measure_similarity([zoo.bodies[name] for name in names], names, "body")
         for kind, wanted in bases_of(zoo).items():
             for one, other, base in wanted:
-                moved = everyone.moved([names.index(one), names.index(other)], names.index(base))
+                moved = everyone.task_vectors([names.index(one), names.index(other)], names.index(base))
                 known.setdefault(kind, []).extend([moved] if moved else [])
     print(f"\n### {title}: two task vectors, from several bases\n")
     print(f"| base | pairs | cosine | size relative to the base | size where the cosine is above {kinship.WRONG_BASE} |"
@@ -288,7 +292,7 @@ def bases(title: str, zoos: Sequence[Zoo]) -> dict[str, list[tuple[float, float]
     return known
 
 
-_UNRELATED = ("strangers", "hidden dimension permuted")
+_UNRELATED = ("unrelated", "hidden dimension permuted")
 _MOVED_ABOUT = ("neurons of one layer permuted", "neurons of all layers permuted")
 _IN_PART = ("half of the neurons permuted", "two of four heads swapped", "three of four heads permuted")
 _HOT = ("one hot", "both hot", "own ancestor, hot", "one or both far too hot", "own ancestor, far too hot")
@@ -316,26 +320,28 @@ def margins(
     together = [c for kind, found in heads.items() if kind.startswith("one start") for c in found]
     cold = [c for kind, found in heads.items() if kind.startswith("one start") and "hot" not in kind for c in found]
     apart = [c for kind in ("started apart", "rows permuted") for c in heads[kind]]
+    sure, tensor = kinship.SURELY_RELATED, kinship.TENSOR_UNRELATED
+    broken = max(each.median for each in kin if each.lowest < tensor)
+    lowest = min(each.lowest for each in kin if each.median >= sure)
+    share = min(each.lowest / each.median for each in kin if each.median >= sure)
+    cold_median, cold_rows = min(each.median for each in ordinary), min(each.rows for each in ordinary)
     rows = [
-        ("STRANGERS", kinship.STRANGERS, f"unrelated {max(each.median for each in strange):.3f}",
-         f"kin {min(each.median for each in kin):.3f}; without hot runs {min(each.median for each in ordinary):.3f}"),
+        ("UNRELATED", kinship.UNRELATED, f"unrelated {max(each.median for each in strange):.3f}",
+         f"related {min(each.median for each in kin):.3f}; without hot runs {cold_median:.3f}"),
         ("SAME_ROWS", kinship.SAME_ROWS, f"unrelated {max(each.rows for each in strange):.3f}",
-         f"kin {min(each.rows for each in kin):.3f}; without hot runs {min(each.rows for each in ordinary):.3f}"),
+         f"related {min(each.rows for each in kin):.3f}; without hot runs {cold_rows:.3f}"),
         ("DRIFTED", kinship.DRIFTED, f"hot runs {max(each.median for each in hot):.3f}",
-         f"without hot runs {min(each.median for each in ordinary):.3f}"),
-        ("SURE", kinship.SURE,
-         f"kin with a tensor below APART {max(each.median for each in kin if each.lowest < kinship.APART):.3f}",
+         f"without hot runs {cold_median:.3f}"),
+        ("SURELY_RELATED", sure, f"related, with an unrelated tensor {broken:.3f}",
          f"a permuted MLP {min(each.median for each in permuted):.3f}"),
-        ("SURE, then APART for each tensor", kinship.APART,
-         f"a permuted MLP {max(each.lowest for each in permuted):.3f}",
-         f"lowest tensor of kin {min(each.lowest for each in kin if each.median >= kinship.SURE):.3f}"),
-        ("FAR_BELOW, of the median", kinship.FAR_BELOW,
+        ("SURELY_RELATED, then TENSOR_UNRELATED for each tensor", tensor,
+         f"a permuted MLP {max(each.lowest for each in permuted):.3f}", f"lowest tensor of related ones {lowest:.3f}"),
+        ("TENSOR_DRIFTED, of the median", kinship.TENSOR_DRIFTED,
          f"half of the neurons {max(e.lowest / e.median for k, e in pairs if k == _IN_PART[0]):.3f}",
-         f"kin above SURE {min(e.lowest / e.median for e in kin if e.median >= kinship.SURE):.3f}; "
-         f"without hot runs {min(e.lowest / e.median for e in ordinary):.3f}"),
-        ("HEADS_APART", kinship.HEADS_APART, f"apart or permuted {max(apart):.3f}",
+         f"surely related {share:.3f}; without hot runs {min(e.lowest / e.median for e in ordinary):.3f}"),
+        ("HEADS_UNRELATED", kinship.HEADS_UNRELATED, f"apart or permuted {max(apart):.3f}",
          f"together {min(together):.3f}; without hot runs {min(cold):.3f}"),
-        ("FAR_FROM_BASE", kinship.FAR_FROM_BASE, f"kin {max(near)[0]:.3f} ({max(near)[1]})",
+        ("FAR_FROM_BASE", kinship.FAR_FROM_BASE, f"related {max(near)[0]:.3f} ({max(near)[1]})",
          f"same random start {min(far):.3f}"),
     ]  # fmt: skip
     print("\n### Thresholds\n\n| threshold | value | highest below | lowest above |\n|---|---|---|---|")
@@ -398,7 +404,7 @@ def plot(found: dict[str, dict[str, list[Alike]]], out: Path) -> None:
             values = [pair.median for pair in pairs]
             height = kinds.index(kind) + 0.2 * (number - 1.5) + jitter.uniform(-0.1, 0.1, len(values))
             axes.plot(values, height, ".", color=f"C{number}", markersize=4, alpha=0.5, label=title)
-    for value, label in ((kinship.STRANGERS, "STRANGERS"), (kinship.DRIFTED, "DRIFTED")):
+    for value, label in ((kinship.UNRELATED, "UNRELATED"), (kinship.DRIFTED, "DRIFTED")):
         axes.axvline(value, color="black", linewidth=0.8, linestyle="--")
         axes.text(value, -0.9, f"{label} {value}", ha="center", va="bottom", fontsize=8)
     axes.set_yticks(range(len(kinds)), kinds, fontsize=8)

@@ -40,6 +40,26 @@ WORDS = {
     "report rows": "test rows",
     "the report '": "the test data '",
 }
+#: Codes of findings.
+CODES = {
+    "ancestor-apart": "base-tensors-unrelated",
+    "ancestor-copied": "base-copied",
+    "ancestor-found": "base-inferred",
+    "ancestor-undeclared": "base-undeclared",
+    "ancestor-unknown": "base-unknown",
+    "ancestor-unreadable": "base-unreadable",
+    "ancestors-differ": "bases-differ",
+    "ancestors-loop": "base-undeclared",
+    "heads-apart": "heads-unrelated",
+    "no-donor": "file-unexplained",
+    "parts-apart": "tensors-unrelated",
+    "parts-drifted": "tensors-drifted",
+    "scored-on-train": "evaluated-on-train",
+    "second-order": "soup-expanded",
+    "selected-on-report": "selected-on-test",
+    "strangers": "unrelated",
+}
+WORDS |= {f"[{old}]": f"[{new}]" for old, new in CODES.items()}
 _WORD = re.compile("|".join(re.escape(word) for word in sorted(WORDS, key=len, reverse=True)))
 
 
@@ -50,6 +70,8 @@ def translated(value: Any, where: str = "") -> Any:
     {'soup.yaml': {'validation': 'the validation rows'}}
     """
     if isinstance(value, str):
+        if where == "code":
+            return CODES.get(value, value)
         return _WORD.sub(lambda match: WORDS[match[0]], value)
     if isinstance(value, list):
         if where == "order of soup.yaml":

@@ -168,7 +168,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "recipe": {"ingredients": [A, "bert-b-pickled"], "allow_pickle": True}, "verify_with": ["--allow-pickle"]
     },
     "a finding that is allowed": {
-        "recipe": {"ingredients": [A, "bert-drifted"], "base_model": BASE, "allow": ["drifted", "parts-drifted"]}
+        "recipe": {"ingredients": [A, "bert-drifted"], "base_model": BASE, "allow": ["drifted", "tensors-drifted"]}
     },
     "a copy": {"models": [A, B, "bert-a-copy", A]},
     # Batch normalisation.
@@ -182,7 +182,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "models": ABC,
         "cook": ["--base", BASE, "--method", "ties", "--set", "density=0.4", "--set", "scale=[0.5, 1]", "--select",
                  "greedy", "--data", "rows.csv", "--task", "text-classification", "--metric", "f1", "--allow",
-                 "parts-drifted"],
+                 "tensors-drifted"],
         "map": ["bert-a=bert-a", "bert-b=bert-b", "bert-c=bert-c", "bert-base=bert-base"],
     },
     "words for people": {

@@ -406,6 +406,6 @@ def test_an_endpoint_that_is_no_address(cli: Cli, monkeypatch: pytest.MonkeyPatc
 
 
 def test_findings_are_accepted_one_by_one_or_together(cli: Cli, family: Path) -> None:
-    twice = ("--allow", "parts-apart", "--allow", "drifted,strangers")
+    twice = ("--allow", "tensors-unrelated", "--allow", "drifted,unrelated")
     assert cli("check", family / "a", family / "b", *twice).code == 0
     refused(cli("check", family / "a", family / "b", "--allow", "drifted", "--allow", "much"), "'much' is no finding")

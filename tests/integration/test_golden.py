@@ -14,7 +14,7 @@ from golden import models, names
 from golden.recipes import RECIPES
 from golden.running import recipe_text
 
-from hf_soup.recipe.schema import RENAMED_KEYS
+from hf_soup.recipe.schema import RENAMED_CODES, RENAMED_KEYS
 
 #: Of soups by elementwise methods, without data and without statistics. Where one of these changes, a soup that is
 #: published is no longer what `hf-soup verify` makes of its recipe: that is a break, and no number to be replaced.
@@ -56,6 +56,7 @@ def test_a_recipe_gives_the_bytes_that_it_has_always_given(
 
 def test_records_are_compared_by_the_names_that_errors_tell() -> None:
     assert names.RECIPE_KEYS == RENAMED_KEYS
+    assert names.CODES == RENAMED_CODES
 
 
 def test_a_changed_value_is_found(tmp_path: Path) -> None:

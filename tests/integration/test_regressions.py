@@ -63,7 +63,9 @@ def test_an_ancestor_that_is_gone_contradicts_nobody(publish: Publish, family: P
     lost = publish("lost", copied(family, "b", tmp_path / "lost", base_model="gone/gone"))
     both = publish("both", copied(family, "c", tmp_path / "both", base_model=["gone/gone", "acme/base"]))
     lineage = hf_soup.check(["acme/a", lost])
-    assert (lineage.verdict, "ancestor-unreadable" in {reason.code for reason in lineage.reasons}) == ("likely", True)
+    (reason,) = (reason for reason in lineage.reasons if reason.code == "base-undeclared")
+    assert (lineage.verdict, reason.ingredients) == ("likely", (lost,))
+    assert "(gone/gone is not there)" in reason.message
     assert hf_soup.check(["acme/a", both]).verdict == "proven"
 
 

@@ -83,7 +83,7 @@ def test_the_last_checkpoints_in_the_order_of_their_steps(cli: Cli, run: Path, t
         "exp1 is a run: 5 of its 6 checkpoints go in, exp1/checkpoint-4, exp1/checkpoint-6, exp1/checkpoint-8"
         in done.err
     )
-    assert "ancestor-unknown" not in done.err
+    assert "base-unknown" not in done.err
     require_mean(tmp_path / "soup", run, STEPS[1:])
     recipe = Recipe.load(tmp_path / "soup" / "soup.yaml")
     assert [each.model for each in recipe.ingredients] == [f"local:exp1/checkpoint-{step}" for step in STEPS[1:]]
@@ -309,14 +309,14 @@ def test_what_training_moved_far_is_said_and_strangers_are_refused(cli: Cli, run
     spoil("attention.self.key")
     done = cli("check", run, "--json")
     assert done.json["verdict"] == "likely"
-    (found,) = (each for each in done.json["reasons"] if each["code"] == "parts-apart")
+    (found,) = (each for each in done.json["reasons"] if each["code"] == "tensors-unrelated")
     assert found["message"].startswith(
         "local:exp1/checkpoint-2: parts have nothing in common with the other checkpoints'"
     )
     spoil("")
     done = cli("check", run, "--json")
     assert done.json["verdict"] == "refused"
-    assert done.json["reasons"][0]["code"] == "strangers"
+    assert done.json["reasons"][0]["code"] == "unrelated"
     assert cli("cook", run, "--select", "run_average", "--set", "last=5", "-o", "soup", "--quiet").code == 0
 
 

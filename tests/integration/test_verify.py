@@ -564,7 +564,7 @@ def test_a_tokenizer_that_nobody_in_the_recipe_gives(family: Path, publish: Publ
     require_identical(verify(made.folder))
     shutil.copy(family / "c" / "vocab.txt", made.folder)
     found = verify(made.folder)
-    assert (found.verdict, [reason.code for reason in found.reasons]) == ("unverifiable", ["no-donor"])
+    assert (found.verdict, [reason.code for reason in found.reasons]) == ("unverifiable", ["file-unexplained"])
 
 
 def test_what_was_local_is_where_the_caller_says(

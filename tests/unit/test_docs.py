@@ -12,7 +12,7 @@ import pytest
 from hf_soup.cli.app import cli
 from hf_soup.cli.method_help import FORMULA, MARKUP, exactness, explanation, parameters
 from hf_soup.methods import METHODS, Method
-from hf_soup.recipe import Recipe, SoupReport
+from hf_soup.recipe import JUDGEMENTS, Recipe, SoupReport
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "cli.md"
@@ -212,6 +212,16 @@ def test_every_option_of_a_documented_command_exists() -> None:
             used = set(re.findall(r"(?<=\s)--?[a-z][a-z-]*", rest.partition("#")[0]))
             assert used <= options[name] | {"--help"}, f"{page.name}: hf-soup {name}{rest}"
     assert found > 4
+
+
+def test_every_code_of_a_finding_is_explained() -> None:
+    """With a mark where `allow` takes it; `verify` has codes of its own, which its page explains."""
+    page = (ROOT / "docs" / "lineage.md").read_text()
+    rows = dict(re.findall(r"^\| `([a-z-]+)` \| (✓?) ?\|", page, re.MULTILINE))
+    assert {code for code, mark in rows.items() if mark} == JUDGEMENTS
+    code = re.compile(r"(?:Finding|\.warn|\.refuse)\(\s*\"([a-z]+(?:-[a-z]+)*)\"")
+    sources = [path for path in (ROOT / "hf_soup").rglob("*.py") if path.name != "verify.py"]
+    assert {each for path in sources for each in code.findall(path.read_text())} == rows.keys()
 
 
 if __name__ == "__main__":

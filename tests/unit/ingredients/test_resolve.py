@@ -274,7 +274,7 @@ def test_data_that_a_soup_was_selected_on_are_no_test_of_it(zoo: None, family: P
     soup = cook(Recipe(ingredients=["acme/a", "acme/b"], validation=data, select="best"), tmp_path / "soup")
     for report, count in ((data, 1), ({**data, "dataset": str(family / "report.csv")}, 0)):
         lineage = check(Recipe(ingredients=[str(soup.folder), "acme/c"], test=report))
-        assert [reason.code for reason in lineage.reasons].count("selected-on-report") == count
+        assert [reason.code for reason in lineage.reasons].count("selected-on-test") == count
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

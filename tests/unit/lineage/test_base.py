@@ -109,7 +109,7 @@ def test_the_base_is_a_source_that_is_no_ingredient(kin: Callable[..., list[Path
     alone, based = lineage.models, with_base(lineage.models, lineage.ancestor, "ties")
     assert alone.base is None
     assert based.base is not None
-    assert (based.names, based.base.name) == (("local:a", "local:b"), "local:base (ancestor)")
+    assert (based.names, based.base.name) == (("local:a", "local:b"), "local:base (base)")
     assert based.ingredients is alone.ingredients
     assert [each.model for each in based.checkpoints] == ["local:a", "local:b", "local:base"]
     assert not any(name.startswith("classifier.") for name in based.base.tensors)

@@ -35,8 +35,8 @@ def test_members_come_with_what_they_descend_from(members):
     assert set(members) == {*list(members)[:7], "A", "CLIP"}
     assert members["A"] == zoo.Member("A", members["A"].folder, None, "ancestor")
     assert members["A-again"].ancestor == "A-light-1"
-    assert zoo.founder(members, "A-again") == "A"
-    assert zoo.founder(members, "CLIP-1") == "CLIP"
+    assert zoo.first_base(members, "A-again") == "A"
+    assert zoo.first_base(members, "CLIP-1") == "CLIP"
     for member in members.values():
         files = {path.name for path in member.folder.iterdir()}
         assert files == {"config.json", "model.safetensors", "preprocessor_config.json"}

@@ -15,7 +15,9 @@ from hf_soup._util import yaml as plain_yaml
 from hf_soup._util.yaml import parse_yaml
 from hf_soup.errors import RecipeError, SoupError
 from hf_soup.recipe.schema import (
+    JUDGEMENTS,
     MAX_BYTES,
+    RENAMED_CODES,
     RENAMED_KEYS,
     Ingredient,
     Recipe,
@@ -358,3 +360,10 @@ def test_the_json_schema_knows_the_short_forms() -> None:
     for key in ("validation", "test"):
         assert {"$ref": "#/$defs/Scoring"} in schema["properties"][key]["anyOf"]
     assert {"type": "string"} in schema["properties"]["allow"]["anyOf"]
+
+
+def test_a_code_of_before_is_named_with_that_of_today() -> None:
+    with pytest.raises(RecipeError, match="allow: the code 'strangers' is now called 'unrelated'; write that one"):
+        Recipe(ingredients=["acme/a"], allow=["drifted", "strangers"])
+    assert not JUDGEMENTS & RENAMED_CODES.keys()
+    assert not set(RENAMED_CODES.values()) & RENAMED_CODES.keys()
