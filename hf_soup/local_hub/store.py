@@ -13,7 +13,6 @@ A commit is written before the ref that names it, and every file appears by one 
 leaves at worst a content or a commit that nothing refers to.
 """
 
-import fcntl
 import hashlib
 import json
 import re
@@ -26,6 +25,8 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+from filelock import FileLock, Timeout
 
 from hf_soup.errors import SoupError
 
@@ -152,11 +153,10 @@ class Store:
         self.lock = threading.RLock()
         for name in ("blobs", "repos/models", "repos/datasets"):
             (root / name).mkdir(parents=True, exist_ok=True)
-        self._held = (root / "lock").open("w")
+        self._held = FileLock(root / "lock", timeout=0)
         try:
-            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._held.close()
+            self._held.acquire()
+        except Timeout:
             raise SoupError(f"{root} is in use by another local Hub.", hint="Stop it or use another root.") from None
         shutil.rmtree(root / "incoming", ignore_errors=True)
         (root / "incoming").mkdir()
@@ -171,7 +171,7 @@ class Store:
 
     def close(self) -> None:
         """Let another server have the folder."""
-        self._held.close()
+        self._held.release()
 
     def blob(self, sha256: str) -> Path:
         """Where the content of this sha256 is, or would be."""

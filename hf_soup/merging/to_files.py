@@ -170,8 +170,8 @@ def merge_along(output: Path, world: ProcessGroup, threads: int | None) -> None:
     """The part that every process but the first has in a merge, whose plan and weight files that one broadcasts."""
     plan, supply = world.broadcast(None)
     staging = Workspace(output)
-    staging.join(plan.fingerprint)
-    merge(plan, supply, staging, world=world, threads=threads, quiet=True)
+    with staging.join(plan.fingerprint, world.rank):
+        merge(plan, supply, staging, world=world, threads=threads, quiet=True)
 
 
 def _run(
