@@ -33,10 +33,10 @@ from hf_soup.merging import (
     UNREADABLE,
     Materializer,
     Plan,
+    StatisticsFile,
     StatisticsStore,
     learns_coefficients,
     needs_statistics,
-    read_contents,
     statistics_folder,
     statistics_kind,
     statistics_path,
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 
 #: Of what is in the files; another one leaves older files alone.
-_FORM = 3
+_FORM = 4
 
 #: Parameters of the model, or weights of its linear layers, by name, and what was found of them.
 _Found = dict[str, Tensor]
@@ -131,8 +131,8 @@ def statistics_notes(plan: Plan) -> list[str]:
     """Sentences about what was learned, and which tensors are averaged, as some ingredient shows nothing of them."""
     if not plan.statistics:
         return []
-    with closing(StatisticsStore(plan)) as collected:
-        names, learned = list(collected.lacking(plan)), collected.learned()
+    collected = StatisticsStore(plan)
+    names, learned = list(collected.lacking(plan)), collected.learned()
     asked = " and ".join(dict.fromkeys(call.method for call in plan.mixture.methods if needs_statistics(call)))
     every = sum(tensor.averaged for tensor in plan.layout.tensors)
     said = f"{len(names)} of {every} tensors have nothing that {asked} goes by, and are averaged: {some(names)}."
@@ -214,7 +214,8 @@ class _Pass:
             # On a GPU convolutions would be worked out with ten bits of a number.
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                 if name == "fisher":
-                    tensors = self._named(model, self._fisher(model, rows, progress))
+                    pieces = self._named(model, self._fisher(model, rows, progress))
+                    tensors = {name: each.reshape(-1) for name, each in pieces.items()}  # to be read in slices
                 else:
                     tensors, turned = self._grams(model, rows, progress)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -345,7 +346,7 @@ def sha256_of(values: object) -> str:
 def _is_there(path: Path) -> bool:
     """Whether a file of statistics is there, and whole; it counts as used now."""
     try:
-        read_contents(path)
+        StatisticsFile(path)
     except UNREADABLE:
         return False
     with suppress(OSError):

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from hf_soup.merging.statistics_store import (
         MAX_STATISTICS_BYTES as MAX_STATISTICS_BYTES,
         UNREADABLE as UNREADABLE,
+        StatisticsFile as StatisticsFile,
         StatisticsStore as StatisticsStore,
         learns_coefficients as learns_coefficients,
         needs_statistics as needs_statistics,
-        read_contents as read_contents,
         statistics_folder as statistics_folder,
         statistics_kind as statistics_kind,
         statistics_path as statistics_path,
