@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hf_soup._util.io import appearing
 from hf_soup._util.progress import bar
 from hf_soup._util.text import some
 from hf_soup.errors import ScoringError
@@ -355,17 +356,13 @@ def _is_there(path: Path) -> bool:
 
 
 def _keep(path: Path, tensors: _Found, turned: Sequence[str], **more: str) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    about = {"turned": json.dumps(turned), **more}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        about = {"turned": json.dumps(turned), **more}
-        save_file({name: each.contiguous() for name, each in tensors.items()}, partial, about)
-        partial.replace(path)
+        with appearing(path) as partial:
+            save_file({name: each.contiguous() for name, each in tensors.items()}, partial, about)
     except OSError as error:
         raise ScoringError(
             f"Cannot keep statistics in '{path.parent}': {error.strerror or error}.",
             hint="Make room, or set HF_HOME elsewhere.",
             code="disk-full" if error.errno == errno.ENOSPC else "",
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)

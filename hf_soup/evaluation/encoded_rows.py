@@ -23,6 +23,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from hf_soup import hub
+from hf_soup._util.io import appearing
 from hf_soup._util.parallel import in_order
 from hf_soup._util.progress import bar
 from hf_soup._util.version import __version__
@@ -141,20 +142,21 @@ def stored(
             stack.enter_context(FileLock(folder.parent / "locks" / key))
         except OSError:  # a home that cannot be written
             folder = scratch
-        partial = folder / f"{key}.partial"
         with suppress(*_NO_ENTRY):  # made by another process meanwhile
             return EncodedRows(folder / key)
         try:
+            for left in folder.glob(f"{key}.*.partial"):  # by a killed process, as this one has the lock
+                left.unlink()
             shown = stack.enter_context(bar(f"Preprocessing {title}", chunks[-1].stop, unit="row", quiet=quiet))
-            with partial.open("wb") as stream, ThreadPoolExecutor(threads) as pool:  # over what a killed process left
+            with (
+                appearing(folder / key) as partial,
+                partial.open("wb") as stream,
+                ThreadPoolExecutor(threads) as pool,
+            ):
                 _write(stream, title, in_order(pool, make, chunks, 2 * threads), shown.update)
                 stream.flush()
                 os.fsync(stream.fileno())
-            partial.replace(folder / key)
-        except BaseException as error:
-            partial.unlink(missing_ok=True)
-            if not isinstance(error, OSError):
-                raise
+        except OSError as error:
             raise ScoringError(
                 f"Cannot keep the preprocessed rows of {title} in '{folder}': {error.strerror or error}.",
                 hint="Make room, or set HF_HOME elsewhere.",

@@ -28,6 +28,7 @@ from typing import Any, Literal, NamedTuple
 
 from filelock import FileLock, Timeout
 
+from hf_soup._util.io import appearing
 from hf_soup.errors import SoupError
 
 Kind = Literal["model", "dataset"]
@@ -344,9 +345,8 @@ def _read_commit(path: Path) -> Commit:
 
 
 def _write_json(path: Path, data: object) -> None:
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    draft.write_text(json.dumps(data))
-    draft.replace(path)
+    with appearing(path) as partial:
+        partial.write_text(json.dumps(data))
 
 
 def _now() -> str:

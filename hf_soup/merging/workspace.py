@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Self
 
 from filelock import FileLock, Timeout
 
+from hf_soup._util.io import appearing
 from hf_soup.errors import MergeError
 
 _PLAN = "plan.json"
@@ -248,10 +249,8 @@ class Workspace:
         return self.output
 
     def _write(self, name: str, text: str) -> None:
-        """Write a file so that it is there whole or not at all."""
-        partial = self.root / f"partial.{name}"
-        partial.write_text(text)
-        partial.replace(self.root / name)
+        with appearing(self.root / name) as partial:
+            partial.write_text(text)
 
     def _clear(self, keep: AbstractSet[str]) -> None:
         """Remove what an earlier run left, but of the soup the files to ``keep``, and the plan and journals with them.
@@ -262,7 +261,7 @@ class Workspace:
             if path.name not in keep:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         if not keep:
-            for path in [self.root / _PLAN, *self.root.glob(f"{_JOURNAL}.*"), *self.root.glob("partial.*")]:
+            for path in [self.root / _PLAN, *self.root.glob(f"{_JOURNAL}.*"), *self.root.glob("*.partial")]:
                 path.unlink(missing_ok=True)
             shutil.rmtree(self.fetched, ignore_errors=True)
             with suppress(FileNotFoundError):
