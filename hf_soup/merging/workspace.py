@@ -101,12 +101,14 @@ class Workspace:
             ) from None
 
     def _take_lock(self) -> None:
-        try:
-            self.root.mkdir(parents=True)
-        except FileExistsError as error:  # for `exist_ok` it may be gone again; but a link to nothing stays
-            if Path(error.filename).is_symlink() and not Path(error.filename).exists():
-                raise
-        self._lock.acquire()
+        while not self._lock.is_locked:
+            try:
+                self.root.mkdir(parents=True)
+            except FileExistsError as error:  # for `exist_ok` it may be gone again; but a link to nothing stays
+                if Path(error.filename).is_symlink() and not Path(error.filename).exists():
+                    raise
+            with suppress(FileNotFoundError):  # the process that had the lock took the folder away
+                self._lock.acquire()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
