@@ -9,8 +9,9 @@ import errno
 import json
 import os
 import resource
-from collections.abc import Mapping
-from contextlib import ExitStack
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,24 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write JSON that is indented, and ends with a line."""
     # Half a letter, as a stranger's "\ud800" is read, has no bytes; the escape that is put in its place is JSON's.
     path.write_bytes(f"{json.dumps(values, indent=2, ensure_ascii=False)}\n".encode("utf-8", "backslashreplace"))
+
+
+@contextmanager
+def appearing(path: Path, *, replaces: bool = True) -> Iterator[Path]:
+    """Where to write a file that appears whole or not at all: by one rename at the end, and never where that fails.
+
+    Args:
+        path: Where it appears; its folder is made.
+        replaces: What another process wrote meanwhile; else that stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
+    try:
+        yield partial
+        if replaces or not path.exists():
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_new(path: Path, content: bytes) -> None:

@@ -86,10 +86,3 @@ def listed(names: Sequence[str], most: int = 12) -> str:
     """
     shown = names if len(names) <= most else (*names[: most - 1], f"{len(names) - most + 1} more")
     return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
-
-
-def spoken(seconds: float) -> str:
-    """A duration as people say it, such as ``12 s`` or ``1.5 h``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

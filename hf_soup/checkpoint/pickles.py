@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_soup import hub
+from hf_soup._util.io import appearing
 from hf_soup._util.isolated import IsolationError, run_isolated
 from hf_soup._util.text import is_writable
 from hf_soup.checkpoint.file_sources import FileSource, LocalFolder, fetch_files
@@ -62,20 +63,16 @@ def convert_pickle(name: str, source: FileSource) -> LocalFolder:
             raise ResolveError(f"{name}: '{other}' in {path.name} has a shape and no numbers.")
         # Tied tensors share memory in a pickle, which safetensors does not store: each gets bytes of its own.
         tensors |= {key: value.detach().contiguous().clone() for key, value in loaded.items()}
-    partial = target.with_suffix(f".{id(tensors):x}.partial")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, metadata={"format": "pt"})
-        if not target.exists():  # somebody else's, of the same content, whose state may have been noted by now, stays
-            partial.replace(target)
+        # Somebody else's, of the same content, whose state may have been noted by now, stays.
+        with appearing(target, replaces=False) as partial:
+            save_file(tensors, partial, metadata={"format": "pt"})
     except OSError as error:
         raise ResolveError(
             f"{name}: its converted weights cannot be written to '{target.parent.parent}': {error.strerror or error}.",
             hint="Make room there, or choose another cache with HF_HOME.",
             code="disk-full" if error.errno == errno.ENOSPC else "",
         ) from None
-    finally:
-        partial.unlink(missing_ok=True)
     return LocalFolder.of(target.parent, [target])
 
 

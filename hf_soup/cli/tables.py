@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hf_soup._util.text import printable, short, spoken
+from hf_soup._util.text import printable, short
 
 if TYPE_CHECKING:
     from hf_soup.hub import PushResult
@@ -36,11 +36,6 @@ def plan(planned: Mapping[str, Any]) -> str:
     for title in ("output", "cache"):
         need, free = planned[f"{title}_disk_bytes"], planned[f"{title}_free_bytes"]
         lines.append(f"disk      {need / 1e9:,.2f} GB needed of {free / 1e9:,.1f} GB free ({title})")
-    seconds = planned["estimated_seconds"]
-    lines.append(
-        f"time      about {spoken(seconds['total'])} (fetching {spoken(seconds['fetch'])}, merging "
-        f"{spoken(seconds['merge'])}, at the same time), beside start, scoring and examples"
-    )
     return "\n".join(lines)
 
 

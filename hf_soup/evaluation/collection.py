@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hf_soup._util.io import appearing
 from hf_soup._util.progress import bar
 from hf_soup._util.text import some
 from hf_soup.errors import ScoringError
@@ -33,9 +34,9 @@ from hf_soup.merging import (
     UNREADABLE,
     Materializer,
     Plan,
+    StatisticsFile,
     StatisticsStore,
     needs_statistics,
-    read_contents,
     statistics_folder,
     statistics_kind,
     statistics_path,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 
 
 #: Of what is in the files; another one leaves older files alone.
-_FORM = 3
+_FORM = 4
 
 #: Parameters of the model, or weights of its linear layers, by name, and what was found of them.
 _Found = dict[str, Tensor]
@@ -116,8 +117,8 @@ def statistics_notes(plan: Plan) -> list[str]:
     """Which tensors are averaged, as some ingredient shows nothing of them, in a sentence."""
     if not plan.statistics:
         return []
-    with closing(StatisticsStore(plan)) as collected:
-        names = list(collected.lacking(plan))
+    collected = StatisticsStore(plan)
+    names = list(collected.lacking(plan))
     asked = " and ".join(dict.fromkeys(call.method for call in plan.mixture.methods if needs_statistics(call)))
     every = sum(tensor.averaged for tensor in plan.layout.tensors)
     said = f"{len(names)} of {every} tensors have nothing that {asked} goes by, and are averaged: {some(names)}."
@@ -162,7 +163,8 @@ class _Pass:
             # On a GPU convolutions would be worked out with ten bits of a number.
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                 if name == "fisher":
-                    tensors = self._named(model, self._fisher(model, rows, progress))
+                    pieces = self._named(model, self._fisher(model, rows, progress))
+                    tensors = {name: each.reshape(-1) for name, each in pieces.items()}  # to be read in slices
                 else:
                     tensors, turned = self._grams(model, rows, progress)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -293,7 +295,7 @@ def sha256_of(values: object) -> str:
 def _is_there(path: Path) -> bool:
     """Whether a file of statistics is there, and whole; it counts as used now."""
     try:
-        read_contents(path)
+        StatisticsFile(path)
     except UNREADABLE:
         return False
     with suppress(OSError):
@@ -302,17 +304,13 @@ def _is_there(path: Path) -> bool:
 
 
 def _keep(path: Path, tensors: _Found, turned: Sequence[str]) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    about = {"turned": json.dumps(turned)}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        about = {"turned": json.dumps(turned)}
-        save_file({name: each.contiguous() for name, each in tensors.items()}, partial, about)
-        partial.replace(path)
+        with appearing(path) as partial:
+            save_file({name: each.contiguous() for name, each in tensors.items()}, partial, about)
     except OSError as error:
         raise ScoringError(
             f"Cannot keep statistics in '{path.parent}': {error.strerror or error}.",
             hint="Make room, or set HF_HOME elsewhere.",
             code="disk-full" if error.errno == errno.ENOSPC else "",
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -7,7 +7,6 @@ ends (int64, in numbers), what these are as JSON in 4,096 bytes, and the sha256 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import mmap
@@ -20,9 +19,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from hf_soup import hub
+from hf_soup._util.io import appearing
 from hf_soup._util.parallel import in_order
 from hf_soup._util.progress import bar
 from hf_soup._util.version import __version__
@@ -138,25 +139,24 @@ def stored(
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _lock(stack, folder / f"{key}.partial")
+            stack.enter_context(FileLock(folder.parent / "locks" / key))
         except OSError:  # a home that cannot be written
             folder = scratch
-        partial = folder / f"{key}.partial"
         with suppress(*_NO_ENTRY):  # made by another process meanwhile
-            found = EncodedRows(folder / key)
-            partial.unlink(missing_ok=True)
-            return found
+            return EncodedRows(folder / key)
         try:
+            for left in folder.glob(f"{key}.*.partial"):  # by a killed process, as this one has the lock
+                left.unlink()
             shown = stack.enter_context(bar(f"Preprocessing {title}", chunks[-1].stop, unit="row", quiet=quiet))
-            with partial.open("wb") as stream, ThreadPoolExecutor(threads) as pool:  # over what a killed process left
+            with (
+                appearing(folder / key) as partial,
+                partial.open("wb") as stream,
+                ThreadPoolExecutor(threads) as pool,
+            ):
                 _write(stream, title, in_order(pool, make, chunks, 2 * threads), shown.update)
                 stream.flush()
                 os.fsync(stream.fileno())
-            partial.replace(folder / key)
-        except BaseException as error:
-            partial.unlink(missing_ok=True)
-            if not isinstance(error, OSError):
-                raise
+        except OSError as error:
             raise ScoringError(
                 f"Cannot keep the preprocessed rows of {title} in '{folder}': {error.strerror or error}.",
                 hint="Make room, or set HF_HOME elsewhere.",
@@ -165,16 +165,6 @@ def stored(
         found = EncodedRows(folder / key)
         prune(folder, MAX_BYTES)
         return found
-
-
-def _lock(stack: ExitStack, partial: Path) -> None:
-    """Wait until no other process makes the file, and hold it."""
-    while True:
-        lock = stack.enter_context(partial.open("ab", buffering=0))
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with suppress(FileNotFoundError):  # the other one moved or deleted what this one waited for
-            if os.path.samestat(os.fstat(lock.fileno()), partial.stat()):
-                return
 
 
 def _write(stream: BinaryIO, title: str, chunks: Iterator[Chunk], progress: Callable[[int], object]) -> None:

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hf_soup._util.io import appearing
 from hf_soup._util.progress import bar
 from hf_soup.errors import ScoringError, SoupError
 from hf_soup.evaluation.batch_norm import batch_norms
@@ -219,14 +220,8 @@ def _noted(note: Path, bench: EvalDataset) -> Logits | None:
 
 
 def _keep(note: Path, logits: Logits) -> None:
-    with suppress(OSError):  # a home that cannot be written costs nothing but this
-        note.parent.mkdir(parents=True, exist_ok=True)
-        partial = note.with_name(f"{note.name}.{os.getpid()}")
-        try:
-            with partial.open("w+b") as file:
-                np.save(file, logits, allow_pickle=False)
-                file.seek(0)
-                file.write(hashlib.file_digest(file, "sha256").digest())
-            partial.replace(note)
-        finally:
-            partial.unlink(missing_ok=True)
+    # A home that cannot be written costs nothing but this.
+    with suppress(OSError), appearing(note) as partial, partial.open("w+b") as file:
+        np.save(file, logits, allow_pickle=False)
+        file.seek(0)
+        file.write(hashlib.file_digest(file, "sha256").digest())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import constants
+
+from hf_soup._util.io import appearing
 
 
 def own_cache_folder() -> Path:
@@ -17,11 +17,8 @@ def own_cache_folder() -> Path:
 
 def keep_note(note: Path, text: str) -> None:
     """Write a small file in that folder, whole or not at all; what it saves is only work."""
-    with suppress(OSError):  # a home that cannot be written costs nothing but this
-        note.parent.mkdir(parents=True, exist_ok=True)
-        partial = note.with_name(f"{note.name}.{os.getpid()}.{threading.get_ident()}")
+    with suppress(OSError), appearing(note) as partial:  # a home that cannot be written costs nothing but this
         partial.write_text(text)
-        partial.replace(note)
 
 
 def prune(folder: Path, most: int) -> None:

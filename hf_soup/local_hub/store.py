@@ -13,7 +13,6 @@ A commit is written before the ref that names it, and every file appears by one 
 leaves at worst a content or a commit that nothing refers to.
 """
 
-import fcntl
 import hashlib
 import json
 import re
@@ -27,6 +26,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from filelock import FileLock, Timeout
+
+from hf_soup._util.io import appearing
 from hf_soup.errors import SoupError
 
 Kind = Literal["model", "dataset"]
@@ -152,11 +154,10 @@ class Store:
         self.lock = threading.RLock()
         for name in ("blobs", "repos/models", "repos/datasets"):
             (root / name).mkdir(parents=True, exist_ok=True)
-        self._held = (root / "lock").open("w")
+        self._held = FileLock(root / "lock", timeout=0)
         try:
-            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._held.close()
+            self._held.acquire()
+        except Timeout:
             raise SoupError(f"{root} is in use by another local Hub.", hint="Stop it or use another root.") from None
         shutil.rmtree(root / "incoming", ignore_errors=True)
         (root / "incoming").mkdir()
@@ -171,7 +172,7 @@ class Store:
 
     def close(self) -> None:
         """Let another server have the folder."""
-        self._held.close()
+        self._held.release()
 
     def blob(self, sha256: str) -> Path:
         """Where the content of this sha256 is, or would be."""
@@ -344,9 +345,8 @@ def _read_commit(path: Path) -> Commit:
 
 
 def _write_json(path: Path, data: object) -> None:
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    draft.write_text(json.dumps(data))
-    draft.replace(path)
+    with appearing(path) as partial:
+        partial.write_text(json.dumps(data))
 
 
 def _now() -> str:

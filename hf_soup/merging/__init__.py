@@ -4,8 +4,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hf_soup.merging.arithmetic import (
-        Aids as Aids,
-        combine as combine,
         uniform as uniform,
     )
     from hf_soup.merging.context import RunContext as RunContext
@@ -16,8 +14,6 @@ if TYPE_CHECKING:
         BLOCK_BYTES as BLOCK_BYTES,
         Layout as Layout,
         OutputTensor as OutputTensor,
-        Run as Run,
-        Segment as Segment,
     )
     from hf_soup.merging.plan import Plan as Plan
     from hf_soup.merging.processes import (
@@ -29,9 +25,9 @@ if TYPE_CHECKING:
     from hf_soup.merging.statistics_store import (
         MAX_STATISTICS_BYTES as MAX_STATISTICS_BYTES,
         UNREADABLE as UNREADABLE,
+        StatisticsFile as StatisticsFile,
         StatisticsStore as StatisticsStore,
         needs_statistics as needs_statistics,
-        read_contents as read_contents,
         statistics_folder as statistics_folder,
         statistics_kind as statistics_kind,
         statistics_path as statistics_path,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import math
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -11,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_soup._util.text import listed
+from hf_soup.checkpoint import ITEM_BYTES
 from hf_soup.errors import ValuesError
-from hf_soup.merging.layout import Run
+from hf_soup.merging.layout import Layout, OutputTensor, Run
 from hf_soup.merging.plan import Plan
 from hf_soup.merging.statistics_store import StatisticsStore
 from hf_soup.methods import BLOCK, METHODS, Slices, accumulator
@@ -184,14 +188,70 @@ def task_vector(tensor: Tensor, origin: Tensor, out: Tensor) -> None:
         block.copy_(piece).sub_(start)  # a difference of two types takes three times as long
 
 
-def same_infinity(parts: Collection[Tensor]) -> Tensor:
-    """Where all have the same infinity, which is what they make, whatever the method."""
-    first, *others = parts
+def shared_infinity(layout: Layout, run: Run, parts: Mapping[int, Tensor], begin: int) -> Tensor:
+    """Where all sources have the same infinity, as of a mask: it is copied, whatever the method.
+
+    Args:
+        layout: Names and shapes.
+        run: Of the layout.
+        parts: By source, flat.
+        begin: Which element of the run is the first.
+
+    Raises:
+        ValuesError: Some source has NaN, or an infinity that not all have.
+    """
+    first, *others = parts.values()
     shared = first.isinf()
-    if shared.any():
-        for part in others:
-            shared &= part.isinf() & (part.to(first.dtype) == first)
+    for part in others:
+        shared &= part.isinf() & (part.to(first.dtype) == first)
+    for part in parts.values():
+        bad = ~(part.isfinite() | shared)
+        if bad.any():
+            place = int(bad.nonzero()[0])
+            value = part[place].item()
+            having = [source for source, each in parts.items() if str(each[place].item()) == str(value)]
+            raise not_finite(layout, run, having, begin + place, value)
     return shared
+
+
+def not_finite(layout: Layout, run: Run, sources: Sequence[int], element: int, value: float) -> ValuesError:
+    """The error for a number of some sources that cannot be averaged."""
+    labels = [layout.labels[source] for source in sources]
+    tensor, place = tensor_at(layout, run, element)
+    one = len(labels) == 1
+    broken = "That model is broken" if one else "Those models are broken"
+    hint = f"{broken}, most likely by a training run that diverged; leave {'it' if one else 'them'} out."
+    if not math.isnan(value):
+        hint += " Only an infinity that all ingredients have at the same place is copied."
+    return ValuesError(
+        f"'{tensor.name}' of {listed(labels)} {'holds' if one else 'hold'} {value} at {unravel(place, tensor.shape)}.",
+        hint=hint,
+        code="not-finite",
+        subjects=labels,
+    )
+
+
+def tensor_at(layout: Layout, run: Run, element: int) -> tuple[OutputTensor, int]:
+    """The tensor of an element of a run, and which of its elements that is."""
+    tensors = layout.tensors
+    offset = run.offset + element * ITEM_BYTES[run.dtype]
+    number = bisect_right(tensors, offset, run.first, run.stop, key=lambda tensor: tensor.offset) - 1
+    return tensors[number], (offset - tensors[number].offset) // ITEM_BYTES[run.dtype]
+
+
+def all_finite(parts: Mapping[int, Tensor]) -> bool:
+    """Whether every number is finite."""
+    return all(fits(part, torch.float64) for part in parts.values())
+
+
+def fits(values: Tensor, dtype: torch.dtype, of: float = 1.0) -> bool:
+    """Whether every number is finite and stays so in ``dtype``, or is in a share of its range; one pass, as NaN passes
+    through min and max.
+    """
+    low, high = values.aminmax()
+    # As Python's numbers: in a float32 tensor's comparison the largest float64 would be infinity, which Inf equals.
+    most = torch.finfo(dtype).max * of
+    return -most <= low.item() and high.item() <= most
 
 
 def unravel(index: int, shape: tuple[int, ...]) -> str:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import threading
-from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,14 +16,18 @@ from hf_soup.checkpoint import ITEM_BYTES, TORCH, bytes_of, widened
 from hf_soup.errors import ValuesError
 from hf_soup.merging.arithmetic import (
     Aids,
+    all_finite,
     combine,
+    fits,
     measured,
-    same_infinity,
+    not_finite,
+    shared_infinity,
+    tensor_at,
     unravel,
     vectors,
 )
 from hf_soup.merging.digest import Blocks
-from hf_soup.merging.layout import Layout, OutputTensor, Run, Segment
+from hf_soup.merging.layout import Layout, Run, Segment
 from hf_soup.merging.plan import Plan
 from hf_soup.merging.weight_files import WeightFiles
 from hf_soup.merging.workspace import CompletedUnit
@@ -84,28 +86,8 @@ class Reading:
         if values.is_floating_point() and values.aminmax().min.isnan():
             # Named here, where it is known whose it is; as a model's answer it would only be "not a number".
             index = int(values.isnan().nonzero()[0]) + segment.begin
-            raise _not_finite(self._layout, run, source, index, float("nan"))
+            raise not_finite(self._layout, run, [source], index, float("nan"))
         return widened(values, run.dtype)
-
-
-def tensor_at(layout: Layout, run: Run, element: int) -> tuple[OutputTensor, int]:
-    """The tensor of an element of a run, and which of its elements that is."""
-    tensors = layout.tensors
-    offset = run.offset + element * ITEM_BYTES[run.dtype]
-    number = bisect_right(tensors, offset, run.first, run.stop, key=lambda tensor: tensor.offset) - 1
-    return tensors[number], (offset - tensors[number].offset) // ITEM_BYTES[run.dtype]
-
-
-def _not_finite(layout: Layout, run: Run, source: int, element: int, value: float) -> ValuesError:
-    """The error for a number of a source that cannot be averaged."""
-    label = layout.labels[source]
-    tensor, place = tensor_at(layout, run, element)
-    return ValuesError(
-        f"'{tensor.name}' of {label} holds {value} at {unravel(place, tensor.shape)}.",
-        hint="That model is broken, most likely by a training run that diverged; leave it out.",
-        code="not-finite",
-        subjects=[label],
-    )
 
 
 #: Elements that are combined at once: large enough that Python does not show, small enough for the cache.
@@ -114,20 +96,6 @@ SLICE_ELEMENTS = 1 << 18
 _SLICES_BYTES = 96 << 20
 #: Bytes of whole tensors that all threads of a process hold together, where one of each source is not more by itself.
 _TENSORS_BYTES = 1 << 30
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """What was found of a whole tensor before it is combined slice by slice.
-
-    Args:
-        given: What `measured` found; None where the method does not measure.
-        finite: Whether all numbers that were looked at are; where not all were, as of a tensor with one element, one
-            that is not shows in what is combined.
-    """
-
-    given: Mapping[str, object] | None = None
-    finite: bool = False
 
 
 class Engine:
@@ -231,41 +199,40 @@ class Engine:
         each += sources * 8 if self._hides(run) else 0  # random numbers, masks
         return each
 
-    def _measured(self, run: Run, buffers: Buffers) -> _Measured:
+    def _measured(self, run: Run, buffers: Buffers) -> Mapping[str, object] | None:
+        """What the method of a run wants to know of its whole tensor, where it is then combined slice by slice."""
         if not self.plan.is_whole(run) or self.at_once(run):
-            return _Measured()
-        finite = True
+            return None
 
         def read(begin: int, end: int) -> Tensor:
-            nonlocal finite
             parts = self._read(run, list(run.pieces(begin, end)), buffers)
             if not _modest(parts):
-                if not _all_fit(parts):
-                    finite = False
-                    shared = self._shared(run, parts, begin)
-                    parts = {source: part.masked_fill(shared, 0.0) for source, part in parts.items()}
-                parts = _with_room(parts)
+                shared = shared_infinity(self.plan.layout, run, parts, begin)
+                parts = _with_room({source: part.masked_fill(shared, 0.0) for source, part in parts.items()})
             found, _ = vectors(self.plan, run, parts)
             return found if isinstance(found, Tensor) else torch.stack(list(found))
 
         weights = list(self.plan.weights_of(run).values())
-        return _Measured(measured(self.plan, run, Slices(read, len(weights), run.elements), weights), finite)
+        return measured(self.plan, run, Slices(read, len(weights), run.elements), weights)
 
     def _combine(
-        self, run: Run, read: Callable[[], dict[int, Tensor]], begin: int, piece: Tensor, known: _Measured
+        self,
+        run: Run,
+        read: Callable[[], dict[int, Tensor]],
+        begin: int,
+        piece: Tensor,
+        known: Mapping[str, object] | None,
     ) -> None:
         parts = read()
         at_once = self.at_once(run)
         # What is trimmed does not show every NaN, and what is decomposed may hold none.
-        hidden = self._hides(run) and not (known.finite or _all_fit(parts))
-        if hidden:
-            shared = self._shared(run, parts, begin)
-            parts = {source: part.masked_fill(shared, 0.0) for source, part in parts.items()}
-        if at_once:
-            parts = _with_room(parts)
-        mixed = combine(self.plan, run, parts, self.aids, begin=begin, known=known.given, release=at_once)
-        if hidden or not _fits(mixed, piece.dtype):
-            mixed = self._settle(run, read(), begin, piece.dtype, mixed, known)
+        if self._hides(run) and not all_finite(parts):
+            mixed = self._settle(run, parts, begin, piece.dtype, known)
+        else:
+            parts = _with_room(parts) if at_once else parts
+            mixed = combine(self.plan, run, parts, self.aids, begin=begin, known=known, release=at_once)
+            if not fits(mixed, piece.dtype):
+                mixed = self._settle(run, read(), begin, piece.dtype, known)
         round_into(mixed, piece)
 
     def at_once(self, run: Run) -> bool:
@@ -276,31 +243,22 @@ class Engine:
         method = METHODS[self.plan.method_of(run).method]
         return bool(method.given) or not method.elementwise
 
-    def _shared(self, run: Run, parts: dict[int, Tensor], begin: int) -> Tensor:
-        """Where all have the same infinity; any other number that is not finite is an error."""
-        shared = same_infinity(parts.values())
-        for source, part in parts.items():
-            bad = ~(part.isfinite() | shared)
-            if bad.any():
-                index = int(bad.nonzero()[0])
-                raise _not_finite(self.plan.layout, run, source, begin + index, part[index].item())
-        return shared
-
     def _settle(
-        self, run: Run, parts: dict[int, Tensor], begin: int, dtype: torch.dtype, mixed: Tensor, known: _Measured
+        self, run: Run, parts: dict[int, Tensor], begin: int, dtype: torch.dtype, known: Mapping[str, object] | None
     ) -> Tensor:
         """Tell what is wrong with a slice that holds NaN or Inf, or give the result where nothing is."""
-        first, shared = next(iter(parts.values())), self._shared(run, parts, begin)
-        fine = mixed.isfinite() | shared
+        first, shared = next(iter(parts.values())), shared_infinity(self.plan.layout, run, parts, begin)
+        parts = {source: part.masked_fill(shared, 0.0) for source, part in parts.items()}
+        parts = _with_room(parts) if self.at_once(run) else parts
+        mixed = combine(self.plan, run, parts, self.aids, begin=begin, known=known)
+        fine = mixed.isfinite()
         if mixed.dtype == torch.float32 and not fine.all():
             # Finite numbers whose sum is too large for float32: those, and no others, are added up in float64, so
             # that no entry's bits depend on the slice that it is in.
             wide = {source: part.double() for source, part in parts.items()}
-            if self._hides(run):
-                wide = {source: part.masked_fill(shared, 0.0) for source, part in wide.items()}
-            wide_mixed = combine(self.plan, run, wide, self.aids, begin=begin, known=known.given)
-            mixed = torch.where(fine, mixed.double(), wide_mixed)
-        # Where all have the same infinity it stays, also where a share is so small that their sum is no number.
+            mixed = torch.where(
+                fine, mixed.double(), combine(self.plan, run, wide, self.aids, begin=begin, known=known)
+            )
         mixed = torch.where(shared, first.to(mixed.dtype), mixed)
         rounded = torch.empty_like(mixed, dtype=dtype)
         round_into(mixed, rounded)
@@ -319,26 +277,11 @@ class Engine:
         return mixed
 
 
-def _all_fit(parts: Mapping[int, Tensor]) -> bool:
-    """Whether every number is finite."""
-    return all(_fits(part, torch.float64) for part in parts.values())
-
-
 def _modest(parts: Mapping[int, Tensor]) -> bool:
     """Whether float32 can hold all differences between them."""
-    return all(_fits(part, torch.float32, of=0.5) for part in parts.values())
+    return all(fits(part, torch.float32, of=0.5) for part in parts.values())
 
 
 def _with_room(parts: dict[int, Tensor]) -> dict[int, Tensor]:
     """The same numbers, in a type that can hold their differences."""
     return parts if _modest(parts) else {source: part.double() for source, part in parts.items()}
-
-
-def _fits(mixed: Tensor, dtype: torch.dtype, of: float = 1.0) -> bool:
-    """Whether every number is finite and stays so in ``dtype``, or is in a share of its range; one pass, as NaN passes
-    through min and max.
-    """
-    low, high = mixed.aminmax()
-    # As Python's numbers: in a float32 tensor's comparison the largest float64 would be infinity, which Inf equals.
-    most = torch.finfo(dtype).max * of
-    return -most <= low.item() and high.item() <= most

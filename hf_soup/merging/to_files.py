@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
@@ -113,8 +113,7 @@ def merge(
         title = "Fetching and merging" if fetch else "Merging"
         with bar(title, layout.size + fetch, initial=resumed, quiet=quiet or world.rank > 0) as shown:
             supply.fetched = shown.update
-            statistics = stack.enter_context(closing(StatisticsStore(plan)))
-            aids = Aids(cutoffs_for(plan, supply, world, threads), statistics)
+            aids = Aids(cutoffs_for(plan, supply, world, threads), StatisticsStore(plan))
             engine = Engine(plan, supply, outputs, threads, aids)
             share = _share(plan, kept, world)
             _run(
@@ -170,8 +169,8 @@ def merge_along(output: Path, world: ProcessGroup, threads: int | None) -> None:
     """The part that every process but the first has in a merge, whose plan and weight files that one broadcasts."""
     plan, supply = world.broadcast(None)
     staging = Workspace(output)
-    staging.join(plan.fingerprint)
-    merge(plan, supply, staging, world=world, threads=threads, quiet=True)
+    with staging.join(plan.fingerprint, world.rank):
+        merge(plan, supply, staging, world=world, threads=threads, quiet=True)
 
 
 def _run(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from hf_soup._util.parallel import usable_cores
 from hf_soup.checkpoint import TORCH
-from hf_soup.merging.arithmetic import Aids, combine, same_infinity
+from hf_soup.merging.arithmetic import Aids, all_finite, combine, shared_infinity
 from hf_soup.merging.cutoffs import cutoffs, needs_cutoffs
 from hf_soup.merging.engine import Reading
 from hf_soup.merging.layout import Layout, Run
@@ -69,14 +68,13 @@ class Materializer:
         # In the recipe's order, as in the written soup: what is dropped at random goes by an ingredient's place.
         sources = sorted(plan.weights)
         trimmed = cutoffs(plan, self._reading, sources, usable_cores()) if needs_cutoffs(plan) else {}
-        with closing(StatisticsStore(plan)) as statistics:
-            aids = Aids(trimmed, statistics)
-            if plan.mixture.is_linear:
-                return self._mean(plan, aids)
-            return {
-                tensor.name: self._mixed(plan, number, aids).reshape(tensor.shape)
-                for number, tensor in enumerate(self.layout.tensors)
-            }
+        aids = Aids(trimmed, StatisticsStore(plan))
+        if plan.mixture.is_linear:
+            return self._mean(plan, aids)
+        return {
+            tensor.name: self._mixed(plan, number, aids).reshape(tensor.shape)
+            for number, tensor in enumerate(self.layout.tensors)
+        }
 
     def _mean(self, plan: Plan, aids: Aids) -> dict[str, Tensor]:
         """The weighted mean, or the sum; of one ingredient, that ingredient."""
@@ -140,11 +138,12 @@ class Materializer:
                 source: torch.cat([self._reading.read(run, piece, source) for piece in pieces]) for source in having
             }
             if tensor.averaged:
-                first, shared = parts[having[0]], same_infinity(parts.values())
-                if infinite := bool(shared.any()):
+                first, finite = parts[having[0]], all_finite(parts)
+                if not finite:
+                    shared = shared_infinity(self.layout, run, parts, begin)
                     parts = {source: part.masked_fill(shared, 0.0) for source, part in parts.items()}
                 mixed = combine(plan, run, parts, aids, begin=begin)
-                if infinite:
+                if not finite:
                     mixed = torch.where(shared, first.to(mixed.dtype), mixed)
                 round_into(mixed, rounded[begin:end])
             else:

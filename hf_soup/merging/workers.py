@@ -115,7 +115,7 @@ def _begin(engine: Engine, parent: int) -> None:
             signal.signal(number, signal.SIG_IGN)  # the first process tells what becomes of the work
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
-    # What this process holds, as the lock of the output, it must not hold when the first one was killed.
+    # What this process writes it must not write when the first one was killed, and with it the lock of the output.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -13,13 +12,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set as Abstra
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
+from filelock import FileLock, Timeout
+
+from hf_soup._util.io import appearing
 from hf_soup.errors import MergeError
 
 _PLAN = "plan.json"
 _LOCK = "lock"
-_WORLD = "world"  # held by all processes of a world but the first
+_WORLD = "world"  # and a number: held by each process of a world but the first
 _JOURNAL = "journal"
 
 
@@ -55,17 +57,15 @@ class Workspace:
         self.output = Path(os.path.abspath(output))  # noqa: PTH100 -- resolve() would follow the last link
         self.root = self.output.parent / f".{self.output.name}.cooking"
         self.folder = self.root / "soup"
-        self._lock: IO[bytes] | None = None
-        self._world: IO[bytes] | None = None
+        self._lock = FileLock(self.root / _LOCK, timeout=0)
         self._guard = threading.Lock()
         self._kept = kept
 
     def __enter__(self) -> Self:
         refuse_existing(self.output)
         try:
-            while not self._locked():
-                pass
-        except BlockingIOError:
+            self._take_lock()
+        except Timeout:
             raise MergeError(
                 f"Another process is cooking '{self.output.name}' right now.",
                 hint="Wait until it is done, or choose another output folder with -o.",
@@ -90,44 +90,39 @@ class Workspace:
             if path.is_symlink():
                 raise MergeError(f"'{path}' is a link, and nothing behind it is touched.", hint="Remove the link.")
         try:
-            with (self.root / _WORLD).open("ab") as world:
-                fcntl.flock(world, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            for path in self.root.glob(f"{_WORLD}.*"):
+                with FileLock(path, timeout=0):
+                    pass
+        except Timeout:
             raise MergeError(
                 f"A process of an interrupted run is still at work on '{self.output.name}'.",
                 hint="Wait until it has ended, or end it, and run the same command again.",
                 code="busy",
             ) from None
 
-    def _locked(self) -> bool:
-        """Take the lock; False where the process that had it took the folder away, so that the lock is no one's."""
-        try:
-            self.root.mkdir(parents=True)
-        except FileExistsError as error:  # for `exist_ok` it may be gone again; but a link to nothing stays
-            if Path(error.filename).is_symlink() and not Path(error.filename).exists():
-                raise
-        with ExitStack() as stack, suppress(FileNotFoundError):
-            lock = stack.enter_context((self.root / _LOCK).open("ab"))
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(lock.fileno()), (self.root / _LOCK).stat()):
-                self._lock = lock
-                stack.pop_all()
-                return True
-        return False
+    def _take_lock(self) -> None:
+        while not self._lock.is_locked:
+            try:
+                self.root.mkdir(parents=True)
+            except FileExistsError as error:  # for `exist_ok` it may be gone again; but a link to nothing stays
+                if Path(error.filename).is_symlink() and not Path(error.filename).exists():
+                    raise
+            with suppress(FileNotFoundError):  # the process that had the lock took the folder away
+                self._lock.acquire()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._lock is None:
+        if not self._lock.is_locked:
             return
         if not (self.root / _PLAN).exists():
             # Nothing was begun, or all is done: there is nothing to continue.
             with suppress(OSError):
-                (self.root / _WORLD).unlink(missing_ok=True)
+                for path in self.root.glob(f"{_WORLD}.*"):
+                    path.unlink()
                 (self.root / _LOCK).unlink()
                 self.root.rmdir()
-        self._lock.close()
-        self._lock = None
+        self._lock.release()
 
     @contextmanager
     def disk_errors(self) -> Iterator[None]:
@@ -178,22 +173,25 @@ class Workspace:
             self.fetched.mkdir(exist_ok=True)
         return said
 
-    def join(self, fingerprint: str) -> None:
-        """See what the first process of a world wrote with `open`; from now on nobody else may begin here.
+    @contextmanager
+    def join(self, fingerprint: str, rank: int) -> Iterator[None]:
+        """See what the first process of a world wrote with `open`; as long as this lasts nobody else may begin here.
 
         Raises:
             MergeError: It is not there: the processes see different folders.
         """
-        try:
-            self._world = (self.root / _WORLD).open("ab")
-            fcntl.flock(self._world, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            if json.loads((self.root / _PLAN).read_text())["fingerprint"] != fingerprint:
-                raise ValueError("it is another one's")
-        except (OSError, ValueError, LookupError, TypeError):
-            raise MergeError(
-                f"This process does not see '{self.root}', which the first one wrote.",
-                hint="All processes need the same file system, and the same output folder.",
-            ) from None
+        with ExitStack() as stack:
+            try:
+                self.root.lstat()  # or the lock would make it
+                stack.enter_context(FileLock(self.root / f"{_WORLD}.{rank}", timeout=0))
+                if json.loads((self.root / _PLAN).read_text())["fingerprint"] != fingerprint:
+                    raise ValueError("it is another one's")
+            except (OSError, ValueError, LookupError, TypeError):
+                raise MergeError(
+                    f"This process does not see '{self.root}', which the first one wrote.",
+                    hint="All processes need the same file system, and the same output folder.",
+                ) from None
+            yield
 
     def allocate(self, files: Iterable[tuple[str, bytes, int]]) -> None:
         """Make the output files, ``(name, first bytes, size)``, as large as they will be; what they hold stays.
@@ -253,10 +251,8 @@ class Workspace:
         return self.output
 
     def _write(self, name: str, text: str) -> None:
-        """Write a file so that it is there whole or not at all."""
-        partial = self.root / f"partial.{name}"
-        partial.write_text(text)
-        partial.replace(self.root / name)
+        with appearing(self.root / name) as partial:
+            partial.write_text(text)
 
     def _clear(self, keep: AbstractSet[str]) -> None:
         """Remove what an earlier run left, but of the soup the files to ``keep``, and the plan and journals with them.
@@ -267,7 +263,7 @@ class Workspace:
             if path.name not in keep:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         if not keep:
-            for path in [self.root / _PLAN, *self.root.glob(f"{_JOURNAL}.*"), *self.root.glob("partial.*")]:
+            for path in [self.root / _PLAN, *self.root.glob(f"{_JOURNAL}.*"), *self.root.glob("*.partial")]:
                 path.unlink(missing_ok=True)
             shutil.rmtree(self.fetched, ignore_errors=True)
             with suppress(FileNotFoundError):

@@ -5,7 +5,6 @@ siblings, and their fine-tunes do not average. What is measured here is what ave
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from hf_soup._util.logs import PrintableLogger
 from hf_soup._util.progress import bar
-from hf_soup._util.text import counted, listed, spoken
+from hf_soup._util.text import counted, listed
 from hf_soup.errors import RecipeError
 from hf_soup.evaluation import (
     Candidates,
@@ -340,7 +339,6 @@ def connectivity(
             Candidates(layout, paths, replace(data, validation=(bench,), test=()), context) as candidates,
             bar("Measuring barriers", total, unit="score", quiet=quiet) as shown,
         ):
-            ended = [time.monotonic()]
 
             def point(weights: Mapping[str, float]) -> _Point:
                 alone = next(iter(weights)) if len(weights) == 1 else None
@@ -348,10 +346,6 @@ def connectivity(
                 (logits,) = candidates.logits_alone(alone) if alone else candidates.logits(Mixture(weights))
                 found = bench.judge(bench.answers(logits)), bench.resampled(logits)
                 shown.update(1)
-                ended.append(time.monotonic())
-                if len(ended) == 3:  # the first one started what the others only use
-                    seconds = ended[1] - ended[0] + (ended[2] - ended[1]) * (total - 1)
-                    logger.info(f"they take about {spoken(seconds)}")
                 return found
 
             scores, found = _measure(names, point, least)

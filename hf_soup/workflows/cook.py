@@ -58,7 +58,6 @@ from hf_soup.publishing import MergedModels, Soup, resolve_recipe, soup_report, 
 from hf_soup.recipe import Mixture, Models, Recipe, as_recipe, with_method_of_selection
 from hf_soup.selection import SELECTIONS
 from hf_soup.workflows.check import checked_models
-from hf_soup.workflows.estimate import estimated_seconds
 from hf_soup.workflows.prepare import (
     CheckedModels,
     disk_needs,
@@ -271,7 +270,7 @@ def _evaluated(
 
 
 def preview(recipe: Recipe, out: Path, *, stream: bool = False, token: Token = None) -> dict[str, Any]:
-    """What `cook` would do, as plain data: files, bytes to fetch, disk needed and free, seconds. Fetches no weights."""
+    """What `cook` would do, as plain data: files, bytes to fetch, disk needed and free. Fetches no weights."""
     models = _checked(recipe, {"method": None, "select": None}, out, stream, RunContext(token))
     lineage, sources, plan = models.lineage, models.fetched, models.plan()
     layout, missing = plan.layout, missing_weights(sources.checkpoints)
@@ -292,6 +291,5 @@ def preview(recipe: Recipe, out: Path, *, stream: bool = False, token: Token = N
         "output_free_bytes": free_bytes(out.absolute().parent),
         "cache_disk_bytes": cache,
         "cache_free_bytes": free_bytes(hub.cache_folder()),
-        "estimated_seconds": estimated_seconds(plan, sources.checkpoints, missing),
         "batch_norm": again,
     }

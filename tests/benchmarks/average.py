@@ -38,7 +38,7 @@ CORES = len(os.sched_getaffinity(0))
 #: Imports everything, then times the work alone.
 WORK = """
 import os, sys, time
-import hf_soup.merging.to_files, hf_soup.workflows.cook, hf_soup.workflows.estimate
+import hf_soup.merging.to_files, hf_soup.workflows.cook
 os.fsync = lambda descriptor: None
 started = time.perf_counter()
 hf_soup.cook(sys.argv[2:], sys.argv[1])

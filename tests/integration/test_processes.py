@@ -78,9 +78,9 @@ def noting(rank, entries):
 
 staging.note = noting
 plan, supply = pickle.loads(Path("job").read_bytes())
-staging.join(plan.fingerprint)
 try:
-    merge(plan, supply, staging, world=here, threads=1, quiet=True)
+    with staging.join(plan.fingerprint, here.rank):
+        merge(plan, supply, staging, world=here, threads=1, quiet=True)
 except MergeError as error:
     print("SAID", here.rank, error.message, flush=True)
 """

@@ -53,7 +53,7 @@ MAY = {
         "hf_soup.selection",
     },
     "hf_soup._util": {"torch", "tqdm", "yaml", "hf_soup.errors"},
-    "hf_soup.local_hub": {"starlette", "uvicorn", "yaml", "hf_soup.errors", "hf_soup._util.licenses"},
+    "hf_soup.local_hub": {"filelock", "starlette", "uvicorn", "yaml", "hf_soup.errors", "hf_soup._util"},
     "hf_soup.publishing.plots": {"numpy", "matplotlib", "hf_soup._util", "hf_soup.recipe"},
 }
 #: Rooms in which each file is one thing that others use.

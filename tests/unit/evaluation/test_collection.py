@@ -78,8 +78,12 @@ class Kitchen:
         return plan
 
     def found(self, plan: Plan, source: int) -> dict[str, Tensor]:
-        ((_, names),) = plan.statistics.items()
-        return load_file(statistics_path(names["ab"[source]]))
+        ((kind, names),) = plan.statistics.items()
+        found = load_file(statistics_path(names["ab"[source]]))
+        if kind.startswith("fisher"):  # which is stored flat, to be read in slices
+            assert all(each.dim() == 1 for each in found.values())
+            return {name: each.reshape(self.full[source][name].shape) for name, each in found.items()}
+        return found
 
     def model(self, source: int) -> Any:
         return build_model(config_of(self.folder), self.full[source], self.task, torch.float32)

@@ -185,7 +185,7 @@ def test_an_entry_deleted_while_it_is_in_use_is_read_to_the_end(digits: Path, do
 def test_what_a_killed_process_left_is_made_over(digits: Path, donor: Path, entries: Path) -> None:
     wanted = pixels_of(bench_of(digits, donor))
     (entry,) = entries.iterdir()
-    entry.rename(partial := entry.with_name(f"{entry.name}.partial"))
+    entry.rename(partial := entry.with_name(f"{entry.name}.1.2.partial"))
     with partial.open("r+b") as stream:
         stream.truncate(5000)
     assert pixels_of(bench_of(digits, donor)) == wanted

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any
+
+# pytest's importlib mode leaves them off the path.
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import numpy as np
 import pytest

@@ -16,7 +16,6 @@ from hf_soup import IncompatibleError, Recipe, Soup, check, cook
 from hf_soup.lineage.assets import write_assets
 from hf_soup.lineage.base import with_base
 from hf_soup.merging.layout import Layout
-from hf_soup.workflows.cook import preview
 
 pytestmark = pytest.mark.usefixtures("online")
 
@@ -131,13 +130,6 @@ def test_who_is_left_out_still_gives_the_tokenizer(giver: str, tmp_path: Path, k
     (tmp_path / "out").mkdir()
     write_assets(tmp_path / "out", {}, leaves)
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["model_input_names"] == [giver]
-
-
-@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_linear", "breadcrumbs", "iso_c"])
-def test_what_the_ancestor_lacks_takes_time_too(method: str, tmp_path: Path, kin: Callable[..., list[Path]]) -> None:
-    base, *ingredients = map(str, kin(headless, {"architectures": ["BertModel"]}, torch.float32))
-    recipe = Recipe(ingredients=ingredients, base_model=base, method=method)
-    assert 0 <= preview(recipe, tmp_path / "soup")["estimated_seconds"]["merge"] < float("inf")
 
 
 @pytest.mark.parametrize("weights", [(1.0, -0.99), (0.5, -2.0), (1.0, -1.0)])

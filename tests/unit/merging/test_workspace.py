@@ -172,40 +172,9 @@ def test_many_processes_at_once_make_one_soup(tmp_path: Path) -> None:
     assert sum(map(len, won.values())) == len(listing(tmp_path)) // 2 == 40
 
 
-@pytest.mark.parametrize("finishes", [True, False])
-def test_the_lock_of_a_folder_that_is_gone_is_not_taken_for_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finishes: bool
-) -> None:
-    """One process opens the file of the lock; the other, which has it, ends; then the first locks the file."""
-    output = tmp_path / "soup"
-    first = Workspace(output).__enter__()
-    flock = module.fcntl.flock
-
-    def late(lock: object, how: int) -> None:
-        monkeypatch.setattr(module.fcntl, "flock", flock)
-        if finishes:
-            first.open("f", PLAN)
-            first.publish()
-        first.__exit__(None, None, None)
-        flock(lock, how)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(module.fcntl, "flock", late)
-    if finishes:
-        with pytest.raises(MergeError, match="exists already"), Workspace(output):
-            pass
-        assert listing(tmp_path) == ["soup"]
-    else:
-        with Workspace(output) as second:
-            second.open("f", PLAN)
-            with pytest.raises(MergeError, match="Another process"), Workspace(output):
-                pass
-            second.publish()
-        assert listing(tmp_path) == ["soup"]
-
-
 def test_a_folder_in_which_nothing_was_begun_goes(tmp_path: Path) -> None:
     with Workspace(tmp_path / "soup"):
-        assert listing(tmp_path) == [".soup.cooking", ".soup.cooking/lock", ".soup.cooking/world"]
+        assert listing(tmp_path) == [".soup.cooking", ".soup.cooking/lock"]
     assert listing(tmp_path) == []
 
 
@@ -242,15 +211,12 @@ def test_nobody_begins_while_a_process_of_another_run_is_at_work(tmp_path: Path)
     """It would write into what the new run makes; the world that has just begun may join."""
     with Workspace(tmp_path / "soup") as staging:
         staging.open("f", PLAN)
-        orphan = Workspace(tmp_path / "soup")
-        orphan.join("f")
     with (
+        Workspace(tmp_path / "soup").join("f", 1),
         pytest.raises(MergeError, match="A process of an interrupted run is still at work on 'soup'"),
         Workspace(tmp_path / "soup"),
     ):
         pass
-    assert orphan._world is not None
-    orphan._world.close()
     with Workspace(tmp_path / "soup") as staging:
         assert staging.open("f", PLAN) == "continued"
         staging.publish()
@@ -291,8 +257,12 @@ def test_a_garbled_journal_is_passed_over(tmp_path: Path, line: str) -> None:
 
 
 def test_processes_that_see_different_folders_are_told(tmp_path: Path) -> None:
-    with pytest.raises(MergeError, match=r"does not see .*\.soup\.cooking"):
-        Workspace(tmp_path / "soup").join("f")
+    with (
+        pytest.raises(MergeError, match=r"does not see .*\.soup\.cooking"),
+        Workspace(tmp_path / "soup").join("f", 1),
+    ):
+        pass
+    assert listing(tmp_path) == []
 
 
 def test_journals_of_all_processes_count_and_lines_that_were_cut_do_not(tmp_path: Path) -> None:

@@ -112,9 +112,6 @@ def test_a_preview_writes_nothing(models: list[str], tmp_path: Path) -> None:
     assert planned["fetch_bytes"] == planned["cache_disk_bytes"] == 0
     assert planned["output_bytes"] == planned["output_disk_bytes"] == planned["files"]["model.safetensors"]
     assert 0 < planned["output_disk_bytes"] < planned["output_free_bytes"]
-    seconds = planned["estimated_seconds"]
-    assert 0 <= seconds["merge"] == seconds["total"]
-    assert seconds["fetch"] == 0
     assert not out.parent.exists()
     soup = hf_soup.cook(Recipe(ingredients=models, dtype="bfloat16"), out)
     assert planned["files"]["model.safetensors"] == (soup.folder / "model.safetensors").stat().st_size
