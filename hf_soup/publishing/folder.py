@@ -136,7 +136,7 @@ def write_folder(folder: Path, report: SoupReport, recipe: Recipe, models: Merge
     (folder / "soup.yaml").write_text(recipe.to_yaml())
     if report.scores:
         (folder / "plots").mkdir(exist_ok=True)
-        plots.draw_scores(folder / "plots" / "scores.png", report)
+        plots.draw_scores(folder / "plots", report)
         if report.curve:
             plots.draw_curve(folder / "plots" / "curve.png", report)
         if report.history:

@@ -19,34 +19,99 @@ if TYPE_CHECKING:
 
 #: Models up to which a matrix has its figures in it.
 _FIGURES = 22
+_ENSEMBLES = ("ensemble", "logit ensemble", "greedy ensemble")
+#: That are told apart by those who see no red or no green, on white and on black.
+_COLORS = {"soup": "#d55e00", "ingredient": "#2f8fd8", "ensemble": "#009e73"}
+#: Of a dark page.
+_DARK = {
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "legend.facecolor", "savefig.facecolor"), "#0b0f19"),
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.titlecolor", "axes.edgecolor", "xtick.color", "ytick.color"), "#e5e7eb"
+    ),
+    "grid.color": "#4b5563",
+}
 #: Without the date and version that matplotlib adds, the same numbers have the same picture.
 _PLAIN = {"Software": None}
 
 
-def draw_scores(path: Path, report: SoupReport) -> None:
-    """Write the scores with their intervals as PNG: a panel for each data set, the soup on top.
+def draw_scores(folder: Path, report: SoupReport) -> None:
+    """Write the scores with their intervals as PNG, for pages in light and in dark: a panel for each data set.
+
+    Where there are several data sets, a last panel is the picture of the paper (Wortsman et al., arXiv:2203.05482):
+    the data on which the ingredients do best against those on which they do worst, which mostly are shifted.
 
     Args:
-        path: A new file.
+        folder: Where ``scores.png`` and ``scores-dark.png`` are written.
         report: With scores.
     """
+    import matplotlib as mpl
+
+    pages: dict[str, dict[Any, Any]] = {"scores.png": {}, "scores-dark.png": _DARK}
+    for name, colors in pages.items():
+        with mpl.rc_context(colors):
+            _scores(report).savefig(folder / name, dpi=120, metadata=_PLAIN)
+
+
+def _scores(report: SoupReport) -> Figure:
     scores = report.scores
-    names = list(scores)
-    titles = list(scores["soup"])
-    figure, panels = _panels(1.5 + 3.6 * len(titles), 1.2 + 0.3 * len(names), (1,) * len(titles), sharey=True)
-    for panel, title in zip(panels, titles, strict=True):
+    names, titles = list(scores), list(scores["soup"])
+    pair = _in_and_out_of_distribution(report)
+    count = len(titles) + bool(pair)
+    figure, panels = _panels(1.5 + 3.6 * count, max(1.2 + 0.3 * len(names), 3.2 * bool(pair)), (1,) * count)
+    for panel, title in zip(panels, titles, strict=False):
         for row, name in enumerate(names):
             score = scores[name][title]
-            color = "#d62728" if name == "soup" else "#2ca02c" if name == "ensemble" else "#1f77b4"
+            color = _COLORS[_kind(name)]
             panel.plot([100 * score.low, 100 * score.high], [row, row], color=color, linewidth=1.5)
             panel.plot([100 * score.value], [row], "o", color=color, markersize=5)
-        panel.axvline(100 * scores["soup"][title].value, color="#d62728", linewidth=0.6, linestyle=":")
+        panel.axvline(100 * scores["soup"][title].value, color=_COLORS["soup"], linewidth=0.6, linestyle=":")
         panel.set_title(_plain(textwrap.fill(title, 34)), fontsize=9)
         panel.grid(axis="x", linewidth=0.3)
-    panels[0].set_yticks(range(len(names)), [_plain(name) for name in short(names)], fontsize=8)
-    panels[0].invert_yaxis()
-    figure.supxlabel("percent, with 95 % intervals", fontsize=8)
-    figure.savefig(path, dpi=120, metadata=_PLAIN)
+        panel.set_yticks(range(len(names)), [], fontsize=8)
+        panel.set_xlabel("percent, with 95 % intervals", fontsize=8)
+        panel.invert_yaxis()
+    panels[0].set_yticklabels([_plain(name) for name in short(names)])
+    if pair:
+        _against(panels[-1], report, *pair)
+    return figure
+
+
+def _in_and_out_of_distribution(report: SoupReport) -> tuple[str, str] | None:
+    """The data on which the ingredients do best, and those on which they do worst; test data, if there are several."""
+    titles = list(report.scores["soup"])
+    tests = [title for title in titles if title not in report.validation]
+    titles = tests if len(tests) > 1 else titles
+    ingredients = [name for name in report.scores if _kind(name) == "ingredient"]
+
+    def total(title: str) -> float:
+        return sum(report.scores[name][title].value for name in ingredients)
+
+    ranked = sorted(titles, key=total)
+    return (ranked[-1], ranked[0]) if len(ranked) > 1 else None
+
+
+def _against(panel: Any, report: SoupReport, inside: str, outside: str) -> None:
+    """Every model as a point with its intervals: one data set across, the other up."""
+    told = set()
+    for name, by_title in list(report.scores.items())[::-1]:
+        kind, across, up = _kind(name), by_title[inside], by_title[outside]
+        panel.errorbar(
+            100 * across.value, 100 * up.value, fmt={"soup": "*", "ingredient": "o", "ensemble": "D"}[kind],
+            xerr=[[100 * (across.value - across.low)], [100 * (across.high - across.value)]],
+            yerr=[[100 * (up.value - up.low)], [100 * (up.high - up.value)]],
+            color=_COLORS[kind], elinewidth=0.6, markersize=11 if kind == "soup" else 5,
+            label=None if kind in told else kind, zorder=3 if kind == "soup" else 2,
+        )  # fmt: skip
+        told.add(kind)
+    panel.set_xlabel(_plain(textwrap.fill(inside, 40)), fontsize=8)
+    panel.set_ylabel(_plain(textwrap.fill(outside, 40)), fontsize=8)
+    panel.set_title("one against the other", fontsize=9)
+    panel.grid(linewidth=0.3)
+    panel.legend(fontsize=7)
+
+
+def _kind(name: str) -> str:
+    return "soup" if name == "soup" else "ensemble" if name in _ENSEMBLES else "ingredient"
 
 
 def draw_barriers(path: Path, summary: Mapping[str, Any]) -> None:
@@ -178,12 +243,12 @@ def _plain(name: str) -> str:
     return name.replace("$", r"\$")
 
 
-def _panels(width: float, height: float, ratios: Sequence[float], *, sharey: bool = False) -> tuple[Figure, Any]:
+def _panels(width: float, height: float, ratios: Sequence[float]) -> tuple[Figure, Any]:
     """A figure in memory with panels beside each other."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(1, len(ratios), width_ratios=ratios, sharey=sharey, squeeze=False)[0]
+    return figure, figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0]
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -269,7 +269,9 @@ def test_pictures_of_the_last_version_do_not_stop_the_offer(cli: Cli, family: Pa
     """Whoever has not its data draws none; what was learned or tried is not learned or tried again."""
     first(tmp_path, validation={"task": "text-classification", "dataset": str(family / "rows.csv")}, test=[],
           method={"name": "wise_ft", "alpha": [0.5, 1.0]})  # fmt: skip
-    assert {path.name for path in (tmp_path / "v1" / "plots").iterdir()} == {"scores.png", "curve.png"}
+    assert {path.name for path in (tmp_path / "v1" / "plots").iterdir()} == {
+        "scores.png", "scores-dark.png", "curve.png"
+    }  # fmt: skip
     done = cli("cook", "acme/soup", "--add", "acme/helps", "-o", "v2", "--quiet")
     assert done.code == 0, done.err
     assert cli("push", "v2", "acme/soup", "--pr").code == 0

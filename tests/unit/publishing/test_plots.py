@@ -1,0 +1,52 @@
+"""Pictures of scores: which panels there are, and that both themes show the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from hf_soup.publishing import plots
+from hf_soup.recipe import SoupReport
+
+NAMES = ["soup", "acme/$a_1", "acme/b", "ensemble"]
+
+
+def report(**values: float) -> SoupReport:
+    """Of models that all score the same on each of some data sets, which are called by their names."""
+    score: Any = lambda value: {"metric": "accuracy", "value": value, "low": value - 0.1, "high": value, "n": 9}  # noqa: E731
+    scores = {name: {title: score(value) for title, value in values.items()} for name in NAMES}
+    return SoupReport.model_validate({
+        "digest": "0", "weights": {}, "method": "linear", "select": "uniform", "scores": scores,
+        "license_agreed": True, "validation": ["validation"] if "validation" in values else [],
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("values", "pair"),
+    [
+        ({"validation": 0.9}, None),
+        ({"validation": 0.9, "test": 0.8}, ("validation", "test")),
+        ({"shifted": 0.6, "test": 0.8}, ("test", "shifted")),
+        ({"validation": 0.95, "shifted": 0.6, "test": 0.8}, ("test", "shifted")),
+    ],
+)
+def test_the_last_panel_has_the_data_of_the_paper(values: dict[str, float], pair: tuple[str, str] | None) -> None:
+    """In-distribution across, shifted up: where the ingredients score best and worst, of the test data if it can be."""
+    panels = plots._scores(report(**values)).axes
+    assert len(panels) == len(values) + (pair is not None)
+    if pair:
+        assert (panels[-1].get_xlabel(), panels[-1].get_ylabel()) == pair
+        assert len(panels[-1].containers) == len(NAMES)
+        assert [text.get_text() for text in panels[-1].get_legend().get_texts()] == ["ensemble", "ingredient", "soup"]
+
+
+def test_there_is_one_for_light_and_one_for_dark_pages(tmp_path: Path) -> None:
+    plots.draw_scores(tmp_path, report(test=0.8, shifted=0.5))
+    light, dark = (matplotlib.image.imread(tmp_path / name) for name in ("scores.png", "scores-dark.png"))
+    assert light.shape == dark.shape
+    assert np.median(light) > 0.9
+    assert np.median(dark[..., :3]) < 0.1
