@@ -160,7 +160,10 @@ def test_recipes_that_ask_for_nonsense(cli: Cli, family: Path, tmp_path: Path) -
         ({"method": {"name": "linear", "density": 1}}, "linear has no parameter 'density'.\nIt takes: "),
         ({"select": "tastiest"}, "`select` is 'tastiest'.\nKnown are: best, entropy, greedy, learned"),
         ({"select": "greedy"}, "looks at validation scores, and the recipe has no `validation`"),
-        ({"select": {"name": "greedy", "accept": 1}, "validation": score}, "greedy: 'accept' is 1; it is of type str"),
+        (
+            {"select": {"name": "greedy", "accept": 1}, "validation": score},
+            "greedy: 'accept' is 1; it is one of >=, >.",
+        ),
         ({"select": {"name": "greedy", "accept": "~"}, "validation": score}, "'accept' is '~'"),
         ({"validation": {**score, "metric": "beauty"}}, "beauty"),
         ({"validation": {**score, "dataset": str(tmp_path / "none.csv")}}, "none.csv"),

@@ -15,7 +15,7 @@ from huggingface_hub import constants
 
 import hf_soup
 from hf_soup import MergeError, Recipe, RecipeError
-from hf_soup.cli.arguments import scoring_of
+from hf_soup.cli.arguments import data_of
 from hf_soup.hub import download as transfer, repo as hub
 from hf_soup.local_hub import LocalHub
 
@@ -138,8 +138,8 @@ def test_values_that_are_not_what_they_look_like(value: str) -> None:
     ],
 )
 def test_splits_on_the_command_line(data: str, dataset: str, split: str | None) -> None:
-    found = scoring_of(data, "text-classification", None)
-    assert (found["dataset"], found["split"]) == (dataset, split)
+    found = data_of(data, None, "text-classification", None)["validation"]
+    assert (found["dataset"], found.get("split")) == (dataset, split)
 
 
 @pytest.mark.usefixtures("online")

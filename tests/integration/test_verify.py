@@ -779,7 +779,7 @@ def test_a_tokenizer_that_reads_nothing(family: Path, publish: Publish, cli: Cli
 
 def test_what_a_stranger_wrote_does_not_steer_the_terminal(scored: Soup, family: Path, cli: Cli) -> None:
     said = yaml.safe_load((scored.folder / "soup.yaml").read_text())
-    said["report"][0]["name"] = "\x1b[31mred\x07"
+    said["test"][0]["name"] = "\x1b[31mred\x07"
     (scored.folder / "soup.yaml").write_text(yaml.safe_dump(said))
     done = cli("verify", scored.folder, "--score", *where(family))
     assert done.code == 0
@@ -791,7 +791,7 @@ def test_a_metric_that_is_code_does_not_run(scored: Soup, family: Path, tmp_path
     said = yaml.safe_load((scored.folder / "soup.yaml").read_text())
     (tmp_path / "owned.py").write_text("raise SystemExit('it ran')")
     for metric in ("owned:run", "os:system", "owned.py"):
-        said["report"][0] |= {"metric": metric, "trust_remote_code": True}
+        said["test"][0] |= {"metric": metric, "trust_remote_code": True}
         (scored.folder / "soup.yaml").write_text(yaml.safe_dump(said))
         done = cli("verify", scored.folder, "--score", *where(family), "--json")
         assert done.json["verdict"] == "unverifiable"
