@@ -278,7 +278,7 @@ def _parts(config: Mapping[str, Any], depth: int = 0) -> Iterator[Any]:
 
 def _part_like(whole: PreTrainedConfig, other: PreTrainedConfig) -> PreTrainedConfig:
     """The part of a composite config that is of the other's type, or the whole."""
-    parts = [whole, *(getattr(whole, key, None) for key in whole.sub_configs_defaults)]
+    parts = [whole, *(getattr(whole, key, None) for key in whole.sub_configs)]
     return next((part for part in parts if type(part) is type(other)), whole)
 
 

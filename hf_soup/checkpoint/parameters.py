@@ -106,8 +106,11 @@ def correspondence(config: Mapping[str, Any], tensors: Mapping[str, Shape], name
         empty = {disk: torch.empty(shape, device="meta") for disk, shape in tensors.items()}
         mapping: Any = get_model_conversion_mapping(model)
         how = LoadStateDictConfig(device_map={"": "meta"}, dtype=torch.float32, weight_mapping=mapping)
-        info, _ = convert_and_load_state_dict_in_model(model, empty, how)
+        # None is no plan for several devices to older releases, and no disk to take what is too much to newer ones.
+        info, _ = convert_and_load_state_dict_in_model(model, empty, how, None)
         loaded = set(every) - info.missing_keys
+        # Where both are there the library compares them, and here they have no contents.
+        model.all_tied_weights_keys = {key: value for key, value in tied.items() if not {key, value} <= loaded}
         model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
         model._adjust_missing_and_unexpected_keys(info)
     sources: dict[str, list[str]] = {}

@@ -112,7 +112,8 @@ def _compared(
     kind: Kind, folder_a: Path, folder_b: Path, channels: int, names: tuple[str, str]
 ) -> list[str | ProcessorDifference] | str:
     """What two do differently, or why they could not be compared."""
-    import transformers
+    from transformers import AutoTokenizer
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     def compare() -> list[str | ProcessorDifference] | str:
         try:
@@ -126,9 +127,9 @@ def _compared(
         except Exception as error:  # noqa: BLE001
             return error_in_one_line(error)
 
-    load: Any = transformers.AutoTokenizer.from_pretrained
+    load: Any = AutoTokenizer.from_pretrained
     if kind == "image processor":
-        load = partial(transformers.AutoImageProcessor.from_pretrained, backend="pil")
+        load = partial(AutoImageProcessor.from_pretrained, backend="pil")
     try:
         # Also what is within bounds may count for minutes at one text, or be damaged so that a library crashes.
         return run_isolated(compare, _SECONDS, _BYTES)

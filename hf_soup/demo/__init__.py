@@ -202,10 +202,10 @@ import sys
 
 import torch
 from datasets import load_dataset
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, AutoProcessor
 
 repo = sys.argv[1]
-processor = AutoImageProcessor.from_pretrained(repo)
+processor = AutoProcessor.from_pretrained(repo)
 model = AutoModelForImageClassification.from_pretrained(repo)
 test = load_dataset("{dataset}", split="test")
 with torch.no_grad():

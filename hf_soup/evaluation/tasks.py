@@ -76,7 +76,8 @@ class ImageClassification:
     tokenizer: ClassVar[None] = None
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        from transformers import AutoImageProcessor
+        # Older releases hide it in the package itself where torchvision is not installed, which PIL does not need.
+        from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
         channels = config.get("num_channels", 3)
         if channels not in (1, 3):

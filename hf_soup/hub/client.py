@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from logging import CRITICAL
 from typing import ParamSpec, TypeVar
 
-import httpx2
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -30,6 +29,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from hf_soup._util.version import __version__
 from hf_soup.errors import PublishError, ResolveError, SoupError, shortened
+from hf_soup.hub.http import httpx
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -38,7 +38,7 @@ _P = ParamSpec("_P")
 TIMEOUT = 30.0
 ATTEMPTS = 5
 _LONGEST_PAUSE = 60.0
-_UNREACHABLE = (httpx2.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError)
+_UNREACHABLE = (httpx.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError)
 
 Token = str | bool | None
 
@@ -51,9 +51,9 @@ def api(token: Token = None) -> HfApi:
 def patient() -> None:
     """Give every request of this process a timeout, and bound every pause; the client's default is to wait for ever."""
 
-    def factory() -> httpx2.Client:
+    def factory() -> httpx.Client:
         client = default_client_factory()
-        client.timeout = httpx2.Timeout(TIMEOUT, read=120.0)
+        client.timeout = httpx.Timeout(TIMEOUT, read=120.0)
         client.event_hooks = {**client.event_hooks, "response": [_shorten_pause]}
         return client
 
@@ -81,8 +81,8 @@ def status_of(error: BaseException) -> int | None:
 
 def is_passing(error: BaseException) -> bool:
     """Whether the same request may succeed in a moment."""
-    if isinstance(error, httpx2.TransportError):
-        return not isinstance(error, httpx2.UnsupportedProtocol | httpx2.ProxyError)
+    if isinstance(error, httpx.TransportError):
+        return not isinstance(error, httpx.UnsupportedProtocol | httpx.ProxyError)
     status = status_of(error)
     return status in (408, 425, 429) or (status is not None and status >= 500)
 
@@ -124,8 +124,8 @@ def retrying(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
     for attempt in range(ATTEMPTS):
         try:
             return call(*args, **kwargs)
-        except (HfHubHTTPError, httpx2.TransportError) as error:
-            refused = isinstance(error, httpx2.ConnectError) and attempt >= 2
+        except (HfHubHTTPError, httpx.TransportError) as error:
+            refused = isinstance(error, httpx.ConnectError) and attempt >= 2
             if attempt == ATTEMPTS - 1 or not is_passing(error) or refused:
                 raise
             time.sleep(pause_after(error, attempt))
@@ -144,7 +144,7 @@ def pause_after(error: BaseException, attempt: int) -> float:
     return float(pause * random.uniform(1.0, 1.2))
 
 
-def _asked_for(response: httpx2.Response) -> float | None:
+def _asked_for(response: httpx.Response) -> float | None:
     """Seconds that the Hub asks for, in its own header or in the one that is everybody's, up to a bound."""
     limit = parse_ratelimit_headers(response.headers) if response.status_code == 429 else None
     after = str(response.headers.get("Retry-After", ""))
@@ -153,7 +153,7 @@ def _asked_for(response: httpx2.Response) -> float | None:
     return min(_LONGEST_PAUSE, float(after)) if after.isdecimal() else None
 
 
-def _shorten_pause(response: httpx2.Response) -> None:
+def _shorten_pause(response: httpx.Response) -> None:
     """Let the client, which pauses by itself in an upload, pause no longer than this package."""
     pause = _asked_for(response)
     if pause is not None:
@@ -202,7 +202,7 @@ _WORDS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...] | int,
     ),
     (
         # Whose words may have a part of a password in them.
-        (httpx2.InvalidURL, ImportError),
+        (httpx.InvalidURL, ImportError),
         "{what}: the address of the Hub or of a proxy cannot be used ({error}).",
         "Check HF_ENDPOINT, and the proxies that HTTP_PROXY, HTTPS_PROXY and ALL_PROXY name.",
         "address",
@@ -275,8 +275,8 @@ def _without_tokens(said: str, error: BaseException) -> str:
 
 EXPLAINED = (
     HfHubHTTPError,
-    httpx2.HTTPError,
-    httpx2.InvalidURL,
+    httpx.HTTPError,
+    httpx.InvalidURL,
     ImportError,  # of what a proxy by SOCKS needs
     OfflineModeIsEnabled,
     EntryNotFoundError,

@@ -15,7 +15,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import httpx2
 from huggingface_hub import constants, get_session, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils._headers import build_hf_headers
@@ -27,6 +26,7 @@ from hf_soup._util.version import __version__
 from hf_soup.errors import ResolveError
 from hf_soup.hub.client import ATTEMPTS, EXPLAINED, TIMEOUT, explain, is_passing, pause_after, retrying
 from hf_soup.hub.file_digests import known_sha256, sha256_of
+from hf_soup.hub.http import httpx
 from hf_soup.hub.repo import Repo
 
 #: Bytes that are taken from a connection at a time.
@@ -116,7 +116,7 @@ def _pieces(repo: Repo, path: str, start: int, stop: int, *, remembering: bool =
             response.read()
         if signed and response.status_code >= 400:
             _signed.pop(url, None)
-            raise httpx2.RemoteProtocolError("the address is no longer good")  # and the next attempt asks the Hub
+            raise httpx.RemoteProtocolError("the address is no longer good")  # and the next attempt asks the Hub
         hf_raise_for_status(response)
         if remembering and response.history:
             _signed[url] = str(response.url)
@@ -212,7 +212,7 @@ def download_beside(
                         raise ResolveError(
                             f"{what}: it ends after {have:,} of {file.size:,} bytes.", subjects=_about(repo)
                         )
-                except (HfHubHTTPError, httpx2.TransportError) as error:
+                except (HfHubHTTPError, httpx.TransportError) as error:
                     attempt = 0 if have > before else attempt + 1
                     if attempt == ATTEMPTS or not is_passing(error):
                         raise
@@ -280,7 +280,7 @@ def _download(repo: Repo, path: str, bar: type[tqdm[Any]], *, force: bool = Fals
         )
     except (LocalEntryNotFoundError, ValueError) as error:
         # The client says that the cache has no copy; why it had to look there is what matters.
-        if isinstance(error.__cause__, HfHubHTTPError | httpx2.TransportError):
+        if isinstance(error.__cause__, HfHubHTTPError | httpx.TransportError):
             raise error.__cause__ from None
         raise
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import httpx2
 from huggingface_hub import ModelCardData, constants, get_session
 from huggingface_hub.community import Discussion
 from huggingface_hub.errors import OfflineModeIsEnabled
@@ -25,6 +24,7 @@ from hf_soup._util.version import __version__
 from hf_soup.errors import ResolveError
 from hf_soup.hub.cache import keep_note, own_cache_folder
 from hf_soup.hub.client import EXPLAINED, TIMEOUT, OddAnswerError, Token, api, endpoint, explain, retrying, status_of
+from hf_soup.hub.http import httpx
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _BRIEF = 3.0  # seconds
@@ -121,7 +121,7 @@ def resolve(
     what = f"'{named}'"
     try:
         info = _info(what, api(token).model_info, repo_id, revision=revision, files_metadata=True)
-    except (httpx2.TransportError, OfflineModeIsEnabled) as error:
+    except (httpx.TransportError, OfflineModeIsEnabled) as error:
         cached = _resolve_in_cache(repo_id, revision, token) if from_cache else None
         known = _listed(cached) if cached and whole else cached
         if known is None and (whole or not from_cache):
@@ -259,7 +259,7 @@ def resolve_dataset(dataset: str, revision: str | None, *, token: Token = None) 
     what = f"the data set '{dataset}@{revision}'" if revision else f"the data set '{dataset}'"
     try:
         info = _info(what, api(token).dataset_info, dataset, revision=revision)
-    except (httpx2.TransportError, OfflineModeIsEnabled) as error:
+    except (httpx.TransportError, OfflineModeIsEnabled) as error:
         if (known := _remembered("dataset", dataset, revision)) is not None:
             return known
         root = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=dataset, repo_type="dataset")

@@ -18,7 +18,6 @@ from pathlib import Path
 import anyio
 import pytest
 import uvicorn
-from httpx2 import RemoteProtocolError
 from hub_faults import Hangup
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DiscussionComment, HfApi, constants
 from huggingface_hub.constants import DISCUSSION_TYPES
@@ -34,6 +33,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from hf_soup.errors import SoupError
+from hf_soup.hub.http import httpx
 from hf_soup.local_hub import LocalHub
 from hf_soup.local_hub.store import HubError
 
@@ -653,7 +653,7 @@ def test_faults_can_be_injected(hub: LocalHub, api: HfApi, tiny: str, tmp_path: 
         return Hangup() if "/commit/" in request.url.path else response
 
     hub.transform, before = lose, api.model_info(tiny).sha
-    with pytest.raises(RemoteProtocolError):
+    with pytest.raises(httpx.RemoteProtocolError):
         api.create_commit(tiny, [CommitOperationAdd("x.txt", b"x")], commit_message="landed all the same")
     assert api.list_repo_commits(tiny)[0].title == "landed all the same"
     assert api.list_repo_commits(tiny)[1].commit_id == before

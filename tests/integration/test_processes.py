@@ -297,7 +297,8 @@ def test_two_processes_write_the_bytes_of_one(
     assert done.returncode == 0, done.stderr
     # There is one unit, for the first, and the other hashes the second of three folders whose sha256 is not known.
     assert set(re.findall(r"WITNESS (.*)", done.stderr)) == {"0 journal.0", "0 a", "0 b", "0 c", "1 b"}
-    assert json.loads(done.stdout)["digest"] == json.loads((alone / "soup.json").read_text())["digest"]
+    answer = done.stdout[done.stdout.index("{") :]  # some releases of torch say there that processes are connected
+    assert json.loads(answer)["digest"] == json.loads((alone / "soup.json").read_text())["digest"]
     assert weights(tmp_path / "soup") == weights(alone)
     # The processes divided the files whose sha256 was not known, and the recipe has them all.
     for name in ("soup.json", "soup.yaml"):

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable
 
-import httpx2
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import (
@@ -22,12 +21,13 @@ from huggingface_hub.errors import (
 from hf_soup._util.parallel import in_parallel
 from hf_soup.errors import PublishError, ResolveError
 from hf_soup.hub import client, repo as hub
+from hf_soup.hub.http import httpx
 from hf_soup.hub.push import require_token
 
 
-def answer(status: int, **headers: str) -> httpx2.Response:
-    request = httpx2.Request("GET", "https://huggingface.co/api?signature=secret")
-    return httpx2.Response(status, headers={name.replace("_", "-"): value for name, value in headers.items()},
+def answer(status: int, **headers: str) -> httpx.Response:
+    request = httpx.Request("GET", "https://huggingface.co/api?signature=secret")
+    return httpx.Response(status, headers={name.replace("_", "-"): value for name, value in headers.items()},
                            request=request)  # fmt: skip
 
 
@@ -46,8 +46,8 @@ def failure(status: int, kind: type[HfHubHTTPError] = HfHubHTTPError, said: str 
         (failure(403, said="Only for members."), "no right to do this. Only for members.", "hf auth whoami"),
         (failure(429), "rate limit", "Wait some minutes"),
         (failure(502), "the Hub answered 502.", "Try again later"),
-        (httpx2.ConnectError("refused"), "cannot be reached (ConnectError)", "HF_ENDPOINT"),
-        (httpx2.ReadTimeout("slow"), "cannot be reached (ReadTimeout)", "Check the network"),
+        (httpx.ConnectError("refused"), "cannot be reached (ConnectError)", "HF_ENDPOINT"),
+        (httpx.ReadTimeout("slow"), "cannot be reached (ReadTimeout)", "Check the network"),
         (OfflineModeIsEnabled("offline"), "offline mode is on", "Unset HF_HUB_OFFLINE"),
         (EntryNotFoundError("gone"), "the file is not in the repo", ""),
         (HFValidationError("no name"), "neither a folder nor a Hub id", "`owner/name`"),
@@ -70,7 +70,7 @@ def test_every_failure_has_one_wording(error: Exception, said: str, hint: str) -
 @pytest.mark.parametrize("address", ["http://me:secret@127.0.0.1:9", "me:secret@127.0.0.1:9"])
 def test_the_hubs_address_is_shown_without_a_password(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", address)
-    said = client.explain(httpx2.ConnectError("refused"), "'acme/a'")
+    said = client.explain(httpx.ConnectError("refused"), "'acme/a'")
     assert "127.0.0.1:9 cannot be reached" in said.message
     assert "me" not in client.endpoint()
     assert "secret" not in str(said)
@@ -93,10 +93,10 @@ def test_an_error_of_ours_stays_what_it_is() -> None:
     [
         *((failure(status), True) for status in (408, 425, 429, 500, 502, 503, 504)),
         *((failure(status), False) for status in (400, 401, 403, 404, 412, 416)),
-        (httpx2.ReadError("reset"), True),
-        (httpx2.RemoteProtocolError("closed"), True),
-        (httpx2.ConnectTimeout("slow"), True),
-        (httpx2.UnsupportedProtocol("ftp"), False),
+        (httpx.ReadError("reset"), True),
+        (httpx.RemoteProtocolError("closed"), True),
+        (httpx.ConnectTimeout("slow"), True),
+        (httpx.UnsupportedProtocol("ftp"), False),
         (ValueError("no"), False),
     ],
     ids=str,
@@ -108,9 +108,9 @@ def test_only_what_may_pass_is_tried_again(error: Exception, passing: bool) -> N
 @pytest.mark.parametrize(
     ("error", "attempt", "low", "high"),
     [
-        (httpx2.ReadError("reset"), 0, 0.5, 0.6),
-        (httpx2.ReadError("reset"), 3, 4.0, 4.8),
-        (httpx2.ReadError("reset"), 9, 8.0, 9.6),
+        (httpx.ReadError("reset"), 0, 0.5, 0.6),
+        (httpx.ReadError("reset"), 3, 4.0, 4.8),
+        (httpx.ReadError("reset"), 9, 8.0, 9.6),
         (failure(429, Retry_After="20"), 0, 20.0, 24.0),
         (failure(429, Retry_After="86400"), 0, 60.0, 72.0),
         (failure(429, RateLimit='"api";r=0;t=30'), 0, 30.0, 36.0),
@@ -139,8 +139,8 @@ def test_what_does_not_pass_is_raised_at_once(monkeypatch: pytest.MonkeyPatch) -
     for error, times in (
         (failure(404), 1),
         (failure(503), client.ATTEMPTS),
-        (httpx2.ConnectError("refused"), 3),
-        (httpx2.ReadError("reset"), client.ATTEMPTS),
+        (httpx.ConnectError("refused"), 3),
+        (httpx.ReadError("reset"), client.ATTEMPTS),
     ):
         calls.clear()
         with pytest.raises(type(error)):

@@ -43,7 +43,9 @@ def built(model_class: Any, config: Any, folder: Path, seed: int = 0) -> tuple[d
     """Config and tensors as the library writes them, of a model with initial weights."""
     torch.manual_seed(seed)
     model_class(config).save_pretrained(folder)
-    return json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+    # Copies, as a file that is written over in place changes what was loaded from it.
+    tensors = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
+    return json.loads((folder / "config.json").read_text()), tensors
 
 
 def nearby(tensors: Tensors, seed: int, scale: float = 0.1) -> Tensors:
