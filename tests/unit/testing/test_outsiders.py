@@ -103,7 +103,7 @@ def test_the_page_is_a_package_that_keeps_the_contract(outcome: str) -> None:
 @pytest.mark.parametrize(
     ("test_class", "message"),
     [
-        ("TestCareless", "the tensor of ingredient 0 was changed:\ntensor(["),
+        ("TestCareless", "the tensor of ingredient 0 was changed: 38 of 40 elements differ. Element "),
         ("TestFirst", "in the other order the ingredients give something else"),
         ("TestNarrow", "assert torch.bfloat16 == torch.float32"),
         ("TestAsking", "it asked for a score, and `needs_score=False` says that it does not"),
