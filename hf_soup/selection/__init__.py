@@ -117,6 +117,7 @@ class Selection(Registered):
         picks: ``picks(count, **parameters)``: of so many ingredients in order the numbers of those that go in at all,
             so that only those are opened, and the parameters with which they are selected then.
         method: The method with parameters that its weights are for, as a recipe has it; by default the mean.
+        reweighs: Whether it changes the ratios of the weights; else it only says who goes in.
     """
 
     needs_score: bool
@@ -124,6 +125,7 @@ class Selection(Registered):
     check: Callable[..., None] = lambda weights, **parameters: None
     picks: Callable[..., tuple[Sequence[int], dict[str, Any]]] | None = None
     method: Mapping[str, Any] = field(default_factory=dict)
+    reweighs: bool = False
 
 
 SELECTIONS: Registry[Selection] = Registry("selection")

@@ -16,7 +16,7 @@ _STEPS = 100
 _MOST = 100_000
 
 
-@selection(needs_score=True, learns="loss")
+@selection(needs_score=True, learns="loss", reweighs=True)
 def learned(
     weights: Weights,
     descent: Objective,

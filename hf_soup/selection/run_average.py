@@ -40,7 +40,7 @@ def _recent(count: int, last: int, stride: int) -> list[int]:
     return sorted(numbers[:last] if last else numbers)
 
 
-@selection(needs_score=False, picks=_picks)
+@selection(needs_score=False, picks=_picks, reweighs=True)
 def run_average(
     weights: Weights,
     score: ScoreFunction,

@@ -37,6 +37,8 @@ ONLY = {
     "pylatexenc": ("hf_soup.cli.method_help",),
     "matplotlib": ("hf_soup.publishing.plots",),
     "sklearn": ("hf_soup.evaluation", "hf_soup.demo"),
+    "pytest": ("hf_soup.testing",),
+    "hypothesis": ("hf_soup.testing",),
 }
 #: Room → all that it may import beside the standard library and itself.
 MAY = {
@@ -54,6 +56,16 @@ MAY = {
     },
     "hf_soup._util": {"torch", "tqdm", "yaml", "hf_soup.errors"},
     "hf_soup.local_hub": {"filelock", "starlette", "uvicorn", "yaml", "hf_soup.errors", "hf_soup._util"},
+    "hf_soup.testing": {
+        "torch",
+        "numpy",
+        "pytest",
+        "hypothesis",
+        "hf_soup.errors",
+        "hf_soup.methods",
+        "hf_soup.selection",
+        "hf_soup._util.lazy",
+    },
     "hf_soup.publishing.plots": {"numpy", "matplotlib", "hf_soup._util", "hf_soup.recipe"},
 }
 #: Rooms in which each file is one thing that others use.

@@ -1,0 +1,154 @@
+"""The shipped test classes, as another package uses them: the one of docs/extending.md, and broken ones."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hf_soup
+
+PAGE = Path(__file__).parents[3] / "docs" / "extending.md"
+#: Broken method → what the page's method does, and what it does in its place.
+BROKEN = {
+    "careless": ("    if len(tensors)", "    tensors[0].mul_(2)\n    if len(tensors)"),
+    "first": ("torch.stack([tensor.to(accumulator(tensors)) for tensor in tensors]).median(0).values",
+              "tensors[0].to(accumulator(tensors), copy=True)"),
+    "narrow": (".median(0).values", ".median(0).values.to(tensors[0].dtype)"),
+}  # fmt: skip
+TESTS = """
+class TestCareless(MethodTests):
+    method = "careless"
+
+class TestFirst(MethodTests):
+    method = "first"
+
+class TestNarrow(MethodTests):
+    method = "narrow"
+
+class TestAsking(SelectionTests):
+    selection = "asking"
+
+class TestEvening(SelectionTests):
+    selection = "evening"
+"""
+#: A test by which each is noticed; all of them would take long.
+NOTICED = (
+    "TestMedian or TestAboveMedian or (TestCareless and is_not_changed) or (TestFirst and order) "
+    "or (TestNarrow and the_shape_stays) or (TestAsking and can_be_made) or (TestEvening and can_be_made)"
+)
+
+
+def blocks() -> dict[str, str]:
+    """The files that the page shows, by the names in their first lines."""
+    found = re.findall(r"```(?:python|toml)\n# (\S+)\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    return dict(found)
+
+
+@pytest.fixture(scope="module")
+def outcome(module_path: Path) -> str:
+    """What pytest prints in the package's folder."""
+    files = blocks()
+    method, selection = files["acme_soups/median.py"], files["acme_soups/above_median.py"]
+    entries = {"methods": {"median": "median"}, "selections": {"above_median": "above_median"}}
+    for name, (right, wrong) in BROKEN.items():
+        assert right in method
+        files[f"acme_soups/{name}.py"] = method.replace(right, wrong).replace("median(", f"{name}(", 1)
+        entries["methods"][name] = name
+    for name, (right, wrong) in {
+        "asking": ("needs_score=True", "needs_score=False"),
+        "evening": ("weights[name] for name", "1.0 for name"),
+    }.items():
+        assert right in selection
+        files[f"acme_soups/{name}.py"] = selection.replace(right, wrong).replace("above_median(", f"{name}(")
+        entries["selections"][name] = name
+    files["acme_soups/__init__.py"] = ""
+    files["tests/test_contract.py"] += TESTS
+    # As an installer leaves it.
+    files["acme_soups-1.0.dist-info/METADATA"] = "Metadata-Version: 2.1\nName: acme-soups\nVersion: 1.0\n"
+    files["acme_soups-1.0.dist-info/entry_points.txt"] = "\n".join(
+        line
+        for group, modules in entries.items()
+        for line in (f"[hf_soup.{group}]", *(f"{name} = acme_soups.{module}" for name, module in modules.items()))
+    )
+    for name, text in files.items():
+        (module_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (module_path / name).write_text(text)
+    paths = [module_path, Path(hf_soup.__file__).parents[1], os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-rA", "--tb=short", "-k", NOTICED],
+        cwd=module_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout + done.stderr
+
+
+def results(outcome: str, result: str, test_class: str) -> list[str]:
+    return re.findall(rf"^{result} \S+::{test_class}::(\S+)", outcome, re.MULTILINE)
+
+
+def test_the_page_is_a_package_that_keeps_the_contract(outcome: str) -> None:
+    for test_class, least in (("TestMedian", 40), ("TestAboveMedian", 8)):
+        assert len(results(outcome, "PASSED", test_class)) >= least, outcome
+        assert not results(outcome, "(?:FAILED|ERROR)", test_class), outcome
+
+
+@pytest.mark.parametrize(
+    ("test_class", "message"),
+    [
+        ("TestCareless", "the tensor of ingredient 0 was changed: 38 of 40 elements differ. Element "),
+        ("TestFirst", "in the other order the ingredients give something else"),
+        ("TestNarrow", "assert torch.bfloat16 == torch.float32"),
+        ("TestAsking", "it asked for a score, and `needs_score=False` says that it does not"),
+        ("TestEvening", "a selection that changes their ratios is registered with `reweighs=True`"),
+    ],
+)
+def test_what_breaks_it_is_said(outcome: str, test_class: str, message: str) -> None:
+    assert results(outcome, "FAILED", test_class), outcome
+    start = outcome.index(f"{test_class}.test_")
+    assert message in re.sub(r"\nE +", "\n", outcome[start:]), outcome[start:]
+
+
+def test_a_name_that_there_is_not(tmp_path: Path) -> None:
+    for file, text in (("test_one.py", "method = 'medain'"), ("test_two.py", "pass")):
+        (tmp_path / file).write_text(
+            f"from hf_soup.testing import MethodTests\nclass TestIt(MethodTests):\n    {text}\n"
+        )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode
+    assert "There is no method 'medain'. It is found when its package is installed with an entry point" in done.stdout
+    assert 'The class names no method: write `method = "name"` into it.' in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_without_pytest_it_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['hypothesis'] = None\n"
+        "try: import hf_soup.testing\n"
+        "except ModuleNotFoundError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "there is no hypothesis: pip install 'hf-soup[testing]'" in done.stdout
+
+
+def test_nothing_else_of_the_package_loads_it() -> None:
+    code = (
+        "import sys\n"
+        "from hf_soup import Recipe, check, cook, score, search, verify\n"
+        "print(sorted({'pytest', 'hypothesis', 'hf_soup.testing'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[]"]
