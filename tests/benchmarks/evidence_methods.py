@@ -3,10 +3,10 @@
     python tests/benchmarks/evidence_methods.py [--folder DIR] [--zoo digits|texts] [--seeds N] [--write PAGE]
 
 Makes the tables of docs/evidence.md. Trains the zoos of `evidence_zoo.py` (constant rate) and `fusion_zoo.py`, cooks a
-soup for every row with `hf_soup.cook`, and measures it on test data, which nothing is chosen by. A method's scale, or what it has in its
-place, is tried on validation data (``searched``) and left as its paper has it. What was measured is kept in DIR, row by
-row. Then every method is run once more on the first zoo of text tasks, as a process of its own, for time and memory;
---write replaces the tables of the page.
+soup for every row with `hf_soup.cook`, and measures it on test data, which nothing is chosen by. A method's scale, or
+what it has in its place, is tried on validation data (``searched``) and left as its paper has it. What was measured is
+kept in DIR, row by row. Then every method is run once more on the first zoo of text tasks, as a process of its own, for
+time and memory; --write replaces the tables of the page.
 """
 
 from __future__ import annotations
