@@ -1,12 +1,12 @@
-"""Every method on the same zoos, for docs/evidence.md: soups of one task, fusion of four tasks, and one run.
+"""Every method on the same zoos, and selections that weigh: soups of one task, fusion of four tasks, and one run.
 
     python tests/benchmarks/evidence_methods.py [--folder DIR] [--zoo digits|texts] [--seeds N] [--write PAGE]
 
-Trains the zoos of `evidence_zoo.py` (constant rate) and `fusion_zoo.py`, cooks a soup for every row with
-`hf_soup.cook`, and measures it on test data, which nothing is chosen by. A method's scale, or what it has in its
-place, is tried on validation data (``searched``) and left as its paper has it. What was measured is kept in DIR, row by
-row. Then every method is run once more on the first zoo of text tasks, as a process of its own, for time and memory;
---write replaces the tables of the page.
+Makes the tables of docs/evidence.md. Trains the zoos of `evidence_zoo.py` (constant rate) and `fusion_zoo.py`, cooks a
+soup for every row with `hf_soup.cook`, and measures it on test data, which nothing is chosen by. A method's scale, or
+what it has in its place, is tried on validation data (``searched``) and left as its paper has it. What was measured is
+kept in DIR, row by row. Then every method is run once more on the first zoo of text tasks, as a process of its own, for
+time and memory; --write replaces the tables of the page.
 """
 
 from __future__ import annotations
@@ -54,7 +54,15 @@ ROWS = {
     ("texts", "fine-tunes"): {"validation": 300, "test": 400},
     ("texts", "tasks"): {"validation": 100, "test": 150},
 }
-RUNS: dict[str, dict[str, Any]] = {"swa": {}, "lawa": {"last": 5}, "ema": {}}
+#: Title → a selection in the place of a method: averages over one run, and what is learned from answers without labels.
+RUNS: dict[str, dict[str, Any]] = {
+    "run_average": {"name": "run_average"},
+    "run_average, last 5": {"name": "run_average", "last": 5},
+    "run_average, ema": {"name": "run_average", "schedule": "ema"},
+}
+ENTROPY = "entropy"
+SELECTIONS = {**RUNS, ENTROPY: {"name": "entropy"}}
+ROW_TITLES = sorted([*METHODS, *SELECTIONS])
 #: Two models at most.
 PAIRS = ("slerp",)
 LINEAR, SINGLE, START, OWN = "linear", "best single", "start", "each its own task"
@@ -102,16 +110,19 @@ class Kitchen:
         )
 
     def method(self, name: str, models: Sequence[str], *, searched: bool) -> dict[str, Any]:
-        """What a recipe says of a method: as its paper has it, or with the values that are tried."""
-        said: dict[str, Any] = {"method": {"name": name, **RUNS.get(name, {})}}
+        """What a recipe says of a method or selection: as its paper has it, or with the values that are tried."""
+        if name in SELECTIONS:
+            # What learns from unlabelled rows learns nothing from rows that all models were trained on.
+            learned = {"calibration": self._data("validation")} if name == ENTROPY else {}
+            return {"select": SELECTIONS[name], **learned}
+        said: dict[str, Any] = {"method": {"name": name}}
         if searched:
             count = len(models) if METHODS[name].sums else 1
             scales = [round(scale / count, 6) for scale in SCALES[self.kind]]
             said["method"] |= SEARCHED.get(name, {"scale": scales})
             said["validation"] = self.scorings["validation"]
         if METHODS[name].statistics:
-            # What learns from unlabelled rows learns nothing from rows that all models were trained on.
-            said["calibration"] = self._data("validation" if name == "adamerging" else "train")
+            said["calibration"] = self._data("train")
         return said
 
     def cook(self, models: Sequence[str], **changes: Any) -> tuple[Path, dict[str, Any]]:
@@ -153,8 +164,8 @@ def measure(kitchen: Kitchen) -> dict[str, Any]:
             "seconds": time.perf_counter() - started,
         }
         kept.write_text(json.dumps(rows, indent=1) + "\n")
-        shown = " ".join(f"{column} {mean(rows[title], column):.3f}" for column in columns)
-        print(f"  {kitchen.zoo.name}, {title}: {shown}, {rows[title]['seconds']:.1f} s, {method}", flush=True)
+        means = " ".join(f"{column} {mean(rows[title], column):.3f}" for column in columns)
+        print(f"  {kitchen.zoo.name}, {title}: {means}, {rows[title]['seconds']:.1f} s, {method}", flush=True)
 
     if kitchen.layout == "run":
         paths = sorted((kitchen.zoo / "run").iterdir(), key=lambda path: int(path.name.partition("-")[2]))
@@ -168,12 +179,12 @@ def measure(kitchen: Kitchen) -> dict[str, Any]:
     good = [name for name in kitchen.models if "poor" not in name]
     best = sorted(good, key=lambda name: -mean(rows[name], "validation"))[:2]
     row("greedy", kitchen.models, select="greedy", validation=kitchen.scorings["validation"])
-    for name in METHODS:
+    for name in [*METHODS, ENTROPY]:
         quick = (kitchen.kind, kitchen.layout) != ("texts", "fine-tunes")
-        if name in RUNS or (name == "adamerging" and not quick):
-            continue  # the second takes minutes a soup, and is for several tasks
+        if name == ENTROPY and not quick:
+            continue  # it takes minutes a soup, and is for several tasks
         for searched in (False, True) if quick else (False,):
-            if searched and name not in SEARCHED and "scale" not in METHODS[name].parameters:
+            if searched and (name == ENTROPY or (name not in SEARCHED and "scale" not in METHODS[name].parameters)):
                 continue
             title = f"{name}, searched" if searched else name
             if name in PAIRS:
@@ -213,7 +224,7 @@ def soups(zoos: Sequence[dict[str, Any]]) -> list[str]:
     head += ["searched, against linear", "shifted, against linear", "with the poor one, %"] if wide else []
     rows = []
     for title in (SINGLE, "greedy", *methods(zoos)):
-        row = [f"`{title}`" if title in METHODS else title, percent(zoos, title, "test")]
+        row = [shown(title), percent(zoos, title, "test")]
         row.append("" if title == LINEAR else against(zoos, title, LINEAR, "test"))
         if wide:
             tried, poor = f"{title}, searched", f"{title}, poor"
@@ -236,7 +247,7 @@ def fusion(zoos: Sequence[dict[str, Any]]) -> list[str]:
         }
     rows = []
     for title in (START, SINGLE, OWN, JOINT, "greedy", *methods(zoos)):
-        row = [f"`{title}`" if title in METHODS else title, percent(zoos, title, "test")]
+        row = [shown(title), percent(zoos, title, "test")]
         row.append(f"{100 * np.mean([min(zoo[title]['test']) for zoo in zoos]):.1f}")
         row.append("" if title == LINEAR else against(zoos, title, LINEAR, "test"))
         tried = f"{title}, searched"
@@ -257,7 +268,7 @@ def run(zoos: Sequence[dict[str, Any]]) -> list[str]:
     chosen(zoos, "best checkpoint", every)
     rows = []
     for title in (every[-1], "best checkpoint", *RUNS):
-        row = [f"`{title}`" if title in METHODS else title.replace(every[-1], "last checkpoint")]
+        row = [shown(title).replace(every[-1], "last checkpoint")]
         for column in [column for column in ("test", "shifted") if column in zoos[0][title]]:
             row += [percent(zoos, title, column), "" if title == every[-1] else against(zoos, title, every[-1], column)]
         rows.append(row)
@@ -266,14 +277,20 @@ def run(zoos: Sequence[dict[str, Any]]) -> list[str]:
 
 def methods(zoos: Sequence[Mapping[str, Any]]) -> list[str]:
     """Those of which every zoo has a row."""
-    return [name for name in METHODS if all(name in zoo for zoo in zoos)]
+    return [title for title in ROW_TITLES if all(title in zoo for zoo in zoos)]
+
+
+def shown(title: str) -> str:
+    """A row's title, with what a recipe names as code."""
+    name, *parameters = title.split(", ")
+    return ", ".join([f"`{name}`", *parameters]) if title in ROW_TITLES else title
 
 
 def costs(kitchen: Kitchen) -> list[str]:
     """Time and memory of every method with text models, each in a process of its own, as its paper has it."""
     kept = kitchen.zoo / "costs.json"
     rows: dict[str, list[str]] = json.loads(kept.read_text()) if kept.exists() else {}
-    for name in [each for each in METHODS if each not in rows]:
+    for name in [title for title in ROW_TITLES if title not in rows]:
         models = kitchen.models[: 2 if name in PAIRS else None]
         method = kitchen.method(name, models, searched=False)
         recipe = kitchen.out / "recipe.yaml"
@@ -284,11 +301,11 @@ def costs(kitchen: Kitchen) -> list[str]:
         shutil.rmtree(home, ignore_errors=True)
         words = [sys.executable, "-m", "hf_soup", "cook", recipe, "-o", out, "--quiet"]
         took = family.run(words, subprocess.DEVNULL, subprocess.DEVNULL, {**os.environ, "HF_HOME": str(home)})
-        rows[name] = [f"`{name}`", f"{took.wall:.1f}", f"{took.cpu:.1f}", f"{took.peak:.0f}"]
+        rows[name] = [shown(name), f"{took.wall:.1f}", f"{took.cpu:.1f}", f"{took.peak:.0f}"]
         kept.write_text(json.dumps(rows))
         print(f"  {rows[name]}", flush=True)
     about = "Whole processes: four fine-tunes and the ancestor, 91 MB each (`slerp`: two), nothing remembered."
-    return [about, "", *table(["", "wall, s", "CPU, s", "peak memory, MB"], [rows[name] for name in METHODS])]
+    return [about, "", *table(["", "wall, s", "CPU, s", "peak memory, MB"], [rows[title] for title in ROW_TITLES])]
 
 
 def main() -> None:
@@ -314,8 +331,8 @@ def main() -> None:
                     zoo = fusion_zoo.make(kind, layout, folder, seed)
                 with tempfile.TemporaryDirectory(prefix="soups-", dir=folder) as out:
                     zoos.append(measure(Kitchen(kind, layout, zoo, Path(out))))
-            shown = {"fine-tunes": soups, "tasks": fusion, "run": run}[layout](zoos)
-            lines += [f"### {kind}: {titles[layout]}", "", f"{len(zoos)} seeds.", "", *shown]
+            tables = {"fine-tunes": soups, "tasks": fusion, "run": run}[layout](zoos)
+            lines += [f"### {kind}: {titles[layout]}", "", f"{len(zoos)} seeds.", "", *tables]
     if not options.no_costs:
         with tempfile.TemporaryDirectory(prefix="soups-", dir=folder) as out:
             first = fusion_zoo.make("texts", "tasks", folder, 0)

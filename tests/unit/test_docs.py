@@ -192,8 +192,8 @@ def test_the_command_reference_is_what_help_says() -> None:
 
 
 def test_links_between_pages_lead_somewhere() -> None:
-    """Every relative link in the README and in docs/ names a file that exists."""
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    """Every relative link in the README, CONTRIBUTING and docs/ names a file that exists."""
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
