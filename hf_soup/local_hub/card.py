@@ -83,45 +83,9 @@ def problems(text: str) -> list[str]:
             found.append(f'"{key}" must be a string')
     if card.get("base_model_relation", "finetune") not in _RELATIONS:
         found.append(f'"base_model_relation" must be one of {", ".join(_RELATIONS)}')
-    index = card.get("model-index", [])
-    if not isinstance(index, list):
-        return [*found, '"model-index" must be an array']
-    return found + [wrong for number, entry in enumerate(index) for wrong in _faults(entry, f"model-index[{number}]")]
-
-
-def _faults(entry: object, where: str) -> list[str]:
-    """What is wrong with a model and its results, after the specification in hub-docs' `modelcard.md`."""
-    found = [] if _text(entry, "name") else [f'"{where}.name" is required']
-    results = entry.get("results") if isinstance(entry, dict) else None
-    if not isinstance(results, list):
-        return [*found, f'"{where}.results" must be an array']
-    for number, result in enumerate(results):
-        at = f"{where}.results[{number}]"
-        parts = {key: result.get(key) if isinstance(result, dict) else None for key in ("task", "dataset", "metrics")}
-        required = [(parts["task"], "task", "type"), (parts["dataset"], "dataset", "type")]
-        required.append((parts["dataset"], "dataset", "name"))
-        metrics = parts["metrics"] if isinstance(parts["metrics"], list) else []
-        required += [(metric, f"metrics[{place}]", "type") for place, metric in enumerate(metrics)]
-        found += [f'"{at}.{part}.{key}" is required' for value, part, key in required if not _text(value, key)]
-        found += [] if metrics else [f'"{at}.metrics" must be an array of metrics']
-        found += [
-            f'"{at}.metrics[{place}].value" is required'
-            for place, metric in enumerate(metrics)
-            if not isinstance(metric, dict) or metric.get("value") is None
-        ]
-        dataset = parts["dataset"] if isinstance(parts["dataset"], dict) else {}
-        found += [
-            f'"{at}.dataset.{key}" must be a string'
-            for key in ("config", "split", "revision")
-            if not isinstance(dataset.get(key, ""), str)
-        ]
-        if _text(dataset, "type") and not _ID.fullmatch(dataset["type"]):
-            found.append(f'"{at}.dataset.type" is not a dataset id: {dataset["type"]!r}')
+    if not isinstance(card.get("model-index", []), list):
+        found.append('"model-index" must be an array')
     return found
-
-
-def _text(value: object, key: str) -> bool:
-    return isinstance(value, dict) and isinstance(value.get(key), str) and bool(value[key])
 
 
 def describe(
