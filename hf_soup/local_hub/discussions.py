@@ -1,7 +1,7 @@
-"""What people say to each other about a repo: discussions, and pull requests with the commits that they offer.
+"""Pull requests: discussions with the commits that they offer, which are the only ones here.
 
-Both are counted together, as on the Hub. A pull request is a discussion with a ``base``: the commit of main that it
-starts from. Everything else is a list of events, the first of which is the description.
+Each has a ``base``, the commit of main that it starts from, and a list of events, the first of which is the
+description.
 """
 
 from collections.abc import Mapping
@@ -13,16 +13,16 @@ from starlette.responses import JSONResponse, Response
 from hf_soup.local_hub.store import HubError, event
 from hf_soup.local_hub.wire import Call, Endpoint, number_in
 
-_STATUS = {"open": ("open", "draft"), "closed": ("closed", "merged")}
+_STATUS = {"open": ("open",), "closed": ("closed", "merged")}
 
 
 async def list_discussions(call: Call) -> Response:
-    """Discussions and pull requests, youngest first."""
+    """Pull requests, youngest first."""
     kind, status, author = (call.query.get(key) for key in ("type", "status", "author"))
     chosen = [
         _shown(call, each)
         for each in reversed(call.repo.discussions)
-        if kind in (None, "all", "pull_request" if "base" in each else "discussion")
+        if kind in (None, "all", "pull_request")
         and (status in (None, "all") or each["status"] in _STATUS.get(status, ()))
         and author in (None, each["author"]["name"])
     ]
@@ -35,8 +35,6 @@ async def discussion(call: Call) -> Response:
     """One of them with its events: the description, then the others and the commits in their order."""
     about = _found(call)
     answer = {**_shown(call, about), "events": list(about.get("events", []))}
-    if "base" not in about:
-        return JSONResponse(answer)
     offered = call.store.history(call.repo, call.store.revision(call.repo, f"refs/pr/{about['num']}"))
     commits = [
         {"id": c.sha, "type": "commit", "createdAt": c.date, "author": {"name": c.author}}
@@ -47,18 +45,6 @@ async def discussion(call: Call) -> Response:
     changes = {"base": "refs/heads/main", **({"mergeCommitId": about["merged"]} if "merged" in about else {})}
     conflicts = [] if about["status"] == "merged" else _merged(call, about)[1]
     return JSONResponse({**answer, "changes": changes, "filesWithConflicts": conflicts, "diff": ""})
-
-
-async def create_discussion(call: Call) -> Response:
-    """A discussion, or a pull request that offers nothing yet and is a draft."""
-    user, body = call.writer(), await call.json()
-    title = _text(body, "title").strip()
-    if not 3 <= len(title) <= 200:
-        raise HubError(400, f"A title has 3 to 200 characters, not {len(title)}.")
-    base = call.store.revision(call.repo, "main") if body.get("pullRequest") else None
-    num = call.store.open_discussion(call.repo, (title, _text(body, "description"), user), base)
-    url = call.address(call.repo.kind, call.repo.id, "discussions", str(num))
-    return JSONResponse({"num": num, "pullRequest": base is not None, "url": url})
 
 
 async def change_status(call: Call) -> Response:
@@ -73,11 +59,11 @@ async def change_status(call: Call) -> Response:
 
 
 async def merge(call: Call) -> Response:
-    """Put what a pull request offers on main, as one commit; the Hub merges no drafts."""
+    """Put what a pull request offers on main, as one commit."""
     user = call.writer(call.repo.namespace)
     with call.store.lock:
         about = _found(call)
-        if "base" not in about or about["status"] != "open":
+        if about["status"] != "open":
             raise HubError(400, f"Discussion {about['num']} is no open pull request.")
         files, conflicts = _merged(call, about)
         if conflicts:
@@ -113,21 +99,13 @@ def _add(call: Call, made: dict[str, Any], **changes: str) -> dict[str, Any]:
     return made
 
 
-def _text(body: Mapping[str, Any], key: str) -> str:
-    value = body.get(key)
-    if not isinstance(value, str) or len(value) > 65_536:
-        raise HubError(400, f"{key!r} must be a text of at most 65536 characters.")
-    return value
-
-
 def _shown(call: Call, about: Mapping[str, Any]) -> dict[str, Any]:
     shown = {key: about[key] for key in ("num", "title", "author", "createdAt", "status")}
-    return {**shown, "isPullRequest": "base" in about, "repo": {"name": call.repo.id, "type": call.repo.kind}}
+    return {**shown, "isPullRequest": True, "repo": {"name": call.repo.id, "type": call.repo.kind}}
 
 
 ROUTES: dict[str, Endpoint] = {
     "GET /api/{kind}/{id}/discussions": list_discussions,
-    "POST /api/{kind}/{id}/discussions": create_discussion,
     "GET /api/{kind}/{id}/discussions/{num}": discussion,
     "POST /api/{kind}/{id}/discussions/{num}/status": change_status,
     "POST /api/{kind}/{id}/discussions/{num}/merge": merge,

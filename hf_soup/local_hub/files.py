@@ -127,7 +127,7 @@ async def commit(call: Call) -> Response:
     repo, answer = call.repo, {"success": True, "hookOutput": ""}
     if call.flag("create_pr"):
         base = call.store.revision(repo, parent) if parent else call.commit()
-        num = call.store.open_discussion(repo, note, base, changes)
+        num = call.store.open_pull_request(repo, note, base, changes)
         sha = repo.refs[f"refs/pr/{num}"]
         answer["pullRequestUrl"] = call.address(repo.kind, repo.id, "discussions", str(num))
     else:

@@ -223,16 +223,6 @@ async def create_tag(call: Call) -> Response:
     return _new_ref(call, "tags", (await call.json())["tag"], call.params["rev"])
 
 
-async def delete_tag(call: Call) -> Response:
-    """Delete a tag; what it named stays."""
-    call.writer(call.repo.namespace)
-    with call.store.lock:
-        if call.repo.refs.pop(f"refs/tags/{call.params['rev']}", None) is None:
-            raise HubError(404, f"There is no tag {call.params['rev']:.120}.", "RevisionNotFound")
-        call.store.save(call.repo)
-    return JSONResponse({"success": True})
-
-
 def _new_ref(call: Call, kind: str, name: str, revision: str) -> Response:
     call.writer(call.repo.namespace)
     ref, sha = f"refs/{kind}/{valid_ref(name)}", call.store.revision(call.repo, revision).sha
@@ -261,5 +251,4 @@ ROUTES: dict[str, Endpoint] = {
     "GET /api/{kind}/{id}/commits/{rev}": commits,
     "POST /api/{kind}/{id}/branch/{rev}": create_branch,
     "POST /api/{kind}/{id}/tag/{rev}": create_tag,
-    "DELETE /api/{kind}/{id}/tag/{rev}": delete_tag,
 }

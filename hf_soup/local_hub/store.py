@@ -300,22 +300,13 @@ class Store:
             self.save(repo)
             return made
 
-    def open_discussion(
-        self, repo: Repo, note: Note, base: Commit | None, changes: Sequence[Change] | None = None
-    ) -> int:
-        """Begin a discussion, or with a ``base`` a pull request, and return its number.
-
-        Changes are put beside main as one commit; as long as a pull request offers nothing it is a draft.
-        """
+    def open_pull_request(self, repo: Repo, note: Note, base: Commit, changes: Sequence[Change]) -> int:
+        """Put changes beside main as one commit, offer them in a pull request, and return its number."""
         with self.lock:
-            offered = base if base is None or changes is None else self._write(repo, base, changes, note)
             num, first = 1 + len(repo.discussions), event("comment", note[2], raw=note[1])
             about = {"num": num, "title": note[0], "author": first["author"], "createdAt": first["createdAt"]}
-            status = "draft" if base and changes is None else "open"
-            repo.discussions.append({**about, "status": status, "events": [first]})
-            if base and offered:
-                repo.discussions[-1]["base"] = base.sha
-                repo.refs[f"refs/pr/{num}"] = offered.sha
+            repo.discussions.append({**about, "status": "open", "events": [first], "base": base.sha})
+            repo.refs[f"refs/pr/{num}"] = self._write(repo, base, changes, note).sha
             self.save(repo)
             return num
 

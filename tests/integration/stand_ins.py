@@ -86,7 +86,7 @@ def bot_pull_request(
     """Open a pull request on main's head as somebody else would, who has no token here."""
     repo = hub.store.repos["model", repo_id]
     changes = [hub.store.put(path, content) for path, content in files.items()]
-    hub.store.open_discussion(repo, (title, "", author), hub.store.revision(repo, "main"), changes)
+    hub.store.open_pull_request(repo, (title, "", author), hub.store.revision(repo, "main"), changes)
 
 
 def as_json(value: object) -> bytes:
