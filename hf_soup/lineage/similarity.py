@@ -8,12 +8,14 @@ are as good as orthogonal. docs/lineage.md has the distributions behind the thre
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from scipy.sparse.csgraph import connected_components
 
 from hf_soup._util.text import some
 from hf_soup.checkpoint import Array
@@ -192,13 +194,9 @@ def _by_rows(rows: Mapping[int, Matrix], count: int) -> Matrix:
     return found
 
 
-def group_numbers(linked: Flags) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """For each model the number of the first one that it is linked to; a link passes from one to the next."""
-    count = len(linked)
-    group, either = np.arange(count), linked | linked.T | np.eye(count, dtype=bool)
-    while (least := np.where(either, group, count).min(axis=1, initial=count)).tolist() != group.tolist():
-        group = least[least]  # whom those are linked to, so that a chain takes few turns
-    return group
+def group_numbers(linked: Flags) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """The number of each model's group, in the order of their first members; a link passes from one to the next."""
+    return np.asarray(connected_components(linked, directed=False)[1])
 
 
 def connected_groups(linked: Flags) -> list[list[int]]:
@@ -218,15 +216,10 @@ def _unit(rows: Matrix) -> Array:
 
 
 def _median(stacked: Matrix) -> Matrix:
-    """The median over the first axis of what is a number; NaN where nothing is. Five times as fast as numpy's own."""
-    if not len(stacked):
-        return np.full(stacked.shape[1:], np.nan)
-    known = np.isfinite(stacked)
-    ordered = np.sort(np.where(known, stacked, np.inf), axis=0)
-    count = known.sum(axis=0)
-    low, high = (np.take_along_axis(ordered, np.maximum(0, at)[None], 0)[0] for at in ((count - 1) // 2, count // 2))
-    with np.errstate(invalid="ignore"):
-        return np.where(count > 0, (low + high) / 2, np.nan)
+    """The median over the first axis of what is a number; NaN where nothing is."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # that nothing is
+        return np.asarray(np.nanmedian(np.where(np.isfinite(stacked), stacked, np.nan), axis=0))
 
 
 def _plain(matrix: Matrix, digits: int) -> list[list[float | None]]:
