@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import groupby
 from typing import Literal
 
 from hf_soup._util.text import some
@@ -506,12 +507,9 @@ def _runs_of_rows(order: Sequence[int]) -> list[RowRange]:
     [RowRange(source=2, target=0, count=1), RowRange(source=0, target=1, count=2)]
     """
     runs: list[RowRange] = []
-    for target, source in enumerate(order):
-        last = runs[-1] if runs else None
-        if last and source == last.source + last.count:
-            runs[-1] = RowRange(last.source, last.target, last.count + 1)
-        else:
-            runs.append(RowRange(source, target, 1))
+    for _, rows in groupby(enumerate(order), key=lambda row: row[1] - row[0]):
+        (target, source), *others = rows
+        runs.append(RowRange(source, target, 1 + len(others)))
     return runs
 
 
