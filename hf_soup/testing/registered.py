@@ -99,7 +99,9 @@ def check_that_recipes_find_it(kind: str, entry: Any) -> None:
     """It is built in, or an installed package offers it."""
     registry = REGISTRIES[kind]
     module = entry.function.__module__
-    assert module.startswith("hf_soup.") or registry.distribution(entry.name), (
+    if module.startswith("hf_soup.") or registry.distribution(entry.name):
+        return
+    pytest.fail(
         f"No installed package offers the {kind} '{entry.name}', so no recipe finds it. "
         f"Install yours with this in its pyproject.toml:\n"
         f'[project.entry-points."hf_soup.{kind}s"]\n{entry.name} = "{module}"'

@@ -6,11 +6,15 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 import hf_soup
+from hf_soup.methods import METHODS, Method
+from hf_soup.testing import MethodTests
 
 PAGE = Path(__file__).parents[3] / "docs" / "extending.md"
 #: Broken method → what the page's method does, and what it does in its place.
@@ -132,6 +136,15 @@ def test_a_name_that_there_is_not(tmp_path: Path) -> None:
     assert "There is no method 'medain'. It is found when its package is installed with an entry point" in done.stdout
     assert 'The class names no method: write `method = "name"` into it.' in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_one_that_no_package_offers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lonely(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+        return tensors[0]
+
+    monkeypatch.setitem(METHODS.loaded, "lonely", Method("lonely", lonely, elementwise=True, neutral=None))
+    with pytest.raises(pytest.fail.Exception, match=r'"hf_soup\.methods"]\nlonely = ".*test_outsiders"'):
+        MethodTests().test_recipes_find_it(METHODS["lonely"])
 
 
 def test_without_pytest_it_says_what_to_install() -> None:
