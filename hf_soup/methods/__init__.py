@@ -57,9 +57,8 @@ class Method(Registered):
         statistics: What is collected of the ingredients, for the parameter ``statistics``: ``fisher``, a float32 tensor
             of the tensor's shape with the mean squared gradient of the log-probability of a label that the model draws,
             example by example, over the root mean square of these in the whole model; or ``gram``, for the weight of a
-            linear layer, given as (out, in), the float32 (in, in) mean of :math:`xx^\top` over the layer's inputs; or
-            ``coefficients``, a float32 without dimensions, learned for all ingredients together. The parameter
-            ``calibration`` says how many are looked at.
+            linear layer, given as (out, in), the float32 (in, in) mean of :math:`xx^\top` over the layer's inputs.
+            The parameter ``examples`` says how many are looked at.
         measure: ``measure(slices, weights, **parameters)`` gives what the parameter ``measured`` gets: for `Slices` of
             whole tensors, or of their task vectors.
     """
