@@ -38,7 +38,7 @@ def test_the_recipe_and_the_commands(cli: Callable[..., Any], tmp_path: Path) ->
     """In their order, against stand-ins of the models that they name."""
     (tmp_path / "recipe.yaml").write_text(block("yaml", "ingredients:"))
     commands = [shlex.split(line, comments=True) for line in block("", "hf-soup check").splitlines()]
-    names = ("check", "cook", "push", "score", "verify", "cook")
+    names = ("check", "cook", "push", "score", "verify", "cook", "push")
     assert [command[:2] for command in commands] == [["hf-soup", name] for name in names]
     printed = []
     for command in commands:
@@ -47,7 +47,7 @@ def test_the_recipe_and_the_commands(cli: Callable[..., Any], tmp_path: Path) ->
         printed.append(done.out)
     assert "me/vit-beans-soup" in printed[3]
     assert "identical" in printed[4]
-    assert "/me/vit-beans-soup/discussions/1" in printed[5]
+    assert "/me/vit-beans-soup/discussions/1" in printed[6]
 
 
 def test_the_python(local_hub: LocalHub, environment: dict[str, str], family: Path, tmp_path: Path) -> None:
