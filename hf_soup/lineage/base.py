@@ -32,7 +32,7 @@ def with_base(models: AlignedModels, reference: BaseReference | None, method: st
     Raises:
         IncompatibleError: No base is known, or it cannot be read, or has nothing in common.
     """
-    hint = "Name it: `base: MODEL` in the recipe, or --base MODEL."
+    hint = "Name it: `base_model: MODEL` in the recipe, or --base MODEL."
     if reference is None or not reference.declared:
         pointed = f" The weights point to {reference.model}." if reference else ""
         said = f"`{method}` works on what was learned since the base, and none is known.{pointed}"
