@@ -314,7 +314,7 @@ def test_what_is_no_model_is_said(tmp_path: Path) -> None:
         ("adapter", {"adapter_config.json": "{}"}, "it is an adapter, not a whole model.\nMerge the adapter"),
         ("pickled", {"config.json": "{}", "pytorch_model.bin": "x"}, "only pytorch_model.bin: a pickle can run code"),
         ("empty", {}, "has no config.json: it is not a transformers model.\nIt holds nothing."),
-        ("run", {"checkpoint-20/config.json": "{}"}, "name a checkpoint of it, as checkpoint-20, or `cook` it with"),
+        ("run", {"checkpoint-20/config.json": "{}"}, "name a checkpoint of it, as checkpoint-20, or cook it with"),
         ("weightless", {"config.json": "{}"}, "has no weights"),
         (
             "gguf",

@@ -259,7 +259,7 @@ def test_methods_explain_themselves(cli: Cli) -> None:
     assert found["allowed"] == {"density": "(0, 1]", "scale": "(-inf, inf)", "scope": ["model", "tensor"]}
     assert found["formula"][0].startswith(r"\theta = \theta_0")
     assert "arXiv:2306.01708" in found["reference"]
-    assert cli("methods", "learned", "--json").json["selections"][0]["learns"] is True
+    assert cli("methods", "learned", "--json").json["selections"][0]["learns"] == "loss"
 
 
 def test_a_refusal_has_its_own_exit_code(cli: Cli, family: Path, tmp_path: Path) -> None:
