@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_soup._util.text import middle_out, strings
+from hf_soup._util.text import middle_out
 from hf_soup.checkpoint import Checkpoint
 from hf_soup.errors import IncompatibleError, ResolveError
 from hf_soup.hub import Token
@@ -232,7 +232,9 @@ def _wrapped(text: str) -> str:
 
 def _license(checkpoint: Checkpoint) -> str | None:
     """A card's field that may hold one value, several or none."""
-    return ", ".join(strings(checkpoint.card.get("license"))) or None
+    stated = checkpoint.card.get("license")
+    licenses = stated if isinstance(stated, list) else [] if stated is None else [stated]
+    return ", ".join(map(str, licenses)) or None
 
 
 _VERDICTS = {

@@ -202,7 +202,8 @@ def test_of_two_processes_one_makes_the_entry(digits: Path, donor: Path, entries
         "    print('read\\n', end=''); return read(self, values)\n"
         "tasks.ImageClassification.read = said\n"
         "scoring = Scoring(task='image-classification', dataset=sys.argv[1])\n"
-        "bench, = prepare_datasets([('score', scoring)], folder=Path(sys.argv[2]), config=json.loads(sys.argv[3]))\n"
+        "config = json.loads(sys.argv[3])\n"
+        "bench, = prepare_datasets([('validation', scoring)], folder=Path(sys.argv[2]), config=config)\n"
         "print(bench.fingerprint)"
     )
     environment = {**os.environ, "HF_HOME": str(entries.parents[1])}

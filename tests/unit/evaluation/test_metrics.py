@@ -189,7 +189,7 @@ def test_trusted_code_is_asked_of_the_hub(tmp_path: Path) -> None:
         "from pathlib import Path; from hf_soup.evaluation.preprocessing import prepare_datasets\n"
         "scoring = Scoring(task='text-classification', dataset='/nowhere.csv', metric='acme/own_metric',"
         " trust_remote_code=True)\n"
-        "try: prepare_datasets([('score', scoring)], folder=Path('.'), config={})\n"
+        "try: prepare_datasets([('validation', scoring)], folder=Path('.'), config={})\n"
         "except ScoringError as error: print(error.message); print(error.hint)\n"
     )
     environment: dict[str, Any] = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "home")}
