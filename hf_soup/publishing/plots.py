@@ -8,6 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
 from hf_soup._util.io import write_new
 from hf_soup._util.text import short
 
@@ -22,16 +26,8 @@ _FIGURES = 22
 _ENSEMBLES = ("ensemble", "logit ensemble", "greedy ensemble")
 #: That are told apart by those who see no red or no green, on white and on black.
 _COLORS = {"soup": "#d55e00", "ingredient": "#2f8fd8", "ensemble": "#009e73"}
-#: Of a dark page.
-_DARK = {
-    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "legend.facecolor", "savefig.facecolor"), "#0b0f19"),
-    **dict.fromkeys(
-        ("text.color", "axes.labelcolor", "axes.titlecolor", "axes.edgecolor", "xtick.color", "ytick.color"), "#e5e7eb"
-    ),
-    "grid.color": "#4b5563",
-}
-#: Without the date and version that matplotlib adds, the same numbers have the same picture.
-_PLAIN = {"Software": None}
+#: The background of a page in dark.
+_DARK = (11, 15, 25)
 
 
 def draw_scores(folder: Path, report: SoupReport) -> None:
@@ -44,12 +40,12 @@ def draw_scores(folder: Path, report: SoupReport) -> None:
         folder: Where ``scores.png`` and ``scores-dark.png`` are written.
         report: With scores.
     """
-    import matplotlib as mpl
-
-    pages: dict[str, dict[Any, Any]] = {"scores.png": {}, "scores-dark.png": _DARK}
-    for name, colors in pages.items():
-        with mpl.rc_context(colors):
-            _scores(report).savefig(folder / name, dpi=120, metadata=_PLAIN)
+    light = _drawn(_scores(report))
+    # Black for white, and colours keep their hue: HSL with its lightness turned.
+    turned = 255 - light.max(axis=2, keepdims=True) - light.min(axis=2, keepdims=True)
+    dark = np.maximum(light + turned, _DARK)
+    for name, pixels in (("scores.png", light), ("scores-dark.png", dark)):
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / name)
 
 
 def _scores(report: SoupReport) -> Figure:
@@ -124,8 +120,6 @@ def draw_barriers(path: Path, summary: Mapping[str, Any]) -> None:
     Raises:
         RecipeError: The file exists, or cannot be written.
     """
-    import numpy as np
-
     names = summary["names"]
     called = dict(zip(names, (_plain(name) for name in short(names)), strict=True))
     side = max(3.2, 1.8 + 0.36 * len(names))
@@ -209,8 +203,6 @@ def draw_learned(path: Path, report: SoupReport, layers: Mapping[str, Sequence[f
     Raises:
         RecipeError: The file exists, or cannot be written.
     """
-    import numpy as np
-
     history, weights = report.history, report.weights
     figure, (left, right) = _panels(10.5, max(3.8, 0.25 * len(weights) + 1.5), (1, 1.4))
     epochs = [entry.epoch for entry in history]
@@ -247,11 +239,20 @@ def _panels(width: float, height: float, ratios: Sequence[float]) -> tuple[Figur
     """A figure in memory with panels beside each other."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     return figure, figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0]
+
+
+def _drawn(figure: Figure) -> NDArray[np.int64]:
+    """Its pixels, ``(height, width, 3)``. `Figure.savefig` would draw it twice."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].astype(np.int64)
 
 
 def _save(figure: Figure, path: Path) -> None:
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120, bbox_inches="tight", metadata=_PLAIN)
+    Image.fromarray(_drawn(figure).astype(np.uint8)).save(picture, format="png")
     write_new(path, picture.getvalue())

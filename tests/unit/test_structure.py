@@ -66,7 +66,7 @@ MAY = {
         "hf_soup.selection",
         "hf_soup._util.lazy",
     },
-    "hf_soup.publishing.plots": {"numpy", "matplotlib", "hf_soup._util", "hf_soup.recipe"},
+    "hf_soup.publishing.plots": {"PIL", "numpy", "matplotlib", "hf_soup._util", "hf_soup.recipe"},
 }
 #: Rooms in which each file is one thing that others use.
 OPEN = {"_util", "cli", "workflows"}
