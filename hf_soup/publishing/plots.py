@@ -247,7 +247,7 @@ def _drawn(figure: Figure) -> NDArray[np.int64]:
     """Its pixels, ``(height, width, 3)``. `Figure.savefig` would draw it twice."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].astype(np.int64)
 
