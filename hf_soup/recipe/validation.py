@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -47,24 +46,18 @@ def require_methods(recipe: Recipe) -> None:
             f"`method` has values to choose from and '{both[0]}' that changes over the layers; it takes one of the two."
         )
     weights = [each.weight for each in recipe.ingredients if each.weight]
-    tried: set[str] = set()
-    for named in (recipe.method, *(override.method for override in recipe.overrides)):
-        for point in _points(named):
-            told = json.dumps([named.name, point], sort_keys=True)
-            if told not in tried:
-                # A stranger's recipe may have a thousand overrides of a thousand values each. What is beyond is met
-                # in the merge.
-                if len(tried) == MAX_POINTS:
-                    return
-                tried.add(told)
-                _require_together(METHODS[named.name], weights, point)
+    every = (recipe.method, *(override.method for override in recipe.overrides))
+    points = ((METHODS[named.name], point) for named in every for point in _points(named))
+    # A stranger's recipe may have a thousand overrides of a thousand values each. What is beyond is met in the merge.
+    for method, point in itertools.islice(points, MAX_POINTS):
+        _require_together(method, weights, point)
 
 
 def _points(named: Named) -> Iterator[dict[str, Any]]:
     """Every combination of the values that its parameters take."""
     along = [value[DEPTH] if isinstance(value, Mapping) else value for value in named.parameters.values()]
     values = [value if isinstance(value, list) else [value] for value in along]
-    for point in itertools.islice(itertools.product(*values), MAX_POINTS):
+    for point in itertools.product(*values):
         yield dict(zip(named.parameters, point, strict=True))
 
 
