@@ -1,4 +1,4 @@
-"""Metrics: scikit-learn's; or a function or an `evaluate` script of the user's. A new one is an entry of `METRICS`."""
+"""Metrics: built in; or a function or an `evaluate` script of the user's. A new one is an entry of `METRICS`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import importlib
 import re
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,28 +15,30 @@ import numpy as np
 
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.data import content_hash
-from hf_soup.evaluation.statistics import Counted, Floats, Ints, Metric, bootstrap
+from hf_soup.evaluation.statistics import Floats, Ints, Metric, bootstrap
 from hf_soup.evaluation.tasks import first_line
 from hf_soup.hub import cut_off
 from hf_soup.recipe import Score, is_local_path
 
 
-def _scikit_learn(function: str, of_counts: Callable[[Ints, Ints, Ints], Floats], **options: Any) -> Metric:
-    """A metric of scikit-learn's; in resamples ``of_counts``, as most of scikit-learn's time goes into its checks."""
+def _of_counts(value: Callable[[Ints, Ints, Ints], Floats]) -> Metric:
+    """A metric that needs no more than three counts of each class, and so takes many draws at once.
 
-    def metric(labels: Ints, answers: Ints, rows: Ints) -> float:
-        import sklearn.metrics
+    Args:
+        value: The metric, ``(draws,)``, of three ``(classes, draws)`` int64: how many rows of a class are answered
+            rightly, how many have it as their label, and how many as their answer.
+    """
 
-        drawn = rows > 0  # a class of no rows would count as one with a score of zero
-        with warnings.catch_warnings():
-            # That an answer is a class that no row has, or that there is one class only: both happen in resamples.
-            warnings.simplefilter("ignore", UserWarning)
-            value = getattr(sklearn.metrics, function)(
-                labels[drawn], answers[drawn], sample_weight=rows[drawn], **options
-            )
-        return float(value)
+    def metric(labels: Ints, answers: Ints, rows: Ints) -> Floats:
+        from scipy.sparse import csr_array
 
-    return Counted(metric, of_counts)
+        classes, place = np.unique(np.stack([labels, answers]), return_inverse=True)
+        (label, answer), shape = place.reshape(2, -1), (len(classes), len(labels))
+        every, columns = np.ones_like(label), np.ascontiguousarray(rows.T)  # else scipy copies it three times
+        of_kinds = ((label == answer, label), (every, label), (every, answer))
+        return value(*(csr_array((kept, (of, np.arange(shape[1]))), shape=shape) @ columns for kept, of in of_kinds))
+
+    return metric
 
 
 def _macro(part: Ints, whole: Ints, of: Ints) -> Floats:
@@ -53,24 +54,15 @@ def _matthews(right: Ints, label: Ints, answer: Ints) -> Floats:
     return np.asarray((right.sum(axis=0) * n - (label * answer).sum(axis=0)) / np.sqrt(squares).prod(axis=0))
 
 
-_MACRO: dict[str, Any] = {"average": "macro", "zero_division": 0.0}
-#: Name → metric. Averages are macro: every class counts the same, however rare; a class that neither the
-#: labels nor the answers have does not count, and a share of nothing is zero.
+#: Name → metric, as scikit-learn has it. Averages are macro: every class counts the same, however rare; a class that
+#: neither the labels nor the answers have does not count, and a share of nothing is zero.
 METRICS: dict[str, Metric] = {
-    "accuracy": _scikit_learn("accuracy_score", lambda right, label, answer: right.sum(axis=0) / label.sum(axis=0)),
-    "f1": _scikit_learn(
-        "f1_score", lambda right, label, answer: _macro(2 * right, label + answer, label + answer), **_MACRO
-    ),
-    "precision": _scikit_learn(
-        "precision_score", lambda right, label, answer: _macro(right, answer, label + answer), **_MACRO
-    ),
-    "recall": _scikit_learn(
-        "recall_score", lambda right, label, answer: _macro(right, label, label + answer), **_MACRO
-    ),
-    "balanced_accuracy": _scikit_learn(
-        "balanced_accuracy_score", lambda right, label, answer: _macro(right, label, label)
-    ),
-    "matthews_correlation": _scikit_learn("matthews_corrcoef", _matthews),
+    "accuracy": _of_counts(lambda right, label, answer: right.sum(axis=0) / label.sum(axis=0)),
+    "f1": _of_counts(lambda right, label, answer: _macro(2 * right, label + answer, label + answer)),
+    "precision": _of_counts(lambda right, label, answer: _macro(right, answer, label + answer)),
+    "recall": _of_counts(lambda right, label, answer: _macro(right, label, label + answer)),
+    "balanced_accuracy": _of_counts(lambda right, label, answer: _macro(right, label, label)),
+    "matthews_correlation": _of_counts(_matthews),
 }
 
 
@@ -174,8 +166,7 @@ def _of_script(path: str, name: str) -> Metric:
 def _by_rows(name: str, function: Callable[[Ints, Ints], Any]) -> Metric:
     """A metric that wants every row by itself."""
 
-    def metric(labels: Ints, answers: Ints, rows: Ints) -> float:
-        references, predictions = np.repeat(labels, rows), np.repeat(answers, rows)
+    def one(references: Ints, predictions: Ints) -> float:
         try:
             given = function(references, predictions)
             if isinstance(given, str | bytes):
@@ -192,12 +183,14 @@ def _by_rows(name: str, function: Callable[[Ints, Ints], Any]) -> Metric:
             )
         return value
 
-    return metric
+    return lambda labels, answers, rows: np.array(
+        [one(np.repeat(labels, drawn), np.repeat(answers, drawn)) for drawn in rows]
+    )
 
 
 def value(metric: str, labels: Ints, answers: Ints, trusted: bool = False) -> float:
     """The value of a metric on ``(n,)`` class numbers."""
-    return find(metric, trusted)(labels, answers, np.ones_like(labels))
+    return float(find(metric, trusted)(labels, answers, np.ones((1, len(labels)), np.int64))[0])
 
 
 def score(metric: str, labels: Ints, answers: Ints, trusted: bool = False) -> Score:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,27 +23,10 @@ BLOCK = 50
 SEED = 20220310
 
 Ints = NDArray[np.int64]
-#: labels, answers, and how many rows each pair stands for; all ``(n,)``.
-Metric = Callable[[Ints, Ints, Ints], float]
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Counted:
-    """A metric that needs no more than three counts of each class, and so takes many resamples at once.
-
-    Args:
-        metric: The metric itself.
-        of_counts: The same metric, ``(draws,)`` float64, of three ``(classes, draws)`` int64: how many rows of a
-            class are answered rightly, how many have it as their label, and how many as their answer.
-    """
-
-    metric: Metric
-    of_counts: Callable[[Ints, Ints, Ints], Floats]
-
-    def __call__(self, labels: Ints, answers: Ints, rows: Ints) -> float:
-        """The metric itself."""
-        return self.metric(labels, answers, rows)
+#: The value of each draw, ``(draws,)``, of labels and answers, ``(n,)``, and how many rows of each draw every pair of
+#: these stands for, ``(draws, n)``.
+Metric = Callable[[Ints, Ints, Ints], Floats]
 
 
 def comparison_of(metric: str, difference: float, low: float, high: float, p: float, n: int) -> Comparison:
@@ -104,7 +86,7 @@ def bootstrap(labels: Ints, answers: Ints, metric: Metric) -> tuple[float, float
         Efron, Bootstrap methods: another look at the jackknife, 1979.
     """
     (label, answer), counts = np.unique(np.stack([labels, answers]), axis=1, return_counts=True)
-    return _interval(lambda rows: _values(metric, label, answer, rows), counts, _generator(0))
+    return _interval(lambda rows: metric(label, answer, rows), counts, _generator(0))
 
 
 def paired_bootstrap(labels: Ints, first: Ints, second: Ints, metric: Metric) -> tuple[float, float, float]:
@@ -125,7 +107,7 @@ def paired_bootstrap(labels: Ints, first: Ints, second: Ints, metric: Metric) ->
 
     def difference(rows: Ints, moved: Ints | int = 0) -> Floats:
         both = np.concatenate([rows - moved, np.zeros_like(rows) + moved], axis=1)
-        return _values(metric, twice, forward, both) - _values(metric, twice, exchanged, both)
+        return metric(twice, forward, both) - metric(twice, exchanged, both)
 
     low, high = _interval(difference, counts, _generator(1))
     generator, rows = _generator(2), np.tile(counts, (BLOCK, 1))
@@ -148,7 +130,7 @@ def resampled(labels: Ints, answers: Ints, metric: Metric) -> Floats:
         Efron, Bootstrap methods: another look at the jackknife, 1979.
 
     >>> rows = np.arange(4)
-    >>> float(np.ptp(resampled(rows, rows, lambda labels, answers, counts: float(counts.sum()))))
+    >>> float(np.ptp(resampled(rows, rows, lambda labels, answers, counts: counts.sum(axis=1))))
     0.0
     """
     (label, answer), place = np.unique(np.stack([labels, answers]), axis=1, return_inverse=True)
@@ -157,22 +139,7 @@ def resampled(labels: Ints, answers: Ints, metric: Metric) -> Floats:
     def block() -> Ints:
         return np.stack([np.bincount(place[generator.integers(n, size=n)], minlength=len(label)) for _ in range(BLOCK)])
 
-    return np.concatenate([_values(metric, label, answer, block()) for _ in range(RESAMPLES // BLOCK)])
-
-
-def _values(metric: Metric, labels: Ints, answers: Ints, rows: Ints) -> Floats:
-    """A metric for each draw of ``rows``, ``(draws, kinds)``."""
-    if not isinstance(metric, Counted):
-        return np.array([metric(labels, answers, each) for each in rows])
-    from scipy.sparse import csr_array
-
-    classes, place = np.unique(np.stack([labels, answers]), return_inverse=True)
-    (label, answer), shape = place.reshape(2, -1), (len(classes), len(labels))
-    every, columns = np.ones_like(label), np.ascontiguousarray(rows.T)  # else scipy copies it three times
-    of_kinds = ((label == answer, label), (every, label), (every, answer))
-    return metric.of_counts(
-        *(csr_array((kept, (of, np.arange(shape[1]))), shape=shape) @ columns for kept, of in of_kinds)
-    )
+    return np.concatenate([metric(label, answer, block()) for _ in range(RESAMPLES // BLOCK)])
 
 
 def _interval(values: Callable[[Ints], Floats], counts: Ints, generator: np.random.Generator) -> tuple[float, float]:
