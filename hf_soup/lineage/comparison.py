@@ -51,7 +51,6 @@ class WeightComparison:
         self.models, self.names, self.count = models, models.names, len(models.ingredients)
         self._bases: dict[str, dict[str, Array]] = {}  # what was read of each
         self._unreadable: dict[str, str] = {}  # bases of which nothing can be said, and why
-        self._broken: dict[str, list[str]] = {}  # tensors of bases that hold NaN or Inf
         self._other_shapes: set[str] = set()  # bases that have no tensor of the same shape
         self._body, head = _shared_shapes(models)
         # Bases are sampled with the ingredients, so that all requests go out together.
@@ -76,9 +75,6 @@ class WeightComparison:
         """What was found: numbers that are not finite, and bases that cannot be compared."""
         reasons = list(self._not_finite)
         for base in self._bases:
-            if base in self._broken:
-                message = f"The base {base} has NaN or Inf in {some(self._broken[base])}, which are not compared."
-                reasons.append(Finding("base-unreadable", message))
             if base in self._unreadable:
                 message = f"The base {base} cannot be compared: {self._unreadable[base]}"
                 reasons.append(Finding("base-unreadable", message))
@@ -146,8 +142,8 @@ class WeightComparison:
             broken = [tensor for tensor, rows in read[number].items() if not np.isfinite(rows).all()]
             rows = self._bases[base] = {tensor: rows for tensor, rows in read[number].items() if tensor not in broken}
             if broken:
-                self._broken[base] = broken
-            if number in failed:
+                self._unreadable[base] = f"it has NaN or Inf in {some(broken)}."
+            elif number in failed:
                 self._unreadable[base] = failed[number].message
             elif self._picks and base not in self._unreadable and not any(len(e.shape) > 1 for e in tensors.values()):
                 self._other_shapes.add(base)

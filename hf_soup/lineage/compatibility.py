@@ -42,18 +42,6 @@ HEADS_HINT = "To average their bodies alone set `heads: body` in the recipe, or 
 _NOT_PROCESSING = ("config.json", "generation_config.json", "modules.json")
 
 
-def duplicates(models: Sequence[AlignedModel]) -> list[Finding]:
-    """Models that stand there more than once: they count as often, which may not be meant."""
-    seen: dict[tuple[str, str], list[str]] = {}
-    for model in models:
-        seen.setdefault((model.checkpoint.model, model.state), []).append(model.name)
-    return [
-        Finding("counted-twice", f"{called} stands there {len(who)} times and counts {len(who)} times.", tuple(who))
-        for (called, _), who in seen.items()
-        if len(who) > 1
-    ]
-
-
 def quantised(models: Sequence[AlignedModel]) -> list[Finding]:
     """Models whose weights are codes and not numbers."""
     return [

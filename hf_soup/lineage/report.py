@@ -16,7 +16,7 @@ from hf_soup.errors import IncompatibleError, ResolveError
 from hf_soup.hub import Token
 from hf_soup.lineage import similarity
 from hf_soup.lineage.alignment import AlignedModels, AlignmentOptions, align
-from hf_soup.lineage.compatibility import architectures, complete, duplicates, labels, modules, processing, quantised
+from hf_soup.lineage.compatibility import architectures, complete, labels, modules, processing, quantised
 from hf_soup.lineage.declared_bases import (
     BaseReference,
     base_candidates,
@@ -268,7 +268,7 @@ def check_lineage(
     if len(stored) < 2:
         message = "A soup needs two models or more; only one was named."
         reasons.append(Finding("single", message, models.names, refuses=not alone))
-    reasons += [*duplicates(stored), *quantised(stored), *modules(stored)]
+    reasons += [*quantised(stored), *modules(stored)]
     offline = any(checkpoint.source.from_cache for checkpoint in checkpoints)
     declared = read_declared_bases(stored, token)
     named = None if base is None else _named_base(base, offline=offline, allow_pickle=allow_pickle, token=token)

@@ -226,16 +226,15 @@ def _plain(matrix: Matrix, digits: int) -> list[list[float | None]]:
     return [[None if np.isnan(value) else round(float(value), digits) for value in row] for row in matrix]
 
 
-def identical(same: Flags, names: Sequence[str], pins: Sequence[object]) -> Iterator[Finding]:
-    """Models that are equal: they are said, as they count each.
+def identical(same: Flags, names: Sequence[str]) -> Iterator[Finding]:
+    """Models that are equal, or one that is named twice: they are said, as they count each.
 
     Args:
         same: ``(models, models)``, whether every number of two that was read is equal, heads included.
         names: The ingredients.
-        pins: What identifies their bytes; the same one twice is said elsewhere.
     """
     for group in connected_groups(same[: len(names), : len(names)]):
-        if len({pins[number] for number in group}) > 1:
+        if len(group) > 1:
             who = [names[number] for number in group]
             message = f"{some(who)} are equal in every number that was read: copies of one model, which all count."
             yield Finding("identical", message, tuple(who))

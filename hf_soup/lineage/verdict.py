@@ -66,7 +66,7 @@ def decide_verdict(
         decision.ask_the_hub(candidates)
     decision.compare_tensors()
     if with_heads:
-        decision.find_copies(models)
+        decision.find_copies()
     return decision.verdict()
 
 
@@ -243,12 +243,11 @@ class _Decision:
             self.reasons += doubts
             self.agreed = self.agreed and not doubts
 
-    def find_copies(self, models: AlignedModels) -> None:
+    def find_copies(self) -> None:
         """Ingredients that are equal, heads included."""
         count, heads = len(self.names), self.weights.heads
         same = self.weights.bodies.same[:count, :count]
-        pins = [(model.checkpoint.model, model.state) for model in models.ingredients]
-        self.reasons += similarity.identical(same if heads is None else same & heads.same, self.names, pins)
+        self.reasons += similarity.identical(same if heads is None else same & heads.same, self.names)
 
     def verdict(self) -> Verdict:
         """What came out."""

@@ -39,7 +39,7 @@ MAX_INGREDIENTS = 1000
 JUDGEMENTS = frozenset({
     *("base-contradicted", "base-copied", "base-doubtful", "base-inferred", "base-tensors-unrelated"),
     *("base-undeclared", "base-unknown", "base-unreadable", "base-wrong", "bases-differ", "batch-norm", "card-wrong"),
-    *("counted-twice", "drifted", "dtypes-mixed", "evaluated-on-train", "heads-unrelated", "identical", "labels"),
+    *("drifted", "dtypes-mixed", "evaluated-on-train", "heads-unrelated", "identical", "labels"),
     *("labels-unknown", "not-from-base", "positions", "processing", "processing-absent", "processing-not-compared"),
     *("selected-on-test", "tensors-drifted", "tensors-unrelated", "unrelated"),
 })  # fmt: skip

@@ -341,7 +341,7 @@ def test_one_model_by_its_commit_is_what_a_selection_kept(put: Put) -> None:
 
 def test_one_repo_by_two_names_counts_twice(put: Put) -> None:
     lineage = check(["bert-base-uncased", BERT])
-    assert "counted-twice" in codes(lineage)
+    assert "identical" in codes(lineage)
     assert lineage.models.names == tuple(f"{BERT}@{lineage.models.checkpoints[0].revision[:7]}#{n}" for n in (1, 2))
 
 
