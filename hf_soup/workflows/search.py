@@ -183,13 +183,7 @@ def search(
     not_compared = _unreadable(named, token) if opened else ""
     with bar("Comparing", len(opened), quiet=quiet, unit="model") as progress:
         for alike in _alike(opened):
-            try:
-                found, refused, broken = _averageable(alike, None if not_compared else named, token)
-            except SoupError as error:
-                if not_compared or may_pass(error):
-                    raise
-                not_compared = _unreadable(named, token) or f"{error.message} {error.hint}".strip()
-                found, refused, broken = _averageable(alike, None, token)
+            found, refused, broken = _averageable(alike, None if not_compared else named, token)
             groups += found
             unread += broken
             verdicts |= {name: "refused" if said else "alone" for name, said in refused.items()}
