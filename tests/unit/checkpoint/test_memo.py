@@ -51,9 +51,7 @@ def test_another_library_or_other_code_is_asked_again(monkeypatch: pytest.Monkey
     assert remembered("q", 1, lambda: ["b"]) == ["b"]
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"other": 1}', '{"answer": 5}', '{"answer": null}', '{"answer": [[1]]}', "[" * 99_999]
-)
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"other": 1}', '{"answer": 5}', '{"answer": null}', "[" * 99_999])
 def test_a_note_that_cannot_be_read_is_none(home: Path, text: str) -> None:
     remembered("q", 1, lambda: True)
     (note,) = home.rglob("*.json")
