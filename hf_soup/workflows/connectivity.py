@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.cluster.hierarchy import fcluster, linkage
 
 from hf_soup._util.logs import PrintableLogger
 from hf_soup._util.progress import bar
@@ -101,19 +102,14 @@ class ConnectivityReport:
         where a pair counts as one. Heights decide and not how many barriers count, as with few rows one of several
         walls between two basins may not.
         """
-        groups: list[tuple[str, ...]] = [(name,) for name in self.scores]
-        while True:
-            joins = []
-            for one, other in combinations(range(len(groups)), 2):
-                pairs = [self._between[frozenset(ends)] for ends in product(groups[one], groups[other])]
-                if not any(pair.barrier for pair in pairs):
-                    joins.append((max(pair.height for pair in pairs), one, other))
-            if not joins:
-                break
-            _, one, other = min(joins)
-            groups[one] += groups.pop(other)
-        order = list(self.scores)
-        return tuple(tuple(sorted(group, key=order.index)) for group in sorted(groups, key=len, reverse=True))
+        most = max(abs(pair.height) for pair in self.pairs)  # so that no distance is below zero
+        distances = [2 * most + 1 if pair.barrier else most + pair.height for pair in self.pairs]
+        numbers = fcluster(linkage(distances, "complete"), 2 * most + 0.5, "distance").tolist()
+        members = {
+            number: tuple(name for name, own in zip(self.scores, numbers, strict=True) if own == number)
+            for number in dict.fromkeys(numbers)
+        }
+        return tuple(sorted(members.values(), key=len, reverse=True))
 
     @cached_property
     def _between(self) -> Mapping[frozenset[str], PairBarrier]:
