@@ -9,7 +9,6 @@ if TYPE_CHECKING:
         write_folder as write_folder,
     )
     from hf_soup.publishing.merged_models import MergedModels as MergedModels
-    from hf_soup.publishing.plots import draw_barriers as draw_barriers
     from hf_soup.publishing.soup import Soup as Soup
 else:
     from hf_soup._util.lazy import lazy_exports

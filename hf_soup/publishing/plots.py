@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from hf_soup.recipe import SoupReport
 
 
-#: Models up to which a matrix has its figures in it.
-_FIGURES = 22
 _ENSEMBLES = ("ensemble", "logit ensemble", "greedy ensemble")
 #: That are told apart by those who see no red or no green, on white and on black.
 _COLORS = {"soup": "#d55e00", "ingredient": "#2f8fd8", "ensemble": "#009e73"}
@@ -108,47 +106,6 @@ def _against(panel: Any, report: SoupReport, inside: str, outside: str) -> None:
 
 def _kind(name: str) -> str:
     return "soup" if name == "soup" else "ensemble" if name in _ENSEMBLES else "ingredient"
-
-
-def draw_barriers(path: Path, summary: Mapping[str, Any]) -> None:
-    """Write barriers between models as PNG: the matrix of their heights, and the lines that were measured.
-
-    Args:
-        path: A new file.
-        summary: `ConnectivityReport.to_dict()`.
-
-    Raises:
-        RecipeError: The file exists, or cannot be written.
-    """
-    names = summary["names"]
-    called = dict(zip(names, (_plain(name) for name in short(names)), strict=True))
-    side = max(3.2, 1.8 + 0.36 * len(names))
-    figure, (left, right) = _panels(side + 5.5, side, (side, 4.6))
-    heights = 100 * np.array(summary["heights"])
-    np.fill_diagonal(heights, np.nan)
-    most = max(100 * summary["least"], float(np.nanmax(np.abs(heights))))
-    shown = left.imshow(heights, cmap="RdBu_r", vmin=-most, vmax=most)
-    if len(names) <= _FIGURES:
-        for row, column in np.argwhere(~np.isnan(heights)):
-            color = "w" if abs(heights[row, column]) > 0.6 * most else "k"
-            text = f"{heights[row, column]:.1f}"
-            left.text(column, row, text, ha="center", va="center", fontsize=6, color=color)
-    left.set_xticks(range(len(names)), called.values(), rotation=90, fontsize=7)
-    left.set_yticks(range(len(names)), called.values(), fontsize=7)
-    left.set_title("barriers in points (red); blue: the way between is better", fontsize=8)
-    figure.colorbar(shown, ax=left, shrink=0.8)
-    for number, pair in enumerate(summary["lines"]):
-        at, scores = np.array(pair["line"]).T  # (points,) each
-        color, label = f"C{number}", f"{called[pair['first']]} – {called[pair['second']]}"
-        right.plot(at, 100 * scores, "o-", color=color, label=label)
-        right.plot(at[[0, -1]], 100 * scores[[0, -1]], ":", color=color, linewidth=0.8)
-    right.set_title(_plain(f"{summary['data']} on the way"), fontsize=8)
-    right.set_xlabel("from the first (0) to the second (1)", fontsize=8)
-    right.set_ylabel("percent", fontsize=8)
-    right.grid(linewidth=0.3)
-    if summary["lines"]:
-        right.legend(fontsize=6)
-    _save(figure, path)
 
 
 def draw_curve(path: Path, report: SoupReport) -> None:

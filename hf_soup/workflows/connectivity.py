@@ -31,7 +31,6 @@ from hf_soup.hub import Token
 from hf_soup.ingredients import expand_runs
 from hf_soup.lineage import LineageReport
 from hf_soup.merging import RunContext, fetch_weights, require_alone
-from hf_soup.publishing import draw_barriers
 from hf_soup.recipe import Finding, Mixture, Recipe, as_recipe
 from hf_soup.workflows.check import check
 from hf_soup.workflows.prepare import layout_of, log_notes
@@ -227,14 +226,6 @@ class ConnectivityReport:
 
     def __str__(self) -> str:
         return self.text
-
-    def draw(self, path: Path) -> None:
-        """Write the picture: the matrix of heights, and the lines that were measured, as PNG.
-
-        Raises:
-            RecipeError: The file exists, or cannot be written.
-        """
-        draw_barriers(path, self.to_dict())
 
 
 #: What counts as a barrier, as a share of one. Frankle et al. call a difference of less than 2 % in error no barrier:

@@ -31,11 +31,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Before torch is loaded: threads of OpenMP that spin while they wait make small models slow on shared cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import numpy as np
 import torch
+from matplotlib.figure import Figure
 from transformers.utils import logging
 
 import hf_soup
 from hf_soup import ConnectivityReport, Recipe
+from hf_soup._util.text import short
 from hf_soup.demo import DATASET, POOR, Zoo, zoo as training
 from hf_soup.demo.data import DIGITS, LETTERS, draw_letters, splits_of
 
@@ -78,6 +81,37 @@ def kind(first: str, second: str) -> str:
     return "hot run" if {a, b} == {"vit-digits", "hot"} else f"{b} and the zoo's" if a == "vit-digits" else "other"
 
 
+def draw(path: Path, found: ConnectivityReport) -> None:
+    """The matrix of heights, and the lines that were measured, as PNG."""
+    summary, names = found.to_dict(), short(list(found.scores))
+    called = dict(zip(found.scores, names, strict=True))
+    side = max(3.2, 1.8 + 0.36 * len(names))
+    figure = Figure(figsize=(side + 5.5, side), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(side, 4.6))
+    heights = 100 * np.array(summary["heights"])
+    np.fill_diagonal(heights, np.nan)
+    most = max(100 * summary["least"], float(np.nanmax(np.abs(heights))))
+    shown = left.imshow(heights, cmap="RdBu_r", vmin=-most, vmax=most)
+    for row, column in np.argwhere(~np.isnan(heights)):
+        color = "w" if abs(heights[row, column]) > 0.6 * most else "k"
+        left.text(column, row, f"{heights[row, column]:.1f}", ha="center", va="center", fontsize=6, color=color)
+    left.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+    left.set_yticks(range(len(names)), names, fontsize=7)
+    left.set_title("barriers in points (red); blue: the way between is better", fontsize=8)
+    figure.colorbar(shown, ax=left, shrink=0.8)
+    for number, pair in enumerate(summary["lines"]):
+        at, scores = np.array(pair["line"]).T  # (points,) each
+        label = f"{called[pair['first']]} – {called[pair['second']]}"
+        right.plot(at, 100 * scores, "o-", color=f"C{number}", label=label)
+        right.plot(at[[0, -1]], 100 * scores[[0, -1]], ":", color=f"C{number}", linewidth=0.8)
+    right.set_title(f"{found.title} on the way", fontsize=8)
+    right.set_xlabel("from the first (0) to the second (1)", fontsize=8)
+    right.set_ylabel("percent", fontsize=8)
+    right.grid(linewidth=0.3)
+    right.legend(fontsize=6)
+    figure.savefig(path, dpi=120)
+
+
 def main() -> None:
     """Train, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -96,7 +130,7 @@ def main() -> None:
         for group in ([*siblings, *theirs["redrawn"], *theirs["mirrored"]], [*siblings[:2], *theirs["stranger"]]):
             seen = measure(folder, group, found)
             if options.plot and group[-1] not in theirs["stranger"]:
-                seen.draw(options.plot)
+                draw(options.plot, seen)
     print(f"\n{'kind of pair':28} pairs  cosine   barrier in points: minimum  median  maximum   count")
     for title, rows in sorted(found.items()):
         cosines, heights, counted = zip(*rows, strict=True)

@@ -247,19 +247,6 @@ def test_a_screen_holds_what_is_printed() -> None:
     assert "  m0 – m1   5.1 points (95 % interval 3.6 to 6.6) *" in shown.barriers(found(12, (0, 1)))
 
 
-@pytest.mark.parametrize("count", [2, 5, 30])
-def test_the_picture(count: int, tmp_path: Path) -> None:
-    """The same bytes every time, over nothing that exists, also with names that look like formulas."""
-    seen = found(count, (0, 1))
-    for name in ("one.png", "two.png"):
-        seen.draw(tmp_path / name)
-    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
-    with pytest.raises(RecipeError, match=r"Cannot write '.*one\.png': File exists"):
-        seen.draw(tmp_path / "one.png")
-    strange = PairBarrier("a/$x_1", "b/$x_1", {0: 0.5, 0.5: 0.4, 1: 0.5}, 0.5, 0.1, 0.05, 0.15, True)
-    ConnectivityReport("$t$", 9, 0.02, {"a/$x_1": 0.5, "b/$x_1": 0.5}, (strange,)).draw(tmp_path / "strange.png")
-
-
 # ---- bad input --------------------------------------------------------------------------------------------------
 
 
