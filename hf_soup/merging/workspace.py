@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import os
@@ -240,12 +239,8 @@ class Workspace:
         with self.disk_errors():
             for path in [*self.folder.rglob("*"), self.folder]:
                 _sync(path)
-            try:
-                _rename(self.folder, self.output)
-            except OSError as error:
-                if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-                    refuse_existing(self.output)
-                raise
+            refuse_existing(self.output)
+            self.folder.rename(self.output)  # onto a file, or a folder that holds anything, it fails
             _sync(self.output.parent)
             self._clear(set())
         return self.output
@@ -311,19 +306,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _rename(source: Path, target: Path) -> None:
-    """Rename without replacing anything: plain ``rename`` replaces an empty folder and says nothing."""
-    at_here, no_replace = -100, 1
-    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if call is not None:
-        if call(at_here, os.fsencode(source), at_here, os.fsencode(target), no_replace) == 0:
-            return
-        code = ctypes.get_errno()
-        if code not in (errno.EINVAL, errno.ENOSYS):
-            raise OSError(code, os.strerror(code))
-    # macOS, or a file system that cannot promise it: look, then rename, which refuses all but an empty folder.
-    if os.path.lexists(target):
-        raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
-    source.rename(target)

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from hf_soup.errors import MergeError
-from hf_soup.merging import workspace as module
 from hf_soup.merging.workspace import CompletedUnit, Workspace
 
 PLAN = {
@@ -75,26 +74,6 @@ def test_an_output_that_appears_meanwhile_is_not_replaced(tmp_path: Path, make: 
         assert list(staging.finished()) == BLOCKS
         assert staging.publish() == output
     assert (output / "model.safetensors").read_text() == "soup"
-
-
-def test_the_rename_replaces_nothing_without_renameat2_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on file systems that do not know its flag."""
-
-    class Library:
-        @staticmethod
-        def renameat2(*_: object) -> int:
-            return -1
-
-    monkeypatch.setattr(module.ctypes, "CDLL", lambda *_, **__: Library)
-    monkeypatch.setattr(module.ctypes, "get_errno", lambda: errno.EINVAL)
-    for name, make in EXISTING.items():
-        target = tmp_path / name
-        make(target)
-        (tmp_path / f"{name} source").mkdir()
-        with pytest.raises(FileExistsError):
-            module._rename(tmp_path / f"{name} source", target)
-    module._rename(tmp_path / "a file source", tmp_path / "free")
-    assert (tmp_path / "free").is_dir()
 
 
 def test_files_of_others_in_the_staging_folder_stay(tmp_path: Path) -> None:
