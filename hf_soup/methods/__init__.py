@@ -202,3 +202,4 @@ METHODS.load_package(__name__)
 
 # Behind what it imports from here.
 from hf_soup.methods._ranks import Mapper as Mapper, count_kept as count_kept, ranked as ranked  # noqa: E402
+from hf_soup.methods._sums import mean as mean, weighted_sum as weighted_sum  # noqa: E402

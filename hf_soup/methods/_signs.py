@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import hardshrink
 
 from hf_soup.methods import BLOCK
-from hf_soup.methods.linear import weighted_sum
+from hf_soup.methods._sums import weighted_sum
 
 
 def masked(values: Tensor, mask: Tensor) -> Tensor:

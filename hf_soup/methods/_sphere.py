@@ -9,7 +9,8 @@ from torch import Tensor
 
 from hf_soup.methods import Slices, accumulator
 from hf_soup.methods._span import cosines, portions, products
-from hf_soup.methods.linear import linear, weighted_sum
+from hf_soup.methods._sums import weighted_sum
+from hf_soup.methods.linear import linear
 
 #: Cosines below this are those of opposite tensors: which way round the sphere goes between them, rounding decides.
 OPPOSITE = -0.9995

@@ -11,7 +11,7 @@ from torch import Tensor
 from hf_soup.methods import Slices, Within, merge_method
 from hf_soup.methods._ranks import count_kept, ranked, sampled
 from hf_soup.methods._signs import within
-from hf_soup.methods.linear import weighted_sum
+from hf_soup.methods._sums import weighted_sum
 
 
 def _cutoffs(

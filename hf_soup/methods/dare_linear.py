@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hf_soup.methods import Within, merge_method
 from hf_soup.methods._signs import masked
-from hf_soup.methods.linear import weighted_sum
+from hf_soup.methods._sums import weighted_sum
 
 
 @merge_method(elementwise=True, neutral={"density": 1.0, "scale": lambda total: 1 / total}, needs_base=True, sums=True)

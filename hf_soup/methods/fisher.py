@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_soup.methods import Within, accumulator, merge_method, shares
-from hf_soup.methods.linear import weighted_sum
+from hf_soup.methods._sums import weighted_sum
 
 #: Entries on which no answer depends count alike; in parts of the root mean square over the model. What rounding leaves
 #: of a gradient that is zero, as that of the bias of keys, is below 1e-12.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_soup.methods import Within, merge_method, shares
 from hf_soup.methods._spectral import is_matrix, singular
-from hf_soup.methods.linear import mean
+from hf_soup.methods._sums import mean
 
 
 @merge_method(elementwise=False, neutral=None, needs_base=True, bound=1e-5)

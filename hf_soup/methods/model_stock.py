@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hf_soup.methods import Slices, merge_method
 from hf_soup.methods._span import cosines, portions, products
-from hf_soup.methods.linear import weighted_sum
+from hf_soup.methods._sums import weighted_sum
 
 
 def _coefficients(slices: Slices, weights: Sequence[float]) -> Tensor:

@@ -13,7 +13,7 @@ from hf_soup.methods import Slices, Within, merge_method, shares
 from hf_soup.methods._ranks import count_kept, ranked, sampled
 from hf_soup.methods._signs import agreeing_mean
 from hf_soup.methods._span import FAINT
-from hf_soup.methods.linear import weighted_sum
+from hf_soup.methods._sums import weighted_sum
 
 
 def _measure(slices: Slices, weights: Sequence[float], *, select_topk: float) -> tuple[float, list[Tensor]]:

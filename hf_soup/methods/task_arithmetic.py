@@ -8,7 +8,7 @@ from typing import Annotated
 from torch import Tensor
 
 from hf_soup.methods import Within, merge_method
-from hf_soup.methods.linear import weighted_sum
+from hf_soup.methods._sums import weighted_sum
 
 
 @merge_method(elementwise=True, neutral={"scale": lambda total: 1 / total}, needs_base=True, sums=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 from torch import Tensor
 
 from hf_soup.methods import Within, merge_method
-from hf_soup.methods.linear import mean
+from hf_soup.methods._sums import mean
 
 
 @merge_method(elementwise=True, neutral={"alpha": 1.0}, needs_base=True)
