@@ -96,6 +96,8 @@ class Registry(Mapping[str, T], Generic[T]):
         self.kind = kind
         #: What is loaded, by name.
         self.loaded: dict[str, T] = {}
+        #: Names of those that this package has itself.
+        self.built_in: tuple[str, ...] = ()
 
     def add(self, entry: T) -> None:
         """Register a function; a built-in name is not given away."""
@@ -107,6 +109,7 @@ class Registry(Mapping[str, T], Generic[T]):
         for file in sorted(folder.glob("[a-z]*.py")):
             import_module(f"{package}.{file.stem}")
         self.loaded = dict(sorted(self.loaded.items()))  # not as they import each other
+        self.built_in = tuple(self.loaded)
 
     @cached_property
     def _offered(self) -> Mapping[str, metadata.EntryPoint]:
@@ -114,11 +117,8 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def distribution(self, name: str) -> tuple[str, str] | None:
         """The package that offers a function, and its version; None of a built-in one."""
-        offered = None if self._is_built_in(name) else self._offered.get(name)
+        offered = None if name in self.built_in else self._offered.get(name)
         return (offered.dist.name, offered.dist.version) if offered and offered.dist else None
-
-    def _is_built_in(self, name: str) -> bool:
-        return name in self.loaded and self.loaded[name].function.__module__.startswith("hf_soup.")
 
     def __getitem__(self, name: str) -> T:
         if name not in self.loaded:

@@ -32,7 +32,8 @@ def named_entries(kind: str, names: str | Sequence[str] | None) -> list[Any]:
         except KeyError:
             raise pytest.Collector.CollectError(
                 f"There is no {kind} '{name}'. It is found when its package is installed with an entry point of that "
-                f"name in the group hf_soup.{kind}s, or when the test file imports the module that defines it. "
+                f"name in the group hf_soup.{kind}s, or when the test file imports the module that defines it. After a "
+                f"new entry point, install the package again: `pip install -e .`. "
                 f"There are: {', '.join(REGISTRIES[kind])}."
             ) from None
         except RecipeError as error:

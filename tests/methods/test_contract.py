@@ -7,4 +7,4 @@ from hf_soup.testing import MethodTests
 
 
 class TestMethods(MethodTests):
-    method = tuple(METHODS)
+    method = METHODS.built_in

@@ -13,6 +13,7 @@ from hf_soup.cli.app import cli
 from hf_soup.cli.method_help import FORMULA, MARKUP, exactness, explanation, parameters
 from hf_soup.methods import METHODS, Method
 from hf_soup.recipe import JUDGEMENTS, Recipe, SoupReport
+from hf_soup.selection import SELECTIONS
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "cli.md"
@@ -111,17 +112,18 @@ _GITHUB = {
 
 
 def methods_page() -> str:
-    """All methods: a table to choose from, then what each says of itself."""
+    """All built-in methods: a table to choose from, then what each says of itself."""
+    built_in = [METHODS[name] for name in METHODS.built_in]
     table = ["| method | ancestor | elementwise | source | when to use it |", "|---|---|---|---|---|"]
-    for name, method in METHODS.items():
-        said = explanation(method)
+    for method in built_in:
+        name, said = method.name, explanation(method)
         when = re.split(r"[.:;](?: |$)", said.sections["When"])[0]
         author = re.split(r",", said.reference)[0]
         link = re.search(r"\((http\S+)\)|(https://[^\s,]+)", _markdown(said.reference))
         source = f"[{author}]({link[1] or link[2]})" if link else author
         traits = ("needed" if method.needs_base else "", "yes" if method.elementwise else "")
         table.append(f"| {' | '.join([f'[`{name}`](#{name})', *traits, source, _markdown(when)])} |")
-    return "\n".join([_METHODS_HEAD, *table, "", *map(_section, METHODS.values())])
+    return "\n".join([_METHODS_HEAD, *table, "", *map(_section, built_in)])
 
 
 def _section(method: Method) -> str:
@@ -184,6 +186,13 @@ def test_a_schema_is_what_the_value_says(path: Path) -> None:
 def test_the_methods_page_is_what_docstrings_say() -> None:
     """`python tests/unit/test_docs.py` writes it anew."""
     assert METHODS_PAGE.read_text() == methods_page()
+
+
+def test_every_selection_can_be_looked_up() -> None:
+    table, comment = ((ROOT / "docs" / page).read_text() for page in ("selection.md", "recipe.md"))
+    for name in SELECTIONS.built_in:
+        assert f"\n| `{name}`" in table
+        assert re.search(rf"select: .*\b{name}\b", comment)
 
 
 def test_the_command_reference_is_what_help_says() -> None:

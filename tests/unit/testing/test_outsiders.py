@@ -20,9 +20,9 @@ PAGE = Path(__file__).parents[3] / "docs" / "extending.md"
 #: Broken method → what the page's method does, and what it does in its place.
 BROKEN = {
     "careless": ("    if len(tensors)", "    tensors[0].mul_(2)\n    if len(tensors)"),
-    "first": ("torch.stack([tensor.to(accumulator(tensors)) for tensor in tensors]).median(0).values",
-              "tensors[0].to(accumulator(tensors), copy=True)"),
-    "narrow": (".median(0).values", ".median(0).values.to(tensors[0].dtype)"),
+    "first": ("values.median(0).values", "values[0]"),
+    "narrow": ("values.median(0).values", "values.median(0).values.to(tensors[0].dtype)"),
+    "signs": ("torch.where((middle == 0) & ~values.signbit().all(0), 0.0, middle)", "middle"),
 }  # fmt: skip
 TESTS = """
 class TestCareless(MethodTests):
@@ -34,6 +34,9 @@ class TestFirst(MethodTests):
 class TestNarrow(MethodTests):
     method = "narrow"
 
+class TestSigns(MethodTests):
+    method = "signs"
+
 class TestAsking(SelectionTests):
     selection = "asking"
 
@@ -43,7 +46,8 @@ class TestEvening(SelectionTests):
 #: A test by which each is noticed; all of them would take long.
 NOTICED = (
     "TestMedian or TestAboveMedian or (TestCareless and is_not_changed) or (TestFirst and order) "
-    "or (TestNarrow and the_shape_stays) or (TestAsking and can_be_made) or (TestEvening and can_be_made)"
+    "or (TestNarrow and the_shape_stays) or (TestSigns and order) "
+    "or (TestAsking and can_be_made) or (TestEvening and can_be_made)"
 )
 
 
@@ -110,6 +114,7 @@ def test_the_page_is_a_package_that_keeps_the_contract(outcome: str) -> None:
         ("TestCareless", "the tensor of ingredient 0 was changed: 38 of 40 elements differ. Element "),
         ("TestFirst", "in the other order the ingredients give something else"),
         ("TestNarrow", "assert torch.bfloat16 == torch.float32"),
+        ("TestSigns", "zeros of both signs, depend on the order"),
         ("TestAsking", "it asked for a score, and `needs_score=False` says that it does not"),
         ("TestEvening", "a selection that changes their ratios is registered with `reweighs=True`"),
     ],
