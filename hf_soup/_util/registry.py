@@ -1,7 +1,8 @@
 """Functions that recipes name, with what their signatures say of them: built in, or of another package.
 
 Another package offers one by an entry point whose name is the function's and whose value is the module that defines it,
-in the group ``hf_soup.methods`` or ``hf_soup.selections``. It is imported when a recipe first names it.
+in the group ``hf_soup.methods`` or ``hf_soup.selections``. It is imported when a recipe first names it, or
+``hf-soup methods`` lists it.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_type_hints
 
-from hf_soup.errors import RecipeError
+from hf_soup.errors import RecipeError, SoupError
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,26 @@ class Registry(Mapping[str, T], Generic[T]):
         offered = None if name in self.built_in else self._offered.get(name)
         return (offered.dist.name, offered.dist.version) if offered and offered.dist else None
 
+    @contextmanager
+    def failures(self, name: str) -> Iterator[None]:
+        """Raise what goes wrong in a function of another package as an error that names the package.
+
+        What a method says against tensors or parameters, a ``ValueError``, stays; so does what is wrong here.
+        """
+        try:
+            yield
+        except SoupError:
+            raise
+        except Exception as error:  # a stranger's function may raise anything
+            package = self.distribution(name)
+            if package is None or (self.kind == "method" and isinstance(error, ValueError)):
+                raise
+            raise RecipeError(
+                f"The {self.kind} '{name}' of the package '{package[0]}' {package[1]} failed: "
+                f"{type(error).__name__}: {error}",
+                hint=f"Tell those who wrote it, or use another {self.kind}.",
+            ) from error
+
     def __getitem__(self, name: str) -> T:
         if name not in self.loaded:
             self._load(self._offered[name])
@@ -127,9 +149,17 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def _load(self, offered: metadata.EntryPoint) -> None:
         owner = f"The package '{offered.dist.name if offered.dist else offered.value}'"
+        same = metadata.entry_points(group=offered.group, name=offered.name)
+        packages = sorted({each.dist.name for each in same if each.dist})
+        if len(packages) > 1:
+            raise RecipeError(
+                f"Several packages offer the {self.kind} '{offered.name}': {', '.join(packages)}.",
+                hint="Uninstall all but one of them.",
+            )
         try:
             offered.load()
-        except Exception as error:  # importing a stranger's module may raise anything
+            _ = self.loaded[offered.name].allowed if offered.name in self.loaded else None  # annotations can be read
+        except (Exception, SystemExit) as error:  # importing a stranger's module may raise anything
             raise RecipeError(
                 f"{owner} offers the {self.kind} '{offered.name}', and cannot be imported: "
                 f"{type(error).__name__}: {error}",

@@ -37,8 +37,8 @@ def recipe_of(
     if source is not None:
         values = Recipe.load(source).to_dict() | ({"ingredients": values["ingredients"]} if models else {})
     values |= {key: value for key, value in changes.items() if value is not None}
-    values["method"] = _named(method or values.get("method", "linear"))
-    values["select"] = _named(select or values.get("select", "uniform"))
+    values["method"] = _named(values.get("method", "linear") if method is None else method)
+    values["select"] = _named(values.get("select", "uniform") if select is None else select)
     for parameter in parameters:
         _set(values, parameter)
     if weights is not None:
@@ -62,10 +62,14 @@ def _set(values: dict[str, Any], parameter: str) -> None:
     key, equals, value = parameter.partition("=")
     if not equals or not key:
         raise click.UsageError(f"--set takes KEY=VALUE, not '{parameter}'")
+    if key == "name":
+        raise click.UsageError("--set gives parameters their values; --method and --select have the names.")
     selection = SELECTIONS.get(values["select"]["name"])
     owner = "select" if selection and key in selection.parameters else "method"
+    words = selection.allowed.get(key) if selection else None
     try:
-        values[owner][key] = parse_yaml(value)
+        # A word such as `>` is none in YAML.
+        values[owner][key] = value if isinstance(words, tuple) and value in words else parse_yaml(value)
     except yaml.YAMLError:
         raise click.UsageError(f"--set {key}: '{value}' is not valid YAML") from None
 

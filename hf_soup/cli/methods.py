@@ -8,9 +8,12 @@ from typing import Any
 
 import click
 
+from hf_soup._util.logs import PrintableLogger
 from hf_soup.cli import method_help
 from hf_soup.cli.options import JSON
 from hf_soup.errors import RecipeError
+
+logger = PrintableLogger(__name__)
 
 
 @click.command()
@@ -22,16 +25,23 @@ def methods(name: str | None, as_json: bool) -> None:
     Example: hf-soup methods ties
     """
     from hf_soup.methods import METHODS
+    from hf_soup.recipe import renamed
     from hf_soup.selection import SELECTIONS
 
     every: dict[str, Mapping[str, Any]] = {"methods": METHODS, "selections": SELECTIONS}
     known = [each for registry in every.values() for each in sorted(registry)]
     if name is not None and name not in known:
-        raise RecipeError(f"There is no method or selection '{name}'.", hint=f"Known are: {', '.join(known)}.")
-    chosen = {
-        title: [registry[each] for each in sorted(registry) if name in (None, each)]
-        for title, registry in every.items()
-    }
+        hint = f"Known are: {', '.join(known)}."
+        raise RecipeError(f"There is no method or selection '{name}'{renamed(name)}.", hint=hint)
+    chosen: dict[str, list[Any]] = {title: [] for title in every}
+    for title, registry in every.items():
+        for each in sorted(registry):
+            try:
+                chosen[title] += [registry[each]] if name in (None, each) else []
+            except RecipeError as error:
+                if name is not None:
+                    raise
+                logger.warning(error.message)  # the others are listed all the same
     if as_json:
         click.echo(json.dumps(method_help.as_data(chosen), indent=2))
     elif name is None:

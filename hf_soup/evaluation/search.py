@@ -123,10 +123,26 @@ def choose(
         for tensor, given in selected.tensor_weights.items():
             own = space.ingredients.flatten(dict(zip(selected.weights, given, strict=True)), mean=False)
             tensor_weights[tensor] = tuple(own.get(number, 0.0) for number in numbers)
-        overrides = tuple(Override(tensors=name, method=Named(name="linear")) for name in selected.averaged)
+        patterns = _patterns(selected.averaged, list(selected.tensor_weights))
+        overrides = tuple(Override(tensors=pattern, method=Named(name="linear")) for pattern in patterns)
         final = final.model_copy(update={"tensor_weights": tensor_weights, "overrides": overrides})
     shares = {space.names[number]: chosen.get(number, 0.0) for number in numbers}
     return Choice(shares, one, final, selected, curve, stability)
+
+
+def _patterns(names: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Patterns of names and of none of the others, few where many end alike, as a recipe has no room for thousands.
+
+    >>> _patterns(["a.norm.mean", "b.norm.mean", "a.bias"], ["b.bias"])
+    ['*.mean', 'a.bias']
+    """
+    endings = [f".{name.rpartition('.')[2]}" for name in names]
+    return list(
+        dict.fromkeys(
+            name if any(other.endswith(ending) for other in others) or ending == f".{name}" else f"*{ending}"
+            for name, ending in zip(names, endings, strict=True)
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -160,13 +176,15 @@ class _Search:
         if selection.learns:
             selected = self._learned(selection, rows)
         elif searched(recipe.select):
-            every = [(at, selection.function(self.weights, score, **at)) for at in grid(recipe.select)]
+            every = [(at, selection.select(self.weights, score, at, recipe.seed)) for at in grid(recipe.select)]
             curve = tuple(Point(at, score(each.weights), self.space.of(each.weights)) for at, each in every)
             place = curve.index(max(curve, key=lambda point: point.score))
             selected = every[place][1]
             recipe = recipe.model_copy(update={"select": Named(name=selection.name, **curve[place].parameters)})
+        elif selection.picks:
+            selected = Selected(self.weights)  # it chose and weighed them before anything was opened
         else:
-            selected = selection.function(self.weights, score, **recipe.select.parameters)
+            selected = selection.select(self.weights, score, recipe.select.parameters, recipe.seed)
         # In the recipe's order, whatever the order in which they were chosen: sums are rounded in order.
         if not selected.tensor_weights:  # else they stand in the order of the weights
             kept = selected.weights
@@ -183,17 +201,13 @@ class _Search:
         return selected, settled(recipe, best.parameters), curve
 
     def _learned(self, selection: Selection, rows: RowSubset | None) -> Selected:
-        parameters = {**selection.parameters, **self.recipe.select.parameters}
-        if "seed" in selection.given:
-            parameters["seed"] = self.recipe.seed
+        parameters, seed = {**selection.parameters, **self.recipe.select.parameters}, self.recipe.seed
         assert self.candidates is not None, "the recipe was checked: who learns has data"
         if selection.learns == "entropy":
             with self.candidates.entropy(self.weights, parameters["steps"]) as entropy:
-                selected: Selected = selection.function(self.weights, entropy, **parameters)
-        else:
-            with self.candidates.descent(list(self.weights), rows) as descent:
-                selected = selection.function(self.weights, descent, **parameters)
-        return selected
+                return selection.select(self.weights, entropy, parameters, seed)
+        with self.candidates.descent(list(self.weights), rows) as descent:
+            return selection.select(self.weights, descent, parameters, seed)
 
     def stability(self) -> SelectionStability:
         """The same choice on halves of the rows, again and again."""

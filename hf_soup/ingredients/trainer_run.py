@@ -122,7 +122,7 @@ def expand_runs(recipe: Recipe, *, checks: bool = False, beside: bool = False) -
             for each, run in zip(recipe.ingredients, runs, strict=True)
         ]
     else:
-        groups, runs = [list(recipe.ingredients)], [_Run("the recipe", ())]
+        groups, runs = [_by_step(recipe.ingredients)], [_Run("the recipe", ())]
     kept, left = groups, recipe.select
     if picks:
         kept, left = _picked(recipe, selection, groups, runs)
@@ -166,14 +166,25 @@ def _picked(
         if not run:
             kept.append(list(group))
             continue
-        numbers, left = selection.picks(len(group), **parameters)
-        taken = [group[number] for number in numbers]
+        counted = [each for each in group if each.weight]
+        with SELECTIONS.failures(selection.name):
+            numbers, left = selection.picks(len(counted), **parameters)
+            taken = [counted[number] for number in numbers]
         if not tried:
             weights = {str(place): each.weight for place, each in enumerate(taken)}
-            weighed = selection.function(weights, None, **left).weights
+            weighed = selection.select(weights, None, left, recipe.seed).weights
             taken = [taken[int(place)].model_copy(update={"weight": weight}) for place, weight in weighed.items()]
         kept.append(taken)
     return kept, Named(name=selection.name, **(left if tried else {}))
+
+
+def _by_step(ingredients: Sequence[Ingredient]) -> list[Ingredient]:
+    """Checkpoints in the order of their steps, as a shell puts 1000 before 200; others as they stand."""
+    steps = [CHECKPOINT.fullmatch(Path(each.model).name) for each in ingredients]
+    if not all(steps):
+        return list(ingredients)
+    order = sorted(range(len(steps)), key=lambda number: int(steps[number][1]))  # type: ignore[index]
+    return [ingredients[number] for number in order]
 
 
 def _one_each(

@@ -115,7 +115,7 @@ def combine(
     if known is None:
         hand |= measured(plan, run, Slices.of(tensors), weights)
     with _told(call.method, tensor.name):
-        mixture = method.function(tensors, weights, **hand, **call.parameters)
+        mixture = method.combine(tensors, weights, **hand, **call.parameters)
         result = (mixture.mT if transposed else mixture).reshape(-1)
     if origin is not None:
         for piece, start in zip(torch.split(result, BLOCK), torch.split(origin, BLOCK), strict=True):
@@ -172,7 +172,8 @@ def measured(plan: Plan, run: Run, slices: Slices, weights: Sequence[float]) -> 
 def _told(method: str, tensor: str) -> Iterator[None]:
     """What a method says against tensors, as an error of this package."""
     try:
-        yield
+        with METHODS.failures(method):
+            yield
     except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
         raise ValuesError(
             f"{method} cannot combine '{tensor}': {error}",
@@ -222,7 +223,7 @@ def not_finite(layout: Layout, run: Run, sources: Sequence[int], element: int, v
     broken = "That model is broken" if one else "Those models are broken"
     hint = f"{broken}, most likely by a training run that diverged; leave {'it' if one else 'them'} out."
     if not math.isnan(value):
-        hint += " Only an infinity that all ingredients have at the same place is copied."
+        hint += " Only an infinity that all ingredients, and the base where it counts, have at one place is copied."
     return ValuesError(
         f"'{tensor.name}' of {listed(labels)} {'holds' if one else 'hold'} {value} at {unravel(place, tensor.shape)}.",
         hint=hint,

@@ -87,6 +87,20 @@ class Method(Registered):
             return f"{self.least} or more"
         return f"{self.least}" if self.least == self.most else f"{self.least} to {self.most}"
 
+    def combine(self, tensors: Sequence[Tensor], weights: Sequence[float], **arguments: Any) -> Tensor:
+        """What the function gives, which is looked at.
+
+        Raises:
+            ValueError: The function says so, or its answer is no tensor of that shape, as wide as the accumulator.
+        """
+        mixed = self.function(tensors, weights, **arguments)
+        shape, wide = tensors[0].shape, tensors[0].dtype if self.needs_base else accumulator(tensors)
+        if not isinstance(mixed, Tensor):
+            raise ValueError(f"it gives {type(mixed).__name__}, and not a tensor")
+        if mixed.shape != shape or mixed.dtype not in (wide, torch.float64):
+            raise ValueError(f"it gives {mixed.dtype} of shape {tuple(mixed.shape)}, not {wide} of {tuple(shape)}")
+        return mixed
+
     def neutral_for(self, total: float) -> dict[str, Any]:
         """The neutral parameters for ingredients whose shares have this sum."""
         return {name: value(total) if callable(value) else value for name, value in (self.neutral or {}).items()}

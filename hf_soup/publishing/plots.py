@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 _ENSEMBLES = ("ensemble", "logit ensemble", "greedy ensemble")
 #: That are told apart by those who see no red or no green, on white and on black.
-_COLORS = {"soup": "#d55e00", "ingredient": "#2f8fd8", "ensemble": "#009e73"}
+_COLORS = {"soup": "#d55e00", "last version": "#cc79a7", "ingredient": "#2f8fd8", "ensemble": "#009e73"}
+_MARKERS = {"soup": "*", "last version": "s", "ingredient": "o", "ensemble": "D"}
 #: The background of a page in dark.
 _DARK = (11, 15, 25)
 
@@ -90,7 +91,7 @@ def _against(panel: Any, report: SoupReport, inside: str, outside: str) -> None:
     for name, by_title in list(report.scores.items())[::-1]:
         kind, across, up = _kind(name), by_title[inside], by_title[outside]
         panel.errorbar(
-            100 * across.value, 100 * up.value, fmt={"soup": "*", "ingredient": "o", "ensemble": "D"}[kind],
+            100 * across.value, 100 * up.value, fmt=_MARKERS[kind],
             xerr=[[100 * (across.value - across.low)], [100 * (across.high - across.value)]],
             yerr=[[100 * (up.value - up.low)], [100 * (up.high - up.value)]],
             color=_COLORS[kind], elinewidth=0.6, markersize=11 if kind == "soup" else 5,
@@ -105,7 +106,7 @@ def _against(panel: Any, report: SoupReport, inside: str, outside: str) -> None:
 
 
 def _kind(name: str) -> str:
-    return "soup" if name == "soup" else "ensemble" if name in _ENSEMBLES else "ingredient"
+    return "ensemble" if name in _ENSEMBLES else name if name in ("soup", "last version") else "ingredient"
 
 
 def draw_curve(path: Path, report: SoupReport) -> None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         as_recipe as as_recipe,
         is_local_path as is_local_path,
         parse_part as parse_part,
+        renamed as renamed,
         split_revision as split_revision,
     )
     from hf_soup.recipe.soup_report import (

@@ -59,17 +59,15 @@ class Mixture:
             names: Of all tensors of the output.
 
         Raises:
-            RecipeError: A pattern matches no tensor.
+            RecipeError: A pattern matches no tensor, or shares of a tensor are none for its method.
         """
         one = settled(recipe)
         listed = dict.fromkeys(sorted(names) if recipe.tensor_weights or not is_average(one) else ())
-        return cls(
-            weights,
-            MethodCall(one.method.name, parameters_at(one.method.parameters, 0.0)),
-            _weights_by_tensor(recipe, listed, len(weights)),
-            methods_by_tensor(one, listed),
-            random_seed(recipe),
-        )
+        usual = MethodCall(one.method.name, parameters_at(one.method.parameters, 0.0))
+        own, methods = _weights_by_tensor(recipe, listed, len(weights)), methods_by_tensor(one, listed)
+        for name in own if recipe.overrides else ():
+            _require_shares(name, own[name], methods.get(name, usual))
+        return cls(weights, usual, own, methods, random_seed(recipe))
 
     @property
     def methods(self) -> tuple[MethodCall, ...]:
@@ -149,6 +147,18 @@ def _weights_by_tensor(recipe: Recipe, names: Mapping[str, object], count: int) 
         for name in _matching("tensor_weights", pattern, names):
             shares.setdefault(name, weights)
     return shares
+
+
+def _require_shares(name: str, shares: Sequence[float], call: MethodCall) -> None:
+    from hf_soup.methods import METHODS  # late, as torch takes a second to import and a check needs none
+
+    divides = not METHODS[call.method].sums and call.parameters.get("normalize", True)
+    if divides and (min(shares) < 0 or not any(shares)):
+        raise RecipeError(
+            f"`tensor_weights` gives '{name}' {', '.join(f'{share:g}' for share in shares)}, and {call.method}, which "
+            "combines it, divides by the sum of the weights.",
+            hint="Give it weights of zero or more, some above zero, or a method that sums, as `task_arithmetic` does.",
+        )
 
 
 def _matching(key: str, pattern: str, names: Mapping[str, object]) -> list[str]:

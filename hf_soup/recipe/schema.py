@@ -73,6 +73,25 @@ RENAMED_KEYS = {
     "score": "validation",
 }
 
+#: Values of `method`, `select` and `by` that had other names before the first release.
+RENAMED_VALUES = {
+    "adamerging": "select: entropy",
+    "ema": "select: {name: run_average, schedule: ema}",
+    "lawa": "select: {name: run_average, last: 6}",
+    "layer": "by: tensor",
+    "swa": "select: run_average",
+}
+
+
+def renamed(value: str) -> str:
+    """What a value is called now, as the end of a sentence; nothing where it had no other name.
+
+    >>> renamed("swa")
+    ', which is `select: run_average` now'
+    """
+    return f", which is `{RENAMED_VALUES[value]}` now" if value in RENAMED_VALUES else ""
+
+
 _Part = TypeVar("_Part", bound=BaseModel)
 
 
@@ -408,8 +427,8 @@ class Recipe(_Value):
     @field_validator("allow")
     @classmethod
     def _allows_judgements(cls, allow: tuple[str, ...]) -> tuple[str, ...]:
-        if renamed := [code for code in allow if code in RENAMED_CODES]:
-            raise ValueError(f"the code '{renamed[0]}' is now called '{RENAMED_CODES[renamed[0]]}'; write that one")
+        if old := [code for code in allow if RENAMED_CODES.get(code) in JUDGEMENTS]:
+            raise ValueError(f"the code '{old[0]}' is now called '{RENAMED_CODES[old[0]]}'; write that one")
         if other := [code for code in allow if code not in JUDGEMENTS]:
             raise ValueError(
                 f"'{other[0]}' is no finding that can be accepted; those are {', '.join(sorted(JUDGEMENTS))}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hf_soup._util.registry import Registry
 from hf_soup.errors import RecipeError
 from hf_soup.recipe.mixture import DEPTH, methods_of
-from hf_soup.recipe.schema import Named, Recipe
+from hf_soup.recipe.schema import Named, Recipe, renamed
 
 if TYPE_CHECKING:
     from hf_soup.methods import Method
@@ -65,7 +65,7 @@ def _require_together(method: Method, weights: Sequence[float], parameters: Mapp
     """Refuse parameters and weights that do not fit together, by trying the method on a few numbers."""
     import torch
 
-    from hf_soup.methods import Slices
+    from hf_soup.methods import METHODS, Slices
 
     if min(weights) < 0 and not method.sums:
         return  # refused as that, by whoever knows whether the method divides
@@ -82,7 +82,8 @@ def _require_together(method: Method, weights: Sequence[float], parameters: Mapp
         if method.measure:
             settings = {**method.parameters, **parameters}
             given["measured"] = method.measure(Slices.of(tensors), weights, **settings)
-        method.function(tensors, weights, **given, **parameters)
+        with METHODS.failures(method.name):
+            method.combine(tensors, weights, **given, **parameters)
     except ValueError as error:
         shown = ", ".join(f"{name}: {value!r}" for name, value in parameters.items())
         raise RecipeError(f"{method.name} with {shown or 'its defaults'}: {error}") from None
@@ -102,7 +103,8 @@ def require_named(
     """
     known = registry.get(wanted.name)
     if known is None:
-        raise RecipeError(f"`{title}` is '{wanted.name}'.", hint=f"Known are: {', '.join(sorted(registry))}.")
+        hint = f"Known are: {', '.join(sorted(registry))}. Others need the package that they are of."
+        raise RecipeError(f"`{title}` is '{wanted.name}'{renamed(wanted.name)}.", hint=hint)
     unknown = set(wanted.parameters) - set(known.parameters)
     if unknown:
         hint = f"It takes: {', '.join(known.parameters) or 'none'}."
@@ -138,4 +140,4 @@ def _require_value(owner: str, name: str, value: object, default: object, allowe
         raise RecipeError(f"{owner}: '{name}' is {value!r}; it is of type {kind}, such as {default!r}{more}.")
     if allowed is not None and value not in allowed:
         which = f"one of {', '.join(allowed)}" if words else f"in {allowed}"
-        raise RecipeError(f"{owner}: '{name}' is {value!r}; it is {which}.")
+        raise RecipeError(f"{owner}: '{name}' is {value!r}{renamed(str(value))}; it is {which}.")

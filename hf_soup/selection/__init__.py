@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from hf_soup._util.registry import Registered, Registry, Within as Within
+from hf_soup.errors import RecipeError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,7 +117,8 @@ class Selection(Registered):
             (`Objective`), or the ``entropy`` of answers to calibration data (`EntropyObjective`).
         check: Refuses values of its parameters, given the weights, before anything is scored.
         picks: ``picks(count, **parameters)``: of so many ingredients in order the numbers of those that go in at all,
-            so that only those are opened, and the parameters with which they are selected then.
+            so that only those are opened, and the parameters with which they are selected then. Nothing is scored yet,
+            so it does not go with ``needs_score``.
         method: The method with parameters that its weights are for, as a recipe has it; by default the mean.
         reweighs: Whether it changes the ratios of the weights; else it only says who goes in.
     """
@@ -126,6 +129,44 @@ class Selection(Registered):
     picks: Callable[..., tuple[Sequence[int], dict[str, Any]]] | None = None
     method: Mapping[str, Any] = field(default_factory=dict)
     reweighs: bool = False
+
+    def __post_init__(self) -> None:
+        if self.picks and (self.needs_score or self.learns):
+            raise TypeError(f"{self.name}: `picks` is asked before anything can be scored; leave out `needs_score`")
+
+    def select(self, weights: Weights, source: Any, parameters: Mapping[str, Any], seed: int) -> Selected:
+        """What it selects, which is looked at.
+
+        Args:
+            weights: Of the ingredients.
+            source: The function that scores, or what is learned from.
+            parameters: Of the recipe.
+            seed: The recipe's, for those who ask for one.
+
+        Raises:
+            RecipeError: It failed, or its answer is no soup of these ingredients.
+        """
+        own = {"seed": seed} if "seed" in self.given else {}
+        with SELECTIONS.failures(self.name):
+            selected: Selected = self.function(weights, source, **parameters, **own)
+        if fault := _fault(selected, weights):
+            raise RecipeError(f"The selection '{self.name}' gives no soup of these ingredients: {fault}.")
+        return selected
+
+
+def _fault(selected: object, weights: Weights) -> str:
+    """What is wrong with what a selection gave, if anything."""
+    if not isinstance(selected, Selected):
+        return f"it gives {type(selected).__name__} and not Selected"
+    if unknown := [name for name in selected.weights if name not in weights]:
+        return f"'{unknown[0]}' is none of them"
+    numbers = list(selected.weights.values())
+    if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+        return f"the weights are {numbers}"
+    if selected.normalize and not (any(numbers) and min(numbers) >= 0):
+        return f"the weights are {numbers}, and a mean needs some above zero and none below"
+    short = [tensor for tensor, own in selected.tensor_weights.items() if len(own) != len(numbers)]
+    return f"the weights of the tensor '{short[0]}' are not {len(numbers)}" if short else ""
 
 
 SELECTIONS: Registry[Selection] = Registry("selection")

@@ -65,7 +65,7 @@ def _require_fitting(recipe: Recipe, selection: Selection) -> None:
         if not method.sums and override.method.parameters.get("normalize", True)
     ]  # fmt: skip
     shares: list[tuple[str, Sequence[float]]] = [("weight", [each.weight for each in recipe.ingredients])]
-    if first in divides:
+    if first in divides and not recipe.overrides:  # with these it is known when tensors are
         shares += recipe.tensor_weights.items()
     for title, weights in shares if divides else ():
         if min(weights) < 0:

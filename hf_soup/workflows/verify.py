@@ -236,8 +236,10 @@ def _refused(recipe: Recipe) -> Iterator[Finding]:
     """What is wrong with a recipe by itself."""
     named = (recipe.method.name, *(each.method.name for each in recipe.overrides))
     if unknown := next((name for name in named if name not in METHODS), None):
-        known = ", ".join(sorted(METHODS))
-        message = f"Its method is {unknown[:80]!r}, which this version does not know. Known are: {known}."
+        message = (
+            f"Its method is {unknown[:80]!r}, which is not known here. Known are: {', '.join(sorted(METHODS))}. One of "
+            "another package needs that package: soup.json has its name."
+        )
         yield Finding("method-unknown", message)
         return
     try:

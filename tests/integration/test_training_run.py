@@ -127,6 +127,20 @@ def test_only_folders_of_checkpoints_count(run: Path) -> None:
     assert picked(run) == [2, 6, 8, 10, 12, 1000]
 
 
+@pytest.mark.parametrize(
+    "selection", [{"last": 2}, {"last": [2, 2]}, {"schedule": "ema", "decay": 0.5, "last": 2}], ids=str
+)
+def test_named_checkpoints_are_taken_by_their_steps_and_one_of_weight_zero_is_none(
+    trainer_folder: Path, selection: dict[str, Any]
+) -> None:
+    """A shell puts 10 before 2."""
+    models = [{"model": str(trainer_folder / f"checkpoint-{step}"), "weight": step != 10} for step in (10, 12, 2, 8)]
+    recipe, _ = expand_runs(Recipe(ingredients=models, select={"name": "run_average", **selection}))
+    assert steps_in(recipe) == [8, 12]
+    ratio = 0.5 if "decay" in selection else 1.0
+    assert [each.weight for each in recipe.ingredients] == [ratio, 1.0]
+
+
 # ---- half-written ------------------------------------------------------------------------------------------------
 
 

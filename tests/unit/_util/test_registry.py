@@ -26,6 +26,14 @@ def median(tensors, weights):
     """
     import torch
     return torch.stack([tensor.double() for tensor in tensors]).quantile(0.5, 0)
+
+@merge_method(elementwise=True, neutral={})
+def narrow(tensors, weights):
+    return tensors[0].double()[:1]
+
+@merge_method(elementwise=True, neutral={})
+def raises(tensors, weights):
+    return tensors["a"]
 '''
 SELECTION = '''
 from hf_soup.selection import Selected, selection
@@ -38,16 +46,27 @@ def first_half(weights, score):
         None.
     """
     return Selected(dict(list(weights.items())[: (len(weights) + 1) // 2]))
+
+@selection(needs_score=False)
+def fails(weights, score):
+    return score(weights)
 '''
 ENTRIES = """[hf_soup.methods]
 median = acme_soups.methods
 broken = acme_soups.broken
 absent = acme_soups.methods
+narrow = acme_soups.methods
+raises = acme_soups.methods
+leaves = acme_soups.leaves
+twice = acme_soups.methods
 linear = acme_soups.broken
 
 [hf_soup.selections]
 first_half = acme_soups.selections
+fails = acme_soups.selections
 """
+#: Another package with the same name of a method.
+OTHER = "[hf_soup.methods]\ntwice = others.methods\n"
 
 
 @pytest.fixture
@@ -56,7 +75,9 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / "site"
     for name, text in {
         "acme_soups/__init__.py": "", "acme_soups/methods.py": METHOD, "acme_soups/selections.py": SELECTION,
-        "acme_soups/broken.py": "import nothing_of_this_name",
+        "acme_soups/broken.py": "import nothing_of_this_name", "acme_soups/leaves.py": "import sys; sys.exit(3)",
+        "others-2.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: others\nVersion: 2.0\n",
+        "others-2.0.dist-info/entry_points.txt": OTHER,
         "acme_soups-1.2.dist-info/METADATA": "Metadata-Version: 2.1\nName: acme-soups\nVersion: 1.2\n",
         "acme_soups-1.2.dist-info/entry_points.txt": ENTRIES,
     }.items():  # fmt: skip
@@ -91,6 +112,10 @@ def test_one_is_loaded_when_it_is_asked_for() -> None:
     assert METHODS.get("nothing") is None
     with pytest.raises(RecipeError, match=r"'acme-soups' offers the method 'broken', and cannot be imported: Module"):
         METHODS["broken"]
+    with pytest.raises(RecipeError, match=r"'leaves', and cannot be imported: SystemExit: 3"):
+        METHODS["leaves"]
+    with pytest.raises(RecipeError, match=r"Several packages offer the method 'twice': acme-soups, others\."):
+        METHODS["twice"]
     with pytest.raises(RecipeError, match=r"offers the method 'absent', and acme_soups\.methods defines none"):
         METHODS["absent"]
     assert METHODS["linear"].function.__module__ == "hf_soup.methods.linear", "a built-in name is not given away"
@@ -105,3 +130,34 @@ def test_a_soup_is_cooked_by_them_and_says_so(cli: Callable[..., Any], family: P
     assert list(done.json["weights"]) == ["local:a", "local:b"]
     assert '"acme-soups": "1.2"' in (tmp_path / "soup" / "soup.json").read_text()
     assert "The median of the ingredients." in cli("methods", "median").out
+
+
+@pytest.mark.usefixtures("package")
+@pytest.mark.parametrize(
+    ("option", "name", "said"),
+    [
+        (
+            "--method",
+            "narrow",
+            "narrow with its defaults: it gives torch.float64 of shape (1, 4), not torch.float64 of (4, 4)",
+        ),
+        ("--method", "raises", "The method 'raises' of the package 'acme-soups' 1.2 failed: TypeError: "),
+        ("--select", "fails", "The selection 'fails' of the package 'acme-soups' 1.2 failed: "),
+    ],
+)
+def test_what_goes_wrong_in_one_is_an_error(
+    cli: Callable[..., Any], family: Path, tmp_path: Path, option: str, name: str, said: str
+) -> None:
+    done = cli("cook", family / "a", family / "b", "-o", "soup", option, name, "--quiet")
+    assert done.code == 1
+    assert said in done.err
+    assert not (tmp_path / "soup").exists()
+
+
+@pytest.mark.usefixtures("package")
+def test_the_others_are_listed_beside_one_that_is_broken(cli: Callable[..., Any]) -> None:
+    done = cli("methods")
+    assert done.code == 0
+    assert "ties" in done.out
+    assert "median" in done.out
+    assert "'acme-soups' offers the method 'broken', and cannot be imported" in done.err

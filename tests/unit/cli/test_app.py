@@ -22,6 +22,7 @@ from hf_soup import Recipe
 from hf_soup._util.logs import ALLOWED, PrintableLogger
 from hf_soup.cli.app import cli as commands
 from hf_soup.methods import METHODS
+from hf_soup.recipe.schema import RENAMED_VALUES
 from hf_soup.selection import SELECTIONS
 
 # The client hands files to its HTTP library in a way that the library deprecates.
@@ -232,6 +233,13 @@ def test_a_model_is_scored_without_a_recipe(cli: Cli, family: Path) -> None:
     assert (title, score["n"]) == ("rows.csv train[:20] f1", 20)
 
 
+def test_a_word_that_yaml_does_not_know_is_set_as_it_stands(cli: Cli, family: Path) -> None:
+    data = ("--data", family / "rows.csv", "--task", "text-classification", "--dry-run", "-o", "no")
+    asked = ("cook", family / "a", family / "b", "--select", "greedy", *data)
+    assert cli(*asked, "--set", "accept=>").code == 0
+    assert "'accept' is '<'; it is one of >=, >" in cli(*asked, "--set", "accept='<'").err
+
+
 def test_set_gives_values_with_types(cli: Cli, monkeypatch: pytest.MonkeyPatch, family: Path, tmp_path: Path) -> None:
     """YAML's: a number is a number. They change the file's method, unless another one is named."""
     recipe = recipe_of(family, tmp_path, method={"name": "linear", "x": 1})
@@ -306,6 +314,37 @@ def test_an_old_command_is_answered_with_its_new_name(cli: Cli) -> None:
     done = cli("forage", "acme/base")
     assert (done.code, done.out) == (2, "")
     assert done.err.endswith("Error: `forage` is called `search` now.\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["cook", "a", "b", "--pr"], "There is no `--pr` any more: `hf-soup push --pr` opens a pull request."),
+        (["cook", "a", "b", "--tag", "v1"], "There is no `--tag` any more: `hf-soup push --tag` makes a tag."),
+        (["check", "a", "b", "--plot", "x"], "There is no `--plot` any more: the numbers of the picture are in"),
+        (["push", "soup", "--force"], "There is no `--force` any more: weights that were changed after cooking"),
+        (["push", "soup", "--forse"], "No such option '--forse'."),
+        (["cook", "a", "b", "-o", "c", "--set", "name=ties"], "--method and --select have the names"),
+    ],
+    ids=lambda each: each[-2] if isinstance(each, list) else "",
+)
+def test_an_option_that_is_gone_is_answered_with_what_to_do(cli: Cli, arguments: list[str], said: str) -> None:
+    done = cli(*arguments)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+
+
+@pytest.mark.parametrize("name", ["swa", "lawa", "ema", "adamerging"])
+def test_an_old_method_is_answered_with_its_selection(cli: Cli, family: Path, name: str) -> None:
+    models = [family / each for each in "ab"]
+    now = f"which is `{RENAMED_VALUES[name]}` now"
+    for done in (
+        cli("cook", *models, "--method", name, "-o", "soup"),
+        cli("cook", *models, "--select", name, "-o", "soup"),
+        cli("methods", name),
+    ):
+        assert done.code == 1
+        assert now in done.err
 
 
 def test_every_option_of_a_command_is_documented() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import re
+from typing import Any
+
 import pytest
 
 from hf_soup.errors import RecipeError
-from hf_soup.selection import SELECTIONS, ScoreFunction, Step, Weights
+from hf_soup.selection import SELECTIONS, ScoreFunction, Selected, Selection, Step, Weights
 from hf_soup.selection.best import best, top_k
 from hf_soup.selection.greedy import greedy
 from hf_soup.selection.pruned import pruned
@@ -105,6 +109,36 @@ def test_pruned_keeps_one() -> None:
     score, _ = table({"a": 0.7, "b": 0.9, "ab": 0.1})
     assert pruned({"a": 1.0, "b": 1.0}, score).weights == {"b": 1.0}
     assert pruned({"a": 1.0}, score).weights == {"a": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"a": 1.0}, "it gives dict and not Selected"),
+        (Selected({}), "the weights are [], and a mean needs some above zero"),
+        (Selected({"c": 1.0}), "'c' is none of them"),
+        (Selected({"a": -1.0, "b": 3.0}), "the weights are [-1.0, 3.0], and a mean needs some above zero and none"),
+        (Selected({"a": math.nan}), "the weights are [nan]."),
+        (Selected({"a": 1.0, "b": 1.0}, tensor_weights={"t": (1.0,)}), "the weights of the tensor 't' are not 2"),
+    ],
+)
+def test_what_is_no_soup_of_the_ingredients_is_refused(given: Any, said: str) -> None:
+    one = Selection("one", lambda weights, score: given, needs_score=False)
+    with pytest.raises(RecipeError, match=re.escape(f"The selection 'one' gives no soup of these ingredients: {said}")):
+        one.select({"a": 1.0, "b": 1.0}, None, {}, 0)
+
+
+def test_whoever_asks_for_the_seed_gets_it() -> None:
+    def drawn(weights: Weights, score: ScoreFunction, *, n: int = 1, seed: int) -> Selected:
+        return Selected({list(weights)[seed % len(weights)]: float(n)})
+
+    one = Selection("drawn", drawn, needs_score=False)
+    assert one.select({"a": 1.0, "b": 1.0}, None, {"n": 3}, 7).weights == {"b": 3.0}
+
+
+def test_who_picks_before_anything_is_opened_cannot_ask_for_scores() -> None:
+    with pytest.raises(TypeError, match="`picks` is asked before anything can be scored"):
+        Selection("early", uniform, needs_score=True, picks=lambda count: (range(count), {}))
 
 
 def test_every_selection_is_registered_under_its_name() -> None:
