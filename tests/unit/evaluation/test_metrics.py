@@ -119,9 +119,7 @@ def test_a_metric_without_a_value_for_some_draws_of_rows(here: Path) -> None:
 
 
 @pytest.mark.parametrize(("result", "file"), [("{'own_kappa': kappa, 'n': 3}", False), ("{'score': kappa}", True)])
-def test_an_evaluate_script_of_the_users(
-    here: Path, result: str, file: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_evaluate_script_of_the_users(here: Path, result: str, file: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statistics, "RESAMPLES", 50)
     folder = write_script(here / "metrics", "own_kappa", result)
     path = folder / "own_kappa.py" if file else folder
