@@ -153,7 +153,7 @@ def old_names(tensors: Tensors) -> Tensors:
 
 
 def _train(model: Any, batches: Iterator[dict[str, Tensor]], steps: int, learning_rate: float) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, fused=True)
     model.train()
     for _ in range(steps):
         model(**next(batches)).loss.backward()
