@@ -32,7 +32,7 @@ from hf_soup.recipe.schema import Recipe
 from hf_soup.recipe.validation import require_methods
 
 SHAPES: dict[str, tuple[int, ...]] = {
-    "embed.weight": (1300, 1700),  # several units
+    "embed.weight": (1300, 900),  # more than one unit
     "layers.0.weight": (37, 41),
     "layers.0.bias": (41,),
     "layers.1.weight": (37, 41),
