@@ -296,7 +296,7 @@ def test_ordinary_text_is_as_it_is(text: str) -> None:
 
 
 @given(st.text(max_size=40) | TEXT)
-@settings(deadline=None, derandomize=True, max_examples=300)
+@FEW
 def test_escaped_text_has_one_line_and_no_markup(text: str) -> None:
     """And comes back, but for spaces and what cannot be seen, when a Markdown reader takes the backslashes out."""
     shown = escape(text)

@@ -213,7 +213,7 @@ def test_whatever_a_mapping_holds_it_is_a_recipe_or_an_error(values: dict[str, A
 
 
 @given(st.text(max_size=60) | st.binary(max_size=60).map(lambda data: data.decode("latin-1")))
-@settings(deadline=None, derandomize=True, max_examples=300)
+@settings(deadline=None, derandomize=True, max_examples=150)
 def test_whatever_text_it_is_it_is_a_recipe_or_an_error(text: str) -> None:
     with suppress(SoupError):
         Recipe.parse(text)
