@@ -10,10 +10,10 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hf_soup._util.version import version
 from hf_soup.hub import keep_note, own_cache_folder
 
 _T = TypeVar("_T")

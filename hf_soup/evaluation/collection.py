@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from torch import Tensor
 from hf_soup._util.io import appearing
 from hf_soup._util.progress import bar
 from hf_soup._util.text import some
+from hf_soup._util.version import version
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.evaluation_data import Calibration
 from hf_soup.evaluation.loaded_parameters import LoadedParameters, find_loaded_parameters, held, on_disk

@@ -14,7 +14,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -26,7 +25,7 @@ from hf_soup import hub
 from hf_soup._util.io import appearing
 from hf_soup._util.parallel import in_order
 from hf_soup._util.progress import bar
-from hf_soup._util.version import __version__
+from hf_soup._util.version import __version__, version
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.statistics import Ints
 from hf_soup.hub import ASSETS, prune

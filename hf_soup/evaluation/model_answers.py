@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from hf_soup._util.io import appearing
 from hf_soup._util.progress import bar
+from hf_soup._util.version import version
 from hf_soup.errors import ScoringError, SoupError
 from hf_soup.evaluation.batch_norm import batch_norms
 from hf_soup.evaluation.batch_statistics import BatchNormStatistics, BatchStatistics, put

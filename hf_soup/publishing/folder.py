@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import platform
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_soup._util.io import write_json
+from hf_soup._util.version import version
 from hf_soup.checkpoint import label_names, pipeline_tasks, remembered
 from hf_soup.lineage import write_assets
 from hf_soup.publishing import plots

@@ -232,8 +232,7 @@ class MethodTests:
                     f"`{name}` where the weights sum to {total}"
                 )
 
-    @pytest.mark.parametrize("n", [1, 2, 3, 7, 16])
-    def test_equal_ingredients_give_themselves_back(self, method: Method, dtype: torch.dtype, n: int) -> None:
+    def test_equal_ingredients_give_themselves_back(self, method: Method, dtype: torch.dtype) -> None:
         """The soup of n copies of a model is that model at the parameters declared neutral.
 
         Bit for bit where it only goes entry by entry, but for the zero's sign in a task vector, which adding it loses,
@@ -241,15 +240,17 @@ class MethodTests:
         """
         if method.neutral is None:
             pytest.skip("there are no neutral parameters")
-        n, one = _count(method, n), _random(5, 13, dtype=dtype)
+        one = _random(5, 13, dtype=dtype)
         if method.needs_base:
             one += 0.0
-        for weights in ([1.0] * n, [0.3] * n)[: 1 if method.sums else 2]:
+        counts = sorted({_count(method, n) for n in (1, 2, 3, 7, 16)})
+        for n, weight in itertools.product(counts, (1.0, 0.3)[: 1 if method.sums else 2]):
+            weights = [weight] * n
             mixed = mix(method, [one.clone() for _ in range(n)], weights, **method.neutral_for(math.fsum(weights)))
             exact = dtype != torch.float32 or not method.needs_base  # in float32 a sum of float32s is rounded
             if method.elementwise and exact and not method.sums and not method.measure:
                 result = rounded(mixed, dtype) + (0.0 if method.needs_base else -0.0)
-                _assert_same_bits(result, one, "the mix of equal tensors is not that tensor")
+                _assert_same_bits(result, one, f"the mix of {n} equal tensors is not that tensor")
             else:
                 expected = one.to(mixed.dtype)
                 near = method.bound * float(expected.abs().max())
@@ -307,23 +308,21 @@ class MethodTests:
                     _assert_same_bits(scaled(scale), mixed, f"all weights times {scale:g} give something else")
                 _assert_near(method, scaled(1 / 3), mixed, 1e-6, "all weights divided by 3 give something else")
 
-    @pytest.mark.parametrize("shape", _SHAPES, ids=str)
-    def test_the_shape_stays_and_the_result_is_wide(
-        self, method: Method, choose: Choose, dtype: torch.dtype, shape: tuple[int, ...]
-    ) -> None:
+    def test_the_shape_stays_and_the_result_is_wide(self, method: Method, choose: Choose, dtype: torch.dtype) -> None:
         """Numbers stay finite too, whatever tensors there are: of zeros, equal ones, ones of weight zero."""
         n = _count(method, 3)
-        tensors = [_random(*shape, dtype=dtype, seed=seed) for seed in range(n)]
-        zeros = [torch.zeros(shape, dtype=dtype) for _ in range(n)]
         weights = [1.0, 2.0, 1.0, 0.5, 1.0, 1.0, 1.0][:n]
-        for shares in (weights, [1.0] * n, [0.0, *weights[1:]] if n > 1 else weights):
-            for ingredients in (tensors, [tensors[0]] * n, [zeros[0], *tensors[1:]], zeros):
-                mixed = mix(method, ingredients, shares, **choose(math.fsum(shares)))
-                assert mixed.shape == shape
-                assert mixed.dtype == _result_dtype(method, tensors), "the result is in the accumulator's dtype"
-                assert mixed.isfinite().all()
-                if ingredients is zeros:
-                    assert not mixed.any(), "nothing was learned, so nothing is to be added"
+        for shape in _SHAPES:
+            tensors = [_random(*shape, dtype=dtype, seed=seed) for seed in range(n)]
+            zeros = [torch.zeros(shape, dtype=dtype) for _ in range(n)]
+            for shares in (weights, [1.0] * n, [0.0, *weights[1:]] if n > 1 else weights):
+                for ingredients in (tensors, [tensors[0]] * n, [zeros[0], *tensors[1:]], zeros):
+                    mixed = mix(method, ingredients, shares, **choose(math.fsum(shares)))
+                    assert mixed.shape == shape
+                    assert mixed.dtype == _result_dtype(method, tensors), "the result is in the accumulator's dtype"
+                    assert mixed.isfinite().all(), f"the result of shape {shape} is not finite"
+                    if ingredients is zeros:
+                        assert not mixed.any(), f"nothing was learned, so nothing is to be added to shape {shape}"
 
     def test_a_mix_of_types_is_added_up_in_the_widest(self, method: Method) -> None:
         """Float32 where all have 16 bits, else float64."""
@@ -362,13 +361,11 @@ class MethodTests:
                 ]
                 _assert_same_bits(torch.cat(slices), whole, "slices give something else")
 
-    @pytest.mark.parametrize("n", [1, 3])
-    def test_what_is_handed_in_is_not_changed(self, method: Method, choose: Choose, dtype: torch.dtype, n: int) -> None:
+    def test_what_is_handed_in_is_not_changed(self, method: Method, choose: Choose, dtype: torch.dtype) -> None:
         """Neither by the method, nor by whoever changes its result."""
-        n = _count(method, n)
-        weights = [0.5, 0.25, 2.0, 1.0, 1.5, 0.2, 2.0][:n]
-        kept, parameters = list(weights), choose(math.fsum(weights))
-        for shape in ((40,), (5, 8)):
+        for n, shape in itertools.product({_count(method, n) for n in (1, 3)}, ((40,), (5, 8))):
+            weights = [0.5, 0.25, 2.0, 1.0, 1.5, 0.2, 2.0][:n]
+            kept, parameters = list(weights), choose(math.fsum(weights))
             tensors = [_random(*shape, dtype=dtype, seed=seed) for seed in range(n)]
             handed_in, copies = (_handed_in(method, tensors, weights, parameters) for _ in range(2))
             before = [tensor.clone() for tensor in tensors]

@@ -271,42 +271,34 @@ def test_a_card_without_front_matter_gets_some(cli: Cli, online: LocalHub, famil
     assert Path(card).read_text() == "---\nlanguage: de\nlicense: mit\n---\n\n# Mine\n"
 
 
-# ---- in processes of their own ------------------------------------------------------------------------------
+def test_no_network_is_said(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    refused(cli("check", "acme/a", "acme/b"), "http://127.0.0.1:9 cannot be reached")
 
 
-def test_no_network_is_said(
-    hf_soup: Callable[..., subprocess.CompletedProcess[str]], family: Path, tmp_path: Path
-) -> None:
-    done = hf_soup("check", "acme/a", "acme/b", HF_ENDPOINT="http://127.0.0.1:9")
-    assert done.returncode == 1
-    assert "http://127.0.0.1:9 cannot be reached" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert "hf_acme" not in done.stderr
-
-
-def big_family(family: Path, folder: Path) -> list[Path]:
-    """Two models whose merge takes long enough to be interrupted: 240 MB of other tensors beside the real ones."""
+def big_family(family: Path, folder: Path, rows: int) -> list[Path]:
+    """Two models of the family with so many rows of embeddings, 64 bytes each."""
     made = []
     for name in ("a", "b"):
         target = folder / f"big-{name}"
         shutil.copytree(family / name, target)
         config = json.loads((target / "config.json").read_text())
-        config["vocab_size"] = 1_000_000
+        config["vocab_size"] = rows
         (target / "config.json").write_text(json.dumps(config))
         tensors = load_file(target / "model.safetensors")
         key = "bert.embeddings.word_embeddings.weight"
         generator = torch.Generator().manual_seed(0)
-        tensors[key] = torch.randn(1_000_000, 16, generator=generator)
+        tensors[key] = torch.randn(rows, 16, generator=generator)
         save_file(tensors, target / "model.safetensors", {"format": "pt"})
         made.append(target)
     return made
 
 
 def test_control_c_leaves_nothing_half_made(
-    environment: dict[str, str], hf_soup: Callable[..., subprocess.CompletedProcess[str]], family: Path, tmp_path: Path
+    environment: dict[str, str], cli: Cli, family: Path, tmp_path: Path
 ) -> None:
     """Exit code 130; no output folder; what was there is untouched; and the same command then works."""
-    a, b = big_family(family, tmp_path)
+    a, b = big_family(family, tmp_path, 1_000_000)  # whose merge takes long enough to be interrupted
     (tmp_path / "mine.txt").write_text("mine")
     command = [sys.executable, "-m", "hf_soup", "cook", str(a), str(b), "-o", "soup"]
     child = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
@@ -321,30 +313,24 @@ def test_control_c_leaves_nothing_half_made(
     assert "Traceback" not in said
     assert not (tmp_path / "soup").exists()
     assert (tmp_path / "mine.txt").read_text() == "mine"
-    again = hf_soup("cook", a, b, "-o", "soup", "--json")
-    assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout)["digest"]
+    assert cli("cook", a, b, "-o", "soup", "--json").json["digest"]
     assert not staging.exists()
 
 
-def test_a_full_disk_is_said(environment: dict[str, str], family: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_said(cli: Cli, family: Path, tmp_path: Path) -> None:
     """As the operating system puts it; a limit on the size of files stands for the disk."""
-    big = big_family(family, tmp_path)
-
-    def limit() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000_000, 30_000_000))
-
-    command = [sys.executable, "-m", "hf_soup", "cook", *map(str, big), "-o", "soup", "--json"]
-    done = subprocess.run(
-        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, preexec_fn=limit
-    )
-    assert done.returncode == 1
-    error = json.loads(done.stdout)["error"]
+    a, b = big_family(family, tmp_path, 100_000)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, limits[1]))
+    try:
+        done = cli("cook", a, b, "-o", "soup", "--json")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert done.code == 1
+    error = done.json["error"]
     assert error["type"] == "MergeError"
     assert os.strerror(27) in error["message"]
     assert "make room" in error["hint"]
-    assert "Traceback" not in done.stderr
     assert not (tmp_path / "soup").exists()
 
 

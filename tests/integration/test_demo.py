@@ -3,45 +3,79 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
+import runpy
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pytest
+from huggingface_hub import constants
 
 import hf_soup.local_hub
-from hf_soup.demo import Zoo, child_environment, run_demo
+from hf_soup.demo import Shell, Zoo, run_demo
 from hf_soup.local_hub import LocalHub
 from hf_soup.local_hub.wire import Record
 
 TOKEN = "hf_" + "u" * 34
 
 
+def ask(hub: str, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what runs in this process."""
+    monkeypatch.setattr(constants, "ENDPOINT", hub)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub)
+    monkeypatch.setenv("HF_TOKEN", token)
+
+
 def test_the_demo_needs_no_network_and_no_account(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Offline mode, a dead proxy and the user's own token are set; it passes, and the token reaches nobody."""
-    for name, value in {
-        "HF_HUB_OFFLINE": "1",
-        "HTTP_PROXY": "http://127.0.0.1:9",
-        "HTTPS_PROXY": "http://127.0.0.1:9",
-        "HF_TOKEN": TOKEN,
-    }.items():
-        monkeypatch.setenv(name, value)
-    requests: list[Record] = []
+    """Offline mode, a dead proxy and the user's own token are set; it passes, and the token reaches nobody.
+
+    It uploads and pushes in processes of their own, which need all of it; what loads torch runs in this one.
+    """
+    told, requests = [], list[Record]()
+    run = Shell.run
 
     class Watched(LocalHub):
         def __exit__(self, *details: object) -> None:
             requests.extend(self.requests)
             super().__exit__(*details)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(hf_soup.local_hub, "LocalHub", Watched)
-    zoo = Zoo(letters=256, letter_epochs=1, good=2, epochs=(1, 2))
-    run_demo(tmp_path / "demo", progress=lambda text: None, zoo=zoo)
+    def run_here(shell: Shell, name: str, *arguments: str, stderr: int | None = None) -> str:
+        if name.split()[1:2] in (["upload"], ["push"]):
+            return run(shell, name, *arguments, stderr=stderr)
+        told.append(capsys.readouterr().out)
+        with pytest.MonkeyPatch.context() as patch:
+            for variable in bad:
+                patch.delenv(variable)
+            ask(shell.environment["HF_ENDPOINT"], shell.environment["HF_TOKEN"], patch)
+            if name != "load":
+                return str(cli(*arguments[2:]).out)
+            patch.setattr(sys, "argv", list(arguments))
+            runpy.run_path(arguments[0])
+            return capsys.readouterr().out
 
-    said = capfd.readouterr().out
+    bad = {
+        "HF_HUB_OFFLINE": "1",
+        "HTTP_PROXY": "http://127.0.0.1:9",
+        "HTTPS_PROXY": "http://127.0.0.1:9",
+        "HF_TOKEN": TOKEN,
+    }
+    with monkeypatch.context() as patch:
+        for name, value in bad.items():
+            patch.setenv(name, value)
+        patch.setattr(hf_soup.local_hub, "LocalHub", Watched)
+        patch.setattr(Shell, "run", run_here)
+        run_demo(
+            tmp_path / "demo", progress=lambda text: None, zoo=Zoo(letters=256, letter_epochs=1, good=2, epochs=(1, 2))
+        )
+
+    said = "".join([*told, capsys.readouterr().out])
     assert "$ hf-soup check" in said
     assert "$ hf-soup cook" in said
     assert "$ hf-soup push" in said
@@ -56,20 +90,13 @@ def test_the_demo_needs_no_network_and_no_account(
         assert f"{title}: {sentence}" in said, "it says whether the soup won, either way"
 
     # What it published is what it says, on a machine that has nothing but the repos.
+    shutil.rmtree(tmp_path / "home")
     with LocalHub(tmp_path / "demo" / "hub") as hub:
-        environment = child_environment(os.environ, tmp_path / "fresh", hub.endpoint, hub.token)
-        command = [
-            sys.executable,
-            "-m",
-            "hf_soup",
-            "verify",
-            re.findall(r"hf-soup push \S+ (\S+)", said)[-1],
-            "--score",
-            "--json",
-        ]
-        verified = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert json.loads(verified.stdout)["verdict"] == "identical", verified.stdout + verified.stderr
-    assert len(json.loads(verified.stdout)["scores"]) == len(summary["scores"]["soup"])
+        ask(hub.endpoint, hub.token, monkeypatch)
+        pushed = re.findall(r"hf-soup push \S+ (\S+)", said)[-1]
+        verified = cli("verify", pushed, "--score", "--json").json
+    assert verified["verdict"] == "identical", verified
+    assert len(verified["scores"]) == len(summary["scores"]["soup"])
 
     assert len(requests) > 50
     assert not any(TOKEN in record.authorization for record in requests)

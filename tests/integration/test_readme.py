@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,13 +48,10 @@ def test_the_recipe_and_the_commands(cli: Callable[..., Any], tmp_path: Path) ->
     assert "/me/vit-beans-soup/discussions/1" in printed[6]
 
 
-def test_the_python(local_hub: LocalHub, environment: dict[str, str], family: Path, tmp_path: Path) -> None:
+def test_the_python(online: LocalHub, family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With two folders of fine-tunes in the place of the reader's."""
     for name in "ab":
         shutil.copytree(family / name, tmp_path / "runs" / name)
-    done = subprocess.run(
-        [sys.executable, "-c", block("python", "import hf_soup")],
-        env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert [record.path for record in local_hub.requests if record.path.endswith("/me/my-soup/commit/main")]
+    monkeypatch.chdir(tmp_path)
+    exec(block("python", "import hf_soup"), {})
+    assert [record.path for record in online.requests if record.path.endswith("/me/my-soup/commit/main")]

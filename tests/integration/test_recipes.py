@@ -8,7 +8,7 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,15 +38,15 @@ Cli = Callable[..., Any]
 RECIPES = Path(__file__).parents[2] / "recipes"
 EMOTION = "distilbert-base-uncased-finetuned-emotion"
 
-#: Loads a published soup as anybody would, and says what it found.
+#: Loads published soups as anybody would, and says what it found.
 LOAD = """
 import json, sys
 from huggingface_hub import ModelCard
 from transformers import pipeline
-repo, task, *inputs = sys.argv[1:]
-ModelCard.load(repo).validate()
-answers = pipeline(task, model=repo)(inputs, top_k=None)
-print(json.dumps([{each["label"]: each["score"] for each in answer} for answer in answers]))
+for repo, task, inputs in json.loads(sys.argv[1]):
+    ModelCard.load(repo).validate()
+    answers = pipeline(task, model=repo)(inputs, top_k=None)
+    print(json.dumps([{each["label"]: each["score"] for each in answer} for answer in answers]))
 """
 
 
@@ -91,28 +91,16 @@ CASES = (
 
 @dataclass(frozen=True)
 class Cooked:
-    """A soup of a recipe, and what the command line said."""
+    """A soup of a recipe, and what the command line reported."""
 
     case: Case
     report: dict[str, Any]
-    said: str
     folder: Path
-    environment: dict[str, str]
 
 
 def plain(name: str) -> str:
     """A label without the case and spaces that the leaf which names it may have."""
     return name.strip().casefold()
-
-
-def python(folder: Path, environment: Mapping[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run Python to a good end, with the client's settings of its own."""
-    command = [sys.executable, *map(str, arguments)]
-    done = subprocess.run(
-        command, env=dict(environment), cwd=folder, capture_output=True, text=True, check=False, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    return done
 
 
 @pytest.fixture
@@ -121,17 +109,29 @@ def local_hub(zoo: LocalHub) -> LocalHub:
     return zoo
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
-def cooked(request: pytest.FixtureRequest, zoo: LocalHub, tmp_path_factory: pytest.TempPathFactory) -> Cooked:
-    """A recipe, cooked and pushed by the command line in a process of its own."""
-    case: Case = request.param
-    folder = tmp_path_factory.mktemp(case.name)
-    environment = child_environment(os.environ, folder / "home", zoo.endpoint, zoo.token)
-    # Models this small are scored in no time, unless a second thread spins for a core that others have.
-    environment["OMP_WAIT_POLICY"] = "PASSIVE"
-    arguments = ["cook", RECIPES / f"{case.name}.yaml", "-o", "soup", "--json", "--push", f"cooks/{case.name}-soup"]
-    done = python(folder, environment, "-m", "hf_soup", *arguments)
-    return Cooked(case, json.loads(done.stdout), done.stderr, folder / "soup", environment)
+@pytest.fixture(scope="module")
+def soups() -> dict[str, Cooked]:
+    """Those that were cooked so far."""
+    return {}
+
+
+@pytest.fixture
+def cook(cli: Cli, soups: dict[str, Cooked], tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], Cooked]:
+    """A recipe, cooked and pushed by the command line for the first test that looks at it."""
+
+    def cook(case: Case) -> Cooked:
+        if case.name not in soups:
+            folder = tmp_path_factory.mktemp(case.name) / "soup"
+            arguments = ["cook", RECIPES / f"{case.name}.yaml", "-o", folder, "--json"]
+            soups[case.name] = Cooked(case, cli(*arguments, "--push", f"cooks/{case.name}-soup").json, folder)
+        return soups[case.name]
+
+    return cook
+
+
+@pytest.fixture(params=CASES, ids=lambda case: case.name)
+def cooked(request: pytest.FixtureRequest, cook: Callable[[Case], Cooked]) -> Cooked:
+    return cook(request.param)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -169,7 +169,7 @@ def test_cook_says_what_scripts_rely_on(cooked: Cooked) -> None:
     assert report["pushed"]["repo"] == f"cooks/{cooked.case.name}-soup"
 
 
-def test_nothing_of_the_junk_is_in_the_soup(cooked: Cooked) -> None:
+def test_nothing_of_the_junk_is_in_the_soup(cooked: Cooked, zoo: LocalHub) -> None:
     files = {path.relative_to(cooked.folder).as_posix() for path in cooked.folder.rglob("*") if path.is_file()}
     assert not files & JUNK.keys()
     own = {
@@ -182,7 +182,7 @@ def test_nothing_of_the_junk_is_in_the_soup(cooked: Cooked) -> None:
         "soup.yaml",
     }
     # What the first leaf has, whichever that is: the choice hangs on the last bits of how the stand-ins were trained.
-    listed = HfApi(endpoint=cooked.environment["HF_ENDPOINT"]).list_repo_files(cooked.report["selected"][0])
+    listed = HfApi(endpoint=zoo.endpoint).list_repo_files(cooked.report["selected"][0])
     processing = {file for file in listed if ASSETS.fullmatch(file)} - {"config.json"}
     assert processing & cooked.case.processing
     assert files - own == processing
@@ -240,25 +240,33 @@ def test_soup_yaml_gives_the_same_bytes(cli: Cli, cooked: Cooked, tmp_path: Path
     assert both[0] == both[1]
 
 
-def test_what_was_pushed_loads_by_its_name(cooked: Cooked, zoo: LocalHub, tmp_path: Path) -> None:
+def test_what_was_pushed_loads_by_its_name(cook: Callable[[Case], Cooked], zoo: LocalHub, tmp_path: Path) -> None:
     """And its card is one that the Hub takes."""
-    repo = cooked.report["pushed"]["repo"]
     api = HfApi(endpoint=zoo.endpoint, token=zoo.token)
-    assert api.model_info(repo).sha == cooked.report["pushed"]["commit"]
-    local = {path.relative_to(cooked.folder).as_posix() for path in cooked.folder.rglob("*") if path.is_file()}
-    assert set(api.list_repo_files(repo)) == local | {".gitattributes"}
-    inputs = ["i feel so happy today", "i am really furious about the news"]
-    if cooked.case.task == "image-classification":
-        inputs = []
-        for label in (0, 2):
-            inputs.append(str(tmp_path / f"{label}.png"))
-            draw_leaf(random.Random(f"new {label}"), label).save(inputs[-1])
-    done = python(tmp_path, cooked.environment, "-c", LOAD, repo, cooked.case.task, *inputs)
-    answers = json.loads(done.stdout.splitlines()[-1])
-    answers = [{plain(name): score for name, score in answer.items()} for answer in answers]
-    assert all(set(answer) == set(cooked.case.labels) for answer in answers)
-    if cooked.case.task == "text-classification":
-        assert [max(answer, key=answer.get) for answer in answers] == ["joy", "anger"]
+    images = [str(tmp_path / f"{label}.png") for label in (0, 2)]
+    for label, path in zip((0, 2), images, strict=True):
+        draw_leaf(random.Random(f"new {label}"), label).save(path)
+    inputs = {"beans": images, "emotion": ["i feel so happy today", "i am really furious about the news"]}
+    asked = []
+    for soup in map(cook, CASES):
+        repo = soup.report["pushed"]["repo"]
+        assert api.model_info(repo).sha == soup.report["pushed"]["commit"]
+        local = {path.relative_to(soup.folder).as_posix() for path in soup.folder.rglob("*") if path.is_file()}
+        assert set(api.list_repo_files(repo)) == local | {".gitattributes"}
+        asked.append((repo, soup.case.task, inputs[soup.case.name]))
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, json.dumps(asked)],
+        env=child_environment(os.environ, tmp_path / "home", zoo.endpoint, zoo.token),
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    leaves, feelings = (
+        [{plain(name): score for name, score in answer.items()} for answer in json.loads(line)]
+        for line in done.stdout.splitlines()[-2:]
+    )
+    assert all(set(answer) == set(LEAVES) for answer in leaves)
+    assert all(set(answer) == set(EMOTIONS) for answer in feelings)
+    assert [max(answer, key=answer.get) for answer in feelings] == ["joy", "anger"]
 
 
 def test_a_soup_of_soups_is_one_of_their_leaves(cli: Cli, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -272,33 +273,45 @@ def test_what_was_different_is_said(job: Job, had: str) -> None:
         assert list(staging.finished()) == []
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_leaves_what_is_finished(job: Job, signal_number: signal.Signals) -> None:
-    """A real process with a slow disk, stopped from outside when its journal has two lines."""
-    name = f"stopped{signal_number.value}"
+def test_a_signal_leaves_what_is_finished(job: Job) -> None:
+    """Real processes with a slow disk, stopped from outside when their journal has a few lines."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
     code = (
         "import pickle, os, sys, time\nfrom pathlib import Path\nfrom hf_soup.merging.to_files import merge\n"
         "from hf_soup.merging.workspace import Workspace\n"
         "from hf_soup.merging import plan as plan_module\nplan_module.UNIT_BYTES = 4 << 20\n"
+        "plan, supply = pickle.loads(Path(sys.argv[1]).read_bytes())\n"
         "write = os.pwrite\n"
         "def slowly(*arguments):\n    time.sleep(0.03)\n    return write(*arguments)\n"
         "os.pwrite = slowly\n"
-        "with Workspace(Path(sys.argv[1])) as staging:\n"
-        "    plan, supply = pickle.loads(Path(sys.argv[2]).read_bytes())\n"
-        "    merge(plan, supply, staging, threads=1, quiet=True)\n"
+        "for folder in map(Path, sys.argv[2:]):\n"
+        "    if not (pid := os.fork()):\n"
+        "        with Workspace(folder) as staging:\n"
+        "            merge(plan, supply, staging, threads=1, quiet=True)\n"
+        "        os._exit(0)\n"
+        "    print(pid, flush=True)\n"
+        "    print(os.waitpid(pid, 0)[1], flush=True)\n"
     )
-    with Workspace(job.folder / name) as staging:
-        staging.open(job.plan.fingerprint, job.plan.outline())
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, job.folder / name, job.folder / "job"], stderr=subprocess.DEVNULL
-    )
-    journal = staging.root / "journal.0"
-    while child.poll() is None and (not journal.exists() or len(journal.read_text().splitlines()) < 3):
-        pass
-    child.send_signal(signal_number)
-    child.wait(timeout=60)
-    assert child.returncode != 0
-    said, merged, now = job.cook(name)
-    assert said == "continued"
-    assert merged.resumed > 0
-    assert now == job.cook(f"beside{signal_number.value}")[2]
+    folders = [job.folder / f"stopped{number.value}" for number in numbers]
+    for folder in folders:
+        with Workspace(folder) as staging:
+            staging.open(job.plan.fingerprint, job.plan.outline())
+    with subprocess.Popen(
+        [sys.executable, "-c", code, job.folder / "job", *folders],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    ) as parent:  # fmt: skip
+        assert parent.stdout
+        for number, folder in zip(numbers, folders, strict=True):
+            pid = int(parent.stdout.readline())
+            journal, deadline = Workspace(folder).root / "journal.0", time.monotonic() + 60
+            while not journal.exists() or len(journal.read_text().splitlines()) < 3:
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+            os.kill(pid, number)
+            assert int(parent.stdout.readline()) != 0
+    _, _, files = job.cook("beside")
+    for folder in folders:
+        said, merged, now = job.cook(folder.name)
+        assert said == "continued"
+        assert merged.resumed > 0
+        assert now == files

@@ -1,16 +1,16 @@
 """Data sets of a Hub over HTTP: pinned once, read at the commit, and refused in one clear error."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from hub_faults import Hangup
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, constants
 
 from hf_soup.local_hub import LocalHub
 
@@ -83,19 +83,6 @@ def load(online: LocalHub, capfd: pytest.CaptureFixture[str], tmp_path: Path) ->
     return run
 
 
-def load_apart(hub: LocalHub, home: Path, environment: dict[str, str] | None = None, **said: Any) -> dict[str, Any]:
-    env = {k: v for k, v in os.environ.items() if "proxy" not in k.lower() and not k.startswith("HF_")}
-    env |= {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "t-acme", "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-    env |= environment or {}
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, json.dumps(said)], env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "it/s" not in done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
 def test_a_data_set_is_pinned_and_read_at_its_commit(load: Load, online: LocalHub) -> None:
     said = {"dataset": "acme/mood", "split": "train[:2]"}
     first = load(**said)
@@ -143,14 +130,26 @@ def test_a_gated_data_set_and_a_lost_connection(load: Load, online: LocalHub, mo
     assert "t-other" not in json.dumps(gated)
 
 
-def test_a_cached_data_set_is_read_without_a_network(local_hub: LocalHub, tmp_path: Path) -> None:
+def test_a_cached_data_set_is_read_without_a_network(
+    load: Load, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In a process that knows only the cache; what is not in one is said."""
     said = {"dataset": "acme/mood", "split": "test"}
-    first = load_apart(local_hub, tmp_path / "home", **said)
-    offline = {"HF_HUB_OFFLINE": "1"}
-    assert load_apart(local_hub, tmp_path / "home", offline, revision=first["revision"], **said) == first
-    nowhere = load_apart(local_hub, tmp_path / "other", offline, **said)
-    assert nowhere["error"] == "ResolveError"
+    first = load(**said)
+    command = [sys.executable, "-c", CODE, json.dumps({"revision": first["revision"], **said})]
+    offline = {**environment, "HF_HUB_OFFLINE": "1"}
+    again = subprocess.run(command, env=offline, capture_output=True, text=True, check=True)
+    assert "it/s" not in again.stderr
+    assert json.loads(again.stdout) == first
+
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "other"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "other"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "other")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", "http://127.0.0.1:9")
     # Pinned, so that only the reading itself needs the network.
-    unread = load_apart(local_hub, tmp_path / "other", {"HF_ENDPOINT": "http://127.0.0.1:9"}, **said)
+    unread = load(revision=first["revision"], **said)
     assert unread["error"] in ("ResolveError", "ScoringError")
     assert unread["hint"]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert load(**said)["error"] == "ResolveError"

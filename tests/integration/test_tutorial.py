@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
+import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pytest
+from huggingface_hub import constants
+
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 
 PAGE = (Path(__file__).parents[2] / "docs" / "tutorial.md").read_text()
 BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
@@ -19,33 +26,55 @@ Terminal = Callable[[str], str]
 
 
 @pytest.fixture
-def first_terminal(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Runs the first command, which is the Hub, on a port that is free."""
+def first_terminal(tmp_path: Path) -> Iterator[str]:
+    """Runs the first command, which is the Hub, on a port that is free; the line that it prints."""
     language, command = BLOCKS[0]
     assert (language, command) == ("bash", "hf-soup hub\n")
     with subprocess.Popen(
         f"exec {command.strip()} --port 0", shell=True, cwd=tmp_path, env=_environment(tmp_path),
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, bufsize=1,
     ) as hub:  # fmt: skip
-        yield hub
+        assert hub.stdout
+        yield hub.stdout.readline()
         hub.send_signal(signal.SIGINT)
         hub.wait(20)
 
 
 @pytest.fixture
-def type_in(first_terminal: subprocess.Popen[str], tmp_path: Path) -> Terminal:
-    """Runs a command in the second terminal, where the line was pasted that the Hub printed."""
-    assert first_terminal.stdout
-    pasted = first_terminal.stdout.readline()
-    assert pasted.startswith("export HF_ENDPOINT=http://127.0.0.1:")
+def type_in(
+    first_terminal: str, cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Terminal:  # fmt: skip
+    """Runs a command in the second terminal, where the line was pasted that the Hub printed.
+
+    What loads torch, for many seconds, runs in this process, which is told what that line says.
+    """
+    assert first_terminal.startswith("export HF_ENDPOINT=http://127.0.0.1:")
+    exported = dict(word.split("=") for word in first_terminal.split()[1:])
+    hub = exported["HF_ENDPOINT"]
+    monkeypatch.setattr(constants, "ENDPOINT", hub)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub)
+    monkeypatch.setenv("HF_TOKEN", exported["HF_TOKEN"])
 
     def run(command: str) -> str:
-        done = subprocess.run(
-            ["bash", "-c", f"{pasted}{command}"], cwd=tmp_path, env=_environment(tmp_path),
+        program, *arguments = shlex.split(command)
+        if program == "python":
+            capsys.readouterr()
+            with monkeypatch.context() as patch:
+                patch.setattr(sys, "argv", arguments)
+                runpy.run_path(arguments[0], run_name="__main__")
+            return capsys.readouterr().out
+        if arguments[0] != "push":
+            done = cli(*arguments)
+            assert not done.code, (command, done)
+            return str(done.out)
+        typed = subprocess.run(
+            ["bash", "-c", f"{first_terminal}{command}"], cwd=tmp_path, env=_environment(tmp_path),
             capture_output=True, text=True, check=False, timeout=300,
         )  # fmt: skip
-        assert done.returncode == 0, (command, done.stdout, done.stderr)
-        return done.stdout
+        assert typed.returncode == 0, (command, typed.stdout, typed.stderr)
+        return typed.stdout
 
     return run
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from itertools import accumulate
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -32,7 +35,6 @@ READ_AND_WRITTEN = [
 ]
 steady = settings(deadline=None, derandomize=True, max_examples=100)
 each_type = pytest.mark.parametrize(("read", "written"), READ_AND_WRITTEN, ids=str)
-Draw = Callable[[st.SearchStrategy[int]], int]
 
 
 def step(value: Fraction, dtype: torch.dtype) -> Fraction:
@@ -71,25 +73,29 @@ def write(mixed: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @st.composite
-def ingredients(draw: Draw, read: torch.dtype) -> list[Tensor]:
-    """Two to 33 ingredients of eight numbers: any bit patterns, siblings of one pattern, or subnormals."""
+def ingredients(draw: Callable[[st.SearchStrategy[Any]], Any], read: torch.dtype) -> list[Tensor]:
+    """Two to 33 ingredients of eight numbers: any bit patterns, siblings of one pattern, subnormals, or the extremes.
+
+    All bits are drawn at once, as hypothesis takes long over thousands of numbers.
+    """
     n = draw(st.sampled_from([2, 3, 5, 6, 7, 9, 10, 33]))
-    size = 8 * read.itemsize
-    kind = draw(st.sampled_from(["any", "siblings", "siblings", "subnormal", "large"]))
-    mantissa = FORMATS[read][0] - 1
+    size, mantissa = 8 * read.itemsize, FORMATS[read][0] - 1
+    one, sign = 1 << mantissa, 1 << (size - 1)  # the smallest normal number, and what makes it negative
+    top = sign - 2 - one
+    kind = draw(st.sampled_from(["any", "siblings", "siblings", "subnormal", "large", "extreme"]))
+    numbers = iter(np.frombuffer(draw(st.binary(min_size=32 * (n + 1), max_size=32 * (n + 1))), np.uint32).tolist())
     columns = []
     for _ in range(8):
+        first, *more = [next(numbers) for _ in range(n + 1)]
         if kind == "any":
-            column = [draw(st.integers(0, (1 << size) - 1)) for _ in range(n)]
+            column = [each % (2 * sign) for each in more]
         elif kind == "subnormal":
-            column = [
-                draw(st.integers(0, (2 << mantissa) - 1)) | draw(st.integers(0, 1)) << (size - 1) for _ in range(n)
-            ]
+            column = [each % (2 * one) | (each & sign) for each in more]
+        elif kind == "extreme":
+            column = [(0, 1, one - 1, one, top + one)[each % 5] | (each & sign) for each in more]
         else:
-            top = (1 << (size - 1)) - 2 - (1 << mantissa)
-            start = top if kind == "large" else draw(st.integers(1 << mantissa, top - (2 << mantissa)))
-            sign = draw(st.integers(0, 1)) << (size - 1)
-            column = [start + draw(st.integers(-(1 << mantissa) // 2, (1 << mantissa) // 2)) | sign for _ in range(n)]
+            start = top if kind == "large" else one + first % (top - 3 * one)
+            column = [start + each % one - one // 2 | (first & sign) for each in more]
         columns.append(column)
     return [from_bits([column[i] for column in columns], read) for i in range(n)]
 
@@ -107,8 +113,8 @@ def test_the_uniform_mean_is_the_correctly_rounded_one(
     found = write(mixed, written).tolist()
     for values, result in zip(zip(*(tensor.tolist() for tensor in tensors), strict=True), found, strict=True):
         parts = [Fraction(value) for value in values]
-        mean = sum(parts) / n
-        sums = [sum(parts[: count + 1]) for count in range(n)]
+        sums = list(accumulate(parts))
+        mean = sums[-1] / n
         if not all(abs(each) < Fraction(2) ** (FORMATS[wide][2] + 1) for each in sums):
             assert not math.isfinite(result)  # which the engine sees, and adds up in float64
         elif abs(nearest(mean, written)) >= Fraction(2) ** (FORMATS[written][2] + 1):

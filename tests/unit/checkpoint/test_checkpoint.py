@@ -191,7 +191,7 @@ _entries = st.fixed_dictionaries(
 
 
 @given(st.dictionaries(st.text(max_size=4), _entries | _json, max_size=4) | _json, st.binary(max_size=64))
-@settings(deadline=None, derandomize=True, max_examples=400)
+@settings(deadline=None, derandomize=True, max_examples=150)
 def test_any_header_is_tensors_or_an_error(header: object, data: bytes) -> None:
     content = file_of(header, data)
     try:
@@ -205,7 +205,7 @@ def test_any_header_is_tensors_or_an_error(header: object, data: bytes) -> None:
 
 
 @given(st.binary(max_size=200), st.integers(0, 300) | st.integers(0, 2**64 - 1))
-@settings(deadline=None, derandomize=True, max_examples=300)
+@settings(deadline=None, derandomize=True, max_examples=150)
 def test_any_bytes_are_tensors_or_an_error(text: bytes, length: int) -> None:
     for content in (text, file_of(text, length=length)):
         with suppress(SoupError):

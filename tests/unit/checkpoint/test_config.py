@@ -301,7 +301,7 @@ VIT = {"model_type": "vit", "architectures": ["ViTForImageClassification"], **SE
         ({**VIT, "architectures": 7}, "its 'architectures' is 7"),
         ({**VIT, "architectures": {"a": "ViTModel"}}, "does not say which class it is for"),
         ({**VIT, "architectures": [["ViTModel"]]}, "does not say which class it is for"),
-        ({**VIT, "id2label": {str(n): "a" for n in range(1_000_001)}}, "acme/a asks for id2label = 1,000,001"),
+        ({**VIT, "id2label": dict.fromkeys(map(str, range(1_000_001)), "a")}, "acme/a asks for id2label = 1,000,001"),
         # Thousands of layers beside one tensor, also of parts within parts.
         ({**VIT, "num_hidden_layers": 4096}, "it asks for more than 2,020 parts, and its files hold 1 tensors"),
         ({"model_type": "swin", "depths": [1024] * 4}, "it asks for more than 2,020 parts"),

@@ -192,27 +192,33 @@ def test_what_a_killed_process_left_is_made_over(digits: Path, donor: Path, entr
     assert list(entries.iterdir()) == [entry]
 
 
-def test_of_two_processes_one_makes_the_entry(digits: Path, donor: Path, entries: Path, tmp_path: Path) -> None:
-    """They begin together; each that decodes an image writes a line."""
+def test_of_two_processes_one_makes_the_entry(entries: Path, tmp_path: Path) -> None:
+    """They begin together; each that makes a chunk, which takes a while, writes a line."""
     code = (
-        "import sys, json; from pathlib import Path; from hf_soup.recipe.schema import Scoring\n"
-        "from hf_soup.evaluation.preprocessing import prepare_datasets; from hf_soup.evaluation import tasks\n"
-        "read = tasks.ImageClassification.read\n"
-        "def said(self, values):\n"
-        "    print('read\\n', end=''); return read(self, values)\n"
-        "tasks.ImageClassification.read = said\n"
-        "scoring = Scoring(task='image-classification', dataset=sys.argv[1])\n"
-        "config = json.loads(sys.argv[3])\n"
-        "bench, = prepare_datasets([('validation', scoring)], folder=Path(sys.argv[2]), config=config)\n"
-        "print(bench.fingerprint)"
+        "import sys, time; from pathlib import Path; import numpy as np\n"
+        "from hf_soup.evaluation.encoded_rows import Chunk, stored\n"
+        "def make(numbers):\n"
+        "    print('made'); time.sleep(0.05)\n"
+        "    return Chunk([bytes(16)], ['pixel_values'], [np.full((1, 2, 2), numbers[0], dtype=np.float32)])\n"
+        "print('ready', flush=True); sys.stdin.read()\n"
+        "chunks = [range(i, i + 1) for i in range(5)]\n"
+        "found = stored('key', 'data', chunks, make, scratch=Path(sys.argv[1]), threads=1, quiet=True)\n"
+        "print([int(row.sum()) for row in found.rows(np.arange(5))])"
     )
     environment = {**os.environ, "HF_HOME": str(entries.parents[1])}
-    command = [sys.executable, "-c", code, str(digits), str(donor), json.dumps(CONFIG)]
-    running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=100)[0].splitlines() for process in running]
-    assert sum(line == "read" for lines in said for line in lines) == 100
-    assert said[0][-1] == said[1][-1] == bench_of(digits, donor).fingerprint
-    assert len(list(entries.iterdir())) == 1
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, tmp_path],
+            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    assert [process.stdout.readline() for process in running if process.stdout] == ["ready\n"] * 2
+    with ThreadPoolExecutor(2) as pool:
+        said = list(pool.map(lambda process: process.communicate(timeout=100)[0].splitlines(), running))
+    assert sum(line == "made" for lines in said for line in lines) == 5
+    assert said[0][-1] == said[1][-1] == "[0, 4, 8, 12, 16]"
+    assert [path.name for path in entries.iterdir()] == ["key"]
 
 
 def test_images_of_several_sizes_in_several_chunks(donor: Path, tmp_path: Path, entries: Path) -> None:

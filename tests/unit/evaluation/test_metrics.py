@@ -1,17 +1,14 @@
 """Metrics that are not built in: functions, `evaluate` scripts, and what may not run."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import sklearn.metrics
 
 from hf_soup.errors import ResolveError, ScoringError
-from hf_soup.evaluation import metrics
+from hf_soup.evaluation import metrics, statistics
 from hf_soup.evaluation.metrics import METRICS
 from hf_soup.evaluation.preprocessing import prepare_datasets
 from hf_soup.evaluation.statistics import resampled
@@ -121,9 +118,9 @@ def test_a_metric_without_a_value_for_some_draws_of_rows(here: Path) -> None:
     assert "draw rows again" in raised.value.hint
 
 
-@pytest.mark.parametrize("result", ["{'own_kappa': kappa, 'n': 3}", "{'score': kappa}"])
-@pytest.mark.parametrize("file", [False, True])
-def test_an_evaluate_script_of_the_users(here: Path, result: str, file: bool) -> None:
+@pytest.mark.parametrize(("result", "file"), [("{'own_kappa': kappa, 'n': 3}", False), ("{'score': kappa}", True)])
+def test_an_evaluate_script_of_the_users(here: Path, result: str, file: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "RESAMPLES", 50)
     folder = write_script(here / "metrics", "own_kappa", result)
     path = folder / "own_kappa.py" if file else folder
     own, function = metrics.score(str(path), LABELS, ANSWERS), metrics.score("own_metrics:kappa", LABELS, ANSWERS)
@@ -184,18 +181,15 @@ def test_code_of_the_hub_needs_trust(metric: str, tmp_path: Path) -> None:
 
 def test_trusted_code_is_asked_of_the_hub(tmp_path: Path) -> None:
     """With the real client, and a Hub that nobody answers for: one error, before the data is read."""
-    code = (
-        "from hf_soup.errors import ScoringError; from hf_soup.recipe.schema import Scoring\n"
-        "from pathlib import Path; from hf_soup.evaluation.preprocessing import prepare_datasets\n"
-        "scoring = Scoring(task='text-classification', dataset='/nowhere.csv', metric='acme/own_metric',"
-        " trust_remote_code=True)\n"
-        "try: prepare_datasets([('validation', scoring)], folder=Path('.'), config={})\n"
-        "except ScoringError as error: print(error.message); print(error.hint)\n"
+    import evaluate
+
+    assert evaluate.config.HF_ENDPOINT == "http://127.0.0.1:9"
+    scoring = Scoring(
+        task="text-classification", dataset="/nowhere.csv", metric="acme/own_metric", trust_remote_code=True
     )
-    environment: dict[str, Any] = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "home")}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.startswith("Cannot load the metric 'own_metric': "), done.stderr
-    assert "accuracy" in done.stdout
+    with pytest.raises(ScoringError, match=r"^Cannot load the metric 'own_metric': ") as raised:
+        prepare_datasets([("validation", scoring)], folder=tmp_path, config={})
+    assert "accuracy" in raised.value.hint
 
 
 def test_a_module_that_ends_the_process_is_one_error(here: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file
 
-from hf_soup import Ingredient, Recipe, Soup, cook, score
+from hf_soup import Ingredient, Recipe, cook, score
 from hf_soup.cli.tables import table
 from hf_soup.errors import IncompatibleError, ScoringError
 from hf_soup.evaluation import model_answers
@@ -44,20 +44,45 @@ def recipe(family: Path, trained: Path) -> Recipe:
     )
 
 
+def ensemble(recipe: Recipe, family: Path) -> tuple[np.ndarray, np.ndarray]:
+    """What the mean of the ingredients' probabilities answers on the report, and its labels."""
+    from transformers import BertForSequenceClassification, BertTokenizer
+
+    lines = [line.rsplit(",", 1) for line in (family / "report.csv").read_text().splitlines()[1:]]
+    tokens = BertTokenizer.from_pretrained(family / "base")([text for text, _ in lines], return_tensors="pt")
+    with torch.inference_mode():
+        parts = [
+            BertForSequenceClassification.from_pretrained(each.model)(**tokens).logits.softmax(-1)
+            for each in recipe.ingredients
+        ]
+    return torch.stack(parts).mean(0).argmax(-1).numpy(), np.array([int(label) for _, label in lines])
+
+
 @pytest.fixture
-def soup(recipe: Recipe, asked: list[str], tmp_path: Path) -> Soup:
-    return cook(recipe, tmp_path / "soup")
+def read(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How many tensors of each ingredient were read."""
+    found: Counter[str] = Counter()
+    through = Reading.read
+
+    def count(self: Reading, run: Run, segment: Segment, source: int) -> Any:
+        found[self._layout.names[source]] += run.stop - run.first
+        return through(self, run, segment, source)
+
+    monkeypatch.setattr(Reading, "read", count)
+    return found
 
 
-def test_reports_are_looked_at_once_at_the_end(soup: Soup, asked: list[str]) -> None:
-    """Every ingredient alone and every candidate sees validation data; only then does anything see a report."""
+def test_greedy_from_validation_data_to_reports(
+    recipe: Recipe, asked: list[str], read: Counter[str], family: Path, trained: Path, tmp_path: Path
+) -> None:
+    soup = cook(recipe, tmp_path / "soup")
+    # Every ingredient alone and every candidate sees validation data; only then does anything see a report.
     steps = len(soup.report.trace)
     assert steps == 3
     candidates = 3 + (steps - 1)
     assert asked == [VALIDATION] * candidates + [REPORT] * 3 + [VALIDATION, REPORT]
 
-
-def test_greedy_starts_with_the_best_and_leaves_out_what_hurts(soup: Soup) -> None:
+    # It starts with the best and leaves out what hurts.
     scores = {name: each[VALIDATION]["value"] for name, each in soup.scores.items()}
     assert scores["local:good"] == 1.0
     assert scores["local:good"] > scores["local:fair"] > scores["local:poor"]
@@ -68,6 +93,24 @@ def test_greedy_starts_with_the_best_and_leaves_out_what_hurts(soup: Soup) -> No
     assert soup.report.best == {VALIDATION: "local:good", REPORT: "local:good"}
     assert soup.report.comparisons[REPORT].against == "local:good"
 
+    # A candidate costs the ingredient that is tried, and once the one before it when that was kept.
+    tensors = len(load_file(trained / "good" / "model.safetensors"))
+    # Alone, as a candidate and in the report; the ones that were kept are once folded into the sum.
+    assert read["local:poor"] == 3 * tensors
+    assert read["local:fair"] <= 4 * tensors
+    assert read["local:good"] == 3 * tensors
+
+    # Measured again, on the folder that came out, the scores are the same.
+    (again,) = score([str(soup.folder)], recipe).values()
+    assert again == soup.scores["soup"]
+    last = [step for step in soup.report.trace if step.kept][-1]
+    assert last.score == soup.scores["soup"][VALIDATION]["value"]
+    assert set(last.ingredients) == set(soup.weights)
+
+    answers, labels = ensemble(recipe, family)
+    assert soup.scores["ensemble"][REPORT]["value"] == pytest.approx(float((answers == labels).mean()))
+    assert soup.scores["ensemble"][REPORT]["n"] == len(labels)
+
 
 def test_a_model_that_nobody_could_make_is_not_scored(recipe: Recipe, family: Path, tmp_path: Path) -> None:
     shutil.copytree(family / "base", tmp_path / "odd")
@@ -76,15 +119,6 @@ def test_a_model_that_nobody_could_make_is_not_scored(recipe: Recipe, family: Pa
     (tmp_path / "odd" / "config.json").write_text(json.dumps(odd))
     with pytest.raises(IncompatibleError, match="asks for num_labels = 1,000,000,000,000"):
         score([str(tmp_path / "odd")], recipe)
-
-
-def test_the_scores_are_those_of_the_files(soup: Soup, recipe: Recipe) -> None:
-    """Measured again, on the folder that came out, they are the same."""
-    (again,) = score([str(soup.folder)], recipe).values()
-    assert again == soup.scores["soup"]
-    last = [step for step in soup.report.trace if step.kept][-1]
-    assert last.score == soup.scores["soup"][VALIDATION]["value"]
-    assert set(last.ingredients) == set(soup.weights)
 
 
 def test_who_errs_by_a_system_on_one_of_several_data_is_of_another_task(
@@ -108,42 +142,6 @@ def test_who_errs_by_a_system_on_one_of_several_data_is_of_another_task(
     assert {each["value"] for each in scores.values()} == {0.0}
 
 
-def test_the_ensemble_is_the_mean_of_probabilities(soup: Soup, recipe: Recipe, family: Path) -> None:
-    from transformers import BertForSequenceClassification, BertTokenizer
-
-    lines = [line.rsplit(",", 1) for line in (family / "report.csv").read_text().splitlines()[1:]]
-    tokens = BertTokenizer.from_pretrained(family / "base")([text for text, _ in lines], return_tensors="pt")
-    labels = np.array([int(label) for _, label in lines])
-    with torch.inference_mode():
-        parts = [
-            BertForSequenceClassification.from_pretrained(each.model)(**tokens).logits.softmax(-1)
-            for each in recipe.ingredients
-        ]
-    answers = torch.stack(parts).mean(0).argmax(-1).numpy()
-    assert soup.scores["ensemble"][REPORT]["value"] == pytest.approx(float((answers == labels).mean()))
-    assert soup.scores["ensemble"][REPORT]["n"] == len(labels)
-
-
-def test_each_step_of_greedy_reads_little(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: Path
-) -> None:
-    """A candidate costs the ingredient that is tried, and once the one before it when that was kept."""
-    read: Counter[str] = Counter()
-    through = Reading.read
-
-    def count(self: Reading, run: Run, segment: Segment, source: int) -> Any:
-        read[self._layout.names[source]] += run.stop - run.first
-        return through(self, run, segment, source)
-
-    monkeypatch.setattr(Reading, "read", count)
-    cook(recipe, tmp_path / "soup")
-    tensors = len(load_file(trained / "good" / "model.safetensors"))
-    # Alone, as a candidate and in the report; the ones that were kept are once folded into the sum.
-    assert read["local:poor"] == 3 * tensors
-    assert read["local:fair"] <= 4 * tensors
-    assert read["local:good"] == 3 * tensors
-
-
 @pytest.fixture
 def passes() -> Iterator[list[str]]:
     """The classes of the models that were run, a forward pass each."""
@@ -162,8 +160,17 @@ def cooked(recipe: Recipe, out: Path) -> SoupReport:
     return cook(recipe, out).report
 
 
-def test_what_was_answered_once_is_not_asked_again(recipe: Recipe, tmp_path: Path, passes: list[str]) -> None:
+def test_what_was_answered_once_is_not_asked_again(
+    recipe: Recipe, tmp_path: Path, passes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    with monkeypatch.context() as patch:  # a home that cannot be written costs no more than time
+        patch.setattr(constants, "HF_HOME", str(tmp_path / "file"))
+        cannot = cooked(recipe, tmp_path / "without a home")
+    assert passes
+    passes.clear()
     first = cooked(recipe, tmp_path / "first")
+    assert first == cannot
     asked = len(passes)
     assert asked >= 3 + 2 + 3 + 2  # ingredients, candidates, and the report and the soup, a batch each
     assert cooked(recipe, tmp_path / "again") == first
@@ -180,11 +187,8 @@ def test_what_was_answered_once_is_not_asked_again(recipe: Recipe, tmp_path: Pat
     assert {name: found.scores[name] for name in found.weights} == {name: first.scores[name] for name in found.weights}
 
 
-@pytest.mark.parametrize("change", ["weights", "config", "data", "batch size"])
-def test_whatever_answers_depend_on_is_looked_at(
-    recipe: Recipe, family: Path, trained: Path, tmp_path: Path, change: str
-) -> None:
-    """An ingredient that is remembered with other weights, config, data or batches is asked anew."""
+def test_whatever_answers_depend_on_is_looked_at(recipe: Recipe, family: Path, trained: Path, tmp_path: Path) -> None:
+    """Ingredients that are remembered with other weights, config, data or batches are asked anew."""
     for name in ("good", "fair"):
         shutil.copytree(trained / name, tmp_path / name)
     data = tmp_path / "rows.csv"
@@ -197,32 +201,36 @@ def test_whatever_answers_depend_on_is_looked_at(
             "test": (),
         }
     )
-    notes = Path(constants.HF_HOME) / "hf-soup" / "logits"
-    cooked(pair, tmp_path / "first")
-    before = set(notes.iterdir())
-    if change == "weights":
-        path = tmp_path / "fair" / "model.safetensors"
-        content = bytearray(path.read_bytes())
-        content[-1] ^= 1
-        path.write_bytes(content)
-    elif change == "config":
-        for name in ("good", "fair"):
-            path = tmp_path / name / "config.json"
-            path.write_text(path.read_text().replace('"layer_norm_eps": 1e-12', '"layer_norm_eps": 1e-11'))
-    elif change == "data":
-        data.write_text(data.read_text().replace("good film", "good book", 1))
-    else:
-        pair = pair.model_copy(update={"validation": (scoring.model_copy(update={"batch_size": 5}),)})
-    cooked(pair, tmp_path / "second")
-    new = set(notes.iterdir()) - before
-    # `good` alone is what it was where only the weights of `fair` are new.
-    assert len(new) == len(before) - (change == "weights")
+    seen: set[Path] = set()
+
+    def new() -> int:
+        cooked(pair, tmp_path / f"soup-{len(seen)}")
+        before = len(seen)
+        seen.update((Path(constants.HF_HOME) / "hf-soup" / "logits").iterdir())
+        return len(seen) - before
+
+    every = new()
+    path = tmp_path / "fair" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert new() == every - 1, "`good` alone is what it was"
+    for name in ("good", "fair"):
+        path = tmp_path / name / "config.json"
+        path.write_text(path.read_text().replace('"layer_norm_eps": 1e-12', '"layer_norm_eps": 1e-11'))
+    assert new() == every
+    data.write_text(data.read_text().replace("good film", "good book", 1))
+    assert new() == every
+    pair = pair.model_copy(update={"validation": (scoring.model_copy(update={"batch_size": 5}),)})
+    assert new() == every
 
 
 def test_what_cannot_be_believed_is_asked_again(recipe: Recipe, tmp_path: Path, passes: list[str]) -> None:
+    recipe = recipe.model_copy(update={"test": ()})
     first = cooked(recipe, tmp_path / "first")
     notes = sorted((Path(constants.HF_HOME) / "hf-soup" / "logits").iterdir())
     right = [note.read_bytes() for note in notes]
+    assert len(notes) > 3
     for number, note in enumerate(notes):
         logits = np.load(note)
         if number % 4 == 0:
@@ -240,6 +248,7 @@ def test_what_cannot_be_believed_is_asked_again(recipe: Recipe, tmp_path: Path, 
 
 
 def test_what_is_remembered_is_bounded(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe.model_copy(update={"test": ()})
     cooked(recipe, tmp_path / "first")
     folder = Path(constants.HF_HOME) / "hf-soup" / "logits"
     notes = list(folder.iterdir())
@@ -247,20 +256,11 @@ def test_what_is_remembered_is_bounded(recipe: Recipe, tmp_path: Path, monkeypat
     for note in notes:
         os.utime(note, (0, 0))
     monkeypatch.setattr(model_answers, "MAX_BYTES", sizes // 2)
-    some = recipe.model_copy(update={"ingredients": recipe.ingredients[1:], "test": ()})
+    some = recipe.model_copy(update={"ingredients": recipe.ingredients[1:]})
     cook(some, tmp_path / "some")
     left = list(folder.iterdir())
     assert sum(note.stat().st_size for note in left) <= sizes // 2
     assert [note for note in left if note.stat().st_mtime > 0], "what was used last stays"
-
-
-def test_a_home_that_cannot_be_written_costs_no_more_than_time(
-    recipe: Recipe, soup: Soup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: list[str]
-) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "file"))
-    assert cooked(recipe, tmp_path / "again") == soup.report
-    assert passes
 
 
 def test_without_validation_data_each_report_has_its_own_best(recipe: Recipe, tmp_path: Path, asked: list[str]) -> None:

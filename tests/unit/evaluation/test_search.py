@@ -38,12 +38,12 @@ def quietly(recipe: Recipe, out: Path) -> Soup:
 
 @pytest.fixture
 def recipe(family: Path, trained: Path) -> Recipe:
+    """Without test data, which the picture of scores would have two more panels of."""
     data = {"task": "text-classification", "dataset": str(family / "rows.csv")}
     return Recipe(
         ingredients=[str(trained / name) for name in ("good", "fair", "poor")],
         base_model=str(family / "base"),
         validation=data,
-        test=[{**data, "dataset": str(family / "report.csv"), "name": "test"}],
     )
 
 
@@ -60,7 +60,7 @@ def test_wise_ft_lies_between_the_ancestor_and_the_soup(
     alpha: float, expected: float, recipe: Recipe, family: Path, trained: Path, tmp_path: Path
 ) -> None:
     method = {"name": "wise_ft", "alpha": alpha}
-    soup = quietly(changed(recipe, method=method, validation=None, test=[]), tmp_path / "soup")
+    soup = quietly(changed(recipe, method=method, validation=None), tmp_path / "soup")
     base, mixed = tensors(family / "base"), tensors(soup.folder)
     each = [tensors(trained / name) for name in ("good", "fair", "poor")]
     for name, tensor in mixed.items():
@@ -71,9 +71,7 @@ def test_wise_ft_lies_between_the_ancestor_and_the_soup(
 
 def test_task_arithmetic_adds_and_takes_away(recipe: Recipe, family: Path, trained: Path, tmp_path: Path) -> None:
     given = [{"model": str(trained / "good"), "weight": 1.0}, {"model": str(trained / "fair"), "weight": -0.5}]
-    asked = changed(
-        recipe, ingredients=given, method={"name": "task_arithmetic", "scale": 0.4}, validation=None, test=[]
-    )
+    asked = changed(recipe, ingredients=given, method={"name": "task_arithmetic", "scale": 0.4}, validation=None)
     soup = quietly(asked, tmp_path / "soup")
     base, good, fair = (tensors(folder) for folder in (family / "base", trained / "good", trained / "fair"))
     for name, tensor in tensors(soup.folder).items():
@@ -82,10 +80,14 @@ def test_task_arithmetic_adds_and_takes_away(recipe: Recipe, family: Path, train
     assert soup.weights == {"local:good": 1.0, "local:fair": -0.5}
 
 
-def test_a_parameter_is_chosen_on_validation_data(recipe: Recipe, tmp_path: Path, asked: list[str]) -> None:
+def test_a_parameter_is_chosen_on_validation_data(
+    recipe: Recipe, family: Path, tmp_path: Path, asked: list[str]
+) -> None:
     """All values are tried and told; reports are looked at afterwards; what was chosen is in soup.yaml."""
     values = [0.0, 0.3, 1.0]
-    soup = quietly(changed(recipe, method={"name": "wise_ft", "alpha": values}, select="best"), tmp_path / "soup")
+    test = {"task": "text-classification", "dataset": str(family / "report.csv"), "name": "test"}
+    tried = changed(recipe, method={"name": "wise_ft", "alpha": values}, select="best", test=[test])
+    soup = quietly(tried, tmp_path / "soup")
     assert Soup.open(soup.folder).report == soup.report
     curve = soup.report.curve
     assert [point.parameters for point in curve] == [{"alpha": value} for value in values]
@@ -122,7 +124,7 @@ def test_every_combination_is_a_point(recipe: Recipe) -> None:
 def test_tensors_have_shares_of_their_own(recipe: Recipe, trained: Path, tmp_path: Path) -> None:
     """The first pattern that matches wins; soup.yaml gives the same bytes again."""
     layers = {"classifier.bias": [1, 0, 0], "classifier.*": [0, 3, 1], "*.layer.1.*": [0.25, 0.5, 0.25]}
-    asked = changed(recipe, tensor_weights=layers, validation=None, test=[])
+    asked = changed(recipe, tensor_weights=layers, validation=None)
     soup = quietly(asked, tmp_path / "soup")
     each = [tensors(trained / name) for name in ("good", "fair", "poor")]
     for name, tensor in tensors(soup.folder).items():
@@ -166,7 +168,7 @@ def test_learned_shares_are_written_and_cooked_again(by: str, astray: Recipe, tm
     again = changed(soup.recipe, ingredients=[
         {"model": each.model, "weight": mine.weight}
         for each, mine in zip(recipe.ingredients, soup.recipe.ingredients, strict=True)
-    ], base_model=recipe.base_model, validation=None, test=[])  # fmt: skip
+    ], base_model=recipe.base_model, validation=None)  # fmt: skip
     assert quietly(again, tmp_path / "again").digest == soup.digest
     assert (soup.folder / "plots" / "learned.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -203,7 +205,7 @@ def test_several_validation_data_are_weighed(recipe: Recipe, family: Path, tmp_p
 def test_one_model_lies_between_itself_and_its_ancestor(recipe: Recipe, trained: Path, tmp_path: Path) -> None:
     """WiSE-FT of a single fine-tune, as it was published."""
     asked = changed(
-        recipe, ingredients=[str(trained / "good")], method={"name": "wise_ft", "alpha": 0.5}, validation=None, test=[]
+        recipe, ingredients=[str(trained / "good")], method={"name": "wise_ft", "alpha": 0.5}, validation=None
     )
     soup = quietly(asked, tmp_path / "soup")
     base, good = tensors(Path(str(recipe.base_model))), tensors(trained / "good")
@@ -252,14 +254,14 @@ def test_what_is_tried_is_what_would_be_written(
 def test_one_that_is_left_of_those_that_a_method_needs_is_itself(
     method: Any, recipe: Recipe, trained: Path, tmp_path: Path
 ) -> None:
-    asked = changed(recipe, method=method, select="best", stability_repeats=3, ingredients=recipe.ingredients[:2])
+    asked = changed(recipe, method=method, select="best", stability_repeats=2, ingredients=recipe.ingredients[:2])
     soup = quietly(asked, tmp_path / "soup")
     assert soup.weights == {"local:good": 1.0}
     best = load_file(trained / "good" / "model.safetensors")
     assert all(torch.equal(each, best[name]) for name, each in load_file(soup.folder / "model.safetensors").items())
     assert soup.recipe.method.name == "linear"
     ingredient = {"model": str(trained / "good"), "revision": soup.recipe.ingredients[0].revision}
-    again = changed(soup.recipe, ingredients=[ingredient], base_model=None, validation=None, test=[])
+    again = changed(soup.recipe, ingredients=[ingredient], base_model=None, validation=None)
     assert quietly(again, tmp_path / "again").digest == soup.digest
 
 
@@ -297,7 +299,7 @@ def test_the_same_rows_in_two_metrics_are_one_data_set(
     through = Candidates.descent
     monkeypatch.setattr(Candidates, "descent", watched)
     select = {"name": "learned", "epochs": 1, "batch_size": 8}
-    quietly(changed(recipe, validation=two, select=select, test=[]), tmp_path / "soup")
+    quietly(changed(recipe, validation=two, select=select), tmp_path / "soup")
     assert rows == [24]
     assert len(asked) == 4  # three ingredients, and the soup
 
@@ -320,7 +322,7 @@ def test_learning_holds_one_model(recipe: Recipe, tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(ReusableModel, "load", watched)
     monkeypatch.setattr(ValidationLoss, "gradient", gradient)
-    quietly(changed(recipe, select={"name": "learned", "epochs": 1}, stability_repeats=2, test=[]), tmp_path / "soup")
+    quietly(changed(recipe, select={"name": "learned", "epochs": 1}, stability_repeats=2), tmp_path / "soup")
     assert built
     assert set(alive) == {0}
 
@@ -331,7 +333,7 @@ def test_selections_refuse_models_that_know_nothing(
     """Whatever the method, and whoever else is named."""
     poor = str(trained / "poor")
     shutil.copytree(poor, tmp_path / "poor-2")
-    asked = changed(recipe, ingredients=[poor, str(tmp_path / "poor-2")], test=[])
+    asked = changed(recipe, ingredients=[poor, str(tmp_path / "poor-2")])
     unused = [*asked.to_dict()["ingredients"], {"model": str(trained / "good"), "weight": 0}]
     for changes in (
         {"select": "learned"},
@@ -382,18 +384,18 @@ def test_a_loss_that_the_weights_of_the_data_outweigh_is_no_reason_to_leave_the_
 def test_the_choice_is_made_again_on_halves(select: Any, recipe: Recipe, tmp_path: Path) -> None:
     """And scored on the other halves; the soup is the one without repeats."""
     plain = quietly(changed(recipe, select=select), tmp_path / "plain")
-    soup = quietly(changed(recipe, select=select, stability_repeats=6), tmp_path / "soup")
+    soup = quietly(changed(recipe, select=select, stability_repeats=3), tmp_path / "soup")
     assert Soup.open(soup.folder).report == soup.report
     found = soup.report.stability
     assert soup.digest == plain.digest
     assert plain.report.stability is None
-    assert found.repeats == len(found.gains) == 6
-    assert found.mean == pytest.approx(sum(found.gains) / 6)
+    assert found.repeats == len(found.gains) == 3
+    assert found.mean == pytest.approx(sum(found.gains) / 3)
     # One is always right, and one hardly ever: in every half.
-    assert found.chosen["local:good"] == 6
+    assert found.chosen["local:good"] == 3
     assert all(gain <= 0 for gain in found.gains)
     assert soup.recipe.stability_repeats == 0
-    assert quietly(changed(recipe, select=select, stability_repeats=6), tmp_path / "again").report.stability == found
+    assert quietly(changed(recipe, select=select, stability_repeats=3), tmp_path / "again").report.stability == found
     with pytest.raises(RecipeError, match="`stability_repeats` chooses again"):
         quietly(changed(recipe, select="uniform", stability_repeats=2, validation=None), tmp_path / "none")
 
@@ -445,7 +447,7 @@ def test_what_contradicts_itself_is_refused(
             for file in (trained / name).iterdir():
                 if file.name != "README.md":
                     (nameless / name / file.name).write_bytes(file.read_bytes())
-        asked = changed(asked, ingredients=[str(nameless / "good"), str(nameless / "fair")], validation=None, test=[])
+        asked = changed(asked, ingredients=[str(nameless / "good"), str(nameless / "fair")], validation=None)
     with pytest.raises(SoupError, match=said):
         quietly(asked, tmp_path / "soup")
     assert not (tmp_path / "soup").exists()
@@ -473,7 +475,7 @@ def test_rows_that_will_not_do_are_refused_before_the_download(
     (tmp_path / "few.csv").write_text("\n".join(["text,label,second", *second]) + "\n")
     data = {"task": "text-classification", "dataset": str(tmp_path / "few.csv")}
     two = [{**data, "name": "few"}, {**data, "name": "other", "label_column": "second"}]
-    models = {"ingredients": [publish(name) for name in ("a", "b")], "base_model": publish("base"), "test": []}
+    models = {"ingredients": [publish(name) for name in ("a", "b")], "base_model": publish("base")}
     asked = changed(recipe, **models, validation=two if rows == 24 else two[:1], **changes)
     with pytest.raises(SoupError, match=re.escape(said)):
         quietly(asked, tmp_path / "soup")

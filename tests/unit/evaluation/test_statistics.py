@@ -85,8 +85,10 @@ def test_many_draws_at_once_are_scikit_learns_one_by_one(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["accuracy", "f1", "matthews_correlation"])
-def test_resamples_are_those_drawn_and_scored_one_by_one(name: str) -> None:
-    """The whole procedure once more, with scikit-learn's metric and one draw at a time."""
+def test_resamples_are_those_drawn_and_scored_one_by_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole procedure once more, of few resamples, with scikit-learn's metric and one draw at a time."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 40)
+    monkeypatch.setattr(statistics, "BLOCK", 20)
     quick = METRICS[name]
     other = np.where(np.random.default_rng(3).random(300) < 0.8, ANSWERS, LABELS)
 
@@ -97,12 +99,12 @@ def test_resamples_are_those_drawn_and_scored_one_by_one(name: str) -> None:
         return np.random.Generator(np.random.Philox(key=20220310 + stream))
 
     (label, answer), counts = np.unique(np.stack([LABELS, ANSWERS]), axis=1, return_counts=True)
-    draws = [one(label, answer, rows) for rows in generator(0).multinomial(300, counts / 300, 500)]
+    draws = [one(label, answer, rows) for rows in generator(0).multinomial(300, counts / 300, 40)]
     expected = np.quantile(draws, [0.025, 0.975])
     assert statistics.bootstrap(LABELS, ANSWERS, quick) == pytest.approx(expected, abs=1e-12)
 
     draw, same = generator(3), np.unique(np.stack([LABELS, ANSWERS]), axis=1, return_inverse=True)[1]
-    drawn = [np.bincount(same[draw.integers(300, size=300)], minlength=len(label)) for _ in range(500)]
+    drawn = [np.bincount(same[draw.integers(300, size=300)], minlength=len(label)) for _ in range(40)]
     expected = [one(label, answer, rows) for rows in drawn]
     assert statistics.resampled(LABELS, ANSWERS, quick) == pytest.approx(expected, abs=1e-12)
 
@@ -113,9 +115,9 @@ def test_resamples_are_those_drawn_and_scored_one_by_one(name: str) -> None:
         answers, exchanged = np.concatenate([first, second]), np.concatenate([second, first])
         return one(np.tile(label, 2), answers, both) - one(np.tile(label, 2), exchanged, both)
 
-    draws = [difference(rows) for rows in generator(1).multinomial(300, counts / 300, 500)]
-    null = [difference(counts, moved) for moved in generator(2).binomial(counts, 0.5, (500, len(counts)))]
-    p = (1 + np.sum(np.abs(null) >= abs(difference(counts)) - 1e-12)) / 501
+    draws = [difference(rows) for rows in generator(1).multinomial(300, counts / 300, 40)]
+    null = [difference(counts, moved) for moved in generator(2).binomial(counts, 0.5, (40, len(counts)))]
+    p = (1 + np.sum(np.abs(null) >= abs(difference(counts)) - 1e-12)) / 41
     expected = (*np.quantile(draws, [0.025, 0.975]), p)
     assert statistics.paired_bootstrap(LABELS, ANSWERS, other, quick) == pytest.approx(expected, abs=1e-12)
 

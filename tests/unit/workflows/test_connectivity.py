@@ -346,6 +346,7 @@ def test_barriers_of_texts(cli: Cli, family: Path, tmp_path: Path) -> None:
     assert "note: 3 models, 3 pairs: 12 scorings of 24 rows\n" in done.err
 
 
+@pytest.mark.usefixtures("online")
 def test_whose_head_is_scored_is_said(family: Path, log: pytest.LogCaptureFixture) -> None:
     """With `heads: MODEL` a model's score is not its own."""
     score = {**SCORE, "dataset": str(family / "rows.csv")}
@@ -359,6 +360,7 @@ def test_whose_head_is_scored_is_said(family: Path, log: pytest.LogCaptureFixtur
     assert "2 models, 1 pair: 5 scorings of 24 rows" in log.messages
 
 
+@pytest.mark.usefixtures("online")
 def test_the_line_is_straight_whatever_the_recipe_does(family: Path) -> None:
     """By layer, by tensor, by another method: what is measured is the mean of all tensors."""
     recipe = Recipe(
