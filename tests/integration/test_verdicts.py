@@ -18,15 +18,15 @@ from hf_soup.local_hub import LocalHub
 
 Zoo = dict[str, Member]
 Put = Callable[..., str]
-FINE_TUNES = [name for name, step in lineage_zoo.PLAN.items() if step.ancestor and step.kind != "continued"]
-#: One of each kind.
-KINDS = ["A-light-1", "A-heavy-2", "A-hot-1", "A-frozen", "A-head-1", "A-continued-1", "A-again", "A2-light-1",
-         "B-light-1", "CLIP-1"]  # fmt: skip
+MEMBERS = [name for name in lineage_zoo.FAST if name != "A2-light-2"]
+FINE_TUNES = [name for name in MEMBERS if lineage_zoo.FAST[name].ancestor and name != "A-continued"]
+#: One of each line, and of those that are nearest to their ancestor and farthest from it.
+KINDS = ["A-light-1", "A-hot-1", "A-frozen", "A-continued-1", "A-again", "A2-light-1", "B-light-1", "CLIP-1"]
 
 
 @pytest.fixture(scope="module")
 def members(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
-    return lineage_zoo.make_zoo(tmp_path_factory.mktemp("lineage"))
+    return lineage_zoo.make_planned(lineage_zoo.FAST, tmp_path_factory.mktemp("lineage"), *MEMBERS, effort=0.12)
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +246,7 @@ def test_labels_in_another_order_give_the_soup_of_the_first_order(members: Zoo, 
     again = Recipe(ingredients=[str(changed), str(one)], labels=plain.load().config.id2label.values())
     found = lineage_zoo.accuracy(cook(again, tmp_path / "again").folder)
     assert found == pytest.approx(lineage_zoo.accuracy(plain.folder), abs=0.01)
-    assert found > 0.7
+    assert found > 0.3  # chance gives 0.1
 
 
 # ---- with cards -----------------------------------------------------------------------------------------------
