@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,13 @@ from hf_soup.local_hub import LocalHub
 
 # pytest's importlib mode leaves the tests' own modules off the path.
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for long before the next attempt."""
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.005)))
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from functools import partial
@@ -21,7 +20,10 @@ from hf_soup.hub.push import PushResult, commit_folder, inspect_target
 from hf_soup.local_hub import LocalHub
 
 # The client hands files to its HTTP library in a way that the library deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning"),
+    pytest.mark.usefixtures("short_pauses"),
+]
 
 WEIGHTS = bytes(range(256)) * 4000
 REPO = "acme/soup"
@@ -61,13 +63,6 @@ AFTER: dict[str, Callable[[Response], Response]] = {
 
 
 Fits = Callable[[Request], bool]
-
-
-@pytest.fixture(autouse=True)
-def _pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """None takes longer than a moment, ours or the client's."""
-    sleep = time.sleep
-    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.005)))
 
 
 @pytest.fixture

@@ -232,6 +232,7 @@ def test_a_candidate_may_hold_numbers_that_are_none(put: Put, online: LocalHub, 
     assert (lineage.verdict, codes(lineage), ancestor(lineage)) == ("likely", {"base-inferred"}, (BERT, "weights"))
 
 
+@pytest.mark.usefixtures("short_pauses")
 def test_samples_of_others_may_fail(put: Put, online: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of an ancestor, and of a candidate that nobody named; those of an ingredient may not."""
     models = [put("a", 1), put("b", 2)]

@@ -475,6 +475,7 @@ def test_bytes_that_are_changed_on_the_way_are_no_verdict(soup: Soup, online: Lo
     require_identical(verify("acme/soup"))
 
 
+@pytest.mark.usefixtures("short_pauses")
 def test_without_the_hub_there_is_no_verdict(soup: Soup, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cache holds a part of a repo, and what is not in it would look as if it were missing."""
     from huggingface_hub import constants
@@ -487,6 +488,7 @@ def test_without_the_hub_there_is_no_verdict(soup: Soup, cli: Cli, monkeypatch: 
     assert "the Hub was not reached" in done.err
 
 
+@pytest.mark.usefixtures("short_pauses")
 @pytest.mark.parametrize("files", [["config.json"], ["config.json", "model.safetensors", "vocab.txt"]], ids=str)
 def test_ingredients_of_which_the_cache_has_a_part_are_no_verdict(
     soup: Soup, api: HfApi, cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: list[str]
