@@ -25,6 +25,15 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.005)))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _said_of_configs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Transformers is asked once, not for every test's home: what it says of a config depends on that alone."""
+    folder = tmp_path_factory.mktemp("said")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hf_soup.checkpoint.memo.own_cache_folder", lambda: folder)
+        yield
+
+
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
     """Stand-ins of the models that the recipes name, and of others with their quirks."""
