@@ -575,8 +575,7 @@ def test_a_process_that_dies_leaves_what_is_finished(
 @pytest.mark.parametrize(
     "how",
     [
-        {"method": {"name": "fisher", "examples": 8}}, {"method": {"name": "regmean", "examples": 8}},
-        {"select": {"name": "entropy", "steps": 3, "examples": 8}},
+        {"method": {"name": "fisher", "examples": 8}}, {"select": {"name": "entropy", "steps": 3, "examples": 8}},
     ],
     ids=str,
 )  # fmt: skip
