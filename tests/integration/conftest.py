@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import shutil
+import ssl
 import sys
 import time
 from collections.abc import Iterator
@@ -31,6 +33,14 @@ def _said_of_configs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     folder = tmp_path_factory.mktemp("said")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hf_soup.checkpoint.memo.own_cache_folder", lambda: folder)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _certificates() -> Iterator[None]:
+    """They are read once, not for the client of every test: no Hub here speaks TLS."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ssl, "create_default_context", functools.cache(ssl.create_default_context))
         yield
 
 

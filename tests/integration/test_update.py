@@ -202,7 +202,7 @@ def test_several_newcomers_and_a_second_update(cli: Cli, tmp_path: Path) -> None
     ("changes", "longer"),
     [
         (
-            {"ingredients": [{"model": "acme/a", "weight": 3}, {"model": "acme/b", "weight": 0.1}]},
+            {"ingredients": [{"model": "acme/a", "weight": 3}, {"model": "acme/b", "weight": 0.1}], "validation": []},
             {"ingredients": [3, 0.1, 1.55]},
         ),
         ({"method": {"name": "wise_ft", "alpha": 0.7}, **UNSCORED}, {}),
