@@ -27,13 +27,30 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.005)))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _said_of_configs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Transformers is asked once, not for every test's home: what it says of a config depends on that alone."""
-    folder = tmp_path_factory.mktemp("said")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hf_soup.checkpoint.memo.own_cache_folder", lambda: folder)
-        yield
+@pytest.fixture(scope="session")
+def said_of_configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("said")
+
+
+@pytest.fixture
+def home(said_of_configs: Path, tmp_path: Path) -> Path:
+    """Where the test's processes keep things. What transformers says of a config depends on that alone: it is asked
+    once for all tests, and most processes need not import it.
+    """
+    folder = tmp_path / "home" / "hf-soup"
+    folder.mkdir(parents=True)
+    (folder / "transformers").symlink_to(said_of_configs)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def online(home: Path, online: LocalHub) -> LocalHub:
+    return online
+
+
+@pytest.fixture
+def environment(home: Path, environment: dict[str, str]) -> dict[str, str]:
+    return environment
 
 
 @pytest.fixture(scope="session", autouse=True)

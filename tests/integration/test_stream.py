@@ -398,7 +398,7 @@ def test_killed_while_it_streams(
         "from hf_soup.hub import download as transfer\nfrom hf_soup.merging.weight_files import WeightFiles\n"
         "plan.UNIT_BYTES, layout.BLOCK_BYTES, transfer._PIECE = 1 << 20, 1 << 18, 1 << 16\n"
         "arrived = WeightFiles.arrived\n"
-        "def slowly(*given):\n    arrived(*given)\n    time.sleep(0.01)\n"
+        "def slowly(*given):\n    arrived(*given)\n    time.sleep(0.004)\n"
         "WeightFiles.arrived = slowly\n"
         "cook(sys.argv[1:], 'soup', stream=True, threads=1)\n"
     )

@@ -76,7 +76,8 @@ def once(kept: Path, tmp_path: Path, ingredients: list[str] | None = None, **sai
         return Soup.open(tmp_path / "soup")
     made = cook(tmp_path, ingredients, **said)
     for name in ("soup", "home"):
-        shutil.copytree(tmp_path / name, kept / name, symlinks=True)
+        # All but the link to what all tests share.
+        shutil.copytree(tmp_path / name, kept / name, symlinks=True, ignore=shutil.ignore_patterns("transformers"))
     return made
 
 
@@ -640,14 +641,14 @@ def test_a_recipe_that_makes_no_sense_is_no_crash(soup: Soup, said: dict[str, An
     assert [reason.code for reason in found.reasons] == [code]
 
 
-def test_a_thousand_ingredients_that_are_not_there(soup: Soup, cli: Cli) -> None:
+def test_a_hundred_ingredients_that_are_not_there(soup: Soup, cli: Cli) -> None:
     values = yaml.safe_load((soup.folder / "soup.yaml").read_text())
-    values["ingredients"] = [f"acme/none-{number}@{'0' * 40}" for number in range(1000)]
+    values["ingredients"] = [f"acme/none-{number}@{'0' * 40}" for number in range(100)]
     (soup.folder / "soup.yaml").write_text(yaml.safe_dump(values))
     done = cli("verify", soup.folder)
     assert done.code == 3
     assert done.out.count("[gone]") == 20
-    assert "and 980 more in --json" in done.out
+    assert "and 80 more in --json" in done.out
 
 
 def test_a_soup_that_names_itself(soup: Soup, publish: Publish, tmp_path: Path) -> None:
