@@ -41,8 +41,9 @@ def draw_scores(folder: Path, report: SoupReport) -> None:
     """
     light = _drawn(_scores(report))
     # Black for white, and colours keep their hue: HSL with its lightness turned.
-    turned = 255 - light.max(axis=2, keepdims=True) - light.min(axis=2, keepdims=True)
-    dark = np.maximum(light + turned, _DARK)
+    red, green, blue = np.moveaxis(light.astype(np.int16), 2, 0)
+    turned = 255 - np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+    dark = np.maximum(light + turned[:, :, None], _DARK)
     for name, pixels in (("scores.png", light), ("scores-dark.png", dark)):
         Image.fromarray(pixels.astype(np.uint8)).save(folder / name)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import shutil
+import ssl
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +18,47 @@ from hf_soup.local_hub import LocalHub
 
 # pytest's importlib mode leaves the tests' own modules off the path.
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for long before the next attempt."""
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.005)))
+
+
+@pytest.fixture(scope="session")
+def said_of_configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("said")
+
+
+@pytest.fixture
+def home(said_of_configs: Path, tmp_path: Path) -> Path:
+    """Where the test's processes keep things. What transformers says of a config depends on that alone: it is asked
+    once for all tests, and most processes need not import it.
+    """
+    folder = tmp_path / "home" / "hf-soup"
+    folder.mkdir(parents=True)
+    (folder / "transformers").symlink_to(said_of_configs)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def online(home: Path, online: LocalHub) -> LocalHub:
+    return online
+
+
+@pytest.fixture
+def environment(home: Path, environment: dict[str, str]) -> dict[str, str]:
+    return environment
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _certificates() -> Iterator[None]:
+    """They are read once, not for the client of every test: no Hub here speaks TLS."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ssl, "create_default_context", functools.cache(ssl.create_default_context))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -327,9 +327,10 @@ def test_a_signal_ends_it_at_once(
     asked, temporary = threading.Event(), Path(environment["TMPDIR"])
 
     async def stall(request: Request) -> Response | None:
-        if number == signal.SIGINT or any(temporary.iterdir()):
+        if number != signal.SIGTERM or any(temporary.iterdir()):
             asked.set()
-            await anyio.sleep(600)
+            while online.intercept is stall:
+                await anyio.sleep(0.01)
         return None
 
     online.intercept = stall
@@ -339,6 +340,7 @@ def test_a_signal_ends_it_at_once(
     time.sleep(0.2)
     child.send_signal(number)
     _, said = child.communicate(timeout=60)
+    online.intercept = None
     assert child.returncode == 128 + number, said
     assert not list(temporary.iterdir())
     assert "Interrupted. Nothing half-made is left" in said

@@ -453,24 +453,6 @@ def test_a_name_without_a_namespace_is_a_second_name_only(old_names: LocalHub, a
         api.dataset_info("beans")
 
 
-def test_libraries_follow_a_name_without_a_namespace(old_names: LocalHub, tmp_path: Path) -> None:
-    out = python(
-        old_names,
-        tmp_path / "home",
-        """
-import datasets, huggingface_hub, json, transformers
-# datasets 5.2 writes the name that it is given into an hf:// address, where the client wants a namespace
-# (huggingface/datasets#8612), so it is asked for by the id that the Hub answers with.
-beans = huggingface_hub.HfApi().dataset_info("beans")
-print(json.dumps([
-    transformers.AutoConfig.from_pretrained("distilbert-base-uncased").dim,
-    datasets.load_dataset(beans.id, split="train")["text"][:],
-]))
-""",
-    )
-    assert json.loads(out.splitlines()[-1]) == [8, ["a", "b"]]
-
-
 def test_pull_requests(hub: LocalHub, api: HfApi, tiny: str, tmp_path: Path) -> None:
     before = api.model_info(tiny).sha
     outside = client(hub, "t-other")
@@ -664,7 +646,8 @@ def test_a_reset_connection(hub: LocalHub, tiny: str) -> None:
         fetch(f"{hub.endpoint}/api/models/{tiny}")
 
 
-def test_datasets_load(hub: LocalHub, api: HfApi, tmp_path: Path) -> None:
+def test_libraries_push_and_load(old_names: LocalHub, api: HfApi, tmp_path: Path) -> None:
+    """And follow a name without a namespace."""
     from PIL import Image
 
     api.create_repo("acme/rows", repo_type="dataset")
@@ -681,41 +664,35 @@ def test_datasets_load(hub: LocalHub, api: HfApi, tmp_path: Path) -> None:
             repo_id="acme/pictures", path_in_repo=path, path_or_fileobj=picture.getvalue(), repo_type="dataset"
         )
     out = python(
-        hub,
+        old_names,
         tmp_path / "home",
         """
-import datasets, json
-datasets.Dataset.from_dict({"x": [1, 2, 3]}).push_to_hub("acme/pushed")
-print(json.dumps([
-    datasets.load_dataset("acme/pushed", split="train")["x"][:],
-    datasets.load_dataset("acme/rows", "table", split="held")["text"][:],
-    datasets.load_dataset("acme/pictures", split="train").features["label"].names,
-]))
-""",
-    )
-    assert json.loads(out.splitlines()[-1]) == [[1, 2, 3], ["a", "b"], ["cat", "dog"]]
-    assert "data/train-00000-of-00001.parquet" in api.list_repo_files("acme/pushed", repo_type="dataset")
-
-
-def test_transformers_push_and_load(hub: LocalHub, api: HfApi, tmp_path: Path) -> None:
-    out = python(
-        hub,
-        tmp_path / "home",
-        """
-import torch, transformers
+import datasets, huggingface_hub, json, torch, transformers
 config = transformers.BertConfig(
     vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
 )
 model = transformers.BertForSequenceClassification(config)
 model.push_to_hub("acme/bert")
 again = transformers.AutoModelForSequenceClassification.from_pretrained("acme/bert")
-print(all(torch.equal(a, again.state_dict()[name]) for name, a in model.state_dict().items()))
+datasets.Dataset.from_dict({"x": [1, 2, 3]}).push_to_hub("acme/pushed")
+# datasets 5.2 writes the name that it is given into an hf:// address, where the client wants a namespace
+# (huggingface/datasets#8612), so it is asked for by the id that the Hub answers with.
+beans = huggingface_hub.HfApi().dataset_info("beans")
+print(json.dumps([
+    all(torch.equal(a, again.state_dict()[name]) for name, a in model.state_dict().items()),
+    transformers.AutoConfig.from_pretrained("distilbert-base-uncased").dim,
+    datasets.load_dataset("acme/pushed", split="train")["x"][:],
+    datasets.load_dataset("acme/rows", "table", split="held")["text"][:],
+    datasets.load_dataset("acme/pictures", split="train").features["label"].names,
+    datasets.load_dataset(beans.id, split="train")["text"][:],
+]))
 """,
     )
-    assert out.splitlines()[-1] == "True"
+    assert json.loads(out.splitlines()[-1]) == [True, 8, [1, 2, 3], ["a", "b"], ["cat", "dog"], ["a", "b"]]
     info = api.model_info("acme/bert")
     assert "safetensors" in (info.tags or [])
     assert info.pipeline_tag == "text-classification"
+    assert "data/train-00000-of-00001.parquet" in api.list_repo_files("acme/pushed", repo_type="dataset")
 
 
 def test_the_command_line_of_the_hub(hub: LocalHub, tiny: str, tmp_path: Path) -> None:

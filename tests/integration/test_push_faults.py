@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from functools import partial
@@ -21,7 +20,10 @@ from hf_soup.hub.push import PushResult, commit_folder, inspect_target
 from hf_soup.local_hub import LocalHub
 
 # The client hands files to its HTTP library in a way that the library deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning"),
+    pytest.mark.usefixtures("short_pauses"),
+]
 
 WEIGHTS = bytes(range(256)) * 4000
 REPO = "acme/soup"
@@ -42,18 +44,18 @@ STEPS = {
     "tag": ("POST", "/tag/", 1),
     "tagged": ("GET", "/refs", 2),
 }
-KINDS = [(step, False) for step in STEPS if step != "offers"] + [(step, True) for step in STEPS if step[:3] != "tag"]
+#: For a pull request those that are others than a commit's, and one of each kind after which it is looked for.
+KINDS = [(step, False) for step in STEPS if step != "offers"]
+KINDS += [(step, True) for step in ("offers", "modes", "part", "commit", "result")]
 #: What may happen to a request: before the server does anything, or to its answer.
 BEFORE: dict[str, Callable[[], Response]] = {
     "429": lambda: Response(status_code=429, headers={"Retry-After": "1"}),
-    "500": lambda: JSONResponse({"error": "no disk"}, 500),
     "503": lambda: Response("<html>busy</html>", 503, media_type="text/html"),
     "reset": partial(Hangup, reset=True),
     "closed": Hangup,
 }
 AFTER: dict[str, Callable[[Response], Response]] = {
     "lost": lambda _: Hangup(),
-    "lost by a reset": lambda _: Hangup(reset=True),
     "lost behind a proxy": lambda _: Response("<html>timeout</html>", 504, media_type="text/html"),
     "cut off": lambda answer: Hangup(answer, 5),
     "cut off by a proxy": lambda answer: Response(answer.body[:5] if hasattr(answer, "body") else b"", 200),
@@ -61,13 +63,6 @@ AFTER: dict[str, Callable[[Response], Response]] = {
 
 
 Fits = Callable[[Request], bool]
-
-
-@pytest.fixture(autouse=True)
-def _pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """None takes longer than a moment, ours or the client's."""
-    sleep = time.sleep
-    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.005)))
 
 
 @pytest.fixture
@@ -101,10 +96,11 @@ def offers(api: HfApi, repo: str = REPO) -> list[str]:
     return [offer.title for offer in api.get_repo_discussions(repo)]
 
 
-def prepare(api: HfApi, repo: str = REPO) -> None:
+def prepare(online: LocalHub, repo: str = REPO) -> None:
     """A repo with an earlier soup."""
-    api.create_repo(repo)
-    api.upload_file(repo_id=repo, path_in_repo="soup.json", path_or_fileobj=b'{"old": 1}', commit_message="Before")
+    store = online.store
+    made = store.create("model", repo, private=False, author="acme")
+    store.commit(made, "main", [store.put("soup.json", b'{"old": 1}')], ("Before", "", "acme"), None)
 
 
 def at(step: str) -> Callable[[Request], bool]:
@@ -119,16 +115,17 @@ def at(step: str) -> Callable[[Request], bool]:
     return fits
 
 
-def is_pushed(api: HfApi, repo: str, done: PushResult, soup: dict[str, Path], *, create_pr: bool) -> None:
+def is_pushed(online: LocalHub, repo: str, done: PushResult, soup: dict[str, Path], *, create_pr: bool) -> None:
     """Exactly once, with every byte."""
+    api, store = HfApi(endpoint=online.endpoint, token=online.token), online.store
     assert commits(api, repo) == [*([] if create_pr else ["Soup"]), "Before", "initial commit"]
     assert offers(api, repo) == (["Soup"] if create_pr else [])
     assert done.pull_request == (f"{api.endpoint}/{repo}/discussions/1" if create_pr else None)
     head = hub.resolve(repo, "refs/pr/1" if create_pr else None)
     assert head.revision == done.commit
+    there = store.revision(store.repos["model", repo], done.commit).files
     for name, path in soup.items():
-        fetched = api.hf_hub_download(repo, name, revision=done.commit, local_dir=path.parent / ".fetched")
-        assert Path(fetched).read_bytes() == path.read_bytes()
+        assert store.blob(there[name].sha256).read_bytes() == path.read_bytes()
 
 
 @pytest.mark.parametrize(("step", "create_pr"), KINDS)
@@ -139,7 +136,7 @@ def test_every_step_of_a_push_may_fail(
     online.part_bytes = 300_000
     for number, fault in enumerate([*BEFORE, *AFTER]):
         repo, soup = f"{REPO}-{number}", make_soup(tmp_path / f"soup-{number}", number)
-        prepare(api, repo)
+        prepare(online, repo)
         fits, happened = at(step), [0]
 
         def intercept(request: Request, fits: Fits = fits, fault: str = fault, happened: list[int] = happened) -> Any:
@@ -158,7 +155,7 @@ def test_every_step_of_a_push_may_fail(
             assert push(soup, repo, **options).changed
         assert happened == [1], fault
         done = push(soup, repo, **options)
-        is_pushed(api, repo, done, soup, create_pr=create_pr)
+        is_pushed(online, repo, done, soup, create_pr=create_pr)
         tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo).tags}
         assert tags == ({} if create_pr else {"v1": done.commit})
 
@@ -169,7 +166,7 @@ def test_a_step_that_never_works_is_given_up(
 ) -> None:
     """With an error that says why, in bounded time; nothing is half made, and a push later goes on from there."""
     online.part_bytes = 300_000
-    prepare(api)
+    prepare(online)
     method, part, _ = STEPS[step]
     asked = [0]
 
@@ -191,19 +188,19 @@ def test_a_step_that_never_works_is_given_up(
     where = f"{online.endpoint}/{REPO}/discussions/1" if create_pr else "commit"
     assert not landed or f"'{REPO}' has the soup in {where}" in str(raised.value)
     assert push(soup, **options).changed is not landed
-    is_pushed(api, REPO, push(soup, **options), soup, create_pr=create_pr)
+    is_pushed(online, REPO, push(soup, **options), soup, create_pr=create_pr)
 
 
 @pytest.mark.parametrize("step", ["modes", "commit"])
 def test_an_answer_that_no_hub_gives_is_said(online: LocalHub, api: HfApi, soup: dict[str, Path], step: str) -> None:
     """The client fails where it reads that."""
-    prepare(api)
+    prepare(online)
     _, part, _ = STEPS[step]
     online.intercept = lambda request: JSONResponse([]) if part in request.url.path else None
     with pytest.raises(PublishError, match="cannot be read"):
         push(soup)
     online.intercept = None
-    is_pushed(api, REPO, push(soup), soup, create_pr=False)
+    is_pushed(online, REPO, push(soup), soup, create_pr=False)
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
@@ -225,9 +222,9 @@ def test_an_upload_that_breaks_off_goes_on(
                 break
         return Hangup(reset=reset)
 
-    prepare(api)
+    prepare(online)
     online.intercept = cut
-    is_pushed(api, REPO, push(soup), soup, create_pr=False)
+    is_pushed(online, REPO, push(soup), soup, create_pr=False)
     assert left == [0]
 
 
@@ -241,9 +238,9 @@ def test_an_upload_that_arrives_damaged_is_sent_again(online: LocalHub, api: HfA
             body[5] ^= 1
             request._body = bytes(body)
 
-    prepare(api)
+    prepare(online)
     online.intercept = damage
-    is_pushed(api, REPO, push(soup), soup, create_pr=False)
+    is_pushed(online, REPO, push(soup), soup, create_pr=False)
 
 
 def test_what_arrived_is_not_sent_again(online: LocalHub, api: HfApi, soup: dict[str, Path]) -> None:
@@ -252,7 +249,7 @@ def test_what_arrived_is_not_sent_again(online: LocalHub, api: HfApi, soup: dict
     def sent() -> int:
         return sum(request.method == "PUT" for request in online.requests)
 
-    prepare(api)
+    prepare(online)
     left = [2]
 
     def busy(request: Request) -> Response | None:
@@ -288,7 +285,7 @@ def test_somebody_elses_commit_comes_in_between(
     online: LocalHub, api: HfApi, soup: dict[str, Path], step: str, create_pr: bool
 ) -> None:
     """It is not overwritten, by 412; a pull request does not mind, and one that comes after ours is theirs."""
-    prepare(api)
+    prepare(online)
     fits = at(step)
 
     def commit(request: Request) -> None:
@@ -312,7 +309,7 @@ def test_somebody_elses_commit_comes_in_between(
 
 def test_the_answer_is_lost_and_somebody_commits(online: LocalHub, api: HfApi, soup: dict[str, Path]) -> None:
     """The commit that is told is the one that was pushed."""
-    prepare(api)
+    prepare(online)
 
     def lose(request: Request, answer: Response) -> Response:
         if "/commit/" not in request.url.path:
@@ -330,7 +327,7 @@ def test_the_answer_is_lost_and_somebody_commits(online: LocalHub, api: HfApi, s
 
 def test_a_commit_that_shows_late_is_not_made_twice(online: LocalHub, api: HfApi, soup: dict[str, Path]) -> None:
     """The answer is lost, and so is the look: what is sent again names the old head as its parent."""
-    prepare(api)
+    prepare(online)
     old = online.store.repos["model", REPO].refs["refs/heads/main"]
     late = [True]
 
@@ -350,7 +347,7 @@ def test_a_commit_that_shows_late_is_not_made_twice(online: LocalHub, api: HfApi
     online.transform, online.intercept = transform, intercept
     done = push(soup)
     assert not late
-    is_pushed(api, REPO, done, soup, create_pr=False)
+    is_pushed(online, REPO, done, soup, create_pr=False)
 
 
 @pytest.mark.parametrize("create_pr", [False, True], ids=["commit", "pr"])
@@ -358,7 +355,7 @@ def test_where_nobody_knows_whether_it_landed_the_error_says_so(
     online: LocalHub, api: HfApi, soup: dict[str, Path], create_pr: bool
 ) -> None:
     """The answer is lost, and then the Hub is away."""
-    prepare(api)
+    prepare(online)
     away = [False]
 
     def lose(request: Request, answer: Response) -> Response:
@@ -373,18 +370,18 @@ def test_where_nobody_knows_whether_it_landed_the_error_says_so(
     online.transform = None
     done = push(soup, create_pr=create_pr)
     assert not done.changed
-    is_pushed(api, REPO, done, soup, create_pr=create_pr)
+    is_pushed(online, REPO, done, soup, create_pr=create_pr)
 
 
 def test_a_tag_counts_whose_answers_are_all_lost(online: LocalHub, api: HfApi, soup: dict[str, Path]) -> None:
-    prepare(api)
+    prepare(online)
     online.transform = lambda request, answer: Hangup() if "/tag/" in request.url.path else answer
     done = push(soup, tag="v1")
     assert [tag.target_commit for tag in api.list_repo_refs(REPO).tags] == [done.commit]
 
 
 def test_somebody_takes_the_tag_in_between(online: LocalHub, api: HfApi, soup: dict[str, Path]) -> None:
-    prepare(api)
+    prepare(online)
 
     def tag(request: Request) -> None:
         if "/tag/" in request.url.path:
@@ -395,7 +392,7 @@ def test_somebody_takes_the_tag_in_between(online: LocalHub, api: HfApi, soup: d
     with pytest.raises(PublishError, match=r"has the soup in commit \w+\. 'v1' names another commit"):
         push(soup, tag="v1")
     online.intercept = None
-    is_pushed(api, REPO, push(soup), soup, create_pr=False)
+    is_pushed(online, REPO, push(soup), soup, create_pr=False)
 
 
 @pytest.mark.parametrize("create_pr", [False, True], ids=["commit", "pr"])
@@ -403,7 +400,7 @@ def test_somebody_takes_the_tag_in_between(online: LocalHub, api: HfApi, soup: d
 def test_the_repo_is_deleted_in_between(
     online: LocalHub, api: HfApi, soup: dict[str, Path], step: str, create_pr: bool
 ) -> None:
-    prepare(api)
+    prepare(online)
     fits = at(step)
 
     def delete(request: Request) -> None:
@@ -422,7 +419,7 @@ def test_the_repo_is_renamed_in_between(
     online: LocalHub, api: HfApi, soup: dict[str, Path], step: str, create_pr: bool
 ) -> None:
     """The old name leads to the new one."""
-    prepare(api)
+    prepare(online)
     fits = at(step)
 
     def rename(request: Request) -> None:

@@ -12,7 +12,7 @@ import pytest
 import stand_ins
 import torch
 from drawn_data import card
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 from safetensors.torch import load_file, save
 from stand_ins import BERT, CLIP, VIT, Tensors, as_json, bot_pull_request, publish, weights
 from starlette.responses import JSONResponse
@@ -232,6 +232,7 @@ def test_a_candidate_may_hold_numbers_that_are_none(put: Put, online: LocalHub, 
     assert (lineage.verdict, codes(lineage), ancestor(lineage)) == ("likely", {"base-inferred"}, (BERT, "weights"))
 
 
+@pytest.mark.usefixtures("short_pauses")
 def test_samples_of_others_may_fail(put: Put, online: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of an ancestor, and of a candidate that nobody named; those of an ingredient may not."""
     models = [put("a", 1), put("b", 2)]
@@ -254,18 +255,17 @@ def test_samples_of_others_may_fail(put: Put, online: LocalHub, monkeypatch: pyt
         check(mute)
 
 
-@pytest.mark.parametrize(
-    "path", ["./results/checkpoint-500", "/home/me/bert", "bert-finetuned", "results/run 1", "out/checkpoint-9", ""]
-)
-def test_a_folder_in_name_or_path_is_no_ancestor(put: Put, path: str, tmp_path: Path) -> None:
+def test_a_folder_in_name_or_path_is_no_ancestor(put: Put, tmp_path: Path) -> None:
     """Not even where its name could be a repo's, or is that of a folder here."""
     (tmp_path / "bert-finetuned").mkdir()
-    one = {"base": None, "config": {"_name_or_path": path}}
-    lineage = check([put("a", 1, **one), put("b", 2, **one)])
+    paths = ["./results/checkpoint-500", "/home/me/bert", "bert-finetuned", "results/run 1", "out/checkpoint-9", ""]
+    models = [put(f"m{n}", n, base=None, config={"_name_or_path": path}) for n, path in enumerate(paths)]
+    lineage = check(models)
     assert (lineage.verdict, codes(lineage), ancestor(lineage)) == ("likely", {"base-inferred"}, (BERT, "weights"))
-    with_card = check([put("c", 1, **one), put("d", 2)])
+    with_card = check([*models, put("carded", 7)])
     assert (with_card.verdict, codes(with_card)) == ("likely", {"base-undeclared"})
-    assert check([put("e", 1, **one), put("f", 2)], base=BERT).verdict == "proven"
+    assert [reason.ingredients for reason in with_card.reasons if reason.code == "base-undeclared"] == [tuple(models)]
+    assert check([*models, put("carded", 7)], base=BERT).verdict == "proven"
 
 
 def test_a_base_on_a_card_is_never_a_folder_here(
@@ -286,14 +286,13 @@ def test_only_configs_name_the_base(put: Put) -> None:
     assert (lineage.verdict, codes(lineage), ancestor(lineage)) == ("proven", set(), (BERT, "card"))
 
 
-@pytest.mark.parametrize("base", [7, [], [1, 2], {"name": BERT}, [None], "", "not an id", True, [[BERT]]], ids=str)
-def test_a_base_model_of_the_wrong_type(put: Put, online: LocalHub, base: object) -> None:
+def test_a_base_model_of_the_wrong_type(put: Put, online: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Hub refuses such cards today, and has older ones."""
-    online.intercept = lambda request: JSONResponse({}) if request.url.path == "/api/validate-yaml" else None
-    try:
-        models = [put("a", 1, base=base), put("b", 2, base=base)]
-    finally:
-        online.intercept = None
+    wrong: list[object] = [7, [], [1, 2], {"name": BERT}, [None], "", "not an id", True, [[BERT]]]
+    with monkeypatch.context() as patch:
+        validated = "/api/validate-yaml"
+        patch.setattr(online, "intercept", lambda request: JSONResponse({}) if request.url.path == validated else None)
+        models = [put(f"m{n}", n, base=base) for n, base in enumerate(wrong)]
     lineage = check(models)
     assert (lineage.verdict, codes(lineage)) == ("likely", {"base-inferred"})
 
@@ -527,12 +526,14 @@ def test_the_ways_to_name_a_revision(put: Put, online: LocalHub) -> None:
     api.create_tag(model, tag="v1")
     api.create_branch(model, branch="more/runs")
     page = f"https://huggingface.co/{model}"
-    for name in (
+    names = [
         model, f"{model}@main", f"{model}@v1", f"{model}@more/runs", f"{model}@{commit}", page, f"{page}/",
         f"{page}/tree/main", f"{page}/tree/more%2Fruns", f"{page}/commit/{commit}", f"{page}/blob/v1",
-    ):  # fmt: skip
-        found = check([name, other]).models.checkpoints[0]
-        assert (found.model, found.revision) == (model, commit), name
+    ]  # fmt: skip
+    found = {
+        name: (each.model, each.revision) for name, each in zip(names, check(names).models.checkpoints, strict=True)
+    }
+    assert found == dict.fromkeys(names, (model, commit))
     with pytest.raises(ResolveError, match=f"'{model}@{'0' * 40}': there is no such branch, tag or commit"):
         check([f"{model}@{'0' * 40}", other])
 
@@ -558,14 +559,17 @@ def test_a_folder_beside_a_repo(
     assert pins.pop().startswith("sha256:")
 
 
-def test_a_pull_request_offline(online: LocalHub, hf_soup: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_pull_request_offline(
+    online: LocalHub, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """What was cooked once is checked again without a network, and marked."""
     models = ["sanjeev498/vit-base-beans@refs/pr/1", "zqTensor/vit-base-beans"]
     cook(models, tmp_path / "soup")
     asked = len(online.requests)
-    done = hf_soup("check", *models, "--json", HF_HUB_OFFLINE="1")
-    report = json.loads(done.stdout)
-    assert (done.returncode, report["verdict"], report["transferred_bytes"]) == (0, "likely", 0)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    done = cli("check", *models, "--json")
+    report = done.json
+    assert (done.code, report["verdict"], report["transferred_bytes"]) == (0, "likely", 0)
     note = "the Hub was not reached; the commit is the one in the cache"
     assert [each["notes"] for each in report["ingredients"]] == [[note], [note]]
     assert len(online.requests) == asked

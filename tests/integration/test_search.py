@@ -311,6 +311,7 @@ def test_a_base_that_cannot_be(publish: Callable[..., str], base: str, kind: typ
         hf_soup.search(base)
 
 
+@pytest.mark.usefixtures("short_pauses")
 def test_without_a_network(
     grow: Callable[..., str], online: LocalHub, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:

@@ -35,6 +35,7 @@ MIDDLE = [
     for thing in THINGS
     for other in THINGS
 ]
+UNSCORED: dict[str, Any] = {"validation": [], "test": []}
 VALIDATION, REPORT = "acme/mood validation accuracy", "acme/mood test accuracy"
 
 
@@ -100,8 +101,17 @@ def made(asked: Recipe | Update, folder: Path) -> Soup:
 
 
 def first(tmp_path: Path, **changes: Any) -> Soup:
-    """The first version, on the Hub."""
+    """A first version of one's own, on the Hub."""
     soup = made(recipe(**changes), tmp_path / "v1")
+    soup.push("acme/soup")
+    return soup
+
+
+@pytest.fixture
+def v1(online: LocalHub, module_path: Path) -> Soup:
+    """The first version, on the Hub and in a folder; every test's Hub has the same commits, so it is cooked once."""
+    folder = module_path / "v1"
+    soup = Soup.open(folder) if folder.exists() else made(recipe(), folder)
     soup.push("acme/soup")
     return soup
 
@@ -110,9 +120,8 @@ def same_weights(one: Path, other: Path) -> bool:
     return (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
 
 
-def test_a_newcomer_that_helps(cli: Cli, tmp_path: Path) -> None:
+def test_a_newcomer_that_helps(cli: Cli, v1: Soup, tmp_path: Path) -> None:
     """It goes in beside the leaves, byte for byte, and both versions are measured on the recipe's data."""
-    v1 = first(tmp_path)
     done = cli("cook", "acme/soup", "--add", "acme/helps", "-o", "v2", "--quiet")
     assert done.code == 0
     said = (
@@ -140,6 +149,7 @@ def test_a_newcomer_that_helps(cli: Cli, tmp_path: Path) -> None:
     assert [[cell.split()[0] for cell in row[1:]] for row in table[2:]] == [["70.00", "50.00"], *2 * [["100.00"] * 2]]
 
 
+@pytest.mark.usefixtures("v1")
 @pytest.mark.parametrize(
     ("newcomer", "helps", "said"),
     [
@@ -154,7 +164,6 @@ def test_a_newcomer_that_helps(cli: Cli, tmp_path: Path) -> None:
 )
 def test_a_newcomer_that_does_not_help(cli: Cli, tmp_path: Path, newcomer: str, helps: bool | None, said: str) -> None:
     """It is said, in the card too, and is no error: the soup is there, and what becomes of it is for people to say."""
-    first(tmp_path)
     done = cli("cook", "acme/soup", "--add", f"acme/{newcomer}", "-o", "v2", "--quiet", "--json")
     assert done.code == 0
     assert (done.json["update"]["helps"], done.json["update"]["sentence"]) == (helps, said)
@@ -164,11 +173,11 @@ def test_a_newcomer_that_does_not_help(cli: Cli, tmp_path: Path, newcomer: str, 
 
 def test_several_newcomers_and_a_second_update(cli: Cli, tmp_path: Path) -> None:
     """Whatever the way: at once, one after the other, from a repo at a tag or from a folder; or with a soup of them."""
-    first(tmp_path)
+    first(tmp_path, test=[])
     assert cli("cook", "acme/soup@main", "--add", "acme/c", "--add", "acme/helps", "-o", "both").code == 0
     assert cli("cook", "acme/soup", "--add", "acme/c", "-o", "v2").code == 0
     assert cli("cook", "v2", "--add", "acme/helps", "-o", "v3").code == 0
-    by_hand = made(recipe(ingredients=["acme/a", "acme/b", "acme/c", "acme/helps"]), tmp_path / "by hand")
+    by_hand = made(Recipe(ingredients=["acme/a", "acme/b", "acme/c", "acme/helps"]), tmp_path / "by hand")
     assert same_weights(tmp_path / "both", by_hand.folder)
     assert same_weights(tmp_path / "v3", by_hand.folder)
     v3 = Soup.open(tmp_path / "v3")
@@ -193,17 +202,17 @@ def test_several_newcomers_and_a_second_update(cli: Cli, tmp_path: Path) -> None
     ("changes", "longer"),
     [
         (
-            {"ingredients": [{"model": "acme/a", "weight": 3}, {"model": "acme/b", "weight": 0.1}]},
+            {"ingredients": [{"model": "acme/a", "weight": 3}, {"model": "acme/b", "weight": 0.1}], "validation": []},
             {"ingredients": [3, 0.1, 1.55]},
         ),
-        ({"method": {"name": "wise_ft", "alpha": 0.7}}, {}),
-        ({"method": {"name": "task_arithmetic", "scale": 0.4}}, {}),
+        ({"method": {"name": "wise_ft", "alpha": 0.7}, **UNSCORED}, {}),
+        ({"method": {"name": "task_arithmetic", "scale": 0.4}, **UNSCORED}, {}),
         (
-            {"tensor_weights": {"*.layer.1.*": [1, 0], "*": [0.5, 1]}},
+            {"tensor_weights": {"*.layer.1.*": [1, 0], "*": [0.5, 1]}, **UNSCORED},
             {"tensor_weights": {"*.layer.1.*": [1, 0, 0.5], "*": [0.5, 1, 0.75]}},
         ),
-        ({"heads": "acme/b"}, {}),
-        ({"heads": "body", "validation": [], "test": []}, {}),
+        ({"heads": "acme/b", **UNSCORED}, {}),
+        ({"heads": "body", **UNSCORED}, {}),
         (
             {
                 "labels": ["positive", "negative"],
@@ -212,7 +221,7 @@ def test_several_newcomers_and_a_second_update(cli: Cli, tmp_path: Path) -> None
             },
             {},
         ),
-        ({"vocabulary": "union", "dtype": "bfloat16"}, {}),
+        ({"vocabulary": "union", "dtype": "bfloat16", "test": []}, {}),
     ],
     ids=["weights", "wise_ft", "task_arithmetic", "layers", "heads", "body", "labels", "vocabulary"],
 )
@@ -238,8 +247,8 @@ def test_everything_in_the_recipe_stays(tmp_path: Path, changes: dict[str, Any],
         assert v2.report.update.sentence == "Whether adding acme/c helps was not measured, as there is no data."
 
 
-def test_data_that_is_gone_is_left_out(cli: Cli, local_hub: LocalHub, tmp_path: Path) -> None:
-    first(tmp_path)
+@pytest.mark.usefixtures("v1")
+def test_data_that_is_gone_is_left_out(cli: Cli, local_hub: LocalHub) -> None:
     HfApi(endpoint=local_hub.endpoint, token="t-acme").delete_repo("acme/mood", repo_type="dataset")
     done = cli("cook", "acme/soup", "--add", "acme/helps", "-o", "v2", "--quiet")
     assert done.code == 0
@@ -278,10 +287,11 @@ def test_pictures_of_the_last_version_do_not_stop_the_offer(cli: Cli, family: Pa
     assert cli("verify", "acme/soup@refs/pr/1").code == 0
 
 
+@pytest.mark.usefixtures("short_pauses")
 def test_without_the_hub_the_last_version_may_be_an_old_one(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first(tmp_path, validation=[], test=[])
+    first(tmp_path, **UNSCORED)
     assert cli("cook", "acme/soup", "--add", "acme/c", "-o", "v2", "--quiet").code == 0
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     done = cli("cook", "acme/soup", "--add", "acme/c", "-o", "again", "--quiet")
@@ -309,7 +319,7 @@ def refused(kind: type[SoupError], soup: str, *add: str) -> str:
 
 def test_what_cannot_be_taken_in(family: Path, tmp_path: Path) -> None:
     """Each in one error that names it, before anything is fetched."""
-    first(tmp_path, validation=[], test=[])
+    first(tmp_path, **UNSCORED)
     assert "acme/a adds nothing: acme/soup has acme/a@" in refused(RecipeError, "acme/soup", "acme/a")
     assert "acme/soup adds nothing: acme/soup has acme/a@" in refused(RecipeError, "acme/soup", "acme/soup")
     assert "or it is named twice" in refused(RecipeError, "acme/soup", "acme/c", "acme/c@main")
@@ -337,19 +347,20 @@ def test_soups_that_cannot_take_in_anything(family: Path, tmp_path: Path, online
         made(Recipe(**changes), tmp_path / name).push(f"acme/{name}")
         assert said in refused(RecipeError, f"acme/{name}", "acme/c")
 
-    first(tmp_path, validation=[], test=[])
+    first(tmp_path, **UNSCORED)
     HfApi(endpoint=online.endpoint, token=online.token).delete_repo("acme/b")
     said = refused(ResolveError, "acme/soup", "acme/c")
     assert "acme/soup" in said
     assert "acme/b" in said
 
 
+@pytest.mark.usefixtures("v1")
 def test_a_soup_that_many_contribute_to(
     cli: Cli, local_hub: LocalHub, contributors: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """One publishes a soup, another proposes a newcomer, the first takes it in, and somebody goes on from there."""
     acme, mia = (HfApi(endpoint=local_hub.endpoint, token=f"t-{name}") for name in ("acme", "mia"))
-    made(recipe(), tmp_path / "v1").push("acme/soup", tag="v1")
+    acme.create_tag("acme/soup", tag="v1")
     mia.create_repo("mia/helps")
     mia.upload_folder(repo_id="mia/helps", folder_path=contributors / "helps")
 

@@ -18,15 +18,17 @@ from hf_soup.local_hub import LocalHub
 
 Zoo = dict[str, Member]
 Put = Callable[..., str]
-FINE_TUNES = [name for name, step in lineage_zoo.PLAN.items() if step.ancestor and step.kind != "continued"]
+MEMBERS = [name for name in lineage_zoo.FAST if name != "A2-light-2"]
+FINE_TUNES = [name for name in MEMBERS if lineage_zoo.FAST[name].ancestor and name != "A-continued"]
 #: One of each kind.
-KINDS = ["A-light-1", "A-heavy-2", "A-hot-1", "A-frozen", "A-head-1", "A-continued-1", "A-again", "A2-light-1",
-         "B-light-1", "CLIP-1"]  # fmt: skip
+FIRST = [name for name in FINE_TUNES if not name.endswith(("-2", "-3"))]
+#: One of each line, and of those that are nearest to their ancestor and farthest from it.
+KINDS = ["A-light-1", "A-hot-1", "A-frozen", "A-continued-1", "A-again", "A2-light-1", "B-light-1", "CLIP-1"]
 
 
 @pytest.fixture(scope="module")
 def members(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
-    return lineage_zoo.make_zoo(tmp_path_factory.mktemp("lineage"))
+    return lineage_zoo.make_planned(lineage_zoo.FAST, tmp_path_factory.mktemp("lineage"), *MEMBERS, effort=0.12)
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +90,10 @@ def initial(zoo: Zoo, name: str) -> str:
 
 
 def test_every_pair_without_cards(members: Zoo) -> None:
+    """Of two kinds, and of two of one kind."""
     wrong = []
-    for a, b in combinations(FINE_TUNES, 2):
+    siblings = [pair for pair in combinations(FINE_TUNES, 2) if pair[0][:-1] == pair[1][:-1]]
+    for a, b in [*combinations(FIRST, 2), *siblings]:
         lineage = check([str(members[a].folder), str(members[b].folder)])
         expected = "likely" if initial(members, a) == initial(members, b) else "refused"
         if lineage.verdict != expected:
@@ -109,7 +113,7 @@ def test_all_of_one_family_and_one_stranger(members: Zoo) -> None:
     assert (reason.code, reason.ingredients) == ("unrelated", ("local:B-light-1",))
 
 
-@pytest.mark.parametrize("name", FINE_TUNES)
+@pytest.mark.parametrize("name", FIRST)
 def test_every_base_by_the_user(members: Zoo, name: str) -> None:
     """One model and a base: kin where they share random numbers, with no pair to tell more."""
     if "CLIP" in name:
@@ -246,7 +250,7 @@ def test_labels_in_another_order_give_the_soup_of_the_first_order(members: Zoo, 
     again = Recipe(ingredients=[str(changed), str(one)], labels=plain.load().config.id2label.values())
     found = lineage_zoo.accuracy(cook(again, tmp_path / "again").folder)
     assert found == pytest.approx(lineage_zoo.accuracy(plain.folder), abs=0.01)
-    assert found > 0.7
+    assert found > 0.3  # chance gives 0.1
 
 
 # ---- with cards -----------------------------------------------------------------------------------------------

@@ -6,15 +6,16 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import stand_ins
 import torch
 import yaml
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 from safetensors.torch import load_file, save_file
 from starlette.requests import Request
 from starlette.responses import Response
@@ -40,10 +41,23 @@ def api(online: LocalHub) -> HfApi:
     return HfApi(endpoint=online.endpoint, token=online.token)
 
 
+@pytest.fixture(scope="module")
+def shelf(family: Path, trained: Path, module_path: Path) -> Path:
+    """The folder of a Hub that has the family, and the two of its relatives that learned something."""
+    folders = [*(family / name for name in ("base", "a", "b", "c")), *(trained / name for name in ("good", "fair"))]
+    with LocalHub(module_path / "hub") as hub, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        for folder in folders:
+            stand_ins.publish(hub, f"acme/{folder.name}", {path.name: path.read_bytes() for path in folder.iterdir()})
+    return module_path / "hub"
+
+
 @pytest.fixture
-def zoo(publish: Publish) -> None:
-    for name in ("base", "a", "b", "c"):
-        publish(name)
+def local_hub(shelf: Path, tmp_path: Path) -> Iterator[LocalHub]:
+    """A copy of it."""
+    shutil.copytree(shelf, tmp_path / "hub")
+    with LocalHub(tmp_path / "hub") as hub:
+        yield hub
 
 
 def verify(model: str | Path, **options: Any) -> VerificationReport:
@@ -55,10 +69,22 @@ def cook(tmp_path: Path, ingredients: list[Any] | None = None, **said: Any) -> S
     return hf_soup.cook(recipe, tmp_path / "soup")
 
 
+def once(kept: Path, tmp_path: Path, ingredients: list[str] | None = None, **said: Any) -> Soup:
+    """A copy of a soup and of the cache after it; every test's Hub has the same commits, so it is cooked once."""
+    if kept.exists():
+        shutil.copytree(kept, tmp_path, symlinks=True, dirs_exist_ok=True)
+        return Soup.open(tmp_path / "soup")
+    made = cook(tmp_path, ingredients, **said)
+    for name in ("soup", "home"):
+        # All but the link to what all tests share.
+        shutil.copytree(tmp_path / name, kept / name, symlinks=True, ignore=shutil.ignore_patterns("transformers"))
+    return made
+
+
 @pytest.fixture
-def soup(zoo: None, tmp_path: Path) -> Soup:
+def soup(online: LocalHub, module_path: Path, tmp_path: Path) -> Soup:
     """Of three on the Hub."""
-    return cook(tmp_path)
+    return once(module_path / "soup", tmp_path)
 
 
 def pushed(soup: Soup, **options: Any) -> str:
@@ -81,7 +107,6 @@ def require_identical(found: VerificationReport) -> None:
 @pytest.mark.parametrize(
     "said",
     [
-        {},
         {"ingredients": ["acme/a", {"model": "acme/b", "weight": 0.3}]},
         {"dtype": "bfloat16"},
         {"method": {"name": "wise_ft", "alpha": 0.3}},
@@ -92,7 +117,7 @@ def require_identical(found: VerificationReport) -> None:
     ],
     ids=str,
 )
-@pytest.mark.usefixtures("zoo")
+@pytest.mark.usefixtures("online")
 def test_an_honest_soup_is_identical_and_its_ingredients_are_not_kept(tmp_path: Path, said: dict[str, Any]) -> None:
     found = pushed(cook(tmp_path, **said))
     shutil.rmtree(tmp_path / "soup")
@@ -104,16 +129,14 @@ def test_an_honest_soup_is_identical_and_its_ingredients_are_not_kept(tmp_path: 
 
 
 @pytest.mark.parametrize("select", ["greedy", {"name": "learned", "by": "tensor", "epochs": 2}], ids=str)
-def test_a_choice_is_made_once(trained: Path, publish: Publish, family: Path, tmp_path: Path, select: Any) -> None:
+@pytest.mark.usefixtures("online")
+def test_a_choice_is_made_once(family: Path, tmp_path: Path, select: Any) -> None:
     """It is in the recipe, and no data are needed."""
-    publish("base")
-    made = cook(
-        tmp_path, [publish(name, trained / name) for name in ("fair", "good")], select=select, validation=data(family)
-    )
+    made = cook(tmp_path, ["acme/fair", "acme/good"], select=select, validation=data(family))
     require_identical(verify(pushed(made)))
 
 
-@pytest.mark.usefixtures("zoo")
+@pytest.mark.usefixtures("online")
 def test_soups_of_soups_are_their_leaves(tmp_path: Path, publish: Publish) -> None:
     first = cook(tmp_path, ["acme/a", "acme/b"])
     publish("pair", first.folder)
@@ -123,7 +146,7 @@ def test_soups_of_soups_are_their_leaves(tmp_path: Path, publish: Publish) -> No
     require_identical(verify(pushed(made)))
 
 
-@pytest.mark.usefixtures("zoo")
+@pytest.mark.usefixtures("online")
 def test_a_soup_that_stayed_one_ingredient_stays_one(tmp_path: Path, publish: Publish) -> None:
     """Its own recipe says what it is made of; the recipe that is verified says that it went in whole."""
     first = cook(tmp_path, ["acme/a", "acme/b"])
@@ -148,7 +171,7 @@ def relabelled(family: Path, name: str, target: Path) -> Path:
     return target
 
 
-@pytest.mark.usefixtures("zoo")
+@pytest.mark.usefixtures("online")
 def test_rows_of_labels_are_moved_again(family: Path, publish: Publish, tmp_path: Path) -> None:
     publish("turned", relabelled(family, "b", tmp_path / "turned"))
     made = cook(tmp_path, ["acme/a", "acme/turned"], labels=["positive", "negative"])
@@ -279,9 +302,10 @@ def test_what_was_changed_is_named(
     if name == "bit":
         assert (found["differences"][0]["elements"], found["differences"][0]["ulps"]) == (1, 1)
         assert 0 < found["differences"][0]["largest"] < 1e-6
-    shown = cli("verify", str(soup.folder))
-    assert shown.code == 3
-    assert f"- {different[0]}: " in shown.out
+    if name in ("bit", "config", "code"):
+        shown = cli("verify", str(soup.folder))
+        assert shown.code == 3
+        assert f"- {different[0]}: " in shown.out
 
 
 @pytest.mark.parametrize("name", ["no weights", "cut off"])
@@ -382,7 +406,7 @@ def test_within_the_bound_of_a_method_that_states_one(soup: Soup, monkeypatch: p
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_bound_is_that_of_the_tensor_and_before_it_is_rounded(zoo: None, tmp_path: Path, dtype: str) -> None:
+def test_a_bound_is_that_of_the_tensor_and_before_it_is_rounded(online: LocalHub, tmp_path: Path, dtype: str) -> None:
     """On another machine numbers that differ by 1e-16 may be rounded to two neighbours, which are far more apart."""
     own = [{"tensors": WEIGHT, "method": "multislerp"}]
     soup = cook(tmp_path, overrides=own, dtype=dtype)
@@ -475,10 +499,9 @@ def test_bytes_that_are_changed_on_the_way_are_no_verdict(soup: Soup, online: Lo
     require_identical(verify("acme/soup"))
 
 
+@pytest.mark.usefixtures("short_pauses")
 def test_without_the_hub_there_is_no_verdict(soup: Soup, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cache holds a part of a repo, and what is not in it would look as if it were missing."""
-    from huggingface_hub import constants
-
     pushed(soup)
     assert cli("verify", "acme/soup", "--quiet").code == 0
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
@@ -487,13 +510,12 @@ def test_without_the_hub_there_is_no_verdict(soup: Soup, cli: Cli, monkeypatch: 
     assert "the Hub was not reached" in done.err
 
 
+@pytest.mark.usefixtures("short_pauses")
 @pytest.mark.parametrize("files", [["config.json"], ["config.json", "model.safetensors", "vocab.txt"]], ids=str)
 def test_ingredients_of_which_the_cache_has_a_part_are_no_verdict(
     soup: Soup, api: HfApi, cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: list[str]
 ) -> None:
     """What was never fetched would look as if the ingredient had none."""
-    from huggingface_hub import constants
-
     shutil.rmtree(tmp_path / "home")
     for each in soup.recipe.ingredients:
         for file in files:
@@ -508,8 +530,6 @@ def test_a_folder_whose_ingredients_are_all_in_the_cache_needs_no_hub(
     soup: Soup, cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """What the Hub listed when the soup was cooked is known, so nothing that is not there looks as if it never was."""
-    from huggingface_hub import constants
-
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     done = cli("verify", soup.folder, "--quiet")
     assert (done.code, done.out.split(":")[0]) == (0, "identical"), done.err
@@ -551,7 +571,7 @@ def test_a_disk_error_says_nothing_of_what_is_kept(soup: Soup, cli: Cli, monkeyp
     assert "Make room or mend the cause, and run the same command again." in done.err
 
 
-@pytest.mark.usefixtures("zoo")
+@pytest.mark.usefixtures("online")
 def test_a_tokenizer_that_nobody_in_the_recipe_gives(family: Path, publish: Publish, tmp_path: Path) -> None:
     """As where only an ingredient that was not selected has one."""
     for name in "ab":
@@ -568,7 +588,7 @@ def test_a_tokenizer_that_nobody_in_the_recipe_gives(family: Path, publish: Publ
 
 
 def test_what_was_local_is_where_the_caller_says(
-    zoo: None, family: Path, tmp_path: Path, cli: Cli, publish: Publish
+    online: LocalHub, family: Path, tmp_path: Path, cli: Cli, publish: Publish
 ) -> None:
     """By name; where two share a name, by the first digits of the sha256."""
     for number, name in enumerate("ab"):
@@ -621,14 +641,14 @@ def test_a_recipe_that_makes_no_sense_is_no_crash(soup: Soup, said: dict[str, An
     assert [reason.code for reason in found.reasons] == [code]
 
 
-def test_a_thousand_ingredients_that_are_not_there(soup: Soup, cli: Cli) -> None:
+def test_a_hundred_ingredients_that_are_not_there(soup: Soup, cli: Cli) -> None:
     values = yaml.safe_load((soup.folder / "soup.yaml").read_text())
-    values["ingredients"] = [f"acme/none-{number}@{'0' * 40}" for number in range(1000)]
+    values["ingredients"] = [f"acme/none-{number}@{'0' * 40}" for number in range(100)]
     (soup.folder / "soup.yaml").write_text(yaml.safe_dump(values))
     done = cli("verify", soup.folder)
     assert done.code == 3
     assert done.out.count("[gone]") == 20
-    assert "and 980 more in --json" in done.out
+    assert "and 80 more in --json" in done.out
 
 
 def test_a_soup_that_names_itself(soup: Soup, publish: Publish, tmp_path: Path) -> None:
@@ -661,35 +681,29 @@ def test_a_full_disk_is_said_before_anything_is_fetched(
 
 
 @pytest.fixture
-def scored(family: Path, trained: Path, publish: Publish, tmp_path: Path) -> Soup:
-    publish("base")
-    models = [publish(name, trained / name) for name in ("good", "fair")]
-    return cook(tmp_path, models, select="greedy", validation=data(family), test=[data(family, "report.csv")])
+def scored(online: LocalHub, family: Path, module_path: Path, tmp_path: Path) -> Soup:
+    models, report = ["acme/good", "acme/fair"], [data(family, "report.csv")]
+    return once(module_path / "scored", tmp_path, models, select="greedy", validation=data(family), test=report)
 
 
 def where(family: Path) -> list[str]:
     return [f"--map={name}={family / name}" for name in ("rows.csv", "report.csv")]
 
 
-def test_scores_are_measured_again(
-    hf_soup: Callable[..., Any], family: Path, trained: Path, publish: Publish, local_hub: LocalHub, tmp_path: Path
-) -> None:
+def test_scores_are_measured_again(cli: Cli, api: HfApi, family: Path, tmp_path: Path) -> None:
     """Hub data by commit, local data where the caller says, beside soup.json and the card."""
-    publish("base")
-    models = [publish(name, trained / name) for name in ("good", "fair")]
     (tmp_path / "data").mkdir()
     shutil.copy(family / "report.csv", tmp_path / "data" / "data.csv")
-    api = HfApi(endpoint=local_hub.endpoint, token=local_hub.token)
     api.create_repo("acme/rows", repo_type="dataset")
     api.upload_folder(repo_id="acme/rows", repo_type="dataset", folder_path=tmp_path / "data")
     report = {"task": "text-classification", "dataset": "acme/rows", "split": "train", "metric": "accuracy"}
-    recipe = Recipe(ingredients=models, select="greedy", validation=data(family), test=report)
+    recipe = Recipe(ingredients=["acme/good", "acme/fair"], select="greedy", validation=data(family), test=report)
     (tmp_path / "r.yaml").write_text(recipe.to_yaml())
-    done = hf_soup("cook", "r.yaml", "-o", "soup", "--push", "acme/soup", "--quiet")
-    assert done.returncode == 0, done.stderr
-    done = hf_soup("verify", "acme/soup", "--score", "--json", f"--map=rows.csv={family / 'rows.csv'}")
-    found = json.loads(done.stdout)
-    assert (done.returncode, found["verdict"]) == (0, "identical"), done.stdout + done.stderr
+    done = cli("cook", "r.yaml", "-o", "soup", "--push", "acme/soup", "--quiet")
+    assert done.code == 0, done.err
+    done = cli("verify", "acme/soup", "--score", "--json", f"--map=rows.csv={family / 'rows.csv'}")
+    found = done.json
+    assert (done.code, found["verdict"]) == (0, "identical"), done.out + done.err
     made = Soup.open(tmp_path / "soup")
     first, second = found["scores"]
     assert [first["title"], second["title"]] == list(made.scores["soup"])
@@ -755,18 +769,16 @@ def test_half_a_letter_in_a_config(family: Path, publish: Publish, cli: Cli, tmp
     """JSON has an escape for it, and it could not be written into the soup's config."""
     shutil.copytree(family / "a", tmp_path / "a")
     edit_json(tmp_path / "a" / "config.json", note="\ud800é")
-    done = cli("cook", publish("half", tmp_path / "a"), publish("b"), "-o", "soup")
+    done = cli("cook", publish("half", tmp_path / "a"), "acme/b", "-o", "soup")
     assert done.code == 1
     assert "config.json is not valid JSON" in done.err
 
 
 def test_a_tokenizer_that_reads_nothing(family: Path, publish: Publish, cli: Cli, tmp_path: Path) -> None:
     """Its library raises what has no class of its own."""
-    publish("base")
     shutil.copytree(family / "a", tmp_path / "a")
     (tmp_path / "a" / "vocab.txt").write_text("x")
     publish("bad", tmp_path / "a")
-    publish("b")
     made = cook(tmp_path, ["acme/b", "acme/base"], validation=data(family))
     said = yaml.safe_load((made.folder / "soup.yaml").read_text())
     said["ingredients"] = [f"acme/bad@{hub.resolve('acme/bad').revision}"]

@@ -213,6 +213,7 @@ def test_an_upload_that_is_disturbed_ends_in_one_commit(
     assert Path(api.hf_hub_download("acme/soup", NAME)).read_bytes() == (soup.folder / NAME).read_bytes()
 
 
+@pytest.mark.usefixtures("short_pauses")
 def test_a_push_that_failed_goes_on_where_it_stopped(
     online: XetHub, api: HfApi, soup: Soup, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -236,9 +237,10 @@ def test_ctrl_c_stops_a_transfer_and_the_same_command_ends_it(
     stalled: str,
     online: XetHub,
     api: HfApi,
-    hf_soup: Callable[..., subprocess.CompletedProcess[str]],
+    cli: Callable[..., Any],
     environment: dict[str, str],
     soup: Soup,
+    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     """As users run it: a process with nothing set but the Hub's address, in which xet is on because it is there."""
@@ -251,7 +253,8 @@ def test_ctrl_c_stops_a_transfer_and_the_same_command_ends_it(
     async def stall(request: Request) -> None:
         if request.url.path.startswith(stalled) and (stalled != "/cdn/" or of_xorb(online, request)):
             asked.set()
-            await anyio.sleep(600)
+            while online.intercept is stall:
+                await anyio.sleep(0.01)
 
     online.intercept = stall
     started = [sys.executable, "-m", "hf_soup", *command]
@@ -264,11 +267,13 @@ def test_ctrl_c_stops_a_transfer_and_the_same_command_ends_it(
     assert "Interrupted." in said
 
     online.intercept = None
-    done = hf_soup(*command)
-    assert done.returncode == 0, done.stderr
+    new_session(monkeypatch, tmp_path / "home")
+    done = cli(*command)
+    assert done.code == 0, done.err
     assert commits(api, "acme/soup") == ["Model soup of 2 models", "initial commit"]
 
 
+@pytest.mark.usefixtures("short_pauses")
 def test_xorbs_that_were_changed_on_the_way_up_make_no_file(online: XetHub, api: HfApi, soup: Soup) -> None:
     """The storage compares what it was sent with the sha256, so this is an error and never a soup of other weights."""
 
