@@ -163,7 +163,8 @@ def _fault(selected: object, weights: Weights) -> str:
     numbers = list(selected.weights.values())
     if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
         return f"the weights are {numbers}"
-    if selected.normalize and not (any(numbers) and min(numbers) >= 0):
+    turned = any(number < 0 <= weights[name] for name, number in selected.weights.items())
+    if not any(numbers) or (selected.normalize and turned):
         return f"the weights are {numbers}, and a mean needs some above zero and none below"
     short = [tensor for tensor, own in selected.tensor_weights.items() if len(own) != len(numbers)]
     return f"the weights of the tensor '{short[0]}' are not {len(numbers)}" if short else ""

@@ -33,7 +33,7 @@ from hf_soup.recipe import MethodCall
 DRIVER = '''
 import json, os, pickle, signal, sys
 from pathlib import Path
-from hf_soup.merging import plan as plan_module, workspace as staging_module
+from hf_soup.merging import plan as plan_module
 from hf_soup.merging.to_files import merge
 from hf_soup.merging.workspace import Workspace
 from hf_soup.merging.weight_files import WeightFiles
@@ -55,7 +55,7 @@ def step(kind, half=None):
 
 def slow_disk():
     pwrite, fallocate, fsync = os.pwrite, os.posix_fallocate, os.fsync
-    note, write, rename, clear = Workspace.note, Workspace._write, staging_module._rename, Workspace._clear
+    note, write, rename, clear = Workspace.note, Workspace._write, Path.rename, Workspace._clear
 
     def noting(self, rank, entries):
         def half():
@@ -79,7 +79,7 @@ def slow_disk():
     os.pwrite, Workspace.note = writing, noting
     os.posix_fallocate, os.fsync = wrapped("allocate", fallocate), wrapped("sync", fsync)
     Workspace._write, Workspace._clear = wrapped("text", write), wrapped("clear", clear)
-    staging_module._rename = wrapped("rename", rename)
+    Path.rename = wrapped("rename", rename)
 
 def cook(name):
     with Workspace(folder / name) as staging:

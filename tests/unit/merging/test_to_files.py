@@ -358,7 +358,7 @@ def test_infinity_that_all_share_passes(tmp_path: Path) -> None:
     some = torch.zeros_like(mask)
     said = Pot(tmp_path, [{"mask": some}, {"mask": mask}, {"mask": mask}]).refused(name="soup3")
     assert "'mask' of acme/1@0 and acme/2@0 hold -inf at [1]." in said
-    assert "Only an infinity that all ingredients have at the same place is copied." in said
+    assert "Only an infinity that all ingredients, and the base where it counts, have at one place is copied." in said
 
 
 class Kin(Pot):

@@ -228,7 +228,7 @@ def test_warnings_are_logged_and_not_printed(
     models: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], log: pytest.LogCaptureFixture
 ) -> None:
     hf_soup.cook([models[0], models[0]], tmp_path / "soup")
-    assert any("counts 2 times" in each.message and each.levelname == "WARNING" for each in log.records)
+    assert any("copies of one model" in each.message and each.levelname == "WARNING" for each in log.records)
     assert capsys.readouterr() == ("", "")
 
 
