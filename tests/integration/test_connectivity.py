@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import re
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -96,7 +97,7 @@ def test_only_the_barrier_tells_a_twins_child(digits: Path, measured: Connectivi
     assert measured.outsiders == ("local:b-1",)
     assert measured.groups == (("local:a-1", "local:a-2"), ("local:b-1",))
     assert [reason.ingredients for reason in measured.reasons] == [("local:b-1",)]
-    assert measured.text.startswith("local:b-1 does not belong: a barrier in both pairs, the highest ")
+    assert re.match("local:b-1 does not (seem to )?belong: a barrier in both pairs, the highest ", measured.text)
 
 
 def test_the_figures_are_those_of_plain_transformers(digits: Path, measured: ConnectivityReport) -> None:

@@ -250,7 +250,7 @@ def test_labels_in_another_order_give_the_soup_of_the_first_order(members: Zoo, 
     again = Recipe(ingredients=[str(changed), str(one)], labels=plain.load().config.id2label.values())
     found = lineage_zoo.accuracy(cook(again, tmp_path / "again").folder)
     assert found == pytest.approx(lineage_zoo.accuracy(plain.folder), abs=0.01)
-    assert found > 0.3  # chance gives 0.1
+    assert found > 0.2  # chance gives 0.1
 
 
 # ---- with cards -----------------------------------------------------------------------------------------------
