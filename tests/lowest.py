@@ -43,7 +43,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="lowest-") as folder:
         python = Path(folder, "bin", "python")
         subprocess.run([uv, "venv", "--quiet", "--python", known.python, folder], check=True)
-        lowest = ["--resolution", "lowest-direct", "--only-binary", ":all:"]
+        lowest = ["--compile-bytecode", "--resolution", "lowest-direct", "--only-binary", ":all:"]
         lowest += [option for name in BUILT for option in ("--no-binary", name)]
         install = [uv, "pip", "install", "--quiet", "--python", python, *lowest, "--editable", f"{ROOT}[test]", *BESIDE]
         subprocess.run(install, check=True)
