@@ -23,6 +23,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Where a test has no local Hub there is none: a port that nobody listens on.
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
+# Processes of the tests import the same files again and again, which some machines are told not to keep compiled.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # In the background of a shell SIGINT is ignored, by children too, and tests of Ctrl-C would wait for ever.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -32,7 +34,11 @@ import pytest
 import uvicorn
 
 from hf_soup.demo import child_environment
+from hf_soup.hub import client
 from hf_soup.local_hub import LocalHub
+
+# Most Hubs here are not there, and stay away however long one waits.
+client.PAUSE = 0.005
 
 # pytest's importlib mode leaves the tests' own modules off the path; `lineage_zoo` is for all of them.
 sys.path.insert(0, str(Path(__file__).parent))

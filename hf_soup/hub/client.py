@@ -37,6 +37,8 @@ _P = ParamSpec("_P")
 #: Seconds before the Hub counts as silent.
 TIMEOUT = 30.0
 ATTEMPTS = 5
+#: Seconds before the second attempt, twice as many before the next, and so on.
+PAUSE = 0.5
 _LONGEST_PAUSE = 60.0
 _UNREACHABLE = (httpx.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError)
 
@@ -136,7 +138,7 @@ def retrying(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
 
 def pause_after(error: BaseException, attempt: int) -> float:
     """Seconds to wait before the next attempt: what the Hub asks for, else longer every time."""
-    pause = min(8.0, 0.5 * 2**attempt)
+    pause = min(8.0, PAUSE * 2**attempt)
     if isinstance(error, HfHubHTTPError):
         asked = _asked_for(error.response)
         pause = pause if asked is None else asked

@@ -54,6 +54,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         sleep(min(seconds, 0.005))
 
     monkeypatch.setattr(time, "sleep", short)
+    monkeypatch.setattr(client, "PAUSE", 0.5)
     return made
 
 

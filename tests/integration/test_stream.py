@@ -393,21 +393,25 @@ def test_killed_while_it_streams(
     online: LocalHub, environment: dict[str, str], repos: list[str], plain: Soup, tmp_path: Path
 ) -> None:
     """What was fetched and right stays; what was fetched in part goes on from there; the bytes are the same."""
+    journal = tmp_path / ".soup.cooking" / "journal.0"
     code = (
-        "import sys, time\nfrom hf_soup import cook\nfrom hf_soup.merging import layout, plan\n"
+        "import sys, time\nfrom pathlib import Path\nfrom hf_soup import cook\nfrom hf_soup.merging import layout, plan\n"
         "from hf_soup.hub import download as transfer\nfrom hf_soup.merging.weight_files import WeightFiles\n"
         "plan.UNIT_BYTES, layout.BLOCK_BYTES, transfer._PIECE = 1 << 20, 1 << 18, 1 << 16\n"
-        "arrived = WeightFiles.arrived\n"
-        "def slowly(*given):\n    arrived(*given)\n    time.sleep(0.004)\n"
+        "arrived, journal = WeightFiles.arrived, Path(sys.argv[1])\n"
+        "def slowly(self, file, count):\n"
+        "    arrived(self, file, count)\n    time.sleep(0.004)\n"
+        "    if count < file.size and journal.exists() and journal.read_bytes().count(b'\\n') >= 3:\n"
+        "        print(flush=True)\n        time.sleep(60)\n"
         "WeightFiles.arrived = slowly\n"
-        "cook(sys.argv[1:], 'soup', stream=True, threads=1)\n"
+        "cook(sys.argv[2:], 'soup', stream=True, threads=1)\n"
     )
-    journal = tmp_path / ".soup.cooking" / "journal.0"
     child = subprocess.Popen(
-        [sys.executable, "-c", code, *repos], env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True
-    )
-    while child.poll() is None and (not journal.exists() or len(journal.read_text().splitlines()) < 3):
-        time.sleep(0.002)
+        [sys.executable, "-c", code, journal, *repos], env=environment, cwd=tmp_path, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert child.stdout
+    child.stdout.readline()  # three units are written, and a file is there in part
     child.send_signal(signal.SIGKILL)
     _, said = child.communicate(timeout=60)
     assert child.returncode == -signal.SIGKILL, said
