@@ -32,6 +32,7 @@ from huggingface_hub.errors import (
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
+from hf_soup.demo import child_environment
 from hf_soup.errors import SoupError
 from hf_soup.hub.http import httpx
 from hf_soup.local_hub import LocalHub
@@ -58,6 +59,11 @@ def hub(tmp_path: Path) -> Iterator[LocalHub]:
     users = {"t-acme": "acme", "t-acme-read": "acme", "t-other": "other"}
     with LocalHub(tmp_path / "hub", users=users, read_only={"t-acme-read"}) as running:
         yield running
+
+
+@pytest.fixture
+def local_hub(hub: LocalHub) -> LocalHub:
+    return hub
 
 
 @pytest.fixture
@@ -100,15 +106,6 @@ def fetch(
         answer = error
     with answer:
         return answer.status, {key.lower(): value for key, value in answer.headers.items()}, answer.read()
-
-
-def python(hub: LocalHub, home: Path, code: str, *argv: str) -> str:
-    """Output of a script in a process of its own, with nothing but the local Hub to talk to."""
-    env = {k: v for k, v in os.environ.items() if "proxy" not in k.lower() and not k.startswith("HF_")}
-    env |= {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "t-acme", "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-    done = subprocess.run(argv or [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def status(error: pytest.ExceptionInfo[HfHubHTTPError]) -> int:
@@ -646,9 +643,15 @@ def test_a_reset_connection(hub: LocalHub, tiny: str) -> None:
         fetch(f"{hub.endpoint}/api/models/{tiny}")
 
 
-def test_libraries_push_and_load(old_names: LocalHub, api: HfApi, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("online", "old_names")
+def test_libraries_push_and_load(api: HfApi, monkeypatch: pytest.MonkeyPatch) -> None:
     """And follow a name without a namespace."""
+    import datasets
+    import torch
+    import transformers
     from PIL import Image
+
+    monkeypatch.setenv("HF_TOKEN", "t-acme")
 
     api.create_repo("acme/rows", repo_type="dataset")
     api.create_repo("acme/pictures", repo_type="dataset")
@@ -663,32 +666,22 @@ def test_libraries_push_and_load(old_names: LocalHub, api: HfApi, tmp_path: Path
         api.upload_file(
             repo_id="acme/pictures", path_in_repo=path, path_or_fileobj=picture.getvalue(), repo_type="dataset"
         )
-    out = python(
-        old_names,
-        tmp_path / "home",
-        """
-import datasets, huggingface_hub, json, torch, transformers
-config = transformers.BertConfig(
-    vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
-)
-model = transformers.BertForSequenceClassification(config)
-model.push_to_hub("acme/bert")
-again = transformers.AutoModelForSequenceClassification.from_pretrained("acme/bert")
-datasets.Dataset.from_dict({"x": [1, 2, 3]}).push_to_hub("acme/pushed")
-# datasets 5.2 writes the name that it is given into an hf:// address, where the client wants a namespace
-# (huggingface/datasets#8612), so it is asked for by the id that the Hub answers with.
-beans = huggingface_hub.HfApi().dataset_info("beans")
-print(json.dumps([
-    all(torch.equal(a, again.state_dict()[name]) for name, a in model.state_dict().items()),
-    transformers.AutoConfig.from_pretrained("distilbert-base-uncased").dim,
-    datasets.load_dataset("acme/pushed", split="train")["x"][:],
-    datasets.load_dataset("acme/rows", "table", split="held")["text"][:],
-    datasets.load_dataset("acme/pictures", split="train").features["label"].names,
-    datasets.load_dataset(beans.id, split="train")["text"][:],
-]))
-""",
+    config = transformers.BertConfig(
+        vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
     )
-    assert json.loads(out.splitlines()[-1]) == [True, 8, [1, 2, 3], ["a", "b"], ["cat", "dog"], ["a", "b"]]
+    model = transformers.BertForSequenceClassification(config)
+    model.push_to_hub("acme/bert")
+    again = transformers.AutoModelForSequenceClassification.from_pretrained("acme/bert")
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert transformers.AutoConfig.from_pretrained("distilbert-base-uncased").dim == 8
+    datasets.Dataset.from_dict({"x": [1, 2, 3]}).push_to_hub("acme/pushed")
+    assert datasets.load_dataset("acme/pushed", split="train")["x"][:] == [1, 2, 3]
+    assert datasets.load_dataset("acme/rows", "table", split="held")["text"][:] == ["a", "b"]
+    assert datasets.load_dataset("acme/pictures", split="train").features["label"].names == ["cat", "dog"]
+    # datasets 5.2 writes the name that it is given into an hf:// address, where the client wants a namespace
+    # (huggingface/datasets#8612), so it is asked for by the id that the Hub answers with.
+    beans = api.dataset_info("beans")
+    assert datasets.load_dataset(beans.id, split="train")["text"][:] == ["a", "b"]
     info = api.model_info("acme/bert")
     assert "safetensors" in (info.tags or [])
     assert info.pipeline_tag == "text-classification"
@@ -697,7 +690,9 @@ print(json.dumps([
 
 def test_the_command_line_of_the_hub(hub: LocalHub, tiny: str, tmp_path: Path) -> None:
     hf = str(Path(sys.executable).with_name("hf"))
-    python(hub, tmp_path / "home", "", hf, "download", tiny, "--local-dir", str(tmp_path / "out"), "--quiet")
+    command = [hf, "download", tiny, "--local-dir", str(tmp_path / "out"), "--quiet"]
+    env = child_environment(os.environ, tmp_path / "home", hub.endpoint, "t-acme")
+    subprocess.run(command, env=env, capture_output=True, check=True)
     assert (tmp_path / "out" / "model.bin").read_bytes() == WEIGHTS
 
 
