@@ -41,7 +41,7 @@ def draw_scores(folder: Path, report: SoupReport) -> None:
     """
     light = _drawn(_scores(report))
     # Black for white, and colours keep their hue: HSL with its lightness turned.
-    red, green, blue = np.moveaxis(light.astype(np.int16), 2, 0)
+    red, green, blue = np.moveaxis(light, 2, 0)
     turned = 255 - np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
     dark = np.maximum(light + turned[:, :, None], _DARK)
     for name, pixels in (("scores.png", light), ("scores-dark.png", dark)):
@@ -202,13 +202,13 @@ def _panels(width: float, height: float, ratios: Sequence[float]) -> tuple[Figur
     return figure, figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0]
 
 
-def _drawn(figure: Figure) -> NDArray[np.int64]:
+def _drawn(figure: Figure) -> NDArray[np.int16]:
     """Its pixels, ``(height, width, 3)``. `Figure.savefig` would draw it twice."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[:, :, :3].astype(np.int64)
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].astype(np.int16)
 
 
 def _save(figure: Figure, path: Path) -> None:

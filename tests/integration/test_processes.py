@@ -171,7 +171,7 @@ for command in (
 #: eight seconds of imports that each would begin with.
 READY = """
 import json, os, runpy, sys, tempfile, traceback
-import accelerate, datasets, matplotlib.backends.backend_agg, sklearn.base, torch, transformers
+import accelerate, datasets, matplotlib.backends.backend_agg, matplotlib.figure, sklearn.metrics, torch, transformers
 from huggingface_hub import constants
 from transformers import BertForSequenceClassification, BertTokenizer
 import hf_soup.cli, hf_soup.workflows.cook
