@@ -68,7 +68,7 @@ def test_messages_go_to_stderr_by_their_level(cli: Cli, monkeypatch: pytest.Monk
 
 #: A process that Windows would have begun, which has no such modules.
 WINDOWS = """
-import click, pydantic, sys
+import click, importlib.metadata, pydantic, sys
 sys.platform = "win32"
 sys.modules |= dict.fromkeys(["fcntl", "resource"])
 import hf_soup

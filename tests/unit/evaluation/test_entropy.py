@@ -158,8 +158,8 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kitchen]:
         return {name: each.clone() for name, each in model.state_dict().items()}
 
     seen = torch.arange(1200)
-    base = train({k: v.clone() for k, v in model.state_dict().items()}, seen, 60, 3e-3)
-    low, high = (train(base, part, 30, 1e-3) for part in (seen[::2], seen[1::2]))
+    base = train({k: v.clone() for k, v in model.state_dict().items()}, seen, 120, 2e-3)
+    low, high = (train(base, part, 40, 1e-3) for part in (seen[::2], seen[1::2]))
     models = []
     for each in (low, high, base):
         model.load_state_dict(each)
@@ -281,10 +281,10 @@ def test_the_mix_gets_surer_of_examples_that_it_has_not_seen(tasks: Kitchen, by:
     assert len(set(values[:, 0])) > 10 if by == "tensor" else len(set(values[:, 0])) == 1
     start = tasks.merged(tasks.plan(scale=0.3))
     before, after = judged(tasks, start)[1], judged(tasks, tasks.merged(plan))[1]
-    assert after < 0.999 * before
+    assert after < 0.95 * before
     (note,) = selected.notes
     first, last = map(float, re.findall(r"was ([\d.]+) where they began, and is ([\d.]+)\.", note)[0])
-    assert last < 0.999 * first
+    assert last < 0.95 * first
     still = tasks.merged(tasks.learn(by=by, steps=1, lr=1e-9)[0])
     assert all(torch.allclose(each, start[name], atol=1e-6) for name, each in still.items())
 
