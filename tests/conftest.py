@@ -39,6 +39,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 import pytest
 import uvicorn
 
+from hf_soup._util.parallel import usable_cores
 from hf_soup.demo import child_environment
 from hf_soup.hub import client
 from hf_soup.local_hub import LocalHub
@@ -50,6 +51,11 @@ client.PAUSE = 0.005
 sys.path.insert(0, str(Path(__file__).parent))
 
 OWNER = "acme"
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than cores: a sixth of the time tests wait, for processes of their own or a disk."""
+    return usable_cores() + 1
 
 
 @pytest.hookimpl(wrapper=True)

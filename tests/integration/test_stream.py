@@ -395,7 +395,8 @@ def test_killed_while_it_streams(
     """What was fetched and right stays; what was fetched in part goes on from there; the bytes are the same."""
     journal = tmp_path / ".soup.cooking" / "journal.0"
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom hf_soup import cook\nfrom hf_soup.merging import layout, plan\n"
+        "import sys, time\nfrom pathlib import Path\n"
+        "from hf_soup import cook\nfrom hf_soup.merging import layout, plan\n"
         "from hf_soup.hub import download as transfer\nfrom hf_soup.merging.weight_files import WeightFiles\n"
         "plan.UNIT_BYTES, layout.BLOCK_BYTES, transfer._PIECE = 1 << 20, 1 << 18, 1 << 16\n"
         "arrived, journal = WeightFiles.arrived, Path(sys.argv[1])\n"
