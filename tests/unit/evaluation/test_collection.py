@@ -269,7 +269,7 @@ def least_squares(own: Sequence[Tensor], grams: Sequence[Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("kitchen", ["BERT"], indirect=True)
 def test_slices_find_their_statistics(kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_soup.merging.to_memory._SLICE", 7)
+    monkeypatch.setattr("hf_soup.merging.to_memory._SLICE", 67)
     plan = kitchen.collect("fisher")
     mixed = Materializer(plan.layout, kitchen.paths).materialize(plan)
     both = [kitchen.found(plan, source) for source in range(2)]
