@@ -71,16 +71,15 @@ def old_names(tensors: Tensors) -> Tensors:
 
 
 @pytest.mark.parametrize(
-    ("ancestor", "config", "head"),
+    ("ancestor", "config", "head", "dtype"),
     [
-        (plain, {}, True),
-        (headless, {"architectures": ["BertModel"]}, False),
-        (old_names, {}, True),
-        (plain, {"id2label": {"0": "cat", "1": "dog"}, "label2id": {"cat": 0, "dog": 1}}, False),
+        (plain, {}, True, torch.float32),
+        (headless, {"architectures": ["BertModel"]}, False, torch.bfloat16),
+        (old_names, {}, True, torch.bfloat16),
+        (plain, {"id2label": {"0": "cat", "1": "dog"}, "label2id": {"cat": 0, "dog": 1}}, False, torch.float32),
     ],
     ids=["same", "no head", "old names", "other labels"],
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_what_the_ancestor_lacks_is_averaged(
     ancestor: Callable[[Tensors], Tensors], config: dict[str, Any], head: bool, dtype: torch.dtype, tmp_path: Path,
     kin: Callable[..., list[Path]],
