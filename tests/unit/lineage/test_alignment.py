@@ -240,6 +240,7 @@ def test_tokens_that_some_added(tmp_path: Path, kind: str, tied: bool, first: bo
     assert reason.code == "vocabulary"
     assert "with tokens added: <tool>, <end>" in reason.message
     assert "`vocabulary: union`" in reason.message
+    ours = [getattr(transformers, kind).from_pretrained(each).state_dict() for each in (a, b, c)]
     for vocabulary, size in (("union", 20), ("base", 18)):
         out = tmp_path / vocabulary
         soup = cook(Recipe(ingredients=models, vocabulary=vocabulary), out)
@@ -247,7 +248,6 @@ def test_tokens_that_some_added(tmp_path: Path, kind: str, tied: bool, first: bo
         assert model.config.vocab_size == size
         tokenizer = AutoTokenizer.from_pretrained(soup.folder)
         assert len(tokenizer) == size
-        ours = [getattr(transformers, kind).from_pretrained(each).state_dict() for each in (a, b, c)]
         for name, each in model.state_dict().items():
             rows = [state[name].double() for state in ours]
             if rows[0].shape == rows[1].shape:
