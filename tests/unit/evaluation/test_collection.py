@@ -56,7 +56,7 @@ MADE: dict[str, Callable[[], Any]] = {
                                    intermediate_size=8, num_key_value_heads=1, num_local_experts=4,
                                    max_position_embeddings=16, pad_token_id=0)),
 }  # fmt: skip
-ROWS = 12
+ROWS = 8
 
 
 @dataclass
@@ -139,9 +139,10 @@ def a_kitchen(family: str, place: Path, rows: Path) -> Kitchen:
     return Kitchen(place, task, plan, paths, full, inputs)
 
 
-@pytest.fixture
-def kitchen(request: pytest.FixtureRequest, tmp_path: Path, family: Path) -> Kitchen:
-    return a_kitchen(request.param, tmp_path, family / "rows.csv")
+@pytest.fixture(scope="module")
+def kitchen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, family: Path) -> Kitchen:
+    """For tests that do not change it."""
+    return a_kitchen(request.param, tmp_path_factory.mktemp(request.param), family / "rows.csv")
 
 
 def near(found: Tensor, expected: Tensor, share: float = 1e-5) -> None:
@@ -196,9 +197,9 @@ def test_fisher_of_tensors_that_are_stacked_in_memory(kitchen: Kitchen) -> None:
     near(sum(each.double().sum() for each in found.values()), sum(each.sum() for each in expected.values()))
 
 
-@pytest.mark.parametrize("kitchen", ["BERT"], indirect=True)
-def test_models_that_are_sure_of_their_answers_are_not_averaged(kitchen: Kitchen) -> None:
+def test_models_that_are_sure_of_their_answers_are_not_averaged(tmp_path: Path, family: Path) -> None:
     """Their squared gradients are tiny, as those of large models are, and say as much as others'."""
+    kitchen = a_kitchen("BERT", tmp_path, family / "rows.csv")
     for source, path in enumerate(each["m"] for each in kitchen.paths):
         kitchen.full[source]["classifier.bias"][0] += 10
         save_file(kitchen.full[source], path, {"format": "pt"})
@@ -269,7 +270,7 @@ def least_squares(own: Sequence[Tensor], grams: Sequence[Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("kitchen", ["BERT"], indirect=True)
 def test_slices_find_their_statistics(kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_soup.merging.to_memory._SLICE", 7)
+    monkeypatch.setattr("hf_soup.merging.to_memory._SLICE", 67)
     plan = kitchen.collect("fisher")
     mixed = Materializer(plan.layout, kitchen.paths).materialize(plan)
     both = [kitchen.found(plan, source) for source in range(2)]
@@ -329,8 +330,8 @@ def test_a_file_that_is_gone_is_said(kitchen: Kitchen) -> None:
         StatisticsStore(plan)
 
 
-@pytest.mark.parametrize("kitchen", ["BERT"], indirect=True)
-def test_what_is_not_finite_is_said(kitchen: Kitchen) -> None:
+def test_what_is_not_finite_is_said(tmp_path: Path, family: Path) -> None:
+    kitchen = a_kitchen("BERT", tmp_path, family / "rows.csv")
     tensors = kitchen.full[1]
     tensors["bert.pooler.dense.bias"][:] = 10.0
     tensors["classifier.weight"][:] = 3e38  # finite, but the sum of them is not

@@ -150,37 +150,32 @@ def halves(zoo: None, publish: Publish, family: Path, tmp_path: Path) -> list[st
     return ["acme/a16", "acme/b16", "acme/c16"]
 
 
-@pytest.mark.parametrize(
-    ("second", "weights"),
-    [({"a16": 1, "b16": 1, "c16": 2}, [3, 3, 2]), ({"a16": 1, "b16": 1, "c16": 1}, [5, 5, 2])],
-    ids=["quarters", "thirds"],
-)
-def test_what_is_flattened_is_rounded_once(
-    halves: list[str], second: dict[str, float], weights: list[int], publish: Publish, tmp_path: Path
-) -> None:
+def test_what_is_flattened_is_rounded_once(halves: list[str], publish: Publish, tmp_path: Path) -> None:
     """A mean of rounded means is often another number in bfloat16; the mean of the leaves is the nearest there is."""
-    weighted = Recipe(ingredients=[{"model": f"acme/{name}", "weight": each} for name, each in second.items()])
-    soups = [cook(halves[:2], tmp_path / "1"), cook(weighted, tmp_path / "2")]
-    recipe = Recipe(ingredients=[publish(f"soup{number}", soup.folder) for number, soup in enumerate(soups)])
-    whole = cook(recipe, tmp_path / "whole")
-    shares = {name: weight / weights[2] for name, weight in whole.weights.items()}
-    assert [shares[name] / shares["acme/c16"] for name in halves] == [weight / weights[2] for weight in weights]
+    first = cook(halves[:2], tmp_path / "first")
+    published = publish("first", first.folder)
     parts = [load_file(tmp_path / name / "model.safetensors") for name in "abc"]
-    rounded = [load_file(soup.folder / "model.safetensors") for soup in soups]
-    other = entries = 0
-    for name, tensor in load_file(whole.folder / "model.safetensors").items():
-        assert tensor.dtype == torch.bfloat16
-        assert is_nearest(tensor, [part[name] for part in parts], weights), name
-        twice = ((rounded[0][name].float() + rounded[1][name].float()) / 2).bfloat16()
-        other += int((twice != tensor).sum())
-        entries += tensor.numel()
-    assert other > 0.05 * entries
-    # The resolved recipe holds the leaves, and gives the same bytes; so does the linear soup with the summed weights.
-    assert [each.model for each in whole.recipe.ingredients] == halves
-    summed = [{"model": model, "weight": weight} for model, weight in zip(halves, weights, strict=True)]
-    for number, again in enumerate((whole.recipe, Recipe(ingredients=summed))):
-        copy = cook(again, tmp_path / f"again{number}").folder / "model.safetensors"
-        assert copy.read_bytes() == (whole.folder / "model.safetensors").read_bytes()
+    for kind, second, weights in (("quarters", [1, 1, 2], [3, 3, 2]), ("thirds", [1, 1, 1], [5, 5, 2])):
+        given = [{"model": model, "weight": weight} for model, weight in zip(halves, second, strict=True)]
+        other_soup = cook(Recipe(ingredients=given), tmp_path / kind)
+        whole = cook([published, publish(kind, other_soup.folder)], tmp_path / f"{kind} whole")
+        shares = {name: weight / weights[2] for name, weight in whole.weights.items()}
+        assert [shares[name] / shares["acme/c16"] for name in halves] == [weight / weights[2] for weight in weights]
+        rounded = [load_file(soup.folder / "model.safetensors") for soup in (first, other_soup)]
+        other = entries = 0
+        for name, tensor in load_file(whole.folder / "model.safetensors").items():
+            assert tensor.dtype == torch.bfloat16
+            assert is_nearest(tensor, [part[name] for part in parts], weights), name
+            twice = ((rounded[0][name].float() + rounded[1][name].float()) / 2).bfloat16()
+            other += int((twice != tensor).sum())
+            entries += tensor.numel()
+        assert other > 0.05 * entries
+        # The resolved recipe holds the leaves, and gives the same bytes; so does the linear soup of the summed weights.
+        assert [each.model for each in whole.recipe.ingredients] == halves
+        summed = [{"model": model, "weight": weight} for model, weight in zip(halves, weights, strict=True)]
+        for number, again in enumerate((whole.recipe, Recipe(ingredients=summed))):
+            copy = cook(again, tmp_path / f"{kind} again {number}").folder / "model.safetensors"
+            assert copy.read_bytes() == (whole.folder / "model.safetensors").read_bytes()
 
 
 @pytest.mark.usefixtures("pair")
@@ -222,11 +217,21 @@ NO_MEAN: list[tuple[dict[str, Any], str]] = [
 
 def test_what_is_no_plain_mean_stays_one_ingredient(pair: Soup, tmp_path: Path) -> None:
     """And is averaged as any other model is."""
-    for number, (changes, reason) in enumerate(NO_MEAN):
+    below_zero = [{**each, "weight": -1} for each in map(dict, pair.recipe.model_dump()["ingredients"])]
+    for number, (changes, reason) in enumerate(
+        [*NO_MEAN, ({"ingredients": below_zero}, "its recipe has weights below zero")]
+    ):
         soup = edited(pair, tmp_path / f"other-{number}", **changes)
         assert stays(soup).startswith(reason), changes
     weights = cook([str(tmp_path / "other-0"), "acme/c"], tmp_path / "out").weights
     assert weights == {"local:other-0": 1.0, "acme/c": 1.0}
+    # A head that was trained on makes it another model: two tensors of forty, one of them a bias.
+    for name in ("classifier.weight", "classifier.bias"):
+        other = edited(pair, tmp_path / name)
+        tensors = load_file(other / "model.safetensors")
+        tensors[name] = tensors[name] + 0.5
+        save_file(tensors, other / "model.safetensors", {"format": "pt"})
+        assert stays(other).startswith("its weights are not the mean of those that its soup.yaml names")
 
 
 def test_the_recipe_that_it_goes_into_may_need_it_whole(pair: Soup, tmp_path: Path) -> None:
@@ -242,30 +247,10 @@ def test_the_recipe_that_it_goes_into_may_need_it_whole(pair: Soup, tmp_path: Pa
     assert found.recipe.heads == f"acme/c@{commit('acme/c')}"
     assert found.recipe.head == 2
     assert len(resolve_ingredients(Recipe(ingredients=[str(headless), "acme/c"], heads="body")).checkpoints) == 3
-
-
-def test_what_a_soup_says_of_its_base_is_not_what_the_recipe_says(pair: Soup, tmp_path: Path) -> None:
-    """A stranger's soup.yaml proves nothing; the leaves speak for themselves."""
-    other = edited(pair, tmp_path / "1", base_model="acme/c")
-    assert resolve_ingredients(Recipe(ingredients=[str(other)])).recipe.base_model is None
-    assert (
-        resolve_ingredients(Recipe(ingredients=[str(other)], base_model="acme/base")).recipe.base_model == "acme/base"
-    )
-
-
-def test_weights_below_zero_make_no_mean(pair: Soup, tmp_path: Path) -> None:
-    given = [{**each, "weight": -1} for each in map(dict, pair.recipe.model_dump()["ingredients"])]
-    assert stays(edited(pair, tmp_path / "other", ingredients=given)).startswith("its recipe has weights below zero")
-
-
-def test_a_head_that_was_trained_on_makes_it_another_model(pair: Soup, tmp_path: Path) -> None:
-    """Two tensors of forty, one of them a bias."""
-    for number, name in enumerate(("classifier.weight", "classifier.bias")):
-        other = edited(pair, tmp_path / str(number))
-        tensors = load_file(other / "model.safetensors")
-        tensors[name] = tensors[name] + 0.5
-        save_file(tensors, other / "model.safetensors", {"format": "pt"})
-        assert stays(other).startswith("its weights are not the mean of those that its soup.yaml names")
+    # What it says of its base is not what the recipe says: that proves nothing, the leaves speak for themselves.
+    other = str(edited(pair, tmp_path / "based", base_model="acme/c"))
+    assert resolve_ingredients(Recipe(ingredients=[other])).recipe.base_model is None
+    assert resolve_ingredients(Recipe(ingredients=[other], base_model="acme/base")).recipe.base_model == "acme/base"
 
 
 def test_data_that_a_soup_was_selected_on_are_no_test_of_it(zoo: None, family: Path, tmp_path: Path) -> None:
@@ -276,21 +261,22 @@ def test_data_that_a_soup_was_selected_on_are_no_test_of_it(zoo: None, family: P
         assert [reason.code for reason in lineage.reasons].count("selected-on-test") == count
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_soup_that_was_trained_further_stays_what_it_is(dtype: str, zoo: None, family: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("zoo")
+def test_a_soup_that_was_trained_further_stays_what_it_is(tmp_path: Path) -> None:
     """Its soup.yaml lies beside weights that are no mean any more; one that was only rounded is one."""
-    soup = cook(Recipe(ingredients=["acme/a", "acme/b"], dtype=dtype), tmp_path / "soup")
-    recipe = Recipe(ingredients=[str(soup.folder), "acme/c"], dtype="float32")
-    assert len(resolve_ingredients(recipe).checkpoints) == 3
-    model = soup.load().float()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
-    for _ in range(2):
-        ids = torch.arange(5, 15)[None]
-        model(input_ids=ids, labels=torch.tensor([1])).loss.backward()
-        optimizer.step()
-    model.to(getattr(torch, dtype)).save_pretrained(soup.folder)
-    reason = stays(soup.folder, dtype="float32")
-    assert reason == "its weights are not the mean of those that its soup.yaml names, as after more training."
+    for dtype in ("float32", "bfloat16"):
+        soup = cook(Recipe(ingredients=["acme/a", "acme/b"], dtype=dtype), tmp_path / dtype)
+        recipe = Recipe(ingredients=[str(soup.folder), "acme/c"], dtype="float32")
+        assert len(resolve_ingredients(recipe).checkpoints) == 3
+        model = soup.load().float()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
+        for _ in range(2):
+            ids = torch.arange(5, 15)[None]
+            model(input_ids=ids, labels=torch.tensor([1])).loss.backward()
+            optimizer.step()
+        model.to(getattr(torch, dtype)).save_pretrained(soup.folder)
+        reason = stays(soup.folder, dtype="float32")
+        assert reason == "its weights are not the mean of those that its soup.yaml names, as after more training."
 
 
 @pytest.mark.usefixtures("pair")
@@ -350,18 +336,17 @@ def test_outputs_without_names_keep_their_order(publish: Publish, family: Path, 
 
 
 @pytest.mark.usefixtures("pair")
-def test_a_soup_in_itself_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No honest Hub has one, as a commit cannot name itself, and no other file passes for the Hub's."""
+def test_a_soup_in_itself_is_an_error_and_so_are_too_many(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No honest Hub has one, as a commit cannot name itself, and no other file passes for the Hub's.
+
+    And a stranger's soup does not have this one ask for a million.
+    """
+    with monkeypatch.context() as patch:
+        patch.setattr(second_order, "MAX_INGREDIENTS", 1)
+        with pytest.raises(RecipeError, match="come from more than 1 models"):
+            resolve_ingredients(Recipe(ingredients=["acme/pair", "acme/c"]))
     path = tmp_path / "soup.yaml"
     path.write_text(f"ingredients: [{{model: acme/pair, revision: {commit('acme/pair')}}}]\n")
     monkeypatch.setattr("hf_soup.hub.fetch_one", lambda *_: path)
     with pytest.raises(ResolveError, match=r"A soup is in itself, .*: acme/pair → acme/pair\.\nLeave it out"):
-        resolve_ingredients(Recipe(ingredients=["acme/pair", "acme/c"]))
-
-
-@pytest.mark.usefixtures("pair")
-def test_soups_of_too_many_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stranger's soup does not have this one ask for a million."""
-    monkeypatch.setattr(second_order, "MAX_INGREDIENTS", 1)
-    with pytest.raises(RecipeError, match="come from more than 1 models"):
         resolve_ingredients(Recipe(ingredients=["acme/pair", "acme/c"]))

@@ -71,16 +71,15 @@ def old_names(tensors: Tensors) -> Tensors:
 
 
 @pytest.mark.parametrize(
-    ("ancestor", "config", "head"),
+    ("ancestor", "config", "head", "dtype"),
     [
-        (plain, {}, True),
-        (headless, {"architectures": ["BertModel"]}, False),
-        (old_names, {}, True),
-        (plain, {"id2label": {"0": "cat", "1": "dog"}, "label2id": {"cat": 0, "dog": 1}}, False),
+        (plain, {}, True, torch.float32),
+        (headless, {"architectures": ["BertModel"]}, False, torch.bfloat16),
+        (old_names, {}, True, torch.bfloat16),
+        (plain, {"id2label": {"0": "cat", "1": "dog"}, "label2id": {"cat": 0, "dog": 1}}, False, torch.float32),
     ],
     ids=["same", "no head", "old names", "other labels"],
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_what_the_ancestor_lacks_is_averaged(
     ancestor: Callable[[Tensors], Tensors], config: dict[str, Any], head: bool, dtype: torch.dtype, tmp_path: Path,
     kin: Callable[..., list[Path]],
@@ -132,15 +131,16 @@ def test_who_is_left_out_still_gives_the_tokenizer(giver: str, tmp_path: Path, k
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["model_input_names"] == [giver]
 
 
-@pytest.mark.parametrize("weights", [(1.0, -0.99), (0.5, -2.0), (1.0, -1.0)])
 def test_what_the_ancestor_lacks_is_of_those_whose_share_is_above_zero(
-    weights: tuple[float, float], tmp_path: Path, kin: Callable[..., list[Path]]
+    tmp_path: Path, kin: Callable[..., list[Path]]
 ) -> None:
     base, a, b = map(str, kin(headless, {"architectures": ["BertModel"]}, torch.float32))
-    given = [{"model": a, "weight": weights[0]}, {"model": b, "weight": weights[1]}]
-    soup = cook(Recipe(ingredients=given, base_model=base, method="task_arithmetic"), tmp_path / "soup")
-    mixed, first = load_file(soup.folder / "model.safetensors"), load_file(Path(a) / "model.safetensors")
-    assert torch.equal(mixed["classifier.weight"], first["classifier.weight"])
+    first = load_file(Path(a) / "model.safetensors")
+    for number, weights in enumerate([(1.0, -0.99), (0.5, -2.0), (1.0, -1.0)]):
+        given = [{"model": a, "weight": weights[0]}, {"model": b, "weight": weights[1]}]
+        soup = cook(Recipe(ingredients=given, base_model=base, method="task_arithmetic"), tmp_path / f"soup-{number}")
+        mixed = load_file(soup.folder / "model.safetensors")
+        assert torch.equal(mixed["classifier.weight"], first["classifier.weight"])
 
 
 def test_only_tokens_that_were_added_after_the_ancestor_have_no_task_vector(

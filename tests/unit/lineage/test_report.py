@@ -247,7 +247,7 @@ def reordered(tensors: Tensors, layer: int, share: float = 1.0) -> Tensors:
     }
 
 
-@pytest.mark.parametrize("count", [3, 13, 20])
+@pytest.mark.parametrize("count", [3, 13])
 @pytest.mark.parametrize("at", [0, 1, -1])
 @pytest.mark.parametrize("named", [False, True])
 def test_a_part_in_another_order_among_many(
@@ -298,7 +298,7 @@ PARTS = ("attention.weight", "mlp.weight", "pooler.weight", "embed.weight")
     changes=st.lists(st.dictionaries(st.sampled_from(PARTS), st.integers(0, 2), max_size=2), min_size=3, max_size=5),
     far=st.lists(st.sampled_from([0.1, 0.8, 3.0]), min_size=5, max_size=5),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_more_models_or_an_ancestor_make_no_verdict_harder(changes: list[dict[str, int]], far: list[float]) -> None:
     """Whoever may be averaged may be so beside another model, and with an ancestor."""
     generator = np.random.default_rng(0)
@@ -439,15 +439,15 @@ def test_a_common_mean_is_no_kinship(write: Write, berts: tuple[dict[str, Any], 
     assert (lineage.verdict, codes(lineage)) == ("refused", {"unrelated"})
 
 
-def test_two_hundred_models(write: Write, berts: tuple[dict[str, Any], list[Tensors]]) -> None:
+def test_sixty_models(write: Write, berts: tuple[dict[str, Any], list[Tensors]]) -> None:
     """The report stays short, the numbers few, and one stranger is found."""
-    models = [write(f"m{number}", number) for number in range(198)]
+    models = [write(f"m{number}", number) for number in range(58)]
     lineage = check([*models, write("odd", of=1), write("hot", 3, scale=1.0)], base=write("base", tensors=berts[1][0]))
     assert lineage.verdict == "refused"
     assert who(lineage, "not-from-base") == ["odd"]
     assert len(str(lineage).splitlines()) < 50
-    assert "and 180 more; --json has all" in str(lineage)
-    assert len(json.dumps(lineage.to_dict())) < 2_000_000
+    assert "and 40 more; --json has all" in str(lineage)
+    assert len(json.dumps(lineage.to_dict())) < 200_000
 
 
 def test_one_model_is_no_soup(write: Write) -> None:

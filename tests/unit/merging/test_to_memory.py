@@ -93,8 +93,14 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("weights", [(1.0,) * N, (0.1,) * N, (0.1, 3.0, 0.7, 2.0**70)], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "weights"),
+    [
+        *itertools.product(("bfloat16", "float32"), ((1.0,) * N, (0.1,) * N)),
+        *itertools.product(KINDS, [(0.1, 3.0, 0.7, 2.0**70)]),
+    ],
+    ids=str,
+)
 def test_every_subset_in_every_order_is_what_a_merge_writes(
     tmp_path: Path, kind: str, weights: tuple[float, ...]
 ) -> None:

@@ -34,7 +34,7 @@ from hf_soup.publishing.merged_models import MergedModels
 from hf_soup.recipe import Mixture
 from hf_soup.recipe.soup_report import SoupReport
 
-FEW = settings(deadline=None, derandomize=True, max_examples=100)
+FEW = settings(deadline=None, derandomize=True, max_examples=30)
 
 
 def model(name: str, **card: Any) -> Checkpoint:

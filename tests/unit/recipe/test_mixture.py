@@ -149,8 +149,11 @@ def same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
-@pytest.mark.parametrize("method", [*OWN, *MEASURED])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("method", "dtype"),
+    [*((name, torch.float32) for name in (*OWN, *MEASURED)), ("trimmed", torch.bfloat16), ("sce", torch.bfloat16)],
+    ids=str,
+)
 def test_files_and_memory_hold_the_same_however_the_work_is_cut(
     tmp_path: Path, method: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:

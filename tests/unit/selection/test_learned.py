@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,14 @@ PIXELS, LABELS = load_digits(return_X_y=True)
 PIXELS = PIXELS / 16
 
 
+@cache
+def fitted() -> list[LogisticRegression]:
+    return [
+        LogisticRegression(C=penalty, max_iter=300).fit(PIXELS[begin:1000:3], LABELS[begin:1000:3])
+        for begin, penalty in enumerate((0.05, 0.5, 5.0))
+    ]
+
+
 class Linear:
     """Classifiers of digits that were fitted to different halves of the labels' rows, and their `Objective`.
 
@@ -33,12 +42,8 @@ class Linear:
     def __init__(self, rows: int = 400, broken: bool = True) -> None:
         self.names, self.tensors, self.labels = ("a", "b", "c"), ("weight", "bias"), LABELS[1000 : 1000 + rows]
         self.pixels = torch.from_numpy(PIXELS[1000 : 1000 + rows])
-        fitted = [
-            LogisticRegression(C=penalty, max_iter=300).fit(PIXELS[begin:1000:3], LABELS[begin:1000:3])
-            for begin, penalty in enumerate((0.05, 0.5, 5.0))
-        ]
-        self.weight = torch.from_numpy(np.stack([each.coef_ for each in fitted]))  # (3, 10, 64)
-        self.bias = torch.from_numpy(np.stack([each.intercept_ for each in fitted]))  # (3, 10)
+        self.weight = torch.from_numpy(np.stack([each.coef_ for each in fitted()]))  # (3, 10, 64)
+        self.bias = torch.from_numpy(np.stack([each.intercept_ for each in fitted()]))  # (3, 10)
         if broken:
             self.weight[2] = torch.from_numpy(np.random.default_rng(0).normal(size=(10, 64)))
         self.seen: list[set[int]] = []
