@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import re
 import threading
 from collections import Counter
@@ -75,11 +74,6 @@ class Correspondence:
     tied: Mapping[str, str]
 
 
-#: What was found for configs and tensors: one run asks several times about the same ones.
-_FOUND: dict[tuple[str, tuple[tuple[str, Shape], ...]], Correspondence] = {}
-_MOST_FOUND = 16
-
-
 def correspondence(config: Mapping[str, Any], tensors: Mapping[str, Shape], name: str) -> Correspondence:
     """Which parameter every tensor of a checkpoint loads into.
 
@@ -92,15 +86,6 @@ def correspondence(config: Mapping[str, Any], tensors: Mapping[str, Shape], name
     Raises:
         IncompatibleError: The library cannot make a model of the config, or cannot convert the tensors.
     """
-    asked = json.dumps(config), tuple((disk, tuple(shape)) for disk, shape in tensors.items())
-    found = _FOUND.get(asked) or _correspondence(config, tensors, name)
-    if len(_FOUND) >= _MOST_FOUND:
-        _FOUND.clear()
-    _FOUND[asked] = found
-    return found
-
-
-def _correspondence(config: Mapping[str, Any], tensors: Mapping[str, Shape], name: str) -> Correspondence:
     import torch
 
     if method := is_quantised(config):

@@ -131,16 +131,15 @@ def test_who_is_left_out_still_gives_the_tokenizer(giver: str, tmp_path: Path, k
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["model_input_names"] == [giver]
 
 
+@pytest.mark.parametrize("weights", [(1.0, -0.99), (0.5, -2.0), (1.0, -1.0)])
 def test_what_the_ancestor_lacks_is_of_those_whose_share_is_above_zero(
-    tmp_path: Path, kin: Callable[..., list[Path]]
+    weights: tuple[float, float], tmp_path: Path, kin: Callable[..., list[Path]]
 ) -> None:
     base, a, b = map(str, kin(headless, {"architectures": ["BertModel"]}, torch.float32))
-    first = load_file(Path(a) / "model.safetensors")
-    for number, weights in enumerate([(1.0, -0.99), (0.5, -2.0), (1.0, -1.0)]):
-        given = [{"model": a, "weight": weights[0]}, {"model": b, "weight": weights[1]}]
-        soup = cook(Recipe(ingredients=given, base_model=base, method="task_arithmetic"), tmp_path / f"soup-{number}")
-        mixed = load_file(soup.folder / "model.safetensors")
-        assert torch.equal(mixed["classifier.weight"], first["classifier.weight"])
+    given = [{"model": a, "weight": weights[0]}, {"model": b, "weight": weights[1]}]
+    soup = cook(Recipe(ingredients=given, base_model=base, method="task_arithmetic"), tmp_path / "soup")
+    mixed, first = load_file(soup.folder / "model.safetensors"), load_file(Path(a) / "model.safetensors")
+    assert torch.equal(mixed["classifier.weight"], first["classifier.weight"])
 
 
 def test_only_tokens_that_were_added_after_the_ancestor_have_no_task_vector(
