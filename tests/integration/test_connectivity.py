@@ -58,7 +58,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(1, count + 1):
             model = copy.deepcopy(start)
             chosen = zoo.Hyperparameters(
-                seed=number + 10 * mirrored, learning_rate=1.2e-3, epochs=6, weight_decay=0.01, label_smoothing=0.0,
+                seed=number + 10 * mirrored, learning_rate=1.2e-3, epochs=4, weight_decay=0.01, label_smoothing=0.0,
                 augmentation=0.6, mixup=0.0,
             )  # fmt: skip
             zoo._fine_tune(model, *train, chosen)
