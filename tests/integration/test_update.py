@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -79,8 +80,8 @@ def shelf(family: Path, contributors: Path, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def local_hub(shelf: Path, tmp_path: Path) -> Iterator[LocalHub]:
-    """A copy of it."""
-    shutil.copytree(shelf, tmp_path / "hub")
+    """A copy of it: a Hub changes no file, it puts another one in its place."""
+    shutil.copytree(shelf, tmp_path / "hub", copy_function=os.link)
     with LocalHub(tmp_path / "hub", users={"t-acme": "acme", "t-mia": "mia"}) as hub:
         yield hub
 
