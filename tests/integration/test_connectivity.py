@@ -51,7 +51,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
         images, labels = draw_letters(800, generator)
         images = images.flip(-1) if mirrored else images
         ancestor = zoo._new_model(LETTERS, 0)  # the same for both
-        zoo._train(ancestor, islice(zoo._batches(images, labels, 64, generator), 30), 3e-3, 0.05, lambda step: 1.0)
+        zoo._train(ancestor, islice(zoo._batches(images, labels, 32, generator), 30), 3e-3, 0.05, lambda step: 1.0)
         start = zoo._new_model(DIGITS, 0)
         start.vit.load_state_dict(ancestor.vit.state_dict())
         zoo._probe(start, *train)
