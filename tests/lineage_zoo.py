@@ -358,17 +358,17 @@ def _save(model: Any, out: Path) -> None:
 
 def _pretrain(
     out: Path, parent: Path | None, *, seed: int, effort: float, initial: int = 0, letters: int = 0,
-    learning_rate: float = 2e-3, steps: int = 240, hidden: int = 64,
+    learning_rate: float = 2e-3, steps: int = 240, hidden: int = 64, batch: int = 64,
 ) -> None:  # fmt: skip
     """Letters, for a new model with the initial weights of a number, or for one that knows some already."""
     generator = torch.Generator().manual_seed(1000 * seed + letters)
-    images, labels = draw_letters(4000, generator)
+    steps = max(1, round(steps * effort))
+    images, labels = draw_letters(min(4000, batch * steps), generator)
     if parent:
         model = ViTForImageClassification.from_pretrained(parent)
     else:
         model = demo._new_model(LETTERS, 1000 * seed + initial, hidden)
-    steps = max(1, round(steps * effort))
-    batches = islice(demo._batches(images, labels, 64, generator), steps)
+    batches = islice(demo._batches(images, labels, batch, generator), steps)
     demo._train(model, batches, learning_rate, 0.05, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
     _save(model, out)
 
@@ -428,10 +428,11 @@ def _clip(out: Path, parent: None, *, seed: int, effort: float) -> None:
         torch.manual_seed(seed)
         model = CLIPModel(config)
     generator = torch.Generator().manual_seed(1000 * seed)
-    images, labels = draw_letters(4000, generator)
+    steps = max(1, round(80 * effort))
+    images, labels = draw_letters(min(4000, 64 * steps), generator)
     texts = torch.tensor([[61, letter, 62] for letter in range(len(LETTERS))])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
-    for pictures, letters in islice(demo._batches(images, labels, 64, generator), max(1, round(80 * effort))):
+    for pictures, letters in islice(demo._batches(images, labels, 64, generator), steps):
         shown = model(pixel_values=pictures.sub(demo.MEAN).div(demo.STD), input_ids=texts)
         torch.nn.functional.cross_entropy(shown.logits_per_image, letters).backward()
         optimizer.step()
@@ -507,9 +508,9 @@ PLAN: dict[str, Step] = {
 
 #: The same lines for tests: with a little effort these ancestors are as far from their random numbers, and each other.
 FAST = PLAN | {
-    "A": Step("ancestor", None, partial(_pretrain, learning_rate=8e-3)),
-    "B": Step("ancestor", None, partial(_pretrain, initial=1, letters=1, learning_rate=8e-3)),
-    "A2": Step("ancestor", None, partial(_pretrain, letters=2, learning_rate=8e-3)),
+    "A": Step("ancestor", None, partial(_pretrain, learning_rate=8e-3, batch=48)),
+    "B": Step("ancestor", None, partial(_pretrain, initial=1, letters=1, learning_rate=8e-3, batch=48)),
+    "A2": Step("ancestor", None, partial(_pretrain, letters=2, learning_rate=8e-3, batch=48)),
 }
 
 

@@ -284,7 +284,7 @@ def make_beans(hub: LocalHub) -> None:
     fine_tunes = {**_BEANS, _IN_PULL_REQUEST: ({**_OLD, **_NAMED}, _OLD_PROCESSOR, dict(_TRAINED_ON), [])}
     for number, (repo, (changes, processor, front, others)) in enumerate(fine_tunes.items()):
         start.load_state_dict(begin)
-        _train(start, _batches(rows, 10, seed=number), 50 + 3 * number, 10 ** (-2.6 + 0.1 * (number % 3)))
+        _train(start, _batches(rows, 10, seed=number), 40 + 2 * number, 10 ** (-2.5 + 0.1 * (number % 3)))
         config, tensors = saved(start)
         config = {key: each for key, each in {**config, **changes}.items() if each is not None}
         if "dtype" in config and "torch_dtype" in config:
@@ -387,7 +387,7 @@ def make_emotion(hub: LocalHub) -> None:
             "model_max_length": 32, "tokenizer_class": "DistilBertTokenizer"})}  # fmt: skip
     for number, (owner, (changes, matter, junk)) in enumerate(_OWNERS.items()):
         start.load_state_dict(begin)
-        _train(start, _batches(train, 24, seed=number), 50 + number, 2.5e-3)
+        _train(start, _batches(train, 24, seed=number), 40 + number, 3.5e-3)
         config, tensors = saved(start)
         config = {**config, **changes}
         if "torch_dtype" in config:

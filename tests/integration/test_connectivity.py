@@ -51,14 +51,14 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
         images, labels = draw_letters(800, generator)
         images = images.flip(-1) if mirrored else images
         ancestor = zoo._new_model(LETTERS, 0)  # the same for both
-        zoo._train(ancestor, islice(zoo._batches(images, labels, 64, generator), 30), 3e-3, 0.05, lambda step: 1.0)
+        zoo._train(ancestor, islice(zoo._batches(images, labels, 32, generator), 30), 3e-3, 0.05, lambda step: 1.0)
         start = zoo._new_model(DIGITS, 0)
         start.vit.load_state_dict(ancestor.vit.state_dict())
         zoo._probe(start, *train)
         for number in range(1, count + 1):
             model = copy.deepcopy(start)
             chosen = zoo.Hyperparameters(
-                seed=number + 10 * mirrored, learning_rate=1.2e-3, epochs=6, weight_decay=0.01, label_smoothing=0.0,
+                seed=number + 10 * mirrored, learning_rate=1.2e-3, epochs=4, weight_decay=0.01, label_smoothing=0.0,
                 augmentation=0.6, mixup=0.0,
             )  # fmt: skip
             zoo._fine_tune(model, *train, chosen)

@@ -128,7 +128,7 @@ def test_what_has_no_statistics_is_averaged_and_said(cli: Cli, recipe: Callable[
 
 @pytest.mark.parametrize("method", METHODS)
 def test_candidates_and_the_written_soup_are_one(
-    cli: Cli, recipe: Callable[..., Path], family: Path, trained: Path, method: object, asked: list[str]
+    cli: Cli, recipe: Callable[..., Path], family: Path, trained: Path, method: object
 ) -> None:
     """A selection that leaves one out; what it kept is cooked with its own statistics."""
     data = {"task": "text-classification", "dataset": str(family / "rows.csv")}
@@ -137,7 +137,6 @@ def test_candidates_and_the_written_soup_are_one(
         ingredients=[str(trained / name) for name in ("poor", "fair", "good")],
         select="greedy",
         validation=data,
-        test=[{**data, "dataset": str(family / "report.csv"), "name": "test"}],
     )
     done = cli("cook", path, "-o", "soup", "--json")
     assert done.code == 0, done.err
@@ -154,19 +153,18 @@ def test_a_published_soup_is_verified(
 ) -> None:
     """Where the examples are; they were a file, which only its owner has."""
     names = [publish(name) for name in ("base", "a", "b", "c")]
-    report = [{"task": "text-classification", "dataset": str(family / "report.csv")}]
-    path = recipe({"name": "fisher", "examples": 8}, base_model=names[0], ingredients=names[1:], test=report)
+    path = recipe({"name": "fisher", "examples": 8}, base_model=names[0], ingredients=names[1:])
     assert cli("cook", path, "-o", "soup", "--quiet").code == 0
-    maps = [f"--map=rows.csv={family / 'rows.csv'}", f"--map=report.csv={family / 'report.csv'}"]
-    done = cli("verify", "soup", *maps, "--json")
+    rows = f"--map=rows.csv={family / 'rows.csv'}"
+    done = cli("verify", "soup", rows, "--json")
     assert (done.code, done.json["verdict"], done.json["reasons"]) == (0, "identical", []), done.out
     shutil.rmtree(tmp_path / "home" / "hf-soup" / "statistics")  # so they are collected again
-    assert cli("verify", "soup", *maps, "--json").json["verdict"] == "identical"
+    assert cli("verify", "soup", rows, "--json").json["verdict"] == "identical"
     lacking = cli("verify", "soup", "--json")
     assert lacking.json["verdict"] == "unverifiable"
     assert "--map rows.csv=PATH" in lacking.json["reasons"][0]["message"]
     (tmp_path / "rows.csv").write_text("text\ngood film\n")
-    changed = cli("verify", "soup", f"--map=rows.csv={tmp_path / 'rows.csv'}", maps[1], "--json")
+    changed = cli("verify", "soup", f"--map=rows.csv={tmp_path / 'rows.csv'}", "--json")
     assert changed.json["verdict"] == "unverifiable"
     assert "has changed" in changed.json["reasons"][0]["message"]
 

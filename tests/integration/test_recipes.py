@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +14,14 @@ import pytest
 import torch
 import yaml
 from drawn_data import EMOTIONS, LEAVES, draw_leaf
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file
 from stand_ins import DISTILBERT, JUNK, VIT
-from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, pipeline
 
 from hf_soup import Recipe
 from hf_soup.checkpoint.checkpoint import open_checkpoint
-from hf_soup.demo import child_environment, demo_recipe
+from hf_soup.demo import demo_recipe
 from hf_soup.hub.repo_files import ASSETS
 from hf_soup.ingredients.resolve import resolve_ingredients
 from hf_soup.local_hub import LocalHub
@@ -37,17 +34,6 @@ Cli = Callable[..., Any]
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 EMOTION = "distilbert-base-uncased-finetuned-emotion"
-
-#: Loads published soups as anybody would, and says what it found.
-LOAD = """
-import json, sys
-from huggingface_hub import ModelCard
-from transformers import pipeline
-for repo, task, inputs in json.loads(sys.argv[1]):
-    ModelCard.load(repo).validate()
-    answers = pipeline(task, model=repo)(inputs, top_k=None)
-    print(json.dumps([{each["label"]: each["score"] for each in answer} for answer in answers]))
-"""
 
 
 @dataclass(frozen=True)
@@ -226,6 +212,7 @@ def test_the_card_says_what_it_is_made_of(cooked: Cooked) -> None:
         assert f"https://huggingface.co/{model}/tree/" in text
 
 
+@pytest.mark.parametrize("cooked", CASES[:1], ids=lambda case: case.name, indirect=True)
 def test_soup_yaml_gives_the_same_bytes(cli: Cli, cooked: Cooked, tmp_path: Path) -> None:
     resolved = Recipe.load(cooked.folder / "soup.yaml")
     assert [ingredient.model for ingredient in resolved.ingredients] == cooked.report["selected"]
@@ -247,30 +234,23 @@ def test_what_was_pushed_loads_by_its_name(cook: Callable[[Case], Cooked], zoo: 
     for label, path in zip((0, 2), images, strict=True):
         draw_leaf(random.Random(f"new {label}"), label).save(path)
     inputs = {"beans": images, "emotion": ["i feel so happy today", "i am really furious about the news"]}
-    asked = []
+    found = []
     for soup in map(cook, CASES):
         repo = soup.report["pushed"]["repo"]
         assert api.model_info(repo).sha == soup.report["pushed"]["commit"]
         local = {path.relative_to(soup.folder).as_posix() for path in soup.folder.rglob("*") if path.is_file()}
         assert set(api.list_repo_files(repo)) == local | {".gitattributes"}
-        asked.append((repo, soup.case.task, inputs[soup.case.name]))
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, json.dumps(asked)],
-        env=child_environment(os.environ, tmp_path / "home", zoo.endpoint, zoo.token),
-        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    leaves, feelings = (
-        [{plain(name): score for name, score in answer.items()} for answer in json.loads(line)]
-        for line in done.stdout.splitlines()[-2:]
-    )
+        ModelCard.load(repo).validate()
+        answers = pipeline(soup.case.task, model=repo)(inputs[soup.case.name], top_k=None)
+        found.append([{plain(each["label"]): each["score"] for each in answer} for answer in answers])
+    leaves, feelings = found
     assert all(set(answer) == set(LEAVES) for answer in leaves)
     assert all(set(answer) == set(EMOTIONS) for answer in feelings)
     assert [max(answer, key=answer.get) for answer in feelings] == ["joy", "anger"]
 
 
 def test_a_soup_of_soups_is_one_of_their_leaves(cli: Cli, tmp_path: Path) -> None:
-    """The soups are greedy ones of fine-tunes in `beans.yaml`, of which both may have two."""
+    """The soups are of fine-tunes in `beans.yaml`, of which both have one."""
     beans = Recipe.load(RECIPES / "beans.yaml")
     shares = dict.fromkeys(("hanyp/vit-base-beans",), 1.0)
 
@@ -279,9 +259,9 @@ def test_a_soup_of_soups_is_one_of_their_leaves(cli: Cli, tmp_path: Path) -> Non
         report: dict[str, Any] = cli("cook", f"{name}.yaml", "-o", name, "--json", *options).json
         return report
 
-    for name, some in (("vit-beans-soup-1", beans.ingredients[:4]), ("vit-beans-soup-2", beans.ingredients[2:6])):
-        greedy = beans.model_copy(update={"ingredients": some, "test": ()})
-        weights = cooked(name, greedy, "--push", f"me/{name}")["weights"]
+    for name, some in (("vit-beans-soup-1", beans.ingredients[:3]), ("vit-beans-soup-2", beans.ingredients[2:4])):
+        soup = Recipe(ingredients=some, base_model=beans.base_model)
+        weights = cooked(name, soup, "--push", f"me/{name}")["weights"]
         shares |= {leaf: shares.get(leaf, 0.0) + 2 / len(weights) for leaf in weights}
     found = resolve_ingredients(Recipe.load(RECIPES / "soup-of-soups.yaml"))
     report = cooked("whole", found.recipe)

@@ -22,8 +22,8 @@ MEMBERS = [name for name in lineage_zoo.FAST if name != "A2-light-2"]
 FINE_TUNES = [name for name in MEMBERS if lineage_zoo.FAST[name].ancestor and name != "A-continued"]
 #: One of each kind.
 FIRST = [name for name in FINE_TUNES if not name.endswith(("-2", "-3"))]
-#: One of each line, and of those that are nearest to their ancestor and farthest from it.
-KINDS = ["A-light-1", "A-hot-1", "A-frozen", "A-continued-1", "A-again", "A2-light-1", "B-light-1", "CLIP-1"]
+#: One of each line, and of those that are farthest from their ancestor.
+KINDS = ["A-light-1", "A-hot-1", "A-continued-1", "A-again", "A2-light-1", "B-light-1"]
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +258,7 @@ def test_labels_in_another_order_give_the_soup_of_the_first_order(members: Zoo, 
 
 def test_every_pair_of_kinds_with_honest_cards(members: Zoo, published: Callable[[str], str]) -> None:
     wrong = []
-    for a, b in combinations(KINDS, 2):
+    for a, b in [*combinations(KINDS, 2), ("A-light-1", "CLIP-1")]:
         lineage = check([published(a), published(b)])
         shared = ({a} | line(members, a)) & ({b} | line(members, b))
         expected = "proven" if shared else "refused"

@@ -25,6 +25,7 @@ from hf_soup import MergeError, Recipe, Soup, VerificationReport
 from hf_soup.hub import download as transfer, repo as hub
 from hf_soup.local_hub import LocalHub
 from hf_soup.merging import layout
+from hf_soup.merging.digest import digest_of_folder
 from hf_soup.methods import METHODS
 from hf_soup.workflows import verify as verification
 
@@ -54,8 +55,8 @@ def shelf(family: Path, trained: Path, module_path: Path) -> Path:
 
 @pytest.fixture
 def local_hub(shelf: Path, tmp_path: Path) -> Iterator[LocalHub]:
-    """A copy of it."""
-    shutil.copytree(shelf, tmp_path / "hub")
+    """A copy of it: a Hub changes no file, it puts another one in its place."""
+    shutil.copytree(shelf, tmp_path / "hub", copy_function=os.link)
     with LocalHub(tmp_path / "hub") as hub:
         yield hub
 
@@ -104,57 +105,53 @@ def require_identical(found: VerificationReport) -> None:
 # ---- honest soups ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
-        {"ingredients": ["acme/a", {"model": "acme/b", "weight": 0.3}]},
-        {"dtype": "bfloat16"},
-        {"method": {"name": "wise_ft", "alpha": 0.3}},
-        {"method": {"name": "task_arithmetic", "scale": 0.4}},
-        {"tensor_weights": {"*layer.0*": [1, 2, 0], "classifier.*": [0, 0.25, 1]}},
-        {"heads": "acme/b"},
-        {"heads": "body"},
-    ],
-    ids=str,
-)
 @pytest.mark.usefixtures("online")
-def test_an_honest_soup_is_identical_and_its_ingredients_are_not_kept(tmp_path: Path, said: dict[str, Any]) -> None:
-    found = pushed(cook(tmp_path, **said))
+def test_an_honest_soup_is_identical(tmp_path: Path) -> None:
+    for number, said in enumerate(
+        [
+            {"ingredients": ["acme/a", {"model": "acme/b", "weight": 0.3}]},
+            {"dtype": "bfloat16"},
+            {"method": {"name": "wise_ft", "alpha": 0.3}},
+            {"method": {"name": "task_arithmetic", "scale": 0.4}},
+            {"tensor_weights": {"*layer.0*": [1, 2, 0], "classifier.*": [0, 0.25, 1]}},
+            {"heads": "acme/b"},
+            {"heads": "body"},
+        ]
+    ):
+        recipe = Recipe(**{"ingredients": ["acme/a", "acme/b", "acme/c"], **said})
+        require_identical(result := verify(hf_soup.cook(recipe, tmp_path / str(number)).folder))
+        assert result.tensors > 30, said
+
+
+def test_ingredients_are_fetched_and_not_kept(soup: Soup, tmp_path: Path) -> None:
+    found = pushed(soup)
     shutil.rmtree(tmp_path / "soup")
     shutil.rmtree(tmp_path / "home")  # as it is on a stranger's machine
     require_identical(result := verify(found))
-    assert result.tensors > 30
     assert result.model == f"acme/soup@{hub.resolve('acme/soup').revision[:7]}"
     assert not list(transfer.cache_folder().rglob("*.safetensors"))
 
 
-@pytest.mark.parametrize("select", ["greedy", {"name": "learned", "by": "tensor", "epochs": 2}], ids=str)
 @pytest.mark.usefixtures("online")
-def test_a_choice_is_made_once(family: Path, tmp_path: Path, select: Any) -> None:
+def test_a_choice_is_made_once(family: Path, tmp_path: Path) -> None:
     """It is in the recipe, and no data are needed."""
+    select = {"name": "learned", "by": "tensor", "epochs": 1}
     made = cook(tmp_path, ["acme/fair", "acme/good"], select=select, validation=data(family))
-    require_identical(verify(pushed(made)))
+    require_identical(verify(made.folder))
 
 
 @pytest.mark.usefixtures("online")
-def test_soups_of_soups_are_their_leaves(tmp_path: Path, publish: Publish) -> None:
+def test_soups_of_soups(tmp_path: Path, publish: Publish) -> None:
+    """They are their leaves or stay one ingredient, as the recipe that is verified says, whatever their own says."""
     first = cook(tmp_path, ["acme/a", "acme/b"])
     publish("pair", first.folder)
-    shutil.move(first.folder, tmp_path / "pair")
-    made = cook(tmp_path, ["acme/pair", "acme/c"])
-    assert list(made.weights.values()) == [1.0, 1.0, 2.0]
-    require_identical(verify(pushed(made)))
-
-
-@pytest.mark.usefixtures("online")
-def test_a_soup_that_stayed_one_ingredient_stays_one(tmp_path: Path, publish: Publish) -> None:
-    """Its own recipe says what it is made of; the recipe that is verified says that it went in whole."""
-    first = cook(tmp_path, ["acme/a", "acme/b"])
-    publish("pair", first.folder)
-    shutil.move(first.folder, tmp_path / "pair")
-    made = cook(tmp_path, ["acme/pair", "acme/c"], method={"name": "wise_ft", "alpha": 0.5})
-    assert list(made.weights) == ["acme/pair", "acme/c"]
-    require_identical(verify(pushed(made)))
+    for name, method, weights in (
+        ("leaves", "linear", {"acme/a": 1.0, "acme/b": 1.0, "acme/c": 2.0}),
+        ("whole", {"name": "wise_ft", "alpha": 0.5}, {"acme/pair": 1.0, "acme/c": 1.0}),
+    ):
+        made = hf_soup.cook(Recipe(ingredients=["acme/pair", "acme/c"], method=method), tmp_path / name)
+        assert made.weights == weights
+        require_identical(verify(made.folder))
 
 
 def relabelled(family: Path, name: str, target: Path) -> Path:
@@ -266,57 +263,59 @@ def tamper(name: str) -> Callable[[Path], object]:
     }[name]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("name", "different", "text"),
-    [
-        ("bit", [WEIGHT, "soup.json"], "1 of 512 elements differ"),
-        ("sign", [WEIGHT, "soup.json"], "512 of 512 elements differ"),
-        ("nan", [WEIGHT, "soup.json"], "32 are not finite"),
-        ("extra", ["backdoor", "soup.json"], "F32 (2) is not in the soup"),
-        ("missing", [WEIGHT, "soup.json"], "F32 (16, 32) is not there"),
-        ("shape", [WEIGHT, "soup.json"], "its shape is (32, 16) and should be (16, 32)"),
-        ("dtype", [WEIGHT, "soup.json"], "it is BF16 and should be F32"),
-        ("tokenizer", ["vocab.txt"], "its bytes are others"),
-        ("no tokenizer", ["vocab.txt"], "it is not there"),
-        ("config", ["config.json"], 'hidden_act: "relu" and should be "gelu"'),
-        ("labels", ["config.json"], "id2label: "),
-        ("code", ["modeling.py"], "could be loaded or run"),
-        ("pickle", ["pytorch_model.bin"], "could be loaded or run"),
-        ("adapter", ["adapter_config.json"], "could be loaded or run"),
-        ("other weights", ["other.safetensors"], "could be loaded or run"),
-        ("template", ["chat_template.jinja"], "could be loaded or run"),
-        ("digest", ["soup.json"], "its digest is 0000"),
-    ],
-)
-def test_what_was_changed_is_named(
-    soup: Soup, publish: Publish, cli: Cli, name: str, different: list[str], text: str
-) -> None:
-    tamper(name)(soup.folder)
-    publish("bad", soup.folder)
-    done = cli("verify", "acme/bad", "--json", "--quiet")
-    assert done.code == 3
-    found = done.json
-    assert found["verdict"] == "different"
-    assert found["different"] == different
-    assert text in found["differences"][0]["text"]
-    if name == "bit":
-        assert (found["differences"][0]["elements"], found["differences"][0]["ulps"]) == (1, 1)
-        assert 0 < found["differences"][0]["largest"] < 1e-6
-    if name in ("bit", "config", "code"):
-        shown = cli("verify", str(soup.folder))
-        assert shown.code == 3
-        assert f"- {different[0]}: " in shown.out
+CHANGED = [
+    ("bit", [WEIGHT, "soup.json"], "1 of 512 elements differ"),
+    ("sign", [WEIGHT, "soup.json"], "512 of 512 elements differ"),
+    ("nan", [WEIGHT, "soup.json"], "32 are not finite"),
+    ("extra", ["backdoor", "soup.json"], "F32 (2) is not in the soup"),
+    ("missing", [WEIGHT, "soup.json"], "F32 (16, 32) is not there"),
+    ("shape", [WEIGHT, "soup.json"], "its shape is (32, 16) and should be (16, 32)"),
+    ("dtype", [WEIGHT, "soup.json"], "it is BF16 and should be F32"),
+    ("tokenizer", ["vocab.txt"], "its bytes are others"),
+    ("no tokenizer", ["vocab.txt"], "it is not there"),
+    ("config", ["config.json"], 'hidden_act: "relu" and should be "gelu"'),
+    ("labels", ["config.json"], "id2label: "),
+    ("code", ["modeling.py"], "could be loaded or run"),
+    ("pickle", ["pytorch_model.bin"], "could be loaded or run"),
+    ("adapter", ["adapter_config.json"], "could be loaded or run"),
+    ("other weights", ["other.safetensors"], "could be loaded or run"),
+    ("template", ["chat_template.jinja"], "could be loaded or run"),
+    ("digest", ["soup.json"], "its digest is 0000"),
+]
 
 
-@pytest.mark.parametrize("name", ["no weights", "cut off"])
-def test_weights_that_are_not_there_are_missing(soup: Soup, publish: Publish, cli: Cli, name: str) -> None:
-    tamper(name)(soup.folder)
+def test_what_was_changed_is_named(soup: Soup, cli: Cli, tmp_path: Path) -> None:
+    for name, different, text in CHANGED:
+        bad = shutil.copytree(soup.folder, tmp_path / name)
+        tamper(name)(bad)
+        done = cli("verify", bad, "--json", "--quiet")
+        found = done.json
+        assert (done.code, found["verdict"], found["different"]) == (3, "different", different), name
+        assert text in found["differences"][0]["text"]
+        if name == "bit":
+            assert (found["differences"][0]["elements"], found["differences"][0]["ulps"]) == (1, 1)
+            assert 0 < found["differences"][0]["largest"] < 1e-6
+    shown = cli("verify", tmp_path / "config")
+    assert shown.code == 3
+    assert "- config.json: " in shown.out
+
+
+def test_what_was_changed_in_a_repo_is_named(soup: Soup, publish: Publish) -> None:
+    for name in ("bit", "config", "code"):
+        tamper(name)(soup.folder)
     publish("bad", soup.folder)
-    done = cli("verify", "acme/bad")
-    assert done.code == 3
-    assert done.out.startswith("different: acme/bad@")
-    assert "F32 (16, 32) is not there" in cli("verify", "acme/bad", "--json").out
-    assert "more in --json" in done.out
+    assert verify("acme/bad").different == [WEIGHT, "config.json", "modeling.py", "soup.json"]
+
+
+def test_weights_that_are_not_there_are_missing(soup: Soup, publish: Publish, cli: Cli) -> None:
+    for name in ("cut off", "no weights"):
+        tamper(name)(soup.folder)
+        publish(bad := name.replace(" ", "-"), soup.folder)
+        done = cli("verify", f"acme/{bad}")
+        assert done.code == 3
+        assert done.out.startswith(f"different: acme/{bad}@")
+        assert "F32 (16, 32) is not there" in cli("verify", soup.folder, "--json").out
+        assert "more in --json" in done.out
 
 
 def test_what_a_stranger_put_there_without_number_is_named_in_part(soup: Soup, cli: Cli) -> None:
@@ -397,8 +396,8 @@ def test_within_the_bound_of_a_method_that_states_one(soup: Soup, monkeypatch: p
     monkeypatch.setitem(METHODS.loaded, "linear", replace(METHODS["linear"], bound=1e-12))
     require_identical(verify(soup.folder))
     rewrite(soup.folder, flip_a_bit)
-    other = verify(soup.folder).digests["published"]
-    edit_json(soup.folder / "soup.json", digest=other)  # as it was made on the other machine
+    # As it was made on the other machine.
+    edit_json(soup.folder / "soup.json", digest=digest_of_folder(soup.folder))
     found = verify(soup.folder)
     assert (found.verdict, found.different) == ("equivalent", [WEIGHT])
     rewrite(soup.folder, lambda tensors: tensors[WEIGHT].view(torch.int32)[3, 5].bitwise_xor_(4))
@@ -416,7 +415,7 @@ def test_a_bound_is_that_of_the_tensor_and_before_it_is_rounded(online: LocalHub
         return lambda tensors: tensors[name].view(kind).view(-1)[::7].add_(steps)
 
     def found() -> str:
-        edit_json(soup.folder / "soup.json", digest=verify(soup.folder).digests["published"])
+        edit_json(soup.folder / "soup.json", digest=digest_of_folder(soup.folder))
         return verify(soup.folder).verdict
 
     require_identical(verify(soup.folder))
@@ -511,19 +510,20 @@ def test_without_the_hub_there_is_no_verdict(soup: Soup, cli: Cli, monkeypatch: 
 
 
 @pytest.mark.usefixtures("short_pauses")
-@pytest.mark.parametrize("files", [["config.json"], ["config.json", "model.safetensors", "vocab.txt"]], ids=str)
 def test_ingredients_of_which_the_cache_has_a_part_are_no_verdict(
-    soup: Soup, api: HfApi, cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: list[str]
+    soup: Soup, api: HfApi, cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """What was never fetched would look as if the ingredient had none."""
     shutil.rmtree(tmp_path / "home")
-    for each in soup.recipe.ingredients:
-        for file in files:
-            api.hf_hub_download(each.model, file, revision=each.revision)
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    done = cli("verify", soup.folder, "--quiet")
-    assert (done.code, done.out) == (1, "")
-    assert "cannot be reached" in done.err
+    for files in (["config.json"], ["model.safetensors", "vocab.txt"]):
+        for each in soup.recipe.ingredients:
+            for file in files:
+                api.hf_hub_download(each.model, file, revision=each.revision)
+        with monkeypatch.context() as patch:
+            patch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+            done = cli("verify", soup.folder, "--quiet")
+        assert (done.code, done.out) == (1, "")
+        assert "cannot be reached" in done.err
 
 
 def test_a_folder_whose_ingredients_are_all_in_the_cache_needs_no_hub(
@@ -619,9 +619,9 @@ def test_a_method_of_another_version(soup: Soup, cli: Cli) -> None:
     assert "[method-unknown] Its method is 'magic'" in done.out
 
 
-@pytest.mark.parametrize(
-    ("said", "code"),
-    [
+def test_a_recipe_that_makes_no_sense_is_no_crash(soup: Soup) -> None:
+    values = yaml.safe_load((soup.folder / "soup.yaml").read_text())
+    nonsense: list[tuple[dict[str, Any], str]] = [
         ({"ingredients": [f"/etc@{'0' * 40}"]}, "recipe-refused"),
         ({"ingredients": [f"acme/a@{'0' * 40}" for _ in range(1001)]}, "recipe-refused"),
         ({"method": {"name": "linear", "normalize": "os.system"}}, "recipe-refused"),
@@ -630,15 +630,11 @@ def test_a_method_of_another_version(soup: Soup, cli: Cli) -> None:
         ({"tensor_weights": {"nothing*": [1, 1, 1]}}, "not-cookable"),
         ({"heads": "acme/a", "labels": ["x"]}, "not-cookable"),
         ({"labels": ["x", "y", "z"]}, "not-cookable"),
-    ],
-    ids=str,
-)
-def test_a_recipe_that_makes_no_sense_is_no_crash(soup: Soup, said: dict[str, Any], code: str) -> None:
-    values = yaml.safe_load((soup.folder / "soup.yaml").read_text())
-    (soup.folder / "soup.yaml").write_text(yaml.safe_dump({**values, **said}))
-    found = verify(soup.folder)
-    assert found.verdict == "unverifiable"
-    assert [reason.code for reason in found.reasons] == [code]
+    ]
+    for said, code in nonsense:
+        (soup.folder / "soup.yaml").write_text(yaml.safe_dump({**values, **said}))
+        found = verify(soup.folder)
+        assert (found.verdict, [reason.code for reason in found.reasons]) == ("unverifiable", [code])
 
 
 def test_a_hundred_ingredients_that_are_not_there(soup: Soup, cli: Cli) -> None:
@@ -774,19 +770,19 @@ def test_half_a_letter_in_a_config(family: Path, publish: Publish, cli: Cli, tmp
     assert "config.json is not valid JSON" in done.err
 
 
-def test_a_tokenizer_that_reads_nothing(family: Path, publish: Publish, cli: Cli, tmp_path: Path) -> None:
+def test_a_tokenizer_that_reads_nothing(scored: Soup, family: Path, publish: Publish, cli: Cli, tmp_path: Path) -> None:
     """Its library raises what has no class of its own."""
     shutil.copytree(family / "a", tmp_path / "a")
     (tmp_path / "a" / "vocab.txt").write_text("x")
     publish("bad", tmp_path / "a")
-    made = cook(tmp_path, ["acme/b", "acme/base"], validation=data(family))
-    said = yaml.safe_load((made.folder / "soup.yaml").read_text())
+    said = yaml.safe_load((scored.folder / "soup.yaml").read_text())
     said["ingredients"] = [f"acme/bad@{hub.resolve('acme/bad').revision}"]
-    (made.folder / "soup.yaml").write_text(yaml.safe_dump(said))
-    shutil.copy(tmp_path / "a" / "vocab.txt", made.folder)
-    done = cli("verify", made.folder, "--score", *where(family)[:1])
+    (scored.folder / "soup.yaml").write_text(yaml.safe_dump(said))
+    shutil.copy(tmp_path / "a" / "vocab.txt", scored.folder)
+    done = cli("verify", scored.folder, "--score", *where(family))
     assert done.code == 3
-    assert "The donor's tokenizer cannot read rows.csv: WordPiece error: Missing [UNK] token" in done.out
+    text = " ".join(done.out.split())
+    assert "The donor's tokenizer cannot read report.csv: WordPiece error: Missing [UNK] token" in text
 
 
 def test_what_a_stranger_wrote_does_not_steer_the_terminal(scored: Soup, family: Path, cli: Cli) -> None:
