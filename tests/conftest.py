@@ -140,6 +140,8 @@ def online(local_hub: LocalHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setattr(constants, "HF_HOME", str(home))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    if library := sys.modules.get("transformers.utils.hub"):  # a client made for an earlier Hub waits 45 s for it
+        monkeypatch.setattr(library, "_hf_api", None, raising=False)
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", local_hub.endpoint)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
     monkeypatch.setenv("HF_TOKEN", local_hub.token)
