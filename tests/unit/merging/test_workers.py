@@ -296,7 +296,7 @@ def after(condition: Callable[[], object], act: Callable[[], object]) -> threadi
 
 def journal(output: Path) -> bool:
     """Whether a unit is noted."""
-    return any(path.stat().st_size for path in output.parent.glob(f".{output.name}.cooking/journal*"))
+    return any(path.stat().st_size for path in output.parent.glob(f".{output.name}.cooking/journal.?"))
 
 
 def test_a_process_that_is_killed_is_said_and_the_work_goes_on_from_there(pot: Pot, expected: MergeResult) -> None:
