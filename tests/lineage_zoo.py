@@ -358,17 +358,17 @@ def _save(model: Any, out: Path) -> None:
 
 def _pretrain(
     out: Path, parent: Path | None, *, seed: int, effort: float, initial: int = 0, letters: int = 0,
-    learning_rate: float = 2e-3, steps: int = 240, hidden: int = 64, batch: int = 64,
+    learning_rate: float = 2e-3, steps: int = 240, hidden: int = 64,
 ) -> None:  # fmt: skip
     """Letters, for a new model with the initial weights of a number, or for one that knows some already."""
     generator = torch.Generator().manual_seed(1000 * seed + letters)
     steps = max(1, round(steps * effort))
-    images, labels = draw_letters(min(4000, batch * steps), generator)
+    images, labels = draw_letters(min(4000, 64 * steps), generator)
     if parent:
         model = ViTForImageClassification.from_pretrained(parent)
     else:
         model = demo._new_model(LETTERS, 1000 * seed + initial, hidden)
-    batches = islice(demo._batches(images, labels, batch, generator), steps)
+    batches = islice(demo._batches(images, labels, 64, generator), steps)
     demo._train(model, batches, learning_rate, 0.05, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
     _save(model, out)
 
@@ -508,9 +508,9 @@ PLAN: dict[str, Step] = {
 
 #: The same lines for tests: with a little effort these ancestors are as far from their random numbers, and each other.
 FAST = PLAN | {
-    "A": Step("ancestor", None, partial(_pretrain, learning_rate=8e-3, batch=48)),
-    "B": Step("ancestor", None, partial(_pretrain, initial=1, letters=1, learning_rate=8e-3, batch=48)),
-    "A2": Step("ancestor", None, partial(_pretrain, letters=2, learning_rate=8e-3, batch=48)),
+    "A": Step("ancestor", None, partial(_pretrain, learning_rate=8e-3)),
+    "B": Step("ancestor", None, partial(_pretrain, initial=1, letters=1, learning_rate=8e-3)),
+    "A2": Step("ancestor", None, partial(_pretrain, letters=2, learning_rate=8e-3)),
 }
 
 
