@@ -28,7 +28,13 @@ os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Tests make and remove a hundred thousand small files, for which some disks take a fifth of all their time.
-if Path("/dev/shm").is_dir() and shutil.disk_usage("/dev/shm").free > 4 << 30 and "TMPDIR" not in os.environ:
+# Not where programs may not run, as in many containers: a test makes one.
+if (
+    "TMPDIR" not in os.environ
+    and Path("/dev/shm").is_dir()
+    and shutil.disk_usage("/dev/shm").free > 4 << 30
+    and not os.statvfs("/dev/shm").f_flag & os.ST_NOEXEC
+):
     os.environ["TMPDIR"] = "/dev/shm"
     tempfile.tempdir = None  # pytest has looked already
 
@@ -45,7 +51,7 @@ from hf_soup.hub import client
 from hf_soup.local_hub import LocalHub
 
 # Most Hubs here are not there, and stay away however long one waits.
-client.PAUSE = 0.005
+PAUSE, client.PAUSE = client.PAUSE, 0.005
 
 # pytest's importlib mode leaves the tests' own modules off the path; `lineage_zoo` is for all of them.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -95,6 +101,12 @@ def local_hub(tmp_path: Path) -> Iterator[LocalHub]:
     """A local Hub on which the user may write in every namespace."""
     with LocalHub(tmp_path / "hub") as hub:
         yield hub
+
+
+@pytest.fixture
+def _pauses_of_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between attempts, as long as they are outside of the tests."""
+    monkeypatch.setattr(client, "PAUSE", PAUSE)
 
 
 @pytest.fixture

@@ -362,12 +362,12 @@ def _pretrain(
 ) -> None:  # fmt: skip
     """Letters, for a new model with the initial weights of a number, or for one that knows some already."""
     generator = torch.Generator().manual_seed(1000 * seed + letters)
-    steps = max(1, round(steps * effort))
-    images, labels = draw_letters(min(4000, 64 * steps), generator)
+    images, labels = draw_letters(4000, generator)
     if parent:
         model = ViTForImageClassification.from_pretrained(parent)
     else:
         model = demo._new_model(LETTERS, 1000 * seed + initial, hidden)
+    steps = max(1, round(steps * effort))
     batches = islice(demo._batches(images, labels, 64, generator), steps)
     demo._train(model, batches, learning_rate, 0.05, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
     _save(model, out)
@@ -428,11 +428,10 @@ def _clip(out: Path, parent: None, *, seed: int, effort: float) -> None:
         torch.manual_seed(seed)
         model = CLIPModel(config)
     generator = torch.Generator().manual_seed(1000 * seed)
-    steps = max(1, round(80 * effort))
-    images, labels = draw_letters(min(4000, 64 * steps), generator)
+    images, labels = draw_letters(4000, generator)
     texts = torch.tensor([[61, letter, 62] for letter in range(len(LETTERS))])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
-    for pictures, letters in islice(demo._batches(images, labels, 64, generator), steps):
+    for pictures, letters in islice(demo._batches(images, labels, 64, generator), max(1, round(80 * effort))):
         shown = model(pixel_values=pictures.sub(demo.MEAN).div(demo.STD), input_ids=texts)
         torch.nn.functional.cross_entropy(shown.logits_per_image, letters).backward()
         optimizer.step()

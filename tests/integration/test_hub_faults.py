@@ -44,7 +44,7 @@ NAME = "model.safetensors"
 
 
 @pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def pauses(_pauses_of_users: None, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses that would have been made, ours and the client's; none takes longer than a moment."""
     made: list[float] = []
     sleep = time.sleep
@@ -54,7 +54,6 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         sleep(min(seconds, 0.005))
 
     monkeypatch.setattr(time, "sleep", short)
-    monkeypatch.setattr(client, "PAUSE", 0.5)
     return made
 
 

@@ -121,11 +121,9 @@ def test_only_what_may_pass_is_tried_again(error: Exception, passing: bool) -> N
     ],
     ids=str,
 )
-def test_pauses_are_bounded(
-    error: Exception, attempt: int, low: float, high: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("_pauses_of_users")
+def test_pauses_are_bounded(error: Exception, attempt: int, low: float, high: float) -> None:
     """And not all the same, so that requests that failed together do not come back together."""
-    monkeypatch.setattr(client, "PAUSE", 0.5)
     pauses = {client.pause_after(error, attempt) for _ in range(50)}
     assert all(low <= pause <= high for pause in pauses)
     assert len(pauses) > 1
