@@ -129,6 +129,10 @@ def expand_runs(recipe: Recipe, *, checks: bool = False, beside: bool = False) -
     for run, group, taken in zip(runs, groups, kept, strict=True):
         if run and run.checkpoints:
             notes.append(_said(run, len(group), taken, recipe.select if picks else None))
+        elif run and len(taken) < len(group):
+            models = [Path(each.model).name if _is_folder(each) else each.model for each in taken]
+            which = f"{len(taken)} of the {len(group)} models go in, {some(models, 12)}"
+            notes.append(_note(f"{which}{_by(recipe.select)}."))
     ingredients = tuple(each for group in kept for each in group)
     changes: dict[str, object] = {"ingredients": ingredients, "select": left}
     if isinstance(recipe.head, int):
@@ -321,11 +325,13 @@ def _said(run: _Run, count: int, kept: Sequence[Ingredient], select: Named | Non
     """Which of so many checkpoints go in, and who picked them."""
     names = [f"{run.name}/{Path(each.model).name}" for each in kept]
     which = "its checkpoints go" if len(names) == count else f"{len(names)} of its {count} checkpoints go"
-    how = ""
-    if select:
-        parameters = "".join(f", {name} {value}" for name, value in select.parameters.items())
-        how = f" ({select.name}{parameters})"
+    how = _by(select) if select else ""
     return _note(f"{run.name} is a run: {which} in, {some(names, 12)}{how}.", run.name)
+
+
+def _by(select: Named) -> str:
+    parameters = "".join(f", {name} {value}" for name, value in select.parameters.items())
+    return f" ({select.name}{parameters})"
 
 
 def _beside(recipe: Recipe) -> tuple[Finding, ...]:

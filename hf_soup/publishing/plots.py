@@ -25,6 +25,8 @@ _ENSEMBLES = ("ensemble", "logit ensemble", "greedy ensemble")
 #: That are told apart by those who see no red or no green, on white and on black.
 _COLORS = {"soup": "#d55e00", "last version": "#cc79a7", "ingredient": "#2f8fd8", "ensemble": "#009e73"}
 _MARKERS = {"soup": "*", "last version": "s", "ingredient": "o", "ensemble": "D"}
+#: Panels beside each other; a wider picture is too small to read on a page.
+_COLUMNS = 4
 #: The background of a page in dark.
 _DARK = (11, 15, 25)
 
@@ -53,7 +55,12 @@ def _scores(report: SoupReport) -> Figure:
     names, titles = list(scores), list(scores["soup"])
     pair = _in_and_out_of_distribution(report)
     count = len(titles) + bool(pair)
-    figure, panels = _panels(1.5 + 3.6 * count, max(1.2 + 0.3 * len(names), 3.2 * bool(pair)), (1,) * count)
+    columns = min(count, _COLUMNS)
+    rows = -(-count // columns)
+    height = max(1.2 + 0.3 * len(names), 3.2 * bool(pair))
+    figure, panels = _panels(1.5 + 3.6 * columns, rows * height, (1,) * columns, rows)
+    for panel in panels[count:]:
+        panel.set_axis_off()
     for panel, title in zip(panels, titles, strict=False):
         for row, name in enumerate(names):
             score = scores[name][title]
@@ -66,9 +73,10 @@ def _scores(report: SoupReport) -> Figure:
         panel.set_yticks(range(len(names)), [], fontsize=8)
         panel.set_xlabel("percent, with 95 % intervals", fontsize=8)
         panel.invert_yaxis()
-    panels[0].set_yticklabels([_plain(name) for name in short(names)])
+    for panel in panels[: len(titles) : columns]:
+        panel.set_yticklabels([_plain(name) for name in short(names)])
     if pair:
-        _against(panels[-1], report, *pair)
+        _against(panels[count - 1], report, *pair)
     return figure
 
 
@@ -194,12 +202,12 @@ def _plain(name: str) -> str:
     return name.replace("$", r"\$")
 
 
-def _panels(width: float, height: float, ratios: Sequence[float]) -> tuple[Figure, Any]:
-    """A figure in memory with panels beside each other."""
+def _panels(width: float, height: float, ratios: Sequence[float], rows: int = 1) -> tuple[Figure, Any]:
+    """A figure in memory with panels beside each other, in rows."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    return figure, figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0]
+    return figure, figure.subplots(rows, len(ratios), width_ratios=ratios, squeeze=False).flatten()
 
 
 def _drawn(figure: Figure) -> NDArray[np.int16]:

@@ -23,6 +23,12 @@ def _picks(count: int, **parameters: Any) -> tuple[Sequence[int], dict[str, Any]
         value if isinstance(value, list) else [value]
         for value in (parameters.get("last", 0), parameters.get("stride", 1))
     )
+    schedule = parameters.get("schedule", "uniform")
+    if "decay" in parameters and schedule != "ema":
+        raise RecipeError(
+            f"run_average: `decay` is of `schedule: ema`, and `schedule` is {schedule}.",
+            hint="Leave `decay` out, or add `schedule: ema`.",
+        )
     widest = 0 if 0 in lasts else max(lasts)
     others = {name: value for name, value in parameters.items() if name not in ("last", "stride")}
     if len(lasts) > 1:

@@ -124,7 +124,9 @@ def checked_models(asked: Recipe, runs: Sequence[Finding], token: Token) -> Chec
         logger.info(f"[{reason.code}] {reason.message}")
     lineage = _examine(ingredients, runs, token)
     lineage.raise_if_refused()
-    if ingredients.recipe.calibration and not looks_at_calibration(ingredients.recipe, lineage.models):
+    looks = looks_at_calibration(ingredients.recipe, lineage.models)
+    # `tensor_weights` may have been learned from it, by `entropy`, of which a soup keeps both.
+    if ingredients.recipe.calibration and not looks and not ingredients.recipe.tensor_weights:
         logger.warning("nothing looks at `calibration`: the method needs none, and no batch normalisation is there")
     for reason in lineage.reasons:
         if reason not in runs:

@@ -9,6 +9,7 @@ from hf_soup.errors import RecipeError
 from hf_soup.recipe import (
     MAX_POINTS,
     Recipe,
+    Scoring,
     grid,
     is_average,
     methods_of,
@@ -43,6 +44,12 @@ def validate(recipe: Recipe, *, stream: bool = False) -> None:
             "--data, --task and --metric.",
         )
     scorings = [*recipe.validation, *recipe.test]
+    for test in recipe.test:
+        if any(_same_rows(test, validation) for validation in recipe.validation):
+            raise RecipeError(
+                f"'{test.title}' is validation data and test data; what chose a soup cannot test it.",
+                hint="Use another split, or slices that do not meet.",
+            )
     titles = [scoring.title for scoring in scorings]
     for title in titles:
         if titles.count(title) > 1:
@@ -54,6 +61,10 @@ def validate(recipe: Recipe, *, stream: bool = False) -> None:
                     f"'{named}' was a file on the machine where the recipe was resolved.",
                     hint="Put that file's path in its place, or leave the data out.",
                 )
+
+
+def _same_rows(one: Scoring, other: Scoring) -> bool:
+    return all(getattr(one, key) == getattr(other, key) for key in ("dataset", "config", "split"))
 
 
 def _require_fitting(recipe: Recipe, selection: Selection) -> None:
@@ -150,7 +161,7 @@ def require_examples(recipe: Recipe, *, stream: bool, selection: Selection) -> N
             hint="Add `calibration: {task: …, dataset: …, split: train}`; their labels are not read.",
         )
     for test in recipe.test:
-        if all(getattr(test, key) == getattr(recipe.calibration, key) for key in ("dataset", "config", "split")):
+        if _same_rows(test, recipe.calibration):
             raise RecipeError(
                 f"`calibration` are the rows of the test data '{test.title}'; what a method saw cannot test it.",
                 hint="Use another split, or slices that do not meet.",

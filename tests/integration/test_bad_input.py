@@ -168,8 +168,10 @@ def test_recipes_that_ask_for_nonsense(cli: Cli, family: Path, tmp_path: Path) -
         ({"validation": {**score, "metric": "beauty"}}, "beauty"),
         ({"validation": {**score, "dataset": str(tmp_path / "none.csv")}}, "none.csv"),
         ({"validation": {**score, "split": "train[:3"}}, "train[:3"),
-        ({"validation": score, "test": [dict(score)]}, "Two scores are called 'rows.csv accuracy'"),
-        ({"validation": score, "test": [{**score, "name": "test"}]}, "rows"),
+        ({"validation": score, "test": [dict(score)]}, "'rows.csv accuracy' is validation data and test data"),
+        ({"validation": [score, dict(score)]}, "Two scores are called 'rows.csv accuracy'"),
+        ({"validation": score, "test": [{**score, "name": "test"}]}, "'test accuracy' is validation data and test"),
+        ({"validation": score, "test": [{**score, "split": "train[:3]"}]}, "rows"),
         ({"validation": {**score, "label_column": "truth"}}, "truth"),
         (
             {"validation": {**score, "dataset": "local:rows.csv"}},

@@ -225,6 +225,7 @@ def test_what_all_have_is_no_sign_of_being_half_written(cli: Cli, run: Path) -> 
         (["last={depth: [1, 2]}"], "run_average: 'last' is {'depth': [1, 2]}"),
         (["last=1"], "run_average averages checkpoints, and one goes in: "),
         (["stride=6"], "run_average averages checkpoints, and one goes in: "),
+        (["decay=0.5"], "`decay` is of `schedule: ema`, and `schedule` is uniform."),
         (["last=[2, 3]"], "the recipe has no `validation` to choose by"),
     ],
     ids=str,
@@ -380,6 +381,7 @@ def test_models_in_their_order_are_a_run_too(cli: Cli, run: Path, tmp_path: Path
     done = cli("cook", *models, "--select", "run_average", "--set", "last=2", "-o", "soup", "--quiet")
     assert done.code == 0
     require_mean(tmp_path / "soup", run, [10, 12])
+    assert "2 of the 6 models go in, checkpoint-10, checkpoint-12 (run_average, last 2)." in done.err
     assert len(Recipe.load(tmp_path / "soup" / "soup.yaml").ingredients) == 2
 
 

@@ -165,6 +165,19 @@ def test_a_newcomer_that_does_not_help(cli: Cli, tmp_path: Path) -> None:
         assert said in (tmp_path / newcomer / "README.md").read_text()
 
 
+def test_a_soup_whose_weights_were_learned_from_inputs_alone(cli: Cli, tmp_path: Path) -> None:
+    """A newcomer has the mean of what was learned for each tensor; nothing is learned again or warned of."""
+    few = {"name": "entropy", "steps": 2, "examples": 8}
+    v1 = first(tmp_path, select=few, base_model="acme/base", calibration=mood("validation"), validation=[], test=[])
+    done = cli("cook", "acme/soup", "--add", "acme/c", "-o", "v2", "--quiet")
+    assert (done.code, "calibration" in done.err) == (0, False), done
+    old, new = v1.recipe, Soup.open(tmp_path / "v2").recipe
+    assert new.method == old.method
+    assert new.tensor_weights
+    assert new.tensor_weights == {pattern: (*shares, sum(shares) / 2) for pattern, shares in old.tensor_weights.items()}
+    assert cli("verify", "v2").code == 0
+
+
 def test_several_newcomers_and_a_second_update(cli: Cli, tmp_path: Path) -> None:
     """Whatever the way: at once, one after the other, from a repo at a tag or from a folder; or with a soup of them."""
     first(tmp_path, **UNSCORED)

@@ -44,6 +44,18 @@ def test_the_last_panel_has_the_data_of_the_paper(values: dict[str, float], pair
         assert [text.get_text() for text in panels[-1].get_legend().get_texts()] == ["ensemble", "ingredient", "soup"]
 
 
+def test_many_data_sets_stand_in_rows() -> None:
+    """A page shows a picture at its own width, and of ten panels beside each other nothing could be read."""
+    figure = plots._scores(report(**{f"data {number}": number / 10 for number in range(1, 10)}))
+    places = [panel.get_subplotspec().get_geometry()[:2] for panel in figure.axes]
+    assert set(places) == {(3, 4)}
+    assert figure.get_size_inches()[0] < 17
+    named = [number for number, panel in enumerate(figure.axes) if any(t.get_text() for t in panel.get_yticklabels())]
+    assert [number for number in named if number < 9] == [0, 4, 8], "the models are named at the left of each row"
+    assert [panel.axison for panel in figure.axes] == [True] * 10 + [False] * 2
+    assert len(figure.axes[9].containers) == len(NAMES), "the data sets against each other are the last one"
+
+
 def test_there_is_one_for_light_and_one_for_dark_pages(tmp_path: Path) -> None:
     plots.draw_scores(tmp_path, report(test=0.8, shifted=0.5))
     light, dark = (matplotlib.image.imread(tmp_path / name) for name in ("scores.png", "scores-dark.png"))
