@@ -26,7 +26,7 @@ def _picks(count: int, **parameters: Any) -> tuple[Sequence[int], dict[str, Any]
     schedule = parameters.get("schedule", "uniform")
     if "decay" in parameters and schedule != "ema":
         raise RecipeError(
-            f"run_average: `decay` is of `schedule: ema`, and `schedule` is {schedule}.",
+            f"run_average: `decay` is {parameters['decay']}, which only `schedule: ema` has; `schedule` is {schedule}.",
             hint="Leave `decay` out, or add `schedule: ema`.",
         )
     widest = 0 if 0 in lasts else max(lasts)

@@ -225,7 +225,7 @@ def test_what_all_have_is_no_sign_of_being_half_written(cli: Cli, run: Path) -> 
         (["last={depth: [1, 2]}"], "run_average: 'last' is {'depth': [1, 2]}"),
         (["last=1"], "run_average averages checkpoints, and one goes in: "),
         (["stride=6"], "run_average averages checkpoints, and one goes in: "),
-        (["decay=0.5"], "`decay` is of `schedule: ema`, and `schedule` is uniform."),
+        (["decay=0.5"], "`decay` is 0.5, which only `schedule: ema` has; `schedule` is uniform."),
         (["last=[2, 3]"], "the recipe has no `validation` to choose by"),
     ],
     ids=str,
