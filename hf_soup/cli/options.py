@@ -17,7 +17,9 @@ QUIET = click.option("--quiet", is_flag=True, help="No progress bars.")
 ALLOW = click.option(
     "--allow", multiple=True, metavar="CODE,…", help="Accept findings that refuse or warn, such as tensors-unrelated."
 )
-TASK = click.option("--task", metavar="TASK", help="image-classification or text-classification.")
+TASK = click.option(
+    "--task", type=click.Choice(["image-classification", "text-classification"]), help="What models do with the data."
+)
 METRIC = click.option("--metric", metavar="METRIC", help="accuracy, f1, …; accuracy by default.")
 DEVICE = click.option("--device", default="cpu", show_default=True, help="Where models run when they are scored.")
 

@@ -246,7 +246,9 @@ def _choose(title: str, spec: str | None, splits: Mapping[str, Any]) -> tuple[di
     there = f"its splits are {', '.join(f'{name} ({len(table):,} rows)' for name, table in splits.items())}"
     if spec is None:
         if len(splits) > 1:
-            raise ScoringError(f"{title} needs a split: {there}.", hint="Say it: `split: …`.")
+            raise ScoringError(
+                f"{title} needs a split: {there}.", hint="Say it: `split: …`, or DATA:SPLIT on the command line."
+            )
         spec = next(iter(splits))
     for part in spec.split("+"):
         if part.partition("[")[0].strip() not in splits:

@@ -117,8 +117,7 @@ class EntropyLoss(MergedModelGradient):
     def _made(self, row: int, given: NDArray[np.float64], piece: Slice) -> Tensor:
         read_origin = self._origin_of(row, piece)
         if read_origin is None:
-            weights = self._weights[piece.having].clip(0).tolist()
-            return mean_of(piece.parts, weights, piece.end - piece.begin)
+            return mean_of(piece.parts, self._weights[piece.having].tolist(), piece.end - piece.begin)
         origin = read_origin().float()
         made = origin.clone()
         for factor, read in zip((self._weights * given).tolist(), piece.parts, strict=True):

@@ -103,14 +103,17 @@ def expand_runs(recipe: Recipe, *, checks: bool = False, beside: bool = False) -
     runs = [_run(each, picks or (checks and alone), recipe.allow_pickle) for each in recipe.ingredients]
     if not picks and not any(runs):
         return recipe, (*sweeps, *(_beside(recipe) if alone else ()))
-    if picks and alone and not runs[0] and _is_folder(recipe.ingredients[0]):
+    if picks and alone and not runs[0] and not recipe.resolved:
+        lacks = "has no `checkpoint-…` folders" if _is_folder(recipe.ingredients[0]) else "is no folder here"
         raise ResolveError(
-            f"'{recipe.ingredients[0]}' has no `checkpoint-…` folders, and {selection.name} averages those.",
+            f"'{recipe.ingredients[0]}' {lacks}, and {selection.name} averages the checkpoints in one.",
             hint="Name the folder that the Trainer wrote them to, or models in the order of their steps.",
         )
     notes = [*sweeps, *(run.half for run in runs if run and run.half)]
     if not (picks or alone):
         return _one_each(recipe, runs, notes)
+    if recipe.tensor_weights and picks:
+        raise RecipeError(f"`select: {selection.name}` chooses weights, and the recipe has `tensor_weights` already.")
     if recipe.tensor_weights:
         raise RecipeError(
             "`tensor_weights` gives each ingredient its weights, and a run is as many as it has checkpoints.",
@@ -171,6 +174,9 @@ def _picked(
             kept.append(list(group))
             continue
         counted = [each for each in group if each.weight]
+        if not counted:  # the weight of a run is that of each of its checkpoints
+            kept.append([])
+            continue
         with SELECTIONS.failures(selection.name):
             numbers, left = selection.picks(len(counted), **parameters)
             taken = [counted[number] for number in numbers]

@@ -54,7 +54,7 @@ def run_average(
     last: Annotated[int, Within("[0, inf)")] = 0,
     stride: Annotated[int, Within("[1, inf)")] = 1,
     schedule: Literal["uniform", "ema", "minus_sqrt", "linear"] = "uniform",
-    decay: Annotated[float, Within("[0, 1]")] = 0.9,
+    decay: Annotated[float, Within("(0, 1]")] = 0.9,
 ) -> Selected:
     r"""Average the checkpoints of one run, weighed by their place in it.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_soup._util.logs import PrintableLogger
 from hf_soup.checkpoint import label_names, open_all, read_config
-from hf_soup.errors import RecipeError
+from hf_soup.errors import RecipeError, ScoringError
 from hf_soup.evaluation import Candidates, load_data, model_template, require_memory
 from hf_soup.hub import Token
 from hf_soup.lineage import AlignedModel, AlignedModels
@@ -47,7 +47,10 @@ def score(
         layout = layout_of(alone, None)
         with model_template(alone, layout.dtype) as template:
             require_memory(layout)
-            data = load_data(data_alone, template, context)
+            try:
+                data = load_data(data_alone, template, context)
+            except ScoringError as error:
+                raise ScoringError.of(error, f"{checkpoint}: {error.message}") from None
             for note in data.notes:
                 if note not in told:
                     logger.warning(note)

@@ -75,6 +75,11 @@ def _require_fitting(recipe: Recipe, selection: Selection) -> None:
         method for method, override in zip(others, recipe.overrides, strict=True)
         if not method.sums and override.method.parameters.get("normalize", True)
     ]  # fmt: skip
+    if selection.learns == "entropy" and (below := min(each.weight for each in recipe.ingredients)) < 0:
+        raise RecipeError(
+            f"`select: {selection.name}` learns what task vectors are multiplied with, from weights of zero or more; "
+            f"one is {below:g}."
+        )
     shares: list[tuple[str, Sequence[float]]] = [("weight", [each.weight for each in recipe.ingredients])]
     if first in divides and not recipe.overrides:  # with these it is known when tensors are
         shares += recipe.tensor_weights.items()
@@ -96,9 +101,9 @@ def _require_fitting(recipe: Recipe, selection: Selection) -> None:
         named = f"`method` is {'a plain sum' if plain else first.name}"
         if recipe.overrides:
             named = "there are `overrides`"
-        brings = f"task vectors, by `method: {selection.method['name']}`" if selection.method else "an average"
+        brings = "task vectors, and names their method itself" if selection.method else "an average"
         raise RecipeError(
-            f"`select: {selection.name}` learns the weights of {brings}, and {named}.",
+            f"`select: {selection.name}` learns the weights of {brings}; here {named}.",
             hint="Leave `method` and `overrides` out."
             + ("" if selection.method else " `select: {name: learned, constrain: none}` learns those of a plain sum."),
         )
@@ -158,7 +163,7 @@ def require_examples(recipe: Recipe, *, stream: bool, selection: Selection) -> N
             return
         raise RecipeError(
             f"{name} looks at what the ingredients do with examples, and the recipe has no `calibration`.",
-            hint="Add `calibration: {task: …, dataset: …, split: train}`; their labels are not read.",
+            hint="Add `calibration: {task: …, dataset: …, split: train}` to a recipe file; their labels are not read.",
         )
     for test in recipe.test:
         if _same_rows(test, recipe.calibration):

@@ -1,7 +1,7 @@
 """A zoo of text models whose lineage is known: byte-level Llamas of a million parameters on Python's own library.
 
 The ancestors predict the next byte of the library's modules. Fine-tunes tell from 48 bytes which package they are
-from. Names of members and of kinds are those of `lineage_zoo`.
+from. Names of members and of kinds are those of `lineage_zoo`. `kinship.py` measures it.
 """
 
 from __future__ import annotations

@@ -227,7 +227,14 @@ def test_rows_of_a_report_are_not_looked_at(
             {"method": "linear", "select": "entropy", "calibration": None},
             "entropy looks at what the ingredients do with examples, and",
         ),
-        ({"method": "ties", "select": "entropy"}, "learns the weights of task vectors, by `method: task_arithmetic`"),
+        (
+            {"method": "ties", "select": "entropy"},
+            "learns the weights of task vectors, and names their method itself; here `method` is ties",
+        ),
+        (
+            {"method": "linear", "select": "entropy", "ingredients": [{"model": "acme/a", "weight": -1}, "acme/b"]},
+            "from weights of zero or more; one is -1.",
+        ),
         ({"heads": "body"}, "with `heads: body` there are no outputs"),
     ],
 )
@@ -243,6 +250,15 @@ def test_examples_that_nothing_looks_at_are_said(cli: Cli, recipe: Callable[...,
     done = cli("cook", recipe("linear"), "-o", "soup")
     assert done.code == 0, done
     assert "warning: nothing looks at `calibration`: the method needs none" in done.err
+
+
+def test_a_score_does_not_look_at_examples(cli: Cli, recipe: Callable[..., Path], family: Path) -> None:
+    """Nor is it stopped by those that are gone."""
+    gone = {"task": "text-classification", "dataset": "gone.csv"}
+    looks = {"task": "text-classification", "dataset": str(family / "rows.csv")}
+    done = cli("score", family / "a", "--recipe", recipe("linear", calibration=gone, validation=looks), "--json")
+    assert done.code == 0, done.err
+    assert done.json["scores"]
 
 
 def test_an_override_may_look_at_examples(cli: Cli, recipe: Callable[..., Path]) -> None:

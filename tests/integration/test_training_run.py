@@ -240,7 +240,11 @@ def test_what_makes_no_sense_is_said(cli: Cli, run: Path, settings: list[str], s
 def test_no_checkpoint_and_one(cli: Cli, run: Path, family: Path) -> None:
     done = cli("cook", family / "a", "--select", "run_average", "-o", "soup", "--quiet")
     assert done.code == 1
-    assert "has no `checkpoint-…` folders, and run_average averages those" in done.err
+    assert "has no `checkpoint-…` folders, and run_average averages the checkpoints in one" in done.err
+    for name in ("exp11", "./exp11", "acme/a"):  # a mistyped path, and one model of the Hub
+        done = cli("cook", name, "--select", "run_average", "-o", "soup", "--quiet")
+        assert done.code == 1
+        assert f"'{name}' is no folder here, and run_average averages the checkpoints in one" in done.err
     for step in STEPS[2:]:
         shutil.rmtree(run / f"checkpoint-{step}")
     _cut(run / "checkpoint-4")
@@ -264,9 +268,17 @@ def test_more_than_there_are_is_all_of_them(cli: Cli, run: Path, tmp_path: Path)
 
 def test_shares_by_ingredient_do_not_fit_a_run(trainer_folder: Path, family: Path) -> None:
     layers = {"*": (1.0, 2.0)}
-    models = [str(trainer_folder), str(family / "a")]
     with pytest.raises(RecipeError, match="`tensor_weights` gives each ingredient its weights"):
-        expand_runs(Recipe(ingredients=models, tensor_weights=layers, select="run_average"))
+        expand_runs(Recipe(ingredients=[str(trainer_folder)], tensor_weights={"*": (1.0,)}))
+    for models in ([str(trainer_folder), str(family / "a")], [str(family / "a"), str(family / "b")]):
+        with pytest.raises(RecipeError, match="`select: run_average` chooses weights, and the recipe has"):
+            expand_runs(Recipe(ingredients=models, tensor_weights=layers, select="run_average"))
+
+
+def test_a_run_of_weight_zero_is_left_out(trainer_folder: Path, family: Path, run: Path) -> None:
+    models = [{"model": str(run), "weight": 0}, str(family / "a"), str(family / "b")]
+    found, _ = expand_runs(Recipe(ingredients=models, select={"name": "run_average", "last": 2}))
+    assert [Path(each.model).name for each in found.ingredients] == ["a", "b"]
 
 
 # ---- what a folder stands for ------------------------------------------------------------------------------------

@@ -399,7 +399,7 @@ def test_what_is_longer_than_any_name_is_said(cli: Cli, family: Path, tmp_path: 
         ["check", name, "a"],
         ["check", "a", "a", "--base", name],
         ["score", name, "--recipe", "rows.yaml"],
-        ["cook", "a", "--add", "a", "-o", "soup", "--data", "rows.csv", "--task", "guess"],
+        ["cook", "a", "--add", "a", "-o", "soup", "--data", name, "--task", "text-classification"],
     ):
         done = cli(*arguments)
         assert done.code == 1, arguments

@@ -20,7 +20,7 @@ import hf_soup
 from hf_soup import Recipe, RecipeError, ResolveError, Soup, check
 from hf_soup.checkpoint.checkpoint import open_all
 from hf_soup.hub import download as transfer, repo as hub
-from hf_soup.ingredients import resolve as second_order
+from hf_soup.ingredients import ResolvedIngredients, resolve as second_order
 from hf_soup.ingredients.resolve import resolve_ingredients
 from hf_soup.local_hub import LocalHub
 
@@ -93,6 +93,15 @@ def test_where_nothing_is_a_soup_nothing_changes(online: LocalHub, tmp_path: Pat
     assert found.groups == {"acme/a": {0: 1}, f"acme/b@{short}#1": {1: 1}, f"acme/b@{short}#2": {2: 1}}
     assert found.flatten({"acme/a": 0.3, f"acme/b@{short}#2": 2}) == {0: 0.3, 2: 2.0}
     assert found.notes == ()
+
+
+def test_shares_are_whole_numbers_only_where_they_are_small() -> None:
+    """Products of 16-bit numbers with those are exact in float32, and with larger ones they are not."""
+    halves = {0: Fraction(1, 2), 1: Fraction(1, 2)}
+    groups = {"x": halves, "y": {0: Fraction(1, 3), 2: Fraction(2, 3)}}
+    found = ResolvedIngredients(Recipe(ingredients=["a", "b", "c"]), (), groups)
+    assert found.flatten({"x": 1.0, "y": 1.0}) == {0: 5.0, 1: 3.0, 2: 4.0}
+    assert found.flatten({"x": 0.1, "y": 1.0})[1] == 0.05
 
 
 def test_leaves_go_in_once_with_the_sum_of_their_shares(

@@ -41,6 +41,11 @@ def test_the_last_panel_has_the_data_of_the_paper(values: dict[str, float], pair
     if pair:
         assert (panels[-1].get_xlabel(), panels[-1].get_ylabel()) == pair
         assert len(panels[-1].containers) == len(NAMES)
+        for bars in panels[-1].containers:  # each 10 points long, below the value alone
+            across, up = (lines.get_segments()[0] for lines in bars.lines[2])
+            ends = [100 * values[title] for title in pair]
+            assert across[:, 0] == pytest.approx([ends[0] - 10, ends[0]])
+            assert up[:, 1] == pytest.approx([ends[1] - 10, ends[1]])
         assert [text.get_text() for text in panels[-1].get_legend().get_texts()] == ["ensemble", "ingredient", "soup"]
 
 

@@ -169,3 +169,11 @@ def test_every_selection_is_registered_under_its_name() -> None:
     assert {name: (SELECTIONS[name].needs_score, SELECTIONS[name].parameters) for name in settled} == settled
     for each in SELECTIONS.values():
         assert "Reference:" in (each.function.__doc__ or "")
+
+
+def test_a_checkpoint_without_weight_is_not_in_the_average_of_a_run() -> None:
+    """A weight of zero would keep its file from being left out."""
+    run = {"step-1": 1.0, "step-2": 0.0, "step-3": 1.0}
+    assert SELECTIONS["run_average"].function(run, None).weights == {"step-1": 1.0, "step-3": 1.0}
+    with pytest.raises(RecipeError, match="the weights of the 1 checkpoints that go in are all zero"):
+        SELECTIONS["run_average"].function({"step-1": 1.0, "step-2": 0.0}, None, last=1)
