@@ -304,14 +304,14 @@ def publish(online: LocalHub, family: Path) -> Callable[..., str]:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The titles of the data that models were run on, in order."""
-    from hf_soup.evaluation.dataset import EvalDataset
+    from hf_soup.evaluation import ClassificationDataset
 
     titles: list[str] = []
-    run = EvalDataset.logits
+    run = ClassificationDataset.outputs
 
-    def logits(self: EvalDataset, *arguments: Any, **options: Any) -> Any:
+    def outputs(self: ClassificationDataset, *arguments: Any, **options: Any) -> Any:
         titles.append(self.title)
         return run(self, *arguments, **options)
 
-    monkeypatch.setattr(EvalDataset, "logits", logits)
+    monkeypatch.setattr(ClassificationDataset, "outputs", outputs)
     return titles

@@ -91,16 +91,23 @@ def codes_of(allow: Sequence[str]) -> list[str]:
     return [code.strip() for each in allow for code in each.split(",")]
 
 
-def data_of(data: str | None, test: str | None, task: str | None, metric: str | None) -> dict[str, Any]:
-    """The keys of a recipe that ``--data``, ``--test``, ``--task`` and ``--metric`` stand for."""
+def data_of(
+    data: str | None, test: str | None, task: str | None, metric: str | None, functions: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The keys of a recipe that ``--data``, ``--test``, ``--task``, ``--metric`` and ``--validation`` stand for."""
     if (data or test) and not task:
         raise click.UsageError("--data and --test need --task: image-classification or text-classification.")
     if (task or metric) and not (data or test):
         raise click.UsageError("--task and --metric say how to look at data: name them with --data or --test.")
     named = {"validation": data, "test": test}
-    return {
-        key: {**_dataset(value), "task": task, "metric": metric or "accuracy"} for key, value in named.items() if value
+    looked_at: dict[str, list[dict[str, Any]]] = {
+        key: [{**_dataset(value), "task": task, "metric": metric or "accuracy"}]
+        for key, value in named.items()
+        if value
     }
+    if functions:
+        looked_at["validation"] = [*looked_at.get("validation", []), *({"function": each} for each in functions)]
+    return looked_at
 
 
 def _dataset(named: str) -> dict[str, Any]:

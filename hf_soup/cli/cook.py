@@ -14,7 +14,7 @@ import click
 from hf_soup._util.text import printable
 from hf_soup.cli import tables
 from hf_soup.cli.arguments import codes_of, data_of, recipe_of
-from hf_soup.cli.options import ALLOW, DEVICE, JSON, METRIC, MODELS, QUIET, TASK, patient
+from hf_soup.cli.options import ALLOW, DEVICE, JSON, METRIC, MODELS, QUIET, TASK, VALIDATION, patient
 from hf_soup.errors import PublishError
 
 
@@ -29,6 +29,7 @@ from hf_soup.errors import PublishError
 @click.option("--weights", metavar="W,W,…", help="A weight for each model, in their order.")
 @click.option("--data", metavar="DATA[:SPLIT]", help="Validation data, which selection may look at.")
 @click.option("--test", metavar="DATA[:SPLIT]", help="Test data, which are looked at once, at the end.")
+@VALIDATION
 @TASK
 @METRIC
 @click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32", "float64"]), help="Of the soup.")
@@ -52,6 +53,7 @@ def cook(
     select: str | None,
     allow: tuple[str, ...],
     data: str | None,
+    validation: tuple[str, ...],
     test: str | None,
     task: str | None,
     metric: str | None,
@@ -73,16 +75,17 @@ def cook(
              hf-soup cook owner/run-1 owner/run-2 -o soup --weights 0.7,0.3
              hf-soup cook owner/run-1 owner/run-2 -o soup --select greedy \\
                  --data owner/dataset:validation --task image-classification
+             hf-soup cook owner/run-1 owner/run-2 -o soup --select greedy --validation my_eval:score
              hf-soup cook runs/exp1 -o soup --select run_average --set last=5
              hf-soup cook owner/soup --add owner/run-3 -o better
     """
     from hf_soup.hub import inspect_target, is_repo_id, require_public, without_bars
-    from hf_soup.recipe import Scoring, as_recipe, is_local_path, parse_part, split_revision
+    from hf_soup.recipe import Recipe, as_recipe, is_local_path, split_revision
     from hf_soup.workflows.cook import cook as cook_soup, preview
     from hf_soup.workflows.update import Update
 
     patient()
-    looked_at = data_of(data, test, task, metric)
+    looked_at = data_of(data, test, task, metric, validation)
     update = None
     if add:
         if len(models) != 1 or models[0].endswith((".yaml", ".yml")):
@@ -91,8 +94,7 @@ def cook(
         asked |= {"--test": test} | {f"--{key}": value for key, value in keys.items()}
         if unfit := [option for option, value in asked.items() if value not in (None, ())]:
             raise click.UsageError(f"--add cooks by the soup's recipe: leave out {', '.join(unfit)}.")
-        validation = [parse_part(Scoring, each, "--data") for each in looked_at.values()]
-        update = Update.of(models[0], add, validation=validation)
+        update = Update.of(models[0], add, validation=Recipe(ingredients=models, **looked_at).validation)
         recipe = as_recipe(update.recipe, allow=[*update.recipe.allow, *codes_of(allow)] if allow else None)
         update = replace(update, recipe=recipe)
     else:

@@ -21,6 +21,9 @@ TASK = click.option(
     "--task", type=click.Choice(["image-classification", "text-classification"]), help="What models do with the data."
 )
 METRIC = click.option("--metric", metavar="METRIC", help="accuracy, f1, …; accuracy by default.")
+VALIDATION = click.option(
+    "--validation", multiple=True, metavar="MODULE:FUNCTION", help="A function of your own that measures a model."
+)
 DEVICE = click.option("--device", default="cpu", show_default=True, help="Where models run when they are scored.")
 
 

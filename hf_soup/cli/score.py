@@ -10,13 +10,14 @@ import click
 from hf_soup._util.text import printable
 from hf_soup.cli import tables
 from hf_soup.cli.arguments import data_of
-from hf_soup.cli.options import DEVICE, JSON, METRIC, MODELS, QUIET, TASK, patient
+from hf_soup.cli.options import DEVICE, JSON, METRIC, MODELS, QUIET, TASK, VALIDATION, patient
 
 
 @click.command(epilog=MODELS)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option("--recipe", type=click.Path(path_type=Path), help="Whose data to use.")
 @click.option("--data", metavar="DATA[:SPLIT]", help="The data, without a recipe.")
+@VALIDATION
 @TASK
 @METRIC
 @DEVICE
@@ -26,6 +27,7 @@ def score(
     models: tuple[str, ...],
     recipe: Path | None,
     data: str | None,
+    validation: tuple[str, ...],
     task: str | None,
     metric: str | None,
     device: str,
@@ -37,17 +39,18 @@ def score(
     \b
     Example: hf-soup score owner/run-1 soup --data owner/dataset:test --task image-classification
              hf-soup score owner/run-1 soup --recipe recipes/beans.yaml
+             hf-soup score owner/run-1 soup --validation my_eval:score
     """
     from hf_soup.recipe import Recipe
     from hf_soup.workflows.score import score as measure
 
-    if (recipe is None) == (data is None):
-        raise click.UsageError("Name the data: either --data and --task, or --recipe.")
+    if (recipe is None) == (data is None and not validation):
+        raise click.UsageError("Name the data: --data and --task, --validation, or --recipe.")
     patient()
-    looked_at = data_of(None, data, task, metric)
+    looked_at = data_of(None, data, task, metric, validation)
     asked = Recipe.load(recipe) if recipe else Recipe(ingredients=models, **looked_at)
     scores = measure(models, asked, device=device, quiet=quiet)
     if as_json:
         click.echo(json.dumps({"scores": scores}, indent=2))
     else:
-        click.echo(printable("Percent, with 95 % intervals.\n\n" + tables.table(scores)))
+        click.echo(printable(f"{tables.unit(scores)}.\n\n{tables.table(scores)}"))

@@ -46,7 +46,7 @@ def soup(soup: Soup) -> str:
     lines = []
     if soup.scores:
         lines += [
-            "Percent, with 95 % intervals; * went into the soup.",
+            f"{unit(soup.scores)}; * went into the soup.",
             "",
             table(soup.scores, soup.report.selected),
             "",
@@ -62,7 +62,9 @@ def soup(soup: Soup) -> str:
         tried = []
         for point in soup.report.curve:
             values = ", ".join(f"{name} {_shown(value)}" for name, value in point.parameters.items())
-            tried.append(f"{values}: {100 * point.score:.1f}")
+            tried.append(
+                f"{values}: " + (f"{100 * point.score:.1f}" if soup.report.in_percent else f"{point.score:.4g}")
+            )
         lines += [f"Tried on validation data: {'; '.join(tried)}.", ""]
     if stability := soup.report.stability:
         often = ", ".join(f"{name} {count}" for name, count in stability.chosen.items())
@@ -102,12 +104,28 @@ def table(results: Mapping[str, Mapping[str, Mapping[str, Any]]], marked: Sequen
     for name, scores in results.items():
         cells = []
         for title in titles:
-            score = scores.get(title)
-            cells.append(
-                f"{100 * score['value']:.1f} ({100 * score['low']:.1f} to {100 * score['high']:.1f})" if score else ""
-            )
+            cells.append(_score(scores[title]) if title in scores else "")
         rows.append([f"{called[name]} *" if name in marked else called[name], *cells])
     return "\n".join(_aligned(rows))
+
+
+def _score(score: Mapping[str, Any]) -> str:
+    value, *bounds = (
+        f"{100 * each:.1f}" if score.get("share", True) else f"{each:.4g}"
+        for each in (score["value"], score["low"], score["high"])
+        if each is not None
+    )
+    return f"{value} ({' to '.join(bounds)})" if bounds else value
+
+
+def unit(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """What the numbers of a `table` are, as a sentence begins."""
+    shares = {score.get("share", True) for scores in results.values() for score in scores.values()}
+    return (
+        "Percent, with 95 % intervals"
+        if shares == {True}
+        else "Scores (accuracies and the like in percent), with 95 % intervals"
+    )
 
 
 #: Letters of a name above which names in a table are shortened.

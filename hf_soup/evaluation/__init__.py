@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     )
     from hf_soup.evaluation.batch_statistics import recalibrate_batch_norm as recalibrate_batch_norm
     from hf_soup.evaluation.candidates import Candidates as Candidates
+    from hf_soup.evaluation.classification import ClassificationDataset as ClassificationDataset
     from hf_soup.evaluation.collection import (
         collect_statistics as collect_statistics,
         statistics_notes as statistics_notes,

@@ -12,9 +12,10 @@ import numpy as np
 
 from hf_soup._util.progress import bar
 from hf_soup.errors import ScoringError
-from hf_soup.evaluation.dataset import EvalDataset, Logits, compare
+from hf_soup.evaluation.classification import ClassificationDataset
+from hf_soup.evaluation.dataset import EvalDataset, Outputs
 from hf_soup.evaluation.ensembles import calibration, diversity, ensemble, greedy_ensemble, logit_ensemble
-from hf_soup.evaluation.evaluation_data import EvaluationData
+from hf_soup.evaluation.evaluation_data import EvaluationData, require_halves
 from hf_soup.evaluation.model import one_thread
 from hf_soup.evaluation.model_answers import ModelAnswers, SavedModel
 from hf_soup.evaluation.report import ENSEMBLE, GREEDY_ENSEMBLE, LAST, LOGIT_ENSEMBLE, SOUP, EvaluationReport
@@ -57,8 +58,8 @@ class Candidates:
         self.ingredients = ingredients or {name: Mixture({name: 1.0}) for name in layout.names}
         self._layout, self._paths, self._data, self._context = layout, paths, data, context
         self._models = ModelAnswers(layout, paths, data, context)
-        self._logits: dict[tuple[str, str], Logits] = {}
-        self._answers: dict[str, list[Ints]] = {}
+        self._outputs: dict[tuple[str, str], Outputs] = {}
+        self._answers: dict[str, list[Outputs]] = {}
         self._in_order: set[str] = set()
 
     def __enter__(self) -> Candidates:
@@ -66,6 +67,11 @@ class Candidates:
 
     def __exit__(self, *_: object) -> None:
         self._models.close()
+
+    @property
+    def share(self) -> bool:
+        """Whether validation scores are shares of one, which people read in percent."""
+        return all(bench.share for bench in self._data.validation)
 
     def score(self, mixture: Mixture, rows: RowSubset | None = None) -> float:
         """The validation score of a soup that is not written.
@@ -78,7 +84,7 @@ class Candidates:
         """
         key = Plan(self._layout, mixture).in_order.key  # the order of a sum shows in its last bits only
         if key not in self._answers:
-            self._answers[key] = self._answered(self.logits(mixture))
+            self._answers[key] = self._answered(self.outputs(mixture))
         return self._mean_score(self._answers[key], rows)
 
     def score_alone(self, name: str, rows: RowSubset | None = None) -> float:
@@ -87,22 +93,22 @@ class Candidates:
         Raises:
             ScoringError: It answers as if its labels were in another order.
         """
-        return self._mean_score(self._answered(self.logits_alone(name)), rows)
+        return self._mean_score(self._answered(self.outputs_alone(name)), rows)
 
-    def logits(self, mixture: Mixture) -> list[Logits]:
+    def outputs(self, mixture: Mixture) -> list[Outputs]:
         """What a soup that is not written answers to the validation data."""
         plan, validation = Plan(self._layout, mixture), self._data.validation
         answers = self._models.outputs(plan, validation, f"{len(mixture.weights)} ingredients")
         return [answers[bench.title] for bench in validation]
 
-    def logits_alone(self, name: str) -> list[Logits]:
+    def outputs_alone(self, name: str) -> list[Outputs]:
         """What an ingredient answers to it, as `score_alone`."""
         return self._alone(name, self._data.validation)
 
-    def _answered(self, logits: Sequence[Logits]) -> list[Ints]:
-        return [bench.answers(each) for bench, each in zip(self._data.validation, logits, strict=True)]
+    def _answered(self, outputs: Sequence[Outputs]) -> list[Outputs]:
+        return [bench.answers(each) for bench, each in zip(self._data.validation, outputs, strict=True)]
 
-    def _mean_score(self, answers: Sequence[Ints], rows: RowSubset | None = None) -> float:
+    def _mean_score(self, answers: Sequence[Outputs], rows: RowSubset | None = None) -> float:
         validation = self._data.validation
         shares = [bench.scoring.weight for bench in validation]
         values = [
@@ -111,16 +117,20 @@ class Candidates:
         ]
         return math.fsum(share * value for share, value in zip(shares, values, strict=True)) / math.fsum(shares)
 
-    def objective(self, logits: Sequence[Logits]) -> float:
+    def objective(self, outputs: Sequence[Outputs]) -> float:
         """The mean of the validation metrics of a model's answers, by the recipe's weights."""
-        return self._mean_score(self._answered(logits))
+        return self._mean_score(self._answered(outputs))
 
     def random_halves(self, seed: int) -> tuple[RowSubset, RowSubset]:
         """The rows of every validation data set in two random halves, the same for the same number."""
         generator = np.random.Generator(np.random.Philox(key=seed))
         validation = self._data.validation
+        counts = {}
+        for bench, outputs in zip(validation, self.outputs_alone(next(iter(self.ingredients))), strict=True):
+            counts[bench.fingerprint] = outputs.size if bench.rows is None else bench.rows
+            require_halves(bench, counts[bench.fingerprint])
         # The same rows in another metric are in the same half.
-        kinds = {bench.fingerprint: generator.permutation(bench.n) for bench in validation}
+        kinds = {fingerprint: generator.permutation(count) for fingerprint, count in counts.items()}
         orders = [kinds[bench.fingerprint] for bench in validation]
         return tuple([np.sort(order[len(order) // 2 :]) for order in orders]), tuple(
             [np.sort(order[: len(order) // 2]) for order in orders]
@@ -130,24 +140,27 @@ class Candidates:
         """Let go of the model in memory: another one comes."""
         self._models.release()
 
-    def _alone(self, name: str, benches: Sequence[EvalDataset]) -> list[Logits]:
+    def _alone(self, name: str, benches: Sequence[EvalDataset]) -> list[Outputs]:
         """What an ingredient answers, once asked."""
-        missing = [bench for bench in benches if (name, bench.title) not in self._logits]
+        missing = [bench for bench in benches if (name, bench.title) not in self._outputs]
         if missing:
             plan = Plan(self._layout, self.ingredients[name])
             answers = self._models.outputs(plan, missing, name, alone=True)
             self._remember(name, answers)
             # With another's head a model may answer anything, and so may one that does well on its own task's data on
             # those of another; that says nothing of its labels.
-            doubts = [bench.doubt_of_order(name, answers[bench.title]) for bench in missing]
+            doubts = [
+                bench.doubt_of_order(name, answers[bench.title]) if isinstance(bench, ClassificationDataset) else None
+                for bench in missing
+            ]
             if not all(doubts) or self._data.template.head_of not in (None, name):
                 self._in_order.add(name)
             elif doubts[0] and name not in self._in_order:
                 raise doubts[0]
-        return [self._logits[name, bench.title] for bench in benches]
+        return [self._outputs[name, bench.title] for bench in benches]
 
-    def _remember(self, name: str, answers: Mapping[str, Logits]) -> None:
-        self._logits |= {(name, title): logits for title, logits in answers.items()}
+    def _remember(self, name: str, answers: Mapping[str, Outputs]) -> None:
+        self._outputs |= {(name, title): outputs for title, outputs in answers.items()}
 
     def require_better_than_chance(self, names: Sequence[str]) -> None:
         """Where nobody has learned anything, the order of scores is luck, and so is what is selected by it.
@@ -156,7 +169,9 @@ class Candidates:
             ScoringError: It is so, or an ingredient answers as if its labels were in another order.
         """
         bench, head_of = self._data.validation[0], self._data.template.head_of
-        found = {name: bench.better_than_chance(self.logits_alone(name)[0]) for name in names}
+        if not isinstance(bench, ClassificationDataset):
+            return  # of nothing else it is known what chance gives
+        found = {name: bench.better_than_chance(self.outputs_alone(name)[0]) for name in names}
         if head_of is not None or any(accuracy > chance for accuracy, chance, _ in found.values()):
             return
         name = max(found, key=lambda name: found[name][0] - found[name][1])
@@ -168,7 +183,9 @@ class Candidates:
 
     def _warnings(self) -> list[str]:
         bench = self._data.scored[0]
-        found = [bench.better_than_chance(self._logits[name, bench.title])[2] for name in self.ingredients]
+        if not isinstance(bench, ClassificationDataset):
+            return []
+        found = [bench.better_than_chance(self._outputs[name, bench.title])[2] for name in self.ingredients]
         if min(found) < 0.05:
             return []
         return [f"No ingredient can be told from chance on '{bench.title}' (n = {bench.n:,}, p >= {min(found):.2g})."]
@@ -182,7 +199,7 @@ class Candidates:
         ]
         if not lost:
             return []
-        soup, single = (self.logits_alone(name) for name in (SOUP, best[lost[0]]))
+        soup, single = (self.outputs_alone(name) for name in (SOUP, best[lost[0]]))
         advice = "In the mean of all validation data, by their weights, it is not."
         if self.objective(soup) < self.objective(single):
             advice = "Use that one, or another `select` or `method`: greedy keeps no ingredient that hurts the soup."
@@ -195,13 +212,12 @@ class Candidates:
         """The validation loss of soups of some ingredients and its gradient, for a selection that learns."""
         from hf_soup.evaluation.gradients import ValidationLoss
 
-        alone = [self.logits_alone(name) for name in names]
+        alone = [self.outputs_alone(name) for name in names]
+        labelled = [bench for bench in self._data.validation if isinstance(bench, ClassificationDataset)]
         self.release()  # or there would be its model beside the one that learns
         made_of, config = {name: _shares(self.ingredients[name]) for name in names}, self._data.template.config
         return closing(
-            ValidationLoss(
-                self._layout, self._paths, made_of, config, self._data.validation, alone, rows, self._context.device
-            )
+            ValidationLoss(self._layout, self._paths, made_of, config, labelled, alone, rows, self._context.device)
         )
 
     @contextmanager
@@ -230,8 +246,8 @@ class Candidates:
         """The scores of every ingredient on all data, whatever the order of its labels seems to be."""
         scored, scores = self._data.scored, {}
         for name, mixture in self.ingredients.items():
-            logits = self._models.outputs(Plan(self._layout, mixture), scored, name, alone=True)
-            scores[name] = {bench.title: bench.score(logits[bench.title]) for bench in scored}
+            outputs = self._models.outputs(Plan(self._layout, mixture), scored, name, alone=True)
+            scores[name] = {bench.title: bench.score(outputs[bench.title]) for bench in scored}
         return scores
 
     def evaluate(
@@ -258,17 +274,21 @@ class Candidates:
         if last is not None:
             self._remember(LAST, self._models.outputs(Plan(self._layout, last), every, LAST))
         in_ensemble = self._ensembles() if len(names) > 1 else ()
-        models = list(dict.fromkeys([SOUP, *names, *(name for name, _ in self._logits)]))
-        answered = self._logits
-        scores = {name: {b.title: b.score(answered[name, b.title]) for b in every} for name in models}
-        calibrated = {
-            name: {b.title: calibration(answered[name, b.title], b.references) for b in every} for name in models
+        models = list(dict.fromkeys([SOUP, *names, *(name for name, _ in self._outputs)]))
+        answered = self._outputs
+        scores = {
+            name: {b.title: b.score(answered[name, b.title]) for b in every if (name, b.title) in answered}
+            for name in models
         }
-        errors = {b.title: diversity({name: answered[name, b.title] for name in names}, b.references) for b in every}
-        each = {name: self.objective(self.logits_alone(name)) for name in names if self._data.validation}
+        classes = [bench for bench in every if isinstance(bench, ClassificationDataset)]
+        calibrated = {
+            name: {b.title: calibration(answered[name, b.title], b.references) for b in classes} for name in models
+        }
+        errors = {b.title: diversity({name: answered[name, b.title] for name in names}, b.references) for b in classes}
+        each = {name: self.objective(self.outputs_alone(name)) for name in names if self._data.validation}
         best = {b.title: max(names, key=lambda name: each.get(name, scores[name][b.title].value)) for b in every}
-        comparisons = {b.title: compare(b, answered[SOUP, b.title], answered[best[b.title], b.title]) for b in every}
-        since = {b.title: compare(b, answered[SOUP, b.title], answered[LAST, b.title]) for b in every if last}
+        comparisons = {b.title: b.compare(answered[SOUP, b.title], answered[best[b.title], b.title]) for b in every}
+        since = {b.title: b.compare(answered[SOUP, b.title], answered[LAST, b.title]) for b in every if last}
         curve = []
         for number, point in enumerate(points):
             answers = self._models.outputs(Plan(self._layout, point), every, f"point {number + 1} of {len(points)}")
@@ -280,18 +300,19 @@ class Candidates:
         )
 
     def _ensembles(self) -> tuple[str, ...]:
-        """Work out what ensembles of the ingredients answer; the members of the greedy one."""
+        """Work out what ensembles of the ingredients answer, where there are classes; the members of the greedy one."""
         members: tuple[str, ...] = ()
-        names, every = list(self.ingredients), self._data.scored
-        if self._data.validation:
-            each = {name: self.logits_alone(name) for name in names}
+        names, validation = list(self.ingredients), self._data.validation
+        classes = [bench for bench in self._data.scored if isinstance(bench, ClassificationDataset)]
+        if validation and all(bench in classes for bench in validation):
+            each = {name: self.outputs_alone(name) for name in names}
             members = greedy_ensemble(each, self.objective)
-        for bench in every:
-            alone = {name: self._logits[name, bench.title] for name in names}
-            self._logits[ENSEMBLE, bench.title] = ensemble(list(alone.values()))
-            self._logits[LOGIT_ENSEMBLE, bench.title] = logit_ensemble(list(alone.values()))
+        for bench in classes:
+            alone = {name: self._outputs[name, bench.title] for name in names}
+            self._outputs[ENSEMBLE, bench.title] = ensemble(list(alone.values()))
+            self._outputs[LOGIT_ENSEMBLE, bench.title] = logit_ensemble(list(alone.values()))
             if members:
-                self._logits[GREEDY_ENSEMBLE, bench.title] = logit_ensemble([alone[name] for name in members])
+                self._outputs[GREEDY_ENSEMBLE, bench.title] = logit_ensemble([alone[name] for name in members])
         return members
 
 

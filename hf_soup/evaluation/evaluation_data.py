@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from hf_soup.errors import ScoringError
+from hf_soup.evaluation import metrics
 from hf_soup.evaluation.batch_norm import batch_norms
+from hf_soup.evaluation.classification import ClassificationDataset
 from hf_soup.evaluation.dataset import CalibrationDataset, EvalDataset
 from hf_soup.evaluation.model import require_device
+from hf_soup.evaluation.own_function import function_dataset
 from hf_soup.evaluation.preprocessing import prepare_calibration_dataset, prepare_datasets
 from hf_soup.evaluation.template import ModelTemplate, model_template
 from hf_soup.lineage import AlignedModels
 from hf_soup.merging import Layout, Plan, RunContext
-from hf_soup.recipe import Recipe
+from hf_soup.recipe import Recipe, Scoring, with_dataset
 
 
 @dataclass(frozen=True)
@@ -79,17 +82,23 @@ def load_data(recipe: Recipe, template: ModelTemplate, context: RunContext) -> E
         ResolveError: A data set cannot be found or reached.
         ScoringError: A data set, or the device, cannot be used.
     """
-    scorings = [("validation", scoring) for scoring in recipe.validation] + [
-        ("test", scoring) for scoring in recipe.test
-    ]
-    if scorings or recipe.calibration:
+    every, count = [*recipe.validation, *recipe.test], len(recipe.validation)
+    if every or recipe.calibration:
         require_device(context.device)
-    scored: Sequence[EvalDataset] = ()
-    if scorings:
-        scored = prepare_datasets(
-            scorings, folder=template.folder, config=template.config, token=context.token, quiet=context.quiet
+    metrics.forget()
+    asked = [
+        ("validation" if place < count else "test", scoring)
+        for place, scoring in enumerate(every)
+        if isinstance(scoring, Scoring)
+    ]
+    prepared: Iterator[EvalDataset] = iter(())
+    if asked:
+        prepared = iter(
+            prepare_datasets(
+                asked, folder=template.folder, config=template.config, token=context.token, quiet=context.quiet
+            )
         )
-    count = len(recipe.validation)
+    scored = [next(prepared) if isinstance(each, Scoring) else function_dataset(each, template) for each in every]
     calibration = load_calibration(recipe, template, context)
     return EvaluationData(template, tuple(scored[:count]), tuple(scored[count:]), calibration)
 
@@ -99,8 +108,8 @@ def load_calibration(recipe: Recipe, template: ModelTemplate, context: RunContex
     if recipe.calibration is None:
         return None
     inputs = prepare_calibration_dataset(
-        recipe.calibration, recipe.test, folder=template.folder, config=template.config, token=context.token,
-        quiet=context.quiet,
+        recipe.calibration, with_dataset(recipe.test), folder=template.folder, config=template.config,
+        token=context.token, quiet=context.quiet,
     )  # fmt: skip
     return Calibration(inputs, template, recipe.seed, context.device, context.quiet)
 
@@ -163,15 +172,13 @@ def require_rows(recipe: Recipe, data: EvaluationData, *, learns: bool) -> None:
         ScoringError: It is so.
     """
     for bench in data.validation if recipe.stability_repeats else ():
-        if bench.n < 20:
-            raise ScoringError(
-                f"`stability_repeats` chooses on halves of the validation rows, and '{bench.title}' has {bench.n}.",
-                hint="Use twenty rows or more, or leave `stability_repeats` out.",
-            )
+        if bench.rows is not None:
+            require_halves(bench, bench.rows)
     if not learns:
         return
-    different: dict[str, EvalDataset] = {}
+    different: dict[str, ClassificationDataset] = {}
     for bench in data.validation:
+        assert isinstance(bench, ClassificationDataset), "the recipe was checked: who learns has labels"
         first = different.setdefault(bench.fingerprint, bench)
         if first.references.tolist() != bench.references.tolist():
             raise ScoringError(
@@ -184,6 +191,19 @@ def require_rows(recipe: Recipe, data: EvaluationData, *, learns: bool) -> None:
         raise ScoringError(
             f"learned: there are {rows} validation rows, and it takes ten at least.",
             hint="Use `select: uniform`, or more validation rows.",
+        )
+
+
+def require_halves(bench: EvalDataset, rows: int) -> None:
+    """Refuse halves that would say nothing.
+
+    Raises:
+        ScoringError: There are too few rows.
+    """
+    if rows < 20:
+        raise ScoringError(
+            f"`stability_repeats` chooses on halves of the validation rows, and '{bench.title}' has {rows}.",
+            hint="Use twenty rows or more, or leave `stability_repeats` out.",
         )
 
 

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from hf_soup.checkpoint import TORCH
 from hf_soup.errors import ScoringError
-from hf_soup.evaluation.dataset import EvalDataset, Logits
+from hf_soup.evaluation.classification import ClassificationDataset
+from hf_soup.evaluation.ensembles import Logits
 from hf_soup.evaluation.loaded_parameters import find_loaded_parameters, held, on_disk
 from hf_soup.evaluation.model import build_model
 from hf_soup.evaluation.statistics import Ints
@@ -241,7 +242,7 @@ class ValidationLoss(MergedModelGradient):
         paths: Sequence[Mapping[str, Path]],
         ingredients: Mapping[str, Mapping[str, float]],
         config: Mapping[str, Any],
-        benches: Sequence[EvalDataset],
+        benches: Sequence[ClassificationDataset],
         answers: Sequence[Sequence[Logits]] = (),
         rows: Sequence[Ints] | None = None,
         device: str = "cpu",

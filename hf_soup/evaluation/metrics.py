@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -94,7 +94,7 @@ def find(metric: str, trusted: bool = False) -> Metric:
             hint="`metric` is a path on this machine; `local:` was one on another, so name your copy.",
         )
     if re.fullmatch(r"[\w.]+:\w+", metric):
-        return _of_function(metric)
+        return _by_rows(metric, own_function(metric, "metric"))
     if not trusted:
         raise ScoringError(
             f"There is no built-in metric '{metric}'.",
@@ -110,12 +110,17 @@ _RAN: dict[str, str] = {}
 
 def forget() -> None:
     """Look again at functions and scripts: an edit counts from the next `prepare` on, and not between two scores."""
-    _of_function.cache_clear()
+    own_function.cache_clear()
     _of_script.cache_clear()
 
 
 @cache
-def _of_function(name: str) -> Metric:
+def own_function(name: str, what: str) -> Callable[..., Any]:
+    """The user's ``module:function``; ``what`` it is, errors say.
+
+    Raises:
+        ScoringError: It cannot be imported, or is no function.
+    """
     module, _, function = name.partition(":")
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)  # where `python -m` looks; the module may import its neighbours later
@@ -128,12 +133,12 @@ def _of_function(name: str) -> Metric:
         found = getattr(ran, function)
     except (Exception, SystemExit) as error:  # whatever the user's module raises
         raise ScoringError(
-            f"Cannot import the metric '{name}': {first_line(error)}.",
+            f"Cannot import the {what} '{name}': {first_line(error)}.",
             hint="`module:function` names a module that is installed, on PYTHONPATH or in the current folder.",
         ) from error
     if not callable(found):
-        raise ScoringError(f"The metric '{name}' is no function but {found!r}.")
-    return _by_rows(name, found)
+        raise ScoringError(f"The {what} '{name}' is no function but {found!r}.")
+    return cast("Callable[..., Any]", found)
 
 
 @cache

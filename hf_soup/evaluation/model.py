@@ -28,7 +28,7 @@ _HELD_BYTES = 2 << 30
 
 
 def build_model(
-    config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], task: str, dtype: torch.dtype
+    config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], task: str | None, dtype: torch.dtype
 ) -> PreTrainedModel:
     """Make a model from the tensors of a checkpoint, under the names that they have on disk.
 
@@ -39,7 +39,7 @@ def build_model(
     Args:
         config: Its ``config.json``. No code that it names is run.
         tensors: Disk name → tensor.
-        task: ``image-classification`` or ``text-classification``.
+        task: ``image-classification`` or ``text-classification``; None for a model of the class that its config names.
         dtype: Of the model's parameters.
 
     Returns:
@@ -58,15 +58,24 @@ def build_model(
             f"Cannot read the model's config: {first_line(error)}",
             hint="Only models that transformers itself knows can be scored; code from a repo is never run.",
         ) from error
-    classes = getattr(transformers, TASKS[task].models).get(type(known), None)
-    if classes is None:
-        raise ScoringError(
-            f"A model of type '{known.model_type}' has no {TASKS[task].head}.",
-            hint=f"The recipe says `task: {task}`; is that what the ingredients do?",
-        )
-    # Some families have several, such as DeiT's with and without its teacher.
-    several = classes if isinstance(classes, tuple) else (classes,)
-    model_class = next((found for found in several if found.__name__ in (known.architectures or ())), several[0])
+    if task is None:
+        named = next(iter(known.architectures or ()), "")
+        model_class: Any = getattr(transformers, named, None)
+        if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
+            raise ScoringError(
+                f"transformers has no model '{named}', which the config names as its class.",
+                hint="Upgrade transformers, or name the class as `architectures` in the models' config.json.",
+            )
+    else:
+        classes = getattr(transformers, TASKS[task].models).get(type(known), None)
+        if classes is None:
+            raise ScoringError(
+                f"A model of type '{known.model_type}' has no {TASKS[task].head}.",
+                hint=f"The recipe says `task: {task}`; is that what the ingredients do?",
+            )
+        # Some families have several, such as DeiT's with and without its teacher.
+        several = classes if isinstance(classes, tuple) else (classes,)
+        model_class = next((found for found in several if found.__name__ in (known.architectures or ())), several[0])
     try:
         with _quiet(), parts_of(len(tensors), "The config is that of another model"):
             model, info = model_class.from_pretrained(
@@ -109,7 +118,7 @@ class ReusableModel:
         config, task, dtype: As in `build_model`.
     """
 
-    def __init__(self, config: Mapping[str, Any], task: str, dtype: torch.dtype) -> None:
+    def __init__(self, config: Mapping[str, Any], task: str | None, dtype: torch.dtype) -> None:
         self._made_of = config, task, dtype
         self._model: PreTrainedModel | None = None
         self._places: dict[str, str] = {}  # of a parameter or buffer → the tensor that it takes

@@ -23,12 +23,13 @@ from hf_soup.errors import ScoringError, SoupError
 from hf_soup.evaluation.batch_norm import batch_norms
 from hf_soup.evaluation.batch_statistics import BatchNormStatistics, BatchStatistics, put
 from hf_soup.evaluation.collection import collect_statistics, is_collected, sha256_of, with_statistics
-from hf_soup.evaluation.dataset import EvalDataset, Logits
+from hf_soup.evaluation.dataset import EvalDataset, Outputs
 from hf_soup.evaluation.evaluation_data import EvaluationData
 from hf_soup.evaluation.model import ReusableModel
 from hf_soup.evaluation.template import ModelTemplate
 from hf_soup.hub import own_cache_folder, prune
 from hf_soup.merging import Layout, Materializer, Plan, ProcessGroup, RunContext
+from hf_soup.recipe import Scoring
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -71,6 +72,10 @@ class ModelAnswers:
         if data.calibration and batch_norms(tensor.name for tensor in layout.tensors):
             self._batch_norm = BatchStatistics(layout, data.calibration)
         self._resident: tuple[ModelTemplate, ReusableModel] | None = None
+        self._asked: dict[Path, Outputs] = {}  # of what is not kept on the disk
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        tasks = [bench.scoring.task for bench in data.scored if isinstance(bench.scoring, Scoring)]
+        self._task = tasks[0] if tasks else None  # a function takes a model of any class
         self._versions = [version(name) for name in ("hf-soup", "torch", "transformers")]
         self._folder = own_cache_folder() / "logits"
         if self._world.rank == 0 and self._world.size > 1:
@@ -89,7 +94,7 @@ class ModelAnswers:
 
     def outputs(
         self, model: Plan | SavedModel, benches: Sequence[EvalDataset], name: str, *, alone: bool = False
-    ) -> dict[str, Logits]:
+    ) -> dict[str, Outputs]:
         """What a model answers to some data, by its title.
 
         Args:
@@ -114,7 +119,9 @@ class ModelAnswers:
         different: dict[Path, EvalDataset] = {}
         for bench in benches:
             different.setdefault(notes[bench.title], bench)  # the same rows in another metric are answered once
-        known = {note: logits for note, bench in different.items() if (logits := _noted(note, bench)) is not None}
+        known = {
+            note: outputs for note, bench in different.items() if (outputs := self._known(note, bench)) is not None
+        }
         missing = [bench for note, bench in different.items() if note not in known]
         if missing:
             if isinstance(model, Plan) and not is_collected(model):
@@ -124,16 +131,30 @@ class ModelAnswers:
                 scored = self._data.scored
                 sent = (model.mixture, model.statistics) if isinstance(model, Plan) else model  # all have the layout
                 self._world.broadcast((sent, [scored.index(b) if b in scored else b for b in missing]))
-            rows = sum(bench.n for bench in missing) // self._world.size
+            rows = sum(bench.rows or 1 for bench in missing) // self._world.size
             with bar(f"Scoring {name}", rows, unit="row", quiet=self._context.quiet) as shown:
                 try:
                     new = self._answer(model, missing, batch_norm, shown.update)
                 except ScoringError as error:
                     raise ScoringError.of(error, f"{name}: {error.message}") from None
-            for bench, logits in zip(missing, new, strict=True):
-                known[notes[bench.title]] = logits
-                _keep(notes[bench.title], logits)
+            for bench, outputs in zip(missing, new, strict=True):
+                known[notes[bench.title]] = outputs
+                if bench.remembered:
+                    _keep(notes[bench.title], outputs)
+                    continue
+                self._asked[notes[bench.title]] = outputs
+                if outputs.shape != (first := self._shapes.setdefault(bench.title, outputs.shape)):
+                    counts = " and ".join(
+                        f"{shape[0]:,} rows" if shape else "one number" for shape in (first, outputs.shape)
+                    )
+                    raise ScoringError(
+                        f"'{bench.title}' gives models {counts}; {name} has the latter.",
+                        hint="Models are compared row by row: return as many numbers for each, in the same order.",
+                    )
         return {bench.title: known[notes[bench.title]] for bench in benches}
+
+    def _known(self, note: Path, bench: EvalDataset) -> Outputs | None:
+        return _noted(note, bench) if bench.remembered else self._asked.get(note)
 
     def _answer(
         self,
@@ -141,12 +162,12 @@ class ModelAnswers:
         benches: Sequence[EvalDataset],
         batch_norm: BatchStatistics | None = None,
         progress: Callable[[int], object] = lambda _: None,
-    ) -> list[Logits]:
+    ) -> list[Outputs]:
         """The part of all processes: the model is made, or fails, in each, and each has all answers."""
         failed: SoupError | None = None
         collected: dict[str, BatchNormStatistics] = {}
         try:
-            made = self._made(model, benches[0].scoring.task, batch_norm)
+            made = self._made(model, batch_norm)
             if batch_norm:
                 collected = batch_norm.collect(made)
         except SoupError as error:
@@ -155,12 +176,12 @@ class ModelAnswers:
             if each is not None:
                 raise each
         put(made, self._world.broadcast(collected))  # the first one's
-        return [bench.logits(made, device=self._device, progress=progress, world=self._world) for bench in benches]
+        return [bench.outputs(made, device=self._device, progress=progress, world=self._world) for bench in benches]
 
     def _template_of(self, model: Plan | SavedModel) -> ModelTemplate:
         return self._data.template if isinstance(model, Plan) else model.template or self._data.template
 
-    def _made(self, model: Plan | SavedModel, task: str, batch_norm: BatchStatistics | None) -> PreTrainedModel:
+    def _made(self, model: Plan | SavedModel, batch_norm: BatchStatistics | None) -> PreTrainedModel:
         tensors: dict[str, Tensor] = {}
         if isinstance(model, SavedModel):
             for file in sorted(model.folder.glob("model*.safetensors")):
@@ -172,12 +193,12 @@ class ModelAnswers:
             batch_norm.model_of(tensors)
         template = self._template_of(model)
         if self._resident is None or self._resident[0] is not template:
-            self._resident = template, ReusableModel(template.config, task, getattr(torch, self._layout.dtype))
+            self._resident = template, ReusableModel(template.config, self._task, getattr(torch, self._layout.dtype))
         return self._resident[1].load(tensors)
 
     def _note(self, weights: str, bench: EvalDataset, template: ModelTemplate) -> Path:
         """Where it is remembered what some weights answer to some data, named by all that this depends on."""
-        data = [bench.fingerprint, bench.scoring.batch_size, bench.scoring.task, self._device.partition(":")[0]]
+        data = [bench.fingerprint, *bench.looked_at_as, self._device.partition(":")[0]]
         return self._folder / f"{sha256_of([weights, dict(template.config), data, self._versions])}.npy"
 
 
@@ -205,23 +226,22 @@ def answer_along(world: ProcessGroup, between: Callable[[], object]) -> None:
             then()
 
 
-def _noted(note: Path, bench: EvalDataset) -> Logits | None:
+def _noted(note: Path, bench: EvalDataset) -> Outputs | None:
     """What was remembered, if it can still be read; it counts as used now."""
     with suppress(OSError):
         whole = note.read_bytes()
         if hashlib.sha256(memoryview(whole)[:-32]).digest() != whole[-32:]:
             return None
-        found: Logits = np.load(io.BytesIO(whole), allow_pickle=False)
-        right = found.dtype == np.float32 and found.shape == (bench.n, len(bench.class_names))
-        if right and np.isfinite(found).all():
+        found: Outputs = np.load(io.BytesIO(whole), allow_pickle=False)
+        if bench.fits(found) and np.isfinite(found).all():
             os.utime(note)
             return found
     return None
 
 
-def _keep(note: Path, logits: Logits) -> None:
+def _keep(note: Path, outputs: Outputs) -> None:
     # A home that cannot be written costs nothing but this.
     with suppress(OSError), appearing(note) as partial, partial.open("w+b") as file:
-        np.save(file, logits, allow_pickle=False)
+        np.save(file, outputs, allow_pickle=False)
         file.seek(0)
         file.write(hashlib.file_digest(file, "sha256").digest())

@@ -13,7 +13,8 @@ import numpy as np
 
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation import data, label_map, metrics, tasks
-from hf_soup.evaluation.dataset import CalibrationDataset, EvalDataset
+from hf_soup.evaluation.classification import ClassificationDataset
+from hf_soup.evaluation.dataset import CalibrationDataset
 from hf_soup.evaluation.encoded_rows import Chunk, EncodedRows, key_of, stored
 from hf_soup.evaluation.statistics import Ints
 from hf_soup.recipe import CalibrationData, Scoring
@@ -28,7 +29,7 @@ def prepare_datasets(
     config: Mapping[str, Any],
     token: str | bool | None = None,
     quiet: bool = False,
-) -> list[EvalDataset]:
+) -> list[ClassificationDataset]:
     """Read, check and preprocess all validation and test data of a recipe.
 
     What was preprocessed once is read from the disk the next time, where the data, the donor's tokenizer or image
@@ -51,7 +52,6 @@ def prepare_datasets(
         ResolveError: A data set cannot be found or reached.
         ScoringError: A data set cannot be used: the message says why and what there is instead.
     """
-    metrics.forget()
     for _, scoring in scorings:
         metrics.find(scoring.metric, scoring.trust_remote_code)
     if config.get("problem_type") in ("regression", "multi_label_classification"):
@@ -61,7 +61,7 @@ def prepare_datasets(
     names = [data.name_of(scoring) for _, scoring in scorings]
     tests = [place for place, (role, _) in enumerate(scorings) if role == "test"]
     validation = [place for place, (role, _) in enumerate(scorings) if role == "validation"]
-    benches: dict[int, EvalDataset] = {}
+    benches: dict[int, ClassificationDataset] = {}
     in_tests: set[bytes] = set()
     with tempfile.TemporaryDirectory(prefix="hf-soup-data-") as cache:
         scratch = Path(cache)
@@ -91,7 +91,7 @@ def _prepare_one(
     barred: Set[bytes],
     scratch: Path,
     quiet: bool,
-) -> tuple[EvalDataset, Sequence[bytes]]:
+) -> tuple[ClassificationDataset, Sequence[bytes]]:
     """A bench of the rows that are not ``barred``, and the hash of every row."""
     task, name, table = tasks.TASKS[scoring.task](folder, config), data.name_of(asked), rows.table
     model_names = label_map.model_classes(config)
@@ -111,7 +111,9 @@ def _prepare_one(
         )
     fingerprint = hashlib.sha256(key.encode() + kept.tobytes()).hexdigest()
     inputs, names = tasks.Inputs(found, kept, task.tokenizer), mapped.class_names
-    bench = EvalDataset(asked.title, scoring, len(kept), notes, names, references, inputs, fingerprint, mapped, name)
+    bench = ClassificationDataset(
+        asked.title, scoring, notes, fingerprint, name, len(kept), names, references, inputs, mapped
+    )
     return bench, found.digests
 
 

@@ -215,22 +215,23 @@ class _Search:
         assert candidates is not None, "the recipe was checked: who repeats has validation data"
         counts, gains = dict.fromkeys(self.weights, 0), []
         for number in range(recipe.stability_repeats):
-            first, second = candidates.random_halves(recipe.seed + number)
-            selected, one, _ = self.run(first)
-            best = max(self.weights, key=lambda name: candidates.score_alone(name, first))
+            chosen_on, judged_on = candidates.random_halves(recipe.seed + number)
+            selected, one, _ = self.run(chosen_on)
+            best = max(self.weights, key=lambda name: candidates.score_alone(name, chosen_on))
             plain = is_average(one) and selected.normalize and one.method.parameters == {}
             parameters = None if plain else one.method.parameters
-            soup = self.score(selected.weights, selected.tensor_weights, parameters, second)
-            gains.append(soup - candidates.score_alone(best, second))
+            soup = self.score(selected.weights, selected.tensor_weights, parameters, judged_on)
+            gains.append(soup - candidates.score_alone(best, judged_on))
             for name in selected.weights:
                 counts[name] += 1
         low, high = (float(bound) for bound in np.quantile(gains, [0.025, 0.975]))
         repeats, mean, won = len(gains), sum(gains) / len(gains), sum(gain > 0 for gain in gains)
         tied = sum(gain == 0 for gain in gains)
+        first, *bounds = (f"{100 * each:+.1f}" if candidates.share else f"{each:+.3g}" for each in (mean, low, high))
         sentence = (
             f"chosen again on {repeats} random halves of the validation rows and scored on the other halves, the "
-            f"soup is {100 * mean:+.1f} points from the best ingredient in the mean ({100 * low:+.1f} to "
-            f"{100 * high:+.1f}); better in {won}, equal in {tied}, worse in {repeats - won - tied}"
+            f"soup is {first}{' points' if candidates.share else ''} from the best ingredient in the mean "
+            f"({' to '.join(bounds)}); better in {won}, equal in {tied}, worse in {repeats - won - tied}"
         )
         return SelectionStability(
             repeats=repeats, chosen=counts, gains=tuple(gains), mean=mean, low=low, high=high, sentence=sentence

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,28 +27,37 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 #: The value of each draw, ``(draws,)``, of labels and answers, ``(n,)``, and how many rows of each draw every pair of
 #: these stands for, ``(draws, n)``.
-Metric = Callable[[Ints, Ints, Ints], Floats]
+Metric = Callable[[Any, Any, Ints], Floats]
 
 
-def comparison_of(metric: str, difference: float, low: float, high: float, p: float, n: int) -> Comparison:
-    """Two models on the same rows: ``difference`` is the first minus the second, as a share of one.
+def comparison_of(
+    metric: str, difference: float, low: float, high: float, p: float, n: int, *, share: bool = True
+) -> Comparison:
+    """Two models on the same rows: ``difference`` is the first minus the second.
 
-    A difference is claimed only where ``p`` is below 0.05 and zero lies outside the interval.
+    A difference is claimed only where ``p`` is below 0.05 and zero lies outside the interval. ``share``: it is one of
+    shares of one, which is told in points.
 
     >>> comparison_of("accuracy", 0.009, 0.002, 0.016, 0.01, 2000).sentence
     'better by 0.9 points (95 % interval 0.2 to 1.6, p = 0.01, n = 2,000)'
     >>> comparison_of("accuracy", 0.01, -0.02, 0.04, 0.6, 200).sentence
     'no difference can be seen with n = 200'
+    >>> comparison_of("reward", 0.52, 0.08, 0.96, 0.02, 200, share=False).sentence
+    'better by 0.52 (95 % interval 0.08 to 0.96, p = 0.02, n = 200)'
     """
+
+    def shown(value: float) -> str:
+        return f"{100 * value:.1f}" if share else f"{value:.3g}"
+
     significant = p < 0.05 and (low > 0 or high < 0)
     sentence = f"no difference can be seen with n = {n:,}"
     if significant:
         nearer, farther = sorted((abs(low), abs(high)))
         # What is claimed is below 0.05, and two digits would make 0.05 of 0.0499.
-        shown = f"p = {p:.2g}" if p < 0.0495 else f"p = {min(p, 0.0499):.3g}"
+        known = f"p = {p:.2g}" if p < 0.0495 else f"p = {min(p, 0.0499):.3g}"
         sentence = (
-            f"{'better' if difference > 0 else 'worse'} by {100 * abs(difference):.1f} points (95 % interval "
-            f"{100 * nearer:.1f} to {100 * farther:.1f}, {shown if p >= 0.001 else 'p < 0.001'}, n = {n:,})"
+            f"{'better' if difference > 0 else 'worse'} by {shown(abs(difference))}{' points' if share else ''} "
+            f"(95 % interval {shown(nearer)} to {shown(farther)}, {known if p >= 0.001 else 'p < 0.001'}, n = {n:,})"
         )
     return Comparison(
         metric=metric, difference=difference, low=low, high=high, p=p, n=n, sentence=sentence, significant=significant
@@ -73,14 +83,14 @@ def paired_interval(only_first: int, only_second: int, n: int) -> tuple[float, f
     return max(-1.0, middle - half), min(1.0, middle + half)
 
 
-def bootstrap(labels: Ints, answers: Ints, metric: Metric) -> tuple[float, float]:
+def bootstrap(labels: Ints | Floats, answers: Ints | Floats, metric: Metric) -> tuple[float, float]:
     """The 95 % percentile interval of a metric over 500 resamples of the rows, always the same ones.
 
     Where every resample gives one value (all rows right, say) the interval is that value: a limit of the
     bootstrap, not knowledge.
 
     Args:
-        labels, answers: ``(n,)`` int64 class numbers.
+        labels, answers: ``(n,)``, class numbers or others.
 
     Reference:
         Efron, Bootstrap methods: another look at the jackknife, 1979.
@@ -89,7 +99,9 @@ def bootstrap(labels: Ints, answers: Ints, metric: Metric) -> tuple[float, float
     return _interval(lambda rows: metric(label, answer, rows), counts, _generator(0))
 
 
-def paired_bootstrap(labels: Ints, first: Ints, second: Ints, metric: Metric) -> tuple[float, float, float]:
+def paired_bootstrap(
+    labels: Ints | Floats, first: Ints | Floats, second: Ints | Floats, metric: Metric
+) -> tuple[float, float, float]:
     """Interval and p of the difference of a metric between two models on the same rows.
 
     The interval is the bootstrap's over rows. p comes from a permutation test: were the two models alike,
@@ -97,7 +109,7 @@ def paired_bootstrap(labels: Ints, first: Ints, second: Ints, metric: Metric) ->
     ``p = (1 + #{|d*| >= |d|}) / (1 + 500)``.
 
     Args:
-        labels, first, second: ``(n,)`` int64: the labels, and what each model answers.
+        labels, first, second: ``(n,)``: the labels, and what each model answers.
 
     Returns:
         Low, high (first minus second) and p.
@@ -117,14 +129,14 @@ def paired_bootstrap(labels: Ints, first: Ints, second: Ints, metric: Metric) ->
     return low, high, (1 + extreme) / (1 + RESAMPLES)
 
 
-def resampled(labels: Ints, answers: Ints, metric: Metric) -> Floats:
+def resampled(labels: Ints | Floats, answers: Ints | Floats, metric: Metric) -> Floats:
     """A metric over 500 resamples of the rows, ``(500,)``: the same rows for every model, in the same order.
 
     So any combination of several models' scores has a paired interval, the quantiles of that combination of their
     resamples, and each model is resampled once.
 
     Args:
-        labels, answers: ``(n,)`` int64 class numbers.
+        labels, answers: ``(n,)``, class numbers or others.
 
     Reference:
         Efron, Bootstrap methods: another look at the jackknife, 1979.

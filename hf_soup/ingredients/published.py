@@ -18,7 +18,16 @@ from hf_soup import hub
 from hf_soup.checkpoint import FileSource, HubRepo, LocalFolder, front_matter
 from hf_soup.errors import RecipeError, ResolveError, without_credentials
 from hf_soup.hub import CHECKPOINT, MAX_TEXT, Token
-from hf_soup.recipe import MAX_BYTES, Named, Recipe, Scoring, is_local_path, split_revision
+from hf_soup.recipe import (
+    MAX_BYTES,
+    FunctionScoring,
+    Named,
+    Recipe,
+    Scoring,
+    is_local_path,
+    split_revision,
+    with_dataset,
+)
 
 _COMMIT, _SHA256 = r"[0-9a-f]{40}", r"sha256:[0-9a-f]{64}"
 #: A thousand ingredients, each compared with each other, fit in; more is not parsed.
@@ -45,8 +54,8 @@ class Published:
 
     model: str
     recipe: Recipe
-    validation: tuple[Scoring, ...] = field(repr=False)
-    test: tuple[Scoring, ...] = field(repr=False)
+    validation: tuple[Scoring | FunctionScoring, ...] = field(repr=False)
+    test: tuple[Scoring | FunctionScoring, ...] = field(repr=False)
     digest: str
     scores: Mapping[str, float] = field(repr=False)
     source: FileSource = field(repr=False)
@@ -80,8 +89,8 @@ class Published:
         if self.recipe.calibration is None:
             return self.recipe
         calibration = _usable(self.recipe.calibration, paths or {}, False)
-        # No metric is run.
-        tests = [_usable(each.model_copy(update={"metric": "accuracy"}), paths or {}, False) for each in self.test]
+        plain = [each.model_copy(update={"metric": "accuracy"}) for each in with_dataset(self.test)]  # no metric is run
+        tests = [_usable(each, paths or {}, False) for each in plain]
         return self.recipe.model_copy(update={"calibration": calibration, "test": tuple(tests)})
 
 
@@ -231,8 +240,13 @@ def local_path(model: str, revision: str | None, paths: Paths) -> Path | None:
     return None
 
 
-def _usable(scoring: Scoring, paths: Paths, trusted: bool) -> Scoring:
+def _usable(scoring: Scoring | FunctionScoring, paths: Paths, trusted: bool) -> Scoring:
     """Data as it may be used here: on the Hub by commit, or where the caller says that it is."""
+    if not isinstance(scoring, Scoring):
+        raise RecipeError(
+            f"'{scoring.title[:200]}' is a function of whoever made the soup; a stranger's function is never called.",
+            hint="Whoever has it can score with it: `hf-soup score MODEL --validation module:function`.",
+        )
     changes: dict[str, object] = {"trust_remote_code": trusted}
     if _is_local(scoring.dataset):
         changes |= {"dataset": str(_mapped(scoring.dataset, scoring.revision, paths)), "name": _called(scoring)}

@@ -36,7 +36,7 @@ from hf_soup.checkpoint import (
 from hf_soup.errors import RecipeError, ResolveError, SoupError
 from hf_soup.hub import Token, may_pass
 from hf_soup.ingredients.published import read_recipe
-from hf_soup.recipe import MAX_INGREDIENTS, Ingredient, Recipe, Scoring, is_average
+from hf_soup.recipe import MAX_INGREDIENTS, Ingredient, Recipe, Scoring, is_average, with_dataset
 
 _DEEPEST = 20
 #: A mean has no shares by tensor, so its recipe is short; a longer one is not parsed, as it is a stranger's.
@@ -235,7 +235,7 @@ class _Soups:
             recipe = read_recipe(soup.source, max_bytes=_MOST_BYTES)
         except RecipeError as error:
             raise _StaysError(" ".join(error.message.split())[:300].rstrip(".")) from None
-        looked_at = (*recipe.validation, *([recipe.calibration] if recipe.calibration else []))
+        looked_at = (*with_dataset(recipe.validation), *([recipe.calibration] if recipe.calibration else []))
         self.seen += [(self.name(soup.identity), scoring) for scoring in looked_at]
         if not _averages(self.recipe):
             key = "tensor_weights" if self.recipe.tensor_weights else "overrides" if self.recipe.overrides else "method"

@@ -176,7 +176,6 @@ def _environment() -> Environment:
     environment.filters["md"] = escape
     environment.filters["setting"] = lambda value: escape(setting(value))
     environment.filters["licence"] = lambda leaf: escape(stated_license(leaf.card) or "not stated")
-    environment.filters["score"] = lambda s: f"{100 * s.value:.2f} ({100 * s.low:.2f} – {100 * s.high:.2f})"
     return environment
 
 

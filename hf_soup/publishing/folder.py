@@ -17,6 +17,7 @@ from hf_soup.publishing.card import license_of, render
 from hf_soup.publishing.merged_models import MergedModels
 from hf_soup.recipe import (
     CurvePoint,
+    FunctionScoring,
     Ingredient,
     LearningEpoch,
     Named,
@@ -29,6 +30,7 @@ from hf_soup.recipe import (
     UpdateReport,
     methods_of,
     needs_base,
+    with_dataset,
 )
 from hf_soup.selection import SELECTIONS
 
@@ -103,6 +105,7 @@ def soup_report(
                 "loader": loader_of(scoring),
             })
             for scoring, title in zip(recipe.test, titles[len(recipe.validation) :], strict=True)
+            if isinstance(scoring, Scoring)  # of a function there is a score alone
         ),
         batch_norm=merged.batch_norm,
         update=update,
@@ -142,7 +145,9 @@ def write_folder(folder: Path, report: SoupReport, recipe: Recipe, models: Merge
         if report.history:
             plots.draw_learned(folder / "plots" / "learned.png", report, recipe.tensor_weights)
     write_json(folder / "soup.json", report.to_dict())
-    named = [each for scoring in (*recipe.validation, *recipe.test) for each in (scoring.dataset, scoring.metric)]
+    scorings = [*recipe.validation, *recipe.test]
+    named = [each for scoring in with_dataset(scorings) for each in (scoring.dataset, scoring.metric)]
+    named += [each.function for each in scorings if isinstance(each, FunctionScoring)]
     named += [recipe.calibration.dataset] if recipe.calibration else []
     files = list(dict.fromkeys(each for each in named if each.startswith("local:")))
     (folder / "README.md").write_text(render(title, models, report, recipe=recipe.to_yaml(), files=files))
@@ -212,8 +217,10 @@ def resolve_recipe(recipe: Recipe, models: MergedModels, data: EvaluationData) -
     )
 
 
-def _public(scoring: Scoring) -> Scoring:
-    """A scoring without the paths of local files, which are nobody's business."""
+def _public(scoring: Scoring | FunctionScoring) -> Scoring | FunctionScoring:
+    """A scoring without the paths of local files, which are nobody's business, and with no function to be called."""
+    if isinstance(scoring, FunctionScoring):
+        return scoring.model_copy(update={"function": f"local:{scoring.function.removeprefix('local:')}"})
     changes = {}
     if (scoring.revision or "").startswith("sha256:"):
         changes["dataset"] = f"local:{Path(scoring.dataset).name}"

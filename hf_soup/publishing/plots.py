@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +15,14 @@ from PIL import Image
 
 from hf_soup._util.io import write_new
 from hf_soup._util.text import short
+from hf_soup.recipe import OTHER_MODELS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from hf_soup.recipe import SoupReport
+    from hf_soup.recipe import Score, SoupReport
 
 
-_ENSEMBLES = ("ensemble", "logit ensemble", "greedy ensemble")
 #: That are told apart by those who see no red or no green, on white and on black.
 _COLORS = {"soup": "#d55e00", "last version": "#cc79a7", "ingredient": "#2f8fd8", "ensemble": "#009e73"}
 _MARKERS = {"soup": "*", "last version": "s", "ingredient": "o", "ensemble": "D"}
@@ -63,15 +64,18 @@ def _scores(report: SoupReport) -> Figure:
         panel.set_axis_off()
     for panel, title in zip(panels, titles, strict=False):
         for row, name in enumerate(names):
-            score = scores[name][title]
+            if (score := scores[name].get(title)) is None:
+                continue
             color = _COLORS[_kind(name)]
-            panel.plot([100 * score.low, 100 * score.high], [row, row], color=color, linewidth=1.5)
-            panel.plot([100 * score.value], [row], "o", color=color, markersize=5)
-        panel.axvline(100 * scores["soup"][title].value, color=_COLORS["soup"], linewidth=0.6, linestyle=":")
+            panel.plot([_low(score), _high(score)], [row, row], color=color, linewidth=1.5)
+            panel.plot([_value(score)], [row], "o", color=color, markersize=5)
+        soup = scores["soup"][title]
+        panel.axvline(_value(soup), color=_COLORS["soup"], linewidth=0.6, linestyle=":")
         panel.set_title(_plain(textwrap.fill(title, 34)), fontsize=9)
         panel.grid(axis="x", linewidth=0.3)
         panel.set_yticks(range(len(names)), [], fontsize=8)
-        panel.set_xlabel("percent, with 95 % intervals", fontsize=8)
+        unit = "percent" if soup.share else soup.metric
+        panel.set_xlabel(_plain(unit if soup.low is None else f"{unit}, with 95 % intervals"), fontsize=8)
         panel.invert_yaxis()
     for panel in panels[: len(titles) : columns]:
         panel.set_yticklabels([_plain(name) for name in short(names)])
@@ -84,11 +88,12 @@ def _in_and_out_of_distribution(report: SoupReport) -> tuple[str, str] | None:
     """The data on which the ingredients do best, and those on which they do worst; test data, if there are several."""
     titles = list(report.scores["soup"])
     tests = [title for title in titles if title not in report.validation]
-    titles = tests if len(tests) > 1 else titles
-    ingredients = [name for name in report.scores if _kind(name) == "ingredient"]
+    titles = [
+        title for title in (tests if len(tests) > 1 else titles) if report.scores["soup"][title].share
+    ]  # what has another unit is neither more nor less
 
     def total(title: str) -> float:
-        return sum(report.scores[name][title].value for name in ingredients)
+        return sum(report.scores[name][title].value for name in report.ingredients)
 
     ranked = sorted(titles, key=total)
     return (ranked[-1], ranked[0]) if len(ranked) > 1 else None
@@ -100,9 +105,9 @@ def _against(panel: Any, report: SoupReport, inside: str, outside: str) -> None:
     for name, by_title in list(report.scores.items())[::-1]:
         kind, across, up = _kind(name), by_title[inside], by_title[outside]
         panel.errorbar(
-            100 * across.value, 100 * up.value, fmt=_MARKERS[kind],
-            xerr=[[100 * (across.value - across.low)], [100 * (across.high - across.value)]],
-            yerr=[[100 * (up.value - up.low)], [100 * (up.high - up.value)]],
+            _value(across), _value(up), fmt=_MARKERS[kind],
+            xerr=[[_value(across) - _low(across)], [_high(across) - _value(across)]],
+            yerr=[[_value(up) - _low(up)], [_high(up) - _value(up)]],
             color=_COLORS[kind], elinewidth=0.6, markersize=11 if kind == "soup" else 5,
             label=None if kind in told else kind, zorder=3 if kind == "soup" else 2,
         )  # fmt: skip
@@ -114,8 +119,22 @@ def _against(panel: Any, report: SoupReport, inside: str, outside: str) -> None:
     panel.legend(fontsize=7)
 
 
+def _value(score: Score) -> float:
+    return 100 * score.value if score.share else score.value
+
+
+def _low(score: Score) -> float:
+    return _value(score) if score.low is None else _value(replace(score, value=score.low))
+
+
+def _high(score: Score) -> float:
+    return _value(score) if score.high is None else _value(replace(score, value=score.high))
+
+
 def _kind(name: str) -> str:
-    return "ensemble" if name in _ENSEMBLES else name if name in ("soup", "last version") else "ingredient"
+    if name not in OTHER_MODELS:
+        return "ingredient"
+    return "ensemble" if name.endswith("ensemble") else name
 
 
 def draw_curve(path: Path, report: SoupReport) -> None:
@@ -137,20 +156,21 @@ def draw_curve(path: Path, report: SoupReport) -> None:
     said = [", ".join(f"{point.parameters[key]:g}" for key in varied) for point in points]
     places = [point.parameters[varied[0]] for point in points] if len(varied) == 1 else list(range(len(points)))
     chosen = max(range(len(points)), key=lambda place: points[place].score)
+    scale = 100 if report.in_percent else 1
     for title in points[0].scores:
-        values = [100 * point.scores[title].value for point in points]
+        values = [scale * point.scores[title].value for point in points]
         style = "o--" if title in report.validation else "o-"
         (line,) = left.plot(places, values, style, markersize=4, label=_plain(title))
         if title not in report.validation:
-            right.plot([100 * point.score for point in points], values, "o-", color=line.get_color(), markersize=4)
+            right.plot([scale * point.score for point in points], values, "o-", color=line.get_color(), markersize=4)
             for place in dict.fromkeys((0, chosen, len(points) - 1)):
-                at = (100 * points[place].score, values[place])
+                at = (scale * points[place].score, values[place])
                 right.annotate(said[place], at, fontsize=7, xytext=(4, 4), textcoords="offset points")
     left.axvline(places[chosen], color="k", linewidth=0.6, linestyle=":")
     if len(varied) > 1:
         left.set_xticks(places, said, rotation=90, fontsize=6)
     left.set_xlabel(f"{', '.join(varied)} (dotted: chosen on validation data)", fontsize=8)
-    left.set_ylabel("percent", fontsize=8)
+    left.set_ylabel("percent" if report.in_percent else "score", fontsize=8)
     left.legend(fontsize=7)
     right.set_xlabel("validation data", fontsize=8)
     right.set_ylabel("test", fontsize=8)

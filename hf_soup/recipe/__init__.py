@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         MAX_BYTES as MAX_BYTES,
         MAX_INGREDIENTS as MAX_INGREDIENTS,
         CalibrationData as CalibrationData,
+        FunctionScoring as FunctionScoring,
         Ingredient as Ingredient,
         Models as Models,
         Named as Named,
@@ -37,8 +38,10 @@ if TYPE_CHECKING:
         parse_part as parse_part,
         renamed as renamed,
         split_revision as split_revision,
+        with_dataset as with_dataset,
     )
     from hf_soup.recipe.soup_report import (
+        OTHER_MODELS as OTHER_MODELS,
         BatchNormUpdate as BatchNormUpdate,
         CalibrationErrors as CalibrationErrors,
         Comparison as Comparison,

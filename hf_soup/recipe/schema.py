@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -21,7 +21,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     field_validator,
     model_serializer,
@@ -285,6 +287,44 @@ class Scoring(LabelledData):
         return f"{data} {self.measure}"
 
 
+class FunctionScoring(_Value):
+    """A function of one's own that measures a model: ``{function: my_eval:score}``.
+
+    It is called as ``score(model, processor)`` with the model in memory, in eval mode, and what
+    ``transformers.AutoProcessor`` loads beside it (a tokenizer, an image processor), or None. It may take the model
+    alone. Where an argument is called ``folder``, it is called as ``score(folder)``: the folder holds the model and its
+    processor. It returns one number, or one for each row of its data, in the same order for every model; more is
+    better.
+
+    Args:
+        function: ``module:function``, of a module that is installed, on PYTHONPATH or in the current folder.
+        name: What the score is called in tables; the function by default.
+        weight: How much it counts where selection looks at several.
+
+    >>> FunctionScoring(function="my_eval:score").title
+    'my_eval:score'
+    """
+
+    function: Annotated[str, Field(pattern=r"^(local:)?[A-Za-z_][\w.]*:[A-Za-z_]\w*$", max_length=200)]
+    name: str | None = None
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+
+    @property
+    def measure(self) -> str:
+        """What it measures: the function's name."""
+        return self.function.rpartition(":")[2]
+
+    @property
+    def title(self) -> str:
+        """What the score is called in tables."""
+        return self.name or self.function
+
+
+def with_dataset(scorings: Iterable[Scoring | FunctionScoring]) -> tuple[Scoring, ...]:
+    """Those that name a data set."""
+    return tuple(each for each in scorings if isinstance(each, Scoring))
+
+
 #: What is said of a score, and not of examples.
 _OF_SCORES = {"metric", "labels", "label_column", "weight", "trust_remote_code"}
 
@@ -313,8 +353,26 @@ def _as_list(value: object) -> object:
     return [] if value is None else value if isinstance(value, list | tuple) else [value]
 
 
+#: What pydantic calls the two in the places of faults.
+_KINDS = ("data", "function")
+
+
+def _kind(value: object) -> str:
+    """Which of the two an entry of `validation` or `test` is."""
+    named = (
+        value.keys() if isinstance(value, Mapping) else type(value).model_fields if isinstance(value, _Value) else ()
+    )
+    return "function" if "function" in named else "data"
+
+
+_AnyScoring = Annotated[
+    Annotated[Scoring, Tag("data")] | Annotated[FunctionScoring, Tag("function")], Discriminator(_kind)
+]
 _Scorings = Annotated[
-    tuple[Scoring, ...], BeforeValidator(_as_list, json_schema_input_type=tuple[Scoring, ...] | Scoring | None)
+    tuple[_AnyScoring, ...],
+    BeforeValidator(
+        _as_list, json_schema_input_type=tuple[Scoring | FunctionScoring, ...] | Scoring | FunctionScoring | None
+    ),
 ]
 
 
@@ -331,7 +389,8 @@ class Recipe(_Value):
         tensor_weights: Weights of single tensors, in the order of the ingredients: the first pattern that matches a
             tensor's name wins, and the ingredients' own weights count where none does. What a selection learned is
             written here.
-        validation: The data that selection may look at; of several the weighted mean of their scores.
+        validation: The data that selection may look at, or a function of one's own (`FunctionScoring`); of several the
+            weighted mean of their scores.
         test: Data that is looked at once, at the end.
         calibration: Inputs for methods that look at what the ingredients do with them, as fisher and regmean, and with
             which running statistics of batch normalisation are collected again.
@@ -500,6 +559,7 @@ def _keys_at(location: Sequence[int | str]) -> set[str]:
     """The keys that a recipe may have where a fault lies."""
     children: dict[object, type[BaseModel]] = {
         "ingredients": Ingredient, "overrides": Override, "validation": Scoring, "test": Scoring,
+        "function": FunctionScoring,
     }  # fmt: skip
     if location[0] == "calibration":
         return set(CalibrationData.model_fields) - _OF_SCORES
@@ -551,10 +611,9 @@ def _explained(error: ValidationError, name: str) -> RecipeError:
     every, lines = error.errors(include_url=False), [f"Cannot read {name}:"]
     faults = every[:_MOST_FAULTS]
     for fault in faults:
-        where = (
-            ".".join(shortened(str(part), 80) for part in fault["loc"]).replace("validation.0", "validation")
-            or "recipe"
-        )
+        looks = fault["loc"][:1] in (("validation",), ("test",))
+        parts = [part for place, part in enumerate(fault["loc"]) if not (looks and place == 2 and part in _KINDS)]
+        where = ".".join(shortened(str(part), 80) for part in parts).replace("validation.0", "validation") or "recipe"
         message = fault["msg"].removeprefix("Value error, ")
         for theirs, ours in _YAML_WORDS.items():
             message = re.sub(theirs, ours, message)

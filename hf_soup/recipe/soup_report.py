@@ -33,36 +33,58 @@ class ReportedOverride(_Part):
 
 @dataclass(frozen=True)
 class Score:
-    """A metric on one data set, with its 95 % interval ``low`` to ``high`` and the number of rows."""
+    """A metric on one data set, with its 95 % interval ``low`` to ``high`` and the number of rows.
+
+    Where a function gave one number for all, there is no interval and no number of rows. ``share``: it is a share of
+    one, which people read in percent.
+    """
 
     metric: str
     value: float
-    low: float
-    high: float
-    n: int
+    low: float | None
+    high: float | None
+    n: int | None
+    share: bool = True
+
+    @property
+    def text(self) -> str:
+        """With its interval, in percent where it is a share.
+
+        >>> Score("accuracy", 0.925, 0.9, 0.95, 400).text, Score("score", 12.3456, None, None, None, share=False).text
+        ('92.50 (90.00 – 95.00)', '12.35')
+        """
+
+        def shown(value: float) -> str:
+            return f"{100 * value:.2f}" if self.share else f"{value:.4g}"
+
+        return shown(self.value) + (
+            "" if self.low is None or self.high is None else f" ({shown(self.low)} – {shown(self.high)})"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain data."""
         return asdict(self)
 
 
+#: What has scores and is no ingredient: the soup, the version before it, and ensembles.
+OTHER_MODELS = ("soup", "last version", "ensemble", "logit ensemble", "greedy ensemble")
 #: Title of the data → score.
 Scores = Mapping[str, Score]
 
 
 class Comparison(_Part):
-    """Two models on the same rows: ``difference`` is the first one's score less the other's, as a share of one.
+    """Two models on the same rows: ``difference`` is the first one's score less the other's.
 
-    ``sentence`` claims a difference only where it is ``significant``. ``against`` names an ingredient; of the last
-    version there is nothing to name.
+    ``sentence`` claims a difference only where it is ``significant``. Where a function gave one number for all rows,
+    there is no interval and no p. ``against`` names an ingredient; of the last version there is nothing to name.
     """
 
     metric: str
     difference: float
-    low: float
-    high: float
-    p: float
-    n: int
+    low: float | None
+    high: float | None
+    p: float | None
+    n: int | None
     sentence: str
     against: Annotated[str | None, Field(exclude_if=lambda name: name is None)] = None
     significant: bool
@@ -317,6 +339,16 @@ class SoupReport(_Part):
     lineage: ReportedLineage | None = None
     versions: Mapping[str, str] = {}
     system: str = ""
+
+    @property
+    def ingredients(self) -> tuple[str, ...]:
+        """Those that were scored."""
+        return tuple(name for name in self.scores if name not in OTHER_MODELS)
+
+    @property
+    def in_percent(self) -> bool:
+        """Whether all scores are shares of one."""
+        return all(score.share for scores in self.scores.values() for score in scores.values())
 
     @classmethod
     def parse(cls, text: str | bytes) -> Self:

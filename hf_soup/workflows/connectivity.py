@@ -22,6 +22,7 @@ from hf_soup._util.text import counted, listed
 from hf_soup.errors import RecipeError
 from hf_soup.evaluation import (
     Candidates,
+    ClassificationDataset,
     load_data,
     model_template,
     require_memory,
@@ -31,7 +32,7 @@ from hf_soup.hub import Token
 from hf_soup.ingredients import expand_runs
 from hf_soup.lineage import LineageReport
 from hf_soup.merging import RunContext, fetch_weights, require_alone
-from hf_soup.recipe import Finding, Mixture, Recipe, as_recipe
+from hf_soup.recipe import Finding, FunctionScoring, Mixture, Recipe, as_recipe
 from hf_soup.workflows.check import check
 from hf_soup.workflows.prepare import layout_of, log_notes
 from hf_soup.workflows.validate import validate
@@ -253,6 +254,11 @@ def require_measurable(recipe: Recipe) -> None:
             "Barriers are measured on validation data, and the recipe has no `validation`.",
             hint="Add `validation: {task: …, dataset: …, split: validation, metric: accuracy}`.",
         )
+    if isinstance(recipe.validation[0], FunctionScoring):
+        raise RecipeError(
+            f"Barriers are measured in points, which '{recipe.validation[0].title}', a function, does not give.",
+            hint="Name labelled data first in `validation`.",
+        )
     count = len(recipe.ingredients)
     pairs = count * (count - 1) // 2
     if pairs > MAX_PAIRS:
@@ -320,6 +326,7 @@ def connectivity(
         log_notes(data)
         require_variance(layout, data.calibration)
         bench = data.validation[0]
+        assert isinstance(bench, ClassificationDataset), "the recipe was looked at"
         logger.info(f"{len(names)} models, {pairs} pair{'s'[: pairs - 1]}: {total} scorings of {bench.n:,} rows")
         paths = fetch_weights(models.checkpoints, quiet=quiet)
         with (
@@ -330,8 +337,8 @@ def connectivity(
             def point(weights: Mapping[str, float]) -> _Point:
                 alone = next(iter(weights)) if len(weights) == 1 else None
                 # The straight line, by whatever method the recipe averages.
-                (logits,) = candidates.logits_alone(alone) if alone else candidates.logits(Mixture(weights))
-                found = bench.judge(bench.answers(logits)), bench.resampled(logits)
+                (outputs,) = candidates.outputs_alone(alone) if alone else candidates.outputs(Mixture(weights))
+                found = bench.judge(bench.answers(outputs)), bench.resampled(outputs)
                 shown.update(1)
                 return found
 

@@ -17,7 +17,7 @@ from hf_soup.hub import Token
 from hf_soup.ingredients import ResolvedIngredients
 from hf_soup.lineage import AlignedModels, BaseReference, LineageReport, with_base
 from hf_soup.merging import Layout, Plan, missing_weights, weight_files_of
-from hf_soup.recipe import Finding, Mixture, Recipe, Scoring, is_local_path, methods_of, needs_base
+from hf_soup.recipe import Finding, Mixture, Recipe, Scoring, is_local_path, methods_of, needs_base, with_dataset
 
 if TYPE_CHECKING:
     # Which take torch, and the report's fields; a check needs none.
@@ -29,7 +29,7 @@ logger = PrintableLogger(__name__)
 
 def trained_on(recipe: Recipe, models: AlignedModels, token: Token = None) -> Iterator[Finding]:
     """Scores on the train split of a data set that an ingredient's card names: the model has seen those rows."""
-    for scoring in [*recipe.validation, *recipe.test]:
+    for scoring in with_dataset([*recipe.validation, *recipe.test]):
         # Where none is named there is one, and that is called train.
         splits = [part.partition("[")[0].strip() for part in (scoring.split or "train").split("+")]
         if not any(split.casefold().startswith("train") for split in splits):
@@ -56,7 +56,7 @@ def selected_on(recipe: Recipe, seen: Sequence[tuple[str, Scoring]]) -> Iterator
         path = scoring.dataset.removeprefix("local:")
         return Path(path).name if is_local_path(path) or path != scoring.dataset else path.casefold(), scoring.split
 
-    for test in recipe.test:
+    for test in with_dataset(recipe.test):
         who = tuple(name for name, scoring in seen if named(scoring) == named(test))
         if who:
             message = f"'{test.title}' is data that {', '.join(who)} {'was' if len(who) == 1 else 'were'} selected on."

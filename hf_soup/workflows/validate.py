@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from hf_soup.errors import RecipeError
 from hf_soup.recipe import (
     MAX_POINTS,
+    FunctionScoring,
     Recipe,
     Scoring,
     grid,
@@ -55,15 +56,18 @@ def validate(recipe: Recipe, *, stream: bool = False) -> None:
         if titles.count(title) > 1:
             raise RecipeError(f"Two scores are called '{title}'.", hint="Give one of them a `name`.")
     for scoring in [*scorings, *([recipe.calibration] if recipe.calibration else [])]:
-        for named in (scoring.dataset, scoring.metric):
+        for named in (scoring.dataset, scoring.metric) if isinstance(scoring, Scoring) else (scoring.function,):
             if named.startswith("local:"):
                 raise RecipeError(
-                    f"'{named}' was a file on the machine where the recipe was resolved.",
-                    hint="Put that file's path in its place, or leave the data out.",
+                    f"'{named}' was on the machine where the recipe was resolved.",
+                    hint="Put your own in its place, or leave the data out.",
                 )
 
 
-def _same_rows(one: Scoring, other: Scoring) -> bool:
+def _same_rows(one: Scoring | FunctionScoring, other: Scoring | FunctionScoring) -> bool:
+    """Whether two read the same rows, as far as names tell; of a function one knows no more than its name."""
+    if isinstance(one, FunctionScoring) or isinstance(other, FunctionScoring):
+        return one == other
     return all(getattr(one, key) == getattr(other, key) for key in ("dataset", "config", "split"))
 
 
@@ -106,6 +110,12 @@ def _require_fitting(recipe: Recipe, selection: Selection) -> None:
             f"`select: {selection.name}` learns the weights of {brings}; here {named}.",
             hint="Leave `method` and `overrides` out."
             + ("" if selection.method else " `select: {name: learned, constrain: none}` learns those of a plain sum."),
+        )
+    own = next((each for each in recipe.validation if isinstance(each, FunctionScoring)), None)
+    if selection.learns == "loss" and own:
+        raise RecipeError(
+            f"`select: {selection.name}` learns from the loss of rows, and of '{own.title}' there is only a score.",
+            hint="Use `select: greedy` or another that looks at scores, or `validation` with labels.",
         )
     if recipe.tensor_weights and (selection.needs_score or selection.learns):
         raise RecipeError(f"`select: {selection.name}` chooses weights, and the recipe has `tensor_weights` already.")

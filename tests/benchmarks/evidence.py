@@ -31,8 +31,8 @@ from scipy.stats import pearsonr, spearmanr, t
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
 import hf_soup
-from hf_soup.evaluation.dataset import EvalDataset, Logits, compare
-from hf_soup.evaluation.ensembles import calibration, diversity, ensemble, greedy_ensemble, logit_ensemble
+from hf_soup.evaluation import ClassificationDataset
+from hf_soup.evaluation.ensembles import Logits, calibration, diversity, ensemble, greedy_ensemble, logit_ensemble
 from hf_soup.evaluation.preprocessing import prepare_datasets
 from hf_soup.methods import METHODS
 from hf_soup.selection import SELECTIONS
@@ -73,7 +73,7 @@ class Kitchen:
         recipe = self.recipe("1", test=self.scorings["test"])
         config = json.loads((zoo / "start" / "config.json").read_text())
         wanted = [(role, each) for role in ("validation", "test") for each in getattr(recipe, role)]
-        self.benches: dict[str, EvalDataset] = dict(
+        self.benches: dict[str, ClassificationDataset] = dict(
             zip(COLUMNS, prepare_datasets(wanted, folder=zoo / "start", config=config), strict=True)
         )
         self.loader: Any = AutoModelForImageClassification if kind == "digits" else AutoModelForSequenceClassification
@@ -101,11 +101,11 @@ class Kitchen:
         for column in columns:
             kept = self.zoo / "logits" / f"{folder.name}-{column}.npy"
             if folder.parent != self.zoo:
-                found[column] = self.benches[column].logits(self.loader.from_pretrained(folder))
+                found[column] = self.benches[column].outputs(self.loader.from_pretrained(folder))
                 continue
             if not kept.exists():
                 kept.parent.mkdir(exist_ok=True)
-                np.save(kept, self.benches[column].logits(self.loader.from_pretrained(folder)))
+                np.save(kept, self.benches[column].outputs(self.loader.from_pretrained(folder)))
             found[column] = np.load(kept)
         return found
 
@@ -174,7 +174,7 @@ def scores(kitchen: Kitchen, logits: Mapping[str, Logits], best: Mapping[str, Lo
     """Column → accuracy, the comparison with the best single, and calibration."""
     found = {}
     for column, bench in kitchen.benches.items():
-        against = compare(bench, logits[column], best[column])
+        against = bench.compare(logits[column], best[column])
         found[column] = {
             "accuracy": bench.score(logits[column]).value,
             "claim": int(np.sign(against.difference)) if against.significant else 0,

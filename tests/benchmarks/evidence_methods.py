@@ -35,7 +35,7 @@ from fusion_zoo import CHECKPOINTS, JOINT, TASKS
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
 import hf_soup
-from hf_soup.evaluation.dataset import EvalDataset
+from hf_soup.evaluation import ClassificationDataset
 from hf_soup.evaluation.preprocessing import prepare_datasets
 from hf_soup.methods import METHODS
 
@@ -83,7 +83,9 @@ class Kitchen:
         wanted = [(role, each) for role in ("validation", "test") for each in getattr(recipe, role)]
         config = json.loads((zoo / "start" / "config.json").read_text())
         every = iter(prepare_datasets(wanted, folder=zoo / "start", config=config))
-        self.benches: dict[str, list[EvalDataset]] = {column: [next(every) for _ in tasks] for column in self.columns}
+        self.benches: dict[str, list[ClassificationDataset]] = {
+            column: [next(every) for _ in tasks] for column in self.columns
+        }
         self._loader: Any = AutoModelForImageClassification if kind == "digits" else AutoModelForSequenceClassification
 
     def _data(self, column: str, task: str = "") -> dict[str, Any]:
@@ -136,7 +138,7 @@ class Kitchen:
         """Column → the accuracy on every task."""
         model = self._loader.from_pretrained(folder)
         return {
-            column: [bench.score(bench.logits(model)).value for bench in self.benches[column]] for column in columns
+            column: [bench.score(bench.outputs(model)).value for bench in self.benches[column]] for column in columns
         }
 
 

@@ -353,6 +353,22 @@ def test_two_processes_share_the_batches(together: Launch, greedy: Path, tmp_pat
     assert notes[0] == notes[1]
 
 
+def test_a_function_is_called_by_the_first_process_alone(together: Launch, family: Path, tmp_path: Path) -> None:
+    (tmp_path / "own_of_processes.py").write_text(
+        "import os\n\n\ndef score(model):\n"
+        "    print('CALLED', os.environ.get('RANK', '0'), flush=True)\n"
+        "    return [float(each.norm()) for each in model.parameters()]\n"
+    )
+    (tmp_path / "counting.py").write_text(COUNTING)
+    command = ["cook", family / "a", family / "b", "--select", "greedy", "--validation", "own_of_processes:score", "-o"]
+    for count, name in ((1, "one"), (2, "two")):
+        done = together("counting.py", "none", *command, name, "--quiet", count=count)
+        assert done.returncode == 0, done.stderr
+        assert set(re.findall(r"CALLED (\d)", done.stdout)) == {"0"}
+    for name in ("soup.json", "soup.yaml", "model.safetensors"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
+
+
 @pytest.fixture
 def program(family: Path, tmp_path: Path) -> Callable[..., str]:
     """Writes a program of several processes that cooks."""

@@ -132,7 +132,7 @@ def test_json_is_one_object_on_stdout(cli: Cli, family: Path, tmp_path: Path, pu
     assert set(cooked["scores"]) == {
         "soup", "local:a", "local:b", "local:c", "ensemble", "logit ensemble", "greedy ensemble",
     }  # fmt: skip
-    assert set(cooked["scores"]["soup"]["test accuracy"]) == {"metric", "value", "low", "high", "n"}
+    assert set(cooked["scores"]["soup"]["test accuracy"]) == {"metric", "value", "low", "high", "n", "share"}
     assert cooked["selected"] == list(cooked["weights"])
     assert cooked["pushed"] is None
     assert len(done["score"].json["scores"]) == 2
@@ -214,8 +214,8 @@ def test_set_goes_to_the_selection_that_has_the_parameter(cli: Cli, family: Path
         (("cook", "a", "b", "-o", "soup", "--test", "rows.csv"), "--data and --test need --task"),
         (("cook", "a", "b", "-o", "soup", "--metric", "f1"), "name them with --data or --test"),
         (("cook", "a", "-o", "soup", "--add", "b", "--seed", "1", "--method", "ties"), "leave out --method, --seed."),
-        (("score", "a"), "Name the data: either --data and --task, or --recipe."),
-        (("score", "a", "--recipe", "r.yaml", "--data", "rows.csv"), "either --data and --task, or --recipe."),
+        (("score", "a"), "Name the data: --data and --task, --validation, or --recipe."),
+        (("score", "a", "--recipe", "r.yaml", "--data", "rows.csv"), "--data and --task, --validation, or --recipe."),
         (("score", "a", "--data", "rows.csv"), "--data and --test need --task"),
     ],
 )

@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
 
 from hf_soup.errors import ScoringError
-from hf_soup.evaluation.dataset import EvalDataset, compare
+from hf_soup.evaluation import ClassificationDataset
 from hf_soup.evaluation.ensembles import ensemble
 from hf_soup.evaluation.evaluation_data import EvaluationData
 from hf_soup.evaluation.metrics import METRICS
@@ -118,17 +118,17 @@ def text_scoring(path: Path, **more: Any) -> Scoring:
     return Scoring(task="text-classification", dataset=str(path), **more)
 
 
-def bench_of(scoring: Scoring, donor: tuple[Path, dict[str, Any]], **more: Any) -> EvalDataset:
+def bench_of(scoring: Scoring, donor: tuple[Path, dict[str, Any]], **more: Any) -> ClassificationDataset:
     (bench,) = prepare_datasets([("validation", scoring)], folder=donor[0], config={**donor[1], **more})
     return bench
 
 
-def pixels_of(bench: EvalDataset) -> torch.Tensor:
+def pixels_of(bench: ClassificationDataset) -> torch.Tensor:
     """All inputs of a bench of images, ``(n, channels, height, width)``."""
     return bench.inputs.batch(np.arange(bench.n))["pixel_values"]
 
 
-def one_hot(bench: EvalDataset, answers: Any) -> Any:
+def one_hot(bench: ClassificationDataset, answers: Any) -> Any:
     return np.eye(len(bench.class_names), dtype=np.float32)[np.asarray(answers)]
 
 
@@ -141,7 +141,7 @@ def test_digits_are_scored_as_the_model_answers_them(vit: Any, digits: Path) -> 
     """Straight through: the logits are those of the pixels (x - 0.3) / 0.35, row by row."""
     bench, model = bench_of(image_scoring(digits, batch_size=7), vit), vit_model(vit)
     seen: list[int] = []
-    logits = bench.logits(model, progress=seen.append)
+    logits = bench.outputs(model, progress=seen.append)
     pixels = (torch.tensor(PIXELS[:60, None], dtype=torch.float32) / 255 - 0.3) / 0.35
     with torch.inference_mode():
         expected = model(pixel_values=pixels).logits.numpy()
@@ -158,9 +158,9 @@ def test_training_mode_and_dtype_of_the_model_do_not_matter(vit: Any, digits: Pa
     bench = bench_of(image_scoring(digits), vit, hidden_dropout_prob=0.5)
     model = vit_model(vit)
     model.train()
-    exact = bench.logits(model)
+    exact = bench.outputs(model)
     assert not model.training
-    rounded = bench.logits(model.to(torch.bfloat16))
+    rounded = bench.outputs(model.to(torch.bfloat16))
     assert rounded.dtype == np.float32
     assert np.linalg.norm(rounded - exact) < 0.03 * np.linalg.norm(exact)
 
@@ -171,7 +171,7 @@ def test_text_logits_do_not_depend_on_the_batch(bert: Any, sentences: Path, batc
     bench = bench_of(text_scoring(sentences, batch_size=batch_size), bert)
     tensors = load_file(bert[0] / "model.safetensors")
     model = build_model(config_of(bert[0]), tensors, "text-classification", torch.float32)
-    logits = bench.logits(model)
+    logits = bench.outputs(model)
     for row, (sentence, _) in enumerate(SENTENCES):
         # At most the 12 positions that the model has, the last one for [SEP].
         tokens = [2, *[VOCABULARY.index(word) for word in sentence.split()][:10], 3]
@@ -441,7 +441,7 @@ def test_reports_may_share_rows_and_the_order_is_kept(vit: Any, digits: Path) ->
 
 
 def test_validation_slices_that_meet_are_refused(bert: Any, sentences: Path) -> None:
-    def benches(*splits: str) -> list[EvalDataset]:
+    def benches(*splits: str) -> list[ClassificationDataset]:
         scorings = [
             ("validation", text_scoring(sentences, split=each, metric=m))
             for each, m in zip(splits, METRICS, strict=False)
@@ -472,7 +472,7 @@ def test_equal_rows_elsewhere_are_dropped_from_validation(bert: Any, sentences: 
     assert (score.n, report.n) == (2, 8)
     assert "2 of 4 rows equal a test row in content and were dropped" in score.notes
     assert score.references.tolist() == [0, 1]
-    logits = score.logits(
+    logits = score.outputs(
         build_model(config_of(bert[0]), load_file(bert[0] / "model.safetensors"), "text-classification", torch.float32)
     )
     assert logits.shape == (2, 2)
@@ -503,16 +503,16 @@ def test_logits_that_are_no_numbers(vit: Any, digits: Path) -> None:
     with torch.no_grad():
         model.classifier.bias[3] = float("nan")
     with pytest.raises(ScoringError, match=r"output for row 0 of 'digits.parquet' is \[.*nan"):
-        bench.logits(model)
+        bench.outputs(model)
     other = ViTForImageClassification(ViTConfig(**{**vit[1], "id2label": dict(enumerate(NAMES[:9]))}))
     with pytest.raises(ScoringError, match="has 9 outputs, and the config names 10 classes"):
-        bench.logits(other)
+        bench.outputs(other)
 
 
 def test_a_model_that_reads_other_images(vit: Any, digits: Path, tmp_path: Path) -> None:
     other = ViTForImageClassification(ViTConfig(**{**vit[1], "image_size": 16}))
     with pytest.raises(ScoringError, match=r"fails on 'digits.parquet' \(.*\(\d+, 1, 8, 8\)"):
-        bench_of(image_scoring(digits), vit).logits(other)
+        bench_of(image_scoring(digits), vit).outputs(other)
 
 
 def test_a_permuted_ingredient_is_refused_with_its_permutation(vit: Any, digits: Path) -> None:
@@ -568,19 +568,19 @@ def test_compare_is_paired(vit: Any, digits: Path) -> None:
     right = bench.references
     good, poor = right.copy(), right.copy()
     good[0], poor[1:11] = (right[0] + 1) % 10, (right[1:11] + 1) % 10
-    found = compare(bench, one_hot(bench, good), one_hot(bench, poor))
+    found = bench.compare(one_hot(bench, good), one_hot(bench, poor))
     assert (found.difference, found.n) == (pytest.approx(9 / 60), 60)
     assert found.p == 2 * 12 / 2**11
     assert found.sentence.startswith("better by 15.0 points")
-    assert compare(bench, one_hot(bench, poor), one_hot(bench, good)).sentence.startswith("worse by 15.0 points")
-    same = compare(bench, one_hot(bench, good), one_hot(bench, good))
+    assert bench.compare(one_hot(bench, poor), one_hot(bench, good)).sentence.startswith("worse by 15.0 points")
+    same = bench.compare(one_hot(bench, good), one_hot(bench, good))
     assert (same.p, same.sentence) == (1.0, "no difference can be seen with n = 60")
 
 
 def test_compare_on_other_metrics_uses_the_metric(vit: Any, digits: Path) -> None:
     bench = bench_of(image_scoring(digits, metric="f1"), vit)
     poor = np.where(np.arange(60) < 15, 0, bench.references)
-    found = compare(bench, one_hot(bench, bench.references), one_hot(bench, poor))
+    found = bench.compare(one_hot(bench, bench.references), one_hot(bench, poor))
     assert found.difference == pytest.approx(1 - bench.score(one_hot(bench, poor)).value)
     assert found.low < found.difference < found.high
     assert found.significant

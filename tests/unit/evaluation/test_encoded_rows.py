@@ -20,8 +20,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from hf_soup.errors import ScoringError
-from hf_soup.evaluation import encoded_rows as stored, tasks
-from hf_soup.evaluation.dataset import EvalDataset
+from hf_soup.evaluation import ClassificationDataset, encoded_rows as stored, tasks
 from hf_soup.evaluation.preprocessing import prepare_datasets
 from hf_soup.recipe.schema import Scoring
 
@@ -62,12 +61,12 @@ def write_processor(folder: Path, size: int, channels: int = 1) -> Path:
     return folder
 
 
-def bench_of(path: Path, donor: Path, config: dict[str, Any] = CONFIG, **more: Any) -> EvalDataset:
+def bench_of(path: Path, donor: Path, config: dict[str, Any] = CONFIG, **more: Any) -> ClassificationDataset:
     scoring = Scoring(task="image-classification", dataset=str(path), **more)
     return prepare_datasets([("validation", scoring)], folder=donor, config=config)[0]
 
 
-def pixels_of(bench: EvalDataset) -> bytes:
+def pixels_of(bench: ClassificationDataset) -> bytes:
     return bench.inputs.batch(np.arange(bench.n))["pixel_values"].numpy().tobytes()
 
 

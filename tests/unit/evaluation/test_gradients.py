@@ -28,8 +28,7 @@ from transformers.utils import logging
 
 from hf_soup.checkpoint.headers import RowRange, TensorInfo, read_header
 from hf_soup.errors import MergeError, ScoringError
-from hf_soup.evaluation import gradients as descent, loaded_parameters
-from hf_soup.evaluation.dataset import EvalDataset
+from hf_soup.evaluation import ClassificationDataset, gradients as descent, loaded_parameters
 from hf_soup.evaluation.gradients import ValidationLoss, needed_bytes
 from hf_soup.evaluation.model import build_model
 from hf_soup.evaluation.preprocessing import prepare_datasets
@@ -112,7 +111,7 @@ class Kitchen:
             ).to_parquet(rows)
         config = json.loads((folder / "config.json").read_text())
         scoring = Scoring(task=self.task, dataset=str(rows), batch_size=10)
-        self.bench: EvalDataset = prepare_datasets([("validation", scoring)], folder=folder, config=config)[0]
+        self.bench: ClassificationDataset = prepare_datasets([("validation", scoring)], folder=folder, config=config)[0]
 
     @staticmethod
     def _varied(tensor: Tensor) -> Tensor:
@@ -267,7 +266,7 @@ def test_rows_that_not_all_have(tmp_path: Path, family: Path, by: str, monkeypat
     assert slopes.shape == (1, 1)
 
 
-def weighing(bench: EvalDataset, weight: float) -> EvalDataset:
+def weighing(bench: ClassificationDataset, weight: float) -> ClassificationDataset:
     return replace(bench, scoring=bench.scoring.model_copy(update={"weight": weight}))
 
 
@@ -303,7 +302,7 @@ def test_benches_have_weights_whatever_their_size(tmp_path: Path, family: Path) 
     )[0]
     shares = np.full((1, N), 1 / N)
 
-    def mixture(benches: list[EvalDataset]) -> ValidationLoss:
+    def mixture(benches: list[ClassificationDataset]) -> ValidationLoss:
         return ValidationLoss(kitchen.plan().layout, kitchen.paths, ALONE, config_of(tmp_path), benches)
 
     one = mixture([kitchen.bench]).gradient(shares, 1.0, np.arange(kitchen.bench.n))

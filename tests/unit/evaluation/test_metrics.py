@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from hf_soup.errors import ResolveError, ScoringError
-from hf_soup.evaluation import metrics, statistics
+from hf_soup.errors import ScoringError
+from hf_soup.evaluation import ModelTemplate, load_data, metrics, statistics
 from hf_soup.evaluation.metrics import METRICS
 from hf_soup.evaluation.preprocessing import prepare_datasets
 from hf_soup.evaluation.statistics import resampled
-from hf_soup.recipe.schema import Scoring
+from hf_soup.merging import RunContext
+from hf_soup.recipe import Recipe, Scoring
 
 LABELS = np.random.default_rng(0).integers(0, 3, 200)
 ANSWERS = np.where(np.random.default_rng(1).random(200) < 0.7, LABELS, 0)
@@ -207,7 +208,5 @@ def test_an_edited_metric_counts_from_the_next_preparation_on(here: Path) -> Non
     (here / "own_metrics.py").write_text("def one(references, predictions):\n    return 0.125\n")
     (folder / "own_kappa.py").write_text(SCRIPT.replace("RESULT", "{'own_kappa': 0.125}"))
     assert [metrics.value(name, LABELS, ANSWERS) for name in named] == [0.25] * 3
-    scoring = Scoring(task="text-classification", dataset="/nowhere.csv", metric=named[0])
-    with pytest.raises(ResolveError):
-        prepare_datasets([("validation", scoring)], folder=here, config={})
+    load_data(Recipe(ingredients=["acme/a"]), ModelTemplate({}, "float32", here), RunContext())
     assert [metrics.value(name, LABELS, ANSWERS) for name in named] == [0.125] * 3

@@ -5,7 +5,6 @@ from __future__ import annotations
 import resource
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,10 @@ from plans import candidate, make_plan, mean
 from safetensors.torch import load_file
 
 from hf_soup.checkpoint.headers import TensorInfo, read_header
+from hf_soup.evaluation import ClassificationDataset
 from hf_soup.evaluation.model_answers import _keep, _noted
 from hf_soup.merging.plan import Plan
-from hf_soup.recipe import MethodCall
+from hf_soup.recipe import MethodCall, Scoring
 
 
 def plan_of(family: Path, names: str, method: str = "linear", head: str = "") -> Plan:
@@ -74,7 +74,11 @@ def test_nothing_else_is(family: Path) -> None:
 
 def test_what_is_remembered_is_believed_only_whole(tmp_path: Path) -> None:
     logits = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
-    note, bench = tmp_path / "logits" / "note.npy", SimpleNamespace(n=5, class_names="abc")
+    note = tmp_path / "logits" / "note.npy"
+    bench = ClassificationDataset(
+        "rows accuracy", Scoring(task="text-classification", dataset="rows"), (), "", "rows", n=5,
+        class_names=("a", "b", "c"), references=np.zeros(5, np.int64), inputs=None, _labels=None,
+    )  # fmt: skip
     _keep(note, logits)
     whole = note.read_bytes()
     assert [path.name for path in note.parent.iterdir()] == ["note.npy"]

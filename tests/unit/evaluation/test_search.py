@@ -373,7 +373,7 @@ def test_a_loss_that_the_weights_of_the_data_outweigh_is_no_reason_to_leave_the_
         scores = {"soup": soup, "one": 0.8}
         seen = SimpleNamespace(
             _data=SimpleNamespace(validation=[SimpleNamespace(title="small")]),
-            logits_alone=lambda name: name,
+            outputs_alone=lambda name: name,
             objective=scores.__getitem__,
         )
         (doubt,) = Candidates._losses(seen, {"small": "one"}, {"small": worse})  # type: ignore[arg-type]

@@ -147,6 +147,7 @@ def test_accuracy_has_wilsons_interval() -> None:
         "low": score.low,
         "high": score.high,
         "n": 300,
+        "share": True,
     }
 
 

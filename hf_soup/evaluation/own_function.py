@@ -1,0 +1,205 @@
+"""A function of the user's own that measures a model in memory, or in a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from hf_soup.checkpoint import panics_as_errors
+from hf_soup.errors import ScoringError
+from hf_soup.evaluation.dataset import EvalDataset, Outputs
+from hf_soup.evaluation.metrics import own_function
+from hf_soup.evaluation.statistics import Floats, Ints, bootstrap, comparison_of, paired_bootstrap, resampled
+from hf_soup.evaluation.tasks import first_line
+from hf_soup.evaluation.template import ModelTemplate
+from hf_soup.hub import ASSETS
+from hf_soup.merging import ProcessGroup
+from hf_soup.recipe import Comparison, FunctionScoring, Score
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def _mean(_: Floats, values: Floats, rows: Ints) -> Floats:
+    return np.asarray(rows @ values / rows.sum(axis=1))
+
+
+@dataclass(frozen=True, eq=False)
+class FunctionDataset(EvalDataset):
+    """What a function of one's own gives, as `hf_soup.recipe.FunctionScoring` says; `function_dataset` makes it.
+
+    Args:
+        template: Of the models: the processor comes from its folder.
+    """
+
+    #: Nobody knows what a function looks at.
+    remembered: ClassVar[bool] = False
+
+    share: ClassVar[bool] = False
+
+    scoring: FunctionScoring
+    template: ModelTemplate = field(repr=False)
+
+    @property
+    def rows(self) -> None:
+        """Nobody knows how many before it was called."""
+
+    def outputs(
+        self,
+        model: PreTrainedModel,
+        *,
+        device: str = "cpu",
+        progress: Callable[[int], object] = lambda _: None,
+        world: ProcessGroup | None = None,
+    ) -> Outputs:
+        """What the function gives: ``(rows,)`` float64, or ``()`` of one number. The first process alone calls it.
+
+        torch's random numbers begin anew, so that what is sampled is the same for equal models. Nothing is recorded for
+        gradients.
+
+        Raises:
+            ScoringError: It fails, or gives something else, or NaN.
+        """
+        world = world or ProcessGroup()
+        given: Outputs | ScoringError | None = None
+        if world.rank == 0:
+            try:
+                given = self._called(model, device)
+                progress(1)
+            except ScoringError as error:
+                given = error
+        first = world.broadcast(given)
+        if isinstance(first, ScoringError):
+            raise first
+        assert isinstance(first, np.ndarray), "the first process called it"
+        return first
+
+    def _called(self, model: PreTrainedModel, device: str) -> Outputs:
+        import torch
+
+        function = own_function(self.scoring.function, "function")
+        model.eval()  # type: ignore[no-untyped-call]
+        model.to(device)  # type: ignore[arg-type]  # transformers types its wrapper as taking no string
+        with tempfile.TemporaryDirectory(prefix="hf-soup-") as folder, torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(0)
+            try:
+                names = [name for name, each in inspect.signature(function).parameters.items() if _asks(each)]
+                if "folder" in names:
+                    model.save_pretrained(folder)
+                    shutil.copytree(self.template.folder, folder, dirs_exist_ok=True)
+                    given = function(folder=Path(folder))
+                else:
+                    given = function(*[model, self._processor][: max(1, len(names))])
+            except ScoringError:
+                raise
+            except (Exception, SystemExit) as error:  # whatever the user's code raises
+                raise ScoringError(
+                    f"The function '{self.scoring.function}' fails: {type(error).__name__}: {first_line(error)}",
+                    hint="It is called as `score(model, processor)`, or as `score(folder)` where an argument has that "
+                    "name.",
+                ) from error
+        return self._looked_at(given)
+
+    @cached_property
+    def _processor(self) -> Any:
+        """The processor, or tokenizer, or image processor, of the models; None where they have none."""
+        from transformers import AutoProcessor
+
+        folder = self.template.folder
+        if not [file for file in folder.iterdir() if ASSETS.fullmatch(file.name) and file.name != "config.json"]:
+            return None
+        with panics_as_errors():
+            options = {"local_files_only": True, "trust_remote_code": False}
+            return AutoProcessor.from_pretrained(folder, **options)  # type: ignore[no-untyped-call]
+
+    def _looked_at(self, given: object) -> Outputs:
+        named = f"The function '{self.scoring.function}'"
+        try:
+            values = np.asarray(given.tolist() if hasattr(given, "tolist") else given, dtype=np.float64)
+        except (TypeError, ValueError):
+            values = np.empty((0, 0))
+        if values.ndim > 1 or not values.size or isinstance(given, str | bytes | complex) or given is None:
+            raise ScoringError(
+                f"{named} gives {_shown(given)}, and not a number or a number for each row.",
+                hint="Return one number, where more is better, or a list of them, one for each row.",
+            )
+        if not np.isfinite(values).all():
+            at = "" if values.ndim == 0 else f" for row {int(np.flatnonzero(~np.isfinite(values))[0])}"
+            wrong = values[~np.isfinite(values)][0] if values.ndim else values[()]
+            raise ScoringError(
+                f"{named} gives {wrong}{at}.",
+                hint="Look at the function, and at the dtype of the weights (float16 overflows at 65,504).",
+            )
+        return values
+
+    def fits(self, outputs: Outputs) -> bool:
+        """Nothing is kept on the disk."""
+        return False
+
+    def judge(self, answers: Outputs, rows: Ints | None = None) -> float:
+        """The number, or the mean of the rows."""
+        return math.fsum(chosen := np.atleast_1d(answers if rows is None else answers[rows])) / len(chosen)
+
+    def score(self, outputs: Outputs) -> Score:
+        """That, with the bootstrap's 95 % interval where there are rows."""
+        value, low, high, n = self.judge(outputs), None, None, None
+        if outputs.ndim:
+            low, high = bootstrap(np.zeros(len(outputs)), outputs, _mean)
+            low, high, n = min(low, value), max(high, value), len(outputs)
+        return Score(self.scoring.measure, value, low, high, n, share=False)
+
+    def compare(self, first: Outputs, second: Outputs) -> Comparison:
+        """The paired bootstrap, and a permutation test; of single numbers nothing is claimed."""
+        difference = self.judge(first) - self.judge(second)
+        if not first.ndim:
+            sentence = (
+                f"{self.judge(first):.4g} against {self.judge(second):.4g}; a number without rows tells nothing of luck"
+            )
+            return Comparison(
+                metric=self.scoring.measure, difference=difference, low=None, high=None, p=None, n=None,
+                sentence=sentence, significant=False,
+            )  # fmt: skip
+        low, high, p = paired_bootstrap(np.zeros(len(first)), first, second, _mean)
+        return comparison_of(self.scoring.measure, difference, low, high, p, len(first), share=False)
+
+    def resampled(self, outputs: Outputs) -> Floats:
+        """As `EvalDataset.resampled`."""
+        if not outputs.ndim:
+            raise ScoringError(
+                f"The function '{self.scoring.function}' gives one number, and an interval needs one for each row.",
+                hint="Return a list of numbers, one for each row.",
+            )
+        return resampled(np.zeros(len(outputs)), outputs, _mean)
+
+
+def function_dataset(scoring: FunctionScoring, template: ModelTemplate) -> FunctionDataset:
+    """A function of one's own, ready to be called.
+
+    Raises:
+        ScoringError: It cannot be imported.
+    """
+    own_function(scoring.function, "function")  # now, and not after the download
+    note = "its rows are the function's own; nobody compared them with other data"
+    fingerprint = hashlib.sha256(f"function {scoring.function}".encode()).hexdigest()
+    return FunctionDataset(scoring.title, scoring, (note,), fingerprint, scoring.title, template)
+
+
+def _asks(parameter: inspect.Parameter) -> bool:
+    return parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD) or (
+        parameter.kind is parameter.KEYWORD_ONLY and parameter.name == "folder"
+    )
+
+
+def _shown(given: object) -> str:
+    shape = getattr(given, "shape", None)
+    return f"{type(given).__name__}{f' of shape {tuple(shape)}' if shape is not None else ''} {str(given)[:80]!r}"
