@@ -86,3 +86,12 @@ def listed(names: Sequence[str], most: int = 12) -> str:
     """
     shown = names if len(names) <= most else (*names[: most - 1], f"{len(names) - most + 1} more")
     return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line."""
+    if type(error).__name__ == "UnidentifiedImageError":  # Pillow's names an object at an address
+        return "it is no image that Pillow can read"
+    if isinstance(error, SystemExit):
+        return f"it ends the process, by sys.exit({'' if error.code is None else repr(error.code)})"
+    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_soup._util.io import open_file, write_all
 from hf_soup._util.progress import bar
+from hf_soup._util.text import first_line
 from hf_soup.checkpoint import COUNT, TORCH, LocalFolder, TensorInfo, bytes_of
 from hf_soup.errors import ScoringError, ValuesError
 from hf_soup.evaluation.batch_norm import MEAN, VARIANCE, batch_norms
@@ -28,7 +29,6 @@ from hf_soup.evaluation.evaluation_data import Calibration, require_variance
 from hf_soup.evaluation.loaded_parameters import find_loaded_parameters
 from hf_soup.evaluation.model import each_alone, workers_for
 from hf_soup.evaluation.statistics import Ints
-from hf_soup.evaluation.tasks import first_line
 from hf_soup.merging import Layout, MergeResult, digest_of, root_of
 from hf_soup.methods import round_into
 from hf_soup.recipe import BatchNormUpdate

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_soup.errors import ScoringError
-from hf_soup.evaluation import label_map, metrics, tasks
+from hf_soup.evaluation import label_map, metrics
 from hf_soup.evaluation.dataset import EvalDataset
 from hf_soup.evaluation.ensembles import Logits
+from hf_soup.evaluation.inputs import Inputs
 from hf_soup.evaluation.model import answers
 from hf_soup.evaluation.statistics import Ints, comparison_of, paired_bootstrap, paired_interval, resampled
 from hf_soup.merging import ProcessGroup
@@ -42,7 +43,7 @@ class ClassificationDataset(EvalDataset):
     n: int
     class_names: tuple[str, ...]
     references: Ints = field(repr=False)
-    inputs: tasks.Inputs = field(repr=False)
+    inputs: Inputs = field(repr=False)
     _labels: label_map.LabelMap = field(repr=False)
 
     @property

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hf_soup._util.text import first_line
 from hf_soup.errors import ResolveError, ScoringError
 from hf_soup.evaluation.statistics import Ints
-from hf_soup.evaluation.tasks import first_line
 from hf_soup.hub import cut_off
 from hf_soup.recipe import Scoring
 

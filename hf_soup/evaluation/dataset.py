@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_soup.evaluation import tasks
+from hf_soup.evaluation.inputs import Inputs
 from hf_soup.evaluation.statistics import Floats, Ints
 from hf_soup.merging import ProcessGroup
 from hf_soup.recipe import CalibrationData, Comparison, FunctionScoring, Score, Scoring
@@ -130,7 +130,7 @@ class CalibrationDataset:
     n: int
     notes: tuple[str, ...]
     fingerprint: str
-    _inputs: tasks.Inputs = field(repr=False)
+    _inputs: Inputs = field(repr=False)
 
     def drawn(self, count: int, seed: int) -> Ints:
         """So many rows at random, all where there are fewer, in their order: a split may be sorted by label."""

@@ -96,16 +96,16 @@ class EncodedRows:
         return EncodedRows, (self._entry if here else bytes(self._mapping),)
 
 
-def key_of(about: object, folder: Path) -> str:
+def key_of(about: object, folder: Path, code: Sequence[Path]) -> str:
     """The sha256 of all that preprocessed rows depend on.
 
     Args:
         about: Which rows, and how the model wants them, as plain data.
         folder: The donor's: its tokenizer or image processor.
+        code: The files that make them.
     """
     names = sorted({file.name for file in folder.iterdir() if ASSETS.fullmatch(file.name)} - {"config.json"})
-    code = [Path(__file__).with_name(name) for name in ("encoded_rows.py", "tasks.py")]
-    files = [*(folder / name for name in names), *code]
+    files = [*(folder / name for name in names), Path(__file__), *code]
     contents = [(file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in files]
     versions = [__version__, *(version(library) for library in _LIBRARIES)]
     return hashlib.sha256(json.dumps([about, contents, versions], sort_keys=True).encode()).hexdigest()

@@ -13,10 +13,10 @@ from typing import Any, cast
 
 import numpy as np
 
+from hf_soup._util.text import first_line
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.data import content_hash
 from hf_soup.evaluation.statistics import Floats, Ints, Metric, bootstrap
-from hf_soup.evaluation.tasks import first_line
 from hf_soup.hub import cut_off
 from hf_soup.recipe import Score, is_local_path
 

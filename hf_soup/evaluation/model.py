@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_soup._util.parallel import in_order, usable_cores
+from hf_soup._util.text import first_line
 from hf_soup.checkpoint import parts_of, read_config
 from hf_soup.errors import IncompatibleError, ScoringError
 from hf_soup.evaluation.statistics import Ints
-from hf_soup.evaluation.tasks import TASKS, first_line
+from hf_soup.evaluation.tasks import task_named
 
 if TYPE_CHECKING:
     import torch
@@ -67,10 +68,11 @@ def build_model(
                 hint="Upgrade transformers, or name the class as `architectures` in the models' config.json.",
             )
     else:
-        classes = getattr(transformers, TASKS[task].models).get(type(known), None)
+        asked = task_named(task)
+        classes = getattr(transformers, asked.models).get(type(known), None)
         if classes is None:
             raise ScoringError(
-                f"A model of type '{known.model_type}' has no {TASKS[task].head}.",
+                f"A model of type '{known.model_type}' has no {asked.head}.",
                 hint=f"The recipe says `task: {task}`; is that what the ingredients do?",
             )
         # Some families have several, such as DeiT's with and without its teacher.

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from hf_soup._util.text import first_line
 from hf_soup.checkpoint import panics_as_errors
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.dataset import EvalDataset, Outputs
 from hf_soup.evaluation.metrics import own_function
 from hf_soup.evaluation.statistics import Floats, Ints, bootstrap, comparison_of, paired_bootstrap, resampled
-from hf_soup.evaluation.tasks import first_line
 from hf_soup.evaluation.template import ModelTemplate
 from hf_soup.hub import ASSETS
 from hf_soup.merging import ProcessGroup

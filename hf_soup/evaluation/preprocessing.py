@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import itertools
 import tempfile
 from collections.abc import Mapping, Sequence, Set
@@ -11,15 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from hf_soup._util.text import first_line
 from hf_soup.errors import ScoringError
-from hf_soup.evaluation import data, label_map, metrics, tasks
-from hf_soup.evaluation.classification import ClassificationDataset
-from hf_soup.evaluation.dataset import CalibrationDataset
+from hf_soup.evaluation import data, label_map
+from hf_soup.evaluation.dataset import CalibrationDataset, EvalDataset
 from hf_soup.evaluation.encoded_rows import Chunk, EncodedRows, key_of, stored
+from hf_soup.evaluation.inputs import Inputs
 from hf_soup.evaluation.statistics import Ints
+from hf_soup.evaluation.tasks import task_named
+from hf_soup.evaluation.tasks.task import PreparedRows, Task, digest
 from hf_soup.recipe import CalibrationData, Scoring
-
-_Task = tasks.ImageClassification | tasks.TextClassification
 
 
 def prepare_datasets(
@@ -29,7 +31,7 @@ def prepare_datasets(
     config: Mapping[str, Any],
     token: str | bool | None = None,
     quiet: bool = False,
-) -> list[ClassificationDataset]:
+) -> list[EvalDataset]:
     """Read, check and preprocess all validation and test data of a recipe.
 
     What was preprocessed once is read from the disk the next time, where the data, the donor's tokenizer or image
@@ -53,15 +55,11 @@ def prepare_datasets(
         ScoringError: A data set cannot be used: the message says why and what there is instead.
     """
     for _, scoring in scorings:
-        metrics.find(scoring.metric, scoring.trust_remote_code)
-    if config.get("problem_type") in ("regression", "multi_label_classification"):
-        raise ScoringError(f"The model's problem type is {config['problem_type']}; only one label a row can be scored.")
-    if len(label_map.model_classes(config)) < 2:
-        raise ScoringError("The model has one output: a regression, which cannot be scored as classes.")
+        task_named(scoring.task).require(scoring, config)
     names = [data.name_of(scoring) for _, scoring in scorings]
     tests = [place for place, (role, _) in enumerate(scorings) if role == "test"]
     validation = [place for place, (role, _) in enumerate(scorings) if role == "validation"]
-    benches: dict[int, ClassificationDataset] = {}
+    benches: dict[int, EvalDataset] = {}
     in_tests: set[bytes] = set()
     with tempfile.TemporaryDirectory(prefix="hf-soup-data-") as cache:
         scratch = Path(cache)
@@ -91,30 +89,16 @@ def _prepare_one(
     barred: Set[bytes],
     scratch: Path,
     quiet: bool,
-) -> tuple[ClassificationDataset, Sequence[bytes]]:
+) -> tuple[EvalDataset, Sequence[bytes]]:
     """A bench of the rows that are not ``barred``, and the hash of every row."""
-    task, name, table = tasks.TASKS[scoring.task](folder, config), data.name_of(asked), rows.table
-    model_names = label_map.model_classes(config)
-    label_name = data.label_column(scoring, name, table, len(model_names))
+    task, name, table = task_named(scoring.task)(folder, config), data.name_of(asked), rows.table
     columns = data.input_columns(scoring, name, table, task.columns)
-    column = label_map.clean(name, table.select_columns([label_name])[:][label_name], label_name)
-    mapped = label_map.match(name, model_names, column, data.declared_classes(table, label_name), scoring.labels)
-    references = label_map.to_outputs(mapped, column, name)
-    key, found = _preprocessed(scoring, rows, task, folder, columns, scratch=scratch, quiet=quiet)
-    kept, dropped = _unseen(found, barred, name, "validation data", "selection")
-    notes = tuple(note for note in (mapped.note, *dropped) if note)
-    references = references[kept]
-    if len(np.unique(references)) == 1:
-        raise ScoringError(
-            f"All {len(kept):,} rows of {name} have the label '{column[kept[0]]}'; a score would mean nothing.",
-            hint="Use rows of several classes; a slice of a sorted split may hold only one.",
-        )
+    labels = task.labels(scoring, name, table, columns)
+    key, encoded = _preprocessed(scoring, rows, task, folder, columns, scratch=scratch, quiet=quiet)
+    kept, notes = _unseen(encoded, barred, name, "validation data", "selection")
     fingerprint = hashlib.sha256(key.encode() + kept.tobytes()).hexdigest()
-    inputs, names = tasks.Inputs(found, kept, task.tokenizer), mapped.class_names
-    bench = ClassificationDataset(
-        asked.title, scoring, notes, fingerprint, name, len(kept), names, references, inputs, mapped
-    )
-    return bench, found.digests
+    prepared = PreparedRows(asked.title, scoring, tuple(notes), fingerprint, name, encoded, kept, labels)
+    return task.dataset(prepared), encoded.digests
 
 
 def prepare_calibration_dataset(
@@ -152,8 +136,8 @@ def prepare_calibration_dataset(
         for report, (_, theirs) in zip(tests, others, strict=True):
             data.refuse_overlap((name, rows), (data.name_of(report), theirs), "examples")
 
-        def of(scoring: Scoring, its: data.DatasetRows) -> tuple[_Task, str, EncodedRows]:
-            task = tasks.TASKS[scoring.task](folder, config)
+        def of(scoring: Scoring, its: data.DatasetRows) -> tuple[Task, str, EncodedRows]:
+            task = task_named(scoring.task)(folder, config)
             columns = data.input_columns(scoring, data.name_of(scoring), its.table, task.columns)
             return task, *_preprocessed(scoring, its, task, folder, columns, scratch=scratch, quiet=quiet)
 
@@ -164,7 +148,7 @@ def prepare_calibration_dataset(
     notes = tuple(f"{name}: {note}" for note in dropped)
     assert isinstance(pinned, CalibrationData)
     fingerprint = hashlib.sha256(key.encode() + kept.tobytes()).hexdigest()
-    return CalibrationDataset(pinned, len(kept), notes, fingerprint, tasks.Inputs(found, kept, task.tokenizer))
+    return CalibrationDataset(pinned, len(kept), notes, fingerprint, Inputs(found, kept, task.tokenizer))
 
 
 def _unseen(rows: EncodedRows, barred: Set[bytes], name: str, what: str, who: str) -> tuple[Ints, list[str]]:
@@ -182,7 +166,7 @@ def _unseen(rows: EncodedRows, barred: Set[bytes], name: str, what: str, who: st
 def _preprocessed(
     scoring: Scoring,
     rows: data.DatasetRows,
-    task: _Task,
+    task: Task,
     folder: Path,
     columns: Sequence[str],
     *,
@@ -213,10 +197,10 @@ def _preprocessed(
                 contents.append(task.read([values[key] for key in columns]))
             except Exception as error:  # of Pillow on broken files and bombs, too: no common class
                 raise ScoringError(
-                    f"Cannot read row {row} of {name} ({', '.join(columns)}): {tasks.first_line(error)}",
+                    f"Cannot read row {row} of {name} ({', '.join(columns)}): {first_line(error)}",
                     hint="Remove the row, or name other `input_columns`.",
                 ) from error
-        chunk = Chunk([tasks.digest(content) for content in contents], *task.preprocess(name, contents))
+        chunk = Chunk([digest(content) for content in contents], *task.preprocess(name, contents))
         for row, content, made in zip(numbers, contents, chunk.rows, strict=True):
             if not made.size:
                 raise ScoringError(
@@ -227,6 +211,7 @@ def _preprocessed(
 
     # A file's name says how it is read; the rest of what a split names follows from the revision.
     kind = Path(scoring.dataset).suffix if not rows.origin.dataset else ""
-    key = key_of([scoring.task, task.depends_on, rows.origin, kind, scoring.split, columns], folder)
+    code = [Path(inspect.getfile(each)) for each in type(task).__mro__ if issubclass(each, Task)]
+    key = key_of([scoring.task, task.depends_on, rows.origin, kind, scoring.split, columns], folder, code)
     chunks = [range(start, min(start + task.chunk, len(table))) for start in range(0, len(table), task.chunk)]
     return key, stored(key, name, chunks, make, scratch=scratch, threads=task.threads, quiet=quiet)

@@ -20,8 +20,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from hf_soup.errors import ScoringError
-from hf_soup.evaluation import ClassificationDataset, encoded_rows as stored, tasks
+from hf_soup.evaluation import ClassificationDataset, encoded_rows as stored
 from hf_soup.evaluation.preprocessing import prepare_datasets
+from hf_soup.evaluation.tasks.image_classification import ImageClassification
 from hf_soup.recipe.schema import Scoring
 
 DIGITS = load_digits()
@@ -74,8 +75,8 @@ def refuse_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def work(*_: object) -> None:
         raise AssertionError("an image is decoded or preprocessed again")
 
-    monkeypatch.setattr(tasks.ImageClassification, "read", work)
-    monkeypatch.setattr(tasks.ImageClassification, "preprocess", work)
+    monkeypatch.setattr(ImageClassification, "read", work)
+    monkeypatch.setattr(ImageClassification, "preprocess", work)
 
 
 def test_a_second_run_decodes_and_preprocesses_nothing(
