@@ -96,12 +96,12 @@ def data_of(
 ) -> dict[str, Any]:
     """The keys of a recipe that ``--data``, ``--test``, ``--task``, ``--metric`` and ``--validation`` stand for."""
     if (data or test) and not task:
-        raise click.UsageError("--data and --test need --task: image-classification or text-classification.")
+        raise click.UsageError("--data and --test need --task: image-classification, text-classification or causal-lm.")
     if (task or metric) and not (data or test):
         raise click.UsageError("--task and --metric say how to look at data: name them with --data or --test.")
     named = {"validation": data, "test": test}
     looked_at: dict[str, list[dict[str, Any]]] = {
-        key: [{**_dataset(value), "task": task, "metric": metric or "accuracy"}]
+        key: [{**_dataset(value), "task": task, **({"metric": metric} if metric else {})}]
         for key, value in named.items()
         if value
     }

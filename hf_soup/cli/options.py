@@ -18,9 +18,13 @@ ALLOW = click.option(
     "--allow", multiple=True, metavar="CODE,…", help="Accept findings that refuse or warn, such as tensors-unrelated."
 )
 TASK = click.option(
-    "--task", type=click.Choice(["image-classification", "text-classification"]), help="What models do with the data."
+    "--task",
+    type=click.Choice(["image-classification", "text-classification", "causal-lm"]),
+    help="What models do with the data.",
 )
-METRIC = click.option("--metric", metavar="METRIC", help="accuracy, f1, …; accuracy by default.")
+METRIC = click.option(
+    "--metric", metavar="METRIC", help="accuracy, f1, …; accuracy by default, of causal-lm bits_per_byte."
+)
 VALIDATION = click.option(
     "--validation", multiple=True, metavar="MODULE:FUNCTION", help="A function of your own that measures a model."
 )

@@ -98,8 +98,8 @@ def table(results: Mapping[str, Mapping[str, Mapping[str, Any]]], marked: Sequen
             test accuracy
       soup  90.0 (85.0 to 95.0)
     """
-    titles = list(dict.fromkeys(title for scores in results.values() for title in scores))
-    rows = [["", *titles]]
+    titles = {title: score for scores in results.values() for title, score in scores.items()}
+    rows = [["", *(f"{title}, less is better" if _less(score) else title for title, score in titles.items())]]
     called = dict(zip(results, short(list(results)) if max(map(len, results)) > _LONGEST else results, strict=True))
     for name, scores in results.items():
         cells = []
@@ -107,6 +107,10 @@ def table(results: Mapping[str, Mapping[str, Mapping[str, Any]]], marked: Sequen
             cells.append(_score(scores[title]) if title in scores else "")
         rows.append([f"{called[name]} *" if name in marked else called[name], *cells])
     return "\n".join(_aligned(rows))
+
+
+def _less(score: Mapping[str, Any]) -> bool:
+    return bool(score.get("less_is_better"))
 
 
 def _score(score: Mapping[str, Any]) -> str:
@@ -305,7 +309,9 @@ def verified(found: VerificationReport) -> str:
     if found.scores:
         rows = [["", "published", "on the card", "measured", ""]]
         for one in found.scores:
-            cells = ["-" if each is None else f"{100 * each:.2f}" for each in (one.published, one.card, one.measured)]
+            stated = (one.published, one.card, one.measured)
+            shown = (None if x is None else f"{100 * x:.2f}" if one.share else f"{x:.5g}" for x in stated)
+            cells = [each or "-" for each in shown]
             rows.append([_cut(one.title, 60), *cells, "" if one.agrees else "differs"])
-        lines += ["", "Scores in percent:", *_aligned(rows)]
+        lines += ["", "Scores, shares of one in percent:", *_aligned(rows)]
     return "\n".join(lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -286,7 +287,11 @@ class Candidates:
         }
         errors = {b.title: diversity({name: answered[name, b.title] for name in names}, b.references) for b in classes}
         each = {name: self.objective(self.outputs_alone(name)) for name in names if self._data.validation}
-        best = {b.title: max(names, key=lambda name: each.get(name, scores[name][b.title].value)) for b in every}
+
+        def worth(name: str, bench: EvalDataset) -> float:
+            return each[name] if each else bench.judge(bench.answers(answered[name, bench.title]))
+
+        best = {bench.title: max(names, key=partial(worth, bench=bench)) for bench in every}
         comparisons = {b.title: b.compare(answered[SOUP, b.title], answered[best[b.title], b.title]) for b in every}
         since = {b.title: b.compare(answered[SOUP, b.title], answered[LAST, b.title]) for b in every if last}
         curve = []

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation import label_map, metrics
-from hf_soup.evaluation.dataset import EvalDataset
+from hf_soup.evaluation.dataset import EvalDataset, answered_together
 from hf_soup.evaluation.ensembles import Logits
 from hf_soup.evaluation.inputs import Inputs
-from hf_soup.evaluation.model import answers
 from hf_soup.evaluation.statistics import Ints, comparison_of, paired_bootstrap, paired_interval, resampled
 from hf_soup.merging import ProcessGroup
 from hf_soup.recipe import Comparison, Score, Scoring
@@ -77,29 +76,19 @@ class ClassificationDataset(EvalDataset):
         Raises:
             ScoringError: The model fails, or an output is NaN, infinite, or of another number of classes.
         """
-        world = world or ProcessGroup()
         # Long rows first: a batch too big for the memory fails at once. Stable: ties stay in row order.
         order = np.argsort(-self.inputs.sizes, kind="stable")
         batches = self.inputs.batches(order, self.scoring.batch_size)
-        answered: list[Logits] | ScoringError
-        try:
-            answered = answers(model, self.inputs.batch, batches[world.rank :: world.size], device, progress)
-        except ScoringError as error:
-            answered = ScoringError.of(error, f"The model fails on '{self.name}' {error.message}")
-        everyones = world.gather(answered)
-        for part in everyones:
-            if isinstance(part, ScoringError):  # of any process, so that all end alike
-                raise part
-        outputs, classes = everyones[0][0].shape[1], len(self.class_names)
+        every = answered_together(self.name, model, self.inputs.batch, batches, device, progress, world, _logits)
+        outputs, classes = every[0].shape[1], len(self.class_names)
         if outputs != classes:
             raise ScoringError(
                 f"The model has {outputs} outputs, and the config names {classes} classes for '{self.name}'.",
                 hint="The config does not belong to these weights.",
             )
         found = np.empty((self.n, classes), dtype=np.float32)
-        for rank, parts in enumerate(everyones):
-            for rows, logits in zip(batches[rank :: world.size], parts, strict=True):
-                found[rows] = logits
+        for rows, logits in zip(batches, every, strict=True):
+            found[rows] = logits
         for row in np.flatnonzero(~np.isfinite(found).all(axis=1)):
             raise ScoringError(
                 f"The model's output for row {row} of '{self.name}' is {found[row]}.",
@@ -225,3 +214,8 @@ class ClassificationDataset(EvalDataset):
         half = 1.0 if np.count_nonzero(labelled + answered) == 2 else 0.5
         p = float(norm.sf((right - half - mean) / variance**0.5)) if variance > 1e-9 else 1.0
         return right / n, float(mean / n), p
+
+
+def _logits(given: Any, _: Ints) -> Logits:
+    logits: Logits = given.logits.float().cpu().numpy()
+    return logits

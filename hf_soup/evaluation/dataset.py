@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_soup.errors import ScoringError
 from hf_soup.evaluation.inputs import Inputs
+from hf_soup.evaluation.model import answers
 from hf_soup.evaluation.statistics import Floats, Ints
 from hf_soup.merging import ProcessGroup
 from hf_soup.recipe import CalibrationData, Comparison, FunctionScoring, Score, Scoring
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 #: What a model gives, and all that is remembered of it: a line of numbers, or a number, for each row; or one number.
@@ -54,6 +57,11 @@ class EvalDataset(ABC):
     @abstractmethod
     def rows(self) -> int | None:
         """How many rows there are, where it is known before a model is asked."""
+
+    @property
+    def steps(self) -> int:
+        """How many steps of progress a model takes: rows, or what else there is."""
+        return self.rows or 1
 
     @abstractmethod
     def outputs(
@@ -113,6 +121,40 @@ class EvalDataset(ABC):
         Raises:
             ScoringError: There are no rows.
         """
+
+
+def answered_together(
+    name: str,
+    model: PreTrainedModel,
+    batch_of: Callable[[Ints], dict[str, Tensor]],
+    batches: Sequence[Ints],
+    device: str,
+    progress: Callable[[int], object],
+    world: ProcessGroup | None,
+    read: Callable[[Any, Ints], NDArray[Any]],
+) -> list[NDArray[Any]]:
+    """What a model answers to batches, in their order; each process of a world takes its share, and has all answers.
+
+    Args:
+        name: What errors call the data.
+        model, batch_of, device, progress, read: As in `hf_soup.evaluation.model.answers`.
+        batches: The numbers in each.
+        world: The processes.
+
+    Raises:
+        ScoringError: The model fails, in any of them.
+    """
+    world = world or ProcessGroup()
+    answered: list[NDArray[Any]] | ScoringError
+    try:
+        answered = answers(model, batch_of, batches[world.rank :: world.size], device, progress, read)
+    except ScoringError as error:
+        answered = ScoringError.of(error, f"The model fails on '{name}' {error.message}")
+    everyones = world.gather(answered)
+    for part in everyones:
+        if isinstance(part, ScoringError):  # of any process, so that all end alike
+            raise part
+    return [everyones[place % world.size][place // world.size] for place in range(len(batches))]
 
 
 @dataclass(frozen=True)

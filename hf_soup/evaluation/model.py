@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 from hf_soup._util.parallel import in_order, usable_cores
@@ -188,8 +187,17 @@ def answers(
     every: Sequence[Ints],
     device: str,
     progress: Callable[[int], object],
-) -> list[NDArray[np.float32]]:
-    """What a model answers to batches of rows, ``(rows, classes)`` float32 each.
+    read: Callable[[Any, Ints], NDArray[Any]],
+) -> list[NDArray[Any]]:
+    """What a model answers to batches of rows.
+
+    Args:
+        model: Moved to the device, and left there in eval mode.
+        batch_of: Its keyword arguments for some rows.
+        every: The rows of each batch.
+        device: Where it runs.
+        progress: Called with the number of rows done since the last call.
+        read: What is kept of the model's output for some rows.
 
     Raises:
         ScoringError: The model fails; the message begins with the shapes of the batch.
@@ -199,14 +207,14 @@ def answers(
     model.eval()  # type: ignore[no-untyped-call]
     model.to(device)  # type: ignore[arg-type]  # transformers types its wrapper as taking no string
 
-    def answer(rows: Ints) -> NDArray[np.float32]:
+    def answer(rows: Ints) -> NDArray[Any]:
         placed = {
             name: value.to(device, model.dtype if value.is_floating_point() else value.dtype)
             for name, value in batch_of(rows).items()
         }
         try:
             with torch.inference_mode():
-                logits: NDArray[np.float32] = model(**placed).logits.float().cpu().numpy()
+                answered = read(model(**placed), rows)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             shapes = {name: tuple(value.shape) for name, value in placed.items()}
             raise ScoringError(
@@ -215,7 +223,7 @@ def answers(
                 "Out of memory: a smaller `batch_size`.",
             ) from error
         progress(len(rows))
-        return logits
+        return answered
 
     # Several processes that answer together have the cores that their launcher gives each.
     return list(each_alone(answer, every, torch.get_num_threads(), device))

@@ -131,7 +131,7 @@ class ModelAnswers:
                 scored = self._data.scored
                 sent = (model.mixture, model.statistics) if isinstance(model, Plan) else model  # all have the layout
                 self._world.broadcast((sent, [scored.index(b) if b in scored else b for b in missing]))
-            rows = sum(bench.rows or 1 for bench in missing) // self._world.size
+            rows = sum(bench.steps for bench in missing) // self._world.size
             with bar(f"Scoring {name}", rows, unit="row", quiet=self._context.quiet) as shown:
                 try:
                     new = self._answer(model, missing, batch_norm, shown.update)

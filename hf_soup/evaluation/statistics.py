@@ -90,12 +90,12 @@ def bootstrap(labels: Ints | Floats, answers: Ints | Floats, metric: Metric) -> 
     bootstrap, not knowledge.
 
     Args:
-        labels, answers: ``(n,)``, class numbers or others.
+        labels, answers: ``(n,)``, class numbers or others; labels may be ``(n, k)``.
 
     Reference:
         Efron, Bootstrap methods: another look at the jackknife, 1979.
     """
-    (label, answer), counts = np.unique(np.stack([labels, answers]), axis=1, return_counts=True)
+    (label, answer), counts, _ = _kinds(labels, answers)
     return _interval(lambda rows: metric(label, answer, rows), counts, _generator(0))
 
 
@@ -114,8 +114,8 @@ def paired_bootstrap(
     Returns:
         Low, high (first minus second) and p.
     """
-    (label, one, two), counts = np.unique(np.stack([labels, first, second]), axis=1, return_counts=True)
-    twice, forward, exchanged = np.tile(label, 2), np.concatenate([one, two]), np.concatenate([two, one])
+    (label, one, two), counts, _ = _kinds(labels, first, second)
+    twice, forward, exchanged = np.concatenate([label, label]), np.concatenate([one, two]), np.concatenate([two, one])
 
     def difference(rows: Ints, moved: Ints | int = 0) -> Floats:
         both = np.concatenate([rows - moved, np.zeros_like(rows) + moved], axis=1)
@@ -136,7 +136,7 @@ def resampled(labels: Ints | Floats, answers: Ints | Floats, metric: Metric) -> 
     resamples, and each model is resampled once.
 
     Args:
-        labels, answers: ``(n,)``, class numbers or others.
+        labels, answers: ``(n,)``, class numbers or others; labels may be ``(n, k)``.
 
     Reference:
         Efron, Bootstrap methods: another look at the jackknife, 1979.
@@ -145,13 +145,24 @@ def resampled(labels: Ints | Floats, answers: Ints | Floats, metric: Metric) -> 
     >>> float(np.ptp(resampled(rows, rows, lambda labels, answers, counts: counts.sum(axis=1))))
     0.0
     """
-    (label, answer), place = np.unique(np.stack([labels, answers]), axis=1, return_inverse=True)
+    (label, answer), _, place = _kinds(labels, answers)
     generator, n = _generator(3), len(labels)
 
     def block() -> Ints:
         return np.stack([np.bincount(place[generator.integers(n, size=n)], minlength=len(label)) for _ in range(BLOCK)])
 
     return np.concatenate([metric(label, answer, block()) for _ in range(RESAMPLES // BLOCK)])
+
+
+def _kinds(*columns: Ints | Floats) -> tuple[list[Any], Ints, Ints]:
+    """Rows that differ, of arrays ``(n,)`` or ``(n, k)``; how many there are of each; and which one every row is."""
+    kinds, place, counts = np.unique(np.column_stack(columns), axis=0, return_inverse=True, return_counts=True)
+    ends = np.cumsum([1 if column.ndim == 1 else column.shape[1] for column in columns])
+    parts = [
+        part[:, 0] if column.ndim == 1 else part
+        for column, part in zip(columns, np.split(kinds, ends[:-1], axis=1), strict=True)
+    ]
+    return parts, counts, place.reshape(-1)
 
 
 def _interval(values: Callable[[Ints], Floats], counts: Ints, generator: np.random.Generator) -> tuple[float, float]:

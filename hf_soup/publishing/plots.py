@@ -74,7 +74,7 @@ def _scores(report: SoupReport) -> Figure:
         panel.set_title(_plain(textwrap.fill(title, 34)), fontsize=9)
         panel.grid(axis="x", linewidth=0.3)
         panel.set_yticks(range(len(names)), [], fontsize=8)
-        unit = "percent" if soup.share else soup.metric
+        unit = "percent" if soup.share else f"{soup.metric}{' (less is better)' if soup.less_is_better else ''}"
         panel.set_xlabel(_plain(unit if soup.low is None else f"{unit}, with 95 % intervals"), fontsize=8)
         panel.invert_yaxis()
     for panel in panels[: len(titles) : columns]:

@@ -269,10 +269,17 @@ class Scoring(LabelledData):
     """Labelled data as a recipe names it: `LabelledData` of a task that there is.
 
     Args:
-        task: ``image-classification`` or ``text-classification``.
+        task: ``image-classification``, ``text-classification`` or ``causal-lm``, whose metric is ``bits_per_byte``
+            where nothing else is said.
     """
 
-    task: Literal["image-classification", "text-classification"]
+    task: Literal["image-classification", "text-classification", "causal-lm"]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tasks_have_their_metrics(cls, value: object) -> object:
+        usual = {"causal-lm": "bits_per_byte"}.get(str(value.get("task"))) if isinstance(value, Mapping) else None
+        return {"metric": usual, **value} if usual and isinstance(value, Mapping) else value
 
     @property
     def measure(self) -> str:
@@ -320,6 +327,11 @@ class FunctionScoring(_Value):
         return self.name or self.function
 
 
+def of_classes(scoring: Scoring | FunctionScoring) -> bool:
+    """Whether what it looks at are rows of one class each."""
+    return isinstance(scoring, Scoring) and scoring.task.endswith("classification")
+
+
 def with_dataset(scorings: Iterable[Scoring | FunctionScoring]) -> tuple[Scoring, ...]:
     """Those that name a data set."""
     return tuple(each for each in scorings if isinstance(each, Scoring))
@@ -335,10 +347,12 @@ class CalibrationData(Scoring):
     A method draws so many rows as it asks for from the split. Statistics of batch normalisation are of all rows.
     """
 
+    task: Literal["image-classification", "text-classification"]
+
     @model_validator(mode="before")
     @classmethod
     def _have_no_metric(cls, value: object) -> object:
-        if isinstance(value, Mapping) and (found := value.keys() & _OF_SCORES):
+        if isinstance(value, Mapping) and (found := value.keys() & _OF_SCORES) and value.get("task") != "causal-lm":
             raise ValueError(f"'{min(found)}' is for `validation` and `test`; examples have no labels and no metric")
         return value
 

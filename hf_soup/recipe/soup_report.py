@@ -36,7 +36,7 @@ class Score:
     """A metric on one data set, with its 95 % interval ``low`` to ``high`` and the number of rows.
 
     Where a function gave one number for all, there is no interval and no number of rows. ``share``: it is a share of
-    one, which people read in percent.
+    one, which people read in percent. What selections compare is the negative where less is better.
     """
 
     metric: str
@@ -45,6 +45,7 @@ class Score:
     high: float | None
     n: int | None
     share: bool = True
+    less_is_better: bool = False
 
     @property
     def text(self) -> str:
@@ -61,6 +62,17 @@ class Score:
             "" if self.low is None or self.high is None else f" ({shown(self.low)} – {shown(self.high)})"
         )
 
+    @property
+    def remark(self) -> str:
+        """What stands behind the title of a column of such scores: the number of rows, and where less is better.
+
+        >>> Score("perplexity", 8.0, 7.5, 8.5, 400, share=False, less_is_better=True).remark
+        ' (n = 400, less is better)'
+        """
+        said = [f"n = {self.n}"] if self.n else []
+        said += ["less is better"] if self.less_is_better else []
+        return f" ({', '.join(said)})" if said else ""
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain data."""
         return asdict(self)
@@ -73,7 +85,7 @@ Scores = Mapping[str, Score]
 
 
 class Comparison(_Part):
-    """Two models on the same rows: ``difference`` is the first one's score less the other's.
+    """Two models on the same rows: ``difference`` is how much better the first one scores.
 
     ``sentence`` claims a difference only where it is ``significant``. Where a function gave one number for all rows,
     there is no interval and no p. ``against`` names an ingredient; of the last version there is nothing to name.

@@ -32,7 +32,7 @@ from hf_soup.hub import Token
 from hf_soup.ingredients import expand_runs
 from hf_soup.lineage import LineageReport
 from hf_soup.merging import RunContext, fetch_weights, require_alone
-from hf_soup.recipe import Finding, FunctionScoring, Mixture, Recipe, as_recipe
+from hf_soup.recipe import Finding, Mixture, Recipe, as_recipe, of_classes
 from hf_soup.workflows.check import check
 from hf_soup.workflows.prepare import layout_of, log_notes
 from hf_soup.workflows.validate import validate
@@ -254,9 +254,9 @@ def require_measurable(recipe: Recipe) -> None:
             "Barriers are measured on validation data, and the recipe has no `validation`.",
             hint="Add `validation: {task: …, dataset: …, split: validation, metric: accuracy}`.",
         )
-    if isinstance(recipe.validation[0], FunctionScoring):
+    if not of_classes(recipe.validation[0]):
         raise RecipeError(
-            f"Barriers are measured in points, which '{recipe.validation[0].title}', a function, does not give.",
+            f"Barriers are measured in points of a metric of classes, which '{recipe.validation[0].title}' is not.",
             hint="Name labelled data first in `validation`.",
         )
     count = len(recipe.ingredients)

@@ -14,6 +14,7 @@ from hf_soup.recipe import (
     grid,
     is_average,
     methods_of,
+    of_classes,
     require_methods,
     require_named,
     searched,
@@ -111,10 +112,10 @@ def _require_fitting(recipe: Recipe, selection: Selection) -> None:
             hint="Leave `method` and `overrides` out."
             + ("" if selection.method else " `select: {name: learned, constrain: none}` learns those of a plain sum."),
         )
-    own = next((each for each in recipe.validation if isinstance(each, FunctionScoring)), None)
+    own = next((each for each in recipe.validation if not of_classes(each)), None)
     if selection.learns == "loss" and own:
         raise RecipeError(
-            f"`select: {selection.name}` learns from the loss of rows, and of '{own.title}' there is only a score.",
+            f"`select: {selection.name}` learns from the loss of labelled rows, and of '{own.title}' there is a score.",
             hint="Use `select: greedy` or another that looks at scores, or `validation` with labels.",
         )
     if recipe.tensor_weights and (selection.needs_score or selection.learns):

@@ -134,7 +134,7 @@ def test_one_number_has_no_interval_and_claims_nothing(cli: Cli, own: Any, famil
     best = max("ab", key=lambda name: expected(family / name, family).mean())
     assert score == {
         "metric": "mean", "value": pytest.approx(expected(family / best, family).mean(), abs=1e-6),
-        "low": None, "high": None, "n": None, "share": False,
+        "low": None, "high": None, "n": None, "share": False, "less_is_better": False,
     }  # fmt: skip
     assert "a number without rows tells nothing of luck" in done.json["comparisons"]["my_eval:mean"]
     assert (tmp_path / "soup" / "plots" / "scores.png").exists()
@@ -271,7 +271,7 @@ def test_functions_that_cannot_be_used(cli: Cli, own: Any, family: Path, functio
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"select": "learned"}, "learns from the loss of rows, and of 'my_eval:rows' there is only a score"),
+        ({"select": "learned"}, "learns from the loss of labelled rows, and of 'my_eval:rows' there is a score"),
         ({"test": {"function": "my_eval:rows"}}, "'my_eval:rows' is validation data and test data"),
         (
             {"validation": {"function": "my_eval:rows", "metric": "f1"}},
@@ -290,5 +290,7 @@ def test_recipes_that_ask_too_much_of_it(own: Any, family: Path, changes: dict[s
 
 def test_barriers_are_not_measured_by_it(own: Any, family: Path) -> None:
     recipe = Recipe(ingredients=[str(family / name) for name in "ab"], validation={"function": "my_eval:rows"})
-    with pytest.raises(RecipeError, match="Barriers are measured in points, which 'my_eval:rows', a function"):
+    with pytest.raises(
+        RecipeError, match="Barriers are measured in points of a metric of classes, which 'my_eval:rows' is not"
+    ):
         connectivity(recipe)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from hf_soup.evaluation.tasks.task import Task
 
 _BUILT_IN = {
+    "causal-lm": "causal_lm:CausalLM",
     "image-classification": "image_classification:ImageClassification",
     "text-classification": "text_classification:TextClassification",
 }

@@ -20,6 +20,16 @@ from hf_soup.evaluation.encoded_rows import EncodedRows
 from hf_soup.evaluation.statistics import Ints
 from hf_soup.recipe import Scoring
 
+#: Files of a tokenizer, one of which is there.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "tokenizer.model",
+)
+
 
 @dataclass(frozen=True)
 class PreparedRows:
@@ -124,6 +134,11 @@ def digest(content: NDArray[np.uint8] | tuple[str, ...]) -> bytes:
 
 
 def of_donor(folder: Path, what: Kind, files: Sequence[str], automatic: Any, **options: Any) -> Any:
+    """The donor's tokenizer or image processor, which a class of transformers loads, where it has one of some files.
+
+    Raises:
+        ScoringError: It has none, or it cannot be read.
+    """
     if not any((folder / name).is_file() for name in files):
         raise ScoringError(
             f"The donor has no {' or '.join(files)}, so it has no {what}.",

@@ -14,7 +14,7 @@ from hf_soup.checkpoint import panics_as_errors
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.classification import ClassificationDataset
 from hf_soup.evaluation.tasks.classes import Labels, classification_dataset, read_labels, require_classes
-from hf_soup.evaluation.tasks.task import PreparedRows, Task, of_donor
+from hf_soup.evaluation.tasks.task import TOKENIZER_FILES, PreparedRows, Task, of_donor
 from hf_soup.recipe import Scoring
 
 
@@ -38,8 +38,7 @@ class TextClassification(Task):
         from transformers import AutoTokenizer
 
         self.config = config
-        files = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
-        self.tokenizer = of_donor(folder, "tokenizer", files, AutoTokenizer)
+        self.tokenizer = of_donor(folder, "tokenizer", TOKENIZER_FILES, AutoTokenizer)
         self.depends_on = [type(self.tokenizer).__name__, self._longest(), config.get("vocab_size")]
 
     @staticmethod

@@ -1,0 +1,236 @@
+"""Likelihoods of texts: those of lm-evaluation-harness, in windows, in any batches; and what is made of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from pydoc_data import topics
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    ByT5Tokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from hf_soup import ResolveError, ScoringError
+from hf_soup.evaluation.language import LanguageDataset
+from hf_soup.evaluation.preprocessing import prepare_datasets
+from hf_soup.recipe import Scoring
+
+PAGES = [" ".join(text.split()) for text in topics.topics.values()]
+#: Of every length around that of a window, none, letters of several bytes, and one that begins as the tokenizer does.
+TEXTS = [
+    *(page[:length] for page, length in zip(PAGES, [1, 10, 62, 63, 64, 65, 66, 127, 128, 129, 200, 500], strict=False)),
+    "", "日本語 é", "<s>" + PAGES[20][:50],
+]  # fmt: skip
+
+
+def byte_llama(folder: Path) -> LlamaForCausalLM:
+    """With a tokenizer of bytes, which ends texts and begins them with nothing."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=384,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            bos_token_id=None,
+            eos_token_id=1,
+            pad_token_id=0,
+            max_position_embeddings=64,
+        )
+    )
+    model.save_pretrained(folder)
+    ByT5Tokenizer().save_pretrained(folder)
+    return model
+
+
+def word_gpt(folder: Path, **tokens: str) -> GPT2LMHeadModel:
+    """With a tokenizer of pieces of words, which begins texts, as that of a Llama."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(PAGES[30:60], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **tokens).save_pretrained(folder)
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=401, n_embd=32, n_layer=2, n_head=2, n_positions=32))
+    model.save_pretrained(folder)
+    return model
+
+
+MODELS: dict[str, Callable[[Path], Any]] = {
+    "bytes": byte_llama,
+    "words": lambda folder: word_gpt(folder, bos_token="<s>", eos_token="</s>"),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def language(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """A model in eval mode, and its folder."""
+    folder = tmp_path_factory.mktemp("language")
+    return MODELS[request.param](folder).eval(), folder
+
+
+def bench_of(folder: Path, texts: list[Any], tmp_path: Path, **more: Any) -> LanguageDataset:
+    file = tmp_path / "texts.jsonl"
+    file.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    scoring = Scoring.model_validate({"task": "causal-lm", "dataset": str(file), **more})
+    config = json.loads((folder / "config.json").read_text())
+    (bench,) = prepare_datasets([("validation", scoring)], folder=folder, config=config, quiet=True)
+    assert isinstance(bench, LanguageDataset)
+    return bench
+
+
+def test_likelihoods_are_those_of_the_harness(language: tuple[Any, Path], tmp_path: Path) -> None:
+    """To a millionth, text by text; and so are bits per byte."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.metrics import bits_per_byte
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoTokenizer
+
+    model, folder = language
+    bench = bench_of(folder, TEXTS, tmp_path)
+    found = bench.outputs(model)
+    theirs = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(folder), backend="causal", device="cpu")
+    asked = [Instance("loglikelihood_rolling", {}, (text,), number) for number, text in enumerate(TEXTS)]
+    expected = theirs.loglikelihood_rolling(asked, disable_tqdm=True)
+    assert theirs.max_length == bench.longest < 128, "some texts take several windows"
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-5)
+    sizes = [len(text.encode()) for text in TEXTS]
+    assert bench.score(found).value == pytest.approx(bits_per_byte(list(zip(expected, sizes, strict=True))), rel=1e-6)
+
+
+def test_they_are_the_same_in_any_batches_and_threads(language: tuple[Any, Path], tmp_path: Path) -> None:
+    model, folder = language
+    bench, done = bench_of(folder, TEXTS, tmp_path), []
+    found = bench.outputs(model, progress=done.append)
+    assert (found.dtype, found.shape, sum(done)) == (np.float64, (len(TEXTS),), bench.steps)
+    assert bench.fits(found)
+    for size in (1, 3):
+        other = replace(bench, scoring=bench.scoring.model_copy(update={"batch_size": size}))
+        np.testing.assert_allclose(other.outputs(model), found, rtol=1e-6, atol=1e-5)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert np.array_equal(bench.outputs(model), found)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_logits_of_a_batch_have_a_bound(
+    language: tuple[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A vocabulary may have a quarter of a million tokens, and a batch 32 windows of thousands."""
+    model, folder = language
+    bench, shapes = bench_of(folder, TEXTS, tmp_path), []
+    most = 4 * 2 * bench.longest * bench.vocabulary
+    monkeypatch.setattr("hf_soup.evaluation.language._LOGIT_BYTES", most)
+    forward = type(model).forward
+    monkeypatch.setattr(
+        type(model), "forward", lambda self, input_ids: (shapes.append(input_ids.shape), forward(self, input_ids))[1]
+    )
+    bench.outputs(model)
+    assert max(rows * tokens for rows, tokens in shapes) * 4 * bench.vocabulary <= most
+    assert max(rows for rows, _ in shapes) > 2, "short windows are more"
+
+
+def test_metrics_and_their_intervals(language: tuple[Any, Path], tmp_path: Path) -> None:
+    """Sums over texts by sums of their sizes, also where texts are drawn again; empty ones count for nothing."""
+    model, folder = language
+    bench = bench_of(folder, TEXTS, tmp_path)
+    found, (size, tokens) = bench.outputs(model), bench.sizes.T
+    assert size.tolist() == [len(text.encode()) for text in TEXTS]
+    for metric, expected in (
+        ("bits_per_byte", -found.sum() / size.sum() / np.log(2)),
+        ("nll", -found.sum() / tokens.sum()),
+        ("perplexity", np.exp(-found.sum() / tokens.sum())),
+    ):
+        other = replace(bench, scoring=bench.scoring.model_copy(update={"metric": metric}))
+        score = other.score(found)
+        assert score.value == pytest.approx(expected, rel=1e-12)
+        assert (score.n, score.share, score.less_is_better) == (len(TEXTS), False, True)
+        assert score.low < score.value < score.high
+        assert other.judge(found) == -score.value
+        assert other.judge(found, np.array([1, 2])) == pytest.approx(-replace_rows(other, found, [1, 2]), rel=1e-12)
+        draws = other.resampled(found)
+        assert draws.shape == (500,)
+        assert np.quantile(-draws, [0.025, 0.975]) == pytest.approx([score.low, score.high], rel=0.05)
+        better = other.compare(found * 0.9, found)
+        assert better.sentence.startswith("better by ")
+        assert better.difference == pytest.approx(score.value - other.score(found * 0.9).value)
+        assert other.compare(found, found * 0.9).sentence.startswith("worse by ")
+        assert other.compare(found, found).sentence == f"no difference can be seen with n = {len(TEXTS)}"
+
+
+def replace_rows(bench: LanguageDataset, outputs: Any, rows: list[int]) -> float:
+    """The metric of some texts alone, by its definition."""
+    size, tokens = bench.sizes[rows].sum(axis=0)
+    nats = -float(outputs[rows].sum())
+    by_token = nats / tokens
+    return {"bits_per_byte": nats / size / np.log(2), "nll": by_token, "perplexity": np.exp(by_token)}[
+        bench.scoring.metric
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"metric": "accuracy"}, "`task: causal-lm` has no metric 'accuracy'.\nIt has bits_per_byte, nll, perplexity."),
+        ({"labels": ["a", "b"]}, "reads texts without labels, so it has no `labels`"),
+        ({"label_column": "text"}, "reads texts without labels, so it has no `label_column`"),
+        ({"input_columns": ["words"]}, "none of the columns that can be `input_columns` (words); its columns are text"),
+        ({"input_columns": ["text", "text"]}, "has 2 `input_columns`; 'causal-lm' reads 1"),
+    ],
+)
+def test_what_cannot_be_asked(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    byte_llama(tmp_path)
+    with pytest.raises((ScoringError, ResolveError)) as raised:
+        bench_of(tmp_path, ["one", "two"], tmp_path, **changes)
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (["one", None], "Cannot read row 1 of texts.jsonl (text): None where a text should be"),
+        (["", ""], "All 2 texts of texts.jsonl are empty."),
+    ],
+)
+def test_rows_that_are_no_texts(tmp_path: Path, texts: list[Any], said: str) -> None:
+    word_gpt(tmp_path, eos_token="</s>")
+    with pytest.raises(ScoringError) as raised:
+        bench_of(tmp_path, texts, tmp_path)
+    assert said in str(raised.value)
+
+
+def test_tokenizers_that_do_not_fit(tmp_path: Path) -> None:
+    word_gpt(tmp_path)
+    with pytest.raises(ScoringError, match="no token that begins or ends texts"):
+        bench_of(tmp_path, ["one"], tmp_path)
+    word_gpt(tmp_path, eos_token="</s>")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "vocab_size": 20}))
+    with pytest.raises(ScoringError, match=r"gives token \d+ on texts.jsonl, and the model has 20 tokens"):
+        bench_of(tmp_path, ["one"], tmp_path)
+
+
+def test_a_model_that_finds_a_text_impossible(tmp_path: Path) -> None:
+    model = byte_llama(tmp_path).eval()
+    bench = bench_of(tmp_path, ["one", "two"], tmp_path)
+    with torch.no_grad():
+        model.lm_head.weight[200].fill_(float("nan"))
+    with pytest.raises(ScoringError, match=r"log-likelihood of text 0 of 'texts.jsonl' is nan"):
+        bench.outputs(model)
