@@ -96,7 +96,7 @@ def data_of(
 ) -> dict[str, Any]:
     """The keys of a recipe that ``--data``, ``--test``, ``--task``, ``--metric`` and ``--validation`` stand for."""
     if (data or test) and not task:
-        raise click.UsageError("--data and --test need --task: image-classification, text-classification or causal-lm.")
+        raise click.UsageError("--data and --test need --task: text-classification, causal-lm or another.")
     if (task or metric) and not (data or test):
         raise click.UsageError("--task and --metric say how to look at data: name them with --data or --test.")
     named = {"validation": data, "test": test}

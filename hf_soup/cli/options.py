@@ -19,7 +19,7 @@ ALLOW = click.option(
 )
 TASK = click.option(
     "--task",
-    type=click.Choice(["image-classification", "text-classification", "causal-lm"]),
+    type=click.Choice(["image-classification", "text-classification", "causal-lm", "multiple-choice-lm"]),
     help="What models do with the data.",
 )
 METRIC = click.option(

@@ -14,7 +14,7 @@ from hf_soup.evaluation import label_map, metrics
 from hf_soup.evaluation.dataset import EvalDataset, answered_together
 from hf_soup.evaluation.ensembles import Logits
 from hf_soup.evaluation.inputs import Inputs
-from hf_soup.evaluation.statistics import Ints, comparison_of, paired_bootstrap, paired_interval, resampled
+from hf_soup.evaluation.statistics import Ints, compare_accuracies, comparison_of, paired_bootstrap, resampled
 from hf_soup.merging import ProcessGroup
 from hf_soup.recipe import Comparison, Score, Scoring
 
@@ -98,7 +98,8 @@ class ClassificationDataset(EvalDataset):
 
     def fits(self, outputs: Logits) -> bool:
         """Whether remembered logits can be those of a model."""
-        return outputs.dtype == np.float32 and outputs.shape == (self.n, len(self.class_names))
+        right = outputs.dtype == np.float32 and outputs.shape == (self.n, len(self.class_names))
+        return bool(right and np.isfinite(outputs).all())
 
     def score(self, logits: Logits) -> Score:
         """The scoring's metric with its 95 % interval: Wilson's for accuracy, the bootstrap's for others.
@@ -117,21 +118,10 @@ class ClassificationDataset(EvalDataset):
         return metrics.value(scoring.metric, self.references[chosen], answers[chosen], scoring.trust_remote_code)
 
     def compare(self, first: Logits, second: Logits) -> Comparison:
-        """As `EvalDataset.compare`.
-
-        Accuracy: the exact two-sided test of McNemar (Note on the sampling error of the difference between correlated
-        proportions, 1947), of the rows that just one of them gets right, and the interval of Agresti and Min for
-        matched shares. Other metrics: the paired bootstrap, and a permutation test.
-        """
-        from scipy.stats import binomtest
-
+        """As `EvalDataset.compare`: `compare_accuracies`, or the paired bootstrap and a permutation test."""
         name, one, other = self.scoring.measure, self.answers(first), self.answers(second)
         if self.scoring.metric == "accuracy":
-            right, rights = one == self.references, other == self.references
-            b, c = int(np.sum(right & ~rights)), int(np.sum(rights & ~right))
-            low, high = paired_interval(b, c, self.n)
-            p = float(binomtest(b, b + c).pvalue) if b + c else 1.0
-            return comparison_of(name, (b - c) / self.n, low, high, p, self.n)
+            return compare_accuracies(name, one == self.references, other == self.references)
         metric = metrics.find(self.scoring.metric, self.scoring.trust_remote_code)
         low, high, p = paired_bootstrap(self.references, one, other, metric)
         return comparison_of(name, self.judge(one) - self.judge(other), low, high, p, self.n)

@@ -121,9 +121,11 @@ def label_column(scoring: Scoring, title: str, table: Any, classes: int) -> str:
     return next((name for name in found if len(declared_classes(table, name) or ()) == classes), found[0])
 
 
-def input_columns(scoring: Scoring, title: str, table: Any, usual: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+def input_columns(
+    scoring: Scoring, title: str, table: Any, usual: Sequence[tuple[str, ...]], most: int = 0
+) -> tuple[str, ...]:
     """The columns that hold the inputs: the recipe's, or the first of the usual ones that is there."""
-    said, most = scoring.input_columns, max(len(names) for names in usual)
+    said, most = scoring.input_columns, most or max(len(names) for names in usual)
     if said is not None and not 1 <= len(said) <= most:
         raise ScoringError(f"{title} has {len(said)} `input_columns`; '{scoring.task}' reads 1 to {most}.")
     return _columns(title, table, said, usual, "input_columns")[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -42,7 +43,99 @@ LANGUAGE_METRICS: Mapping[str, Metric] = {
 
 
 @dataclass(frozen=True, eq=False)
-class LanguageDataset(EvalDataset):
+class LikelihoodDataset(EvalDataset):
+    """Rows of tokens, parts of which a causal language model predicts.
+
+    Args:
+        encoded: Token numbers of all rows, in the first line of each.
+        kept: The numbers of those that count.
+        longest: How many tokens the model reads.
+        vocabulary: How many it knows.
+    """
+
+    scoring: Scoring
+    encoded: EncodedRows = field(repr=False)
+    kept: Ints = field(repr=False)
+    longest: int
+    vocabulary: int
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return len(self.kept)
+
+    @property
+    def steps(self) -> int:
+        """How many windows there are."""
+        return len(self.windows)
+
+    @property
+    def looked_at_as(self) -> tuple[object, ...]:
+        """The size of batches, which shows in the last bits, and the task."""
+        return self.scoring.batch_size, self.scoring.task
+
+    @property
+    @abstractmethod
+    def windows(self) -> Ints:
+        """``(windows, 4)``: which row, its first and its last token that belong to it, and how many are predicted.
+
+        The model is given all of them but the last; the predicted ones are the last.
+        """
+
+    def likelihoods(
+        self, model: PreTrainedModel, device: str, progress: Callable[[int], object], world: ProcessGroup | None
+    ) -> Floats:
+        """``(windows,)`` float64: the log-likelihood of what each window predicts, in nats.
+
+        Raises:
+            ScoringError: The model fails, or gives NaN.
+        """
+        import torch
+
+        windows = self.windows
+        # Long ones first: a batch too big for the memory fails at once. Stable: ties stay in order.
+        order = np.argsort(windows[:, 1] - windows[:, 2], kind="stable")
+        batches, begin = [], 0
+        while begin < len(order):
+            length = int(windows[order[begin], 2] - windows[order[begin], 1])
+            most = max(1, min(self.scoring.batch_size, _LOGIT_BYTES // (4 * length * self.vocabulary)))
+            batches.append(order[begin : begin + most])
+            begin += most
+
+        def tokens_of(numbers: Ints) -> Iterator[tuple[NDArray[np.int32], int]]:
+            rows = self.encoded.rows(self.kept[windows[numbers, 0]])
+            for row, (_, first, last, predicted) in zip(rows, windows[numbers].tolist(), strict=True):
+                yield row[0, first : last + 1], predicted
+
+        def batch_of(numbers: Ints) -> dict[str, Tensor]:
+            inputs = [tokens[:-1] for tokens, _ in tokens_of(numbers)]
+            padded = np.zeros((len(inputs), max(map(len, inputs))), dtype=np.int64)
+            for line, tokens in zip(padded, inputs, strict=True):
+                line[: len(tokens)] = tokens  # what stands to the right of a token changes nothing there
+            return {"input_ids": torch.from_numpy(padded)}
+
+        def likelihoods(given: Any, numbers: Ints) -> Floats:
+            values = np.empty(len(numbers))
+            for line, (logits, (tokens, predicted)) in enumerate(zip(given.logits, tokens_of(numbers), strict=True)):
+                end, targets = len(tokens) - 1, torch.from_numpy(tokens[-predicted:].astype(np.int64))
+                logs = logits[end - predicted : end].float().log_softmax(-1)
+                values[line] = float(logs.gather(1, targets.to(logs.device)[:, None]).double().sum())
+            return values
+
+        found = np.empty(len(windows))
+        every = answered_together(self.name, model, batch_of, batches, device, progress, world, likelihoods)
+        for numbers, values in zip(batches, every, strict=True):
+            found[numbers] = values
+        for window in np.flatnonzero(~np.isfinite(found)):
+            raise ScoringError(
+                f"The model's log-likelihood of row {windows[window, 0]} of '{self.name}' is {found[window]}.",
+                hint="Look at the ingredients' weights, and at the dtype (float16 overflows at 65,504).",
+            )
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageDataset(LikelihoodDataset):
     r"""Texts, each of which a causal language model predicts token by token.
 
     The log-likelihood of a text of tokens :math:`x_1, \dots, x_T` is :math:`\sum_t \log p(x_t \mid x_{<t})`, with the
@@ -57,39 +150,17 @@ class LanguageDataset(EvalDataset):
 
     Args:
         encoded: Token numbers of all texts, ``(1, 1 + T)`` with the first one before them.
-        kept: The numbers of those that count.
+        kept, longest, vocabulary: As in `LikelihoodDataset`.
         sizes: ``(n, 2)``: bytes in UTF-8 and tokens of those that count.
-        longest: How many tokens the model reads.
-        vocabulary: How many it knows.
     """
 
     share: ClassVar[bool] = False
 
-    scoring: Scoring
-    encoded: EncodedRows = field(repr=False)
-    kept: Ints = field(repr=False)
     sizes: Ints = field(repr=False)
-    longest: int
-    vocabulary: int
-
-    @property
-    def rows(self) -> int:
-        """How many texts there are."""
-        return len(self.kept)
-
-    @property
-    def steps(self) -> int:
-        """How many windows there are."""
-        return len(self._windows)
-
-    @property
-    def looked_at_as(self) -> tuple[object, ...]:
-        """The size of batches, which shows in the last bits, and the task."""
-        return self.scoring.batch_size, self.scoring.task
 
     @cached_property
-    def _windows(self) -> Ints:
-        """``(windows, 4)``: which text, the first and the last token that is read, and how many are predicted."""
+    def windows(self) -> Ints:
+        """As `LikelihoodDataset.windows`."""
         counts = enumerate(self.sizes[:, 1].tolist())
         found = [(place, *window) for place, tokens in counts for window in _cut(tokens, self.longest)]
         return np.array(found, dtype=np.int64)
@@ -107,52 +178,13 @@ class LanguageDataset(EvalDataset):
         Raises:
             ScoringError: The model fails, or finds a text impossible.
         """
-        import torch
-
-        windows = self._windows
-        # Long ones first: a batch too big for the memory fails at once. Stable: ties stay in order.
-        order = np.argsort(windows[:, 1] - windows[:, 2], kind="stable")
-        batches, begin = [], 0
-        while begin < len(order):
-            length = int(windows[order[begin], 2] - windows[order[begin], 1])
-            most = max(1, min(self.scoring.batch_size, _LOGIT_BYTES // (4 * length * self.vocabulary)))
-            batches.append(order[begin : begin + most])
-            begin += most
-
-        def tokens_of(numbers: Ints) -> Iterator[tuple[NDArray[np.int32], int]]:
-            for place, first, last, predicted in windows[numbers].tolist():
-                (row,) = self.encoded.rows(self.kept[place : place + 1])
-                yield row[0, first : last + 1], predicted
-
-        def batch_of(numbers: Ints) -> dict[str, Tensor]:
-            inputs = [tokens[:-1] for tokens, _ in tokens_of(numbers)]
-            padded = np.zeros((len(inputs), max(map(len, inputs))), dtype=np.int64)
-            for line, tokens in zip(padded, inputs, strict=True):
-                line[: len(tokens)] = tokens  # what stands to the right of a token changes nothing there
-            return {"input_ids": torch.from_numpy(padded)}
-
-        def likelihoods(given: Any, numbers: Ints) -> Floats:
-            found = np.empty(len(numbers))
-            for line, (logits, (tokens, predicted)) in enumerate(zip(given.logits, tokens_of(numbers), strict=True)):
-                end, targets = len(tokens) - 1, torch.from_numpy(tokens[-predicted:].astype(np.int64))
-                logs = logits[end - predicted : end].float().log_softmax(-1)
-                found[line] = float(logs.gather(1, targets.to(logs.device)[:, None]).double().sum())
-            return found
-
-        each = answered_together(self.name, model, batch_of, batches, device, progress, world, likelihoods)
         found = np.zeros(len(self.kept))
-        for numbers, values in zip(batches, each, strict=True):
-            np.add.at(found, windows[numbers, 0], values)
-        for row in np.flatnonzero(~np.isfinite(found)):
-            raise ScoringError(
-                f"The model's log-likelihood of text {row} of '{self.name}' is {found[row]}.",
-                hint="Look at the ingredients' weights, and at the dtype (float16 overflows at 65,504).",
-            )
+        np.add.at(found, self.windows[:, 0], self.likelihoods(model, device, progress, world))
         return found
 
     def fits(self, outputs: Floats) -> bool:
         """Whether remembered log-likelihoods can be those of a model."""
-        return outputs.dtype == np.float64 and outputs.shape == (len(self.kept),)
+        return bool(outputs.dtype == np.float64 and outputs.shape == (len(self.kept),) and np.isfinite(outputs).all())
 
     @property
     def _metric(self) -> Metric:

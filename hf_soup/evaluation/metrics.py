@@ -16,7 +16,7 @@ import numpy as np
 from hf_soup._util.text import first_line
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.data import content_hash
-from hf_soup.evaluation.statistics import Floats, Ints, Metric, bootstrap
+from hf_soup.evaluation.statistics import Floats, Ints, Metric, accuracy_of, bootstrap
 from hf_soup.hub import cut_off
 from hf_soup.recipe import Score, is_local_path
 
@@ -200,12 +200,8 @@ def value(metric: str, labels: Ints, answers: Ints, trusted: bool = False) -> fl
 
 def score(metric: str, labels: Ints, answers: Ints, trusted: bool = False) -> Score:
     """A metric with its 95 % interval: Wilson's for accuracy, the bootstrap's for others."""
-    from scipy.stats import binomtest
-
-    value_of_all, n = value(metric, labels, answers, trusted), len(labels)
     if metric == "accuracy":
-        # Wilson, Probable inference, JASA 1927: good for few rows, and for shares near zero and one.
-        low, high = binomtest(int(np.sum(labels == answers)), n).proportion_ci(method="wilson")
-    else:
-        low, high = bootstrap(labels, answers, find(metric, trusted))
+        return accuracy_of(labels == answers)
+    value_of_all, n = value(metric, labels, answers, trusted), len(labels)
+    low, high = bootstrap(labels, answers, find(metric, trusted))
     return Score(metric, value_of_all, float(min(low, value_of_all)), float(max(high, value_of_all)), n)

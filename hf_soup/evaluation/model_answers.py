@@ -233,7 +233,7 @@ def _noted(note: Path, bench: EvalDataset) -> Outputs | None:
         if hashlib.sha256(memoryview(whole)[:-32]).digest() != whole[-32:]:
             return None
         found: Outputs = np.load(io.BytesIO(whole), allow_pickle=False)
-        if bench.fits(found) and np.isfinite(found).all():
+        if bench.fits(found):
             os.utime(note)
             return found
     return None

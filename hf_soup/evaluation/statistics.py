@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_soup.recipe import Comparison
+from hf_soup.recipe import Comparison, Score
 
 #: The 97.5 % point of the normal distribution: two sides of 2.5 % leave 95 %.
 Z = 1.959963984540054
@@ -81,6 +81,34 @@ def paired_interval(only_first: int, only_second: int, n: int) -> tuple[float, f
     middle = (first - second) / total
     half = Z * math.sqrt(first + second - (first - second) ** 2 / total) / total
     return max(-1.0, middle - half), min(1.0, middle + half)
+
+
+def accuracy_of(right: NDArray[np.bool_], metric: str = "accuracy") -> Score:
+    """The share of rows that are right, with Wilson's 95 % interval: good for few rows, and for shares near 0 and 1.
+
+    Reference:
+        Wilson, Probable inference, the law of succession, and statistical inference, 1927.
+    """
+    from scipy.stats import binomtest
+
+    count, n = int(right.sum()), len(right)
+    low, high = binomtest(count, n).proportion_ci(method="wilson")
+    return Score(metric, count / n, float(min(low, count / n)), float(max(high, count / n)), n)
+
+
+def compare_accuracies(metric: str, right: NDArray[np.bool_], other: NDArray[np.bool_]) -> Comparison:
+    """Two models on the same rows: the exact two-sided test of McNemar, of rows that just one of them gets right, and
+    the interval of Agresti and Min for matched shares.
+
+    Reference:
+        McNemar, Note on the sampling error of the difference between correlated proportions, 1947.
+    """
+    from scipy.stats import binomtest
+
+    first, second, n = int(np.sum(right & ~other)), int(np.sum(other & ~right)), len(right)
+    low, high = paired_interval(first, second, n)
+    p = float(binomtest(first, first + second).pvalue) if first + second else 1.0
+    return comparison_of(metric, (first - second) / n, low, high, p, n)
 
 
 def bootstrap(labels: Ints | Floats, answers: Ints | Floats, metric: Metric) -> tuple[float, float]:

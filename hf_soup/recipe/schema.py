@@ -269,11 +269,11 @@ class Scoring(LabelledData):
     """Labelled data as a recipe names it: `LabelledData` of a task that there is.
 
     Args:
-        task: ``image-classification``, ``text-classification`` or ``causal-lm``, whose metric is ``bits_per_byte``
-            where nothing else is said.
+        task: ``image-classification``, ``text-classification``, ``multiple-choice-lm``, or ``causal-lm``, whose metric
+            is ``bits_per_byte`` where nothing else is said.
     """
 
-    task: Literal["image-classification", "text-classification", "causal-lm"]
+    task: Literal["image-classification", "text-classification", "causal-lm", "multiple-choice-lm"]
 
     @model_validator(mode="before")
     @classmethod

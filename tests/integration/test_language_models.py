@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from pydoc_data import topics
@@ -19,6 +20,9 @@ from hf_soup import Recipe, RecipeError, Soup, connectivity, cook
 Cli = Callable[..., Any]
 
 PAGES = [" ".join(text.split()) for text in topics.topics.values()]
+
+
+pytestmark = pytest.mark.usefixtures("cli")  # in a folder of its own
 
 
 @pytest.fixture(scope="session")
@@ -115,6 +119,36 @@ def test_a_number_is_tried_on_texts_and_scores_are_the_same_again(
     )
     (scores,) = again.json["scores"].values()
     assert scores["validation.jsonl perplexity"]["value"] == report.scores["soup"]["validation.jsonl perplexity"].value
+
+
+def test_texts_questions_and_a_function_together(language_family: Path, tmp_path: Path) -> None:
+    """One model in memory answers all; what counts is the weighted mean, of bits the negative."""
+    pages = [(page.split(". ")[0][:60], other[:20]) for page, other in zip(PAGES[:20], PAGES[20:40], strict=True)]
+    lines = [
+        json.dumps({"question": page[:30], "choices": [page[30:50] or "it", other], "answer": "A"})
+        for page, other in pages
+    ]
+    (tmp_path / "questions.jsonl").write_text("\n".join(lines))
+    (tmp_path / "own_of_languages.py").write_text("def score(model, tokenizer):\n    return [0.25, 0.75]\n")
+    recipe = Recipe(
+        ingredients=[str(language_family / name) for name in ("one", "two")],
+        base_model=str(language_family / "base"),
+        select="greedy",
+        validation=[
+            {"task": "causal-lm", "dataset": str(language_family / "validation.jsonl")},
+            {"task": "multiple-choice-lm", "dataset": "questions.jsonl", "weight": 2},
+            {"function": "own_of_languages:score"},
+        ],
+    )
+    report = cook(recipe, "soup").report
+    first = report.trace[0]
+    scores = report.scores[first.ingredients[0]]
+    values = [scores[title].value for title in report.validation]
+    assert first.score == pytest.approx((-values[0] + 2 * values[1] + values[2]) / 4)
+    assert values[2] == 0.5
+    assert report.scores["soup"]["questions.jsonl accuracy"].share
+    assert "### Calibration" not in Path("soup/README.md").read_text()
+    sys.modules.pop("own_of_languages")
 
 
 def test_what_needs_classes_says_so(language_family: Path) -> None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 _BUILT_IN = {
     "causal-lm": "causal_lm:CausalLM",
     "image-classification": "image_classification:ImageClassification",
+    "multiple-choice-lm": "multiple_choice_lm:MultipleChoiceLM",
     "text-classification": "text_classification:TextClassification",
 }
 

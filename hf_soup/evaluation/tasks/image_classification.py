@@ -44,8 +44,8 @@ class ImageClassification(Task):
         self.depends_on = [type(self.processor).__name__, self.mode]
         self.threads = usable_cores()
 
-    @staticmethod
-    def require(scoring: Scoring, config: Mapping[str, Any]) -> None:
+    @classmethod
+    def require(cls, scoring: Scoring, config: Mapping[str, Any]) -> None:
         """Refuse a metric that there is not, and models with no labels."""
         require_classes(scoring, config)
 

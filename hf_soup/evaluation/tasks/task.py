@@ -65,6 +65,8 @@ class Task(ABC):
 
     #: Columns that usually hold the inputs, the first that are all there.
     columns: ClassVar[Sequence[tuple[str, ...]]]
+    #: How many there may be, where it is more than of the usual ones.
+    most_columns: ClassVar[int] = 0
     #: What classes of its models end in, and the mapping of transformers that has them.
     head: ClassVar[str]
     models: ClassVar[str]
@@ -79,9 +81,9 @@ class Task(ABC):
     @abstractmethod
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None: ...
 
-    @staticmethod
+    @classmethod
     @abstractmethod
-    def require(scoring: Scoring, config: Mapping[str, Any]) -> None:
+    def require(cls, scoring: Scoring, config: Mapping[str, Any]) -> None:
         """Refuse a metric that there is not, and models that are no such models, before data is read.
 
         Raises:

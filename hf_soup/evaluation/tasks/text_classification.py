@@ -41,8 +41,8 @@ class TextClassification(Task):
         self.tokenizer = of_donor(folder, "tokenizer", TOKENIZER_FILES, AutoTokenizer)
         self.depends_on = [type(self.tokenizer).__name__, self._longest(), config.get("vocab_size")]
 
-    @staticmethod
-    def require(scoring: Scoring, config: Mapping[str, Any]) -> None:
+    @classmethod
+    def require(cls, scoring: Scoring, config: Mapping[str, Any]) -> None:
         """Refuse a metric that there is not, and models with no labels."""
         require_classes(scoring, config)
 

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from hf_soup import ResolveError, ScoringError
+from hf_soup.evaluation.choices import ChoiceDataset
 from hf_soup.evaluation.language import LanguageDataset
 from hf_soup.evaluation.preprocessing import prepare_datasets
 from hf_soup.recipe import Scoring
@@ -189,8 +190,8 @@ def replace_rows(bench: LanguageDataset, outputs: Any, rows: list[int]) -> float
     ("changes", "said"),
     [
         ({"metric": "accuracy"}, "`task: causal-lm` has no metric 'accuracy'.\nIt has bits_per_byte, nll, perplexity."),
-        ({"labels": ["a", "b"]}, "reads texts without labels, so it has no `labels`"),
-        ({"label_column": "text"}, "reads texts without labels, so it has no `label_column`"),
+        ({"labels": ["a", "b"]}, "`task: causal-lm` does not look at `labels`"),
+        ({"label_column": "text"}, "`task: causal-lm` does not look at `label_column`"),
         ({"input_columns": ["words"]}, "none of the columns that can be `input_columns` (words); its columns are text"),
         ({"input_columns": ["text", "text"]}, "has 2 `input_columns`; 'causal-lm' reads 1"),
     ],
@@ -232,5 +233,130 @@ def test_a_model_that_finds_a_text_impossible(tmp_path: Path) -> None:
     bench = bench_of(tmp_path, ["one", "two"], tmp_path)
     with torch.no_grad():
         model.lm_head.weight[200].fill_(float("nan"))
-    with pytest.raises(ScoringError, match=r"log-likelihood of text 0 of 'texts.jsonl' is nan"):
+    with pytest.raises(ScoringError, match=r"log-likelihood of row 0 of 'texts.jsonl' is nan"):
         bench.outputs(model)
+
+
+# ---- questions with choices --------------------------------------------------------------------------------------
+
+#: Numbers of choices and of words that differ, a space at the end, a question that is too long, and one that is none.
+QUESTIONS: list[tuple[str, list[str], Any]] = [
+    ("Where does a function begin?", ["def", "a class statement", "import"], 0),
+    ("Which of them is a loop ", ["for", "with"], 1),
+    (PAGES[5][:300] + " Is it so?", ["yes", "no", "maybe", "nobody knows"], 3),
+    ("", ["one", "three"], 1),
+    ("日本語?", ["é", "ü ö"], 0),
+]
+
+
+def choices_of(folder: Path, rows: list[dict[str, Any]], tmp_path: Path, **more: Any) -> ChoiceDataset:
+    file = tmp_path / "questions.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    scoring = Scoring.model_validate({"task": "multiple-choice-lm", "dataset": str(file), **more})
+    config = json.loads((folder / "config.json").read_text())
+    (bench,) = prepare_datasets([("validation", scoring)], folder=folder, config=config, quiet=True)
+    assert isinstance(bench, ChoiceDataset)
+    return bench
+
+
+def plain(label: Callable[[int], Any] = int) -> list[dict[str, Any]]:
+    return [{"question": question, "choices": choices, "label": label(right)} for question, choices, right in QUESTIONS]
+
+
+def test_choices_are_those_of_the_harness(language: tuple[Any, Path], tmp_path: Path) -> None:
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoTokenizer
+
+    model, folder = language
+    bench = choices_of(folder, plain(), tmp_path)
+    found = bench.outputs(model)
+    assert found.shape == (5, 4)
+    assert np.array_equal(np.isfinite(found), [[number < len(each) for number in range(4)] for _, each, _ in QUESTIONS])
+    lm = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(folder), backend="causal", device="cpu")
+    pairs = [(question, f" {choice}") for question, choices, _ in QUESTIONS for choice in choices]
+    asked = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(pairs)]
+    expected = [value for value, _ in lm.loglikelihood(asked, disable_tqdm=True)]
+    np.testing.assert_allclose(found[np.isfinite(found)], expected, rtol=1e-6, atol=1e-5)
+    lists = iter(expected)
+    own = [np.array([next(lists) for _ in choices]) for _, choices, _ in QUESTIONS]
+    lengths = [np.array([len(choice) for choice in choices]) for _, choices, _ in QUESTIONS]
+    right = np.array([label for *_, label in QUESTIONS])
+    by_length = replace(bench, scoring=bench.scoring.model_copy(update={"metric": "accuracy_by_length"}))
+    acc = np.array([each.argmax() for each in own]) == right
+    acc_norm = np.array([(each / length).argmax() for each, length in zip(own, lengths, strict=True)]) == right
+    for measured, correct in ((bench, acc), (by_length, acc_norm)):
+        score = measured.score(found)
+        assert (score.value, score.n, score.share) == (correct.mean(), 5, True)
+        assert score.low <= score.value <= score.high
+        assert measured.judge(measured.answers(found)) == correct.mean()
+        assert measured.judge(measured.answers(found), np.array([0, 3])) == correct[[0, 3]].mean()
+        assert measured.resampled(found).shape == (500,)
+    assert bench.fits(found)
+    assert not bench.fits(np.where(np.isfinite(found), found, 0.0))
+
+
+def test_two_models_are_compared_by_who_is_right(tmp_path: Path) -> None:
+    byte_llama(tmp_path)
+    rows = [{"question": f"{number}?", "choices": ["a", "b"], "label": number % 2} for number in range(40)]
+    bench = choices_of(tmp_path, rows, tmp_path)
+    good = np.where(np.arange(2) == bench.references[:, None], -1.0, -2.0)
+    found = bench.compare(good, good[:, ::-1])
+    assert found.sentence.startswith("better by 100.0 points")
+    assert bench.compare(good, good).sentence == "no difference can be seen with n = 40"
+
+
+@pytest.mark.parametrize(
+    ("rows", "more"),
+    [
+        (plain(str), {}),
+        (plain(lambda number: "ABCD"[number]), {}),
+        ([{"ctx": q, "endings": each, "gold": each[right]} for q, each, right in QUESTIONS], {}),
+        (
+            [
+                {
+                    "question": q,
+                    "choices": {"text": each, "label": list("1234")[: len(each)]},
+                    "answerKey": str(right + 1),
+                }
+                for q, each, right in QUESTIONS
+            ],
+            {},
+        ),
+        (
+            [{"q": q, "one": each[0], "two": each[-1], "which": int(right > 0)} for q, each, right in QUESTIONS],
+            {"input_columns": ["q", "one", "two"], "label_column": "which"},
+        ),
+    ],
+    ids=["digits", "letters", "texts", "names", "columns"],
+)
+def test_data_are_laid_out_in_many_ways(tmp_path: Path, rows: list[dict[str, Any]], more: dict[str, Any]) -> None:
+    byte_llama(tmp_path)
+    bench = choices_of(tmp_path, rows, tmp_path, **more)
+    expected = [int(right > 0) if more else right for *_, right in QUESTIONS]
+    assert bench.references.tolist() == expected
+    lengths = [[len(choice) for choice in ([each[0], each[-1]] if more else each)] for _, each, _ in QUESTIONS]
+    assert [[int(each) for each in row if each] for row in bench.lengths] == lengths
+
+
+@pytest.mark.parametrize(
+    ("row", "more", "said"),
+    [
+        ({"label": 2}, {}, "Row 1 of questions.jsonl has 2 as 'label', which is none of its 2 choices."),
+        ({"label": "C"}, {}, "has 'C' as 'label', which is none"),
+        ({"label": True}, {}, "which is none of its 2 choices"),
+        ({"choices": ["yes"], "label": 0}, {}, "the choices ['yes']; there should be two or more"),
+        ({"choices": ["yes", ""]}, {}, "the choices ['yes', '']; there should be two or more, and none empty"),
+        ({"choices": ["yes", None]}, {}, "None where a text should be"),
+        ({}, {"metric": "f1"}, "has no metric 'f1'.\nIt has accuracy, accuracy_by_length."),
+        ({}, {"labels": ["yes", "no"]}, "`task: multiple-choice-lm` does not look at `labels`"),
+        ({}, {"label_column": "right"}, "no column that says which choice is right; its columns are question, choices"),
+        ({}, {"input_columns": ["question"]}, "reads a question and its choices, and 'question' is one column"),
+    ],
+)
+def test_questions_that_cannot_be_asked(tmp_path: Path, row: dict[str, Any], more: dict[str, Any], said: str) -> None:
+    byte_llama(tmp_path)
+    first = {"question": "Is it?", "choices": ["yes", "no"], "label": type(row.get("label", 0))(0)}
+    with pytest.raises(ScoringError) as raised:
+        choices_of(tmp_path, [first, {**first, **row}], tmp_path, **more)
+    assert said in str(raised.value)

@@ -1,0 +1,105 @@
+"""Questions with choices, and which one a language model finds likeliest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_soup.evaluation.language import LikelihoodDataset
+from hf_soup.evaluation.metrics import METRICS
+from hf_soup.evaluation.statistics import Floats, Ints, accuracy_of, compare_accuracies, resampled
+from hf_soup.merging import ProcessGroup
+from hf_soup.recipe import Comparison, Score
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+#: What is said of tokens in the second line of a row.
+PREDICTED, BEGINS = 1, 2
+CHOICE_METRICS = ("accuracy", "accuracy_by_length")
+
+
+@dataclass(frozen=True, eq=False)
+class ChoiceDataset(LikelihoodDataset):
+    r"""Questions, each with choices, one of which is right.
+
+    The answer of a model is the choice of the greatest log-likelihood after the question,
+    :math:`\arg\max_c \log p(c \mid q)`; with the metric ``accuracy_by_length`` each is divided by the number of
+    letters of the choice, which are ``acc`` and ``acc_norm`` of lm-evaluation-harness. Of equal ones it is the first.
+
+    Args:
+        encoded: ``(2, tokens)`` a row: question and choice for each choice, one after the other, and in the second line
+            which of them are predicted, and where a question begins.
+        kept, longest, vocabulary: As in `LikelihoodDataset`.
+        references: ``(n,)``: which choice is right.
+        lengths: ``(n, choices)``: letters of each choice; 0 where a question has fewer.
+    """
+
+    references: Ints = field(repr=False)
+    lengths: Ints = field(repr=False)
+
+    @cached_property
+    def windows(self) -> Ints:
+        """As `LikelihoodDataset.windows`: one for each choice. What is too long loses the beginning of its question."""
+        found = []
+        for place, row in enumerate(self.encoded.rows(self.kept)):
+            begins = np.flatnonzero(row[1] & BEGINS)
+            for first, end in zip(begins, [*begins[1:], row.shape[1]], strict=True):
+                predicted = int((row[1, first:end] & PREDICTED).sum())
+                found.append((place, max(first, end - self.longest - 1), end - 1, predicted))
+        return np.array(found, dtype=np.int64)
+
+    def outputs(
+        self,
+        model: PreTrainedModel,
+        *,
+        device: str = "cpu",
+        progress: Callable[[int], object] = lambda _: None,
+        world: ProcessGroup | None = None,
+    ) -> Floats:
+        """``(n, choices)`` float64: the log-likelihood of each choice, minus infinity where a question has fewer.
+
+        Raises:
+            ScoringError: The model fails, or gives NaN.
+        """
+        found = np.full(self.lengths.shape, -np.inf)
+        found[self.lengths > 0] = self.likelihoods(model, device, progress, world)
+        return found
+
+    def fits(self, outputs: Floats) -> bool:
+        """Whether remembered log-likelihoods can be those of a model."""
+        return bool(
+            outputs.dtype == np.float64
+            and outputs.shape == self.lengths.shape
+            and np.array_equal(np.isfinite(outputs), self.lengths > 0)
+        )
+
+    def answers(self, outputs: Floats) -> Ints:
+        """``(n,)``: which choice each answer is."""
+        by = np.maximum(self.lengths, 1) if self.scoring.metric == "accuracy_by_length" else 1
+        return np.asarray((outputs / by).argmax(axis=1), dtype=np.int64)
+
+    def _right(self, outputs: Floats) -> NDArray[np.bool_]:
+        return np.asarray(self.answers(outputs) == self.references)
+
+    def judge(self, answers: Ints, rows: Ints | None = None) -> float:
+        """The share of answers, or of those to some rows, that are right."""
+        right = answers == self.references
+        return float(np.mean(right if rows is None else right[rows]))
+
+    def score(self, outputs: Floats) -> Score:
+        """The accuracy, with Wilson's 95 % interval."""
+        return accuracy_of(self._right(outputs), self.scoring.measure)
+
+    def compare(self, first: Floats, second: Floats) -> Comparison:
+        """As `EvalDataset.compare`: `compare_accuracies`."""
+        return compare_accuracies(self.scoring.measure, self._right(first), self._right(second))
+
+    def resampled(self, outputs: Floats) -> Floats:
+        """As `EvalDataset.resampled`."""
+        return resampled(self.references, self.answers(outputs), METRICS["accuracy"])
