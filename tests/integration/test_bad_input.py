@@ -175,7 +175,7 @@ def test_recipes_that_ask_for_nonsense(cli: Cli, family: Path, tmp_path: Path) -
         ({"validation": {**score, "label_column": "truth"}}, "truth"),
         (
             {"validation": {**score, "dataset": "local:rows.csv"}},
-            "was a file on the machine where the recipe was resolved",
+            "was on the machine where the recipe was resolved",
         ),
         ({"dtype": "int8"}, "dtype: "),
         ({"ingredients": [{"model": "x/y", "weight": 0}]}, "the weights (0) sum to 0"),

@@ -200,7 +200,7 @@ def test_rows_of_a_report_are_not_looked_at(
         ),
         (
             {"calibration": {"task": "text-classification", "dataset": "local:rows.csv"}},
-            "'local:rows.csv' was a file on",
+            "'local:rows.csv' was on",
         ),
         (
             {"calibration": {"task": "text-classification", "dataset": "none.csv"}},

@@ -717,7 +717,7 @@ def test_data_of_another_machine_are_not_measured(scored: Soup, family: Path, cl
     assert done.json["digests"]["published"] == done.json["digests"]["cooked"] == scored.digest
     done = cli("verify", "acme/soup", "--score", *where(family))
     assert done.code == 0
-    assert "Scores in percent:" in done.out
+    assert "Scores, shares of one in percent:" in done.out
     done = cli(
         "verify", "acme/soup", "--score", *where(family)[:1], f"--map=report.csv={family / 'rows.csv'}", "--json"
     )

@@ -132,7 +132,8 @@ def test_json_is_one_object_on_stdout(cli: Cli, family: Path, tmp_path: Path, pu
     assert set(cooked["scores"]) == {
         "soup", "local:a", "local:b", "local:c", "ensemble", "logit ensemble", "greedy ensemble",
     }  # fmt: skip
-    assert set(cooked["scores"]["soup"]["test accuracy"]) == {"metric", "value", "low", "high", "n", "share"}
+    score = cooked["scores"]["soup"]["test accuracy"]
+    assert set(score) == {"metric", "value", "low", "high", "n", "share", "less_is_better"}
     assert cooked["selected"] == list(cooked["weights"])
     assert cooked["pushed"] is None
     assert len(done["score"].json["scores"]) == 2

@@ -17,6 +17,11 @@ from torch import Tensor
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.model import ReusableModel, answers, build_model
 
+
+def logits_of(given: Any, _: Any) -> Any:
+    return given.logits.numpy()
+
+
 BODY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "num_labels": 3}
 TEXT = {**BODY, "vocab_size": 30, "pad_token_id": 0}
 PARTS = {
@@ -140,9 +145,8 @@ def test_the_number_of_threads_does_not_show(name: str, tmp_path: Path) -> None:
             torch.set_num_threads(threads)
             done: list[int] = []
             cut = np.split(np.arange(37), range(7, 37, 7))
-            parts = answers(
-                model, lambda rows: {key: value[rows] for key, value in inputs.items()}, cut, "cpu", done.append
-            )
+            batch_of = lambda rows: {key: value[rows] for key, value in inputs.items()}  # noqa: E731
+            parts = answers(model, batch_of, cut, "cpu", done.append, logits_of)
             assert torch.get_num_threads() == threads
             assert sum(done) == 37
             found.append(np.concatenate(parts))
@@ -163,7 +167,7 @@ def test_a_model_that_fails_ends_all_threads(tmp_path: Path) -> None:
         return {"input_ids": torch.tensor([[30 if rows[0] > 3 else 1]])}  # there are 30 tokens
 
     with pytest.raises(ScoringError, match=r"^\(\{'input_ids': \(1, 1\)\}\): .*index out of range"):
-        answers(model, batch_of, list(np.arange(1000)[:, None]), "cpu", lambda _: None)
+        answers(model, batch_of, list(np.arange(1000)[:, None]), "cpu", lambda _: None, logits_of)
     assert len(taken) < 20
 
 

@@ -148,6 +148,7 @@ def test_accuracy_has_wilsons_interval() -> None:
         "high": score.high,
         "n": 300,
         "share": True,
+        "less_is_better": False,
     }
 
 
