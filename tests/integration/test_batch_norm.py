@@ -18,8 +18,7 @@ from transformers import ResNetForImageClassification
 import hf_soup
 from hf_soup import Recipe
 from hf_soup.demo.data import splits_of
-from hf_soup.merging.arithmetic import uniform
-from hf_soup.merging.digest import digest_of_folder
+from hf_soup.merging import digest_of_folder, uniform
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 

@@ -49,8 +49,8 @@ from transformers import (
 )
 
 from hf_soup import IncompatibleError, Soup, cook
-from hf_soup.checkpoint.config import PIPELINES, pipeline_tasks
-from hf_soup.hub.repo_files import ASSETS, PROCESSOR, TOKENIZER
+from hf_soup.checkpoint import PIPELINES, pipeline_tasks
+from hf_soup.hub import ASSETS, PROCESSOR, TOKENIZER
 from hf_soup.local_hub import LocalHub
 
 # The client hands files to its HTTP library in a way that the library deprecates.

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hf_soup.recipe.schema import Recipe
+from hf_soup.recipe import Recipe
 
 Cli = Callable[..., Any]
 #: The client's, of its own uploads.

@@ -25,12 +25,12 @@ from safetensors import safe_open
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from hf_soup.checkpoint.checkpoint import open_checkpoint
+from hf_soup.checkpoint import open_checkpoint
 from hf_soup.errors import PublishError, ResolveError
-from hf_soup.hub import client, download as transfer, repo as hub
-from hf_soup.hub.push import PushTarget, inspect_target, require_public
+from hf_soup.hub import client, download as transfer, inspect_target, repo as hub, require_public
+from hf_soup.hub.push import PushTarget
 from hf_soup.local_hub import LocalHub
-from hf_soup.merging.weight_files import fetch_small, fetch_weights
+from hf_soup.merging import fetch_small, fetch_weights
 
 pytestmark = [
     # The client hands files to its HTTP library in a way that the library deprecates.

@@ -21,16 +21,13 @@ import torch
 from plans import files_here, make_plan
 from safetensors.torch import load_file, save_file
 
-from hf_soup.checkpoint.headers import read_header
+from hf_soup.checkpoint import read_header
 from hf_soup.demo import child_environment
 from hf_soup.errors import RecipeError
 from hf_soup.hub import client
 from hf_soup.local_hub import LocalHub
-from hf_soup.merging import plan as plan_module
-from hf_soup.merging.layout import BLOCK_BYTES
-from hf_soup.merging.to_files import merge
-from hf_soup.merging.workspace import Workspace
-from hf_soup.recipe.schema import Recipe
+from hf_soup.merging import BLOCK_BYTES, Workspace, merge, plan as plan_module
+from hf_soup.recipe import Recipe
 from hf_soup.workflows.cook import cook
 
 # Python runs this file at its start in every process: it tells, from outside, which process opened a journal to write,
@@ -64,8 +61,8 @@ from pathlib import Path
 from hf_soup.merging import plan as plan_module
 from hf_soup.errors import MergeError
 from hf_soup.local_hub import LocalHub
-from hf_soup.merging.to_files import merge
-from hf_soup.merging.workspace import Workspace
+from hf_soup.merging import merge
+from hf_soup.merging import Workspace
 from hf_soup.merging.weight_files import WeightFiles
 from hf_soup.merging.processes import process_group
 

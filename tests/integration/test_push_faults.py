@@ -15,8 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from hf_soup.errors import PublishError
-from hf_soup.hub import repo as hub
-from hf_soup.hub.push import PushResult, commit_folder, inspect_target
+from hf_soup.hub import PushResult, commit_folder, inspect_target, repo as hub
 from hf_soup.local_hub import LocalHub
 
 # The client hands files to its HTTP library in a way that the library deprecates.

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 
 from hf_soup import Soup, cook
 from hf_soup.errors import PublishError
-from hf_soup.hub.push import inspect_target
+from hf_soup.hub import inspect_target
 from hf_soup.local_hub import LocalHub
 
 # The client hands files to its HTTP library in a way that the library deprecates.

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse
 from transformers import BertConfig, BertForSequenceClassification, CLIPVisionModel
 
 from hf_soup import IncompatibleError, LineageReport, Recipe, ResolveError, check, cook
-from hf_soup.hub.repo import resolve
+from hf_soup.hub import resolve
 from hf_soup.local_hub import LocalHub
 from hf_soup.local_hub.wire import Record
 

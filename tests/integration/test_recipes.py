@@ -20,12 +20,12 @@ from stand_ins import DISTILBERT, JUNK, VIT
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, pipeline
 
 from hf_soup import Recipe
-from hf_soup.checkpoint.checkpoint import open_checkpoint
+from hf_soup.checkpoint import open_checkpoint
 from hf_soup.demo import demo_recipe
-from hf_soup.hub.repo_files import ASSETS
-from hf_soup.ingredients.resolve import resolve_ingredients
+from hf_soup.hub import ASSETS
+from hf_soup.ingredients import resolve_ingredients
 from hf_soup.local_hub import LocalHub
-from hf_soup.merging.weight_files import fetch_weights
+from hf_soup.merging import fetch_weights
 
 # The client hands files to its HTTP library in a way that the library deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")

@@ -21,12 +21,8 @@ import torch
 from plans import candidate, files_here, make_plan
 from safetensors.torch import save_file
 
-from hf_soup.checkpoint.headers import TensorInfo, read_header
-from hf_soup.merging import plan as plan_module
-from hf_soup.merging.layout import BLOCK_BYTES
-from hf_soup.merging.plan import Plan
-from hf_soup.merging.to_files import MergeResult, merge
-from hf_soup.merging.workspace import Workspace
+from hf_soup.checkpoint import TensorInfo, read_header
+from hf_soup.merging import BLOCK_BYTES, MergeResult, Plan, Workspace, merge, plan as plan_module
 from hf_soup.recipe import MethodCall
 
 #: Merges in a child of its own for every point: it dies by SIGKILL at that step on the disk, in the middle of it.
@@ -34,8 +30,8 @@ DRIVER = '''
 import json, os, pickle, signal, sys
 from pathlib import Path
 from hf_soup.merging import plan as plan_module
-from hf_soup.merging.to_files import merge
-from hf_soup.merging.workspace import Workspace
+from hf_soup.merging import merge
+from hf_soup.merging import Workspace
 from hf_soup.merging.weight_files import WeightFiles
 
 plan_module.UNIT_BYTES = 4 << 20

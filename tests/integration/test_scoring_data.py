@@ -23,7 +23,7 @@ CODE = """
 import json, sys, tempfile
 from pathlib import Path
 from hf_soup.errors import SoupError
-from hf_soup.recipe.schema import Scoring
+from hf_soup.recipe import Scoring
 from hf_soup.evaluation import data
 said = globals().get("said") or json.loads(sys.argv[1])
 try:

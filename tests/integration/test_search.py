@@ -22,7 +22,7 @@ from hf_soup import IncompatibleError, Recipe, RecipeError, ResolveError, Search
 from hf_soup.cli import tables as shown
 from hf_soup.hub import repo as hub
 from hf_soup.local_hub import LocalHub
-from hf_soup.recipe.findings import Finding
+from hf_soup.recipe import Finding
 from hf_soup.workflows.search import FineTune, MergeableGroup, _labels
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")

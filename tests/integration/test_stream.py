@@ -27,8 +27,7 @@ from starlette.responses import Response
 from transformers import BertConfig, BertForSequenceClassification
 
 from hf_soup import MergeError, Recipe, RecipeError, ResolveError, Soup, cook
-from hf_soup.checkpoint import sampling
-from hf_soup.checkpoint.headers import TensorInfo
+from hf_soup.checkpoint import TensorInfo, sampling
 from hf_soup.hub import client, download as transfer
 from hf_soup.local_hub import LocalHub
 from hf_soup.merging import layout, plan as plan_module

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import hf_soup
 from hf_soup import Recipe, RecipeError, ResolveError, Update
-from hf_soup.ingredients.trainer_run import expand_runs
+from hf_soup.ingredients import expand_runs
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 

@@ -24,8 +24,7 @@ import hf_soup
 from hf_soup import MergeError, Recipe, Soup, VerificationReport
 from hf_soup.hub import download as transfer, repo as hub
 from hf_soup.local_hub import LocalHub
-from hf_soup.merging import layout
-from hf_soup.merging.digest import digest_of_folder
+from hf_soup.merging import digest_of_folder, layout
 from hf_soup.methods import METHODS
 from hf_soup.workflows import verify as verification
 

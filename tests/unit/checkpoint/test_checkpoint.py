@@ -19,10 +19,9 @@ from hypothesis import given, settings, strategies as st
 from safetensors import SafetensorError, deserialize
 from safetensors.torch import save, save_file
 
-from hf_soup.checkpoint.checkpoint import open_all, open_checkpoint
-from hf_soup.checkpoint.headers import TensorInfo, front_matter, read_header
+from hf_soup.checkpoint import TensorInfo, front_matter, open_all, open_checkpoint, read_header
 from hf_soup.errors import ResolveError, SoupError
-from hf_soup.recipe.schema import Ingredient
+from hf_soup.recipe import Ingredient
 
 
 def file_of(header: object, data: bytes = b"", length: int | None = None) -> bytes:

@@ -13,10 +13,21 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from hf_soup.checkpoint import parameters
-from hf_soup.checkpoint.config import is_quantised, model_class, output_dtype_config, read_config, same_architecture
-from hf_soup.checkpoint.labels import label_names, label_order, labels_differ, num_labels
-from hf_soup.checkpoint.parameters import Correspondence, correspondence, head_names
+from hf_soup.checkpoint import (
+    Correspondence,
+    correspondence,
+    is_quantised,
+    label_names,
+    label_order,
+    labels_differ,
+    model_class,
+    num_labels,
+    output_dtype_config,
+    parameters,
+    read_config,
+    same_architecture,
+)
+from hf_soup.checkpoint.parameters import head_names
 from hf_soup.errors import IncompatibleError
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}

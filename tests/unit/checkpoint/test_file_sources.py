@@ -11,11 +11,10 @@ import pytest
 import torch
 
 from hf_soup import hub
-from hf_soup.checkpoint.checkpoint import open_checkpoint, require_unchanged
-from hf_soup.checkpoint.file_sources import FileSource, HubRepo, LocalFolder, fetch_files
+from hf_soup.checkpoint import FileSource, HubRepo, LocalFolder, fetch_files, open_checkpoint, require_unchanged
 from hf_soup.errors import MergeError, ResolveError
 from hf_soup.local_hub import LocalHub
-from hf_soup.merging.weight_files import fetch_weights, missing_weights, weight_files_of
+from hf_soup.merging import fetch_weights, missing_weights, weight_files_of
 
 
 @pytest.fixture

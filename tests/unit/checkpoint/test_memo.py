@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from hf_soup.checkpoint import memo
-from hf_soup.checkpoint.memo import remembered
-from hf_soup.hub.cache import prune
+from hf_soup.checkpoint import memo, remembered
+from hf_soup.hub import prune
 
 
 @pytest.fixture(autouse=True)

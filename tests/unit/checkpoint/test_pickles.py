@@ -15,8 +15,7 @@ import safetensors.torch
 import torch
 
 from hf_soup._util import isolated as apart
-from hf_soup.checkpoint import pickles
-from hf_soup.checkpoint.file_sources import LocalFolder
+from hf_soup.checkpoint import LocalFolder, pickles
 from hf_soup.checkpoint.pickles import convert_pickle, require_plain
 from hf_soup.errors import ResolveError
 

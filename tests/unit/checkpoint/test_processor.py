@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import transformers
 
-from hf_soup.checkpoint.processor import same_processing
+from hf_soup.checkpoint import same_processing
 
 VIT = {"model_type": "vit", "hidden_size": 32, "num_attention_heads": 4, "image_size": 8, "patch_size": 2}
 

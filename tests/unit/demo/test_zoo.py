@@ -16,7 +16,7 @@ from hf_soup.demo import ANCESTOR, DATASET, OWNER, POOR, Shell, Zoo, child_envir
 from hf_soup.demo.data import DIGITS, LETTERS, make_dataset, splits_of
 from hf_soup.demo.zoo import make_all
 from hf_soup.errors import SoupError
-from hf_soup.recipe.schema import Recipe
+from hf_soup.recipe import Recipe
 
 TINY = Zoo(letters=256, letter_epochs=1, good=2, epochs=(1, 2))
 RECIPE = Path(__file__).parents[3] / "recipes" / "demo-digits.yaml"

@@ -24,21 +24,16 @@ from torch import Tensor
 from torch.func import functional_call, grad
 from transformers.pytorch_utils import Conv1D
 
-from hf_soup.checkpoint.headers import read_header
+from hf_soup.checkpoint import read_header
 from hf_soup.errors import MergeError, ScoringError
-from hf_soup.evaluation import collection as collecting
-from hf_soup.evaluation.collection import collect_statistics, with_statistics
+from hf_soup.evaluation import Calibration, collect_statistics, collection as collecting, with_statistics
 from hf_soup.evaluation.dataset import CalibrationDataset
-from hf_soup.evaluation.evaluation_data import Calibration
 from hf_soup.evaluation.model import build_model
 from hf_soup.evaluation.preprocessing import prepare_calibration_dataset
-from hf_soup.merging.arithmetic import uniform
-from hf_soup.merging.plan import Plan
-from hf_soup.merging.statistics_store import StatisticsStore, statistics_folder, statistics_path
-from hf_soup.merging.to_memory import Materializer
+from hf_soup.merging import Materializer, Plan, StatisticsStore, statistics_folder, statistics_path, uniform
 from hf_soup.methods.fisher import fisher
 from hf_soup.methods.regmean import regmean
-from hf_soup.recipe.schema import CalibrationData
+from hf_soup.recipe import CalibrationData
 
 TEXT: dict[str, Any] = {"vocab_size": 16, "id2label": {n: str(n) for n in range(3)}, "initializer_range": 0.3}
 MADE: dict[str, Callable[[], Any]] = {

@@ -16,7 +16,7 @@ from PIL import Image
 
 from hf_soup.errors import ResolveError, ScoringError
 from hf_soup.evaluation import data
-from hf_soup.recipe.schema import Scoring
+from hf_soup.recipe import Scoring
 
 TEXTS = [f"sentence number {i}" for i in range(10)]
 

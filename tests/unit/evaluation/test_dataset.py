@@ -20,14 +20,12 @@ from sklearn.datasets import load_digits
 from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
 
 from hf_soup.errors import ScoringError
-from hf_soup.evaluation import ClassificationDataset
+from hf_soup.evaluation import ClassificationDataset, EvaluationData, ModelTemplate
 from hf_soup.evaluation.ensembles import ensemble
-from hf_soup.evaluation.evaluation_data import EvaluationData
 from hf_soup.evaluation.metrics import METRICS
 from hf_soup.evaluation.model import build_model
 from hf_soup.evaluation.preprocessing import prepare_datasets
-from hf_soup.evaluation.template import ModelTemplate
-from hf_soup.recipe.schema import Scoring
+from hf_soup.recipe import Scoring
 
 DIGITS = load_digits()
 PIXELS = np.rint(DIGITS.images * 255 / 16).astype(np.uint8)  # (1797, 8, 8)

@@ -23,7 +23,7 @@ from hf_soup.errors import ScoringError
 from hf_soup.evaluation import ClassificationDataset, encoded_rows as stored
 from hf_soup.evaluation.preprocessing import prepare_datasets
 from hf_soup.evaluation.tasks.image_classification import ImageClassification
-from hf_soup.recipe.schema import Scoring
+from hf_soup.recipe import Scoring
 
 DIGITS = load_digits()
 IMAGES = [Image.fromarray(np.rint(pixels * 255 / 16).astype(np.uint8)) for pixels in DIGITS.images[:100]]

@@ -23,19 +23,15 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.func import functional_call
 
-from hf_soup.checkpoint.headers import RowRange, read_header
+from hf_soup.checkpoint import RowRange, read_header
 from hf_soup.errors import ScoringError
-from hf_soup.evaluation import gradients as descent
-from hf_soup.evaluation.candidates import Candidates
+from hf_soup.evaluation import Calibration, Candidates, EvaluationData, gradients as descent
 from hf_soup.evaluation.dataset import CalibrationDataset
 from hf_soup.evaluation.entropy import EntropyLoss
-from hf_soup.evaluation.evaluation_data import Calibration, EvaluationData
 from hf_soup.evaluation.model import build_model
 from hf_soup.evaluation.preprocessing import prepare_calibration_dataset
-from hf_soup.merging import RunContext
-from hf_soup.merging.plan import Plan
-from hf_soup.merging.to_memory import Materializer
-from hf_soup.recipe.schema import CalibrationData
+from hf_soup.merging import Materializer, Plan, RunContext
+from hf_soup.recipe import CalibrationData
 from hf_soup.selection import Selected
 from hf_soup.selection.entropy import entropy
 

@@ -26,15 +26,14 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from transformers.utils import logging
 
-from hf_soup.checkpoint.headers import RowRange, TensorInfo, read_header
+from hf_soup.checkpoint import RowRange, TensorInfo, read_header
 from hf_soup.errors import MergeError, ScoringError
 from hf_soup.evaluation import ClassificationDataset, gradients as descent, loaded_parameters
 from hf_soup.evaluation.gradients import ValidationLoss, needed_bytes
 from hf_soup.evaluation.model import build_model
 from hf_soup.evaluation.preprocessing import prepare_datasets
-from hf_soup.merging.engine import Reading
-from hf_soup.merging.plan import Plan
-from hf_soup.recipe.schema import Scoring
+from hf_soup.merging import Plan, Reading
+from hf_soup.recipe import Scoring
 
 N = 3
 #: Ingredients that are sources.

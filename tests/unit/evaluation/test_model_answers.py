@@ -11,10 +11,10 @@ import numpy as np
 from plans import candidate, make_plan, mean
 from safetensors.torch import load_file
 
-from hf_soup.checkpoint.headers import TensorInfo, read_header
+from hf_soup.checkpoint import TensorInfo, read_header
 from hf_soup.evaluation import ClassificationDataset
 from hf_soup.evaluation.model_answers import _keep, _noted
-from hf_soup.merging.plan import Plan
+from hf_soup.merging import Plan
 from hf_soup.recipe import MethodCall, Scoring
 
 

@@ -21,9 +21,9 @@ from hf_soup.cli.tables import table
 from hf_soup.errors import IncompatibleError, ScoringError
 from hf_soup.evaluation import model_answers
 from hf_soup.evaluation.model import require_device
-from hf_soup.merging.engine import Reading
+from hf_soup.merging import Reading
 from hf_soup.merging.layout import Run, Segment
-from hf_soup.recipe.soup_report import SoupReport
+from hf_soup.recipe import SoupReport
 from hf_soup.selection import Step
 
 # The cards name an ancestor on the Hub, which must not be the real one.

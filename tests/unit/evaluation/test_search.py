@@ -20,7 +20,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from hf_soup import Recipe, RecipeError, Soup, SoupError, cook
-from hf_soup.evaluation.candidates import Candidates
+from hf_soup.evaluation import Candidates
 from hf_soup.evaluation.gradients import ValidationLoss
 from hf_soup.evaluation.model import ReusableModel
 from hf_soup.evaluation.statistics import comparison_of

@@ -15,7 +15,7 @@ from hf_soup.errors import ScoringError
 from hf_soup.evaluation import metrics, statistics
 from hf_soup.evaluation.metrics import METRICS
 from hf_soup.evaluation.statistics import Ints, comparison_of
-from hf_soup.recipe.soup_report import Score
+from hf_soup.recipe import Score
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 4, 300)

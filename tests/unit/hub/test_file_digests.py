@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from hf_soup.hub import file_digests as digests
-from hf_soup.hub.file_digests import FileHasher, known_sha256, remember_sha256, sha256_of, stamp_of
+from hf_soup.hub import FileHasher, file_digests as digests, known_sha256, remember_sha256, sha256_of, stamp_of
 
 DATA = bytes(range(256)) * 20_000
 RIGHT = hashlib.sha256(DATA).hexdigest()

@@ -11,7 +11,7 @@ import yaml
 
 from hf_soup import RecipeError, ResolveError
 from hf_soup._util import yaml as plain_yaml
-from hf_soup.ingredients.published import Published, local_path, open_published
+from hf_soup.ingredients import Published, local_path, open_published
 
 A, B, SHA = "a" * 40, "b" * 40, "sha256:" + "c" * 64
 ROWS = {"task": "text-classification", "dataset": "acme/rows", "revision": B, "split": "test"}

@@ -18,10 +18,9 @@ from starlette.responses import Response
 
 import hf_soup
 from hf_soup import Recipe, RecipeError, ResolveError, Soup, check
-from hf_soup.checkpoint.checkpoint import open_all
+from hf_soup.checkpoint import open_all
 from hf_soup.hub import download as transfer, repo as hub
-from hf_soup.ingredients import ResolvedIngredients, resolve as second_order
-from hf_soup.ingredients.resolve import resolve_ingredients
+from hf_soup.ingredients import ResolvedIngredients, resolve as second_order, resolve_ingredients
 from hf_soup.local_hub import LocalHub
 
 # The client hands files to its HTTP library in a way that the library deprecates.

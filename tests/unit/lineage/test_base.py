@@ -13,9 +13,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from hf_soup import IncompatibleError, Recipe, Soup, check, cook
-from hf_soup.lineage.assets import write_assets
-from hf_soup.lineage.base import with_base
-from hf_soup.merging.layout import Layout
+from hf_soup.lineage import with_base, write_assets
+from hf_soup.merging import Layout
 
 pytestmark = pytest.mark.usefixtures("online")
 

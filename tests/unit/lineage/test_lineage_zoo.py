@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPVisionModel, ViTModel
 
-from hf_soup.checkpoint.checkpoint import open_checkpoint
+from hf_soup.checkpoint import open_checkpoint
 
 
 @pytest.fixture(scope="module")

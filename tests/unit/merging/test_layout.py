@@ -15,10 +15,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from plans import candidate, make_plan
 
-from hf_soup.checkpoint.headers import ITEM_BYTES, TensorInfo
+from hf_soup.checkpoint import ITEM_BYTES, TensorInfo
 from hf_soup.errors import IncompatibleError
-from hf_soup.merging.layout import BLOCK_BYTES
-from hf_soup.merging.plan import Plan
+from hf_soup.merging import BLOCK_BYTES, Plan
 from hf_soup.recipe import MethodCall
 
 Header = Mapping[str, TensorInfo]

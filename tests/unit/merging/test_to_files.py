@@ -26,21 +26,26 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hf_soup._util.io import in_memory
-from hf_soup.checkpoint.headers import ITEM_BYTES, RowRange, TensorInfo, read_header
+from hf_soup.checkpoint import ITEM_BYTES, RowRange, TensorInfo, read_header
 from hf_soup.errors import MergeError
-from hf_soup.hub import known_sha256, stamp_of
-from hf_soup.hub.file_digests import FileHasher
-from hf_soup.merging import engine, plan as plan_module, workers
+from hf_soup.hub import FileHasher, known_sha256, stamp_of
+from hf_soup.merging import (
+    BLOCK_BYTES,
+    Materializer,
+    MergeResult,
+    Plan,
+    ProcessGroup,
+    StatisticsStore,
+    Workspace,
+    digest_of,
+    engine,
+    merge,
+    plan as plan_module,
+    workers,
+)
 from hf_soup.merging.arithmetic import Aids
-from hf_soup.merging.digest import digest_of
-from hf_soup.merging.layout import BLOCK_BYTES
-from hf_soup.merging.plan import Plan
-from hf_soup.merging.processes import ProcessGroup
-from hf_soup.merging.statistics_store import StatisticsStore
-from hf_soup.merging.to_files import MergeResult, _share, merge
-from hf_soup.merging.to_memory import Materializer
+from hf_soup.merging.to_files import _share
 from hf_soup.merging.weight_files import WeightFile, WeightFiles
-from hf_soup.merging.workspace import Workspace
 from hf_soup.methods import METHODS, round_into
 from hf_soup.methods.linear import linear
 

@@ -14,11 +14,9 @@ from plans import candidate, files_here, make_plan, mean
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hf_soup.checkpoint.headers import RowRange, TensorInfo, read_header
+from hf_soup.checkpoint import RowRange, TensorInfo, read_header
 from hf_soup.errors import MergeError
-from hf_soup.merging.to_files import merge
-from hf_soup.merging.to_memory import Materializer
-from hf_soup.merging.workspace import Workspace
+from hf_soup.merging import Materializer, Workspace, merge
 from hf_soup.recipe import MethodCall
 
 N = 4

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from plans import files_here, make_plan
 
-from hf_soup.checkpoint.headers import TensorInfo
+from hf_soup.checkpoint import TensorInfo
 from hf_soup.errors import ResolveError
-from hf_soup.merging import plan as plan_module
-from hf_soup.merging.plan import Plan, WorkUnit
+from hf_soup.merging import Plan, plan as plan_module
+from hf_soup.merging.plan import WorkUnit
 from hf_soup.merging.weight_files import WeightFile, WeightFiles
 
 BLOCK = 4 << 20

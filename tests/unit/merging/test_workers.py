@@ -22,18 +22,22 @@ import torch
 from plans import files_here, make_plan
 from safetensors.torch import load_file, save_file
 
-from hf_soup.checkpoint.headers import TensorInfo, read_header
+from hf_soup.checkpoint import TensorInfo, read_header
 from hf_soup.errors import MergeError
 from hf_soup.hub import file_digests as digests
-from hf_soup.merging import plan as plan_module, workers
+from hf_soup.merging import (
+    BLOCK_BYTES,
+    MergeResult,
+    Plan,
+    StatisticsStore,
+    Workspace,
+    merge,
+    plan as plan_module,
+    workers,
+)
 from hf_soup.merging.arithmetic import Aids
 from hf_soup.merging.engine import Engine
-from hf_soup.merging.layout import BLOCK_BYTES
-from hf_soup.merging.plan import Plan
-from hf_soup.merging.statistics_store import StatisticsStore
-from hf_soup.merging.to_files import MergeResult, merge
 from hf_soup.merging.weight_files import WeightFile, WeightFiles
-from hf_soup.merging.workspace import Workspace
 from hf_soup.methods import METHODS
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads do the work")

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from hf_soup.errors import MergeError
-from hf_soup.merging.workspace import CompletedUnit, Workspace
+from hf_soup.merging import Workspace
+from hf_soup.merging.workspace import CompletedUnit
 
 PLAN = {
     "files": [{"name": "model.safetensors"}],

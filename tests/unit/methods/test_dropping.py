@@ -14,8 +14,8 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from hf_soup import methods
-from hf_soup.methods import METHODS, Slices, _ranks, _signs, della, sce
-from hf_soup.methods._ranks import count_kept, cutoff, ranked
+from hf_soup.methods import METHODS, Slices, _ranks, _signs, count_kept, della, ranked, sce
+from hf_soup.methods._ranks import cutoff
 
 steady = settings(deadline=None, derandomize=True, max_examples=40)
 #: Few values, so that magnitudes repeat, votes are drawn and zeros are common.

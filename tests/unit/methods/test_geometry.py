@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_soup.methods import METHODS, Slices
+from hf_soup.methods import METHODS, Slices, weighted_sum
 from hf_soup.methods._span import products
-from hf_soup.methods._sums import weighted_sum
 from hf_soup.methods.iso_c import iso_c
 from hf_soup.methods.linear import linear
 from hf_soup.methods.tsv_m import tsv_m

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_soup.methods import METHODS
-from hf_soup.methods._ranks import count_kept, cutoff
+from hf_soup.methods import METHODS, count_kept
+from hf_soup.methods._ranks import cutoff
 from hf_soup.methods._spectral import joint_directions
 from hf_soup.methods.knots import knots
 from hf_soup.methods.ties import ties

@@ -19,20 +19,14 @@ from plans import make_plan
 
 from hf_soup._util.text import strings
 from hf_soup._util.yaml import parse_yaml, write_yaml
-from hf_soup.checkpoint.checkpoint import Checkpoint
-from hf_soup.checkpoint.file_sources import LocalFolder
-from hf_soup.checkpoint.headers import TensorInfo
-from hf_soup.checkpoint.tensor_sources import TensorSource
+from hf_soup.checkpoint import Checkpoint, LocalFolder, TensorInfo, TensorSource
 from hf_soup.errors import PublishError
-from hf_soup.lineage.alignment import AlignedModels, AlignmentOptions
-from hf_soup.lineage.declared_bases import BaseReference
-from hf_soup.lineage.report import LineageReport
+from hf_soup.lineage import AlignedModels, AlignmentOptions, BaseReference, LineageReport
 from hf_soup.local_hub.card import problems
 from hf_soup.merging import Plan
+from hf_soup.publishing import MergedModels
 from hf_soup.publishing.card import escape, license_of, render, with_fields
-from hf_soup.publishing.merged_models import MergedModels
-from hf_soup.recipe import Mixture
-from hf_soup.recipe.soup_report import SoupReport
+from hf_soup.recipe import Mixture, SoupReport
 
 FEW = settings(deadline=None, derandomize=True, max_examples=30)
 
@@ -122,7 +116,7 @@ TEXT = st.lists(
 
 def soup(text: Mapping[str, Any], **changes: Any) -> tuple[MergedModels, SoupReport, str]:
     """What a card is made of, with strangers' text wherever it can stand: in cards, names, labels and data."""
-    from hf_soup.recipe.findings import Finding
+    from hf_soup.recipe import Finding
 
     stated = {"license": text["license"], "license_name": text["license"], "tags": [text["tag"]]}
     stated |= {"datasets": [text["dataset"]], "language": [text["language"]], "pipeline_tag": text["task"]}

@@ -14,22 +14,25 @@ from plans import files_here, make_plan
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hf_soup.checkpoint.headers import RowRange, TensorInfo, read_header
+from hf_soup.checkpoint import RowRange, TensorInfo, read_header
 from hf_soup.errors import MergeError, RecipeError
-from hf_soup.merging import engine, plan as plan_module
-from hf_soup.merging.arithmetic import Aids, combine, uniform
-from hf_soup.merging.layout import BLOCK_BYTES
-from hf_soup.merging.plan import Plan
-from hf_soup.merging.statistics_store import StatisticsStore
-from hf_soup.merging.to_files import merge
-from hf_soup.merging.to_memory import Materializer
-from hf_soup.merging.workspace import Workspace
+from hf_soup.merging import (
+    BLOCK_BYTES,
+    Materializer,
+    Plan,
+    StatisticsStore,
+    Workspace,
+    engine,
+    merge,
+    plan as plan_module,
+    uniform,
+)
+from hf_soup.merging.arithmetic import Aids, combine
 from hf_soup.methods import METHODS, Method, Within
 from hf_soup.methods._ranks import cutoff
 from hf_soup.methods.linear import linear
-from hf_soup.recipe.mixture import MethodCall, Mixture, depths, methods_by_tensor
-from hf_soup.recipe.schema import Recipe
-from hf_soup.recipe.validation import require_methods
+from hf_soup.recipe import MethodCall, Mixture, Recipe, require_methods
+from hf_soup.recipe.mixture import depths, methods_by_tensor
 from hf_soup.workflows.validate import validate
 
 SHAPES: dict[str, tuple[int, ...]] = {

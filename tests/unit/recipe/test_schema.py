@@ -14,18 +14,8 @@ from hypothesis import given, settings, strategies as st
 from hf_soup._util import yaml as plain_yaml
 from hf_soup._util.yaml import parse_yaml
 from hf_soup.errors import RecipeError, SoupError
-from hf_soup.recipe.schema import (
-    JUDGEMENTS,
-    MAX_BYTES,
-    RENAMED_CODES,
-    RENAMED_KEYS,
-    Ingredient,
-    Recipe,
-    Scoring,
-    as_recipe,
-    parse_part,
-    split_revision,
-)
+from hf_soup.recipe import JUDGEMENTS, MAX_BYTES, Ingredient, Recipe, Scoring, as_recipe, parse_part, split_revision
+from hf_soup.recipe.schema import RENAMED_CODES, RENAMED_KEYS
 
 FULL = """\
 base_model: acme/base@v1

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from hf_soup import ResolveError, Soup
 from hf_soup._util.io import write_json
-from hf_soup.recipe.soup_report import CalibrationErrors, ReportedOverride, Score, SoupReport
+from hf_soup.recipe import CalibrationErrors, ReportedOverride, Score, SoupReport
 
 SCORE = {"metric": "accuracy", "value": 0.5, "low": 0.4, "high": 0.6, "n": 10, "share": True, "less_is_better": False}
 COMPARISON = {

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 import hf_soup
 from hf_soup import IncompatibleError, MergeError, Recipe, RecipeError, ResolveError, Soup
 from hf_soup.hub import file_digests as digests
-from hf_soup.lineage.alignment import AlignedModels
-from hf_soup.merging.workspace import Workspace
+from hf_soup.lineage import AlignedModels
+from hf_soup.merging import Workspace
 from hf_soup.workflows.cook import preview
 
 # The cards name an ancestor on the Hub, which must not be the real one.
