@@ -150,13 +150,10 @@ class Candidates:
             self._remember(name, answers)
             # With another's head a model may answer anything, and so may one that does well on its own task's data on
             # those of another; that says nothing of its labels.
-            doubts = [
-                bench.doubt_of_order(name, answers[bench.title]) if isinstance(bench, ClassificationDataset) else None
-                for bench in missing
-            ]
+            doubts = [bench.doubt_of_order(name, answers[bench.title]) for bench in _of_classes(missing)]
             if not all(doubts) or self._data.template.head_of not in (None, name):
                 self._in_order.add(name)
-            elif doubts[0] and name not in self._in_order:
+            elif doubts and doubts[0] and name not in self._in_order:
                 raise doubts[0]
         return [self._outputs[name, bench.title] for bench in benches]
 
@@ -169,10 +166,11 @@ class Candidates:
         Raises:
             ScoringError: It is so, or an ingredient answers as if its labels were in another order.
         """
-        bench, head_of = self._data.validation[0], self._data.template.head_of
-        if not isinstance(bench, ClassificationDataset):
+        head_of = self._data.template.head_of
+        if not (classes := _of_classes(self._data.validation)):
             return  # of nothing else it is known what chance gives
-        found = {name: bench.better_than_chance(self.outputs_alone(name)[0]) for name in names}
+        bench, place = classes[0], self._data.validation.index(classes[0])
+        found = {name: bench.better_than_chance(self.outputs_alone(name)[place]) for name in names}
         if head_of is not None or any(accuracy > chance for accuracy, chance, _ in found.values()):
             return
         name = max(found, key=lambda name: found[name][0] - found[name][1])
@@ -183,9 +181,9 @@ class Candidates:
         )
 
     def _warnings(self) -> list[str]:
-        bench = self._data.scored[0]
-        if not isinstance(bench, ClassificationDataset):
+        if not (classes := _of_classes(self._data.scored)):
             return []
+        bench = classes[0]
         found = [bench.better_than_chance(self._outputs[name, bench.title])[2] for name in self.ingredients]
         if min(found) < 0.05:
             return []
@@ -214,7 +212,7 @@ class Candidates:
         from hf_soup.evaluation.gradients import ValidationLoss
 
         alone = [self.outputs_alone(name) for name in names]
-        labelled = [bench for bench in self._data.validation if isinstance(bench, ClassificationDataset)]
+        labelled = _of_classes(self._data.validation)
         self.release()  # or there would be its model beside the one that learns
         made_of, config = {name: _shares(self.ingredients[name]) for name in names}, self._data.template.config
         return closing(
@@ -281,7 +279,7 @@ class Candidates:
             name: {b.title: b.score(answered[name, b.title]) for b in every if (name, b.title) in answered}
             for name in models
         }
-        classes = [bench for bench in every if isinstance(bench, ClassificationDataset)]
+        classes = _of_classes(every)
         calibrated = {
             name: {b.title: calibration(answered[name, b.title], b.references) for b in classes} for name in models
         }
@@ -308,7 +306,7 @@ class Candidates:
         """Work out what ensembles of the ingredients answer, where there are classes; the members of the greedy one."""
         members: tuple[str, ...] = ()
         names, validation = list(self.ingredients), self._data.validation
-        classes = [bench for bench in self._data.scored if isinstance(bench, ClassificationDataset)]
+        classes = _of_classes(self._data.scored)
         if validation and all(bench in classes for bench in validation):
             each = {name: self.outputs_alone(name) for name in names}
             members = greedy_ensemble(each, self.objective)
@@ -319,6 +317,11 @@ class Candidates:
             if members:
                 self._outputs[GREEDY_ENSEMBLE, bench.title] = logit_ensemble([alone[name] for name in members])
         return members
+
+
+def _of_classes(benches: Sequence[EvalDataset]) -> list[ClassificationDataset]:
+    """Those whose rows have one class each, of which there are probabilities."""
+    return [bench for bench in benches if isinstance(bench, ClassificationDataset)]
 
 
 def _shares(mixture: Mixture) -> dict[str, float]:

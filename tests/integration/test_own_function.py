@@ -163,6 +163,18 @@ def test_a_function_beside_data(cli: Cli, own: Any, family: Path, tmp_path: Path
     assert "With 95 % intervals where rows have values" in Path("soup/README.md").read_text()
 
 
+def test_labels_in_another_order_are_found_beside_a_function(own: Any, family: Path, tmp_path: Path) -> None:
+    """Whether it comes first or last."""
+    wrong = tmp_path / "wrong.csv"
+    lines = (family / "rows.csv").read_text().splitlines()
+    wrong.write_text("\n".join([lines[0], *(f"{line[:-1]}{1 - int(line[-1])}" for line in lines[1:])]))
+    looks = [{"task": "text-classification", "dataset": str(wrong)}, {"function": "my_eval:rows"}]
+    for validation in (looks, looks[::-1]):
+        recipe = Recipe(ingredients=[str(family / "a"), str(family / "b")], validation=validation, select="greedy")
+        with pytest.raises(ScoringError, match="With its outputs in another order it would get"):
+            cook(recipe, "soup")
+
+
 def test_numbers_are_tried_and_the_choice_is_made_again(own: Any, family: Path) -> None:
     """A search over a method's parameter, and stability on halves of the function's rows."""
     recipe = Recipe(
