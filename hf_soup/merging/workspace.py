@@ -106,8 +106,12 @@ class Workspace:
             except FileExistsError as error:  # for `exist_ok` it may be gone again; but a link to nothing stays
                 if Path(error.filename).is_symlink() and not Path(error.filename).exists():
                     raise
-            with suppress(FileNotFoundError):  # the process that had the lock took the folder away
-                self._lock.acquire()
+            try:
+                with suppress(FileNotFoundError):  # the process that had the lock took the folder away
+                    self._lock.acquire()
+            except FileExistsError:  # the same, in the moment in which filelock looks whether it is there
+                if self.root.exists() and not self.root.is_dir():
+                    raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

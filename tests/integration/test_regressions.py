@@ -138,7 +138,7 @@ def test_values_that_are_not_what_they_look_like(value: str) -> None:
     ],
 )
 def test_splits_on_the_command_line(data: str, dataset: str, split: str | None) -> None:
-    found = data_of(data, None, "text-classification", None)["validation"]
+    (found,) = data_of(data, None, "text-classification", None)["validation"]
     assert (found["dataset"], found.get("split")) == (dataset, split)
 
 
