@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 #: What older releases need and newer ones do not: transformers showed no image processors without it.
 BESIDE = ("torchvision>=0.24",)
 #: Those that publish no wheels, or are made here. Of all others a version counts only if it has a wheel.
-BUILT = ("hf-soup", "pylatexenc")
+BUILT = ("hf-soup", "pylatexenc", "rouge-score", "sqlitedict", "word2number")
 #: What the newest releases alone do, not this package; docs/dependencies.md says it of each.
 NEWEST_ONLY = (
     "tests/unit/test_docs.py::test_a_schema_is_what_the_value_says",
