@@ -301,6 +301,45 @@ def publish(online: LocalHub, family: Path) -> Callable[..., str]:
     return push
 
 
+@pytest.fixture(scope="session")
+def language_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders ``base``, ``one``, ``two``, ``poor`` (byte-level Llamas, and their tokenizer), and texts in two files."""
+    from pydoc_data import topics
+
+    import torch
+    from transformers import ByT5Tokenizer, LlamaConfig, LlamaForCausalLM
+
+    pages = [" ".join(text.split()) for text in topics.topics.values()]
+    folder = tmp_path_factory.mktemp("language")
+    for name, part in (("validation", pages[:30]), ("test", pages[30:60])):
+        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": page[:200]}) for page in part))
+    tokenizer = ByT5Tokenizer()
+    config = LlamaConfig(
+        vocab_size=384, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+        bos_token_id=None, eos_token_id=1, pad_token_id=0, max_position_embeddings=128,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(config)
+    rows = torch.tensor(tokenizer(pages[60:], padding="max_length", max_length=128, truncation=True).input_ids)
+
+    def train(model: LlamaForCausalLM, steps: int, rate: float) -> None:
+        optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+        for _ in range(steps):
+            batch = rows[torch.randint(len(rows), (8,))]
+            model(batch, labels=batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    train(base, 30, 1e-2)
+    for name, steps, rate in (("base", 0, 0.0), ("one", 40, 3e-3), ("two", 40, 3e-3), ("poor", 10, 2e-2)):
+        model = LlamaForCausalLM(config)
+        model.load_state_dict(base.state_dict())
+        train(model, steps, rate)
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The titles of the data that models were run on, in order."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,7 +48,8 @@ class ChoiceDataset(LikelihoodDataset):
     def windows(self) -> Ints:
         """As `LikelihoodDataset.windows`: one for each choice. What is too long loses the beginning of its question."""
         found = []
-        for place, row in enumerate(self.encoded.rows(self.kept)):
+        pieces = (self.encoded.rows(self.kept[begin : begin + 1000]) for begin in range(0, len(self.kept), 1000))
+        for place, row in enumerate(chain.from_iterable(pieces)):
             begins = np.flatnonzero(row[1] & BEGINS)
             for first, end in zip(begins, [*begins[1:], row.shape[1]], strict=True):
                 predicted = int((row[1, first:end] & PREDICTED).sum())

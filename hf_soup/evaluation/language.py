@@ -29,7 +29,7 @@ _LOGIT_BYTES = 1 << 29
 
 def _by(column: int, of: Callable[[Floats], Floats]) -> Metric:
     def value(sizes: Ints, likelihoods: Floats, rows: Ints) -> Floats:
-        return of(-(rows @ likelihoods) / (rows @ sizes[:, column]))
+        return of(-(rows @ likelihoods) / np.maximum(rows @ sizes[:, column], 1))  # a draw may have empty texts alone
 
     return value
 

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import numpy as np
 
 from hf_soup._util.text import first_line
-from hf_soup.checkpoint import panics_as_errors
+from hf_soup.checkpoint import Kind, excess, panics_as_errors
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.dataset import EvalDataset, Outputs
 from hf_soup.evaluation.metrics import own_function
@@ -99,7 +99,7 @@ class FunctionDataset(EvalDataset):
                     shutil.copytree(self.template.folder, folder, dirs_exist_ok=True)
                     given = function(folder=Path(folder))
                 else:
-                    given = function(*[model, self._processor][: max(1, len(names))])
+                    given = function(model, self._processor) if len(names) > 1 else function(model)
             except ScoringError:
                 raise
             except (Exception, SystemExit) as error:  # whatever the user's code raises
@@ -112,15 +112,25 @@ class FunctionDataset(EvalDataset):
 
     @cached_property
     def _processor(self) -> Any:
-        """The processor, or tokenizer, or image processor, of the models; None where they have none."""
+        """The processor, or tokenizer, or image processor, of the models; None where they have none.
+
+        Raises:
+            ScoringError: It cannot be read, or its files ask for too much.
+        """
         from transformers import AutoProcessor
 
-        folder = self.template.folder
+        folder, options = self.template.folder, {"local_files_only": True, "trust_remote_code": False}
         if not [file for file in folder.iterdir() if ASSETS.fullmatch(file.name) and file.name != "config.json"]:
             return None
-        with panics_as_errors():
-            options = {"local_files_only": True, "trust_remote_code": False}
-            return AutoProcessor.from_pretrained(folder, **options)  # type: ignore[no-untyped-call]
+        hint = "Put the files of another beside the weights; a function that takes the model alone needs none."
+        for kind in get_args(Kind):
+            if beyond := excess(folder, kind):
+                raise ScoringError(f"The models' {kind} {beyond}, so it is not used.", hint=hint)
+        try:
+            with panics_as_errors():
+                return AutoProcessor.from_pretrained(folder, **options)  # type: ignore[no-untyped-call]
+        except Exception as error:  # a stranger's files, and no common class; tokenizers raises Exception itself
+            raise ScoringError(f"Cannot read the models' processor: {first_line(error)}", hint=hint) from error
 
     def _looked_at(self, given: object) -> Outputs:
         named = f"The function '{self.scoring.function}'"

@@ -54,6 +54,12 @@ def prepare_datasets(
         ResolveError: A data set cannot be found or reached.
         ScoringError: A data set cannot be used: the message says why and what there is instead.
     """
+    heads = {task_named(scoring.task).head: scoring.task for _, scoring in scorings}
+    if len(heads) > 1:
+        raise ScoringError(
+            f"One model has one head, and {' and '.join(sorted(heads.values()))} are tasks of different ones.",
+            hint="Leave one of them out, or measure it by a function of your own.",
+        )
     for _, scoring in scorings:
         task_named(scoring.task).require(scoring, config)
     names = [data.name_of(scoring) for _, scoring in scorings]

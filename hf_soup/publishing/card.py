@@ -144,19 +144,29 @@ def escape(text: object) -> str:
     return _STARTS.sub(r"\1\\\2", _LINKS.sub(r"`\g<0>`", _MARKUP.sub(r"\\\1", seen)))
 
 
-def render(title: str, models: MergedModels, report: SoupReport, *, recipe: str, files: Sequence[str] = ()) -> str:
+def render(
+    title: str,
+    models: MergedModels,
+    report: SoupReport,
+    *,
+    recipe: str,
+    files: Sequence[str] = (),
+    functions: Sequence[str] = (),
+) -> str:
     """The whole ``README.md`` of a soup.
 
     Args:
         title, models, report: As in `front_matter`.
         recipe: ``soup.yaml``.
         files: What it names that scores need and that is only on the cook's machine.
+        functions: The cook's own, by which something was measured.
     """
     license, lineage, used = license_of(models), models.lineage, list(models.weights)
     fields = front_matter(title, models, report, license)
     known = re.fullmatch(r"[A-Za-z]\w*", report.architecture, re.ASCII)  # a stranger's text, in code to copy
     body = _environment().get_template("card.md.j2").render(
         title=title, lineage=lineage, used=used, license=license, report=report, recipe=_RECIPE, files=files,
+        functions=functions,
         task=fields.get("pipeline_tag"), hidden=[name for name in used if name.startswith("local:")],
         checkpoints={model.name: model.checkpoint for model in lineage.models.ingredients},
         compared=[name for each in lineage.evidence if each.part == "body" for name in each.names],

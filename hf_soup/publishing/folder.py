@@ -147,10 +147,11 @@ def write_folder(folder: Path, report: SoupReport, recipe: Recipe, models: Merge
     write_json(folder / "soup.json", report.to_dict())
     scorings = [*recipe.validation, *recipe.test]
     named = [each for scoring in with_dataset(scorings) for each in (scoring.dataset, scoring.metric)]
-    named += [each.function for each in scorings if isinstance(each, FunctionScoring)]
+    functions = [each.function.removeprefix("local:") for each in scorings if isinstance(each, FunctionScoring)]
     named += [recipe.calibration.dataset] if recipe.calibration else []
     files = list(dict.fromkeys(each for each in named if each.startswith("local:")))
-    (folder / "README.md").write_text(render(title, models, report, recipe=recipe.to_yaml(), files=files))
+    card = render(title, models, report, recipe=recipe.to_yaml(), files=files, functions=functions)
+    (folder / "README.md").write_text(card)
 
 
 def _extensions(recipe: Recipe) -> dict[str, str]:

@@ -13,9 +13,9 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from transformers import ByT5Tokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import ByT5Tokenizer, LlamaForCausalLM
 
-from hf_soup import Recipe, RecipeError, Soup, connectivity, cook
+from hf_soup import Recipe, RecipeError, ScoringError, Soup, connectivity, cook
 
 Cli = Callable[..., Any]
 
@@ -23,39 +23,6 @@ PAGES = [" ".join(text.split()) for text in topics.topics.values()]
 
 
 pytestmark = pytest.mark.usefixtures("cli")  # in a folder of its own
-
-
-@pytest.fixture(scope="session")
-def language_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders ``base``, ``one``, ``two``, ``poor`` (byte-level Llamas, and their tokenizer), and texts in two files."""
-    folder = tmp_path_factory.mktemp("language")
-    for name, pages in (("validation", PAGES[:30]), ("test", PAGES[30:60])):
-        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": page[:200]}) for page in pages))
-    tokenizer = ByT5Tokenizer()
-    config = LlamaConfig(
-        vocab_size=384, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
-        bos_token_id=None, eos_token_id=1, pad_token_id=0, max_position_embeddings=128,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    base = LlamaForCausalLM(config)
-    rows = torch.tensor(tokenizer(PAGES[60:], padding="max_length", max_length=128, truncation=True).input_ids)
-
-    def train(model: LlamaForCausalLM, steps: int, rate: float) -> None:
-        optimizer = torch.optim.Adam(model.parameters(), lr=rate)
-        for _ in range(steps):
-            batch = rows[torch.randint(len(rows), (8,))]
-            model(batch, labels=batch).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-    train(base, 30, 1e-2)
-    for name, steps, rate in (("base", 0, 0.0), ("one", 40, 3e-3), ("two", 40, 3e-3), ("poor", 10, 2e-2)):
-        model = LlamaForCausalLM(config)
-        model.load_state_dict(base.state_dict())
-        train(model, steps, rate)
-        model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-    return folder
 
 
 def test_greedy_on_texts(cli: Cli, language_family: Path, tmp_path: Path) -> None:
@@ -151,6 +118,31 @@ def test_texts_questions_and_a_function_together(language_family: Path, tmp_path
     sys.modules.pop("own_of_languages")
 
 
+def test_the_function_of_the_docs_on_language_models(cli: Cli, language_family: Path, tmp_path: Path) -> None:
+    """Whatever transformers loads, by one's own loop: the log-likelihood of each text, by token."""
+    page = (Path(__file__).parents[2] / "docs" / "selection.md").read_text()
+    code = page[page.index("## A function of your own") :].partition("```python\n")[2].partition("```")[0]
+    Path("eval_of_docs.py").write_text(code)
+    texts = [page[:150] for page in PAGES[:24]]
+    Path("texts.txt").write_text("\n\n".join(texts))
+    folders = {name: language_family / name for name in ("one", "two", "poor")}
+    arguments = ("--base", language_family / "base", "--select", "greedy", "--validation", "eval_of_docs:score")
+    done = cli("cook", *folders.values(), "-o", "soup", *arguments, "--quiet", "--json")
+    sys.modules.pop("eval_of_docs", None)
+    assert done.code == 0, done.err
+    scores = {name: by_title["eval_of_docs:score"] for name, by_title in done.json["scores"].items()}
+    assert [scores[name]["n"] for name in scores] == [24] * 4
+    tokens = [ByT5Tokenizer()(text, return_tensors="pt").input_ids for text in texts]
+    for name, folder in (("soup", tmp_path / "soup"), ("local:one", folders["one"]), ("local:poor", folders["poor"])):
+        model = LlamaForCausalLM.from_pretrained(folder)
+        with torch.no_grad():
+            values = [-float(model(each, labels=each).loss) for each in tokens]
+        assert scores[name]["value"] == pytest.approx(sum(values) / len(values), abs=1e-6)
+    assert scores["soup"]["value"] >= max(score["value"] for score in scores.values())
+    (first,) = [line for line in (tmp_path / "soup" / "README.md").read_text().splitlines() if "this soup" in line]
+    assert f"{scores['soup']['value']:.4g}" in first
+
+
 def test_what_needs_classes_says_so(language_family: Path) -> None:
     looks = {"task": "causal-lm", "dataset": str(language_family / "validation.jsonl")}
     recipe = Recipe(ingredients=[str(language_family / name) for name in ("one", "two")], validation=looks)
@@ -161,5 +153,9 @@ def test_what_needs_classes_says_so(language_family: Path) -> None:
     with pytest.raises(RecipeError, match=r"calibration\.task: Input should be"):
         Recipe(ingredients=["acme/a"], calibration=looks)
     wrong = Recipe(**{**recipe.to_dict(), "validation": {**looks, "task": "text-classification"}})
-    with pytest.raises(Exception, match="label"):
+    with pytest.raises(ScoringError, match="none of the columns that can be `label_column`"):
         cook(wrong, "soup")
+    other = {"task": "text-classification", "dataset": str(language_family / "test.jsonl")}
+    both = Recipe(**{**recipe.to_dict(), "test": other})
+    with pytest.raises(ScoringError, match="causal-lm and text-classification are tasks of different ones"):
+        cook(both, "soup")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from pydoc_data import topics
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, ByT5Tokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_soup import Recipe, RecipeError, ScoringError, Soup, connectivity, cook
 
@@ -120,7 +120,10 @@ def test_its_recipe_names_the_function_and_does_not_call_it(cli: Cli, own: Any, 
     ]
     with pytest.raises(RecipeError, match="'local:my_eval:mean' was on the machine where the recipe was resolved"):
         cook(recipe.model_copy(update={"ingredients": tuple(local)}), "again")
-    assert "local:my\\_eval:mean was a file on the cook's machine" in Path("soup/README.md").read_text()
+    card = Path("soup/README.md").read_text()
+    assert "my\\_eval:mean was a function of the cook's own" in card
+    assert "in validation data and in test data, as far as these are data sets." in card
+    assert "- Which rows my\\_eval:mean looked at." in card
     done = cli("verify", "soup", "--score", "--json")
     assert done.json["reasons"][0]["code"] == "data"
     assert "a stranger's function is never called" in done.json["reasons"][0]["message"]
@@ -198,52 +201,29 @@ def test_a_folder_where_one_is_asked_for(cli: Cli, own: Any, family: Path) -> No
     assert {"config.json", "model.safetensors", "tokenizer_config.json"} <= set(own().CALLS[0])
 
 
-def test_language_models_by_the_function_of_the_docs(cli: Cli, tmp_path: Path) -> None:
-    """Whatever transformers loads: here byte-level language models, on texts that Python ships."""
-    page = (Path(__file__).parents[2] / "docs" / "selection.md").read_text()
-    code = page[page.index("## A function of your own") :].partition("```python\n")[2].partition("```")[0]
-    Path("lm_eval_of_docs.py").write_text(code)
-    texts = [text[:200] for text in topics.topics.values()]
-    Path("texts.txt").write_text("\n\n".join(" ".join(text.split()) for text in texts[:24]))
-    tokenizer, config = ByT5Tokenizer(), LlamaConfig(
-        vocab_size=384, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
-        bos_token_id=None, eos_token_id=1, pad_token_id=0,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    base = LlamaForCausalLM(config)
-    rows = torch.tensor(tokenizer(texts[24:56], padding="max_length", max_length=128, truncation=True).input_ids)
-
-    def train(model: Any, steps: int, rate: float) -> None:
-        optimizer = torch.optim.Adam(model.parameters(), lr=rate)
-        for _ in range(steps):
-            batch = rows[torch.randint(len(rows), (8,))]
-            model(batch, labels=batch).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-    train(base, 30, 1e-2)
-    for name in ("base", "one", "two", "three"):
-        model = LlamaForCausalLM(config)
-        model.load_state_dict(base.state_dict())
-        if name != "base":
-            train(model, 15, 3e-3)
-        model.save_pretrained(name)
-        tokenizer.save_pretrained(name)
-    arguments = ("--base", "base", "--select", "greedy", "--validation", "lm_eval_of_docs:score", "--quiet", "--json")
-    done = cli("cook", "one", "two", "three", "-o", "soup", *arguments)
-    sys.modules.pop("lm_eval_of_docs", None)
-    assert done.code == 0, done.err
-    scores = {name: by_title["lm_eval_of_docs:score"] for name, by_title in done.json["scores"].items()}
-    assert [scores[name]["n"] for name in scores] == [24] * 4
-    tokens = [tokenizer(text, return_tensors="pt").input_ids for text in Path("texts.txt").read_text().split("\n\n")]
-    for name, folder in (("soup", "soup"), ("local:one", "one"), ("local:three", "three")):
-        model = LlamaForCausalLM.from_pretrained(folder)
-        with torch.no_grad():
-            values = [-float(model(each, labels=each).loss) for each in tokens]
-        assert scores[name]["value"] == pytest.approx(np.mean(values), abs=1e-6)
-    assert scores["soup"]["value"] >= max(score["value"] for score in scores.values())
-    (first,) = [line for line in (tmp_path / "soup" / "README.md").read_text().splitlines() if "this soup" in line]
-    assert f"{scores['soup']['value']:.4g}" in first
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        (
+            "tokenizer_config.json",
+            '{"tokenizer_class": "BertTokenizer", "fast_tokenizer_files": []}',
+            "names other files",
+        ),
+        ("tokenizer.json", "{", "Cannot read the models' processor: "),
+    ],
+)
+def test_a_processor_is_read_where_it_is_asked_for_and_within_bounds(
+    own: Any, family: Path, tmp_path: Path, file: str, text: str, said: str
+) -> None:
+    """A stranger's may be broken, or ask for more than is taken."""
+    for name in "ab":
+        shutil.copytree(family / name, tmp_path / name)
+        Path(name, file).write_text(text)
+    values: dict[str, Any] = {"ingredients": ["a", "b"], "allow": ["processing", "processing-not-compared"]}
+    with pytest.raises(ScoringError) as raised:
+        cook(Recipe(**values, validation={"function": "my_eval:rows"}), "soup")
+    assert said in str(raised.value)
+    assert cook(Recipe(**values, validation={"function": "my_eval:sampled"}), "alone").scores
 
 
 def test_what_is_drawn_at_random_is_the_same_for_every_model(own: Any, family: Path) -> None:

@@ -366,6 +366,18 @@ def test_a_function_is_called_by_the_first_process_alone(together: Launch, famil
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
 
 
+def test_two_processes_read_texts(together: Launch, language_family: Path, tmp_path: Path) -> None:
+    (tmp_path / "counting.py").write_text(COUNTING)
+    models = [language_family / name for name in ("one", "two", "poor")]
+    command = ["cook", *models, "--base", language_family / "base", "--select", "greedy", "--task", "causal-lm"]
+    command += ["--data", language_family / "validation.jsonl", "--quiet", "-o"]
+    for count, name in ((1, "one"), (2, "two")):
+        done = together("counting.py", "none", *command, name, count=count, HF_HOME=str(tmp_path / f"{name}-home"))
+        assert done.returncode == 0, done.stderr
+    for name in ("soup.json", "soup.yaml", "model.safetensors"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
+
+
 @pytest.fixture
 def program(family: Path, tmp_path: Path) -> Callable[..., str]:
     """Writes a program of several processes that cooks."""

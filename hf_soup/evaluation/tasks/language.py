@@ -30,11 +30,13 @@ class LanguageTask(Task):
         from transformers import AutoTokenizer
 
         self._reads = of_donor(folder, "tokenizer", TOKENIZER_FILES, AutoTokenizer)
-        text = config.get("text_config") or config
-        positions = next(filter(None, map(text.get, ("n_positions", "max_position_embeddings", "n_ctx"))), None)
-        most = int(self._reads.model_max_length)
-        self.longest = int(positions or (most if most < 1 << 30 else _USUAL_LONGEST))
-        self.vocabulary = int(text.get("vocab_size") or len(self._reads))
+        text = config.get("text_config")
+        stated = text if isinstance(text, Mapping) else config
+        positions = map(stated.get, ("n_positions", "max_position_embeddings", "n_ctx"))
+        lengths = [*positions, self._reads.model_max_length]  # of a tokenizer that does not know, a huge one
+        self.longest = next((each for each in lengths if isinstance(each, int) and 0 < each < 1 << 30), _USUAL_LONGEST)
+        vocabulary = stated.get("vocab_size")
+        self.vocabulary = vocabulary if isinstance(vocabulary, int) and vocabulary > 0 else len(self._reads)
         begins = self._reads.bos_token_id
         self.before = self._reads.eos_token_id if begins is None else begins
         if self.before is None:

@@ -61,15 +61,18 @@ class MultipleChoiceLM(LanguageTask):
             for batch in table.select_columns([*columns, column]).iter(1000)
             for row in zip(*(batch[each] for each in (*columns, column)), strict=True)
         )
-        right, lengths = [], []
+        right: list[int] = []
+        lengths: list[list[int]] = []
         for number, (_, *given, label) in enumerate(rows):
             choices, names = _choices(given)
-            if (place := _right(label, choices, names)) is None:
+            meant = _right(label, choices, names)
+            if len(meant) != 1:
+                count = f"may be two of its {len(choices)}" if meant else f"is none of its {len(choices)}"
                 raise ScoringError(
-                    f"Row {number} of {name} has {label!r} as '{column}', which is none of its {len(choices)} choices.",
+                    f"Row {number} of {name} has {label!r} as '{column}', which {count} choices.",
                     hint="It is the number of a choice from 0 on, its letter from A on, or the choice itself.",
                 )
-            right.append(place)
+            right.append(*meant)
             lengths.append([len(str(choice)) for choice in choices])
         most = max(map(len, lengths))
         return Choices(np.array(right), np.array([[*each, *[0] * (most - len(each))] for each in lengths]))
@@ -135,20 +138,19 @@ def _choices(values: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
     return list(given or ()), ()
 
 
-def _right(label: object, choices: Sequence[Any], names: Sequence[Any]) -> int | None:
-    """The number of the choice that a label means.
+def _right(label: object, choices: Sequence[Any], names: Sequence[Any]) -> set[int]:
+    """The numbers of the choices that a label may mean.
 
     >>> [_right(label, ["no", "yes"], ()) for label in (1, "1", "B", "yes", 2)], _right("1", ["no", "yes"], ["1", "2"])
-    ([1, 1, 1, 1, None], 0)
+    ([{1}, {1}, {1}, {1}, set()], {0})
+    >>> _right("1", ["2", "1", "4"], ()), _right("1", ["1", "2", "4"], ())
+    ({1}, {0, 1})
     """
     if names:
-        return list(names).index(label) if label in names else None
-    if isinstance(label, str) and label in choices:
-        return list(choices).index(label)
+        return {list(names).index(label)} if label in names else set()
+    meant = {list(choices).index(label)} if isinstance(label, str) and label in choices else set()
     if isinstance(label, str) and len(label) == 1 and label.isascii() and label.isupper():
-        number = ord(label) - ord("A")
+        meant.add(ord(label) - ord("A"))
     elif (isinstance(label, str) and label.isdecimal()) or (isinstance(label, int) and not isinstance(label, bool)):
-        number = int(label)
-    else:
-        return None
-    return number if 0 <= number < len(choices) else None
+        meant.add(int(label))
+    return {number for number in meant if 0 <= number < len(choices)}

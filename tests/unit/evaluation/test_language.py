@@ -176,6 +176,14 @@ def test_metrics_and_their_intervals(language: tuple[Any, Path], tmp_path: Path)
         assert other.compare(found, found).sentence == f"no difference can be seen with n = {len(TEXTS)}"
 
 
+def test_a_draw_of_empty_texts_alone_is_a_number(tmp_path: Path) -> None:
+    """Of two texts one is empty, so every fourth draw has no byte."""
+    model = word_gpt(tmp_path, eos_token="</s>").eval()
+    bench = bench_of(tmp_path, ["", "one text"], tmp_path)
+    score = bench.score(found := bench.outputs(model))
+    assert np.isfinite([score.low, score.high, *bench.resampled(found)]).all()
+
+
 def replace_rows(bench: LanguageDataset, outputs: Any, rows: list[int]) -> float:
     """The metric of some texts alone, by its definition."""
     size, tokens = bench.sizes[rows].sum(axis=0)
@@ -226,6 +234,28 @@ def test_tokenizers_that_do_not_fit(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**config, "vocab_size": 20}))
     with pytest.raises(ScoringError, match=r"gives token \d+ on texts.jsonl, and the model has 20 tokens"):
         bench_of(tmp_path, ["one"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "longest"),
+    [
+        ({"max_position_embeddings": -1}, 32),  # the tokenizer's word
+        ({"max_position_embeddings": 0}, 32),
+        ({"max_position_embeddings": 10**12}, 32),
+        ({"max_position_embeddings": 16}, 16),
+        ({"text_config": ["none"], "n_positions": 8}, 8),
+        ({"text_config": {"n_positions": 8, "vocab_size": 384}, "n_positions": 16}, 8),
+    ],
+)
+def test_what_a_strangers_config_says_ends_nothing(tmp_path: Path, changes: dict[str, Any], longest: int) -> None:
+    """A model that reads less than no token would be cut into windows for ever."""
+    byte_llama(tmp_path)
+    ByT5Tokenizer(model_max_length=32).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+    bench = bench_of(tmp_path, [PAGES[0][:200]], tmp_path)
+    assert bench.longest == longest
+    assert bench.windows[:, 3].sum() == bench.sizes[:, 1].sum(), "each token is predicted once"
 
 
 def test_a_model_that_finds_a_text_impossible(tmp_path: Path) -> None:
@@ -344,6 +374,8 @@ def test_data_are_laid_out_in_many_ways(tmp_path: Path, rows: list[dict[str, Any
     [
         ({"label": 2}, {}, "Row 1 of questions.jsonl has 2 as 'label', which is none of its 2 choices."),
         ({"label": "C"}, {}, "has 'C' as 'label', which is none"),
+        ({"choices": ["1", "2"], "label": "1"}, {}, "has '1' as 'label', which may be two of its 2 choices."),
+        ({"choices": ["B", "A"], "label": "A"}, {}, "has 'A' as 'label', which may be two of its 2 choices."),
         ({"label": True}, {}, "which is none of its 2 choices"),
         ({"choices": ["yes"], "label": 0}, {}, "the choices ['yes']; there should be two or more"),
         ({"choices": ["yes", ""]}, {}, "the choices ['yes', '']; there should be two or more, and none empty"),
