@@ -217,6 +217,16 @@ def probe(model: Any, logits: Any, labels: Tensor) -> None:
 
 def sentences(source: str, downloads: Path) -> list[tuple[str, int]]:
     """Sentences of at most 18 words, each once, on whose sign the mean of twenty people leaves little doubt."""
+    found = {
+        text.strip(): int(valence > 0)
+        for valence, text in snippets(source, downloads)
+        if abs(valence) >= 0.5 and 3 <= len(text.split()) <= WORDS
+    }
+    return sorted(found.items())
+
+
+def snippets(source: str, downloads: Path) -> list[tuple[float, str]]:
+    """All sentences of a file, with the mean of what twenty people thought of each."""
     folder = downloads / "sentences"
     if not folder.exists():
         pip("download", "--no-deps", "--no-binary", ":all:", "--dest", downloads, SENTENCES)
@@ -225,12 +235,8 @@ def sentences(source: str, downloads: Path) -> list[tuple[str, int]]:
             with tarfile.open(fileobj=package.extractfile(name)) as inner:
                 inner.extractall(folder, filter="data")
     lines = next(folder.rglob(f"{source}_GroundTruth.txt")).read_text(encoding="utf-8").splitlines()
-    found = {}
-    for line in lines:
-        _, valence, text = line.split("\t", 2)
-        if abs(float(valence)) >= 0.5 and 3 <= len(text.split()) <= WORDS:
-            found[text.strip()] = int(float(valence) > 0)
-    return sorted(found.items())
+    rows = (line.split("\t", 2) for line in lines)
+    return [(float(valence), text) for _, valence, text in rows]
 
 
 def pip(*arguments: str | Path) -> None:
