@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_soup.errors import ScoringError
-from hf_soup.evaluation.dataset import EvalDataset, answered_together
+from hf_soup.evaluation.dataset import LearnableDataset, answered_together
 from hf_soup.evaluation.encoded_rows import EncodedRows
 from hf_soup.evaluation.statistics import Floats, Ints, Metric, bootstrap, comparison_of, paired_bootstrap, resampled
 from hf_soup.merging import ProcessGroup
@@ -43,7 +43,7 @@ LANGUAGE_METRICS: Mapping[str, Metric] = {
 
 
 @dataclass(frozen=True, eq=False)
-class LikelihoodDataset(EvalDataset):
+class LikelihoodDataset(LearnableDataset):
     """Rows of tokens, parts of which a causal language model predicts.
 
     Args:
@@ -90,40 +90,9 @@ class LikelihoodDataset(EvalDataset):
         Raises:
             ScoringError: The model fails, or gives NaN.
         """
-        import torch
-
-        windows = self.windows
-        # Long ones first: a batch too big for the memory fails at once. Stable: ties stay in order.
-        order = np.argsort(windows[:, 1] - windows[:, 2], kind="stable")
-        batches, begin = [], 0
-        while begin < len(order):
-            length = int(windows[order[begin], 2] - windows[order[begin], 1])
-            most = max(1, min(self.scoring.batch_size, _LOGIT_BYTES // (4 * length * self.vocabulary)))
-            batches.append(order[begin : begin + most])
-            begin += most
-
-        def tokens_of(numbers: Ints) -> Iterator[tuple[NDArray[np.int32], int]]:
-            rows = self.encoded.rows(self.kept[windows[numbers, 0]])
-            for row, (_, first, last, predicted) in zip(rows, windows[numbers].tolist(), strict=True):
-                yield row[0, first : last + 1], predicted
-
-        def batch_of(numbers: Ints) -> dict[str, Tensor]:
-            inputs = [tokens[:-1] for tokens, _ in tokens_of(numbers)]
-            padded = np.zeros((len(inputs), max(map(len, inputs))), dtype=np.int64)
-            for line, tokens in zip(padded, inputs, strict=True):
-                line[: len(tokens)] = tokens  # what stands to the right of a token changes nothing there
-            return {"input_ids": torch.from_numpy(padded)}
-
-        def likelihoods(given: Any, numbers: Ints) -> Floats:
-            values = np.empty(len(numbers))
-            for line, (logits, (tokens, predicted)) in enumerate(zip(given.logits, tokens_of(numbers), strict=True)):
-                end, targets = len(tokens) - 1, torch.from_numpy(tokens[-predicted:].astype(np.int64))
-                logs = logits[end - predicted : end].float().log_softmax(-1)
-                values[line] = float(logs.gather(1, targets.to(logs.device)[:, None]).double().sum())
-            return values
-
-        found = np.empty(len(windows))
-        every = answered_together(self.name, model, batch_of, batches, device, progress, world, likelihoods)
+        windows, found = self.windows, np.empty(len(self.windows))
+        batches = self._in_batches(np.arange(len(windows)))
+        every = answered_together(self, model, batches, device, progress, world)
         for numbers, values in zip(batches, every, strict=True):
             found[numbers] = values
         for window in np.flatnonzero(~np.isfinite(found)):
@@ -132,6 +101,50 @@ class LikelihoodDataset(EvalDataset):
                 hint="Look at the ingredients' weights, and at the dtype (float16 overflows at 65,504).",
             )
         return found
+
+    def _of_rows(self, rows: Ints) -> Ints:
+        """The numbers of the windows of some rows."""
+        return np.flatnonzero(np.isin(self.windows[:, 0], rows))
+
+    def _in_batches(self, numbers: Ints) -> list[Ints]:
+        """Windows in batches whose logits have room."""
+        lengths = self.windows[numbers, 2] - self.windows[numbers, 1]
+        # Long ones first: a batch too big for the memory fails at once. Stable: ties stay in order.
+        order = np.argsort(-lengths, kind="stable")
+        batches, begin = [], 0
+        while begin < len(order):
+            length = int(lengths[order[begin]])
+            most = max(1, min(self.scoring.batch_size, _LOGIT_BYTES // (4 * length * self.vocabulary)))
+            batches.append(numbers[order[begin : begin + most]])
+            begin += most
+        return batches
+
+    def _tokens_of(self, numbers: Ints) -> Iterator[tuple[NDArray[np.int32], int]]:
+        """The tokens of some windows, and how many of them are predicted."""
+        rows = self.encoded.rows(self.kept[self.windows[numbers, 0]])
+        for row, (_, first, last, predicted) in zip(rows, self.windows[numbers].tolist(), strict=True):
+            yield row[0, first : last + 1], predicted
+
+    def batch(self, numbers: Ints) -> dict[str, Tensor]:
+        """The model's keyword arguments for some windows."""
+        import torch
+
+        inputs = [tokens[:-1] for tokens, _ in self._tokens_of(numbers)]
+        padded = np.zeros((len(inputs), max(map(len, inputs))), dtype=np.int64)
+        for line, tokens in zip(padded, inputs, strict=True):
+            line[: len(tokens)] = tokens  # what stands to the right of a token changes nothing there
+        return {"input_ids": torch.from_numpy(padded)}
+
+    def read(self, given: Any, numbers: Ints) -> Tensor:
+        """``(windows,)`` float64: the log-likelihood of what some windows predict, in nats."""
+        import torch
+
+        values = []
+        for logits, (tokens, predicted) in zip(given.logits, self._tokens_of(numbers), strict=True):
+            end, targets = len(tokens) - 1, torch.from_numpy(tokens[-predicted:].astype(np.int64))
+            logs = logits[end - predicted : end].float().log_softmax(-1)
+            values.append(logs.gather(1, targets.to(logs.device)[:, None]).double().sum())
+        return torch.stack(values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,8 +168,38 @@ class LanguageDataset(LikelihoodDataset):
     """
 
     share: ClassVar[bool] = False
+    scaled: ClassVar[bool] = False
 
     sizes: Ints = field(repr=False)
+
+    @property
+    def learned_as(self) -> tuple[object, ...]:
+        """The texts: bits, nats and the perplexity are least together."""
+        return (self.fingerprint,)
+
+    @property
+    def strata(self) -> Ints:
+        """Texts are of one kind."""
+        return np.zeros(len(self.sizes), dtype=np.int64)
+
+    @property
+    def row_weights(self) -> Floats:
+        """The tokens of each text, as a share of all."""
+        return np.asarray(self.sizes[:, 1] / self.sizes[:, 1].sum())
+
+    def batches(self, rows: Ints) -> list[Ints]:
+        """The windows of some texts."""
+        return self._in_batches(self._of_rows(rows))
+
+    def by_row(self, answers: Tensor, numbers: Ints) -> tuple[Tensor, Ints]:
+        """Windows, and the text of each."""
+        return answers, self.windows[numbers, 0]
+
+    def row_losses(self, outputs: Tensor, rows: Ints) -> Tensor:
+        """Nats, divided by the tokens of the whole text."""
+        import torch
+
+        return -outputs / torch.from_numpy(np.maximum(self.sizes[rows, 1], 1)).to(outputs.device)
 
     @cached_property
     def windows(self) -> Ints:

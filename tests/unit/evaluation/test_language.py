@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from plans import make_plan
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     ByT5Tokenizer,
@@ -23,7 +25,9 @@ from transformers import (
 )
 
 from hf_soup import ResolveError, ScoringError
-from hf_soup.evaluation.choices import ChoiceDataset
+from hf_soup.checkpoint import read_header
+from hf_soup.evaluation.choices import CHOICE_METRICS, ChoiceDataset
+from hf_soup.evaluation.gradients import ValidationLoss
 from hf_soup.evaluation.language import LanguageDataset
 from hf_soup.evaluation.preprocessing import prepare_datasets
 from hf_soup.recipe import Scoring
@@ -392,3 +396,96 @@ def test_questions_that_cannot_be_asked(tmp_path: Path, row: dict[str, Any], mor
     with pytest.raises(ScoringError) as raised:
         choices_of(tmp_path, [first, {**first, **row}], tmp_path, **more)
     assert said in str(raised.value)
+
+
+@pytest.fixture(scope="module")
+def llamas(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]], Any]:
+    """A folder with a tokenizer, tensors of three byte-level models and the layout of their files."""
+    folder = tmp_path_factory.mktemp("llamas")
+    byte_llama(folder)
+    tensors, headers = [], []
+    for number in range(3):
+        torch.manual_seed(number)
+        first = load_file(folder / "model.safetensors")
+        tensors.append({name: each + 0.1 * torch.rand(each.shape) for name, each in first.items()})
+        save_file(tensors[-1], folder / f"{number}.safetensors")
+        data = (folder / f"{number}.safetensors").read_bytes()
+        found = read_header(lambda _, i, j, d=data: d[i:j], "m", len(data), "m")
+        headers.append({each.name: each for each in found})
+    return folder, tensors, make_plan(["a", "b", "c"], headers, [1.0] * 3).layout
+
+
+def objective_of(llamas: tuple[Path, list[dict[str, Any]], Any], benches: list[Any], **more: Any) -> ValidationLoss:
+    folder, _, layout = llamas
+    paths = [{"m": folder / f"{number}.safetensors"} for number in range(3)]
+    config = json.loads((folder / "config.json").read_text())
+    return ValidationLoss(layout, paths, {name: {name: 1.0} for name in "abc"}, config, benches, **more)
+
+
+def test_the_gradient_of_texts_and_choices_is_autograds(
+    llamas: tuple[Path, list[dict[str, Any]], Any], tmp_path: Path
+) -> None:
+    """Texts of many windows, an empty one, and questions with other numbers of choices; with a weight for each."""
+    folder, tensors, _ = llamas
+    texts = bench_of(folder, TEXTS, tmp_path, weight=3.0)
+    asked = [choices_of(folder, plain(), tmp_path, metric=metric, batch_size=4) for metric in CHOICE_METRICS]
+    model = LlamaForCausalLM.from_pretrained(folder)
+    shares = torch.tensor([0.5, 0.7, -0.2], requires_grad=True)
+    beta = torch.tensor(1.5, requires_grad=True)
+    mixed = {
+        name: sum((share * own[name] for share, own in zip(shares, tensors, strict=True)), torch.zeros(()))
+        for name in tensors[0]
+    }
+
+    def likelihoods(bench: Any) -> list[list[torch.Tensor]]:
+        """By row and window."""
+        found: list[list[torch.Tensor]] = [[] for _ in bench.kept]
+        for row, first, last, predicted in bench.windows.tolist():
+            tokens = torch.from_numpy(bench.encoded.rows(bench.kept[[row]])[0][0, first : last + 1].astype(np.int64))
+            logits = torch.func.functional_call(model, mixed, (tokens[None, :-1],)).logits[0, -predicted:]
+            found[row].append(-torch.nn.functional.cross_entropy(logits, tokens[-predicted:], reduction="sum"))
+        return found
+
+    losses = [-sum(sum(row) for row in likelihoods(texts)) / int(texts.sizes[:, 1].sum())]  # type: ignore[misc]
+    for bench in asked:
+        by = bench.lengths if bench is asked[1] else np.ones_like(bench.lengths)
+        of_rows = [
+            torch.nn.functional.cross_entropy(
+                beta * torch.stack([value / by[row, place] for place, value in enumerate(values)]),
+                torch.tensor(bench.references[row]),
+            )
+            for row, values in enumerate(likelihoods(bench))
+        ]
+        losses.append(torch.stack(of_rows).mean())
+    loss = (3 * losses[0] + losses[1] + losses[2]) / 5
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert shares.grad is not None
+    assert beta.grad is not None
+    given, benches = shares.detach().double().numpy()[None], [texts, *asked]
+    outputs = [[b.outputs(model_of(folder, own)) for b in benches] for own in tensors]
+    objective = objective_of(llamas, benches, outputs=outputs)
+    everything = np.arange(len(objective.strata))
+    assert len(everything) == len(TEXTS) + 2 * len(QUESTIONS)
+    found, slopes, slope = objective.gradient(given, 1.5, everything)
+    assert found == pytest.approx(loss.item(), rel=1e-5)
+    np.testing.assert_allclose(slopes[0], shares.grad, rtol=1e-3, atol=1e-5)
+    assert slope == pytest.approx(beta.grad.item(), rel=1e-4)
+    # What each gives alone is known; and asked again it is the same.
+    some = everything[::3]
+    for number, alone in enumerate(objective.alone(some)):
+        assert alone == pytest.approx(objective.loss(np.eye(3)[[number]], some)[0], rel=1e-4)
+    # Of texts alone there is no scale, and what is measured of them changes no loss.
+    one = objective_of(llamas, [texts, replace(texts, scoring=texts.scoring.model_copy(update={"metric": "nll"}))])
+    least, scale = one.loss(given, everything[: len(TEXTS)])
+    assert (least, scale) == (pytest.approx(losses[0].item(), rel=1e-5), 1.0)
+    found, _, slope = one.gradient(given, 2.0, everything[: len(TEXTS)])
+    assert (found, slope) == (pytest.approx(least), 0.0)
+    # A text without tokens has no loss, so no step is made of such texts alone.
+    sizes = texts.sizes * (np.arange(len(TEXTS)) != 3)[:, None]
+    assert len(objective_of(llamas, [replace(texts, sizes=sizes)]).strata) == len(TEXTS) - 1
+
+
+def model_of(folder: Path, tensors: dict[str, Any]) -> Any:
+    model = LlamaForCausalLM.from_pretrained(folder)
+    model.load_state_dict(tensors)
+    return model.eval()
