@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_soup.evaluation.language import LikelihoodDataset
+from hf_soup.evaluation.language import PREDICTED, LikelihoodDataset
 from hf_soup.evaluation.metrics import METRICS
 from hf_soup.evaluation.statistics import Floats, Ints, accuracy_of, compare_accuracies, resampled
 from hf_soup.merging import ProcessGroup
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-#: What is said of tokens in the second line of a row.
-PREDICTED, BEGINS = 1, 2
 CHOICE_METRICS = ("accuracy", "accuracy_by_length")
 
 
@@ -98,12 +95,9 @@ class ChoiceDataset(LikelihoodDataset):
     def windows(self) -> Ints:
         """As `LikelihoodDataset.windows`: one for each choice. What is too long loses the beginning of its question."""
         found = []
-        pieces = (self.encoded.rows(self.kept[begin : begin + 1000]) for begin in range(0, len(self.kept), 1000))
-        for place, row in enumerate(chain.from_iterable(pieces)):
-            begins = np.flatnonzero(row[1] & BEGINS)
-            for first, end in zip(begins, [*begins[1:], row.shape[1]], strict=True):
-                predicted = int((row[1, first:end] & PREDICTED).sum())
-                found.append((place, max(first, end - self.longest - 1), end - 1, predicted))
+        for place, first, said in self._sequences():
+            end, predicted = first + len(said), int((said & PREDICTED).sum())
+            found.append((place, max(first, end - self.longest - 1), end - 1, predicted))
         return np.array(found, dtype=np.int64)
 
     def outputs(

@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+#: What the second line of a row says of tokens: that they are predicted, that something to read begins with them.
+PREDICTED, BEGINS = 1, 2
 #: Bytes that the logits of a batch may take, in float32; a window alone may take more.
 _LOGIT_BYTES = 1 << 29
 
@@ -47,7 +50,8 @@ class LikelihoodDataset(LearnableDataset):
     """Rows of tokens, parts of which a causal language model predicts.
 
     Args:
-        encoded: Token numbers of all rows, in the first line of each.
+        encoded: Token numbers of all rows, in the first line of each, and, where not all are predicted, what they are
+            (`PREDICTED`, `BEGINS`) in the second.
         kept: The numbers of those that count.
         longest: How many tokens the model reads.
         vocabulary: How many it knows.
@@ -79,8 +83,17 @@ class LikelihoodDataset(LearnableDataset):
     def windows(self) -> Ints:
         """``(windows, 4)``: which row, its first and its last token that belong to it, and how many are predicted.
 
-        The model is given all of them but the last; the predicted ones are the last.
+        The model is given all of them but the last; the predicted ones are the last, or those of them that the second
+        line names.
         """
+
+    def _sequences(self) -> Iterator[tuple[int, int, NDArray[np.int32]]]:
+        """Of rows with a second line, each sequence that is read by itself: which row, where it begins, that line."""
+        numbers = (self.kept[begin : begin + 1000] for begin in range(0, len(self.kept), 1000))
+        for place, row in enumerate(chain.from_iterable(map(self.encoded.rows, numbers))):
+            begins = np.flatnonzero(row[1] & BEGINS)
+            for first, end in zip(begins.tolist(), [*begins.tolist()[1:], row.shape[1]], strict=True):
+                yield place, first, row[1, first:end]
 
     def likelihoods(
         self, model: PreTrainedModel, device: str, progress: Callable[[int], object], world: ProcessGroup | None
@@ -119,17 +132,17 @@ class LikelihoodDataset(LearnableDataset):
             begin += most
         return batches
 
-    def _tokens_of(self, numbers: Ints) -> Iterator[tuple[NDArray[np.int32], int]]:
-        """The tokens of some windows, and how many of them are predicted."""
+    def _lines_of(self, numbers: Ints) -> Iterator[tuple[NDArray[np.int32], int]]:
+        """The lines of some windows, and how many of the last tokens are predicted."""
         rows = self.encoded.rows(self.kept[self.windows[numbers, 0]])
         for row, (_, first, last, predicted) in zip(rows, self.windows[numbers].tolist(), strict=True):
-            yield row[0, first : last + 1], predicted
+            yield row[:, first : last + 1], predicted
 
     def batch(self, numbers: Ints) -> dict[str, Tensor]:
         """The model's keyword arguments for some windows."""
         import torch
 
-        inputs = [tokens[:-1] for tokens, _ in self._tokens_of(numbers)]
+        inputs = [lines[0, :-1] for lines, _ in self._lines_of(numbers)]
         padded = np.zeros((len(inputs), max(map(len, inputs))), dtype=np.int64)
         for line, tokens in zip(padded, inputs, strict=True):
             line[: len(tokens)] = tokens  # what stands to the right of a token changes nothing there
@@ -140,10 +153,12 @@ class LikelihoodDataset(LearnableDataset):
         import torch
 
         values = []
-        for logits, (tokens, predicted) in zip(given.logits, self._tokens_of(numbers), strict=True):
-            end, targets = len(tokens) - 1, torch.from_numpy(tokens[-predicted:].astype(np.int64))
-            logs = logits[end - predicted : end].float().log_softmax(-1)
-            values.append(logs.gather(1, targets.to(logs.device)[:, None]).double().sum())
+        for logits, (lines, predicted) in zip(given.logits, self._lines_of(numbers), strict=True):
+            end, last = lines.shape[1] - 1, lines[:, -predicted:]
+            counted = np.flatnonzero(last[1] & PREDICTED) if len(last) > 1 else np.arange(predicted)
+            targets = torch.from_numpy(last[0, counted].astype(np.int64)).to(logits.device)
+            logs = logits[end - predicted + torch.from_numpy(counted).to(logits.device)].float().log_softmax(-1)
+            values.append(logs.gather(1, targets[:, None]).double().sum())
         return torch.stack(values)
 
 
@@ -162,9 +177,10 @@ class LanguageDataset(LikelihoodDataset):
     with different tokenizers.
 
     Args:
-        encoded: Token numbers of all texts, ``(1, 1 + T)`` with the first one before them.
+        encoded: Token numbers of all texts, ``(1, 1 + T)`` with the first one before them; or, of conversations whose
+            answers alone count, ``(2, tokens)``: what is read up to answers, each with the one before it.
         kept, longest, vocabulary: As in `LikelihoodDataset`.
-        sizes: ``(n, 2)``: bytes in UTF-8 and tokens of those that count.
+        sizes: ``(n, 2)``: bytes in UTF-8 and tokens of those that count, where they are predicted.
     """
 
     share: ClassVar[bool] = False
@@ -204,8 +220,16 @@ class LanguageDataset(LikelihoodDataset):
     @cached_property
     def windows(self) -> Ints:
         """As `LikelihoodDataset.windows`."""
-        counts = enumerate(self.sizes[:, 1].tolist())
-        found = [(place, *window) for place, tokens in counts for window in _cut(tokens, self.longest)]
+        if len(self.encoded.names) == 1:
+            counts = enumerate(self.sizes[:, 1].tolist())
+            found = [(place, *window) for place, tokens in counts for window in _cut(tokens, self.longest)]
+            return np.array(found, dtype=np.int64)
+        found = [
+            (place, start + first, start + last, predicted)
+            for place, start, said in self._sequences()
+            for first, last, predicted in _cut(len(said) - 1, self.longest)
+            if (said[last + 1 - predicted : last + 1] & PREDICTED).any()
+        ]
         return np.array(found, dtype=np.int64)
 
     def outputs(
