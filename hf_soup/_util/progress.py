@@ -29,15 +29,17 @@ class _Lines(_Bar):
         now = self.format_dict
         if now["elapsed"] >= _PAUSE and msg != "":
             line = "{desc}: {percentage:.0f} %, {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left"
+            if now["total"] is None:
+                line = "{desc}: {n_fmt}, {rate_fmt}, {elapsed} so far"
             print(self.format_meter(**{**now, "bar_format": line}), file=sys.stderr, flush=True)  # noqa: T201
 
 
-def bar(desc: str, total: int, *, quiet: bool, unit: str = "B", initial: int = 0) -> tqdm[Any]:
+def bar(desc: str, total: int | None, *, quiet: bool, unit: str = "B", initial: int = 0) -> tqdm[Any]:
     """Progress of ``total`` bytes (or other units) to stderr, with rate and time left.
 
     Args:
         desc: What is done.
-        total: How much there is.
+        total: How much there is; None where that is not known before.
         quiet: Show nothing.
         unit: ``B`` is shown with its multiples.
         initial: How much is done already.

@@ -14,7 +14,7 @@ import numpy as np
 from hf_soup._util.progress import bar
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.classification import ClassificationDataset
-from hf_soup.evaluation.dataset import EvalDataset, Outputs
+from hf_soup.evaluation.dataset import EvalDataset, LearnableDataset, Outputs
 from hf_soup.evaluation.ensembles import calibration, diversity, ensemble, greedy_ensemble, logit_ensemble
 from hf_soup.evaluation.evaluation_data import EvaluationData, require_halves
 from hf_soup.evaluation.model import one_thread
@@ -207,17 +207,25 @@ class Candidates:
             for title in lost
         ]
 
-    def descent(self, names: Sequence[str], rows: RowSubset | None = None) -> closing[ValidationLoss]:
+    @contextmanager
+    def descent(self, names: Sequence[str], rows: RowSubset | None = None) -> Iterator[ValidationLoss]:
         """The validation loss of soups of some ingredients and its gradient, for a selection that learns."""
         from hf_soup.evaluation.gradients import ValidationLoss
 
         alone = [self.outputs_alone(name) for name in names]
-        labelled = _of_classes(self._data.validation)
+        learnable = [bench for bench in self._data.validation if isinstance(bench, LearnableDataset)]
         self.release()  # or there would be its model beside the one that learns
         made_of, config = {name: _shares(self.ingredients[name]) for name in names}, self._data.template.config
-        return closing(
-            ValidationLoss(self._layout, self._paths, made_of, config, labelled, alone, rows, self._context.device)
-        )
+        with (
+            bar("Learning weights", None, unit="row", quiet=self._context.quiet) as shown,
+            closing(
+                ValidationLoss(
+                    self._layout, self._paths, made_of, config, learnable, alone, rows, self._context.device,
+                    shown.update,
+                )
+            ) as loss,
+        ):  # fmt: skip
+            yield loss
 
     @contextmanager
     def entropy(self, weights: Mapping[str, float], steps: int) -> Iterator[EntropyLoss]:

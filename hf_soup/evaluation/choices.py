@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_soup.evaluation.language import LikelihoodDataset
+from hf_soup.evaluation.language import PREDICTED, LikelihoodDataset
 from hf_soup.evaluation.metrics import METRICS
 from hf_soup.evaluation.statistics import Floats, Ints, accuracy_of, compare_accuracies, resampled
 from hf_soup.merging import ProcessGroup
 from hf_soup.recipe import Comparison, Score
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
-#: What is said of tokens in the second line of a row.
-PREDICTED, BEGINS = 1, 2
 CHOICE_METRICS = ("accuracy", "accuracy_by_length")
 
 
@@ -41,19 +39,65 @@ class ChoiceDataset(LikelihoodDataset):
         lengths: ``(n, choices)``: letters of each choice; 0 where a question has fewer.
     """
 
+    scaled: ClassVar[bool] = True
+
     references: Ints = field(repr=False)
     lengths: Ints = field(repr=False)
+
+    @property
+    def learned_as(self) -> tuple[object, ...]:
+        """The questions, their answers, and what log-likelihoods are divided by."""
+        return self.fingerprint, self.references.tobytes(), self.scoring.metric
+
+    @property
+    def strata(self) -> Ints:
+        """Which choice is right."""
+        return self.references
+
+    @property
+    def row_weights(self) -> Floats:
+        """All questions alike."""
+        return np.full(len(self.references), 1 / len(self.references))
+
+    def batches(self, rows: Ints) -> list[Ints]:
+        """The windows of some questions, those of one in one batch."""
+        windows = [numbers for row in rows if len(numbers := self._of_rows(np.array([row])))]
+        step = max(1, self.scoring.batch_size // self.lengths.shape[1])
+        return [np.concatenate(windows[begin : begin + step]) for begin in range(0, len(windows), step)]
+
+    def by_row(self, answers: Tensor, numbers: Ints) -> tuple[Tensor, Ints]:
+        """``(questions, choices)``, next to nothing where a question has fewer."""
+        import torch
+
+        rows, place = np.unique(self.windows[numbers, 0], return_inverse=True)
+        choice = np.concatenate([np.arange(count) for count in np.bincount(place)])  # in order: a question's follow it
+        # Not minus infinity, whose product with a scale has no derivative.
+        outputs = torch.full((len(rows), self.lengths.shape[1]), -1e300, dtype=answers.dtype, device=answers.device)
+        return outputs.index_put((torch.from_numpy(place), torch.from_numpy(choice)), answers), rows
+
+    def row_losses(self, outputs: Tensor, rows: Ints) -> Tensor:
+        """The cross-entropy of the softmax over the choices, by length where the metric is."""
+        import torch
+
+        by, right = torch.from_numpy(self._by[rows]), torch.from_numpy(self.references[rows])
+        return torch.nn.functional.cross_entropy(
+            outputs / by.to(outputs.device), right.to(outputs.device), reduction="none"
+        )
+
+    @property
+    def _by(self) -> Ints:
+        """What log-likelihoods are divided by: ``(n, choices)``."""
+        return (
+            np.maximum(self.lengths, 1) if self.scoring.metric == "accuracy_by_length" else np.ones_like(self.lengths)
+        )
 
     @cached_property
     def windows(self) -> Ints:
         """As `LikelihoodDataset.windows`: one for each choice. What is too long loses the beginning of its question."""
         found = []
-        pieces = (self.encoded.rows(self.kept[begin : begin + 1000]) for begin in range(0, len(self.kept), 1000))
-        for place, row in enumerate(chain.from_iterable(pieces)):
-            begins = np.flatnonzero(row[1] & BEGINS)
-            for first, end in zip(begins, [*begins[1:], row.shape[1]], strict=True):
-                predicted = int((row[1, first:end] & PREDICTED).sum())
-                found.append((place, max(first, end - self.longest - 1), end - 1, predicted))
+        for place, first, said in self._sequences():
+            end, predicted = first + len(said), int((said & PREDICTED).sum())
+            found.append((place, max(first, end - self.longest - 1), end - 1, predicted))
         return np.array(found, dtype=np.int64)
 
     def outputs(
@@ -83,8 +127,7 @@ class ChoiceDataset(LikelihoodDataset):
 
     def answers(self, outputs: Floats) -> Ints:
         """``(n,)``: which choice each answer is."""
-        by = np.maximum(self.lengths, 1) if self.scoring.metric == "accuracy_by_length" else 1
-        return np.asarray((outputs / by).argmax(axis=1), dtype=np.int64)
+        return np.asarray((outputs / self._by).argmax(axis=1), dtype=np.int64)
 
     def _right(self, outputs: Floats) -> NDArray[np.bool_]:
         return np.asarray(self.answers(outputs) == self.references)

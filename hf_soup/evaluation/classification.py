@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation import label_map, metrics
-from hf_soup.evaluation.dataset import EvalDataset, answered_together
+from hf_soup.evaluation.dataset import LearnableDataset, answered_together
 from hf_soup.evaluation.ensembles import Logits
 from hf_soup.evaluation.inputs import Inputs
-from hf_soup.evaluation.statistics import Ints, compare_accuracies, comparison_of, paired_bootstrap, resampled
+from hf_soup.evaluation.statistics import Floats, Ints, compare_accuracies, comparison_of, paired_bootstrap, resampled
 from hf_soup.merging import ProcessGroup
 from hf_soup.recipe import Comparison, Score, Scoring
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, eq=False)
-class ClassificationDataset(EvalDataset):
+class ClassificationDataset(LearnableDataset):
     """One `Scoring` with its rows preprocessed and kept on disk; `prepare_datasets` makes them.
 
     Images take ``4 * channels * height * width`` bytes a row (0.6 MB at 224 x 224 in colour), texts their
@@ -37,6 +38,8 @@ class ClassificationDataset(EvalDataset):
         references: ``(n,)`` int64, the right output for each row.
         inputs: The preprocessed rows.
     """
+
+    scaled: ClassVar[bool] = True
 
     scoring: Scoring
     n: int
@@ -54,6 +57,41 @@ class ClassificationDataset(EvalDataset):
     def rows(self) -> int:
         """How many rows there are."""
         return self.n
+
+    @property
+    def learned_as(self) -> tuple[object, ...]:
+        """The inputs and their labels."""
+        return self.fingerprint, self.references.tobytes()
+
+    @property
+    def strata(self) -> Ints:
+        """The labels."""
+        return self.references
+
+    @property
+    def row_weights(self) -> Floats:
+        """All rows alike."""
+        return np.full(self.n, 1 / self.n)
+
+    def batches(self, rows: Ints) -> list[Ints]:
+        """Rows in their order."""
+        return self.inputs.batches(rows, self.scoring.batch_size)
+
+    def batch(self, numbers: Ints) -> dict[str, Tensor]:
+        """The model's keyword arguments for some rows."""
+        return self.inputs.batch(numbers)
+
+    def read(self, given: Any, numbers: Ints) -> Tensor:
+        """The logits, float32."""
+        logits: Tensor = given.logits.float()
+        return logits
+
+    def row_losses(self, outputs: Tensor, rows: Ints) -> Tensor:
+        """The cross-entropy of the softmax of logits."""
+        import torch
+
+        right = torch.from_numpy(self.references[rows]).to(outputs.device)
+        return torch.nn.functional.cross_entropy(outputs, right, reduction="none")
 
     def outputs(
         self,
@@ -78,8 +116,8 @@ class ClassificationDataset(EvalDataset):
         """
         # Long rows first: a batch too big for the memory fails at once. Stable: ties stay in row order.
         order = np.argsort(-self.inputs.sizes, kind="stable")
-        batches = self.inputs.batches(order, self.scoring.batch_size)
-        every = answered_together(self.name, model, self.inputs.batch, batches, device, progress, world, _logits)
+        batches = self.batches(order)
+        every = answered_together(self, model, batches, device, progress, world)
         outputs, classes = every[0].shape[1], len(self.class_names)
         if outputs != classes:
             raise ScoringError(
@@ -204,8 +242,3 @@ class ClassificationDataset(EvalDataset):
         half = 1.0 if np.count_nonzero(labelled + answered) == 2 else 0.5
         p = float(norm.sf((right - half - mean) / variance**0.5)) if variance > 1e-9 else 1.0
         return right / n, float(mean / n), p
-
-
-def _logits(given: Any, _: Ints) -> Logits:
-    logits: Logits = given.logits.float().cpu().numpy()
-    return logits

@@ -123,21 +123,65 @@ class EvalDataset(ABC):
         """
 
 
+class LearnableDataset(EvalDataset):
+    """Rows that a model answers in batches, and whose loss has a gradient.
+
+    A batch is some numbers: of rows, or of parts of rows that the model is given one by one.
+    """
+
+    scoring: Scoring
+    #: Whether the loss is that of a softmax, whose scale can be learned too.
+    scaled: ClassVar[bool]
+
+    @property
+    @abstractmethod
+    def learned_as(self) -> tuple[object, ...]:
+        """What the loss depends on: of two data sets that are alike in it, the loss is the same."""
+
+    @property
+    @abstractmethod
+    def strata(self) -> Ints:
+        """``(rows,)``: what each row is, to split them evenly."""
+
+    @property
+    @abstractmethod
+    def row_weights(self) -> Floats:
+        """``(rows,)``: the share of each row in the loss; they sum to one."""
+
+    @abstractmethod
+    def batches(self, rows: Ints) -> list[Ints]:
+        """The numbers of some rows, in batches."""
+
+    @abstractmethod
+    def batch(self, numbers: Ints) -> dict[str, Tensor]:
+        """The model's keyword arguments for some numbers."""
+
+    @abstractmethod
+    def read(self, given: Any, numbers: Ints) -> Tensor:
+        """What counts of a model's output for some numbers, in their order."""
+
+    def by_row(self, answers: Tensor, numbers: Ints) -> tuple[Tensor, Ints]:
+        """What was read of some numbers as what `row_losses` takes, and the rows."""
+        return answers, numbers
+
+    @abstractmethod
+    def row_losses(self, outputs: Tensor, rows: Ints) -> Tensor:
+        """``(rows,)``: the loss of each row, from what `outputs` gives of it; of parts of rows, that of each part."""
+
+
 def answered_together(
-    name: str,
+    data: LearnableDataset,
     model: PreTrainedModel,
-    batch_of: Callable[[Ints], dict[str, Tensor]],
     batches: Sequence[Ints],
     device: str,
     progress: Callable[[int], object],
     world: ProcessGroup | None,
-    read: Callable[[Any, Ints], NDArray[Any]],
 ) -> list[NDArray[Any]]:
     """What a model answers to batches, in their order; each process of a world takes its share, and has all answers.
 
     Args:
-        name: What errors call the data.
-        model, batch_of, device, progress, read: As in `hf_soup.evaluation.model.answers`.
+        data: That makes them.
+        model, device, progress: As in `hf_soup.evaluation.model.answers`.
         batches: The numbers in each.
         world: The processes.
 
@@ -146,10 +190,15 @@ def answered_together(
     """
     world = world or ProcessGroup()
     answered: list[NDArray[Any]] | ScoringError
+
+    def read(given: Any, numbers: Ints) -> NDArray[Any]:
+        values: NDArray[Any] = data.read(given, numbers).cpu().numpy()
+        return values
+
     try:
-        answered = answers(model, batch_of, batches[world.rank :: world.size], device, progress, read)
+        answered = answers(model, data.batch, batches[world.rank :: world.size], device, progress, read)
     except ScoringError as error:
-        answered = ScoringError.of(error, f"The model fails on '{name}' {error.message}")
+        answered = ScoringError.of(error, f"The model fails on '{data.name}' {error.message}")
     everyones = world.gather(answered)
     for part in everyones:
         if isinstance(part, ScoringError):  # of any process, so that all end alike

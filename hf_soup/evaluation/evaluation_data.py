@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation import metrics
 from hf_soup.evaluation.batch_norm import batch_norms
-from hf_soup.evaluation.classification import ClassificationDataset
 from hf_soup.evaluation.dataset import CalibrationDataset, EvalDataset
 from hf_soup.evaluation.model import require_device
 from hf_soup.evaluation.own_function import function_dataset
@@ -161,7 +160,7 @@ def data_of_soup(
 
 
 def require_rows(recipe: Recipe, data: EvaluationData, *, learns: bool) -> None:
-    """Refuse `stability_repeats` where halves would say nothing, and learning from too few rows, or two labels a row.
+    """Refuse `stability_repeats` where halves would say nothing, and learning from too few rows.
 
     Args:
         recipe: With `stability_repeats`.
@@ -176,17 +175,7 @@ def require_rows(recipe: Recipe, data: EvaluationData, *, learns: bool) -> None:
             require_halves(bench, bench.rows)
     if not learns:
         return
-    different: dict[str, ClassificationDataset] = {}
-    for bench in data.validation:
-        assert isinstance(bench, ClassificationDataset), "the recipe was checked: who learns has labels"
-        first = different.setdefault(bench.fingerprint, bench)
-        if first.references.tolist() != bench.references.tolist():
-            raise ScoringError(
-                f"'{first.title}' and '{bench.title}' have other labels for the same rows, and shares are learned "
-                "from one label a row.",
-                hint="Leave one of them out, or use another `select`.",
-            )
-    rows = sum(bench.n for bench in different.values())
+    rows = sum({bench.fingerprint: bench.rows or 0 for bench in data.validation}.values())
     if rows < 10:  # a fifth of which are kept apart
         raise ScoringError(
             f"learned: there are {rows} validation rows, and it takes ten at least.",

@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import repeat
+from itertools import pairwise, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,11 +21,10 @@ from torch import Tensor
 
 from hf_soup.checkpoint import TORCH
 from hf_soup.errors import ScoringError
-from hf_soup.evaluation.classification import ClassificationDataset
-from hf_soup.evaluation.ensembles import Logits
+from hf_soup.evaluation.dataset import LearnableDataset, Outputs
 from hf_soup.evaluation.loaded_parameters import find_loaded_parameters, held, on_disk
 from hf_soup.evaluation.model import build_model
-from hf_soup.evaluation.statistics import Ints
+from hf_soup.evaluation.statistics import Floats, Ints
 from hf_soup.merging import Layout, Reading
 
 #: Elements of an ingredient that are held at once.
@@ -214,8 +213,10 @@ class ValidationLoss(MergedModelGradient):
     Ingredients may be means of sources themselves: with :math:`G` the shares of sources in ingredients, the shares
     :math:`\alpha` of ingredients are :math:`\alpha G` of sources, of which all else here is said.
 
-    The loss is the cross-entropy of :math:`\operatorname{softmax}(\beta f(x; \theta))` with
-    :math:`\theta_t = \sum_i\alpha_{ti}\theta_{i,t}`, made in float32 and not rounded to the type that is written, and
+    The loss is that of each data set: of classes and of choices the cross-entropy of
+    :math:`\operatorname{softmax}(\beta f(x; \theta))`, of texts the negative log-likelihood by token, without
+    :math:`\beta`. :math:`\theta_t = \sum_i\alpha_{ti}\theta_{i,t}` is made in float32 and not rounded to the type
+    that is written, and
 
     .. math:: \frac{\partial L}{\partial\alpha_{ti}} =
         \Bigl\langle\frac{\partial L}{\partial\theta_t}, \theta_{i,t}\Bigr\rangle
@@ -229,11 +230,12 @@ class ValidationLoss(MergedModelGradient):
         paths: For every source, its weight files on this machine.
         ingredients: Those in play, in the order of columns of ``shares``, and the share of every source in each.
         config: The model's ``config.json``.
-        benches: The validation data, whose rows share its weight equally. The loss of the same rows is the same,
-            whatever is measured on them: they are looked at once, with the weights of all.
-        answers: What each ingredient answers to each of the validation data, all rows.
+        benches: The validation data, whose rows share its weight. Of those whose loss is the same, as they differ in
+            the metric alone, one is looked at, with the weights of all.
+        outputs: What each ingredient gives on each of the validation data, all rows.
         rows: Of each of the validation data those that are looked at, by default all; they are numbered through.
         device: Where the model runs.
+        progress: Called after each batch with the number of rows in it.
     """
 
     def __init__(
@@ -242,62 +244,68 @@ class ValidationLoss(MergedModelGradient):
         paths: Sequence[Mapping[str, Path]],
         ingredients: Mapping[str, Mapping[str, float]],
         config: Mapping[str, Any],
-        benches: Sequence[ClassificationDataset],
-        answers: Sequence[Sequence[Logits]] = (),
+        benches: Sequence[LearnableDataset],
+        outputs: Sequence[Sequence[Outputs]] = (),
         rows: Sequence[Ints] | None = None,
         device: str = "cpu",
+        progress: Callable[[int], object] = lambda _: None,
     ) -> None:
         self.names: Sequence[str] = tuple(ingredients)
         sources = [name for name in layout.names if any(name in shares for shares in ingredients.values())]
         self._groups = np.array([[shares.get(source, 0.0) for source in sources] for shares in ingredients.values()])
-        kinds = [bench.fingerprint for bench in benches]
+        kinds = [bench.learned_as for bench in benches]
         places = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
         self._benches = [benches[place] for place in places]
-        self._answers = [[logits[place] for place in places] for logits in answers]
-        weights = [math.fsum(b.scoring.weight for b in benches if b.fingerprint == kinds[place]) for place in places]
+        self._outputs = [[every[place] for place in places] for every in outputs]
+        weights = [math.fsum(b.scoring.weight for b in benches if b.learned_as == kinds[place]) for place in places]
         each = zip(weights, self._benches, strict=True)
-        self._weights = np.concatenate([np.full(bench.n, weight / bench.n) for weight, bench in each])
-        self._starts = np.cumsum([0, *(bench.n for bench in self._benches)])
-        seen = [np.arange(benches[place].n) if rows is None else rows[place] for place in places]
-        self._seen = np.concatenate([start + mine for start, mine in zip(self._starts, seen, strict=False)])
-        labels = [b.references + n * len(b.class_names) for n, b in enumerate(self._benches)]
-        self.labels = np.concatenate(labels)[self._seen]
+        self._weights = np.concatenate([weight * bench.row_weights for weight, bench in each])
+        self._starts = np.cumsum([0, *(len(bench.row_weights) for bench in self._benches)])
+        seen = [np.arange(benches[place].rows or 0) if rows is None else rows[place] for place in places]
+        every = np.concatenate([start + mine for start, mine in zip(self._starts, seen, strict=False)])
+        self._seen = every[self._weights[every] > 0]  # an empty text has no loss
+        strata = [bench.strata for bench in self._benches]
+        firsts = np.cumsum([0, *(kind.max() + 1 for kind in strata)])
+        self.strata = np.concatenate([first + kind for first, kind in zip(firsts, strata, strict=False)])[self._seen]
+        self._progress = progress
         task = benches[0].scoring.task
         super().__init__(layout, paths, [layout.numbers[source] for source in sources], config, task, device)
 
     def loss(self, shares: NDArray[np.float64], rows: NDArray[np.int64]) -> tuple[float, float]:
-        """The mean cross-entropy over some rows, each with its weight, at the logit scale where it is least.
+        """The mean loss over some rows, each with its weight, at the scale where it is least.
 
         Args:
             shares: ``(len(tensors), len(names))``, or ``(1, len(names))`` for all tensors alike.
             rows: Numbers of validation rows.
 
         Returns:
-            The loss and that scale, between exp(-5) and exp(5).
+            The loss and that scale, between exp(-5) and exp(5); 1 where no data have one.
 
         Raises:
             ScoringError: The model fails.
             MergeError: A file is shorter than its header says, or holds NaN.
         """
-        answers: list[_Answers] = []
+        parts: list[_Part] = []
         with torch.no_grad():
-            self._run(shares, rows, lambda *each: answers.append(each))
-        return _least(answers)
+            self._run(shares, rows, parts.append)
+        return _least(parts)
 
     def alone(self, rows: NDArray[np.int64]) -> list[float]:
         """That of every ingredient, from what it answered, without another forward pass."""
-        return [self._loss_of(logits, self._seen[rows]) for logits in self._answers]
+        return [self._loss_of(outputs, self._seen[rows]) for outputs in self._outputs]
 
-    def _loss_of(self, logits: Sequence[Logits], rows: NDArray[np.int64]) -> float:
+    def _loss_of(self, outputs: Sequence[Outputs], rows: NDArray[np.int64]) -> float:
+        parts = []
+        for bench, own, (mine, share) in zip(self._benches, outputs, self._by_bench(rows), strict=True):
+            parts.append(_Part(bench, torch.from_numpy(own[mine]), mine, torch.from_numpy(share)))
+        return _least(parts)[0]
+
+    def _by_bench(self, rows: NDArray[np.int64]) -> Iterator[tuple[Ints, Floats]]:
+        """Of each data set those of some rows that are its, and their shares, which sum to 1 in all."""
         share = self._weights[rows] / self._weights[rows].sum()
-        answers = []
-        for number, (bench, mine) in enumerate(zip(self._benches, logits, strict=True)):
-            chosen = (rows >= self._starts[number]) & (rows < self._starts[number + 1])
-            places = rows[chosen] - self._starts[number]
-            if len(places):
-                each = mine[places], bench.references[places], share[chosen]
-                answers.append((torch.from_numpy(each[0]), torch.from_numpy(each[1]), torch.from_numpy(each[2])))
-        return _least(answers)[0]
+        for start, end in pairwise(self._starts):
+            chosen = (rows >= start) & (rows < end)
+            yield rows[chosen] - start, share[chosen]
 
     def gradient(
         self, shares: NDArray[np.float64], scale: float, rows: NDArray[np.int64]
@@ -307,36 +315,33 @@ class ValidationLoss(MergedModelGradient):
         beta = torch.tensor(scale, requires_grad=True)
         losses = []
 
-        def descend(logits: Tensor, target: Tensor, weights: Tensor) -> None:
-            loss = _loss(beta * logits, target, weights)
+        def descend(part: _Part) -> None:
+            loss = part.loss(beta)
             loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.item())
 
         self._run(shares, rows, descend)
-        assert beta.grad is not None
-        return sum(losses), self._derivatives(shares @ self._groups) @ self._groups.T, float(beta.grad)
+        slope = 0.0 if beta.grad is None else float(beta.grad)
+        return sum(losses), self._derivatives(shares @ self._groups) @ self._groups.T, slope
 
-    def _run(
-        self, shares: NDArray[np.float64], rows: NDArray[np.int64], use: Callable[[Tensor, Tensor, Tensor], None]
-    ) -> None:
-        """Have the soup of these shares answer batch by batch: logits, labels, and weights that sum to 1 in all."""
+    def _run(self, shares: NDArray[np.float64], rows: NDArray[np.int64], use: Callable[[_Part], object]) -> None:
+        """Have the soup of these shares answer batch by batch."""
         self._set(shares @ self._groups)
-        rows = self._seen[rows]
-        share = self._weights[rows] / self._weights[rows].sum()
-        for number, bench in enumerate(self._benches):
-            chosen = np.flatnonzero((rows >= self._starts[number]) & (rows < self._starts[number + 1]))
-            for places in bench.inputs.batches(chosen, bench.scoring.batch_size):
-                mine = rows[places] - self._starts[number]
-                batch = bench.inputs.batch(mine, self._device)
+        for bench, (mine, share) in zip(self._benches, self._by_bench(self._seen[rows]), strict=True):
+            share_of = np.zeros(len(bench.row_weights))
+            share_of[mine] = share
+            for numbers in bench.batches(mine):
+                batch = {name: value.to(self._device) for name, value in bench.batch(numbers).items()}
                 try:
-                    logits = self._model(**batch).logits.float().cpu()
-                    use(logits, torch.from_numpy(bench.references[mine]), torch.from_numpy(share[places]))
+                    answers, places = bench.by_row(bench.read(self._model(**batch), numbers), numbers)
+                    use(_Part(bench, answers, places, torch.from_numpy(share_of[places])))
                 except (RuntimeError, ValueError, TypeError, IndexError) as error:
                     shapes = {name: tuple(value.shape) for name, value in batch.items()}
                     raise ScoringError(
                         f"The model cannot learn from '{bench.title}' ({shapes}): {error}",
                         hint="Out of memory: a smaller `batch_size` of the data.",
                     ) from error
+                self._progress(len(numbers))
 
     def _made(self, row: int, given: NDArray[np.float64], piece: Slice) -> Tensor:
         # What only some have is their mean.
@@ -358,20 +363,32 @@ class ValidationLoss(MergedModelGradient):
         return (dots - given @ dots / given.sum()) / given.sum()
 
 
-#: Logits, labels, and weights of rows.
-_Answers = tuple[Tensor, Tensor, Tensor]
+class _Part(NamedTuple):
+    """What a model answers to some rows of data, and the share of each in the loss."""
+
+    bench: LearnableDataset
+    answers: Tensor
+    rows: Ints
+    shares: Tensor
+
+    def loss(self, scale: Tensor | float) -> Tensor:
+        """Its share of the loss, with answers multiplied where they are those of a softmax."""
+        losses = self.bench.row_losses(scale * self.answers if self.bench.scaled else self.answers, self.rows)
+        return losses @ self.shares.to(losses)
 
 
-def _least(answers: Sequence[_Answers]) -> tuple[float, float]:
-    """The cross-entropy at the logit scale where it is least, and that scale."""
+def _least(parts: Sequence[_Part]) -> tuple[float, float]:
+    """The loss at the scale where it is least, and that scale."""
     from scipy.optimize import minimize_scalar
 
-    def at(log_scale: float) -> float:
-        return sum(_loss(math.exp(log_scale) * logits.double(), *rest).item() for logits, *rest in answers)
-
-    found = minimize_scalar(at, bounds=(-5, 5), method="bounded")
-    return float(found.fun), math.exp(found.x)
-
-
-def _loss(logits: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-    return torch.nn.functional.cross_entropy(logits, target, reduction="none") @ weights.to(logits.dtype)
+    wide = [part._replace(answers=part.answers.double()) for part in parts]
+    fixed = sum(part.loss(1.0).item() for part in wide if not part.bench.scaled)
+    scaled = [part for part in wide if part.bench.scaled]
+    if not scaled:
+        return fixed, 1.0
+    found = minimize_scalar(
+        lambda log_scale: sum(part.loss(math.exp(log_scale)).item() for part in scaled),
+        bounds=(-5, 5),
+        method="bounded",
+    )
+    return fixed + float(found.fun), math.exp(found.x)

@@ -7,13 +7,14 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hf_soup.errors import ScoringError
-from hf_soup.evaluation.dataset import EvalDataset, answered_together
+from hf_soup.evaluation.dataset import LearnableDataset, answered_together
 from hf_soup.evaluation.encoded_rows import EncodedRows
 from hf_soup.evaluation.statistics import Floats, Ints, Metric, bootstrap, comparison_of, paired_bootstrap, resampled
 from hf_soup.merging import ProcessGroup
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+#: What the second line of a row says of tokens: that they are predicted, that something to read begins with them.
+PREDICTED, BEGINS = 1, 2
 #: Bytes that the logits of a batch may take, in float32; a window alone may take more.
 _LOGIT_BYTES = 1 << 29
 
@@ -43,11 +46,12 @@ LANGUAGE_METRICS: Mapping[str, Metric] = {
 
 
 @dataclass(frozen=True, eq=False)
-class LikelihoodDataset(EvalDataset):
+class LikelihoodDataset(LearnableDataset):
     """Rows of tokens, parts of which a causal language model predicts.
 
     Args:
-        encoded: Token numbers of all rows, in the first line of each.
+        encoded: Token numbers of all rows, in the first line of each, and, where not all are predicted, what they are
+            (`PREDICTED`, `BEGINS`) in the second.
         kept: The numbers of those that count.
         longest: How many tokens the model reads.
         vocabulary: How many it knows.
@@ -79,8 +83,17 @@ class LikelihoodDataset(EvalDataset):
     def windows(self) -> Ints:
         """``(windows, 4)``: which row, its first and its last token that belong to it, and how many are predicted.
 
-        The model is given all of them but the last; the predicted ones are the last.
+        The model is given all of them but the last; the predicted ones are the last, or those of them that the second
+        line names.
         """
+
+    def _sequences(self) -> Iterator[tuple[int, int, NDArray[np.int32]]]:
+        """Of rows with a second line, each sequence that is read by itself: which row, where it begins, that line."""
+        numbers = (self.kept[begin : begin + 1000] for begin in range(0, len(self.kept), 1000))
+        for place, row in enumerate(chain.from_iterable(map(self.encoded.rows, numbers))):
+            begins = np.flatnonzero(row[1] & BEGINS)
+            for first, end in zip(begins.tolist(), [*begins.tolist()[1:], row.shape[1]], strict=True):
+                yield place, first, row[1, first:end]
 
     def likelihoods(
         self, model: PreTrainedModel, device: str, progress: Callable[[int], object], world: ProcessGroup | None
@@ -90,40 +103,9 @@ class LikelihoodDataset(EvalDataset):
         Raises:
             ScoringError: The model fails, or gives NaN.
         """
-        import torch
-
-        windows = self.windows
-        # Long ones first: a batch too big for the memory fails at once. Stable: ties stay in order.
-        order = np.argsort(windows[:, 1] - windows[:, 2], kind="stable")
-        batches, begin = [], 0
-        while begin < len(order):
-            length = int(windows[order[begin], 2] - windows[order[begin], 1])
-            most = max(1, min(self.scoring.batch_size, _LOGIT_BYTES // (4 * length * self.vocabulary)))
-            batches.append(order[begin : begin + most])
-            begin += most
-
-        def tokens_of(numbers: Ints) -> Iterator[tuple[NDArray[np.int32], int]]:
-            rows = self.encoded.rows(self.kept[windows[numbers, 0]])
-            for row, (_, first, last, predicted) in zip(rows, windows[numbers].tolist(), strict=True):
-                yield row[0, first : last + 1], predicted
-
-        def batch_of(numbers: Ints) -> dict[str, Tensor]:
-            inputs = [tokens[:-1] for tokens, _ in tokens_of(numbers)]
-            padded = np.zeros((len(inputs), max(map(len, inputs))), dtype=np.int64)
-            for line, tokens in zip(padded, inputs, strict=True):
-                line[: len(tokens)] = tokens  # what stands to the right of a token changes nothing there
-            return {"input_ids": torch.from_numpy(padded)}
-
-        def likelihoods(given: Any, numbers: Ints) -> Floats:
-            values = np.empty(len(numbers))
-            for line, (logits, (tokens, predicted)) in enumerate(zip(given.logits, tokens_of(numbers), strict=True)):
-                end, targets = len(tokens) - 1, torch.from_numpy(tokens[-predicted:].astype(np.int64))
-                logs = logits[end - predicted : end].float().log_softmax(-1)
-                values[line] = float(logs.gather(1, targets.to(logs.device)[:, None]).double().sum())
-            return values
-
-        found = np.empty(len(windows))
-        every = answered_together(self.name, model, batch_of, batches, device, progress, world, likelihoods)
+        windows, found = self.windows, np.empty(len(self.windows))
+        batches = self._in_batches(np.arange(len(windows)))
+        every = answered_together(self, model, batches, device, progress, world)
         for numbers, values in zip(batches, every, strict=True):
             found[numbers] = values
         for window in np.flatnonzero(~np.isfinite(found)):
@@ -132,6 +114,52 @@ class LikelihoodDataset(EvalDataset):
                 hint="Look at the ingredients' weights, and at the dtype (float16 overflows at 65,504).",
             )
         return found
+
+    def _of_rows(self, rows: Ints) -> Ints:
+        """The numbers of the windows of some rows."""
+        return np.flatnonzero(np.isin(self.windows[:, 0], rows))
+
+    def _in_batches(self, numbers: Ints) -> list[Ints]:
+        """Windows in batches whose logits have room."""
+        lengths = self.windows[numbers, 2] - self.windows[numbers, 1]
+        # Long ones first: a batch too big for the memory fails at once. Stable: ties stay in order.
+        order = np.argsort(-lengths, kind="stable")
+        batches, begin = [], 0
+        while begin < len(order):
+            length = int(lengths[order[begin]])
+            most = max(1, min(self.scoring.batch_size, _LOGIT_BYTES // (4 * length * self.vocabulary)))
+            batches.append(numbers[order[begin : begin + most]])
+            begin += most
+        return batches
+
+    def _lines_of(self, numbers: Ints) -> Iterator[tuple[NDArray[np.int32], int]]:
+        """The lines of some windows, and how many of the last tokens are predicted."""
+        rows = self.encoded.rows(self.kept[self.windows[numbers, 0]])
+        for row, (_, first, last, predicted) in zip(rows, self.windows[numbers].tolist(), strict=True):
+            yield row[:, first : last + 1], predicted
+
+    def batch(self, numbers: Ints) -> dict[str, Tensor]:
+        """The model's keyword arguments for some windows."""
+        import torch
+
+        inputs = [lines[0, :-1] for lines, _ in self._lines_of(numbers)]
+        padded = np.zeros((len(inputs), max(map(len, inputs))), dtype=np.int64)
+        for line, tokens in zip(padded, inputs, strict=True):
+            line[: len(tokens)] = tokens  # what stands to the right of a token changes nothing there
+        return {"input_ids": torch.from_numpy(padded)}
+
+    def read(self, given: Any, numbers: Ints) -> Tensor:
+        """``(windows,)`` float64: the log-likelihood of what some windows predict, in nats."""
+        import torch
+
+        values = []
+        for logits, (lines, predicted) in zip(given.logits, self._lines_of(numbers), strict=True):
+            end, last = lines.shape[1] - 1, lines[:, -predicted:]
+            counted = np.flatnonzero(last[1] & PREDICTED) if len(last) > 1 else np.arange(predicted)
+            targets = torch.from_numpy(last[0, counted].astype(np.int64)).to(logits.device)
+            logs = logits[end - predicted + torch.from_numpy(counted).to(logits.device)].float().log_softmax(-1)
+            values.append(logs.gather(1, targets[:, None]).double().sum())
+        return torch.stack(values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,20 +177,59 @@ class LanguageDataset(LikelihoodDataset):
     with different tokenizers.
 
     Args:
-        encoded: Token numbers of all texts, ``(1, 1 + T)`` with the first one before them.
+        encoded: Token numbers of all texts, ``(1, 1 + T)`` with the first one before them; or, of conversations whose
+            answers alone count, ``(2, tokens)``: what is read up to answers, each with the one before it.
         kept, longest, vocabulary: As in `LikelihoodDataset`.
-        sizes: ``(n, 2)``: bytes in UTF-8 and tokens of those that count.
+        sizes: ``(n, 2)``: bytes in UTF-8 and tokens of those that count, where they are predicted.
     """
 
     share: ClassVar[bool] = False
+    scaled: ClassVar[bool] = False
 
     sizes: Ints = field(repr=False)
+
+    @property
+    def learned_as(self) -> tuple[object, ...]:
+        """The texts: bits, nats and the perplexity are least together."""
+        return (self.fingerprint,)
+
+    @property
+    def strata(self) -> Ints:
+        """Texts are of one kind."""
+        return np.zeros(len(self.sizes), dtype=np.int64)
+
+    @property
+    def row_weights(self) -> Floats:
+        """The tokens of each text, as a share of all."""
+        return np.asarray(self.sizes[:, 1] / self.sizes[:, 1].sum())
+
+    def batches(self, rows: Ints) -> list[Ints]:
+        """The windows of some texts."""
+        return self._in_batches(self._of_rows(rows))
+
+    def by_row(self, answers: Tensor, numbers: Ints) -> tuple[Tensor, Ints]:
+        """Windows, and the text of each."""
+        return answers, self.windows[numbers, 0]
+
+    def row_losses(self, outputs: Tensor, rows: Ints) -> Tensor:
+        """Nats, divided by the tokens of the whole text."""
+        import torch
+
+        return -outputs / torch.from_numpy(np.maximum(self.sizes[rows, 1], 1)).to(outputs.device)
 
     @cached_property
     def windows(self) -> Ints:
         """As `LikelihoodDataset.windows`."""
-        counts = enumerate(self.sizes[:, 1].tolist())
-        found = [(place, *window) for place, tokens in counts for window in _cut(tokens, self.longest)]
+        if len(self.encoded.names) == 1:
+            counts = enumerate(self.sizes[:, 1].tolist())
+            found = [(place, *window) for place, tokens in counts for window in _cut(tokens, self.longest)]
+            return np.array(found, dtype=np.int64)
+        found = [
+            (place, start + first, start + last, predicted)
+            for place, start, said in self._sequences()
+            for first, last, predicted in _cut(len(said) - 1, self.longest)
+            if (said[last + 1 - predicted : last + 1] & PREDICTED).any()
+        ]
         return np.array(found, dtype=np.int64)
 
     def outputs(

@@ -97,7 +97,7 @@ def _prepare_one(
     quiet: bool,
 ) -> tuple[EvalDataset, Sequence[bytes]]:
     """A bench of the rows that are not ``barred``, and the hash of every row."""
-    task, name, table = task_named(scoring.task)(folder, config), data.name_of(asked), rows.table
+    task, name, table = task_named(scoring.task)(scoring, folder, config), data.name_of(asked), rows.table
     columns = data.input_columns(scoring, name, table, task.columns, task.most_columns)
     labels = task.labels(scoring, name, table, columns)
     key, encoded = _preprocessed(scoring, rows, task, folder, columns, scratch=scratch, quiet=quiet)
@@ -143,7 +143,7 @@ def prepare_calibration_dataset(
             data.refuse_overlap((name, rows), (data.name_of(report), theirs), "examples")
 
         def of(scoring: Scoring, its: data.DatasetRows) -> tuple[Task, str, EncodedRows]:
-            task = task_named(scoring.task)(folder, config)
+            task = task_named(scoring.task)(scoring, folder, config)
             columns = data.input_columns(scoring, data.name_of(scoring), its.table, task.columns, task.most_columns)
             return task, *_preprocessed(scoring, its, task, folder, columns, scratch=scratch, quiet=quiet)
 

@@ -248,6 +248,7 @@ class LabelledData(_Value):
         batch_size: Examples in one forward pass.
         weight: How much it counts where selection looks at several.
         trust_remote_code: Let a metric of the Hub, which is code, run here.
+        assistant_only: Of conversations, which `causal-lm` reads, count the answers alone.
     """
 
     task: str
@@ -263,6 +264,7 @@ class LabelledData(_Value):
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 32
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     trust_remote_code: bool = False
+    assistant_only: bool = False
 
 
 class Scoring(LabelledData):
@@ -280,6 +282,14 @@ class Scoring(LabelledData):
     def _tasks_have_their_metrics(cls, value: object) -> object:
         usual = {"causal-lm": "bits_per_byte"}.get(str(value.get("task"))) if isinstance(value, Mapping) else None
         return {"metric": usual, **value} if usual and isinstance(value, Mapping) else value
+
+    @model_validator(mode="after")
+    def _answers_are_of_conversations(self) -> Self:
+        if self.assistant_only and self.task != "causal-lm":
+            raise ValueError(
+                f"`assistant_only` is for conversations, which `causal-lm` reads, and the task is '{self.task}'"
+            )
+        return self
 
     @property
     def measure(self) -> str:
@@ -338,7 +348,7 @@ def with_dataset(scorings: Iterable[Scoring | FunctionScoring]) -> tuple[Scoring
 
 
 #: What is said of a score, and not of examples.
-_OF_SCORES = {"metric", "labels", "label_column", "weight", "trust_remote_code"}
+_OF_SCORES = {"assistant_only", "metric", "labels", "label_column", "weight", "trust_remote_code"}
 
 
 class CalibrationData(Scoring):

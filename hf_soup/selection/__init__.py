@@ -26,18 +26,18 @@ ScoreFunction = Callable[[Weights], float]
 class Objective(Protocol):
     """The validation loss of soups, and its gradient: what a selection that learns looks at.
 
-    ``shares`` are ``(tensors, n)`` float64, or ``(1, n)`` for all tensors alike; ``scale`` multiplies the logits;
-    ``rows`` are numbers of validation rows.
+    ``shares`` are ``(tensors, n)`` float64, or ``(1, n)`` for all tensors alike; ``scale`` multiplies the logits of a
+    softmax, where there is one; ``rows`` are numbers of validation rows.
     """
 
     #: The ingredients, and the tensors that are averaged.
     names: Sequence[str]
     tensors: Sequence[str]
     #: ``(rows,)`` int64: what each validation row is, to split them evenly.
-    labels: NDArray[np.int64]
+    strata: NDArray[np.int64]
 
     def loss(self, shares: NDArray[np.float64], rows: NDArray[np.int64]) -> tuple[float, float]:
-        """The mean cross-entropy over some rows at the scale where it is least, and that scale."""
+        """The mean loss over some rows at the scale where it is least, and that scale."""
 
     def alone(self, rows: NDArray[np.int64]) -> Sequence[float]:
         """The same loss for each ingredient alone."""

@@ -68,7 +68,7 @@ class _Loss:
 
     def __init__(self, weights: Weights) -> None:
         self.names = tuple(weights)
-        self.labels: NDArray[np.int64] = np.arange(_ROWS, dtype=np.int64) % 4
+        self.strata: NDArray[np.int64] = np.arange(_ROWS, dtype=np.int64) % 4
         self._best = np.arange(1.0, len(weights) + 1) / (len(weights) * (len(weights) + 1) / 2)
 
     def loss(self, shares: NDArray[np.float64], rows: NDArray[np.int64]) -> tuple[float, float]:

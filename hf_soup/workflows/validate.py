@@ -14,7 +14,6 @@ from hf_soup.recipe import (
     grid,
     is_average,
     methods_of,
-    of_classes,
     require_methods,
     require_named,
     searched,
@@ -112,11 +111,11 @@ def _require_fitting(recipe: Recipe, selection: Selection) -> None:
             hint="Leave `method` and `overrides` out."
             + ("" if selection.method else " `select: {name: learned, constrain: none}` learns those of a plain sum."),
         )
-    own = next((each for each in recipe.validation if not of_classes(each)), None)
+    own = next((each for each in recipe.validation if isinstance(each, FunctionScoring)), None)
     if selection.learns == "loss" and own:
         raise RecipeError(
-            f"`select: {selection.name}` learns from the loss of labelled rows, and of '{own.title}' there is a score.",
-            hint="Use `select: greedy` or another that looks at scores, or `validation` with labels.",
+            f"`select: {selection.name}` learns from the gradient of a loss, and '{own.title}' gives a number alone.",
+            hint="Use `select: greedy` or another that looks at scores, or `validation` with a `task`.",
         )
     if recipe.tensor_weights and (selection.needs_score or selection.learns):
         raise RecipeError(f"`select: {selection.name}` chooses weights, and the recipe has `tensor_weights` already.")

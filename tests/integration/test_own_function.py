@@ -263,7 +263,7 @@ def test_functions_that_cannot_be_used(cli: Cli, own: Any, family: Path, functio
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"select": "learned"}, "learns from the loss of labelled rows, and of 'my_eval:rows' there is a score"),
+        ({"select": "learned"}, "learns from the gradient of a loss, and 'my_eval:rows' gives a number alone"),
         ({"test": {"function": "my_eval:rows"}}, "'my_eval:rows' is validation data and test data"),
         (
             {"validation": {"function": "my_eval:rows", "metric": "f1"}},

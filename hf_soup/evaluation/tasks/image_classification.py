@@ -30,7 +30,7 @@ class ImageClassification(Task):
     #: Rows that are made together: few, as a photograph may have 50 MB of pixels.
     chunk: ClassVar[int] = 16
 
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, scoring: Scoring, folder: Path, config: Mapping[str, Any]) -> None:
         # Older releases hide it in the package itself where torchvision is not installed, which PIL does not need.
         from transformers.models.auto.image_processing_auto import AutoImageProcessor
 

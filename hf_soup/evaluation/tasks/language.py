@@ -26,7 +26,7 @@ class LanguageTask(Task):
     #: Keys of a recipe that say nothing to it.
     unread: ClassVar[Sequence[str]] = ("labels",)
 
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, scoring: Scoring, folder: Path, config: Mapping[str, Any]) -> None:
         from transformers import AutoTokenizer
 
         self._reads = of_donor(folder, "tokenizer", TOKENIZER_FILES, AutoTokenizer)

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_soup.errors import ScoringError
-from hf_soup.evaluation.choices import BEGINS, CHOICE_METRICS, PREDICTED, ChoiceDataset
+from hf_soup.evaluation.choices import CHOICE_METRICS, ChoiceDataset
+from hf_soup.evaluation.language import BEGINS, PREDICTED
 from hf_soup.evaluation.statistics import Ints
 from hf_soup.evaluation.tasks.language import LanguageTask
 from hf_soup.evaluation.tasks.task import PreparedRows

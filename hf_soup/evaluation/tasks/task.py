@@ -59,6 +59,7 @@ class Task(ABC):
     into numbers once, so that every model sees the same ones.
 
     Args:
+        scoring: The data, as the recipe names them.
         folder: The donor's: its tokenizer or image processor.
         config: The donor's ``config.json``.
     """
@@ -79,7 +80,7 @@ class Task(ABC):
     depends_on: Sequence[object] = ()
 
     @abstractmethod
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None: ...
+    def __init__(self, scoring: Scoring, folder: Path, config: Mapping[str, Any]) -> None: ...
 
     @classmethod
     @abstractmethod

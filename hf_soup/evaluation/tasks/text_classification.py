@@ -34,7 +34,7 @@ class TextClassification(Task):
     models: ClassVar[str] = "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING"
     chunk: ClassVar[int] = 1000
 
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, scoring: Scoring, folder: Path, config: Mapping[str, Any]) -> None:
         from transformers import AutoTokenizer
 
         self.config = config

@@ -277,7 +277,7 @@ def test_ingredients_may_be_means_of_sources(kitchens: Callable[[str], Kitchen])
     answers = [[np.random.default_rng(n).normal(size=(kitchen.bench.n, 2)).astype(np.float32)] for n in range(2)]
     layout, config = kitchen.plan().layout, config_of(kitchen.folder)
     objective = ValidationLoss(layout, kitchen.paths, made_of, config, [kitchen.bench], answers, [rows])
-    assert (list(objective.names), objective.labels.tolist()) == (
+    assert (list(objective.names), objective.strata.tolist()) == (
         list(made_of),
         kitchen.bench.references[rows].tolist(),
     )
@@ -286,7 +286,7 @@ def test_ingredients_may_be_means_of_sources(kitchens: Callable[[str], Kitchen])
     expected = kitchen.mixture().gradient(np.array([[0.3, 0.4, 0.3]]), 1.5, rows[some])
     assert far([loss, slope], [expected[0], expected[2]]) < 1e-6
     assert far(slopes, [[expected[1][0, [0, 2]].mean(), expected[1][0, 1]]]) < 1e-6
-    every = kitchen.mixture(answers=answers)
+    every = kitchen.mixture(outputs=answers)
     assert objective.alone(some) == every.alone(rows[some])
 
 
@@ -308,7 +308,7 @@ def test_benches_have_weights_whatever_their_size(tmp_path: Path, family: Path) 
     other = mixture([few]).gradient(shares, 1.0, np.arange(3))
     # Of the same rows in another metric the weight counts, and not the place.
     both = mixture([kitchen.bench, weighing(few, 1.0), weighing(few, 2.0)])
-    assert np.bincount(both.labels).tolist() == [12, 12, 2, 1]
+    assert np.bincount(both.strata).tolist() == [12, 12, 2, 1]
     every = np.random.default_rng(0).permutation(kitchen.bench.n + 3)
     for found, first, second in zip(both.gradient(shares, 1.0, every), one, other, strict=True):
         assert far(found, 0.25 * first + 0.75 * second) < 1e-5

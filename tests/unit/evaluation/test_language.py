@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from plans import make_plan
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     ByT5Tokenizer,
@@ -23,7 +25,9 @@ from transformers import (
 )
 
 from hf_soup import ResolveError, ScoringError
-from hf_soup.evaluation.choices import ChoiceDataset
+from hf_soup.checkpoint import read_header
+from hf_soup.evaluation.choices import CHOICE_METRICS, ChoiceDataset
+from hf_soup.evaluation.gradients import ValidationLoss
 from hf_soup.evaluation.language import LanguageDataset
 from hf_soup.evaluation.preprocessing import prepare_datasets
 from hf_soup.recipe import Scoring
@@ -214,7 +218,7 @@ def test_what_cannot_be_asked(tmp_path: Path, changes: dict[str, Any], said: str
 @pytest.mark.parametrize(
     ("texts", "said"),
     [
-        (["one", None], "Cannot read row 1 of texts.jsonl (text): None where a text should be"),
+        (["one", None], "Cannot read row 1 of texts.jsonl (text): None where a text, or a list of messages"),
         (["", ""], "All 2 texts of texts.jsonl are empty."),
     ],
 )
@@ -265,6 +269,147 @@ def test_a_model_that_finds_a_text_impossible(tmp_path: Path) -> None:
         model.lm_head.weight[200].fill_(float("nan"))
     with pytest.raises(ScoringError, match=r"log-likelihood of row 0 of 'texts.jsonl' is nan"):
         bench.outputs(model)
+
+
+# ---- conversations ----------------------------------------------------------------------------------------------
+
+#: As that of SmolLM or Qwen: `generation` marks, for transformers itself, what the answers are.
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message.role }}|>\n"
+    "{% if message.role == 'assistant' %}{% generation %}{{ message.content }}</s>{% endgeneration %}"
+    "{% else %}{{ message.content }}</s>{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+#: One that leaves the thoughts of earlier answers out, and asks for an answer otherwise than it begins one.
+FORGETFUL = (
+    "{% for message in messages %}<|{{ message.role }}|>{% if message.thoughts and loop.last %}{{ message.thoughts }}"
+    "{% endif %}{{ message.content }}</s>{% endfor %}{% if add_generation_prompt %}<|assistant|><think>{% endif %}"
+)
+CHATS: list[list[dict[str, Any]]] = [
+    [{"role": "user", "content": PAGES[3][:20]}, {"role": "assistant", "content": PAGES[4][:90]}],
+    [
+        {"role": "system", "content": "Answer in short."},
+        {"role": "user", "content": PAGES[6][:30]},
+        {"role": "assistant", "content": "Yes. é", "thoughts": "hm"},
+        {"role": "user", "content": "And " + PAGES[7][:15]},
+        {"role": "assistant", "content": PAGES[8][:25], "thoughts": "well"},
+    ],
+    [{"role": "user", "content": "Nobody answers"}],
+]
+
+
+@pytest.fixture
+def chatty(tmp_path: Path) -> tuple[Any, Any]:
+    """A model of pieces of words with 256 places, and its tokenizer, which has a template."""
+    word_gpt(tmp_path, bos_token="<s>", eos_token="</s>")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(tmp_path)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=401, n_embd=32, n_layer=2, n_head=2, n_positions=256)).eval()
+    model.save_pretrained(tmp_path)
+    return model, tokenizer
+
+
+def chats_of(folder: Path, **more: Any) -> LanguageDataset:
+    (folder / "chats.jsonl").write_text("\n".join(json.dumps({"messages": chat}) for chat in CHATS))
+    scoring = Scoring.model_validate({"task": "causal-lm", "dataset": str(folder / "chats.jsonl"), **more})
+    config = json.loads((folder / "config.json").read_text())
+    (bench,) = prepare_datasets([("validation", scoring)], folder=folder, config=config, quiet=True)
+    assert isinstance(bench, LanguageDataset)
+    return bench
+
+
+def by_labels(model: Any, tokens: list[int], counted: list[int]) -> float:
+    """The log-likelihood of some tokens, by the model's own loss."""
+    labels = [number if counts else -100 for number, counts in zip(tokens, counted, strict=True)]
+    with torch.no_grad():
+        loss = model(torch.tensor([tokens]), labels=torch.tensor([labels])).loss
+    return -float(loss) * sum(counted[1:]) if sum(counted[1:]) else 0.0
+
+
+def test_conversations_are_rendered_by_the_template(chatty: tuple[Any, Any], tmp_path: Path) -> None:
+    model, tokenizer = chatty
+    bench = chats_of(tmp_path)
+    found = bench.outputs(model)
+    for chat, value, (size, count) in zip(CHATS, found, bench.sizes.tolist(), strict=True):
+        text = tokenizer.apply_chat_template(chat, tokenize=False)
+        tokens = [0, *tokenizer.encode(text, add_special_tokens=False)]
+        assert (size, count) == (len(text.encode()), len(tokens) - 1)
+        assert value == pytest.approx(by_labels(model, tokens, [1] * len(tokens)), rel=1e-5)
+
+
+def test_answers_alone_are_counted(chatty: tuple[Any, Any], tmp_path: Path) -> None:
+    """The tokens that transformers' own mask has, in one pass over a conversation, and the line's end behind each."""
+    model, tokenizer = chatty
+    bench = chats_of(tmp_path, assistant_only=True)
+    found = bench.outputs(model)
+    assert len(bench.windows) == 2, "nothing is run where nobody answers, and two answers in one pass"
+    for chat, value, (size, count) in zip(CHATS, found, bench.sizes.tolist(), strict=True):
+        given = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
+        tokens, counted = [0, *given["input_ids"]], [0, *given["assistant_masks"]]
+        for place in range(len(counted) - 1, 0, -1):
+            if counted[place - 1] and not counted[place]:
+                counted[place] = 1  # the template ends the line behind its mark
+        assert count == sum(counted)
+        assert size == sum(len(f"{each['content']}</s>\n".encode()) for each in chat if each["role"] == "assistant")
+        assert value == pytest.approx(by_labels(model, tokens, counted), rel=1e-5)
+    value = bench.score(found).value
+    assert value == pytest.approx(-found.sum() / bench.sizes[:, 0].sum() / np.log(2))
+    every = np.arange(2)  # learning looks at the same
+    losses = [
+        bench.row_losses(*bench.by_row(bench.read(model(**bench.batch(numbers)), numbers), numbers))
+        @ torch.from_numpy(bench.row_weights[bench.windows[numbers, 0]])
+        for numbers in bench.batches(every)
+    ]
+    assert float(sum(losses).detach()) == pytest.approx(-found.sum() / bench.sizes[:, 1].sum())  # type: ignore[union-attr]
+
+
+def test_answers_whose_conversation_goes_on_otherwise(chatty: tuple[Any, Any], tmp_path: Path) -> None:
+    """Each is read after what its template shows when it is asked for, as the model sees it."""
+    model, tokenizer = chatty
+    tokenizer.chat_template = FORGETFUL
+    tokenizer.save_pretrained(tmp_path)
+    bench = chats_of(tmp_path, assistant_only=True)
+    found, chat = bench.outputs(model), CHATS[1]
+    assert len(bench.windows) == 3
+    expected = 0.0
+    for length, answer in ((3, "hmYes. é</s>"), (5, f"well{CHATS[1][4]['content']}</s>")):
+        before = tokenizer.apply_chat_template(chat[:length], tokenize=False).removesuffix(answer)
+        assert before.endswith("<|assistant|>")
+        tokens = [0, *tokenizer.encode(before + answer, add_special_tokens=False)]
+        context = len(tokenizer.encode(before, add_special_tokens=False)) + 1
+        expected += by_labels(model, tokens, [int(place >= context) for place in range(len(tokens))])
+    assert found[1] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("template", "chats", "more", "said"),
+    [
+        (None, CHATS, {}, "Cannot read row 0 of chats.jsonl (messages): the donor's tokenizer has no chat template"),
+        ("{{ raise_exception('no system') }}", CHATS, {}, "the donor's chat template fails: no system"),
+        (TEMPLATE, [[{"from": "human", "value": "Hi"}]], {}, "where a text, or a list of messages with"),
+        (TEMPLATE, [CHATS[2]], {"assistant_only": True}, "chats.jsonl are conversations without an answer"),
+        (TEMPLATE, ["one text"], {"assistant_only": True}, "'one text' where a list of messages"),
+    ],
+    ids=["no template", "one that fails", "other keys", "no answer", "a text"],
+)  # fmt: skip
+def test_conversations_that_cannot_be_read(
+    chatty: tuple[Any, Any], tmp_path: Path, template: str | None, chats: list[Any], more: dict[str, Any], said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    _, tokenizer = chatty
+    (tmp_path / "chat_template.jinja").unlink()
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(tmp_path)
+    monkeypatch.setattr(f"{__name__}.CHATS", chats)
+    with pytest.raises(ScoringError) as raised:
+        chats_of(tmp_path, **more)
+    assert said in str(raised.value)
+
+
+def test_answers_are_of_conversations_alone() -> None:
+    with pytest.raises(ValueError, match="`assistant_only` is for conversations, which `causal-lm` reads"):
+        Scoring.model_validate({"task": "multiple-choice-lm", "dataset": "acme/questions", "assistant_only": True})
 
 
 # ---- questions with choices --------------------------------------------------------------------------------------
@@ -392,3 +537,96 @@ def test_questions_that_cannot_be_asked(tmp_path: Path, row: dict[str, Any], mor
     with pytest.raises(ScoringError) as raised:
         choices_of(tmp_path, [first, {**first, **row}], tmp_path, **more)
     assert said in str(raised.value)
+
+
+@pytest.fixture(scope="module")
+def llamas(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]], Any]:
+    """A folder with a tokenizer, tensors of three byte-level models and the layout of their files."""
+    folder = tmp_path_factory.mktemp("llamas")
+    byte_llama(folder)
+    tensors, headers = [], []
+    for number in range(3):
+        torch.manual_seed(number)
+        first = load_file(folder / "model.safetensors")
+        tensors.append({name: each + 0.1 * torch.rand(each.shape) for name, each in first.items()})
+        save_file(tensors[-1], folder / f"{number}.safetensors")
+        data = (folder / f"{number}.safetensors").read_bytes()
+        found = read_header(lambda _, i, j, d=data: d[i:j], "m", len(data), "m")
+        headers.append({each.name: each for each in found})
+    return folder, tensors, make_plan(["a", "b", "c"], headers, [1.0] * 3).layout
+
+
+def objective_of(llamas: tuple[Path, list[dict[str, Any]], Any], benches: list[Any], **more: Any) -> ValidationLoss:
+    folder, _, layout = llamas
+    paths = [{"m": folder / f"{number}.safetensors"} for number in range(3)]
+    config = json.loads((folder / "config.json").read_text())
+    return ValidationLoss(layout, paths, {name: {name: 1.0} for name in "abc"}, config, benches, **more)
+
+
+def test_the_gradient_of_texts_and_choices_is_autograds(
+    llamas: tuple[Path, list[dict[str, Any]], Any], tmp_path: Path
+) -> None:
+    """Texts of many windows, an empty one, and questions with other numbers of choices; with a weight for each."""
+    folder, tensors, _ = llamas
+    texts = bench_of(folder, TEXTS, tmp_path, weight=3.0)
+    asked = [choices_of(folder, plain(), tmp_path, metric=metric, batch_size=4) for metric in CHOICE_METRICS]
+    model = LlamaForCausalLM.from_pretrained(folder)
+    shares = torch.tensor([0.5, 0.7, -0.2], requires_grad=True)
+    beta = torch.tensor(1.5, requires_grad=True)
+    mixed = {
+        name: sum((share * own[name] for share, own in zip(shares, tensors, strict=True)), torch.zeros(()))
+        for name in tensors[0]
+    }
+
+    def likelihoods(bench: Any) -> list[list[torch.Tensor]]:
+        """By row and window."""
+        found: list[list[torch.Tensor]] = [[] for _ in bench.kept]
+        for row, first, last, predicted in bench.windows.tolist():
+            tokens = torch.from_numpy(bench.encoded.rows(bench.kept[[row]])[0][0, first : last + 1].astype(np.int64))
+            logits = torch.func.functional_call(model, mixed, (tokens[None, :-1],)).logits[0, -predicted:]
+            found[row].append(-torch.nn.functional.cross_entropy(logits, tokens[-predicted:], reduction="sum"))
+        return found
+
+    losses = [-sum(sum(row) for row in likelihoods(texts)) / int(texts.sizes[:, 1].sum())]  # type: ignore[misc]
+    for bench in asked:
+        by = bench.lengths if bench is asked[1] else np.ones_like(bench.lengths)
+        of_rows = [
+            torch.nn.functional.cross_entropy(
+                beta * torch.stack([value / by[row, place] for place, value in enumerate(values)]),
+                torch.tensor(bench.references[row]),
+            )
+            for row, values in enumerate(likelihoods(bench))
+        ]
+        losses.append(torch.stack(of_rows).mean())
+    loss = (3 * losses[0] + losses[1] + losses[2]) / 5
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert shares.grad is not None
+    assert beta.grad is not None
+    given, benches = shares.detach().double().numpy()[None], [texts, *asked]
+    outputs = [[b.outputs(model_of(folder, own)) for b in benches] for own in tensors]
+    objective = objective_of(llamas, benches, outputs=outputs)
+    everything = np.arange(len(objective.strata))
+    assert len(everything) == len(TEXTS) + 2 * len(QUESTIONS)
+    found, slopes, slope = objective.gradient(given, 1.5, everything)
+    assert found == pytest.approx(loss.item(), rel=1e-5)
+    np.testing.assert_allclose(slopes[0], shares.grad, rtol=1e-3, atol=1e-5)
+    assert slope == pytest.approx(beta.grad.item(), rel=1e-4)
+    # What each gives alone is known; and asked again it is the same.
+    some = everything[::3]
+    for number, alone in enumerate(objective.alone(some)):
+        assert alone == pytest.approx(objective.loss(np.eye(3)[[number]], some)[0], rel=1e-4)
+    # Of texts alone there is no scale, and what is measured of them changes no loss.
+    one = objective_of(llamas, [texts, replace(texts, scoring=texts.scoring.model_copy(update={"metric": "nll"}))])
+    least, scale = one.loss(given, everything[: len(TEXTS)])
+    assert (least, scale) == (pytest.approx(losses[0].item(), rel=1e-5), 1.0)
+    found, _, slope = one.gradient(given, 2.0, everything[: len(TEXTS)])
+    assert (found, slope) == (pytest.approx(least), 0.0)
+    # A text without tokens has no loss, so no step is made of such texts alone.
+    sizes = texts.sizes * (np.arange(len(TEXTS)) != 3)[:, None]
+    assert len(objective_of(llamas, [replace(texts, sizes=sizes)]).strata) == len(TEXTS) - 1
+
+
+def model_of(folder: Path, tensors: dict[str, Any]) -> Any:
+    model = LlamaForCausalLM.from_pretrained(folder)
+    model.load_state_dict(tensors)
+    return model.eval()

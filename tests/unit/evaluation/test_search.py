@@ -281,7 +281,7 @@ def test_the_same_rows_in_two_metrics_are_one_data_set(
     @contextmanager
     def watched(self: Candidates, names: Any, some: Any = None) -> Iterator[Any]:
         with through(self, names, some) as descent:
-            rows.append(len(descent.labels))
+            rows.append(len(descent.strata))
             some_rows = np.array([3, 20, 7, 11])
             for one, loss in zip(np.eye(3), descent.alone(some_rows), strict=True):
                 assert descent.loss(one[np.newaxis], some_rows)[0] == pytest.approx(loss, rel=1e-4, abs=1e-6)
@@ -467,14 +467,11 @@ def test_rows_that_will_not_do_are_refused_before_the_download(
     for rows, changes, said in (
         (15, {"stability_repeats": 3}, halves),
         (8, {"select": "learned"}, "learned: there are 8 validation rows, and it takes ten at least"),
-        (24, {"select": "learned"}, "'few accuracy' and 'other accuracy' have other labels for the same rows"),
     ):
         chosen = [*lines[1:][:: len(lines) // rows or 1], *lines[1:]][:rows]
-        second = [f"{line},{int(number % 3 == 0)}" for number, line in enumerate(chosen)]
-        (tmp_path / f"{rows}.csv").write_text("\n".join(["text,label,second", *second]) + "\n")
-        data = {"task": "text-classification", "dataset": str(tmp_path / f"{rows}.csv")}
-        two = [{**data, "name": "few"}, {**data, "name": "other", "label_column": "second"}]
-        asked = changed(recipe, **models, validation=two if rows == 24 else two[:1], **changes)
+        (tmp_path / f"{rows}.csv").write_text("\n".join(["text,label", *chosen]) + "\n")
+        data = {"task": "text-classification", "dataset": str(tmp_path / f"{rows}.csv"), "name": "few"}
+        asked = changed(recipe, **models, validation=data, **changes)
         with pytest.raises(SoupError, match=re.escape(said)):
             quietly(asked, tmp_path / "soup")
         assert not list(Path(constants.HF_HUB_CACHE).rglob("model.safetensors"))

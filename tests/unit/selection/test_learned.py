@@ -40,7 +40,7 @@ class Linear:
     """
 
     def __init__(self, rows: int = 400, broken: bool = True) -> None:
-        self.names, self.tensors, self.labels = ("a", "b", "c"), ("weight", "bias"), LABELS[1000 : 1000 + rows]
+        self.names, self.tensors, self.strata = ("a", "b", "c"), ("weight", "bias"), LABELS[1000 : 1000 + rows]
         self.pixels = torch.from_numpy(PIXELS[1000 : 1000 + rows])
         self.weight = torch.from_numpy(np.stack([each.coef_ for each in fitted()]))  # (3, 10, 64)
         self.bias = torch.from_numpy(np.stack([each.intercept_ for each in fitted()]))  # (3, 10)
@@ -52,7 +52,7 @@ class Linear:
     def _loss(self, shares: torch.Tensor, scale: torch.Tensor, rows: NDArray[np.int64]) -> torch.Tensor:
         weight = torch.einsum("n,nij->ij", shares[0], self.weight)
         logits = self.pixels[rows] @ weight.T + shares[-1] @ self.bias
-        return torch.nn.functional.cross_entropy(scale * logits, torch.from_numpy(self.labels[rows]))
+        return torch.nn.functional.cross_entropy(scale * logits, torch.from_numpy(self.strata[rows]))
 
     def loss(self, shares: NDArray[np.float64], rows: NDArray[np.int64]) -> tuple[float, float]:
         self.judged.append(set(rows.tolist()))
@@ -108,7 +108,7 @@ def test_what_is_kept_apart_is_not_learned_from_and_has_every_label() -> None:
     assert all(each == inner for each in machine.judged if len(each) == 80)
     assert set().union(*machine.seen) == set(range(400)) - inner
     assert len(inner) == 80
-    counts, all_counts = (np.bincount(machine.labels[rows], minlength=10) for rows in (sorted(inner), slice(None)))
+    counts, all_counts = (np.bincount(machine.strata[rows], minlength=10) for rows in (sorted(inner), slice(None)))
     assert (abs(counts - all_counts / 5) < 1).all()
     assert {len(batch) for batch in machine.seen} == {80}  # 320 rows in four equal batches of at most 100
 
