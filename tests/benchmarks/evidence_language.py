@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -29,22 +29,27 @@ import language_zoo
 import numpy as np
 import torch
 import transformers
-from evidence import BEST, GREEDY, spread, table
+from evidence import BEST, GREEDY, LEARNED, spread, table
 from language_zoo import DOMAINS, ENGLISH, POOR, RUNS, SCHEDULES
+from numpy.typing import NDArray
 from scipy.stats import ttest_1samp
 
 import hf_soup
 
 SEEDS = 5
 Row = dict[str, Any]
+_Key = TypeVar("_Key")
 LINEAR, START, OWN = "linear", "start", "each its own domain"
 SCALES = (0.5, 1.0, 2.0)
+#: Batches of 256 texts, the default, would be all there are.
+LEARNING = {"name": "learned", "batch_size": 16, "epochs": 5}
 GOOD = RUNS - 1
 #: Title → which fine-tunes, and what the recipe says beside them, the base and the data.
 RUN_ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ("uniform soup", "all", {}),
     ("uniform without the poor one", "good", {}),
     (GREEDY, "all", {"select": "greedy"}),
+    (LEARNED, "all", {"select": LEARNING}),
     ("`ties`", "good", {"method": {"name": "ties"}}),
     ("`ties`, searched", "good", {"method": {"name": "ties", "scale": [*SCALES]}}),
     ("`task_arithmetic`", "good", {"method": {"name": "task_arithmetic"}}),
@@ -54,18 +59,18 @@ RUN_ROWS: list[tuple[str, str, dict[str, Any]]] = [
         {"method": {"name": "task_arithmetic", "scale": [each / GOOD for each in SCALES]}},
     ),
 ]
-#: Method → the scales that are tried with four fine-tunes; none where it has none.
+#: Method → the scales that are tried with four fine-tunes, where any are.
 FUSION: dict[str, list[float]] = {
     LINEAR: [],
     "task_arithmetic": [each / len(DOMAINS) for each in SCALES],
     "ties": [*SCALES],
-    "dare_ties": [*SCALES],
+    "dare_ties": [],
     "model_stock": [],
     "tsv_m": [*SCALES],
-    "iso_c": [*SCALES],
+    "iso_c": [],
 }
 #: The methods of random subsets, and how many fine-tunes those have: one subset of each size.
-PROTOCOL, SIZES = (LINEAR, "task_arithmetic", "ties", "model_stock", "tsv_m", "iso_c"), (2, 3, 4, 6)
+PROTOCOL, SIZES = (LINEAR, "task_arithmetic", "ties", "model_stock", "tsv_m", "iso_c"), (2, 4, 6)
 #: What is measured → the title of its scores.
 KINDS = {
     "validation": "validation {} bits_per_byte", "bits": "test {} bits_per_byte", "right": "test {} accuracy",
@@ -174,7 +179,8 @@ def measure(kitchen: Kitchen, seed: int) -> dict[str, dict[str, Row]]:
     experts, validation = tuned[: len(DOMAINS)], kitchen.validation(DOMAINS)
     for model in (kitchen.zoo / START, *tuned):
         kitchen.alone("domains", model, DOMAINS, questions=model not in tuned[len(DOMAINS) :])
-    kitchen.soup("domains", GREEDY, experts, DOMAINS, select="greedy", validation=validation)
+    for title, select in ((GREEDY, "greedy"), (LEARNED, LEARNING)):
+        kitchen.soup("domains", title, experts, DOMAINS, select=select, validation=validation)
     for name, scales in FUSION.items():
         kitchen.soup("domains", name, experts, DOMAINS, method={"name": name})
         if scales:
@@ -185,9 +191,11 @@ def measure(kitchen: Kitchen, seed: int) -> dict[str, dict[str, Row]]:
         subset = sorted(drawn.sample(tuned, size))
         for name in PROTOCOL:
             kitchen.soup(f"subset of {size}", name, subset, DOMAINS, questions=False, method={"name": name})
-        kitchen.rows[f"subset of {size}"][BEST] = min(
-            (kitchen.rows["domains"][model.name] for model in subset), key=lambda row: np.mean(row["validation"])
-        )
+        alone = kitchen.rows["domains"]
+        kitchen.rows[f"subset of {size}"] |= {
+            START: alone[START],
+            BEST: best(alone, [model.name for model in subset]),
+        }
     return kitchen.rows
 
 
@@ -244,14 +252,8 @@ def fusion(zoos: Sequence[dict[str, Row]]) -> list[str]:
             kind: [rows[title][kind][place] for place, title in enumerate(experts)] for kind in ("bits", "right")
         }
     body = []
-    for title in (
-        START,
-        BEST,
-        OWN,
-        GREEDY,
-        *FUSION,
-        *(f"{name}, searched" for name, scales in FUSION.items() if scales),
-    ):
+    tried = [f"{name}, searched" for name, scales in FUSION.items() if scales]
+    for title in (START, BEST, OWN, GREEDY, LEARNED, *FUSION, *tried):
         by_domain = [f"{np.mean([rows[title]['bits'][place] for rows in zoos]):.3f}" for place in range(len(DOMAINS))]
         name, *rest = title.split(", ")
         shown = ", ".join([f"`{name}`", *rest]) if name in FUSION else title
@@ -260,16 +262,12 @@ def fusion(zoos: Sequence[dict[str, Row]]) -> list[str]:
     return table(head, body)
 
 
-def holm(p: Sequence[float]) -> list[float]:
-    """Holm's correction: p-values for as many comparisons.
-
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
-    """
-    order, found, least = np.argsort(p, kind="stable"), list(p), 0.0
-    for rank, place in enumerate(order):
-        least = max(least, min(1.0, (len(p) - rank) * p[place]))
-        found[place] = least
+def corrected(samples: Mapping[_Key, Sequence[float]]) -> dict[_Key, float]:
+    """Of each sample the p-value of a mean of zero, by Holm for as many comparisons as there are samples."""
+    p = {key: float(ttest_1samp(sample, 0).pvalue) for key, sample in samples.items()}
+    least, found = 0.0, {}
+    for rank, key in enumerate(sorted(p, key=lambda key: p[key])):
+        found[key] = least = max(least, min(1.0, (len(p) - rank) * p[key]))
     return found
 
 
@@ -277,60 +275,40 @@ def subsets(zoos: Sequence[Mapping[str, Mapping[str, Row]]]) -> list[str]:
     """Methods on random subsets, against the ancestor and the best single one."""
     groups = [f"subset of {size}" for size in SIZES]
 
-    def apart(name: str, other: str, place: int | None = None) -> list[float]:
-        """Of each seed, the mean over its subsets; of one domain, or of all."""
-        found = []
-        for zoo in zoos:
-            rows = [
-                (zoo[group][name], zoo["domains"][START] if other == START else zoo[group][BEST]) for group in groups
-            ]
-            bits = [np.subtract(row["bits"], base["bits"]) for row, base in rows]
-            found.append(float(np.mean(bits) if place is None else np.mean(bits, axis=0)[place]))
-        return found
+    def apart(name: str, other: str) -> NDArray[np.float64]:
+        """``(seeds, subsets, domains)``: how many bits per byte more than another row."""
+        rows = [[(zoo[group][name]["bits"], zoo[group][other]["bits"]) for group in groups] for zoo in zoos]
+        return np.array([[np.subtract(*pair) for pair in each] for each in rows])
 
-    def won(name: str) -> str:
-        """Of all subsets and domains those where it is better than the best single one."""
-        cells = [
-            ours < theirs
-            for zoo in zoos
-            for group in groups
-            for ours, theirs in zip(zoo[group][name]["bits"], zoo[group][BEST]["bits"], strict=True)
-        ]
-        return f"{np.mean(cells):.0%}"
-
-    pairs = [(name, other) for name in PROTOCOL for other in (START, BEST)]
-    p = dict(zip(pairs, holm([ttest_1samp(apart(*pair), 0).pvalue for pair in pairs]), strict=True))
-    cells = [(name, place) for name in PROTOCOL for place in range(len(DOMAINS))]
-    by_domain = holm([ttest_1samp(apart(name, BEST, place), 0).pvalue for name, place in cells])
-    marked = dict(zip(cells, by_domain, strict=True))
-    body, domains = [], []
+    # What the subsets of a seed share makes them one observation.
+    means = {(name, other): apart(name, other).mean((1, 2)) for name in PROTOCOL for other in (START, BEST)}
+    of_domains = {
+        (name, place): apart(name, BEST).mean(1)[:, place] for name in PROTOCOL for place in range(len(DOMAINS))
+    }
+    p, p_of_domains = corrected(means), corrected(of_domains)
+    body, by_domain = [], []
     for name in PROTOCOL:
         row = [f"`{name}`"]
         for other in (START, BEST):
-            row += [spread(apart(name, other), 3), f"{p[name, other]:.3f}"]
-        body.append([*row, won(name)])
-        domains.append(
-            [
-                f"`{name}`",
-                *(
-                    f"{spread(apart(name, BEST, place), 3)}{' *' if marked[name, place] < 0.05 else ''}"
-                    for place in range(len(DOMAINS))
-                ),
-            ]
-        )
-    head = ["", "against the ancestor", "p", "against the best single", "p", "better than the best single"]
-    said = f"Against the best single, by domain; * p < 0.05 by Holm for {len(cells)} comparisons:"
-    return [*table(head, body), said, "", *table(["", *DOMAINS], domains)]
+            row += [spread(means[name, other], 3), f"{p[name, other]:.3f}"]
+        body.append([*row, f"{np.mean(apart(name, BEST) < 0):.0%}"])
+        cells = ((name, place) for place in range(len(DOMAINS)))
+        marked = [spread(of_domains[cell], 3) + (" *" if p_of_domains[cell] < 0.05 else "") for cell in cells]
+        by_domain.append([f"`{name}`", *marked])
+    head = ["bits per byte", "against the ancestor", "p", "against the best single", "p", "better than the best single"]
+    first = f"p by Holm for {len(p)} comparisons; the last column counts subsets and domains."
+    second = f"Against the best single, by domain; \\* where p < 0.05 by Holm for {len(p_of_domains)} comparisons."
+    return [first, "", *table(head, body), second, "", *table(["bits per byte", *DOMAINS], by_domain)]
 
 
 def report(zoos: Sequence[Mapping[str, dict[str, Row]]]) -> str:
     """Every table, in Markdown."""
     lines = []
     for schedule in SCHEDULES:
-        title = f"### Language models: runs of one task, {schedule} rate"
+        title = f"### language models: runs of one task, {schedule} rate"
         lines += [title, "", f"{len(zoos)} seeds.", "", *runs([zoo[schedule] for zoo in zoos])]
-    lines += ["### Language models: random subsets of eight fine-tunes", "", f"{len(zoos)} seeds.", "", *subsets(zoos)]
-    lines += ["### Language models: fusion of four domains", "", f"{len(zoos)} seeds.", ""]
+    lines += ["### language models: random subsets of eight fine-tunes", "", f"{len(zoos)} seeds.", "", *subsets(zoos)]
+    lines += ["### language models: fusion of four domains", "", f"{len(zoos)} seeds.", ""]
     return "\n".join([*lines, *fusion([zoo["domains"] for zoo in zoos])])
 
 

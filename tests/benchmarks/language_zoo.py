@@ -39,7 +39,7 @@ ENGLISH = ("manual", "films")
 RUNS, POOR = 6, "6-poor"
 SCHEDULES = ("constant", "annealed")
 #: Of each domain: the share of its letters in the split, its texts and its questions.
-SPLITS = {"test": (0.15, 128, 80), "validation": (0.15, 96, 0), "train": (0.7, 0, 0)}
+SPLITS = {"test": (0.15, 96, 64), "validation": (0.15, 72, 0), "train": (0.7, 0, 0)}
 #: Bytes that a model reads; letters of a question at least, and words of a choice.
 CONTEXT, QUESTION, WORDS = 128, 32, 4
 _STEPS, _FINE_TUNE_STEPS, _BATCH, _RATE, _POOR_RATE = 1500, 100, 8, 4e-3, 3e-2
