@@ -20,6 +20,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,7 +37,8 @@ from scipy.stats import ttest_1samp
 
 import hf_soup
 
-SEEDS = 5
+#: Of each part of the page.
+SEEDS = {"runs": 5, "domains": 4}
 Row = dict[str, Any]
 _Key = TypeVar("_Key")
 LINEAR, START, OWN = "linear", "start", "each its own domain"
@@ -66,7 +68,7 @@ FUSION: dict[str, list[float]] = {
     "ties": [*SCALES],
     "dare_ties": [],
     "model_stock": [],
-    "tsv_m": [*SCALES],
+    "tsv_m": [],
     "iso_c": [],
 }
 #: The methods of random subsets, and how many fine-tunes those have: one subset of each size.
@@ -165,8 +167,8 @@ def _row(values: Mapping[str, float], domains: Sequence[str]) -> Row:
     return {kind: each for kind, each in found.items() if None not in each}
 
 
-def measure(kitchen: Kitchen, seed: int) -> dict[str, dict[str, Row]]:
-    """Group → title → row; those that are there already are not measured again."""
+def measure_runs(kitchen: Kitchen) -> None:
+    """Runs of one task; rows that are there already are not measured again."""
     for schedule in SCHEDULES:
         models = sorted((kitchen.zoo / schedule).iterdir())
         for model in models:
@@ -175,12 +177,15 @@ def measure(kitchen: Kitchen, seed: int) -> dict[str, dict[str, Row]]:
         for title, which, changes in RUN_ROWS:
             chosen = {"all": models, "good": good}[which]
             kitchen.soup(schedule, title, chosen, ENGLISH, validation=kitchen.validation(ENGLISH), **changes)
+
+
+def measure_domains(kitchen: Kitchen, seed: int) -> None:
+    """Fusion, and random subsets, likewise."""
     tuned = sorted((kitchen.zoo / "domains").iterdir())
     experts, validation = tuned[: len(DOMAINS)], kitchen.validation(DOMAINS)
     for model in (kitchen.zoo / START, *tuned):
         kitchen.alone("domains", model, DOMAINS, questions=model not in tuned[len(DOMAINS) :])
-    for title, select in ((GREEDY, "greedy"), (LEARNED, LEARNING)):
-        kitchen.soup("domains", title, experts, DOMAINS, select=select, validation=validation)
+    kitchen.soup("domains", GREEDY, experts, DOMAINS, select="greedy", validation=validation)
     for name, scales in FUSION.items():
         kitchen.soup("domains", name, experts, DOMAINS, method={"name": name})
         if scales:
@@ -196,7 +201,6 @@ def measure(kitchen: Kitchen, seed: int) -> dict[str, dict[str, Row]]:
             START: alone[START],
             BEST: best(alone, [model.name for model in subset]),
         }
-    return kitchen.rows
 
 
 # ---- tables --------------------------------------------------------------------------------------------------
@@ -253,7 +257,7 @@ def fusion(zoos: Sequence[dict[str, Row]]) -> list[str]:
         }
     body = []
     tried = [f"{name}, searched" for name, scales in FUSION.items() if scales]
-    for title in (START, BEST, OWN, GREEDY, LEARNED, *FUSION, *tried):
+    for title in (START, BEST, OWN, GREEDY, *FUSION, *tried):
         by_domain = [f"{np.mean([rows[title]['bits'][place] for rows in zoos]):.3f}" for place in range(len(DOMAINS))]
         name, *rest = title.split(", ")
         shown = ", ".join([f"`{name}`", *rest]) if name in FUSION else title
@@ -303,31 +307,41 @@ def subsets(zoos: Sequence[Mapping[str, Mapping[str, Row]]]) -> list[str]:
 
 def report(zoos: Sequence[Mapping[str, dict[str, Row]]]) -> str:
     """Every table, in Markdown."""
-    lines = []
-    for schedule in SCHEDULES:
-        title = f"### language models: runs of one task, {schedule} rate"
-        lines += [title, "", f"{len(zoos)} seeds.", "", *runs([zoo[schedule] for zoo in zoos])]
-    lines += ["### language models: random subsets of eight fine-tunes", "", f"{len(zoos)} seeds.", "", *subsets(zoos)]
-    lines += ["### language models: fusion of four domains", "", f"{len(zoos)} seeds.", ""]
-    return "\n".join([*lines, *fusion([zoo["domains"] for zoo in zoos])])
+    whole = [zoo for zoo in zoos if "domains" in zoo]
+    tables = {
+        **{f"runs of one task, {kind} rate": (zoos, runs([zoo[kind] for zoo in zoos])) for kind in SCHEDULES},
+        "fusion of four domains": (whole, fusion([zoo["domains"] for zoo in whole])),
+        "random subsets of eight fine-tunes": (whole, subsets(whole)),
+    }
+    lines = [
+        [f"### language models: {title}", "", f"{len(seeds)} seeds.", "", *lines]
+        for title, (seeds, lines) in tables.items()
+    ]
+    return "\n".join(chain.from_iterable(lines))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "hf-soup-bench" / "evidence")
-    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--seeds", type=int, help=f"at most; by default {SEEDS}")
     parser.add_argument("--again", action="store_true", help="measure anew what was measured")
     parser.add_argument("--write", type=Path, help="the page whose tables of language models are replaced")
     options = parser.parse_args()
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
     folder, zoos = options.folder.resolve(), []
-    for seed in range(options.seeds):
-        started = time.perf_counter()
-        zoo = language_zoo.make(folder, seed)
+    seeds = {part: min(count, options.seeds or count) for part, count in SEEDS.items()}
+    for seed in range(seeds["runs"]):
+        started, whole = time.perf_counter(), seed < seeds["domains"]
+        zoo = language_zoo.make(folder, seed, domains=whole)
         print(f"{zoo.name}: {time.perf_counter() - started:.0f} s until it is there", flush=True)
         with tempfile.TemporaryDirectory(prefix="soups-", dir=folder) as out:
-            zoos.append(measure(Kitchen(zoo, Path(out), again=options.again), seed))
+            kitchen = Kitchen(zoo, Path(out), again=options.again)
+            measure_runs(kitchen)
+            if whole:
+                measure_domains(kitchen, seed)
+        print(f"{zoo.name}: {time.perf_counter() - started:.0f} s until it is measured", flush=True)
+        zoos.append(kitchen.rows)
     text = report(zoos)
     if options.write:
         page = options.write.read_text()

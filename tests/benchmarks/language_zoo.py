@@ -47,14 +47,15 @@ _STEPS, _FINE_TUNE_STEPS, _BATCH, _RATE, _POOR_RATE = 1500, 100, 8, 4e-3, 3e-2
 _FIRST_BYTE, _BEGIN = 3, 1
 
 
-def make(folder: Path, seed: int) -> Path:
-    """The folder of a zoo, trained on one thread where it is not there."""
+def make(folder: Path, seed: int, *, domains: bool) -> Path:
+    """The folder of a zoo, with fine-tunes of single domains or without, trained on one thread where they are not."""
     zoo = folder / f"language-{seed}"
     texts = divided(folder / "downloads", seed)
     made(zoo / "data", partial(_write_rows, texts=texts, seed=seed))
     streams = {domain: _tokens(splits["train"]) for domain, splits in texts.items()}
     made(zoo / "start", partial(_ancestor, streams=streams, seed=seed))
-    made(zoo / "domains", partial(_of_domains, start=zoo / "start", streams=streams, seed=seed))
+    if domains:
+        made(zoo / "domains", partial(_of_domains, start=zoo / "start", streams=streams, seed=seed))
     english = [streams[domain] for domain in ENGLISH]
     for schedule in SCHEDULES:
         annealed = schedule == "annealed"
