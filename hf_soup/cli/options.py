@@ -19,8 +19,8 @@ ALLOW = click.option(
 )
 TASK = click.option(
     "--task",
-    type=click.Choice(["image-classification", "text-classification", "causal-lm", "multiple-choice-lm"]),
-    help="What models do with the data.",
+    type=click.Choice(["image-classification", "text-classification", "causal-lm", "multiple-choice-lm", "lm-eval"]),
+    help="What models do with the data; with lm-eval the data are a task of lm-evaluation-harness.",
 )
 METRIC = click.option(
     "--metric", metavar="METRIC", help="accuracy, f1, …; accuracy by default, of causal-lm bits_per_byte."

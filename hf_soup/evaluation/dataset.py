@@ -15,7 +15,7 @@ from hf_soup.evaluation.inputs import Inputs
 from hf_soup.evaluation.model import answers
 from hf_soup.evaluation.statistics import Floats, Ints
 from hf_soup.merging import ProcessGroup
-from hf_soup.recipe import CalibrationData, Comparison, FunctionScoring, Score, Scoring
+from hf_soup.recipe import AnyScoring, CalibrationData, Comparison, Score, Scoring
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +43,7 @@ class EvalDataset(ABC):
     share: ClassVar[bool] = True
 
     title: str
-    scoring: Scoring | FunctionScoring
+    scoring: AnyScoring
     notes: tuple[str, ...]
     fingerprint: str
     name: str

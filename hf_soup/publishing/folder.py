@@ -16,8 +16,10 @@ from hf_soup.publishing import plots
 from hf_soup.publishing.card import license_of, render
 from hf_soup.publishing.merged_models import MergedModels
 from hf_soup.recipe import (
+    AnyScoring,
     CurvePoint,
     FunctionScoring,
+    HarnessScoring,
     Ingredient,
     LearningEpoch,
     Named,
@@ -113,6 +115,11 @@ def soup_report(
         notes=(*measured.notes, *measured.warnings, *differing, *models.notes),
         alignments=models.leaves.notes,
         lineage=ReportedLineage.model_validate(models.lineage.to_dict()),
+        harness={
+            title: str(scoring.revision)
+            for title, scoring in zip(titles, (*recipe.validation, *recipe.test), strict=False)
+            if isinstance(scoring, HarnessScoring)
+        },
         versions={
             **{name: version(name) for name in _PACKAGES}, **_extensions(asked), "python": platform.python_version()
         },
@@ -218,10 +225,13 @@ def resolve_recipe(recipe: Recipe, models: MergedModels, data: EvaluationData) -
     )
 
 
-def _public(scoring: Scoring | FunctionScoring) -> Scoring | FunctionScoring:
+def _public(scoring: AnyScoring) -> AnyScoring:
     """A scoring without the paths of local files, which are nobody's business, and with no function to be called."""
     if isinstance(scoring, FunctionScoring):
         return scoring.model_copy(update={"function": f"local:{scoring.function.removeprefix('local:')}"})
+    if isinstance(scoring, HarnessScoring):
+        folder = scoring.include_path and f"local:{Path(scoring.include_path).name}"
+        return scoring.model_copy(update={"include_path": folder})
     changes = {}
     if (scoring.revision or "").startswith("sha256:"):
         changes["dataset"] = f"local:{Path(scoring.dataset).name}"

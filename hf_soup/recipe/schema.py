@@ -337,12 +337,82 @@ class FunctionScoring(_Value):
         return self.name or self.function
 
 
-def of_classes(scoring: Scoring | FunctionScoring) -> bool:
+class HarnessScoring(_Value):
+    """A task of lm-evaluation-harness: ``{task: lm-eval, name: arc_easy}``. It takes the extra ``hf-soup[lm]``.
+
+    Args:
+        task: ``lm-eval``.
+        name: What the harness calls the task, or a group of tasks.
+        include_path: A folder of task files, where the task is one's own.
+        config: The whole task as data, in the place of ``name`` and a file.
+        split: Of the task's data set; by default what the harness takes.
+        metric: ``acc_norm``, or with the name of a filter ``exact_match,strict-match``; by default the task's first.
+        num_fewshot: Examples before each question; by default what the task says.
+        apply_chat_template: Ask through the chat template of the models' tokenizer.
+        limit: The first rows of each task alone.
+        batch_size: Requests in one forward pass.
+        weight: How much it counts where selection looks at several.
+        revision: The versions of harness and task, and the hash of its rows; filled in when the recipe is resolved.
+        trust_remote_code: Let task files of one's own run Python, and tasks run what a model writes.
+
+    >>> HarnessScoring(task="lm-eval", config={"task": "mine", "dataset_path": "json"}).title
+    'mine'
+    """
+
+    task: Literal["lm-eval"]
+    name: Annotated[str, Field(max_length=1024)] = ""
+    include_path: _Text | None = None
+    config: dict[str, Any] | None = None
+    split: str | None = None
+    metric: str | None = None
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    apply_chat_template: bool = False
+    limit: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=1, le=65536)] = 32
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _data_have_a_name(cls, value: object) -> object:
+        if isinstance(value, Mapping) and isinstance(config := value.get("config"), Mapping):
+            if not isinstance(config.get("task"), str):
+                raise ValueError("`config` has no `task`, which is the task's name")
+            return {"name": config["task"], **value}
+        return value
+
+    @model_validator(mode="after")
+    def _has_a_name(self) -> Self:
+        if not self.name:
+            raise ValueError("it has no `name`: what the harness calls the task, such as `arc_easy`")
+        if self.config is not None and self.config["task"] != self.name:
+            raise ValueError(f"`name` is '{self.name}' and `config` has the task '{self.config['task']}'")
+        if self.config is not None and self.include_path is not None:
+            raise ValueError("`config` is the whole task, so there is nothing to look for in `include_path`")
+        return self
+
+    @property
+    def measure(self) -> str:
+        """The metric's name, once it is known, and its filter, where it has one."""
+        return (self.metric or "metric").removesuffix(",none")
+
+    @property
+    def title(self) -> str:
+        """What the score is called in tables."""
+        return " ".join(part for part in (self.name, self.split, self.metric and self.measure) if part)
+
+
+#: What `validation` and `test` may hold.
+AnyScoring = Scoring | FunctionScoring | HarnessScoring
+
+
+def of_classes(scoring: AnyScoring) -> bool:
     """Whether what it looks at are rows of one class each."""
     return isinstance(scoring, Scoring) and scoring.task.endswith("classification")
 
 
-def with_dataset(scorings: Iterable[Scoring | FunctionScoring]) -> tuple[Scoring, ...]:
+def with_dataset(scorings: Iterable[AnyScoring]) -> tuple[Scoring, ...]:
     """Those that name a data set."""
     return tuple(each for each in scorings if isinstance(each, Scoring))
 
@@ -377,26 +447,24 @@ def _as_list(value: object) -> object:
     return [] if value is None else value if isinstance(value, list | tuple) else [value]
 
 
-#: What pydantic calls the two in the places of faults.
-_KINDS = ("data", "function")
+#: What pydantic calls them in the places of faults.
+_KINDS = ("data", "function", "harness")
 
 
 def _kind(value: object) -> str:
-    """Which of the two an entry of `validation` or `test` is."""
-    named = (
-        value.keys() if isinstance(value, Mapping) else type(value).model_fields if isinstance(value, _Value) else ()
-    )
-    return "function" if "function" in named else "data"
+    """Which of them an entry of `validation` or `test` is."""
+    named = value if isinstance(value, Mapping) else vars(value) if isinstance(value, _Value) else {}
+    return "function" if "function" in named else "harness" if named.get("task") == "lm-eval" else "data"
 
 
-_AnyScoring = Annotated[
-    Annotated[Scoring, Tag("data")] | Annotated[FunctionScoring, Tag("function")], Discriminator(_kind)
+_Tagged = Annotated[
+    Annotated[Scoring, Tag("data")]
+    | Annotated[FunctionScoring, Tag("function")]
+    | Annotated[HarnessScoring, Tag("harness")],
+    Discriminator(_kind),
 ]
 _Scorings = Annotated[
-    tuple[_AnyScoring, ...],
-    BeforeValidator(
-        _as_list, json_schema_input_type=tuple[Scoring | FunctionScoring, ...] | Scoring | FunctionScoring | None
-    ),
+    tuple[_Tagged, ...], BeforeValidator(_as_list, json_schema_input_type=tuple[AnyScoring, ...] | AnyScoring | None)
 ]
 
 
@@ -413,8 +481,8 @@ class Recipe(_Value):
         tensor_weights: Weights of single tensors, in the order of the ingredients: the first pattern that matches a
             tensor's name wins, and the ingredients' own weights count where none does. What a selection learned is
             written here.
-        validation: The data that selection may look at, or a function of one's own (`FunctionScoring`); of several the
-            weighted mean of their scores.
+        validation: The data that selection may look at, a function of one's own (`FunctionScoring`) or a task of
+            lm-evaluation-harness (`HarnessScoring`); of several the weighted mean of their scores.
         test: Data that is looked at once, at the end.
         calibration: Inputs for methods that look at what the ingredients do with them, as fisher and regmean, and with
             which running statistics of batch normalisation are collected again.
@@ -583,7 +651,7 @@ def _keys_at(location: Sequence[int | str]) -> set[str]:
     """The keys that a recipe may have where a fault lies."""
     children: dict[object, type[BaseModel]] = {
         "ingredients": Ingredient, "overrides": Override, "validation": Scoring, "test": Scoring,
-        "function": FunctionScoring,
+        "function": FunctionScoring, "harness": HarnessScoring,
     }  # fmt: skip
     if location[0] == "calibration":
         return set(CalibrationData.model_fields) - _OF_SCORES

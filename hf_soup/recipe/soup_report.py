@@ -315,6 +315,8 @@ class SoupReport(_Part):
         license_agreed: Whether the ingredients' licences are the same, or all permissive.
         notes, alignments: What a reader should know, and what was done so that tensors correspond, a sentence each.
         lineage: Where the ingredients come from.
+        harness: Of each score by a task of lm-evaluation-harness the versions of harness and task, and the hash of its
+            rows.
         versions, system: Of what cooked it.
     """
 
@@ -349,6 +351,7 @@ class SoupReport(_Part):
     notes: tuple[str, ...] = ()
     alignments: tuple[str, ...] = ()
     lineage: ReportedLineage | None = None
+    harness: Mapping[str, str] = {}
     versions: Mapping[str, str] = {}
     system: str = ""
 

@@ -263,7 +263,7 @@ def test_functions_that_cannot_be_used(cli: Cli, own: Any, family: Path, functio
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"select": "learned"}, "learns from the gradient of a loss, and 'my_eval:rows' gives a number alone"),
+        ({"select": "learned"}, "learns from the gradient of a loss, and 'my_eval:rows' has none"),
         ({"test": {"function": "my_eval:rows"}}, "'my_eval:rows' is validation data and test data"),
         (
             {"validation": {"function": "my_eval:rows", "metric": "f1"}},

@@ -99,6 +99,7 @@ WHOLE: dict[str, Any] = {
         "evidence": [{"part": "body", "names": ["a", "b"], "tensors": ["x"], "cosine": SQUARE, "rows": SQUARE}],
         "transferred_bytes": 3,
     },
+    "harness": {"arc_easy": "lm-eval 0.4.13; arc_easy version 1.0; sha256:0"},
     "versions": {"hf-soup": "1"},
     "system": "Linux x86_64",
 }  # fmt: skip
