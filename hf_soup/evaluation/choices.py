@@ -132,6 +132,10 @@ class ChoiceDataset(LikelihoodDataset):
     def _right(self, outputs: Floats) -> NDArray[np.bool_]:
         return np.asarray(self.answers(outputs) == self.references)
 
+    def row_values(self, answers: Ints) -> Floats:
+        """1 for each question whose answer is right, else 0."""
+        return np.asarray(answers == self.references, dtype=float)
+
     def judge(self, answers: Ints, rows: Ints | None = None) -> float:
         """The share of answers, or of those to some rows, that are right."""
         right = answers == self.references

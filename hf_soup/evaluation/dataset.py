@@ -98,6 +98,10 @@ class EvalDataset(ABC):
     def judge(self, answers: NDArray[Any], rows: Ints | None = None) -> float:
         """The value of answers, or of those to some rows, without an interval. More is better."""
 
+    def row_values(self, answers: NDArray[Any]) -> Floats | None:
+        """``(rows,)``: numbers whose mean is what `judge` gives; None where it is the mean of none."""
+        return None
+
     @abstractmethod
     def score(self, outputs: Outputs) -> Score:
         """The value, with its 95 % interval where there are rows.

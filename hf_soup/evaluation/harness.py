@@ -281,6 +281,12 @@ class HarnessDataset(EvalDataset):
     def _gain(self, task_of: Ints, values: Floats, rows: Ints) -> Floats:
         return self._sign * self._metric(task_of, values, rows)
 
+    def row_values(self, answers: Outputs) -> Floats | None:
+        """The harness's values, where the metric is their mean."""
+        means = all(getattr(task.aggregation()[self._metric_name], "__name__", "") == "mean" for task in self.tasks)
+        alone = len(self.tasks) == 1 or not self.equally
+        return self._sign * answers if means and alone and answers.ndim == 1 else None
+
     def judge(self, answers: Outputs, rows: Ints | None = None) -> float:
         """The metric, or its negative where less is better."""
         return self._sign * self._value(answers, rows)

@@ -261,6 +261,14 @@ class LanguageDataset(LikelihoodDataset):
         chosen = np.arange(len(outputs)) if rows is None else rows
         return float(self._metric(self.sizes[chosen], outputs[chosen], np.ones((1, len(chosen)), np.int64))[0])
 
+    def row_values(self, answers: Floats) -> Floats | None:
+        """The part of each text in the negative metric; of the perplexity there is none."""
+        metric = self.scoring.metric
+        if metric == "perplexity":
+            return None
+        unit, column = (np.log(2), 0) if metric == "bits_per_byte" else (1.0, 1)
+        return np.asarray(answers * len(answers) / (unit * self.sizes[:, column].sum()))
+
     def judge(self, answers: Floats, rows: Ints | None = None) -> float:
         """The negative of the metric, as less is better."""
         return -self._value(answers, rows)

@@ -156,6 +156,10 @@ class FunctionDataset(EvalDataset):
         """Nothing is kept on the disk."""
         return False
 
+    def row_values(self, answers: Outputs) -> Floats | None:
+        """The numbers that it gave."""
+        return answers if answers.ndim else None
+
     def judge(self, answers: Outputs, rows: Ints | None = None) -> float:
         """The number, or the mean of the rows."""
         return math.fsum(chosen := np.atleast_1d(answers if rows is None else answers[rows])) / len(chosen)

@@ -231,6 +231,16 @@ class Override(_Value):
     method: Named
 
 
+class Guard(_Value):
+    """How much worse a soup may be on some validation data than the ingredient that is best there.
+
+    Args:
+        below_best: So many points, of metrics that are shares of one; of others so much of their unit.
+    """
+
+    below_best: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class LabelledData(_Value):
     """Labelled data and the number that is read off it.
 
@@ -249,6 +259,7 @@ class LabelledData(_Value):
         weight: How much it counts where selection looks at several.
         trust_remote_code: Let a metric of the Hub, which is code, run here.
         assistant_only: Of conversations, which `causal-lm` reads, count the answers alone.
+        at_least: Of validation data, how much worse than the best ingredient a soup may be on them.
     """
 
     task: str
@@ -265,6 +276,7 @@ class LabelledData(_Value):
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     trust_remote_code: bool = False
     assistant_only: bool = False
+    at_least: Guard | None = None
 
 
 class Scoring(LabelledData):
@@ -317,6 +329,7 @@ class FunctionScoring(_Value):
         function: ``module:function``, of a module that is installed, on PYTHONPATH or in the current folder.
         name: What the score is called in tables; the function by default.
         weight: How much it counts where selection looks at several.
+        at_least: How much worse than the best ingredient a soup may be by it.
 
     >>> FunctionScoring(function="my_eval:score").title
     'my_eval:score'
@@ -325,6 +338,7 @@ class FunctionScoring(_Value):
     function: Annotated[str, Field(pattern=r"^(local:)?[A-Za-z_][\w.]*:[A-Za-z_]\w*$", max_length=200)]
     name: str | None = None
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    at_least: Guard | None = None
 
     @property
     def measure(self) -> str:
@@ -352,6 +366,7 @@ class HarnessScoring(_Value):
         limit: The first rows of each task alone.
         batch_size: Requests in one forward pass.
         weight: How much it counts where selection looks at several.
+        at_least: How much worse than the best ingredient a soup may be on it.
         revision: The versions of harness and task, and the hash of its rows; filled in when the recipe is resolved.
         trust_remote_code: Let task files of one's own run Python, and tasks run what a model writes.
 
@@ -370,6 +385,7 @@ class HarnessScoring(_Value):
     limit: Annotated[int, Field(ge=1)] | None = None
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 32
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    at_least: Guard | None = None
     revision: str | None = None
     trust_remote_code: bool = False
 
@@ -418,7 +434,7 @@ def with_dataset(scorings: Iterable[AnyScoring]) -> tuple[Scoring, ...]:
 
 
 #: What is said of a score, and not of examples.
-_OF_SCORES = {"assistant_only", "metric", "labels", "label_column", "weight", "trust_remote_code"}
+_OF_SCORES = {"assistant_only", "at_least", "metric", "labels", "label_column", "weight", "trust_remote_code"}
 
 
 class CalibrationData(Scoring):
@@ -553,6 +569,12 @@ class Recipe(_Value):
                     f"`tensor_weights` gives '{pattern}' the weights ({shown}); it takes a finite one for each of the "
                     f"{len(self.ingredients)} ingredients"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _guards_are_of_validation(self) -> Self:
+        if any(each.at_least for each in self.test):
+            raise ValueError("`at_least` is for `validation`: test data are looked at when everything is chosen")
         return self
 
     @model_validator(mode="after")

@@ -88,7 +88,9 @@ class Comparison(_Part):
     """Two models on the same rows: ``difference`` is how much better the first one scores.
 
     ``sentence`` claims a difference only where it is ``significant``. Where a function gave one number for all rows,
-    there is no interval and no p. ``against`` names an ingredient; of the last version there is nothing to name.
+    there is no interval and no p. ``against`` names an ingredient; of the last version there is nothing to name. On
+    data that chose among ``candidates``, ``chance`` is the difference that such a choice gives in the mean where all
+    are alike, and ``chance_p`` how often it gives as much as was seen.
     """
 
     metric: str
@@ -100,6 +102,9 @@ class Comparison(_Part):
     sentence: str
     against: Annotated[str | None, Field(exclude_if=lambda name: name is None)] = None
     significant: bool
+    candidates: Annotated[int | None, Field(exclude_if=lambda count: count is None)] = None
+    chance: Annotated[float | None, Field(exclude_if=lambda gain: gain is None)] = None
+    chance_p: Annotated[float | None, Field(exclude_if=lambda p: p is None)] = None
 
 
 class UpdateReport(_Part):

@@ -180,6 +180,17 @@ def test_metrics_and_their_intervals(language: tuple[Any, Path], tmp_path: Path)
         assert other.compare(found, found).sentence == f"no difference can be seen with n = {len(TEXTS)}"
 
 
+def test_values_of_texts_have_the_metric_as_their_mean(tmp_path: Path) -> None:
+    byte_llama(tmp_path)
+    for metric in ("bits_per_byte", "nll"):
+        bench = bench_of(tmp_path, TEXTS, tmp_path, metric=metric)
+        outputs = -bench.sizes[:, 1] * np.linspace(1, 3, len(TEXTS))
+        values = bench.row_values(outputs)
+        assert values is not None
+        assert float(values.mean()) == pytest.approx(bench.judge(outputs))
+    assert bench_of(tmp_path, TEXTS, tmp_path, metric="perplexity").row_values(outputs) is None
+
+
 def test_a_draw_of_empty_texts_alone_is_a_number(tmp_path: Path) -> None:
     """Of two texts one is empty, so every fourth draw has no byte."""
     model = word_gpt(tmp_path, eos_token="</s>").eval()
