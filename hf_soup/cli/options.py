@@ -28,7 +28,9 @@ METRIC = click.option(
 VALIDATION = click.option(
     "--validation", multiple=True, metavar="MODULE:FUNCTION", help="A function of your own that measures a model."
 )
-DEVICE = click.option("--device", default="cpu", show_default=True, help="Where models run when they are scored.")
+DEVICE = click.option(
+    "--device", default="cpu", show_default=True, help="Where models run when they are scored: cpu, cuda, or auto."
+)
 
 
 def tell(report: dict[str, Any], text: str, as_json: bool, *files: Callable[[], None]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_soup.errors import ScoringError
+from hf_soup.evaluation.batch_limit import BatchLimit
 from hf_soup.evaluation.inputs import Inputs
 from hf_soup.evaluation.model import answers
 from hf_soup.evaluation.statistics import Floats, Ints
@@ -200,7 +201,15 @@ def answered_together(
         return values
 
     try:
-        answered = answers(model, data.batch, batches[world.rank :: world.size], device, progress, read)
+        answered = answers(
+            model,
+            data.batch,
+            batches[world.rank :: world.size],
+            device,
+            progress,
+            read,
+            BatchLimit.of(data, data.title),
+        )
     except ScoringError as error:
         answered = ScoringError.of(error, f"The model fails on '{data.name}' {error.message}")
     everyones = world.gather(answered)

@@ -28,6 +28,7 @@ from hf_soup._util.text import first_line
 from hf_soup._util.version import version
 from hf_soup.checkpoint import panics_as_errors
 from hf_soup.errors import ScoringError
+from hf_soup.evaluation.batch_limit import BatchLimit
 from hf_soup.evaluation.dataset import EvalDataset, Outputs
 from hf_soup.evaluation.statistics import (
     Floats,
@@ -201,9 +202,11 @@ class HarnessDataset(EvalDataset):
         if self.generation:
             model.generation_config = GenerationConfig.from_dict(dict(self.generation))
         answers: list[Any] = [None] * len(requests)
+        limit = BatchLimit.of(self, self.title)
+        size = min(self.scoring.batch_size, limit.most or self.scoring.batch_size)
         try:
             with _quiet():
-                asked = _model_class()(model, self.tokenizer, self.scoring.batch_size, self._encoded, progress)
+                asked = _model_class()(model, self.tokenizer, size, self._encoded, progress)
                 for kind in dict.fromkeys(request.kind for request in requests):
                     places = [place for place, request in enumerate(requests) if request.kind == kind]
                     instances = [Instance(kind, {}, requests[place].arguments, 0) for place in places]
@@ -213,12 +216,14 @@ class HarnessDataset(EvalDataset):
                     for place, answer in zip(places, given, strict=True):
                         answers[place] = answer
         except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError, AttributeError) as error:
-            raise ScoringError(
-                f"The model fails on '{self.name}': {first_line(error)}",
-                hint="Do the donor's tokenizer and config belong to these weights? Out of memory: a smaller "
-                "`batch_size`.",
-            ) from error
-        return answers
+            if not limit.lower(error, size):
+                raise ScoringError(
+                    f"The model fails on '{self.name}': {first_line(error)}",
+                    hint="Do the donor's tokenizer and config belong to these weights?",
+                ) from error
+        else:
+            return answers
+        return self._answered(model, requests, device, progress)
 
     def _values(self, task: Any, answers: Sequence[Any], start: int) -> list[Any]:
         """The harness's value of each row of one of its tasks."""

@@ -158,7 +158,7 @@ class LikelihoodDataset(LearnableDataset):
             counted = np.flatnonzero(last[1] & PREDICTED) if len(last) > 1 else np.arange(predicted)
             targets = torch.from_numpy(last[0, counted].astype(np.int64)).to(logits.device)
             logs = logits[end - predicted + torch.from_numpy(counted).to(logits.device)].float().log_softmax(-1)
-            values.append(logs.gather(1, targets[:, None]).double().sum())
+            values.append(logs.gather(1, targets[:, None]).cpu().double().sum())  # not all devices have doubles
         return torch.stack(values)
 
 

@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from hf_soup._util.parallel import in_order, usable_cores
 from hf_soup._util.text import first_line
 from hf_soup.checkpoint import parts_of, read_config
 from hf_soup.errors import IncompatibleError, ScoringError
+from hf_soup.evaluation.batch_limit import BatchLimit
 from hf_soup.evaluation.statistics import Ints
 from hf_soup.evaluation.tasks import task_named
 
@@ -188,8 +190,9 @@ def answers(
     device: str,
     progress: Callable[[int], object],
     read: Callable[[Any, Ints], NDArray[Any]],
+    limit: BatchLimit | None = None,
 ) -> list[NDArray[Any]]:
-    """What a model answers to batches of rows.
+    """What a model answers to batches of rows. One that does not fit the memory goes through it in halves.
 
     Args:
         model: Moved to the device, and left there in eval mode.
@@ -198,6 +201,7 @@ def answers(
         device: Where it runs.
         progress: Called with the number of rows done since the last call.
         read: What is kept of the model's output for some rows.
+        limit: What is known of the size of batches that fit.
 
     Raises:
         ScoringError: The model fails; the message begins with the shapes of the batch.
@@ -207,7 +211,11 @@ def answers(
     model.eval()  # type: ignore[no-untyped-call]
     model.to(device)  # type: ignore[arg-type]  # transformers types its wrapper as taking no string
 
+    bounds = limit or BatchLimit("a batch")
+
     def answer(rows: Ints) -> NDArray[Any]:
+        if bounds.exceeded(len(rows)):
+            return np.concatenate([answer(half) for half in np.array_split(rows, 2)])
         placed = {
             name: value.to(device, model.dtype if value.is_floating_point() else value.dtype)
             for name, value in batch_of(rows).items()
@@ -216,14 +224,16 @@ def answers(
             with torch.inference_mode():
                 answered = read(model(**placed), rows)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            shapes = {name: tuple(value.shape) for name, value in placed.items()}
-            raise ScoringError(
-                f"({shapes}): {first_line(error)}",
-                hint="Do the donor's tokenizer or image processor and its config belong to these weights? "
-                "Out of memory: a smaller `batch_size`.",
-            ) from error
-        progress(len(rows))
-        return answered
+            if not bounds.lower(error, len(rows)):
+                shapes = {name: tuple(value.shape) for name, value in placed.items()}
+                raise ScoringError(
+                    f"({shapes}): {first_line(error)}",
+                    hint="Do the donor's tokenizer or image processor and its config belong to these weights?",
+                ) from error
+        else:
+            progress(len(rows))
+            return answered
+        return answer(rows)  # outside of the handler, whose error holds what was allocated
 
     # Several processes that answer together have the cores that their launcher gives each.
     return list(each_alone(answer, every, torch.get_num_threads(), device))

@@ -321,7 +321,7 @@ def connectivity(
     pairs = len(names) * (len(names) - 1) // 2
     total = len(names) + pairs + 2 * min(LINES, pairs)
     with model_template(models, layout.dtype) as template:
-        require_memory(layout)
+        require_memory(layout, device=context.device)
         data = load_data(recipe, template, context)
         log_notes(data)
         require_variance(layout, data.calibration)

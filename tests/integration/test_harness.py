@@ -302,6 +302,23 @@ def test_rows_that_are_test_rows_too_are_left_out(language_family: Path, tasks: 
         cook(recipe, "soup")
 
 
+def test_requests_that_do_not_fit_the_memory(
+    language_family: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = LlamaForCausalLM.from_pretrained(language_family / "one")
+    bench, forward = asked(language_family / "one", name="choices", include_path="tasks"), model.forward
+    found = bench.outputs(model)
+
+    def narrow(input_ids: Any, **more: Any) -> Any:
+        if len(input_ids) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(input_ids, **more)
+
+    monkeypatch.setattr(model, "forward", narrow)
+    assert np.array_equal(bench.outputs(model), found)
+    assert caplog.text.count("choices: 32 rows together do not fit the memory; fewer are taken.") == 1
+
+
 def test_processes_divide_rows(language_family: Path, tasks: Path) -> None:
     """Each answers its share, from what it was sent; only the first has tasks."""
     import pickle
