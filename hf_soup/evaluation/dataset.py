@@ -39,14 +39,17 @@ class EvalDataset(ABC):
 
     #: Whether outputs are kept on the disk from one cook to the next.
     remembered: ClassVar[bool] = True
-    #: Whether the value is a share of one, which people read in percent.
-    share: ClassVar[bool] = True
 
     title: str
     scoring: Scoring | FunctionScoring
     notes: tuple[str, ...]
     fingerprint: str
     name: str
+
+    @property
+    def share(self) -> bool:
+        """Whether the value is a share of one, which people read in percent."""
+        return True
 
     @property
     def looked_at_as(self) -> tuple[object, ...]:

@@ -11,6 +11,7 @@ from hf_soup.evaluation import metrics
 from hf_soup.evaluation.batch_norm import batch_norms
 from hf_soup.evaluation.classification import ClassificationDataset
 from hf_soup.evaluation.dataset import CalibrationDataset, EvalDataset
+from hf_soup.evaluation.heads import HeadDataset
 from hf_soup.evaluation.model import require_device
 from hf_soup.evaluation.own_function import function_dataset
 from hf_soup.evaluation.preprocessing import prepare_calibration_dataset, prepare_datasets
@@ -178,7 +179,13 @@ def require_rows(recipe: Recipe, data: EvaluationData, *, learns: bool) -> None:
         return
     different: dict[str, ClassificationDataset] = {}
     for bench in data.validation:
-        assert isinstance(bench, ClassificationDataset), "the recipe was checked: who learns has labels"
+        assert isinstance(bench, HeadDataset), "the recipe was checked: who learns has labels"
+        if not isinstance(bench, ClassificationDataset):
+            raise ScoringError(
+                f"`select: learned` learns from rows of one class each, and the head that '{bench.title}' scores is "
+                f"{bench.kind}.",
+                hint="Use `select: greedy` or another that looks at scores.",
+            )
         first = different.setdefault(bench.fingerprint, bench)
         if first.references.tolist() != bench.references.tolist():
             raise ScoringError(
