@@ -40,12 +40,14 @@ def _of_class_1(value: Callable[[Ints, Ints, Ints], Floats]) -> Metric:
     return metric
 
 
-def _of_label_counts(value: Callable[[Floats, Floats, Floats], Floats]) -> Metric:
+def _of_label_counts(value: Callable[[Ints, Ints, Ints], Floats]) -> Metric:
     """A metric of sets of labels, ``(n, labels)`` of 0 and 1: as `_of_counts`, with counts ``(labels, draws)``."""
 
     def metric(labels: Ints, answers: Ints, rows: Ints) -> Floats:
-        columns = rows.T.astype(np.float64)  # which BLAS multiplies; counts are exact
-        return value(*(each.T.astype(np.float64) @ columns for each in (labels * answers, labels, answers)))
+        from scipy.sparse import csr_array
+
+        columns = np.ascontiguousarray(rows.T)
+        return value(*(csr_array(each.T) @ columns for each in (labels * answers, labels, answers)))
 
     return metric
 
