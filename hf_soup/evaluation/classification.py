@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation import label_map
 from hf_soup.evaluation.ensembles import Logits
 from hf_soup.evaluation.formulas import CLASS_METRICS
 from hf_soup.evaluation.heads import HeadDataset
-from hf_soup.evaluation.statistics import Floats, Ints, Metric
+from hf_soup.evaluation.statistics import Ints, Metric
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,12 +40,15 @@ class ClassificationDataset(HeadDataset):
         """``(n,)`` int64: the largest of each row's logits, the first of equal ones."""
         return np.asarray(outputs.argmax(axis=1), dtype=np.int64)
 
-    def ranking(self, outputs: Logits) -> Floats:
-        """``(n,)``: the log-odds of class 1 among two; or ``(n, classes)``: the logarithms of probabilities."""
+    def ranking(self, outputs: Logits) -> NDArray[Any]:
+        """``(n,)`` float64: the log-odds of class 1 among two; else ``(n, classes)`` float32: logarithms of shares.
+
+        Near 1, where probabilities round to equal ones, these still differ.
+        """
         from scipy.special import log_softmax
 
         logits = outputs.astype(np.float64)
-        return np.asarray(logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else log_softmax(logits, axis=1))
+        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else log_softmax(logits, axis=1).astype(np.float32)
 
     def doubt_of_order(self, name: str, logits: Logits) -> ScoringError | None:
         """What refuses an ingredient whose outputs are evidently in another order than the labels.

@@ -130,7 +130,7 @@ class HeadDataset(EvalDataset):
         outputs, classes = every[0].shape[1], len(self.class_names)
         if outputs != classes:
             raise ScoringError(
-                f"The model has {outputs} outputs, and the config names {classes} classes for '{self.name}'.",
+                f"The model has {outputs} outputs, and the config names {classes} of them, for '{self.name}'.",
                 hint="The config does not belong to these weights.",
             )
         found = np.empty((self.n, classes), dtype=np.float32)

@@ -503,7 +503,7 @@ def test_logits_that_are_no_numbers(vit: Any, digits: Path) -> None:
     with pytest.raises(ScoringError, match=r"output for row 0 of 'digits.parquet' is \[.*nan"):
         bench.outputs(model)
     other = ViTForImageClassification(ViTConfig(**{**vit[1], "id2label": dict(enumerate(NAMES[:9]))}))
-    with pytest.raises(ScoringError, match="has 9 outputs, and the config names 10 classes"):
+    with pytest.raises(ScoringError, match="has 9 outputs, and the config names 10 of them"):
         bench.outputs(other)
 
 
