@@ -121,16 +121,10 @@ def _roc_auc(labels: Ints, scores: Floats, rows: Ints) -> Floats:
 def _correlation(first: Floats, second: Floats, rows: Ints) -> Floats:
     """Pearson's r of ``(n,)`` or ``(draws, n)`` each; zero where one is constant and so tells nothing of the other."""
     n = rows.sum(axis=1, keepdims=True)
-    parts, constant = [], np.zeros(len(rows), dtype=np.bool_)
-    for values in (first, second):
-        apart = values - (rows * values).sum(axis=1, keepdims=True) / n
-        # What rounding leaves of a constant is 1e-32 of its square; numbers in float32 differ by 1e-15 of it.
-        constant |= (rows * apart**2).sum(axis=1) <= 1e-24 * (rows * values**2).sum(axis=1)
-        parts.append(apart)
-    one, other = parts
+    # Of a constant in float32, or of ranks, no sum here is rounded, so that what is left of it is zero.
+    one, other = (each - (rows * each).sum(axis=1, keepdims=True) / n for each in (first, second))
     squares = (rows * one**2).sum(axis=1) * (rows * other**2).sum(axis=1)
-    found = (rows * one * other).sum(axis=1) / np.sqrt(np.where(constant, 1, squares))
-    return np.where(constant, 0.0, np.clip(found, -1, 1))
+    return np.clip((rows * one * other).sum(axis=1) / np.sqrt(np.where(squares > 0, squares, 1)), -1, 1)
 
 
 def _pearson(labels: Floats, answers: Floats, rows: Ints) -> Floats:

@@ -155,7 +155,8 @@ def to_outputs(labels: LabelMap, column: Sequence[Any], title: str, rows: Sequen
     for row, number in zip(range(len(column)) if rows is None else rows, numbers, strict=True):
         if number >= len(labels.outputs):
             raise ScoringError(
-                f"Row {row} of {title} has the label {number}, which is none of {_listed(labels.values)}."
+                f"Row {row} of {title} has the label {number}, which is none of {_listed(labels.values)}.",
+                hint="Correct the row, or `labels`.",
             )
     return np.array([labels.outputs[number] for number in numbers], dtype=np.int64)
 

@@ -53,8 +53,8 @@ def read_label_sets(scoring: Scoring, name: str, table: Any, config: Mapping[str
     else:
         column = data.label_column(scoring, name, table, len(model))
         declared, lists = data.declared_classes(table, column), table.select_columns([column])[:][column]
-        if declared is None and all(_is_vector(each, len(model)) for each in lists):
-            lists = [np.flatnonzero(each).tolist() for each in lists]
+        if all(_is_vector(each, len(model)) for each in lists):  # whose names, where there are any, are no and yes
+            declared, lists = None, [np.flatnonzero(each).tolist() for each in lists]
     for row, each in enumerate(lists):
         if not isinstance(each, list) or any(each.count(label) > 1 for label in each):
             raise ScoringError(

@@ -156,7 +156,7 @@ def test_several_labels_in_columns_of_their_own(donor: Path) -> None:
 
 
 def test_classes_that_a_data_set_declares_for_lists(donor: Path, tmp_path: Path) -> None:
-    """As go_emotions has them; 0 and 1 alone are numbers of classes there, and no vector."""
+    """As go_emotions has them, by the data's names; and no and yes for each class of the model."""
     path = tmp_path / "d.parquet"
     names = ["Fear", "anger", "joy"]
     features = datasets.Features({"text": Value("string"), "labels": ListOf(ClassLabel(names=names))})
@@ -165,6 +165,9 @@ def test_classes_that_a_data_set_declares_for_lists(donor: Path, tmp_path: Path)
     bench = bench_of(donor, path, SEVERAL)
     assert bench.references.tolist() == [[int(2 - number in each) for number in range(3)] for each in declared]
     assert bench.notes == ()
+    features["labels"] = ListOf(ClassLabel(names=["no", "yes"]))
+    datasets.Dataset.from_dict({"text": TEXTS, "labels": MATRIX.tolist()}, features=features).to_parquet(path)
+    assert bench_of(donor, path, SEVERAL).references.tolist() == MATRIX.tolist()
 
 
 def test_yes_is_a_logit_above_zero(donor: Path) -> None:
@@ -206,6 +209,7 @@ def test_how_sure_a_classifier_is(donor: Path) -> None:
     logits = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
     shares = torch.tensor(logits).double().softmax(1).numpy()
     assert more.score(logits).value == pytest.approx(roc_auc_score(more.references, shares, multi_class="ovr"))
+    assert more.doubt_of_order("acme/a", logits) is None
     assert more.better_than_chance(logits)[0] == np.mean(logits.argmax(1) == more.references)
 
 
@@ -237,6 +241,7 @@ def test_functions_of_ones_own_see_what_rows_have(donor: Path, tmp_path: Path, m
         ({"label": [*NUMBERS[:7], None]}, "Row 7 of d.jsonl has None as 'label', where a number should be"),
         ({"label": [*NUMBERS[:7], float("nan")]}, "Row 7 of d.jsonl has nan as 'label'"),
         ({"label": [*NUMBERS[:7], float("inf")]}, "Row 7 of d.jsonl has inf as 'label'"),
+        ({"label": [*NUMBERS[:7], -1e300]}, r"Row 7 of d.jsonl has -1e\+300 as 'label'"),
         ({"label": ["3.5", *["2"] * 7]}, "Row 0 of d.jsonl has '3.5' as 'label'"),
         ({"label": [[1.0]] * 8}, r"Row 0 of d.jsonl has \[1.0\] as 'label'"),
         ({"score": [-1] * 8}, "All 8 rows of d.jsonl have the label -1; a score would mean nothing"),
@@ -257,6 +262,7 @@ def test_numbers_that_cannot_be_scored(donor: Path, columns: dict[str, Any], mes
         ({"labels": [[1, 0], [0, 0], *SETS[2:]]}, {}, r"Row 1 of d.jsonl has \[0, 0\] as 'labels'.* for each of its 3"),
         ({"labels": [[0, 0, 1, 0]] * 8}, {}, r"Row 0 of d.jsonl has \[0, 0, 1, 0\]"),
         ({"labels": [*SETS[:7], [3]]}, {}, "d.jsonl has 4 classes and the model has 3 outputs"),
+        ({"labels": [*SETS[:7], [3]]}, {"labels": NAMES}, "Row 7 of d.jsonl has the label 3, which is none of joy"),
         ({"labels": [*SETS[:7], [-1]]}, {}, "Row 7 of d.jsonl has the label -1: the labels of this split are hidden"),
         ({"labels": [[], [], ["joy"], ["rage"], *[[]] * 4]}, {}, "The classes of d.jsonl are not the model's"),
         ({"labels": [[0.5, 1]] * 8}, {}, "Row 0 of d.jsonl has no usable label: 'labels' is 0.5"),
