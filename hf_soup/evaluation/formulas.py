@@ -124,7 +124,8 @@ def _correlation(first: Floats, second: Floats, rows: Ints) -> Floats:
     # Of a constant in float32, or of ranks, no sum here is rounded, so that what is left of it is zero.
     one, other = (each - (rows * each).sum(axis=1, keepdims=True) / n for each in (first, second))
     squares = (rows * one**2).sum(axis=1) * (rows * other**2).sum(axis=1)
-    return np.clip((rows * one * other).sum(axis=1) / np.sqrt(np.where(squares > 0, squares, 1)), -1, 1)
+    found = (rows * one * other).sum(axis=1) / np.sqrt(np.where(squares > 0, squares, 1))
+    return np.asarray(np.clip(found, -1, 1))
 
 
 def _pearson(labels: Floats, answers: Floats, rows: Ints) -> Floats:
