@@ -53,15 +53,16 @@ def read_label_sets(scoring: Scoring, name: str, table: Any, config: Mapping[str
     else:
         column = data.label_column(scoring, name, table, len(model))
         declared, lists = data.declared_classes(table, column), table.select_columns([column])[:][column]
-        if all(_is_vector(each, len(model)) for each in lists):  # whose names, where there are any, are no and yes
+        vectors = _are_vectors(lists, len(model))
+        for row, each in enumerate(lists):
+            if not (_is_vector(each, len(model)) if vectors else isinstance(each, list) and not _repeats(each)):
+                raise ScoringError(
+                    f"Row {row} of {name} has {shortened(repr(each), 200)} as '{column}', and the model's head is "
+                    f"multi-label: it should be a list of different labels, or of 0 or 1 for each of its {len(model)}.",
+                    hint="Name another `label_column`; or rename it, and have a column of 0 and 1 for each class.",
+                )
+        if vectors:  # whose names, where there are any, are no and yes
             declared, lists = None, [np.flatnonzero(each).tolist() for each in lists]
-    for row, each in enumerate(lists):
-        if not isinstance(each, list) or any(each.count(label) > 1 for label in each):
-            raise ScoringError(
-                f"Row {row} of {name} has {shortened(repr(each), 200)} as '{column}', and the model's head is "
-                f"multi-label: it should be a list of different labels, or of 0 or 1 for each of its {len(model)}.",
-                hint="Name another `label_column`; or rename it, and have a column of 0 and 1 for each class.",
-            )
     rows = [row for row, each in enumerate(lists) for _ in each]
     if not rows:
         raise ScoringError(f"No row of {name} has a label.", hint="Name another `label_column`, or use other rows.")
@@ -79,6 +80,16 @@ def _is_vector(value: object, length: int) -> bool:
     (True, False, False)
     """
     return isinstance(value, list) and len(value) == length and all(each in (0, 1) for each in value)
+
+
+def _repeats(labels: Sequence[Any]) -> bool:
+    return any(labels.count(label) > 1 for label in labels)
+
+
+def _are_vectors(lists: Sequence[Any], length: int) -> bool:
+    """Whether lists say yes or no to each label: all look so, or one does that, as a list of labels, has some twice."""
+    those = [_is_vector(each, length) for each in lists]
+    return all(those) or any(_repeats(each) for each, looks in zip(lists, those, strict=True) if looks)
 
 
 def _from_columns(title: str, table: Any, classes: Sequence[str], count: int) -> list[Any]:

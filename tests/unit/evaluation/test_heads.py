@@ -260,6 +260,8 @@ def test_numbers_that_cannot_be_scored(donor: Path, columns: dict[str, Any], mes
         ({"labels": [0] * 8}, {}, "Row 0 of d.jsonl has 0 as 'labels', and the model's head is multi-label"),
         ({"labels": [*SETS[:5], None, *SETS[6:]]}, {}, "Row 5 of d.jsonl has None as 'labels'"),
         ({"labels": [[1, 0], [0, 0], *SETS[2:]]}, {}, r"Row 1 of d.jsonl has \[0, 0\] as 'labels'.* for each of its 3"),
+        ({"labels": [*MATRIX.tolist()[:7], [0, -1, 0]]}, {}, r"Row 7 of d.jsonl has \[0, -1, 0\] as 'labels'"),
+        ({"labels": [*MATRIX.tolist()[:6], [0, 2], [1]]}, {}, r"Row 6 of d.jsonl has \[0, 2\] as 'labels'"),
         ({"labels": [[0, 0, 1, 0]] * 8}, {}, r"Row 0 of d.jsonl has \[0, 0, 1, 0\]"),
         ({"labels": [*SETS[:7], [3]]}, {}, "d.jsonl has 4 classes and the model has 3 outputs"),
         ({"labels": [*SETS[:7], [3]]}, {"labels": NAMES}, "Row 7 of d.jsonl has the label 3, which is none of joy"),
