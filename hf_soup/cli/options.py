@@ -23,7 +23,9 @@ TASK = click.option(
     help="What models do with the data; with lm-eval the data are a task of lm-evaluation-harness.",
 )
 METRIC = click.option(
-    "--metric", metavar="METRIC", help="accuracy, f1, …; accuracy by default, of causal-lm bits_per_byte."
+    "--metric",
+    metavar="METRIC",
+    help="accuracy, f1_macro, spearmanr, …; accuracy by default, of causal-lm bits_per_byte.",
 )
 VALIDATION = click.option(
     "--validation", multiple=True, metavar="MODULE:FUNCTION", help="A function of your own that measures a model."

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         require_rows as require_rows,
         require_variance as require_variance,
     )
+    from hf_soup.evaluation.heads import HeadDataset as HeadDataset
     from hf_soup.evaluation.memory import require_memory as require_memory
     from hf_soup.evaluation.model_answers import SavedModel as SavedModel, answer_along as answer_along
     from hf_soup.evaluation.report import LAST as LAST, SOUP as SOUP, EvaluationReport as EvaluationReport

@@ -18,11 +18,11 @@ from hf_soup.evaluation.dataset import EvalDataset, LearnableDataset, Outputs
 from hf_soup.evaluation.ensembles import calibration, diversity, ensemble, greedy_ensemble, logit_ensemble
 from hf_soup.evaluation.evaluation_data import EvaluationData, require_halves
 from hf_soup.evaluation.guard import Breach, breach
-from hf_soup.evaluation.looks import Chance, by_chance
+from hf_soup.evaluation.looks import Chance, beside_chance, by_chance
 from hf_soup.evaluation.model import one_thread
 from hf_soup.evaluation.model_answers import ModelAnswers, SavedModel
 from hf_soup.evaluation.report import ENSEMBLE, GREEDY_ENSEMBLE, LAST, LOGIT_ENSEMBLE, SOUP, EvaluationReport
-from hf_soup.evaluation.statistics import Ints, beside_chance
+from hf_soup.evaluation.statistics import Ints
 from hf_soup.evaluation.template import scored_with
 from hf_soup.merging import Layout, Plan, RunContext
 from hf_soup.recipe import Comparison, Mixture, Score

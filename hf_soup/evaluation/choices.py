@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_soup.evaluation.formulas import CLASS_METRICS
 from hf_soup.evaluation.language import PREDICTED, LikelihoodDataset
-from hf_soup.evaluation.metrics import METRICS
 from hf_soup.evaluation.statistics import Floats, Ints, accuracy_of, compare_accuracies, resampled
 from hf_soup.merging import ProcessGroup
 from hf_soup.recipe import Comparison, Score
@@ -151,4 +151,4 @@ class ChoiceDataset(LikelihoodDataset):
 
     def resampled(self, outputs: Floats) -> Floats:
         """As `EvalDataset.resampled`."""
-        return resampled(self.references, self.answers(outputs), METRICS["accuracy"])
+        return resampled(self.references, self.answers(outputs), CLASS_METRICS["accuracy"])

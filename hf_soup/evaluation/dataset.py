@@ -40,14 +40,17 @@ class EvalDataset(ABC):
 
     #: Whether outputs are kept on the disk from one cook to the next.
     remembered: ClassVar[bool] = True
-    #: Whether the value is a share of one, which people read in percent.
-    share: ClassVar[bool] = True
 
     title: str
     scoring: AnyScoring
     notes: tuple[str, ...]
     fingerprint: str
     name: str
+
+    @property
+    def share(self) -> bool:
+        """Whether the value is a share of one, which people read in percent."""
+        return True
 
     @property
     def looked_at_as(self) -> tuple[object, ...]:
@@ -135,7 +138,7 @@ class LearnableDataset(EvalDataset):
     """
 
     scoring: Scoring
-    #: Whether the loss is that of a softmax, whose scale can be learned too.
+    #: Whether the loss is that of logits, whose scale can be learned too.
     scaled: ClassVar[bool]
 
     @property

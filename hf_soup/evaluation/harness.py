@@ -120,7 +120,7 @@ class HarnessDataset(EvalDataset):
         return {**vars(self), "tasks": (), "_encoded": EncodedTexts()}  # the others only run models
 
     @property
-    def share(self) -> bool:  # type: ignore[override]
+    def share(self) -> bool:
         """Whether the metric is one of those that are shares of one."""
         return bool(_SHARES.fullmatch(self._metric_name))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hf_soup.evaluation.statistics import SEED, Floats
+from hf_soup.recipe import Comparison
 
 #: Permutations; fewer where there are more than a million values, as each then takes ten milliseconds and more.
 PERMUTATIONS, _VALUES = 1000, 1_000_000
@@ -72,3 +73,25 @@ def by_chance(
         Chance(values[0].shape[1], float(own.mean()), (1 + int((own >= gain - 1e-12).sum())) / (1 + count))
         for own, gain in zip(gains, seen, strict=True)
     ]
+
+
+def beside_chance(comparison: Comparison, chance: Chance, *, share: bool) -> Comparison:
+    """A comparison on data that chose among many candidates, which gains something by chance alone.
+
+    A gain is claimed only where it is more than that, too.
+
+    >>> from hf_soup.evaluation.statistics import comparison_of
+    >>> seen = comparison_of("accuracy", 0.009, 0.002, 0.016, 0.01, 2000)
+    >>> beside_chance(seen, Chance(20, 0.006, 0.2), share=True).sentence
+    'better by 0.9 points, and the best of 20 candidates would be by 0.6 by chance alone (p = 0.2, n = 2,000)'
+    """
+    shown = f"{100 * chance.gain:.1f}" if share else f"{chance.gain:.3g}"
+    told = f"the best of {chance.candidates} candidates would be by {shown} by chance alone (p = {chance.p:.2g}"
+    changes: dict[str, object] = {"candidates": chance.candidates, "chance": chance.gain, "chance_p": chance.p}
+    if comparison.significant and comparison.difference > 0:
+        if chance.p < 0.05:
+            changes["sentence"] = f"{comparison.sentence}; {told})"
+        else:
+            seen = f"{100 * comparison.difference:.1f} points" if share else f"{comparison.difference:.3g}"
+            changes |= {"significant": False, "sentence": f"better by {seen}, and {told}, n = {comparison.n:,})"}
+    return comparison.model_copy(update=changes)

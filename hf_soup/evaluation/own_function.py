@@ -19,6 +19,7 @@ from hf_soup._util.text import first_line
 from hf_soup.checkpoint import Kind, excess, panics_as_errors
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.dataset import EvalDataset, Outputs
+from hf_soup.evaluation.formulas import mean
 from hf_soup.evaluation.metrics import own_function
 from hf_soup.evaluation.statistics import Floats, Ints, bootstrap, comparison_of, paired_bootstrap, resampled
 from hf_soup.evaluation.template import ModelTemplate
@@ -28,10 +29,6 @@ from hf_soup.recipe import Comparison, FunctionScoring, Score
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-def _mean(_: Floats, values: Floats, rows: Ints) -> Floats:
-    return np.asarray(rows @ values / rows.sum(axis=1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +165,7 @@ class FunctionDataset(EvalDataset):
         """That, with the bootstrap's 95 % interval where there are rows."""
         value, low, high, n = self.judge(outputs), None, None, None
         if outputs.ndim:
-            low, high = bootstrap(np.zeros(len(outputs)), outputs, _mean)
+            low, high = bootstrap(np.zeros(len(outputs)), outputs, mean)
             low, high, n = min(low, value), max(high, value), len(outputs)
         return Score(self.scoring.measure, value, low, high, n, share=False)
 
@@ -183,7 +180,7 @@ class FunctionDataset(EvalDataset):
                 metric=self.scoring.measure, difference=difference, low=None, high=None, p=None, n=None,
                 sentence=sentence, significant=False,
             )  # fmt: skip
-        low, high, p = paired_bootstrap(np.zeros(len(first)), first, second, _mean)
+        low, high, p = paired_bootstrap(np.zeros(len(first)), first, second, mean)
         return comparison_of(self.scoring.measure, difference, low, high, p, len(first), share=False)
 
     def resampled(self, outputs: Outputs) -> Floats:
@@ -193,7 +190,7 @@ class FunctionDataset(EvalDataset):
                 f"The function '{self.scoring.function}' gives one number, and an interval needs one for each row.",
                 hint="Return a list of numbers, one for each row.",
             )
-        return resampled(np.zeros(len(outputs)), outputs, _mean)
+        return resampled(np.zeros(len(outputs)), outputs, mean)
 
 
 def function_dataset(scoring: FunctionScoring, template: ModelTemplate) -> FunctionDataset:

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hf_soup.recipe import Comparison, Score
-
-if TYPE_CHECKING:
-    from hf_soup.evaluation.looks import Chance
 
 #: The 97.5 % point of the normal distribution: two sides of 2.5 % leave 95 %.
 Z = 1.959963984540054
@@ -65,28 +62,6 @@ def comparison_of(
     return Comparison(
         metric=metric, difference=difference, low=low, high=high, p=p, n=n, sentence=sentence, significant=significant
     )
-
-
-def beside_chance(comparison: Comparison, chance: Chance, *, share: bool) -> Comparison:
-    """A comparison on data that chose among many candidates, which gains something by chance alone.
-
-    A gain is claimed only where it is more than that, too.
-
-    >>> from hf_soup.evaluation.looks import Chance
-    >>> seen = comparison_of("accuracy", 0.009, 0.002, 0.016, 0.01, 2000)
-    >>> beside_chance(seen, Chance(20, 0.006, 0.2), share=True).sentence
-    'better by 0.9 points, and the best of 20 candidates would be by 0.6 by chance alone (p = 0.2, n = 2,000)'
-    """
-    shown = f"{100 * chance.gain:.1f}" if share else f"{chance.gain:.3g}"
-    told = f"the best of {chance.candidates} candidates would be by {shown} by chance alone (p = {chance.p:.2g}"
-    changes: dict[str, object] = {"candidates": chance.candidates, "chance": chance.gain, "chance_p": chance.p}
-    if comparison.significant and comparison.difference > 0:
-        if chance.p < 0.05:
-            changes["sentence"] = f"{comparison.sentence}; {told})"
-        else:
-            seen = f"{100 * comparison.difference:.1f} points" if share else f"{comparison.difference:.3g}"
-            changes |= {"significant": False, "sentence": f"better by {seen}, and {told}, n = {comparison.n:,})"}
-    return comparison.model_copy(update=changes)
 
 
 def paired_interval(only_first: int, only_second: int, n: int) -> tuple[float, float]:

@@ -248,8 +248,9 @@ class LabelledData(_Value):
         task: What a model does with it.
         dataset: A Hub id, or a local csv, jsonl or parquet file or image folder.
         split: The split, also as a slice (``validation[:500]``); for a local file it may be left out.
-        metric: ``accuracy`` or another built-in metric; ``module:function``; a folder or file of an `evaluate` script,
-            or its id on the Hub. More is better.
+        metric: ``accuracy`` or another built-in metric, of those that the model's kind of head has;
+            ``module:function``; a folder or file of an `evaluate` script, or its id on the Hub. Of what is not built in
+            more is better.
         config: The dataset's configuration, where it has several.
         revision: The dataset's commit; filled in when the recipe is resolved.
         labels: The class names in the order of the dataset's numbers, where nobody else says it.
@@ -424,7 +425,7 @@ AnyScoring = Scoring | FunctionScoring | HarnessScoring
 
 
 def of_classes(scoring: AnyScoring) -> bool:
-    """Whether what it looks at are rows of one class each."""
+    """Whether its models have a head of a few outputs; of which kind it is, their config says."""
     return isinstance(scoring, Scoring) and scoring.task.endswith("classification")
 
 
