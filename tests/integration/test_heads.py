@@ -192,7 +192,7 @@ def test_weights_are_learned_by_the_heads_own_loss(heads: Path, kind: str) -> No
     assert losses.index(min(losses)) > 2
     assert {entry.scale == 1.0 for entry in learned.history} == {kind == "number"}
     values = {name: by_title["validation.jsonl loss"].value for name, by_title in learned.scores.items()}
-    assert values["soup"] == min(values.values())
+    assert values["soup"] <= 1.01 * min(values.values())
 
 
 def test_what_heads_do_not_have(heads: Path) -> None:
