@@ -17,10 +17,22 @@ QUIET = click.option("--quiet", is_flag=True, help="No progress bars.")
 ALLOW = click.option(
     "--allow", multiple=True, metavar="CODE,…", help="Accept findings that refuse or warn, such as tensors-unrelated."
 )
+
+
+def _task(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    from hf_soup.recipe import task_names
+
+    if value is not None and value not in (known := [*task_names(), "lm-eval"]):
+        raise click.BadParameter(f"'{value}' is not one of {', '.join(known)}.")
+    return value
+
+
 TASK = click.option(
     "--task",
-    type=click.Choice(["image-classification", "text-classification", "causal-lm", "multiple-choice-lm", "lm-eval"]),
-    help="What models do with the data; with lm-eval the data are a task of lm-evaluation-harness.",
+    metavar="TASK",
+    callback=_task,
+    help="What models do with the data: image-classification, text-classification, causal-lm or multiple-choice-lm; "
+    "with lm-eval the data are a task of lm-evaluation-harness.",
 )
 METRIC = click.option(
     "--metric",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_soup._util.io import write_json
+from hf_soup._util.registry import offered_by_packages
 from hf_soup._util.version import version
 from hf_soup.checkpoint import label_names, pipeline_tasks, remembered
 from hf_soup.lineage import write_assets
@@ -16,6 +17,7 @@ from hf_soup.publishing import plots
 from hf_soup.publishing.card import license_of, render
 from hf_soup.publishing.merged_models import MergedModels
 from hf_soup.recipe import (
+    TASKS,
     AnyScoring,
     CurvePoint,
     FunctionScoring,
@@ -162,10 +164,13 @@ def write_folder(folder: Path, report: SoupReport, recipe: Recipe, models: Merge
 
 
 def _extensions(recipe: Recipe) -> dict[str, str]:
-    """Other packages that methods and selection of a recipe come from, and their versions."""
+    """Other packages that methods, selection and tasks of a recipe come from, and their versions."""
     from hf_soup.methods import METHODS
 
     asked = [METHODS.distribution(method.name) for method in methods_of(recipe)]
+    tasks = {each.task for each in with_dataset([*recipe.validation, *recipe.test])} - {*TASKS}
+    offered = [offered_by_packages("task")[task].dist for task in tasks]
+    asked += [(each.name, each.version) for each in offered if each]
     return dict(filter(None, [*asked, SELECTIONS.distribution(recipe.select.name)]))
 
 

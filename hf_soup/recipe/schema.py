@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -30,6 +31,7 @@ from pydantic import (
     model_validator,
 )
 
+from hf_soup._util.registry import offered_by_packages
 from hf_soup._util.yaml import parse_yaml, write_yaml
 from hf_soup.errors import RecipeError, shortened, without_credentials
 
@@ -92,6 +94,21 @@ def renamed(value: str) -> str:
     ', which is `select: run_average` now'
     """
     return f", which is `{RENAMED_VALUES[value]}` now" if value in RENAMED_VALUES else ""
+
+
+#: Tasks that are built in.
+TASKS = ("image-classification", "text-classification", "causal-lm", "multiple-choice-lm")
+
+
+def task_names() -> list[str]:
+    """Those that are built in, and those of other packages."""
+    return [*TASKS, *sorted(offered_by_packages("task").keys() - {*TASKS})]
+
+
+def _known_task(task: str) -> str:
+    if task not in TASKS and task not in task_names():
+        raise ValueError(f"'{shortened(task, 80)}' is no task; there are {', '.join((*task_names(), 'lm-eval'))}")
+    return task
 
 
 _Part = TypeVar("_Part", bound=BaseModel)
@@ -285,10 +302,10 @@ class Scoring(LabelledData):
 
     Args:
         task: ``image-classification``, ``text-classification``, ``multiple-choice-lm``, or ``causal-lm``, whose metric
-            is ``bits_per_byte`` where nothing else is said.
+            is ``bits_per_byte`` where nothing else is said; or one of another package (docs/extending.md).
     """
 
-    task: Literal["image-classification", "text-classification", "causal-lm", "multiple-choice-lm"]
+    task: Annotated[str, AfterValidator(_known_task), Field(json_schema_extra={"examples": list(TASKS)})]
 
     @model_validator(mode="before")
     @classmethod
@@ -426,7 +443,7 @@ AnyScoring = Scoring | FunctionScoring | HarnessScoring
 
 def of_classes(scoring: AnyScoring) -> bool:
     """Whether its models have a head of a few outputs; of which kind it is, their config says."""
-    return isinstance(scoring, Scoring) and scoring.task.endswith("classification")
+    return isinstance(scoring, Scoring) and scoring.task in ("image-classification", "text-classification")
 
 
 def with_dataset(scorings: Iterable[AnyScoring]) -> tuple[Scoring, ...]:
