@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_soup.evaluation.statistics import Floats, Ints, Metric
+from hf_soup.evaluation.statistics import Floats, Ints, Metric, mean
 
 
 def _of_counts(value: Callable[[Ints, Ints, Ints], Floats]) -> Metric:
@@ -68,11 +68,6 @@ def _matthews(right: Ints, label: Ints, answer: Ints) -> Floats:
     # One class only among the labels or among the answers: zero above, and one below.
     squares = [np.maximum(n**2 - (count**2).sum(axis=0), 1) for count in (label, answer)]
     return np.asarray((right.sum(axis=0) * n - (label * answer).sum(axis=0)) / np.sqrt(squares).prod(axis=0))
-
-
-def mean(_: Any, values: NDArray[Any], rows: Ints) -> Floats:
-    """The mean of what each row has, such as its loss."""
-    return np.asarray(rows @ values / rows.sum(axis=1))
 
 
 def rows_right(labels: Ints, answers: Ints) -> NDArray[np.bool_]:

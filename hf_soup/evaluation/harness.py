@@ -40,7 +40,7 @@ from hf_soup.evaluation.statistics import (
     paired_bootstrap,
     resampled,
 )
-from hf_soup.evaluation.tasks.task import TOKENIZER_FILES, of_donor
+from hf_soup.evaluation.tasks.task import donors_tokenizer
 from hf_soup.evaluation.template import ModelTemplate
 from hf_soup.merging import ProcessGroup
 from hf_soup.recipe import Comparison, HarnessScoring, Score
@@ -348,9 +348,7 @@ def harness_datasets(
             f"`task: lm-eval` needs lm-evaluation-harness, which cannot be imported: {first_line(error)}.",
             hint="Install it: pip install 'hf-soup[lm]'.",
         ) from error
-    from transformers import AutoTokenizer
-
-    tokenizer = of_donor(template.folder, "tokenizer", TOKENIZER_FILES, AutoTokenizer)
+    tokenizer = donors_tokenizer(template.folder)
     settings = template.folder / "generation_config.json"
     generation = json.loads(settings.read_text()) if settings.is_file() else {}
     found: dict[int, HarnessDataset] = {}

@@ -15,9 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from hf_soup.errors import ScoringError
-from hf_soup.evaluation import EvalDataset, LearnableDataset, task_named
-from hf_soup.evaluation.model import build_model
-from hf_soup.evaluation.preprocessing import prepare_datasets
+from hf_soup.evaluation import EvalDataset, LearnableDataset, build_model, prepare_datasets, task_named
 from hf_soup.recipe import Scoring, task_names
 
 
@@ -83,29 +81,35 @@ class TaskTests:
         return np.ascontiguousarray(outputs[::-1])
 
     def test_recipes_find_it(self) -> None:
+        """Its name is that of an entry point, or built in."""
         assert self.task in task_names(), f"no package offers '{self.task}' in the group hf_soup.tasks"
         assert task_named(self.task).head, "say what classes of its models end in: `head`"
 
     def test_a_metric_that_it_has_not_is_refused(self, folder: Path, tmp_path: Path) -> None:
+        """With an error that names the metric."""
         with pytest.raises(ScoringError, match="no_such_metric"):
             self.prepared(folder, tmp_path, self.rows, metric="no_such_metric")
 
     def test_rows_without_its_columns_are_refused(self, folder: Path, tmp_path: Path) -> None:
+        """With an error, and not with a score."""
         with pytest.raises(ScoringError):
             self.prepared(folder, tmp_path, [{"nothing": 1}] * len(self.rows))
 
     def test_it_has_all_rows(self, data: EvalDataset) -> None:
+        """As many as were given."""
         assert data.rows == len(self.rows)
         assert data.steps >= 1
         assert len(data.fingerprint) == 64
 
     def test_outputs_are_small_numbers_by_row(self, data: EvalDataset, outputs: Any) -> None:
+        """What is remembered of a model is a number, or a line of numbers, for each row."""
         assert len(outputs) == len(self.rows)
         assert outputs.dtype.kind in "fiu"
         assert data.fits(outputs), "what a model gave does not fit"
         assert not data.fits(outputs[1:]), "what is of fewer rows fits"
 
     def test_a_model_gives_the_same_each_time(self, data: EvalDataset, model: Any, outputs: Any) -> None:
+        """At any number of threads."""
         assert np.array_equal(data.outputs(model), outputs)
         threads = torch.get_num_threads()
         try:
@@ -115,16 +119,19 @@ class TaskTests:
             torch.set_num_threads(threads)
 
     def test_batches_do_not_matter(self, data: EvalDataset, model: Any, outputs: Any) -> None:
+        """What a row gets does not depend on who goes through the model with it."""
         one = replace(data, scoring=data.scoring.model_copy(update={"batch_size": 1}))
         finite = np.isfinite(outputs)
         np.testing.assert_allclose(one.outputs(model)[finite], outputs[finite], rtol=1e-4, atol=1e-4)
 
     def test_progress_comes_to_its_end(self, data: EvalDataset, model: Any) -> None:
+        """All steps are told."""
         done: list[int] = []
         data.outputs(model, progress=done.append)
         assert sum(done) == data.steps
 
     def test_more_is_better_for_a_selection(self, data: EvalDataset, outputs: Any) -> None:
+        """What selections compare is the score, or its negative where less is better."""
         score, value = data.score(outputs), data.judge(data.answers(outputs))
         assert value == pytest.approx(-score.value if score.less_is_better else score.value)
         assert score.low is not None
@@ -134,6 +141,7 @@ class TaskTests:
         assert score.share == data.share
 
     def test_rows_can_be_chosen(self, data: EvalDataset, outputs: Any) -> None:
+        """As for halves of the validation rows; and what each row adds has the metric as its mean."""
         answers, every = data.answers(outputs), np.arange(len(self.rows))
         assert data.judge(answers, every) == pytest.approx(data.judge(answers))
         values = data.row_values(answers)
@@ -141,6 +149,7 @@ class TaskTests:
             assert float(np.mean(values)) == pytest.approx(data.judge(answers)), "their mean is something else"
 
     def test_models_are_compared_in_both_directions(self, data: EvalDataset, outputs: Any) -> None:
+        """By how much better the first one is; and nothing is claimed of one model and itself."""
         other = self.other(outputs)
         there, back, same = data.compare(outputs, other), data.compare(other, outputs), data.compare(outputs, outputs)
         assert there.difference == pytest.approx(-back.difference)
@@ -148,15 +157,18 @@ class TaskTests:
         assert (same.difference, same.significant) == (0, False)
 
     def test_rows_are_drawn_alike_for_all_models(self, data: EvalDataset, outputs: Any) -> None:
+        """So that any combination of models has a paired interval."""
         drawn = data.resampled(outputs)
         assert drawn.shape == (500,)
         assert np.isfinite(drawn).all()
         assert np.array_equal(drawn, data.resampled(outputs))
 
     def test_other_processes_are_sent_it(self, data: EvalDataset, model: Any, outputs: Any) -> None:
+        """It survives being pickled, and gives the same."""
         assert np.array_equal(pickle.loads(pickle.dumps(data)).outputs(model), outputs)
 
     def test_its_loss_is_that_of_its_outputs(self, data: EvalDataset, model: Any, outputs: Any) -> None:
+        """Batch by batch as from all outputs, and with a gradient."""
         if not isinstance(data, LearnableDataset):
             pytest.skip("nothing is learned from it")
         weights = data.row_weights

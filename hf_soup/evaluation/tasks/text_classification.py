@@ -13,7 +13,7 @@ from hf_soup._util.text import first_line
 from hf_soup.checkpoint import panics_as_errors
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.tasks.heads import HeadTask
-from hf_soup.evaluation.tasks.task import TOKENIZER_FILES, of_donor
+from hf_soup.evaluation.tasks.task import donors_tokenizer
 from hf_soup.recipe import Scoring
 
 
@@ -34,10 +34,8 @@ class TextClassification(HeadTask):
     chunk: ClassVar[int] = 1000
 
     def __init__(self, scoring: Scoring, folder: Path, config: Mapping[str, Any]) -> None:
-        from transformers import AutoTokenizer
-
         self.config = config
-        self.tokenizer = of_donor(folder, "tokenizer", TOKENIZER_FILES, AutoTokenizer)
+        self.tokenizer = donors_tokenizer(folder)
         self.depends_on = [type(self.tokenizer).__name__, self._longest(), config.get("vocab_size")]
 
     def read(self, values: Sequence[Any]) -> tuple[str, ...]:
