@@ -11,11 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from datasets import Dataset
+from huggingface_hub import HfApi
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from transformers import ByT5Tokenizer, LlamaForCausalLM
+from transformers import ByT5Tokenizer, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaForCausalLM
 
 from hf_soup import Recipe, RecipeError, ScoringError, Soup, connectivity, cook
+from hf_soup.local_hub import LocalHub
 
 Cli = Callable[..., Any]
 
@@ -193,3 +197,46 @@ def test_what_needs_classes_says_so(language_family: Path) -> None:
     both = Recipe(**{**recipe.to_dict(), "test": other})
     with pytest.raises(ScoringError, match="causal-lm and text-classification are tasks of different ones"):
         cook(both, "soup")
+
+
+def test_the_recipe_of_checkpoints_on_the_hub(online: LocalHub, cli: Cli, tmp_path: Path) -> None:
+    """recipes/pythia.yaml as it is, from revisions of a stand-in's repo."""
+    recipe = Path(__file__).parents[2] / "recipes" / "pythia.yaml"
+    api, store = HfApi(), online.store
+    repo = store.create("dataset", "Salesforce/wikitext", private=False, author="Salesforce")
+    splits = [{"split": split, "path": f"wikitext-2-raw-v1/{split}-*"} for split in ("validation", "test")]
+    card = yaml.safe_dump({"configs": [{"config_name": "wikitext-2-raw-v1", "data_files": splits}]})
+    changes = [store.put("README.md", f"---\n{card}---\n".encode())]
+    for split, pages in (("validation", PAGES[:20]), ("test", PAGES[20:40])):
+        Dataset.from_dict({"text": ["", *(page[:200] for page in pages)]}).to_parquet(tmp_path / "rows.parquet")
+        name = f"wikitext-2-raw-v1/{split}-00000-of-00001.parquet"
+        changes.append(store.put(name, (tmp_path / "rows.parquet").read_bytes()))
+    store.commit(repo, "main", changes, ("Upload", "", "Salesforce"), None)
+    models = store.create("model", "EleutherAI/pythia-70m", private=False, author="EleutherAI")
+    config = GPTNeoXConfig(
+        vocab_size=384, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        bos_token_id=1, eos_token_id=1, max_position_embeddings=128,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = GPTNeoXForCausalLM(config)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    rows = torch.tensor(ByT5Tokenizer()(PAGES[60:], padding="max_length", max_length=96, truncation=True).input_ids)
+    for step in range(143):
+        batch = rows[torch.randint(len(rows), (4,))]
+        model(batch, labels=batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step + 1 in (135, 137, 139, 141, 143):
+            model.save_pretrained(tmp_path / "model")
+            ByT5Tokenizer().save_pretrained(tmp_path / "model")
+            files = [store.put(path.name, path.read_bytes()) for path in sorted((tmp_path / "model").iterdir())]
+            store.commit(models, "main", files, (f"Step {step + 1}000", "", "EleutherAI"), None)
+            api.create_branch("EleutherAI/pythia-70m", branch=f"step{step + 1}000")
+    checked = cli("check", recipe, "--json")
+    assert checked.json["verdict"] in ("proven", "likely"), checked.out
+    done = cli("cook", recipe, "-o", "soup", "--quiet", "--json")
+    assert done.code == 0, done.err
+    title = "Salesforce/wikitext wikitext-2-raw-v1 test bits_per_byte"
+    assert done.json["scores"]["soup"][title]["n"] == 21
+    assert len(done.json["scores"]) == 6
+    assert cli("verify", "soup", "--score", "--quiet").code == 0
