@@ -423,7 +423,7 @@ def test_without_the_extra(language_family: Path, tasks: Path, monkeypatch: pyte
     assert not Path("soup").exists()
 
 
-def test_a_task_of_the_harness_itself(online: LocalHub, language_family: Path, tmp_path: Path) -> None:
+def test_a_task_of_the_harness_itself(cli: Cli, online: LocalHub, language_family: Path, tmp_path: Path) -> None:
     """`arc_easy`, whose data set is on the Hub, without the index of all tasks; a stranger's recipe may name it."""
     store, repo = online.store, online.store.create("dataset", "allenai/ai2_arc", private=False, author="allenai")
     splits = [{"split": split, "path": f"ARC-Easy/{split}-*"} for split in ("train", "validation", "test")]
@@ -454,6 +454,11 @@ def test_a_task_of_the_harness_itself(online: LocalHub, language_family: Path, t
     assert report.harness["arc_easy validation"].startswith(
         f"lm-eval {lm_eval.__version__}; arc_easy version 1.0; sha256"
     )
+    done = cli(
+        "score", "soup", language_family / "base", "--data", "arc_easy:test", "--task", "lm-eval", "--json", "--quiet"
+    )
+    assert done.code == 0, done.err
+    assert [each["arc_easy test"]["n"] for each in done.json["scores"].values()] == [14, 14]
     mapped = {name: str(language_family / name) for name in ("base", "one", "two")}
     checked = verify("soup", score=True, map=mapped, quiet=True)
     assert [each.measured for each in checked.scores] == [each.value for each in report.scores["soup"].values()]

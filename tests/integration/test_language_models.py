@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -199,9 +201,16 @@ def test_what_needs_classes_says_so(language_family: Path) -> None:
         cook(both, "soup")
 
 
-def test_the_recipe_of_checkpoints_on_the_hub(online: LocalHub, cli: Cli, tmp_path: Path) -> None:
-    """recipes/pythia.yaml as it is, from revisions of a stand-in's repo."""
-    recipe = Path(__file__).parents[2] / "recipes" / "pythia.yaml"
+def test_the_recipe_of_checkpoints_on_the_hub(
+    online: LocalHub, cli: Cli, language_family: Path, tmp_path: Path
+) -> None:
+    """recipes/pythia.yaml as it is, from revisions of a stand-in's repo, by the lines of the README."""
+    root = Path(__file__).parents[2]
+    shutil.copytree(root / "recipes", "recipes")
+    page = (root / "README.md").read_text()
+    lines = page[page.index("pip install 'hf-soup[lm]'") :].partition("```")[0].splitlines()
+    asked = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("hf-soup")]
+    assert [each[0] for each in asked] == ["check", "cook", "cook", "cook", "score"]
     api, store = HfApi(), online.store
     repo = store.create("dataset", "Salesforce/wikitext", private=False, author="Salesforce")
     splits = [{"split": split, "path": f"wikitext-2-raw-v1/{split}-*"} for split in ("validation", "test")]
@@ -232,11 +241,18 @@ def test_the_recipe_of_checkpoints_on_the_hub(online: LocalHub, cli: Cli, tmp_pa
             files = [store.put(path.name, path.read_bytes()) for path in sorted((tmp_path / "model").iterdir())]
             store.commit(models, "main", files, (f"Step {step + 1}000", "", "EleutherAI"), None)
             api.create_branch("EleutherAI/pythia-70m", branch=f"step{step + 1}000")
-    checked = cli("check", recipe, "--json")
+    checked = cli(*asked[0], "--json")
     assert checked.json["verdict"] in ("proven", "likely"), checked.out
-    done = cli("cook", recipe, "-o", "soup", "--quiet", "--json")
+    done = cli(*asked[1], "--quiet", "--json")
     assert done.code == 0, done.err
     title = "Salesforce/wikitext wikitext-2-raw-v1 test bits_per_byte"
     assert done.json["scores"]["soup"][title]["n"] == 21
     assert len(done.json["scores"]) == 6
-    assert cli("verify", "soup", "--score", "--quiet").code == 0
+    assert cli("verify", "lm-soup", "--score", "--quiet").code == 0
+    for name, folder in (("a", "one"), ("b", "two"), ("c", "poor")):
+        shutil.copytree(language_family / folder, Path("runs") / name)
+    shutil.copy(language_family / "test.jsonl", "texts.jsonl")
+    shutil.copy(language_family / "test.jsonl", "chats.jsonl")
+    for each in asked[2:4]:
+        done = cli(*("other" if part == "lm-soup" else part for part in each), "--dry-run")
+        assert done.code == 0, done.err
