@@ -11,7 +11,7 @@ from hf_soup.evaluation import metrics
 from hf_soup.evaluation.batch_norm import batch_norms
 from hf_soup.evaluation.dataset import CalibrationDataset, EvalDataset
 from hf_soup.evaluation.harness import harness_datasets
-from hf_soup.evaluation.model import require_device
+from hf_soup.evaluation.model import require_device, require_head
 from hf_soup.evaluation.own_function import function_dataset
 from hf_soup.evaluation.preprocessing import prepare_calibration_dataset, prepare_datasets
 from hf_soup.evaluation.template import ModelTemplate, model_template
@@ -91,6 +91,7 @@ def load_data(recipe: Recipe, template: ModelTemplate, context: RunContext) -> E
     tasks = [(role, each) for role, each in zip(roles, every, strict=True) if isinstance(each, HarnessScoring)]
     prepared: Iterator[EvalDataset] = iter(())
     if asked:
+        require_head(template.config, asked[0][1].task)
         prepared = iter(
             prepare_datasets(
                 asked, folder=template.folder, config=template.config, token=context.token, quiet=context.quiet

@@ -30,6 +30,7 @@ from hf_soup.checkpoint import panics_as_errors
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.batch_limit import BatchLimit
 from hf_soup.evaluation.dataset import EvalDataset, Outputs
+from hf_soup.evaluation.model import require_head
 from hf_soup.evaluation.statistics import (
     Floats,
     Ints,
@@ -348,6 +349,7 @@ def harness_datasets(
             f"`task: lm-eval` needs lm-evaluation-harness, which cannot be imported: {first_line(error)}.",
             hint="Install it: pip install 'hf-soup[lm]'.",
         ) from error
+    require_head(template.config, "causal-lm")
     tokenizer = donors_tokenizer(template.folder)
     settings = template.folder / "generation_config.json"
     generation = json.loads(settings.read_text()) if settings.is_file() else {}

@@ -51,34 +51,7 @@ def build_model(
         ScoringError: The config is no such model, or tensors are missing, left over or of another shape.
             Tied tensors may be missing.
     """
-    import transformers
-
-    try:
-        known = read_config(config, "the model")
-    except IncompatibleError as error:
-        raise ScoringError(
-            f"Cannot read the model's config: {first_line(error)}",
-            hint="Only models that transformers itself knows can be scored; code from a repo is never run.",
-        ) from error
-    if task is None:
-        named = next(iter(known.architectures or ()), "")
-        model_class: Any = getattr(transformers, named, None)
-        if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
-            raise ScoringError(
-                f"transformers has no model '{named}', which the config names as its class.",
-                hint="Upgrade transformers, or name the class as `architectures` in the models' config.json.",
-            )
-    else:
-        asked = task_named(task)
-        classes = getattr(transformers, asked.models).get(type(known), None)
-        if classes is None:
-            raise ScoringError(
-                f"A model of type '{known.model_type}' has no {asked.head}.",
-                hint=f"The recipe says `task: {task}`; is that what the ingredients do?",
-            )
-        # Some families have several, such as DeiT's with and without its teacher.
-        several = classes if isinstance(classes, tuple) else (classes,)
-        model_class = next((found for found in several if found.__name__ in (known.architectures or ())), several[0])
+    known, model_class = _class_of(config, task)
     try:
         with _quiet(), parts_of(len(tensors), "The config is that of another model"):
             model, info = model_class.from_pretrained(
@@ -109,6 +82,55 @@ def build_model(
         )
     result: PreTrainedModel = model.eval()
     return result
+
+
+def require_head(config: Mapping[str, Any], task: str) -> None:
+    """Refuse models that have another head than a task is for, before anything is fetched.
+
+    Raises:
+        ScoringError: It is so, or their config cannot be read.
+    """
+    import transformers
+
+    known, model_class = _class_of(config, task)
+    named = next(iter(known.architectures or ()), model_class.__name__)
+    if named != model_class.__name__ and hasattr(transformers, named):
+        raise ScoringError(
+            f"The models are {named}, and `task: {task}` is for {model_class.__name__}.",
+            hint="Name the task that they were trained for, or measure them by a function of your own.",
+        )
+
+
+def _class_of(config: Mapping[str, Any], task: str | None) -> tuple[Any, Any]:
+    """The config as transformers reads it, and its class of models for a task."""
+    import transformers
+
+    try:
+        known = read_config(config, "the model")
+    except IncompatibleError as error:
+        raise ScoringError(
+            f"Cannot read the model's config: {first_line(error)}",
+            hint="Only models that transformers itself knows can be scored; code from a repo is never run.",
+        ) from error
+    if task is None:
+        named = next(iter(known.architectures or ()), "")
+        model_class: Any = getattr(transformers, named, None)
+        if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
+            raise ScoringError(
+                f"transformers has no model '{named}', which the config names as its class.",
+                hint="Upgrade transformers, or name the class as `architectures` in the models' config.json.",
+            )
+        return known, model_class
+    asked = task_named(task)
+    classes = getattr(transformers, asked.models).get(type(known), None)
+    if classes is None:
+        raise ScoringError(
+            f"A model of type '{known.model_type}' has no {asked.head}.",
+            hint=f"The recipe says `task: {task}`; is that what the ingredients do?",
+        )
+    # Some families have several, such as DeiT's with and without its teacher.
+    several = classes if isinstance(classes, tuple) else (classes,)
+    return known, next((found for found in several if found.__name__ in (known.architectures or ())), several[0])
 
 
 class ReusableModel:

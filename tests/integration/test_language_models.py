@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import ByT5Tokenizer, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaForCausalLM
@@ -185,6 +185,21 @@ def test_the_function_of_the_docs_on_language_models(cli: Cli, language_family: 
     assert f"{scores['soup']['value']:.4g}" in first
 
 
+@pytest.mark.parametrize("task", ["causal-lm", "lm-eval"])
+def test_models_with_another_head_are_refused_before_they_are_fetched(
+    publish: Callable[..., str], task: str, language_family: Path
+) -> None:
+    named = {"name": "nothing"} if task == "lm-eval" else {"dataset": str(language_family / "test.jsonl")}
+    recipe = Recipe(
+        ingredients=[publish(name) for name in "ab"], base_model=publish("base"), validation={"task": task, **named}
+    )
+    with pytest.raises(
+        ScoringError, match="The models are BertForSequenceClassification, and `task: causal-lm` is for"
+    ):
+        cook(recipe, "soup")
+    assert not list(Path(constants.HF_HUB_CACHE).rglob("model.safetensors"))
+
+
 def test_what_needs_classes_says_so(language_family: Path) -> None:
     looks = {"task": "causal-lm", "dataset": str(language_family / "validation.jsonl")}
     recipe = Recipe(ingredients=[str(language_family / name) for name in ("one", "two")], validation=looks)
@@ -193,7 +208,7 @@ def test_what_needs_classes_says_so(language_family: Path) -> None:
     with pytest.raises(RecipeError, match=r"calibration\.task: Input should be"):
         Recipe(ingredients=["acme/a"], calibration=looks)
     wrong = Recipe(**{**recipe.to_dict(), "validation": {**looks, "task": "text-classification"}})
-    with pytest.raises(ScoringError, match="none of the columns that can be `label_column`"):
+    with pytest.raises(ScoringError, match="The models are LlamaForCausalLM"):
         cook(wrong, "soup")
     other = {"task": "text-classification", "dataset": str(language_family / "test.jsonl")}
     both = Recipe(**{**recipe.to_dict(), "test": other})
