@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,19 +95,19 @@ class HarnessDataset(EvalDataset):
 
     Args:
         title, notes, fingerprint, name: As in `EvalDataset`.
-        scoring: With its metric and ``revision``.
+        scoring: With its ``revision``.
+        metric: The metric and its filter, as the harness writes them: ``exact_match,strict-match``.
         requests: All, in the order of rows.
         task_of: ``(n,)``: the number of the task that a row is of.
         equally: Whether tasks of a group count alike; else their rows do.
-        template: Of the models: their tokenizer and settings for what they write.
+        less_is_better: Whether it is so of the metric.
         tokenizer: The donor's.
+        generation: The donor's settings for what models write.
         tasks: The harness's own, with its requests; in the first process alone.
     """
 
-    #: Numbers of a row, or several, of which the harness makes the metric.
-    remembered: ClassVar[bool] = True
-
     scoring: HarnessScoring
+    metric: str
     requests: Sequence[Request] = field(repr=False)
     task_of: Ints = field(repr=False)
     equally: bool
@@ -128,8 +128,7 @@ class HarnessDataset(EvalDataset):
     @property
     def looked_at_as(self) -> tuple[object, ...]:
         """What answers and values depend on beside the prompts."""
-        scoring = self.scoring
-        return scoring.batch_size, scoring.revision, scoring.metric
+        return self.scoring.batch_size, self.scoring.revision, self.metric
 
     @property
     def rows(self) -> int:
@@ -143,7 +142,11 @@ class HarnessDataset(EvalDataset):
 
     @property
     def _metric_name(self) -> str:
-        return str(self.scoring.metric).partition(",")[0]
+        return self.metric.partition(",")[0]
+
+    @property
+    def _measure(self) -> str:
+        return self.metric.removesuffix(",none")
 
     def outputs(
         self,
@@ -228,7 +231,7 @@ class HarnessDataset(EvalDataset):
 
     def _values(self, task: Any, answers: Sequence[Any], start: int) -> list[Any]:
         """The harness's value of each row of one of its tasks."""
-        metric, chosen = str(self.scoring.metric).split(",", 1)
+        metric, chosen = self.metric.split(",", 1)
         given = iter(answers[start:])
         for instance in task.instances:
             instance.resps, instance.filtered_resps = list(islice(given, instance.repeats)), {}
@@ -305,21 +308,21 @@ class HarnessDataset(EvalDataset):
     def score(self, outputs: Outputs) -> Score:
         """The metric: with Wilson's 95 % interval where rows are right or wrong, else with the bootstrap's."""
         if self._counts(outputs):
-            return accuracy_of(outputs == 1, self.scoring.measure)
+            return accuracy_of(outputs == 1, self._measure)
         value = self._value(outputs)
         low, high = bootstrap(self.task_of, outputs, self._metric)
         return Score(
-            self.scoring.measure, value, min(low, value), max(high, value), len(outputs), share=self.share,
+            self._measure, value, min(low, value), max(high, value), len(outputs), share=self.share,
             less_is_better=self.less_is_better,
         )  # fmt: skip
 
     def compare(self, first: Outputs, second: Outputs) -> Comparison:
         """As `EvalDataset.compare`: `compare_accuracies`, or the paired bootstrap and a permutation test."""
         if self._counts(first) and self._counts(second):
-            return compare_accuracies(self.scoring.measure, first == 1, second == 1)
+            return compare_accuracies(self._measure, first == 1, second == 1)
         low, high, p = paired_bootstrap(self.task_of, first, second, self._gain)
         difference = self.judge(first) - self.judge(second)
-        return comparison_of(self.scoring.measure, difference, low, high, p, len(first), share=self.share)
+        return comparison_of(self._measure, difference, low, high, p, len(first), share=self.share)
 
     def resampled(self, outputs: Outputs) -> Floats:
         """As `EvalDataset.resampled`."""
@@ -415,10 +418,10 @@ def _loaded(scoring: HarnessScoring, tokenizer: Any, barred: Collection[bytes]) 
             f"'{scoring.title}' is another task here ({revision}) than that of the recipe ({scoring.revision}).",
             hint="Install that version of the harness, or leave `revision` out to score on this one.",
         )
-    pinned = scoring.model_copy(update={"metric": metric, "revision": revision})
+    pinned = scoring.model_copy(update={"revision": revision})
     return HarnessDataset(
-        scoring.title, pinned, tuple(notes), prompts.hexdigest(), scoring.title, requests, np.array(task_of), equally,
-        less, None, {}, tasks,
+        scoring.title, pinned, tuple(notes), prompts.hexdigest(), scoring.title, metric, requests, np.array(task_of),
+        equally, less, None, {}, tasks,
     ), digests  # fmt: skip
 
 

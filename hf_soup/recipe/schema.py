@@ -428,7 +428,7 @@ class HarnessScoring(_Value):
 
     @property
     def measure(self) -> str:
-        """The metric's name, once it is known, and its filter, where it has one."""
+        """The metric's name and its filter, where they are named."""
         return (self.metric or "metric").removesuffix(",none")
 
     @property

@@ -402,7 +402,10 @@ def test_python_of_ones_own_runs_where_it_is_allowed(language_family: Path, task
 def test_another_version_of_a_task_is_another_task(language_family: Path, tasks: Path) -> None:
     """A resolved recipe names versions and the hash of rows, and what is measured is that or an error."""
     folder = language_family / "one"
-    revision = asked(folder, name="choices", include_path="tasks").scoring.revision
+    first = asked(folder, name="choices", include_path="tasks")
+    pinned = asked(folder, **first.scoring.model_dump(exclude_defaults=True))
+    assert (pinned.title, pinned.metric, pinned.fingerprint) == (first.title, "acc,none", first.fingerprint)
+    revision = first.scoring.revision
     assert asked(folder, name="choices", include_path="tasks", revision=revision).scoring.revision == revision
     lines = Path("test.jsonl").read_text().splitlines()
     Path("test.jsonl").write_text("\n".join(lines[1:]))
