@@ -1,8 +1,8 @@
-"""Functions that recipes name, with what their signatures say of them: built in, or of another package.
+"""What recipes name, and other packages offer too: functions, with what their signatures say of them, and tasks.
 
-Another package offers one by an entry point whose name is the function's and whose value is the module that defines it,
-in the group ``hf_soup.methods`` or ``hf_soup.selections``. It is imported when a recipe first names it, or
-``hf-soup methods`` lists it.
+Another package offers a function by an entry point whose name is the function's and whose value is the module that
+defines it, in the group ``hf_soup.methods`` or ``hf_soup.selections``; a task by one whose value is ``module:Class``,
+in the group ``hf_soup.tasks``. It is imported when a recipe first names it, or ``hf-soup methods`` lists it.
 """
 
 from __future__ import annotations
@@ -83,6 +83,34 @@ class Registered:
         return found
 
 
+def offered_by_packages(kind: str) -> dict[str, metadata.EntryPoint]:
+    """What installed packages offer of a kind (``method``, ``selection``, ``task``), by name; nothing is imported."""
+    return {each.name: each for each in metadata.entry_points(group=f"hf_soup.{kind}s")}
+
+
+def load_offered(kind: str, offered: metadata.EntryPoint) -> Any:
+    """What an entry point names.
+
+    Raises:
+        RecipeError: Several packages offer it, or it cannot be imported.
+    """
+    same = metadata.entry_points(group=offered.group, name=offered.name)
+    packages = sorted({each.dist.name for each in same if each.dist})
+    if len(packages) > 1:
+        raise RecipeError(
+            f"Several packages offer the {kind} '{offered.name}': {', '.join(packages)}.",
+            hint="Uninstall all but one of them.",
+        )
+    try:
+        return offered.load()
+    except (Exception, SystemExit) as error:  # importing a stranger's module may raise anything
+        raise RecipeError(
+            f"The package '{offered.dist.name if offered.dist else offered.value}' offers the {kind} "
+            f"'{offered.name}', and cannot be imported: {type(error).__name__}: {error}",
+            hint="Upgrade the package, or uninstall it.",
+        ) from error
+
+
 T = TypeVar("T", bound=Registered)
 
 
@@ -115,7 +143,7 @@ class Registry(Mapping[str, T], Generic[T]):
 
     @cached_property
     def _offered(self) -> Mapping[str, metadata.EntryPoint]:
-        return {each.name: each for each in metadata.entry_points(group=f"hf_soup.{self.kind}s")}
+        return offered_by_packages(self.kind)
 
     def distribution(self, name: str) -> tuple[str, str] | None:
         """The package that offers a function, and its version; None of a built-in one."""
@@ -148,28 +176,20 @@ class Registry(Mapping[str, T], Generic[T]):
         return self.loaded[name]
 
     def _load(self, offered: metadata.EntryPoint) -> None:
-        owner = f"The package '{offered.dist.name if offered.dist else offered.value}'"
-        same = metadata.entry_points(group=offered.group, name=offered.name)
-        packages = sorted({each.dist.name for each in same if each.dist})
-        if len(packages) > 1:
-            raise RecipeError(
-                f"Several packages offer the {self.kind} '{offered.name}': {', '.join(packages)}.",
-                hint="Uninstall all but one of them.",
-            )
-        try:
-            offered.load()
-            _ = self.loaded[offered.name].allowed if offered.name in self.loaded else None  # annotations can be read
-        except (Exception, SystemExit) as error:  # importing a stranger's module may raise anything
-            raise RecipeError(
-                f"{owner} offers the {self.kind} '{offered.name}', and cannot be imported: "
-                f"{type(error).__name__}: {error}",
-                hint="Upgrade the package, or uninstall it.",
-            ) from error
+        load_offered(self.kind, offered)
+        owner = f"The package '{offered.dist.name if offered.dist else offered.value}' offers the {self.kind}"
         if offered.name not in self.loaded:
             raise RecipeError(
-                f"{owner} offers the {self.kind} '{offered.name}', and {offered.value} defines none of that name.",
+                f"{owner} '{offered.name}', and {offered.value} defines none of that name.",
                 hint=f"The entry point has the name of the function that is registered as a {self.kind}.",
             )
+        try:
+            _ = self.loaded[offered.name].allowed
+        except Exception as error:  # annotations may name anything
+            raise RecipeError(
+                f"{owner} '{offered.name}', and its annotations cannot be read: {type(error).__name__}: {error}",
+                hint="Upgrade the package, or uninstall it.",
+            ) from error
 
     def __contains__(self, name: object) -> bool:
         return name in self.loaded or name in self._offered

@@ -99,9 +99,9 @@ def data_of(
         raise click.UsageError("--data and --test need --task: text-classification, causal-lm or another.")
     if (task or metric) and not (data or test):
         raise click.UsageError("--task and --metric say how to look at data: name them with --data or --test.")
-    named = {"validation": data, "test": test}
+    named, measured = {"validation": data, "test": test}, {"metric": metric} if metric else {}
     looked_at: dict[str, list[dict[str, Any]]] = {
-        key: [{**_dataset(value), "task": task, **({"metric": metric} if metric else {})}]
+        key: [{**_dataset(value, "name" if task == "lm-eval" else "dataset"), "task": task, **measured}]
         for key, value in named.items()
         if value
     }
@@ -110,14 +110,14 @@ def data_of(
     return looked_at
 
 
-def _dataset(named: str) -> dict[str, Any]:
+def _dataset(named: str, key: str) -> dict[str, Any]:
     """A data set and its split; the split may have a colon of its own: ``owner/data:validation[:500]``."""
     from hf_soup.recipe import is_local_path
 
     match = re.fullmatch(r"(.+?):(\w[^:\[\]]*(?:\[[^\]]*\][^:\[\]]*)*)", named)
     if match is None or is_local_path(named):
-        return {"dataset": named}
-    return {"dataset": match[1], "split": match[2]}
+        return {key: named}
+    return {key: match[1], "split": match[2]}
 
 
 def refuse_existing(path: Path) -> None:

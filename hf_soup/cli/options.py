@@ -17,18 +17,34 @@ QUIET = click.option("--quiet", is_flag=True, help="No progress bars.")
 ALLOW = click.option(
     "--allow", multiple=True, metavar="CODE,…", help="Accept findings that refuse or warn, such as tensors-unrelated."
 )
+
+
+def _task(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    from hf_soup.recipe import task_names
+
+    if value is not None and value not in (known := [*task_names(), "lm-eval"]):
+        raise click.BadParameter(f"'{value}' is not one of {', '.join(known)}.")
+    return value
+
+
 TASK = click.option(
     "--task",
-    type=click.Choice(["image-classification", "text-classification", "causal-lm", "multiple-choice-lm"]),
-    help="What models do with the data.",
+    metavar="TASK",
+    callback=_task,
+    help="What models do with the data: image-classification, text-classification, causal-lm or multiple-choice-lm; "
+    "with lm-eval the data are a task of lm-evaluation-harness.",
 )
 METRIC = click.option(
-    "--metric", metavar="METRIC", help="accuracy, f1, …; accuracy by default, of causal-lm bits_per_byte."
+    "--metric",
+    metavar="METRIC",
+    help="accuracy, f1_macro, spearmanr, …; accuracy by default, of causal-lm bits_per_byte.",
 )
 VALIDATION = click.option(
     "--validation", multiple=True, metavar="MODULE:FUNCTION", help="A function of your own that measures a model."
 )
-DEVICE = click.option("--device", default="cpu", show_default=True, help="Where models run when they are scored.")
+DEVICE = click.option(
+    "--device", default="cpu", show_default=True, help="Where models run when they are scored: cpu, cuda, or auto."
+)
 
 
 def tell(report: dict[str, Any], text: str, as_json: bool, *files: Callable[[], None]) -> None:

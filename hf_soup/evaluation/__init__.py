@@ -20,6 +20,13 @@ if TYPE_CHECKING:
         with_statistics as with_statistics,
     )
     from hf_soup.evaluation.data import loader_of as loader_of
+    from hf_soup.evaluation.dataset import (
+        EvalDataset as EvalDataset,
+        LearnableDataset as LearnableDataset,
+        MeanOfRows as MeanOfRows,
+        answered_together as answered_together,
+    )
+    from hf_soup.evaluation.encoded_rows import EncodedRows as EncodedRows
     from hf_soup.evaluation.evaluation_data import (
         Calibration as Calibration,
         EvaluationData as EvaluationData,
@@ -30,10 +37,19 @@ if TYPE_CHECKING:
         require_rows as require_rows,
         require_variance as require_variance,
     )
+    from hf_soup.evaluation.heads import HeadDataset as HeadDataset
     from hf_soup.evaluation.memory import require_memory as require_memory
+    from hf_soup.evaluation.model import build_model as build_model
     from hf_soup.evaluation.model_answers import SavedModel as SavedModel, answer_along as answer_along
+    from hf_soup.evaluation.preprocessing import prepare_datasets as prepare_datasets
     from hf_soup.evaluation.report import LAST as LAST, SOUP as SOUP, EvaluationReport as EvaluationReport
     from hf_soup.evaluation.search import Choice as Choice, MixtureSpace as MixtureSpace, choose as choose
+    from hf_soup.evaluation.tasks import task_named as task_named
+    from hf_soup.evaluation.tasks.task import (
+        PreparedRows as PreparedRows,
+        Task as Task,
+        donors_tokenizer as donors_tokenizer,
+    )
     from hf_soup.evaluation.template import (
         ModelTemplate as ModelTemplate,
         model_template as model_template,

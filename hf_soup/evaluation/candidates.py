@@ -17,6 +17,8 @@ from hf_soup.evaluation.classification import ClassificationDataset
 from hf_soup.evaluation.dataset import EvalDataset, LearnableDataset, Outputs
 from hf_soup.evaluation.ensembles import calibration, diversity, ensemble, greedy_ensemble, logit_ensemble
 from hf_soup.evaluation.evaluation_data import EvaluationData, require_halves
+from hf_soup.evaluation.guard import Breach, breach
+from hf_soup.evaluation.looks import Chance, beside_chance, by_chance
 from hf_soup.evaluation.model import one_thread
 from hf_soup.evaluation.model_answers import ModelAnswers, SavedModel
 from hf_soup.evaluation.report import ENSEMBLE, GREEDY_ENSEMBLE, LAST, LOGIT_ENSEMBLE, SOUP, EvaluationReport
@@ -62,6 +64,8 @@ class Candidates:
         self._outputs: dict[tuple[str, str], Outputs] = {}
         self._answers: dict[str, list[Outputs]] = {}
         self._in_order: set[str] = set()
+        self._looked_at: dict[str, None] = {}  # keys of mixtures that were compared on all rows
+        self._refused: tuple[float, str, Breach] | None = None
 
     def __enter__(self) -> Candidates:
         return self
@@ -74,7 +78,7 @@ class Candidates:
         """Whether validation scores are shares of one, which people read in percent."""
         return all(bench.share for bench in self._data.validation)
 
-    def score(self, mixture: Mixture, rows: RowSubset | None = None) -> float:
+    def score(self, mixture: Mixture, rows: RowSubset | None = None, *, guarded: bool = True) -> float:
         """The validation score of a soup that is not written.
 
         Over several data sets it is the mean of their metrics, by the recipe's weights.
@@ -82,19 +86,64 @@ class Candidates:
         Args:
             mixture: Of sources of the layout.
             rows: Of each data set those that count; by default all.
+            guarded: Whether one that breaks a guard ranks below all that do not.
         """
         key = Plan(self._layout, mixture).in_order.key  # the order of a sum shows in its last bits only
         if key not in self._answers:
             self._answers[key] = self._answered(self.outputs(mixture))
-        return self._mean_score(self._answers[key], rows)
+        if rows is None:
+            self._looked_at[key] = None
+        return self._ranked(self._answers[key], rows, " + ".join(mixture.weights), guarded)
 
-    def score_alone(self, name: str, rows: RowSubset | None = None) -> float:
+    def score_alone(self, name: str, rows: RowSubset | None = None, *, guarded: bool = True) -> float:
         """That of an ingredient.
 
         Raises:
             ScoringError: It answers as if its labels were in another order.
         """
-        return self._mean_score(self._answered(self.outputs_alone(name)), rows)
+        return self._ranked(self._answered(self.outputs_alone(name)), rows, name, guarded)
+
+    @property
+    def guarded(self) -> bool:
+        """Whether some validation data have a guard."""
+        return any(bench.scoring.at_least for bench in self._data.validation)
+
+    def breach(self, answers: Sequence[Outputs], rows: RowSubset | None = None) -> Breach | None:
+        """How a model with these answers breaks the guards."""
+        alone = [self._values(self._answered(self.outputs_alone(name)), rows) for name in self.ingredients]
+        return breach(self._data.validation, self._values(answers, rows), np.max(alone, axis=0).tolist())
+
+    def _ranked(self, answers: Sequence[Outputs], rows: RowSubset | None, name: str, guarded: bool) -> float:
+        value = self._mean_score(answers, rows)
+        if not guarded or not self.guarded or (broken := self.breach(answers, rows)) is None:
+            return value
+        if rows is None and (self._refused is None or value > self._refused[0]):
+            self._refused = value, name, broken
+        return broken.rank
+
+    def refused(self, score: float) -> list[str]:
+        """A sentence about the best candidate that a guard refused, where it scores more than this."""
+        if self._refused is None or self._refused[0] <= score:
+            return []
+        value, name, broken = self._refused
+        return [
+            f"Without `at_least`, {name} would score {value:.4g} on the validation data, and not {score:.4g}; it is "
+            f"{broken.text}."
+        ]
+
+    def require_guards(self, outputs: Sequence[Outputs], select: str) -> None:
+        """Refuse what was chosen, where it breaks a guard.
+
+        Raises:
+            ScoringError: It is so.
+        """
+        answers = self._answered(outputs)
+        if self.guarded and (broken := self.breach(answers)):
+            raise ScoringError(
+                f"Nothing that `select: {select}` tried keeps `at_least`: what comes nearest scores "
+                f"{self._mean_score(answers):.4g} on the validation data, and is {broken.text}.",
+                hint="Allow more, leave ingredients out, or try another `select` or `method`.",
+            )
 
     def outputs(self, mixture: Mixture) -> list[Outputs]:
         """What a soup that is not written answers to the validation data."""
@@ -109,13 +158,14 @@ class Candidates:
     def _answered(self, outputs: Sequence[Outputs]) -> list[Outputs]:
         return [bench.answers(each) for bench, each in zip(self._data.validation, outputs, strict=True)]
 
-    def _mean_score(self, answers: Sequence[Outputs], rows: RowSubset | None = None) -> float:
-        validation = self._data.validation
-        shares = [bench.scoring.weight for bench in validation]
-        values = [
+    def _values(self, answers: Sequence[Outputs], rows: RowSubset | None = None) -> list[float]:
+        return [
             bench.judge(each, rows[number] if rows else None)
-            for number, (bench, each) in enumerate(zip(validation, answers, strict=True))
+            for number, (bench, each) in enumerate(zip(self._data.validation, answers, strict=True))
         ]
+
+    def _mean_score(self, answers: Sequence[Outputs], rows: RowSubset | None = None) -> float:
+        shares, values = [bench.scoring.weight for bench in self._data.validation], self._values(answers, rows)
         return math.fsum(share * value for share, value in zip(shares, values, strict=True)) / math.fsum(shares)
 
     def objective(self, outputs: Sequence[Outputs]) -> float:
@@ -299,6 +349,8 @@ class Candidates:
 
         best = {bench.title: max(names, key=partial(worth, bench=bench)) for bench in every}
         comparisons = {b.title: b.compare(answered[SOUP, b.title], answered[best[b.title], b.title]) for b in every}
+        for bench, chance in zip(self._data.validation, self._by_chance(comparisons), strict=False):
+            comparisons[bench.title] = beside_chance(comparisons[bench.title], chance, share=bench.share)
         since = {b.title: b.compare(answered[SOUP, b.title], answered[LAST, b.title]) for b in every if last}
         curve = []
         for number, point in enumerate(points):
@@ -309,6 +361,22 @@ class Candidates:
         return EvaluationReport(
             scores, best, comparisons, since, calibrated, errors, in_ensemble, tuple(curve), notes, warnings
         )
+
+    def _by_chance(self, comparisons: Mapping[str, Comparison]) -> list[Chance]:
+        """What the choice among all candidates gains by chance on each of the validation data, where that is known."""
+        validation, names = self._data.validation, list(self.ingredients)
+        if not self._looked_at:
+            return []
+        every = [self._answered(self.outputs_alone(name)) for name in names]
+        every += [self._answers[key] for key in self._looked_at]
+        values = [[bench.row_values(answers[number]) for answers in every] for number, bench in enumerate(validation)]
+        columns = [[each for each in own if each is not None] for own in values]
+        if any(len(own) < len(every) for own in columns):
+            return []
+        return by_chance(
+            [np.stack(own, axis=1) for own in columns], [bench.scoring.weight for bench in validation], len(names),
+            [comparisons[bench.title].difference for bench in validation],
+        )  # fmt: skip
 
     def _ensembles(self) -> tuple[str, ...]:
         """Work out what ensembles of the ingredients answer, where there are classes; the members of the greedy one."""

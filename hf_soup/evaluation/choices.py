@@ -8,13 +8,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hf_soup.evaluation.dataset import MeanOfRows
 from hf_soup.evaluation.language import PREDICTED, LikelihoodDataset
-from hf_soup.evaluation.metrics import METRICS
-from hf_soup.evaluation.statistics import Floats, Ints, accuracy_of, compare_accuracies, resampled
+from hf_soup.evaluation.statistics import Floats, Ints
 from hf_soup.merging import ProcessGroup
-from hf_soup.recipe import Comparison, Score
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +22,7 @@ CHOICE_METRICS = ("accuracy", "accuracy_by_length")
 
 
 @dataclass(frozen=True, eq=False)
-class ChoiceDataset(LikelihoodDataset):
+class ChoiceDataset(MeanOfRows, LikelihoodDataset):
     r"""Questions, each with choices, one of which is right.
 
     The answer of a model is the choice of the greatest log-likelihood after the question,
@@ -129,22 +127,6 @@ class ChoiceDataset(LikelihoodDataset):
         """``(n,)``: which choice each answer is."""
         return np.asarray((outputs / self._by).argmax(axis=1), dtype=np.int64)
 
-    def _right(self, outputs: Floats) -> NDArray[np.bool_]:
-        return np.asarray(self.answers(outputs) == self.references)
-
-    def judge(self, answers: Ints, rows: Ints | None = None) -> float:
-        """The share of answers, or of those to some rows, that are right."""
-        right = answers == self.references
-        return float(np.mean(right if rows is None else right[rows]))
-
-    def score(self, outputs: Floats) -> Score:
-        """The accuracy, with Wilson's 95 % interval."""
-        return accuracy_of(self._right(outputs), self.scoring.measure)
-
-    def compare(self, first: Floats, second: Floats) -> Comparison:
-        """As `EvalDataset.compare`: `compare_accuracies`."""
-        return compare_accuracies(self.scoring.measure, self._right(first), self._right(second))
-
-    def resampled(self, outputs: Floats) -> Floats:
-        """As `EvalDataset.resampled`."""
-        return resampled(self.references, self.answers(outputs), METRICS["accuracy"])
+    def row_values(self, answers: Ints) -> Floats:
+        """1 for each question whose answer is right, else 0."""
+        return np.asarray(answers == self.references, dtype=float)

@@ -114,10 +114,10 @@ def _common(first: DatasetRows, second: DatasetRows) -> str:
     )
 
 
-def label_column(scoring: Scoring, title: str, table: Any, classes: int) -> str:
+def label_column(scoring: Scoring, title: str, table: Any, classes: int, usual: Sequence[str] = LABEL_COLUMNS) -> str:
     """The recipe's, or the one with a usual name; of several, the first that declares the model's number of classes."""
     said = None if scoring.label_column is None else (scoring.label_column,)
-    found = [name for (name,) in _columns(title, table, said, [(name,) for name in LABEL_COLUMNS], "label_column")]
+    found = [name for (name,) in _columns(title, table, said, [(name,) for name in usual], "label_column")]
     return next((name for name in found if len(declared_classes(table, name) or ()) == classes), found[0])
 
 
@@ -147,8 +147,9 @@ def _columns(
 
 
 def declared_classes(table: Any, column: str) -> tuple[str, ...] | None:
-    """The class names that the data set declares for a column of numbers, or None."""
-    return tuple(getattr(table.features[column], "names", None) or ()) or None
+    """The class names that the data set declares for a column of numbers, or of lists of numbers, or None."""
+    feature = table.features[column]
+    return tuple(getattr(getattr(feature, "feature", feature), "names", None) or ()) or None
 
 
 def _pin(scoring: Scoring, token: str | bool | None) -> tuple[str, str]:

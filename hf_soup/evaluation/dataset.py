@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,11 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_soup.errors import ScoringError
+from hf_soup.evaluation.batch_limit import BatchLimit
 from hf_soup.evaluation.inputs import Inputs
 from hf_soup.evaluation.model import answers
-from hf_soup.evaluation.statistics import Floats, Ints
+from hf_soup.evaluation.statistics import (
+    Floats,
+    Ints,
+    accuracy_of,
+    bootstrap,
+    compare_accuracies,
+    comparison_of,
+    mean,
+    paired_bootstrap,
+    resampled,
+)
 from hf_soup.merging import ProcessGroup
-from hf_soup.recipe import CalibrationData, Comparison, FunctionScoring, Score, Scoring
+from hf_soup.recipe import AnyScoring, CalibrationData, Comparison, Score, Scoring
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,14 +51,17 @@ class EvalDataset(ABC):
 
     #: Whether outputs are kept on the disk from one cook to the next.
     remembered: ClassVar[bool] = True
-    #: Whether the value is a share of one, which people read in percent.
-    share: ClassVar[bool] = True
 
     title: str
-    scoring: Scoring | FunctionScoring
+    scoring: AnyScoring
     notes: tuple[str, ...]
     fingerprint: str
     name: str
+
+    @property
+    def share(self) -> bool:
+        """Whether the value is a share of one, which people read in percent."""
+        return True
 
     @property
     def looked_at_as(self) -> tuple[object, ...]:
@@ -98,6 +113,10 @@ class EvalDataset(ABC):
     def judge(self, answers: NDArray[Any], rows: Ints | None = None) -> float:
         """The value of answers, or of those to some rows, without an interval. More is better."""
 
+    def row_values(self, answers: NDArray[Any]) -> Floats | None:
+        """``(rows,)``: numbers whose mean is what `judge` gives; None where it is the mean of none."""
+        return None
+
     @abstractmethod
     def score(self, outputs: Outputs) -> Score:
         """The value, with its 95 % interval where there are rows.
@@ -123,6 +142,50 @@ class EvalDataset(ABC):
         """
 
 
+class MeanOfRows(EvalDataset):
+    """Data whose metric is the mean of a number for each row; more is better."""
+
+    @abstractmethod
+    def row_values(self, answers: NDArray[Any]) -> Floats:
+        """``(rows,)``: the numbers."""
+
+    def judge(self, answers: NDArray[Any], rows: Ints | None = None) -> float:
+        """Their mean, over all rows or some."""
+        values = self.row_values(answers)
+        return math.fsum(chosen := values if rows is None else values[rows]) / len(chosen)
+
+    def _right(self, *outputs: Outputs) -> list[NDArray[np.bool_]]:
+        """Whether each row is right, of shares of one where it is right or wrong; nothing elsewhere."""
+        values = [self.row_values(self.answers(each)) for each in outputs]
+        return [each == 1 for each in values] if self.share and np.isin(values, (0, 1)).all() else []
+
+    def score(self, outputs: Outputs) -> Score:
+        """The mean: with Wilson's 95 % interval where rows are right or wrong, else with the bootstrap's."""
+        for right in self._right(outputs):
+            return accuracy_of(right, self.scoring.measure)
+        answers = self.answers(outputs)
+        values, value = self.row_values(answers), self.judge(answers)
+        low, high = bootstrap(np.zeros(len(values)), values, mean)
+        return Score(
+            self.scoring.measure, value, min(low, value), max(high, value), len(values), share=self.share
+        )  # fmt: skip
+
+    def compare(self, first: Outputs, second: Outputs) -> Comparison:
+        """As `EvalDataset.compare`: `compare_accuracies`, or the paired bootstrap and a permutation test."""
+        if right := self._right(first, second):
+            return compare_accuracies(self.scoring.measure, *right)
+        one, other = (self.answers(each) for each in (first, second))
+        values = self.row_values(one)
+        low, high, p = paired_bootstrap(np.zeros(len(values)), values, self.row_values(other), mean)
+        difference = self.judge(one) - self.judge(other)
+        return comparison_of(self.scoring.measure, difference, low, high, p, len(values), share=self.share)
+
+    def resampled(self, outputs: Outputs) -> Floats:
+        """As `EvalDataset.resampled`."""
+        values = self.row_values(self.answers(outputs))
+        return resampled(np.zeros(len(values)), values, mean)
+
+
 class LearnableDataset(EvalDataset):
     """Rows that a model answers in batches, and whose loss has a gradient.
 
@@ -130,7 +193,7 @@ class LearnableDataset(EvalDataset):
     """
 
     scoring: Scoring
-    #: Whether the loss is that of a softmax, whose scale can be learned too.
+    #: Whether the loss is that of logits, whose scale can be learned too.
     scaled: ClassVar[bool]
 
     @property
@@ -196,7 +259,15 @@ def answered_together(
         return values
 
     try:
-        answered = answers(model, data.batch, batches[world.rank :: world.size], device, progress, read)
+        answered = answers(
+            model,
+            data.batch,
+            batches[world.rank :: world.size],
+            device,
+            progress,
+            read,
+            BatchLimit.of(data, data.title),
+        )
     except ScoringError as error:
         answered = ScoringError.of(error, f"The model fails on '{data.name}' {error.message}")
     everyones = world.gather(answered)

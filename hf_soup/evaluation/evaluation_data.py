@@ -10,13 +10,14 @@ from hf_soup.errors import ScoringError
 from hf_soup.evaluation import metrics
 from hf_soup.evaluation.batch_norm import batch_norms
 from hf_soup.evaluation.dataset import CalibrationDataset, EvalDataset
-from hf_soup.evaluation.model import require_device
+from hf_soup.evaluation.harness import harness_datasets
+from hf_soup.evaluation.model import require_device, require_head
 from hf_soup.evaluation.own_function import function_dataset
 from hf_soup.evaluation.preprocessing import prepare_calibration_dataset, prepare_datasets
 from hf_soup.evaluation.template import ModelTemplate, model_template
 from hf_soup.lineage import AlignedModels
 from hf_soup.merging import Layout, Plan, RunContext
-from hf_soup.recipe import Recipe, Scoring, with_dataset
+from hf_soup.recipe import FunctionScoring, HarnessScoring, Recipe, Scoring, with_dataset
 
 
 @dataclass(frozen=True)
@@ -82,22 +83,27 @@ def load_data(recipe: Recipe, template: ModelTemplate, context: RunContext) -> E
         ScoringError: A data set, or the device, cannot be used.
     """
     every, count = [*recipe.validation, *recipe.test], len(recipe.validation)
+    roles = ["validation"] * count + ["test"] * len(recipe.test)
     if every or recipe.calibration:
         require_device(context.device)
     metrics.forget()
-    asked = [
-        ("validation" if place < count else "test", scoring)
-        for place, scoring in enumerate(every)
-        if isinstance(scoring, Scoring)
-    ]
+    asked = [(role, each) for role, each in zip(roles, every, strict=True) if isinstance(each, Scoring)]
+    tasks = [(role, each) for role, each in zip(roles, every, strict=True) if isinstance(each, HarnessScoring)]
     prepared: Iterator[EvalDataset] = iter(())
     if asked:
+        require_head(template.config, asked[0][1].task)
         prepared = iter(
             prepare_datasets(
                 asked, folder=template.folder, config=template.config, token=context.token, quiet=context.quiet
             )
         )
-    scored = [next(prepared) if isinstance(each, Scoring) else function_dataset(each, template) for each in every]
+    of_harness = iter(harness_datasets(tasks, template, quiet=context.quiet) if tasks else ())
+    scored = [
+        function_dataset(each, template)
+        if isinstance(each, FunctionScoring)
+        else next(of_harness if isinstance(each, HarnessScoring) else prepared)
+        for each in every
+    ]
     calibration = load_calibration(recipe, template, context)
     return EvaluationData(template, tuple(scored[:count]), tuple(scored[count:]), calibration)
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise, repeat
 from pathlib import Path
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from hf_soup.checkpoint import TORCH
 from hf_soup.errors import ScoringError
+from hf_soup.evaluation.batch_limit import BatchLimit
 from hf_soup.evaluation.dataset import LearnableDataset, Outputs
 from hf_soup.evaluation.loaded_parameters import find_loaded_parameters, held, on_disk
 from hf_soup.evaluation.model import build_model
@@ -267,7 +270,7 @@ class ValidationLoss(MergedModelGradient):
         strata = [bench.strata for bench in self._benches]
         firsts = np.cumsum([0, *(kind.max() + 1 for kind in strata)])
         self.strata = np.concatenate([first + kind for first, kind in zip(firsts, strata, strict=False)])[self._seen]
-        self._progress = progress
+        self._progress, self._limits = progress, [BatchLimit(bench.title) for bench in self._benches]
         task = benches[0].scoring.task
         super().__init__(layout, paths, [layout.numbers[source] for source in sources], config, task, device)
 
@@ -285,10 +288,11 @@ class ValidationLoss(MergedModelGradient):
             ScoringError: The model fails.
             MergeError: A file is shorter than its header says, or holds NaN.
         """
-        parts: list[_Part] = []
-        with torch.no_grad():
-            self._run(shares, rows, parts.append)
-        return _least(parts)
+        while True:
+            parts: list[_Part] = []
+            with suppress(_TooLargeError), torch.no_grad():
+                self._run(shares, rows, parts.append)
+                return _least(parts)
 
     def alone(self, rows: NDArray[np.int64]) -> list[float]:
         """That of every ingredient, from what it answered, without another forward pass."""
@@ -311,6 +315,13 @@ class ValidationLoss(MergedModelGradient):
         self, shares: NDArray[np.float64], scale: float, rows: NDArray[np.int64]
     ) -> tuple[float, NDArray[np.float64], float]:
         """The loss, its derivatives with respect to ``shares``, of their shape, and that with respect to ``scale``."""
+        while True:
+            with suppress(_TooLargeError):
+                return self._gradient(shares, scale, rows)
+
+    def _gradient(
+        self, shares: NDArray[np.float64], scale: float, rows: NDArray[np.int64]
+    ) -> tuple[float, NDArray[np.float64], float]:
         self._model.zero_grad()
         beta = torch.tensor(scale, requires_grad=True)
         losses = []
@@ -327,7 +338,8 @@ class ValidationLoss(MergedModelGradient):
     def _run(self, shares: NDArray[np.float64], rows: NDArray[np.int64], use: Callable[[_Part], object]) -> None:
         """Have the soup of these shares answer batch by batch."""
         self._set(shares @ self._groups)
-        for bench, (mine, share) in zip(self._benches, self._by_bench(self._seen[rows]), strict=True):
+        for place, (mine, share) in enumerate(self._by_bench(self._seen[rows])):
+            bench = self._benches[place]
             share_of = np.zeros(len(bench.row_weights))
             share_of[mine] = share
             for numbers in bench.batches(mine):
@@ -336,11 +348,14 @@ class ValidationLoss(MergedModelGradient):
                     answers, places = bench.by_row(bench.read(self._model(**batch), numbers), numbers)
                     use(_Part(bench, answers, places, torch.from_numpy(share_of[places])))
                 except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                    size = bench.scoring.batch_size
+                    if self._limits[place].lower(error, min(size, len(numbers))):
+                        # What is half done is done anew: a gradient may have come half-way.
+                        scoring = bench.scoring.model_copy(update={"batch_size": self._limits[place].most})
+                        self._benches[place] = replace(bench, scoring=scoring)
+                        raise _TooLargeError from None
                     shapes = {name: tuple(value.shape) for name, value in batch.items()}
-                    raise ScoringError(
-                        f"The model cannot learn from '{bench.title}' ({shapes}): {error}",
-                        hint="Out of memory: a smaller `batch_size` of the data.",
-                    ) from error
+                    raise ScoringError(f"The model cannot learn from '{bench.title}' ({shapes}): {error}") from error
                 self._progress(len(numbers))
 
     def _made(self, row: int, given: NDArray[np.float64], piece: Slice) -> Tensor:
@@ -361,6 +376,10 @@ class ValidationLoss(MergedModelGradient):
         if given.sum() <= 0:
             return 0.0  # their plain mean, as in a merge
         return (dots - given @ dots / given.sum()) / given.sum()
+
+
+class _TooLargeError(Exception):
+    """A batch did not fit the memory, and the next ones are smaller."""
 
 
 class _Part(NamedTuple):

@@ -69,7 +69,7 @@ def match(
         labels: What the recipe says.
     """
     text = isinstance(column[0], str)
-    values = tuple({_key(str(v)): str(v) for v in sorted(column)}.values()) if text else declared
+    values = tuple({key(str(v)): str(v) for v in sorted(column)}.values()) if text else declared
     for names in (values or (), labels or (), model):
         if len(_keys(names)) < len(names):
             raise ScoringError(f"Two classes of {title} or of the model have one name: {_listed(names)}.")
@@ -103,8 +103,8 @@ def match(
             f"{title} has {number:,} classes and the model has {len(model)} outputs ({_listed(model)}).",
             hint="Use data that the model was trained for, or name another `label_column`.",
         )
-    places = {_key(name): place for place, name in enumerate(names)}
-    outputs = tuple(places[_key(value)] if by_name else place for place, value in enumerate(values))
+    places = {key(name): place for place, name in enumerate(names)}
+    outputs = tuple(places[key(value)] if by_name else place for place, value in enumerate(values))
     # `LABEL_1` and `1` are one, but nobody has said that they mean the same.
     spelled = {name.strip().casefold() for name in values} <= {name.strip().casefold() for name in model}
     if not by_name or (nameless and not labels and not spelled):
@@ -115,10 +115,17 @@ def match(
     return LabelMap(outputs, tuple(values), names, tuple(model), text, note)
 
 
-def clean(title: str, column: Sequence[Any], name: str) -> list[Any]:
-    """The labels of a column, all names or all whole numbers from 0; numbers written as text are numbers."""
+def clean(title: str, column: Sequence[Any], name: str, rows: Sequence[int] | None = None) -> list[Any]:
+    """The labels of a column, all names or all whole numbers from 0; numbers written as text are numbers.
+
+    Args:
+        title, name: What errors call the data and the column.
+        column: The labels.
+        rows: The row of each, where a row has several; by default there is one a row.
+    """
     cleaned: list[Any] = []
-    for row, value in enumerate(column):
+    rows = range(len(column)) if rows is None else rows
+    for row, value in zip(rows, column, strict=True):
         # A float that is a whole number is how pandas writes integers beside a gap.
         if not isinstance(value, str | int) and not (isinstance(value, float) and value.is_integer()):
             raise ScoringError(
@@ -132,7 +139,7 @@ def clean(title: str, column: Sequence[Any], name: str) -> list[Any]:
     if not all(value.isdecimal() for value in texts):
         return cleaned
     numbers = [int(value) for value in cleaned]
-    for row, number in enumerate(numbers):
+    for row, number in zip(rows, numbers, strict=True):
         if number < 0:
             raise ScoringError(
                 f"Row {row} of {title} has the label {number}: the labels of this split are hidden.",
@@ -141,14 +148,15 @@ def clean(title: str, column: Sequence[Any], name: str) -> list[Any]:
     return numbers
 
 
-def to_outputs(labels: LabelMap, column: Sequence[Any], title: str) -> Ints:
-    """The model's output number for each row, ``(n,)`` int64."""
-    places = {_key(value): place for place, value in enumerate(labels.values)}
-    numbers = [places[_key(value)] for value in column] if labels.text else column
-    for row, number in enumerate(numbers):
+def to_outputs(labels: LabelMap, column: Sequence[Any], title: str, rows: Sequence[int] | None = None) -> Ints:
+    """The model's output number for each label, ``(n,)`` int64; ``rows`` as in `clean`."""
+    places = {key(value): place for place, value in enumerate(labels.values)}
+    numbers = [places[key(value)] for value in column] if labels.text else column
+    for row, number in zip(range(len(column)) if rows is None else rows, numbers, strict=True):
         if number >= len(labels.outputs):
             raise ScoringError(
-                f"Row {row} of {title} has the label {number}, which is none of {_listed(labels.values)}."
+                f"Row {row} of {title} has the label {number}, which is none of {_listed(labels.values)}.",
+                hint="Correct the row, or `labels`.",
             )
     return np.array([labels.outputs[number] for number in numbers], dtype=np.int64)
 
@@ -166,20 +174,20 @@ def suggestion(labels: LabelMap, permutation: Sequence[int]) -> tuple[str, ...] 
     return tuple(order[output] for output in range(len(order)))
 
 
-def _key(name: str) -> str:
+def key(name: str) -> str:
     """What two spellings of one class have in common; ``LABEL_2`` and ``2`` are both number 2."""
-    key = " ".join(name.casefold().split())
-    number = _SAYS_NOTHING.fullmatch(key)
-    return number[1] if number else key
+    plain = " ".join(name.casefold().split())
+    number = _SAYS_NOTHING.fullmatch(plain)
+    return number[1] if number else plain
 
 
 def _keys(names: Sequence[str]) -> set[str]:
-    return {_key(name) for name in names}
+    return {key(name) for name in names}
 
 
 def _nameless(names: Sequence[str]) -> bool:
     """Whether names are only numbers: ``LABEL_0``, ``0``."""
-    return all(_SAYS_NOTHING.fullmatch(_key(name)) for name in names)
+    return all(_SAYS_NOTHING.fullmatch(key(name)) for name in names)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -158,7 +158,7 @@ class LikelihoodDataset(LearnableDataset):
             counted = np.flatnonzero(last[1] & PREDICTED) if len(last) > 1 else np.arange(predicted)
             targets = torch.from_numpy(last[0, counted].astype(np.int64)).to(logits.device)
             logs = logits[end - predicted + torch.from_numpy(counted).to(logits.device)].float().log_softmax(-1)
-            values.append(logs.gather(1, targets[:, None]).double().sum())
+            values.append(logs.gather(1, targets[:, None]).cpu().double().sum())  # not all devices have doubles
         return torch.stack(values)
 
 
@@ -260,6 +260,14 @@ class LanguageDataset(LikelihoodDataset):
     def _value(self, outputs: Floats, rows: Ints | None = None) -> float:
         chosen = np.arange(len(outputs)) if rows is None else rows
         return float(self._metric(self.sizes[chosen], outputs[chosen], np.ones((1, len(chosen)), np.int64))[0])
+
+    def row_values(self, answers: Floats) -> Floats | None:
+        """The part of each text in the negative metric; of the perplexity there is none."""
+        metric = self.scoring.metric
+        if metric == "perplexity":
+            return None
+        unit, column = (np.log(2), 0) if metric == "bits_per_byte" else (1.0, 1)
+        return np.asarray(answers * len(answers) / (unit * self.sizes[:, column].sum()))
 
     def judge(self, answers: Floats, rows: Ints | None = None) -> float:
         """The negative of the metric, as less is better."""

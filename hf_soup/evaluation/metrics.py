@@ -1,4 +1,4 @@
-"""Metrics: built in; or a function or an `evaluate` script of the user's. A new one is an entry of `METRICS`."""
+"""Metrics by name: built in (`formulas`), or a function or an `evaluate` script of the user's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -16,72 +16,32 @@ import numpy as np
 from hf_soup._util.text import first_line
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.data import content_hash
+from hf_soup.evaluation.formulas import CLASS_METRICS, LOSSES, MULTI_LABEL_METRICS, REGRESSION_METRICS, rows_right
 from hf_soup.evaluation.statistics import Floats, Ints, Metric, accuracy_of, bootstrap
 from hf_soup.hub import cut_off
 from hf_soup.recipe import Score, is_local_path
 
-
-def _of_counts(value: Callable[[Ints, Ints, Ints], Floats]) -> Metric:
-    """A metric that needs no more than three counts of each class, and so takes many draws at once.
-
-    Args:
-        value: The metric, ``(draws,)``, of three ``(classes, draws)`` int64: how many rows of a class are answered
-            rightly, how many have it as their label, and how many as their answer.
-    """
-
-    def metric(labels: Ints, answers: Ints, rows: Ints) -> Floats:
-        from scipy.sparse import csr_array
-
-        classes, place = np.unique(np.stack([labels, answers]), return_inverse=True)
-        (label, answer), shape = place.reshape(2, -1), (len(classes), len(labels))
-        every, columns = np.ones_like(label), np.ascontiguousarray(rows.T)  # else scipy copies it three times
-        of_kinds = ((label == answer, label), (every, label), (every, answer))
-        return value(*(csr_array((kept, (of, np.arange(shape[1]))), shape=shape) @ columns for kept, of in of_kinds))
-
-    return metric
+#: All names that mean the same everywhere.
+BUILT_IN = tuple({**CLASS_METRICS, **MULTI_LABEL_METRICS, **REGRESSION_METRICS})
 
 
-def _macro(part: Ints, whole: Ints, of: Ints) -> Floats:
-    """The mean share over the classes that ``of`` has; a share of nothing is zero."""
-    return np.asarray((part / np.maximum(whole, 1)).sum(axis=0) / (of > 0).sum(axis=0))
-
-
-def _matthews(right: Ints, label: Ints, answer: Ints) -> Floats:
-    """Gorodkin, Comparing two K-category assignments by a K-category correlation coefficient, 2004."""
-    n = label.sum(axis=0)
-    # One class only among the labels or among the answers: zero above, and one below.
-    squares = [np.maximum(n**2 - (count**2).sum(axis=0), 1) for count in (label, answer)]
-    return np.asarray((right.sum(axis=0) * n - (label * answer).sum(axis=0)) / np.sqrt(squares).prod(axis=0))
-
-
-#: Name → metric, as scikit-learn has it. Averages are macro: every class counts the same, however rare; a class that
-#: neither the labels nor the answers have does not count, and a share of nothing is zero.
-METRICS: dict[str, Metric] = {
-    "accuracy": _of_counts(lambda right, label, answer: right.sum(axis=0) / label.sum(axis=0)),
-    "f1": _of_counts(lambda right, label, answer: _macro(2 * right, label + answer, label + answer)),
-    "precision": _of_counts(lambda right, label, answer: _macro(right, answer, label + answer)),
-    "recall": _of_counts(lambda right, label, answer: _macro(right, label, label + answer)),
-    "balanced_accuracy": _of_counts(lambda right, label, answer: _macro(right, label, label)),
-    "matthews_correlation": _of_counts(_matthews),
-}
-
-
-def find(metric: str, trusted: bool = False) -> Metric:
+def find(metric: str, trusted: bool = False, built_in: Mapping[str, Metric] = CLASS_METRICS) -> Metric:
     """The metric that a recipe names, ready to be used.
 
-    Larger is better, always; of an error rate a function returns the negative.
+    Larger is better, but for `LOSSES`; of an error rate a function returns the negative.
 
     Args:
         metric: A built-in name; ``module:function``, called as ``function(references, predictions)`` with ``(n,)``
-            int64 each, to return one number; a folder with an `evaluate` script of its name, or that ``.py`` file;
-            or the id of such a script on the Hub.
+            int64 each, or what else rows have, to return one number; a folder with an `evaluate` script of its name, or
+            that ``.py`` file; or the id of such a script on the Hub.
         trusted: Whether code from the Hub may run.
+        built_in: Those that are built in for such rows.
 
     Raises:
         ScoringError: There is no such metric, it cannot be loaded, or it is code from the Hub that is not trusted.
     """
-    if metric in METRICS:
-        return METRICS[metric]
+    if metric in built_in:
+        return built_in[metric]
     path = Path(metric).expanduser()
     if is_local_path(str(path)):
         script = path if path.suffix == ".py" else path.resolve() / f"{path.resolve().name}.py"
@@ -98,7 +58,7 @@ def find(metric: str, trusted: bool = False) -> Metric:
     if not trusted:
         raise ScoringError(
             f"There is no built-in metric '{metric}'.",
-            hint=f"Built in are {', '.join(METRICS)}. An `evaluate` metric of the Hub is code that runs here: "
+            hint=f"Built in are {', '.join(built_in)}. An `evaluate` metric of the Hub is code that runs here: "
             "read it, and say `trust_remote_code: true` beside `metric`.",
         )
     return _of_script(metric, path.name)
@@ -152,7 +112,7 @@ def _of_script(path: str, name: str) -> Metric:
     except (Exception, SystemExit) as error:  # whatever the script, the client or the disk raises
         raise ScoringError(
             f"Cannot load the metric '{name}': {first_line(error)}",
-            hint=f"Built in are {', '.join(METRICS)}.",
+            hint=f"Built in are {', '.join(BUILT_IN)}, each for one kind of models.",
             code=cut_off(error),
         ) from error
 
@@ -188,20 +148,30 @@ def _by_rows(name: str, function: Callable[[Ints, Ints], Any]) -> Metric:
             )
         return value
 
-    return lambda labels, answers, rows: np.array(
-        [one(np.repeat(labels, drawn), np.repeat(answers, drawn)) for drawn in rows]
-    )
+    def draws(labels: Any, answers: Any, rows: Ints) -> Floats:
+        answers = answers.astype(labels.dtype)  # those of which many are remembered are kept in fewer bytes
+        return np.array([one(np.repeat(labels, drawn, axis=0), np.repeat(answers, drawn, axis=0)) for drawn in rows])
+
+    return draws
 
 
-def value(metric: str, labels: Ints, answers: Ints, trusted: bool = False) -> float:
-    """The value of a metric on ``(n,)`` class numbers."""
-    return float(find(metric, trusted)(labels, answers, np.ones((1, len(labels)), np.int64))[0])
+def value(
+    metric: str, labels: Any, answers: Any, trusted: bool = False, built_in: Mapping[str, Metric] = CLASS_METRICS
+) -> float:
+    """The value of a metric on labels and answers, ``(n,)`` or ``(n, k)``."""
+    return float(find(metric, trusted, built_in)(labels, answers, np.ones((1, len(labels)), np.int64))[0])
 
 
-def score(metric: str, labels: Ints, answers: Ints, trusted: bool = False) -> Score:
+def score(
+    metric: str, labels: Any, answers: Any, trusted: bool = False, built_in: Mapping[str, Metric] = CLASS_METRICS
+) -> Score:
     """A metric with its 95 % interval: Wilson's for accuracy, the bootstrap's for others."""
     if metric == "accuracy":
-        return accuracy_of(labels == answers)
-    value_of_all, n = value(metric, labels, answers, trusted), len(labels)
-    low, high = bootstrap(labels, answers, find(metric, trusted))
-    return Score(metric, value_of_all, float(min(low, value_of_all)), float(max(high, value_of_all)), n)
+        return accuracy_of(rows_right(labels, answers))
+    value_of_all, n = value(metric, labels, answers, trusted, built_in), len(labels)
+    low, high = bootstrap(labels, answers, find(metric, trusted, built_in))
+    losses = metric in LOSSES
+    return Score(
+        metric, value_of_all, min(low, value_of_all), max(high, value_of_all), n, share=not losses,
+        less_is_better=losses,
+    )  # fmt: skip

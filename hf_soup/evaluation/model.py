@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from hf_soup._util.parallel import in_order, usable_cores
 from hf_soup._util.text import first_line
 from hf_soup.checkpoint import parts_of, read_config
 from hf_soup.errors import IncompatibleError, ScoringError
+from hf_soup.evaluation.batch_limit import BatchLimit
 from hf_soup.evaluation.statistics import Ints
 from hf_soup.evaluation.tasks import task_named
 
@@ -49,34 +51,7 @@ def build_model(
         ScoringError: The config is no such model, or tensors are missing, left over or of another shape.
             Tied tensors may be missing.
     """
-    import transformers
-
-    try:
-        known = read_config(config, "the model")
-    except IncompatibleError as error:
-        raise ScoringError(
-            f"Cannot read the model's config: {first_line(error)}",
-            hint="Only models that transformers itself knows can be scored; code from a repo is never run.",
-        ) from error
-    if task is None:
-        named = next(iter(known.architectures or ()), "")
-        model_class: Any = getattr(transformers, named, None)
-        if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
-            raise ScoringError(
-                f"transformers has no model '{named}', which the config names as its class.",
-                hint="Upgrade transformers, or name the class as `architectures` in the models' config.json.",
-            )
-    else:
-        asked = task_named(task)
-        classes = getattr(transformers, asked.models).get(type(known), None)
-        if classes is None:
-            raise ScoringError(
-                f"A model of type '{known.model_type}' has no {asked.head}.",
-                hint=f"The recipe says `task: {task}`; is that what the ingredients do?",
-            )
-        # Some families have several, such as DeiT's with and without its teacher.
-        several = classes if isinstance(classes, tuple) else (classes,)
-        model_class = next((found for found in several if found.__name__ in (known.architectures or ())), several[0])
+    known, model_class = _class_of(config, task)
     try:
         with _quiet(), parts_of(len(tensors), "The config is that of another model"):
             model, info = model_class.from_pretrained(
@@ -107,6 +82,55 @@ def build_model(
         )
     result: PreTrainedModel = model.eval()
     return result
+
+
+def require_head(config: Mapping[str, Any], task: str) -> None:
+    """Refuse models that have another head than a task is for, before anything is fetched.
+
+    Raises:
+        ScoringError: It is so, or their config cannot be read.
+    """
+    import transformers
+
+    known, model_class = _class_of(config, task)
+    named = next(iter(known.architectures or ()), model_class.__name__)
+    if named != model_class.__name__ and hasattr(transformers, named):
+        raise ScoringError(
+            f"The models are {named}, and `task: {task}` is for {model_class.__name__}.",
+            hint="Name the task that they were trained for, or measure them by a function of your own.",
+        )
+
+
+def _class_of(config: Mapping[str, Any], task: str | None) -> tuple[Any, Any]:
+    """The config as transformers reads it, and its class of models for a task."""
+    import transformers
+
+    try:
+        known = read_config(config, "the model")
+    except IncompatibleError as error:
+        raise ScoringError(
+            f"Cannot read the model's config: {first_line(error)}",
+            hint="Only models that transformers itself knows can be scored; code from a repo is never run.",
+        ) from error
+    if task is None:
+        named = next(iter(known.architectures or ()), "")
+        model_class: Any = getattr(transformers, named, None)
+        if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
+            raise ScoringError(
+                f"transformers has no model '{named}', which the config names as its class.",
+                hint="Upgrade transformers, or name the class as `architectures` in the models' config.json.",
+            )
+        return known, model_class
+    asked = task_named(task)
+    classes = getattr(transformers, asked.models).get(type(known), None)
+    if classes is None:
+        raise ScoringError(
+            f"A model of type '{known.model_type}' has no {asked.head}.",
+            hint=f"The recipe says `task: {task}`; is that what the ingredients do?",
+        )
+    # Some families have several, such as DeiT's with and without its teacher.
+    several = classes if isinstance(classes, tuple) else (classes,)
+    return known, next((found for found in several if found.__name__ in (known.architectures or ())), several[0])
 
 
 class ReusableModel:
@@ -188,8 +212,9 @@ def answers(
     device: str,
     progress: Callable[[int], object],
     read: Callable[[Any, Ints], NDArray[Any]],
+    limit: BatchLimit | None = None,
 ) -> list[NDArray[Any]]:
-    """What a model answers to batches of rows.
+    """What a model answers to batches of rows. One that does not fit the memory goes through it in halves.
 
     Args:
         model: Moved to the device, and left there in eval mode.
@@ -198,6 +223,7 @@ def answers(
         device: Where it runs.
         progress: Called with the number of rows done since the last call.
         read: What is kept of the model's output for some rows.
+        limit: What is known of the size of batches that fit.
 
     Raises:
         ScoringError: The model fails; the message begins with the shapes of the batch.
@@ -207,7 +233,11 @@ def answers(
     model.eval()  # type: ignore[no-untyped-call]
     model.to(device)  # type: ignore[arg-type]  # transformers types its wrapper as taking no string
 
+    bounds = limit or BatchLimit("a batch")
+
     def answer(rows: Ints) -> NDArray[Any]:
+        if bounds.exceeded(len(rows)):
+            return np.concatenate([answer(half) for half in np.array_split(rows, 2)])
         placed = {
             name: value.to(device, model.dtype if value.is_floating_point() else value.dtype)
             for name, value in batch_of(rows).items()
@@ -216,14 +246,16 @@ def answers(
             with torch.inference_mode():
                 answered = read(model(**placed), rows)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            shapes = {name: tuple(value.shape) for name, value in placed.items()}
-            raise ScoringError(
-                f"({shapes}): {first_line(error)}",
-                hint="Do the donor's tokenizer or image processor and its config belong to these weights? "
-                "Out of memory: a smaller `batch_size`.",
-            ) from error
-        progress(len(rows))
-        return answered
+            if not bounds.lower(error, len(rows)):
+                shapes = {name: tuple(value.shape) for name, value in placed.items()}
+                raise ScoringError(
+                    f"({shapes}): {first_line(error)}",
+                    hint="Do the donor's tokenizer or image processor and its config belong to these weights?",
+                ) from error
+        else:
+            progress(len(rows))
+            return answered
+        return answer(rows)  # outside of the handler, whose error holds what was allocated
 
     # Several processes that answer together have the cores that their launcher gives each.
     return list(each_alone(answer, every, torch.get_num_threads(), device))

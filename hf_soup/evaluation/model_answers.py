@@ -29,7 +29,7 @@ from hf_soup.evaluation.model import ReusableModel
 from hf_soup.evaluation.template import ModelTemplate
 from hf_soup.hub import own_cache_folder, prune
 from hf_soup.merging import Layout, Materializer, Plan, ProcessGroup, RunContext
-from hf_soup.recipe import Scoring
+from hf_soup.recipe import HarnessScoring, Scoring
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,7 +74,9 @@ class ModelAnswers:
         self._resident: tuple[ModelTemplate, ReusableModel] | None = None
         self._asked: dict[Path, Outputs] = {}  # of what is not kept on the disk
         self._shapes: dict[str, tuple[int, ...]] = {}
-        tasks = [bench.scoring.task for bench in data.scored if isinstance(bench.scoring, Scoring)]
+        scorings = [bench.scoring for bench in data.scored]
+        tasks = [each.task for each in scorings if isinstance(each, Scoring)]
+        tasks += ["causal-lm" for each in scorings if isinstance(each, HarnessScoring)]
         self._task = tasks[0] if tasks else None  # a function takes a model of any class
         self._versions = [version(name) for name in ("hf-soup", "torch", "transformers")]
         self._folder = own_cache_folder() / "logits"

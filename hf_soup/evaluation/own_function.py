@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import math
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -18,9 +17,9 @@ import numpy as np
 from hf_soup._util.text import first_line
 from hf_soup.checkpoint import Kind, excess, panics_as_errors
 from hf_soup.errors import ScoringError
-from hf_soup.evaluation.dataset import EvalDataset, Outputs
+from hf_soup.evaluation.dataset import MeanOfRows, Outputs
 from hf_soup.evaluation.metrics import own_function
-from hf_soup.evaluation.statistics import Floats, Ints, bootstrap, comparison_of, paired_bootstrap, resampled
+from hf_soup.evaluation.statistics import Floats, Ints
 from hf_soup.evaluation.template import ModelTemplate
 from hf_soup.hub import ASSETS
 from hf_soup.merging import ProcessGroup
@@ -30,12 +29,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def _mean(_: Floats, values: Floats, rows: Ints) -> Floats:
-    return np.asarray(rows @ values / rows.sum(axis=1))
-
-
 @dataclass(frozen=True, eq=False)
-class FunctionDataset(EvalDataset):
+class FunctionDataset(MeanOfRows):
     """What a function of one's own gives, as `hf_soup.recipe.FunctionScoring` says; `function_dataset` makes it.
 
     Args:
@@ -156,31 +151,29 @@ class FunctionDataset(EvalDataset):
         """Nothing is kept on the disk."""
         return False
 
+    def row_values(self, answers: Outputs) -> Any:
+        """The numbers that it gave; None where it gave one for all rows."""
+        return answers if answers.ndim else None
+
     def judge(self, answers: Outputs, rows: Ints | None = None) -> float:
         """The number, or the mean of the rows."""
-        return math.fsum(chosen := np.atleast_1d(answers if rows is None else answers[rows])) / len(chosen)
+        return super().judge(answers, rows) if answers.ndim else float(answers)
 
     def score(self, outputs: Outputs) -> Score:
         """That, with the bootstrap's 95 % interval where there are rows."""
-        value, low, high, n = self.judge(outputs), None, None, None
         if outputs.ndim:
-            low, high = bootstrap(np.zeros(len(outputs)), outputs, _mean)
-            low, high, n = min(low, value), max(high, value), len(outputs)
-        return Score(self.scoring.measure, value, low, high, n, share=False)
+            return super().score(outputs)
+        return Score(self.scoring.measure, float(outputs), None, None, None, share=False)
 
     def compare(self, first: Outputs, second: Outputs) -> Comparison:
         """The paired bootstrap, and a permutation test; of single numbers nothing is claimed."""
-        difference = self.judge(first) - self.judge(second)
-        if not first.ndim:
-            sentence = (
-                f"{self.judge(first):.4g} against {self.judge(second):.4g}; a number without rows tells nothing of luck"
-            )
-            return Comparison(
-                metric=self.scoring.measure, difference=difference, low=None, high=None, p=None, n=None,
-                sentence=sentence, significant=False,
-            )  # fmt: skip
-        low, high, p = paired_bootstrap(np.zeros(len(first)), first, second, _mean)
-        return comparison_of(self.scoring.measure, difference, low, high, p, len(first), share=False)
+        if first.ndim:
+            return super().compare(first, second)
+        sentence = f"{float(first):.4g} against {float(second):.4g}; a number without rows tells nothing of luck"
+        return Comparison(
+            metric=self.scoring.measure, difference=float(first) - float(second), low=None, high=None, p=None, n=None,
+            sentence=sentence, significant=False,
+        )  # fmt: skip
 
     def resampled(self, outputs: Outputs) -> Floats:
         """As `EvalDataset.resampled`."""
@@ -189,7 +182,7 @@ class FunctionDataset(EvalDataset):
                 f"The function '{self.scoring.function}' gives one number, and an interval needs one for each row.",
                 hint="Return a list of numbers, one for each row.",
             )
-        return resampled(np.zeros(len(outputs)), outputs, _mean)
+        return super().resampled(outputs)
 
 
 def function_dataset(scoring: FunctionScoring, template: ModelTemplate) -> FunctionDataset:

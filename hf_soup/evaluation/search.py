@@ -127,6 +127,9 @@ def choose(
         overrides = tuple(Override(tensors=pattern, method=Named(name="linear")) for pattern in patterns)
         final = final.model_copy(update={"tensor_weights": tensor_weights, "overrides": overrides})
     shares = {space.names[number]: chosen.get(number, 0.0) for number in numbers}
+    if candidates is not None and candidates.guarded:
+        notes = search.require_guards(selected, one)
+        selected = replace(selected, notes=(*selected.notes, *notes))
     return Choice(shares, one, final, selected, curve, stability)
 
 
@@ -163,13 +166,17 @@ class _Search:
         open_parameters = searched(recipe.method)
         least = 1 if is_average(recipe) else max(each.least for each in methods_of(recipe))
 
+        plain: dict[frozenset[str], float] = {}
+
         def score(asked: Weights) -> float:
-            own = {**method.parameters, **recipe.method.parameters}
+            own: dict[str, Any] | None = None
             # Of fewer than its methods are defined for, the candidate is their mean: one alone is itself.
-            if is_average(recipe) or len(asked) < least:
-                return self.score(asked, rows=rows)
-            neutral = method.neutral_for(math.fsum(asked.values()))
-            own |= {name: neutral.get(name, method.parameters[name]) for name in open_parameters}
+            if not is_average(recipe) and len(asked) >= least:
+                neutral = method.neutral_for(math.fsum(asked.values()))
+                chosen = {name: neutral.get(name, method.parameters[name]) for name in open_parameters}
+                own = {**method.parameters, **recipe.method.parameters, **chosen}
+            if candidates is not None and candidates.guarded:
+                plain[frozenset(asked)] = self.score(asked, parameters=own, rows=rows, guarded=False)
             return self.score(asked, parameters=own, rows=rows)
 
         curve: tuple[Point, ...] = ()
@@ -177,14 +184,23 @@ class _Search:
             selected = self._learned(selection, rows)
         elif searched(recipe.select):
             every = [(at, selection.select(self.weights, score, at, recipe.seed)) for at in grid(recipe.select)]
-            curve = tuple(Point(at, score(each.weights), self.space.of(each.weights)) for at, each in every)
-            place = curve.index(max(curve, key=lambda point: point.score))
+            ranks = [score(each.weights) for _, each in every]
+            curve = tuple(
+                Point(at, plain.get(frozenset(each.weights), rank), self.space.of(each.weights))
+                for (at, each), rank in zip(every, ranks, strict=True)
+            )
+            place = ranks.index(max(ranks))
             selected = every[place][1]
             recipe = recipe.model_copy(update={"select": Named(name=selection.name, **curve[place].parameters)})
         elif selection.picks:
             selected = Selected(self.weights)  # it chose and weighed them before anything was opened
         else:
             selected = selection.select(self.weights, score, recipe.select.parameters, recipe.seed)
+        # A trace has scores, and not the ranks of what breaks a guard.
+        trace = tuple(
+            replace(step, score=plain.get(frozenset(step.ingredients), step.score)) for step in selected.trace
+        )
+        selected = replace(selected, trace=trace)
         # In the recipe's order, whatever the order in which they were chosen: sums are rounded in order.
         if not selected.tensor_weights:  # else they stand in the order of the weights
             kept = selected.weights
@@ -196,8 +212,9 @@ class _Search:
         if not open_parameters or candidates is None:
             return selected, settled(recipe), curve
         points = [(at, self.space.of(selected.weights, parameters=at)) for at in grid(recipe.method)]
-        curve = tuple(Point(at, candidates.score(mixture, rows), mixture) for at, mixture in points)
-        best = max(curve, key=lambda point: point.score)
+        ranks = [candidates.score(mixture, rows) for _, mixture in points]
+        curve = tuple(Point(at, candidates.score(mixture, rows, guarded=False), mixture) for at, mixture in points)
+        best = curve[ranks.index(max(ranks))]
         return selected, settled(recipe, best.parameters), curve
 
     def _learned(self, selection: Selection, rows: RowSubset | None) -> Selected:
@@ -217,11 +234,11 @@ class _Search:
         for number in range(recipe.stability_repeats):
             chosen_on, judged_on = candidates.random_halves(recipe.seed + number)
             selected, one, _ = self.run(chosen_on)
-            best = max(self.weights, key=lambda name: candidates.score_alone(name, chosen_on))
-            plain = is_average(one) and selected.normalize and one.method.parameters == {}
-            parameters = None if plain else one.method.parameters
-            soup = self.score(selected.weights, selected.tensor_weights, parameters, judged_on)
-            gains.append(soup - candidates.score_alone(best, judged_on))
+            best = max(self.weights, key=lambda name: candidates.score_alone(name, chosen_on, guarded=False))
+            soup = self.score(
+                selected.weights, selected.tensor_weights, _parameters(selected, one), judged_on, guarded=False
+            )
+            gains.append(soup - candidates.score_alone(best, judged_on, guarded=False))
             for name in selected.weights:
                 counts[name] += 1
         low, high = (float(bound) for bound in np.quantile(gains, [0.025, 0.975]))
@@ -243,9 +260,32 @@ class _Search:
         tensor_weights: TensorWeights | None = None,
         parameters: Mapping[str, Any] | None = None,
         rows: RowSubset | None = None,
+        *,
+        guarded: bool = True,
     ) -> float:
         """The validation score of some ingredients; one alone is itself."""
         assert self.candidates is not None, "the recipe was checked: who looks at scores has validation data"
         if len(weights) == 1 and not tensor_weights and parameters is None:
-            return self.candidates.score_alone(next(iter(weights)), rows)
-        return self.candidates.score(self.space.of(weights, tensor_weights, parameters), rows)
+            return self.candidates.score_alone(next(iter(weights)), rows, guarded=guarded)
+        return self.candidates.score(self.space.of(weights, tensor_weights, parameters), rows, guarded=guarded)
+
+    def require_guards(self, selected: Selected, one: Recipe) -> list[str]:
+        """Refuse a choice that breaks a guard; what is to be said of one that does not, and of what it cost.
+
+        Raises:
+            ScoringError: It breaks one.
+        """
+        candidates, parameters = self.candidates, _parameters(selected, one)
+        assert candidates is not None, "there is a guard"
+        if len(selected.weights) == 1 and not selected.tensor_weights and parameters is None:
+            outputs = candidates.outputs_alone(next(iter(selected.weights)))
+        else:
+            outputs = candidates.outputs(self.space.of(selected.weights, selected.tensor_weights, parameters))
+        candidates.require_guards(outputs, self.recipe.select.name)
+        return candidates.refused(candidates.objective(outputs))
+
+
+def _parameters(selected: Selected, recipe: Recipe) -> Mapping[str, Any] | None:
+    """The method's, where a soup is more than a plain mean."""
+    plain = is_average(recipe) and selected.normalize and recipe.method.parameters == {}
+    return None if plain else recipe.method.parameters

@@ -30,6 +30,11 @@ Floats = NDArray[np.float64]
 Metric = Callable[[Any, Any, Ints], Floats]
 
 
+def mean(_: Any, values: NDArray[Any], rows: Ints) -> Floats:
+    """The mean of what each row has, such as its loss."""
+    return np.asarray(rows @ values / rows.sum(axis=1))
+
+
 def comparison_of(
     metric: str, difference: float, low: float, high: float, p: float, n: int, *, share: bool = True
 ) -> Comparison:

@@ -20,7 +20,8 @@ from hf_soup.errors import RecipeError, ResolveError, without_credentials
 from hf_soup.hub import CHECKPOINT, MAX_TEXT, Token
 from hf_soup.recipe import (
     MAX_BYTES,
-    FunctionScoring,
+    AnyScoring,
+    HarnessScoring,
     Named,
     Recipe,
     Scoring,
@@ -54,8 +55,8 @@ class Published:
 
     model: str
     recipe: Recipe
-    validation: tuple[Scoring | FunctionScoring, ...] = field(repr=False)
-    test: tuple[Scoring | FunctionScoring, ...] = field(repr=False)
+    validation: tuple[AnyScoring, ...] = field(repr=False)
+    test: tuple[AnyScoring, ...] = field(repr=False)
     digest: str
     scores: Mapping[str, float] = field(repr=False)
     source: FileSource = field(repr=False)
@@ -240,8 +241,16 @@ def local_path(model: str, revision: str | None, paths: Paths) -> Path | None:
     return None
 
 
-def _usable(scoring: Scoring | FunctionScoring, paths: Paths, trusted: bool) -> Scoring:
+def _usable(scoring: AnyScoring, paths: Paths, trusted: bool) -> Scoring | HarnessScoring:
     """Data as it may be used here: on the Hub by commit, or where the caller says that it is."""
+    if isinstance(scoring, HarnessScoring):
+        if scoring.config is None and scoring.include_path is None:
+            return scoring.model_copy(update={"trust_remote_code": trusted})
+        raise RecipeError(
+            f"'{scoring.title[:200]}' is a task that whoever made the soup wrote, and a task's templates are code; a "
+            "stranger's is never run.",
+            hint="Whoever has it can score with it: a recipe with the soup in it, and `hf-soup score --recipe`.",
+        )
     if not isinstance(scoring, Scoring):
         raise RecipeError(
             f"'{scoring.title[:200]}' is a function of whoever made the soup; a stranger's function is never called.",
@@ -304,8 +313,10 @@ def model_index(published: Published) -> list[tuple[set[str], str, str | None, f
         return []
 
 
-def value_on_card(card: Sequence[tuple[set[str], str, str | None, float]], scoring: Scoring) -> float | None:
-    """What a card's results, of `model_index`, say of some data."""
+def value_on_card(card: Sequence[tuple[set[str], str, str | None, float]], scoring: AnyScoring) -> float | None:
+    """What a card's results, of `model_index`, say of some data; of a task of the harness they say nothing."""
+    if not isinstance(scoring, Scoring):
+        return None
     for names, metric, split, value in card:
         if metric == scoring.metric and {scoring.dataset, scoring.name} & names and split in (None, scoring.split):
             return value

@@ -14,7 +14,7 @@ class RunContext:
 
     Args:
         token: As everywhere in huggingface_hub.
-        device: Where models run.
+        device: Where models run; of ``auto`` it is the accelerator that torch has, or the CPU.
         threads: For averaging; by default one a core, and a few more where files must come from the disk.
         quiet: No progress bars.
         processes: Those that work together.
@@ -25,3 +25,10 @@ class RunContext:
     threads: int | None = None
     quiet: bool = True
     processes: ProcessGroup = field(default_factory=ProcessGroup)
+
+    def __post_init__(self) -> None:
+        if self.device == "auto":
+            import torch  # late: a check needs none
+
+            found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+            object.__setattr__(self, "device", found.type if found else "cpu")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_soup._util.io import write_json
+from hf_soup._util.registry import offered_by_packages
 from hf_soup._util.version import version
 from hf_soup.checkpoint import label_names, pipeline_tasks, remembered
 from hf_soup.lineage import write_assets
@@ -16,8 +17,11 @@ from hf_soup.publishing import plots
 from hf_soup.publishing.card import license_of, render
 from hf_soup.publishing.merged_models import MergedModels
 from hf_soup.recipe import (
+    TASKS,
+    AnyScoring,
     CurvePoint,
     FunctionScoring,
+    HarnessScoring,
     Ingredient,
     LearningEpoch,
     Named,
@@ -113,6 +117,11 @@ def soup_report(
         notes=(*measured.notes, *measured.warnings, *differing, *models.notes),
         alignments=models.leaves.notes,
         lineage=ReportedLineage.model_validate(models.lineage.to_dict()),
+        harness={
+            title: str(scoring.revision)
+            for title, scoring in zip(titles, (*recipe.validation, *recipe.test), strict=False)
+            if isinstance(scoring, HarnessScoring)
+        },
         versions={
             **{name: version(name) for name in _PACKAGES}, **_extensions(asked), "python": platform.python_version()
         },
@@ -155,10 +164,13 @@ def write_folder(folder: Path, report: SoupReport, recipe: Recipe, models: Merge
 
 
 def _extensions(recipe: Recipe) -> dict[str, str]:
-    """Other packages that methods and selection of a recipe come from, and their versions."""
+    """Other packages that methods, selection and tasks of a recipe come from, and their versions."""
     from hf_soup.methods import METHODS
 
     asked = [METHODS.distribution(method.name) for method in methods_of(recipe)]
+    tasks = {each.task for each in with_dataset([*recipe.validation, *recipe.test])} - {*TASKS}
+    offered = [offered_by_packages("task")[task].dist for task in tasks]
+    asked += [(each.name, each.version) for each in offered if each]
     return dict(filter(None, [*asked, SELECTIONS.distribution(recipe.select.name)]))
 
 
@@ -218,10 +230,13 @@ def resolve_recipe(recipe: Recipe, models: MergedModels, data: EvaluationData) -
     )
 
 
-def _public(scoring: Scoring | FunctionScoring) -> Scoring | FunctionScoring:
+def _public(scoring: AnyScoring) -> AnyScoring:
     """A scoring without the paths of local files, which are nobody's business, and with no function to be called."""
     if isinstance(scoring, FunctionScoring):
         return scoring.model_copy(update={"function": f"local:{scoring.function.removeprefix('local:')}"})
+    if isinstance(scoring, HarnessScoring):
+        folder = scoring.include_path and f"local:{Path(scoring.include_path).name}"
+        return scoring.model_copy(update={"include_path": folder})
     changes = {}
     if (scoring.revision or "").startswith("sha256:"):
         changes["dataset"] = f"local:{Path(scoring.dataset).name}"

@@ -25,8 +25,11 @@ if TYPE_CHECKING:
         JUDGEMENTS as JUDGEMENTS,
         MAX_BYTES as MAX_BYTES,
         MAX_INGREDIENTS as MAX_INGREDIENTS,
+        TASKS as TASKS,
+        AnyScoring as AnyScoring,
         CalibrationData as CalibrationData,
         FunctionScoring as FunctionScoring,
+        HarnessScoring as HarnessScoring,
         Ingredient as Ingredient,
         Models as Models,
         Named as Named,
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
         parse_part as parse_part,
         renamed as renamed,
         split_revision as split_revision,
+        task_names as task_names,
         with_dataset as with_dataset,
     )
     from hf_soup.recipe.soup_report import (

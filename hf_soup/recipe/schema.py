@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -30,6 +31,7 @@ from pydantic import (
     model_validator,
 )
 
+from hf_soup._util.registry import offered_by_packages
 from hf_soup._util.yaml import parse_yaml, write_yaml
 from hf_soup.errors import RecipeError, shortened, without_credentials
 
@@ -92,6 +94,21 @@ def renamed(value: str) -> str:
     ', which is `select: run_average` now'
     """
     return f", which is `{RENAMED_VALUES[value]}` now" if value in RENAMED_VALUES else ""
+
+
+#: Tasks that are built in.
+TASKS = ("image-classification", "text-classification", "causal-lm", "multiple-choice-lm")
+
+
+def task_names() -> list[str]:
+    """Those that are built in, and those of other packages."""
+    return [*TASKS, *sorted(offered_by_packages("task").keys() - {*TASKS})]
+
+
+def _known_task(task: str) -> str:
+    if task not in TASKS and task not in task_names():
+        raise ValueError(f"'{shortened(task, 80)}' is no task; there are {', '.join((*task_names(), 'lm-eval'))}")
+    return task
 
 
 _Part = TypeVar("_Part", bound=BaseModel)
@@ -231,6 +248,16 @@ class Override(_Value):
     method: Named
 
 
+class Guard(_Value):
+    """How much worse a soup may be on some validation data than the ingredient that is best there.
+
+    Args:
+        below_best: So many points, of metrics that are shares of one; of others so much of their unit.
+    """
+
+    below_best: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class LabelledData(_Value):
     """Labelled data and the number that is read off it.
 
@@ -238,8 +265,9 @@ class LabelledData(_Value):
         task: What a model does with it.
         dataset: A Hub id, or a local csv, jsonl or parquet file or image folder.
         split: The split, also as a slice (``validation[:500]``); for a local file it may be left out.
-        metric: ``accuracy`` or another built-in metric; ``module:function``; a folder or file of an `evaluate` script,
-            or its id on the Hub. More is better.
+        metric: ``accuracy`` or another built-in metric, of those that the model's kind of head has;
+            ``module:function``; a folder or file of an `evaluate` script, or its id on the Hub. Of what is not built in
+            more is better.
         config: The dataset's configuration, where it has several.
         revision: The dataset's commit; filled in when the recipe is resolved.
         labels: The class names in the order of the dataset's numbers, where nobody else says it.
@@ -249,6 +277,7 @@ class LabelledData(_Value):
         weight: How much it counts where selection looks at several.
         trust_remote_code: Let a metric of the Hub, which is code, run here.
         assistant_only: Of conversations, which `causal-lm` reads, count the answers alone.
+        at_least: Of validation data, how much worse than the best ingredient a soup may be on them.
     """
 
     task: str
@@ -265,6 +294,7 @@ class LabelledData(_Value):
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     trust_remote_code: bool = False
     assistant_only: bool = False
+    at_least: Guard | None = None
 
 
 class Scoring(LabelledData):
@@ -272,10 +302,10 @@ class Scoring(LabelledData):
 
     Args:
         task: ``image-classification``, ``text-classification``, ``multiple-choice-lm``, or ``causal-lm``, whose metric
-            is ``bits_per_byte`` where nothing else is said.
+            is ``bits_per_byte`` where nothing else is said; or one of another package (docs/extending.md).
     """
 
-    task: Literal["image-classification", "text-classification", "causal-lm", "multiple-choice-lm"]
+    task: Annotated[str, AfterValidator(_known_task), Field(json_schema_extra={"examples": list(TASKS)})]
 
     @model_validator(mode="before")
     @classmethod
@@ -317,6 +347,7 @@ class FunctionScoring(_Value):
         function: ``module:function``, of a module that is installed, on PYTHONPATH or in the current folder.
         name: What the score is called in tables; the function by default.
         weight: How much it counts where selection looks at several.
+        at_least: How much worse than the best ingredient a soup may be by it.
 
     >>> FunctionScoring(function="my_eval:score").title
     'my_eval:score'
@@ -325,6 +356,7 @@ class FunctionScoring(_Value):
     function: Annotated[str, Field(pattern=r"^(local:)?[A-Za-z_][\w.]*:[A-Za-z_]\w*$", max_length=200)]
     name: str | None = None
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    at_least: Guard | None = None
 
     @property
     def measure(self) -> str:
@@ -337,18 +369,90 @@ class FunctionScoring(_Value):
         return self.name or self.function
 
 
-def of_classes(scoring: Scoring | FunctionScoring) -> bool:
-    """Whether what it looks at are rows of one class each."""
-    return isinstance(scoring, Scoring) and scoring.task.endswith("classification")
+class HarnessScoring(_Value):
+    """A task of lm-evaluation-harness: ``{task: lm-eval, name: arc_easy}``. It takes the extra ``hf-soup[lm]``.
+
+    Args:
+        task: ``lm-eval``.
+        name: What the harness calls the task, or a group of tasks.
+        include_path: A folder of task files, where the task is one's own.
+        config: The whole task as data, in the place of ``name`` and a file.
+        split: Of the task's data set; by default what the harness takes.
+        metric: ``acc_norm``, or with the name of a filter ``exact_match,strict-match``; by default the task's first.
+        num_fewshot: Examples before each question; by default what the task says.
+        apply_chat_template: Ask through the chat template of the models' tokenizer.
+        limit: The first rows of each task alone.
+        batch_size: Requests in one forward pass.
+        weight: How much it counts where selection looks at several.
+        at_least: How much worse than the best ingredient a soup may be on it.
+        revision: The versions of harness and task, and the hash of its rows; filled in when the recipe is resolved.
+        trust_remote_code: Let task files of one's own run Python, and tasks run what a model writes.
+
+    >>> HarnessScoring(task="lm-eval", config={"task": "mine", "dataset_path": "json"}).title
+    'mine'
+    """
+
+    task: Literal["lm-eval"]
+    name: Annotated[str, Field(max_length=1024)] = ""
+    include_path: _Text | None = None
+    config: dict[str, Any] | None = None
+    split: str | None = None
+    metric: str | None = None
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    apply_chat_template: bool = False
+    limit: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=1, le=65536)] = 32
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    at_least: Guard | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _data_have_a_name(cls, value: object) -> object:
+        if isinstance(value, Mapping) and isinstance(config := value.get("config"), Mapping):
+            if not isinstance(config.get("task"), str):
+                raise ValueError("`config` has no `task`, which is the task's name")
+            return {"name": config["task"], **value}
+        return value
+
+    @model_validator(mode="after")
+    def _has_a_name(self) -> Self:
+        if not self.name:
+            raise ValueError("it has no `name`: what the harness calls the task, such as `arc_easy`")
+        if self.config is not None and self.config["task"] != self.name:
+            raise ValueError(f"`name` is '{self.name}' and `config` has the task '{self.config['task']}'")
+        if self.config is not None and self.include_path is not None:
+            raise ValueError("`config` is the whole task, so there is nothing to look for in `include_path`")
+        return self
+
+    @property
+    def measure(self) -> str:
+        """The metric's name and its filter, where they are named."""
+        return (self.metric or "metric").removesuffix(",none")
+
+    @property
+    def title(self) -> str:
+        """What the score is called in tables."""
+        return " ".join(part for part in (self.name, self.split, self.metric and self.measure) if part)
 
 
-def with_dataset(scorings: Iterable[Scoring | FunctionScoring]) -> tuple[Scoring, ...]:
+#: What `validation` and `test` may hold.
+AnyScoring = Scoring | FunctionScoring | HarnessScoring
+
+
+def of_classes(scoring: AnyScoring) -> bool:
+    """Whether its models have a head of a few outputs; of which kind it is, their config says."""
+    return isinstance(scoring, Scoring) and scoring.task in ("image-classification", "text-classification")
+
+
+def with_dataset(scorings: Iterable[AnyScoring]) -> tuple[Scoring, ...]:
     """Those that name a data set."""
     return tuple(each for each in scorings if isinstance(each, Scoring))
 
 
 #: What is said of a score, and not of examples.
-_OF_SCORES = {"assistant_only", "metric", "labels", "label_column", "weight", "trust_remote_code"}
+_OF_SCORES = {"assistant_only", "at_least", "metric", "labels", "label_column", "weight", "trust_remote_code"}
 
 
 class CalibrationData(Scoring):
@@ -377,26 +481,24 @@ def _as_list(value: object) -> object:
     return [] if value is None else value if isinstance(value, list | tuple) else [value]
 
 
-#: What pydantic calls the two in the places of faults.
-_KINDS = ("data", "function")
+#: What pydantic calls them in the places of faults.
+_KINDS = ("data", "function", "harness")
 
 
 def _kind(value: object) -> str:
-    """Which of the two an entry of `validation` or `test` is."""
-    named = (
-        value.keys() if isinstance(value, Mapping) else type(value).model_fields if isinstance(value, _Value) else ()
-    )
-    return "function" if "function" in named else "data"
+    """Which of them an entry of `validation` or `test` is."""
+    named = value if isinstance(value, Mapping) else vars(value) if isinstance(value, _Value) else {}
+    return "function" if "function" in named else "harness" if named.get("task") == "lm-eval" else "data"
 
 
-_AnyScoring = Annotated[
-    Annotated[Scoring, Tag("data")] | Annotated[FunctionScoring, Tag("function")], Discriminator(_kind)
+_Tagged = Annotated[
+    Annotated[Scoring, Tag("data")]
+    | Annotated[FunctionScoring, Tag("function")]
+    | Annotated[HarnessScoring, Tag("harness")],
+    Discriminator(_kind),
 ]
 _Scorings = Annotated[
-    tuple[_AnyScoring, ...],
-    BeforeValidator(
-        _as_list, json_schema_input_type=tuple[Scoring | FunctionScoring, ...] | Scoring | FunctionScoring | None
-    ),
+    tuple[_Tagged, ...], BeforeValidator(_as_list, json_schema_input_type=tuple[AnyScoring, ...] | AnyScoring | None)
 ]
 
 
@@ -413,8 +515,8 @@ class Recipe(_Value):
         tensor_weights: Weights of single tensors, in the order of the ingredients: the first pattern that matches a
             tensor's name wins, and the ingredients' own weights count where none does. What a selection learned is
             written here.
-        validation: The data that selection may look at, or a function of one's own (`FunctionScoring`); of several the
-            weighted mean of their scores.
+        validation: The data that selection may look at, a function of one's own (`FunctionScoring`) or a task of
+            lm-evaluation-harness (`HarnessScoring`); of several the weighted mean of their scores.
         test: Data that is looked at once, at the end.
         calibration: Inputs for methods that look at what the ingredients do with them, as fisher and regmean, and with
             which running statistics of batch normalisation are collected again.
@@ -485,6 +587,12 @@ class Recipe(_Value):
                     f"`tensor_weights` gives '{pattern}' the weights ({shown}); it takes a finite one for each of the "
                     f"{len(self.ingredients)} ingredients"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _guards_are_of_validation(self) -> Self:
+        if any(each.at_least for each in self.test):
+            raise ValueError("`at_least` is for `validation`: test data are looked at when everything is chosen")
         return self
 
     @model_validator(mode="after")
@@ -583,7 +691,7 @@ def _keys_at(location: Sequence[int | str]) -> set[str]:
     """The keys that a recipe may have where a fault lies."""
     children: dict[object, type[BaseModel]] = {
         "ingredients": Ingredient, "overrides": Override, "validation": Scoring, "test": Scoring,
-        "function": FunctionScoring,
+        "function": FunctionScoring, "harness": HarnessScoring,
     }  # fmt: skip
     if location[0] == "calibration":
         return set(CalibrationData.model_fields) - _OF_SCORES

@@ -88,7 +88,9 @@ class Comparison(_Part):
     """Two models on the same rows: ``difference`` is how much better the first one scores.
 
     ``sentence`` claims a difference only where it is ``significant``. Where a function gave one number for all rows,
-    there is no interval and no p. ``against`` names an ingredient; of the last version there is nothing to name.
+    there is no interval and no p. ``against`` names an ingredient; of the last version there is nothing to name. On
+    data that chose among ``candidates``, ``chance`` is the difference that such a choice gives in the mean where all
+    are alike, and ``chance_p`` how often it gives as much as was seen.
     """
 
     metric: str
@@ -100,6 +102,9 @@ class Comparison(_Part):
     sentence: str
     against: Annotated[str | None, Field(exclude_if=lambda name: name is None)] = None
     significant: bool
+    candidates: Annotated[int | None, Field(exclude_if=lambda count: count is None)] = None
+    chance: Annotated[float | None, Field(exclude_if=lambda gain: gain is None)] = None
+    chance_p: Annotated[float | None, Field(exclude_if=lambda p: p is None)] = None
 
 
 class UpdateReport(_Part):
@@ -315,6 +320,8 @@ class SoupReport(_Part):
         license_agreed: Whether the ingredients' licences are the same, or all permissive.
         notes, alignments: What a reader should know, and what was done so that tensors correspond, a sentence each.
         lineage: Where the ingredients come from.
+        harness: Of each score by a task of lm-evaluation-harness the versions of harness and task, and the hash of its
+            rows.
         versions, system: Of what cooked it.
     """
 
@@ -349,6 +356,7 @@ class SoupReport(_Part):
     notes: tuple[str, ...] = ()
     alignments: tuple[str, ...] = ()
     lineage: ReportedLineage | None = None
+    harness: Mapping[str, str] = {}
     versions: Mapping[str, str] = {}
     system: str = ""
 

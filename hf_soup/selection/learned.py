@@ -34,8 +34,8 @@ def learned(
     .. math:: \min_{\alpha,\beta}\ \frac1n\sum_j
         \ell\Bigl(\beta f\bigl(x_j; \textstyle\sum_i\alpha_i\theta_i\bigr), y_j\Bigr)
 
-    with :math:`\ell` the cross-entropy of the softmax over classes or choices, or the negative log-likelihood by token
-    of texts, which has no :math:`\beta`; by AdamW without weight decay, from the given shares and
+    with :math:`\ell` the cross-entropy of classes, labels or choices; or, without :math:`\beta`, the squared error of
+    numbers or the negative log-likelihood by token of texts; by AdamW without weight decay, from the given shares and
     :math:`\beta = 1` on. The logit scale :math:`\beta > 0` is learned too and left out of the soup, as it changes no
     answer. The paper trains on all validation rows for a fixed time; here a fifth of them, of every label
     alike, is kept apart: its loss, at the :math:`\beta` where it is least, is measured after every epoch, and

@@ -1,4 +1,4 @@
-"""What a method and a selection must do, as test classes: subclass one, name yours, and pytest runs the whole contract.
+"""What methods, selections and tasks must do, as test classes: subclass one, name yours, and pytest runs the contract.
 
 ::
 
@@ -32,9 +32,11 @@ if TYPE_CHECKING:
         same_bits as same_bits,
     )
     from hf_soup.testing.selection_tests import SelectionTests as SelectionTests
+    from hf_soup.testing.task_tests import TaskTests as TaskTests
 else:
     from hf_soup._util.lazy import lazy_exports
 
     # Before they are imported: of an installed package pytest shows no values in failures otherwise.
-    pytest.register_assert_rewrite(f"{__name__}.registered", f"{__name__}.method_tests", f"{__name__}.selection_tests")
+    _FILES = ("registered", "method_tests", "selection_tests", "task_tests")
+    pytest.register_assert_rewrite(*(f"{__name__}.{file}" for file in _FILES))
     __getattr__, __dir__ = lazy_exports(__name__)

@@ -22,7 +22,7 @@ from hf_soup._util.text import counted, listed
 from hf_soup.errors import RecipeError
 from hf_soup.evaluation import (
     Candidates,
-    ClassificationDataset,
+    HeadDataset,
     load_data,
     model_template,
     require_memory,
@@ -321,12 +321,17 @@ def connectivity(
     pairs = len(names) * (len(names) - 1) // 2
     total = len(names) + pairs + 2 * min(LINES, pairs)
     with model_template(models, layout.dtype) as template:
-        require_memory(layout)
+        require_memory(layout, device=context.device)
         data = load_data(recipe, template, context)
         log_notes(data)
         require_variance(layout, data.calibration)
         bench = data.validation[0]
-        assert isinstance(bench, ClassificationDataset), "the recipe was looked at"
+        assert isinstance(bench, HeadDataset), "the recipe was looked at"
+        if not bench.share:
+            raise RecipeError(
+                f"Barriers are measured in points, which '{bench.title}' is not in.",
+                hint=f"Name another metric, such as {next(iter(bench.metrics))}.",
+            )
         logger.info(f"{len(names)} models, {pairs} pair{'s'[: pairs - 1]}: {total} scorings of {bench.n:,} rows")
         paths = fetch_weights(models.checkpoints, quiet=quiet)
         with (

@@ -187,7 +187,7 @@ def _data(models: CheckedModels, plan: Plan, workspace: Workspace, context: RunC
         with workspace.disk_errors():
             template = stack.enter_context(model_template(models.lineage.models, plan.layout.dtype))
         if models.recipe.validation or models.recipe.test or learns:
-            require_memory(plan.layout, learns=bool(learns))
+            require_memory(plan.layout, learns=bool(learns), device=context.device)
         data = load_data(models.recipe, template, context)
         log_notes(data)
         require_rows(models.recipe, data, learns=learns == "loss")

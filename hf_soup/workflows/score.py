@@ -46,7 +46,7 @@ def score(
         alone = AlignedModels((model,), labels=label_names(checkpoint.config))
         layout = layout_of(alone, None)
         with model_template(alone, layout.dtype) as template:
-            require_memory(layout)
+            require_memory(layout, device=context.device)
             try:
                 data = load_data(data_alone, template, context)
             except ScoringError as error:

@@ -15,7 +15,7 @@ from hf_soup.evaluation import LAST, SOUP, EvaluationReport
 from hf_soup.hub import Token, may_pass
 from hf_soup.ingredients import Published, ResolvedIngredients, expand_runs, open_published, resolve_ingredients
 from hf_soup.merging import Plan
-from hf_soup.recipe import Comparison, FunctionScoring, Mixture, Recipe, Scoring, UpdateReport, with_dataset
+from hf_soup.recipe import AnyScoring, Comparison, Mixture, Recipe, Scoring, UpdateReport
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Update:
         soup: str,
         add: Sequence[str],
         *,
-        validation: Sequence[Scoring | FunctionScoring] | None = None,
+        validation: Sequence[AnyScoring] | None = None,
         allow_pickle: bool = False,
         token: Token = None,
     ) -> Update:
@@ -173,14 +173,15 @@ def _require_shares(recipe: Recipe, called: str) -> None:
 
 
 def _usable(
-    published: Published, scorings: Sequence[Scoring | FunctionScoring], left_out: list[str], token: Token
-) -> tuple[Scoring | FunctionScoring, ...]:
+    published: Published, scorings: Sequence[AnyScoring], left_out: list[str], token: Token
+) -> tuple[AnyScoring, ...]:
     """Those of a recipe's data that can be had here; why the others cannot is added to a list."""
-    found: list[Scoring] = []
+    found: list[AnyScoring] = []
     for each in scorings:
         try:
-            (usable,) = with_dataset(replace(published, validation=(each,), test=()).with_data().validation)
-            hub.resolve_dataset(usable.dataset, usable.revision, token=token)
+            (usable,) = replace(published, validation=(each,), test=()).with_data().validation
+            if isinstance(usable, Scoring):
+                hub.resolve_dataset(usable.dataset, usable.revision, token=token)
         except (RecipeError, ResolveError) as error:
             if may_pass(error):
                 raise

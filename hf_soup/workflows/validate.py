@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from hf_soup.errors import RecipeError
 from hf_soup.recipe import (
     MAX_POINTS,
+    AnyScoring,
     FunctionScoring,
+    HarnessScoring,
     Recipe,
     Scoring,
     grid,
@@ -56,7 +58,7 @@ def validate(recipe: Recipe, *, stream: bool = False) -> None:
         if titles.count(title) > 1:
             raise RecipeError(f"Two scores are called '{title}'.", hint="Give one of them a `name`.")
     for scoring in [*scorings, *([recipe.calibration] if recipe.calibration else [])]:
-        for named in (scoring.dataset, scoring.metric) if isinstance(scoring, Scoring) else (scoring.function,):
+        for named in _named_by(scoring):
             if named.startswith("local:"):
                 raise RecipeError(
                     f"'{named}' was on the machine where the recipe was resolved.",
@@ -64,11 +66,24 @@ def validate(recipe: Recipe, *, stream: bool = False) -> None:
                 )
 
 
-def _same_rows(one: Scoring | FunctionScoring, other: Scoring | FunctionScoring) -> bool:
+def _same_rows(one: AnyScoring, other: AnyScoring) -> bool:
     """Whether two read the same rows, as far as names tell; of a function one knows no more than its name."""
-    if isinstance(one, FunctionScoring) or isinstance(other, FunctionScoring):
+    if isinstance(one, FunctionScoring) or isinstance(one, HarnessScoring) is not isinstance(other, HarnessScoring):
         return one == other
-    return all(getattr(one, key) == getattr(other, key) for key in ("dataset", "config", "split"))
+    keys = (
+        ("name", "config", "include_path", "split")
+        if isinstance(one, HarnessScoring)
+        else ("dataset", "config", "split")
+    )
+    return all(getattr(one, key) == getattr(other, key, None) for key in keys)
+
+
+def _named_by(scoring: AnyScoring) -> Iterator[str]:
+    """What lies on a machine, where it is a path."""
+    if isinstance(scoring, Scoring):
+        yield from (scoring.dataset, scoring.metric)
+    else:
+        yield (scoring.function if isinstance(scoring, FunctionScoring) else scoring.include_path) or ""
 
 
 def _require_fitting(recipe: Recipe, selection: Selection) -> None:
@@ -111,11 +126,11 @@ def _require_fitting(recipe: Recipe, selection: Selection) -> None:
             hint="Leave `method` and `overrides` out."
             + ("" if selection.method else " `select: {name: learned, constrain: none}` learns those of a plain sum."),
         )
-    own = next((each for each in recipe.validation if isinstance(each, FunctionScoring)), None)
+    own = next((each for each in recipe.validation if not isinstance(each, Scoring)), None)
     if selection.learns == "loss" and own:
         raise RecipeError(
-            f"`select: {selection.name}` learns from the gradient of a loss, and '{own.title}' gives a number alone.",
-            hint="Use `select: greedy` or another that looks at scores, or `validation` with a `task`.",
+            f"`select: {selection.name}` learns from the gradient of a loss, and '{own.title}' has none.",
+            hint="Use `select: greedy` or another that looks at scores, or `validation` with data and their `task`.",
         )
     if recipe.tensor_weights and (selection.needs_score or selection.learns):
         raise RecipeError(f"`select: {selection.name}` chooses weights, and the recipe has `tensor_weights` already.")

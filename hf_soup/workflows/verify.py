@@ -57,7 +57,7 @@ from hf_soup.merging import (
     weight_files_of,
 )
 from hf_soup.methods import METHODS
-from hf_soup.recipe import Finding, Ingredient, Recipe, needs_base, parse_part, with_allowed, with_dataset
+from hf_soup.recipe import Finding, Ingredient, Recipe, needs_base, parse_part, with_allowed
 from hf_soup.workflows.differences import Difference, compare_files, compare_weights, weight_files
 from hf_soup.workflows.prepare import free_bytes, ingredients_to_fetch, plan_of, with_base_if_needed
 from hf_soup.workflows.score import score as score_models
@@ -419,7 +419,7 @@ def _rescored(published: Published, recipe: Recipe, model: str, token: Token, qu
     said, card = published.scores, model_index(published)
     # Titles hold names of files, which may be others here; the order is the recipe's.
     titles = list(said) if len(said) == len(found) else list(found)
-    asked = with_dataset([*published.validation, *published.test])  # functions were refused
+    asked = [*published.validation, *published.test]
     return tuple(
         ScoreCheck(title, each["value"], said.get(title), value_on_card(card, scoring), each["n"], each["share"])
         for title, scoring, each in zip(titles, asked, found.values(), strict=True)

@@ -9,6 +9,9 @@ scored   all models scored as a cook does it (read, changed in place, run, judge
          same windows by models that are in memory already
 command  `hf-soup score` of all models, whole process, in seconds; first and with the tokens of the texts remembered
 lm_eval  `lm_eval run` once for each model, whole processes, over the second one; and the largest difference of a score
+
+The same for a task of the harness with four choices a question, through `task: lm-eval`: there the bare forward passes
+are those that the harness makes, in its batches.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ from hf_soup import Recipe
 from hf_soup.checkpoint.checkpoint import open_all
 from hf_soup.evaluation import Candidates, ModelTemplate
 from hf_soup.evaluation.evaluation_data import EvaluationData
+from hf_soup.evaluation.harness import harness_datasets
 from hf_soup.evaluation.model import each_alone
 from hf_soup.evaluation.preprocessing import prepare_datasets
 from hf_soup.lineage.alignment import AlignmentOptions
@@ -57,6 +61,18 @@ metric_list: [{metric: bits_per_byte}]
 """
 
 
+CHOICES = """task: choices
+dataset_path: json
+dataset_kwargs: {data_files: {test: %s}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{text}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{right}}"
+metric_list: [{metric: acc}, {metric: acc_norm}]
+"""
+
+
 def make(folder: Path, models: int, texts: int) -> list[Path]:
     """Models that are kin, ``texts.jsonl`` and the harness's task."""
     files = [path.read_text(errors="replace") for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))]
@@ -64,6 +80,14 @@ def make(folder: Path, models: int, texts: int) -> list[Path]:
     (folder / "texts.jsonl").write_text("\n".join(lines[:texts]))
     (folder / "task").mkdir()
     (folder / "task" / "texts.yaml").write_text(TASK % (folder / "texts.jsonl"))
+    passages = [text[:4000] for text in files if len(text) > 4000][: 2 * texts]
+    questions = [
+        {"text": text[begin : begin + 200], "right": begin // 400 % 4,
+         "choices": [passages[(place + way) % len(passages)][begin + 200 : begin + 250] for way in range(4)]}
+        for place, text in enumerate(passages) for begin in range(0, 4000, 400)
+    ]  # fmt: skip
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    (folder / "task" / "choices.yaml").write_text(CHOICES % (folder / "questions.jsonl"))
     config = LlamaConfig(
         vocab_size=384, hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6,
         bos_token_id=None, eos_token_id=1, pad_token_id=0, max_position_embeddings=512,
@@ -178,6 +202,61 @@ def main() -> None:
         show("hf-soup score, again", commands, "s")
         show(f"lm_eval {len(models)} times / again", theirs)
         print(f"largest difference of a score      {apart:.1e}")
+        through_the_harness(folder, models, held, recipe, options.runs)
+
+
+def through_the_harness(folder: Path, models: list[Path], held: list[Any], recipe: Recipe, runs: int) -> None:
+    """The same, of a task of the harness."""
+    looks = {"task": "lm-eval", "name": "choices", "include_path": str(folder / "task")}
+    recipe = Recipe(**{**recipe.to_dict(), "validation": looks})
+    (folder / "recipe.yaml").write_text(recipe.to_yaml())
+    config = json.loads((models[0] / "config.json").read_text())
+    template = ModelTemplate(config, "float32", models[0])
+    bench = harness_datasets([("validation", recipe.validation[0])], template, quiet=True)[0]
+    print(f"\n{bench.rows} questions of the harness, {bench.steps} requests")
+    calls: list[Any] = []
+    forward = LlamaForCausalLM.forward
+
+    def noted(self: Any, input_ids: Any, **more: Any) -> Any:
+        calls.append(input_ids)
+        return forward(self, input_ids, **more)
+
+    LlamaForCausalLM.forward = noted
+    bench.outputs(held[0])
+    LlamaForCausalLM.forward = forward
+
+    def bare() -> None:
+        for model in held:
+            for ids in calls:
+                with torch.inference_mode():
+                    float(model(input_ids=ids).logits.sum())
+
+    def scored() -> list[float]:
+        return [bench.score(bench.outputs(model)).value for model in held]
+
+    bare(), scored()
+    show("scored / bare forward passes", [timed(scored)[0] / timed(bare)[0] for _ in range(runs)])
+    mine = [sys.executable, "-m", "hf_soup", "score", *models, "--recipe", folder / "recipe.yaml", "--json", "--quiet"]
+    ratios, apart = [], 0.0
+    for number in range(runs):
+        home = folder / "own"
+        shutil.rmtree(home / "hf-soup" / "logits", ignore_errors=True)
+        seconds, said = timed(lambda home=home: run(mine, home))
+        own = [scores["choices"]["value"] for scores in json.loads(said)["scores"].values()]
+        total = 0.0
+        for place, model in enumerate(models):
+            out = folder / f"choices-{number}-{place}"
+            command = [
+                sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--model_args", f"pretrained={model}",
+                "--tasks", "choices", "--include_path", folder / "task", "--device", "cpu", "--batch_size", "32",
+                "--output_path", out,
+            ]  # fmt: skip
+            total += timed(lambda command=command: run(command, folder / "theirs"))[0]
+            results = json.loads(next(out.rglob("results*.json")).read_text())["results"]["choices"]
+            apart = max(apart, abs(results["acc,none"] - own[place]))
+        ratios.append(total / seconds)
+    show(f"lm_eval {len(models)} times / hf-soup score", ratios)
+    print(f"largest difference of a score      {apart:.1e}")
 
 
 if __name__ == "__main__":

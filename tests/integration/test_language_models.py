@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +13,15 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from datasets import Dataset
+from huggingface_hub import HfApi, constants
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from transformers import ByT5Tokenizer, LlamaForCausalLM
+from transformers import ByT5Tokenizer, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaForCausalLM
 
 from hf_soup import Recipe, RecipeError, ScoringError, Soup, connectivity, cook
+from hf_soup.local_hub import LocalHub
 
 Cli = Callable[..., Any]
 
@@ -179,6 +185,21 @@ def test_the_function_of_the_docs_on_language_models(cli: Cli, language_family: 
     assert f"{scores['soup']['value']:.4g}" in first
 
 
+@pytest.mark.parametrize("task", ["causal-lm", "lm-eval"])
+def test_models_with_another_head_are_refused_before_they_are_fetched(
+    publish: Callable[..., str], task: str, language_family: Path
+) -> None:
+    named = {"name": "nothing"} if task == "lm-eval" else {"dataset": str(language_family / "test.jsonl")}
+    recipe = Recipe(
+        ingredients=[publish(name) for name in "ab"], base_model=publish("base"), validation={"task": task, **named}
+    )
+    with pytest.raises(
+        ScoringError, match="The models are BertForSequenceClassification, and `task: causal-lm` is for"
+    ):
+        cook(recipe, "soup")
+    assert not list(Path(constants.HF_HUB_CACHE).rglob("model.safetensors"))
+
+
 def test_what_needs_classes_says_so(language_family: Path) -> None:
     looks = {"task": "causal-lm", "dataset": str(language_family / "validation.jsonl")}
     recipe = Recipe(ingredients=[str(language_family / name) for name in ("one", "two")], validation=looks)
@@ -187,9 +208,66 @@ def test_what_needs_classes_says_so(language_family: Path) -> None:
     with pytest.raises(RecipeError, match=r"calibration\.task: Input should be"):
         Recipe(ingredients=["acme/a"], calibration=looks)
     wrong = Recipe(**{**recipe.to_dict(), "validation": {**looks, "task": "text-classification"}})
-    with pytest.raises(ScoringError, match="none of the columns that can be `label_column`"):
+    with pytest.raises(ScoringError, match="The models are LlamaForCausalLM"):
         cook(wrong, "soup")
     other = {"task": "text-classification", "dataset": str(language_family / "test.jsonl")}
     both = Recipe(**{**recipe.to_dict(), "test": other})
     with pytest.raises(ScoringError, match="causal-lm and text-classification are tasks of different ones"):
         cook(both, "soup")
+
+
+def test_the_recipe_of_checkpoints_on_the_hub(
+    online: LocalHub, cli: Cli, language_family: Path, tmp_path: Path
+) -> None:
+    """recipes/pythia.yaml as it is, from revisions of a stand-in's repo, by the lines of the README."""
+    root = Path(__file__).parents[2]
+    shutil.copytree(root / "recipes", "recipes")
+    page = (root / "README.md").read_text()
+    lines = page[page.index("pip install 'hf-soup[lm]'") :].partition("```")[0].splitlines()
+    asked = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("hf-soup")]
+    assert [each[0] for each in asked] == ["check", "cook", "cook", "cook", "score"]
+    api, store = HfApi(), online.store
+    repo = store.create("dataset", "Salesforce/wikitext", private=False, author="Salesforce")
+    splits = [{"split": split, "path": f"wikitext-2-raw-v1/{split}-*"} for split in ("validation", "test")]
+    card = yaml.safe_dump({"configs": [{"config_name": "wikitext-2-raw-v1", "data_files": splits}]})
+    changes = [store.put("README.md", f"---\n{card}---\n".encode())]
+    for split, pages in (("validation", PAGES[:20]), ("test", PAGES[20:40])):
+        Dataset.from_dict({"text": ["", *(page[:200] for page in pages)]}).to_parquet(tmp_path / "rows.parquet")
+        name = f"wikitext-2-raw-v1/{split}-00000-of-00001.parquet"
+        changes.append(store.put(name, (tmp_path / "rows.parquet").read_bytes()))
+    store.commit(repo, "main", changes, ("Upload", "", "Salesforce"), None)
+    models = store.create("model", "EleutherAI/pythia-70m", private=False, author="EleutherAI")
+    config = GPTNeoXConfig(
+        vocab_size=384, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        bos_token_id=1, eos_token_id=1, max_position_embeddings=128,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = GPTNeoXForCausalLM(config)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    rows = torch.tensor(ByT5Tokenizer()(PAGES[60:], padding="max_length", max_length=96, truncation=True).input_ids)
+    for step in range(143):
+        batch = rows[torch.randint(len(rows), (4,))]
+        model(batch, labels=batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step + 1 in (135, 137, 139, 141, 143):
+            model.save_pretrained(tmp_path / "model")
+            ByT5Tokenizer().save_pretrained(tmp_path / "model")
+            files = [store.put(path.name, path.read_bytes()) for path in sorted((tmp_path / "model").iterdir())]
+            store.commit(models, "main", files, (f"Step {step + 1}000", "", "EleutherAI"), None)
+            api.create_branch("EleutherAI/pythia-70m", branch=f"step{step + 1}000")
+    checked = cli(*asked[0], "--json")
+    assert checked.json["verdict"] in ("proven", "likely"), checked.out
+    done = cli(*asked[1], "--quiet", "--json")
+    assert done.code == 0, done.err
+    title = "Salesforce/wikitext wikitext-2-raw-v1 test bits_per_byte"
+    assert done.json["scores"]["soup"][title]["n"] == 21
+    assert len(done.json["scores"]) == 6
+    assert cli("verify", "lm-soup", "--score", "--quiet").code == 0
+    for name, folder in (("a", "one"), ("b", "two"), ("c", "poor")):
+        shutil.copytree(language_family / folder, Path("runs") / name)
+    shutil.copy(language_family / "test.jsonl", "texts.jsonl")
+    shutil.copy(language_family / "test.jsonl", "chats.jsonl")
+    for each in asked[2:4]:
+        done = cli(*("other" if part == "lm-soup" else part for part in each), "--dry-run")
+        assert done.code == 0, done.err

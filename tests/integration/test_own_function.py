@@ -263,11 +263,11 @@ def test_functions_that_cannot_be_used(cli: Cli, own: Any, family: Path, functio
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"select": "learned"}, "learns from the gradient of a loss, and 'my_eval:rows' gives a number alone"),
+        ({"select": "learned"}, "learns from the gradient of a loss, and 'my_eval:rows' has none"),
         ({"test": {"function": "my_eval:rows"}}, "'my_eval:rows' is validation data and test data"),
         (
             {"validation": {"function": "my_eval:rows", "metric": "f1"}},
-            "unknown key; known here: function, name, weight",
+            "unknown key; known here: at_least, function, name, weight",
         ),
         ({"stability_repeats": 3, "validation": {"function": "my_eval:mean"}}, "'my_eval:mean' has 1."),
     ],

@@ -35,7 +35,7 @@ def local_hub(zoo: LocalHub) -> LocalHub:
 def test_the_recipe_and_the_commands(cli: Callable[..., Any], tmp_path: Path) -> None:
     """In their order, against stand-ins of the models that they name."""
     (tmp_path / "recipe.yaml").write_text(block("yaml", "ingredients:"))
-    commands = [shlex.split(line, comments=True) for line in block("", "hf-soup check").splitlines()]
+    commands = [shlex.split(line, comments=True) for line in block("", "hf-soup check zqTensor").splitlines()]
     names = ("check", "cook", "push", "score", "verify", "cook", "push")
     assert [command[:2] for command in commands] == [["hf-soup", name] for name in names]
     printed = []

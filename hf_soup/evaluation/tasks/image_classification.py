@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 from hf_soup._util.parallel import usable_cores
 from hf_soup._util.text import first_line
 from hf_soup.errors import ScoringError
-from hf_soup.evaluation.classification import ClassificationDataset
-from hf_soup.evaluation.tasks.classes import Labels, classification_dataset, read_labels, require_classes
-from hf_soup.evaluation.tasks.task import PreparedRows, Task, of_donor
+from hf_soup.evaluation.tasks.heads import HeadTask
+from hf_soup.evaluation.tasks.task import of_donor
 from hf_soup.recipe import Scoring
 
 
-class ImageClassification(Task):
+class ImageClassification(HeadTask):
     """Images through the donor's image processor, on Pillow, so that torchvision changes no number.
 
     ``num_channels`` of the donor's config (default 3) decides grey or RGB.
@@ -43,19 +42,6 @@ class ImageClassification(Task):
         self.processor = of_donor(folder, "image processor", files, AutoImageProcessor, backend="pil")
         self.depends_on = [type(self.processor).__name__, self.mode]
         self.threads = usable_cores()
-
-    @classmethod
-    def require(cls, scoring: Scoring, config: Mapping[str, Any]) -> None:
-        """Refuse a metric that there is not, and models with no labels."""
-        require_classes(scoring, config)
-
-    def labels(self, scoring: Scoring, name: str, table: Any, columns: Sequence[str]) -> Labels:
-        """The right output for each row."""
-        return read_labels(scoring, name, table, self.config)
-
-    def dataset(self, rows: PreparedRows) -> ClassificationDataset:
-        """As `Task.dataset`."""
-        return classification_dataset(rows, self.tokenizer)
 
     def read(self, values: Sequence[Any]) -> NDArray[np.uint8]:
         """``(height, width, channels)`` uint8 from a Pillow image, an array or nested lists.

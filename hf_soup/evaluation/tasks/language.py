@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from hf_soup._util.text import first_line
 from hf_soup.checkpoint import panics_as_errors
 from hf_soup.errors import ScoringError
-from hf_soup.evaluation.tasks.task import TOKENIZER_FILES, Task, of_donor
+from hf_soup.evaluation.tasks.task import Task, donors_tokenizer
 from hf_soup.recipe import Scoring
 
 _USUAL_LONGEST = 2048
@@ -27,9 +27,7 @@ class LanguageTask(Task):
     unread: ClassVar[Sequence[str]] = ("labels",)
 
     def __init__(self, scoring: Scoring, folder: Path, config: Mapping[str, Any]) -> None:
-        from transformers import AutoTokenizer
-
-        self._reads = of_donor(folder, "tokenizer", TOKENIZER_FILES, AutoTokenizer)
+        self._reads = donors_tokenizer(folder)
         text = config.get("text_config")
         stated = text if isinstance(text, Mapping) else config
         positions = map(stated.get, ("n_positions", "max_position_embeddings", "n_ctx"))

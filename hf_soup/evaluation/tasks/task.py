@@ -136,6 +136,17 @@ def digest(content: NDArray[np.uint8] | tuple[str, ...]) -> bytes:
     return hashlib.blake2b(plain, digest_size=16).digest()
 
 
+def donors_tokenizer(folder: Path) -> Any:
+    """The donor's tokenizer.
+
+    Raises:
+        ScoringError: It has none, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    return of_donor(folder, "tokenizer", TOKENIZER_FILES, AutoTokenizer)
+
+
 def of_donor(folder: Path, what: Kind, files: Sequence[str], automatic: Any, **options: Any) -> Any:
     """The donor's tokenizer or image processor, which a class of transformers loads, where it has one of some files.
 

@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 from hf_soup._util.text import first_line
 from hf_soup.checkpoint import panics_as_errors
 from hf_soup.errors import ScoringError
-from hf_soup.evaluation.classification import ClassificationDataset
-from hf_soup.evaluation.tasks.classes import Labels, classification_dataset, read_labels, require_classes
-from hf_soup.evaluation.tasks.task import TOKENIZER_FILES, PreparedRows, Task, of_donor
+from hf_soup.evaluation.tasks.heads import HeadTask
+from hf_soup.evaluation.tasks.task import donors_tokenizer
 from hf_soup.recipe import Scoring
 
 
-class TextClassification(Task):
+class TextClassification(HeadTask):
     """Texts, or pairs of texts, through the donor's tokenizer, cut at the longest that the model reads."""
 
     columns: ClassVar[Sequence[tuple[str, ...]]] = (
@@ -35,24 +34,9 @@ class TextClassification(Task):
     chunk: ClassVar[int] = 1000
 
     def __init__(self, scoring: Scoring, folder: Path, config: Mapping[str, Any]) -> None:
-        from transformers import AutoTokenizer
-
         self.config = config
-        self.tokenizer = of_donor(folder, "tokenizer", TOKENIZER_FILES, AutoTokenizer)
+        self.tokenizer = donors_tokenizer(folder)
         self.depends_on = [type(self.tokenizer).__name__, self._longest(), config.get("vocab_size")]
-
-    @classmethod
-    def require(cls, scoring: Scoring, config: Mapping[str, Any]) -> None:
-        """Refuse a metric that there is not, and models with no labels."""
-        require_classes(scoring, config)
-
-    def labels(self, scoring: Scoring, name: str, table: Any, columns: Sequence[str]) -> Labels:
-        """The right output for each row."""
-        return read_labels(scoring, name, table, self.config)
-
-    def dataset(self, rows: PreparedRows) -> ClassificationDataset:
-        """As `Task.dataset`."""
-        return classification_dataset(rows, self.tokenizer)
 
     def read(self, values: Sequence[Any]) -> tuple[str, ...]:
         """One text or two."""

@@ -22,7 +22,7 @@ from transformers import BertConfig, BertForSequenceClassification, ViTConfig, V
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation import ClassificationDataset, EvaluationData, ModelTemplate
 from hf_soup.evaluation.ensembles import ensemble
-from hf_soup.evaluation.metrics import METRICS
+from hf_soup.evaluation.formulas import CLASS_METRICS
 from hf_soup.evaluation.model import build_model
 from hf_soup.evaluation.preprocessing import prepare_datasets
 from hf_soup.recipe import Scoring
@@ -373,8 +373,8 @@ def test_a_tokenizer_of_another_model(bert: Any, sentences: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"problem_type": "multi_label_classification"}, "problem type is multi_label_classification"),
-        ({"id2label": {"0": "score"}}, "one output"),
+        ({"problem_type": "multi_label_classification"}, "has 0 as 'label', and the model's head is multi-label"),
+        ({"id2label": {"0": "score"}}, "head is regression, for which there is no metric 'accuracy'"),
         ({"num_channels": 4}, "4 channels"),
         ({"id2label": {"0": "a", "1": "b"}}, "The classes of digits.parquet are not the model's"),
     ],
@@ -442,7 +442,7 @@ def test_validation_slices_that_meet_are_refused(bert: Any, sentences: Path) -> 
     def benches(*splits: str) -> list[ClassificationDataset]:
         scorings = [
             ("validation", text_scoring(sentences, split=each, metric=m))
-            for each, m in zip(splits, METRICS, strict=False)
+            for each, m in zip(splits, CLASS_METRICS, strict=False)
         ]
         return prepare_datasets(scorings, folder=bert[0], config=bert[1])
 
@@ -503,7 +503,7 @@ def test_logits_that_are_no_numbers(vit: Any, digits: Path) -> None:
     with pytest.raises(ScoringError, match=r"output for row 0 of 'digits.parquet' is \[.*nan"):
         bench.outputs(model)
     other = ViTForImageClassification(ViTConfig(**{**vit[1], "id2label": dict(enumerate(NAMES[:9]))}))
-    with pytest.raises(ScoringError, match="has 9 outputs, and the config names 10 classes"):
+    with pytest.raises(ScoringError, match="has 9 outputs, and the config names 10 of them"):
         bench.outputs(other)
 
 
@@ -576,7 +576,7 @@ def test_compare_is_paired(vit: Any, digits: Path) -> None:
 
 
 def test_compare_on_other_metrics_uses_the_metric(vit: Any, digits: Path) -> None:
-    bench = bench_of(image_scoring(digits, metric="f1"), vit)
+    bench = bench_of(image_scoring(digits, metric="f1_macro"), vit)
     poor = np.where(np.arange(60) < 15, 0, bench.references)
     found = bench.compare(one_hot(bench, bench.references), one_hot(bench, poor))
     assert found.difference == pytest.approx(1 - bench.score(one_hot(bench, poor)).value)

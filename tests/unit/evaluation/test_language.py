@@ -180,6 +180,17 @@ def test_metrics_and_their_intervals(language: tuple[Any, Path], tmp_path: Path)
         assert other.compare(found, found).sentence == f"no difference can be seen with n = {len(TEXTS)}"
 
 
+def test_values_of_texts_have_the_metric_as_their_mean(tmp_path: Path) -> None:
+    byte_llama(tmp_path)
+    for metric in ("bits_per_byte", "nll"):
+        bench = bench_of(tmp_path, TEXTS, tmp_path, metric=metric)
+        outputs = -bench.sizes[:, 1] * np.linspace(1, 3, len(TEXTS))
+        values = bench.row_values(outputs)
+        assert values is not None
+        assert float(values.mean()) == pytest.approx(bench.judge(outputs))
+    assert bench_of(tmp_path, TEXTS, tmp_path, metric="perplexity").row_values(outputs) is None
+
+
 def test_a_draw_of_empty_texts_alone_is_a_number(tmp_path: Path) -> None:
     """Of two texts one is empty, so every fourth draw has no byte."""
     model = word_gpt(tmp_path, eos_token="</s>").eval()
@@ -269,6 +280,65 @@ def test_a_model_that_finds_a_text_impossible(tmp_path: Path) -> None:
         model.lm_head.weight[200].fill_(float("nan"))
     with pytest.raises(ScoringError, match=r"log-likelihood of row 0 of 'texts.jsonl' is nan"):
         bench.outputs(model)
+
+
+# ---- memory ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(
+    params=[
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("not enough memory: you tried to allocate memory"),
+    ],
+    ids=["GPU", "CPU"],
+)
+def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A Llama that has room for three rows at a time, and the sizes of the batches that it was given."""
+    sizes: list[int] = []
+    forward = LlamaForCausalLM.forward
+
+    def narrow(self: Any, input_ids: Any, **more: Any) -> Any:
+        sizes.append(len(input_ids))
+        if len(input_ids) > 3:
+            raise request.param
+        return forward(self, input_ids, **more)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", narrow)
+    return sizes
+
+
+def test_batches_that_do_not_fit_are_halved_and_that_is_said_once(
+    small: list[int], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = byte_llama(tmp_path)
+    bench, done = bench_of(tmp_path, TEXTS, tmp_path, batch_size=16), []
+    found = bench.outputs(model, progress=done.append)
+    assert sum(done) == bench.steps
+    assert max(small) > 3
+    expected = replace(bench, scoring=bench.scoring.model_copy(update={"batch_size": 1})).outputs(model)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-5)
+    small.clear()
+    assert np.array_equal(bench.outputs(model), found)
+    assert max(small) <= 3, "known from the model before"
+    said = [record.message for record in caplog.records if "memory" in record.message]
+    assert said == ["texts.jsonl bits_per_byte: 16 rows together do not fit the memory; fewer are taken."]
+
+
+def test_learning_goes_on_in_smaller_batches(
+    small: list[int], llamas: tuple[Path, list[dict[str, Any]], Any], tmp_path: Path
+) -> None:
+    folder, _, _ = llamas
+    benches = [bench_of(folder, TEXTS, tmp_path, batch_size=8), choices_of(folder, plain(), tmp_path, batch_size=8)]
+    shares, rows = np.array([[0.5, 0.3, 0.2]]), np.arange(len(TEXTS))
+    found = objective_of(llamas, benches[:1]).gradient(shares, 1.0, rows)
+    assert max(small) > 3
+    one = [replace(bench, scoring=bench.scoring.model_copy(update={"batch_size": 1})) for bench in benches]
+    expected = objective_of(llamas, one[:1]).gradient(shares, 1.0, rows)
+    assert found[0] == pytest.approx(expected[0])
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-4, atol=1e-5)
+    # The choices of one question go together, and four are too many here.
+    with pytest.raises(ScoringError, match=r"The model cannot learn from 'questions.jsonl accuracy'.*memory"):
+        objective_of(llamas, benches[1:]).loss(shares, np.arange(len(QUESTIONS)))
 
 
 # ---- conversations ----------------------------------------------------------------------------------------------

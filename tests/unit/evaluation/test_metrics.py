@@ -9,7 +9,7 @@ import sklearn.metrics
 
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation import ModelTemplate, load_data, metrics, statistics
-from hf_soup.evaluation.metrics import METRICS
+from hf_soup.evaluation.formulas import CLASS_METRICS
 from hf_soup.evaluation.preprocessing import prepare_datasets
 from hf_soup.evaluation.statistics import resampled
 from hf_soup.merging import RunContext
@@ -88,7 +88,7 @@ def test_the_interval_of_a_function_is_that_of_the_built_in_metric(here: Path) -
     (here / "own_metrics.py").write_text(
         "from sklearn.metrics import f1_score\ndef f1(r, p):\n    return f1_score(r, p, average='macro')\n"
     )
-    own, built_in = (metrics.score(name, LABELS, ANSWERS) for name in ("own_metrics:f1", "f1"))
+    own, built_in = (metrics.score(name, LABELS, ANSWERS) for name in ("own_metrics:f1", "f1_macro"))
     assert (own.value, own.low, own.high) == pytest.approx((built_in.value, built_in.low, built_in.high), abs=1e-12)
 
 
@@ -177,7 +177,7 @@ def test_code_of_the_hub_needs_trust(metric: str, tmp_path: Path) -> None:
     with pytest.raises(ScoringError, match=f"There is no built-in metric '{metric}'") as raised:
         prepare_datasets([("validation", scoring)], folder=tmp_path, config={})
     assert "trust_remote_code: true" in raised.value.hint
-    assert all(name in raised.value.hint for name in METRICS)
+    assert all(name in raised.value.hint for name in CLASS_METRICS)
 
 
 def test_trusted_code_is_asked_of_the_hub(tmp_path: Path) -> None:

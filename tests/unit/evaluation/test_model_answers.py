@@ -76,7 +76,7 @@ def test_what_is_remembered_is_believed_only_whole(tmp_path: Path) -> None:
     logits = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
     note = tmp_path / "logits" / "note.npy"
     bench = ClassificationDataset(
-        "rows accuracy", Scoring(task="text-classification", dataset="rows"), (), "", "rows", n=5,
+        "rows accuracy", Scoring(task="text-classification", dataset="rows"), (), "", "rows",
         class_names=("a", "b", "c"), references=np.zeros(5, np.int64), inputs=None, _labels=None,
     )  # fmt: skip
     _keep(note, logits)

@@ -197,12 +197,12 @@ def test_free_shares_are_a_plain_sum(astray: Recipe, tmp_path: Path) -> None:
 def test_several_validation_data_are_weighed(recipe: Recipe, family: Path, tmp_path: Path) -> None:
     """By the weights that the recipe gives them, each in its own metric."""
     data = recipe.validation[0].model_dump(exclude_defaults=True)
-    two = [{**data, "weight": 3}, {**data, "metric": "f1", "name": "again"}]
+    two = [{**data, "weight": 3}, {**data, "metric": "f1_macro", "name": "again"}]
     soup = quietly(changed(recipe, validation=two, select="best"), tmp_path / "soup")
-    assert soup.report.validation == (TITLE, "again f1")
+    assert soup.report.validation == (TITLE, "again f1_macro")
     for step in soup.report.trace:
         scores = soup.scores[step.ingredients[0]]
-        assert step.score == pytest.approx((3 * scores[TITLE]["value"] + scores["again f1"]["value"]) / 4)
+        assert step.score == pytest.approx((3 * scores[TITLE]["value"] + scores["again f1_macro"]["value"]) / 4)
     assert len(soup.recipe.validation) == 2
     assert Soup.open(soup.folder).report.best.keys() == soup.scores["soup"].keys()
 
@@ -275,7 +275,7 @@ def test_the_same_rows_in_two_metrics_are_one_data_set(
 ) -> None:
     """Answered once, in the same half, and on the same side of the inner split."""
     data = recipe.validation[0].model_dump(exclude_defaults=True)
-    two = [data, {**data, "metric": "f1", "name": "again"}]
+    two = [data, {**data, "metric": "f1_macro", "name": "again"}]
     rows: list[int] = []
 
     @contextmanager

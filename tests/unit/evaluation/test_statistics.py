@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation import metrics, statistics
-from hf_soup.evaluation.metrics import METRICS
+from hf_soup.evaluation.formulas import CLASS_METRICS
 from hf_soup.evaluation.statistics import Ints, comparison_of
 from hf_soup.recipe import Score
 
@@ -37,11 +37,12 @@ def test_paired_interval_is_symmetric_and_covers_no_difference() -> None:
     assert first[0] > 0
 
 
+#: Those of several classes, by the answer of each row.
 SCIKIT_LEARN = {
     "accuracy": sklearn.metrics.accuracy_score,
-    "f1": partial(sklearn.metrics.f1_score, average="macro", zero_division=0.0),
-    "precision": partial(sklearn.metrics.precision_score, average="macro", zero_division=0.0),
-    "recall": partial(sklearn.metrics.recall_score, average="macro", zero_division=0.0),
+    "f1_macro": partial(sklearn.metrics.f1_score, average="macro", zero_division=0.0),
+    "precision_macro": partial(sklearn.metrics.precision_score, average="macro", zero_division=0.0),
+    "recall_macro": partial(sklearn.metrics.recall_score, average="macro", zero_division=0.0),
     # balanced_accuracy_score warns when an answer is a class that no row has.
     "balanced_accuracy": lambda labels, answers: sklearn.metrics.recall_score(
         labels, answers, labels=np.unique(labels), average="macro"
@@ -50,7 +51,7 @@ SCIKIT_LEARN = {
 }
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", SCIKIT_LEARN)
 @pytest.mark.parametrize("case", range(4))
 def test_counts_and_scikit_learn_agree(name: str, case: int) -> None:
     """What is resampled, by kinds of rows, is the metric that is reported, also with absent and unasked classes."""
@@ -63,11 +64,11 @@ def test_counts_and_scikit_learn_agree(name: str, case: int) -> None:
     value = SCIKIT_LEARN[name](labels, answers)
     every = np.array([(label, answer) for label in range(6) for answer in range(6)])
     counts = np.array([np.sum((labels == label) & (answers == answer)) for label, answer in every])
-    assert METRICS[name](every[:, 0], every[:, 1], counts[None]) == pytest.approx([value], abs=1e-12)
+    assert CLASS_METRICS[name](every[:, 0], every[:, 1], counts[None]) == pytest.approx([value], abs=1e-12)
     assert metrics.value(name, labels, answers) == pytest.approx(value, abs=1e-15)
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", SCIKIT_LEARN)
 @pytest.mark.filterwarnings("ignore:A single label was found", "ignore:The number of unique classes")
 def test_many_draws_at_once_are_scikit_learns_one_by_one(name: str) -> None:
     """Up to 20 classes with gaps in their numbers, few rows, many kinds that a draw does not have."""
@@ -81,15 +82,15 @@ def test_many_draws_at_once_are_scikit_learns_one_by_one(name: str) -> None:
         rows[2] = np.where((label == classes[0]) & (answer == classes[0]), rows[2], 0)  # or in both
         rows = rows[rows.sum(axis=1) > 0]
         expected = [SCIKIT_LEARN[name](np.repeat(label, each), np.repeat(answer, each)) for each in rows]
-        assert METRICS[name](label, answer, rows) == pytest.approx(expected, abs=1e-12), seed
+        assert CLASS_METRICS[name](label, answer, rows) == pytest.approx(expected, abs=1e-12), seed
 
 
-@pytest.mark.parametrize("name", ["accuracy", "f1", "matthews_correlation"])
+@pytest.mark.parametrize("name", ["accuracy", "f1_macro", "matthews_correlation"])
 def test_resamples_are_those_drawn_and_scored_one_by_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole procedure once more, of few resamples, with scikit-learn's metric and one draw at a time."""
     monkeypatch.setattr(statistics, "RESAMPLES", 40)
     monkeypatch.setattr(statistics, "BLOCK", 20)
-    quick = METRICS[name]
+    quick = CLASS_METRICS[name]
     other = np.where(np.random.default_rng(3).random(300) < 0.8, ANSWERS, LABELS)
 
     def one(label: Ints, answer: Ints, rows: Ints) -> float:
@@ -124,9 +125,9 @@ def test_resamples_are_those_drawn_and_scored_one_by_one(name: str, monkeypatch:
 
 def test_a_thousand_classes_need_no_table_of_class_by_class() -> None:
     labels, first, second = np.random.default_rng(4).integers(0, 1000, (3, 4000))
-    statistics.bootstrap(LABELS, ANSWERS, METRICS["f1"])  # what is imported at first use does not count
+    statistics.bootstrap(LABELS, ANSWERS, CLASS_METRICS["f1_macro"])  # what is imported at first use does not count
     tracemalloc.start()
-    statistics.paired_bootstrap(labels, first, second, METRICS["matthews_correlation"])
+    statistics.paired_bootstrap(labels, first, second, CLASS_METRICS["matthews_correlation"])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 40e6  # of one draw alone the table has 8 MB, of a block's 400 MB
@@ -134,7 +135,7 @@ def test_a_thousand_classes_need_no_table_of_class_by_class() -> None:
 
 def test_f1_by_hand() -> None:
     # class 0: P 1/2, R 1 → 2/3; class 1: P 1, R 1/2 → 2/3
-    assert metrics.value("f1", np.array([0, 1, 1]), np.array([0, 0, 1])) == pytest.approx(2 / 3)
+    assert metrics.value("f1_macro", np.array([0, 1, 1]), np.array([0, 0, 1])) == pytest.approx(2 / 3)
 
 
 def test_accuracy_has_wilsons_interval() -> None:
@@ -152,7 +153,7 @@ def test_accuracy_has_wilsons_interval() -> None:
     }
 
 
-@pytest.mark.parametrize("name", [name for name in METRICS if name != "accuracy"])
+@pytest.mark.parametrize("name", [name for name in SCIKIT_LEARN if name != "accuracy"])
 def test_the_bootstrap_is_seeded_and_blind_to_the_order_of_rows(name: str) -> None:
     first = metrics.score(name, LABELS, ANSWERS)
     order = np.random.default_rng(1).permutation(300)
@@ -162,13 +163,13 @@ def test_the_bootstrap_is_seeded_and_blind_to_the_order_of_rows(name: str) -> No
 
 def test_the_bootstrap_finds_the_width_that_theory_gives() -> None:
     labels, answers = np.zeros(400, dtype=np.int64), np.repeat([0, 1], [300, 100])
-    low, high = statistics.bootstrap(labels, answers, METRICS["accuracy"])
+    low, high = statistics.bootstrap(labels, answers, CLASS_METRICS["accuracy"])
     assert high - low == pytest.approx(2 * 1.96 * (0.75 * 0.25 / 400) ** 0.5, rel=0.1)
     assert (low + high) / 2 == pytest.approx(0.75, abs=0.005)
 
 
 def test_paired_bootstrap_sees_a_difference_and_none() -> None:
-    formula = METRICS["f1"]
+    formula = CLASS_METRICS["f1_macro"]
     good = np.where(np.random.default_rng(2).random(300) < 0.95, LABELS, 0)
     low, high, p = statistics.paired_bootstrap(LABELS, good, ANSWERS, formula)
     assert 0 < low < high
@@ -182,7 +183,7 @@ def test_permutation_p_by_hand() -> None:
     # Two discordant rows, both won by the first model: |d*| reaches |d| when neither or both are exchanged: ½.
     labels = np.array([0, 0, 1, 1])
     first, second = np.array([0, 0, 1, 1]), np.array([1, 0, 0, 1])
-    _, _, p = statistics.paired_bootstrap(labels, first, second, METRICS["accuracy"])
+    _, _, p = statistics.paired_bootstrap(labels, first, second, CLASS_METRICS["accuracy"])
     assert p == pytest.approx(0.5, abs=0.05)
 
 
@@ -208,14 +209,14 @@ def test_worse_is_said_in_positive_numbers() -> None:
 def test_an_unknown_metric_lists_those_that_there_are() -> None:
     with pytest.raises(ScoringError, match="no built-in metric 'bleu'") as raised:
         metrics.value("bleu", LABELS, ANSWERS)
-    assert all(name in raised.value.hint for name in METRICS)
+    assert all(name in raised.value.hint for name in CLASS_METRICS)
 
 
 def test_metrics_need_no_network_and_no_home() -> None:
     """A home that cannot be written (a folder below a device, so that root cannot either), and no network."""
     code = (
         "import numpy as np; from hf_soup.evaluation import metrics;"
-        "print(metrics.score('f1', np.array([0, 1, 1]), np.array([0, 1, 0])).value)"
+        "print(metrics.score('f1_macro', np.array([0, 1, 1]), np.array([0, 1, 0])).value)"
     )
     home = "/dev/null/home"
     environment = {**os.environ, "HOME": home, "HF_HOME": f"{home}/hf", "HF_HUB_OFFLINE": "1"}

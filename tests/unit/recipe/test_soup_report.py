@@ -70,7 +70,7 @@ WHOLE: dict[str, Any] = {
             "task": "text-classification", "dataset": "local:rows.csv", "split": None, "metric": "accuracy",
             "config": None, "revision": "sha256:0", "labels": ["a", "b"], "label_column": None, "input_columns": None,
             "name": "rows", "batch_size": 32, "weight": 1.0, "trust_remote_code": False,
-            "assistant_only": False, "title": "rows accuracy",
+            "assistant_only": False, "at_least": None, "title": "rows accuracy",
             "loader": "csv",
         }
     ],
@@ -99,6 +99,7 @@ WHOLE: dict[str, Any] = {
         "evidence": [{"part": "body", "names": ["a", "b"], "tensors": ["x"], "cosine": SQUARE, "rows": SQUARE}],
         "transferred_bytes": 3,
     },
+    "harness": {"arc_easy": "lm-eval 0.4.13; arc_easy version 1.0; sha256:0"},
     "versions": {"hf-soup": "1"},
     "system": "Linux x86_64",
 }  # fmt: skip

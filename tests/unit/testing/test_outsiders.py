@@ -45,7 +45,7 @@ class TestEvening(SelectionTests):
 """
 #: A test by which each is noticed; all of them would take long.
 NOTICED = (
-    "TestMedian or TestAboveMedian or (TestCareless and is_not_changed) or (TestFirst and order) "
+    "TestMedian or TestAboveMedian or TestRewardPairs or (TestCareless and is_not_changed) or (TestFirst and order) "
     "or (TestNarrow and the_shape_stays) or (TestSigns and order) "
     "or (TestAsking and can_be_made) or (TestEvening and can_be_made)"
 )
@@ -62,7 +62,10 @@ def outcome(module_path: Path) -> str:
     """What pytest prints in the package's folder."""
     files = blocks()
     method, selection = files["acme_soups/median.py"], files["acme_soups/above_median.py"]
-    entries = {"methods": {"median": "median"}, "selections": {"above_median": "above_median"}}
+    entries = {
+        "methods": {"median": "median"}, "selections": {"above_median": "above_median"},
+        "tasks": {"reward-pairs": "reward_pairs:RewardPairs"},
+    }  # fmt: skip
     for name, (right, wrong) in BROKEN.items():
         assert right in method
         files[f"acme_soups/{name}.py"] = method.replace(right, wrong).replace("median(", f"{name}(", 1)
@@ -107,7 +110,7 @@ def results(outcome: str, result: str, test_class: str) -> list[str]:
 
 
 def test_the_page_is_a_package_that_keeps_the_contract(outcome: str) -> None:
-    for test_class, least in (("TestMedian", 25), ("TestAboveMedian", 8)):
+    for test_class, least in (("TestMedian", 25), ("TestAboveMedian", 8), ("TestRewardPairs", 14)):
         assert len(results(outcome, "PASSED", test_class)) >= least, outcome
         assert not results(outcome, "(?:FAILED|ERROR)", test_class), outcome
 

@@ -1,0 +1,97 @@
+"""What choosing among many candidates gains by chance alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hf_soup.evaluation.statistics import SEED, Floats
+from hf_soup.recipe import Comparison
+
+#: Permutations; fewer where there are more than a million values, as each then takes ten milliseconds and more.
+PERMUTATIONS, _VALUES = 1000, 1_000_000
+
+
+@dataclass(frozen=True)
+class Chance:
+    """What the best of some candidates gains against the best ingredient where none is better than another.
+
+    Args:
+        candidates: How many were compared.
+        gain: The mean of that, in the unit of the data's metric, more is better.
+        p: How often it is as much as was seen, or more.
+    """
+
+    candidates: int
+    gain: float
+    p: float
+
+
+def by_chance(
+    values: Sequence[Floats], weights: Sequence[float], ingredients: int, seen: Sequence[float]
+) -> list[Chance]:
+    r"""What a choice gains by chance on each of its validation data, as they would be were all candidates alike.
+
+    The values of the candidates are permuted within each row a thousand times. Each time the candidate with the best
+    weighted mean is taken, as a selection does, and compared with the best of the ingredients, which are candidates
+    too: ``p = (1 + #{gain >= seen}) / (1 + 1000)``.
+
+    Args:
+        values: Of each data set, ``(rows, candidates)``: what its metric is the mean of, more is better; the
+            ingredients are first.
+        weights: Of the data sets.
+        ingredients: How many candidates are ingredients.
+        seen: What the chosen soup gained on each against the best ingredient.
+
+    Reference:
+        Westfall & Young, Resampling-based multiple testing, 1993: the distribution of a maximum by permutation.
+
+    >>> luck = np.random.default_rng(0).integers(0, 2, (200, 12)).astype(float)
+    >>> (found,) = by_chance([luck], [1.0], 3, [0.02])
+    >>> found.candidates, 0.02 < found.gain < 0.04, found.p > 0.5
+    (12, True, True)
+    """
+    generator = np.random.Generator(np.random.Philox(key=SEED + 4))
+    # Where all candidates have one value there is nothing to permute.
+    unlike = [each[(each != each[:, :1]).any(axis=1)] for each in values]
+    alike = [each.sum(axis=0)[0] - other.sum(axis=0)[0] for each, other in zip(values, unlike, strict=True)]
+    size = sum(map(np.size, unlike))
+    count = PERMUTATIONS if size <= _VALUES else max(100, PERMUTATIONS * _VALUES // size)
+    gains = np.empty((len(values), count))
+    for draw in range(count):
+        means = [
+            (generator.permuted(other, axis=1).sum(axis=0) + same) / len(each)
+            for each, other, same in zip(values, unlike, alike, strict=True)
+        ]
+        whole = sum(weight * mean for weight, mean in zip(weights, means, strict=True))
+        best, reference = int(np.argmax(whole)), int(np.argmax(whole[:ingredients]))
+        gains[:, draw] = [mean[best] - mean[reference] for mean in means]
+    return [
+        # A hair below: the same gain summed in another order is still the same gain.
+        Chance(values[0].shape[1], float(own.mean()), (1 + int((own >= gain - 1e-12).sum())) / (1 + count))
+        for own, gain in zip(gains, seen, strict=True)
+    ]
+
+
+def beside_chance(comparison: Comparison, chance: Chance, *, share: bool) -> Comparison:
+    """A comparison on data that chose among many candidates, which gains something by chance alone.
+
+    A gain is claimed only where it is more than that, too.
+
+    >>> from hf_soup.evaluation.statistics import comparison_of
+    >>> seen = comparison_of("accuracy", 0.009, 0.002, 0.016, 0.01, 2000)
+    >>> beside_chance(seen, Chance(20, 0.006, 0.2), share=True).sentence
+    'better by 0.9 points, and the best of 20 candidates would be by 0.6 by chance alone (p = 0.2, n = 2,000)'
+    """
+    shown = f"{100 * chance.gain:.1f}" if share else f"{chance.gain:.3g}"
+    told = f"the best of {chance.candidates} candidates would be by {shown} by chance alone (p = {chance.p:.2g}"
+    changes: dict[str, object] = {"candidates": chance.candidates, "chance": chance.gain, "chance_p": chance.p}
+    if comparison.significant and comparison.difference > 0:
+        if chance.p < 0.05:
+            changes["sentence"] = f"{comparison.sentence}; {told})"
+        else:
+            seen = f"{100 * comparison.difference:.1f} points" if share else f"{comparison.difference:.3g}"
+            changes |= {"significant": False, "sentence": f"better by {seen}, and {told}, n = {comparison.n:,})"}
+    return comparison.model_copy(update=changes)
