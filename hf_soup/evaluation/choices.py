@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from hf_soup.errors import ScoringError
 from hf_soup.evaluation.dataset import MeanOfRows
 from hf_soup.evaluation.language import PREDICTED, LikelihoodDataset
 from hf_soup.evaluation.statistics import Floats, Ints
@@ -67,8 +68,9 @@ class ChoiceDataset(MeanOfRows, LikelihoodDataset):
         """``(questions, choices)``, next to nothing where a question has fewer."""
         import torch
 
-        rows, place = np.unique(self.windows[numbers, 0], return_inverse=True)
-        choice = np.concatenate([np.arange(count) for count in np.bincount(place)])  # in order: a question's follow it
+        whose = self.windows[numbers, 0]
+        rows, place = np.unique(whose, return_inverse=True)
+        choice = numbers - np.searchsorted(self.windows[:, 0], whose)  # the windows of a question stand together
         # Not minus infinity, whose product with a scale has no derivative.
         outputs = torch.full((len(rows), self.lengths.shape[1]), -1e300, dtype=answers.dtype, device=answers.device)
         return outputs.index_put((torch.from_numpy(place), torch.from_numpy(choice)), answers), rows
@@ -95,6 +97,12 @@ class ChoiceDataset(MeanOfRows, LikelihoodDataset):
         found = []
         for place, first, said in self._sequences():
             end, predicted = first + len(said), int((said & PREDICTED).sum())
+            if predicted > self.longest:
+                raise ScoringError(
+                    f"A choice of row {self.kept[place]} of '{self.name}' has {predicted:,} tokens, and the model "
+                    f"reads {self.longest:,}.",
+                    hint="Leave the row out: choices are compared whole.",
+                )
             found.append((place, max(first, end - self.longest - 1), end - 1, predicted))
         return np.array(found, dtype=np.int64)
 

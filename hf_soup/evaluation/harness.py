@@ -30,6 +30,7 @@ from hf_soup.checkpoint import panics_as_errors
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.batch_limit import BatchLimit
 from hf_soup.evaluation.dataset import EvalDataset, Outputs
+from hf_soup.evaluation.encoded_rows import key_of
 from hf_soup.evaluation.model import require_head
 from hf_soup.evaluation.statistics import (
     Floats,
@@ -223,7 +224,8 @@ class HarnessDataset(EvalDataset):
             if not limit.lower(error, size):
                 raise ScoringError(
                     f"The model fails on '{self.name}': {first_line(error)}",
-                    hint="Do the donor's tokenizer and config belong to these weights?",
+                    hint="Do the donor's tokenizer and config belong to these weights? Is a choice longer than the "
+                    "model reads?",
                 ) from error
         else:
             return answers
@@ -272,7 +274,12 @@ class HarnessDataset(EvalDataset):
             drawn = (
                 [each for each, count in zip(items, draw, strict=True) for _ in range(count)] for draw in rows[:, own]
             )
-            found.append(np.array([float(made(each)) if each else 0.0 for each in drawn]))
+            try:
+                found.append(np.array([float(made(each)) if each else 0.0 for each in drawn]))
+            except Exception as error:  # whatever a metric says of values
+                raise ScoringError(
+                    f"The metric '{name}' of '{self.name}' fails: {first_line(error)}", hint="Name another `metric`."
+                ) from error
         weights = np.array([share > 0 for share in shares] if self.equally else shares, dtype=float)
         return np.asarray((weights * np.array(found)).sum(axis=0) / weights.sum(axis=0))
 
@@ -363,7 +370,9 @@ def harness_datasets(
         role, scoring = asked[place]
         with _quiet(), contextlib.redirect_stderr(io.StringIO()) if quiet else contextlib.nullcontext():
             loaded, digests = _loaded(scoring, tokenizer, in_tests if role == "validation" else set())
-        found[place] = replace(loaded, tokenizer=tokenizer, generation=generation)
+        # What models answer depends on the donor's files too: tokenizer, template, settings for what they write.
+        fingerprint = key_of(loaded.fingerprint, template.folder, [Path(__file__)])
+        found[place] = replace(loaded, fingerprint=fingerprint, tokenizer=tokenizer, generation=generation)
         if role == "test":
             in_tests |= digests
     return [found[place] for place in range(len(asked))]
@@ -438,11 +447,10 @@ def _tasks(scoring: HarnessScoring) -> tuple[list[Any], bool]:
     entry: Any = scoring.config
     if scoring.config is None:
         entry, manager = scoring.name, own
-        if scoring.name in own.task_index:
-            _require_trust(scoring, own.task_index[scoring.name].yaml_path)
-        elif file := _built_in(scoring.name):
+        file = None if scoring.name in own.task_index else _built_in(scoring.name)
+        if file:
             entry = str(file)
-        else:
+        elif scoring.name not in own.task_index:
             manager = TaskManager(include_path=folder, include_defaults=True)  # which takes ten seconds
             if scoring.name not in manager.task_index:
                 near = difflib.get_close_matches(scoring.name, manager.all_tasks, 5, 0.5)
@@ -453,8 +461,13 @@ def _tasks(scoring: HarnessScoring) -> tuple[list[Any], bool]:
     else:
         manager = own
     try:
-        with panics_as_errors():
+        with panics_as_errors(), _python_of_task_files(allowed=scoring.trust_remote_code):
             loaded = manager.load([entry])
+    except _PythonError as error:
+        raise ScoringError(
+            f"The task '{scoring.name}' runs Python: {error}.",
+            hint="Read it; then say `trust_remote_code: true` beside its name.",
+        ) from None
     except Exception as error:  # of the harness, of datasets, of a task's own code: no common class
         raise ScoringError(
             f"The task '{scoring.name}' cannot be loaded: {first_line(error)}",
@@ -503,31 +516,30 @@ def _built_in(name: str) -> Path | None:
     return None
 
 
-def _require_trust(scoring: HarnessScoring, file: Path | None, seen: Collection[Path] = ()) -> None:
-    """Refuse a task file of one's own that runs Python, where nobody said that it may.
+class _PythonError(Exception):
+    """A task file names a function that nobody allowed to run."""
 
-    Raises:
-        ScoringError: It is so.
+
+@contextlib.contextmanager
+def _python_of_task_files(*, allowed: bool) -> Iterator[None]:
+    """Refuse Python that task files outside of the harness name, however they do: through groups, tags, includes.
+
+    What the harness imports it imports here, so nothing is read out of the text of files.
     """
-    if scoring.trust_remote_code or file is None or file in seen:
-        return
-    from lm_eval.tasks._yaml_loader import load_yaml
+    from lm_eval.tasks import _yaml_loader as loader
 
-    text = file.read_text()
-    content = load_yaml(file, resolve_func=False, recursive=False)
-    if found := re.search(r"!function\s+\S+", text):
-        what = f"'{found[0]}'"
-    elif "class" in content:
-        what = f"the class {content['class']}"
-    else:
-        includes = content.get("include", [])
-        for each in includes if isinstance(includes, list) else [includes]:
-            _require_trust(scoring, (file.parent / each).resolve(), [*seen, file])
-        return
-    raise ScoringError(
-        f"The task '{scoring.name}' runs Python: {file.name} has {what}.",
-        hint="Read it; then say `trust_remote_code: true` beside its name.",
-    )
+    imports, home = loader._import_func_in_yml, Path(str(loader.__file__)).parent
+
+    def guarded(qualified: str, folder: Path) -> Any:
+        if not allowed and not folder.resolve().is_relative_to(home.resolve()):
+            raise _PythonError(f"'{qualified}' of a task file in '{folder.name}'")
+        return imports(qualified, folder)
+
+    loader._import_func_in_yml = guarded
+    try:
+        yield
+    finally:
+        loader._import_func_in_yml = imports
 
 
 def _metric_of(scoring: HarnessScoring, tasks: Sequence[Any]) -> tuple[str, bool]:

@@ -326,4 +326,6 @@ def require_device(device: str) -> None:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
-        raise ScoringError(f"torch cannot use the device '{device}': {reason}", hint="Use `cpu`, or `cuda`.") from None
+        raise ScoringError(
+            f"torch cannot use the device '{device}': {reason}", hint="Use `cpu`, `cuda`, or `auto`."
+        ) from None

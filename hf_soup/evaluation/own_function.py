@@ -131,7 +131,7 @@ class FunctionDataset(MeanOfRows):
         named = f"The function '{self.scoring.function}'"
         try:
             values = np.asarray(given.tolist() if hasattr(given, "tolist") else given, dtype=np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             values = np.empty((0, 0))
         if values.ndim > 1 or not values.size or isinstance(given, str | bytes | complex) or given is None:
             raise ScoringError(

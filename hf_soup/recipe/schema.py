@@ -353,10 +353,17 @@ class FunctionScoring(_Value):
     'my_eval:score'
     """
 
-    function: Annotated[str, Field(pattern=r"^(local:)?[A-Za-z_][\w.]*:[A-Za-z_]\w*$", max_length=200)]
+    function: Annotated[str, Field(max_length=200)]
     name: str | None = None
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     at_least: Guard | None = None
+
+    @field_validator("function")
+    @classmethod
+    def _names_a_function(cls, function: str) -> str:
+        if not re.fullmatch(r"(local:)?[A-Za-z_][\w.]*:[A-Za-z_]\w*", function):
+            raise ValueError(f"'{shortened(function, 80)}' is no `module:function`, such as `my_eval:score`")
+        return function
 
     @property
     def measure(self) -> str:

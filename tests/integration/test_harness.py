@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -319,6 +320,19 @@ def test_requests_that_do_not_fit_the_memory(
     assert caplog.text.count("choices: 32 rows together do not fit the memory; fewer are taken.") == 1
 
 
+def test_what_is_remembered_goes_by_the_tokenizer_and_the_settings_too(
+    language_family: Path, tasks: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(language_family / "one", folder)
+    seen = [asked(folder, name="written", include_path="tasks").fingerprint]
+    for name, text in (("generation_config.json", '{"repetition_penalty": 1.5}'), ("tokenizer_config.json", None)):
+        settings = json.loads((folder / name).read_text()) if text is None else json.loads(text)
+        (folder / name).write_text(json.dumps({**settings, "unk_token": "</s>"}))
+        seen.append(asked(folder, name="written", include_path="tasks").fingerprint)
+    assert len(set(seen)) == 3
+
+
 def test_processes_divide_rows(language_family: Path, tasks: Path) -> None:
     """Each answers its share, from what it was sent; only the first has tasks."""
     import pickle
@@ -355,8 +369,12 @@ def test_processes_divide_rows(language_family: Path, tasks: Path) -> None:
         ({"config": {"task": "x", "dataset_path": "json"}}, "The task 'x' cannot be loaded", "Is its data set there"),
         ({"name": "pictures"}, "has pictures or sounds", ""),
         ({"name": "unsafe"}, "The task 'unsafe' runs code that models write", "trust_remote_code"),
-        ({"name": "python"}, "runs Python: python.yaml has '!function own.words'", "trust_remote_code"),
-        ({"name": "through"}, "runs Python: python.yaml has '!function own.words'", "trust_remote_code"),
+        ({"name": "python"}, "runs Python: 'own.words' of a task file in 'tasks'", "trust_remote_code"),
+        ({"name": "grouped"}, "runs Python: 'own.words' of a task file in 'tasks'", "trust_remote_code"),
+        ({"name": "tagged"}, "runs Python: 'own.words' of a task file in 'tasks'", "trust_remote_code"),
+        ({"name": "spelled"}, "runs Python: 'own.words' of a task file in 'tasks'", "trust_remote_code"),
+        ({"name": "three", "metric": "f1"}, "The metric 'f1' of 'three f1' fails", "Name another `metric`"),
+        ({"name": "through"}, "runs Python: 'own.words' of a task file in 'tasks'", "trust_remote_code"),
         ({"name": "zero", "num_fewshot": 3}, "The task 'zero' says `num_fewshot: 0`", "Leave `num_fewshot` out"),
         ({"name": "words"}, "keeps", "Name another `metric`"),
     ],
@@ -372,6 +390,7 @@ def test_what_cannot_be_asked(
         "unsafe": {**whole, "unsafe_code": True},
         "through": {"include": "python.yaml", "task": "through"},
         "zero": {**whole, "num_fewshot": 0},
+        "three": {**whole, "metric_list": [{"metric": "f1"}]},
         "words": {**data, **KINDS["written"], "metric_list": [{"metric": "bleu"}]},
     }
     for name, values in more.items():
@@ -379,6 +398,11 @@ def test_what_cannot_be_asked(
     (tasks / "own.py").write_text("raise SystemExit('it ran')")
     python = yaml.safe_dump({"task": "python", **whole, "doc_to_text": "TAG"})
     (tasks / "python.yaml").write_text(python.replace("TAG", "!function own.words"))
+    spelled = yaml.safe_dump({"task": "spelled", **whole, "doc_to_text": "TAG"})
+    (tasks / "spelled.yaml").write_text(spelled.replace("TAG", "!%66unction own.words"))
+    (tasks / "grouped.yaml").write_text(yaml.safe_dump({"group": "grouped", "task": ["choices", "python"]}))
+    tagged = yaml.safe_dump({"task": "with_tag", "tag": ["tagged"], **whole, "doc_to_text": "TAG"})
+    (tasks / "with_tag.yaml").write_text(tagged.replace("TAG", "!function own.words"))
     if keys.get("name") == "choicess":  # the index of all tasks takes ten seconds
         monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda include_path, include_defaults: TaskManager(
             include_path="tasks", include_defaults=False
@@ -386,7 +410,7 @@ def test_what_cannot_be_asked(
     keys = keys if "config" in keys else {"include_path": "tasks", **keys}
     model = LlamaForCausalLM.from_pretrained(language_family / "one")
     with pytest.raises(ScoringError) as raised:
-        asked(language_family / "one", **keys).outputs(model)
+        (bench := asked(language_family / "one", **keys)).score(bench.outputs(model))
     assert said in raised.value.message
     assert hint in (raised.value.hint or "")
 

@@ -249,7 +249,7 @@ def test_what_is_drawn_at_random_is_the_same_for_every_model(own: Any, family: P
         ("my_eval:absent", "Cannot import the function 'my_eval:absent'"),
         ("my_eval:number", "The function 'my_eval:number' is no function but 3."),
         ("nowhere:score", "Cannot import the function 'nowhere:score': No module named 'nowhere'."),
-        ("no function", "validation.function: String should match pattern"),
+        ("no function", "validation.function: 'no function' is no `module:function`"),
         ("my_eval:shuffles", "'my_eval:shuffles' gives models 21 rows and 22 rows; local:b has the latter."),
     ],
 )

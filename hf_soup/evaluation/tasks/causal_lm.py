@@ -19,6 +19,10 @@ from hf_soup.evaluation.tasks.task import PreparedRows
 from hf_soup.recipe import Scoring
 
 
+class _TemplateError(ValueError):
+    """The donor's chat template makes no text of a conversation."""
+
+
 class CausalLM(LanguageTask):
     """Texts, or conversations, which the donor's chat template makes texts of; see `LanguageDataset`.
 
@@ -52,7 +56,10 @@ class CausalLM(LanguageTask):
                 except ValueError as error:
                     raise ScoringError(
                         f"Cannot read row {len(sizes)} of {name} ({column}): {error}",
-                        hint="Remove the row, or name other `input_columns`.",
+                        hint="Put a chat_template.jinja that fits beside the donor's weights, or name a column of "
+                        "texts as `input_columns`."
+                        if isinstance(error, _TemplateError)
+                        else "Remove the row, or name other `input_columns`.",
                     ) from error
         return np.array(sizes, dtype=np.int64)
 
@@ -89,11 +96,11 @@ class CausalLM(LanguageTask):
 
     def _rendered(self, messages: list[Any], **options: Any) -> str:
         if not self._reads.chat_template:
-            raise ValueError("the donor's tokenizer has no chat template, which makes texts of conversations")
+            raise _TemplateError("the donor's tokenizer has no chat template, which makes texts of conversations")
         try:
             text: str = self._reads.apply_chat_template(messages, tokenize=False, **options)
         except Exception as error:  # whatever a stranger's template raises
-            raise ValueError(f"the donor's chat template fails: {first_line(error)}") from error
+            raise _TemplateError(f"the donor's chat template fails: {first_line(error)}") from error
         return text
 
     def preprocess(self, title: str, contents: Sequence[tuple[str, ...]]) -> tuple[list[str], list[NDArray[Any]]]:

@@ -119,10 +119,12 @@ class MultipleChoiceLM(LanguageTask):
     def dataset(self, rows: PreparedRows) -> ChoiceDataset:
         """As `Task.dataset`."""
         choices: Choices = rows.labels
-        return ChoiceDataset(
+        found = ChoiceDataset(
             rows.title, rows.scoring, rows.notes, rows.fingerprint, rows.name, rows.encoded, rows.kept, self.longest,
             self.vocabulary, choices.right[rows.kept], choices.lengths[rows.kept],
         )  # fmt: skip
+        _ = found.windows  # a choice that is too long is found now
+        return found
 
 
 def _choices(values: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
@@ -142,14 +144,18 @@ def _choices(values: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
 def _right(label: object, choices: Sequence[Any], names: Sequence[Any]) -> set[int]:
     """The numbers of the choices that a label may mean.
 
-    >>> [_right(label, ["no", "yes"], ()) for label in (1, "1", "B", "yes", 2)], _right("1", ["no", "yes"], ["1", "2"])
-    ([{1}, {1}, {1}, {1}, set()], {0})
+    >>> [_right(label, ["no", "yes"], ()) for label in (1, "1", "B", "yes", 1.0, 2)]
+    [{1}, {1}, {1}, {1}, {1}, set()]
+    >>> _right("1", ["no", "yes"], ["1", "2"])
+    {0}
     >>> _right("1", ["2", "1", "4"], ()), _right("1", ["1", "2", "4"], ())
     ({1}, {0, 1})
     """
     if names:
         return {list(names).index(label)} if label in names else set()
     meant = {list(choices).index(label)} if isinstance(label, str) and label in choices else set()
+    if isinstance(label, float) and label.is_integer():  # what a table makes of whole numbers beside a gap
+        label = int(label)
     if isinstance(label, str) and len(label) == 1 and label.isascii() and label.isupper():
         meant.add(ord(label) - ord("A"))
     elif (isinstance(label, str) and label.isdecimal()) or (isinstance(label, int) and not isinstance(label, bool)):

@@ -541,6 +541,15 @@ def test_choices_are_those_of_the_harness(language: tuple[Any, Path], tmp_path: 
     assert not bench.fits(np.where(np.isfinite(found), found, 0.0))
 
 
+def test_a_choice_that_is_longer_than_the_model_is_an_error(tmp_path: Path) -> None:
+    byte_llama(tmp_path)
+    rows = [*plain(), {"question": "Which?", "choices": ["yes", PAGES[3][:80]], "label": 0}]
+    with pytest.raises(
+        ScoringError, match=r"A choice of row 5 of .*questions.jsonl.* has 81 tokens, and the model reads 64"
+    ):
+        choices_of(tmp_path, rows, tmp_path)
+
+
 def test_two_models_are_compared_by_who_is_right(tmp_path: Path) -> None:
     byte_llama(tmp_path)
     rows = [{"question": f"{number}?", "choices": ["a", "b"], "label": number % 2} for number in range(40)]
@@ -675,7 +684,7 @@ def test_the_gradient_of_texts_and_choices_is_autograds(
     given, benches = shares.detach().double().numpy()[None], [texts, *asked]
     outputs = [[b.outputs(model_of(folder, own)) for b in benches] for own in tensors]
     objective = objective_of(llamas, benches, outputs=outputs)
-    everything = np.arange(len(objective.strata))
+    everything = np.random.default_rng(0).permutation(len(objective.strata))  # as a step has them
     assert len(everything) == len(TEXTS) + 2 * len(QUESTIONS)
     found, slopes, slope = objective.gradient(given, 1.5, everything)
     assert found == pytest.approx(loss.item(), rel=1e-5)
@@ -687,9 +696,9 @@ def test_the_gradient_of_texts_and_choices_is_autograds(
         assert alone == pytest.approx(objective.loss(np.eye(3)[[number]], some)[0], rel=1e-4)
     # Of texts alone there is no scale, and what is measured of them changes no loss.
     one = objective_of(llamas, [texts, replace(texts, scoring=texts.scoring.model_copy(update={"metric": "nll"}))])
-    least, scale = one.loss(given, everything[: len(TEXTS)])
+    least, scale = one.loss(given, np.arange(len(TEXTS)))
     assert (least, scale) == (pytest.approx(losses[0].item(), rel=1e-5), 1.0)
-    found, _, slope = one.gradient(given, 2.0, everything[: len(TEXTS)])
+    found, _, slope = one.gradient(given, 2.0, np.arange(len(TEXTS)))
     assert (found, slope) == (pytest.approx(least), 0.0)
     # A text without tokens has no loss, so no step is made of such texts alone.
     sizes = texts.sizes * (np.arange(len(TEXTS)) != 3)[:, None]
