@@ -133,7 +133,8 @@ class FunctionDataset(MeanOfRows):
             values = np.asarray(given.tolist() if hasattr(given, "tolist") else given, dtype=np.float64)
         except (TypeError, ValueError, OverflowError):
             values = np.empty((0, 0))
-        if values.ndim > 1 or not values.size or isinstance(given, str | bytes | complex) or given is None:
+        lacking = given is None or (isinstance(given, list | tuple) and any(each is None for each in given))
+        if values.ndim > 1 or not values.size or isinstance(given, str | bytes | complex) or lacking:
             raise ScoringError(
                 f"{named} gives {_shown(given)}, and not a number or a number for each row.",
                 hint="Return one number, where more is better, or a list of them, one for each row.",

@@ -52,6 +52,7 @@ def nothing(model): return None
 def text(model): return "0.9"
 def table(model): return [[1.0, 2.0], [3.0, 4.0]]
 def empty(model): return []
+def gap(model): return [1.0, None]
 def nan(model): return [0.5, float("nan"), 0.1]
 def infinite(model): return float("inf")
 def three(model, processor, more): return 1.0
@@ -244,6 +245,7 @@ def test_what_is_drawn_at_random_is_the_same_for_every_model(own: Any, family: P
         ("my_eval:text", "gives str '0.9', and not a number"),
         ("my_eval:table", "gives list '[[1.0, 2.0], [3.0, 4.0]]', and not a number"),
         ("my_eval:empty", "gives list '[]', and not a number"),
+        ("my_eval:gap", "gives list '[1.0, None]', and not a number"),
         ("my_eval:nan", "The function 'my_eval:nan' gives nan for row 1."),
         ("my_eval:infinite", "The function 'my_eval:infinite' gives inf."),
         ("my_eval:absent", "Cannot import the function 'my_eval:absent'"),
