@@ -371,6 +371,7 @@ def test_processes_divide_rows(language_family: Path, tasks: Path) -> None:
         ({"name": "unsafe"}, "The task 'unsafe' runs code that models write", "trust_remote_code"),
         ({"name": "python"}, "runs Python: 'own.words' of a task file in 'tasks'", "trust_remote_code"),
         ({"name": "grouped"}, "runs Python: 'own.words' of a task file in 'tasks'", "trust_remote_code"),
+        ({"name": "classed"}, "runs Python: 'own.Words' of a task file in 'tasks'", "trust_remote_code"),
         ({"name": "tagged"}, "runs Python: 'own.words' of a task file in 'tasks'", "trust_remote_code"),
         ({"name": "spelled"}, "runs Python: 'own.words' of a task file in 'tasks'", "trust_remote_code"),
         ({"name": "three", "metric": "f1"}, "The metric 'f1' of 'three f1' fails", "Name another `metric`"),
@@ -400,6 +401,7 @@ def test_what_cannot_be_asked(
     (tasks / "python.yaml").write_text(python.replace("TAG", "!function own.words"))
     spelled = yaml.safe_dump({"task": "spelled", **whole, "doc_to_text": "TAG"})
     (tasks / "spelled.yaml").write_text(spelled.replace("TAG", "!%66unction own.words"))
+    (tasks / "classed.yaml").write_text("task: classed\nclass: !function own.Words\n")
     (tasks / "grouped.yaml").write_text(yaml.safe_dump({"group": "grouped", "task": ["choices", "python"]}))
     tagged = yaml.safe_dump({"task": "with_tag", "tag": ["tagged"], **whole, "doc_to_text": "TAG"})
     (tasks / "with_tag.yaml").write_text(tagged.replace("TAG", "!function own.words"))

@@ -277,7 +277,7 @@ def test_the_mix_gets_surer_of_examples_that_it_has_not_seen(tasks: Kitchen, by:
     assert len(set(values[:, 0])) > 10 if by == "tensor" else len(set(values[:, 0])) == 1
     start = tasks.merged(tasks.plan(scale=0.3))
     before, after = judged(tasks, start)[1], judged(tasks, tasks.merged(plan))[1]
-    assert after < 0.98 * before  # by 3 to 6 %, as machine and torch are
+    assert after < 0.95 * before
     (note,) = selected.notes
     first, last = map(float, re.findall(r"was ([\d.]+) where they began, and is ([\d.]+)\.", note)[0])
     assert last < 0.95 * first
