@@ -359,10 +359,20 @@ def harness_datasets(
             f"`task: lm-eval` needs lm-evaluation-harness, which cannot be imported: {first_line(error)}.",
             hint="Install it: pip install 'hf-soup[lm]'.",
         ) from error
+    from transformers import GenerationConfig
+
     require_head(template.config, "causal-lm")
     tokenizer = donors_tokenizer(template.folder)
-    settings = template.folder / "generation_config.json"
-    generation = json.loads(settings.read_text()) if settings.is_file() else {}
+    settings, generation = template.folder / "generation_config.json", {}
+    if settings.is_file():
+        try:
+            generation = json.loads(settings.read_bytes())
+            GenerationConfig.from_dict(generation)
+        except Exception as error:  # a stranger's file, of which transformers may make anything
+            raise ScoringError(
+                f"Cannot read the donor's generation_config.json: {first_line(error)}",
+                hint="Mend or remove it: it says how the models write.",
+            ) from error
     found: dict[int, HarnessDataset] = {}
     in_tests: set[bytes] = set()
     order = sorted(range(len(asked)), key=lambda place: asked[place][0] != "test")

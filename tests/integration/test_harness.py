@@ -331,6 +331,10 @@ def test_what_is_remembered_goes_by_the_tokenizer_and_the_settings_too(
         (folder / name).write_text(json.dumps({**settings, "unk_token": "</s>"}))
         seen.append(asked(folder, name="written", include_path="tasks").fingerprint)
     assert len(set(seen)) == 3
+    for text in ("{", "[1]", '{"max_new_tokens": -3}'):
+        (folder / "generation_config.json").write_text(text)
+        with pytest.raises(ScoringError, match=r"Cannot read the donor's generation_config\.json"):
+            asked(folder, name="written", include_path="tasks")
 
 
 def test_processes_divide_rows(language_family: Path, tasks: Path) -> None:
