@@ -37,7 +37,6 @@ if TYPE_CHECKING:
         require_rows as require_rows,
         require_variance as require_variance,
     )
-    from hf_soup.evaluation.heads import HeadDataset as HeadDataset
     from hf_soup.evaluation.memory import require_memory as require_memory
     from hf_soup.evaluation.model import build_model as build_model
     from hf_soup.evaluation.model_answers import SavedModel as SavedModel, answer_along as answer_along

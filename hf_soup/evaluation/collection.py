@@ -40,7 +40,6 @@ from hf_soup.merging import (
     statistics_folder,
     statistics_kind,
     statistics_path,
-    uniform,
 )
 from hf_soup.methods import BLOCK
 from hf_soup.recipe import Mixture
@@ -207,20 +206,19 @@ class _Pass:
         return {tensors[names[name]].name: each for name, each in pieces.items() if name in names}
 
     def _fisher(self, model: PreTrainedModel, rows: Ints, progress: Callable[[int], object]) -> _Found:
-        """The mean over examples, each by itself, of the squared gradients of the log-probability of a drawn label.
+        """The mean over examples, each by itself, of the squared gradients of the log-probability of a drawn label, or
+        of one after each token of a text.
 
         Over their root mean square in the model, as a model that is sure of its answers has tiny ones everywhere.
         """
         every = {name: each for name, each in held(model).items() if each.requires_grad}
-        draws = uniform(self._seed, "labels", 0, 0, self._inputs.n)
         total = {name: torch.zeros(each.shape) for name, each in every.items()}
 
         def slopes(row: Ints) -> list[Tensor | None]:
-            logs = model(**self._inputs.batch(row, self._device)).logits[0].float().log_softmax(-1)
-            # In float64 the last sum may still be a little below 1, and a draw above it is the last label.
-            reached = logs.detach().double().exp().cumsum(-1) <= float(draws[row[0]])
-            label = min(int(reached.sum()), len(logs) - 1)
-            return list(torch.autograd.grad(logs[label], list(every.values()), allow_unused=True))
+            logs = self._inputs.log_probabilities(model(**self._inputs.batch(row, self._device)), row)
+            labels = _drawn(logs.detach().cpu(), self._inputs.uniform(int(row[0]), self._seed))
+            likelihood = logs.gather(-1, labels.to(logs.device)).sum()
+            return list(torch.autograd.grad(likelihood, list(every.values()), allow_unused=True))
 
         workers = workers_for(sum(4 * each.numel() for each in every.values()))
         for found in each_alone(slopes, [row.reshape(1) for row in rows], workers, self._device):
@@ -285,6 +283,15 @@ class _Pass:
                 if number is not None:
                     width = shape[0] if isinstance(module, Conv1D) else shape[1]
                     yield self._layout.tensors[number].name, (module, int(width))
+
+
+def _drawn(logs: Tensor, draws: Tensor) -> Tensor:
+    """``(n, 1)``: the class that each draw falls on, of log-probabilities ``(n, classes)``."""
+    # Some lines at a time: vocabularies are large. In float64 the last sum may still be a little below 1, and a draw
+    # above it is the last class.
+    pairs = zip(torch.split(logs, 64), torch.split(draws[:, None], 64), strict=True)
+    reached = [(part.double().exp().cumsum(-1) <= at).sum(-1, keepdim=True) for part, at in pairs]
+    return torch.cat(reached).clamp(max=logs.shape[-1] - 1)
 
 
 def sha256_of(values: object) -> str:

@@ -319,3 +319,18 @@ class CalibrationDataset:
     def batch(self, rows: Ints, device: str = "cpu") -> dict[str, Any]:
         """The model's keyword arguments for some rows, in their order."""
         return self._inputs.batch(rows, device)
+
+    def answers(self, rows: Ints) -> int:
+        """How many answers a model gives to some rows: one to each, or one after each token of a text."""
+        return int(self._inputs.answers[rows].sum())
+
+    def log_probabilities(self, given: Any, rows: Ints) -> Tensor:
+        """``(answers, classes)``: what a model says to some rows, from its output for `batch`."""
+        return self._inputs.log_probabilities(given, rows)
+
+    def uniform(self, row: int, seed: int) -> Tensor:
+        """``(answers,)``: a number in [0, 1) for each answer to a row, to draw a class by."""
+        from hf_soup.merging import uniform  # late, as it takes torch
+
+        counts = self._inputs.answers
+        return uniform(seed, "labels", 0, int(counts[:row].sum()), int(counts[row]))

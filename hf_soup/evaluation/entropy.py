@@ -75,7 +75,7 @@ class EntropyLoss(MergedModelGradient):
     def mean(self, coefficients: NDArray[np.float64], rows: Ints) -> float:
         """The mean entropy of the answers to some rows."""
         with torch.no_grad():
-            return math.fsum(float(each) for each in self._passes(coefficients, rows)) / len(rows)
+            return math.fsum(float(each) for each in self._passes(coefficients, rows)) / self._inputs.answers(rows)
 
     def gradient(self, coefficients: NDArray[np.float64], rows: Ints) -> tuple[float, NDArray[np.float64]]:
         """That, and its derivatives by ``coefficients``, ``(len(tensors), ingredients)``.
@@ -85,9 +85,9 @@ class EntropyLoss(MergedModelGradient):
             MergeError: A file is shorter than its header says, or holds NaN.
         """
         self._model.zero_grad()
-        entropies = []
+        entropies, answers = [], self._inputs.answers(rows)
         for each in self._passes(coefficients, rows):
-            share = each / len(rows)
+            share = each / answers
             share.backward()  # type: ignore[no-untyped-call]
             entropies.append(share.item())
         derivatives = self._derivatives(self._spread(coefficients))[self._places]
@@ -105,8 +105,8 @@ class EntropyLoss(MergedModelGradient):
         for places in self._inputs.padded(rows):
             batch = self._inputs.batch(places, self._device)
             try:
-                logs = self._model(**batch).logits.float().cpu().log_softmax(-1)
-                yield -(logs.exp() * logs).sum()
+                logs = self._inputs.log_probabilities(self._model(**batch), places)
+                yield -(logs.exp() * logs).sum().cpu()
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
                 shapes = {name: tuple(value.shape) for name, value in batch.items()}
                 raise ScoringError(

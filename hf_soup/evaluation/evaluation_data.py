@@ -112,6 +112,7 @@ def load_calibration(recipe: Recipe, template: ModelTemplate, context: RunContex
     """The examples alone, as `load_data`; None where the recipe has none."""
     if recipe.calibration is None:
         return None
+    require_head(template.config, recipe.calibration.task)
     inputs = prepare_calibration_dataset(
         recipe.calibration, with_dataset(recipe.test), folder=template.folder, config=template.config,
         token=context.token, quiet=context.quiet,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.dataset import LearnableDataset, answered_together
 from hf_soup.evaluation.encoded_rows import EncodedRows
+from hf_soup.evaluation.inputs import right_padded, rows_with_room
 from hf_soup.evaluation.statistics import Floats, Ints, Metric, bootstrap, comparison_of, paired_bootstrap, resampled
 from hf_soup.merging import ProcessGroup
 from hf_soup.recipe import Comparison, Score, Scoring
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 #: What the second line of a row says of tokens: that they are predicted, that something to read begins with them.
 PREDICTED, BEGINS = 1, 2
-#: Bytes that the logits of a batch may take, in float32; a window alone may take more.
-_LOGIT_BYTES = 1 << 29
 
 
 def _by(column: int, of: Callable[[Floats], Floats]) -> Metric:
@@ -126,8 +125,7 @@ class LikelihoodDataset(LearnableDataset):
         order = np.argsort(-lengths, kind="stable")
         batches, begin = [], 0
         while begin < len(order):
-            length = int(lengths[order[begin]])
-            most = max(1, min(self.scoring.batch_size, _LOGIT_BYTES // (4 * length * self.vocabulary)))
+            most = rows_with_room(int(lengths[order[begin]]), self.vocabulary, self.scoring.batch_size)
             batches.append(numbers[order[begin : begin + most]])
             begin += most
         return batches
@@ -140,13 +138,7 @@ class LikelihoodDataset(LearnableDataset):
 
     def batch(self, numbers: Ints) -> dict[str, Tensor]:
         """The model's keyword arguments for some windows."""
-        import torch
-
-        inputs = [lines[0, :-1] for lines, _ in self._lines_of(numbers)]
-        padded = np.zeros((len(inputs), max(map(len, inputs))), dtype=np.int64)
-        for line, tokens in zip(padded, inputs, strict=True):
-            line[: len(tokens)] = tokens  # what stands to the right of a token changes nothing there
-        return {"input_ids": torch.from_numpy(padded)}
+        return {"input_ids": right_padded([lines[0, :-1] for lines, _ in self._lines_of(numbers)])}
 
     def read(self, given: Any, numbers: Ints) -> Tensor:
         """``(windows,)`` float64: the log-likelihood of what some windows predict, in nats."""

@@ -17,7 +17,6 @@ from hf_soup.errors import ScoringError
 from hf_soup.evaluation import data, label_map
 from hf_soup.evaluation.dataset import CalibrationDataset, EvalDataset
 from hf_soup.evaluation.encoded_rows import Chunk, EncodedRows, key_of, stored
-from hf_soup.evaluation.inputs import Inputs
 from hf_soup.evaluation.statistics import Ints
 from hf_soup.evaluation.tasks import task_named
 from hf_soup.evaluation.tasks.task import PreparedRows, Task, digest
@@ -130,10 +129,8 @@ def prepare_calibration_dataset(
         ResolveError: A data set cannot be found or reached.
         ScoringError: A data set cannot be used.
     """
-    if config.get("problem_type") in ("regression", "multi_label_classification"):
-        raise ScoringError(f"The model's problem type is {config['problem_type']}; it has no one label to draw.")
-    if len(label_map.model_classes(config)) < 2:
-        raise ScoringError("The model has one output: a regression, which has no labels to draw.")
+    if examples.task != "causal-lm":
+        _require_classes(config)
     name = data.name_of(examples)
     barred: set[bytes] = set()
     with tempfile.TemporaryDirectory(prefix="hf-soup-data-") as cache:
@@ -154,7 +151,15 @@ def prepare_calibration_dataset(
     notes = tuple(f"{name}: {note}" for note in dropped)
     assert isinstance(pinned, CalibrationData)
     fingerprint = hashlib.sha256(key.encode() + kept.tobytes()).hexdigest()
-    return CalibrationDataset(pinned, len(kept), notes, fingerprint, Inputs(found, kept, task.tokenizer))
+    return CalibrationDataset(pinned, len(kept), notes, fingerprint, task.inputs(found, kept))
+
+
+def _require_classes(config: Mapping[str, Any]) -> None:
+    """Refuse models that do not answer with a distribution over classes."""
+    if config.get("problem_type") in ("regression", "multi_label_classification"):
+        raise ScoringError(f"The model's problem type is {config['problem_type']}; it has no one label to draw.")
+    if len(label_map.model_classes(config)) < 2:
+        raise ScoringError("The model has one output: a regression, which has no labels to draw.")
 
 
 def _unseen(rows: EncodedRows, barred: Set[bytes], name: str, what: str, who: str) -> tuple[Ints, list[str]]:

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
         Scoring as Scoring,
         as_recipe as as_recipe,
         is_local_path as is_local_path,
-        of_classes as of_classes,
         parse_part as parse_part,
         renamed as renamed,
         split_revision as split_revision,

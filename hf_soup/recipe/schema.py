@@ -448,11 +448,6 @@ class HarnessScoring(_Value):
 AnyScoring = Scoring | FunctionScoring | HarnessScoring
 
 
-def of_classes(scoring: AnyScoring) -> bool:
-    """Whether its models have a head of a few outputs; of which kind it is, their config says."""
-    return isinstance(scoring, Scoring) and scoring.task in ("image-classification", "text-classification")
-
-
 def with_dataset(scorings: Iterable[AnyScoring]) -> tuple[Scoring, ...]:
     """Those that name a data set."""
     return tuple(each for each in scorings if isinstance(each, Scoring))
@@ -468,12 +463,12 @@ class CalibrationData(Scoring):
     A method draws so many rows as it asks for from the split. Statistics of batch normalisation are of all rows.
     """
 
-    task: Literal["image-classification", "text-classification"]
+    task: Literal["image-classification", "text-classification", "causal-lm"]
 
     @model_validator(mode="before")
     @classmethod
-    def _have_no_metric(cls, value: object) -> object:
-        if isinstance(value, Mapping) and (found := value.keys() & _OF_SCORES) and value.get("task") != "causal-lm":
+    def _tasks_have_their_metrics(cls, value: object) -> object:  # in the place of the one of scores
+        if isinstance(value, Mapping) and (found := value.keys() & _OF_SCORES):
             raise ValueError(f"'{min(found)}' is for `validation` and `test`; examples have no labels and no metric")
         return value
 

@@ -38,8 +38,9 @@ def entropy(
         H(p) = -\sum_c p_c \log p_c
 
     for each tensor :math:`l` and ingredient :math:`i`, by Adam from ``init`` on, over :math:`m` examples :math:`x_k`
-    without their labels. The recipe of the soup has :math:`w_i\lambda_{li}` as `tensor_weights` of `task_arithmetic`
-    with ``scale: 1``; running statistics of batch normalisation, of which no answer tells anything, are the mean.
+    without their labels; of texts it is the mean over all tokens, after each of which the next one is predicted. The
+    recipe of the soup has :math:`w_i\lambda_{li}` as `tensor_weights` of `task_arithmetic` with ``scale: 1``; running
+    statistics of batch normalisation, of which no answer tells anything, are the mean.
 
     Weights are not in the paper; ones are the paper's. As in the authors' code a layer is a tensor, and coefficients
     stay between 0 and 1; here one that has reached an end can come back. The paper has examples of each task and a head

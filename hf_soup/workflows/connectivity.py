@@ -22,7 +22,6 @@ from hf_soup._util.text import counted, listed
 from hf_soup.errors import RecipeError
 from hf_soup.evaluation import (
     Candidates,
-    HeadDataset,
     load_data,
     model_template,
     require_memory,
@@ -32,7 +31,7 @@ from hf_soup.hub import Token
 from hf_soup.ingredients import expand_runs
 from hf_soup.lineage import LineageReport
 from hf_soup.merging import RunContext, fetch_weights, require_alone
-from hf_soup.recipe import Finding, Mixture, Recipe, as_recipe, of_classes
+from hf_soup.recipe import Finding, Mixture, Recipe, as_recipe
 from hf_soup.workflows.check import check
 from hf_soup.workflows.prepare import layout_of, log_notes
 from hf_soup.workflows.validate import validate
@@ -254,11 +253,6 @@ def require_measurable(recipe: Recipe) -> None:
             "Barriers are measured on validation data, and the recipe has no `validation`.",
             hint="Add `validation: {task: …, dataset: …, split: validation, metric: accuracy}`.",
         )
-    if not of_classes(recipe.validation[0]):
-        raise RecipeError(
-            f"Barriers are measured in points of a metric of classes, which '{recipe.validation[0].title}' is not.",
-            hint="Name labelled data first in `validation`.",
-        )
     count = len(recipe.ingredients)
     pairs = count * (count - 1) // 2
     if pairs > MAX_PAIRS:
@@ -326,13 +320,12 @@ def connectivity(
         log_notes(data)
         require_variance(layout, data.calibration)
         bench = data.validation[0]
-        assert isinstance(bench, HeadDataset), "the recipe was looked at"
-        if not bench.share:
+        if not bench.share or bench.rows is None:
             raise RecipeError(
                 f"Barriers are measured in points, which '{bench.title}' is not in.",
-                hint=f"Name another metric, such as {next(iter(bench.metrics))}.",
+                hint="Name a metric that is a share of one, such as accuracy, or other data first in `validation`.",
             )
-        logger.info(f"{len(names)} models, {pairs} pair{'s'[: pairs - 1]}: {total} scorings of {bench.n:,} rows")
+        logger.info(f"{len(names)} models, {pairs} pair{'s'[: pairs - 1]}: {total} scorings of {bench.rows:,} rows")
         paths = fetch_weights(models.checkpoints, quiet=quiet)
         with (
             Candidates(layout, paths, replace(data, validation=(bench,), test=()), context) as candidates,
@@ -348,7 +341,7 @@ def connectivity(
                 return found
 
             scores, found = _measure(names, point, least)
-    return ConnectivityReport(bench.title, bench.n, least, scores, found, models.head_of)
+    return ConnectivityReport(bench.title, bench.rows, least, scores, found, models.head_of)
 
 
 #: A score, and the score over resamples of the rows.

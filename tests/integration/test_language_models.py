@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -203,10 +204,15 @@ def test_models_with_another_head_are_refused_before_they_are_fetched(
 def test_what_needs_classes_says_so(language_family: Path) -> None:
     looks = {"task": "causal-lm", "dataset": str(language_family / "validation.jsonl")}
     recipe = Recipe(ingredients=[str(language_family / name) for name in ("one", "two")], validation=looks)
-    with pytest.raises(RecipeError, match="Barriers are measured in points of a metric of classes"):
+    with pytest.raises(RecipeError, match=r"Barriers are measured in points, which 'validation.jsonl bits_per_byte'"):
         connectivity(recipe)
     with pytest.raises(RecipeError, match=r"calibration\.task: Input should be"):
-        Recipe(ingredients=["acme/a"], calibration=looks)
+        Recipe(ingredients=["acme/a"], calibration={**looks, "task": "multiple-choice-lm"})
+    with pytest.raises(RecipeError, match="'metric' is for `validation` and `test`"):
+        Recipe(ingredients=["acme/a"], calibration={**looks, "metric": "nll"})
+    classes = {"task": "text-classification", "dataset": looks["dataset"]}
+    with pytest.raises(ScoringError, match="The models are LlamaForCausalLM"):
+        cook(Recipe(**{**recipe.to_dict(), "method": "fisher", "calibration": classes}), "soup")
     wrong = Recipe(**{**recipe.to_dict(), "validation": {**looks, "task": "text-classification"}})
     with pytest.raises(ScoringError, match="The models are LlamaForCausalLM"):
         cook(wrong, "soup")
@@ -271,3 +277,54 @@ def test_the_recipe_of_checkpoints_on_the_hub(
     for each in asked[2:4]:
         done = cli(*("other" if part == "lm-soup" else part for part in each), "--dry-run")
         assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("asked", [{"select": "entropy"}, {"method": "fisher"}, {"method": "regmean"}], ids=str)
+def test_what_looks_at_examples_looks_at_texts(
+    cli: Cli, language_family: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, asked: dict[str, Any]
+) -> None:
+    """At texts without a score, of which those that test the soup are dropped; it can be made again."""
+    name, texts = next(iter(asked.values())), language_family / "validation.jsonl"
+    few = {"steps": 20, "lr": 0.03, "examples": 12} if "select" in asked else {"examples": 12}
+    tested = tmp_path / "test.jsonl"
+    tested.write_text("".join(texts.read_text().splitlines(keepends=True)[:3]))
+    recipe = Recipe(
+        ingredients=[str(language_family / each) for each in ("one", "two")],
+        base_model=str(language_family / "base"),
+        **{key: {"name": name, **few} for key in asked},
+        calibration={"task": "causal-lm", "dataset": str(texts)},
+        test={"task": "causal-lm", "dataset": str(tested)},
+    )
+    soup = cook(recipe, "soup")
+    mean = cook(Recipe(ingredients=recipe.ingredients), "mean")
+    assert soup.report.digest != mean.report.digest
+    if "select" in asked:
+        (note,) = soup.report.notes
+        first, last = map(float, re.findall(r"was ([\d.]+) where they began, and is ([\d.]+)\.", note)[0])
+        assert last < first
+    assert "validation.jsonl: 3 of 30 rows equal a test row in content and were dropped" in caplog.text
+    files = [
+        option
+        for path in (texts, tested, *(language_family / each for each in ("one", "two", "base")))
+        for option in ("--map", f"{path.name}={path}")
+    ]
+    assert cli("verify", "soup", "--quiet", *files).code == 0
+
+
+def test_barriers_of_language_models_are_those_of_questions(language_family: Path, tmp_path: Path) -> None:
+    """In points of accuracy, between models that answer by likelihoods."""
+    pages = [page for page in PAGES if len(page) > 100][:30]
+    lines = [
+        json.dumps({"question": page[:40], "choices": [page[40:60], other[40:60]], "answer": 0})
+        for page, other in zip(pages, [*pages[1:], pages[0]], strict=True)
+    ]
+    (tmp_path / "questions.jsonl").write_text("\n".join(lines))
+    looks = {"task": "multiple-choice-lm", "dataset": str(tmp_path / "questions.jsonl")}
+    recipe = Recipe(ingredients=[str(language_family / name) for name in ("one", "two")], validation=looks)
+    report = connectivity(recipe)
+    alone = cook(Recipe(**{**recipe.to_dict(), "select": "best"}), "soup").report.scores
+    assert report.scores == {name: alone[name][report.title].value for name in ("local:one", "local:two")}
+    middle = cook(recipe, "mean").report.scores["soup"][report.title].value
+    (pair,) = report.pairs
+    assert pair.line[0.5] == middle
+    assert pair.low <= pair.height <= pair.high

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from hf_soup._util.text import first_line
 from hf_soup.errors import ScoringError
+from hf_soup.evaluation.encoded_rows import EncodedRows
+from hf_soup.evaluation.inputs import TextInputs
 from hf_soup.evaluation.language import BEGINS, LANGUAGE_METRICS, PREDICTED, LanguageDataset
 from hf_soup.evaluation.statistics import Ints
 from hf_soup.evaluation.tasks.language import LanguageTask
@@ -132,6 +134,10 @@ class CausalLM(LanguageTask):
             said[begin : len(whole)] = [PREDICTED] * (len(whole) - begin)
         lines = sequences or [([self.before], [BEGINS])]  # no answer
         return np.concatenate([np.array(each, dtype=np.int32) for each in lines], axis=1)
+
+    def inputs(self, encoded: EncodedRows, kept: Ints) -> TextInputs:
+        """As `Task.inputs`."""
+        return TextInputs(encoded, kept, longest=self.longest, vocabulary=self.vocabulary)
 
     def dataset(self, rows: PreparedRows) -> LanguageDataset:
         """As `Task.dataset`."""

@@ -10,7 +10,6 @@ from hf_soup.evaluation import label_map, metrics
 from hf_soup.evaluation.classification import ClassificationDataset
 from hf_soup.evaluation.formulas import BINARY
 from hf_soup.evaluation.heads import HeadDataset
-from hf_soup.evaluation.inputs import Inputs
 from hf_soup.evaluation.multi_label import MultiLabelDataset
 from hf_soup.evaluation.regression import RegressionDataset
 from hf_soup.evaluation.tasks.classes import read_classes
@@ -72,5 +71,5 @@ class HeadTask(Task):
 
     def dataset(self, rows: PreparedRows) -> HeadDataset:
         """As `Task.dataset`."""
-        found: HeadDataset = rows.labels.dataset(rows, Inputs(rows.encoded, rows.kept, self.tokenizer))
+        found: HeadDataset = rows.labels.dataset(rows, self.inputs(rows.encoded, rows.kept))
         return found

@@ -17,6 +17,7 @@ from hf_soup.checkpoint import Kind, excess, panics_as_errors
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.dataset import EvalDataset
 from hf_soup.evaluation.encoded_rows import EncodedRows
+from hf_soup.evaluation.inputs import Inputs
 from hf_soup.evaluation.statistics import Ints
 from hf_soup.recipe import Scoring
 
@@ -120,6 +121,15 @@ class Task(ABC):
         Raises:
             ScoringError: The donor's tokenizer or image processor cannot.
         """
+
+    def inputs(self, encoded: EncodedRows, kept: Ints) -> Inputs:
+        """Some rows as a model takes them, without what is right.
+
+        Args:
+            encoded: All rows, preprocessed.
+            kept: The numbers of those that count.
+        """
+        return Inputs(encoded, kept, self.tokenizer)
 
     @abstractmethod
     def dataset(self, rows: PreparedRows) -> EvalDataset:

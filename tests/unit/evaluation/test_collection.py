@@ -50,7 +50,13 @@ MADE: dict[str, Callable[[], Any]] = {
         transformers.MixtralConfig(**TEXT, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
                                    intermediate_size=8, num_key_value_heads=1, num_local_experts=4,
                                    max_position_embeddings=16, pad_token_id=0)),
+    "Llama, a language model": lambda: transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(vocab_size=384, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+                                 intermediate_size=24, max_position_embeddings=16, initializer_range=0.3)),
+    "GPT2, a language model": lambda: transformers.GPT2LMHeadModel(  # whose head is tied
+        transformers.GPT2Config(vocab_size=384, n_embd=16, n_layer=3, n_head=2, n_positions=16, initializer_range=0.3)),
 }  # fmt: skip
+LANGUAGE = [name for name in MADE if name.endswith("a language model")]
 ROWS = 8
 
 
@@ -96,7 +102,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def a_kitchen(family: str, place: Path, rows: Path) -> Kitchen:
     text = family != "ViT"
-    transformers.BertTokenizer.from_pretrained(rows.parent / "base").save_pretrained(place)
+    if family in LANGUAGE:
+        transformers.ByT5Tokenizer().save_pretrained(place)
+    else:
+        transformers.BertTokenizer.from_pretrained(rows.parent / "base").save_pretrained(place)
     image = {"image_processor_type": "ViTImageProcessor", "do_resize": False, "image_mean": [0.5], "image_std": [0.5]}
     (place / "preprocessor_config.json").write_text(json.dumps(image))
     paths, full, headers = [], [], []
@@ -125,7 +134,7 @@ def a_kitchen(family: str, place: Path, rows: Path) -> Kitchen:
         rows = place / "lines.csv"  # of several lengths
         texts = [" ".join([each.split(",")[0]] * (1 + n % 3)) for n, each in enumerate(lines[1:21])]
         rows.write_text("\n".join(["text", *texts]))
-    task = "text-classification" if text else "image-classification"
+    task = "causal-lm" if family in LANGUAGE else "text-classification" if text else "image-classification"
     config = json.loads((place / "config.json").read_text())
     inputs = prepare_calibration_dataset(
         CalibrationData(task=task, dataset=str(rows), batch_size=5), [], folder=place, config=config, quiet=True
@@ -153,23 +162,30 @@ def squares(kitchen: Kitchen, source: int) -> dict[str, Tensor]:
         # Other implementations may ask where tensors lie, and those of torch.func lie nowhere.
         model.set_experts_implementation("eager")
     inside = {name: each.detach() for name, each in model.named_parameters()}
-    draws = uniform(5, "labels", 0, 0, kitchen.inputs.n)
+    places = range(kitchen.inputs.n)
+    counts = (
+        [kitchen.inputs.batch(np.array([row]))["input_ids"].numel() for row in places]
+        if kitchen.task == "causal-lm"
+        else [1] * len(places)
+    )
+    draws = np.split(uniform(5, "labels", 0, 0, sum(counts)).double().numpy(), np.cumsum(counts)[:-1])
     total = {name: torch.zeros(each.shape, dtype=torch.float64) for name, each in inside.items()}
 
     def logs(parameters: Mapping[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
-        return functional_call(model, dict(parameters), kwargs=batch).logits[0].log_softmax(-1)
+        answers = functional_call(model, dict(parameters), kwargs=batch).logits[0].log_softmax(-1)
+        return answers.reshape(-1, answers.shape[-1])
 
     for row, batch in kitchen.rows():
-        reached = np.cumsum(logs(inside, batch).double().exp().numpy())
-        label = int(np.searchsorted(reached, float(draws[row]), side="right"))
-        chosen = lambda each, batch=batch, label=label: logs(each, batch)[label]  # noqa: E731
+        reached = logs(inside, batch).double().exp().cumsum(-1).numpy()
+        labels = [int(np.searchsorted(line, at, side="right")) for line, at in zip(reached, draws[row], strict=True)]
+        chosen = lambda each, batch=batch, labels=labels: logs(each, batch)[range(len(labels)), labels].sum()  # noqa: E731
         for name, slope in grad(chosen)(inside).items():
             total[name] += slope.double() ** 2
     length = torch.cat([each.flatten() for each in total.values()]).square().mean().sqrt()
     return {name: each / length for name, each in total.items()}
 
 
-@pytest.mark.parametrize("kitchen", ["BERT", "ViT", "GPT2"], indirect=True)
+@pytest.mark.parametrize("kitchen", ["BERT", "ViT", "GPT2", *LANGUAGE], indirect=True)
 def test_fisher_is_of_each_example_by_itself(kitchen: Kitchen) -> None:
     plan = kitchen.collect("fisher")
     for source in range(2):
@@ -210,8 +226,14 @@ def test_models_that_are_sure_of_their_answers_are_not_averaged(tmp_path: Path, 
 def inputs_of(kitchen: Kitchen, source: int) -> dict[str, tuple[Tensor, Tensor]]:
     """The weight, and :math:`xx^\\top` of all inputs, of every linear layer, by one row at a time in float64."""
     model = kitchen.model(source).double()
+    embeddings = model.get_input_embeddings()
     found: dict[str, list[Tensor]] = {}
-    layers = {name: each for name, each in model.named_modules() if isinstance(each, torch.nn.Linear | Conv1D)}
+    layers = {
+        name: each
+        for name, each in model.named_modules()
+        # A head that is tied is averaged.
+        if isinstance(each, torch.nn.Linear | Conv1D) and each.weight is not getattr(embeddings, "weight", None)
+    }
     for name, each in layers.items():
         each.register_forward_pre_hook(lambda _, given, name=name: found.setdefault(name, []).append(given[0]))
     for _, batch in kitchen.rows():
@@ -224,7 +246,7 @@ def inputs_of(kitchen: Kitchen, source: int) -> dict[str, tuple[Tensor, Tensor]]
     return result
 
 
-@pytest.mark.parametrize("kitchen", ["BERT", "ViT", "GPT2"], indirect=True)
+@pytest.mark.parametrize("kitchen", ["BERT", "ViT", "GPT2", *LANGUAGE], indirect=True)
 def test_gram_is_of_the_inputs_of_linear_layers(kitchen: Kitchen) -> None:
     """Of all tokens and of no padding: each row by itself gives the same."""
     plan = kitchen.collect("regmean")

@@ -19,7 +19,8 @@ from sklearn.metrics import roc_auc_score
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 from hf_soup.errors import ScoringError
-from hf_soup.evaluation import HeadDataset, metrics
+from hf_soup.evaluation import metrics
+from hf_soup.evaluation.heads import HeadDataset
 from hf_soup.evaluation.preprocessing import prepare_datasets
 from hf_soup.recipe import Scoring
 

@@ -142,7 +142,7 @@ def test_logits_of_a_batch_have_a_bound(
     model, folder = language
     bench, shapes = bench_of(folder, TEXTS, tmp_path), []
     most = 4 * 2 * bench.longest * bench.vocabulary
-    monkeypatch.setattr("hf_soup.evaluation.language._LOGIT_BYTES", most)
+    monkeypatch.setattr("hf_soup.evaluation.inputs._LOGIT_BYTES", most)
     forward = type(model).forward
     monkeypatch.setattr(
         type(model), "forward", lambda self, input_ids: (shapes.append(input_ids.shape), forward(self, input_ids))[1]
