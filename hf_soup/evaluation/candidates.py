@@ -176,12 +176,16 @@ class Candidates:
         """The rows of every validation data set in two random halves, the same for the same number."""
         generator = np.random.Generator(np.random.Philox(key=seed))
         validation = self._data.validation
-        counts = {}
+        clusters = {}
         for bench, outputs in zip(validation, self.outputs_alone(next(iter(self.ingredients))), strict=True):
-            counts[bench.fingerprint] = outputs.size if bench.rows is None else bench.rows
-            require_halves(bench, counts[bench.fingerprint])
-        # The same rows in another metric are in the same half.
-        kinds = {fingerprint: generator.permutation(count) for fingerprint, count in counts.items()}
+            count = outputs.size if bench.rows is None else bench.rows
+            require_halves(bench, count)
+            clusters[bench.fingerprint] = np.arange(count) if bench.clusters is None else bench.clusters
+        # The same rows in another metric are in the same half, and so are all rows of a cluster but of the middle one.
+        kinds = {
+            fingerprint: np.argsort(np.argsort(generator.permutation(numbers.max() + 1))[numbers], kind="stable")
+            for fingerprint, numbers in clusters.items()
+        }
         orders = [kinds[bench.fingerprint] for bench in validation]
         return tuple([np.sort(order[len(order) // 2 :]) for order in orders]), tuple(
             [np.sort(order[: len(order) // 2]) for order in orders]
@@ -375,7 +379,7 @@ class Candidates:
             return []
         return by_chance(
             [np.stack(own, axis=1) for own in columns], [bench.scoring.weight for bench in validation], len(names),
-            [comparisons[bench.title].difference for bench in validation],
+            [comparisons[bench.title].difference for bench in validation], [bench.clusters for bench in validation],
         )  # fmt: skip
 
     def _ensembles(self) -> tuple[str, ...]:

@@ -47,6 +47,7 @@ class EvalDataset(ABC):
         notes: Warnings that a reader of the score should see, without the name of the data.
         fingerprint: The sha256 of what decides which inputs a model sees, and in which order; of no label.
         name: What errors and notes call the data, whatever is measured on them.
+        clusters: ``(rows,)``: which rows belong together, as numbers from 0 on; None where each stands for itself.
     """
 
     #: Whether outputs are kept on the disk from one cook to the next.
@@ -57,6 +58,7 @@ class EvalDataset(ABC):
     notes: tuple[str, ...]
     fingerprint: str
     name: str
+    clusters: Ints | None = field(default=None, kw_only=True, repr=False)
 
     @property
     def share(self) -> bool:
@@ -162,10 +164,10 @@ class MeanOfRows(EvalDataset):
     def score(self, outputs: Outputs) -> Score:
         """The mean: with Wilson's 95 % interval where rows are right or wrong, else with the bootstrap's."""
         for right in self._right(outputs):
-            return accuracy_of(right, self.scoring.measure)
+            return accuracy_of(right, self.scoring.measure, self.clusters)
         answers = self.answers(outputs)
         values, value = self.row_values(answers), self.judge(answers)
-        low, high = bootstrap(np.zeros(len(values)), values, mean)
+        low, high = bootstrap(np.zeros(len(values)), values, mean, self.clusters)
         return Score(
             self.scoring.measure, value, min(low, value), max(high, value), len(values), share=self.share
         )  # fmt: skip
@@ -173,17 +175,17 @@ class MeanOfRows(EvalDataset):
     def compare(self, first: Outputs, second: Outputs) -> Comparison:
         """As `EvalDataset.compare`: `compare_accuracies`, or the paired bootstrap and a permutation test."""
         if right := self._right(first, second):
-            return compare_accuracies(self.scoring.measure, *right)
+            return compare_accuracies(self.scoring.measure, right[0], right[1], self.clusters)
         one, other = (self.answers(each) for each in (first, second))
         values = self.row_values(one)
-        low, high, p = paired_bootstrap(np.zeros(len(values)), values, self.row_values(other), mean)
+        low, high, p = paired_bootstrap(np.zeros(len(values)), values, self.row_values(other), mean, self.clusters)
         difference = self.judge(one) - self.judge(other)
         return comparison_of(self.scoring.measure, difference, low, high, p, len(values), share=self.share)
 
     def resampled(self, outputs: Outputs) -> Floats:
         """As `EvalDataset.resampled`."""
         values = self.row_values(self.answers(outputs))
-        return resampled(np.zeros(len(values)), values, mean)
+        return resampled(np.zeros(len(values)), values, mean, self.clusters)
 
 
 class LearnableDataset(EvalDataset):

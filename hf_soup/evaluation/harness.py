@@ -29,6 +29,7 @@ from hf_soup._util.version import version
 from hf_soup.checkpoint import panics_as_errors
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.batch_limit import BatchLimit
+from hf_soup.evaluation.clusters import in_clusters
 from hf_soup.evaluation.dataset import EvalDataset, Outputs
 from hf_soup.evaluation.encoded_rows import key_of
 from hf_soup.evaluation.model import require_head
@@ -315,9 +316,9 @@ class HarnessDataset(EvalDataset):
     def score(self, outputs: Outputs) -> Score:
         """The metric: with Wilson's 95 % interval where rows are right or wrong, else with the bootstrap's."""
         if self._counts(outputs):
-            return accuracy_of(outputs == 1, self._measure)
+            return accuracy_of(outputs == 1, self._measure, self.clusters)
         value = self._value(outputs)
-        low, high = bootstrap(self.task_of, outputs, self._metric)
+        low, high = bootstrap(self.task_of, outputs, self._metric, self.clusters)
         return Score(
             self._measure, value, min(low, value), max(high, value), len(outputs), share=self.share,
             less_is_better=self.less_is_better,
@@ -326,14 +327,14 @@ class HarnessDataset(EvalDataset):
     def compare(self, first: Outputs, second: Outputs) -> Comparison:
         """As `EvalDataset.compare`: `compare_accuracies`, or the paired bootstrap and a permutation test."""
         if self._counts(first) and self._counts(second):
-            return compare_accuracies(self._measure, first == 1, second == 1)
-        low, high, p = paired_bootstrap(self.task_of, first, second, self._gain)
+            return compare_accuracies(self._measure, first == 1, second == 1, self.clusters)
+        low, high, p = paired_bootstrap(self.task_of, first, second, self._gain, self.clusters)
         difference = self.judge(first) - self.judge(second)
         return comparison_of(self._measure, difference, low, high, p, len(first), share=self.share)
 
     def resampled(self, outputs: Outputs) -> Floats:
         """As `EvalDataset.resampled`."""
-        return resampled(self.task_of, outputs, self._gain)
+        return resampled(self.task_of, outputs, self._gain, self.clusters)
 
 
 def harness_datasets(
@@ -395,6 +396,7 @@ def _loaded(scoring: HarnessScoring, tokenizer: Any, barred: Collection[bytes]) 
     identity = hashlib.sha256()
     requests: list[Request] = []
     task_of: list[int] = []
+    counted: list[Mapping[str, Any]] = []
     for number, task in enumerate(tasks):
         docs = [_digest(doc) for _, doc in task.doc_iterator(limit=scoring.limit)]
         kept = [row for row, doc in enumerate(docs) if doc not in barred]
@@ -420,6 +422,7 @@ def _loaded(scoring: HarnessScoring, tokenizer: Any, barred: Collection[bytes]) 
             raise ScoringError(f"The task '{scoring.name}' cannot make its prompts: {first_line(error)}") from error
         for instances in _by_row(task.instances):
             row = len(task_of)
+            counted.append(instances[0].doc)
             requests += [Request(each.request_type, each.args, row) for each in instances for _ in range(each.repeats)]
             task_of.append(number)
         task._instances = [each for instances in _by_row(task.instances) for each in instances]
@@ -438,10 +441,13 @@ def _loaded(scoring: HarnessScoring, tokenizer: Any, barred: Collection[bytes]) 
             hint="Install that version of the harness, or leave `revision` out to score on this one.",
         )
     pinned = scoring.model_copy(update={"revision": revision})
-    return HarnessDataset(
+    loaded = HarnessDataset(
         scoring.title, pinned, tuple(notes), prompts.hexdigest(), scoring.title, metric, requests, np.array(task_of),
         equally, less, None, {}, tasks,
-    ), digests  # fmt: skip
+    )  # fmt: skip
+    if scoring.cluster_column is not None:
+        loaded = in_clusters(loaded, scoring.cluster_column, counted)
+    return loaded, digests
 
 
 def _tasks(scoring: HarnessScoring) -> tuple[list[Any], bool]:

@@ -184,7 +184,7 @@ class HeadDataset(LearnableDataset):
             ScoringError: The metric is no number.
         """
         metric, trusted = self.scoring.metric, self.scoring.trust_remote_code
-        found = metrics.score(metric, self.references, self.answers(outputs), trusted, self.metrics)
+        found = metrics.score(metric, self.references, self.answers(outputs), trusted, self.metrics, self.clusters)
         return replace(found, metric=self.scoring.measure)
 
     def judge(self, answers: NDArray[Any], rows: Ints | None = None) -> float:
@@ -197,13 +197,14 @@ class HeadDataset(LearnableDataset):
         """As `EvalDataset.compare`: `compare_accuracies`, or the paired bootstrap and a permutation test."""
         name, one, other = self.scoring.measure, self.answers(first), self.answers(second)
         if self.scoring.metric == "accuracy":
-            return compare_accuracies(name, rows_right(self.references, one), rows_right(self.references, other))
-        low, high, p = paired_bootstrap(self.references, one, other, self._gain)
+            right, others = rows_right(self.references, one), rows_right(self.references, other)
+            return compare_accuracies(name, right, others, self.clusters)
+        low, high, p = paired_bootstrap(self.references, one, other, self._gain, self.clusters)
         return comparison_of(name, self.judge(one) - self.judge(other), low, high, p, self.n, share=self.share)
 
     def resampled(self, outputs: Logits) -> Floats:
         """``(500,)``: the metric over resamples of the rows, the same ones for every model, for paired intervals."""
-        return resampled(self.references, self.answers(outputs), self._gain)
+        return resampled(self.references, self.answers(outputs), self._gain, self.clusters)
 
     @property
     def _gain(self) -> Metric:

@@ -268,7 +268,7 @@ class LanguageDataset(LikelihoodDataset):
     def score(self, outputs: Floats) -> Score:
         """The metric, with the bootstrap's 95 % interval over texts."""
         value = self._value(outputs)
-        low, high = bootstrap(self.sizes, outputs, self._metric)
+        low, high = bootstrap(self.sizes, outputs, self._metric, self.clusters)
         return Score(
             self.scoring.measure, value, min(low, value), max(high, value), len(outputs), share=False,
             less_is_better=True,
@@ -276,13 +276,13 @@ class LanguageDataset(LikelihoodDataset):
 
     def compare(self, first: Floats, second: Floats) -> Comparison:
         """The paired bootstrap, and a permutation test, over texts."""
-        low, high, p = paired_bootstrap(self.sizes, first, second, self._gain)
+        low, high, p = paired_bootstrap(self.sizes, first, second, self._gain, self.clusters)
         difference = self.judge(first) - self.judge(second)
         return comparison_of(self.scoring.measure, difference, low, high, p, len(first), share=False)
 
     def resampled(self, outputs: Floats) -> Floats:
         """As `EvalDataset.resampled`, of the negative metric."""
-        return resampled(self.sizes, outputs, self._gain)
+        return resampled(self.sizes, outputs, self._gain, self.clusters)
 
     def _gain(self, sizes: Ints, outputs: Floats, rows: Ints) -> Floats:
         return -self._metric(sizes, outputs, rows)

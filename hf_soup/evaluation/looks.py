@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_soup.evaluation.statistics import SEED, Floats
+from hf_soup.evaluation.statistics import SEED, Floats, Ints, clusters_drawn
 from hf_soup.recipe import Comparison
 
 #: Draws of the rows, and how many values of candidates are in memory together.
@@ -30,7 +30,11 @@ class Chance:
 
 
 def by_chance(
-    values: Sequence[Floats], weights: Sequence[float], ingredients: int, seen: Sequence[float]
+    values: Sequence[Floats],
+    weights: Sequence[float],
+    ingredients: int,
+    seen: Sequence[float],
+    clusters: Sequence[Ints | None] | None = None,
 ) -> list[Chance]:
     r"""What a choice gains by chance on each of its validation data, as they would be were all candidates alike.
 
@@ -48,6 +52,7 @@ def by_chance(
         weights: Of the data sets.
         ingredients: How many candidates are ingredients.
         seen: What the chosen soup gained on each against the best ingredient.
+        clusters: Of each data set, as in `hf_soup.evaluation.statistics.bootstrap`; whole ones are drawn.
 
     Reference:
         White, A reality check for data snooping, Econometrica 68, 2000.
@@ -62,10 +67,10 @@ def by_chance(
     gains: list[Floats] = []
     for start in range(0, DRAWS, block):
         means = []
-        for each in values:
-            rows = len(each)
-            counts = generator.multinomial(rows, np.full(rows, 1 / rows), min(block, DRAWS - start))
-            means.append(counts @ (each - each.mean(axis=0)) / rows)  # (draws, candidates)
+        for each, shared in zip(values, clusters or [None] * len(values), strict=True):
+            alone = np.arange(len(each)) if shared is None else shared
+            counts = clusters_drawn(alone, min(block, DRAWS - start), generator)
+            means.append(counts @ (each - each.mean(axis=0)) / counts.sum(axis=1, keepdims=True))  # (draws, candidates)
         whole = sum((weight * mean for weight, mean in zip(weights, means, strict=True)), np.zeros(()))
         best, reference = whole.argmax(axis=1), whole[:, :ingredients].argmax(axis=1)
         places = np.arange(len(best))

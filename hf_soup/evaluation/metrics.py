@@ -163,13 +163,18 @@ def value(
 
 
 def score(
-    metric: str, labels: Any, answers: Any, trusted: bool = False, built_in: Mapping[str, Metric] = CLASS_METRICS
+    metric: str,
+    labels: Any,
+    answers: Any,
+    trusted: bool = False,
+    built_in: Mapping[str, Metric] = CLASS_METRICS,
+    clusters: Ints | None = None,
 ) -> Score:
-    """A metric with its 95 % interval: Wilson's for accuracy, the bootstrap's for others."""
+    """A metric with its 95 % interval: Wilson's for accuracy, the bootstrap's for others and for rows in clusters."""
     if metric == "accuracy":
-        return accuracy_of(rows_right(labels, answers))
+        return accuracy_of(rows_right(labels, answers), clusters=clusters)
     value_of_all, n = value(metric, labels, answers, trusted, built_in), len(labels)
-    low, high = bootstrap(labels, answers, find(metric, trusted, built_in))
+    low, high = bootstrap(labels, answers, find(metric, trusted, built_in), clusters)
     losses = metric in LOSSES
     return Score(
         metric, value_of_all, min(low, value_of_all), max(high, value_of_all), n, share=not losses,

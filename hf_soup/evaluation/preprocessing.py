@@ -15,6 +15,7 @@ import numpy as np
 from hf_soup._util.text import first_line
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation import data, label_map
+from hf_soup.evaluation.clusters import in_clusters
 from hf_soup.evaluation.dataset import CalibrationDataset, EvalDataset
 from hf_soup.evaluation.encoded_rows import Chunk, EncodedRows, key_of, stored
 from hf_soup.evaluation.statistics import Ints
@@ -103,7 +104,11 @@ def _prepare_one(
     kept, notes = _unseen(encoded, barred, name, "validation data", "selection")
     fingerprint = hashlib.sha256(key.encode() + kept.tobytes()).hexdigest()
     prepared = PreparedRows(asked.title, scoring, tuple(notes), fingerprint, name, encoded, kept, labels)
-    return task.dataset(prepared), encoded.digests
+    dataset = task.dataset(prepared)
+    if (column := scoring.cluster_column) is not None:
+        shown = table.select_columns([column]) if column in table.column_names else table
+        dataset = in_clusters(dataset, column, shown.select(kept))
+    return dataset, encoded.digests
 
 
 def prepare_calibration_dataset(

@@ -1,13 +1,14 @@
 """Intervals and paired tests: how much of a score is luck.
 
 Rows with the same label and the same answers are interchangeable. Drawing rows is therefore drawing how many there
-are of each kind: it is quick, and the order of the rows cannot matter.
+are of each kind: it is quick, and the order of the rows cannot matter. Rows that share a document are not independent:
+where their clusters are given, whole clusters are drawn.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,8 +89,10 @@ def paired_interval(only_first: int, only_second: int, n: int) -> tuple[float, f
     return max(-1.0, middle - half), min(1.0, middle + half)
 
 
-def accuracy_of(right: NDArray[np.bool_], metric: str = "accuracy") -> Score:
+def accuracy_of(right: NDArray[np.bool_], metric: str = "accuracy", clusters: Ints | None = None) -> Score:
     """The share of rows that are right, with Wilson's 95 % interval: good for few rows, and for shares near 0 and 1.
+
+    Of rows in clusters it is the bootstrap's.
 
     Reference:
         Wilson, Probable inference, the law of succession, and statistical inference, 1927.
@@ -97,13 +100,18 @@ def accuracy_of(right: NDArray[np.bool_], metric: str = "accuracy") -> Score:
     from scipy.stats import binomtest
 
     count, n = int(right.sum()), len(right)
-    low, high = binomtest(count, n).proportion_ci(method="wilson")
+    if clusters is None:
+        low, high = binomtest(count, n).proportion_ci(method="wilson")
+    else:
+        low, high = bootstrap(np.zeros(n), right.astype(float), mean, clusters)
     return Score(metric, count / n, float(min(low, count / n)), float(max(high, count / n)), n)
 
 
-def compare_accuracies(metric: str, right: NDArray[np.bool_], other: NDArray[np.bool_]) -> Comparison:
+def compare_accuracies(
+    metric: str, right: NDArray[np.bool_], other: NDArray[np.bool_], clusters: Ints | None = None
+) -> Comparison:
     """Two models on the same rows: the exact two-sided test of McNemar, of rows that just one of them gets right, and
-    the interval of Agresti and Min for matched shares.
+    the interval of Agresti and Min for matched shares. Of rows in clusters both are those of `paired_bootstrap`.
 
     Reference:
         McNemar, Note on the sampling error of the difference between correlated proportions, 1947.
@@ -111,12 +119,17 @@ def compare_accuracies(metric: str, right: NDArray[np.bool_], other: NDArray[np.
     from scipy.stats import binomtest
 
     first, second, n = int(np.sum(right & ~other)), int(np.sum(other & ~right)), len(right)
+    if clusters is not None:
+        low, high, p = paired_bootstrap(np.zeros(n), right.astype(float), other.astype(float), mean, clusters)
+        return comparison_of(metric, (first - second) / n, low, high, p, n)
     low, high = paired_interval(first, second, n)
     p = float(binomtest(first, first + second).pvalue) if first + second else 1.0
     return comparison_of(metric, (first - second) / n, low, high, p, n)
 
 
-def bootstrap(labels: Ints | Floats, answers: Ints | Floats, metric: Metric) -> tuple[float, float]:
+def bootstrap(
+    labels: Ints | Floats, answers: Ints | Floats, metric: Metric, clusters: Ints | None = None
+) -> tuple[float, float]:
     """The 95 % percentile interval of a metric over 500 resamples of the rows, always the same ones.
 
     Where every resample gives one value (all rows right, say) the interval is that value: a limit of the
@@ -124,45 +137,54 @@ def bootstrap(labels: Ints | Floats, answers: Ints | Floats, metric: Metric) -> 
 
     Args:
         labels, answers: ``(n,)``, class numbers or others; labels may be ``(n, k)``.
+        clusters: ``(n,)``, of rows that belong together: the number of the cluster of each, from 0 on.
 
     Reference:
-        Efron, Bootstrap methods: another look at the jackknife, 1979.
+        Efron, Bootstrap methods: another look at the jackknife, 1979. Miller, Adding error bars to evals,
+        arXiv:2411.00640 (clusters).
     """
-    (label, answer), counts, _ = _kinds(labels, answers)
-    return _interval(lambda rows: metric(label, answer, rows), counts, _generator(0))
+    drawn = _Draws((labels, answers), clusters)
+    label, answer = drawn.columns
+    return _interval(lambda rows: metric(label, answer, rows), drawn, _generator(0))
 
 
 def paired_bootstrap(
-    labels: Ints | Floats, first: Ints | Floats, second: Ints | Floats, metric: Metric
+    labels: Ints | Floats,
+    first: Ints | Floats,
+    second: Ints | Floats,
+    metric: Metric,
+    clusters: Ints | None = None,
 ) -> tuple[float, float, float]:
     """Interval and p of the difference of a metric between two models on the same rows.
 
     The interval is the bootstrap's over rows. p comes from a permutation test: were the two models alike,
-    exchanging their answers row by row at random would change nothing;
+    exchanging their answers row by row (or cluster by cluster) at random would change nothing;
     ``p = (1 + #{|d*| >= |d|}) / (1 + 500)``.
 
     Args:
         labels, first, second: ``(n,)``: the labels, and what each model answers.
+        clusters: As in `bootstrap`.
 
     Returns:
         Low, high (first minus second) and p.
     """
-    (label, one, two), counts, _ = _kinds(labels, first, second)
+    drawn = _Draws((labels, first, second), clusters)
+    label, one, two = drawn.columns
     twice, forward, exchanged = np.concatenate([label, label]), np.concatenate([one, two]), np.concatenate([two, one])
 
     def difference(rows: Ints, moved: Ints | int = 0) -> Floats:
         both = np.concatenate([rows - moved, np.zeros_like(rows) + moved], axis=1)
         return metric(twice, forward, both) - metric(twice, exchanged, both)
 
-    low, high = _interval(difference, counts, _generator(1))
-    generator, rows = _generator(2), np.tile(counts, (BLOCK, 1))
-    null = [difference(rows, generator.binomial(rows, 0.5)) for _ in range(RESAMPLES // BLOCK)]
+    low, high = _interval(difference, drawn, _generator(1))
+    generator, rows = _generator(2), np.tile(drawn.counts, (BLOCK, 1))
+    null = [difference(rows, drawn.halves(generator)) for _ in range(RESAMPLES // BLOCK)]
     # A hair below: the same difference summed in another order is still the same difference.
     extreme = int(np.sum(np.abs(null) >= abs(difference(rows[:1])) - 1e-12))
     return low, high, (1 + extreme) / (1 + RESAMPLES)
 
 
-def resampled(labels: Ints | Floats, answers: Ints | Floats, metric: Metric) -> Floats:
+def resampled(labels: Ints | Floats, answers: Ints | Floats, metric: Metric, clusters: Ints | None = None) -> Floats:
     """A metric over 500 resamples of the rows, ``(500,)``: the same rows for every model, in the same order.
 
     So any combination of several models' scores has a paired interval, the quantiles of that combination of their
@@ -170,6 +192,7 @@ def resampled(labels: Ints | Floats, answers: Ints | Floats, metric: Metric) -> 
 
     Args:
         labels, answers: ``(n,)``, class numbers or others; labels may be ``(n, k)``.
+        clusters: As in `bootstrap`.
 
     Reference:
         Efron, Bootstrap methods: another look at the jackknife, 1979.
@@ -178,13 +201,53 @@ def resampled(labels: Ints | Floats, answers: Ints | Floats, metric: Metric) -> 
     >>> float(np.ptp(resampled(rows, rows, lambda labels, answers, counts: counts.sum(axis=1))))
     0.0
     """
-    (label, answer), _, place = _kinds(labels, answers)
-    generator, n = _generator(3), len(labels)
+    drawn, generator = _Draws((labels, answers), clusters), _generator(3)
+    label, answer = drawn.columns
+    return np.concatenate([metric(label, answer, drawn.alike(generator)) for _ in range(RESAMPLES // BLOCK)])
 
-    def block() -> Ints:
-        return np.stack([np.bincount(place[generator.integers(n, size=n)], minlength=len(label)) for _ in range(BLOCK)])
 
-    return np.concatenate([metric(label, answer, block()) for _ in range(RESAMPLES // BLOCK)])
+def clusters_drawn(clusters: Ints, draws: int, generator: np.random.Generator) -> Ints:
+    """``(draws, n)``: how often each row is drawn, where whole clusters are, as many as there are.
+
+    >>> clusters_drawn(np.array([0, 0, 1]), 1, np.random.default_rng(0)).tolist()
+    [[1, 1, 1]]
+    """
+    n = int(clusters.max()) + 1
+    counts: Ints = generator.multinomial(n, np.full(n, 1 / n), draws)[:, clusters]
+    return counts
+
+
+class _Draws:
+    """Rows that are drawn again, `BLOCK` times together: kinds of them, or all, where they are drawn in clusters."""
+
+    def __init__(self, columns: Sequence[Ints | Floats], clusters: Ints | None) -> None:
+        self._clusters, self._n = clusters, len(columns[0])
+        #: The columns of the rows that the counts of a draw are of, and how many there are of each.
+        self.columns: Sequence[Any] = columns
+        self.counts = np.ones(self._n, dtype=np.int64)
+        if clusters is None:
+            self.columns, self.counts, self._place = _kinds(*columns)
+
+    def rows(self, generator: np.random.Generator) -> Ints:
+        """``(BLOCK, counts)``: as many rows, or clusters, as there are."""
+        if self._clusters is None:
+            return generator.multinomial(self._n, self.counts / self._n, BLOCK)
+        return clusters_drawn(self._clusters, BLOCK, generator)
+
+    def halves(self, generator: np.random.Generator) -> Ints:
+        """``(BLOCK, counts)``: each row, or cluster, or none of it, at even chances."""
+        if self._clusters is None:
+            return generator.binomial(np.tile(self.counts, (BLOCK, 1)), 0.5)
+        coins: Ints = generator.integers(2, size=(BLOCK, self._clusters.max() + 1))[:, self._clusters]
+        return coins
+
+    def alike(self, generator: np.random.Generator) -> Ints:
+        """As `rows`, the same rows whatever stands in the columns."""
+        if self._clusters is not None:
+            return self.rows(generator)
+        n, kinds = self._n, len(self.counts)
+        draws = (self._place[generator.integers(n, size=n)] for _ in range(BLOCK))
+        return np.stack([np.bincount(places, minlength=kinds) for places in draws])
 
 
 def _kinds(*columns: Ints | Floats) -> tuple[list[Any], Ints, Ints]:
@@ -198,9 +261,8 @@ def _kinds(*columns: Ints | Floats) -> tuple[list[Any], Ints, Ints]:
     return parts, counts, place.reshape(-1)
 
 
-def _interval(values: Callable[[Ints], Floats], counts: Ints, generator: np.random.Generator) -> tuple[float, float]:
-    n = counts.sum()
-    blocks = [values(generator.multinomial(n, counts / n, BLOCK)) for _ in range(RESAMPLES // BLOCK)]
+def _interval(values: Callable[[Ints], Floats], drawn: _Draws, generator: np.random.Generator) -> tuple[float, float]:
+    blocks = [values(drawn.rows(generator)) for _ in range(RESAMPLES // BLOCK)]
     low, high = np.quantile(blocks, [0.025, 0.975])
     return float(low), float(high)
 

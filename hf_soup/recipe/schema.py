@@ -272,6 +272,8 @@ class LabelledData(_Value):
         revision: The dataset's commit; filled in when the recipe is resolved.
         labels: The class names in the order of the dataset's numbers, where nobody else says it.
         label_column, input_columns: Columns, where the usual names do not fit.
+        cluster_column: A column whose equal values say that rows belong together, as questions about one article.
+            Intervals and tests draw them together.
         name: What the data is called in tables; ``dataset split`` by default.
         batch_size: Examples in one forward pass.
         weight: How much it counts where selection looks at several.
@@ -289,6 +291,7 @@ class LabelledData(_Value):
     labels: tuple[str, ...] | None = None
     label_column: str | None = None
     input_columns: tuple[str, ...] | None = None
+    cluster_column: _Text | None = None
     name: str | None = None
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 32
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
@@ -389,6 +392,7 @@ class HarnessScoring(_Value):
         num_fewshot: Examples before each question; by default what the task says.
         apply_chat_template: Ask through the chat template of the models' tokenizer.
         limit: The first rows of each task alone.
+        cluster_column: As in `LabelledData`, a key of the task's rows.
         batch_size: Requests in one forward pass.
         weight: How much it counts where selection looks at several.
         at_least: How much worse than the best ingredient a soup may be on it.
@@ -408,6 +412,7 @@ class HarnessScoring(_Value):
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     apply_chat_template: bool = False
     limit: Annotated[int, Field(ge=1)] | None = None
+    cluster_column: _Text | None = None
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 32
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     at_least: Guard | None = None
@@ -454,7 +459,16 @@ def with_dataset(scorings: Iterable[AnyScoring]) -> tuple[Scoring, ...]:
 
 
 #: What is said of a score, and not of examples.
-_OF_SCORES = {"assistant_only", "at_least", "metric", "labels", "label_column", "weight", "trust_remote_code"}
+_OF_SCORES = {
+    "assistant_only",
+    "at_least",
+    "cluster_column",
+    "metric",
+    "labels",
+    "label_column",
+    "weight",
+    "trust_remote_code",
+}
 
 
 class CalibrationData(Scoring):

@@ -69,7 +69,7 @@ WHOLE: dict[str, Any] = {
         {
             "task": "text-classification", "dataset": "local:rows.csv", "split": None, "metric": "accuracy",
             "config": None, "revision": "sha256:0", "labels": ["a", "b"], "label_column": None, "input_columns": None,
-            "name": "rows", "batch_size": 32, "weight": 1.0, "trust_remote_code": False,
+            "cluster_column": "article", "name": "rows", "batch_size": 32, "weight": 1.0, "trust_remote_code": False,
             "assistant_only": False, "at_least": None, "title": "rows accuracy",
             "loader": "csv",
         }
