@@ -218,6 +218,8 @@ def _read(
                 f"Cannot read '{path.name}' as data.",
                 hint=f"Use a file that ends in {', '.join(_BUILDERS)}, or a folder of images.",
             )
+        if not path.stat().st_size:  # of which some loaders say nothing that helps
+            raise ScoringError(f"{name_of(scoring)} is empty: there are no rows in it.")
         arguments |= {"path": _BUILDERS[path.suffix], "data_files": glob.escape(dataset)}
         if path.suffix == ".tsv":
             arguments["sep"] = "\t"

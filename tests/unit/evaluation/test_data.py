@@ -136,10 +136,11 @@ def test_an_image_folder_has_its_folders_as_classes(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("d.parquet", b"no parquet", "Cannot load the data of"),
-        ("d.csv", b"", "Cannot load the data of"),
+        ("d.csv", b"", "d.csv is empty: there are no rows in it"),
         ("d.jsonl", b"{nonsense", "Cannot load the data of"),
         ("d.xlsx", b"x", "Cannot read 'd.xlsx' as data"),
         ("d.csv", b"text,label\n", "d.csv is empty: there are no rows in it"),
+        ("d.jsonl", b"", "d.jsonl is empty: there are no rows in it"),
     ],
 )
 def test_unreadable_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
