@@ -19,6 +19,6 @@ def demo(output: Path) -> None:
 
     Example: hf-soup demo
     """
-    from hf_soup.demo import run_demo
+    from hf_soup.demo import DigitsZoo, run_demo
 
-    run_demo(output, progress=lambda text: click.echo(text, err=True))
+    run_demo(output, DigitsZoo(), progress=lambda text: click.echo(text, err=True))

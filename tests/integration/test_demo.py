@@ -16,7 +16,7 @@ import pytest
 from huggingface_hub import constants
 
 import hf_soup.local_hub
-from hf_soup.demo import Shell, Zoo, run_demo
+from hf_soup.demo import DigitsZoo, Shell, run_demo
 from hf_soup.local_hub import LocalHub
 from hf_soup.local_hub.wire import Record
 
@@ -72,7 +72,9 @@ def test_the_demo_needs_no_network_and_no_account(
         patch.setattr(hf_soup.local_hub, "LocalHub", Watched)
         patch.setattr(Shell, "run", run_here)
         run_demo(
-            tmp_path / "demo", progress=lambda text: None, zoo=Zoo(letters=256, letter_epochs=1, good=2, epochs=(1, 2))
+            tmp_path / "demo",
+            DigitsZoo(letters=256, letter_epochs=1, good=2, epochs=(1, 2)),
+            progress=lambda text: None,
         )
 
     said = "".join([*told, capsys.readouterr().out])

@@ -12,20 +12,21 @@ import torch
 import yaml
 from PIL import Image
 
-from hf_soup.demo import ANCESTOR, DATASET, OWNER, POOR, Shell, Zoo, child_environment, demo_recipe, run_demo
-from hf_soup.demo.data import DIGITS, LETTERS, make_dataset, splits_of
-from hf_soup.demo.zoo import make_all
+from hf_soup.demo import DigitsZoo, Shell, child_environment, run_demo
+from hf_soup.demo.digits_data import DIGITS, LETTERS, make_dataset, splits_of
+from hf_soup.demo.zoo import OWNER
 from hf_soup.errors import SoupError
 from hf_soup.recipe import Recipe
 
-TINY = Zoo(letters=256, letter_epochs=1, good=2, epochs=(1, 2))
+TINY = DigitsZoo(letters=256, letter_epochs=1, good=2, epochs=(1, 2))
+ANCESTOR, DATASET, POOR = DigitsZoo.ancestor, DigitsZoo.dataset, DigitsZoo.poor
 RECIPE = Path(__file__).parents[3] / "recipes" / "demo-digits.yaml"
 
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zoo")
-    make_all(folder, lambda text: None, TINY)
+    TINY.make(folder, lambda text: None)
     return folder
 
 
@@ -111,7 +112,7 @@ def test_no_picture_is_in_two_splits():
 def test_equal_seeds_give_equal_bytes_and_progress_names_each_model(zoo, tmp_path):
     """Data and models are a function of the settings: made again, every file is the same."""
     lines = []
-    make_all(tmp_path, lines.append, TINY)
+    TINY.make(tmp_path, lines.append)
     # One before each training, so that a minute of work is not a minute of silence.
     assert len(lines) == 4
     assert all(name in line for name, line in zip((ANCESTOR, *TINY.fine_tunes), lines, strict=True))
@@ -125,9 +126,9 @@ def test_equal_seeds_give_equal_bytes_and_progress_names_each_model(zoo, tmp_pat
 def test_the_recipe_names_what_the_zoo_holds():
     """All nine, the ancestor, validation data that is neither training nor test data, and the shifted test first."""
     recipe = Recipe.load(RECIPE)
-    assert recipe == demo_recipe(Zoo().fine_tunes)
+    assert recipe == DigitsZoo().recipe()
     assert recipe.base_model == f"{OWNER}/{ANCESTOR}"
-    assert [i.model for i in recipe.ingredients] == [f"{OWNER}/{name}" for name in Zoo().fine_tunes]
+    assert [i.model for i in recipe.ingredients] == [f"{OWNER}/{name}" for name in DigitsZoo().fine_tunes]
     assert recipe.select.name == "greedy"
     (score,) = recipe.validation
     assert score.split == "validation"
@@ -204,7 +205,7 @@ def told(tmp_path, monkeypatch, capsys):
     models = [f"{OWNER}/{name}" for name in TINY.fine_tunes]
     ran = []
 
-    def make(folder, progress, zoo):
+    def make(zoo, folder, progress):
         for name in (DATASET, ANCESTOR):
             (folder / name).mkdir(parents=True)
 
@@ -213,12 +214,12 @@ def told(tmp_path, monkeypatch, capsys):
         return cooked(models) if name.startswith("hf-soup cook") else f"did {name.split()[1:2]}\n"
 
     monkeypatch.setattr(Shell, "run", run)
-    monkeypatch.setattr("hf_soup.demo.zoo.make_all", make)
+    monkeypatch.setattr(DigitsZoo, "make", make)
     monkeypatch.chdir(tmp_path)
 
     def tell():
         ran.clear()
-        run_demo(Path("demo"), progress=lambda text: None, zoo=TINY)
+        run_demo(Path("demo"), TINY, progress=lambda text: None)
         return capsys.readouterr().out, list(ran)
 
     return tell
@@ -271,6 +272,7 @@ def test_a_second_demo_in_its_folder_trains_and_uploads_nothing(told):
     _, second = told()
     assert not [name for name in second if name.startswith("hf upload")]
     assert {path.name for path in Path("demo").iterdir()} == {"1", "2", "hub", "models"}
+    assert [path.name for path in Path("demo/models").iterdir()] == [DATASET]
 
 
 def test_a_demo_that_was_stopped_leaves_no_models(told, monkeypatch):
@@ -283,7 +285,7 @@ def test_a_demo_that_was_stopped_leaves_no_models(told, monkeypatch):
     monkeypatch.setattr(Shell, "run", stopped)
     with pytest.raises(KeyboardInterrupt):
         told()
-    assert {path.name for path in Path("demo").iterdir()} == {"1", "hub"}
+    assert not list(Path("demo/models").iterdir())
     monkeypatch.setattr(Shell, "run", run)
     _, ran = told()
     assert [name for name in ran if name.startswith("hf upload")]
