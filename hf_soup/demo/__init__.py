@@ -1,8 +1,9 @@
 """The whole story on real data, without a network and without an account: ``hf-soup demo``.
 
-The demo trains a small zoo, publishes it on a Hub on loopback and then does, in processes of their own, what
-anybody would do: check, cook, push, load. Every command is shown before it runs. What comes out is a table;
-whether the soup is better in it is up to the digits, and the demo says which.
+The demo trains a small zoo, of vision transformers or (``--lm``) of language models, publishes it on a Hub on
+loopback and then does, in processes of their own, what anybody would do: check, cook, push, load. Every command is
+shown before it runs. What comes out is a table; whether the soup is better in it is up to the data, and the demo
+says which. Both demos may have one folder: each trains its own models there, once.
 
 ::
 
@@ -28,10 +29,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from hf_soup.demo.zoo import OWNER, DigitsZoo, Progress, Zoo
+from hf_soup.demo.zoo import OWNER, DigitsZoo, LanguageZoo, Progress, Zoo
 from hf_soup.errors import SoupError
 
-__all__ = ["DigitsZoo", "Shell", "Zoo", "child_environment", "run_demo"]
+__all__ = ["DigitsZoo", "LanguageZoo", "Shell", "Zoo", "child_environment", "run_demo"]
 
 #: Results are what the demo is for; each is seen before what the next command writes to stderr.
 _show = partial(print, flush=True)
@@ -185,8 +186,9 @@ def _story(shell: Shell, folder: Path, suffix: str, zoo: Zoo) -> None:
         f"uniform soup of all {len(models)}": plain["scores"]["soup"],
         f"uniform soup without {zoo.poor}": chosen["scores"]["soup"],
         f"greedy soup of {len(greedy['selected'])}": greedy["scores"]["soup"],
-        "probability ensemble": greedy["scores"]["ensemble"],
     }
+    if "ensemble" in greedy["scores"]:  # not of language models
+        table["probability ensemble"] = greedy["scores"]["ensemble"]
     titles, comparisons = [scoring.title for scoring in recipe.test], greedy["comparisons"]
     _show("\n" + _render(table, titles))
     _show("* best on the validation data, on which the soup was chosen too. The greedy soup against it:\n")
@@ -209,19 +211,21 @@ def _short(name: str) -> str:
 
 
 def _render(table: Mapping[str, Mapping[str, dict[str, Any]]], titles: Sequence[str]) -> str:
-    """The table as text: percentages with their 95 % intervals.
+    """The table as text: percentages, or what is no share of one as it is, with their 95 % intervals.
 
-    >>> figure = {"metric": "accuracy", "value": 0.5, "low": 0.25, "high": 0.75, "n": 8}
+    >>> figure = {"metric": "accuracy", "value": 0.5, "low": 0.25, "high": 0.75, "n": 8, "share": True}
     >>> print(_render({"a": {"test accuracy": figure}}, ["test accuracy"]))
     in %, with 95 % intervals   test accuracy (n = 8)
     a                           50.0 (25.0 to 75.0)
     """
     first = next(iter(table.values()))
-    rows = [["in %, with 95 % intervals", *(f"{title} (n = {first[title]['n']:,})" for title in titles)]]
+    percent = first[titles[0]]["share"]
+    corner = "in %, with 95 % intervals" if percent else "less is better, with 95 % intervals"
+    rows = [[corner, *(f"{title} (n = {first[title]['n']:,})" for title in titles)]]
     for name, figures in table.items():
-        shown = [figures[title] for title in titles]
-        cells = [f"{100 * f['value']:.1f} ({100 * f['low']:.1f} to {100 * f['high']:.1f})" for f in shown]
-        rows.append([name, *cells])
+        triples = [[figures[title][key] for key in ("value", "low", "high")] for title in titles]
+        shown = [[f"{100 * each:.1f}" if percent else f"{each:.3f}" for each in triple] for triple in triples]
+        rows.append([name, *(f"{value} ({low} to {high})" for value, low, high in shown)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(titles) + 1)]
     lines = ["   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     return "\n".join(line.rstrip() for line in lines)

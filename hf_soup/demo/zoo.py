@@ -107,3 +107,61 @@ print(f"{{repo}} reads {{right:,}} of {{len(test):,}} test pictures ({{right / l
         from hf_soup.demo.digits import make_all
 
         make_all(folder, progress, self)
+
+
+@dataclass(frozen=True)
+class LanguageZoo(Zoo):
+    """Language models that have read Python's standard library, and read its manual.
+
+    Args:
+        steps: Of the ancestor.
+        fine_tune_steps: Fewest and most of a fine-tune.
+        texts: How many validation and test texts there are; all others are for training.
+    """
+
+    dataset = "manual"
+    ancestor = "llama-code"
+    family = "llama-manual"
+    poor = "llama-manual-hot"
+    scored_by: ClassVar = {"task": "causal-lm", "metric": "bits_per_byte"}
+    tests: ClassVar = {"test": "test"}
+    remark = "Bits per byte are what the model would need to store the texts: less is better."
+
+    good: int = 6
+    steps: int = 600
+    fine_tune_steps: tuple[int, int] = (60, 90)
+    texts: tuple[int, int] = (200, 400)
+
+    load_script = f'''\
+"""Computes bits per byte with a language model from the Hub, as any program would: there is no hf-soup in it."""
+
+import math
+import sys
+
+import torch
+from datasets import load_dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+repo = sys.argv[1]
+tokenizer = AutoTokenizer.from_pretrained(repo)
+model = AutoModelForCausalLM.from_pretrained(repo)
+texts = load_dataset("{OWNER}/{dataset}", split="test")["text"][:]
+# All texts have the same number of bytes, and a token is a byte; the first one is predicted from the token before it.
+rows = [[tokenizer.eos_token_id, *tokenizer(text, add_special_tokens=False).input_ids] for text in texts]
+with torch.no_grad():
+    nats = model(torch.tensor(rows), labels=torch.tensor(rows)).loss.item()
+    torch.manual_seed(0)
+    begin = "The value of"
+    written = model.generate(
+        torch.tensor([[tokenizer.eos_token_id, *tokenizer(begin, add_special_tokens=False).input_ids]]),
+        do_sample=True, temperature=0.5, max_new_tokens=60,
+    )
+print(f"{{repo}} needs {{nats / math.log(2):.3f}} bits per byte of {{len(texts):,}} test texts.")
+print(f"It writes: {{tokenizer.decode(written[0], skip_special_tokens=True)!r}}")
+'''
+
+    def make(self, folder: Path, progress: Progress) -> None:
+        """As `Zoo.make`."""
+        from hf_soup.demo.language import make_all
+
+        make_all(folder, progress, self)
