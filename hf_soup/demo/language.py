@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import ByT5Tokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Tokenizer, LlamaConfig, LlamaForCausalLM
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from hf_soup.demo.language_data import LENGTH, code, make_dataset, splits_of
 from hf_soup.demo.training import (
@@ -33,9 +34,9 @@ from hf_soup.demo.training import (
 )
 from hf_soup.demo.zoo import OWNER, LanguageZoo, Progress
 
-#: A token of ByT5's is a byte and this; ``BEGIN``, which also ends texts, stands before one that is scored.
-FIRST_BYTE, BEGIN = 3, 1
 BATCH = 8
+#: The vocabulary: a token for each byte, and the one that stands before a text.
+_TOKENS = (*bytes_to_unicode().values(), "<|endoftext|>")  # type: ignore[no-untyped-call]
 
 
 def make_all(folder: Path, progress: Progress, zoo: LanguageZoo) -> None:
@@ -45,7 +46,8 @@ def make_all(folder: Path, progress: Progress, zoo: LanguageZoo) -> None:
     splits = {name: encoded(texts) for name, texts in splits_of(zoo.seed, zoo.texts).items()}
     progress(f"Training {zoo.ancestor}, the ancestor, on Python's standard library")
     ancestor = _new_model(zoo.seed)
-    _train(ancestor, encoded(code()), Hyperparameters(zoo.seed, 4e-3, zoo.steps, 0.05), annealed=True)
+    read = random.Random(zoo.seed).sample(code(), zoo.steps * BATCH)
+    _train(ancestor, encoded(read), Hyperparameters(zoo.seed, 4e-3, zoo.steps, 0.05), annealed=True)
     _save(ancestor, folder / zoo.ancestor, {}, _ANCESTOR_CARD.format(steps=zoo.steps, batch=BATCH, length=LENGTH))
     for number, name in enumerate(zoo.fine_tunes):
         progress(f"Training {name}, fine-tune {number + 1} of {len(zoo.fine_tunes)}")
@@ -55,9 +57,14 @@ def make_all(folder: Path, progress: Progress, zoo: LanguageZoo) -> None:
 
 
 def encoded(texts: Sequence[str]) -> Tensor:
-    """Texts as ``(n, 1 + length)`` tokens, those that the tokenizer gives, behind the one that begins texts."""
-    tokens = torch.frombuffer(bytearray("".join(texts).encode("ascii")), dtype=torch.uint8).long() + FIRST_BYTE
-    return functional.pad(tokens.view(len(texts), LENGTH), (1, 0), value=BEGIN)
+    """Texts as ``(n, 1 + length)`` tokens, the first of which is the one that stands before a text."""
+    tokenizer = _tokenizer()
+    return functional.pad(torch.tensor(tokenizer(list(texts)).input_ids), (1, 0), value=tokenizer.bos_token_id)
+
+
+def _tokenizer() -> Any:
+    """That of GPT-2 without merges, so that a token is a byte."""
+    return GPT2Tokenizer(vocab={token: number for number, token in enumerate(_TOKENS)}, merges=[])
 
 
 class Hyperparameters(NamedTuple):
@@ -84,16 +91,15 @@ def _hyperparameters(zoo: LanguageZoo, number: int) -> Hyperparameters:
 def _new_model(seed: int) -> Any:
     """A Llama of 357 thousand parameters, with initial weights that the seed decides."""
     config = LlamaConfig(
-        vocab_size=FIRST_BYTE + 256,
+        vocab_size=len(_TOKENS),
         hidden_size=96,
         intermediate_size=256,
         num_hidden_layers=3,
         num_attention_heads=4,
         max_position_embeddings=LENGTH + 1,
         tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=BEGIN,
-        pad_token_id=0,
+        bos_token_id=256,
+        eos_token_id=256,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -120,7 +126,7 @@ def _losses(model: Any, texts: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Tens
 def _save(model: Any, folder: Path, front: dict[str, object], card: str) -> None:
     """Write a model as a Hub repo has it, with its tokenizer and a card."""
     model.save_pretrained(folder)
-    ByT5Tokenizer(extra_ids=0).save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
     write_card(folder, {**_FRONT, **front}, card)
 
 
@@ -155,8 +161,9 @@ _ANCESTOR_CARD = """
 # A tiny Llama that has read Python code
 
 357 thousand parameters; a token is a byte, and it reads {length} of them. It was trained on the modules of Python's
-standard library. AdamW, learning rate 4e-3 with a warm-up and cosine decay, weight decay 0.05, {steps} steps of {batch}
-texts. It exists as the ancestor of the fine-tunes that `hf-soup demo --lm` averages; use it for nothing else.
+standard library: {steps} steps of {batch} texts, each of them once. AdamW, learning rate 4e-3 with a warm-up and cosine
+decay, weight decay 0.05. It exists as the ancestor of the fine-tunes that `hf-soup demo --lm` averages; use it for
+nothing else.
 """
 
 _FINE_TUNE_CARD = """

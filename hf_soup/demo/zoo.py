@@ -146,17 +146,13 @@ repo = sys.argv[1]
 tokenizer = AutoTokenizer.from_pretrained(repo)
 model = AutoModelForCausalLM.from_pretrained(repo)
 texts = load_dataset("{OWNER}/{dataset}", split="test")["text"][:]
-# All texts have the same number of bytes, and a token is a byte; the first one is predicted from the token before it.
-rows = [[tokenizer.eos_token_id, *tokenizer(text, add_special_tokens=False).input_ids] for text in texts]
+# A token is a byte, and all texts have as many, so there is no padding; the first byte is predicted too.
+tokens = tokenizer([tokenizer.bos_token + text for text in texts], return_tensors="pt").input_ids
 with torch.no_grad():
-    nats = model(torch.tensor(rows), labels=torch.tensor(rows)).loss.item()
-    torch.manual_seed(0)
-    begin = "The value of"
-    written = model.generate(
-        torch.tensor([[tokenizer.eos_token_id, *tokenizer(begin, add_special_tokens=False).input_ids]]),
-        do_sample=True, temperature=0.5, max_new_tokens=60,
-    )
+    nats = model(tokens, labels=tokens).loss.item()
 print(f"{{repo}} needs {{nats / math.log(2):.3f}} bits per byte of {{len(texts):,}} test texts.")
+begin = tokenizer(tokenizer.bos_token + "The value of the", return_tensors="pt")
+written = model.generate(**begin, do_sample=False, max_new_tokens=60, pad_token_id=tokenizer.eos_token_id)
 print(f"It writes: {{tokenizer.decode(written[0], skip_special_tokens=True)!r}}")
 '''
 
