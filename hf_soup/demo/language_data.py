@@ -57,6 +57,7 @@ def splits_of(seed: int, sizes: tuple[int, int]) -> dict[str, list[str]]:
 def code() -> list[str]:
     """The modules of Python's standard library, in texts as long as those of the manual."""
     modules = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    modules = [module for module in modules if module.name != "pdb.py"]  # its docstring is a page of the manual
     return [text for module in modules for text in _pieces(module.read_text(encoding="utf-8", errors="ignore"))]
 
 
@@ -97,8 +98,8 @@ ASCII: others are left out, as is what is too short at the end of a page.
 | test | {test:,} | looked at once, at the end |
 
 What is split are pages, in a random order (seed {seed}). A paragraph that stands on several pages is kept on the
-shortest of them alone, so no split has one of another. **Texts of a page resemble each other**, and all pages are of
-one manual: `test` says nothing about other texts.
+shortest of them alone, so no split has one of another. The ancestor has read no page. **Texts of a page resemble each
+other**, and all pages are of one manual: `test` says nothing about other texts.
 
 Written by `hf-soup demo --lm`; meant for that, not as a benchmark.
 """
