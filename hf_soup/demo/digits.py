@@ -152,11 +152,7 @@ def _fine_tune(model: Any, images: Tensor, labels: Tensor, chosen: Hyperparamete
             other = torch.randperm(len(pictures), generator=generator)
             yield share * pictures + (1 - share) * pictures[other], share * targets + (1 - share) * targets[other]
 
-    warm, down = warm_up(steps), cosine(steps)
-
-    def schedule(step: int) -> float:
-        return warm(step) * down(step) if chosen.annealed else warm(step)
-
+    schedule = warm_up(steps, annealed=chosen.annealed)
     train(model, _losses(model, disturbed()), chosen.learning_rate, chosen.weight_decay, schedule)
 
 

@@ -23,7 +23,6 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from hf_soup.demo.language_data import LENGTH, code, make_dataset, splits_of
 from hf_soup.demo.training import (
     batches,
-    cosine,
     fine_tune_front,
     parameter_list,
     poor_warning,
@@ -110,11 +109,7 @@ def _train(model: Any, rows: Tensor, chosen: Hyperparameters, *, annealed: bool 
     """Train all weights on rows of tokens, each of which is predicted from those before it."""
     generator = torch.Generator().manual_seed(chosen.seed)
     shuffled = islice(batches(rows[:, :-1], rows[:, 1:], BATCH, generator), chosen.steps)
-    warm, down = warm_up(chosen.steps), cosine(chosen.steps)
-
-    def schedule(step: int) -> float:
-        return warm(step) * down(step) if annealed else warm(step)
-
+    schedule = warm_up(chosen.steps, annealed=annealed)
     train(model, _losses(model, shuffled), chosen.learning_rate, chosen.weight_decay, schedule)
 
 

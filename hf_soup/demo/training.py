@@ -61,9 +61,10 @@ def cosine(steps: int) -> Callable[[int], float]:
     return lambda step: (1 + math.cos(math.pi * step / steps)) / 2
 
 
-def warm_up(steps: int) -> Callable[[int], float]:
-    """A schedule that goes up to one in a tenth of the steps, and stays: not annealed, a soup has something to gain."""
-    return lambda step: min(1.0, (step + 1) / (0.1 * steps))
+def warm_up(steps: int, *, annealed: bool = False) -> Callable[[int], float]:
+    """A schedule that goes up in a tenth of the steps. One that then stays there leaves a soup more to gain."""
+    down = cosine(steps)
+    return lambda step: min(1.0, (step + 1) / (0.1 * steps)) * (down(step) if annealed else 1)
 
 
 def write_card(folder: Path, front: Mapping[str, object], text: str) -> None:
