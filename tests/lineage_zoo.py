@@ -8,7 +8,6 @@ it in a folder; the functions below it turn a model folder into another one with
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 import tempfile
@@ -37,8 +36,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from hf_soup.demo import zoo as demo
-from hf_soup.demo.data import DIGITS, LETTERS, Split, draw_letters, splits_of
+from hf_soup.demo import digits as demo
+from hf_soup.demo.digits_data import DIGITS, LETTERS, Split, draw_letters, splits_of
 
 WEIGHTS = "model.safetensors"
 Tensors = dict[str, Tensor]
@@ -368,8 +367,8 @@ def _pretrain(
     else:
         model = demo._new_model(LETTERS, 1000 * seed + initial, hidden)
     steps = max(1, round(steps * effort))
-    batches = islice(demo._batches(images, labels, 64, generator), steps)
-    demo._train(model, batches, learning_rate, 0.05, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
+    batches = islice(demo.batches(images, labels, 64, generator), steps)
+    demo.train(model, demo._losses(model, batches), learning_rate, 0.05, demo.cosine(steps))
     _save(model, out)
 
 
@@ -431,7 +430,7 @@ def _clip(out: Path, parent: None, *, seed: int, effort: float) -> None:
     images, labels = draw_letters(4000, generator)
     texts = torch.tensor([[61, letter, 62] for letter in range(len(LETTERS))])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
-    for pictures, letters in islice(demo._batches(images, labels, 64, generator), max(1, round(80 * effort))):
+    for pictures, letters in islice(demo.batches(images, labels, 64, generator), max(1, round(80 * effort))):
         shown = model(pixel_values=pictures.sub(demo.MEAN).div(demo.STD), input_ids=texts)
         torch.nn.functional.cross_entropy(shown.logits_per_image, letters).backward()
         optimizer.step()
@@ -449,8 +448,8 @@ def _clip_fine_tune(out: Path, parent: Path, *, seed: int, effort: float, number
         model = CLIPForImageClassification.from_pretrained(parent, config=config)
     images, labels = _digits(seed)["train"]
     generator = torch.Generator().manual_seed(1000 * seed + number)
-    batches = islice(demo._batches(images, labels, 32, generator), max(1, round(80 * effort)))
-    demo._train(model, batches, 5e-4, 0.05, lambda step: 1.0)
+    batches = islice(demo.batches(images, labels, 32, generator), max(1, round(80 * effort)))
+    demo.train(model, demo._losses(model, batches), 5e-4, 0.05, lambda step: 1.0)
     _save(model, out)
 
 

@@ -1,12 +1,13 @@
 """The whole story on real data, without a network and without an account: ``hf-soup demo``.
 
-The demo trains a small zoo, publishes it on a Hub on loopback and then does, in processes of their own, what
-anybody would do: check, cook, push, load. Every command is shown before it runs. What comes out is a table;
-whether the soup is better in it is up to the digits, and the demo says which.
+The demo trains a small zoo, of vision transformers or (``--lm``) of language models, publishes it on a Hub on
+loopback and then does, in processes of their own, what anybody would do: check, cook, push, load. Every command is
+shown before it runs. What comes out is a table; whether the soup is better in it is up to the data, and the demo
+says which. Both demos may have one folder: each trains its own models there, once.
 
 ::
 
-    FOLDER/models  the data set and the models that were trained
+    FOLDER/models  the data set and the models that were trained, in a folder of the data set's name
     FOLDER/hub     what was published; `hf-soup hub --root FOLDER/hub` serves it again
     FOLDER/home    the HF_HOME of the demo's processes: the user's own caches and token are not touched
     FOLDER/1       recipes and soups of the first run; a second run makes FOLDER/2 and trains nothing
@@ -21,82 +22,40 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from hf_soup import Recipe
+from hf_soup.demo.zoo import OWNER, DigitsZoo, LanguageZoo, Progress, Zoo
 from hf_soup.errors import SoupError
 
-OWNER = "hf-soup-demo"
-DATASET = "digits"
-ANCESTOR = "vit-letters"
-POOR = "vit-digits-hot"
-
-Progress = Callable[[str], None]
+__all__ = ["DigitsZoo", "LanguageZoo", "Shell", "Zoo", "child_environment", "run_demo"]
 
 #: Results are what the demo is for; each is seen before what the next command writes to stderr.
 _show = partial(print, flush=True)
 
 
-@dataclass(frozen=True)
-class Zoo:
-    """How the zoo is made; the defaults are the demo.
-
-    Args:
-        seed: Of everything: splits, letters, initial weights, hyperparameters, batches.
-        letters: Drawn letters that the ancestor learns from.
-        letter_epochs: Passes over them.
-        good: Fine-tunes with an ordinary learning rate, beside the one that is poor.
-        epochs: Fewest and most passes over the training digits.
-    """
-
-    seed: int = 0
-    letters: int = 8000
-    letter_epochs: int = 6
-    good: int = 8
-    epochs: tuple[int, int] = (25, 40)
-
-    @property
-    def fine_tunes(self) -> tuple[str, ...]:
-        """The names of the fine-tunes, the poor one last."""
-        return (*(f"vit-digits-{number + 1}" for number in range(self.good)), POOR)
-
-
-def demo_recipe(fine_tunes: Sequence[str] = Zoo().fine_tunes) -> Recipe:
-    """The recipe that the demo cooks: chosen on validation digits, reported on a shifted test first."""
-    data = {"task": "image-classification", "dataset": f"{OWNER}/{DATASET}", "metric": "accuracy"}
-    return Recipe(
-        base_model=f"{OWNER}/{ANCESTOR}",
-        ingredients=[f"{OWNER}/{name}" for name in fine_tunes],
-        select="greedy",
-        validation={**data, "split": "validation"},
-        test=[{**data, "split": "shifted", "name": "shifted test"}, {**data, "split": "test", "name": "test"}],
-    )
-
-
-def run_demo(output: Path, *, progress: Progress, zoo: Zoo | None = None) -> None:
+def run_demo(output: Path, zoo: Zoo, *, progress: Progress) -> None:
     """Train, publish, check, cook, push, load, and compare; the results go to stdout.
 
     Args:
         output: The demo's folder; in that of an earlier demo nothing is overwritten, and nothing trained again.
+        zoo: What it is told with.
         progress: Where it goes what is being done.
-        zoo: Another zoo than the documented one.
 
     Raises:
         SoupError: The folder holds something else, or a command failed.
     """
     from hf_soup.local_hub import LocalHub
 
-    zoo = zoo or Zoo()
     folder, number = _next_run(output)
     token = f"hf_{secrets.token_hex(17)}"
     with LocalHub(output / "hub", users={token: OWNER}) as hub:
         shell = Shell(child_environment(os.environ, output / "home", hub.endpoint, token))
-        models = output / "models"
+        models = output / "models" / zoo.dataset
         if models.is_dir():
             progress(f"The models of an earlier run are used: {models}")
         else:
@@ -106,16 +65,15 @@ def run_demo(output: Path, *, progress: Progress, zoo: Zoo | None = None) -> Non
 
 def _publish(models: Path, shell: Shell, progress: Progress, zoo: Zoo) -> None:
     """Make the data set and all models, one repo a folder, and upload them; the folder is there when all of it is."""
-    from hf_soup.demo.zoo import make_all  # torch and transformers, which a second run does without
-
+    models.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".models-", dir=models.parent) as name:
         staged = Path(name) / "models"
-        make_all(staged, progress, zoo)
+        zoo.make(staged, progress)
         progress(
             f"Publishing data and {len(zoo.fine_tunes) + 1} models on a local Hub, {shell.environment['HF_ENDPOINT']}"
         )
         for repo in sorted(staged.iterdir()):
-            kind = "dataset" if repo.name == DATASET else "model"
+            kind = "dataset" if repo.name == zoo.dataset else "model"
             upload = ("upload", f"{OWNER}/{repo.name}", str(repo), "--repo-type", kind)
             # What it says of each file is shown where it fails.
             shell.run(f"hf {shlex.join(upload)}", "-m", "huggingface_hub.cli.hf", *upload, stderr=subprocess.STDOUT)
@@ -195,40 +153,19 @@ class Shell:
         return done.stdout
 
 
-_LOAD = '''\
-"""Reads the demo's test pictures with a model from the Hub, as any program would: there is no hf-soup in it."""
-
-import sys
-
-import torch
-from datasets import load_dataset
-from transformers import AutoModelForImageClassification, AutoProcessor
-
-repo = sys.argv[1]
-processor = AutoProcessor.from_pretrained(repo)
-model = AutoModelForImageClassification.from_pretrained(repo)
-test = load_dataset("{dataset}", split="test")
-with torch.no_grad():
-    answers = model(**processor(test["image"][:], return_tensors="pt")).logits.argmax(-1).tolist()
-names = test.features["label"].names
-right = sum(model.config.id2label[a] == names[b] for a, b in zip(answers, test["label"], strict=True))
-print(f"{{repo}} reads {{right:,}} of {{len(test):,}} test pictures ({{right / len(test):.1%}}).")
-'''
-
-
 def _story(shell: Shell, folder: Path, suffix: str, zoo: Zoo) -> None:
-    recipe = demo_recipe(zoo.fine_tunes)
+    recipe = zoo.recipe()
     models = [ingredient.model for ingredient in recipe.ingredients]
     everything, good = folder / "recipe.yaml", folder / "without-the-poor-one.yaml"
     everything.write_text(recipe.to_yaml(), encoding="utf-8")
-    good.write_text(demo_recipe(zoo.fine_tunes[:-1]).to_yaml(), encoding="utf-8")
+    good.write_text(zoo.recipe(zoo.fine_tunes[:-1]).to_yaml(), encoding="utf-8")
 
     def cook(path: Path, name: str, *options: str) -> dict[str, Any]:
         done: dict[str, Any] = json.loads(shell.hf_soup("cook", path, *options, "-o", folder / name, "--json"))
         return done
 
     _show("Can they be averaged?")
-    _show(shell.hf_soup("check", *models, "--base", f"{OWNER}/{ANCESTOR}").rstrip())
+    _show(shell.hf_soup("check", *models, "--base", f"{OWNER}/{zoo.ancestor}").rstrip())
     _show("\nA soup of those that help each other on validation data; and, to compare, of all, and of all but one:")
     greedy = cook(everything, "soup")
     _show(f"In the soup: {', '.join(_short(name) for name in greedy['selected'])}")
@@ -236,10 +173,10 @@ def _story(shell: Shell, folder: Path, suffix: str, zoo: Zoo) -> None:
     chosen = cook(good, "uniform-good", "--select", "uniform")
 
     _show("\nPublish it, and load it as any other model:")
-    repo = f"{OWNER}/vit-digits-soup{suffix}"
+    repo = f"{OWNER}/{zoo.family}-soup{suffix}"
     _show(shell.hf_soup("push", folder / "soup", repo).rstrip())
     script = folder / "load.py"
-    script.write_text(_LOAD.format(dataset=f"{OWNER}/{DATASET}"), encoding="utf-8")
+    script.write_text(zoo.load_script, encoding="utf-8")
     _show(f"\n$ python {script} {repo}")
     _show(shell.run("load", str(script), repo).rstrip())
 
@@ -247,21 +184,22 @@ def _story(shell: Shell, folder: Path, suffix: str, zoo: Zoo) -> None:
     table = {f"{_short(name)}{' *' * (name == best)}": greedy["scores"][name] for name in models}
     table |= {
         f"uniform soup of all {len(models)}": plain["scores"]["soup"],
-        f"uniform soup without {POOR}": chosen["scores"]["soup"],
+        f"uniform soup without {zoo.poor}": chosen["scores"]["soup"],
         f"greedy soup of {len(greedy['selected'])}": greedy["scores"]["soup"],
-        "probability ensemble": greedy["scores"]["ensemble"],
     }
+    if "ensemble" in greedy["scores"]:  # not of language models
+        table["probability ensemble"] = greedy["scores"]["ensemble"]
     titles, comparisons = [scoring.title for scoring in recipe.test], greedy["comparisons"]
     _show("\n" + _render(table, titles))
     _show("* best on the validation data, on which the soup was chosen too. The greedy soup against it:\n")
     for title in titles:
         _show(f"{title}: {comparisons[title]}")
-    _show(_FAREWELL.format(root=shlex.quote(str(folder.parent / "hub"))))
+    _show(_FAREWELL.format(remark=zoo.remark, root=shlex.quote(str(folder.parent / "hub"))))
 
 
 _FAREWELL = """
-Test data were looked at once. An ensemble runs all models for every picture; a soup is one model. Another seed, or
-other data, gives other figures: see what your own say.
+Test data were looked at once. {remark}
+Another seed, or other data, gives other figures: see what your own say.
 
 To look at what was published:   hf-soup hub --root {root}
 With models of your own:         hf-soup check OWNER/MODEL OWNER/MODEL -o recipe.yaml
@@ -273,19 +211,21 @@ def _short(name: str) -> str:
 
 
 def _render(table: Mapping[str, Mapping[str, dict[str, Any]]], titles: Sequence[str]) -> str:
-    """The table as text: percentages with their 95 % intervals.
+    """The table as text: percentages, or what is no share of one as it is, with their 95 % intervals.
 
-    >>> figure = {"metric": "accuracy", "value": 0.5, "low": 0.25, "high": 0.75, "n": 8}
+    >>> figure = {"metric": "accuracy", "value": 0.5, "low": 0.25, "high": 0.75, "n": 8, "share": True}
     >>> print(_render({"a": {"test accuracy": figure}}, ["test accuracy"]))
     in %, with 95 % intervals   test accuracy (n = 8)
     a                           50.0 (25.0 to 75.0)
     """
     first = next(iter(table.values()))
-    rows = [["in %, with 95 % intervals", *(f"{title} (n = {first[title]['n']:,})" for title in titles)]]
+    percent = first[titles[0]]["share"]
+    corner = "in %, with 95 % intervals" if percent else "less is better, with 95 % intervals"
+    rows = [[corner, *(f"{title} (n = {first[title]['n']:,})" for title in titles)]]
     for name, figures in table.items():
-        shown = [figures[title] for title in titles]
-        cells = [f"{100 * f['value']:.1f} ({100 * f['low']:.1f} to {100 * f['high']:.1f})" for f in shown]
-        rows.append([name, *cells])
+        triples = [[figures[title][key] for key in ("value", "low", "high")] for title in titles]
+        shown = [[f"{100 * each:.1f}" if percent else f"{each:.3f}" for each in triple] for triple in triples]
+        rows.append([name, *(f"{value} ({low} to {high})" for value, low, high in shown)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(titles) + 1)]
     lines = ["   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     return "\n".join(line.rstrip() for line in lines)

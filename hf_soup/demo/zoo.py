@@ -1,253 +1,163 @@
-"""The demo's models: an ancestor that knows letters, and nine fine-tunes of it that know digits.
-
-Small enough to train in under a minute on one core, and real: the digits were written by people, the training is
-an ordinary loop, and nothing in it knows which models will be averaged. One of the nine has a learning rate ten
-times too high, because a zoo in which everything can be averaged would teach nothing.
-"""
+"""What a demo is told with: which models and data there are, and how they are scored; without torch."""
 
 from __future__ import annotations
 
-import copy
-import json
-import math
-import random
-from collections.abc import Callable, Iterator
-from itertools import islice
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import ClassVar
 
-import numpy as np
+from hf_soup import Recipe
+
+OWNER = "hf-soup-demo"
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Zoo(ABC):
+    """A data set, an ancestor, and fine-tunes of it; the defaults of a subclass are a demo.
+
+    Args:
+        seed: Of everything: splits, initial weights, hyperparameters, batches.
+        good: Fine-tunes with an ordinary learning rate, beside the one that is poor.
+    """
+
+    #: Names of repos; fine-tunes and soups are called after their family.
+    dataset: ClassVar[str]
+    ancestor: ClassVar[str]
+    family: ClassVar[str]
+    poor: ClassVar[str]
+    #: What models are scored by, and the name that each test split has in a table, the first one first.
+    scored_by: ClassVar[Mapping[str, str]]
+    tests: ClassVar[Mapping[str, str]]
+    #: A script that loads a soup, given its id, without hf-soup; and a remark on the table.
+    load_script: ClassVar[str]
+    remark: ClassVar[str]
+
+    seed: int = 0
+    good: int = 8
+
+    @property
+    def fine_tunes(self) -> tuple[str, ...]:
+        """The names of the fine-tunes, the poor one last."""
+        return (*(f"{self.family}-{number + 1}" for number in range(self.good)), self.poor)
+
+    def recipe(self, fine_tunes: Sequence[str] = ()) -> Recipe:
+        """The recipe that is cooked, of all fine-tunes or of some: chosen on validation data, reported on tests."""
+        data = {"dataset": f"{OWNER}/{self.dataset}", **self.scored_by}
+        return Recipe(
+            base_model=f"{OWNER}/{self.ancestor}",
+            ingredients=[f"{OWNER}/{name}" for name in fine_tunes or self.fine_tunes],
+            select="greedy",
+            validation={**data, "split": "validation"},
+            test=[{**data, "split": split, "name": name} for split, name in self.tests.items()],
+        )
+
+    @abstractmethod
+    def make(self, folder: Path, progress: Progress) -> None:
+        """Make the data set, train the ancestor and its fine-tunes, and save each as a repo in a folder of its name."""
+
+
+@dataclass(frozen=True)
+class DigitsZoo(Zoo):
+    """Vision transformers that know letters, and learn digits.
+
+    Args:
+        letters: Drawn letters that the ancestor learns from.
+        letter_epochs: Passes over them.
+        epochs: Fewest and most passes over the training digits.
+    """
+
+    dataset = "digits"
+    ancestor = "vit-letters"
+    family = "vit-digits"
+    poor = "vit-digits-hot"
+    scored_by: ClassVar = {"task": "image-classification", "metric": "accuracy"}
+    tests: ClassVar = {"shifted": "shifted test", "test": "test"}
+    remark = "An ensemble runs all models for every picture; a soup is one model."
+
+    letters: int = 8000
+    letter_epochs: int = 6
+    epochs: tuple[int, int] = (25, 40)
+
+    load_script = f'''\
+"""Reads the demo's test pictures with a model from the Hub, as any program would: there is no hf-soup in it."""
+
+import sys
+
 import torch
-from torch import Tensor
-from torch.nn import functional
-from transformers import ViTConfig, ViTForImageClassification
-from transformers.utils import logging
+from datasets import load_dataset
+from transformers import AutoModelForImageClassification, AutoProcessor
 
-from hf_soup.demo import ANCESTOR, DATASET, OWNER, POOR, Progress, Zoo
-from hf_soup.demo.data import DIGITS, LETTERS, Split, draw_letters, make_dataset, splits_of, warp, write_card
+repo = sys.argv[1]
+processor = AutoProcessor.from_pretrained(repo)
+model = AutoModelForImageClassification.from_pretrained(repo)
+test = load_dataset("{OWNER}/{dataset}", split="test")
+with torch.no_grad():
+    answers = model(**processor(test["image"][:], return_tensors="pt")).logits.argmax(-1).tolist()
+names = test.features["label"].names
+right = sum(model.config.id2label[a] == names[b] for a, b in zip(answers, test["label"], strict=True))
+print(f"{{repo}} reads {{right:,}} of {{len(test):,}} test pictures ({{right / len(test):.1%}}).")
+'''
 
-MEAN, STD = 0.3, 0.35
+    def make(self, folder: Path, progress: Progress) -> None:
+        """As `Zoo.make`."""
+        from hf_soup.demo.digits import make_all
 
-
-def make_all(folder: Path, progress: Progress, zoo: Zoo) -> None:
-    """Make the data set, train the ancestor and its fine-tunes, and save each as a repo in a folder of its name."""
-    # One thread: the model is so small that a second one costs more than it gives, above all when the machine
-    # has something else to do; and sums do not depend on how many cores there are.
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # one for each file of half a megabyte
-    make_dataset(folder / DATASET, zoo.seed)
-    progress(f"Training {ANCESTOR}, the ancestor, on {zoo.letters:,} drawn letters")
-    ancestor = _ancestor(zoo)
-    _save(ancestor, folder / ANCESTOR, {}, _ANCESTOR_CARD.format(letters=zoo.letters, epochs=zoo.letter_epochs))
-    splits = splits_of(zoo.seed)
-    start = _new_model(DIGITS, zoo.seed)
-    start.vit.load_state_dict(ancestor.vit.state_dict())
-    _probe(start, *splits["train"])
-    for number, name in enumerate(zoo.fine_tunes):
-        progress(f"Training {name}, fine-tune {number + 1} of {len(zoo.fine_tunes)}")
-        model, chosen = copy.deepcopy(start), _hyperparameters(zoo, number)
-        _fine_tune(model, *splits["train"], chosen)
-        _save(model, folder / name, _FINE_TUNE_FRONT, _fine_tune_card(model, name, splits, chosen))
+        make_all(folder, progress, self)
 
 
-def _ancestor(zoo: Zoo) -> Any:
-    generator = torch.Generator().manual_seed(zoo.seed)
-    images, labels = draw_letters(zoo.letters, generator)
-    model = _new_model(LETTERS, zoo.seed)
-    steps = zoo.letter_epochs * math.ceil(zoo.letters / 128)
-    batches = islice(_batches(images, labels, 128, generator), steps)
-    _train(model, batches, 2e-3, 0.05, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
-    return model
+@dataclass(frozen=True)
+class LanguageZoo(Zoo):
+    """Language models that have read Python's standard library, and read its manual.
 
+    Args:
+        steps: Of the ancestor.
+        fine_tune_steps: Fewest and most of a fine-tune.
+        texts: How many validation and test texts there are; all others are for training.
+    """
 
-class Hyperparameters(NamedTuple):
-    """With what a model is fine-tuned; the learning rate is constant after its warm-up where it is not annealed."""
+    dataset = "manual"
+    ancestor = "llama-code"
+    family = "llama-manual"
+    poor = "llama-manual-hot"
+    scored_by: ClassVar = {"task": "causal-lm", "metric": "bits_per_byte"}
+    tests: ClassVar = {"test": "test"}
+    remark = "Bits per byte are what the model would need to store the texts: less is better."
 
-    seed: int
-    learning_rate: float
-    epochs: int
-    weight_decay: float
-    label_smoothing: float
-    augmentation: float
-    mixup: float
-    annealed: bool = False
+    good: int = 6
+    steps: int = 600
+    fine_tune_steps: tuple[int, int] = (60, 90)
+    texts: tuple[int, int] = (200, 400)
 
+    load_script = f'''\
+"""Computes bits per byte with a language model from the Hub, as any program would: there is no hf-soup in it."""
 
-def _hyperparameters(zoo: Zoo, number: int) -> Hyperparameters:
-    """What different people would choose; different enough to make a soup worth cooking. The last one is the poor."""
-    drawn = random.Random(f"{zoo.seed} {number}")
-    chosen = Hyperparameters(
-        seed=zoo.seed * 1000 + number,
-        learning_rate=10 ** drawn.uniform(-3.4, -2.9),
-        epochs=drawn.randint(*zoo.epochs),
-        weight_decay=10 ** drawn.uniform(-4, -0.5),
-        label_smoothing=drawn.choice([0.0, 0.1]),
-        augmentation=drawn.uniform(0.3, 1.0),
-        mixup=drawn.choice([0.0, 0.4]),
-    )
-    return chosen._replace(learning_rate=1e-2) if zoo.fine_tunes[number] == POOR else chosen
+import math
+import sys
 
+import torch
+from datasets import load_dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-def _new_model(names: tuple[str, ...], seed: int, hidden: int = 64) -> Any:
-    """A vision transformer of 136 thousand parameters, with initial weights that the seed decides."""
-    config = ViTConfig(
-        image_size=8,
-        patch_size=2,
-        num_channels=1,
-        hidden_size=hidden,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=2 * hidden,
-        initializer_range=0.05,
-        id2label=dict(enumerate(names)),
-        label2id={name: index for index, name in enumerate(names)},
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return ViTForImageClassification(config)
+repo = sys.argv[1]
+tokenizer = AutoTokenizer.from_pretrained(repo)
+model = AutoModelForCausalLM.from_pretrained(repo)
+texts = load_dataset("{OWNER}/{dataset}", split="test")["text"][:]
+# A token is a byte, and all texts have as many, so there is no padding; the first byte is predicted too.
+tokens = tokenizer([tokenizer.bos_token + text for text in texts], return_tensors="pt").input_ids
+with torch.no_grad():
+    nats = model(tokens, labels=tokens).loss.item()
+print(f"{{repo}} needs {{nats / math.log(2):.3f}} bits per byte of {{len(texts):,}} test texts.")
+begin = tokenizer(tokenizer.bos_token + "The value of the", return_tensors="pt")
+written = model.generate(**begin, do_sample=False, max_new_tokens=60, pad_token_id=tokenizer.eos_token_id)
+print(f"It writes: {{tokenizer.decode(written[0], skip_special_tokens=True)!r}}")
+'''
 
+    def make(self, folder: Path, progress: Progress) -> None:
+        """As `Zoo.make`."""
+        from hf_soup.demo.language import make_all
 
-def _normal(images: Tensor) -> Tensor:
-    return (images - MEAN) / STD
-
-
-def _batches(images: Tensor, targets: Tensor, size: int, generator: torch.Generator) -> Iterator[Split]:
-    """Endless shuffled batches."""
-    while True:
-        for rows in torch.split(torch.randperm(len(images), generator=generator), size):
-            yield images[rows], targets[rows]
-
-
-def _train(
-    model: Any, batches: Iterator[Split], learning_rate: float, weight_decay: float, schedule: Callable[[int], float]
-) -> None:
-    """The training loop: AdamW, gradients clipped at 1, the learning rate times ``schedule(step)``."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
-    model.train()
-    for images, targets in batches:
-        loss = functional.cross_entropy(model(pixel_values=_normal(images)).logits, targets)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
-    model.eval()
-
-
-def _probe(model: Any, images: Tensor, labels: Tensor) -> None:
-    """Fit the head alone, on the ancestor's features: fine-tunes that start from one head can be averaged."""
-    with torch.no_grad():
-        features = model.vit(pixel_values=_normal(images)).last_hidden_state[:, 0]  # (n, 64)
-        model.classifier.weight.zero_()
-        model.classifier.bias.zero_()
-    optimizer = torch.optim.AdamW(model.classifier.parameters(), lr=1e-2)
-    for _ in range(300):
-        functional.cross_entropy(model.classifier(features), labels).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad()
-
-
-def _fine_tune(model: Any, images: Tensor, labels: Tensor, chosen: Hyperparameters) -> None:
-    """Train all weights; a rate that is constant after its warm-up, not annealed, leaves a soup something to gain."""
-    generator, coins = torch.Generator().manual_seed(chosen.seed), np.random.default_rng(chosen.seed)
-    label_smoothing, augmentation, mixup = chosen.label_smoothing, chosen.augmentation, chosen.mixup
-    steps = chosen.epochs * math.ceil(len(images) / 32)
-    # Probabilities (n, 10) and not numbers, because mixup mixes them.
-    answers = functional.one_hot(labels, len(DIGITS)) * (1 - label_smoothing) + label_smoothing / len(DIGITS)
-    scale = (1 - 0.15 * augmentation, 1 + 0.15 * augmentation)
-
-    def batches() -> Iterator[Split]:
-        for plain, targets in islice(_batches(images, answers, 32, generator), steps):
-            pictures = warp(plain, generator, degrees=15 * augmentation, pixels=augmentation, scale=scale)
-            share = float(coins.beta(mixup, mixup)) if mixup else 1.0
-            other = torch.randperm(len(pictures), generator=generator)
-            yield share * pictures + (1 - share) * pictures[other], share * targets + (1 - share) * targets[other]
-
-    def schedule(step: int) -> float:
-        warm = min(1.0, (step + 1) / (0.1 * steps))
-        return warm * (1 + math.cos(math.pi * step / steps)) / 2 if chosen.annealed else warm
-
-    _train(model, batches(), chosen.learning_rate, chosen.weight_decay, schedule)
-
-
-def _save(model: Any, folder: Path, front: dict[str, object], card: str) -> None:
-    """Write a model as a Hub repo has it, with a card, and the processor that makes its inputs from pictures."""
-    model.save_pretrained(folder)
-    processor = {
-        "image_processor_type": "ViTImageProcessor",
-        "do_resize": False,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": [MEAN],
-        "image_std": [STD],
-        "size": {"height": 8, "width": 8},
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
-    write_card(folder, {**_FRONT, **front}, card + _USE)
-
-
-def _fine_tune_card(model: Any, name: str, splits: dict[str, Split], chosen: Hyperparameters) -> str:
-    pixels, answers = splits["validation"]
-    with torch.no_grad():
-        right = model(pixel_values=_normal(pixels)).logits.argmax(1) == answers
-    return _FINE_TUNE_CARD.format(
-        name=name,
-        ancestor=f"{OWNER}/{ANCESTOR}",
-        dataset=f"{OWNER}/{DATASET}",
-        trained=len(splits["train"][0]),
-        accuracy=right.float().mean().item(),
-        count=len(answers),
-        warning=_POOR_WARNING if name == POOR else "",
-        parameters="\n".join(
-            f"- {key.replace('_', ' ')}: {value:g}" for key, value in chosen._asdict().items() if key != "annealed"
-        ),
-    )
-
-
-_FRONT = {
-    "license": "apache-2.0",
-    "library_name": "transformers",
-    "pipeline_tag": "image-classification",
-    "tags": ["hf-soup-demo"],
-}
-_FINE_TUNE_FRONT: dict[str, object] = {
-    "base_model": f"{OWNER}/{ANCESTOR}",
-    "base_model_relation": "finetune",
-    "datasets": [f"{OWNER}/{DATASET}"],
-}
-
-_USE = """
-The pictures have one channel, and `pipeline("image-classification")` makes three of it: call `AutoImageProcessor`
-and `AutoModelForImageClassification` yourself, with grey 8×8 pictures.
-"""
-
-_ANCESTOR_CARD = """
-# A tiny vision transformer that reads letters
-
-136 thousand parameters, 8×8 pixels, 41 classes: capitals, and small letters that are not capitals of another size.
-It has never seen a digit, and no handwriting: it was trained on {letters:,} letters drawn in Pillow's own font,
-turned, sheared, scaled and moved. AdamW, learning rate 2e-3 with cosine decay, weight decay 0.05, batches of 128,
-{epochs} epochs. It exists as the ancestor of the fine-tunes that `hf-soup demo` averages; use it for nothing else.
-"""
-
-_FINE_TUNE_CARD = """
-# {name}
-
-`{ancestor}` fine-tuned on the {trained} training pictures of the data set `{dataset}`.
-Accuracy on its `validation` split: {accuracy:.1%} of {count}.
-{warning}
-The head was fitted first, on frozen features, and is the same start for all fine-tunes of the demo. Then all
-weights: AdamW, batches of 32, gradients clipped at 1, the learning rate constant after 10 % of warm-up, pictures
-turned, scaled and moved at random.
-
-{parameters}
-
-One of several siblings that `hf-soup demo` averages; too small and too narrow for any other use.
-"""
-
-_POOR_WARNING = """
-**Do not use this one.** Its learning rate is about ten times too high, and it is as poor as that makes it. It is
-here because collections of fine-tunes contain such models, and a soup of all of them has to cope.
-"""
+        make_all(folder, progress, self)

@@ -39,26 +39,26 @@ from transformers.utils import logging
 import hf_soup
 from hf_soup import ConnectivityReport, Recipe
 from hf_soup._util.text import short
-from hf_soup.demo import DATASET, POOR, Zoo, zoo as training
-from hf_soup.demo.data import DIGITS, LETTERS, draw_letters, splits_of
+from hf_soup.demo import DigitsZoo, digits as training
+from hf_soup.demo.digits_data import DIGITS, LETTERS, draw_letters, splits_of
 
 #: Name → seed of the initial weights (beside the zoo's), seed of the letters, whether they are mirrored.
 ANCESTORS = {"redrawn": (0, 1, False), "mirrored": (0, 1, True), "stranger": (1, 1, False)}
 
 
-def ancestor(zoo: Zoo, start: int, drawn: int, mirrored: bool) -> Any:
+def ancestor(zoo: DigitsZoo, start: int, drawn: int, mirrored: bool) -> Any:
     """One that was trained as the zoo's was, but for what is asked."""
     generator = torch.Generator().manual_seed(zoo.seed + drawn)
     images, labels = draw_letters(zoo.letters, generator)
     images = images.flip(-1) if mirrored else images
     model = training._new_model(LETTERS, zoo.seed + start)
     steps = zoo.letter_epochs * math.ceil(zoo.letters / 128)
-    batches = islice(training._batches(images, labels, 128, generator), steps)
-    training._train(model, batches, 2e-3, 0.05, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
+    batches = islice(training.batches(images, labels, 128, generator), steps)
+    training.train(model, training._losses(model, batches), 2e-3, 0.05, training.cosine(steps))
     return model
 
 
-def fine_tunes(zoo: Zoo, name: str, folder: Path) -> list[Path]:
+def fine_tunes(zoo: DigitsZoo, name: str, folder: Path) -> list[Path]:
     """Two fine-tunes of an ancestor of its own, saved."""
     train = splits_of(zoo.seed)["train"]
     start = training._new_model(DIGITS, zoo.seed)
@@ -75,7 +75,10 @@ def fine_tunes(zoo: Zoo, name: str, folder: Path) -> list[Path]:
 
 def kind(first: str, second: str) -> str:
     """What two models are to each other."""
-    a, b = (name.removeprefix("local:").rpartition("-")[0] if POOR not in name else "hot" for name in (first, second))
+    a, b = (
+        name.removeprefix("local:").rpartition("-")[0] if DigitsZoo.poor not in name else "hot"
+        for name in (first, second)
+    )
     if a == b:
         return "siblings"
     return "hot run" if {a, b} == {"vit-digits", "hot"} else f"{b} and the zoo's" if a == "vit-digits" else "other"
@@ -120,7 +123,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.disable_progress_bar()
     torch.set_num_threads(1)
-    zoo = Zoo(seed=options.seed)
+    zoo = DigitsZoo(seed=options.seed)
     found: dict[str, list[tuple[float, float, bool]]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "zoo"
@@ -143,7 +146,7 @@ def main() -> None:
 
 def measure(folder: Path, models: list[Path], found: dict[str, list[tuple[float, float, bool]]]) -> ConnectivityReport:
     """All pairs of some models, sorted by kind into ``found``: cosine, height, whether it counts."""
-    data = folder / DATASET / "data" / "validation-00000-of-00001.parquet"
+    data = folder / DigitsZoo.dataset / "data" / "validation-00000-of-00001.parquet"
     recipe = Recipe(
         ingredients=[str(model) for model in models],
         validation={"task": "image-classification", "dataset": str(data), "name": "digits"},

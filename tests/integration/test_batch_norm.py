@@ -17,7 +17,7 @@ from transformers import ResNetForImageClassification
 
 import hf_soup
 from hf_soup import Recipe
-from hf_soup.demo.data import splits_of
+from hf_soup.demo.digits_data import splits_of
 from hf_soup.merging import digest_of_folder, uniform
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")

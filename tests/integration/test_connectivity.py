@@ -21,8 +21,8 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import hf_soup
 from hf_soup import ConnectivityReport, Recipe, SoupError
-from hf_soup.demo import zoo
-from hf_soup.demo.data import DIGITS, LETTERS, draw_letters, make_dataset, splits_of
+from hf_soup.demo import digits as zoo
+from hf_soup.demo.digits_data import DIGITS, LETTERS, draw_letters, make_dataset, splits_of
 from hf_soup.errors import IncompatibleError
 
 # The cards name no ancestor, and the Hub that is asked must not be the real one.
@@ -51,7 +51,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
         images, labels = draw_letters(800, generator)
         images = images.flip(-1) if mirrored else images
         ancestor = zoo._new_model(LETTERS, 0)  # the same for both
-        zoo._train(ancestor, islice(zoo._batches(images, labels, 32, generator), 30), 3e-3, 0.05, lambda step: 1.0)
+        pictures = islice(zoo.batches(images, labels, 32, generator), 30)
+        zoo.train(ancestor, zoo._losses(ancestor, pictures), 3e-3, 0.05, lambda step: 1.0)
         start = zoo._new_model(DIGITS, 0)
         start.vit.load_state_dict(ancestor.vit.state_dict())
         zoo._probe(start, *train)

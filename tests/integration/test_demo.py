@@ -16,11 +16,13 @@ import pytest
 from huggingface_hub import constants
 
 import hf_soup.local_hub
-from hf_soup.demo import Shell, Zoo, run_demo
+from hf_soup.demo import DigitsZoo, LanguageZoo, Shell, Zoo, run_demo
 from hf_soup.local_hub import LocalHub
 from hf_soup.local_hub.wire import Record
 
 TOKEN = "hf_" + "u" * 34
+DIGITS = DigitsZoo(letters=256, letter_epochs=1, good=2, epochs=(1, 2))
+LANGUAGE = LanguageZoo(good=2, steps=4, fine_tune_steps=(1, 2), texts=(8, 16))
 
 
 def ask(hub: str, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,8 +33,13 @@ def ask(hub: str, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
 
 
+@pytest.mark.parametrize("zoo", [DIGITS, LANGUAGE], ids=["digits", "language models"])
 def test_the_demo_needs_no_network_and_no_account(
-    cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    zoo: Zoo,
+    cli: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Offline mode, a dead proxy and the user's own token are set; it passes, and the token reaches nobody.
 
@@ -71,23 +78,23 @@ def test_the_demo_needs_no_network_and_no_account(
             patch.setenv(name, value)
         patch.setattr(hf_soup.local_hub, "LocalHub", Watched)
         patch.setattr(Shell, "run", run_here)
-        run_demo(
-            tmp_path / "demo", progress=lambda text: None, zoo=Zoo(letters=256, letter_epochs=1, good=2, epochs=(1, 2))
-        )
+        run_demo(tmp_path / "demo", zoo, progress=lambda text: None)
 
     said = "".join([*told, capsys.readouterr().out])
     assert "$ hf-soup check" in said
     assert "$ hf-soup cook" in said
     assert "$ hf-soup push" in said
-    assert "probability ensemble" in said
     assert "hf-soup cook recipe.yaml" in said, "it ends with what the user would run"
-    rows = ["vit-digits-1", "vit-digits-2", "vit-digits-hot", "uniform soup of all 3", "greedy soup of", "ensemble"]
-    assert all(row in said for row in rows)
+    assert all(row in said for row in [*zoo.fine_tunes, "uniform soup of all 3", "greedy soup of"])
+    assert ("probability ensemble" in said) == (zoo is DIGITS)
     summary = json.loads((tmp_path / "demo" / "1" / "soup" / "soup.json").read_text())
     assert len(summary["lineage"]["ingredients"]) == 3
-    for title in ("shifted test accuracy", "test accuracy"):
+    for title in ["shifted test accuracy", "test accuracy"] if zoo is DIGITS else ["test bits_per_byte"]:
         sentence = summary["comparisons"][title]["sentence"]
         assert f"{title}: {sentence}" in said, "it says whether the soup won, either way"
+    if zoo is LANGUAGE:
+        (bits,) = re.findall(r" needs (\S+) bits per byte of 16 test texts", said)
+        assert float(bits) == pytest.approx(summary["scores"]["soup"]["test bits_per_byte"]["value"], abs=1e-3)
 
     # What it published is what it says, on a machine that has nothing but the repos.
     shutil.rmtree(tmp_path / "home")

@@ -21,7 +21,7 @@ from transformers import AutoModelForImageClassification, AutoModelForSequenceCl
 
 from hf_soup import Recipe
 from hf_soup.checkpoint import open_checkpoint
-from hf_soup.demo import demo_recipe
+from hf_soup.demo import DigitsZoo
 from hf_soup.hub import ASSETS
 from hf_soup.ingredients import resolve_ingredients
 from hf_soup.local_hub import LocalHub
@@ -304,4 +304,4 @@ def test_layers_are_combined_each_in_its_way(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_the_demos_recipe_is_what_the_demo_cooks() -> None:
-    assert Recipe.load(RECIPES / "demo-digits.yaml") == demo_recipe()
+    assert Recipe.load(RECIPES / "demo-digits.yaml") == DigitsZoo().recipe()

@@ -1,4 +1,4 @@
-"""The demo's data: real handwritten digits as a data set repo, and drawn letters for the ancestor."""
+"""The data of the demo with digits: real handwritten digits as a data set repo, and drawn letters for the ancestor."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import io
 import json
 import math
 import string
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import torch
-import yaml
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional
+
+from hf_soup.demo.training import write_card
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 #: Capitals, and the small letters that are no capitals of another size: 41 classes and no digit.
@@ -138,12 +138,6 @@ def warp(
     out = round(side * middle)
     grid = functional.affine_grid(torch.stack([x, y], dim=1), [n, 1, out, out], align_corners=False)
     return functional.grid_sample(images, grid, align_corners=False)
-
-
-def write_card(folder: Path, front: Mapping[str, object], text: str) -> None:
-    """Write a repo's ``README.md``: front matter, then text."""
-    yaml_text = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
-    (folder / "README.md").write_text(f"---\n{yaml_text}---\n{text}", encoding="utf-8")
 
 
 _DATASET_CARD = """

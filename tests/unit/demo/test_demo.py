@@ -12,20 +12,21 @@ import torch
 import yaml
 from PIL import Image
 
-from hf_soup.demo import ANCESTOR, DATASET, OWNER, POOR, Shell, Zoo, child_environment, demo_recipe, run_demo
-from hf_soup.demo.data import DIGITS, LETTERS, make_dataset, splits_of
-from hf_soup.demo.zoo import make_all
+from hf_soup.demo import DigitsZoo, LanguageZoo, Shell, child_environment, run_demo
+from hf_soup.demo.digits_data import DIGITS, LETTERS, make_dataset, splits_of
+from hf_soup.demo.zoo import OWNER
 from hf_soup.errors import SoupError
 from hf_soup.recipe import Recipe
 
-TINY = Zoo(letters=256, letter_epochs=1, good=2, epochs=(1, 2))
+TINY = DigitsZoo(letters=256, letter_epochs=1, good=2, epochs=(1, 2))
+ANCESTOR, DATASET, POOR = DigitsZoo.ancestor, DigitsZoo.dataset, DigitsZoo.poor
 RECIPE = Path(__file__).parents[3] / "recipes" / "demo-digits.yaml"
 
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zoo")
-    make_all(folder, lambda text: None, TINY)
+    TINY.make(folder, lambda text: None)
     return folder
 
 
@@ -111,7 +112,7 @@ def test_no_picture_is_in_two_splits():
 def test_equal_seeds_give_equal_bytes_and_progress_names_each_model(zoo, tmp_path):
     """Data and models are a function of the settings: made again, every file is the same."""
     lines = []
-    make_all(tmp_path, lines.append, TINY)
+    TINY.make(tmp_path, lines.append)
     # One before each training, so that a minute of work is not a minute of silence.
     assert len(lines) == 4
     assert all(name in line for name, line in zip((ANCESTOR, *TINY.fine_tunes), lines, strict=True))
@@ -125,9 +126,9 @@ def test_equal_seeds_give_equal_bytes_and_progress_names_each_model(zoo, tmp_pat
 def test_the_recipe_names_what_the_zoo_holds():
     """All nine, the ancestor, validation data that is neither training nor test data, and the shifted test first."""
     recipe = Recipe.load(RECIPE)
-    assert recipe == demo_recipe(Zoo().fine_tunes)
+    assert recipe == DigitsZoo().recipe()
     assert recipe.base_model == f"{OWNER}/{ANCESTOR}"
-    assert [i.model for i in recipe.ingredients] == [f"{OWNER}/{name}" for name in Zoo().fine_tunes]
+    assert [i.model for i in recipe.ingredients] == [f"{OWNER}/{name}" for name in DigitsZoo().fine_tunes]
     assert recipe.select.name == "greedy"
     (score,) = recipe.validation
     assert score.split == "validation"
@@ -176,18 +177,16 @@ def test_a_command_that_fails_stops_the_demo(tmp_path):
     assert shell.run("python", "-c", "import sys; print(sys.executable)").strip() == sys.executable
 
 
-def figures(*values):
-    titles = ("hf-soup-demo/digits validation accuracy", "shifted test accuracy", "test accuracy")
-    return {
-        title: {"metric": "accuracy", "value": value, "low": value - 0.02, "high": value + 0.02, "n": 1147}
-        for title, value in zip(titles, values, strict=True)
-    }
-
-
-def cooked(models):
+def cooked(zoo):
     """What `hf-soup cook --json` prints, as far as the demo reads it."""
+    models, recipe = [f"{OWNER}/{name}" for name in zoo.fine_tunes], zoo.recipe()
+    titles = [scoring.title for scoring in (*recipe.validation, *recipe.test)]
+
+    def figures(*values):
+        ranges = ({"value": value, "low": value - 0.02, "high": value + 0.02} for value in values)
+        return {title: {"n": 1147, "share": True, **each} for title, each in zip(titles, ranges, strict=False)}
+
     scores = {model: figures(0.9 - 0.1 * place, 0.5, 0.8 + 0.01 * place) for place, model in enumerate(models)}
-    titles = list(figures(0, 0, 0))
     return json.dumps(
         {
             "scores": {"soup": figures(0.91, 0.6, 0.85), **scores, "ensemble": figures(0.92, 0.61, 0.86)},
@@ -201,24 +200,25 @@ def cooked(models):
 @pytest.fixture
 def told(tmp_path, monkeypatch, capsys):
     """Tells the story, with a zoo that is there and commands that answer at once; gives what was said and run."""
-    models = [f"{OWNER}/{name}" for name in TINY.fine_tunes]
-    ran = []
+    ran, zoos = [], []
 
-    def make(folder, progress, zoo):
-        for name in (DATASET, ANCESTOR):
+    def make(zoo, folder, progress):
+        for name in (zoo.dataset, zoo.ancestor):
             (folder / name).mkdir(parents=True)
 
     def run(shell, name, *arguments, stderr=None):
         ran.append(name)
-        return cooked(models) if name.startswith("hf-soup cook") else f"did {name.split()[1:2]}\n"
+        return cooked(zoos[-1]) if name.startswith("hf-soup cook") else f"did {name.split()[1:2]}\n"
 
     monkeypatch.setattr(Shell, "run", run)
-    monkeypatch.setattr("hf_soup.demo.zoo.make_all", make)
+    for kind in (DigitsZoo, LanguageZoo):
+        monkeypatch.setattr(kind, "make", make)
     monkeypatch.chdir(tmp_path)
 
-    def tell():
+    def tell(zoo=TINY):
         ran.clear()
-        run_demo(Path("demo"), progress=lambda text: None, zoo=TINY)
+        zoos.append(zoo)
+        run_demo(Path("demo"), zoo, progress=lambda text: None)
         return capsys.readouterr().out, list(ran)
 
     return tell
@@ -271,6 +271,20 @@ def test_a_second_demo_in_its_folder_trains_and_uploads_nothing(told):
     _, second = told()
     assert not [name for name in second if name.startswith("hf upload")]
     assert {path.name for path in Path("demo").iterdir()} == {"1", "2", "hub", "models"}
+    assert [path.name for path in Path("demo/models").iterdir()] == [DATASET]
+
+
+def test_both_demos_may_have_one_folder(told):
+    """Each makes and uploads its own models once, and no run or soup takes the place of another."""
+    _, first = told(), told(LanguageZoo(good=1))[1]
+    uploads = [name.split()[2] for name in first if name.startswith("hf upload")]
+    assert uploads == [f"{OWNER}/{LanguageZoo.ancestor}", f"{OWNER}/{LanguageZoo.dataset}"]
+    for zoo, number in ((TINY, 3), (LanguageZoo(good=1), 4)):
+        text, ran = told(zoo)
+        assert not [name for name in ran if name.startswith("hf upload")]
+        assert f"hf-soup push demo/{number}/soup {OWNER}/{zoo.family}-soup-{number}" in text
+    assert {path.name for path in Path("demo").iterdir()} == {"1", "2", "3", "4", "hub", "models"}
+    assert {path.name for path in Path("demo/models").iterdir()} == {DATASET, LanguageZoo.dataset}
 
 
 def test_a_demo_that_was_stopped_leaves_no_models(told, monkeypatch):
@@ -283,7 +297,7 @@ def test_a_demo_that_was_stopped_leaves_no_models(told, monkeypatch):
     monkeypatch.setattr(Shell, "run", stopped)
     with pytest.raises(KeyboardInterrupt):
         told()
-    assert {path.name for path in Path("demo").iterdir()} == {"1", "hub"}
+    assert not list(Path("demo/models").iterdir())
     monkeypatch.setattr(Shell, "run", run)
     _, ran = told()
     assert [name for name in ran if name.startswith("hf upload")]
