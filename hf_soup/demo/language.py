@@ -57,11 +57,11 @@ def make_all(folder: Path, progress: Progress, zoo: LanguageZoo) -> None:
 
 def encoded(texts: Sequence[str]) -> Tensor:
     """Texts as ``(n, 1 + length)`` tokens, the first of which is the one that stands before a text."""
-    tokenizer = _tokenizer()
+    tokenizer = byte_tokenizer()
     return functional.pad(torch.tensor(tokenizer(list(texts)).input_ids), (1, 0), value=tokenizer.bos_token_id)
 
 
-def _tokenizer() -> Any:
+def byte_tokenizer() -> Any:
     """That of GPT-2 without merges, so that a token is a byte."""
     return GPT2Tokenizer(vocab={token: number for number, token in enumerate(_TOKENS)}, merges=[])
 
@@ -121,7 +121,7 @@ def _losses(model: Any, texts: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Tens
 def _save(model: Any, folder: Path, front: dict[str, object], card: str) -> None:
     """Write a model as a Hub repo has it, with its tokenizer and a card."""
     model.save_pretrained(folder)
-    _tokenizer().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
     write_card(folder, {**_FRONT, **front}, card)
 
 

@@ -5,6 +5,7 @@ cpp     C++ headers that come with torch
 manual  the pages of Python's manual that come with ``pydoc``
 films   sentences about films, from PyPI's ``vaderSentiment`` (Hutto & Gilbert, ICWSM 2014)
 
+What stands in several documents, as a licence or what two pages of the manual share, stays in the first of them alone.
 With every seed the documents are divided anew: modules, headers, pages or sentences of the test or validation data are
 in no other. A zoo is a folder:
 
@@ -31,7 +32,9 @@ import torch
 from evidence_zoo import made, snippets
 from torch import Tensor
 from torch.nn import functional
-from transformers import ByT5Tokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from hf_soup.demo.language import byte_tokenizer
 
 DOMAINS = ("python", "cpp", "manual", "films")
 #: Those of the runs of one task.
@@ -43,8 +46,8 @@ SPLITS = {"test": (0.15, 96, 64), "validation": (0.15, 72, 0), "train": (0.7, 0,
 #: Bytes that a model reads; letters of a question at least, and words of a choice.
 CONTEXT, QUESTION, WORDS = 128, 32, 4
 _STEPS, _FINE_TUNE_STEPS, _BATCH, _RATE, _POOR_RATE = 1500, 100, 8, 4e-3, 3e-2
-#: A token of ByT5's is a byte and this; ``_BEGIN`` stands before a text that is scored.
-_FIRST_BYTE, _BEGIN = 3, 1
+#: Letters of a paragraph that is looked for in other documents.
+_LONG = 64
 
 
 def make(folder: Path, seed: int, *, domains: bool) -> Path:
@@ -68,9 +71,9 @@ def make(folder: Path, seed: int, *, domains: bool) -> Path:
 
 def divided(downloads: Path, seed: int) -> dict[str, dict[str, str]]:
     """Domain → split → its text: whole documents."""
-    found = {}
+    found, seen = {}, set[str]()
     for domain in DOMAINS:
-        documents = _DOCUMENTS[domain](downloads)
+        documents = [_new(document, seen) for document in _DOCUMENTS[domain](downloads)]
         random.Random(f"{seed} {domain}").shuffle(documents)
         total, done = sum(map(len, documents)), 0
         ends = dict(zip(SPLITS, accumulate(share for share, _, _ in SPLITS.values()), strict=True))
@@ -80,6 +83,17 @@ def divided(downloads: Path, seed: int) -> dict[str, dict[str, str]]:
             done += len(document)
         found[domain] = {name: "\n".join(part) for name, part in parts.items()}
     return found
+
+
+def _new(document: str, seen: set[str]) -> str:
+    """What stands in no document before, by paragraphs."""
+    kept = []
+    for paragraph in document.split("\n\n"):
+        words = " ".join(paragraph.split())
+        if len(words) < _LONG or words not in seen:
+            kept.append(paragraph)
+            seen.add(words)
+    return "\n\n".join(kept)
 
 
 def _modules(downloads: Path) -> list[str]:
@@ -140,19 +154,19 @@ def _questions(pieces: Sequence[str], count: int, drawn: random.Random) -> list[
 
 
 def _tokens(text: str) -> Tensor:
-    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).long() + _FIRST_BYTE
+    return torch.tensor(byte_tokenizer()(text, verbose=False).input_ids)
 
 
 def _train(
     model: Any, streams: Sequence[Tensor], seed: int, steps: int, rate: float, *, annealed: bool, decay: float = 0.05
 ) -> Any:
     """Train on windows drawn from each stream in turn, each behind the token that scored texts begin with."""
-    generator = torch.Generator().manual_seed(seed)
+    generator, begins = torch.Generator().manual_seed(seed), byte_tokenizer().bos_token_id
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=decay, fused=True)
     for step in range(steps):
         warm, left = min(1.0, (step + 1) / (0.1 * steps)), (1 + math.cos(math.pi * step / steps)) / 2
         optimizer.param_groups[0]["lr"] = rate * warm * (left if annealed else 1)
-        rows = torch.full((_BATCH, CONTEXT + 1), _BEGIN)  # (batch, 1 + context)
+        rows = torch.full((_BATCH, CONTEXT + 1), begins)  # (batch, 1 + context)
         for place in range(_BATCH):
             stream = streams[(step * _BATCH + place) % len(streams)]
             begin = int(torch.randint(len(stream) - CONTEXT, (1,), generator=generator))
@@ -167,13 +181,14 @@ def _train(
 
 def _save(model: Any, folder: Path) -> None:
     model.save_pretrained(folder)
-    ByT5Tokenizer(extra_ids=0).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
 
 
 def _ancestor(out: Path, streams: Mapping[str, Tensor], seed: int) -> None:
+    tokenizer = byte_tokenizer()
     config = LlamaConfig(
-        vocab_size=256 + _FIRST_BYTE, hidden_size=128, intermediate_size=352, num_hidden_layers=5,
-        num_attention_heads=4, bos_token_id=None, eos_token_id=1, pad_token_id=0, max_position_embeddings=CONTEXT,
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=352, num_hidden_layers=5, num_attention_heads=4,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
