@@ -6,8 +6,6 @@ if TYPE_CHECKING:
     from hf_soup.checkpoint.checkpoint import (
         Checkpoint as Checkpoint,
         distinct_names as distinct_names,
-        open_all as open_all,
-        open_checkpoint as open_checkpoint,
         require_unchanged as require_unchanged,
     )
     from hf_soup.checkpoint.config import (
@@ -32,6 +30,8 @@ if TYPE_CHECKING:
         DTYPES as DTYPES,
         FLOATS as FLOATS,
         ITEM_BYTES as ITEM_BYTES,
+        Factor as Factor,
+        LowRankUpdate as LowRankUpdate,
         Read as Read,
         RowRange as RowRange,
         TensorInfo as TensorInfo,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         num_labels as num_labels,
     )
     from hf_soup.checkpoint.memo import remembered as remembered
+    from hf_soup.checkpoint.opening import open_all as open_all, open_checkpoint as open_checkpoint
     from hf_soup.checkpoint.parameters import (
         Correspondence as Correspondence,
         body_config as body_config,

@@ -64,6 +64,10 @@ class FileSource(ABC):
     def content_id(self, file: str) -> str:
         """What equal files in sources of one kind have in common: the sha256, or the Hub's id of a small one."""
 
+    def origin(self, file: str) -> tuple[FileSource, str]:
+        """Where a file really is, where several sources are seen as one, and what it is called there."""
+        return self, file
+
     def fetch_assets(self) -> Path:
         """A folder here that holds what a model needs beside its weights: config, tokenizer, processor."""
         wanted = [file for file in self.files if ASSETS.fullmatch(file)]

@@ -17,7 +17,7 @@ from hashlib import sha256
 from itertools import accumulate, chain
 from operator import mul
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
@@ -58,6 +58,32 @@ class RowRange:
     count: int
 
 
+class Factor(NamedTuple):
+    """A factor of a low-rank update: the byte at which it begins in its file, its type and shape."""
+
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class LowRankUpdate(NamedTuple):
+    r"""What an adapter adds to a matrix: :math:`\Delta W = s\,LR`, of ``(rows, rank)`` and ``(rank, columns)``.
+
+    Args:
+        file: Where the factors lie.
+        left, right: :math:`L` and :math:`R`; stored the other way round where ``turned``, as of a layer whose weight
+            is stored as (in, out).
+        scale: :math:`s`.
+        turned: Whether it is so.
+    """
+
+    file: str
+    left: Factor
+    right: Factor
+    scale: float
+    turned: bool
+
+
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
     """Where a tensor lies, from a safetensors header.
@@ -71,6 +97,7 @@ class TensorInfo:
         size: In bytes.
         rows: Where rows go in the output, in its order, if not each to its own place; shape and size are then the
             output's, and rows of it that are not among these are ones that this model does not have.
+        update: What is added to what lies there, of an adapter.
     """
 
     name: str
@@ -80,6 +107,7 @@ class TensorInfo:
     offset: int
     size: int
     rows: tuple[RowRange, ...] = ()
+    update: LowRankUpdate | None = None
 
     def moved(self, rows: Sequence[RowRange], length: int) -> TensorInfo:
         """The same tensor as seen from an output of ``length`` rows.

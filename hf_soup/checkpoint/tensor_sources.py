@@ -1,7 +1,5 @@
-"""Where a model's tensors are.
-
-In safetensors files, each in one piece. Tensors that are in no file as they are, as those of an adapter over its base,
-will be a second kind of source: they are read by their names, and have no place.
+"""Where a model's tensors are: in safetensors files, each in one piece; those that an adapter changes in its base's,
+with the adapter's factors beside them.
 """
 
 from __future__ import annotations
@@ -24,15 +22,26 @@ class TensorSource:
     Args:
         tensors: Every tensor by its name on disk: its type and shape, and where it lies in which file.
         source: Where those files are: among the model's, or in the cache where they were converted from a pickle.
+        headers: All tensors of those files as they are stored, where it is not these.
     """
 
     tensors: Mapping[str, TensorInfo] = field(repr=False)
     source: FileSource
+    headers: tuple[TensorInfo, ...] = field(default=(), repr=False)
+
+    def stored_in(self, file: str) -> dict[str, TensorInfo]:
+        """What the header of a file says."""
+        return {info.name: info for info in self.headers or self.tensors.values() if info.file == file}
+
+    @cached_property
+    def factor_files(self) -> frozenset[str]:
+        """Those of an adapter, which are read again and again."""
+        return frozenset(tensor.update.file for tensor in self.tensors.values() if tensor.update)
 
     @cached_property
     def files(self) -> tuple[str, ...]:
         """The files that hold tensors, in the order of their first tensor."""
-        return tuple(dict.fromkeys(tensor.file for tensor in self.tensors.values()))
+        return tuple(dict.fromkeys([*(tensor.file for tensor in self.tensors.values()), *sorted(self.factor_files)]))
 
     @cached_property
     def content(self) -> str:

@@ -113,7 +113,7 @@ def resolve_ingredients(recipe: Recipe, *, token: Token = None) -> ResolvedIngre
         ResolveError: An ingredient cannot be opened, the Hub cannot be reached, or a soup is in itself.
         RecipeError: There are more than 1,000 leaves.
     """
-    opened = open_all(recipe.ingredients, allow_pickle=recipe.allow_pickle, token=token)
+    opened = open_all(recipe.ingredients, allow_pickle=recipe.allow_pickle, token=token, base=recipe.base_model)
     names = distinct_names(opened)
     soups = _Soups(recipe, dict(zip(names, opened, strict=True)), token)
     reached = [soups.leaves(checkpoint) for checkpoint in opened]

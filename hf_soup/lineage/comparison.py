@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -154,7 +155,12 @@ class WeightComparison:
 
     def _measure(self) -> None:
         names = [*self.names, *self._bases]
-        self.bodies = similarity.measure_similarity([*self._samples, *self._bases.values()], names, "body")
+        bodies = similarity.measure_similarity([*self._samples, *self._bases.values()], names, "body")
+        # What is read of an adapter is its base.
+        whole = np.array(
+            [model.checkpoint.base is None for model in self.models.ingredients] + [True] * len(self._bases)
+        )
+        self.bodies = replace(bodies, same=bodies.same & whole & whole[:, None])
 
     def _tensors_of(self, base: Checkpoint) -> Mapping[str, TensorInfo]:
         """A base's tensors under the soup's names, where they correspond; none where that cannot be found out."""

@@ -141,6 +141,8 @@ def open_base(model: str, *, source: str = "card", allow_pickle: bool = False, t
 
 
 def _bases_of(checkpoint: Checkpoint) -> list[str]:
+    if base := checkpoint.base:  # of an adapter
+        return [f"{base.model}@{base.source.commit}" if base.source.commit else base.source.reference]
     return _named_by(checkpoint.source, checkpoint.card, checkpoint.config)
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         Layout as Layout,
         OutputTensor as OutputTensor,
     )
+    from hf_soup.merging.low_rank import PRODUCT_BOUND as PRODUCT_BOUND
     from hf_soup.merging.plan import Plan as Plan
     from hf_soup.merging.processes import (
         ProcessGroup as ProcessGroup,

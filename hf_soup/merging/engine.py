@@ -28,6 +28,7 @@ from hf_soup.merging.arithmetic import (
 )
 from hf_soup.merging.digest import Blocks
 from hf_soup.merging.layout import Layout, Run, Segment
+from hf_soup.merging.low_rank import LowRankProducts
 from hf_soup.merging.plan import Plan
 from hf_soup.merging.weight_files import WeightFiles
 from hf_soup.merging.workspace import CompletedUnit
@@ -39,6 +40,7 @@ class Buffers:
 
     def __init__(self) -> None:
         self._held: dict[int, Tensor] = {}
+        self.products = LowRankProducts()
 
     def part(self, source: int, size: int, dtype: str) -> tuple[Tensor, memoryview]:
         """``size`` bytes for a source, as elements and as memory."""
@@ -64,13 +66,15 @@ class Reading:
         self._layout = layout
         self._stack = ExitStack()
         self._files = [{file: open_file(self._stack, path) for file, path in source.items()} for source in paths]
+        self._mine = threading.local()
 
     def close(self) -> None:
         """Close the files."""
         self._stack.close()
 
     def read(self, run: Run, segment: Segment, source: int) -> Tensor:
-        """A segment of a run as a source that has it stores it, flat, or as float64 where that is written.
+        """A segment of a run as a source that has it stores it, flat, or as float64 where that is written; of an
+        adapter as `Extent.read_as`.
 
         Raises:
             MergeError: The file is shorter than its header says, or NaN is among the elements.
@@ -80,6 +84,10 @@ class Reading:
         values = torch.empty(segment.end - segment.begin, dtype=TORCH[at.dtype])
         try:
             read_all(self._files[source][at.file], bytes_of(values.view(torch.uint8)), at.offset)
+            if at.update:
+                if not hasattr(self._mine, "products"):
+                    self._mine.products = LowRankProducts()
+                values = self._mine.products.added(values, at, self._files[source][at.update.file])
         except ShortReadError:
             name = self._layout.tensors[run.first].name
             raise shrunk(self._layout.labels[source], at.file, name) from None
@@ -169,6 +177,7 @@ class Engine:
         for source in self.plan.sources_of(run, pieces[0]):
             held = Buffers() if self.at_once(run) else buffers  # whole tensors are let go one by one
             memory: memoryview | None = None
+            made: list[Tensor] = []
             for piece in pieces:
                 at = piece.extents[source]
                 assert at is not None, "pieces that are read together are of the same sources"
@@ -178,9 +187,15 @@ class Engine:
                 try:
                     place = slice((piece.begin - begin) * size, (piece.end - begin) * size)
                     read_all(self.supply.sources[source][at.file].open(), memory[place], at.offset)
+                    if at.update:
+                        stored = parts[source][piece.begin - begin : piece.end - begin]
+                        factors = self.supply.sources[source][at.update.file].open()
+                        made.append(buffers.products.added(stored, at, factors))
                 except ShortReadError:
                     name = tensor_at(self.plan.layout, run, begin)[0].name
                     raise shrunk(self.plan.layout.labels[source], at.file, name) from None
+            if made:
+                parts[source] = made[0] if len(made) == 1 else torch.cat(made)
         return {source: widened(part, run.dtype) for source, part in parts.items()}
 
     def _step(self, run: Run) -> int:

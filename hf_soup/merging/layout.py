@@ -16,7 +16,7 @@ from functools import cached_property
 from itertools import accumulate, groupby, pairwise
 from typing import Any, NamedTuple
 
-from hf_soup.checkpoint import DTYPES, FLOATS, ITEM_BYTES, TensorInfo
+from hf_soup.checkpoint import DTYPES, FLOATS, ITEM_BYTES, LowRankUpdate, TensorInfo
 from hf_soup.errors import IncompatibleError
 from hf_soup.lineage import AlignedModel
 
@@ -27,11 +27,26 @@ MAX_FILE_BYTES = 5_000_000_000
 
 
 class Extent(NamedTuple):
-    """Where elements lie in one source: in which file, the byte of the first, and their type there."""
+    """Where elements lie in one source: in which file, the byte of the first, and their type there.
+
+    Of an adapter, also what is added to them, and which element of its tensor is the first.
+    """
 
     file: str
     offset: int
     dtype: str
+    update: LowRankUpdate | None = None
+    element: int = 0
+
+    @property
+    def read_as(self) -> str:
+        """The type in which they are read: sums with products are not rounded to 16 bits."""
+        return self.dtype if self.update is None else "F32" if ITEM_BYTES[self.dtype] == 2 else "F64"
+
+    def behind(self, skipped: int) -> Extent:
+        """Where the elements behind the first ones lie."""
+        begin, item = self.element + (skipped if self.update else 0), ITEM_BYTES[self.dtype]
+        return Extent(self.file, self.offset + skipped * item, self.dtype, self.update, begin)
 
 
 class Segment(NamedTuple):
@@ -54,7 +69,7 @@ class Segment(NamedTuple):
 
     def places(self, skipped: int) -> tuple[Extent | None, ...]:
         """Where the elements behind the first ones lie."""
-        return tuple([at and Extent(at[0], at[1] + skipped * ITEM_BYTES[at[2]], at[2]) for at in self.extents])
+        return tuple([at and at.behind(skipped) for at in self.extents])
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +115,8 @@ class Run:
     def dtypes(self) -> tuple[str, ...]:
         """The types in the sources that have it."""
         if len(self.segments) == 1:
-            return tuple([at.dtype for at in self.segments[0].extents if at])
-        held = {n: at.dtype for segment in self.segments for n, at in enumerate(segment.extents) if at}
+            return tuple([at.read_as for at in self.segments[0].extents if at])
+        held = {n: at.read_as for segment in self.segments for n, at in enumerate(segment.extents) if at}
         return tuple([held[source] for source in sorted(held)])
 
     def needs(self, end: int) -> dict[int, tuple[str, int]]:
@@ -305,6 +320,12 @@ class Layout:
         return tuple(run for run in self.runs if run.patched)
 
     @cached_property
+    def multiplied(self) -> frozenset[str]:
+        """The tensors to which some source adds a product, whose last bits differ between machines."""
+        changed = (run for run in self.runs if any(at and at.update for part in run.segments for at in part.extents))
+        return frozenset(self.tensors[run.first].name for run in changed)
+
+    @cached_property
     def source_identities(self) -> tuple[str, ...]:
         """Of every source the sha256 of where its tensors lie that it has as a whole, and what becomes of them; the
         same, whoever else is in the layout.
@@ -356,7 +377,7 @@ class Layout:
 
 class _Laid(NamedTuple):
     """A tensor of the output before it has a place: its size in bytes, its places in the sources, and whether these are
-    all of them, each with all rows in their places.
+    all of them, each with all rows in their places and as they are stored.
     """
 
     name: str
@@ -400,9 +421,8 @@ def _laid(sources: Sequence[AlignedModel], counted: int, patched: Collection[str
         # The donor's own order, so that inputs are read forwards; wide types first, so that every tensor is aligned;
         # empty tensors where they interrupt no run.
         order = (-item, not first.size, first.file, first.offset)
-        laid.append(
-            (order, _Laid(name, written, first.shape, math.prod(first.shape) * item, places, name not in patched))
-        )
+        whole = name not in patched and not any(place.update for place in having)
+        laid.append((order, _Laid(name, written, first.shape, math.prod(first.shape) * item, places, whole)))
     laid.sort(key=lambda entry: entry[0])
     return [entry for _, entry in laid]
 
@@ -466,7 +486,7 @@ def _segments(entry: _Laid) -> tuple[Segment, ...]:
     """Those of a tensor that is not empty."""
     elements = math.prod(entry.shape)
     if not any(at.rows for at in entry.places if at):
-        extents = tuple([Extent(at.file, at.offset, at.dtype) if at else None for at in entry.places])
+        extents = tuple([Extent(at.file, at.offset, at.dtype, at.update) if at else None for at in entry.places])
         return (Segment(0, elements, extents),)
     row = math.prod(entry.shape[1:])
     moved = [rows for at in entry.places if at for rows in at.rows]
@@ -486,4 +506,4 @@ def _extent(at: TensorInfo, element: int, row: int) -> Extent | None:
         if not rows.target <= target < rows.target + rows.count:
             return None
         element += (rows.source - rows.target) * row
-    return Extent(at.file, at.offset + element * ITEM_BYTES[at.dtype], at.dtype)
+    return Extent(at.file, at.offset, at.dtype, at.update).behind(element)

@@ -337,7 +337,7 @@ def fetch_weights(checkpoints: Sequence[Checkpoint], *, quiet: bool = False) -> 
     """
     wanted = list(_placed(checkpoints))
     paths = dict(zip(wanted, fetch_files(wanted, quiet=quiet), strict=True))
-    places = [{file: paths[each.weights.source, file] for file in each.weights.files} for each in checkpoints]
+    places = [{file: paths[each.weights.source.origin(file)] for file in each.weights.files} for each in checkpoints]
     for checkpoint, files in zip(checkpoints, places, strict=True):
         for file, path in files.items():
             _require_header(checkpoint, file, path)
@@ -352,22 +352,22 @@ def weight_files_of(checkpoints: Sequence[Checkpoint], beside: Path | None = Non
         beside: A folder for files that are dropped after their last use, instead of the cache.
     """
 
-    def weight_file(checkpoint: Checkpoint, name: str) -> WeightFile:
-        source = checkpoint.weights.source
-        if not isinstance(source, HubRepo):
+    def weight_file(checkpoint: Checkpoint, file: str) -> WeightFile:
+        source, name = checkpoint.weights.source.origin(file)
+        if not isinstance(source, HubRepo) or file in checkpoint.weights.factor_files:
             path = source.fetch(name)
             # What was converted from a pickle of the Hub is pinned by the commit.
-            follow = checkpoint.source.commit is None and hub.known_sha256(path) is None
+            follow = name in source.stamps and checkpoint.source.commit is None and hub.known_sha256(path) is None
             return WeightFile(0, path, follow=follow, stamp=source.stamps.get(name))
 
-        def fetch(file: WeightFile) -> None:
-            if file.path is None:
-                file.path = source.fetch(name, supply.fetched)
+        def fetch(coming: WeightFile) -> None:
+            if coming.path is None:
+                coming.path = source.fetch(name, supply.fetched)
             else:
-                arrived = partial(supply.arrived, file)
-                hub.download_beside(source.repo, name, file.path, arrived=arrived, stopped=lambda: supply.stopped)
+                arrived = partial(supply.arrived, coming)
+                hub.download_beside(source.repo, name, coming.path, arrived=arrived, stopped=lambda: supply.stopped)
             if not supply.stopped:
-                _require_header(checkpoint, name, file.path)
+                _require_header(checkpoint, file, coming.path)
 
         size, cached = source.files[name], source.here(name) is not None
         if beside and not cached:
@@ -375,15 +375,15 @@ def weight_files_of(checkpoints: Sequence[Checkpoint], beside: Path | None = Non
             return WeightFile(size, beside / title, fetch=fetch, dropped=True)
         return WeightFile(0 if cached else size, None, fetch=fetch)
 
-    made = {place: weight_file(checkpoint, place[1]) for place, checkpoint in _placed(checkpoints).items()}
-    sources = [{name: made[each.weights.source, name] for name in each.weights.files} for each in checkpoints]
+    made = {place: weight_file(*each) for place, each in _placed(checkpoints).items()}
+    sources = [{name: made[each.weights.source.origin(name)] for name in each.weights.files} for each in checkpoints]
     supply = WeightFiles(sources)
     return supply
 
 
-def _placed(checkpoints: Sequence[Checkpoint]) -> dict[tuple[FileSource, str], Checkpoint]:
-    """Every weight file once, by its place, and one that it is of."""
-    return {(each.weights.source, file): each for each in checkpoints for file in each.weights.files}
+def _placed(checkpoints: Sequence[Checkpoint]) -> dict[tuple[FileSource, str], tuple[Checkpoint, str]]:
+    """Every weight file once, by its place, and one that it is of, with what it is called there."""
+    return {each.weights.source.origin(file): (each, file) for each in checkpoints for file in each.weights.files}
 
 
 def _require_header(checkpoint: Checkpoint, name: str, path: Path) -> None:
@@ -392,11 +392,11 @@ def _require_header(checkpoint: Checkpoint, name: str, path: Path) -> None:
     Raises:
         ResolveError: Tensors would be looked for in the wrong places.
     """
-    if checkpoint.weights.source.stamps:
+    if name in checkpoint.weights.source.stamps:
         return  # its state is compared
     header = read_header(reader_of(path), name, path.stat().st_size, str(checkpoint))
     found = {tensor.name: tensor for tensor in header}
-    if found != {tensor.name: tensor for tensor in checkpoint.tensors.values() if tensor.file == name}:
+    if found != checkpoint.weights.stored_in(name):
         raise ResolveError(
             f"{checkpoint}: the header of {name} that was read first is not that of the file, whose bytes are right.",
             hint="Something between here and the Hub, or in the cache, changed data; run the same command again.",

@@ -200,7 +200,12 @@ def resolve_recipe(recipe: Recipe, models: MergedModels, data: EvaluationData) -
         elif needs_base(recipe):
             base = ancestor.model
     ingredients = tuple(
-        Ingredient(model=leaf.checkpoint.model, revision=leaf.checkpoint.revision, weight=models.weights[leaf.name])
+        Ingredient(
+            model=leaf.checkpoint.model,
+            revision=leaf.checkpoint.revision,
+            weight=models.weights[leaf.name],
+            base=None if (of := leaf.checkpoint.base) is None else f"{of.model}@{of.revision}",
+        )
         for leaf in leaves.ingredients
     )
     heads = recipe.heads

@@ -146,15 +146,17 @@ class Ingredient(_Value):
         model: A Hub id, ``id@revision``, a huggingface.co address or a folder.
         revision: A branch, tag, pull request reference or commit; what stands after ``@`` says the same.
         weight: Its share; shares are divided by their sum. Below zero only where a method adds up without dividing.
+        base: Of an adapter, the model that it changes, where it is not the one that it names itself.
 
     >>> Ingredient.model_validate("acme/a@v2")
-    Ingredient(model='acme/a', revision='v2', weight=1.0)
+    Ingredient(model='acme/a', revision='v2', weight=1.0, base=None)
     """
 
     model_config = ConfigDict(json_schema_extra=_or_text)
     model: _Text
     revision: str | None = None
     weight: float = 1.0
+    base: _Text | None = None
 
     @model_validator(mode="before")
     @classmethod

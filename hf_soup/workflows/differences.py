@@ -20,7 +20,7 @@ from hf_soup.errors import RecipeError, ResolveError
 from hf_soup.evaluation import BOUND, MEAN, VARIANCE, batch_norms
 from hf_soup.hub import ASSETS, INDEX, SINGLE
 from hf_soup.ingredients import Published, read_small
-from hf_soup.merging import BLOCK_BYTES, MergeResult, OutputTensor, Plan, digest_of, root_of
+from hf_soup.merging import BLOCK_BYTES, PRODUCT_BOUND, MergeResult, OutputTensor, Plan, digest_of, root_of
 from hf_soup.methods import METHODS
 
 _MOST_JSON = 100_000_000
@@ -92,6 +92,8 @@ def compare_weights(
     found: dict[str, Difference] = {}
     usual = METHODS[plan.mixture.method.method].bound
     bounds = {name: METHODS[call.method].bound for name, call in plan.mixture.tensor_methods.items()}
+    for name in plan.layout.multiplied:
+        bounds[name] = max(bounds.get(name, usual), PRODUCT_BOUND)
     if again:
         layers = batch_norms(tensor.name for tensor in plan.layout.tensors)
         bounds |= {layer + name: BOUND for layer in layers for name in (MEAN, VARIANCE)}

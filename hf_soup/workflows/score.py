@@ -36,7 +36,9 @@ def score(
     if not recipe.validation and not recipe.test:
         raise RecipeError("The recipe names no data: it has neither `validation` nor `test`.")
     named, context = [models] if isinstance(models, str | Path) else models, RunContext(token, device, quiet=quiet)
-    checkpoints = open_all([str(each) for each in named], allow_pickle=recipe.allow_pickle, token=token)
+    checkpoints = open_all(
+        [str(each) for each in named], allow_pickle=recipe.allow_pickle, token=token, base=recipe.base_model
+    )
     told: set[str] = set()
     scores: dict[str, dict[str, dict[str, Any]]] = {}
     data_alone = recipe.model_copy(update={"calibration": None})

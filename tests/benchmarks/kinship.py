@@ -31,8 +31,7 @@ import lineage_zoo
 import text_zoo
 from lineage_zoo import Member, Step
 
-from hf_soup.checkpoint import sampling as samples
-from hf_soup.checkpoint.checkpoint import open_checkpoint
+from hf_soup.checkpoint import open_checkpoint, sampling as samples
 from hf_soup.lineage import similarity as kinship
 from hf_soup.lineage.similarity import Similarity
 

@@ -39,7 +39,7 @@ from transformers import ByT5Tokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 from hf_soup import Recipe
-from hf_soup.checkpoint.checkpoint import open_all
+from hf_soup.checkpoint import open_all
 from hf_soup.evaluation import Candidates, ModelTemplate
 from hf_soup.evaluation.evaluation_data import EvaluationData
 from hf_soup.evaluation.harness import harness_datasets

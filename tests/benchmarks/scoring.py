@@ -41,7 +41,7 @@ from transformers.utils import logging
 
 import hf_soup
 from hf_soup import Recipe, Scoring
-from hf_soup.checkpoint.checkpoint import open_all
+from hf_soup.checkpoint import open_all
 from hf_soup.evaluation.candidates import Candidates
 from hf_soup.evaluation.evaluation_data import EvaluationData
 from hf_soup.evaluation.preprocessing import prepare_datasets

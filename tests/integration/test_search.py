@@ -128,7 +128,7 @@ def test_what_there_is(meadow: LocalHub) -> None:
         ("masked", "alone", "No other"),
         ("stranger", "refused", "nothing in common"),
         ("pickle", "unusable", "has no safetensors, only pytorch_model.bin"),
-        ("lora", "unusable", "it is an adapter"),
+        ("lora", "unusable", "is an adapter with `peft_type: None`"),
         ("gguf", "unusable", "in the format of llama.cpp"),
         ("gptq", "unusable", "is quantised (gptq)"),
         ("copy", "unusable", "has the same weight files as acme/original"),

@@ -54,7 +54,8 @@ has no finer code has that of its type.
 | `no-file` | the repo has no such file |
 | `name` | neither a folder nor a Hub id |
 | `wrong-bytes` | what arrived is not what the Hub states; the same command may succeed |
-| `adapter` | an adapter and not a whole model |
+| `adapter` | an adapter that is no plain LoRA, or not whole |
+| `adapter-base` | the base of an adapter cannot be used, or does not fit it |
 | `no-config` | a model without a config.json |
 | `no-weights` | a model without weights under the usual names |
 | `pickle` | a model with pickles only: `allow_pickle` reads them |

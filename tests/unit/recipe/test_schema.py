@@ -108,7 +108,7 @@ def test_a_folder_with_an_at_sign_is_a_folder(tmp_path: Path) -> None:
         ("ingredients: []", "ingredients: "),
         ("ingredients: acme/a", "ingredients: "),
         ("ingredients: [acme/a]\nmetod: linear", "metod: unknown key; known here: allow, allow_pickle, base_model, "),
-        ("ingredients: [{model: acme/a, wieght: 1}]", "wieght: unknown key; known here: model, revision, weight"),
+        ("ingredients: [{model: acme/a, wieght: 1}]", "wieght: unknown key; known here: base, model, revision, weight"),
         ("ingredients: [{weight: 1}]", "ingredients.0.model: Field required"),
         ("ingredients: [3]", "ingredients.0"),
         ("ingredients: ['']", "ingredients.0.model"),

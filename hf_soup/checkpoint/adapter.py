@@ -1,0 +1,241 @@
+"""LoRA adapters over their base: which tensors of it they change, and by what.
+
+What they say is a stranger's; the truth is in the tensors. What changes numbers and is not known here is refused by
+its name.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from hf_soup.checkpoint.file_sources import FileSource
+from hf_soup.checkpoint.headers import FLOATS, Factor, LowRankUpdate, TensorInfo
+from hf_soup.errors import ResolveError
+from hf_soup.hub import Stamp
+
+#: The files of an adapter, and the folder in which they stand among those of its base.
+SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+FOLDER = "adapter/"
+
+#: Fields of peft's config that are read here, or change no number of an adapter that was trained.
+_KNOWN = {
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying",
+    "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern",
+    "layers_to_transform", "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core",
+    "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision",
+    "target_modules", "task_type", "use_rslora",
+}  # fmt: skip
+#: What `init_lora_weights` may be; all else is an initialisation that changed the base.
+_INITIALISATIONS = (True, False, None, "gaussian", "orthogonal")
+#: A pattern of names: plain, or with the numbers of layers left open. Others could take for ever.
+_PLAIN = re.compile(r"\^?([\w-]|\\?\.|\\d\+)+\$?")
+#: What is in front of every name in an adapter's file.
+_PREFIX = "base_model.model."
+#: A factor of a layer's weight; or of a table that is looked up, which is stored as (in, out).
+_FACTOR = re.compile(r"(.+)\.lora_(?:([AB])\.weight|embedding_([AB]))")
+#: What peft puts into the name of a tensor that it saves whole.
+_WHOLE = re.compile(r"\.(modules_to_save|base_layer)(?=\.(weight|bias)$)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptedFiles(FileSource):
+    """The files of an adapter's base, and the adapter's own in a folder among them.
+
+    Args:
+        base, adapter: Where they are.
+    """
+
+    base: FileSource = field(repr=False)
+    adapter: FileSource = field(repr=False)
+
+    @classmethod
+    def of(cls, base: FileSource, adapter: FileSource) -> AdaptedFiles:
+        """Both, pinned by what pins the adapter and by what pins the base."""
+        stamps: dict[str, Stamp] = {**base.stamps, **{FOLDER + file: at for file, at in adapter.stamps.items()}}
+        return cls(
+            reference=adapter.reference,
+            files={**base.files, **{FOLDER + file: size for file, size in adapter.files.items()}},
+            commit=adapter.commit,
+            from_cache=base.from_cache or adapter.from_cache,
+            stamps=stamps,
+            base=base,
+            adapter=adapter,
+        )
+
+    def origin(self, file: str) -> tuple[FileSource, str]:
+        """The base's, or the adapter's."""
+        own = file.startswith(FOLDER)
+        return (self.adapter, file.removeprefix(FOLDER)) if own else (self.base, file)
+
+    def read(self, file: str, start: int, stop: int) -> bytes:
+        """As where it is."""
+        source, name = self.origin(file)
+        return source.read(name, start, stop)
+
+    def here(self, file: str) -> Path | None:
+        """As where it is."""
+        source, name = self.origin(file)
+        return source.here(name)
+
+    def fetch(self, file: str, advance: Callable[[int], object] = lambda _: None) -> Path:
+        """As where it is."""
+        source, name = self.origin(file)
+        return source.fetch(name, advance)
+
+    def content_id(self, file: str) -> str:
+        """As where it is."""
+        source, name = self.origin(file)
+        return source.content_id(name)
+
+    def fetch_assets(self) -> Path:
+        """Those of the base, with which the adapter was trained."""
+        return self.base.fetch_assets()
+
+
+def require_lora(settings: Mapping[str, Any], name: str) -> None:
+    """Refuse adapters that are no plain LoRA, by the field that says so.
+
+    Args:
+        settings: ``adapter_config.json``.
+        name: What errors call the adapter.
+
+    Raises:
+        ResolveError: It is none.
+    """
+    kind = settings.get("peft_type")
+    if kind != "LORA":
+        raise _refused(name, "peft_type", kind, "Only LoRA adapters are sums of the base and a product.")
+    if (how := settings.get("init_lora_weights")) not in _INITIALISATIONS:
+        hint = "Convert it to a plain LoRA first: peft's `path_initial_model_for_weight_conversion`."
+        raise _refused(name, "init_lora_weights", how, hint)
+    for key, value in settings.items():
+        if key not in _KNOWN and value not in (None, False, {}, [], ""):
+            raise _refused(name, key, value, "Merge it into its base first (peft's `merge_and_unload`).")
+
+
+def _refused(name: str, key: str, value: object, hint: str) -> ResolveError:
+    return ResolveError(
+        f"{name} is an adapter with `{key}: {value!r:.100}`, which is not known how to add up.",
+        hint=hint,
+        code="adapter",
+    )
+
+
+def adapted_tensors(
+    settings: Mapping[str, Any],
+    factors: Sequence[TensorInfo],
+    base: Mapping[str, TensorInfo],
+    parameters: Mapping[str, str],
+    name: str,
+) -> dict[str, TensorInfo]:
+    """The tensors of the base as an adapter changes them.
+
+    Args:
+        settings: ``adapter_config.json``.
+        factors: All tensors of the adapter's file.
+        base: Of the base, by their names on disk.
+        parameters: What the library calls them in memory → their names on disk, as far as they are there in one piece.
+        name: What errors call the adapter.
+
+    Raises:
+        ResolveError: The base does not have such tensors, or the adapter's do not fit them.
+    """
+    changed = dict(base)
+    pairs: dict[str, dict[str, TensorInfo]] = {}
+    for info in factors:
+        path = _WHOLE.sub("", info.name.removeprefix(_PREFIX))
+        if part := _FACTOR.fullmatch(path):
+            pairs.setdefault(part[1], {})[part[2] or f"embedding {part[3]}"] = info
+            continue
+        if "lora_" in path or "token_adapter" in path:
+            raise ResolveError(
+                f"{name} is an adapter with '{info.name}', which is not known how to add up.",
+                hint="Merge it into its base first (peft's `merge_and_unload`).",
+                code="adapter",
+            )
+        target = _target(path, base, parameters, name)
+        if base[target].shape != info.shape:
+            raise _unlike(name, info.name, info.shape, target, base[target].shape)
+        changed[target] = replace(info, name=target)  # a copy that was trained whole
+    if not pairs:
+        raise ResolveError(f"{name} is an adapter without a single pair of factors.", code="adapter")
+    for path, pair in pairs.items():
+        target = _target(f"{path}.weight", base, parameters, name)
+        changed[target] = replace(changed[target], update=_update(settings, path, pair, changed[target], name))
+    return changed
+
+
+def _target(path: str, base: Mapping[str, TensorInfo], parameters: Mapping[str, str], name: str) -> str:
+    """The base's tensor that an adapter calls so."""
+    for known in (parameters, dict.fromkeys(base)):
+        if path in known:
+            return known[path] or path
+        # An adapter of a model without its head leaves out what stands in front of the body.
+        ending = [each for each in known if each.endswith(f".{path}")]
+        if len(ending) == 1:
+            return known[ending[0]] or ending[0]
+    raise ResolveError(
+        f"{name} changes '{path}', which its base does not have, or not in one piece.",
+        hint="Is that the base that it was trained on? Name it: `base_model: MODEL` in the recipe, or --base MODEL.",
+        code="adapter-base",
+    )
+
+
+def _update(
+    settings: Mapping[str, Any], path: str, pair: Mapping[str, TensorInfo], matrix: TensorInfo, name: str
+) -> LowRankUpdate:
+    """What a pair of factors adds to a matrix."""
+    table = any(key.startswith("embedding") for key in pair)
+    if pair.keys() != ({"embedding A", "embedding B"} if table else {"A", "B"}):
+        raise ResolveError(f"{name} has one factor of '{path}' and not the other.", code="adapter")
+    first, second = (pair[key] for key in sorted(pair))  # (rank, in) and (out, rank)
+    for info in (first, second):
+        if info.dtype not in FLOATS:
+            raise ResolveError(f"{name}: '{info.name}' has the type {info.dtype}.", code="adapter")
+    rank, columns = first.shape[0] if first.shape else 0, math.prod(first.shape[1:])
+    rows = second.shape[0] if second.shape else 0
+    if not rank or math.prod(second.shape) != rows * rank:
+        raise _unlike(name, first.name, first.shape, second.name, second.shape)
+    turned = table or _is_turned(settings, (rows, columns), matrix.shape)
+    product = (columns, rows) if turned else (rows, columns)
+    if len(matrix.shape) < 2 or product != (matrix.shape[0], math.prod(matrix.shape[1:])) or matrix.dtype not in FLOATS:
+        raise _unlike(name, f"{path}: B A", product, matrix.name, matrix.shape)
+    down = Factor(first.offset, first.dtype, (rank, columns))
+    up = Factor(second.offset, second.dtype, (rows, rank))
+    left, right = (down, up) if turned else (up, down)
+    return LowRankUpdate(first.file, left, right, _scale(settings, path, rank, name), turned)
+
+
+def _is_turned(settings: Mapping[str, Any], product: tuple[int, int], shape: Sequence[int]) -> bool:
+    """Whether a matrix is stored as (in, out): its shape says so, but for one that is square."""
+    return tuple(shape) == product[::-1] and (product[0] != product[1] or settings.get("fan_in_fan_out") is True)
+
+
+def _scale(settings: Mapping[str, Any], path: str, rank: int, name: str) -> float:
+    r"""By what a product is multiplied: :math:`\alpha/r`, or :math:`\alpha/\sqrt r`."""
+    alpha = settings.get("lora_alpha", 8)
+    patterns = settings.get("alpha_pattern") or {}
+    if not isinstance(patterns, Mapping):
+        raise _refused(name, "alpha_pattern", patterns, "It should be a mapping of names to numbers.")
+    for pattern, value in patterns.items():
+        if not _PLAIN.fullmatch(pattern):
+            raise _refused(name, "alpha_pattern", pattern, "Only names, and `\\d+` in them, are read.")
+        if re.match(rf"(.*\.)?({pattern})$", path):
+            alpha = value
+            break
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise _refused(name, "lora_alpha", alpha, "It should be a number.")
+    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+
+
+def _unlike(name: str, what: str, shape: Sequence[int], other: str, others: Sequence[int]) -> ResolveError:
+    return ResolveError(
+        f"{name}: '{what}' of shape {tuple(shape)} does not fit '{other}' of shape {tuple(others)}.",
+        hint="Is that the base that it was trained on? Name it: `base_model: MODEL` in the recipe, or --base MODEL.",
+        code="adapter-base",
+    )

@@ -1,0 +1,369 @@
+"""Opening a checkpoint: reads its config, index and safetensors headers, and no weights.
+
+What a stranger wrote in them is bounded and validated before it is believed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hf_soup import hub
+from hf_soup._util.parallel import in_parallel
+from hf_soup._util.text import some
+from hf_soup.checkpoint.adapter import FOLDER, SETTINGS, WEIGHTS, AdaptedFiles, adapted_tensors, require_lora
+from hf_soup.checkpoint.checkpoint import Checkpoint, called
+from hf_soup.checkpoint.config import is_quantised
+from hf_soup.checkpoint.file_sources import FileSource, HubRepo, LocalFolder
+from hf_soup.checkpoint.headers import front_matter, joined, read_header, read_index, read_json
+from hf_soup.checkpoint.memo import remembered
+from hf_soup.checkpoint.parameters import correspondence
+from hf_soup.checkpoint.pickles import PICKLE, PICKLE_INDEX, convert_pickle
+from hf_soup.checkpoint.tensor_sources import TensorSource
+from hf_soup.errors import ResolveError, SoupError
+from hf_soup.hub import ASSETS, INDEX, MAX_TEXT, SINGLE, Token
+from hf_soup.recipe import Ingredient, is_local_path, parse_part, split_revision
+
+_MAX_ASSET = 500_000_000
+#: What makes safetensors of a pickle, on the Hub and elsewhere.
+_BOT, _LIBRARY = "https://huggingface.co/spaces/safetensors/convert", "`model.save_pretrained(folder)`"
+
+
+def open_checkpoint(
+    ingredient: Ingredient | str,
+    *,
+    allow_pickle: bool = False,
+    token: Token = None,
+    on_hub: bool = False,
+    whole: bool = False,
+    base: str | None = None,
+) -> Checkpoint:
+    """Pin a model and read its config, card and tensor headers; of an adapter also those of its base.
+
+    Args:
+        ingredient: A Hub id, ``id@revision``, a huggingface.co address or a folder.
+        allow_pickle: Convert ``pytorch_model.bin`` (read with ``weights_only=True``) where there is nothing else.
+        token: As everywhere in huggingface_hub.
+        on_hub: It is an id that a card names, and no folder that happens to be called so.
+        whole: As in `hub.resolve`.
+        base: What an adapter changes, where it names nothing that can be used.
+
+    Raises:
+        ResolveError: It cannot be found or reached, has no safetensors, or its headers are not to be believed.
+    """
+    ingredient = _as_ingredient(ingredient)
+    bases = _Bases(base, allow_pickle, token, whole)
+    return _opened(ingredient, bases, allow_pickle=allow_pickle, token=token, on_hub=on_hub, whole=whole)
+
+
+def _opened(
+    ingredient: Ingredient,
+    bases: _Bases,
+    *,
+    allow_pickle: bool,
+    token: Token,
+    on_hub: bool = False,
+    whole: bool = False,
+) -> Checkpoint:
+    folder = Path(os.path.expanduser(ingredient.model))  # noqa: PTH111 -- the other raises for an unknown user
+    here = is_local_path(str(folder)) and not on_hub
+    if here and folder.is_dir():
+        return _open_folder(folder, ingredient, allow_pickle, bases)
+    if here or ingredient.model.startswith((".", "/", "~")) or ingredient.model.count("/") > 1:
+        raise ResolveError(
+            f"'{ingredient.model}' is neither a folder nor a Hub id.",
+            hint="Name a folder with config.json and model.safetensors, or a Hub id `owner/name`.",
+        )
+    if ingredient.model.startswith("local:"):
+        raise ResolveError(
+            f"'{ingredient.model}' was a folder on the machine where the recipe was resolved.",
+            hint="Put that folder's path in its place.",
+        )
+    repo = hub.resolve(ingredient.model, ingredient.revision, token=token, whole=whole)
+    return _open_repo(repo, allow_pickle, partial(bases.of, named=ingredient.base))
+
+
+def open_all(
+    ingredients: Sequence[Ingredient | str],
+    *,
+    allow_pickle: bool = False,
+    token: Token = None,
+    base: str | None = None,
+) -> list[Checkpoint]:
+    """`open_checkpoint` for several at once; when some fail, the error lists every one.
+
+    Raises:
+        ResolveError: At least one cannot be opened.
+    """
+
+    bases = _Bases(base, allow_pickle, token)
+
+    def attempt(ingredient: Ingredient | str) -> Checkpoint | SoupError:
+        try:
+            return _opened(_as_ingredient(ingredient), bases, allow_pickle=allow_pickle, token=token)
+        except SoupError as error:
+            return error
+
+    unique = {_key(ingredient): ingredient for ingredient in ingredients}
+    # Those on the Hub wait for answers; folders only for each other, with their headers in memory.
+    threads = 2 if all(is_local_path(str(ingredient).partition("@")[0]) for ingredient in unique.values()) else 8
+    found = dict(zip(unique, in_parallel(attempt, list(unique.values()), threads), strict=True))
+    errors = [error for error in found.values() if isinstance(error, SoupError)]
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        hints = dict.fromkeys(error.hint for error in errors if error.hint)
+        raise ResolveError(
+            f"{len(errors)} of {len(unique)} models cannot be used:\n"
+            + "\n".join(f"  {error.message}" for error in errors),
+            hint=" ".join(hints),
+            code=errors[0].code if len({error.code for error in errors}) == 1 else "",
+            subjects=[subject for error in errors for subject in error.subjects],
+        )
+    return [checkpoint for i in ingredients if isinstance(checkpoint := found[_key(i)], Checkpoint)]
+
+
+def _as_ingredient(ingredient: Ingredient | str) -> Ingredient:
+    return parse_part(Ingredient, ingredient, "the name of a model") if isinstance(ingredient, str) else ingredient
+
+
+def _key(ingredient: Ingredient | str) -> tuple[str, str | None]:
+    return str(ingredient), ingredient.base if isinstance(ingredient, Ingredient) else None
+
+
+# ---- opening ------------------------------------------------------------------------------------------------
+
+
+#: Opens what an adapter changes, given its settings, where they are, and what errors call it.
+_OpenBase = Callable[[Mapping[str, Any], FileSource, str], tuple[Checkpoint, Mapping[str, str]]]
+
+
+def _open_repo(repo: hub.Repo, allow_pickle: bool, open_base: _OpenBase) -> Checkpoint:
+    notes = []
+    if repo.from_cache:
+        notes.append("the Hub was not reached; the commit is the one in the cache")
+    if not {SINGLE, INDEX} & set(repo.files) and repo.requested in (None, "main"):
+        offered = hub.conversion_of(repo)
+        if offered is not None:
+            notes.append(f"its safetensors are in the conversion bot's pull request ({offered.requested})")
+            hub.remember_commit("model", repo.id, repo.requested, found=offered.id, commit=offered.revision)
+            repo = offered
+    name, source = f"{repo.id}@{repo.revision[:7]}", HubRepo.of(repo)
+    return _assemble(name, repo.id, source, repo.card, notes, allow_pickle, open_base)
+
+
+def _open_folder(folder: Path, ingredient: Ingredient, allow_pickle: bool, bases: _Bases) -> Checkpoint:
+    folder = folder.resolve()
+    if ingredient.revision is not None and not ingredient.revision.startswith("sha256:"):
+        raise ResolveError(
+            f"'{ingredient.model}' is a folder, which has no revision '{ingredient.revision}'.",
+            hint="Leave the part after '@' out.",
+        )
+    source = LocalFolder.of(folder, [*folder.glob("*"), *folder.glob("*/*")])
+    name, open_base = f"'{ingredient.model}'", partial(bases.of, named=ingredient.base)
+    checkpoint = _assemble(name, f"local:{called(folder)}", source, {}, [], allow_pickle, open_base)
+    if ingredient.revision is not None and ingredient.revision != checkpoint.revision:
+        raise ResolveError(
+            f"The weights in '{ingredient.model}' are not the ones that the recipe names.\n"
+            f"  recipe {ingredient.revision}\n  folder {checkpoint.revision}",
+            hint="Use the folder as it was, or take the revision out of the recipe.",
+        )
+    return checkpoint
+
+
+def _assemble(
+    name: str,
+    model: str,
+    source: FileSource,
+    card: Mapping[str, Any],
+    notes: Sequence[str],
+    allow_pickle: bool,
+    open_base: _OpenBase,
+) -> Checkpoint:
+    files = source.files
+    length = files.get("README.md", 0)
+    if length > MAX_TEXT:
+        card = {}
+        notes = [*notes, f"its README.md has {length:,} bytes and is not used; at most {MAX_TEXT:,} are read"]
+    elif not card and length:
+        card = front_matter(source.read("README.md", 0, length))
+    if SETTINGS in files and not {SINGLE, INDEX, PICKLE, PICKLE_INDEX} & set(files):
+        return _adapted(name, model, source, card, notes, open_base)
+    if not {SINGLE, INDEX, PICKLE, PICKLE_INDEX} & set(files) and (foreign := _other_format(source)):
+        raise ResolveError(f"{name} is {foreign[0]}, not a model with safetensors.", hint=foreign[1])
+    if "config.json" not in files:
+        hint = f"It holds {some(files) or 'nothing'}."
+        if steps := [found[1] for path in files if (found := re.fullmatch(r"(checkpoint-\d+)/config\.json", path))]:
+            hint = f"It is a run: name a checkpoint of it, as {steps[0]}, or cook it with `--select run_average`."
+        raise ResolveError(f"{name} has no config.json: it is not a transformers model.", hint=hint, code="no-config")
+    large = next((path for path, size in files.items() if ASSETS.fullmatch(path) and size > _MAX_ASSET), None)
+    if large is not None:
+        # These are fetched before any disk is looked at, so a stranger's file must not be able to fill one.
+        raise ResolveError(f"{name}: {large} has {files[large]:,} bytes, more than any such file needs.")
+    config = read_json(source.read, "config.json", files, name)
+    shards: Sequence[str] = [SINGLE]
+    places: Mapping[str, str] = {}
+    stored = source
+    if SINGLE not in files and INDEX in files:
+        places = read_index(source.read, INDEX, files, name)
+        shards = list(dict.fromkeys(places.values()))
+    elif SINGLE not in files and {PICKLE, PICKLE_INDEX} & set(files) and allow_pickle:
+        stored = convert_pickle(name, source)
+        notes = [*notes, "its weights were converted from pytorch_model.bin"]
+    elif SINGLE not in files:
+        raise _no_safetensors(name, source)
+    headers = in_parallel(lambda file: read_header(stored.read, file, stored.files[file], name), shards)
+    tensors = joined(tuple(headers), name)
+    absent = [tensor for tensor, file in places.items() if tensor not in tensors or tensors[tensor].file != file]
+    if absent:
+        raise ResolveError(
+            f"{name}: {INDEX} names {len(absent)} tensors that are not in the file it says: {some(absent)}.",
+            hint="The upload is incomplete or mixes two versions; ask its owner.",
+        )
+    if not tensors:
+        raise ResolveError(f"{name} has a weight file without a single tensor.")
+    return Checkpoint(model, config, card, source, TensorSource(tensors, stored), tuple(notes))
+
+
+def _adapted(
+    name: str, model: str, source: FileSource, card: Mapping[str, Any], notes: Sequence[str], open_base: _OpenBase
+) -> Checkpoint:
+    """An adapter over its base."""
+    settings = read_json(source.read, SETTINGS, source.files, name)
+    require_lora(settings, name)
+    if WEIGHTS not in source.files:
+        raise ResolveError(
+            f"{name} is an adapter without {WEIGHTS}; it holds {some(source.files)}.",
+            hint="Load it with peft and save it again, which writes safetensors.",
+            code="no-weights",
+        )
+    base, parameters = open_base(settings, source, name)
+    files = AdaptedFiles.of(base.weights.source, source)
+    factors = read_header(files.read, FOLDER + WEIGHTS, files.files[FOLDER + WEIGHTS], name)
+    tensors = adapted_tensors(settings, factors, base.tensors, parameters, name)
+    weights = TensorSource(tensors, files, (*base.tensors.values(), *factors))
+    return Checkpoint(model, base.config, card, AdaptedFiles.of(base.source, source), weights, tuple(notes), base)
+
+
+class _Bases:
+    """Opens what adapters change, each once, and one after the other.
+
+    Args:
+        usual: Where an adapter names nothing that can be used.
+        allow_pickle, token, whole: As in `open_checkpoint`.
+    """
+
+    def __init__(self, usual: str | None, allow_pickle: bool, token: Token, whole: bool = False) -> None:
+        self._usual, self._allow_pickle, self._token, self._whole = usual, allow_pickle, token, whole
+        self._lock = threading.Lock()
+        self._known: dict[tuple[str, bool], tuple[Checkpoint, Mapping[str, str]]] = {}
+
+    def of(
+        self, settings: Mapping[str, Any], adapter: FileSource, name: str, *, named: str | None
+    ) -> tuple[Checkpoint, Mapping[str, str]]:
+        """What an adapter changes: what the recipe says beside it, else what it names itself, else the usual.
+
+        Args:
+            settings: ``adapter_config.json``.
+            adapter: Where it is.
+            name: What errors call it.
+            named: In the recipe beside it.
+
+        Returns:
+            The base, and what the library calls those of its tensors that it loads in one piece → their names on disk.
+        """
+        stated, revision = settings.get("base_model_name_or_path"), settings.get("revision")
+        own = stated if isinstance(stated, str) else ""
+        if named or (self._usual and split_revision(self._usual)[0] == own):
+            return self._open(named or self._usual or "")
+        try:
+            if not own:
+                raise ResolveError("it names none.")
+            at = f"@{revision}" if isinstance(revision, str) and revision else ""
+            # A stranger's adapter may name a path of this machine, but none is looked at for it.
+            return self._open(f"{own}{at}", adapter.commit is not None)
+        except SoupError as error:
+            if self._usual:
+                return self._open(self._usual)
+            raise ResolveError(
+                f"{name} is an adapter, and its base cannot be used: {error.message}",
+                hint="Name the model that it was trained on, in 16 or 32 bits: `base_model: MODEL` in the recipe, or "
+                "--base MODEL.",
+                code="adapter-base",
+            ) from error
+
+    def _open(self, model: str, on_hub: bool = False) -> tuple[Checkpoint, Mapping[str, str]]:
+        with self._lock:
+            if (model, on_hub) not in self._known:
+                base = open_checkpoint(
+                    model, allow_pickle=self._allow_pickle, token=self._token, on_hub=on_hub, whole=self._whole
+                )
+                if base.base:
+                    raise ResolveError(f"{model} is an adapter itself.", code="adapter-base")
+                if method := is_quantised(base.config):
+                    raise ResolveError(f"{model} is quantised ({method}).", code="quantised")
+                self._known[model, on_hub] = base, _parameters(base)
+            return self._known[model, on_hub]
+
+
+def _parameters(base: Checkpoint) -> dict[str, str]:
+    """What the library calls the tensors that it loads in one piece, as they are → their names on disk."""
+    shapes = {tensor: info.shape for tensor, info in base.tensors.items()}
+
+    def pairs() -> list[tuple[str, str]]:
+        return list(correspondence(base.config, shapes, str(base)).parameters.items())
+
+    # Of what it stacks or transforms it also says which piece.
+    return {key: disk for disk, key in remembered("parameters", [base.config, shapes], pairs) if "[" not in key}
+
+
+_BESIDE = "\nThen put config.json and the tokenizer's files beside what comes out."
+
+
+def _other_format(source: FileSource) -> tuple[str, str] | None:
+    """What a folder is that another tool wrote, and what makes a model of it; None where it is not one of these."""
+    files, where = source.files, Path("FOLDER" if source.commit else source.reference)
+    if quantised := [file for file in files if file.endswith(".gguf")]:
+        load = f"AutoModelForCausalLM.from_pretrained({str(where)!r}, gguf_file={quantised[0]!r})"
+        return (
+            f"in the format of llama.cpp ({some(quantised)})",
+            "Use the model that it was made of. Where there is none: python -c "
+            + shlex.quote(f"from transformers import AutoModelForCausalLM; {load}.save_pretrained('CONVERTED')"),
+        )
+    if "zero_to_fp32.py" in files or any(re.match(r"global_step\d+/\w*zero_pp_rank", file) for file in files):
+        convert = "deepspeed.utils.zero_to_fp32"  # and not the script in the folder, which may be a stranger's
+        join = shlex.join(["python", "-m", convert, str(where), "CONVERTED", "--safe_serialization"])
+        return "a checkpoint of DeepSpeed, in the parts that each process had", f"Join them: {join}{_BESIDE}"
+    if parts := sorted(file for file in files if file.endswith(".distcp") and "optim" not in file):
+        join = shlex.join(["accelerate", "merge-weights", str((where / parts[0]).parent), "CONVERTED"])
+        return "a checkpoint of FSDP, in the parts that each process had", f"Join them: {join}{_BESIDE}"
+    return None
+
+
+def _no_safetensors(name: str, source: FileSource) -> ResolveError:
+    pickled = [file for file in source.files if re.fullmatch(r"pytorch_model.*\.bin", file)]
+    variants = [file for file in source.files if file.endswith(".safetensors")]
+    if pickled:
+        return ResolveError(
+            f"{name} has no safetensors, only {some(pickled)}: a pickle can run code when it is read.",
+            hint=f"Have it converted ({_BOT if source.commit else _LIBRARY}) and use the result, or name it in a "
+            "recipe that says `allow_pickle: true`, which reads tensors only and converts them once into the cache.",
+            code="pickle",
+        )
+    if variants:
+        return ResolveError(
+            f"{name} has neither {SINGLE} nor {INDEX}; its safetensors files are {some(variants)}.",
+            hint="Only the names that transformers loads by default are used; save the model under them.",
+            code="no-weights",
+        )
+    return ResolveError(
+        f"{name} has no weights: neither {SINGLE} nor {INDEX}.",
+        hint=f"It holds {some(source.files)}. Check that this is a transformers model in PyTorch format.",
+        code="no-weights",
+    )

@@ -1,0 +1,327 @@
+"""LoRA adapters as ingredients, as peft trains and saves them: exact sums with their base, the whole way."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from pydoc_data import topics
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    ByT5Tokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from hf_soup import Recipe, ResolveError, Soup, check, cook
+from hf_soup.checkpoint import open_checkpoint
+from hf_soup.local_hub import LocalHub
+from hf_soup.merging import low_rank
+
+Cli = Callable[..., Any]
+PAGES = [" ".join(text.split())[:200] for text in topics.topics.values()]
+
+pytestmark = [
+    pytest.mark.usefixtures("cli"),  # in a folder of its own
+    pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning"),
+    # What peft asks transformers for, and says of itself.
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning", "ignore::UserWarning:peft"),
+]
+
+
+def adapted(base: Path, out: Path, seed: int, *, kind: Any = AutoModelForCausalLM, **settings: Any) -> Path:
+    """An adapter that peft made, trained for some steps where it is of a language model, else with random factors."""
+    torch.manual_seed(seed)
+    model = get_peft_model(kind.from_pretrained(base), LoraConfig(**{"r": 4, "lora_alpha": 8, **settings}))
+    if kind is AutoModelForCausalLM and model.config.model_type == "llama":
+        tokens = torch.tensor(ByT5Tokenizer()(PAGES[60 + 8 * seed : 68 + 8 * seed], padding=True).input_ids)[:, :64]
+        optimizer = torch.optim.Adam([each for each in model.parameters() if each.requires_grad], lr=3e-2)
+        for _ in range(8):
+            optimizer.zero_grad()
+            model(input_ids=tokens, labels=tokens).loss.backward()
+            optimizer.step()
+    else:
+        for name, each in model.named_parameters():
+            if each.requires_grad:
+                each.data = each.data + 0.1 * torch.randn(each.shape) * (1 if "lora_" in name else 0.5)
+    model.save_pretrained(out)
+    return out
+
+
+def summed(base: Path, adapter: Path) -> dict[str, Tensor]:
+    """The base and what the adapter adds, in float64, by names in memory."""
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    tensors = {
+        name.removeprefix("base_model.model."): each.double()
+        for name, each in load_file(adapter / "adapter_model.safetensors").items()
+    }
+    model = AutoModelForCausalLM.from_pretrained(base)
+    whole = {name: each.detach().double() for name, each in model.named_parameters()}
+    for name, each in tensors.items():
+        path, _, part = name.replace(".base_layer", "").partition(".lora_")
+        if part in ("A.weight", "embedding_A"):
+            rank = each.shape[0]
+            alphas = [value for key, value in settings["alpha_pattern"].items() if path.endswith(key)]
+            alpha = (alphas or [settings["lora_alpha"]])[0]
+            scale = alpha / (math.sqrt(rank) if settings["use_rslora"] else rank)
+            product = scale * (tensors[name.replace("lora_A", "lora_B").replace("_A", "_B")] @ each)
+            turned = settings["fan_in_fan_out"] or part == "embedding_A"
+            whole[f"{path}.weight"] = whole[f"{path}.weight"] + (product.T if turned else product)
+        elif not part:
+            whole[path] = each
+    return whole
+
+
+def alone(adapter: Path | dict[str, str], base: Path) -> Recipe:
+    """An adapter and nothing of its base: what one gives by itself."""
+    return Recipe(
+        ingredients=[adapter if isinstance(adapter, dict) else str(adapter), {"model": str(base), "weight": 0}]
+    )
+
+
+def written(soup: Soup) -> dict[str, Tensor]:
+    return {name: each.detach() for name, each in soup.load().named_parameters()}
+
+
+def gpt2(folder: Path) -> Path:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=384, n_embd=32, n_layer=2, n_head=2, n_positions=64, bos_token_id=1, eos_token_id=1)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    ByT5Tokenizer().save_pretrained(folder)
+    return folder
+
+
+#: What peft's own merging gets wrong, and all else that changes numbers.
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {"target_modules": ["q_proj", "v_proj", "down_proj"]},
+    "rsLoRA": {"target_modules": ["q_proj", "o_proj"], "use_rslora": True, "r": 8},
+    "patterns": {
+        "target_modules": ["q_proj", "v_proj"], "rank_pattern": {"v_proj": 2}, "alpha_pattern": {"q_proj": 32},
+    },
+    "some layers": {"target_modules": ["gate_proj"], "layers_to_transform": [0]},
+    "trained whole": {"target_modules": ["k_proj"], "modules_to_save": ["norm"]},
+    "rank 1": {"target_modules": "all-linear", "r": 1},
+    "the head and the table of tokens": {"target_modules": ["lm_head", "embed_tokens"]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_adapter_gives_itself_back(language_family: Path, tmp_path: Path, kind: str) -> None:
+    """The base and the product in float64, rounded once; and what peft's model answers."""
+    base = language_family / "base"
+    adapter = adapted(base, tmp_path / "adapter", 1, **KINDS[kind])
+    soup = cook(alone(adapter, base), "soup")
+    expected = summed(base, adapter)
+    changed = 0
+    for name, each in written(soup).items():
+        assert torch.equal(each, expected[name].float()), name
+        changed += not torch.equal(each, AutoModelForCausalLM.from_pretrained(base).get_parameter(name))
+    assert changed
+    tokens = torch.tensor(ByT5Tokenizer()(PAGES[:4], padding=True).input_ids)[:, :64]
+    peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(soup.load().eval()(tokens).logits, peft(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_layers_that_are_stored_the_other_way_round(tmp_path: Path) -> None:
+    base = gpt2(tmp_path / "base")
+    adapter = adapted(
+        base, tmp_path / "adapter", 1, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True, bias="lora_only"
+    )
+    soup = written(cook(alone(adapter, base), "soup"))
+    for name, each in summed(base, adapter).items():
+        assert torch.equal(soup[name], each.float()), name
+
+
+def test_names_in_memory_are_not_those_on_the_disk(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = ViTConfig(image_size=8, patch_size=2, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+                       intermediate_size=24, id2label={0: "a", 1: "b"})  # fmt: skip
+    ViTForImageClassification(config).save_pretrained(tmp_path / "base")
+    settings = {"target_modules": ["q_proj", "projection"], "modules_to_save": ["classifier"]}
+    adapter = adapted(tmp_path / "base", tmp_path / "adapter", 1, kind=ViTForImageClassification, **settings)
+    soup = cook(alone(adapter, tmp_path / "base"), "soup")
+    assert "vit.encoder.layer.0.attention.attention.query.weight" in load_file(soup.folder / "model.safetensors")
+    pixels = torch.randn(2, 3, 8, 8)
+    peft = PeftModel.from_pretrained(ViTForImageClassification.from_pretrained(tmp_path / "base"), adapter).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(soup.load().eval()(pixels).logits, peft(pixels).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def adapters(language_family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two of the base that the language family has, of other ranks and layers."""
+    folder = tmp_path_factory.mktemp("adapters")
+    adapted(language_family / "base", folder / "first", 1, target_modules=["q_proj", "v_proj", "down_proj"])
+    adapted(language_family / "base", folder / "second", 2, r=8, target_modules=["q_proj", "up_proj"], use_rslora=True)
+    return folder
+
+
+def test_beside_a_full_fine_tune(language_family: Path, adapters: Path) -> None:
+    """The mean of all three, rounded once; and task vectors of the adapters are their products."""
+    base, models = language_family / "base", [adapters / "first", adapters / "second", language_family / "one"]
+    shares = [1.0, 2.0, 0.5]
+    soup = written(cook(dict(zip(map(str, models), shares, strict=True)), "soup"))
+    one = LlamaForCausalLM.from_pretrained(language_family / "one")
+    every = [summed(base, models[0]), summed(base, models[1]), {k: v.double() for k, v in one.named_parameters()}]
+    for name, each in soup.items():
+        mean = sum(share * whole[name] for share, whole in zip(shares, every, strict=True)) / 3.5
+        torch.testing.assert_close(each.double(), mean, rtol=2**-23, atol=0)
+    recipe = Recipe(
+        ingredients=[str(each) for each in models[:2]], base_model=str(base),
+        method={"name": "task_arithmetic", "scale": 0.5},
+    )  # fmt: skip
+    soup, start = written(cook(recipe, "arithmetic")), LlamaForCausalLM.from_pretrained(base)
+    for name, each in soup.items():
+        origin = start.get_parameter(name).double()
+        moved = origin + 0.5 * sum(whole[name] - origin for whole in every[:2])
+        torch.testing.assert_close(each.double(), moved, rtol=2**-22, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "slerp", "tsv_m"])
+def test_slices_and_threads_do_not_show(
+    language_family: Path, adapters: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Nor whether a candidate is made in memory; blocks that end within a slice are made once."""
+    recipe = Recipe(
+        ingredients=[str(adapters / name) for name in ("first", "second")],
+        base_model=str(language_family / "base"), method={"name": method},
+    )  # fmt: skip
+    whole = cook(recipe, "soup", threads=1).digest
+    monkeypatch.setattr(low_rank, "_BLOCK_ELEMENTS", 1 << 18)
+    monkeypatch.setattr("hf_soup.merging.engine.SLICE_ELEMENTS", 1000)
+    assert cook(recipe, "slices", threads=3).digest == whole
+    looks = {"task": "causal-lm", "dataset": str(language_family / "validation.jsonl")}
+    scored = cook(Recipe(**{**recipe.to_dict(), "validation": looks}), "scored")
+    assert scored.digest == whole
+
+
+def test_in_16_bits(language_family: Path, tmp_path: Path) -> None:
+    """The product is not rounded before it is added: where the sum is not at the edge between two numbers it is the
+    one of float64."""
+    base = tmp_path / "base"
+    LlamaForCausalLM.from_pretrained(language_family / "base", dtype=torch.bfloat16).save_pretrained(base)
+    ByT5Tokenizer().save_pretrained(base)
+    adapter = adapted(base, tmp_path / "adapter", 1, **KINDS["plain"])
+    soup, off = cook(alone(adapter, base), "soup"), 0
+    for name, each in written(soup).items():
+        assert each.dtype == torch.bfloat16
+        expected = summed(base, adapter)[name]
+        torch.testing.assert_close(each, expected.bfloat16(), rtol=2**-7, atol=0)
+        off += int((each != expected.bfloat16()).sum())
+    assert off <= 3
+
+
+def test_the_whole_way(
+    online: LocalHub, cli: Cli, language_family: Path, adapters: Path, publish: Callable[..., str], tmp_path: Path
+) -> None:
+    """Check, choose, score, push, load, verify; the base is pinned with the adapters, and fetched once."""
+    base, names = publish("base", language_family / "base"), []
+    soup = f"{base.partition('/')[0]}/soup"
+    for name in ("first", "second"):
+        folder = shutil.copytree(adapters / name, tmp_path / name)
+        settings = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": base}))
+        (folder / "README.md").write_text(f"---\nbase_model: {base}\nlicense: mit\n---\n")
+        names.append(publish(name, folder))
+    lineage = check(names)
+    assert lineage.verdict == "proven", str(lineage)
+    assert lineage.ancestor is not None
+    assert lineage.ancestor.model == base
+    assert not [reason for reason in lineage.reasons if reason.code == "identical"]
+    tests = language_family / "test.jsonl"
+    looks = {"task": "causal-lm", "dataset": str(language_family / "validation.jsonl")}
+    recipe = Recipe(ingredients=names, select="greedy", validation=looks, test={**looks, "dataset": str(tests)})
+    Path("recipe.yaml").write_text(recipe.to_yaml())
+    assert cli("cook", "recipe.yaml", "-o", "soup", "--dry-run").code == 0
+    done = cli("cook", "recipe.yaml", "-o", "soup", "--quiet", "--json")
+    assert done.code == 0, done.err
+    known = {"soup", *names}
+    assert known == set(done.json["scores"])
+    kept = Recipe.load(tmp_path / "soup" / "soup.yaml")
+    commit = open_checkpoint(base).revision
+    assert {each.base for each in kept.ingredients} == {f"{base}@{commit}"}
+    pushed = cli("push", "soup", soup, "--json", "--license", "mit")
+    assert pushed.code == 0, pushed.err
+    assert cli("verify", soup, "--quiet").code == 0
+    # The base goes on; what was cooked does not.
+    newer = shutil.copytree(language_family / "one", tmp_path / "newer")
+    publish("base", newer)
+    assert cli("verify", soup, "--quiet").code == 0
+    streamed = cook(Recipe(ingredients=kept.ingredients), "streamed", stream=True)
+    assert streamed.digest == cook(Recipe(ingredients=kept.ingredients), "again").digest
+
+
+BAD: dict[str, tuple[Mapping[str, Any], str]] = {
+    "another kind": ({"peft_type": "IA3"}, "`peft_type: 'IA3'`"),
+    "a changed base": ({"init_lora_weights": "pissa_niter_4"}, "`init_lora_weights: 'pissa_niter_4'`"),
+    "DoRA": ({"use_dora": True}, "`use_dora: True`"),
+    "unknown": ({"lora_of_tomorrow": {"a": 1}}, "`lora_of_tomorrow: "),
+    "an expression": ({"alpha_pattern": {"(a+)+$": 3}}, r"`alpha_pattern: '\(a\+\)\+\$'`"),
+    "no number": ({"lora_alpha": "16"}, "`lora_alpha: '16'`"),
+    "no base": ({"base_model_name_or_path": None}, "its base cannot be used: it names none"),
+    "a base that is not there": ({"base_model_name_or_path": "acme/none"}, "its base cannot be used"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_settings_that_are_not_known(adapters: Path, tmp_path: Path, what: str) -> None:
+    changes, message = BAD[what]
+    folder = shutil.copytree(adapters / "first", tmp_path / "adapter")
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**settings, **changes}))
+    with pytest.raises(ResolveError, match=message):
+        check([str(folder), str(adapters / "second")])
+
+
+def test_tensors_that_do_not_fit(language_family: Path, adapters: Path, tmp_path: Path) -> None:
+    """A base of another size, a module that it does not have, one factor alone, no rank, other things to train."""
+    tensors = load_file(adapters / "first" / "adapter_model.safetensors")
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+
+    def fails(changed: dict[str, Tensor], message: str) -> None:
+        folder = tmp_path / "adapter"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(adapters / "first", folder)
+        save_file(changed, folder / "adapter_model.safetensors")
+        with pytest.raises(ResolveError, match=message):
+            check([str(folder), str(adapters / "second")])
+
+    fails({**tensors, name: tensors[name][:, :-1].contiguous()}, "q_proj: B A' of shape .* does not fit")
+    fails({**tensors, name: tensors[name][:0].contiguous()}, "does not fit")
+    fails(
+        {key: each for key, each in tensors.items() if key != name}, "one factor of 'model.layers.0.self_attn.q_proj'"
+    )
+    moved = {key.replace("layers.0", "layers.7"): each for key, each in tensors.items()}
+    fails(moved, "changes 'model.layers.7.* which its base does not have")
+    fails({**tensors, name.replace("lora_A.weight", "lora_magnitude_vector"): torch.ones(32)}, "lora_magnitude_vector")
+    fails({"base_model.model.model.norm.weight": torch.ones(64)}, "without a single pair|does not fit")
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(ResolveError, match=r"an adapter without adapter_model\.safetensors"):
+        check([str(tmp_path / "adapter"), str(adapters / "second")])
+
+
+def test_a_base_that_is_named_in_its_place(language_family: Path, adapters: Path, tmp_path: Path) -> None:
+    """Where the one that the adapter names is not to be had, as a path of another machine."""
+    folder = shutil.copytree(adapters / "first", tmp_path / "adapter")
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    elsewhere = {**settings, "base_model_name_or_path": "/nowhere/llama"}
+    (folder / "adapter_config.json").write_text(json.dumps(elsewhere))
+    second, base = str(adapters / "second"), str(language_family / "base")
+    expected = cook([str(adapters / "first"), second], "soup").digest
+    assert cook(Recipe(ingredients=[str(folder), second], base_model=base), "named").digest == expected
+    assert cook(Recipe(ingredients=[{"model": str(folder), "base": base}, second]), "beside").digest == expected
+    with pytest.raises(ResolveError, match=r"its base cannot be used: .*\nName the model that it was trained on"):
+        cook([str(folder), second], "nothing")
