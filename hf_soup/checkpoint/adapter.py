@@ -28,7 +28,7 @@ _KNOWN = {
     "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern",
     "layers_to_transform", "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core",
     "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision",
-    "target_modules", "task_type", "use_rslora",
+    "target_modules", "task_type", "use_dora", "use_rslora",
 }  # fmt: skip
 #: What `init_lora_weights` may be; all else is an initialisation that changed the base.
 _INITIALISATIONS = (True, False, None, "gaussian", "orthogonal")
@@ -38,6 +38,8 @@ _PLAIN = re.compile(r"\^?([\w-]|\\?\.|\\d\+)+\$?")
 _PREFIX = "base_model.model."
 #: A factor of a layer's weight; or of a table that is looked up, which is stored as (in, out).
 _FACTOR = re.compile(r"(.+)\.lora_(?:([AB])\.weight|embedding_([AB]))")
+#: The lengths of a DoRA's rows.
+_LENGTHS = ".lora_magnitude_vector"
 #: What peft puts into the name of a tensor that it saves whole.
 _WHOLE = re.compile(r"\.(modules_to_save|base_layer)(?=\.(weight|bias)$)")
 
@@ -147,8 +149,12 @@ def adapted_tensors(
     """
     changed = dict(base)
     pairs: dict[str, dict[str, TensorInfo]] = {}
+    lengths: dict[str, TensorInfo] = {}
     for info in factors:
         path = _WHOLE.sub("", info.name.removeprefix(_PREFIX))
+        if path.endswith(_LENGTHS):
+            lengths[path.removesuffix(_LENGTHS)] = info
+            continue
         if part := _FACTOR.fullmatch(path):
             pairs.setdefault(part[1], {})[part[2] or f"embedding {part[3]}"] = info
             continue
@@ -166,8 +172,23 @@ def adapted_tensors(
         raise ResolveError(f"{name} is an adapter without a single pair of factors.", code="adapter")
     for path, pair in pairs.items():
         target = _target(f"{path}.weight", base, parameters, name)
-        changed[target] = replace(changed[target], update=_update(settings, path, pair, changed[target], name))
+        update = _update(settings, path, pair, changed[target], name)
+        if (own := lengths.pop(path, None)) or settings.get("use_dora"):
+            update = _scaled(update, own, path, name)
+        changed[target] = replace(changed[target], update=update)
+    if lengths:
+        raise ResolveError(f"{name} has lengths of '{min(lengths)}' and no factors of it.", code="adapter")
     return changed
+
+
+def _scaled(update: LowRankUpdate, lengths: TensorInfo | None, path: str, name: str) -> LowRankUpdate:
+    """An update of a DoRA, whose rows have lengths of their own."""
+    if lengths is None:
+        raise ResolveError(f"{name} is a DoRA and has no lengths of '{path}'.", code="adapter")
+    rows = update.left.shape[0]
+    if update.turned or math.prod(lengths.shape) != rows or lengths.dtype not in FLOATS:
+        raise _unlike(name, lengths.name, lengths.shape, f"the rows of {path}", (rows,))
+    return update._replace(lengths=Factor(lengths.offset, lengths.dtype, (rows, 1)))
 
 
 def _target(path: str, base: Mapping[str, TensorInfo], parameters: Mapping[str, str], name: str) -> str:

@@ -69,12 +69,15 @@ class Factor(NamedTuple):
 class LowRankUpdate(NamedTuple):
     r"""What an adapter adds to a matrix: :math:`\Delta W = s\,LR`, of ``(rows, rank)`` and ``(rank, columns)``.
 
+    Of a DoRA each row of :math:`W + \Delta W` is then scaled to a length (Liu et al., arXiv:2402.09353).
+
     Args:
         file: Where the factors lie.
         left, right: :math:`L` and :math:`R`; stored the other way round where ``turned``, as of a layer whose weight
             is stored as (in, out).
         scale: :math:`s`.
         turned: Whether it is so.
+        lengths: Of a DoRA, those of the rows.
     """
 
     file: str
@@ -82,6 +85,7 @@ class LowRankUpdate(NamedTuple):
     right: Factor
     scale: float
     turned: bool
+    lengths: Factor | None = None
 
 
 @dataclass(frozen=True, slots=True)

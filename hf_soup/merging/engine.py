@@ -87,7 +87,8 @@ class Reading:
             if at.update:
                 if not hasattr(self._mine, "products"):
                     self._mine.products = LowRankProducts()
-                values = self._mine.products.added(values, at, self._files[source][at.update.file])
+                files = self._files[source]
+                values = self._mine.products.added(values, at, files[at.file], files[at.update.file])
         except ShortReadError:
             name = self._layout.tensors[run.first].name
             raise shrunk(self._layout.labels[source], at.file, name) from None
@@ -186,11 +187,12 @@ class Engine:
                     parts[source], memory = held.part(source, (end - begin) * size, at.dtype)
                 try:
                     place = slice((piece.begin - begin) * size, (piece.end - begin) * size)
-                    read_all(self.supply.sources[source][at.file].open(), memory[place], at.offset)
+                    stored = self.supply.sources[source][at.file].open()
+                    read_all(stored, memory[place], at.offset)
                     if at.update:
-                        stored = parts[source][piece.begin - begin : piece.end - begin]
+                        values = parts[source][piece.begin - begin : piece.end - begin]
                         factors = self.supply.sources[source][at.update.file].open()
-                        made.append(buffers.products.added(stored, at, factors))
+                        made.append(buffers.products.added(values, at, stored, factors))
                 except ShortReadError:
                     name = tensor_at(self.plan.layout, run, begin)[0].name
                     raise shrunk(self.plan.layout.labels[source], at.file, name) from None

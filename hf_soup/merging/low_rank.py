@@ -1,4 +1,4 @@
-"""Elements of an adapter's matrices: those of the base, and the products of the adapter's factors."""
+"""Elements of an adapter's matrices: those of the base, the products of the adapter's factors, and lengths of rows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Held:
     update: LowRankUpdate
     right: Tensor
     number: int = -1
-    product: Tensor | None = None
+    block: Tensor | None = None
 
 
 class LowRankProducts:
@@ -35,13 +35,16 @@ class LowRankProducts:
     def __init__(self) -> None:
         self._held: dict[int, _Held] = {}
 
-    def added(self, values: Tensor, at: Extent, descriptor: int) -> Tensor:
+    def added(self, values: Tensor, at: Extent, base: int, factors: int) -> Tensor:
         r"""Elements of :math:`W + s\,LR`, flat, in float32 where :math:`W` has 16 bits, else in float64.
+
+        Of a DoRA with lengths :math:`m` row :math:`i` is that times :math:`m_i / \lVert (W + s\,LR)_i \rVert`.
 
         Args:
             values: Of :math:`W`, flat, as stored.
             at: Where they lie.
-            descriptor: Of the file of the factors, opened.
+            base: The descriptor of their file.
+            factors: That of the factors' file.
 
         Raises:
             ShortReadError: It is shorter than its header says.
@@ -52,24 +55,36 @@ class LowRankProducts:
         rows, done = max(1, _BLOCK_ELEMENTS // columns), 0
         while done < len(made):
             block, within = divmod(at.element + done, rows * columns)
-            part = self._block(at.update, descriptor, block, rows, made.dtype)[within : within + len(made) - done]
-            made[done : done + len(part)] += part
+            part = self._block(at, base, factors, block, rows)[within : within + len(made) - done]
+            if at.update.lengths:
+                made[done : done + len(part)] = part
+            else:
+                made[done : done + len(part)] += part
             done += len(part)
         return made
 
-    def _block(self, update: LowRankUpdate, descriptor: int, number: int, rows: int, dtype: torch.dtype) -> Tensor:
-        """Some rows of the product, flat."""
-        held = self._held.get(descriptor)
+    def _block(self, at: Extent, base: int, factors: int, number: int, rows: int) -> Tensor:
+        """Some rows, flat: of the product; of a DoRA of all."""
+        update, dtype = at.update, TORCH[at.read_as]
+        assert update is not None, "only an adapter's are asked for"
+        held = self._held.get(factors)
         if held is None or held.update != update or held.right.dtype != dtype:
-            right = _read(update.right, descriptor, dtype)
-            held = self._held[descriptor] = _Held(update, right.mT if update.turned else right)
-        if held.number != number or held.product is None:
+            right = _read(update.right, factors, dtype)
+            held = self._held[factors] = _Held(update, right.mT if update.turned else right)
+        if held.number != number or held.block is None:
             if update.turned:
-                left = _read(update.left, descriptor, dtype).mT[number * rows : (number + 1) * rows]
+                left = _read(update.left, factors, dtype).mT[number * rows : (number + 1) * rows]
             else:
-                left = _read(_rows_of(update.left, number * rows, rows), descriptor, dtype)
-            held.number, held.product = number, _product(left, held.right, update.scale)
-        return held.product
+                left = _read(_rows_of(update.left, number * rows, rows), factors, dtype)
+            product = _product(left, held.right, update.scale)
+            if update.lengths:
+                item, columns = ITEM_BYTES[at.dtype], product.shape[1]
+                begin = at.offset + (number * rows * columns - at.element) * item
+                product += _read(Factor(begin, at.dtype, tuple(product.shape)), base, dtype)
+                lengths = _read(_rows_of(update.lengths, number * rows, rows), factors, dtype)
+                product *= lengths / torch.linalg.vector_norm(product, dim=1, keepdim=True)
+            held.number, held.block = number, product.reshape(-1)
+        return held.block
 
 
 def _product(left: Tensor, right: Tensor, scale: float) -> Tensor:
@@ -77,7 +92,7 @@ def _product(left: Tensor, right: Tensor, scale: float) -> Tensor:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return torch.mm(left, right).mul_(scale).reshape(-1)
+        return torch.mm(left, right).mul_(scale)
     finally:
         torch.set_num_threads(threads)
 

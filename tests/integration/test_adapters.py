@@ -46,7 +46,7 @@ def adapted(base: Path, out: Path, seed: int, *, kind: Any = AutoModelForCausalL
     torch.manual_seed(seed)
     model = get_peft_model(kind.from_pretrained(base), LoraConfig(**{"r": 4, "lora_alpha": 8, **settings}))
     if kind is AutoModelForCausalLM and model.config.model_type == "llama":
-        tokens = torch.tensor(ByT5Tokenizer()(PAGES[60 + 8 * seed : 68 + 8 * seed], padding=True).input_ids)[:, :64]
+        tokens = torch.tensor(ByT5Tokenizer()(PAGES[10 * seed : 10 * seed + 8], padding=True).input_ids)[:, :64]
         optimizer = torch.optim.Adam([each for each in model.parameters() if each.requires_grad], lr=3e-2)
         for _ in range(8):
             optimizer.zero_grad()
@@ -78,7 +78,10 @@ def summed(base: Path, adapter: Path) -> dict[str, Tensor]:
             scale = alpha / (math.sqrt(rank) if settings["use_rslora"] else rank)
             product = scale * (tensors[name.replace("lora_A", "lora_B").replace("_A", "_B")] @ each)
             turned = settings["fan_in_fan_out"] or part == "embedding_A"
-            whole[f"{path}.weight"] = whole[f"{path}.weight"] + (product.T if turned else product)
+            both = whole[f"{path}.weight"] + (product.T if turned else product)
+            if (lengths := tensors.get(f"{path}.lora_magnitude_vector")) is not None:
+                both *= (lengths / both.norm(dim=1))[:, None]
+            whole[f"{path}.weight"] = both
         elif not part:
             whole[path] = each
     return whole
@@ -112,6 +115,7 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "some layers": {"target_modules": ["gate_proj"], "layers_to_transform": [0]},
     "trained whole": {"target_modules": ["k_proj"], "modules_to_save": ["norm"]},
+    "DoRA": {"target_modules": ["q_proj", "down_proj"], "use_dora": True},
     "rank 1": {"target_modules": "all-linear", "r": 1},
     "the head and the table of tokens": {"target_modules": ["lm_head", "embed_tokens"]},
 }  # fmt: skip
@@ -162,10 +166,11 @@ def test_names_in_memory_are_not_those_on_the_disk(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def adapters(language_family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two of the base that the language family has, of other ranks and layers."""
+    """Three of the base that the language family has, of other ranks and layers; the last one is a DoRA."""
     folder = tmp_path_factory.mktemp("adapters")
     adapted(language_family / "base", folder / "first", 1, target_modules=["q_proj", "v_proj", "down_proj"])
     adapted(language_family / "base", folder / "second", 2, r=8, target_modules=["q_proj", "up_proj"], use_rslora=True)
+    adapted(language_family / "base", folder / "third", 3, target_modules=["q_proj", "down_proj"], use_dora=True)
     return folder
 
 
@@ -195,12 +200,13 @@ def test_slices_and_threads_do_not_show(
     language_family: Path, adapters: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     """Nor whether a candidate is made in memory; blocks that end within a slice are made once."""
+    names = ("first", "third") if method == "slerp" else ("first", "second", "third")
     recipe = Recipe(
-        ingredients=[str(adapters / name) for name in ("first", "second")],
-        base_model=str(language_family / "base"), method={"name": method},
+        ingredients=[str(adapters / name) for name in names], base_model=str(language_family / "base"),
+        method={"name": method},
     )  # fmt: skip
+    monkeypatch.setattr(low_rank, "_BLOCK_ELEMENTS", 300)
     whole = cook(recipe, "soup", threads=1).digest
-    monkeypatch.setattr(low_rank, "_BLOCK_ELEMENTS", 1 << 18)
     monkeypatch.setattr("hf_soup.merging.engine.SLICE_ELEMENTS", 1000)
     assert cook(recipe, "slices", threads=3).digest == whole
     looks = {"task": "causal-lm", "dataset": str(language_family / "validation.jsonl")}
@@ -267,7 +273,7 @@ def test_the_whole_way(
 BAD: dict[str, tuple[Mapping[str, Any], str]] = {
     "another kind": ({"peft_type": "IA3"}, "`peft_type: 'IA3'`"),
     "a changed base": ({"init_lora_weights": "pissa_niter_4"}, "`init_lora_weights: 'pissa_niter_4'`"),
-    "DoRA": ({"use_dora": True}, "`use_dora: True`"),
+    "DoRA without lengths": ({"use_dora": True}, "is a DoRA and has no lengths of 'model.layers.0"),
     "unknown": ({"lora_of_tomorrow": {"a": 1}}, "`lora_of_tomorrow: "),
     "an expression": ({"alpha_pattern": {"(a+)+$": 3}}, r"`alpha_pattern: '\(a\+\)\+\$'`"),
     "no number": ({"lora_alpha": "16"}, "`lora_alpha: '16'`"),
@@ -306,7 +312,10 @@ def test_tensors_that_do_not_fit(language_family: Path, adapters: Path, tmp_path
     )
     moved = {key.replace("layers.0", "layers.7"): each for key, each in tensors.items()}
     fails(moved, "changes 'model.layers.7.* which its base does not have")
-    fails({**tensors, name.replace("lora_A.weight", "lora_magnitude_vector"): torch.ones(32)}, "lora_magnitude_vector")
+    length = name.replace("lora_A.weight", "lora_magnitude_vector")
+    fails({**tensors, length: torch.ones(31)}, "lora_magnitude_vector' of shape .* does not fit 'the rows of")
+    fails({**tensors, length.replace("q_proj", "k_proj"): torch.ones(32)}, "has lengths of .* and no factors of it")
+    fails({**tensors, length.replace("magnitude_vector", "B.bias"): torch.ones(32)}, "B.bias', which is not known")
     fails({"base_model.model.model.norm.weight": torch.ones(64)}, "without a single pair|does not fit")
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
     with pytest.raises(ResolveError, match=r"an adapter without adapter_model\.safetensors"):

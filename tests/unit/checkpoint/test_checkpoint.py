@@ -310,7 +310,11 @@ def test_a_folder_is_pinned_by_its_weights(folder: Path) -> None:
 
 def test_what_is_no_model_is_said(tmp_path: Path) -> None:
     for name, files, said in [
-        ("adapter", {"adapter_config.json": "{}"}, "is an adapter with `peft_type: None`, which is not known how to add up.\nOnly LoRA"),
+        (
+            "adapter",
+            {"adapter_config.json": "{}"},
+            "is an adapter with `peft_type: None`, which is not known how to add up.\nOnly LoRA",
+        ),
         ("pickled", {"config.json": "{}", "pytorch_model.bin": "x"}, "only pytorch_model.bin: a pickle can run code"),
         ("empty", {}, "has no config.json: it is not a transformers model.\nIt holds nothing."),
         ("run", {"checkpoint-20/config.json": "{}"}, "name a checkpoint of it, as checkpoint-20, or cook it with"),
