@@ -13,14 +13,17 @@ from hf_soup.demo.training import write_card
 
 #: Letters of a text, which are its bytes too: all others are left out.
 LENGTH = 128
+#: Texts of a page that validation or test data have at most, as those of one page say less than as many of several.
+_FROM_A_PAGE = 12
 
 
 def make_dataset(folder: Path, seed: int, sizes: tuple[int, int]) -> None:
     """Write the manual as a data set repo: a JSON lines file of texts for each split, and a card."""
-    splits = splits_of(seed, sizes)
+    splits = pages_of(seed, sizes)
     (folder / "data").mkdir(parents=True)
-    for name, texts in splits.items():
-        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    for name, pages in splits.items():
+        rows = [{"text": text, "page": number} for number, page in enumerate(pages) for text in page]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "data" / f"{name}.jsonl").write_text(lines, encoding="utf-8")
     front = {
         "license": "other",
@@ -37,21 +40,31 @@ def make_dataset(folder: Path, seed: int, sizes: tuple[int, int]) -> None:
             }
         ],
     }
-    counts = {name: len(texts) for name, texts in splits.items()}
+    counts = {name: sum(map(len, pages)) for name, pages in splits.items()}
     write_card(folder, front, _DATASET_CARD.format(seed=seed, length=LENGTH, **counts))
 
 
-def splits_of(seed: int, sizes: tuple[int, int]) -> dict[str, list[str]]:
-    """The manual in splits, by page, in an order that the seed decides; sizes are those of validation and test."""
+def pages_of(seed: int, sizes: tuple[int, int]) -> dict[str, list[list[str]]]:
+    """The manual in splits, by page, in an order that the seed decides: the texts of each page.
+
+    Args:
+        seed: Of the order.
+        sizes: How many validation and test texts there are, of no page more than a few.
+    """
     pages = _pages()
     random.Random(seed).shuffle(pages)
     splits = {}
     for name, size in zip(("validation", "test"), sizes, strict=True):
-        texts: list[str] = []
-        while len(texts) < size:
-            texts += _pieces(pages.pop())
-        splits[name] = texts[:size]
-    return {"train": [text for page in pages for text in _pieces(page)], **splits}
+        parts: list[list[str]] = []
+        while (missing := size - sum(map(len, parts))) > 0:
+            parts.append(_pieces(pages.pop())[: min(_FROM_A_PAGE, missing)])
+        splits[name] = parts
+    return {"train": [_pieces(page) for page in pages], **splits}
+
+
+def splits_of(seed: int, sizes: tuple[int, int]) -> dict[str, list[str]]:
+    """The texts of `pages_of`."""
+    return {name: [text for page in pages for text in page] for name, pages in pages_of(seed, sizes).items()}
 
 
 def code() -> list[str]:
@@ -99,7 +112,8 @@ ASCII: others are left out, as is what is too short at the end of a page.
 
 What is split are pages, in a random order (seed {seed}). A paragraph that stands on several pages is kept on the
 shortest of them alone, so no split has one of another. The ancestor has read no page. **Texts of a page resemble each
-other**, and all pages are of one manual: `test` says nothing about other texts.
+other**: the column `page` says which they are, and `hf-soup` draws pages for its intervals. All pages are of one
+manual: `test` says nothing about other texts.
 
 Written by `hf-soup demo --lm`; meant for that, not as a benchmark.
 """

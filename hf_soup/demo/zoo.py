@@ -123,14 +123,14 @@ class LanguageZoo(Zoo):
     ancestor = "llama-code"
     family = "llama-manual"
     poor = "llama-manual-hot"
-    scored_by: ClassVar = {"task": "causal-lm", "metric": "bits_per_byte"}
+    scored_by: ClassVar = {"task": "causal-lm", "metric": "bits_per_byte", "cluster_column": "page"}
     tests: ClassVar = {"test": "test"}
     remark = "Bits per byte are what the model would need to store the texts: less is better."
 
     good: int = 6
     steps: int = 600
     fine_tune_steps: tuple[int, int] = (60, 90)
-    texts: tuple[int, int] = (200, 400)
+    texts: tuple[int, int] = (120, 240)
 
     load_script = f'''\
 """Computes bits per byte with a language model from the Hub, as any program would: there is no hf-soup in it."""

@@ -180,16 +180,12 @@ class Candidates:
         for bench, outputs in zip(validation, self.outputs_alone(next(iter(self.ingredients))), strict=True):
             count = outputs.size if bench.rows is None else bench.rows
             require_halves(bench, count)
-            clusters[bench.fingerprint] = np.arange(count) if bench.clusters is None else bench.clusters
-        # The same rows in another metric are in the same half, and so are all rows of a cluster but of the middle one.
-        kinds = {
-            fingerprint: np.argsort(np.argsort(generator.permutation(numbers.max() + 1))[numbers], kind="stable")
-            for fingerprint, numbers in clusters.items()
-        }
-        orders = [kinds[bench.fingerprint] for bench in validation]
-        return tuple([np.sort(order[len(order) // 2 :]) for order in orders]), tuple(
-            [np.sort(order[: len(order) // 2]) for order in orders]
-        )
+            if bench.clusters is not None or bench.fingerprint not in clusters:
+                clusters[bench.fingerprint] = np.arange(count) if bench.clusters is None else bench.clusters
+        # The same rows in another metric are in the same half, and so are all rows of a cluster.
+        kinds = {fingerprint: _halved(numbers, generator) for fingerprint, numbers in clusters.items()}
+        halves = [kinds[bench.fingerprint] for bench in validation]
+        return tuple([first for first, _ in halves]), tuple([second for _, second in halves])
 
     def release(self) -> None:
         """Let go of the model in memory: another one comes."""
@@ -397,6 +393,15 @@ class Candidates:
             if members:
                 self._outputs[GREEDY_ENSEMBLE, bench.title] = logit_ensemble([alone[name] for name in members])
         return members
+
+
+def _halved(clusters: Ints, generator: np.random.Generator) -> tuple[Ints, Ints]:
+    """Two random halves of rows, without cutting through a cluster: as near to halves as that goes."""
+    places = np.argsort(generator.permutation(clusters.max() + 1))[clusters]
+    order = np.argsort(places, kind="stable")
+    edges = np.flatnonzero(np.diff(places[order])) + 1
+    cut = edges[np.abs(edges - len(order) // 2).argmin()]
+    return np.sort(order[cut:]), np.sort(order[:cut])
 
 
 def _of_classes(benches: Sequence[EvalDataset]) -> list[ClassificationDataset]:

@@ -206,8 +206,9 @@ class _Pass:
         return {tensors[names[name]].name: each for name, each in pieces.items() if name in names}
 
     def _fisher(self, model: PreTrainedModel, rows: Ints, progress: Callable[[int], object]) -> _Found:
-        """The mean over examples, each by itself, of the squared gradients of the log-probability of a drawn label, or
-        of one after each token of a text.
+        """The mean over examples, each by itself, of the squared gradients of the log-probability of a drawn label.
+
+        Of a text it is that of a token for each that there is.
 
         Over their root mean square in the model, as a model that is sure of its answers has tiny ones everywhere.
         """
@@ -220,7 +221,9 @@ class _Pass:
             likelihood = logs.gather(-1, labels.to(logs.device)).sum()
             return list(torch.autograd.grad(likelihood, list(every.values()), allow_unused=True))
 
-        workers = workers_for(sum(4 * each.numel() for each in every.values()))
+        # The logits, their logarithms, and the gradients by both.
+        beside = 4 * self._inputs.logit_bytes(rows)
+        workers = workers_for(beside + sum(4 * each.numel() for each in every.values()))
         for found in each_alone(slopes, [row.reshape(1) for row in rows], workers, self._device):
             for name, slope in zip(every, found, strict=True):
                 if slope is not None:
@@ -259,7 +262,8 @@ class _Pass:
         hooks = [module.register_forward_pre_hook(hook(name)) for name, (module, _) in linear.items()]
         try:
             batches = self._inputs.alike(rows)
-            workers = workers_for(sum(4 * width**2 for _, width in linear.values()))
+            most = max((len(batch) * self._inputs.logit_bytes(batch) for batch in batches), default=0)
+            workers = workers_for(most + sum(4 * width**2 for _, width in linear.values()))
             for batch, found in zip(batches, each_alone(inputs_of, batches, workers, self._device), strict=True):
                 for name, (each, count) in found.items():
                     counts[name] += count

@@ -180,7 +180,9 @@ class MeanOfRows(EvalDataset):
         values = self.row_values(one)
         low, high, p = paired_bootstrap(np.zeros(len(values)), values, self.row_values(other), mean, self.clusters)
         difference = self.judge(one) - self.judge(other)
-        return comparison_of(self.scoring.measure, difference, low, high, p, len(values), share=self.share)
+        return comparison_of(
+            self.scoring.measure, difference, low, high, p, len(values), share=self.share, clusters=self.clusters
+        )
 
     def resampled(self, outputs: Outputs) -> Floats:
         """As `EvalDataset.resampled`."""
@@ -325,6 +327,10 @@ class CalibrationDataset:
     def answers(self, rows: Ints) -> int:
         """How many answers a model gives to some rows: one to each, or one after each token of a text."""
         return int(self._inputs.answers[rows].sum())
+
+    def logit_bytes(self, rows: Ints) -> int:
+        """What a model's answers to one of some rows take in float32."""
+        return self._inputs.logit_bytes(rows)
 
     def log_probabilities(self, given: Any, rows: Ints) -> Tensor:
         """``(answers, classes)``: what a model says to some rows, from its output for `batch`."""

@@ -330,7 +330,9 @@ class HarnessDataset(EvalDataset):
             return compare_accuracies(self._measure, first == 1, second == 1, self.clusters)
         low, high, p = paired_bootstrap(self.task_of, first, second, self._gain, self.clusters)
         difference = self.judge(first) - self.judge(second)
-        return comparison_of(self._measure, difference, low, high, p, len(first), share=self.share)
+        return comparison_of(
+            self._measure, difference, low, high, p, len(first), share=self.share, clusters=self.clusters
+        )
 
     def resampled(self, outputs: Outputs) -> Floats:
         """As `EvalDataset.resampled`."""
@@ -446,7 +448,7 @@ def _loaded(scoring: HarnessScoring, tokenizer: Any, barred: Collection[bytes]) 
         equally, less, None, {}, tasks,
     )  # fmt: skip
     if scoring.cluster_column is not None:
-        loaded = in_clusters(loaded, scoring.cluster_column, counted)
+        loaded = in_clusters(loaded, scoring.cluster_column, counted, task_of)
     return loaded, digests
 
 

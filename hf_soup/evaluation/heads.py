@@ -200,7 +200,8 @@ class HeadDataset(LearnableDataset):
             right, others = rows_right(self.references, one), rows_right(self.references, other)
             return compare_accuracies(name, right, others, self.clusters)
         low, high, p = paired_bootstrap(self.references, one, other, self._gain, self.clusters)
-        return comparison_of(name, self.judge(one) - self.judge(other), low, high, p, self.n, share=self.share)
+        difference = self.judge(one) - self.judge(other)
+        return comparison_of(name, difference, low, high, p, self.n, share=self.share, clusters=self.clusters)
 
     def resampled(self, outputs: Logits) -> Floats:
         """``(500,)``: the metric over resamples of the rows, the same ones for every model, for paired intervals."""

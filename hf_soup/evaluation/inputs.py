@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,6 +60,10 @@ class Inputs:
         """``(rows,)``: how many answers, each a distribution over classes, a model gives to each row."""
         return np.ones(len(self.kept), dtype=np.int64)
 
+    def logit_bytes(self, places: Ints) -> int:
+        """What a model's answers to one of some rows take in float32; next to nothing where it gives one to each."""
+        return 0
+
     def log_probabilities(self, given: Any, places: Ints) -> Tensor:
         """``(answers, classes)`` float32: what a model says to some rows, in their order."""
         logs: Tensor = given.logits.float().log_softmax(-1)
@@ -78,8 +82,8 @@ class TextInputs(Inputs):
         vocabulary: How many it knows.
     """
 
-    longest: int = 0
-    vocabulary: int = 0
+    longest: int = field(kw_only=True)
+    vocabulary: int = field(kw_only=True)
 
     @property
     def can_pad(self) -> bool:
@@ -108,6 +112,10 @@ class TextInputs(Inputs):
         """Places in their order, in batches of a size whose logits have room."""
         longest = int(self.sizes[places].max(initial=1))
         return super().batches(places, rows_with_room(longest, self.vocabulary, size))
+
+    def logit_bytes(self, places: Ints) -> int:
+        """Of the longest text."""
+        return 4 * int(self.sizes[places].max(initial=0)) * self.vocabulary
 
     def log_probabilities(self, given: Any, places: Ints) -> Tensor:
         """Those of all tokens of a text, text after text."""

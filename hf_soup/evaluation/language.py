@@ -278,7 +278,9 @@ class LanguageDataset(LikelihoodDataset):
         """The paired bootstrap, and a permutation test, over texts."""
         low, high, p = paired_bootstrap(self.sizes, first, second, self._gain, self.clusters)
         difference = self.judge(first) - self.judge(second)
-        return comparison_of(self.scoring.measure, difference, low, high, p, len(first), share=False)
+        return comparison_of(
+            self.scoring.measure, difference, low, high, p, len(first), share=False, clusters=self.clusters
+        )
 
     def resampled(self, outputs: Floats) -> Floats:
         """As `EvalDataset.resampled`, of the negative metric."""

@@ -216,7 +216,13 @@ def _preprocessed(
                     f"Cannot read row {row} of {name} ({', '.join(columns)}): {first_line(error)}",
                     hint="Remove the row, or name other `input_columns`.",
                 ) from error
-        chunk = Chunk([digest(content) for content in contents], *task.preprocess(name, contents))
+        try:
+            chunk = Chunk([digest(content) for content in contents], *task.preprocess(name, contents))
+        except ValueError as error:  # of examples, whose labels nobody has read
+            raise ScoringError(
+                f"Cannot read rows {numbers.start} to {numbers.stop - 1} of {name}: {error}",
+                hint="Leave out what the donor's chat template cannot read, or name other `input_columns`.",
+            ) from error
         for row, content, made in zip(numbers, contents, chunk.rows, strict=True):
             if not made.size:
                 raise ScoringError(

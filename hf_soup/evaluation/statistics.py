@@ -37,12 +37,20 @@ def mean(_: Any, values: NDArray[Any], rows: Ints) -> Floats:
 
 
 def comparison_of(
-    metric: str, difference: float, low: float, high: float, p: float, n: int, *, share: bool = True
+    metric: str,
+    difference: float,
+    low: float,
+    high: float,
+    p: float,
+    n: int,
+    *,
+    share: bool = True,
+    clusters: Ints | None = None,
 ) -> Comparison:
     """Two models on the same rows: ``difference`` is the first minus the second.
 
     A difference is claimed only where ``p`` is below 0.05 and zero lies outside the interval. ``share``: it is one of
-    shares of one, which is told in points.
+    shares of one, which is told in points. ``clusters``: as in `bootstrap`.
 
     >>> comparison_of("accuracy", 0.009, 0.002, 0.016, 0.01, 2000).sentence
     'better by 0.9 points (95 % interval 0.2 to 1.6, p = 0.01, n = 2,000)'
@@ -56,14 +64,15 @@ def comparison_of(
         return f"{100 * value:.1f}" if share else f"{value:.3g}"
 
     significant = p < 0.05 and (low > 0 or high < 0)
-    sentence = f"no difference can be seen with n = {n:,}"
+    rows = f"n = {n:,}" if clusters is None else f"n = {n:,} in {int(clusters.max()) + 1:,} clusters"
+    sentence = f"no difference can be seen with {rows}"
     if significant:
         nearer, farther = sorted((abs(low), abs(high)))
         # What is claimed is below 0.05, and two digits would make 0.05 of 0.0499.
         known = f"p = {p:.2g}" if p < 0.0495 else f"p = {min(p, 0.0499):.3g}"
         sentence = (
             f"{'better' if difference > 0 else 'worse'} by {shown(abs(difference))}{' points' if share else ''} "
-            f"(95 % interval {shown(nearer)} to {shown(farther)}, {known if p >= 0.001 else 'p < 0.001'}, n = {n:,})"
+            f"(95 % interval {shown(nearer)} to {shown(farther)}, {known if p >= 0.001 else 'p < 0.001'}, {rows})"
         )
     return Comparison(
         metric=metric, difference=difference, low=low, high=high, p=p, n=n, sentence=sentence, significant=significant
@@ -121,7 +130,7 @@ def compare_accuracies(
     first, second, n = int(np.sum(right & ~other)), int(np.sum(other & ~right)), len(right)
     if clusters is not None:
         low, high, p = paired_bootstrap(np.zeros(n), right.astype(float), other.astype(float), mean, clusters)
-        return comparison_of(metric, (first - second) / n, low, high, p, n)
+        return comparison_of(metric, (first - second) / n, low, high, p, n, clusters=clusters)
     low, high = paired_interval(first, second, n)
     p = float(binomtest(first, first + second).pvalue) if first + second else 1.0
     return comparison_of(metric, (first - second) / n, low, high, p, n)

@@ -50,7 +50,8 @@ def fisher(
         For fine-tunes on different tasks or data, with examples of the inputs that the mix shall be good at.
 
     When not:
-        Where the examples are few or of other inputs. For runs on one data set it is seldom told from the plain mean,
+        Where the examples are few or of other inputs. For language models with few texts: the root mean square is
+        mostly that of the token which begins every text, so it depends on the tokens that are drawn. For runs on one data set it is seldom told from the plain mean,
         which needs no data.
 
     Args:

@@ -22,7 +22,7 @@ from hf_soup.local_hub.wire import Record
 
 TOKEN = "hf_" + "u" * 34
 DIGITS = DigitsZoo(letters=256, letter_epochs=1, good=2, epochs=(1, 2))
-LANGUAGE = LanguageZoo(good=2, steps=4, fine_tune_steps=(1, 2), texts=(8, 16))
+LANGUAGE = LanguageZoo(good=2, steps=4, fine_tune_steps=(1, 2), texts=(24, 32))
 
 
 def ask(hub: str, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_the_demo_needs_no_network_and_no_account(
         sentence = summary["comparisons"][title]["sentence"]
         assert f"{title}: {sentence}" in said, "it says whether the soup won, either way"
     if zoo is LANGUAGE:
-        (bits,) = re.findall(r" needs (\S+) bits per byte of 16 test texts", said)
+        (bits,) = re.findall(r" needs (\S+) bits per byte of 32 test texts", said)
         assert float(bits) == pytest.approx(summary["scores"]["soup"]["test bits_per_byte"]["value"], abs=1e-3)
 
     # What it published is what it says, on a machine that has nothing but the repos.

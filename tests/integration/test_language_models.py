@@ -311,6 +311,25 @@ def test_what_looks_at_examples_looks_at_texts(
     assert cli("verify", "soup", "--quiet", *files).code == 0
 
 
+def test_conversations_as_examples(language_family: Path, tmp_path: Path) -> None:
+    """Through the donor's chat template; where that cannot, it is said."""
+    roles = ("user", "assistant")
+    chats = [[page[:20], page[20:40]] for page in PAGES[:12]]
+    lines = [{"messages": [{"role": r, "content": c} for r, c in zip(roles, chat, strict=True)]} for chat in chats]
+    (tmp_path / "chats.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    models = [shutil.copytree(language_family / name, tmp_path / name) for name in ("one", "two")]
+    recipe = Recipe(
+        ingredients=[str(model) for model in models], method="regmean",
+        calibration={"task": "causal-lm", "dataset": str(tmp_path / "chats.jsonl")},
+    )  # fmt: skip
+    with pytest.raises(ScoringError, match=r"Cannot read rows 0 to 11 of chats.jsonl: .* has no chat template"):
+        cook(recipe, "soup")
+    template = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+    for model in models:
+        (model / "chat_template.jinja").write_text(template)
+    assert cook(recipe, "soup").digest != cook(Recipe(ingredients=recipe.ingredients), "mean").digest
+
+
 def test_barriers_of_language_models_are_those_of_questions(language_family: Path, tmp_path: Path) -> None:
     """In points of accuracy, between models that answer by likelihoods."""
     pages = [page for page in PAGES if len(page) > 100][:30]

@@ -8,10 +8,10 @@ import yaml
 
 from hf_soup.demo import LanguageZoo, _render
 from hf_soup.demo.language import encoded
-from hf_soup.demo.language_data import LENGTH, code, splits_of
+from hf_soup.demo.language_data import LENGTH, _pages, code, pages_of, splits_of
 from hf_soup.demo.zoo import OWNER
 
-TINY = LanguageZoo(good=1, steps=4, fine_tune_steps=(1, 2), texts=(8, 16))
+TINY = LanguageZoo(good=1, steps=4, fine_tune_steps=(1, 2), texts=(24, 32))
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +56,16 @@ def test_training_and_scoring_read_the_same_tokens(zoo):
     assert tokenizer.decode(tokenizer(text).input_ids) == text
     model = AutoModelForCausalLM.from_pretrained(zoo / TINY.poor)
     assert model.config.bos_token_id == model.config.eos_token_id == tokenizer.eos_token_id
-    assert model(encoded(texts)).logits.shape == (16, LENGTH + 1, len(tokenizer))
+    assert model(encoded(texts)).logits.shape == (32, LENGTH + 1, len(tokenizer))
 
 
 def test_no_text_is_in_two_splits(zoo):
     """Nor has the ancestor read one; with the sizes of the demo, and not only with these."""
     splits = splits_of(0, LanguageZoo().texts)
     assert (len(splits["validation"]), len(splits["test"])) == LanguageZoo().texts
+    pages = pages_of(0, LanguageZoo().texts)
+    assert all(len(page) <= 12 for name in ("validation", "test") for page in pages[name])
+    assert len(pages["test"]) > 20
     assert {len(text) for texts in splits.values() for text in texts} == {LENGTH}
     seen = set(code())
     for texts in splits.values():
@@ -71,8 +74,7 @@ def test_no_text_is_in_two_splits(zoo):
         assert not new & seen
         seen |= new
     words = "assumed to be Python statements"
-    manual = (text for texts in splits.values() for text in texts)
-    docstring, page, read = (" ".join("".join(texts).split()) for texts in (pdb.__doc__, manual, code()))
+    docstring, page, read = (" ".join("".join(texts).split()) for texts in (pdb.__doc__, _pages(), code()))
     assert words in docstring, "of which a page of the manual is made"
     assert words in page
     assert words not in read
@@ -84,6 +86,7 @@ def test_the_data_set_loads_by_its_card(zoo, tmp_path):
 
     loaded = datasets.load_dataset(str(zoo / TINY.dataset), cache_dir=str(tmp_path))
     assert {name: list(split["text"]) for name, split in loaded.items()} == splits_of(0, TINY.texts)
+    assert len(set(loaded["test"]["page"])) == len(pages_of(0, TINY.texts)["test"]) > 1
     front, text = card_of(zoo / TINY.dataset)
     assert front["license_name"] == "psf-2.0"
     assert "no split has one of another" in text

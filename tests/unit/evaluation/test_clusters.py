@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from datasets import Dataset
+from PIL import Image
 from transformers import LlamaForCausalLM
 
 from hf_soup import Recipe, RecipeError, ScoringError, cook
 from hf_soup.evaluation import Candidates, statistics
+from hf_soup.evaluation.candidates import _halved
 from hf_soup.evaluation.choices import ChoiceDataset
+from hf_soup.evaluation.clusters import in_clusters
 from hf_soup.evaluation.formulas import CLASS_METRICS
 from hf_soup.evaluation.harness import harness_datasets
 from hf_soup.evaluation.looks import by_chance
@@ -123,13 +126,18 @@ def test_the_column_says_which_rows_belong_together(language_family: Path, tmp_p
     assert isinstance(bench, ChoiceDataset)
     assert bench.clusters is not None
     assert bench.clusters.tolist() == [number // 4 for number in range(24)]
-    assert bench.notes == ("intervals and tests are of 6 clusters, the rows with equal 'page'",)
+    (note,) = bench.notes
+    told = "intervals and tests are of 6 clusters, the rows with equal 'page'"
+    assert note == f"{told}; of so few clusters intervals are too narrow"
+    many = bench_of(language_family / "base", tmp_path, [{**row, "page": n % 12} for n, row in enumerate(QUESTIONS)])
+    assert many.notes == ("intervals and tests are of 12 clusters, the rows with equal 'page'",)
     one, other = (RNG.random((24, 2)) for _ in range(2))
     plain = replace(bench, clusters=None)
     assert bench.compare(one, other) != plain.compare(one, other)
     assert bench.score(one) != plain.score(one)
     assert bench.score(one).value == plain.score(one).value
     assert not np.array_equal(bench.resampled(one), plain.resampled(one))
+    assert bench.compare(one, one).sentence == "no difference can be seen with n = 24 in 6 clusters"
     # Lists and numbers tell rows apart as well.
     lists = [{**row, "page": [1, number % 3]} for number, row in enumerate(QUESTIONS)]
     assert bench_of(language_family / "base", tmp_path, lists).clusters.tolist() == [0, 1, 2] * 8
@@ -138,8 +146,10 @@ def test_the_column_says_which_rows_belong_together(language_family: Path, tmp_p
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{**row, "page": "one"} for row in QUESTIONS], "All 24 rows of rows.jsonl have one value in 'page'."),
+        ([{**row, "page": "one"} for row in QUESTIONS], r"rows.jsonl has one value in 'page' \(24 rows\)\."),
         ([{**row, "page": None} if row is QUESTIONS[5] else row for row in QUESTIONS], "Row 5 of .* has nothing in"),
+        ([{**row, "page": ""} if row is QUESTIONS[5] else row for row in QUESTIONS], "Row 5 of .* has nothing in"),
+        ([{**row, "page": float("nan")} for row in QUESTIONS], "Row 0 of .* has nothing in"),
         (
             [{key: row[key] for key in ("question", "choices", "answer")} for row in QUESTIONS],
             r"The rows of rows.jsonl have no 'page'; they have 'question', 'choices', 'answer'\.",
@@ -181,6 +191,41 @@ def test_tasks_of_the_harness_have_clusters_too(language_family: Path, tmp_path:
         harness_datasets([("test", asked("rows.jsonl", cluster_column="article"))], template, quiet=True)
 
 
+def test_pictures_tell_no_rows_apart() -> None:
+    """By what they are in memory, which would be another number every time."""
+    data = bench_like(3)
+    with pytest.raises(ScoringError, match="Row 0 of data has a Image in 'image', and no text or number"):
+        in_clusters(data, "image", [{"image": Image.new("L", (2, 2))} for _ in range(3)])
+
+
+def test_what_two_tasks_call_alike_is_not_one_thing() -> None:
+    rows = [{"page": 0}, {"page": 1}, {"page": 0}]
+    assert in_clusters(bench_like(3), "page", rows).clusters.tolist() == [0, 1, 0]
+    assert in_clusters(bench_like(3), "page", rows, [0, 0, 1]).clusters.tolist() == [0, 1, 2]
+
+
+def bench_like(rows: int) -> Any:
+    scoring = Scoring(task="multiple-choice-lm", dataset="data")
+    stored: Any = None
+    lengths = np.ones((rows, 2), dtype=np.int64)
+    return ChoiceDataset(
+        "t", scoring, (), "f", "data", stored, np.arange(rows), 8, 8, np.zeros(rows, np.int64), lengths
+    )
+
+
+@pytest.mark.parametrize("sizes", [[3, 27], [5, 5, 5, 5], [1] * 20, [7, 2, 9, 1, 4]])
+def test_halves_cut_through_no_cluster(sizes: list[int]) -> None:
+    """As near to halves as that goes; every row is in one of them."""
+    clusters = RNG.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    for seed in range(6):
+        first, second = _halved(clusters, np.random.default_rng(seed))
+        assert not {*clusters[first].tolist()} & {*clusters[second].tolist()}
+        assert sorted([*first.tolist(), *second.tolist()]) == list(range(len(clusters)))
+        assert min(len(first), len(second)) > 0
+        if len(set(sizes)) == 1:
+            assert len(first) == len(second)
+
+
 def test_a_soup_on_documents(
     language_family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Callable[..., Any]
 ) -> None:
@@ -206,9 +251,11 @@ def test_a_soup_on_documents(
         return halves[-1]
 
     monkeypatch.setattr(Candidates, "random_halves", watched)
-    looks = {**test, "cluster_column": "page"}
+    # Beside the same rows in another metric, for which nobody names clusters.
+    looks = [{**test, "cluster_column": "page"}, {**test, "metric": "nll"}]
     cook(Recipe(ingredients=models, validation=looks, select="greedy", stability_repeats=1), "greedy")
-    (((first,), (second,)),) = halves
+    (((first, same), (second, _)),) = halves
+    assert np.array_equal(first, same)
     assert len(first) == len(second) == 24
     assert not {*(first // 6).tolist()} & {*(second // 6).tolist()}
     with pytest.raises(RecipeError, match="'cluster_column' is for `validation` and `test`"):
