@@ -33,9 +33,9 @@ def fisher(
     entry by entry, with :math:`F_i` the diagonal of the Fisher information of ingredient :math:`i`: over :math:`m`
     examples :math:`x_k`, each by itself, the squares of the gradients of the log-probability of a label :math:`y_k`,
     drawn from what the model itself answers. Labels of the data are not looked at. A language model answers after each
-    token of a text: there a token is drawn for each, and their log-probabilities are summed. The paper takes the
-    mean over all labels where there are few; one drawn label has the same expectation. It
-    looks at each model on its own data; here all have the same examples, those of the recipe.
+    token of a text: there a token is drawn for each, and their log-probabilities are summed. The paper takes the mean
+    over all labels where there are few; one drawn label has the same expectation. It looks at each model on its own
+    data; here all have the same examples, those of the recipe.
 
     How large :math:`F_i` is says how many entries a model has and how sure it is of its answers: from 1e-2 in a small
     model to 1e-12 in a large one that has learned its data by heart. So it is divided by its root mean square over the
@@ -51,8 +51,8 @@ def fisher(
 
     When not:
         Where the examples are few or of other inputs. For language models with few texts: the root mean square is
-        mostly that of the token which begins every text, so it depends on the tokens that are drawn. For runs on one data set it is seldom told from the plain mean,
-        which needs no data.
+        mostly that of the token which begins every text, so it depends on the tokens that are drawn. For runs on one
+        data set it is seldom told from the plain mean, which needs no data.
 
     Args:
         tensors: ``n`` tensors of one shape, as stored.
