@@ -244,6 +244,9 @@ def _adapted(
             code="no-weights",
         )
     base, parameters = open_base(settings, source, name)
+    own = str(settings.get("base_model_name_or_path"))
+    if base.source.reference not in (own, str(Path(own).absolute())):
+        notes = [*notes, f"it names '{own[:200]}' as its base; {base.model} is taken"]
     files = AdaptedFiles.of(base.weights.source, source)
     factors = read_header(files.read, FOLDER + WEIGHTS, files.files[FOLDER + WEIGHTS], name)
     tensors = adapted_tensors(settings, factors, base.tensors, parameters, name)

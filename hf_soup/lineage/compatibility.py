@@ -57,6 +57,24 @@ def quantised(models: Sequence[AlignedModel]) -> list[Finding]:
     ]
 
 
+def adapter_bases(models: Sequence[AlignedModel]) -> Iterator[Finding]:
+    """Adapters that were trained on several states of one base."""
+    states: dict[str, dict[str, list[str]]] = {}
+    bases = {base.identity: base for model in models if (base := model.checkpoint.base)}
+    for model in models:
+        if base := model.checkpoint.base:
+            states.setdefault(base.model, {}).setdefault(base.identity, []).append(model.name)
+    for base_model, found in states.items():
+        if len(found) > 1:
+            shown = "; ".join(f"{some(who)} of {bases[at].short or bases[at]}" for at, who in found.items())
+            yield Finding(
+                "base-revisions",
+                f"The adapters change several revisions of {base_model}: {shown}. Each is added to its own. To take "
+                "one, name it as `base` beside each adapter.",
+                tuple(name for who in found.values() for name in who),
+            )
+
+
 def modules(models: Sequence[AlignedModel]) -> Iterator[Finding]:
     """Models with weights of their own outside the transformer, which nobody would average, or with code there."""
     for model in models:

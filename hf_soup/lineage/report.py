@@ -16,7 +16,7 @@ from hf_soup.errors import IncompatibleError, ResolveError
 from hf_soup.hub import Token
 from hf_soup.lineage import similarity
 from hf_soup.lineage.alignment import AlignedModels, AlignmentOptions, align
-from hf_soup.lineage.compatibility import architectures, complete, labels, modules, processing, quantised
+from hf_soup.lineage.compatibility import adapter_bases, architectures, complete, labels, modules, processing, quantised
 from hf_soup.lineage.declared_bases import (
     BaseReference,
     base_candidates,
@@ -268,7 +268,8 @@ def check_lineage(
     if len(stored) < 2:
         message = "A soup needs two models or more; only one was named."
         reasons.append(Finding("single", message, models.names, refuses=not alone))
-    reasons += [*quantised(stored), *modules(stored)]
+    of_several = list(adapter_bases(stored))
+    reasons += [*quantised(stored), *modules(stored), *of_several]
     offline = any(checkpoint.source.from_cache for checkpoint in checkpoints)
     declared = read_declared_bases(stored, token)
     named = None if base is None else _named_base(base, offline=offline, allow_pickle=allow_pickle, token=token)
@@ -290,7 +291,9 @@ def check_lineage(
         reasons.append(Finding("architecture", str(error), refuses=True))
     found_base = verdict.base
     models = replace(models, asset_sources=(found_base.checkpoint,) if found_base and found_base.checkpoint else ())
-    report = LineageReport(PROVEN if verdict.proven else LIKELY, found_base, models, (), verdict.evidence)
+    report = LineageReport(
+        PROVEN if verdict.proven and not of_several else LIKELY, found_base, models, (), verdict.evidence
+    )
     return report.with_reasons(reasons)
 
 

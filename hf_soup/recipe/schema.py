@@ -41,7 +41,8 @@ MAX_INGREDIENTS = 1000
 
 #: Codes of findings that are judgements, which `allow` may accept; what else refuses could not be averaged at all.
 JUDGEMENTS = frozenset({
-    *("base-contradicted", "base-copied", "base-doubtful", "base-inferred", "base-tensors-unrelated"),
+    *("base-contradicted", "base-copied", "base-doubtful", "base-inferred", "base-revisions"),
+    *("base-tensors-unrelated",),
     *("base-undeclared", "base-unknown", "base-unreadable", "base-wrong", "bases-differ", "batch-norm", "card-wrong"),
     *("drifted", "dtypes-mixed", "evaluated-on-train", "heads-unrelated", "identical", "labels"),
     *("labels-unknown", "not-from-base", "positions", "processing", "processing-absent", "processing-not-compared"),

@@ -230,6 +230,23 @@ def test_in_16_bits(language_family: Path, tmp_path: Path) -> None:
     assert off <= 3
 
 
+def test_a_run_of_adapters(language_family: Path, adapters: Path, cli: Cli) -> None:
+    """Checkpoints of one run, as a Trainer leaves them; learned weights, and scores of an adapter alone."""
+    for number, name in enumerate(("first", "second", "third"), 1):
+        shutil.copytree(adapters / name, Path("run", f"checkpoint-{number}0"))
+    done = cli("cook", "run", "-o", "last", "--select", "run_average", "--set", "last=2", "--quiet", "--json")
+    assert done.code == 0, done.err
+    assert done.json["digest"] == cook([str(adapters / "second"), str(adapters / "third")], "two").digest
+    data = ("--data", language_family / "validation.jsonl", "--task", "causal-lm", "--quiet", "--json")
+    alone = cli("score", *(adapters / name for name in ("first", "second")), *data)
+    assert alone.code == 0, alone.err
+    best = min(next(iter(each.values()))["value"] for each in alone.json["scores"].values())
+    few = ("--set", "epochs=2", "--set", "by=ingredient", "--set", "batch_size=10")
+    done = cli("cook", adapters / "first", adapters / "second", "-o", "soup", "--select", "learned", *few, *data)
+    assert done.code == 0, done.err
+    assert next(iter(done.json["scores"]["soup"].values()))["value"] <= best
+
+
 def test_the_whole_way(
     online: LocalHub, cli: Cli, language_family: Path, adapters: Path, publish: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -268,6 +285,33 @@ def test_the_whole_way(
     assert cli("verify", soup, "--quiet").code == 0
     streamed = cook(Recipe(ingredients=kept.ingredients), "streamed", stream=True)
     assert streamed.digest == cook(Recipe(ingredients=kept.ingredients), "again").digest
+
+
+def test_two_revisions_of_one_base(
+    online: LocalHub, language_family: Path, adapters: Path, publish: Callable[..., str], tmp_path: Path
+) -> None:
+    """Each adapter is added to its own, and the check says that they are two; ``base`` beside them makes it one."""
+    base, names, commits = publish("base", language_family / "base"), [], []
+    for name, content in (("first", "base"), ("second", "one")):
+        publish("base", language_family / content)
+        commits.append(open_checkpoint(base).revision)
+        folder = shutil.copytree(adapters / name, tmp_path / name)
+        settings = json.loads((folder / "adapter_config.json").read_text())
+        pinned = {**settings, "base_model_name_or_path": base, "revision": commits[-1]}
+        (folder / "adapter_config.json").write_text(json.dumps(pinned))
+        names.append(publish(name, folder))
+    lineage = check(names)
+    (reason,) = [reason for reason in lineage.reasons if reason.code == "base-revisions"]
+    assert f"acme/first of {commits[0][:7]}; acme/second of {commits[1][:7]}" in reason.message
+    assert lineage.verdict == "likely"
+    shares = cook(names, "soup")
+    ends = [
+        summed(language_family / content, adapters / name) for content, name in (("base", "first"), ("one", "second"))
+    ]
+    for name, each in written(shares).items():
+        torch.testing.assert_close(each.double(), (ends[0][name] + ends[1][name]) / 2, rtol=2**-23, atol=0)
+    one = [{"model": name, "base": f"{base}@{commits[0]}"} for name in names]
+    assert check(Recipe(ingredients=one)).verdict == "proven"
 
 
 BAD: dict[str, tuple[Mapping[str, Any], str]] = {
@@ -331,6 +375,8 @@ def test_a_base_that_is_named_in_its_place(language_family: Path, adapters: Path
     second, base = str(adapters / "second"), str(language_family / "base")
     expected = cook([str(adapters / "first"), second], "soup").digest
     assert cook(Recipe(ingredients=[str(folder), second], base_model=base), "named").digest == expected
+    lineage = check(Recipe(ingredients=[str(folder), second], base_model=base))
+    assert "it names '/nowhere/llama' as its base; local:base is taken" in str(lineage)
     assert cook(Recipe(ingredients=[{"model": str(folder), "base": base}, second]), "beside").digest == expected
     with pytest.raises(ResolveError, match=r"its base cannot be used: .*\nName the model that it was trained on"):
         cook([str(folder), second], "nothing")
