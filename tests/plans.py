@@ -23,6 +23,7 @@ class StoredModel:
     name: str
     tensors: Mapping[str, TensorInfo]
     state: str = ""
+    base_state: str | None = None
 
     @property
     def label(self) -> str:

@@ -20,7 +20,7 @@ from hf_soup.hub import Stamp
 
 #: The files of an adapter, and the folder in which they stand among those of its base.
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-FOLDER = "adapter/"
+ADAPTER_FOLDER = "adapter/"
 
 #: Fields of peft's config that are read here, or change no number of an adapter that was trained.
 _KNOWN = {
@@ -58,10 +58,10 @@ class AdaptedFiles(FileSource):
     @classmethod
     def of(cls, base: FileSource, adapter: FileSource) -> AdaptedFiles:
         """Both, pinned by what pins the adapter and by what pins the base."""
-        stamps: dict[str, Stamp] = {**base.stamps, **{FOLDER + file: at for file, at in adapter.stamps.items()}}
+        stamps: dict[str, Stamp] = {**base.stamps, **{ADAPTER_FOLDER + file: at for file, at in adapter.stamps.items()}}
         return cls(
             reference=adapter.reference,
-            files={**base.files, **{FOLDER + file: size for file, size in adapter.files.items()}},
+            files={**base.files, **{ADAPTER_FOLDER + file: size for file, size in adapter.files.items()}},
             commit=adapter.commit,
             from_cache=base.from_cache or adapter.from_cache,
             stamps=stamps,
@@ -71,8 +71,8 @@ class AdaptedFiles(FileSource):
 
     def origin(self, file: str) -> tuple[FileSource, str]:
         """The base's, or the adapter's."""
-        own = file.startswith(FOLDER)
-        return (self.adapter, file.removeprefix(FOLDER)) if own else (self.base, file)
+        own = file.startswith(ADAPTER_FOLDER)
+        return (self.adapter, file.removeprefix(ADAPTER_FOLDER)) if own else (self.base, file)
 
     def read(self, file: str, start: int, stop: int) -> bytes:
         """As where it is."""

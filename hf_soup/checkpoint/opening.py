@@ -17,7 +17,7 @@ from typing import Any
 from hf_soup import hub
 from hf_soup._util.parallel import in_parallel
 from hf_soup._util.text import some
-from hf_soup.checkpoint.adapter import FOLDER, SETTINGS, WEIGHTS, AdaptedFiles, adapted_tensors, require_lora
+from hf_soup.checkpoint.adapter import ADAPTER_FOLDER, SETTINGS, WEIGHTS, AdaptedFiles, adapted_tensors, require_lora
 from hf_soup.checkpoint.checkpoint import Checkpoint, called
 from hf_soup.checkpoint.config import is_quantised
 from hf_soup.checkpoint.file_sources import FileSource, HubRepo, LocalFolder
@@ -248,7 +248,7 @@ def _adapted(
     if base.source.reference not in (own, str(Path(own).absolute())):
         notes = [*notes, f"it names '{own[:200]}' as its base; {base.model} is taken"]
     files = AdaptedFiles.of(base.weights.source, source)
-    factors = read_header(files.read, FOLDER + WEIGHTS, files.files[FOLDER + WEIGHTS], name)
+    factors = read_header(files.read, ADAPTER_FOLDER + WEIGHTS, files.files[ADAPTER_FOLDER + WEIGHTS], name)
     tensors = adapted_tensors(settings, factors, base.tensors, parameters, name)
     weights = TensorSource(tensors, files, (*base.tensors.values(), *factors))
     return Checkpoint(model, base.config, card, AdaptedFiles.of(base.source, source), weights, tuple(notes), base)
@@ -331,7 +331,7 @@ _BESIDE = "\nThen put config.json and the tokenizer's files beside what comes ou
 
 def _other_format(source: FileSource) -> tuple[str, str] | None:
     """What a folder is that another tool wrote, and what makes a model of it; None where it is not one of these."""
-    files, where = source.files, Path("FOLDER" if source.commit else source.reference)
+    files, where = source.files, Path("ADAPTER_FOLDER" if source.commit else source.reference)
     if quantised := [file for file in files if file.endswith(".gguf")]:
         load = f"AutoModelForCausalLM.from_pretrained({str(where)!r}, gguf_file={quantised[0]!r})"
         return (

@@ -34,6 +34,12 @@ class AlignedModel:
         return self.checkpoint.identity
 
     @property
+    def base_state(self) -> str | None:
+        """Of an adapter, what identifies the bytes of its base."""
+        base = self.checkpoint.base
+        return base.identity if base else None
+
+    @property
     def token_tables(self) -> list[str]:
         """The tensors that have a row for each token."""
         config, stored = self.checkpoint.config, list(dict.fromkeys(info.name for info in self.tensors.values()))

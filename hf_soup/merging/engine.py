@@ -68,6 +68,14 @@ class Reading:
         self._files = [{file: open_file(self._stack, path) for file, path in source.items()} for source in paths]
         self._mine = threading.local()
 
+    @property
+    def _products(self) -> LowRankProducts:
+        """Of this thread."""
+        if not hasattr(self._mine, "products"):
+            self._mine.products = LowRankProducts()
+        products: LowRankProducts = self._mine.products
+        return products
+
     def close(self) -> None:
         """Close the files."""
         self._stack.close()
@@ -81,14 +89,11 @@ class Reading:
         """
         at = segment.extents[source]
         assert at is not None, "only those that have it are asked"
-        values = torch.empty(segment.end - segment.begin, dtype=TORCH[at.dtype])
         try:
-            read_all(self._files[source][at.file], bytes_of(values.view(torch.uint8)), at.offset)
+            values = self._stored(source, segment)
             if at.update:
-                if not hasattr(self._mine, "products"):
-                    self._mine.products = LowRankProducts()
                 files = self._files[source]
-                values = self._mine.products.added(values, at, files[at.file], files[at.update.file])
+                values = self._products.added(values, at, files[at.file], files[at.update.file])
         except ShortReadError:
             name = self._layout.tensors[run.first].name
             raise shrunk(self._layout.labels[source], at.file, name) from None
@@ -97,6 +102,20 @@ class Reading:
             index = int(values.isnan().nonzero()[0]) + segment.begin
             raise not_finite(self._layout, run, [source], index, float("nan"))
         return widened(values, run.dtype)
+
+    def mean(self, plan: Plan, run: Run, pieces: Sequence[Segment], groups: Sequence[Sequence[int]]) -> Tensor:
+        """As `LowRankProducts.mean`; NaN is not looked for."""
+        return self._products.mean(
+            plan, run, pieces, groups, self._stored, lambda source, file: self._files[source][file]
+        )
+
+    def _stored(self, source: int, segment: Segment) -> Tensor:
+        """A segment as it is stored, without what an adapter adds."""
+        at = segment.extents[source]
+        assert at is not None, "only those that have it are asked"
+        values = torch.empty(segment.end - segment.begin, dtype=TORCH[at.dtype])
+        read_all(self._files[source][at.file], bytes_of(values.view(torch.uint8)), at.offset)
+        return values
 
 
 #: Elements that are combined at once: large enough that Python does not show, small enough for the cache.
@@ -148,9 +167,10 @@ class Engine:
         for pieces in run.slices(unit.begin, unit.end, self._step(run), across=plan.is_whole(run)):
             begin, end = pieces[0].begin, pieces[-1].end
             read = partial(self._read, run, pieces, buffers)
+            together = self._together(run, pieces, buffers)
             piece, data = buffers.output((end - begin) * item, run.dtype)
             if run.averaged:
-                self._combine(run, read, begin, piece, known)
+                self._combine(run, read, begin, piece, known, together)
             else:
                 first, *others = read().values()
                 piece.copy_(first)
@@ -200,6 +220,28 @@ class Engine:
                 parts[source] = made[0] if len(made) == 1 else torch.cat(made)
         return {source: widened(part, run.dtype) for source, part in parts.items()}
 
+    def _together(self, run: Run, pieces: Sequence[Segment], buffers: Buffers) -> Tensor | None:
+        """The mean of adapters that are read together, where there are such and it can be written."""
+        groups = self.plan.groups(run, pieces[0])
+        if not groups:
+            return None
+
+        def stored(source: int, piece: Segment) -> Tensor:
+            at = piece.extents[source]
+            assert at is not None, "groups are of those that have it"
+            values, memory = buffers.part(source, (piece.end - piece.begin) * ITEM_BYTES[at.dtype], at.dtype)
+            read_all(self.supply.sources[source][at.file].open(), memory, at.offset)
+            return values
+
+        def opened(source: int, file: str) -> int:
+            return self.supply.sources[source][file].open()
+
+        try:
+            mixed = buffers.products.mean(self.plan, run, pieces, groups, stored, opened)
+        except ShortReadError:
+            return None  # read again, one by one, it is said whose file that is
+        return mixed if fits(mixed, TORCH[run.dtype]) else None
+
     def _step(self, run: Run) -> int:
         """How many elements to combine at once."""
         if self.at_once(run):
@@ -239,7 +281,11 @@ class Engine:
         begin: int,
         piece: Tensor,
         known: Mapping[str, object] | None,
+        together: Tensor | None,
     ) -> None:
+        if together is not None:
+            round_into(together, piece)
+            return
         parts = read()
         at_once = self.at_once(run)
         # What is trimmed does not show every NaN, and what is decomposed may hold none.

@@ -205,6 +205,7 @@ class Layout:
         files: In order.
         tensors: All of them, in the order of the output.
         runs: As long as can be, in that order too.
+        bases: Of every source that is an adapter, what identifies the bytes of its base; none where none is one.
     """
 
     names: tuple[str, ...]
@@ -213,6 +214,7 @@ class Layout:
     files: tuple[OutputFile, ...]
     tensors: tuple[OutputTensor, ...] = field(repr=False)
     runs: tuple[Run, ...] = field(repr=False)
+    bases: tuple[str | None, ...] = field(default=(), repr=False)
 
     @classmethod
     def of(
@@ -266,7 +268,9 @@ class Layout:
             ]  # fmt: skip
         names = tuple(source.name for source in ingredients)
         labels, states = tuple(source.label for source in sources), tuple(source.state for source in sources)
-        return cls(names, labels, states, tuple(files), tuple(tensors), tuple(runs))
+        bases = tuple(source.base_state for source in sources)
+        bases = bases if any(bases) else ()
+        return cls(names, labels, states, tuple(files), tuple(tensors), tuple(runs), bases)
 
     @property
     def base(self) -> int | None:

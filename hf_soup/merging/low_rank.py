@@ -1,16 +1,19 @@
-"""Elements of an adapter's matrices: those of the base, the products of the adapter's factors, and lengths of rows."""
+"""Elements of adapters' matrices: those of the base, the products of the adapters' factors, and lengths of rows."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hf_soup._util.io import read_all
 from hf_soup.checkpoint import ITEM_BYTES, TORCH, Factor, LowRankUpdate, bytes_of
-from hf_soup.merging.layout import Extent
+from hf_soup.merging.layout import Extent, Run, Segment
+from hf_soup.merging.plan import Plan
 
 #: How far sums with products may be from those of another machine before they are rounded, in parts of the largest
 #: magnitude in the tensor.
@@ -19,18 +22,26 @@ PRODUCT_BOUND = 1e-5
 _BLOCK_ELEMENTS = 1 << 18
 
 
-@dataclass
-class _Held:
-    """Of one file: the matrix that is worked on, one of its factors, and the last block of its product."""
+class _Part(NamedTuple):
+    """An update, the descriptor of its factors' file, and what its product is multiplied with beside its scale."""
 
     update: LowRankUpdate
+    factors: int
+    share: float
+
+
+@dataclass
+class _Held:
+    """Of updates of one matrix: their right factors one below the other, and the last block of the sum of products."""
+
+    parts: Sequence[_Part]
     right: Tensor
     number: int = -1
     block: Tensor | None = None
 
 
 class LowRankProducts:
-    """Makes them, and holds the last block of each adapter, as slices of a matrix may end within it. Of one thread."""
+    """Makes them, and holds the last blocks, as slices of a matrix may end within one. Of one thread."""
 
     def __init__(self) -> None:
         self._held: dict[int, _Held] = {}
@@ -51,48 +62,117 @@ class LowRankProducts:
         """
         assert at.update is not None, "only an adapter's are asked for"
         made = values.to(TORCH[at.read_as], copy=True)
-        columns = at.update.right.shape[0 if at.update.turned else 1]
+        self._add(made, at, [_Part(at.update, factors, 1.0)], base)
+        return made
+
+    def mean(
+        self,
+        plan: Plan,
+        run: Run,
+        pieces: Sequence[Segment],
+        groups: Sequence[Sequence[int]],
+        stored: Callable[[int, Segment], Tensor],
+        opened: Callable[[int, str], int],
+    ) -> Tensor:
+        r"""The mean, or sum, of sources of which some add to the same base, which is then read once.
+
+        .. math:: \sum_i w_i (W + s_i L_i R_i) = \Bigl(\sum_i w_i\Bigr) W + [w_1 s_1 L_1 \dots][R_1; \dots]
+
+        Args:
+            plan, run: What is made; its method is `linear`.
+            pieces: Of the run, one after the other.
+            groups: From `Plan.groups`.
+            stored: Reads a piece of a source as it is stored, without what an adapter adds.
+            opened: The descriptor of a file of a source.
+
+        Returns:
+            Flat, in float32 where all is stored in 16 bits, else in float64.
+        """
+        weights = plan.weights_of(run)
+        extents = [at for piece in pieces for at in piece.extents if at]
+        narrow = run.dtype != "F64" and all(ITEM_BYTES[at.dtype] == 2 for at in extents)
+        dtype = torch.float32 if narrow else torch.float64
+        normalize = plan.method_of(run).parameters.get("normalize", True)
+        total: Tensor | None = None
+        for group in groups:
+            weight, made = math.fsum(weights[source] for source in group), []
+            for piece in pieces:
+                values = stored(group[0], piece).to(dtype, copy=True)
+                own = [(source, at) for source in group if (at := piece.extents[source]) and at.update]
+                if own:
+                    first = own[0][1]
+                    parts = [
+                        _Part(at.update, opened(source, at.update.file), weights[source] / weight)
+                        for source, at in own
+                        if at.update
+                    ]
+                    self._add(values, first, parts, opened(own[0][0], first.file))
+                made.append(values)
+            mixed = made[0] if len(made) == 1 else torch.cat(made)
+            if len(groups) > 1 or not normalize:
+                mixed.mul_(weight)
+            total = mixed if total is None else total.add_(mixed)
+        assert total is not None, "there is a group"
+        return (
+            total.div_(math.fsum(weights[source] for group in groups for source in group))
+            if (normalize and len(groups) > 1)
+            else total
+        )
+
+    def _add(self, made: Tensor, at: Extent, parts: Sequence[_Part], base: int) -> None:
+        update = parts[0].update
+        columns = update.right.shape[0 if update.turned else 1]
         rows, done = max(1, _BLOCK_ELEMENTS // columns), 0
         while done < len(made):
             block, within = divmod(at.element + done, rows * columns)
-            part = self._block(at, base, factors, block, rows)[within : within + len(made) - done]
-            if at.update.lengths:
+            part = self._block(at, parts, base, block, rows, made.dtype)[within : within + len(made) - done]
+            if update.lengths:
                 made[done : done + len(part)] = part
             else:
                 made[done : done + len(part)] += part
             done += len(part)
-        return made
 
-    def _block(self, at: Extent, base: int, factors: int, number: int, rows: int) -> Tensor:
-        """Some rows, flat: of the product; of a DoRA of all."""
-        update, dtype = at.update, TORCH[at.read_as]
-        assert update is not None, "only an adapter's are asked for"
-        held = self._held.get(factors)
-        if held is None or held.update != update or held.right.dtype != dtype:
-            right = _read(update.right, factors, dtype)
-            held = self._held[factors] = _Held(update, right.mT if update.turned else right)
+    def _block(
+        self, at: Extent, parts: Sequence[_Part], base: int, number: int, rows: int, dtype: torch.dtype
+    ) -> Tensor:
+        """Some rows, flat: of the sum of products; of a DoRA of all."""
+        held = self._held.get(parts[0].factors)
+        if held is None or held.parts != parts or held.right.dtype != dtype:
+            right = [_turned(_read(update.right, file, dtype), update) for update, file, _ in parts]
+            held = self._held[parts[0].factors] = _Held(parts, torch.cat(right))
         if held.number != number or held.block is None:
-            if update.turned:
-                left = _read(update.left, factors, dtype).mT[number * rows : (number + 1) * rows]
-            else:
-                left = _read(_rows_of(update.left, number * rows, rows), factors, dtype)
-            product = _product(left, held.right, update.scale)
-            if update.lengths:
+            left = [_left(part, number * rows, rows, dtype) for part in parts]
+            product = _product(torch.cat(left, dim=1), held.right)
+            if lengths := parts[0].update.lengths:
                 item, columns = ITEM_BYTES[at.dtype], product.shape[1]
                 begin = at.offset + (number * rows * columns - at.element) * item
                 product += _read(Factor(begin, at.dtype, tuple(product.shape)), base, dtype)
-                lengths = _read(_rows_of(update.lengths, number * rows, rows), factors, dtype)
-                product *= lengths / torch.linalg.vector_norm(product, dim=1, keepdim=True)
+                wanted = _read(_rows_of(lengths, number * rows, rows), parts[0].factors, dtype)
+                product *= wanted / torch.linalg.vector_norm(product, dim=1, keepdim=True)
             held.number, held.block = number, product.reshape(-1)
         return held.block
 
 
-def _product(left: Tensor, right: Tensor, scale: float) -> Tensor:
+def _left(part: _Part, first: int, count: int, dtype: torch.dtype) -> Tensor:
+    """Some rows of the left factor, times the scale."""
+    update = part.update
+    if update.turned:
+        rows = _read(update.left, part.factors, dtype).mT[first : first + count]
+    else:
+        rows = _read(_rows_of(update.left, first, count), part.factors, dtype)
+    return rows * (update.scale * part.share)
+
+
+def _turned(factor: Tensor, update: LowRankUpdate) -> Tensor:
+    return factor.mT if update.turned else factor
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
     """By one thread, as torch's own division of the work shows in the last bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return torch.mm(left, right).mul_(scale)
+        return torch.mm(left, right)
     finally:
         torch.set_num_threads(threads)
 

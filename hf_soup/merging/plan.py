@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from hf_soup.checkpoint import ITEM_BYTES
+from hf_soup.checkpoint import ADAPTER_FOLDER, ITEM_BYTES
 from hf_soup.merging.layout import Layout, OutputTensor, Run, Segment
 from hf_soup.recipe import MethodCall, Mixture
 
@@ -97,6 +97,22 @@ class Plan:
         having = [source for source, at in enumerate(segment.extents) if at]
         own = [source for source in having if source in self.weights] or [source for source in having if source != base]
         return [*own, base] if base in having and _needs_base(self.method_of(run).method) else own
+
+    def groups(self, run: Run, segment: Segment) -> list[tuple[int, ...]]:
+        """Where the mean of adapters is taken: the sources in groups, each of which adds to the same elements of one
+        base, so that these are read once; none where nothing is read together.
+        """
+        bases, weights = self.layout.bases, self.weights_of(run)
+        own = self.sources_of(run, segment) if bases and self.method_of(run).method == "linear" else []
+        if {*own} != {*self.weights} or not run.averaged or not all(weights[source] > 0 for source in own):
+            return []
+        found: dict[object, list[int]] = {}
+        for source in sorted(own):
+            base, at = bases[source], segment.extents[source]
+            assert at is not None, "it has the segment"
+            alone = base is None or at.file.startswith(ADAPTER_FOLDER) or (at.update and at.update.lengths)
+            found.setdefault(source if alone else (base, at.file, at.offset), []).append(source)
+        return [tuple(group) for group in found.values()] if len(found) < len(own) else []
 
     @cached_property
     def in_order(self) -> Plan:

@@ -69,7 +69,7 @@ class Materializer:
         sources = sorted(plan.weights)
         trimmed = cutoffs(plan, self._reading, sources, usable_cores()) if needs_cutoffs(plan) else {}
         aids = Aids(trimmed, StatisticsStore(plan))
-        if plan.mixture.is_linear:
+        if plan.mixture.is_linear and not self.layout.bases:
             return self._mean(plan, aids)
         return {
             tensor.name: self._mixed(plan, number, aids).reshape(tensor.shape)
@@ -131,6 +131,11 @@ class Materializer:
         whole = plan.is_whole(run)
         for pieces in run.slices(0, run.elements, run.elements if whole else _SLICE, across=whole):
             begin, end = pieces[0].begin, pieces[-1].end
+            if groups := plan.groups(run, pieces[0]):
+                mixed = self._reading.mean(plan, run, pieces, groups)
+                if mixed.isfinite().all():
+                    round_into(mixed, rounded[begin:end])
+                    continue
             having = plan.sources_of(run, pieces[0])
             if plan.mixture.is_linear:  # a mean is added up in the order of the mixture
                 having = [source for source in plan.weights if source in having] or having

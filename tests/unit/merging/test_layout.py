@@ -169,7 +169,7 @@ def test_the_plan_does_not_depend_on_the_hash_seed() -> None:
         "from hf_soup.checkpoint.headers import TensorInfo\nfrom hf_soup.merging import Layout, Plan, layout\n"
         "from hf_soup.recipe import Mixture\nfrom types import SimpleNamespace\nlayout.MAX_FILE_BYTES = 8\n"
         "t = {n: TensorInfo(n, 'BF16', (3,), 'm', 8 + 6 * i, 6) for i, n in enumerate('zebra')}\n"
-        "models = [SimpleNamespace(name=n, label=n, state=n, tensors=t) for n in 'ab']\n"
+        "models = [SimpleNamespace(name=n, label=n, state=n, tensors=t, base_state=None) for n in 'ab']\n"
         "print(Plan(Layout.of(models), Mixture({'a': 1.0, 'b': 2.0})).fingerprint)"
     )
     found = {
