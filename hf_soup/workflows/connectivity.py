@@ -323,7 +323,7 @@ def connectivity(
         if not bench.share or bench.rows is None:
             raise RecipeError(
                 f"Barriers are measured in points, which '{bench.title}' is not in.",
-                hint="Name a metric between 0 and 1, such as accuracy or spearmanr, or other data first in `validation`.",
+                hint="Name a metric such as accuracy or spearmanr, or other data first in `validation`.",
             )
         logger.info(f"{len(names)} models, {pairs} pair{'s'[: pairs - 1]}: {total} scorings of {bench.rows:,} rows")
         paths = fetch_weights(models.checkpoints, quiet=quiet)
