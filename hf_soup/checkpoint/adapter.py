@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from hf_soup.checkpoint.checkpoint import Checkpoint
 from hf_soup.checkpoint.file_sources import FileSource
 from hf_soup.checkpoint.headers import FLOATS, Factor, LowRankUpdate, TensorInfo
 from hf_soup.errors import ResolveError
@@ -32,8 +33,11 @@ _KNOWN = {
 }  # fmt: skip
 #: What `init_lora_weights` may be; all else is an initialisation that changed the base.
 _INITIALISATIONS = (True, False, None, "gaussian", "orthogonal")
-#: A pattern of names: plain, or with the numbers of layers left open. Others could take for ever.
-_PLAIN = re.compile(r"\^?([\w-]|\\?\.|\\d\+)+\$?")
+#: A pattern of names: plain, or with the numbers of layers left open, after which no number stands. Others could take
+#: for ever.
+_PLAIN = re.compile(r"\^?([\w-]|\\?\.|\\d\+(?!\d|\\d))+\$?")
+_MERGE = "Merge it into its base first (peft's `merge_and_unload`)."
+_ITS_BASE = "Is that the base that it was trained on? Name it: `base_model: MODEL` in the recipe, or --base MODEL."
 #: What is in front of every name in an adapter's file.
 _PREFIX = "base_model.model."
 #: A factor of a layer's weight; or of a table that is looked up, which is stored as (in, out).
@@ -99,6 +103,23 @@ class AdaptedFiles(FileSource):
         return self.base.fetch_assets()
 
 
+@dataclass(frozen=True)
+class AdapterBase:
+    """What an adapter is added to, and what the library says of its parameters.
+
+    Args:
+        checkpoint: The base; no adapter itself.
+        parameters: Name in memory of what is loaded in one piece, as it is → its name on disk.
+        tied: Parameter → the parameter that it shares its tensor with.
+        turned: Parameters that are stored as (in, out).
+    """
+
+    checkpoint: Checkpoint
+    parameters: Mapping[str, str]
+    tied: Mapping[str, str]
+    turned: frozenset[str]
+
+
 def require_lora(settings: Mapping[str, Any], name: str) -> None:
     """Refuse adapters that are no plain LoRA, by the field that says so.
 
@@ -112,12 +133,18 @@ def require_lora(settings: Mapping[str, Any], name: str) -> None:
     kind = settings.get("peft_type")
     if kind != "LORA":
         raise _refused(name, "peft_type", kind, "Only LoRA adapters are sums of the base and a product.")
-    if (how := settings.get("init_lora_weights")) not in _INITIALISATIONS:
+    how = settings.get("init_lora_weights")
+    if not isinstance(how, bool | str | None) or how not in _INITIALISATIONS:
         hint = "Convert it to a plain LoRA first: peft's `path_initial_model_for_weight_conversion`."
         raise _refused(name, "init_lora_weights", how, hint)
     for key, value in settings.items():
         if key not in _KNOWN and value not in (None, False, {}, [], ""):
-            raise _refused(name, key, value, "Merge it into its base first (peft's `merge_and_unload`).")
+            raise _refused(name, key, value, _MERGE)
+    for key in ("use_rslora", "use_dora"):
+        if not isinstance(settings.get(key), bool | None):
+            raise _refused(name, key, settings[key], "It should be true or false.")
+    if not isinstance(settings.get("revision"), str | None):
+        raise _refused(name, "revision", settings["revision"], "It should be a text.")
 
 
 def _refused(name: str, key: str, value: object, hint: str) -> ResolveError:
@@ -129,27 +156,23 @@ def _refused(name: str, key: str, value: object, hint: str) -> ResolveError:
 
 
 def adapted_tensors(
-    settings: Mapping[str, Any],
-    factors: Sequence[TensorInfo],
-    base: Mapping[str, TensorInfo],
-    parameters: Mapping[str, str],
-    name: str,
+    settings: Mapping[str, Any], factors: Sequence[TensorInfo], base: AdapterBase, name: str
 ) -> dict[str, TensorInfo]:
     """The tensors of the base as an adapter changes them.
 
     Args:
         settings: ``adapter_config.json``.
         factors: All tensors of the adapter's file.
-        base: Of the base, by their names on disk.
-        parameters: What the library calls them in memory → their names on disk, as far as they are there in one piece.
+        base: What it changes.
         name: What errors call the adapter.
 
     Raises:
         ResolveError: The base does not have such tensors, or the adapter's do not fit them.
     """
-    changed = dict(base)
+    changed = dict(base.checkpoint.tensors)
     pairs: dict[str, dict[str, TensorInfo]] = {}
     lengths: dict[str, TensorInfo] = {}
+    whole: dict[str, str] = {}
     for info in factors:
         path = _WHOLE.sub("", info.name.removeprefix(_PREFIX))
         if path.endswith(_LENGTHS):
@@ -161,18 +184,22 @@ def adapted_tensors(
         if "lora_" in path or "token_adapter" in path:
             raise ResolveError(
                 f"{name} is an adapter with '{info.name}', which is not known how to add up.",
-                hint="Merge it into its base first (peft's `merge_and_unload`).",
+                hint=_MERGE,
                 code="adapter",
             )
-        target = _target(path, base, parameters, name)
-        if base[target].shape != info.shape:
-            raise _unlike(name, info.name, info.shape, target, base[target].shape)
-        changed[target] = replace(info, name=target)  # a copy that was trained whole
+        target = _target(path, base, name)[1]
+        if changed[target].shape != info.shape or not {info.dtype, changed[target].dtype} <= {*FLOATS}:
+            raise _unlike(name, info, changed[target])
+        if target in whole:
+            raise _twice(name, target)
+        changed[target], whole[target] = replace(info, name=target), info.name  # a copy that was trained whole
     if not pairs:
         raise ResolveError(f"{name} is an adapter without a single pair of factors.", code="adapter")
     for path, pair in pairs.items():
-        target = _target(f"{path}.weight", base, parameters, name)
-        update = _update(settings, path, pair, changed[target], name)
+        parameter, target = _target(f"{path}.weight", base, name)
+        if changed[target].update or (target in whole and "base_layer" not in whole[target]):
+            raise _twice(name, target)
+        update = _update(settings, path, pair, changed[target], parameter in base.turned, name)
         if (own := lengths.pop(path, None)) or settings.get("use_dora"):
             update = _scaled(update, own, path, name)
         changed[target] = replace(changed[target], update=update)
@@ -181,60 +208,73 @@ def adapted_tensors(
     return changed
 
 
-def _scaled(update: LowRankUpdate, lengths: TensorInfo | None, path: str, name: str) -> LowRankUpdate:
-    """An update of a DoRA, whose rows have lengths of their own."""
-    if lengths is None:
-        raise ResolveError(f"{name} is a DoRA and has no lengths of '{path}'.", code="adapter")
-    rows = update.left.shape[0]
-    if update.turned or math.prod(lengths.shape) != rows or lengths.dtype not in FLOATS:
-        raise _unlike(name, lengths.name, lengths.shape, f"the rows of {path}", (rows,))
-    return update._replace(lengths=Factor(lengths.offset, lengths.dtype, (rows, 1)))
-
-
-def _target(path: str, base: Mapping[str, TensorInfo], parameters: Mapping[str, str], name: str) -> str:
-    """The base's tensor that an adapter calls so."""
-    for known in (parameters, dict.fromkeys(base)):
-        if path in known:
-            return known[path] or path
+def _target(path: str, base: AdapterBase, name: str) -> tuple[str, str]:
+    """The base's parameter that an adapter calls so, and its name on disk."""
+    stored, tied = base.checkpoint.tensors, {**base.tied, **{other: own for own, other in base.tied.items()}}
+    for known in (base.parameters, dict(zip(stored, stored, strict=True)), tied):
         # An adapter of a model without its head leaves out what stands in front of the body.
-        ending = [each for each in known if each.endswith(f".{path}")]
+        ending = [path] if path in known else [each for each in known if each.endswith(f".{path}")]
         if len(ending) == 1:
-            return known[ending[0]] or ending[0]
+            if ending[0] in tied:
+                raise ResolveError(
+                    f"{name} changes '{ending[0]}', which is one tensor with '{tied[ending[0]]}' in its base, and "
+                    "would be two.",
+                    hint=_MERGE,
+                    code="adapter",
+                )
+            return ending[0], known[ending[0]]
     raise ResolveError(
         f"{name} changes '{path}', which its base does not have, or not in one piece.",
-        hint="Is that the base that it was trained on? Name it: `base_model: MODEL` in the recipe, or --base MODEL.",
+        hint=f"{_ITS_BASE} What brings a head or tokens of its own is no sum: merge it first with peft.",
         code="adapter-base",
     )
 
 
+def _twice(name: str, target: str) -> ResolveError:
+    return ResolveError(f"{name} changes '{target}' in two ways.", hint="Its file is damaged.", code="adapter")
+
+
+def _scaled(update: LowRankUpdate, lengths: TensorInfo | None, path: str, name: str) -> LowRankUpdate:
+    """An update of a DoRA, whose rows have lengths of their own."""
+    if lengths is None:
+        raise ResolveError(f"{name} is a DoRA and has no lengths of '{path}'.", code="adapter")
+    if update.turned:
+        raise _refused(name, "use_dora", f"for '{path}', which is stored as (in, out)", _MERGE)
+    _require_numbers(name, lengths)
+    rows = update.left.shape[0]
+    if math.prod(lengths.shape) != rows:
+        shape = tuple(lengths.shape)
+        raise ResolveError(f"{name}: '{lengths.name}' has the shape {shape}, of {rows} rows.", code="adapter-base")
+    return update._replace(lengths=Factor(lengths.offset, lengths.dtype, (rows, 1)))
+
+
 def _update(
-    settings: Mapping[str, Any], path: str, pair: Mapping[str, TensorInfo], matrix: TensorInfo, name: str
+    settings: Mapping[str, Any],
+    path: str,
+    pair: Mapping[str, TensorInfo],
+    matrix: TensorInfo,
+    turned: bool,
+    name: str,
 ) -> LowRankUpdate:
     """What a pair of factors adds to a matrix."""
     table = any(key.startswith("embedding") for key in pair)
     if pair.keys() != ({"embedding A", "embedding B"} if table else {"A", "B"}):
         raise ResolveError(f"{name} has one factor of '{path}' and not the other.", code="adapter")
     first, second = (pair[key] for key in sorted(pair))  # (rank, in) and (out, rank)
-    for info in (first, second):
-        if info.dtype not in FLOATS:
-            raise ResolveError(f"{name}: '{info.name}' has the type {info.dtype}.", code="adapter")
+    for info in (first, second, matrix):
+        _require_numbers(name, info)
     rank, columns = first.shape[0] if first.shape else 0, math.prod(first.shape[1:])
     rows = second.shape[0] if second.shape else 0
     if not rank or math.prod(second.shape) != rows * rank:
-        raise _unlike(name, first.name, first.shape, second.name, second.shape)
-    turned = table or _is_turned(settings, (rows, columns), matrix.shape)
+        raise _unlike(name, first, second)
+    turned = table or turned
     product = (columns, rows) if turned else (rows, columns)
-    if len(matrix.shape) < 2 or product != (matrix.shape[0], math.prod(matrix.shape[1:])) or matrix.dtype not in FLOATS:
-        raise _unlike(name, f"{path}: B A", product, matrix.name, matrix.shape)
+    if len(matrix.shape) < 2 or product != (matrix.shape[0], math.prod(matrix.shape[1:])):
+        raise _unlike(name, replace(first, name=f"{path}: B A", shape=product), matrix)
     down = Factor(first.offset, first.dtype, (rank, columns))
     up = Factor(second.offset, second.dtype, (rows, rank))
     left, right = (down, up) if turned else (up, down)
     return LowRankUpdate(first.file, left, right, _scale(settings, path, rank, name), turned)
-
-
-def _is_turned(settings: Mapping[str, Any], product: tuple[int, int], shape: Sequence[int]) -> bool:
-    """Whether a matrix is stored as (in, out): its shape says so, but for one that is square."""
-    return tuple(shape) == product[::-1] and (product[0] != product[1] or settings.get("fan_in_fan_out") is True)
 
 
 def _scale(settings: Mapping[str, Any], path: str, rank: int, name: str) -> float:
@@ -243,20 +283,34 @@ def _scale(settings: Mapping[str, Any], path: str, rank: int, name: str) -> floa
     patterns = settings.get("alpha_pattern") or {}
     if not isinstance(patterns, Mapping):
         raise _refused(name, "alpha_pattern", patterns, "It should be a mapping of names to numbers.")
+    parts = path.split(".")
+    endings = [".".join(parts[begin:]) for begin in range(len(parts))]
     for pattern, value in patterns.items():
         if not _PLAIN.fullmatch(pattern):
             raise _refused(name, "alpha_pattern", pattern, "Only names, and `\\d+` in them, are read.")
-        if re.match(rf"(.*\.)?({pattern})$", path):
+        # A dot is a dot, so that a name can be read in one way only.
+        plain = re.compile(re.sub(r"\\?\.", r"\\.", pattern.removeprefix("^").removesuffix("$")))
+        if any(plain.fullmatch(each) for each in (endings[:1] if pattern.startswith("^") else endings)):
             alpha = value
             break
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+    try:
+        known = not isinstance(alpha, bool) and isinstance(alpha, int | float) and math.isfinite(alpha)
+    except OverflowError:
+        known = False
+    if not known:
         raise _refused(name, "lora_alpha", alpha, "It should be a number.")
-    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
-def _unlike(name: str, what: str, shape: Sequence[int], other: str, others: Sequence[int]) -> ResolveError:
+def _require_numbers(name: str, info: TensorInfo) -> None:
+    if info.dtype not in FLOATS:
+        raise ResolveError(f"{name}: '{info.name}' has the type {info.dtype}, which no weight has.", code="adapter")
+
+
+def _unlike(name: str, info: TensorInfo, other: TensorInfo) -> ResolveError:
     return ResolveError(
-        f"{name}: '{what}' of shape {tuple(shape)} does not fit '{other}' of shape {tuple(others)}.",
-        hint="Is that the base that it was trained on? Name it: `base_model: MODEL` in the recipe, or --base MODEL.",
+        f"{name}: '{info.name}' of shape {tuple(info.shape)} ({info.dtype}) does not fit '{other.name}' of shape "
+        f"{tuple(other.shape)} ({other.dtype}).",
+        hint=_ITS_BASE,
         code="adapter-base",
     )

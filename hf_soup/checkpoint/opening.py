@@ -17,13 +17,21 @@ from typing import Any
 from hf_soup import hub
 from hf_soup._util.parallel import in_parallel
 from hf_soup._util.text import some
-from hf_soup.checkpoint.adapter import ADAPTER_FOLDER, SETTINGS, WEIGHTS, AdaptedFiles, adapted_tensors, require_lora
+from hf_soup.checkpoint.adapter import (
+    ADAPTER_FOLDER,
+    SETTINGS,
+    WEIGHTS,
+    AdaptedFiles,
+    AdapterBase,
+    adapted_tensors,
+    require_lora,
+)
 from hf_soup.checkpoint.checkpoint import Checkpoint, called
 from hf_soup.checkpoint.config import is_quantised
 from hf_soup.checkpoint.file_sources import FileSource, HubRepo, LocalFolder
 from hf_soup.checkpoint.headers import front_matter, joined, read_header, read_index, read_json
 from hf_soup.checkpoint.memo import remembered
-from hf_soup.checkpoint.parameters import correspondence
+from hf_soup.checkpoint.parameters import correspondence, turned_parameters
 from hf_soup.checkpoint.pickles import PICKLE, PICKLE_INDEX, convert_pickle
 from hf_soup.checkpoint.tensor_sources import TensorSource
 from hf_soup.errors import ResolveError, SoupError
@@ -141,7 +149,7 @@ def _key(ingredient: Ingredient | str) -> tuple[str, str | None]:
 
 
 #: Opens what an adapter changes, given its settings, where they are, and what errors call it.
-_OpenBase = Callable[[Mapping[str, Any], FileSource, str], tuple[Checkpoint, Mapping[str, str]]]
+_OpenBase = Callable[[Mapping[str, Any], FileSource, str], AdapterBase]
 
 
 def _open_repo(repo: hub.Repo, allow_pickle: bool, open_base: _OpenBase) -> Checkpoint:
@@ -243,13 +251,13 @@ def _adapted(
             hint="Load it with peft and save it again, which writes safetensors.",
             code="no-weights",
         )
-    base, parameters = open_base(settings, source, name)
-    own = str(settings.get("base_model_name_or_path"))
+    below = open_base(settings, source, name)
+    base, own = below.checkpoint, str(settings.get("base_model_name_or_path"))
     if base.source.reference not in (own, str(Path(own).absolute())):
         notes = [*notes, f"it names '{own[:200]}' as its base; {base.model} is taken"]
     files = AdaptedFiles.of(base.weights.source, source)
     factors = read_header(files.read, ADAPTER_FOLDER + WEIGHTS, files.files[ADAPTER_FOLDER + WEIGHTS], name)
-    tensors = adapted_tensors(settings, factors, base.tensors, parameters, name)
+    tensors = adapted_tensors(settings, factors, below, name)
     weights = TensorSource(tensors, files, (*base.tensors.values(), *factors))
     return Checkpoint(model, base.config, card, AdaptedFiles.of(base.source, source), weights, tuple(notes), base)
 
@@ -265,11 +273,9 @@ class _Bases:
     def __init__(self, usual: str | None, allow_pickle: bool, token: Token, whole: bool = False) -> None:
         self._usual, self._allow_pickle, self._token, self._whole = usual, allow_pickle, token, whole
         self._lock = threading.Lock()
-        self._known: dict[tuple[str, bool], tuple[Checkpoint, Mapping[str, str]]] = {}
+        self._known: dict[tuple[str, bool], AdapterBase] = {}
 
-    def of(
-        self, settings: Mapping[str, Any], adapter: FileSource, name: str, *, named: str | None
-    ) -> tuple[Checkpoint, Mapping[str, str]]:
+    def of(self, settings: Mapping[str, Any], adapter: FileSource, name: str, *, named: str | None) -> AdapterBase:
         """What an adapter changes: what the recipe says beside it, else what it names itself, else the usual.
 
         Args:
@@ -278,8 +284,8 @@ class _Bases:
             name: What errors call it.
             named: In the recipe beside it.
 
-        Returns:
-            The base, and what the library calls those of its tensors that it loads in one piece → their names on disk.
+        Raises:
+            ResolveError: It cannot be had, or is no base.
         """
         stated, revision = settings.get("base_model_name_or_path"), settings.get("revision")
         own = stated if isinstance(stated, str) else ""
@@ -301,7 +307,7 @@ class _Bases:
                 code="adapter-base",
             ) from error
 
-    def _open(self, model: str, on_hub: bool = False) -> tuple[Checkpoint, Mapping[str, str]]:
+    def _open(self, model: str, on_hub: bool = False) -> AdapterBase:
         with self._lock:
             if (model, on_hub) not in self._known:
                 base = open_checkpoint(
@@ -311,19 +317,25 @@ class _Bases:
                     raise ResolveError(f"{model} is an adapter itself.", code="adapter-base")
                 if method := is_quantised(base.config):
                     raise ResolveError(f"{model} is quantised ({method}).", code="quantised")
-                self._known[model, on_hub] = base, _parameters(base)
+                self._known[model, on_hub] = _described(base)
             return self._known[model, on_hub]
 
 
-def _parameters(base: Checkpoint) -> dict[str, str]:
-    """What the library calls the tensors that it loads in one piece, as they are → their names on disk."""
+def _described(base: Checkpoint) -> AdapterBase:
+    """A base, and what the library says of its parameters, which is remembered."""
     shapes = {tensor: info.shape for tensor, info in base.tensors.items()}
 
-    def pairs() -> list[tuple[str, str]]:
-        return list(correspondence(base.config, shapes, str(base)).parameters.items())
+    def facts() -> list[tuple[str, str, str]]:
+        found = correspondence(base.config, shapes, str(base))
+        # Of what it stacks or transforms it also says which piece.
+        pairs = [("parameter", key, disk) for disk, key in found.parameters.items() if "[" not in key]
+        tied = [("tied", own, other) for own, other in found.tied.items()]
+        return [*pairs, *tied, *(("turned", key, "") for key in turned_parameters(base.config, shapes, str(base)))]
 
-    # Of what it stacks or transforms it also says which piece.
-    return {key: disk for disk, key in remembered("parameters", [base.config, shapes], pairs) if "[" not in key}
+    known: dict[str, dict[str, str]] = {"parameter": {}, "tied": {}, "turned": {}}
+    for kind, key, other in remembered("adapted", [base.config, shapes], facts):
+        known[kind][key] = other
+    return AdapterBase(base, known["parameter"], known["tied"], frozenset(known["turned"]))
 
 
 _BESIDE = "\nThen put config.json and the tokenizer's files beside what comes out."

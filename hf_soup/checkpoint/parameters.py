@@ -141,6 +141,14 @@ def correspondence(config: Mapping[str, Any], tensors: Mapping[str, Shape], name
     )
 
 
+def turned_parameters(config: Mapping[str, Any], tensors: Collection[str], name: str) -> list[str]:
+    """The weights that the model of a config stores as (in, out), as GPT-2's."""
+    from transformers.pytorch_utils import Conv1D
+
+    modules = _meta_model(config, name, len(tensors)).named_modules()
+    return [f"{path}.weight" for path, module in modules if isinstance(module, Conv1D)]
+
+
 def contradictions(config: Mapping[str, Any], tensors: Mapping[str, Shape], name: str) -> list[tuple[str, str]]:
     """What a config asks for and its checkpoint's tensors are not: ``missing`` and a name, ``shape`` and a sentence.
 

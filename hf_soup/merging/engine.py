@@ -28,7 +28,7 @@ from hf_soup.merging.arithmetic import (
 )
 from hf_soup.merging.digest import Blocks
 from hf_soup.merging.layout import Layout, Run, Segment
-from hf_soup.merging.low_rank import LowRankProducts
+from hf_soup.merging.low_rank import LowRankProducts, ProductError
 from hf_soup.merging.plan import Plan
 from hf_soup.merging.weight_files import WeightFiles
 from hf_soup.merging.workspace import CompletedUnit
@@ -93,21 +93,27 @@ class Reading:
             values = self._stored(source, segment)
             if at.update:
                 files = self._files[source]
-                values = self._products.added(values, at, files[at.file], files[at.update.file])
+                values = self._products.added(values, at, run.dtype, files[at.file], files[at.update.file])
         except ShortReadError:
             name = self._layout.tensors[run.first].name
             raise shrunk(self._layout.labels[source], at.file, name) from None
+        except ProductError:
+            raise _infinite(self._layout, run, source) from None
         if values.is_floating_point() and values.aminmax().min.isnan():
             # Named here, where it is known whose it is; as a model's answer it would only be "not a number".
             index = int(values.isnan().nonzero()[0]) + segment.begin
             raise not_finite(self._layout, run, [source], index, float("nan"))
         return widened(values, run.dtype)
 
-    def mean(self, plan: Plan, run: Run, pieces: Sequence[Segment], groups: Sequence[Sequence[int]]) -> Tensor:
-        """As `LowRankProducts.mean`; NaN is not looked for."""
-        return self._products.mean(
-            plan, run, pieces, groups, self._stored, lambda source, file: self._files[source][file]
-        )
+    def mean(self, plan: Plan, run: Run, pieces: Sequence[Segment], groups: Sequence[Sequence[int]]) -> Tensor | None:
+        """As `LowRankProducts.mean`; None where that fails or is not finite: who reads one by one says whose it is."""
+        try:
+            mixed = self._products.mean(
+                plan, run, pieces, groups, self._stored, lambda source, file: self._files[source][file]
+            )
+        except (ShortReadError, ProductError):
+            return None
+        return mixed if mixed.isfinite().all() else None
 
     def _stored(self, source: int, segment: Segment) -> Tensor:
         """A segment as it is stored, without what an adapter adds."""
@@ -212,10 +218,12 @@ class Engine:
                     if at.update:
                         values = parts[source][piece.begin - begin : piece.end - begin]
                         factors = self.supply.sources[source][at.update.file].open()
-                        made.append(buffers.products.added(values, at, stored, factors))
+                        made.append(buffers.products.added(values, at, run.dtype, stored, factors))
                 except ShortReadError:
                     name = tensor_at(self.plan.layout, run, begin)[0].name
                     raise shrunk(self.plan.layout.labels[source], at.file, name) from None
+                except ProductError:
+                    raise _infinite(self.plan.layout, run, source) from None
             if made:
                 parts[source] = made[0] if len(made) == 1 else torch.cat(made)
         return {source: widened(part, run.dtype) for source, part in parts.items()}
@@ -238,7 +246,7 @@ class Engine:
 
         try:
             mixed = buffers.products.mean(self.plan, run, pieces, groups, stored, opened)
-        except ShortReadError:
+        except (ShortReadError, ProductError):
             return None  # read again, one by one, it is said whose file that is
         return mixed if fits(mixed, TORCH[run.dtype]) else None
 
@@ -338,6 +346,16 @@ class Engine:
                 code="overflow",
             )
         return mixed
+
+
+def _infinite(layout: Layout, run: Run, source: int) -> ValuesError:
+    label = layout.labels[source]
+    return ValuesError(
+        f"What the adapter {label} adds to '{layout.tensors[run.first].name}' is not finite.",
+        hint="Its factors hold NaN or Inf, or are too large; leave it out.",
+        code="not-finite",
+        subjects=[label],
+    )
 
 
 def _modest(parts: Mapping[int, Tensor]) -> bool:

@@ -22,6 +22,10 @@ PRODUCT_BOUND = 1e-5
 _BLOCK_ELEMENTS = 1 << 18
 
 
+class ProductError(Exception):
+    """What an adapter adds is not finite."""
+
+
 class _Part(NamedTuple):
     """An update, the descriptor of its factors' file, and what its product is multiplied with beside its scale."""
 
@@ -32,10 +36,13 @@ class _Part(NamedTuple):
 
 @dataclass
 class _Held:
-    """Of updates of one matrix: their right factors one below the other, and the last block of the sum of products."""
+    """Of updates of one matrix: their right factors one below the other, and the last block of the sum of products; of
+    a DoRA with the base's, where it begins in which file.
+    """
 
     parts: Sequence[_Part]
     right: Tensor
+    of_base: tuple[int, int]
     number: int = -1
     block: Tensor | None = None
 
@@ -46,22 +53,26 @@ class LowRankProducts:
     def __init__(self) -> None:
         self._held: dict[int, _Held] = {}
 
-    def added(self, values: Tensor, at: Extent, base: int, factors: int) -> Tensor:
-        r"""Elements of :math:`W + s\,LR`, flat, in float32 where :math:`W` has 16 bits, else in float64.
+    def added(self, values: Tensor, at: Extent, written: str, base: int, factors: int) -> Tensor:
+        r"""Elements of :math:`W + s\,LR`, flat, in float32 where :math:`W` and what is written have 16 bits, else in
+        float64.
 
         Of a DoRA with lengths :math:`m` row :math:`i` is that times :math:`m_i / \lVert (W + s\,LR)_i \rVert`.
 
         Args:
             values: Of :math:`W`, flat, as stored.
             at: Where they lie.
+            written: The type of the output.
             base: The descriptor of their file.
             factors: That of the factors' file.
 
         Raises:
             ShortReadError: It is shorter than its header says.
+            ProductError: What is added is not finite.
         """
         assert at.update is not None, "only an adapter's are asked for"
-        made = values.to(TORCH[at.read_as], copy=True)
+        narrow = ITEM_BYTES[at.dtype] == ITEM_BYTES[written] == 2
+        made = values.to(torch.float32 if narrow else torch.float64, copy=True)
         self._add(made, at, [_Part(at.update, factors, 1.0)], base)
         return made
 
@@ -86,11 +97,14 @@ class LowRankProducts:
             opened: The descriptor of a file of a source.
 
         Returns:
-            Flat, in float32 where all is stored in 16 bits, else in float64.
+            Flat, in float32 where all is stored and written in 16 bits, else in float64.
+
+        Raises:
+            ShortReadError, ProductError: As `added`.
         """
         weights = plan.weights_of(run)
         extents = [at for piece in pieces for at in piece.extents if at]
-        narrow = run.dtype != "F64" and all(ITEM_BYTES[at.dtype] == 2 for at in extents)
+        narrow = ITEM_BYTES[run.dtype] == 2 and all(ITEM_BYTES[at.dtype] == 2 for at in extents)
         dtype = torch.float32 if narrow else torch.float64
         normalize = plan.method_of(run).parameters.get("normalize", True)
         total: Tensor | None = None
@@ -137,9 +151,10 @@ class LowRankProducts:
     ) -> Tensor:
         """Some rows, flat: of the sum of products; of a DoRA of all."""
         held = self._held.get(parts[0].factors)
-        if held is None or held.parts != parts or held.right.dtype != dtype:
+        of_base = base, at.offset - at.element * ITEM_BYTES[at.dtype]
+        if held is None or held.parts != parts or held.right.dtype != dtype or held.of_base != of_base:
             right = [_turned(_read(update.right, file, dtype), update) for update, file, _ in parts]
-            held = self._held[parts[0].factors] = _Held(parts, torch.cat(right))
+            held = self._held[parts[0].factors] = _Held(parts, torch.cat(right), of_base)
         if held.number != number or held.block is None:
             left = [_left(part, number * rows, rows, dtype) for part in parts]
             product = _product(torch.cat(left, dim=1), held.right)
@@ -149,6 +164,8 @@ class LowRankProducts:
                 product += _read(Factor(begin, at.dtype, tuple(product.shape)), base, dtype)
                 wanted = _read(_rows_of(lengths, number * rows, rows), parts[0].factors, dtype)
                 product *= wanted / torch.linalg.vector_norm(product, dim=1, keepdim=True)
+            if not product.isfinite().all():
+                raise ProductError
             held.number, held.block = number, product.reshape(-1)
         return held.block
 
@@ -157,7 +174,7 @@ def _left(part: _Part, first: int, count: int, dtype: torch.dtype) -> Tensor:
     """Some rows of the left factor, times the scale."""
     update = part.update
     if update.turned:
-        rows = _read(update.left, part.factors, dtype).mT[first : first + count]
+        rows = _columns(update.left, first, count, part.factors, dtype).mT
     else:
         rows = _read(_rows_of(update.left, first, count), part.factors, dtype)
     return rows * (update.scale * part.share)
@@ -175,6 +192,14 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
         return torch.mm(left, right)
     finally:
         torch.set_num_threads(threads)
+
+
+def _columns(factor: Factor, first: int, count: int, descriptor: int, dtype: torch.dtype) -> Tensor:
+    """Some columns of a factor that is stored the other way round, row by row: a table of tokens has many."""
+    rank, columns = factor.shape
+    item, count = ITEM_BYTES[factor.dtype], min(count, columns - first)
+    starts = (factor.offset + (row * columns + first) * item for row in range(rank))
+    return torch.cat([_read(Factor(start, factor.dtype, (1, count)), descriptor, dtype) for start in starts])
 
 
 def _rows_of(factor: Factor, first: int, count: int) -> Factor:

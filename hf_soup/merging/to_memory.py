@@ -131,11 +131,10 @@ class Materializer:
         whole = plan.is_whole(run)
         for pieces in run.slices(0, run.elements, run.elements if whole else _SLICE, across=whole):
             begin, end = pieces[0].begin, pieces[-1].end
-            if groups := plan.groups(run, pieces[0]):
-                mixed = self._reading.mean(plan, run, pieces, groups)
-                if mixed.isfinite().all():
-                    round_into(mixed, rounded[begin:end])
-                    continue
+            groups = plan.groups(run, pieces[0])
+            if groups and (together := self._reading.mean(plan, run, pieces, groups)) is not None:
+                round_into(together, rounded[begin:end])
+                continue
             having = plan.sources_of(run, pieces[0])
             if plan.mixture.is_linear:  # a mean is added up in the order of the mixture
                 having = [source for source in plan.weights if source in having] or having

@@ -25,7 +25,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from hf_soup import Recipe, ResolveError, Soup, check, cook
+from hf_soup import Recipe, ResolveError, Soup, SoupError, check, cook
 from hf_soup.checkpoint import open_checkpoint
 from hf_soup.local_hub import LocalHub
 from hf_soup.merging import low_rank
@@ -147,6 +147,62 @@ def test_layers_that_are_stored_the_other_way_round(tmp_path: Path) -> None:
     soup = written(cook(alone(adapter, base), "soup"))
     for name, each in summed(base, adapter).items():
         assert torch.equal(soup[name], each.float()), name
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_the_layers_class_says_how_it_is_stored(language_family: Path, tmp_path: Path, flag: bool) -> None:
+    """Not the flag in the config, of which peft keeps the last module's; of a square matrix no shape tells."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=384, n_embd=32, n_layer=1, n_head=2, n_positions=64, tie_word_embeddings=False)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    for base, modules in ((tmp_path / "gpt2", ["c_proj", "lm_head"]), (language_family / "base", ["q_proj"])):
+        adapter = adapted(base, tmp_path / f"{base.name}-adapter", 1, target_modules=modules)
+        settings = json.loads((adapter / "adapter_config.json").read_text())
+        (adapter / "adapter_config.json").write_text(json.dumps({**settings, "fan_in_fan_out": flag}))
+        soup = cook(alone(adapter, base), f"soup-{base.name}").load().eval()
+        peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+        tokens = torch.arange(24).reshape(2, 12)
+        with torch.no_grad():
+            torch.testing.assert_close(soup(tokens).logits, peft(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("modules", [["embed_tokens"], ["lm_head"]])
+def test_one_of_two_tied_tensors_is_not_changed(language_family: Path, tmp_path: Path, modules: list[str]) -> None:
+    """In peft's model the other one stays, and a file of one tensor cannot say so."""
+    config = LlamaForCausalLM.from_pretrained(language_family / "base").config
+    config.tie_word_embeddings = True
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "tied")
+    adapter = adapted(tmp_path / "tied", tmp_path / "adapter", 1, target_modules=[*modules, "q_proj"])
+    with pytest.raises(ResolveError, match=f"'.*{modules[0]}.weight', which is one tensor with "):
+        check([str(adapter), str(tmp_path / "tied")])
+
+
+def test_a_dora_over_two_bases(language_family: Path, adapters: Path, tmp_path: Path) -> None:
+    """Its rows are scaled with those of each base: in the written soup, and in memory."""
+    bases = [language_family / "base", language_family / "one"]
+    recipe = Recipe(
+        ingredients=[{"model": str(adapters / "third"), "base": str(base)} for base in bases], allow=["bases-differ"],
+    )  # fmt: skip
+    soup = cook(recipe, "soup")
+    ends = [summed(base, adapters / "third") for base in bases]
+    for name, each in written(soup).items():
+        torch.testing.assert_close(each.double(), (ends[0][name] + ends[1][name]) / 2, rtol=2**-22, atol=1e-9)
+    looks = {"task": "causal-lm", "dataset": str(language_family / "validation.jsonl")}
+    greedy = cook(Recipe(**{**recipe.to_dict(), "validation": looks, "select": "greedy"}), "greedy").report
+    kept = [step.score for step in greedy.trace if step.kept]
+    assert -next(iter(greedy.scores["soup"].values())).value == pytest.approx(kept[-1], abs=1e-6)
+
+
+def test_what_is_not_finite_is_said(adapters: Path, tmp_path: Path) -> None:
+    """Also of an adapter alone, as the base was finite."""
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    folder = shutil.copytree(adapters / "first", tmp_path / "adapter")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    tensors[name][0, 0] = math.inf
+    save_file(tensors, folder / "adapter_model.safetensors")
+    for models in ([folder, adapters / "second"], [folder, adapters / "third"]):
+        with pytest.raises(SoupError, match=r"What the adapter local:adapter adds to 'model.layers.0.self_attn.q_proj"):
+            cook([str(each) for each in models], "soup")
 
 
 def test_names_in_memory_are_not_those_on_the_disk(tmp_path: Path) -> None:
@@ -320,7 +376,11 @@ BAD: dict[str, tuple[Mapping[str, Any], str]] = {
     "DoRA without lengths": ({"use_dora": True}, "is a DoRA and has no lengths of 'model.layers.0"),
     "unknown": ({"lora_of_tomorrow": {"a": 1}}, "`lora_of_tomorrow: "),
     "an expression": ({"alpha_pattern": {"(a+)+$": 3}}, r"`alpha_pattern: '\(a\+\)\+\$'`"),
+    "numbers next to each other": ({"alpha_pattern": {r"layers\d+\d+": 3}}, "`alpha_pattern: "),
     "no number": ({"lora_alpha": "16"}, "`lora_alpha: '16'`"),
+    "a huge number": ({"lora_alpha": 10**400}, "`lora_alpha: 1000000"),
+    "a text": ({"use_rslora": "False"}, "`use_rslora: 'False'`"),
+    "a revision": ({"revision": [1]}, r"`revision: \[1\]`"),
     "no base": ({"base_model_name_or_path": None}, "its base cannot be used: it names none"),
     "a base that is not there": ({"base_model_name_or_path": "acme/none"}, "its base cannot be used"),
 }
@@ -357,10 +417,16 @@ def test_tensors_that_do_not_fit(language_family: Path, adapters: Path, tmp_path
     moved = {key.replace("layers.0", "layers.7"): each for key, each in tensors.items()}
     fails(moved, "changes 'model.layers.7.* which its base does not have")
     length = name.replace("lora_A.weight", "lora_magnitude_vector")
-    fails({**tensors, length: torch.ones(31)}, "lora_magnitude_vector' of shape .* does not fit 'the rows of")
+    fails({**tensors, length: torch.ones(31)}, "lora_magnitude_vector' has the shape .*, of 32 rows")
     fails({**tensors, length.replace("q_proj", "k_proj"): torch.ones(32)}, "has lengths of .* and no factors of it")
     fails({**tensors, length.replace("magnitude_vector", "B.bias"): torch.ones(32)}, "B.bias', which is not known")
     fails({"base_model.model.model.norm.weight": torch.ones(64)}, "without a single pair|does not fit")
+    fails({**tensors, length: torch.ones(32, dtype=torch.int32)}, "has the type I32, which no weight has")
+    fails({**tensors, "base_model.model.model.norm.weight": torch.ones(32, dtype=torch.int64)}, "I64.* does not fit")
+    again = {key.replace("model.model.model.", "model.model."): each.clone() for key, each in tensors.items()}
+    fails({**tensors, **again}, "in two ways")
+    whole = name.replace("lora_A.weight", "weight")
+    fails({**tensors, whole: torch.ones(32, 32)}, "q_proj.weight' in two ways")
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
     with pytest.raises(ResolveError, match=r"an adapter without adapter_model\.safetensors"):
         check([str(tmp_path / "adapter"), str(adapters / "second")])
