@@ -472,9 +472,8 @@ def test_an_ingredient_that_goes_while_it_is_read(soup: Soup, online: LocalHub, 
     assert (reason.code, reason.ingredients) == ("gated", ("acme/b",))
 
 
-def test_a_hub_that_fails_is_no_verdict(soup: Soup, online: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_fails_is_no_verdict(soup: Soup, online: LocalHub) -> None:
     pushed(soup)
-    monkeypatch.setattr("hf_soup.hub.client.ATTEMPTS", 1)
     online.intercept = answered(503, "", "/api/models/acme/b/")
     with pytest.raises(hf_soup.ResolveError, match="503"):
         verify("acme/soup")
