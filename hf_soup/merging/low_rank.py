@@ -164,7 +164,8 @@ class LowRankProducts:
                 product += _read(Factor(begin, at.dtype, tuple(product.shape)), base, dtype)
                 wanted = _read(_rows_of(lengths, number * rows, rows), parts[0].factors, dtype)
                 product *= wanted / torch.linalg.vector_norm(product, dim=1, keepdim=True)
-            if not product.isfinite().all():
+            low, high = product.aminmax()  # one pass, and NaN passes through it
+            if not (math.isfinite(low.item()) and math.isfinite(high.item())):
                 raise ProductError
             held.number, held.block = number, product.reshape(-1)
         return held.block
