@@ -252,8 +252,8 @@ def _adapted(
             code="no-weights",
         )
     below = open_base(settings, source, name)
-    base, own = below.checkpoint, str(settings.get("base_model_name_or_path"))
-    if base.source.reference not in (own, str(Path(own).absolute())):
+    base, own = below.checkpoint, settings.get("base_model_name_or_path")
+    if isinstance(own, str) and base.source.reference not in (own, str(Path(own).absolute())):
         notes = [*notes, f"it names '{own[:200]}' as its base; {base.model} is taken"]
     files = AdaptedFiles.of(base.weights.source, source)
     factors = read_header(files.read, ADAPTER_FOLDER + WEIGHTS, files.files[ADAPTER_FOLDER + WEIGHTS], name)
