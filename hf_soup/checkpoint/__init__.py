@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hf_soup.checkpoint.adapter import ADAPTER_FOLDER as ADAPTER_FOLDER
+    from hf_soup.checkpoint.adapter import ADAPTER_FOLDER as ADAPTER_FOLDER, ADAPTER_SETTINGS as ADAPTER_SETTINGS
     from hf_soup.checkpoint.checkpoint import (
         Checkpoint as Checkpoint,
         distinct_names as distinct_names,

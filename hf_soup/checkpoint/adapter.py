@@ -19,9 +19,9 @@ from hf_soup.checkpoint.headers import FLOATS, Factor, LowRankUpdate, TensorInfo
 from hf_soup.errors import ResolveError
 from hf_soup.hub import Stamp
 
-#: The files of an adapter, and the folder in which they stand among those of its base.
-SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-ADAPTER_FOLDER = "adapter/"
+#: The files of an adapter, and the folder in which they stand among those of its base, where no repo has a file.
+ADAPTER_SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_FOLDER = "/adapter/"
 
 #: Fields of peft's config that are read here, or change no number of an adapter that was trained.
 _KNOWN = {

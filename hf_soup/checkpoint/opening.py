@@ -19,7 +19,7 @@ from hf_soup._util.parallel import in_parallel
 from hf_soup._util.text import some
 from hf_soup.checkpoint.adapter import (
     ADAPTER_FOLDER,
-    SETTINGS,
+    ADAPTER_SETTINGS,
     WEIGHTS,
     AdaptedFiles,
     AdapterBase,
@@ -109,7 +109,6 @@ def open_all(
     Raises:
         ResolveError: At least one cannot be opened.
     """
-
     bases = _Bases(base, allow_pickle, token)
 
     def attempt(ingredient: Ingredient | str) -> Checkpoint | SoupError:
@@ -201,7 +200,7 @@ def _assemble(
         notes = [*notes, f"its README.md has {length:,} bytes and is not used; at most {MAX_TEXT:,} are read"]
     elif not card and length:
         card = front_matter(source.read("README.md", 0, length))
-    if SETTINGS in files and not {SINGLE, INDEX, PICKLE, PICKLE_INDEX} & set(files):
+    if ADAPTER_SETTINGS in files and not {SINGLE, INDEX, PICKLE, PICKLE_INDEX} & set(files):
         return _adapted(name, model, source, card, notes, open_base)
     if not {SINGLE, INDEX, PICKLE, PICKLE_INDEX} & set(files) and (foreign := _other_format(source)):
         raise ResolveError(f"{name} is {foreign[0]}, not a model with safetensors.", hint=foreign[1])
@@ -243,7 +242,7 @@ def _adapted(
     name: str, model: str, source: FileSource, card: Mapping[str, Any], notes: Sequence[str], open_base: _OpenBase
 ) -> Checkpoint:
     """An adapter over its base."""
-    settings = read_json(source.read, SETTINGS, source.files, name)
+    settings = read_json(source.read, ADAPTER_SETTINGS, source.files, name)
     require_lora(settings, name)
     if WEIGHTS not in source.files:
         raise ResolveError(

@@ -82,7 +82,7 @@ class Reading:
 
     def read(self, run: Run, segment: Segment, source: int) -> Tensor:
         """A segment of a run as a source that has it stores it, flat, or as float64 where that is written; of an
-        adapter as `Extent.read_as`.
+        adapter as `LowRankProducts.added`.
 
         Raises:
             MergeError: The file is shorter than its header says, or NaN is among the elements.

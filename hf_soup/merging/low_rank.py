@@ -127,11 +127,9 @@ class LowRankProducts:
                 mixed.mul_(weight)
             total = mixed if total is None else total.add_(mixed)
         assert total is not None, "there is a group"
-        return (
+        if normalize and len(groups) > 1:
             total.div_(math.fsum(weights[source] for group in groups for source in group))
-            if (normalize and len(groups) > 1)
-            else total
-        )
+        return total
 
     def _add(self, made: Tensor, at: Extent, parts: Sequence[_Part], base: int) -> None:
         update = parts[0].update

@@ -16,7 +16,16 @@ from pathlib import Path
 from hf_soup import hub
 from hf_soup._util.io import open_file
 from hf_soup._util.parallel import in_parallel
-from hf_soup.checkpoint import Checkpoint, FileSource, HubRepo, fetch_files, read_header, reader_of
+from hf_soup.checkpoint import (
+    ADAPTER_FOLDER,
+    ADAPTER_SETTINGS,
+    Checkpoint,
+    FileSource,
+    HubRepo,
+    fetch_files,
+    read_header,
+    reader_of,
+)
 from hf_soup.errors import ResolveError
 from hf_soup.hub import ASSETS, INDEX, MAX_TEXT, FileHasher, Stamp, changed_while_read, stamp_of
 from hf_soup.merging.plan import Plan, WorkUnit
@@ -324,7 +333,9 @@ def fetch_small(checkpoints: Sequence[Checkpoint]) -> None:
         (source, file)
         for source in dict.fromkeys(checkpoint.source for checkpoint in checkpoints)
         for file, size in source.files.items()
-        if file == INDEX or ASSETS.fullmatch(file) or (file == "README.md" and size <= MAX_TEXT)
+        if file in (INDEX, ADAPTER_FOLDER + ADAPTER_SETTINGS)
+        or ASSETS.fullmatch(file)
+        or (file.removeprefix(ADAPTER_FOLDER) == "README.md" and size <= MAX_TEXT)
     ]
     fetch_files(small, quiet=True)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -337,12 +338,28 @@ def test_the_whole_way(
     pushed = cli("push", "soup", soup, "--json", "--license", "mit")
     assert pushed.code == 0, pushed.err
     assert cli("verify", soup, "--quiet").code == 0
+    with pytest.MonkeyPatch.context() as patch:  # what was cooked once is cooked again without a network
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert cli("cook", *names, "-o", "offline", "--json").code == 0
     # The base goes on; what was cooked does not.
     newer = shutil.copytree(language_family / "one", tmp_path / "newer")
     publish("base", newer)
     assert cli("verify", soup, "--quiet").code == 0
     streamed = cook(Recipe(ingredients=kept.ingredients), "streamed", stream=True)
     assert streamed.digest == cook(Recipe(ingredients=kept.ingredients), "again").digest
+
+
+def test_a_base_with_a_folder_of_that_name(language_family: Path, adapters: Path, tmp_path: Path) -> None:
+    """Its shards may lie anywhere in it, and are not taken for the adapter's."""
+    base = shutil.copytree(language_family / "base", tmp_path / "base")
+    (base / "adapter").mkdir()
+    (base / "model.safetensors").rename(base / "adapter" / "adapter_model.safetensors")
+    stored = load_file(base / "adapter" / "adapter_model.safetensors")
+    index = {"weight_map": dict.fromkeys(stored, "adapter/adapter_model.safetensors")}
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    second = str(adapters / "second")
+    moved = cook([{"model": str(adapters / "first"), "base": str(base)}, second], "moved")
+    assert moved.digest == cook([str(adapters / "first"), second], "soup").digest
 
 
 def test_two_revisions_of_one_base(
