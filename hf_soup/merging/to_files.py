@@ -209,6 +209,10 @@ def _run(
             for future in done:
                 future.result()
             note([written.pop(each) for each in supply.wait()])
+        except FileNotFoundError:
+            supply.stop()
+            supply.raise_error()  # a file whose bytes were wrong is removed before its fetch says so
+            raise
         finally:
             supply.stop()
 

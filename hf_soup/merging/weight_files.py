@@ -251,6 +251,11 @@ class WeightFiles:
             # Those that look whether they are stopped end at once; one that waits for the network is not waited for.
             wait(self._fetching, timeout=1.0)
 
+    def raise_error(self) -> None:
+        """Raise what went wrong with a fetch, if anything did."""
+        if self._error is not None:
+            raise self._error
+
     def close(self) -> None:
         """Close all files."""
         for file in self.files():

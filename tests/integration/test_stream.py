@@ -305,10 +305,21 @@ def test_a_connection_that_breaks_goes_on_where_it_was(
     assert any(each.startswith(f"bytes={400_000 // (1 << 17) << 17}-") for each in ranges)
 
 
+@pytest.mark.parametrize("pause", [0.0, 0.3])
 def test_wrong_bytes_become_no_soup_and_the_next_run_is_right(
-    online: LocalHub, repos: list[str], plain: Soup, tmp_path: Path
+    online: LocalHub, repos: list[str], plain: Soup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pause: float
 ) -> None:
-    """Units that were made of a file whose sha256 was wrong are made again, though they were written."""
+    """Units that were made of a file whose sha256 was wrong are made again, though they were written.
+
+    Also where the file is gone for a while before its fetch says so.
+    """
+    unlink = Path.unlink
+
+    def slowly(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok)
+        time.sleep(pause if path.parent.name == "fetched" else 0)
+
+    monkeypatch.setattr(Path, "unlink", slowly)
     flips = [True]
 
     def flip(request: Request, response: Response) -> Response:
