@@ -3,7 +3,13 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hf_soup.checkpoint.adapter import ADAPTER_FOLDER as ADAPTER_FOLDER, ADAPTER_SETTINGS as ADAPTER_SETTINGS
+    from hf_soup.checkpoint.adapter import (
+        ADAPTER_FOLDER as ADAPTER_FOLDER,
+        ADAPTER_SETTINGS as ADAPTER_SETTINGS,
+        ADAPTER_WEIGHTS as ADAPTER_WEIGHTS,
+        PEFT_PREFIX as PEFT_PREFIX,
+        AdapterBase as AdapterBase,
+    )
     from hf_soup.checkpoint.checkpoint import (
         Checkpoint as Checkpoint,
         distinct_names as distinct_names,
@@ -38,6 +44,7 @@ if TYPE_CHECKING:
         TensorInfo as TensorInfo,
         front_matter as front_matter,
         read_header as read_header,
+        read_json as read_json,
         reader_of as reader_of,
     )
     from hf_soup.checkpoint.labels import (
@@ -47,7 +54,11 @@ if TYPE_CHECKING:
         num_labels as num_labels,
     )
     from hf_soup.checkpoint.memo import remembered as remembered
-    from hf_soup.checkpoint.opening import open_all as open_all, open_checkpoint as open_checkpoint
+    from hf_soup.checkpoint.opening import (
+        adapter_base as adapter_base,
+        open_all as open_all,
+        open_checkpoint as open_checkpoint,
+    )
     from hf_soup.checkpoint.parameters import (
         Correspondence as Correspondence,
         body_config as body_config,

@@ -20,7 +20,8 @@ from hf_soup.errors import ResolveError
 from hf_soup.hub import Stamp
 
 #: The files of an adapter, and the folder in which they stand among those of its base, where no repo has a file.
-ADAPTER_SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_SETTINGS = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_FOLDER = "/adapter/"
 
 #: Fields of peft's config that are read here, or change no number of an adapter that was trained.
@@ -39,7 +40,7 @@ _PLAIN = re.compile(r"\^?([\w-]|\\?\.|\\d\+(?!\d|\\d))+\$?")
 _MERGE = "Merge it into its base first (peft's `merge_and_unload`)."
 _ITS_BASE = "Is that the base that it was trained on? Name it: `base_model: MODEL` in the recipe, or --base MODEL."
 #: What is in front of every name in an adapter's file.
-_PREFIX = "base_model.model."
+PEFT_PREFIX = "base_model.model."
 #: A factor of a layer's weight; or of a table that is looked up, which is stored as (in, out).
 _FACTOR = re.compile(r"(.+)\.lora_(?:([AB])\.weight|embedding_([AB]))")
 #: The lengths of a DoRA's rows.
@@ -111,13 +112,14 @@ class AdapterBase:
         checkpoint: The base; no adapter itself.
         parameters: Name in memory of what is loaded in one piece, as it is → its name on disk.
         tied: Parameter → the parameter that it shares its tensor with.
-        turned: Parameters that are stored as (in, out).
+        layers: Parameter of a module that has no others in it → what that is: ``Linear``, ``Conv1D``, which is stored
+            as (in, out), ``Embedding``, ``Conv`` or ``""``.
     """
 
     checkpoint: Checkpoint
     parameters: Mapping[str, str]
     tied: Mapping[str, str]
-    turned: frozenset[str]
+    layers: Mapping[str, str]
 
 
 def require_lora(settings: Mapping[str, Any], name: str) -> None:
@@ -174,7 +176,7 @@ def adapted_tensors(
     lengths: dict[str, TensorInfo] = {}
     whole: dict[str, str] = {}
     for info in factors:
-        path = _WHOLE.sub("", info.name.removeprefix(_PREFIX))
+        path = _WHOLE.sub("", info.name.removeprefix(PEFT_PREFIX))
         if path.endswith(_LENGTHS):
             lengths[path.removesuffix(_LENGTHS)] = info
             continue
@@ -199,7 +201,7 @@ def adapted_tensors(
         parameter, target = _target(f"{path}.weight", base, name)
         if changed[target].update or (target in whole and "base_layer" not in whole[target]):
             raise _twice(name, target)
-        update = _update(settings, path, pair, changed[target], parameter in base.turned, name)
+        update = _update(settings, path, pair, changed[target], base.layers.get(parameter) == "Conv1D", name)
         if (own := lengths.pop(path, None)) or settings.get("use_dora"):
             update = _scaled(update, own, path, name)
         changed[target] = replace(changed[target], update=update)

@@ -20,7 +20,7 @@ from hf_soup._util.text import some
 from hf_soup.checkpoint.adapter import (
     ADAPTER_FOLDER,
     ADAPTER_SETTINGS,
-    WEIGHTS,
+    ADAPTER_WEIGHTS,
     AdaptedFiles,
     AdapterBase,
     adapted_tensors,
@@ -31,7 +31,7 @@ from hf_soup.checkpoint.config import is_quantised
 from hf_soup.checkpoint.file_sources import FileSource, HubRepo, LocalFolder
 from hf_soup.checkpoint.headers import front_matter, joined, read_header, read_index, read_json
 from hf_soup.checkpoint.memo import remembered
-from hf_soup.checkpoint.parameters import correspondence, turned_parameters
+from hf_soup.checkpoint.parameters import correspondence, layers_of_parameters
 from hf_soup.checkpoint.pickles import PICKLE, PICKLE_INDEX, convert_pickle
 from hf_soup.checkpoint.tensor_sources import TensorSource
 from hf_soup.errors import ResolveError, SoupError
@@ -244,9 +244,9 @@ def _adapted(
     """An adapter over its base."""
     settings = read_json(source.read, ADAPTER_SETTINGS, source.files, name)
     require_lora(settings, name)
-    if WEIGHTS not in source.files:
+    if ADAPTER_WEIGHTS not in source.files:
         raise ResolveError(
-            f"{name} is an adapter without {WEIGHTS}; it holds {some(source.files)}.",
+            f"{name} is an adapter without {ADAPTER_WEIGHTS}; it holds {some(source.files)}.",
             hint="Load it with peft and save it again, which writes safetensors.",
             code="no-weights",
         )
@@ -255,7 +255,9 @@ def _adapted(
     if isinstance(own, str) and base.source.reference not in (own, str(Path(own).absolute())):
         notes = [*notes, f"it names '{own[:200]}' as its base; {base.model} is taken"]
     files = AdaptedFiles.of(base.weights.source, source)
-    factors = read_header(files.read, ADAPTER_FOLDER + WEIGHTS, files.files[ADAPTER_FOLDER + WEIGHTS], name)
+    factors = read_header(
+        files.read, ADAPTER_FOLDER + ADAPTER_WEIGHTS, files.files[ADAPTER_FOLDER + ADAPTER_WEIGHTS], name
+    )
     tensors = adapted_tensors(settings, factors, below, name)
     weights = TensorSource(tensors, files, (*base.tensors.values(), *factors))
     return Checkpoint(model, base.config, card, AdaptedFiles.of(base.source, source), weights, tuple(notes), base)
@@ -316,11 +318,11 @@ class _Bases:
                     raise ResolveError(f"{model} is an adapter itself.", code="adapter-base")
                 if method := is_quantised(base.config):
                     raise ResolveError(f"{model} is quantised ({method}).", code="quantised")
-                self._known[model, on_hub] = _described(base)
+                self._known[model, on_hub] = adapter_base(base)
             return self._known[model, on_hub]
 
 
-def _described(base: Checkpoint) -> AdapterBase:
+def adapter_base(base: Checkpoint) -> AdapterBase:
     """A base, and what the library says of its parameters, which is remembered."""
     shapes = {tensor: info.shape for tensor, info in base.tensors.items()}
 
@@ -329,12 +331,13 @@ def _described(base: Checkpoint) -> AdapterBase:
         # Of what it stacks or transforms it also says which piece.
         pairs = [("parameter", key, disk) for disk, key in found.parameters.items() if "[" not in key]
         tied = [("tied", own, other) for own, other in found.tied.items()]
-        return [*pairs, *tied, *(("turned", key, "") for key in turned_parameters(base.config, shapes, str(base)))]
+        layers = layers_of_parameters(base.config, shapes, str(base)).items()
+        return [*pairs, *tied, *(("layer", key, layer) for key, layer in layers)]
 
-    known: dict[str, dict[str, str]] = {"parameter": {}, "tied": {}, "turned": {}}
+    known: dict[str, dict[str, str]] = {"parameter": {}, "tied": {}, "layer": {}}
     for kind, key, other in remembered("adapted", [base.config, shapes], facts):
         known[kind][key] = other
-    return AdapterBase(base, known["parameter"], known["tied"], frozenset(known["turned"]))
+    return AdapterBase(base, known["parameter"], known["tied"], known["layer"])
 
 
 _BESIDE = "\nThen put config.json and the tokenizer's files beside what comes out."

@@ -141,12 +141,20 @@ def correspondence(config: Mapping[str, Any], tensors: Mapping[str, Shape], name
     )
 
 
-def turned_parameters(config: Mapping[str, Any], tensors: Collection[str], name: str) -> list[str]:
-    """The weights that the model of a config stores as (in, out), as GPT-2's."""
+def layers_of_parameters(config: Mapping[str, Any], tensors: Collection[str], name: str) -> dict[str, str]:
+    """The parameters of modules that have no others in them, and what these are: ``Linear``, ``Conv1D``, whose weight
+    is stored as (in, out), as GPT-2's, ``Embedding``, ``Conv``, or ``""``.
+    """
+    from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    modules = _meta_model(config, name, len(tensors)).named_modules()
-    return [f"{path}.weight" for path, module in modules if isinstance(module, Conv1D)]
+    kinds = {nn.Linear: "Linear", Conv1D: "Conv1D", nn.Embedding: "Embedding"}
+    kinds |= dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), "Conv")
+    found = {}
+    for path, module in _meta_model(config, name, len(tensors)).named_modules():
+        for own, _ in () if any(True for _ in module.children()) else module.named_parameters():
+            found[f"{path}.{own}"] = next((kind for cls, kind in kinds.items() if isinstance(module, cls)), "")
+    return found
 
 
 def contradictions(config: Mapping[str, Any], tensors: Mapping[str, Shape], name: str) -> list[tuple[str, str]]:

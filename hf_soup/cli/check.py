@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 @click.argument("models", nargs=-1, metavar="MODEL...")
 @click.option("--base", metavar="MODEL", help="The pretrained ancestor, where cards do not name it.")
 @ALLOW
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="RECIPE", help="Write a recipe of them.")
+@click.option(
+    "-o", "--out", "output", type=click.Path(path_type=Path), metavar="RECIPE", help="Write a recipe of them."
+)
 @click.option("--recipe", "source", metavar="RECIPE", help="Whose data to use, and its models where none are named.")
 @click.option("--barrier", is_flag=True, help="Measure on its validation data whether they lie in one basin.")
 @DEVICE

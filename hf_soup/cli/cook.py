@@ -20,7 +20,7 @@ from hf_soup.errors import PublishError
 
 @click.command(epilog=f"RECIPE is a YAML file. {MODELS}")
 @click.argument("models", nargs=-1, required=True, metavar="RECIPE | MODEL...")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FOLDER", help="The soup.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, metavar="FOLDER", help="The soup.")
 @click.option("--base", metavar="MODEL", help="The pretrained ancestor, where cards do not name it.")
 @click.option("--method", metavar="NAME", help="How tensors are combined; see `hf-soup methods`.")
 @click.option("--select", metavar="NAME", help="What goes in, with which shares; see `hf-soup methods`.")
@@ -33,6 +33,8 @@ from hf_soup.errors import PublishError
 @TASK
 @METRIC
 @click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32", "float64"]), help="Of the soup.")
+@click.option("--output", type=click.Choice(["model", "adapter"]), help="A whole model, or a LoRA adapter of the base.")
+@click.option("--rank", type=click.IntRange(min=1), help="Of the adapter; by default the one at which nothing is lost.")
 @click.option("--heads", metavar="body|MODEL", help="Average bodies alone, and keep no head or that of one model.")
 @click.option("--vocabulary", type=click.Choice(["base", "union"]), help="Keep the tokens that all have, or all.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of random numbers.")
@@ -47,7 +49,7 @@ from hf_soup.errors import PublishError
 @JSON
 def cook(
     models: tuple[str, ...],
-    output: Path,
+    out: Path,
     base: str | None,
     method: str | None,
     select: str | None,
@@ -78,6 +80,8 @@ def cook(
              hf-soup cook owner/run-1 owner/run-2 -o soup --select greedy --validation my_eval:score
              hf-soup cook runs/exp1 -o soup --select run_average --set last=5
              hf-soup cook owner/soup --add owner/run-3 -o better
+             hf-soup cook owner/lora-1 owner/lora-2 -o lora --output adapter --rank 16
+             hf-soup cook owner/base owner/fine-tune -o lora --output adapter --rank 16
     """
     from hf_soup.hub import inspect_target, is_repo_id, require_public, without_bars
     from hf_soup.recipe import Recipe, as_recipe, is_local_path, split_revision
@@ -103,7 +107,7 @@ def cook(
             base_model=base, **looked_at, **keys,
         )  # fmt: skip
     if dry_run:
-        planned = preview(recipe, output, stream=stream)
+        planned = preview(recipe, out, stream=stream)
         click.echo(json.dumps(planned, indent=2) if as_json else printable(tables.plan(planned)))
         return
     if push:
@@ -114,7 +118,7 @@ def cook(
         named = [*(ingredient.model for ingredient in recipe.ingredients), split_revision(recipe.base_model or "")[0]]
         named += [update.soup] if update else []
         require_public([model for model in named if is_repo_id(model) and not is_local_path(model)], target)
-    soup = cook_soup(update or recipe, output, device=device, stream=stream, quiet=quiet)
+    soup = cook_soup(update or recipe, out, device=device, stream=stream, quiet=quiet)
     if int(os.environ.get("RANK", "0")) > 0:
         return
     try:
@@ -129,7 +133,10 @@ def cook(
             "weights": soup.weights,
             "scores": soup.scores,
             "comparisons": {title: each.sentence for title, each in soup.report.comparisons.items()},
-            **{key: told[key] for key in ("best", "selected", "trace", "parameters", "curve", "stability", "update")},
+            **{
+                key: told[key]
+                for key in ("best", "selected", "trace", "parameters", "curve", "stability", "update", "adapter")
+            },
             "digest": soup.digest,
             "seconds": soup.seconds,
             "resumed": soup.resumed,

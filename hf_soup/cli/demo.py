@@ -9,7 +9,13 @@ import click
 
 @click.command()
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), default=Path("hf-soup-demo"), show_default=True, help="Folder."
+    "-o",
+    "--out",
+    "output",
+    type=click.Path(path_type=Path),
+    default=Path("hf-soup-demo"),
+    show_default=True,
+    help="Folder.",
 )
 @click.option("--lm", is_flag=True, help="With language models, in place of models that read digits.")
 def demo(output: Path, lm: bool) -> None:

@@ -17,7 +17,9 @@ from hf_soup.cli.options import JSON, QUIET, patient, tell
 @click.argument("base")
 @click.option("--task", metavar="TASK", help="Only those with this task on the Hub, such as image-classification.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="The most downloaded ones.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="RECIPE", help="Write the largest group down.")
+@click.option(
+    "-o", "--out", "output", type=click.Path(path_type=Path), metavar="RECIPE", help="Write the largest group down."
+)
 @QUIET
 @JSON
 @click.pass_context

@@ -69,6 +69,8 @@ def soup(soup: Soup) -> str:
     if stability := soup.report.stability:
         often = ", ".join(f"{name} {count}" for name, count in stability.chosen.items())
         lines += [*_wrapped(f"Stability: {stability.sentence}. Went in: {often}.", ""), ""]
+    if adapter := soup.report.adapter:
+        lines += [*_wrapped(adapter.sentence, ""), ""]
     shares = ", ".join(f"{name} {weight:g}" for name, weight in soup.weights.items())
     lines += [f"Weights: {shares}", f"Digest:  {soup.digest}", f"Soup:    {soup.folder} ({soup.seconds:.1f} s)"]
     return "\n".join(lines)

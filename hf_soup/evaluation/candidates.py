@@ -325,7 +325,7 @@ class Candidates:
         names, every = list(self.ingredients), self._data.scored
         for name in names:
             self._alone(name, every)
-        if own.validation is not self._data.validation or own.test is not self._data.test:
+        if soup.template is None and (own.validation is not self._data.validation or own.test is not self._data.test):
             soup = soup._replace(template=own.template)  # it has another tokenizer than the candidates had
         self._remember(SOUP, self._models.outputs(soup, own.scored, SOUP))
         if last is not None:

@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -29,7 +29,7 @@ from hf_soup.evaluation.model import ReusableModel
 from hf_soup.evaluation.template import ModelTemplate
 from hf_soup.hub import own_cache_folder, prune
 from hf_soup.merging import Layout, Materializer, Plan, ProcessGroup, RunContext
-from hf_soup.recipe import HarnessScoring, Scoring
+from hf_soup.recipe import HarnessScoring, Mixture, Scoring
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,11 +40,14 @@ MAX_BYTES = 2_000_000_000
 
 
 class SavedModel(NamedTuple):
-    """A soup in files, their digest, and its template where it is not that of the candidates."""
+    """A soup in files, their digest, and its template where it is not that of the candidates; of an adapter also the
+    layout of what it makes of its base, and the files of both.
+    """
 
     folder: Path
     digest: str
     template: ModelTemplate | None = None
+    over: tuple[Layout, Mapping[str, Path]] | None = None
 
 
 class ModelAnswers:
@@ -185,7 +188,11 @@ class ModelAnswers:
 
     def _made(self, model: Plan | SavedModel, batch_norm: BatchStatistics | None) -> PreTrainedModel:
         tensors: dict[str, Tensor] = {}
-        if isinstance(model, SavedModel):
+        if isinstance(model, SavedModel) and model.over:
+            layout, paths = model.over
+            with closing(Materializer(layout, [paths])) as materializer:
+                tensors = materializer.materialize(Plan(layout, Mixture({layout.names[0]: 1.0})))
+        elif isinstance(model, SavedModel):
             for file in sorted(model.folder.glob("model*.safetensors")):
                 tensors |= load_file(file)
         else:

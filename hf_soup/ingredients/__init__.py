@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hf_soup.ingredients.resolve import (
         ResolvedIngredients as ResolvedIngredients,
         resolve_ingredients as resolve_ingredients,
+        with_base_apart as with_base_apart,
     )
     from hf_soup.ingredients.trainer_run import (
         expand_runs as expand_runs,

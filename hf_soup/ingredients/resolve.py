@@ -152,6 +152,24 @@ def resolve_ingredients(recipe: Recipe, *, token: Token = None) -> ResolvedIngre
     return ResolvedIngredients(recipe.model_copy(update=changes), leaves, groups, tuple(notes), tuple(soups.seen))
 
 
+def with_base_apart(recipe: Recipe, *, token: Token = None) -> Recipe:
+    """A recipe of an adapter with its base apart: where none is named it is the first model, unless that is an adapter.
+
+    Args:
+        recipe: As it was asked for.
+        token: As everywhere in huggingface_hub.
+    """
+    first, *others = recipe.ingredients
+    if recipe.output != "adapter" or recipe.base_model is not None or not others:
+        return recipe
+    try:
+        if open_checkpoint(first, allow_pickle=recipe.allow_pickle, token=token).base:
+            return recipe
+    except ResolveError:
+        return recipe  # a run, or it is told with all others that cannot be opened
+    return recipe.model_copy(update={"base_model": str(first), "ingredients": tuple(others)})
+
+
 class _StaysError(Exception):
     """Why a soup stays one ingredient."""
 

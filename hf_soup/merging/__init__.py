@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hf_soup.merging.adapter_plan import AdapterPlan as AdapterPlan
     from hf_soup.merging.arithmetic import (
         uniform as uniform,
     )
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         statistics_kind as statistics_kind,
         statistics_path as statistics_path,
     )
+    from hf_soup.merging.to_adapter import merge_adapter as merge_adapter
     from hf_soup.merging.to_files import (
         MergeResult as MergeResult,
         merge as merge,

@@ -151,7 +151,7 @@ class LowRankProducts:
         held = self._held.get(parts[0].factors)
         of_base = base, at.offset - at.element * ITEM_BYTES[at.dtype]
         if held is None or held.parts != parts or held.right.dtype != dtype or held.of_base != of_base:
-            right = [_turned(_read(update.right, file, dtype), update) for update, file, _ in parts]
+            right = [_turned(read_factor(update.right, file, dtype), update) for update, file, _ in parts]
             held = self._held[parts[0].factors] = _Held(parts, torch.cat(right), of_base)
         if held.number != number or held.block is None:
             left = [_left(part, number * rows, rows, dtype) for part in parts]
@@ -159,8 +159,8 @@ class LowRankProducts:
             if lengths := parts[0].update.lengths:
                 item, columns = ITEM_BYTES[at.dtype], product.shape[1]
                 begin = at.offset + (number * rows * columns - at.element) * item
-                product += _read(Factor(begin, at.dtype, tuple(product.shape)), base, dtype)
-                wanted = _read(_rows_of(lengths, number * rows, rows), parts[0].factors, dtype)
+                product += read_factor(Factor(begin, at.dtype, tuple(product.shape)), base, dtype)
+                wanted = read_factor(_rows_of(lengths, number * rows, rows), parts[0].factors, dtype)
                 product *= wanted / torch.linalg.vector_norm(product, dim=1, keepdim=True)
             low, high = product.aminmax()  # one pass, and NaN passes through it
             if not (math.isfinite(low.item()) and math.isfinite(high.item())):
@@ -175,7 +175,7 @@ def _left(part: _Part, first: int, count: int, dtype: torch.dtype) -> Tensor:
     if update.turned:
         rows = _columns(update.left, first, count, part.factors, dtype).mT
     else:
-        rows = _read(_rows_of(update.left, first, count), part.factors, dtype)
+        rows = read_factor(_rows_of(update.left, first, count), part.factors, dtype)
     return rows * (update.scale * part.share)
 
 
@@ -198,7 +198,7 @@ def _columns(factor: Factor, first: int, count: int, descriptor: int, dtype: tor
     rank, columns = factor.shape
     item, count = ITEM_BYTES[factor.dtype], min(count, columns - first)
     starts = (factor.offset + (row * columns + first) * item for row in range(rank))
-    return torch.cat([_read(Factor(start, factor.dtype, (1, count)), descriptor, dtype) for start in starts])
+    return torch.cat([read_factor(Factor(start, factor.dtype, (1, count)), descriptor, dtype) for start in starts])
 
 
 def _rows_of(factor: Factor, first: int, count: int) -> Factor:
@@ -208,7 +208,8 @@ def _rows_of(factor: Factor, first: int, count: int) -> Factor:
     )
 
 
-def _read(factor: Factor, descriptor: int, dtype: torch.dtype) -> Tensor:
+def read_factor(factor: Factor, descriptor: int, dtype: torch.dtype) -> Tensor:
+    """A factor from its open file, in a type to count in."""
     stored = torch.empty(math.prod(factor.shape) * ITEM_BYTES[factor.dtype], dtype=torch.uint8)
     read_all(descriptor, bytes_of(stored), factor.offset)
     return stored.view(TORCH[factor.dtype]).reshape(factor.shape).to(dtype)

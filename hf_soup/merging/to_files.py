@@ -35,7 +35,7 @@ from hf_soup.merging.statistics_store import StatisticsStore
 from hf_soup.merging.weight_files import WeightFiles
 from hf_soup.merging.workers import Write, forked, may_fork
 from hf_soup.merging.workspace import CompletedUnit, Workspace
-from hf_soup.recipe import BatchNormUpdate
+from hf_soup.recipe import AdapterReport, BatchNormUpdate
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
@@ -52,6 +52,7 @@ class MergeResult:
         resumed: Bytes that an interrupted run had already written.
         differing: Integer and boolean tensors on which the sources disagree; the first source's were kept.
         batch_norm: Where statistics of batch normalisation were collected again, with what.
+        adapter: Where the output is an adapter, what it holds.
     """
 
     digest: str
@@ -59,6 +60,7 @@ class MergeResult:
     resumed: int
     differing: tuple[str, ...]
     batch_norm: BatchNormUpdate | None = None
+    adapter: AdapterReport | None = None
 
 
 def merge(
@@ -167,7 +169,10 @@ def tensor_roots(plan: Plan, finished: Mapping[int, CompletedUnit]) -> dict[str,
 
 def merge_along(output: Path, world: ProcessGroup, threads: int | None) -> None:
     """The part that every process but the first has in a merge, whose plan and weight files that one broadcasts."""
-    plan, supply = world.broadcast(None)
+    sent = world.broadcast(None)
+    if sent is None:
+        return  # an adapter, which the first one makes
+    plan, supply = sent
     staging = Workspace(output)
     with staging.join(plan.fingerprint, world.rank):
         merge(plan, supply, staging, world=world, threads=threads, quiet=True)

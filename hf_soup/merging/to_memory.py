@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -65,16 +65,25 @@ class Materializer:
         Raises:
             MergeError: A file is shorter than its header says, or a source alone holds NaN.
         """
+        if plan.mixture.is_linear and not self.layout.bases:
+            return self._mean(plan, self._aids(plan))
+        one = self.one_by_one(plan)
+        return {tensor.name: one(tensor.name) for tensor in self.layout.tensors}
+
+    def one_by_one(self, plan: Plan) -> Callable[[str], Tensor]:
+        """The same for a tensor at a time, which several threads may ask for."""
+        aids, numbers = self._aids(plan), {tensor.name: place for place, tensor in enumerate(self.layout.tensors)}
+
+        def one(name: str) -> Tensor:
+            return self._mixed(plan, numbers[name], aids).reshape(self.layout.tensors[numbers[name]].shape)
+
+        return one
+
+    def _aids(self, plan: Plan) -> Aids:
         # In the recipe's order, as in the written soup: what is dropped at random goes by an ingredient's place.
         sources = sorted(plan.weights)
         trimmed = cutoffs(plan, self._reading, sources, usable_cores()) if needs_cutoffs(plan) else {}
-        aids = Aids(trimmed, StatisticsStore(plan))
-        if plan.mixture.is_linear and not self.layout.bases:
-            return self._mean(plan, aids)
-        return {
-            tensor.name: self._mixed(plan, number, aids).reshape(tensor.shape)
-            for number, tensor in enumerate(self.layout.tensors)
-        }
+        return Aids(trimmed, StatisticsStore(plan))
 
     def _mean(self, plan: Plan, aids: Aids) -> dict[str, Tensor]:
         """The weighted mean, or the sum; of one ingredient, that ingredient."""

@@ -6,7 +6,7 @@ import hashlib
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from functools import partial
@@ -327,9 +327,13 @@ class WeightFiles:
             self._changed.notify_all()
 
 
-def missing_weights(checkpoints: Sequence[Checkpoint]) -> list[tuple[FileSource, str]]:
-    """Weight files that are not on this machine yet, each once."""
-    return [(source, file) for source, file in _placed(checkpoints) if source.here(file) is None]
+def missing_weights(
+    checkpoints: Sequence[Checkpoint], files: Sequence[Collection[str]] | None = None
+) -> list[tuple[FileSource, str]]:
+    """Weight files that are not on this machine yet, each once; of each checkpoint all, or these ``files``."""
+    wanted = files or [each.weights.files for each in checkpoints]
+    places = (own.weights.source.origin(file) for own, names in zip(checkpoints, wanted, strict=True) for file in names)
+    return [(source, file) for source, file in dict.fromkeys(places) if source.here(file) is None]
 
 
 def fetch_small(checkpoints: Sequence[Checkpoint]) -> None:

@@ -50,6 +50,8 @@ class Method(Registered):
         needs_base: Whether it works on task vectors.
         sums: Whether shares are not divided by their sum, so that they may be negative; where it has a parameter
             ``normalize``, that decides.
+        combination: Whether it adds up the tensors, each times a number that shares and parameters give, whatever the
+            tensors hold; of adapters it then takes the factors and no product of them.
         bound: How far the result may be from that of another machine before it is rounded, in parts of the largest
             magnitude in the tensor, as where it takes a decomposition; 0 where it is the same everywhere.
         least, most: How many ingredients it is defined for.
@@ -68,6 +70,7 @@ class Method(Registered):
     neutral: Mapping[str, Any] | None
     needs_base: bool = False
     sums: bool = False
+    combination: bool = False
     bound: float = 0.0
     least: int = 1
     most: int | None = None
@@ -100,6 +103,16 @@ class Method(Registered):
         if mixed.shape != shape or mixed.dtype not in (wide, torch.float64):
             raise ValueError(f"it gives {mixed.dtype} of shape {tuple(mixed.shape)}, not {wide} of {tuple(shape)}")
         return mixed
+
+    def coefficients(self, weights: Sequence[float], parameters: Mapping[str, Any]) -> list[float]:
+        """Of a combination, what each tensor is multiplied with.
+
+        >>> METHODS["task_arithmetic"].coefficients([1.0, -2.0], {"scale": 0.5})
+        [0.5, -1.0]
+        """
+        unit = list(torch.eye(len(weights), dtype=torch.float64))
+        coefficients: list[float] = self.function(unit, weights, **parameters).tolist()
+        return coefficients
 
     def neutral_for(self, total: float) -> dict[str, Any]:
         """The neutral parameters for ingredients whose shares have this sum."""
@@ -216,4 +229,5 @@ METHODS.load_package(__name__)
 
 # Behind what it imports from here.
 from hf_soup.methods._ranks import Mapper as Mapper, count_kept as count_kept, ranked as ranked  # noqa: E402
+from hf_soup.methods._spectral import singular as singular  # noqa: E402
 from hf_soup.methods._sums import mean as mean, weighted_sum as weighted_sum  # noqa: E402

@@ -11,7 +11,13 @@ from hf_soup.methods import Within, merge_method
 from hf_soup.methods._sums import weighted_sum
 
 
-@merge_method(elementwise=True, neutral={"scale": lambda total: 1 / total}, needs_base=True, sums=True)
+@merge_method(
+    elementwise=True,
+    neutral={"scale": lambda total: 1 / total},
+    needs_base=True,
+    sums=True,
+    combination=True,
+)
 def task_arithmetic(
     deltas: Sequence[Tensor],
     weights: Sequence[float],

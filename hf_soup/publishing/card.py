@@ -91,6 +91,8 @@ def front_matter(title: str, models: MergedModels, report: SoupReport, license: 
     if not all(leaf.source.commit for leaf in leaves) and lineage.ancestor and lineage.ancestor.declared:
         # A folder has no address that a reader could follow, so its ancestor stands for it.
         bases.append(lineage.ancestor.model)
+    if report.adapter and lineage.ancestor:
+        bases = [lineage.ancestor.model]
     bases = [base for base in dict.fromkeys(bases) if not base.startswith("local:")]
     cards = [leaf.card for leaf in leaves]
     tags = [None if lineage.models.options.heads == "body" else card.get("pipeline_tag") for card in cards]
@@ -108,10 +110,12 @@ def front_matter(title: str, models: MergedModels, report: SoupReport, license: 
         "library_name": report.library,
         "pipeline_tag": task,
         "base_model": bases,
-        "base_model_relation": "merge" if bases else None,
+        "base_model_relation": ("adapter" if report.adapter else "merge") if bases else None,
         "datasets": list(dict.fromkeys(datasets)),
         "language": list(dict.fromkeys(languages)),
-        "tags": list(dict.fromkeys(["model-soup", "merge", "hf-soup", report.method])),
+        "tags": list(
+            dict.fromkeys(["model-soup", "merge", "hf-soup", report.method, *(["lora"] if report.adapter else [])])
+        ),
         "model-index": [{"name": title, "results": results}] if results else None,
     }
     return {key: value for key, value in fields.items() if value}
@@ -164,9 +168,11 @@ def render(
     license, lineage, used = license_of(models), models.lineage, list(models.weights)
     fields = front_matter(title, models, report, license)
     known = re.fullmatch(r"[A-Za-z]\w*", report.architecture, re.ASCII)  # a stranger's text, in code to copy
+    below = models.leaves.base.checkpoint.source.commit if models.leaves.base else None
     body = _environment().get_template("card.md.j2").render(
-        title=title, lineage=lineage, used=used, license=license, report=report, recipe=_RECIPE, files=files,
-        functions=functions,
+        title=title, lineage=lineage, of_adapters=models.adapter is not None and models.adapter.is_of_adapters,
+        base=(lineage.ancestor.model, below) if lineage.ancestor and below else ("BASE", None),
+        used=used, license=license, report=report, recipe=_RECIPE, files=files, functions=functions,
         task=fields.get("pipeline_tag"), hidden=[name for name in used if name.startswith("local:")],
         checkpoints={model.name: model.checkpoint for model in lineage.models.ingredients},
         compared=[name for each in lineage.evidence if each.part == "body" for name in each.names],

@@ -83,7 +83,7 @@ def soup_report(
         select=asked.select.name,
         architecture=architecture,
         tasks=tuple(remembered("pipeline-tasks", architecture, partial(pipeline_tasks, architecture))),
-        library="sentence-transformers" if "modules.json" in donor.source.files else "transformers",
+        library=_library(models),
         encoder=_encoder(donor.source.fetch_assets()),
         head_of=models.leaves.head_of,
         validation=tuple(scoring.title for scoring in asked.validation),
@@ -112,6 +112,7 @@ def soup_report(
             if isinstance(scoring, Scoring)  # of a function there is a score alone
         ),
         batch_norm=merged.batch_norm,
+        adapter=merged.adapter,
         update=update,
         license_agreed=license_of(models).agreed,
         notes=(*measured.notes, *measured.warnings, *differing, *models.notes),
@@ -139,8 +140,9 @@ def write_folder(folder: Path, report: SoupReport, recipe: Recipe, models: Merge
         models: What the soup is of.
         title: Its name.
     """
-    write_assets(folder, models.config, models.leaves)
-    index = models.plan.layout.index
+    if models.adapter is None:
+        write_assets(folder, models.config, models.leaves)
+    index = None if models.adapter else models.plan.layout.index
     if index is not None:
         with (folder / "model.safetensors.index.json").open("w") as file:
             json.dump(index, file, indent=2)
@@ -172,6 +174,13 @@ def _extensions(recipe: Recipe) -> dict[str, str]:
     offered = [offered_by_packages("task")[task].dist for task in tasks]
     asked += [(each.name, each.version) for each in offered if each]
     return dict(filter(None, [*asked, SELECTIONS.distribution(recipe.select.name)]))
+
+
+def _library(models: MergedModels) -> str:
+    """What loads the soup."""
+    if models.adapter:
+        return "peft"
+    return "sentence-transformers" if "modules.json" in models.leaves.donor.checkpoint.source.files else "transformers"
 
 
 def _encoder(folder: Path) -> str:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from hf_soup.lineage import AlignedModels, LineageReport, soup_config
-from hf_soup.merging import Plan
+from hf_soup.merging import AdapterPlan, Plan
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class MergedModels:
         leaves: Those that went in, and the base where the method needed one.
         plan: What was averaged.
         notes: What a reader should know of the files.
+        adapter: How it is made, where the soup is an adapter.
     """
 
     lineage: LineageReport
@@ -28,6 +29,7 @@ class MergedModels:
     leaves: AlignedModels
     plan: Plan
     notes: tuple[str, ...] = ()
+    adapter: AdapterPlan | None = None
 
     @property
     def weights(self) -> Mapping[str, float]:

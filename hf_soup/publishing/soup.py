@@ -10,7 +10,7 @@ from typing import Any
 
 from hf_soup._util.logs import PrintableLogger
 from hf_soup._util.text import some
-from hf_soup.checkpoint import model_class, read_config
+from hf_soup.checkpoint import ADAPTER_SETTINGS, model_class, open_checkpoint, read_config
 from hf_soup.errors import PublishError, RecipeError, ResolveError
 from hf_soup.hub import PushResult, Token, commit_folder, inspect_target, is_repo_id, require_public
 from hf_soup.merging import digest_of_folder
@@ -75,11 +75,14 @@ class Soup:
         return self.report.digest
 
     def load(self) -> Any:
-        """The soup as a model of the library that its card names: transformers, or sentence-transformers.
+        """The soup as a model of the library that its card names: transformers, sentence-transformers, or peft, with
+        the base in its place.
 
         Raises:
-            ResolveError: It is one of sentence-transformers, which is not installed.
+            ResolveError: That library is not installed.
         """
+        if self.report.adapter:
+            return self._over_base()
         if self.report.library == "sentence-transformers":
             try:
                 import sentence_transformers
@@ -91,6 +94,20 @@ class Soup:
             return getattr(sentence_transformers, self.report.encoder)(str(self.folder))
         model = model_class(read_config(json.loads((self.folder / "config.json").read_text()), str(self.folder)))
         return model.from_pretrained(self.folder)
+
+    def _over_base(self) -> Any:
+        """An adapter over its base."""
+        try:
+            from peft import PeftModel
+        except ImportError:
+            raise ResolveError(
+                f"'{self.folder}' is an adapter, and peft is not installed.", hint="pip install peft"
+            ) from None
+        settings = json.loads((self.folder / ADAPTER_SETTINGS).read_text())
+        name, revision = settings["base_model_name_or_path"], settings["revision"]
+        base = open_checkpoint(f"{name}@{revision}" if revision else name)
+        loaded = model_class(read_config(base.config, name)).from_pretrained(name, revision=revision)
+        return PeftModel.from_pretrained(loaded, self.folder)
 
     def push(
         self,

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     )
     from hf_soup.recipe.soup_report import (
         OTHER_MODELS as OTHER_MODELS,
+        AdapterReport as AdapterReport,
         BatchNormUpdate as BatchNormUpdate,
         CalibrationErrors as CalibrationErrors,
         Comparison as Comparison,

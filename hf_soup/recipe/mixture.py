@@ -105,7 +105,11 @@ def methods_of(recipe: Recipe) -> list[Method]:
 
 
 def needs_base(recipe: Recipe) -> bool:
-    """Whether a method works on task vectors; then one model alone, between itself and its ancestor, will do."""
+    """Whether the soup is made of what was learned since the base: by a method that works on task vectors, or as an
+    adapter. Then one model alone will do.
+    """
+    if recipe.output == "adapter":
+        return True
     return not is_average(recipe) and any(method.needs_base for method in methods_of(recipe))
 
 

@@ -544,6 +544,9 @@ class Recipe(_Value):
         vocabulary: Where some ingredients added tokens: ``base`` keeps those that all have, ``union`` all.
         labels: Names of the outputs in the order that the soup shall have; by default as the first ingredient that
             names them has them. An ingredient that names none is taken to have them in this order: its rows stay.
+        output: ``model``, or ``adapter``: a LoRA adapter of the base, made of adapters of it or of what full fine-tunes
+            learned.
+        rank: Of the adapter; by default the sum of the adapters' ranks, at which nothing is lost.
         allow: Codes of findings that are accepted although they refuse or warn, such as ``drifted``: those that are
             judgements (`JUDGEMENTS`).
         dtype: ``bfloat16``, ``float16``, ``float32`` or ``float64``; the ingredients' by default.
@@ -572,6 +575,8 @@ class Recipe(_Value):
     heads: _Text | None = None
     vocabulary: Literal["base", "union"] | None = None
     labels: tuple[str, ...] | None = None
+    output: Literal["model", "adapter"] = "model"
+    rank: Annotated[int, Field(ge=1, le=65536)] | None = None
     allow: Annotated[
         tuple[str, ...], BeforeValidator(_as_list, json_schema_input_type=tuple[str, ...] | str | None)
     ] = ()
@@ -634,6 +639,16 @@ class Recipe(_Value):
             raise ValueError(f"`labels` has '{twice}' twice; every output has a name of its own")
         return self
 
+    @model_validator(mode="after")
+    def _adapters_keep_what_their_base_has(self) -> Self:
+        if self.rank is not None and self.output != "adapter":
+            raise ValueError("`rank` is of an adapter: write `output: adapter` too")
+        if self.output == "adapter" and (
+            key := next((k for k in ("heads", "vocabulary", "labels") if getattr(self, k)), "")
+        ):
+            raise ValueError(f"an adapter has the head and the tokens of its base; leave `{key}` out")
+        return self
+
     @field_validator("allow")
     @classmethod
     def _allows_judgements(cls, allow: tuple[str, ...]) -> tuple[str, ...]:
@@ -655,6 +670,11 @@ class Recipe(_Value):
             if each.model == model and revision in ("", each.revision):
                 return number
         return None
+
+    @property
+    def model_dtype(self) -> str | None:
+        """The type of whole models, also on the way to an adapter, which may have another."""
+        return self.dtype if self.output == "model" else None
 
     @property
     def resolved(self) -> bool:

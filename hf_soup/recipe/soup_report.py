@@ -290,6 +290,35 @@ class ReportedLineage(_Part):
     transferred_bytes: int = 0
 
 
+class AdapterReport(_Part):
+    """What an adapter holds of what it is made of.
+
+    Args:
+        rank: Of its factors; the largest, where tensors have fewer rows or columns.
+        error: The length of what is lost, in parts of the length of all that was learned (Frobenius norms).
+        errors: The same for every tensor.
+        left_out: Tensors that were changed, or may have been, and that no adapter can hold.
+    """
+
+    rank: int
+    error: float
+    errors: Mapping[str, float] = {}
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """The error in words."""
+        if self.error < 1e-5:
+            said = f"An adapter of rank {self.rank}. It loses nothing but rounding"
+        else:
+            worst = max(self.errors, key=lambda name: self.errors[name])
+            said = (
+                f"An adapter of rank {self.rank}. It loses {self.error:.2%} of the length of what was learned, and "
+                f"{self.errors[worst]:.2%} in {worst}"
+            )
+        return f"{said}. Left out: {some(self.left_out)}." if self.left_out else f"{said}."
+
+
 class SoupReport(_Part):
     """What is told of a soup; ``soup.json``.
 
@@ -316,6 +345,7 @@ class SoupReport(_Part):
         stability: What comes out when the choice is made again.
         test: The data that was looked at once, at the end.
         batch_norm: With what running statistics were collected again.
+        adapter: Where the soup is an adapter, what it holds.
         update: What changed since the last version.
         license_agreed: Whether the ingredients' licences are the same, or all permissive.
         notes, alignments: What a reader should know, and what was done so that tensors correspond, a sentence each.
@@ -351,6 +381,7 @@ class SoupReport(_Part):
     stability: SelectionStability | None = None
     test: tuple[ReportedData, ...] = ()
     batch_norm: BatchNormUpdate | None = None
+    adapter: AdapterReport | None = None
     update: UpdateReport | None = None
     license_agreed: bool
     notes: tuple[str, ...] = ()

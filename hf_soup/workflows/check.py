@@ -12,7 +12,7 @@ from hf_soup._util.logs import ALLOWED, PrintableLogger
 from hf_soup._util.text import some
 from hf_soup.evaluation import looks_at_calibration, running_statistics
 from hf_soup.hub import Token
-from hf_soup.ingredients import ResolvedIngredients, expand_runs, resolve_ingredients, within_a_run
+from hf_soup.ingredients import ResolvedIngredients, expand_runs, resolve_ingredients, with_base_apart, within_a_run
 from hf_soup.lineage import AlignmentOptions, LineageReport, check_lineage
 from hf_soup.recipe import (
     Finding,
@@ -59,9 +59,8 @@ def check(
         ResolveError: A model cannot be found, reached or read.
     """
     before = hub.traffic()
-    recipe, runs = expand_runs(
-        as_recipe(models, base_model=base, allow=allow, allow_pickle=allow_pickle or None), checks=True
-    )
+    named = as_recipe(models, base_model=base, allow=allow, allow_pickle=allow_pickle or None)
+    recipe, runs = expand_runs(with_base_apart(named, token=token), checks=True)
     lineage = _examine(resolve_ingredients(with_method_of_selection(recipe), token=token), runs, token)
     # With the headers, indexes and cards of the ingredients.
     return replace(lineage, transferred_bytes=hub.traffic() - before)
@@ -97,7 +96,8 @@ def _examine(expanded: ResolvedIngredients, runs: Sequence[Finding], token: Toke
         expanded.checkpoints,
         base=recipe.base_model,
         options=AlignmentOptions.of(recipe),
-        alone=recipe.resolved or needs_base(recipe),
+        # An adapter alone gives what is not there yet: its base with it.
+        alone=recipe.resolved or needs_base(recipe) or any(each.base for each in expanded.checkpoints),
         allow_pickle=recipe.allow_pickle,
         token=token,
     )

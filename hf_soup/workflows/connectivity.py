@@ -311,7 +311,7 @@ def connectivity(
     models, names, context = lineage.models, lineage.models.names, RunContext(token, device)
     if len(names) < 2:
         raise RecipeError("A barrier lies between two models, and there is one.")
-    layout = layout_of(models, recipe.dtype)
+    layout = layout_of(models, recipe.model_dtype)
     pairs = len(names) * (len(names) - 1) // 2
     total = len(names) + pairs + 2 * min(LINES, pairs)
     with model_template(models, layout.dtype) as template:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from hf_soup import hub
 from hf_soup._util.logs import PrintableLogger
-from hf_soup.checkpoint import require_unchanged
+from hf_soup.checkpoint import ADAPTER_WEIGHTS, open_checkpoint, require_unchanged
 from hf_soup.errors import RecipeError
 from hf_soup.evaluation import (
     Candidates,
@@ -36,9 +36,10 @@ from hf_soup.evaluation import (
     with_statistics,
 )
 from hf_soup.hub import Token
-from hf_soup.ingredients import expand_runs
-from hf_soup.lineage import about_files
+from hf_soup.ingredients import expand_runs, with_base_apart
+from hf_soup.lineage import AlignedModel, AlignedModels, about_files, soup_config
 from hf_soup.merging import (
+    AdapterPlan,
     MergeResult,
     Plan,
     ProcessGroup,
@@ -48,14 +49,21 @@ from hf_soup.merging import (
     fetch_weights,
     in_step,
     merge,
+    merge_adapter,
     merge_along,
-    missing_weights,
     refuse_existing,
     require_alone,
     weight_files_of,
 )
-from hf_soup.publishing import MergedModels, Soup, resolve_recipe, soup_report, write_folder
-from hf_soup.recipe import Mixture, Models, Recipe, as_recipe, with_method_of_selection
+from hf_soup.publishing import (
+    MergedModels,
+    Soup,
+    resolve_recipe,
+    soup_report,
+    write_adapter_settings,
+    write_folder,
+)
+from hf_soup.recipe import Ingredient, Mixture, Models, Recipe, as_recipe, with_method_of_selection
 from hf_soup.selection import SELECTIONS
 from hf_soup.workflows.check import checked_models
 from hf_soup.workflows.prepare import (
@@ -130,7 +138,7 @@ def _cook(recipe: Models | Update, changes: Mapping[str, Any], out: Path, stream
     with Workspace(out) as workspace, ExitStack() as stack:
         plan = models.plan()
         data = stack.enter_context(_data(models, plan, workspace, context))
-        require_disk(models.fetched, plan, out, stream=stream, held=workspace.held_bytes())
+        require_disk(models, plan, out, stream=stream, held=workspace.held_bytes())
         fetch_small(models.fetched.checkpoints)
         candidates = _candidates(models, plan, data, context, stack)
         choice = choose(models.recipe, models.weights, models.space(plan), candidates, models.lineage.models.head_of)
@@ -142,15 +150,16 @@ def _cook(recipe: Models | Update, changes: Mapping[str, Any], out: Path, stream
                 data_of_soup(models.recipe, data, used.leaves, models.lineage.models, used.plan, context)
             )
         used = _with_statistics(used, own, context)
-        merged = _merged(used, workspace, stream, context)
+        merged = _adapter(used, workspace, context) if used.adapter else _merged(used, workspace, stream, context)
         with workspace.disk_errors():
             models.lineage.models.pin()
         require_unchanged(models.fetched.checkpoints)
         with workspace.disk_errors():
-            merged = recalibrate_batch_norm(merged, used.plan.layout, workspace.folder, own.calibration)
+            if not used.adapter:
+                merged = recalibrate_batch_norm(merged, used.plan.layout, workspace.folder, own.calibration)
             used = _with_notes(used, choice, merged)
             results = (
-                _evaluated(models, plan, choice, candidates, own, SavedModel(workspace.folder, merged.digest))
+                _evaluated(models, plan, choice, candidates, own, _saved(used, workspace.folder, merged, own))
                 if candidates and data.scored
                 else None
             )
@@ -169,7 +178,8 @@ def _checked(
     update = recipe if isinstance(recipe, Update) else None
     if update and (changes["method"] or changes["select"]):
         raise RecipeError("An update is cooked by the soup's recipe: leave `method` and `select` out.")
-    asked, runs = expand_runs(as_recipe(recipe.recipe if isinstance(recipe, Update) else recipe, **changes))
+    named = as_recipe(recipe.recipe if isinstance(recipe, Update) else recipe, **changes)
+    asked, runs = expand_runs(with_base_apart(named, token=context.token))
     validate(asked, stream=stream)
     refuse_existing(out)
     if update and update.from_cache:
@@ -213,9 +223,10 @@ def _chosen(models: CheckedModels, plan: Plan, choice: Choice) -> MergedModels:
     leaves, layout = models.fetched.only(choice.weights), plan.layout
     if leaves is not models.fetched:
         leaves = with_base_if_needed(choice.final, leaves, models.lineage.ancestor)
-        layout = layout_of(leaves, choice.final.dtype)
-    mixture = Mixture.of(choice.final, choice.weights, (tensor.name for tensor in layout.tensors))
-    return MergedModels(models.lineage, models.ingredients.groups, leaves, Plan(layout, mixture))
+        layout = layout_of(leaves, choice.final.model_dtype)
+    made = Plan(layout, Mixture.of(choice.final, choice.weights, (tensor.name for tensor in layout.tensors)))
+    adapter = AdapterPlan.of(made, leaves, choice.final.rank, choice.final.dtype) if models.adapter else None
+    return MergedModels(models.lineage, models.ingredients.groups, leaves, made, adapter=adapter)
 
 
 def _with_statistics(used: MergedModels, own: EvaluationData, context: RunContext) -> MergedModels:
@@ -242,12 +253,44 @@ def _merged(used: MergedModels, workspace: Workspace, stream: bool, context: Run
     return merge(used.plan, supply, workspace, world=processes, threads=context.threads, quiet=context.quiet)
 
 
+def _adapter(used: MergedModels, workspace: Workspace, context: RunContext) -> MergeResult:
+    """The soup's factors and settings, in the workspace, made by the first process."""
+    adapter = used.adapter
+    assert adapter is not None, "it is one"
+    workspace.open(adapter.fingerprint, adapter.outline())
+    context.processes.broadcast(None)  # all candidates are answered
+    if context.processes.size > 1:
+        context.processes.broadcast(None)
+    with workspace.disk_errors():
+        merged = merge_adapter(adapter, workspace.folder, threads=context.threads, quiet=context.quiet)
+        write_adapter_settings(workspace.folder, adapter)
+    return merged
+
+
+def _saved(used: MergedModels, folder: Path, merged: MergeResult, own: EvaluationData) -> SavedModel:
+    """The soup as it was written; an adapter over its base."""
+    base = used.leaves.base
+    if not used.adapter or base is None:
+        return SavedModel(folder, merged.digest)
+    of = base.checkpoint.source
+    named = Ingredient(model=str(folder), base=f"{of.reference}@{of.commit}" if of.commit else of.reference)
+    checkpoint = open_checkpoint(named)
+    alone = AlignedModels((AlignedModel("soup", checkpoint, checkpoint.tensors),), labels=used.leaves.labels)
+    layout = layout_of(alone, None)
+    template = replace(own.template, config=soup_config(alone, layout.dtype), dtype=layout.dtype)
+    (paths,) = fetch_weights([checkpoint], quiet=True)
+    return SavedModel(folder, merged.digest, template, (layout, paths))
+
+
 def _with_notes(used: MergedModels, choice: Choice, merged: MergeResult) -> MergedModels:
     """With what a reader should know of the files, which is logged."""
     for name in merged.differing:
         logger.warning(f"the ingredients disagree on '{name}', which is not averaged; the first one's is kept")
     collected = merged.batch_norm.notes if merged.batch_norm else ()
-    notes = (*about_files(used.leaves), *choice.selected.notes, *statistics_notes(used.plan), *collected)
+    if merged.adapter:
+        logger.info(merged.adapter.sentence)
+    about = () if merged.adapter else about_files(used.leaves)
+    notes = (*about, *choice.selected.notes, *statistics_notes(used.plan), *collected)
     for note in notes:
         logger.info(note)
     return replace(used, notes=notes)
@@ -273,20 +316,20 @@ def preview(recipe: Recipe, out: Path, *, stream: bool = False, token: Token = N
     """What `cook` would do, as plain data: files, bytes to fetch, disk needed and free. Fetches no weights."""
     models = _checked(recipe, {"method": None, "select": None}, out, stream, RunContext(token))
     lineage, sources, plan = models.lineage, models.fetched, models.plan()
-    layout, missing = plan.layout, missing_weights(sources.checkpoints)
-    layers, again = batch_norms(tensor.name for tensor in layout.tensors), None
+    layout, adapter = plan.layout, models.adapter
+    layers, again = batch_norms(tensor.name for tensor in layout.tensors if not adapter), None
     if models.recipe.calibration and layers and len(layout.labels) > 1:
         again = {"layers": len(layers), "data": models.recipe.calibration.title}
-    (_, output), (_, cache) = disk_needs(sources, plan, out, stream).values()
+    (_, output), (_, cache) = disk_needs(models, plan, out, stream).values()
     return {
         "verdict": lineage.verdict,
         "ingredients": {model.name: str(model.checkpoint) for model in lineage.models.ingredients},
-        "files": {file.name: file.size for file in layout.files},
-        "tensors": len(layout.tensors),
+        "files": {ADAPTER_WEIGHTS: adapter.size} if adapter else {file.name: file.size for file in layout.files},
+        "tensors": sum(len(each.stored) for each in adapter.tensors) if adapter else len(layout.tensors),
         "alignments": list(sources.notes),
-        "dtype": layout.dtype,
-        "fetch_bytes": sum(source.files[file] for source, file in missing),
-        "output_bytes": layout.size,
+        "dtype": adapter.dtype if adapter else layout.dtype,
+        "fetch_bytes": sum(source.files[file] for source, file in models.missing),
+        "output_bytes": adapter.size if adapter else layout.size,
         "output_disk_bytes": output,
         "output_free_bytes": free_bytes(out.absolute().parent),
         "cache_disk_bytes": cache,

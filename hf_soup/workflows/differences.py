@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from hf_soup._util.io import ShortReadError, open_file, read_all
 from hf_soup._util.text import some
@@ -136,6 +137,52 @@ def compare_weights(
     tensors = sorted(found.values(), key=lambda each: (order.get(each.name, len(order)), each.name))
     ours_first = [each for each in tensors if each.name in known]
     return [*ours_first, *_few([*tensors[len(ours_first) :], *dict.fromkeys(apart)])], digest_of(roots.values())
+
+
+def compare_adapters(theirs: Path, ours: Path, name: str) -> tuple[list[Difference], str]:
+    """What a published adapter adds to each tensor against what one adds that was made again.
+
+    Factors of a product are not unique, so those that differ are compared by what they come to.
+
+    Args:
+        theirs, ours: Their files.
+        name: What errors call the published one.
+
+    Returns:
+        The differences, and the published digest.
+    """
+    headers = [read_header(reader_of(path), path.name, path.stat().st_size, name) for path in (theirs, ours)]
+    roots = [{info.name: root_of(reader_of(path), info) for info in header}
+             for path, header in zip((theirs, ours), headers, strict=True)]  # fmt: skip
+    digest = digest_of((info.name, info.dtype, info.shape, roots[0][info.name]) for info in headers[0])
+    known = [{info.name: (info.dtype, info.shape) for info in header} for header in headers]
+    found = [Difference(each, "missing", "it is not there") for each in known[1] if each not in known[0]]
+    extra = [Difference(each, "extra", "it is not in the soup") for each in known[0] if each not in known[1]]
+    for each, (dtype, shape) in known[1].items():
+        if each in known[0] and known[0][each] != (dtype, shape):
+            has = known[0][each]
+            text = f"it is {has[0]} of the shape {_shape(has[1])} and should be {dtype} of {_shape(shape)}"
+            found.append(Difference(each, "shape", text))
+    if found or extra or roots[0] == roots[1]:
+        return [*found, *_few(extra)], digest
+    pair = [load_file(path) for path in (theirs, ours)]
+    for each in known[1]:
+        other = each.replace("lora_A", "lora_B").replace("lora_embedding_A", "lora_embedding_B")
+        if "lora_B" in each or "lora_embedding_B" in each or all(roots[0][n] == roots[1][n] for n in (each, other)):
+            continue
+        wrong, right = (_product(tensors, each, other) for tensors in pair)
+        gap = float(torch.linalg.vector_norm(wrong - right) / torch.linalg.vector_norm(right))
+        # Singular vectors of another machine are rounded to other neighbours.
+        within = gap <= PRODUCT_BOUND + 4 * torch.finfo(pair[1][each].dtype).eps
+        text = f"what it adds differs by {gap:.3g} of its length"
+        found.append(Difference(each, "values", text, right.numel(), within=within and other != each))
+    return found, digest
+
+
+def _product(tensors: Mapping[str, torch.Tensor], first: str, second: str) -> torch.Tensor:
+    """What two factors come to, or what is saved whole."""
+    one, other = tensors[first].double(), tensors[second].double()
+    return one if first == second else other.flatten(1) @ one.flatten(1)
 
 
 def _few(extra: list[Difference]) -> list[Difference]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,13 @@ from hf_soup.evaluation import MixtureSpace, scored_with
 from hf_soup.hub import Token
 from hf_soup.ingredients import ResolvedIngredients
 from hf_soup.lineage import AlignedModels, BaseReference, LineageReport, with_base
-from hf_soup.merging import Layout, Plan, missing_weights, weight_files_of
+from hf_soup.merging import AdapterPlan, Layout, Plan, missing_weights, weight_files_of
 from hf_soup.recipe import Finding, Mixture, Recipe, Scoring, is_local_path, methods_of, needs_base, with_dataset
+from hf_soup.selection import SELECTIONS
 
 if TYPE_CHECKING:
+    from hf_soup.checkpoint import FileSource
+
     # Which take torch, and the report's fields; a check needs none.
     from hf_soup.evaluation import EvaluationData
     from hf_soup.workflows.update import Update
@@ -97,6 +101,21 @@ class CheckedModels:
         """Of all that is fetched."""
         return plan_of(self.recipe, self.lineage.models, self.fetched)
 
+    @cached_property
+    def adapter(self) -> AdapterPlan | None:
+        """What is made of them, where that is an adapter."""
+        recipe = self.recipe
+        return (
+            AdapterPlan.of(self.plan(), self.fetched, recipe.rank, recipe.dtype) if recipe.output == "adapter" else None
+        )
+
+    @property
+    def missing(self) -> list[tuple[FileSource, str]]:
+        """Weight files that have to be fetched; to make an adapter of others, that of the base only to score it."""
+        looks = self.recipe.validation or self.recipe.test or SELECTIONS[self.recipe.select.name].learns
+        files = self.adapter.files if self.adapter and not looks else None
+        return missing_weights(self.fetched.checkpoints, files)
+
     def space(self, plan: Plan) -> MixtureSpace:
         """All that may be made of them, by a plan of all that is fetched."""
         return MixtureSpace(plan.mixture, self.ingredients, self.lineage.models.names)
@@ -127,7 +146,7 @@ def plan_of(recipe: Recipe, models: AlignedModels, fetched: AlignedModels) -> Pl
         models: All of them.
         fetched: Those that are fetched, and the base where a method needs it.
     """
-    layout, weights = layout_of(fetched, recipe.dtype), weights_by_name(recipe, models)
+    layout, weights = layout_of(fetched, recipe.model_dtype), weights_by_name(recipe, models)
     own = {name: weights[name] for name in fetched.names}
     return Plan(layout, Mixture.of(recipe, own, (tensor.name for tensor in layout.tensors)))
 
@@ -136,23 +155,24 @@ def with_base_if_needed(recipe: Recipe, models: AlignedModels, ancestor: BaseRef
     """The ingredients, and their ancestor as the base where a method needs one."""
     if not needs_base(recipe):
         return models
-    return with_base(models, ancestor, next(method.name for method in methods_of(recipe) if method.needs_base))
+    method = next((method.name for method in methods_of(recipe) if method.needs_base), "output: adapter")
+    return with_base(models, ancestor, method)
 
 
-def disk_needs(models: AlignedModels, plan: Plan, out: Path, stream: bool) -> dict[str, tuple[Path, int]]:
+def disk_needs(models: CheckedModels, plan: Plan, out: Path, stream: bool) -> dict[str, tuple[Path, int]]:
     """What a cook of models writes: title of a place → a folder on its disk, and bytes."""
-    beside = 0
-    if stream:
-        beside, fetch = weight_files_of(models.checkpoints, out).peak_bytes(plan), 0
+    beside, size = 0, models.adapter.size if models.adapter else plan.layout.size
+    if stream and not models.adapter:
+        beside, fetch = weight_files_of(models.fetched.checkpoints, out).peak_bytes(plan), 0
     else:
-        fetch = sum(source.files[file] for source, file in missing_weights(models.checkpoints))
-    return {"output": (out.absolute().parent, plan.layout.size + beside), "cache": (hub.cache_folder(), fetch)}
+        fetch = sum(source.files[file] for source, file in models.missing)
+    return {"output": (out.absolute().parent, size + beside), "cache": (hub.cache_folder(), fetch)}
 
 
-def require_disk(models: AlignedModels, plan: Plan, out: Path, *, stream: bool, held: int) -> None:
+def require_disk(models: CheckedModels, plan: Plan, out: Path, *, stream: bool, held: int) -> None:
     """Refuse before the download what would fill the disk; ``held`` bytes of it are there from an interrupted run."""
-    places = disk_needs(models, plan, out, stream)
-    fetch, beside = places["cache"][1], places["output"][1] - plan.layout.size
+    places, size = disk_needs(models, plan, out, stream), models.adapter.size if models.adapter else plan.layout.size
+    fetch, beside = places["cache"][1], places["output"][1] - size
     devices = {title: _existing(folder).stat().st_dev for title, (folder, _) in places.items()}
     if devices["output"] == devices["cache"]:
         places = {"output and cache": (out.absolute().parent, places["output"][1] + fetch)}
@@ -164,7 +184,7 @@ def require_disk(models: AlignedModels, plan: Plan, out: Path, *, stream: bool, 
         if need > free:
             raise MergeError(
                 f"The disk of the {title} has {free / 1e9:.1f} GB free; {need / 1e9:.1f} GB are needed "
-                f"({fetch / 1e9:.1f} GB to fetch, {plan.layout.size / 1e9:.1f} GB to write"
+                f"({fetch / 1e9:.1f} GB to fetch, {size / 1e9:.1f} GB to write"
                 + (f", {beside / 1e9:.1f} GB of files in flight)." if stream else ")."),
                 hint=f"{hint}.",
                 code="disk-full",

@@ -37,6 +37,8 @@ def validate(recipe: Recipe, *, stream: bool = False) -> None:
             f"`--stream` reads every file once, and {recipe.method.name} first looks at all task vectors to trim them.",
             hint="Cook without --stream.",
         )
+    if recipe.output == "adapter":
+        _require_differences(recipe)
     selection = SELECTIONS[recipe.select.name]
     require_examples(recipe, stream=stream, selection=selection)
     _require_fitting(recipe, selection)
@@ -64,6 +66,21 @@ def validate(recipe: Recipe, *, stream: bool = False) -> None:
                     f"'{named}' was on the machine where the recipe was resolved.",
                     hint="Put your own in its place, or leave the data out.",
                 )
+
+
+def _require_differences(recipe: Recipe) -> None:
+    """Refuse methods that make an adapter of more than of what was learned."""
+    every = [recipe.method, *(each.method for each in recipe.overrides)]
+    for named, method in zip(every, methods_of(recipe), strict=True):
+        hint = "Use `linear`, or a method that works on task vectors."
+        if method.combination and not method.needs_base and named.parameters.get("normalize", True) is not True:
+            said = f"{method.name} without a division adds up the base too"
+            hint = "Use `method: {name: task_arithmetic, scale: 1.0}`."
+        elif not method.combination and not method.needs_base:
+            said = f"{method.name} works on whole weights, and not on what was learned"
+        else:
+            continue
+        raise RecipeError(f"`output: adapter` holds what is added to the base; {said}.", hint=hint)
 
 
 def _same_rows(one: AnyScoring, other: AnyScoring) -> bool:

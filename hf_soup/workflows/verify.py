@@ -18,7 +18,7 @@ from hf_soup._util.logs import PrintableLogger
 from hf_soup._util.parallel import in_parallel
 from hf_soup._util.progress import bar
 from hf_soup._util.text import some
-from hf_soup.checkpoint import Checkpoint, HubRepo, open_checkpoint, require_unchanged
+from hf_soup.checkpoint import ADAPTER_WEIGHTS, Checkpoint, HubRepo, open_checkpoint, require_unchanged
 from hf_soup.errors import (
     IncompatibleError,
     MergeError,
@@ -47,18 +47,21 @@ from hf_soup.lineage import (
     write_assets,
 )
 from hf_soup.merging import (
+    AdapterPlan,
     Plan,
     RunContext,
     Workspace,
     merge,
+    merge_adapter,
     needs_cutoffs,
     needs_statistics,
     require_alone,
     weight_files_of,
 )
 from hf_soup.methods import METHODS
+from hf_soup.publishing import write_adapter_settings
 from hf_soup.recipe import Finding, Ingredient, Recipe, needs_base, parse_part, with_allowed
-from hf_soup.workflows.differences import Difference, compare_files, compare_weights, weight_files
+from hf_soup.workflows.differences import Difference, compare_adapters, compare_files, compare_weights, weight_files
 from hf_soup.workflows.prepare import free_bytes, ingredients_to_fetch, plan_of, with_base_if_needed
 from hf_soup.workflows.score import score as score_models
 from hf_soup.workflows.validate import validate
@@ -330,6 +333,8 @@ def _cooked_again(
     models = replace(models, asset_sources=ancestor)
     leaves = with_base_if_needed(recipe, ingredients_to_fetch(recipe, models), base)
     plan = plan_of(recipe, models, leaves)
+    if recipe.output == "adapter":
+        return _adapter_made_again(published, AdapterPlan.of(plan, leaves, recipe.rank, recipe.dtype), quiet=quiet)
     with (
         tempfile.TemporaryDirectory(prefix="hf-soup-verify-") as room,
         Workspace(Path(room) / "soup", kept=False) as staging,
@@ -391,6 +396,27 @@ def _cooked_again(
     digests = {"recorded": published.digest, "published": digest, "cooked": merged.digest}
     differences = [each for each in differences if each not in lost]
     return VerificationReport(str(published), "", len(plan.layout.tensors), tuple(differences), tuple(reasons), digests)
+
+
+def _adapter_made_again(published: Published, adapter: AdapterPlan, *, quiet: bool) -> VerificationReport:
+    """Make an adapter again in a temporary folder, and compare what the factors of each tensor come to."""
+    with tempfile.TemporaryDirectory(prefix="hf-soup-verify-") as room:
+        folder = Path(room)
+        merged = merge_adapter(adapter, folder, quiet=quiet)
+        write_adapter_settings(folder, adapter)
+        require_unchanged(adapter.models.checkpoints)
+        if ADAPTER_WEIGHTS in published.source.files:
+            path = published.source.fetch(ADAPTER_WEIGHTS)
+            differences, digest = compare_adapters(path, folder / ADAPTER_WEIGHTS, str(published))
+        else:
+            differences, digest = [Difference(ADAPTER_WEIGHTS, "missing", "it is not there")], ""
+        differences += compare_files(published, folder, {ADAPTER_WEIGHTS}, {ADAPTER_WEIGHTS})
+    if published.digest != digest:
+        text = f"its digest is {published.digest[:16]}… and that of the weights beside it {digest[:16]}…"
+        differences.append(Difference("soup.json", "content", text))
+    digests = {"recorded": published.digest, "published": digest, "cooked": merged.digest}
+    count = sum(tensor.form != "none" for tensor in adapter.tensors)
+    return VerificationReport(str(published), "", count, tuple(differences), (), digests)
 
 
 def _require_room(room: Path, plan: Plan, beside: int, published: Published, theirs: Sequence[str]) -> None:

@@ -7,13 +7,13 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from pydoc_data import topics
 from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import constants
-from peft import LoraConfig, PeftModel, get_peft_model
+from lora import PAGES, adapted, gpt2, summed
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
@@ -32,7 +32,6 @@ from hf_soup.local_hub import LocalHub
 from hf_soup.merging import low_rank
 
 Cli = Callable[..., Any]
-PAGES = [" ".join(text.split())[:200] for text in topics.topics.values()]
 
 pytestmark = [
     pytest.mark.usefixtures("cli"),  # in a folder of its own
@@ -40,52 +39,6 @@ pytestmark = [
     # What peft asks transformers for, and says of itself.
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning", "ignore::UserWarning:peft"),
 ]
-
-
-def adapted(base: Path, out: Path, seed: int, *, kind: Any = AutoModelForCausalLM, **settings: Any) -> Path:
-    """An adapter that peft made, trained for some steps where it is of a language model, else with random factors."""
-    torch.manual_seed(seed)
-    model = get_peft_model(kind.from_pretrained(base), LoraConfig(**{"r": 4, "lora_alpha": 8, **settings}))
-    if kind is AutoModelForCausalLM and model.config.model_type == "llama":
-        tokens = torch.tensor(ByT5Tokenizer()(PAGES[10 * seed : 10 * seed + 8], padding=True).input_ids)[:, :64]
-        optimizer = torch.optim.Adam([each for each in model.parameters() if each.requires_grad], lr=3e-2)
-        for _ in range(8):
-            optimizer.zero_grad()
-            model(input_ids=tokens, labels=tokens).loss.backward()
-            optimizer.step()
-    else:
-        for name, each in model.named_parameters():
-            if each.requires_grad:
-                each.data = each.data + 0.1 * torch.randn(each.shape) * (1 if "lora_" in name else 0.5)
-    model.save_pretrained(out)
-    return out
-
-
-def summed(base: Path, adapter: Path) -> dict[str, Tensor]:
-    """The base and what the adapter adds, in float64, by names in memory."""
-    settings = json.loads((adapter / "adapter_config.json").read_text())
-    tensors = {
-        name.removeprefix("base_model.model."): each.double()
-        for name, each in load_file(adapter / "adapter_model.safetensors").items()
-    }
-    model = AutoModelForCausalLM.from_pretrained(base)
-    whole = {name: each.detach().double() for name, each in model.named_parameters()}
-    for name, each in tensors.items():
-        path, _, part = name.replace(".base_layer", "").partition(".lora_")
-        if part in ("A.weight", "embedding_A"):
-            rank = each.shape[0]
-            alphas = [value for key, value in settings["alpha_pattern"].items() if path.endswith(key)]
-            alpha = (alphas or [settings["lora_alpha"]])[0]
-            scale = alpha / (math.sqrt(rank) if settings["use_rslora"] else rank)
-            product = scale * (tensors[name.replace("lora_A", "lora_B").replace("_A", "_B")] @ each)
-            turned = settings["fan_in_fan_out"] or part == "embedding_A"
-            both = whole[f"{path}.weight"] + (product.T if turned else product)
-            if (lengths := tensors.get(f"{path}.lora_magnitude_vector")) is not None:
-                both *= (lengths / both.norm(dim=1))[:, None]
-            whole[f"{path}.weight"] = both
-        elif not part:
-            whole[path] = each
-    return whole
 
 
 def alone(adapter: Path | dict[str, str], base: Path) -> Recipe:
@@ -97,14 +50,6 @@ def alone(adapter: Path | dict[str, str], base: Path) -> Recipe:
 
 def written(soup: Soup) -> dict[str, Tensor]:
     return {name: each.detach() for name, each in soup.load().named_parameters()}
-
-
-def gpt2(folder: Path) -> Path:
-    torch.manual_seed(0)
-    config = GPT2Config(vocab_size=384, n_embd=32, n_layer=2, n_head=2, n_positions=64, bos_token_id=1, eos_token_id=1)
-    GPT2LMHeadModel(config).save_pretrained(folder)
-    ByT5Tokenizer().save_pretrained(folder)
-    return folder
 
 
 #: What peft's own merging gets wrong, and all else that changes numbers.

@@ -1,0 +1,277 @@
+"""What an adapter is made of: which tensors of its base it changes, in what form, and of what rank. All of it comes
+from headers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from hf_soup.checkpoint import (
+    ADAPTER_FOLDER,
+    ADAPTER_SETTINGS,
+    ADAPTER_WEIGHTS,
+    DTYPES,
+    FLOATS,
+    ITEM_BYTES,
+    PEFT_PREFIX,
+    AdapterBase,
+    Checkpoint,
+    LowRankUpdate,
+    TensorInfo,
+    adapter_base,
+    read_json,
+)
+from hf_soup.errors import IncompatibleError
+from hf_soup.lineage import AlignedModel, AlignedModels
+from hf_soup.merging.plan import Plan
+from hf_soup.methods import METHODS, Method
+
+_FILE = ADAPTER_FOLDER + ADAPTER_WEIGHTS
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptedTensor:
+    """A tensor of the base that an adapter changes.
+
+    Args:
+        name: In the layout of whole models.
+        module: Where it is in memory, as peft calls it.
+        form: ``factors``, where those of adapters are put side by side; ``difference``, where what was learned is made
+            and then factored; ``whole``, as a tensor that adapters have whole, or that has no two factors; or ``none``,
+            where no adapter can hold what was learned.
+        stored: Names in the adapter's file → shapes.
+        turned: Whether the base stores it as (in, out).
+        rank: Of the factors.
+    """
+
+    name: str
+    module: str
+    form: Literal["factors", "difference", "whole", "none"]
+    stored: Mapping[str, tuple[int, ...]]
+    turned: bool = False
+    rank: int = 0
+
+
+@dataclass(frozen=True)
+class AdapterPlan:
+    """An adapter that is made of adapters, or of what full fine-tunes learned.
+
+    Args:
+        plan: Of the whole models that they stand for.
+        models: Those, and their base.
+        base: What the library says of the base.
+        rank: As it was asked for.
+        dtype: torch's name of the type that is written.
+        tensors: In the order of the layout.
+        task_type: As peft calls what the model does.
+    """
+
+    plan: Plan
+    models: AlignedModels
+    base: AdapterBase = field(repr=False)
+    rank: int | None
+    dtype: str
+    tensors: tuple[AdaptedTensor, ...] = field(repr=False)
+    task_type: str | None = None
+
+    @classmethod
+    def of(cls, plan: Plan, models: AlignedModels, rank: int | None, dtype: str | None) -> AdapterPlan:
+        """Plan it.
+
+        Args:
+            plan: Of the whole models.
+            models: Those, and their base.
+            rank: At most; without it as many as lose nothing.
+            dtype: torch's name of the type to write; by default that of the adapters' factors, or of the models.
+
+        Raises:
+            IncompatibleError: They have no adapter in common.
+        """
+        base, adapters = models.base, [model for model in models.ingredients if model.checkpoint.base]
+        assert base is not None, "who asks for an adapter has a base"
+        full = [model.name for model in models.ingredients if model not in adapters]
+        if adapters and full:
+            raise _unfit(
+                f"`output: adapter` puts the factors of adapters side by side, and {', '.join(full)} has none.",
+                "Cook a whole model, without `output: adapter`. The adapter of that is `hf-soup cook BASE SOUP "
+                "--output adapter --rank N`.",
+            )
+        if rank is None and (full or not all(METHODS[call.method].combination for call in plan.mixture.methods)):
+            why = "full fine-tunes have none" if full else f"{plan.mixture.method.method} has a result of any rank"
+            raise _unfit(f"The adapter needs a rank: {why}.", "Set it: `rank: 16` in the recipe, or --rank 16.")
+        settings = {model.name: _settings(model.checkpoint) for model in adapters}
+        tasks = {name: own.get("task_type") for name, own in settings.items()}
+        if len(set(map(str, tasks.values()))) > 1:
+            shown = "\n".join(f"  {name}  {task}" for name, task in tasks.items())
+            raise _unfit(f"The adapters are for different classes of models, as their `task_type` says:\n{shown}")
+        for model in adapters:
+            own = model.checkpoint.base
+            if own and own.identity != base.checkpoint.identity:
+                raise _unfit(
+                    f"{model.name} changes {own}, and the adapter would be of {base.checkpoint}.",
+                    "Name one base beside each: `base: MODEL` in the recipe.",
+                )
+        described = adapter_base(base.checkpoint)
+        tensors = tuple(
+            _of_adapters(plan, models, rank) if adapters else _of_differences(plan, models, described, rank)
+        )
+        if all(tensor.form == "none" for tensor in tensors):
+            raise _unfit("Nothing of what was learned fits into an adapter.")
+        stored = {info.dtype for model in models.ingredients for info in _parts(model)}
+        widest = max(stored & {*FLOATS}, key=lambda each: (ITEM_BYTES[each], each == "BF16"))
+        written = dtype or next(name for name, known in DTYPES.items() if known == widest)
+        task = next(iter(tasks.values()), None)
+        return cls(plan, models, described, rank, written, tensors, task if isinstance(task, str) else None)
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes of its file, without the header; at most, as what was not changed is left out."""
+        shapes = (shape for tensor in self.tensors for shape in tensor.stored.values())
+        return ITEM_BYTES[DTYPES[self.dtype]] * sum(map(math.prod, shapes))
+
+    @cached_property
+    def files(self) -> tuple[tuple[str, ...], ...]:
+        """Of every source, the base behind the ingredients, the weight files that it reads."""
+        models = (*self.models.ingredients, *([self.models.base] if self.models.base else []))
+        return tuple(
+            tuple(dict.fromkeys(
+                file
+                for tensor in self.tensors
+                if (info := model.tensors.get(tensor.name))
+                for file in self._files_of(tensor, info)
+            ))
+            for model in models
+        )  # fmt: skip
+
+    def _files_of(self, tensor: AdaptedTensor, info: TensorInfo) -> Iterator[str]:
+        if info.update:
+            yield info.update.file
+        # Beside factors of a table an adapter may have a copy of that, which has to be the base's.
+        copied = any(model.tensors[tensor.name].file == _FILE for model in self.models.ingredients)
+        if tensor.form == "whole" or not self.is_of_adapters or copied:
+            yield info.file
+
+    @property
+    def is_of_adapters(self) -> bool:
+        """Whether it is made of such, and not of full fine-tunes."""
+        return self.models.donor.checkpoint.base is not None
+
+    def coefficients(self, tensor: AdaptedTensor) -> dict[int, float]:
+        """What the products of each source are multiplied with, of factors."""
+        run = self.plan.layout.run_of(self._numbers[tensor.name])
+        call, weights = self.plan.method_of(run), self.plan.weights_of(run)
+        each = METHODS[call.method].coefficients(list(weights.values()), call.parameters)
+        return dict(zip(weights, each, strict=True))
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {tensor.name: number for number, tensor in enumerate(self.plan.layout.tensors)}
+
+    def outline(self) -> dict[str, Any]:
+        """As plain data, as that of a plan."""
+        files = [{"name": ADAPTER_WEIGHTS, "size": self.size}]
+        return {**self.plan.outline(), "rank": self.rank, "dtype": self.dtype, "files": files}
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of everything that decides the bytes of the output."""
+        every = [self.plan.layout.identity, self.outline()]
+        return hashlib.sha256(json.dumps(every, sort_keys=True).encode()).hexdigest()
+
+
+def _unfit(message: str, hint: str = "") -> IncompatibleError:
+    return IncompatibleError(message, hint=hint, code="adapter-output")
+
+
+def _settings(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    source = checkpoint.source
+    return read_json(source.read, ADAPTER_FOLDER + ADAPTER_SETTINGS, source.files, str(checkpoint))
+
+
+def _parts(model: AlignedModel) -> Iterator[TensorInfo]:
+    """What decides the type: an adapter's own tensors, or a fine-tune's."""
+    own = model.checkpoint.weights.stored_in(_FILE).values()
+    yield from own or model.tensors.values()
+
+
+def _of_adapters(plan: Plan, models: AlignedModels, rank: int | None) -> Iterator[AdaptedTensor]:
+    """The tensors that adapters change."""
+    stored = [
+        {info.offset: info for info in model.checkpoint.weights.stored_in(_FILE).values()}
+        for model in models.ingredients
+    ]
+    for place, tensor in enumerate(plan.layout.tensors):
+        places = [model.tensors[tensor.name] for model in models.ingredients]
+        whole = next((n for n, info in enumerate(places) if info.file == _FILE and not info.update), None)
+        own = [(number, info.update) for number, info in enumerate(places) if info.update]
+        if whole is not None:
+            name = stored[whole][places[whole].offset].name
+            yield AdaptedTensor(tensor.name, name.removeprefix(PEFT_PREFIX), "whole", {name: tensor.shape})
+        elif own:
+            for number, update in own:
+                if update.lengths:
+                    raise _unfit(
+                        f"{models.names[number]} is an adapter with `use_dora: True`: what it does to "
+                        f"'{tensor.name}' is no product of two factors.",
+                        "Cook a whole model, without `output: adapter`.",
+                    )
+            number, update = own[0]
+            first, second = (stored[number][factor.offset] for factor in in_order(update))
+            (columns, rows), ranks = (math.prod(first.shape[1:]), second.shape[0]), [low_rank(u) for _, u in own]
+            fixed = _method_of(plan, place).combination
+            kept = min(sum(ranks) if fixed else rows, rows, columns, *([rank] if rank else []))
+            shapes = {
+                first.name: (kept, *first.shape[1:]), second.name: (second.shape[0], kept, *second.shape[2:])
+            }  # fmt: skip
+            module = first.name.removeprefix(PEFT_PREFIX).rpartition(".lora_")[0]
+            form: Literal["factors", "difference"] = "factors" if fixed else "difference"
+            yield AdaptedTensor(tensor.name, module, form, shapes, update.turned, kept)
+
+
+def _method_of(plan: Plan, tensor: int) -> Method:
+    return METHODS[plan.method_of(plan.layout.run_of(tensor)).method]
+
+
+def in_order(update: LowRankUpdate) -> tuple[Any, Any]:
+    """The factors as peft has them: A of (rank, in) and B of (out, rank)."""
+    return (update.left, update.right) if update.turned else (update.right, update.left)
+
+
+def low_rank(update: LowRankUpdate) -> int:
+    """The rank of an update."""
+    rank: int = in_order(update)[0].shape[0]
+    return rank
+
+
+def _of_differences(plan: Plan, models: AlignedModels, base: AdapterBase, rank: int | None) -> Iterator[AdaptedTensor]:
+    """The tensors that full fine-tunes may have changed."""
+    below = models.base.tensors if models.base else {}
+    parameters = {disk: parameter for parameter, disk in base.parameters.items()}
+    tied = {*base.tied, *base.tied.values()}
+    for tensor in plan.layout.tensors:
+        info = below.get(tensor.name)
+        if not tensor.averaged:
+            continue
+        parameter = parameters.get(info.name, "") if info else ""
+        if info is None or tensor.name in models.patched or not parameter or parameter in tied:
+            yield AdaptedTensor(tensor.name, parameter or tensor.name, "none", {})
+            continue
+        module, _, own = parameter.rpartition(".")
+        layer = base.layers.get(parameter, "")
+        if not layer or own != "weight" or len(tensor.shape) < 2:
+            yield AdaptedTensor(tensor.name, module, "whole", {f"{PEFT_PREFIX}{parameter}": tensor.shape})
+            continue
+        turned = layer in ("Conv1D", "Embedding")
+        rows, *others = tensor.shape
+        ins, outs = ([rows], others[0]) if turned else (others, rows)
+        kept = min(rank or rows, outs, math.prod(ins))
+        kind = ("lora_embedding_A", "lora_embedding_B") if layer == "Embedding" else ("lora_A.weight", "lora_B.weight")
+        first, second = (f"{PEFT_PREFIX}{module}.{each}" for each in kind)
+        shapes = {first: (kept, *ins), second: (outs, kept, *[1] * (len(ins) - 1))}
+        yield AdaptedTensor(tensor.name, module, "difference", shapes, turned, kept)

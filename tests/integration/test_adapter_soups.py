@@ -1,0 +1,251 @@
+"""Soups that are adapters: the best of their rank, without the base; and the adapter of a full fine-tune."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lora import PAGES, adapted, gpt2, summed
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, ByT5Tokenizer
+
+from hf_soup import Recipe, SoupError, cook
+
+Cli = Callable[..., Any]
+
+pytestmark = [
+    pytest.mark.usefixtures("cli"),  # in a folder of its own
+    pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning"),
+    # What peft asks transformers for, and says of itself.
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning", "ignore::UserWarning:peft"),
+]
+
+
+def adapter(*models: Path | str, base: Path | None = None, **keys: Any) -> Recipe:
+    return Recipe(ingredients=[str(each) for each in models], output="adapter", base_model=base and str(base), **keys)
+
+
+def logits(model: Any) -> Tensor:
+    tokens = torch.tensor(ByT5Tokenizer()(PAGES[:4], padding=True).input_ids)[:, :64]
+    with torch.no_grad():
+        answer: Tensor = model.eval()(tokens).logits
+    return answer
+
+
+def answers(base: Path, folder: Path) -> Tensor:
+    """What peft makes of a base and an adapter."""
+    return logits(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder))
+
+
+def learned(base: Path, folder: Path) -> dict[str, Tensor]:
+    """What an adapter adds to each parameter."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    return {name: each - model.get_parameter(name).detach().double() for name, each in summed(base, folder).items()}
+
+
+#: Of each the reports of what peft's own merging makes of it are open or were closed without a change.
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {"target_modules": ["q_proj", "v_proj", "down_proj"]},
+    "rsLoRA": {"target_modules": ["q_proj", "o_proj"], "use_rslora": True, "r": 8},
+    "patterns": {
+        "target_modules": ["q_proj", "v_proj"], "rank_pattern": {"v_proj": 2}, "alpha_pattern": {"q_proj": 32},
+    },
+    "some layers": {"target_modules": ["gate_proj"], "layers_to_transform": [0]},
+    "trained whole": {"target_modules": ["k_proj"], "modules_to_save": ["norm"]},
+    "the head and the table of tokens": {"target_modules": ["lm_head", "embed_tokens"]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_adapter_gives_itself_back(language_family: Path, tmp_path: Path, kind: str) -> None:
+    base = language_family / "base"
+    one = adapted(base, tmp_path / "adapter", 1, **KINDS[kind])
+    soup = cook(adapter(one), "soup")
+    assert soup.report.adapter is not None
+    assert soup.report.adapter.error < 1e-7
+    torch.testing.assert_close(answers(base, soup.folder), answers(base, one), rtol=1e-5, atol=1e-5)
+    made = learned(base, soup.folder)
+    for name, each in learned(base, one).items():
+        torch.testing.assert_close(made[name], each, rtol=1e-6, atol=1e-8)
+
+
+def test_layers_that_are_stored_the_other_way_round(tmp_path: Path) -> None:
+    base = gpt2(tmp_path / "base")
+    one = adapted(base, tmp_path / "one", 1, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True, bias="lora_only")
+    soup = cook(adapter(one), "soup")
+    tokens = torch.arange(24).reshape(2, 12)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), one).eval()
+    again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), soup.folder).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(tokens).logits, model(tokens).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def adapters(language_family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three of the base that the language family has, of other ranks and layers."""
+    folder = tmp_path_factory.mktemp("adapters")
+    base = language_family / "base"
+    adapted(base, folder / "first", 1, target_modules=["q_proj", "v_proj", "down_proj"])
+    adapted(base, folder / "second", 2, r=8, target_modules=["q_proj", "up_proj"], use_rslora=True)
+    adapted(base, folder / "third", 3, target_modules=["q_proj", "down_proj"])
+    return folder
+
+
+def test_the_mean_is_exact_at_the_sum_of_the_ranks(language_family: Path, adapters: Path) -> None:
+    base, shares = language_family / "base", {"first": 0.5, "second": 0.25, "third": 0.25}
+    soup = cook(
+        Recipe(ingredients=[{"model": str(adapters / n), "weight": w} for n, w in shares.items()], output="adapter"),
+        "soup",
+    )
+    assert soup.report.adapter is not None
+    assert soup.report.adapter.rank == 16
+    parts, made = {name: learned(base, adapters / name) for name in shares}, learned(base, soup.folder)
+    for name, each in made.items():
+        torch.testing.assert_close(each, sum(w * parts[n][name] for n, w in shares.items()), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("rank", [1, 4, 11])
+def test_a_smaller_rank_has_the_error_of_the_best_possible(language_family: Path, adapters: Path, rank: int) -> None:
+    """That of the singular value decomposition of the whole matrix, tensor by tensor, and as it is said."""
+    base, names = language_family / "base", ("first", "second", "third")
+    soup = cook(adapter(*(adapters / name for name in names), rank=rank), "soup")
+    parts, made = [learned(base, adapters / name) for name in names], learned(base, soup.folder)
+    total = lost = 0.0
+    report = soup.report.adapter
+    assert report is not None
+    for name, each in made.items():
+        wanted = sum(part[name] for part in parts) / 3
+        if not wanted.any():
+            assert not each.any()
+            continue
+        tail = torch.linalg.svdvals(wanted)[rank:].norm()
+        error = (wanted - each).norm()
+        assert error <= tail * (1 + 1e-5) + 1e-6 * wanted.norm()
+        assert report.errors[name] == pytest.approx(float(error / wanted.norm()), rel=1e-3, abs=1e-6)
+        total, lost = total + float(wanted.norm() ** 2), lost + float(error**2)
+    assert report.error == pytest.approx(math.sqrt(lost / total), rel=1e-4, abs=1e-6)
+    answers(base, soup.folder)  # peft loads it
+
+
+@pytest.mark.parametrize(
+    ("method", "rank"),
+    [
+        ("task_arithmetic", None),
+        ({"name": "wise_ft", "alpha": 0.25}, None),
+        ("ties", 32),
+        ({"name": "dare_ties", "density": 0.5}, 32),
+        ("tsv_m", 32),
+    ],
+)
+def test_methods_are_those_of_whole_models(
+    language_family: Path, adapters: Path, method: Any, rank: int | None
+) -> None:
+    """At a rank that holds all: what a whole model of the same recipe has more than the base."""
+    base, models = language_family / "base", [adapters / name for name in ("first", "second", "third")]
+    whole = cook(Recipe(ingredients=[str(m) for m in models], method=method, dtype="float64"), "whole").load()
+    soup = cook(adapter(*models, method=method, rank=rank), "soup")
+    made = learned(base, soup.folder)
+    start = AutoModelForCausalLM.from_pretrained(base)
+    for name, each in whole.named_parameters():
+        wanted = each.detach().double() - start.get_parameter(name).detach().double()
+        torch.testing.assert_close(made[name], wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_weights_of_single_tensors(language_family: Path, adapters: Path) -> None:
+    base, models = language_family / "base", [adapters / name for name in ("first", "third")]
+    keys = {"tensor_weights": {"*q_proj*": [1, 3], "*": [1, 0]}}
+    made = learned(base, cook(adapter(*models, **keys), "soup").folder)
+    parts = [learned(base, each) for each in models]
+    for name, each in made.items():
+        shares = (0.25, 0.75) if "q_proj" in name else (1.0, 0.0)
+        wanted = sum(share * part[name] for share, part in zip(shares, parts, strict=True))
+        torch.testing.assert_close(each, wanted, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"method": "slerp"}, "slerp works on whole weights"),
+        ({"method": {"name": "linear", "normalize": False}}, "adds up the base too"),
+        ({"method": "ties"}, "The adapter needs a rank: ties has a result of any rank"),
+        ({"heads": "body"}, "an adapter has the head and the tokens of its base; leave `heads` out"),
+        ({"rank": 0}, "rank: Input should be greater than or equal to 1"),
+    ],
+)
+def test_what_no_adapter_can_be(adapters: Path, keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(SoupError, match=message):
+        cook(adapter(adapters / "first", adapters / "second", **keys), "soup")
+    assert not Path("soup").exists()
+
+
+def test_what_does_not_go_together(language_family: Path, adapters: Path, tmp_path: Path) -> None:
+    base, first, second = language_family / "base", adapters / "first", adapters / "second"
+    with pytest.raises(SoupError, match="puts the factors of adapters side by side, and local:one has none"):
+        cook(adapter(first, language_family / "one", rank=4), "soup")
+    with pytest.raises(SoupError, match="The adapter needs a rank: full fine-tunes have none"):
+        cook(adapter(base, language_family / "one"), "soup")
+    dora = adapted(base, tmp_path / "dora", 3, target_modules=["q_proj"], use_dora=True)
+    with pytest.raises(
+        SoupError, match=r"local:dora is an adapter with `use_dora: True`: what it does to 'model.layers"
+    ):
+        cook(adapter(first, dora), "soup")
+    shutil.copytree(language_family / "one", tmp_path / "other")
+    recipe = Recipe(
+        ingredients=[str(first), {"model": str(second), "base": str(tmp_path / "other")}], output="adapter",
+        base_model=str(base), allow=["bases-differ", "base-contradicted"],
+    )  # fmt: skip
+    with pytest.raises(SoupError, match=r"local:second changes local:other.*, and the adapter would be of local:base"):
+        cook(recipe, "soup")
+    with pytest.raises(SoupError, match="`rank` is of an adapter: write `output: adapter` too"):
+        Recipe(ingredients=[str(first), str(second)], rank=4)
+    assert not Path("soup").exists()
+
+
+def test_what_is_not_finite_is_said(adapters: Path, tmp_path: Path) -> None:
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    folder = shutil.copytree(adapters / "first", tmp_path / "adapter")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    tensors[name][0, 0] = math.nan
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(
+        SoupError, match=r"The factors of 'model.layers.0.self_attn.q_proj.weight' in the adapter local"
+    ):
+        cook(adapter(folder, adapters / "second"), "soup")
+    tensors[name][0, 0] = 1e30
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(SoupError, match=r"would be larger than float16 can hold"):
+        cook(adapter(folder, adapters / "second", dtype="float16"), "soup")
+    assert not Path("soup").exists()
+
+
+def test_the_adapter_of_a_full_fine_tune(language_family: Path, cli: Cli) -> None:
+    """Its error by tensor, and the way back: the base and the adapter are nearly the fine-tune."""
+    base, one = language_family / "base", language_family / "one"
+    done = cli("cook", base, one, "-o", "lora", "--output", "adapter", "--rank", 8, "--quiet", "--json")
+    assert done.code == 0, done.err
+    report, lost, size = done.json["adapter"], 0.0, 0.0
+    whole = AutoModelForCausalLM.from_pretrained(one)
+    start = AutoModelForCausalLM.from_pretrained(base)
+    back = (
+        cook([str(base)], "back") if False else cook(Recipe(ingredients=["lora"], base_model=str(base)), "back").load()
+    )
+    for name, each in whole.named_parameters():
+        origin = start.get_parameter(name).detach().double()
+        wanted, made = each.detach().double() - origin, back.get_parameter(name).detach().double() - origin
+        if each.dim() < 2:
+            assert torch.equal(back.get_parameter(name), each), name
+        else:
+            tail = torch.linalg.svdvals(wanted)[8:].norm()
+            assert (wanted - made).norm() <= tail * (1 + 1e-4) + 1e-6
+            assert report["errors"][name] == pytest.approx(float(tail / wanted.norm()), rel=1e-3, abs=1e-5)
+        lost, size = lost + float((wanted - made).norm() ** 2), size + float(wanted.norm() ** 2)
+    assert report["error"] == pytest.approx(math.sqrt(lost / size), rel=1e-3)
+    exact = cook(adapter(base, one, rank=999), "exact")
+    torch.testing.assert_close(answers(base, exact.folder), logits(whole), rtol=1e-4, atol=1e-4)
