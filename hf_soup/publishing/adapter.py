@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -32,10 +31,10 @@ def write_adapter_settings(folder: Path, adapter: AdapterPlan) -> None:
             ranks[module] = info.shape[0]
     base, layers = adapter.base, adapter.base.layers
     matrices = {each.rpartition(".")[0] for each, layer in layers.items() if layer}
-    common = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
+    largest = max(ranks.values(), default=1)
     patterns = {
         name: rank
-        for rank in sorted({*ranks.values()} - {common})
+        for rank in sorted({*ranks.values()} - {largest})
         for name in _shortened([module for module, own in ranks.items() if own == rank], ranks)
     }
     source = base.checkpoint.source
@@ -44,8 +43,8 @@ def write_adapter_settings(folder: Path, adapter: AdapterPlan) -> None:
         "task_type": adapter.task_type,
         "base_model_name_or_path": base.checkpoint.model.removeprefix("local:"),
         "revision": source.commit,
-        "r": common,
-        "lora_alpha": common,
+        "r": largest,
+        "lora_alpha": largest,
         "lora_dropout": 0.0,
         "rank_pattern": patterns,
         "alpha_pattern": patterns,

@@ -175,7 +175,10 @@ def render(
         used=used, license=license, report=report, recipe=_RECIPE, files=files, functions=functions,
         task=fields.get("pipeline_tag"), hidden=[name for name in used if name.startswith("local:")],
         checkpoints={model.name: model.checkpoint for model in lineage.models.ingredients},
-        compared=[name for each in lineage.evidence if each.part == "body" for name in each.names],
+        # Samples of an adapter's rows are those of its base.
+        adapters=(adapters := all(model.checkpoint.base for model in lineage.models.ingredients)),
+        rounded=report.adapter or models.plan.layout.multiplied,
+        compared=[] if adapters else [name for each in lineage.evidence if each.part == "body" for name in each.names],
         architecture=report.architecture if known else "AutoModel",
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", recipe)), default=0)),
     )  # fmt: skip

@@ -259,6 +259,11 @@ def _ingredients(published: Published, paths: Paths, token: Token) -> tuple[list
 
     def attempt(each: Ingredient) -> Checkpoint | Finding:
         try:
+            if (each.base or "").startswith("local:"):  # an adapter's
+                base = _path_of(parse_part(Ingredient, each.base, "the name of a model"), paths)
+                if isinstance(base, Finding):
+                    return base
+                each = each.model_copy(update={"base": base})
             if not each.model.startswith("local:"):
                 return _from_hub(each, published.recipe.allow_pickle, token)
             return _mapped(each, paths, published.recipe.allow_pickle)
@@ -282,7 +287,8 @@ def _from_hub(each: Ingredient, allow_pickle: bool, token: Token) -> Checkpoint:
     return open_checkpoint(each, allow_pickle=allow_pickle, token=token, on_hub=True, whole=True)
 
 
-def _mapped(each: Ingredient, paths: Paths, allow_pickle: bool) -> Checkpoint | Finding:
+def _path_of(each: Ingredient, paths: Paths) -> str | Finding:
+    """Where a folder of the cook's machine is on this one."""
     path, name = local_path(each.model, each.revision, paths), each.model.removeprefix("local:")
     short = (each.revision or "").removeprefix("sha256:")[:7]
     if path is None:
@@ -290,7 +296,14 @@ def _mapped(each: Ingredient, paths: Paths, allow_pickle: bool) -> Checkpoint | 
         return Finding("local", f"{message}\nWhere you have it, say so: --map {name}=PATH.", (each.model,))
     if not path.is_dir():
         return Finding("local", f"--map {name}: there is no folder '{path}'.", (each.model,))
-    opened = open_checkpoint(str(path), allow_pickle=allow_pickle)
+    return str(path)
+
+
+def _mapped(each: Ingredient, paths: Paths, allow_pickle: bool) -> Checkpoint | Finding:
+    path, name = _path_of(each, paths), each.model.removeprefix("local:")
+    if isinstance(path, Finding):
+        return path
+    opened = open_checkpoint(Ingredient(model=path, base=each.base), allow_pickle=allow_pickle)
     if each.revision not in (None, opened.revision):
         message = f"The weights in '{path}' are not those of '{name}' in the soup."
         shown = f"  recipe {each.revision}\n  folder {opened.revision}"

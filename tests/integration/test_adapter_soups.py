@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from lora import PAGES, adapted, gpt2, summed
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, ByT5Tokenizer
 
-from hf_soup import Recipe, SoupError, cook
+from hf_soup import Recipe, Soup, SoupError, check, cook, hub
+from hf_soup.local_hub import LocalHub
+from hf_soup.merging import digest_of_folder
 
 Cli = Callable[..., Any]
 
@@ -249,3 +254,84 @@ def test_the_adapter_of_a_full_fine_tune(language_family: Path, cli: Cli) -> Non
     assert report["error"] == pytest.approx(math.sqrt(lost / size), rel=1e-3)
     exact = cook(adapter(base, one, rank=999), "exact")
     torch.testing.assert_close(answers(base, exact.folder), logits(whole), rtol=1e-4, atol=1e-4)
+
+
+def test_the_whole_way(
+    online: LocalHub, cli: Cli, language_family: Path, adapters: Path, publish: Callable[..., str], tmp_path: Path
+) -> None:
+    """Check, make, push, load by peft, verify; the base's weights are not fetched until something is scored."""
+    base, names = publish("base", language_family / "base"), []
+    owner = base.partition("/")[0]
+    for name in ("first", "second"):
+        folder = shutil.copytree(adapters / name, tmp_path / name)
+        settings = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": base}))
+        (folder / "README.md").write_text(f"---\nbase_model: {base}\nlicense: mit\n---\n")
+        names.append(publish(name, folder))
+    planned = cli("cook", *names, "-o", "soup", "--output", "adapter", "--rank", 6, "--dry-run", "--json")
+    assert planned.code == 0, planned.err
+    assert list(planned.json["files"]) == ["adapter_model.safetensors"]
+    sizes = [(adapters / name / "adapter_model.safetensors").stat().st_size for name in ("first", "second")]
+    assert planned.json["fetch_bytes"] == sum(sizes)
+    done = cli("cook", *names, "-o", "soup", "--output", "adapter", "--rank", 6, "--quiet", "--json")
+    assert done.code == 0, done.err
+    assert {path.name for path in hub.cache_folder().rglob("*.safetensors")} == {"adapter_model.safetensors"}
+    pushed = cli("push", "soup", f"{owner}/soup", "--json")
+    assert pushed.code == 0, pushed.err
+    card = ModelCard.load(f"{owner}/soup")
+    assert (card.data.base_model, card.data["base_model_relation"], card.data.library_name) == (
+        [base],
+        "adapter",
+        "peft",
+    )
+    # As the card says; transformers' client has read its settings before there was this Hub.
+    (code,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    for name, here in ((base, language_family / "base"), (f"{owner}/soup", Path("soup").resolve())):
+        assert f'"{name}"' in code
+        code = code.replace(f'"{name}"', f'"{here}"')
+    named: dict[str, Any] = {}
+    exec(code, named)
+    torch.testing.assert_close(logits(named["model"]), answers(language_family / "base", Path("soup")))
+    copy = shutil.copytree(Path("soup"), Path("copy"))
+    settings = json.loads((copy / "adapter_config.json").read_text())
+    local = {"base_model_name_or_path": str(language_family / "base"), "revision": None}
+    (copy / "adapter_config.json").write_text(json.dumps({**settings, **local}))
+    torch.testing.assert_close(logits(Soup.open(copy).load()), logits(named["model"]))
+    verified = cli("verify", f"{owner}/soup", "--json", "--quiet")
+    assert verified.json["verdict"] == "identical", verified.out
+    assert check([f"{owner}/soup", names[1]]).verdict == "proven"
+    # An adapter like any other, whose leaves are not what it is.
+    again = cook([f"{owner}/soup", names[1]], "again")
+    assert [each.model for each in again.recipe.ingredients] == [f"{owner}/soup", names[1]]
+
+
+def test_what_was_changed_is_found(cli: Cli, language_family: Path, adapters: Path, tmp_path: Path) -> None:
+    """In numbers, not in how a product is factored."""
+    soup = cook(adapter(adapters / "first", adapters / "second", rank=6), "soup")
+    places = {name: adapters / name for name in ("first", "second")} | {"base": language_family / "base"}
+    here = [word for name, path in places.items() for word in ("--map", f"{name}={path}")]
+    folder = tmp_path / "soup"
+    tensors = load_file(folder / "adapter_model.safetensors")
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+    turned = torch.linalg.qr(torch.randn(6, 6)).Q
+
+    def verdict(changed: Mapping[str, Tensor], **values: Any) -> Any:
+        save_file({**tensors, **changed}, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        (folder / "adapter_config.json").write_text(json.dumps({**settings, **values}))
+        report = json.loads((folder / "soup.json").read_text())
+        (folder / "soup.json").write_text(json.dumps({**report, "digest": digest_of_folder(folder)}))
+        return cli("verify", folder, *here, "--json", "--quiet").json
+
+    both = {
+        name.format("A"): turned.T @ tensors[name.format("A")],
+        name.format("B"): tensors[name.format("B")] @ turned,
+    }
+    assert verdict({})["verdict"] == "identical"
+    assert verdict(both)["verdict"] == "equivalent"
+    found = verdict({name.format("A"): 1.001 * tensors[name.format("A")]})
+    assert (found["verdict"], found["different"]) == ("different", [name.format("A")])
+    assert verdict({name.format("A"): torch.full_like(tensors[name.format("A")], math.nan)})["verdict"] == "different"
+    found = verdict({}, lora_alpha=2 * settings["lora_alpha"])
+    assert (found["verdict"], found["different"]) == ("different", ["adapter_config.json"])
+    assert soup.report.adapter
