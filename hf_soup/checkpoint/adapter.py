@@ -210,6 +210,21 @@ def adapted_tensors(
     return changed
 
 
+def own_tensors(factors: Sequence[TensorInfo], base: AdapterBase) -> dict[str, TensorInfo]:
+    """Tensors that an adapter was trained with as a whole and that its base does not have like that, as the head of a
+    classifier: by their names in memory.
+    """
+    found = {}
+    for info in factors:
+        path = _WHOLE.sub("", info.name.removeprefix(PEFT_PREFIX))
+        if "lora_" in path or "token_adapter" in path:
+            continue
+        known = (disk for each, disk in base.parameters.items() if each == path or each.endswith(f".{path}"))
+        if (disk := next(known, None)) is None or base.checkpoint.tensors[disk].shape != info.shape:
+            found[path] = replace(info, name=path)
+    return found
+
+
 def _target(path: str, base: AdapterBase, name: str) -> tuple[str, str]:
     """The base's parameter that an adapter calls so, and its name on disk."""
     stored, tied = base.checkpoint.tensors, {**base.tied, **{other: own for own, other in base.tied.items()}}

@@ -217,6 +217,42 @@ def same_architecture(
     ]
 
 
+#: peft's names of what a model does → the library's class of models.
+_PEFT_TASKS = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+}
+
+
+def adapted_config(config: Mapping[str, Any], settings: Mapping[str, Any], outputs: int, name: str) -> dict[str, Any]:
+    """The config of a model of which an adapter brings the head: of the class that it was trained as.
+
+    Args:
+        config: Its base's.
+        settings: ``adapter_config.json``.
+        outputs: How many the head has; nobody says their names.
+        name: What errors call the base.
+    """
+    import transformers
+
+    stated = settings.get("auto_mapping")
+    named = stated.get("base_model_class") if isinstance(stated, Mapping) else None
+    if auto := _PEFT_TASKS.get(str(settings.get("task_type"))):
+        classes = getattr(transformers, auto)._model_mapping
+        found = classes.get(type(read_config(config, name)), None)
+        named = getattr(found, "__name__", None)
+    labels = {str(number): f"LABEL_{number}" for number in range(outputs)}
+    return {
+        **config,
+        "architectures": [named] if isinstance(named, str) else config.get("architectures"),
+        "id2label": labels,
+        "label2id": {label: int(number) for number, label in labels.items()},
+    }
+
+
 def pipeline_tasks(named: str) -> list[str]:
     """The tasks whose pipelines take a class, the one that it is for first.
 

@@ -10,6 +10,7 @@ import re
 import shlex
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,13 @@ from hf_soup.checkpoint.adapter import (
     AdaptedFiles,
     AdapterBase,
     adapted_tensors,
+    own_tensors,
     require_lora,
 )
 from hf_soup.checkpoint.checkpoint import Checkpoint, called
-from hf_soup.checkpoint.config import is_quantised
+from hf_soup.checkpoint.config import adapted_config, is_quantised
 from hf_soup.checkpoint.file_sources import FileSource, HubRepo, LocalFolder
-from hf_soup.checkpoint.headers import front_matter, joined, read_header, read_index, read_json
+from hf_soup.checkpoint.headers import TensorInfo, front_matter, joined, read_header, read_index, read_json
 from hf_soup.checkpoint.memo import remembered
 from hf_soup.checkpoint.parameters import correspondence, layers_of_parameters
 from hf_soup.checkpoint.pickles import PICKLE, PICKLE_INDEX, convert_pickle
@@ -39,6 +41,10 @@ from hf_soup.hub import ASSETS, INDEX, MAX_TEXT, SINGLE, Token
 from hf_soup.recipe import Ingredient, is_local_path, parse_part, split_revision
 
 _MAX_ASSET = 500_000_000
+#: Outputs of a head that an adapter brings.
+_MOST_OUTPUTS = 1_000_000
+#: What the library works out by itself where a checkpoint does not have it.
+_COMPUTED = re.compile(r"position_ids|relative_position_index|num_batches_tracked")
 #: What makes safetensors of a pickle, on the Hub and elsewhere.
 _BOT, _LIBRARY = "https://huggingface.co/spaces/safetensors/convert", "`model.save_pretrained(folder)`"
 
@@ -258,9 +264,52 @@ def _adapted(
     factors = read_header(
         files.read, ADAPTER_FOLDER + ADAPTER_WEIGHTS, files.files[ADAPTER_FOLDER + ADAPTER_WEIGHTS], name
     )
+    if own := own_tensors(factors, below):
+        below = _with_head(below, own, settings, name)
     tensors = adapted_tensors(settings, factors, below, name)
     weights = TensorSource(tensors, files, (*base.tensors.values(), *factors))
-    return Checkpoint(model, base.config, card, AdaptedFiles.of(base.source, source), weights, tuple(notes), base)
+    config = below.checkpoint.config
+    return Checkpoint(model, config, card, AdaptedFiles.of(base.source, source), weights, tuple(notes), base)
+
+
+def _with_head(
+    below: AdapterBase, own: Mapping[str, TensorInfo], settings: Mapping[str, Any], name: str
+) -> AdapterBase:
+    """A base with the head that an adapter brings, as a model of the adapter's class; the base as it was, where the
+    two do not make one, which is then said of the adapter's tensors.
+
+    Raises:
+        ResolveError: More is missing than the head, so that it was random numbers that the adapter was trained beside.
+    """
+    base = below.checkpoint
+    outputs = min((info.shape[0] for info in own.values() if info.shape), default=0)
+    if not 0 < outputs <= _MOST_OUTPUTS:
+        return below
+    tensors = {**base.tensors, **own}
+    shapes = {tensor: info.shape for tensor, info in tensors.items()}
+    config = adapted_config(base.config, settings, outputs, str(base))
+
+    def kept() -> list[tuple[str, str]]:
+        found = correspondence(config, shapes, name)
+        wrong = [disk for disk, _, _ in found.mismatched] or [each for each in own if each not in found.parameters]
+        return [
+            *(("kept", disk) for disk in found.parameters),
+            *(("missing", parameter) for parameter in found.missing),
+            *(("wrong", disk) for disk in wrong),
+        ]
+
+    answered = remembered("headed", [config, shapes, sorted(own)], kept)
+    if any(kind == "wrong" for kind, _ in answered):
+        return below
+    if lacking := [each for kind, each in answered if kind == "missing" and not _COMPUTED.search(each)]:
+        raise ResolveError(
+            f"{name} brings a head, and {base} has no {some(lacking)}, which is not in the adapter either: it was "
+            "random when the adapter was trained.",
+            hint="Train it with these among `modules_to_save`.",
+            code="adapter-base",
+        )
+    weights = replace(base.weights, tensors={disk: tensors[disk] for kind, disk in answered if kind == "kept"})
+    return adapter_base(replace(base, config=config, weights=weights))
 
 
 class _Bases:

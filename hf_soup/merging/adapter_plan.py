@@ -65,7 +65,7 @@ class AdapterPlan:
     Args:
         plan: Of the whole models that they stand for.
         models: Those, and their base.
-        base: What the library says of the base.
+        described: What the library says of what they are.
         rank: As it was asked for.
         dtype: torch's name of the type that is written.
         tensors: In the order of the layout.
@@ -74,7 +74,7 @@ class AdapterPlan:
 
     plan: Plan
     models: AlignedModels
-    base: AdapterBase = field(repr=False)
+    described: AdapterBase = field(repr=False)
     rank: int | None
     dtype: str
     tensors: tuple[AdaptedTensor, ...] = field(repr=False)
@@ -117,7 +117,7 @@ class AdapterPlan:
                     f"{model.name} changes {own}, and the adapter would be of {base.checkpoint}.",
                     "Name one base beside each: `base: MODEL` in the recipe.",
                 )
-        described = adapter_base(base.checkpoint)
+        described = adapter_base(models.donor.checkpoint)
         tensors = tuple(
             _of_adapters(plan, models, rank) if adapters else _of_differences(plan, models, described, rank)
         )
@@ -249,22 +249,24 @@ def low_rank(update: LowRankUpdate) -> int:
     return rank
 
 
-def _of_differences(plan: Plan, models: AlignedModels, base: AdapterBase, rank: int | None) -> Iterator[AdaptedTensor]:
+def _of_differences(
+    plan: Plan, models: AlignedModels, described: AdapterBase, rank: int | None
+) -> Iterator[AdaptedTensor]:
     """The tensors that full fine-tunes may have changed."""
-    below = models.base.tensors if models.base else {}
-    parameters = {disk: parameter for parameter, disk in base.parameters.items()}
-    tied = {*base.tied, *base.tied.values()}
+    below, own = models.base.tensors if models.base else {}, models.donor.tensors
+    parameters = {disk: parameter for parameter, disk in described.parameters.items()}
+    tied = {*described.tied, *described.tied.values()}
     for tensor in plan.layout.tensors:
-        info = below.get(tensor.name)
         if not tensor.averaged:
             continue
-        parameter = parameters.get(info.name, "") if info else ""
-        if info is None or tensor.name in models.patched or not parameter or parameter in tied:
+        parameter = parameters.get(own[tensor.name].name, "") if tensor.name in own else ""
+        moved = tensor.name in below and (tensor.name in models.patched or below[tensor.name].shape != tensor.shape)
+        if not parameter or parameter in tied or moved:
             yield AdaptedTensor(tensor.name, parameter or tensor.name, "none", {})
             continue
-        module, _, own = parameter.rpartition(".")
-        layer = base.layers.get(parameter, "")
-        if not layer or own != "weight" or len(tensor.shape) < 2:
+        module, _, last = parameter.rpartition(".")
+        layer = described.layers.get(parameter, "")
+        if not layer or last != "weight" or len(tensor.shape) < 2 or tensor.name not in below:
             yield AdaptedTensor(tensor.name, module, "whole", {f"{PEFT_PREFIX}{parameter}": tensor.shape})
             continue
         turned = layer in ("Conv1D", "Embedding")

@@ -76,7 +76,9 @@ def merge_adapter(
         one = made[tensor.name]
         if tensor.form == "none" and (one.size or not one.known):
             left_out.append(tensor.name)
-        elif adapter.is_of_adapters or one.size or (tensor.form == "whole" and tensor.module in changed):
+        elif (
+            adapter.is_of_adapters or one.size or not one.known or (tensor.form == "whole" and tensor.module in changed)
+        ):
             written |= one.tensors  # of a module that is saved whole peft wants every tensor
         if one.size:
             errors[tensor.name] = math.sqrt(one.lost / one.size)
@@ -137,7 +139,7 @@ class _Work:
         compared = [*forms["difference"]]
         self._base = None
         if not adapter.is_of_adapters:
-            compared += [*forms["whole"], *(name for name in forms["none"] if self._is_known(name))]
+            compared += [name for name in (*forms["whole"], *forms["none"]) if self._is_known(name)]
             self._base = self._provider(compared, "float64", of_base=True)
         elif compared and needs_cutoffs(adapter.plan):  # which go by all entries of a model, changed or not
             compared = [tensor.name for tensor in adapter.plan.layout.tensors if tensor.averaged and tensor.size]
@@ -157,7 +159,10 @@ class _Work:
         mixture = plan.mixture
         if of_base:
             sources, mixture = sources[-1:], Mixture({self._models[-1].name: 1.0})
-        models = [replace(model, tensors={name: model.tensors[name] for name in names}) for model, _ in sources]
+        models = [
+            replace(model, tensors={name: model.tensors[name] for name in names if name in model.tensors})
+            for model, _ in sources
+        ]
         paths = [own for _, own in sources]
         if zeros:
             models = [_over_zeros(model, self._whole_names) for model in models]
@@ -174,10 +179,11 @@ class _Work:
         """What stands for a tensor of the base."""
         if tensor.form == "factors":
             return self._factored(tensor)
-        if tensor.form == "none" and not self._is_known(tensor.name):
+        known = self._is_known(tensor.name)
+        if tensor.form == "none" and not known:
             return _Made(known=False)
         learned: Tensor | None = None
-        if not (self._adapter.is_of_adapters and tensor.form == "whole"):
+        if known and not (self._adapter.is_of_adapters and tensor.form == "whole"):
             learned = self._mixed(tensor.name)
             learned = learned if self._base is None else learned - self._base(tensor.name)
         size = 0.0 if learned is None else _squared(learned)
@@ -185,7 +191,7 @@ class _Work:
             return _Made(size=size, lost=size)
         if tensor.form == "whole":
             (name,) = tensor.stored
-            return _Made({name: self._whole(tensor.name)}, size)
+            return _Made({name: self._whole(tensor.name)}, size, known=known)
         assert learned is not None, "it is what is factored"
         matrix = learned.reshape(learned.shape[0], -1)
         matrix = matrix.mT if tensor.turned else matrix

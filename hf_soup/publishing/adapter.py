@@ -29,7 +29,8 @@ def write_adapter_settings(folder: Path, adapter: AdapterPlan) -> None:
             whole[name] = name.rpartition(".")[0]
         elif "A" in part:
             ranks[module] = info.shape[0]
-    base, layers = adapter.base, adapter.base.layers
+    base, layers = adapter.models.base, adapter.described.layers
+    assert base is not None, "an adapter has a base"
     matrices = {each.rpartition(".")[0] for each, layer in layers.items() if layer}
     largest = max(ranks.values(), default=1)
     patterns = {

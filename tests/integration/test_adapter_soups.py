@@ -14,10 +14,18 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from lora import PAGES, adapted, gpt2, summed
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, ByT5Tokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    ByT5Tokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTModel,
+)
 
 from hf_soup import Recipe, Soup, SoupError, check, cook, hub
 from hf_soup.local_hub import LocalHub
@@ -335,3 +343,117 @@ def test_what_was_changed_is_found(cli: Cli, language_family: Path, adapters: Pa
     found = verdict({}, lora_alpha=2 * settings["lora_alpha"])
     assert (found["verdict"], found["different"]) == ("different", ["adapter_config.json"])
     assert soup.report.adapter
+
+
+@pytest.mark.parametrize("select", ["greedy", "learned"])
+def test_what_is_chosen_is_scored_as_it_is_written(
+    language_family: Path, adapters: Path, cli: Cli, select: str
+) -> None:
+    """Candidates are exact sums; the soup is what its rank leaves of the best."""
+    few = {"greedy": {}, "learned": {"epochs": 2, "batch_size": 10}}[select]
+    looks = {"task": "causal-lm", "dataset": str(language_family / "validation.jsonl")}
+    base, models = language_family / "base", [adapters / name for name in ("first", "second", "third")]
+    soup = cook(adapter(*models, base=base, validation=looks, select={"name": select, **few}, rank=2), "soup")
+    (title,) = soup.scores["soup"]
+    Path("data.yaml").write_text(adapter(*models, base=base, validation=looks).to_yaml())
+    alone = cli("score", "soup", "--recipe", "data.yaml", "--quiet", "--json")
+    assert alone.code == 0, alone.err
+    ((_, measured),) = alone.json["scores"].items()
+    assert measured[title]["value"] == pytest.approx(soup.scores["soup"][title]["value"], abs=1e-6)
+    kept = {"base_model": str(base), "validation": (), "ingredients": []}
+    for each in soup.recipe.ingredients:
+        path = adapters / each.model.removeprefix("local:")
+        kept["ingredients"].append(each.model_copy(update={"model": str(path), "base": str(base)}))
+    assert cook(soup.recipe.model_copy(update=kept), "again").digest == soup.digest
+
+
+@pytest.mark.parametrize("keys", [{}, {"rank": 5}, {"rank": 5, "method": "ties"}])
+def test_threads_do_not_show(adapters: Path, keys: dict[str, Any]) -> None:
+    recipe = adapter(*(adapters / name for name in ("first", "second", "third")), **keys)
+    assert cook(recipe, "one", threads=1).digest == cook(recipe, "three", threads=3).digest
+
+
+def test_in_16_bits(language_family: Path, adapters: Path) -> None:
+    """Rounded once, and the error that is said is that of what is written."""
+    base, first, second = language_family / "base", adapters / "first", adapters / "second"
+    soup = cook(adapter(first, second, rank=12, dtype="bfloat16"), "soup")
+    assert {each.dtype for each in load_file("soup/adapter_model.safetensors").values()} == {torch.bfloat16}
+    parts = learned(base, second)
+    wanted = {name: (each + parts[name]) / 2 for name, each in learned(base, first).items()}
+    made = learned(base, soup.folder)
+    lost = math.sqrt(sum(float((each - made[name]).norm() ** 2) for name, each in wanted.items()))
+    size = math.sqrt(sum(float(each.norm() ** 2) for each in wanted.values()))
+    assert soup.report.adapter is not None
+    assert 1e-4 < soup.report.adapter.error < 1e-2
+    assert soup.report.adapter.error == pytest.approx(lost / size, rel=1e-3)
+
+
+def changed(base: Path, out: Path, kind: Any) -> Path:
+    """A fine-tune that has other numbers everywhere."""
+    torch.manual_seed(1)
+    model = kind.from_pretrained(base)
+    for each in model.parameters():
+        each.data += 0.01 * torch.randn(each.shape)
+    model.save_pretrained(out)
+    return out
+
+
+def test_the_adapter_of_any_fine_tune(tmp_path: Path) -> None:
+    """Convolutions, layers that are stored as (in, out), biases, norms, tables, and parameters of no layer: at a rank
+    that holds all, peft's answers are the fine-tune's, and the way back gives its weights.
+    """
+    config = ViTConfig(image_size=8, patch_size=2, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+                       intermediate_size=24, id2label={0: "a", 1: "b"})  # fmt: skip
+    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    torch.manual_seed(0)
+    text = GPT2Config(vocab_size=384, n_embd=32, n_layer=1, n_head=2, n_positions=64, tie_word_embeddings=False)
+    GPT2LMHeadModel(text).save_pretrained(tmp_path / "gpt2")
+    kinds = {
+        "vit": (ViTForImageClassification, torch.randn(2, 3, 8, 8)),
+        "gpt2": (GPT2LMHeadModel, torch.arange(24).reshape(2, 12)),
+    }
+    for name, (kind, inputs) in kinds.items():
+        base, one = tmp_path / name, changed(tmp_path / name, tmp_path / f"{name}-one", kind)
+        soup = cook(adapter(base, one, rank=99), f"{name}-soup")
+        assert soup.report.adapter is not None
+        assert soup.report.adapter.error < 1e-6
+        model = PeftModel.from_pretrained(kind.from_pretrained(base), soup.folder).eval()
+        whole = kind.from_pretrained(one).eval()
+        with torch.no_grad():
+            torch.testing.assert_close(model(inputs).logits, whole(inputs).logits, rtol=1e-4, atol=1e-5)
+        back = cook(Recipe(ingredients=[str(soup.folder)], base_model=str(base)), f"{name}-back").load()
+        for parameter, each in whole.named_parameters():
+            torch.testing.assert_close(back.get_parameter(parameter), each, rtol=1e-5, atol=1e-6)
+
+
+def test_a_head_that_the_base_does_not_have(tmp_path: Path) -> None:
+    """Adapters of classifiers bring one: it is averaged, and goes along in whole models and in adapters; and so does
+    that of a full fine-tune.
+    """
+    torch.manual_seed(0)
+    config = ViTConfig(image_size=8, patch_size=2, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+                       intermediate_size=24)  # fmt: skip
+    ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "base")
+    pixels, base = torch.randn(2, 3, 8, 8), tmp_path / "base"
+
+    def headed() -> Any:
+        torch.manual_seed(2)
+        return ViTForImageClassification.from_pretrained(base, num_labels=3)
+
+    for number in (1, 2):
+        torch.manual_seed(number)
+        settings = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"])
+        model = get_peft_model(headed(), settings)
+        for each in model.parameters():
+            each.data += 0.1 * torch.randn(each.shape) * each.requires_grad
+        model.save_pretrained(tmp_path / f"lora-{number}")
+    both = [tmp_path / "lora-1", tmp_path / "lora-2"]
+    one = cook(Recipe(ingredients=[str(both[0])]), "one")
+    with torch.no_grad():
+        expected = PeftModel.from_pretrained(headed(), both[0]).eval()(pixels).logits
+        torch.testing.assert_close(one.load().eval()(pixels).logits, expected, rtol=1e-4, atol=1e-5)
+        whole = cook(Recipe(ingredients=[str(each) for each in both]), "whole").load().eval()(pixels).logits
+        for models, out in ((both, "soup"), ([base, "whole"], "back")):
+            made = cook(adapter(*models, rank=99), out)
+            logits = PeftModel.from_pretrained(headed(), made.folder).eval()(pixels).logits
+            torch.testing.assert_close(logits, whole, rtol=1e-4, atol=1e-5)

@@ -56,6 +56,7 @@ has no finer code has that of its type.
 | `wrong-bytes` | what arrived is not what the Hub states; the same command may succeed |
 | `adapter` | an adapter that is no plain LoRA, or not whole |
 | `adapter-base` | the base of an adapter cannot be used, or does not fit it |
+| `adapter-output` | of these models no adapter can be made |
 | `no-config` | a model without a config.json |
 | `no-weights` | a model without weights under the usual names |
 | `pickle` | a model with pickles only: `allow_pickle` reads them |

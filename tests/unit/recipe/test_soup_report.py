@@ -77,6 +77,7 @@ WHOLE: dict[str, Any] = {
     "batch_norm": {
         "data": "rows", "layers": 2, "rows": 64, "batches": 2, "batch_size": 32, "unreached": ["bn.1"],
     },
+    "adapter": {"rank": 4, "error": 0.25, "errors": {"q": 0.25}, "left_out": ["cls_token"]},
     "update": {
         "soup": "acme/soup", "revision": None, "added": ["acme/b"], "before": {"rows accuracy": SCORE},
         "after": {"rows accuracy": SCORE}, "comparisons": {"rows accuracy": {**COMPARISON, "significant": False}},
