@@ -43,9 +43,9 @@ def merge_adapter(
 
     .. math:: M = \sum_i c_i s_i B_i A_i = [c_1 s_1 B_1 \dots]\,[A_1; \dots]
 
-    At a rank that holds all factors they are put side by side. At a smaller one, thin QR decompositions of both stacks
-    leave a core of their size, whose largest singular values give the best approximation of :math:`M` there is
-    (Eckart and Young, 1936). What a method makes that is no such sum, and what a full fine-tune learned, is made as a
+    At a rank that holds all factors they are put side by side. At a smaller one, matrices of the size of all ranks give
+    the largest singular values of :math:`M` without :math:`M`, and so the best approximation that there is (Eckart and
+    Young, 1936). What a method makes that is no such sum, and what a full fine-tune learned, is made as a
     matrix, one at a time, and then factored. All is worked out in float64, by one thread a tensor, and rounded once.
 
     Args:
@@ -194,10 +194,7 @@ class _Work:
             return _Made({name: self._whole(tensor.name)}, size, known=known)
         assert learned is not None, "it is what is factored"
         matrix = learned.reshape(learned.shape[0], -1)
-        matrix = matrix.mT if tensor.turned else matrix
-        left, right = _split(*singular(matrix, tensor.rank, 0.0), tensor.rank)
-        tensors, (left, right) = self._rounded(tensor, left, right)
-        return _Made(tensors, size, _squared(matrix - left @ right), tensor.rank)
+        return self._from_matrix(tensor, matrix.mT if tensor.turned else matrix)
 
     def _factored(self, tensor: AdaptedTensor) -> _Made:
         """From the factors of adapters."""
@@ -222,20 +219,24 @@ class _Work:
         rows, columns = (math.prod(shape) for shape in _sides(tensor))
         left = torch.cat(lefts, dim=1) if lefts else torch.zeros(rows, 0, dtype=torch.float64)
         right = torch.cat(rights) if rights else torch.zeros(0, columns, dtype=torch.float64)
-        size = _squared_product(left, right)
+        if left.shape[1] >= min(rows, columns):
+            return self._from_matrix(tensor, left @ right)
         if tensor.rank >= left.shape[1]:
-            best = _padded(left, right, tensor.rank)
-            tensors, rounded = self._rounded(tensor, *best)
-            # Written so that nothing cancels: what is lost is rounding alone.
-            lost = _squared_product(
-                torch.cat([best[0] - rounded[0], rounded[0]], dim=1), torch.cat([best[1], best[1] - rounded[1]])
-            )
-            return _Made(tensors, size, lost, tensor.rank)
-        (outer, core_left), (inner, core_right) = torch.linalg.qr(left), torch.linalg.qr(right.mT)
-        core_left, core_right = _split(*singular(core_left @ core_right.mT, tensor.rank, 0.0), tensor.rank)
-        tensors, rounded = self._rounded(tensor, outer @ core_left, core_right @ inner.mT)
-        lost = _squared_product(torch.cat([left, -rounded[0]], dim=1), torch.cat([right, rounded[1]]))
+            size, lost = _squared_product(left, right), 0.0
+        else:
+            left, right, size, lost = _best(left, right, tensor.rank)
+        left, right = _padded(left, right, tensor.rank)
+        tensors, (rounded, other) = self._rounded(tensor, left, right)
+        # Written so that nothing cancels.
+        lost += _squared_product(torch.cat([left - rounded, rounded], dim=1), torch.cat([right, right - other]))
         return _Made(tensors, size, lost, tensor.rank)
+
+    def _from_matrix(self, tensor: AdaptedTensor, matrix: Tensor) -> _Made:
+        """From what the factors are to come to, as (out, in)."""
+        left, values, right = singular(matrix, tensor.rank, 0.0)
+        roots = values.sqrt()
+        tensors, (left, right) = self._rounded(tensor, *_padded(left * roots, (right * roots).mT, tensor.rank))
+        return _Made(tensors, _squared(matrix), _squared(matrix - left @ right), tensor.rank)
 
     def _require_same_table(self, source: int, name: str) -> None:
         """Refuse factors of another table than the base's, of which an adapter may have a copy.
@@ -280,10 +281,27 @@ class _Work:
         return tensors, back[::-1]
 
 
-def _split(left: Tensor, values: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Two factors of alike size, whose product these singular values and vectors are."""
-    roots = values.sqrt()
-    return _padded(left * roots, (right * roots).mT, rank)
+def _best(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, float, float]:
+    r"""The best factors of a smaller rank, the squared length of the product, and of what they lose of it.
+
+    With :math:`L^\top L = SS^\top` the eigenvectors of :math:`S^\top RR^\top S` give those rows of :math:`M = LR` that
+    are longest. Onto their span, made orthonormal as :math:`Q`, it is projected: :math:`MQQ^\top` loses
+    :math:`\lVert M \rVert^2 - \lVert MQ \rVert^2`, and an error of :math:`Q` only shows in its square.
+
+    >>> best = _best(torch.eye(2).double(), torch.tensor([[3.0, 0.0, 0.0], [0.0, 4.0, 0.0]]).double(), 1)
+    >>> (best[0] @ best[1]).abs(), best[2:]
+    (tensor([[0., 0., 0.],
+            [0., 4., 0.]], dtype=torch.float64), (25.0, 9.0))
+    """
+    outer, inner = left.mT @ left, right @ right.mT
+    values, vectors = torch.linalg.eigh(outer)
+    root = vectors * values.clamp(min=0.0).sqrt()
+    directions = torch.linalg.eigh(root.mT @ inner @ root)[1][:, -rank:].flip(1)
+    span = torch.linalg.qr(((root @ directions).mT @ right).mT).Q
+    images = left @ (right @ span)
+    size = max(0.0, float((outer * inner).sum()))
+    roots = torch.linalg.vector_norm(images, dim=0).sqrt()
+    return images / roots.where(roots > 0, 1.0), (span * roots).mT, size, max(0.0, size - _squared(images))
 
 
 def _padded(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
