@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hf_soup._util.parallel import usable_cores
+from hf_soup._util.parallel import in_parallel, usable_cores
 from hf_soup.checkpoint import TORCH
 from hf_soup.merging.arithmetic import Aids, all_finite, combine, shared_infinity
 from hf_soup.merging.cutoffs import cutoffs, needs_cutoffs
@@ -67,8 +67,10 @@ class Materializer:
         """
         if plan.mixture.is_linear and not self.layout.bases:
             return self._mean(plan, self._aids(plan))
-        one = self.one_by_one(plan)
-        return {tensor.name: one(tensor.name) for tensor in self.layout.tensors}
+        names = [tensor.name for tensor in self.layout.tensors]
+        # Products of adapters are made by one thread each; other methods have torch's own.
+        threads = usable_cores() if plan.mixture.is_linear else 1
+        return dict(zip(names, in_parallel(self.one_by_one(plan), names, threads), strict=True))
 
     def one_by_one(self, plan: Plan) -> Callable[[str], Tensor]:
         """The same for a tensor at a time, which several threads may ask for."""

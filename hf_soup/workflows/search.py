@@ -177,7 +177,7 @@ def search(
         )
     named = f"{base_repo.id}@{revision}" if revision else base_repo.id
     listed = _listed(base_repo.id, task, limit, token)
-    opened, why, unread = _opened(listed, token, quiet)
+    opened, why, unread = _opened(listed, named, token, quiet)
     verdicts = dict.fromkeys(why, "unusable")
     groups: list[MergeableGroup] = []
     not_compared = _unreadable(named, token) if opened else ""
@@ -243,11 +243,19 @@ def _unreadable(base: str, token: Token) -> str:
 
 
 def _listed(base: str, task: str | None, limit: int, token: Token) -> list[hub.Listed]:
-    """The fine-tunes that name the base; adapters, quantised copies and merges of it are other relations."""
-    tags = [f"base_model:finetune:{base}"]
-    listed = hub.search_models(tags, limit, task=task, token=token)
+    """The fine-tunes and adapters that name the base; quantised copies and merges of it are other relations."""
+
+    def found(most: int, task: str | None) -> list[hub.Listed]:
+        every = [
+            each
+            for relation in ("finetune", "adapter")
+            for each in hub.search_models([f"base_model:{relation}:{base}"], most, task=task, token=token)
+        ]
+        return sorted(every, key=lambda each: -each.downloads)[:most]
+
+    listed = found(limit, task)
     if not listed and task is not None:
-        every = hub.search_models(tags, 1000, token=token)
+        every = found(1000, None)
         tasks = Counter(each.task or "none stated" for each in every)
         if tasks:
             counted = ", ".join(f"{name} ({count})" for name, count in tasks.most_common(12))
@@ -261,14 +269,14 @@ def _listed(base: str, task: str | None, limit: int, token: Token) -> list[hub.L
 
 
 def _opened(
-    listed: Sequence[hub.Listed], token: Token, quiet: bool
+    listed: Sequence[hub.Listed], base: str, token: Token, quiet: bool
 ) -> tuple[dict[str, Checkpoint], dict[str, str], list[str]]:
     """Those that can be used, why the others cannot, and of whom a failure that may pass is the reason."""
     with bar("Reading", len(listed), quiet=quiet, unit="model") as progress:
 
         def attempt(each: hub.Listed) -> Checkpoint | SoupError:
             try:
-                return open_checkpoint(each.id, token=token, on_hub=True)
+                return open_checkpoint(each.id, token=token, on_hub=True, base=base)
             except SoupError as error:
                 return error
             finally:
