@@ -77,7 +77,7 @@ class AdaptedFiles(FileSource):
     def origin(self, file: str) -> tuple[FileSource, str]:
         """The base's, or the adapter's."""
         own = file.startswith(ADAPTER_FOLDER)
-        return (self.adapter, file.removeprefix(ADAPTER_FOLDER)) if own else (self.base, file)
+        return self.adapter.origin(file.removeprefix(ADAPTER_FOLDER)) if own else self.base.origin(file)
 
     def read(self, file: str, start: int, stop: int) -> bytes:
         """As where it is."""

@@ -146,6 +146,43 @@ class LocalFolder(FileSource):
         return hub.sha256_of(self.path / file)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SubFolder(FileSource):
+    """A folder in a repo, as if it were one."""
+
+    whole: FileSource = field(repr=False)
+    folder: str
+
+    @classmethod
+    def of(cls, whole: FileSource, folder: str) -> SubFolder:
+        """The files below a folder."""
+        files = {file.removeprefix(f"{folder}/"): n for file, n in whole.files.items() if file.startswith(f"{folder}/")}
+        return cls(
+            reference=f"{whole.reference}/{folder}", files=files, commit=whole.commit, from_cache=whole.from_cache,
+            whole=whole, folder=folder,
+        )  # fmt: skip
+
+    def origin(self, file: str) -> tuple[FileSource, str]:
+        """In the whole."""
+        return self.whole.origin(f"{self.folder}/{file}")
+
+    def read(self, file: str, start: int, stop: int) -> bytes:
+        """As in the whole."""
+        return self.whole.read(f"{self.folder}/{file}", start, stop)
+
+    def here(self, file: str) -> Path | None:
+        """As in the whole."""
+        return self.whole.here(f"{self.folder}/{file}")
+
+    def fetch(self, file: str, advance: Callable[[int], object] = lambda _: None) -> Path:
+        """As in the whole."""
+        return self.whole.fetch(f"{self.folder}/{file}", advance)
+
+    def content_id(self, file: str) -> str:
+        """As in the whole."""
+        return self.whole.content_id(f"{self.folder}/{file}")
+
+
 def fetch_files(wanted: Sequence[tuple[FileSource, str]], *, quiet: bool = False) -> list[Path]:
     """Where files lie on this machine, downloaded where they must be, several at once.
 

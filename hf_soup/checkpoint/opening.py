@@ -30,7 +30,7 @@ from hf_soup.checkpoint.adapter import (
 )
 from hf_soup.checkpoint.checkpoint import Checkpoint, called
 from hf_soup.checkpoint.config import adapted_config, is_quantised
-from hf_soup.checkpoint.file_sources import FileSource, HubRepo, LocalFolder
+from hf_soup.checkpoint.file_sources import FileSource, HubRepo, LocalFolder, SubFolder
 from hf_soup.checkpoint.headers import TensorInfo, front_matter, joined, read_header, read_index, read_json
 from hf_soup.checkpoint.memo import remembered
 from hf_soup.checkpoint.parameters import correspondence, layers_of_parameters
@@ -89,7 +89,8 @@ def _opened(
     here = is_local_path(str(folder)) and not on_hub
     if here and folder.is_dir():
         return _open_folder(folder, ingredient, allow_pickle, bases)
-    if here or ingredient.model.startswith((".", "/", "~")) or ingredient.model.count("/") > 1:
+    place = hub.within_repo(ingredient.model)
+    if here or ingredient.model.startswith((".", "/", "~")) or (ingredient.model.count("/") > 1 and place is None):
         raise ResolveError(
             f"'{ingredient.model}' is neither a folder nor a Hub id.",
             hint="Name a folder with config.json and model.safetensors, or a Hub id `owner/name`.",
@@ -99,8 +100,9 @@ def _opened(
             f"'{ingredient.model}' was a folder on the machine where the recipe was resolved.",
             hint="Put that folder's path in its place.",
         )
-    repo = hub.resolve(ingredient.model, ingredient.revision, token=token, whole=whole)
-    return _open_repo(repo, allow_pickle, partial(bases.of, named=ingredient.base))
+    repo_id, inside = place or (ingredient.model, "")
+    repo = hub.resolve(repo_id, ingredient.revision, token=token, whole=whole)
+    return _open_repo(repo, inside, allow_pickle, partial(bases.of, named=ingredient.base))
 
 
 def open_all(
@@ -157,10 +159,18 @@ def _key(ingredient: Ingredient | str) -> tuple[str, str | None]:
 _OpenBase = Callable[[Mapping[str, Any], FileSource, str], AdapterBase]
 
 
-def _open_repo(repo: hub.Repo, allow_pickle: bool, open_base: _OpenBase) -> Checkpoint:
+def _open_repo(repo: hub.Repo, inside: str, allow_pickle: bool, open_base: _OpenBase) -> Checkpoint:
     notes = []
     if repo.from_cache:
         notes.append("the Hub was not reached; the commit is the one in the cache")
+    if inside:
+        source: FileSource = SubFolder.of(HubRepo.of(repo), inside)
+        name = f"{repo.id}/{inside}@{repo.revision[:7]}"
+        if not source.files:
+            raise ResolveError(
+                f"{repo.id}@{repo.revision[:7]} has no folder '{inside}'.", hint=f"It holds {some(repo.files)}."
+            )
+        return _assemble(name, source.reference, source, repo.card, notes, allow_pickle, open_base)
     if not {SINGLE, INDEX} & set(repo.files) and repo.requested in (None, "main"):
         offered = hub.conversion_of(repo)
         if offered is not None:
@@ -214,6 +224,9 @@ def _assemble(
         hint = f"It holds {some(files) or 'nothing'}."
         if steps := [found[1] for path in files if (found := re.fullmatch(r"(checkpoint-\d+)/config\.json", path))]:
             hint = f"It is a run: name a checkpoint of it, as {steps[0]}, or cook it with `--select run_average`."
+        if inner := [path for path in files if path.endswith(f"/{ADAPTER_SETTINGS}")]:
+            shown = f"{source.reference}/{inner[0].removesuffix(f'/{ADAPTER_SETTINGS}')}"
+            hint = f"There are adapters in folders of it: name one, as {shown}."
         raise ResolveError(f"{name} has no config.json: it is not a transformers model.", hint=hint, code="no-config")
     large = next((path for path, size in files.items() if ASSETS.fullmatch(path) and size > _MAX_ASSET), None)
     if large is not None:

@@ -83,7 +83,7 @@ def cook(
              hf-soup cook owner/lora-1 owner/lora-2 -o lora --output adapter --rank 16
              hf-soup cook owner/base owner/fine-tune -o lora --output adapter --rank 16
     """
-    from hf_soup.hub import inspect_target, is_repo_id, require_public, without_bars
+    from hf_soup.hub import inspect_target, require_public, within_repo, without_bars
     from hf_soup.recipe import Recipe, as_recipe, is_local_path, split_revision
     from hf_soup.workflows.cook import cook as cook_soup, preview
     from hf_soup.workflows.update import Update
@@ -117,7 +117,8 @@ def cook(
         target = inspect_target(push)
         named = [*(ingredient.model for ingredient in recipe.ingredients), split_revision(recipe.base_model or "")[0]]
         named += [update.soup] if update else []
-        require_public([model for model in named if is_repo_id(model) and not is_local_path(model)], target)
+        places = [within_repo(model) for model in named if not is_local_path(model)]
+        require_public([place[0] for place in places if place], target)
     soup = cook_soup(update or recipe, out, device=device, stream=stream, quiet=quiet)
     if int(os.environ.get("RANK", "0")) > 0:
         return

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         resolve as resolve,
         resolve_dataset as resolve_dataset,
         search_models as search_models,
+        within_repo as within_repo,
     )
     from hf_soup.hub.repo_files import (
         ASSETS as ASSETS,

@@ -334,6 +334,20 @@ def is_repo_id(name: str) -> bool:
     return parts is not None and len(name) <= 96 and not re.search(r"--|\.\.|\.git$", name)
 
 
+def within_repo(name: str) -> tuple[str, str] | None:
+    """A repo's id and the folder in it that a name stands for, which is empty for the whole repo; None for other names.
+
+    >>> within_repo("acme/loras/v2/last"), within_repo("acme/loras"), within_repo("acme/loras/../x")
+    (('acme/loras', 'v2/last'), ('acme/loras', ''), None)
+    """
+    owner, _, rest = name.partition("/")
+    repo, _, folder = rest.partition("/")
+    plain = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", folder, re.ASCII) and len(folder) <= 500
+    if is_repo_id(name):
+        return name, ""
+    return (f"{owner}/{repo}", folder) if plain and is_repo_id(f"{owner}/{repo}") else None
+
+
 def remember_commit(kind: str, asked: str, revision: str | None, *, found: str, commit: str) -> None:
     """Note what a name and a reference stood for, so that offline runs know it: repos are renamed, branches move.
 

@@ -189,8 +189,12 @@ def _require_pinned(recipe: Recipe, itself: tuple[str, str | None]) -> None:
     if recipe.base_model is not None and not recipe.base_model.startswith("local:"):
         base, _, at = split_revision(recipe.base_model)
         named.append((base, at))
+    for each in recipe.ingredients:
+        if each.base is not None:  # of an adapter
+            base, _, at = split_revision(each.base)
+            named.append((base, at))
     for model, revision in named:
-        on_hub = hub.is_repo_id(model)
+        on_hub = hub.within_repo(model) is not None
         if not on_hub and not _is_local(model):
             raise RecipeError(
                 f"its soup.yaml names {model[:200]!r}, which is neither a Hub id nor `local:name`",

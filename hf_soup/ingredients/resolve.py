@@ -267,7 +267,7 @@ class _Soups:
         other -= {"heads"} if self.recipe.heads is not None else set()  # the soup's own head is left out
         if other:
             raise _StaysError(f"its recipe has `{min(other)}`, which a mean of its leaves would not have")
-        if folder := next((each.model for each in recipe.ingredients if not hub.is_repo_id(each.model)), None):
+        if folder := next((each.model for each in recipe.ingredients if not hub.within_repo(each.model)), None):
             raise _StaysError(f"{folder!r}, which is in it, is not on the Hub")
         if not recipe.resolved:
             raise _StaysError("its soup.yaml does not say which commits its leaves were")

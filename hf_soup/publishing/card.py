@@ -20,7 +20,7 @@ from hf_soup._util.text import strings
 from hf_soup._util.yaml import write_yaml
 from hf_soup.checkpoint import PIPELINES, Checkpoint
 from hf_soup.errors import PublishError
-from hf_soup.hub import is_repo_id
+from hf_soup.hub import is_repo_id, within_repo
 from hf_soup.lineage import BaseReference
 from hf_soup.publishing.merged_models import MergedModels
 from hf_soup.recipe import DEPTH, SoupReport
@@ -87,7 +87,7 @@ def front_matter(title: str, models: MergedModels, report: SoupReport, license: 
         license: From `license_of`.
     """
     lineage, leaves = models.lineage, [leaf.checkpoint for leaf in models.leaves.ingredients]
-    bases = [leaf.model for leaf in leaves if leaf.source.commit]
+    bases = [place[0] for leaf in leaves if leaf.source.commit and (place := within_repo(leaf.model))]
     if not all(leaf.source.commit for leaf in leaves) and lineage.ancestor and lineage.ancestor.declared:
         # A folder has no address that a reader could follow, so its ancestor stands for it.
         bases.append(lineage.ancestor.model)
@@ -194,8 +194,15 @@ def _environment() -> Environment:
     )  # fmt: skip
     environment.filters["md"] = escape
     environment.filters["setting"] = lambda value: escape(setting(value))
+    environment.filters["address"] = _address
     environment.filters["licence"] = lambda leaf: escape(stated_license(leaf.card) or "not stated")
     return environment
+
+
+def _address(checkpoint: Checkpoint) -> str:
+    """Where the Hub shows a model at its commit."""
+    repo, folder = within_repo(checkpoint.model) or (checkpoint.model, "")
+    return f"https://huggingface.co/{repo}/tree/{checkpoint.revision}{f'/{folder}' if folder else ''}"
 
 
 def setting(value: object) -> str:

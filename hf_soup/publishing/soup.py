@@ -12,7 +12,7 @@ from hf_soup._util.logs import PrintableLogger
 from hf_soup._util.text import some
 from hf_soup.checkpoint import ADAPTER_SETTINGS, model_class, open_checkpoint, read_config
 from hf_soup.errors import PublishError, RecipeError, ResolveError
-from hf_soup.hub import PushResult, Token, commit_folder, inspect_target, is_repo_id, require_public
+from hf_soup.hub import PushResult, Token, commit_folder, inspect_target, require_public, within_repo
 from hf_soup.merging import digest_of_folder
 from hf_soup.publishing.card import difference, with_fields
 from hf_soup.recipe import Recipe, SoupReport
@@ -205,4 +205,5 @@ class Soup:
         models += [name.split("@")[0] for name in self.report.made_of]
         if update := self.report.update:
             models.append(update.soup)
-        return [name for name in dict.fromkeys(models) if is_repo_id(name)]
+        repos = (place[0] for name in models if (place := within_repo(name)))
+        return list(dict.fromkeys(repos))

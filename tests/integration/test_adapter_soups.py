@@ -27,7 +27,7 @@ from transformers import (
     ViTModel,
 )
 
-from hf_soup import Recipe, Soup, SoupError, check, cook, hub
+from hf_soup import Recipe, Soup, SoupError, check, cook, hub, search
 from hf_soup.local_hub import LocalHub
 from hf_soup.merging import digest_of_folder
 
@@ -457,3 +457,57 @@ def test_a_head_that_the_base_does_not_have(tmp_path: Path) -> None:
             made = cook(adapter(*models, rank=99), out)
             logits = PeftModel.from_pretrained(headed(), made.folder).eval()(pixels).logits
             torch.testing.assert_close(logits, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_adapters_in_folders_of_a_repo(
+    online: LocalHub, cli: Cli, language_family: Path, adapters: Path, publish: Callable[..., str], tmp_path: Path
+) -> None:
+    """As peft saves those of other names than `default`, and as a Trainer pushes its checkpoints."""
+    base = publish("base", language_family / "base")
+    for name in ("first", "checkpoint-20"):
+        folder = shutil.copytree(adapters / "first", tmp_path / "loras" / "v1" / name)
+        settings = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": base}))
+    shutil.copy(adapters / "third" / "adapter_model.safetensors", tmp_path / "loras" / "v1" / "first")
+    loras = publish("loras", tmp_path / "loras")
+    done = cli(
+        "cook", f"{loras}/v1/first", f"{loras}/v1/checkpoint-20@main", "-o", "soup", "--output", "adapter", "--json"
+    )
+    assert done.code == 0, done.err
+    assert done.json["weights"] == {f"{loras}/v1/first": 1, f"{loras}/v1/checkpoint-20": 1}
+    assert done.json["digest"] == cook(adapter(adapters / "third", adapters / "first"), "here").digest
+    pushed = cli("push", "soup", f"{base.partition('/')[0]}/soup", "--json")
+    assert pushed.code == 0, pushed.err
+    card = (tmp_path / "soup" / "README.md").read_text()
+    commit = hub.resolve(loras, None).revision
+    assert f"https://huggingface.co/{loras}/tree/{commit}/v1/first" in card
+    assert cli("verify", f"{base.partition('/')[0]}/soup", "--quiet").code == 0
+    for model, message in (
+        (loras, f"There are adapters in folders of it: name one, as {loras}/v1/"),
+        (f"{loras}/v2", "has no folder 'v2'"),
+    ):
+        refused = cli("check", model, f"{loras}/v1/first")
+        assert refused.code == 1
+        assert message in refused.err
+
+
+def test_a_search_has_adapters_too(
+    online: LocalHub, language_family: Path, adapters: Path, publish: Callable[..., str], tmp_path: Path
+) -> None:
+    base = publish("base", language_family / "base")
+    for name in ("first", "third"):
+        folder = shutil.copytree(adapters / name, tmp_path / name)
+        # A copy in 4 bits of the base, as adapters are trained on.
+        settings = json.loads((folder / "adapter_config.json").read_text())
+        stated = {**settings, "base_model_name_or_path": "acme/base-bnb-4bit"}
+        (folder / "adapter_config.json").write_text(json.dumps(stated))
+        (folder / "README.md").write_text(f"---\nbase_model: {base}\n---\n")
+        publish(name, folder)
+    one = shutil.copytree(language_family / "one", tmp_path / "one")
+    (one / "README.md").write_text(f"---\nbase_model: {base}\n---\n")
+    owner = base.partition("/")[0]
+    publish("one", one)
+    found = search(base)
+    (group,) = found.groups
+    assert sorted(group.members) == [f"{owner}/{name}" for name in ("first", "one", "third")]
+    assert cook(found.recipe(), "soup").weights.keys() == {*group.members}

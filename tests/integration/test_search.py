@@ -90,7 +90,7 @@ def meadow(grow: Callable[..., str], online: LocalHub, monkeypatch: pytest.Monke
     grow("stranger", downloads=200, config=MOODS, strange=True)
     grow("masked", downloads=150, config={"architectures": ["BertForMaskedLM"], "id2label": None, "label2id": None})
     grow("pickle", downloads=90, files={"pytorch_model.bin": b"PK"}, drop=(weights,))
-    grow("lora", downloads=80, files={"adapter_config.json": b"{}"}, drop=(weights, "config.json"), card=finetune)
+    grow("lora", downloads=80, files={"adapter_config.json": b"{}"}, drop=(weights, "config.json"))
     grow("gguf", downloads=70, files={"model.gguf": b"GGUF"}, drop=(weights, "config.json"), card=finetune)
     grow("gptq", downloads=60, config={**MOODS, "quantization_config": {"quant_method": "gptq"}}, card=finetune)
     grow("original", downloads=51, config=MOODS, source="a")
@@ -98,7 +98,6 @@ def meadow(grow: Callable[..., str], online: LocalHub, monkeypatch: pytest.Monke
     grow("gated", downloads=40, config=MOODS)
     HfApi().update_repo_settings("acme/gated", gated="auto")
     # These name the base as well, and are no fine-tunes of it.
-    grow("true-lora", downloads=9999, files={"adapter_config.json": b"{}"}, drop=(weights, "config.json"))
     grow("true-gguf", downloads=9999, files={"model.gguf": b"GGUF"}, drop=(weights, "config.json"))
     grow("merged", downloads=9999, card="base_model: [acme/base, acme/mood-1]")
     grow("cardless", downloads=9999, card="license: mit")
