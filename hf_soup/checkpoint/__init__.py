@@ -9,6 +9,7 @@ if TYPE_CHECKING:
         ADAPTER_WEIGHTS as ADAPTER_WEIGHTS,
         PEFT_PREFIX as PEFT_PREFIX,
         AdapterBase as AdapterBase,
+        tokenizer_beside as tokenizer_beside,
     )
     from hf_soup.checkpoint.checkpoint import (
         Checkpoint as Checkpoint,

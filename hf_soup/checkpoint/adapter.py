@@ -6,18 +6,21 @@ its name.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from hf_soup._util.io import appearing
 from hf_soup.checkpoint.checkpoint import Checkpoint
 from hf_soup.checkpoint.file_sources import FileSource
 from hf_soup.checkpoint.headers import FLOATS, Factor, LowRankUpdate, TensorInfo
 from hf_soup.errors import ResolveError
-from hf_soup.hub import Stamp
+from hf_soup.hub import ASSETS, CHAT, TOKENIZER, Stamp, own_cache_folder
 
 #: The files of an adapter, and the folder in which they stand among those of its base, where no repo has a file.
 ADAPTER_SETTINGS = "adapter_config.json"
@@ -55,18 +58,26 @@ class AdaptedFiles(FileSource):
 
     Args:
         base, adapter: Where they are.
+        beside: Files of a tokenizer that stand beside the adapter, and count in the place of the base's.
     """
 
     base: FileSource = field(repr=False)
     adapter: FileSource = field(repr=False)
+    beside: frozenset[str] = field(default=frozenset(), repr=False)
 
     @classmethod
     def of(cls, base: FileSource, adapter: FileSource) -> AdaptedFiles:
         """Both, pinned by what pins the adapter and by what pins the base."""
         stamps: dict[str, Stamp] = {**base.stamps, **{ADAPTER_FOLDER + file: at for file, at in adapter.stamps.items()}}
+        beside = {file for file in adapter.files if TOKENIZER.fullmatch(file) or CHAT.fullmatch(file)}
+        kinds = [kind for kind in (TOKENIZER, CHAT) if any(map(kind.fullmatch, beside))]
+        kinds = [TOKENIZER, CHAT] if TOKENIZER in kinds else kinds  # its template goes with it
+        files = {file: size for file, size in base.files.items() if not any(kind.fullmatch(file) for kind in kinds)}
+        files |= {file: adapter.files[file] for file in sorted(beside)}
         return cls(
             reference=adapter.reference,
-            files={**base.files, **{ADAPTER_FOLDER + file: size for file, size in adapter.files.items()}},
+            files={**files, **{ADAPTER_FOLDER + file: size for file, size in adapter.files.items()}},
+            beside=frozenset(beside),
             commit=adapter.commit,
             from_cache=base.from_cache or adapter.from_cache,
             stamps=stamps,
@@ -76,7 +87,7 @@ class AdaptedFiles(FileSource):
 
     def origin(self, file: str) -> tuple[FileSource, str]:
         """The base's, or the adapter's."""
-        own = file.startswith(ADAPTER_FOLDER)
+        own = file.startswith(ADAPTER_FOLDER) or file in self.beside
         return self.adapter.origin(file.removeprefix(ADAPTER_FOLDER)) if own else self.base.origin(file)
 
     def read(self, file: str, start: int, stop: int) -> bytes:
@@ -100,8 +111,23 @@ class AdaptedFiles(FileSource):
         return source.content_id(name)
 
     def fetch_assets(self) -> Path:
-        """Those of the base, with which the adapter was trained."""
-        return self.base.fetch_assets()
+        """Those of the base, with which the adapter was trained; with a tokenizer of its own, copies of both."""
+        if not self.beside:
+            return self.base.fetch_assets()
+        assets = sorted(file for file in self.files if ASSETS.fullmatch(file))
+        known = json.dumps([[file, self.content_id(file)] for file in assets])
+        folder = own_cache_folder() / "adapters" / hashlib.sha256(known.encode()).hexdigest()
+        for file in assets:
+            target = folder / file
+            if not target.exists():
+                with appearing(target) as partial:
+                    partial.write_bytes(self.fetch(file).read_bytes())
+        return folder
+
+
+def tokenizer_beside(checkpoint: Checkpoint) -> frozenset[str]:
+    """The files of a tokenizer that stand beside an adapter; none of other models."""
+    return checkpoint.source.beside if isinstance(checkpoint.source, AdaptedFiles) else frozenset()
 
 
 @dataclass(frozen=True)
@@ -175,8 +201,7 @@ def adapted_tensors(
     pairs: dict[str, dict[str, TensorInfo]] = {}
     lengths: dict[str, TensorInfo] = {}
     whole: dict[str, str] = {}
-    for info in factors:
-        path = _WHOLE.sub("", info.name.removeprefix(PEFT_PREFIX))
+    for path, info in _loaded(factors):
         if path.endswith(_LENGTHS):
             lengths[path.removesuffix(_LENGTHS)] = info
             continue
@@ -210,14 +235,25 @@ def adapted_tensors(
     return changed
 
 
+def _loaded(factors: Sequence[TensorInfo]) -> Iterator[tuple[str, TensorInfo]]:
+    """The tensors of a file that peft loads, with the names in memory that they stand for.
+
+    Of tables that were trained whole it also saves the original, and the copy a second time.
+    """
+    names = {info.name for info in factors}
+    for info in factors:
+        again = ".modules_to_save." in info.name and info.name.replace(".modules_to_save.", ".") in names
+        if not again and ".original_module." not in info.name:
+            yield _WHOLE.sub("", info.name.removeprefix(PEFT_PREFIX)), info
+
+
 def own_tensors(factors: Sequence[TensorInfo], base: AdapterBase) -> dict[str, TensorInfo]:
     """Tensors that an adapter was trained with as a whole and that its base does not have like that, as the head of a
-    classifier: by their names in memory.
+    classifier or a longer table of tokens: by their names in memory.
     """
     found = {}
-    for info in factors:
-        path = _WHOLE.sub("", info.name.removeprefix(PEFT_PREFIX))
-        if "lora_" in path or "token_adapter" in path:
+    for path, info in _loaded(factors):
+        if "lora_" in path or "token_adapter" in path or path in {*base.tied, *base.tied.values()}:
             continue
         known = (disk for each, disk in base.parameters.items() if each == path or each.endswith(f".{path}"))
         if (disk := next(known, None)) is None or base.checkpoint.tensors[disk].shape != info.shape:

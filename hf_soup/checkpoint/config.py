@@ -227,13 +227,16 @@ _PEFT_TASKS = {
 }
 
 
-def adapted_config(config: Mapping[str, Any], settings: Mapping[str, Any], outputs: int, name: str) -> dict[str, Any]:
-    """The config of a model of which an adapter brings the head: of the class that it was trained as.
+def adapted_config(
+    config: Mapping[str, Any], settings: Mapping[str, Any], outputs: int | None, tokens: int | None, name: str
+) -> dict[str, Any]:
+    """The config of a model of which an adapter brings parts: of the class that it was trained as.
 
     Args:
         config: Its base's.
         settings: ``adapter_config.json``.
-        outputs: How many the head has; nobody says their names.
+        outputs: How many a head of the adapter has; nobody says their names.
+        tokens: How many rows a table of the adapter has.
         name: What errors call the base.
     """
     import transformers
@@ -244,13 +247,11 @@ def adapted_config(config: Mapping[str, Any], settings: Mapping[str, Any], outpu
         classes = getattr(transformers, auto)._model_mapping
         found = classes.get(type(read_config(config, name)), None)
         named = getattr(found, "__name__", None)
-    labels = {str(number): f"LABEL_{number}" for number in range(outputs)}
-    return {
-        **config,
-        "architectures": [named] if isinstance(named, str) else config.get("architectures"),
-        "id2label": labels,
-        "label2id": {label: int(number) for number, label in labels.items()},
-    }
+    changed = {**config, "architectures": [named] if isinstance(named, str) else config.get("architectures")}
+    if outputs is not None:
+        labels = {str(number): f"LABEL_{number}" for number in range(outputs)}
+        changed |= {"id2label": labels, "label2id": {label: int(number) for number, label in labels.items()}}
+    return changed if tokens is None else {**changed, "vocab_size": tokens}
 
 
 def pipeline_tasks(named: str) -> list[str]:

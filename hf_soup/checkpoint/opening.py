@@ -288,19 +288,21 @@ def _adapted(
 def _with_head(
     below: AdapterBase, own: Mapping[str, TensorInfo], settings: Mapping[str, Any], name: str
 ) -> AdapterBase:
-    """A base with the head that an adapter brings, as a model of the adapter's class; the base as it was, where the
-    two do not make one, which is then said of the adapter's tensors.
+    """A base with the head or the tokens that an adapter brings, as a model of the adapter's class; the base as it was,
+    where the two do not make one, which is then said of the adapter's tensors.
 
     Raises:
         ResolveError: More is missing than the head, so that it was random numbers that the adapter was trained beside.
     """
     base = below.checkpoint
-    outputs = min((info.shape[0] for info in own.values() if info.shape), default=0)
-    if not 0 < outputs <= _MOST_OUTPUTS:
+    rows = {path: info.shape[0] for path, info in own.items() if info.shape}
+    tokens = next((count for path, count in rows.items() if below.layers.get(path) == "Embedding"), None)
+    outputs = min((count for count in rows.values() if count != tokens), default=None)
+    if outputs is not None and not 0 < outputs <= _MOST_OUTPUTS:
         return below
     tensors = {**base.tensors, **own}
     shapes = {tensor: info.shape for tensor, info in tensors.items()}
-    config = adapted_config(base.config, settings, outputs, str(base))
+    config = adapted_config(base.config, settings, outputs, tokens, str(base))
 
     def kept() -> list[tuple[str, str]]:
         found = correspondence(config, shapes, name)

@@ -10,7 +10,7 @@ from typing import Any
 
 from hf_soup._util.io import write_json
 from hf_soup._util.text import some
-from hf_soup.checkpoint import body_config, num_labels, output_dtype_config
+from hf_soup.checkpoint import Checkpoint, body_config, num_labels, output_dtype_config, tokenizer_beside
 from hf_soup.errors import RecipeError
 from hf_soup.hub import ASSETS, CHAT, PROCESSOR, TOKENIZER
 from hf_soup.lineage.alignment import AlignedModels
@@ -59,13 +59,23 @@ def write_assets(folder: Path, config: Mapping[str, Any], models: AlignedModels)
         having = next((each for each in sources if any(map(needed.fullmatch, each.source.files))), donor)
         if having is not donor:
             taken |= {file: having for file in having.source.files if needed.fullmatch(file) or along.fullmatch(file)}
+    _copy(folder, taken)
+    write_json(folder / "config.json", config)
+
+
+def write_tokenizer(folder: Path, adapter: Checkpoint) -> None:
+    """Copy the tokenizer that stands beside an adapter, if one does."""
+    _copy(folder, dict.fromkeys(sorted(tokenizer_beside(adapter)), adapter))
+
+
+def _copy(folder: Path, taken: Mapping[str, Checkpoint]) -> None:
+    """Files of models, without what they must not name."""
     places = {id(checkpoint): checkpoint.source.fetch_assets() for checkpoint in taken.values()}
     for file, checkpoint in taken.items():
         target = folder / file
         target.parent.mkdir(parents=True, exist_ok=True)
         data = (places[id(checkpoint)] / file).read_bytes()
         target.write_bytes(_tidied_json(data, local=not checkpoint.source.commit) if _CONFIG.search(file) else data)
-    write_json(folder / "config.json", config)
 
 
 def _tidied(values: Any, *, local: bool) -> Any:

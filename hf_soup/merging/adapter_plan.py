@@ -210,6 +210,12 @@ def _of_adapters(plan: Plan, models: AlignedModels, rank: int | None) -> Iterato
         places = [model.tensors[tensor.name] for model in models.ingredients]
         whole = next((n for n, info in enumerate(places) if info.file == _FILE and not info.update), None)
         own = [(number, info.update) for number, info in enumerate(places) if info.update]
+        below = models.base.tensors.get(tensor.name) if models.base else None
+        if below and (below.rows or below.shape != tensor.shape):
+            raise _unfit(
+                f"The adapters have a '{tensor.name}' of {tensor.shape[0]:,} rows, and their base has another one.",
+                "Cook a whole model, without `output: adapter`.",
+            )
         if whole is not None:
             name = stored[whole][places[whole].offset].name
             yield AdaptedTensor(tensor.name, name.removeprefix(PEFT_PREFIX), "whole", {name: tensor.shape})

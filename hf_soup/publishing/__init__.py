@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hf_soup.publishing.adapter import write_adapter_settings as write_adapter_settings
+    from hf_soup.publishing.adapter import write_adapter_files as write_adapter_files
     from hf_soup.publishing.folder import (
         resolve_recipe as resolve_recipe,
         soup_report as soup_report,

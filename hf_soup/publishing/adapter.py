@@ -1,4 +1,4 @@
-"""The settings of an adapter, as peft reads them."""
+"""What an adapter has beside its weights: its settings, as peft reads them, and a tokenizer."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 
 from hf_soup._util.io import write_json
 from hf_soup.checkpoint import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, PEFT_PREFIX, read_header, reader_of
+from hf_soup.lineage import write_tokenizer
 from hf_soup.merging import AdapterPlan
 
 
-def write_adapter_settings(folder: Path, adapter: AdapterPlan) -> None:
-    """Write ``adapter_config.json`` beside the weights: with :math:`s = 1`, and the base by name and commit.
+def write_adapter_files(folder: Path, adapter: AdapterPlan) -> None:
+    """Write ``adapter_config.json`` beside the weights: with :math:`s = 1`, and the base by name and commit; and the
+    tokenizer of the first adapter, if it has one.
 
     Args:
         folder: Has the adapter's weights.
@@ -58,6 +60,7 @@ def write_adapter_settings(folder: Path, adapter: AdapterPlan) -> None:
         "inference_mode": True,
     }
     write_json(folder / ADAPTER_SETTINGS, settings)
+    write_tokenizer(folder, adapter.models.donor.checkpoint)
 
 
 def _shortened(modules: Iterable[str], among: Collection[str]) -> list[str]:

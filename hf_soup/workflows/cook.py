@@ -60,7 +60,7 @@ from hf_soup.publishing import (
     Soup,
     resolve_recipe,
     soup_report,
-    write_adapter_settings,
+    write_adapter_files,
     write_folder,
 )
 from hf_soup.recipe import Ingredient, Mixture, Models, Recipe, as_recipe, with_method_of_selection
@@ -263,7 +263,7 @@ def _adapter(used: MergedModels, workspace: Workspace, context: RunContext) -> M
         context.processes.broadcast(None)
     with workspace.disk_errors():
         merged = merge_adapter(adapter, workspace.folder, threads=context.threads, quiet=context.quiet)
-        write_adapter_settings(workspace.folder, adapter)
+        write_adapter_files(workspace.folder, adapter)
     return merged
 
 

@@ -59,7 +59,7 @@ from hf_soup.merging import (
     weight_files_of,
 )
 from hf_soup.methods import METHODS
-from hf_soup.publishing import write_adapter_settings
+from hf_soup.publishing import write_adapter_files
 from hf_soup.recipe import Finding, Ingredient, Recipe, needs_base, parse_part, with_allowed
 from hf_soup.workflows.differences import Difference, compare_adapters, compare_files, compare_weights, weight_files
 from hf_soup.workflows.prepare import free_bytes, ingredients_to_fetch, plan_of, with_base_if_needed
@@ -416,7 +416,7 @@ def _adapter_made_again(published: Published, adapter: AdapterPlan, *, quiet: bo
     with tempfile.TemporaryDirectory(prefix="hf-soup-verify-") as room:
         folder = Path(room)
         merged = merge_adapter(adapter, folder, quiet=quiet)
-        write_adapter_settings(folder, adapter)
+        write_adapter_files(folder, adapter)
         require_unchanged(adapter.models.checkpoints)
         if ADAPTER_WEIGHTS in published.source.files:
             path = published.source.fetch(ADAPTER_WEIGHTS)

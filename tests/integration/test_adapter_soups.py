@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     ByT5Tokenizer,
     GPT2Config,
     GPT2LMHeadModel,
@@ -275,6 +276,7 @@ def test_the_whole_way(
         settings = json.loads((folder / "adapter_config.json").read_text())
         (folder / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": base}))
         (folder / "README.md").write_text(f"---\nbase_model: {base}\nlicense: mit\n---\n")
+        ByT5Tokenizer(chat_template="{{ messages[0].content }}").save_pretrained(folder)
         names.append(publish(name, folder))
     planned = cli("cook", *names, "-o", "soup", "--output", "adapter", "--rank", 6, "--dry-run", "--json")
     assert planned.code == 0, planned.err
@@ -284,6 +286,7 @@ def test_the_whole_way(
     done = cli("cook", *names, "-o", "soup", "--output", "adapter", "--rank", 6, "--quiet", "--json")
     assert done.code == 0, done.err
     assert {path.name for path in hub.cache_folder().rglob("*.safetensors")} == {"adapter_model.safetensors"}
+    assert AutoTokenizer.from_pretrained("soup").chat_template == "{{ messages[0].content }}"
     pushed = cli("push", "soup", f"{owner}/soup", "--json")
     assert pushed.code == 0, pushed.err
     card = ModelCard.load(f"{owner}/soup")

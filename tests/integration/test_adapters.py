@@ -13,11 +13,12 @@ import pytest
 import torch
 from huggingface_hub import constants
 from lora import PAGES, adapted, gpt2, summed
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     ByT5Tokenizer,
     GPT2Config,
     GPT2LMHeadModel,
@@ -410,3 +411,38 @@ def test_a_base_that_is_named_in_its_place(language_family: Path, adapters: Path
     assert cook(Recipe(ingredients=[{"model": str(folder), "base": base}, second]), "beside").digest == expected
     with pytest.raises(ResolveError, match=r"its base cannot be used: .*\nName the model that it was trained on"):
         cook([str(folder), second], "nothing")
+
+
+def test_tokens_and_a_template_of_its_own(language_family: Path, tmp_path: Path) -> None:
+    """A tokenizer beside the adapter counts in the place of the base's, and so do longer tables."""
+    base = language_family / "base"
+    tokenizer = ByT5Tokenizer()
+    tokenizer.add_tokens(["<|user|>", "<|model|>"])
+    tokenizer.chat_template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+
+    def resized() -> Any:
+        torch.manual_seed(5)
+        model = LlamaForCausalLM.from_pretrained(base)
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        return model
+
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for number, folder in enumerate(folders):
+        torch.manual_seed(number)
+        settings = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
+        model = get_peft_model(resized(), settings)
+        for each in model.parameters():
+            each.data += 0.1 * torch.randn(each.shape) * each.requires_grad
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    soup = cook([str(each) for each in folders], "soup")
+    written = AutoTokenizer.from_pretrained(soup.folder)
+    assert (len(written), written.chat_template) == (len(tokenizer), tokenizer.chat_template)
+    assert soup.load().config.vocab_size == len(tokenizer)
+    one = cook(Recipe(ingredients=[str(folders[0])]), "alone").load().eval()
+    tokens = torch.tensor([[5, len(tokenizer) - 1, 7]])
+    with torch.no_grad():
+        expected = PeftModel.from_pretrained(resized(), folders[0]).eval()(tokens).logits
+        torch.testing.assert_close(one(tokens).logits, expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(SoupError, match=r"'lm_head.weight' of 386 rows, and their base has another one"):
+        cook(Recipe(ingredients=[str(each) for each in folders], output="adapter"), "adapter")
