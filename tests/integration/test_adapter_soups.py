@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ from transformers import (
     ByT5Tokenizer,
     GPT2Config,
     GPT2LMHeadModel,
+    MistralConfig,
+    MistralForCausalLM,
     ViTConfig,
     ViTForImageClassification,
     ViTModel,
@@ -514,3 +517,49 @@ def test_a_search_has_adapters_too(
     (group,) = found.groups
     assert sorted(group.members) == [f"{owner}/{name}" for name in ("first", "one", "third")]
     assert cook(found.recipe(), "soup").weights.keys() == {*group.members}
+
+
+def test_the_recipe_of_adapters_on_the_hub(
+    online: LocalHub, cli: Cli, publish: Callable[..., str], tmp_path: Path
+) -> None:
+    """recipes/loras.yaml as it is, from stand-ins of the same names, by the lines of the README."""
+    root = Path(__file__).parents[2]
+    shutil.copytree(root / "recipes", "recipes")
+    page = (root / "README.md").read_text()
+    lines = page[page.index("pip install hf-soup peft") :].partition("```")[0].splitlines()
+    asked = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("hf-soup")]
+    assert len(lines) == 10
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=384, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1,
+    )  # fmt: skip
+    base = tmp_path / "base"
+    MistralForCausalLM(config).save_pretrained(base)
+    ByT5Tokenizer().save_pretrained(base)
+    made = {
+        "mistralai/Mistral-7B-v0.1": base,
+        "owner/full-fine-tune": changed(base, tmp_path / "one", MistralForCausalLM),
+    }
+    for number, name in enumerate(("tldr_headline_gen", "tldr_content_gen", "cnn")):
+        folder = adapted(base, tmp_path / name, number, r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        settings = json.loads((folder / "adapter_config.json").read_text())
+        stated = {**settings, "base_model_name_or_path": "mistralai/Mistral-7B-v0.1"}
+        (folder / "adapter_config.json").write_text(json.dumps(stated))
+        (folder / "README.md").write_text("---\nbase_model: mistralai/Mistral-7B-v0.1\n---\n")
+        made[f"predibase/{name}"] = folder
+    for name, folder in made.items():
+        owner = name.partition("/")[0]
+        repo = online.store.create("model", name, private=False, author=owner)
+        files = [online.store.put(path.name, path.read_bytes()) for path in sorted(folder.iterdir())]
+        online.store.commit(repo, "main", files, ("Upload", "", owner), None)
+    me = publish("me", base).partition("/")[0]
+    for command in asked:
+        done = cli(*(part.replace("me/news", f"{me}/news") for part in command))
+        assert done.code == 0, (command, done.err)
+    loads = [
+        json.loads(Path(name, "soup.json").read_text())["adapter"]["error"] for name in ("news-lora", "exact-lora")
+    ]
+    assert loads[0] > 0.1
+    assert loads[1] < 1e-6
+    assert json.loads(Path("news-lora/adapter_config.json").read_text())["task_type"] == "CAUSAL_LM"
