@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from hf_soup._util.io import appearing
+from hf_soup._util.text import strings
 from hf_soup.checkpoint.checkpoint import Checkpoint
 from hf_soup.checkpoint.file_sources import FileSource
-from hf_soup.checkpoint.headers import FLOATS, Factor, LowRankUpdate, TensorInfo
+from hf_soup.checkpoint.headers import FLOATS, ITEM_BYTES, Factor, LowRankUpdate, TensorInfo
 from hf_soup.errors import ResolveError
 from hf_soup.hub import ASSETS, CHAT, TOKENIZER, Stamp, own_cache_folder
 
@@ -33,7 +34,7 @@ _KNOWN = {
     "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern",
     "layers_to_transform", "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core",
     "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision",
-    "target_modules", "task_type", "use_dora", "use_rslora",
+    "target_parameters", "target_modules", "task_type", "use_dora", "use_rslora",
 }  # fmt: skip
 #: What `init_lora_weights` may be; all else is an initialisation that changed the base.
 _INITIALISATIONS = (True, False, None, "gaussian", "orthogonal")
@@ -140,12 +141,15 @@ class AdapterBase:
         tied: Parameter → the parameter that it shares its tensor with.
         layers: Parameter of a module that has no others in it → what that is: ``Linear``, ``Conv1D``, which is stored
             as (in, out), ``Embedding``, ``Conv`` or ``""``.
+        stacks: Parameter that is stacked in memory, expert by expert → the tensors on disk whose rows stand below each
+            other, each time of every expert.
     """
 
     checkpoint: Checkpoint
     parameters: Mapping[str, str]
     tied: Mapping[str, str]
     layers: Mapping[str, str]
+    stacks: Mapping[str, tuple[tuple[str, ...], ...]]
 
 
 def require_lora(settings: Mapping[str, Any], name: str) -> None:
@@ -222,6 +226,10 @@ def adapted_tensors(
         changed[target], whole[target] = replace(info, name=target), info.name  # a copy that was trained whole
     if not pairs:
         raise ResolveError(f"{name} is an adapter without a single pair of factors.", code="adapter")
+    for path, pair, parts in _stacked(pairs, settings, base):
+        for target, update in _experts(settings, path, pair, parts, base.checkpoint.tensors, name):
+            changed[target] = replace(changed[target], update=update)
+        del pairs[path]
     for path, pair in pairs.items():
         parameter, target = _target(f"{path}.weight", base, name)
         if changed[target].update or (target in whole and "base_layer" not in whole[target]):
@@ -281,6 +289,71 @@ def _target(path: str, base: AdapterBase, name: str) -> tuple[str, str]:
         hint=f"{_ITS_BASE} What brings a head or tokens of its own is no sum: merge it first with peft.",
         code="adapter-base",
     )
+
+
+_Pair = Mapping[str, TensorInfo]
+_Parts = Sequence[Sequence[str]]
+
+
+def _stacked(
+    pairs: Mapping[str, _Pair], settings: Mapping[str, Any], base: AdapterBase
+) -> list[tuple[str, _Pair, _Parts]]:
+    """The pairs of factors of parameters that are stacked in memory, and the tensors on disk that these are made of.
+
+    peft names them by their module alone, and where it changes several in one, it wraps what it wrapped before: the
+    first parameter stands innermost.
+    """
+    asked = strings(settings.get("target_parameters"))
+    found: list[tuple[str, _Pair, _Parts]] = []
+    modules: dict[str, list[str]] = {}
+    for parameter in base.stacks:
+        if any(parameter == each or parameter.endswith(f".{each}") for each in asked):
+            modules.setdefault(parameter.rpartition(".")[0], []).append(parameter)
+    for module, parameters in modules.items():
+        for depth, parameter in enumerate(reversed(parameters)):
+            path = module + ".base_layer" * depth
+            if path in pairs:
+                found.append((path, pairs[path], base.stacks[parameter]))
+    return found
+
+
+def _experts(
+    settings: Mapping[str, Any],
+    path: str,
+    pair: _Pair,
+    parts: _Parts,
+    tensors: Mapping[str, TensorInfo],
+    name: str,
+) -> Iterator[tuple[str, LowRankUpdate]]:
+    """What a pair of factors adds to the matrices of experts.
+
+    Those of one expert are some rows of A, and every so many columns of B.
+    """
+    if pair.keys() != {"A", "B"}:
+        raise ResolveError(f"{name} has one factor of '{path}' and not the other.", code="adapter")
+    first, second, experts = pair["A"], pair["B"], len(parts[0])
+    for info in (first, second):
+        _require_numbers(name, info)
+        if len(info.shape) != 2:
+            raise _unlike(name, info, tensors[parts[0][0]])
+    rank, rest = divmod(first.shape[0], experts)
+    rows = sum(tensors[part[0]].shape[0] for part in parts)
+    if rest or not rank or second.shape != (rows, first.shape[0]) or {len(part) for part in parts} != {experts}:
+        raise _unlike(name, second, replace(second, name=f"{path} of {experts} experts", shape=(rows, first.shape[0])))
+    scale, begin = _scale(settings, path, rank, name), 0
+    for part in parts:
+        height = tensors[part[0]].shape[0]
+        for expert, disk in enumerate(part):
+            if tensors[disk].shape != (height, first.shape[1]):
+                raise _unlike(name, first, tensors[disk])
+            across = ITEM_BYTES[second.dtype]
+            left = Factor(
+                second.offset + (begin * rank * experts + expert) * across, second.dtype, (height, rank), experts
+            )
+            down = first.offset + expert * rank * first.shape[1] * ITEM_BYTES[first.dtype]
+            right = Factor(down, first.dtype, (rank, first.shape[1]))
+            yield disk, LowRankUpdate(first.file, left, right, scale, False)
+        begin += height
 
 
 def _twice(name: str, target: str) -> ResolveError:

@@ -59,11 +59,15 @@ class RowRange:
 
 
 class Factor(NamedTuple):
-    """A factor of a low-rank update: the byte at which it begins in its file, its type and shape."""
+    """A factor of a low-rank update: the byte at which it begins in its file, its type and shape.
+
+    Of one that stands in every so many columns of a matrix, as of experts that are stacked, ``step`` says how many.
+    """
 
     offset: int
     dtype: str
     shape: tuple[int, ...]
+    step: int = 1
 
 
 class LowRankUpdate(NamedTuple):

@@ -33,7 +33,7 @@ from hf_soup.checkpoint.config import adapted_config, is_quantised
 from hf_soup.checkpoint.file_sources import FileSource, HubRepo, LocalFolder, SubFolder
 from hf_soup.checkpoint.headers import TensorInfo, front_matter, joined, read_header, read_index, read_json
 from hf_soup.checkpoint.memo import remembered
-from hf_soup.checkpoint.parameters import correspondence, layers_of_parameters
+from hf_soup.checkpoint.parameters import correspondence, layers_of_parameters, stacked_parameters
 from hf_soup.checkpoint.pickles import PICKLE, PICKLE_INDEX, convert_pickle
 from hf_soup.checkpoint.tensor_sources import TensorSource
 from hf_soup.errors import ResolveError, SoupError
@@ -396,12 +396,20 @@ def adapter_base(base: Checkpoint) -> AdapterBase:
         pairs = [("parameter", key, disk) for disk, key in found.parameters.items() if "[" not in key]
         tied = [("tied", own, other) for own, other in found.tied.items()]
         layers = layers_of_parameters(base.config, shapes, str(base)).items()
-        return [*pairs, *tied, *(("layer", key, layer) for key, layer in layers)]
+        stacks = stacked_parameters(base.config, shapes, str(base)).items()
+        stacked = [("stack", f"{parameter}\n{pattern}", disk) for parameter, all in stacks for pattern, disk in all]
+        return [*pairs, *tied, *(("layer", key, layer) for key, layer in layers), *stacked]
 
     known: dict[str, dict[str, str]] = {"parameter": {}, "tied": {}, "layer": {}}
+    stacks: dict[str, dict[str, list[str]]] = {}
     for kind, key, other in remembered("adapted", [base.config, shapes], facts):
-        known[kind][key] = other
-    return AdapterBase(base, known["parameter"], known["tied"], known["layer"])
+        if kind == "stack":
+            parameter, pattern = key.split("\n")
+            stacks.setdefault(parameter, {}).setdefault(pattern, []).append(other)
+        else:
+            known[kind][key] = other
+    parts = {parameter: tuple(map(tuple, patterns.values())) for parameter, patterns in stacks.items()}
+    return AdapterBase(base, known["parameter"], known["tied"], known["layer"], parts)
 
 
 _BESIDE = "\nThen put config.json and the tokenizer's files beside what comes out."

@@ -157,6 +157,34 @@ def layers_of_parameters(config: Mapping[str, Any], tensors: Collection[str], na
     return found
 
 
+def stacked_parameters(
+    config: Mapping[str, Any], tensors: Collection[str], name: str
+) -> dict[str, list[tuple[str, str]]]:
+    """Parameters that the library stacks of tensors on disk, expert by expert, with rows of one tensor behind those of
+    another: parameter → the pattern and the name of each, pattern by pattern, in the order of the rows.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter
+
+    model = _meta_model(config, name, len(tensors))
+    with quiet():
+        mapping = get_model_conversion_mapping(model)
+    order: dict[str, int] = {}
+    for entry in mapping:
+        steps = [(type(each), each.dim) for each in getattr(entry, "operations", ()) if hasattr(each, "dim")]
+        plain = steps in ([(MergeModulelist, 0)], [(MergeModulelist, 0), (Concatenate, 1)])
+        if isinstance(entry, WeightConverter) and plain and len(steps) == len(entry.operations):
+            order |= {pattern: place for place, pattern in enumerate(entry.source_patterns)}
+    found: dict[str, list[tuple[int, int, str, str]]] = {}
+    for disk, pair in _pair(model, tensors).items():
+        stacked = re.fullmatch(r"(.+)\[(.+)#(\d+)\]", pair.key)
+        if stacked and stacked[2] in order and len(pair.targets) == 1:
+            place = (order[stacked[2]], int(stacked[3]), stacked[2], disk)
+            found.setdefault(stacked[1], []).append(place)
+    every = (parameter for parameter in model.state_dict() if parameter in found)
+    return {parameter: [(pattern, disk) for _, _, pattern, disk in sorted(found[parameter])] for parameter in every}
+
+
 def contradictions(config: Mapping[str, Any], tensors: Mapping[str, Shape], name: str) -> list[tuple[str, str]]:
     """What a config asks for and its checkpoint's tensors are not: ``missing`` and a name, ``shape`` and a sentence.
 

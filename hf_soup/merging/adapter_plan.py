@@ -221,6 +221,11 @@ def _of_adapters(plan: Plan, models: AlignedModels, rank: int | None) -> Iterato
             yield AdaptedTensor(tensor.name, name.removeprefix(PEFT_PREFIX), "whole", {name: tensor.shape})
         elif own:
             for number, update in own:
+                if any(factor.step > 1 for factor in in_order(update)):
+                    raise _unfit(
+                        f"{models.names[number]} changes experts that are stacked in memory ('{tensor.name}').",
+                        "Cook a whole model, without `output: adapter`.",
+                    )
                 if update.lengths:
                     raise _unfit(
                         f"{models.names[number]} is an adapter with `use_dora: True`: what it does to "

@@ -203,13 +203,14 @@ def _columns(factor: Factor, first: int, count: int, descriptor: int, dtype: tor
 
 def _rows_of(factor: Factor, first: int, count: int) -> Factor:
     rows, rank = factor.shape
-    return Factor(
-        factor.offset + first * rank * ITEM_BYTES[factor.dtype], factor.dtype, (min(count, rows - first), rank)
-    )
+    offset = factor.offset + first * rank * factor.step * ITEM_BYTES[factor.dtype]
+    return factor._replace(offset=offset, shape=(min(count, rows - first), rank))
 
 
 def read_factor(factor: Factor, descriptor: int, dtype: torch.dtype) -> Tensor:
     """A factor from its open file, in a type to count in."""
-    stored = torch.empty(math.prod(factor.shape) * ITEM_BYTES[factor.dtype], dtype=torch.uint8)
+    span = math.prod(factor.shape) * factor.step - (factor.step - 1)
+    stored = torch.empty(span * ITEM_BYTES[factor.dtype], dtype=torch.uint8)
     read_all(descriptor, bytes_of(stored), factor.offset)
-    return stored.view(TORCH[factor.dtype]).reshape(factor.shape).to(dtype)
+    values = stored.view(TORCH[factor.dtype])[:: factor.step]
+    return values.reshape(factor.shape).to(dtype)

@@ -23,6 +23,8 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     LlamaForCausalLM,
+    MixtralForCausalLM,
+    Qwen3MoeForCausalLM,
     ViTConfig,
     ViTForImageClassification,
 )
@@ -446,3 +448,27 @@ def test_tokens_and_a_template_of_its_own(language_family: Path, tmp_path: Path)
         torch.testing.assert_close(one(tokens).logits, expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(SoupError, match=r"'lm_head.weight' of 386 rows, and their base has another one"):
         cook(Recipe(ingredients=[str(each) for each in folders], output="adapter"), "adapter")
+
+
+@pytest.mark.parametrize("parameters", [["gate_up_proj", "down_proj"], ["down_proj"]])
+@pytest.mark.parametrize("kind", [MixtralForCausalLM, Qwen3MoeForCausalLM])
+def test_experts_that_are_stacked_in_memory(tmp_path: Path, kind: Any, parameters: list[str]) -> None:
+    """On disk they lie apart; peft has one pair of factors for all, in which each has some columns."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 384, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8}
+    sizes |= {"intermediate_size": 16, "moe_intermediate_size": 16, "num_key_value_heads": 1, "num_experts_per_tok": 2}
+    kind(kind.config_class(**sizes, num_local_experts=3, num_experts=3)).save_pretrained(tmp_path / "base")
+    targets = {"target_modules": ["q_proj"], "target_parameters": [f"mlp.experts.{each}" for each in parameters]}
+    model = get_peft_model(kind.from_pretrained(tmp_path / "base"), LoraConfig(r=2, lora_alpha=8, **targets))
+    for each in model.parameters():
+        each.data += 0.2 * torch.randn(each.shape) * each.requires_grad
+    model.save_pretrained(tmp_path / "adapter")
+    one = cook(Recipe(ingredients=[str(tmp_path / "adapter")]), "one").load().eval()
+    tokens = torch.arange(40).reshape(2, 20)
+    with torch.no_grad():
+        expected = model.eval()(tokens).logits
+        torch.testing.assert_close(one(tokens).logits, expected, rtol=1e-4, atol=1e-4)
+        base = kind.from_pretrained(tmp_path / "base").eval()
+        assert not torch.allclose(base(tokens).logits, expected, atol=1e-2)
+    with pytest.raises(SoupError, match="changes experts that are stacked in memory"):
+        cook(Recipe(ingredients=[str(tmp_path / "adapter")], output="adapter"), "soup")
