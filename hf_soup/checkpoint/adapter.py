@@ -361,17 +361,16 @@ def _twice(name: str, target: str) -> ResolveError:
 
 
 def _scaled(update: LowRankUpdate, lengths: TensorInfo | None, path: str, name: str) -> LowRankUpdate:
-    """An update of a DoRA, whose rows have lengths of their own."""
+    """An update of a DoRA, whose outputs have lengths of their own."""
     if lengths is None:
         raise ResolveError(f"{name} is a DoRA and has no lengths of '{path}'.", code="adapter")
-    if update.turned:
-        raise _refused(name, "use_dora", f"for '{path}', which is stored as (in, out)", _MERGE)
     _require_numbers(name, lengths)
-    rows = update.left.shape[0]
-    if math.prod(lengths.shape) != rows:
+    outputs = (update.right if update.turned else update.left).shape[0]
+    if math.prod(lengths.shape) != outputs:
         shape = tuple(lengths.shape)
-        raise ResolveError(f"{name}: '{lengths.name}' has the shape {shape}, of {rows} rows.", code="adapter-base")
-    return update._replace(lengths=Factor(lengths.offset, lengths.dtype, (rows, 1)))
+        message = f"{name}: '{lengths.name}' has the shape {shape}, of {outputs} outputs."
+        raise ResolveError(message, code="adapter-base")
+    return update._replace(lengths=Factor(lengths.offset, lengths.dtype, (outputs, 1)))
 
 
 def _update(

@@ -73,7 +73,8 @@ class Factor(NamedTuple):
 class LowRankUpdate(NamedTuple):
     r"""What an adapter adds to a matrix: :math:`\Delta W = s\,LR`, of ``(rows, rank)`` and ``(rank, columns)``.
 
-    Of a DoRA each row of :math:`W + \Delta W` is then scaled to a length (Liu et al., arXiv:2402.09353).
+    Of a DoRA each row of :math:`W + \Delta W` is then scaled to a length, or each column where ``turned`` (Liu et al.,
+    arXiv:2402.09353).
 
     Args:
         file: Where the factors lie.
@@ -81,7 +82,7 @@ class LowRankUpdate(NamedTuple):
             is stored as (in, out).
         scale: :math:`s`.
         turned: Whether it is so.
-        lengths: Of a DoRA, those of the rows.
+        lengths: Of a DoRA, those of the rows, or columns.
     """
 
     file: str

@@ -37,7 +37,7 @@ class _Part(NamedTuple):
 @dataclass
 class _Held:
     """Of updates of one matrix: their right factors one below the other, and the last block of the sum of products; of
-    a DoRA with the base's, where it begins in which file.
+    a DoRA with the base's, where it begins in which file, and where columns are scaled, by what.
     """
 
     parts: Sequence[_Part]
@@ -45,6 +45,7 @@ class _Held:
     of_base: tuple[int, int]
     number: int = -1
     block: Tensor | None = None
+    columns: Tensor | None = None
 
 
 class LowRankProducts:
@@ -57,7 +58,8 @@ class LowRankProducts:
         r"""Elements of :math:`W + s\,LR`, flat, in float32 where :math:`W` and what is written have 16 bits, else in
         float64.
 
-        Of a DoRA with lengths :math:`m` row :math:`i` is that times :math:`m_i / \lVert (W + s\,LR)_i \rVert`.
+        Of a DoRA with lengths :math:`m` row :math:`i` is that times :math:`m_i / \lVert (W + s\,LR)_i \rVert`; column
+        :math:`i`, where it is stored as (in, out).
 
         Args:
             values: Of :math:`W`, flat, as stored.
@@ -154,12 +156,16 @@ class LowRankProducts:
             right = [_turned(read_factor(update.right, file, dtype), update) for update, file, _ in parts]
             held = self._held[parts[0].factors] = _Held(parts, torch.cat(right), of_base)
         if held.number != number or held.block is None:
-            left = [_left(part, number * rows, rows, dtype) for part in parts]
-            product = _product(torch.cat(left, dim=1), held.right)
-            if lengths := parts[0].update.lengths:
-                item, columns = ITEM_BYTES[at.dtype], product.shape[1]
-                begin = at.offset + (number * rows * columns - at.element) * item
-                product += read_factor(Factor(begin, at.dtype, tuple(product.shape)), base, dtype)
+            product = _sum(parts, held, at, number, rows)
+            if (lengths := parts[0].update.lengths) and parts[0].update.turned:
+                if held.columns is None:
+                    height = parts[0].update.left.shape[1]
+                    blocks = (_sum(parts, held, at, each, rows) for each in range(-(-height // rows)))
+                    norms = torch.stack([torch.linalg.vector_norm(block, dim=0) for block in blocks])
+                    wanted = read_factor(lengths, parts[0].factors, dtype)
+                    held.columns = wanted.mT / torch.linalg.vector_norm(norms, dim=0)
+                product *= held.columns
+            elif lengths:
                 wanted = read_factor(_rows_of(lengths, number * rows, rows), parts[0].factors, dtype)
                 product *= wanted / torch.linalg.vector_norm(product, dim=1, keepdim=True)
             low, high = product.aminmax()  # one pass, and NaN passes through it
@@ -167,6 +173,18 @@ class LowRankProducts:
                 raise ProductError
             held.number, held.block = number, product.reshape(-1)
         return held.block
+
+
+def _sum(parts: Sequence[_Part], held: _Held, at: Extent, number: int, rows: int) -> Tensor:
+    """Some rows of the sum of products; of a DoRA with those of the base."""
+    dtype = held.right.dtype
+    left = torch.cat([_left(part, number * rows, rows, dtype) for part in parts], dim=1)
+    product = _product(left, held.right)
+    if parts[0].update.lengths:
+        base, offset = held.of_base
+        begin = offset + number * rows * product.shape[1] * ITEM_BYTES[at.dtype]
+        product += read_factor(Factor(begin, at.dtype, tuple(product.shape)), base, dtype)
+    return product
 
 
 def _left(part: _Part, first: int, count: int, dtype: torch.dtype) -> Tensor:

@@ -21,7 +21,7 @@ from hf_soup._util.progress import bar
 from hf_soup.checkpoint import ADAPTER_WEIGHTS, DTYPES, TORCH, Factor
 from hf_soup.errors import IncompatibleError, ValuesError
 from hf_soup.lineage import AlignedModel
-from hf_soup.merging.adapter_plan import AdaptedTensor, AdapterPlan, in_order
+from hf_soup.merging.adapter_plan import AdaptedTensor, AdapterPlan, in_order, low_rank
 from hf_soup.merging.cutoffs import needs_cutoffs
 from hf_soup.merging.digest import digest_of_folder
 from hf_soup.merging.layout import Layout
@@ -32,6 +32,8 @@ from hf_soup.merging.to_memory import Materializer
 from hf_soup.methods import round_into, singular
 from hf_soup.recipe import AdapterReport, Mixture
 
+#: Bytes that all tensors hold which are worked on at a time, where one does not hold more by itself.
+_HELD_BYTES = 1 << 30
 #: A file of nothing but zeros, in the place of the base where only differences from it count.
 _ZEROS = "/zeros"
 
@@ -64,7 +66,9 @@ def merge_adapter(
         torch.set_num_threads(1)
         work = _Work(adapter, stack)
         shown = stack.enter_context(bar("Factoring", len(adapter.tensors), quiet=quiet, unit="tensor"))
-        pool = ThreadPoolExecutor(threads or usable_cores(), initializer=torch.set_num_threads, initargs=(1,))
+        fitting = _HELD_BYTES // max(1, *map(work.held_bytes, adapter.tensors))
+        threads = max(1, min(threads or usable_cores(), fitting))
+        pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         with pool:
             for tensor, each in zip(adapter.tensors, pool.map(work.make, adapter.tensors), strict=True):
                 made[tensor.name] = each
@@ -174,6 +178,17 @@ class _Work:
         materializer = Materializer(layout, paths)
         self._stack.callback(materializer.close)
         return materializer.one_by_one(Plan(layout, mixture, plan.statistics))
+
+    def held_bytes(self, tensor: AdaptedTensor) -> int:
+        """About how much memory it takes to make a tensor."""
+        updates = [info.update for model in self._models if (info := model.tensors.get(tensor.name))]
+        ranks = sum(low_rank(update) for update in updates if update)
+        elements = math.prod(self._models[0].tensors[tensor.name].shape)
+        if tensor.form != "factors":
+            return 8 * elements * (len(updates) + 4)
+        rows, columns = (math.prod(shape) for shape in _sides(tensor))
+        matrix = elements if ranks >= min(rows, columns) else ranks * ranks
+        return 8 * (2 * ranks * (rows + columns) + 4 * matrix)
 
     def make(self, tensor: AdaptedTensor) -> _Made:
         """What stands for a tensor of the base."""

@@ -100,6 +100,22 @@ def test_layers_that_are_stored_the_other_way_round(tmp_path: Path, monkeypatch:
         assert torch.equal(soup[name], each.float()), name
 
 
+@pytest.mark.parametrize("blocks", [300, 1 << 18])
+def test_a_dora_of_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks: int) -> None:
+    """Of layers that are stored as (in, out), and of tables, it scales columns, which no single block knows."""
+    monkeypatch.setattr(low_rank, "_BLOCK_ELEMENTS", blocks)
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=384, n_embd=32, n_layer=1, n_head=2, n_positions=64, tie_word_embeddings=False)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "base")
+    settings = {"target_modules": ["c_attn", "c_proj", "wpe", "wte"], "use_dora": True, "fan_in_fan_out": True}
+    adapter = adapted(tmp_path / "base", tmp_path / "adapter", 1, **settings)
+    one = cook(Recipe(ingredients=[str(adapter)]), "one").load().eval()
+    peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), adapter).eval()
+    tokens = torch.arange(24).reshape(2, 12)
+    with torch.no_grad():
+        torch.testing.assert_close(one(tokens).logits, peft(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("flag", [True, False])
 def test_the_layers_class_says_how_it_is_stored(language_family: Path, tmp_path: Path, flag: bool) -> None:
     """Not the flag in the config, of which peft keeps the last module's; of a square matrix no shape tells."""
@@ -384,7 +400,7 @@ def test_tensors_that_do_not_fit(language_family: Path, adapters: Path, tmp_path
     moved = {key.replace("layers.0", "layers.7"): each for key, each in tensors.items()}
     fails(moved, "changes 'model.layers.7.* which its base does not have")
     length = name.replace("lora_A.weight", "lora_magnitude_vector")
-    fails({**tensors, length: torch.ones(31)}, "lora_magnitude_vector' has the shape .*, of 32 rows")
+    fails({**tensors, length: torch.ones(31)}, "lora_magnitude_vector' has the shape .*, of 32 outputs")
     fails({**tensors, length.replace("q_proj", "k_proj"): torch.ones(32)}, "has lengths of .* and no factors of it")
     fails({**tensors, length.replace("magnitude_vector", "B.bias"): torch.ones(32)}, "B.bias', which is not known")
     fails({"base_model.model.model.norm.weight": torch.ones(64)}, "without a single pair|does not fit")
