@@ -87,7 +87,12 @@ def merge_adapter(
         if one.size:
             errors[tensor.name] = math.sqrt(one.lost / one.size)
     if not written:
-        raise ValuesError("The models are their base: there is nothing to make an adapter of.", code="adapter-output")
+        names = ", ".join(model.name for model in adapter.models.ingredients)
+        raise ValuesError(
+            f"{names}: every number that an adapter could hold is that of the base, so there is nothing to make one of.",
+            hint="Is the base the first model, and named right?",
+            code="adapter-output",
+        )
     save_file(_as_loaded(adapter, written), folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     size = math.fsum(one.size for one in made.values())
     report = AdapterReport(
@@ -181,11 +186,10 @@ class _Work:
 
     def held_bytes(self, tensor: AdaptedTensor) -> int:
         """About how much memory it takes to make a tensor."""
-        updates = [info.update for model in self._models if (info := model.tensors.get(tensor.name))]
-        ranks = sum(low_rank(update) for update in updates if update)
-        elements = math.prod(self._models[0].tensors[tensor.name].shape)
+        places = [model.tensors[tensor.name] for model in self._models if tensor.name in model.tensors]
+        ranks, elements = sum(low_rank(at.update) for at in places if at.update), math.prod(places[0].shape)
         if tensor.form != "factors":
-            return 8 * elements * (len(updates) + 4)
+            return 8 * elements * (len(places) + 4)
         rows, columns = (math.prod(shape) for shape in _sides(tensor))
         matrix = elements if ranks >= min(rows, columns) else ranks * ranks
         return 8 * (2 * ranks * (rows + columns) + 4 * matrix)

@@ -91,19 +91,21 @@ def propose(recipe: Recipe, lineage: LineageReport, *, token: Token = None) -> t
 
 
 def _examine(expanded: ResolvedIngredients, runs: Sequence[Finding], token: Token) -> LineageReport:
-    recipe = expanded.recipe
+    recipe, adapters = expanded.recipe, any(each.base for each in expanded.checkpoints)
     lineage = check_lineage(
         expanded.checkpoints,
         base=recipe.base_model,
         options=AlignmentOptions.of(recipe),
         # An adapter alone gives what is not there yet: its base with it.
-        alone=recipe.resolved or needs_base(recipe) or any(each.base for each in expanded.checkpoints),
+        alone=recipe.resolved or needs_base(recipe) or adapters,
         allow_pickle=recipe.allow_pickle,
         token=token,
     )
     soups = [Finding("soup-expanded", note) for note in expanded.notes]
     seen = selected_on(recipe, expanded.seen)
-    found = within_a_run(lineage.reasons, expanded.checkpoints)
+    made = adapters or recipe.output == "adapter"  # of one is not what there is already
+    reasons = [reason for reason in lineage.reasons if reason.code != "single" or reason.refuses or not made]
+    found = within_a_run(reasons, expanded.checkpoints)
     found += [*running_statistics(recipe, lineage.models), *runs, *soups, *seen]
     return lineage.with_reasons(with_allowed([*found, *trained_on(recipe, lineage.models, token)], recipe.allow))
 

@@ -287,8 +287,6 @@ def _with_notes(used: MergedModels, choice: Choice, merged: MergeResult) -> Merg
     for name in merged.differing:
         logger.warning(f"the ingredients disagree on '{name}', which is not averaged; the first one's is kept")
     collected = merged.batch_norm.notes if merged.batch_norm else ()
-    if merged.adapter:
-        logger.info(merged.adapter.sentence)
     about = () if merged.adapter else about_files(used.leaves)
     notes = (*about, *choice.selected.notes, *statistics_notes(used.plan), *collected)
     for note in notes:

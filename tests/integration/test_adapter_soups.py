@@ -220,6 +220,8 @@ def test_what_does_not_go_together(language_family: Path, adapters: Path, tmp_pa
     )  # fmt: skip
     with pytest.raises(SoupError, match=r"local:second changes local:other.*, and the adapter would be of local:base"):
         cook(recipe, "soup")
+    with pytest.raises(SoupError, match="local:base: every number that an adapter could hold is that of the base"):
+        cook(adapter(base, base, rank=4), "soup")
     with pytest.raises(SoupError, match="`rank` is of an adapter: write `output: adapter` too"):
         Recipe(ingredients=[str(first), str(second)], rank=4)
     assert not Path("soup").exists()
