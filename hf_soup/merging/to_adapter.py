@@ -89,7 +89,7 @@ def merge_adapter(
     if not written:
         names = ", ".join(model.name for model in adapter.models.ingredients)
         raise ValuesError(
-            f"{names}: every number that an adapter could hold is that of the base, so there is nothing to make one of.",
+            f"{names}: every number that an adapter could hold is that of the base. There is nothing to make one of.",
             hint="Is the base the first model, and named right?",
             code="adapter-output",
         )
