@@ -139,8 +139,8 @@ class AdapterBase:
         checkpoint: The base; no adapter itself.
         parameters: Name in memory of what is loaded in one piece, as it is → its name on disk.
         tied: Parameter → the parameter that it shares its tensor with.
-        layers: Parameter of a module that has no others in it → what that is: ``Linear``, ``Conv1D``, which is stored
-            as (in, out), ``Embedding``, ``Conv`` or ``""``.
+        layers: Parameter of a module that has no others in it → what that is; see `layers_of_parameters`.
+        modules: All modules.
         stacks: Parameter that is stacked in memory, expert by expert → the tensors on disk whose rows stand below each
             other, each time of every expert.
     """
@@ -149,6 +149,7 @@ class AdapterBase:
     parameters: Mapping[str, str]
     tied: Mapping[str, str]
     layers: Mapping[str, str]
+    modules: frozenset[str]
     stacks: Mapping[str, tuple[tuple[str, ...], ...]]
 
 
@@ -234,7 +235,9 @@ def adapted_tensors(
         parameter, target = _target(f"{path}.weight", base, name)
         if changed[target].update or (target in whole and "base_layer" not in whole[target]):
             raise _twice(name, target)
-        update = _update(settings, path, pair, changed[target], base.layers.get(parameter) == "Conv1D", name)
+        update = _update(
+            settings, path, pair, changed[target], base.layers.get(parameter, "").startswith("Conv1D"), name
+        )
         if (own := lengths.pop(path, None)) or settings.get("use_dora"):
             update = _scaled(update, own, path, name)
         changed[target] = replace(changed[target], update=update)
@@ -263,19 +266,27 @@ def own_tensors(factors: Sequence[TensorInfo], base: AdapterBase) -> dict[str, T
     for path, info in _loaded(factors):
         if "lora_" in path or "token_adapter" in path or path in {*base.tied, *base.tied.values()}:
             continue
-        known = (disk for each, disk in base.parameters.items() if each == path or each.endswith(f".{path}"))
-        if (disk := next(known, None)) is None or base.checkpoint.tensors[disk].shape != info.shape:
+        known = [base.parameters[each] for each in _called(path, base.parameters)]
+        if not known or base.checkpoint.tensors[known[0]].shape != info.shape:
             found[path] = replace(info, name=path)
     return found
+
+
+def _called(path: str, known: Mapping[str, object]) -> list[str]:
+    """The parameters that an adapter may mean by a name: of a model without its head it leaves out what stands in front
+    of the body, and of one with a head it has it where the base is a body.
+    """
+    if path in known:
+        return [path]
+    body = path.partition(".")[2]
+    return [body] if body in known else [each for each in known if each.endswith(f".{path}")]
 
 
 def _target(path: str, base: AdapterBase, name: str) -> tuple[str, str]:
     """The base's parameter that an adapter calls so, and its name on disk."""
     stored, tied = base.checkpoint.tensors, {**base.tied, **{other: own for own, other in base.tied.items()}}
     for known in (base.parameters, dict(zip(stored, stored, strict=True)), tied):
-        # An adapter of a model without its head leaves out what stands in front of the body.
-        ending = [path] if path in known else [each for each in known if each.endswith(f".{path}")]
-        if len(ending) == 1:
+        if len(ending := _called(path, known)) == 1:
             if ending[0] in tied:
                 raise ResolveError(
                     f"{name} changes '{ending[0]}', which is one tensor with '{tied[ending[0]]}' in its base, and "

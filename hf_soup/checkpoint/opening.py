@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,8 +41,8 @@ from hf_soup.hub import ASSETS, INDEX, MAX_TEXT, SINGLE, Token
 from hf_soup.recipe import Ingredient, is_local_path, parse_part, split_revision
 
 _MAX_ASSET = 500_000_000
-#: Outputs of a head that an adapter brings.
-_MOST_OUTPUTS = 1_000_000
+#: Outputs of a head that an adapter brings, and numbers of them that are tried.
+_MOST_OUTPUTS, _MOST_GUESSES = 1_000_000, 4
 #: What the library works out by itself where a checkpoint does not have it.
 _COMPUTED = re.compile(r"position_ids|relative_position_index|num_batches_tracked")
 #: What makes safetensors of a pickle, on the Hub and elsewhere.
@@ -89,7 +89,7 @@ def _opened(
     here = is_local_path(str(folder)) and not on_hub
     if here and folder.is_dir():
         return _open_folder(folder, ingredient, allow_pickle, bases)
-    place = hub.within_repo(ingredient.model)
+    place = hub.within_repo(ingredient.model.rstrip("/"))
     if here or ingredient.model.startswith((".", "/", "~")) or (ingredient.model.count("/") > 1 and place is None):
         raise ResolveError(
             f"'{ingredient.model}' is neither a folder nor a Hub id.",
@@ -274,9 +274,11 @@ def _adapted(
     if isinstance(own, str) and base.source.reference not in (own, str(Path(own).absolute())):
         notes = [*notes, f"it names '{own[:200]}' as its base; {base.model} is taken"]
     files = AdaptedFiles.of(base.weights.source, source)
-    factors = read_header(
-        files.read, ADAPTER_FOLDER + ADAPTER_WEIGHTS, files.files[ADAPTER_FOLDER + ADAPTER_WEIGHTS], name
-    )
+    stored = ADAPTER_FOLDER + ADAPTER_WEIGHTS
+    try:
+        factors = read_header(files.read, stored, files.files[stored], name)
+    except ResolveError as error:
+        raise ResolveError.of(error, error.message.replace(stored, ADAPTER_WEIGHTS)) from None
     if own := own_tensors(factors, below):
         below = _with_head(below, own, settings, name)
     tensors = adapted_tensors(settings, factors, below, name)
@@ -296,25 +298,18 @@ def _with_head(
     """
     base = below.checkpoint
     rows = {path: info.shape[0] for path, info in own.items() if info.shape}
-    tokens = next((count for path, count in rows.items() if below.layers.get(path) == "Embedding"), None)
-    outputs = min((count for count in rows.values() if count != tokens), default=None)
-    if outputs is not None and not 0 < outputs <= _MOST_OUTPUTS:
-        return below
+    tokens = next((count for path, count in rows.items() if below.layers.get(path, "").startswith("Embedding")), None)
+    counts: list[int | None] = [*sorted({n for n in rows.values() if n != tokens and 0 < n <= _MOST_OUTPUTS})]
     tensors = {**base.tensors, **own}
     shapes = {tensor: info.shape for tensor, info in tensors.items()}
-    config = adapted_config(base.config, settings, outputs, tokens, str(base))
-
-    def kept() -> list[tuple[str, str]]:
-        found = correspondence(config, shapes, name)
-        wrong = [disk for disk, _, _ in found.mismatched] or [each for each in own if each not in found.parameters]
-        return [
-            *(("kept", disk) for disk in found.parameters),
-            *(("missing", parameter) for parameter in found.missing),
-            *(("wrong", disk) for disk in wrong),
-        ]
-
-    answered = remembered("headed", [config, shapes, sorted(own)], kept)
-    if any(kind == "wrong" for kind, _ in answered):
+    for outputs in counts[:_MOST_GUESSES] or [
+        None
+    ]:  # which of its tensors has a row for each output its class alone knows
+        config = adapted_config(base.config, settings, outputs, tokens, str(base))
+        answered = remembered("headed", [config, shapes, sorted(own)], partial(_fitted, config, shapes, own, name))
+        if not any(kind == "wrong" for kind, _ in answered):
+            break
+    else:
         return below
     if lacking := [each for kind, each in answered if kind == "missing" and not _COMPUTED.search(each)]:
         raise ResolveError(
@@ -325,6 +320,19 @@ def _with_head(
         )
     weights = replace(base.weights, tensors={disk: tensors[disk] for kind, disk in answered if kind == "kept"})
     return adapter_base(replace(base, config=config, weights=weights))
+
+
+def _fitted(
+    config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], own: Collection[str], name: str
+) -> list[tuple[str, str]]:
+    """Which tensors a model of a config loads, which of its parameters are missing, and whose shapes are wrong."""
+    found = correspondence(config, shapes, name)
+    wrong = [disk for disk, _, _ in found.mismatched] or [each for each in own if each not in found.parameters]
+    return [
+        *(("kept", disk) for disk in found.parameters),
+        *(("missing", parameter) for parameter in found.missing),
+        *(("wrong", disk) for disk in wrong),
+    ]
 
 
 class _Bases:
@@ -395,12 +403,13 @@ def adapter_base(base: Checkpoint) -> AdapterBase:
         # Of what it stacks or transforms it also says which piece.
         pairs = [("parameter", key, disk) for disk, key in found.parameters.items() if "[" not in key]
         tied = [("tied", own, other) for own, other in found.tied.items()]
-        layers = layers_of_parameters(base.config, shapes, str(base)).items()
+        modules, layers = layers_of_parameters(base.config, shapes, str(base))
         stacks = stacked_parameters(base.config, shapes, str(base)).items()
         stacked = [("stack", f"{parameter}\n{pattern}", disk) for parameter, all in stacks for pattern, disk in all]
-        return [*pairs, *tied, *(("layer", key, layer) for key, layer in layers), *stacked]
+        described = [*(("layer", key, layer) for key, layer in layers.items()), *(("module", m, "") for m in modules)]
+        return [*pairs, *tied, *described, *stacked]
 
-    known: dict[str, dict[str, str]] = {"parameter": {}, "tied": {}, "layer": {}}
+    known: dict[str, dict[str, str]] = {"parameter": {}, "tied": {}, "layer": {}, "module": {}}
     stacks: dict[str, dict[str, list[str]]] = {}
     for kind, key, other in remembered("adapted", [base.config, shapes], facts):
         if kind == "stack":
@@ -409,7 +418,7 @@ def adapter_base(base: Checkpoint) -> AdapterBase:
         else:
             known[kind][key] = other
     parts = {parameter: tuple(map(tuple, patterns.values())) for parameter, patterns in stacks.items()}
-    return AdapterBase(base, known["parameter"], known["tied"], known["layer"], parts)
+    return AdapterBase(base, known["parameter"], known["tied"], known["layer"], frozenset(known["module"]), parts)
 
 
 _BESIDE = "\nThen put config.json and the tokenizer's files beside what comes out."

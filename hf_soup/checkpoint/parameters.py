@@ -141,20 +141,30 @@ def correspondence(config: Mapping[str, Any], tensors: Mapping[str, Shape], name
     )
 
 
-def layers_of_parameters(config: Mapping[str, Any], tensors: Collection[str], name: str) -> dict[str, str]:
-    """The parameters of modules that have no others in them, and what these are: ``Linear``, ``Conv1D``, whose weight
-    is stored as (in, out), as GPT-2's, ``Embedding``, ``Conv``, or ``""``.
+def layers_of_parameters(
+    config: Mapping[str, Any], tensors: Collection[str], name: str
+) -> tuple[list[str], dict[str, str]]:
+    """All modules, and of those that have no others in them the parameters and what they are.
+
+    ``Linear``, ``Conv1D``, whose weight is stored as (in, out), as GPT-2's, ``Embedding`` or ``Conv``; with an asterisk
+    where a class of its own may do more with the weight; ``plain`` of other classes, and ``*`` of those with buffers.
     """
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     kinds = {nn.Linear: "Linear", Conv1D: "Conv1D", nn.Embedding: "Embedding"}
     kinds |= dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), "Conv")
-    found = {}
+    modules: list[str] = []
+    found: dict[str, str] = {}
     for path, module in _meta_model(config, name, len(tensors)).named_modules():
-        for own, _ in () if any(True for _ in module.children()) else module.named_parameters():
-            found[f"{path}.{own}"] = next((kind for cls, kind in kinds.items() if isinstance(module, cls)), "")
-    return found
+        modules.append(path)
+        if any(True for _ in module.children()):
+            continue
+        kind = next((kind for cls, kind in kinds.items() if isinstance(module, cls)), "")
+        own = type(module) not in kinds or getattr(module, "groups", 1) > 1
+        said = f"{kind}{'*' if own else ''}" if kind else "*" if any(True for _ in module.buffers()) else "plain"
+        found |= {f"{path}.{parameter}": said for parameter, _ in module.named_parameters()}
+    return modules, found
 
 
 def stacked_parameters(

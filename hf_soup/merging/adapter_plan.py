@@ -33,6 +33,8 @@ from hf_soup.merging.plan import Plan
 from hf_soup.methods import METHODS, Method
 
 _FILE = ADAPTER_FOLDER + ADAPTER_WEIGHTS
+#: What peft puts factors beside.
+_FACTORED = ("Linear", "Conv1D", "Embedding", "Conv")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,9 @@ class AdapterPlan:
         base, adapters = models.base, [model for model in models.ingredients if model.checkpoint.base]
         assert base is not None, "who asks for an adapter has a base"
         full = [model.name for model in models.ingredients if model not in adapters]
+        for model in models.ingredients:
+            if model.checkpoint.identity == base.checkpoint.identity:
+                raise _unfit(f"{model.name} is the base itself, which has learned nothing.", "Leave it out.")
         if adapters and full:
             raise _unfit(
                 f"`output: adapter` puts the factors of adapters side by side, and {', '.join(full)} has none.",
@@ -106,10 +111,13 @@ class AdapterPlan:
             why = "full fine-tunes have none" if full else f"{plan.mixture.method.method} has a result of any rank"
             raise _unfit(f"The adapter needs a rank: {why}.", "Set it: `rank: 16` in the recipe, or --rank 16.")
         settings = {model.name: _settings(model.checkpoint) for model in adapters}
-        tasks = {name: own.get("task_type") for name, own in settings.items()}
-        if len(set(map(str, tasks.values()))) > 1:
+        tasks = {name: own["task_type"] for name, own in settings.items() if isinstance(own.get("task_type"), str)}
+        if len({*tasks.values()}) > 1:
             shown = "\n".join(f"  {name}  {task}" for name, task in tasks.items())
-            raise _unfit(f"The adapters are for different classes of models, as their `task_type` says:\n{shown}")
+            raise _unfit(
+                f"The adapters are for different classes of models, as their `task_type` says:\n{shown}",
+                "Leave those of other tasks out, or cook a whole model, without `output: adapter`.",
+            )
         for model in adapters:
             own = model.checkpoint.base
             if own and own.identity != base.checkpoint.identity:
@@ -119,15 +127,14 @@ class AdapterPlan:
                 )
         described = adapter_base(models.donor.checkpoint)
         tensors = tuple(
-            _of_adapters(plan, models, rank) if adapters else _of_differences(plan, models, described, rank)
+            _of_adapters(plan, models, described, rank) if adapters else _of_differences(plan, models, described, rank)
         )
         if all(tensor.form == "none" for tensor in tensors):
             raise _unfit("Nothing of what was learned fits into an adapter.")
         stored = {info.dtype for model in models.ingredients for info in _parts(model)}
         widest = max(stored & {*FLOATS}, key=lambda each: (ITEM_BYTES[each], each == "BF16"))
         written = dtype or next(name for name, known in DTYPES.items() if known == widest)
-        task = next(iter(tasks.values()), None)
-        return cls(plan, models, described, rank, written, tensors, task if isinstance(task, str) else None)
+        return cls(plan, models, described, rank, written, tensors, next(iter(tasks.values()), None))
 
     @cached_property
     def size(self) -> int:
@@ -200,8 +207,13 @@ def _parts(model: AlignedModel) -> Iterator[TensorInfo]:
     yield from own or model.tensors.values()
 
 
-def _of_adapters(plan: Plan, models: AlignedModels, rank: int | None) -> Iterator[AdaptedTensor]:
-    """The tensors that adapters change."""
+def _of_adapters(
+    plan: Plan, models: AlignedModels, described: AdapterBase, rank: int | None
+) -> Iterator[AdaptedTensor]:
+    """The tensors that adapters change, under the names of the class that the base has: an adapter of a model without
+    its head has shorter ones.
+    """
+    parameters = {disk: parameter for parameter, disk in described.parameters.items()}
     stored = [
         {info.offset: info for info in model.checkpoint.weights.stored_in(_FILE).values()}
         for model in models.ingredients
@@ -217,8 +229,8 @@ def _of_adapters(plan: Plan, models: AlignedModels, rank: int | None) -> Iterato
                 "Cook a whole model, without `output: adapter`.",
             )
         if whole is not None:
-            name = stored[whole][places[whole].offset].name
-            yield AdaptedTensor(tensor.name, name.removeprefix(PEFT_PREFIX), "whole", {name: tensor.shape})
+            name = parameters.get(places[whole].name, places[whole].name)
+            yield AdaptedTensor(tensor.name, name.rpartition(".")[0], "whole", {f"{PEFT_PREFIX}{name}": tensor.shape})
         elif own:
             for number, update in own:
                 if any(factor.step > 1 for factor in in_order(update)):
@@ -237,10 +249,13 @@ def _of_adapters(plan: Plan, models: AlignedModels, rank: int | None) -> Iterato
             (columns, rows), ranks = (math.prod(first.shape[1:]), second.shape[0]), [low_rank(u) for _, u in own]
             fixed = _method_of(plan, place).combination
             kept = min(sum(ranks) if fixed else rows, rows, columns, *([rank] if rank else []))
-            shapes = {
-                first.name: (kept, *first.shape[1:]), second.name: (second.shape[0], kept, *second.shape[2:])
-            }  # fmt: skip
             module = first.name.removeprefix(PEFT_PREFIX).rpartition(".lora_")[0]
+            module = parameters.get(places[number].name, f"{module}.weight").rpartition(".")[0]
+            sides = ((kept, *first.shape[1:]), (second.shape[0], kept, *second.shape[2:]))
+            shapes = {
+                f"{PEFT_PREFIX}{module}.lora_{each.name.rpartition('.lora_')[2]}": side
+                for each, side in zip((first, second), sides, strict=True)
+            }
             form: Literal["factors", "difference"] = "factors" if fixed else "difference"
             yield AdaptedTensor(tensor.name, module, form, shapes, update.turned, kept)
 
@@ -277,7 +292,7 @@ def _of_differences(
             continue
         module, _, last = parameter.rpartition(".")
         layer = described.layers.get(parameter, "")
-        if not layer or last != "weight" or len(tensor.shape) < 2 or tensor.name not in below:
+        if layer not in _FACTORED or last != "weight" or len(tensor.shape) < 2 or tensor.name not in below:
             yield AdaptedTensor(tensor.name, module, "whole", {f"{PEFT_PREFIX}{parameter}": tensor.shape})
             continue
         turned = layer in ("Conv1D", "Embedding")

@@ -86,14 +86,14 @@ def merge_adapter(
             written |= one.tensors  # of a module that is saved whole peft wants every tensor
         if one.size:
             errors[tensor.name] = math.sqrt(one.lost / one.size)
-    if not written:
+    if not any(".lora_" in name for name in written):
         names = ", ".join(model.name for model in adapter.models.ingredients)
         raise ValuesError(
-            f"{names}: every number that an adapter could hold is that of the base. There is nothing to make one of.",
+            f"{names}: no matrix that has factors in an adapter was changed, and peft loads none without.",
             hint="Is the base the first model, and named right?",
             code="adapter-output",
         )
-    save_file(_as_loaded(adapter, written), folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    save_file(_as_loaded(written), folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     size = math.fsum(one.size for one in made.values())
     report = AdapterReport(
         rank=max((made[name].rank for name in errors), default=0),
@@ -104,14 +104,13 @@ def merge_adapter(
     return MergeResult(digest_of_folder(folder), {}, 0, (), adapter=report)
 
 
-def _as_loaded(adapter: AdapterPlan, written: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _as_loaded(written: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Under the names that peft loads: a bias beside factors belongs to the layer that these wrap."""
-    if adapter.is_of_adapters:
-        return dict(written)
     wrapped = {name.rpartition(".lora_")[0] for name in written if ".lora_" in name}
     return {
-        name.replace(".bias", ".base_layer.bias") if name.removesuffix(".bias") in wrapped else name: tensor
+        f"{module}.base_layer.{last}" if ".lora_" not in name and module in wrapped else name: tensor
         for name, tensor in written.items()
+        for module, _, last in [name.rpartition(".")]
     }
 
 
@@ -144,7 +143,7 @@ class _Work:
         for tensor in adapter.tensors:
             forms[tensor.form].append(tensor.name)
         self._whole_names = {*forms["whole"]}
-        self._whole = self._provider(forms["whole"], adapter.dtype)
+        self._whole = self._provider(forms["whole"], "float64")
         compared = [*forms["difference"]]
         self._base = None
         if not adapter.is_of_adapters:
@@ -210,7 +209,9 @@ class _Work:
             return _Made(size=size, lost=size)
         if tensor.form == "whole":
             (name,) = tensor.stored
-            return _Made({name: self._whole(tensor.name)}, size, known=known)
+            exact = self._whole(tensor.name)
+            rounded = self._rounded(tensor.name, exact)
+            return _Made({name: rounded}, size, _squared(exact - rounded.double()), known=known)
         assert learned is not None, "it is what is factored"
         matrix = learned.reshape(learned.shape[0], -1)
         return self._from_matrix(tensor, matrix.mT if tensor.turned else matrix)
@@ -245,7 +246,7 @@ class _Work:
         else:
             left, right, size, lost = _best(left, right, tensor.rank)
         left, right = _padded(left, right, tensor.rank)
-        tensors, (rounded, other) = self._rounded(tensor, left, right)
+        tensors, (rounded, other) = self._made_of(tensor, left, right)
         # Written so that nothing cancels.
         lost += _squared_product(torch.cat([left - rounded, rounded], dim=1), torch.cat([right, right - other]))
         return _Made(tensors, size, lost, tensor.rank)
@@ -254,7 +255,7 @@ class _Work:
         """From what the factors are to come to, as (out, in)."""
         left, values, right = singular(matrix, tensor.rank, 0.0)
         roots = values.sqrt()
-        tensors, (left, right) = self._rounded(tensor, *_padded(left * roots, (right * roots).mT, tensor.rank))
+        tensors, (left, right) = self._made_of(tensor, *_padded(left * roots, (right * roots).mT, tensor.rank))
         return _Made(tensors, _squared(matrix), _squared(matrix - left @ right), tensor.rank)
 
     def _require_same_table(self, source: int, name: str) -> None:
@@ -279,25 +280,30 @@ class _Work:
                 subjects=[label],
             )
 
-    def _rounded(self, tensor: AdaptedTensor, left: Tensor, right: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """The factors as they are written, by their names; and the same numbers in float64.
+    def _made_of(self, tensor: AdaptedTensor, left: Tensor, right: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """The factors as they are written, by their names; and the same numbers in float64."""
+        tensors = {
+            name: self._rounded(tensor.name, factor).reshape(shape)
+            for (name, shape), factor in zip(tensor.stored.items(), (right, left), strict=True)
+        }
+        first, second = (each.double() for each in tensors.values())
+        return tensors, [second.reshape(left.shape), first.reshape(right.shape)]
+
+    def _rounded(self, name: str, values: Tensor) -> Tensor:
+        """As it is written.
 
         Raises:
-            ValuesError: The type cannot hold them.
+            ValuesError: The type cannot hold it.
         """
-        tensors, back = {}, []
-        for (name, shape), factor in zip(tensor.stored.items(), (right, left), strict=True):
-            rounded = torch.empty(factor.shape, dtype=TORCH[DTYPES[self._adapter.dtype]])
-            round_into(factor, rounded)
-            if not rounded.isfinite().all():
-                raise ValuesError(
-                    f"A factor of '{tensor.name}' would be larger than {self._adapter.dtype} can hold.",
-                    hint="Set `dtype: bfloat16` or `dtype: float32` in the recipe.",
-                    code="overflow",
-                )
-            tensors[name] = rounded.reshape(shape)
-            back.append(rounded.double())
-        return tensors, back[::-1]
+        rounded = torch.empty(values.shape, dtype=TORCH[DTYPES[self._adapter.dtype]])
+        round_into(values, rounded)
+        if not rounded.isfinite().all():
+            raise ValuesError(
+                f"What stands for '{name}' in the adapter would be larger than {self._adapter.dtype} can hold.",
+                hint="Set `dtype: bfloat16` or `dtype: float32` in the recipe.",
+                code="overflow",
+            )
+        return rounded
 
 
 def _best(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, float, float]:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import re
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from hf_soup._util.io import write_json
-from hf_soup.checkpoint import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, PEFT_PREFIX, read_header, reader_of
+from hf_soup.checkpoint import (
+    ADAPTER_SETTINGS,
+    ADAPTER_WEIGHTS,
+    PEFT_PREFIX,
+    AdapterBase,
+    read_header,
+    reader_of,
+)
 from hf_soup.lineage import write_tokenizer
 from hf_soup.merging import AdapterPlan
 
@@ -23,38 +31,39 @@ def write_adapter_files(folder: Path, adapter: AdapterPlan) -> None:
     path = folder / ADAPTER_WEIGHTS
     header = read_header(reader_of(path), ADAPTER_WEIGHTS, path.stat().st_size, f"'{folder}'")
     ranks: dict[str, int] = {}
-    whole: dict[str, str] = {}
+    whole: list[str] = []
     for info in header:
         name = info.name.removeprefix(PEFT_PREFIX)
         module, factor, part = name.partition(".lora_")
         if not factor:
-            whole[name] = name.rpartition(".")[0]
+            whole.append(name)
         elif "A" in part:
             ranks[module] = info.shape[0]
-    base, layers = adapter.models.base, adapter.described.layers
+    base, described = adapter.models.base, adapter.described
     assert base is not None, "an adapter has a base"
-    matrices = {each.rpartition(".")[0] for each, layer in layers.items() if layer}
-    largest = max(ranks.values(), default=1)
+    largest, modules = max(ranks.values(), default=1), described.modules
     patterns = {
         name: rank
         for rank in sorted({*ranks.values()} - {largest})
         for name in _shortened([module for module, own in ranks.items() if own == rank], ranks)
     }
-    source = base.checkpoint.source
+    source, config = base.checkpoint.source, adapter.models.donor.checkpoint.config
+    kind = str((config.get("architectures") or ["AutoModel"])[0])
     settings: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": adapter.task_type,
-        "base_model_name_or_path": base.checkpoint.model.removeprefix("local:"),
+        "auto_mapping": None if adapter.task_type else {"base_model_class": kind, "parent_library": "transformers"},
+        "base_model_name_or_path": base.checkpoint.model,
         "revision": source.commit,
         "r": largest,
         "lora_alpha": largest,
         "lora_dropout": 0.0,
         "rank_pattern": patterns,
         "alpha_pattern": patterns,
-        "target_modules": _shortened(ranks, matrices),
-        "modules_to_save": sorted({m for name, m in whole.items() if name == f"{m}.weight"}) or None,
-        "bias": "all" if any(name.endswith(".base_layer.bias") for name in whole) else "none",
-        "fan_in_fan_out": any(layers.get(f"{module}.weight") == "Conv1D" for module in ranks),
+        "target_modules": _named(ranks, modules),
+        "modules_to_save": sorted(_saved_whole(whole, ranks, described)) or None,
+        "bias": "all" if any(".base_layer." in name for name in whole) else "none",
+        "fan_in_fan_out": any(described.layers.get(f"{module}.weight") == "Conv1D" for module in ranks),
         "use_rslora": False,
         "use_dora": False,
         "inference_mode": True,
@@ -63,13 +72,37 @@ def write_adapter_files(folder: Path, adapter: AdapterPlan) -> None:
     write_tokenizer(folder, adapter.models.donor.checkpoint)
 
 
-def _shortened(modules: Iterable[str], among: Collection[str]) -> list[str]:
+def _saved_whole(whole: Collection[str], factored: Collection[str], described: AdapterBase) -> Iterator[str]:
+    """The modules of which peft is to have a copy: those with a weight of a plain layer, of which all tensors are there
+    and whose name ends no other's. Other tensors it puts into the base.
+    """
+    for name in whole:
+        module = name.removesuffix(".weight")
+        own = [each for each in described.layers if each.rpartition(".")[0] == module]
+        others = [each for each in described.modules if each.endswith(module) and each != module]
+        plain = all(not described.layers[each].endswith("*") for each in own)
+        if name == f"{module}.weight" and own and plain and {*own} <= {*whole} and not others:
+            yield module
+
+
+def _named(modules: Collection[str], among: Collection[str]) -> list[str] | str:
+    """Modules as peft finds them and no others: by ends of their names, or where such a name ends another's by a
+    pattern of whole names.
+
+    >>> _named(["h.0.q", "q"], ["h.0.q", "h.1.q", "q"])
+    'h\\.0\\.q|q'
+    """
+    names = _shortened(modules, among)
+    hit = {each for each in among if any(each == name or each.endswith(f".{name}") for name in names)}
+    return names if hit == {*modules} else "|".join(re.escape(each) for each in sorted(modules))
+
+
+def _shortened(modules: Collection[str], among: Collection[str]) -> list[str]:
     """Modules by the last part of their names, where that names no other.
 
     >>> _shortened(["h.0.q", "h.1.q", "h.0.v"], ["h.0.q", "h.1.q", "h.0.v", "h.1.v"])
     ['h.0.v', 'q']
     """
-    wanted = {*modules}
-    others = {module.rpartition(".")[2] for module in {*among} - wanted}
-    last = {module: module.rpartition(".")[2] for module in wanted}
-    return sorted({module if own in others or module not in among else own for module, own in last.items()})
+    last = {module: module.rpartition(".")[2] for module in modules}
+    others = {module.rpartition(".")[2] for module in among if module not in last}
+    return sorted({module if own in others else own for module, own in last.items()})

@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 from hf_soup._util.licenses import LICENSES, PERMISSIVE
 from hf_soup._util.text import strings
 from hf_soup._util.yaml import write_yaml
-from hf_soup.checkpoint import PIPELINES, Checkpoint
+from hf_soup.checkpoint import PIPELINES, Checkpoint, num_labels
 from hf_soup.errors import PublishError
 from hf_soup.hub import is_repo_id, within_repo
 from hf_soup.lineage import BaseReference
@@ -168,10 +168,10 @@ def render(
     license, lineage, used = license_of(models), models.lineage, list(models.weights)
     fields = front_matter(title, models, report, license)
     known = re.fullmatch(r"[A-Za-z]\w*", report.architecture, re.ASCII)  # a stranger's text, in code to copy
-    below = models.leaves.base.checkpoint.source.commit if models.leaves.base else None
+    below = models.leaves.base.checkpoint if models.leaves.base else None
     body = _environment().get_template("card.md.j2").render(
         title=title, lineage=lineage, of_adapters=models.adapter is not None and models.adapter.is_of_adapters,
-        base=(lineage.ancestor.model, below) if lineage.ancestor and below else ("BASE", None),
+        base=_loaded(below, models.config) if below else "",
         used=used, license=license, report=report, recipe=_RECIPE, files=files, functions=functions,
         task=fields.get("pipeline_tag"), hidden=[name for name in used if name.startswith("local:")],
         checkpoints={model.name: model.checkpoint for model in lineage.models.ingredients},
@@ -197,6 +197,15 @@ def _environment() -> Environment:
     environment.filters["address"] = _address
     environment.filters["licence"] = lambda leaf: escape(stated_license(leaf.card) or "not stated")
     return environment
+
+
+def _loaded(base: Checkpoint, config: Mapping[str, Any]) -> str:
+    """How the base of an adapter is loaded, as arguments in Python: with the outputs of a head that it has not."""
+    named = [f'"{base.model}"', f'revision="{base.source.commit}"'] if base.source.commit else ['"BASE"']
+    outputs = num_labels(config)
+    if outputs is not None and outputs != num_labels(base.config):
+        named += [f"num_labels={outputs}", "ignore_mismatched_sizes=True"]
+    return ", ".join(named)
 
 
 def _address(checkpoint: Checkpoint) -> str:

@@ -105,8 +105,11 @@ class Soup:
             ) from None
         settings = json.loads((self.folder / ADAPTER_SETTINGS).read_text())
         name, revision = settings["base_model_name_or_path"], settings["revision"]
-        base = open_checkpoint(f"{name}@{revision}" if revision else name)
-        loaded = model_class(read_config(base.config, name)).from_pretrained(name, revision=revision)
+        config = read_config(open_checkpoint(str(self.folder)).config, str(self.folder))
+        # A head that the adapter brings is not the base's, nor has it as many outputs.
+        loaded = model_class(config).from_pretrained(
+            name, revision=revision, config=config, ignore_mismatched_sizes=True
+        )
         return PeftModel.from_pretrained(loaded, self.folder)
 
     def push(

@@ -199,6 +199,8 @@ def split_revision(model: str) -> tuple[str, bool, str]:
 
     >>> split_revision("https://huggingface.co/acme/a/tree/v2")
     ('acme/a', True, 'v2')
+    >>> split_revision("https://huggingface.co/acme/a/tree/main/loras/b")
+    ('acme/a/loras/b', True, 'main')
     """
     if is_local_path(model):
         return model, False, ""
@@ -207,8 +209,11 @@ def split_revision(model: str) -> tuple[str, bool, str]:
         parts = urlsplit(model).path.strip("/").split("/")
         if parts[:1] == ["models"]:
             parts = parts[1:]
-        revision = "/".join(parts[3:]) if parts[2:3] in (["tree"], ["commit"], ["blob"]) else ""
-        return "/".join(parts[:2]), bool(revision), unquote(revision)
+        revision, folder = "", list[str]()
+        if parts[2:3] in (["tree"], ["commit"], ["blob"]):
+            length = 3 if parts[3:4] == ["refs"] else 1
+            revision, folder = "/".join(parts[3 : 3 + length]), parts[3 + length :]
+        return "/".join([*parts[:2], *folder]), bool(revision), unquote(revision)
     name, at, revision = model.partition("@")
     return name, bool(at), revision
 

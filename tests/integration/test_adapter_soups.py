@@ -21,11 +21,25 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
     ByT5Tokenizer,
-    GPT2Config,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    DistilBertForSequenceClassification,
+    DistilBertModel,
     GPT2LMHeadModel,
+    LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MobileNetV2ForImageClassification,
+    OPTForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Model,
+    ResNetForImageClassification,
+    SiglipVisionModel,
     ViTConfig,
     ViTForImageClassification,
     ViTModel,
@@ -220,8 +234,9 @@ def test_what_does_not_go_together(language_family: Path, adapters: Path, tmp_pa
     )  # fmt: skip
     with pytest.raises(SoupError, match=r"local:second changes local:other.*, and the adapter would be of local:base"):
         cook(recipe, "soup")
-    with pytest.raises(SoupError, match="local:base: every number that an adapter could hold is that of the base"):
-        cook(adapter(base, base, rank=4), "soup")
+    for models, keys in ((base, base), {}), ((base, language_family / "one"), {"base": base}):
+        with pytest.raises(SoupError, match="local:base is the base itself, which has learned nothing"):
+            cook(adapter(*models, rank=4, **keys), "soup")
     with pytest.raises(SoupError, match="`rank` is of an adapter: write `output: adapter` too"):
         Recipe(ingredients=[str(first), str(second)], rank=4)
     assert not Path("soup").exists()
@@ -295,6 +310,8 @@ def test_the_whole_way(
     pushed = cli("push", "soup", f"{owner}/soup", "--json")
     assert pushed.code == 0, pushed.err
     card = ModelCard.load(f"{owner}/soup")
+    settings = json.loads(Path("soup/adapter_config.json").read_text())
+    assert (settings["base_model_name_or_path"], settings["revision"]) == (base, hub.resolve(base, None).revision)
     assert (card.data.base_model, card.data["base_model_relation"], card.data.library_name) == (
         [base],
         "adapter",
@@ -406,32 +423,173 @@ def changed(base: Path, out: Path, kind: Any) -> Path:
     return out
 
 
-def test_the_adapter_of_any_fine_tune(tmp_path: Path) -> None:
+#: Classes and settings of small models, and inputs.
+FAMILIES: dict[str, tuple[Any, dict[str, Any], dict[str, Tensor]]] = {
+    "vit": (
+        ViTForImageClassification,
+        {"image_size": 8, "patch_size": 2, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "intermediate_size": 24, "id2label": {0: "a", 1: "b"}},
+        {"pixel_values": torch.ones(1, 3, 8, 8).cumsum(3) / 8},
+    ),
+    "gpt2": (
+        GPT2LMHeadModel,
+        {"vocab_size": 384, "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64, "tie_word_embeddings": False},
+        {"input_ids": torch.arange(24).reshape(2, 12)},
+    ),
+    "statistics of batches, layers with numbers": (
+        ResNetForImageClassification,
+        {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1], "layer_type": "basic"},
+        {"pixel_values": torch.ones(1, 3, 32, 32).cumsum(3) / 32},
+    ),
+    "convolutions in groups": (
+        MobileNetV2ForImageClassification,
+        {"depth_multiplier": 0.1, "image_size": 32, "num_labels": 3, "tf_padding": False},
+        {"pixel_values": torch.ones(1, 3, 32, 32).cumsum(3) / 32},
+    ),
+    "attention that takes its weights itself": (
+        SiglipVisionModel,
+        {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8,
+         "patch_size": 4},
+        {"pixel_values": torch.ones(1, 3, 8, 8).cumsum(3) / 8},
+    ),
+    "tables with a class of their own": (
+        OPTForCausalLM,
+        {"vocab_size": 384, "hidden_size": 16, "num_hidden_layers": 1, "ffn_dim": 24, "num_attention_heads": 2,
+         "max_position_embeddings": 32, "word_embed_proj_dim": 16, "tie_word_embeddings": False},
+        {"input_ids": torch.arange(24).reshape(2, 12)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_adapter_of_any_fine_tune(tmp_path: Path, family: str) -> None:
     """Convolutions, layers that are stored as (in, out), biases, norms, tables, and parameters of no layer: at a rank
     that holds all, peft's answers are the fine-tune's, and the way back gives its weights.
     """
-    config = ViTConfig(image_size=8, patch_size=2, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-                       intermediate_size=24, id2label={0: "a", 1: "b"})  # fmt: skip
-    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    kind, settings, inputs = FAMILIES[family]
     torch.manual_seed(0)
-    text = GPT2Config(vocab_size=384, n_embd=32, n_layer=1, n_head=2, n_positions=64, tie_word_embeddings=False)
-    GPT2LMHeadModel(text).save_pretrained(tmp_path / "gpt2")
-    kinds = {
-        "vit": (ViTForImageClassification, torch.randn(2, 3, 8, 8)),
-        "gpt2": (GPT2LMHeadModel, torch.arange(24).reshape(2, 12)),
-    }
-    for name, (kind, inputs) in kinds.items():
-        base, one = tmp_path / name, changed(tmp_path / name, tmp_path / f"{name}-one", kind)
-        soup = cook(adapter(base, one, rank=99), f"{name}-soup")
+    kind(kind.config_class(**settings)).save_pretrained(tmp_path / "base")
+    base, one = tmp_path / "base", changed(tmp_path / "base", tmp_path / "one", kind)
+    soup = cook(adapter(base, one, rank=99), "soup")
+    assert soup.report.adapter is not None
+    assert soup.report.adapter.error < 1e-6
+    model = PeftModel.from_pretrained(kind.from_pretrained(base), soup.folder).eval()
+    whole = kind.from_pretrained(one).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs)[0], whole(**inputs)[0], rtol=1e-4, atol=1e-5)
+    back = cook(Recipe(ingredients=[str(soup.folder)], base_model=str(base)), "back").load().state_dict()
+    for name, each in whole.state_dict().items():
+        torch.testing.assert_close(back[name], each, rtol=1e-5, atol=1e-6)
+
+
+def test_what_no_adapter_holds_of_a_fine_tune(language_family: Path, tmp_path: Path) -> None:
+    """Tables that are tied, or have other rows: named, and counted as lost. Without one matrix there is no adapter."""
+    model = LlamaForCausalLM.from_pretrained(language_family / "base")
+    model.config.tie_word_embeddings = True
+    torch.manual_seed(0)
+    LlamaForCausalLM(model.config).save_pretrained(tmp_path / "tied")
+    one = changed(tmp_path / "tied", tmp_path / "one", LlamaForCausalLM)
+    report = cook(adapter(tmp_path / "tied", one, rank=99), "soup").report.adapter
+    assert report is not None
+    assert report.left_out == ("model.embed_tokens.weight",)
+    assert report.errors["model.embed_tokens.weight"] == 1
+    assert report.error > 0.1
+    longer = LlamaForCausalLM.from_pretrained(changed(language_family / "base", tmp_path / "two", LlamaForCausalLM))
+    longer.resize_token_embeddings(390)
+    longer.save_pretrained(tmp_path / "longer")
+    shutil.copy(language_family / "base" / "tokenizer_config.json", tmp_path / "longer")
+    report = cook(adapter(language_family / "base", tmp_path / "longer", rank=99), "resized").report.adapter
+    assert report is not None
+    assert set(report.left_out) == {"model.embed_tokens.weight", "lm_head.weight"}
+    normed = LlamaForCausalLM.from_pretrained(language_family / "base")
+    normed.model.norm.weight.data += 1
+    normed.save_pretrained(tmp_path / "normed")
+    with pytest.raises(SoupError, match="local:normed: no matrix that has factors in an adapter was changed"):
+        cook(adapter(language_family / "base", tmp_path / "normed", rank=4), "norms")
+
+
+def test_what_is_saved_whole_counts_too(language_family: Path, tmp_path: Path) -> None:
+    """Its rounding is in the error, and what its type cannot hold is said."""
+    base = language_family / "base"
+    models = []
+    for number in (1, 2):
+        settings = {"target_modules": ["q_proj"], "modules_to_save": ["norm"]}
+        models.append(adapted(base, tmp_path / f"lora-{number}", number, **settings))
+    for dtype in ("float32", "float16"):
+        soup = cook(adapter(*models, dtype=dtype), dtype)
+        parts, made = [learned(base, each) for each in models], learned(base, soup.folder)
+        size = math.sqrt(sum(float(((a + parts[1][n]) / 2).norm() ** 2) for n, a in parts[0].items() if a.dim() > 1))
+        lost = math.sqrt(sum(float(((a + parts[1][n]) / 2 - made[n]).norm() ** 2) for n, a in parts[0].items()))
         assert soup.report.adapter is not None
-        assert soup.report.adapter.error < 1e-6
-        model = PeftModel.from_pretrained(kind.from_pretrained(base), soup.folder).eval()
-        whole = kind.from_pretrained(one).eval()
-        with torch.no_grad():
-            torch.testing.assert_close(model(inputs).logits, whole(inputs).logits, rtol=1e-4, atol=1e-5)
-        back = cook(Recipe(ingredients=[str(soup.folder)], base_model=str(base)), f"{name}-back").load()
-        for parameter, each in whole.named_parameters():
-            torch.testing.assert_close(back.get_parameter(parameter), each, rtol=1e-5, atol=1e-6)
+        assert soup.report.adapter.error == pytest.approx(lost / size, rel=1e-2, abs=1e-7)
+    tensors = load_file(models[0] / "adapter_model.safetensors")
+    tensors["base_model.model.model.norm.weight"] *= 1e6
+    save_file(tensors, models[0] / "adapter_model.safetensors")
+    with pytest.raises(
+        SoupError, match=r"for 'model.norm.weight' in the adapter would be larger than float16 can hold"
+    ):
+        cook(adapter(*models, dtype="float16"), "large")
+
+
+def test_biases_and_names_of_several_adapters(tmp_path: Path) -> None:
+    """A bias beside factors of another adapter is that of a layer which is wrapped now; and an adapter of a model
+    without its head has shorter names.
+    """
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 384, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+             "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
+    Qwen2ForCausalLM(Qwen2Config(**sizes, tie_word_embeddings=False)).save_pretrained(tmp_path / "base")
+    base, kinds = tmp_path / "base", (Qwen2ForCausalLM, Qwen2Model, Qwen2ForCausalLM)
+    settings: tuple[dict[str, Any], ...] = (
+        {"target_modules": ["q_proj"], "bias": "all"},
+        {"target_modules": ["v_proj", "k_proj"], "bias": "lora_only"},
+        {"target_modules": ["o_proj"], "modules_to_save": ["q_proj"]},
+    )
+    models = [adapted(base, tmp_path / f"{n}", n, kind=kinds[n], **each) for n, each in enumerate(settings)]
+    for order in (models, models[::-1]):
+        whole = cook([str(each) for each in order], f"whole-{order[0].name}").load()
+        soup = cook(adapter(*order), f"soup-{order[0].name}")
+        torch.testing.assert_close(answers(base, soup.folder), logits(whole), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("on_body", [True, False])
+def test_classifiers_of_texts(tmp_path: Path, on_body: bool) -> None:
+    """Biases beside a head, more outputs than a layer before them has rows, and the way back of a soup of them."""
+    torch.manual_seed(0)
+    config = DistilBertConfig(vocab_size=64, dim=16, hidden_dim=24, n_layers=1, n_heads=2)
+    (DistilBertModel if on_body else DistilBertForMaskedLM)(config).save_pretrained(tmp_path / "base")
+
+    def headed() -> Any:
+        torch.manual_seed(3)
+        return DistilBertForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=40)
+
+    for number in (1, 2):
+        torch.manual_seed(number)
+        settings = LoraConfig(r=2, target_modules=["q_lin"], bias="all", task_type="SEQ_CLS",
+                              modules_to_save=["pre_classifier", "classifier"])  # fmt: skip
+        model = get_peft_model(headed(), settings)
+        for each in model.parameters():
+            each.data += 0.1 * torch.randn(each.shape) * each.requires_grad
+        model.save_pretrained(tmp_path / f"lora-{number}")
+    tokens, both = torch.arange(24).reshape(2, 12), [tmp_path / "lora-1", tmp_path / "lora-2"]
+    whole, soup = cook([str(each) for each in both], "whole").load().eval(), cook(adapter(*both), "soup")
+    with torch.no_grad():
+        expected = whole(tokens).logits
+        made = PeftModel.from_pretrained(headed(), soup.folder).eval()
+        torch.testing.assert_close(made(tokens).logits, expected, rtol=1e-4, atol=1e-5)
+        back = cook(Recipe(ingredients=["soup"], base_model=str(tmp_path / "base")), "back").load().eval()
+        torch.testing.assert_close(back(tokens).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_that_was_random_when_an_adapter_was_trained(tmp_path: Path) -> None:
+    """BERT's pooler stands between a body that was trained without it and the head, and peft does not save it."""
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
+    BertForMaskedLM(config).save_pretrained(tmp_path / "base")
+    model = BertForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=3)
+    get_peft_model(model, LoraConfig(target_modules=["query"], task_type="SEQ_CLS")).save_pretrained(tmp_path / "lora")
+    with pytest.raises(SoupError, match=r"brings a head, and local:base.* has no bert.pooler.dense"):
+        cook(Recipe(ingredients=[str(tmp_path / "lora")]), "soup")
 
 
 def test_a_head_that_the_base_does_not_have(tmp_path: Path) -> None:
@@ -465,6 +623,15 @@ def test_a_head_that_the_base_does_not_have(tmp_path: Path) -> None:
             made = cook(adapter(*models, rank=99), out)
             logits = PeftModel.from_pretrained(headed(), made.folder).eval()(pixels).logits
             torch.testing.assert_close(logits, whole, rtol=1e-4, atol=1e-5)
+            again = cook(Recipe(ingredients=[out], base_model=str(base)), f"{out}-again").load().eval()
+            torch.testing.assert_close(again(pixels).logits, whole, rtol=1e-4, atol=1e-5)
+    settings = json.loads(Path("soup/adapter_config.json").read_text())
+    assert (settings["base_model_name_or_path"], settings["revision"]) == ("local:base", None)
+    named = {**settings, "base_model_name_or_path": str(base)}
+    Path("soup/adapter_config.json").write_text(json.dumps(named))
+    with torch.no_grad():
+        torch.testing.assert_close(Soup.open("soup").load().eval()(pixels).logits, whole, rtol=1e-4, atol=1e-5)
+    assert 'from_pretrained("BASE", num_labels=3, ignore_mismatched_sizes=True)' in Path("soup/README.md").read_text()
 
 
 def test_adapters_in_folders_of_a_repo(

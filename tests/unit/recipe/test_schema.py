@@ -72,7 +72,7 @@ def test_a_recipe_is_a_value() -> None:
         ("acme/a@refs/pr/3", "acme/a", "refs/pr/3"),
         ("https://huggingface.co/acme/a", "acme/a", None),
         ("https://huggingface.co/acme/a/", "acme/a", None),
-        ("https://huggingface.co/acme/a/tree/feature/x", "acme/a", "feature/x"),
+        ("https://huggingface.co/acme/a/tree/feature%2Fx", "acme/a", "feature/x"),
         ("https://huggingface.co/acme/a/tree/refs%2Fpr%2F3", "acme/a", "refs/pr/3"),
         ("https://huggingface.co/acme/a/blob/main", "acme/a", "main"),
         ("https://hf.co/acme/a?library=transformers", "acme/a", None),
