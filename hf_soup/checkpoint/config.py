@@ -217,18 +217,18 @@ def same_architecture(
     ]
 
 
-#: peft's names of what a model does → the library's class of models.
+#: peft's names of what a model does → the library's.
 _PEFT_TASKS = {
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "QUESTION_ANS": "AutoModelForQuestionAnswering",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "CAUSAL_LM": "CAUSAL_LM",
+    "QUESTION_ANS": "QUESTION_ANSWERING",
+    "SEQ_2_SEQ_LM": "SEQ_TO_SEQ_CAUSAL_LM",
+    "SEQ_CLS": "SEQUENCE_CLASSIFICATION",
+    "TOKEN_CLS": "TOKEN_CLASSIFICATION",
 }
 
 
 def adapted_config(
-    config: Mapping[str, Any], settings: Mapping[str, Any], outputs: int | None, tokens: int | None, name: str
+    config: Mapping[str, Any], settings: Mapping[str, Any], outputs: int | None, tokens: int | None
 ) -> dict[str, Any]:
     """The config of a model of which an adapter brings parts: of the class that it was trained as.
 
@@ -237,16 +237,14 @@ def adapted_config(
         settings: ``adapter_config.json``.
         outputs: How many a head of the adapter has; nobody says their names.
         tokens: How many rows a table of the adapter has.
-        name: What errors call the base.
     """
-    import transformers
+    from transformers.models.auto import modeling_auto
 
     stated = settings.get("auto_mapping")
     named = stated.get("base_model_class") if isinstance(stated, Mapping) else None
-    if auto := _PEFT_TASKS.get(str(settings.get("task_type"))):
-        classes = getattr(transformers, auto)._model_mapping
-        found = classes.get(type(read_config(config, name)), None)
-        named = getattr(found, "__name__", None)
+    if task := _PEFT_TASKS.get(str(settings.get("task_type"))):
+        classes = getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES").get(str(config.get("model_type")))
+        named = classes[0] if isinstance(classes, tuple) else classes
     changed = {**config, "architectures": [named] if isinstance(named, str) else config.get("architectures")}
     if outputs is not None:
         labels = {str(number): f"LABEL_{number}" for number in range(outputs)}

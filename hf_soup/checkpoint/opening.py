@@ -45,6 +45,8 @@ _MAX_ASSET = 500_000_000
 _MOST_OUTPUTS, _MOST_GUESSES = 1_000_000, 4
 #: What the library works out by itself where a checkpoint does not have it.
 _COMPUTED = re.compile(r"position_ids|relative_position_index|num_batches_tracked")
+#: Models are opened by several threads, and the library is asked by one at a time.
+_ASKING = threading.RLock()
 #: What makes safetensors of a pickle, on the Hub and elsewhere.
 _BOT, _LIBRARY = "https://huggingface.co/spaces/safetensors/convert", "`model.save_pretrained(folder)`"
 
@@ -91,18 +93,26 @@ def _opened(
         return _open_folder(folder, ingredient, allow_pickle, bases)
     place = hub.within_repo(ingredient.model.rstrip("/"))
     if here or ingredient.model.startswith((".", "/", "~")) or (ingredient.model.count("/") > 1 and place is None):
-        raise ResolveError(
-            f"'{ingredient.model}' is neither a folder nor a Hub id.",
-            hint="Name a folder with config.json and model.safetensors, or a Hub id `owner/name`.",
-        )
+        raise _nowhere(ingredient)
     if ingredient.model.startswith("local:"):
         raise ResolveError(
             f"'{ingredient.model}' was a folder on the machine where the recipe was resolved.",
             hint="Put that folder's path in its place.",
         )
     repo_id, inside = place or (ingredient.model, "")
-    repo = hub.resolve(repo_id, ingredient.revision, token=token, whole=whole)
+    try:
+        repo = hub.resolve(repo_id, ingredient.revision, token=token, whole=whole)
+    except ResolveError as error:
+        raise _nowhere(ingredient) if inside and error.code == "gone" else error from None
     return _open_repo(repo, inside, allow_pickle, partial(bases.of, named=ingredient.base))
+
+
+def _nowhere(ingredient: Ingredient) -> ResolveError:
+    return ResolveError(
+        f"'{ingredient.model}' is neither a folder nor a Hub id.",
+        hint="Name a folder with config.json and model.safetensors, or a Hub id `owner/name`, or a folder in such a "
+        "repo, `owner/name/folder`.",
+    )
 
 
 def open_all(
@@ -280,7 +290,8 @@ def _adapted(
     except ResolveError as error:
         raise ResolveError.of(error, error.message.replace(stored, ADAPTER_WEIGHTS)) from None
     if own := own_tensors(factors, below):
-        below = _with_head(below, own, settings, name)
+        with _ASKING:
+            below = _with_head(below, own, settings, name)
     tensors = adapted_tensors(settings, factors, below, name)
     weights = TensorSource(tensors, files, (*base.tensors.values(), *factors))
     config = below.checkpoint.config
@@ -305,7 +316,7 @@ def _with_head(
     for outputs in counts[:_MOST_GUESSES] or [
         None
     ]:  # which of its tensors has a row for each output its class alone knows
-        config = adapted_config(base.config, settings, outputs, tokens, str(base))
+        config = adapted_config(base.config, settings, outputs, tokens)
         answered = remembered("headed", [config, shapes, sorted(own)], partial(_fitted, config, shapes, own, name))
         if not any(kind == "wrong" for kind, _ in answered):
             break
@@ -345,7 +356,6 @@ class _Bases:
 
     def __init__(self, usual: str | None, allow_pickle: bool, token: Token, whole: bool = False) -> None:
         self._usual, self._allow_pickle, self._token, self._whole = usual, allow_pickle, token, whole
-        self._lock = threading.Lock()
         self._known: dict[tuple[str, bool], AdapterBase] = {}
 
     def of(self, settings: Mapping[str, Any], adapter: FileSource, name: str, *, named: str | None) -> AdapterBase:
@@ -381,7 +391,7 @@ class _Bases:
             ) from error
 
     def _open(self, model: str, on_hub: bool = False) -> AdapterBase:
-        with self._lock:
+        with _ASKING:
             if (model, on_hub) not in self._known:
                 base = open_checkpoint(
                     model, allow_pickle=self._allow_pickle, token=self._token, on_hub=on_hub, whole=self._whole

@@ -86,7 +86,7 @@ def _saved_whole(whole: Collection[str], factored: Collection[str], described: A
 
 
 def _named(modules: Collection[str], among: Collection[str]) -> list[str] | str:
-    """Modules as peft finds them and no others: by ends of their names, or where such a name ends another's by a
+    r"""Modules as peft finds them and no others: by ends of their names, or where such a name ends another's by a
     pattern of whole names.
 
     >>> _named(["h.0.q", "q"], ["h.0.q", "h.1.q", "q"])

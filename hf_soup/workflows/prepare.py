@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -155,7 +155,9 @@ def with_base_if_needed(recipe: Recipe, models: AlignedModels, ancestor: BaseRef
     """The ingredients, and their ancestor as the base where a method needs one."""
     if not needs_base(recipe):
         return models
-    method = next((method.name for method in methods_of(recipe) if method.needs_base), "output: adapter")
+    method = next((method.name for method in methods_of(recipe) if method.needs_base), None)
+    if method is None:  # what the base does not have is no worse for that: an adapter has it whole
+        return replace(with_base(models, ancestor, "output: adapter"), notes=models.notes)
     return with_base(models, ancestor, method)
 
 

@@ -50,6 +50,14 @@ def test_what_is_read_names_no_path_and_runs_nothing(tmp_path: Path) -> None:
     ("said", "reason"),
     [
         ({"ingredients": [f"/etc/passwd@{A}", f"acme/b@{B}"]}, "'/etc/passwd', which is neither a Hub id nor"),
+        (
+            {"ingredients": [{"model": "acme/a", "revision": A, "base": f"/etc/passwd@{B}"}]},
+            "'/etc/passwd', which is neither a Hub id nor",
+        ),
+        (
+            {"ingredients": [{"model": "acme/a", "revision": A, "base": "acme/base@main"}]},
+            "does not say which commit 'acme/base' was",
+        ),
         ({"ingredients": [f"../acme/a@{A}"]}, "'../acme/a', which is neither"),
         ({"ingredients": [f"local:/etc@{SHA}"]}, "'local:/etc', which is neither"),
         ({"ingredients": [f"local:..@{SHA}"]}, "'local:..', which is neither"),
