@@ -11,7 +11,9 @@ import click
 from hf_soup._util.text import printable
 from hf_soup.errors import SoupError
 
-MODELS = "A MODEL is a Hub id (owner/name, owner/name@revision, a huggingface.co address) or a folder."
+MODELS = (
+    "A MODEL is a Hub id (owner/name, owner/name@revision, owner/name/folder, a huggingface.co address) or a folder."
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 QUIET = click.option("--quiet", is_flag=True, help="No progress bars.")
 ALLOW = click.option(

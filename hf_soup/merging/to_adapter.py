@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hf_soup._util.io import open_file
+from hf_soup._util.io import ShortReadError, open_file, shrunk
 from hf_soup._util.parallel import usable_cores
 from hf_soup._util.progress import bar
 from hf_soup.checkpoint import ADAPTER_WEIGHTS, DTYPES, TORCH, Factor
@@ -224,9 +224,12 @@ class _Work:
             if not share or (update := model.tensors[tensor.name].update) is None:
                 continue
             self._require_same_table(source, tensor.name)
-            first, second = (
-                read_factor(factor, self._opened[source][update.file], torch.float64) for factor in in_order(update)
-            )
+            try:
+                first, second = (
+                    read_factor(factor, self._opened[source][update.file], torch.float64) for factor in in_order(update)
+                )
+            except ShortReadError:
+                raise shrunk(model.label, ADAPTER_WEIGHTS, tensor.name) from None
             if not (first.isfinite().all() and second.isfinite().all()):
                 raise ValuesError(
                     f"The factors of '{tensor.name}' in the adapter {model.label} hold NaN or Inf.",
