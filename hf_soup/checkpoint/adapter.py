@@ -338,32 +338,45 @@ def _experts(
 ) -> Iterator[tuple[str, LowRankUpdate]]:
     """What a pair of factors adds to the matrices of experts.
 
-    Those of one expert are some rows of A, and every so many columns of B.
+    Those of one expert are some rows of A, and every so many columns of B. Until its version 0.20 peft took the first
+    side of a matrix for its inputs, so that their product is the matrix turned.
     """
     if pair.keys() != {"A", "B"}:
         raise ResolveError(f"{name} has one factor of '{path}' and not the other.", code="adapter")
     first, second, experts = pair["A"], pair["B"], len(parts[0])
+    rows, columns = sum(tensors[part[0]].shape[0] for part in parts), tensors[parts[0][0]].shape[1]
     for info in (first, second):
         _require_numbers(name, info)
-        if len(info.shape) != 2:
+        if len(info.shape) != 2 or {len(part) for part in parts} != {experts}:
             raise _unlike(name, info, tensors[parts[0][0]])
     rank, rest = divmod(first.shape[0], experts)
-    rows = sum(tensors[part[0]].shape[0] for part in parts)
-    if rest or not rank or second.shape != (rows, first.shape[0]) or {len(part) for part in parts} != {experts}:
-        raise _unlike(name, second, replace(second, name=f"{path} of {experts} experts", shape=(rows, first.shape[0])))
-    scale, begin = _scale(settings, path, rank, name), 0
+    sides = (second.shape[0], first.shape[1])
+    if rest or not rank or second.shape[1] != first.shape[0] or sides not in ((rows, columns), (columns, rows)):
+        raise _unlike(name, second, replace(second, name=f"{experts} experts", shape=(rows, columns)))
+    turned = sides != (rows, columns)
+    if rows == columns:
+        version = re.match(r"(\d+)\.(\d+)", str(settings.get("peft_version")))
+        release = (int(version[1]), int(version[2])) if version else (0, 20)
+        if release == (0, 20):
+            said = f"{settings.get('peft_version')}, which does not say how its square experts are turned"
+            raise _refused(name, "peft_version", said, "Load it with a newer peft and save it again.")
+        turned = release < (0, 20)
+    scale, begin, item = _scale(settings, path, rank, name), 0, ITEM_BYTES[first.dtype]
+    across = ITEM_BYTES[second.dtype]
     for part in parts:
         height = tensors[part[0]].shape[0]
         for expert, disk in enumerate(part):
-            if tensors[disk].shape != (height, first.shape[1]):
+            if tensors[disk].shape != (height, columns):
                 raise _unlike(name, first, tensors[disk])
-            across = ITEM_BYTES[second.dtype]
-            left = Factor(
-                second.offset + (begin * rank * experts + expert) * across, second.dtype, (height, rank), experts
-            )
-            down = first.offset + expert * rank * first.shape[1] * ITEM_BYTES[first.dtype]
-            right = Factor(down, first.dtype, (rank, first.shape[1]))
-            yield disk, LowRankUpdate(first.file, left, right, scale, False)
+            down = first.offset + expert * rank * first.shape[1] * item
+            up = second.offset + expert * across
+            if turned:
+                left = Factor(down + begin * item, first.dtype, (rank, height), width=rows)
+                right = Factor(up, second.dtype, (columns, rank), step=experts)
+            else:
+                left = Factor(up + begin * rank * experts * across, second.dtype, (height, rank), step=experts)
+                right = Factor(down, first.dtype, (rank, columns))
+            yield disk, LowRankUpdate(first.file, left, right, scale, turned)
         begin += height
 
 

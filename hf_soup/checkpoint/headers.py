@@ -61,13 +61,15 @@ class RowRange:
 class Factor(NamedTuple):
     """A factor of a low-rank update: the byte at which it begins in its file, its type and shape.
 
-    Of one that stands in every so many columns of a matrix, as of experts that are stacked, ``step`` says how many.
+    Of one that stands in every so many columns of a matrix, as of experts that are stacked, ``step`` says how many; and
+    of some columns of one, ``width`` says how many there are.
     """
 
     offset: int
     dtype: str
     shape: tuple[int, ...]
     step: int = 1
+    width: int = 0
 
 
 class LowRankUpdate(NamedTuple):

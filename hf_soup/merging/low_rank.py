@@ -215,7 +215,7 @@ def _columns(factor: Factor, first: int, count: int, descriptor: int, dtype: tor
     """Some columns of a factor that is stored the other way round, row by row: a table of tokens has many."""
     rank, columns = factor.shape
     item, count = ITEM_BYTES[factor.dtype], min(count, columns - first)
-    starts = (factor.offset + (row * columns + first) * item for row in range(rank))
+    starts = (factor.offset + (row * (factor.width or columns) + first) * item for row in range(rank))
     return torch.cat([read_factor(Factor(start, factor.dtype, (1, count)), descriptor, dtype) for start in starts])
 
 

@@ -466,13 +466,21 @@ def test_tokens_and_a_template_of_its_own(language_family: Path, tmp_path: Path)
         cook(Recipe(ingredients=[str(each) for each in folders], output="adapter"), "adapter")
 
 
+@pytest.mark.parametrize("inner", [8, 16, 24])
 @pytest.mark.parametrize("parameters", [["gate_up_proj", "down_proj"], ["down_proj"]])
 @pytest.mark.parametrize("kind", [MixtralForCausalLM, Qwen3MoeForCausalLM])
-def test_experts_that_are_stacked_in_memory(tmp_path: Path, kind: Any, parameters: list[str]) -> None:
-    """On disk they lie apart; peft has one pair of factors for all, in which each has some columns."""
+def test_experts_that_are_stacked_in_memory(tmp_path: Path, kind: Any, parameters: list[str], inner: int) -> None:
+    """On disk they lie apart; peft has one pair of factors for all, in which each has some columns. Matrices that are
+    square do not show how they are turned, which depends on its version.
+    """
     torch.manual_seed(0)
     sizes = {"vocab_size": 384, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8}
-    sizes |= {"intermediate_size": 16, "moe_intermediate_size": 16, "num_key_value_heads": 1, "num_experts_per_tok": 2}
+    sizes |= {
+        "intermediate_size": inner,
+        "moe_intermediate_size": inner,
+        "num_key_value_heads": 1,
+        "num_experts_per_tok": 2,
+    }
     kind(kind.config_class(**sizes, num_local_experts=3, num_experts=3)).save_pretrained(tmp_path / "base")
     targets = {"target_modules": ["q_proj"], "target_parameters": [f"mlp.experts.{each}" for each in parameters]}
     model = get_peft_model(kind.from_pretrained(tmp_path / "base"), LoraConfig(r=2, lora_alpha=8, **targets))
