@@ -144,8 +144,8 @@ class Ingredient(_Value):
     """A model that goes into the soup.
 
     Args:
-        model: A Hub id, ``id@revision``, a folder in a repo as ``owner/name/folder``, a huggingface.co address or a folder
-            here.
+        model: A Hub id, ``id@revision``, a folder in a repo as ``owner/name/folder``, a huggingface.co address or a
+            folder here.
         revision: A branch, tag, pull request reference or commit; what stands after ``@`` says the same.
         weight: Its share; shares are divided by their sum. Below zero only where a method adds up without dividing.
         base: Of an adapter, the model that it changes, where it is not the one that it names itself.
