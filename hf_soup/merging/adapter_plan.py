@@ -30,11 +30,13 @@ from hf_soup.checkpoint import (
 from hf_soup.errors import IncompatibleError
 from hf_soup.lineage import AlignedModel, AlignedModels
 from hf_soup.merging.plan import Plan
-from hf_soup.methods import METHODS, Method
+from hf_soup.methods import METHODS
 
 _FILE = ADAPTER_FOLDER + ADAPTER_WEIGHTS
 #: What peft puts factors beside.
 _FACTORED = ("Linear", "Conv1D", "Embedding", "Conv")
+#: What to do where no adapter can be made.
+_WHOLE = "Cook a whole model, without `output: adapter`."
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +106,7 @@ class AdapterPlan:
         if adapters and full:
             raise _unfit(
                 f"`output: adapter` puts the factors of adapters side by side, and {', '.join(full)} has none.",
-                "Cook a whole model, without `output: adapter`. The adapter of that is `hf-soup cook BASE SOUP "
-                "--output adapter --rank N`.",
+                f"{_WHOLE} The adapter of that is `hf-soup cook BASE SOUP --output adapter --rank N`.",
             )
         if rank is None and (full or not all(METHODS[call.method].combination for call in plan.mixture.methods)):
             why = "full fine-tunes have none" if full else f"{plan.mixture.method.method} has a result of any rank"
@@ -116,7 +117,7 @@ class AdapterPlan:
             shown = "\n".join(f"  {name}  {task}" for name, task in tasks.items())
             raise _unfit(
                 f"The adapters are for different classes of models, as their `task_type` says:\n{shown}",
-                "Leave those of other tasks out, or cook a whole model, without `output: adapter`.",
+                f"Leave those of other tasks out. Or: {_WHOLE}",
             )
         for model in adapters:
             own = model.checkpoint.base
@@ -160,7 +161,8 @@ class AdapterPlan:
         if info.update:
             yield info.update.file
         # Beside factors of a table an adapter may have a copy of that, which has to be the base's.
-        copied = any(model.tensors[tensor.name].file == _FILE for model in self.models.ingredients)
+        every = (model.tensors.get(tensor.name) for model in self.models.ingredients)
+        copied = any(own and own.file == _FILE for own in every)
         if tensor.form == "whole" or not self.is_of_adapters or copied:
             yield info.file
 
@@ -219,35 +221,27 @@ def _of_adapters(
         for model in models.ingredients
     ]
     for place, tensor in enumerate(plan.layout.tensors):
-        places = [model.tensors[tensor.name] for model in models.ingredients]
-        whole = next((n for n, info in enumerate(places) if info.file == _FILE and not info.update), None)
-        own = [(number, info.update) for number, info in enumerate(places) if info.update]
+        places = {
+            n: model.tensors[tensor.name] for n, model in enumerate(models.ingredients) if tensor.name in model.tensors
+        }
+        whole = next((info for info in places.values() if info.file == _FILE and not info.update), None)
+        own = {number: info.update for number, info in places.items() if info.update}
         below = models.base.tensors.get(tensor.name) if models.base else None
         if below and (below.rows or below.shape != tensor.shape):
             raise _unfit(
                 f"The adapters have a '{tensor.name}' of {tensor.shape[0]:,} rows, and their base has another one.",
-                "Cook a whole model, without `output: adapter`.",
+                _WHOLE,
             )
         if whole is not None:
-            name = parameters.get(places[whole].name, places[whole].name)
+            name = parameters.get(whole.name, whole.name)
             yield AdaptedTensor(tensor.name, name.rpartition(".")[0], "whole", {f"{PEFT_PREFIX}{name}": tensor.shape})
         elif own:
-            for number, update in own:
-                if any(factor.step > 1 for factor in in_order(update)):
-                    raise _unfit(
-                        f"{models.names[number]} changes experts that are stacked in memory ('{tensor.name}').",
-                        "Cook a whole model, without `output: adapter`.",
-                    )
-                if update.lengths:
-                    raise _unfit(
-                        f"{models.names[number]} is an adapter with `use_dora: True`: what it does to "
-                        f"'{tensor.name}' is no product of two factors.",
-                        "Cook a whole model, without `output: adapter`.",
-                    )
-            number, update = own[0]
+            for number, update in own.items():
+                _require_product(update, models.names[number], tensor.name)
+            number, update = next(iter(own.items()))
             first, second = (stored[number][factor.offset] for factor in in_order(update))
-            (columns, rows), ranks = (math.prod(first.shape[1:]), second.shape[0]), [low_rank(u) for _, u in own]
-            fixed = _method_of(plan, place).combination
+            columns, rows, ranks = math.prod(first.shape[1:]), second.shape[0], map(low_rank, own.values())
+            fixed = METHODS[plan.method_of(plan.layout.run_of(place)).method].combination
             kept = min(sum(ranks) if fixed else rows, rows, columns, *([rank] if rank else []))
             module = first.name.removeprefix(PEFT_PREFIX).rpartition(".lora_")[0]
             module = parameters.get(places[number].name, f"{module}.weight").rpartition(".")[0]
@@ -260,8 +254,13 @@ def _of_adapters(
             yield AdaptedTensor(tensor.name, module, form, shapes, update.turned, kept)
 
 
-def _method_of(plan: Plan, tensor: int) -> Method:
-    return METHODS[plan.method_of(plan.layout.run_of(tensor)).method]
+def _require_product(update: LowRankUpdate, name: str, tensor: str) -> None:
+    """Refuse updates whose factors are not those of the whole tensor, or not all that it is."""
+    if any(factor.step > 1 for factor in in_order(update)):
+        raise _unfit(f"{name} changes experts that are stacked in memory ('{tensor}').", _WHOLE)
+    if update.lengths:
+        said = f"{name} is an adapter with `use_dora: True`: what it does to '{tensor}' is no product of two factors."
+        raise _unfit(said, _WHOLE)
 
 
 def in_order(update: LowRankUpdate) -> tuple[Any, Any]:

@@ -143,24 +143,23 @@ class _Work:
         for tensor in adapter.tensors:
             forms[tensor.form].append(tensor.name)
         self._whole_names = {*forms["whole"]}
-        self._whole = self._provider(forms["whole"], "float64")
-        compared = [*forms["difference"]]
-        self._base = None
+        self._whole = self._provider(forms["whole"])
+        compared, self._base = [*forms["difference"]], None
         if not adapter.is_of_adapters:
             compared += [name for name in (*forms["whole"], *forms["none"]) if self._is_known(name)]
-            self._base = self._provider(compared, "float64", of_base=True)
+            self._base = self._provider(compared, of_base=True)
         elif compared and needs_cutoffs(adapter.plan):  # which go by all entries of a model, changed or not
             compared = [tensor.name for tensor in adapter.plan.layout.tensors if tensor.averaged and tensor.size]
-        self._mixed = self._provider(compared, "float64", zeros=adapter.is_of_adapters)
+        self._mixed = self._provider(compared, zeros=adapter.is_of_adapters)
 
     def _is_known(self, name: str) -> bool:
         """Whether it can be told what was learned: the base has the same rows."""
         return name in self._models[-1].tensors and name not in self._adapter.models.patched
 
-    def _provider(
-        self, names: Sequence[str], dtype: str, *, zeros: bool = False, of_base: bool = False
-    ) -> Callable[[str], Tensor]:
-        """Gives tensors of the whole models as they are merged: of the base alone, or with zeros in its place."""
+    def _provider(self, names: Sequence[str], *, zeros: bool = False, of_base: bool = False) -> Callable[[str], Tensor]:
+        """Gives tensors of the whole models as they are merged, in float64: of the base alone, or with zeros in its
+        place.
+        """
         if not names:
             return dict[str, Tensor]().__getitem__
         plan, sources = self._adapter.plan, list(zip(self._models, self._paths, strict=True))
@@ -178,7 +177,7 @@ class _Work:
             nothing = self._stack.enter_context(_sparse(size))
             paths = [{**own, _ZEROS: nothing} for own in paths]
         base = None if of_base else models.pop()
-        layout = Layout.of(models, base, patched=self._adapter.models.patched & {*names}, dtype=dtype)
+        layout = Layout.of(models, base, patched=self._adapter.models.patched & {*names}, dtype="float64")
         materializer = Materializer(layout, paths)
         self._stack.callback(materializer.close)
         return materializer.one_by_one(Plan(layout, mixture, plan.statistics))
@@ -220,8 +219,8 @@ class _Work:
         """From the factors of adapters."""
         lefts, rights = [], []
         for source, share in self._adapter.coefficients(tensor).items():
-            model = self._models[source]
-            if not share or (update := model.tensors[tensor.name].update) is None:
+            model, place = self._models[source], self._models[source].tensors.get(tensor.name)
+            if not share or place is None or (update := place.update) is None:
                 continue
             self._require_same_table(source, tensor.name)
             try:
