@@ -8,12 +8,20 @@ from pathlib import Path
 from pydoc_data import topics
 from typing import Any
 
+import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, ByT5Tokenizer, GPT2Config, GPT2LMHeadModel
 
+#: Of tests that use peft, in a folder of their own.
+MARKS = [
+    pytest.mark.usefixtures("cli"),
+    pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning"),
+    # What peft asks transformers for, and says of itself.
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning", "ignore::UserWarning:peft"),
+]
 PAGES = [" ".join(text.split())[:200] for text in topics.topics.values()]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from lora import PAGES, adapted, gpt2, summed
+from lora import MARKS, PAGES, adapted, gpt2, summed
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -51,12 +51,7 @@ from hf_soup.merging import digest_of_folder
 
 Cli = Callable[..., Any]
 
-pytestmark = [
-    pytest.mark.usefixtures("cli"),  # in a folder of its own
-    pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning"),
-    # What peft asks transformers for, and says of itself.
-    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning", "ignore::UserWarning:peft"),
-]
+pytestmark = MARKS
 
 
 def adapter(*models: Path | str, base: Path | None = None, **keys: Any) -> Recipe:

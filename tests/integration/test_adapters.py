@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
-from lora import PAGES, adapted, gpt2, summed
+from lora import MARKS, PAGES, adapted, gpt2, summed
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -36,12 +36,7 @@ from hf_soup.merging import low_rank
 
 Cli = Callable[..., Any]
 
-pytestmark = [
-    pytest.mark.usefixtures("cli"),  # in a folder of its own
-    pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning"),
-    # What peft asks transformers for, and says of itself.
-    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning", "ignore::UserWarning:peft"),
-]
+pytestmark = MARKS
 
 
 def alone(adapter: Path | dict[str, str], base: Path) -> Recipe:
