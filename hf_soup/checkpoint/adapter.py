@@ -49,8 +49,10 @@ PEFT_PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(.+)\.lora_(?:([AB])\.weight|embedding_([AB]))")
 #: The lengths of a DoRA's rows.
 _LENGTHS = ".lora_magnitude_vector"
-#: What peft puts into the name of a tensor that it saves whole.
-_WHOLE = re.compile(r"\.(modules_to_save|base_layer)(?=\.(weight|bias)$)")
+#: What peft puts into the names of tensors that it saves whole: of a module, of which it has a copy, and of the layer
+#: below factors.
+_COPY = re.compile(r"\.modules_to_save(\.default)?(?=\.)")
+_WRAPPED = re.compile(r"\.base_layer(?=\.(weight|bias)$)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,12 +234,18 @@ def adapted_tensors(
             changed[target] = replace(changed[target], update=update)
         del pairs[path]
     for path, pair in pairs.items():
-        parameter, target = _target(f"{path}.weight", base, name)
+        try:
+            parameter, target = _target(f"{path}.weight", base, name)
+        except ResolveError:
+            if asked := settings.get("target_parameters"):
+                raise _refused(name, "target_parameters", asked, _MERGE) from None
+            raise
         if changed[target].update or (target in whole and "base_layer" not in whole[target]):
             raise _twice(name, target)
-        update = _update(
-            settings, path, pair, changed[target], base.layers.get(parameter, "").startswith("Conv1D"), name
-        )
+        layer = base.layers.get(parameter, "")
+        if layer == "Conv*":
+            raise ResolveError(f"{name} changes '{path}', a convolution in groups.", hint=_MERGE, code="adapter")
+        update = _update(settings, path, pair, changed[target], layer.startswith("Conv1D"), name)
         if (own := lengths.pop(path, None)) or settings.get("use_dora"):
             update = _scaled(update, own, path, name)
         changed[target] = replace(changed[target], update=update)
@@ -253,9 +261,9 @@ def _loaded(factors: Sequence[TensorInfo]) -> Iterator[tuple[str, TensorInfo]]:
     """
     names = {info.name for info in factors}
     for info in factors:
-        again = ".modules_to_save." in info.name and info.name.replace(".modules_to_save.", ".") in names
-        if not again and ".original_module." not in info.name:
-            yield _WHOLE.sub("", info.name.removeprefix(PEFT_PREFIX)), info
+        plain = _COPY.sub("", info.name)
+        if ".original_module." not in info.name and (plain == info.name or plain not in names):
+            yield _WRAPPED.sub("", plain.removeprefix(PEFT_PREFIX)), info
 
 
 def own_tensors(factors: Sequence[TensorInfo], base: AdapterBase) -> dict[str, TensorInfo]:

@@ -228,7 +228,7 @@ _PEFT_TASKS = {
 
 
 def adapted_config(
-    config: Mapping[str, Any], settings: Mapping[str, Any], outputs: int | None, tokens: int | None
+    config: Mapping[str, Any], settings: Mapping[str, Any], outputs: int | None = None, tokens: int | None = None
 ) -> dict[str, Any]:
     """The config of a model of which an adapter brings parts: of the class that it was trained as.
 

@@ -292,6 +292,13 @@ def _adapted(
     if own := own_tensors(factors, below):
         with _ASKING:
             below = _with_head(below, own, settings, name)
+    elif settings.get("task_type") not in (None, "CAUSAL_LM"):
+        wanted, has = (each.get("architectures") for each in (adapted_config(base.config, settings), base.config))
+        if wanted != has:
+            notes = [
+                *notes,
+                f"it was trained as {some(wanted or ())} and brings no head; it counts as {some(has or ())}",
+            ]
     tensors = adapted_tensors(settings, factors, below, name)
     weights = TensorSource(tensors, files, (*base.tensors.values(), *factors))
     config = below.checkpoint.config
@@ -455,6 +462,12 @@ def _other_format(source: FileSource) -> tuple[str, str] | None:
 
 
 def _no_safetensors(name: str, source: FileSource) -> ResolveError:
+    if source.from_cache:
+        return ResolveError(
+            f"{name}: the Hub was not reached, and the cache does not hold its weights.",
+            hint="Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, and try again.",
+            code="no-weights",
+        )
     pickled = [file for file in source.files if re.fullmatch(r"pytorch_model.*\.bin", file)]
     variants = [file for file in source.files if file.endswith(".safetensors")]
     if pickled:

@@ -162,6 +162,7 @@ def layers_of_parameters(
             continue
         kind = next((kind for cls, kind in kinds.items() if isinstance(module, cls)), "")
         own = type(module) not in kinds or getattr(module, "groups", 1) > 1
+        own |= "mamba" in str(config.get("model_type")) and path.endswith(("out_proj", "conv1d"))  # peft refuses these
         said = f"{kind}{'*' if own else ''}" if kind else "*" if any(True for _ in module.buffers()) else "plain"
         found |= {f"{path}.{parameter}": said for parameter, _ in module.named_parameters()}
     return modules, found

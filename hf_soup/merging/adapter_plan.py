@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from hf_soup._util.text import strings
 from hf_soup.checkpoint import (
     ADAPTER_FOLDER,
     ADAPTER_SETTINGS,
@@ -74,6 +75,7 @@ class AdapterPlan:
         dtype: torch's name of the type that is written.
         tensors: In the order of the layout.
         task_type: As peft calls what the model does.
+        modules_to_save: Ends of names of modules of which adapters have copies.
     """
 
     plan: Plan
@@ -83,6 +85,7 @@ class AdapterPlan:
     dtype: str
     tensors: tuple[AdaptedTensor, ...] = field(repr=False)
     task_type: str | None = None
+    modules_to_save: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, plan: Plan, models: AlignedModels, rank: int | None, dtype: str | None) -> AdapterPlan:
@@ -135,7 +138,8 @@ class AdapterPlan:
         stored = {info.dtype for model in models.ingredients for info in _parts(model)}
         widest = max(stored & {*FLOATS}, key=lambda each: (ITEM_BYTES[each], each == "BF16"))
         written = dtype or next(name for name, known in DTYPES.items() if known == widest)
-        return cls(plan, models, described, rank, written, tensors, next(iter(tasks.values()), None))
+        saved = dict.fromkeys(name for own in settings.values() for name in strings(own.get("modules_to_save")))
+        return cls(plan, models, described, rank, written, tensors, next(iter(tasks.values()), None), tuple(saved))
 
     @cached_property
     def size(self) -> int:

@@ -12,7 +12,6 @@ from hf_soup.checkpoint import (
     ADAPTER_SETTINGS,
     ADAPTER_WEIGHTS,
     PEFT_PREFIX,
-    AdapterBase,
     read_header,
     reader_of,
 )
@@ -61,7 +60,7 @@ def write_adapter_files(folder: Path, adapter: AdapterPlan) -> None:
         "rank_pattern": patterns,
         "alpha_pattern": patterns,
         "target_modules": _named(ranks, modules),
-        "modules_to_save": sorted(_saved_whole(whole, ranks, described)) or None,
+        "modules_to_save": sorted(_saved_whole(whole, adapter)) or None,
         "bias": "all" if any(".base_layer." in name for name in whole) else "none",
         "fan_in_fan_out": any(described.layers.get(f"{module}.weight") == "Conv1D" for module in ranks),
         "use_rslora": False,
@@ -72,10 +71,17 @@ def write_adapter_files(folder: Path, adapter: AdapterPlan) -> None:
     write_tokenizer(folder, adapter.models.donor.checkpoint)
 
 
-def _saved_whole(whole: Collection[str], factored: Collection[str], described: AdapterBase) -> Iterator[str]:
-    """The modules of which peft is to have a copy: those with a weight of a plain layer, of which all tensors are there
-    and whose name ends no other's. Other tensors it puts into the base.
+def _saved_whole(whole: Collection[str], adapter: AdapterPlan) -> Iterator[str]:
+    """The modules of which peft is to have a copy; other tensors that are saved whole it puts into the base.
+
+    Of adapters those of theirs. Of full fine-tunes those with a weight of a plain layer, of which all tensors are
+    there and whose name ends no other's.
     """
+    described = adapter.described
+    if adapter.is_of_adapters:
+        every = [name[:end] for name in whole for end in range(len(name)) if name[end] == "."]
+        yield from (name for name in adapter.modules_to_save if any(each.endswith(name) for each in every))
+        return
     for name in whole:
         module = name.removesuffix(".weight")
         own = [each for each in described.layers if each.rpartition(".")[0] == module]

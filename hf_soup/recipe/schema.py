@@ -649,10 +649,13 @@ class Recipe(_Value):
     def _adapters_keep_what_their_base_has(self) -> Self:
         if self.rank is not None and self.output != "adapter":
             raise ValueError("`rank` is of an adapter: write `output: adapter` too")
-        if self.output == "adapter" and (
-            key := next((k for k in ("heads", "vocabulary", "labels") if getattr(self, k)), "")
-        ):
-            raise ValueError(f"an adapter has the head and the tokens of its base; leave `{key}` out")
+        if self.output == "adapter" and self.labels:
+            raise ValueError(
+                "an adapter has no place for names of outputs; leave `labels` out, or give them with the data"
+            )
+        if self.output == "adapter" and (self.heads or self.vocabulary):
+            key = "heads" if self.heads else "vocabulary"
+            raise ValueError(f"`output: adapter` keeps the parts that its models have; leave `{key}` out")
         return self
 
     @field_validator("allow")

@@ -25,12 +25,12 @@ from transformers import (
     BertForMaskedLM,
     BertForSequenceClassification,
     ByT5Tokenizer,
-    DistilBertConfig,
     DistilBertForMaskedLM,
     DistilBertForSequenceClassification,
     DistilBertModel,
     GPT2LMHeadModel,
     LlamaForCausalLM,
+    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     MobileNetV2ForImageClassification,
@@ -39,6 +39,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen2Model,
     ResNetForImageClassification,
+    RobertaForMaskedLM,
+    RobertaForSequenceClassification,
     SiglipVisionModel,
     ViTConfig,
     ViTForImageClassification,
@@ -201,7 +203,8 @@ def test_weights_of_single_tensors(language_family: Path, adapters: Path) -> Non
         ({"method": "slerp"}, "slerp works on whole weights"),
         ({"method": {"name": "linear", "normalize": False}}, "adds up the base too"),
         ({"method": "ties"}, "The adapter needs a rank: ties has a result of any rank"),
-        ({"heads": "body"}, "an adapter has the head and the tokens of its base; leave `heads` out"),
+        ({"heads": "body"}, "keeps the parts that its models have; leave `heads` out"),
+        ({"labels": ["a", "b"]}, "an adapter has no place for names of outputs; leave `labels` out"),
         ({"rank": 0}, "rank: Input should be greater than or equal to 1"),
     ],
 )
@@ -447,6 +450,12 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any], dict[str, Tensor]]] = {
          "patch_size": 4},
         {"pixel_values": torch.ones(1, 3, 8, 8).cumsum(3) / 8},
     ),
+    "layers that peft refuses": (
+        MambaForCausalLM,
+        {"vocab_size": 384, "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4, "expand": 2,
+         "tie_word_embeddings": False},
+        {"input_ids": torch.arange(24).reshape(2, 12)},
+    ),
     "tables with a class of their own": (
         OPTForCausalLM,
         {"vocab_size": 384, "hidden_size": 16, "num_hidden_layers": 1, "ffn_dim": 24, "num_attention_heads": 2,
@@ -547,28 +556,49 @@ def test_biases_and_names_of_several_adapters(tmp_path: Path) -> None:
         torch.testing.assert_close(answers(base, soup.folder), logits(whole), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("on_body", [True, False])
-def test_classifiers_of_texts(tmp_path: Path, on_body: bool) -> None:
+HEADS: dict[str, tuple[Any, Any, dict[str, Any], dict[str, Any]]] = {
+    "a body": (
+        DistilBertModel, DistilBertForSequenceClassification,
+        {"vocab_size": 64, "dim": 16, "hidden_dim": 24, "n_layers": 1, "n_heads": 2},
+        {"target_modules": ["q_lin"], "modules_to_save": ["pre_classifier", "classifier"]},
+    ),
+    "a model of masked words": (
+        DistilBertForMaskedLM, DistilBertForSequenceClassification,
+        {"vocab_size": 64, "dim": 16, "hidden_dim": 24, "n_layers": 1, "n_heads": 2},
+        {"target_modules": ["q_lin"], "modules_to_save": ["pre_classifier", "classifier"]},
+    ),
+    "a head of several layers": (
+        RobertaForMaskedLM, RobertaForSequenceClassification,
+        {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+         "num_attention_heads": 2},
+        {"target_modules": ["query", "value"]},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_classifiers_of_texts(tmp_path: Path, case: str) -> None:
     """Biases beside a head, more outputs than a layer before them has rows, and the way back of a soup of them."""
+    base, kind, sizes, settings = HEADS[case]
     torch.manual_seed(0)
-    config = DistilBertConfig(vocab_size=64, dim=16, hidden_dim=24, n_layers=1, n_heads=2)
-    (DistilBertModel if on_body else DistilBertForMaskedLM)(config).save_pretrained(tmp_path / "base")
+    base(base.config_class(**sizes)).save_pretrained(tmp_path / "base")
 
     def headed() -> Any:
         torch.manual_seed(3)
-        return DistilBertForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=40)
+        return kind.from_pretrained(tmp_path / "base", num_labels=40)
 
     for number in (1, 2):
         torch.manual_seed(number)
-        settings = LoraConfig(r=2, target_modules=["q_lin"], bias="all", task_type="SEQ_CLS",
-                              modules_to_save=["pre_classifier", "classifier"])  # fmt: skip
-        model = get_peft_model(headed(), settings)
+        model = get_peft_model(headed(), LoraConfig(r=2, bias="all", task_type="SEQ_CLS", **settings))
         for each in model.parameters():
             each.data += 0.1 * torch.randn(each.shape) * each.requires_grad
         model.save_pretrained(tmp_path / f"lora-{number}")
-    tokens, both = torch.arange(24).reshape(2, 12), [tmp_path / "lora-1", tmp_path / "lora-2"]
+    tokens, both = torch.arange(3, 27).reshape(2, 12), [tmp_path / "lora-1", tmp_path / "lora-2"]
     whole, soup = cook([str(each) for each in both], "whole").load().eval(), cook(adapter(*both), "soup")
+    one = cook(Recipe(ingredients=[str(both[0])]), "one").load().eval()
     with torch.no_grad():
+        alone = PeftModel.from_pretrained(headed(), both[0]).eval()
+        torch.testing.assert_close(one(tokens).logits, alone(tokens).logits, rtol=1e-4, atol=1e-5)
         expected = whole(tokens).logits
         made = PeftModel.from_pretrained(headed(), soup.folder).eval()
         torch.testing.assert_close(made(tokens).logits, expected, rtol=1e-4, atol=1e-5)

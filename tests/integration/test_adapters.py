@@ -19,7 +19,12 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
+    BartForSequenceClassification,
     ByT5Tokenizer,
+    ConvNextConfig,
+    ConvNextForImageClassification,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaForCausalLM,
@@ -491,3 +496,30 @@ def test_experts_that_are_stacked_in_memory(tmp_path: Path, kind: Any, parameter
         assert not torch.allclose(base(tokens).logits, expected, atol=1e-2)
     with pytest.raises(SoupError, match="changes experts that are stacked in memory"):
         cook(Recipe(ingredients=[str(tmp_path / "adapter")], output="adapter"), "soup")
+
+
+def test_what_is_said_of_other_classes(tmp_path: Path) -> None:
+    """A classifier without its head is told; convolutions in groups, and parameters that peft stacks otherwise."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 24}
+    sizes |= {"decoder_ffn_dim": 24, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    BartForConditionalGeneration(BartConfig(**sizes)).save_pretrained(tmp_path / "bart")
+    model = BartForSequenceClassification.from_pretrained(tmp_path / "bart", num_labels=2)
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"], task_type="SEQ_CLS")).save_pretrained(tmp_path / "lora")
+    (note,) = open_checkpoint(str(tmp_path / "lora")).notes
+    assert note.startswith("it was trained as BartForSequenceClassification and brings no head; it counts as BartFor")
+    shape = {"depths": [1, 1], "hidden_sizes": [16, 16], "num_stages": 2, "patch_size": 2}
+    ConvNextForImageClassification(ConvNextConfig(**shape)).save_pretrained(tmp_path / "conv")
+    model = ConvNextForImageClassification.from_pretrained(tmp_path / "conv")
+    get_peft_model(model, LoraConfig(r=16, target_modules=["dwconv"])).save_pretrained(tmp_path / "groups")
+    with pytest.raises(ResolveError, match=r"changes 'convnext.*dwconv', a convolution in groups"):
+        open_checkpoint(str(tmp_path / "groups"))
+    folder = adapted(gpt2(tmp_path / "gpt2"), tmp_path / "other", 1, target_modules=["c_attn"])
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    stated = {**settings, "target_parameters": ["mlp.experts.gate_up_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(stated))
+    tensors = load_file(folder / "adapter_model.safetensors")
+    changed = {name.replace("attn.c_attn", "mlp.experts"): each for name, each in tensors.items()}
+    save_file(changed, folder / "adapter_model.safetensors")
+    with pytest.raises(ResolveError, match=r"an adapter with `target_parameters: \['mlp.experts.gate_up_proj'\]`"):
+        open_checkpoint(str(folder))
