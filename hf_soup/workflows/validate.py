@@ -38,7 +38,7 @@ def validate(recipe: Recipe, *, stream: bool = False) -> None:
             hint="Cook without --stream.",
         )
     if recipe.output == "adapter":
-        _require_differences(recipe)
+        _require_differences(recipe, stream=stream)
     selection = SELECTIONS[recipe.select.name]
     require_examples(recipe, stream=stream, selection=selection)
     _require_fitting(recipe, selection)
@@ -68,8 +68,13 @@ def validate(recipe: Recipe, *, stream: bool = False) -> None:
                 )
 
 
-def _require_differences(recipe: Recipe) -> None:
-    """Refuse methods that make an adapter of more than of what was learned."""
+def _require_differences(recipe: Recipe, *, stream: bool) -> None:
+    """Refuse methods that make an adapter of more than of what was learned, and streams, which it is not made of."""
+    if stream:
+        raise RecipeError(
+            "`--stream` drops files while a whole model is merged, and the recipe has `output: adapter`.",
+            hint="Leave --stream out. Of adapters their own files are fetched alone, and not the base.",
+        )
     every = [recipe.method, *(each.method for each in recipe.overrides)]
     for named, method in zip(every, methods_of(recipe), strict=True):
         hint = "Use `linear`, or a method that works on task vectors."

@@ -211,6 +211,8 @@ def test_weights_of_single_tensors(language_family: Path, adapters: Path) -> Non
 def test_what_no_adapter_can_be(adapters: Path, keys: dict[str, Any], message: str) -> None:
     with pytest.raises(SoupError, match=message):
         cook(adapter(adapters / "first", adapters / "second", **keys), "soup")
+    with pytest.raises(SoupError, match="`--stream` drops files while a whole model is merged"):
+        cook(adapter(adapters / "first", adapters / "second"), "soup", stream=True)
     assert not Path("soup").exists()
 
 
