@@ -164,7 +164,7 @@ def with_base_if_needed(recipe: Recipe, models: AlignedModels, ancestor: BaseRef
 def disk_needs(models: CheckedModels, plan: Plan, out: Path, stream: bool) -> dict[str, tuple[Path, int]]:
     """What a cook of models writes: title of a place → a folder on its disk, and bytes."""
     beside, size = 0, models.adapter.size if models.adapter else plan.layout.size
-    if stream and not models.adapter:
+    if stream:
         beside, fetch = weight_files_of(models.fetched.checkpoints, out).peak_bytes(plan), 0
     else:
         fetch = sum(source.files[file] for source, file in models.missing)
