@@ -289,7 +289,7 @@ def _of_differences(
         if not tensor.averaged:
             continue
         parameter = parameters.get(own[tensor.name].name, "") if tensor.name in own else ""
-        moved = tensor.name in below and (tensor.name in models.patched or below[tensor.name].shape != tensor.shape)
+        moved = tensor.name in below and tensor.name in models.patched  # it has other rows
         if not parameter or parameter in tied or moved:
             yield AdaptedTensor(tensor.name, parameter or tensor.name, "none", {})
             continue
