@@ -38,6 +38,8 @@ _KNOWN = {
 }  # fmt: skip
 #: What `init_lora_weights` may be; all else is an initialisation that changed the base.
 _INITIALISATIONS = (True, False, None, "gaussian", "orthogonal")
+#: Tensors of a head and tables, more than which no adapter brings: each is looked for among all of the base's.
+_MOST_OWN = 256
 #: A pattern of names: plain, or with the numbers of layers left open, after which no number stands. Others could take
 #: for ever.
 _PLAIN = re.compile(r"\^?([\w-]|\\?\.|\\d\+(?!\d|\\d))+\$?")
@@ -268,15 +270,18 @@ def _loaded(factors: Sequence[TensorInfo]) -> Iterator[tuple[str, TensorInfo]]:
 
 def own_tensors(factors: Sequence[TensorInfo], base: AdapterBase) -> dict[str, TensorInfo]:
     """Tensors that an adapter was trained with as a whole and that its base does not have like that, as the head of a
-    classifier or a longer table of tokens: by their names in memory.
+    classifier or a longer table of tokens: by their names in memory. None where there are more than any head has.
     """
-    found = {}
+    found: dict[str, TensorInfo] = {}
+    tied = {*base.tied, *base.tied.values()}
     for path, info in _loaded(factors):
-        if "lora_" in path or "token_adapter" in path or path in {*base.tied, *base.tied.values()}:
+        if "lora_" in path or "token_adapter" in path or path in tied:
             continue
         known = [base.parameters[each] for each in _called(path, base.parameters)]
         if not known or base.checkpoint.tensors[known[0]].shape != info.shape:
             found[path] = replace(info, name=path)
+        if len(found) > _MOST_OWN:
+            return {}
     return found
 
 

@@ -226,6 +226,10 @@ def _assemble(
         notes = [*notes, f"its README.md has {length:,} bytes and is not used; at most {MAX_TEXT:,} are read"]
     elif not card and length:
         card = front_matter(source.read("README.md", 0, length))
+    large = next((path for path, size in files.items() if ASSETS.fullmatch(path) and size > _MAX_ASSET), None)
+    if large is not None:
+        # These are fetched before any disk is looked at, so a stranger's file must not be able to fill one.
+        raise ResolveError(f"{name}: {large} has {files[large]:,} bytes, more than any such file needs.")
     if ADAPTER_SETTINGS in files and not {SINGLE, INDEX, PICKLE, PICKLE_INDEX} & set(files):
         return _adapted(name, model, source, card, notes, open_base)
     if not {SINGLE, INDEX, PICKLE, PICKLE_INDEX} & set(files) and (foreign := _other_format(source)):
@@ -238,10 +242,6 @@ def _assemble(
             shown = f"{source.reference}/{inner[0].removesuffix(f'/{ADAPTER_SETTINGS}')}"
             hint = f"There are adapters in folders of it: name one, as {shown}."
         raise ResolveError(f"{name} has no config.json: it is not a transformers model.", hint=hint, code="no-config")
-    large = next((path for path, size in files.items() if ASSETS.fullmatch(path) and size > _MAX_ASSET), None)
-    if large is not None:
-        # These are fetched before any disk is looked at, so a stranger's file must not be able to fill one.
-        raise ResolveError(f"{name}: {large} has {files[large]:,} bytes, more than any such file needs.")
     config = read_json(source.read, "config.json", files, name)
     shards: Sequence[str] = [SINGLE]
     places: Mapping[str, str] = {}
@@ -320,9 +320,8 @@ def _with_head(
     counts: list[int | None] = [*sorted({n for n in rows.values() if n != tokens and 0 < n <= _MOST_OUTPUTS})]
     tensors = {**base.tensors, **own}
     shapes = {tensor: info.shape for tensor, info in tensors.items()}
-    for outputs in counts[:_MOST_GUESSES] or [
-        None
-    ]:  # which of its tensors has a row for each output its class alone knows
+    # Which of its tensors has a row for each output its class alone knows.
+    for outputs in counts[:_MOST_GUESSES] or [None]:
         config = adapted_config(base.config, settings, outputs, tokens)
         answered = remembered("headed", [config, shapes, sorted(own)], partial(_fitted, config, shapes, own, name))
         if not any(kind == "wrong" for kind, _ in answered):

@@ -169,11 +169,13 @@ def render(
     fields = front_matter(title, models, report, license)
     known = re.fullmatch(r"[A-Za-z]\w*", report.architecture, re.ASCII)  # a stranger's text, in code to copy
     below = models.leaves.base.checkpoint if models.leaves.base else None
+    of_leaves = [leaf.checkpoint.base.model for leaf in models.leaves.ingredients if leaf.checkpoint.base]
     body = _environment().get_template("card.md.j2").render(
         title=title, lineage=lineage, of_adapters=models.adapter is not None and models.adapter.is_of_adapters,
         base=_loaded(below, models.config) if below else "",
         used=used, license=license, report=report, recipe=_RECIPE, files=files, functions=functions,
-        task=fields.get("pipeline_tag"), hidden=[name for name in used if name.startswith("local:")],
+        task=fields.get("pipeline_tag"),
+        hidden=list(dict.fromkeys(name for name in (*used, *of_leaves) if name.startswith("local:"))),
         checkpoints={model.name: model.checkpoint for model in lineage.models.ingredients},
         # Samples of an adapter's rows are those of its base.
         adapters=(adapters := all(model.checkpoint.base for model in lineage.models.ingredients)),

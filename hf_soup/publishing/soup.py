@@ -15,7 +15,7 @@ from hf_soup.errors import PublishError, RecipeError, ResolveError
 from hf_soup.hub import PushResult, Token, commit_folder, inspect_target, require_public, within_repo
 from hf_soup.merging import digest_of_folder
 from hf_soup.publishing.card import difference, with_fields
-from hf_soup.recipe import Recipe, SoupReport
+from hf_soup.recipe import Recipe, SoupReport, split_revision
 
 logger = PrintableLogger(__name__)
 
@@ -202,7 +202,9 @@ class Soup:
 
     def _models(self) -> list[str]:
         """Every model on the Hub that the soup's files name and that could be read when it was cooked."""
-        models = [ingredient.model for ingredient in self.recipe.ingredients]
+        ingredients = self.recipe.ingredients
+        models = [each.model for each in ingredients]
+        models += [split_revision(each.base)[0] for each in ingredients if each.base]
         if lineage := self.report.lineage:
             models += [each.model for each in (*lineage.ingredients, lineage.ancestor) if each and each.revision]
         models += [name.split("@")[0] for name in self.report.made_of]

@@ -418,11 +418,19 @@ def _adapter_made_again(published: Published, adapter: AdapterPlan, *, quiet: bo
         merged = merge_adapter(adapter, folder, quiet=quiet)
         write_adapter_files(folder, adapter)
         require_unchanged(adapter.models.checkpoints)
-        if ADAPTER_WEIGHTS in published.source.files:
-            path = published.source.fetch(ADAPTER_WEIGHTS)
-            differences, digest = compare_adapters(path, folder / ADAPTER_WEIGHTS, str(published))
+        differences, digest = list[Difference](), ""
+        size, own = published.source.files.get(ADAPTER_WEIGHTS), (folder / ADAPTER_WEIGHTS).stat().st_size
+        if size is None:
+            differences.append(Difference(ADAPTER_WEIGHTS, "missing", "it is not there"))
+        elif size > 2 * own + (1 << 20):  # a stranger's, which could fill the disk
+            text = f"it has {size:,} bytes and should have {own:,}"
+            differences.append(Difference(ADAPTER_WEIGHTS, "content", text))
         else:
-            differences, digest = [Difference(ADAPTER_WEIGHTS, "missing", "it is not there")], ""
+            path = published.source.fetch(ADAPTER_WEIGHTS)
+            try:
+                differences, digest = compare_adapters(path, folder / ADAPTER_WEIGHTS, str(published))
+            except ResolveError as error:
+                differences.append(Difference(ADAPTER_WEIGHTS, "content", error.message))
         differences += compare_files(published, folder, {ADAPTER_WEIGHTS}, {ADAPTER_WEIGHTS})
     if published.digest != digest:
         text = f"its digest is {published.digest[:16]}… and that of the weights beside it {digest[:16]}…"

@@ -24,6 +24,20 @@ MARKS = [
 ]
 PAGES = [" ".join(text.split())[:200] for text in topics.topics.values()]
 
+#: What peft's own merging gets wrong, and all else that changes numbers.
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {"target_modules": ["q_proj", "v_proj", "down_proj"]},
+    "rsLoRA": {"target_modules": ["q_proj", "o_proj"], "use_rslora": True, "r": 8},
+    "patterns": {
+        "target_modules": ["q_proj", "v_proj"], "rank_pattern": {"v_proj": 2}, "alpha_pattern": {"q_proj": 32},
+    },
+    "some layers": {"target_modules": ["gate_proj"], "layers_to_transform": [0]},
+    "trained whole": {"target_modules": ["k_proj"], "modules_to_save": ["norm"]},
+    "DoRA": {"target_modules": ["q_proj", "down_proj"], "use_dora": True},
+    "rank 1": {"target_modules": "all-linear", "r": 1},
+    "the head and the table of tokens": {"target_modules": ["lm_head", "embed_tokens"]},
+}  # fmt: skip
+
 
 def adapted(base: Path, out: Path, seed: int, *, kind: Any = AutoModelForCausalLM, **settings: Any) -> Path:
     """An adapter that peft made, trained for some steps where it is of a language model, else with random factors."""

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
-from lora import MARKS, PAGES, adapted, gpt2, summed
+from lora import KINDS, MARKS, PAGES, adapted, gpt2, summed
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -53,21 +53,6 @@ def alone(adapter: Path | dict[str, str], base: Path) -> Recipe:
 
 def written(soup: Soup) -> dict[str, Tensor]:
     return {name: each.detach() for name, each in soup.load().named_parameters()}
-
-
-#: What peft's own merging gets wrong, and all else that changes numbers.
-KINDS: dict[str, dict[str, Any]] = {
-    "plain": {"target_modules": ["q_proj", "v_proj", "down_proj"]},
-    "rsLoRA": {"target_modules": ["q_proj", "o_proj"], "use_rslora": True, "r": 8},
-    "patterns": {
-        "target_modules": ["q_proj", "v_proj"], "rank_pattern": {"v_proj": 2}, "alpha_pattern": {"q_proj": 32},
-    },
-    "some layers": {"target_modules": ["gate_proj"], "layers_to_transform": [0]},
-    "trained whole": {"target_modules": ["k_proj"], "modules_to_save": ["norm"]},
-    "DoRA": {"target_modules": ["q_proj", "down_proj"], "use_dora": True},
-    "rank 1": {"target_modules": "all-linear", "r": 1},
-    "the head and the table of tokens": {"target_modules": ["lm_head", "embed_tokens"]},
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -522,4 +507,19 @@ def test_what_is_said_of_other_classes(tmp_path: Path) -> None:
     changed = {name.replace("attn.c_attn", "mlp.experts"): each for name, each in tensors.items()}
     save_file(changed, folder / "adapter_model.safetensors")
     with pytest.raises(ResolveError, match=r"an adapter with `target_parameters: \['mlp.experts.gate_up_proj'\]`"):
+        open_checkpoint(str(folder))
+
+
+def test_what_strangers_put_beside_factors(adapters: Path, tmp_path: Path) -> None:
+    """More tensors than any head has are not looked for one by one; a file of a tokenizer cannot fill the disk."""
+    folder = shutil.copytree(adapters / "first", tmp_path / "adapter")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    many = {f"base_model.model.stranger.{number}.weight": torch.zeros(0) for number in range(20_000)}
+    save_file({**tensors, **many}, folder / "adapter_model.safetensors")
+    with pytest.raises(ResolveError, match=r"changes 'stranger\.\d+\.weight', which its base does not have"):
+        open_checkpoint(str(folder))
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with (folder / "tokenizer.json").open("wb") as file:
+        file.truncate(600_000_000)  # of which the disk holds nothing
+    with pytest.raises(ResolveError, match=r"tokenizer.json has 600,000,000 bytes, more than any such file needs"):
         open_checkpoint(str(folder))
