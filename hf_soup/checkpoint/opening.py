@@ -365,7 +365,8 @@ class _Bases:
         self._known: dict[tuple[str, bool], AdapterBase] = {}
 
     def of(self, settings: Mapping[str, Any], adapter: FileSource, name: str, *, named: str | None) -> AdapterBase:
-        """What an adapter changes: what the recipe says beside it, else what it names itself, else the usual.
+        """What an adapter changes: what the recipe says beside it, else what it names itself at its revision, else the
+        usual.
 
         Args:
             settings: ``adapter_config.json``.
@@ -376,23 +377,26 @@ class _Bases:
         Raises:
             ResolveError: It cannot be had, or is no base.
         """
+        if named:
+            return self._open(named)
         stated, revision = settings.get("base_model_name_or_path"), settings.get("revision")
         own = stated if isinstance(stated, str) else ""
-        if named or (self._usual and split_revision(self._usual)[0] == own):
-            return self._open(named or self._usual or "")
+        usual, _, pinned = split_revision(self._usual or "")
+        # The usual base says which revision only of an adapter that says none itself.
+        at = revision or (pinned if own == usual else "")
         try:
             if not own:
                 raise ResolveError("it names none.")
-            at = f"@{revision}" if isinstance(revision, str) and revision else ""
-            # A stranger's adapter may name a path of this machine, but none is looked at for it.
-            return self._open(f"{own}{at}", adapter.commit is not None)
+            # A stranger's adapter may name a path of this machine, but none is looked at that the user does not name.
+            return self._open(f"{own}@{at}" if at else own, adapter.commit is not None and own != usual)
         except SoupError as error:
-            if self._usual:
-                return self._open(self._usual)
+            other = self._open(self._usual) if self._usual and own != usual else None
+            if other and other.checkpoint.source.reference != own:
+                return other
             raise ResolveError(
                 f"{name} is an adapter, and its base cannot be used: {error.message}",
-                hint="Name the model that it was trained on, in 16 or 32 bits: `base_model: MODEL` in the recipe, or "
-                "--base MODEL.",
+                hint="Name the model that it was trained on, in 16 or 32 bits: `base: MODEL` beside the adapter in the "
+                "recipe, or, where it names no base that is there, --base MODEL.",
                 code="adapter-base",
             ) from error
 

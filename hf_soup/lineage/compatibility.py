@@ -57,21 +57,24 @@ def quantised(models: Sequence[AlignedModel]) -> list[Finding]:
     ]
 
 
-def adapter_bases(models: Sequence[AlignedModel]) -> Iterator[Finding]:
-    """Adapters that were trained on several states of one base."""
+def adapter_bases(models: Sequence[AlignedModel], named: Checkpoint | None) -> Iterator[Finding]:
+    """Adapters that change several states of one base, or another one than the recipe names."""
     states: dict[str, dict[str, list[str]]] = {}
     bases = {base.identity: base for model in models if (base := model.checkpoint.base)}
     for model in models:
         if base := model.checkpoint.base:
             states.setdefault(base.model, {}).setdefault(base.identity, []).append(model.name)
+    if named and named.model in states:
+        bases[named.identity] = named
+        states[named.model].setdefault(named.identity, []).append("the recipe's `base_model`")
     for base_model, found in states.items():
         if len(found) > 1:
             shown = "; ".join(f"{some(who)} of {bases[at].short or bases[at]}" for at, who in found.items())
             yield Finding(
                 "base-revisions",
-                f"The adapters change several revisions of {base_model}: {shown}. Each is added to its own. To take "
-                "one, name it as `base` beside each adapter.",
-                tuple(name for who in found.values() for name in who),
+                f"There are several revisions of {base_model}: {shown}. Each adapter is added to its own. To take one, "
+                "name it as `base` beside each adapter.",
+                tuple(model.name for model in models if model.checkpoint.base),
             )
 
 

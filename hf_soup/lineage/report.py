@@ -268,11 +268,10 @@ def check_lineage(
     if len(stored) < 2:
         message = "A soup needs two models or more; only one was named."
         reasons.append(Finding("single", message, models.names, refuses=not alone))
-    of_several = list(adapter_bases(stored))
+    named = None if base is None else _named_base(base, checkpoints, allow_pickle=allow_pickle, token=token)
+    of_several = list(adapter_bases(stored, named and named.checkpoint))
     reasons += [*quantised(stored), *modules(stored), *of_several]
-    offline = any(checkpoint.source.from_cache for checkpoint in checkpoints)
     declared = read_declared_bases(stored, token)
-    named = None if base is None else _named_base(base, offline=offline, allow_pickle=allow_pickle, token=token)
     verdict = Verdict(named or shared_base(declared, [checkpoint.model for checkpoint in checkpoints]))
     try:
         models, found = correspond(models, reasons)
@@ -297,10 +296,15 @@ def check_lineage(
     return report.with_reasons(reasons)
 
 
-def _named_base(base: str, *, offline: bool, allow_pickle: bool, token: Token) -> BaseReference:
-    """The base that the user names. Without a network it may lack its weights, as only samples of them were read."""
-    named = open_base(base, source="recipe", allow_pickle=allow_pickle, token=token)
-    if named.error is not None and not offline:
+def _named_base(base: str, checkpoints: Sequence[Checkpoint], *, allow_pickle: bool, token: Token) -> BaseReference:
+    """The base that the user names: without a revision it is at the one that adapters of it say.
+
+    Without a network it may lack its weights, as only samples of them were read.
+    """
+    own = {each.base.identity: each.base for each in checkpoints if each.base and each.base.source.reference == base}
+    at = next(iter(own.values())).source.commit if len(own) == 1 else None
+    named = open_base(f"{base}@{at}" if at else base, source="recipe", allow_pickle=allow_pickle, token=token)
+    if named.error is not None and not any(checkpoint.source.from_cache for checkpoint in checkpoints):
         raise ResolveError.of(named.error, f"The base cannot be used: {named.error.message}")
     return named
 

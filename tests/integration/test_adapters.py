@@ -326,7 +326,7 @@ def test_two_revisions_of_one_base(
         names.append(publish(name, folder))
     lineage = check(names)
     (reason,) = [reason for reason in lineage.reasons if reason.code == "base-revisions"]
-    assert f"acme/first of {commits[0][:7]}; acme/second of {commits[1][:7]}" in reason.message
+    assert f"acme/first of {commits[0][:7]}; acme/second of {commits[1][:7]}. Each" in reason.message
     assert lineage.verdict == "likely"
     shares = cook(names, "soup")
     ends = [
@@ -336,6 +336,38 @@ def test_two_revisions_of_one_base(
         torch.testing.assert_close(each.double(), (ends[0][name] + ends[1][name]) / 2, rtol=2**-23, atol=0)
     one = [{"model": name, "base": f"{base}@{commits[0]}"} for name in names]
     assert check(Recipe(ingredients=one)).verdict == "proven"
+
+
+def test_an_adapter_keeps_the_revision_of_its_base(
+    online: LocalHub, language_family: Path, adapters: Path, publish: Callable[..., str], tmp_path: Path
+) -> None:
+    """The recipe's `base_model` moves it to no other revision, also where its own is not there."""
+    base = publish("base", language_family / "base")
+    trained_on = open_checkpoint(base).revision
+    names = []
+    for name in ("first", "second"):
+        folder = shutil.copytree(adapters / name, tmp_path / name)
+        settings = json.loads((folder / "adapter_config.json").read_text())
+        settings |= {"base_model_name_or_path": base, "revision": trained_on}
+        (folder / "adapter_config.json").write_text(json.dumps(settings))
+        names.append(publish(name, folder))
+    publish("base", language_family / "one")  # the base goes on
+    newer = open_checkpoint(base).revision
+    lineage = check(names, base=base)
+    assert lineage.verdict == "proven", str(lineage)
+    assert lineage.ancestor is not None
+    assert lineage.ancestor.revision == trained_on
+    for method in ("linear", "ties"):
+        alone = cook(Recipe(ingredients=names, method=method), f"{method}-alone").digest
+        assert cook(Recipe(ingredients=names, method=method, base_model=base), f"{method}-named").digest == alone
+    cook(Recipe(ingredients=names, base_model=base, output="adapter"), "adapter")
+    lineage = check(names, base=f"{base}@{newer}")
+    (reason,) = [reason for reason in lineage.reasons if reason.code == "base-revisions"]
+    assert f"acme/second of {trained_on[:7]}; the recipe's `base_model` of {newer[:7]}" in reason.message
+    settings["revision"] = "gone"
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ResolveError, match=r"second@\w+ is an adapter, and its base cannot be used: 'acme/base@gone'"):
+        check([names[0], publish("second", folder)], base=base)
 
 
 BAD: dict[str, tuple[Mapping[str, Any], str]] = {
