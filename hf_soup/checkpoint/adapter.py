@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from hf_soup._util.io import appearing
-from hf_soup._util.text import strings
+from hf_soup._util.text import some, strings
 from hf_soup.checkpoint.checkpoint import Checkpoint
 from hf_soup.checkpoint.file_sources import FileSource
 from hf_soup.checkpoint.headers import FLOATS, ITEM_BYTES, Factor, LowRankUpdate, TensorInfo
+from hf_soup.checkpoint.peft_rules import PeftRules, refused, require_ranks
 from hf_soup.errors import ResolveError
 from hf_soup.hub import ASSETS, CHAT, TOKENIZER, Stamp, own_cache_folder
 
@@ -40,9 +41,6 @@ _KNOWN = {
 _INITIALISATIONS = (True, False, None, "gaussian", "orthogonal")
 #: Tensors of a head and tables, more than which no adapter brings: each is looked for among all of the base's.
 _MOST_OWN = 256
-#: A pattern of names: plain, or with the numbers of layers left open, after which no number stands. Others could take
-#: for ever.
-_PLAIN = re.compile(r"\^?([\w-]|\\?\.|\\d\+(?!\d|\\d))+\$?")
 _MERGE = "Merge it into its base first (peft's `merge_and_unload`)."
 _ITS_BASE = "Is that the base that it was trained on? Name it: `base_model: MODEL` in the recipe, or --base MODEL."
 #: What is in front of every name in an adapter's file.
@@ -169,33 +167,26 @@ def require_lora(settings: Mapping[str, Any], name: str) -> None:
     """
     kind = settings.get("peft_type")
     if kind != "LORA":
-        raise _refused(name, "peft_type", kind, "Only LoRA adapters are sums of the base and a product.")
+        raise refused(name, "peft_type", kind, "Only LoRA adapters are sums of the base and a product.")
     how = settings.get("init_lora_weights")
     if not isinstance(how, bool | str | None) or how not in _INITIALISATIONS:
         hint = "Convert it to a plain LoRA first: peft's `path_initial_model_for_weight_conversion`."
-        raise _refused(name, "init_lora_weights", how, hint)
+        raise refused(name, "init_lora_weights", how, hint)
     for key, value in settings.items():
         if key not in _KNOWN and value not in (None, False, {}, [], ""):
-            raise _refused(name, key, value, _MERGE)
+            raise refused(name, key, value, _MERGE)
     for key in ("use_rslora", "use_dora"):
         if not isinstance(settings.get(key), bool | None):
-            raise _refused(name, key, settings[key], "It should be true or false.")
+            raise refused(name, key, settings[key], "It should be true or false.")
     if not isinstance(settings.get("revision"), str | None):
-        raise _refused(name, "revision", settings["revision"], "It should be a text.")
-
-
-def _refused(name: str, key: str, value: object, hint: str) -> ResolveError:
-    return ResolveError(
-        f"{name} is an adapter with `{key}: {value!r:.100}`, which is not known how to add up.",
-        hint=hint,
-        code="adapter",
-    )
+        raise refused(name, "revision", settings["revision"], "It should be a text.")
+    require_ranks(settings, name)
 
 
 def adapted_tensors(
     settings: Mapping[str, Any], factors: Sequence[TensorInfo], base: AdapterBase, name: str
-) -> dict[str, TensorInfo]:
-    """The tensors of the base as an adapter changes them.
+) -> tuple[dict[str, TensorInfo], list[str]]:
+    """The tensors of the base as an adapter changes them, and a note about each that peft would not load.
 
     Args:
         settings: ``adapter_config.json``.
@@ -206,16 +197,20 @@ def adapted_tensors(
     Raises:
         ResolveError: The base does not have such tensors, or the adapter's do not fit them.
     """
-    changed = dict(base.checkpoint.tensors)
+    changed, rules, unloaded = dict(base.checkpoint.tensors), PeftRules(settings, name), dict[str, list[str]]()
     pairs: dict[str, dict[str, TensorInfo]] = {}
     lengths: dict[str, TensorInfo] = {}
     whole: dict[str, str] = {}
     for path, info in _loaded(factors):
         if path.endswith(_LENGTHS):
-            lengths[path.removesuffix(_LENGTHS)] = info
+            if not settings.get("use_dora"):
+                unloaded.setdefault("lengths of rows, and `use_dora` is not set", []).append(info.name)
+            elif lengths.setdefault(path.removesuffix(_LENGTHS), info) is not info:
+                raise _twice(name, path)
             continue
         if part := _FACTOR.fullmatch(path):
-            pairs.setdefault(part[1], {})[part[2] or f"embedding {part[3]}"] = info
+            if pairs.setdefault(part[1], {}).setdefault(part[2] or f"embedding {part[3]}", info) is not info:
+                raise _twice(name, path)
             continue
         if "lora_" in path or "token_adapter" in path:
             raise ResolveError(
@@ -232,7 +227,7 @@ def adapted_tensors(
     if not pairs:
         raise ResolveError(f"{name} is an adapter without a single pair of factors.", code="adapter")
     for path, pair, parts in _stacked(pairs, settings, base):
-        for target, update in _experts(settings, path, pair, parts, base.checkpoint.tensors, name):
+        for target, update in _experts(settings, rules, path, pair, parts, base.checkpoint.tensors, name):
             changed[target] = replace(changed[target], update=update)
         del pairs[path]
     for path, pair in pairs.items():
@@ -240,20 +235,31 @@ def adapted_tensors(
             parameter, target = _target(f"{path}.weight", base, name)
         except ResolveError:
             if asked := settings.get("target_parameters"):
-                raise _refused(name, "target_parameters", asked, _MERGE) from None
-            raise
+                raise refused(name, "target_parameters", asked, _MERGE) from None
+            if rules.is_target(path):
+                raise
+            parameter = target = path
+        # The adapter may have been saved by a version of the libraries that had other names.
+        if not any(rules.is_target(each.removesuffix(".weight")) for each in (path, parameter, target)):
+            unloaded.setdefault("factors of modules that `target_modules` leaves out", []).append(path)
+            lengths.pop(path, None)
+            continue
         if changed[target].update or (target in whole and "base_layer" not in whole[target]):
             raise _twice(name, target)
         layer = base.layers.get(parameter, "")
         if layer == "Conv*":
             raise ResolveError(f"{name} changes '{path}', a convolution in groups.", hint=_MERGE, code="adapter")
-        update = _update(settings, path, pair, changed[target], layer.startswith("Conv1D"), name)
-        if (own := lengths.pop(path, None)) or settings.get("use_dora"):
-            update = _scaled(update, own, path, name)
+        update = _update(settings, rules, path, pair, changed[target], layer.startswith("Conv1D"), name)
+        if settings.get("use_dora"):
+            update = _scaled(update, lengths.pop(path, None), path, name)
         changed[target] = replace(changed[target], update=update)
     if lengths:
         raise ResolveError(f"{name} has lengths of '{min(lengths)}' and no factors of it.", code="adapter")
-    return changed
+    if not any(info.update for info in changed.values()):
+        raise refused(
+            name, "target_modules", settings.get("target_modules"), "None of its factors is of such a module."
+        )
+    return changed, [f"it has {what}: {some(names)}; they are ignored, as in peft" for what, names in unloaded.items()]
 
 
 def _loaded(factors: Sequence[TensorInfo]) -> Iterator[tuple[str, TensorInfo]]:
@@ -343,6 +349,7 @@ def _stacked(
 
 def _experts(
     settings: Mapping[str, Any],
+    rules: PeftRules,
     path: str,
     pair: _Pair,
     parts: _Parts,
@@ -372,9 +379,9 @@ def _experts(
         release = (int(version[1]), int(version[2])) if version else (0, 20)
         if release == (0, 20):
             said = f"{settings.get('peft_version')}, which does not say how its square experts are turned"
-            raise _refused(name, "peft_version", said, "Load it with a newer peft and save it again.")
+            raise refused(name, "peft_version", said, "Load it with a newer peft and save it again.")
         turned = release < (0, 20)
-    scale, begin, item = _scale(settings, path, rank, name), 0, ITEM_BYTES[first.dtype]
+    scale, begin, item = _scale(settings, rules.alpha(path), rank, name), 0, ITEM_BYTES[first.dtype]
     across = ITEM_BYTES[second.dtype]
     for part in parts:
         height = tensors[part[0]].shape[0]
@@ -412,6 +419,7 @@ def _scaled(update: LowRankUpdate, lengths: TensorInfo | None, path: str, name: 
 
 def _update(
     settings: Mapping[str, Any],
+    rules: PeftRules,
     path: str,
     pair: Mapping[str, TensorInfo],
     matrix: TensorInfo,
@@ -436,31 +444,17 @@ def _update(
     down = Factor(first.offset, first.dtype, (rank, columns))
     up = Factor(second.offset, second.dtype, (rows, rank))
     left, right = (down, up) if turned else (up, down)
-    return LowRankUpdate(first.file, left, right, _scale(settings, path, rank, name), turned)
+    return LowRankUpdate(first.file, left, right, _scale(settings, rules.alpha(path), rank, name), turned)
 
 
-def _scale(settings: Mapping[str, Any], path: str, rank: int, name: str) -> float:
+def _scale(settings: Mapping[str, Any], alpha: Any, rank: int, name: str) -> float:
     r"""By what a product is multiplied: :math:`\alpha/r`, or :math:`\alpha/\sqrt r`."""
-    alpha = settings.get("lora_alpha", 8)
-    patterns = settings.get("alpha_pattern") or {}
-    if not isinstance(patterns, Mapping):
-        raise _refused(name, "alpha_pattern", patterns, "It should be a mapping of names to numbers.")
-    parts = path.split(".")
-    endings = [".".join(parts[begin:]) for begin in range(len(parts))]
-    for pattern, value in patterns.items():
-        if not _PLAIN.fullmatch(pattern):
-            raise _refused(name, "alpha_pattern", pattern, "Only names, and `\\d+` in them, are read.")
-        # A dot is a dot, so that a name can be read in one way only.
-        plain = re.compile(re.sub(r"\\?\.", r"\\.", pattern.removeprefix("^").removesuffix("$")))
-        if any(plain.fullmatch(each) for each in (endings[:1] if pattern.startswith("^") else endings)):
-            alpha = value
-            break
     try:
         known = not isinstance(alpha, bool) and isinstance(alpha, int | float) and math.isfinite(alpha)
     except OverflowError:
         known = False
     if not known:
-        raise _refused(name, "lora_alpha", alpha, "It should be a number.")
+        raise refused(name, "lora_alpha", alpha, "It should be a number.")
     return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 

@@ -313,7 +313,7 @@ def read_json(read: Read, file: str, files: Mapping[str, int], name: str) -> dic
     """A small JSON file that must be a mapping."""
     text = _read_whole(read, file, files, name, MAX_TEXT)
     try:
-        value = json.loads(text) if text else None
+        value = json.loads(text.decode()) if text else None  # as the libraries read it: in UTF-8, without a mark
         json.dumps(value, ensure_ascii=False).encode()  # halves of characters could not be written again
     except (ValueError, RecursionError) as error:
         raise ResolveError(f"{name}: {file} is not valid JSON ({error}).") from None

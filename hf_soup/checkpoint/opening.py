@@ -299,7 +299,8 @@ def _adapted(
                 *notes,
                 f"it was trained as {some(wanted or ())} and brings no head; it counts as {some(has or ())}",
             ]
-    tensors = adapted_tensors(settings, factors, below, name)
+    tensors, unloaded = adapted_tensors(settings, factors, below, name)
+    notes = [*notes, *unloaded]
     weights = TensorSource(tensors, files, (*base.tensors.values(), *factors))
     config = below.checkpoint.config
     return Checkpoint(model, config, card, AdaptedFiles.of(base.source, source), weights, tuple(notes), base)

@@ -269,7 +269,7 @@ def check_lineage(
         message = "A soup needs two models or more; only one was named."
         reasons.append(Finding("single", message, models.names, refuses=not alone))
     named = None if base is None else _named_base(base, checkpoints, allow_pickle=allow_pickle, token=token)
-    of_several = list(adapter_bases(stored, named and named.checkpoint))
+    of_several = list(adapter_bases(stored, named.checkpoint if named else None))
     reasons += [*quantised(stored), *modules(stored), *of_several]
     declared = read_declared_bases(stored, token)
     verdict = Verdict(named or shared_base(declared, [checkpoint.model for checkpoint in checkpoints]))

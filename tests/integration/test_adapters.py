@@ -35,7 +35,7 @@ from transformers import (
 )
 
 from hf_soup import Recipe, ResolveError, Soup, SoupError, check, cook
-from hf_soup.checkpoint import open_checkpoint
+from hf_soup.checkpoint import open_checkpoint, peft_rules
 from hf_soup.local_hub import LocalHub
 from hf_soup.merging import low_rank
 
@@ -375,8 +375,17 @@ BAD: dict[str, tuple[Mapping[str, Any], str]] = {
     "a changed base": ({"init_lora_weights": "pissa_niter_4"}, "`init_lora_weights: 'pissa_niter_4'`"),
     "DoRA without lengths": ({"use_dora": True}, "is a DoRA and has no lengths of 'model.layers.0"),
     "unknown": ({"lora_of_tomorrow": {"a": 1}}, "`lora_of_tomorrow: "),
-    "an expression": ({"alpha_pattern": {"(a+)+$": 3}}, r"`alpha_pattern: '\(a\+\)\+\$'`"),
-    "numbers next to each other": ({"alpha_pattern": {r"layers\d+\d+": 3}}, "`alpha_pattern: "),
+    "no expression": (
+        {"alpha_pattern": {"(q_proj": 3}},
+        r"`alpha_pattern: \{'\(q_proj': 3\}`.*\nIt is no regular expr",
+    ),
+    "peft's own expressions": ({"target_modules": "(?:q_prom){e}"}, "It is no regular expression"),
+    "no list": ({"target_modules": {"q_proj": 1}}, "`target_modules: .*\nIt should be a list of names"),
+    "modules without factors": ({"target_modules": ["up_proj"]}, "None of its factors is of such a module"),
+    "no rank": ({"r": 0}, "`r: 0`"),
+    "a rank below it": ({"r": -1}, "`r: -1`"),
+    "a text as rank": ({"r": "8"}, "`r: '8'`"),
+    "a pattern without rank": ({"rank_pattern": {"q_proj": 0}}, "`rank_pattern: 0`"),
     "no number": ({"lora_alpha": "16"}, "`lora_alpha: '16'`"),
     "a huge number": ({"lora_alpha": 10**400}, "`lora_alpha: 1000000"),
     "a text": ({"use_rslora": "False"}, "`use_rslora: 'False'`"),
@@ -401,10 +410,10 @@ def test_tensors_that_do_not_fit(language_family: Path, adapters: Path, tmp_path
     tensors = load_file(adapters / "first" / "adapter_model.safetensors")
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 
-    def fails(changed: dict[str, Tensor], message: str) -> None:
+    def fails(changed: dict[str, Tensor], message: str, of: str = "first") -> None:
         folder = tmp_path / "adapter"
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(adapters / "first", folder)
+        shutil.copytree(adapters / of, folder)
         save_file(changed, folder / "adapter_model.safetensors")
         with pytest.raises(ResolveError, match=message):
             check([str(folder), str(adapters / "second")])
@@ -417,19 +426,77 @@ def test_tensors_that_do_not_fit(language_family: Path, adapters: Path, tmp_path
     moved = {key.replace("layers.0", "layers.7"): each for key, each in tensors.items()}
     fails(moved, "changes 'model.layers.7.* which its base does not have")
     length = name.replace("lora_A.weight", "lora_magnitude_vector")
-    fails({**tensors, length: torch.ones(31)}, "lora_magnitude_vector' has the shape .*, of 32 outputs")
-    fails({**tensors, length.replace("q_proj", "k_proj"): torch.ones(32)}, "has lengths of .* and no factors of it")
+    dora = load_file(adapters / "third" / "adapter_model.safetensors")
+    fails({**dora, length: torch.ones(31)}, "lora_magnitude_vector' has the shape .*, of 32 outputs", of="third")
+    other = length.replace("q_proj", "k_proj")
+    fails({**dora, other: torch.ones(32)}, "has lengths of .* and no factors of it", of="third")
+    again = length.removeprefix("base_model.model.")
+    fails({**dora, again: torch.ones(32)}, "lora_magnitude_vector' in two ways", of="third")
     fails({**tensors, length.replace("magnitude_vector", "B.bias"): torch.ones(32)}, "B.bias', which is not known")
     fails({"base_model.model.model.norm.weight": torch.ones(64)}, "without a single pair|does not fit")
-    fails({**tensors, length: torch.ones(32, dtype=torch.int32)}, "has the type I32, which no weight has")
+    fails({**dora, length: torch.ones(32, dtype=torch.int32)}, "has the type I32, which no weight has", of="third")
     fails({**tensors, "base_model.model.model.norm.weight": torch.ones(32, dtype=torch.int64)}, "I64.* does not fit")
     again = {key.replace("model.model.model.", "model.model."): each.clone() for key, each in tensors.items()}
     fails({**tensors, **again}, "in two ways")
     whole = name.replace("lora_A.weight", "weight")
     fails({**tensors, whole: torch.ones(32, 32)}, "q_proj.weight' in two ways")
+    fails({**tensors, name.removeprefix("base_model.model."): tensors[name] + 1}, "q_proj.lora_A.weight' in two ways")
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
     with pytest.raises(ResolveError, match=r"an adapter without adapter_model\.safetensors"):
         check([str(tmp_path / "adapter"), str(adapters / "second")])
+
+
+PATTERNS: dict[str, Mapping[str, Any]] = {
+    "any letter": {"alpha_pattern": {"q.proj": 32}},
+    "one of two": {"alpha_pattern": {r"layers\.(0|7)\..*(q|k)_proj": 32, "q_proj": 1}},
+    "from the beginning": {"alpha_pattern": {r"^model\.layers\.\d+\.self_attn.q_proj": 32}},
+    "a count": {"alpha_pattern": {r"[qv]_proj{1,2}": 32}},
+    "modules by an expression": {"target_modules": r".*\.(q|down)_proj"},
+    "factors of others": {"target_modules": ["down_proj"]},
+    "excluded modules": {"exclude_modules": ["q_proj"]},
+    "layers": {"layers_to_transform": [0], "layers_pattern": "layers"},
+    "all that is linear": {"target_modules": "all-linear"},
+    "lengths": {},
+}
+
+
+@pytest.mark.parametrize("what", PATTERNS)
+def test_what_peft_takes_of_an_adapter(language_family: Path, tmp_path: Path, what: str) -> None:
+    """Patterns are regular expressions. Factors and lengths that it does not load are left out, and a note says so."""
+    base = language_family / "base"
+    folder = adapted(base, tmp_path / "adapter", 1, target_modules=["q_proj", "v_proj", "down_proj"])
+    settings = {**json.loads((folder / "adapter_config.json").read_text()), **PATTERNS[what]}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    tensors = load_file(folder / "adapter_model.safetensors")
+    if what == "lengths":
+        path = "base_model.model.model.layers.0.self_attn.q_proj"
+        save_file({**tensors, f"{path}.lora_magnitude_vector": torch.ones(32)}, folder / "adapter_model.safetensors")
+    peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).merge_and_unload()
+    soup = cook([str(folder)], "soup")
+    for name, each in written(soup).items():
+        torch.testing.assert_close(each, peft.get_parameter(name).detach(), rtol=1e-5, atol=1e-6)
+    notes = " ".join(str(check([str(folder)])).split())
+    left_out = what in ("factors of others", "excluded modules", "lengths", "modules by an expression")
+    assert ("they are ignored, as in peft" in notes) == left_out
+
+
+def test_patterns_that_take_for_ever(adapters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peft_rules, "_SECONDS", 0.05)
+    folder = shutil.copytree(adapters / "first", tmp_path / "adapter")
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    settings["alpha_pattern"] = {r"(.|\w|[a-z]|[_.])+[XY]": 3}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ResolveError, match="To match its patterns took more than"):
+        check([str(folder), str(adapters / "second")])
+
+
+def test_settings_that_peft_cannot_read(adapters: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(adapters / "first", tmp_path / "adapter")
+    text = (folder / "adapter_config.json").read_text()
+    for encoding in ("utf-16", "utf-8-sig"):
+        (folder / "adapter_config.json").write_text(text, encoding)
+        with pytest.raises(ResolveError, match=r"adapter_config\.json is not valid JSON"):
+            check([str(folder), str(adapters / "second")])
 
 
 def test_a_base_that_is_named_in_its_place(language_family: Path, adapters: Path, tmp_path: Path) -> None:
