@@ -116,17 +116,19 @@ class AdaptedFiles(FileSource):
         return source.content_id(name)
 
     def fetch_assets(self) -> Path:
-        """Those of the base, with which the adapter was trained; with a tokenizer of its own, copies of both."""
+        """Those of the base, with which the adapter was trained; with a tokenizer of its own, copies of both, which are
+        compared with them.
+        """
         if not self.beside:
             return self.base.fetch_assets()
         assets = sorted(file for file in self.files if ASSETS.fullmatch(file))
         known = json.dumps([[file, self.content_id(file)] for file in assets])
         folder = own_cache_folder() / "adapters" / hashlib.sha256(known.encode()).hexdigest()
         for file in assets:
-            target = folder / file
-            if not target.exists():
+            target, content = folder / file, self.fetch(file).read_bytes()
+            if not target.is_file() or target.read_bytes() != content:
                 with appearing(target) as partial:
-                    partial.write_bytes(self.fetch(file).read_bytes())
+                    partial.write_bytes(content)
         return folder
 
 

@@ -20,11 +20,11 @@ from hf_soup.recipe import MethodCall
 #: What is kept in all; beyond it, what was not used for longest goes.
 MAX_STATISTICS_BYTES = 20_000_000_000
 #: What a file is that is none.
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, SafetensorError)
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 
 
 class StatisticsFile:
-    """What is in a file of statistics. Raises `UNREADABLE` where it is none."""
+    """What is in a file of statistics. Raises `_UNREADABLE` where it is none."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -123,7 +123,7 @@ def statistics_path(name: str) -> Path:
 def _unreadable_named() -> Iterator[None]:
     try:
         yield
-    except UNREADABLE as error:
+    except _UNREADABLE as error:
         raise MergeError(
             f"A file of statistics in the cache cannot be read: {printable(str(error))}.",
             hint=f"Delete the folder '{statistics_folder()}', and run this again.",
