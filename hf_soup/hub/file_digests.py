@@ -100,11 +100,11 @@ def _beside(path: Path) -> Path:
 def prune(folder: Path, most: int) -> None:
     """Delete what was not used for longest, beyond so many bytes in all; the newest is kept, however large."""
     with suppress(OSError):
-        found = []
-        for path in (path for path in folder.iterdir() if path.is_file() and path.suffix != ".sha256"):
-            note = _beside(path) if _beside(path).exists() else path
-            found.append((note.stat().st_mtime, path.stat().st_size, path))
-        found.sort()
+        found = sorted(
+            ((note if (note := _beside(path)).exists() else path).stat().st_mtime, path.stat().st_size, path)
+            for path in folder.iterdir()
+            if path.is_file() and path.suffix != ".sha256"
+        )
         held = sum(size for _, size, _ in found)
         for _, size, path in found[:-1]:
             if held <= most:
