@@ -40,6 +40,8 @@ _KNOWN = {
 _INITIALISATIONS = (True, False, None, "gaussian", "orthogonal")
 #: Tensors of a head and tables, more than which no adapter brings: each is looked for among all of the base's.
 _MOST_OWN = 256
+#: Names for which an adapter has an alpha of their own, and characters of each, or of a revision.
+_MOST_PATTERNS, _LONGEST = 1000, 500
 #: A pattern of names: plain, or with the numbers of layers left open, after which no number stands. Others could take
 #: for ever.
 _PLAIN = re.compile(r"\^?([\w-]|\\?\.|\\d\+(?!\d|\\d))+\$?")
@@ -182,8 +184,12 @@ def require_lora(settings: Mapping[str, Any], name: str) -> None:
     for key in ("use_rslora", "use_dora"):
         if not isinstance(settings.get(key), bool | None):
             raise _refused(name, key, settings[key], "It should be true or false.")
-    if not isinstance(settings.get("revision"), str | None):
-        raise _refused(name, "revision", settings["revision"], "It should be a text.")
+    if not isinstance(revision := settings.get("revision"), str | None) or len(revision or "") > _LONGEST:
+        raise _refused(name, "revision", revision, f"It should be a text of at most {_LONGEST} characters.")
+    names = list(patterns) if isinstance(patterns := settings.get("alpha_pattern"), Mapping) else []
+    if len(names) > _MOST_PATTERNS or max(map(len, names), default=0) > _LONGEST:
+        shown = f"{len(names):,} names of at most {max(map(len, names)):,} characters"
+        raise _refused(name, "alpha_pattern", shown, f"{_MOST_PATTERNS:,} names of {_LONGEST} characters are read.")
 
 
 def _refused(name: str, key: str, value: object, hint: str) -> ResolveError:
