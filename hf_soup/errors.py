@@ -57,8 +57,7 @@ def presentable(text: str) -> str:
     >>> len(presentable(f"'acme/{'a' * 1_000_000}' does not exist."))
     317
     """
-    cut = _LONG.sub(lambda word: f"{word[0][:200]}…{word[0][-100:]}", without_credentials(text))
-    return shortened(cut, _LONGEST)
+    return shortened(_LONG.sub(lambda word: f"{word[0][:200]}…{word[0][-100:]}", without_credentials(text)), _LONGEST)
 
 
 class SoupError(Exception):

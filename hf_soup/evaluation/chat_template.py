@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -22,7 +21,6 @@ from typing import Any
 
 from hf_soup._util.isolated import limit_memory
 from hf_soup._util.text import first_line
-from hf_soup.errors import shortened
 
 #: Seconds that a template may take for all conversations together, and those that each adds to them.
 _SECONDS, _EACH = 30.0, 0.02
@@ -37,39 +35,29 @@ class ChatTemplateError(ValueError):
     """The donor's chat template makes no text of a conversation."""
 
 
-class ChatTemplate:
-    """The chat template of the donor's tokenizer.
+def rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+    """The text that the chat template of the donor's tokenizer makes of a conversation.
 
     Args:
         tokenizer: Of transformers.
+        messages: The conversation.
+        options: As ``apply_chat_template`` has them.
+
+    Raises:
+        ChatTemplateError: There is no template, it fails, or it takes or makes too much.
     """
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer, self._seconds = tokenizer, _SECONDS
-
-    def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
-        """The text of a conversation.
-
-        Args:
-            messages: The conversation.
-            options: As ``apply_chat_template`` has them.
-
-        Raises:
-            ChatTemplateError: There is no template, it fails, or it takes or makes too much.
-        """
-        if not self._tokenizer.chat_template:
-            raise ChatTemplateError("the donor's tokenizer has no chat template, which makes texts of conversations")
-        template = {"chat_template": self._tokenizer.get_chat_template(), **self._tokenizer.special_tokens_map}
-        begun, asked = time.monotonic(), {"conversations": [messages], **template, **options}
-        answer = _asked(json.dumps([max(self._seconds, _EACH), asked], default=str))
-        self._seconds += _EACH - (time.monotonic() - begun)
-        if "text" not in answer:
-            raise ChatTemplateError(f"the donor's chat template fails: {answer['error']}")
-        return answer["text"]
+    if not tokenizer.chat_template:
+        raise ChatTemplateError("the donor's tokenizer has no chat template, which makes texts of conversations")
+    template = {"chat_template": tokenizer.get_chat_template(), **tokenizer.special_tokens_map}
+    asked = {"conversations": [messages], **template, **options}
+    answer = _answer(json.dumps([_SECONDS, _EACH, asked], default=str))
+    if "text" not in answer:
+        raise ChatTemplateError(f"the donor's chat template fails: {answer['error']}")
+    return answer["text"]
 
 
-def _asked(line: str) -> dict[str, str]:
-    """What the process answers."""
+def _answer(line: str) -> dict[str, str]:
+    """Of the process, which is begun where it is not there."""
     with _ASKING:
         process, answer = _renderer(), ""
         try:
@@ -82,8 +70,8 @@ def _asked(line: str) -> dict[str, str]:
                 process.kill()
                 process.communicate()
     if not answer:
-        late = f"it takes more than {_SECONDS:g} seconds"
-        return {"error": late if process.returncode == -signal.SIGALRM else "it ended its process"}
+        late = process.returncode == -signal.SIGALRM
+        return {"error": f"it takes more than {_SECONDS:g} seconds" if late else "it ended its process"}
     return json.loads(answer)  # type: ignore[no-any-return]
 
 
@@ -105,9 +93,11 @@ def serve() -> None:
     from transformers.utils.chat_template_utils import render_jinja_template
 
     limit_memory(_BYTES)
+    left: dict[str, float] = {}
     for line in sys.stdin:
-        seconds, asked = json.loads(line)
-        signal.setitimer(signal.ITIMER_REAL, seconds)  # which ends the process, whatever it is at
+        seconds, more, asked = json.loads(line)
+        # Which ends the process, whatever it is at.
+        signal.setitimer(signal.ITIMER_REAL, left.get(asked["chat_template"], seconds))
         try:
             text = render_jinja_template(**asked)[0][0]
             if len(text) > _CHARACTERS + _TIMES * len(line):
@@ -116,6 +106,6 @@ def serve() -> None:
         except MemoryError:
             answer = {"error": f"it takes more than {_BYTES >> 20:,} MiB"}
         except Exception as error:  # noqa: BLE001 -- whatever a stranger's template raises
-            answer = {"error": shortened(first_line(error))}
-        signal.setitimer(signal.ITIMER_REAL, 0)
+            answer = {"error": first_line(error)}
+        left[asked["chat_template"]] = more + signal.setitimer(signal.ITIMER_REAL, 0)[0]
         print(json.dumps(answer), flush=True)  # noqa: T201

@@ -33,7 +33,6 @@ from hf_soup.hub import ASSETS, prune
 MAX_BYTES = 20_000_000_000
 _TAIL = 4096
 _LIBRARIES = ("transformers", "tokenizers", "datasets", "pillow", "numpy")
-_NO_ENTRY = (OSError, ValueError)
 
 
 class Chunk(NamedTuple):
@@ -126,7 +125,7 @@ def stored(
         ScoringError: From ``make``; rows differ in shape; or the disk is full.
     """
     folder = hub.own_cache_folder() / "data"
-    with suppress(*_NO_ENTRY):
+    with suppress(OSError, ValueError):
         return EncodedRows(folder / key)
     with ExitStack() as stack:
         try:
@@ -134,7 +133,7 @@ def stored(
             stack.enter_context(FileLock(folder.parent / "locks" / key))
         except OSError:  # a home that cannot be written
             folder = scratch
-        with suppress(*_NO_ENTRY):  # made by another process meanwhile
+        with suppress(OSError, ValueError):  # made by another process meanwhile
             return EncodedRows(folder / key)
         try:
             for left in folder.glob(f"{key}.*.partial"):  # by a killed process, as this one has the lock

@@ -28,7 +28,7 @@ from hf_soup._util.version import version
 from hf_soup.checkpoint import panics_as_errors
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.batch_limit import BatchLimit
-from hf_soup.evaluation.chat_template import ChatTemplate
+from hf_soup.evaluation.chat_template import rendered
 from hf_soup.evaluation.clusters import in_clusters
 from hf_soup.evaluation.dataset import EvalDataset, Outputs
 from hf_soup.evaluation.encoded_rows import key_of
@@ -398,7 +398,6 @@ def _loaded(scoring: HarnessScoring, tokenizer: Any, barred: Collection[bytes]) 
     identity = hashlib.sha256()
     requests: list[Request] = []
     task_of: list[int] = []
-    template = ChatTemplate(tokenizer)
     counted: list[Mapping[str, Any]] = []
     for number, task in enumerate(tasks):
         docs = [_digest(doc) for _, doc in task.doc_iterator(limit=scoring.limit)]
@@ -420,7 +419,8 @@ def _loaded(scoring: HarnessScoring, tokenizer: Any, barred: Collection[bytes]) 
                 apply_chat_template=scoring.apply_chat_template,
                 fewshot_as_multiturn=scoring.apply_chat_template,
                 # As the harness's own model class renders conversations.
-                chat_template=lambda messages, add_generation_prompt=True: template.render(
+                chat_template=lambda messages, add_generation_prompt=True: rendered(
+                    tokenizer,
                     messages,
                     add_generation_prompt=add_generation_prompt,
                     continue_final_message=not add_generation_prompt,

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_soup.errors import ScoringError
-from hf_soup.evaluation.chat_template import ChatTemplate, ChatTemplateError
+from hf_soup.evaluation.chat_template import ChatTemplateError, rendered
 from hf_soup.evaluation.encoded_rows import EncodedRows
 from hf_soup.evaluation.inputs import TextInputs
 from hf_soup.evaluation.language import BEGINS, LANGUAGE_METRICS, PREDICTED, LanguageDataset
@@ -40,7 +40,7 @@ class CausalLM(LanguageTask):
 
     def __init__(self, scoring: Scoring, folder: Path, config: Mapping[str, Any]) -> None:
         super().__init__(scoring, folder, config)
-        self._assistant_only, self._template = scoring.assistant_only, ChatTemplate(self._reads)
+        self._assistant_only = scoring.assistant_only
         self.depends_on = [*self.depends_on, self._assistant_only]
 
     def labels(self, scoring: Scoring, name: str, table: Any, columns: Sequence[str]) -> Ints:
@@ -83,13 +83,13 @@ class CausalLM(LanguageTask):
             return
         messages = json.loads(content[1])
         if not self._assistant_only:
-            yield "", self._template.render(messages)
+            yield "", rendered(self._reads, messages)
             return
         for number, message in enumerate(messages):
             if message["role"] == "assistant":
-                whole = self._template.render(messages[: number + 1])
+                whole = rendered(self._reads, messages[: number + 1])
                 # Some templates begin an answer otherwise than they ask for it.
-                begin = _alike(whole, self._template.render(messages[:number], add_generation_prompt=True))
+                begin = _alike(whole, rendered(self._reads, messages[:number], add_generation_prompt=True))
                 yield whole[:begin], whole[begin:]
 
     def preprocess(self, title: str, contents: Sequence[tuple[str, ...]]) -> tuple[list[str], list[NDArray[Any]]]:

@@ -16,7 +16,7 @@ from transformers import ByT5Tokenizer, LlamaConfig
 
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation import chat_template
-from hf_soup.evaluation.chat_template import ChatTemplate, ChatTemplateError
+from hf_soup.evaluation.chat_template import ChatTemplateError, rendered
 from hf_soup.evaluation.preprocessing import prepare_datasets
 from hf_soup.recipe import Scoring
 
@@ -33,9 +33,8 @@ def test_it_is_what_transformers_makes_of_it(options: dict[str, bool]) -> None:
         "{{ eos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
         "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
-    template = ChatTemplate(tokenizer)
     for chat in (CHAT, CHAT[::-1]):
-        assert template.render(chat, **options) == tokenizer.apply_chat_template(chat, tokenize=False, **options)
+        assert rendered(tokenizer, chat, **options) == tokenizer.apply_chat_template(chat, tokenize=False, **options)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +42,7 @@ def test_it_is_what_transformers_makes_of_it(options: dict[str, bool]) -> None:
     [
         (None, "the donor's tokenizer has no chat template"),
         ("{% for %}", "the donor's chat template fails: Expected"),
-        ("{{ raise_exception('a' * 10**6) }}", r"the donor's chat template fails: a{500}… \(1,000,000 characters\)$"),
+        ("{{ raise_exception('a' * 10**6) }}", r"the donor's chat template fails: a{1000000}$"),
         ("{{ 'a' * 10**7 }}", "the donor's chat template fails: it makes 10,000,000 characters of "),
         pytest.param(
             "{{ 'a' * 10**10 }}", "the donor's chat template fails: it takes more than 1,024 MiB$",
@@ -55,29 +54,29 @@ def test_it_is_what_transformers_makes_of_it(options: dict[str, bool]) -> None:
 def test_what_is_refused(template: str | None, said: str) -> None:
     """The next template is rendered."""
     with pytest.raises(ChatTemplateError, match=said):
-        ChatTemplate(of(template)).render(CHAT)
-    assert ChatTemplate(of("{{ messages[0].role }}")).render(CHAT) == "user"
+        rendered(of(template), CHAT)
+    assert rendered(of("{{ messages[0].role }}"), CHAT) == "user"
 
 
 def test_a_process_that_is_ended_is_begun_again() -> None:
     """By somebody; and by Ctrl-C in a session that goes on, where its answer would be taken for the next one."""
-    quick = ChatTemplate(of("{{ messages[0].role }}"))
-    slow = ChatTemplate(of("{% for a in range(99999) %}{% for b in range(99) %}{% endfor %}{% endfor %}slow"))
-    assert quick.render(CHAT) == "user"
+    quick = of("{{ messages[0].role }}")
+    slow = of("{% for a in range(99999) %}{% for b in range(99) %}{% endfor %}{% endfor %}slow")
+    assert rendered(quick, CHAT) == "user"
     os.kill(chat_template._renderer().pid, signal.SIGKILL)
     with pytest.raises(ChatTemplateError, match="it ended its process"):
-        quick.render(CHAT)
+        rendered(quick, CHAT)
     timer = threading.Timer(0.1, signal.raise_signal, [signal.SIGINT])
     timer.start()
     with pytest.raises(KeyboardInterrupt):
-        slow.render(CHAT)
+        rendered(slow, CHAT)
     timer.join()
-    assert quick.render(CHAT) == "user"
+    assert rendered(quick, CHAT) == "user"
 
 
 def test_what_takes_a_donor_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All conversations together, and beside another thread, where no process is forked."""
-    assert ChatTemplate(of("ready")).render(CHAT) == "ready"
+    assert rendered(of("ready"), CHAT) == "ready"
     monkeypatch.setattr(chat_template, "_SECONDS", 0.3)
     monkeypatch.setattr(chat_template, "_EACH", 0.0005)
     of("{% for a in range(99999) %}{% endfor %}").save_pretrained(tmp_path)
