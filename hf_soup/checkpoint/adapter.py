@@ -188,8 +188,8 @@ def require_lora(settings: Mapping[str, Any], name: str) -> None:
         raise _refused(name, "revision", revision, f"It should be a text of at most {_LONGEST} characters.")
     names = list(patterns) if isinstance(patterns := settings.get("alpha_pattern"), Mapping) else []
     if len(names) > _MOST_PATTERNS or max(map(len, names), default=0) > _LONGEST:
-        shown = f"{len(names):,} names of at most {max(map(len, names)):,} characters"
-        raise _refused(name, "alpha_pattern", shown, f"{_MOST_PATTERNS:,} names of {_LONGEST} characters are read.")
+        much = f"{len(names):,} names of at most {max(map(len, names)):,} characters"
+        raise _refused(name, "alpha_pattern", much, f"At most {_MOST_PATTERNS:,} of {_LONGEST} are read.")
 
 
 def _refused(name: str, key: str, value: object, hint: str) -> ResolveError:

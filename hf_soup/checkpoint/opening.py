@@ -75,15 +75,12 @@ def open_checkpoint(
     """
     ingredient = _as_ingredient(ingredient)
     bases = _Bases(base, allow_pickle, token, whole)
-    return _opened(
-        ingredient, partial(bases.of, named=ingredient.base), allow_pickle=allow_pickle, token=token, on_hub=on_hub,
-        whole=whole,
-    )  # fmt: skip
+    return _opened(ingredient, bases.of, allow_pickle=allow_pickle, token=token, on_hub=on_hub, whole=whole)
 
 
 def _opened(
     ingredient: Ingredient,
-    open_base: _OpenBase,
+    base_of: Callable[..., AdapterBase],
     *,
     allow_pickle: bool,
     token: Token,
@@ -93,7 +90,7 @@ def _opened(
     folder = Path(os.path.expanduser(ingredient.model))  # noqa: PTH111 -- the other raises for an unknown user
     here = is_local_path(str(folder)) and not on_hub
     if here and folder.is_dir():
-        return _open_folder(folder, ingredient, allow_pickle, open_base)
+        return _open_folder(folder, ingredient, allow_pickle, partial(base_of, named=ingredient.base))
     place = hub.within_repo(ingredient.model.rstrip("/"))
     if here or ingredient.model.startswith((".", "/", "~")) or (ingredient.model.count("/") > 1 and place is None):
         raise _nowhere(ingredient)
@@ -107,7 +104,7 @@ def _opened(
         repo = hub.resolve(repo_id, ingredient.revision, token=token, whole=whole)
     except ResolveError as error:
         raise _nowhere(ingredient) if inside and error.code == "gone" else error from None
-    return _open_repo(repo, inside, allow_pickle, open_base)
+    return _open_repo(repo, inside, allow_pickle, partial(base_of, named=ingredient.base))
 
 
 def _nowhere(ingredient: Ingredient) -> ResolveError:
@@ -134,8 +131,7 @@ def open_all(
 
     def attempt(ingredient: Ingredient | str) -> Checkpoint | SoupError:
         try:
-            asked = _as_ingredient(ingredient)
-            return _opened(asked, partial(bases.of, named=asked.base), allow_pickle=allow_pickle, token=token)
+            return _opened(_as_ingredient(ingredient), bases.of, allow_pickle=allow_pickle, token=token)
         except SoupError as error:
             return error
 
@@ -412,7 +408,7 @@ class _Bases:
             return self._known[model, on_hub]
 
 
-def _refuse_adapter(settings: Mapping[str, Any], source: FileSource, name: str) -> AdapterBase:
+def _refuse_adapter(settings: Mapping[str, Any], source: FileSource, name: str, *, named: str | None) -> AdapterBase:
     """Of a base, which adds nothing to another one; so adapters of each other end at once."""
     raise ResolveError(f"{name} is an adapter itself.", code="adapter-base")
 

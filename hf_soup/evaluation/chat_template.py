@@ -70,8 +70,8 @@ def _answer(line: str) -> dict[str, str]:
                 process.kill()
                 process.communicate()
     if not answer:
-        late = process.returncode == -signal.SIGALRM
-        return {"error": f"it takes more than {_SECONDS:g} seconds" if late else "it ended its process"}
+        in_time = process.returncode != -signal.SIGALRM
+        return {"error": "it ended its process" if in_time else f"it takes more than {_SECONDS:g} seconds"}
     return json.loads(answer)  # type: ignore[no-any-return]
 
 

@@ -86,10 +86,9 @@ def keeping(path: Path, *, replaces: bool = True) -> Iterator[Path]:
 def is_intact(path: Path) -> bool:
     """Whether a large file in this package's cache is there as it was written; it counts as used now."""
     with suppress(OSError, ValueError):
-        if read_note(_beside(path)).decode() == sha256_of(path):
-            with suppress(PermissionError):  # another's home, which may be read
-                os.utime(_beside(path))
-            return True
+        with suppress(PermissionError):  # another's home, which may be read
+            os.utime(_beside(path))
+        return read_note(_beside(path)).decode() == sha256_of(path)
     return False
 
 
