@@ -28,6 +28,8 @@ _USER = re.compile(r"(://|https?:/|^//|(?<=[\s'\"])//)[^\s/?#]+@", re.IGNORECASE
 _BARE_USER = re.compile(r"(?<![\w.:/@-])(?!local:)(https?:)?[\w.%+-]+:[^\s/@'\"]+@(?=(?:[\w-]+\.)+\w+|localhost|\[)")
 #: The Hub's tokens; what stands after an ``@`` is one sooner, as few branches are called so.
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}|hf_(?:oauth|jwt)_[\w.-]{8,}|(?<=@)hf_\w[\w.-]*")
+#: A word that is none, longer than any path or tensor's name; and characters of a message.
+_LONG, _LONGEST = re.compile(r"\S{600,}"), 20_000
 
 
 def without_credentials(text: str) -> str:
@@ -46,6 +48,16 @@ def shortened(text: str, most: int = 500) -> str:
     'abc… (6 characters)'
     """
     return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
+
+
+def presentable(text: str) -> str:
+    """A message as it is shown: `without_credentials`, and without the middle of words that nobody would read; so a
+    stranger's name of a million letters is there with its beginning and its end, and the words around it.
+
+    >>> len(presentable(f"'acme/{'a' * 1_000_000}' does not exist."))
+    317
+    """
+    return shortened(_LONG.sub(lambda word: f"{word[0][:200]}…{word[0][-100:]}", without_credentials(text)), _LONGEST)
 
 
 class SoupError(Exception):
@@ -68,7 +80,7 @@ class SoupError(Exception):
     elsewhere = False
 
     def __init__(self, message: str, hint: str = "", *, code: str = "", subjects: Iterable[str] = ()) -> None:
-        self.message, self.hint = without_credentials(message), without_credentials(hint)
+        self.message, self.hint = presentable(message), presentable(hint)
         self.code, self.subjects = code or self.default_code(), tuple(subjects)
         super().__init__(self.message, self.hint)
 

@@ -93,6 +93,16 @@ def in_memory(path: Path, probes: int = 8) -> bool:
     return found > probes // 2
 
 
+def within(folder: Path, file: str) -> Path | None:
+    """Where a file of a folder lies when links are followed; None where they lead out of it.
+
+    Those of a snapshot in the Hub's cache may lead to the blobs of its repo.
+    """
+    root, real = folder.resolve(), (folder / file).resolve()
+    caches = [path.with_name("blobs") for path in (root, *root.parents) if path.name == "snapshots"]
+    return real if any(real.is_relative_to(place) for place in (root, *caches)) else None
+
+
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write JSON that is indented, and ends with a line."""
     # Half a letter, as a stranger's "\ud800" is read, has no bytes; the escape that is put in its place is JSON's.

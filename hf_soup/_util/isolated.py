@@ -72,6 +72,13 @@ def run_isolated(work: Callable[[], _T], seconds: float, size: int) -> _T:
     return answer
 
 
+def limit_memory(size: int) -> None:
+    """Let this process take so many bytes more and no others, where the system does so."""
+    if sys.platform == "linux":
+        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (held + size, held + size))
+
+
 def _work(work: Callable[[], object], writing: Connection, seconds: float, size: int) -> None:
     """The new process: it has one thread, tells nobody anything but the answer, and ends without a word."""
     try:
@@ -81,8 +88,7 @@ def _work(work: Callable[[], object], writing: Connection, seconds: float, size:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(1)  # those of the process that began this one are not here
-        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (held + size, held + size))
+        limit_memory(size)
         processor = int(seconds * (os.cpu_count() or 1)) + 1  # where nobody is left who waits for it
         resource.setrlimit(resource.RLIMIT_CPU, (processor, processor))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

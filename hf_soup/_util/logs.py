@@ -7,6 +7,7 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from hf_soup._util.text import printable
+from hf_soup.errors import presentable
 
 #: The level of messages about what would refuse or warn, and was allowed: above notes, below warnings.
 ALLOWED = 25
@@ -21,4 +22,4 @@ class PrintableLogger(logging.LoggerAdapter[logging.Logger]):
 
     def process(self, msg: object, kwargs: MutableMapping[str, Any]) -> tuple[str, MutableMapping[str, Any]]:
         """The message as it may be shown."""
-        return printable(str(msg)), kwargs
+        return printable(presentable(str(msg))), kwargs

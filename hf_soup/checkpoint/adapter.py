@@ -41,6 +41,8 @@ _KNOWN = {
 _INITIALISATIONS = (True, False, None, "gaussian", "orthogonal")
 #: Tensors of a head and tables, more than which no adapter brings: each is looked for among all of the base's.
 _MOST_OWN = 256
+#: Names for which an adapter has an alpha of their own, and characters of each, or of a revision.
+_MOST_PATTERNS, _LONGEST = 1000, 500
 _MERGE = "Merge it into its base first (peft's `merge_and_unload`)."
 _ITS_BASE = "Is that the base that it was trained on? Name it: `base_model: MODEL` in the recipe, or --base MODEL."
 #: What is in front of every name in an adapter's file.
@@ -114,17 +116,19 @@ class AdaptedFiles(FileSource):
         return source.content_id(name)
 
     def fetch_assets(self) -> Path:
-        """Those of the base, with which the adapter was trained; with a tokenizer of its own, copies of both."""
+        """Those of the base, with which the adapter was trained; with a tokenizer of its own, copies of both, which are
+        compared with them.
+        """
         if not self.beside:
             return self.base.fetch_assets()
         assets = sorted(file for file in self.files if ASSETS.fullmatch(file))
         known = json.dumps([[file, self.content_id(file)] for file in assets])
         folder = own_cache_folder() / "adapters" / hashlib.sha256(known.encode()).hexdigest()
         for file in assets:
-            target = folder / file
-            if not target.exists():
+            target, content = folder / file, self.fetch(file).read_bytes()
+            if not target.is_file() or target.read_bytes() != content:
                 with appearing(target) as partial:
-                    partial.write_bytes(self.fetch(file).read_bytes())
+                    partial.write_bytes(content)
         return folder
 
 
@@ -178,8 +182,12 @@ def require_lora(settings: Mapping[str, Any], name: str) -> None:
     for key in ("use_rslora", "use_dora"):
         if not isinstance(settings.get(key), bool | None):
             raise refused(name, key, settings[key], "It should be true or false.")
-    if not isinstance(settings.get("revision"), str | None):
-        raise refused(name, "revision", settings["revision"], "It should be a text.")
+    if not isinstance(revision := settings.get("revision"), str | None) or len(revision or "") > _LONGEST:
+        raise refused(name, "revision", revision, f"It should be a text of at most {_LONGEST} characters.")
+    names = list(patterns) if isinstance(patterns := settings.get("alpha_pattern"), Mapping) else []
+    if len(names) > _MOST_PATTERNS or max(map(len, names), default=0) > _LONGEST:
+        much = f"{len(names):,} names of at most {max(map(len, names)):,} characters"
+        raise refused(name, "alpha_pattern", much, f"At most {_MOST_PATTERNS:,} of {_LONGEST} are read.")
     require_ranks(settings, name)
 
 

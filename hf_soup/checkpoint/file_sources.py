@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from hf_soup import hub
+from hf_soup._util.io import within
 from hf_soup._util.parallel import in_parallel
 from hf_soup._util.progress import bar
 from hf_soup.checkpoint.headers import reader_of
@@ -124,7 +125,7 @@ class LocalFolder(FileSource):
 
     def read(self, file: str, start: int, stop: int) -> bytes:
         """From the disk."""
-        path = self.path / file
+        path = self._place(file)
         try:
             data = reader_of(path)(file, start, stop)
         except OSError as error:
@@ -139,7 +140,20 @@ class LocalFolder(FileSource):
 
     def fetch(self, file: str, advance: Callable[[int], object] = lambda _: None) -> Path:
         """It is here."""
+        self._place(file)
         return self.path / file
+
+    def _place(self, file: str) -> Path:
+        """Where a file lies. What goes into a soup as it is, as a tokenizer does, must be of this folder: a stranger's
+        link could name any secret of this machine. Weights, which are validated, may be links to anywhere.
+        """
+        place = within(self.path, file) if ASSETS.fullmatch(file) else self.path / file
+        if place is None:
+            raise ResolveError(
+                f"'{self.path}': {file} is a link to '{(self.path / file).resolve()}', which is not in the folder.",
+                hint="Only weights may lie elsewhere. Put a copy of the file in its place, if you trust it.",
+            )
+        return place
 
     def content_id(self, file: str) -> str:
         """By reading it, where its sha256 is not known yet."""

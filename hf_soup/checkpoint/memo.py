@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hf_soup._util.version import version
-from hf_soup.hub import keep_note, own_cache_folder
+from hf_soup.hub import keep_note, own_cache_folder, read_note
 
 _T = TypeVar("_T")
 
@@ -29,22 +29,14 @@ def remembered(question: str, about: object, answer: Callable[[], _T]) -> _T:
     """
     text = json.dumps([question, about, _asked()], sort_keys=True)
     note = own_cache_folder() / "transformers" / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
-    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        return _answer(json.loads(note.read_text())["answer"])  # type: ignore[no-any-return]
+    with suppress(OSError, ValueError):
+        kept: Any = json.loads(read_note(note))
+        if isinstance(kept, list):
+            kept = [tuple(each) if isinstance(each, list) else each for each in kept]
+        return kept  # type: ignore[no-any-return]
     said = answer()
-    keep_note(note, json.dumps({"answer": said}))
+    keep_note(note, json.dumps(said))
     return said
-
-
-def _answer(kept: Any) -> Any:
-    """What was kept, as it was given; raises ValueError for anything else."""
-    if isinstance(kept, bool):
-        return kept
-    if not isinstance(kept, list) or not all(
-        isinstance(text, str) for each in kept for text in (each if isinstance(each, list) else [each])
-    ):
-        raise ValueError("it was written by another program")
-    return [tuple(each) if isinstance(each, list) else each for each in kept]
 
 
 @cache

@@ -75,12 +75,12 @@ def open_checkpoint(
     """
     ingredient = _as_ingredient(ingredient)
     bases = _Bases(base, allow_pickle, token, whole)
-    return _opened(ingredient, bases, allow_pickle=allow_pickle, token=token, on_hub=on_hub, whole=whole)
+    return _opened(ingredient, bases.of, allow_pickle=allow_pickle, token=token, on_hub=on_hub, whole=whole)
 
 
 def _opened(
     ingredient: Ingredient,
-    bases: _Bases,
+    base_of: Callable[..., AdapterBase],
     *,
     allow_pickle: bool,
     token: Token,
@@ -90,7 +90,7 @@ def _opened(
     folder = Path(os.path.expanduser(ingredient.model))  # noqa: PTH111 -- the other raises for an unknown user
     here = is_local_path(str(folder)) and not on_hub
     if here and folder.is_dir():
-        return _open_folder(folder, ingredient, allow_pickle, bases)
+        return _open_folder(folder, ingredient, allow_pickle, partial(base_of, named=ingredient.base))
     place = hub.within_repo(ingredient.model.rstrip("/"))
     if here or ingredient.model.startswith((".", "/", "~")) or (ingredient.model.count("/") > 1 and place is None):
         raise _nowhere(ingredient)
@@ -104,7 +104,7 @@ def _opened(
         repo = hub.resolve(repo_id, ingredient.revision, token=token, whole=whole)
     except ResolveError as error:
         raise _nowhere(ingredient) if inside and error.code == "gone" else error from None
-    return _open_repo(repo, inside, allow_pickle, partial(bases.of, named=ingredient.base))
+    return _open_repo(repo, inside, allow_pickle, partial(base_of, named=ingredient.base))
 
 
 def _nowhere(ingredient: Ingredient) -> ResolveError:
@@ -131,7 +131,7 @@ def open_all(
 
     def attempt(ingredient: Ingredient | str) -> Checkpoint | SoupError:
         try:
-            return _opened(_as_ingredient(ingredient), bases, allow_pickle=allow_pickle, token=token)
+            return _opened(_as_ingredient(ingredient), bases.of, allow_pickle=allow_pickle, token=token)
         except SoupError as error:
             return error
 
@@ -191,7 +191,7 @@ def _open_repo(repo: hub.Repo, inside: str, allow_pickle: bool, open_base: _Open
     return _assemble(name, repo.id, source, repo.card, notes, allow_pickle, open_base)
 
 
-def _open_folder(folder: Path, ingredient: Ingredient, allow_pickle: bool, bases: _Bases) -> Checkpoint:
+def _open_folder(folder: Path, ingredient: Ingredient, allow_pickle: bool, open_base: _OpenBase) -> Checkpoint:
     folder = folder.resolve()
     if ingredient.revision is not None and not ingredient.revision.startswith("sha256:"):
         raise ResolveError(
@@ -199,8 +199,7 @@ def _open_folder(folder: Path, ingredient: Ingredient, allow_pickle: bool, bases
             hint="Leave the part after '@' out.",
         )
     source = LocalFolder.of(folder, [*folder.glob("*"), *folder.glob("*/*")])
-    name, open_base = f"'{ingredient.model}'", partial(bases.of, named=ingredient.base)
-    checkpoint = _assemble(name, f"local:{called(folder)}", source, {}, [], allow_pickle, open_base)
+    checkpoint = _assemble(f"'{ingredient.model}'", f"local:{called(folder)}", source, {}, [], allow_pickle, open_base)
     if ingredient.revision is not None and ingredient.revision != checkpoint.revision:
         raise ResolveError(
             f"The weights in '{ingredient.model}' are not the ones that the recipe names.\n"
@@ -404,15 +403,19 @@ class _Bases:
     def _open(self, model: str, on_hub: bool = False) -> AdapterBase:
         with _ASKING:
             if (model, on_hub) not in self._known:
-                base = open_checkpoint(
-                    model, allow_pickle=self._allow_pickle, token=self._token, on_hub=on_hub, whole=self._whole
-                )
-                if base.base:
-                    raise ResolveError(f"{model} is an adapter itself.", code="adapter-base")
+                base = _opened(
+                    _as_ingredient(model), _refuse_adapter, allow_pickle=self._allow_pickle, token=self._token,
+                    on_hub=on_hub, whole=self._whole,
+                )  # fmt: skip
                 if method := is_quantised(base.config):
                     raise ResolveError(f"{model} is quantised ({method}).", code="quantised")
                 self._known[model, on_hub] = adapter_base(base)
             return self._known[model, on_hub]
+
+
+def _refuse_adapter(settings: Mapping[str, Any], source: FileSource, name: str, *, named: str | None) -> AdapterBase:
+    """Of a base, which adds nothing to another one; so adapters of each other end at once."""
+    raise ResolveError(f"{name} is an adapter itself.", code="adapter-base")
 
 
 def adapter_base(base: Checkpoint) -> AdapterBase:

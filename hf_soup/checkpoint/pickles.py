@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_soup import hub
-from hf_soup._util.io import appearing
 from hf_soup._util.isolated import IsolationError, run_isolated
 from hf_soup._util.text import is_writable
 from hf_soup.checkpoint.file_sources import FileSource, LocalFolder, fetch_files
@@ -47,7 +46,7 @@ def convert_pickle(name: str, source: FileSource) -> LocalFolder:
     paths = fetch_files([(source, part) for part in parts])
     key = hashlib.sha256("".join(hub.sha256_of(path) for path in paths).encode()).hexdigest()
     target = hub.own_cache_folder() / "converted" / key / SINGLE
-    if target.exists():
+    if hub.is_intact(target):
         return LocalFolder.of(target.parent, [target])
     tensors: dict[str, Tensor] = {}
     for path in paths:
@@ -64,8 +63,9 @@ def convert_pickle(name: str, source: FileSource) -> LocalFolder:
         # Tied tensors share memory in a pickle, which safetensors does not store: each gets bytes of its own.
         tensors |= {key: value.detach().contiguous().clone() for key, value in loaded.items()}
     try:
+        target.unlink(missing_ok=True)  # a damaged one
         # Somebody else's, of the same content, whose state may have been noted by now, stays.
-        with appearing(target, replaces=False) as partial:
+        with hub.keeping(target, replaces=False) as partial:
             save_file(tensors, partial, metadata={"format": "pt"})
     except OSError as error:
         raise ResolveError(

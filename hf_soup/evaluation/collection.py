@@ -6,11 +6,10 @@ import errno
 import hashlib
 import json
 import math
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hf_soup._util.io import appearing
 from hf_soup._util.progress import bar
 from hf_soup._util.text import some
 from hf_soup._util.version import version
@@ -28,13 +26,11 @@ from hf_soup.evaluation.evaluation_data import Calibration
 from hf_soup.evaluation.loaded_parameters import LoadedParameters, find_loaded_parameters, held, on_disk
 from hf_soup.evaluation.model import ReusableModel, each_alone, workers_for
 from hf_soup.evaluation.statistics import Ints
-from hf_soup.hub import prune
+from hf_soup.hub import is_intact, keeping, prune
 from hf_soup.merging import (
     MAX_STATISTICS_BYTES,
-    UNREADABLE,
     Materializer,
     Plan,
-    StatisticsFile,
     StatisticsStore,
     needs_statistics,
     statistics_folder,
@@ -77,7 +73,7 @@ def with_statistics(plan: Plan, calibration: Calibration | None) -> Plan:
 
 def is_collected(plan: Plan) -> bool:
     """Whether all statistics that a plan names are in the cache."""
-    return all(_is_there(statistics_path(each)) for names in plan.statistics.values() for each in names.values())
+    return all(is_intact(statistics_path(each)) for names in plan.statistics.values() for each in names.values())
 
 
 def collect_statistics(
@@ -99,7 +95,7 @@ def collect_statistics(
         (name, kind)
         for name in plan.mixture.weights
         for kind, names in plan.statistics.items()
-        if not _is_there(statistics_path(names[name]))
+        if not is_intact(statistics_path(names[name]))
     ]
     if missing:
         alone = {name: _alone(plan, name) for name in plan.mixture.weights}
@@ -303,21 +299,10 @@ def sha256_of(values: object) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _is_there(path: Path) -> bool:
-    """Whether a file of statistics is there, and whole; it counts as used now."""
-    try:
-        StatisticsFile(path)
-    except UNREADABLE:
-        return False
-    with suppress(OSError):
-        os.utime(path)
-    return True
-
-
 def _keep(path: Path, tensors: _Found, turned: Sequence[str]) -> None:
     about = {"turned": json.dumps(turned)}
     try:
-        with appearing(path) as partial:
+        with keeping(path) as partial:
             save_file({name: each.contiguous() for name, each in tensors.items()}, partial, about)
     except OSError as error:
         raise ScoringError(

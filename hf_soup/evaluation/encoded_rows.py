@@ -1,7 +1,7 @@
 """Preprocessed rows, on disk from one run to the next and read where they lie: nothing makes them twice.
 
 An entry is one file: the numbers of all rows one after the other, the rows' digests (16 bytes each), where each row
-ends (int64, in numbers), what these are as JSON in 4,096 bytes, and the sha256 of all this.
+ends (int64, in numbers), and what these are as JSON in 4,096 bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from hf_soup import hub
-from hf_soup._util.io import appearing
 from hf_soup._util.parallel import in_order
 from hf_soup._util.progress import bar
 from hf_soup._util.version import __version__, version
@@ -32,9 +31,8 @@ from hf_soup.hub import ASSETS, prune
 
 #: What is kept in all; beyond it, what was not used for longest goes.
 MAX_BYTES = 20_000_000_000
-_TAIL, _PIECE = 4096, 1 << 24
+_TAIL = 4096
 _LIBRARIES = ("transformers", "tokenizers", "datasets", "pillow", "numpy")
-_NO_ENTRY = (OSError, ValueError, KeyError, TypeError)
 
 
 class Chunk(NamedTuple):
@@ -51,7 +49,7 @@ class EncodedRows:
     Another process maps the same file, or is given the bytes where it is gone.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError: There is no such entry, or it is damaged.
+        OSError, ValueError: There is no such entry, or it is damaged.
     """
 
     def __init__(self, entry: Path | bytes) -> None:
@@ -60,17 +58,11 @@ class EncodedRows:
         if isinstance(entry, bytes):
             self._mapping = entry
         else:
-            with suppress(PermissionError):  # another's home, which may be read
-                os.utime(entry)  # it is in use
+            if not hub.is_intact(entry):
+                raise ValueError("absent or damaged")
             with entry.open("rb") as stream:
                 self._mapping = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        whole = hashlib.sha256()
-        for at in range(0, end := len(self._mapping) - whole.digest_size, _PIECE):
-            whole.update(self._mapping[at : min(at + _PIECE, end)])
-            self._let_go()
-        if whole.digest() != self._mapping[end:]:
-            raise ValueError("damaged")
-        said = json.loads(self._mapping[end - _TAIL : end])
+        said = json.loads(self._mapping[-_TAIL:])
         count, total = said["rows"], said["numbers"]
         self.names: list[str] = said["names"]
         self._shape: list[int] = said["shape"]
@@ -133,7 +125,7 @@ def stored(
         ScoringError: From ``make``; rows differ in shape; or the disk is full.
     """
     folder = hub.own_cache_folder() / "data"
-    with suppress(*_NO_ENTRY):
+    with suppress(OSError, ValueError):
         return EncodedRows(folder / key)
     with ExitStack() as stack:
         try:
@@ -141,14 +133,14 @@ def stored(
             stack.enter_context(FileLock(folder.parent / "locks" / key))
         except OSError:  # a home that cannot be written
             folder = scratch
-        with suppress(*_NO_ENTRY):  # made by another process meanwhile
+        with suppress(OSError, ValueError):  # made by another process meanwhile
             return EncodedRows(folder / key)
         try:
             for left in folder.glob(f"{key}.*.partial"):  # by a killed process, as this one has the lock
                 left.unlink()
             shown = stack.enter_context(bar(f"Preprocessing {title}", chunks[-1].stop, unit="row", quiet=quiet))
             with (
-                appearing(folder / key) as partial,
+                hub.keeping(folder / key) as partial,
                 partial.open("wb") as stream,
                 ThreadPoolExecutor(threads) as pool,
             ):
@@ -168,12 +160,6 @@ def stored(
 
 def _write(stream: BinaryIO, title: str, chunks: Iterator[Chunk], progress: Callable[[int], object]) -> None:
     digests: list[bytes] = []
-    whole = hashlib.sha256()
-
-    def put(piece: bytes | memoryview) -> None:
-        stream.write(piece)
-        whole.update(piece)
-
     ends, shape, names, dtype = [0], None, None, ""
     for chunk in chunks:
         for row in chunk.rows:
@@ -183,13 +169,12 @@ def _write(stream: BinaryIO, title: str, chunks: Iterator[Chunk], progress: Call
                     f"The donor's image processor makes images of {shape} and of {found} of {title}.",
                     hint="Check `do_resize` and `size` in its preprocessor_config.json.",
                 )
-            put(np.ascontiguousarray(row).data)
+            stream.write(np.ascontiguousarray(row).data)
             ends.append(ends[-1] + row.size)
             dtype = row.dtype.str
         digests += chunk.digests
         names = chunk.names
         progress(len(chunk.rows))
-    put(b"".join(digests) + np.array(ends[1:], dtype=np.int64).tobytes())
+    stream.write(b"".join(digests) + np.array(ends[1:], dtype=np.int64).tobytes())
     said = {"rows": len(digests), "numbers": ends[-1], "dtype": dtype, "shape": shape, "names": names}
-    put(json.dumps(said).encode().ljust(_TAIL))
-    stream.write(whole.digest())
+    stream.write(json.dumps(said).encode().ljust(_TAIL))

@@ -16,7 +16,6 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,6 +28,7 @@ from hf_soup._util.version import version
 from hf_soup.checkpoint import panics_as_errors
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.batch_limit import BatchLimit
+from hf_soup.evaluation.chat_template import rendered
 from hf_soup.evaluation.clusters import in_clusters
 from hf_soup.evaluation.dataset import EvalDataset, Outputs
 from hf_soup.evaluation.encoded_rows import key_of
@@ -418,7 +418,13 @@ def _loaded(scoring: HarnessScoring, tokenizer: Any, barred: Collection[bytes]) 
                 samples=kept if len(kept) < len(docs) else None,
                 apply_chat_template=scoring.apply_chat_template,
                 fewshot_as_multiturn=scoring.apply_chat_template,
-                chat_template=partial(_rendered, tokenizer) if scoring.apply_chat_template else None,
+                # As the harness's own model class renders conversations.
+                chat_template=lambda messages, add_generation_prompt=True: rendered(
+                    tokenizer,
+                    messages,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=not add_generation_prompt,
+                ),
             )
         except Exception as error:  # whatever a task's own code raises
             raise ScoringError(f"The task '{scoring.name}' cannot make its prompts: {first_line(error)}") from error
@@ -591,19 +597,6 @@ def _digest(doc: object) -> bytes:
 def _named(value: object) -> str:
     """A function in a task's settings, by its name and not by where it lies in memory."""
     return str(getattr(value, "__qualname__", type(value).__qualname__))
-
-
-def _rendered(tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-    """As the harness's own model class renders conversations."""
-    if not tokenizer.chat_template:
-        raise ValueError("the donor's tokenizer has no chat template, which `apply_chat_template` asks for")
-    text: str = tokenizer.apply_chat_template(
-        messages,
-        tokenize=False,
-        add_generation_prompt=add_generation_prompt,
-        continue_final_message=not add_generation_prompt,
-    )
-    return text
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hf_soup._util.io import appearing
 from hf_soup._util.progress import bar
 from hf_soup._util.version import version
 from hf_soup.errors import ScoringError, SoupError
@@ -27,7 +25,7 @@ from hf_soup.evaluation.dataset import EvalDataset, Outputs
 from hf_soup.evaluation.evaluation_data import EvaluationData
 from hf_soup.evaluation.model import ReusableModel
 from hf_soup.evaluation.template import ModelTemplate
-from hf_soup.hub import own_cache_folder, prune
+from hf_soup.hub import keep_note, own_cache_folder, prune, read_note
 from hf_soup.merging import Layout, Materializer, Plan, ProcessGroup, RunContext
 from hf_soup.recipe import HarnessScoring, Mixture, Scoring
 
@@ -237,11 +235,8 @@ def answer_along(world: ProcessGroup, between: Callable[[], object]) -> None:
 
 def _noted(note: Path, bench: EvalDataset) -> Outputs | None:
     """What was remembered, if it can still be read; it counts as used now."""
-    with suppress(OSError):
-        whole = note.read_bytes()
-        if hashlib.sha256(memoryview(whole)[:-32]).digest() != whole[-32:]:
-            return None
-        found: Outputs = np.load(io.BytesIO(whole), allow_pickle=False)
+    with suppress(OSError, ValueError):
+        found: Outputs = np.load(io.BytesIO(read_note(note)), allow_pickle=False)
         if bench.fits(found):
             os.utime(note)
             return found
@@ -249,8 +244,5 @@ def _noted(note: Path, bench: EvalDataset) -> Outputs | None:
 
 
 def _keep(note: Path, outputs: Outputs) -> None:
-    # A home that cannot be written costs nothing but this.
-    with suppress(OSError), appearing(note) as partial, partial.open("w+b") as file:
-        np.save(file, outputs, allow_pickle=False)
-        file.seek(0)
-        file.write(hashlib.file_digest(file, "sha256").digest())
+    np.save(content := io.BytesIO(), outputs, allow_pickle=False)
+    keep_note(note, content.getbuffer())

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hf_soup.hub.cache import keep_note as keep_note, own_cache_folder as own_cache_folder, prune as prune
+    from hf_soup.hub.cache import keep_note as keep_note, own_cache_folder as own_cache_folder, read_note as read_note
     from hf_soup.hub.client import (
         Token as Token,
         cut_off as cut_off,
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
         FileHasher as FileHasher,
         Stamp as Stamp,
         changed_while_read as changed_while_read,
+        is_intact as is_intact,
+        keeping as keeping,
         known_sha256 as known_sha256,
+        prune as prune,
         remember_sha256 as remember_sha256,
         sha256_of as sha256_of,
         stamp_of as stamp_of,

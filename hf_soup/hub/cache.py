@@ -1,7 +1,12 @@
-"""The folder where this package keeps what it derived from downloads, and its size."""
+"""The folder where this package keeps what it derived from downloads: notes, which are read whole, and large files.
+
+One rule holds for all of it: what is kept carries a sha256 of its place and its content, which is compared whenever it
+is used. What is damaged, or stands in another's place, is as good as absent, and is made anew.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,20 +20,36 @@ def own_cache_folder() -> Path:
     return Path(constants.HF_HOME) / "hf-soup"
 
 
-def keep_note(note: Path, text: str) -> None:
-    """Write a small file in that folder, whole or not at all; what it saves is only work."""
-    with suppress(OSError), appearing(note) as partial:  # a home that cannot be written costs nothing but this
-        partial.write_text(text)
+def keep_note(note: Path, content: str | bytes | memoryview) -> None:
+    """Write a note in that folder, whole or not at all; what it saves is only work."""
+    with suppress(OSError):  # a home that cannot be written costs nothing but this
+        write_note(note, content)
 
 
-def prune(folder: Path, most: int) -> None:
-    """Delete files that were not used for longest, beyond so many bytes in all; the newest is kept, however large."""
-    with suppress(OSError):
-        states = [(path.stat(), path) for path in folder.iterdir() if path.is_file()]
-        found = sorted((state.st_mtime, state.st_size, path) for state, path in states)
-        held = sum(size for _, size, _ in found)
-        for _, size, path in found[:-1]:
-            if held <= most:
-                break
-            path.unlink(missing_ok=True)
-            held -= size
+def write_note(note: Path, content: str | bytes | memoryview) -> None:
+    """The same, where a disk that is full matters."""
+    data = content.encode() if isinstance(content, str) else content
+    with appearing(note) as partial, partial.open("wb") as file:
+        file.write(data)
+        file.write(_seal(note, data))
+
+
+def read_note(note: Path) -> bytes:
+    """What was written there.
+
+    Raises:
+        OSError: There is no such note.
+        ValueError: It is damaged, or another's.
+    """
+    whole = memoryview(note.read_bytes())
+    if _seal(note, whole[:-32]) != whole[-32:]:
+        raise ValueError("damaged")
+    return bytes(whole[:-32])
+
+
+def _seal(note: Path, content: bytes | memoryview) -> bytes:
+    """The sha256 that stands behind a note."""
+    place = "/".join(note.parts[-2:])  # of its folder and its name: homes may be moved
+    whole = hashlib.sha256(f"{place}\n".encode())
+    whole.update(content)
+    return whole.digest()

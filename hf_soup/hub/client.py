@@ -117,6 +117,10 @@ class OddAnswerError(ValueError):
     """The server answers what the Hub would not: the client fails where it reads that."""
 
 
+class ShortAnswerError(httpx.RemoteProtocolError):
+    """An answer ends before it should, which may pass; says how many bytes came of how many."""
+
+
 def retrying(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
     """Call the client, again after a pause where the failure may pass (rate limit, 5xx, a broken connection).
 
@@ -195,6 +199,13 @@ _WORDS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...] | int,
         "{what} is not in the cache, and offline mode is on.",
         "Unset HF_HUB_OFFLINE, or fetch it once while online.",
         "offline",
+    ),
+    (
+        ShortAnswerError,
+        "{what}: the answer of {hub} ends after {odd}, each time that it is asked.",
+        "Something between here and the Hub cuts answers short, or the file is shorter than the Hub says. "
+        "Run the same command again.",
+        "",
     ),
     (
         _UNREACHABLE,

@@ -24,7 +24,16 @@ from tqdm import tqdm
 
 from hf_soup._util.version import __version__
 from hf_soup.errors import ResolveError
-from hf_soup.hub.client import ATTEMPTS, EXPLAINED, TIMEOUT, explain, is_passing, pause_after, retrying
+from hf_soup.hub.client import (
+    ATTEMPTS,
+    EXPLAINED,
+    TIMEOUT,
+    ShortAnswerError,
+    explain,
+    is_passing,
+    pause_after,
+    retrying,
+)
 from hf_soup.hub.file_digests import known_sha256, sha256_of
 from hf_soup.hub.http import httpx
 from hf_soup.hub.repo import Repo
@@ -50,7 +59,7 @@ def read_range(repo: Repo, path: str, start: int, stop: int) -> bytes:
     nobody states anything.
 
     Raises:
-        ResolveError: They cannot be read, the answer is shorter than asked for, or a whole file is wrong twice.
+        ResolveError: They cannot be read, every answer is shorter than asked for, or a whole file is wrong twice.
     """
     if start == stop:
         return b""
@@ -89,12 +98,6 @@ def _asked_for(repo: Repo, path: str, start: int, stop: int) -> bytes:
     global _received
     with _HERE:
         _received += len(data)
-    if len(data) != stop - start:
-        raise ResolveError(
-            f"{what}: asked for bytes {start} to {stop}, got {len(data)} bytes.",
-            hint="The file is shorter than the repo says; its owner may have to upload it again.",
-            subjects=_about(repo),
-        )
     return data
 
 
@@ -104,7 +107,7 @@ def _request_range(repo: Repo, path: str, start: int, stop: int) -> bytes:
 
 
 def _pieces(repo: Repo, path: str, start: int, stop: int, *, remembering: bool = False) -> Generator[bytes]:
-    """Bytes ``start`` to ``stop`` of a file as they arrive; fewer where the answer ends before."""
+    """Bytes ``start`` to ``stop`` of a file as they arrive; raises ShortAnswerError where there are fewer."""
     url = hf_hub_url(repo.id, path, revision=repo.revision)
     wanted = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
     headers = build_hf_headers(token=repo.token, library_name="hf-soup", library_version=__version__) | wanted
@@ -129,6 +132,7 @@ def _pieces(repo: Repo, path: str, start: int, stop: int, *, remembering: bool =
                 yield piece
             if position >= stop:
                 return
+    raise ShortAnswerError(f"{max(0, position - start):,} of {stop - start:,} bytes")
 
 
 def fetch_one(repo: Repo, path: str, advance: Callable[[int], object] = lambda _: None) -> Path:
@@ -207,11 +211,6 @@ def download_beside(
                             digest.update(piece)
                             have += len(piece)
                             arrived(have)
-                    attempt = 0 if have > before else attempt + 1
-                    if attempt == ATTEMPTS:
-                        raise ResolveError(
-                            f"{what}: it ends after {have:,} of {file.size:,} bytes.", subjects=_about(repo)
-                        )
                 except (HfHubHTTPError, httpx.TransportError) as error:
                     attempt = 0 if have > before else attempt + 1
                     if attempt == ATTEMPTS or not is_passing(error):

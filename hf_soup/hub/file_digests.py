@@ -1,4 +1,4 @@
-"""The digest of a soup, and the sha256 of files, computed once for each state of a file and remembered.
+"""The sha256 of files, computed once for each state of a file and remembered, and large files that are kept by it.
 
 A state is what the file system says of a file: device, inode, size, times of change. As in git's index, a file that
 was touched so lately that a later change might not show is hashed again the next time. What neither can see is a
@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from hf_soup._util.io import appearing
 from hf_soup.errors import MergeError
-from hf_soup.hub.cache import keep_note, own_cache_folder
+from hf_soup.hub.cache import keep_note, own_cache_folder, read_note, write_note
 
 #: Device, inode, size in bytes, time of change of the content and of the inode, in nanoseconds.
 Stamp = tuple[int, int, int, int, int]
@@ -39,8 +41,8 @@ def known_sha256(path: Path) -> str | None:
         stamp = stamp_of(path)
         found = _known.get((str(path), stamp))
         if found is None:
-            *noted, digest = _note(path).read_text().split()
-            if noted == [str(number) for number in stamp] and re.fullmatch("[0-9a-f]{64}", digest):
+            *noted, digest = read_note(_note(path)).decode().split()
+            if noted == [str(number) for number in stamp]:
                 found = _known[str(path), stamp] = digest
     except (OSError, ValueError):
         return None
@@ -66,11 +68,49 @@ def remember_sha256(path: Path, stamp: Stamp, digest: str, *, since: int) -> Non
     _known[str(path), stamp] = digest
     if quiet < _COARSE:
         return
-    keep_note(_note(path), " ".join(str(number) for number in stamp) + f" {digest}\n")
+    keep_note(_note(path), " ".join(str(number) for number in stamp) + f" {digest}")
 
 
 def _note(path: Path) -> Path:
     return own_cache_folder() / "sha256" / hashlib.sha256(os.fsencode(path.absolute())).hexdigest()
+
+
+@contextmanager
+def keeping(path: Path, *, replaces: bool = True) -> Iterator[Path]:
+    """Where to write a large file of this package's cache; as `appearing`, and with a note of its sha256 beside it."""
+    with appearing(path, replaces=replaces) as partial:
+        yield partial
+        write_note(_beside(path), sha256_of(partial))  # first, so that none is without
+
+
+def is_intact(path: Path) -> bool:
+    """Whether a large file in this package's cache is there as it was written; it counts as used now."""
+    with suppress(OSError, ValueError):
+        with suppress(PermissionError):  # another's home, which may be read
+            os.utime(_beside(path))
+        return read_note(_beside(path)).decode() == sha256_of(path)
+    return False
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def prune(folder: Path, most: int) -> None:
+    """Delete what was not used for longest, beyond so many bytes in all; the newest is kept, however large."""
+    with suppress(OSError):
+        found = sorted(
+            ((note if (note := _beside(path)).exists() else path).stat().st_mtime, path.stat().st_size, path)
+            for path in folder.iterdir()
+            if path.is_file() and path.suffix != ".sha256"
+        )
+        held = sum(size for _, size, _ in found)
+        for _, size, path in found[:-1]:
+            if held <= most:
+                break
+            path.unlink(missing_ok=True)
+            _beside(path).unlink(missing_ok=True)
+            held -= size
 
 
 def changed_while_read(label: str, file: str) -> MergeError:

@@ -22,7 +22,7 @@ from huggingface_hub.utils._headers import build_hf_headers
 
 from hf_soup._util.version import __version__
 from hf_soup.errors import ResolveError
-from hf_soup.hub.cache import keep_note, own_cache_folder
+from hf_soup.hub.cache import keep_note, own_cache_folder, read_note
 from hf_soup.hub.client import EXPLAINED, TIMEOUT, OddAnswerError, Token, api, endpoint, explain, retrying, status_of
 from hf_soup.hub.http import httpx
 
@@ -204,9 +204,9 @@ def _resolve_in_cache(repo_id: str, revision: str | None, token: Token) -> Repo 
 def _listed(cached: Repo) -> Repo | None:
     """A repo in the cache with every file that the Hub listed, whether the cache has it or not."""
     try:
-        listed = json.loads(_note("files", cached.id, cached.revision).read_text())
+        listed = json.loads(read_note(_note("files", cached.id, cached.revision)))
         return replace(cached, files={path: RepoFile(*each) for path, each in listed.items()})
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError):
         return None
 
 
@@ -362,10 +362,10 @@ def remember_commit(kind: str, asked: str, revision: str | None, *, found: str, 
 def _remembered(kind: str, asked: str, revision: str | None) -> tuple[str, str] | None:
     """The id and commit that `remember` noted."""
     try:
-        found, commit = _note(kind, asked, revision).read_text().split()
+        found, commit = read_note(_note(kind, asked, revision)).decode().split()
     except (OSError, ValueError):
         return None
-    return (found, commit) if _COMMIT.fullmatch(commit) and is_repo_id(found) else None
+    return found, commit
 
 
 def _note(kind: str, asked: str, revision: str | None) -> Path:

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from hf_soup._util.text import middle_out
+from hf_soup._util.text import middle_out, strings
 from hf_soup.checkpoint import Checkpoint
-from hf_soup.errors import IncompatibleError, ResolveError
+from hf_soup.errors import IncompatibleError, ResolveError, shortened
 from hf_soup.hub import Token
 from hf_soup.lineage import similarity
 from hf_soup.lineage.alignment import AlignedModels, AlignmentOptions, align
@@ -232,9 +232,7 @@ def _wrapped(text: str) -> str:
 
 def _license(checkpoint: Checkpoint) -> str | None:
     """A card's field that may hold one value, several or none."""
-    stated = checkpoint.card.get("license")
-    licenses = stated if isinstance(stated, list) else [] if stated is None else [stated]
-    return ", ".join(map(str, licenses)) or None
+    return shortened(", ".join(strings(checkpoint.card.get("license"))), 80) or None
 
 
 _VERDICTS = {

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     )
     from hf_soup.merging.statistics_store import (
         MAX_STATISTICS_BYTES as MAX_STATISTICS_BYTES,
-        UNREADABLE as UNREADABLE,
-        StatisticsFile as StatisticsFile,
         StatisticsStore as StatisticsStore,
         needs_statistics as needs_statistics,
         statistics_folder as statistics_folder,

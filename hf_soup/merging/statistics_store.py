@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from hf_soup._util.text import printable
 from hf_soup.errors import MergeError
-from hf_soup.hub import own_cache_folder
+from hf_soup.hub import is_intact, own_cache_folder
 from hf_soup.merging.plan import Plan
 from hf_soup.methods import METHODS
 from hf_soup.recipe import MethodCall
 
 #: What is kept in all; beyond it, what was not used for longest goes.
 MAX_STATISTICS_BYTES = 20_000_000_000
-#: What a file is that is none.
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 
 
 class StatisticsFile:
-    """What is in a file of statistics. Raises `UNREADABLE` where it is none."""
+    """What is in a file of statistics.
+
+    Raises:
+        MergeError: It is gone, or damaged.
+    """
 
     def __init__(self, path: Path) -> None:
+        if not is_intact(path):
+            raise MergeError(f"A file of statistics in the cache is gone or damaged: '{path}'.", hint="Run this again.")
         self.path = path
         with safe_open(path, "pt") as file:
             self.shapes: dict[str, list[int]] = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
@@ -47,15 +49,14 @@ class StatisticsStore:
 
     def __init__(self, plan: Plan) -> None:
         numbers = plan.layout.numbers
-        with _unreadable_named():
-            self._files = {
-                kind: {
-                    numbers[name]: StatisticsFile(statistics_path(identity))
-                    for name, identity in identities.items()
-                    if name in plan.mixture.weights
-                }
-                for kind, identities in plan.statistics.items()
+        self._files = {
+            kind: {
+                numbers[name]: StatisticsFile(statistics_path(identity))
+                for name, identity in identities.items()
+                if name in plan.mixture.weights
             }
+            for kind, identities in plan.statistics.items()
+        }
 
     def read(self, call: MethodCall, source: int, tensor: str, begin: int, count: int) -> Tensor | None:
         """What a source showed of a tensor, for its method: of some elements, flat, or of the whole; None if nothing.
@@ -70,7 +71,7 @@ class StatisticsStore:
         if tensor not in file.shapes:
             return None
         # Opened each time: as long as a file is open, all that was read of it counts as this process's memory.
-        with _unreadable_named(), safe_open(file.path, "pt") as opened:
+        with safe_open(file.path, "pt") as opened:
             if METHODS[call.method].statistics == "fisher":
                 values: Tensor = opened.get_slice(tensor)[begin : begin + count]
             else:
@@ -117,14 +118,3 @@ def statistics_folder() -> Path:
 def statistics_path(name: str) -> Path:
     """Where statistics lie, by their identity."""
     return statistics_folder() / f"{name}.safetensors"
-
-
-@contextmanager
-def _unreadable_named() -> Iterator[None]:
-    try:
-        yield
-    except UNREADABLE as error:
-        raise MergeError(
-            f"A file of statistics in the cache cannot be read: {printable(str(error))}.",
-            hint=f"Delete the folder '{statistics_folder()}', and run this again.",
-        ) from None

@@ -292,8 +292,10 @@ def refuse_existing(output: Path) -> None:
     """Stop before an output that exists; nothing is ever overwritten.
 
     Raises:
-        MergeError: It exists.
+        MergeError: It exists, or cannot.
     """
+    if "\0" in str(output):
+        raise MergeError(f"The output {str(output)!r} has a zero byte in it.", hint="Choose another folder with -o.")
     if os.path.lexists(output):
         whole = output.absolute()
         kind = "is a mount point" if whole.is_mount() and not whole.is_symlink() else "exists already"

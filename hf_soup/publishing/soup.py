@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hf_soup._util.io import within
 from hf_soup._util.logs import PrintableLogger
 from hf_soup._util.text import some
 from hf_soup.checkpoint import ADAPTER_SETTINGS, model_class, open_checkpoint, read_config
@@ -161,6 +162,12 @@ class Soup:
             for name, path in paths.items()
             if path.is_file() and not any(part.startswith(".") for part in name.parts)
         }
+        linked = [name for name in files if not name.endswith(".safetensors") and not within(self.folder, name)]
+        if linked:
+            raise PublishError(
+                f"'{self.folder}': {some(linked)} would be read from outside of the folder.",
+                hint="Put copies in the place of links, if they may be published.",
+            )
         if "README.md" not in files:
             raise PublishError(f"'{self.folder}' has no README.md.", hint="Cook the soup again, or write a card.")
         models, title, changes = self._models(), *self._told()

@@ -700,10 +700,12 @@ class Recipe(_Value):
         path = Path(path)
         try:
             size = path.stat().st_size
+            if not path.is_file() and not path.is_dir():  # a pipe may never end, nor ever begin
+                raise RecipeError(f"Cannot read the recipe '{path}': it is a pipe or a device.", hint="Name a file.")
             if size > MAX_BYTES:
                 raise RecipeError(f"'{path.name}' has {size:,} bytes; a recipe has at most {MAX_BYTES:,}.")
             text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise RecipeError(f"Cannot read the recipe '{path}': {reason}.") from None
         return cls.parse(text, path.name)
@@ -715,11 +717,16 @@ class Recipe(_Value):
             values = parse_yaml(text)
         except (yaml.YAMLError, RecursionError) as error:
             raise RecipeError(f"Cannot read {name}: it is not valid YAML.\n{shortened(str(error))}") from None
-        if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        if not isinstance(values, dict):
             raise RecipeError(
                 f"Cannot read {name}: a recipe is a mapping with the key 'ingredients'; "
                 f"this is {'empty' if values is None else type(values).__name__}.",
                 hint="Start from `hf-soup check MODEL... -o recipe.yaml`, which writes one.",
+            )
+        if odd := [key for key in values if not isinstance(key, str)]:
+            raise RecipeError(
+                f"Cannot read {name}: its key {shortened(repr(odd[0]), 80)} is no text.",
+                hint="Keys of a recipe are words, such as `ingredients`.",
             )
         return cls(name, **values)
 

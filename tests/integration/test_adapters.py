@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -622,3 +623,44 @@ def test_what_strangers_put_beside_factors(adapters: Path, tmp_path: Path) -> No
         file.truncate(600_000_000)  # of which the disk holds nothing
     with pytest.raises(ResolveError, match=r"tokenizer.json has 600,000,000 bytes, more than any such file needs"):
         open_checkpoint(str(folder))
+
+
+def test_adapters_of_themselves_or_of_each_other(
+    adapters: Path, cli: Cli, publish: Callable[..., str], online: LocalHub, tmp_path: Path
+) -> None:
+    """One error that says so, at once."""
+    for name, base in (("itself", "itself"), ("one", "two"), ("two", "one")):
+        folder = shutil.copytree(adapters / "first", tmp_path / name)
+        settings = json.loads((folder / "adapter_config.json").read_text())
+        settings |= {"base_model_name_or_path": f"acme/{base}", "revision": None}
+        (folder / "adapter_config.json").write_text(json.dumps(settings))
+        publish(name, folder)
+    asked = len(online.requests)
+    done = cli("check", "acme/itself", "acme/one", "acme/two")
+    assert done.code == 1
+    assert "acme/itself@" in done.err
+    for name, base in (("itself", "itself"), ("one", "two"), ("two", "one")):
+        said = rf"acme/{name}@\w+ is an adapter, and its base cannot be used: acme/{base}@\w+ is an adapter itself\."
+        assert re.search(said, done.err), done.err
+    assert len(done.err.splitlines()) == 1 + 3 + 1
+    assert len(online.requests) - asked < 50
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"revision": "v" * 10**6}, r"`revision: 'v{90,100}.*It should be a text of at most 500 characters"),
+        ({"base_model_name_or_path": "acme/" + "v" * 10**6}, r"String should have at most 1024 characters"),
+        ({"alpha_pattern": {f"m{each}": 1 for each in range(200_000)}}, "200,000 names of at most 7 characters"),
+        ({"alpha_pattern": {"m" * 10**6: 1}}, "1 names of at most 1,000,000 characters"),
+        ({"peft_type": "X" * 10**6}, r"`peft_type: 'X{90,100}"),
+    ],
+    ids=["revision", "base", "many alphas", "a long alpha", "kind"],
+)
+def test_long_values_of_strangers(adapters: Path, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    folder = shutil.copytree(adapters / "first", tmp_path / "adapter")
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**settings, **changes}))
+    with pytest.raises(ResolveError, match=f"(?s){said}") as raised:
+        open_checkpoint(str(folder))
+    assert len(str(raised.value)) < 1000

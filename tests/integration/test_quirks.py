@@ -400,7 +400,7 @@ def test_pickles_are_read_when_that_is_allowed_and_converted_once(online: LocalH
     lineage = check(FEATHERS, allow_pickle=True)
     assert (lineage.verdict, codes(lineage), ancestor(lineage)) == ("proven", set(), (BERT, "card"))
     assert lineage.models.checkpoints[0].notes == ("its weights were converted from pytorch_model.bin",)
-    converted = sorted((tmp_path / "home" / "hf-soup" / "converted").rglob("*.*"))
+    converted = sorted((tmp_path / "home" / "hf-soup" / "converted").rglob("*.safetensors"))
     assert len(converted) == 2
     times = [path.stat().st_mtime_ns for path in converted]
     asked = len(online.requests)

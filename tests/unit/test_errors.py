@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hf_soup import errors
+from hf_soup._util.logs import PrintableLogger
 from hf_soup.errors import PublishError, RecipeError, ResolveError, SoupError
 from hf_soup.hub.client import _WORDS
 
@@ -101,3 +102,24 @@ def test_no_error_shows_a_password_or_a_token(text: str, shown: str) -> None:
     error = SoupError(text, hint=text)
     assert (error.message, error.hint) == (shown or text, shown or text)
     assert TOKEN not in repr(error)
+
+
+@pytest.mark.parametrize(
+    ("text", "begin", "end", "most"),
+    [
+        (f"'acme/a@{'v' * 10**6}': there is no such branch.", "'acme/a@vvv", "vvv': there is no such branch.", 400),
+        ("x " * 10**5, "x x x", "… (200,000 characters)", 20_100),
+        ("a\n" * 10**5, "a\na\na", "… (200,000 characters)", 20_100),
+        (f"a {'b' * 170}/{TOKEN}/{'b' * 1000}", "a bbb", "bbb", 400),
+    ],
+    ids=["a word", "words", "lines", "a token"],
+)
+def test_a_strangers_text_is_cut(text: str, begin: str, end: str, most: int, log: pytest.LogCaptureFixture) -> None:
+    """In errors and in what is logged; what stands around it is there."""
+    error = SoupError(text, hint=text)
+    PrintableLogger("hf_soup.x").warning(text)
+    for shown in (error.message, error.hint, log.messages[-1]):
+        assert shown.startswith(begin)
+        assert shown.endswith(end)
+        assert len(shown) < most
+        assert "aaaaaaaa" not in shown

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_soup._util.text import first_line
 from hf_soup.errors import ScoringError
+from hf_soup.evaluation.chat_template import ChatTemplateError, rendered
 from hf_soup.evaluation.encoded_rows import EncodedRows
 from hf_soup.evaluation.inputs import TextInputs
 from hf_soup.evaluation.language import BEGINS, LANGUAGE_METRICS, PREDICTED, LanguageDataset
@@ -19,10 +19,6 @@ from hf_soup.evaluation.statistics import Ints
 from hf_soup.evaluation.tasks.language import LanguageTask
 from hf_soup.evaluation.tasks.task import PreparedRows
 from hf_soup.recipe import Scoring
-
-
-class _TemplateError(ValueError):
-    """The donor's chat template makes no text of a conversation."""
 
 
 class CausalLM(LanguageTask):
@@ -60,7 +56,7 @@ class CausalLM(LanguageTask):
                         f"Cannot read row {len(sizes)} of {name} ({column}): {error}",
                         hint="Put a chat_template.jinja that fits beside the donor's weights, or name a column of "
                         "texts as `input_columns`."
-                        if isinstance(error, _TemplateError)
+                        if isinstance(error, ChatTemplateError)
                         else "Remove the row, or name other `input_columns`.",
                     ) from error
         return np.array(sizes, dtype=np.int64)
@@ -87,23 +83,14 @@ class CausalLM(LanguageTask):
             return
         messages = json.loads(content[1])
         if not self._assistant_only:
-            yield "", self._rendered(messages)
+            yield "", rendered(self._reads, messages)
             return
         for number, message in enumerate(messages):
             if message["role"] == "assistant":
-                whole = self._rendered(messages[: number + 1])
+                whole = rendered(self._reads, messages[: number + 1])
                 # Some templates begin an answer otherwise than they ask for it.
-                begin = _alike(whole, self._rendered(messages[:number], add_generation_prompt=True))
+                begin = _alike(whole, rendered(self._reads, messages[:number], add_generation_prompt=True))
                 yield whole[:begin], whole[begin:]
-
-    def _rendered(self, messages: list[Any], **options: Any) -> str:
-        if not self._reads.chat_template:
-            raise _TemplateError("the donor's tokenizer has no chat template, which makes texts of conversations")
-        try:
-            text: str = self._reads.apply_chat_template(messages, tokenize=False, **options)
-        except Exception as error:  # whatever a stranger's template raises
-            raise _TemplateError(f"the donor's chat template fails: {first_line(error)}") from error
-        return text
 
     def preprocess(self, title: str, contents: Sequence[tuple[str, ...]]) -> tuple[list[str], list[NDArray[Any]]]:
         """Each text as ``(1, 1 + tokens)`` int32, with the token before it; or as `LanguageDataset` has answers."""

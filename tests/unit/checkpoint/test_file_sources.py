@@ -79,7 +79,7 @@ def test_a_converted_pickle_is_a_folder_of_weights_beside_the_model(
     opened = open_checkpoint(str(folder), allow_pickle=True)
     assert opened.source.reference == str(folder)
     assert "model.safetensors" not in opened.source.files
-    (path,) = (tmp_path / "cache" / "converted").glob("*/*")
+    (path,) = (tmp_path / "cache" / "converted").glob("*/*.safetensors")
     assert fetch_weights([opened]) == [{"model.safetensors": path}]
     shutil.copytree(folder, tmp_path / "b", ignore=lambda *_: ["pytorch_model.bin"])
     shutil.copy(path, tmp_path / "b" / "model.safetensors")

@@ -140,4 +140,4 @@ def test_what_another_process_converted_meanwhile_stays(tmp_path: Path, monkeypa
     monkeypatch.setattr(safetensors.torch, "save_file", both)
     found = convert_pickle("acme/a", LocalFolder.of(tmp_path, tmp_path.iterdir()))
     assert [stamp[1] for stamp in found.stamps.values()] == states
-    assert [path.name for path in found.path.iterdir()] == ["model.safetensors"]
+    assert {path.name for path in found.path.iterdir()} == {"model.safetensors", "model.safetensors.sha256"}

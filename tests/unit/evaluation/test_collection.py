@@ -340,10 +340,10 @@ def test_a_file_that_is_gone_is_said(kitchen: Kitchen) -> None:
     plan = kitchen.collect("fisher")
     ((_, names),) = plan.statistics.items()
     statistics_path(names["a"]).unlink()
-    with pytest.raises(MergeError, match="file of statistics in the cache"):
+    with pytest.raises(MergeError, match="file of statistics in the cache is gone or damaged"):
         StatisticsStore(plan)
     (statistics_folder() / f"{names['a']}.safetensors").write_bytes(b"x" * 100)
-    with pytest.raises(MergeError, match="file of statistics in the cache"):
+    with pytest.raises(MergeError, match="file of statistics in the cache is gone or damaged"):
         StatisticsStore(plan)
 
 

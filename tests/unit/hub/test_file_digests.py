@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from hf_soup.hub import FileHasher, file_digests as digests, known_sha256, remember_sha256, sha256_of, stamp_of
+from hf_soup.hub import (
+    FileHasher,
+    file_digests as digests,
+    keep_note,
+    known_sha256,
+    remember_sha256,
+    sha256_of,
+    stamp_of,
+)
 
 DATA = bytes(range(256)) * 20_000
 RIGHT = hashlib.sha256(DATA).hexdigest()
@@ -87,18 +95,26 @@ def test_it_is_kept_for_other_processes_where_the_clock_allows(file: Path, home:
     stamp = stamp_of(file)
     remember_sha256(file, stamp, RIGHT, since=max(stamp[3:]) + 3_000_000_000)
     (note,) = home.rglob("sha256/*")
-    assert "weights" not in note.name + note.read_text()
+    assert b"weights" not in note.name.encode() + note.read_bytes()
     digests._known.clear()
     assert sha256_of(file) == RIGHT
     assert len(reads) == 1
 
 
-@pytest.mark.parametrize("text", ["", "x", "1 2 3 4 5 aa", "\0", "é" * 9, "cut"])
-def test_a_note_that_cannot_be_read_is_none(file: Path, home: Path, text: str) -> None:
+@pytest.mark.parametrize("damage", ["empty", "text", "cut", "flipped", "swapped"])
+def test_a_damaged_note_is_none(file: Path, home: Path, damage: str) -> None:
+    """Also where a digit of the sha256 is another one, or all that is in it is of another file."""
     stamp = stamp_of(file)
     remember_sha256(file, stamp, RIGHT, since=max(stamp[3:]) + 3_000_000_000)
     (note,) = home.rglob("sha256/*")
-    note.write_text(note.read_text()[:-30] if text == "cut" else text)
+    content = note.read_bytes()
+    at = content.index(RIGHT.encode())
+    keep_note(note.with_name("other"), " ".join(map(str, stamp)) + f" {'0' * 64}")
+    note.write_bytes({
+        "empty": b"", "text": b"1 2 3 4 5 aa", "cut": content[:-30],
+        "flipped": content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :],
+        "swapped": note.with_name("other").read_bytes(),
+    }[damage])  # fmt: skip
     digests._known.clear()
     assert sha256_of(file) == RIGHT
 

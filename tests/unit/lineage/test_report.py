@@ -480,9 +480,11 @@ def test_kinship_is_read_off_rows() -> None:
 
 
 def test_a_report_for_people_and_for_scripts(write: Write) -> None:
-    lineage = check([write("a", 1), write("odd", of=1)])
+    card = f"---\nlicense: {'x' * 10**6}\n---\n"
+    lineage = check([write("a", 1), write("odd", of=1, files={"README.md": card})])
     text, report = str(lineage), lineage.to_dict()
     assert text.startswith("refused: ")
+    assert len(text) < 2000
     # Of two, nobody knows who is the stranger.
     assert "Why not:\n- [unrelated] The weights have nothing in common: local:a; local:odd (cosine" in text
     assert json.loads(json.dumps(report)) == report

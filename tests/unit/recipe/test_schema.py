@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import string
 from contextlib import suppress
 from pathlib import Path
@@ -96,7 +97,7 @@ def test_a_folder_with_an_at_sign_is_a_folder(tmp_path: Path) -> None:
         ("", "this is empty"),
         ("- acme/a", "this is list"),
         ("just words", "this is str"),
-        ("1: 2", "this is dict"),
+        ("1: 2", "its key 1 is no text"),
         ("{", "not valid YAML"),
         ("a: !!python/object/apply:os.system [ls]", "not valid YAML"),
         ("base_model: &x acme/a\ningredients: [*x]", "a recipe has no aliases"),
@@ -168,6 +169,25 @@ def test_a_file_that_is_no_recipe(tmp_path: Path) -> None:
         Recipe.load(tmp_path / "missing.yaml")
     with pytest.raises(RecipeError, match="Is a directory"):
         Recipe.load(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["1", "null", "true", "1.5", "2001-01-01", "1" * 300])
+def test_a_key_that_is_no_text(key: str) -> None:
+    with pytest.raises(RecipeError, match=r"its key .{1,110} is no text\.\nKeys of a recipe are words") as raised:
+        Recipe.parse(f"{key}: x\ningredients: [acme/a, acme/b]")
+    assert "dict" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["pipe.yaml", "device.yaml", "zero\0.yaml"])
+def test_a_path_of_no_file(tmp_path: Path, name: str) -> None:
+    """Nobody waits for what is never written, nor reads what never ends."""
+    path = tmp_path / name
+    if name == "pipe.yaml":
+        os.mkfifo(path)
+    elif name == "device.yaml":
+        path.symlink_to("/dev/zero")
+    with pytest.raises(RecipeError, match=r"Cannot read the recipe '.*': (it is a pipe or a device|embedded null)"):
+        Recipe.load(path)
 
 
 def test_the_short_forms_are_written_from_python() -> None:

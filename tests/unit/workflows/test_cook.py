@@ -236,6 +236,8 @@ def test_what_is_wrong_is_one_of_the_errors(models: list[str], tmp_path: Path) -
     (tmp_path / "there").mkdir()
     with pytest.raises(MergeError, match="exists already"):
         hf_soup.cook(models, tmp_path / "there")
+    with pytest.raises(MergeError, match=r"The output '.*so\\x00up' has a zero byte in it\.\nChoose another"):
+        hf_soup.cook(models, tmp_path / "so\0up")
     with pytest.raises(ResolveError, match="is not a soup"):
         Soup.open(tmp_path / "there")
     with pytest.raises(RecipeError, match="names no data"):
