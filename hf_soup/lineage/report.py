@@ -231,8 +231,10 @@ def _wrapped(text: str) -> str:
 
 
 def _license(checkpoint: Checkpoint) -> str | None:
-    """A card's field that may hold one value, several or none."""
-    return shortened(", ".join(strings(checkpoint.card.get("license"))), 80) or None
+    """A card's field that may hold one value, several or none; YAML makes dates and numbers of some texts."""
+    stated = checkpoint.card.get("license")
+    licenses = [str(license) for license in (stated if isinstance(stated, list) else [stated]) if license is not None]
+    return shortened(", ".join(strings(licenses)), 80) or None
 
 
 _VERDICTS = {
