@@ -9,7 +9,7 @@ if TYPE_CHECKING:
         ADAPTER_WEIGHTS as ADAPTER_WEIGHTS,
         PEFT_PREFIX as PEFT_PREFIX,
         AdapterBase as AdapterBase,
-        tokenizer_beside as tokenizer_beside,
+        files_beside as files_beside,
     )
     from hf_soup.checkpoint.checkpoint import (
         Checkpoint as Checkpoint,
@@ -85,6 +85,10 @@ if TYPE_CHECKING:
         RowSample as RowSample,
         choose_rows as choose_rows,
         read_samples as read_samples,
+    )
+    from hf_soup.checkpoint.sentence_modules import (
+        described_modules as described_modules,
+        stated_modules as stated_modules,
     )
     from hf_soup.checkpoint.tensor_sources import TensorSource as TensorSource
     from hf_soup.checkpoint.tensors import (

@@ -22,7 +22,7 @@ from hf_soup.checkpoint.file_sources import FileSource
 from hf_soup.checkpoint.headers import FLOATS, ITEM_BYTES, Factor, LowRankUpdate, TensorInfo
 from hf_soup.checkpoint.peft_rules import PeftRules, refused, require_ranks
 from hf_soup.errors import ResolveError
-from hf_soup.hub import ASSETS, CHAT, TOKENIZER, Stamp, own_cache_folder
+from hf_soup.hub import ASSETS, CHAT, MODULES, TOKENIZER, Stamp, own_cache_folder
 
 #: The files of an adapter, and the folder in which they stand among those of its base, where no repo has a file.
 ADAPTER_SETTINGS = "adapter_config.json"
@@ -63,7 +63,7 @@ class AdaptedFiles(FileSource):
 
     Args:
         base, adapter: Where they are.
-        beside: Files of a tokenizer that stand beside the adapter, and count in the place of the base's.
+        beside: A tokenizer and sentence-transformers' modules beside the adapter, in the place of the base's.
     """
 
     base: FileSource = field(repr=False)
@@ -74,9 +74,9 @@ class AdaptedFiles(FileSource):
     def of(cls, base: FileSource, adapter: FileSource) -> AdaptedFiles:
         """Both, pinned by what pins the adapter and by what pins the base."""
         stamps: dict[str, Stamp] = {**base.stamps, **{ADAPTER_FOLDER + file: at for file, at in adapter.stamps.items()}}
-        beside = {file for file in adapter.files if TOKENIZER.fullmatch(file) or CHAT.fullmatch(file)}
-        kinds = [kind for kind in (TOKENIZER, CHAT) if any(map(kind.fullmatch, beside))]
-        kinds = [TOKENIZER, CHAT] if TOKENIZER in kinds else kinds  # its template goes with it
+        kinds = [kind for kind in (TOKENIZER, CHAT, MODULES) if any(map(kind.fullmatch, adapter.files))]
+        beside = {file for file in adapter.files if any(kind.fullmatch(file) for kind in kinds)}
+        kinds += [CHAT] if TOKENIZER in kinds else []  # its template goes with it
         files = {file: size for file, size in base.files.items() if not any(kind.fullmatch(file) for kind in kinds)}
         files |= {file: adapter.files[file] for file in sorted(beside)}
         return cls(
@@ -132,8 +132,8 @@ class AdaptedFiles(FileSource):
         return folder
 
 
-def tokenizer_beside(checkpoint: Checkpoint) -> frozenset[str]:
-    """The files of a tokenizer that stand beside an adapter; none of other models."""
+def files_beside(checkpoint: Checkpoint) -> frozenset[str]:
+    """The files of a tokenizer and of modules that stand beside an adapter; none of other models."""
     return checkpoint.source.beside if isinstance(checkpoint.source, AdaptedFiles) else frozenset()
 
 

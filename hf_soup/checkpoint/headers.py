@@ -309,14 +309,20 @@ def _read_whole(read: Read, file: str, files: Mapping[str, int], name: str, most
     return read(file, 0, files[file])
 
 
-def read_json(read: Read, file: str, files: Mapping[str, int], name: str) -> dict[str, Any]:
-    """A small JSON file that must be a mapping."""
+def read_json_value(read: Read, file: str, files: Mapping[str, int], name: str) -> Any:
+    """What a small JSON file holds."""
     text = _read_whole(read, file, files, name, MAX_TEXT)
     try:
         value = json.loads(text.decode()) if text else None  # as the libraries read it: in UTF-8, without a mark
         json.dumps(value, ensure_ascii=False).encode()  # halves of characters could not be written again
     except (ValueError, RecursionError) as error:
         raise ResolveError(f"{name}: {file} is not valid JSON ({error}).") from None
+    return value
+
+
+def read_json(read: Read, file: str, files: Mapping[str, int], name: str) -> dict[str, Any]:
+    """A small JSON file that must be a mapping."""
+    value = read_json_value(read, file, files, name)
     if not isinstance(value, dict):
         raise ResolveError(f"{name}: {file} is not a mapping but {type(value).__name__}.")
     return value

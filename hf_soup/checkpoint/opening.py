@@ -35,6 +35,7 @@ from hf_soup.checkpoint.headers import TensorInfo, front_matter, joined, read_he
 from hf_soup.checkpoint.memo import remembered
 from hf_soup.checkpoint.parameters import correspondence, layers_of_parameters, stacked_parameters
 from hf_soup.checkpoint.pickles import PICKLE, PICKLE_INDEX, convert_pickle
+from hf_soup.checkpoint.sentence_modules import stated_modules
 from hf_soup.checkpoint.tensor_sources import TensorSource
 from hf_soup.errors import ResolveError, SoupError
 from hf_soup.hub import ASSETS, INDEX, MAX_TEXT, SINGLE, Token
@@ -229,10 +230,11 @@ def _assemble(
     if large is not None:
         # These are fetched before any disk is looked at, so a stranger's file must not be able to fill one.
         raise ResolveError(f"{name}: {large} has {files[large]:,} bytes, more than any such file needs.")
+    _require_transformer_first(source, name)
     if ADAPTER_SETTINGS in files and not {SINGLE, INDEX, PICKLE, PICKLE_INDEX} & set(files):
         return _adapted(name, model, source, card, notes, open_base)
     if not {SINGLE, INDEX, PICKLE, PICKLE_INDEX} & set(files) and (foreign := _other_format(source)):
-        raise ResolveError(f"{name} is {foreign[0]}, not a model with safetensors.", hint=foreign[1])
+        raise ResolveError(f"{name} is {foreign[0]}, not a model of transformers.", hint=foreign[1])
     if "config.json" not in files:
         hint = f"It holds {some(files) or 'nothing'}."
         if steps := [found[1] for path in files if (found := re.fullmatch(r"(checkpoint-\d+)/config\.json", path))]:
@@ -445,12 +447,32 @@ def adapter_base(base: Checkpoint) -> AdapterBase:
     return AdapterBase(base, known["parameter"], known["tied"], known["layer"], frozenset(known["module"]), parts)
 
 
+def _require_transformer_first(source: FileSource, name: str) -> None:
+    """Refuse a sentence-transformers model that does not begin with a transformer at the top."""
+    first = next(iter(stated_modules(source, name)), None)
+    kind, place = first["type"].rpartition(".")[2] if first else "", first["path"] if first else ""
+    if place or (kind and "config.json" not in source.files and ADAPTER_SETTINGS not in source.files):
+        where = f"in the folder '{place}'" if place else "which is no transformer"
+        raise ResolveError(
+            f"{name} is a sentence-transformers model that begins with {kind}, {where}. Only those that begin with a "
+            "Transformer at the top can be averaged.",
+            hint="Save it again, which puts it there: SentenceTransformer(FOLDER).save(NEW)."
+            if kind == "Transformer"
+            else "",
+        )
+
+
+#: Files that say which other library a folder is of.
+_LAYOUTS = {"model_index.json": "a pipeline of diffusers", "open_clip_config.json": "a model of open_clip"}
 _BESIDE = "\nThen put config.json and the tokenizer's files beside what comes out."
 
 
 def _other_format(source: FileSource) -> tuple[str, str] | None:
     """What a folder is that another tool wrote, and what makes a model of it; None where it is not one of these."""
     files, where = source.files, Path("ADAPTER_FOLDER" if source.commit else source.reference)
+    for file, kind in _LAYOUTS.items():
+        if file in files:
+            return f"{kind} ({file})", ""
     if quantised := [file for file in files if file.endswith(".gguf")]:
         load = f"AutoModelForCausalLM.from_pretrained({str(where)!r}, gguf_file={quantised[0]!r})"
         return (

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         CHECKPOINT as CHECKPOINT,
         INDEX as INDEX,
         MAX_TEXT as MAX_TEXT,
+        MODULES as MODULES,
         PROCESSOR as PROCESSOR,
         SINGLE as SINGLE,
         TOKENIZER as TOKENIZER,

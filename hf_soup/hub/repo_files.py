@@ -17,10 +17,13 @@ PROCESSOR = re.compile(
     r"(preprocessor|processor|image_processor|video_preprocessor|feature_extractor|audio_tokenizer)_config\.json"
 )
 CHAT = re.compile(r"chat_template\.(json|jinja)|additional_chat_templates/[\w.-]+\.jinja")
+#: What makes embeddings of what a transformer gives, by sentence-transformers' names.
+MODULES = re.compile(
+    r"modules\.json|config_sentence_transformers\.json|sentence_\w+_config\.json|\d+_[A-Z]\w*/\w*config\.json"
+)
 #: What a model needs beside its weights, by name. Everything else in a repo stays out of the soup.
 ASSETS = re.compile(
-    rf"{TOKENIZER.pattern}|{PROCESSOR.pattern}|{CHAT.pattern}|(config|generation_config|modules)\.json"
-    r"|config_sentence_transformers\.json|sentence_\w+_config\.json|\d+_[A-Z]\w*/\w*config\.json"
+    rf"{TOKENIZER.pattern}|{PROCESSOR.pattern}|{CHAT.pattern}|{MODULES.pattern}|(config|generation_config)\.json"
 )
 
 

@@ -25,6 +25,9 @@ from hf_soup.selection import SELECTIONS, Selection
 #: What the Trainer writes into a checkpoint after everything else.
 _STATE = "trainer_state.json"
 _DIGITS = re.compile(r"([0-9]+)")
+#: Files of which a model's folder has one, and the weights in one.
+_OF_A_MODEL = ("config.json", "adapter_config.json", "modules.json", "model_index.json", "open_clip_config.json")
+_WEIGHTS = re.compile(r".*\.safetensors|(pytorch_|adapter_)?model.*\.bin")
 
 
 @dataclass(frozen=True)
@@ -235,21 +238,32 @@ def _without_sweeps(recipe: Recipe) -> tuple[Recipe, list[Finding]]:
 
 
 def _members(each: Ingredient) -> list[Path]:
-    """The runs and models in a folder that is none itself, by name, with the numbers in them as numbers."""
+    """The runs and models in a folder that is none itself, by name, with the numbers in them as numbers.
+
+    Raises:
+        ResolveError: Weights lie in a folder that is neither, which must not be left out in silence.
+    """
     if not _is_folder(each) or _is_model(_folder(each)) or _checkpoints(each):
         return []
-    found = [path for path in _folder(each).iterdir() if path.is_dir() and (_has_weights(path) or _steps(path))]
+    folders = [path for path in _folder(each).iterdir() if path.is_dir() and not path.name.startswith(".")]
+    found = [path for path in folders if (_is_model(path) and _holds_weights(path, "*")) or _steps(path)]
+    others = [path.name for path in folders if path not in found and _holds_weights(path, "*", "*/*", "*/*/*")]
+    if found and others:
+        raise ResolveError(
+            f"'{each}' holds runs ({some([path.name for path in found])}) and folders with weights that are no runs: "
+            f"{some(sorted(others))}.",
+            hint="Name the runs, or move the others away.",
+        )
     return sorted(found, key=lambda path: [(not part.isdigit(), part.zfill(18)) for part in _DIGITS.split(path.name)])
 
 
 def _is_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()
+    """Whether a folder is one model, of whichever library."""
+    return any((folder / file).is_file() for file in _OF_A_MODEL)
 
 
-def _has_weights(folder: Path) -> bool:
-    return _is_model(folder) and any(
-        re.match(r"(pytorch_|adapter_)?model.*\.(safetensors|bin)", p.name) for p in folder.iterdir()
-    )
+def _holds_weights(folder: Path, *patterns: str) -> bool:
+    return any(_WEIGHTS.fullmatch(path.name) for pattern in patterns for path in folder.glob(pattern))
 
 
 def _folder(each: Ingredient) -> Path:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
         about_files as about_files,
         soup_config as soup_config,
         write_assets as write_assets,
-        write_tokenizer as write_tokenizer,
+        write_files_beside as write_files_beside,
     )
     from hf_soup.lineage.base import with_base as with_base
     from hf_soup.lineage.compatibility import processing_files as processing_files

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_soup._util.io import write_json
 from hf_soup._util.text import some
-from hf_soup.checkpoint import Checkpoint, body_config, num_labels, output_dtype_config, tokenizer_beside
-from hf_soup.errors import RecipeError
-from hf_soup.hub import ASSETS, CHAT, PROCESSOR, TOKENIZER
+from hf_soup.checkpoint import Checkpoint, body_config, files_beside, num_labels, output_dtype_config, read_json
+from hf_soup.errors import RecipeError, shortened
+from hf_soup.hub import ASSETS, CHAT, MODULES, PROCESSOR, TOKENIZER
 from hf_soup.lineage.alignment import AlignedModels
+from hf_soup.recipe import Finding
 
 #: Keys of JSON files that no loading depends on.
 _INCIDENTAL = {
@@ -24,6 +25,11 @@ _PLACED = re.compile(r"\w+_(path|file)")
 _PLACE = re.compile(r"[/~]|[A-Za-z]:[\\/]")
 #: Files that hold such keys; in a vocabulary they are words.
 _CONFIG = re.compile(r"config\.json$")
+#: Files of settings that are compared, and the places of a chat template, what is taken first at the front.
+_SETTINGS = re.compile(r"generation_config\.json|config_sentence_transformers\.json|sentence_\w+_config\.json")
+_TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+#: Settings as they are where no file says them.
+_USUAL = {"similarity_fn_name": "cosine", "model_type": "SentenceTransformer"}
 #: Keys that name code, which is not taken over and would be looked for, and where a config came from.
 _LEFT_OUT = {"auto_map", "custom_pipelines", "_name_or_path"}
 
@@ -47,9 +53,15 @@ def soup_config(models: AlignedModels, dtype: str) -> dict[str, Any]:
 
 
 def write_assets(folder: Path, config: Mapping[str, Any], models: AlignedModels) -> None:
-    """Write the config, and copy what loading needs beside it.
+    """Write the config, and copy what loading needs beside it."""
+    _copy(folder, _taken(models))
+    write_json(folder / "config.json", config)
 
-    The donor gives its files. Where it has no tokenizer or no processor, the first ingredient that has one gives that,
+
+def _taken(models: AlignedModels) -> dict[str, Checkpoint]:
+    """Who gives which file.
+
+    The donor gives its own. Where it has no tokenizer or no processor, the first ingredient that has one gives that,
     else the first of those that are not in the soup.
     """
     donor = models.donor.checkpoint
@@ -59,13 +71,15 @@ def write_assets(folder: Path, config: Mapping[str, Any], models: AlignedModels)
         having = next((each for each in sources if any(map(needed.fullmatch, each.source.files))), donor)
         if having is not donor:
             taken |= {file: having for file in having.source.files if needed.fullmatch(file) or along.fullmatch(file)}
-    _copy(folder, taken)
-    write_json(folder / "config.json", config)
+    return taken
 
 
-def write_tokenizer(folder: Path, adapter: Checkpoint) -> None:
-    """Copy the tokenizer that stands beside an adapter, if one does."""
-    _copy(folder, dict.fromkeys(sorted(tokenizer_beside(adapter)), adapter))
+def write_files_beside(folder: Path, donor: Checkpoint) -> None:
+    """Copy a tokenizer of the adapter's own, and sentence-transformers' modules, which do not load without one."""
+    wanted, files = set(files_beside(donor)), donor.source.files
+    if any(map(MODULES.fullmatch, files)):
+        wanted |= {file for file in files for kind in (MODULES, TOKENIZER, CHAT) if kind.fullmatch(file)}
+    _copy(folder, dict.fromkeys(sorted(wanted), donor))
 
 
 def _copy(folder: Path, taken: Mapping[str, Checkpoint]) -> None:
@@ -111,6 +125,59 @@ def _same(ours: bytes, theirs: bytes) -> bool:
     if isinstance(one, dict) and isinstance(other, dict):
         one, other = ({key: each[key] for key in each.keys() - _INCIDENTAL} for each in (one, other))
     return bool(one == other)
+
+
+def settings(models: AlignedModels) -> Iterator[Finding]:
+    """Generation configs, prompts, similarity functions and chat templates that differ, and whose the soup will have.
+
+    Models with other ones can be averaged. The soup has one model's.
+    """
+    taken = _taken(models)
+    files = {file for model in models.ingredients for file in model.checkpoint.source.files}
+    for kind in (*([file] for file in sorted(filter(_SETTINGS.fullmatch, files))), _TEMPLATES):
+        donor = next((taken[file] for file in kind if file in taken), models.donor.checkpoint)
+        whose = next((model.name for model in models.ingredients if model.checkpoint is donor), donor.model)
+        for model in models.ingredients:
+            if _content_ids(model.checkpoint, kind) == _content_ids(donor, kind):
+                continue
+            ours, theirs = _stated(donor, kind), _stated(model.checkpoint, kind)
+            compared = ours.keys() & theirs if kind[0].startswith("sentence_") else ours.keys() | theirs
+            if differing := [key for key in sorted(compared) if ours.get(key) != theirs.get(key)]:
+                shown = [f"{key} {_shown(ours, key)} against {_shown(theirs, key)}" for key in differing]
+                file = "chat templates" if kind is _TEMPLATES else kind[0]
+                message = f"{whose} and {model.name} differ in {file}: {some(shown)}. The soup will have {whose}'s."
+                yield Finding("settings", message, (whose, model.name))
+
+
+def _content_ids(checkpoint: Checkpoint, files: Sequence[str]) -> list[str]:
+    return [checkpoint.source.content_id(file) for file in files if file in checkpoint.source.files]
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    return shortened(json.dumps(values[key]), 80) if key in values else "nothing"
+
+
+def _stated(checkpoint: Checkpoint, kind: Sequence[str]) -> dict[str, Any]:
+    """The settings in a file that are other than the library's own; of chat templates the one that it takes."""
+    source = checkpoint.source
+    here = [file for file in kind if file in source.files]
+    if kind is _TEMPLATES:
+        for file in here:
+            if file.endswith(".jinja"):
+                return {"chat_template": source.fetch(file).read_text("utf-8", "replace")}
+            if text := read_json(source.read, file, source.files, checkpoint.model).get("chat_template"):
+                return {"chat_template": text}
+        return {}
+    values = read_json(source.read, here[0], source.files, checkpoint.model) if here else {}
+    if kind[0].startswith("sentence_"):
+        return {key: values[key] for key in ("max_seq_length", "do_lower_case") if key in values}
+    kept = {}
+    for key, value in values.items():
+        used = {name: each for name, each in value.items() if each} if isinstance(value, dict) else value
+        unsaid = used in ("", {}) or used is None or used is False or used == _USUAL.get(key)
+        if not unsaid and key not in {*_INCIDENTAL, "_from_model_config"}:
+            kept[key] = used
+    return kept
 
 
 def about_files(models: AlignedModels) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -12,9 +11,11 @@ from hf_soup._util.text import some
 from hf_soup.checkpoint import (
     Checkpoint,
     ConfigDifference,
+    FileSource,
     ProcessorDifference,
     Tokens,
     contradictions,
+    described_modules,
     is_quantised,
     label_names,
     label_order,
@@ -25,11 +26,13 @@ from hf_soup.checkpoint import (
     remembered,
     same_architecture,
     same_processing,
+    stated_modules,
 )
 from hf_soup.hub import ASSETS
 from hf_soup.lineage.aligned_model import AlignedModel
 from hf_soup.recipe import Finding
 
+_MODULES = re.compile(r"modules\.json|\d+_[A-Z]\w*/config\.json")
 _MODULE_WEIGHTS = re.compile(r"(\w+_)?\d+_[A-Z]\w*/(model|pytorch_model)[\w.-]*\.(safetensors|bin)")
 #: Keys of configs that have to do with the number of tokens.
 _VOCABULARY, _TOKEN = re.compile(r"(\w+\.)*vocab_size"), re.compile(r"(\w+\.)*\w+_token_id")
@@ -89,7 +92,9 @@ def modules(models: Sequence[AlignedModel]) -> Iterator[Finding]:
                 "Only sentence-transformers modules without weights (pooling, normalisation) are taken over."
             )
             yield Finding("module-weights", message, (name,), refuses=True)
-        if own := _own_modules(checkpoint):
+        code = {path.removesuffix(".py") for path in checkpoint.source.files if path.endswith(".py")}
+        classes = [module["type"] for module in stated_modules(checkpoint.source, name)] if code else []
+        if own := [each for each in classes if each.split(".")[0] in code]:
             yield Finding(
                 "module-code",
                 f"{name} has modules that are code of its own ({some(own)}), which is not taken over; the soup could "
@@ -97,19 +102,23 @@ def modules(models: Sequence[AlignedModel]) -> Iterator[Finding]:
                 (name,),
                 refuses=True,
             )
+    first, ids = models[0], [_module_ids(model.checkpoint.source) for model in models]
+    for model, contents in zip(models, ids, strict=True):
+        if contents == ids[0]:
+            continue
+        ours, theirs = (described_modules(each.checkpoint, each.name) for each in (first, model))
+        if ours != theirs:
+            yield Finding(
+                "modules",
+                f"{first.name} and {model.name} make embeddings in different ways: {', '.join(ours)} against "
+                f"{', '.join(theirs)}. Leave one of them out.",
+                (first.name, model.name),
+                refuses=True,
+            )
 
 
-def _own_modules(checkpoint: Checkpoint) -> list[str]:
-    """The classes in ``modules.json`` that are in a file of the repo."""
-    code = {path.removesuffix(".py") for path in checkpoint.source.files if path.endswith(".py")}
-    if not code or "modules.json" not in checkpoint.source.files:
-        return []
-    try:
-        stated = json.loads(checkpoint.source.fetch("modules.json").read_bytes())
-        classes = [str(module["type"]) for module in stated]
-    except (ValueError, RecursionError, LookupError, TypeError):
-        return []
-    return [each for each in classes if each.split(".")[0] in code]
+def _module_ids(source: FileSource) -> dict[str, str]:
+    return {file: source.content_id(file) for file in source.files if _MODULES.fullmatch(file)}
 
 
 def architectures(models: Sequence[AlignedModel], donor: AlignedModel, *, body_only: bool = False) -> Iterator[Finding]:

@@ -16,6 +16,7 @@ from hf_soup.errors import IncompatibleError, ResolveError, shortened
 from hf_soup.hub import Token
 from hf_soup.lineage import similarity
 from hf_soup.lineage.alignment import AlignedModels, AlignmentOptions, align
+from hf_soup.lineage.assets import settings
 from hf_soup.lineage.compatibility import adapter_bases, architectures, complete, labels, modules, processing, quantised
 from hf_soup.lineage.declared_bases import (
     BaseReference,
@@ -327,4 +328,4 @@ def correspond(models: AlignedModels, known: Sequence[Finding] = ()) -> tuple[Al
     found, tokens = processing(stored)
     reasons += found
     models, found = align(stored, options, tokens)
-    return models, [*reasons, *found, *complete(stored, models.donor, everyone=bodies)]
+    return models, [*reasons, *found, *settings(models), *complete(stored, models.donor, everyone=bodies)]

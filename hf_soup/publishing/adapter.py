@@ -15,7 +15,7 @@ from hf_soup.checkpoint import (
     read_header,
     reader_of,
 )
-from hf_soup.lineage import write_tokenizer
+from hf_soup.lineage import write_files_beside
 from hf_soup.merging import AdapterPlan
 
 
@@ -68,7 +68,7 @@ def write_adapter_files(folder: Path, adapter: AdapterPlan) -> None:
         "inference_mode": True,
     }
     write_json(folder / ADAPTER_SETTINGS, settings)
-    write_tokenizer(folder, adapter.models.donor.checkpoint)
+    write_files_beside(folder, adapter.models.donor.checkpoint)
 
 
 def _saved_whole(whole: Collection[str], adapter: AdapterPlan) -> Iterator[str]:

@@ -46,7 +46,7 @@ JUDGEMENTS = frozenset({
     *("base-undeclared", "base-unknown", "base-unreadable", "base-wrong", "bases-differ", "batch-norm", "card-wrong"),
     *("drifted", "dtypes-mixed", "evaluated-on-train", "heads-unrelated", "identical", "labels"),
     *("labels-unknown", "not-from-base", "positions", "processing", "processing-absent", "processing-not-compared"),
-    *("selected-on-test", "tensors-drifted", "tensors-unrelated", "unrelated"),
+    *("selected-on-test", "settings", "tensors-drifted", "tensors-unrelated", "unrelated"),
 })  # fmt: skip
 #: What findings were called before, and their codes of today.
 RENAMED_CODES = {

@@ -19,11 +19,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    BertModel,
     ByT5Tokenizer,
     DistilBertForMaskedLM,
     DistilBertForSequenceClassification,
@@ -755,3 +757,37 @@ def test_the_recipe_of_adapters_on_the_hub(
     assert loads[0] > 0.1
     assert loads[1] < 1e-6
     assert json.loads(Path("news-lora/adapter_config.json").read_text())["task_type"] == "CAUSAL_LM"
+
+
+def test_adapters_of_a_sentence_transformer_keep_its_modules(tmp_path: Path) -> None:
+    """What makes embeddings stands beside the factors, as the library saves it."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules
+
+    BertModel(BertConfig(vocab_size=384, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(
+        tmp_path / "plain"
+    )
+    ByT5Tokenizer().save_pretrained(tmp_path / "plain")
+    parts = [modules.Transformer(str(tmp_path / "plain")), modules.Pooling(16, pooling_mode="cls"), modules.Normalize()]
+    SentenceTransformer(modules=parts, device="cpu").save(str(tmp_path / "base"))
+    runs = [
+        adapted(tmp_path / "base", tmp_path / f"run{seed}", seed, kind=AutoModel, target_modules=["query"])
+        for seed in (1, 2)
+    ]
+    plain = cook(Recipe(ingredients=[str(each) for each in runs], output="adapter"), tmp_path / "plain-soup")
+    for run in runs:
+        for file in ("modules.json", "config_sentence_transformers.json", "1_Pooling"):
+            place = tmp_path / "base" / file
+            (shutil.copytree if place.is_dir() else shutil.copy)(place, run / file)
+        listed = json.loads((run / "modules.json").read_text())[:2]
+        (run / "modules.json").write_text(json.dumps(listed))
+    soup = cook(Recipe(ingredients=[str(each) for each in runs], output="adapter"), tmp_path / "soup")
+    # With modules of their own the runs make embeddings without Normalize, which their base does.
+    for folder, kinds in ((plain.folder, [*"TPN"]), (soup.folder, [*"TP"])):
+        settings = json.loads((folder / "adapter_config.json").read_text())
+        settings["base_model_name_or_path"] = str(tmp_path / "base")
+        (folder / "adapter_config.json").write_text(json.dumps(settings))
+        model = SentenceTransformer(str(folder), device="cpu")
+        assert [type(module).__name__[0] for module in model] == kinds
+        assert model[1].pooling_mode == "cls"
+        assert model[0].auto_model.encoder.layer[0].attention.self.query.lora_A["default"].weight.any()

@@ -48,7 +48,7 @@ from transformers import (
     Wav2Vec2ForSequenceClassification,
 )
 
-from hf_soup import IncompatibleError, Soup, cook
+from hf_soup import IncompatibleError, ResolveError, Soup, check, cook
 from hf_soup.checkpoint import PIPELINES, pipeline_tasks
 from hf_soup.hub import ASSETS, PROCESSOR, TOKENIZER
 from hf_soup.local_hub import LocalHub
@@ -383,6 +383,125 @@ def test_modules_with_weights_of_their_own_are_refused(tmp_path: Path) -> None:
     assert (paths[1] / "2_Dense" / "model.safetensors").exists()
     with pytest.raises(IncompatibleError, match=r"2_Dense/model\.safetensors, outside the transformer"):
         soup_of(paths, tmp_path / "soup")
+
+
+def edited(path: Path, file: str, change: Callable[[Any], Any]) -> None:
+    values = json.loads((path / file).read_text()) if (path / file).exists() else {}
+    (path / file).write_text(json.dumps(change(values)))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "told"),
+    [
+        pytest.param(
+            "1_Pooling/config.json",
+            lambda values: {**values, "pooling_mode": "mean"},
+            r"Pooling \(pooling_mode cls\), Normalize against Transformer, Pooling \(pooling_mode mean\), Normalize",
+            id="pooling",
+        ),
+        pytest.param(
+            "modules.json",
+            lambda modules: modules[:2],
+            r"cls\), Normalize against Transformer, Pooling \(pooling_mode cls\)\.",
+            id="normalisation",
+        ),
+    ],
+)
+def test_embeddings_made_in_different_ways_are_refused(
+    file: str, change: Callable[[Any], Any], told: str, tmp_path: Path
+) -> None:
+    paths = sentences(tmp_path)
+    edited(paths[2], file, change)
+    with pytest.raises(IncompatibleError, match=told):
+        soup_of(paths, tmp_path / "soup")
+
+
+def test_pooling_in_the_words_of_older_versions_is_the_same(tmp_path: Path) -> None:
+    paths = sentences(tmp_path)
+    modes = dict.fromkeys(("mean_tokens", "max_tokens", "mean_sqrt_len_tokens"), False) | {"cls_token": True}
+    older = {f"pooling_mode_{mode}": used for mode, used in modes.items()} | {"word_embedding_dimension": 16}
+    edited(paths[2], "1_Pooling/config.json", lambda _: older)
+    names = {"Transformer": "", "Pooling": "", "Normalize": ""}
+    edited(
+        paths[2],
+        "modules.json",
+        lambda modules: [
+            {**each, "type": f"sentence_transformers.models.{name}"} for each, name in zip(modules, names, strict=True)
+        ],
+    )
+    soup_of(paths, tmp_path / "soup")
+    # A model without a list of modules is pooled by the mean, as the library does.
+    for file in ("modules.json", "config_sentence_transformers.json"):
+        (paths[2] / file).unlink()
+    with pytest.raises(IncompatibleError, match=r"against Transformer, Pooling \(pooling_mode mean\)"):
+        soup_of(paths, tmp_path / "other")
+
+
+def test_other_libraries_layouts_are_refused_as_what_they_are(tmp_path: Path) -> None:
+    """Their folders with weights are no runs of a sweep."""
+    made, good = tmp_path / "made", sentences(tmp_path)[0]
+    whole = {
+        "pipeline": ("model_index.json", "{}", "text_encoder", "a pipeline of diffusers"),
+        "clip": ("open_clip_config.json", "{}", "extra", "a model of open_clip"),
+    }
+    for name, (file, text, place, told) in whole.items():
+        shutil.copytree(good, made / name / place)
+        (made / name / file).write_text(text)
+        with pytest.raises(ResolveError, match=rf"is {told} \({file}\), not a model of transformers"):
+            check([made / name, good])
+    older = made / "older"
+    shutil.copytree(good, older / "0_Transformer", ignore=shutil.ignore_patterns("*_*", "modules.json"))
+    for file in ("modules.json", "1_Pooling"):
+        shutil.move(good / file, older / file)
+    edited(older, "modules.json", lambda modules: [{**modules[0], "path": "0_Transformer"}, *modules[1:]])
+    with pytest.raises(ResolveError, match="begins with Transformer, in the folder '0_Transformer'") as raised:
+        check([older, made])
+    assert "SentenceTransformer(FOLDER).save" in raised.value.hint
+    edited(older, "modules.json", lambda _: [{"type": "sentence_transformers.models.StaticEmbedding", "path": ""}])
+    with pytest.raises(ResolveError, match="begins with StaticEmbedding, which is no transformer"):
+        check([older, made])
+    for wrong in ("{}", "[]", "[1]", '[{"type": 1, "path": ""}]', '[{"path": ""}]'):
+        (older / "modules.json").write_text(wrong)
+        with pytest.raises(ResolveError, match=r"modules\.json is not a list of modules with `type` and `path`"):
+            check([older, made])
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "told"),
+    [
+        ("generation_config.json", {"max_new_tokens": 9}, "generation_config.json: max_new_tokens nothing against 9."),
+        (
+            "config_sentence_transformers.json",
+            {"prompts": {"query": "find: "}, "similarity_fn_name": "dot"},
+            'prompts nothing against {"query": "find: "}, similarity_fn_name nothing against "dot".',
+        ),
+        ("tokenizer_config.json", {"chat_template": "{{ messages }}"}, 'nothing against "{{ messages }}".'),
+        ("chat_template.jinja", "{{ messages }}", 'chat templates: chat_template nothing against "{{ messages }}".'),
+        ("sentence_bert_config.json", {"max_seq_length": 7}, "max_seq_length 32 against 7."),
+    ],
+)
+def test_settings_that_differ_are_warnings_with_whose_will_be_used(
+    file: str, values: Any, told: str, tmp_path: Path
+) -> None:
+    _, one, other = sentences(tmp_path)
+    edited(one, "sentence_bert_config.json", lambda known: {**known, "max_seq_length": 32})
+    if isinstance(values, str):
+        (other / file).write_text(values)
+    else:
+        edited(other, file, lambda known: {**known, **values})
+    report = check([one, other])
+    (finding,) = [finding for finding in report.reasons if finding.code == "settings"]
+    assert finding.message.startswith("local:a and local:b differ in ")
+    assert told in finding.message
+    assert finding.message.endswith("The soup will have local:a's.")
+    assert not finding.refuses
+    # Told by nobody: what the library takes anyhow.
+    (other / file).unlink()
+    shutil.copy(one / file, other / file) if (one / file).exists() else None
+    usual = {"prompts": {"query": "", "document": ""}, "similarity_fn_name": "cosine", "__version__": {"torch": "1"}}
+    edited(other, "config_sentence_transformers.json", lambda known: {**known, **usual})
+    edited(other, "generation_config.json", lambda _: {"transformers_version": "4.1.0", "_from_model_config": True})
+    assert [finding for finding in check([one, other]).reasons if finding.code == "settings"] == []
 
 
 # ---- files that differ --------------------------------------------------------------------------------------

@@ -476,6 +476,20 @@ def test_a_folder_of_models_stands_for_them(cli: Cli, family: Path, tmp_path: Pa
     assert [each["model"] for each in done.json["ingredients"]] == ["local:a", "local:b"]
 
 
+@pytest.mark.parametrize("file", ["text_encoder/model.safetensors", "run3/output/best/pytorch_model.bin"])
+def test_folders_with_weights_that_are_no_runs_are_refused(file: str, sweep: Path) -> None:
+    """Who names a folder means all that is in it."""
+    recipe = Recipe(ingredients=[str(sweep)], heads=None)
+    (sweep / "logs" / "events.out.tfevents.1").write_text("a log, beside the runs")
+    assert len(expand_runs(recipe)[0].ingredients) == 3
+    (sweep / file).parent.mkdir(parents=True)
+    (sweep / file).write_bytes(b"weights")
+    name = file.partition("/")[0]
+    with pytest.raises(ResolveError, match=rf"folders with weights that are no runs: {name}\.") as raised:
+        expand_runs(recipe)
+    assert raised.value.hint == "Name the runs, or move the others away."
+
+
 def test_a_head_that_does_not_go_in_is_not_kept(run: Path) -> None:
     models = [str(run / f"checkpoint-{step}") for step in STEPS]
     select = {"name": "run_average", "last": 2}

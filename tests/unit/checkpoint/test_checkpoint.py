@@ -322,7 +322,7 @@ def test_what_is_no_model_is_said(tmp_path: Path) -> None:
         (
             "gguf",
             {"m-Q4_K_M.gguf": "x"},
-            "llama.cpp (m-Q4_K_M.gguf), not a model with safetensors.\nUse the model that",
+            "llama.cpp (m-Q4_K_M.gguf), not a model of transformers.\nUse the model that",
         ),
         (
             "deep speed",
