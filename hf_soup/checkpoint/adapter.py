@@ -74,7 +74,8 @@ class AdaptedFiles(FileSource):
     def of(cls, base: FileSource, adapter: FileSource) -> AdaptedFiles:
         """Both, pinned by what pins the adapter and by what pins the base."""
         stamps: dict[str, Stamp] = {**base.stamps, **{ADAPTER_FOLDER + file: at for file, at in adapter.stamps.items()}}
-        kinds = [kind for kind in (TOKENIZER, CHAT, MODULES) if any(map(kind.fullmatch, adapter.files))]
+        kinds = [kind for kind in (TOKENIZER, CHAT) if any(map(kind.fullmatch, adapter.files))]
+        kinds += [MODULES] if "modules.json" in adapter.files else []  # settings alone say nothing of modules
         beside = {file for file in adapter.files if any(kind.fullmatch(file) for kind in kinds)}
         kinds += [CHAT] if TOKENIZER in kinds else []  # its template goes with it
         files = {file: size for file, size in base.files.items() if not any(kind.fullmatch(file) for kind in kinds)}

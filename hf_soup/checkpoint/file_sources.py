@@ -65,6 +65,10 @@ class FileSource(ABC):
     def content_id(self, file: str) -> str:
         """What equal files in sources of one kind have in common: the sha256, or the Hub's id of a small one."""
 
+    def content_ids(self, wanted: Callable[[str], object]) -> dict[str, str]:
+        """`content_id` of the files that are wanted."""
+        return {file: self.content_id(file) for file in self.files if wanted(file)}
+
     def origin(self, file: str) -> tuple[FileSource, str]:
         """Where a file really is, where several sources are seen as one, and what it is called there."""
         return self, file

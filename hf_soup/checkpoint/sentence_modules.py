@@ -9,12 +9,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from hf_soup._util.text import strings
 from hf_soup.checkpoint.checkpoint import Checkpoint
 from hf_soup.checkpoint.file_sources import FileSource
 from hf_soup.checkpoint.headers import read_json, read_json_value
 from hf_soup.errors import ResolveError
 
-_LIST = "modules.json"
 #: Settings where nobody says them, and those that follow from the transformer.
 _DEFAULTS = {"include_prompt": True} | dict.fromkeys(("module_input_name", "module_output_name"), "sentence_embedding")
 _WIDTHS = {"embedding_dimension", "word_embedding_dimension"}
@@ -30,15 +30,15 @@ def stated_modules(source: FileSource, name: str) -> list[Mapping[str, Any]]:
     Raises:
         ResolveError: It is no list of modules with ``type`` and ``path``.
     """
-    if _LIST not in source.files:
+    if "modules.json" not in source.files:
         return []
-    stated = read_json_value(source.read, _LIST, source.files, name)
+    stated = read_json_value(source.read, "modules.json", source.files, name)
     modules = stated if isinstance(stated, list) else []
     if not modules or not all(
         isinstance(each, dict) and isinstance(each.get("type"), str) and isinstance(each.get("path"), str)
         for each in modules
     ):
-        raise ResolveError(f"{name}: {_LIST} is not a list of modules with `type` and `path`.")
+        raise ResolveError(f"{name}: modules.json is not a list of modules with `type` and `path`.")
     return modules
 
 
@@ -49,7 +49,7 @@ def described_modules(checkpoint: Checkpoint, name: str) -> list[str]:
     version wrote their files.
     """
     if not (stated := stated_modules(checkpoint.source, name)):
-        kind = str((checkpoint.config.get("architectures") or [""])[0])
+        kind = next(iter(strings(checkpoint.config.get("architectures"))), "")
         if "For" in kind and not kind.endswith("ForCausalLM"):
             return ["Transformer"]
         return ["Transformer", f"Pooling (pooling_mode {'lasttoken' if 'For' in kind else 'mean'})"]
@@ -57,11 +57,11 @@ def described_modules(checkpoint: Checkpoint, name: str) -> list[str]:
     for module in stated:
         file = f"{module['path']}/config.json"
         settings = read_json(checkpoint.source.read, file, files, name) if file in files else {}
-        settings = {**settings, **(module.get("kwargs") or {})}
+        settings["kwargs"] = module.get("kwargs") or None
         kind = module["type"].rpartition(".")[2]
         if kind == "Pooling":
             modes = settings.get("pooling_mode") or [switch for switch in _SWITCHES if settings.get(switch)] or "mean"
-            modes = [modes] if isinstance(modes, str) else modes
+            modes = modes if isinstance(modes, list) else [modes]
             settings = {key: settings[key] for key in settings.keys() - _WIDTHS if key not in _SWITCHES}
             settings["pooling_mode"] = " and ".join(re.sub("^pooling_mode_|_tokens?$", "", str(mode)) for mode in modes)
         own = sorted(f"{key} {value}" for key, value in settings.items() if value not in (None, _DEFAULTS.get(key)))

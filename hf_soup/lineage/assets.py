@@ -29,7 +29,7 @@ _CONFIG = re.compile(r"config\.json$")
 _SETTINGS = re.compile(r"generation_config\.json|config_sentence_transformers\.json|sentence_\w+_config\.json")
 _TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 #: Settings as they are where no file says them.
-_USUAL = {"similarity_fn_name": "cosine", "model_type": "SentenceTransformer"}
+_USUAL = {"similarity_fn_name": "cosine", "model_type": "SentenceTransformer", "_from_model_config": True}
 #: Keys that name code, which is not taken over and would be looked for, and where a config came from.
 _LEFT_OUT = {"auto_map", "custom_pipelines", "_name_or_path"}
 
@@ -138,19 +138,15 @@ def settings(models: AlignedModels) -> Iterator[Finding]:
         donor = next((taken[file] for file in kind if file in taken), models.donor.checkpoint)
         whose = next((model.name for model in models.ingredients if model.checkpoint is donor), donor.model)
         for model in models.ingredients:
-            if _content_ids(model.checkpoint, kind) == _content_ids(donor, kind):
+            if donor.source.content_ids(kind.__contains__) == model.checkpoint.source.content_ids(kind.__contains__):
                 continue
             ours, theirs = _stated(donor, kind), _stated(model.checkpoint, kind)
             compared = ours.keys() & theirs if kind[0].startswith("sentence_") else ours.keys() | theirs
             if differing := [key for key in sorted(compared) if ours.get(key) != theirs.get(key)]:
-                shown = [f"{key} {_shown(ours, key)} against {_shown(theirs, key)}" for key in differing]
+                shown = [f"{shortened(key, 80)} {_shown(ours, key)} against {_shown(theirs, key)}" for key in differing]
                 file = "chat templates" if kind is _TEMPLATES else kind[0]
                 message = f"{whose} and {model.name} differ in {file}: {some(shown)}. The soup will have {whose}'s."
                 yield Finding("settings", message, (whose, model.name))
-
-
-def _content_ids(checkpoint: Checkpoint, files: Sequence[str]) -> list[str]:
-    return [checkpoint.source.content_id(file) for file in files if file in checkpoint.source.files]
 
 
 def _shown(values: Mapping[str, Any], key: str) -> str:
@@ -171,13 +167,14 @@ def _stated(checkpoint: Checkpoint, kind: Sequence[str]) -> dict[str, Any]:
     values = read_json(source.read, here[0], source.files, checkpoint.model) if here else {}
     if kind[0].startswith("sentence_"):
         return {key: values[key] for key in ("max_seq_length", "do_lower_case") if key in values}
-    kept = {}
-    for key, value in values.items():
-        used = {name: each for name, each in value.items() if each} if isinstance(value, dict) else value
-        unsaid = used in ("", {}) or used is None or used is False or used == _USUAL.get(key)
-        if not unsaid and key not in {*_INCIDENTAL, "_from_model_config"}:
-            kept[key] = used
-    return kept
+    used = {
+        key: {name: each for name, each in value.items() if each} if isinstance(value, dict) else value
+        for key, value in values.items()
+        if key not in _INCIDENTAL
+    }
+    return {
+        key: value for key, value in used.items() if value is not False and value not in ("", {}, None, _USUAL.get(key))
+    }
 
 
 def about_files(models: AlignedModels) -> list[str]:

@@ -11,7 +11,6 @@ from hf_soup._util.text import some
 from hf_soup.checkpoint import (
     Checkpoint,
     ConfigDifference,
-    FileSource,
     ProcessorDifference,
     Tokens,
     contradictions,
@@ -28,11 +27,11 @@ from hf_soup.checkpoint import (
     same_processing,
     stated_modules,
 )
-from hf_soup.hub import ASSETS
+from hf_soup.errors import shortened
+from hf_soup.hub import ASSETS, MODULES
 from hf_soup.lineage.aligned_model import AlignedModel
 from hf_soup.recipe import Finding
 
-_MODULES = re.compile(r"modules\.json|\d+_[A-Z]\w*/config\.json")
 _MODULE_WEIGHTS = re.compile(r"(\w+_)?\d+_[A-Z]\w*/(model|pytorch_model)[\w.-]*\.(safetensors|bin)")
 #: Keys of configs that have to do with the number of tokens.
 _VOCABULARY, _TOKEN = re.compile(r"(\w+\.)*vocab_size"), re.compile(r"(\w+\.)*\w+_token_id")
@@ -102,7 +101,7 @@ def modules(models: Sequence[AlignedModel]) -> Iterator[Finding]:
                 (name,),
                 refuses=True,
             )
-    first, ids = models[0], [_module_ids(model.checkpoint.source) for model in models]
+    first, ids = models[0], [model.checkpoint.source.content_ids(MODULES.fullmatch) for model in models]
     for model, contents in zip(models, ids, strict=True):
         if contents == ids[0]:
             continue
@@ -110,15 +109,11 @@ def modules(models: Sequence[AlignedModel]) -> Iterator[Finding]:
         if ours != theirs:
             yield Finding(
                 "modules",
-                f"{first.name} and {model.name} make embeddings in different ways: {', '.join(ours)} against "
-                f"{', '.join(theirs)}. Leave one of them out.",
+                f"{first.name} and {model.name} make embeddings in different ways: "
+                f"{shortened(', '.join(ours))} against {shortened(', '.join(theirs))}. Leave one of them out.",
                 (first.name, model.name),
                 refuses=True,
             )
-
-
-def _module_ids(source: FileSource) -> dict[str, str]:
-    return {file: source.content_id(file) for file in source.files if _MODULES.fullmatch(file)}
 
 
 def architectures(models: Sequence[AlignedModel], donor: AlignedModel, *, body_only: bool = False) -> Iterator[Finding]:

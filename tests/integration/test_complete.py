@@ -421,7 +421,7 @@ def test_pooling_in_the_words_of_older_versions_is_the_same(tmp_path: Path) -> N
     modes = dict.fromkeys(("mean_tokens", "max_tokens", "mean_sqrt_len_tokens"), False) | {"cls_token": True}
     older = {f"pooling_mode_{mode}": used for mode, used in modes.items()} | {"word_embedding_dimension": 16}
     edited(paths[2], "1_Pooling/config.json", lambda _: older)
-    names = {"Transformer": "", "Pooling": "", "Normalize": ""}
+    names = ("Transformer", "Pooling", "Normalize")
     edited(
         paths[2],
         "modules.json",
@@ -435,6 +435,36 @@ def test_pooling_in_the_words_of_older_versions_is_the_same(tmp_path: Path) -> N
         (paths[2] / file).unlink()
     with pytest.raises(IncompatibleError, match=r"against Transformer, Pooling \(pooling_mode mean\)"):
         soup_of(paths, tmp_path / "other")
+    for odd in ({"a": 1}, 5, [1]):
+        edited(paths[2], "config.json", lambda values, odd=odd: {**values, "architectures": odd})
+        with pytest.raises(IncompatibleError, match="its 'architectures' is"):
+            soup_of(paths, tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "told"),
+    [
+        ("1_Pooling/config.json", lambda values: {**values, "pooling_mode": 5}, r"Pooling \(pooling_mode 5\)"),
+        ("1_Pooling/config.json", lambda values: {**values, "x": "y" * 10**6}, r"x y+… \(1,000,\d+ characters\)"),
+        ("1_Pooling/config.json", lambda _: [1], r"1_Pooling/config\.json is not a mapping but list"),
+        (
+            "modules.json",
+            lambda modules: [*modules[:2], {**modules[2], "kwargs": ["task"]}],
+            r"Normalize \(kwargs \['task'\]\)",
+        ),
+        ("config_sentence_transformers.json", lambda _: [1], r"config_sentence_transformers\.json is not a mapping"),
+        ("generation_config.json", lambda _: "text", r"generation_config\.json is not a mapping but str"),
+    ],
+)
+def test_odd_files_of_modules_and_settings_are_one_error(
+    file: str, change: Callable[[Any], Any], told: str, tmp_path: Path
+) -> None:
+    paths = sentences(tmp_path)
+    edited(paths[2], file, change)
+    with pytest.raises((IncompatibleError, ResolveError), match=told) as raised:
+        soup_of(paths, tmp_path / "soup")
+    assert len(str(raised.value)) < 2000
+    assert not (tmp_path / "soup").exists()
 
 
 def test_other_libraries_layouts_are_refused_as_what_they_are(tmp_path: Path) -> None:
@@ -497,7 +527,8 @@ def test_settings_that_differ_are_warnings_with_whose_will_be_used(
     assert not finding.refuses
     # Told by nobody: what the library takes anyhow.
     (other / file).unlink()
-    shutil.copy(one / file, other / file) if (one / file).exists() else None
+    if (one / file).exists():
+        shutil.copy(one / file, other / file)
     usual = {"prompts": {"query": "", "document": ""}, "similarity_fn_name": "cosine", "__version__": {"torch": "1"}}
     edited(other, "config_sentence_transformers.json", lambda known: {**known, **usual})
     edited(other, "generation_config.json", lambda _: {"transformers_version": "4.1.0", "_from_model_config": True})
